@@ -1,0 +1,156 @@
+//! Which connection for what.
+//!
+//! - A **dedicated** connection per blocking reader: a blocked command on a shared connection
+//!   blocks everyone, and its time-out must be longer than the block.
+//! - A **dedicated** connection per committer: `WATCH` is a property of the connection.
+//! - A **pool** for handlers and coordination, never for blocking reads.
+//!
+//! Every connection has a time-out for each answer and for being made, and TCP keepalive, so a
+//! half-open link is noticed. A connection is not repaired: whoever holds it drops it and asks for
+//! another one.
+
+use super::error::BusError;
+use crate::config::RedisUrl;
+use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::{TcpSettings, socket2};
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Value};
+use std::fmt;
+use std::time::Duration;
+
+/// How long a blocking read may wait on the server. Short, because a read is never cancelled: this
+/// is what shutdown may have to wait.
+pub const BLOCK: Duration = Duration::from_millis(1000);
+/// How long an answer may take that does not block.
+pub const ANSWER: Duration = Duration::from_secs(5);
+/// How long making a connection may take.
+pub const CONNECT: Duration = Duration::from_secs(3);
+/// The oldest server that has what the bus needs.
+const OLDEST: (u32, u32) = (7, 0);
+
+/// Makes connections to one server.
+#[derive(Clone)]
+pub struct Connector {
+    client: Client,
+    pool: Pool,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connector")
+    }
+}
+
+/// A connection from the pool.
+pub type Pooled = deadpool_redis::Connection;
+
+impl Connector {
+    /// Prepares for the server at `url` with a pool of that many connections; connects nothing yet.
+    pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
+        let keepalive = socket2::TcpKeepalive::new()
+            .with_time(Duration::from_secs(10))
+            .with_interval(Duration::from_secs(3))
+            .with_retries(3);
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(keepalive);
+        #[cfg(target_os = "linux")]
+        let tcp = tcp.set_user_timeout(Duration::from_secs(10));
+        let info: ConnectionInfo = url.expose().into_connection_info()?.set_tcp_settings(tcp);
+        let client = Client::open(info.clone())?;
+        let manager = Manager::new_with_config(info, answers_within(ANSWER))?;
+        let pool = Pool::builder(manager)
+            .max_size(pool_size)
+            .timeouts(Timeouts {
+                wait: Some(ANSWER),
+                create: Some(CONNECT),
+                recycle: Some(Duration::from_secs(1)),
+            })
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| BusError::Pool(error.to_string()))?;
+        Ok(Self { client, pool })
+    }
+
+    /// A connection of one's own on which every answer arrives within [`ANSWER`].
+    pub async fn dedicated(&self) -> Result<MultiplexedConnection, BusError> {
+        self.open(ANSWER).await
+    }
+
+    /// A connection of one's own for commands that block for up to `block`.
+    pub async fn blocking(&self, block: Duration) -> Result<MultiplexedConnection, BusError> {
+        self.open(block + Duration::from_secs(2)).await
+    }
+
+    async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
+        let mut connection = self
+            .client
+            .get_multiplexed_async_connection_with_config(&answers_within(answer))
+            .await?;
+        // A demoted primary still answers: only its role tells.
+        let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
+        match role {
+            Value::Array(parts) if is_text(parts.first(), "master") => Ok(connection),
+            _ => Err(BusError::Redis(
+                (redis::ErrorKind::Io, "connected to a replica, not to the primary").into(),
+            )),
+        }
+    }
+
+    /// A connection from the pool, for a few commands that do not block.
+    pub async fn pooled(&self) -> Result<Pooled, BusError> {
+        self.pool
+            .get()
+            .await
+            .map_err(|error| BusError::Pool(error.to_string()))
+    }
+
+    /// Throws all pooled connections away that idle now: after a failover they lead to a replica.
+    pub fn forget_pooled(&self) {
+        self.pool.retain(|_, _| false);
+    }
+
+    /// Fails if the server is too old, naming its version.
+    pub async fn check_version(&self) -> Result<(), BusError> {
+        let mut connection = self.dedicated().await?;
+        let info: String = redis::cmd("INFO")
+            .arg("server")
+            .query_async(&mut connection)
+            .await?;
+        let version = info
+            .lines()
+            .find_map(|line| line.strip_prefix("redis_version:"))
+            .unwrap_or_default()
+            .trim();
+        let mut numbers = version.split('.').map_while(|part| part.parse().ok());
+        let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if found >= OLDEST {
+            Ok(())
+        } else {
+            Err(BusError::Unsupported(format!(
+                "redis {version} is too old: {}.{} is the oldest that has what the bus needs",
+                OLDEST.0, OLDEST.1
+            )))
+        }
+    }
+}
+
+fn answers_within(answer: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        .set_response_timeout(Some(answer))
+}
+
+fn is_text(value: Option<&Value>, expected: &str) -> bool {
+    match value {
+        Some(Value::BulkString(bytes)) => bytes == expected.as_bytes(),
+        Some(Value::SimpleString(text)) => text == expected,
+        _ => false,
+    }
+}
+
+/// The wait before the next try after so many failures in a row: doubling from 100 ms to 5 s, full jitter.
+pub fn reconnect_delay(failures: u32) -> Duration {
+    let ceiling = 100u64.saturating_mul(1 << failures.min(6)).min(5000);
+    Duration::from_millis(50 + fastrand::u64(0..ceiling))
+}

@@ -1,0 +1,87 @@
+//! What can go wrong between this process and Redis, and what to do about it.
+
+use redis::{ErrorKind, RedisError, Value};
+
+/// A failure of the bus.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// Redis, or the way to it, failed.
+    #[error("redis: {0}")]
+    Redis(#[from] RedisError),
+    /// The server answered something that the command does not answer.
+    #[error("redis answered {what} in a form that this command does not have")]
+    Reply {
+        /// Which command or script.
+        what: &'static str,
+    },
+    /// No pooled connection could be had in time.
+    #[error("no connection to redis: {0}")]
+    Pool(String),
+    /// The server can not be used.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A name that the protocol does not allow.
+    #[error(transparent)]
+    Name(#[from] super::keys::NameError),
+}
+
+/// What to do after an error. One table for every command that is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reaction {
+    /// Drop the connection, find the server again.
+    Reconnect,
+    /// The server will come round by itself: wait, then the same again.
+    Wait,
+    /// The stream or group is gone: create it, then the same again.
+    RepairGroup,
+    /// Nothing that this process can do; leave the stream and say so.
+    GiveUp,
+}
+
+impl BusError {
+    /// The server's error code, such as `NOGROUP`.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            BusError::Redis(error) => error.code(),
+            _ => None,
+        }
+    }
+
+    /// What to do about it.
+    pub fn reaction(&self) -> Reaction {
+        match self {
+            BusError::Redis(error) => reaction(error),
+            BusError::Pool(_) => Reaction::Reconnect,
+            BusError::Reply { .. } | BusError::Unsupported(_) | BusError::Name(_) => {
+                Reaction::GiveUp
+            }
+        }
+    }
+}
+
+fn reaction(error: &RedisError) -> Reaction {
+    match error.code() {
+        Some("NOGROUP") => Reaction::RepairGroup,
+        Some("UNBLOCKED") if error.detail().is_some_and(|d| d.contains("no longer exists")) => {
+            Reaction::RepairGroup
+        }
+        Some("READONLY" | "UNBLOCKED" | "NOAUTH" | "MOVED" | "ASK") => Reaction::Reconnect,
+        Some(
+            "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "OOM" | "MISCONF"
+            | "NOREPLICAS" | "EXECABORT",
+        ) => Reaction::Wait,
+        Some(_) => Reaction::GiveUp,
+        None => match error.kind() {
+            ErrorKind::InvalidClientConfig | ErrorKind::AuthenticationFailed => Reaction::GiveUp,
+            _ => Reaction::Reconnect,
+        },
+    }
+}
+
+/// An error that stands in a pipeline's reply.
+pub(crate) fn server_error(value: &Value) -> Option<RedisError> {
+    match value {
+        Value::ServerError(error) => Some(error.clone().into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,572 @@
+//! An event: the fields of a stream entry ⇄ what they mean (PROTOCOL §2).
+//!
+//! An [`Event`] keeps the entry's fields as they came and knows where the protocol's own are. So
+//! retries and dead letters carry everything on, unknown fields included, and the hot path copies
+//! nothing.
+
+use super::keys;
+use super::msgpack::{self, PayloadLimits};
+use std::fmt;
+use std::str::FromStr;
+
+/// A stream entry's id: milliseconds and a sequence number, by the server's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryId {
+    /// Unix milliseconds.
+    pub ms: u64,
+    /// Counts the entries of one millisecond.
+    pub seq: u64,
+}
+
+impl EntryId {
+    /// The id that follows this one.
+    pub fn next(self) -> Self {
+        match self.seq.checked_add(1) {
+            Some(seq) => Self { ms: self.ms, seq },
+            None => Self {
+                ms: self.ms.saturating_add(1),
+                seq: 0,
+            },
+        }
+    }
+
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
+        std::str::from_utf8(bytes).ok()?.parse().ok()
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.ms, self.seq)
+    }
+}
+
+/// Not an entry id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not an entry id such as 1700000000000-0")]
+pub struct ParseEntryIdError(String);
+
+impl FromStr for EntryId {
+    type Err = ParseEntryIdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (ms, seq) = text.split_once('-').unwrap_or((text, "0"));
+        match (ms.parse(), seq.parse()) {
+            (Ok(ms), Ok(seq)) => Ok(Self { ms, seq }),
+            _ => Err(ParseEntryIdError(text.chars().take(64).collect())),
+        }
+    }
+}
+
+/// One stream entry as it came: names and values in turn.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// The entry's id.
+    pub id: EntryId,
+    /// Name, value, name, value, … Always an even number.
+    pub fields: Vec<Vec<u8>>,
+}
+
+impl Entry {
+    /// The value of the first field of that name.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.pairs()
+            .find(|(field, _)| *field == name.as_bytes())
+            .map(|(_, value)| value)
+    }
+
+    /// The fields in order.
+    pub fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields
+            .chunks_exact(2)
+            .map(|pair| (pair[0].as_slice(), pair[1].as_slice()))
+    }
+}
+
+/// Bounds on one event, checked before anything of it is decoded (PROTOCOL §2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bounds on `data`.
+    pub payload: PayloadLimits,
+    /// Fields in an entry.
+    pub fields: usize,
+    /// Bytes in a field's name.
+    pub name: usize,
+    /// Bytes in the value of a field other than `data`.
+    pub value: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            payload: PayloadLimits::default(),
+            fields: 32,
+            name: 64,
+            value: 256,
+        }
+    }
+}
+
+/// The fields that the protocol names, in the order of their slots.
+const KNOWN: [&str; 10] = [
+    "type",
+    "data",
+    "id",
+    "source",
+    "time",
+    "subject",
+    "replyto",
+    "deadline",
+    "traceparent",
+    "attempt",
+];
+const TYPE: usize = 0;
+const DATA: usize = 1;
+const ID: usize = 2;
+const SOURCE: usize = 3;
+const TIME: usize = 4;
+const SUBJECT: usize = 5;
+const REPLYTO: usize = 6;
+const DEADLINE: usize = 7;
+const TRACEPARENT: usize = 8;
+const ATTEMPT: usize = 9;
+
+/// MessagePack's nil: what an absent `data` means.
+const NIL: &[u8] = &[0xc0];
+
+fn slot(name: &[u8]) -> Option<usize> {
+    // By length first: a handful of byte comparisons instead of ten.
+    let slot = match (name.len(), name.first()?) {
+        (2, _) => ID,
+        (4, b't') if name[1] == b'y' => TYPE,
+        (4, b't') => TIME,
+        (4, _) => DATA,
+        (6, _) => SOURCE,
+        (7, b's') => SUBJECT,
+        (7, b'r') => REPLYTO,
+        (7, _) => ATTEMPT,
+        (8, _) => DEADLINE,
+        (11, _) => TRACEPARENT,
+        _ => return None,
+    };
+    (KNOWN[slot].as_bytes() == name).then_some(slot)
+}
+
+/// An event whose fields have been checked. Its payload is one well-formed MessagePack value.
+#[derive(Clone, Debug)]
+pub struct Event {
+    entry: Entry,
+    /// Where the value of each known field stands in `entry.fields`; 0 (a name's place) if absent.
+    at: [u16; KNOWN.len()],
+    deadline: Option<u64>,
+    attempt: u32,
+}
+
+/// An entry that is no event: the message says why, naming the field.
+#[derive(Clone, Debug)]
+pub struct Malformed {
+    /// The entry as it came.
+    pub entry: Entry,
+    /// What is wrong, with which field.
+    pub message: String,
+    /// Where to answer, if the entry names a place where a publisher may ask for replies.
+    pub reply_to: Option<String>,
+    /// The type, if it is one.
+    pub kind: Option<String>,
+}
+
+impl Malformed {
+    /// What a reply to it is correlated with: its `id` if that can be used, else its entry id.
+    pub fn correlation_id(&self) -> String {
+        match self.entry.get("id") {
+            Some(id) if (1..=256).contains(&id.len()) => {
+                String::from_utf8(id.to_vec()).unwrap_or_else(|_| self.entry.id.to_string())
+            }
+            _ => self.entry.id.to_string(),
+        }
+    }
+}
+
+impl Event {
+    /// Checks the fields of an entry that arrived on the stream `events`.
+    pub fn parse(
+        entry: Entry,
+        limits: &Limits,
+        keys: &keys::Keys,
+        events: &str,
+    ) -> Result<Event, Box<Malformed>> {
+        let checked = Fields::check(&entry, limits, keys, events);
+        match checked {
+            Ok(fields) => Ok(Event {
+                entry,
+                at: fields.at,
+                deadline: fields.deadline,
+                attempt: fields.attempt,
+            }),
+            Err(message) => Err(Box::new(malformed(entry, message, limits, keys, events))),
+        }
+    }
+
+    fn text(&self, slot: usize) -> Option<&str> {
+        match self.at[slot] {
+            0 => None,
+            at => std::str::from_utf8(&self.entry.fields[usize::from(at)]).ok(),
+        }
+    }
+
+    /// The entry's id on its stream.
+    pub fn entry_id(&self) -> EntryId {
+        self.entry.id
+    }
+
+    /// The event type.
+    pub fn kind(&self) -> &str {
+        self.text(TYPE).unwrap_or_default()
+    }
+
+    /// The domain: the type up to its first dot.
+    pub fn domain(&self) -> &str {
+        keys::domain_of(self.kind())
+    }
+
+    /// The payload: one MessagePack value; nil if the event carried none.
+    pub fn data(&self) -> &[u8] {
+        match self.at[DATA] {
+            0 => NIL,
+            at => &self.entry.fields[usize::from(at)],
+        }
+    }
+
+    /// The publisher's id, if it gave one.
+    pub fn given_id(&self) -> Option<&str> {
+        self.text(ID)
+    }
+
+    /// The publisher's id, or else the entry's.
+    pub fn id(&self) -> String {
+        self.text(ID)
+            .map_or_else(|| self.entry.id.to_string(), str::to_owned)
+    }
+
+    /// Who published it.
+    pub fn source(&self) -> Option<&str> {
+        self.text(SOURCE)
+    }
+
+    /// When it was published, as the publisher wrote it.
+    pub fn time(&self) -> Option<&str> {
+        self.text(TIME)
+    }
+
+    /// The ordering and partition key.
+    pub fn subject(&self) -> Option<&str> {
+        self.text(SUBJECT)
+    }
+
+    /// The stream that gets the reply; checked against the namespace.
+    pub fn reply_to(&self) -> Option<&str> {
+        self.text(REPLYTO)
+    }
+
+    /// Past this time (Unix ms) the event is not run.
+    pub fn deadline(&self) -> Option<u64> {
+        self.deadline
+    }
+
+    /// The W3C trace context.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.text(TRACEPARENT)
+    }
+
+    /// 1 on the first try.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The entry as it came.
+    pub fn entry(&self) -> &Entry {
+        &self.entry
+    }
+
+    /// The entry as it came.
+    pub fn into_entry(self) -> Entry {
+        self.entry
+    }
+
+    /// The fields of the same event for its next attempt: `attempt` raised, and `id` set so that
+    /// it stays the same event on another entry.
+    pub fn next_attempt(&self) -> Vec<Vec<u8>> {
+        let mut fields = self.entry.fields.clone();
+        let mut set = |slot: usize, value: Vec<u8>| match self.at[slot] {
+            0 => fields.extend([KNOWN[slot].into(), value]),
+            at => fields[usize::from(at)] = value,
+        };
+        set(ATTEMPT, (self.attempt + 1).to_string().into_bytes());
+        if self.at[ID] == 0 {
+            set(ID, self.entry.id.to_string().into_bytes());
+        }
+        fields
+    }
+}
+
+struct Fields {
+    at: [u16; KNOWN.len()],
+    deadline: Option<u64>,
+    attempt: u32,
+}
+
+impl Fields {
+    fn check(
+        entry: &Entry,
+        limits: &Limits,
+        keys: &keys::Keys,
+        events: &str,
+    ) -> Result<Self, String> {
+        let count = entry.fields.len() / 2;
+        if count == 0 {
+            return Err("the entry has no fields (its payload was deleted or trimmed)".into());
+        }
+        if count > limits.fields.min(usize::from(u16::MAX) / 2) {
+            return Err(format!("{count} fields are over the limit of {}", limits.fields));
+        }
+        let mut at = [0u16; KNOWN.len()];
+        for (index, (name, value)) in entry.pairs().enumerate() {
+            if name.len() > limits.name {
+                return Err(format!(
+                    "a field name of {} bytes is over the limit of {}",
+                    name.len(),
+                    limits.name
+                ));
+            }
+            let slot = slot(name);
+            if value.len() > limits.value && slot != Some(DATA) {
+                return Err(format!(
+                    "{}: {} bytes are over the limit of {}",
+                    name.escape_ascii(),
+                    value.len(),
+                    limits.value
+                ));
+            }
+            if let Some(slot) = slot {
+                if at[slot] != 0 {
+                    return Err(format!("{}: given twice", KNOWN[slot]));
+                }
+                at[slot] = (2 * index + 1) as u16;
+            }
+        }
+        let value = |slot: usize| match at[slot] {
+            0 => None,
+            at => Some(entry.fields[usize::from(at)].as_slice()),
+        };
+        match value(TYPE) {
+            None => return Err("type: missing".into()),
+            Some(kind) if !keys::is_event_type(kind) => {
+                return Err(format!(
+                    "type: \"{}\" is not domain.action of a-z 0-9 _",
+                    kind.escape_ascii()
+                ));
+            }
+            Some(_) => {}
+        }
+        for slot in [ID, SOURCE, TIME, SUBJECT, TRACEPARENT] {
+            if value(slot).is_some_and(|value| std::str::from_utf8(value).is_err()) {
+                return Err(format!("{}: not UTF-8", KNOWN[slot]));
+            }
+        }
+        if value(ID).is_some_and(<[u8]>::is_empty) {
+            return Err("id: empty".into());
+        }
+        if let Some(key) = value(REPLYTO)
+            && !allowed_reply(key, keys, events)
+        {
+            return Err(format!(
+                "replyto: \"{}\" is neither a reply stream nor an inbox of this namespace",
+                key.escape_ascii()
+            ));
+        }
+        let number = |slot: usize| match value(slot) {
+            None => Ok(None),
+            Some(value) => match std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()) {
+                Some(number) => Ok(Some(number)),
+                None => Err(format!(
+                    "{}: \"{}\" is not a whole number from 0 to {}",
+                    KNOWN[slot],
+                    value.escape_ascii(),
+                    u64::MAX
+                )),
+            },
+        };
+        let deadline: Option<u64> = number(DEADLINE)?;
+        let attempt = match number(ATTEMPT)? {
+            None => 1,
+            Some(attempt @ 1..=1_000_000) => attempt as u32,
+            Some(attempt) => return Err(format!("attempt: {attempt} is not 1 to 1000000")),
+        };
+        if let Some(data) = value(DATA) {
+            msgpack::scan(data, &limits.payload).map_err(|error| error.to_string())?;
+        }
+        Ok(Self {
+            at,
+            deadline,
+            attempt,
+        })
+    }
+}
+
+fn allowed_reply(key: &[u8], keys: &keys::Keys, events: &str) -> bool {
+    std::str::from_utf8(key).is_ok_and(|key| keys.may_reply_to(key, events))
+}
+
+fn malformed(
+    entry: Entry,
+    message: String,
+    limits: &Limits,
+    keys: &keys::Keys,
+    events: &str,
+) -> Malformed {
+    let text = |name: &str| {
+        entry
+            .get(name)
+            .filter(|value| value.len() <= limits.value)
+            .and_then(|value| std::str::from_utf8(value).ok())
+            .map(str::to_owned)
+    };
+    let reply_to = text("replyto").filter(|key| keys.may_reply_to(key, events));
+    let kind = text("type").filter(|kind| keys::is_event_type(kind.as_bytes()));
+    Malformed {
+        message,
+        reply_to,
+        kind,
+        entry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::keys::Keys;
+    use proptest::prelude::*;
+
+    fn entry(fields: &[(&str, &[u8])]) -> Entry {
+        Entry {
+            id: EntryId { ms: 7, seq: 1 },
+            fields: fields
+                .iter()
+                .flat_map(|(name, value)| [name.as_bytes().to_vec(), value.to_vec()])
+                .collect(),
+        }
+    }
+
+    fn parse(fields: &[(&str, &[u8])]) -> Result<Event, Box<Malformed>> {
+        let keys = Keys::new("cb").unwrap();
+        Event::parse(entry(fields), &Limits::default(), &keys, "cb:events:a")
+    }
+
+    fn refused(fields: &[(&str, &[u8])]) -> String {
+        parse(fields).unwrap_err().message
+    }
+
+    #[test]
+    fn every_known_field_is_found() {
+        for (index, name) in KNOWN.iter().enumerate() {
+            assert_eq!(slot(name.as_bytes()), Some(index), "{name}");
+        }
+        for unknown in ["", "x", "typo", "datb", "subjecz", "Type"] {
+            assert_eq!(slot(unknown.as_bytes()), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn an_event_with_only_a_type() {
+        let event = parse(&[("type", b"a.b")]).unwrap();
+        assert_eq!(event.kind(), "a.b");
+        assert_eq!(event.domain(), "a");
+        assert_eq!(event.id(), "7-1");
+        assert_eq!(event.data(), NIL);
+        assert_eq!(event.attempt(), 1);
+        assert_eq!(event.reply_to(), None);
+    }
+
+    #[test]
+    fn the_next_attempt_keeps_unknown_fields_and_the_identity() {
+        let event = parse(&[("x", b"\xff"), ("type", b"a.b"), ("data", &[1])]).unwrap();
+        let keys = Keys::new("cb").unwrap();
+        let again = Entry {
+            id: EntryId { ms: 9, seq: 0 },
+            fields: event.next_attempt(),
+        };
+        let again = Event::parse(again, &Limits::default(), &keys, "cb:events:a").unwrap();
+        assert_eq!(again.attempt(), 2);
+        assert_eq!(again.id(), "7-1");
+        assert_eq!(again.entry().get("x"), Some(&b"\xff"[..]));
+        assert_eq!(again.data(), [1]);
+        let third = again.next_attempt();
+        assert_eq!(third.iter().filter(|f| *f == b"attempt").count(), 1);
+    }
+
+    #[test]
+    fn bad_fields_are_named() {
+        assert!(refused(&[]).contains("no fields"));
+        assert!(refused(&[("data", &[1])]).starts_with("type: missing"));
+        assert!(refused(&[("type", b"a")]).starts_with("type:"));
+        assert!(refused(&[("type", b"a.\xff")]).starts_with("type:"));
+        assert!(refused(&[("type", b"a.b"), ("type", b"a.c")]).contains("given twice"));
+        assert!(refused(&[("type", b"a.b"), ("id", b"\xff")]).starts_with("id:"));
+        assert!(refused(&[("type", b"a.b"), ("id", b"")]).starts_with("id:"));
+        assert!(refused(&[("type", b"a.b"), ("deadline", b"-1")]).starts_with("deadline:"));
+        assert!(refused(&[("type", b"a.b"), ("attempt", b"4294967296")]).starts_with("attempt:"));
+        assert!(refused(&[("type", b"a.b"), ("attempt", b"0")]).starts_with("attempt:"));
+        assert!(refused(&[("type", b"a.b"), ("replyto", b"cb:events:a")]).starts_with("replyto:"));
+        assert!(refused(&[("type", b"a.b"), ("data", b"")]).starts_with("data:"));
+        let long = [b'x'; 257];
+        assert!(refused(&[("type", b"a.b"), ("other", &long)]).starts_with("other:"));
+        let many: Vec<_> = (0..33).map(|_| ("x", &b"y"[..])).collect();
+        assert!(refused(&many).contains("33 fields"));
+    }
+
+    #[test]
+    fn what_is_malformed_can_still_be_answered() {
+        let bad = parse(&[
+            ("type", b"a.b"),
+            ("id", b"e1"),
+            ("replyto", b"cb:reply:me"),
+            ("data", &[0xc1]),
+        ])
+        .unwrap_err();
+        assert_eq!(bad.reply_to.as_deref(), Some("cb:reply:me"));
+        assert_eq!(bad.kind.as_deref(), Some("a.b"));
+        assert_eq!(bad.correlation_id(), "e1");
+        let hostile = parse(&[("type", b"a.b"), ("replyto", b"cb:broadcast")]).unwrap_err();
+        assert_eq!(hostile.reply_to, None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(fields in proptest::collection::vec(
+            (prop_oneof![proptest::sample::select(&KNOWN[..]).prop_map(|n| n.as_bytes().to_vec()),
+                         proptest::collection::vec(any::<u8>(), 0..70)],
+             proptest::collection::vec(any::<u8>(), 0..40)), 0..40)) {
+            let keys = Keys::new("cb").unwrap();
+            let entry = Entry {
+                id: EntryId::default(),
+                fields: fields.into_iter().flat_map(|(n, v)| [n, v]).collect(),
+            };
+            match Event::parse(entry.clone(), &Limits::default(), &keys, "cb:events:a") {
+                Ok(event) => {
+                    prop_assert!(keys::is_event_type(event.kind().as_bytes()));
+                    prop_assert_eq!(event.entry(), &entry);
+                }
+                Err(bad) => {
+                    bad.correlation_id();
+                    prop_assert_eq!(bad.entry, entry);
+                }
+            }
+        }
+
+        #[test]
+        fn entry_ids_round_trip(ms in any::<u64>(), seq in any::<u64>()) {
+            let id = EntryId { ms, seq };
+            prop_assert_eq!(id.to_string().parse::<EntryId>(), Ok(id));
+        }
+    }
+}

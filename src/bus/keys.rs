@@ -1,0 +1,390 @@
+//! Every key name, once (PROTOCOL §1 and §9).
+//!
+//! Two layouts give the same streams different names. *Plain* is for a standalone or Sentinel
+//! deployment. *Tagged* carries hash tags so that the keys that one atomic step touches share a
+//! slot of a Redis Cluster: the control plane lives under `{cb}`, every other domain is split into
+//! partitions, each under a tag of its own.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The longest name of an instance, role, batch, decision or client, in bytes.
+pub const MAX_NAME: usize = 128;
+/// The longest event type, in bytes.
+pub const MAX_TYPE: usize = 128;
+
+/// A name that the protocol does not allow.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not a namespace.
+    #[error("namespace {0:?} is not 1 to 32 of the characters a-z 0-9 _ -")]
+    Namespace(String),
+    /// Not an event type.
+    #[error(
+        "event type {0:?} is not domain.action (lower-case letters, digits and _, at least one dot, at most 128 bytes)"
+    )]
+    EventType(String),
+    /// Not the name of an instance, a role, a batch, a decision or a client.
+    #[error("{what} {name:?} is not 1 to 128 of the characters A-Z a-z 0-9 . _ -")]
+    Name {
+        /// What was named.
+        what: &'static str,
+        /// The name that was given.
+        name: String,
+    },
+}
+
+/// Whether `name` may name an instance, a role, a batch, a decision or a client.
+pub fn is_name(name: &str) -> bool {
+    (1..=MAX_NAME).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Checks a name; `what` says in the error what it should have named.
+pub fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
+    if is_name(name) {
+        Ok(())
+    } else {
+        let name = name.chars().take(MAX_NAME).collect();
+        Err(NameError::Name { what, name })
+    }
+}
+
+/// Whether `kind` is an event type: `domain.action` or deeper.
+pub fn is_event_type(kind: &[u8]) -> bool {
+    let mut segments = 0;
+    let mut segment = 0;
+    for &b in kind {
+        match b {
+            b'a'..=b'z' | b'0'..=b'9' | b'_' => segment += 1,
+            b'.' if segment > 0 => {
+                segments += 1;
+                segment = 0;
+            }
+            _ => return false,
+        }
+    }
+    segments > 0 && segment > 0 && kind.len() <= MAX_TYPE
+}
+
+/// Checks an event type.
+pub fn check_event_type(kind: &str) -> Result<(), NameError> {
+    if is_event_type(kind.as_bytes()) {
+        Ok(())
+    } else {
+        Err(NameError::EventType(kind.chars().take(MAX_TYPE).collect()))
+    }
+}
+
+/// The domain of an event type: all before its first dot.
+pub fn domain_of(kind: &str) -> &str {
+    kind.split_once('.').map_or(kind, |(domain, _)| domain)
+}
+
+/// Whether the domain belongs to the control plane, which has a lane of its own.
+pub fn is_control(domain: &str) -> bool {
+    matches!(domain, "system" | "task")
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    Plain,
+    Tagged { partitions: u16 },
+}
+
+/// The names of all keys of one namespace.
+#[derive(Clone)]
+pub struct Keys {
+    namespace: Arc<str>,
+    layout: Layout,
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Keys({}, {:?})", self.namespace, self.layout)
+    }
+}
+
+/// The keys that the commit of an entry of one stream may touch. On a cluster they share a slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The stream that is read.
+    pub events: String,
+    /// Where results go that nobody asked for.
+    pub results: String,
+    /// Where dead letters go.
+    pub dead: String,
+    /// The delay queue (sorted set): retries and scheduled events, by due time.
+    pub delayed: String,
+}
+
+impl Keys {
+    /// The plain names, for a standalone or Sentinel deployment.
+    pub fn new(namespace: &str) -> Result<Self, NameError> {
+        Self::with_layout(namespace, Layout::Plain)
+    }
+
+    /// The names with hash tags, for Redis Cluster; every data domain has that many partitions.
+    pub fn tagged(namespace: &str, partitions: u16) -> Result<Self, NameError> {
+        let partitions = partitions.max(1);
+        Self::with_layout(namespace, Layout::Tagged { partitions })
+    }
+
+    fn with_layout(namespace: &str, layout: Layout) -> Result<Self, NameError> {
+        let fits = (1..=32).contains(&namespace.len())
+            && namespace
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-'));
+        if !fits {
+            return Err(NameError::Namespace(namespace.chars().take(64).collect()));
+        }
+        Ok(Self {
+            namespace: namespace.into(),
+            layout,
+        })
+    }
+
+    /// The namespace.
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// How many streams the events of a domain are split over.
+    pub fn partitions(&self, domain: &str) -> u16 {
+        match self.layout {
+            Layout::Tagged { partitions } if !is_control(domain) => partitions,
+            _ => 1,
+        }
+    }
+
+    /// The partition for an event of that domain with that subject (or id).
+    pub fn partition_of(&self, domain: &str, subject_or_id: &str) -> u16 {
+        crc16(subject_or_id.as_bytes()) % self.partitions(domain)
+    }
+
+    /// The prefix of control-plane keys.
+    fn control(&self, rest: fmt::Arguments<'_>) -> String {
+        match self.layout {
+            Layout::Plain => format!("{}:{rest}", self.namespace),
+            Layout::Tagged { .. } => format!("{{{}}}:{rest}", self.namespace),
+        }
+    }
+
+    fn data(&self, kind: &str, domain: &str, partition: u16) -> String {
+        match self.layout {
+            Layout::Tagged { .. } if !is_control(domain) => {
+                format!("{{{}:{domain}:{partition}}}:{kind}", self.namespace)
+            }
+            _ => self.control(format_args!("{kind}:{domain}")),
+        }
+    }
+
+    /// The stream of events that wait for a handler.
+    pub fn events(&self, domain: &str, partition: u16) -> String {
+        self.data("events", domain, partition)
+    }
+
+    /// The stream of results of events that named no `replyto`.
+    pub fn results(&self, domain: &str, partition: u16) -> String {
+        self.data("results", domain, partition)
+    }
+
+    /// The stream of dead letters.
+    pub fn dead(&self, domain: &str, partition: u16) -> String {
+        self.data("dead", domain, partition)
+    }
+
+    /// The delay queue of a domain.
+    pub fn delayed(&self, domain: &str, partition: u16) -> String {
+        self.data("delayed", domain, partition)
+    }
+
+    /// Marks a published event id for the deduplication window.
+    pub fn dedup(&self, domain: &str, partition: u16, id: &str) -> String {
+        format!("{}:{id}", self.data("dedup", domain, partition))
+    }
+
+    /// The keys of one domain's partition.
+    pub fn route(&self, domain: &str, partition: u16) -> Route {
+        Route {
+            events: self.events(domain, partition),
+            results: self.results(domain, partition),
+            dead: self.dead(domain, partition),
+            delayed: self.delayed(domain, partition),
+        }
+    }
+
+    /// The keys for the events of one instance's inbox. Its dead letters and results share one
+    /// stream each, `inbox`, whatever the types.
+    pub fn inbox_route(&self, instance: &str) -> Route {
+        Route {
+            events: self.inbox(instance),
+            results: self.control(format_args!("results:inbox")),
+            dead: self.control(format_args!("dead:inbox")),
+            delayed: self.control(format_args!("delayed:inbox:{instance}")),
+        }
+    }
+
+    /// The replies to one requester, for requests in a domain's partition.
+    pub fn reply(&self, domain: &str, partition: u16, client: &str) -> String {
+        match self.layout {
+            Layout::Tagged { .. } if !is_control(domain) => {
+                format!("{{{}:{domain}:{partition}}}:reply:{client}", self.namespace)
+            }
+            _ => self.control(format_args!("reply:{client}")),
+        }
+    }
+
+    /// The events for one instance only.
+    pub fn inbox(&self, instance: &str) -> String {
+        self.control(format_args!("inbox:{instance}"))
+    }
+
+    /// The facts for everyone.
+    pub fn broadcast(&self) -> String {
+        self.control(format_args!("broadcast"))
+    }
+
+    /// One registered instance.
+    pub fn instance(&self, id: &str) -> String {
+        self.control(format_args!("instance:{id}"))
+    }
+
+    /// The instance ids by expiry time.
+    pub fn active(&self) -> String {
+        self.control(format_args!("instances:active"))
+    }
+
+    /// The ids of the active instances that hold a role.
+    pub fn role(&self, role: &str) -> String {
+        self.control(format_args!("role:{role}"))
+    }
+
+    /// Who has a handler for what: a sorted set of `type id` members, all scores 0.
+    pub fn capabilities(&self) -> String {
+        self.control(format_args!("capabilities"))
+    }
+
+    /// The last incarnation of each instance id, kept when the instance goes.
+    pub fn incarnations(&self) -> String {
+        self.control(format_args!("incarnations"))
+    }
+
+    /// The claim counter of a consumer: raised by whoever takes entries over from it (see
+    /// [`crate::bus::commit`]). In the slot of the partition whose commits it guards.
+    pub fn claims(&self, domain: &str, partition: u16, consumer: &str) -> String {
+        match self.layout {
+            Layout::Tagged { .. } if !is_control(domain) => {
+                format!("{{{}:{domain}:{partition}}}:claims:{consumer}", self.namespace)
+            }
+            _ => self.control(format_args!("claims:{consumer}")),
+        }
+    }
+
+    /// The rate-limit state of one bucket.
+    pub fn limit(&self, kind: &str, source: &str) -> String {
+        self.control(format_args!("limit:{kind}:{source}"))
+    }
+
+    /// Whether a publisher may ask for replies on `key` to an event that arrived on `events`: a
+    /// reply stream or an inbox of this namespace, in the same slot, with a well-formed name.
+    pub fn may_reply_to(&self, key: &str, events: &str) -> bool {
+        let prefix = match self.layout {
+            Layout::Plain => self.namespace.as_ref(),
+            Layout::Tagged { .. } => match events.split_once('}') {
+                Some((tag, _)) => &events[..=tag.len()],
+                None => return false,
+            },
+        };
+        let Some(rest) = key.strip_prefix(prefix).and_then(|r| r.strip_prefix(':')) else {
+            return false;
+        };
+        let name = rest
+            .strip_prefix("reply:")
+            .or_else(|| rest.strip_prefix("inbox:"));
+        name.is_some_and(is_name)
+    }
+}
+
+/// CRC16 (XMODEM), as Redis Cluster computes slots.
+fn crc16(bytes: &[u8]) -> u16 {
+    bytes.iter().fold(0, |crc: u16, &b| {
+        (0..8).fold(crc ^ (u16::from(b) << 8), |crc, _| {
+            if crc & 0x8000 != 0 {
+                (crc << 1) ^ 0x1021
+            } else {
+                crc << 1
+            }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_names_are_the_protocols() {
+        let keys = Keys::new("cb").unwrap();
+        assert_eq!(keys.events("image", 0), "cb:events:image");
+        assert_eq!(keys.results("image", 0), "cb:results:image");
+        assert_eq!(keys.reply("image", 0, "me"), "cb:reply:me");
+        assert_eq!(keys.inbox("w-1"), "cb:inbox:w-1");
+        assert_eq!(keys.broadcast(), "cb:broadcast");
+        assert_eq!(keys.dead("image", 0), "cb:dead:image");
+        assert_eq!(keys.instance("w-1"), "cb:instance:w-1");
+        assert_eq!(keys.active(), "cb:instances:active");
+        assert_eq!(keys.role("worker"), "cb:role:worker");
+    }
+
+    #[test]
+    fn tagged_names_share_a_slot() {
+        let keys = Keys::tagged("cb", 8).unwrap();
+        assert_eq!(keys.events("system", 0), "{cb}:events:system");
+        assert_eq!(keys.instance("w-1"), "{cb}:instance:w-1");
+        assert_eq!(keys.events("image", 3), "{cb:image:3}:events");
+        assert_eq!(keys.reply("image", 3, "me"), "{cb:image:3}:reply:me");
+        assert_eq!(keys.partitions("system"), 1);
+        assert!(keys.partition_of("image", "user-7") < 8);
+    }
+
+    #[test]
+    fn crc16_is_redis_clusters() {
+        assert_eq!(crc16(b"123456789"), 0x31C3);
+    }
+
+    #[test]
+    fn event_types() {
+        for good in ["a.b", "system.heartbeat", "a_1.b_2.c3"] {
+            assert!(is_event_type(good.as_bytes()), "{good}");
+        }
+        let long = format!("a.{}", "b".repeat(127));
+        for bad in [
+            "", "a", ".", "a.", ".a", "a..b", "A.b", "a.b*", "a.b\n", "a:b.c", "{a}.b", &long,
+        ] {
+            assert!(!is_event_type(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn replies_go_to_reply_streams_and_inboxes_only() {
+        let keys = Keys::new("cb").unwrap();
+        let events = "cb:events:image";
+        for good in ["cb:reply:me", "cb:inbox:w-1", "cb:reply:a.b_c-9"] {
+            assert!(keys.may_reply_to(good, events), "{good}");
+        }
+        let long = format!("cb:reply:{}", "x".repeat(129));
+        for bad in [
+            "", "cb:reply:", "cb:reply:*", "cb:reply:a:b", "cb:reply:{a}", "other:reply:me",
+            "cb:events:image", "cb:broadcast", "cb:instance:w-1", "cb:reply:a\n", "cbb:reply:a", &long,
+        ] {
+            assert!(!keys.may_reply_to(bad, events), "{bad}");
+        }
+        let tagged = Keys::tagged("cb", 4).unwrap();
+        assert!(tagged.may_reply_to("{cb:image:1}:reply:me", "{cb:image:1}:events"));
+        assert!(!tagged.may_reply_to("{cb:image:2}:reply:me", "{cb:image:1}:events"));
+        assert!(tagged.may_reply_to("{cb}:reply:me", "{cb}:events:system"));
+    }
+}

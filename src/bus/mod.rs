@@ -1,0 +1,7 @@
+//! Redis Streams, and nothing about what events mean.
+
+pub mod connect;
+pub mod error;
+pub mod event;
+pub mod keys;
+pub mod msgpack;

@@ -1,0 +1,5 @@
+//! A message-bus worker for Redis Streams.
+
+pub mod bus;
+pub mod config;
+pub mod error;
