@@ -92,7 +92,11 @@ impl Connector {
         match role {
             Value::Array(parts) if is_text(parts.first(), "master") => Ok(connection),
             _ => Err(BusError::Redis(
-                (redis::ErrorKind::Io, "connected to a replica, not to the primary").into(),
+                (
+                    redis::ErrorKind::Io,
+                    "connected to a replica, not to the primary",
+                )
+                    .into(),
             )),
         }
     }

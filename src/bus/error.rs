@@ -62,7 +62,11 @@ impl BusError {
 fn reaction(error: &RedisError) -> Reaction {
     match error.code() {
         Some("NOGROUP") => Reaction::RepairGroup,
-        Some("UNBLOCKED") if error.detail().is_some_and(|d| d.contains("no longer exists")) => {
+        Some("UNBLOCKED")
+            if error
+                .detail()
+                .is_some_and(|d| d.contains("no longer exists")) =>
+        {
             Reaction::RepairGroup
         }
         Some("READONLY" | "UNBLOCKED" | "NOAUTH" | "MOVED" | "ASK") => Reaction::Reconnect,

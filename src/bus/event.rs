@@ -327,7 +327,10 @@ impl Fields {
             return Err("the entry has no fields (its payload was deleted or trimmed)".into());
         }
         if count > limits.fields.min(usize::from(u16::MAX) / 2) {
-            return Err(format!("{count} fields are over the limit of {}", limits.fields));
+            return Err(format!(
+                "{count} fields are over the limit of {}",
+                limits.fields
+            ));
         }
         let mut at = [0u16; KNOWN.len()];
         for (index, (name, value)) in entry.pairs().enumerate() {

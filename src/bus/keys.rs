@@ -277,7 +277,10 @@ impl Keys {
     pub fn claims(&self, domain: &str, partition: u16, consumer: &str) -> String {
         match self.layout {
             Layout::Tagged { .. } if !is_control(domain) => {
-                format!("{{{}:{domain}:{partition}}}:claims:{consumer}", self.namespace)
+                format!(
+                    "{{{}:{domain}:{partition}}}:claims:{consumer}",
+                    self.namespace
+                )
             }
             _ => self.control(format_args!("claims:{consumer}")),
         }
@@ -377,8 +380,18 @@ mod tests {
         }
         let long = format!("cb:reply:{}", "x".repeat(129));
         for bad in [
-            "", "cb:reply:", "cb:reply:*", "cb:reply:a:b", "cb:reply:{a}", "other:reply:me",
-            "cb:events:image", "cb:broadcast", "cb:instance:w-1", "cb:reply:a\n", "cbb:reply:a", &long,
+            "",
+            "cb:reply:",
+            "cb:reply:*",
+            "cb:reply:a:b",
+            "cb:reply:{a}",
+            "other:reply:me",
+            "cb:events:image",
+            "cb:broadcast",
+            "cb:instance:w-1",
+            "cb:reply:a\n",
+            "cbb:reply:a",
+            &long,
         ] {
             assert!(!keys.may_reply_to(bad, events), "{bad}");
         }

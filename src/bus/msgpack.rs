@@ -73,11 +73,17 @@ impl fmt::Display for ScanError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             ScanError::TooLong { bytes, limit } => {
-                write!(f, "data: payload of {bytes} bytes is over the limit of {limit}")
+                write!(
+                    f,
+                    "data: payload of {bytes} bytes is over the limit of {limit}"
+                )
             }
             ScanError::Empty => write!(f, "data: empty, not one MessagePack value"),
             ScanError::Truncated { offset } => {
-                write!(f, "data: MessagePack ends inside the value at byte {offset}")
+                write!(
+                    f,
+                    "data: MessagePack ends inside the value at byte {offset}"
+                )
             }
             ScanError::Reserved { offset } => {
                 write!(f, "data: byte {offset} is 0xc1, which MessagePack reserves")
@@ -87,7 +93,10 @@ impl fmt::Display for ScanError {
             }
             ScanError::TooMany { limit } => write!(f, "data: more than {limit} values"),
             ScanError::Trailing { offset } => {
-                write!(f, "data: bytes follow the MessagePack value at byte {offset}")
+                write!(
+                    f,
+                    "data: bytes follow the MessagePack value at byte {offset}"
+                )
             }
         }
     }
@@ -98,11 +107,17 @@ enum Shape {
     /// A value of that many bytes after the marker.
     Bytes(usize),
     /// A big-endian length of so many bytes, then that many bytes and so many more.
-    LongBytes { width: usize, more: usize },
+    LongBytes {
+        width: usize,
+        more: usize,
+    },
     /// A container of that many values.
     Nested(usize),
     /// A big-endian count of so many bytes, then that many values, times so many.
-    LongNested { width: usize, times: usize },
+    LongNested {
+        width: usize,
+        times: usize,
+    },
     Reserved,
 }
 
@@ -241,10 +256,7 @@ mod tests {
         );
         let mut empty_inside = vec![0x91; 32];
         empty_inside.push(0x90);
-        assert_eq!(
-            check(&empty_inside),
-            Err(ScanError::TooDeep { limit: 32 })
-        );
+        assert_eq!(check(&empty_inside), Err(ScanError::TooDeep { limit: 32 }));
     }
 
     #[test]
@@ -310,8 +322,7 @@ mod tests {
         leaf.prop_recursive(6, 64, 20, |inner| {
             prop_oneof![
                 proptest::collection::vec(inner.clone(), 0..20).prop_map(rmpv::Value::Array),
-                proptest::collection::vec((inner.clone(), inner), 0..20)
-                    .prop_map(rmpv::Value::Map),
+                proptest::collection::vec((inner.clone(), inner), 0..20).prop_map(rmpv::Value::Map),
             ]
         })
     }

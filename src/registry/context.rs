@@ -1,0 +1,191 @@
+//! What a handler knows of its event and may do besides returning a result.
+
+use super::handler::encode;
+use crate::bus::connect::{Connector, Pooled};
+use crate::bus::event::Event;
+use crate::bus::keys::{self, Keys};
+use crate::error::HandlerError;
+use serde::Serialize;
+use std::any::{Any, TypeId, type_name};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio_util::sync::CancellationToken;
+
+/// State by type: what a worker was built with and its handlers share.
+#[derive(Clone, Default)]
+pub struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
+
+impl States {
+    /// Adds a value; one of the same type is replaced.
+    pub fn insert<S: Send + Sync + 'static>(&mut self, state: S) {
+        self.0.insert(TypeId::of::<S>(), Arc::new(state));
+    }
+
+    fn get<S: Send + Sync + 'static>(&self) -> Option<&S> {
+        self.0.get(&TypeId::of::<S>())?.downcast_ref()
+    }
+}
+
+impl fmt::Debug for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "States({})", self.0.len())
+    }
+}
+
+/// What all handlers of one process share.
+#[derive(Debug)]
+pub struct Process {
+    /// The instance id.
+    pub instance: String,
+    /// The key names.
+    pub keys: Keys,
+    /// Where connections come from.
+    pub connector: Connector,
+    /// The state that the worker was built with.
+    pub states: States,
+}
+
+/// An event that a handler publishes: stored in the same atomic step that commits the handler's outcome.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// The stream.
+    pub stream: String,
+    /// Names and values in turn.
+    pub fields: Vec<Vec<u8>>,
+}
+
+/// What a handler knows of its event and may do besides returning a result. Cheap to clone.
+#[derive(Clone)]
+pub struct Context(Arc<Call>);
+
+struct Call {
+    event: Event,
+    process: Arc<Process>,
+    outbox: Mutex<Vec<Publication>>,
+    cancelled: OnceLock<CancellationToken>,
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("type", &self.0.event.kind())
+            .field("entry", &self.0.event.entry_id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The context of one run of a handler.
+    pub fn new(event: Event, process: Arc<Process>) -> Self {
+        Self(Arc::new(Call {
+            event,
+            process,
+            outbox: Mutex::default(),
+            cancelled: OnceLock::new(),
+        }))
+    }
+
+    /// The event as it arrived.
+    pub fn event(&self) -> &Event {
+        &self.0.event
+    }
+
+    /// The id of the instance that runs the handler.
+    pub fn instance(&self) -> &str {
+        &self.0.process.instance
+    }
+
+    /// The key names.
+    pub fn keys(&self) -> &Keys {
+        &self.0.process.keys
+    }
+
+    /// The state of that type that the worker was built with.
+    ///
+    /// # Errors
+    /// `internal`, not retryable, if there is none.
+    pub fn state<S: Send + Sync + 'static>(&self) -> Result<&S, HandlerError> {
+        self.0.process.states.get().ok_or_else(|| {
+            let name = type_name::<S>();
+            HandlerError::internal(format!(
+                "the worker was built without state of type {name}: add .state(…) to its builder"
+            ))
+            .permanent()
+        })
+    }
+
+    /// A pooled connection to Redis, for a few commands that do not block.
+    ///
+    /// # Errors
+    /// `unavailable` if none can be had in time.
+    pub async fn redis(&self) -> Result<Pooled, HandlerError> {
+        let connection = self.0.process.connector.pooled().await;
+        connection.map_err(|error| HandlerError::unavailable(error.to_string()))
+    }
+
+    /// Publishes an event when, and only if, this run is committed.
+    ///
+    /// It carries this event's trace context on, and this instance as its `source`.
+    ///
+    /// # Errors
+    /// `internal`, not retryable, if `kind` is no event type or the payload can not be encoded.
+    pub fn publish<P: Serialize>(&self, kind: &str, payload: &P) -> Result<(), HandlerError> {
+        let data = encode(payload)?;
+        keys::check_event_type(kind)
+            .map_err(|error| HandlerError::internal(error.to_string()).permanent())?;
+        let mut fields: Vec<Vec<u8>> = vec![
+            b"type".to_vec(),
+            kind.into(),
+            b"data".to_vec(),
+            data,
+            b"source".to_vec(),
+            self.instance().into(),
+        ];
+        let mut partition_key = None;
+        if let Some(subject) = self.0.event.subject() {
+            fields.extend([b"subject".to_vec(), subject.into()]);
+            partition_key = Some(subject.to_owned());
+        }
+        if let Some(parent) = self.0.event.traceparent() {
+            fields.extend([b"traceparent".to_vec(), parent.into()]);
+        }
+        let domain = keys::domain_of(kind);
+        let keys = self.keys();
+        let partition_key = partition_key.unwrap_or_else(|| self.0.event.id());
+        let stream = keys.events(domain, keys.partition_of(domain, &partition_key));
+        self.publish_raw(Publication { stream, fields });
+        Ok(())
+    }
+
+    /// Adds an entry to any stream when, and only if, this run is committed.
+    pub(crate) fn publish_raw(&self, publication: Publication) {
+        let mut outbox = self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner);
+        outbox.push(publication);
+    }
+
+    /// Takes what the handler published; the committer stores it.
+    pub fn take_outbox(&self) -> Vec<Publication> {
+        std::mem::take(&mut self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Is cancelled when the run can not be committed any more (its lease was lost), or when the
+    /// worker's drain time is over. A handler that runs long watches it.
+    pub fn cancellation(&self) -> &CancellationToken {
+        self.0.cancelled.get_or_init(CancellationToken::new)
+    }
+
+    /// How long until the event's deadline by the local clock; `None` without one.
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = self.0.event.deadline()?;
+        Some(Duration::from_millis(deadline.saturating_sub(unix_ms())))
+    }
+}
+
+/// Unix milliseconds by the local clock.
+pub fn unix_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
+}

@@ -1,0 +1,110 @@
+//! From an event type to its handler.
+
+use super::context::Context;
+use super::handler::{Endpoint, Run, Schemas};
+use super::layers::instrument::Stats;
+use super::layers::{self, Surroundings};
+use super::policy::{Policy, RetryPolicy, Stack};
+use crate::bus::keys::{self, NameError};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tower::ServiceExt;
+
+/// A handler as it was registered.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// The event type.
+    pub kind: String,
+    /// The handler.
+    pub endpoint: Endpoint,
+    /// How it is run.
+    pub policy: Policy,
+    /// What it takes and gives.
+    pub schemas: Schemas,
+}
+
+/// A handler ready to run.
+#[derive(Debug)]
+pub struct Route {
+    /// The event type.
+    pub kind: String,
+    /// How it is run.
+    pub policy: Policy,
+    /// When it is tried again.
+    pub retry: RetryPolicy,
+    /// What it takes and gives.
+    pub schemas: Schemas,
+    /// What it did so far.
+    pub stats: Arc<Stats>,
+    call: Callable,
+}
+
+#[derive(Debug)]
+enum Callable {
+    Bare(Endpoint),
+    Layered(Stack),
+}
+
+impl Route {
+    /// Starts a run.
+    pub fn start(&self, context: Context) -> Run {
+        match &self.call {
+            Callable::Bare(endpoint) => endpoint.start(context),
+            Callable::Layered(stack) => Box::pin(stack.clone().oneshot(context)),
+        }
+    }
+}
+
+/// All handlers of a process, by event type.
+#[derive(Debug, Default)]
+pub struct Router {
+    routes: HashMap<Box<[u8]>, Arc<Route>>,
+}
+
+impl Router {
+    /// Puts the layers around each handler. A later registration of a type replaces an earlier one.
+    ///
+    /// # Errors
+    /// A type that is no event type.
+    pub fn new(
+        registrations: Vec<Registration>,
+        defaults: RetryPolicy,
+        surroundings: &Surroundings,
+    ) -> Result<Self, NameError> {
+        let mut routes = HashMap::new();
+        for registration in registrations {
+            let Registration {
+                kind,
+                endpoint,
+                policy,
+                schemas,
+            } = registration;
+            keys::check_event_type(&kind)?;
+            let stats = Arc::new(Stats::default());
+            let call = match layers::stack(&kind, &policy, endpoint.clone(), &stats, surroundings) {
+                Some(stack) => Callable::Layered(stack),
+                None => Callable::Bare(endpoint),
+            };
+            let route = Route {
+                retry: policy.retry.unwrap_or(defaults),
+                kind: kind.clone(),
+                policy,
+                schemas,
+                stats,
+                call,
+            };
+            routes.insert(kind.into_bytes().into_boxed_slice(), Arc::new(route));
+        }
+        Ok(Self { routes })
+    }
+
+    /// The handler of a type.
+    pub fn find(&self, kind: &str) -> Option<&Arc<Route>> {
+        self.routes.get(kind.as_bytes())
+    }
+
+    /// All handlers, in no order.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes.values()
+    }
+}

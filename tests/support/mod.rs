@@ -1,0 +1,179 @@
+//! Starts real servers for tests: each on a free port, in a directory of its own, stopped by pid.
+
+#![allow(dead_code)] // Each test binary uses a part.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// A `redis-server` of one test's own.
+pub struct Redis {
+    port: u16,
+    dir: PathBuf,
+    child: Option<Child>,
+    options: Vec<String>,
+}
+
+impl Redis {
+    /// A server without persistence.
+    pub fn start() -> Self {
+        Self::with(&["--save", "", "--appendonly", "no"])
+    }
+
+    /// A server that survives `kill -9`: everything acknowledged is in its append-only file.
+    pub fn durable() -> Self {
+        Self::with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"])
+    }
+
+    /// A server with further options of the command line.
+    pub fn with(options: &[&str]) -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("convoke-test-{}-{serial}", std::process::id()));
+        fs::create_dir_all(&dir).expect("a directory for the server");
+        let mut redis = Self {
+            port: free_port(),
+            dir,
+            child: None,
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+        };
+        redis.restart();
+        redis
+    }
+
+    /// Starts the server again on the same port and directory.
+    pub fn restart(&mut self) {
+        self.kill();
+        let log = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("log"))
+            .expect("a log file");
+        let child = Command::new("redis-server")
+            .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--daemonize", "no", "--enable-debug-command", "yes", "--dir"])
+            .arg(&self.dir)
+            .args(&self.options)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle"))
+            .stderr(log)
+            .spawn()
+            .expect("redis-server starts (scripts/test installs it)");
+        self.child = Some(child);
+        let port = self.port;
+        eventually("redis-server answers", || answers(port));
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// `redis://…`
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the server runs").id()
+    }
+
+    /// A blocking connection for looking at the server.
+    pub fn connect(&self) -> redis::Connection {
+        redis::Client::open(self.url())
+            .expect("a valid url")
+            .get_connection()
+            .expect("a connection")
+    }
+
+    /// An async connection with a long answer time.
+    pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let config = redis::AsyncConnectionConfig::new()
+            .set_response_timeout(Some(Duration::from_secs(30)))
+            .set_connection_timeout(Some(Duration::from_secs(5)));
+        redis::Client::open(self.url())
+            .expect("a valid url")
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
+            .expect("a connection")
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking()
+            && let Ok(log) = fs::read_to_string(self.dir.join("log"))
+        {
+            let tail: Vec<&str> = log.lines().rev().take(40).collect();
+            eprintln!("--- redis-server on port {} ---", self.port);
+            tail.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+        fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+fn answers(port: u16) -> bool {
+    use std::io::{Read, Write};
+    let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
+        return false;
+    };
+    let mut reply = [0; 7];
+    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+        && stream.write_all(b"PING\r\n").is_ok()
+        && stream.read_exact(&mut reply).is_ok()
+        && &reply == b"+PONG\r\n"
+}
+
+/// A port that nobody listens on.
+pub fn free_port() -> u16 {
+    // Below the ephemeral range, so that no outgoing connection of another test takes it first.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 10_000 + ((std::process::id().wrapping_mul(97) + step * 7) % 20_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Waits until `condition` holds; fails after a minute.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until `condition` holds; fails after a minute.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Sends a signal to a process of this test.
+pub fn signal(pid: u32, signal: &str) {
+    let status = Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status()
+        .expect("kill runs");
+    assert!(status.success(), "kill -{signal} {pid}");
+}
