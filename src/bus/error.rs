@@ -1,6 +1,6 @@
 //! What can go wrong between this process and Redis, and what to do about it.
 
-use redis::{ErrorKind, RedisError, Value};
+use redis::{ErrorKind, RedisError};
 
 /// A failure of the bus.
 #[derive(Debug, thiserror::Error)]
@@ -79,13 +79,5 @@ fn reaction(error: &RedisError) -> Reaction {
             ErrorKind::InvalidClientConfig | ErrorKind::AuthenticationFailed => Reaction::GiveUp,
             _ => Reaction::Reconnect,
         },
-    }
-}
-
-/// An error that stands in a pipeline's reply.
-pub(crate) fn server_error(value: &Value) -> Option<RedisError> {
-    match value {
-        Value::ServerError(error) => Some(error.clone().into()),
-        _ => None,
     }
 }

@@ -1,0 +1,205 @@
+//! Who holds which pending entry: taking over what the dead held, renewing the lease of what runs
+//! long, handing over what another one can do.
+//!
+//! Every rule compares the owner **and** the delivery count that the caller saw: a consumer's name
+//! alone does not tell a process from the one that was started in its place.
+
+use super::error::BusError;
+use super::event::{Entry, EntryId};
+use redis::aio::ConnectionLike;
+use redis::{FromRedisValue, Script, Value};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+/// How long the claim counter of a consumer that is gone is kept.
+pub const CLAIMS_TTL: Duration = Duration::from_secs(24 * 3600);
+
+static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take.lua")));
+static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
+static GIVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("give.lua")));
+static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("forget.lua")));
+
+/// A pending entry as the group knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// The entry.
+    pub id: EntryId,
+    /// Who holds it.
+    pub consumer: String,
+    /// Since when nobody renewed it.
+    pub idle: Duration,
+    /// How often it was delivered.
+    pub deliveries: u32,
+}
+
+/// An entry that was taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The entry; without fields if it has been deleted from the stream.
+    pub entry: Entry,
+    /// Whether it has been deleted from the stream; nobody can run or acknowledge it any more.
+    pub deleted: bool,
+    /// How often it has been delivered now.
+    pub deliveries: u32,
+}
+
+/// One page of pending entries, from `from` on in the order of their ids; of one consumer or of all.
+///
+/// O(log n + count) for all consumers or one.
+pub async fn pending(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    from: EntryId,
+    count: usize,
+    consumer: Option<&str>,
+) -> Result<Vec<Pending>, BusError> {
+    let mut command = redis::cmd("XPENDING");
+    command
+        .arg(stream)
+        .arg(group)
+        .arg(from.to_string())
+        .arg("+")
+        .arg(count);
+    if let Some(consumer) = consumer {
+        command.arg(consumer);
+    }
+    let rows: Vec<(String, String, u64, u32)> = command.query_async(connection).await?;
+    rows.into_iter()
+        .map(|(id, consumer, idle, deliveries)| {
+            Ok(Pending {
+                id: id
+                    .parse()
+                    .map_err(|_| BusError::Reply { what: "XPENDING" })?,
+                consumer,
+                idle: Duration::from_millis(idle),
+                deliveries,
+            })
+        })
+        .collect()
+}
+
+/// Takes entries over, if they are still pending as `wanted` says and idle for at least `min_idle`.
+///
+/// `claims` gives the claim counter's key for a consumer.
+pub async fn take(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    me: &str,
+    min_idle: Duration,
+    wanted: &[Pending],
+    claims: impl Fn(&str) -> String,
+) -> Result<Vec<Taken>, BusError> {
+    let mut owners: Vec<&str> = wanted.iter().map(|entry| entry.consumer.as_str()).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    let mut call = TAKE.prepare_invoke();
+    call.key(stream);
+    for owner in &owners {
+        call.key(claims(owner));
+    }
+    call.arg(group)
+        .arg(me)
+        .arg(min_idle.as_millis() as u64)
+        .arg(CLAIMS_TTL.as_millis() as u64)
+        .arg(owners.len());
+    for owner in &owners {
+        call.arg(*owner);
+    }
+    for entry in wanted {
+        let owner = owners.binary_search(&entry.consumer.as_str()).unwrap_or(0) + 1;
+        call.arg(entry.id.to_string())
+            .arg(owner)
+            .arg(entry.deliveries);
+    }
+    let rows: Vec<(Value, u32, Value)> = call.invoke_async(connection).await?;
+    rows.into_iter()
+        .map(|(id, deliveries, fields)| {
+            let deleted = fields == Value::Nil;
+            let entry = super::read::entry_of(Value::Array(vec![id, fields]))?;
+            Ok(Taken {
+                entry,
+                deleted,
+                deliveries,
+            })
+        })
+        .collect()
+}
+
+/// Renews the lease of entries (id, delivery count); returns those that are no longer `me`'s.
+pub async fn renew(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    me: &str,
+    held: &[(EntryId, u32)],
+) -> Result<Vec<EntryId>, BusError> {
+    let mut call = RENEW.prepare_invoke();
+    call.key(stream).arg(group).arg(me);
+    for (id, deliveries) in held {
+        call.arg(id.to_string()).arg(*deliveries);
+    }
+    let lost: Vec<String> = call.invoke_async(connection).await?;
+    lost.iter()
+        .map(|id| {
+            id.parse()
+                .map_err(|_| BusError::Reply { what: "renew.lua" })
+        })
+        .collect()
+}
+
+/// Hands an entry to another consumer; false if it was no longer `me`'s.
+pub async fn give(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    me: &str,
+    to: &str,
+    entry: (EntryId, u32),
+) -> Result<bool, BusError> {
+    let mut call = GIVE.prepare_invoke();
+    call.key(stream)
+        .arg(group)
+        .arg(me)
+        .arg(to)
+        .arg(entry.0.to_string())
+        .arg(entry.1);
+    Ok(call.invoke_async(connection).await?)
+}
+
+/// Removes a consumer that nothing is pending with; false if something is.
+pub async fn forget(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    consumer: &str,
+) -> Result<bool, BusError> {
+    let mut call = FORGET.prepare_invoke();
+    call.key(stream).arg(group).arg(consumer);
+    Ok(call.invoke_async(connection).await?)
+}
+
+/// The consumers of a group with something pending.
+pub async fn holders(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+) -> Result<Vec<String>, BusError> {
+    let summary: Value = redis::cmd("XPENDING")
+        .arg(stream)
+        .arg(group)
+        .query_async(connection)
+        .await?;
+    let Value::Array(mut parts) = summary else {
+        return Err(BusError::Reply { what: "XPENDING" });
+    };
+    match parts.pop() {
+        None | Some(Value::Nil) => Ok(Vec::new()),
+        Some(list) => {
+            let holders = Vec::<(String, Value)>::from_redis_value(list)
+                .map_err(|_| BusError::Reply { what: "XPENDING" })?;
+            Ok(holders.into_iter().map(|(name, _)| name).collect())
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Reading a consumer group.
+//!
+//! The reply is walked as it is: the client library's ready-made stream type builds maps and copies,
+//! and alone makes the client slower than the server.
+
+use super::error::BusError;
+use super::event::{Entry, EntryId};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, Value};
+use std::time::Duration;
+
+/// Entries of one stream, in order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Which of the streams that were asked for.
+    pub stream: usize,
+    /// The entries.
+    pub entries: Vec<Entry>,
+}
+
+/// Reads new entries of several streams for a consumer: at most `count` from each, waiting for up
+/// to `block` if there are none.
+///
+/// Not cancel safe: the server hands the next entry to a read that was given up. Always await it to
+/// its end, on a connection of its own.
+pub async fn read_group(
+    connection: &mut MultiplexedConnection,
+    group: &str,
+    consumer: &str,
+    streams: &[&str],
+    count: usize,
+    block: Duration,
+) -> Result<Vec<Batch>, BusError> {
+    let mut command = redis::cmd("XREADGROUP");
+    command
+        .arg("GROUP")
+        .arg(group)
+        .arg(consumer)
+        .arg("COUNT")
+        .arg(count)
+        .arg("BLOCK")
+        .arg(block.as_millis() as u64)
+        .arg("STREAMS");
+    for stream in streams {
+        command.arg(*stream);
+    }
+    for _ in streams {
+        command.arg(">");
+    }
+    let reply = connection.send_packed_command(&command).await?;
+    batches(reply, streams)
+}
+
+/// Reads what came after each given id, without a group.
+///
+/// Cancel safe: nothing is handed to anyone; but give the connection up after cancelling.
+pub async fn read_after(
+    connection: &mut MultiplexedConnection,
+    streams: &[(&str, EntryId)],
+    count: usize,
+    block: Duration,
+) -> Result<Vec<Batch>, BusError> {
+    let mut command = redis::cmd("XREAD");
+    command
+        .arg("COUNT")
+        .arg(count)
+        .arg("BLOCK")
+        .arg(block.as_millis() as u64)
+        .arg("STREAMS");
+    let names: Vec<&str> = streams.iter().map(|(name, _)| *name).collect();
+    for name in &names {
+        command.arg(*name);
+    }
+    for (_, after) in streams {
+        command.arg(after.to_string());
+    }
+    let reply = connection.send_packed_command(&command).await?;
+    batches(reply, &names)
+}
+
+/// Creates the group, and the stream with it, at the stream's beginning: an event that was published
+/// before the first worker started is not missed, nor is one from before a lost group.
+pub async fn ensure_group(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+    group: &str,
+) -> Result<(), BusError> {
+    let mut command = redis::cmd("XGROUP");
+    command
+        .arg("CREATE")
+        .arg(stream)
+        .arg(group)
+        .arg("0")
+        .arg("MKSTREAM");
+    match connection.send_packed_command(&command).await {
+        Ok(Value::ServerError(error)) if error.code() == "BUSYGROUP" => Ok(()),
+        Ok(Value::ServerError(error)) => Err(RedisError::from(error).into()),
+        Ok(_) => Ok(()),
+        Err(error) if error.code() == Some("BUSYGROUP") => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+const SHAPE: BusError = BusError::Reply {
+    what: "a stream read",
+};
+
+fn batches(reply: Value, streams: &[&str]) -> Result<Vec<Batch>, BusError> {
+    let replies = match reply {
+        Value::Nil => return Ok(Vec::new()),
+        Value::Array(replies) => replies,
+        Value::ServerError(error) => return Err(RedisError::from(error).into()),
+        _ => return Err(SHAPE),
+    };
+    let mut batches = Vec::with_capacity(replies.len());
+    for reply in replies {
+        let Value::Array(pair) = reply else {
+            return Err(SHAPE);
+        };
+        let [Value::BulkString(name), entries] = <[Value; 2]>::try_from(pair).map_err(|_| SHAPE)?
+        else {
+            return Err(SHAPE);
+        };
+        let stream = streams.iter().position(|s| s.as_bytes() == name);
+        batches.push(Batch {
+            stream: stream.ok_or(SHAPE)?,
+            entries: entries_of(entries)?,
+        });
+    }
+    Ok(batches)
+}
+
+/// The entries of a reply of `XRANGE` form.
+pub fn entries_of(reply: Value) -> Result<Vec<Entry>, BusError> {
+    match reply {
+        Value::Array(entries) => entries.into_iter().map(entry_of).collect(),
+        Value::Nil => Ok(Vec::new()),
+        Value::ServerError(error) => Err(RedisError::from(error).into()),
+        _ => Err(SHAPE),
+    }
+}
+
+/// One entry: its id and its fields (nil for one that was deleted).
+pub(super) fn entry_of(reply: Value) -> Result<Entry, BusError> {
+    let Value::Array(pair) = reply else {
+        return Err(SHAPE);
+    };
+    let [Value::BulkString(id), fields] = <[Value; 2]>::try_from(pair).map_err(|_| SHAPE)? else {
+        return Err(SHAPE);
+    };
+    let id = EntryId::parse(&id).ok_or(SHAPE)?;
+    let fields = match fields {
+        Value::Array(fields) => fields
+            .into_iter()
+            .map(|field| match field {
+                Value::BulkString(bytes) => Ok(bytes),
+                _ => Err(SHAPE),
+            })
+            .collect::<Result<Vec<_>, _>>()?,
+        Value::Nil => Vec::new(),
+        _ => return Err(SHAPE),
+    };
+    if fields.len() % 2 == 0 {
+        Ok(Entry { id, fields })
+    } else {
+        Err(SHAPE)
+    }
+}
