@@ -5,6 +5,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::time::Duration;
 
 /// The longest error message, in bytes, that is put on the bus; a longer one is cut.
 pub const MAX_MESSAGE: usize = 1024;
@@ -92,6 +93,15 @@ impl fmt::Display for Code {
     }
 }
 
+/// Why a layer did not run the handler at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Its circuit is open.
+    CircuitOpen,
+    /// Its rate limit for this source.
+    RateLimited,
+}
+
 /// How a handler failed: a code that a requester can match and a message that a person can act on.
 ///
 /// Any error that implements [`std::error::Error`] becomes an [`Code::Internal`] by `?`, with the
@@ -106,6 +116,11 @@ pub struct HandlerError {
     pub retryable: bool,
     /// More for a program to read.
     pub details: Option<rmpv::Value>,
+    /// Set by a layer that refused to run the handler: a request is answered at once, an event that
+    /// nobody waits for runs later, and no attempt is spent.
+    pub refusal: Option<Refusal>,
+    /// The earliest time at which trying again may help.
+    pub retry_after: Option<Duration>,
 }
 
 impl HandlerError {
@@ -116,6 +131,8 @@ impl HandlerError {
             message: message.into(),
             retryable: code.retryable(),
             details: None,
+            refusal: None,
+            retry_after: None,
         }
     }
 

@@ -2,5 +2,6 @@
 
 pub mod bus;
 pub mod config;
+pub mod coordination;
 pub mod error;
 pub mod registry;

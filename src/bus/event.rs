@@ -296,12 +296,21 @@ impl Event {
     /// The fields of the same event for its next attempt: `attempt` raised, and `id` set so that
     /// it stays the same event on another entry.
     pub fn next_attempt(&self) -> Vec<Vec<u8>> {
+        self.again(self.attempt + 1)
+    }
+
+    /// The fields of the same event for another try that does not count as an attempt.
+    pub fn same_attempt(&self) -> Vec<Vec<u8>> {
+        self.again(self.attempt)
+    }
+
+    fn again(&self, attempt: u32) -> Vec<Vec<u8>> {
         let mut fields = self.entry.fields.clone();
         let mut set = |slot: usize, value: Vec<u8>| match self.at[slot] {
             0 => fields.extend([KNOWN[slot].into(), value]),
             at => fields[usize::from(at)] = value,
         };
-        set(ATTEMPT, (self.attempt + 1).to_string().into_bytes());
+        set(ATTEMPT, attempt.to_string().into_bytes());
         if self.at[ID] == 0 {
             set(ID, self.entry.id.to_string().into_bytes());
         }

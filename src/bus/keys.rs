@@ -267,9 +267,14 @@ impl Keys {
         self.control(format_args!("capabilities"))
     }
 
-    /// The last incarnation of each instance id, kept when the instance goes.
-    pub fn incarnations(&self) -> String {
-        self.control(format_args!("incarnations"))
+    /// The ids of the recently lost instances by the time of their loss.
+    pub fn lost(&self) -> String {
+        self.control(format_args!("instances:lost"))
+    }
+
+    /// The current leader (`id`) and its term (`term`): a hash.
+    pub fn leader(&self) -> String {
+        self.control(format_args!("leader"))
     }
 
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see

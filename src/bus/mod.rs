@@ -1,9 +1,18 @@
 //! Redis Streams, and nothing about what events mean.
 
 pub mod claim;
+pub mod client;
+pub mod commit;
 pub mod connect;
+pub mod dead;
+pub mod delay;
 pub mod error;
 pub mod event;
 pub mod keys;
+mod link;
 pub mod msgpack;
+pub mod publish;
 pub mod read;
+pub mod reply;
+pub mod request;
+pub mod trim;

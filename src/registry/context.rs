@@ -1,6 +1,7 @@
 //! What a handler knows of its event and may do besides returning a result.
 
 use super::handler::encode;
+use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, Pooled};
 use crate::bus::event::Event;
 use crate::bus::keys::{self, Keys};
@@ -45,15 +46,6 @@ pub struct Process {
     pub connector: Connector,
     /// The state that the worker was built with.
     pub states: States,
-}
-
-/// An event that a handler publishes: stored in the same atomic step that commits the handler's outcome.
-#[derive(Clone, Debug)]
-pub struct Publication {
-    /// The stream.
-    pub stream: String,
-    /// Names and values in turn.
-    pub fields: Vec<Vec<u8>>,
 }
 
 /// What a handler knows of its event and may do besides returning a result. Cheap to clone.

@@ -1,13 +1,17 @@
 //! From an event type to its handler.
 
 use super::context::Context;
-use super::handler::{Endpoint, Run, Schemas};
+use super::handler::{Endpoint, Handler, Run, Schemas};
 use super::layers::instrument::Stats;
 use super::layers::{self, Surroundings};
 use super::policy::{Policy, RetryPolicy, Stack};
 use crate::bus::keys::{self, NameError};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 use tower::ServiceExt;
 
 /// A handler as it was registered.
@@ -23,6 +27,23 @@ pub struct Registration {
     pub schemas: Schemas,
 }
 
+impl Registration {
+    /// A handler for events of that type, run as the policy says.
+    pub fn new<H, P, R>(kind: impl Into<String>, handler: H, policy: Policy) -> Self
+    where
+        H: Handler<P, R>,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema + 'static,
+    {
+        Self {
+            kind: kind.into(),
+            endpoint: Endpoint::new(handler),
+            policy,
+            schemas: Schemas::of::<P, R>(),
+        }
+    }
+}
+
 /// A handler ready to run.
 #[derive(Debug)]
 pub struct Route {
@@ -34,6 +55,8 @@ pub struct Route {
     pub retry: RetryPolicy,
     /// What it takes and gives.
     pub schemas: Schemas,
+    /// How long a run may take, where that is not a layer's business.
+    pub timeout: Option<Duration>,
     /// What it did so far.
     pub stats: Arc<Stats>,
     call: Callable,
@@ -85,7 +108,12 @@ impl Router {
                 Some(stack) => Callable::Layered(stack),
                 None => Callable::Bare(endpoint),
             };
+            let timeout = match call {
+                Callable::Bare(_) => layers::timeout_of(&policy, surroundings),
+                Callable::Layered(_) => None,
+            };
             let route = Route {
+                timeout,
                 retry: policy.retry.unwrap_or(defaults),
                 kind: kind.clone(),
                 policy,

@@ -1,0 +1,448 @@
+//! What publishes: for services, handlers, the command line and tests.
+
+use super::connect::{Connector, reconnect_delay};
+use super::event::Limits;
+use super::keys::{self, Keys, NameError};
+use super::link::{Lent, Link};
+use super::publish::{
+    Confirm, Defaults, Doubt, Outgoing, PUBLISH, Prepared, PublishError, Published, When,
+    published, unix_ms,
+};
+use super::reply::Reply;
+use super::request::{Replies, ReplyStreams, RequestError};
+use crate::config::Settings;
+use redis::{Pipeline, RedisError, RedisResult, Value};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use std::vec;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// The longest that a publish may wait for replicas.
+pub const MAX_CONFIRM: Duration = Duration::from_secs(10);
+/// Events in one pipeline of [`Client::publish_many`], and about how many bytes of payload.
+const PIPELINE: (usize, usize) = (512, 4 << 20);
+
+/// How a client behaves.
+#[derive(Clone, Debug)]
+pub struct ClientOptions {
+    /// The client's name, unique among all that live: 1 to 128 of `A-Z a-z 0-9 . _ -`. It names the
+    /// reply stream. None means one made up.
+    pub name: Option<String>,
+    /// The `source` of its events.
+    pub source: Option<String>,
+    /// Bounds on events and replies.
+    pub limits: Limits,
+    /// How long an id that was published with `dedup` is remembered.
+    pub dedup_window: Duration,
+    /// Entries that the reply stream keeps, about.
+    pub stream_history: u64,
+    /// How long the reply stream outlives a client that vanished.
+    pub reply_ttl: Duration,
+    /// For how long a publish with `dedup` is repeated that got no answer. Zero: never.
+    pub patience: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self::from(&Settings::default())
+    }
+}
+
+impl From<&Settings> for ClientOptions {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            name: None,
+            source: None,
+            limits: settings.limits(),
+            dedup_window: settings.dedup_window,
+            stream_history: settings.stream_history,
+            reply_ttl: settings.reply_ttl,
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Publishes events and awaits replies. Cheap to clone; all clones share their connections.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    keys: Keys,
+    name: String,
+    defaults: Defaults,
+    patience: Duration,
+    /// Publishes share it.
+    link: Link,
+    /// `WAIT` blocks its connection and counts what that one connection wrote.
+    confirming: Link,
+    turn: tokio::sync::Mutex<()>,
+    replies: Replies,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.replies.close();
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Client({})", self.0.name)
+    }
+}
+
+impl Client {
+    /// A client; connects when it is first used.
+    ///
+    /// # Errors
+    /// Fails if the name is not one.
+    pub fn new(
+        connector: Connector,
+        keys: Keys,
+        options: ClientOptions,
+    ) -> Result<Self, NameError> {
+        let name = options
+            .name
+            .unwrap_or_else(|| format!("c-{}", Uuid::now_v7().simple()));
+        keys::check_name("client", &name)?;
+        let replies = Replies::new(
+            connector.clone(),
+            ReplyStreams {
+                client: name.clone(),
+                limits: options.limits,
+                history: options.stream_history,
+                ttl: options.reply_ttl,
+            },
+        );
+        Ok(Self(Arc::new(Inner {
+            keys,
+            name,
+            defaults: Defaults {
+                source: options.source,
+                limits: options.limits,
+                dedup_window: options.dedup_window,
+            },
+            patience: options.patience,
+            link: Link::new(connector.clone(), Duration::ZERO),
+            confirming: Link::new(connector, MAX_CONFIRM),
+            turn: tokio::sync::Mutex::default(),
+            replies,
+        })))
+    }
+
+    /// A client that is connected.
+    ///
+    /// # Errors
+    /// `Rejected` if the name is not one or the server can not be reached.
+    pub async fn connect(
+        connector: Connector,
+        keys: Keys,
+        options: ClientOptions,
+    ) -> Result<Self, PublishError> {
+        let client = Self::new(connector, keys, options).map_err(PublishError::rejected)?;
+        client.0.link.get().await.map_err(PublishError::rejected)?;
+        Ok(client)
+    }
+
+    /// The client's name.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The key names.
+    pub fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
+    /// Publishes an event.
+    ///
+    /// With `dedup`, a publish that got no answer is repeated for up to
+    /// [`patience`](ClientOptions::patience). Giving the future up leaves the outcome unknown.
+    ///
+    /// # Errors
+    /// [`PublishError::Rejected`]: certainly not stored. [`PublishError::Unknown`]: may be stored.
+    pub async fn publish(&self, event: &Outgoing) -> Result<Published, PublishError> {
+        self.publish_to(event, event.partition(&self.0.keys)).await
+    }
+
+    async fn publish_to(
+        &self,
+        event: &Outgoing,
+        partition: u16,
+    ) -> Result<Published, PublishError> {
+        let prepared = event.prepare(&self.0.keys, partition, &self.0.defaults)?;
+        let give_up = Instant::now() + self.0.patience;
+        let mut outcome = self.store(event, &prepared).await;
+        let mut failures = 0;
+        while event.dedup && is_unanswered(&outcome) {
+            let pause = reconnect_delay(failures);
+            failures += 1;
+            if Instant::now() + pause > give_up {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            match self.store(event, &prepared).await {
+                // Rejected now says nothing of the try before, which may have been stored.
+                Err(PublishError::Rejected { .. }) => {}
+                again => outcome = again,
+            }
+        }
+        outcome
+    }
+
+    async fn store(
+        &self,
+        event: &Outgoing,
+        prepared: &Prepared,
+    ) -> Result<Published, PublishError> {
+        if let Some(confirm) = event.confirm {
+            return self.store_confirmed(event, prepared, confirm).await;
+        }
+        let link = &self.0.link;
+        let mut lent = link.get().await.map_err(PublishError::rejected)?;
+        let mut reply = lent.connection.send_packed_command(&prepared.command).await;
+        if is_no_script(&reply) {
+            reply = match PUBLISH.load_async(&mut lent.connection).await {
+                Ok(_) => lent.connection.send_packed_command(&prepared.command).await,
+                Err(error) => Err(error),
+            };
+        }
+        link.note(&lent, &reply);
+        let reply = reply.map_err(|error| PublishError::after_sending(error, &event.id))?;
+        published(reply, &event.id).map(|(published, _)| published)
+    }
+
+    async fn store_confirmed(
+        &self,
+        event: &Outgoing,
+        prepared: &Prepared,
+        confirm: Confirm,
+    ) -> Result<Published, PublishError> {
+        if confirm.within > MAX_CONFIRM {
+            return Err(PublishError::rejected(format_args!(
+                "confirm: waits for {} s at most",
+                MAX_CONFIRM.as_secs()
+            )));
+        }
+        let _turn = self.0.turn.lock().await;
+        let link = &self.0.confirming;
+        let mut lent = link.get().await.map_err(PublishError::rejected)?;
+        let mut pipeline = Pipeline::new();
+        if prepared.scripted {
+            load_script(&mut pipeline);
+        }
+        let skip = pipeline.len();
+        pipeline.add_command(prepared.command.clone());
+        pipeline.cmd("WAIT").arg(confirm.replicas);
+        pipeline.arg(confirm.within.as_millis().max(1) as u64);
+        let replies = send_all(link, &mut lent, &pipeline, skip).await;
+        let replies = replies.map_err(|error| PublishError::after_sending(error, &event.id))?;
+        let mut replies = replies.into_iter();
+        let (published, covered) = published(replies.next().unwrap_or(Value::Nil), &event.id)?;
+        let confirmed = match replies.next() {
+            Some(Value::Int(replicas)) if covered => u32::try_from(replicas).unwrap_or(0),
+            _ => 0,
+        };
+        let wanted = confirm.replicas;
+        if confirmed >= wanted {
+            return Ok(published);
+        }
+        Err(PublishError::Unknown {
+            id: event.id.clone(),
+            source: Doubt::Unconfirmed {
+                published,
+                confirmed,
+                wanted,
+            },
+        })
+    }
+
+    /// Publishes many events, in order and in few round trips. The results stand in the order of
+    /// the events; each is what [`publish`](Client::publish) would say, but nothing is repeated.
+    /// Events that want to be confirmed are published one by one, after the others.
+    pub async fn publish_many(&self, events: &[Outgoing]) -> Vec<Result<Published, PublishError>> {
+        let mut results: Vec<Option<Result<Published, PublishError>>> = Vec::new();
+        results.resize_with(events.len(), || None);
+        let mut rest = events.iter().enumerate().peekable();
+        while rest.peek().is_some() {
+            let mut pipeline = Pipeline::new();
+            load_script(&mut pipeline);
+            let (mut members, mut bytes) = (Vec::new(), 0);
+            while members.len() < PIPELINE.0
+                && bytes < PIPELINE.1
+                && let Some((index, event)) = rest.next()
+            {
+                if event.confirm.is_some() {
+                    continue;
+                }
+                let partition = event.partition(&self.0.keys);
+                match event.prepare(&self.0.keys, partition, &self.0.defaults) {
+                    Ok(prepared) => {
+                        bytes += event.size();
+                        pipeline.add_command(prepared.command);
+                        members.push(index);
+                    }
+                    Err(error) => results[index] = Some(Err(error)),
+                }
+            }
+            if members.is_empty() {
+                continue;
+            }
+            let mut replies = self.send_chunk(&pipeline).await;
+            for index in members {
+                let id = &events[index].id;
+                results[index] = Some(match &mut replies {
+                    Ok(replies) => published(replies.next().unwrap_or(Value::Nil), id)
+                        .map(|(published, _)| published),
+                    Err(failed) => Err(failed.to_error(id)),
+                });
+            }
+        }
+        let mut done = Vec::with_capacity(events.len());
+        for (event, result) in events.iter().zip(results) {
+            done.push(match result {
+                Some(result) => result,
+                None => self.publish(event).await,
+            });
+        }
+        done
+    }
+
+    /// Sends a pipeline that begins with the script.
+    async fn send_chunk(&self, pipeline: &Pipeline) -> Result<vec::IntoIter<Value>, Failed> {
+        let link = &self.0.link;
+        let mut lent = link.get().await.map_err(Failed::Unreachable)?;
+        let replies = send_all(link, &mut lent, pipeline, 1).await;
+        replies.map(Vec::into_iter).map_err(Failed::Unanswered)
+    }
+
+    /// Publishes an event and awaits the reply.
+    ///
+    /// The event gets an id if it has none, and a deadline of now + `timeout` by the **local** clock
+    /// if it has none, so that nobody works for a requester that has gone: where clocks differ by
+    /// about `timeout`, set the deadline oneself. If it is unknown whether the event was stored, the
+    /// reply is awaited all the same.
+    ///
+    /// # Errors
+    /// See [`RequestError`]; an error reply is [`RequestError::Remote`].
+    pub async fn request(
+        &self,
+        mut event: Outgoing,
+        timeout: Duration,
+    ) -> Result<Reply, RequestError> {
+        let until = Instant::now() + timeout;
+        if event.when != When::Now {
+            let refused = PublishError::rejected("delay, at: a request runs at once");
+            return Err(refused.into());
+        }
+        let id = event
+            .id
+            .get_or_insert_with(|| Uuid::now_v7().to_string())
+            .clone();
+        let deadline = unix_ms().saturating_add(timeout.as_millis() as u64);
+        event.deadline.get_or_insert(deadline);
+        let keys = &self.0.keys;
+        let partition = event.partition(keys);
+        let stream = keys.reply(keys::domain_of(event.kind()), partition, &self.0.name);
+        event.reply_to = Some(stream.clone());
+        // Before it opens a stream for what is refused anyway.
+        event.prepare(keys, partition, &self.0.defaults)?;
+        let mut waiting = self.0.replies.wait_for(&id)?;
+        let mut doubt = None;
+        let answer = async {
+            self.0.replies.open(&stream).await?;
+            tokio::select! {
+                biased;
+                answer = waiting.answer() => return answer,
+                outcome = self.publish_to(&event, partition) => match outcome {
+                    Ok(_) => {}
+                    Err(refused @ PublishError::Rejected { .. }) => return Err(refused.into()),
+                    Err(unknown) => doubt = Some(unknown),
+                },
+            }
+            waiting.answer().await
+        };
+        match tokio::time::timeout_at(until, answer).await {
+            Ok(answer) => answer,
+            Err(_) => Err(match doubt {
+                Some(unknown) => unknown.into(),
+                None => RequestError::TimedOut { id },
+            }),
+        }
+    }
+
+    /// Stops waiting for replies and removes the reply streams. Requests fail from then on, those
+    /// in flight included; publishing still works. Dropping the last clone does the same a little
+    /// later, and if the process ends first, the streams expire.
+    pub async fn close(&self) {
+        let streams = self.0.replies.close();
+        if streams.is_empty() {
+            return;
+        }
+        if let Ok(mut lent) = self.0.link.get().await {
+            let mut command = redis::cmd("UNLINK");
+            command.arg(&streams);
+            let reply = lent.connection.send_packed_command(&command).await;
+            self.0.link.note(&lent, &reply);
+        }
+    }
+}
+
+/// How all of a pipeline failed.
+enum Failed {
+    Unreachable(String),
+    Unanswered(RedisError),
+}
+
+impl Failed {
+    fn to_error(&self, id: &Option<String>) -> PublishError {
+        match self {
+            Failed::Unreachable(reason) => PublishError::rejected(reason),
+            Failed::Unanswered(error) => PublishError::no_answer(error.clone().into(), id),
+        }
+    }
+}
+
+/// The replies to a pipeline but for the first `skip`. It fails only without an answer.
+async fn send_all(
+    link: &Link,
+    lent: &mut Lent,
+    pipeline: &Pipeline,
+    skip: usize,
+) -> RedisResult<Vec<Value>> {
+    let count = pipeline.len() - skip;
+    let sent = lent.connection.send_packed_commands(pipeline, skip, count);
+    let replies = sent.await;
+    match &replies {
+        Ok(replies) => {
+            let refused = replies.iter().find(|r| matches!(r, Value::ServerError(_)));
+            link.note(lent, &Ok(refused.cloned().unwrap_or(Value::Nil)));
+        }
+        Err(error) => link.note(lent, &Err(error.clone())),
+    }
+    replies
+}
+
+fn is_unanswered(outcome: &Result<Published, PublishError>) -> bool {
+    matches!(
+        outcome,
+        Err(PublishError::Unknown {
+            source: Doubt::NoAnswer(_),
+            ..
+        })
+    )
+}
+
+fn is_no_script(reply: &RedisResult<Value>) -> bool {
+    matches!(reply, Ok(Value::ServerError(error)) if error.code() == "NOSCRIPT")
+}
+
+/// In a pipeline nobody loads a script that is missing.
+fn load_script(pipeline: &mut Pipeline) {
+    pipeline
+        .cmd("SCRIPT")
+        .arg("LOAD")
+        .arg(include_str!("publish.lua"));
+}

@@ -1,0 +1,108 @@
+//! Events that wait: retries and what was published to run later.
+//!
+//! A delay queue is a sorted set; the score is the due time in Unix milliseconds by the server's
+//! clock. A member is a MessagePack array: a token that keeps equal events apart, then the event's
+//! fields, name and value in turn. Whoever calls [`promote`] moves what is due to the stream; it
+//! may be called by any number of processes at once.
+
+use super::error::BusError;
+use super::keys::Route;
+use super::msgpack::{self, PayloadLimits};
+use redis::Script;
+use redis::aio::ConnectionLike;
+use serde_bytes::{ByteBuf, Bytes};
+use std::sync::LazyLock;
+
+static PROMOTE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("promote.lua")));
+
+/// The latest due time, Unix ms: what a sorted set's score holds exactly.
+pub const MAX_DUE: u64 = 1 << 53;
+
+/// What a call of [`promote`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promoted {
+    /// Events that entered the stream.
+    pub moved: u64,
+    /// Members that were no events and became dead letters.
+    pub dead: u64,
+    /// When the next member is due (Unix ms, server clock); in the past if the limit was reached.
+    pub next_due_ms: Option<u64>,
+}
+
+/// Moves what is due, at most `limit` members, from a route's delay queue to its stream.
+///
+/// # Errors
+/// Fails if the stream can not be written; nothing leaves the queue then.
+pub async fn promote(
+    connection: &mut impl ConnectionLike,
+    route: &Route,
+    limit: usize,
+) -> Result<Promoted, BusError> {
+    let (moved, dead, next): (u64, u64, f64) = PROMOTE
+        .key(&route.delayed)
+        .key(&route.events)
+        .key(&route.dead)
+        .arg(limit)
+        .invoke_async(connection)
+        .await?;
+    Ok(Promoted {
+        moved,
+        dead,
+        next_due_ms: (next >= 0.0).then_some(next as u64),
+    })
+}
+
+/// A member of a delay queue: `fields` are names and values in turn, `token` (an entry id or a
+/// publish id) makes it unlike any other member.
+pub fn encode_member<F: AsRef<[u8]>>(token: &str, fields: &[F]) -> Vec<u8> {
+    let parts: Vec<&Bytes> = std::iter::once(token.as_bytes())
+        .chain(fields.iter().map(AsRef::as_ref))
+        .map(Bytes::new)
+        .collect();
+    #[allow(clippy::expect_used)] // The only error is one of writing, and a Vec takes all.
+    rmp_serde::to_vec(&parts).expect("a vector takes every write")
+}
+
+/// The fields in a member of a delay queue, names and values in turn; `None` if it is no event.
+/// `limit` bounds its bytes.
+pub fn decode_member(member: &[u8], limit: usize) -> Option<Vec<Vec<u8>>> {
+    let limits = PayloadLimits {
+        bytes: limit,
+        depth: 1,
+        ..PayloadLimits::default()
+    };
+    msgpack::scan(member, &limits).ok()?;
+    let parts: Vec<ByteBuf> = rmp_serde::from_slice(member).ok()?;
+    if parts.len() < 3 || parts.len().is_multiple_of(2) {
+        return None;
+    }
+    Some(parts.into_iter().skip(1).map(ByteBuf::into_vec).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_round_trip() {
+        let fields = [
+            b"type".to_vec(),
+            b"a.b".to_vec(),
+            b"data".to_vec(),
+            vec![0xff; 70_000],
+        ];
+        let member = encode_member("1-0", &fields);
+        assert_eq!(decode_member(&member, 1 << 20), Some(fields.to_vec()));
+        assert_eq!(decode_member(&member, 1000), None);
+        assert_ne!(member, encode_member("1-1", &fields));
+    }
+
+    #[test]
+    fn what_is_no_event_is_none() {
+        let odd = encode_member("1-0", &["type"]);
+        let nothing = encode_member::<&str>("1-0", &[]);
+        for bad in [&odd[..], &nothing, b"", b"text", &[0x93, 1, 2, 3], &[0xc1]] {
+            assert_eq!(decode_member(bad, 1000), None, "{bad:?}");
+        }
+    }
+}

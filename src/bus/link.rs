@@ -1,0 +1,133 @@
+//! One connection that many share and that is replaced when it is broken.
+
+use super::connect::{CONNECT, Connector, reconnect_delay};
+use super::error::{BusError, Reaction};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisResult, Value};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Unanswered commands in a row after which a connection counts as dead. A half-open link answers
+/// nothing and reports nothing; a slow server answers the next one.
+const TIMEOUTS: u32 = 2;
+
+/// Lends one connection to all who ask; makes a new one, at most one at a time, where the last broke.
+pub(super) struct Link {
+    connector: Connector,
+    block: Duration,
+    current: Mutex<Option<Lent>>,
+    timeouts: AtomicU32,
+    making: tokio::sync::Mutex<Making>,
+}
+
+/// The shared connection, as lent out.
+#[derive(Clone)]
+pub(super) struct Lent {
+    pub connection: MultiplexedConnection,
+    generation: u64,
+}
+
+#[derive(Default)]
+struct Making {
+    generation: u64,
+    failures: u32,
+    failed: Option<(Instant, String)>,
+}
+
+impl Link {
+    /// A link whose commands block for up to `block` (zero: not at all). Connects nothing yet.
+    pub fn new(connector: Connector, block: Duration) -> Self {
+        Self {
+            connector,
+            block,
+            current: Mutex::default(),
+            timeouts: AtomicU32::new(0),
+            making: tokio::sync::Mutex::default(),
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Lent>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The connection; a new one if there is none. After a failure it waits before the next try,
+    /// and all who waited for the same try share its failure.
+    ///
+    /// Cancel safe.
+    pub async fn get(&self) -> Result<Lent, String> {
+        if let Some(lent) = self.current().clone() {
+            return Ok(lent);
+        }
+        let asked = Instant::now();
+        let mut making = self.making.lock().await;
+        if let Some(lent) = self.current().clone() {
+            return Ok(lent);
+        }
+        if let Some((at, reason)) = &making.failed {
+            if *at >= asked {
+                return Err(reason.clone());
+            }
+            let pause = reconnect_delay(making.failures - 1);
+            tokio::time::sleep_until(*at + pause).await;
+        }
+        // The library's limit does not cover every step of making one.
+        let made = tokio::time::timeout(2 * CONNECT, self.open()).await;
+        match made {
+            Ok(Ok(connection)) => {
+                making.generation += 1;
+                making.failures = 0;
+                making.failed = None;
+                self.timeouts.store(0, Ordering::Relaxed);
+                let generation = making.generation;
+                let lent = Lent {
+                    connection,
+                    generation,
+                };
+                *self.current() = Some(lent.clone());
+                Ok(lent)
+            }
+            failed => {
+                let reason = match failed {
+                    Ok(Err(error)) => format!("can not connect: {error}"),
+                    _ => "can not connect: no answer in time".to_owned(),
+                };
+                making.failures += 1;
+                making.failed = Some((Instant::now(), reason.clone()));
+                Err(reason)
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<MultiplexedConnection, BusError> {
+        if self.block.is_zero() {
+            self.connector.dedicated().await
+        } else {
+            self.connector.blocking(self.block).await
+        }
+    }
+
+    /// Learns from the outcome of a command whether the connection is of use still.
+    pub fn note(&self, lent: &Lent, outcome: &RedisResult<Value>) {
+        let error = match outcome {
+            Ok(Value::ServerError(error)) => error.clone().into(),
+            Ok(_) => return self.timeouts.store(0, Ordering::Relaxed),
+            Err(error) => error.clone(),
+        };
+        let broken = if error.is_timeout() {
+            self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS
+        } else {
+            BusError::from(error).reaction() == Reaction::Reconnect
+        };
+        let mut current = self.current();
+        if broken
+            && current
+                .as_ref()
+                .is_some_and(|now| now.generation == lent.generation)
+        {
+            *current = None;
+            self.timeouts.store(0, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,340 @@
+//! The InstanceManager: who is there, and who is not any more.
+//!
+//! An id is *active* from its registration until it unregisters or is swept, and *alive* while its
+//! expiry, a score in `instances:active`, lies in the future of the server's clock.
+//!
+//! | from | to | by |
+//! |---|---|---|
+//! | unknown, gone | active, a higher incarnation, `instance.registered` | `register` |
+//! | alive | alive, the same incarnation, what it registered replaced | `register` |
+//! | expired, not swept | active, a higher incarnation, `instance.registered` | `register` |
+//! | alive | alive for another ttl | `heartbeat`; it does nothing for anyone else |
+//! | active | gone, `instance.unregistered` | `unregister` |
+//! | expired | gone, `instance.lost`, once | `sweep`, by whoever comes first |
+//!
+//! *Incarnations only rise*: a new one is the greater of the last one plus 1 and the server's clock
+//! in microseconds, so no memory of ids that are gone is needed, and a server that lost its data
+//! does not fall back.
+//!
+//! *Crashes*: each transition is one script with its fact, so there is nothing between two states.
+//! A caller that does not know whether its call took effect repeats it.
+//!
+//! *Keys*: role sets must be declared to a script, and only the hash says which ones an instance is
+//! in. A script that meets a role whose set was not declared changes nothing and names the roles;
+//! the call is repeated with them as well.
+
+use super::error::CoordinationError;
+use super::instance::{Beat, Registering, check_id};
+use crate::bus::connect::Connector;
+use crate::bus::error::{BusError, Reaction};
+use crate::bus::keys::Keys;
+use redis::{FromRedisValue, Script, ScriptInvocation};
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+/// How long the hash of an instance that is gone is kept for people to look at.
+pub const KEPT: Duration = Duration::from_secs(3600);
+/// How long an instance counts as recently lost.
+pub const RECENTLY: Duration = Duration::from_secs(600);
+/// Instances that one sweep declares lost at most, so that a sweep is short.
+pub const SWEEP: usize = 16;
+/// Tries of a call whose role sets changed meanwhile. Each try knows all roles that the ones before
+/// it met, so only new roles can make another one needed.
+const TRIES: u32 = 16;
+
+static REGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("register.lua")));
+static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua")));
+static UNREGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("unregister.lua")));
+static LOSE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lose.lua")));
+
+/// The instances of one namespace. Cheap to clone; every clone and every process sees the same.
+#[derive(Clone, Debug)]
+pub struct Instances {
+    pub(super) connector: Connector,
+    pub(super) keys: Keys,
+}
+
+/// What registering came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// The incarnation that the instance is now.
+    pub incarnation: u64,
+    /// How long it counts as alive after this and after each pulse, in ms.
+    pub ttl_ms: u64,
+    /// The current leader.
+    pub leader: Option<String>,
+    /// Whether this began a new incarnation.
+    pub new: bool,
+}
+
+/// What a heartbeat came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    /// Whether the instance is alive; if not, it must register again.
+    pub alive: bool,
+    /// How long it stays so without another pulse, in ms; 0 if it is not.
+    pub ttl_ms: u64,
+    /// The current leader.
+    pub leader: Option<String>,
+}
+
+/// What unregistering came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unregistered {
+    /// Whether the instance is unregistered now, by this call or by an earlier one; false if it was
+    /// never registered, was lost before, or is another incarnation.
+    pub unregistered: bool,
+    /// Its tasks that went to others or wait for them.
+    pub tasks_reassigned: u64,
+}
+
+/// An instance that was declared lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// Its id.
+    pub id: String,
+    /// The incarnation that is lost; 0 if somebody deleted its hash.
+    pub incarnation: u64,
+    /// Its last pulse, in Unix ms.
+    pub last_seen: u64,
+    /// Its tasks that went to others or wait for them.
+    pub tasks_reassigned: u64,
+}
+
+/// What a sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// The instances that this call, and no other, declared lost.
+    pub lost: Vec<Lost>,
+    /// Instances that are alive.
+    pub active: u64,
+    /// Expired instances that were left for the next sweep because of the limit.
+    pub left: u64,
+}
+
+impl Instances {
+    /// The instances of the namespace of `keys`.
+    pub fn new(connector: Connector, keys: Keys) -> Self {
+        Self { connector, keys }
+    }
+
+    /// Makes an instance active. A live one keeps its incarnation; what it registered before is
+    /// replaced.
+    ///
+    /// # Errors
+    /// `Invalid` for a value out of bounds; `Contended` if others registered the same id with ever
+    /// other roles; `Bus` else.
+    pub async fn register(
+        &self,
+        registering: &Registering,
+    ) -> Result<Registered, CoordinationError> {
+        let checked = registering.check()?;
+        let id = &registering.id;
+        let roles = words(&checked.roles);
+        let capabilities = words(&checked.capabilities);
+        let mut declared = checked.roles;
+        for _ in 0..TRIES {
+            let mut call = REGISTER.prepare_invoke();
+            call.key(self.keys.instance(id))
+                .key(self.keys.active())
+                .key(self.keys.capabilities())
+                .key(self.keys.lost())
+                .key(self.keys.broadcast())
+                .key(self.keys.leader())
+                .arg(id)
+                .arg(registering.ttl_ms)
+                .arg(registering.capacity)
+                .arg(&checked.metadata)
+                .arg(&roles)
+                .arg(&capabilities);
+            self.declare(&mut call, &declared);
+            let (again, held, incarnation, new, leader): (bool, String, u64, bool, Option<String>) =
+                self.invoke(&call).await?;
+            if !again {
+                return Ok(Registered {
+                    incarnation,
+                    ttl_ms: registering.ttl_ms,
+                    leader,
+                    new,
+                });
+            }
+            learn(&mut declared, &held);
+        }
+        Err(contended(id))
+    }
+
+    /// Renews a live instance. Works when the server's memory is full.
+    ///
+    /// # Errors
+    /// `Invalid` for a value out of bounds, `Bus` else.
+    pub async fn heartbeat(&self, beat: &Beat) -> Result<Pulse, CoordinationError> {
+        beat.check()?;
+        let mut call = HEARTBEAT.prepare_invoke();
+        call.key(self.keys.instance(&beat.id))
+            .key(self.keys.active())
+            .key(self.keys.leader())
+            .arg(&beat.id)
+            .arg(or_empty(beat.incarnation));
+        if let Some(load) = beat.load {
+            // Adding 0 makes -0 a plain 0.
+            call.arg("load").arg((load + 0.0).to_string());
+        }
+        if let Some(observed) = &beat.observed {
+            call.arg("observed").arg(observed);
+        }
+        if let Some(metrics) = &beat.metrics {
+            call.arg("metrics").arg(metrics);
+        }
+        let (alive, ttl_ms, leader) = self.invoke(&call).await?;
+        Ok(Pulse {
+            alive,
+            ttl_ms,
+            leader,
+        })
+    }
+
+    /// Takes an instance out of the active ones; with an incarnation, only that one.
+    ///
+    /// # Errors
+    /// `Invalid` for a malformed id; `Contended` if others registered the id with ever other roles
+    /// meanwhile; `Bus` else.
+    pub async fn unregister(
+        &self,
+        id: &str,
+        incarnation: Option<u64>,
+    ) -> Result<Unregistered, CoordinationError> {
+        check_id("instance_id", id)?;
+        let mut declared = BTreeSet::new();
+        for _ in 0..TRIES {
+            let mut call = UNREGISTER.prepare_invoke();
+            call.key(self.keys.instance(id))
+                .key(self.keys.active())
+                .key(self.keys.capabilities())
+                .key(self.keys.broadcast())
+                .arg(id)
+                .arg(or_empty(incarnation));
+            self.declare(&mut call, &declared);
+            call.arg(millis(KEPT));
+            let (again, held, unregistered, tasks_reassigned): (bool, String, bool, u64) =
+                self.invoke(&call).await?;
+            if !again {
+                return Ok(Unregistered {
+                    unregistered,
+                    tasks_reassigned,
+                });
+            }
+            learn(&mut declared, &held);
+        }
+        Err(contended(id))
+    }
+
+    /// Declares expired instances lost, the oldest first, at most `limit` of them ([`SWEEP`] is a
+    /// good one). Any instance may call it at any time; each loss is declared once.
+    ///
+    /// Whoever could not reach the server for long should wait one ttl before it sweeps again: the
+    /// others could not pulse either.
+    ///
+    /// # Errors
+    /// `Bus`. What was declared lost before the error is known by the facts only.
+    pub async fn sweep(&self, limit: usize) -> Result<Swept, CoordinationError> {
+        let census = self.census_naming(limit).await?;
+        let mut lost = Vec::new();
+        for id in &census.named {
+            lost.extend(self.lose(id).await?);
+        }
+        Ok(Swept {
+            lost,
+            active: census.active,
+            left: census.expired.saturating_sub(census.named.len() as u64),
+        })
+    }
+
+    async fn lose(&self, id: &str) -> Result<Option<Lost>, CoordinationError> {
+        let mut declared = BTreeSet::new();
+        for _ in 0..TRIES {
+            let mut call = LOSE.prepare_invoke();
+            call.key(self.keys.instance(id))
+                .key(self.keys.active())
+                .key(self.keys.capabilities())
+                .key(self.keys.lost())
+                .key(self.keys.broadcast())
+                .arg(id);
+            self.declare(&mut call, &declared);
+            call.arg(millis(KEPT)).arg(millis(RECENTLY));
+            let (again, held, lost, incarnation, last_seen, tasks_reassigned): (
+                bool,
+                String,
+                bool,
+                u64,
+                u64,
+                u64,
+            ) = self.invoke(&call).await?;
+            if !again {
+                return Ok(lost.then(|| Lost {
+                    id: id.to_owned(),
+                    incarnation,
+                    last_seen,
+                    tasks_reassigned,
+                }));
+            }
+            learn(&mut declared, &held);
+        }
+        Err(contended(id))
+    }
+
+    /// Declares role sets: their keys, and their names as one argument.
+    fn declare(&self, call: &mut ScriptInvocation<'_>, roles: &BTreeSet<String>) {
+        for role in roles {
+            call.key(self.keys.role(role));
+        }
+        call.arg(words(roles));
+    }
+
+    /// Runs a script on a pooled connection; once more on a fresh one if the connection was bad,
+    /// which is right because every script here can be repeated.
+    pub(super) async fn invoke<T: FromRedisValue>(
+        &self,
+        call: &ScriptInvocation<'_>,
+    ) -> Result<T, BusError> {
+        match self.invoke_once(call).await {
+            Err(error) if error.reaction() == Reaction::Reconnect => {
+                self.connector.forget_pooled();
+                self.invoke_once(call).await
+            }
+            done => done,
+        }
+    }
+
+    async fn invoke_once<T: FromRedisValue>(
+        &self,
+        call: &ScriptInvocation<'_>,
+    ) -> Result<T, BusError> {
+        let mut connection = self.connector.pooled().await?;
+        Ok(call.invoke_async(&mut connection).await?)
+    }
+}
+
+fn words(set: &BTreeSet<String>) -> String {
+    let words: Vec<&str> = set.iter().map(String::as_str).collect();
+    words.join(" ")
+}
+
+fn learn(declared: &mut BTreeSet<String>, held: &str) {
+    declared.extend(held.split_whitespace().map(str::to_owned));
+}
+
+fn or_empty(incarnation: Option<u64>) -> String {
+    incarnation.map_or_else(String::new, |incarnation| incarnation.to_string())
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+fn contended(id: &str) -> CoordinationError {
+    CoordinationError::Contended {
+        what: format!("instance {id}"),
+        tries: TRIES,
+    }
+}

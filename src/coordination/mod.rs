@@ -1,0 +1,7 @@
+//! State that instances share. Each rule is one Lua script beside the Rust that calls it: atomic,
+//! idempotent, on the server's clock.
+
+pub mod error;
+pub mod instance;
+pub mod instances;
+pub mod roster;

@@ -1,0 +1,81 @@
+#!lua
+-- Makes an instance active, or renews and replaces what a live one registered, in one step with
+-- the fact. The same call twice changes nothing more than the expiry.
+--
+-- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 leader
+--       7… one role set for each role of ARGV[7], in its order
+-- ARGV  1 id  2 ttl in ms  3 capacity  4 metadata (MessagePack)  5 roles  6 capabilities
+--       7 the roles whose sets are declared: at least those of ARGV[5]
+--       Lists are words with one space between them, in sorted order.
+-- Returns {again, roles, incarnation, new, leader}. again = 1: the instance holds roles whose sets
+--       are not declared; nothing was changed; call again with them as well.
+-- Cost  O((roles + capabilities) * log n). Refused when memory is full.
+--
+-- An instance that is past its expiry but was not swept yet begins a new incarnation here, without
+-- an instance.lost: the fact of the higher incarnation says that the older one ended, and whoever
+-- registers again under an id takes its own pending entries back.
+local hash, active, capabilities, lost, broadcast, leader = unpack(KEYS, 1, 6)
+local id, ttl, capacity, metadata, roles, kinds = unpack(ARGV, 1, 6)
+
+local function words(list)
+  return string.gmatch(list, '%S+')
+end
+local function set_of(list)
+  local set = {}
+  for word in words(list) do set[word] = true end
+  return set
+end
+
+local role_key, at = {}, 6
+for role in words(ARGV[7]) do
+  at = at + 1
+  role_key[role] = KEYS[at]
+end
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local before = redis.call('HMGET', hash,
+  'status', 'incarnation', 'roles', 'capabilities', 'capacity', 'metadata')
+local expires = tonumber(redis.call('ZSCORE', active, id) or 0)
+local known = before[1] == 'active'
+local alive = known and expires > now
+
+if known then
+  for role in words(before[3]) do
+    if not role_key[role] then return {1, before[3], '0', 0, false} end
+  end
+  local keeps = set_of(roles)
+  for role in words(before[3]) do
+    if not keeps[role] then redis.call('SREM', role_key[role], id) end
+  end
+  keeps = set_of(kinds)
+  for kind in words(before[4]) do
+    if not keeps[kind] then redis.call('ZREM', capabilities, kind .. ' ' .. id) end
+  end
+end
+
+-- Microseconds outlive the hash: after a FLUSHALL the number still rises.
+local incarnation = before[2]
+if not alive then
+  local last = tonumber(before[2] or 0)
+  incarnation = string.format('%.0f', math.max(last + 1, clock[1] * 1000000 + clock[2]))
+  redis.call('DEL', hash)
+  redis.call('HSET', hash, 'registered_at', now, 'load', 0)
+end
+redis.call('HSET', hash, 'id', id, 'status', 'active', 'incarnation', incarnation,
+  'roles', roles, 'capacity', capacity, 'capabilities', kinds, 'metadata', metadata,
+  'ttl_ms', ttl, 'last_seen', now)
+redis.call('ZADD', active, now + ttl, id)
+redis.call('ZREM', lost, id)
+for role in words(roles) do redis.call('SADD', role_key[role], id) end
+for kind in words(kinds) do redis.call('ZADD', capabilities, 0, kind .. ' ' .. id) end
+
+local changed = not alive or before[3] ~= roles or before[4] ~= kinds
+  or before[5] ~= capacity or before[6] ~= metadata
+if changed then
+  local held = {}
+  for role in words(roles) do held[#held + 1] = role end
+  redis.call('XADD', broadcast, '*', 'type', 'instance.registered', 'time', now, 'data',
+    cmsgpack.pack({id = id, roles = held, incarnation = tonumber(incarnation)}))
+end
+return {0, '', incarnation, alive and 0 or 1, redis.call('HGET', leader, 'id')}

@@ -1,0 +1,149 @@
+//! Looking at the instances: counts, lists, who can do what.
+
+use super::error::CoordinationError;
+use super::instance::Instance;
+use super::instances::{Instances, RECENTLY};
+use crate::bus::error::{BusError, Reaction};
+use redis::{FromRedisValue, Pipeline, Script};
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+static CENSUS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("census.lua")));
+static CAPABLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("capable.lua")));
+
+/// Hashes read in one round trip. What pulses carry is bounded, so this bounds the answer.
+const PAGE: usize = 64;
+/// Ids asked about in one round trip.
+const ASKED: usize = 1000;
+
+/// How many instances there are, at one moment of the server's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// The moment, in Unix ms.
+    pub at: u64,
+    /// Instances that are alive.
+    pub active: u64,
+    /// Expired instances that were not swept yet.
+    pub expired: u64,
+    /// Instances that were declared lost within [`RECENTLY`] and did not register again.
+    pub recently_lost: u64,
+}
+
+/// A census with the ids of expired instances.
+pub(super) struct Named {
+    pub active: u64,
+    pub expired: u64,
+    pub named: Vec<String>,
+}
+
+impl Instances {
+    /// Counts the instances.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn census(&self) -> Result<Census, CoordinationError> {
+        let (at, active, expired, recently_lost, _) = self.count(0).await?;
+        Ok(Census {
+            at,
+            active,
+            expired,
+            recently_lost,
+        })
+    }
+
+    /// Counts the instances and names that many expired ones, the oldest first.
+    pub(super) async fn census_naming(&self, limit: usize) -> Result<Named, CoordinationError> {
+        let (_, active, expired, _, named) = self.count(limit).await?;
+        Ok(Named {
+            active,
+            expired,
+            named,
+        })
+    }
+
+    async fn count(&self, limit: usize) -> Result<(u64, u64, u64, u64, Vec<String>), BusError> {
+        let mut call = CENSUS.prepare_invoke();
+        call.key(self.keys.active())
+            .key(self.keys.lost())
+            .arg(limit)
+            .arg(RECENTLY.as_millis() as u64);
+        self.invoke(&call).await
+    }
+
+    /// The instances that are alive, in the order of their expiry.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn list(&self) -> Result<Vec<Instance>, CoordinationError> {
+        let (time,): ((u64, u64),) = self.ask(redis::pipe().cmd("TIME")).await?;
+        let now = unix_ms(time);
+        let mut alive = redis::pipe();
+        alive
+            .cmd("ZRANGEBYSCORE")
+            .arg(self.keys.active())
+            .arg(format!("({now}"))
+            .arg("+inf");
+        let (ids,): (Vec<String>,) = self.ask(&alive).await?;
+        let mut instances = Vec::with_capacity(ids.len());
+        for page in ids.chunks(PAGE) {
+            let mut reads = redis::pipe();
+            for id in page {
+                reads.cmd("HGETALL").arg(self.keys.instance(id));
+            }
+            let hashes: Vec<HashMap<String, Vec<u8>>> = self.ask(&reads).await?;
+            instances.extend(hashes.into_iter().filter_map(Instance::from_hash));
+        }
+        Ok(instances)
+    }
+
+    /// The ids of the instances that are alive and have a handler for that event type, sorted.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn capable(&self, kind: &str) -> Result<Vec<String>, CoordinationError> {
+        let mut call = CAPABLE.prepare_invoke();
+        call.key(self.keys.capabilities())
+            .key(self.keys.active())
+            .arg(kind);
+        Ok(self.invoke(&call).await?)
+    }
+
+    /// Those of the ids that are alive, in the order given.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn active_among(&self, ids: &[String]) -> Result<Vec<String>, CoordinationError> {
+        let mut alive = Vec::new();
+        for page in ids.chunks(ASKED) {
+            let mut reads = redis::pipe();
+            reads.cmd("TIME");
+            reads.cmd("ZMSCORE").arg(self.keys.active()).arg(page);
+            let (time, expiries): ((u64, u64), Vec<Option<f64>>) = self.ask(&reads).await?;
+            let now = unix_ms(time) as f64;
+            let pairs = page.iter().zip(expiries);
+            let living = pairs.filter(|(_, expires)| expires.is_some_and(|at| at > now));
+            alive.extend(living.map(|(id, _)| id.clone()));
+        }
+        Ok(alive)
+    }
+
+    /// Reads on a pooled connection; once more on a fresh one if the connection was bad.
+    async fn ask<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
+        match self.ask_once(reads).await {
+            Err(error) if error.reaction() == Reaction::Reconnect => {
+                self.connector.forget_pooled();
+                self.ask_once(reads).await
+            }
+            done => done,
+        }
+    }
+
+    async fn ask_once<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
+        let mut connection = self.connector.pooled().await?;
+        Ok(reads.query_async(&mut connection).await?)
+    }
+}
+
+fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
+    seconds * 1000 + micros / 1000
+}

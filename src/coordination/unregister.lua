@@ -1,0 +1,43 @@
+#!lua flags=allow-oom
+-- Takes an instance out of the active ones at its own wish, in one step with the fact. Called
+-- again it changes nothing and answers the same.
+--
+-- KEYS  1 instance hash  2 active  3 capabilities  4 broadcast
+--       5… one role set for each role of ARGV[3], in its order
+-- ARGV  1 id  2 incarnation, or ''  3 the roles whose sets are declared  4 how long the hash is
+--       kept for people to look at, in ms
+-- Returns {again, roles, unregistered, tasks reassigned}. again = 1: the instance holds roles whose
+--       sets are not declared; nothing was changed; call again with them as well. unregistered = 0:
+--       not active, or another incarnation.
+-- Cost  O((roles + capabilities) * log n). Passes when memory is full: it frees more than it adds.
+local hash, active, capabilities, broadcast = unpack(KEYS, 1, 4)
+local id = ARGV[1]
+
+local role_key, at = {}, 4
+for role in string.gmatch(ARGV[3], '%S+') do
+  at = at + 1
+  role_key[role] = KEYS[at]
+end
+
+local is = redis.call('HMGET', hash, 'status', 'incarnation', 'roles', 'capabilities')
+if ARGV[2] ~= '' and ARGV[2] ~= is[2] then return {0, '', 0, 0} end
+if is[1] == 'unregistered' then
+  return {0, '', 1, tonumber(redis.call('HGET', hash, 'tasks_reassigned'))}
+end
+if is[1] ~= 'active' then return {0, '', 0, 0} end
+for role in string.gmatch(is[3], '%S+') do
+  if not role_key[role] then return {1, is[3], 0, 0} end
+end
+
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local reassigned = 0
+redis.call('ZREM', active, id)
+for role in string.gmatch(is[3], '%S+') do redis.call('SREM', role_key[role], id) end
+for kind in string.gmatch(is[4], '%S+') do redis.call('ZREM', capabilities, kind .. ' ' .. id) end
+redis.call('HDEL', hash, 'observed', 'metrics')
+redis.call('HSET', hash, 'status', 'unregistered', 'ended_at', now, 'tasks_reassigned', reassigned)
+redis.call('PEXPIRE', hash, ARGV[4])
+redis.call('XADD', broadcast, '*', 'type', 'instance.unregistered', 'time', now, 'data',
+  cmsgpack.pack({id = id, incarnation = tonumber(is[2]), tasks_reassigned = reassigned}))
+return {0, '', 1, reassigned}

@@ -1,0 +1,168 @@
+//! The timeout of a run, without a timer for the runs that end at once.
+
+use super::{Always, always_ready};
+use crate::error::{Code, HandlerError};
+use crate::registry::context::Context;
+use crate::registry::handler::{Encoded, Run};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll};
+use std::time::Duration;
+use tokio::task::{Unconstrained, unconstrained};
+use tokio::time::{Sleep, sleep};
+use tower::{Layer, Service};
+
+/// A run that fails with `deadline_exceeded` when it takes longer than its limit.
+///
+/// The run is polled before the timer exists: one that ends in its first poll costs none. The time
+/// counts from that first poll. `K` names the event type in the error.
+pub struct Bounded<K> {
+    run: Run,
+    kind: K,
+    limit: Duration,
+    // Outside of tokio's budget, or a run that uses its budget up each time would never time out.
+    timer: Option<Pin<Box<Unconstrained<Sleep>>>>,
+}
+
+impl<K: AsRef<str> + Unpin> Bounded<K> {
+    /// Bounds a run of the handler of `kind`.
+    pub fn new(run: Run, kind: K, limit: Duration) -> Self {
+        Self {
+            run,
+            kind,
+            limit,
+            timer: None,
+        }
+    }
+}
+
+impl<K> fmt::Debug for Bounded<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bounded")
+            .field("limit", &self.limit)
+            .field("timed", &self.timer.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<K: AsRef<str> + Unpin> Future for Bounded<K> {
+    type Output = Result<Encoded, HandlerError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let Poll::Ready(result) = this.run.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
+        let limit = this.limit;
+        let timer = this
+            .timer
+            .get_or_insert_with(|| Box::pin(unconstrained(sleep(limit))));
+        timer
+            .as_mut()
+            .poll(cx)
+            .map(|()| Err(exceeded(this.kind.as_ref(), limit)))
+    }
+}
+
+fn exceeded(kind: &str, limit: Duration) -> HandlerError {
+    let limit = humantime::format_duration(limit);
+    HandlerError::new(
+        Code::DeadlineExceeded,
+        format!("a run of {kind} took longer than its timeout of {limit}"),
+    )
+}
+
+/// Bounds every run.
+#[derive(Clone, Debug)]
+pub struct TimeoutLayer {
+    kind: Arc<str>,
+    limit: Duration,
+}
+
+impl TimeoutLayer {
+    /// For the handler of `kind`.
+    pub fn new(kind: Arc<str>, limit: Duration) -> Self {
+        Self { kind, limit }
+    }
+}
+
+impl<S> Layer<S> for TimeoutLayer {
+    type Service = Timeout<S>;
+
+    fn layer(&self, inner: S) -> Timeout<S> {
+        Timeout {
+            inner,
+            layer: self.clone(),
+        }
+    }
+}
+
+/// See [`TimeoutLayer`].
+#[derive(Clone, Debug)]
+pub struct Timeout<S> {
+    inner: S,
+    layer: TimeoutLayer,
+}
+
+impl<S: Always> Service<Context> for Timeout<S> {
+    always_ready!();
+
+    fn call(&mut self, context: Context) -> Run {
+        let run = self.inner.call(context);
+        Box::pin(Bounded::new(run, self.layer.kind.clone(), self.layer.limit))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    fn bounded(
+        run: impl Future<Output = Result<Encoded, HandlerError>> + Send + 'static,
+    ) -> Bounded<&'static str> {
+        Bounded::new(Box::pin(run), "image.resize", Duration::from_secs(30))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_over_its_timeout_fails_retryably_and_names_type_and_limit() {
+        let start = Instant::now();
+        let error = bounded(std::future::pending()).await.unwrap_err();
+        assert_eq!(start.elapsed().as_secs(), 30);
+        assert_eq!(error.code, Code::DeadlineExceeded);
+        assert!(error.retryable);
+        assert_eq!(error.refusal, None);
+        assert!(error.message.contains("image.resize"), "{error}");
+        assert!(error.message.contains("30s"), "{error}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_run_within_its_timeout_keeps_its_result() {
+        let run = bounded(async {
+            sleep(Duration::from_secs(29)).await;
+            Ok(vec![1])
+        });
+        assert_eq!(run.await, Ok(vec![1]));
+    }
+
+    #[test]
+    fn a_run_that_ends_at_once_needs_no_timer() {
+        // No runtime here: making a timer would panic.
+        let mut run = bounded(std::future::ready(Ok(vec![1])));
+        let mut cx = task::Context::from_waker(task::Waker::noop());
+        assert_eq!(Pin::new(&mut run).poll(&mut cx), Poll::Ready(Ok(vec![1])));
+        assert!(run.timer.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_uses_up_its_budget_times_out_all_the_same() {
+        let run: Run = Box::pin(async {
+            loop {
+                tokio::task::consume_budget().await;
+            }
+        });
+        let bounded = Bounded::new(run, "a.b", Duration::from_millis(1));
+        assert_eq!(bounded.await.unwrap_err().code, Code::DeadlineExceeded);
+    }
+}
