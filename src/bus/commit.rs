@@ -17,8 +17,9 @@
 //! - Unknown outcome (time-out, cut connection): the batch goes the slow way, which finds out one by
 //!   one what was committed already.
 //!
-//! The counter is raised once when a consumer starts, so that an older process of the same name loses
-//! the fast way too; and it exists while the consumer lives, so that a flushed database trips it.
+//! The counter is raised when a consumer starts and with each connection, so that an older process of
+//! the same name loses the fast way, and so does what was read before a connection broke: the server
+//! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
 
 use super::connect::{Connector, reconnect_delay};
 use super::dead::DeadLetter;
@@ -181,21 +182,23 @@ impl Claims {
         self.known[self.of_stream[stream]].load(Ordering::Acquire)
     }
 
-    fn learn(&self, values: &Value) -> Result<(), BusError> {
+    /// Whether all of them exist.
+    fn learn(&self, values: &Value) -> Result<bool, BusError> {
         let Value::Array(values) = values else {
             return Err(BusError::Reply { what: "MGET" });
         };
+        let mut all = values.len() == self.known.len();
         for (known, value) in self.known.iter().zip(values) {
             let number = match value {
                 Value::BulkString(bytes) => std::str::from_utf8(bytes)
                     .ok()
-                    .and_then(|text| text.parse().ok())
-                    .unwrap_or(0),
-                _ => 0,
+                    .and_then(|text| text.parse().ok()),
+                _ => None,
             };
-            known.store(number, Ordering::Release);
+            all &= number.is_some();
+            known.store(number.unwrap_or(0), Ordering::Release);
         }
-        Ok(())
+        Ok(all)
     }
 }
 
@@ -330,16 +333,14 @@ impl Committer {
         self.connection = None;
         let mut connection = self.connector.dedicated().await?;
         let clock = ServerClock::read(&mut connection).await?;
-        // A flushed database took the counters along: make them again, above all earlier values.
-        for key in &self.claims.keys {
-            redis::cmd("SET")
-                .arg(key)
-                .arg(clock.now())
-                .arg("PX")
-                .arg(claim::CLAIMS_TTL.as_millis() as u64)
-                .arg("NX")
-                .exec_async(&mut connection)
-                .await?;
+        for (key, known) in self.claims.keys.iter().zip(&self.claims.known) {
+            raise(
+                &mut connection,
+                key,
+                known.load(Ordering::Acquire),
+                clock.now(),
+            )
+            .await?;
         }
         let mut pipe = redis::pipe();
         pipe.cmd("WATCH").arg(&self.claims.keys);
@@ -415,7 +416,6 @@ impl Committer {
     async fn fast(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
         if self.connection.is_none() {
             self.arm().await?;
-            // What the batch was read under is not comparable with what was known before.
         }
         let fits = |settlement: &Settlement| {
             matches!(settlement.end, End::Done)
@@ -460,7 +460,10 @@ impl Committer {
         else {
             return Err(BusError::Reply { what: "EXEC" });
         };
-        self.claims.learn(&values)?;
+        if !self.claims.learn(&values)? {
+            // Gone with a flushed database. A counter that does not exist can not be watched.
+            self.connection = None;
+        }
         match executed {
             Value::Array(answers) => Ok(Fast::Done(answers)),
             // Nil: the counter moved. An error: the server refused a command before running any.
@@ -680,6 +683,33 @@ impl Committer {
             _ => Err(BusError::Reply { what: "commit.lua" }),
         }
     }
+}
+
+/// Raises a claim counter above its value, above `known` and, if it is new, to the time.
+///
+/// Done for each connection: what was read before is then committed the slow way. The server behind
+/// it may be another one, or the same with older data, that knows nothing of those deliveries.
+async fn raise(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    known: u64,
+    now: u64,
+) -> Result<(), BusError> {
+    let ttl = claim::CLAIMS_TTL.as_millis() as u64;
+    let mut pipe = redis::pipe();
+    pipe.cmd("SET").arg(key).arg(now).arg("PX").arg(ttl);
+    pipe.arg("NX").ignore();
+    pipe.cmd("INCR").arg(key);
+    pipe.cmd("PEXPIRE").arg(key).arg(ttl).ignore();
+    let (value,): (u64,) = pipe.query_async(connection).await?;
+    if value <= known {
+        redis::cmd("INCRBY")
+            .arg(key)
+            .arg(known - value + 1)
+            .exec_async(connection)
+            .await?;
+    }
+    Ok(())
 }
 
 enum Slow {
