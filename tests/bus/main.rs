@@ -1,0 +1,8 @@
+//! The bus against a real server: what it promises while others take over, flush, kill and stall.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commit;
+mod proxy;
+mod setup;
