@@ -31,7 +31,7 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Cmd, Pipeline, Script, Value};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -152,9 +152,11 @@ pub struct Report {
     pub abandoned: u64,
 }
 
-/// The claim counters that a lane last saw, one for each of its counter keys.
+/// What a committer last learned from the server: the claim counters, one for each of its counter
+/// keys, and the time.
 #[derive(Debug)]
 pub struct Claims {
+    clock: Mutex<Option<ServerClock>>,
     keys: Vec<String>,
     of_stream: Vec<usize>,
     known: Vec<AtomicU64>,
@@ -171,15 +173,34 @@ impl Claims {
             .collect();
         let known = keys.iter().map(|_| AtomicU64::new(0)).collect();
         Self {
+            clock: Mutex::new(None),
             keys,
             of_stream,
             known,
         }
     }
 
+    /// The server's clock, in Unix milliseconds; the local one before the first connection.
+    pub fn server_now(&self) -> u64 {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.map_or_else(local_now, |clock| clock.now())
+    }
+
     /// The counter of a stream's commits as it is known now: to be read before a read is sent.
     pub fn known(&self, stream: usize) -> u64 {
         self.known[self.of_stream[stream]].load(Ordering::Acquire)
+    }
+
+    /// Sets the counters' time to live anew; costs one batch its fast way.
+    pub async fn keep(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
+        for key in &self.keys {
+            redis::cmd("PEXPIRE")
+                .arg(key)
+                .arg(claim::CLAIMS_TTL.as_millis() as u64)
+                .exec_async(connection)
+                .await?;
+        }
+        Ok(())
     }
 
     /// Whether all of them exist.
@@ -210,17 +231,11 @@ pub struct Committer {
     group: String,
     consumer: String,
     claims: Arc<Claims>,
-    connection: Option<Armed>,
+    connection: Option<Redacted>,
     replies: HashMap<String, Instant>,
     reply_ttl: Duration,
     reply_history: u64,
     stop: CancellationToken,
-}
-
-#[derive(Debug)]
-struct Armed {
-    connection: Redacted,
-    clock: ServerClock,
 }
 
 struct Redacted(MultiplexedConnection);
@@ -288,33 +303,10 @@ impl Committer {
         self.claims.clone()
     }
 
-    /// Raises this consumer's own claim counters, which fences older processes of the same name.
+    /// Connects and raises this consumer's claim counters, which fences older processes of the same
+    /// name.
     pub async fn start(&mut self) -> Result<(), BusError> {
-        self.arm().await?;
-        let mut connection = self.connector.dedicated().await?;
-        for key in &self.claims.keys {
-            let mut pipe = redis::pipe();
-            pipe.cmd("INCR").arg(key).ignore();
-            pipe.cmd("PEXPIRE")
-                .arg(key)
-                .arg(claim::CLAIMS_TTL.as_millis() as u64)
-                .ignore();
-            pipe.exec_async(&mut connection).await?;
-        }
         self.arm().await
-    }
-
-    /// Keeps the claim counters alive; costs one batch its fast way.
-    pub async fn keep_claims(&mut self) -> Result<(), BusError> {
-        let mut connection = self.connector.pooled().await?;
-        for key in &self.claims.keys {
-            redis::cmd("PEXPIRE")
-                .arg(key)
-                .arg(claim::CLAIMS_TTL.as_millis() as u64)
-                .exec_async(&mut connection)
-                .await?;
-        }
-        Ok(())
     }
 
     /// Removes the claim counters of a consumer that has nothing pending.
@@ -333,6 +325,11 @@ impl Committer {
         self.connection = None;
         let mut connection = self.connector.dedicated().await?;
         let clock = ServerClock::read(&mut connection).await?;
+        *self
+            .claims
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(clock);
         for (key, known) in self.claims.keys.iter().zip(&self.claims.known) {
             raise(
                 &mut connection,
@@ -348,21 +345,8 @@ impl Committer {
         let values = connection.send_packed_commands(&pipe, 0, 2).await?;
         self.claims
             .learn(values.get(1).ok_or(BusError::Reply { what: "MGET" })?)?;
-        self.connection = Some(Armed {
-            connection: Redacted(connection),
-            clock,
-        });
+        self.connection = Some(Redacted(connection));
         Ok(())
-    }
-
-    /// The server's clock; the local one before the first connection.
-    pub fn now(&self) -> u64 {
-        match &self.connection {
-            Some(armed) => armed.clock.now(),
-            None => std::time::SystemTime::now()
-                .duration_since(std::time::SystemTime::UNIX_EPOCH)
-                .map_or(0, |since| since.as_millis() as u64),
-        }
     }
 
     /// Commits a batch. Returns when every settlement has an end; while the server is away that is
@@ -451,11 +435,7 @@ impl Committer {
         let Some(armed) = &mut self.connection else {
             return Ok(Fast::Nothing);
         };
-        let mut answers = armed
-            .connection
-            .0
-            .send_packed_commands(&pipe, queued, 3)
-            .await?;
+        let mut answers = armed.0.send_packed_commands(&pipe, queued, 3).await?;
         let (Some(values), Some(_), Some(executed)) = (answers.pop(), answers.pop(), answers.pop())
         else {
             return Err(BusError::Reply { what: "EXEC" });
@@ -478,7 +458,7 @@ impl Committer {
         match &settlement.end {
             End::Done => {}
             End::Later { fields, wait } => {
-                let due = self.now() + wait.as_millis() as u64;
+                let due = self.claims.server_now() + wait.as_millis() as u64;
                 let token = settlement.lease.entry.to_string();
                 let mut command = redis::cmd("ZADD");
                 command
@@ -538,7 +518,7 @@ impl Committer {
             .arg("source")
             .arg(&self.consumer)
             .arg("time")
-            .arg(self.now())
+            .arg(self.claims.server_now())
             .arg("data")
             .arg(&reply.data);
         command
@@ -657,7 +637,7 @@ impl Committer {
         let Some(armed) = &mut self.connection else {
             return Err(BusError::Pool("not connected".into()));
         };
-        let answer: Vec<i64> = call.invoke_async(&mut armed.connection.0).await?;
+        let answer: Vec<i64> = call.invoke_async(&mut armed.0).await?;
         match answer.as_slice() {
             [1, ..] => {
                 let mut pipe = redis::pipe();
@@ -666,10 +646,7 @@ impl Committer {
                     && let Some(armed) = &mut self.connection
                 {
                     // Best effort: the next reply to that stream tells the server again.
-                    let told = armed
-                        .connection
-                        .0
-                        .send_packed_commands(&pipe, 0, pipe.len());
+                    let told = armed.0.send_packed_commands(&pipe, 0, pipe.len());
                     if told.await.is_err() {
                         self.connection = None;
                     }
@@ -710,6 +687,12 @@ async fn raise(
             .await?;
     }
     Ok(())
+}
+
+fn local_now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 enum Slow {

@@ -224,7 +224,7 @@ async fn a_retry_waits_in_the_delay_queue_as_its_next_attempt() {
     let stream = bus.route.events.clone();
     let parse = |entry| convoke::bus::event::Event::parse(entry, &limits, &bus.keys, &stream);
     let event = parse(held[0].entry.clone()).unwrap();
-    let before = committer.now();
+    let before = committer.claims().server_now();
     let mut settlement = held[0].ending(End::Later {
         fields: event.next_attempt(),
         wait: Duration::from_secs(60),
