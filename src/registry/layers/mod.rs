@@ -4,18 +4,22 @@
 //! cached result costs no share of the rate, a refused run does not count as the handler's failure,
 //! and the time in which a run waits for its turn is not held against it.
 
+pub mod breaker;
 pub mod cache;
+pub mod circuit;
 pub mod concurrency;
 pub mod instrument;
 pub mod order;
 pub mod timeout;
 
+use self::circuit::{Circuit, CircuitChange};
 use super::context::{Context, Process};
 use super::handler::{Encoded, Endpoint, Run};
 use super::policy::{Policy, Stack};
 use crate::error::HandlerError;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
 use tower::{Layer, Service};
 
 /// What layers need besides the policy.
@@ -25,6 +29,8 @@ pub struct Surroundings {
     pub process: Arc<Process>,
     /// The timeout of a handler whose policy names none.
     pub handler_timeout: Duration,
+    /// Who is told when a circuit opens or closes.
+    pub circuits: Option<UnboundedSender<CircuitChange>>,
 }
 
 /// What a layer here goes around: a service that takes every call at once and boxes its runs.
@@ -68,6 +74,16 @@ pub fn timeout_of(policy: &Policy, surroundings: &Surroundings) -> Option<Durati
     policy.timeout.unwrap_or(Some(surroundings.handler_timeout))
 }
 
+/// The circuit of a policy's handler, if it has one.
+pub fn circuit_of(
+    kind: &str,
+    policy: &Policy,
+    surroundings: &Surroundings,
+) -> Option<Arc<Circuit>> {
+    let circuit = Circuit::new(kind, policy.circuit?, surroundings.circuits.clone());
+    Some(Arc::new(circuit))
+}
+
 /// Puts the layers that the policy asks for around a handler; `None` if it asks for none, or for a
 /// timeout only, which the worker gives a run that is not ready at once.
 pub fn stack(
@@ -75,9 +91,11 @@ pub fn stack(
     policy: &Policy,
     endpoint: Endpoint,
     stats: &Arc<instrument::Stats>,
+    circuit: Option<&Arc<Circuit>>,
     surroundings: &Surroundings,
 ) -> Option<Stack> {
-    let plain = policy.concurrency.is_none()
+    let plain = circuit.is_none()
+        && policy.concurrency.is_none()
         && !policy.ordered
         && policy.cache.is_none()
         && policy.layers.is_empty();
@@ -93,6 +111,10 @@ pub fn stack(
     }
     if let Some(limit) = policy.concurrency {
         stack = Stack::new(concurrency::ConcurrencyLayer::new(limit).layer(stack));
+    }
+    if let Some(circuit) = circuit {
+        let layer = circuit::CircuitLayer::new(circuit.clone(), policy.fallback.clone());
+        stack = Stack::new(layer.layer(stack));
     }
     if let Some(ttl) = policy.cache {
         stack = Stack::new(cache::CacheLayer::new(ttl, stats.clone()).layer(stack));
