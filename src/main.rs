@@ -1,1 +1,17 @@
-fn main() {}
+//! The command `convoke`.
+
+mod cli;
+
+use clap::Parser;
+use cli::Outcome;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Wrong usage ends here: clap explains on stderr and exits with 2.
+    let cli = cli::Cli::parse();
+    match cli::run(cli) {
+        Outcome::Done => ExitCode::SUCCESS,
+        Outcome::Failed => ExitCode::from(1),
+        Outcome::Misused => ExitCode::from(2),
+    }
+}
