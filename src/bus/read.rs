@@ -101,17 +101,6 @@ pub async fn ensure_group(
     }
 }
 
-/// The id of a stream's last entry; zero if it has none.
-pub async fn last_id(
-    connection: &mut MultiplexedConnection,
-    stream: &str,
-) -> Result<EntryId, BusError> {
-    let mut command = redis::cmd("XREVRANGE");
-    command.arg(stream).arg("+").arg("-").arg("COUNT").arg(1);
-    let last = entries_of(connection.send_packed_command(&command).await?)?;
-    Ok(last.first().map_or_else(EntryId::default, |entry| entry.id))
-}
-
 const SHAPE: BusError = BusError::Reply {
     what: "a stream read",
 };

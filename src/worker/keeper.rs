@@ -3,23 +3,27 @@
 //! It runs on a thread of its own with a pool of its own: a handler that blocks its thread, or takes
 //! every connection, must not make the worker look dead.
 
-use super::lane::Shared;
+use super::lane::{Counts, Shared};
 use super::lanes::{Lanes, Triggers};
 use super::takeover::Trigger;
 use super::watch::Watch;
 use super::{RunError, Worker};
+use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, reconnect_delay};
 use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
 use crate::bus::trim::Trimmer;
-use crate::bus::{claim, delay, lifetime};
+use crate::bus::{claim, delay, json, lifetime};
 use crate::config::Settings;
 use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, SWEEP};
+use crate::registry::context::unix_ms;
+use crate::registry::layers::circuit::CircuitChange;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_util::sync::CancellationToken;
 
 /// Connections of the keeper's pool.
@@ -32,6 +36,8 @@ const PROMOTE: usize = 500;
 const PROMOTE_PAUSE: Duration = Duration::from_millis(250);
 /// The longest pause between two trims of a quiet worker's streams.
 const TRIM_PAUSE: Duration = Duration::from_secs(30);
+/// How often failures are summed up in the log.
+const SUMMARY_PAUSE: Duration = Duration::from_secs(10);
 /// How often the claim counters' time to live is set anew.
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
 /// How long the inbox of an instance that is gone is kept.
@@ -51,7 +57,7 @@ struct Chores {
     lanes: Vec<Arc<Shared>>,
     triggers: Triggers,
     registering: Registering,
-    incarnation: std::sync::atomic::AtomicU64,
+    incarnation: AtomicU64,
     keys: Keys,
     inbox: String,
     broadcast: String,
@@ -61,7 +67,7 @@ impl Keeper {
     /// Starts the thread.
     pub fn start(
         worker: &Worker,
-        lanes: &Lanes,
+        lanes: &mut Lanes,
         registering: Registering,
         incarnation: u64,
     ) -> Result<Self, RunError> {
@@ -84,9 +90,10 @@ impl Keeper {
             .enable_all()
             .build()?;
         let (work, until) = (chores.clone(), stop.clone());
+        let changes = lanes.take_changes();
         let thread = std::thread::Builder::new()
             .name("keeper".into())
-            .spawn(move || runtime.block_on(work.all(until)))?;
+            .spawn(move || runtime.block_on(work.all(changes, until)))?;
         Ok(Self {
             thread,
             stop,
@@ -118,7 +125,11 @@ impl Keeper {
 }
 
 impl Chores {
-    async fn all(self: Arc<Self>, stop: CancellationToken) {
+    async fn all(
+        self: Arc<Self>,
+        changes: Option<UnboundedReceiver<CircuitChange>>,
+        stop: CancellationToken,
+    ) {
         let watch = Watch {
             connector: self.connector.clone(),
             instances: self.instances.clone(),
@@ -136,6 +147,8 @@ impl Chores {
                 self.trim(),
                 self.look_for_stale(),
                 self.keep_claims(),
+                self.announce(changes),
+                self.sum_up(),
                 watch.run(stop.clone()),
             );
         };
@@ -360,6 +373,74 @@ impl Chores {
                 if let Ok(mut connection) = self.connector.pooled().await {
                     lane.claims.keep(&mut connection).await.ok();
                 }
+            }
+        }
+    }
+
+    /// Tells everyone which circuits opened and closed.
+    async fn announce(&self, changes: Option<UnboundedReceiver<CircuitChange>>) {
+        let Some(mut changes) = changes else {
+            return;
+        };
+        while let Some(change) = changes.recv().await {
+            let told = async {
+                let fact = self.fact(&change);
+                let mut connection = self.connector.pooled().await?;
+                fact.store(&mut connection).await
+            };
+            if let Err(error) = told.await {
+                tracing::debug!(%error, handler = &*change.kind, "a circuit's change was not announced");
+            }
+        }
+    }
+
+    fn fact(&self, change: &CircuitChange) -> Publication {
+        let kind = match change.opened {
+            true => "circuit.opened",
+            false => "circuit.closed",
+        };
+        let instance = &self.registering.id;
+        let data = serde_json::json!({"type": &*change.kind, "instance": instance});
+        let fields = [
+            ("type", kind.as_bytes().to_vec()),
+            ("data", json::from_json(&data)),
+            ("source", instance.clone().into_bytes()),
+            ("time", unix_ms().to_string().into_bytes()),
+        ];
+        let pairs = fields
+            .into_iter()
+            .flat_map(|(name, value)| [name.into(), value]);
+        Publication {
+            stream: self.broadcast.clone(),
+            fields: pairs.collect(),
+        }
+    }
+
+    /// Says now and then what went wrong since: one line, however much it was.
+    async fn sum_up(&self) {
+        let count = |pick: fn(&Counts) -> &AtomicU64| -> u64 {
+            let lanes = self.lanes.iter();
+            lanes
+                .map(|lane| pick(&lane.counts).load(Ordering::Relaxed))
+                .sum()
+        };
+        let mut before = (0, 0, 0);
+        loop {
+            tokio::time::sleep(SUMMARY_PAUSE).await;
+            let now = (
+                count(|c| &c.dead),
+                count(|c| &c.retried),
+                count(|c| &c.expired),
+            );
+            if now != before {
+                tracing::warn!(
+                    dead_letters = now.0 - before.0,
+                    retries = now.1 - before.1,
+                    past_deadline = now.2 - before.2,
+                    seconds = SUMMARY_PAUSE.as_secs(),
+                    "events failed"
+                );
+                before = now;
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::coordination::instances::Instances;
 use crate::registry::context::Process;
 use crate::registry::handler::{Endpoint, Schemas};
 use crate::registry::layers::Surroundings;
+use crate::registry::layers::circuit::CircuitChange;
 use crate::registry::policy::{Policy, RetryPolicy};
 use crate::registry::router::{Registration, Router};
 use std::collections::BTreeSet;
@@ -47,6 +48,7 @@ pub struct Lanes {
     prepared: Vec<Prepared>,
     triggers: Triggers,
     router: Arc<Router>,
+    changes: Option<mpsc::UnboundedReceiver<CircuitChange>>,
     ending: Ending,
 }
 
@@ -139,9 +141,11 @@ impl Lanes {
             cap: settings.backoff_cap,
             ..RetryPolicy::default()
         };
+        let (circuits, changes) = mpsc::unbounded_channel();
         let surroundings = Surroundings {
             process: process.clone(),
             handler_timeout: settings.handler_timeout,
+            circuits: Some(circuits),
         };
         let (control, control_triggers) = mpsc::unbounded_channel();
         let (data, data_triggers) = mpsc::unbounded_channel();
@@ -199,6 +203,7 @@ impl Lanes {
             prepared,
             triggers,
             router,
+            changes: Some(changes),
             ending: ending.clone(),
         })
     }
@@ -228,6 +233,11 @@ impl Lanes {
     /// Makes lanes look for entries.
     pub fn triggers(&self) -> Triggers {
         self.triggers.clone()
+    }
+
+    /// The circuits that open and close, for who announces them first.
+    pub fn take_changes(&mut self) -> Option<mpsc::UnboundedReceiver<CircuitChange>> {
+        self.changes.take()
     }
 
     /// The event types that this worker has handlers for.

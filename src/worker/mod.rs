@@ -164,7 +164,7 @@ impl Worker {
         }
         let Registered { incarnation, .. } = registered;
         let running = lanes.start().await?;
-        let keeper = Keeper::start(&self, &lanes, registering, incarnation)?;
+        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation)?;
         tracing::info!(
             instance = self.id(),
             incarnation,
