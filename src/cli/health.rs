@@ -58,7 +58,7 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
         _ => "",
     };
     output.line(&format!(
-        "{status}: {} instances healthy, {} suspect, {} lost{partition}",
+        "{status}; instances: {} healthy, {} suspect, {} lost{partition}",
         count("healthy"),
         count("suspect"),
         count("lost"),
@@ -72,7 +72,7 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
             vec![
                 name.clone(),
                 service["status"].as_str().unwrap_or("unknown").to_owned(),
-                latency.map_or_else(String::new, |ms| format!("{ms} ms")),
+                latency.map_or_else(String::new, |ms| format!("{ms:.1} ms")),
                 service["error"].as_str().unwrap_or_default().to_owned(),
             ]
         })

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 
 /// Bytes of text that one byte of payload may take: what JSON escapes becomes up to 6 times as long.
-const TEXT_PER_BYTE: usize = 8;
+pub const TEXT_PER_BYTE: usize = 8;
 
 /// Checks the event type of a command.
 pub fn event_type(text: &str) -> Result<String, keys::NameError> {

@@ -12,9 +12,10 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 
-/// Events of `--lines` in one round trip, and lines read ahead. Bounded by lines and, through
-/// `max_payload`, by bytes.
-const LINES: usize = 512;
+/// Lines that are read ahead and published in one round trip, at most and at least.
+const LINES: (usize, usize) = (512, 16);
+/// About how many bytes of payload may be read ahead, however long the lines are.
+const READ_AHEAD: usize = 64 << 20;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -229,8 +230,9 @@ type Line = (usize, Result<Vec<u8>, String>);
 /// Publishes line by line, many in one round trip when they come faster than the answers.
 async fn publish_lines(session: &Session, flags: Flags) -> anyhow::Result<Outcome> {
     let client = session.client()?;
-    let (sender, mut receiver) = mpsc::channel(LINES);
     let limit = session.settings.max_payload;
+    let ahead = (READ_AHEAD / limit).clamp(LINES.1, LINES.0);
+    let (sender, mut receiver) = mpsc::channel(ahead);
     // Standard input blocks, so it has a thread of its own; the process does not wait for it.
     let reader = std::thread::spawn(move || read_lines(io::stdin(), limit, &sender));
     let mut report = Report {
@@ -238,8 +240,8 @@ async fn publish_lines(session: &Session, flags: Flags) -> anyhow::Result<Outcom
         failed: false,
         unread: false,
     };
-    let mut lines = Vec::with_capacity(LINES);
-    while receiver.recv_many(&mut lines, LINES).await > 0 {
+    let mut lines = Vec::with_capacity(ahead);
+    while receiver.recv_many(&mut lines, ahead).await > 0 {
         report.publish(&client, &flags, lines.drain(..)).await?;
     }
     match reader.join() {
@@ -253,7 +255,7 @@ async fn publish_lines(session: &Session, flags: Flags) -> anyhow::Result<Outcom
 }
 
 fn read_lines(from: impl Read, limit: usize, to: &mpsc::Sender<Line>) -> io::Result<()> {
-    let limit = limit.saturating_mul(8) as u64;
+    let limit = limit.saturating_mul(input::TEXT_PER_BYTE) as u64;
     let mut from = BufReader::new(from);
     for number in 1.. {
         let mut line = Vec::new();

@@ -13,7 +13,7 @@ Examples:
   convoke worker
   convoke worker --role worker,gpu --capacity 4 --exec 'image.resize=./resize.sh'
   convoke worker --config convoke.toml --log-format json
-  CONVOKE_REDIS_URL=rediss://user:password@redis.example convoke worker --id w-1
+  CONVOKE_REDIS_URL=$(cat /run/secrets/redis-url) convoke worker --id w-1
 
 A command of --exec runs once per event: the payload as JSON on its standard input, and
 CONVOKE_EVENT_ID, CONVOKE_EVENT_TYPE and CONVOKE_EVENT_ATTEMPT in its environment. What it prints is

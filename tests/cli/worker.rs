@@ -74,7 +74,10 @@ fn health_is_an_exit_code() {
     let redis = Redis::start();
     let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &["worker", "--id=w-1"]));
     let text = run(&redis, &["health"]).done().out;
-    assert!(text.starts_with("healthy: 1 instances healthy"), "{text}");
+    assert!(
+        text.starts_with("healthy; instances: 1 healthy, 0 suspect"),
+        "{text}"
+    );
     assert!(text.contains("\nredis"), "{text}");
     let json = run(&redis, &["health", "--format", "json"]).done().json();
     assert_eq!(json["status"], "healthy");
