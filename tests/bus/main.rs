@@ -4,5 +4,6 @@
 mod support;
 
 mod commit;
+mod commit_one;
 mod proxy;
 mod setup;
