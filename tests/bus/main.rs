@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod claim;
 mod commit;
 mod commit_one;
 mod proxy;
