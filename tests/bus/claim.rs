@@ -41,7 +41,7 @@ async fn what_is_taken_is_the_takers_and_its_owner_is_fenced_in_the_same_step() 
 
 #[tokio::test]
 async fn nothing_is_taken_that_moved_since_the_caller_looked() {
-    let (mut bus, pending) = held(3).await;
+    let (mut bus, pending) = held(4).await;
     assert_eq!(bus.take("w-2", &pending[..1]).await.len(), 1);
     // Another owner, another delivery, acknowledged.
     assert!(bus.take("w-3", &pending[..1]).await.is_empty());
@@ -49,7 +49,9 @@ async fn nothing_is_taken_that_moved_since_the_caller_looked() {
     assert!(bus.take("w-3", &pending[1..2]).await.is_empty());
     bus.run(&format!("XACK cb:events:image {GROUP} {}", pending[2].id))
         .await;
-    assert!(bus.take("w-3", &pending[2..]).await.is_empty());
+    assert!(bus.take("w-3", &pending[2..3]).await.is_empty());
+    bus.hand_on(pending[3].id, "w-2").await;
+    assert!(bus.take("w-3", &pending[3..]).await.is_empty());
     // One raise for each entry that was taken, none for what was not.
     assert_eq!(counter(&mut bus, "w-1").await, Some(2));
     assert_eq!(counter(&mut bus, "w-2").await, None);
@@ -116,7 +118,7 @@ async fn a_deleted_entry_is_named_and_pending_no_more_and_the_rest_is_taken() {
 
 #[tokio::test]
 async fn a_renewed_lease_is_young_again_and_was_not_delivered_again() {
-    let (mut bus, pending) = held(4).await;
+    let (mut bus, pending) = held(5).await;
     let stream = bus.route.events.clone();
     let hour = 3_600_000;
     let ids: Vec<String> = pending.iter().map(|p| p.id.to_string()).collect();
@@ -125,18 +127,19 @@ async fn a_renewed_lease_is_young_again_and_was_not_delivered_again() {
         "XCLAIM {stream} {GROUP} w-1 0 {ids} IDLE {hour} RETRYCOUNT 1 JUSTID"
     ))
     .await;
-    // Taken over, delivered again, deleted; one is still as it was.
+    // Taken over, delivered again, deleted, handed on; one is still as it was.
     bus.take("w-2", &pending[..1]).await;
     bus.take("w-1", &pending[1..2]).await;
     bus.run(&format!("XDEL {stream} {}", pending[2].id)).await;
+    bus.hand_on(pending[3].id, "w-2").await;
     let leases: Vec<_> = pending.iter().map(|p| (p.id, p.deliveries)).collect();
     let lost = claim::renew(&mut bus.connection, &stream, GROUP, "w-1", &leases).await;
-    let three: Vec<_> = pending[..3].iter().map(|p| p.id).collect();
-    assert_eq!(lost.unwrap(), three);
+    let four: Vec<_> = pending[..4].iter().map(|p| p.id).collect();
+    assert_eq!(lost.unwrap(), four);
     let now = bus.pending().await;
-    assert_eq!(now.len(), 3);
+    assert_eq!(now.len(), 4);
     assert_eq!(now[0].consumer, "w-2");
-    let renewed = &now[2];
+    let renewed = &now[3];
     assert_eq!((renewed.consumer.as_str(), renewed.deliveries), ("w-1", 1));
     assert!(renewed.idle < Duration::from_secs(60));
     assert_eq!(counter(&mut bus, "w-1").await, Some(2));
@@ -162,6 +165,8 @@ async fn what_is_given_reaches_the_receiver_as_its_first_delivery() {
     bus.run(&format!("XDEL cb:events:image {}", pending[2].id))
         .await;
     assert!(!give((pending[2].id, 1)).await, "deleted");
+    bus.hand_on(pending[1].id, "w-3").await;
+    assert!(!give((pending[1].id, 1)).await, "w-3's with the same count");
 }
 
 #[tokio::test]

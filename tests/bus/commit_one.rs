@@ -43,8 +43,8 @@ fn counts(report: &Report) -> (u64, u64, usize) {
 
 #[tokio::test]
 async fn an_outcome_counts_for_the_delivery_that_it_is_of_and_no_other() {
-    let (mut bus, mut committer, held) = holding(4).await;
-    // Not pending, another owner, another delivery of ours, ours.
+    let (mut bus, mut committer, held) = holding(5).await;
+    // Not pending, another owner, another delivery of ours, ours; handed to another as its first.
     bus.run(&format!(
         "XACK cb:events:image {GROUP} {}",
         held[0].lease.entry
@@ -53,15 +53,16 @@ async fn an_outcome_counts_for_the_delivery_that_it_is_of_and_no_other() {
     let pending = bus.pending().await;
     bus.take("w-2", &pending[..1]).await;
     bus.take("w-1", &pending[1..2]).await;
+    bus.hand_on(held[4].lease.entry, "w-3").await;
     let mut foreign = held[3].done();
     foreign.lease.entry = EntryId { ms: 1, seq: 1 };
     let mut batch: Vec<Settlement> = held.iter().map(|h| stale(h.done())).collect();
     batch.push(stale(foreign));
     let report = committer.commit(batch).await;
-    assert_eq!(counts(&report), (1, 4, 0));
+    assert_eq!(counts(&report), (1, 5, 0));
     assert_eq!(bus.replied().await, ["e3"]);
     assert_eq!(bus.entries(NEXT).await.len(), 1);
-    assert_eq!(bus.pending().await.len(), 2);
+    assert_eq!(bus.pending().await.len(), 3);
 }
 
 #[tokio::test]
@@ -74,7 +75,7 @@ async fn one_by_one_outcomes_are_written_in_the_order_of_the_batch() {
 
 #[tokio::test]
 async fn a_reply_that_can_not_be_written_becomes_a_dead_letter_and_hurts_nobody_else() {
-    for slow in [false, true] {
+    for (slow, alone) in [(false, false), (true, false), (true, true)] {
         let (mut bus, mut committer, held) = holding(3).await;
         bus.run("SET cb:reply:odd text").await;
         bus.run("XADD cb:reply:full 18446744073709551615-18446744073709551615 a b")
@@ -85,13 +86,16 @@ async fn a_reply_that_can_not_be_written_becomes_a_dead_letter_and_hurts_nobody_
             .zip(["cb:reply:odd", "cb:reply:full", REPLY])
         {
             settlement.reply.as_mut().unwrap().to = Some(to.into());
+            if alone {
+                settlement.publications.clear();
+            }
             if slow {
                 *settlement = stale(settlement.clone());
             }
         }
         assert_eq!(counts(&committer.commit(batch).await), (3, 0, 0));
         assert_eq!(bus.replied().await, ["e2"], "slow: {slow}");
-        assert_eq!(bus.entries(NEXT).await.len(), 3);
+        assert_eq!(bus.entries(NEXT).await.len(), if alone { 0 } else { 3 });
         assert!(bus.pending().await.is_empty());
         let letters = bus.entries("cb:dead:image").await;
         assert_eq!(letters.len(), 2, "slow: {slow}");

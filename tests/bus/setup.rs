@@ -50,10 +50,6 @@ impl Bus {
         }
     }
 
-    pub fn connector(&self) -> Connector {
-        connector(&self.redis.url())
-    }
-
     pub fn committer(&self, consumer: &str) -> Committer {
         self.committer_at(&self.redis.url(), consumer)
     }
@@ -143,6 +139,13 @@ impl Bus {
         )
         .await
         .unwrap()
+    }
+
+    /// Makes a pending entry another consumer's, with the delivery count that it has (1).
+    pub async fn hand_on(&mut self, id: EntryId, to: &str) {
+        let stream = &self.route.events;
+        let command = format!("XCLAIM {stream} {GROUP} {to} 0 {id} RETRYCOUNT 1 JUSTID");
+        self.run(&command).await;
     }
 
     /// Runs a command given as words.
