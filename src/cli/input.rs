@@ -2,6 +2,7 @@
 
 use super::Misuse;
 use anyhow::Context;
+use convoke::bus::json;
 use convoke::bus::keys;
 use serde_json::Value;
 use std::fs::File;
@@ -36,12 +37,7 @@ pub fn payload(data: &str, max_payload: usize) -> anyhow::Result<Vec<u8>> {
 pub fn encode(text: &[u8]) -> Result<Vec<u8>, String> {
     let value: Value =
         serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
-    rmp_serde::to_vec_named(&value).map_err(|error| error.to_string())
-}
-
-/// MessagePack as JSON.
-pub fn decode(data: &[u8]) -> Result<Value, rmp_serde::decode::Error> {
-    rmp_serde::from_slice(data)
+    Ok(json::from_json(&value))
 }
 
 fn read_to_limit(from: impl Read, limit: usize) -> anyhow::Result<Vec<u8>> {

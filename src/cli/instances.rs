@@ -1,7 +1,8 @@
 //! `convoke instances`: who is registered.
 
-use super::{Outcome, Session, input, output};
+use super::{Outcome, Session, output};
 use clap::Args;
+use convoke::bus::json;
 use convoke::coordination::instance::Instance;
 use convoke::coordination::instances::Instances;
 use serde_json::{Value, json};
@@ -78,6 +79,6 @@ fn described(instance: &Instance, now: u64) -> Value {
         "registered_at": instance.registered_at,
         "incarnation": instance.incarnation,
         "capabilities": instance.capabilities,
-        "metadata": input::decode(&instance.metadata).unwrap_or_default(),
+        "metadata": json::to_json(&instance.metadata).unwrap_or_default(),
     })
 }

@@ -9,16 +9,18 @@ mod publish;
 mod request;
 mod settings;
 mod tail;
+mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
 use convoke::config::Settings;
 use output::Output;
 use settings::BusFlags;
+use std::ffi::OsString;
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use tokio::runtime::{Builder, Runtime};
 
 const STYLES: Styles = Styles::styled()
@@ -58,8 +60,15 @@ struct Common {
     #[command(flatten)]
     bus: BusFlags,
     /// A TOML file of settings
-    #[arg(long, global = true, value_name = "FILE", env = "CONVOKE_CONFIG")]
-    config: Option<PathBuf>,
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CONVOKE_CONFIG",
+        value_parser = clap::value_parser!(OsString),
+        value_hint = ValueHint::FilePath
+    )]
+    config: Option<OsString>,
     /// Text for people or JSON lines for programs
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     format: Format,
@@ -86,6 +95,7 @@ enum Format {
 
 #[derive(Subcommand)]
 enum Command {
+    Worker(worker::Flags),
     Publish(publish::Flags),
     Request(request::Flags),
     Tail(tail::Flags),
@@ -133,10 +143,14 @@ pub fn run(cli: Cli) -> Outcome {
 
 fn execute(cli: Cli) -> anyhow::Result<Outcome> {
     let Cli { common, command } = cli;
-    let quiet = "warn";
+    let quiet = match &command {
+        Command::Worker(_) => "info",
+        _ => "warn",
+    };
     logs::start(common.log.as_deref().unwrap_or(quiet), common.log_format)?;
     let session = Session::new(&common, &command)?;
     match command {
+        Command::Worker(flags) => worker::run(session, &flags),
         Command::Publish(flags) => runtime()?.block_on(publish::run(session, flags)),
         Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
@@ -154,10 +168,13 @@ struct Session {
 impl Session {
     fn new(common: &Common, command: &Command) -> anyhow::Result<Self> {
         let layer = match command {
+            Command::Worker(flags) => settings::flags(&flags.settings)?,
             Command::Publish(flags) => settings::flags(&flags.settings)?,
             _ => Default::default(),
         };
-        let settings = settings::load(common.config.as_deref(), &common.bus, layer)?;
+        // An empty variable counts as not set, as it does for the settings.
+        let file = common.config.as_deref().filter(|path| !path.is_empty());
+        let settings = settings::load(file.map(Path::new), &common.bus, layer)?;
         Ok(Self {
             settings,
             output: Output::new(common.format),
@@ -178,6 +195,11 @@ impl Session {
 /// Enough for a command that mostly waits.
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
+}
+
+/// A thread per core, for a command that works.
+fn threads() -> io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build()
 }
 
 /// Whoever read the output has gone, which is no failure.

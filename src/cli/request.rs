@@ -3,6 +3,7 @@
 use super::output::{self, printable};
 use super::{Outcome, Session, input};
 use clap::Args;
+use convoke::bus::json;
 use convoke::bus::publish::Outgoing;
 use convoke::bus::reply::Reply;
 use convoke::bus::request::RequestError;
@@ -78,7 +79,7 @@ pub async fn ask(
 
 /// The result that a reply carries.
 pub fn result(reply: &Reply) -> anyhow::Result<Value> {
-    Ok(input::decode(&reply.data)?)
+    Ok(json::to_json(&reply.data)?)
 }
 
 /// Says on stderr why there is no result.
@@ -93,7 +94,7 @@ pub fn complain(session: &Session, error: &RequestError) {
             let mut details = Vec::new();
             if let Some(value) = &remote.details
                 && rmpv::encode::write_value(&mut details, value).is_ok()
-                && let Ok(value) = input::decode(&details)
+                && let Ok(value) = json::to_json(&details)
             {
                 object["details"] = value;
             }

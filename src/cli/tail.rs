@@ -1,11 +1,12 @@
 //! `convoke tail`: follows streams without taking anything from anyone.
 
 use super::output::{self, Output, printable};
-use super::{Misuse, Outcome, Session, input};
+use super::{Misuse, Outcome, Session};
 use clap::Args;
 use convoke::bus::connect::{BLOCK, Connector, reconnect_delay};
 use convoke::bus::error::{BusError, Reaction};
 use convoke::bus::event::{Entry, EntryId};
+use convoke::bus::json;
 use convoke::bus::keys::{self, Keys};
 use convoke::bus::read::{last_id, read_after};
 use jiff::Timestamp;
@@ -324,7 +325,7 @@ impl std::fmt::Display for Undecodable {
 }
 
 fn decode(data: &[u8]) -> Result<Value, Undecodable> {
-    input::decode(data).map_err(|error| Undecodable {
+    json::to_json(data).map_err(|error| Undecodable {
         bytes: data.len(),
         hex: data
             .iter()

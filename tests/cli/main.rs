@@ -8,6 +8,7 @@ mod support;
 mod publish;
 mod settings;
 mod tail;
+mod worker;
 
 use serde_json::Value;
 use std::io::Write;
@@ -121,7 +122,14 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
     let help = |args: &[&str]| end(bare().args(args)).done().out;
     assert!(help(&["-h"]).contains("Examples:"));
     assert!(help(&["--help"]).contains("Examples:"));
-    for command in ["publish", "request", "tail", "health", "instances"] {
+    for command in [
+        "worker",
+        "publish",
+        "request",
+        "tail",
+        "health",
+        "instances",
+    ] {
         let out = help(&[command, "-h"]);
         assert!(out.contains(&format!("  convoke {command}")), "{out}");
     }

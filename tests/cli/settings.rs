@@ -45,6 +45,7 @@ fn variables_of_other_parts_and_empty_ones_are_left_alone() {
     let redis = Redis::start();
     let mut command = convoke(&redis, &["publish", "a.b"]);
     command.env("CONVOKE_DATABASE_URL", "postgres://elsewhere");
+    command.env("CONVOKE_CONFIG", "");
     end(command.env("CONVOKE_NAMESPACE", "")).done();
     assert!(stored_in(&redis, "cb"));
 }

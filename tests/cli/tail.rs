@@ -1,6 +1,6 @@
 //! `convoke tail`.
 
-use super::{convoke, run};
+use super::{convoke, run, run_with_input};
 use crate::support::{self, Redis};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
@@ -114,6 +114,27 @@ fn types_ids_and_streams_choose_what_is_shown() {
     );
     run(&redis, &["tail", "--since", "yesterday"]).failed(2, &["yesterday"]);
     run(&redis, &["tail", "--limit", "0"]).failed(2, &["--limit"]);
+}
+
+#[test]
+fn what_takes_several_reads_is_shown_once_each_and_in_order() {
+    let redis = Redis::start();
+    let input: String = (0..300).map(|n| format!("{n}\n")).collect();
+    let lines_of = ["publish", "events.x", "--data=-", "--lines"];
+    run_with_input(&redis, &lines_of, input.as_bytes()).done();
+    let args = [
+        "tail",
+        "events:events",
+        "--since=0",
+        "--limit=300",
+        "--format=json",
+    ];
+    let shown = lines(&run(&redis, &args).done().out);
+    let numbers: Vec<u64> = shown
+        .iter()
+        .filter_map(|entry| entry["data"].as_u64())
+        .collect();
+    assert_eq!(numbers, (0..300).collect::<Vec<_>>());
 }
 
 #[test]
