@@ -25,14 +25,22 @@ impl Redis {
 
     /// A server that survives `kill -9`: everything acknowledged is in its append-only file.
     pub fn durable() -> Self {
-        Self::with(&["--save", "", "--appendonly", "yes", "--appendfsync", "everysec"])
+        Self::with(&[
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "everysec",
+        ])
     }
 
     /// A server with further options of the command line.
     pub fn with(options: &[&str]) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("convoke-test-{}-{serial}", std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("convoke-test-{}-{serial}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory for the server");
         let mut redis = Self {
             port: free_port(),
@@ -54,7 +62,13 @@ impl Redis {
             .expect("a log file");
         let child = Command::new("redis-server")
             .args(["--port", &self.port.to_string(), "--bind", "127.0.0.1"])
-            .args(["--daemonize", "no", "--enable-debug-command", "yes", "--dir"])
+            .args([
+                "--daemonize",
+                "no",
+                "--enable-debug-command",
+                "yes",
+                "--dir",
+            ])
             .arg(&self.dir)
             .args(&self.options)
             .stdin(Stdio::null())
@@ -131,7 +145,9 @@ fn answers(port: u16) -> bool {
         return false;
     };
     let mut reply = [0; 7];
-    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+    stream
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .is_ok()
         && stream.write_all(b"PING\r\n").is_ok()
         && stream.read_exact(&mut reply).is_ok()
         && &reply == b"+PONG\r\n"
@@ -155,7 +171,10 @@ pub fn free_port() -> u16 {
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "not within a minute: {what}"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -164,7 +183,10 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let start = Instant::now();
     while !condition().await {
-        assert!(start.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "not within a minute: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
