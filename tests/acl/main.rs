@@ -445,6 +445,10 @@ fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
 fn every_command_in_the_sources_is_granted() {
     let users = users();
     let granted = |user: &str, command: &str| {
+        // What the category +@connection stands for.
+        if matches!(command, "auth" | "client" | "echo" | "hello" | "ping") {
+            return true;
+        }
         let line = users.lines().find(|line| line.split(' ').nth(1) == Some(user));
         line.expect(user).split([' ', '(', ')']).any(|rule| {
             rule.strip_prefix('+')
