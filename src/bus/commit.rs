@@ -24,12 +24,12 @@
 use super::connect::{Connector, reconnect_delay};
 use super::dead::DeadLetter;
 use super::error::{BusError, Reaction};
-use super::event::EntryId;
+use super::event::{Entry, EntryId};
 use super::keys::Route;
 use super::{claim, delay};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Cmd, Pipeline, Script, Value};
-use std::collections::HashMap;
+use redis::{Cmd, Pipeline, RedisError, Script, Value};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,6 +41,8 @@ static COMMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("com
 const REMEMBERED_REPLIES: usize = 10_000;
 /// The most words that a script may unpack into one command, with room to spare.
 const SCRIPT_WORDS: usize = 4_000;
+/// Tries of a commit that is too long for a script, each undone by a takeover.
+const LARGE_TRIES: u32 = 16;
 
 /// The server's clock, read once and carried on by the local monotonic one.
 #[derive(Clone, Copy, Debug)]
@@ -274,11 +276,35 @@ struct Effect {
     optional: bool,
 }
 
+impl Effect {
+    fn words(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.command.args_iter().map(|word| match word {
+            redis::Arg::Simple(bytes) => bytes,
+            _ => &[],
+        })
+    }
+
+    /// The fields of what is added to a stream.
+    fn fields(&self) -> Vec<Vec<u8>> {
+        let words = self.words().skip_while(|word| *word != b"*").skip(1);
+        words.map(<[u8]>::to_vec).collect()
+    }
+}
+
 enum Fast {
     /// The server's answers, in the order of the commands.
     Done(Vec<Value>),
-    /// Nothing was written.
+    /// Nothing was written: a counter moved, or a lease is from before it did.
     Nothing,
+    /// Nothing was written: the server refused a command before running any.
+    Aborted(RedisError),
+}
+
+/// An effect of a committed settlement that could not be written.
+struct Lost {
+    lease: Lease,
+    fields: Vec<Vec<u8>>,
+    message: String,
 }
 
 impl Committer {
@@ -360,12 +386,14 @@ impl Committer {
                 self.make_good(&batch, &answers).await;
                 return report;
             }
-            Ok(Fast::Nothing) => batch,
+            Ok(Fast::Nothing | Fast::Aborted(_)) => batch,
             Err(_) => {
                 self.connection = None;
                 batch
             }
         };
+        // They are taken from the end.
+        slow.reverse();
         while let Some(settlement) = slow.pop() {
             match self.slow(&settlement).await {
                 Ok(Slow::Committed) => report.committed += 1,
@@ -408,6 +436,12 @@ impl Committer {
         if !batch.iter().all(fits) {
             return Ok(Fast::Nothing);
         }
+        self.transact(batch).await
+    }
+
+    /// Runs the whole batch in one transaction, which does nothing if a claim counter moved since
+    /// it was last watched.
+    async fn transact(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
         let mut pipe = Pipeline::with_capacity(batch.len() + 8);
         pipe.cmd("MULTI");
         let mut acknowledge: Vec<Option<Cmd>> = vec![None; self.routes.len()];
@@ -427,7 +461,7 @@ impl Committer {
         for command in acknowledge.into_iter().flatten() {
             pipe.add_command(command);
         }
-        self.prolong_replies(batch, &mut pipe);
+        let told = self.prolong_replies(batch, &mut pipe);
         let queued = pipe.len();
         pipe.cmd("EXEC");
         pipe.cmd("WATCH").arg(&self.claims.keys);
@@ -445,9 +479,12 @@ impl Committer {
             self.connection = None;
         }
         match executed {
-            Value::Array(answers) => Ok(Fast::Done(answers)),
-            // Nil: the counter moved. An error: the server refused a command before running any.
-            Value::Nil | Value::ServerError(_) => Ok(Fast::Nothing),
+            Value::Array(answers) => {
+                self.remember(told);
+                Ok(Fast::Done(answers))
+            }
+            Value::Nil => Ok(Fast::Nothing),
+            Value::ServerError(error) => Ok(Fast::Aborted(error.into())),
             _ => Err(BusError::Reply { what: "EXEC" }),
         }
     }
@@ -524,77 +561,91 @@ impl Committer {
         command
     }
 
-    /// Reply streams go away some time after the last reply: told to the server now and then.
-    fn prolong_replies(&mut self, batch: &[Settlement], pipe: &mut Pipeline) {
-        for settlement in batch {
-            let Some(stream) = settlement
-                .reply
-                .as_ref()
-                .and_then(|reply| reply.to.as_ref())
-            else {
+    /// Reply streams go away some time after the last reply. Each batch gives one to those that have
+    /// none (they may be new, or made anew behind a requester that went away); now and then it is
+    /// set anew. Returns the streams for which it is.
+    fn prolong_replies(&self, batch: &[Settlement], pipe: &mut Pipeline) -> Vec<String> {
+        let ttl = self.reply_ttl.as_millis() as u64;
+        let (mut seen, mut told) = (HashSet::new(), Vec::new());
+        for reply in batch.iter().filter_map(|s| s.reply.as_ref()) {
+            let Some(stream) = &reply.to else {
                 continue;
             };
-            let recent = self
-                .replies
-                .get(stream)
-                .is_some_and(|told| told.elapsed() < self.reply_ttl / 4);
-            if recent || stream.contains(":inbox:") {
+            if stream.contains(":inbox:") || !seen.insert(stream.as_str()) {
                 continue;
             }
-            if self.replies.len() >= REMEMBERED_REPLIES {
-                self.replies.clear();
-            }
-            self.replies.insert(stream.clone(), Instant::now());
-            let ttl = self.reply_ttl.as_millis() as u64;
-            for condition in ["NX", "GT"] {
-                pipe.cmd("PEXPIRE").arg(stream).arg(ttl).arg(condition);
+            pipe.cmd("PEXPIRE").arg(stream).arg(ttl).arg("NX");
+            let told_at = self.replies.get(stream);
+            if told_at.is_none_or(|at| at.elapsed() >= self.reply_ttl / 4) {
+                pipe.cmd("PEXPIRE").arg(stream).arg(ttl).arg("GT");
+                told.push(stream.clone());
             }
         }
+        told
     }
 
-    /// An effect of a committed transaction that failed by itself (a key of the wrong type) becomes a
-    /// dead letter of its own: the event is acknowledged already.
-    async fn make_good(&mut self, batch: &[Settlement], answers: &[Value]) {
+    fn remember(&mut self, told: Vec<String>) {
+        if self.replies.len() + told.len() > REMEMBERED_REPLIES {
+            self.replies.clear();
+        }
+        let now = Instant::now();
+        self.replies
+            .extend(told.into_iter().map(|stream| (stream, now)));
+    }
+
+    /// Finds the effects of a committed transaction that failed by themselves (a key of the wrong
+    /// type).
+    async fn make_good(&self, batch: &[Settlement], answers: &[Value]) {
         if !answers.iter().any(|a| matches!(a, Value::ServerError(_))) {
             return;
         }
-        let mut lost: Vec<(usize, Vec<Vec<u8>>, String)> = Vec::new();
+        let mut lost = Vec::new();
         let mut next = 0;
         for settlement in batch {
-            let mut at = Vec::new();
-            self.effects(settlement, |effect| at.push(effect.command));
-            for command in at {
+            self.effects(settlement, |effect| {
                 if let Some(Value::ServerError(error)) = answers.get(next) {
-                    let words = command.args_iter().map(|word| match word {
-                        redis::Arg::Simple(bytes) => bytes.to_vec(),
-                        _ => Vec::new(),
+                    lost.push(Lost {
+                        lease: settlement.lease,
+                        fields: effect.fields(),
+                        message: error.to_string(),
                     });
-                    let fields: Vec<Vec<u8>> =
-                        words.skip_while(|word| word != b"*").skip(1).collect();
-                    lost.push((settlement.lease.stream, fields, error.to_string()));
                 }
                 next += 1;
-            }
+            });
         }
-        for (stream, mut fields, message) in lost {
-            let route = &self.routes[stream];
-            for (name, value) in [
-                ("deadreason", "failed_precondition"),
-                ("deadmessage", &message),
-                ("deadstream", &route.events),
-                ("deadinstance", &self.consumer),
-            ] {
-                fields.push(name.into());
-                fields.push(value.into());
-            }
-            let command = add(&route.dead, &fields);
+        self.bury(lost).await;
+    }
+
+    /// What could not be written becomes a dead letter of its own: the event is acknowledged already.
+    async fn bury(&self, lost: Vec<Lost>) {
+        for Lost {
+            lease,
+            fields,
+            message,
+        } in lost
+        {
+            let route = &self.routes[lease.stream];
+            let letter = DeadLetter {
+                entry: Entry {
+                    id: lease.entry,
+                    fields,
+                },
+                reason: "failed_precondition".into(),
+                message,
+                attempts: 0,
+                deliveries: lease.deliveries,
+                stream: route.events.clone(),
+                instance: self.consumer.clone(),
+                time: self.claims.server_now(),
+            };
+            let command = add(&route.dead, letter.fields());
             let stored = match self.connector.pooled().await {
                 Ok(mut connection) => command.exec_async(&mut connection).await.is_ok(),
                 Err(_) => false,
             };
             tracing::error!(
                 stream = route.events,
-                error = message,
+                error = letter.message,
                 dead_letter = stored,
                 "a committed event's reply or publication could not be written"
             );
@@ -616,18 +667,13 @@ impl Committer {
             .arg(lease.entry.to_string())
             .arg(lease.deliveries);
         for effect in &effects {
-            let mut words = effect.command.args_iter().map(|word| match word {
-                redis::Arg::Simple(bytes) => bytes,
-                _ => &[],
-            });
+            let mut words = effect.words();
             let count = words.len() - 1;
             let name = words.next().unwrap_or_default();
             call.key(words.next().unwrap_or_default());
             call.arg(effect.key_type).arg(u8::from(effect.optional));
             if count > SCRIPT_WORDS {
-                return Ok(Slow::Refused(format!(
-                    "{count} words are more than a script can write at a time"
-                )));
+                return self.large(settlement).await;
             }
             call.arg(count).arg(name);
             for word in words {
@@ -637,28 +683,96 @@ impl Committer {
         let Some(armed) = &mut self.connection else {
             return Err(BusError::Pool("not connected".into()));
         };
-        let answer: Vec<i64> = call.invoke_async(&mut armed.0).await?;
+        let answer: Vec<Value> = call.invoke_async(&mut armed.0).await?;
         match answer.as_slice() {
-            [1, ..] => {
-                let mut pipe = redis::pipe();
-                self.prolong_replies(std::slice::from_ref(settlement), &mut pipe);
-                if !pipe.is_empty()
-                    && let Some(armed) = &mut self.connection
-                {
-                    // Best effort: the next reply to that stream tells the server again.
-                    let told = armed.0.send_packed_commands(&pipe, 0, pipe.len());
-                    if told.await.is_err() {
-                        self.connection = None;
-                    }
-                }
+            [Value::Int(1), left_out @ ..] => {
+                self.tell_replies(settlement).await;
+                let lost = left_out.chunks_exact(2).filter_map(|pair| {
+                    let [Value::Int(number), Value::BulkString(message)] = pair else {
+                        return None;
+                    };
+                    let effect = effects.get(usize::try_from(*number).ok()?.checked_sub(1)?)?;
+                    Some(Lost {
+                        lease,
+                        fields: effect.fields(),
+                        message: String::from_utf8_lossy(message).into_owned(),
+                    })
+                });
+                self.bury(lost.collect()).await;
                 Ok(Slow::Committed)
             }
-            [0, ..] => Ok(Slow::Fenced),
-            [-1, effect] => Ok(Slow::Refused(format!(
-                "the key of effect {effect} has the wrong type"
+            [Value::Int(0)] => Ok(Slow::Fenced),
+            [
+                Value::Int(-1),
+                Value::Int(number),
+                Value::BulkString(message),
+            ] => Ok(Slow::Refused(format!(
+                "effect {number} can not be written: {}",
+                String::from_utf8_lossy(message)
             ))),
             _ => Err(BusError::Reply { what: "commit.lua" }),
         }
+    }
+
+    async fn tell_replies(&mut self, settlement: &Settlement) {
+        let mut pipe = redis::pipe();
+        let told = self.prolong_replies(std::slice::from_ref(settlement), &mut pipe);
+        if pipe.is_empty() {
+            return;
+        }
+        let Some(armed) = &mut self.connection else {
+            return;
+        };
+        let connection = &mut armed.0;
+        // Best effort: the next reply to that stream tells the server again.
+        match connection.send_packed_commands(&pipe, 0, pipe.len()).await {
+            Ok(_) => self.remember(told),
+            Err(_) => self.connection = None,
+        }
+    }
+
+    /// Commits one settlement with more words than a script can write at a time: asks who holds the
+    /// entry, then runs the transaction, which a takeover since would undo.
+    async fn large(&mut self, settlement: &Settlement) -> Result<Slow, BusError> {
+        let Lease {
+            stream,
+            entry,
+            deliveries,
+            ..
+        } = settlement.lease;
+        for _ in 0..LARGE_TRIES {
+            let Some(armed) = &mut self.connection else {
+                return Err(BusError::Pool("not connected".into()));
+            };
+            let page = claim::pending(
+                &mut armed.0,
+                &self.routes[stream].events,
+                &self.group,
+                entry,
+                1,
+                None,
+            );
+            let held = page.await?.into_iter().next().is_some_and(|pending| {
+                pending.id == entry
+                    && pending.consumer == self.consumer
+                    && pending.deliveries == deliveries
+            });
+            if !held {
+                return Ok(Slow::Fenced);
+            }
+            let batch = std::slice::from_ref(settlement);
+            match self.transact(batch).await? {
+                Fast::Done(answers) => {
+                    self.make_good(batch, &answers).await;
+                    return Ok(Slow::Committed);
+                }
+                Fast::Nothing => {}
+                Fast::Aborted(error) => return Err(error.into()),
+            }
+        }
+        Ok(Slow::Refused(
+            "entries of this consumer are taken over all the time".into(),
+        ))
     }
 }
 

@@ -26,7 +26,7 @@ for i = 6 + owners, #ARGV, 3 do
   local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
   if pending and pending[2] == ARGV[5 + owner] and pending[4] == count and pending[3] >= idle_needed then
     local entry = redis.call('XCLAIM', stream, group, me, 0, id)[1]
-    taken[#taken + 1] = { id, count + 1, entry and entry[2] }
+    taken[#taken + 1] = { id, count + 1, entry and entry[2] or false }
     fenced[owner] = true
   end
 end

@@ -38,8 +38,9 @@ struct Group(Option<u32>);
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.0 {
-            let killed = std::process::Command::new("kill")
-                .args(["-KILL", "--", &format!("-{leader}")])
+            // Built into every `sh`; a program `kill` is missing from small images.
+            let killed = std::process::Command::new("sh")
+                .args(["-c", "kill -s KILL -- \"-$1\"", "sh", &leader.to_string()])
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
@@ -70,10 +71,12 @@ async fn execute(
     let write = async move {
         // A command that does not read all of its input may still succeed.
         stdin.write_all(payload.as_bytes()).await.ok();
+        Ok(())
     };
+    let message = async { Ok(last(stderr).await) };
     let finished = async {
-        let ((), output, message) = tokio::join!(write, bounded(stdout, max_output), last(stderr));
-        let output = output?;
+        // Too much output ends the run at once, whatever the command still does.
+        let ((), output, message) = tokio::try_join!(write, bounded(stdout, max_output), message)?;
         let status = child.wait().await?;
         Ok::<_, HandlerError>((status, output, message))
     };
@@ -244,5 +247,59 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(10), "still running");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    #[tokio::test]
+    async fn too_much_output_ends_the_command_at_once() {
+        // It ignores the closed pipe, so only a kill ends it.
+        let stubborn = "trap '' PIPE; head -c 200000 /dev/zero; sleep 300";
+        let given_up = Duration::from_secs(30);
+        let ended = tokio::time::timeout(given_up, run(stubborn, &[0xc0])).await;
+        let (code, retryable, message) = failure(ended.expect("it still runs"));
+        assert_eq!((code, retryable), (Code::Internal, false));
+        assert!(message.contains("more than 100000 bytes"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn a_cancelled_run_ends_at_once() {
+        let context = context(&[("data", &[0xc0])]);
+        context.cancellation().cancel();
+        let run = registration("image.resize", "sleep 300", 100)
+            .endpoint
+            .start(context);
+        let ended = tokio::time::timeout(Duration::from_secs(30), run).await;
+        assert_eq!(
+            ended.expect("it still runs").unwrap_err().code,
+            Code::Aborted
+        );
+    }
+
+    /// Looks from inside a second run of this test, as a process can not safely change its own
+    /// environment.
+    #[test]
+    fn the_command_does_not_see_our_settings() {
+        const INSIDE: &str = "EXEC_TEST_INSIDE";
+        if std::env::var_os(INSIDE).is_some() {
+            let seen = r#"printf '"%s|%s|%s"' "$CONVOKE_REDIS_URL" "$CONVOKE_EVENT_NOTE" "$EXEC_TEST_INSIDE""#;
+            let runtime = tokio::runtime::Runtime::new().unwrap();
+            let told = runtime.block_on(run(seen, &[0xc0])).unwrap();
+            assert_eq!(told, r#""||yes""#);
+            return;
+        }
+        let inside = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "handlers::exec::tests::the_command_does_not_see_our_settings",
+            ])
+            .env(INSIDE, "yes")
+            .env("CONVOKE_REDIS_URL", "redis://:secret@localhost")
+            .env("CONVOKE_EVENT_NOTE", "ours too")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&inside.stdout);
+        assert!(
+            inside.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
     }
 }

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod claim;
 mod commit;
+mod commit_one;
 mod proxy;
 mod setup;

@@ -12,7 +12,7 @@ use convoke::config::RedisUrl;
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 pub const GROUP: &str = "workers";
@@ -33,7 +33,10 @@ impl Bus {
     }
 
     pub async fn with(keys: Keys) -> Self {
-        let redis = Redis::start();
+        Self::on(Redis::start(), keys).await
+    }
+
+    pub async fn on(redis: Redis, keys: Keys) -> Self {
         let mut connection = redis.connection().await;
         let route = keys.route("image", 0);
         ensure_group(&mut connection, &route.events, GROUP)
@@ -47,16 +50,16 @@ impl Bus {
         }
     }
 
-    pub fn connector(&self) -> Connector {
-        connector(&self.redis.url())
-    }
-
     pub fn committer(&self, consumer: &str) -> Committer {
         self.committer_at(&self.redis.url(), consumer)
     }
 
     pub fn committer_at(&self, url: &str, consumer: &str) -> Committer {
-        Committer::new(CommitterOptions {
+        Committer::new(self.options(url, consumer))
+    }
+
+    pub fn options(&self, url: &str, consumer: &str) -> CommitterOptions {
+        CommitterOptions {
             connector: connector(url),
             routes: [self.route.clone()].into(),
             claims: vec![self.claims(consumer)],
@@ -65,7 +68,7 @@ impl Bus {
             reply_ttl: Duration::from_secs(600),
             reply_history: 1000,
             stop: CancellationToken::new(),
-        })
+        }
     }
 
     pub fn claims(&self, consumer: &str) -> String {
@@ -138,6 +141,13 @@ impl Bus {
         .unwrap()
     }
 
+    /// Makes a pending entry another consumer's, with the delivery count that it has (1).
+    pub async fn hand_on(&mut self, id: EntryId, to: &str) {
+        let stream = &self.route.events;
+        let command = format!("XCLAIM {stream} {GROUP} {to} 0 {id} RETRYCOUNT 1 JUSTID");
+        self.run(&command).await;
+    }
+
     /// Runs a command given as words.
     pub async fn ask<T: redis::FromRedisValue>(&mut self, command: &str) -> T {
         let mut words = command.split(' ');
@@ -174,6 +184,17 @@ impl Bus {
         info.lines()
             .find_map(|line| line.strip_prefix(&prefix)?.split(',').next()?.parse().ok())
             .unwrap_or(0)
+    }
+}
+
+impl Bus {
+    /// Waits until the server ran a command so often.
+    pub async fn until_called(&mut self, command: &str, times: u64) {
+        let start = Instant::now();
+        while self.calls(command).await < times {
+            assert!(start.elapsed() < Duration::from_secs(60), "no {command}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 

@@ -3,5 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod bad_input;
 mod basics;
+mod failures;
+mod lifecycle;
 mod rig;

@@ -63,3 +63,58 @@ pub async fn register(context: Context, event: Register) -> Result<Registered, H
         assigned: Vec::new(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::json::from_json;
+    use crate::error::Code;
+    use crate::registry::handler::Endpoint;
+    use crate::registry::layers::testing::context;
+    use serde_json::{Value as Json, json};
+    use std::sync::{Arc, Mutex};
+
+    /// What the handler would get.
+    async fn decoded(payload: Json) -> Result<Register, HandlerError> {
+        let got = Arc::new(Mutex::new(None));
+        let keep = got.clone();
+        let endpoint = Endpoint::new(move |_: Context, event: Register| {
+            let keep = keep.clone();
+            async move {
+                *keep.lock().unwrap() = Some(event);
+                Ok::<_, HandlerError>(())
+            }
+        });
+        let data = from_json(&payload);
+        endpoint.start(context(&[("data", &data)])).await?;
+        Ok(got.lock().unwrap().take().unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_is_left_out_has_the_protocols_defaults_and_what_is_unknown_is_ignored() {
+        let event = decoded(json!({"id": "w-1", "roles": ["worker"], "colour": "red"}))
+            .await
+            .unwrap();
+        assert_eq!(
+            (event.id.as_str(), event.capacity, event.ttl_ms),
+            ("w-1", 10, 30_000)
+        );
+        assert!(event.capabilities.is_empty() && event.metadata.is_none());
+    }
+
+    #[tokio::test]
+    async fn the_error_names_the_field_that_is_missing_or_wrong() {
+        for (payload, field) in [
+            (json!({"roles": []}), "id"),
+            (json!({"id": "w-1"}), "roles"),
+            (
+                json!({"id": "w-1", "roles": [], "capacity": "many"}),
+                "capacity",
+            ),
+        ] {
+            let error = decoded(payload).await.unwrap_err();
+            assert_eq!(error.code, Code::InvalidArgument);
+            assert!(error.message.contains(field), "{}", error.message);
+        }
+    }
+}

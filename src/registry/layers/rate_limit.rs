@@ -184,6 +184,20 @@ mod tests {
         assert_eq!(service.layer.unasked.lock().unwrap().runs, 2);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_does_not_answer_holds_no_run_up_for_long() {
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("redis://{}", silent.local_addr().unwrap());
+        let rate = Rate {
+            limit: 1,
+            period: Duration::from_secs(60),
+        };
+        let (mut service, _) = limited(rate, &url);
+        let start = Instant::now();
+        assert_eq!(service.call(context(&[])).await, Ok(vec![7]));
+        assert!(start.elapsed() <= PATIENCE + Duration::from_millis(1));
+    }
+
     #[tokio::test]
     async fn a_refusal_names_source_type_limit_and_time() {
         let rate = Rate {

@@ -1,0 +1,476 @@
+//! The users of `deploy/users.acl` may do what convoke does with them, and little else.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use convoke::bus::client::{Client, ClientOptions};
+use convoke::bus::connect::Connector;
+use convoke::bus::keys::Keys;
+use convoke::bus::publish::Outgoing;
+use convoke::config::{RedisUrl, Settings};
+use convoke::coordination::instance::Registering;
+use convoke::coordination::instances::Instances;
+use convoke::{Context, HandlerError, Worker};
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use support::Redis;
+use tokio_util::sync::CancellationToken;
+
+const PASSWORD: &str = "test";
+const PASSWORD_SHA256: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+
+/// A server with the users of the file. Its default user, off in the file, looks on.
+struct Guarded {
+    redis: Redis,
+}
+
+impl Guarded {
+    fn start() -> Self {
+        let users =
+            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/users.acl"))
+                .expect("the file is there");
+        let open = users
+            .replace("user default off", "user default on nopass ~* &* +@all")
+            .replace(&"0".repeat(64), PASSWORD_SHA256);
+        assert_ne!(open, users);
+        let redis = Redis::with(&["--save", ""]);
+        // The commands are those of an ACL file, one user a line.
+        let mut connection = redis.connect();
+        for line in open.lines() {
+            let mut command = redis::cmd("ACL");
+            command.arg("SETUSER");
+            for word in rules(line) {
+                command.arg(word);
+            }
+            command.exec(&mut connection).expect(line);
+        }
+        Self { redis }
+    }
+
+    fn url(&self, user: &str) -> RedisUrl {
+        RedisUrl::new(format!(
+            "redis://{user}:{PASSWORD}@127.0.0.1:{}",
+            self.redis.port()
+        ))
+    }
+
+    /// What the server refused since the last look.
+    fn refused(&self) -> Vec<String> {
+        let mut connection = self.redis.connect();
+        let log: Vec<std::collections::HashMap<String, redis::Value>> = redis::cmd("ACL")
+            .arg("LOG")
+            .query(&mut connection)
+            .expect("the log");
+        redis::cmd("ACL")
+            .arg("LOG")
+            .arg("RESET")
+            .exec(&mut connection)
+            .expect("emptied");
+        log.iter()
+            .map(|entry| format!("{:?} {:?}", entry["reason"], entry["object"]))
+            .collect()
+    }
+
+    /// Runs a command as that user; the error's code if there was one.
+    fn try_as(&self, user: &str, words: &[&str]) -> Result<(), String> {
+        let mut connection = redis::Client::open(self.url(user).expose())
+            .and_then(|client| client.get_connection())
+            .expect("a connection");
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command
+            .exec(&mut connection)
+            .map_err(|error| error.code().unwrap_or("?").to_owned())
+    }
+
+    #[track_caller]
+    fn must_refuse(&self, user: &str, commands: &[&str]) {
+        for command in commands {
+            let words: Vec<&str> = command.split(' ').collect();
+            let refused = self.try_as(user, &words);
+            assert_eq!(refused, Err("NOPERM".into()), "{user}: {command}");
+        }
+        self.refused();
+    }
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn users() -> String {
+    fs::read_to_string(root().join("deploy/users.acl")).expect("the file is there")
+}
+
+/// The words of a line after `user`; a selector in parentheses is one word.
+fn rules(line: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut inside = false;
+    for word in line.split_whitespace().skip(1) {
+        match words.last_mut() {
+            Some(last) if inside => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => words.push(word.to_owned()),
+        }
+        inside = (inside || word.starts_with('(')) && !word.ends_with(')');
+    }
+    words
+}
+
+fn client(guarded: &Guarded, user: &str, keys: Keys) -> Client {
+    let connector = Connector::new(&guarded.url(user), 2).expect("a url");
+    let options = ClientOptions {
+        name: Some("shop".into()),
+        ..ClientOptions::default()
+    };
+    Client::new(connector, keys, options).expect("a name")
+}
+
+#[test]
+fn the_file_loads_and_lets_nobody_in_before_passwords_are_set() {
+    let users = users();
+    assert!(users.lines().any(|line| line == "user default off"));
+    for line in users.lines().filter(|line| *line != "user default off") {
+        assert!(line.contains(&"0".repeat(64)), "{line}");
+        assert!(!line.contains("nopass") && !line.contains('>'), "{line}");
+    }
+    // Only the default user is opened, so that the harness can see the server start.
+    let copy = std::env::temp_dir().join(format!("convoke-users-{}.acl", std::process::id()));
+    let open = users.replace("user default off", "user default on nopass ~* &* +@all");
+    fs::write(&copy, open).expect("a copy");
+    let redis = Redis::with(&["--save", "", "--aclfile", &copy.to_string_lossy()]);
+    for user in ["convoke-worker", "convoke-publisher", "convoke-operator"] {
+        let url = format!("redis://{user}:{PASSWORD}@127.0.0.1:{}", redis.port());
+        let refused = redis::Client::open(url).and_then(|client| client.get_connection());
+        assert!(refused.is_err(), "{user}");
+    }
+    fs::remove_file(&copy).ok();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_can_publish_and_ask_in_every_way() {
+    for keys in [Keys::new("cb"), Keys::tagged("cb", 2)] {
+        let keys = keys.expect("a namespace");
+        let guarded = Guarded::start();
+        let client = client(&guarded, "convoke-publisher", keys.clone());
+        let event = || Outgoing::new("image.resize", &7);
+        client.publish(&event()).await.expect("stored");
+        for _ in 0..2 {
+            let once = event().id("once").dedup(true);
+            client.publish(&once).await.expect("stored once");
+        }
+        let later = event().delay(Duration::from_secs(60));
+        client.publish(&later).await.expect("stored for later");
+        let later = event().id("later").dedup(true).at(4_000_000_000_000);
+        client.publish(&later).await.expect("stored for later");
+        for stored in client.publish_many(&[event(), event()]).await {
+            stored.expect("stored");
+        }
+        let confirmed = event().confirm(1, Duration::from_millis(1));
+        let doubt = client.publish(&confirmed).await.expect_err("no replica");
+        assert!(doubt.to_string().contains("replica"), "{doubt}");
+
+        let asked = Outgoing::new("system.health", &()).id("asked");
+        let (reply, ()) = tokio::join!(
+            client.request(asked, Duration::from_secs(30)),
+            answer(&guarded, &keys)
+        );
+        assert_eq!(reply.expect("a reply").correlation_id, "asked");
+        client.close().await;
+        assert_eq!(guarded.refused(), Vec::<String>::new());
+    }
+}
+
+/// Answers the one request for `system.health`, as the server's owner.
+async fn answer(guarded: &Guarded, keys: &Keys) {
+    let mut connection = guarded.redis.connection().await;
+    let events = keys.events("system", 0);
+    support::until("the request arrives", || {
+        let mut connection = connection.clone();
+        let events = &events;
+        async move {
+            let length: i64 = redis::cmd("XLEN")
+                .arg(events)
+                .query_async(&mut connection)
+                .await
+                .expect("a length");
+            length == 1
+        }
+    })
+    .await;
+    redis::cmd("XADD")
+        .arg(keys.reply("system", 0, "shop"))
+        .arg("*")
+        .arg(&["correlationid", "asked", "type", "system.health.result"])
+        .arg(&["status", "ok", "data"])
+        .arg(b"\xc0")
+        .exec_async(&mut connection)
+        .await
+        .expect("answered");
+}
+
+#[test]
+fn a_publisher_can_neither_read_events_nor_settle_them_nor_look_around() {
+    let guarded = Guarded::start();
+    guarded.must_refuse(
+        "convoke-publisher",
+        &[
+            "XREAD STREAMS cb:events:image 0",
+            "XRANGE cb:events:image - +",
+            "XREADGROUP GROUP workers me STREAMS cb:events:image >",
+            "XACK cb:events:image workers 1-1",
+            "XDEL cb:events:image 1-1",
+            "XTRIM cb:events:image MAXLEN 0",
+            "XGROUP CREATE cb:events:image other 0 MKSTREAM",
+            "XADD cb:broadcast * type instance.lost",
+            "XADD cb:results:image * status ok",
+            "XADD cbx:events:image * type image.resize",
+            "XADD {cbx}:events:image * type image.resize",
+            "ZADD cb:instances:active 1 w-1",
+            "UNLINK cb:events:image",
+            "DEL cb:instance:w-1",
+            "EVAL return 0",
+            "KEYS *",
+            "SCAN 0",
+            "FLUSHALL",
+            "CONFIG GET *",
+            "CLIENT LIST",
+            "CLIENT KILL ID 1",
+            "ACL WHOAMI",
+            "DEBUG SLEEP 0",
+            "SHUTDOWN NOSAVE",
+        ],
+    );
+}
+
+async fn whole(_: Context, size: u32) -> Result<u32, HandlerError> {
+    Ok(size)
+}
+
+/// Fails once, and publishes.
+async fn flaky(context: Context, size: u32) -> Result<u32, HandlerError> {
+    if context.event().attempt() == 1 {
+        return Err(HandlerError::unavailable("not yet"));
+    }
+    context.publish("image.whole", &size)?;
+    Ok(size)
+}
+
+async fn broken(_: Context, _: u32) -> Result<u32, HandlerError> {
+    Err(HandlerError::internal("broken").permanent())
+}
+
+/// One stream's length, over its partitions.
+async fn length(guarded: &Guarded, names: &[String]) -> u64 {
+    let mut connection = guarded.redis.connection().await;
+    let mut sum = 0;
+    for name in names {
+        let command = redis::cmd("XLEN").arg(name).clone();
+        sum += command.query_async::<u64>(&mut connection).await.expect("a length");
+    }
+    sum
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_can_do_all_that_it_does() {
+    for partitions in [0, 2] {
+        let guarded = Guarded::start();
+        let settings = Settings {
+            redis_url: guarded.url("convoke-worker"),
+            id: "w-1".into(),
+            partitions,
+            heartbeat_ttl: Duration::from_secs(2),
+            claim_idle: Duration::from_secs(3),
+            backoff_base: Duration::from_millis(20),
+            stream_history: 5,
+            ..Settings::default()
+        };
+        let keys = settings.keys().expect("a namespace");
+        let parts = 0..keys.partitions("image");
+        let results: Vec<_> = parts.clone().map(|n| keys.results("image", n)).collect();
+        let dead: Vec<_> = parts.clone().map(|n| keys.dead("image", n)).collect();
+        leave_a_ghost(&guarded, &keys).await;
+
+        let worker = Worker::builder()
+            .settings(settings)
+            .handler("image.whole", whole)
+            .handler("image.flaky", flaky)
+            .handler("image.broken", broken)
+            .build()
+            .expect("a worker");
+        let drain = CancellationToken::new();
+        let running = tokio::spawn(worker.run_until(drain.clone()));
+        let client = client(&guarded, "convoke-publisher", keys.clone());
+        let asked = Outgoing::new("image.whole", &7);
+        let reply = client.request(asked, Duration::from_secs(30)).await;
+        reply.expect("a reply");
+        for kind in ["image.flaky", "image.broken", "image.nobodys"] {
+            client.publish(&Outgoing::new(kind, &7)).await.expect("stored");
+        }
+        // The flaky one's, what it published, the ghost's; the two that failed are results too.
+        support::until("results", || async { length(&guarded, &results).await >= 3 }).await;
+        support::until("dead letters", || async { length(&guarded, &dead).await == 2 }).await;
+        client.close().await;
+        drain.cancel();
+        running.await.expect("no panic").expect("drained");
+        assert_eq!(guarded.refused(), Vec::<String>::new());
+    }
+}
+
+/// An instance that took an event and died: its work is to be taken over.
+async fn leave_a_ghost(guarded: &Guarded, keys: &Keys) {
+    let owner = RedisUrl::new(guarded.redis.url());
+    let connector = Connector::new(&owner, 2).expect("a url");
+    let instances = Instances::new(connector.clone(), keys.clone());
+    let mut ghost = Registering::new("ghost", ["worker"]);
+    ghost.ttl_ms = 1000;
+    instances.register(&ghost).await.expect("registered");
+    let publisher = Client::new(connector, keys.clone(), ClientOptions::default()).expect("a name");
+    let stored = publisher.publish(&Outgoing::new("image.whole", &1)).await;
+    stored.expect("stored");
+    let mut connection = guarded.redis.connection().await;
+    for partition in 0..keys.partitions("image") {
+        let stream = keys.events("image", partition);
+        redis::cmd("XGROUP")
+            .arg(&["CREATE", &stream, "workers", "0", "MKSTREAM"])
+            .exec_async(&mut connection)
+            .await
+            .expect("a group");
+        redis::cmd("XREADGROUP")
+            .arg(&["GROUP", "workers", "ghost", "STREAMS", &stream, ">"])
+            .exec_async(&mut connection)
+            .await
+            .expect("taken");
+    }
+}
+
+#[test]
+fn a_worker_can_not_touch_what_is_not_its_own() {
+    let guarded = Guarded::start();
+    guarded.must_refuse(
+        "convoke-worker",
+        &[
+            "GET session:1",
+            "XADD other:events:image * type image.resize",
+            "XADD cbx:events:image * type image.resize",
+            "XADD {cbx}:events:image * type image.resize",
+            "XGROUP DESTROY cb:events:image workers",
+            "XGROUP SETID cb:events:image workers $",
+            "EVAL return 0",
+            "SCRIPT FLUSH",
+            "FUNCTION FLUSH",
+            "KEYS *",
+            "SCAN 0",
+            "FLUSHALL",
+            "RENAME cb:events:image cb:gone",
+            "CONFIG GET *",
+            "CLIENT LIST",
+            "CLIENT KILL ID 1",
+            "ACL LIST",
+            "DEBUG SLEEP 0",
+            "REPLICAOF NO ONE",
+            "SHUTDOWN NOSAVE",
+        ],
+    );
+}
+
+#[test]
+fn an_operator_can_look_at_everything_and_change_little() {
+    let guarded = Guarded::start();
+    for command in [
+        "INFO server",
+        "SCAN 0",
+        "CONFIG GET maxmemory*",
+        "ACL WHOAMI",
+        "XRANGE cb:events:image - +",
+        "XRANGE {cb:image:0}:events - +",
+        "HGETALL cb:instance:w-1",
+        "XADD cb:events:image * type image.whole",
+        "XADD cb:reply:me * status ok",
+        "XDEL cb:dead:image 1-1",
+    ] {
+        let words: Vec<&str> = command.split(' ').collect();
+        let done = guarded.try_as("convoke-operator", &words);
+        assert_eq!(done, Ok(()), "{command}");
+    }
+    guarded.must_refuse(
+        "convoke-operator",
+        &[
+            "GET session:1",
+            "XDEL cb:events:image 1-1",
+            "XTRIM cb:events:image MAXLEN 0",
+            "XADD cb:broadcast * type instance.lost",
+            "HSET cb:instance:w-1 status active",
+            "SET cb:claims:w-1 9",
+            "CONFIG SET maxmemory 1",
+            "ACL SETUSER me on",
+            "EVAL return 0",
+            "FLUSHALL",
+            "SHUTDOWN NOSAVE",
+        ],
+    );
+}
+
+/// Commands in calls such as `cmd("XADD")` and `redis.call('XADD', …)`.
+fn commands_in(text: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (before, quote) in [("cmd(\"", '"'), ("call('", '\'')] {
+        for (at, _) in text.match_indices(before) {
+            let rest = &text[at + before.len()..];
+            let word = rest.split(quote).next().unwrap_or_default();
+            if !word.is_empty() && word.bytes().all(|b| b.is_ascii_uppercase() || b == b'_') {
+                found.insert(word.to_ascii_lowercase());
+            }
+        }
+    }
+    found
+}
+
+fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        match path.extension().and_then(|extension| extension.to_str()) {
+            _ if path.is_dir() => sources(&path, into),
+            Some("rs" | "lua") => into.push(path),
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_command_in_the_sources_is_granted() {
+    let users = users();
+    let granted = |user: &str, command: &str| {
+        // What the category +@connection stands for.
+        if matches!(command, "auth" | "client" | "echo" | "hello" | "ping") {
+            return true;
+        }
+        let line = users.lines().find(|line| line.split(' ').nth(1) == Some(user));
+        line.expect(user).split([' ', '(', ')']).any(|rule| {
+            rule.strip_prefix('+')
+                .is_some_and(|rule| rule.split('|').next() == Some(command))
+        })
+    };
+    let mut files = Vec::new();
+    sources(&root().join("src"), &mut files);
+    let mut missing = BTreeSet::new();
+    for file in files {
+        let text = fs::read_to_string(&file).expect("a source");
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+        let is_command_line = file.starts_with(root().join("src/cli"));
+        let user = ["convoke-worker", "convoke-operator"][usize::from(is_command_line)];
+        if file.ends_with("bench.rs") {
+            continue;
+        }
+        for command in commands_in(product) {
+            if !granted(user, &command) {
+                missing.insert(format!("{user} lacks +{command} ({})", file.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
