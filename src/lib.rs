@@ -1,5 +1,7 @@
 //! A message-bus worker for Redis Streams.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
 pub mod bus;
 pub mod config;
 pub mod coordination;

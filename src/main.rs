@@ -1,5 +1,7 @@
 //! The command `convoke`.
 
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
 mod cli;
 
 use clap::Parser;

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod bench;
 mod health;
 mod input;
 mod instances;
@@ -101,6 +102,7 @@ enum Command {
     Tail(tail::Flags),
     Health(health::Flags),
     Instances(instances::Flags),
+    Bench(bench::Flags),
 }
 
 /// How a command ended, as its exit code tells.
@@ -155,6 +157,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
+        Command::Bench(flags) => bench::run(session, &flags),
         Command::Instances(_) => runtime()?.block_on(instances::run(session)),
     }
 }

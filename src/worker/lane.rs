@@ -153,7 +153,8 @@ struct Ran {
     elapsed: Duration,
 }
 
-type Slot<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Slot<T> = Option<Boxed<T>>;
 
 /// One lane of a worker.
 pub struct Lane {
@@ -531,7 +532,7 @@ impl Lane {
 /// What a lane's runs report to it.
 pub struct LaneEvents(mpsc::UnboundedReceiver<Finished>);
 
-fn read(mut reader: Reader, count: usize) -> Pin<Box<dyn Future<Output = (Reader, Read)> + Send>> {
+fn read(mut reader: Reader, count: usize) -> Boxed<(Reader, Read)> {
     Box::pin(async move {
         let read = reader.next(count).await;
         (reader, read)
@@ -541,7 +542,7 @@ fn read(mut reader: Reader, count: usize) -> Pin<Box<dyn Future<Output = (Reader
 fn commit(
     mut committer: Committer,
     batch: Vec<Settlement>,
-) -> Pin<Box<dyn Future<Output = (Committer, Vec<Lease>, Report)> + Send>> {
+) -> Boxed<(Committer, Vec<Lease>, Report)> {
     Box::pin(async move {
         let leases = batch.iter().map(|settlement| settlement.lease).collect();
         let report = committer.commit(batch).await;
@@ -549,11 +550,7 @@ fn commit(
     })
 }
 
-fn take(
-    job: Job,
-    shared: Arc<Shared>,
-    room: usize,
-) -> Pin<Box<dyn Future<Output = Option<Step>> + Send>> {
+fn take(job: Job, shared: Arc<Shared>, room: usize) -> Boxed<Option<Step>> {
     Box::pin(async move {
         match job.step(&shared, room).await {
             Ok(step) => Some(step),

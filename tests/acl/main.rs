@@ -270,7 +270,10 @@ async fn length(guarded: &Guarded, names: &[String]) -> u64 {
     let mut sum = 0;
     for name in names {
         let command = redis::cmd("XLEN").arg(name).clone();
-        sum += command.query_async::<u64>(&mut connection).await.expect("a length");
+        sum += command
+            .query_async::<u64>(&mut connection)
+            .await
+            .expect("a length");
     }
     sum
 }
@@ -309,11 +312,20 @@ async fn a_worker_can_do_all_that_it_does() {
         let reply = client.request(asked, Duration::from_secs(30)).await;
         reply.expect("a reply");
         for kind in ["image.flaky", "image.broken", "image.nobodys"] {
-            client.publish(&Outgoing::new(kind, &7)).await.expect("stored");
+            client
+                .publish(&Outgoing::new(kind, &7))
+                .await
+                .expect("stored");
         }
         // The flaky one's, what it published, the ghost's; the two that failed are results too.
-        support::until("results", || async { length(&guarded, &results).await >= 3 }).await;
-        support::until("dead letters", || async { length(&guarded, &dead).await == 2 }).await;
+        support::until("results", || async {
+            length(&guarded, &results).await >= 3
+        })
+        .await;
+        support::until("dead letters", || async {
+            length(&guarded, &dead).await == 2
+        })
+        .await;
         client.close().await;
         drain.cancel();
         running.await.expect("no panic").expect("drained");
@@ -449,7 +461,9 @@ fn every_command_in_the_sources_is_granted() {
         if matches!(command, "auth" | "client" | "echo" | "hello" | "ping") {
             return true;
         }
-        let line = users.lines().find(|line| line.split(' ').nth(1) == Some(user));
+        let line = users
+            .lines()
+            .find(|line| line.split(' ').nth(1) == Some(user));
         line.expect(user).split([' ', '(', ')']).any(|rule| {
             rule.strip_prefix('+')
                 .is_some_and(|rule| rule.split('|').next() == Some(command))
