@@ -1,24 +1,44 @@
 //! What a lane has read and not yet settled.
 
+use super::lane::Delivery;
+use crate::bus::commit::Lease;
 use crate::bus::event::EntryId;
 use crate::registry::context::Context;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// One delivery of one entry. An entry may be here twice: as the delivery whose lease was lost and
+/// as the one that was taken over since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    stream: usize,
+    entry: EntryId,
+    deliveries: u32,
+}
+
+impl From<&Lease> for Key {
+    fn from(lease: &Lease) -> Self {
+        Self {
+            stream: lease.stream,
+            entry: lease.entry,
+            deliveries: lease.deliveries,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Held {
-    deliveries: u32,
     renewed: Instant,
     running: Option<Context>,
 }
 
-/// The entries that a lane holds, shared with whoever renews their leases. Inbox of no one else.
+/// The deliveries that a lane holds, shared with whoever renews their leases.
 #[derive(Debug, Default)]
-pub struct InFlight(Mutex<HashMap<(usize, EntryId), Held>>);
+pub struct InFlight(Mutex<HashMap<Key, Held>>);
 
 impl InFlight {
-    fn held(&self) -> MutexGuard<'_, HashMap<(usize, EntryId), Held>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Key, Held>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -27,36 +47,46 @@ impl InFlight {
         self.held().len()
     }
 
-    /// Whether an entry of that stream is held.
-    pub fn holds(&self, stream: usize, entry: EntryId) -> bool {
-        self.held().contains_key(&(stream, entry))
+    /// Whether that delivery is held.
+    pub fn holds(&self, stream: usize, entry: EntryId, deliveries: u32) -> bool {
+        self.held().contains_key(&Key {
+            stream,
+            entry,
+            deliveries,
+        })
     }
 
-    /// Adds entries (id, delivery count) that were delivered just now.
-    pub fn add(&self, entries: impl Iterator<Item = (usize, EntryId, u32)>) {
+    /// Adds what was delivered just now; what is held already (a server that fell back to an older
+    /// state delivers again) is dropped.
+    pub fn add(&self, deliveries: &mut Vec<Delivery>) {
         let renewed = Instant::now();
-        self.held().extend(entries.map(|(stream, id, deliveries)| {
-            let held = Held {
-                deliveries,
+        let mut held = self.held();
+        deliveries.retain(|delivery| {
+            let new = Held {
                 renewed,
                 running: None,
             };
-            ((stream, id), held)
-        }));
+            let key = Key::from(&delivery.lease());
+            if held.contains_key(&key) {
+                return false;
+            }
+            held.insert(key, new);
+            true
+        });
     }
 
     /// Remembers the context of a run that takes its time, so that it can be told when its lease is lost.
-    pub fn running(&self, stream: usize, entry: EntryId, context: Context) {
-        if let Some(held) = self.held().get_mut(&(stream, entry)) {
+    pub fn running(&self, lease: &Lease, context: Context) {
+        if let Some(held) = self.held().get_mut(&lease.into()) {
             held.running = Some(context);
         }
     }
 
-    /// Drops entries that are settled.
-    pub fn remove(&self, entries: impl Iterator<Item = (usize, EntryId)>) {
+    /// Drops deliveries that are settled.
+    pub fn remove<'a>(&self, leases: impl Iterator<Item = &'a Lease>) {
         let mut held = self.held();
-        for key in entries {
-            held.remove(&key);
+        for lease in leases {
+            held.remove(&lease.into());
         }
     }
 
@@ -65,19 +95,22 @@ impl InFlight {
         let held = self.held();
         let due = held
             .iter()
-            .filter(|((of, _), held)| *of == stream && held.renewed.elapsed() >= age);
-        due.map(|((_, id), held)| (*id, held.deliveries)).collect()
+            .filter(|(key, held)| key.stream == stream && held.renewed.elapsed() >= age);
+        due.map(|(key, _)| (key.entry, key.deliveries)).collect()
     }
 
     /// Notes a renewal; runs whose lease was lost are cancelled.
     pub fn renewed(&self, stream: usize, entries: &[(EntryId, u32)], lost: &[EntryId]) {
         let mut all = self.held();
-        for (id, deliveries) in entries {
-            if let Some(held) = all.get_mut(&(stream, *id))
-                && held.deliveries == *deliveries
-            {
+        for &(entry, deliveries) in entries {
+            let key = Key {
+                stream,
+                entry,
+                deliveries,
+            };
+            if let Some(held) = all.get_mut(&key) {
                 held.renewed = Instant::now();
-                if let Some(run) = held.running.as_ref().filter(|_| lost.contains(id)) {
+                if let Some(run) = held.running.as_ref().filter(|_| lost.contains(&entry)) {
                     run.cancellation().cancel();
                 }
             }

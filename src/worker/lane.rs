@@ -10,6 +10,7 @@ use super::settle::{self, Scene};
 use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
 use crate::bus::claim;
 use crate::bus::commit::{Claims, Committer, End, Lease, Report, Settlement};
+use crate::bus::error::Reaction;
 use crate::bus::event::{Entry, Event, Limits};
 use crate::bus::keys::Route;
 use crate::coordination::error::CoordinationError;
@@ -54,7 +55,8 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    fn lease(&self) -> Lease {
+    /// Which delivery it is.
+    pub fn lease(&self) -> Lease {
         Lease {
             stream: self.stream,
             entry: self.entry.id,
@@ -168,6 +170,7 @@ pub struct Lane {
     settled: Vec<Settlement>,
     running: usize,
     window: usize,
+    taking_fails: bool,
 }
 
 impl Lane {
@@ -187,6 +190,7 @@ impl Lane {
             settled: Vec::new(),
             running: 0,
             window: shared.concurrency,
+            taking_fails: false,
             shared,
         };
         (lane, LaneEvents(events))
@@ -211,10 +215,8 @@ impl Lane {
             if draining {
                 // What was not started stays pending; the others take it as soon as this one unregisters.
                 let left = self.ready.drain(..).chain(self.suspects.drain(..));
-                let left: Vec<_> = left
-                    .map(|delivery| (delivery.stream, delivery.entry.id))
-                    .collect();
-                self.shared.inflight.remove(left.into_iter());
+                let left: Vec<Lease> = left.map(|delivery| delivery.lease()).collect();
+                self.shared.inflight.remove(left.iter());
             }
             let more = self.start_ready();
             // The commit before the next read: a requester waits for the one, nobody for the other.
@@ -227,13 +229,17 @@ impl Lane {
             let room = self.room();
             let calm = self.suspects.is_empty() && self.alone.is_none();
             if !draining && calm && room > 0 {
-                if let Some(free) = reader.take() {
-                    reading = Some(read(free, room.min(READ)));
-                }
                 if taking.is_none()
                     && let Some(job) = self.jobs.next()
                 {
                     taking = Some(take(job, self.shared.clone(), room));
+                }
+                // What was delivered before is older than anything new; but where taking over fails,
+                // reading goes on.
+                if (taking.is_none() || self.taking_fails)
+                    && let Some(free) = reader.take()
+                {
+                    reading = Some(read(free, room.min(READ)));
                 }
             }
             let busy = reading.is_some() || committing.is_some() || taking.is_some();
@@ -267,6 +273,7 @@ impl Lane {
                 }
                 step = occupied(&mut taking) => {
                     taking = None;
+                    self.taking_fails = step.is_none();
                     if let Some(step) = step {
                         self.jobs.stepped(&step);
                         if let Step::Took(deliveries) = step {
@@ -295,11 +302,8 @@ impl Lane {
         limit.saturating_sub(self.shared.inflight.len())
     }
 
-    fn accept(&mut self, deliveries: Vec<Delivery>) {
-        let entries = deliveries
-            .iter()
-            .map(|d| (d.stream, d.entry.id, d.deliveries));
-        self.shared.inflight.add(entries);
+    fn accept(&mut self, mut deliveries: Vec<Delivery>) {
+        self.shared.inflight.add(&mut deliveries);
         for delivery in deliveries {
             if delivery.deliveries >= ALONE {
                 self.suspects.push_back(delivery);
@@ -315,7 +319,8 @@ impl Lane {
             return false;
         }
         if let Some(suspect) = self.suspects.front() {
-            let beside = self.shared.inflight.len() - self.suspects.len() - self.ready.len();
+            let waiting = self.suspects.len() + self.ready.len();
+            let beside = self.shared.inflight.len().saturating_sub(waiting);
             if beside == 0 {
                 self.alone = Some(suspect.lease());
                 if let Some(suspect) = self.suspects.pop_front() {
@@ -390,9 +395,7 @@ impl Lane {
             Ok(Poll::Pending) => {
                 drop(entered);
                 self.running += 1;
-                shared
-                    .inflight
-                    .running(lease.stream, lease.entry, context.clone());
+                shared.inflight.running(&lease, context.clone());
                 let finished = self.finished.clone();
                 tokio::spawn(async move {
                     let run: Run = match route.timeout {
@@ -520,9 +523,7 @@ impl Lane {
     }
 
     fn release(&mut self, leases: &[Lease]) {
-        self.shared
-            .inflight
-            .remove(leases.iter().map(|lease| (lease.stream, lease.entry)));
+        self.shared.inflight.remove(leases.iter());
         if self.alone.is_some_and(|alone| leases.contains(&alone)) {
             self.alone = None;
         }
@@ -554,6 +555,11 @@ fn take(job: Job, shared: Arc<Shared>, room: usize) -> Boxed<Option<Step>> {
     Box::pin(async move {
         match job.step(&shared, room).await {
             Ok(step) => Some(step),
+            // No group, or no stream: nothing is pending there. The next trigger looks again.
+            Err(error) if matches!(error.reaction(), Reaction::RepairGroup | Reaction::GiveUp) => {
+                tracing::debug!(lane = shared.name, %error, "taking over was given up");
+                Some(Step::Done)
+            }
             Err(error) => {
                 tracing::debug!(lane = shared.name, %error, "taking over failed; trying again");
                 tokio::time::sleep(Duration::from_millis(200)).await;

@@ -6,14 +6,27 @@ use crate::bus::error::{BusError, Reaction};
 use crate::bus::read;
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+
+/// How long a stream is left alone whose key is of another type.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
 
 /// One reader of a lane.
 pub struct Reader {
     shared: Arc<Shared>,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Connected>,
     failures: u32,
+    /// Streams whose key is of another type: the others are read all the same.
+    unreadable: Vec<usize>,
     drain: CancellationToken,
+}
+
+struct Connected {
+    connection: MultiplexedConnection,
+    /// Which of the lane's streams are read.
+    streams: Vec<usize>,
+    since: Instant,
 }
 
 /// What a read brought.
@@ -32,6 +45,7 @@ impl Reader {
             shared,
             connection: None,
             failures: 0,
+            unreadable: Vec::new(),
             drain,
         }
     }
@@ -61,22 +75,28 @@ impl Reader {
     }
 
     async fn read(&mut self, count: usize) -> Result<Vec<Delivery>, BusError> {
-        let shared = &self.shared;
-        let streams: Vec<&str> = shared.routes.iter().map(|r| r.events.as_str()).collect();
-        let connection = match &mut self.connection {
-            Some(connection) => connection,
-            None => {
-                let mut connection = shared.process.connector.blocking(BLOCK).await?;
-                for stream in &streams {
-                    read::ensure_group(&mut connection, stream, &shared.group).await?;
-                }
-                if self.failures > 0 {
-                    tracing::info!(lane = shared.name, "reading again");
-                }
-                self.connection.insert(connection)
-            }
+        let shared = self.shared.clone();
+        if let Some(connected) = &self.connection
+            && !self.unreadable.is_empty()
+            && connected.since.elapsed() > LEFT_ALONE
+        {
+            self.connection = None;
+        }
+        if self.connection.is_none() {
+            self.connection = Some(self.connect().await?);
+        }
+        let Some(connected) = &mut self.connection else {
+            return Ok(Vec::new());
         };
-        let claims: Vec<u64> = (0..streams.len()).map(|s| shared.claims.known(s)).collect();
+        if connected.streams.is_empty() {
+            tokio::time::sleep(BLOCK).await;
+            return Ok(Vec::new());
+        }
+        let name = |stream: &usize| shared.routes[*stream].events.as_str();
+        let streams: Vec<&str> = connected.streams.iter().map(name).collect();
+        let claims = connected.streams.iter().map(|s| shared.claims.known(*s));
+        let claims: Vec<u64> = claims.collect();
+        let connection = &mut connected.connection;
         let me = shared.instance();
         let read = read::read_group(connection, &shared.group, me, &streams, count, BLOCK).await;
         let batches = match read {
@@ -92,12 +112,43 @@ impl Reader {
         let mut deliveries = Vec::with_capacity(total);
         for batch in batches {
             deliveries.extend(batch.entries.into_iter().map(|entry| Delivery {
-                stream: batch.stream,
+                stream: connected.streams[batch.stream],
                 entry,
                 deliveries: 1,
                 claims: claims[batch.stream],
             }));
         }
         Ok(deliveries)
+    }
+
+    async fn connect(&mut self) -> Result<Connected, BusError> {
+        let shared = &self.shared;
+        let mut connection = shared.process.connector.blocking(BLOCK).await?;
+        let mut streams = Vec::new();
+        let mut unreadable = Vec::new();
+        for (index, route) in shared.routes.iter().enumerate() {
+            match read::ensure_group(&mut connection, &route.events, &shared.group).await {
+                Ok(()) => streams.push(index),
+                Err(error) if error.code() == Some("WRONGTYPE") => {
+                    if !self.unreadable.contains(&index) {
+                        tracing::error!(
+                            stream = route.events,
+                            "the key is no stream; looking again every 10 s, and reading the others"
+                        );
+                    }
+                    unreadable.push(index);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.unreadable = unreadable;
+        if self.failures > 0 {
+            tracing::info!(lane = shared.name, "reading again");
+        }
+        Ok(Connected {
+            connection,
+            streams,
+            since: Instant::now(),
+        })
     }
 }

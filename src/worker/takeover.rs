@@ -108,7 +108,10 @@ impl Job {
         let page = claim::pending(&mut connection, stream, group, self.from, PAGE, owner).await?;
         let wanted = |entry: &&Pending| {
             entry.idle >= min_idle
-                && !(entry.consumer == me && shared.inflight.holds(self.stream, entry.id))
+                && !(entry.consumer == me
+                    && shared
+                        .inflight
+                        .holds(self.stream, entry.id, entry.deliveries))
         };
         let Some(first) = page.iter().find(wanted) else {
             return match page.last() {

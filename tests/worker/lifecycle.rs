@@ -225,6 +225,45 @@ async fn a_worker_repairs_what_was_flushed_destroyed_or_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_no_stream_does_not_stop_the_other_streams() {
+    let rig = Rig::new().await;
+    let mut connection = rig.connection.clone();
+    redis::cmd("SET")
+        .arg("cb:events:mail")
+        .arg("x")
+        .exec_async(&mut connection)
+        .await
+        .unwrap();
+    let worker = rig.start(
+        rig.builder()
+            .handler("text.echo", echo)
+            .handler("mail.send", echo),
+    );
+    assert!(rig.ask("text.echo", &"hello").await.is_ok());
+    redis::cmd("DEL")
+        .arg("cb:events:mail")
+        .exec_async(&mut connection)
+        .await
+        .unwrap();
+    until("the stream is read again", || async {
+        let event = Outgoing::new("mail.send", &"again");
+        rig.client
+            .request(event, Duration::from_secs(3))
+            .await
+            .is_ok()
+    })
+    .await;
+    redis::cmd("SET")
+        .arg("cb:events:mail")
+        .arg("x")
+        .exec_async(&mut connection)
+        .await
+        .unwrap();
+    assert!(rig.ask("text.echo", &"hello").await.is_ok());
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_run_is_never_taken_from_a_live_worker() {
     let rig = Rig::new().await;
     let runs = Arc::new(Mutex::new(0u32));
