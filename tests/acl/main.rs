@@ -270,7 +270,10 @@ async fn length(guarded: &Guarded, names: &[String]) -> u64 {
     let mut sum = 0;
     for name in names {
         let command = redis::cmd("XLEN").arg(name).clone();
-        sum += command.query_async::<u64>(&mut connection).await.expect("a length");
+        sum += command
+            .query_async::<u64>(&mut connection)
+            .await
+            .expect("a length");
     }
     sum
 }
@@ -309,11 +312,20 @@ async fn a_worker_can_do_all_that_it_does() {
         let reply = client.request(asked, Duration::from_secs(30)).await;
         reply.expect("a reply");
         for kind in ["image.flaky", "image.broken", "image.nobodys"] {
-            client.publish(&Outgoing::new(kind, &7)).await.expect("stored");
+            client
+                .publish(&Outgoing::new(kind, &7))
+                .await
+                .expect("stored");
         }
         // The flaky one's, what it published, the ghost's; the two that failed are results too.
-        support::until("results", || async { length(&guarded, &results).await >= 3 }).await;
-        support::until("dead letters", || async { length(&guarded, &dead).await == 2 }).await;
+        support::until("results", || async {
+            length(&guarded, &results).await >= 3
+        })
+        .await;
+        support::until("dead letters", || async {
+            length(&guarded, &dead).await == 2
+        })
+        .await;
         client.close().await;
         drain.cancel();
         running.await.expect("no panic").expect("drained");
@@ -415,6 +427,49 @@ fn an_operator_can_look_at_everything_and_change_little() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_run_the_commands() {
+    let guarded = Guarded::start();
+    let settings = Settings {
+        redis_url: guarded.url("convoke-worker"),
+        ..Settings::default()
+    };
+    let worker = Worker::builder()
+        .settings(settings)
+        .handler("image.whole", whole);
+    let drain = CancellationToken::new();
+    let running = tokio::spawn(worker.build().expect("a worker").run_until(drain.clone()));
+    for words in [
+        &[
+            "publish",
+            "image.whole",
+            "--data",
+            "7",
+            "--id",
+            "1",
+            "--dedup",
+        ][..],
+        &["request", "image.whole", "--data", "7"],
+        &["health"],
+        &["instances"],
+    ] {
+        let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_convoke"))
+            .args(words)
+            .env(
+                "CONVOKE_REDIS_URL",
+                guarded.url("convoke-operator").expose(),
+            )
+            .output()
+            .await
+            .expect("convoke runs");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{words:?}: {said}");
+    }
+    drain.cancel();
+    running.await.expect("no panic").expect("drained");
+    assert_eq!(guarded.refused(), Vec::<String>::new());
+}
+
 /// Commands in calls such as `cmd("XADD")` and `redis.call('XADD', …)`.
 fn commands_in(text: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
@@ -449,7 +504,9 @@ fn every_command_in_the_sources_is_granted() {
         if matches!(command, "auth" | "client" | "echo" | "hello" | "ping") {
             return true;
         }
-        let line = users.lines().find(|line| line.split(' ').nth(1) == Some(user));
+        let line = users
+            .lines()
+            .find(|line| line.split(' ').nth(1) == Some(user));
         line.expect(user).split([' ', '(', ')']).any(|rule| {
             rule.strip_prefix('+')
                 .is_some_and(|rule| rule.split('|').next() == Some(command))
