@@ -1,5 +1,7 @@
 //! The users of `deploy/users.acl` may do what convoke does with them, and little else.
 
+#![allow(clippy::expect_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
