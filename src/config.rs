@@ -4,9 +4,11 @@
 //! sets fields through [`crate::Worker::builder`].
 
 use crate::bus::event::Limits;
-use crate::bus::keys::{Keys, NameError};
+use crate::bus::keys::{self, Keys, NameError};
+use crate::coordination::instance::{MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Everything that can be set. Durations are written `500ms`, `2s`, `1m` in files, variables and flags.
@@ -103,12 +105,124 @@ impl Settings {
         }
     }
 
+    /// Checks every setting against its range.
+    ///
+    /// # Errors
+    /// The first setting that is out of range, with its value and what would do.
+    pub fn check(&self) -> Result<(), SettingError> {
+        if !self.redis_url.is_valid() {
+            let problem = format!(
+                "{} is not a URL such as redis://host:6379/0 or rediss://host (TLS)",
+                self.redis_url
+            );
+            return Err(SettingError::new("redis_url", problem));
+        }
+        self.keys()
+            .map_err(|error| SettingError::new("namespace", error.to_string()))?;
+        within("partitions", self.partitions.into(), 0..=1024)?;
+        named("group", &self.group)?;
+        if !self.id.is_empty() {
+            named("id", &self.id)?;
+        }
+        if self.role.len() > MAX_ROLES {
+            let problem = format!(
+                "{} roles are over the limit of {MAX_ROLES}",
+                self.role.len()
+            );
+            return Err(SettingError::new("role", problem));
+        }
+        for role in &self.role {
+            named("role", role)?;
+        }
+        within("capacity", self.capacity.into(), 0..=MAX_CAPACITY.into())?;
+        within("concurrency", self.concurrency as u64, 1..=65_536)?;
+        within("max_attempts", self.max_attempts.into(), 1..=1000)?;
+        within("max_deliveries", self.max_deliveries.into(), 1..=1000)?;
+        within("max_payload", self.max_payload as u64, 1..=512 << 20)?;
+        within("stream_history", self.stream_history, 1..=1_000_000_000)?;
+        lasting("heartbeat_ttl", self.heartbeat_ttl, TTL_MS)?;
+        lasting("claim_idle", self.claim_idle, 100..=DAY)?;
+        lasting("handler_timeout", self.handler_timeout, 1..=DAY)?;
+        lasting("backoff_base", self.backoff_base, 1..=DAY)?;
+        lasting("backoff_cap", self.backoff_cap, 1..=30 * DAY)?;
+        lasting("drain_timeout", self.drain_timeout, 1..=DAY)?;
+        lasting("batch_lease", self.batch_lease, 100..=DAY)?;
+        lasting("dedup_window", self.dedup_window, 1..=30 * DAY)?;
+        lasting("reply_ttl", self.reply_ttl, 1000..=30 * DAY)?;
+        if self.backoff_cap < self.backoff_base {
+            let problem = format!(
+                "{} is shorter than backoff_base, {}",
+                humantime::format_duration(self.backoff_cap),
+                humantime::format_duration(self.backoff_base)
+            );
+            return Err(SettingError::new("backoff_cap", problem));
+        }
+        Ok(())
+    }
+
     /// The bounds on events.
     pub fn limits(&self) -> Limits {
         let mut limits = Limits::default();
         limits.payload.bytes = self.max_payload;
         limits
     }
+}
+
+/// A day in ms.
+const DAY: u64 = 24 * 60 * 60 * 1000;
+
+/// A setting that is out of range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct SettingError {
+    /// Its name.
+    pub setting: &'static str,
+    /// Its value and what would do.
+    pub problem: String,
+}
+
+impl SettingError {
+    fn new(setting: &'static str, problem: String) -> Self {
+        Self { setting, problem }
+    }
+}
+
+fn within(
+    setting: &'static str,
+    value: u64,
+    range: RangeInclusive<u64>,
+) -> Result<(), SettingError> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let problem = format!("{value} is not {} to {}", range.start(), range.end());
+    Err(SettingError::new(setting, problem))
+}
+
+fn lasting(
+    setting: &'static str,
+    value: Duration,
+    range_ms: RangeInclusive<u64>,
+) -> Result<(), SettingError> {
+    let text = |duration| humantime::format_duration(duration).to_string();
+    let (least, most) = (
+        Duration::from_millis(*range_ms.start()),
+        Duration::from_millis(*range_ms.end()),
+    );
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let problem = format!("{} is not {} to {}", text(value), text(least), text(most));
+    Err(SettingError::new(setting, problem))
+}
+
+fn named(setting: &'static str, name: &str) -> Result<(), SettingError> {
+    if keys::is_name(name) {
+        return Ok(());
+    }
+    let name: String = name.chars().take(keys::MAX_NAME).collect();
+    let problem = format!("{name:?} is not 1 to 128 of the characters A-Z a-z 0-9 . _ -");
+    Err(SettingError::new(setting, problem))
 }
 
 /// A Redis URL. It may carry a password, so it never prints itself whole.
@@ -127,15 +241,20 @@ impl RedisUrl {
         &self.0
     }
 
-    /// Whether it carries a password.
+    /// Whether it carries a password. In doubt it does: an unescaped password may end what a parser
+    /// takes for the host.
     pub fn has_password(&self) -> bool {
-        self.userinfo().is_some_and(|info| info.contains(':'))
+        let parsed = redis::parse_redis_url(&self.0).is_some_and(|url| {
+            url.password().is_some() || url.query_pairs().any(|(name, _)| name == "pass")
+        });
+        let after_scheme = self.0.split_once("://").map_or(&*self.0, |(_, rest)| rest);
+        let before_host = after_scheme.rsplit_once('@').map_or("", |(info, _)| info);
+        parsed || before_host.contains(':')
     }
 
-    fn userinfo(&self) -> Option<&str> {
-        let (_, rest) = self.0.split_once("://")?;
-        let authority = rest.split(['/', '?', '#']).next()?;
-        authority.rsplit_once('@').map(|(info, _)| info)
+    /// Whether it can be parsed.
+    fn is_valid(&self) -> bool {
+        redis::IntoConnectionInfo::into_connection_info(self.expose()).is_ok()
     }
 }
 
@@ -147,11 +266,27 @@ impl Default for RedisUrl {
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A password may hold any character, so everything from the scheme to the last @ goes.
-        match (self.0.split_once("://"), self.0.rsplit_once('@')) {
-            (Some((scheme, _)), Some((_, host))) => write!(f, "{scheme}://***@{host}"),
-            _ => f.write_str(&self.0),
+        // A password may hold any character, so everything before the last @ goes, and the query,
+        // which may name one for a socket.
+        let (shown, asked) = match self.0.rsplit_once('@') {
+            Some((_, host)) => host
+                .split_once('?')
+                .map_or((host, false), |(h, _)| (h, true)),
+            None => match self.0.split_once('?') {
+                Some((shown, _)) => (shown, true),
+                None => (&*self.0, false),
+            },
+        };
+        if self.0.contains('@') {
+            let scheme = self.0.split_once("://").map(|(scheme, _)| scheme);
+            let plain = |s: &&str| s.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+');
+            if let Some(scheme) = scheme.filter(plain) {
+                write!(f, "{scheme}://")?;
+            }
+            f.write_str("***@")?;
         }
+        f.write_str(shown)?;
+        f.write_str(if asked { "?***" } else { "" })
     }
 }
 
@@ -187,12 +322,69 @@ mod tests {
             "redis://:s3cret@host:6379/0",
             "rediss://user:s3cret@host/0",
             "redis://user:s3cr/et@s3cret@host",
+            "redis:s3cret@host",
+            ":s3cret@host",
+            "redis:///:s3cret@host",
+            "redis://host:s3cr?et@host",
+            "unix:///run/redis.sock?pass=s3cret",
+            "unix:///run/redis.sock?db=1&p%61ss=s3cret",
+            "unix:///run/at@redis.sock?db=1&pass=s3cret",
         ] {
             let url = RedisUrl::new(url);
             assert!(!format!("{url} {url:?}").contains("s3cr"), "{url}");
+            assert!(url.has_password(), "{url}");
         }
+        let shown = RedisUrl::new("rediss://user:s3cret@host:7/0").to_string();
+        assert_eq!(shown, "rediss://***@host:7/0");
         assert!(RedisUrl::new("redis://u:p@h").has_password());
         assert!(!RedisUrl::new("redis://u@h").has_password());
         assert!(!RedisUrl::default().has_password());
+    }
+
+    #[test]
+    fn every_range_is_checked_and_the_error_names_setting_and_value() {
+        type Change = fn(&mut Settings);
+        let changes: [(&str, &str, Change); 20] = [
+            ("redis_url", "http://h", |s| {
+                s.redis_url = RedisUrl::new("http://h")
+            }),
+            ("namespace", "\"Cb\"", |s| s.namespace = "Cb".into()),
+            ("partitions", "1025", |s| s.partitions = 1025),
+            ("group", "\"a b\"", |s| s.group = "a b".into()),
+            ("id", "\"a b\"", |s| s.id = "a b".into()),
+            ("role", "\"\"", |s| s.role = vec![String::new()]),
+            ("role", "33", |s| s.role = vec!["a".into(); 33]),
+            ("capacity", "1000001", |s| s.capacity = 1_000_001),
+            ("concurrency", "0", |s| s.concurrency = 0),
+            ("concurrency", "65537", |s| s.concurrency = 65_537),
+            ("heartbeat_ttl", "99ms", |s| {
+                s.heartbeat_ttl = Duration::from_millis(99)
+            }),
+            ("heartbeat_ttl", "1h 1s", |s| {
+                s.heartbeat_ttl = Duration::from_secs(3601)
+            }),
+            ("claim_idle", "0s", |s| s.claim_idle = Duration::ZERO),
+            ("handler_timeout", "0s", |s| {
+                s.handler_timeout = Duration::ZERO
+            }),
+            ("max_attempts", "0", |s| s.max_attempts = 0),
+            ("max_deliveries", "0", |s| s.max_deliveries = 0),
+            ("backoff_cap", "1ms", |s| {
+                s.backoff_cap = Duration::from_millis(1)
+            }),
+            ("max_payload", "536870913", |s| {
+                s.max_payload = (512 << 20) + 1
+            }),
+            ("drain_timeout", "0s", |s| s.drain_timeout = Duration::ZERO),
+            ("stream_history", "0", |s| s.stream_history = 0),
+        ];
+        assert_eq!(Settings::default().check(), Ok(()));
+        for (setting, value, change) in changes {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            let error = settings.check().unwrap_err();
+            assert_eq!(error.setting, setting, "{error}");
+            assert!(error.problem.contains(value), "{error}");
+        }
     }
 }

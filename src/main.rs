@@ -1,1 +1,19 @@
-fn main() {}
+//! The command `convoke`.
+
+#![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+
+mod cli;
+
+use clap::Parser;
+use cli::Outcome;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Wrong usage ends here: clap explains on stderr and exits with 2.
+    let cli = cli::Cli::parse();
+    match cli::run(cli) {
+        Outcome::Done => ExitCode::SUCCESS,
+        Outcome::Failed => ExitCode::from(1),
+        Outcome::Misused => ExitCode::from(2),
+    }
+}

@@ -2,7 +2,9 @@
 --
 -- Atomically: only if the entry is still pending with this consumer and delivery count, writes all
 -- effects and acknowledges the entry. So of several runs of an event one is committed, whole, and the
--- others leave no trace. Keys of the wrong type are found before anything is written.
+-- others leave no trace. Keys of the wrong type are found before anything is written. An effect that
+-- fails all the same (a stream whose ids are used up) is left out once another one is written: what is
+-- half done must not run again.
 --
 -- KEYS[1]   the stream
 -- KEYS[2..] the key of each effect
@@ -13,33 +15,48 @@
 -- ARGV[5..] for each effect: the type that its key must have if it exists, 1 if the entry may be
 --           acknowledged without it (else 0), the number of words, the words of the command without
 --           its key: name, then what follows the key
--- Returns   {1, number of an effect left out or 0} committed; {0} not the caller's any more;
---           {-1, number of the effect whose key has the wrong type} nothing was written
+-- Returns   {1, then number and error of each effect left out} committed; {0} not the caller's any
+--           more; {-1, number of an effect that can not be written, error} nothing was written. Fails,
+--           with nothing written, if the server takes no writes now.
 -- Cost      O(log n + effects) for n pending
 local stream, group, me, id = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
 if not pending or pending[2] ~= me or pending[4] ~= tonumber(ARGV[4]) then
   return { 0 }
 end
-local commands, left_out, at = {}, 0, 5
+local effects, answer, at = {}, { 1 }, 5
+local function leave_out(number, err)
+  answer[#answer + 1] = number
+  answer[#answer + 1] = err
+end
 for i = 2, #KEYS do
-  local wanted, optional, words = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
+  local wanted, optional, words = ARGV[at], ARGV[at + 1] == '1', tonumber(ARGV[at + 2])
   local found = redis.call('TYPE', KEYS[i]).ok
   if found == 'none' or found == wanted then
     local command = { ARGV[at + 3], KEYS[i] }
     for word = 1, words - 1 do
       command[#command + 1] = ARGV[at + 3 + word]
     end
-    commands[#commands + 1] = command
-  elseif optional == '1' then
-    left_out = i - 1
+    effects[#effects + 1] = { number = i - 1, optional = optional, command = command }
+  elseif optional then
+    leave_out(i - 1, 'WRONGTYPE the key holds a ' .. found)
   else
-    return { -1, i - 1 }
+    return { -1, i - 1, 'WRONGTYPE the key holds a ' .. found }
   end
   at = at + 3 + words
 end
-for _, command in ipairs(commands) do
-  redis.call(unpack(command))
+local written = false
+for _, effect in ipairs(effects) do
+  local added = redis.pcall(unpack(effect.command))
+  if type(added) ~= 'table' or not added.err then
+    written = true
+  elseif not written and string.sub(added.err, 1, 4) ~= 'ERR ' then
+    return added
+  elseif written or effect.optional then
+    leave_out(effect.number, added.err)
+  else
+    return { -1, effect.number, added.err }
+  end
 end
 redis.call('XACK', stream, group, id)
-return { 1, left_out }
+return answer

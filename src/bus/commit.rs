@@ -17,20 +17,21 @@
 //! - Unknown outcome (time-out, cut connection): the batch goes the slow way, which finds out one by
 //!   one what was committed already.
 //!
-//! The counter is raised once when a consumer starts, so that an older process of the same name loses
-//! the fast way too; and it exists while the consumer lives, so that a flushed database trips it.
+//! The counter is raised when a consumer starts and with each connection, so that an older process of
+//! the same name loses the fast way, and so does what was read before a connection broke: the server
+//! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
 
 use super::connect::{Connector, reconnect_delay};
 use super::dead::DeadLetter;
 use super::error::{BusError, Reaction};
-use super::event::EntryId;
+use super::event::{Entry, EntryId};
 use super::keys::Route;
 use super::{claim, delay};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{Cmd, Pipeline, Script, Value};
-use std::collections::HashMap;
+use redis::{Cmd, Pipeline, RedisError, Script, Value};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +41,8 @@ static COMMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("com
 const REMEMBERED_REPLIES: usize = 10_000;
 /// The most words that a script may unpack into one command, with room to spare.
 const SCRIPT_WORDS: usize = 4_000;
+/// Tries of a commit that is too long for a script, each undone by a takeover.
+const LARGE_TRIES: u32 = 16;
 
 /// The server's clock, read once and carried on by the local monotonic one.
 #[derive(Clone, Copy, Debug)]
@@ -151,9 +154,11 @@ pub struct Report {
     pub abandoned: u64,
 }
 
-/// The claim counters that a lane last saw, one for each of its counter keys.
+/// What a committer last learned from the server: the claim counters, one for each of its counter
+/// keys, and the time.
 #[derive(Debug)]
 pub struct Claims {
+    clock: Mutex<Option<ServerClock>>,
     keys: Vec<String>,
     of_stream: Vec<usize>,
     known: Vec<AtomicU64>,
@@ -170,10 +175,17 @@ impl Claims {
             .collect();
         let known = keys.iter().map(|_| AtomicU64::new(0)).collect();
         Self {
+            clock: Mutex::new(None),
             keys,
             of_stream,
             known,
         }
+    }
+
+    /// The server's clock, in Unix milliseconds; the local one before the first connection.
+    pub fn server_now(&self) -> u64 {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.map_or_else(local_now, |clock| clock.now())
     }
 
     /// The counter of a stream's commits as it is known now: to be read before a read is sent.
@@ -181,21 +193,35 @@ impl Claims {
         self.known[self.of_stream[stream]].load(Ordering::Acquire)
     }
 
-    fn learn(&self, values: &Value) -> Result<(), BusError> {
+    /// Sets the counters' time to live anew; costs one batch its fast way.
+    pub async fn keep(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
+        for key in &self.keys {
+            redis::cmd("PEXPIRE")
+                .arg(key)
+                .arg(claim::CLAIMS_TTL.as_millis() as u64)
+                .exec_async(connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Whether all of them exist.
+    fn learn(&self, values: &Value) -> Result<bool, BusError> {
         let Value::Array(values) = values else {
             return Err(BusError::Reply { what: "MGET" });
         };
+        let mut all = values.len() == self.known.len();
         for (known, value) in self.known.iter().zip(values) {
             let number = match value {
                 Value::BulkString(bytes) => std::str::from_utf8(bytes)
                     .ok()
-                    .and_then(|text| text.parse().ok())
-                    .unwrap_or(0),
-                _ => 0,
+                    .and_then(|text| text.parse().ok()),
+                _ => None,
             };
-            known.store(number, Ordering::Release);
+            all &= number.is_some();
+            known.store(number.unwrap_or(0), Ordering::Release);
         }
-        Ok(())
+        Ok(all)
     }
 }
 
@@ -207,17 +233,11 @@ pub struct Committer {
     group: String,
     consumer: String,
     claims: Arc<Claims>,
-    connection: Option<Armed>,
+    connection: Option<Redacted>,
     replies: HashMap<String, Instant>,
     reply_ttl: Duration,
     reply_history: u64,
     stop: CancellationToken,
-}
-
-#[derive(Debug)]
-struct Armed {
-    connection: Redacted,
-    clock: ServerClock,
 }
 
 struct Redacted(MultiplexedConnection);
@@ -256,11 +276,35 @@ struct Effect {
     optional: bool,
 }
 
+impl Effect {
+    fn words(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        self.command.args_iter().map(|word| match word {
+            redis::Arg::Simple(bytes) => bytes,
+            _ => &[],
+        })
+    }
+
+    /// The fields of what is added to a stream.
+    fn fields(&self) -> Vec<Vec<u8>> {
+        let words = self.words().skip_while(|word| *word != b"*").skip(1);
+        words.map(<[u8]>::to_vec).collect()
+    }
+}
+
 enum Fast {
     /// The server's answers, in the order of the commands.
     Done(Vec<Value>),
-    /// Nothing was written.
+    /// Nothing was written: a counter moved, or a lease is from before it did.
     Nothing,
+    /// Nothing was written: the server refused a command before running any.
+    Aborted(RedisError),
+}
+
+/// An effect of a committed settlement that could not be written.
+struct Lost {
+    lease: Lease,
+    fields: Vec<Vec<u8>>,
+    message: String,
 }
 
 impl Committer {
@@ -285,33 +329,10 @@ impl Committer {
         self.claims.clone()
     }
 
-    /// Raises this consumer's own claim counters, which fences older processes of the same name.
+    /// Connects and raises this consumer's claim counters, which fences older processes of the same
+    /// name.
     pub async fn start(&mut self) -> Result<(), BusError> {
-        self.arm().await?;
-        let mut connection = self.connector.dedicated().await?;
-        for key in &self.claims.keys {
-            let mut pipe = redis::pipe();
-            pipe.cmd("INCR").arg(key).ignore();
-            pipe.cmd("PEXPIRE")
-                .arg(key)
-                .arg(claim::CLAIMS_TTL.as_millis() as u64)
-                .ignore();
-            pipe.exec_async(&mut connection).await?;
-        }
         self.arm().await
-    }
-
-    /// Keeps the claim counters alive; costs one batch its fast way.
-    pub async fn keep_claims(&mut self) -> Result<(), BusError> {
-        let mut connection = self.connector.pooled().await?;
-        for key in &self.claims.keys {
-            redis::cmd("PEXPIRE")
-                .arg(key)
-                .arg(claim::CLAIMS_TTL.as_millis() as u64)
-                .exec_async(&mut connection)
-                .await?;
-        }
-        Ok(())
     }
 
     /// Removes the claim counters of a consumer that has nothing pending.
@@ -330,16 +351,19 @@ impl Committer {
         self.connection = None;
         let mut connection = self.connector.dedicated().await?;
         let clock = ServerClock::read(&mut connection).await?;
-        // A flushed database took the counters along: make them again, above all earlier values.
-        for key in &self.claims.keys {
-            redis::cmd("SET")
-                .arg(key)
-                .arg(clock.now())
-                .arg("PX")
-                .arg(claim::CLAIMS_TTL.as_millis() as u64)
-                .arg("NX")
-                .exec_async(&mut connection)
-                .await?;
+        *self
+            .claims
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(clock);
+        for (key, known) in self.claims.keys.iter().zip(&self.claims.known) {
+            raise(
+                &mut connection,
+                key,
+                known.load(Ordering::Acquire),
+                clock.now(),
+            )
+            .await?;
         }
         let mut pipe = redis::pipe();
         pipe.cmd("WATCH").arg(&self.claims.keys);
@@ -347,21 +371,8 @@ impl Committer {
         let values = connection.send_packed_commands(&pipe, 0, 2).await?;
         self.claims
             .learn(values.get(1).ok_or(BusError::Reply { what: "MGET" })?)?;
-        self.connection = Some(Armed {
-            connection: Redacted(connection),
-            clock,
-        });
+        self.connection = Some(Redacted(connection));
         Ok(())
-    }
-
-    /// The server's clock; the local one before the first connection.
-    pub fn now(&self) -> u64 {
-        match &self.connection {
-            Some(armed) => armed.clock.now(),
-            None => std::time::SystemTime::now()
-                .duration_since(std::time::SystemTime::UNIX_EPOCH)
-                .map_or(0, |since| since.as_millis() as u64),
-        }
     }
 
     /// Commits a batch. Returns when every settlement has an end; while the server is away that is
@@ -375,12 +386,14 @@ impl Committer {
                 self.make_good(&batch, &answers).await;
                 return report;
             }
-            Ok(Fast::Nothing) => batch,
+            Ok(Fast::Nothing | Fast::Aborted(_)) => batch,
             Err(_) => {
                 self.connection = None;
                 batch
             }
         };
+        // They are taken from the end.
+        slow.reverse();
         while let Some(settlement) = slow.pop() {
             match self.slow(&settlement).await {
                 Ok(Slow::Committed) => report.committed += 1,
@@ -415,7 +428,6 @@ impl Committer {
     async fn fast(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
         if self.connection.is_none() {
             self.arm().await?;
-            // What the batch was read under is not comparable with what was known before.
         }
         let fits = |settlement: &Settlement| {
             matches!(settlement.end, End::Done)
@@ -424,6 +436,12 @@ impl Committer {
         if !batch.iter().all(fits) {
             return Ok(Fast::Nothing);
         }
+        self.transact(batch).await
+    }
+
+    /// Runs the whole batch in one transaction, which does nothing if a claim counter moved since
+    /// it was last watched.
+    async fn transact(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
         let mut pipe = Pipeline::with_capacity(batch.len() + 8);
         pipe.cmd("MULTI");
         let mut acknowledge: Vec<Option<Cmd>> = vec![None; self.routes.len()];
@@ -443,7 +461,7 @@ impl Committer {
         for command in acknowledge.into_iter().flatten() {
             pipe.add_command(command);
         }
-        self.prolong_replies(batch, &mut pipe);
+        let told = self.prolong_replies(batch, &mut pipe);
         let queued = pipe.len();
         pipe.cmd("EXEC");
         pipe.cmd("WATCH").arg(&self.claims.keys);
@@ -451,20 +469,22 @@ impl Committer {
         let Some(armed) = &mut self.connection else {
             return Ok(Fast::Nothing);
         };
-        let mut answers = armed
-            .connection
-            .0
-            .send_packed_commands(&pipe, queued, 3)
-            .await?;
+        let mut answers = armed.0.send_packed_commands(&pipe, queued, 3).await?;
         let (Some(values), Some(_), Some(executed)) = (answers.pop(), answers.pop(), answers.pop())
         else {
             return Err(BusError::Reply { what: "EXEC" });
         };
-        self.claims.learn(&values)?;
+        if !self.claims.learn(&values)? {
+            // Gone with a flushed database. A counter that does not exist can not be watched.
+            self.connection = None;
+        }
         match executed {
-            Value::Array(answers) => Ok(Fast::Done(answers)),
-            // Nil: the counter moved. An error: the server refused a command before running any.
-            Value::Nil | Value::ServerError(_) => Ok(Fast::Nothing),
+            Value::Array(answers) => {
+                self.remember(told);
+                Ok(Fast::Done(answers))
+            }
+            Value::Nil => Ok(Fast::Nothing),
+            Value::ServerError(error) => Ok(Fast::Aborted(error.into())),
             _ => Err(BusError::Reply { what: "EXEC" }),
         }
     }
@@ -475,7 +495,7 @@ impl Committer {
         match &settlement.end {
             End::Done => {}
             End::Later { fields, wait } => {
-                let due = self.now() + wait.as_millis() as u64;
+                let due = self.claims.server_now() + wait.as_millis() as u64;
                 let token = settlement.lease.entry.to_string();
                 let mut command = redis::cmd("ZADD");
                 command
@@ -535,83 +555,97 @@ impl Committer {
             .arg("source")
             .arg(&self.consumer)
             .arg("time")
-            .arg(self.now())
+            .arg(self.claims.server_now())
             .arg("data")
             .arg(&reply.data);
         command
     }
 
-    /// Reply streams go away some time after the last reply: told to the server now and then.
-    fn prolong_replies(&mut self, batch: &[Settlement], pipe: &mut Pipeline) {
-        for settlement in batch {
-            let Some(stream) = settlement
-                .reply
-                .as_ref()
-                .and_then(|reply| reply.to.as_ref())
-            else {
+    /// Reply streams go away some time after the last reply. Each batch gives one to those that have
+    /// none (they may be new, or made anew behind a requester that went away); now and then it is
+    /// set anew. Returns the streams for which it is.
+    fn prolong_replies(&self, batch: &[Settlement], pipe: &mut Pipeline) -> Vec<String> {
+        let ttl = self.reply_ttl.as_millis() as u64;
+        let (mut seen, mut told) = (HashSet::new(), Vec::new());
+        for reply in batch.iter().filter_map(|s| s.reply.as_ref()) {
+            let Some(stream) = &reply.to else {
                 continue;
             };
-            let recent = self
-                .replies
-                .get(stream)
-                .is_some_and(|told| told.elapsed() < self.reply_ttl / 4);
-            if recent || stream.contains(":inbox:") {
+            if stream.contains(":inbox:") || !seen.insert(stream.as_str()) {
                 continue;
             }
-            if self.replies.len() >= REMEMBERED_REPLIES {
-                self.replies.clear();
-            }
-            self.replies.insert(stream.clone(), Instant::now());
-            let ttl = self.reply_ttl.as_millis() as u64;
-            for condition in ["NX", "GT"] {
-                pipe.cmd("PEXPIRE").arg(stream).arg(ttl).arg(condition);
+            pipe.cmd("PEXPIRE").arg(stream).arg(ttl).arg("NX");
+            let told_at = self.replies.get(stream);
+            if told_at.is_none_or(|at| at.elapsed() >= self.reply_ttl / 4) {
+                pipe.cmd("PEXPIRE").arg(stream).arg(ttl).arg("GT");
+                told.push(stream.clone());
             }
         }
+        told
     }
 
-    /// An effect of a committed transaction that failed by itself (a key of the wrong type) becomes a
-    /// dead letter of its own: the event is acknowledged already.
-    async fn make_good(&mut self, batch: &[Settlement], answers: &[Value]) {
+    fn remember(&mut self, told: Vec<String>) {
+        if self.replies.len() + told.len() > REMEMBERED_REPLIES {
+            self.replies.clear();
+        }
+        let now = Instant::now();
+        self.replies
+            .extend(told.into_iter().map(|stream| (stream, now)));
+    }
+
+    /// Finds the effects of a committed transaction that failed by themselves (a key of the wrong
+    /// type).
+    async fn make_good(&self, batch: &[Settlement], answers: &[Value]) {
         if !answers.iter().any(|a| matches!(a, Value::ServerError(_))) {
             return;
         }
-        let mut lost: Vec<(usize, Vec<Vec<u8>>, String)> = Vec::new();
+        let mut lost = Vec::new();
         let mut next = 0;
         for settlement in batch {
-            let mut at = Vec::new();
-            self.effects(settlement, |effect| at.push(effect.command));
-            for command in at {
+            self.effects(settlement, |effect| {
                 if let Some(Value::ServerError(error)) = answers.get(next) {
-                    let words = command.args_iter().map(|word| match word {
-                        redis::Arg::Simple(bytes) => bytes.to_vec(),
-                        _ => Vec::new(),
+                    lost.push(Lost {
+                        lease: settlement.lease,
+                        fields: effect.fields(),
+                        message: error.to_string(),
                     });
-                    let fields: Vec<Vec<u8>> =
-                        words.skip_while(|word| word != b"*").skip(1).collect();
-                    lost.push((settlement.lease.stream, fields, error.to_string()));
                 }
                 next += 1;
-            }
+            });
         }
-        for (stream, mut fields, message) in lost {
-            let route = &self.routes[stream];
-            for (name, value) in [
-                ("deadreason", "failed_precondition"),
-                ("deadmessage", &message),
-                ("deadstream", &route.events),
-                ("deadinstance", &self.consumer),
-            ] {
-                fields.push(name.into());
-                fields.push(value.into());
-            }
-            let command = add(&route.dead, &fields);
+        self.bury(lost).await;
+    }
+
+    /// What could not be written becomes a dead letter of its own: the event is acknowledged already.
+    async fn bury(&self, lost: Vec<Lost>) {
+        for Lost {
+            lease,
+            fields,
+            message,
+        } in lost
+        {
+            let route = &self.routes[lease.stream];
+            let letter = DeadLetter {
+                entry: Entry {
+                    id: lease.entry,
+                    fields,
+                },
+                reason: "failed_precondition".into(),
+                message,
+                attempts: 0,
+                deliveries: lease.deliveries,
+                stream: route.events.clone(),
+                instance: self.consumer.clone(),
+                time: self.claims.server_now(),
+            };
+            let command = add(&route.dead, letter.fields());
             let stored = match self.connector.pooled().await {
                 Ok(mut connection) => command.exec_async(&mut connection).await.is_ok(),
                 Err(_) => false,
             };
             tracing::error!(
                 stream = route.events,
-                error = message,
+                error = letter.message,
                 dead_letter = stored,
                 "a committed event's reply or publication could not be written"
             );
@@ -633,18 +667,13 @@ impl Committer {
             .arg(lease.entry.to_string())
             .arg(lease.deliveries);
         for effect in &effects {
-            let mut words = effect.command.args_iter().map(|word| match word {
-                redis::Arg::Simple(bytes) => bytes,
-                _ => &[],
-            });
+            let mut words = effect.words();
             let count = words.len() - 1;
             let name = words.next().unwrap_or_default();
             call.key(words.next().unwrap_or_default());
             call.arg(effect.key_type).arg(u8::from(effect.optional));
             if count > SCRIPT_WORDS {
-                return Ok(Slow::Refused(format!(
-                    "{count} words are more than a script can write at a time"
-                )));
+                return self.large(settlement).await;
             }
             call.arg(count).arg(name);
             for word in words {
@@ -654,32 +683,130 @@ impl Committer {
         let Some(armed) = &mut self.connection else {
             return Err(BusError::Pool("not connected".into()));
         };
-        let answer: Vec<i64> = call.invoke_async(&mut armed.connection.0).await?;
+        let answer: Vec<Value> = call.invoke_async(&mut armed.0).await?;
         match answer.as_slice() {
-            [1, ..] => {
-                let mut pipe = redis::pipe();
-                self.prolong_replies(std::slice::from_ref(settlement), &mut pipe);
-                if !pipe.is_empty()
-                    && let Some(armed) = &mut self.connection
-                {
-                    // Best effort: the next reply to that stream tells the server again.
-                    let told = armed
-                        .connection
-                        .0
-                        .send_packed_commands(&pipe, 0, pipe.len());
-                    if told.await.is_err() {
-                        self.connection = None;
-                    }
-                }
+            [Value::Int(1), left_out @ ..] => {
+                self.tell_replies(settlement).await;
+                let lost = left_out.chunks_exact(2).filter_map(|pair| {
+                    let [Value::Int(number), Value::BulkString(message)] = pair else {
+                        return None;
+                    };
+                    let effect = effects.get(usize::try_from(*number).ok()?.checked_sub(1)?)?;
+                    Some(Lost {
+                        lease,
+                        fields: effect.fields(),
+                        message: String::from_utf8_lossy(message).into_owned(),
+                    })
+                });
+                self.bury(lost.collect()).await;
                 Ok(Slow::Committed)
             }
-            [0, ..] => Ok(Slow::Fenced),
-            [-1, effect] => Ok(Slow::Refused(format!(
-                "the key of effect {effect} has the wrong type"
+            [Value::Int(0)] => Ok(Slow::Fenced),
+            [
+                Value::Int(-1),
+                Value::Int(number),
+                Value::BulkString(message),
+            ] => Ok(Slow::Refused(format!(
+                "effect {number} can not be written: {}",
+                String::from_utf8_lossy(message)
             ))),
             _ => Err(BusError::Reply { what: "commit.lua" }),
         }
     }
+
+    async fn tell_replies(&mut self, settlement: &Settlement) {
+        let mut pipe = redis::pipe();
+        let told = self.prolong_replies(std::slice::from_ref(settlement), &mut pipe);
+        if pipe.is_empty() {
+            return;
+        }
+        let Some(armed) = &mut self.connection else {
+            return;
+        };
+        let connection = &mut armed.0;
+        // Best effort: the next reply to that stream tells the server again.
+        match connection.send_packed_commands(&pipe, 0, pipe.len()).await {
+            Ok(_) => self.remember(told),
+            Err(_) => self.connection = None,
+        }
+    }
+
+    /// Commits one settlement with more words than a script can write at a time: asks who holds the
+    /// entry, then runs the transaction, which a takeover since would undo.
+    async fn large(&mut self, settlement: &Settlement) -> Result<Slow, BusError> {
+        let Lease {
+            stream,
+            entry,
+            deliveries,
+            ..
+        } = settlement.lease;
+        for _ in 0..LARGE_TRIES {
+            let Some(armed) = &mut self.connection else {
+                return Err(BusError::Pool("not connected".into()));
+            };
+            let page = claim::pending(
+                &mut armed.0,
+                &self.routes[stream].events,
+                &self.group,
+                entry,
+                1,
+                None,
+            );
+            let held = page.await?.into_iter().next().is_some_and(|pending| {
+                pending.id == entry
+                    && pending.consumer == self.consumer
+                    && pending.deliveries == deliveries
+            });
+            if !held {
+                return Ok(Slow::Fenced);
+            }
+            let batch = std::slice::from_ref(settlement);
+            match self.transact(batch).await? {
+                Fast::Done(answers) => {
+                    self.make_good(batch, &answers).await;
+                    return Ok(Slow::Committed);
+                }
+                Fast::Nothing => {}
+                Fast::Aborted(error) => return Err(error.into()),
+            }
+        }
+        Ok(Slow::Refused(
+            "entries of this consumer are taken over all the time".into(),
+        ))
+    }
+}
+
+/// Raises a claim counter above its value, above `known` and, if it is new, to the time.
+///
+/// Done for each connection: what was read before is then committed the slow way. The server behind
+/// it may be another one, or the same with older data, that knows nothing of those deliveries.
+async fn raise(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    known: u64,
+    now: u64,
+) -> Result<(), BusError> {
+    let ttl = claim::CLAIMS_TTL.as_millis() as u64;
+    let mut pipe = redis::pipe();
+    pipe.cmd("SET").arg(key).arg(now).arg("PX").arg(ttl);
+    pipe.arg("NX").ignore();
+    pipe.cmd("INCR").arg(key);
+    pipe.cmd("PEXPIRE").arg(key).arg(ttl).ignore();
+    let (value,): (u64,) = pipe.query_async(connection).await?;
+    if value <= known {
+        redis::cmd("INCRBY")
+            .arg(key)
+            .arg(known - value + 1)
+            .exec_async(connection)
+            .await?;
+    }
+    Ok(())
+}
+
+fn local_now() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 enum Slow {

@@ -16,7 +16,7 @@ use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Value};
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a blocking read may wait on the server. Short, because a read is never cancelled: this
 /// is what shutdown may have to wait.
@@ -107,6 +107,14 @@ impl Connector {
             .get()
             .await
             .map_err(|error| BusError::Pool(error.to_string()))
+    }
+
+    /// Asks the server whether it is there; how long it took to have the answer.
+    pub async fn ping(&self) -> Result<Duration, BusError> {
+        let began = Instant::now();
+        let mut connection = self.pooled().await?;
+        redis::cmd("PING").exec_async(&mut connection).await?;
+        Ok(began.elapsed())
     }
 
     /// Throws all pooled connections away that idle now: after a failover they lead to a replica.

@@ -10,7 +10,7 @@ use super::keys::Route;
 use super::msgpack::{self, PayloadLimits};
 use redis::Script;
 use redis::aio::ConnectionLike;
-use serde_bytes::{ByteBuf, Bytes};
+use serde_bytes::ByteBuf;
 use std::sync::LazyLock;
 
 static PROMOTE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("promote.lua")));
@@ -54,14 +54,26 @@ pub async fn promote(
 
 /// A member of a delay queue: `fields` are names and values in turn, `token` (an entry id or a
 /// publish id) makes it unlike any other member.
+///
+/// All are MessagePack *strings*, whatever their bytes: the server's decoder does not know `bin`.
 pub fn encode_member<F: AsRef<[u8]>>(token: &str, fields: &[F]) -> Vec<u8> {
-    let parts: Vec<&Bytes> = std::iter::once(token.as_bytes())
-        .chain(fields.iter().map(AsRef::as_ref))
-        .map(Bytes::new)
-        .collect();
-    #[allow(clippy::expect_used)] // The only error is one of writing, and a Vec takes all.
-    rmp_serde::to_vec(&parts).expect("a vector takes every write")
+    let bytes: usize = fields.iter().map(|field| field.as_ref().len() + 5).sum();
+    let mut member = Vec::with_capacity(bytes + token.len() + 10);
+    let mut head = |marker: u8, length: usize, body: &[u8]| {
+        member.push(marker);
+        member.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
+        member.extend_from_slice(body);
+    };
+    head(ARRAY_32, fields.len() + 1, &[]);
+    head(STR_32, token.len(), token.as_bytes());
+    for field in fields {
+        head(STR_32, field.as_ref().len(), field.as_ref());
+    }
+    member
 }
+
+const ARRAY_32: u8 = 0xdd;
+const STR_32: u8 = 0xdb;
 
 /// The fields in a member of a delay queue, names and values in turn; `None` if it is no event.
 /// `limit` bounds its bytes.

@@ -1,5 +1,6 @@
 //! Redis Streams, and nothing about what events mean.
 
+pub mod bare;
 pub mod claim;
 pub mod client;
 pub mod commit;
@@ -8,11 +9,14 @@ pub mod dead;
 pub mod delay;
 pub mod error;
 pub mod event;
+pub mod json;
 pub mod keys;
+pub mod lifetime;
 mod link;
 pub mod msgpack;
 pub mod publish;
 pub mod read;
 pub mod reply;
 pub mod request;
+pub mod trace;
 pub mod trim;

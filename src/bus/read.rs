@@ -166,3 +166,15 @@ pub(super) fn entry_of(reply: Value) -> Result<Entry, BusError> {
         Err(SHAPE)
     }
 }
+
+/// The id of a stream's last entry; 0-0 if it has none or does not exist.
+pub async fn last_id(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+) -> Result<EntryId, BusError> {
+    let mut command = redis::cmd("XREVRANGE");
+    command.arg(stream).arg("+").arg("-").arg("COUNT").arg(1);
+    let reply = connection.send_packed_command(&command).await?;
+    let last = entries_of(reply)?.into_iter().next();
+    Ok(last.map_or_else(EntryId::default, |entry| entry.id))
+}

@@ -2,8 +2,9 @@
 --
 -- Atomically, for each entry: if it is still pending with the owner and the delivery count that the
 -- caller saw, and has been idle for long enough, it becomes the caller's, with its delivery count
--- raised by one. The claim counter of every other owner that lost an entry is raised in the same
--- step, so a commit that the owner has under way finds out (see commit.rs).
+-- raised by one. The claim counter of every owner that lost an entry is raised in the same step, so
+-- a commit that the owner has under way finds out (see commit.rs). That includes the caller itself:
+-- the delivery that it takes over may be in the hands of another one of its tasks or processes.
 -- Repeating a call takes nothing twice: the delivery count has moved.
 --
 -- KEYS[1]   the stream
@@ -25,10 +26,8 @@ for i = 6 + owners, #ARGV, 3 do
   local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
   if pending and pending[2] == ARGV[5 + owner] and pending[4] == count and pending[3] >= idle_needed then
     local entry = redis.call('XCLAIM', stream, group, me, 0, id)[1]
-    taken[#taken + 1] = { id, count + 1, entry and entry[2] }
-    if pending[2] ~= me then
-      fenced[owner] = true
-    end
+    taken[#taken + 1] = { id, count + 1, entry and entry[2] or false }
+    fenced[owner] = true
   end
 end
 for owner in pairs(fenced) do

@@ -4,4 +4,5 @@
 pub mod error;
 pub mod instance;
 pub mod instances;
+pub mod limits;
 pub mod roster;

@@ -7,6 +7,7 @@ use crate::bus::error::{BusError, Reaction};
 use redis::{FromRedisValue, Pipeline, Script};
 use std::collections::HashMap;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 static CENSUS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("census.lua")));
 static CAPABLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("capable.lua")));
@@ -37,6 +38,14 @@ pub(super) struct Named {
 }
 
 impl Instances {
+    /// How long the server takes to answer.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn ping(&self) -> Result<Duration, CoordinationError> {
+        Ok(self.connector.ping().await?)
+    }
+
     /// Counts the instances.
     ///
     /// # Errors
@@ -125,6 +134,27 @@ impl Instances {
             alive.extend(living.map(|(id, _)| id.clone()));
         }
         Ok(alive)
+    }
+
+    /// Those of the ids that were lost or unregistered lately and have not come back; an id that was
+    /// never registered is not among them.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn gone_among(&self, ids: &[String]) -> Result<Vec<String>, CoordinationError> {
+        let mut gone = Vec::new();
+        for page in ids.chunks(ASKED) {
+            let mut reads = redis::pipe();
+            for id in page {
+                reads.cmd("HGET").arg(self.keys.instance(id)).arg("status");
+            }
+            let statuses: Vec<Option<String>> = self.ask(&reads).await?;
+            let pairs = page.iter().zip(statuses);
+            let left = pairs
+                .filter(|(_, status)| matches!(status.as_deref(), Some("lost" | "unregistered")));
+            gone.extend(left.map(|(id, _)| id.clone()));
+        }
+        Ok(gone)
     }
 
     /// Reads on a pooled connection; once more on a fresh one if the connection was bad.

@@ -5,6 +5,7 @@ use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, Pooled};
 use crate::bus::event::Event;
 use crate::bus::keys::{self, Keys};
+use crate::bus::trace::TraceContext;
 use crate::error::HandlerError;
 use serde::Serialize;
 use std::any::{Any, TypeId, type_name};
@@ -57,6 +58,7 @@ struct Call {
     process: Arc<Process>,
     outbox: Mutex<Vec<Publication>>,
     cancelled: OnceLock<CancellationToken>,
+    trace: OnceLock<Option<TraceContext>>,
 }
 
 impl fmt::Debug for Context {
@@ -76,6 +78,7 @@ impl Context {
             process,
             outbox: Mutex::default(),
             cancelled: OnceLock::new(),
+            trace: OnceLock::new(),
         }))
     }
 
@@ -140,8 +143,8 @@ impl Context {
             fields.extend([b"subject".to_vec(), subject.into()]);
             partition_key = Some(subject.to_owned());
         }
-        if let Some(parent) = self.0.event.traceparent() {
-            fields.extend([b"traceparent".to_vec(), parent.into()]);
+        if let Some(trace) = self.trace() {
+            fields.extend([b"traceparent".to_vec(), trace.to_string().into_bytes()]);
         }
         let domain = keys::domain_of(kind);
         let keys = self.keys();
@@ -166,6 +169,14 @@ impl Context {
     /// worker's drain time is over. A handler that runs long watches it.
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancelled.get_or_init(CancellationToken::new)
+    }
+
+    /// This run's own span in the trace that the event came with; `None` if it came with none.
+    pub fn trace(&self) -> Option<TraceContext> {
+        *self.0.trace.get_or_init(|| {
+            let parent = self.0.event.traceparent()?;
+            Some(TraceContext::parse(parent)?.child())
+        })
     }
 
     /// How long until the event's deadline by the local clock; `None` without one.

@@ -2,6 +2,7 @@
 
 use super::context::Context;
 use super::handler::{Endpoint, Handler, Run, Schemas};
+use super::layers::circuit::Circuit;
 use super::layers::instrument::Stats;
 use super::layers::{self, Surroundings};
 use super::policy::{Policy, RetryPolicy, Stack};
@@ -59,6 +60,8 @@ pub struct Route {
     pub timeout: Option<Duration>,
     /// What it did so far.
     pub stats: Arc<Stats>,
+    /// Its circuit, if its policy has one.
+    pub circuit: Option<Arc<Circuit>>,
     call: Callable,
 }
 
@@ -104,7 +107,16 @@ impl Router {
             } = registration;
             keys::check_event_type(&kind)?;
             let stats = Arc::new(Stats::default());
-            let call = match layers::stack(&kind, &policy, endpoint.clone(), &stats, surroundings) {
+            let circuit = layers::circuit_of(&kind, &policy, surroundings);
+            let stack = layers::stack(
+                &kind,
+                &policy,
+                endpoint.clone(),
+                &stats,
+                circuit.as_ref(),
+                surroundings,
+            );
+            let call = match stack {
                 Some(stack) => Callable::Layered(stack),
                 None => Callable::Bare(endpoint),
             };
@@ -119,6 +131,7 @@ impl Router {
                 policy,
                 schemas,
                 stats,
+                circuit,
                 call,
             };
             routes.insert(kind.into_bytes().into_boxed_slice(), Arc::new(route));

@@ -1,21 +1,31 @@
 //! The policies as tower layers, one a file.
 //!
-//! From the outside in: the user's own, cache, rate limit, circuit, concurrency, order, timeout. So a
-//! cached result costs no share of the rate, a refused run does not count as the handler's failure,
-//! and the time in which a run waits for its turn is not held against it.
+//! From the outside in: the user's own, cache, order, rate limit, circuit, concurrency, timeout.
+//!
+//! - A cached result costs no share of the rate.
+//! - Places in the order are taken before anything that waits, or those who wait could overtake
+//!   each other; and who waits for its turn holds no permit and no place for a probe.
+//! - A run refused by the rate limit or by the circuit does not count as the handler's failure.
+//! - The time in which a run waits for its turn or a permit is not held against it.
 
+pub mod breaker;
 pub mod cache;
+pub mod circuit;
 pub mod concurrency;
 pub mod instrument;
 pub mod order;
+pub mod rate_limit;
 pub mod timeout;
 
+use self::circuit::{Circuit, CircuitChange};
 use super::context::{Context, Process};
 use super::handler::{Encoded, Endpoint, Run};
 use super::policy::{Policy, Stack};
+use crate::coordination::limits::RateLimits;
 use crate::error::HandlerError;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedSender;
 use tower::{Layer, Service};
 
 /// What layers need besides the policy.
@@ -25,6 +35,8 @@ pub struct Surroundings {
     pub process: Arc<Process>,
     /// The timeout of a handler whose policy names none.
     pub handler_timeout: Duration,
+    /// Who is told when a circuit opens or closes.
+    pub circuits: Option<UnboundedSender<CircuitChange>>,
 }
 
 /// What a layer here goes around: a service that takes every call at once and boxes its runs.
@@ -68,6 +80,16 @@ pub fn timeout_of(policy: &Policy, surroundings: &Surroundings) -> Option<Durati
     policy.timeout.unwrap_or(Some(surroundings.handler_timeout))
 }
 
+/// The circuit of a policy's handler, if it has one.
+pub fn circuit_of(
+    kind: &str,
+    policy: &Policy,
+    surroundings: &Surroundings,
+) -> Option<Arc<Circuit>> {
+    let circuit = Circuit::new(kind, policy.circuit?, surroundings.circuits.clone());
+    Some(Arc::new(circuit))
+}
+
 /// Puts the layers that the policy asks for around a handler; `None` if it asks for none, or for a
 /// timeout only, which the worker gives a run that is not ready at once.
 pub fn stack(
@@ -75,9 +97,12 @@ pub fn stack(
     policy: &Policy,
     endpoint: Endpoint,
     stats: &Arc<instrument::Stats>,
+    circuit: Option<&Arc<Circuit>>,
     surroundings: &Surroundings,
 ) -> Option<Stack> {
-    let plain = policy.concurrency.is_none()
+    let plain = circuit.is_none()
+        && policy.rate.is_none()
+        && policy.concurrency.is_none()
         && !policy.ordered
         && policy.cache.is_none()
         && policy.layers.is_empty();
@@ -88,11 +113,21 @@ pub fn stack(
         Some(limit) => Stack::new(timeout::TimeoutLayer::new(kind.into(), limit).layer(endpoint)),
         None => Stack::new(endpoint),
     };
-    if policy.ordered {
-        stack = Stack::new(order::OrderLayer::default().layer(stack));
-    }
     if let Some(limit) = policy.concurrency {
         stack = Stack::new(concurrency::ConcurrencyLayer::new(limit).layer(stack));
+    }
+    if let Some(circuit) = circuit {
+        let layer = circuit::CircuitLayer::new(circuit.clone(), policy.fallback.clone());
+        stack = Stack::new(layer.layer(stack));
+    }
+    if let Some(rate) = policy.rate {
+        let process = &surroundings.process;
+        let limits = RateLimits::new(process.connector.clone(), process.keys.clone());
+        let layer = rate_limit::RateLimitLayer::new(kind.into(), rate, limits, stats.clone());
+        stack = Stack::new(layer.layer(stack));
+    }
+    if policy.ordered {
+        stack = Stack::new(order::OrderLayer::default().layer(stack));
     }
     if let Some(ttl) = policy.cache {
         stack = Stack::new(cache::CacheLayer::new(ttl, stats.clone()).layer(stack));
@@ -126,13 +161,19 @@ pub(crate) mod testing {
             fields: all,
         };
         let event = Event::parse(entry, &Limits::default(), &keys, "cb:events:image").unwrap();
-        let process = Process {
+        Context::new(event, process())
+    }
+
+    /// A process that is connected to nothing.
+    pub fn process() -> Arc<Process> {
+        // Port 1: nobody listens there.
+        let nowhere = RedisUrl::new("redis://127.0.0.1:1");
+        Arc::new(Process {
             instance: "w-1".into(),
-            keys,
-            connector: Connector::new(&RedisUrl::default(), 1).unwrap(),
+            keys: Keys::new("cb").unwrap(),
+            connector: Connector::new(&nowhere, 1).unwrap(),
             states: States::default(),
-        };
-        Context::new(event, Arc::new(process))
+        })
     }
 
     /// An endpoint of a function.
@@ -142,5 +183,138 @@ pub(crate) mod testing {
         Fut: Future<Output = Result<Encoded, HandlerError>> + Send + 'static,
     {
         Endpoint::raw(move |context| Box::pin(run(context)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{context, endpoint, process};
+    use super::*;
+    use crate::error::Refusal;
+    use crate::registry::policy::RetryPolicy;
+    use crate::registry::router::{Registration, Route, Router};
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::sync::mpsc::unbounded_channel;
+
+    /// The handler fails, or succeeds on payload 0.
+    fn route(policy: Policy) -> (Arc<Route>, Arc<AtomicU32>) {
+        let calls = Arc::new(AtomicU32::new(0));
+        let counted = calls.clone();
+        let mut registration =
+            Registration::new("image.resize", async |_: Context, _: u8| Ok(0_u8), policy);
+        registration.endpoint = endpoint(move |context: Context| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async move {
+                match context.event().data() {
+                    [0] => Ok(vec![7]),
+                    _ => Err(HandlerError::internal("broken")),
+                }
+            }
+        });
+        let surroundings = Surroundings {
+            process: process(),
+            handler_timeout: Duration::from_secs(30),
+            circuits: None,
+        };
+        let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings);
+        let route = router.unwrap().find("image.resize").unwrap().clone();
+        (route, calls)
+    }
+
+    async fn run(route: &Route, payload: u8) -> Result<Encoded, HandlerError> {
+        route.start(context(&[("data", &[payload])])).await
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_cached_result_needs_no_circuit() {
+        let policy = Policy::new().cache(MINUTE).circuit(1, MINUTE);
+        let (handler, calls) = route(policy);
+        assert_eq!(run(&handler, 0).await, Ok(vec![7]));
+        assert!(run(&handler, 1).await.is_err());
+        let circuit = handler.circuit.as_ref().unwrap();
+        assert_eq!(circuit.state().as_str(), "open");
+        assert_eq!(run(&handler, 0).await, Ok(vec![7]));
+        let refused = run(&handler, 1).await.unwrap_err();
+        assert_eq!(refused.refusal, Some(Refusal::CircuitOpen));
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        assert_eq!(handler.stats.cache_hits.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn what_the_rate_limit_refuses_is_no_failure_of_the_handler() {
+        let (handler, calls) = route(Policy::new().rate_limit(0, MINUTE).circuit(1, MINUTE));
+        for _ in 0..3 {
+            let refused = run(&handler, 1).await.unwrap_err();
+            assert_eq!(refused.refusal, Some(Refusal::RateLimited));
+        }
+        assert_eq!(calls.load(Ordering::SeqCst), 0);
+        assert_eq!(handler.circuit.as_ref().unwrap().state().as_str(), "closed");
+        assert_eq!(handler.stats.rate_limited.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timeout_is_a_failure_and_who_waits_for_its_turn_meets_the_open_circuit() {
+        let policy = Policy::new()
+            .ordered()
+            .concurrency(4)
+            .timeout(MINUTE)
+            .circuit(1, 2 * MINUTE);
+        let (sender, mut changes) = unbounded_channel();
+        let surroundings = Surroundings {
+            process: process(),
+            handler_timeout: MINUTE,
+            circuits: Some(sender),
+        };
+        let circuit = circuit_of("image.resize", &policy, &surroundings);
+        let hangs = endpoint(async |_| std::future::pending().await);
+        let stats = Arc::default();
+        let stack = stack(
+            "image.resize",
+            &policy,
+            hangs,
+            &stats,
+            circuit.as_ref(),
+            &surroundings,
+        );
+        let mut stack = stack.unwrap();
+        let first = stack.call(context(&[("subject", b"s")]));
+        let second = stack.call(context(&[("subject", b"s")]));
+        let (second, first) = tokio::join!(second, first);
+        let first = first.unwrap_err();
+        assert_eq!(first.code, crate::error::Code::DeadlineExceeded);
+        assert_eq!(first.refusal, None);
+        assert_eq!(second.unwrap_err().refusal, Some(Refusal::CircuitOpen));
+        assert!(changes.try_recv().unwrap().opened);
+    }
+
+    #[test]
+    fn each_part_of_a_policy_makes_a_handler_layered() {
+        let surroundings = Surroundings {
+            process: process(),
+            handler_timeout: MINUTE,
+            circuits: None,
+        };
+        let layered = |policy: Policy| {
+            let circuit = circuit_of("a.b", &policy, &surroundings);
+            let inner = endpoint(async |_| Ok(Vec::new()));
+            let stats = Arc::default();
+            stack(
+                "a.b",
+                &policy,
+                inner,
+                &stats,
+                circuit.as_ref(),
+                &surroundings,
+            )
+            .is_some()
+        };
+        assert!(!layered(Policy::new().timeout(MINUTE).silent()));
+        assert!(layered(Policy::new().cache(MINUTE)));
+        assert!(layered(Policy::new().rate_limit(1, MINUTE)));
+        assert!(layered(Policy::new().circuit(1, MINUTE)));
+        assert!(layered(Policy::new().concurrency(1)));
+        assert!(layered(Policy::new().ordered()));
     }
 }

@@ -1,0 +1,81 @@
+//! `convoke health`: asks the workers how they are.
+
+use super::output::printable;
+use super::{Outcome, Session, request};
+use clap::Args;
+use convoke::bus::publish::Outgoing;
+use serde_json::Value;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke health && echo fine
+  convoke health --timeout 2s --format json
+
+A worker answers it, so it also tells whether one is there. Exit code 0: healthy or degraded;
+1: unhealthy, or nobody answered.";
+
+/// Ask the workers how they and their services are
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// How long to wait for the answer
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+    timeout: Duration,
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    let event = Outgoing::new("system.health", &serde_json::Map::new());
+    let health = match request::ask(&session, event, flags.timeout).await? {
+        Ok(reply) => request::result(&reply)?,
+        Err(error) => {
+            request::complain(&session, &error);
+            return Ok(Outcome::Failed);
+        }
+    };
+    if session.output.is_json() {
+        session.output.json(&health)?;
+    } else {
+        print(&session, &health)?;
+    }
+    match health["status"].as_str() {
+        Some("healthy" | "degraded") => Ok(Outcome::Done),
+        _ => Ok(Outcome::Failed),
+    }
+}
+
+fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
+    let output = &session.output;
+    let status = printable(health["status"].as_str().unwrap_or("unknown"));
+    let status = match &*status {
+        "healthy" => output.bold(&status),
+        _ => output.red(&status),
+    };
+    let count = |state: &str| health["instances"][state].as_u64().unwrap_or(0);
+    let partition = match health["partition"].as_bool() {
+        Some(true) => ", partition",
+        _ => "",
+    };
+    output.line(&format!(
+        "{status}; instances: {} healthy, {} suspect, {} lost{partition}",
+        count("healthy"),
+        count("suspect"),
+        count("lost"),
+    ))?;
+    let services = health["services"].as_object();
+    let rows: Vec<Vec<String>> = services
+        .into_iter()
+        .flatten()
+        .map(|(name, service)| {
+            let latency = service["latency_ms"].as_f64();
+            vec![
+                name.clone(),
+                service["status"].as_str().unwrap_or("unknown").to_owned(),
+                latency.map_or_else(String::new, |ms| format!("{ms:.1} ms")),
+                service["error"].as_str().unwrap_or_default().to_owned(),
+            ]
+        })
+        .collect();
+    Ok(output.table(&["SERVICE", "STATUS", "LATENCY", "ERROR"], &rows)?)
+}

@@ -1,0 +1,50 @@
+//! Payloads as people write them.
+
+use super::Misuse;
+use anyhow::Context;
+use convoke::bus::json;
+use convoke::bus::keys;
+use serde_json::Value;
+use std::fs::File;
+use std::io::{self, Read};
+
+/// Bytes of text that one byte of payload may take: what JSON escapes becomes up to 6 times as long.
+pub const TEXT_PER_BYTE: usize = 8;
+
+/// Checks the event type of a command.
+pub fn event_type(text: &str) -> Result<String, keys::NameError> {
+    keys::check_event_type(text).map(|()| text.to_owned())
+}
+
+/// The payload that `--data` means, as MessagePack: JSON, `@FILE`, or `-` for standard input.
+pub fn payload(data: &str, max_payload: usize) -> anyhow::Result<Vec<u8>> {
+    let limit = max_payload.saturating_mul(TEXT_PER_BYTE);
+    let (text, place) = if data == "-" {
+        let text = read_to_limit(io::stdin().lock(), limit).context("standard input")?;
+        (text, "standard input")
+    } else if let Some(path) = data.strip_prefix('@') {
+        let file = File::open(path)
+            .map_err(|error| Misuse::error(format_args!("--data: {path}: {error}")))?;
+        let text = read_to_limit(file, limit).with_context(|| path.to_owned())?;
+        (text, path)
+    } else {
+        (data.as_bytes().to_vec(), "--data")
+    };
+    encode(&text).map_err(|problem| Misuse::error(format_args!("{place}: {problem}")))
+}
+
+/// One JSON value as MessagePack.
+pub fn encode(text: &[u8]) -> Result<Vec<u8>, String> {
+    let value: Value =
+        serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
+    Ok(json::from_json(&value))
+}
+
+fn read_to_limit(from: impl Read, limit: usize) -> anyhow::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    from.take(limit as u64 + 1).read_to_end(&mut text)?;
+    if text.len() > limit {
+        anyhow::bail!("over {limit} bytes: far more than a payload may have (max_payload)");
+    }
+    Ok(text)
+}

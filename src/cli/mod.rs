@@ -1,0 +1,212 @@
+//! The command line: one file a command.
+
+mod bench;
+mod health;
+mod input;
+mod instances;
+mod logs;
+mod output;
+mod publish;
+mod request;
+mod settings;
+mod tail;
+mod worker;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use convoke::bus::client::{Client, ClientOptions};
+use convoke::bus::connect::Connector;
+use convoke::config::Settings;
+use output::Output;
+use settings::BusFlags;
+use std::ffi::OsString;
+use std::io;
+use std::path::Path;
+use tokio::runtime::{Builder, Runtime};
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke worker --exec 'image.resize=./resize.sh'     run a worker with a command as a handler
+  convoke publish image.resize --data '{\"width\":80}'   publish an event, print its entry id
+  convoke request image.resize --data @job.json        publish and print the reply's result
+  convoke tail events:image results:image              follow streams, decoded
+  convoke health && echo fine                          ask the workers how they are
+
+Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl`
+in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl.
+Durations are written 500ms, 2s, 1m. A Redis password belongs into CONVOKE_REDIS_URL or the file,
+never into an argument, which everyone on the machine can read.
+
+Exit codes: 0 done, 1 failed or an error reply (printed on stderr), 2 wrong usage.";
+
+/// A message-bus worker for Redis Streams: at least once run, exactly once committed.
+#[derive(Parser)]
+#[command(name = "convoke", version, after_help = EXAMPLES, styles = STYLES)]
+pub struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Args)]
+#[command(next_help_heading = "Options of every command")]
+struct Common {
+    #[command(flatten)]
+    bus: BusFlags,
+    /// A TOML file of settings
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CONVOKE_CONFIG",
+        value_parser = clap::value_parser!(OsString),
+        value_hint = ValueHint::FilePath
+    )]
+    config: Option<OsString>,
+    /// Text for people or JSON lines for programs
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+    /// How logs are written, on stderr
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        default_value = "text",
+        env = "CONVOKE_LOG_FORMAT"
+    )]
+    log_format: Format,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as convoke::worker=debug
+    /// [default: info for a worker, else warn]
+    #[arg(long, global = true, value_name = "LEVEL", env = "CONVOKE_LOG")]
+    log: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Worker(worker::Flags),
+    Publish(publish::Flags),
+    Request(request::Flags),
+    Tail(tail::Flags),
+    Health(health::Flags),
+    Instances(instances::Flags),
+    Bench(bench::Flags),
+}
+
+/// How a command ended, as its exit code tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// 0
+    Done,
+    /// 1: it failed, or the reply was an error.
+    Failed,
+    /// 2: wrong usage.
+    Misused,
+}
+
+/// Wrong usage, found after parsing.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Misuse(String);
+
+impl Misuse {
+    fn error(message: impl std::fmt::Display) -> anyhow::Error {
+        Misuse(message.to_string()).into()
+    }
+}
+
+/// Runs one command and prints why it failed.
+pub fn run(cli: Cli) -> Outcome {
+    let format = cli.common.format;
+    match execute(cli) {
+        Ok(outcome) => outcome,
+        Err(error) if is_closed_pipe(&error) => Outcome::Done,
+        Err(error) => {
+            output::complain(format, &format!("{error:#}"));
+            match error.is::<Misuse>() {
+                true => Outcome::Misused,
+                false => Outcome::Failed,
+            }
+        }
+    }
+}
+
+fn execute(cli: Cli) -> anyhow::Result<Outcome> {
+    let Cli { common, command } = cli;
+    let quiet = match &command {
+        Command::Worker(_) => "info",
+        _ => "warn",
+    };
+    logs::start(common.log.as_deref().unwrap_or(quiet), common.log_format)?;
+    let session = Session::new(&common, &command)?;
+    match command {
+        Command::Worker(flags) => worker::run(session, &flags),
+        Command::Publish(flags) => runtime()?.block_on(publish::run(session, flags)),
+        Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
+        Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
+        Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
+        Command::Bench(flags) => bench::run(session, &flags),
+        Command::Instances(_) => runtime()?.block_on(instances::run(session)),
+    }
+}
+
+/// What a command works with.
+struct Session {
+    settings: Settings,
+    output: Output,
+}
+
+impl Session {
+    fn new(common: &Common, command: &Command) -> anyhow::Result<Self> {
+        let layer = match command {
+            Command::Worker(flags) => settings::flags(&flags.settings)?,
+            Command::Publish(flags) => settings::flags(&flags.settings)?,
+            _ => Default::default(),
+        };
+        // An empty variable counts as not set, as it does for the settings.
+        let file = common.config.as_deref().filter(|path| !path.is_empty());
+        let settings = settings::load(file.map(Path::new), &common.bus, layer)?;
+        Ok(Self {
+            settings,
+            output: Output::new(common.format),
+        })
+    }
+
+    fn connector(&self) -> anyhow::Result<Connector> {
+        Ok(Connector::new(&self.settings.redis_url, 2)?)
+    }
+
+    fn client(&self) -> anyhow::Result<Client> {
+        let options = ClientOptions::from(&self.settings);
+        let client = Client::new(self.connector()?, self.settings.keys()?, options)?;
+        Ok(client)
+    }
+}
+
+/// Enough for a command that mostly waits.
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// A thread per core, for a command that works.
+fn threads() -> io::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build()
+}
+
+/// Whoever read the output has gone, which is no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<io::Error>();
+    io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,125 @@
+//! `convoke request`: publishes an event and prints the reply.
+
+use super::output::{self, printable};
+use super::{Outcome, Session, input};
+use clap::Args;
+use convoke::bus::json;
+use convoke::bus::publish::Outgoing;
+use convoke::bus::reply::Reply;
+use convoke::bus::request::RequestError;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke request image.resize --data '{\"width\": 80}'
+  convoke request system.get_state | jq .leader
+  convoke request report.make --data @report.json --timeout 5m
+
+Prints the result as JSON. An error reply is printed on stderr as `code: message` (with --format json
+as an object), and the exit code is 1.";
+
+/// Publish an event and print the reply's result
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// The event type, such as image.resize
+    #[arg(value_name = "TYPE", value_parser = input::event_type)]
+    kind: String,
+    /// The payload: JSON, @FILE, or - for standard input; without it nil
+    #[arg(long, value_name = "JSON|@FILE|-")]
+    data: Option<String>,
+    /// How long to wait for the reply; it is also the event's deadline
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "30s")]
+    timeout: Duration,
+    /// The event's unique id [default: one made up]
+    #[arg(long)]
+    id: Option<String>,
+    /// The ordering and partition key
+    #[arg(long, value_name = "KEY")]
+    subject: Option<String>,
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    let limit = session.settings.max_payload;
+    let mut event = match &flags.data {
+        Some(data) => Outgoing::encoded(&flags.kind, input::payload(data, limit)?),
+        None => Outgoing::bare(&flags.kind),
+    };
+    if let Some(id) = flags.id {
+        event = event.id(id);
+    }
+    if let Some(subject) = flags.subject {
+        event = event.subject(subject);
+    }
+    match ask(&session, event, flags.timeout).await? {
+        Ok(reply) => {
+            session.output.value(&result(&reply)?)?;
+            Ok(Outcome::Done)
+        }
+        Err(error) => {
+            complain(&session, &error);
+            Ok(Outcome::Failed)
+        }
+    }
+}
+
+/// Publishes a request and awaits its reply.
+pub async fn ask(
+    session: &Session,
+    event: Outgoing,
+    timeout: Duration,
+) -> anyhow::Result<Result<Reply, RequestError>> {
+    let client = session.client()?;
+    let answer = client.request(event, timeout).await;
+    client.close().await;
+    Ok(answer)
+}
+
+/// The result that a reply carries.
+pub fn result(reply: &Reply) -> anyhow::Result<Value> {
+    Ok(json::to_json(&reply.data)?)
+}
+
+/// Says on stderr why there is no result.
+pub fn complain(session: &Session, error: &RequestError) {
+    let line = match error {
+        RequestError::Remote(remote) if session.output.is_json() => {
+            let mut object = json!({
+                "code": remote.code.as_str(),
+                "message": remote.message,
+                "retryable": remote.retryable,
+            });
+            let mut details = Vec::new();
+            if let Some(value) = &remote.details
+                && rmpv::encode::write_value(&mut details, value).is_ok()
+                && let Ok(value) = json::to_json(&details)
+            {
+                object["details"] = value;
+            }
+            if let Some(source) = &remote.source_instance {
+                object["source"] = source.as_str().into();
+            }
+            output::json(&object)
+        }
+        RequestError::Remote(remote) => printable(&remote.to_string()).into_owned(),
+        other if session.output.is_json() => {
+            output::json(&json!({ "error": kind_of(other), "message": other.to_string() }))
+        }
+        other => format!("convoke: {}", printable(&other.to_string())),
+    };
+    output::complain_line(&line);
+}
+
+fn kind_of(error: &RequestError) -> &'static str {
+    use convoke::bus::publish::PublishError;
+    match error {
+        RequestError::Publish(PublishError::Rejected { .. }) => "rejected",
+        RequestError::Publish(PublishError::Unknown { .. }) => "unknown",
+        RequestError::TimedOut { .. } => "timeout",
+        RequestError::Remote(_) => "remote",
+        RequestError::Malformed(_) => "malformed",
+        RequestError::Closed => "closed",
+    }
+}

@@ -1,0 +1,198 @@
+//! Where the settings come from: defaults < file < environment < flags.
+
+use super::Misuse;
+use clap::Args;
+use convoke::config::{RedisUrl, Settings};
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::Serialize;
+use std::env::{self, VarError};
+use std::path::Path;
+
+/// The settings that every command takes.
+#[derive(Args, Serialize)]
+pub struct BusFlags {
+    /// Where Redis is: redis:// or rediss:// (TLS), without a password
+    /// [default: redis://127.0.0.1:6379]
+    #[arg(long, global = true, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_url: Option<String>,
+    /// The first part of every key [default: cb]
+    #[arg(long, global = true, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    namespace: Option<String>,
+    /// Streams that each data domain is split over; 0: not at all [default: 0]
+    #[arg(long, global = true, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partitions: Option<u16>,
+}
+
+/// The flags that were given, by the names of their settings.
+pub fn flags<T: Serialize>(flags: &T) -> anyhow::Result<Dict> {
+    match Value::serialize(flags)? {
+        Value::Dict(_, dict) => Ok(dict),
+        _ => Ok(Dict::new()),
+    }
+}
+
+/// Merges all sources and checks the result.
+///
+/// # Errors
+/// [`Misuse`], naming the setting, where it came from, and its value unless it may be secret.
+pub fn load(file: Option<&Path>, bus: &BusFlags, own: Dict) -> anyhow::Result<Settings> {
+    if let Some(url) = &bus.redis_url
+        && RedisUrl::new(url).has_password()
+    {
+        return Err(Misuse::error(
+            "--redis-url: carries a password, and everyone on this machine can read arguments; \
+             set CONVOKE_REDIS_URL or redis_url in the file of --config instead",
+        ));
+    }
+    let defaults = flags(&Settings::default())?;
+    let mut figment = Figment::new();
+    if let Some(file) = file {
+        figment = figment.merge(from_file(file, &defaults)?);
+    }
+    let mut given = flags(bus)?;
+    given.extend(own);
+    figment = figment
+        .merge(from_environment(&defaults)?)
+        .merge(Layer::new(Source::Flags, given));
+    let settings: Settings = figment.extract().map_err(|error| {
+        let setting = error.path.first().map_or("", String::as_str);
+        let place = place(error.metadata.as_ref(), setting);
+        Misuse::error(format_args!("{place}: {}", error.kind))
+    })?;
+    settings.check().map_err(|error| {
+        let place = place(figment.find_metadata(error.setting), error.setting);
+        Misuse::error(format_args!("{place}: {}", error.problem))
+    })?;
+    Ok(settings)
+}
+
+/// Values from one source.
+struct Layer {
+    source: Source,
+    values: Dict,
+}
+
+#[derive(Clone)]
+enum Source {
+    File(String),
+    Environment,
+    Flags,
+}
+
+impl Layer {
+    fn new(source: Source, values: Dict) -> Self {
+        Self { source, values }
+    }
+}
+
+impl Source {
+    /// How the setting is called there.
+    fn place(&self, setting: &str) -> String {
+        match self {
+            Source::File(path) => format!("{path}: {setting}"),
+            Source::Environment => variable(setting),
+            Source::Flags => format!("--{}", setting.replace('_', "-")),
+        }
+    }
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        let source = self.source.clone();
+        Metadata::named("settings").interpolater(move |_, path| {
+            let setting = path.first().copied().unwrap_or_default();
+            source.place(setting)
+        })
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// What an error calls the setting: by the form in which it was given.
+fn place(metadata: Option<&Metadata>, setting: &str) -> String {
+    metadata.map_or_else(
+        || setting.to_owned(),
+        |metadata| metadata.interpolate(&Profile::Default, &[setting]),
+    )
+}
+
+fn variable(setting: &str) -> String {
+    format!("CONVOKE_{}", setting.to_ascii_uppercase())
+}
+
+fn from_file(file: &Path, known: &Dict) -> anyhow::Result<Layer> {
+    let path = file.display();
+    let misuse = |problem: &str| Misuse::error(format_args!("{path}: {problem}"));
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| misuse(&format!("can not be read: {error}")))?;
+    // The parser's whole message quotes the line, which may hold a password.
+    let values: Dict = Toml::from_str(&text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = 1 + text.as_bytes()[..at]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count();
+        let problem = error.message().lines().next().unwrap_or("not TOML");
+        misuse(&format!("line {line}: {problem}"))
+    })?;
+    if let Some(key) = values.keys().find(|key| !known.contains_key(*key)) {
+        let names: Vec<&str> = known.keys().map(String::as_str).collect();
+        return Err(misuse(&format!(
+            "unknown setting {key:?}; there are {}",
+            names.join(", ")
+        )));
+    }
+    Ok(Layer::new(Source::File(path.to_string()), values))
+}
+
+/// The variables that name a setting; others that begin with CONVOKE_ belong to other parts. An
+/// empty one counts as not set.
+///
+/// What a variable holds is text: its setting's default, not its looks, says whether it is taken as
+/// a number or a list, so an id of 7 stays one.
+fn from_environment(known: &Dict) -> anyhow::Result<Layer> {
+    let mut values = Dict::new();
+    for (setting, default) in known {
+        let variable = variable(setting);
+        let text = match env::var(&variable) {
+            Ok(text) if text.is_empty() => continue,
+            Ok(text) => text,
+            Err(VarError::NotPresent) => continue,
+            Err(VarError::NotUnicode(_)) => {
+                return Err(Misuse::error(format_args!("{variable}: not UTF-8")));
+            }
+        };
+        let value = match default {
+            Value::Num(..) => match text.trim().parse::<u64>() {
+                Ok(number) => Value::from(number),
+                Err(_) => {
+                    let problem = format_args!("{variable}: {text:?} is not a whole number");
+                    return Err(Misuse::error(problem));
+                }
+            },
+            Value::Array(..) => Value::from(items(&text)),
+            _ => Value::from(text),
+        };
+        values.insert(setting.clone(), value);
+    }
+    Ok(Layer::new(Source::Environment, values))
+}
+
+/// `a, b` or `["a", "b"]`.
+fn items(text: &str) -> Vec<String> {
+    let text = text.trim();
+    let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    inner
+        .unwrap_or(text)
+        .split(',')
+        .map(|item| item.trim().trim_matches('"').to_owned())
+        .filter(|item| !item.is_empty())
+        .collect()
+}

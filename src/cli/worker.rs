@@ -1,0 +1,143 @@
+//! `convoke worker`: runs a worker with the built-in handlers and commands as handlers.
+
+use super::{Misuse, Outcome, Session};
+use clap::Args;
+use convoke::Worker;
+use convoke::bus::keys;
+use convoke::handlers::exec;
+use serde::Serialize;
+use std::collections::HashSet;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke worker
+  convoke worker --role worker,gpu --capacity 4 --exec 'image.resize=./resize.sh'
+  convoke worker --config convoke.toml --log-format json
+  CONVOKE_REDIS_URL=$(cat /run/secrets/redis-url) convoke worker --id w-1
+
+A command of --exec runs once per event: the payload as JSON on its standard input, and
+CONVOKE_EVENT_ID, CONVOKE_EVENT_TYPE and CONVOKE_EVENT_ATTEMPT in its environment. What it prints is
+the result, as JSON. Exit code 0 is success, 75 a failure that is tried again, anything else a
+permanent one; what it writes on stderr is the message.
+
+SIGTERM and SIGINT end the worker: it stops reading, finishes what runs (--drain-timeout), exits 0.";
+
+/// Run a worker
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// A command that handles a type of event; may be repeated
+    #[arg(long, value_name = "TYPE=CMD", value_parser = command)]
+    exec: Vec<(String, String)>,
+    #[command(flatten)]
+    pub settings: SettingFlags,
+}
+
+/// The settings that only a worker has as flags. Durations stay text: the settings parse them, so
+/// that all sources are held to the same form.
+#[derive(Args, Serialize)]
+#[command(next_help_heading = "Settings")]
+pub struct SettingFlags {
+    /// The instance's id [default: made from the host name and a random part]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    /// A role that the instance holds; may be repeated [default: worker]
+    #[arg(long, value_name = "ROLE", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    role: Vec<String>,
+    /// Tasks that may be assigned to it at a time [default: 10]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capacity: Option<u32>,
+    /// Handlers that may be waiting at a time [default: 64]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrency: Option<usize>,
+    /// The consumer group [default: workers]
+    #[arg(long, value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+    /// How long it counts as alive after a pulse; it pulses every third of it [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heartbeat_ttl: Option<String>,
+    /// How long an entry may be idle before anyone takes it over [default: 1m]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    claim_idle: Option<String>,
+    /// How long a handler may run [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handler_timeout: Option<String>,
+    /// Tries of an event whose failures are retryable, the first included [default: 5]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u32>,
+    /// Deliveries of an event that is never committed before it counts as poison [default: 5]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_deliveries: Option<u32>,
+    /// The upper bound of the wait before the second try; doubled for each further one
+    /// [default: 500ms]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backoff_base: Option<String>,
+    /// The longest wait between tries [default: 1m]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backoff_cap: Option<String>,
+    /// Bytes in a payload [default: 1048576]
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_payload: Option<usize>,
+    /// How long shutdown waits for running handlers [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    drain_timeout: Option<String>,
+    /// How long the holder of a batch keeps it without progress [default: 30s]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    batch_lease: Option<String>,
+    /// Entries that capped streams keep, about [default: 10000]
+    #[arg(long, value_name = "N")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream_history: Option<u64>,
+    /// How long a published id is remembered for deduplication [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dedup_window: Option<String>,
+    /// How long a reply stream outlives its last reply [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reply_ttl: Option<String>,
+}
+
+fn command(text: &str) -> Result<(String, String), String> {
+    let (kind, command) = text
+        .split_once('=')
+        .ok_or("write it as TYPE=CMD, such as image.resize=./resize.sh")?;
+    keys::check_event_type(kind).map_err(|error| error.to_string())?;
+    if command.trim().is_empty() {
+        return Err(format!("no command for {kind}"));
+    }
+    Ok((kind.to_owned(), command.to_owned()))
+}
+
+/// Runs the command.
+pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+    let mut kinds = HashSet::new();
+    if let Some((kind, _)) = flags.exec.iter().find(|(kind, _)| !kinds.insert(kind)) {
+        return Err(Misuse::error(format_args!(
+            "--exec: {kind} has two commands"
+        )));
+    }
+    let max_output = session.settings.max_payload;
+    let mut builder = Worker::builder().settings(session.settings);
+    for (kind, command) in &flags.exec {
+        builder = builder.register(exec::registration(kind, command, max_output));
+    }
+    let worker = builder.build()?;
+    super::threads()?.block_on(worker.run())?;
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,123 @@
+//! Rates of runs per source, counted in Redis, so that all replicas share them.
+
+use crate::bus::connect::Connector;
+use crate::bus::error::{BusError, Reaction};
+use crate::bus::keys::Keys;
+use crate::registry::policy::Rate;
+use redis::{Script, ScriptInvocation};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+static LIMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("limit.lua")));
+
+/// Bytes of a source that its bucket is told by. Events are bounded so by default.
+const TOLD_BY: usize = 256;
+/// The longest period, in µs (a year): the script counts in numbers that are exact up to 2^53.
+const LONGEST: u128 = 366 * 24 * 3600 * 1_000_000;
+
+/// What became of a run that asked for its share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It may go on, and is counted.
+    Allowed,
+    /// It came too early and is not counted. The time, in whole ms, until one more is allowed, if no
+    /// other comes first.
+    Refused(Duration),
+}
+
+/// The rate limits of one namespace. Cheap to clone.
+///
+/// A source is what the publisher says it is. So a limit keeps sources from being in each other's
+/// way, not a publisher that lies from getting more: where that matters, Redis' ACLs decide who may
+/// publish.
+#[derive(Clone, Debug)]
+pub struct RateLimits {
+    connector: Connector,
+    keys: Keys,
+}
+
+impl RateLimits {
+    /// The limits of the namespace of `keys`.
+    pub fn new(connector: Connector, keys: Keys) -> Self {
+        Self { connector, keys }
+    }
+
+    /// Counts one run of the handler of `kind` for that source, if the rate allows it. All events
+    /// without a source (or with an empty one) count as one source.
+    ///
+    /// At most `rate.limit` at once, and one more each `rate.period / rate.limit` (to the µs, at
+    /// least one). A limit of 0 refuses all. Each bucket is one key, which goes away when the
+    /// bucket is full again, at most one period later.
+    ///
+    /// # Errors
+    /// If Redis can not be asked. The run may be counted or not.
+    pub async fn take(
+        &self,
+        kind: &str,
+        source: Option<&str>,
+        rate: Rate,
+    ) -> Result<Decision, BusError> {
+        if rate.limit == 0 {
+            return Ok(Decision::Refused(rate.period));
+        }
+        let period = rate.period.as_micros().min(LONGEST) as u64;
+        let interval = (period / u64::from(rate.limit)).max(1);
+        let mut call = LIMIT.prepare_invoke();
+        call.key(self.keys.limit(kind, &bucket(source)))
+            .arg(interval)
+            .arg(rate.limit);
+        let wait = match self.ask(&call).await {
+            // One that counts twice does less harm than one that fails.
+            Err(error) if error.reaction() == Reaction::Reconnect => {
+                self.connector.forget_pooled();
+                self.ask(&call).await?
+            }
+            done => done?,
+        };
+        Ok(match wait {
+            0 => Decision::Allowed,
+            ms => Decision::Refused(Duration::from_millis(ms)),
+        })
+    }
+
+    async fn ask(&self, call: &ScriptInvocation<'_>) -> Result<u64, BusError> {
+        let mut connection = self.connector.pooled().await?;
+        Ok(call.invoke_async(&mut connection).await?)
+    }
+}
+
+/// The name of a source's bucket: of bounded length, and no two sources of up to [`TOLD_BY`] bytes
+/// have the same. Longer ones, which only a raised limit lets in, share one by their beginning.
+fn bucket(source: Option<&str>) -> String {
+    match source {
+        None | Some("") => "-".to_owned(),
+        Some(source) if source.len() <= TOLD_BY => format!("={source}"),
+        Some(source) => {
+            let end = source.floor_char_boundary(TOLD_BY);
+            format!("+{}", &source[..end])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_are_bounded_and_do_not_collide() {
+        assert_eq!(bucket(None), bucket(Some("")));
+        let long = "é".repeat(TOLD_BY / 2);
+        let longer = format!("{long}é");
+        let sources = [
+            "-", "=", "+", "w-1", "=w-1", "a:b", "{a}", "a\n", &long, &longer,
+        ];
+        let mut buckets: Vec<String> = sources.iter().map(|s| bucket(Some(s))).collect();
+        buckets.push(bucket(None));
+        let count = buckets.len();
+        assert!(buckets.iter().all(|name| name.len() <= TOLD_BY + 1));
+        buckets.sort();
+        buckets.dedup();
+        assert_eq!(buckets.len(), count);
+        assert!(bucket(Some(&format!("x{longer}"))).len() <= TOLD_BY + 1);
+    }
+}

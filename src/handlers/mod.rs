@@ -1,0 +1,5 @@
+//! The built-in handlers, thin: decode, call coordination, answer. They are registered through the
+//! same public face as a user's own.
+
+pub mod exec;
+pub mod system;

@@ -1,0 +1,201 @@
+use crate::coordination::instances::Instances;
+use crate::coordination::roster::Census;
+use crate::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Nothing {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Healthy,
+    Degraded,
+    Unhealthy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ServiceStatus {
+    Up,
+    Down,
+    Disabled,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+struct Service {
+    status: ServiceStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl Service {
+    const DISABLED: Service = Service {
+        status: ServiceStatus::Disabled,
+        latency_ms: None,
+        error: None,
+    };
+
+    fn probed(answer: Result<Duration, String>) -> Self {
+        match answer {
+            Ok(latency) => Self {
+                status: ServiceStatus::Up,
+                latency_ms: Some(latency.as_secs_f64() * 1000.0),
+                error: None,
+            },
+            Err(error) => Self {
+                status: ServiceStatus::Down,
+                latency_ms: None,
+                error: Some(error),
+            },
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        self.status == ServiceStatus::Down
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+struct Services {
+    redis: Service,
+    postgres: Service,
+    mcp: Service,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+struct Counted {
+    healthy: u64,
+    suspect: u64,
+    lost: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Health {
+    status: Status,
+    services: Services,
+    instances: Counted,
+    /// Whether fewer than half of the known instances are healthy.
+    partition: bool,
+    /// When, in Unix milliseconds on the server.
+    at: u64,
+}
+
+pub async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError> {
+    let instances = context.state::<Instances>()?;
+    let (redis, census) = match instances.ping().await {
+        Ok(latency) => match instances.census().await {
+            Ok(census) => (Ok(latency), census),
+            Err(error) => (Err(error.to_string()), Census::default()),
+        },
+        Err(error) => (Err(error.to_string()), Census::default()),
+    };
+    let services = Services {
+        redis: Service::probed(redis),
+        postgres: Service::DISABLED,
+        mcp: Service::DISABLED,
+    };
+    Ok(assess(services, census))
+}
+
+/// An expired instance that was not declared lost yet is suspect.
+fn assess(services: Services, census: Census) -> Health {
+    let instances = Counted {
+        healthy: census.active,
+        suspect: census.expired,
+        lost: census.recently_lost,
+    };
+    let known = instances.healthy + instances.suspect + instances.lost;
+    let down = instances.suspect + instances.lost;
+    let status = if services.redis.is_down() || 2 * down > known {
+        Status::Unhealthy
+    } else if services.postgres.is_down() || services.mcp.is_down() || instances.suspect > 0 {
+        Status::Degraded
+    } else {
+        Status::Healthy
+    };
+    Health {
+        status,
+        services,
+        instances,
+        partition: 2 * instances.healthy < known,
+        at: census.at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(
+        redis: Service,
+        postgres: Service,
+        active: u64,
+        expired: u64,
+        recently_lost: u64,
+    ) -> Health {
+        let services = Services {
+            redis,
+            postgres,
+            mcp: Service::DISABLED,
+        };
+        assess(
+            services,
+            Census {
+                at: 1,
+                active,
+                expired,
+                recently_lost,
+            },
+        )
+    }
+
+    fn up() -> Service {
+        Service::probed(Ok(Duration::from_millis(1)))
+    }
+
+    fn down() -> Service {
+        Service::probed(Err("connection refused".into()))
+    }
+
+    #[test]
+    fn unhealthy_is_redis_down_or_a_majority_of_instances_down() {
+        assert_eq!(
+            with(up(), Service::DISABLED, 3, 0, 0).status,
+            Status::Healthy
+        );
+        assert_eq!(
+            with(down(), Service::DISABLED, 3, 0, 0).status,
+            Status::Unhealthy
+        );
+        assert_eq!(
+            with(up(), Service::DISABLED, 2, 0, 2).status,
+            Status::Healthy
+        );
+        assert_eq!(
+            with(up(), Service::DISABLED, 2, 0, 3).status,
+            Status::Unhealthy
+        );
+        assert_eq!(
+            with(up(), Service::DISABLED, 2, 1, 2).status,
+            Status::Unhealthy
+        );
+    }
+
+    #[test]
+    fn degraded_is_a_service_down_that_is_configured_or_an_instance_suspect() {
+        assert_eq!(with(up(), down(), 3, 0, 0).status, Status::Degraded);
+        assert_eq!(with(up(), up(), 3, 1, 0).status, Status::Degraded);
+    }
+
+    #[test]
+    fn a_partition_is_fewer_than_half_of_the_known_instances_healthy() {
+        assert!(!with(up(), up(), 2, 1, 1).partition);
+        assert!(with(up(), up(), 2, 1, 2).partition);
+        assert!(!with(up(), up(), 0, 0, 0).partition);
+    }
+}

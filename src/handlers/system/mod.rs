@@ -1,0 +1,53 @@
+//! The `system.*` events (PROTOCOL §6).
+
+mod health;
+mod heartbeat;
+mod register;
+mod unregister;
+
+use crate::registry::policy::Policy;
+use crate::registry::router::Registration;
+use rmpv::Value;
+use std::time::Duration;
+
+/// Heartbeats that one source may send in a minute.
+const HEARTBEATS_A_MINUTE: u32 = 1000;
+
+/// All of them.
+pub fn registrations() -> Vec<Registration> {
+    let minute = Duration::from_secs(60);
+    vec![
+        Registration::new(
+            "system.register",
+            register::register,
+            Policy::new()
+                .describe("Makes an instance active, or replaces what a live one registered."),
+        ),
+        Registration::new(
+            "system.unregister",
+            unregister::unregister,
+            Policy::new().describe("Takes an instance out of the active ones."),
+        ),
+        Registration::new(
+            "system.heartbeat",
+            heartbeat::heartbeat,
+            Policy::new()
+                .rate_limit(HEARTBEATS_A_MINUTE, minute)
+                .silent()
+                .describe("Keeps a live instance alive; never brings one back."),
+        ),
+        Registration::new(
+            "system.health",
+            health::health,
+            Policy::new().describe("Looks at the services and the instances, live."),
+        ),
+    ]
+}
+
+/// A MessagePack map as it travels on; its bounds are checked where it is stored.
+fn encoded(map: &Value) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A vector takes every write.
+    rmpv::encode::write_value(&mut bytes, map).ok();
+    bytes
+}

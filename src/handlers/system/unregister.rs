@@ -1,0 +1,29 @@
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Instances;
+use crate::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Unregister {
+    instance_id: String,
+    incarnation: Option<u64>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Unregistered {
+    unregistered: bool,
+    tasks_reassigned: u64,
+}
+
+pub async fn unregister(context: Context, event: Unregister) -> Result<Unregistered, HandlerError> {
+    let gone = context
+        .state::<Instances>()?
+        .unregister(&event.instance_id, event.incarnation)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    Ok(Unregistered {
+        unregistered: gone.unregistered,
+        tasks_reassigned: gone.tasks_reassigned,
+    })
+}

@@ -1,0 +1,142 @@
+//! What a worker is made of.
+
+use super::Worker;
+use crate::bus::connect::Connector;
+use crate::bus::error::BusError;
+use crate::bus::keys::{self, NameError};
+use crate::config::{RedisUrl, Settings};
+use crate::coordination::instances::Instances;
+use crate::handlers::system;
+use crate::registry::context::{Process, States};
+use crate::registry::handler::Handler;
+use crate::registry::policy::Policy;
+use crate::registry::router::Registration;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+
+/// Connections that handlers and coordination share.
+const POOL: usize = 16;
+
+/// Why a worker can not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A name that the protocol does not allow.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The URL is none, or the pool can not be made.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// Collects what a worker is made of; see [`Worker::builder`].
+#[derive(Debug, Default)]
+pub struct Builder {
+    settings: Settings,
+    handlers: Vec<Registration>,
+    states: States,
+}
+
+impl Builder {
+    /// Replaces all settings.
+    #[must_use]
+    pub fn settings(mut self, settings: Settings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// Where Redis is.
+    #[must_use]
+    pub fn redis(mut self, url: impl Into<String>) -> Self {
+        self.settings.redis_url = RedisUrl::new(url);
+        self
+    }
+
+    /// Adds a handler for events of that type, with the default policy.
+    #[must_use]
+    pub fn handler<H, P, R>(self, kind: impl Into<String>, handler: H) -> Self
+    where
+        H: Handler<P, R>,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema + 'static,
+    {
+        self.handler_with(kind, handler, Policy::new())
+    }
+
+    /// Adds a handler for events of that type, run as the policy says.
+    #[must_use]
+    pub fn handler_with<H, P, R>(self, kind: impl Into<String>, handler: H, policy: Policy) -> Self
+    where
+        H: Handler<P, R>,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema + 'static,
+    {
+        self.register(Registration::new(kind, handler, policy))
+    }
+
+    /// Adds a handler that was registered elsewhere. A later one of a type replaces an earlier one.
+    #[must_use]
+    pub fn register(mut self, registration: Registration) -> Self {
+        self.handlers.push(registration);
+        self
+    }
+
+    /// Adds a value that handlers get by its type from [`Context::state`](crate::Context::state).
+    #[must_use]
+    pub fn state<S: Send + Sync + 'static>(mut self, state: S) -> Self {
+        self.states.insert(state);
+        self
+    }
+
+    /// A worker with these handlers and the built-in ones. Connects nothing yet.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn build(self) -> Result<Worker, BuildError> {
+        let Self {
+            mut settings,
+            handlers,
+            mut states,
+        } = self;
+        if settings.id.is_empty() {
+            settings.id = invented_id();
+        }
+        keys::check_name("instance", &settings.id)?;
+        keys::check_name("group", &settings.group)?;
+        let all = system::registrations().into_iter().chain(handlers);
+        let handlers: Vec<Registration> = all.collect();
+        for handler in &handlers {
+            keys::check_event_type(&handler.kind)?;
+        }
+        let keys = settings.keys()?;
+        let connector = Connector::new(&settings.redis_url, POOL)?;
+        let instances = Instances::new(connector.clone(), keys.clone());
+        states.insert(instances.clone());
+        let process = Arc::new(Process {
+            instance: settings.id.clone(),
+            keys,
+            connector,
+            states,
+        });
+        Ok(Worker {
+            settings,
+            handlers,
+            process,
+            instances,
+        })
+    }
+}
+
+/// `<host>-<8 hex digits>`: readable in a list, and no other process's.
+fn invented_id() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name: String = host
+        .trim()
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+        .take(64)
+        .collect();
+    let name = if name.is_empty() { "worker" } else { &name };
+    format!("{name}-{:08x}", fastrand::u32(..))
+}

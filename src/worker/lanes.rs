@@ -1,0 +1,296 @@
+//! The lanes of a worker: which streams each reads, started and ended together.
+
+use super::inflight::InFlight;
+use super::lane::{Counts, Lane, LaneEvents, NUDGE, Shared};
+use super::takeover::Trigger;
+use super::{Ending, RunError};
+use crate::bus::commit::{Committer, CommitterOptions};
+use crate::bus::error::BusError;
+use crate::bus::keys::{self, Keys, Route};
+use crate::config::Settings;
+use crate::coordination::instances::Instances;
+use crate::registry::context::Process;
+use crate::registry::handler::{Endpoint, Schemas};
+use crate::registry::layers::Surroundings;
+use crate::registry::layers::circuit::CircuitChange;
+use crate::registry::policy::{Policy, RetryPolicy};
+use crate::registry::router::{Registration, Router};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Sends a trigger to every lane.
+#[derive(Clone, Debug)]
+pub struct Triggers(Vec<mpsc::UnboundedSender<Trigger>>);
+
+impl Triggers {
+    /// Has every lane look for what the trigger is about.
+    pub fn send(&self, trigger: &Trigger) {
+        for lane in &self.0 {
+            // A lane that ended takes nothing over any more.
+            lane.send(trigger.clone()).ok();
+        }
+    }
+}
+
+struct Prepared {
+    lane: Lane,
+    events: LaneEvents,
+    committer: Committer,
+}
+
+/// The lanes of a worker.
+pub struct Lanes {
+    shared: Vec<Arc<Shared>>,
+    prepared: Vec<Prepared>,
+    triggers: Triggers,
+    router: Arc<Router>,
+    changes: Option<mpsc::UnboundedReceiver<CircuitChange>>,
+    ending: Ending,
+}
+
+/// Lanes that run.
+pub struct Running(Vec<JoinHandle<Option<Committer>>>);
+
+impl Running {
+    /// Waits until all have ended. Their committers come back, where none is in the middle of a commit.
+    pub async fn ended(self) -> Result<Vec<Committer>, RunError> {
+        let ended = futures_util::future::try_join_all(self.0).await;
+        let committers = ended.map_err(|_| RunError::Lane)?;
+        Ok(committers.into_iter().flatten().collect())
+    }
+}
+
+/// What a lane reads.
+struct Plan {
+    name: &'static str,
+    routes: Vec<Route>,
+    places: Vec<(String, u16)>,
+    inbox: Option<usize>,
+}
+
+fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
+    let mut control = Plan {
+        name: "control",
+        routes: Vec::new(),
+        places: Vec::new(),
+        inbox: None,
+    };
+    for domain in ["system", "task"] {
+        control.routes.push(keys.route(domain, 0));
+        control.places.push((domain.to_owned(), 0));
+    }
+    control.inbox = Some(control.routes.len());
+    control.routes.push(keys.inbox_route(instance));
+    control.places.push(("system".to_owned(), 0));
+
+    let domains: BTreeSet<&str> = router
+        .routes()
+        .filter(|route| route.kind != NUDGE)
+        .map(|route| keys::domain_of(&route.kind))
+        .filter(|domain| !keys::is_control(domain))
+        .collect();
+    let mut data = Plan {
+        name: "data",
+        routes: Vec::new(),
+        places: Vec::new(),
+        inbox: None,
+    };
+    for domain in domains {
+        for partition in 0..keys.partitions(domain) {
+            data.routes.push(keys.route(domain, partition));
+            data.places.push((domain.to_owned(), partition));
+        }
+    }
+    let mut plans = vec![control];
+    if !data.routes.is_empty() {
+        plans.push(data);
+    }
+    plans
+}
+
+/// The handler that hears that an entry was handed to this instance.
+fn nudge(triggers: Triggers) -> Registration {
+    let endpoint = Endpoint::raw(move |_| {
+        triggers.send(&Trigger::Own);
+        Box::pin(std::future::ready(Ok(vec![0xc0])))
+    });
+    Registration {
+        kind: NUDGE.to_owned(),
+        endpoint,
+        policy: Policy::new().silent(),
+        schemas: Schemas::of::<(), ()>(),
+    }
+}
+
+impl Lanes {
+    /// Lanes for these handlers; nothing runs yet.
+    pub fn new(
+        settings: &Settings,
+        handlers: &[Registration],
+        process: &Arc<Process>,
+        instances: &Instances,
+        ending: &Ending,
+    ) -> Result<Self, RunError> {
+        let retry = RetryPolicy {
+            max_attempts: settings.max_attempts,
+            base: settings.backoff_base,
+            cap: settings.backoff_cap,
+            ..RetryPolicy::default()
+        };
+        let (circuits, changes) = mpsc::unbounded_channel();
+        let surroundings = Surroundings {
+            process: process.clone(),
+            handler_timeout: settings.handler_timeout,
+            circuits: Some(circuits),
+        };
+        let (control, control_triggers) = mpsc::unbounded_channel();
+        let (data, data_triggers) = mpsc::unbounded_channel();
+        let triggers = Triggers(vec![control, data]);
+        let mut registrations = handlers.to_vec();
+        registrations.push(nudge(triggers.clone()));
+        let router =
+            Arc::new(Router::new(registrations, retry, &surroundings).map_err(BusError::from)?);
+        let mut shared = Vec::new();
+        let mut prepared = Vec::new();
+        let plans = plans(&process.keys, &process.instance, &router);
+        for (plan, triggers) in plans.into_iter().zip([control_triggers, data_triggers]) {
+            let routes: Arc<[Route]> = plan.routes.into();
+            let claims_key = |(domain, partition): &(String, u16)| {
+                process.keys.claims(domain, *partition, &process.instance)
+            };
+            let committer = Committer::new(CommitterOptions {
+                connector: process.connector.clone(),
+                routes: routes.clone(),
+                claims: plan.places.iter().map(claims_key).collect(),
+                group: settings.group.clone(),
+                consumer: process.instance.clone(),
+                reply_ttl: settings.reply_ttl,
+                reply_history: settings.stream_history,
+                stop: ending.stop.clone(),
+            });
+            let lane = Arc::new(Shared {
+                name: plan.name,
+                routes,
+                places: plan.places,
+                inbox: plan.inbox,
+                group: settings.group.clone(),
+                process: process.clone(),
+                router: router.clone(),
+                instances: instances.clone(),
+                limits: settings.limits(),
+                inflight: Arc::new(InFlight::default()),
+                claims: committer.claims(),
+                concurrency: settings.concurrency,
+                claim_idle: settings.claim_idle,
+                max_deliveries: settings.max_deliveries,
+                retry,
+                counts: Counts::default(),
+            });
+            shared.push(lane.clone());
+            let (lane, events) = Lane::new(lane, triggers);
+            prepared.push(Prepared {
+                lane,
+                events,
+                committer,
+            });
+        }
+        Ok(Self {
+            shared,
+            prepared,
+            triggers,
+            router,
+            changes: Some(changes),
+            ending: ending.clone(),
+        })
+    }
+
+    /// Fences older processes of this name, then starts every lane.
+    pub async fn start(&mut self) -> Result<Running, BusError> {
+        for prepared in &mut self.prepared {
+            prepared.committer.start().await?;
+        }
+        let started = self.prepared.drain(..).map(|prepared| {
+            let Prepared {
+                lane,
+                events,
+                committer,
+            } = prepared;
+            let Ending { drain, stop } = self.ending.clone();
+            tokio::spawn(lane.run(events, committer, drain, stop))
+        });
+        Ok(Running(started.collect()))
+    }
+
+    /// What the parts of each lane share.
+    pub fn shared(&self) -> &[Arc<Shared>] {
+        &self.shared
+    }
+
+    /// Makes lanes look for entries.
+    pub fn triggers(&self) -> Triggers {
+        self.triggers.clone()
+    }
+
+    /// The circuits that open and close, for who announces them first.
+    pub fn take_changes(&mut self) -> Option<mpsc::UnboundedReceiver<CircuitChange>> {
+        self.changes.take()
+    }
+
+    /// The event types that this worker has handlers for.
+    pub fn capabilities(&self) -> Vec<String> {
+        let kinds = self.router.routes().map(|route| route.kind.clone());
+        kinds.filter(|kind| kind != NUDGE).collect()
+    }
+
+    /// The streams that are read.
+    pub fn streams(&self) -> Vec<&str> {
+        let routes = self.shared.iter().flat_map(|lane| lane.routes.iter());
+        routes.map(|route| route.events.as_str()).collect()
+    }
+
+    /// Entries that were read and not settled.
+    pub fn in_flight(&self) -> usize {
+        self.shared.iter().map(|lane| lane.inflight.len()).sum()
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> Totals {
+        let mut totals = Totals::default();
+        for lane in &self.shared {
+            let counts = &lane.counts;
+            totals.committed += counts.committed.load(Ordering::Relaxed);
+            totals.fenced += counts.fenced.load(Ordering::Relaxed);
+            totals.taken += counts.taken.load(Ordering::Relaxed);
+            totals.expired += counts.expired.load(Ordering::Relaxed);
+        }
+        totals
+    }
+}
+
+/// What happened in all lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    committed: u64,
+    fenced: u64,
+    taken: u64,
+    expired: u64,
+}
+
+impl fmt::Display for Totals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            committed,
+            fenced,
+            taken,
+            expired,
+        } = self;
+        write!(
+            f,
+            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline"
+        )
+    }
+}

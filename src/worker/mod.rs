@@ -1,0 +1,270 @@
+//! A worker: joins the bus and the registry, and keeps both going.
+//!
+//! | part | what it does | where it runs |
+//! |---|---|---|
+//! | lane *control* | runs `system` and `task` events and the inbox | a task |
+//! | lane *data* | runs the events of all other domains that have a handler | a task |
+//! | keeper | pulses, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
+//! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
+
+pub mod builder;
+mod inflight;
+mod keeper;
+mod lane;
+mod lanes;
+mod reader;
+mod settle;
+mod takeover;
+mod watch;
+
+use crate::bus::claim;
+use crate::bus::commit::Committer;
+use crate::bus::connect::reconnect_delay;
+use crate::bus::error::{BusError, Reaction};
+use crate::config::Settings;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instance::Registering;
+use crate::coordination::instances::{Instances, Registered};
+use crate::registry::context::Process;
+use crate::registry::router::Registration;
+use builder::Builder;
+use keeper::Keeper;
+use lanes::{Lanes, Running};
+use std::io;
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// A worker that is ready to run.
+#[derive(Debug)]
+pub struct Worker {
+    settings: Settings,
+    handlers: Vec<Registration>,
+    process: Arc<Process>,
+    instances: Instances,
+}
+
+/// Why a worker ended that was not told to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Redis can not be used: it refused the credentials, or it is too old.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The registration was refused.
+    #[error("the instance can not be registered: {0}")]
+    Registration(#[source] CoordinationError),
+    /// The system gave no thread or no signal handler.
+    #[error("the system refused what the worker needs: {0}")]
+    System(#[from] io::Error),
+    /// A lane ended by itself.
+    #[error("a lane of the worker failed")]
+    Lane,
+}
+
+/// How a worker ends.
+#[derive(Clone, Debug, Default)]
+struct Ending {
+    /// Read no more; finish what runs.
+    drain: CancellationToken,
+    /// Finish nothing.
+    stop: CancellationToken,
+}
+
+impl Worker {
+    /// Starts collecting what a worker is made of.
+    ///
+    /// ```no_run
+    /// use convoke::{Context, HandlerError, Worker};
+    /// use schemars::JsonSchema;
+    /// use serde::{Deserialize, Serialize};
+    ///
+    /// #[derive(Deserialize, JsonSchema)]
+    /// struct Resize { width: u32 }
+    /// #[derive(Serialize, JsonSchema)]
+    /// struct Resized { pixels: u32 }
+    ///
+    /// async fn resize(_: Context, job: Resize) -> Result<Resized, HandlerError> {
+    ///     Ok(Resized { pixels: job.width * job.width })
+    /// }
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let worker = Worker::builder()
+    ///     .redis("redis://127.0.0.1")
+    ///     .handler("image.resize", resize)
+    ///     .build()?;
+    /// worker.run().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The instance id, which is also the consumer's name.
+    pub fn id(&self) -> &str {
+        &self.process.instance
+    }
+
+    /// Runs until SIGTERM or SIGINT, then drains; a second signal ends it without draining.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn run(self) -> Result<(), RunError> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let ending = Ending::default();
+        let (drain, stop) = (ending.drain.clone(), ending.stop.clone());
+        let signals = async move {
+            for token in [drain, stop] {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                token.cancel();
+            }
+            std::future::pending::<()>().await
+        };
+        tokio::select! {
+            ended = self.work(ending) => ended,
+            () = signals => Ok(()),
+        }
+    }
+
+    /// Runs until the token is cancelled, then drains.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn run_until(self, drain: CancellationToken) -> Result<(), RunError> {
+        let stop = CancellationToken::new();
+        self.work(Ending { drain, stop }).await
+    }
+
+    async fn work(self, ending: Ending) -> Result<(), RunError> {
+        if !self.reach_redis(&ending.drain).await? {
+            return Ok(());
+        }
+        let mut lanes = Lanes::new(
+            &self.settings,
+            &self.handlers,
+            &self.process,
+            &self.instances,
+            &ending,
+        )?;
+        let registering = self.registering(&lanes);
+        let registered = self
+            .instances
+            .register(&registering)
+            .await
+            .map_err(RunError::Registration)?;
+        if !registered.new {
+            tracing::warn!(
+                instance = self.id(),
+                "an instance of this id was alive already: this one takes its place"
+            );
+        }
+        let Registered { incarnation, .. } = registered;
+        let running = lanes.start().await?;
+        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation)?;
+        tracing::info!(
+            instance = self.id(),
+            incarnation,
+            streams = lanes.streams().join(" "),
+            handlers = self.handlers.len(),
+            redis = %self.settings.redis_url,
+            "working"
+        );
+        let committers = self.until_drained(&lanes, running, &ending).await;
+        keeper.stop(&self.instances).await;
+        self.leave(&lanes, committers?).await;
+        tracing::info!(instance = self.id(), counts = %lanes.counts(), "stopped");
+        Ok(())
+    }
+
+    /// Waits for a server that can be used; false if it was told to end before.
+    async fn reach_redis(&self, drain: &CancellationToken) -> Result<bool, RunError> {
+        let mut failures = 0;
+        loop {
+            match self.process.connector.check_version().await {
+                Ok(()) => return Ok(true),
+                Err(error) if error.reaction() == Reaction::GiveUp => return Err(error.into()),
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::warn!(redis = %self.settings.redis_url, %error, "redis can not be reached; trying again");
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                        () = drain.cancelled() => return Ok(false),
+                    }
+                }
+            }
+        }
+    }
+
+    fn registering(&self, lanes: &Lanes) -> Registering {
+        let settings = &self.settings;
+        Registering {
+            id: settings.id.clone(),
+            roles: settings.role.clone(),
+            capacity: settings.capacity,
+            capabilities: lanes.capabilities(),
+            metadata: Vec::new(),
+            ttl_ms: settings.heartbeat_ttl.as_millis() as u64,
+        }
+    }
+
+    /// Runs the lanes to their end, at most the drain time long once they were told to end.
+    async fn until_drained(
+        &self,
+        lanes: &Lanes,
+        running: Running,
+        ending: &Ending,
+    ) -> Result<Vec<Committer>, RunError> {
+        let limit = async {
+            ending.drain.cancelled().await;
+            tracing::info!(
+                instance = self.id(),
+                in_flight = lanes.in_flight(),
+                "draining"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(self.settings.drain_timeout) => {}
+                () = ending.stop.cancelled() => {}
+            }
+            let left = lanes.in_flight();
+            tracing::warn!(
+                instance = self.id(),
+                left,
+                "not all finished in time; the others take over"
+            );
+            ending.stop.cancel();
+        };
+        let ended = running.ended();
+        tokio::pin!(limit, ended);
+        tokio::select! {
+            ended = &mut ended => return ended,
+            () = &mut limit => {}
+        }
+        ended.await
+    }
+
+    /// Removes what this consumer left behind on streams where nothing is pending with it.
+    async fn leave(&self, lanes: &Lanes, committers: Vec<Committer>) {
+        let left = async {
+            let mut connection = self.process.connector.pooled().await?;
+            let mut clean = true;
+            for stream in lanes.streams() {
+                clean &=
+                    claim::forget(&mut connection, stream, &self.settings.group, self.id()).await?;
+            }
+            if clean {
+                for committer in committers {
+                    committer.finish().await?;
+                }
+            }
+            Ok::<_, BusError>(())
+        };
+        if let Err(error) = left.await {
+            tracing::warn!(instance = self.id(), %error, "the consumer was not removed");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! From the end of a run to what is written: reply, retry, dead letter (PROTOCOL §3–5).
+
+use crate::bus::commit::{End, Lease, Publication, Reply, Settlement};
+use crate::bus::dead::{DeadLetter, POISON};
+use crate::bus::event::{Event, Malformed};
+use crate::error::{Code, HandlerError};
+use crate::registry::context::unix_ms;
+use crate::registry::handler::{Encoded, encode};
+use crate::registry::policy::RetryPolicy;
+use rmpv::Value;
+use std::time::Duration;
+
+/// Who settles, and what of.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    /// The delivery.
+    pub lease: Lease,
+    /// The stream it came from.
+    pub stream: &'a str,
+    /// This instance.
+    pub instance: &'a str,
+}
+
+/// A run that succeeded.
+pub fn success(
+    scene: Scene<'_>,
+    event: &Event,
+    result: Encoded,
+    publications: Vec<Publication>,
+    silent: bool,
+) -> Settlement {
+    let reply = (event.reply_to().is_some() || !silent).then(|| Reply {
+        to: event.reply_to().map(str::to_owned),
+        correlation_id: event.id(),
+        kind: event.kind().to_owned(),
+        status: "ok",
+        data: result,
+    });
+    Settlement {
+        lease: scene.lease,
+        reply,
+        publications,
+        end: End::Done,
+    }
+}
+
+/// A run that failed, or an event that was not run.
+pub fn failure(
+    scene: Scene<'_>,
+    event: &Event,
+    error: &HandlerError,
+    retry: &RetryPolicy,
+) -> Settlement {
+    let requested = event.reply_to().is_some();
+    let end = match refused(error) {
+        Some(_) if requested => End::Done,
+        Some(wait) => End::Later {
+            fields: event.same_attempt(),
+            wait,
+        },
+        None if error.retryable => match retry.delay(event.attempt()) {
+            Some(wait) => End::Later {
+                fields: event.next_attempt(),
+                wait,
+            },
+            None => dead(scene, event, error),
+        },
+        None if requested && !is_bad_input(error.code) => End::Done,
+        None => dead(scene, event, error),
+    };
+    let answered = requested && !matches!(end, End::Later { .. });
+    Settlement {
+        lease: scene.lease,
+        reply: answered.then(|| error_reply(event, error)),
+        publications: Vec::new(),
+        end,
+    }
+}
+
+/// What a layer refused without running the handler waits for so long.
+fn refused(error: &HandlerError) -> Option<Duration> {
+    error.refusal.as_ref()?;
+    let least = error.retry_after.unwrap_or(Duration::from_secs(1));
+    let spread = least.as_millis() as u64 / 2 + 100;
+    Some(least + Duration::from_millis(fastrand::u64(0..spread)))
+}
+
+fn is_bad_input(code: Code) -> bool {
+    matches!(code, Code::InvalidArgument | Code::Unimplemented)
+}
+
+/// An event whose deadline passed: a requester is told, otherwise it is dropped.
+pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
+    let error = HandlerError::new(
+        Code::DeadlineExceeded,
+        "the event's deadline passed before it was run",
+    )
+    .permanent();
+    Settlement {
+        lease: scene.lease,
+        reply: event.reply_to().map(|_| error_reply(event, &error)),
+        publications: Vec::new(),
+        end: End::Done,
+    }
+}
+
+/// An event that was delivered too often without ever being committed.
+pub fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
+    let error = HandlerError::internal(format!(
+        "delivered {} times and never committed: it kills its worker",
+        scene.lease.deliveries - 1
+    ))
+    .permanent();
+    let mut settlement = Settlement {
+        lease: scene.lease,
+        reply: event.reply_to().map(|_| error_reply(event, &error)),
+        publications: Vec::new(),
+        end: dead(scene, event, &error),
+    };
+    if let End::Dead(letter) = &mut settlement.end {
+        letter.reason = POISON.to_owned();
+    }
+    settlement
+}
+
+/// An entry that is no event.
+pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
+    let error = HandlerError::invalid_argument(bad.message.clone());
+    let reply = bad.reply_to.clone().map(|to| Reply {
+        to: Some(to),
+        correlation_id: bad.correlation_id(),
+        kind: bad.kind.clone().unwrap_or_else(|| "unknown".into()),
+        status: error.code.as_str(),
+        data: body(&error),
+    });
+    let letter = DeadLetter {
+        entry: bad.entry,
+        reason: error.code.as_str().to_owned(),
+        message: error.bounded_message().to_owned(),
+        attempts: 0,
+        deliveries: scene.lease.deliveries,
+        stream: scene.stream.to_owned(),
+        instance: scene.instance.to_owned(),
+        time: unix_ms(),
+    };
+    Settlement {
+        lease: scene.lease,
+        reply,
+        publications: Vec::new(),
+        end: End::Dead(Box::new(letter)),
+    }
+}
+
+fn dead(scene: Scene<'_>, event: &Event, error: &HandlerError) -> End {
+    End::Dead(Box::new(DeadLetter {
+        entry: event.entry().clone(),
+        reason: error.code.as_str().to_owned(),
+        message: error.bounded_message().to_owned(),
+        attempts: event.attempt(),
+        deliveries: scene.lease.deliveries,
+        stream: scene.stream.to_owned(),
+        instance: scene.instance.to_owned(),
+        time: unix_ms(),
+    }))
+}
+
+fn error_reply(event: &Event, error: &HandlerError) -> Reply {
+    Reply {
+        to: event.reply_to().map(str::to_owned),
+        correlation_id: event.id(),
+        kind: event.kind().to_owned(),
+        status: error.code.as_str(),
+        data: body(error),
+    }
+}
+
+/// The body of an error reply: `{code, message, retryable, details?}`.
+fn body(error: &HandlerError) -> Encoded {
+    let mut map: Vec<(Value, Value)> = vec![
+        ("code".into(), error.code.as_str().into()),
+        ("message".into(), error.bounded_message().into()),
+        ("retryable".into(), error.retryable.into()),
+    ];
+    if let Some(details) = &error.details {
+        map.push(("details".into(), details.clone()));
+    }
+    encode(&Value::Map(map)).unwrap_or_else(|_| vec![0xc0])
+}

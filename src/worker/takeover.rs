@@ -1,0 +1,163 @@
+//! Taking over pending entries: one's own after a lost read, a dead consumer's, and those that nobody
+//! renewed for too long.
+//!
+//! An event that kills its process takes everything with it that ran beside it. So what was delivered
+//! before is taken in ever smaller parts: the second delivery 100 at a time, the third 10, then one
+//! alone. The killer ends alone, is counted, and is found out as poison; its neighbours get through.
+
+use super::lane::{Delivery, Shared};
+use crate::bus::claim::{self, Pending};
+use crate::bus::error::BusError;
+use crate::bus::event::EntryId;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Why entries are to be taken over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trigger {
+    /// A read may have been lost on the way: what is pending with us and not in our hands.
+    Own,
+    /// A consumer is gone.
+    Consumer(String),
+    /// It is time to look for entries that nobody renewed.
+    Stale,
+}
+
+/// One stream to be looked through for one reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    trigger: Trigger,
+    stream: usize,
+    from: EntryId,
+}
+
+/// What is still to be looked through.
+#[derive(Debug, Default)]
+pub struct Jobs(VecDeque<Job>);
+
+/// What one step of a job did.
+#[derive(Debug)]
+pub enum Step {
+    /// Took entries over; there may be more.
+    Took(Vec<Delivery>),
+    /// Nothing on this page; the next begins here.
+    Onward(EntryId),
+    /// Nothing is left.
+    Done,
+}
+
+const PAGE: usize = 100;
+
+/// Deliveries from which on an event runs with nothing beside it.
+pub const ALONE: u32 = 4;
+
+fn part(deliveries: u32) -> usize {
+    match deliveries {
+        0 | 1 => PAGE,
+        2 => 10,
+        _ => 1,
+    }
+}
+
+impl Jobs {
+    /// Adds what a trigger asks for, unless it waits already.
+    pub fn add(&mut self, trigger: &Trigger, streams: usize) {
+        for stream in 0..streams {
+            let job = Job {
+                trigger: trigger.clone(),
+                stream,
+                from: EntryId::default(),
+            };
+            // The front one may be under way already, and past what the trigger is about.
+            if !self.0.iter().skip(1).any(|waiting| *waiting == job) {
+                self.0.push_back(job);
+            }
+        }
+    }
+
+    /// The next job.
+    pub fn next(&self) -> Option<Job> {
+        self.0.front().cloned()
+    }
+
+    /// Notes what a step of the next job did.
+    pub fn stepped(&mut self, step: &Step) {
+        match (step, self.0.front_mut()) {
+            (Step::Onward(from), Some(job)) => job.from = *from,
+            (Step::Done, _) => {
+                self.0.pop_front();
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Job {
+    /// Takes the next part, of at most `room` entries.
+    pub async fn step(&self, shared: &Shared, room: usize) -> Result<Step, BusError> {
+        let stream = &shared.routes[self.stream].events;
+        let group = &shared.group;
+        let me = shared.instance();
+        let (owner, min_idle) = match &self.trigger {
+            Trigger::Own => (Some(me), Duration::ZERO),
+            Trigger::Consumer(consumer) => (Some(consumer.as_str()), Duration::ZERO),
+            Trigger::Stale => (None, shared.claim_idle),
+        };
+        let claims = shared.claims.known(self.stream);
+        let mut connection = shared.process.connector.pooled().await?;
+        let page = claim::pending(&mut connection, stream, group, self.from, PAGE, owner).await?;
+        let wanted = |entry: &&Pending| {
+            entry.idle >= min_idle
+                && !(entry.consumer == me && shared.inflight.holds(self.stream, entry.id))
+        };
+        let Some(first) = page.iter().find(wanted) else {
+            return match page.last() {
+                Some(last) if page.len() == PAGE => Ok(Step::Onward(last.id.next())),
+                _ => {
+                    if let Trigger::Consumer(gone) = &self.trigger
+                        && gone != me
+                    {
+                        claim::forget(&mut connection, stream, group, gone).await?;
+                    }
+                    Ok(Step::Done)
+                }
+            };
+        };
+        let level = first.deliveries.max(1);
+        let chosen: Vec<Pending> = page
+            .iter()
+            .filter(wanted)
+            .filter(|entry| entry.deliveries.max(1) == level)
+            .take(part(level).min(room))
+            .cloned()
+            .collect();
+        let taken = claim::take(
+            &mut connection,
+            stream,
+            group,
+            me,
+            min_idle,
+            &chosen,
+            |consumer| shared.claims_key(self.stream, consumer),
+        )
+        .await?;
+        let mut deliveries = Vec::with_capacity(taken.len());
+        for taken in taken {
+            if taken.deleted {
+                tracing::error!(
+                    stream,
+                    entry = %taken.entry.id,
+                    "a pending entry was deleted from its stream before it was run: the event is lost"
+                );
+                continue;
+            }
+            deliveries.push(Delivery {
+                stream: self.stream,
+                entry: taken.entry,
+                deliveries: taken.deliveries,
+                claims,
+            });
+        }
+        Ok(Step::Took(deliveries))
+    }
+}

@@ -1,0 +1,125 @@
+//! Watches the broadcast for instances that went, and has the lanes take over what they held.
+
+use super::lane::Shared;
+use super::lanes::Triggers;
+use super::takeover::Trigger;
+use crate::bus::claim;
+use crate::bus::connect::{BLOCK, Connector, reconnect_delay};
+use crate::bus::event::Entry;
+use crate::bus::read;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Instances;
+use redis::aio::MultiplexedConnection;
+use serde::Deserialize;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Facts that one read brings at the most.
+const COUNT: usize = 256;
+
+/// What watching needs; its connections belong to the keeper's thread.
+pub struct Watch {
+    pub connector: Connector,
+    pub instances: Instances,
+    pub lanes: Vec<Arc<Shared>>,
+    pub triggers: Triggers,
+    pub broadcast: String,
+    /// How often consumers are compared with instances, besides the facts.
+    pub compare: Duration,
+}
+
+#[derive(Deserialize)]
+struct Gone {
+    id: String,
+}
+
+impl Watch {
+    /// Watches until told to stop.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut failures = 0;
+        while !stop.is_cancelled() {
+            let began = Instant::now();
+            if let Err(error) = self.follow(&stop).await {
+                tracing::debug!(%error, "watching the broadcast failed; trying again");
+                failures = if began.elapsed() > BLOCK {
+                    0
+                } else {
+                    failures + 1
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(reconnect_delay(failures)) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        }
+    }
+
+    async fn follow(&self, stop: &CancellationToken) -> Result<(), CoordinationError> {
+        let mut connection = self.connector.blocking(BLOCK).await?;
+        // The position first: who goes from here on is told, who went before is found by comparing.
+        let mut after = read::last_id(&mut connection, &self.broadcast).await?;
+        self.compare(&mut connection).await?;
+        let mut compared = Instant::now();
+        while !stop.is_cancelled() {
+            let position = [(self.broadcast.as_str(), after)];
+            let batches = read::read_after(&mut connection, &position, COUNT, BLOCK).await?;
+            let mut gone = Vec::new();
+            for entry in batches.iter().flat_map(|batch| &batch.entries) {
+                after = entry.id;
+                gone.extend(gone_in(entry));
+            }
+            if !gone.is_empty() {
+                // A fact may be old: whoever is back by now keeps what it holds.
+                self.take_over(self.instances.gone_among(&gone).await?);
+            }
+            if compared.elapsed() >= self.compare {
+                self.compare(&mut connection).await?;
+                compared = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares those who hold entries with those who are gone: a fact may have been missed.
+    async fn compare(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), CoordinationError> {
+        let mut holders = Vec::new();
+        for lane in &self.lanes {
+            for route in lane.routes.iter() {
+                match claim::holders(connection, &route.events, &lane.group).await {
+                    Ok(found) => holders.extend(found),
+                    // The reader creates the group.
+                    Err(error) if error.code() == Some("NOGROUP") => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        holders.sort_unstable();
+        holders.dedup();
+        self.take_over(self.instances.gone_among(&holders).await?);
+        Ok(())
+    }
+
+    fn take_over(&self, gone: Vec<String>) {
+        for id in gone {
+            if self.lanes.iter().all(|lane| lane.instance() != id) {
+                self.triggers.send(&Trigger::Consumer(id));
+            }
+        }
+    }
+}
+
+/// Who is gone according to that fact.
+fn gone_in(entry: &Entry) -> Option<String> {
+    if !matches!(
+        entry.get("type"),
+        Some(b"instance.lost" | b"instance.unregistered")
+    ) {
+        return None;
+    }
+    let gone: Gone = rmp_serde::from_slice(entry.get("data")?).ok()?;
+    Some(gone.id)
+}

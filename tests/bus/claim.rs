@@ -1,0 +1,193 @@
+//! Taking over, renewing, handing over: only what is still as the caller saw it.
+
+use crate::setup::{Bus, GROUP};
+use convoke::bus::claim::{self, CLAIMS_TTL, Pending};
+use std::time::Duration;
+
+/// So many entries pending with `w-1`.
+async fn held(count: usize) -> (Bus, Vec<Pending>) {
+    let mut bus = Bus::start().await;
+    bus.add(count).await;
+    let claims = bus.committer("w-1").claims();
+    bus.deliver("w-1", &claims, count).await;
+    let pending = bus.pending().await;
+    assert_eq!(pending.len(), count);
+    (bus, pending)
+}
+
+async fn counter(bus: &mut Bus, consumer: &str) -> Option<u64> {
+    bus.ask(&format!("GET {}", bus.claims(consumer))).await
+}
+
+#[tokio::test]
+async fn what_is_taken_is_the_takers_and_its_owner_is_fenced_in_the_same_step() {
+    let (mut bus, pending) = held(3).await;
+    let taken = bus.take("w-2", &pending[..2]).await;
+    assert_eq!(taken.len(), 2);
+    for (taken, pending) in taken.iter().zip(&pending) {
+        assert_eq!(taken.entry.id, pending.id);
+        assert_eq!(taken.entry.get("type"), Some(&b"image.made"[..]));
+        assert_eq!((taken.deliveries, taken.deleted), (2, false));
+    }
+    assert_eq!(counter(&mut bus, "w-1").await, Some(1));
+    assert_eq!(counter(&mut bus, "w-2").await, None);
+    let ttl: u64 = bus.ask(&format!("PTTL {}", bus.claims("w-1"))).await;
+    let whole = CLAIMS_TTL.as_millis() as u64;
+    assert!((whole - 60_000..=whole).contains(&ttl), "{ttl}");
+    let now = bus.pending().await;
+    let owners: Vec<&str> = now.iter().map(|p| p.consumer.as_str()).collect();
+    assert_eq!(owners, ["w-2", "w-2", "w-1"]);
+}
+
+#[tokio::test]
+async fn nothing_is_taken_that_moved_since_the_caller_looked() {
+    let (mut bus, pending) = held(4).await;
+    assert_eq!(bus.take("w-2", &pending[..1]).await.len(), 1);
+    // Another owner, another delivery, acknowledged.
+    assert!(bus.take("w-3", &pending[..1]).await.is_empty());
+    bus.take("w-1", &pending[1..2]).await;
+    assert!(bus.take("w-3", &pending[1..2]).await.is_empty());
+    bus.run(&format!("XACK cb:events:image {GROUP} {}", pending[2].id))
+        .await;
+    assert!(bus.take("w-3", &pending[2..3]).await.is_empty());
+    bus.hand_on(pending[3].id, "w-2").await;
+    assert!(bus.take("w-3", &pending[3..]).await.is_empty());
+    // One raise for each entry that was taken, none for what was not.
+    assert_eq!(counter(&mut bus, "w-1").await, Some(2));
+    assert_eq!(counter(&mut bus, "w-2").await, None);
+}
+
+#[tokio::test]
+async fn an_entry_that_is_not_idle_for_long_enough_stays() {
+    let (mut bus, pending) = held(2).await;
+    let stream = bus.route.events.clone();
+    // The second one has not been touched for an hour.
+    let (id, hour) = (pending[1].id, 3_600_000);
+    bus.run(&format!(
+        "XCLAIM {stream} {GROUP} w-1 0 {id} IDLE {hour} RETRYCOUNT 1 JUSTID"
+    ))
+    .await;
+    let keys = bus.keys.clone();
+    let claims = |owner: &str| keys.claims("image", 0, owner);
+    let idle = Duration::from_millis(hour);
+    let taken = claim::take(
+        &mut bus.connection,
+        &stream,
+        GROUP,
+        "w-2",
+        idle,
+        &pending,
+        claims,
+    );
+    let taken = taken.await.unwrap();
+    assert_eq!(taken.len(), 1);
+    assert_eq!(taken[0].entry.id, id);
+}
+
+#[tokio::test]
+async fn one_call_takes_from_several_owners_and_fences_each() {
+    let mut bus = Bus::start().await;
+    bus.add(4).await;
+    for consumer in ["w-1", "w-2", "w-1", "w-3"] {
+        let claims = bus.committer(consumer).claims();
+        bus.deliver(consumer, &claims, 1).await;
+    }
+    let pending = bus.pending().await;
+    assert_eq!(bus.take("w-9", &pending[..3]).await.len(), 3);
+    let counters = [
+        counter(&mut bus, "w-1").await,
+        counter(&mut bus, "w-2").await,
+        counter(&mut bus, "w-3").await,
+    ];
+    assert_eq!(counters, [Some(1), Some(1), None]);
+}
+
+#[tokio::test]
+async fn a_deleted_entry_is_named_and_pending_no_more_and_the_rest_is_taken() {
+    let (mut bus, pending) = held(3).await;
+    bus.run(&format!("XDEL cb:events:image {}", pending[1].id))
+        .await;
+    let taken = bus.take("w-2", &pending).await;
+    let deleted: Vec<bool> = taken.iter().map(|taken| taken.deleted).collect();
+    assert_eq!(deleted, [false, true, false]);
+    assert_eq!(taken[1].entry.id, pending[1].id);
+    assert!(taken[1].entry.fields.is_empty());
+    assert_eq!(bus.pending().await.len(), 2);
+    assert_eq!(counter(&mut bus, "w-1").await, Some(1));
+}
+
+#[tokio::test]
+async fn a_renewed_lease_is_young_again_and_was_not_delivered_again() {
+    let (mut bus, pending) = held(5).await;
+    let stream = bus.route.events.clone();
+    let hour = 3_600_000;
+    let ids: Vec<String> = pending.iter().map(|p| p.id.to_string()).collect();
+    let ids = ids.join(" ");
+    bus.run(&format!(
+        "XCLAIM {stream} {GROUP} w-1 0 {ids} IDLE {hour} RETRYCOUNT 1 JUSTID"
+    ))
+    .await;
+    // Taken over, delivered again, deleted, handed on; one is still as it was.
+    bus.take("w-2", &pending[..1]).await;
+    bus.take("w-1", &pending[1..2]).await;
+    bus.run(&format!("XDEL {stream} {}", pending[2].id)).await;
+    bus.hand_on(pending[3].id, "w-2").await;
+    let leases: Vec<_> = pending.iter().map(|p| (p.id, p.deliveries)).collect();
+    let lost = claim::renew(&mut bus.connection, &stream, GROUP, "w-1", &leases).await;
+    let four: Vec<_> = pending[..4].iter().map(|p| p.id).collect();
+    assert_eq!(lost.unwrap(), four);
+    let now = bus.pending().await;
+    assert_eq!(now.len(), 4);
+    assert_eq!(now[0].consumer, "w-2");
+    let renewed = &now[3];
+    assert_eq!((renewed.consumer.as_str(), renewed.deliveries), ("w-1", 1));
+    assert!(renewed.idle < Duration::from_secs(60));
+    assert_eq!(counter(&mut bus, "w-1").await, Some(2));
+}
+
+#[tokio::test]
+async fn what_is_given_reaches_the_receiver_as_its_first_delivery() {
+    let (mut bus, pending) = held(3).await;
+    let stream = bus.route.events.clone();
+    let mut connection = bus.connection.clone();
+    let mut give = async |entry| {
+        claim::give(&mut connection, &stream, GROUP, "w-1", "w-2", entry)
+            .await
+            .unwrap()
+    };
+    assert!(give((pending[0].id, 1)).await);
+    assert!(!give((pending[0].id, 1)).await, "it is w-2's now");
+    assert!(!give((pending[1].id, 2)).await, "another delivery");
+    let now = bus.pending().await;
+    assert_eq!((now[0].consumer.as_str(), now[0].deliveries), ("w-2", 0));
+    let taken = bus.take("w-2", &now[..1]).await;
+    assert_eq!(taken[0].deliveries, 1);
+    bus.run(&format!("XDEL cb:events:image {}", pending[2].id))
+        .await;
+    assert!(!give((pending[2].id, 1)).await, "deleted");
+    bus.hand_on(pending[1].id, "w-3").await;
+    assert!(!give((pending[1].id, 1)).await, "w-3's with the same count");
+}
+
+#[tokio::test]
+async fn a_consumer_is_not_forgotten_while_something_is_pending_with_it() {
+    let (mut bus, pending) = held(1).await;
+    let stream = bus.route.events.clone();
+    let mut connection = bus.connection.clone();
+    let mut forget = async |consumer| {
+        claim::forget(&mut connection, &stream, GROUP, consumer)
+            .await
+            .unwrap()
+    };
+    assert!(!forget("w-1").await);
+    assert_eq!(bus.pending().await.len(), 1);
+    bus.take("w-2", &pending).await;
+    assert!(forget("w-1").await);
+    assert!(forget("nobody").await);
+    let consumers: Vec<std::collections::HashMap<String, redis::Value>> = bus
+        .ask(&format!("XINFO CONSUMERS cb:events:image {GROUP}"))
+        .await;
+    assert_eq!(consumers.len(), 1);
+    let holders = claim::holders(&mut bus.connection, "cb:events:image", GROUP);
+    assert_eq!(holders.await.unwrap(), ["w-2"]);
+}

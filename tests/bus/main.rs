@@ -1,0 +1,10 @@
+//! The bus against a real server: what it promises while others take over, flush, kill and stall.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod claim;
+mod commit;
+mod commit_one;
+mod proxy;
+mod setup;

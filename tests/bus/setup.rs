@@ -1,0 +1,266 @@
+//! A server, a stream with a group, and a look at what is on it.
+
+use crate::support::Redis;
+use convoke::bus::claim::{self, Pending};
+use convoke::bus::commit::{Claims, Reply};
+use convoke::bus::commit::{Committer, CommitterOptions, End, Lease, Publication, Settlement};
+use convoke::bus::connect::Connector;
+use convoke::bus::event::{Entry, EntryId};
+use convoke::bus::keys::{Keys, Route};
+use convoke::bus::read::{ensure_group, read_group};
+use convoke::config::RedisUrl;
+use redis::Value;
+use redis::aio::MultiplexedConnection;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+pub const GROUP: &str = "workers";
+pub const REPLY: &str = "cb:reply:me";
+pub const NEXT: &str = "cb:events:next";
+
+/// A server with the stream of one domain and its group.
+pub struct Bus {
+    pub redis: Redis,
+    pub keys: Keys,
+    pub route: Route,
+    pub connection: MultiplexedConnection,
+}
+
+impl Bus {
+    pub async fn start() -> Self {
+        Self::with(Keys::new("cb").unwrap()).await
+    }
+
+    pub async fn with(keys: Keys) -> Self {
+        Self::on(Redis::start(), keys).await
+    }
+
+    pub async fn on(redis: Redis, keys: Keys) -> Self {
+        let mut connection = redis.connection().await;
+        let route = keys.route("image", 0);
+        ensure_group(&mut connection, &route.events, GROUP)
+            .await
+            .unwrap();
+        Self {
+            redis,
+            keys,
+            route,
+            connection,
+        }
+    }
+
+    pub fn committer(&self, consumer: &str) -> Committer {
+        self.committer_at(&self.redis.url(), consumer)
+    }
+
+    pub fn committer_at(&self, url: &str, consumer: &str) -> Committer {
+        Committer::new(self.options(url, consumer))
+    }
+
+    pub fn options(&self, url: &str, consumer: &str) -> CommitterOptions {
+        CommitterOptions {
+            connector: connector(url),
+            routes: [self.route.clone()].into(),
+            claims: vec![self.claims(consumer)],
+            group: GROUP.into(),
+            consumer: consumer.into(),
+            reply_ttl: Duration::from_secs(600),
+            reply_history: 1000,
+            stop: CancellationToken::new(),
+        }
+    }
+
+    pub fn claims(&self, consumer: &str) -> String {
+        self.keys.claims("image", 0, consumer)
+    }
+
+    /// Adds so many events; their ids are `e0`, `e1`, …
+    pub async fn add(&mut self, count: usize) -> Vec<EntryId> {
+        let mut ids = Vec::new();
+        for number in 0..count {
+            let id: String = self
+                .ask(&format!(
+                    "XADD {} * type image.made id e{number}",
+                    self.route.events
+                ))
+                .await;
+            ids.push(id.parse().unwrap());
+        }
+        ids
+    }
+
+    /// Delivers new entries to a consumer whose committer knows these claims.
+    pub async fn deliver(&mut self, consumer: &str, claims: &Claims, count: usize) -> Vec<Held> {
+        let claims = claims.known(0);
+        let block = Duration::from_millis(1);
+        let streams = [self.route.events.as_str()];
+        let read = read_group(
+            &mut self.connection,
+            GROUP,
+            consumer,
+            &streams,
+            count,
+            block,
+        );
+        let batches = read.await.unwrap();
+        let entries = batches.into_iter().flat_map(|batch| batch.entries);
+        entries.map(|entry| Held::new(entry, 1, claims)).collect()
+    }
+
+    pub async fn pending(&mut self) -> Vec<Pending> {
+        let from = EntryId::default();
+        let stream = self.route.events.clone();
+        claim::pending(&mut self.connection, &stream, GROUP, from, 10_000, None)
+            .await
+            .unwrap()
+    }
+
+    /// Takes over, for `me`, all that is pending with `owner`.
+    pub async fn take_all(&mut self, me: &str, owner: &str) -> Vec<claim::Taken> {
+        let mut wanted = self.pending().await;
+        wanted.retain(|entry| entry.consumer == owner);
+        self.take(me, &wanted).await
+    }
+
+    pub async fn take(&mut self, me: &str, wanted: &[Pending]) -> Vec<claim::Taken> {
+        let stream = self.route.events.clone();
+        let keys = self.keys.clone();
+        let claims = |owner: &str| keys.claims("image", 0, owner);
+        let connection = &mut self.connection;
+        claim::take(
+            connection,
+            &stream,
+            GROUP,
+            me,
+            Duration::ZERO,
+            wanted,
+            claims,
+        )
+        .await
+        .unwrap()
+    }
+
+    /// Makes a pending entry another consumer's, with the delivery count that it has (1).
+    pub async fn hand_on(&mut self, id: EntryId, to: &str) {
+        let stream = &self.route.events;
+        let command = format!("XCLAIM {stream} {GROUP} {to} 0 {id} RETRYCOUNT 1 JUSTID");
+        self.run(&command).await;
+    }
+
+    /// Runs a command given as words.
+    pub async fn ask<T: redis::FromRedisValue>(&mut self, command: &str) -> T {
+        let mut words = command.split(' ');
+        let mut cmd = redis::cmd(words.next().unwrap());
+        words.for_each(|word| {
+            cmd.arg(word);
+        });
+        cmd.query_async(&mut self.connection)
+            .await
+            .unwrap_or_else(|error| panic!("{command}: {error}"))
+    }
+
+    pub async fn run(&mut self, command: &str) {
+        self.ask::<Value>(command).await;
+    }
+
+    /// The entries of a stream, each as a map.
+    pub async fn entries(&mut self, stream: &str) -> Vec<HashMap<String, Vec<u8>>> {
+        let reply: Value = self.ask(&format!("XRANGE {stream} - +")).await;
+        let entries = convoke::bus::read::entries_of(reply).unwrap();
+        entries.iter().map(fields).collect()
+    }
+
+    /// The ids of the events that have a reply on `REPLY`, in order.
+    pub async fn replied(&mut self) -> Vec<String> {
+        let replies = self.entries(REPLY).await;
+        replies.iter().map(|r| text(r, "correlationid")).collect()
+    }
+
+    /// How often the server ran a command.
+    pub async fn calls(&mut self, command: &str) -> u64 {
+        let info: String = self.ask("INFO commandstats").await;
+        let prefix = format!("cmdstat_{command}:calls=");
+        info.lines()
+            .find_map(|line| line.strip_prefix(&prefix)?.split(',').next()?.parse().ok())
+            .unwrap_or(0)
+    }
+}
+
+impl Bus {
+    /// Waits until the server ran a command so often.
+    pub async fn until_called(&mut self, command: &str, times: u64) {
+        let start = Instant::now();
+        while self.calls(command).await < times {
+            assert!(start.elapsed() < Duration::from_secs(60), "no {command}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+pub fn connector(url: &str) -> Connector {
+    Connector::new(&RedisUrl::new(url), 4).unwrap()
+}
+
+pub fn fields(entry: &Entry) -> HashMap<String, Vec<u8>> {
+    let pairs = entry.pairs();
+    pairs
+        .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.to_vec()))
+        .collect()
+}
+
+pub fn text(entry: &HashMap<String, Vec<u8>>, field: &str) -> String {
+    match entry.get(field) {
+        Some(value) => String::from_utf8_lossy(value).into_owned(),
+        None => panic!("no {field} in {entry:?}"),
+    }
+}
+
+/// An entry in a worker's hands.
+#[derive(Clone, Debug)]
+pub struct Held {
+    pub entry: Entry,
+    pub lease: Lease,
+}
+
+impl Held {
+    pub fn new(entry: Entry, deliveries: u32, claims: u64) -> Self {
+        let lease = Lease {
+            stream: 0,
+            entry: entry.id,
+            deliveries,
+            claims,
+        };
+        Self { entry, lease }
+    }
+
+    /// The event's own id.
+    pub fn id(&self) -> String {
+        String::from_utf8(self.entry.get("id").unwrap().to_vec()).unwrap()
+    }
+
+    /// Done, with a reply and a publication that name the event.
+    pub fn done(&self) -> Settlement {
+        Settlement {
+            lease: self.lease,
+            reply: Some(Reply {
+                to: Some(REPLY.into()),
+                correlation_id: self.id(),
+                kind: "image.made".into(),
+                status: "ok",
+                data: vec![0xc0],
+            }),
+            publications: vec![Publication {
+                stream: NEXT.into(),
+                fields: ["type", "next.step", "id", &self.id()]
+                    .map(Vec::from)
+                    .into(),
+            }],
+            end: End::Done,
+        }
+    }
+
+    pub fn ending(&self, end: End) -> Settlement {
+        Settlement { end, ..self.done() }
+    }
+}

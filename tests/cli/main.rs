@@ -1,0 +1,280 @@
+//! The command line, as people and scripts use it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod publish;
+mod settings;
+mod tail;
+mod worker;
+
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use support::Redis;
+
+/// The command with nothing set but what the test sets.
+fn bare() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("CONVOKE_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The command for that server.
+fn convoke(redis: &Redis, args: &[&str]) -> Command {
+    let mut command = bare();
+    command.env("CONVOKE_REDIS_URL", redis.url()).args(args);
+    command
+}
+
+/// How a command ended.
+#[derive(Debug)]
+struct Ended {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ended {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    #[track_caller]
+    fn done(self) -> Self {
+        assert_eq!(self.code, 0, "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    fn failed(self, code: i32, says: &[&str]) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        for part in says {
+            assert!(self.err.contains(part), "{part:?} is not in {self:?}");
+        }
+        self
+    }
+}
+
+fn end(command: &mut Command) -> Ended {
+    let output = command.output().expect("convoke runs");
+    Ended {
+        code: output.status.code().expect("not killed"),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn run(redis: &Redis, args: &[&str]) -> Ended {
+    end(&mut convoke(redis, args))
+}
+
+fn run_with_input(redis: &Redis, args: &[&str], input: &[u8]) -> Ended {
+    let mut child = convoke(redis, args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let input = input.to_vec();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap().ok();
+    Ended {
+        code: output.status.code().expect("not killed"),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A file of one test's own, gone with it.
+struct File(PathBuf);
+
+impl File {
+    fn new(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("convoke-cli-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+#[test]
+fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
+    let help = |args: &[&str]| end(bare().args(args)).done().out;
+    assert!(help(&["-h"]).contains("Examples:"));
+    assert!(help(&["--help"]).contains("Examples:"));
+    for command in [
+        "worker",
+        "publish",
+        "request",
+        "tail",
+        "health",
+        "instances",
+    ] {
+        let out = help(&[command, "-h"]);
+        assert!(out.contains(&format!("  convoke {command}")), "{out}");
+    }
+    assert!(help(&["--version"]).starts_with("convoke "));
+    end(&mut bare()).failed(2, &["Usage"]);
+    end(bare().arg("unheard-of")).failed(2, &["unheard-of"]);
+    end(bare().args(["publish", "nodot"])).failed(2, &["nodot", "domain.action"]);
+    end(bare().args(["publish", "a.b", "--dedup"])).failed(2, &["--id"]);
+    end(bare().args(["tail", "nonsense"])).failed(2, &["nonsense", "broadcast"]);
+    end(bare().args(["tail", "--log", "a=b=c"])).failed(2, &["--log"]);
+}
+
+#[test]
+fn without_a_server_a_command_fails_with_1() {
+    let port = support::free_port();
+    let url = format!("redis://127.0.0.1:{port}");
+    for args in [
+        &["publish", "a.b"][..],
+        &["request", "a.b"],
+        &["tail"],
+        &["instances"],
+        &["health"],
+    ] {
+        let ended = end(bare().args(args).args(["--redis-url", &url]));
+        assert!(ended.failed(1, &[]).err.contains("onnect"), "{args:?}");
+    }
+}
+
+#[test]
+fn without_a_worker_a_request_times_out_and_health_fails() {
+    let redis = Redis::start();
+    run(&redis, &["request", "a.b", "--timeout", "100ms"]).failed(1, &["no reply in time"]);
+    run(&redis, &["health", "--timeout", "100ms"]).failed(1, &["no reply in time"]);
+    let ended = run(
+        &redis,
+        &["request", "a.b", "--timeout=100ms", "--format=json"],
+    );
+    let error: Value = serde_json::from_str(&ended.err).unwrap();
+    assert_eq!((ended.code, &error["error"]), (1, &"timeout".into()));
+}
+
+#[test]
+fn an_error_reply_is_told_on_stderr_and_escaped() {
+    let redis = Redis::start();
+    for (format, says) in [
+        ("text", "not_found: no such \\u{1b}[2Jimage\n"),
+        (
+            "json",
+            r#"{"code":"not_found","message":"no such \u001b[2Jimage","retryable":false,"source":"w-1"}"#,
+        ),
+    ] {
+        let answer = r#"{"code":"not_found","message":"no such \u001b[2Jimage","retryable":false}"#;
+        let child = convoke(
+            &redis,
+            &["request", "image.resize", "--id", "r-1", "--format", format],
+        )
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+        reply(&redis, "not_found", answer);
+        let output = child.wait_with_output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        assert!(err.contains(says), "{err}");
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn a_result_is_printed_as_json_on_one_line() {
+    let redis = Redis::start();
+    let child = convoke(&redis, &["request", "image.resize", "--data", "[1]"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    reply(&redis, "ok", r#"{"width":80,"big":18446744073709551615}"#);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(out, "{\"width\":80,\"big\":18446744073709551615}\n");
+}
+
+/// Answers the next request on `image` by hand.
+fn reply(redis: &Redis, status: &str, data: &str) {
+    let mut connection = redis.connect();
+    let mut asked = None;
+    support::eventually("the request is published", || {
+        let entries: redis::Value = redis::cmd("XRANGE")
+            .arg("cb:events:image")
+            .arg("-")
+            .arg("+")
+            .query(&mut connection)
+            .unwrap();
+        let entries = convoke::bus::read::entries_of(entries).unwrap();
+        asked = entries.into_iter().next();
+        asked.is_some()
+    });
+    let asked = asked.unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    let _: String = redis::cmd("XADD")
+        .arg(asked.get("replyto").unwrap())
+        .arg("*")
+        .arg(&["correlationid".as_bytes(), asked.get("id").unwrap()])
+        .arg(&[
+            "type",
+            "image.resize.result",
+            "status",
+            status,
+            "source",
+            "w-1",
+        ])
+        .arg("data")
+        .arg(rmp_serde::to_vec_named(&data).unwrap())
+        .query(&mut connection)
+        .unwrap();
+    let _: i64 = redis::cmd("DEL")
+        .arg("cb:events:image")
+        .query(&mut connection)
+        .unwrap();
+}
+
+#[tokio::test]
+async fn instances_are_listed_without_a_worker() {
+    use convoke::bus::connect::Connector;
+    use convoke::bus::keys::Keys;
+    use convoke::config::RedisUrl;
+    use convoke::coordination::instance::Registering;
+    use convoke::coordination::instances::Instances;
+    let redis = Redis::start();
+    run(&redis, &["instances"])
+        .done()
+        .failed(0, &["no instances"]);
+    let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
+    let instances = Instances::new(connector, Keys::new("cb").unwrap());
+    let mut registering = Registering::new("w-1", ["worker", "gpu"]);
+    registering.capabilities = vec!["image.resize".into()];
+    let registered = instances.register(&registering).await.unwrap();
+    let text = run(&redis, &["instances"]).done().out;
+    let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(row[..4], ["w-1", "gpu,worker", "10", "0"], "{text}");
+    let json = run(&redis, &["instances", "--format", "json"])
+        .done()
+        .json();
+    assert_eq!(json["id"], "w-1");
+    assert_eq!(json["incarnation"], registered.incarnation);
+    assert_eq!(json["capabilities"][0], "image.resize");
+}

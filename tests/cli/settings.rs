@@ -1,0 +1,130 @@
+//! Where settings come from.
+
+use super::{File, bare, convoke, end, run};
+use crate::support::Redis;
+
+/// Where the command published, as the namespace of the stream's key tells.
+fn stored_in(redis: &Redis, namespace: &str) -> bool {
+    let mut connection = redis.connect();
+    let length: u64 = redis::cmd("XLEN")
+        .arg(format!("{namespace}:events:a"))
+        .query(&mut connection)
+        .unwrap();
+    length > 0
+}
+
+#[test]
+fn flags_win_over_the_environment_over_the_file_over_defaults() {
+    let redis = Redis::start();
+    let file = File::new("precedence.toml", "namespace = \"from_file\"\n");
+    run(&redis, &["publish", "a.b"]).done();
+    assert!(stored_in(&redis, "cb"));
+    run(&redis, &["publish", "a.b", "--config", file.path()]).done();
+    assert!(stored_in(&redis, "from_file"));
+    let mut both = convoke(&redis, &["publish", "a.b", "--config", file.path()]);
+    end(both.env("CONVOKE_NAMESPACE", "from_env")).done();
+    assert!(stored_in(&redis, "from_env"));
+    both.args(["--namespace", "from_flag"]);
+    end(&mut both).done();
+    assert!(stored_in(&redis, "from_flag"));
+}
+
+#[test]
+fn what_looks_like_a_number_stays_text() {
+    let redis = Redis::start();
+    let mut command = convoke(&redis, &["publish", "a.b"]);
+    end(command
+        .env("CONVOKE_NAMESPACE", "123")
+        .env("CONVOKE_ID", "7"))
+    .done();
+    assert!(stored_in(&redis, "123"));
+}
+
+#[test]
+fn variables_of_other_parts_and_empty_ones_are_left_alone() {
+    let redis = Redis::start();
+    let mut command = convoke(&redis, &["publish", "a.b"]);
+    command.env("CONVOKE_DATABASE_URL", "postgres://elsewhere");
+    command.env("CONVOKE_CONFIG", "");
+    end(command.env("CONVOKE_NAMESPACE", "")).done();
+    assert!(stored_in(&redis, "cb"));
+}
+
+#[test]
+fn a_wrong_setting_is_told_with_its_source_and_value() {
+    let publish = || {
+        let mut command = bare();
+        command.args(["publish", "a.b"]);
+        command
+    };
+    let file = |name: &str, text: &str| File::new(name, text);
+    end(publish().env("CONVOKE_CONCURRENCY", "many"))
+        .failed(2, &["CONVOKE_CONCURRENCY", "\"many\""]);
+    end(publish().env("CONVOKE_HEARTBEAT_TTL", "5ms"))
+        .failed(2, &["CONVOKE_HEARTBEAT_TTL", "5ms", "100ms to 1h"]);
+    end(publish().env("CONVOKE_ROLE", "worker, a b")).failed(2, &["CONVOKE_ROLE", "\"a b\""]);
+    end(publish().env("CONVOKE_CAPACITY", "99999999999"))
+        .failed(2, &["CONVOKE_CAPACITY", "99999999999"]);
+    end(publish().args(["--namespace", "UP"])).failed(2, &["--namespace", "UP"]);
+    end(publish().args(["--dedup-window", "5x"])).failed(2, &["--dedup-window", "5x"]);
+    end(publish().args(["--config", "/nowhere.toml"])).failed(2, &["/nowhere.toml"]);
+    let unknown = file("unknown.toml", "heartbeat = \"5s\"\n");
+    end(publish().args(["--config", unknown.path()]))
+        .failed(2, &[unknown.path(), "\"heartbeat\"", "heartbeat_ttl"]);
+    let wrong = file("wrong.toml", "\nclaim_idle = 5\n");
+    end(publish().args(["--config", wrong.path()])).failed(2, &[wrong.path(), "claim_idle", "5"]);
+    let range = file("range.toml", "max_attempts = 0\n");
+    end(publish().args(["--config", range.path()]))
+        .failed(2, &[range.path(), "max_attempts", "0", "1 to 1000"]);
+}
+
+#[test]
+fn a_password_in_an_argument_is_refused_and_never_shown() {
+    for url in [
+        "redis://:s3cret@127.0.0.1:1",
+        "redis://user:s3c/ret@127.0.0.1:1",
+        "unix:///tmp/s?pass=s3cret",
+    ] {
+        let ended = end(bare().args(["publish", "a.b", "--redis-url", url]));
+        let ended = ended.failed(2, &["--redis-url", "CONVOKE_REDIS_URL", "file"]);
+        assert!(!format!("{ended:?}").contains("s3c"), "{ended:?}");
+    }
+}
+
+#[test]
+fn no_output_shows_a_password() {
+    let closed = crate::support::free_port();
+    let broken = File::new("secret-1.toml", "redis_url = \"redis://:s3cret@h\n");
+    let typed = File::new("secret-2.toml", "redis_url = [\"redis://:s3cret@h\"]\n");
+    let listed = File::new(
+        "secret-3.toml",
+        "group = \"a b\"\nredis_url = \"redis://:s3cret@h\"\n",
+    );
+    let unreachable = format!("redis://:s3cret@127.0.0.1:{closed}");
+    let commands: [&[&str]; 4] = [
+        &["publish", "a.b"],
+        &["request", "a.b"],
+        &["tail"],
+        &["instances"],
+    ];
+    for args in commands {
+        let mut ends = Vec::new();
+        for url in [
+            &*unreachable,
+            "redis://:s3cret@",
+            "http://:s3cret@h",
+            ":s3cret@h",
+        ] {
+            let mut command = bare();
+            command.args(args).args(["--log", "trace"]);
+            ends.push(end(command.env("CONVOKE_REDIS_URL", url)));
+        }
+        for file in [&broken, &typed, &listed] {
+            ends.push(end(bare().args(args).args(["--config", file.path()])));
+        }
+        for ended in ends {
+            assert_ne!(ended.code, 0, "{ended:?}");
+            assert!(!format!("{ended:?}").contains("s3cret"), "{ended:?}");
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The instances against a real server: every transition of `coordination::instances`.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod fleet;
+mod register;
+mod sweep;
+mod transitions;

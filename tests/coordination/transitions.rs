@@ -1,0 +1,202 @@
+//! Pulses and leaving, and who counts as what.
+
+use crate::fleet::Fleet;
+use convoke::coordination::instance::{Beat, Registering};
+use serde_json::json;
+
+async fn pulse(fleet: &Fleet, incarnation: Option<u64>) -> (bool, u64) {
+    let beat = Beat::new("w-1", incarnation);
+    let pulse = fleet.instances.heartbeat(&beat).await.unwrap();
+    (pulse.alive, pulse.ttl_ms)
+}
+
+#[tokio::test]
+async fn a_pulse_renews_the_living_and_carries_its_report() {
+    let mut fleet = Fleet::start().await;
+    fleet.run("HSET cb:leader id w-9").await;
+    let incarnation = fleet.register("w-1", &["worker"]).await.incarnation;
+    fleet
+        .run("ZADD cb:instances:active XX 9000000000000 w-1")
+        .await;
+    let observed = rmp_serde::to_vec_named(&json!({"w-2": "suspect"})).unwrap();
+    let metrics = rmp_serde::to_vec_named(&json!({"events_processed": 7})).unwrap();
+    let pulse = fleet
+        .instances
+        .heartbeat(&Beat {
+            id: "w-1".into(),
+            incarnation: Some(incarnation),
+            load: Some(0.25),
+            observed: Some(observed.clone()),
+            metrics: Some(metrics.clone()),
+        })
+        .await
+        .unwrap();
+    assert!(pulse.alive);
+    assert_eq!(pulse.ttl_ms, 30_000);
+    assert_eq!(pulse.leader.as_deref(), Some("w-9"));
+    let is = &fleet.instances.list().await.unwrap()[0];
+    assert_eq!(is.load, 0.25);
+    assert_eq!(
+        (is.observed.as_ref(), is.metrics.as_ref()),
+        (Some(&observed), Some(&metrics))
+    );
+    let expires: f64 = fleet.ask("ZSCORE cb:instances:active w-1").await;
+    assert_eq!(expires as u64, is.last_seen + 30_000);
+    // A bare one keeps the report, and needs no incarnation.
+    let bare = fleet.instances.heartbeat(&Beat::new("w-1", None)).await;
+    assert!(bare.unwrap().alive);
+    assert_eq!(fleet.instances.list().await.unwrap()[0].load, 0.25);
+    assert_eq!(fleet.fact_names().await, ["instance.registered"]);
+}
+
+#[tokio::test]
+async fn a_pulse_brings_nobody_back_to_life() {
+    let mut fleet = Fleet::start().await;
+    // Never registered.
+    assert_eq!(pulse(&fleet, None).await, (false, 0));
+    assert!(fleet.all_keys().await.is_empty());
+    let first = fleet.register("w-1", &["worker"]).await.incarnation;
+    // Another incarnation, expired, lost, unregistered.
+    assert_eq!(pulse(&fleet, Some(first + 1)).await, (false, 0));
+    assert_eq!(pulse(&fleet, Some(first)).await, (true, 30_000));
+    fleet.expire("w-1").await;
+    assert_eq!(pulse(&fleet, Some(first)).await, (false, 0));
+    assert_eq!(
+        fleet.ask::<f64>("ZSCORE cb:instances:active w-1").await,
+        1000.0
+    );
+    fleet.instances.sweep(16).await.unwrap();
+    assert_eq!(pulse(&fleet, None).await, (false, 0));
+    fleet.register("w-1", &["worker"]).await;
+    fleet.instances.unregister("w-1", None).await.unwrap();
+    assert_eq!(pulse(&fleet, None).await, (false, 0));
+    assert!(fleet.instances.list().await.unwrap().is_empty());
+    // The hash is gone but not the expiry.
+    fleet.register("w-1", &["worker"]).await;
+    fleet.run("DEL cb:instance:w-1").await;
+    assert_eq!(pulse(&fleet, None).await, (false, 0));
+}
+
+#[tokio::test]
+async fn pulses_leaving_and_losses_pass_while_the_memory_is_full() {
+    let mut fleet = Fleet::start().await;
+    for id in ["w-1", "w-2", "w-3"] {
+        fleet.register(id, &["worker"]).await;
+    }
+    fleet.expire("w-3").await;
+    fleet.run("SCRIPT FLUSH").await;
+    fleet.run("CONFIG SET maxmemory 1").await;
+    let metrics = rmp_serde::to_vec_named(&json!({"text": "x".repeat(1000)})).unwrap();
+    let beat = Beat {
+        metrics: Some(metrics),
+        load: Some(1.0),
+        ..Beat::new("w-1", None)
+    };
+    assert!(fleet.instances.heartbeat(&beat).await.unwrap().alive);
+    let left = fleet.instances.unregister("w-2", None).await.unwrap();
+    assert!(left.unregistered);
+    let swept = fleet.instances.sweep(16).await.unwrap();
+    assert_eq!((swept.lost.len(), swept.active), (1, 1));
+    assert_eq!(fleet.members("worker").await, ["w-1"]);
+}
+
+#[tokio::test]
+async fn who_unregisters_leaves_nothing_but_its_hash_for_a_while() {
+    let mut fleet = Fleet::start().await;
+    let mut registering = Registering::new("w-1", ["a", "b"]);
+    registering.capabilities = vec!["image.crop".into()];
+    let incarnation = fleet
+        .instances
+        .register(&registering)
+        .await
+        .unwrap()
+        .incarnation;
+    let leave = async |incarnation| {
+        let left = fleet
+            .instances
+            .unregister("w-1", incarnation)
+            .await
+            .unwrap();
+        (left.unregistered, left.tasks_reassigned)
+    };
+    assert_eq!(leave(Some(incarnation - 1)).await, (false, 0));
+    assert_eq!(leave(Some(incarnation)).await, (true, 0));
+    assert_eq!(leave(Some(incarnation)).await, (true, 0), "again");
+    assert_eq!(leave(None).await, (true, 0));
+    assert_eq!(leave(Some(incarnation + 1)).await, (false, 0));
+    assert_eq!(fleet.all_keys().await, ["cb:broadcast", "cb:instance:w-1"]);
+    assert!(fleet.ask::<i64>("PTTL cb:instance:w-1").await > 3_000_000);
+    let fact = json!({"id": "w-1", "incarnation": incarnation, "tasks_reassigned": 0});
+    let facts = fleet.facts().await;
+    assert_eq!(facts.len(), 2, "said once");
+    assert_eq!(facts[1], ("instance.unregistered".into(), fact));
+}
+
+#[tokio::test]
+async fn only_an_active_instance_can_leave() {
+    let mut fleet = Fleet::start().await;
+    let left = fleet.instances.unregister("w-1", None).await.unwrap();
+    assert!(!left.unregistered);
+    // Expired and not swept: it may, and then nobody declares it lost.
+    fleet.register("w-1", &["worker"]).await;
+    fleet.expire("w-1").await;
+    assert!(
+        fleet
+            .instances
+            .unregister("w-1", None)
+            .await
+            .unwrap()
+            .unregistered
+    );
+    assert!(fleet.instances.sweep(16).await.unwrap().lost.is_empty());
+    // Lost: too late.
+    fleet.register("w-1", &["worker"]).await;
+    fleet.expire("w-1").await;
+    fleet.instances.sweep(16).await.unwrap();
+    assert!(
+        !fleet
+            .instances
+            .unregister("w-1", None)
+            .await
+            .unwrap()
+            .unregistered
+    );
+    assert!(fleet.members("worker").await.is_empty());
+}
+
+#[tokio::test]
+async fn the_census_counts_and_the_capable_are_alive() {
+    let mut fleet = Fleet::start().await;
+    for id in ["w-1", "w-2", "w-3", "w-4"] {
+        let mut registering = Registering::new(id, ["worker"]);
+        registering.capabilities = vec!["a.b".into(), "a.b.c".into(), format!("only.{}", &id[2..])];
+        fleet.instances.register(&registering).await.unwrap();
+    }
+    fleet.expire("w-2").await;
+    fleet.expire("w-3").await;
+    fleet.instances.sweep(1).await.unwrap();
+    let census = fleet.instances.census().await.unwrap();
+    assert_eq!(
+        (census.active, census.expired, census.recently_lost),
+        (2, 1, 1)
+    );
+    assert!(census.at > 1_700_000_000_000);
+    let capable = async |kind| fleet.instances.capable(kind).await.unwrap();
+    assert_eq!(capable("a.b").await, ["w-1", "w-4"]);
+    assert_eq!(capable("a.b.c").await, ["w-1", "w-4"]);
+    assert_eq!(capable("only.4").await, ["w-4"]);
+    let none: [&str; 0] = [];
+    assert_eq!(capable("only.3").await, none, "expired");
+    assert_eq!(capable("only.2").await, none, "lost");
+    assert_eq!(capable("a").await, none);
+    assert_eq!(capable("").await, none);
+    let asked: Vec<String> = ["w-4", "w-3", "w-9", "w-1"].map(String::from).into();
+    let alive = fleet.instances.active_among(&asked).await.unwrap();
+    assert_eq!(alive, ["w-4", "w-1"]);
+    let listed = fleet.instances.list().await.unwrap();
+    let listed: Vec<&str> = listed.iter().map(|is| is.id.as_str()).collect();
+    assert_eq!(listed, ["w-1", "w-4"]);
+    // A loss that is long past is not recent any more.
+    fleet.run("ZADD cb:instances:lost 1000 w-2").await;
+    assert_eq!(fleet.instances.census().await.unwrap().recently_lost, 0);
+}

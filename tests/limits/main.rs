@@ -1,0 +1,262 @@
+//! Rates of runs per source, on a real server.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use convoke::bus::connect::Connector;
+use convoke::bus::event::{Entry, EntryId, Event, Limits};
+use convoke::bus::keys::Keys;
+use convoke::config::RedisUrl;
+use convoke::coordination::limits::{Decision, RateLimits};
+use convoke::error::{HandlerError, Refusal};
+use convoke::registry::context::{Context, Process, States};
+use convoke::registry::layers::Surroundings;
+use convoke::registry::policy::{Policy, Rate, RetryPolicy};
+use convoke::registry::router::{Registration, Router};
+use redis::Commands;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+const KEY: &str = "cb:limit:image.resize:=w-1";
+/// One run in ten minutes: nothing comes back while a test goes on.
+const SLOW: Rate = Rate {
+    limit: 3,
+    period: Duration::from_secs(1800),
+};
+
+/// The limits as one process sees them.
+fn limits(redis: &support::Redis) -> RateLimits {
+    let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+    RateLimits::new(connector, Keys::new("cb").unwrap())
+}
+
+async fn take(limits: &RateLimits, source: Option<&str>, rate: Rate) -> Decision {
+    limits.take("image.resize", source, rate).await.unwrap()
+}
+
+async fn allowed(limits: &RateLimits, source: Option<&str>, rate: Rate) -> u32 {
+    let mut count = 0;
+    while take(limits, source, rate).await == Decision::Allowed {
+        count += 1;
+        assert!(count < 100, "no end of it");
+    }
+    count
+}
+
+/// Lets that much time go by for the bucket, by moving its time back.
+fn age(redis: &support::Redis, by: Duration) {
+    let mut connection = redis.connect();
+    let full: u64 = connection.get(KEY).unwrap();
+    let aged = full - by.as_micros() as u64;
+    let _: () = redis::cmd("SET")
+        .arg(KEY)
+        .arg(aged)
+        .arg("KEEPTTL")
+        .query(&mut connection)
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_burst_of_the_limit_is_allowed_and_the_next_one_is_told_how_long_to_wait() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
+    let Decision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
+        panic!("allowed");
+    };
+    assert!(wait <= Duration::from_secs(600), "{wait:?}");
+    assert!(wait > Duration::from_secs(500), "{wait:?}");
+}
+
+#[tokio::test]
+async fn a_refused_run_costs_nothing_and_one_comes_back_each_interval() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
+    let full: u64 = redis.connect().get(KEY).unwrap();
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 0);
+    assert_eq!(redis.connect().get::<_, u64>(KEY).unwrap(), full);
+    age(&redis, Duration::from_secs(600));
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 1);
+    age(&redis, Duration::from_secs(1200));
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 2);
+    // No more is saved up than one burst.
+    age(&redis, Duration::from_secs(86_400));
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
+}
+
+#[tokio::test]
+async fn no_bucket_outlives_the_time_at_which_it_is_full_again() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    for runs in 1..=3 {
+        assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+        let ttl: i64 = redis.connect().pttl(KEY).unwrap();
+        assert!((1..=runs * 600_000).contains(&ttl), "{ttl}");
+        assert!(ttl > runs * 600_000 - 60_000, "{ttl}");
+    }
+    take(&limits, Some("w-1"), SLOW).await;
+    assert!(redis.connect().pttl::<_, i64>(KEY).unwrap() > 0);
+    // A period shorter than a millisecond.
+    let short = Rate {
+        limit: 3,
+        period: Duration::from_micros(5),
+    };
+    take(&limits, Some("w-2"), short).await;
+    let key = "cb:limit:image.resize:=w-2";
+    support::eventually("the key goes away", || {
+        !redis.connect().exists::<_, bool>(key).unwrap()
+    });
+}
+
+#[tokio::test]
+async fn two_processes_share_a_bucket() {
+    let redis = support::Redis::start();
+    let (one, other) = (limits(&redis), limits(&redis));
+    let rate = Rate { limit: 20, ..SLOW };
+    let asks = (0..60).map(|n| {
+        let limits = if n % 2 == 0 { &one } else { &other };
+        take(limits, Some("w-1"), rate)
+    });
+    let decisions = futures_util::future::join_all(asks).await;
+    let allowed = decisions.iter().filter(|d| **d == Decision::Allowed);
+    assert_eq!(allowed.count(), 20);
+}
+
+#[tokio::test]
+async fn sources_have_buckets_of_their_own_and_those_without_share_one() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    assert_eq!(allowed(&limits, None, SLOW).await, 3);
+    assert_eq!(allowed(&limits, Some(""), SLOW).await, 0);
+    assert_eq!(allowed(&limits, Some("-"), SLOW).await, 3);
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
+    let decision = limits.take("image.crop", None, SLOW).await.unwrap();
+    assert_eq!(decision, Decision::Allowed);
+}
+
+#[tokio::test]
+async fn a_limit_that_does_not_divide_its_period_is_kept_exactly() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    for limit in [7, 9, 11, 13] {
+        let rate = Rate { limit, ..SLOW };
+        let source = format!("w-{limit}");
+        assert_eq!(allowed(&limits, Some(&source), rate).await, limit);
+    }
+}
+
+#[tokio::test]
+async fn absurd_rates_are_bounded() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    let rate = |limit, period| Rate { limit, period };
+    let year = Duration::from_secs(366 * 24 * 3600);
+    let slowest = rate(1, Duration::MAX);
+    assert_eq!(allowed(&limits, Some("w-1"), slowest).await, 1);
+    let Decision::Refused(wait) = take(&limits, Some("w-1"), slowest).await else {
+        panic!("allowed");
+    };
+    assert!(wait <= year, "{wait:?}");
+    for (source, fast) in [
+        ("w-2", rate(u32::MAX, Duration::ZERO)),
+        ("w-3", rate(u32::MAX, Duration::MAX)),
+        ("w-4", rate(10, Duration::from_micros(1))),
+    ] {
+        let decision = take(&limits, Some(source), fast).await;
+        assert_eq!(decision, Decision::Allowed);
+    }
+    let none = rate(0, Duration::from_secs(1));
+    let refused = Decision::Refused(none.period);
+    assert_eq!(take(&limits, Some("w-5"), none).await, refused);
+}
+
+#[tokio::test]
+async fn a_clock_that_went_back_or_a_rate_that_was_lowered_locks_nobody_out() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    let long = Rate {
+        period: Duration::from_secs(180_000),
+        ..SLOW
+    };
+    assert_eq!(allowed(&limits, Some("w-1"), long).await, 3);
+    let Decision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
+        panic!("allowed");
+    };
+    assert_eq!(wait, Duration::from_secs(600));
+    let _: () = redis.connect().set(KEY, "not a number").unwrap();
+    assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+    assert!(redis.connect().pttl::<_, i64>(KEY).unwrap() > 0);
+}
+
+#[tokio::test]
+async fn the_limit_holds_when_memory_is_full() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    let _: () = redis::cmd("CONFIG")
+        .arg(&["SET", "maxmemory", "1"])
+        .query(&mut redis.connect())
+        .unwrap();
+    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
+}
+
+#[tokio::test]
+async fn a_restart_of_the_server_costs_no_answer() {
+    let mut redis = support::Redis::start();
+    let limits = limits(&redis);
+    assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+    redis.restart();
+    assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+}
+
+#[tokio::test]
+async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none() {
+    let redis = support::Redis::start();
+    let keys = Keys::new("cb").unwrap();
+    let process = Arc::new(Process {
+        instance: "w-1".into(),
+        keys: keys.clone(),
+        connector: Connector::new(&RedisUrl::new(redis.url()), 4).unwrap(),
+        states: States::default(),
+    });
+    let policy = Policy::new()
+        .cache(SLOW.period)
+        .rate_limit(SLOW.limit, SLOW.period);
+    let handler = async |_: Context, width: u8| Ok::<_, HandlerError>(width);
+    let surroundings = Surroundings {
+        process: process.clone(),
+        handler_timeout: Duration::from_secs(30),
+        circuits: None,
+    };
+    let registration = Registration::new("image.resize", handler, policy);
+    let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings).unwrap();
+    let route = router.find("image.resize").unwrap();
+    let run = |width: u8| {
+        let fields: [&[u8]; 6] = [
+            b"type",
+            b"image.resize",
+            b"source",
+            b"w-1",
+            b"data",
+            &[width],
+        ];
+        let entry = Entry {
+            id: EntryId { ms: 1, seq: 0 },
+            fields: fields.iter().map(|field| field.to_vec()).collect(),
+        };
+        let event = Event::parse(entry, &Limits::default(), &keys, "cb:events:image").unwrap();
+        route.start(Context::new(event, process.clone()))
+    };
+    for width in [1, 1, 1, 2, 2, 3, 1, 2, 3] {
+        assert_eq!(run(width).await, Ok(vec![width]));
+    }
+    let refused = run(4).await.unwrap_err();
+    assert_eq!(refused.refusal, Some(Refusal::RateLimited));
+    assert!(refused.retry_after.unwrap() > Duration::from_secs(500));
+    assert_eq!(run(1).await, Ok(vec![1]));
+    assert_eq!(route.stats.rate_limited.load(Ordering::Relaxed), 1);
+    assert!(redis.connect().exists::<_, bool>(KEY).unwrap());
+}

@@ -1,0 +1,289 @@
+//! Worker processes that can be killed and stopped, and the load that they work on.
+//!
+//! A worker process is the test binary itself, started again: its test `a_worker_process` runs a
+//! worker if the environment says so, and does nothing otherwise.
+
+#![allow(dead_code)] // Each test binary uses a part.
+
+use super::Redis;
+use convoke::bus::client::{Client, ClientOptions};
+use convoke::bus::connect::Connector;
+use convoke::bus::event::{Entry, EntryId};
+use convoke::bus::keys::Keys;
+use convoke::bus::publish::{Outgoing, PublishError};
+use convoke::bus::read::entries_of;
+use convoke::config::{RedisUrl, Settings};
+use convoke::{Context, HandlerError, Worker};
+use redis::aio::MultiplexedConnection;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+const URL: &str = "TORTURE_REDIS";
+const ID: &str = "TORTURE_ID";
+
+/// How long an instance lives without a pulse.
+pub const TTL: Duration = Duration::from_secs(1);
+/// How long an entry may be idle.
+pub const CLAIM_IDLE: Duration = Duration::from_secs(2);
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+pub struct Work {
+    pub n: u64,
+    /// How long it takes; 0 is ready at once.
+    pub ms: u64,
+}
+
+async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
+    if work.ms > 0 {
+        tokio::time::sleep(Duration::from_millis(work.ms)).await;
+    }
+    context.publish("effect.made", &work.n)?;
+    Ok(work.n)
+}
+
+/// The body of the test `a_worker_process`.
+pub fn worker_process() {
+    let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
+        return;
+    };
+    let settings = Settings {
+        redis_url: RedisUrl::new(url),
+        id,
+        heartbeat_ttl: TTL,
+        claim_idle: CLAIM_IDLE,
+        backoff_base: Duration::from_millis(50),
+        // What is tortured here is loss and repetition; poison has tests of its own.
+        max_deliveries: 1000,
+        stream_history: 10_000_000,
+        ..Settings::default()
+    };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let worker = Worker::builder()
+            .settings(settings)
+            .handler("load.work", work);
+        worker.build().unwrap().run().await.unwrap();
+    });
+    std::process::exit(0);
+}
+
+/// Some worker processes.
+pub struct Fleet {
+    url: String,
+    workers: Vec<(String, Child)>,
+    started: usize,
+}
+
+impl Fleet {
+    pub fn start(redis: &Redis, size: usize) -> Self {
+        let mut fleet = Self {
+            url: redis.url(),
+            workers: Vec::new(),
+            started: 0,
+        };
+        for _ in 0..size {
+            let id = fleet.next_id();
+            let worker = fleet.spawn(&id);
+            fleet.workers.push((id, worker));
+        }
+        fleet
+    }
+
+    fn next_id(&mut self) -> String {
+        self.started += 1;
+        format!("w-{}", self.started)
+    }
+
+    fn spawn(&self, id: &str) -> Child {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_worker_process", "--nocapture"])
+            .env(URL, &self.url)
+            .env(ID, id)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap()
+    }
+
+    pub fn len(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// `kill -9`, and another one in its place: under the same name, or under a new one.
+    pub fn kill(&mut self, index: usize, same_name: bool) {
+        let (id, mut child) = self.workers.remove(index);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let id = if same_name { id } else { self.next_id() };
+        let worker = self.spawn(&id);
+        self.workers.push((id, worker));
+    }
+
+    pub fn pid(&self, index: usize) -> u32 {
+        self.workers[index].1.id()
+    }
+
+    /// SIGTERM to all; each must exit with 0.
+    pub fn drain(mut self) {
+        for (_, child) in &self.workers {
+            super::signal(child.id(), "TERM");
+        }
+        for (id, mut child) in self.workers.drain(..) {
+            let status = child.wait().unwrap();
+            assert!(status.success(), "{id} ended with {status}");
+        }
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        for (_, child) in &mut self.workers {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+pub fn client(redis: &Redis) -> Client {
+    let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+    let options = ClientOptions {
+        patience: Duration::from_secs(30),
+        ..ClientOptions::default()
+    };
+    Client::new(connector, Keys::new("cb").unwrap(), options).unwrap()
+}
+
+/// Event `n`: every third asks for a reply, most take a moment.
+pub fn event(n: u64) -> Outgoing {
+    let ms = if n.is_multiple_of(4) { 0 } else { n % 25 };
+    let event = Outgoing::new("load.work", &Work { n, ms })
+        .id(format!("e-{n}"))
+        .dedup(true);
+    if n.is_multiple_of(3) {
+        event.reply_to("cb:reply:torture")
+    } else {
+        event
+    }
+}
+
+/// Publishes until told to stop; the number of the first event that was not published.
+pub async fn publish_until(
+    client: Client,
+    stop: tokio_util::sync::CancellationToken,
+) -> (u64, u64) {
+    let (mut n, mut unknown) = (0, 0);
+    while !stop.is_cancelled() {
+        match client.publish(&event(n)).await {
+            Ok(_) => n += 1,
+            // Again, with the same id: it is stored once.
+            Err(PublishError::Unknown { .. }) => unknown += 1,
+            Err(PublishError::Rejected { .. }) => {
+                tokio::time::sleep(Duration::from_millis(20)).await
+            }
+        }
+        if n.is_multiple_of(10) {
+            tokio::time::sleep(Duration::from_millis(8)).await;
+        }
+    }
+    (n, unknown)
+}
+
+async fn page(connection: &mut MultiplexedConnection, stream: &str, from: EntryId) -> Vec<Entry> {
+    let reply = redis::cmd("XRANGE")
+        .arg(stream)
+        .arg(from.to_string())
+        .arg("+")
+        .arg("COUNT")
+        .arg(5000)
+        .query_async(connection)
+        .await
+        .unwrap();
+    entries_of(reply).unwrap()
+}
+
+/// How often each value of a field is on a stream.
+pub async fn tally(redis: &Redis, stream: &str, field: &str) -> HashMap<Vec<u8>, u32> {
+    let mut connection = redis.connection().await;
+    let mut tally = HashMap::new();
+    let mut from = EntryId::default();
+    loop {
+        let entries = page(&mut connection, stream, from).await;
+        let Some(last) = entries.last() else {
+            return tally;
+        };
+        from = last.id.next();
+        for entry in &entries {
+            *tally
+                .entry(entry.get(field).unwrap_or_default().to_vec())
+                .or_default() += 1;
+        }
+    }
+}
+
+/// Checks that each of the events had its reply or result, and its effect, exactly once.
+pub async fn check(redis: &Redis, events: u64) {
+    let mut connection = redis.connection().await;
+    super::until("all events are committed", || {
+        let mut connection = connection.clone();
+        async move {
+            let done: u64 = redis::cmd("XLEN")
+                .arg("cb:events:effect")
+                .query_async(&mut connection)
+                .await
+                .unwrap_or(0);
+            done >= events
+        }
+    })
+    .await;
+    let mut outcomes = tally(redis, "cb:results:load", "correlationid").await;
+    let replies = tally(redis, "cb:reply:torture", "correlationid").await;
+    assert_eq!(
+        replies.len() as u64,
+        events.div_ceil(3),
+        "a reply for every third event"
+    );
+    outcomes.extend(replies);
+    let missing = (0..events)
+        .filter(|n| !outcomes.contains_key(format!("e-{n}").as_bytes()))
+        .count();
+    assert_eq!(missing, 0, "events without an outcome");
+    let repeated: Vec<_> = outcomes.iter().filter(|(_, count)| **count != 1).collect();
+    assert!(
+        repeated.is_empty(),
+        "outcomes that were committed more than once: {repeated:?}"
+    );
+    assert_eq!(outcomes.len() as u64, events);
+    let effects = tally(redis, "cb:events:effect", "data").await;
+    assert!(
+        effects.values().all(|count| *count == 1),
+        "an effect was published twice"
+    );
+    assert_eq!(effects.len() as u64, events);
+    let dead: u64 = redis::cmd("XLEN")
+        .arg("cb:dead:load")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(dead, 0, "dead letters");
+}
+
+pub async fn pending(redis: &Redis, stream: &str) -> i64 {
+    let mut connection = redis.connection().await;
+    let summary: redis::Value = redis::cmd("XPENDING")
+        .arg(stream)
+        .arg("workers")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    match summary {
+        redis::Value::Array(parts) => match parts.first() {
+            Some(redis::Value::Int(count)) => *count,
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    }
+}

@@ -1,0 +1,307 @@
+//! Registration, system events, drain, repair.
+
+use crate::rig::Rig;
+use crate::support::until;
+use convoke::bus::publish::Outgoing;
+use convoke::error::Code;
+use convoke::{Context, HandlerError, Policy, Worker};
+use serde_json::{Value, json};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+type Steps = Arc<Mutex<Vec<(String, u64)>>>;
+
+async fn echo(_: Context, value: String) -> Result<String, HandlerError> {
+    Ok(value)
+}
+
+async fn nap(_: Context, ms: u64) -> Result<u64, HandlerError> {
+    tokio::time::sleep(Duration::from_millis(ms)).await;
+    Ok(ms)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn system_events_work_over_the_bus() {
+    let rig = Rig::new().await;
+    let worker = rig.start(rig.builder().handler("text.echo", echo));
+    let ask = async |kind: &str, payload: Value| -> Value {
+        rig.ask(kind, &payload).await.unwrap().decode().unwrap()
+    };
+    let registered = ask(
+        "system.register",
+        json!({"id": "mine", "roles": ["worker", "printer"], "metadata": {"zone": 7}}),
+    )
+    .await;
+    assert_eq!(registered["registered"], true);
+    assert_eq!(registered["ttl_ms"], 30_000);
+    assert_eq!(registered["assigned"], json!([]));
+    assert_eq!(registered["leader"], Value::Null);
+    let incarnation = registered["incarnation"].clone();
+    let beat = ask("system.heartbeat", json!({"instance_id": "mine", "incarnation": incarnation, "load": 0.5, "observed": {"x": "suspect"}, "metrics": {"a": 1}})).await;
+    assert_eq!(
+        beat,
+        json!({"alive": true, "ttl_ms": 30_000, "leader": null})
+    );
+    let stranger = ask("system.heartbeat", json!({"instance_id": "nobody"})).await;
+    assert_eq!(stranger["alive"], false);
+    let health = ask("system.health", json!({})).await;
+    assert_eq!(health["status"], "healthy");
+    assert_eq!(health["services"]["redis"]["status"], "up");
+    assert_eq!(health["services"]["postgres"]["status"], "disabled");
+    assert_eq!(
+        health["instances"],
+        json!({"healthy": 2, "suspect": 0, "lost": 0})
+    );
+    assert_eq!(health["partition"], false);
+    let gone = ask("system.unregister", json!({"instance_id": "mine"})).await;
+    assert_eq!(gone, json!({"unregistered": true, "tasks_reassigned": 0}));
+    let missing = rig.refused("system.register", &json!({"roles": []})).await;
+    assert_eq!(missing.code, Code::InvalidArgument);
+    assert!(missing.message.contains("`id`"), "{missing}");
+    let wrong = rig
+        .refused("system.register", &json!({"id": "a b", "roles": []}))
+        .await;
+    assert!(wrong.message.starts_with("id: "), "{wrong}");
+    let opinion = rig
+        .refused(
+            "system.heartbeat",
+            &json!({"instance_id": "mine", "observed": {"x": "dead"}}),
+        )
+        .await;
+    assert_eq!(opinion.code, Code::InvalidArgument);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heartbeats_are_limited_per_source() {
+    let rig = Rig::new().await;
+    let worker = rig.start(rig.builder());
+    rig.ask("system.health", &json!({})).await.unwrap();
+    let beats: Vec<Outgoing> = (0..1100)
+        .map(|n| {
+            Outgoing::new("system.heartbeat", &json!({"instance_id": "x"}))
+                .id(format!("b-{n}"))
+                .source("flood")
+                .reply_to("cb:reply:flood")
+        })
+        .collect();
+    for result in rig.client.publish_many(&beats).await {
+        result.unwrap();
+    }
+    let replies = rig.wait_for("cb:reply:flood", 1100).await;
+    let refused = replies
+        .iter()
+        .filter(|reply| reply.get("status") == Some(b"resource_exhausted"))
+        .count();
+    // The bucket fills up again while they run: a thousand in a minute.
+    assert!((50..=100).contains(&refused), "{refused} refused");
+    let other = rig
+        .ask("system.heartbeat", &json!({"instance_id": "x"}))
+        .await;
+    assert!(other.is_ok(), "another source has a bucket of its own");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_worker_finishes_what_runs_and_leaves_nothing_behind() {
+    let rig = Rig::new().await;
+    let mut settings = rig.settings();
+    settings.id = "leaver".into();
+    let worker = rig.start(
+        Worker::builder()
+            .settings(settings)
+            .handler("text.nap", nap),
+    );
+    rig.ask("text.nap", &1).await.unwrap();
+    for n in 0..10 {
+        rig.client
+            .publish(&Outgoing::new("text.nap", &500).id(format!("e-{n}")))
+            .await
+            .unwrap();
+    }
+    until("they run", || async {
+        rig.pending("cb:events:text").await == 10
+    })
+    .await;
+    worker.stop().await;
+    assert_eq!(rig.entries("cb:results:text").await.len(), 10);
+    assert_eq!(rig.pending("cb:events:text").await, 0);
+    let mut connection = rig.connection.clone();
+    let consumers: Vec<redis::Value> = redis::cmd("XINFO")
+        .arg("CONSUMERS")
+        .arg("cb:events:text")
+        .arg("workers")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert!(consumers.is_empty());
+    let left: Vec<String> = redis::cmd("KEYS")
+        .arg("*leaver*")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    for key in left {
+        let ttl: i64 = redis::cmd("PTTL")
+            .arg(&key)
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        assert!(ttl > 0, "{key} lives for ever");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_drained_worker_could_not_finish_is_taken_over_at_once() {
+    let rig = Rig::new().await;
+    let mut settings = rig.settings();
+    settings.id = "leaver".into();
+    settings.drain_timeout = Duration::from_millis(200);
+    // Only the facts can be the reason for a takeover here.
+    settings.claim_idle = Duration::from_secs(600);
+    let mut heir = settings.clone();
+    heir.id = "heir".into();
+    async fn stuck_on_leaver(context: Context, (): ()) -> Result<String, HandlerError> {
+        if context.instance() == "leaver" {
+            context.cancellation().cancelled().await;
+            std::future::pending::<()>().await;
+        }
+        Ok(context.instance().to_owned())
+    }
+    let policy = || Policy::new().no_timeout();
+    let leaver = rig.start(Worker::builder().settings(settings).handler_with(
+        "text.stuck",
+        stuck_on_leaver,
+        policy(),
+    ));
+    rig.client
+        .publish(&Outgoing::new("text.stuck", &()))
+        .await
+        .unwrap();
+    rig.wait_for("cb:broadcast", 1).await;
+    until("it runs", || async {
+        rig.pending("cb:events:text").await == 1
+    })
+    .await;
+    let heir = rig.start(Worker::builder().settings(heir).handler_with(
+        "text.stuck",
+        stuck_on_leaver,
+        policy(),
+    ));
+    rig.wait_for("cb:broadcast", 2).await;
+    leaver.stop().await;
+    let results = rig.wait_for("cb:results:text", 1).await;
+    assert_eq!(results[0].get("source"), Some(&b"heir"[..]));
+    heir.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_repairs_what_was_flushed_destroyed_or_killed() {
+    let rig = Rig::new().await;
+    let worker = rig.start(rig.builder().handler("text.echo", echo));
+    let mut connection = rig.connection.clone();
+    let disturbances: [&[&str]; 6] = [
+        &["SCRIPT", "FLUSH"],
+        &["XGROUP", "DESTROY", "cb:events:text", "workers"],
+        &["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"],
+        &["FLUSHALL"],
+        &["DEL", "cb:events:text"],
+        &["CLIENT", "PAUSE", "300", "ALL"],
+    ];
+    assert!(rig.ask("text.echo", &"hello").await.is_ok());
+    for words in disturbances {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.exec_async(&mut connection).await.unwrap();
+        until("it answers again", || async {
+            let event = Outgoing::new("text.echo", &"again");
+            rig.client
+                .request(event, Duration::from_secs(3))
+                .await
+                .is_ok()
+        })
+        .await;
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_run_is_never_taken_from_a_live_worker() {
+    let rig = Rig::new().await;
+    let runs = Arc::new(Mutex::new(0u32));
+    async fn long(context: Context, (): ()) -> Result<(), HandlerError> {
+        let runs = context.state::<Arc<Mutex<u32>>>()?.clone();
+        *runs.lock().unwrap() += 1;
+        // Blocks its thread for three claim times, as careless handlers do.
+        std::thread::sleep(Duration::from_millis(1800));
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        Ok(())
+    }
+    let mut settings = rig.settings();
+    settings.claim_idle = Duration::from_millis(600);
+    let start = |id: &str| {
+        let mut settings = settings.clone();
+        settings.id = id.into();
+        rig.start(
+            Worker::builder()
+                .settings(settings)
+                .state(runs.clone())
+                .handler("text.long", long),
+        )
+    };
+    let (one, two) = (start("one"), start("two"));
+    rig.ask("text.long", &()).await.unwrap();
+    assert_eq!(*runs.lock().unwrap(), 1);
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_one_subject_run_in_order_where_the_handler_asks_for_it() {
+    let rig = Rig::new().await;
+    let log = Steps::default();
+    async fn step(context: Context, n: u64) -> Result<(), HandlerError> {
+        tokio::time::sleep(Duration::from_millis(7 - n % 7)).await;
+        let subject = context.event().subject().unwrap_or_default().to_owned();
+        context.state::<Steps>()?.lock().unwrap().push((subject, n));
+        Ok(())
+    }
+    let worker = rig.start(rig.builder().state(log.clone()).handler_with(
+        "text.step",
+        step,
+        Policy::new().ordered(),
+    ));
+    for n in 0..90u64 {
+        let event = Outgoing::new("text.step", &n).subject(format!("s-{}", n % 3));
+        rig.client.publish(&event).await.unwrap();
+    }
+    rig.wait_for("cb:results:text", 90).await;
+    for subject in 0..3 {
+        let log = log.lock().unwrap();
+        let order: Vec<u64> = log
+            .iter()
+            .filter(|(s, _)| *s == format!("s-{subject}"))
+            .map(|(_, n)| *n)
+            .collect();
+        assert!(order.is_sorted(), "{order:?}");
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_handler_publishes_carries_the_trace_on() {
+    let rig = Rig::new().await;
+    async fn fan(context: Context, (): ()) -> Result<(), HandlerError> {
+        context.publish("other.thing", &1)
+    }
+    let worker = rig.start(rig.builder().handler("text.fan", fan));
+    let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let event = Outgoing::new("text.fan", &())
+        .traceparent(parent)
+        .subject("s");
+    rig.client.publish(&event).await.unwrap();
+    let made = rig.wait_for("cb:events:other", 1).await;
+    let carried = crate::rig::text(&made[0], "traceparent");
+    assert_eq!(carried[..36], parent[..36]);
+    assert_ne!(carried, parent);
+    worker.stop().await;
+}

@@ -1,0 +1,10 @@
+//! A worker in this process, against a real server.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod bad_input;
+mod basics;
+mod failures;
+mod lifecycle;
+mod rig;

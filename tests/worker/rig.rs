@@ -1,0 +1,152 @@
+//! A server, a client and workers for one test.
+
+use crate::support::Redis;
+use convoke::Worker;
+use convoke::bus::client::{Client, ClientOptions};
+use convoke::bus::connect::Connector;
+use convoke::bus::event::{Entry, Limits};
+use convoke::bus::keys::Keys;
+use convoke::bus::publish::Outgoing;
+use convoke::bus::read::entries_of;
+use convoke::bus::reply::{RemoteError, Reply};
+use convoke::bus::request::RequestError;
+use convoke::config::{RedisUrl, Settings};
+use convoke::worker::builder::Builder;
+use redis::aio::MultiplexedConnection;
+use serde::Serialize;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub struct Rig {
+    pub redis: Redis,
+    pub client: Client,
+    pub connection: MultiplexedConnection,
+}
+
+/// A worker that runs; dropped, it drains.
+pub struct Running {
+    drain: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    /// Drains it and waits until it is gone.
+    pub async fn stop(self) {
+        self.drain.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+impl Rig {
+    pub async fn new() -> Self {
+        Self::on(Redis::start()).await
+    }
+
+    pub async fn on(redis: Redis) -> Self {
+        let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+        let keys = Keys::new("cb").unwrap();
+        let client = Client::new(connector, keys, ClientOptions::default()).unwrap();
+        let connection = redis.connection().await;
+        Self {
+            redis,
+            client,
+            connection,
+        }
+    }
+
+    /// Quick settings: retries and takeovers within a test's patience.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            redis_url: RedisUrl::new(self.redis.url()),
+            heartbeat_ttl: Duration::from_secs(2),
+            claim_idle: Duration::from_secs(3),
+            backoff_base: Duration::from_millis(20),
+            backoff_cap: Duration::from_millis(200),
+            drain_timeout: Duration::from_secs(5),
+            ..Settings::default()
+        }
+    }
+
+    pub fn builder(&self) -> Builder {
+        Worker::builder().settings(self.settings())
+    }
+
+    pub fn start(&self, builder: Builder) -> Running {
+        let worker = builder.build().unwrap();
+        let drain = CancellationToken::new();
+        let until = drain.clone();
+        let task = tokio::spawn(async move { worker.run_until(until).await.unwrap() });
+        Running { drain, task }
+    }
+
+    pub async fn ask<P: Serialize>(&self, kind: &str, payload: &P) -> Result<Reply, RequestError> {
+        let event = Outgoing::new(kind, payload);
+        self.client.request(event, Duration::from_secs(20)).await
+    }
+
+    pub async fn refused<P: Serialize>(&self, kind: &str, payload: &P) -> RemoteError {
+        match self.ask(kind, payload).await {
+            Err(RequestError::Remote(error)) => error,
+            other => panic!("{kind}: not an error reply: {other:?}"),
+        }
+    }
+
+    /// All entries of a stream.
+    pub async fn entries(&self, stream: &str) -> Vec<Entry> {
+        let mut connection = self.connection.clone();
+        let reply = redis::cmd("XRANGE")
+            .arg(stream)
+            .arg("-")
+            .arg("+")
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        entries_of(reply).unwrap()
+    }
+
+    /// Waits until a stream has that many entries, and gives them.
+    pub async fn wait_for(&self, stream: &str, count: usize) -> Vec<Entry> {
+        let start = std::time::Instant::now();
+        loop {
+            let entries = self.entries(stream).await;
+            if entries.len() >= count {
+                return entries;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{stream}: {} of {count} entries",
+                entries.len()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn pending(&self, stream: &str) -> u64 {
+        let mut connection = self.connection.clone();
+        let summary: redis::Value = redis::cmd("XPENDING")
+            .arg(stream)
+            .arg("workers")
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        match summary {
+            redis::Value::Array(parts) => match parts.first() {
+                Some(redis::Value::Int(count)) => *count as u64,
+                other => panic!("{other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub fn text(entry: &Entry, field: &str) -> String {
+    let value = entry.get(field);
+    let value = value.unwrap_or_else(|| panic!("no field {field} in {entry:?}"));
+    String::from_utf8_lossy(value).into_owned()
+}
+
+#[allow(dead_code)]
+pub fn limits() -> Limits {
+    Limits::default()
+}
