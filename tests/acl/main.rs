@@ -1,5 +1,7 @@
 //! The users of `deploy/users.acl` may do what convoke does with them, and little else.
 
+#![allow(clippy::expect_used)]
+
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -425,6 +427,49 @@ fn an_operator_can_look_at_everything_and_change_little() {
             "SHUTDOWN NOSAVE",
         ],
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_can_run_the_commands() {
+    let guarded = Guarded::start();
+    let settings = Settings {
+        redis_url: guarded.url("convoke-worker"),
+        ..Settings::default()
+    };
+    let worker = Worker::builder()
+        .settings(settings)
+        .handler("image.whole", whole);
+    let drain = CancellationToken::new();
+    let running = tokio::spawn(worker.build().expect("a worker").run_until(drain.clone()));
+    for words in [
+        &[
+            "publish",
+            "image.whole",
+            "--data",
+            "7",
+            "--id",
+            "1",
+            "--dedup",
+        ][..],
+        &["request", "image.whole", "--data", "7"],
+        &["health"],
+        &["instances"],
+    ] {
+        let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_convoke"))
+            .args(words)
+            .env(
+                "CONVOKE_REDIS_URL",
+                guarded.url("convoke-operator").expose(),
+            )
+            .output()
+            .await
+            .expect("convoke runs");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{words:?}: {said}");
+    }
+    drain.cancel();
+    running.await.expect("no panic").expect("drained");
+    assert_eq!(guarded.refused(), Vec::<String>::new());
 }
 
 /// Commands in calls such as `cmd("XADD")` and `redis.call('XADD', …)`.
