@@ -6,5 +6,6 @@ mod support;
 mod claim;
 mod commit;
 mod commit_one;
+mod history;
 mod proxy;
 mod setup;
