@@ -8,4 +8,5 @@ mod commit;
 mod commit_one;
 mod history;
 mod proxy;
+mod publish;
 mod setup;
