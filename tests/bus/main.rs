@@ -8,6 +8,7 @@ mod commit;
 mod commit_one;
 mod history;
 mod later;
+mod outage;
 mod proxy;
 mod publish;
 mod request;

@@ -125,20 +125,20 @@ async fn ids_are_compared_as_numbers_of_any_length() {
     for id in 1..=500u64 {
         bus.run(&format!(
             "XADD {STREAM} {}-{id} a b",
-            9_999_999_999_999_000_000 + id
+            1_000_000_000_000_000_000 + id
         ))
         .await;
     }
     bus.run(&format!("XGROUP CREATE {STREAM} {GROUP} 300-300"))
         .await;
     let candidate = EntryId {
-        ms: 9_999_999_999_999_000_400,
+        ms: 1_000_000_000_000_000_400,
         seq: 0,
     };
     let trimmed = trim(&mut bus.connection, STREAM, 10, Some(candidate)).await;
     assert_eq!(trimmed.unwrap().removed, 200);
     bus.run(&format!(
-        "XGROUP SETID {STREAM} {GROUP} 9999999999999000450-0"
+        "XGROUP SETID {STREAM} {GROUP} 1000000000000000450-0"
     ))
     .await;
     let trimmed = trim(&mut bus.connection, STREAM, 10, Some(candidate)).await;
