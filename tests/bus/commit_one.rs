@@ -1,7 +1,6 @@
 //! Commits that go entry by entry: every branch of the script, and what can not be written.
 
-use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, text};
-use crate::support::Redis;
+use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, durable, text};
 use convoke::bus::commit::{Committer, End, Report, Settlement};
 use convoke::bus::dead::DeadLetter;
 use convoke::bus::event::EntryId;
@@ -263,7 +262,7 @@ async fn every_reply_stream_gets_a_time_to_live_however_it_came_to_be() {
 
 #[tokio::test]
 async fn a_committer_waits_for_a_server_that_restarts() {
-    let mut bus = Bus::on(Redis::durable(), Keys::new("cb").unwrap()).await;
+    let mut bus = Bus::on(durable(), Keys::new("cb").unwrap()).await;
     let mut committer = bus.committer("w-1");
     committer.start().await.unwrap();
     bus.add(2).await;

@@ -1,0 +1,193 @@
+//! The delay queue: what is due enters its stream, once, in order; nothing stands in its way.
+
+use crate::publish::{client_at, event, options};
+use crate::setup::{Bus, connector, text};
+use convoke::bus::delay::{Promoted, encode_member, promote};
+use convoke::bus::event::{Event, Limits};
+use std::time::Duration;
+
+const STREAM: &str = "cb:events:image";
+const QUEUE: &str = "cb:delayed:image";
+
+async fn put(bus: &mut Bus, due: u64, member: &[u8]) {
+    let mut cmd = redis::cmd("ZADD");
+    cmd.arg(QUEUE).arg(due).arg(member);
+    let added: u32 = cmd.query_async(&mut bus.connection).await.unwrap();
+    assert_eq!(added, 1);
+}
+
+async fn put_event(bus: &mut Bus, due: u64, id: &str) {
+    let member = encode_member(id, &["type", "image.made", "id", id]);
+    put(bus, due, &member).await;
+}
+
+async fn run(bus: &mut Bus, limit: usize) -> Promoted {
+    promote(&mut bus.connection, &bus.route.clone(), limit)
+        .await
+        .unwrap()
+}
+
+async fn ids(bus: &mut Bus) -> Vec<String> {
+    let entries = bus.entries(STREAM).await;
+    entries.iter().map(|entry| text(entry, "id")).collect()
+}
+
+#[tokio::test]
+async fn what_is_published_for_later_enters_its_stream_as_it_was_when_it_is_due() {
+    let mut bus = Bus::start().await;
+    let client = client_at(&bus.redis.url(), options());
+    let payload = vec![0xc4, 3, 0x00, 0xff, 0xc1];
+    let later = convoke::bus::publish::Outgoing::encoded("image.made", payload.clone())
+        .id("e0")
+        .field("x", vec![0xff, 0x00]);
+    client
+        .publish(&later.clone().delay(Duration::from_secs(3600)))
+        .await
+        .unwrap();
+    let waiting = run(&mut bus, 10).await;
+    assert_eq!((waiting.moved, waiting.dead), (0, 0));
+    let now: (u64, u64) = bus.ask("TIME").await;
+    let due = waiting.next_due_ms.unwrap();
+    let hour = now.0 * 1000 + 3_600_000;
+    assert!((hour - 60_000..hour + 2_000).contains(&due), "{due} {hour}");
+    client.publish(&later.at(1)).await.unwrap();
+    let promoted = run(&mut bus, 10).await;
+    assert_eq!((promoted.moved, promoted.next_due_ms), (1, Some(due)));
+    let reply: redis::Value = bus.ask(&format!("XRANGE {STREAM} - +")).await;
+    let entry = convoke::bus::read::entries_of(reply).unwrap().remove(0);
+    let event = Event::parse(entry, &Limits::default(), &bus.keys, STREAM).unwrap();
+    assert_eq!((event.id(), event.data()), ("e0".into(), &payload[..]));
+    assert_eq!(event.entry().get("x"), Some(&[0xff, 0x00][..]));
+}
+
+#[tokio::test]
+async fn the_due_move_in_order_and_no_more_at_a_time_than_asked_for() {
+    let mut bus = Bus::start().await;
+    for number in [3, 1, 4, 2, 0] {
+        put_event(&mut bus, 1000 + number, &format!("e{number}")).await;
+    }
+    put_event(&mut bus, 9_000_000_000_000, "far").await;
+    let first = run(&mut bus, 2).await;
+    assert_eq!((first.moved, first.next_due_ms), (2, Some(1002)));
+    let second = run(&mut bus, 10).await;
+    assert_eq!(
+        (second.moved, second.next_due_ms),
+        (3, Some(9_000_000_000_000))
+    );
+    assert_eq!(run(&mut bus, 10).await.moved, 0);
+    assert_eq!(ids(&mut bus).await, ["e0", "e1", "e2", "e3", "e4"]);
+    bus.run(&format!("DEL {QUEUE}")).await;
+    assert_eq!(run(&mut bus, 10).await.next_due_ms, None);
+}
+
+#[tokio::test]
+async fn what_is_no_event_becomes_a_dead_letter_and_holds_nobody_up() {
+    let mut bus = Bus::start().await;
+    let deep = [vec![0x91; 100_000], vec![0xc0]].concat();
+    let mut bomb = vec![0xdd, 0xff, 0xff, 0xff, 0xff];
+    bomb.extend([0xa1, b'x']);
+    let bad: [&[u8]; 9] = [
+        b"text",
+        &[],
+        &[0xc1],
+        &encode_member("t", &["type"]),
+        &encode_member::<&str>("t", &[]),
+        &[0x93, 1, 2, 3],
+        &[0x83, 1, 0xa1, b'a', 2, 0xa1, b'b', 3, 0xc0],
+        &deep,
+        &bomb,
+    ];
+    for (number, member) in bad.iter().enumerate() {
+        put(&mut bus, number as u64, member).await;
+    }
+    put_event(&mut bus, 100, "e0").await;
+    let promoted = run(&mut bus, 100).await;
+    assert_eq!((promoted.moved, promoted.dead), (1, bad.len() as u64));
+    assert_eq!(promoted.next_due_ms, None);
+    let letters = bus.entries("cb:dead:image").await;
+    let members: Vec<&[u8]> = letters.iter().map(|letter| &letter["member"][..]).collect();
+    assert_eq!(members, bad);
+    assert_eq!(text(&letters[0], "deadreason"), "invalid_argument");
+    assert_eq!(text(&letters[0], "deadstream"), QUEUE);
+    assert_eq!(ids(&mut bus).await, ["e0"]);
+    // With nowhere to put it, it waits behind the others.
+    bus.run("DEL cb:dead:image").await;
+    bus.run("SET cb:dead:image text").await;
+    put(&mut bus, 1, b"text").await;
+    put_event(&mut bus, 2, "e1").await;
+    let promoted = run(&mut bus, 1).await;
+    assert_eq!((promoted.moved, promoted.dead), (0, 0));
+    assert_eq!(run(&mut bus, 1).await.moved, 1);
+    assert_eq!(bus.ask::<u32>(&format!("ZCARD {QUEUE}")).await, 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_can_not_be_written_keeps_the_due_in_the_queue() {
+    let mut bus = Bus::start().await;
+    bus.run(&format!("DEL {STREAM}")).await;
+    bus.run(&format!("SET {STREAM} text")).await;
+    put_event(&mut bus, 1000, "e0").await;
+    put_event(&mut bus, 1001, "e1").await;
+    let route = bus.route.clone();
+    let error = promote(&mut bus.connection, &route, 10).await.unwrap_err();
+    assert_eq!(error.code(), Some("WRONGTYPE"));
+    let queue: Vec<(Vec<u8>, u64)> = bus.ask(&format!("ZRANGE {QUEUE} 0 -1 WITHSCORES")).await;
+    let dues: Vec<u64> = queue.iter().map(|(_, due)| *due).collect();
+    assert_eq!(dues, [1000, 1001]);
+    bus.run(&format!("DEL {STREAM}")).await;
+    assert_eq!(run(&mut bus, 10).await.moved, 2);
+    assert_eq!(ids(&mut bus).await, ["e0", "e1"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn promoters_at_once_move_each_event_once() {
+    let mut bus = Bus::start().await;
+    for number in 0..300 {
+        put_event(&mut bus, 1000 + number, &format!("e{number}")).await;
+    }
+    let promoters = [(); 3].map(|()| {
+        let (connector, route) = (connector(&bus.redis.url()), bus.route.clone());
+        tokio::spawn(async move {
+            let mut connection = connector.dedicated().await.unwrap();
+            let mut moved = 0;
+            loop {
+                match promote(&mut connection, &route, 7).await.unwrap().moved {
+                    0 => return moved,
+                    some => moved += some,
+                }
+            }
+        })
+    });
+    let mut moved = 0;
+    for promoter in promoters {
+        moved += promoter.await.unwrap();
+    }
+    assert_eq!(moved, 300);
+    let all: Vec<String> = (0..300).map(|number| format!("e{number}")).collect();
+    assert_eq!(ids(&mut bus).await, all);
+}
+
+#[tokio::test]
+async fn a_full_memory_loses_nothing_that_is_due() {
+    let mut bus = Bus::start().await;
+    put_event(&mut bus, 1000, "e0").await;
+    put(&mut bus, 1001, b"text").await;
+    bus.run("CONFIG SET maxmemory 1").await;
+    let route = bus.route.clone();
+    // Whether it moves is the server's choice.
+    promote(&mut bus.connection, &route, 10).await.ok();
+    bus.run("CONFIG SET maxmemory 0").await;
+    run(&mut bus, 10).await;
+    assert_eq!(ids(&mut bus).await, ["e0"]);
+    assert_eq!(bus.entries("cb:dead:image").await.len(), 1);
+}
+
+#[tokio::test]
+async fn equal_events_do_not_merge() {
+    let mut bus = Bus::start().await;
+    let client = client_at(&bus.redis.url(), options());
+    let later = event("same").at(5).time("1");
+    client.publish(&later).await.unwrap();
+    client.publish(&later).await.unwrap();
+    assert_eq!(run(&mut bus, 10).await.moved, 2);
+}
