@@ -10,6 +10,18 @@ pub enum CoordinationError {
     /// A value that the protocol does not allow; the message begins with the field's name.
     #[error("{0}")]
     Invalid(String),
+    /// What the call names does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// What the call would create, or say, is there already in another form.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The state does not allow it.
+    #[error("{0}")]
+    FailedPrecondition(String),
+    /// A fence or a lease was lost: someone else owns it now.
+    #[error("{0}")]
+    Aborted(String),
     /// Others changed the same thing again and again meanwhile. Nothing was changed by this call.
     #[error("{what} was changed by others at each of {tries} tries: try again")]
     Contended {
@@ -31,6 +43,10 @@ impl CoordinationError {
     pub fn into_handler_error(self) -> HandlerError {
         let code = match &self {
             CoordinationError::Invalid(_) => Code::InvalidArgument,
+            CoordinationError::NotFound(_) => Code::NotFound,
+            CoordinationError::AlreadyExists(_) => Code::AlreadyExists,
+            CoordinationError::FailedPrecondition(_) => Code::FailedPrecondition,
+            CoordinationError::Aborted(_) => Code::Aborted,
             CoordinationError::Contended { .. } => Code::Unavailable,
             CoordinationError::Bus(error) if error.reaction() == Reaction::GiveUp => Code::Internal,
             CoordinationError::Bus(_) => Code::Unavailable,

@@ -25,10 +25,10 @@
 
 use super::error::CoordinationError;
 use super::instance::{Beat, Registering, check_id};
+use super::store::Store;
 use crate::bus::connect::Connector;
-use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
-use redis::{FromRedisValue, Script, ScriptInvocation};
+use redis::{Script, ScriptInvocation};
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -51,8 +51,7 @@ static LOSE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lose.
 /// The instances of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
 pub struct Instances {
-    pub(super) connector: Connector,
-    pub(super) keys: Keys,
+    pub(super) store: Store,
 }
 
 /// What registering came to.
@@ -116,7 +115,8 @@ pub struct Swept {
 impl Instances {
     /// The instances of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        Self { connector, keys }
+        let store = Store { connector, keys };
+        Self { store }
     }
 
     /// Makes an instance active. A live one keeps its incarnation; what it registered before is
@@ -136,12 +136,12 @@ impl Instances {
         let mut declared = checked.roles;
         for _ in 0..TRIES {
             let mut call = REGISTER.prepare_invoke();
-            call.key(self.keys.instance(id))
-                .key(self.keys.active())
-                .key(self.keys.capabilities())
-                .key(self.keys.lost())
-                .key(self.keys.broadcast())
-                .key(self.keys.leader())
+            call.key(self.store.keys.instance(id))
+                .key(self.store.keys.active())
+                .key(self.store.keys.capabilities())
+                .key(self.store.keys.lost())
+                .key(self.store.keys.broadcast())
+                .key(self.store.keys.leader())
                 .arg(id)
                 .arg(registering.ttl_ms)
                 .arg(registering.capacity)
@@ -150,7 +150,7 @@ impl Instances {
                 .arg(&capabilities);
             self.declare(&mut call, &declared);
             let (again, held, incarnation, new, leader): (bool, String, u64, bool, Option<String>) =
-                self.invoke(&call).await?;
+                self.store.invoke(&call).await?;
             if !again {
                 return Ok(Registered {
                     incarnation,
@@ -171,9 +171,9 @@ impl Instances {
     pub async fn heartbeat(&self, beat: &Beat) -> Result<Pulse, CoordinationError> {
         beat.check()?;
         let mut call = HEARTBEAT.prepare_invoke();
-        call.key(self.keys.instance(&beat.id))
-            .key(self.keys.active())
-            .key(self.keys.leader())
+        call.key(self.store.keys.instance(&beat.id))
+            .key(self.store.keys.active())
+            .key(self.store.keys.leader())
             .arg(&beat.id)
             .arg(or_empty(beat.incarnation));
         if let Some(load) = beat.load {
@@ -186,7 +186,7 @@ impl Instances {
         if let Some(metrics) = &beat.metrics {
             call.arg("metrics").arg(metrics);
         }
-        let (alive, ttl_ms, leader) = self.invoke(&call).await?;
+        let (alive, ttl_ms, leader) = self.store.invoke(&call).await?;
         Ok(Pulse {
             alive,
             ttl_ms,
@@ -208,16 +208,16 @@ impl Instances {
         let mut declared = BTreeSet::new();
         for _ in 0..TRIES {
             let mut call = UNREGISTER.prepare_invoke();
-            call.key(self.keys.instance(id))
-                .key(self.keys.active())
-                .key(self.keys.capabilities())
-                .key(self.keys.broadcast())
+            call.key(self.store.keys.instance(id))
+                .key(self.store.keys.active())
+                .key(self.store.keys.capabilities())
+                .key(self.store.keys.broadcast())
                 .arg(id)
                 .arg(or_empty(incarnation));
             self.declare(&mut call, &declared);
             call.arg(millis(KEPT));
             let (again, held, unregistered, tasks_reassigned): (bool, String, bool, u64) =
-                self.invoke(&call).await?;
+                self.store.invoke(&call).await?;
             if !again {
                 return Ok(Unregistered {
                     unregistered,
@@ -254,11 +254,11 @@ impl Instances {
         let mut declared = BTreeSet::new();
         for _ in 0..TRIES {
             let mut call = LOSE.prepare_invoke();
-            call.key(self.keys.instance(id))
-                .key(self.keys.active())
-                .key(self.keys.capabilities())
-                .key(self.keys.lost())
-                .key(self.keys.broadcast())
+            call.key(self.store.keys.instance(id))
+                .key(self.store.keys.active())
+                .key(self.store.keys.capabilities())
+                .key(self.store.keys.lost())
+                .key(self.store.keys.broadcast())
                 .arg(id);
             self.declare(&mut call, &declared);
             call.arg(millis(KEPT)).arg(millis(RECENTLY));
@@ -269,7 +269,7 @@ impl Instances {
                 u64,
                 u64,
                 u64,
-            ) = self.invoke(&call).await?;
+            ) = self.store.invoke(&call).await?;
             if !again {
                 return Ok(lost.then(|| Lost {
                     id: id.to_owned(),
@@ -286,32 +286,9 @@ impl Instances {
     /// Declares role sets: their keys, and their names as one argument.
     fn declare(&self, call: &mut ScriptInvocation<'_>, roles: &BTreeSet<String>) {
         for role in roles {
-            call.key(self.keys.role(role));
+            call.key(self.store.keys.role(role));
         }
         call.arg(words(roles));
-    }
-
-    /// Runs a script on a pooled connection; once more on a fresh one if the connection was bad,
-    /// which is right because every script here can be repeated.
-    pub(super) async fn invoke<T: FromRedisValue>(
-        &self,
-        call: &ScriptInvocation<'_>,
-    ) -> Result<T, BusError> {
-        match self.invoke_once(call).await {
-            Err(error) if error.reaction() == Reaction::Reconnect => {
-                self.connector.forget_pooled();
-                self.invoke_once(call).await
-            }
-            done => done,
-        }
-    }
-
-    async fn invoke_once<T: FromRedisValue>(
-        &self,
-        call: &ScriptInvocation<'_>,
-    ) -> Result<T, BusError> {
-        let mut connection = self.connector.pooled().await?;
-        Ok(call.invoke_async(&mut connection).await?)
     }
 }
 

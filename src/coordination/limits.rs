@@ -1,10 +1,11 @@
 //! Rates of runs per source, counted in Redis, so that all replicas share them.
 
+use super::store::Store;
 use crate::bus::connect::Connector;
-use crate::bus::error::{BusError, Reaction};
+use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
 use crate::registry::policy::Rate;
-use redis::{Script, ScriptInvocation};
+use redis::Script;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -32,14 +33,14 @@ pub enum Decision {
 /// publish.
 #[derive(Clone, Debug)]
 pub struct RateLimits {
-    connector: Connector,
-    keys: Keys,
+    store: Store,
 }
 
 impl RateLimits {
     /// The limits of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        Self { connector, keys }
+        let store = Store { connector, keys };
+        Self { store }
     }
 
     /// Counts one run of the handler of `kind` for that source, if the rate allows it. All events
@@ -63,26 +64,15 @@ impl RateLimits {
         let period = rate.period.as_micros().min(LONGEST) as u64;
         let interval = (period / u64::from(rate.limit)).max(1);
         let mut call = LIMIT.prepare_invoke();
-        call.key(self.keys.limit(kind, &bucket(source)))
+        call.key(self.store.keys.limit(kind, &bucket(source)))
             .arg(interval)
             .arg(rate.limit);
-        let wait = match self.ask(&call).await {
-            // One that counts twice does less harm than one that fails.
-            Err(error) if error.reaction() == Reaction::Reconnect => {
-                self.connector.forget_pooled();
-                self.ask(&call).await?
-            }
-            done => done?,
-        };
+        // One that counts twice does less harm than one that fails.
+        let wait: u64 = self.store.invoke(&call).await?;
         Ok(match wait {
             0 => Decision::Allowed,
             ms => Decision::Refused(Duration::from_millis(ms)),
         })
-    }
-
-    async fn ask(&self, call: &ScriptInvocation<'_>) -> Result<u64, BusError> {
-        let mut connection = self.connector.pooled().await?;
-        Ok(call.invoke_async(&mut connection).await?)
     }
 }
 

@@ -6,3 +6,4 @@ pub mod instance;
 pub mod instances;
 pub mod limits;
 pub mod roster;
+mod store;

@@ -3,8 +3,8 @@
 use super::error::CoordinationError;
 use super::instance::Instance;
 use super::instances::{Instances, RECENTLY};
-use crate::bus::error::{BusError, Reaction};
-use redis::{FromRedisValue, Pipeline, Script};
+use crate::bus::error::BusError;
+use redis::Script;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -43,7 +43,7 @@ impl Instances {
     /// # Errors
     /// `Bus`.
     pub async fn ping(&self) -> Result<Duration, CoordinationError> {
-        Ok(self.connector.ping().await?)
+        Ok(self.store.connector.ping().await?)
     }
 
     /// Counts the instances.
@@ -72,11 +72,11 @@ impl Instances {
 
     async fn count(&self, limit: usize) -> Result<(u64, u64, u64, u64, Vec<String>), BusError> {
         let mut call = CENSUS.prepare_invoke();
-        call.key(self.keys.active())
-            .key(self.keys.lost())
+        call.key(self.store.keys.active())
+            .key(self.store.keys.lost())
             .arg(limit)
             .arg(RECENTLY.as_millis() as u64);
-        self.invoke(&call).await
+        self.store.invoke(&call).await
     }
 
     /// The instances that are alive, in the order of their expiry.
@@ -84,22 +84,22 @@ impl Instances {
     /// # Errors
     /// `Bus`.
     pub async fn list(&self) -> Result<Vec<Instance>, CoordinationError> {
-        let (time,): ((u64, u64),) = self.ask(redis::pipe().cmd("TIME")).await?;
+        let (time,): ((u64, u64),) = self.store.ask(redis::pipe().cmd("TIME")).await?;
         let now = unix_ms(time);
         let mut alive = redis::pipe();
         alive
             .cmd("ZRANGEBYSCORE")
-            .arg(self.keys.active())
+            .arg(self.store.keys.active())
             .arg(format!("({now}"))
             .arg("+inf");
-        let (ids,): (Vec<String>,) = self.ask(&alive).await?;
+        let (ids,): (Vec<String>,) = self.store.ask(&alive).await?;
         let mut instances = Vec::with_capacity(ids.len());
         for page in ids.chunks(PAGE) {
             let mut reads = redis::pipe();
             for id in page {
-                reads.cmd("HGETALL").arg(self.keys.instance(id));
+                reads.cmd("HGETALL").arg(self.store.keys.instance(id));
             }
-            let hashes: Vec<HashMap<String, Vec<u8>>> = self.ask(&reads).await?;
+            let hashes: Vec<HashMap<String, Vec<u8>>> = self.store.ask(&reads).await?;
             instances.extend(hashes.into_iter().filter_map(Instance::from_hash));
         }
         Ok(instances)
@@ -111,10 +111,10 @@ impl Instances {
     /// `Bus`.
     pub async fn capable(&self, kind: &str) -> Result<Vec<String>, CoordinationError> {
         let mut call = CAPABLE.prepare_invoke();
-        call.key(self.keys.capabilities())
-            .key(self.keys.active())
+        call.key(self.store.keys.capabilities())
+            .key(self.store.keys.active())
             .arg(kind);
-        Ok(self.invoke(&call).await?)
+        Ok(self.store.invoke(&call).await?)
     }
 
     /// Those of the ids that are alive, in the order given.
@@ -126,8 +126,8 @@ impl Instances {
         for page in ids.chunks(ASKED) {
             let mut reads = redis::pipe();
             reads.cmd("TIME");
-            reads.cmd("ZMSCORE").arg(self.keys.active()).arg(page);
-            let (time, expiries): ((u64, u64), Vec<Option<f64>>) = self.ask(&reads).await?;
+            reads.cmd("ZMSCORE").arg(self.store.keys.active()).arg(page);
+            let (time, expiries): ((u64, u64), Vec<Option<f64>>) = self.store.ask(&reads).await?;
             let now = unix_ms(time) as f64;
             let pairs = page.iter().zip(expiries);
             let living = pairs.filter(|(_, expires)| expires.is_some_and(|at| at > now));
@@ -146,31 +146,18 @@ impl Instances {
         for page in ids.chunks(ASKED) {
             let mut reads = redis::pipe();
             for id in page {
-                reads.cmd("HGET").arg(self.keys.instance(id)).arg("status");
+                reads
+                    .cmd("HGET")
+                    .arg(self.store.keys.instance(id))
+                    .arg("status");
             }
-            let statuses: Vec<Option<String>> = self.ask(&reads).await?;
+            let statuses: Vec<Option<String>> = self.store.ask(&reads).await?;
             let pairs = page.iter().zip(statuses);
             let left = pairs
                 .filter(|(_, status)| matches!(status.as_deref(), Some("lost" | "unregistered")));
             gone.extend(left.map(|(id, _)| id.clone()));
         }
         Ok(gone)
-    }
-
-    /// Reads on a pooled connection; once more on a fresh one if the connection was bad.
-    async fn ask<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
-        match self.ask_once(reads).await {
-            Err(error) if error.reaction() == Reaction::Reconnect => {
-                self.connector.forget_pooled();
-                self.ask_once(reads).await
-            }
-            done => done,
-        }
-    }
-
-    async fn ask_once<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
-        let mut connection = self.connector.pooled().await?;
-        Ok(reads.query_async(&mut connection).await?)
     }
 }
 

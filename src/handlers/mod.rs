@@ -3,3 +3,10 @@
 
 pub mod exec;
 pub mod system;
+
+use crate::registry::router::Registration;
+
+/// All of them.
+pub fn registrations() -> Vec<Registration> {
+    system::registrations()
+}

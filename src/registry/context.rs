@@ -1,6 +1,7 @@
 //! What a handler knows of its event and may do besides returning a result.
 
 use super::handler::encode;
+use super::router::Router;
 use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, Pooled};
 use crate::bus::event::Event;
@@ -47,6 +48,8 @@ pub struct Process {
     pub connector: Connector,
     /// The state that the worker was built with.
     pub states: States,
+    /// Its handlers, once they are all known.
+    pub router: OnceLock<Arc<Router>>,
 }
 
 /// What a handler knows of its event and may do besides returning a result. Cheap to clone.
@@ -169,6 +172,19 @@ impl Context {
     /// worker's drain time is over. A handler that runs long watches it.
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancelled.get_or_init(CancellationToken::new)
+    }
+
+    /// What all handlers of this process share.
+    pub(crate) fn process(&self) -> &Arc<Process> {
+        &self.0.process
+    }
+
+    /// Has this run be cancelled with another one. Before anyone asked for its cancellation.
+    pub(super) fn cancelled_with(&self, parent: &Context) {
+        self.0
+            .cancelled
+            .set(parent.cancellation().child_token())
+            .ok();
     }
 
     /// This run's own span in the trace that the event came with; `None` if it came with none.

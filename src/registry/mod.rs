@@ -1,6 +1,7 @@
 //! What events mean to this process: handlers by event type, each with its policy.
 
 pub mod context;
+pub mod dispatch;
 pub mod handler;
 pub mod layers;
 pub mod policy;

@@ -6,7 +6,6 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::instances::Instances;
-use crate::handlers::system;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -104,8 +103,8 @@ impl Builder {
         }
         keys::check_name("instance", &settings.id)?;
         keys::check_name("group", &settings.group)?;
-        let all = system::registrations().into_iter().chain(handlers);
-        let handlers: Vec<Registration> = all.collect();
+        let built_in = crate::handlers::registrations().into_iter();
+        let handlers: Vec<Registration> = built_in.chain(handlers).collect();
         for handler in &handlers {
             keys::check_event_type(&handler.kind)?;
         }
@@ -118,6 +117,7 @@ impl Builder {
             keys,
             connector,
             states,
+            router: Default::default(),
         });
         Ok(Worker {
             settings,

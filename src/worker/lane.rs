@@ -17,12 +17,12 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::error::{Code, HandlerError};
 use crate::registry::context::{Context, Process};
+use crate::registry::dispatch::panicked;
 use crate::registry::handler::{Encoded, Run};
 use crate::registry::layers::timeout::Bounded;
 use crate::registry::policy::RetryPolicy;
 use crate::registry::router::{self, Router};
 use futures_util::FutureExt;
-use std::any::Any;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -453,8 +453,7 @@ impl Lane {
         } = ran;
         let event = context.event();
         let stats = &route.stats;
-        stats.calls.fetch_add(1, Ordering::Relaxed);
-        stats.record(elapsed);
+        stats.ran(elapsed, result.is_err());
         let scene = self.shared.scene(lease);
         let settlement = match result {
             Ok(result) => settle::success(
@@ -465,7 +464,6 @@ impl Lane {
                 route.policy.silent,
             ),
             Err(error) => {
-                stats.errors.fetch_add(1, Ordering::Relaxed);
                 let settlement = settle::failure(scene, event, &error, &route.retry);
                 tracing::debug!(
                     r#type = event.kind(), entry = %lease.entry, attempt = event.attempt(),
@@ -673,15 +671,4 @@ fn span_of(context: &Context) -> Span {
 
 fn catch<T>(run: impl FnOnce() -> T) -> Result<T, HandlerError> {
     std::panic::catch_unwind(AssertUnwindSafe(run)).map_err(|panic| panicked(&*panic))
-}
-
-fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    HandlerError::internal(format!(
-        "the handler panicked: {}",
-        text.unwrap_or_default()
-    ))
 }

@@ -154,6 +154,8 @@ impl Lanes {
         registrations.push(nudge(triggers.clone()));
         let router =
             Arc::new(Router::new(registrations, retry, &surroundings).map_err(BusError::from)?);
+        // A worker makes its lanes once.
+        process.router.set(router.clone()).ok();
         let mut shared = Vec::new();
         let mut prepared = Vec::new();
         let plans = plans(&process.keys, &process.instance, &router);

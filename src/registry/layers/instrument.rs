@@ -1,7 +1,7 @@
 //! What a handler did: counts and a latency histogram.
 
 use hdrhistogram::Histogram;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,8 +39,16 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// Adds one run's time.
-    pub fn record(&self, elapsed: Duration) {
+    /// Counts one run.
+    pub fn ran(&self, elapsed: Duration, failed: bool) {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        if failed {
+            self.errors.fetch_add(1, Ordering::Relaxed);
+        }
+        self.record(elapsed);
+    }
+
+    fn record(&self, elapsed: Duration) {
         let mut latency = self.latency.lock().unwrap_or_else(PoisonError::into_inner);
         latency.saturating_record(elapsed.as_micros().max(1) as u64);
     }

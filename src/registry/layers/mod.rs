@@ -173,6 +173,7 @@ pub(crate) mod testing {
             keys: Keys::new("cb").unwrap(),
             connector: Connector::new(&nowhere, 1).unwrap(),
             states: States::default(),
+            router: Default::default(),
         })
     }
 

@@ -1,0 +1,54 @@
+//! Where the shared rules run: key names, connections, and what to do when a connection was bad.
+
+use crate::bus::connect::Connector;
+use crate::bus::error::{BusError, Reaction};
+use crate::bus::keys::Keys;
+use redis::{FromRedisValue, Pipeline, ScriptInvocation};
+
+/// The keys of one namespace and the way to the server that has them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Store {
+    pub connector: Connector,
+    pub keys: Keys,
+}
+
+impl Store {
+    /// Runs a script on a pooled connection; once more on a fresh one if the connection was bad,
+    /// so only for scripts that can be repeated.
+    pub async fn invoke<T: FromRedisValue>(
+        &self,
+        call: &ScriptInvocation<'_>,
+    ) -> Result<T, BusError> {
+        match self.invoke_once(call).await {
+            Err(error) if error.reaction() == Reaction::Reconnect => {
+                self.connector.forget_pooled();
+                self.invoke_once(call).await
+            }
+            done => done,
+        }
+    }
+
+    async fn invoke_once<T: FromRedisValue>(
+        &self,
+        call: &ScriptInvocation<'_>,
+    ) -> Result<T, BusError> {
+        let mut connection = self.connector.pooled().await?;
+        Ok(call.invoke_async(&mut connection).await?)
+    }
+
+    /// Reads on a pooled connection; once more on a fresh one if the connection was bad.
+    pub async fn ask<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
+        match self.ask_once(reads).await {
+            Err(error) if error.reaction() == Reaction::Reconnect => {
+                self.connector.forget_pooled();
+                self.ask_once(reads).await
+            }
+            done => done,
+        }
+    }
+
+    async fn ask_once<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
+        let mut connection = self.connector.pooled().await?;
+        Ok(reads.query_async(&mut connection).await?)
+    }
+}
