@@ -5,5 +5,6 @@ pub mod error;
 pub mod instance;
 pub mod instances;
 pub mod limits;
+mod outbox;
 pub mod roster;
 mod store;
