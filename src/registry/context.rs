@@ -50,6 +50,8 @@ pub struct Process {
     pub states: States,
     /// Its handlers, once they are all known.
     pub router: OnceLock<Arc<Router>>,
+    /// Is cancelled when the worker is to shut down, once it runs.
+    pub draining: OnceLock<CancellationToken>,
 }
 
 /// What a handler knows of its event and may do besides returning a result. Cheap to clone.
@@ -172,6 +174,12 @@ impl Context {
     /// worker's drain time is over. A handler that runs long watches it.
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancelled.get_or_init(CancellationToken::new)
+    }
+
+    /// Is cancelled when the worker is to shut down. A handler that runs for as long as there is work
+    /// stops between two parts of it.
+    pub fn draining(&self) -> CancellationToken {
+        self.0.process.draining.get().cloned().unwrap_or_default()
     }
 
     /// What all handlers of this process share.

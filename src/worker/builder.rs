@@ -6,6 +6,8 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::instances::Instances;
+use crate::coordination::leases::Leases;
+use crate::handlers::system::batch_process::Runner;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -112,18 +114,27 @@ impl Builder {
         let connector = Connector::new(&settings.redis_url, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
         states.insert(instances.clone());
+        let leases = Leases::default();
+        states.insert(Runner::new(
+            connector.clone(),
+            keys.clone(),
+            &settings,
+            leases.clone(),
+        )?);
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
             connector,
             states,
             router: Default::default(),
+            draining: Default::default(),
         });
         Ok(Worker {
             settings,
             handlers,
             process,
             instances,
+            leases,
         })
     }
 }

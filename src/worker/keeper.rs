@@ -15,8 +15,10 @@ use crate::bus::keys::Keys;
 use crate::bus::trim::Trimmer;
 use crate::bus::{claim, delay, json, lifetime};
 use crate::config::Settings;
+use crate::coordination::batches::Batches;
 use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, SWEEP};
+use crate::coordination::leases::Leases;
 use crate::registry::context::unix_ms;
 use crate::registry::layers::circuit::CircuitChange;
 use std::sync::Arc;
@@ -54,6 +56,8 @@ struct Chores {
     settings: Settings,
     connector: Connector,
     instances: Instances,
+    leases: Leases,
+    batches: Batches,
     lanes: Vec<Arc<Shared>>,
     triggers: Triggers,
     registering: Registering,
@@ -76,6 +80,8 @@ impl Keeper {
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
             instances: Instances::new(connector.clone(), keys.clone()),
+            leases: worker.leases.clone(),
+            batches: Batches::new(connector.clone(), keys.clone()),
             connector,
             lanes: lanes.shared().to_vec(),
             triggers: lanes.triggers(),
@@ -142,6 +148,7 @@ impl Chores {
             tokio::join!(
                 self.pulse(),
                 self.renew(),
+                self.leases.keep(&self.batches),
                 self.sweep(),
                 self.promote(),
                 self.trim(),

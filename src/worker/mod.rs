@@ -25,6 +25,7 @@ use crate::config::Settings;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
+use crate::coordination::leases::Leases;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
 use builder::Builder;
@@ -42,6 +43,7 @@ pub struct Worker {
     handlers: Vec<Registration>,
     process: Arc<Process>,
     instances: Instances,
+    leases: Leases,
 }
 
 /// Why a worker ended that was not told to.
@@ -140,6 +142,8 @@ impl Worker {
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
+        // A worker runs once.
+        self.process.draining.set(ending.drain.clone()).ok();
         if !self.reach_redis(&ending.drain).await? {
             return Ok(());
         }

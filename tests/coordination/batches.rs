@@ -1,0 +1,648 @@
+//! Batches: every branch of the scripts, and random histories against a model.
+
+use crate::fleet::Fleet;
+use convoke::bus::commit::Publication;
+use convoke::bus::connect::Connector;
+use convoke::bus::keys::Keys;
+use convoke::config::RedisUrl;
+use convoke::coordination::batch::{MAX_FAILURES, Mode, Status, Wanted};
+use convoke::coordination::batches::{
+    Acquired, Advanced, Asker, Batches, LISTED, Outcome, Progress,
+};
+use convoke::coordination::error::CoordinationError;
+use proptest::prelude::*;
+use serde_json::json;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+const LEASE: Duration = Duration::from_secs(30);
+
+fn batches(fleet: &Fleet) -> Batches {
+    let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
+    Batches::new(connector, fleet.keys.clone())
+}
+
+fn wanted(id: &str, total: usize) -> Wanted {
+    let items: Vec<Vec<u8>> = (0..total).map(|n| vec![n as u8]).collect();
+    Wanted::new(id, "number.add", Mode::Exclusive, &items, 30_000).unwrap()
+}
+
+/// An asker whose run, entry and event all have that name.
+fn asker<'a>(instance: &'a str, name: &'a str) -> Asker<'a> {
+    Asker {
+        instance,
+        run: name,
+        entry: name,
+        event: name,
+        may_hold: true,
+    }
+}
+
+fn ok(indexes: impl IntoIterator<Item = usize>) -> Vec<Outcome> {
+    let outcomes = indexes.into_iter().map(|index| Outcome {
+        index,
+        failure: None,
+    });
+    outcomes.collect()
+}
+
+fn failed(index: usize, message: &str) -> Outcome {
+    Outcome {
+        index,
+        failure: Some(("not_found", message.to_owned())),
+    }
+}
+
+async fn hold(batches: &Batches, wanted: &Wanted, asker: Asker<'_>) -> (Progress, Vec<u8>) {
+    match batches.acquire(wanted, asker).await.unwrap() {
+        Acquired::Held(progress, finished) => (progress, finished),
+        other => panic!("not held: {other:?}"),
+    }
+}
+
+async fn running(batches: &Batches, wanted: &Wanted, fence: u64, done: &[Outcome]) -> Progress {
+    match batches.progress(wanted, fence, done, &[]).await.unwrap() {
+        Advanced::Running(progress) => progress,
+        other => panic!("not running: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn one_instance_at_a_time_holds_a_batch_and_the_others_are_told_who() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (first, finished) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    assert_eq!((first.processor_id.as_str(), first.total), ("w-1", 3));
+    assert!(first.fence > 1_700_000_000_000_000 && finished.is_empty());
+    let again = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    assert_eq!(again.0, first, "the same call again");
+    let progress = running(&batches, &wanted, first.fence, &ok([0])).await;
+    assert_eq!((progress.processed, progress.failed), (1, 0));
+    match batches.acquire(&wanted, asker("w-2", "e-2")).await.unwrap() {
+        Acquired::Busy {
+            progress,
+            left,
+            same_event,
+        } => {
+            assert_eq!(
+                (progress.processor_id.as_str(), progress.processed),
+                ("w-1", 1)
+            );
+            assert!(left > Duration::from_secs(20) && left <= LEASE && !same_event);
+        }
+        other => panic!("{other:?}"),
+    }
+    // The same event on another entry, as after a retry, is the same request, but no takeover.
+    let retried = Asker {
+        event: "e-1",
+        ..asker("w-2", "e-2")
+    };
+    let told = batches.acquire(&wanted, retried).await.unwrap();
+    assert!(
+        matches!(
+            told,
+            Acquired::Busy {
+                same_event: true,
+                ..
+            }
+        ),
+        "{told:?}"
+    );
+    assert_eq!(fleet.fact_names().await, ["batch.started"]);
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_or_was_given_back_goes_to_whoever_asks_with_a_higher_fence() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 20);
+    let asks = Asker {
+        may_hold: false,
+        ..asker("w-9", "e-9")
+    };
+    assert_eq!(
+        batches.acquire(&wanted, asks).await.unwrap(),
+        Acquired::Free
+    );
+    assert!(
+        fleet.all_keys().await.is_empty(),
+        "who may not hold it changes nothing"
+    );
+    let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    running(&batches, &wanted, first.fence, &ok([0, 1, 9])).await;
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    assert_eq!(
+        batches.acquire(&wanted, asks).await.unwrap(),
+        Acquired::Free
+    );
+    let (second, finished) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
+    assert!(second.fence > first.fence);
+    assert_eq!((second.processor_id.as_str(), second.processed), ("w-2", 3));
+    assert_eq!(finished, [0b1100_0000, 0b0100_0000]);
+    assert!(batches.give_back("b-1", second.fence).await.unwrap());
+    // The very run that gave it back is one like any other.
+    let (third, _) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
+    assert!(third.fence > second.fence);
+    // A clock that stands far back does not bring a fence back.
+    fleet
+        .run("HSET cb:batch:b-1 fence 9000000000000000 expires 0")
+        .await;
+    let (fourth, _) = hold(&batches, &wanted, asker("w-4", "e-4")).await;
+    assert_eq!(fourth.fence, 9_000_000_000_000_001);
+    let names = fleet.fact_names().await;
+    assert_eq!(names[0], "batch.started");
+    assert!(
+        names[1..].iter().all(|name| name == "batch.progress"),
+        "{names:?}"
+    );
+}
+
+#[tokio::test]
+async fn whoever_took_the_holders_entry_over_holds_its_batch_at_once() {
+    let fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 2);
+    let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    // Even under the same name: it may be the process that was started in its place.
+    for instance in ["w-1", "w-2"] {
+        let heir = Asker {
+            run: instance,
+            ..asker(instance, "e-1")
+        };
+        let (next, _) = hold(&batches, &wanted, heir).await;
+        assert!(next.fence > first.fence);
+    }
+    let refused = batches.progress(&wanted, first.fence, &ok([0]), &[]).await;
+    assert!(matches!(refused.unwrap(), Advanced::Lost(now) if now.processor_id == "w-2"));
+}
+
+#[tokio::test]
+async fn an_old_fence_changes_nothing() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 2);
+    let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    let (second, _) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
+    let before: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
+    let publication = Publication {
+        stream: "cb:events:effect".into(),
+        fields: vec![b"type".to_vec(), b"effect.made".to_vec()],
+    };
+    let refused = batches
+        .progress(&wanted, first.fence, &ok([0, 1]), &[publication])
+        .await
+        .unwrap();
+    assert_eq!(refused, Advanced::Lost(second.clone()));
+    assert!(!batches.renew("b-1", first.fence, LEASE).await.unwrap());
+    assert!(!batches.give_back("b-1", first.fence).await.unwrap());
+    let after: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
+    assert_eq!(before.len(), after.len());
+    assert!(before.iter().all(|word| after.contains(word)));
+    assert_eq!(
+        fleet
+            .ask::<u64>("EXISTS cb:events:effect cb:batch:b-1:finished")
+            .await,
+        0
+    );
+    // A batch that is gone is nobody's.
+    fleet.run("DEL cb:batch:b-1").await;
+    let gone = batches.progress(&wanted, second.fence, &ok([0]), &[]).await;
+    assert!(matches!(gone.unwrap(), Advanced::Lost(_)));
+    assert!(!batches.renew("b-1", second.fence, LEASE).await.unwrap());
+    assert!(!batches.renew("b-2", 0, LEASE).await.unwrap());
+}
+
+#[tokio::test]
+async fn the_step_that_commits_the_last_item_completes_the_batch_and_says_so() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    running(&batches, &wanted, held.fence, &ok([2])).await;
+    let last = [failed(0, "no such number"), ok([1]).remove(0)];
+    let done = batches
+        .progress(&wanted, held.fence, &last, &[])
+        .await
+        .unwrap();
+    let Advanced::Completed(progress) = done.clone() else {
+        panic!("{done:?}");
+    };
+    assert_eq!((progress.processed, progress.failed), (2, 1));
+    let again = batches
+        .progress(&wanted, held.fence, &last, &[])
+        .await
+        .unwrap();
+    assert_eq!(again, done, "the same call again");
+    assert!(batches.renew("b-1", held.fence, LEASE).await.unwrap());
+    // Whoever asks gets the result.
+    let asked = batches.acquire(&wanted, asker("w-2", "e-2")).await.unwrap();
+    assert_eq!(asked, Acquired::Completed(progress));
+    let facts = fleet.facts().await;
+    let fact = json!({"batch_id": "b-1", "processor_id": "w-1", "items_processed": 2,
+        "items_failed": 1, "total": 3, "fence": held.fence});
+    assert_eq!(facts.last().unwrap(), &("batch.completed".into(), fact));
+    assert_eq!(
+        facts
+            .iter()
+            .filter(|(kind, _)| kind == "batch.completed")
+            .count(),
+        1
+    );
+    assert_eq!(fleet.ask::<u64>("EXISTS cb:batch:b-1:finished").await, 0);
+    let ttl: i64 = fleet.ask("PTTL cb:batch:b-1").await;
+    assert!((86_000_000..=86_400_000).contains(&ttl), "{ttl}");
+    let found = batches.find("b-1").await.unwrap().unwrap();
+    assert_eq!(
+        (found.status, found.processed, found.failed),
+        (Status::Completed, 2, 1)
+    );
+    assert_eq!(
+        (found.mode, found.item_type.as_str()),
+        (Mode::Exclusive, "number.add")
+    );
+    assert_eq!(found.failures[0].message, "no such number");
+    assert_eq!(
+        (found.failures[0].index, found.failures[0].code.as_str()),
+        (0, "not_found")
+    );
+}
+
+#[tokio::test]
+async fn an_empty_batch_is_completed_when_it_is_asked_for() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let done = batches
+        .acquire(&wanted("b-1", 0), asker("w-1", "e-1"))
+        .await
+        .unwrap();
+    assert!(matches!(done, Acquired::Completed(progress) if progress.total == 0));
+    assert_eq!(
+        fleet.fact_names().await,
+        ["batch.started", "batch.completed"]
+    );
+}
+
+#[tokio::test]
+async fn the_same_id_with_another_content_is_refused() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let (held, _) = hold(&batches, &wanted("b-1", 1), asker("w-1", "e-1")).await;
+    let differs = async || match batches
+        .acquire(&wanted("b-1", 2), asker("w-2", "e-2"))
+        .await
+    {
+        Err(CoordinationError::AlreadyExists(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    assert!(differs().await.starts_with("batch_id: b-1 "));
+    fleet.run("HSET cb:batch:b-1 expires 0").await;
+    differs().await;
+    batches
+        .progress(&wanted("b-1", 1), held.fence, &ok([0]), &[])
+        .await
+        .unwrap();
+    differs().await;
+}
+
+#[tokio::test]
+async fn an_item_counts_once_and_what_it_published_is_stored_once_with_it() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 5);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    let effect = |stream: &str, n: u8| Publication {
+        stream: stream.into(),
+        fields: vec![
+            b"type".to_vec(),
+            b"effect.made".to_vec(),
+            b"data".to_vec(),
+            vec![n],
+        ],
+    };
+    let effects = [
+        effect("cb:events:effect", 0),
+        effect("cb:events:other", 1),
+        effect("cb:events:effect", 2),
+    ];
+    for _ in 0..2 {
+        let done = batches
+            .progress(&wanted, held.fence, &ok([0, 1, 2]), &effects)
+            .await;
+        assert!(matches!(done.unwrap(), Advanced::Running(p) if p.processed == 3));
+    }
+    assert_eq!(fleet.ask::<u64>("XLEN cb:events:effect").await, 2);
+    assert_eq!(fleet.ask::<u64>("XLEN cb:events:other").await, 1);
+    // A stream that is none: nothing is changed.
+    fleet.run("SET cb:events:broken 1").await;
+    let unwritable = [effect("cb:events:effect", 3), effect("cb:events:broken", 3)];
+    match batches
+        .progress(&wanted, held.fence, &ok([3]), &unwritable)
+        .await
+    {
+        Err(CoordinationError::FailedPrecondition(message)) => {
+            assert!(message.contains("cb:events:broken"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fleet.ask::<u64>("XLEN cb:events:effect").await, 2);
+    assert_eq!(batches.find("b-1").await.unwrap().unwrap().processed, 3);
+    // Out of its bounds.
+    let beyond = batches.progress(&wanted, held.fence, &ok([5]), &[]).await;
+    assert!(matches!(beyond, Err(CoordinationError::Invalid(_))));
+}
+
+#[tokio::test]
+async fn failures_are_all_counted_and_the_first_hundred_recorded() {
+    let fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 200);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    let long = "é".repeat(300);
+    let outcomes: Vec<Outcome> = (0..150).map(|n| failed(n, &long)).collect();
+    let progress = running(&batches, &wanted, held.fence, &outcomes).await;
+    assert_eq!((progress.processed, progress.failed), (0, 150));
+    let failures = batches.failures("b-1").await.unwrap();
+    assert_eq!(failures.len(), MAX_FAILURES);
+    assert!(
+        failures
+            .iter()
+            .enumerate()
+            .all(|(n, failure)| failure.index == n)
+    );
+    assert_eq!(failures[0].message.len(), 256);
+}
+
+#[tokio::test]
+async fn progress_is_told_at_most_a_few_times_a_second() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 200);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    for n in 0..50 {
+        // The server's clock decides: this one stands.
+        let (seconds, micros): (u64, u64) = fleet.ask("TIME").await;
+        let now = seconds * 1000 + micros / 1000;
+        fleet
+            .run(&format!("HSET cb:batch:b-1 told {}", now + 100))
+            .await;
+        running(&batches, &wanted, held.fence, &ok([n])).await;
+    }
+    assert_eq!(fleet.fact_names().await, ["batch.started"]);
+    fleet.run("HSET cb:batch:b-1 told 1000").await;
+    running(&batches, &wanted, held.fence, &ok([50])).await;
+    let facts = fleet.facts().await;
+    assert_eq!(facts.len(), 2);
+    assert_eq!(
+        (facts[1].0.as_str(), &facts[1].1["items_processed"]),
+        ("batch.progress", &json!(51))
+    );
+}
+
+#[tokio::test]
+async fn progress_and_renewal_keep_the_lease_and_renewal_passes_while_the_memory_is_full() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    let left = async |fleet: &mut Fleet| {
+        let (seconds, micros): (u64, u64) = fleet.ask("TIME").await;
+        let expires: u64 = fleet.ask("HGET cb:batch:b-1 expires").await;
+        expires.saturating_sub(seconds * 1000 + micros / 1000)
+    };
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    running(&batches, &wanted, held.fence, &ok([0])).await;
+    assert!(left(&mut fleet).await > 20_000);
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    fleet.run("PEXPIRE cb:batch:b-1 5000").await;
+    fleet.run("CONFIG SET maxmemory 1").await;
+    assert!(batches.renew("b-1", held.fence, LEASE).await.unwrap());
+    assert!(left(&mut fleet).await > 20_000);
+    for key in ["cb:batch:b-1", "cb:batch:b-1:finished"] {
+        let ttl: i64 = fleet.ask(&format!("PTTL {key}")).await;
+        assert!(ttl > 600_000_000, "{key}: {ttl}");
+    }
+}
+
+#[tokio::test]
+async fn running_and_recent_batches_are_listed_up_to_a_limit() {
+    let mut fleet = Fleet::with(Keys::tagged("cb", 4).unwrap()).await;
+    let batches = batches(&fleet);
+    for n in 0..5 {
+        let id = format!("b-{n}");
+        hold(&batches, &wanted(&id, 2), asker("w-1", &id)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let ids = async |limit| {
+        let listed = batches.list(limit).await.unwrap();
+        listed.into_iter().map(|batch| batch.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(3).await, ["b-4", "b-3", "b-2"]);
+    assert_eq!(ids(0).await, Vec::<String>::new());
+    fleet.run("DEL {cb}:batch:b-3").await;
+    assert_eq!(ids(usize::MAX).await, ["b-4", "b-2", "b-1", "b-0"]);
+    assert_eq!(batches.find("b-3").await.unwrap(), None);
+    assert!(matches!(
+        batches.find("a b").await,
+        Err(CoordinationError::Invalid(_))
+    ));
+    // Full: the one that changed least recently goes.
+    for n in 0..LISTED {
+        fleet
+            .run(&format!("ZADD {{cb}}:batches 9000000000000 old-{n}"))
+            .await;
+    }
+    fleet.run("ZADD {cb}:batches 1000 oldest").await;
+    hold(&batches, &wanted("b-9", 1), asker("w-1", "b-9")).await;
+    assert_eq!(fleet.ask::<usize>("ZCARD {cb}:batches").await, LISTED);
+    assert_eq!(
+        fleet.ask::<Option<f64>>("ZSCORE {cb}:batches oldest").await,
+        None
+    );
+}
+
+/// What a random history does next.
+#[derive(Clone, Debug)]
+enum Step {
+    /// Instance `who` asks, with its own event or with one that was taken over.
+    Acquire { who: usize, event: usize },
+    /// It finishes some items, however old its fence is.
+    Progress {
+        who: usize,
+        from: usize,
+        count: usize,
+        fails: bool,
+    },
+    /// It gives the lease back.
+    GiveBack { who: usize },
+    /// It renews.
+    Renew { who: usize },
+    /// Time passes: the lease runs out.
+    Expire,
+}
+
+const TOTAL: usize = 24;
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let who = 0..3_usize;
+    let step = prop_oneof![
+        4 => (who.clone(), 0..3_usize).prop_map(|(who, event)| Step::Acquire { who, event }),
+        8 => (who.clone(), 0..TOTAL, 1..6_usize, any::<bool>())
+            .prop_map(|(who, from, count, fails)| Step::Progress { who, from, count, fails }),
+        1 => who.clone().prop_map(|who| Step::GiveBack { who }),
+        1 => who.prop_map(|who| Step::Renew { who }),
+        2 => Just(Step::Expire),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// What the batch should be.
+#[derive(Default)]
+struct Model {
+    fence: u64,
+    holder: Option<(usize, usize)>,
+    lease: bool,
+    finished: BTreeSet<usize>,
+    failed: usize,
+}
+
+impl Model {
+    fn is_complete(&self) -> bool {
+        self.finished.len() == TOTAL
+    }
+
+    fn counts(&self, progress: &Progress) {
+        let counted = (progress.processed as usize, progress.failed as usize);
+        assert_eq!(counted, (self.finished.len() - self.failed, self.failed));
+    }
+}
+
+/// Runs a history against the scripts and the model at once.
+async fn history(batches: &Batches, fleet: &mut Fleet, id: &str, steps: &[Step]) {
+    let wanted = wanted(id, TOTAL);
+    let names = ["w-0", "w-1", "w-2"];
+    let events = ["e-0", "e-1", "e-2"];
+    let mut model = Model::default();
+    let mut fences = [0_u64; 3];
+    for (at, step) in steps.iter().enumerate() {
+        match *step {
+            Step::Acquire { who, event } => {
+                let run = format!("{at}");
+                let asker = Asker {
+                    run: &run,
+                    ..asker(names[who], events[event])
+                };
+                let own = model.holder.is_some_and(|(_, held)| held == event);
+                match batches.acquire(&wanted, asker).await.unwrap() {
+                    Acquired::Held(progress, bits) => {
+                        assert!(!model.is_complete() && (!model.lease || own), "{step:?}");
+                        assert!(progress.fence > model.fence, "a fence was given twice");
+                        model.counts(&progress);
+                        for n in 0..TOTAL {
+                            let bit = bits.get(n / 8).is_some_and(|b| b & (0x80 >> (n % 8)) != 0);
+                            assert_eq!(bit, model.finished.contains(&n));
+                        }
+                        model.fence = progress.fence;
+                        model.holder = Some((who, event));
+                        model.lease = true;
+                        fences[who] = progress.fence;
+                    }
+                    Acquired::Busy { progress, .. } => {
+                        assert!(!model.is_complete() && model.lease && !own);
+                        assert_eq!(progress.fence, model.fence);
+                        model.counts(&progress);
+                    }
+                    Acquired::Completed(progress) => {
+                        assert!(model.is_complete());
+                        model.counts(&progress);
+                    }
+                    Acquired::Free => panic!("it may hold"),
+                }
+            }
+            Step::Progress {
+                who,
+                from,
+                count,
+                fails,
+            } => {
+                let outcomes: Vec<Outcome> = (from..(from + count).min(TOTAL))
+                    .map(|n| {
+                        if fails {
+                            failed(n, "x")
+                        } else {
+                            ok([n]).remove(0)
+                        }
+                    })
+                    .collect();
+                let done = batches
+                    .progress(&wanted, fences[who], &outcomes, &[])
+                    .await
+                    .unwrap();
+                let current = model.fence != 0 && fences[who] == model.fence;
+                match done {
+                    Advanced::Lost(_) => assert!(!current, "{step:?}"),
+                    Advanced::Running(progress) | Advanced::Completed(progress) => {
+                        assert!(current, "a stale write was taken: {step:?}");
+                        let before = model.finished.len();
+                        for outcome in &outcomes {
+                            if model.finished.insert(outcome.index) {
+                                model.failed += usize::from(fails);
+                            }
+                        }
+                        if model.finished.len() > before {
+                            model.lease = true;
+                        }
+                        model.counts(&progress);
+                    }
+                }
+            }
+            Step::GiveBack { who } => {
+                let given = batches.give_back(id, fences[who]).await.unwrap();
+                assert_eq!(given, model.fence != 0 && fences[who] == model.fence);
+                if given {
+                    (model.lease, model.holder) = (false, None);
+                }
+            }
+            Step::Renew { who } => {
+                let kept = batches.renew(id, fences[who], LEASE).await.unwrap();
+                assert_eq!(kept, model.fence != 0 && fences[who] == model.fence);
+                if kept {
+                    model.lease = true;
+                }
+            }
+            Step::Expire => {
+                if model.fence != 0 {
+                    fleet.run(&format!("HSET cb:batch:{id} expires 1000")).await;
+                    model.lease = false;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn in_random_histories_progress_never_falls_and_no_stale_write_is_taken() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let mut fleet = runtime.block_on(Fleet::start());
+    let batches = batches(&fleet);
+    let mut serial = 0;
+    let config = ProptestConfig {
+        cases: 200,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    let fleet = std::sync::Mutex::new(&mut fleet);
+    let serial = std::sync::Mutex::new(&mut serial);
+    runner
+        .run(&steps(), |steps| {
+            let mut serial = serial.lock().unwrap_or_else(|poison| poison.into_inner());
+            **serial += 1;
+            let id = format!("h-{}", **serial);
+            let mut fleet = fleet.lock().unwrap_or_else(|poison| poison.into_inner());
+            runtime.block_on(history(&batches, &mut fleet, &id, &steps));
+            Ok(())
+        })
+        .unwrap();
+}
