@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod basics;
+mod batches;
 mod failures;
 mod lifecycle;
 mod rig;

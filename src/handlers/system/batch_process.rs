@@ -81,6 +81,7 @@ impl Runner {
     }
 }
 
+/// What is to be done.
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Process {
     batch_id: String,
@@ -95,6 +96,7 @@ pub struct Process {
     lease_ms: Option<u64>,
 }
 
+/// How far it is.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct Processed {
     /// Whether every item is finished; if not, `processor_id` is at it.
@@ -112,6 +114,11 @@ pub struct Processed {
     failures: Vec<Failure>,
 }
 
+/// Holds the batch and sees to it that every item is run, or tells who does.
+///
+/// # Errors
+/// `invalid_argument`, naming the field; `already_exists` if the batch has another content; `aborted`
+/// if the lease was lost; `unimplemented` if nobody has a handler for the items.
 pub async fn process(context: Context, mut event: Process) -> Result<Processed, HandlerError> {
     let runner = context.state::<Runner>()?.clone();
     let lease_ms = event.lease_ms.unwrap_or(runner.lease.as_millis() as u64);
