@@ -63,6 +63,7 @@ struct Call {
     process: Arc<Process>,
     outbox: Mutex<Vec<Publication>>,
     cancelled: OnceLock<CancellationToken>,
+    deliveries: OnceLock<u32>,
     trace: OnceLock<Option<TraceContext>>,
 }
 
@@ -83,6 +84,7 @@ impl Context {
             process,
             outbox: Mutex::default(),
             cancelled: OnceLock::new(),
+            deliveries: OnceLock::new(),
             trace: OnceLock::new(),
         }))
     }
@@ -168,6 +170,18 @@ impl Context {
     /// Takes what the handler published; the committer stores it.
     pub fn take_outbox(&self) -> Vec<Publication> {
         std::mem::take(&mut self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How often the entry was delivered: 1 unless it was taken over from someone who never
+    /// committed it.
+    pub fn deliveries(&self) -> u32 {
+        self.0.deliveries.get().copied().unwrap_or(1)
+    }
+
+    /// Says how often the entry was delivered. Before the handler runs.
+    pub(crate) fn delivered(self, deliveries: u32) -> Self {
+        self.0.deliveries.set(deliveries).ok();
+        self
     }
 
     /// Is cancelled when the run can not be committed any more (its lease was lost), or when the

@@ -379,7 +379,7 @@ impl Lane {
             tokio::spawn(unknown(shared.clone(), lease, event, self.finished.clone()));
             return now;
         };
-        let context = Context::new(event, shared.process.clone());
+        let context = Context::new(event, shared.process.clone()).delivered(lease.deliveries);
         let span = span_of(&context);
         let entered = span.enter();
         let mut run: Run = match catch(|| route.start(context.clone())) {

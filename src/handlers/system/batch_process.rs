@@ -194,7 +194,7 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
                 return Err(match (can_run, draining) {
                     (false, _) => unknown(&event),
                     (_, true) => leaving(&event),
-                    _ => no_place(),
+                    _ => later(NO_PLACE, format!("{PLACES} batches are under way here")),
                 });
             }
         }
@@ -244,6 +244,7 @@ async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> Handler
         Stop::Lost => return lost(&event.batch_id),
         Stop::Draining => leaving(event),
         Stop::Cancelled => lost(&event.batch_id),
+        Stop::Again => later(Duration::ZERO, "it goes on as a new entry".into()),
         Stop::Failed(error) => error,
     };
     holding.give_back().await;
@@ -280,9 +281,9 @@ fn unknown(event: &Process) -> HandlerError {
     }
 }
 
-fn no_place() -> HandlerError {
-    let mut error = HandlerError::unavailable(format!("{PLACES} batches are under way here"));
+fn later(wait: Duration, why: String) -> HandlerError {
+    let mut error = HandlerError::unavailable(why);
     error.refusal = Some(Refusal::Busy);
-    error.retry_after = Some(NO_PLACE);
+    error.retry_after = Some(wait);
     error
 }

@@ -20,6 +20,10 @@ const WAIT: Duration = Duration::from_millis(100);
 /// Bytes of publications that are not committed yet, at the most, before the item that adds to them.
 const BYTES: usize = 256 * 1024;
 
+/// Deliveries after which an entry that makes progress is exchanged for a new one: before it would
+/// have to run with nothing beside it.
+const OFTEN: u32 = 3;
+
 /// Why a holder stops before the batch is completed.
 #[derive(Debug)]
 pub enum Stop {
@@ -29,6 +33,9 @@ pub enum Stop {
     Draining,
     /// The event is no longer this worker's, or the drain time is over.
     Cancelled,
+    /// It makes progress, and its event was delivered so often that it will soon count as poison:
+    /// it goes on as a new entry.
+    Again,
     /// It can not go on.
     Failed(HandlerError),
 }
@@ -143,7 +150,14 @@ impl<'a> Holding<'a> {
         self.bytes = 0;
         self.due = None;
         match advanced {
-            Advanced::Running(progress) | Advanced::Completed(progress) => {
+            Advanced::Running(progress) => {
+                self.progress = progress;
+                match self.context.deliveries() {
+                    OFTEN.. => Err(Stop::Again),
+                    _ => Ok(()),
+                }
+            }
+            Advanced::Completed(progress) => {
                 self.progress = progress;
                 Ok(())
             }
