@@ -646,3 +646,58 @@ fn in_random_histories_progress_never_falls_and_no_stale_write_is_taken() {
         })
         .unwrap();
 }
+
+/// What one call of the script costs the server, in µs.
+async fn cost(fleet: &mut Fleet, calls: u64) -> f64 {
+    let info: String = fleet.ask("INFO commandstats").await;
+    let line = info
+        .lines()
+        .find(|line| line.starts_with("cmdstat_evalsha:"));
+    let usec = line.unwrap().split("usec=").nth(1).unwrap();
+    let usec: f64 = usec.split(',').next().unwrap().parse().unwrap();
+    fleet.run("CONFIG RESETSTAT").await;
+    usec / calls as f64
+}
+
+#[tokio::test]
+#[ignore = "measures: run it alone, with --no-capture"]
+async fn what_the_script_costs_does_not_grow_with_the_number_of_batches() {
+    const CALLS: u64 = 1000;
+    let mut costs = Vec::new();
+    println!(
+        "other batches | acquire | progress, 1 item | progress, 32 items | progress, the last item | µs a call"
+    );
+    for others in [10, 100, 1000] {
+        let mut fleet = Fleet::start().await;
+        let batches = batches(&fleet);
+        for n in 0..others {
+            let id = format!("other-{n}");
+            let (held, _) = hold(&batches, &wanted(&id, 100), asker("w-1", &id)).await;
+            running(&batches, &wanted(&id, 100), held.fence, &ok(0..50)).await;
+        }
+        fleet.run("CONFIG RESETSTAT").await;
+        let mut held = Vec::new();
+        for n in 0..CALLS {
+            let wanted = wanted(&format!("b-{n}"), 65);
+            let (progress, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+            held.push((wanted, progress.fence));
+        }
+        let acquire = cost(&mut fleet, CALLS).await;
+        let mut row = vec![acquire];
+        for items in [0..1, 1..33, 33..65] {
+            for (wanted, fence) in &held {
+                batches
+                    .progress(wanted, *fence, &ok(items.clone()), &[])
+                    .await
+                    .unwrap();
+            }
+            row.push(cost(&mut fleet, CALLS).await);
+        }
+        let figures: Vec<String> = row.iter().map(|cost| format!("{cost:.1}")).collect();
+        println!("{others} | {}", figures.join(" | "));
+        costs.push(row);
+    }
+    for (few, many) in costs[0].iter().zip(&costs[2]) {
+        assert!(*many < 3.0 * few, "{few} µs became {many} µs");
+    }
+}

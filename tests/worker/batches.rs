@@ -1,7 +1,7 @@
 //! Batches over the bus, by real workers.
 
 use crate::rig::{Rig, Running, text};
-use crate::support::until;
+use crate::support::{Redis, until};
 use convoke::bus::publish::Outgoing;
 use convoke::coordination::batch::{Batch, Status};
 use convoke::coordination::batches::Batches;
@@ -318,26 +318,48 @@ async fn a_drained_holder_gives_the_batch_back_at_once_between_two_items() {
 async fn an_item_that_blocks_its_thread_for_longer_than_the_lease_keeps_the_batch() {
     let rig = Rig::new().await;
     let block = async |_: Context, n: u64| {
-        std::thread::sleep(Duration::from_millis(1500));
+        std::thread::sleep(Duration::from_millis(4500));
         Ok::<_, HandlerError>(n)
     };
     let mut settings = rig.settings();
     settings.id = "w-1".into();
     let builder = Worker::builder().settings(settings);
     let worker = started(&rig, builder.handler("number.add", block)).await;
-    let mut wanted = batch("b-1", "exclusive", [1, 2]);
-    wanted["lease_ms"] = json!(600);
+    let mut wanted = batch("b-1", "exclusive", [1]);
+    wanted["lease_ms"] = json!(2000);
+    let url = rig.redis.url();
+    let watching = std::thread::spawn(move || lowest_lease(&url, "cb:batch:b-1"));
     let result = process(&rig, &wanted).await;
-    assert_eq!(result["items_processed"], 2);
-    // A lease that had run out would have been renewed by the same fence too: nobody may have had it.
-    let mut connection = rig.connection.clone();
-    let fence: u64 = redis::cmd("HGET")
-        .arg(&["cb:batch:b-1", "fence"])
-        .query_async(&mut connection)
-        .await
-        .unwrap();
-    assert_eq!(result["fence"].as_u64(), Some(fence));
+    assert_eq!(result["items_processed"], 1);
+    let (looks, lowest) = watching.join().unwrap();
+    assert!(
+        looks > 20 && lowest > 0,
+        "{looks} looks, {lowest} ms left at the least"
+    );
     worker.stop().await;
+}
+
+/// Looks at the lease of a batch until it is completed: how often, and what was left of it at the
+/// least, in ms.
+fn lowest_lease(url: &str, key: &str) -> (u32, i64) {
+    let mut connection = redis::Client::open(url).unwrap().get_connection().unwrap();
+    let (mut looks, mut lowest) = (0, i64::MAX);
+    loop {
+        let mut look = redis::pipe();
+        look.atomic().cmd("TIME");
+        look.cmd("HMGET").arg(&[key, "status", "expires"]);
+        type Looked = ((i64, i64), (Option<String>, Option<i64>));
+        let ((seconds, micros), (status, expires)): Looked = look.query(&mut connection).unwrap();
+        match (status.as_deref(), expires) {
+            (Some("completed"), _) => return (looks, lowest),
+            (Some(_), Some(expires)) => {
+                looks += 1;
+                lowest = lowest.min(expires - seconds * 1000 - micros / 1000);
+            }
+            _ => {}
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -503,6 +525,105 @@ async fn any_number_of_long_batches_delays_no_heartbeat() {
     })
     .await;
     assert_eq!(rig.entries("cb:dead:system").await.len(), 0);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_is_stored_twice_gets_the_result_both_times() {
+    let rig = Rig::new().await;
+    let runs = Runs::default();
+    let worker = started(&rig, adding(&rig, "w-1", 20, &runs)).await;
+    for _ in 0..2 {
+        let wanted = batch("b-1", "exclusive", 0..30);
+        let event = Outgoing::new("system.batch.process", &wanted).id("same");
+        let event = event.reply_to("cb:reply:twice");
+        rig.client.publish(&event).await.unwrap();
+    }
+    for reply in rig.wait_for("cb:reply:twice", 2).await {
+        assert_eq!(text(&reply, "status"), "ok");
+        let result: Value = rmp_serde::from_slice(reply.get("data").unwrap()).unwrap();
+        assert_eq!(
+            (&result["processed"], &result["items_processed"]),
+            (&json!(true), &json!(29))
+        );
+    }
+    assert_eq!(runs.lock().unwrap().len(), 30);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_outlives_a_restart_of_the_server() {
+    for mode in ["exclusive", "fan_out"] {
+        let mut rig = Rig::on(Redis::durable()).await;
+        let runs = Runs::default();
+        let worker = started(&rig, adding(&rig, "w-1", 10, &runs)).await;
+        let wanted = batch("b-1", mode, 100..200);
+        let event = Outgoing::new("system.batch.process", &wanted);
+        rig.client.publish(&event).await.unwrap();
+        until_done(&rig, "b-1", 10).await;
+        rig.redis.restart();
+        rig.connection = rig.redis.connection().await;
+        let done = until_done(&rig, "b-1", 100).await;
+        assert_eq!(
+            (done.status, done.processed),
+            (Status::Completed, 100),
+            "{mode}"
+        );
+        assert_eq!(rig.entries("cb:events:effect").await.len(), 100, "{mode}");
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_makes_progress_never_becomes_poison() {
+    let rig = Rig::new().await;
+    let mut connection = rig.connection.clone();
+    let mut run = async |words: &[&str]| {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]);
+        command.exec_async(&mut connection).await.unwrap();
+    };
+    let events = "cb:events:system";
+    run(&["XGROUP", "CREATE", events, "workers", "0", "MKSTREAM"]).await;
+    let wanted = batch("b-1", "exclusive", 100..160);
+    let event = Outgoing::new("system.batch.process", &wanted);
+    let first = rig.client.publish(&event).await.unwrap().entry().unwrap();
+    let first = first.to_string();
+    // Two holders died with it, long ago.
+    run(&[
+        "XREADGROUP",
+        "GROUP",
+        "workers",
+        "ghost",
+        "STREAMS",
+        events,
+        ">",
+    ])
+    .await;
+    let claim = ["XCLAIM", events, "workers", "ghost", "0", &first];
+    run(&[&claim[..], &["IDLE", "600000", "RETRYCOUNT", "2"]].concat()).await;
+    let worker = started(&rig, adding(&rig, "w-1", 60, &Runs::default())).await;
+    let pending = || async {
+        let mut connection = rig.connection.clone();
+        let rows: Vec<(String, String, u64, u32)> = redis::cmd("XPENDING")
+            .arg(&[events, "workers", "-", "+", "10"])
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        rows
+    };
+    until("it goes on as a new entry", || async {
+        let rows = pending().await;
+        rows.iter().any(|row| row.0 != first && row.3 == 1)
+    })
+    .await;
+    let done = until_done(&rig, "b-1", 60).await;
+    assert_eq!((done.status, done.processed), (Status::Completed, 60));
+    until("it is acknowledged", || async {
+        pending().await.is_empty()
+    })
+    .await;
+    assert_eq!(rig.entries("cb:results:system").await.len(), 1);
     worker.stop().await;
 }
 
