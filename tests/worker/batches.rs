@@ -314,6 +314,38 @@ async fn a_drained_holder_gives_the_batch_back_at_once_between_two_items() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_a_drained_worker_leaves_to_nobody_waits_for_whoever_comes() {
+    for mode in ["exclusive", "fan_out"] {
+        let rig = Rig::new().await;
+        let runs = Runs::default();
+        let leaver = started(&rig, adding(&rig, "leaver", 30, &runs)).await;
+        let mut wanted = batch("b-1", mode, 100..300);
+        wanted["lease_ms"] = json!(3_600_000);
+        let event = Outgoing::new("system.batch.process", &wanted);
+        rig.client.publish(&event).await.unwrap();
+        until_done(&rig, "b-1", 1).await;
+        leaver.stop().await;
+        let left = batches(&rig).find("b-1").await.unwrap().unwrap();
+        assert_eq!(
+            (left.status, left.expires_at),
+            (Status::Running, 0),
+            "{mode}"
+        );
+        assert_eq!(rig.pending("cb:events:system").await, 1, "{mode}");
+        let heir = started(&rig, adding(&rig, "heir", 0, &runs)).await;
+        let done = until_done(&rig, "b-1", 200).await;
+        assert_eq!(
+            (done.status, done.processed),
+            (Status::Completed, 200),
+            "{mode}"
+        );
+        assert_eq!(done.processor_id, "heir", "{mode}");
+        assert_eq!(rig.entries("cb:events:effect").await.len(), 200, "{mode}");
+        heir.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_item_that_blocks_its_thread_for_longer_than_the_lease_keeps_the_batch() {
     let rig = Rig::new().await;
