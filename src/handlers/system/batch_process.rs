@@ -201,11 +201,8 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
     }
 }
 
-/// Whether this instance or another one that is alive has a handler for that type.
+/// Whether an instance that is alive reads events of that type; this one is among them.
 async fn somebody_handles(context: &Context, kind: &str) -> Result<bool, HandlerError> {
-    if context.handles(kind) {
-        return Ok(true);
-    }
     let capable = context.state::<Instances>()?.capable(kind).await;
     Ok(!capable
         .map_err(CoordinationError::into_handler_error)?
