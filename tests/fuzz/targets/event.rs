@@ -10,8 +10,18 @@ use libfuzzer_sys::fuzz_target;
 
 const STREAM: &str = "cb:events:image";
 const NAMES: [&str; 12] = [
-    "type", "data", "id", "source", "time", "subject", "replyto", "deadline", "traceparent",
-    "attempt", "", "other",
+    "type",
+    "data",
+    "id",
+    "source",
+    "time",
+    "subject",
+    "replyto",
+    "deadline",
+    "traceparent",
+    "attempt",
+    "",
+    "other",
 ];
 
 /// One byte names a field, two say how long its value is.
@@ -49,7 +59,8 @@ fuzz_target!(|data: &[u8]| {
                 fields: again,
             };
             if entry.fields.len() / 2 <= limits.fields {
-                let again = Event::parse(entry, &limits, &keys, STREAM).expect("a retry is an event");
+                let again =
+                    Event::parse(entry, &limits, &keys, STREAM).expect("a retry is an event");
                 assert_eq!(again.id(), event.id());
             }
         }
