@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batch_history;
 mod batches;
 mod fleet;
 mod register;

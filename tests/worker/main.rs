@@ -5,6 +5,7 @@ mod support;
 
 mod bad_input;
 mod basics;
+mod batch_takeover;
 mod batches;
 mod failures;
 mod lifecycle;
