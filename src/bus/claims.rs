@@ -28,7 +28,7 @@ impl ServerClock {
         let at = Instant::now();
         let mut time = wire.ask(&[b"TIME"]).await?;
         let (Token::Array(2), Token::Bulk(seconds), Token::Bulk(micros)) =
-            (time.next()?, time.next()?, time.next()?)
+            (time.token()?, time.token()?, time.token()?)
         else {
             return Err(BusError::Reply { what: "TIME" });
         };
@@ -120,13 +120,13 @@ impl Claims {
 
     /// Learns from the answer of an `MGET` whether all of them exist.
     pub(super) fn learn(&self, mut values: Tokens<'_>) -> Result<bool, BusError> {
-        let mut all = match values.next()? {
+        let mut all = match values.token()? {
             Token::Array(length) => length == self.known.len(),
             Token::Error(text) => return Err(server_error(text)),
             _ => return Err(BusError::Reply { what: "MGET" }),
         };
         for known in &self.known {
-            let number = match values.next()? {
+            let number = match values.token()? {
                 Token::Bulk(bytes) => std::str::from_utf8(bytes)
                     .ok()
                     .and_then(|text| text.parse().ok()),
@@ -164,7 +164,7 @@ async fn raise(wire: &mut Wire, key: &str, known: u64, now: u64) -> Result<(), B
     wire.send(&mut commands).await?;
     let mut raised = Err(BusError::Reply { what: "INCR" });
     for command in 0..3 {
-        match wire.reply().await?.next()? {
+        match wire.reply().await?.token()? {
             Token::Error(text) => raised = Err(server_error(text)),
             Token::Int(value) if command == 1 => raised = Ok(value as u64),
             _ => {}

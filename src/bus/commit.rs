@@ -512,7 +512,7 @@ struct Scripts(MultiplexedConnection);
 
 /// What the answer of `EXEC` says.
 fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {
-    let length = match answer.next()? {
+    let length = match answer.token()? {
         Token::Array(length) => length,
         Token::Nil => return Ok(Fast::Nothing),
         Token::Error(text) => return Ok(Fast::Aborted(server_error(text))),
@@ -520,7 +520,7 @@ fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {
     };
     let mut failed = Vec::new();
     for number in 0..length {
-        if let Token::Error(text) = answer.clone().next()? {
+        if let Token::Error(text) = answer.clone().token()? {
             failed.push((number, String::from_utf8_lossy(text).into_owned()));
         }
         answer.skip()?;

@@ -57,7 +57,7 @@ pub async fn read_group(
 
 /// The entries in the reply of a group read.
 fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Batch>, BusError> {
-    let length = match reply.next()? {
+    let length = match reply.token()? {
         Token::Nil => return Ok(Vec::new()),
         Token::Array(length) => length,
         Token::Error(text) => return Err(server_error(text)),
@@ -66,7 +66,7 @@ fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Batch>, BusE
     let mut batches = Vec::with_capacity(length.min(streams.len()));
     for _ in 0..length {
         let (Token::Array(2), Token::Bulk(name), Token::Array(count)) =
-            (reply.next()?, reply.next()?, reply.next()?)
+            (reply.token()?, reply.token()?, reply.token()?)
         else {
             return Err(SHAPE);
         };
@@ -85,11 +85,11 @@ fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Batch>, BusE
 }
 
 fn delivered_entry(reply: &mut Tokens<'_>) -> Result<Entry, BusError> {
-    let (Token::Array(2), Token::Bulk(id)) = (reply.next()?, reply.next()?) else {
+    let (Token::Array(2), Token::Bulk(id)) = (reply.token()?, reply.token()?) else {
         return Err(SHAPE);
     };
     let id = EntryId::parse(id).ok_or(SHAPE)?;
-    let words = match reply.next()? {
+    let words = match reply.token()? {
         Token::Array(words) if words % 2 == 0 => words,
         // Deleted from its stream.
         Token::Nil => 0,
@@ -98,14 +98,14 @@ fn delivered_entry(reply: &mut Tokens<'_>) -> Result<Entry, BusError> {
     let mut ahead = reply.clone();
     let mut bytes = 0;
     for _ in 0..words {
-        let Token::Bulk(word) = ahead.next()? else {
+        let Token::Bulk(word) = ahead.token()? else {
             return Err(SHAPE);
         };
         bytes += word.len();
     }
     let mut entry = Entry::with_capacity(id, bytes, words);
     for _ in 0..words {
-        if let Token::Bulk(word) = reply.next()? {
+        if let Token::Bulk(word) = reply.token()? {
             entry.push(word);
         }
     }

@@ -126,7 +126,7 @@ impl<'a> Tokens<'a> {
     ///
     /// # Errors
     /// The bytes end, or are no RESP.
-    pub fn next(&mut self) -> Result<Token<'a>, NoResp> {
+    pub fn token(&mut self) -> Result<Token<'a>, NoResp> {
         let (head, rest) = line(self.0).ok_or(NoResp)?;
         let (&kind, text) = head.split_first().ok_or(NoResp)?;
         let token = match kind {
@@ -154,12 +154,12 @@ impl<'a> Tokens<'a> {
     /// Passes over the next value, whatever it holds.
     ///
     /// # Errors
-    /// As [`Tokens::next`].
+    /// As [`Tokens::token`].
     pub fn skip(&mut self) -> Result<(), NoResp> {
         let mut left = 1_usize;
         while left > 0 {
             left -= 1;
-            if let Token::Array(length) = self.next()? {
+            if let Token::Array(length) = self.token()? {
                 left = left.checked_add(length).ok_or(NoResp)?;
             }
         }
@@ -285,12 +285,12 @@ impl Wire {
         commands.add(&[b"ROLE"]);
         wire.send(&mut commands).await?;
         for _ in 0..accepted {
-            if let Token::Error(text) = wire.reply().await?.next()? {
+            if let Token::Error(text) = wire.reply().await?.token()? {
                 return Err(refused(text));
             }
         }
         let mut role = wire.reply().await?;
-        match (role.next()?, role.next()) {
+        match (role.token()?, role.token()) {
             (Token::Error(text), _) => Err(server_error(text)),
             // A demoted primary still answers: only its role tells.
             (Token::Array(_), Ok(Token::Bulk(b"master"))) => {
@@ -329,7 +329,7 @@ impl Wire {
         command.add(words);
         self.send(&mut command).await?;
         let reply = self.reply().await?;
-        match reply.clone().next()? {
+        match reply.clone().token()? {
             Token::Error(text) => Err(server_error(text)),
             _ => Ok(reply),
         }
@@ -575,9 +575,9 @@ mod tests {
             let borrowed: Vec<&[u8]> = words.iter().map(Vec::as_slice).collect();
             commands.add(&borrowed);
             let mut tokens = Tokens::new(&commands.bytes);
-            prop_assert_eq!(tokens.next(), Ok(Token::Array(words.len())));
+            prop_assert_eq!(tokens.token(), Ok(Token::Array(words.len())));
             for word in &borrowed {
-                prop_assert_eq!(tokens.next(), Ok(Token::Bulk(word)));
+                prop_assert_eq!(tokens.token(), Ok(Token::Bulk(word)));
             }
         }
     }

@@ -248,7 +248,7 @@ impl Held {
             reply: Some(Reply {
                 to: Some(REPLY.into()),
                 correlation_id: self.id(),
-                kind: "image.made".into(),
+                kind: "image.made.result".into(),
                 status: "ok",
                 data: vec![0xc0],
             }),

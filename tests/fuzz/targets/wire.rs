@@ -11,7 +11,7 @@ fuzz_target!(|data: &[u8]| {
     let mut left = 1_u64;
     while left > 0 {
         left -= 1;
-        match tokens.next() {
+        match tokens.token() {
             Ok(Token::Array(length)) => left = left.saturating_add(length as u64),
             Ok(Token::Error(text)) => drop(server_error(text)),
             Ok(_) => {}
