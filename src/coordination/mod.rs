@@ -1,6 +1,9 @@
 //! State that instances share. Each rule is one Lua script beside the Rust that calls it: atomic,
 //! idempotent, on the server's clock.
 
+pub mod ballot;
+pub mod ballots;
+pub mod catalog;
 pub mod error;
 pub mod instance;
 pub mod instances;
@@ -8,3 +11,4 @@ pub mod limits;
 mod outbox;
 pub mod roster;
 mod store;
+pub mod view;

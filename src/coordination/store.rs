@@ -47,8 +47,19 @@ impl Store {
         }
     }
 
+    /// The server's time in Unix ms.
+    pub async fn now(&self) -> Result<u64, BusError> {
+        let (time,): ((u64, u64),) = self.ask(redis::pipe().cmd("TIME")).await?;
+        Ok(unix_ms(time))
+    }
+
     async fn ask_once<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
         let mut connection = self.connector.pooled().await?;
         Ok(reads.query_async(&mut connection).await?)
     }
+}
+
+/// What `TIME` answers, in Unix ms.
+pub(super) fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
+    seconds * 1000 + micros / 1000
 }

@@ -5,7 +5,10 @@ use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
+use crate::coordination::ballots::Ballots;
+use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
+use crate::coordination::view::View;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -112,6 +115,10 @@ impl Builder {
         let connector = Connector::new(&settings.redis_url, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
         states.insert(instances.clone());
+        states.insert(Ballots::new(connector.clone(), keys.clone()));
+        states.insert(View::new(connector.clone(), keys.clone()));
+        let catalog = Catalog::new(connector.clone(), keys.clone());
+        states.insert(catalog.clone());
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
@@ -124,6 +131,7 @@ impl Builder {
             handlers,
             process,
             instances,
+            catalog,
         })
     }
 }

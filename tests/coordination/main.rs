@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ballot_model;
+mod ballots;
 mod fleet;
 mod register;
 mod sweep;
