@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod bench;
+mod discover;
 mod health;
 mod input;
 mod instances;
@@ -9,7 +10,9 @@ mod output;
 mod publish;
 mod request;
 mod settings;
+mod state;
 mod tail;
+mod vote;
 mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -101,7 +104,10 @@ enum Command {
     Request(request::Flags),
     Tail(tail::Flags),
     Health(health::Flags),
+    State(state::Flags),
     Instances(instances::Flags),
+    Discover(discover::Flags),
+    Vote(vote::Flags),
     Bench(bench::Flags),
 }
 
@@ -158,7 +164,10 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
-        Command::Instances(_) => runtime()?.block_on(instances::run(session)),
+        Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
+        Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
+        Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
+        Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
     }
 }
 

@@ -4,7 +4,9 @@
 mod support;
 
 mod bad_input;
+mod ballots;
 mod basics;
 mod failures;
 mod lifecycle;
 mod rig;
+mod state;
