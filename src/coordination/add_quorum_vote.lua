@@ -37,18 +37,16 @@ if redis.call('EXISTS', ballot) == 0 then
   local may = tonumber(redis.call('ZSCORE', active, id) or 0) > now
     and (not role_set or redis.call('SISMEMBER', role_set, id) == 1)
   if not may then return {'absent', 0, '', 0, 0, 0, false, ''} end
-  local alive = '(' .. whole(now)
-  local asked = role_set and redis.call('SCARD', role_set)
-    or redis.call('ZCOUNT', active, alive, '+inf')
+  local asked = role_set and redis.call('SCARD', role_set) or redis.call('ZCARD', active)
   if asked > tonumber(ARGV[8]) then return {'crowd', 0, '', 0, 0, asked, false, ''} end
-  local members
+  -- All first, then without the expired: ZRANGESTORE, which grows its result, takes four times as long.
   if role_set then
     redis.call('ZINTERSTORE', electorate, 2, active, role_set, 'WEIGHTS', 1, 0)
-    redis.call('ZREMRANGEBYSCORE', electorate, '-inf', whole(now))
-    members = redis.call('ZCARD', electorate)
   else
-    members = redis.call('ZRANGESTORE', electorate, active, alive, '+inf', 'BYSCORE')
+    redis.call('ZINTERSTORE', electorate, 1, active)
   end
+  redis.call('ZREMRANGEBYSCORE', electorate, '-inf', whole(now))
+  local members = redis.call('ZCARD', electorate)
   -- Left over, if somebody deleted the ballot by hand.
   redis.call('UNLINK', votes, tally)
   redis.call('HSET', ballot, 'decision', decision, 'status', 'open', 'role', role,
