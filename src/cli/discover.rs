@@ -54,7 +54,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     }
     if let Some(omitted) = found["omitted"].as_u64() {
         output::complain_line(&format!(
-            "{omitted} more types did not fit into the answer: name a domain"
+            "at least {omitted} more types did not fit into the answer: name a domain"
         ));
     }
     Ok(Outcome::Done)

@@ -151,7 +151,7 @@ pub struct Offered {
 pub struct Discovered {
     /// By type, in order; at most [`MAX_METHODS`].
     pub methods: Vec<Offered>,
-    /// Types that are there and did not fit into the answer.
+    /// At least so many types are there besides, and did not fit into the answer.
     pub omitted: u64,
 }
 

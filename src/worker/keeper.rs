@@ -42,7 +42,7 @@ const SUMMARY_PAUSE: Duration = Duration::from_secs(10);
 /// How often the claim counters' time to live is set anew.
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
 /// How long to wait before what the handlers are is published again after a failure.
-const METHODS_PAUSE: Duration = Duration::from_secs(10);
+const METHODS_PAUSE: Duration = Duration::from_secs(60);
 /// How long the inbox of an instance that is gone is kept.
 const INBOX_TTL: Duration = Duration::from_secs(24 * 3600);
 

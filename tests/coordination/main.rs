@@ -5,6 +5,7 @@ mod support;
 
 mod ballot_model;
 mod ballots;
+mod catalog;
 mod fleet;
 mod register;
 mod sweep;
