@@ -170,7 +170,7 @@ fn size_of(name: &str, answers: &[Value]) -> Option<StreamSize> {
     Some(size)
 }
 
-/// The payload of a fact, if it is one value of at most 64 KiB; a copy of it.
+/// The payload of a fact; `None` if it is not one value of at most 64 KiB.
 pub fn payload(entry: &Entry) -> Option<rmpv::Value> {
     let limits = PayloadLimits {
         bytes: 64 * 1024,

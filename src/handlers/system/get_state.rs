@@ -179,10 +179,6 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
             "recent: {recent} is more than {MAX_RECENT}"
         )));
     }
-    read(&context, event.recent).await
-}
-
-async fn read(context: &Context, recent: usize) -> Result<State, HandlerError> {
     let view = context.state::<View>()?;
     let instances = context.state::<Instances>()?;
     let ballots = context.state::<Ballots>()?;
@@ -191,7 +187,7 @@ async fn read(context: &Context, recent: usize) -> Result<State, HandlerError> {
         instances.known(Detail::Brief, MAX_INSTANCES),
         ballots.list(MAX_DECISIONS),
         view.streams(),
-        view.recent(recent),
+        view.recent(event.recent),
     )
     .map_err(CoordinationError::into_handler_error)?;
     let decisions: Result<Vec<_>, _> = decisions.into_iter().map(Decision::of).collect();
