@@ -135,7 +135,7 @@ impl View {
             let page = read::entries_of(page)?;
             let last = page.len() < wanted;
             for entry in page {
-                bytes += entry.fields.iter().map(Vec::len).sum::<usize>();
+                bytes += entry.words().map(<[u8]>::len).sum::<usize>();
                 before = format!("({}", entry.id);
                 facts.push(entry);
             }
