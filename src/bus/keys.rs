@@ -277,6 +277,41 @@ impl Keys {
         self.control(format_args!("leader"))
     }
 
+    /// One ballot: a hash.
+    pub fn ballot(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}"))
+    }
+
+    /// The instances that may vote in a ballot: a sorted set, by what was their expiry.
+    pub fn electorate(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:electorate"))
+    }
+
+    /// Who voted what in a ballot: a hash.
+    pub fn votes(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:votes"))
+    }
+
+    /// How many votes each value of a ballot has: a hash.
+    pub fn tally(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:tally"))
+    }
+
+    /// The decisions of the latest ballots, by the time at which they were opened.
+    pub fn ballots(&self) -> String {
+        self.control(format_args!("ballots"))
+    }
+
+    /// What a worker published of its handler of an event type.
+    pub fn method(&self, kind: &str) -> String {
+        self.control(format_args!("method:{kind}"))
+    }
+
+    /// The domains that workers read, by when one of them last said so.
+    pub fn domains(&self) -> String {
+        self.control(format_args!("domains"))
+    }
+
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see
     /// [`crate::bus::commit`]). In the slot of the partition whose commits it guards.
     pub fn claims(&self, domain: &str, partition: u16, consumer: &str) -> String {

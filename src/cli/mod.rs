@@ -2,6 +2,7 @@
 
 mod batch;
 mod bench;
+mod discover;
 mod health;
 mod input;
 mod instances;
@@ -10,7 +11,9 @@ mod output;
 mod publish;
 mod request;
 mod settings;
+mod state;
 mod tail;
+mod vote;
 mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -102,8 +105,11 @@ enum Command {
     Request(request::Flags),
     Tail(tail::Flags),
     Health(health::Flags),
+    State(state::Flags),
     Instances(instances::Flags),
     Batch(batch::Flags),
+    Discover(discover::Flags),
+    Vote(vote::Flags),
     Bench(bench::Flags),
 }
 
@@ -161,7 +167,10 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
-        Command::Instances(_) => runtime()?.block_on(instances::run(session)),
+        Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
+        Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
+        Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
+        Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
     }
 }
 

@@ -1,8 +1,11 @@
 //! State that instances share. Each rule is one Lua script beside the Rust that calls it: atomic,
 //! idempotent, on the server's clock.
 
+pub mod ballot;
+pub mod ballots;
 pub mod batch;
 pub mod batches;
+pub mod catalog;
 pub mod error;
 pub mod instance;
 pub mod instances;
@@ -11,3 +14,4 @@ pub mod limits;
 mod outbox;
 pub mod roster;
 mod store;
+pub mod view;

@@ -5,8 +5,11 @@ use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
+use crate::coordination::ballots::Ballots;
+use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
+use crate::coordination::view::View;
 use crate::handlers::system::batch_process::Runner;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
@@ -121,6 +124,10 @@ impl Builder {
             &settings,
             leases.clone(),
         )?);
+        states.insert(Ballots::new(connector.clone(), keys.clone()));
+        states.insert(View::new(connector.clone(), keys.clone()));
+        let catalog = Catalog::new(connector.clone(), keys.clone());
+        states.insert(catalog.clone());
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
@@ -135,6 +142,7 @@ impl Builder {
             process,
             instances,
             leases,
+            catalog,
         })
     }
 }

@@ -8,6 +8,7 @@ use crate::bus::commit::{Committer, CommitterOptions};
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, Keys, Route};
 use crate::config::Settings;
+use crate::coordination::catalog::Method;
 use crate::coordination::instances::Instances;
 use crate::handlers::system::batch_process::PLACES;
 use crate::registry::context::Process;
@@ -20,6 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -251,6 +253,14 @@ impl Lanes {
     pub fn capabilities(&self) -> Vec<String> {
         let kinds = self.router.routes().map(|route| route.kind.clone());
         kinds.filter(|kind| kind != NUDGE).collect()
+    }
+
+    /// What there is to say of each of these handlers.
+    pub fn methods(&self, handler_timeout: Duration) -> Vec<(String, Method)> {
+        let routes = self.router.routes().filter(|route| route.kind != NUDGE);
+        routes
+            .map(|route| (route.kind.clone(), Method::of(route, handler_timeout)))
+            .collect()
     }
 
     /// The streams that are read.

@@ -441,6 +441,7 @@ async fn an_operator_can_run_the_commands() {
     let guarded = Guarded::start();
     let settings = Settings {
         redis_url: guarded.url("convoke-worker"),
+        id: "w-1".into(),
         ..Settings::default()
     };
     let worker = Worker::builder()
@@ -472,6 +473,19 @@ async fn an_operator_can_run_the_commands() {
         ],
         &["batch", "show", "b-1"],
         &["batch", "list"],
+        &["state"],
+        &["discover"],
+        &[
+            "vote",
+            "cast",
+            "d",
+            "--instance=w-1",
+            "--value=1",
+            "--role=worker",
+        ],
+        &["vote", "cast", "e", "--instance=w-1", "--value=1"],
+        &["vote", "show", "d"],
+        &["vote", "list"],
     ] {
         let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_convoke"))
             .args(words)

@@ -127,10 +127,10 @@ impl Rig {
         let summary = redis::cmd("XPENDING")
             .arg(stream)
             .arg("workers")
-            .query_async(&mut connection)
+            .query_async::<redis::Value>(&mut connection)
             .await;
-        let summary: redis::Value = match summary {
-            // The worker has not come so far.
+        let summary = match summary {
+            // A worker is registered before its groups are there.
             Err(error) if error.code() == Some("NOGROUP") => return 0,
             summary => summary.unwrap(),
         };
