@@ -73,6 +73,19 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
         ],
     )?;
     part(
+        "batches",
+        &[
+            ("BATCH", &|v| text(&v["batch_id"])),
+            ("STATUS", &|v| text(&v["status"])),
+            ("ITEMS", &|v| text(&v["item_type"])),
+            ("DONE", &|v| text(&v["items_processed"])),
+            ("FAILED", &|v| text(&v["items_failed"])),
+            ("TOTAL", &|v| text(&v["total"])),
+            ("HOLDER", &|v| text(&v["processor_id"])),
+            ("PROGRESS", &|v| age(&v["updated_at"])),
+        ],
+    )?;
+    part(
         "decisions",
         &[
             ("DECISION", &|v| text(&v["decision"])),

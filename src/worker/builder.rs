@@ -6,6 +6,7 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::ballots::Ballots;
+use crate::coordination::batches::Batches;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
@@ -124,6 +125,7 @@ impl Builder {
             &settings,
             leases.clone(),
         )?);
+        states.insert(Batches::new(connector.clone(), keys.clone()));
         states.insert(Ballots::new(connector.clone(), keys.clone()));
         states.insert(View::new(connector.clone(), keys.clone()));
         let catalog = Catalog::new(connector.clone(), keys.clone());
