@@ -4,6 +4,7 @@ use crate::bus::connect::Connector;
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
 use redis::{FromRedisValue, Pipeline, ScriptInvocation};
+use std::collections::BTreeSet;
 
 /// The keys of one namespace and the way to the server that has them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -51,4 +52,10 @@ impl Store {
         let mut connection = self.connector.pooled().await?;
         Ok(reads.query_async(&mut connection).await?)
     }
+}
+
+/// A set as scripts take it: words with one space between them, sorted.
+pub(super) fn words(set: &BTreeSet<String>) -> String {
+    let words: Vec<&str> = set.iter().map(String::as_str).collect();
+    words.join(" ")
 }

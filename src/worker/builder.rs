@@ -6,6 +6,7 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::instances::Instances;
+use crate::coordination::tasks::Tasks;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -111,7 +112,9 @@ impl Builder {
         let keys = settings.keys()?;
         let connector = Connector::new(&settings.redis_url, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
+        let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         states.insert(instances.clone());
+        states.insert(tasks.clone());
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
@@ -124,6 +127,7 @@ impl Builder {
             handlers,
             process,
             instances,
+            tasks,
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::bus::{claim, delay, json, lifetime};
 use crate::config::Settings;
 use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, SWEEP};
+use crate::coordination::tasks::Tasks;
 use crate::registry::context::unix_ms;
 use crate::registry::layers::circuit::CircuitChange;
 use std::sync::Arc;
@@ -54,6 +55,7 @@ struct Chores {
     settings: Settings,
     connector: Connector,
     instances: Instances,
+    tasks: Tasks,
     lanes: Vec<Arc<Shared>>,
     triggers: Triggers,
     registering: Registering,
@@ -76,6 +78,7 @@ impl Keeper {
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
             instances: Instances::new(connector.clone(), keys.clone()),
+            tasks: Tasks::new(connector.clone(), keys.clone()),
             connector,
             lanes: lanes.shared().to_vec(),
             triggers: lanes.triggers(),
@@ -257,7 +260,8 @@ impl Chores {
         Ok(())
     }
 
-    /// Declares expired instances lost, all instances together about four times a second.
+    /// Declares expired instances lost and looks at the tasks that wait, all instances together about
+    /// four times a second.
     async fn sweep(&self) {
         let ttl = self.settings.heartbeat_ttl;
         let mut pause = Duration::from_millis(250);
@@ -276,6 +280,9 @@ impl Chores {
                             "an instance was lost"
                         );
                         self.expire_inbox(&lost.id).await.ok();
+                    }
+                    if let Err(error) = self.tasks.assign_waiting().await {
+                        tracing::debug!(%error, "looking at the tasks that wait failed");
                     }
                 }
                 Err(error) => {

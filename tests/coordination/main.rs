@@ -1,4 +1,5 @@
-//! The instances against a real server: every transition of `coordination::instances`.
+//! The shared rules against a real server: every transition of `coordination::instances` and
+//! `coordination::tasks`.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -6,4 +7,7 @@ mod support;
 mod fleet;
 mod register;
 mod sweep;
+mod tasks;
+mod tasks_model;
+mod tasks_moving;
 mod transitions;

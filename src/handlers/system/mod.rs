@@ -5,9 +5,9 @@ mod heartbeat;
 mod register;
 mod unregister;
 
+use super::encoded;
 use crate::registry::policy::Policy;
 use crate::registry::router::Registration;
-use rmpv::Value;
 use std::time::Duration;
 
 /// Heartbeats that one source may send in a minute.
@@ -42,12 +42,4 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new().describe("Looks at the services and the instances, live."),
         ),
     ]
-}
-
-/// A MessagePack map as it travels on; its bounds are checked where it is stored.
-fn encoded(map: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // A vector takes every write.
-    rmpv::encode::write_value(&mut bytes, map).ok();
-    bytes
 }
