@@ -8,3 +8,4 @@ mod basics;
 mod failures;
 mod lifecycle;
 mod rig;
+mod tasks;
