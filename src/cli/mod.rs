@@ -10,6 +10,7 @@ mod publish;
 mod request;
 mod settings;
 mod tail;
+mod task;
 mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -102,6 +103,7 @@ enum Command {
     Tail(tail::Flags),
     Health(health::Flags),
     Instances(instances::Flags),
+    Task(task::Flags),
     Bench(bench::Flags),
 }
 
@@ -159,6 +161,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Instances(_) => runtime()?.block_on(instances::run(session)),
+        Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
     }
 }
 
