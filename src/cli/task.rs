@@ -333,7 +333,9 @@ fn show(session: &Session, task: &Value) -> anyhow::Result<()> {
             _ => text(task, name),
         };
         let label = format!("{name}:");
-        session.output.line(&printable(&format!("{label:14}{shown}")))?;
+        session
+            .output
+            .line(&printable(&format!("{label:14}{shown}")))?;
     }
     Ok(())
 }
@@ -349,7 +351,9 @@ async fn report(
     };
     match session.output.is_json() {
         true => session.output.json(&reported)?,
-        false => session.output.line(&printable(&text(&reported, "status")))?,
+        false => session
+            .output
+            .line(&printable(&text(&reported, "status")))?,
     }
     Ok(Outcome::Done)
 }
