@@ -265,7 +265,7 @@ async fn wait(
                 return Ok(Outcome::Failed);
             }
             status if left.is_zero() => {
-                let message = format!("task {id} is still {status}: convoke task get {id}");
+                let message = format!("task {id} is still {status}; see: convoke task get {id}");
                 anyhow::bail!(message);
             }
             _ => {}
@@ -326,6 +326,9 @@ fn show(session: &Session, task: &Value) -> anyhow::Result<()> {
     }
     let none = Map::new();
     for (name, value) in task.as_object().unwrap_or(&none) {
+        if value.as_array().is_some_and(Vec::is_empty) && name == "requires" {
+            continue;
+        }
         let shown = match (name.as_str(), value) {
             ("created_at" | "changed_at", Value::Number(ms)) => time(ms.as_i64()),
             // As JSON, so that a text and what looks like it can be told apart.

@@ -80,7 +80,7 @@ if changed then
     cmsgpack.pack({id = id, roles = held, incarnation = tonumber(incarnation)}))
 end
 
-local slot = slot_of(id) or { id = id }
+local slot = slot_of(id) or { id = id, last = 0 }
 slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
 slot.roles, slot.any = roles, kinds == ''

@@ -10,8 +10,9 @@
 --   heads    lexical: `role order id`, the first of each lane
 --   queue    lexical: `order id`, all that wait
 --   held     lexical: `instance id`, all that are assigned
---   slots    hash: instance → `assigned capacity any released roles`
---   free     lexical: `role load instance`, the instances that have room
+--   slots    hash: instance → `assigned capacity any released last-fence roles`
+--   free     lexical: `role place instance`, the instances that have room; a place is the load and,
+--            so that equals take turns, the last fence that the instance was given
 --   done     sorted set: finished task → when, in ms
 --   counts   hash: seq, fence, completed, failed, bytes (of the finished)
 --
@@ -36,6 +37,7 @@ local EVICTED = 16          -- finished tasks that one call removes
 local K, micros, now
 local fence
 local inbox, slots, living, unfit, wanted = {}, {}, {}, {}, {}
+local reserved = 0
 
 local function words(list)
   return string.gmatch(list, '%S+')
@@ -79,7 +81,7 @@ end
 -- Where an instance stands among those that have room; nil if it has none.
 local function place_of(is)
   if is.assigned < is.capacity then
-    return string.format('%012.0f', is.assigned / is.capacity * 1e12)
+    return string.format('%012.0f%016.0f', is.assigned / is.capacity * 1e12, is.last)
   end
 end
 
@@ -89,10 +91,10 @@ local function slot_of(id)
     is = false
     local text = redis.call('HGET', K.slots, id)
     if text then
-      local assigned, capacity, any, released, roles =
-        string.match(text, '^(%d+) (%d+) (%d) (%d+) ?(.*)$')
+      local assigned, capacity, any, released, last, roles =
+        string.match(text, '^(%d+) (%d+) (%d) (%d+) (%d+) ?(.*)$')
       is = { id = id, text = text, assigned = tonumber(assigned), capacity = tonumber(capacity),
-        any = any == '1', released = tonumber(released), roles = roles }
+        any = any == '1', released = tonumber(released), last = tonumber(last), roles = roles }
       is.old_place, is.old_roles = place_of(is), roles
     end
     slots[id] = is
@@ -116,8 +118,8 @@ local function save_slots()
           end
         end
       end
-      local text = string.format('%d %d %d %d %s', is.assigned, is.capacity, is.any and 1 or 0,
-        is.released, is.roles)
+      local text = string.format('%d %d %d %d %.0f %s', is.assigned, is.capacity, is.any and 1 or 0,
+        is.released, is.last, is.roles)
       if is.gone then
         redis.call('HDEL', K.slots, id)
       elseif text ~= is.text then
@@ -162,14 +164,16 @@ local function pick(task, not_to)
     local load = is.assigned / is.capacity
     if (not best or load < least) and alive(id) and fits(is, task) then best, least = id, load end
   end
-  local nearest = under(K.free, task.role, 'LIMIT', 0, NEAREST)
+  -- Those that have got something in this call may not be the nearest any more.
+  local most = NEAREST + reserved
+  local nearest = under(K.free, task.role, 'LIMIT', 0, most)
   for i, member in ipairs(nearest) do
-    local place, id = string.match(member, '^%S+ (%d+) (%S+)$')
+    local load, id = string.match(member, '^%S+ (%d%d%d%d%d%d%d%d%d%d%d%d)%d+ (%S+)$')
     nearest[i] = id
     -- What was reserved since only adds to a load.
-    if not best or tonumber(place) / 1e12 < least then consider(id) end
+    if not best or tonumber(load) / 1e12 < least then consider(id) end
   end
-  if not best and #nearest == NEAREST then
+  if not best and #nearest == most then
     for _, member in ipairs(under(K.capabilities, task.kind, 'LIMIT', 0, RARE)) do
       local id = string.sub(member, #task.kind + 2)
       local is = slot_of(id)
@@ -180,6 +184,7 @@ local function pick(task, not_to)
   end
   if best then
     slots[best].assigned = slots[best].assigned + 1
+    reserved = reserved + 1
     if not inbox[best] then
       wanted[best] = true
       -- Those who may be next, too: others assign meanwhile.
@@ -238,13 +243,14 @@ local function unqueue(id, task)
   end
 end
 
--- Hands a task to an instance that has room reserved for it, under a fence that no task had before.
+-- Hands a task to an instance that has room reserved for it, under a fence that no assignment had.
 local function give(id, task, to)
   if not fence then fence = tonumber(redis.call('HGET', K.counts, 'fence') or 0) end
   -- Microseconds, so that a server that lost its data does not fall back.
   fence = math.max(fence + 1, micros)
   redis.call('HSET', K.counts, 'fence', string.format('%.0f', fence))
   task.status, task.holder, task.fence, task.attempt = 'assigned', to, fence, task.attempt + 1
+  slot_of(to).last = fence
   save_task(id, task)
   redis.call('ZADD', K.held, 0, to .. ' ' .. id)
   local pack = cmsgpack.pack

@@ -15,7 +15,8 @@
 //! *Who can take a task*: an instance that is alive, holds the role, has room, and registered the
 //! task's kind and all that it requires as capabilities. So a task never goes to a worker without a
 //! handler for it. An instance that registered no capabilities at all says nothing about its
-//! handlers: it takes any kind of its role that requires nothing else.
+//! handlers: it takes any kind of its role that requires nothing else. Of those that can, the one
+//! with the lowest load for its capacity gets it; of equals, whoever got its last one first.
 //!
 //! *Attempts* count assignments. Losing the holder uses one up, and so does a failure; a holder that
 //! unregisters gives it back. When none is left the task has failed.

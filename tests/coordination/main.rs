@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cost;
 mod fleet;
 mod register;
 mod sweep;
