@@ -42,10 +42,15 @@ pub(super) fn declare(call: &mut ScriptInvocation<'_>, keys: &Keys) {
 }
 
 /// The instances whose inboxes a call declares.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(super) struct Inboxes(BTreeSet<String>);
 
 impl Inboxes {
+    /// That of one instance.
+    pub fn of(id: &str) -> Self {
+        Self(BTreeSet::from([id.to_owned()]))
+    }
+
     /// Declares the inboxes as the next keys, and the names as the next argument.
     pub fn declare(&self, call: &mut ScriptInvocation<'_>, keys: &Keys) {
         for id in &self.0 {

@@ -244,7 +244,7 @@ impl Instances {
     ) -> Result<Unregistered, CoordinationError> {
         check_id("instance_id", id)?;
         let mut declared = BTreeSet::new();
-        let mut inboxes = Inboxes::default();
+        let mut inboxes = Inboxes::of(id);
         let mut tries = 0;
         while tries < TRIES {
             let mut call = UNREGISTER.prepare_invoke();
@@ -306,7 +306,7 @@ impl Instances {
 
     async fn lose(&self, id: &str) -> Result<Option<Lost>, CoordinationError> {
         let mut declared = BTreeSet::new();
-        let mut inboxes = Inboxes::default();
+        let mut inboxes = Inboxes::of(id);
         let mut tries = 0;
         while tries < TRIES {
             let mut call = LOSE.prepare_invoke();

@@ -5,7 +5,7 @@
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 leader
 --       7… one role set for each role of ARGV[7], in its order  then those of tasks.lua, and the
---       instance's inbox
+--       instance's inbox, which is kept for good from here on
 -- ARGV  1 id  2 ttl in ms  3 capacity  4 metadata (MessagePack)  5 roles  6 capabilities
 --       7 the roles whose sets are declared: at least those of ARGV[5]  8 the most tasks that it
 --       gets
@@ -84,6 +84,7 @@ local slot = slot_of(id) or { id = id, last = 0 }
 slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
 slot.roles, slot.any = roles, kinds == ''
+if inbox[id] then redis.call('PERSIST', inbox[id]) end
 local given = pull(id, tonumber(ARGV[8]))
 save_slots()
 return {0, '', incarnation, alive and 0 or 1, redis.call('HGET', leader, 'id'), given}

@@ -45,13 +45,10 @@ impl Tasks {
         // In one step, so that a result is never missed beside a status that has one.
         reads.atomic();
         reads.cmd("HGET").arg(&keys.tasks).arg(id);
-        reads
-            .cmd("HMGET")
-            .arg(&keys.data)
-            .arg(id)
-            .arg(format!("{id} result"));
-        let (record, (payload, result)): (Option<Vec<u8>>, (Option<Vec<u8>>, Option<Vec<u8>>)) =
-            self.store.ask(&reads).await?;
+        reads.cmd("HGET").arg(&keys.data).arg(id);
+        let result_of = format!("{id} result");
+        reads.cmd("HGET").arg(&keys.data).arg(result_of);
+        let [record, payload, result]: [Option<Vec<u8>>; 3] = self.store.ask(&reads).await?;
         let task = record.and_then(|record| Task::from_record(id, &record));
         Ok(task.map(|task| TaskDetail {
             task,

@@ -33,6 +33,7 @@ local KEPT = 10000          -- finished tasks that are kept
 local KEPT_MS = 86400000    -- how long
 local KEPT_BYTES = 67108864 -- bytes of payloads and results of finished tasks
 local EVICTED = 16          -- finished tasks that one call removes
+local INBOX_MS = 86400000   -- how long the inbox of an instance that is gone is kept
 
 local K, micros, now
 local fence

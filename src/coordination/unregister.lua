@@ -4,7 +4,7 @@
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 broadcast
 --       5… one role set for each role of ARGV[3], in its order  then those of tasks.lua, and the
---       inboxes of ARGV[5], in its order
+--       inboxes of ARGV[5], in its order; its own among them, which goes away in a day
 -- ARGV  1 id  2 incarnation, or ''  3 the roles whose sets are declared  4 how long the hash is
 --       kept for people to look at, in ms  5 the instances whose inboxes are declared
 -- Returns {again, roles, unregistered, tasks reassigned, inboxes}. again = 1: the instance holds
@@ -53,6 +53,7 @@ if holds(id) > 0 then
 end
 if slot then slot.gone = true end
 save_slots()
+if inbox[id] then redis.call('PEXPIRE', inbox[id], INBOX_MS) end
 
 redis.call('ZREM', active, id)
 for role in string.gmatch(is[3], '%S+') do redis.call('SREM', role_key[role], id) end

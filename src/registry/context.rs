@@ -103,7 +103,7 @@ impl Context {
     }
 
     /// Whether the event arrived in this instance's inbox, where publishers may not write.
-    pub(crate) fn from_inbox(&self) -> bool {
+    pub(crate) fn is_from_inbox(&self) -> bool {
         self.0.inbox
     }
 

@@ -11,9 +11,8 @@ use super::{RunError, Worker};
 use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, reconnect_delay};
 use crate::bus::error::BusError;
-use crate::bus::keys::Keys;
 use crate::bus::trim::Trimmer;
-use crate::bus::{claim, delay, json, lifetime};
+use crate::bus::{claim, delay, json};
 use crate::config::Settings;
 use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, SWEEP};
@@ -41,8 +40,6 @@ const TRIM_PAUSE: Duration = Duration::from_secs(30);
 const SUMMARY_PAUSE: Duration = Duration::from_secs(10);
 /// How often the claim counters' time to live is set anew.
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
-/// How long the inbox of an instance that is gone is kept.
-const INBOX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// The keeper of a running worker.
 pub struct Keeper {
@@ -60,8 +57,6 @@ struct Chores {
     triggers: Triggers,
     registering: Registering,
     incarnation: AtomicU64,
-    keys: Keys,
-    inbox: String,
     broadcast: String,
 }
 
@@ -84,8 +79,6 @@ impl Keeper {
             triggers: lanes.triggers(),
             registering,
             incarnation: incarnation.into(),
-            keys: keys.clone(),
-            inbox: keys.inbox(worker.id()),
             broadcast: keys.broadcast(),
         });
         let stop = CancellationToken::new();
@@ -123,7 +116,6 @@ impl Keeper {
                 tracing::warn!(instance = id, %error, "not unregistered; it will be declared lost")
             }
         }
-        self.chores.expire_inbox(id).await.ok();
     }
 }
 
@@ -167,7 +159,6 @@ impl Chores {
         let mut failures = 0;
         // The registration was the first pulse.
         let mut next = Instant::now() + third;
-        self.keep_inbox().await.ok();
         loop {
             tokio::time::sleep_until(next.into()).await;
             let incarnation = self.incarnation.load(Ordering::Relaxed);
@@ -206,18 +197,7 @@ impl Chores {
             incarnation = registered.incarnation,
             "was declared lost, or the server lost its data: registered again"
         );
-        self.keep_inbox().await.ok();
         Ok(())
-    }
-
-    async fn keep_inbox(&self) -> Result<(), BusError> {
-        let mut connection = self.connector.pooled().await?;
-        lifetime::keep(&mut connection, &self.inbox).await
-    }
-
-    async fn expire_inbox(&self, id: &str) -> Result<(), BusError> {
-        let mut connection = self.connector.pooled().await?;
-        lifetime::expire(&mut connection, &self.keys.inbox(id), INBOX_TTL).await
     }
 
     /// Renews the lease of what has been in hand for a third of the claim time.
@@ -279,7 +259,6 @@ impl Chores {
                             last_seen = lost.last_seen,
                             "an instance was lost"
                         );
-                        self.expire_inbox(&lost.id).await.ok();
                     }
                     if let Err(error) = self.tasks.assign_waiting().await {
                         tracing::debug!(%error, "looking at the tasks that wait failed");

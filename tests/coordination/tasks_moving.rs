@@ -324,3 +324,24 @@ async fn under_hash_tags_all_task_keys_share_the_control_planes_slot() {
     assert!(keys.iter().all(|key| key.starts_with("{cb}:")), "{keys:?}");
     assert!(keys.len() > 8, "{keys:?}");
 }
+
+#[tokio::test]
+async fn the_inbox_of_one_that_is_gone_goes_away_and_stays_if_it_comes_back() {
+    let mut fleet = Fleet::start().await;
+    for way in ["unregister", "loss"] {
+        fleet.worker("w-1", 1, &["a.b"]).await;
+        fleet.create(way).await;
+        assert_eq!(fleet.ask::<i64>("PTTL cb:inbox:w-1").await, -1);
+        match way {
+            "unregister" => _ = fleet.instances.unregister("w-1", None).await.unwrap(),
+            _ => {
+                fleet.expire("w-1").await;
+                fleet.instances.sweep(16).await.unwrap();
+            }
+        }
+        assert!(
+            fleet.ask::<i64>("PTTL cb:inbox:w-1").await > 80_000_000,
+            "{way}"
+        );
+    }
+}

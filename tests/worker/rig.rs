@@ -124,12 +124,16 @@ impl Rig {
 
     pub async fn pending(&self, stream: &str) -> u64 {
         let mut connection = self.connection.clone();
-        let summary: redis::Value = redis::cmd("XPENDING")
+        let summary: Result<redis::Value, redis::RedisError> = redis::cmd("XPENDING")
             .arg(stream)
             .arg("workers")
             .query_async(&mut connection)
-            .await
-            .unwrap();
+            .await;
+        let summary = match summary {
+            // No worker has read it yet.
+            Err(error) if error.code() == Some("NOGROUP") => return 0,
+            summary => summary.unwrap(),
+        };
         match summary {
             redis::Value::Array(parts) => match parts.first() {
                 Some(redis::Value::Int(count)) => *count as u64,

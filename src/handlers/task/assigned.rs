@@ -42,7 +42,7 @@ fn nil() -> Value {
 }
 
 pub async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerError> {
-    if !context.from_inbox() {
+    if !context.is_from_inbox() {
         return Err(HandlerError::new(
             Code::PermissionDenied,
             "task.assigned comes from the inbox of an instance only: publish task.create",
