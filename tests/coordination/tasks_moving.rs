@@ -345,3 +345,26 @@ async fn the_inbox_of_one_that_is_gone_goes_away_and_stays_if_it_comes_back() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_leaves_in_parts_gets_nothing_between_them() {
+    let fleet = Fleet::start().await;
+    fleet.worker("w-1", 5000, &["a.b"]).await;
+    create(&fleet, 1500).await;
+    let instances = Fleet::seen_from(&fleet.redis, &fleet.keys);
+    let leaving = tokio::spawn(async move { instances.unregister("w-1", None).await });
+    while fleet.tasks.counts().await.unwrap().pending == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut late = 0;
+    while !leaving.is_finished() {
+        fleet.create(&format!("late-{late}")).await;
+        late += 1;
+    }
+    let left = leaving.await.unwrap().unwrap();
+    assert_eq!(left.tasks_reassigned, 1500);
+    for number in 0..late {
+        let fence = fleet.task(&format!("late-{number}")).await.fence;
+        assert_eq!(fence, None, "late-{number} of {late} was assigned");
+    }
+}
