@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod batch;
 mod bench;
 mod health;
 mod input;
@@ -104,6 +105,7 @@ enum Command {
     Health(health::Flags),
     Instances(instances::Flags),
     Task(task::Flags),
+    Batch(batch::Flags),
     Bench(bench::Flags),
 }
 
@@ -160,6 +162,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
+        Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
         Command::Instances(_) => runtime()?.block_on(instances::run(session)),
         Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
     }

@@ -2,9 +2,12 @@
 //! idempotent, on the server's clock.
 
 mod assignment;
+pub mod batch;
+pub mod batches;
 pub mod error;
 pub mod instance;
 pub mod instances;
+pub mod leases;
 pub mod limits;
 mod outbox;
 pub mod roster;

@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::handler::{Encoded, Run};
 use super::layers::timeout::Bounded;
+use super::policy::RetryPolicy;
 use super::router::Route;
 use crate::bus::commit::Publication;
 use crate::bus::event::{Entry, Event, Limits};
@@ -40,6 +41,11 @@ impl Context {
     /// Whether this process has a handler for that type.
     pub fn handles(&self, kind: &str) -> bool {
         self.route(kind).is_some()
+    }
+
+    /// When a failed run of the handler of that type is tried again; `None` if this process has none.
+    pub fn retries_of(&self, kind: &str) -> Option<RetryPolicy> {
+        Some(self.route(kind)?.retry)
     }
 
     /// Runs a part of this event's work with the handler that this process has for its type, under
@@ -101,10 +107,7 @@ impl Context {
         if let Some(trace) = self.trace() {
             add("traceparent", trace.to_string().into_bytes());
         }
-        let entry = Entry {
-            id: event.entry_id(),
-            fields,
-        };
+        let entry = Entry::new(event.entry_id(), fields);
         // It came out of an event that was within the limits.
         let payload = PayloadLimits {
             bytes: usize::MAX,
@@ -145,9 +148,10 @@ pub fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::event::EntryId;
     use crate::registry::layers::Surroundings;
     use crate::registry::layers::testing::process;
-    use crate::registry::policy::{Policy, RetryPolicy};
+    use crate::registry::policy::Policy;
     use crate::registry::router::{Registration, Router};
     use std::sync::atomic::Ordering;
     use std::time::Duration;
@@ -172,15 +176,7 @@ mod tests {
         };
         let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings);
         process.router.set(Arc::new(router.unwrap())).unwrap();
-        let entry = Entry {
-            id: Default::default(),
-            fields: vec![
-                b"type".into(),
-                b"system.batch".into(),
-                b"subject".into(),
-                b"s".into(),
-            ],
-        };
+        let entry = Entry::new(EntryId::default(), ["type", "system.batch", "subject", "s"]);
         let event = Event::parse(entry, &Limits::default(), &process.keys, "").unwrap();
         Context::new(event, process)
     }

@@ -14,8 +14,10 @@ use crate::bus::error::BusError;
 use crate::bus::trim::Trimmer;
 use crate::bus::{claim, delay, json};
 use crate::config::Settings;
+use crate::coordination::batches::Batches;
 use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, SWEEP};
+use crate::coordination::leases::Leases;
 use crate::coordination::tasks::Tasks;
 use crate::registry::context::unix_ms;
 use crate::registry::layers::circuit::CircuitChange;
@@ -53,6 +55,8 @@ struct Chores {
     connector: Connector,
     instances: Instances,
     tasks: Tasks,
+    leases: Leases,
+    batches: Batches,
     lanes: Vec<Arc<Shared>>,
     triggers: Triggers,
     registering: Registering,
@@ -74,6 +78,8 @@ impl Keeper {
             settings: worker.settings.clone(),
             instances: Instances::new(connector.clone(), keys.clone()),
             tasks: Tasks::new(connector.clone(), keys.clone()),
+            leases: worker.leases.clone(),
+            batches: Batches::new(connector.clone(), keys.clone()),
             connector,
             lanes: lanes.shared().to_vec(),
             triggers: lanes.triggers(),
@@ -137,6 +143,7 @@ impl Chores {
             tokio::join!(
                 self.pulse(),
                 self.renew(),
+                self.leases.keep(&self.batches),
                 self.sweep(),
                 self.promote(),
                 self.trim(),

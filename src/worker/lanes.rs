@@ -9,6 +9,7 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, Keys, Route};
 use crate::config::Settings;
 use crate::coordination::instances::Instances;
+use crate::handlers::system::batch_process::PLACES;
 use crate::registry::context::Process;
 use crate::registry::handler::{Endpoint, Schemas};
 use crate::registry::layers::Surroundings;
@@ -74,6 +75,8 @@ struct Plan {
     routes: Vec<Route>,
     places: Vec<(String, u16)>,
     inbox: Option<usize>,
+    /// Runs that there is room for beside the others.
+    beside: usize,
 }
 
 /// The inbox has a lane of its own: tasks may run long, as many at a time as the capacity says, and
@@ -85,6 +88,7 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
+        beside: PLACES,
     };
     for domain in ["system", "task"] {
         control.routes.push(keys.route(domain, 0));
@@ -92,10 +96,11 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
     }
     let tasks = Plan {
         name: "tasks",
-        concurrency: settings.capacity as usize + BESIDES,
+        concurrency: settings.capacity as usize,
         routes: vec![keys.inbox_route(instance)],
         places: vec![("task".to_owned(), 0)],
         inbox: Some(0),
+        beside: BESIDES,
     };
 
     let domains: BTreeSet<&str> = router
@@ -110,6 +115,7 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
+        beside: 0,
     };
     for domain in domains {
         for partition in 0..keys.partitions(domain) {
@@ -200,7 +206,7 @@ impl Lanes {
                 limits: settings.limits(),
                 inflight: Arc::new(InFlight::default()),
                 claims: committer.claims(),
-                concurrency: plan.concurrency,
+                concurrency: plan.concurrency + plan.beside,
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,

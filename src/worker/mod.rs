@@ -26,6 +26,7 @@ use crate::config::Settings;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
+use crate::coordination::leases::Leases;
 use crate::coordination::tasks::Tasks;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
@@ -45,6 +46,7 @@ pub struct Worker {
     process: Arc<Process>,
     instances: Instances,
     tasks: Tasks,
+    leases: Leases,
 }
 
 /// Why a worker ended that was not told to.
@@ -143,6 +145,8 @@ impl Worker {
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
+        // A worker runs once.
+        self.process.draining.set(ending.drain.clone()).ok();
         if !self.reach_redis(&ending.drain).await? {
             return Ok(());
         }

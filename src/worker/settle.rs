@@ -3,7 +3,7 @@
 use crate::bus::commit::{End, Lease, Publication, Reply, Settlement};
 use crate::bus::dead::{DeadLetter, POISON};
 use crate::bus::event::{Event, Malformed};
-use crate::error::{Code, HandlerError};
+use crate::error::{Code, HandlerError, Refusal};
 use crate::registry::context::unix_ms;
 use crate::registry::handler::{Encoded, encode};
 use crate::registry::policy::RetryPolicy;
@@ -32,7 +32,7 @@ pub fn success(
     let reply = (event.reply_to().is_some() || !silent).then(|| Reply {
         to: event.reply_to().map(str::to_owned),
         correlation_id: event.id(),
-        kind: event.kind().to_owned(),
+        kind: result_of(event.kind()),
         status: "ok",
         data: result,
     });
@@ -53,7 +53,7 @@ pub fn failure(
 ) -> Settlement {
     let requested = event.reply_to().is_some();
     let end = match refused(error) {
-        Some(_) if requested => End::Done,
+        Some(_) if requested && error.refusal != Some(Refusal::Busy) => End::Done,
         Some(wait) => End::Later {
             fields: event.same_attempt(),
             wait,
@@ -129,7 +129,7 @@ pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
     let reply = bad.reply_to.clone().map(|to| Reply {
         to: Some(to),
         correlation_id: bad.correlation_id(),
-        kind: bad.kind.clone().unwrap_or_else(|| "unknown".into()),
+        kind: result_of(bad.kind.as_deref().unwrap_or("unknown")),
         status: error.code.as_str(),
         data: body(&error),
     });
@@ -168,10 +168,15 @@ fn error_reply(event: &Event, error: &HandlerError) -> Reply {
     Reply {
         to: event.reply_to().map(str::to_owned),
         correlation_id: event.id(),
-        kind: event.kind().to_owned(),
+        kind: result_of(event.kind()),
         status: error.code.as_str(),
         data: body(error),
     }
+}
+
+/// The type of the reply to an event of that type.
+fn result_of(kind: &str) -> String {
+    [kind, ".result"].concat()
 }
 
 /// The body of an error reply: `{code, message, retryable, details?}`.

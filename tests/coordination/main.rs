@@ -4,6 +4,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batch_history;
+mod batches;
 mod cost;
 mod fleet;
 mod register;

@@ -124,13 +124,13 @@ impl Rig {
 
     pub async fn pending(&self, stream: &str) -> u64 {
         let mut connection = self.connection.clone();
-        let summary: Result<redis::Value, redis::RedisError> = redis::cmd("XPENDING")
+        let summary = redis::cmd("XPENDING")
             .arg(stream)
             .arg("workers")
             .query_async(&mut connection)
             .await;
-        let summary = match summary {
-            // No worker has read it yet.
+        let summary: redis::Value = match summary {
+            // The worker has not come so far.
             Err(error) if error.code() == Some("NOGROUP") => return 0,
             summary => summary.unwrap(),
         };

@@ -1,5 +1,6 @@
 //! The `system.*` events (PROTOCOL §6).
 
+pub mod batch_process;
 mod health;
 mod heartbeat;
 mod register;
@@ -40,6 +41,11 @@ pub fn registrations() -> Vec<Registration> {
             "system.health",
             health::health,
             Policy::new().describe("Looks at the services and the instances, live."),
+        ),
+        Registration::new(
+            batch_process::KIND,
+            batch_process::process,
+            batch_process::policy(),
         ),
     ]
 }
