@@ -120,6 +120,31 @@ pub struct Route {
     pub delayed: String,
 }
 
+/// Where tasks are. `tasks.lua` says what each holds and in which form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskKeys {
+    /// The record of each task: a hash.
+    pub tasks: String,
+    /// Their payloads and results: a hash.
+    pub data: String,
+    /// The tasks that wait, by lane.
+    pub waiting: String,
+    /// The first one of each lane, by role.
+    pub heads: String,
+    /// The tasks that wait, by urgency.
+    pub queue: String,
+    /// The tasks that are assigned, by instance.
+    pub held: String,
+    /// Room and load of each instance: a hash.
+    pub slots: String,
+    /// The instances that have room, by role and load.
+    pub free: String,
+    /// The finished tasks by time.
+    pub done: String,
+    /// Serial numbers and totals: a hash.
+    pub counts: String,
+}
+
 impl Keys {
     /// The plain names, for a standalone or Sentinel deployment.
     pub fn new(namespace: &str) -> Result<Self, NameError> {
@@ -310,6 +335,23 @@ impl Keys {
     /// The domains that workers read, by when one of them last said so.
     pub fn domains(&self) -> String {
         self.control(format_args!("domains"))
+    }
+
+    /// Where tasks are.
+    pub fn tasks(&self) -> TaskKeys {
+        let part = |part: &str| self.control(format_args!("tasks:{part}"));
+        TaskKeys {
+            tasks: self.control(format_args!("tasks")),
+            data: part("data"),
+            waiting: part("waiting"),
+            heads: part("heads"),
+            queue: part("queue"),
+            held: part("held"),
+            slots: part("slots"),
+            free: part("free"),
+            done: part("done"),
+            counts: part("counts"),
+        }
     }
 
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see

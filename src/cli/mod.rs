@@ -13,6 +13,7 @@ mod request;
 mod settings;
 mod state;
 mod tail;
+mod task;
 mod vote;
 mod worker;
 
@@ -107,6 +108,7 @@ enum Command {
     Health(health::Flags),
     State(state::Flags),
     Instances(instances::Flags),
+    Task(task::Flags),
     Batch(batch::Flags),
     Discover(discover::Flags),
     Vote(vote::Flags),
@@ -171,6 +173,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
         Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
         Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
+        Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
     }
 }
 

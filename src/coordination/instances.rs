@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | unknown, gone | active, a higher incarnation, `instance.registered` | `register` |
 //! | alive | alive, the same incarnation, what it registered replaced | `register` |
-//! | expired, not swept | active, a higher incarnation, `instance.registered` | `register` |
+//! | expired, not swept | active, a higher incarnation, `instance.registered` | `register`, which has it declared lost first if it holds tasks |
 //! | alive | alive for another ttl | `heartbeat`; it does nothing for anyone else |
 //! | active | gone, `instance.unregistered` | `unregister` |
 //! | expired | gone, `instance.lost`, once | `sweep`, by whoever comes first |
@@ -19,13 +19,18 @@
 //! *Crashes*: each transition is one script with its fact, so there is nothing between two states.
 //! A caller that does not know whether its call took effect repeats it.
 //!
+//! *Tasks*: whoever goes leaves them to the others in the step in which it goes, whoever comes gets
+//! what waits for it. One step moves at most 50 tasks from an instance; where one holds more, the
+//! steps before the last leave it active without getting any, and the count of the last is of all.
+//!
 //! *Keys*: role sets must be declared to a script, and only the hash says which ones an instance is
 //! in. A script that meets a role whose set was not declared changes nothing and names the roles;
 //! the call is repeated with them as well.
 
+use super::assignment::{self, Inboxes};
 use super::error::CoordinationError;
 use super::instance::{Beat, Registering, check_id};
-use super::store::Store;
+use super::store::{Store, words};
 use crate::bus::connect::Connector;
 use crate::bus::keys::Keys;
 use redis::{Script, ScriptInvocation};
@@ -39,14 +44,18 @@ pub const KEPT: Duration = Duration::from_secs(3600);
 pub const RECENTLY: Duration = Duration::from_secs(600);
 /// Instances that one sweep declares lost at most, so that a sweep is short.
 pub const SWEEP: usize = 16;
+/// Waiting tasks that one call gives an instance which registers.
+const TAKES: usize = 32;
 /// Tries of a call whose role sets changed meanwhile. Each try knows all roles that the ones before
 /// it met, so only new roles can make another one needed.
 const TRIES: u32 = 16;
 
-static REGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("register.lua")));
+static REGISTER: LazyLock<Script> =
+    LazyLock::new(|| assignment::script(include_str!("register.lua")));
 static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua")));
-static UNREGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("unregister.lua")));
-static LOSE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lose.lua")));
+static UNREGISTER: LazyLock<Script> =
+    LazyLock::new(|| assignment::script(include_str!("unregister.lua")));
+static LOSE: LazyLock<Script> = LazyLock::new(|| assignment::script(include_str!("lose.lua")));
 
 /// The instances of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
@@ -65,6 +74,9 @@ pub struct Registered {
     pub leader: Option<String>,
     /// Whether this began a new incarnation.
     pub new: bool,
+    /// The tasks that it was given in the same step; where many wait and it has much room, also those
+    /// of the steps right after.
+    pub assigned: Vec<String>,
 }
 
 /// What a heartbeat came to.
@@ -134,7 +146,11 @@ impl Instances {
         let roles = words(&checked.roles);
         let capabilities = words(&checked.capabilities);
         let mut declared = checked.roles;
-        for _ in 0..TRIES {
+        let mut assigned = Vec::new();
+        // The first registration's answer, where tasks were left for further ones.
+        let mut first = None;
+        let mut tries = 0;
+        while tries < TRIES {
             let mut call = REGISTER.prepare_invoke();
             call.key(self.store.keys.instance(id))
                 .key(self.store.keys.active())
@@ -149,17 +165,39 @@ impl Instances {
                 .arg(&roles)
                 .arg(&capabilities);
             self.declare(&mut call, &declared);
-            let (again, held, incarnation, new, leader): (bool, String, u64, bool, Option<String>) =
-                self.store.invoke(&call).await?;
-            if !again {
-                return Ok(Registered {
-                    incarnation,
-                    ttl_ms: registering.ttl_ms,
-                    leader,
-                    new,
-                });
+            assignment::declare(&mut call, &self.store.keys);
+            call.key(self.store.keys.inbox(id)).arg(TAKES);
+            let (again, held, incarnation, new, leader, given): (
+                u8,
+                String,
+                u64,
+                bool,
+                Option<String>,
+                Vec<String>,
+            ) = self.store.invoke(&call).await?;
+            match again {
+                0 => {
+                    let more = given.len() == TAKES;
+                    assigned.extend(given);
+                    let new = *first.get_or_insert(new);
+                    if more {
+                        tries = 0;
+                        continue;
+                    }
+                    return Ok(Registered {
+                        incarnation,
+                        ttl_ms: registering.ttl_ms,
+                        leader,
+                        new,
+                        assigned,
+                    });
+                }
+                1 => learn(&mut declared, &held),
+                _ => {
+                    self.lose(id).await?;
+                }
             }
-            learn(&mut declared, &held);
+            tries += 1;
         }
         Err(contended(id))
     }
@@ -206,7 +244,9 @@ impl Instances {
     ) -> Result<Unregistered, CoordinationError> {
         check_id("instance_id", id)?;
         let mut declared = BTreeSet::new();
-        for _ in 0..TRIES {
+        let mut inboxes = Inboxes::of(id);
+        let mut tries = 0;
+        while tries < TRIES {
             let mut call = UNREGISTER.prepare_invoke();
             call.key(self.store.keys.instance(id))
                 .key(self.store.keys.active())
@@ -216,15 +256,29 @@ impl Instances {
                 .arg(or_empty(incarnation));
             self.declare(&mut call, &declared);
             call.arg(millis(KEPT));
-            let (again, held, unregistered, tasks_reassigned): (bool, String, bool, u64) =
-                self.store.invoke(&call).await?;
-            if !again {
-                return Ok(Unregistered {
-                    unregistered,
-                    tasks_reassigned,
-                });
+            assignment::declare(&mut call, &self.store.keys);
+            inboxes.declare(&mut call, &self.store.keys);
+            let (again, held, unregistered, tasks_reassigned, named): (
+                u8,
+                String,
+                bool,
+                u64,
+                String,
+            ) = self.store.invoke(&call).await?;
+            match again {
+                0 => {
+                    return Ok(Unregistered {
+                        unregistered,
+                        tasks_reassigned,
+                    });
+                }
+                1 => {
+                    tries += 1;
+                    learn(&mut declared, &held);
+                    inboxes.learn(&named);
+                }
+                _ => tries = 0,
             }
-            learn(&mut declared, &held);
         }
         Err(contended(id))
     }
@@ -252,7 +306,9 @@ impl Instances {
 
     async fn lose(&self, id: &str) -> Result<Option<Lost>, CoordinationError> {
         let mut declared = BTreeSet::new();
-        for _ in 0..TRIES {
+        let mut inboxes = Inboxes::of(id);
+        let mut tries = 0;
+        while tries < TRIES {
             let mut call = LOSE.prepare_invoke();
             call.key(self.store.keys.instance(id))
                 .key(self.store.keys.active())
@@ -262,23 +318,33 @@ impl Instances {
                 .arg(id);
             self.declare(&mut call, &declared);
             call.arg(millis(KEPT)).arg(millis(RECENTLY));
-            let (again, held, lost, incarnation, last_seen, tasks_reassigned): (
-                bool,
+            assignment::declare(&mut call, &self.store.keys);
+            inboxes.declare(&mut call, &self.store.keys);
+            let (again, held, lost, incarnation, last_seen, tasks_reassigned, named): (
+                u8,
                 String,
                 bool,
                 u64,
                 u64,
                 u64,
+                String,
             ) = self.store.invoke(&call).await?;
-            if !again {
-                return Ok(lost.then(|| Lost {
-                    id: id.to_owned(),
-                    incarnation,
-                    last_seen,
-                    tasks_reassigned,
-                }));
+            match again {
+                0 => {
+                    return Ok(lost.then(|| Lost {
+                        id: id.to_owned(),
+                        incarnation,
+                        last_seen,
+                        tasks_reassigned,
+                    }));
+                }
+                1 => {
+                    tries += 1;
+                    learn(&mut declared, &held);
+                    inboxes.learn(&named);
+                }
+                _ => tries = 0,
             }
-            learn(&mut declared, &held);
         }
         Err(contended(id))
     }
@@ -290,11 +356,6 @@ impl Instances {
         }
         call.arg(words(roles));
     }
-}
-
-fn words(set: &BTreeSet<String>) -> String {
-    let words: Vec<&str> = set.iter().map(String::as_str).collect();
-    words.join(" ")
 }
 
 fn learn(declared: &mut BTreeSet<String>, held: &str) {

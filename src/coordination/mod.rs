@@ -1,6 +1,7 @@
 //! State that instances share. Each rule is one Lua script beside the Rust that calls it: atomic,
 //! idempotent, on the server's clock.
 
+mod assignment;
 pub mod ballot;
 pub mod ballots;
 pub mod batch;
@@ -14,4 +15,7 @@ pub mod limits;
 mod outbox;
 pub mod roster;
 mod store;
+pub mod task;
+pub mod task_list;
+pub mod tasks;
 pub mod view;

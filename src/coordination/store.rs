@@ -4,6 +4,7 @@ use crate::bus::connect::Connector;
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
 use redis::{FromRedisValue, Pipeline, ScriptInvocation};
+use std::collections::BTreeSet;
 
 /// The keys of one namespace and the way to the server that has them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -63,4 +64,10 @@ impl Store {
 /// What `TIME` answers, in Unix ms.
 pub(super) fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
     seconds * 1000 + micros / 1000
+}
+
+/// A set as scripts take it: words with one space between them, sorted.
+pub(super) fn words(set: &BTreeSet<String>) -> String {
+    let words: Vec<&str> = set.iter().map(String::as_str).collect();
+    words.join(" ")
 }

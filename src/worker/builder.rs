@@ -10,6 +10,7 @@ use crate::coordination::batches::Batches;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
+use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
 use crate::handlers::system::batch_process::Runner;
 use crate::registry::context::{Process, States};
@@ -117,7 +118,9 @@ impl Builder {
         let keys = settings.keys()?;
         let connector = Connector::new(&settings.redis_url, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
+        let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         states.insert(instances.clone());
+        states.insert(tasks.clone());
         let leases = Leases::default();
         states.insert(Runner::new(
             connector.clone(),
@@ -143,6 +146,7 @@ impl Builder {
             handlers,
             process,
             instances,
+            tasks,
             leases,
             catalog,
         })

@@ -11,15 +11,15 @@ use super::{RunError, Worker};
 use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, reconnect_delay};
 use crate::bus::error::BusError;
-use crate::bus::keys::Keys;
 use crate::bus::trim::Trimmer;
-use crate::bus::{claim, delay, json, lifetime};
+use crate::bus::{claim, delay, json};
 use crate::config::Settings;
 use crate::coordination::batches::Batches;
 use crate::coordination::catalog::{self, Catalog, Method};
 use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, SWEEP};
 use crate::coordination::leases::Leases;
+use crate::coordination::tasks::Tasks;
 use crate::registry::context::unix_ms;
 use crate::registry::layers::circuit::CircuitChange;
 use std::sync::Arc;
@@ -45,8 +45,6 @@ const SUMMARY_PAUSE: Duration = Duration::from_secs(10);
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
 /// How long to wait before what the handlers are is published again after a failure.
 const METHODS_PAUSE: Duration = Duration::from_secs(60);
-/// How long the inbox of an instance that is gone is kept.
-const INBOX_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// The keeper of a running worker.
 pub struct Keeper {
@@ -59,6 +57,7 @@ struct Chores {
     settings: Settings,
     connector: Connector,
     instances: Instances,
+    tasks: Tasks,
     leases: Leases,
     batches: Batches,
     lanes: Vec<Arc<Shared>>,
@@ -67,8 +66,6 @@ struct Chores {
     catalog: Catalog,
     methods: Vec<(String, Method)>,
     incarnation: AtomicU64,
-    keys: Keys,
-    inbox: String,
     broadcast: String,
 }
 
@@ -86,6 +83,7 @@ impl Keeper {
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
             instances: Instances::new(connector.clone(), keys.clone()),
+            tasks: Tasks::new(connector.clone(), keys.clone()),
             leases: worker.leases.clone(),
             batches: Batches::new(connector.clone(), keys.clone()),
             catalog: Catalog::new(connector.clone(), keys.clone()),
@@ -95,8 +93,6 @@ impl Keeper {
             triggers: lanes.triggers(),
             registering,
             incarnation: incarnation.into(),
-            keys: keys.clone(),
-            inbox: keys.inbox(worker.id()),
             broadcast: keys.broadcast(),
         });
         let stop = CancellationToken::new();
@@ -134,7 +130,6 @@ impl Keeper {
                 tracing::warn!(instance = id, %error, "not unregistered; it will be declared lost")
             }
         }
-        self.chores.expire_inbox(id).await.ok();
     }
 }
 
@@ -180,7 +175,6 @@ impl Chores {
         let mut failures = 0;
         // The registration was the first pulse.
         let mut next = Instant::now() + third;
-        self.keep_inbox().await.ok();
         loop {
             tokio::time::sleep_until(next.into()).await;
             let incarnation = self.incarnation.load(Ordering::Relaxed);
@@ -221,18 +215,7 @@ impl Chores {
             incarnation = registered.incarnation,
             "was declared lost, or the server lost its data: registered again"
         );
-        self.keep_inbox().await.ok();
         Ok(())
-    }
-
-    async fn keep_inbox(&self) -> Result<(), BusError> {
-        let mut connection = self.connector.pooled().await?;
-        lifetime::keep(&mut connection, &self.inbox).await
-    }
-
-    async fn expire_inbox(&self, id: &str) -> Result<(), BusError> {
-        let mut connection = self.connector.pooled().await?;
-        lifetime::expire(&mut connection, &self.keys.inbox(id), INBOX_TTL).await
     }
 
     /// Renews the lease of what has been in hand for a third of the claim time.
@@ -275,7 +258,8 @@ impl Chores {
         Ok(())
     }
 
-    /// Declares expired instances lost, all instances together about four times a second.
+    /// Declares expired instances lost and looks at the tasks that wait, all instances together about
+    /// four times a second.
     async fn sweep(&self) {
         let ttl = self.settings.heartbeat_ttl;
         let mut pause = Duration::from_millis(250);
@@ -293,7 +277,9 @@ impl Chores {
                             last_seen = lost.last_seen,
                             "an instance was lost"
                         );
-                        self.expire_inbox(&lost.id).await.ok();
+                    }
+                    if let Err(error) = self.tasks.assign_waiting().await {
+                        tracing::debug!(%error, "looking at the tasks that wait failed");
                     }
                 }
                 Err(error) => {

@@ -2,7 +2,8 @@
 //!
 //! | part | what it does | where it runs |
 //! |---|---|---|
-//! | lane *control* | runs `system` and `task` events and the inbox | a task |
+//! | lane *control* | runs `system` and `task` events | a task |
+//! | lane *tasks* | runs what arrives in the inbox: the tasks assigned to this instance | a task |
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
 //! | keeper | pulses, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
@@ -27,6 +28,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
 use crate::coordination::leases::Leases;
+use crate::coordination::tasks::Tasks;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
 use builder::Builder;
@@ -44,6 +46,7 @@ pub struct Worker {
     handlers: Vec<Registration>,
     process: Arc<Process>,
     instances: Instances,
+    tasks: Tasks,
     leases: Leases,
     catalog: Catalog,
 }
@@ -162,6 +165,15 @@ impl Worker {
             tracing::warn!(%error, "what the handlers are could not be published; trying again later");
         }
         let registering = self.registering(&lanes);
+        // What an older process of this id was at when it died would run here again, and kill this
+        // one too if that was why.
+        let left = self.tasks.release(self.id()).await;
+        if left.map_err(RunError::Registration)? > 0 {
+            tracing::warn!(
+                instance = self.id(),
+                "an older process of this id left tasks behind: they were assigned again"
+            );
+        }
         let registered = self
             .instances
             .register(&registering)
@@ -237,10 +249,13 @@ impl Worker {
                 in_flight = lanes.in_flight(),
                 "draining"
             );
-            tokio::select! {
-                () = tokio::time::sleep(self.settings.drain_timeout) => {}
-                () = ending.stop.cancelled() => {}
-            }
+            let over = async {
+                tokio::select! {
+                    () = tokio::time::sleep(self.settings.drain_timeout) => {}
+                    () = ending.stop.cancelled() => {}
+                }
+            };
+            let (_, ()) = tokio::join!(self.tasks.retire(self.id()), over);
             let left = lanes.in_flight();
             tracing::warn!(
                 instance = self.id(),

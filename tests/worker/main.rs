@@ -12,3 +12,4 @@ mod failures;
 mod lifecycle;
 mod rig;
 mod state;
+mod tasks;

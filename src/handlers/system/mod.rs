@@ -9,9 +9,9 @@ mod quorum_vote;
 mod register;
 mod unregister;
 
+use super::encoded;
 use crate::registry::policy::Policy;
 use crate::registry::router::Registration;
-use rmpv::Value;
 use std::time::Duration;
 
 /// Heartbeats that one source may send in a minute.
@@ -66,12 +66,4 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new().describe("Lists what the active instances can be asked for, and how."),
         ),
     ]
-}
-
-/// A MessagePack map as it travels on; its bounds are checked where it is stored.
-fn encoded(map: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // A vector takes every write.
-    rmpv::encode::write_value(&mut bytes, map).ok();
-    bytes
 }
