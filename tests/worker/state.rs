@@ -219,6 +219,8 @@ async fn the_state_is_what_is_there_at_that_moment() {
         (&state["batches"], &state["decisions"]),
         (&json!([]), &json!([]))
     );
+    let none = json!({"pending": 0, "assigned": 0, "completed": 0, "failed": 0, "items": []});
+    assert_eq!(state["tasks"], none);
     assert_eq!(state.get("leader").and_then(Value::as_str), leader(&state));
     let facts = state["recent_events"].as_array().unwrap();
     let first = facts.last().unwrap();
@@ -228,6 +230,11 @@ async fn the_state_is_what_is_there_at_that_moment() {
     assert!(first["id"].as_str().unwrap().contains('-'));
 
     // Everything that changes is seen at once.
+    let task = json!({"task_id": "t-1", "kind": "math.unheard_of"});
+    rig.answer("task.create", &task).await;
+    let state = rig.answer("system.get_state", &json!({})).await;
+    assert_eq!(state["tasks"]["pending"], 1);
+    assert_eq!(state["tasks"]["items"][0]["task_id"], "t-1");
     let instances = rig.instances();
     for id in ["v-2", "v-3", "v-4"] {
         instances

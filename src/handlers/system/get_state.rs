@@ -8,7 +8,9 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Instance;
 use crate::coordination::instances::Instances;
 use crate::coordination::roster::{Condition, Detail};
+use crate::coordination::tasks::Tasks;
 use crate::coordination::view::{self, MAX_RECENT, StreamSize, View};
+use crate::handlers::task::Shown;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -18,6 +20,8 @@ use serde::{Deserialize, Serialize};
 const MAX_INSTANCES: usize = 1000;
 /// Batches in one answer.
 const MAX_BATCHES: usize = 100;
+/// Tasks in one answer.
+const MAX_TASKS: usize = 100;
 /// Decisions in one answer.
 const MAX_DECISIONS: usize = 100;
 
@@ -46,12 +50,25 @@ pub struct State {
     instances_total: u64,
     /// The batches that went on last; at most 100.
     batches: Vec<BatchState>,
+    tasks: TasksSeen,
     /// The latest ballots; at most 100.
     decisions: Vec<Decision>,
     /// The streams that workers of now or lately read or write; at most 1000.
     streams: Vec<Stream>,
     /// The latest facts, the last one first.
     recent_events: Vec<Fact>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct TasksSeen {
+    pending: u64,
+    assigned: u64,
+    /// Since ever.
+    completed: u64,
+    /// Since ever.
+    failed: u64,
+    /// The assigned, the waiting and the finished; at most 100.
+    items: Vec<Shown>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -225,9 +242,12 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
     let instances = context.state::<Instances>()?;
     let batches = context.state::<Batches>()?;
     let ballots = context.state::<Ballots>()?;
-    let (leader, known, batches, decisions, streams, facts) = tokio::try_join!(
+    let tasks = context.state::<Tasks>()?;
+    let (leader, known, counts, items, batches, decisions, streams, facts) = tokio::try_join!(
         view.leader(),
         instances.known(Detail::Brief, MAX_INSTANCES),
+        tasks.counts(),
+        tasks.list(None, MAX_TASKS),
         batches.list(MAX_BATCHES),
         ballots.list(MAX_DECISIONS),
         view.streams(),
@@ -242,6 +262,13 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
         instances: known.listed.into_iter().map(Seen::of).collect(),
         instances_total: known.total,
         batches: batches.into_iter().map(BatchState::from).collect(),
+        tasks: TasksSeen {
+            pending: counts.pending,
+            assigned: counts.assigned,
+            completed: counts.completed,
+            failed: counts.failed,
+            items: items.into_iter().map(Shown::from).collect(),
+        },
         decisions: decisions?,
         streams: streams.into_iter().map(Stream::from).collect(),
         recent_events: facts.iter().map(Fact::of).collect(),
