@@ -20,6 +20,11 @@ impl Output {
         }
     }
 
+    /// In which form.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Whether a program reads it.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
@@ -27,7 +32,14 @@ impl Output {
 
     /// Whether a person reads it now.
     pub fn is_terminal(&self) -> bool {
-        self.terminal && !self.is_json()
+        self.terminal && self.format == Format::Text
+    }
+
+    /// Lines, which must be printable already.
+    pub fn text(&self, lines: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(lines.as_bytes())?;
+        out.flush()
     }
 
     /// One line, which must be printable already.
@@ -113,7 +125,7 @@ pub fn may_colour(terminal: bool) -> bool {
 /// Says on stderr what went wrong.
 pub fn complain(format: Format, message: &str) {
     let line = match format {
-        Format::Text => format!("convoke: {}", printable(message)),
+        Format::Text | Format::Prometheus => format!("convoke: {}", printable(message)),
         Format::Json => json(&serde_json::json!({ "error": message })),
     };
     complain_line(&line);

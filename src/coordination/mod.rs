@@ -2,9 +2,13 @@
 //! idempotent, on the server's clock.
 
 pub mod error;
+pub mod gossip;
 pub mod instance;
 pub mod instances;
+pub mod leader;
 pub mod limits;
+pub mod metrics;
 mod outbox;
+mod ping;
 pub mod roster;
 mod store;

@@ -3,7 +3,7 @@
 -- the fact. The same call twice changes nothing more than the expiry.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 leader
---       7… one role set for each role of ARGV[7], in its order
+--       7 suspects  8 what observers said of it  9… one role set for each role of ARGV[7], in its order
 -- ARGV  1 id  2 ttl in ms  3 capacity  4 metadata (MessagePack)  5 roles  6 capabilities
 --       7 the roles whose sets are declared: at least those of ARGV[5]
 --       Lists are words with one space between them, in sorted order.
@@ -14,7 +14,7 @@
 -- An instance that is past its expiry but was not swept yet begins a new incarnation here, without
 -- an instance.lost: the fact of the higher incarnation says that the older one ended, and whoever
 -- registers again under an id takes its own pending entries back.
-local hash, active, capabilities, lost, broadcast, leader = unpack(KEYS, 1, 6)
+local hash, active, capabilities, lost, broadcast, leader, suspects, voices = unpack(KEYS, 1, 8)
 local id, ttl, capacity, metadata, roles, kinds = unpack(ARGV, 1, 6)
 
 local function words(list)
@@ -26,7 +26,7 @@ local function set_of(list)
   return set
 end
 
-local role_key, at = {}, 6
+local role_key, at = {}, 8
 for role in words(ARGV[7]) do
   at = at + 1
   role_key[role] = KEYS[at]
@@ -59,7 +59,8 @@ local incarnation = before[2]
 if not alive then
   local last = tonumber(before[2] or 0)
   incarnation = string.format('%.0f', math.max(last + 1, clock[1] * 1000000 + clock[2]))
-  redis.call('DEL', hash)
+  redis.call('DEL', hash, voices)
+  redis.call('ZREM', suspects, id)
   redis.call('HSET', hash, 'registered_at', now, 'load', 0)
 end
 redis.call('HSET', hash, 'id', id, 'status', 'active', 'incarnation', incarnation,
@@ -78,4 +79,7 @@ if changed then
   redis.call('XADD', broadcast, '*', 'type', 'instance.registered', 'time', now, 'data',
     cmsgpack.pack({id = id, roles = held, incarnation = tonumber(incarnation)}))
 end
-return {0, '', incarnation, alive and 0 or 1, redis.call('HGET', leader, 'id')}
+local leads = redis.call('HMGET', leader, 'id', 'until')
+local stands = leads[1] and tonumber(leads[2] or 0) > now
+  and tonumber(redis.call('ZSCORE', active, leads[1]) or 0) > now
+return {0, '', incarnation, alive and 0 or 1, stands and leads[1]}

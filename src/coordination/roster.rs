@@ -3,9 +3,8 @@
 use super::error::CoordinationError;
 use super::instance::Instance;
 use super::instances::{Instances, RECENTLY};
-use crate::bus::error::BusError;
 use redis::Script;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -24,16 +23,41 @@ pub struct Census {
     pub at: u64,
     /// Instances that are alive.
     pub active: u64,
+    /// Those of them that a peer suspects.
+    pub suspect: u64,
     /// Expired instances that were not swept yet.
     pub expired: u64,
     /// Instances that were declared lost within [`RECENTLY`] and did not register again.
     pub recently_lost: u64,
+    /// Whether a partition was detected and has not healed yet.
+    pub partition: bool,
+}
+
+impl Census {
+    /// Instances that are alive and that nobody suspects.
+    pub fn healthy(&self) -> u64 {
+        self.active.saturating_sub(self.suspect)
+    }
+
+    /// All that are known: active or lost lately. Who unregistered is not.
+    pub fn known(&self) -> u64 {
+        self.active + self.expired + self.recently_lost
+    }
+
+    /// Whether these numbers make a partition: it begins when fewer than half of the known instances
+    /// are healthy, and ends when more than 70 % are.
+    pub fn is_partitioned(&self) -> bool {
+        match self.partition {
+            true => 10 * self.healthy() <= 7 * self.known(),
+            false => 2 * self.healthy() < self.known(),
+        }
+    }
 }
 
 /// A census with the ids of expired instances.
 pub(super) struct Named {
-    pub active: u64,
-    pub expired: u64,
+    pub leader: Option<String>,
+    pub counts: Census,
     pub named: Vec<String>,
 }
 
@@ -51,32 +75,33 @@ impl Instances {
     /// # Errors
     /// `Bus`.
     pub async fn census(&self) -> Result<Census, CoordinationError> {
-        let (at, active, expired, recently_lost, _) = self.count(0).await?;
-        Ok(Census {
-            at,
-            active,
-            expired,
-            recently_lost,
-        })
+        Ok(self.census_naming(0).await?.counts)
     }
 
     /// Counts the instances and names that many expired ones, the oldest first.
     pub(super) async fn census_naming(&self, limit: usize) -> Result<Named, CoordinationError> {
-        let (_, active, expired, _, named) = self.count(limit).await?;
-        Ok(Named {
-            active,
-            expired,
-            named,
-        })
-    }
-
-    async fn count(&self, limit: usize) -> Result<(u64, u64, u64, u64, Vec<String>), BusError> {
         let mut call = CENSUS.prepare_invoke();
         call.key(self.store.keys.active())
             .key(self.store.keys.lost())
+            .key(self.store.keys.suspects())
+            .key(self.store.keys.partition())
+            .key(self.store.keys.leader())
             .arg(limit)
             .arg(RECENTLY.as_millis() as u64);
-        self.store.invoke(&call).await
+        let (at, active, expired, recently_lost, named, suspect, partition, leader): Counted =
+            self.store.invoke(&call).await?;
+        Ok(Named {
+            leader,
+            counts: Census {
+                at,
+                active,
+                suspect,
+                expired,
+                recently_lost,
+                partition,
+            },
+            named,
+        })
     }
 
     /// The instances that are alive, in the order of their expiry.
@@ -92,7 +117,12 @@ impl Instances {
             .arg(self.store.keys.active())
             .arg(format!("({now}"))
             .arg("+inf");
-        let (ids,): (Vec<String>,) = self.store.ask(&alive).await?;
+        alive
+            .cmd("ZRANGEBYSCORE")
+            .arg(self.store.keys.suspects())
+            .arg(format!("({now}"))
+            .arg("+inf");
+        let (ids, suspects): (Vec<String>, HashSet<String>) = self.store.ask(&alive).await?;
         let mut instances = Vec::with_capacity(ids.len());
         for page in ids.chunks(PAGE) {
             let mut reads = redis::pipe();
@@ -101,6 +131,9 @@ impl Instances {
             }
             let hashes: Vec<HashMap<String, Vec<u8>>> = self.store.ask(&reads).await?;
             instances.extend(hashes.into_iter().filter_map(Instance::from_hash));
+        }
+        for instance in &mut instances {
+            instance.suspect = suspects.contains(&instance.id);
         }
         Ok(instances)
     }
@@ -160,6 +193,9 @@ impl Instances {
         Ok(gone)
     }
 }
+
+/// What the script returns, in its order.
+type Counted = (u64, u64, u64, u64, Vec<String>, u64, bool, Option<String>);
 
 fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
     seconds * 1000 + micros / 1000

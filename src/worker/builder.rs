@@ -6,6 +6,7 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::instances::Instances;
+use crate::coordination::metrics::OwnReport;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -112,6 +113,8 @@ impl Builder {
         let connector = Connector::new(&settings.redis_url, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
         states.insert(instances.clone());
+        let own_report = OwnReport::default();
+        states.insert(own_report.clone());
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
@@ -124,6 +127,7 @@ impl Builder {
             handlers,
             process,
             instances,
+            own_report,
         })
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | lane *control* | runs `system` and `task` events and the inbox | a task |
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
-//! | keeper | pulses, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
+//! | keeper | pulses, watches peers, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
 pub mod builder;
@@ -13,6 +13,7 @@ mod keeper;
 mod lane;
 mod lanes;
 mod reader;
+mod report;
 mod settle;
 mod takeover;
 mod watch;
@@ -25,11 +26,13 @@ use crate::config::Settings;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
+use crate::coordination::metrics::OwnReport;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
 use builder::Builder;
 use keeper::Keeper;
 use lanes::{Lanes, Running};
+use report::Reporter;
 use std::io;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,6 +45,7 @@ pub struct Worker {
     handlers: Vec<Registration>,
     process: Arc<Process>,
     instances: Instances,
+    own_report: OwnReport,
 }
 
 /// Why a worker ended that was not told to.
@@ -164,7 +168,12 @@ impl Worker {
         }
         let Registered { incarnation, .. } = registered;
         let running = lanes.start().await?;
-        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation)?;
+        let reporter = Arc::new(Reporter::new(&lanes));
+        // The process, which the reporter holds on to, holds this one.
+        let own = Arc::downgrade(&reporter);
+        self.own_report
+            .comes_from(move || Some(own.upgrade()?.report()));
+        let keeper = Keeper::start(&self, &mut lanes, reporter, registering, incarnation)?;
         tracing::info!(
             instance = self.id(),
             incarnation,

@@ -2,9 +2,12 @@
 
 mod health;
 mod heartbeat;
+mod metrics;
+mod ping;
 mod register;
 mod unregister;
 
+use crate::coordination::gossip::PING;
 use crate::registry::policy::Policy;
 use crate::registry::router::Registration;
 use rmpv::Value;
@@ -40,6 +43,18 @@ pub fn registrations() -> Vec<Registration> {
             "system.health",
             health::health,
             Policy::new().describe("Looks at the services and the instances, live."),
+        ),
+        Registration::new(
+            "system.metrics",
+            metrics::metrics,
+            Policy::new().describe("Adds up what all instances did and how they are, live."),
+        ),
+        Registration::new(
+            PING,
+            ping::ping,
+            Policy::new()
+                .silent()
+                .describe("Answers. Peers ask it over the inbox when an instance's pulse is late."),
         ),
     ]
 }

@@ -1,0 +1,224 @@
+//! Keeps a worker alive in the eyes of the others, and does the chores that any of them may do.
+//!
+//! It runs on a thread of its own with a pool of its own: a handler that blocks its thread, or takes
+//! every connection, must not make the worker look dead.
+//!
+//! | duty | how often |
+//! |---|---|
+//! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
+//! | `renew`: renews leases of what runs long | a sixth of the claim time |
+//! | `sweep`: declares the expired lost, tells of partitions | all instances together four times a second |
+//! | `promote`: moves what is due from the delay queues | 250 ms or less |
+//! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
+//! | `upkeep`: looks for stale entries, keeps the claim counters | a quarter of the claim time; an hour |
+//! | `announce`: tells of circuits, as they change | |
+//! | `summary`: sums up failures in the log | 10 s |
+
+mod announce;
+mod peers;
+mod promote;
+mod pulse;
+mod renew;
+mod summary;
+mod sweep;
+mod trim;
+mod upkeep;
+
+use super::lane::Shared;
+use super::lanes::{Lanes, Triggers};
+use super::report::Reporter;
+use super::watch::Watch;
+use super::{RunError, Worker};
+use crate::bus::connect::Connector;
+use crate::bus::error::BusError;
+use crate::bus::keys::Keys;
+use crate::bus::lifetime;
+use crate::config::Settings;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instance::Registering;
+use crate::coordination::instances::Instances;
+use crate::coordination::leader::Lead;
+use crate::registry::layers::circuit::CircuitChange;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
+
+/// Connections of the keeper's pool.
+const POOL: usize = 4;
+/// How long the inbox of an instance that is gone is kept.
+const INBOX_TTL: Duration = Duration::from_secs(24 * 3600);
+
+/// The keeper of a running worker.
+pub struct Keeper {
+    thread: JoinHandle<()>,
+    stop: CancellationToken,
+    chores: Arc<Chores>,
+}
+
+/// What the duties share.
+struct Chores {
+    settings: Settings,
+    connector: Connector,
+    instances: Instances,
+    lanes: Vec<Arc<Shared>>,
+    triggers: Triggers,
+    reporter: Arc<Reporter>,
+    registering: Registering,
+    incarnation: AtomicU64,
+    lead: Mutex<Option<Lead>>,
+    keys: Keys,
+    inbox: String,
+    broadcast: String,
+}
+
+impl Keeper {
+    /// Starts the thread.
+    pub fn start(
+        worker: &Worker,
+        lanes: &mut Lanes,
+        reporter: Arc<Reporter>,
+        registering: Registering,
+        incarnation: u64,
+    ) -> Result<Self, RunError> {
+        let keys = &worker.process.keys;
+        let connector = Connector::new(&worker.settings.redis_url, POOL)?;
+        let chores = Arc::new(Chores {
+            settings: worker.settings.clone(),
+            instances: Instances::new(connector.clone(), keys.clone()),
+            connector,
+            lanes: lanes.shared().to_vec(),
+            triggers: lanes.triggers(),
+            reporter,
+            registering,
+            incarnation: incarnation.into(),
+            lead: Mutex::default(),
+            keys: keys.clone(),
+            inbox: keys.inbox(worker.id()),
+            broadcast: keys.broadcast(),
+        });
+        let stop = CancellationToken::new();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let (work, until) = (chores.clone(), stop.clone());
+        let changes = lanes.take_changes();
+        let thread = std::thread::Builder::new()
+            .name("keeper".into())
+            .spawn(move || runtime.block_on(work.all(changes, until)))?;
+        Ok(Self {
+            thread,
+            stop,
+            chores,
+        })
+    }
+
+    /// Stops the thread, then takes the instance out of the active ones.
+    pub async fn stop(self, instances: &Instances) {
+        self.stop.cancel();
+        let thread = self.thread;
+        if tokio::task::spawn_blocking(|| thread.join().is_ok())
+            .await
+            .ok()
+            != Some(true)
+        {
+            tracing::error!("the keeper failed");
+        }
+        let id = self.chores.id();
+        let incarnation = self.chores.incarnation();
+        let report = self.chores.reporter.report();
+        // What was done since the last pulse.
+        if let Err(error) = instances.report(id, Some(incarnation), &report).await {
+            tracing::debug!(%error, "the last report was not sent");
+        }
+        match instances.unregister(id, Some(incarnation)).await {
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(instance = id, %error, "not unregistered; it will be declared lost")
+            }
+        }
+        self.chores.expire_inbox(id).await.ok();
+    }
+}
+
+impl Chores {
+    async fn all(
+        self: Arc<Self>,
+        changes: Option<UnboundedReceiver<CircuitChange>>,
+        stop: CancellationToken,
+    ) {
+        let watch = Watch {
+            connector: self.connector.clone(),
+            instances: self.instances.clone(),
+            lanes: self.lanes.clone(),
+            triggers: self.triggers.clone(),
+            broadcast: self.broadcast.clone(),
+            compare: self.settings.heartbeat_ttl,
+        };
+        let chores = async {
+            tokio::join!(
+                pulse::run(&self),
+                renew::run(&self),
+                sweep::run(&self),
+                promote::run(&self),
+                trim::run(&self),
+                upkeep::look_for_stale(&self),
+                upkeep::keep_claims(&self),
+                announce::run(&self, changes),
+                summary::run(&self),
+                watch.run(stop.clone()),
+            );
+        };
+        tokio::select! {
+            () = chores => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    fn id(&self) -> &str {
+        &self.registering.id
+    }
+
+    fn incarnation(&self) -> u64 {
+        self.incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Whether this instance leads, as far as it can know without asking.
+    fn leads(&self) -> bool {
+        let lead = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
+        lead.as_ref().is_some_and(Lead::is_current)
+    }
+
+    fn set_lead(&self, lead: Option<Lead>) {
+        let mut held = self.lead.lock().unwrap_or_else(PoisonError::into_inner);
+        let terms = (held.map(|lead| lead.term), lead.map(|lead| lead.term));
+        *held = lead;
+        match terms {
+            (before, Some(term)) if before != Some(term) => tracing::info!(term, "leads"),
+            (Some(term), None) => tracing::info!(term, "leads no more"),
+            _ => {}
+        }
+    }
+
+    /// Takes the lead if nobody has it, or renews it.
+    async fn contend(&self) -> Result<(), CoordinationError> {
+        let contest = self
+            .instances
+            .contend(self.id(), self.incarnation())
+            .await?;
+        self.set_lead(contest.lead);
+        Ok(())
+    }
+
+    async fn keep_inbox(&self) -> Result<(), BusError> {
+        let mut connection = self.connector.pooled().await?;
+        lifetime::keep(&mut connection, &self.inbox).await
+    }
+
+    async fn expire_inbox(&self, id: &str) -> Result<(), BusError> {
+        let mut connection = self.connector.pooled().await?;
+        lifetime::expire(&mut connection, &self.keys.inbox(id), INBOX_TTL).await
+    }
+}
