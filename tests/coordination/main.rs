@@ -4,6 +4,9 @@
 mod support;
 
 mod fleet;
+mod gossip;
+mod leader;
+mod metrics;
 mod register;
 mod sweep;
 mod transitions;

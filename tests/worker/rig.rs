@@ -122,6 +122,27 @@ impl Rig {
         }
     }
 
+    /// Waits until that many facts of a type were told, and gives them.
+    pub async fn wait_for_fact(&self, kind: &str, count: usize) -> Vec<Entry> {
+        let start = std::time::Instant::now();
+        loop {
+            let facts = self.entries("cb:broadcast").await.into_iter();
+            let told: Vec<Entry> = facts
+                .filter(|fact| fact.get("type") == Some(kind.as_bytes()))
+                .collect();
+            if told.len() >= count {
+                return told;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{kind}: {} of {count} facts",
+                told.len()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What is pending; nothing where the group is not there yet.
     pub async fn pending(&self, stream: &str) -> u64 {
         let mut connection = self.connection.clone();
         let summary: redis::Value = redis::cmd("XPENDING")
@@ -129,7 +150,7 @@ impl Rig {
             .arg("workers")
             .query_async(&mut connection)
             .await
-            .unwrap();
+            .unwrap_or(redis::Value::Array(vec![redis::Value::Int(0)]));
         match summary {
             redis::Value::Array(parts) => match parts.first() {
                 Some(redis::Value::Int(count)) => *count as u64,
