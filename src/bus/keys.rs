@@ -292,7 +292,7 @@ impl Keys {
         self.control(format_args!("partition"))
     }
 
-    /// What all instances did so far: a hash.
+    /// What all instances did so far: MessagePack.
     pub fn metrics(&self) -> String {
         self.control(format_args!("metrics"))
     }

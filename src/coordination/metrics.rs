@@ -366,20 +366,24 @@ impl Instances {
     pub async fn metrics(&self, detailed: bool) -> Result<Global, CoordinationError> {
         let keys = &self.store.keys;
         let mut reads = redis::pipe();
-        reads.cmd("HGETALL").arg(keys.metrics());
+        reads.cmd("GET").arg(keys.metrics());
         reads.cmd("TIME");
-        let (totals, (seconds, micros)): (HashMap<String, u64>, (u64, u64)) =
+        let (totals, (seconds, micros)): (Option<Vec<u8>>, (u64, u64)) =
             self.store.ask(&reads).await?;
         let now = seconds * 1000 + micros / 1000;
+        let totals = totals.and_then(|packed| Sums::unpacked(&packed));
         let mut global = Global {
-            sums: sums_of(&totals),
+            sums: totals.unwrap_or_default(),
             ..Global::default()
         };
         if detailed {
             let mut reads = redis::pipe();
             reads.cmd("HGETALL").arg(keys.handler_metrics());
-            let (fields,): (HashMap<String, u64>,) = self.store.ask(&reads).await?;
-            global.handlers = handlers_of(&fields);
+            let (totals,): (HashMap<String, Vec<u8>>,) = self.store.ask(&reads).await?;
+            let handlers = totals.into_iter();
+            global.handlers = handlers
+                .filter_map(|(kind, packed)| Some((kind, HandlerSums::unpacked(&packed)?)))
+                .collect();
         }
         let mut living = redis::pipe();
         living
@@ -440,49 +444,57 @@ fn evenness(values: &[f64]) -> f64 {
     sum * sum / (squares * values.len() as f64)
 }
 
-fn sums_of(fields: &HashMap<String, u64>) -> Sums {
-    let named = |name: &str| fields.get(name).copied().unwrap_or(0);
-    let mut latency = Histogram {
-        sum: named("c6"),
-        ..Histogram::default()
+/// Counters and histogram as the script keeps them.
+fn unpack(packed: &[u8]) -> Option<([u64; 5], Histogram)> {
+    let value = rmpv::decode::read_value(&mut &*packed).ok()?;
+    let parts = value.as_array()?;
+    let number = |at: usize| parts.get(at).and_then(Value::as_u64).unwrap_or(0);
+    let count = |(bucket, count): (u64, &Value)| {
+        let bucket = u16::try_from(bucket)
+            .ok()
+            .filter(|bucket| *bucket < BUCKETS)?;
+        Some((bucket, count.as_u64().filter(|count| *count > 0)?))
     };
-    for (field, &count) in fields {
-        add_bucket(&mut latency, field, count);
-    }
-    Sums {
-        events_processed: named("c1"),
-        events_failed: named("c2"),
-        tasks_completed: named("c3"),
-        latency,
-    }
-}
-
-fn handlers_of(fields: &HashMap<String, u64>) -> BTreeMap<String, HandlerSums> {
-    let mut handlers: BTreeMap<String, HandlerSums> = BTreeMap::new();
-    for (field, &value) in fields {
-        let Some((kind, name)) = field.split_once(' ') else {
-            continue;
-        };
-        let sums = handlers.entry(kind.to_owned()).or_default();
-        let latency = sums.latency.get_or_insert_default();
-        match name {
-            "c1" => sums.calls = value,
-            "c2" => sums.errors = value,
-            "c3" => sums.retries = value,
-            "c4" => sums.rate_limited = value,
-            "c5" => sums.cache_hits = value,
-            "c6" => latency.sum = value,
-            bucket => add_bucket(latency, bucket, value),
+    let counts = match parts.get(6)? {
+        Value::Map(pairs) => {
+            let pairs = pairs.iter();
+            let pairs = pairs.filter_map(|(bucket, count)| Some((bucket.as_u64()?, count)));
+            pairs.filter_map(count).collect()
         }
-    }
-    handlers
+        // To Lua, buckets from 1 on without a gap are a list.
+        Value::Array(counts) => (1..).zip(counts).filter_map(count).collect(),
+        _ => return None,
+    };
+    let latency = Histogram {
+        counts,
+        sum: number(5),
+    };
+    Some(([0, 1, 2, 3, 4].map(number), latency))
 }
 
-fn add_bucket(latency: &mut Histogram, field: &str, count: u64) {
-    if let Ok(bucket) = field.parse()
-        && bucket < BUCKETS
-    {
-        latency.counts.insert(bucket, count);
+impl Sums {
+    fn unpacked(packed: &[u8]) -> Option<Sums> {
+        let ([events_processed, events_failed, tasks_completed, _, _], latency) = unpack(packed)?;
+        Some(Sums {
+            events_processed,
+            events_failed,
+            tasks_completed,
+            latency,
+        })
+    }
+}
+
+impl HandlerSums {
+    fn unpacked(packed: &[u8]) -> Option<HandlerSums> {
+        let ([calls, errors, retries, rate_limited, cache_hits], latency) = unpack(packed)?;
+        Some(HandlerSums {
+            calls,
+            errors,
+            retries,
+            rate_limited,
+            cache_hits,
+            latency: Some(latency),
+        })
     }
 }
 

@@ -7,4 +7,5 @@ mod bad_input;
 mod basics;
 mod failures;
 mod lifecycle;
+mod metrics;
 mod rig;

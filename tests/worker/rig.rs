@@ -122,6 +122,20 @@ impl Rig {
         }
     }
 
+    pub async fn exists(&self, key: &str) -> bool {
+        let mut connection = self.connection.clone();
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(key);
+        exists.query_async(&mut connection).await.unwrap()
+    }
+
+    pub async fn keys(&self, pattern: &str) -> Vec<String> {
+        let mut connection = self.connection.clone();
+        let mut keys = redis::cmd("KEYS");
+        keys.arg(pattern);
+        keys.query_async(&mut connection).await.unwrap()
+    }
+
     /// Waits until that many facts of a type were told, and gives them.
     pub async fn wait_for_fact(&self, kind: &str, count: usize) -> Vec<Entry> {
         let start = std::time::Instant::now();

@@ -5,8 +5,10 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::gossip::{Observed, Opinion, Peer};
 use std::time::Duration;
 
-/// The longest wait for the answers to pings: short against the ttl, so that the next pulse is not late.
-const WAIT: Duration = Duration::from_secs(3);
+/// The longest wait for the answers to pings.
+const LONGEST: Duration = Duration::from_secs(3);
+/// The shortest one, unless the ttl is so short that the next pulse would be late.
+const SHORTEST: Duration = Duration::from_millis(250);
 
 /// Reports each peer once: one that has pulsed within half its ttl is healthy; one that is late is
 /// pinged, and is what comes of it.
@@ -29,7 +31,7 @@ pub async fn run_once(chores: &Chores, watch: Vec<Peer>) -> Result<(), Coordinat
         }
     }
     if !late.is_empty() {
-        let wait = (ttl / 10).min(WAIT);
+        let wait = (ttl / 10).clamp(SHORTEST, LONGEST).min(ttl / 4);
         let answered = chores
             .instances
             .ping_peers(chores.id(), &late, wait)
