@@ -60,7 +60,11 @@ local function add(sum, packed, kept)
     sum[6] = plus(sum[6], new[6], time)
     local counts = sum[7]
     for bucket, count in pairs(new[7]) do
-      if count ~= was[bucket] then counts[bucket] = plus(counts[bucket], count, was[bucket]) end
+      local more = count - (was[bucket] or 0)
+      if more > 0 then
+        more = (counts[bucket] or 0) + more
+        counts[bucket] = more < highest and more or highest
+      end
     end
   else
     new[6], new[7] = time, was

@@ -11,12 +11,16 @@
 //! *What they see.* How long a peer's lease still lasts; that costs nothing, since the heartbeat's
 //! answer says it. Only a peer that is late (half its ttl without a pulse) is sent a ping over its
 //! inbox, which its control lane answers, not what pulses. So a suspicion says that two ways are
-//! silent. A worker whose handlers block it is not suspect as long as it pulses.
+//! silent. A worker whose handlers block it is not suspect as long as it pulses. Workers say nothing
+//! of peers that are in time: those say it themselves. Watching costs three ids in each heartbeat's
+//! answer; a late peer costs each of its observers a ping and a report for each pulse that it misses.
+//! Every pulse to everyone over the broadcast stream would cost the square of the instances, and push
+//! out what others have to read there.
 //!
 //! *What becomes of it.* An observer has one voice for a peer, which counts until the observer's own
-//! ttl has passed and while it is alive. One voice makes the peer *suspect*. If more than half of the
-//! voices and at least two say so, its lease ends, and it is declared lost like any other whose lease
-//! ended, by the same script. A suspicion ends with a pulse of the peer (which takes back every voice
+//! ttl has passed and while it is alive. One suspecting voice makes the peer *suspect*. If more than
+//! half of the voices and at least two suspect it, its lease ends, and it is declared lost like any
+//! other whose lease ended, by the same script. A suspicion ends with a pulse of the peer (which takes back every voice
 //! so far), or when those who spoke say otherwise or lapse.
 //!
 //! *What it does not do.* Ids can be registered by anyone who may write to the control plane's

@@ -198,14 +198,16 @@ impl Instances {
         let load = beat.load.map(|load| (load + 0.0).to_string());
         call.arg(load.unwrap_or_default());
         let (alive, ttl_ms, leader, watch): (bool, u64, Option<String>, Vec<String>) =
-            self.store.invoke(&call).await?;
-        if alive {
-            if let Some(observed) = &beat.observed {
-                self.observe(&beat.id, beat.incarnation, observed).await?;
-            }
-            if let Some(metrics) = &beat.metrics {
-                self.report(&beat.id, beat.incarnation, metrics).await?;
-            }
+            match &beat.metrics {
+                None => self.store.invoke(&call).await?,
+                Some(report) => {
+                    let report = self.reporting(&beat.id, beat.incarnation, report);
+                    let (pulse, _): (_, bool) = self.store.invoke_both(&call, &report).await?;
+                    pulse
+                }
+            };
+        if let Some(observed) = beat.observed.as_ref().filter(|_| alive) {
+            self.observe(&beat.id, beat.incarnation, observed).await?;
         }
         Ok(Pulse {
             alive,

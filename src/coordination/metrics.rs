@@ -18,7 +18,7 @@ use super::instance::{MAX_REPORT, check_id};
 use super::instances::{Instances, KEPT, or_empty};
 use crate::bus::keys::is_event_type;
 use crate::registry::histogram::{BUCKETS, Histogram};
-use redis::Script;
+use redis::{Script, ScriptInvocation};
 use rmpv::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -38,7 +38,7 @@ const HIGHEST: u64 = 1 << 52;
 /// Bytes of the name of a process.
 const MAX_PROCESS: usize = 64;
 /// Instances asked about in one round trip.
-const PAGE: usize = 250;
+const PAGE: usize = 1000;
 
 /// What a handler lets through, the best first.
 const CIRCUITS: [&str; 3] = ["closed", "half-open", "open"];
@@ -95,7 +95,8 @@ pub struct Report {
     pub process: String,
     /// What it did.
     pub sums: Sums,
-    /// What its handlers did; at most [`MAX_HANDLERS`].
+    /// What its handlers did; at most [`MAX_HANDLERS`]. Those that did nothing since the last report
+    /// may be left out.
     pub handlers: BTreeMap<String, HandlerSums>,
     /// How it is.
     pub gauges: Gauges,
@@ -338,6 +339,16 @@ impl Instances {
         report: &Report,
     ) -> Result<bool, CoordinationError> {
         check_id("instance_id", id)?;
+        let call = self.reporting(id, incarnation, report);
+        Ok(self.store.invoke(&call).await?)
+    }
+
+    pub(super) fn reporting(
+        &self,
+        id: &str,
+        incarnation: Option<u64>,
+        report: &Report,
+    ) -> ScriptInvocation<'static> {
         let keys = &self.store.keys;
         let packed = report.bounded();
         let mut call = AGGREGATE.prepare_invoke();
@@ -356,7 +367,7 @@ impl Instances {
         for (kind, sums) in packed.handlers {
             call.arg(kind).arg(sums);
         }
-        Ok(self.store.invoke(&call).await?)
+        call
     }
 
     /// What all instances did and how they are.

@@ -11,8 +11,8 @@ use std::time::Duration;
 static CENSUS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("census.lua")));
 static CAPABLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("capable.lua")));
 
-/// Hashes read in one round trip. What pulses carry is bounded, so this bounds the answer.
-const PAGE: usize = 64;
+/// Hashes read in one round trip. What they hold is bounded, so this bounds the answer.
+const PAGE: usize = 250;
 /// Ids asked about in one round trip.
 const ASKED: usize = 1000;
 

@@ -6,7 +6,7 @@ use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
 use crate::registry::router::{Route, Router};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The time over which the rate is taken, at least, once the worker has run so long.
@@ -20,6 +20,7 @@ pub struct Reporter {
     lanes: Vec<Arc<Shared>>,
     router: Arc<Router>,
     samples: Mutex<VecDeque<(Instant, u64)>>,
+    acknowledged: Mutex<BTreeMap<String, HandlerSums>>,
 }
 
 impl Reporter {
@@ -30,6 +31,7 @@ impl Reporter {
             lanes: lanes.shared().to_vec(),
             router: lanes.router().clone(),
             samples: Mutex::new([(Instant::now(), 0)].into()),
+            acknowledged: Mutex::default(),
         }
     }
 
@@ -70,6 +72,37 @@ impl Reporter {
             handlers,
             gauges,
         }
+    }
+
+    /// The same without the handlers that did nothing since the last report that arrived.
+    pub fn news_of(&self, report: &Report) -> Report {
+        let known = self.known();
+        let news = report.handlers.iter();
+        let news = news.filter(|(kind, did)| known.get(*kind) != Some(*did));
+        Report {
+            handlers: news
+                .map(|(kind, did)| (kind.clone(), did.clone()))
+                .collect(),
+            process: report.process.clone(),
+            sums: report.sums.clone(),
+            gauges: report.gauges.clone(),
+        }
+    }
+
+    /// Notes that a report arrived.
+    pub fn acknowledged(&self, report: Report) {
+        *self.known() = report.handlers;
+    }
+
+    /// The server may have lost what it was told: the next report tells all.
+    pub fn forget(&self) {
+        self.known().clear();
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, HandlerSums>> {
+        self.acknowledged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The time since the youngest sample that is old enough, and what was processed in it.

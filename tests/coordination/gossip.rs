@@ -120,7 +120,7 @@ async fn a_suspicion_ends_when_the_voice_is_taken_back_lapses_or_goes_away() {
 
 #[tokio::test]
 async fn a_pulse_takes_all_voices_back_and_so_does_registering_anew() {
-    let mut fleet = Fleet::with_instances(4).await;
+    let fleet = Fleet::with_instances(4).await;
     fleet.say("w-1", "w-4", Suspect).await;
     fleet.pulse("w-4").await;
     assert_eq!(fleet.suspects().await, NONE);

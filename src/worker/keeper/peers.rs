@@ -10,41 +10,30 @@ const LONGEST: Duration = Duration::from_secs(3);
 /// The shortest one, unless the ttl is so short that the next pulse would be late.
 const SHORTEST: Duration = Duration::from_millis(250);
 
-/// Reports each peer once: one that has pulsed within half its ttl is healthy; one that is late is
-/// pinged, and is what comes of it.
+/// Pings the peers that are late and reports what comes of it. Of the others there is nothing to say:
+/// their own pulses do.
 pub async fn run_once(chores: &Chores, watch: Vec<Peer>) -> Result<(), CoordinationError> {
     let ttl = chores.settings.heartbeat_ttl;
-    let (perhaps, fresh): (Vec<Peer>, Vec<Peer>) =
-        watch.into_iter().partition(|peer| is_late(peer, ttl));
-    let mut observed: Observed = fresh
-        .into_iter()
-        .map(|peer| (peer.id, Opinion::Healthy))
-        .collect();
-    // By its own ttl it may be in time.
-    let ttls = chores.instances.ttls(&perhaps).await?;
-    let mut late = Vec::new();
-    for (peer, ttl) in perhaps.into_iter().zip(ttls) {
-        match ttl {
-            Some(ttl) if is_late(&peer, ttl) => late.push(peer),
-            Some(_) => _ = observed.insert(peer.id, Opinion::Healthy),
-            None => {}
-        }
+    let late = late(chores, watch).await?;
+    if late.is_empty() {
+        return Ok(());
     }
-    if !late.is_empty() {
-        let wait = (ttl / 10).clamp(SHORTEST, LONGEST).min(ttl / 4);
-        let answered = chores
-            .instances
-            .ping_peers(chores.id(), &late, wait)
-            .await?;
-        for peer in late {
+    let wait = (ttl / 10).clamp(SHORTEST, LONGEST).min(ttl / 4);
+    let answered = chores
+        .instances
+        .ping_peers(chores.id(), &late, wait)
+        .await?;
+    let observed: Observed = late
+        .into_iter()
+        .map(|peer| {
             let opinion = match answered.contains(&peer.id) {
                 true => Opinion::Healthy,
                 false => Opinion::Suspect,
             };
             tracing::debug!(peer = peer.id, ?opinion, "a peer is late");
-            observed.insert(peer.id, opinion);
-        }
-    }
+            (peer.id, opinion)
+        })
+        .collect();
     let incarnation = Some(chores.incarnation());
     let lost = chores
         .instances
@@ -60,6 +49,17 @@ pub async fn run_once(chores: &Chores, watch: Vec<Peer>) -> Result<(), Coordinat
     Ok(())
 }
 
-fn is_late(peer: &Peer, ttl: Duration) -> bool {
-    peer.left < ttl / 2
+/// The peers that have not pulsed for half their ttl.
+async fn late(chores: &Chores, watch: Vec<Peer>) -> Result<Vec<Peer>, CoordinationError> {
+    let is_late = |peer: &Peer, ttl: Duration| peer.left < ttl / 2;
+    // Most have the same ttl as this one, and are in time.
+    let own = chores.settings.heartbeat_ttl;
+    let perhaps: Vec<Peer> = watch
+        .into_iter()
+        .filter(|peer| is_late(peer, own))
+        .collect();
+    let ttls = chores.instances.ttls(&perhaps).await?;
+    let pairs = perhaps.into_iter().zip(ttls);
+    let late = pairs.filter(|(peer, ttl)| ttl.is_some_and(|ttl| is_late(peer, ttl)));
+    Ok(late.map(|(peer, _)| peer).collect())
 }

@@ -44,14 +44,16 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
     let report = chores.reporter.report();
     let beat = Beat {
         load: Some(report.gauges.in_flight as f64),
-        metrics: Some(report),
+        metrics: Some(chores.reporter.news_of(&report)),
         ..Beat::new(chores.id(), Some(chores.incarnation()))
     };
     let pulse = chores.instances.heartbeat(&beat).await?;
     if !pulse.alive {
+        chores.reporter.forget();
         chores.set_lead(None);
         return register_again(chores).await;
     }
+    chores.reporter.acknowledged(report);
     match pulse.leader {
         Some(leader) if leader != chores.id() => chores.set_lead(None),
         _ => chores.contend().await?,

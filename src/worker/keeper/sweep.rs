@@ -17,7 +17,9 @@ pub async fn run(chores: &Chores) {
         let spread = fastrand::f64() / 2.0 + 0.75;
         tokio::time::sleep(pause.mul_f64(spread)).await;
         match run_once(chores).await {
-            Ok(active) => pause = (PAUSE * active.clamp(1, 10_000) as u32).min(ttl / 2),
+            // Where there are very many, the leader still looks so often.
+            Ok(_) if chores.leads() => pause = PAUSE,
+            Ok(active) => pause = (PAUSE * active.clamp(1, 100_000) as u32).min(ttl),
             Err(error) => {
                 tracing::debug!(%error, "sweeping failed; waiting for the others to pulse again");
                 // Whoever could not reach the server does not blame others for it.
