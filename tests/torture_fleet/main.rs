@@ -191,7 +191,8 @@ async fn an_instance_that_is_silent_in_both_ways_is_suspect_before_it_is_lost() 
         let mut suspect = false;
         let began = Instant::now();
         let lost = loop {
-            suspect |= look.instances.census().await.unwrap().suspect > 0;
+            let listed = look.instances.list().await.unwrap();
+            suspect |= listed.iter().any(|is| is.suspect && is.id == "w-1");
             let facts = look.facts().await.into_iter();
             let mut lost = facts.filter(|fact| fact.0 >= stopped && fact.1 == "instance.lost");
             if let Some(lost) = lost.find(|fact| fact.2["id"] == "w-1") {

@@ -159,3 +159,72 @@ async fn a_worker_answers_pings_over_its_inbox_and_nobody_else_does() {
     assert!(leftover.is_empty(), "{leftover:?}");
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_program_of_others_reports_itself_and_its_peers_with_its_heartbeat() {
+    let rig = Rig::new().await;
+    let running = rig.start(worker(&rig, "w-1", Duration::from_secs(30)));
+    let ask = async |kind: &str, payload: Value| -> Value {
+        rig.ask(kind, &payload).await.unwrap().decode().unwrap()
+    };
+    for id in ["mine", "other"] {
+        ask("system.register", json!({"id": id, "roles": []})).await;
+    }
+    let before = ask("system.metrics", json!({})).await;
+    let beat = json!({
+        "instance_id": "mine",
+        "observed": {"other": "suspect", "nobody": "suspect"},
+        "metrics": {
+            "process": "p", "events_processed": 1_000_000, "memory_bytes": 1 << 40,
+            "handlers": {"shop.sell": {"calls": 5, "circuit": "open"}}
+        }
+    });
+    for _ in 0..2 {
+        assert_eq!(ask("system.heartbeat", beat.clone()).await["alive"], true);
+    }
+    let health = ask("system.health", json!({})).await;
+    assert_eq!(health["status"], "degraded");
+    assert_eq!(
+        health["instances"],
+        json!({"healthy": 2, "suspect": 1, "lost": 0})
+    );
+    let told = ask("system.metrics", json!({"detailed": true})).await;
+    let count = |told: &Value| told["events_processed"].as_u64().unwrap();
+    assert!((1_000_000..1_000_100).contains(&(count(&told) - count(&before))));
+    assert_eq!(told["instances"], 3);
+    assert!(told["memory_bytes"].as_u64().unwrap() > 1 << 40);
+    assert_eq!(told["handlers"]["shop.sell"]["calls"], 5);
+    assert_eq!(told["handlers"]["shop.sell"]["circuit"], "open");
+    let refused = rig
+        .refused(
+            "system.heartbeat",
+            &json!({"instance_id": "mine", "metrics": [1]}),
+        )
+        .await;
+    assert!(refused.message.starts_with("metrics: "), "{refused}");
+    // Its own pulse ends the suspicion.
+    ask("system.heartbeat", json!({"instance_id": "other"})).await;
+    let health = ask("system.health", json!({})).await;
+    assert_eq!(health["status"], "healthy");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_trims_what_is_everybodys() {
+    let rig = Rig::new().await;
+    let mut connection = rig.connection.clone();
+    let mut old = redis::pipe();
+    for _ in 0..500 {
+        old.cmd("XADD")
+            .arg(&["cb:broadcast", "*", "type", "batch.progress"]);
+    }
+    old.exec_async(&mut connection).await.unwrap();
+    let mut settings = rig.settings();
+    settings.stream_history = 5;
+    let running = rig.start(Worker::builder().settings(settings));
+    until("it is trimmed", || async {
+        rig.entries("cb:broadcast").await.len() < 200
+    })
+    .await;
+    running.stop().await;
+}
