@@ -41,6 +41,7 @@ async fn an_expired_instance_is_declared_lost_with_all_that_it_held() {
         "cb:broadcast",
         "cb:instance:w-1",
         "cb:instances:lost",
+        "cb:metrics",
         "cb:metrics:of:w-1",
     ];
     assert_eq!(fleet.all_keys().await, keys);

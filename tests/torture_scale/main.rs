@@ -246,7 +246,7 @@ async fn the_cost_of_each_script_as_instances_grow() {
         add("the same, nothing new", server.cost(calls, again).await);
         // Suspicions of one peer by more and more, all of whom are counted.
         let suspect = |call: usize| async move {
-            let opinion = if call % 2 == 0 {
+            let opinion = if call.is_multiple_of(2) {
                 Opinion::Suspect
             } else {
                 Opinion::Healthy

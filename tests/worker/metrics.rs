@@ -175,7 +175,7 @@ async fn a_program_of_others_reports_itself_and_its_peers_with_its_heartbeat() {
         "instance_id": "mine",
         "observed": {"other": "suspect", "nobody": "suspect"},
         "metrics": {
-            "process": "p", "events_processed": 1_000_000, "memory_bytes": 1 << 40,
+            "process": "p", "events_processed": 1_000_000, "memory_bytes": 1_u64 << 40,
             "handlers": {"shop.sell": {"calls": 5, "circuit": "open"}}
         }
     });
@@ -192,7 +192,7 @@ async fn a_program_of_others_reports_itself_and_its_peers_with_its_heartbeat() {
     let count = |told: &Value| told["events_processed"].as_u64().unwrap();
     assert!((1_000_000..1_000_100).contains(&(count(&told) - count(&before))));
     assert_eq!(told["instances"], 3);
-    assert!(told["memory_bytes"].as_u64().unwrap() > 1 << 40);
+    assert!(told["memory_bytes"].as_u64().unwrap() > 1_u64 << 40);
     assert_eq!(told["handlers"]["shop.sell"]["calls"], 5);
     assert_eq!(told["handlers"]["shop.sell"]["circuit"], "open");
     let refused = rig
