@@ -14,7 +14,7 @@ Examples:
   convoke metrics
   convoke metrics --detailed
   convoke metrics --detailed --format json | jq '.handlers[\"system.heartbeat\"].p99_ms'
-  convoke metrics --format prometheus > /var/lib/node_exporter/convoke.prom
+  convoke metrics --format prometheus > convoke.prom
 
 A worker answers it: with its own numbers of this moment, and those that the others sent with their
 last pulse. Counters go on counting what instances did that are gone. --format prometheus writes the
