@@ -326,6 +326,21 @@ impl Keys {
         self.control(format_args!("limit:{kind}:{source}"))
     }
 
+    /// One batch: a hash.
+    pub fn batch(&self, id: &str) -> String {
+        self.control(format_args!("batch:{id}"))
+    }
+
+    /// Which items of a batch are finished: a bitmap.
+    pub fn batch_finished(&self, id: &str) -> String {
+        self.control(format_args!("batch:{id}:finished"))
+    }
+
+    /// The ids of running and recent batches by their last change.
+    pub fn batches(&self) -> String {
+        self.control(format_args!("batches"))
+    }
+
     /// Whether a publisher may ask for replies on `key` to an event that arrived on `events`: a
     /// reply stream or an inbox of this namespace, in the same slot, with a well-formed name.
     pub fn may_reply_to(&self, key: &str, events: &str) -> bool {

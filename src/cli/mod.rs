@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod batch;
 mod bench;
 mod health;
 mod input;
@@ -112,6 +113,7 @@ enum Command {
     Health(health::Flags),
     Metrics(metrics::Flags),
     Instances(instances::Flags),
+    Batch(batch::Flags),
     Bench(bench::Flags),
 }
 
@@ -169,6 +171,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
         Command::Metrics(flags) => runtime()?.block_on(metrics::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
+        Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
         Command::Instances(_) => runtime()?.block_on(instances::run(session)),
     }
 }

@@ -6,7 +6,9 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::instances::Instances;
+use crate::coordination::leases::Leases;
 use crate::coordination::metrics::OwnReport;
+use crate::handlers::system::batch_process::Runner;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -115,12 +117,20 @@ impl Builder {
         states.insert(instances.clone());
         let own_report = OwnReport::default();
         states.insert(own_report.clone());
+        let leases = Leases::default();
+        states.insert(Runner::new(
+            connector.clone(),
+            keys.clone(),
+            &settings,
+            leases.clone(),
+        )?);
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
             connector,
             states,
             router: Default::default(),
+            draining: Default::default(),
         });
         Ok(Worker {
             settings,
@@ -128,6 +138,7 @@ impl Builder {
             process,
             instances,
             own_report,
+            leases,
         })
     }
 }

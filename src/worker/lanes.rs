@@ -9,6 +9,7 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, Keys, Route};
 use crate::config::Settings;
 use crate::coordination::instances::Instances;
+use crate::handlers::system::batch_process::PLACES;
 use crate::registry::context::Process;
 use crate::registry::handler::{Endpoint, Schemas};
 use crate::registry::layers::Surroundings;
@@ -70,6 +71,8 @@ struct Plan {
     routes: Vec<Route>,
     places: Vec<(String, u16)>,
     inbox: Option<usize>,
+    /// Runs that there is room for beside the others.
+    beside: usize,
 }
 
 fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
@@ -78,6 +81,7 @@ fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
+        beside: PLACES,
     };
     for domain in ["system", "task"] {
         control.routes.push(keys.route(domain, 0));
@@ -98,6 +102,7 @@ fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
+        beside: 0,
     };
     for domain in domains {
         for partition in 0..keys.partitions(domain) {
@@ -186,7 +191,7 @@ impl Lanes {
                 limits: settings.limits(),
                 inflight: Arc::new(InFlight::default()),
                 claims: committer.claims(),
-                concurrency: settings.concurrency,
+                concurrency: settings.concurrency + plan.beside,
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,

@@ -26,6 +26,7 @@ use crate::config::Settings;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
+use crate::coordination::leases::Leases;
 use crate::coordination::metrics::OwnReport;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
@@ -46,6 +47,7 @@ pub struct Worker {
     process: Arc<Process>,
     instances: Instances,
     own_report: OwnReport,
+    leases: Leases,
 }
 
 /// Why a worker ended that was not told to.
@@ -144,6 +146,8 @@ impl Worker {
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
+        // A worker runs once.
+        self.process.draining.set(ending.drain.clone()).ok();
         if !self.reach_redis(&ending.drain).await? {
             return Ok(());
         }

@@ -328,6 +328,13 @@ async fn a_worker_can_do_all_that_it_does() {
             length(&guarded, &dead).await == 2
         })
         .await;
+        for (id, mode) in [("b-1", "exclusive"), ("b-2", "fan_out")] {
+            let batch = serde_json::json!({"batch_id": id, "item_type": "image.whole", "mode": mode, "items": [1, 2, 3]});
+            let asked = Outgoing::new("system.batch.process", &batch);
+            let reply = client.request(asked, Duration::from_secs(30)).await;
+            let result: serde_json::Value = reply.expect("a reply").decode().expect("a map");
+            assert_eq!(result["items_processed"], 3, "{result}");
+        }
         client.close().await;
         drain.cancel();
         running.await.expect("no panic").expect("drained");
@@ -456,6 +463,17 @@ async fn an_operator_can_run_the_commands() {
         &["metrics", "--detailed"],
         &["metrics", "--format", "prometheus"],
         &["instances"],
+        &[
+            "batch",
+            "run",
+            "image.whole",
+            "--items",
+            "[1, 2]",
+            "--id",
+            "b-1",
+        ],
+        &["batch", "show", "b-1"],
+        &["batch", "list"],
     ] {
         let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_convoke"))
             .args(words)

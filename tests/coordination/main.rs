@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batch_history;
+mod batches;
 mod fleet;
 mod gossip;
 mod leader;

@@ -16,7 +16,7 @@ use support::{Redis, signal, until};
 
 #[test]
 fn a_worker_process() {
-    fleet::worker_process();
+    fleet::worker_process(|worker| worker);
 }
 
 /// A fact: when, its type, its data.

@@ -5,6 +5,8 @@ mod support;
 
 mod bad_input;
 mod basics;
+mod batch_takeover;
+mod batches;
 mod failures;
 mod lifecycle;
 mod metrics;

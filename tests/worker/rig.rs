@@ -159,12 +159,16 @@ impl Rig {
     /// What is pending; nothing where the group is not there yet.
     pub async fn pending(&self, stream: &str) -> u64 {
         let mut connection = self.connection.clone();
-        let summary: redis::Value = redis::cmd("XPENDING")
+        let summary = redis::cmd("XPENDING")
             .arg(stream)
             .arg("workers")
             .query_async(&mut connection)
-            .await
-            .unwrap_or(redis::Value::Array(vec![redis::Value::Int(0)]));
+            .await;
+        let summary: redis::Value = match summary {
+            // The worker has not come so far.
+            Err(error) if error.code() == Some("NOGROUP") => return 0,
+            summary => summary.unwrap(),
+        };
         match summary {
             redis::Value::Array(parts) => match parts.first() {
                 Some(redis::Value::Int(count)) => *count as u64,

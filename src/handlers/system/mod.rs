@@ -1,5 +1,6 @@
 //! The `system.*` events (PROTOCOL §6).
 
+pub mod batch_process;
 mod health;
 mod heartbeat;
 mod metrics;
@@ -55,6 +56,11 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new()
                 .silent()
                 .describe("Answers. Peers ask it over the inbox when an instance's pulse is late."),
+        ),
+        Registration::new(
+            batch_process::KIND,
+            batch_process::process,
+            batch_process::policy(),
         ),
     ]
 }

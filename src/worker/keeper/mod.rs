@@ -34,10 +34,12 @@ use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
 use crate::bus::lifetime;
 use crate::config::Settings;
+use crate::coordination::batches::Batches;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::Instances;
 use crate::coordination::leader::Lead;
+use crate::coordination::leases::Leases;
 use crate::registry::layers::circuit::CircuitChange;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -63,6 +65,8 @@ struct Chores {
     settings: Settings,
     connector: Connector,
     instances: Instances,
+    leases: Leases,
+    batches: Batches,
     lanes: Vec<Arc<Shared>>,
     triggers: Triggers,
     reporter: Arc<Reporter>,
@@ -88,6 +92,8 @@ impl Keeper {
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
             instances: Instances::new(connector.clone(), keys.clone()),
+            leases: worker.leases.clone(),
+            batches: Batches::new(connector.clone(), keys.clone()),
             connector,
             lanes: lanes.shared().to_vec(),
             triggers: lanes.triggers(),
@@ -161,6 +167,7 @@ impl Chores {
             tokio::join!(
                 pulse::run(&self),
                 renew::run(&self),
+                self.leases.keep(&self.batches),
                 sweep::run(&self),
                 promote::run(&self),
                 trim::run(&self),
