@@ -297,7 +297,7 @@ impl Keys {
         self.control(format_args!("instances:lost"))
     }
 
-    /// The current leader (`id`) and its term (`term`): a hash.
+    /// The current leader (`id`, `incarnation`), its `term` and `until` when it leads: a hash.
     pub fn leader(&self) -> String {
         self.control(format_args!("leader"))
     }
@@ -352,6 +352,36 @@ impl Keys {
             done: part("done"),
             counts: part("counts"),
         }
+    }
+
+    /// The suspect instances by the time until which the suspicion stands: a sorted set.
+    pub fn suspects(&self) -> String {
+        self.control(format_args!("instances:suspect"))
+    }
+
+    /// What observers last said of an instance: a hash by observer. It lapses with the reports.
+    pub fn reports(&self, id: &str) -> String {
+        self.control(format_args!("reports:{id}"))
+    }
+
+    /// The partition that was detected and has not healed: a hash.
+    pub fn partition(&self) -> String {
+        self.control(format_args!("partition"))
+    }
+
+    /// What all instances did so far: MessagePack.
+    pub fn metrics(&self) -> String {
+        self.control(format_args!("metrics"))
+    }
+
+    /// The same for each event type: a hash.
+    pub fn handler_metrics(&self) -> String {
+        self.control(format_args!("metrics:handlers"))
+    }
+
+    /// What one instance last reported of what it did: a hash that lapses without reports.
+    pub fn reported(&self, id: &str) -> String {
+        self.control(format_args!("metrics:of:{id}"))
     }
 
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see

@@ -7,6 +7,7 @@ mod health;
 mod input;
 mod instances;
 mod logs;
+mod metrics;
 mod output;
 mod publish;
 mod request;
@@ -75,7 +76,7 @@ struct Common {
         value_hint = ValueHint::FilePath
     )]
     config: Option<OsString>,
-    /// Text for people or JSON lines for programs
+    /// Text for people or JSON lines for programs; metrics knows prometheus as well
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     format: Format,
     /// How logs are written, on stderr
@@ -86,7 +87,7 @@ struct Common {
         default_value = "text",
         env = "CONVOKE_LOG_FORMAT"
     )]
-    log_format: Format,
+    log_format: LogFormat,
     /// What is logged: error, warn, info, debug, trace, or a filter such as convoke::worker=debug
     /// [default: info for a worker, else warn]
     #[arg(long, global = true, value_name = "LEVEL", env = "CONVOKE_LOG")]
@@ -95,6 +96,14 @@ struct Common {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
+    Text,
+    Json,
+    #[value(hide = true)]
+    Prometheus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
     Text,
     Json,
 }
@@ -107,6 +116,7 @@ enum Command {
     Tail(tail::Flags),
     Health(health::Flags),
     State(state::Flags),
+    Metrics(metrics::Flags),
     Instances(instances::Flags),
     Task(task::Flags),
     Batch(batch::Flags),
@@ -167,6 +177,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
+        Command::Metrics(flags) => runtime()?.block_on(metrics::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
         Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
@@ -185,6 +196,9 @@ struct Session {
 
 impl Session {
     fn new(common: &Common, command: &Command) -> anyhow::Result<Self> {
+        if common.format == Format::Prometheus && !matches!(command, Command::Metrics(_)) {
+            return Err(Misuse::error("--format prometheus is for metrics only"));
+        }
         let layer = match command {
             Command::Worker(flags) => settings::flags(&flags.settings)?,
             Command::Publish(flags) => settings::flags(&flags.settings)?,

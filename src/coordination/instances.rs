@@ -8,7 +8,8 @@
 //! | unknown, gone | active, a higher incarnation, `instance.registered` | `register` |
 //! | alive | alive, the same incarnation, what it registered replaced | `register` |
 //! | expired, not swept | active, a higher incarnation, `instance.registered` | `register`, which has it declared lost first if it holds tasks |
-//! | alive | alive for another ttl | `heartbeat`; it does nothing for anyone else |
+//! | alive | alive for another ttl, no suspicion | `heartbeat`; it does nothing for anyone else |
+//! | alive | expired | `observe`, when a majority of observers says so ([`super::gossip`]) |
 //! | active | gone, `instance.unregistered` | `unregister` |
 //! | expired | gone, `instance.lost`, once | `sweep`, by whoever comes first |
 //!
@@ -29,6 +30,7 @@
 
 use super::assignment::{self, Inboxes};
 use super::error::CoordinationError;
+use super::gossip::{self, PING, Peer, WATCHED};
 use super::instance::{Beat, Registering, check_id};
 use super::store::{Store, words};
 use crate::bus::connect::Connector;
@@ -88,6 +90,8 @@ pub struct Pulse {
     pub ttl_ms: u64,
     /// The current leader.
     pub leader: Option<String>,
+    /// The peers that it is to watch, at most [`WATCHED`] of them.
+    pub watch: Vec<Peer>,
 }
 
 /// What unregistering came to.
@@ -116,12 +120,17 @@ pub struct Lost {
 /// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
+    /// The current leader, before the sweep's own losses.
+    pub leader: Option<String>,
     /// The instances that this call, and no other, declared lost.
     pub lost: Vec<Lost>,
     /// Instances that are alive.
     pub active: u64,
     /// Expired instances that were left for the next sweep because of the limit.
     pub left: u64,
+    /// Whether a partition begins or ends, as it was before the sweep's own losses (which change
+    /// nothing about it): time for [`Instances::watch_partition`].
+    pub partition_turns: bool,
 }
 
 impl Instances {
@@ -158,6 +167,8 @@ impl Instances {
                 .key(self.store.keys.lost())
                 .key(self.store.keys.broadcast())
                 .key(self.store.keys.leader())
+                .key(self.store.keys.suspects())
+                .key(self.store.keys.reports(id))
                 .arg(id)
                 .arg(registering.ttl_ms)
                 .arg(registering.capacity)
@@ -202,33 +213,45 @@ impl Instances {
         Err(contended(id))
     }
 
-    /// Renews a live instance. Works when the server's memory is full.
+    /// Renews a live instance, then counts what it says of its peers and what it measured. Works when
+    /// the server's memory is full.
     ///
     /// # Errors
-    /// `Invalid` for a value out of bounds, `Bus` else.
+    /// `Invalid` for a value out of bounds, `Bus` else. It may be renewed then; repeated, the call
+    /// counts nothing twice.
     pub async fn heartbeat(&self, beat: &Beat) -> Result<Pulse, CoordinationError> {
         beat.check()?;
         let mut call = HEARTBEAT.prepare_invoke();
         call.key(self.store.keys.instance(&beat.id))
             .key(self.store.keys.active())
             .key(self.store.keys.leader())
+            .key(self.store.keys.suspects())
+            .key(self.store.keys.reports(&beat.id))
+            .key(self.store.keys.capabilities())
             .arg(&beat.id)
-            .arg(or_empty(beat.incarnation));
-        if let Some(load) = beat.load {
-            // Adding 0 makes -0 a plain 0.
-            call.arg("load").arg((load + 0.0).to_string());
+            .arg(or_empty(beat.incarnation))
+            .arg(PING)
+            .arg(WATCHED);
+        // Adding 0 makes -0 a plain 0.
+        let load = beat.load.map(|load| (load + 0.0).to_string());
+        call.arg(load.unwrap_or_default());
+        let (alive, ttl_ms, leader, watch): (bool, u64, Option<String>, Vec<String>) =
+            match &beat.metrics {
+                None => self.store.invoke(&call).await?,
+                Some(report) => {
+                    let report = self.reporting(&beat.id, beat.incarnation, report);
+                    let (pulse, _): (_, bool) = self.store.invoke_both(&call, &report).await?;
+                    pulse
+                }
+            };
+        if let Some(observed) = beat.observed.as_ref().filter(|_| alive) {
+            self.observe(&beat.id, beat.incarnation, observed).await?;
         }
-        if let Some(observed) = &beat.observed {
-            call.arg("observed").arg(observed);
-        }
-        if let Some(metrics) = &beat.metrics {
-            call.arg("metrics").arg(metrics);
-        }
-        let (alive, ttl_ms, leader) = self.store.invoke(&call).await?;
         Ok(Pulse {
             alive,
             ttl_ms,
             leader,
+            watch: gossip::peers(watch)?,
         })
     }
 
@@ -298,13 +321,18 @@ impl Instances {
             lost.extend(self.lose(id).await?);
         }
         Ok(Swept {
+            leader: census.leader,
+            partition_turns: census.counts.partition != census.counts.is_partitioned(),
             lost,
-            active: census.active,
-            left: census.expired.saturating_sub(census.named.len() as u64),
+            active: census.counts.active,
+            left: census
+                .counts
+                .expired
+                .saturating_sub(census.named.len() as u64),
         })
     }
 
-    async fn lose(&self, id: &str) -> Result<Option<Lost>, CoordinationError> {
+    pub(super) async fn lose(&self, id: &str) -> Result<Option<Lost>, CoordinationError> {
         let mut declared = BTreeSet::new();
         let mut inboxes = Inboxes::of(id);
         let mut tries = 0;
@@ -362,7 +390,7 @@ fn learn(declared: &mut BTreeSet<String>, held: &str) {
     declared.extend(held.split_whitespace().map(str::to_owned));
 }
 
-fn or_empty(incarnation: Option<u64>) -> String {
+pub(super) fn or_empty(incarnation: Option<u64>) -> String {
     incarnation.map_or_else(String::new, |incarnation| incarnation.to_string())
 }
 

@@ -4,8 +4,8 @@
 -- expiry.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 leader
---       7… one role set for each role of ARGV[7], in its order  then those of tasks.lua, and the
---       instance's inbox, which is kept for good from here on
+--       7 suspects  8 what observers said of it  9… one role set for each role of ARGV[7], in its
+--       order  then those of tasks.lua, and the instance's inbox, which is kept for good from here on
 -- ARGV  1 id  2 ttl in ms  3 capacity  4 metadata (MessagePack)  5 roles  6 capabilities
 --       7 the roles whose sets are declared: at least those of ARGV[5]  8 the most tasks that it
 --       gets
@@ -18,7 +18,7 @@
 -- An instance that is past its expiry but was not swept yet and holds no tasks begins a new
 -- incarnation here, without an instance.lost: the fact of the higher incarnation says that the older
 -- one ended, and whoever registers again under an id takes its own pending entries back.
-local hash, active, capabilities, lost, broadcast, leader = unpack(KEYS, 1, 6)
+local hash, active, capabilities, lost, broadcast, leader, suspects, voices = unpack(KEYS, 1, 8)
 local id, ttl, capacity, metadata, roles, kinds = unpack(ARGV, 1, 6)
 
 local function set_of(list)
@@ -27,7 +27,7 @@ local function set_of(list)
   return set
 end
 
-local role_key, at = {}, 6
+local role_key, at = {}, 8
 for role in words(ARGV[7]) do
   at = at + 1
   role_key[role] = KEYS[at]
@@ -60,7 +60,8 @@ local incarnation = before[2]
 if not alive then
   local last = tonumber(before[2] or 0)
   incarnation = string.format('%.0f', math.max(last + 1, micros))
-  redis.call('DEL', hash)
+  redis.call('DEL', hash, voices)
+  redis.call('ZREM', suspects, id)
   redis.call('HSET', hash, 'registered_at', now, 'load', 0)
 end
 redis.call('HSET', hash, 'id', id, 'status', 'active', 'incarnation', incarnation,
@@ -87,4 +88,7 @@ slot.roles, slot.any = roles, kinds == ''
 if inbox[id] then redis.call('PERSIST', inbox[id]) end
 local given = pull(id, tonumber(ARGV[8]))
 save_slots()
-return {0, '', incarnation, alive and 0 or 1, redis.call('HGET', leader, 'id'), given}
+local leads = redis.call('HMGET', leader, 'id', 'until')
+local stands = leads[1] and tonumber(leads[2] or 0) > now
+  and tonumber(redis.call('ZSCORE', active, leads[1]) or 0) > now
+return {0, '', incarnation, alive and 0 or 1, stands and leads[1], given}

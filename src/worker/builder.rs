@@ -10,6 +10,7 @@ use crate::coordination::batches::Batches;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
+use crate::coordination::metrics::OwnReport;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
 use crate::handlers::system::batch_process::Runner;
@@ -121,6 +122,8 @@ impl Builder {
         let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         states.insert(instances.clone());
         states.insert(tasks.clone());
+        let own_report = OwnReport::default();
+        states.insert(own_report.clone());
         let leases = Leases::default();
         states.insert(Runner::new(
             connector.clone(),
@@ -147,6 +150,7 @@ impl Builder {
             process,
             instances,
             tasks,
+            own_report,
             leases,
             catalog,
         })

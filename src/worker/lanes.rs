@@ -254,6 +254,11 @@ impl Lanes {
         &self.shared
     }
 
+    /// The handlers.
+    pub fn router(&self) -> &Arc<Router> {
+        &self.router
+    }
+
     /// Makes lanes look for entries.
     pub fn triggers(&self) -> Triggers {
         self.triggers.clone()

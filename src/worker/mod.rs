@@ -5,7 +5,7 @@
 //! | lane *control* | runs `system` and `task` events | a task |
 //! | lane *tasks* | runs what arrives in the inbox: the tasks assigned to this instance | a task |
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
-//! | keeper | pulses, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
+//! | keeper | pulses, watches peers, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
 pub mod builder;
@@ -14,6 +14,7 @@ mod keeper;
 mod lane;
 mod lanes;
 mod reader;
+mod report;
 mod settle;
 mod takeover;
 mod watch;
@@ -28,12 +29,14 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
 use crate::coordination::leases::Leases;
+use crate::coordination::metrics::OwnReport;
 use crate::coordination::tasks::Tasks;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
 use builder::Builder;
-use keeper::Keeper;
+use keeper::{Begun, Keeper};
 use lanes::{Lanes, Running};
+use report::Reporter;
 use std::io;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +50,7 @@ pub struct Worker {
     process: Arc<Process>,
     instances: Instances,
     tasks: Tasks,
+    own_report: OwnReport,
     leases: Leases,
     catalog: Catalog,
 }
@@ -187,7 +191,17 @@ impl Worker {
         }
         let Registered { incarnation, .. } = registered;
         let running = lanes.start().await?;
-        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation, methods)?;
+        let reporter = Arc::new(Reporter::new(&lanes));
+        // The process, which the reporter holds on to, holds this one.
+        let own = Arc::downgrade(&reporter);
+        self.own_report
+            .comes_from(move || Some(own.upgrade()?.report()));
+        let begun = Begun {
+            registering,
+            incarnation,
+            methods,
+        };
+        let keeper = Keeper::start(&self, &mut lanes, reporter, begun)?;
         tracing::info!(
             instance = self.id(),
             incarnation,

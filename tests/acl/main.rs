@@ -495,6 +495,8 @@ async fn an_operator_can_run_the_commands() {
         ][..],
         &["request", "image.whole", "--data", "7"],
         &["health"],
+        &["metrics", "--detailed"],
+        &["metrics", "--format", "prometheus"],
         &["instances"],
         &[
             "batch",

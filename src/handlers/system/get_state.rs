@@ -244,7 +244,7 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
     let ballots = context.state::<Ballots>()?;
     let tasks = context.state::<Tasks>()?;
     let (leader, known, counts, items, batches, decisions, streams, facts) = tokio::try_join!(
-        view.leader(),
+        instances.leader(),
         instances.known(Detail::Brief, MAX_INSTANCES),
         tasks.counts(),
         tasks.list(None, MAX_TASKS),

@@ -10,6 +10,10 @@ mod register;
 mod unregister;
 
 use super::encoded;
+mod metrics;
+mod ping;
+
+use crate::coordination::gossip::PING;
 use crate::registry::policy::Policy;
 use crate::registry::router::Registration;
 use std::time::Duration;
@@ -44,6 +48,18 @@ pub fn registrations() -> Vec<Registration> {
             "system.health",
             health::health,
             Policy::new().describe("Looks at the services and the instances, live."),
+        ),
+        Registration::new(
+            "system.metrics",
+            metrics::metrics,
+            Policy::new().describe("Adds up what all instances did and how they are, live."),
+        ),
+        Registration::new(
+            PING,
+            ping::ping,
+            Policy::new()
+                .silent()
+                .describe("Answers. Peers ask it over the inbox when an instance's pulse is late."),
         ),
         Registration::new(
             batch_process::KIND,
