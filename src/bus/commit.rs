@@ -284,6 +284,11 @@ impl Effect {
         })
     }
 
+    fn key(&self) -> String {
+        let key = self.words().nth(1).unwrap_or_default();
+        String::from_utf8_lossy(key).into_owned()
+    }
+
     /// The fields of what is added to a stream.
     fn fields(&self) -> Vec<Vec<u8>> {
         let words = self.words().skip_while(|word| *word != b"*").skip(1);
@@ -303,6 +308,7 @@ enum Fast {
 /// An effect of a committed settlement that could not be written.
 struct Lost {
     lease: Lease,
+    stream: String,
     fields: Vec<Vec<u8>>,
     message: String,
 }
@@ -606,6 +612,7 @@ impl Committer {
                 if let Some(Value::ServerError(error)) = answers.get(next) {
                     lost.push(Lost {
                         lease: settlement.lease,
+                        stream: effect.key(),
                         fields: effect.fields(),
                         message: error.to_string(),
                     });
@@ -620,6 +627,7 @@ impl Committer {
     async fn bury(&self, lost: Vec<Lost>) {
         for Lost {
             lease,
+            stream,
             fields,
             message,
         } in lost
@@ -634,7 +642,7 @@ impl Committer {
                 message,
                 attempts: 0,
                 deliveries: lease.deliveries,
-                stream: route.events.clone(),
+                stream,
                 instance: self.consumer.clone(),
                 time: self.claims.server_now(),
             };
@@ -694,6 +702,7 @@ impl Committer {
                     let effect = effects.get(usize::try_from(*number).ok()?.checked_sub(1)?)?;
                     Some(Lost {
                         lease,
+                        stream: effect.key(),
                         fields: effect.fields(),
                         message: String::from_utf8_lossy(message).into_owned(),
                     })

@@ -82,6 +82,15 @@ impl Connector {
         self.open(block + Duration::from_secs(2)).await
     }
 
+    /// A connection to whatever answers, a replica as well: for looking at the server only.
+    pub async fn unchecked(&self) -> Result<MultiplexedConnection, BusError> {
+        let config = answers_within(ANSWER);
+        let opened = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config);
+        Ok(opened.await?)
+    }
+
     async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
         let mut connection = self
             .client

@@ -4,9 +4,7 @@ use super::{Outcome, Session, output};
 use clap::Args;
 use convoke::bus::json;
 use convoke::coordination::instance::Instance;
-use convoke::coordination::instances::Instances;
 use serde_json::{Value, json};
-use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -23,7 +21,7 @@ pub struct Flags {}
 
 /// Runs the command.
 pub async fn run(session: Session) -> anyhow::Result<Outcome> {
-    let instances = Instances::new(session.connector()?, session.settings.keys()?);
+    let instances = session.instances()?;
     let mut listed = instances.list().await?;
     listed.sort_by(|a, b| a.id.cmp(&b.id));
     // The server's clock, which also wrote the times of the pulses.
@@ -42,13 +40,12 @@ pub async fn run(session: Session) -> anyhow::Result<Outcome> {
     let rows: Vec<Vec<String>> = listed
         .iter()
         .map(|instance| {
-            let age = Duration::from_millis(now.saturating_sub(instance.last_seen));
             vec![
                 instance.id.clone(),
                 instance.roles.join(","),
                 instance.capacity.to_string(),
                 instance.load.to_string(),
-                format!("{:.1}s ago", age.as_secs_f64()),
+                session.output.moment(instance.last_seen, now),
                 instance.incarnation.to_string(),
                 instance.capabilities.len().to_string(),
             ]

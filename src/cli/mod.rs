@@ -1,14 +1,26 @@
 //! The command line: one file a command.
 
 mod bench;
+mod choose;
+mod completions;
+mod confirm;
+mod dead;
+mod doctor;
 mod health;
 mod input;
 mod instances;
 mod logs;
+mod man;
 mod output;
+mod owners;
+mod payload;
+mod pending;
 mod publish;
+mod replay;
 mod request;
 mod settings;
+mod streams;
+mod table;
 mod tail;
 mod worker;
 
@@ -16,13 +28,16 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
+use convoke::bus::replay::Operator;
 use convoke::config::Settings;
+use convoke::coordination::instances::Instances;
 use output::Output;
 use settings::BusFlags;
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -73,6 +88,9 @@ struct Common {
     /// Text for people or JSON lines for programs
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     format: Format,
+    /// Times as dates, not as `3m12s ago`
+    #[arg(long, global = true)]
+    absolute: bool,
     /// How logs are written, on stderr
     #[arg(
         long,
@@ -102,7 +120,14 @@ enum Command {
     Tail(tail::Flags),
     Health(health::Flags),
     Instances(instances::Flags),
+    Streams(streams::Flags),
+    Pending(pending::Flags),
+    Dead(dead::Flags),
+    Replay(replay::Flags),
+    Doctor(doctor::Flags),
     Bench(bench::Flags),
+    Completions(completions::Flags),
+    Man(man::Flags),
 }
 
 /// How a command ended, as its exit code tells.
@@ -157,7 +182,14 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
+        Command::Streams(flags) => runtime()?.block_on(streams::run(session, flags)),
+        Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),
+        Command::Dead(flags) => runtime()?.block_on(dead::run(session, flags)),
+        Command::Replay(flags) => runtime()?.block_on(replay::run(session, flags)),
+        Command::Doctor(flags) => runtime()?.block_on(doctor::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
+        Command::Completions(flags) => completions::run(session, &flags),
+        Command::Man(flags) => man::run(session, &flags),
         Command::Instances(_) => runtime()?.block_on(instances::run(session)),
     }
 }
@@ -180,7 +212,7 @@ impl Session {
         let settings = settings::load(file.map(Path::new), &common.bus, layer)?;
         Ok(Self {
             settings,
-            output: Output::new(common.format),
+            output: Output::new(common.format, common.absolute),
         })
     }
 
@@ -188,11 +220,39 @@ impl Session {
         Ok(Connector::new(&self.settings.redis_url, 2)?)
     }
 
+    fn instances(&self) -> anyhow::Result<Instances> {
+        Ok(Instances::new(self.connector()?, self.settings.keys()?))
+    }
+
+    /// Who changes streams, under which name of the run.
+    fn operator(&self, run: Option<&str>) -> anyhow::Result<Operator> {
+        let run = run.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
+        Ok(Operator::new(self.settings.keys()?, run, who()))
+    }
+
     fn client(&self) -> anyhow::Result<Client> {
         let options = ClientOptions::from(&self.settings);
         let client = Client::new(self.connector()?, self.settings.keys()?, options)?;
         Ok(client)
     }
+}
+
+/// The person at the keyboard, as facts name them.
+fn who() -> String {
+    let user = ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok());
+    let user = user.filter(|user| !user.is_empty());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |text: &str| -> String {
+        let fits = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        text.chars().filter(fits).take(100).collect()
+    };
+    format!(
+        "{}@{}",
+        plain(&user.unwrap_or_else(|| "unknown".into())),
+        plain(host.trim())
+    )
 }
 
 /// Enough for a command that mostly waits.
