@@ -35,6 +35,7 @@ use output::Output;
 use settings::BusFlags;
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
@@ -242,17 +243,16 @@ fn who() -> String {
     let user = ["USER", "LOGNAME"]
         .into_iter()
         .find_map(|name| std::env::var(name).ok());
-    let user = user.filter(|user| !user.is_empty());
+    let user = user.filter(|user| !user.is_empty()).unwrap_or_else(|| {
+        let uid = std::fs::metadata("/proc/self").map(|process| process.uid());
+        uid.map_or_else(|_| "unknown".into(), |uid| format!("uid-{uid}"))
+    });
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let plain = |text: &str| -> String {
         let fits = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         text.chars().filter(fits).take(100).collect()
     };
-    format!(
-        "{}@{}",
-        plain(&user.unwrap_or_else(|| "unknown".into())),
-        plain(host.trim())
-    )
+    format!("{}@{}", plain(&user), plain(host.trim()))
 }
 
 /// Enough for a command that mostly waits.

@@ -104,7 +104,8 @@ Examples:
   convoke replay range image --id 1700000000000-0,1700000000000-1 --yes
 
 Only entries that are still in the stream (stream_history), and that the group has acknowledged:
-the others run anyway. The originals stay. A marker for each entry is kept for 24h, so a run that
+the others run anyway. Of an event that was retried or replayed, only its first entry. The originals
+stay, and whoever asked for them gets no second reply. A marker for each entry is kept for 24h, so a run that
 was interrupted can be repeated, and copies nothing twice; --force copies again what an earlier run
 copied. A forced run that was interrupted is continued with the --run that it printed.")]
 struct Range {

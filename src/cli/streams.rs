@@ -104,6 +104,11 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             "".into(),
             "".into(),
         ])?;
+        if groups.is_empty() && name.kind == StreamKind::Events {
+            let mut row = vec![Cell::styled("  no group: nobody reads it", YELLOW)];
+            row.resize(6, "".into());
+            table.row(row)?;
+        }
         for (group, consumers) in &groups {
             table.row(group_row(group, &session.output, now))?;
             let limit = if flags.all { usize::MAX } else { SHOWN };

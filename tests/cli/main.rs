@@ -5,8 +5,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod dead;
+mod doctor;
 mod publish;
+mod replay;
+mod rig;
 mod settings;
+mod shell;
+mod streams;
 mod tail;
 mod worker;
 
@@ -129,8 +135,22 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "tail",
         "health",
         "instances",
+        "streams",
+        "pending",
+        "dead",
+        "dead list",
+        "dead show",
+        "dead drop",
+        "replay",
+        "replay dead",
+        "replay pending",
+        "replay range",
+        "doctor",
+        "completions",
+        "man",
     ] {
-        let out = help(&[command, "-h"]);
+        let words: Vec<&str> = command.split(' ').chain(["-h"]).collect();
+        let out = help(&words);
         assert!(out.contains(&format!("  convoke {command}")), "{out}");
     }
     assert!(help(&["--version"]).starts_with("convoke "));
@@ -152,6 +172,10 @@ fn without_a_server_a_command_fails_with_1() {
         &["tail"],
         &["instances"],
         &["health"],
+        &["streams"],
+        &["pending"],
+        &["dead", "list"],
+        &["replay", "dead"],
     ] {
         let ended = end(bare().args(args).args(["--redis-url", &url]));
         assert!(ended.failed(1, &[]).err.contains("onnect"), "{args:?}");

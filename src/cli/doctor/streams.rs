@@ -13,8 +13,8 @@ use redis::aio::MultiplexedConnection;
 
 /// Ids may be so far ahead of the server's clock, in ms.
 const AHEAD_MS: u64 = 60_000;
-/// A consumer that holds nothing and asked for nothing for so long is left over, in ms.
-const LEFT_OVER_MS: u64 = 3_600_000;
+/// A consumer that holds nothing and asked for nothing for so many claim times is left over.
+const LEFT_OVER_AFTER: u64 = 10;
 /// So many of them are no leak yet.
 const LEFT_OVER: usize = 10;
 
@@ -61,7 +61,7 @@ pub async fn streams(
     Ok(vec![
         last_id(&seen, allowed(inspect::now(connection).await)?),
         groups(&seen, &session.settings.group),
-        consumers(&seen, &owners, &session.settings.group),
+        consumers(&seen, &owners, session),
         stuck(&seen, &owners, claim_idle),
         workers(&seen, alive, &session.settings.group),
     ])
@@ -146,7 +146,9 @@ fn groups(seen: &[Seen], group: &str) -> Finding {
     }
 }
 
-fn consumers(seen: &[Seen], owners: &Owners, group: &str) -> Finding {
+fn consumers(seen: &[Seen], owners: &Owners, session: &Session) -> Finding {
+    let group = &session.settings.group;
+    let left_over = LEFT_OVER_AFTER * session.settings.claim_idle.as_millis() as u64;
     let check = "consumers";
     let mut left = Vec::new();
     let mut one_name = String::new();
@@ -155,7 +157,7 @@ fn consumers(seen: &[Seen], owners: &Owners, group: &str) -> Finding {
         let idle = one
             .consumers
             .iter()
-            .filter(|c| c.pending == 0 && c.idle_ms > LEFT_OVER_MS && !owners.lives(&c.name));
+            .filter(|c| c.pending == 0 && c.idle_ms > left_over && !owners.lives(&c.name));
         let mut over = 0;
         for consumer in idle {
             over += 1;

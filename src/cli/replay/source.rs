@@ -9,7 +9,7 @@ use convoke::bus::claim::Pending;
 use convoke::bus::event::{Entry, EntryId, Event, Limits};
 use convoke::bus::inspect;
 use convoke::bus::keys::{Keys, StreamKind, StreamName};
-use convoke::bus::replay::{self, Again, Move, Source, WORDS};
+use convoke::bus::replay::{self, Again, Move, REPLAYS, Source, WORDS};
 use convoke::coordination::instances::Instances;
 use redis::aio::MultiplexedConnection;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -304,10 +304,18 @@ impl Walk {
         let pairs = fitting.into_iter().zip(copied);
         Ok(pairs
             .map(|(entry, copied)| {
+                let number = |name| {
+                    let text = entry.get(name).and_then(|v| std::str::from_utf8(v).ok());
+                    text.and_then(|text| text.parse::<u32>().ok()).unwrap_or(0)
+                };
+                let named = self.force || filters.ids.contains(&entry.id);
                 let left = if entry.id > delivered {
                     Some("not delivered yet: it will run anyway")
                 } else if running.contains(&entry.id) {
                     Some("pending: it is being run, see `replay pending`")
+                } else if !named && (number("attempt") > 1 || number(REPLAYS) > 0) {
+                    // The event itself stands before it: both would be one too many.
+                    Some("a retry or replay of an earlier entry (--id, --force)")
                 } else {
                     match copied {
                         Some(run) if run == self.run => Some("copied by this run already"),
