@@ -262,10 +262,13 @@ pub async fn any_streams(
     streams(connection, keys, names, &kinds).await
 }
 
-/// A stream's name without the namespace.
-fn short(stream: &StreamName) -> String {
+/// A stream's name without the namespace, as tables show it and all commands take it. A partition
+/// keeps its whole key.
+pub fn short(stream: &StreamName) -> String {
     match stream.kind {
         StreamKind::Broadcast => "broadcast".to_owned(),
+        // A short name means all partitions.
+        _ if stream.key.ends_with(stream.kind.as_str()) => stream.key.clone(),
         kind => format!("{}:{}", kind.as_str(), stream.part),
     }
 }

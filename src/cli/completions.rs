@@ -8,7 +8,7 @@ use std::io::{self, Write};
 const EXAMPLES: &str = "\
 Examples:
   convoke completions bash > ~/.local/share/bash-completion/completions/convoke
-  convoke completions zsh > ~/.zfunc/_convoke          with ~/.zfunc in fpath, before compinit
+  convoke completions zsh > ~/.zfunc/_convoke        (~/.zfunc is in fpath)
   convoke completions fish > ~/.config/fish/completions/convoke.fish";
 
 /// Print completions for a shell

@@ -14,18 +14,18 @@ use convoke::bus::keys::{StreamKind, StreamName};
 use convoke::bus::replay::STEP;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Rows of a summary; what comes on top is counted together.
 const ROWS: usize = 1000;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke dead list                                  reasons and types, with counts
+  convoke dead list                      reasons and types, with counts
   convoke dead list image --reason internal --entries
-  convoke dead show 1700000000000-0                  the whole story of one
+  convoke dead show 1700000000000-0      the whole story of one
   convoke dead drop image --type 'image.*' --until 30d --dry-run
-  convoke replay dead image                          publish them again";
+  convoke replay dead image              publish them again";
 
 /// Show dead letters: events that will not be retried, and why
 #[derive(Args)]
@@ -51,7 +51,7 @@ Examples:
   convoke dead list --reason poison --entries
   convoke dead list --entries --format json | jq -r .message | sort | uniq -c
 
---since and --until mean the time of death. Reasons are the error codes of the protocol, and
+--since and --until mean the time of death. Reasons are the error codes of the protocol, and \
 poison: delivered again and again without ever being committed.")]
 struct List {
     #[command(flatten)]
@@ -88,7 +88,7 @@ Examples:
   convoke dead drop image --reason invalid_argument --dry-run
   convoke dead drop image --until 30d --yes
 
-Asks before it acts. What was dropped, when and by whom is told on the broadcast
+Asks before it acts. What was dropped, when and by whom is told on the broadcast \
 (operator.dropped). Dropping all of a stream needs --all.")]
 struct Drop {
     #[command(flatten)]
@@ -162,8 +162,10 @@ impl Which {
         let (from, to) = self.filters.bounds(now);
         let mut spans = Vec::with_capacity(streams.len());
         for stream in streams {
-            let last = choose::last_id(connection, &stream).await?;
-            spans.push((stream, from, to.min(last)));
+            let looked = inspect::stream(connection, &stream).await?;
+            if let Some(looked) = looked.filter(|looked| looked.length > 0) {
+                spans.push((stream, from, to.min(looked.last)));
+            }
         }
         Ok(spans)
     }
@@ -196,7 +198,12 @@ async fn summary(
     let now = inspect::now(connection).await?;
     let mut sums: BTreeMap<(String, String, String), Sum> = BTreeMap::new();
     let mut total = 0;
-    for (stream, from, to) in flags.which.spans(session, connection).await? {
+    let spans = flags.which.spans(session, connection).await?;
+    let short: HashMap<String, String> = spans
+        .iter()
+        .map(|(stream, ..)| (stream.key.clone(), choose::short(stream)))
+        .collect();
+    for (stream, from, to) in spans {
         let mut pages = Pages::new(&stream.key, from, to);
         loop {
             let page = pages.next(connection).await?;
@@ -242,7 +249,7 @@ async fn summary(
     }
     if total > 0 {
         let columns = vec![
-            Column::new("STREAM").shrinks(8),
+            Column::new("STREAM").shrinks(8).optional(),
             Column::new("REASON").shrinks(8),
             Column::new("TYPE").shrinks(8),
             Column::number("COUNT"),
@@ -252,6 +259,11 @@ async fn summary(
         ];
         let mut table = Table::new(&session.output, columns);
         for ((stream, reason, kind), sum) in rows {
+            // One stream needs no column on a terminal.
+            let stream = match short.len() {
+                1 if session.output.width().is_some() => String::new(),
+                _ => short.get(&stream).cloned().unwrap_or(stream),
+            };
             table.row(vec![
                 stream.into(),
                 Cell::styled(reason, RED),
@@ -354,7 +366,7 @@ impl<'a> Listing<'a> {
             letter.message.clone().into(),
         ];
         if self.several {
-            row.insert(0, stream.key.as_str().into());
+            row.insert(0, choose::short(stream).into());
         }
         Ok(self.table.row(row)?)
     }

@@ -15,8 +15,8 @@ Examples:
   convoke doctor --all                       what is fine as well
   convoke doctor --format json | jq -r 'select(.status == \"danger\").check'
 
-Looks at the server's version, settings and users, at its clock, and at the streams of the
-namespace. Changes nothing. What the user may not look at is named. Exit code 1: something is
+Looks at the server's version, settings and users, at its clock, and at the streams of the \
+namespace. Changes nothing. What the user may not look at is named. Exit code 1: something is \
 dangerous.";
 
 /// Check the server, its settings and the streams, and say what to change
@@ -106,8 +106,16 @@ impl Finding {
             for line in output::wrapped(&format!("why: {}", self.why), 9, output.width()) {
                 output.line(&output.faint(&line))?;
             }
+            let mend = format!("mend: {}", output::printable(&self.fix));
             // A command must be there to be copied: it is not broken up.
-            output.line(&format!("         mend: {}", output::printable(&self.fix)))?;
+            match self.fix.starts_with("redis-cli") {
+                true => output.line(&format!("         {mend}"))?,
+                false => {
+                    for line in output::wrapped(&mend, 9, output.width()) {
+                        output.line(&line)?;
+                    }
+                }
+            }
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ Examples:
   convoke health && echo fine
   convoke health --timeout 2s --format json
 
-A worker answers it, so it also tells whether one is there. Exit code 0: healthy or degraded;
+A worker answers it, so it also tells whether one is there. Exit code 0: healthy or degraded; \
 1: unhealthy, or nobody answered.";
 
 /// Ask the workers how they and their services are

@@ -11,7 +11,7 @@ Examples:
   convoke instances
   convoke instances --format json | jq -r 'select(.load > .capacity).id'
 
-Reads Redis directly, so it works without a worker. Instances whose last pulse is too old are not
+Reads Redis directly, so it works without a worker. Instances whose last pulse is too old are not \
 shown; health counts them.";
 
 /// List the registered instances

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke man | man -l -                                   read the page of convoke itself
-  convoke man replay | man -l -                            … of one command
-  convoke man --dir ~/.local/share/man/man1                write a page for each command";
+  convoke man | man -l -                        the page of convoke itself
+  convoke man replay | man -l -                 … of one command
+  convoke man --dir ~/.local/share/man/man1     a page for each command";
 
 /// Print a manual page, or write all of them
 #[derive(Args)]

@@ -48,15 +48,16 @@ const STYLES: Styles = Styles::styled()
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke worker --exec 'image.resize=./resize.sh'     run a worker with a command as a handler
-  convoke publish image.resize --data '{\"width\":80}'   publish an event, print its entry id
-  convoke request image.resize --data @job.json        publish and print the reply's result
-  convoke tail events:image results:image              follow streams, decoded
-  convoke health && echo fine                          ask the workers how they are
+  convoke worker --exec 'image.resize=./resize.sh'    a command as a handler
+  convoke publish image.resize --data '{\"width\":80}'  prints the entry id
+  convoke request image.resize --data @job.json       prints the result
+  convoke tail events:image results:image             follow streams, decoded
+  convoke health && echo fine                         ask the workers
+  convoke doctor; convoke streams; convoke dead list  something is wrong
 
-Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl`
-in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl.
-Durations are written 500ms, 2s, 1m. A Redis password belongs into CONVOKE_REDIS_URL or the file,
+Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl` \
+in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl. \
+Durations are written 500ms, 2s, 1m. A Redis password belongs into CONVOKE_REDIS_URL or the file, \
 never into an argument, which everyone on the machine can read.
 
 Exit codes: 0 done, 1 failed or an error reply (printed on stderr), 2 wrong usage.";

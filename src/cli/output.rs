@@ -153,9 +153,12 @@ pub fn span(ms: u64) -> String {
     match () {
         () if ms < 1000 => format!("{ms}ms"),
         () if minutes == 0 => format!("{seconds}s"),
-        () if hours == 0 => format!("{minutes}m{}s", seconds % 60),
-        () if days == 0 => format!("{hours}h{}m", minutes % 60),
-        () => format!("{days}d{}h", hours % 24),
+        () if minutes < 10 => format!("{minutes}m{}s", seconds % 60),
+        () if hours == 0 => format!("{minutes}m"),
+        () if hours < 10 => format!("{hours}h{}m", minutes % 60),
+        () if days == 0 => format!("{hours}h"),
+        () if days < 10 => format!("{days}d{}h", hours % 24),
+        () => format!("{days}d"),
     }
 }
 
@@ -296,7 +299,10 @@ mod tests {
             (850, "850ms"),
             (12_999, "12s"),
             (192_000, "3m12s"),
+            (646_000, "10m"),
             (7_500_000, "2h5m"),
+            (40_000_000, "11h"),
+            (8_640_000_000, "100d"),
             (356_400_000, "4d3h"),
         ] {
             assert_eq!(span(ms), said);

@@ -16,14 +16,14 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke pending                                   everything that is being run, or stuck
-  convoke pending --stream image --idle 1m          what nobody renewed for a minute
-  convoke pending --min-deliveries 3                what may be killing its workers
+  convoke pending                            all that is being run, or stuck
+  convoke pending --stream image --idle 1m   what nobody renewed for a minute
+  convoke pending --min-deliveries 3         what may be killing its workers
   convoke pending --consumer w-1 --type 'image.*'
   convoke pending --where user.name=ada --format json | jq .entry
 
-A running handler renews its entry: what is idle for long belongs to nobody any more. OWNER is the
-instance that holds the entry; DELIVERED, how often it was handed out; ERROR, why its last try
+A running handler renews its entry: what is idle for long belongs to nobody any more. OWNER is the \
+instance that holds the entry; DELIVERED, how often it was handed out; ERROR, why its last try \
 failed. Nothing is changed: `convoke replay pending` does.";
 
 /// Show what is delivered and not acknowledged, decoded
@@ -83,6 +83,15 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let mut owners = Owners::new(session.instances()?);
     let now = inspect::now(&mut connection).await?;
     let (from, to) = flags.filters.bounds(now);
+    let mut waiting = Vec::new();
+    for stream in streams {
+        let looked = inspect::stream(&mut connection, &stream).await?;
+        let groups = looked.map_or_else(Vec::new, |stream| stream.groups);
+        if groups.iter().any(|g| g.name == *group && g.pending > 0) {
+            waiting.push(stream);
+        }
+    }
+    let streams = waiting;
     let several = streams.len() > 1;
     let mut table = Table::new(&session.output, columns(several));
     let (mut shown, mut orphans) = (0u64, 0u64);
@@ -119,7 +128,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
                             .output
                             .json(&one.described(&stream.key, group, now))?;
                     } else {
-                        table.row(one.row(several.then_some(&stream.key)))?;
+                        table.row(one.row(several.then(|| choose::short(stream))))?;
                     }
                     shown += 1;
                     orphans += u64::from(!alive);
@@ -179,7 +188,7 @@ impl One<'_> {
         Some(String::from_utf8_lossy(value).into_owned())
     }
 
-    fn row(&self, stream: Option<&String>) -> Vec<Cell> {
+    fn row(&self, stream: Option<String>) -> Vec<Cell> {
         let owner = &self.pending.consumer;
         let owner = match self.alive {
             true => Cell::styled(owner.clone(), GREEN),
@@ -200,7 +209,7 @@ impl One<'_> {
             payload,
         ];
         if let Some(stream) = stream {
-            row.insert(0, stream.as_str().into());
+            row.insert(0, stream.into());
         }
         row
     }

@@ -27,13 +27,13 @@ const TOLD: usize = 100;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke replay dead image --dry-run                what would happen
-  convoke replay dead image --reason unavailable     asks, then publishes them again
-  convoke replay dead --id 1700000000000-0 --edit    mend its payload first
-  convoke replay pending image --idle 10m --yes      what nobody works on any more
-  convoke replay range image --since 2h --until 1h   finished events, once more
+  convoke replay dead image --dry-run                  what would happen
+  convoke replay dead image --reason unavailable       asks, then does it
+  convoke replay dead --id 1700000000000-0 --edit      mend its payload first
+  convoke replay pending image --idle 10m --yes        nobody works on these
+  convoke replay range image --since 2h --until 1h     finished ones, once more
 
-Each dead letter or pending entry leaves where it was in the step that publishes it again, so a
+Each dead letter or pending entry leaves where it was in the step that publishes it again, so a \
 replay can be interrupted at any moment and run again: nothing is lost, nothing is doubled.";
 
 /// Publish dead letters, pending entries or a part of a stream again
@@ -60,9 +60,9 @@ Examples:
   convoke replay dead image --where user.name=ada --yes
   convoke replay dead --id 1700000000000-0 --edit
 
-An event goes back to the stream that it stood on, keeps its id and its fields, and begins with its
-first attempt. Whoever asked for it was answered when it died: it gets no second reply, and a
-deadline that has passed is taken off. One that was replayed 3 times already is left alone, unless
+An event goes back to the stream that it stood on, keeps its id and its fields, and begins with its \
+first attempt. Whoever asked for it was answered when it died: it gets no second reply, and a \
+deadline that has passed is taken off. One that was replayed 3 times already is left alone, unless \
 --force; its field `replays` counts. Other consumer groups of the stream get it again as well.")]
 struct Dead {
     #[command(flatten)]
@@ -79,9 +79,9 @@ Examples:
   convoke replay pending image --consumer w-1
   convoke replay pending image --idle 10m --min-deliveries 2 --yes
 
-Only what an instance holds that was lost or has unregistered, and what nobody renewed for --idle
-(default: the setting claim_idle): a running handler renews its entry. --force takes any. The old
-delivery is acknowledged in the same step, and its owner is fenced: whatever it still commits of it
+Only what an instance holds that was lost or has unregistered, and what nobody renewed for --idle \
+(default: the setting claim_idle): a running handler renews its entry. --force takes any. The old \
+delivery is acknowledged in the same step, and its owner is fenced: whatever it still commits of it \
 is discarded. The copy stands at the end of the stream and was delivered to nobody yet.")]
 struct Pending {
     /// Streams of events, or domains [default: all]
@@ -99,14 +99,14 @@ struct Pending {
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
-  convoke replay range image --since 2026-11-24T03:00Z --until 2026-11-24T04:00Z --dry-run
+  convoke replay range image --since 2026-11-24T03:00Z --until 2h --dry-run
   convoke replay range image --since 1h --type image.resize --limit 10
   convoke replay range image --id 1700000000000-0,1700000000000-1 --yes
 
-Only entries that are still in the stream (stream_history), and that the group has acknowledged:
-the others run anyway. Of an event that was retried or replayed, only its first entry. The originals
-stay, and whoever asked for them gets no second reply. A marker for each entry is kept for 24h, so a run that
-was interrupted can be repeated, and copies nothing twice; --force copies again what an earlier run
+Only entries that are still in the stream (stream_history), and that the group has acknowledged: \
+the others run anyway. Of an event that was retried or replayed, only its first entry. The originals \
+stay, and whoever asked for them gets no second reply. A marker for each entry is kept for 24h, so a run that \
+was interrupted can be repeated, and copies nothing twice; --force copies again what an earlier run \
 copied. A forced run that was interrupted is continued with the --run that it printed.")]
 struct Range {
     /// Streams of events, or domains
@@ -602,7 +602,7 @@ fn row(candidate: &Candidate) -> Vec<Cell> {
     vec![
         candidate.act.entry.to_string().into(),
         candidate.kind.clone().into(),
-        candidate.stream.key.clone().into(),
+        super::choose::short(&candidate.stream).into(),
         candidate.to.clone().into(),
         candidate.replays.to_string().into(),
         what,

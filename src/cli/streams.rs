@@ -19,9 +19,9 @@ Examples:
   convoke streams 'events:*' 'dead:*'
   convoke streams --format json | jq -r 'select(.groups[].lag > 1000).stream'
 
-Of a stream: its entries. Of a group: LAG, what nobody was given yet, PENDING, what was given and
-not acknowledged, OLDEST, since when the oldest of both waits. Of a consumer: what it holds, and
-since when it asked for nothing (IDLE). A consumer is an instance; one that is gone and holds
+Of a stream: its entries. Of a group: LAG, what nobody was given yet, PENDING, what was given and \
+not acknowledged, OLDEST, since when the oldest of both waits. Of a consumer: what it holds, and \
+since when it asked for nothing (IDLE). A consumer is an instance; one that is gone and holds \
 entries loses them to the others soon. Streams of replies are shown with --all.";
 
 /// Show streams, groups and consumers: length, lag, pending, oldest, idle

@@ -20,16 +20,16 @@ const COUNT: usize = 64;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke tail                                    what is broadcast: lifecycle, progress, decisions
-  convoke tail events:image results:image         work and its results
-  convoke tail dead:image --since 0               all dead letters of a domain, then new ones
-  convoke tail 'events:*' --since 10m --no-follow what was published in the last ten minutes
-  convoke tail results:image --where width=80     by what is in the payload
+  convoke tail                                 the broadcast: facts for everyone
+  convoke tail events:image results:image      work and its results
+  convoke tail dead:image --since 0            dead letters, old and new
+  convoke tail 'events:*' --since 10m --no-follow
+  convoke tail results:image --where width=80  by what is in the payload
   convoke tail events:system --type 'system.*beat' --limit 10
   convoke tail cb:inbox:w-1 --format json | jq .data
 
-A STREAM is a whole key (cb:events:image) or a short name: broadcast, events:<domain>,
-results:<domain>, dead:<domain>, inbox:<instance>. A * stands for any characters in it and means the
+A STREAM is a whole key (cb:events:image) or a short name: broadcast, events:<domain>, \
+results:<domain>, dead:<domain>, inbox:<instance>. A * stands for any characters in it and means the \
 streams that are there now. Nothing is taken from the workers.";
 
 /// Follow streams, decoded
@@ -72,10 +72,14 @@ fn since(text: &str) -> Result<Since, String> {
 /// Runs the command.
 pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let keys = session.settings.keys()?;
+    let wild = |name: &str| name.contains(['*', '?']);
+    for name in flags.streams.iter().filter(|name| !wild(name)) {
+        choose::stream_keys(&keys, name)?;
+    }
     let mut connection = session.connector()?.dedicated().await?;
     let mut streams = Vec::new();
     for name in &flags.streams {
-        let found = match name.contains(['*', '?']) {
+        let found = match wild(name) {
             true => {
                 let names = std::slice::from_ref(name);
                 let found = choose::any_streams(&mut connection, &keys, names).await?;

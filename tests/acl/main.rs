@@ -524,7 +524,8 @@ async fn leave_work_for_an_operator(guarded: &Guarded, keys: &Keys) {
     let dead = keys.dead("image", 0);
     for id in ["1-1", "2-1"] {
         redis::cmd("XADD")
-            .arg(&[&dead, id, "type", "image.whole", "deadreason", "internal"])
+            .arg(&[&dead, id, "type", "image.whole", "data", "\x07"])
+            .arg(&["deadreason", "internal"])
             .exec_async(&mut connection)
             .await
             .expect("a dead letter");
