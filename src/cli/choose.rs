@@ -227,7 +227,7 @@ pub async fn streams(
         };
         let there = all.iter().flatten();
         if full.contains(['*', '?']) {
-            let fitting = there.filter(|s| fits(&full, &s.key) || fits(&full, &short(s)));
+            let fitting = there.filter(|s| fits(&full, &s.key) || fits(&full, &plain(s)));
             found.extend(fitting.cloned());
             continue;
         }
@@ -263,12 +263,19 @@ pub async fn any_streams(
 }
 
 /// A stream's name without the namespace, as tables show it and all commands take it. A partition
-/// keeps its whole key.
+/// keeps its whole key: its short name means all of them.
 pub fn short(stream: &StreamName) -> String {
+    let partition = format!("}}:{}", stream.kind.as_str());
+    match stream.key.ends_with(&partition) && stream.kind != StreamKind::Broadcast {
+        true => stream.key.clone(),
+        false => plain(stream),
+    }
+}
+
+/// What a stream is called on the command line.
+fn plain(stream: &StreamName) -> String {
     match stream.kind {
         StreamKind::Broadcast => "broadcast".to_owned(),
-        // A short name means all partitions.
-        _ if stream.key.ends_with(stream.kind.as_str()) => stream.key.clone(),
         kind => format!("{}:{}", kind.as_str(), stream.part),
     }
 }

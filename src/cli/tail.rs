@@ -20,7 +20,7 @@ const COUNT: usize = 64;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke tail                                 the broadcast: facts for everyone
+  convoke tail                                 the broadcast: facts for all
   convoke tail events:image results:image      work and its results
   convoke tail dead:image --since 0            dead letters, old and new
   convoke tail 'events:*' --since 10m --no-follow
