@@ -42,6 +42,9 @@ pub const WORDS: usize = 4000;
 pub const WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// Counts how often an event was replayed.
 pub const REPLAYS: &str = "replays";
+/// Who mended an event's payload before it was replayed.
+pub const EDITED: &str = "edited";
+
 /// Where an event is replayed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
@@ -196,7 +199,7 @@ struct Fact<'a> {
 }
 
 impl Operator {
-    /// `run` names what belongs together, `by` who does it (at most 256 bytes).
+    /// `run` names what belongs together, `by` who does it: at most 256 bytes each.
     pub fn new(keys: Keys, run: impl Into<String>, by: impl Into<String>) -> Self {
         Self {
             keys,
@@ -208,6 +211,11 @@ impl Operator {
     /// The name of the run.
     pub fn run(&self) -> &str {
         &self.run
+    }
+
+    /// Who does it.
+    pub fn by(&self) -> &str {
+        &self.by
     }
 
     /// Moves dead letters to a stream.

@@ -11,7 +11,7 @@ use super::pending::Held;
 use super::{Misuse, Outcome, Session, output};
 use clap::{Args, Subcommand};
 use convoke::bus::keys::StreamName;
-use convoke::bus::replay::{Move, Operator, STEP, STEP_BYTES, Source, Step};
+use convoke::bus::replay::{EDITED, Move, Operator, STEP, STEP_BYTES, Source, Step};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
@@ -404,14 +404,14 @@ impl Replay<'_> {
         self.say_done(&done, total, stop.is_cancelled(), pace.began.elapsed())
     }
 
+    /// Puts the mended payload in, and who did it.
     fn replace(&self, act: &mut Move, data: &[u8]) {
-        let known = act
-            .fields
-            .chunks_exact(2)
-            .rposition(|pair| pair[0] == b"data");
-        match known {
-            Some(at) => act.fields[2 * at + 1] = data.to_vec(),
-            None => act.fields.extend([b"data".to_vec(), data.to_vec()]),
+        for (name, value) in [("data", data), (EDITED, self.operator.by().as_bytes())] {
+            let mut pairs = act.fields.chunks_exact(2);
+            match pairs.rposition(|pair| pair[0] == name.as_bytes()) {
+                Some(at) => act.fields[2 * at + 1] = value.to_vec(),
+                None => act.fields.extend([name.into(), value.to_vec()]),
+            }
         }
     }
 

@@ -291,3 +291,28 @@ async fn in_a_cluster_the_fact_follows_the_step() {
         ]
     );
 }
+
+#[tokio::test]
+async fn what_the_old_owner_commits_of_it_afterwards_is_discarded() {
+    let mut bus = Bus::start().await;
+    bus.add(2).await;
+    let mut committer = bus.committer("w-1");
+    committer.start().await.unwrap();
+    let claims = committer.claims();
+    let held = bus.deliver("w-1", &claims, 2).await;
+    let seen = bus.pending().await;
+    let operator = operator(&bus.keys);
+    let stream = bus.keys.stream_name(EVENTS).unwrap();
+    let connection = &mut bus.connection;
+    let moves = [self::held(&seen[0], Duration::ZERO)];
+    operator
+        .replay_pending(connection, &stream, GROUP, &moves)
+        .await
+        .unwrap();
+    // Both in one batch, which would go the fast way.
+    let report = committer
+        .commit(held.iter().map(|held| held.done()).collect())
+        .await;
+    assert_eq!((report.committed, report.fenced), (1, 1));
+    assert_eq!(bus.replied().await.len(), 1);
+}

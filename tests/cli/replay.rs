@@ -2,7 +2,7 @@
 
 use super::rig::{add, bury, deliver, entries, lines, names, register, say, text};
 use super::{File, convoke, end, run};
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 
@@ -222,6 +222,7 @@ fn a_payload_is_mended_in_the_editor() {
         convoke::bus::json::to_json(entries(&redis, EVENTS)[n].get("data").unwrap()).unwrap()
     };
     assert_eq!(data(0), json!({"n": "mended"}));
+    assert!(text(&entries(&redis, EVENTS)[0], "edited").contains('@'));
     edit(&editor("fails", "exit 3"), &["--id", "2-1"]).failed(1, &["nothing was changed"]);
     edit(&editor("garbage", "echo '{' > \"$1\""), &["--id", "2-1"]).failed(2, &["no JSON"]);
     assert_eq!(entries(&redis, DEAD).len(), 1);
@@ -397,4 +398,30 @@ fn partitions_and_tagged_names_are_replayed_too() {
         );
     }
     assert_eq!(entries(&redis, "{cb}:broadcast").len(), 2);
+}
+
+#[test]
+fn an_interrupt_ends_it_between_two_steps() {
+    let redis = graveyard(200);
+    let child = convoke(&redis, &["replay", "dead", "--rate=50", "--yes"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    support::eventually("it is at work", || entries(&redis, EVENTS).len() >= 5);
+    support::signal(child.id(), "INT");
+    let output = child.wait_with_output().unwrap();
+    let (back, dead) = (entries(&redis, EVENTS).len(), entries(&redis, DEAD).len());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(back < 200 && back + dead == 200, "{back} {dead}");
+    let out = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        out.contains(&format!("replayed {back} dead letters")),
+        "{out}"
+    );
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        err.contains(&format!("{dead} are where they were")),
+        "{err}"
+    );
 }
