@@ -9,9 +9,9 @@ use redis::Value;
 use redis::aio::MultiplexedConnection;
 
 /// About how many bytes of entries one command or pipeline asks for.
-const PAGE_BYTES: usize = 256 << 10;
+const PAGE_BYTES: usize = 128 << 10;
 /// The most entries on a page.
-const PAGE: usize = 500;
+const PAGE: usize = 250;
 /// Entries on the first page: how large they are is not known yet.
 const FIRST: usize = 4;
 

@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_letter_is_read_as_it_was_written() {
-        let fields: Vec<Vec<u8>> = ["type", "a.b", "deadreason", "my own", "data", "x"]
+        let fields: Vec<Vec<u8>> = ["type", "a.b", "data", "x", "deadreason", "my own"]
             .iter()
             .map(|text| text.as_bytes().to_vec())
             .collect();
@@ -154,10 +154,10 @@ mod tests {
         assert_eq!(letter.entry, Some(EntryId { ms: 7, seq: 1 }));
         assert_eq!(letter.instance.as_deref(), Some("w-1"));
         assert_eq!(letter.time, Some(99));
-        let bare = Letter::read(&Entry {
+        let event = Letter::read(&Entry {
             id: EntryId::default(),
-            fields,
+            fields: fields[..4].to_vec(),
         });
-        assert_eq!((bare.reason.as_str(), bare.fields.len()), ("", 6));
+        assert_eq!((event.reason.as_str(), event.fields.len()), ("", 4));
     }
 }

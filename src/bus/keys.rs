@@ -366,14 +366,15 @@ impl Keys {
     pub fn stream_name(&self, key: &str) -> Option<StreamName> {
         let namespace = self.namespace.as_ref();
         let made = |kind, part: &str, partition| {
-            let key = key.to_owned();
-            let part = part.to_owned();
-            let is = part.is_empty() == (kind == StreamKind::Broadcast);
-            is.then_some(StreamName {
+            let fits = match kind {
+                StreamKind::Broadcast => part.is_empty(),
+                _ => is_name(part),
+            };
+            fits.then(|| StreamName {
                 kind,
-                part,
+                part: part.to_owned(),
                 partition,
-                key,
+                key: key.to_owned(),
             })
         };
         let control = match self.layout {
@@ -383,9 +384,12 @@ impl Keys {
                 if let Some(rest) = inside.strip_prefix(':') {
                     let (tag, rest) = rest.split_once("}:")?;
                     let (domain, partition) = tag.split_once(':')?;
-                    let (word, client) = rest.split_once(':').unwrap_or((rest, domain));
-                    let kind = StreamKind::parse(word)?;
-                    return made(kind, client, partition.parse().ok()?);
+                    let partition = partition.parse().ok()?;
+                    return match rest.split_once(':') {
+                        Some(("reply", client)) => made(StreamKind::Reply, client, partition),
+                        Some(_) => None,
+                        None => made(StreamKind::parse(rest)?, domain, partition),
+                    };
                 }
                 inside.strip_prefix("}:")
             }
@@ -510,6 +514,8 @@ mod tests {
             "cb:instance:w-1",
             "cbx:events:a",
             "cb:events:",
+            "cb:events:a:b",
+            "cb:broadcast:x",
             "cb:leader",
             "x",
             "{cb}:events:a",
@@ -520,6 +526,8 @@ mod tests {
             "cb:events:a",
             "{cb:image}:events",
             "{cb:image:x}:events",
+            "{cb:image:1}:events:x",
+            "{cb:image:1}:delayed",
             "{cbx}:events:a",
         ] {
             assert_eq!(tagged.stream_name(key), None, "{key}");

@@ -182,10 +182,7 @@ fn in_the_clear(url: &RedisUrl) -> bool {
     let Some(parsed) = redis::parse_redis_url(url.expose()) else {
         return false;
     };
-    if !parsed.scheme().starts_with("redis") || parsed.scheme().starts_with("rediss") {
-        return false;
-    }
-    if parsed.scheme().contains("unix") {
+    if !matches!(parsed.scheme(), "redis" | "valkey") {
         return false;
     }
     let host = parsed.host_str().unwrap_or("127.0.0.1");

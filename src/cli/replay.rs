@@ -347,10 +347,10 @@ impl Replay<'_> {
         while let Some(page) = self.walk.next(&mut self.connection).await? {
             if let Some(one) = page.iter().find(|candidate| candidate.left.is_none()) {
                 let fields = one.act.fields.chunks_exact(2);
-                let data = fields
+                let mut data = fields
                     .filter(|pair| pair[0] == b"data")
                     .map(|pair| pair[1].as_slice());
-                return edit::edit(data.last(), self.act.force);
+                return edit::edit(data.next_back(), self.act.force);
             }
         }
         anyhow::bail!("the entry is gone")

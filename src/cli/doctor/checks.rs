@@ -49,7 +49,7 @@ fn set(name: &str, value: &str) -> String {
     format!("redis-cli CONFIG SET {name} {value} && redis-cli CONFIG REWRITE")
 }
 
-const MAY_NOT_CONFIG: &str = "the user may not run CONFIG GET";
+const MAY_NOT_CONFIG: &str = "the user may not run CONFIG GET, or the server lacks the setting";
 const MAY_NOT_INFO: &str = "the user may not run INFO";
 
 fn version(server: &Server) -> Finding {
@@ -167,9 +167,7 @@ fn min_replicas(server: &Server) -> Finding {
             ),
             why: "a primary that is cut off from its replicas goes on taking writes, and all of them \
                   are lost when another one is promoted",
-            fix: format!(
-                "redis-cli CONFIG SET min-replicas-to-write 1 min-replicas-max-lag 2 && redis-cli CONFIG REWRITE"
-            ),
+            fix: "redis-cli CONFIG SET min-replicas-to-write 1 min-replicas-max-lag 2 && redis-cli CONFIG REWRITE".into(),
         },
         Some(n) => Finding::fine(check, format!("min-replicas-to-write {n}")),
     }
