@@ -75,16 +75,21 @@ fn peak(child: &mut Child) -> u64 {
 
 /// The longest command in the server's log, in µs, and which.
 fn slowest(connection: &mut Connection) -> (u64, String) {
-    let log: Vec<(u64, u64, u64, Vec<String>, String, String)> = redis::cmd("SLOWLOG")
+    let log: Vec<(u64, u64, u64, Vec<Vec<u8>>, String, String)> = redis::cmd("SLOWLOG")
         .arg(&["GET", "1000"])
         .query(connection)
         .expect("the log");
     let slowest = log
         .into_iter()
-        .filter(|entry| entry.3[0] != "SLOWLOG")
+        .filter(|entry| entry.3[0] != b"SLOWLOG")
         .max_by_key(|entry| entry.2);
     slowest.map_or((0, "none".into()), |entry| {
-        let words: Vec<&str> = entry.3.iter().take(3).map(String::as_str).collect();
+        let words = entry
+            .3
+            .iter()
+            .take(3)
+            .map(|word| String::from_utf8_lossy(word));
+        let words: Vec<_> = words.collect();
         (entry.2, words.join(" "))
     })
 }
