@@ -29,7 +29,7 @@ impl Appetite {
 }
 
 fn bytes(entry: &Entry) -> usize {
-    entry.fields.iter().map(|field| field.len() + 8).sum()
+    entry.words().map(|word| word.len() + 8).sum()
 }
 
 /// The entries of a stream from one id to another, both included, in order.
@@ -179,10 +179,7 @@ mod tests {
     use super::*;
 
     fn entries(count: usize, bytes: usize) -> Vec<Entry> {
-        let entry = Entry {
-            id: EntryId::default(),
-            fields: vec![b"data".to_vec(), vec![0; bytes]],
-        };
+        let entry = Entry::new(EntryId::default(), [b"data".to_vec(), vec![0; bytes]]);
         vec![entry; count]
     }
 

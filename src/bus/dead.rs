@@ -30,8 +30,7 @@ impl DeadLetter {
     /// The fields of its entry: the event's own in their order, then those that begin with `dead`.
     pub fn fields(&self) -> Vec<Vec<u8>> {
         let DeadLetter { entry, .. } = self;
-        let mut fields = Vec::with_capacity(entry.fields.len() + 16);
-        fields.extend_from_slice(&entry.fields);
+        let mut fields: Vec<Vec<u8>> = entry.words().map(<[u8]>::to_vec).collect();
         let mut add = |name: &str, value: &str| {
             fields.push(name.into());
             fields.push(value.into());
@@ -88,10 +87,11 @@ impl Letter {
     /// at the end are the bus's.
     pub fn read(entry: &Entry) -> Self {
         let mut letter = Self::default();
-        let mut own = entry.fields.len() / 2;
+        let words: Vec<&[u8]> = entry.words().collect();
+        let mut own = words.len() / 2;
         let mut seen = [false; TOLD.len()];
-        for pair in entry.fields.chunks_exact(2).rev() {
-            let name = pair[0].as_slice();
+        for pair in words.chunks_exact(2).rev() {
+            let name = pair[0];
             let Some(at) = TOLD.iter().position(|told| told.as_bytes() == name) else {
                 break;
             };
@@ -99,9 +99,9 @@ impl Letter {
                 break;
             }
             own -= 1;
-            letter.tell(TOLD[at], &String::from_utf8_lossy(&pair[1]));
+            letter.tell(TOLD[at], &String::from_utf8_lossy(pair[1]));
         }
-        letter.fields = entry.fields[..2 * own].to_vec();
+        letter.fields = words[..2 * own].iter().map(|word| word.to_vec()).collect();
         letter
     }
 
@@ -131,10 +131,7 @@ mod tests {
             .map(|text| text.as_bytes().to_vec())
             .collect();
         let dead = DeadLetter {
-            entry: Entry {
-                id: EntryId { ms: 7, seq: 1 },
-                fields: fields.clone(),
-            },
+            entry: Entry::new(EntryId { ms: 7, seq: 1 }, &fields),
             reason: POISON.into(),
             message: "it kills".into(),
             attempts: 3,
@@ -143,10 +140,7 @@ mod tests {
             instance: "w-1".into(),
             time: 99,
         };
-        let letter = Letter::read(&Entry {
-            id: EntryId::default(),
-            fields: dead.fields(),
-        });
+        let letter = Letter::read(&Entry::new(EntryId::default(), dead.fields()));
         assert_eq!(letter.fields, fields);
         assert_eq!((&*letter.reason, &*letter.message), (POISON, "it kills"));
         assert_eq!((letter.attempts, letter.deliveries), (3, 6));
@@ -154,10 +148,7 @@ mod tests {
         assert_eq!(letter.entry, Some(EntryId { ms: 7, seq: 1 }));
         assert_eq!(letter.instance.as_deref(), Some("w-1"));
         assert_eq!(letter.time, Some(99));
-        let event = Letter::read(&Entry {
-            id: EntryId::default(),
-            fields: fields[..4].to_vec(),
-        });
+        let event = Letter::read(&Entry::new(EntryId::default(), &fields[..4]));
         assert_eq!((event.reason.as_str(), event.fields.len()), ("", 4));
     }
 }

@@ -15,11 +15,11 @@
 //! Each step tells on the broadcast what it did: `operator.replayed`, `operator.dropped`.
 
 use super::claim::{CLAIMS_TTL, Pending};
-use super::commit::Publication;
 use super::dead::Letter;
 use super::error::BusError;
 use super::event::{Entry, EntryId};
 use super::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
+use super::settlement::Publication;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, ScriptInvocation};
 use serde::Serialize;
@@ -115,10 +115,7 @@ pub enum NoWayBack {
 /// The events stream that a dead letter goes back to: the one it names if that is one of this
 /// namespace, else its type's.
 pub fn way_back(keys: &Keys, dead: &StreamName, letter: &Letter) -> Result<String, NoWayBack> {
-    let entry = Entry {
-        id: EntryId::default(),
-        fields: letter.fields.clone(),
-    };
+    let entry = Entry::new(EntryId::default(), &letter.fields);
     let kind = entry.get("type").filter(|kind| is_event_type(kind));
     let kind = kind.and_then(|kind| std::str::from_utf8(kind).ok());
     let kind = kind.ok_or(NoWayBack::NoEvent)?;

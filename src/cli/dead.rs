@@ -385,10 +385,7 @@ fn died(letter: &Letter, entry: &Entry) -> u64 {
 }
 
 fn described(stream: &StreamName, entry: &Entry, letter: &Letter) -> Value {
-    let own = Entry {
-        id: entry.id,
-        fields: letter.fields.clone(),
-    };
+    let own = Entry::new(entry.id, &letter.fields);
     let mut fields = Map::new();
     for (name, value) in own.pairs() {
         if !matches!(name, b"type" | b"data") {
@@ -459,10 +456,7 @@ fn tell(
     now: u64,
 ) -> anyhow::Result<()> {
     let output = &session.output;
-    let own = Entry {
-        id: entry.id,
-        fields: letter.fields.clone(),
-    };
+    let own = Entry::new(entry.id, &letter.fields);
     let text = |name: &str| {
         own.get(name)
             .map(|value| String::from_utf8_lossy(value).into_owned())

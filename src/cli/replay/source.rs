@@ -222,10 +222,7 @@ impl Walk {
         if again.replays > TOO_OFTEN {
             return Some(format!("replayed {TOO_OFTEN} times already (--force)"));
         }
-        let entry = Entry {
-            id: EntryId::default(),
-            fields: again.fields.clone(),
-        };
+        let entry = Entry::new(EntryId::default(), &again.fields);
         match Event::parse(entry, &self.limits, &self.keys, to) {
             Ok(_) => None,
             Err(bad) => Some(format!("no worker takes it: {} (--force)", bad.message)),
@@ -323,7 +320,7 @@ impl Walk {
                         _ => None,
                     }
                 };
-                let again = replay::again(&entry.fields, Some(entry.id), Source::Range, self.now);
+                let again = replay::again(&fields(entry), Some(entry.id), Source::Range, self.now);
                 let left = left.map(str::to_owned);
                 self.candidate(entry, stream.key.clone(), again, left)
             })
@@ -347,10 +344,7 @@ impl Walk {
         let mut candidates = Vec::new();
         for (pending, entry) in pending.into_iter().zip(entries) {
             let is_there = entry.is_some();
-            let entry = entry.unwrap_or(Entry {
-                id: pending.id,
-                fields: Vec::new(),
-            });
+            let entry = entry.unwrap_or_else(|| Entry::new(pending.id, [[]; 0]));
             if is_there && !filters.fit(&entry) {
                 continue;
             }
@@ -369,11 +363,16 @@ impl Walk {
             } else {
                 None
             };
-            let again = replay::again(&entry.fields, Some(entry.id), Source::Pending, self.now);
+            let again = replay::again(&fields(&entry), Some(entry.id), Source::Pending, self.now);
             let mut candidate = self.candidate(&entry, to.clone(), again, left);
             candidate.act.pending = Some((pending, needed));
             candidates.push(candidate);
         }
         Ok(candidates)
     }
+}
+
+/// Names and values in turn.
+fn fields(entry: &Entry) -> Vec<Vec<u8>> {
+    entry.words().map(<[u8]>::to_vec).collect()
 }
