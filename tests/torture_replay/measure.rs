@@ -73,9 +73,12 @@ fn peak(child: &mut Child) -> u64 {
     peak
 }
 
+/// An entry of the slow log: id, time, µs, words, client, its name.
+type Logged = (u64, u64, u64, Vec<Vec<u8>>, String, String);
+
 /// The longest command in the server's log, in µs, and which.
 fn slowest(connection: &mut Connection) -> (u64, String) {
-    let log: Vec<(u64, u64, u64, Vec<Vec<u8>>, String, String)> = redis::cmd("SLOWLOG")
+    let log: Vec<Logged> = redis::cmd("SLOWLOG")
         .arg(&["GET", "1000"])
         .query(connection)
         .expect("the log");
