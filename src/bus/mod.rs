@@ -2,6 +2,7 @@
 
 pub mod bare;
 pub mod browse;
+pub mod canonical;
 pub mod claim;
 pub mod claims;
 pub mod client;

@@ -1,10 +1,12 @@
 //! The command line: one file a command.
 
+mod batch;
 mod bench;
 mod choose;
 mod completions;
 mod confirm;
 mod dead;
+mod discover;
 mod doctor;
 mod health;
 mod input;
@@ -19,9 +21,11 @@ mod publish;
 mod replay;
 mod request;
 mod settings;
+mod state;
 mod streams;
 mod table;
 mod tail;
+mod vote;
 mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -121,12 +125,16 @@ enum Command {
     Request(request::Flags),
     Tail(tail::Flags),
     Health(health::Flags),
+    State(state::Flags),
     Instances(instances::Flags),
     Streams(streams::Flags),
     Pending(pending::Flags),
     Dead(dead::Flags),
     Replay(replay::Flags),
     Doctor(doctor::Flags),
+    Batch(batch::Flags),
+    Discover(discover::Flags),
+    Vote(vote::Flags),
     Bench(bench::Flags),
     Completions(completions::Flags),
     Man(man::Flags),
@@ -192,7 +200,11 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Completions(flags) => completions::run(session, &flags),
         Command::Man(flags) => man::run(session, &flags),
-        Command::Instances(_) => runtime()?.block_on(instances::run(session)),
+        Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
+        Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
+        Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
+        Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
+        Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
     }
 }
 

@@ -44,6 +44,11 @@ impl Output {
         }
     }
 
+    /// The form of what is printed.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Whether a program reads it.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json

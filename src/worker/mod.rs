@@ -22,9 +22,11 @@ use crate::bus::commit::Committer;
 use crate::bus::connect::reconnect_delay;
 use crate::bus::error::{BusError, Reaction};
 use crate::config::Settings;
+use crate::coordination::catalog::Catalog;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
+use crate::coordination::leases::Leases;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
 use builder::Builder;
@@ -42,6 +44,8 @@ pub struct Worker {
     handlers: Vec<Registration>,
     process: Arc<Process>,
     instances: Instances,
+    leases: Leases,
+    catalog: Catalog,
 }
 
 /// Why a worker ended that was not told to.
@@ -140,6 +144,8 @@ impl Worker {
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
+        // A worker runs once.
+        self.process.draining.set(ending.drain.clone()).ok();
         if !self.reach_redis(&ending.drain).await? {
             return Ok(());
         }
@@ -150,6 +156,11 @@ impl Worker {
             &self.instances,
             &ending,
         )?;
+        // Before it is registered: whoever sees that it has a handler also sees what that one is.
+        let methods = lanes.methods(self.settings.handler_timeout);
+        if let Err(error) = self.catalog.publish(&methods).await {
+            tracing::warn!(%error, "what the handlers are could not be published; trying again later");
+        }
         let registering = self.registering(&lanes);
         let registered = self
             .instances
@@ -164,7 +175,7 @@ impl Worker {
         }
         let Registered { incarnation, .. } = registered;
         let running = lanes.start().await?;
-        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation)?;
+        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation, methods)?;
         tracing::info!(
             instance = self.id(),
             incarnation,

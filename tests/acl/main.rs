@@ -328,6 +328,13 @@ async fn a_worker_can_do_all_that_it_does() {
             length(&guarded, &dead).await == 2
         })
         .await;
+        for (id, mode) in [("b-1", "exclusive"), ("b-2", "fan_out")] {
+            let batch = serde_json::json!({"batch_id": id, "item_type": "image.whole", "mode": mode, "items": [1, 2, 3]});
+            let asked = Outgoing::new("system.batch.process", &batch);
+            let reply = client.request(asked, Duration::from_secs(30)).await;
+            let result: serde_json::Value = reply.expect("a reply").decode().expect("a map");
+            assert_eq!(result["items_processed"], 3, "{result}");
+        }
         client.close().await;
         drain.cancel();
         running.await.expect("no panic").expect("drained");
@@ -451,6 +458,7 @@ async fn run_the_commands(partitions: u16) {
     let settings = Settings {
         redis_url: guarded.url("convoke-worker"),
         partitions,
+        id: "w-1".into(),
         ..Settings::default()
     };
     let keys = settings.keys().expect("a namespace");
@@ -486,6 +494,30 @@ async fn run_the_commands(partitions: u16) {
         &["replay", "range", "image", "--yes"],
         &["replay", "pending", "left", "--force", "--yes"],
         &["doctor"],
+        &[
+            "batch",
+            "run",
+            "image.whole",
+            "--items",
+            "[1, 2]",
+            "--id",
+            "b-1",
+        ],
+        &["batch", "show", "b-1"],
+        &["batch", "list"],
+        &["state"],
+        &["discover"],
+        &[
+            "vote",
+            "cast",
+            "d",
+            "--instance=w-1",
+            "--value=1",
+            "--role=worker",
+        ],
+        &["vote", "cast", "e", "--instance=w-1", "--value=1"],
+        &["vote", "show", "d"],
+        &["vote", "list"],
     ] {
         let mut words = words.to_vec();
         if words[0] == "doctor" {

@@ -5,6 +5,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batch;
+mod coordination;
 mod dead;
 mod doctor;
 mod publish;
@@ -148,6 +150,9 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "doctor",
         "completions",
         "man",
+        "state",
+        "discover",
+        "vote",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["-h"]).collect();
         let out = help(&words);
@@ -181,6 +186,9 @@ fn without_a_server_a_command_fails_with_1() {
         &["pending"],
         &["dead", "list"],
         &["replay", "dead"],
+        &["state"],
+        &["discover"],
+        &["vote", "list"],
     ] {
         let ended = end(bare().args(args).args(["--redis-url", &url]));
         assert!(ended.failed(1, &[]).err.contains("onnect"), "{args:?}");
@@ -299,7 +307,11 @@ async fn instances_are_listed_without_a_worker() {
     let registered = instances.register(&registering).await.unwrap();
     let text = run(&redis, &["instances"]).done().out;
     let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row[..4], ["w-1", "gpu,worker", "10", "0"], "{text}");
+    assert_eq!(
+        row[..5],
+        ["w-1", "healthy", "gpu,worker", "10", "0"],
+        "{text}"
+    );
     let json = run(&redis, &["instances", "--format", "json"])
         .done()
         .json();

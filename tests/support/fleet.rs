@@ -13,6 +13,7 @@ use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Outgoing, PublishError};
 use convoke::bus::read::entries_of;
 use convoke::config::{RedisUrl, Settings};
+use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Worker};
 use redis::aio::MultiplexedConnection;
 use schemars::JsonSchema;
@@ -36,7 +37,7 @@ pub struct Work {
     pub ms: u64,
 }
 
-async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
+pub async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
     if work.ms > 0 {
         tokio::time::sleep(Duration::from_millis(work.ms)).await;
     }
@@ -44,8 +45,8 @@ async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
     Ok(work.n)
 }
 
-/// The body of the test `a_worker_process`.
-pub fn worker_process() {
+/// The body of the test `a_worker_process`: a worker with those handlers.
+pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
     let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
         return;
     };
@@ -62,9 +63,7 @@ pub fn worker_process() {
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let worker = Worker::builder()
-            .settings(settings)
-            .handler("load.work", work);
+        let worker = with(Worker::builder().settings(settings));
         worker.build().unwrap().run().await.unwrap();
     });
     std::process::exit(0);
@@ -121,6 +120,11 @@ impl Fleet {
         let id = if same_name { id } else { self.next_id() };
         let worker = self.spawn(&id);
         self.workers.push((id, worker));
+    }
+
+    /// The index of the worker of that name.
+    pub fn position(&self, id: &str) -> Option<usize> {
+        self.workers.iter().position(|(worker, _)| worker == id)
     }
 
     pub fn pid(&self, index: usize) -> u32 {
