@@ -98,6 +98,7 @@ enum Fast {
 /// An effect of a committed settlement that could not be written.
 struct Lost {
     lease: Lease,
+    stream: String,
     fields: Vec<Vec<u8>>,
     message: String,
 }
@@ -324,6 +325,7 @@ impl Committer {
                 if let Some((_, message)) = failed.iter().find(|(number, _)| *number == next) {
                     lost.push(Lost {
                         lease: settlement.lease,
+                        stream: effect.stream(),
                         fields: effect.fields(),
                         message: message.clone(),
                     });
@@ -338,6 +340,7 @@ impl Committer {
     async fn bury(&self, lost: Vec<Lost>) {
         for Lost {
             lease,
+            stream,
             fields,
             message,
         } in lost
@@ -349,7 +352,7 @@ impl Committer {
                 message,
                 attempts: 0,
                 deliveries: lease.deliveries,
-                stream: route.events.clone(),
+                stream,
                 instance: self.consumer.clone(),
                 time: self.claims.server_now(),
             };
@@ -382,7 +385,7 @@ impl Committer {
             .arg(&self.consumer)
             .arg(lease.entry_text().as_ref())
             .arg(lease.deliveries);
-        let mut fields = Vec::new();
+        let mut effects = Vec::new();
         let mut fits = true;
         settlement.effects(self.place(&lease), |effect| {
             fits &= effect.words.len() <= SCRIPT_WORDS;
@@ -392,7 +395,7 @@ impl Committer {
             for word in &effect.words[2..] {
                 call.arg(*word);
             }
-            fields.push(effect.fields());
+            effects.push((effect.stream(), effect.fields()));
         });
         if !fits {
             return self.large(settlement).await;
@@ -409,7 +412,8 @@ impl Committer {
                     let at = usize::try_from(*number).ok()?.checked_sub(1)?;
                     Some(Lost {
                         lease,
-                        fields: fields.get(at)?.clone(),
+                        stream: effects.get(at)?.0.clone(),
+                        fields: effects.get(at)?.1.clone(),
                         message: String::from_utf8_lossy(message).into_owned(),
                     })
                 });

@@ -83,6 +83,15 @@ impl Connector {
         self.open(block + Duration::from_secs(2)).await
     }
 
+    /// A connection to whatever answers, a replica as well: for looking at the server only.
+    pub async fn unchecked(&self) -> Result<MultiplexedConnection, BusError> {
+        let config = answers_within(ANSWER);
+        let opened = self
+            .client
+            .get_multiplexed_async_connection_with_config(&config);
+        Ok(opened.await?)
+    }
+
     /// A hand-written connection on which every answer arrives within [`ANSWER`].
     pub async fn wire(&self) -> Result<Wire, BusError> {
         Wire::open(self.client.get_connection_info(), ANSWER).await

@@ -56,6 +56,11 @@ const DEADLINE: usize = 7;
 const TRACEPARENT: usize = 8;
 const ATTEMPT: usize = 9;
 
+/// What the last failed attempt said, as the bus notes it on a retry.
+pub const LAST_ERROR: &str = "lasterror";
+/// When the first attempt failed, in Unix ms, as the bus notes it on a retry.
+pub const FIRST_FAILED: &str = "firstfailed";
+
 /// MessagePack's nil: what an absent `data` means.
 const NIL: &[u8] = &[0xc0];
 
@@ -222,6 +227,29 @@ impl Event {
     /// it stays the same event on another entry.
     pub fn next_attempt(&self) -> Vec<Vec<u8>> {
         self.again(self.attempt + 1)
+    }
+
+    /// Like [`next_attempt`](Self::next_attempt), noting for people why it failed (at most 200 bytes
+    /// are kept) and when it did so first. Left out where the event has no room for more fields.
+    pub fn next_attempt_after(&self, error: &str, now_ms: u64) -> Vec<Vec<u8>> {
+        let mut fields = self.next_attempt();
+        let error = &error[..error.floor_char_boundary(200)];
+        let mut note = |name: &str, value: &str, replace: bool| {
+            let value = value.as_bytes().to_vec();
+            let known = fields
+                .chunks_exact(2)
+                .position(|pair| pair[0] == name.as_bytes());
+            match known {
+                Some(at) if replace => fields[2 * at + 1] = value,
+                None if fields.len() / 2 < Limits::default().fields => {
+                    fields.extend([name.into(), value]);
+                }
+                _ => {}
+            }
+        };
+        note(LAST_ERROR, error, true);
+        note(FIRST_FAILED, &now_ms.to_string(), false);
+        fields
     }
 
     /// The fields of the same event for another try that does not count as an attempt.
@@ -440,6 +468,35 @@ mod tests {
         assert_eq!(again.data(), [1]);
         let third = again.next_attempt();
         assert_eq!(third.iter().filter(|f| *f == b"attempt").count(), 1);
+    }
+
+    #[test]
+    fn a_retry_tells_why_and_keeps_when_it_failed_first() {
+        let event = parse(&[("type", b"a.b")]).unwrap();
+        let keys = Keys::new("cb").unwrap();
+        let again = |fields| {
+            let id = EntryId { ms: 9, seq: 0 };
+            let entry = Entry::new(id, fields);
+            Event::parse(entry, &Limits::default(), &keys, "cb:events:a").unwrap()
+        };
+        let second = again(event.next_attempt_after("internal: no", 100));
+        let long = "é".repeat(300);
+        let third = again(second.next_attempt_after(&long, 200));
+        let told = |event: &Event, name: &str| {
+            String::from_utf8(event.entry().get(name).unwrap().to_vec()).unwrap()
+        };
+        assert_eq!(told(&second, LAST_ERROR), "internal: no");
+        assert_eq!(told(&third, LAST_ERROR), "é".repeat(100));
+        assert_eq!(told(&third, FIRST_FAILED), "100");
+        assert_eq!((third.attempt(), third.entry().words().count()), (3, 10));
+
+        let mut full: Vec<_> = (0..30).map(|_| ("x", &b"y"[..])).collect();
+        full.push(("type", b"a.b"));
+        let full = parse(&full).unwrap();
+        assert_eq!(
+            full.next_attempt_after("no", 1).len(),
+            full.next_attempt().len()
+        );
     }
 
     #[test]

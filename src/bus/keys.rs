@@ -145,6 +145,56 @@ pub struct TaskKeys {
     pub counts: String,
 }
 
+/// What a stream holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StreamKind {
+    /// Events that wait for a handler.
+    Events,
+    /// Events for one instance only.
+    Inbox,
+    /// Dead letters.
+    Dead,
+    /// Results of events that named no `replyto`.
+    Results,
+    /// Facts for everyone.
+    Broadcast,
+    /// Replies to one requester.
+    Reply,
+}
+
+impl StreamKind {
+    /// The word that its keys carry.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            StreamKind::Events => "events",
+            StreamKind::Inbox => "inbox",
+            StreamKind::Dead => "dead",
+            StreamKind::Results => "results",
+            StreamKind::Broadcast => "broadcast",
+            StreamKind::Reply => "reply",
+        }
+    }
+
+    fn parse(word: &str) -> Option<Self> {
+        use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
+        let kinds = [Events, Inbox, Dead, Results, Broadcast, Reply];
+        kinds.into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+/// A stream's key, taken apart.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StreamName {
+    /// What it holds.
+    pub kind: StreamKind,
+    /// The domain, the instance or the requester; empty for the broadcast.
+    pub part: String,
+    /// The domain's partition; 0 where there are none.
+    pub partition: u16,
+    /// The key.
+    pub key: String,
+}
+
 impl Keys {
     /// The plain names, for a standalone or Sentinel deployment.
     pub fn new(namespace: &str) -> Result<Self, NameError> {
@@ -403,6 +453,64 @@ impl Keys {
         self.control(format_args!("limit:{kind}:{source}"))
     }
 
+    /// Marks an entry that was copied by a replay of a range.
+    pub fn replayed(&self, domain: &str, partition: u16, entry: &str) -> String {
+        format!("{}:{entry}", self.data("replayed", domain, partition))
+    }
+
+    /// Patterns for `SCAN` that find every key of the namespace.
+    pub fn patterns(&self) -> Vec<String> {
+        let namespace = &self.namespace;
+        match self.layout {
+            Layout::Plain => vec![format!("{namespace}:*")],
+            Layout::Tagged { .. } => {
+                vec![format!("{{{namespace}}}:*"), format!("{{{namespace}:*")]
+            }
+        }
+    }
+
+    /// Takes the key of a stream of this namespace apart; `None` if it is none.
+    pub fn stream_name(&self, key: &str) -> Option<StreamName> {
+        let namespace = self.namespace.as_ref();
+        let made = |kind, part: &str, partition| {
+            let fits = match kind {
+                StreamKind::Broadcast => part.is_empty(),
+                _ => is_name(part),
+            };
+            fits.then(|| StreamName {
+                kind,
+                part: part.to_owned(),
+                partition,
+                key: key.to_owned(),
+            })
+        };
+        let control = match self.layout {
+            Layout::Plain => key.strip_prefix(namespace)?.strip_prefix(':'),
+            Layout::Tagged { .. } => {
+                let inside = key.strip_prefix('{')?.strip_prefix(namespace)?;
+                if let Some(rest) = inside.strip_prefix(':') {
+                    let (tag, rest) = rest.split_once("}:")?;
+                    let (domain, partition) = tag.split_once(':')?;
+                    let partition = partition.parse().ok()?;
+                    return match rest.split_once(':') {
+                        Some(("reply", client)) => made(StreamKind::Reply, client, partition),
+                        Some(_) => None,
+                        None => made(StreamKind::parse(rest)?, domain, partition),
+                    };
+                }
+                inside.strip_prefix("}:")
+            }
+        }?;
+        let (word, part) = control.split_once(':').unwrap_or((control, ""));
+        made(StreamKind::parse(word)?, part, 0)
+    }
+
+    /// Whether one atomic step may touch both keys.
+    pub fn share_slot(&self, a: &str, b: &str) -> bool {
+        let tag = |key: &str| key.split_once('}').map(|(tag, _)| tag.to_owned());
+        self.layout == Layout::Plain || tag(a) == tag(b)
+    }
+
     /// One batch: a hash.
     pub fn batch(&self, id: &str) -> String {
         self.control(format_args!("batch:{id}"))
@@ -478,6 +586,77 @@ mod tests {
         assert_eq!(keys.reply("image", 3, "me"), "{cb:image:3}:reply:me");
         assert_eq!(keys.partitions("system"), 1);
         assert!(keys.partition_of("image", "user-7") < 8);
+    }
+
+    #[test]
+    fn stream_names_are_taken_apart() {
+        let (plain, tagged) = (Keys::new("cb").unwrap(), Keys::tagged("cb", 4).unwrap());
+        for (keys, key, kind, part, partition) in [
+            (
+                &plain,
+                plain.events("image", 0),
+                StreamKind::Events,
+                "image",
+                0,
+            ),
+            (&plain, plain.dead("image", 0), StreamKind::Dead, "image", 0),
+            (&plain, plain.broadcast(), StreamKind::Broadcast, "", 0),
+            (&plain, plain.inbox("w-1"), StreamKind::Inbox, "w-1", 0),
+            (
+                &tagged,
+                tagged.events("image", 3),
+                StreamKind::Events,
+                "image",
+                3,
+            ),
+            (
+                &tagged,
+                tagged.events("system", 0),
+                StreamKind::Events,
+                "system",
+                0,
+            ),
+            (
+                &tagged,
+                tagged.reply("image", 2, "me"),
+                StreamKind::Reply,
+                "me",
+                2,
+            ),
+            (&tagged, tagged.broadcast(), StreamKind::Broadcast, "", 0),
+        ] {
+            let name = keys.stream_name(&key).expect(&key);
+            assert_eq!(
+                (name.kind, &*name.part, name.partition),
+                (kind, part, partition)
+            );
+            assert_eq!(name.key, key);
+        }
+        for key in [
+            "cb:instance:w-1",
+            "cbx:events:a",
+            "cb:events:",
+            "cb:events:a:b",
+            "cb:broadcast:x",
+            "cb:leader",
+            "x",
+            "{cb}:events:a",
+        ] {
+            assert_eq!(plain.stream_name(key), None, "{key}");
+        }
+        for key in [
+            "cb:events:a",
+            "{cb:image}:events",
+            "{cb:image:x}:events",
+            "{cb:image:1}:events:x",
+            "{cb:image:1}:delayed",
+            "{cbx}:events:a",
+        ] {
+            assert_eq!(tagged.stream_name(key), None, "{key}");
+        }
+        assert!(plain.share_slot("cb:dead:a", "cb:broadcast"));
+        assert!(tagged.share_slot("{cb:a:1}:dead", "{cb:a:1}:events"));
+        assert!(!tagged.share_slot("{cb:a:1}:dead", "{cb}:broadcast"));
     }
 
     #[test]

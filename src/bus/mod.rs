@@ -1,6 +1,7 @@
 //! Redis Streams, and nothing about what events mean.
 
 pub mod bare;
+pub mod browse;
 pub mod canonical;
 pub mod claim;
 pub mod claims;
@@ -13,14 +14,17 @@ pub mod digits;
 pub mod entry;
 pub mod error;
 pub mod event;
+pub mod inspect;
 pub mod json;
 pub mod keys;
 mod link;
 pub mod msgpack;
 pub mod publish;
 pub mod read;
+pub mod replay;
 pub mod reply;
 pub mod request;
+pub mod server;
 pub mod settlement;
 pub mod trace;
 pub mod trim;

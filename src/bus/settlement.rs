@@ -113,6 +113,11 @@ impl Effect<'_> {
         self.words[1]
     }
 
+    /// The key as text: where a dead letter says that it was to go.
+    pub fn stream(&self) -> String {
+        String::from_utf8_lossy(self.key()).into_owned()
+    }
+
     /// The fields of what is added to a stream.
     pub fn fields(&self) -> Vec<Vec<u8>> {
         let fields = self.words.iter().skip_while(|word| **word != b"*").skip(1);

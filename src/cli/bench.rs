@@ -23,8 +23,8 @@ Examples:
   taskset -c 1 convoke bench --rounds 5          against a server that was started with taskset -c 0
   convoke bench --format json
 
-The bare loop is the best that one can write by hand with the same client library: it decodes,
-routes and fences nothing. It works on a namespace of its own, which it removes; a server that
+The bare loop is the best that one can write by hand with the same client library: it decodes, \
+routes and fences nothing. It works on a namespace of its own, which it removes; a server that \
 does other work meanwhile is slowed down.";
 
 /// Measure this machine: the same work by a bare Redis loop and by a worker

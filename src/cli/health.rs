@@ -1,6 +1,6 @@
 //! `convoke health`: asks the workers how they are.
 
-use super::output::printable;
+use super::output::{GREEN, YELLOW, printable};
 use super::{Outcome, Session, request};
 use clap::Args;
 use convoke::bus::publish::Outgoing;
@@ -12,7 +12,7 @@ Examples:
   convoke health && echo fine
   convoke health --timeout 2s --format json
 
-A worker answers it, so it also tells whether one is there. Exit code 0: healthy or degraded;
+A worker answers it, so it also tells whether one is there. Exit code 0: healthy or degraded; \
 1: unhealthy, or nobody answered.";
 
 /// Ask the workers how they and their services are
@@ -49,7 +49,8 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
     let output = &session.output;
     let status = printable(health["status"].as_str().unwrap_or("unknown"));
     let status = match &*status {
-        "healthy" => output.bold(&status),
+        "healthy" => output.in_style(GREEN, &status),
+        "degraded" => output.in_style(YELLOW, &status),
         _ => output.red(&status),
     };
     let count = |state: &str| health["instances"][state].as_u64().unwrap_or(0);
@@ -72,7 +73,7 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
             vec![
                 name.clone(),
                 service["status"].as_str().unwrap_or("unknown").to_owned(),
-                latency.map_or_else(String::new, |ms| format!("{ms:.1} ms")),
+                latency.map_or_else(String::new, |ms| format!("{ms:.1}ms")),
                 service["error"].as_str().unwrap_or_default().to_owned(),
             ]
         })

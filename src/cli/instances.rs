@@ -1,12 +1,10 @@
 //! `convoke instances`: who is registered.
 
-use super::output::{self, ago};
-use super::{Outcome, Session};
+use super::{Outcome, Session, output};
 use clap::{Args, ValueEnum};
 use convoke::bus::json;
 use convoke::bus::keys;
 use convoke::coordination::instance::Instance;
-use convoke::coordination::instances::Instances;
 use convoke::coordination::roster::{Condition, Detail};
 use serde_json::{Value, json};
 
@@ -51,7 +49,7 @@ fn role(text: &str) -> Result<String, keys::NameError> {
 
 /// Runs the command.
 pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
-    let instances = Instances::new(session.connector()?, session.settings.keys()?);
+    let instances = session.instances()?;
     let known = instances.known(Detail::Full, LIMIT).await?;
     // The server's clock, which also wrote the times of the pulses.
     let now = known.at;
@@ -90,7 +88,7 @@ pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
                 instance.roles.join(","),
                 instance.capacity.to_string(),
                 instance.load.to_string(),
-                ago(now.saturating_sub(instance.last_seen)),
+                session.output.moment(instance.last_seen, now),
                 instance.incarnation.to_string(),
                 instance.capabilities.len().to_string(),
             ]

@@ -2,17 +2,29 @@
 
 mod batch;
 mod bench;
+mod choose;
+mod completions;
+mod confirm;
+mod dead;
 mod discover;
+mod doctor;
 mod health;
 mod input;
 mod instances;
 mod logs;
+mod man;
 mod metrics;
 mod output;
+mod owners;
+mod payload;
+mod pending;
 mod publish;
+mod replay;
 mod request;
 mod settings;
 mod state;
+mod streams;
+mod table;
 mod tail;
 mod task;
 mod vote;
@@ -22,13 +34,17 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
+use convoke::bus::replay::Operator;
 use convoke::config::Settings;
+use convoke::coordination::instances::Instances;
 use output::Output;
 use settings::BusFlags;
 use std::ffi::OsString;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use tokio::runtime::{Builder, Runtime};
+use uuid::Uuid;
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -38,15 +54,16 @@ const STYLES: Styles = Styles::styled()
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke worker --exec 'image.resize=./resize.sh'     run a worker with a command as a handler
-  convoke publish image.resize --data '{\"width\":80}'   publish an event, print its entry id
-  convoke request image.resize --data @job.json        publish and print the reply's result
-  convoke tail events:image results:image              follow streams, decoded
-  convoke health && echo fine                          ask the workers how they are
+  convoke worker --exec 'image.resize=./resize.sh'    a command as a handler
+  convoke publish image.resize --data '{\"width\":80}'  prints the entry id
+  convoke request image.resize --data @job.json       prints the result
+  convoke tail events:image results:image             follow streams, decoded
+  convoke health && echo fine                         ask the workers
+  convoke doctor; convoke streams; convoke dead list  something is wrong
 
-Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl`
-in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl.
-Durations are written 500ms, 2s, 1m. A Redis password belongs into CONVOKE_REDIS_URL or the file,
+Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl` \
+in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl. \
+Durations are written 500ms, 2s, 1m. A Redis password belongs into CONVOKE_REDIS_URL or the file, \
 never into an argument, which everyone on the machine can read.
 
 Exit codes: 0 done, 1 failed or an error reply (printed on stderr), 2 wrong usage.";
@@ -79,6 +96,9 @@ struct Common {
     /// Text for people or JSON lines for programs; metrics knows prometheus as well
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     format: Format,
+    /// Times as dates, not as `3m12s ago`
+    #[arg(long, global = true)]
+    absolute: bool,
     /// How logs are written, on stderr
     #[arg(
         long,
@@ -119,10 +139,17 @@ enum Command {
     Metrics(metrics::Flags),
     Instances(instances::Flags),
     Task(task::Flags),
+    Streams(streams::Flags),
+    Pending(pending::Flags),
+    Dead(dead::Flags),
+    Replay(replay::Flags),
+    Doctor(doctor::Flags),
     Batch(batch::Flags),
     Discover(discover::Flags),
     Vote(vote::Flags),
     Bench(bench::Flags),
+    Completions(completions::Flags),
+    Man(man::Flags),
 }
 
 /// How a command ended, as its exit code tells.
@@ -178,7 +205,14 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
         Command::Metrics(flags) => runtime()?.block_on(metrics::run(session, flags)),
+        Command::Streams(flags) => runtime()?.block_on(streams::run(session, flags)),
+        Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),
+        Command::Dead(flags) => runtime()?.block_on(dead::run(session, flags)),
+        Command::Replay(flags) => runtime()?.block_on(replay::run(session, flags)),
+        Command::Doctor(flags) => runtime()?.block_on(doctor::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
+        Command::Completions(flags) => completions::run(session, &flags),
+        Command::Man(flags) => man::run(session, &flags),
         Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
         Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
         Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
@@ -209,7 +243,7 @@ impl Session {
         let settings = settings::load(file.map(Path::new), &common.bus, layer)?;
         Ok(Self {
             settings,
-            output: Output::new(common.format),
+            output: Output::new(common.format, common.absolute),
         })
     }
 
@@ -217,11 +251,38 @@ impl Session {
         Ok(Connector::new(&self.settings.redis_url, 2)?)
     }
 
+    fn instances(&self) -> anyhow::Result<Instances> {
+        Ok(Instances::new(self.connector()?, self.settings.keys()?))
+    }
+
+    /// Who changes streams, under which name of the run.
+    fn operator(&self, run: Option<&str>) -> anyhow::Result<Operator> {
+        let run = run.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
+        Ok(Operator::new(self.settings.keys()?, run, who()))
+    }
+
     fn client(&self) -> anyhow::Result<Client> {
         let options = ClientOptions::from(&self.settings);
         let client = Client::new(self.connector()?, self.settings.keys()?, options)?;
         Ok(client)
     }
+}
+
+/// The person at the keyboard, as facts name them.
+fn who() -> String {
+    let user = ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok());
+    let user = user.filter(|user| !user.is_empty()).unwrap_or_else(|| {
+        let uid = std::fs::metadata("/proc/self").map(|process| process.uid());
+        uid.map_or_else(|_| "unknown".into(), |uid| format!("uid-{uid}"))
+    });
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let plain = |text: &str| -> String {
+        let fits = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        text.chars().filter(fits).take(100).collect()
+    };
+    format!("{}@{}", plain(&user), plain(host.trim()))
 }
 
 /// Enough for a command that mostly waits.

@@ -2,21 +2,45 @@
 //! drive a terminal.
 
 use super::Format;
+pub use super::table::{Cell, Column, Table};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
+
+/// How a piece of text looks on a terminal. Colours are the terminal's own, so they show on a light
+/// background as well.
+pub type Style = &'static str;
+/// Headings and what matters.
+pub const BOLD: Style = "1";
+/// What matters less.
+pub const FAINT: Style = "2";
+/// Wrong, gone, dangerous.
+pub const RED: Style = "31";
+/// Alive, fine.
+pub const GREEN: Style = "32";
+/// Worth a look.
+pub const YELLOW: Style = "33";
+
+/// The width of a terminal that does not tell its own.
+const WIDTH: usize = 80;
 
 /// Standard output.
 pub struct Output {
     format: Format,
     terminal: bool,
+    absolute: bool,
+    width: Option<usize>,
 }
 
 impl Output {
-    pub fn new(format: Format) -> Self {
+    pub fn new(format: Format, absolute: bool) -> Self {
+        let terminal = io::stdout().is_terminal();
+        let reads = terminal && format == Format::Text;
         Self {
             format,
-            terminal: io::stdout().is_terminal(),
+            terminal,
+            absolute,
+            width: reads.then(terminal_width),
         }
     }
 
@@ -66,36 +90,54 @@ impl Output {
     }
 
     /// Rows in aligned columns under their headings.
-    pub fn table(&self, headings: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
-        let rows: Vec<Vec<Cow<'_, str>>> = rows
-            .iter()
-            .map(|row| row.iter().map(|cell| printable(cell)).collect())
-            .collect();
-        let width = |column: usize| {
-            let cells = rows.iter().map(|row| row[column].chars().count());
-            cells.chain([headings[column].len()]).max().unwrap_or(0)
-        };
-        let widths: Vec<usize> = (0..headings.len()).map(width).collect();
-        self.line(&self.bold(&aligned(headings.iter().copied(), &widths)))?;
-        for row in &rows {
-            self.line(&aligned(row.iter().map(|cell| &**cell), &widths))?;
+    pub fn table(&self, headings: &[&'static str], rows: &[Vec<String>]) -> io::Result<()> {
+        let columns = headings.iter().map(|heading| Column::new(heading));
+        let mut table = Table::new(self, columns.collect());
+        for row in rows {
+            table.row(row.iter().cloned().map(Cell::from).collect())?;
         }
-        Ok(())
+        table.finish()
+    }
+
+    /// A moment, seen from another one, both in Unix ms: `3m12s ago`, or as a date on request.
+    pub fn moment(&self, at: u64, now: u64) -> String {
+        if self.absolute {
+            date(at)
+        } else if at > now {
+            format!("in {}", span(at - now))
+        } else {
+            format!("{} ago", span(now - at))
+        }
+    }
+
+    /// Whether times are wanted as dates.
+    pub fn is_absolute(&self) -> bool {
+        self.absolute
+    }
+
+    /// How wide the terminal is; `None` where no person reads.
+    pub fn width(&self) -> Option<usize> {
+        self.width
     }
 
     /// Bold on a terminal.
     pub fn bold(&self, text: &str) -> String {
-        self.styled("1", text)
+        self.styled(BOLD, text)
     }
 
     /// Faint on a terminal.
     pub fn faint(&self, text: &str) -> String {
-        self.styled("2", text)
+        self.styled(FAINT, text)
     }
 
     /// Red on a terminal.
     pub fn red(&self, text: &str) -> String {
-        self.styled("31", text)
+        self.styled(RED, text)
+    }
+
+    /// In a style on a terminal.
+    pub fn in_style(&self, style: Style, text: &str) -> String {
+        self.styled(style, text)
     }
 
     fn styled(&self, style: &str, text: &str) -> String {
@@ -107,25 +149,82 @@ impl Output {
     }
 }
 
-fn aligned<'a>(cells: impl Iterator<Item = &'a str>, widths: &[usize]) -> String {
-    let mut line = String::new();
-    for (cell, &width) in cells.zip(widths) {
-        line.push_str(&format!("{cell:width$}  "));
-    }
-    line.truncate(line.trim_end().len());
-    line
+fn terminal_width() -> usize {
+    let told = std::env::var("COLUMNS").ok();
+    let told = told.and_then(|text| text.parse().ok());
+    let asked = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
+    told.or_else(asked)
+        .filter(|&width| width > 0)
+        .unwrap_or(WIDTH)
 }
 
-/// How long ago so many ms are.
-pub fn ago(ms: u64) -> String {
-    const MINUTE: u64 = 60_000;
-    const HOUR: u64 = 60 * MINUTE;
-    match ms {
-        ..MINUTE => format!("{:.1}s ago", ms as f64 / 1000.0),
-        MINUTE..HOUR => format!("{}m ago", ms / MINUTE),
-        _ if ms < 48 * HOUR => format!("{}h ago", ms / HOUR),
-        _ => format!("{}d ago", ms / (24 * HOUR)),
+/// A length of time as people say it: `850ms`, `12s`, `3m12s`, `2h5m`, `4d3h`.
+pub fn span(ms: u64) -> String {
+    let seconds = ms / 1000;
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    match () {
+        () if ms < 1000 => format!("{ms}ms"),
+        () if minutes == 0 => format!("{seconds}s"),
+        () if minutes < 10 => format!("{minutes}m{}s", seconds % 60),
+        () if hours == 0 => format!("{minutes}m"),
+        () if hours < 10 => format!("{hours}h{}m", minutes % 60),
+        () if days == 0 => format!("{hours}h"),
+        () if days < 10 => format!("{days}d{}h", hours % 24),
+        () => format!("{days}d"),
     }
+}
+
+/// A moment in Unix ms as a date.
+pub fn date(ms: u64) -> String {
+    let time = i64::try_from(ms).map(jiff::Timestamp::from_millisecond);
+    match time {
+        Ok(Ok(time)) => format!("{time:.3}"),
+        _ => "?".to_owned(),
+    }
+}
+
+/// A number with its thousands apart: `1,000,000`.
+pub fn number(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// So many of something: `1 entry`, `2,000 entries`.
+pub fn count(how_many: u64, one: &str, more: &str) -> String {
+    let what = if how_many == 1 { one } else { more };
+    format!("{} {what}", number(how_many))
+}
+
+/// Text in lines that are set in and, on a terminal, no wider than it is.
+pub fn wrapped(text: &str, indent: usize, width: Option<usize>) -> Vec<String> {
+    let room = width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(20));
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split_whitespace() {
+        let needs = word.chars().count() + usize::from(used > 0);
+        if used > 0 && used + needs > room {
+            lines.push(String::new());
+            used = 0;
+        }
+        if let Some(line) = lines.last_mut() {
+            if used > 0 {
+                line.push(' ');
+                used += 1;
+            } else {
+                line.push_str(&" ".repeat(indent));
+            }
+            line.push_str(word);
+            used += word.chars().count();
+        }
+    }
+    lines
 }
 
 /// Whether colours are wanted where a terminal reads.
@@ -206,22 +305,31 @@ mod tests {
     }
 
     #[test]
-    fn ages_are_told_in_the_unit_that_fits() {
-        let told = [1_234, 59_999, 60_000, 3_599_999, 3_600_000, 172_800_000].map(ago);
-        let expected = [
-            "1.2s ago",
-            "60.0s ago",
-            "1m ago",
-            "59m ago",
-            "1h ago",
-            "2d ago",
-        ];
-        assert_eq!(told, expected);
-    }
-
-    #[test]
-    fn columns_are_aligned_without_trailing_spaces() {
-        let line = aligned(["a", "é", ""].into_iter(), &[3, 2, 5]);
-        assert_eq!(line, "a    é");
+    fn times_and_numbers_are_as_people_say_them() {
+        for (ms, said) in [
+            (0, "0ms"),
+            (850, "850ms"),
+            (12_999, "12s"),
+            (192_000, "3m12s"),
+            (646_000, "10m"),
+            (7_500_000, "2h5m"),
+            (40_000_000, "11h"),
+            (8_640_000_000, "100d"),
+            (356_400_000, "4d3h"),
+        ] {
+            assert_eq!(span(ms), said);
+        }
+        assert_eq!(date(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        assert_eq!(date(u64::MAX), "?");
+        for (n, said) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(number(n), said);
+        }
+        assert_eq!(count(1, "entry", "entries"), "1 entry");
+        assert_eq!(count(2000, "entry", "entries"), "2,000 entries");
     }
 }

@@ -20,13 +20,13 @@ const READ_AHEAD: usize = 64 << 20;
 const EXAMPLES: &str = "\
 Examples:
   convoke publish image.resize --data '{\"width\": 80}'
-  convoke publish mail.send --data @mail.json --id order-17 --dedup   safe to repeat
+  convoke publish mail.send --data @mail.json --id order-17 --dedup
   convoke publish report.make --delay 10m
   convoke publish report.make --at 2030-01-31T06:00:00Z
   jq -c '.[]' jobs.json | convoke publish image.resize --data - --lines
 
-Prints the entry id; with --format json {\"entry\": …, \"duplicate\": …}. An event that is not stored is
-either `not stored` for certain or `may be stored`: then publish it again with the same --id and
+Prints the entry id; with --format json {\"entry\": …, \"duplicate\": …}. An event that is not stored is \
+either `not stored` for certain or `may be stored`: then publish it again with the same --id and \
 --dedup, and it is stored once.";
 
 /// Publish an event and print its entry id

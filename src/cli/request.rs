@@ -16,7 +16,7 @@ Examples:
   convoke request system.get_state | jq .leader
   convoke request report.make --data @report.json --timeout 5m
 
-Prints the result as JSON. An error reply is printed on stderr as `code: message` (with --format json
+Prints the result as JSON. An error reply is printed on stderr as `code: message` (with --format json \
 as an object), and the exit code is 1.";
 
 /// Publish an event and print the reply's result

@@ -1,6 +1,6 @@
 //! `convoke state`: all that there is, at one look.
 
-use super::output::{self, Output, ago};
+use super::output::{self, Output};
 use super::{Outcome, Session, request};
 use clap::Args;
 use convoke::bus::publish::Outgoing;
@@ -46,12 +46,12 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
 }
 
 /// The columns of a part: heading, and what stands under it.
-type Columns<'a> = &'a [(&'a str, &'a dyn Fn(&Value) -> String)];
+type Columns<'a> = &'a [(&'static str, &'a dyn Fn(&Value) -> String)];
 
 fn print(output: &Output, state: &Value) -> io::Result<()> {
     let at = state["at"].as_u64().unwrap_or(0);
     let age = |time: &Value| match time.as_u64() {
-        Some(time) => ago(at.saturating_sub(time)),
+        Some(time) => output.moment(time, at),
         None => "-".to_owned(),
     };
     output.line(&output::printable(&format!(

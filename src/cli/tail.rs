@@ -1,15 +1,15 @@
 //! `convoke tail`: follows streams without taking anything from anyone.
 
+use super::choose::{self, Condition, Filters, Moment};
 use super::output::{self, Output, printable};
-use super::{Misuse, Outcome, Session};
+use super::payload;
+use super::{Outcome, Session};
 use clap::Args;
 use convoke::bus::connect::{BLOCK, Connector, reconnect_delay};
 use convoke::bus::error::{BusError, Reaction};
 use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::json;
-use convoke::bus::keys::{self, Keys};
+use convoke::bus::inspect;
 use convoke::bus::read::{last_id, read_after};
-use jiff::Timestamp;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 use std::io;
@@ -17,19 +17,20 @@ use tracing::warn;
 
 /// Entries of a stream in one read: bounds the memory that a read may take.
 const COUNT: usize = 64;
-/// Bytes shown of a payload that is no MessagePack.
-const SHOWN: usize = 64;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke tail                                    what is broadcast: lifecycle, progress, decisions
-  convoke tail events:image results:image         work and its results
-  convoke tail dead:image --since 0               all dead letters of a domain, then new ones
+  convoke tail                                 the broadcast: facts for all
+  convoke tail events:image results:image      work and its results
+  convoke tail dead:image --since 0            dead letters, old and new
+  convoke tail 'events:*' --since 10m --no-follow
+  convoke tail results:image --where width=80  by what is in the payload
   convoke tail events:system --type 'system.*beat' --limit 10
   convoke tail cb:inbox:w-1 --format json | jq .data
 
-A STREAM is a whole key (cb:events:image) or a short name: broadcast, events:<domain>,
-results:<domain>, dead:<domain>, inbox:<instance>. Nothing is taken from the workers.";
+A STREAM is a whole key (cb:events:image) or a short name: broadcast, events:<domain>, \
+results:<domain>, dead:<domain>, inbox:<instance>. A * stands for any characters in it and means the \
+streams that are there now. Nothing is taken from the workers.";
 
 /// Follow streams, decoded
 #[derive(Args)]
@@ -41,9 +42,15 @@ pub struct Flags {
     /// Only types like this: * stands for any characters, ? for one
     #[arg(long = "type", value_name = "GLOB")]
     kind: Option<String>,
-    /// Begin after this entry id; 0 is the stream's beginning, $ its end
-    #[arg(long, value_name = "ID|0|$", value_parser = since, default_value = "$")]
+    /// Begin there: 10m (ago), a date, after an entry id; 0 is the beginning, $ the end
+    #[arg(long, value_name = "TIME|ID|0|$", value_parser = since, default_value = "$")]
     since: Since,
+    /// Only payloads with this field, or with this value in it: user.name=ada, width=80
+    #[arg(long = "where", value_name = "FIELD[=VALUE]", value_parser = choose::condition)]
+    payload: Vec<Condition>,
+    /// End when all that is there now has been shown
+    #[arg(long)]
+    no_follow: bool,
     /// End after so many entries
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
@@ -52,39 +59,73 @@ pub struct Flags {
 #[derive(Clone, Copy, Debug)]
 enum Since {
     End,
-    After(EntryId),
+    From(Moment),
 }
 
 fn since(text: &str) -> Result<Since, String> {
     match text {
         "$" => Ok(Since::End),
-        id => id
-            .parse()
-            .map(Since::After)
-            .map_err(|error: convoke::bus::event::ParseEntryIdError| error.to_string()),
+        text => choose::moment(text).map(Since::From),
     }
 }
 
 /// Runs the command.
 pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let keys = session.settings.keys()?;
+    let wild = |name: &str| name.contains(['*', '?']);
+    for name in flags.streams.iter().filter(|name| !wild(name)) {
+        choose::stream_keys(&keys, name)?;
+    }
+    let mut connection = session.connector()?.dedicated().await?;
     let mut streams = Vec::new();
     for name in &flags.streams {
-        for key in stream_keys(&keys, name)? {
+        let found = match wild(name) {
+            true => {
+                let names = std::slice::from_ref(name);
+                let found = choose::any_streams(&mut connection, &keys, names).await?;
+                found.into_iter().map(|stream| stream.key).collect()
+            }
+            false => choose::stream_keys(&keys, name)?,
+        };
+        for key in found {
             if !streams.contains(&key) {
                 streams.push(key);
             }
         }
     }
-    if streams.is_empty() {
+    if flags.streams.is_empty() {
         streams.push(keys.broadcast());
     }
-    let mut follower = Follower::start(session.connector()?, streams, flags.since).await?;
+    if streams.is_empty() {
+        output::complain_line("no stream is like that");
+        return Ok(Outcome::Failed);
+    }
+    let since = match flags.since {
+        Since::End => None,
+        Since::From(Moment::Entry(id)) => Some(id),
+        Since::From(moment) => {
+            let first = moment.first(inspect::now(&mut connection).await?);
+            Some(EntryId {
+                ms: first.ms.saturating_sub(1),
+                seq: u64::MAX,
+            })
+        }
+    };
+    drop(connection);
+    let filters = Filters {
+        kind: flags.kind,
+        payload: flags.payload,
+        ..Filters::default()
+    };
+    let mut follower = Follower::start(session.connector()?, streams, since).await?;
     let mut left = flags.limit.unwrap_or(u64::MAX);
-    loop {
-        for (stream, entry) in follower.read().await? {
-            let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
-            if flags.kind.as_deref().is_some_and(|glob| !fits(glob, &kind)) {
+    while !(flags.no_follow && follower.is_at_end()) {
+        let entries = follower.read().await?;
+        if entries.is_empty() && flags.no_follow {
+            break;
+        }
+        for (stream, entry) in entries {
+            if !filters.fit(&entry) {
                 continue;
             }
             print(&session.output, &stream, &entry)?;
@@ -94,42 +135,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             }
         }
     }
-}
-
-/// The keys that a name on the command line means: one, or one per partition.
-fn stream_keys(keys: &Keys, name: &str) -> anyhow::Result<Vec<String>> {
-    let namespace = keys.namespace();
-    let rest = name.strip_prefix('{').unwrap_or(name);
-    if rest
-        .strip_prefix(namespace)
-        .is_some_and(|rest| rest.starts_with([':', '}']))
-    {
-        return Ok(vec![name.to_owned()]);
-    }
-    let of_domain = |domain: &str, key: fn(&Keys, &str, u16) -> String| {
-        let partitions = 0..keys.partitions(domain);
-        partitions.map(|n| key(keys, domain, n)).collect()
-    };
-    let found: Option<Vec<String>> = match name.split_once(':') {
-        None if name == "broadcast" => Some(vec![keys.broadcast()]),
-        Some((kind, part)) if keys::is_name(part) => match kind {
-            "events" => Some(of_domain(part, Keys::events)),
-            // The inboxes are no domain: theirs lie with the control plane.
-            "results" if part == "inbox" => Some(vec![keys.inbox_route(part).results]),
-            "dead" if part == "inbox" => Some(vec![keys.inbox_route(part).dead]),
-            "results" => Some(of_domain(part, Keys::results)),
-            "dead" => Some(of_domain(part, Keys::dead)),
-            "inbox" => Some(vec![keys.inbox(part)]),
-            _ => None,
-        },
-        _ => None,
-    };
-    found.ok_or_else(|| {
-        Misuse::error(format_args!(
-            "{name:?} is no stream: write broadcast, events:<domain>, results:<domain>, \
-             dead:<domain>, inbox:<instance>, or a whole key that begins with {namespace}:"
-        ))
-    })
+    Ok(Outcome::Done)
 }
 
 /// Reads streams from where they were left, through cut connections.
@@ -137,28 +143,36 @@ struct Follower {
     connector: Connector,
     connection: MultiplexedConnection,
     streams: Vec<(String, EntryId)>,
+    /// What was the last entry of each stream in the beginning.
+    ends: Vec<EntryId>,
 }
 
 impl Follower {
     async fn start(
         connector: Connector,
         names: Vec<String>,
-        since: Since,
+        since: Option<EntryId>,
     ) -> Result<Self, BusError> {
         let mut connection = connector.blocking(BLOCK).await?;
         let mut streams = Vec::with_capacity(names.len());
+        let mut ends = Vec::with_capacity(names.len());
         for name in names {
-            let after = match since {
-                Since::After(id) => id,
-                Since::End => last_id(&mut connection, &name).await?,
-            };
-            streams.push((name, after));
+            let end = last_id(&mut connection, &name).await?;
+            streams.push((name, since.unwrap_or(end)));
+            ends.push(end);
         }
         Ok(Self {
             connector,
             connection,
             streams,
+            ends,
         })
+    }
+
+    /// Whether everything that was there in the beginning has been read.
+    fn is_at_end(&self) -> bool {
+        let mut pairs = self.streams.iter().zip(&self.ends);
+        pairs.all(|((_, after), end)| after >= end)
     }
 
     /// What came since the last time; nothing if nothing came for a while.
@@ -214,37 +228,7 @@ impl Follower {
     }
 }
 
-/// Whether the type is like the pattern.
-fn fits(glob: &str, kind: &str) -> bool {
-    let (glob, kind) = (glob.as_bytes(), kind.as_bytes());
-    let (mut g, mut k) = (0, 0);
-    // Where to go on when what follows the last * did not fit.
-    let mut again: Option<(usize, usize)> = None;
-    while k < kind.len() {
-        match glob.get(g) {
-            Some(b'*') => {
-                again = Some((g, k));
-                g += 1;
-            }
-            Some(&b) if b == b'?' || b == kind[k] => {
-                g += 1;
-                k += 1;
-            }
-            _ => match again {
-                Some((star, from)) => {
-                    again = Some((star, from + 1));
-                    g = star + 1;
-                    k = from + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    glob[g..].iter().all(|&b| b == b'*')
-}
-
 fn print(output: &Output, stream: &str, entry: &Entry) -> io::Result<()> {
-    let data = entry.get("data").map(decode);
     let mut kind = None;
     let mut fields = Map::new();
     for (name, value) in entry.pairs() {
@@ -265,18 +249,10 @@ fn print(output: &Output, stream: &str, entry: &Entry) -> io::Result<()> {
             "type": kind,
             "fields": fields,
         });
-        match data {
-            None => object["data"] = Value::Null,
-            Some(Ok(value)) => object["data"] = value,
-            Some(Err(undecodable)) => object["undecodable"] = undecodable.described(),
-        }
+        payload::describe(entry.get("data"), &mut object);
         return output.json(&object);
     }
-    let time = i64::try_from(entry.id.ms).map(Timestamp::from_millisecond);
-    let time = match time {
-        Ok(Ok(time)) => format!("{time:.3}"),
-        _ => "?".to_owned(),
-    };
+    let time = output::date(entry.id.ms);
     let head = format!("{time} {} {}", printable(stream), entry.id);
     let kind = kind.as_ref().and_then(Value::as_str).unwrap_or("?");
     let mut line = format!("{} {}", output.faint(&head), output.bold(&printable(kind)));
@@ -291,107 +267,10 @@ fn print(output: &Output, stream: &str, entry: &Entry) -> io::Result<()> {
         };
         line.push_str(&format!(" {}={}", printable(name), printable(value)));
     }
-    match data {
+    match entry.get("data").map(payload::decode) {
         None => {}
         Some(Ok(value)) => line.push_str(&format!(" {}", output::json(&value))),
         Some(Err(undecodable)) => line.push_str(&output.red(&format!(" {undecodable}"))),
     }
     output.line(&line)
-}
-
-/// A payload that is not one MessagePack value.
-struct Undecodable {
-    bytes: usize,
-    hex: String,
-    error: String,
-}
-
-impl Undecodable {
-    fn described(&self) -> Value {
-        json!({ "error": self.error, "bytes": self.bytes, "hex": self.hex })
-    }
-}
-
-impl std::fmt::Display for Undecodable {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let more = if self.hex.len() < 2 * self.bytes {
-            "…"
-        } else {
-            ""
-        };
-        let error = printable(&self.error);
-        write!(f, "0x{}{more} ({} bytes, {error})", self.hex, self.bytes)
-    }
-}
-
-fn decode(data: &[u8]) -> Result<Value, Undecodable> {
-    json::to_json(data).map_err(|error| Undecodable {
-        bytes: data.len(),
-        hex: data
-            .iter()
-            .take(SHOWN)
-            .map(|b| format!("{b:02x}"))
-            .collect(),
-        error: error.to_string(),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_match_types() {
-        for (glob, kind) in [
-            ("*", ""),
-            ("*", "a.b"),
-            ("image.*", "image.resize"),
-            ("*.re*e", "image.resize"),
-            ("i?age.resize", "image.resize"),
-            ("**", "a"),
-            ("a*b*c", "a.b.b.c"),
-        ] {
-            assert!(fits(glob, kind), "{glob} {kind}");
-        }
-        for (glob, kind) in [
-            ("", "a"),
-            ("image", "image.resize"),
-            ("*.x", "image.resize"),
-            ("?", ""),
-            ("a*b", "a.b.c"),
-        ] {
-            assert!(!fits(glob, kind), "{glob} {kind}");
-        }
-    }
-
-    #[test]
-    fn short_names_and_whole_keys_mean_streams() {
-        let keys = Keys::new("cb").unwrap();
-        for (name, key) in [
-            ("broadcast", "cb:broadcast"),
-            ("events:image", "cb:events:image"),
-            ("results:image", "cb:results:image"),
-            ("dead:image", "cb:dead:image"),
-            ("inbox:w-1", "cb:inbox:w-1"),
-            ("cb:reply:me", "cb:reply:me"),
-        ] {
-            assert_eq!(stream_keys(&keys, name).unwrap(), [key]);
-        }
-        for name in ["image", "events:", "other:events:image", "cbx:events:image"] {
-            assert!(stream_keys(&keys, name).is_err(), "{name}");
-        }
-        let keys = Keys::tagged("cb", 2).unwrap();
-        assert_eq!(
-            stream_keys(&keys, "events:image").unwrap(),
-            ["{cb:image:0}:events", "{cb:image:1}:events"]
-        );
-        assert_eq!(
-            stream_keys(&keys, "dead:inbox").unwrap(),
-            ["{cb}:dead:inbox"]
-        );
-        assert_eq!(
-            stream_keys(&keys, "{cb:image:1}:reply:me").unwrap(),
-            ["{cb:image:1}:reply:me"]
-        );
-    }
 }

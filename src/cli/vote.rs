@@ -1,6 +1,6 @@
 //! `convoke vote`: casts votes, shows ballots.
 
-use super::output::{self, ago, printable};
+use super::output::{self, printable};
 use super::{Misuse, Outcome, Session, request};
 use clap::{Args, Subcommand};
 use convoke::bus::json;
@@ -241,7 +241,7 @@ async fn list(session: &Session, limit: usize) -> anyhow::Result<Outcome> {
                 ballot.leading.to_string(),
                 ballot.quorum.to_string(),
                 ballot.role.clone().unwrap_or_else(|| "-".to_owned()),
-                ago(now.saturating_sub(ballot.opened_at)),
+                session.output.moment(ballot.opened_at, now),
                 result(ballot),
             ]
         })

@@ -11,13 +11,13 @@ use std::collections::HashSet;
 const EXAMPLES: &str = "\
 Examples:
   convoke worker
-  convoke worker --role worker,gpu --capacity 4 --exec 'image.resize=./resize.sh'
+  convoke worker --role worker,gpu --capacity 4 --exec 'a.b=./run.sh'
   convoke worker --config convoke.toml --log-format json
   CONVOKE_REDIS_URL=$(cat /run/secrets/redis-url) convoke worker --id w-1
 
-A command of --exec runs once per event: the payload as JSON on its standard input, and
-CONVOKE_EVENT_ID, CONVOKE_EVENT_TYPE and CONVOKE_EVENT_ATTEMPT in its environment. What it prints is
-the result, as JSON. Exit code 0 is success, 75 a failure that is tried again, anything else a
+A command of --exec runs once per event: the payload as JSON on its standard input, and \
+CONVOKE_EVENT_ID, CONVOKE_EVENT_TYPE and CONVOKE_EVENT_ATTEMPT in its environment. What it prints is \
+the result, as JSON. Exit code 0 is success, 75 a failure that is tried again, anything else a \
 permanent one; what it writes on stderr is the message.
 
 SIGTERM and SIGINT end the worker: it stops reading, finishes what runs (--drain-timeout), exits 0.";

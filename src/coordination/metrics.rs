@@ -50,8 +50,6 @@ pub struct Sums {
     pub events_processed: u64,
     /// Runs of handlers that failed.
     pub events_failed: u64,
-    /// Tasks that were completed.
-    pub tasks_completed: u64,
     /// How long the runs took.
     pub latency: Histogram,
 }
@@ -109,7 +107,7 @@ impl Report {
     /// | key | value |
     /// |---|---|
     /// | `process` | text: another one began at zero |
-    /// | `events_processed`, `events_failed`, `tasks_completed` | counters |
+    /// | `events_processed`, `events_failed` | counters |
     /// | `latency` | `{sum_us, buckets: {bucket: count}}`, see [`crate::registry::histogram`] |
     /// | `handlers` | `{event type: {calls, errors, retries, rate_limited, cache_hits, circuit, latency}}` |
     /// | `memory_bytes`, `in_flight` | how it is now |
@@ -123,7 +121,6 @@ impl Report {
             sums: Sums {
                 events_processed: counter(map, "events_processed"),
                 events_failed: counter(map, "events_failed"),
-                tasks_completed: counter(map, "tasks_completed"),
                 latency: histogram(map).unwrap_or_default(),
             },
             gauges: Gauges {
@@ -224,13 +221,7 @@ pub(super) struct Packed {
 
 impl Sums {
     fn packed(&self) -> Vec<u8> {
-        let counters = [
-            self.events_processed,
-            self.events_failed,
-            self.tasks_completed,
-            0,
-            0,
-        ];
+        let counters = [self.events_processed, self.events_failed, 0, 0, 0];
         pack(counters, Some(&self.latency))
     }
 }
@@ -485,11 +476,10 @@ fn unpack(packed: &[u8]) -> Option<([u64; 5], Histogram)> {
 
 impl Sums {
     fn unpacked(packed: &[u8]) -> Option<Sums> {
-        let ([events_processed, events_failed, tasks_completed, _, _], latency) = unpack(packed)?;
+        let ([events_processed, events_failed, ..], latency) = unpack(packed)?;
         Some(Sums {
             events_processed,
             events_failed,
-            tasks_completed,
             latency,
         })
     }

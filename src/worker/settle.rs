@@ -60,7 +60,7 @@ pub fn failure(
         },
         None if error.retryable => match retry.delay(event.attempt()) {
             Some(wait) => End::Later {
-                fields: event.next_attempt(),
+                fields: event.next_attempt_after(&told(error), unix_ms()),
                 wait,
             },
             None => dead(scene, event, error),
@@ -75,6 +75,10 @@ pub fn failure(
         publications: Vec::new(),
         end,
     }
+}
+
+fn told(error: &HandlerError) -> String {
+    format!("{}: {}", error.code.as_str(), error.bounded_message())
 }
 
 /// What a layer refused without running the handler waits for so long.

@@ -11,6 +11,7 @@ mod later;
 mod outage;
 mod proxy;
 mod publish;
+mod replay;
 mod request;
 mod setup;
 mod trim;

@@ -7,9 +7,15 @@ mod support;
 
 mod batch;
 mod coordination;
+mod dead;
+mod doctor;
 mod metrics;
 mod publish;
+mod replay;
+mod rig;
 mod settings;
+mod shell;
+mod streams;
 mod tail;
 mod worker;
 
@@ -132,12 +138,31 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "tail",
         "health",
         "instances",
+        "streams",
+        "pending",
+        "dead",
+        "dead list",
+        "dead show",
+        "dead drop",
+        "replay",
+        "replay dead",
+        "replay pending",
+        "replay range",
+        "doctor",
+        "completions",
+        "man",
         "state",
         "discover",
         "vote",
     ] {
-        let out = help(&[command, "-h"]);
+        let words: Vec<&str> = command.split(' ').chain(["-h"]).collect();
+        let out = help(&words);
         assert!(out.contains(&format!("  convoke {command}")), "{out}");
+        // An example is there to be copied: no terminal may break it up.
+        for line in out.lines().filter(|line| line.starts_with("  convoke")) {
+            let own = !["bench", "discover", "vote", "batch", "state"].contains(&command);
+            assert!(!own || line.chars().count() < 80, "{line}");
+        }
     }
     assert!(help(&["--version"]).starts_with("convoke "));
     end(&mut bare()).failed(2, &["Usage"]);
@@ -158,6 +183,10 @@ fn without_a_server_a_command_fails_with_1() {
         &["tail"],
         &["instances"],
         &["health"],
+        &["streams"],
+        &["pending"],
+        &["dead", "list"],
+        &["replay", "dead"],
         &["state"],
         &["discover"],
         &["vote", "list"],

@@ -206,3 +206,33 @@ fn a_key_that_is_no_stream_fails() {
     run(&redis, &["tail", "cb:x", "--since=0"]).failed(1, &["WRONGTYPE"]);
     run(&redis, &["tail", "cb:x"]).failed(1, &["WRONGTYPE"]);
 }
+
+#[test]
+fn what_is_there_is_shown_by_time_and_payload_and_it_ends() {
+    let redis = Redis::start();
+    for (stream, n) in [("events.a", 1), ("events.b", 2), ("mail.a", 3)] {
+        let data = format!("{{\"n\":{n}}}");
+        run(&redis, &["publish", stream, "--data", &data]).done();
+    }
+    add(&redis, "cb:events:old", "1-0", &[("type", b"old.a")]);
+    let tail = |args: &[&str]| {
+        let all = [&["tail", "--format=json", "--no-follow"], args].concat();
+        let shown = lines(&run(&redis, &all).done().out);
+        let kinds = shown.iter().map(|e| e["type"].as_str().unwrap().to_owned());
+        kinds.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        tail(&["events:*", "--since=1h"]),
+        "events.a events.b mail.a"
+    );
+    assert_eq!(
+        tail(&["events:*", "--since=0"]),
+        "old.a events.a events.b mail.a"
+    );
+    assert_eq!(
+        tail(&["events:*", "--since=1h", "--where", "n=2"]),
+        "events.b"
+    );
+    assert_eq!(tail(&["events:*"]), "");
+    run(&redis, &["tail", "results:*"]).failed(1, &["no stream is like that"]);
+}

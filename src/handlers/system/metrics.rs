@@ -1,6 +1,7 @@
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::metrics::{Global, OwnReport};
+use crate::coordination::tasks::Tasks;
 use crate::registry::histogram::Histogram;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
@@ -23,7 +24,7 @@ pub struct Metrics {
     events_processed: u64,
     /// Runs of handlers that failed, likewise.
     events_failed: u64,
-    /// Tasks that were completed, likewise.
+    /// Tasks that were completed.
     tasks_completed: u64,
     /// Of all runs.
     average_latency_ms: f64,
@@ -97,10 +98,12 @@ pub async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError
         .metrics(ask.detailed)
         .await
         .map_err(CoordinationError::into_handler_error)?;
-    Ok(told(global, &ask))
+    let tasks = context.state::<Tasks>()?.counts();
+    let tasks = tasks.await.map_err(CoordinationError::into_handler_error)?;
+    Ok(told(global, tasks.completed, &ask))
 }
 
-fn told(global: Global, ask: &Ask) -> Metrics {
+fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
     let buckets = |latency: &Histogram| {
         ask.histograms.then(|| Buckets {
             sum_ms: latency.sum as f64 / 1000.0,
@@ -111,7 +114,7 @@ fn told(global: Global, ask: &Ask) -> Metrics {
     let mut metrics = Metrics {
         events_processed: global.sums.events_processed,
         events_failed: global.sums.events_failed,
-        tasks_completed: global.sums.tasks_completed,
+        tasks_completed,
         average_latency_ms: latency.mean_ms(),
         p50_ms: latency.quantile_ms(0.5),
         p99_ms: latency.quantile_ms(0.99),

@@ -1,0 +1,195 @@
+//! What a server tells about itself, as far as it lets the user look.
+
+use super::error::BusError;
+use crate::config::RedisUrl;
+use redis::aio::MultiplexedConnection;
+use std::collections::HashMap;
+use std::net::ToSocketAddrs;
+use std::time::{Duration, Instant, SystemTime};
+
+/// Settings of the server that are asked for.
+const ASKED: [&str; 11] = [
+    "appendfsync",
+    "busy-reply-threshold",
+    "client-output-buffer-limit",
+    "maxmemory",
+    "min-replicas-to-write",
+    "proto-max-bulk-len",
+    "protected-mode",
+    "repl-diskless-sync",
+    "requirepass",
+    "save",
+    "timeout",
+];
+
+/// What was found out about a server.
+#[derive(Clone, Debug, Default)]
+pub struct Server {
+    /// `INFO`; `None` if the user may not ask.
+    pub info: Option<HashMap<String, String>>,
+    /// Settings; `None` if the user may not ask. A password is only told to be there.
+    pub config: Option<HashMap<String, String>>,
+    /// Whether a client that does not log in may use the server.
+    pub anonymous: Option<bool>,
+    /// Whether the user may delete everything; `None` if it may not ask.
+    pub may_flush: Option<bool>,
+    /// Who the user is.
+    pub user: Option<String>,
+    /// The server's clock minus the local one, in ms, and half of how long it took to ask.
+    pub skew: Option<(i64, u64)>,
+    /// Whether the way to the server leaves this machine unencrypted.
+    pub in_the_clear: bool,
+}
+
+impl Server {
+    /// Looks at everything.
+    ///
+    /// # Errors
+    /// Only if the server can not be reached; what it refuses to tell is left out.
+    pub async fn look(
+        connection: &mut MultiplexedConnection,
+        url: &RedisUrl,
+    ) -> Result<Self, BusError> {
+        let info = allowed(info(connection).await)?;
+        let config = allowed(config(connection).await)?;
+        let user = redis::cmd("ACL")
+            .arg("WHOAMI")
+            .query_async(connection)
+            .await;
+        let user: Option<String> = allowed(user.map_err(BusError::from))?;
+        let may_flush = match &user {
+            Some(user) => allowed(may_flush(connection, user).await)?,
+            None => None,
+        };
+        Ok(Self {
+            info,
+            config,
+            anonymous: anonymous(url).await,
+            may_flush,
+            user,
+            skew: allowed(skew(connection).await)?,
+            in_the_clear: in_the_clear(url),
+        })
+    }
+
+    /// A number in `INFO`.
+    pub fn info_number(&self, name: &str) -> Option<u64> {
+        self.info.as_ref()?.get(name)?.parse().ok()
+    }
+
+    /// A setting; `None` if the user may not ask or the server has none of that name.
+    pub fn setting(&self, name: &str) -> Option<&str> {
+        self.config.as_ref()?.get(name).map(String::as_str)
+    }
+
+    /// A setting that is a number.
+    pub fn setting_number(&self, name: &str) -> Option<u64> {
+        self.setting(name)?.parse().ok()
+    }
+}
+
+/// `None` for what the user may not do, or what the server does not know.
+pub fn allowed<T>(answer: Result<T, BusError>) -> Result<Option<T>, BusError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.code().is_some() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn info(connection: &mut MultiplexedConnection) -> Result<HashMap<String, String>, BusError> {
+    let text: String = redis::cmd("INFO").query_async(connection).await?;
+    let pairs = text.lines().filter_map(|line| line.split_once(':'));
+    let owned = pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
+    Ok(owned.collect())
+}
+
+async fn config(
+    connection: &mut MultiplexedConnection,
+) -> Result<HashMap<String, String>, BusError> {
+    let mut settings = HashMap::new();
+    for name in ASKED {
+        let pair: HashMap<String, String> = redis::cmd("CONFIG")
+            .arg("GET")
+            .arg(name)
+            .query_async(connection)
+            .await?;
+        settings.extend(pair);
+    }
+    if let Some(password) = settings.get_mut("requirepass")
+        && !password.is_empty()
+    {
+        "set".clone_into(password);
+    }
+    Ok(settings)
+}
+
+/// Asks the server's ACL; nothing is deleted.
+async fn may_flush(connection: &mut MultiplexedConnection, user: &str) -> Result<bool, BusError> {
+    let answer: String = redis::cmd("ACL")
+        .arg("DRYRUN")
+        .arg(user)
+        .arg("FLUSHALL")
+        .query_async(connection)
+        .await?;
+    Ok(answer == "OK")
+}
+
+/// Tries to use the server without logging in.
+async fn anonymous(url: &RedisUrl) -> Option<bool> {
+    use redis::IntoConnectionInfo;
+    let info = url.expose().into_connection_info().ok()?;
+    let settings = redis::RedisConnectionInfo::default();
+    let client = redis::Client::open(info.set_redis_settings(settings)).ok()?;
+    let config = redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(super::connect::CONNECT))
+        .set_response_timeout(Some(super::connect::ANSWER));
+    let opened = client
+        .get_multiplexed_async_connection_with_config(&config)
+        .await;
+    let answer = match opened {
+        Ok(mut connection) => redis::cmd("PING").exec_async(&mut connection).await,
+        Err(error) => Err(error),
+    };
+    match answer {
+        Ok(()) => Some(true),
+        Err(error) if error.code().is_some() => Some(false),
+        Err(error) if error.kind() == redis::ErrorKind::AuthenticationFailed => Some(false),
+        Err(_) => None,
+    }
+}
+
+async fn skew(connection: &mut MultiplexedConnection) -> Result<(i64, u64), BusError> {
+    let mut best: Option<(i64, u64)> = None;
+    for _ in 0..3 {
+        let asked = Instant::now();
+        let server = super::inspect::now(connection).await?;
+        let half = asked.elapsed() / 2;
+        let local = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(Duration::ZERO, |since| since.saturating_sub(half));
+        let skew = i64::try_from(server).unwrap_or(i64::MAX)
+            - i64::try_from(local.as_millis()).unwrap_or(0);
+        let half = half.as_millis() as u64;
+        if best.is_none_or(|(_, best)| half < best) {
+            best = Some((skew, half));
+        }
+    }
+    best.ok_or(BusError::Reply { what: "TIME" })
+}
+
+fn in_the_clear(url: &RedisUrl) -> bool {
+    let Some(parsed) = redis::parse_redis_url(url.expose()) else {
+        return false;
+    };
+    if !matches!(parsed.scheme(), "redis" | "valkey") {
+        return false;
+    }
+    let host = parsed.host_str().unwrap_or("127.0.0.1");
+    let host = host.trim_matches(['[', ']']);
+    let port = parsed.port().unwrap_or(6379);
+    match (host, port).to_socket_addrs() {
+        Ok(mut addresses) => addresses.any(|address| !address.ip().is_loopback()),
+        Err(_) => false,
+    }
+}

@@ -1,0 +1,469 @@
+//! Which streams and which entries a command is about, as people say it.
+
+use super::Misuse;
+use clap::Args;
+use convoke::bus::error::BusError;
+use convoke::bus::event::{Entry, EntryId};
+use convoke::bus::inspect;
+use convoke::bus::json;
+use convoke::bus::keys::{self, Keys, StreamKind, StreamName};
+use redis::aio::MultiplexedConnection;
+use serde_json::Value;
+use std::time::Duration;
+
+/// Which entries.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Which entries (all conditions must hold)")]
+pub struct Filters {
+    /// Only these entry ids
+    #[arg(long = "id", value_name = "ENTRY,…", value_delimiter = ',')]
+    pub ids: Vec<EntryId>,
+    /// Only types like this: * stands for any characters, ? for one
+    #[arg(long = "type", value_name = "GLOB")]
+    pub kind: Option<String>,
+    /// Only entries from then on: 10m (ago), a date such as 2026-11-24T03:00Z, or an entry id
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub since: Option<Moment>,
+    /// Only entries up to then
+    #[arg(long, value_name = "TIME", value_parser = moment)]
+    pub until: Option<Moment>,
+    /// Only payloads with this field, or with this value in it: user.name=ada, width=80
+    #[arg(long = "where", value_name = "FIELD[=VALUE]", value_parser = condition)]
+    pub payload: Vec<Condition>,
+}
+
+impl Filters {
+    /// Whether nothing was said.
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+            && self.kind.is_none()
+            && self.since.is_none()
+            && self.until.is_none()
+            && self.payload.is_empty()
+    }
+
+    /// The first and the last id that may fit.
+    pub fn bounds(&self, now: u64) -> (EntryId, EntryId) {
+        let end = EntryId {
+            ms: u64::MAX,
+            seq: u64::MAX,
+        };
+        let mut from = self.since.map_or_else(EntryId::default, |at| at.first(now));
+        let mut to = self.until.map_or(end, |at| at.last(now));
+        if let (Some(least), Some(most)) = (self.ids.iter().min(), self.ids.iter().max()) {
+            from = from.max(*least);
+            to = to.min(*most);
+        }
+        (from, to)
+    }
+
+    /// Whether the id may fit.
+    pub fn fit_id(&self, id: EntryId) -> bool {
+        self.ids.is_empty() || self.ids.contains(&id)
+    }
+
+    /// Whether an entry fits whose id does.
+    pub fn fit(&self, entry: &Entry) -> bool {
+        if let Some(glob) = &self.kind {
+            let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
+            if !fits(glob, &kind) {
+                return false;
+            }
+        }
+        if self.payload.is_empty() {
+            return true;
+        }
+        let data = entry.get("data").map(json::to_json);
+        let Some(Ok(data)) = data else {
+            return false;
+        };
+        self.payload.iter().all(|condition| condition.holds(&data))
+    }
+}
+
+/// A point of time or of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    Ago(Duration),
+    At(u64),
+    Entry(EntryId),
+}
+
+impl Moment {
+    /// The first id that is not before it.
+    pub fn first(self, now: u64) -> EntryId {
+        match self {
+            Moment::Entry(id) => id,
+            _ => EntryId {
+                ms: self.ms(now),
+                seq: 0,
+            },
+        }
+    }
+
+    fn last(self, now: u64) -> EntryId {
+        match self {
+            Moment::Entry(id) => id,
+            _ => EntryId {
+                ms: self.ms(now),
+                seq: u64::MAX,
+            },
+        }
+    }
+
+    fn ms(self, now: u64) -> u64 {
+        match self {
+            Moment::Ago(ago) => now.saturating_sub(ago.as_millis() as u64),
+            Moment::At(ms) => ms,
+            Moment::Entry(id) => id.ms,
+        }
+    }
+}
+
+/// Parses a [`Moment`].
+pub fn moment(text: &str) -> Result<Moment, String> {
+    if text.contains('-') || text.bytes().all(|b| b.is_ascii_digit()) {
+        match text.parse::<EntryId>() {
+            Ok(id) if text.contains('-') || id.ms == 0 => return Ok(Moment::Entry(id)),
+            Ok(id) => return Ok(Moment::At(id.ms)),
+            Err(_) => {}
+        }
+    }
+    let zoned = text.replace(' ', "T").replace('Z', ":00Z");
+    for text in [text, &zoned] {
+        if let Ok(time) = text.parse::<jiff::Timestamp>() {
+            return Ok(Moment::At(
+                u64::try_from(time.as_millisecond()).unwrap_or(0),
+            ));
+        }
+    }
+    if let Ok(day) = format!("{text}T00:00:00Z").parse::<jiff::Timestamp>() {
+        return Ok(Moment::At(u64::try_from(day.as_millisecond()).unwrap_or(0)));
+    }
+    humantime::parse_duration(text)
+        .map(Moment::Ago)
+        .map_err(|_| {
+            format!(
+                "{text:?} is no time: write 10m (ago), 2026-11-24, 2026-11-24T03:00Z, \
+             or an entry id such as 1700000000000-0"
+            )
+        })
+}
+
+/// What a payload must hold.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Condition {
+    path: String,
+    value: Option<String>,
+}
+
+/// Parses a [`Condition`].
+pub fn condition(text: &str) -> Result<Condition, String> {
+    let (path, value) = match text.split_once('=') {
+        Some((path, value)) => (path, Some(value.to_owned())),
+        None => (text, None),
+    };
+    if path.is_empty() || path.split('.').any(str::is_empty) {
+        return Err(format!("{text:?} is not FIELD or FIELD=VALUE"));
+    }
+    Ok(Condition {
+        path: path.to_owned(),
+        value,
+    })
+}
+
+impl Condition {
+    fn holds(&self, data: &Value) -> bool {
+        let mut at = data;
+        for name in self.path.split('.') {
+            let next = match at {
+                Value::Array(items) => name.parse().ok().and_then(|n: usize| items.get(n)),
+                other => other.get(name),
+            };
+            match next {
+                Some(next) => at = next,
+                None => return false,
+            }
+        }
+        match (&self.value, at) {
+            (None, _) => true,
+            (Some(wanted), Value::String(text)) => {
+                text == wanted || serde_json::from_str::<Value>(wanted).is_ok_and(|v| v == *at)
+            }
+            (Some(wanted), other) => {
+                serde_json::from_str::<Value>(wanted).is_ok_and(|value| value == *other)
+            }
+        }
+    }
+}
+
+/// The streams that names on the command line mean; without names, all of these kinds.
+///
+/// A name without a kind (`image`) is a domain, and means its stream of the first kind; a `*` stands
+/// for any characters.
+pub async fn streams(
+    connection: &mut MultiplexedConnection,
+    keys: &Keys,
+    names: &[String],
+    kinds: &[StreamKind],
+) -> anyhow::Result<Vec<StreamName>> {
+    let mut found: Vec<StreamName> = Vec::new();
+    let mut all = None;
+    let wild = names.iter().any(|name| name.contains(['*', '?']));
+    if names.is_empty() || wild {
+        let there = inspect::streams(connection, keys).await?;
+        if names.is_empty() {
+            return Ok(there
+                .into_iter()
+                .filter(|name| kinds.contains(&name.kind))
+                .collect());
+        }
+        all = Some(there);
+    }
+    for name in names {
+        let full = match name.contains(':') || name == "broadcast" {
+            true => name.clone(),
+            false => format!("{}:{name}", kinds[0].as_str()),
+        };
+        let there = all.iter().flatten();
+        if full.contains(['*', '?']) {
+            let fitting = there.filter(|s| fits(&full, &s.key) || fits(&full, &plain(s)));
+            found.extend(fitting.cloned());
+            continue;
+        }
+        for key in stream_keys(keys, &full)? {
+            let stream = keys
+                .stream_name(&key)
+                .ok_or_else(|| no_stream(keys, name))?;
+            found.push(stream);
+        }
+    }
+    if let Some(wrong) = found.iter().find(|stream| !kinds.contains(&stream.kind)) {
+        let kinds: Vec<&str> = kinds.iter().map(|kind| kind.as_str()).collect();
+        return Err(Misuse::error(format_args!(
+            "{}: this command is about streams of {}",
+            wrong.key,
+            kinds.join(", ")
+        )));
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+/// The streams of any kind that patterns on the command line mean.
+pub async fn any_streams(
+    connection: &mut MultiplexedConnection,
+    keys: &Keys,
+    names: &[String],
+) -> anyhow::Result<Vec<StreamName>> {
+    use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
+    let kinds = [Events, Inbox, Dead, Results, Broadcast, Reply];
+    streams(connection, keys, names, &kinds).await
+}
+
+/// A stream's name without the namespace, as tables show it and all commands take it. A partition
+/// keeps its whole key: its short name means all of them.
+pub fn short(stream: &StreamName) -> String {
+    let partition = format!("}}:{}", stream.kind.as_str());
+    match stream.key.ends_with(&partition) && stream.kind != StreamKind::Broadcast {
+        true => stream.key.clone(),
+        false => plain(stream),
+    }
+}
+
+/// What a stream is called on the command line.
+fn plain(stream: &StreamName) -> String {
+    match stream.kind {
+        StreamKind::Broadcast => "broadcast".to_owned(),
+        kind => format!("{}:{}", kind.as_str(), stream.part),
+    }
+}
+
+/// The last id of a stream; zero if there is none.
+pub async fn last_id(
+    connection: &mut MultiplexedConnection,
+    stream: &StreamName,
+) -> Result<EntryId, BusError> {
+    let looked = inspect::stream(connection, stream).await?;
+    Ok(looked.map_or_else(EntryId::default, |stream| stream.last))
+}
+
+fn no_stream(keys: &Keys, name: &str) -> anyhow::Error {
+    let namespace = keys.namespace();
+    Misuse::error(format_args!(
+        "{name:?} is no stream: write broadcast, events:<domain>, results:<domain>, \
+         dead:<domain>, inbox:<instance>, or a whole key that begins with {namespace}:"
+    ))
+}
+
+/// The keys that a name on the command line means: one, or one per partition.
+pub fn stream_keys(keys: &Keys, name: &str) -> anyhow::Result<Vec<String>> {
+    let namespace = keys.namespace();
+    let rest = name.strip_prefix('{').unwrap_or(name);
+    if rest
+        .strip_prefix(namespace)
+        .is_some_and(|rest| rest.starts_with([':', '}']))
+    {
+        return Ok(vec![name.to_owned()]);
+    }
+    let of_domain = |domain: &str, key: fn(&Keys, &str, u16) -> String| {
+        let partitions = 0..keys.partitions(domain);
+        partitions.map(|n| key(keys, domain, n)).collect()
+    };
+    let found: Option<Vec<String>> = match name.split_once(':') {
+        None if name == "broadcast" => Some(vec![keys.broadcast()]),
+        Some((kind, part)) if keys::is_name(part) => match kind {
+            "events" => Some(of_domain(part, Keys::events)),
+            // The inboxes are no domain: theirs lie with the control plane.
+            "results" if part == "inbox" => Some(vec![keys.inbox_route(part).results]),
+            "dead" if part == "inbox" => Some(vec![keys.inbox_route(part).dead]),
+            "results" => Some(of_domain(part, Keys::results)),
+            "dead" => Some(of_domain(part, Keys::dead)),
+            "inbox" => Some(vec![keys.inbox(part)]),
+            _ => None,
+        },
+        _ => None,
+    };
+    found.ok_or_else(|| no_stream(keys, name))
+}
+
+/// Whether the type is like the pattern.
+pub fn fits(glob: &str, kind: &str) -> bool {
+    let (glob, kind) = (glob.as_bytes(), kind.as_bytes());
+    let (mut g, mut k) = (0, 0);
+    // Where to go on when what follows the last * did not fit.
+    let mut again: Option<(usize, usize)> = None;
+    while k < kind.len() {
+        match glob.get(g) {
+            Some(b'*') => {
+                again = Some((g, k));
+                g += 1;
+            }
+            Some(&b) if b == b'?' || b == kind[k] => {
+                g += 1;
+                k += 1;
+            }
+            _ => match again {
+                Some((star, from)) => {
+                    again = Some((star, from + 1));
+                    g = star + 1;
+                    k = from + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    glob[g..].iter().all(|&b| b == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn patterns_match_types() {
+        for (glob, kind) in [
+            ("*", ""),
+            ("*", "a.b"),
+            ("image.*", "image.resize"),
+            ("*.re*e", "image.resize"),
+            ("i?age.resize", "image.resize"),
+            ("**", "a"),
+            ("a*b*c", "a.b.b.c"),
+        ] {
+            assert!(fits(glob, kind), "{glob} {kind}");
+        }
+        for (glob, kind) in [
+            ("", "a"),
+            ("image", "image.resize"),
+            ("*.x", "image.resize"),
+            ("?", ""),
+            ("a*b", "a.b.c"),
+        ] {
+            assert!(!fits(glob, kind), "{glob} {kind}");
+        }
+    }
+
+    #[test]
+    fn short_names_and_whole_keys_mean_streams() {
+        let keys = Keys::new("cb").unwrap();
+        for (name, key) in [
+            ("broadcast", "cb:broadcast"),
+            ("events:image", "cb:events:image"),
+            ("results:image", "cb:results:image"),
+            ("dead:image", "cb:dead:image"),
+            ("inbox:w-1", "cb:inbox:w-1"),
+            ("cb:reply:me", "cb:reply:me"),
+        ] {
+            assert_eq!(stream_keys(&keys, name).unwrap(), [key]);
+        }
+        for name in ["image", "events:", "other:events:image", "cbx:events:image"] {
+            assert!(stream_keys(&keys, name).is_err(), "{name}");
+        }
+        let keys = Keys::tagged("cb", 2).unwrap();
+        assert_eq!(
+            stream_keys(&keys, "events:image").unwrap(),
+            ["{cb:image:0}:events", "{cb:image:1}:events"]
+        );
+        assert_eq!(
+            stream_keys(&keys, "dead:inbox").unwrap(),
+            ["{cb}:dead:inbox"]
+        );
+        assert_eq!(
+            stream_keys(&keys, "{cb:image:1}:reply:me").unwrap(),
+            ["{cb:image:1}:reply:me"]
+        );
+    }
+
+    #[test]
+    fn moments_are_ages_dates_or_entries() {
+        for (text, meant) in [
+            ("10m", Moment::Ago(Duration::from_secs(600))),
+            ("1700000000000", Moment::At(1_700_000_000_000)),
+            ("2023-11-14T22:13:20Z", Moment::At(1_700_000_000_000)),
+            ("2023-11-14T22:13Z", Moment::At(1_699_999_980_000)),
+            ("2023-11-14 22:13Z", Moment::At(1_699_999_980_000)),
+            ("2023-11-14", Moment::At(1_699_920_000_000)),
+            ("17-3", Moment::Entry(EntryId { ms: 17, seq: 3 })),
+            ("0", Moment::Entry(EntryId::default())),
+        ] {
+            assert_eq!(moment(text), Ok(meant), "{text}");
+        }
+        for text in ["", "yesterday", "10", "2023-13-14", "-"] {
+            let is_wrong = moment(text).is_err();
+            assert!(is_wrong || text == "10", "{text}");
+        }
+    }
+
+    #[test]
+    fn conditions_look_into_payloads() {
+        let data = json!({"user": {"name": "ada", "n": 7, "tags": ["x", "80"]}, "none": null});
+        for text in [
+            "user",
+            "user.name=ada",
+            "user.n=7",
+            "user.tags.0=x",
+            "user.tags.1=80",
+            "none=null",
+            "user.name=\"ada\"",
+            "none",
+        ] {
+            assert!(condition(text).unwrap().holds(&data), "{text}");
+        }
+        for text in [
+            "user.n=8",
+            "user.name=Ada",
+            "user.x",
+            "user.tags.2",
+            "user.name.x",
+            "x=1",
+        ] {
+            assert!(!condition(text).unwrap().holds(&data), "{text}");
+        }
+        for text in ["", "=1", "a..b=1", ".a"] {
+            assert!(condition(text).is_err(), "{text}");
+        }
+    }
+}

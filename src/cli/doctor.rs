@@ -1,0 +1,156 @@
+//! `convoke doctor`: what is set up dangerously, and how to mend it.
+
+mod checks;
+mod streams;
+
+use super::output::{self, FAINT, GREEN, Output, RED, Style, YELLOW};
+use super::{Outcome, Session};
+use clap::Args;
+use convoke::bus::server::Server;
+use serde_json::json;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke doctor
+  convoke doctor --all                       what is fine as well
+  convoke doctor --format json | jq -r 'select(.status == \"danger\").check'
+
+Looks at the server's version, settings and users, at its clock, and at the streams of the \
+namespace. Changes nothing. What the user may not look at is named. Exit code 1: something is \
+dangerous.";
+
+/// Check the server, its settings and the streams, and say what to change
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// Show what is fine as well
+    #[arg(long)]
+    all: bool,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Fine,
+    Unknown,
+    Warning,
+    Danger,
+}
+
+impl Status {
+    fn word(self) -> &'static str {
+        match self {
+            Status::Fine => "fine",
+            Status::Unknown => "unknown",
+            Status::Warning => "warning",
+            Status::Danger => "danger",
+        }
+    }
+
+    fn style(self) -> Style {
+        match self {
+            Status::Fine => GREEN,
+            Status::Unknown => FAINT,
+            Status::Warning => YELLOW,
+            Status::Danger => RED,
+        }
+    }
+}
+
+/// What a check came to.
+#[derive(Clone, Debug)]
+struct Finding {
+    check: &'static str,
+    status: Status,
+    what: String,
+    why: &'static str,
+    fix: String,
+}
+
+impl Finding {
+    fn fine(check: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            check,
+            status: Status::Fine,
+            what: what.into(),
+            why: "",
+            fix: String::new(),
+        }
+    }
+
+    fn unknown(check: &'static str, what: impl Into<String>) -> Self {
+        Self {
+            status: Status::Unknown,
+            ..Self::fine(check, what)
+        }
+    }
+
+    fn print(&self, output: &Output) -> std::io::Result<()> {
+        if output.is_json() {
+            let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+            return output.json(&json!({
+                "check": self.check,
+                "status": self.status.word(),
+                "what": self.what,
+                "why": text(self.why),
+                "fix": text(&self.fix),
+            }));
+        }
+        let status = output.in_style(self.status.style(), &format!("{:7}", self.status.word()));
+        let check = output.bold(self.check);
+        output.line(&format!(
+            "{status}  {check}: {}",
+            output::printable(&self.what)
+        ))?;
+        if !self.why.is_empty() {
+            for line in output::wrapped(&format!("why: {}", self.why), 9, output.width()) {
+                output.line(&output.faint(&line))?;
+            }
+            let mend = format!("mend: {}", output::printable(&self.fix));
+            // A command must be there to be copied: it is not broken up.
+            match self.fix.starts_with("redis-cli") {
+                true => output.line(&format!("         {mend}"))?,
+                false => {
+                    for line in output::wrapped(&mend, 9, output.width()) {
+                        output.line(&line)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    let connector = session.connector()?;
+    let mut connection = connector.unchecked().await?;
+    let server = Server::look(&mut connection, &session.settings.redis_url).await?;
+    let mut findings = checks::server(&server, &session.settings);
+    findings.extend(streams::streams(&session, &mut connection).await?);
+    let count = |status| findings.iter().filter(|f| f.status == status).count();
+    let (danger, warning) = (count(Status::Danger), count(Status::Warning));
+    for status in [
+        Status::Danger,
+        Status::Warning,
+        Status::Unknown,
+        Status::Fine,
+    ] {
+        let shown = status != Status::Fine || flags.all || session.output.is_json();
+        for finding in findings.iter().filter(|f| shown && f.status == status) {
+            finding.print(&session.output)?;
+        }
+    }
+    if !session.output.is_json() {
+        session.output.line(&format!(
+            "{danger} dangerous, {}, {} not checked, {} fine",
+            output::count(warning as u64, "warning", "warnings"),
+            count(Status::Unknown),
+            count(Status::Fine),
+        ))?;
+    }
+    Ok(match danger {
+        0 => Outcome::Done,
+        _ => Outcome::Failed,
+    })
+}

@@ -1,0 +1,255 @@
+//! What may be wrong with the streams of the namespace.
+
+use super::super::Session;
+use super::super::output::{count, number, span};
+use super::super::owners::Owners;
+use super::checks::names;
+use super::{Finding, Status};
+use convoke::bus::error::BusError;
+use convoke::bus::inspect::{self, Consumer, Stream};
+use convoke::bus::keys::StreamKind;
+use convoke::bus::server::allowed;
+use redis::aio::MultiplexedConnection;
+
+/// Ids may be so far ahead of the server's clock, in ms.
+const AHEAD_MS: u64 = 60_000;
+/// A consumer that holds nothing and asked for nothing for so many claim times is left over.
+const LEFT_OVER_AFTER: u64 = 10;
+/// So many of them are no leak yet.
+const LEFT_OVER: usize = 10;
+
+/// A stream with the consumers of the workers' group.
+struct Seen {
+    stream: Stream,
+    consumers: Vec<Consumer>,
+}
+
+/// Everything about the streams.
+pub async fn streams(
+    session: &Session,
+    connection: &mut MultiplexedConnection,
+) -> anyhow::Result<Vec<Finding>> {
+    const CHECKS: [&str; 5] = ["last-id", "groups", "consumers", "stuck", "workers"];
+    let seen = match look(session, connection).await {
+        Ok(seen) => seen,
+        Err(error) if error.code() == Some("NOPERM") => {
+            let may_not = "the user may not run SCAN and XINFO";
+            return Ok(CHECKS.map(|check| Finding::unknown(check, may_not)).into());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut owners = Owners::new(session.instances()?);
+    let mut alive = None;
+    for one in &seen {
+        let names = one.consumers.iter().map(|c| c.name.as_str());
+        if owners.learn(names).await.is_err() {
+            // Without ZMSCORE nobody can be said to live.
+            let may_not = "the user may not look at the instances";
+            return Ok(vec![
+                last_id(&seen, allowed(inspect::now(connection).await)?),
+                groups(&seen, &session.settings.group),
+                Finding::unknown("consumers", may_not),
+                Finding::unknown("stuck", may_not),
+                Finding::unknown("workers", may_not),
+            ]);
+        }
+    }
+    if let Ok(census) = session.instances()?.census().await {
+        alive = Some(census.active);
+    }
+    let claim_idle = session.settings.claim_idle.as_millis() as u64;
+    Ok(vec![
+        last_id(&seen, allowed(inspect::now(connection).await)?),
+        groups(&seen, &session.settings.group),
+        consumers(&seen, &owners, session),
+        stuck(&seen, &owners, claim_idle),
+        workers(&seen, alive, &session.settings.group),
+    ])
+}
+
+async fn look(
+    session: &Session,
+    connection: &mut MultiplexedConnection,
+) -> Result<Vec<Seen>, BusError> {
+    let keys = session.settings.keys()?;
+    let mut seen = Vec::new();
+    for name in inspect::streams(connection, &keys).await? {
+        let Some(stream) = inspect::stream(connection, &name).await? else {
+            continue;
+        };
+        let group = &session.settings.group;
+        let consumers = match stream.groups.iter().any(|g| g.name == *group) {
+            true => inspect::consumers(connection, &name.key, group).await?,
+            false => Vec::new(),
+        };
+        seen.push(Seen { stream, consumers });
+    }
+    Ok(seen)
+}
+
+fn last_id(seen: &[Seen], now: Option<u64>) -> Finding {
+    let check = "last-id";
+    let Some(now) = now else {
+        return Finding::unknown(check, "the user may not run TIME");
+    };
+    let ahead = seen
+        .iter()
+        .filter(|one| one.stream.last.ms > now + AHEAD_MS);
+    let ahead: Vec<&Stream> = ahead.map(|one| &one.stream).collect();
+    let Some(first) = ahead.first() else {
+        return Finding::fine(check, "no stream is ahead of its time");
+    };
+    let keys: Vec<String> = ahead.iter().map(|stream| stream.name.key.clone()).collect();
+    let (key, last) = (&first.name.key, first.last);
+    Finding {
+        check,
+        status: Status::Danger,
+        what: format!(
+            "the last id of {} is {} ahead of the server's time",
+            names(&keys),
+            span(last.ms - now)
+        ),
+        why: "somebody published with an id of its own, or the clock was set back: entries get ids from the \
+              future, ages are wrong, and at the highest id nothing can be published any more",
+        fix: format!(
+            "redis-cli XDEL {key} {last} && redis-cli XSETID {key} <the id of the last good entry>"
+        ),
+    }
+}
+
+fn groups(seen: &[Seen], group: &str) -> Finding {
+    let check = "groups";
+    let lacks = |one: &&Seen| {
+        one.stream.name.kind == StreamKind::Events
+            && one.stream.length > 0
+            && one.stream.groups.iter().all(|g| g.name != group)
+    };
+    let without: Vec<String> = seen
+        .iter()
+        .filter(lacks)
+        .map(|one| one.stream.name.key.clone())
+        .collect();
+    let Some(key) = without.first() else {
+        return Finding::fine(
+            check,
+            format!("every stream of events has the group {group}"),
+        );
+    };
+    Finding {
+        check,
+        status: Status::Warning,
+        what: format!("no group {group} on {}", names(&without)),
+        why: "nobody reads these events: no worker has a handler for their domain, or the group was destroyed",
+        fix: format!(
+            "start a worker with a handler for it, which makes the group; or redis-cli XGROUP CREATE {key} {group} 0"
+        ),
+    }
+}
+
+fn consumers(seen: &[Seen], owners: &Owners, session: &Session) -> Finding {
+    let group = &session.settings.group;
+    let left_over = LEFT_OVER_AFTER * session.settings.claim_idle.as_millis() as u64;
+    let check = "consumers";
+    let mut left = Vec::new();
+    let mut one_name = String::new();
+    let mut total = 0;
+    for one in seen {
+        let idle = one
+            .consumers
+            .iter()
+            .filter(|c| c.pending == 0 && c.idle_ms > left_over && !owners.lives(&c.name));
+        let mut over = 0;
+        for consumer in idle {
+            over += 1;
+            if one_name.is_empty() {
+                one_name.clone_from(&consumer.name);
+            }
+        }
+        if over > 0 {
+            total += over;
+            left.push(one.stream.name.key.clone());
+        }
+    }
+    if total <= LEFT_OVER {
+        return Finding::fine(check, "no consumers are left over");
+    }
+    let key = left.first().map_or("", String::as_str);
+    Finding {
+        check,
+        status: Status::Warning,
+        what: format!(
+            "{} consumers of instances that are gone are left on {}",
+            number(total as u64),
+            names(&left)
+        ),
+        why: "each costs memory for ever, and every look at the group takes longer",
+        fix: format!(
+            "for each that has nothing pending: redis-cli XGROUP DELCONSUMER {key} {group} {one_name}"
+        ),
+    }
+}
+
+fn stuck(seen: &[Seen], owners: &Owners, claim_idle: u64) -> Finding {
+    let check = "stuck";
+    let mut held = 0;
+    let mut by: Vec<String> = Vec::new();
+    for one in seen {
+        for consumer in &one.consumers {
+            let gone = !owners.lives(&consumer.name);
+            if gone && consumer.pending > 0 && consumer.idle_ms > 2 * claim_idle {
+                held += consumer.pending;
+                by.push(format!("{} ({})", consumer.name, one.stream.name.key));
+            }
+        }
+    }
+    if held == 0 {
+        return Finding::fine(check, "nothing is held by an instance that is gone");
+    }
+    Finding {
+        check,
+        status: Status::Warning,
+        what: format!(
+            "{} held by instances that are gone: {}",
+            count(held, "entry is", "entries are"),
+            names(&by)
+        ),
+        why: "a living worker with handlers for these streams would have taken them over: there is none, or it can't",
+        fix: "start a worker for them; or convoke replay pending --dry-run".into(),
+    }
+}
+
+fn workers(seen: &[Seen], alive: Option<u64>, group: &str) -> Finding {
+    let check = "workers";
+    let Some(alive) = alive else {
+        return Finding::unknown(check, "the user may not look at the instances");
+    };
+    let waits = |one: &&Seen| {
+        one.stream.name.kind == StreamKind::Events
+            && one
+                .stream
+                .groups
+                .iter()
+                .any(|g| g.name == group && (g.pending > 0 || g.delivered < one.stream.last))
+    };
+    let waiting: Vec<String> = seen
+        .iter()
+        .filter(waits)
+        .map(|one| one.stream.name.key.clone())
+        .collect();
+    if alive > 0 || waiting.is_empty() {
+        return Finding::fine(
+            check,
+            count(alive, "instance is alive", "instances are alive"),
+        );
+    }
+    Finding {
+        check,
+        status: Status::Danger,
+        what: format!(
+            "no instance is alive, and events wait on {}",
+            names(&waiting)
+        ),
+        why: "nothing is being done",
+        fix: "start a worker: systemctl start convoke".into(),
+    }
+}

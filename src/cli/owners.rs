@@ -1,0 +1,52 @@
+//! Whether the owners of pending entries live.
+
+use convoke::coordination::error::CoordinationError;
+use convoke::coordination::instances::Instances;
+use std::collections::HashMap;
+
+/// Owners that are remembered. A group may know millions.
+const REMEMBERED: usize = 10_000;
+
+/// Remembers for one run who lives.
+pub struct Owners {
+    instances: Instances,
+    known: HashMap<String, bool>,
+}
+
+impl Owners {
+    pub fn new(instances: Instances) -> Self {
+        Self {
+            instances,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Asks about those that are not known yet.
+    pub async fn learn<'a>(
+        &mut self,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<(), CoordinationError> {
+        let mut new: Vec<String> = names
+            .filter(|name| !self.known.contains_key(*name))
+            .map(str::to_owned)
+            .collect();
+        new.sort_unstable();
+        new.dedup();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let alive = self.instances.active_among(&new).await?;
+        if self.known.len() + new.len() > REMEMBERED {
+            self.known.clear();
+        }
+        self.known.extend(new.into_iter().map(|name| (name, false)));
+        self.known
+            .extend(alive.into_iter().map(|name| (name, true)));
+        Ok(())
+    }
+
+    /// Whether it was alive when it was asked about.
+    pub fn lives(&self, name: &str) -> bool {
+        self.known.get(name).copied().unwrap_or(false)
+    }
+}

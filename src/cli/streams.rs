@@ -1,0 +1,197 @@
+//! `convoke streams`: how much waits where, and with whom.
+
+use super::output::{Cell, Column, FAINT, GREEN, RED, Table, YELLOW, number, span};
+use super::owners::Owners;
+use super::{Outcome, Session, choose, output};
+use clap::Args;
+use convoke::bus::event::EntryId;
+use convoke::bus::inspect::{self, Consumer, Group, Stream};
+use convoke::bus::keys::StreamKind;
+use serde_json::{Value, json};
+
+/// Consumers of a group that are shown.
+const SHOWN: usize = 10;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke streams
+  convoke streams image                     one domain's events
+  convoke streams 'events:*' 'dead:*'
+  convoke streams --format json | jq -r 'select(.groups[].lag > 1000).stream'
+
+Of a stream: its entries. Of a group: LAG, what nobody was given yet, PENDING, what was given and \
+not acknowledged, OLDEST, since when the oldest of both waits. Of a consumer: what it holds, and \
+since when it asked for nothing (IDLE). A consumer is an instance; one that is gone and holds \
+entries loses them to the others soon. Streams of replies are shown with --all.";
+
+/// Show streams, groups and consumers: length, lag, pending, oldest, idle
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// Streams, or domains [default: all but replies]
+    #[arg(value_name = "STREAM")]
+    streams: Vec<String>,
+    /// Show streams of replies and every consumer as well
+    #[arg(long)]
+    all: bool,
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
+    let keys = session.settings.keys()?;
+    let mut connection = session.connector()?.dedicated().await?;
+    let mut kinds = vec![Events, Inbox, Dead, Results, Broadcast];
+    if flags.all || !flags.streams.is_empty() {
+        kinds.push(Reply);
+    }
+    let names = choose::streams(&mut connection, &keys, &flags.streams, &kinds).await?;
+    let mut owners = Owners::new(session.instances()?);
+    let now = inspect::now(&mut connection).await?;
+    let mut table = Table::new(
+        &session.output,
+        vec![
+            Column::new("STREAM / GROUP / CONSUMER").shrinks(20),
+            Column::number("LENGTH"),
+            Column::number("LAG"),
+            Column::number("PENDING"),
+            Column::number("OLDEST"),
+            Column::number("IDLE"),
+        ],
+    );
+    let mut found = 0;
+    for name in names {
+        let Some(stream) = inspect::stream(&mut connection, &name).await? else {
+            continue;
+        };
+        found += 1;
+        let mut groups = Vec::new();
+        for group in &stream.groups {
+            let consumers = inspect::consumers(&mut connection, &name.key, &group.name).await?;
+            owners
+                .learn(consumers.iter().map(|c| c.name.as_str()))
+                .await?;
+            groups.push((group, consumers));
+        }
+        if session.output.is_json() {
+            let groups = groups.iter().map(|(group, consumers)| {
+                let consumers = consumers.iter().map(|consumer| {
+                    json!({
+                        "consumer": consumer.name,
+                        "alive": owners.lives(&consumer.name),
+                        "pending": consumer.pending,
+                        "idle_ms": consumer.idle_ms,
+                    })
+                });
+                described_group(group, consumers.collect(), now)
+            });
+            session
+                .output
+                .json(&described(&stream, groups.collect(), now))?;
+            continue;
+        }
+        let dead = stream.name.kind == StreamKind::Dead && stream.length > 0;
+        let length = number(stream.length);
+        table.row(vec![
+            name.key.as_str().into(),
+            if dead {
+                Cell::styled(length, RED)
+            } else {
+                length.into()
+            },
+            "".into(),
+            "".into(),
+            "".into(),
+            "".into(),
+        ])?;
+        if groups.is_empty() && name.kind == StreamKind::Events {
+            let mut row = vec![Cell::styled("  no group: nobody reads it", YELLOW)];
+            row.resize(6, "".into());
+            table.row(row)?;
+        }
+        for (group, consumers) in &groups {
+            table.row(group_row(group, &session.output, now))?;
+            let limit = if flags.all { usize::MAX } else { SHOWN };
+            for consumer in consumers.iter().take(limit) {
+                let alive = owners.lives(&consumer.name);
+                table.row(consumer_row(consumer, alive))?;
+            }
+            if let Some(more) = consumers.len().checked_sub(limit).filter(|more| *more > 0) {
+                let more = format!("    and {} more (--all)", number(more as u64));
+                let mut row = vec![Cell::styled(more, FAINT)];
+                row.resize(6, "".into());
+                table.row(row)?;
+            }
+        }
+    }
+    if found == 0 {
+        let namespace = &session.settings.namespace;
+        output::complain_line(&format!("no such streams in namespace {namespace}"));
+    } else if !session.output.is_json() {
+        table.finish()?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {
+    let oldest = group
+        .oldest
+        .map_or_else(String::new, |id| match output.is_absolute() {
+            true => output::date(id.ms),
+            false => span(now.saturating_sub(id.ms)),
+        });
+    let lag = group.lag.map_or_else(|| "?".to_owned(), number);
+    vec![
+        format!("  {}", group.name).into(),
+        "".into(),
+        if lag == "0" {
+            lag.into()
+        } else {
+            Cell::styled(lag, YELLOW)
+        },
+        number(group.pending).into(),
+        oldest.into(),
+        "".into(),
+    ]
+}
+
+fn consumer_row(consumer: &Consumer, alive: bool) -> Vec<Cell> {
+    let (word, style) = match alive {
+        true => ("alive", GREEN),
+        false if consumer.pending > 0 => ("gone", RED),
+        false => ("gone", FAINT),
+    };
+    vec![
+        Cell::styled(format!("    {} ({word})", consumer.name), style),
+        "".into(),
+        "".into(),
+        number(consumer.pending).into(),
+        "".into(),
+        span(consumer.idle_ms).into(),
+    ]
+}
+
+fn described(stream: &Stream, groups: Vec<Value>, now: u64) -> Value {
+    let id = |id: EntryId| id.to_string();
+    json!({
+        "stream": stream.name.key,
+        "kind": stream.name.kind.as_str(),
+        "length": stream.length,
+        "first_entry": stream.first.map(id),
+        "last_entry": id(stream.last),
+        "age_ms": stream.first.map(|first| now.saturating_sub(first.ms)),
+        "groups": groups,
+    })
+}
+
+fn described_group(group: &Group, consumers: Vec<Value>, now: u64) -> Value {
+    json!({
+        "group": group.name,
+        "lag": group.lag,
+        "pending": group.pending,
+        "last_delivered": group.delivered.to_string(),
+        "oldest_entry": group.oldest.map(|id| id.to_string()),
+        "oldest_ms": group.oldest.map(|id| now.saturating_sub(id.ms)),
+        "consumers": consumers,
+    })
+}

@@ -1,0 +1,274 @@
+//! Rows in columns that fit the terminal.
+//!
+//! The first rows decide how wide the columns are; those that come later are written as they come,
+//! so a table of any length takes little memory. Where no person reads, nothing is cut.
+
+use super::output::{BOLD, Output, Style, printable};
+use std::io;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Rows that decide the widths.
+const FIRST: usize = 200;
+/// Between two columns.
+const GAP: usize = 2;
+
+/// One column.
+#[derive(Clone, Copy, Debug)]
+pub struct Column {
+    heading: &'static str,
+    right: bool,
+    least: Option<usize>,
+    optional: bool,
+}
+
+impl Column {
+    /// A column that is as wide as what stands in it.
+    pub fn new(heading: &'static str) -> Self {
+        Self {
+            heading,
+            right: false,
+            least: None,
+            optional: false,
+        }
+    }
+
+    /// A column of numbers.
+    pub fn number(heading: &'static str) -> Self {
+        Self {
+            right: true,
+            ..Self::new(heading)
+        }
+    }
+
+    /// On a terminal it is left out where nothing stands in it.
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+
+    /// Where the terminal is too narrow, it may shrink to so many characters.
+    pub fn shrinks(mut self, least: usize) -> Self {
+        self.least = Some(least);
+        self
+    }
+}
+
+/// One cell.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    text: String,
+    style: Option<Style>,
+}
+
+impl Cell {
+    /// Text in a style.
+    pub fn styled(text: impl Into<String>, style: Style) -> Self {
+        Self {
+            text: text.into(),
+            style: Some(style),
+        }
+    }
+}
+
+impl<T: Into<String>> From<T> for Cell {
+    fn from(text: T) -> Self {
+        Self {
+            text: text.into(),
+            style: None,
+        }
+    }
+}
+
+/// A table that is being written.
+pub struct Table<'a> {
+    output: &'a Output,
+    columns: Vec<Column>,
+    widths: Option<Vec<usize>>,
+    waiting: Vec<Vec<Cell>>,
+}
+
+impl<'a> Table<'a> {
+    pub fn new(output: &'a Output, columns: Vec<Column>) -> Self {
+        Self {
+            output,
+            columns,
+            widths: None,
+            waiting: Vec::new(),
+        }
+    }
+
+    /// Adds a row: one cell for each column.
+    pub fn row(&mut self, mut row: Vec<Cell>) -> io::Result<()> {
+        for cell in &mut row {
+            if let std::borrow::Cow::Owned(safe) = printable(&cell.text) {
+                cell.text = safe;
+            }
+        }
+        self.waiting.push(row);
+        match self.waiting.len() < FIRST {
+            true => Ok(()),
+            false => self.flush(),
+        }
+    }
+
+    fn leave_out_empty_columns(&mut self) {
+        for index in (0..self.columns.len()).rev() {
+            let is_empty = |row: &Vec<Cell>| row[index].text.is_empty();
+            if self.columns[index].optional && self.waiting.iter().all(is_empty) {
+                self.columns.remove(index);
+                for row in &mut self.waiting {
+                    row.remove(index);
+                }
+            }
+        }
+    }
+
+    /// Writes what waits.
+    pub fn flush(&mut self) -> io::Result<()> {
+        let mut text = String::new();
+        let widths = match self.widths.take() {
+            Some(widths) => widths,
+            None => {
+                let widths = widths(&self.columns, &self.waiting, self.output.width());
+                let headings = self.columns.iter().map(|c| Cell::styled(c.heading, BOLD));
+                let headings: Vec<Cell> = headings.collect();
+                self.line(&mut text, &headings, &widths);
+                widths
+            }
+        };
+        for row in &self.waiting {
+            self.line(&mut text, row, &widths);
+        }
+        self.waiting.clear();
+        self.widths = Some(widths);
+        text.pop();
+        self.output.line(&text)
+    }
+
+    /// Writes the rest.
+    pub fn finish(mut self) -> io::Result<()> {
+        if self.widths.is_none() && self.output.width().is_some() {
+            self.leave_out_empty_columns();
+        }
+        if self.widths.is_none() || !self.waiting.is_empty() {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    fn line(&self, text: &mut String, row: &[Cell], widths: &[usize]) {
+        let cut = self.output.width().is_some();
+        let mut pad = 0;
+        for ((cell, column), &width) in row.iter().zip(&self.columns).zip(widths) {
+            let shown = match cut {
+                true => clip(&cell.text, width),
+                false => cell.text.clone(),
+            };
+            let room = width.saturating_sub(shown.width());
+            if column.right {
+                pad += room;
+            }
+            if !shown.is_empty() {
+                text.extend(std::iter::repeat_n(' ', pad));
+                pad = 0;
+                match cell.style {
+                    Some(style) => text.push_str(&self.output.in_style(style, &shown)),
+                    None => text.push_str(&shown),
+                }
+            }
+            pad += GAP + if column.right { 0 } else { room };
+        }
+        text.push('\n');
+    }
+}
+
+/// How wide each column is; columns at the end that find no room are left out.
+fn widths(columns: &[Column], rows: &[Vec<Cell>], terminal: Option<usize>) -> Vec<usize> {
+    let needs = |index: usize| {
+        let cells = rows.iter().map(|row| row[index].text.width());
+        cells
+            .chain([columns[index].heading.width()])
+            .max()
+            .unwrap_or(0)
+    };
+    let mut widths: Vec<usize> = (0..columns.len()).map(needs).collect();
+    let Some(terminal) = terminal else {
+        return widths;
+    };
+    let total = |widths: &[usize]| widths.iter().sum::<usize>() + GAP * (widths.len() - 1);
+    while total(&widths) > terminal {
+        let shrinkable = |&(index, &width): &(usize, &usize)| {
+            columns[index]
+                .least
+                .is_some_and(|least| width > least.max(1))
+        };
+        let widest = widths.iter().enumerate().filter(shrinkable);
+        match widest
+            .max_by_key(|(_, width)| **width)
+            .map(|(index, _)| index)
+        {
+            Some(index) => widths[index] -= 1,
+            None if widths.len() > 1 => {
+                widths.pop();
+            }
+            None => {
+                widths[0] = terminal.max(1);
+                break;
+            }
+        }
+    }
+    widths
+}
+
+/// Text in so many columns of a terminal.
+pub fn clip(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_owned();
+    }
+    let mut clipped = String::new();
+    let mut room = width.saturating_sub(1);
+    for c in text.chars() {
+        let wide = c.width().unwrap_or(0);
+        if wide > room {
+            break;
+        }
+        room -= wide;
+        clipped.push(c);
+    }
+    clipped.push('…');
+    clipped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(texts: &[&[&str]]) -> Vec<Vec<Cell>> {
+        let row = |texts: &&[&str]| texts.iter().map(|text| Cell::from(*text)).collect();
+        texts.iter().map(row).collect()
+    }
+
+    #[test]
+    fn a_table_fits_the_terminal() {
+        let columns = [
+            Column::new("ID"),
+            Column::new("TYPE").shrinks(4),
+            Column::new("DATA").shrinks(4),
+        ];
+        let rows = rows(&[&["17-0", "image.resize", &"x".repeat(100)]]);
+        assert_eq!(widths(&columns, &rows, None), [4, 12, 100]);
+        assert_eq!(widths(&columns, &rows, Some(80)), [4, 12, 60]);
+        assert_eq!(widths(&columns, &rows, Some(20)), [4, 6, 6]);
+        assert_eq!(widths(&columns, &rows, Some(12)), [4, 4]);
+        assert_eq!(widths(&columns, &rows, Some(3)), [3]);
+    }
+
+    #[test]
+    fn cells_are_cut_by_what_a_terminal_shows() {
+        assert_eq!(clip("image", 5), "image");
+        assert_eq!(clip("images", 5), "imag…");
+        assert_eq!(clip("日本語", 5), "日本…");
+        assert_eq!(clip("日本語", 4), "日…");
+        assert_eq!(clip("ab", 1), "…");
+    }
+}

@@ -1,0 +1,519 @@
+//! `convoke doctor`: each misconfiguration is caused on a server of the test's own, and named.
+
+use super::rig::lines;
+use super::{bare, end};
+use crate::support::{self, Redis, free_port};
+use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+
+const HEALTHY: [&str; 12] = [
+    "--save",
+    "",
+    "--appendonly",
+    "yes",
+    "--maxmemory",
+    "100mb",
+    "--maxmemory-policy",
+    "noeviction",
+    "--proto-max-bulk-len",
+    "4mb",
+    "--busy-reply-threshold",
+    "500",
+];
+
+/// A server on which nothing is wrong, and its user.
+struct Patient {
+    redis: Redis,
+    url: String,
+}
+
+/// The findings by the names of their checks.
+struct Findings {
+    code: i32,
+    all: Vec<Value>,
+}
+
+impl Findings {
+    #[track_caller]
+    fn of(&self, check: &str) -> &Value {
+        let found = self.all.iter().find(|finding| finding["check"] == check);
+        found.unwrap_or_else(|| panic!("{check} is not in {:?}", self.all))
+    }
+
+    /// The checks that are not fine.
+    fn bad(&self) -> Vec<String> {
+        let bad = self
+            .all
+            .iter()
+            .filter(|finding| finding["status"] != "fine");
+        bad.map(|f| {
+            format!(
+                "{} {}",
+                f["status"].as_str().unwrap(),
+                f["check"].as_str().unwrap()
+            )
+        })
+        .collect()
+    }
+}
+
+impl Patient {
+    fn healthy() -> Self {
+        let redis = Redis::with(&HEALTHY);
+        let url = format!("redis://op:test@127.0.0.1:{}", redis.port());
+        let patient = Self { redis, url };
+        let mut connection = patient.redis.connect();
+        for words in [
+            &[
+                "ACL",
+                "SETUSER",
+                "op",
+                "on",
+                ">test",
+                "~*",
+                "+@all",
+                "-flushall",
+            ][..],
+            // Reset, or protected mode goes by its missing password.
+            &["ACL", "SETUSER", "default", "resetpass", "off"],
+        ] {
+            redis::cmd(words[0])
+                .arg(&words[1..])
+                .exec(&mut connection)
+                .unwrap();
+        }
+        patient
+    }
+
+    fn say(&self, words: &[&str]) {
+        let mut connection = redis::Client::open(self.url.as_str())
+            .unwrap()
+            .get_connection()
+            .unwrap();
+        redis::cmd(words[0])
+            .arg(&words[1..])
+            .exec(&mut connection)
+            .unwrap();
+    }
+
+    fn set(&self, name: &str, value: &str) {
+        self.say(&["CONFIG", "SET", name, value]);
+    }
+
+    fn examined(&self) -> Findings {
+        examined(&self.url)
+    }
+
+    /// What is wrong after that was done to it, and nothing else is.
+    #[track_caller]
+    fn must_suffer(self, from: &[&str]) {
+        let findings = self.examined();
+        assert_eq!(findings.bad(), from);
+        let dangerous = from.iter().any(|finding| finding.starts_with("danger"));
+        assert_eq!(findings.code, i32::from(dangerous));
+        for finding in findings.all.iter().filter(|f| f["status"] != "fine") {
+            for part in ["what", "why", "fix"] {
+                assert!(
+                    finding[part].as_str().is_some_and(|text| text.len() > 10),
+                    "{finding}"
+                );
+            }
+        }
+    }
+}
+
+fn examined(url: &str) -> Findings {
+    let mut command = bare();
+    command
+        .env("CONVOKE_REDIS_URL", url)
+        .env("CONVOKE_CLAIM_IDLE", "100ms");
+    let ended = end(command.args(["doctor", "--format", "json"]));
+    assert!(
+        matches!(ended.code, 0 | 1) && ended.err.is_empty(),
+        "{ended:?}"
+    );
+    Findings {
+        code: ended.code,
+        all: lines(&ended.out),
+    }
+}
+
+/// Goes between, and changes what the server says.
+fn liar(port: u16, lie: fn(&mut [u8])) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    let own = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            let (mut asks, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            std::thread::spawn(move || std::io::copy(&mut asks, &mut asked));
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 1 << 20];
+                while let Ok(count @ 1..) = server.read(&mut buffer) {
+                    lie(&mut buffer[..count]);
+                    if client.write_all(&buffer[..count]).is_err() {
+                        break;
+                    }
+                }
+                client.shutdown(std::net::Shutdown::Both).ok();
+            });
+        }
+    });
+    format!("redis://op:test@127.0.0.1:{own}")
+}
+
+fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+/// A replica of it, which logs in.
+fn replica(patient: &Patient) -> Redis {
+    let port = patient.redis.port().to_string();
+    let replica = Redis::with(&[
+        "--save",
+        "",
+        "--replicaof",
+        "127.0.0.1",
+        &port,
+        "--masteruser",
+        "op",
+        "--masterauth",
+        "test",
+    ]);
+    let mut connection = redis::Client::open(patient.url.as_str())
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    support::eventually("the replica follows", || {
+        let info: String = redis::cmd("INFO")
+            .arg("replication")
+            .query(&mut connection)
+            .unwrap();
+        info.contains("state=online")
+    });
+    replica
+}
+
+#[test]
+fn a_healthy_server_has_nothing_wrong() {
+    let patient = Patient::healthy();
+    let findings = patient.examined();
+    assert_eq!(findings.bad(), Vec::<String>::new());
+    assert_eq!((findings.code, findings.all.len()), (0, 22));
+    assert_eq!(
+        super::rig::names(&findings.all[0]),
+        ["check", "status", "what", "why", "fix"]
+    );
+    let mut command = bare();
+    let text = end(command.env("CONVOKE_REDIS_URL", &patient.url).arg("doctor"))
+        .done()
+        .out;
+    assert_eq!(text, "0 dangerous, 0 warnings, 0 not checked, 22 fine\n");
+}
+
+#[test]
+fn the_server_that_deploy_describes_has_nothing_wrong() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let conf = std::fs::read_to_string(deploy.join("redis.conf")).unwrap();
+    let settings = conf
+        .lines()
+        .filter(|line| !line.starts_with('#') && !line.is_empty());
+    let words = settings.flat_map(|line| {
+        let (name, value) = line.split_once(' ').unwrap();
+        [format!("--{name}"), value.to_owned()]
+    });
+    let words: Vec<String> = words.chain(["--save".into(), String::new()]).collect();
+    let redis = Redis::with(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let users = std::fs::read_to_string(deploy.join("users.acl")).unwrap();
+    let operator = users
+        .lines()
+        .find(|line| line.contains("convoke-operator"))
+        .unwrap();
+    let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    let line = operator.replace(&"0".repeat(64), hash);
+    let mut command = redis::cmd("ACL");
+    command.arg("SETUSER");
+    let mut selector: Vec<&str> = Vec::new();
+    for word in line.split(' ').skip(1) {
+        selector.push(word);
+        if selector[0].starts_with('(') && !word.ends_with(')') {
+            continue;
+        }
+        command.arg(selector.join(" "));
+        selector.clear();
+    }
+    let mut connection = redis.connect();
+    command.exec(&mut connection).unwrap();
+    redis::cmd("ACL")
+        .arg(&["SETUSER", "default", "off"])
+        .exec(&mut connection)
+        .unwrap();
+    let findings = examined(&format!(
+        "redis://convoke-operator:test@127.0.0.1:{}",
+        redis.port()
+    ));
+    assert_eq!(findings.bad(), Vec::<String>::new());
+}
+
+#[test]
+fn a_server_that_is_too_old() {
+    let patient = Patient::healthy();
+    let url = liar(patient.redis.port(), |bytes| {
+        if let Some(at) = find(bytes, b"redis_version:") {
+            bytes[at + 14] = b'6';
+        }
+    });
+    let patient = Patient { url, ..patient };
+    patient.must_suffer(&["danger version"]);
+}
+
+#[test]
+fn a_clock_that_is_off() {
+    for (seconds, finding) in [(5, "warning clock"), (3600, "danger clock")] {
+        let patient = Patient::healthy();
+        let lie: fn(&mut [u8]) = match seconds {
+            5 => |bytes| shift(bytes, 5),
+            _ => |bytes| shift(bytes, 3600),
+        };
+        let url = liar(patient.redis.port(), lie);
+        Patient { url, ..patient }.must_suffer(&[finding]);
+    }
+}
+
+/// Moves the seconds of an answer to `TIME`.
+fn shift(bytes: &mut [u8], by: u64) {
+    let head = b"*2\r\n$10\r\n";
+    if let Some(at) = find(bytes, head) {
+        let digits = &mut bytes[at + head.len()..at + head.len() + 10];
+        if let Ok(seconds) = std::str::from_utf8(digits)
+            .unwrap_or_default()
+            .parse::<u64>()
+        {
+            digits.copy_from_slice((seconds + by).to_string().as_bytes());
+        }
+    }
+}
+
+#[test]
+fn settings_that_lose_events_or_hold_up_everything() {
+    for (name, value, finding) in [
+        ("maxmemory-policy", "allkeys-lru", "danger eviction"),
+        ("appendonly", "no", "danger persistence"),
+        ("appendfsync", "no", "warning fsync"),
+        ("proto-max-bulk-len", "512mb", "warning bulk-length"),
+        ("proto-max-bulk-len", "1mb", "danger bulk-length"),
+        ("maxmemory", "0", "warning maxmemory"),
+        ("busy-reply-threshold", "5000", "warning busy-scripts"),
+        ("busy-reply-threshold", "0", "warning busy-scripts"),
+        (
+            "client-output-buffer-limit",
+            "replica 0 0 0",
+            "warning replica-buffer",
+        ),
+        (
+            "client-output-buffer-limit",
+            "replica 1mb 0 0",
+            "warning replica-buffer",
+        ),
+        ("timeout", "30", "warning timeout"),
+    ] {
+        let patient = Patient::healthy();
+        patient.set(name, value);
+        patient.must_suffer(&[finding]);
+    }
+}
+
+#[test]
+fn replicas_that_do_not_protect() {
+    let patient = Patient::healthy();
+    let replica = replica(&patient);
+    let findings = examined(&replica.url());
+    assert_eq!(findings.of("role")["status"], "danger");
+    assert!(
+        findings.of("role")["fix"]
+            .as_str()
+            .unwrap()
+            .contains(&patient.redis.port().to_string())
+    );
+    patient.set("min-replicas-to-write", "1");
+    assert_eq!(patient.examined().bad(), Vec::<String>::new());
+    patient.set("appendonly", "no");
+    assert_eq!(
+        patient.examined().bad(),
+        ["danger persistence", "danger empty-primary"]
+    );
+    patient.set("appendonly", "yes");
+    patient.set("min-replicas-to-write", "0");
+    patient.must_suffer(&["danger min-replicas"]);
+}
+
+#[test]
+fn doors_that_are_open() {
+    let patient = Patient::healthy();
+    patient.say(&["ACL", "SETUSER", "default", "on", "nopass", "~*", "+@all"]);
+    assert_eq!(patient.examined().bad(), ["warning default-user"]);
+    patient.set("protected-mode", "no");
+    patient.must_suffer(&["danger protected-mode", "warning default-user"]);
+
+    let patient = Patient::healthy();
+    patient.say(&["ACL", "SETUSER", "default", "on"]);
+    patient.set("requirepass", "shared");
+    patient.must_suffer(&["warning default-user"]);
+
+    let patient = Patient::healthy();
+    patient.say(&["ACL", "SETUSER", "op", "+flushall"]);
+    patient.must_suffer(&["warning own-rights"]);
+}
+
+#[test]
+fn a_way_without_encryption() {
+    let patient = Patient::healthy();
+    patient.set("bind", "0.0.0.0");
+    let port = patient.redis.port();
+    // The address from which this machine would speak to others; nothing is sent.
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    let own = socket
+        .connect("192.0.2.1:9")
+        .and_then(|()| socket.local_addr());
+    let own = own.map_or_else(|_| "0.0.0.0".into(), |address| address.ip().to_string());
+    let url = format!("redis://op:test@{own}:{port}");
+    Patient { url, ..patient }.must_suffer(&["danger encryption"]);
+}
+
+#[test]
+fn streams_that_are_ahead_of_their_time_or_that_nobody_reads() {
+    let patient = Patient::healthy();
+    patient.say(&[
+        "XADD",
+        "cb:results:image",
+        "9999999999999-0",
+        "status",
+        "ok",
+    ]);
+    let findings = patient.examined();
+    let fix = findings.of("last-id")["fix"].as_str().unwrap().to_owned();
+    assert!(
+        fix.contains("XDEL cb:results:image 9999999999999-0"),
+        "{fix}"
+    );
+    patient.must_suffer(&["danger last-id"]);
+
+    let patient = Patient::healthy();
+    patient.say(&["XADD", "cb:events:image", "*", "type", "image.resize"]);
+    patient.must_suffer(&["warning groups"]);
+
+    let patient = Patient::healthy();
+    patient.say(&["XADD", "cb:events:image", "*", "type", "image.resize"]);
+    patient.say(&["XGROUP", "CREATE", "cb:events:image", "workers", "0"]);
+    patient.must_suffer(&["danger workers"]);
+}
+
+#[test]
+fn what_the_dead_left_behind() {
+    let patient = Patient::healthy();
+    patient.say(&[
+        "XGROUP",
+        "CREATE",
+        "cb:events:image",
+        "workers",
+        "0",
+        "MKSTREAM",
+    ]);
+    for n in 0..11 {
+        let name = format!("gone-{n}");
+        patient.say(&[
+            "XGROUP",
+            "CREATECONSUMER",
+            "cb:events:image",
+            "workers",
+            &name,
+        ]);
+    }
+    support::eventually("they are left over", || {
+        patient.examined().bad() == ["warning consumers"]
+    });
+    assert!(
+        patient.examined().of("consumers")["fix"]
+            .as_str()
+            .unwrap()
+            .contains("DELCONSUMER")
+    );
+
+    let patient = Patient::healthy();
+    patient.say(&["XADD", "cb:events:image", "*", "type", "image.resize"]);
+    patient.say(&["XGROUP", "CREATE", "cb:events:image", "workers", "0"]);
+    patient.say(&[
+        "XREADGROUP",
+        "GROUP",
+        "workers",
+        "gone",
+        "STREAMS",
+        "cb:events:image",
+        ">",
+    ]);
+    support::eventually("it is stuck", || {
+        patient.examined().bad() == ["danger workers", "warning stuck"]
+    });
+}
+
+#[test]
+fn what_it_may_not_look_at_is_named() {
+    let patient = Patient::healthy();
+    patient.say(&[
+        "ACL",
+        "SETUSER",
+        "blind",
+        "on",
+        ">test",
+        "-@all",
+        "+@connection",
+    ]);
+    let url = format!("redis://blind:test@127.0.0.1:{}", patient.redis.port());
+    let findings = examined(&url);
+    assert_eq!(findings.code, 0);
+    for finding in &findings.all {
+        let check = finding["check"].as_str().unwrap();
+        let fine = check == "encryption";
+        assert_eq!(
+            finding["status"],
+            if fine { "fine" } else { "unknown" },
+            "{finding}"
+        );
+        assert!(
+            fine || finding["what"].as_str().unwrap().contains("may not"),
+            "{finding}"
+        );
+    }
+    let text = end(bare().env("CONVOKE_REDIS_URL", &url).arg("doctor"))
+        .done()
+        .out;
+    assert!(
+        text.contains("unknown  version: the user may not run INFO"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with("0 dangerous, 0 warnings, 21 not checked, 1 fine\n"),
+        "{text}"
+    );
+
+    // Only a part: what can be seen is judged.
+    patient.set("maxmemory-policy", "allkeys-lru");
+    patient.say(&["ACL", "SETUSER", "blind", "+info"]);
+    let findings = examined(&url);
+    assert_eq!(
+        (findings.code, &findings.of("eviction")["status"]),
+        (1, &"danger".into())
+    );
+    assert_eq!(findings.of("timeout")["status"], "unknown");
+}
+
+#[test]
+fn without_a_server_it_fails() {
+    let url = format!("redis://127.0.0.1:{}", free_port());
+    let ended = end(bare().env("CONVOKE_REDIS_URL", url).arg("doctor"));
+    assert_eq!(ended.code, 1);
+    assert!(ended.err.contains("onnect"), "{}", ended.err);
+}

@@ -1,0 +1,92 @@
+//! What operators find: streams, pending entries, dead letters.
+
+use crate::support::Redis;
+use convoke::bus::json;
+use serde_json::Value;
+
+/// Sends one command, its words apart.
+pub fn send(redis: &Redis, words: &[&[u8]]) -> redis::Value {
+    let mut command = redis::cmd(std::str::from_utf8(words[0]).unwrap());
+    for word in &words[1..] {
+        command.arg(*word);
+    }
+    command.query(&mut redis.connect()).unwrap()
+}
+
+/// Sends one command, its words separated by spaces.
+pub fn say(redis: &Redis, command: &str) -> redis::Value {
+    let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
+    send(redis, &words)
+}
+
+/// Adds an event with that payload and those further fields; its id is given.
+pub fn add(redis: &Redis, key: &str, id: &str, kind: &str, data: &Value, fields: &str) {
+    let data = json::from_json(data);
+    let mut words: Vec<&[u8]> = vec![b"XADD", key.as_bytes(), id.as_bytes()];
+    words.extend([&b"type"[..], kind.as_bytes(), b"data", &data]);
+    words.extend(
+        fields
+            .split(' ')
+            .filter(|w| !w.is_empty())
+            .map(str::as_bytes),
+    );
+    send(redis, &words);
+}
+
+/// Adds a dead letter of `cb:events:image`.
+pub fn bury(redis: &Redis, id: &str, kind: &str, reason: &str, data: &Value, fields: &str) {
+    let told = format!(
+        "{fields} deadreason {reason} deadmessage broken deadattempts 5 deaddeliveries 1 \
+         deadstream cb:events:image deadentry 7-{} deadinstance w-1 deadtime 1700000000000",
+        id.split('-').next().unwrap()
+    );
+    add(redis, "cb:dead:image", id, kind, data, &told);
+}
+
+/// Gives all that is new on `cb:events:image` to a consumer.
+pub fn deliver(redis: &Redis, consumer: &str) {
+    redis::cmd("XGROUP")
+        .arg(&["CREATE", "cb:events:image", "workers", "0", "MKSTREAM"])
+        .exec(&mut redis.connect())
+        .ok();
+    let read = format!("XREADGROUP GROUP workers {consumer} STREAMS cb:events:image >");
+    say(redis, &read);
+}
+
+/// The ids and fields of a stream's entries.
+pub fn entries(redis: &Redis, key: &str) -> Vec<convoke::bus::event::Entry> {
+    let reply = say(redis, &format!("XRANGE {key} - +"));
+    convoke::bus::read::entries_of(reply).unwrap()
+}
+
+/// One field of an entry as text.
+pub fn text(entry: &convoke::bus::event::Entry, name: &str) -> String {
+    String::from_utf8_lossy(entry.get(name).unwrap_or_default()).into_owned()
+}
+
+/// JSON lines.
+pub fn lines(out: &str) -> Vec<Value> {
+    let parsed = out.lines().map(|line| serde_json::from_str(line).unwrap());
+    parsed.collect()
+}
+
+/// The names in an object, which are part of the contract.
+pub fn names(object: &Value) -> Vec<&str> {
+    let object = object.as_object().unwrap();
+    object.keys().map(String::as_str).collect()
+}
+
+/// An instance that lives.
+pub async fn register(redis: &Redis, id: &str) {
+    use convoke::bus::connect::Connector;
+    use convoke::bus::keys::Keys;
+    use convoke::config::RedisUrl;
+    use convoke::coordination::instance::Registering;
+    use convoke::coordination::instances::Instances;
+    let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
+    let instances = Instances::new(connector, Keys::new("cb").unwrap());
+    instances
+        .register(&Registering::new(id, ["worker"]))
+        .await
+        .unwrap();
+}
