@@ -5,6 +5,7 @@
 //! | lane *control* | runs `system` and `task` events and the inbox | a task |
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
 //! | keeper | pulses, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
+//! | ledger | writes what happened into the database, where one is set | tasks |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
 pub mod builder;
@@ -12,6 +13,7 @@ mod inflight;
 mod keeper;
 mod lane;
 mod lanes;
+mod ledger;
 mod reader;
 mod settle;
 mod takeover;
@@ -30,6 +32,7 @@ use crate::registry::router::Registration;
 use builder::Builder;
 use keeper::Keeper;
 use lanes::{Lanes, Running};
+use ledger::Ledger;
 use std::io;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,6 +59,9 @@ pub enum RunError {
     /// The system gave no thread or no signal handler.
     #[error("the system refused what the worker needs: {0}")]
     System(#[from] io::Error),
+    /// The ledger can not be kept.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::LedgerError),
     /// A lane ended by itself.
     #[error("a lane of the worker failed")]
     Lane,
@@ -165,6 +171,7 @@ impl Worker {
         let Registered { incarnation, .. } = registered;
         let running = lanes.start().await?;
         let keeper = Keeper::start(&self, &mut lanes, registering, incarnation)?;
+        let ledger = Ledger::start(&self, lanes.dead(), &ending.drain)?;
         tracing::info!(
             instance = self.id(),
             incarnation,
@@ -174,6 +181,9 @@ impl Worker {
             "working"
         );
         let committers = self.until_drained(&lanes, running, &ending).await;
+        if let Some(ledger) = ledger {
+            ledger.ended().await;
+        }
         keeper.stop(&self.instances).await;
         self.leave(&lanes, committers?).await;
         tracing::info!(instance = self.id(), counts = %lanes.counts(), "stopped");
