@@ -3,6 +3,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 pub mod fleet;
+pub mod postgres;
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};

@@ -1,0 +1,245 @@
+//! A Redis, a database and a filler for one test.
+
+use crate::support::Redis;
+use crate::support::postgres::Postgres;
+use convoke::bus::connect::Connector;
+use convoke::bus::json;
+use convoke::bus::keys::Keys;
+use convoke::config::{DatabaseUrl, RedisUrl, Settings};
+use convoke::ledger::Database;
+use convoke::ledger::fact::{Fact, Origin};
+use convoke::ledger::fill::{Counts, Filler, GROUP, Source};
+use convoke::ledger::history::Filter;
+use redis::aio::MultiplexedConnection;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const BROADCAST: &str = "cb:broadcast";
+pub const DEAD: &str = "cb:dead:image";
+
+/// A database of one test's own.
+pub enum Store {
+    File(PathBuf),
+    Server(Postgres),
+}
+
+impl Store {
+    pub fn file() -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("convoke-ledger-{}-{serial}", std::process::id());
+        Self::File(std::env::temp_dir().join(name).join("ledger.db"))
+    }
+
+    pub fn server() -> Self {
+        Self::Server(Postgres::start())
+    }
+
+    pub fn both() -> [Self; 2] {
+        [Self::file(), Self::server()]
+    }
+
+    pub fn url(&self) -> DatabaseUrl {
+        DatabaseUrl::new(match self {
+            Store::File(path) => format!("sqlite:{}", path.display()),
+            Store::Server(postgres) => postgres.url(),
+        })
+    }
+
+    pub fn database(&self) -> Database {
+        Database::new(&self.url()).unwrap()
+    }
+
+    /// A connection of the test's own.
+    pub async fn run(&self, sql: &'static str) {
+        use convoke::sqlx::{self, Connection};
+        match self {
+            Store::File(path) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                let mut connection = sqlx::SqliteConnection::connect_with(&options)
+                    .await
+                    .unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Store::Server(postgres) => {
+                postgres.sql(sql);
+            }
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Store::File(path) = self {
+            std::fs::remove_dir_all(path.parent().unwrap()).ok();
+        }
+    }
+}
+
+pub struct Rig {
+    pub redis: Redis,
+    pub store: Store,
+    pub connection: MultiplexedConnection,
+}
+
+/// A filler that runs; dropped, it is cut off as by a kill.
+pub struct Running {
+    pub counts: Arc<Counts>,
+    drain: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub async fn stop(mut self) {
+        self.drain.cancel();
+        (&mut self.task).await.unwrap();
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.task.is_finished()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Rig {
+    pub async fn new(store: Store) -> Self {
+        let redis = Redis::start();
+        let connection = redis.connection().await;
+        Self {
+            redis,
+            store,
+            connection,
+        }
+    }
+
+    pub fn settings(&self) -> Settings {
+        Settings {
+            redis_url: RedisUrl::new(self.redis.url()),
+            database_url: self.store.url(),
+            heartbeat_ttl: Duration::from_secs(1),
+            claim_idle: Duration::from_secs(1),
+            ..Settings::default()
+        }
+    }
+
+    pub fn fill(&self, consumer: &str) -> Running {
+        self.fill_into(consumer, self.store.database())
+    }
+
+    pub fn fill_into(&self, consumer: &str, database: Database) -> Running {
+        let settings = self.settings();
+        let sources = [(BROADCAST, Origin::Broadcast), (DEAD, Origin::Dead)];
+        let sources = sources.map(|(stream, origin)| Source {
+            stream: stream.into(),
+            origin,
+        });
+        let counts = Arc::<Counts>::default();
+        let drain = CancellationToken::new();
+        let filler = Filler {
+            connector: Connector::new(&settings.redis_url, 2).unwrap(),
+            keys: Keys::new("cb").unwrap(),
+            consumer: consumer.into(),
+            database,
+            // A sender that is gone changes nothing any more.
+            sources: watch::channel(sources.to_vec()).1,
+            claim_idle: settings.claim_idle,
+            max_payload: settings.max_payload,
+            counts: counts.clone(),
+            drain: drain.clone(),
+        };
+        Running {
+            counts,
+            drain,
+            task: tokio::spawn(filler.run()),
+        }
+    }
+
+    /// Adds a fact; its entry id.
+    pub async fn tell(&self, kind: &str, data: &Value) -> String {
+        self.add(
+            BROADCAST,
+            &[("type", kind.as_bytes()), ("data", &json::from_json(data))],
+        )
+        .await
+    }
+
+    pub async fn add(&self, stream: &str, fields: &[(&str, &[u8])]) -> String {
+        let mut command = redis::cmd("XADD");
+        command.arg(stream).arg("*");
+        for (name, value) in fields {
+            command.arg(*name).arg(*value);
+        }
+        command
+            .query_async(&mut self.connection.clone())
+            .await
+            .unwrap()
+    }
+
+    /// Adds so many facts of a kind, numbered from `from` on.
+    pub async fn tell_many(&self, kind: &str, from: u64, count: u64) {
+        for chunk in (from..from + count).collect::<Vec<_>>().chunks(2000) {
+            let mut pipe = redis::pipe();
+            for n in chunk {
+                let data =
+                    json::from_json(&serde_json::json!({"task_id": format!("t-{n}"), "n": n}));
+                pipe.cmd("XADD").arg(BROADCAST).arg("*");
+                pipe.arg(&["type", kind, "source", "test", "data"])
+                    .arg(data)
+                    .ignore();
+            }
+            pipe.exec_async(&mut self.connection.clone()).await.unwrap();
+        }
+    }
+
+    /// Entries of a stream that the group has not acknowledged.
+    pub async fn backlog(&self, stream: &str) -> u64 {
+        let mut pipe = redis::pipe();
+        pipe.cmd("XPENDING").arg(stream).arg(GROUP);
+        pipe.cmd("XINFO").arg("GROUPS").arg(stream);
+        let answer: Result<
+            (
+                redis::Value,
+                Vec<std::collections::HashMap<String, redis::Value>>,
+            ),
+            _,
+        > = pipe.query_async(&mut self.connection.clone()).await;
+        let Ok((redis::Value::Array(pending), groups)) = answer else {
+            return u64::MAX;
+        };
+        let number = |value: &redis::Value| match value {
+            redis::Value::Int(number) => *number as u64,
+            _ => u64::MAX / 2,
+        };
+        let group = groups
+            .iter()
+            .find(|group| group.get("name") == Some(&redis::Value::BulkString(GROUP.into())));
+        number(&pending[0]) + number(&group.unwrap()["lag"])
+    }
+
+    pub async fn until_written(&self) {
+        crate::support::until("the ledger has caught up", || async {
+            self.backlog(BROADCAST).await == 0 && self.backlog(DEAD).await == 0
+        })
+        .await;
+    }
+
+    pub async fn history(&self, filter: &Filter) -> Vec<Fact> {
+        self.store
+            .database()
+            .history(filter, 1_000_000)
+            .await
+            .unwrap()
+    }
+}
