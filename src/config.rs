@@ -105,7 +105,8 @@ impl Default for Settings {
             stream_history: 10_000,
             dedup_window: Duration::from_secs(3600),
             reply_ttl: Duration::from_secs(3600),
-            ledger_retention: Duration::from_millis(365 * DAY),
+            // A year.
+            ledger_retention: Duration::from_secs(31_557_600),
             mcp_server: String::new(),
         }
     }

@@ -2,8 +2,10 @@
 
 mod bench;
 mod health;
+mod history;
 mod input;
 mod instances;
+mod ledger;
 mod logs;
 mod output;
 mod publish;
@@ -37,6 +39,7 @@ Examples:
   convoke request image.resize --data @job.json        publish and print the reply's result
   convoke tail events:image results:image              follow streams, decoded
   convoke health && echo fine                          ask the workers how they are
+  convoke history --since 7d --dead                    ask the ledger what went wrong last week
 
 Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl`
 in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl.
@@ -102,6 +105,8 @@ enum Command {
     Tail(tail::Flags),
     Health(health::Flags),
     Instances(instances::Flags),
+    History(history::Flags),
+    Ledger(ledger::Flags),
     Bench(bench::Flags),
 }
 
@@ -158,6 +163,8 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
+        Command::History(flags) => runtime()?.block_on(history::run(session, flags)),
+        Command::Ledger(flags) => runtime()?.block_on(ledger::run(session, flags)),
         Command::Instances(_) => runtime()?.block_on(instances::run(session)),
     }
 }
@@ -173,6 +180,8 @@ impl Session {
         let layer = match command {
             Command::Worker(flags) => settings::flags(&flags.settings)?,
             Command::Publish(flags) => settings::flags(&flags.settings)?,
+            Command::History(flags) => settings::flags(&flags.database)?,
+            Command::Ledger(flags) => settings::flags(flags.database())?,
             _ => Default::default(),
         };
         // An empty variable counts as not set, as it does for the settings.

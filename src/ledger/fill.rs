@@ -13,7 +13,9 @@ use crate::bus::error::BusError;
 use crate::bus::event::{Entry, EntryId};
 use crate::bus::keys::Keys;
 use crate::bus::read;
+use redis::Value;
 use redis::aio::MultiplexedConnection;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -46,6 +48,62 @@ pub struct Source {
     pub stream: String,
     /// What is in it.
     pub origin: Origin,
+}
+
+/// The streams of the ledger: the broadcast, the dead letters of those streams and of those domains.
+pub fn sources(keys: &Keys, own: &[String], domains: &[String]) -> Vec<Source> {
+    let others = domains.iter().flat_map(|domain| {
+        (0..keys.partitions(domain)).map(|partition| keys.dead(domain, partition))
+    });
+    let mut dead: Vec<String> = own.iter().cloned().chain(others).collect();
+    dead.sort_unstable();
+    dead.dedup();
+    let broadcast = Source {
+        stream: keys.broadcast(),
+        origin: Origin::Broadcast,
+    };
+    let dead = dead.into_iter().map(|stream| Source {
+        stream,
+        origin: Origin::Dead,
+    });
+    [broadcast].into_iter().chain(dead).collect()
+}
+
+/// What a stream holds for the ledger.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lag {
+    /// Entries that no consumer was given.
+    pub unread: u64,
+    /// Entries that a consumer was given and has not acknowledged.
+    pub pending: u64,
+}
+
+/// What a stream holds for the ledger; none if the ledger was never filled from it.
+pub async fn lag(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+) -> Result<Option<Lag>, BusError> {
+    let groups: Result<Vec<HashMap<String, Value>>, _> = redis::cmd("XINFO")
+        .arg("GROUPS")
+        .arg(stream)
+        .query_async(connection)
+        .await;
+    let groups = match groups {
+        Ok(groups) => groups,
+        Err(error) if error.detail().is_some_and(|d| d.contains("no such key")) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    let group = groups
+        .iter()
+        .find(|group| group.get("name") == Some(&Value::BulkString(GROUP.into())));
+    let number = |group: &HashMap<String, Value>, name: &str| match group.get(name) {
+        Some(Value::Int(number)) => u64::try_from(*number).unwrap_or(0),
+        _ => 0,
+    };
+    Ok(group.map(|group| Lag {
+        unread: number(group, "lag"),
+        pending: number(group, "pending"),
+    }))
 }
 
 /// What was written since the start.

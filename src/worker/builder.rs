@@ -6,6 +6,8 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::instances::Instances;
+use crate::handlers::services::Configured;
+use crate::ledger::LedgerError;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -27,6 +29,9 @@ pub enum BuildError {
     /// The URL is none, or the pool can not be made.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The database's URL is none.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 /// Collects what a worker is made of; see [`Worker::builder`].
@@ -112,6 +117,7 @@ impl Builder {
         let connector = Connector::new(&settings.redis_url, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
         states.insert(instances.clone());
+        states.insert(Configured::new(&settings)?);
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,

@@ -9,8 +9,7 @@ use crate::bus::connect::Connector;
 use crate::bus::keys::Keys;
 use crate::coordination::instances::Instances;
 use crate::ledger::database::Database;
-use crate::ledger::fact::Origin;
-use crate::ledger::fill::{Counts, Filler, Source};
+use crate::ledger::fill::{Counts, Filler, Source, sources};
 use crate::ledger::{relay, retention};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -95,25 +94,6 @@ impl Ledger {
         let written = self.counts.written.load(Ordering::Relaxed);
         tracing::info!(written, "the ledger is closed");
     }
-}
-
-/// The broadcast and the dead letters of all domains that are known of.
-fn sources(keys: &Keys, own: &[String], domains: &[String]) -> Vec<Source> {
-    let others = domains.iter().flat_map(|domain| {
-        (0..keys.partitions(domain)).map(|partition| keys.dead(domain, partition))
-    });
-    let mut dead: Vec<String> = own.iter().cloned().chain(others).collect();
-    dead.sort_unstable();
-    dead.dedup();
-    let broadcast = Source {
-        stream: keys.broadcast(),
-        origin: Origin::Broadcast,
-    };
-    let dead = dead.into_iter().map(|stream| Source {
-        stream,
-        origin: Origin::Dead,
-    });
-    [broadcast].into_iter().chain(dead).collect()
 }
 
 /// Looks for the domains of all active instances: theirs may keep no ledger.
