@@ -4,7 +4,7 @@ use crate::rig::{Rig, Store};
 use crate::support;
 use convoke::ledger::outbox::{Post, PostError};
 use convoke::ledger::relay::Relay;
-use convoke::sqlx::{self, PgPool, Postgres, Sqlite, SqlitePool};
+use convoke::sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 use std::collections::HashMap;
 use tokio_util::sync::CancellationToken;
 

@@ -1,20 +1,18 @@
 //! A Redis, a database and a filler for one test.
 
 use crate::support::Redis;
-use crate::support::postgres::Postgres;
+pub use crate::support::store::Store;
 use convoke::bus::connect::Connector;
 use convoke::bus::json;
 use convoke::bus::keys::Keys;
-use convoke::config::{DatabaseUrl, RedisUrl, Settings};
+use convoke::config::{RedisUrl, Settings};
 use convoke::ledger::Database;
 use convoke::ledger::fact::{Fact, Origin};
 use convoke::ledger::fill::{Counts, Filler, GROUP, Source};
 use convoke::ledger::history::Filter;
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,66 +20,6 @@ use tokio_util::sync::CancellationToken;
 
 pub const BROADCAST: &str = "cb:broadcast";
 pub const DEAD: &str = "cb:dead:image";
-
-/// A database of one test's own.
-pub enum Store {
-    File(PathBuf),
-    Server(Postgres),
-}
-
-impl Store {
-    pub fn file() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-ledger-{}-{serial}", std::process::id());
-        Self::File(std::env::temp_dir().join(name).join("ledger.db"))
-    }
-
-    pub fn server() -> Self {
-        Self::Server(Postgres::start())
-    }
-
-    pub fn both() -> [Self; 2] {
-        [Self::file(), Self::server()]
-    }
-
-    pub fn url(&self) -> DatabaseUrl {
-        DatabaseUrl::new(match self {
-            Store::File(path) => format!("sqlite:{}", path.display()),
-            Store::Server(postgres) => postgres.url(),
-        })
-    }
-
-    pub fn database(&self) -> Database {
-        Database::new(&self.url()).unwrap()
-    }
-
-    /// A connection of the test's own.
-    pub async fn run(&self, sql: &'static str) {
-        use convoke::sqlx::{self, Connection};
-        match self {
-            Store::File(path) => {
-                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
-                let mut connection = sqlx::SqliteConnection::connect_with(&options)
-                    .await
-                    .unwrap();
-                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
-                connection.close().await.unwrap();
-            }
-            Store::Server(postgres) => {
-                postgres.sql(sql);
-            }
-        }
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        if let Store::File(path) = self {
-            std::fs::remove_dir_all(path.parent().unwrap()).ok();
-        }
-    }
-}
 
 pub struct Rig {
     pub redis: Redis,
@@ -91,7 +29,6 @@ pub struct Rig {
 
 /// A filler that runs; dropped, it is cut off as by a kill.
 pub struct Running {
-    pub counts: Arc<Counts>,
     drain: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -145,7 +82,6 @@ impl Rig {
             stream: stream.into(),
             origin,
         });
-        let counts = Arc::<Counts>::default();
         let drain = CancellationToken::new();
         let filler = Filler {
             connector: Connector::new(&settings.redis_url, 2).unwrap(),
@@ -156,11 +92,10 @@ impl Rig {
             sources: watch::channel(sources.to_vec()).1,
             claim_idle: settings.claim_idle,
             max_payload: settings.max_payload,
-            counts: counts.clone(),
+            counts: Arc::<Counts>::default(),
             drain: drain.clone(),
         };
         Running {
-            counts,
             drain,
             task: tokio::spawn(filler.run()),
         }

@@ -12,7 +12,8 @@ use convoke::bus::event::{Entry, EntryId};
 use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Outgoing, PublishError};
 use convoke::bus::read::entries_of;
-use convoke::config::{RedisUrl, Settings};
+use convoke::config::{DatabaseUrl, RedisUrl, Settings};
+use convoke::sqlx;
 use convoke::{Context, HandlerError, Worker};
 use redis::aio::MultiplexedConnection;
 use schemars::JsonSchema;
@@ -23,6 +24,7 @@ use std::time::Duration;
 
 const URL: &str = "TORTURE_REDIS";
 const ID: &str = "TORTURE_ID";
+const DATABASE: &str = "TORTURE_DATABASE";
 
 /// How long an instance lives without a pulse.
 pub const TTL: Duration = Duration::from_secs(1);
@@ -44,13 +46,67 @@ async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
     Ok(work.n)
 }
 
+/// A pool of the handler's own.
+enum Pool {
+    Sqlite(sqlx::SqlitePool),
+    Postgres(sqlx::PgPool),
+}
+
+impl Pool {
+    fn open(url: &str) -> Self {
+        if DatabaseUrl::new(url).is_postgres() {
+            let options = sqlx::postgres::PgPoolOptions::new();
+            Pool::Postgres(options.connect_lazy(url).unwrap())
+        } else {
+            let options = sqlx::sqlite::SqlitePoolOptions::new();
+            Pool::Sqlite(options.max_connections(1).connect_lazy(url).unwrap())
+        }
+    }
+}
+
+/// Writes a row, once.
+async fn charge(context: Context, work: Work) -> Result<u64, HandlerError> {
+    let event = context.event().id();
+    let pause = Duration::from_millis(work.ms);
+    match context.state::<Pool>()? {
+        Pool::Sqlite(pool) => {
+            let insert = "INSERT INTO effects (event) VALUES (?)";
+            let once = context.once(pool, async |connection| {
+                sqlx::query(insert).bind(event).execute(connection).await?;
+                Ok(work.n)
+            });
+            once.await?;
+        }
+        Pool::Postgres(pool) => {
+            let insert = "INSERT INTO effects (event) VALUES ($1)";
+            let once = context.once(pool, async |connection| {
+                sqlx::query(insert).bind(event).execute(connection).await?;
+                tokio::time::sleep(pause).await;
+                Ok(work.n)
+            });
+            once.await?;
+        }
+    }
+    // Time to die between the effect and the commit on the bus.
+    tokio::time::sleep(pause).await;
+    Ok(work.n)
+}
+
+async fn broken(_: Context, _: u64) -> Result<u64, HandlerError> {
+    Err(HandlerError::internal("broken").permanent())
+}
+
 /// The body of the test `a_worker_process`.
 pub fn worker_process() {
     let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
         return;
     };
+    let database = std::env::var(DATABASE).unwrap_or_default();
     let settings = Settings {
         redis_url: RedisUrl::new(url),
+        database_url: DatabaseUrl::new(&database),
+        max_attempts: if database.is_empty() { 5 } else { 1000 },
+        backoff_cap: Duration::from_secs(1),
         id,
         heartbeat_ttl: TTL,
         claim_idle: CLAIM_IDLE,
@@ -62,9 +118,15 @@ pub fn worker_process() {
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let worker = Worker::builder()
+        let mut worker = Worker::builder()
             .settings(settings)
             .handler("load.work", work);
+        if !database.is_empty() {
+            worker = worker
+                .state(Pool::open(&database))
+                .handler("account.charge", charge)
+                .handler("account.broken", broken);
+        }
         worker.build().unwrap().run().await.unwrap();
     });
     std::process::exit(0);
@@ -73,14 +135,21 @@ pub fn worker_process() {
 /// Some worker processes.
 pub struct Fleet {
     url: String,
+    database: String,
     workers: Vec<(String, Child)>,
     started: usize,
 }
 
 impl Fleet {
     pub fn start(redis: &Redis, size: usize) -> Self {
+        Self::with_database(redis, size, &DatabaseUrl::default())
+    }
+
+    /// Workers that keep the ledger in that database, and have a handler that writes into it.
+    pub fn with_database(redis: &Redis, size: usize, database: &DatabaseUrl) -> Self {
         let mut fleet = Self {
             url: redis.url(),
+            database: database.expose().to_owned(),
             workers: Vec::new(),
             started: 0,
         };
@@ -102,6 +171,7 @@ impl Fleet {
             .args(["--exact", "a_worker_process", "--nocapture"])
             .env(URL, &self.url)
             .env(ID, id)
+            .env(DATABASE, &self.database)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
@@ -125,6 +195,12 @@ impl Fleet {
 
     pub fn pid(&self, index: usize) -> u32 {
         self.workers[index].1.id()
+    }
+
+    /// Whether every one of them runs that was started and not killed.
+    pub fn all_run(&mut self) -> bool {
+        let mut workers = self.workers.iter_mut();
+        workers.all(|(_, child)| child.try_wait().unwrap().is_none())
     }
 
     /// SIGTERM to all; each must exit with 0.

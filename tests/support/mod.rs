@@ -4,6 +4,7 @@
 
 pub mod fleet;
 pub mod postgres;
+pub mod store;
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};

@@ -24,19 +24,11 @@ impl Postgres {
         let dir =
             std::env::temp_dir().join(format!("convoke-postgres-{}-{serial}", std::process::id()));
         fs::create_dir_all(&dir).expect("a directory for the server");
-        if let Some((user, group)) = other_user() {
-            std::os::unix::fs::chown(&dir, Some(user), Some(group)).expect("chown");
-        }
+        give(&dir);
         let mut permissions = fs::metadata(&dir).expect("the directory").permissions();
         permissions.set_mode(0o700);
         fs::set_permissions(&dir, permissions).expect("chmod");
-        let made = command("initdb", &dir)
-            .args(["-A", "trust", "-U", "postgres", "-E", "UTF8"])
-            .args(["--no-locale", "--no-sync", "--no-instructions", "-D"])
-            .arg(dir.join("data"))
-            .output()
-            .expect("initdb runs (scripts/test installs it)");
-        assert!(made.status.success(), "{made:?}");
+        copy(&template(), &dir.join("data"));
         let mut postgres = Self {
             port: free_port(),
             dir,
@@ -158,6 +150,50 @@ impl Drop for Postgres {
             tail.iter().rev().for_each(|line| eprintln!("{line}"));
         }
         fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+/// An empty database, made once and copied: making one takes seconds.
+fn template() -> PathBuf {
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("postgres");
+    if place.exists() {
+        return place;
+    }
+    let process = std::process::id();
+    let work = std::env::temp_dir().join(format!("convoke-initdb-{process}"));
+    fs::create_dir_all(&work).expect("a directory");
+    give(&work);
+    let made = command("initdb", &work)
+        .args(["-A", "trust", "-U", "postgres", "-E", "UTF8"])
+        .args([
+            "--no-locale",
+            "--no-sync",
+            "--no-instructions",
+            "-D",
+            "data",
+        ])
+        .output()
+        .expect("initdb runs (scripts/test installs it)");
+    assert!(made.status.success(), "{made:?}");
+    let mine = place.with_file_name(format!("postgres-{process}"));
+    copy(&work.join("data"), &mine);
+    fs::remove_dir_all(&work).ok();
+    // Another test may have been first: theirs is as good.
+    if fs::rename(&mine, &place).is_err() {
+        fs::remove_dir_all(&mine).ok();
+    }
+    place
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.expect("cp runs").success(), "{}", from.display());
+}
+
+/// Makes a directory the server's.
+fn give(dir: &Path) {
+    if let Some((user, group)) = other_user() {
+        std::os::unix::fs::chown(dir, Some(user), Some(group)).expect("chown");
     }
 }
 
