@@ -197,3 +197,45 @@ async fn a_redis_that_is_killed() {
         complete(&rig, 3100).await;
     }
 }
+
+#[tokio::test]
+async fn what_a_consumer_held_that_died_while_the_database_was_away_is_not_lost() {
+    let mut rig = Rig::new(Store::server()).await;
+    let first = rig.fill("w-1");
+    rig.tell_many("task.completed", 0, 10).await;
+    rig.until_written().await;
+    let Store::Server(postgres) = &mut rig.store else {
+        unreachable!()
+    };
+    postgres.kill();
+    rig.tell_many("task.completed", 10, 10).await;
+    let mut connection = rig.connection.clone();
+    support::until("it holds what it can not write", || {
+        let mut connection = connection.clone();
+        async move {
+            let groups: Vec<std::collections::HashMap<String, redis::Value>> = redis::cmd("XINFO")
+                .arg(&["GROUPS", BROADCAST])
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+            matches!(groups[0]["lag"], redis::Value::Int(unread) if unread < 10)
+        }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    drop(first);
+    let length: u64 = redis::cmd("XLEN")
+        .arg(BROADCAST)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(length, 20);
+    let Store::Server(postgres) = &mut rig.store else {
+        unreachable!()
+    };
+    postgres.restart();
+    let second = rig.fill("w-2");
+    rig.until_written().await;
+    second.stop().await;
+    complete(&rig, 20).await;
+}

@@ -171,3 +171,39 @@ async fn several_relays_keep_the_order_of_each_subject_and_redis_may_die() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_event_that_can_not_be_stored_yet_holds_its_subject_up_and_no_other() {
+    for store in Store::both() {
+        let rig = ready(store).await;
+        let mut connection = rig.connection.clone();
+        redis::cmd("SET")
+            .arg(&[EVENTS, "no stream"])
+            .exec_async(&mut connection)
+            .await
+            .unwrap();
+        let posts = vec![
+            Post::new("order.placed", &1).subject("s"),
+            Post::new("mail.sent", &2).subject("s"),
+            Post::new("mail.sent", &3).subject("t"),
+        ];
+        insert(&rig.store, posts, true).await.unwrap();
+        let relay = relay(&rig);
+        relay.run_once().await.unwrap_err();
+        let mails = || async {
+            let command = redis::cmd("XLEN").arg("cb:events:mail").clone();
+            command
+                .query_async::<u64>(&mut rig.connection.clone())
+                .await
+                .unwrap()
+        };
+        assert_eq!(mails().await, 1);
+        redis::cmd("DEL")
+            .arg(EVENTS)
+            .exec_async(&mut connection)
+            .await
+            .unwrap();
+        assert_eq!(relay.run_once().await.unwrap(), (2, true));
+        assert_eq!((mails().await, published(&rig).await.len()), (2, 1));
+    }
+}
