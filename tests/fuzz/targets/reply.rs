@@ -1,0 +1,35 @@
+//! Any bytes as the data of a reply, with any status.
+
+#![no_main]
+
+use convoke::bus::event::{Entry, EntryId, Limits};
+use convoke::bus::reply::Reply;
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&selector, data)) = data.split_first() else {
+        return;
+    };
+    let length = usize::from(selector & 0x3f).min(data.len());
+    let (status, data) = match selector >> 6 {
+        0 => (&b"ok"[..], data),
+        1 => (&b"internal"[..], data),
+        _ => data.split_at(length),
+    };
+    let fields = [
+        (&b"correlationid"[..], &b"1-0"[..]),
+        (b"type", b"image.resize.result"),
+        (b"status", status),
+        (b"data", data),
+    ];
+    let entry = Entry {
+        id: EntryId { ms: 1, seq: 0 },
+        fields: fields
+            .into_iter()
+            .flat_map(|(name, value)| [name.to_vec(), value.to_vec()])
+            .collect(),
+    };
+    if let Ok(Ok(reply)) = Reply::parse(&entry, &Limits::default()) {
+        reply.decode::<serde_json::Value>().ok();
+    }
+});

@@ -1,0 +1,46 @@
+//! Programs in another language, that know Redis, MessagePack and the protocol, and nothing of ours.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::process::Command;
+use support::fleet::{self, Fleet};
+use support::{Redis, eventually};
+
+#[test]
+fn a_worker_process() {
+    fleet::worker_process();
+}
+
+fn python(script: &str, redis: &Redis, arguments: &[&str]) -> String {
+    let path = format!(
+        "{}/tests/torture_foreign/{script}",
+        env!("CARGO_MANIFEST_DIR")
+    );
+    // The interpreter for which scripts/install brings the modules.
+    let ended = Command::new("/usr/bin/python3")
+        .arg(path)
+        .arg(redis.port().to_string())
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.success(), "{script}: {said}");
+    String::from_utf8(ended.stdout).unwrap()
+}
+
+#[test]
+fn ten_thousand_concurrent_requests_get_their_replies_exactly_once() {
+    let redis = Redis::start();
+    let fleet = Fleet::start(&redis, 3);
+    let mut connection = redis.connect();
+    eventually("three workers are there", || {
+        let active: u32 = redis::cmd("ZCARD")
+            .arg("cb:instances:active")
+            .query(&mut connection)
+            .unwrap();
+        active == 3
+    });
+    print!("{}", python("requests.py", &redis, &["10", "1000"]));
+    fleet.drain();
+}
