@@ -187,7 +187,7 @@ fn without_secrets(url: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             .map_or((host, false), |(h, _)| (h, true)),
         None => match url.split_once('?') {
             Some((shown, _)) => (shown, true),
-            None => (&*url, false),
+            None => (url, false),
         },
     };
     if url.contains('@') {

@@ -111,7 +111,7 @@ fn of_sqlite(code: &str, message: String) -> LedgerError {
         8 => LedgerError::ReadOnly,
         10 | 14 => LedgerError::Unreachable(message),
         13 => LedgerError::Full(message),
-        18 | 19 | 20 => LedgerError::Refused(message),
+        18..=20 => LedgerError::Refused(message),
         _ => LedgerError::Sql(message),
     }
 }
