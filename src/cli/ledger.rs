@@ -15,9 +15,10 @@ Examples:
   convoke ledger migrate
   CONVOKE_DATABASE_URL=$(cat /run/secrets/database-url) convoke ledger migrate
 
-Workers with a database_url bring its schema up to date by themselves; migrate does it beforehand, for
-instance as a user that may change tables. A password belongs into CONVOKE_DATABASE_URL, the file of
---config or ~/.pgpass, never into an argument. status exits with 1 when the ledger can not be used.";
+Workers with a database_url bring its schema up to date by themselves; migrate does it beforehand,
+for instance as a user that may change tables. A password belongs into CONVOKE_DATABASE_URL, the
+file of --config or ~/.pgpass, never into an argument. status exits with 1 when the ledger can not
+be used.";
 
 /// Look at the ledger's database, or bring its schema up to date
 #[derive(Args)]

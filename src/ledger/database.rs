@@ -25,6 +25,8 @@ use tracing::log::LevelFilter;
 pub const ACQUIRE: Duration = Duration::from_secs(2);
 /// How long one statement may take.
 pub const STATEMENT: Duration = Duration::from_secs(30);
+/// How long bringing the schema up to date may take.
+const MIGRATION: Duration = Duration::from_secs(5 * 60);
 /// How long a write waits for another one's lock.
 const LOCK: Duration = Duration::from_secs(5);
 /// How long a connection is used: after a failover behind the same address, this long at most leads
@@ -127,10 +129,13 @@ impl Database {
             Err(LedgerError::Behind { .. }) => {}
             Err(error) => return Err(error),
         }
-        match &self.pools {
-            Pools::Sqlite { writer, .. } => schema::SQLITE.run(writer).await?,
-            Pools::Postgres(pool) => schema::POSTGRES.run(pool).await?,
-        }
+        within(MIGRATION, async {
+            match &self.pools {
+                Pools::Sqlite { writer, .. } => schema::SQLITE.run(writer).await,
+                Pools::Postgres(pool) => schema::POSTGRES.run(pool).await,
+            }
+        })
+        .await??;
         Ok(found)
     }
 

@@ -3,7 +3,6 @@
 //! Facts are taken as they come, whatever their types: what a later version tells of is kept too.
 //! What can not be decoded is kept without its payload.
 
-use crate::bus::dead;
 use crate::bus::event::Entry;
 use crate::bus::json;
 use crate::bus::keys;
@@ -128,12 +127,13 @@ impl Fact {
 
     /// The same row without what a database may not like.
     pub(super) fn stripped(&self, why: &str) -> Self {
+        let plain = |text: &String| text.chars().filter(char::is_ascii_graphic).collect();
         Self {
-            kind: self.kind.chars().filter(char::is_ascii).collect(),
+            kind: plain(&self.kind),
             source: None,
             subject: None,
             instance: None,
-            reason: self.reason.as_ref().map(|_| dead::POISON.to_owned()),
+            reason: self.reason.as_ref().map(plain),
             data: left_out(why),
             fields: Value::Object(Map::new()),
             ..self.clone()
