@@ -5,12 +5,12 @@
 //! to it is what the worker costs. Only `bench` runs it.
 
 use super::connect::{BLOCK, Connector};
+use super::entry::EntryId;
 use super::error::BusError;
-use super::event::{Entry, EntryId};
 use super::keys::Route;
 use super::read;
-use redis::Pipeline;
 use redis::aio::MultiplexedConnection;
+use redis::{Pipeline, RedisError, Value};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -88,10 +88,8 @@ impl Bare {
         let reading = tokio::spawn(async move {
             let mut seen = 0;
             while seen < events {
-                let streams = [stream.as_str()];
-                let batch =
-                    read::read_group(&mut reader, &group, "bare", &streams, COUNT, BLOCK).await?;
-                seen += batch.iter().map(|b| b.entries.len() as u64).sum::<u64>();
+                let batch = next(&mut reader, &stream, &group).await?;
+                seen += batch.len() as u64;
                 batches.send(batch).await.ok();
             }
             Ok::<(), BusError>(())
@@ -99,19 +97,20 @@ impl Bare {
         let mut outstanding: VecDeque<JoinHandle<Result<(), BusError>>> = VecDeque::new();
         let mut began = None;
         while let Some(batch) = read.recv().await {
-            began.get_or_insert_with(Instant::now);
-            for batch in batch {
-                if outstanding.len() == OUTSTANDING {
-                    settle(outstanding.pop_front()).await?;
-                }
-                let pipe = self.answer(&batch.entries, reply);
-                let mut writer = writer.clone();
-                outstanding.push_back(tokio::spawn(async move {
-                    let length = pipe.len();
-                    writer.send_packed_commands(&pipe, length - 1, 1).await?;
-                    Ok(())
-                }));
+            if batch.is_empty() {
+                continue;
             }
+            began.get_or_insert_with(Instant::now);
+            if outstanding.len() == OUTSTANDING {
+                settle(outstanding.pop_front()).await?;
+            }
+            let pipe = self.answer(&batch, reply);
+            let mut writer = writer.clone();
+            outstanding.push_back(tokio::spawn(async move {
+                let length = pipe.len();
+                writer.send_packed_commands(&pipe, length - 1, 1).await?;
+                Ok(())
+            }));
         }
         settle(Some(reading)).await?;
         while let Some(batch) = outstanding.pop_front() {
@@ -133,18 +132,16 @@ impl Bare {
         read::ensure_group(&mut connection, &self.route.events, &self.group).await?;
         let mut seen = 0;
         while seen < requests {
-            let streams = [self.route.events.as_str()];
-            let batches =
-                read::read_group(&mut connection, &self.group, "bare", &streams, COUNT, BLOCK)
-                    .await?;
-            for batch in batches {
-                seen += batch.entries.len() as u64;
-                let pipe = self.answer(&batch.entries, true);
-                let length = pipe.len();
-                connection
-                    .send_packed_commands(&pipe, length - 1, 1)
-                    .await?;
+            let batch = next(&mut connection, &self.route.events, &self.group).await?;
+            if batch.is_empty() {
+                continue;
             }
+            seen += batch.len() as u64;
+            let pipe = self.answer(&batch, true);
+            let length = pipe.len();
+            connection
+                .send_packed_commands(&pipe, length - 1, 1)
+                .await?;
         }
         Ok(())
     }
@@ -189,25 +186,60 @@ impl Bare {
         }
     }
 
-    fn answer(&self, entries: &[Entry], reply: bool) -> Pipeline {
+    fn answer(&self, entries: &[EntryId], reply: bool) -> Pipeline {
         let mut pipe = Pipeline::with_capacity(entries.len() + 1);
         if reply {
             for entry in entries {
                 pipe.cmd("XADD").arg(&self.reply_to).arg("MAXLEN").arg("~");
                 pipe.arg(self.history).arg("*");
-                pipe.arg("correlationid").arg(entry.id.to_string());
+                pipe.arg("correlationid").arg(entry.to_string());
                 pipe.arg("type").arg("bench.reply.result");
                 pipe.arg("status").arg("ok").arg("source").arg("bare");
-                pipe.arg("time").arg(entry.id.ms);
+                pipe.arg("time").arg(entry.ms);
                 pipe.arg("data").arg(&[0xc0][..]);
             }
         }
         let acknowledge = pipe.cmd("XACK").arg(&self.route.events).arg(&self.group);
         for entry in entries {
-            acknowledge.arg(entry.id.to_string());
+            acknowledge.arg(entry.to_string());
         }
         pipe
     }
+}
+
+/// The ids of the next new entries. The values are walked where the client library left them: that is
+/// all that this loop needs of them.
+async fn next(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+    group: &str,
+) -> Result<Vec<EntryId>, BusError> {
+    const SHAPE: BusError = BusError::Reply { what: "XREADGROUP" };
+    let mut command = redis::cmd("XREADGROUP");
+    command.arg("GROUP").arg(group).arg("bare");
+    command.arg("COUNT").arg(COUNT);
+    command.arg("BLOCK").arg(BLOCK.as_millis() as u64);
+    command.arg("STREAMS").arg(stream).arg(">");
+    let entries = match connection.send_packed_command(&command).await? {
+        Value::Nil => return Ok(Vec::new()),
+        Value::ServerError(error) => return Err(RedisError::from(error).into()),
+        Value::Array(mut streams) => match streams.pop() {
+            Some(Value::Array(mut pair)) => pair.pop(),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some(Value::Array(entries)) = entries else {
+        return Err(SHAPE);
+    };
+    let ids = entries.iter().map(|entry| match entry {
+        Value::Array(pair) => match pair.first() {
+            Some(Value::BulkString(id)) => EntryId::parse(id).ok_or(SHAPE),
+            _ => Err(SHAPE),
+        },
+        _ => Err(SHAPE),
+    });
+    ids.collect()
 }
 
 async fn settle(batch: Option<JoinHandle<Result<(), BusError>>>) -> Result<(), BusError> {

@@ -2,7 +2,8 @@
 //!
 //! - A **dedicated** connection per blocking reader: a blocked command on a shared connection
 //!   blocks everyone, and its time-out must be longer than the block.
-//! - A **dedicated** connection per committer: `WATCH` is a property of the connection.
+//! - A connection of its own per committer: `WATCH` is a property of the connection. It and the
+//!   group readers' are **wires** (see [`super::wire`]).
 //! - A **pool** for handlers and coordination, never for blocking reads.
 //!
 //! Every connection has a time-out for each answer and for being made, and TCP keepalive, so a
@@ -10,6 +11,7 @@
 //! another one.
 
 use super::error::BusError;
+use super::wire::Wire;
 use crate::config::RedisUrl;
 use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
 use redis::aio::MultiplexedConnection;
@@ -25,6 +27,9 @@ pub const BLOCK: Duration = Duration::from_millis(1000);
 pub const ANSWER: Duration = Duration::from_secs(5);
 /// How long making a connection may take.
 pub const CONNECT: Duration = Duration::from_secs(3);
+/// How long what was sent may stay unacknowledged by the other side's kernel.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// The oldest server that has what the bus needs.
 const OLDEST: (u32, u32) = (7, 0);
 
@@ -47,15 +52,11 @@ pub type Pooled = deadpool_redis::Connection;
 impl Connector {
     /// Prepares for the server at `url` with a pool of that many connections; connects nothing yet.
     pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
-        let keepalive = socket2::TcpKeepalive::new()
-            .with_time(Duration::from_secs(10))
-            .with_interval(Duration::from_secs(3))
-            .with_retries(3);
         let tcp = TcpSettings::default()
             .set_nodelay(true)
-            .set_keepalive(keepalive);
+            .set_keepalive(keepalive());
         #[cfg(target_os = "linux")]
-        let tcp = tcp.set_user_timeout(Duration::from_secs(10));
+        let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
         let info: ConnectionInfo = url.expose().into_connection_info()?.set_tcp_settings(tcp);
         let client = Client::open(info.clone())?;
         let manager = Manager::new_with_config(info, answers_within(ANSWER))?;
@@ -80,6 +81,17 @@ impl Connector {
     /// A connection of one's own for commands that block for up to `block`.
     pub async fn blocking(&self, block: Duration) -> Result<MultiplexedConnection, BusError> {
         self.open(block + Duration::from_secs(2)).await
+    }
+
+    /// A hand-written connection on which every answer arrives within [`ANSWER`].
+    pub async fn wire(&self) -> Result<Wire, BusError> {
+        Wire::open(self.client.get_connection_info(), ANSWER).await
+    }
+
+    /// A hand-written connection for commands that block for up to `block`.
+    pub async fn blocking_wire(&self, block: Duration) -> Result<Wire, BusError> {
+        let answer = block + Duration::from_secs(2);
+        Wire::open(self.client.get_connection_info(), answer).await
     }
 
     async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
@@ -145,6 +157,23 @@ impl Connector {
             )))
         }
     }
+}
+
+/// A half-open link is noticed after 10 s and three probes.
+fn keepalive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(10))
+        .with_interval(Duration::from_secs(3))
+        .with_retries(3)
+}
+
+/// Sets on a socket what every connection has.
+pub(super) fn tune(socket: &socket2::SockRef<'_>) -> std::io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
 }
 
 fn answers_within(answer: Duration) -> AsyncConnectionConfig {

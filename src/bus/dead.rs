@@ -30,8 +30,7 @@ impl DeadLetter {
     /// The fields of its entry: the event's own in their order, then those that begin with `dead`.
     pub fn fields(&self) -> Vec<Vec<u8>> {
         let DeadLetter { entry, .. } = self;
-        let mut fields = Vec::with_capacity(entry.fields.len() + 16);
-        fields.extend_from_slice(&entry.fields);
+        let mut fields: Vec<Vec<u8>> = entry.words().map(<[u8]>::to_vec).collect();
         let mut add = |name: &str, value: &str| {
             fields.push(name.into());
             fields.push(value.into());

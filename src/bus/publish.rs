@@ -312,10 +312,9 @@ impl Outgoing {
             put(name, value);
         }
         // The reader's own check, so that what passes here passes there.
-        let id = EntryId::default();
-        let entry = Entry { id, fields };
+        let entry = Entry::new(EntryId::default(), &fields);
         Event::parse(entry, &defaults.limits, keys, stream)
-            .map(|event| event.into_entry().fields)
+            .map(|_| fields)
             .map_err(|malformed| PublishError::rejected(malformed.message))
     }
 }

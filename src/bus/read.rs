@@ -1,11 +1,14 @@
 //! Reading a consumer group.
 //!
-//! The reply is walked as it is: the client library's ready-made stream type builds maps and copies,
-//! and alone makes the client slower than the server.
+//! What a group reads is walked where it arrived: each entry costs one allocation. Other reads walk the
+//! client library's values; its ready-made stream type builds maps and copies, and alone makes the
+//! client slower than the server.
 
+use super::digits::Digits;
 use super::error::BusError;
 use super::event::{Entry, EntryId};
-use redis::aio::MultiplexedConnection;
+use super::wire::{Commands, Token, Tokens, Wire, server_error};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{RedisError, Value};
 use std::time::Duration;
 
@@ -24,31 +27,89 @@ pub struct Batch {
 /// Not cancel safe: the server hands the next entry to a read that was given up. Always await it to
 /// its end, on a connection of its own.
 pub async fn read_group(
-    connection: &mut MultiplexedConnection,
+    wire: &mut Wire,
     group: &str,
     consumer: &str,
     streams: &[&str],
     count: usize,
     block: Duration,
 ) -> Result<Vec<Batch>, BusError> {
-    let mut command = redis::cmd("XREADGROUP");
-    command
-        .arg("GROUP")
-        .arg(group)
-        .arg(consumer)
-        .arg("COUNT")
-        .arg(count)
-        .arg("BLOCK")
-        .arg(block.as_millis() as u64)
-        .arg("STREAMS");
+    let mut command = Commands::default();
+    command.begin(9 + 2 * streams.len());
+    command.word(b"XREADGROUP");
+    command.word(b"GROUP");
+    command.word(group.as_bytes());
+    command.word(consumer.as_bytes());
+    command.word(b"COUNT");
+    command.word(Digits::of(count as u64).as_ref());
+    command.word(b"BLOCK");
+    command.word(Digits::of(block.as_millis() as u64).as_ref());
+    command.word(b"STREAMS");
     for stream in streams {
-        command.arg(*stream);
+        command.word(stream.as_bytes());
     }
     for _ in streams {
-        command.arg(">");
+        command.word(b">");
     }
-    let reply = connection.send_packed_command(&command).await?;
-    batches(reply, streams)
+    wire.send(&mut command).await?;
+    delivered(wire.reply().await?, streams)
+}
+
+/// The entries in the reply of a group read.
+fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Batch>, BusError> {
+    let length = match reply.token()? {
+        Token::Nil => return Ok(Vec::new()),
+        Token::Array(length) => length,
+        Token::Error(text) => return Err(server_error(text)),
+        _ => return Err(SHAPE),
+    };
+    let mut batches = Vec::with_capacity(length.min(streams.len()));
+    for _ in 0..length {
+        let (Token::Array(2), Token::Bulk(name), Token::Array(count)) =
+            (reply.token()?, reply.token()?, reply.token()?)
+        else {
+            return Err(SHAPE);
+        };
+        let stream = streams.iter().position(|s| s.as_bytes() == name);
+        // An entry is at least 20 bytes.
+        let mut entries = Vec::with_capacity(count.min(reply.rest().len() / 20));
+        for _ in 0..count {
+            entries.push(delivered_entry(&mut reply)?);
+        }
+        batches.push(Batch {
+            stream: stream.ok_or(SHAPE)?,
+            entries,
+        });
+    }
+    Ok(batches)
+}
+
+fn delivered_entry(reply: &mut Tokens<'_>) -> Result<Entry, BusError> {
+    let (Token::Array(2), Token::Bulk(id)) = (reply.token()?, reply.token()?) else {
+        return Err(SHAPE);
+    };
+    let id = EntryId::parse(id).ok_or(SHAPE)?;
+    let words = match reply.token()? {
+        Token::Array(words) if words % 2 == 0 => words,
+        // Deleted from its stream.
+        Token::Nil => 0,
+        _ => return Err(SHAPE),
+    };
+    let mut ahead = reply.clone();
+    let mut bytes = 0;
+    for _ in 0..words {
+        let Token::Bulk(word) = ahead.token()? else {
+            return Err(SHAPE);
+        };
+        bytes += word.len();
+    }
+    let mut entry = Entry::with_capacity(id, bytes, words);
+    for _ in 0..words {
+        if let Token::Bulk(word) = reply.token()? {
+            entry.push(word);
+        }
+    }
+    Ok(entry)
 }
 
 /// Reads what came after each given id, without a group.
@@ -99,7 +160,7 @@ pub async fn acknowledge(
 /// Creates the group, and the stream with it, at the stream's beginning: an event that was published
 /// before the first worker started is not missed, nor is one from before a lost group.
 pub async fn ensure_group(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     stream: &str,
     group: &str,
 ) -> Result<(), BusError> {
@@ -110,7 +171,7 @@ pub async fn ensure_group(
         .arg(group)
         .arg("0")
         .arg("MKSTREAM");
-    match connection.send_packed_command(&command).await {
+    match connection.req_packed_command(&command).await {
         Ok(Value::ServerError(error)) if error.code() == "BUSYGROUP" => Ok(()),
         Ok(Value::ServerError(error)) => Err(RedisError::from(error).into()),
         Ok(_) => Ok(()),
@@ -167,22 +228,16 @@ pub(super) fn entry_of(reply: Value) -> Result<Entry, BusError> {
         return Err(SHAPE);
     };
     let id = EntryId::parse(&id).ok_or(SHAPE)?;
-    let fields = match fields {
-        Value::Array(fields) => fields
-            .into_iter()
-            .map(|field| match field {
-                Value::BulkString(bytes) => Ok(bytes),
-                _ => Err(SHAPE),
-            })
-            .collect::<Result<Vec<_>, _>>()?,
-        Value::Nil => Vec::new(),
+    let words = match &fields {
+        Value::Array(words) if words.len().is_multiple_of(2) => words.as_slice(),
+        Value::Nil => &[],
         _ => return Err(SHAPE),
     };
-    if fields.len() % 2 == 0 {
-        Ok(Entry { id, fields })
-    } else {
-        Err(SHAPE)
-    }
+    let words = words.iter().map(|word| match word {
+        Value::BulkString(bytes) => Ok(bytes),
+        _ => Err(SHAPE),
+    });
+    Ok(Entry::new(id, words.collect::<Result<Vec<_>, _>>()?))
 }
 
 /// The id of a stream's last entry; 0-0 if it has none or does not exist.

@@ -154,10 +154,9 @@ mod tests {
     fn parse(fields: &[(&str, &[u8])]) -> Result<Result<Reply, RemoteError>, MalformedReply> {
         let fields = fields
             .iter()
-            .flat_map(|(name, value)| [name.as_bytes().to_vec(), value.to_vec()])
-            .collect();
+            .flat_map(|(name, value)| [name.as_bytes(), value]);
         let id = EntryId::default();
-        Reply::parse(&Entry { id, fields }, &Limits::default())
+        Reply::parse(&Entry::new(id, fields), &Limits::default())
     }
 
     fn failed(status: &str, data: &[u8]) -> RemoteError {

@@ -101,10 +101,7 @@ impl Context {
         if let Some(trace) = self.trace() {
             add("traceparent", trace.to_string().into_bytes());
         }
-        let entry = Entry {
-            id: event.entry_id(),
-            fields,
-        };
+        let entry = Entry::new(event.entry_id(), fields);
         // It came out of an event that was within the limits.
         let payload = PayloadLimits {
             bytes: usize::MAX,
@@ -145,6 +142,7 @@ pub fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::event::EntryId;
     use crate::registry::layers::Surroundings;
     use crate::registry::layers::testing::process;
     use crate::registry::policy::{Policy, RetryPolicy};
@@ -172,15 +170,7 @@ mod tests {
         };
         let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings);
         process.router.set(Arc::new(router.unwrap())).unwrap();
-        let entry = Entry {
-            id: Default::default(),
-            fields: vec![
-                b"type".into(),
-                b"system.batch".into(),
-                b"subject".into(),
-                b"s".into(),
-            ],
-        };
+        let entry = Entry::new(EntryId::default(), ["type", "system.batch", "subject", "s"]);
         let event = Event::parse(entry, &Limits::default(), &process.keys, "").unwrap();
         Context::new(event, process)
     }

@@ -7,6 +7,7 @@ use super::layers::instrument::Stats;
 use super::layers::{self, Surroundings};
 use super::policy::{Policy, RetryPolicy, Stack};
 use crate::bus::keys::{self, NameError};
+use foldhash::fast::RandomState;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -84,7 +85,7 @@ impl Route {
 /// All handlers of a process, by event type.
 #[derive(Debug, Default)]
 pub struct Router {
-    routes: HashMap<Box<[u8]>, Arc<Route>>,
+    routes: HashMap<Box<[u8]>, Arc<Route>, RandomState>,
 }
 
 impl Router {
@@ -97,7 +98,7 @@ impl Router {
         defaults: RetryPolicy,
         surroundings: &Surroundings,
     ) -> Result<Self, NameError> {
-        let mut routes = HashMap::new();
+        let mut routes = HashMap::default();
         for registration in registrations {
             let Registration {
                 kind,

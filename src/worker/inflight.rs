@@ -4,6 +4,7 @@ use super::lane::Delivery;
 use crate::bus::commit::Lease;
 use crate::bus::event::EntryId;
 use crate::registry::context::Context;
+use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -35,10 +36,10 @@ struct Held {
 
 /// The deliveries that a lane holds, shared with whoever renews their leases.
 #[derive(Debug, Default)]
-pub struct InFlight(Mutex<HashMap<Key, Held>>);
+pub struct InFlight(Mutex<HashMap<Key, Held, RandomState>>);
 
 impl InFlight {
-    fn held(&self) -> MutexGuard<'_, HashMap<Key, Held>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<Key, Held, RandomState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

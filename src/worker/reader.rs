@@ -4,7 +4,7 @@ use super::lane::{Delivery, Shared};
 use crate::bus::connect::{BLOCK, reconnect_delay};
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::read;
-use redis::aio::MultiplexedConnection;
+use crate::bus::wire::Wire;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ pub struct Reader {
 }
 
 struct Connected {
-    connection: MultiplexedConnection,
+    wire: Wire,
     /// Which of the lane's streams are read.
     streams: Vec<usize>,
     since: Instant,
@@ -96,9 +96,9 @@ impl Reader {
         let streams: Vec<&str> = connected.streams.iter().map(name).collect();
         let claims = connected.streams.iter().map(|s| shared.claims.known(*s));
         let claims: Vec<u64> = claims.collect();
-        let connection = &mut connected.connection;
+        let wire = &mut connected.wire;
         let me = shared.instance();
-        let read = read::read_group(connection, &shared.group, me, &streams, count, BLOCK).await;
+        let read = read::read_group(wire, &shared.group, me, &streams, count, BLOCK).await;
         let batches = match read {
             Ok(batches) => batches,
             Err(error) => {
@@ -123,7 +123,8 @@ impl Reader {
 
     async fn connect(&mut self) -> Result<Connected, BusError> {
         let shared = &self.shared;
-        let mut connection = shared.process.connector.blocking(BLOCK).await?;
+        let wire = shared.process.connector.blocking_wire(BLOCK).await?;
+        let mut connection = shared.process.connector.pooled().await?;
         let mut streams = Vec::new();
         let mut unreadable = Vec::new();
         for (index, route) in shared.routes.iter().enumerate() {
@@ -146,7 +147,7 @@ impl Reader {
             tracing::info!(lane = shared.name, "reading again");
         }
         Ok(Connected {
-            connection,
+            wire,
             streams,
             since: Instant::now(),
         })

@@ -32,7 +32,7 @@ pub fn success(
     let reply = (event.reply_to().is_some() || !silent).then(|| Reply {
         to: event.reply_to().map(str::to_owned),
         correlation_id: event.id(),
-        kind: event.kind().to_owned(),
+        kind: result_of(event.kind()),
         status: "ok",
         data: result,
     });
@@ -129,7 +129,7 @@ pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
     let reply = bad.reply_to.clone().map(|to| Reply {
         to: Some(to),
         correlation_id: bad.correlation_id(),
-        kind: bad.kind.clone().unwrap_or_else(|| "unknown".into()),
+        kind: result_of(bad.kind.as_deref().unwrap_or("unknown")),
         status: error.code.as_str(),
         data: body(&error),
     });
@@ -168,10 +168,15 @@ fn error_reply(event: &Event, error: &HandlerError) -> Reply {
     Reply {
         to: event.reply_to().map(str::to_owned),
         correlation_id: event.id(),
-        kind: event.kind().to_owned(),
+        kind: result_of(event.kind()),
         status: error.code.as_str(),
         data: body(error),
     }
+}
+
+/// The type of the reply to an event of that type.
+fn result_of(kind: &str) -> String {
+    [kind, ".result"].concat()
 }
 
 /// The body of an error reply: `{code, message, retryable, details?}`.

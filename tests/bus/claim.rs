@@ -111,7 +111,7 @@ async fn a_deleted_entry_is_named_and_pending_no_more_and_the_rest_is_taken() {
     let deleted: Vec<bool> = taken.iter().map(|taken| taken.deleted).collect();
     assert_eq!(deleted, [false, true, false]);
     assert_eq!(taken[1].entry.id, pending[1].id);
-    assert!(taken[1].entry.fields.is_empty());
+    assert!(taken[1].entry.is_empty());
     assert_eq!(bus.pending().await.len(), 2);
     assert_eq!(counter(&mut bus, "w-1").await, Some(1));
 }

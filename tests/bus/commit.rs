@@ -267,8 +267,7 @@ async fn a_dead_letter_keeps_the_original_fields_and_says_why() {
     let dead: redis::Value = bus.ask("XRANGE cb:dead:image - +").await;
     let dead = convoke::bus::read::entries_of(dead).unwrap();
     let words: Vec<&str> = dead[0]
-        .fields
-        .iter()
+        .words()
         .map(|word| std::str::from_utf8(word).unwrap())
         .collect();
     assert_eq!(

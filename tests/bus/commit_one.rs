@@ -3,7 +3,7 @@
 use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, durable, text};
 use convoke::bus::commit::{Committer, End, Report, Settlement};
 use convoke::bus::dead::DeadLetter;
-use convoke::bus::event::EntryId;
+use convoke::bus::event::{Entry, EntryId};
 use convoke::bus::keys::Keys;
 use std::time::Duration;
 
@@ -127,7 +127,7 @@ async fn an_outcome_whose_event_would_vanish_is_refused_with_nothing_written() {
         .commit(vec![
             held[0].ending(End::Dead(dead(&bus, &held[0]).into())),
             held[1].ending(End::Later {
-                fields: held[1].entry.fields.clone(),
+                fields: held[1].entry.words().map(<[u8]>::to_vec).collect(),
                 wait: Duration::ZERO,
             }),
             stale(odd),
@@ -170,7 +170,8 @@ async fn an_event_of_many_thousand_fields_can_be_a_dead_letter() {
     let mut batch = Vec::new();
     for held in &held {
         let mut letter = dead(&bus, held);
-        letter.entry.fields = (0..20_000).map(|n| n.to_string().into_bytes()).collect();
+        let words = (0..20_000).map(|n| n.to_string());
+        letter.entry = Entry::new(letter.entry.id, words);
         batch.push(held.ending(End::Dead(letter.into())));
     }
     let pending = bus.pending().await;

@@ -42,14 +42,15 @@ fn responder(bus: &Bus) -> JoinHandle<()> {
     let (connector, stream) = (connector(&bus.redis.url()), bus.route.events.clone());
     tokio::spawn(async move {
         loop {
-            let Ok(mut connection) = connector.blocking(Duration::from_secs(1)).await else {
+            let block = Duration::from_millis(200);
+            let (Ok(mut wire), Ok(mut connection)) = (
+                connector.blocking_wire(block).await,
+                connector.dedicated().await,
+            ) else {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            let block = Duration::from_millis(200);
-            while let Ok(batches) =
-                read_group(&mut connection, GROUP, "r", &[&stream], 10, block).await
-            {
+            while let Ok(batches) = read_group(&mut wire, GROUP, "r", &[&stream], 10, block).await {
                 for entry in batches.iter().flat_map(|batch| &batch.entries) {
                     respond(&mut connection, entry).await;
                 }

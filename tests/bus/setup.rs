@@ -103,14 +103,8 @@ impl Bus {
         let claims = claims.known(0);
         let block = Duration::from_millis(1);
         let streams = [self.route.events.as_str()];
-        let read = read_group(
-            &mut self.connection,
-            GROUP,
-            consumer,
-            &streams,
-            count,
-            block,
-        );
+        let mut wire = connector(&self.redis.url()).wire().await.unwrap();
+        let read = read_group(&mut wire, GROUP, consumer, &streams, count, block);
         let batches = read.await.unwrap();
         let entries = batches.into_iter().flat_map(|batch| batch.entries);
         entries.map(|entry| Held::new(entry, 1, claims)).collect()
@@ -254,7 +248,7 @@ impl Held {
             reply: Some(Reply {
                 to: Some(REPLY.into()),
                 correlation_id: self.id(),
-                kind: "image.made".into(),
+                kind: "image.made.result".into(),
                 status: "ok",
                 data: vec![0xc0],
             }),

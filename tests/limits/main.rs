@@ -244,10 +244,7 @@ async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none(
             b"data",
             &[width],
         ];
-        let entry = Entry {
-            id: EntryId { ms: 1, seq: 0 },
-            fields: fields.iter().map(|field| field.to_vec()).collect(),
-        };
+        let entry = Entry::new(EntryId { ms: 1, seq: 0 }, fields);
         let event = Event::parse(entry, &Limits::default(), &keys, "cb:events:image").unwrap();
         route.start(Context::new(event, process.clone()))
     };

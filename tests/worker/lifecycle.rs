@@ -7,7 +7,7 @@ use convoke::error::Code;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Steps = Arc<Mutex<Vec<(String, u64)>>>;
 
@@ -85,16 +85,22 @@ async fn heartbeats_are_limited_per_source() {
                 .reply_to("cb:reply:flood")
         })
         .collect();
+    let began = Instant::now();
     for result in rig.client.publish_many(&beats).await {
         result.unwrap();
     }
     let replies = rig.wait_for("cb:reply:flood", 1100).await;
+    let refilled = began.elapsed().as_millis() as usize * 1000 / 60_000 + 1;
     let refused = replies
         .iter()
         .filter(|reply| reply.get("status") == Some(b"resource_exhausted"))
         .count();
     // The bucket fills up again while they run: a thousand in a minute.
-    assert!((50..=100).contains(&refused), "{refused} refused");
+    let least = 100_usize.saturating_sub(refilled).max(1);
+    assert!(
+        (least..=100).contains(&refused),
+        "{refused} refused, {refilled} refilled"
+    );
     let other = rig
         .ask("system.heartbeat", &json!({"instance_id": "x"}))
         .await;

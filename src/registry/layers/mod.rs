@@ -156,10 +156,7 @@ pub(crate) mod testing {
                 .iter()
                 .flat_map(|(n, v)| [n.as_bytes().to_vec(), v.to_vec()]),
         );
-        let entry = Entry {
-            id: EntryId { ms: 1, seq: 0 },
-            fields: all,
-        };
+        let entry = Entry::new(EntryId { ms: 1, seq: 0 }, all);
         let event = Event::parse(entry, &Limits::default(), &keys, "cb:events:image").unwrap();
         Context::new(event, process())
     }

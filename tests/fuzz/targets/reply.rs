@@ -22,13 +22,8 @@ fuzz_target!(|data: &[u8]| {
         (b"status", status),
         (b"data", data),
     ];
-    let entry = Entry {
-        id: EntryId { ms: 1, seq: 0 },
-        fields: fields
-            .into_iter()
-            .flat_map(|(name, value)| [name.to_vec(), value.to_vec()])
-            .collect(),
-    };
+    let words = fields.into_iter().flat_map(|(name, value)| [name, value]);
+    let entry = Entry::new(EntryId { ms: 1, seq: 0 }, words);
     if let Ok(Ok(reply)) = Reply::parse(&entry, &Limits::default()) {
         reply.decode::<serde_json::Value>().ok();
     }

@@ -1,0 +1,219 @@
+//! What becomes of a delivery, and the commands that make it so.
+
+use super::dead::DeadLetter;
+use super::delay;
+use super::digits::{Digits, IdText};
+use super::entry::EntryId;
+use super::error::BusError;
+use super::keys::Route;
+use redis::aio::ConnectionLike;
+use std::time::Duration;
+
+/// A reply or a result, ready to be stored.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The stream that the requester named; `None` for the results of the domain.
+    pub to: Option<String>,
+    /// The event's id.
+    pub correlation_id: String,
+    /// The event's type followed by `.result`.
+    pub kind: String,
+    /// `ok` or an error code.
+    pub status: &'static str,
+    /// MessagePack: the result or the error.
+    pub data: Vec<u8>,
+}
+
+/// An entry for a stream: names and values in turn.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// The stream.
+    pub stream: String,
+    /// Names and values in turn.
+    pub fields: Vec<Vec<u8>>,
+}
+
+impl Publication {
+    /// Stores it now, by itself.
+    pub async fn store(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
+        let mut command = redis::cmd("XADD");
+        command.arg(&self.stream).arg("*").arg(&self.fields);
+        Ok(command.exec_async(connection).await?)
+    }
+}
+
+/// What becomes of the event itself.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// It is done with.
+    Done,
+    /// It runs again after a wait, as these fields.
+    Later {
+        /// The fields of the event that will be published.
+        fields: Vec<Vec<u8>>,
+        /// From now on.
+        wait: Duration,
+    },
+    /// It will not run again.
+    Dead(Box<DeadLetter>),
+}
+
+/// Which delivery of which entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// Index of the stream among those of the committer.
+    pub stream: usize,
+    /// The entry.
+    pub entry: EntryId,
+    /// How often it was delivered when it was handed to us.
+    pub deliveries: u32,
+    /// The claim counter that was known before the entry was read.
+    pub claims: u64,
+}
+
+/// The end of one delivery: what to write, and then to acknowledge.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// Which delivery.
+    pub lease: Lease,
+    /// What the requester gets, or the results stream.
+    pub reply: Option<Reply>,
+    /// What the handler publishes.
+    pub publications: Vec<Publication>,
+    /// What becomes of the event.
+    pub end: End,
+}
+
+/// How the settlements of a batch ended.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Written and acknowledged.
+    pub committed: u64,
+    /// Not ours any more: discarded whole.
+    pub fenced: u64,
+    /// Left pending: a key that must be written has the wrong type. With what happened.
+    pub refused: Vec<(Lease, String)>,
+    /// Left pending since the committer was told to stop while the server was away.
+    pub abandoned: u64,
+}
+
+/// One command of a settlement, and what it is worth.
+pub(super) struct Effect<'a> {
+    /// Name, key, arguments.
+    pub words: &'a [&'a [u8]],
+    /// The type that the key must have, or none.
+    pub key_type: &'static str,
+    /// Whether the settlement goes through without it.
+    pub optional: bool,
+}
+
+impl Effect<'_> {
+    /// The key that is written.
+    pub fn key(&self) -> &[u8] {
+        self.words[1]
+    }
+
+    /// The fields of what is added to a stream.
+    pub fn fields(&self) -> Vec<Vec<u8>> {
+        let fields = self.words.iter().skip_while(|word| **word != b"*").skip(1);
+        fields.map(|word| word.to_vec()).collect()
+    }
+}
+
+/// What the commands of a settlement depend on besides it.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The keys of the delivery's stream.
+    pub route: &'a Route,
+    /// This consumer.
+    pub consumer: &'a str,
+    /// Unix milliseconds on the server.
+    pub now: u64,
+    /// About how many replies a reply stream keeps.
+    pub reply_history: u64,
+}
+
+impl Settlement {
+    /// Gives each command, without the acknowledgement.
+    pub(super) fn effects(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
+        let Place { route, .. } = place;
+        match &self.end {
+            End::Done => {}
+            End::Later { fields, wait } => {
+                let due = Digits::of(place.now + wait.as_millis() as u64);
+                let member = delay::encode_member(&self.lease.entry.to_string(), fields);
+                give(Effect {
+                    words: &[b"ZADD", route.delayed.as_bytes(), due.as_ref(), &member],
+                    key_type: "zset",
+                    optional: false,
+                });
+            }
+            End::Dead(letter) => add(&route.dead, &letter.fields(), &mut give),
+        }
+        for publication in &self.publications {
+            add(&publication.stream, &publication.fields, &mut give);
+        }
+        if let Some(reply) = &self.reply {
+            reply.effect(place, give);
+        }
+    }
+}
+
+fn add(stream: &str, fields: &[Vec<u8>], give: &mut impl FnMut(Effect<'_>)) {
+    let mut words: Vec<&[u8]> = Vec::with_capacity(3 + fields.len());
+    words.extend([&b"XADD"[..], stream.as_bytes(), b"*"]);
+    words.extend(fields.iter().map(Vec::as_slice));
+    give(Effect {
+        words: &words,
+        key_type: "stream",
+        optional: false,
+    });
+}
+
+impl Reply {
+    fn effect(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
+        let (history, now) = (Digits::of(place.reply_history), Digits::of(place.now));
+        let key = self.to.as_deref().unwrap_or(&place.route.results);
+        // A result stream is trimmed by the workers, with an eye on its groups.
+        let words: [&[u8]; 18] = [
+            b"XADD",
+            key.as_bytes(),
+            b"MAXLEN",
+            b"~",
+            history.as_ref(),
+            b"*",
+            b"correlationid",
+            self.correlation_id.as_bytes(),
+            b"type",
+            self.kind.as_bytes(),
+            b"status",
+            self.status.as_bytes(),
+            b"source",
+            place.consumer.as_bytes(),
+            b"time",
+            now.as_ref(),
+            b"data",
+            &self.data,
+        ];
+        let uncapped: [&[u8]; 15];
+        let words = match self.to {
+            Some(_) => &words[..],
+            None => {
+                uncapped = std::array::from_fn(|at| words[if at < 2 { at } else { at + 3 }]);
+                &uncapped
+            }
+        };
+        give(Effect {
+            words,
+            key_type: "stream",
+            optional: true,
+        });
+    }
+}
+
+impl Lease {
+    /// The entry's id as text.
+    pub(super) fn entry_text(&self) -> IdText {
+        self.entry.into()
+    }
+}
