@@ -195,13 +195,10 @@ mod tests {
     use serde_json::json;
 
     fn entry(fields: &[(&str, &[u8])]) -> Entry {
-        Entry {
-            id: EntryId { ms: 7, seq: 1 },
-            fields: fields
-                .iter()
-                .flat_map(|(name, value)| [name.as_bytes().to_vec(), value.to_vec()])
-                .collect(),
-        }
+        let words = fields
+            .iter()
+            .flat_map(|(name, value)| [name.as_bytes().to_vec(), value.to_vec()]);
+        Entry::new(EntryId { ms: 7, seq: 1 }, words)
     }
 
     fn told(kind: &str, data: Value) -> Fact {

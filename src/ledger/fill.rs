@@ -13,6 +13,7 @@ use crate::bus::error::BusError;
 use crate::bus::event::{Entry, EntryId};
 use crate::bus::keys::Keys;
 use crate::bus::read;
+use crate::bus::wire::Wire;
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 use std::collections::HashMap;
@@ -188,7 +189,8 @@ impl Filler {
 
     /// Reads until something breaks, or the streams are others.
     async fn follow(&mut self) -> Result<(), Stopped> {
-        let mut connection = self.connector.blocking(BLOCK).await?;
+        let mut wire = self.connector.blocking_wire(BLOCK).await?;
+        let mut connection = self.connector.dedicated().await?;
         let mut sources = self.sources.borrow_and_update().clone();
         let mut usable = Vec::with_capacity(sources.len());
         for source in sources.drain(..) {
@@ -226,14 +228,13 @@ impl Filler {
                     self.forget_others(&mut connection, &source.stream).await?;
                 }
             }
-            let woken =
-                read::read_group(&mut connection, GROUP, &me, &streams, WAKE, BLOCK).await?;
+            let woken = read::read_group(&mut wire, GROUP, &me, &streams, WAKE, BLOCK).await?;
             for batch in woken {
                 let source = &sources[batch.stream];
                 let more = batch.entries.len() == WAKE;
                 self.write(&mut connection, source, &batch.entries).await?;
                 if more {
-                    self.catch_up(&mut connection, source).await?;
+                    self.catch_up(&mut wire, &mut connection, source).await?;
                 }
             }
         }
@@ -243,6 +244,7 @@ impl Filler {
     /// Writes what waits on one stream, in large batches; not longer than others may wait.
     async fn catch_up(
         &self,
+        wire: &mut Wire,
         connection: &mut MultiplexedConnection,
         source: &Source,
     ) -> Result<(), Stopped> {
@@ -253,8 +255,7 @@ impl Filler {
         let began = Instant::now();
         while !self.drain.is_cancelled() && began.elapsed() < self.claim_idle / 4 {
             let streams = [&*source.stream];
-            let read =
-                read::read_group(connection, GROUP, &self.consumer, &streams, count, AT_ONCE);
+            let read = read::read_group(wire, GROUP, &self.consumer, &streams, count, AT_ONCE);
             let Some(batch) = read.await?.pop() else {
                 return Ok(());
             };

@@ -110,13 +110,10 @@ mod tests {
     use crate::bus::event::{Entry, EntryId, Limits};
 
     fn event(fields: &[(&str, &str)]) -> Event {
-        let entry = Entry {
-            id: EntryId { ms: 7, seq: 1 },
-            fields: fields
-                .iter()
-                .flat_map(|(name, value)| [name.as_bytes().to_vec(), value.as_bytes().to_vec()])
-                .collect(),
-        };
+        let words = fields
+            .iter()
+            .flat_map(|(name, value)| [name.as_bytes().to_vec(), value.as_bytes().to_vec()]);
+        let entry = Entry::new(EntryId { ms: 7, seq: 1 }, words);
         Event::parse(entry, &Limits::default(), &Keys::new("cb").unwrap(), "").unwrap()
     }
 
@@ -124,10 +121,7 @@ mod tests {
     fn an_event_is_the_same_on_its_next_attempt() {
         let keys = Keys::new("cb").unwrap();
         let first = event(&[("type", "a.b"), ("source", "shop")]);
-        let again = Entry {
-            id: EntryId { ms: 9, seq: 0 },
-            fields: first.next_attempt(),
-        };
+        let again = Entry::new(EntryId { ms: 9, seq: 0 }, first.next_attempt());
         let again = Event::parse(again, &Limits::default(), &keys, "").unwrap();
         assert_eq!(
             identity(&first, &keys).unwrap(),

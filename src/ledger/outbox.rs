@@ -123,7 +123,7 @@ fn check(letter: &Letter) -> Result<(), String> {
     let id = EntryId::default();
     // The namespace matters to the field replyto only.
     let keys = Keys::new("cb").map_err(|error| error.to_string())?;
-    match Event::parse(Entry { id, fields }, &limits, &keys, "") {
+    match Event::parse(Entry::new(id, fields), &limits, &keys, "") {
         Ok(_) => Ok(()),
         Err(malformed) => Err(malformed.message),
     }

@@ -28,10 +28,7 @@ async fn sqlite(store: &Store) -> SqlitePool {
 fn run_of(rig: &Rig, id: &str) -> Context {
     let keys = Keys::new("cb").unwrap();
     let fields = ["type", "account.charge", "id", id].map(|text| text.as_bytes().to_vec());
-    let entry = Entry {
-        id: EntryId { ms: 1, seq: 0 },
-        fields: fields.to_vec(),
-    };
+    let entry = Entry::new(EntryId { ms: 1, seq: 0 }, fields);
     let event = Event::parse(entry, &Limits::default(), &keys, "").unwrap();
     let process = Process {
         instance: "w-1".into(),
