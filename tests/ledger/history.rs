@@ -26,6 +26,8 @@ async fn filled(store: Store) -> Rig {
     ] {
         rig.tell(kind, &data).await;
     }
+    // On another stream: the order of one ms is that of the streams' names.
+    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     rig.add(
         DEAD,
         &[
