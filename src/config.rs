@@ -9,6 +9,7 @@ pub use url::{DatabaseKind, DatabaseUrl, RedisUrl};
 
 use crate::bus::event::Limits;
 use crate::bus::keys::{self, Keys, NameError};
+use crate::coordination::batch::LEASE_MS;
 use crate::coordination::instance::{MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -165,7 +166,7 @@ impl Settings {
         lasting("backoff_base", self.backoff_base, 1..=DAY)?;
         lasting("backoff_cap", self.backoff_cap, 1..=30 * DAY)?;
         lasting("drain_timeout", self.drain_timeout, 1..=DAY)?;
-        lasting("batch_lease", self.batch_lease, 100..=DAY)?;
+        lasting("batch_lease", self.batch_lease, LEASE_MS)?;
         lasting("dedup_window", self.dedup_window, 1..=30 * DAY)?;
         lasting("reply_ttl", self.reply_ttl, 1000..=30 * DAY)?;
         if !self.ledger_retention.is_zero() {

@@ -100,6 +100,9 @@ pub enum Refusal {
     CircuitOpen,
     /// Its rate limit for this source.
     RateLimited,
+    /// This instance has no place for it now. It runs later, here or elsewhere, and a requester
+    /// waits.
+    Busy,
 }
 
 /// How a handler failed: a code that a requester can match and a message that a person can act on.
@@ -121,6 +124,9 @@ pub struct HandlerError {
     pub refusal: Option<Refusal>,
     /// The earliest time at which trying again may help.
     pub retry_after: Option<Duration>,
+    /// The event is to be left for an active instance that has a handler for this type too; the
+    /// failure holds if there is none.
+    pub(crate) elsewhere: Option<Box<str>>,
 }
 
 impl HandlerError {
@@ -133,6 +139,7 @@ impl HandlerError {
             details: None,
             refusal: None,
             retry_after: None,
+            elsewhere: None,
         }
     }
 
@@ -175,6 +182,14 @@ impl HandlerError {
     #[must_use]
     pub fn permanent(mut self) -> Self {
         self.retryable = false;
+        self
+    }
+
+    /// The same failure, if no other active instance has a handler for that type too: else the event
+    /// is handed to one that has.
+    #[must_use]
+    pub(crate) fn elsewhere(mut self, kind: &str) -> Self {
+        self.elsewhere = Some(kind.into());
         self
     }
 

@@ -277,6 +277,41 @@ impl Keys {
         self.control(format_args!("leader"))
     }
 
+    /// One ballot: a hash.
+    pub fn ballot(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}"))
+    }
+
+    /// The instances that may vote in a ballot: a sorted set, by what was their expiry.
+    pub fn electorate(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:electorate"))
+    }
+
+    /// Who voted what in a ballot: a hash.
+    pub fn votes(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:votes"))
+    }
+
+    /// How many votes each value of a ballot has: a hash.
+    pub fn tally(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:tally"))
+    }
+
+    /// The decisions of the latest ballots, by the time at which they were opened.
+    pub fn ballots(&self) -> String {
+        self.control(format_args!("ballots"))
+    }
+
+    /// What a worker published of its handler of an event type.
+    pub fn method(&self, kind: &str) -> String {
+        self.control(format_args!("method:{kind}"))
+    }
+
+    /// The domains that workers read, by when one of them last said so.
+    pub fn domains(&self) -> String {
+        self.control(format_args!("domains"))
+    }
+
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see
     /// [`crate::bus::commit`]). In the slot of the partition whose commits it guards.
     pub fn claims(&self, domain: &str, partition: u16, consumer: &str) -> String {
@@ -294,6 +329,21 @@ impl Keys {
     /// The rate-limit state of one bucket.
     pub fn limit(&self, kind: &str, source: &str) -> String {
         self.control(format_args!("limit:{kind}:{source}"))
+    }
+
+    /// One batch: a hash.
+    pub fn batch(&self, id: &str) -> String {
+        self.control(format_args!("batch:{id}"))
+    }
+
+    /// Which items of a batch are finished: a bitmap.
+    pub fn batch_finished(&self, id: &str) -> String {
+        self.control(format_args!("batch:{id}:finished"))
+    }
+
+    /// The ids of running and recent batches by their last change.
+    pub fn batches(&self) -> String {
+        self.control(format_args!("batches"))
     }
 
     /// Whether a publisher may ask for replies on `key` to an event that arrived on `events`: a

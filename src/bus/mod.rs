@@ -1,6 +1,7 @@
 //! Redis Streams, and nothing about what events mean.
 
 pub mod bare;
+pub mod canonical;
 pub mod claim;
 pub mod claims;
 pub mod client;

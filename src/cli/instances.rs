@@ -1,54 +1,96 @@
 //! `convoke instances`: who is registered.
 
-use super::{Outcome, Session, output};
-use clap::Args;
+use super::output::{self, ago};
+use super::{Outcome, Session};
+use clap::{Args, ValueEnum};
 use convoke::bus::json;
+use convoke::bus::keys;
 use convoke::coordination::instance::Instance;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::roster::{Condition, Detail};
 use serde_json::{Value, json};
-use std::time::Duration;
+
+/// Instances that are read at the most.
+const LIMIT: usize = 100_000;
 
 const EXAMPLES: &str = "\
 Examples:
   convoke instances
+  convoke instances --role gpu --sort load
   convoke instances --format json | jq -r 'select(.load > .capacity).id'
 
-Reads Redis directly, so it works without a worker. Instances whose last pulse is too old are not
-shown; health counts them.";
+Reads Redis directly, so it works without a worker. Besides the healthy ones it shows those that are
+suspect (the last pulse is too old) and those that were lost in the last ten minutes.";
 
 /// List the registered instances
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {}
+pub struct Flags {
+    /// Only those that hold this role
+    #[arg(long, value_name = "ROLE", value_parser = role)]
+    role: Option<String>,
+    /// In which order
+    #[arg(long, value_name = "ORDER", default_value = "id")]
+    sort: Order,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Order {
+    Id,
+    /// The busiest for their capacity first
+    Load,
+    /// The longest silent first
+    Pulse,
+    /// The longest registered first
+    Age,
+}
+
+fn role(text: &str) -> Result<String, keys::NameError> {
+    keys::check_name("role", text).map(|()| text.to_owned())
+}
 
 /// Runs the command.
-pub async fn run(session: Session) -> anyhow::Result<Outcome> {
+pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     let instances = Instances::new(session.connector()?, session.settings.keys()?);
-    let mut listed = instances.list().await?;
-    listed.sort_by(|a, b| a.id.cmp(&b.id));
+    let known = instances.known(Detail::Full, LIMIT).await?;
     // The server's clock, which also wrote the times of the pulses.
-    let now = instances.census().await?.at;
+    let now = known.at;
+    let mut listed = known.listed;
+    if let Some(role) = &flags.role {
+        listed.retain(|(_, instance)| instance.roles.contains(role));
+    }
+    // By id where they are equal otherwise.
+    match flags.sort {
+        Order::Id => {}
+        Order::Load => listed.sort_by(|(_, a), (_, b)| share(b).total_cmp(&share(a))),
+        Order::Pulse => listed.sort_by_key(|(_, instance)| instance.last_seen),
+        Order::Age => listed.sort_by_key(|(_, instance)| instance.registered_at),
+    }
     if session.output.is_json() {
-        for instance in &listed {
-            session.output.json(&described(instance, now))?;
+        for (condition, instance) in &listed {
+            session.output.json(&described(*condition, instance, now))?;
         }
         return Ok(Outcome::Done);
     }
     if listed.is_empty() {
         let namespace = &session.settings.namespace;
-        output::complain_line(&format!("no instances in namespace {namespace}"));
+        let role = match &flags.role {
+            Some(role) => format!(" of role {role}"),
+            None => String::new(),
+        };
+        output::complain_line(&format!("no instances{role} in namespace {namespace}"));
         return Ok(Outcome::Done);
     }
     let rows: Vec<Vec<String>> = listed
         .iter()
-        .map(|instance| {
-            let age = Duration::from_millis(now.saturating_sub(instance.last_seen));
+        .map(|(condition, instance)| {
             vec![
                 instance.id.clone(),
+                condition.as_str().to_owned(),
                 instance.roles.join(","),
                 instance.capacity.to_string(),
                 instance.load.to_string(),
-                format!("{:.1}s ago", age.as_secs_f64()),
+                ago(now.saturating_sub(instance.last_seen)),
                 instance.incarnation.to_string(),
                 instance.capabilities.len().to_string(),
             ]
@@ -56,6 +98,7 @@ pub async fn run(session: Session) -> anyhow::Result<Outcome> {
         .collect();
     let headings = [
         "ID",
+        "STATUS",
         "ROLES",
         "CAPACITY",
         "LOAD",
@@ -67,9 +110,15 @@ pub async fn run(session: Session) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn described(instance: &Instance, now: u64) -> Value {
+/// The load for the capacity.
+fn share(instance: &Instance) -> f64 {
+    instance.load / f64::from(instance.capacity.max(1))
+}
+
+fn described(condition: Condition, instance: &Instance, now: u64) -> Value {
     json!({
         "id": instance.id,
+        "status": condition.as_str(),
         "roles": instance.roles,
         "capacity": instance.capacity,
         "load": instance.load,

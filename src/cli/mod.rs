@@ -1,6 +1,8 @@
 //! The command line: one file a command.
 
+mod batch;
 mod bench;
+mod discover;
 mod health;
 mod history;
 mod input;
@@ -11,7 +13,9 @@ mod output;
 mod publish;
 mod request;
 mod settings;
+mod state;
 mod tail;
+mod vote;
 mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
@@ -104,9 +108,13 @@ enum Command {
     Request(request::Flags),
     Tail(tail::Flags),
     Health(health::Flags),
+    State(state::Flags),
     Instances(instances::Flags),
     History(history::Flags),
     Ledger(ledger::Flags),
+    Batch(batch::Flags),
+    Discover(discover::Flags),
+    Vote(vote::Flags),
     Bench(bench::Flags),
 }
 
@@ -165,7 +173,11 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Bench(flags) => bench::run(session, &flags),
         Command::History(flags) => runtime()?.block_on(history::run(session, flags)),
         Command::Ledger(flags) => runtime()?.block_on(ledger::run(session, flags)),
-        Command::Instances(_) => runtime()?.block_on(instances::run(session)),
+        Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
+        Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
+        Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
+        Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
+        Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
     }
 }
 

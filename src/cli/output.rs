@@ -20,6 +20,11 @@ impl Output {
         }
     }
 
+    /// The form of what is printed.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
     /// Whether a program reads it.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
@@ -104,6 +109,18 @@ fn aligned<'a>(cells: impl Iterator<Item = &'a str>, widths: &[usize]) -> String
     line
 }
 
+/// How long ago so many ms are.
+pub fn ago(ms: u64) -> String {
+    const MINUTE: u64 = 60_000;
+    const HOUR: u64 = 60 * MINUTE;
+    match ms {
+        ..MINUTE => format!("{:.1}s ago", ms as f64 / 1000.0),
+        MINUTE..HOUR => format!("{}m ago", ms / MINUTE),
+        _ if ms < 48 * HOUR => format!("{}h ago", ms / HOUR),
+        _ => format!("{}d ago", ms / (24 * HOUR)),
+    }
+}
+
 /// Whether colours are wanted where a terminal reads.
 pub fn may_colour(terminal: bool) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
@@ -179,6 +196,20 @@ mod tests {
         assert!(!line.chars().any(is_dangerous), "{line}");
         let back: Value = serde_json::from_str(&line).unwrap();
         assert_eq!(back, json!({ evil: evil }));
+    }
+
+    #[test]
+    fn ages_are_told_in_the_unit_that_fits() {
+        let told = [1_234, 59_999, 60_000, 3_599_999, 3_600_000, 172_800_000].map(ago);
+        let expected = [
+            "1.2s ago",
+            "60.0s ago",
+            "1m ago",
+            "59m ago",
+            "1h ago",
+            "2d ago",
+        ];
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -174,10 +174,13 @@ pub struct Instance {
 
 impl Instance {
     /// Reads the hash; `None` if it is gone or no longer that of an active instance.
-    pub(super) fn from_hash(mut hash: HashMap<String, Vec<u8>>) -> Option<Instance> {
-        if hash.get("status").map(Vec::as_slice) != Some(b"active") {
-            return None;
-        }
+    pub(super) fn from_hash(hash: HashMap<String, Vec<u8>>) -> Option<Instance> {
+        let active = hash.get("status").is_some_and(|status| status == b"active");
+        active.then(|| Instance::read(hash))
+    }
+
+    /// Reads what is there of the hash.
+    pub(super) fn read(mut hash: HashMap<String, Vec<u8>>) -> Instance {
         let observed = hash.remove("observed");
         let metrics = hash.remove("metrics");
         let metadata = hash.remove("metadata").unwrap_or_default();
@@ -187,7 +190,7 @@ impl Instance {
                 .unwrap_or_default()
         };
         let words = |name: &str| text(name).split_whitespace().map(str::to_owned).collect();
-        Some(Instance {
+        Instance {
             id: text("id").to_owned(),
             roles: words("roles"),
             capacity: text("capacity").parse().unwrap_or_default(),
@@ -200,7 +203,7 @@ impl Instance {
             metadata,
             observed,
             metrics,
-        })
+        }
     }
 }
 

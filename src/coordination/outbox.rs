@@ -16,7 +16,6 @@ use redis::ScriptInvocation;
 /// ```
 ///
 /// after everything that may refuse the call.
-#[expect(dead_code, reason = "tasks and batches commit through it")]
 pub(super) fn publish(call: &mut ScriptInvocation<'_>, publications: &[Publication]) {
     for publication in publications {
         call.key(&publication.stream);

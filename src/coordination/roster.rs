@@ -3,6 +3,7 @@
 use super::error::CoordinationError;
 use super::instance::Instance;
 use super::instances::{Instances, RECENTLY};
+use super::store::unix_ms;
 use crate::bus::error::BusError;
 use crate::bus::keys;
 use redis::Script;
@@ -15,6 +16,8 @@ static CAPABLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ca
 
 /// Hashes read in one round trip. What pulses carry is bounded, so this bounds the answer.
 const PAGE: usize = 64;
+/// Instances read in one round trip without their reports.
+const BRIEF_PAGE: usize = 250;
 /// Ids asked about in one round trip.
 const ASKED: usize = 1000;
 /// Domains that are looked for at the most.
@@ -31,6 +34,61 @@ pub struct Census {
     pub expired: u64,
     /// Instances that were declared lost within [`RECENTLY`] and did not register again.
     pub recently_lost: u64,
+}
+
+/// Whether an instance can be counted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It is alive.
+    Healthy,
+    /// Its last pulse is too old, and it was not declared lost yet.
+    Suspect,
+    /// It was declared lost within [`RECENTLY`] and did not register again.
+    Lost,
+}
+
+impl Condition {
+    /// The name on the bus.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Condition::Healthy => "healthy",
+            Condition::Suspect => "suspect",
+            Condition::Lost => "lost",
+        }
+    }
+}
+
+/// How much is read of each instance. Its reports (observed, metrics) never are: they may be long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// All but its capabilities and metadata.
+    Brief,
+    /// Those as well.
+    Full,
+}
+
+const BRIEF: [&str; 8] = [
+    "id",
+    "roles",
+    "capacity",
+    "incarnation",
+    "ttl_ms",
+    "registered_at",
+    "last_seen",
+    "load",
+];
+const FULL: [&str; 2] = ["capabilities", "metadata"];
+
+/// The instances that are known, at about one moment of the server's clock.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Known {
+    /// The moment, in Unix ms.
+    pub at: u64,
+    /// How many are known, listed or not.
+    pub total: u64,
+    /// Each with its condition, by id: the suspect and the lost, and of the healthy as many as the
+    /// limit leaves room for.
+    pub listed: Vec<(Condition, Instance)>,
 }
 
 /// A census with the ids of expired instances.
@@ -87,8 +145,7 @@ impl Instances {
     /// # Errors
     /// `Bus`.
     pub async fn list(&self) -> Result<Vec<Instance>, CoordinationError> {
-        let (time,): ((u64, u64),) = self.store.ask(redis::pipe().cmd("TIME")).await?;
-        let now = unix_ms(time);
+        let now = self.store.now().await?;
         let mut alive = redis::pipe();
         alive
             .cmd("ZRANGEBYSCORE")
@@ -106,6 +163,72 @@ impl Instances {
             instances.extend(hashes.into_iter().filter_map(Instance::from_hash));
         }
         Ok(instances)
+    }
+
+    /// The instances that are known: alive, expired, or lost within [`RECENTLY`]; at most `limit`.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn known(&self, detail: Detail, limit: usize) -> Result<Known, CoordinationError> {
+        let now = self.store.now().await?;
+        let recently = now.saturating_sub(RECENTLY.as_millis() as u64);
+        let mut reads = redis::pipe();
+        let active = self.store.keys.active();
+        let lost = self.store.keys.lost();
+        for (key, least, most) in [
+            (&lost, format!("({recently}"), "+inf".to_owned()),
+            (&active, "-inf".to_owned(), now.to_string()),
+            (&active, format!("({now}"), "+inf".to_owned()),
+        ] {
+            let page = [0, limit];
+            reads.cmd("ZRANGEBYSCORE").arg(key).arg(&least).arg(&most);
+            reads.arg("LIMIT").arg(&page);
+            reads.cmd("ZCOUNT").arg(key).arg(least).arg(most);
+        }
+        type Counted = (Vec<String>, u64);
+        let (lost, suspect, healthy): (Counted, Counted, Counted) = {
+            let (a, b, c, d, e, f) = self.store.ask(&reads).await?;
+            ((a, b), (c, d), (e, f))
+        };
+        let total = lost.1 + suspect.1 + healthy.1;
+        let ids: Vec<(Condition, String)> = [
+            (Condition::Suspect, suspect.0),
+            (Condition::Lost, lost.0),
+            (Condition::Healthy, healthy.0),
+        ]
+        .into_iter()
+        .flat_map(|(condition, ids)| ids.into_iter().map(move |id| (condition, id)))
+        .take(limit)
+        .collect();
+        let mut fields = BRIEF.to_vec();
+        if detail == Detail::Full {
+            fields.extend(FULL);
+        }
+        let mut listed = Vec::with_capacity(ids.len());
+        for page in ids.chunks(BRIEF_PAGE) {
+            let mut reads = redis::pipe();
+            for (_, id) in page {
+                reads
+                    .cmd("HMGET")
+                    .arg(self.store.keys.instance(id))
+                    .arg(&fields);
+            }
+            let values: Vec<Vec<Option<Vec<u8>>>> = self.store.ask(&reads).await?;
+            for ((condition, id), values) in page.iter().zip(values) {
+                let named = fields.iter().zip(values);
+                let hash = named.filter_map(|(name, value)| Some(((*name).to_owned(), value?)));
+                let mut instance = Instance::read(hash.collect());
+                // Somebody may have deleted the hash.
+                instance.id = id.clone();
+                listed.push((*condition, instance));
+            }
+        }
+        listed.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
+        Ok(Known {
+            at: now,
+            total,
+            listed,
+        })
     }
 
     /// The ids of the instances that are alive and have a handler for that event type, sorted.
@@ -189,8 +312,4 @@ impl Instances {
         }
         Ok(gone)
     }
-}
-
-fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
-    seconds * 1000 + micros / 1000
 }

@@ -36,19 +36,31 @@ impl Store {
         Ok(call.invoke_async(&mut connection).await?)
     }
 
-    /// Reads on a pooled connection; once more on a fresh one if the connection was bad.
-    pub async fn ask<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
-        match self.ask_once(reads).await {
+    /// Runs commands on a pooled connection; once more on a fresh one if the connection was bad, so only
+    /// reads, and writes that can be repeated.
+    pub async fn ask<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
+        match self.ask_once(commands).await {
             Err(error) if error.reaction() == Reaction::Reconnect => {
                 self.connector.forget_pooled();
-                self.ask_once(reads).await
+                self.ask_once(commands).await
             }
             done => done,
         }
     }
 
-    async fn ask_once<T: FromRedisValue>(&self, reads: &Pipeline) -> Result<T, BusError> {
-        let mut connection = self.connector.pooled().await?;
-        Ok(reads.query_async(&mut connection).await?)
+    /// The server's time in Unix ms.
+    pub async fn now(&self) -> Result<u64, BusError> {
+        let (time,): ((u64, u64),) = self.ask(redis::pipe().cmd("TIME")).await?;
+        Ok(unix_ms(time))
     }
+
+    async fn ask_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
+        let mut connection = self.connector.pooled().await?;
+        Ok(commands.query_async(&mut connection).await?)
+    }
+}
+
+/// What `TIME` answers, in Unix ms.
+pub(super) fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
+    seconds * 1000 + micros / 1000
 }

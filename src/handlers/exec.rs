@@ -26,7 +26,8 @@ pub fn registration(kind: &str, command: &str, max_output: usize) -> Registratio
     Registration {
         kind: kind.to_owned(),
         endpoint: Endpoint::raw(move |context| Box::pin(execute(run.clone(), context, max_output))),
-        policy: Policy::new().describe(format!("Runs `{command}`.")),
+        // Not the command itself: everyone on the bus reads it, and it may hold a secret.
+        policy: Policy::new().describe("Runs a command of its worker's (--exec)."),
         schemas: Schemas::of::<serde_json::Value, serde_json::Value>(),
     }
 }

@@ -50,6 +50,8 @@ pub struct Process {
     pub states: States,
     /// Its handlers, once they are all known.
     pub router: OnceLock<Arc<Router>>,
+    /// Is cancelled when the worker is to shut down, once it runs.
+    pub draining: OnceLock<CancellationToken>,
 }
 
 /// What a handler knows of its event and may do besides returning a result. Cheap to clone.
@@ -61,6 +63,7 @@ struct Call {
     process: Arc<Process>,
     outbox: Mutex<Vec<Publication>>,
     cancelled: OnceLock<CancellationToken>,
+    deliveries: OnceLock<u32>,
     trace: OnceLock<Option<TraceContext>>,
 }
 
@@ -81,6 +84,7 @@ impl Context {
             process,
             outbox: Mutex::default(),
             cancelled: OnceLock::new(),
+            deliveries: OnceLock::new(),
             trace: OnceLock::new(),
         }))
     }
@@ -168,10 +172,28 @@ impl Context {
         std::mem::take(&mut self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// How often the entry was delivered: 1 unless it was taken over from someone who never
+    /// committed it.
+    pub fn deliveries(&self) -> u32 {
+        self.0.deliveries.get().copied().unwrap_or(1)
+    }
+
+    /// Says how often the entry was delivered. Before the handler runs.
+    pub(crate) fn delivered(self, deliveries: u32) -> Self {
+        self.0.deliveries.set(deliveries).ok();
+        self
+    }
+
     /// Is cancelled when the run can not be committed any more (its lease was lost), or when the
     /// worker's drain time is over. A handler that runs long watches it.
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancelled.get_or_init(CancellationToken::new)
+    }
+
+    /// Is cancelled when the worker is to shut down. A handler that runs for as long as there is work
+    /// stops between two parts of it.
+    pub fn draining(&self) -> CancellationToken {
+        self.0.process.draining.get().cloned().unwrap_or_default()
     }
 
     /// What all handlers of this process share.

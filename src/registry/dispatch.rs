@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::handler::{Encoded, Run};
 use super::layers::timeout::Bounded;
+use super::policy::RetryPolicy;
 use super::router::Route;
 use crate::bus::commit::Publication;
 use crate::bus::event::{Entry, Event, Limits};
@@ -40,6 +41,11 @@ impl Context {
     /// Whether this process has a handler for that type.
     pub fn handles(&self, kind: &str) -> bool {
         self.route(kind).is_some()
+    }
+
+    /// When a failed run of the handler of that type is tried again; `None` if this process has none.
+    pub fn retries_of(&self, kind: &str) -> Option<RetryPolicy> {
+        Some(self.route(kind)?.retry)
     }
 
     /// Runs a part of this event's work with the handler that this process has for its type, under
@@ -145,7 +151,7 @@ mod tests {
     use crate::bus::event::EntryId;
     use crate::registry::layers::Surroundings;
     use crate::registry::layers::testing::process;
-    use crate::registry::policy::{Policy, RetryPolicy};
+    use crate::registry::policy::Policy;
     use crate::registry::router::{Registration, Router};
     use std::sync::atomic::Ordering;
     use std::time::Duration;

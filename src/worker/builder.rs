@@ -5,8 +5,13 @@ use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
+use crate::coordination::ballots::Ballots;
+use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
+use crate::coordination::leases::Leases;
+use crate::coordination::view::View;
 use crate::handlers::services::Configured;
+use crate::handlers::system::batch_process::Runner;
 use crate::ledger::LedgerError;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
@@ -118,18 +123,32 @@ impl Builder {
         let instances = Instances::new(connector.clone(), keys.clone());
         states.insert(instances.clone());
         states.insert(Configured::new(&settings)?);
+        let leases = Leases::default();
+        states.insert(Runner::new(
+            connector.clone(),
+            keys.clone(),
+            &settings,
+            leases.clone(),
+        )?);
+        states.insert(Ballots::new(connector.clone(), keys.clone()));
+        states.insert(View::new(connector.clone(), keys.clone()));
+        let catalog = Catalog::new(connector.clone(), keys.clone());
+        states.insert(catalog.clone());
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
             connector,
             states,
             router: Default::default(),
+            draining: Default::default(),
         });
         Ok(Worker {
             settings,
             handlers,
             process,
             instances,
+            leases,
+            catalog,
         })
     }
 }

@@ -15,8 +15,11 @@ use crate::bus::keys::Keys;
 use crate::bus::trim::Trimmer;
 use crate::bus::{claim, delay, json, lifetime};
 use crate::config::Settings;
+use crate::coordination::batches::Batches;
+use crate::coordination::catalog::{self, Catalog, Method};
 use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, SWEEP};
+use crate::coordination::leases::Leases;
 use crate::registry::context::unix_ms;
 use crate::registry::layers::circuit::CircuitChange;
 use std::sync::Arc;
@@ -40,6 +43,8 @@ const TRIM_PAUSE: Duration = Duration::from_secs(30);
 const SUMMARY_PAUSE: Duration = Duration::from_secs(10);
 /// How often the claim counters' time to live is set anew.
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
+/// How long to wait before what the handlers are is published again after a failure.
+const METHODS_PAUSE: Duration = Duration::from_secs(60);
 /// How long the inbox of an instance that is gone is kept.
 const INBOX_TTL: Duration = Duration::from_secs(24 * 3600);
 
@@ -54,9 +59,13 @@ struct Chores {
     settings: Settings,
     connector: Connector,
     instances: Instances,
+    leases: Leases,
+    batches: Batches,
     lanes: Vec<Arc<Shared>>,
     triggers: Triggers,
     registering: Registering,
+    catalog: Catalog,
+    methods: Vec<(String, Method)>,
     incarnation: AtomicU64,
     keys: Keys,
     inbox: String,
@@ -70,12 +79,17 @@ impl Keeper {
         lanes: &mut Lanes,
         registering: Registering,
         incarnation: u64,
+        methods: Vec<(String, Method)>,
     ) -> Result<Self, RunError> {
         let keys = &worker.process.keys;
         let connector = Connector::new(&worker.settings.redis_url, POOL)?;
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
             instances: Instances::new(connector.clone(), keys.clone()),
+            leases: worker.leases.clone(),
+            batches: Batches::new(connector.clone(), keys.clone()),
+            catalog: Catalog::new(connector.clone(), keys.clone()),
+            methods,
             connector,
             lanes: lanes.shared().to_vec(),
             triggers: lanes.triggers(),
@@ -142,12 +156,14 @@ impl Chores {
             tokio::join!(
                 self.pulse(),
                 self.renew(),
+                self.leases.keep(&self.batches),
                 self.sweep(),
                 self.promote(),
                 self.trim(),
                 self.look_for_stale(),
                 self.keep_claims(),
                 self.announce(changes),
+                self.publish_methods(),
                 self.sum_up(),
                 watch.run(stop.clone()),
             );
@@ -196,6 +212,8 @@ impl Chores {
     }
 
     async fn register_again(&self) -> Result<(), crate::coordination::error::CoordinationError> {
+        // The server may have lost this too.
+        self.catalog.publish(&self.methods).await?;
         let registered = self.instances.register(&self.registering).await?;
         self.incarnation
             .store(registered.incarnation, Ordering::Relaxed);
@@ -374,6 +392,22 @@ impl Chores {
                     lane.claims.keep(&mut connection).await.ok();
                 }
             }
+        }
+    }
+
+    /// Keeps what this worker published of its handlers.
+    async fn publish_methods(&self) {
+        // The first time may have failed.
+        let mut pause = METHODS_PAUSE;
+        loop {
+            tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.75)).await;
+            pause = match self.catalog.publish(&self.methods).await {
+                Ok(()) => catalog::KEPT / 3,
+                Err(error) => {
+                    tracing::debug!(%error, "what the handlers are could not be published; trying again");
+                    METHODS_PAUSE
+                }
+            };
         }
     }
 

@@ -379,7 +379,7 @@ impl Lane {
             tokio::spawn(unknown(shared.clone(), lease, event, self.finished.clone()));
             return now;
         };
-        let context = Context::new(event, shared.process.clone());
+        let context = Context::new(event, shared.process.clone()).delivered(lease.deliveries);
         let span = span_of(&context);
         let entered = span.enter();
         let mut run: Run = match catch(|| route.start(context.clone())) {
@@ -453,6 +453,24 @@ impl Lane {
         } = ran;
         let event = context.event();
         let stats = &route.stats;
+        if let Err(error) = &result
+            && let Some(kind) = error.elsewhere.clone()
+        {
+            stats.ran(elapsed, false);
+            self.running += 1;
+            let left = Left {
+                lease,
+                error: error.clone(),
+                retry: route.retry,
+                may_stay: context.draining().is_cancelled(),
+            };
+            let (shared, finished) = (self.shared.clone(), self.finished.clone());
+            tokio::spawn(async move {
+                let end = left.end(&shared, context.event(), Some(&kind)).await;
+                finished.send(end).ok();
+            });
+            return;
+        }
         stats.ran(elapsed, result.is_err());
         let scene = self.shared.scene(lease);
         let settlement = match result {
@@ -575,48 +593,68 @@ async fn occupied<T>(slot: &mut Slot<T>) -> T {
     }
 }
 
-/// An event without a handler here: left for an active instance that has one, else a dead letter.
+/// An event without a handler here.
 async fn unknown(
     shared: Arc<Shared>,
     lease: Lease,
     event: Event,
     finished: mpsc::UnboundedSender<Finished>,
 ) {
-    let given = hand_over(&shared, lease, &event).await;
-    let end = match given {
-        Ok(true) => Finished::Given(lease),
-        Ok(false) => {
-            let error = HandlerError::new(
-                Code::Unimplemented,
-                format!(
-                    "no active worker in group {} has a handler for {}",
-                    shared.group,
-                    event.kind()
-                ),
-            );
-            Finished::Settled(Box::new(settle::failure(
-                shared.scene(lease),
-                &event,
-                &error,
-                &shared.retry,
-            )))
-        }
-        Err(error) => Finished::Settled(Box::new(settle::failure(
-            shared.scene(lease),
-            &event,
-            &error,
-            &shared.retry,
-        ))),
+    let (group, kind) = (&shared.group, event.kind());
+    let left = Left {
+        lease,
+        error: HandlerError::new(
+            Code::Unimplemented,
+            format!("no active worker in group {group} has a handler for {kind}"),
+        ),
+        retry: shared.retry,
+        may_stay: false,
     };
+    let end = left.end(&shared, &event, None).await;
     finished.send(end).ok();
 }
 
-async fn hand_over(shared: &Shared, lease: Lease, event: &Event) -> Result<bool, HandlerError> {
+/// An event that is left for an active instance that can run it.
+struct Left {
+    lease: Lease,
+    /// What it comes to if there is none.
+    error: HandlerError,
+    retry: RetryPolicy,
+    /// Whether it then stays pending instead: this worker shuts down, and another one may come.
+    may_stay: bool,
+}
+
+impl Left {
+    /// Hands it to an instance that has a handler for its type, and for another one where that is
+    /// needed too.
+    async fn end(self, shared: &Shared, event: &Event, besides: Option<&str>) -> Finished {
+        let error = match hand_over(shared, self.lease, event, besides).await {
+            Ok(true) => return Finished::Given(self.lease),
+            _ if self.may_stay => return Finished::Given(self.lease),
+            Ok(false) => self.error,
+            Err(error) => error,
+        };
+        let scene = shared.scene(self.lease);
+        Finished::Settled(Box::new(settle::failure(scene, event, &error, &self.retry)))
+    }
+}
+
+async fn hand_over(
+    shared: &Shared,
+    lease: Lease,
+    event: &Event,
+    besides: Option<&str>,
+) -> Result<bool, HandlerError> {
     if shared.inbox == Some(lease.stream) {
         return Ok(false);
     }
     let capable = shared.instances.capable(event.kind()).await;
-    let capable = capable.map_err(CoordinationError::into_handler_error)?;
+    let mut capable = capable.map_err(CoordinationError::into_handler_error)?;
+    if let Some(kind) = besides {
+        let also = shared.instances.capable(kind).await;
+        let also = also.map_err(CoordinationError::into_handler_error)?;
+        capable.retain(|id| also.contains(id));
+    }
     let others: Vec<&String> = capable
         .iter()
         .filter(|id| *id != shared.instance())

@@ -8,7 +8,9 @@ use crate::bus::commit::{Committer, CommitterOptions};
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, Keys, Route};
 use crate::config::Settings;
+use crate::coordination::catalog::Method;
 use crate::coordination::instances::Instances;
+use crate::handlers::system::batch_process::PLACES;
 use crate::registry::context::Process;
 use crate::registry::handler::{Endpoint, Schemas};
 use crate::registry::layers::Surroundings;
@@ -19,6 +21,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -70,6 +73,8 @@ struct Plan {
     routes: Vec<Route>,
     places: Vec<(String, u16)>,
     inbox: Option<usize>,
+    /// Runs that there is room for beside the others.
+    beside: usize,
 }
 
 fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
@@ -78,6 +83,7 @@ fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
+        beside: PLACES,
     };
     for domain in ["system", "task"] {
         control.routes.push(keys.route(domain, 0));
@@ -98,6 +104,7 @@ fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
+        beside: 0,
     };
     for domain in domains {
         for partition in 0..keys.partitions(domain) {
@@ -186,7 +193,7 @@ impl Lanes {
                 limits: settings.limits(),
                 inflight: Arc::new(InFlight::default()),
                 claims: committer.claims(),
-                concurrency: settings.concurrency,
+                concurrency: settings.concurrency + plan.beside,
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
@@ -246,6 +253,14 @@ impl Lanes {
     pub fn capabilities(&self) -> Vec<String> {
         let kinds = self.router.routes().map(|route| route.kind.clone());
         kinds.filter(|kind| kind != NUDGE).collect()
+    }
+
+    /// What there is to say of each of these handlers.
+    pub fn methods(&self, handler_timeout: Duration) -> Vec<(String, Method)> {
+        let routes = self.router.routes().filter(|route| route.kind != NUDGE);
+        routes
+            .map(|route| (route.kind.clone(), Method::of(route, handler_timeout)))
+            .collect()
     }
 
     /// The streams that are read.

@@ -24,9 +24,11 @@ use crate::bus::commit::Committer;
 use crate::bus::connect::reconnect_delay;
 use crate::bus::error::{BusError, Reaction};
 use crate::config::Settings;
+use crate::coordination::catalog::Catalog;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
+use crate::coordination::leases::Leases;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
 use builder::Builder;
@@ -45,6 +47,8 @@ pub struct Worker {
     handlers: Vec<Registration>,
     process: Arc<Process>,
     instances: Instances,
+    leases: Leases,
+    catalog: Catalog,
 }
 
 /// Why a worker ended that was not told to.
@@ -146,6 +150,8 @@ impl Worker {
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
+        // A worker runs once.
+        self.process.draining.set(ending.drain.clone()).ok();
         if !self.reach_redis(&ending.drain).await? {
             return Ok(());
         }
@@ -156,6 +162,11 @@ impl Worker {
             &self.instances,
             &ending,
         )?;
+        // Before it is registered: whoever sees that it has a handler also sees what that one is.
+        let methods = lanes.methods(self.settings.handler_timeout);
+        if let Err(error) = self.catalog.publish(&methods).await {
+            tracing::warn!(%error, "what the handlers are could not be published; trying again later");
+        }
         let registering = self.registering(&lanes);
         let registered = self
             .instances
@@ -170,7 +181,7 @@ impl Worker {
         }
         let Registered { incarnation, .. } = registered;
         let running = lanes.start().await?;
-        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation)?;
+        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation, methods)?;
         let ledger = Ledger::start(&self, lanes.dead(), &ending.drain)?;
         tracing::info!(
             instance = self.id(),

@@ -3,7 +3,7 @@
 use crate::bus::commit::{End, Lease, Publication, Reply, Settlement};
 use crate::bus::dead::{DeadLetter, POISON};
 use crate::bus::event::{Event, Malformed};
-use crate::error::{Code, HandlerError};
+use crate::error::{Code, HandlerError, Refusal};
 use crate::registry::context::unix_ms;
 use crate::registry::handler::{Encoded, encode};
 use crate::registry::policy::RetryPolicy;
@@ -53,7 +53,7 @@ pub fn failure(
 ) -> Settlement {
     let requested = event.reply_to().is_some();
     let end = match refused(error) {
-        Some(_) if requested => End::Done,
+        Some(_) if requested && error.refusal != Some(Refusal::Busy) => End::Done,
         Some(wait) => End::Later {
             fields: event.same_attempt(),
             wait,

@@ -332,6 +332,13 @@ async fn a_worker_can_do_all_that_it_does() {
             length(&guarded, &dead).await == 2
         })
         .await;
+        for (id, mode) in [("b-1", "exclusive"), ("b-2", "fan_out")] {
+            let batch = serde_json::json!({"batch_id": id, "item_type": "image.whole", "mode": mode, "items": [1, 2, 3]});
+            let asked = Outgoing::new("system.batch.process", &batch);
+            let reply = client.request(asked, Duration::from_secs(30)).await;
+            let result: serde_json::Value = reply.expect("a reply").decode().expect("a map");
+            assert_eq!(result["items_processed"], 3, "{result}");
+        }
         let letters = Filter {
             dead: true,
             ..Filter::default()
@@ -447,6 +454,7 @@ async fn an_operator_can_run_the_commands() {
     let guarded = Guarded::start();
     let settings = Settings {
         redis_url: guarded.url("convoke-worker"),
+        id: "w-1".into(),
         ..Settings::default()
     };
     let worker = Worker::builder()
@@ -467,6 +475,30 @@ async fn an_operator_can_run_the_commands() {
         &["request", "image.whole", "--data", "7"],
         &["health"],
         &["instances"],
+        &[
+            "batch",
+            "run",
+            "image.whole",
+            "--items",
+            "[1, 2]",
+            "--id",
+            "b-1",
+        ],
+        &["batch", "show", "b-1"],
+        &["batch", "list"],
+        &["state"],
+        &["discover"],
+        &[
+            "vote",
+            "cast",
+            "d",
+            "--instance=w-1",
+            "--value=1",
+            "--role=worker",
+        ],
+        &["vote", "cast", "e", "--instance=w-1", "--value=1"],
+        &["vote", "show", "d"],
+        &["vote", "list"],
     ] {
         let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_convoke"))
             .args(words)

@@ -5,6 +5,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod batch;
+mod coordination;
 mod publish;
 mod settings;
 mod tail;
@@ -129,6 +131,9 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "tail",
         "health",
         "instances",
+        "state",
+        "discover",
+        "vote",
     ] {
         let out = help(&[command, "-h"]);
         assert!(out.contains(&format!("  convoke {command}")), "{out}");
@@ -152,6 +157,9 @@ fn without_a_server_a_command_fails_with_1() {
         &["tail"],
         &["instances"],
         &["health"],
+        &["state"],
+        &["discover"],
+        &["vote", "list"],
     ] {
         let ended = end(bare().args(args).args(["--redis-url", &url]));
         assert!(ended.failed(1, &[]).err.contains("onnect"), "{args:?}");
@@ -270,7 +278,11 @@ async fn instances_are_listed_without_a_worker() {
     let registered = instances.register(&registering).await.unwrap();
     let text = run(&redis, &["instances"]).done().out;
     let row: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(row[..4], ["w-1", "gpu,worker", "10", "0"], "{text}");
+    assert_eq!(
+        row[..5],
+        ["w-1", "healthy", "gpu,worker", "10", "0"],
+        "{text}"
+    );
     let json = run(&redis, &["instances", "--format", "json"])
         .done()
         .json();

@@ -7,11 +7,11 @@ use std::io::Read;
 use std::process::{Child, Command, Stdio};
 
 /// A worker that ends with its test.
-struct Worker(Child);
+pub struct Worker(Child);
 
 impl Worker {
     /// Starts it and waits until it is registered.
-    fn start(redis: &Redis, id: &str, command: &mut Command) -> Self {
+    pub fn start(redis: &Redis, id: &str, command: &mut Command) -> Self {
         let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
         let worker = Self(command.spawn().unwrap());
         support::eventually("the worker is registered", || {
@@ -22,7 +22,7 @@ impl Worker {
     }
 
     /// Ends it as a service manager does.
-    fn stop(mut self) -> Ended {
+    pub fn stop(mut self) -> Ended {
         support::signal(self.0.id(), "TERM");
         let mut err = String::new();
         let mut stderr = self.0.stderr.take().unwrap();

@@ -6,6 +6,7 @@ use convoke::bus::event::{Event, Limits};
 use convoke::bus::keys::Keys;
 use convoke::bus::read::entries_of;
 use convoke::config::RedisUrl;
+use convoke::coordination::ballots::Ballots;
 use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::{Instances, Registered};
 use redis::aio::MultiplexedConnection;
@@ -15,6 +16,7 @@ pub struct Fleet {
     pub redis: Redis,
     pub keys: Keys,
     pub instances: Instances,
+    pub ballots: Ballots,
     pub connection: MultiplexedConnection,
 }
 
@@ -27,10 +29,13 @@ impl Fleet {
         let redis = Redis::start();
         let connection = redis.connection().await;
         let instances = Self::seen_from(&redis, &keys);
+        let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+        let ballots = Ballots::new(connector, keys.clone());
         Self {
             redis,
             keys,
             instances,
+            ballots,
             connection,
         }
     }

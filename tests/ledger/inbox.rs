@@ -36,6 +36,7 @@ fn run_of(rig: &Rig, id: &str) -> Context {
         connector: convoke::bus::connect::Connector::new(&rig.settings().redis_url, 1).unwrap(),
         states: States::default(),
         router: Default::default(),
+        draining: Default::default(),
     };
     Context::new(event, Arc::new(process))
 }

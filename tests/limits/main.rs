@@ -222,6 +222,7 @@ async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none(
         connector: Connector::new(&RedisUrl::new(redis.url()), 4).unwrap(),
         states: States::default(),
         router: Default::default(),
+        draining: Default::default(),
     });
     let policy = Policy::new()
         .cache(SLOW.period)

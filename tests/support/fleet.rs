@@ -13,7 +13,7 @@ use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Outgoing, PublishError};
 use convoke::bus::read::entries_of;
 use convoke::config::{DatabaseUrl, RedisUrl, Settings};
-use convoke::sqlx;
+use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Worker};
 use redis::aio::MultiplexedConnection;
 use schemars::JsonSchema;
@@ -24,7 +24,8 @@ use std::time::Duration;
 
 const URL: &str = "TORTURE_REDIS";
 const ID: &str = "TORTURE_ID";
-const DATABASE: &str = "TORTURE_DATABASE";
+/// Where the database of a worker process is, if it has one.
+pub const DATABASE: &str = "TORTURE_DATABASE";
 
 /// How long an instance lives without a pulse.
 pub const TTL: Duration = Duration::from_secs(1);
@@ -38,7 +39,7 @@ pub struct Work {
     pub ms: u64,
 }
 
-async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
+pub async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
     if work.ms > 0 {
         tokio::time::sleep(Duration::from_millis(work.ms)).await;
     }
@@ -46,58 +47,8 @@ async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
     Ok(work.n)
 }
 
-/// A pool of the handler's own.
-enum Pool {
-    Sqlite(sqlx::SqlitePool),
-    Postgres(sqlx::PgPool),
-}
-
-impl Pool {
-    fn open(url: &str) -> Self {
-        if DatabaseUrl::new(url).is_postgres() {
-            let options = sqlx::postgres::PgPoolOptions::new();
-            Pool::Postgres(options.connect_lazy(url).unwrap())
-        } else {
-            let options = sqlx::sqlite::SqlitePoolOptions::new();
-            Pool::Sqlite(options.max_connections(1).connect_lazy(url).unwrap())
-        }
-    }
-}
-
-/// Writes a row, once.
-async fn charge(context: Context, work: Work) -> Result<u64, HandlerError> {
-    let event = context.event().id();
-    let pause = Duration::from_millis(work.ms);
-    match context.state::<Pool>()? {
-        Pool::Sqlite(pool) => {
-            let insert = "INSERT INTO effects (event) VALUES (?)";
-            let once = context.once(pool, async |connection| {
-                sqlx::query(insert).bind(event).execute(connection).await?;
-                Ok(work.n)
-            });
-            once.await?;
-        }
-        Pool::Postgres(pool) => {
-            let insert = "INSERT INTO effects (event) VALUES ($1)";
-            let once = context.once(pool, async |connection| {
-                sqlx::query(insert).bind(event).execute(connection).await?;
-                tokio::time::sleep(pause).await;
-                Ok(work.n)
-            });
-            once.await?;
-        }
-    }
-    // Time to die between the effect and the commit on the bus.
-    tokio::time::sleep(pause).await;
-    Ok(work.n)
-}
-
-async fn broken(_: Context, _: u64) -> Result<u64, HandlerError> {
-    Err(HandlerError::internal("broken").permanent())
-}
-
-/// The body of the test `a_worker_process`.
-pub fn worker_process() {
+/// The body of the test `a_worker_process`: a worker with those handlers.
+pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
     let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
         return;
     };
@@ -118,15 +69,7 @@ pub fn worker_process() {
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
-        let mut worker = Worker::builder()
-            .settings(settings)
-            .handler("load.work", work);
-        if !database.is_empty() {
-            worker = worker
-                .state(Pool::open(&database))
-                .handler("account.charge", charge)
-                .handler("account.broken", broken);
-        }
+        let worker = with(Worker::builder().settings(settings));
         worker.build().unwrap().run().await.unwrap();
     });
     std::process::exit(0);
@@ -191,6 +134,11 @@ impl Fleet {
         let id = if same_name { id } else { self.next_id() };
         let worker = self.spawn(&id);
         self.workers.push((id, worker));
+    }
+
+    /// The index of the worker of that name.
+    pub fn position(&self, id: &str) -> Option<usize> {
+        self.workers.iter().position(|(worker, _)| worker == id)
     }
 
     pub fn pid(&self, index: usize) -> u32 {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
+pub mod ballots;
 pub mod fleet;
 pub mod postgres;
 pub mod store;

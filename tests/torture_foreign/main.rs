@@ -9,7 +9,7 @@ use support::{Redis, eventually};
 
 #[test]
 fn a_worker_process() {
-    fleet::worker_process();
+    fleet::worker_process(|worker| worker.handler("load.work", fleet::work));
 }
 
 fn python(script: &str, redis: &Redis, arguments: &[&str]) -> String {

@@ -12,11 +12,12 @@ use convoke::bus::json;
 use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Outgoing, PublishError};
 use convoke::bus::read::entries_of;
-use convoke::config::RedisUrl;
+use convoke::config::{DatabaseUrl, RedisUrl};
 use convoke::ledger::fact::Fact;
 use convoke::ledger::fill::{Filler, sources};
 use convoke::ledger::history::Filter;
 use convoke::sqlx::{self, Row};
+use convoke::{Context, HandlerError};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,10 +35,66 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn a_worker_process() {
-    fleet::worker_process();
+    fleet::worker_process(|worker| {
+        let database = std::env::var(fleet::DATABASE).unwrap();
+        worker
+            .state(Pool::open(&database))
+            .handler("account.charge", charge)
+            .handler("account.broken", broken)
+    });
 }
 
-async fn charge(redis: Redis, stop: CancellationToken) -> (Redis, u64) {
+/// A pool of the handler's own.
+enum Pool {
+    Sqlite(sqlx::SqlitePool),
+    Postgres(sqlx::PgPool),
+}
+
+impl Pool {
+    fn open(url: &str) -> Self {
+        if DatabaseUrl::new(url).is_postgres() {
+            let options = sqlx::postgres::PgPoolOptions::new();
+            Pool::Postgres(options.connect_lazy(url).unwrap())
+        } else {
+            let options = sqlx::sqlite::SqlitePoolOptions::new();
+            Pool::Sqlite(options.max_connections(1).connect_lazy(url).unwrap())
+        }
+    }
+}
+
+/// Writes a row, once.
+async fn charge(context: Context, work: Work) -> Result<u64, HandlerError> {
+    let event = context.event().id();
+    let pause = Duration::from_millis(work.ms);
+    match context.state::<Pool>()? {
+        Pool::Sqlite(pool) => {
+            let insert = "INSERT INTO effects (event) VALUES (?)";
+            let once = context.once(pool, async |connection| {
+                sqlx::query(insert).bind(event).execute(connection).await?;
+                Ok(work.n)
+            });
+            once.await?;
+        }
+        Pool::Postgres(pool) => {
+            let insert = "INSERT INTO effects (event) VALUES ($1)";
+            let once = context.once(pool, async |connection| {
+                sqlx::query(insert).bind(event).execute(connection).await?;
+                tokio::time::sleep(pause).await;
+                Ok(work.n)
+            });
+            once.await?;
+        }
+    }
+    // Time to die between the effect and the commit on the bus.
+    tokio::time::sleep(pause).await;
+    Ok(work.n)
+}
+
+async fn broken(_: Context, _: u64) -> Result<u64, HandlerError> {
+    Err(HandlerError::internal("broken").permanent())
+}
+
+async fn publish(redis: Redis, stop: CancellationToken) -> (Redis, u64) {
     let client = fleet::client(&redis);
     let mut n = 0;
     while !stop.is_cancelled() {
@@ -90,7 +147,7 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         let redis = Redis::start();
         let mut fleet = Fleet::with_database(&redis, 2, &store.url());
         let stop = CancellationToken::new();
-        let publishing = tokio::spawn(charge(redis, stop.clone()));
+        let publishing = tokio::spawn(publish(redis, stop.clone()));
         for kill in 0..kills {
             tokio::time::sleep(Duration::from_millis(fastrand::u64(100..900))).await;
             match &mut store {

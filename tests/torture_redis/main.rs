@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 #[test]
 fn a_worker_process() {
-    fleet::worker_process();
+    fleet::worker_process(|worker| worker.handler("load.work", fleet::work));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

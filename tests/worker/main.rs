@@ -4,7 +4,11 @@
 mod support;
 
 mod bad_input;
+mod ballots;
 mod basics;
+mod batch_takeover;
+mod batches;
 mod failures;
 mod lifecycle;
 mod rig;
+mod state;

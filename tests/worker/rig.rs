@@ -124,12 +124,16 @@ impl Rig {
 
     pub async fn pending(&self, stream: &str) -> u64 {
         let mut connection = self.connection.clone();
-        let summary: redis::Value = redis::cmd("XPENDING")
+        let summary = redis::cmd("XPENDING")
             .arg(stream)
             .arg("workers")
-            .query_async(&mut connection)
-            .await
-            .unwrap();
+            .query_async::<redis::Value>(&mut connection)
+            .await;
+        let summary = match summary {
+            // A worker is registered before its groups are there.
+            Err(error) if error.code() == Some("NOGROUP") => return 0,
+            summary => summary.unwrap(),
+        };
         match summary {
             redis::Value::Array(parts) => match parts.first() {
                 Some(redis::Value::Int(count)) => *count as u64,

@@ -1,7 +1,11 @@
 //! The `system.*` events (PROTOCOL §6).
 
+pub mod batch_process;
+mod discover;
+mod get_state;
 mod health;
 mod heartbeat;
+mod quorum_vote;
 mod register;
 mod unregister;
 
@@ -40,6 +44,26 @@ pub fn registrations() -> Vec<Registration> {
             "system.health",
             health::health,
             Policy::new().describe("Looks at the services and the instances, live."),
+        ),
+        Registration::new(
+            batch_process::KIND,
+            batch_process::process,
+            batch_process::policy(),
+        ),
+        Registration::new(
+            "system.get_state",
+            get_state::get_state,
+            Policy::new().describe("Reads what instances, ballots and streams are there, live."),
+        ),
+        Registration::new(
+            "system.quorum.vote",
+            quorum_vote::quorum_vote,
+            Policy::new().describe("Counts one instance's vote; the first one opens the ballot."),
+        ),
+        Registration::new(
+            "system.discover",
+            discover::discover,
+            Policy::new().describe("Lists what the active instances can be asked for, and how."),
         ),
     ]
 }

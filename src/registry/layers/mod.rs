@@ -171,6 +171,7 @@ pub(crate) mod testing {
             connector: Connector::new(&nowhere, 1).unwrap(),
             states: States::default(),
             router: Default::default(),
+            draining: Default::default(),
         })
     }
 

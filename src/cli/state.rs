@@ -1,0 +1,133 @@
+//! `convoke state`: all that there is, at one look.
+
+use super::output::{self, Output, ago};
+use super::{Outcome, Session, request};
+use clap::Args;
+use convoke::bus::publish::Outgoing;
+use serde_json::{Value, json};
+use std::io;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke state
+  convoke state --recent 30
+  convoke state --format json | jq '.streams[] | select(.lag > 1000)'
+
+A worker answers it, from what is in Redis at that moment.";
+
+/// Ask a worker for the state of everything
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// How many of the latest facts
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=100))]
+    recent: u64,
+    /// How long to wait for the answer
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+    timeout: Duration,
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    let event = Outgoing::new("system.get_state", &json!({ "recent": flags.recent }));
+    let state = match request::ask(&session, event, flags.timeout).await? {
+        Ok(reply) => request::result(&reply)?,
+        Err(error) => {
+            request::complain(&session, &error);
+            return Ok(Outcome::Failed);
+        }
+    };
+    match session.output.is_json() {
+        true => session.output.json(&state)?,
+        false => print(&session.output, &state)?,
+    }
+    Ok(Outcome::Done)
+}
+
+/// The columns of a part: heading, and what stands under it.
+type Columns<'a> = &'a [(&'a str, &'a dyn Fn(&Value) -> String)];
+
+fn print(output: &Output, state: &Value) -> io::Result<()> {
+    let at = state["at"].as_u64().unwrap_or(0);
+    let age = |time: &Value| match time.as_u64() {
+        Some(time) => ago(at.saturating_sub(time)),
+        None => "-".to_owned(),
+    };
+    output.line(&output::printable(&format!(
+        "version {}; leader: {}; instances: {}",
+        text(&state["version"]),
+        text(&state["leader"]),
+        text(&state["instances_total"]),
+    )))?;
+    let part = |title: &str, columns: Columns<'_>| part(output, title, &state[title], columns);
+    part(
+        "instances",
+        &[
+            ("ID", &|v| text(&v["id"])),
+            ("STATUS", &|v| text(&v["status"])),
+            ("ROLES", &|v| words(&v["roles"])),
+            ("CAPACITY", &|v| text(&v["capacity"])),
+            ("LOAD", &|v| text(&v["load"])),
+            ("PULSE", &|v| age(&v["last_seen"])),
+        ],
+    )?;
+    part(
+        "decisions",
+        &[
+            ("DECISION", &|v| text(&v["decision"])),
+            ("STATUS", &|v| text(&v["status"])),
+            ("VOTES", &|v| text(&v["vote_count"])),
+            ("QUORUM", &|v| text(&v["quorum"])),
+            ("ELECTORATE", &|v| text(&v["electorate"])),
+            ("OPENED", &|v| age(&v["opened_at"])),
+            ("DECIDED", &|v| match v.get("final_decision") {
+                Some(value) => value.to_string(),
+                None => "-".to_owned(),
+            }),
+        ],
+    )?;
+    part(
+        "streams",
+        &[
+            ("STREAM", &|v| text(&v["name"])),
+            ("LENGTH", &|v| text(&v["length"])),
+            ("PENDING", &|v| text(&v["pending"])),
+            ("LAG", &|v| text(&v["lag"])),
+        ],
+    )?;
+    part(
+        "recent_events",
+        &[
+            ("FACT", &|v| text(&v["id"])),
+            ("AGE", &|v| age(&v["time"])),
+            ("TYPE", &|v| text(&v["type"])),
+            ("DATA", &|v| v["data"].to_string()),
+        ],
+    )
+}
+
+fn part(output: &Output, title: &str, items: &Value, columns: Columns<'_>) -> io::Result<()> {
+    let items = items.as_array().map_or(&[][..], Vec::as_slice);
+    if items.is_empty() {
+        return output.line(&format!("\nno {}", title.replace('_', " ")));
+    }
+    output.line("")?;
+    let headings: Vec<&str> = columns.iter().map(|(heading, _)| *heading).collect();
+    let row = |item: &Value| columns.iter().map(|(_, cell)| cell(item)).collect();
+    let rows: Vec<Vec<String>> = items.iter().map(row).collect();
+    output.table(&headings, &rows)
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
+fn words(value: &Value) -> String {
+    let words: Vec<String> = value.as_array().into_iter().flatten().map(text).collect();
+    words.join(",")
+}

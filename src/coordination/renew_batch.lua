@@ -1,0 +1,24 @@
+#!lua flags=allow-oom
+-- Renews the lease of a batch, or gives it back.
+--
+-- KEYS  1 the batch  2 its finished items
+-- ARGV  1 fence  2 lease in ms; 0 gives it back: whoever asks next holds it  3 how long a batch is
+--       kept that nobody goes on with, in ms
+-- Returns 1; 0 if the fence is not the last holder's: nothing was changed.
+-- Cost  O(1). Passes when memory is full, or every holder would lose its batch just then; nothing
+--       grows by it.
+local is = redis.call('HMGET', KEYS[1], 'fence', 'status')
+if is[1] ~= ARGV[1] then return 0 end
+if is[2] == 'completed' then return 1 end
+local expires = 0
+if ARGV[2] ~= '0' then
+  local clock = redis.call('TIME')
+  expires = clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[2]
+else
+  -- The run that gives it back does not hold it any more, nor does its event.
+  redis.call('HDEL', KEYS[1], 'run', 'entry', 'event')
+end
+redis.call('HSET', KEYS[1], 'expires', expires)
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return 1

@@ -1,0 +1,286 @@
+//! `system.batch.process`: holds the batch and sees to it that every item is run, or tells who does.
+
+mod exclusive;
+mod fan_out;
+mod holding;
+
+use super::encoded;
+use crate::bus::client::{Client, ClientOptions};
+use crate::bus::connect::Connector;
+use crate::bus::keys::{Keys, NameError};
+use crate::config::Settings;
+use crate::coordination::batch::{Failure, Mode, Status, Wanted};
+use crate::coordination::batches::{self, Acquired, Asker, Batches};
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Instances;
+use crate::coordination::leases::Leases;
+use crate::error::{Code, HandlerError, Refusal};
+use crate::{Context, Policy};
+use holding::{Holding, Stop};
+use rmpv::Value;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+/// The event type.
+pub const KIND: &str = "system.batch.process";
+/// Batches that one process works on, or waits for, at a time. The control lane has room for so many
+/// beside everything else, so they delay no heartbeat; what is over it runs later, here or elsewhere.
+pub const PLACES: usize = 16;
+/// How long an event for which there was no place waits before it is looked at again.
+const NO_PLACE: Duration = Duration::from_secs(1);
+/// For how long a published item is not published a second time.
+const DEDUP_WINDOW: Duration = Duration::from_secs(3600);
+
+/// How the handler is run: its lease is its only time limit.
+pub fn policy() -> Policy {
+    Policy::new().no_timeout().describe(
+        "Runs the handler of a type for every item of a batch, one instance at a time, and goes on \
+         where the last one stopped.",
+    )
+}
+
+/// What all runs of the handler share.
+#[derive(Clone, Debug)]
+pub struct Runner {
+    batches: Batches,
+    leases: Leases,
+    client: Client,
+    connector: Connector,
+    places: Arc<Semaphore>,
+    lease: Duration,
+}
+
+impl Runner {
+    /// For the handlers of one process. Whoever has the leases kept must be one that no item blocks.
+    ///
+    /// # Errors
+    /// If the settings name no namespace.
+    pub fn new(
+        connector: Connector,
+        keys: Keys,
+        settings: &Settings,
+        leases: Leases,
+    ) -> Result<Self, NameError> {
+        let options = ClientOptions {
+            dedup_window: DEDUP_WINDOW,
+            source: Some(settings.id.clone()),
+            ..ClientOptions::from(settings)
+        };
+        Ok(Self {
+            batches: Batches::new(connector.clone(), keys.clone()),
+            leases,
+            client: Client::new(connector.clone(), keys, options)?,
+            connector,
+            places: Arc::new(Semaphore::new(PLACES)),
+            lease: settings.batch_lease,
+        })
+    }
+}
+
+/// What is to be done.
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Process {
+    batch_id: String,
+    /// The event type whose handler runs the items.
+    item_type: String,
+    /// The payloads.
+    #[schemars(with = "Vec<serde_json::Value>")]
+    items: Vec<Value>,
+    #[serde(default)]
+    mode: Mode,
+    /// How long the batch may stay without a sign of life of its holder [default: `batch_lease`].
+    lease_ms: Option<u64>,
+}
+
+/// How far it is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Processed {
+    /// Whether every item is finished; if not, `processor_id` is at it.
+    processed: bool,
+    processor_id: String,
+    /// Items that succeeded.
+    items_processed: u64,
+    /// Items that failed for good.
+    items_failed: u64,
+    total: u64,
+    fence: u64,
+    status: Status,
+    /// The first failures of a completed batch.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    failures: Vec<Failure>,
+}
+
+/// Holds the batch and sees to it that every item is run, or tells who does.
+///
+/// # Errors
+/// `invalid_argument`, naming the field; `already_exists` if the batch has another content; `aborted`
+/// if the lease was lost; `unimplemented` if nobody has a handler for the items.
+pub async fn process(context: Context, mut event: Process) -> Result<Processed, HandlerError> {
+    let runner = context.state::<Runner>()?.clone();
+    let lease_ms = event.lease_ms.unwrap_or(runner.lease.as_millis() as u64);
+    let items = std::mem::take(&mut event.items);
+    let items: Vec<Vec<u8>> = items.iter().map(encoded).collect();
+    let wanted = Wanted::new(
+        &event.batch_id,
+        &event.item_type,
+        event.mode,
+        &items,
+        lease_ms,
+    )
+    .map_err(CoordinationError::into_handler_error)?;
+    if event.item_type == KIND {
+        return Err(HandlerError::invalid_argument(format!(
+            "item_type: the items of a batch can not be batches ({KIND})"
+        )));
+    }
+    let place = runner.places.clone().try_acquire_owned().ok();
+    let can_run = match event.mode {
+        Mode::Exclusive => context.handles(&event.item_type),
+        Mode::FanOut => somebody_handles(&context, &event.item_type).await?,
+    };
+    let run = Uuid::now_v7().to_string();
+    loop {
+        let draining = context.draining().is_cancelled();
+        let asker = Asker {
+            instance: context.instance(),
+            run: &run,
+            entry: &context.event().entry_id().to_string(),
+            event: &context.event().id(),
+            may_hold: place.is_some() && can_run && !draining,
+        };
+        let begun = Instant::now();
+        let acquired = runner.batches.acquire(&wanted, asker).await;
+        match acquired.map_err(CoordinationError::into_handler_error)? {
+            Acquired::Completed(progress) => {
+                return answer(&runner, &wanted, progress, Status::Completed).await;
+            }
+            Acquired::Busy {
+                progress,
+                same_event: false,
+                ..
+            } => return answer(&runner, &wanted, progress, Status::Running).await,
+            // The same request again, such as after a retry: its answer is the result.
+            Acquired::Busy { left, .. } if place.is_some() && !draining => {
+                let pause = left.clamp(Duration::from_millis(10), Duration::from_secs(1));
+                tokio::select! {
+                    () = tokio::time::sleep(pause) => {}
+                    () = context.cancellation().cancelled() => return Err(lost(&event.batch_id)),
+                }
+            }
+            Acquired::Held(progress, finished) => {
+                let length = Duration::from_millis(lease_ms);
+                let held = runner
+                    .leases
+                    .hold(wanted.id(), progress.fence, length, begun);
+                let mut holding =
+                    Holding::new(&context, &runner.batches, &wanted, held, progress, finished);
+                let ended = match event.mode {
+                    Mode::Exclusive => exclusive::run(&mut holding, &event.item_type, &items).await,
+                    Mode::FanOut => {
+                        fan_out::run(&mut holding, &runner, &event.item_type, &items).await
+                    }
+                };
+                let ended = match ended {
+                    Ok(()) => Ok(holding.progress().clone()),
+                    Err(stop) => Err(leave(holding, stop, &event).await),
+                };
+                return answer(&runner, &wanted, ended?, Status::Completed).await;
+            }
+            Acquired::Free | Acquired::Busy { .. } => {
+                return Err(match (can_run, draining) {
+                    (false, _) => unknown(&event),
+                    (_, true) => leaving(&event),
+                    _ => later(NO_PLACE, format!("{PLACES} batches are under way here")),
+                });
+            }
+        }
+    }
+}
+
+/// Whether an instance that is alive reads events of that type; this one is among them.
+async fn somebody_handles(context: &Context, kind: &str) -> Result<bool, HandlerError> {
+    let capable = context.state::<Instances>()?.capable(kind).await;
+    Ok(!capable
+        .map_err(CoordinationError::into_handler_error)?
+        .is_empty())
+}
+
+async fn answer(
+    runner: &Runner,
+    wanted: &Wanted,
+    progress: batches::Progress,
+    status: Status,
+) -> Result<Processed, HandlerError> {
+    let failures = match status {
+        Status::Completed if progress.failed > 0 => runner
+            .batches
+            .failures(wanted.id())
+            .await
+            .map_err(CoordinationError::into_handler_error)?,
+        _ => Vec::new(),
+    };
+    Ok(Processed {
+        processed: status == Status::Completed,
+        processor_id: progress.processor_id,
+        items_processed: progress.processed,
+        items_failed: progress.failed,
+        total: progress.total,
+        fence: progress.fence,
+        status,
+        failures,
+    })
+}
+
+/// Ends a holding before the batch is completed.
+async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> HandlerError {
+    let error = match stop {
+        Stop::Lost => return lost(&event.batch_id),
+        Stop::Draining => leaving(event),
+        Stop::Cancelled => lost(&event.batch_id),
+        Stop::Again => later(Duration::ZERO, "it goes on as a new entry".into()),
+        Stop::Failed(error) => error,
+    };
+    holding.give_back().await;
+    error
+}
+
+fn lost(id: &str) -> HandlerError {
+    HandlerError::aborted(format!("someone else holds the batch {id} now"))
+}
+
+/// The type that an instance must have a handler for that can go on with the batch.
+fn needed(event: &Process) -> &str {
+    match event.mode {
+        Mode::Exclusive => &event.item_type,
+        Mode::FanOut => KIND,
+    }
+}
+
+fn leaving(event: &Process) -> HandlerError {
+    HandlerError::unavailable(format!(
+        "the holder of the batch {} is shutting down",
+        event.batch_id
+    ))
+    .elsewhere(needed(event))
+}
+
+fn unknown(event: &Process) -> HandlerError {
+    let kind = &event.item_type;
+    let message = format!("item_type: no active worker has a handler for {kind}");
+    let error = HandlerError::new(Code::Unimplemented, message);
+    match event.mode {
+        Mode::Exclusive => error.elsewhere(kind),
+        Mode::FanOut => error,
+    }
+}
+
+fn later(wait: Duration, why: String) -> HandlerError {
+    let mut error = HandlerError::unavailable(why);
+    error.refusal = Some(Refusal::Busy);
+    error.retry_after = Some(wait);
+    error
+}

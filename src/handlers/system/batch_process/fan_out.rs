@@ -1,0 +1,246 @@
+//! All replicas run the items over the bus; the holder publishes them and collects the replies.
+//!
+//! The stream of the replies belongs to the batch, not to a holder, and an item is published with
+//! its id and `dedup`: the next holder publishes what is missing again, which stores nothing that is
+//! under way, and reads the replies from the beginning.
+
+use super::Runner;
+use super::holding::{Holding, Stop};
+use crate::bus::connect::{BLOCK, reconnect_delay};
+use crate::bus::error::BusError;
+use crate::bus::event::{Entry, EntryId, Limits};
+use crate::bus::keys;
+use crate::bus::publish::{Outgoing, PublishError};
+use crate::bus::read::{self, Batch};
+use crate::bus::reply::Reply;
+use crate::error::{Code, HandlerError};
+use crate::registry::policy::RetryPolicy;
+use redis::aio::MultiplexedConnection;
+use sha1_smol::Sha1;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Items that are under way at a time.
+const WINDOW: usize = 64;
+/// Replies that one read brings at the most.
+const COUNT: usize = 256;
+/// How long a read waits while items are to be published again.
+const SOON: Duration = Duration::from_millis(100);
+
+struct FanOut<'a> {
+    kind: &'a str,
+    items: &'a [Vec<u8>],
+    runner: &'a Runner,
+    /// One stream of replies for each partition of the items' domain.
+    streams: Vec<String>,
+    positions: Vec<EntryId>,
+    /// Items that were not published by this holder yet.
+    waiting: VecDeque<usize>,
+    /// Items that were refused, and when they are published again.
+    refused: Vec<(Instant, usize)>,
+    /// Items that were published and not answered yet.
+    under_way: HashSet<usize>,
+    /// How often an item was refused.
+    tries: HashMap<usize, u32>,
+}
+
+/// Has every item run that is not finished.
+pub async fn run(
+    holding: &mut Holding<'_>,
+    runner: &Runner,
+    kind: &str,
+    items: &[Vec<u8>],
+) -> Result<(), Stop> {
+    let keys = holding.context.keys();
+    let domain = keys::domain_of(kind);
+    // A batch id may be too long for the name of a reply stream.
+    let name = format!("batch-{}", Sha1::from(holding.id()).digest());
+    let partitions = 0..keys.partitions(domain);
+    let streams: Vec<String> = partitions.map(|n| keys.reply(domain, n, &name)).collect();
+    let mut work = FanOut {
+        kind,
+        items,
+        runner,
+        positions: vec![EntryId::default(); streams.len()],
+        streams,
+        waiting: (0..items.len())
+            .filter(|index| !holding.is_finished(*index))
+            .collect(),
+        refused: Vec::new(),
+        under_way: HashSet::new(),
+        tries: HashMap::new(),
+    };
+    work.all(holding).await?;
+    holding.commit().await?;
+    work.remove_streams().await;
+    Ok(())
+}
+
+impl FanOut<'_> {
+    async fn all(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
+        let mut connection = None;
+        let mut failures = 0;
+        loop {
+            holding.check().await?;
+            self.publish(holding).await?;
+            if self.under_way.is_empty() && self.waiting.is_empty() && self.refused.is_empty() {
+                return Ok(());
+            }
+            let replies = holding.until_drained(self.read(&mut connection)).await?;
+            match replies {
+                Ok(batches) => {
+                    failures = 0;
+                    for batch in batches {
+                        for entry in &batch.entries {
+                            self.positions[batch.stream] = entry.id;
+                            self.reply(holding, entry).await?;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(batch = holding.id(), %error, "replies were not read; trying again");
+                    connection = None;
+                    let pause = tokio::time::sleep(reconnect_delay(failures));
+                    holding.until_drained(pause).await?;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    /// Publishes as many items as may be under way.
+    async fn publish(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
+        let now = Instant::now();
+        let mut chosen: Vec<(usize, bool)> = Vec::new();
+        let room =
+            |chosen: &Vec<_>, under_way: &HashSet<_>| chosen.len() + under_way.len() < WINDOW;
+        while room(&chosen, &self.under_way)
+            && let Some(at) = self.refused.iter().position(|(due, _)| *due <= now)
+        {
+            // The first one's id is taken: a repetition must be stored all the same.
+            chosen.push((self.refused.swap_remove(at).1, false));
+        }
+        while room(&chosen, &self.under_way)
+            && let Some(index) = self.waiting.pop_front()
+        {
+            chosen.push((index, true));
+        }
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let events: Vec<Outgoing> = chosen
+            .iter()
+            .map(|&(index, dedup)| self.event(holding, index, dedup))
+            .collect();
+        let client = &self.runner.client;
+        let results = holding.beside(client.publish_many(&events)).await?;
+        let mut failed = false;
+        for ((index, dedup), result) in chosen.into_iter().zip(results) {
+            match result {
+                Ok(_) => _ = self.under_way.insert(index),
+                // Too large, say: it will not be better next time.
+                Err(PublishError::Rejected { reason, code: None }) => {
+                    let failure = (Code::InvalidArgument.as_str(), reason);
+                    holding.finish(index, Some(failure), Vec::new()).await?;
+                }
+                Err(error) => {
+                    tracing::debug!(batch = holding.id(), index, %error, "an item was not published; trying again");
+                    failed = true;
+                    match dedup {
+                        true => self.waiting.push_front(index),
+                        false => self.refused.push((now, index)),
+                    }
+                }
+            }
+        }
+        if failed {
+            holding.until_drained(tokio::time::sleep(SOON)).await?;
+        }
+        Ok(())
+    }
+
+    fn event(&self, holding: &Holding<'_>, index: usize, dedup: bool) -> Outgoing {
+        let id = format!("{}/{index}", holding.id());
+        let keys = holding.context.keys();
+        let partition = keys.partition_of(keys::domain_of(self.kind), &id);
+        let event = Outgoing::encoded(self.kind, self.items[index].clone())
+            .reply_to(&self.streams[usize::from(partition)])
+            .id(id)
+            .dedup(dedup);
+        match holding.context.trace() {
+            Some(trace) => event.traceparent(trace.to_string()),
+            None => event,
+        }
+    }
+
+    async fn read(
+        &self,
+        connection: &mut Option<MultiplexedConnection>,
+    ) -> Result<Vec<Batch>, BusError> {
+        let connection = match connection {
+            Some(connection) => connection,
+            none => none.insert(self.runner.connector.blocking(BLOCK).await?),
+        };
+        let names = self.streams.iter().map(String::as_str);
+        let from: Vec<(&str, EntryId)> = names.zip(self.positions.iter().copied()).collect();
+        let block = if self.refused.is_empty() { BLOCK } else { SOON };
+        read::read_after(connection, &from, COUNT, block).await
+    }
+
+    async fn reply(&mut self, holding: &mut Holding<'_>, entry: &Entry) -> Result<(), Stop> {
+        let Some(index) = index_of(entry, holding.id(), self.items.len()) else {
+            return Ok(());
+        };
+        if holding.is_finished(index) {
+            return Ok(());
+        }
+        let failure = match Reply::parse(entry, &Limits::default()) {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => {
+                let tries = self.tries.entry(index).or_default();
+                *tries += 1;
+                if is_refusal(error.code)
+                    && let Some(wait) = RetryPolicy::default().delay(*tries)
+                {
+                    self.under_way.remove(&index);
+                    self.refused.push((Instant::now() + wait, index));
+                    return Ok(());
+                }
+                Some((error.code.as_str(), error.message))
+            }
+            Err(malformed) => Some((Code::Internal.as_str(), malformed.to_string())),
+        };
+        self.under_way.remove(&index);
+        self.waiting.retain(|waiting| *waiting != index);
+        self.refused.retain(|(_, refused)| *refused != index);
+        let failure = failure.map(|(code, message)| {
+            let error = HandlerError::internal(message);
+            (code, error.bounded_message().to_owned())
+        });
+        holding.finish(index, failure, Vec::new()).await
+    }
+
+    /// What remains expires by itself.
+    async fn remove_streams(&self) {
+        let Ok(mut connection) = self.runner.connector.pooled().await else {
+            return;
+        };
+        for stream in &self.streams {
+            let mut command = redis::cmd("UNLINK");
+            command.arg(stream);
+            command.exec_async(&mut connection).await.ok();
+        }
+    }
+}
+
+/// A requester is told at once what a circuit or a rate limit refused; an item can wait.
+fn is_refusal(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::ResourceExhausted)
+}
+
+/// Which item a reply is about.
+fn index_of(entry: &Entry, batch: &str, items: usize) -> Option<usize> {
+    let id = std::str::from_utf8(entry.get("correlationid")?).ok()?;
+    let index = id.strip_prefix(batch)?.strip_prefix('/')?.parse().ok()?;
+    (index < items).then_some(index)
+}

@@ -1,0 +1,516 @@
+//! Batches: every branch of the scripts, and random histories against a model.
+
+use crate::fleet::Fleet;
+use convoke::bus::commit::Publication;
+use convoke::bus::connect::Connector;
+use convoke::bus::keys::Keys;
+use convoke::config::RedisUrl;
+use convoke::coordination::batch::{MAX_FAILURES, Mode, Status, Wanted};
+use convoke::coordination::batches::{
+    Acquired, Advanced, Asker, Batches, LISTED, Outcome, Progress,
+};
+use convoke::coordination::error::CoordinationError;
+use serde_json::json;
+use std::time::Duration;
+
+pub const LEASE: Duration = Duration::from_secs(30);
+
+pub fn batches(fleet: &Fleet) -> Batches {
+    let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
+    Batches::new(connector, fleet.keys.clone())
+}
+
+pub fn wanted(id: &str, total: usize) -> Wanted {
+    let items: Vec<Vec<u8>> = (0..total).map(|n| vec![n as u8]).collect();
+    Wanted::new(id, "number.add", Mode::Exclusive, &items, 30_000).unwrap()
+}
+
+/// An asker whose run, entry and event all have that name.
+pub fn asker<'a>(instance: &'a str, name: &'a str) -> Asker<'a> {
+    Asker {
+        instance,
+        run: name,
+        entry: name,
+        event: name,
+        may_hold: true,
+    }
+}
+
+pub fn ok(indexes: impl IntoIterator<Item = usize>) -> Vec<Outcome> {
+    let outcomes = indexes.into_iter().map(|index| Outcome {
+        index,
+        failure: None,
+    });
+    outcomes.collect()
+}
+
+pub fn failed(index: usize, message: &str) -> Outcome {
+    Outcome {
+        index,
+        failure: Some(("not_found", message.to_owned())),
+    }
+}
+
+async fn hold(batches: &Batches, wanted: &Wanted, asker: Asker<'_>) -> (Progress, Vec<u8>) {
+    match batches.acquire(wanted, asker).await.unwrap() {
+        Acquired::Held(progress, finished) => (progress, finished),
+        other => panic!("not held: {other:?}"),
+    }
+}
+
+async fn running(batches: &Batches, wanted: &Wanted, fence: u64, done: &[Outcome]) -> Progress {
+    match batches.progress(wanted, fence, done, &[]).await.unwrap() {
+        Advanced::Running(progress) => progress,
+        other => panic!("not running: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn one_instance_at_a_time_holds_a_batch_and_the_others_are_told_who() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (first, finished) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    assert_eq!((first.processor_id.as_str(), first.total), ("w-1", 3));
+    assert!(first.fence > 1_700_000_000_000_000 && finished.is_empty());
+    let again = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    assert_eq!(again.0, first, "the same call again");
+    let progress = running(&batches, &wanted, first.fence, &ok([0])).await;
+    assert_eq!((progress.processed, progress.failed), (1, 0));
+    match batches.acquire(&wanted, asker("w-2", "e-2")).await.unwrap() {
+        Acquired::Busy {
+            progress,
+            left,
+            same_event,
+        } => {
+            assert_eq!(
+                (progress.processor_id.as_str(), progress.processed),
+                ("w-1", 1)
+            );
+            assert!(left > Duration::from_secs(20) && left <= LEASE && !same_event);
+        }
+        other => panic!("{other:?}"),
+    }
+    // The same event on another entry, as after a retry, is the same request, but no takeover.
+    let retried = Asker {
+        event: "e-1",
+        ..asker("w-2", "e-2")
+    };
+    let told = batches.acquire(&wanted, retried).await.unwrap();
+    assert!(
+        matches!(
+            told,
+            Acquired::Busy {
+                same_event: true,
+                ..
+            }
+        ),
+        "{told:?}"
+    );
+    assert_eq!(fleet.fact_names().await[0], "batch.started");
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_or_was_given_back_goes_to_whoever_asks_with_a_higher_fence() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 20);
+    let asks = Asker {
+        may_hold: false,
+        ..asker("w-9", "e-9")
+    };
+    assert_eq!(
+        batches.acquire(&wanted, asks).await.unwrap(),
+        Acquired::Free
+    );
+    assert!(
+        fleet.all_keys().await.is_empty(),
+        "who may not hold it changes nothing"
+    );
+    let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    running(&batches, &wanted, first.fence, &ok([0, 1, 9])).await;
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    assert_eq!(
+        batches.acquire(&wanted, asks).await.unwrap(),
+        Acquired::Free
+    );
+    let (second, finished) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
+    assert!(second.fence > first.fence);
+    assert_eq!((second.processor_id.as_str(), second.processed), ("w-2", 3));
+    assert_eq!(finished, [0b1100_0000, 0b0100_0000]);
+    assert!(batches.give_back("b-1", second.fence).await.unwrap());
+    // The very run that gave it back is one like any other.
+    let (third, _) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
+    assert!(third.fence > second.fence);
+    // A clock that stands far back does not bring a fence back.
+    fleet
+        .run("HSET cb:batch:b-1 fence 9000000000000000 expires 0")
+        .await;
+    let (fourth, _) = hold(&batches, &wanted, asker("w-4", "e-4")).await;
+    assert_eq!(fourth.fence, 9_000_000_000_000_001);
+    let names = fleet.fact_names().await;
+    assert_eq!(names[0], "batch.started");
+    assert!(
+        names[1..].iter().all(|name| name == "batch.progress"),
+        "{names:?}"
+    );
+}
+
+#[tokio::test]
+async fn whoever_took_the_holders_entry_over_holds_its_batch_at_once() {
+    let fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 2);
+    let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    // Even under the same name: it may be the process that was started in its place.
+    for instance in ["w-1", "w-2"] {
+        let heir = Asker {
+            run: instance,
+            ..asker(instance, "e-1")
+        };
+        let (next, _) = hold(&batches, &wanted, heir).await;
+        assert!(next.fence > first.fence);
+    }
+    let refused = batches.progress(&wanted, first.fence, &ok([0]), &[]).await;
+    assert!(matches!(refused.unwrap(), Advanced::Lost(now) if now.processor_id == "w-2"));
+}
+
+#[tokio::test]
+async fn an_old_fence_changes_nothing() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 2);
+    let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    let (second, _) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
+    let before: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
+    let publication = Publication {
+        stream: "cb:events:effect".into(),
+        fields: vec![b"type".to_vec(), b"effect.made".to_vec()],
+    };
+    let refused = batches
+        .progress(&wanted, first.fence, &ok([0, 1]), &[publication])
+        .await
+        .unwrap();
+    assert_eq!(refused, Advanced::Lost(second.clone()));
+    assert!(!batches.renew("b-1", first.fence, LEASE).await.unwrap());
+    assert!(!batches.give_back("b-1", first.fence).await.unwrap());
+    let after: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
+    assert_eq!(before.len(), after.len());
+    assert!(before.iter().all(|word| after.contains(word)));
+    assert_eq!(
+        fleet
+            .ask::<u64>("EXISTS cb:events:effect cb:batch:b-1:finished")
+            .await,
+        0
+    );
+    // A batch that is gone is nobody's.
+    fleet.run("DEL cb:batch:b-1").await;
+    let gone = batches.progress(&wanted, second.fence, &ok([0]), &[]).await;
+    assert!(matches!(gone.unwrap(), Advanced::Lost(_)));
+    assert!(!batches.renew("b-1", second.fence, LEASE).await.unwrap());
+    assert!(!batches.renew("b-2", 0, LEASE).await.unwrap());
+}
+
+#[tokio::test]
+async fn the_step_that_commits_the_last_item_completes_the_batch_and_says_so() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    running(&batches, &wanted, held.fence, &ok([2])).await;
+    let last = [failed(0, "no such number"), ok([1]).remove(0)];
+    let done = batches
+        .progress(&wanted, held.fence, &last, &[])
+        .await
+        .unwrap();
+    let Advanced::Completed(progress) = done.clone() else {
+        panic!("{done:?}");
+    };
+    assert_eq!((progress.processed, progress.failed), (2, 1));
+    let again = batches
+        .progress(&wanted, held.fence, &last, &[])
+        .await
+        .unwrap();
+    assert_eq!(again, done, "the same call again");
+    assert!(batches.renew("b-1", held.fence, LEASE).await.unwrap());
+    // Whoever asks gets the result.
+    let asked = batches.acquire(&wanted, asker("w-2", "e-2")).await.unwrap();
+    assert_eq!(asked, Acquired::Completed(progress));
+    let facts = fleet.facts().await;
+    let fact = json!({"batch_id": "b-1", "processor_id": "w-1", "items_processed": 2,
+        "items_failed": 1, "total": 3, "fence": held.fence});
+    assert_eq!(facts.last().unwrap(), &("batch.completed".into(), fact));
+    assert_eq!(
+        facts
+            .iter()
+            .filter(|(kind, _)| kind == "batch.completed")
+            .count(),
+        1
+    );
+    assert_eq!(fleet.ask::<u64>("EXISTS cb:batch:b-1:finished").await, 0);
+    let ttl: i64 = fleet.ask("PTTL cb:batch:b-1").await;
+    assert!((86_000_000..=86_400_000).contains(&ttl), "{ttl}");
+    let found = batches.find("b-1").await.unwrap().unwrap();
+    assert_eq!(
+        (found.status, found.processed, found.failed),
+        (Status::Completed, 2, 1)
+    );
+    assert_eq!(
+        (found.mode, found.item_type.as_str()),
+        (Mode::Exclusive, "number.add")
+    );
+    assert_eq!(found.failures[0].message, "no such number");
+    assert_eq!(
+        (found.failures[0].index, found.failures[0].code.as_str()),
+        (0, "not_found")
+    );
+}
+
+#[tokio::test]
+async fn an_empty_batch_is_completed_when_it_is_asked_for() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let done = batches
+        .acquire(&wanted("b-1", 0), asker("w-1", "e-1"))
+        .await
+        .unwrap();
+    assert!(matches!(done, Acquired::Completed(progress) if progress.total == 0));
+    assert_eq!(
+        fleet.fact_names().await,
+        ["batch.started", "batch.completed"]
+    );
+}
+
+#[tokio::test]
+async fn the_same_id_with_another_content_is_refused() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let (held, _) = hold(&batches, &wanted("b-1", 1), asker("w-1", "e-1")).await;
+    let differs = async || match batches
+        .acquire(&wanted("b-1", 2), asker("w-2", "e-2"))
+        .await
+    {
+        Err(CoordinationError::AlreadyExists(message)) => message,
+        other => panic!("{other:?}"),
+    };
+    assert!(differs().await.starts_with("batch_id: b-1 "));
+    fleet.run("HSET cb:batch:b-1 expires 0").await;
+    differs().await;
+    batches
+        .progress(&wanted("b-1", 1), held.fence, &ok([0]), &[])
+        .await
+        .unwrap();
+    differs().await;
+}
+
+#[tokio::test]
+async fn an_item_counts_once_and_what_it_published_is_stored_once_with_it() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 5);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    let effect = |stream: &str, n: u8| Publication {
+        stream: stream.into(),
+        fields: vec![
+            b"type".to_vec(),
+            b"effect.made".to_vec(),
+            b"data".to_vec(),
+            vec![n],
+        ],
+    };
+    let effects = [
+        effect("cb:events:effect", 0),
+        effect("cb:events:other", 1),
+        effect("cb:events:effect", 2),
+    ];
+    for _ in 0..2 {
+        let done = batches
+            .progress(&wanted, held.fence, &ok([0, 1, 2]), &effects)
+            .await;
+        assert!(matches!(done.unwrap(), Advanced::Running(p) if p.processed == 3));
+    }
+    assert_eq!(fleet.ask::<u64>("XLEN cb:events:effect").await, 2);
+    assert_eq!(fleet.ask::<u64>("XLEN cb:events:other").await, 1);
+    // A stream that is none: nothing is changed.
+    fleet.run("SET cb:events:broken 1").await;
+    let unwritable = [effect("cb:events:effect", 3), effect("cb:events:broken", 3)];
+    match batches
+        .progress(&wanted, held.fence, &ok([3]), &unwritable)
+        .await
+    {
+        Err(CoordinationError::FailedPrecondition(message)) => {
+            assert!(message.contains("cb:events:broken"), "{message}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(fleet.ask::<u64>("XLEN cb:events:effect").await, 2);
+    assert_eq!(batches.find("b-1").await.unwrap().unwrap().processed, 3);
+    // Out of its bounds.
+    let beyond = batches.progress(&wanted, held.fence, &ok([5]), &[]).await;
+    assert!(matches!(beyond, Err(CoordinationError::Invalid(_))));
+}
+
+#[tokio::test]
+async fn failures_are_all_counted_and_the_first_hundred_recorded() {
+    let fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 200);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    let long = "é".repeat(300);
+    let outcomes: Vec<Outcome> = (0..150).map(|n| failed(n, &long)).collect();
+    let progress = running(&batches, &wanted, held.fence, &outcomes).await;
+    assert_eq!((progress.processed, progress.failed), (0, 150));
+    let failures = batches.failures("b-1").await.unwrap();
+    assert_eq!(failures.len(), MAX_FAILURES);
+    assert!(
+        failures
+            .iter()
+            .enumerate()
+            .all(|(n, failure)| failure.index == n)
+    );
+    assert_eq!(failures[0].message.len(), 256);
+}
+
+#[tokio::test]
+async fn progress_is_told_at_most_a_few_times_a_second() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 200);
+    let now = async |fleet: &mut Fleet| {
+        let (seconds, micros): (u64, u64) = fleet.ask("TIME").await;
+        seconds * 1000 + micros / 1000
+    };
+    let begun = now(&mut fleet).await;
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    for n in 0..100 {
+        running(&batches, &wanted, held.fence, &ok([n])).await;
+    }
+    let elapsed = now(&mut fleet).await - begun;
+    let told = fleet.facts().await.len() as u64;
+    assert!(told <= 1 + elapsed / 250, "{told} in {elapsed} ms");
+    fleet.run("HSET cb:batch:b-1 told 1000").await;
+    running(&batches, &wanted, held.fence, &ok([100])).await;
+    let (kind, data) = fleet.facts().await.pop().unwrap();
+    assert_eq!(
+        (kind.as_str(), &data["items_processed"]),
+        ("batch.progress", &json!(101))
+    );
+}
+
+#[tokio::test]
+async fn progress_and_renewal_keep_the_lease_and_renewal_passes_while_the_memory_is_full() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    let left = async |fleet: &mut Fleet| {
+        let (seconds, micros): (u64, u64) = fleet.ask("TIME").await;
+        let expires: u64 = fleet.ask("HGET cb:batch:b-1 expires").await;
+        expires.saturating_sub(seconds * 1000 + micros / 1000)
+    };
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    running(&batches, &wanted, held.fence, &ok([0])).await;
+    assert!(left(&mut fleet).await > 20_000);
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    fleet.run("PEXPIRE cb:batch:b-1 5000").await;
+    fleet.run("CONFIG SET maxmemory 1").await;
+    assert!(batches.renew("b-1", held.fence, LEASE).await.unwrap());
+    assert!(left(&mut fleet).await > 20_000);
+    for key in ["cb:batch:b-1", "cb:batch:b-1:finished"] {
+        let ttl: i64 = fleet.ask(&format!("PTTL {key}")).await;
+        assert!(ttl > 600_000_000, "{key}: {ttl}");
+    }
+}
+
+#[tokio::test]
+async fn running_and_recent_batches_are_listed_up_to_a_limit() {
+    let mut fleet = Fleet::with(Keys::tagged("cb", 4).unwrap()).await;
+    let batches = batches(&fleet);
+    for n in 0..5 {
+        let id = format!("b-{n}");
+        hold(&batches, &wanted(&id, 2), asker("w-1", &id)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let ids = async |limit| {
+        let listed = batches.list(limit).await.unwrap();
+        listed.into_iter().map(|batch| batch.id).collect::<Vec<_>>()
+    };
+    assert_eq!(ids(3).await, ["b-4", "b-3", "b-2"]);
+    assert_eq!(ids(0).await, Vec::<String>::new());
+    fleet.run("DEL {cb}:batch:b-3").await;
+    assert_eq!(ids(usize::MAX).await, ["b-4", "b-2", "b-1", "b-0"]);
+    assert_eq!(batches.find("b-3").await.unwrap(), None);
+    assert!(matches!(
+        batches.find("a b").await,
+        Err(CoordinationError::Invalid(_))
+    ));
+    // Full: the one that changed least recently goes.
+    for n in 0..LISTED {
+        fleet
+            .run(&format!("ZADD {{cb}}:batches 9000000000000 old-{n}"))
+            .await;
+    }
+    fleet.run("ZADD {cb}:batches 1000 oldest").await;
+    hold(&batches, &wanted("b-9", 1), asker("w-1", "b-9")).await;
+    assert_eq!(fleet.ask::<usize>("ZCARD {cb}:batches").await, LISTED);
+    assert_eq!(
+        fleet.ask::<Option<f64>>("ZSCORE {cb}:batches oldest").await,
+        None
+    );
+}
+
+/// What one call of the script costs the server, in µs.
+async fn cost(fleet: &mut Fleet, calls: u64) -> f64 {
+    let info: String = fleet.ask("INFO commandstats").await;
+    let line = info
+        .lines()
+        .find(|line| line.starts_with("cmdstat_evalsha:"));
+    let usec = line.unwrap().split("usec=").nth(1).unwrap();
+    let usec: f64 = usec.split(',').next().unwrap().parse().unwrap();
+    fleet.run("CONFIG RESETSTAT").await;
+    usec / calls as f64
+}
+
+#[tokio::test]
+#[ignore = "measures: run it alone, with --no-capture"]
+async fn what_the_script_costs_does_not_grow_with_the_number_of_batches() {
+    const CALLS: u64 = 1000;
+    let mut costs = Vec::new();
+    println!(
+        "other batches | acquire | progress, 1 item | progress, 32 items | progress, the last item | µs a call"
+    );
+    for others in [10, 100, 1000] {
+        let mut fleet = Fleet::start().await;
+        let batches = batches(&fleet);
+        for n in 0..others {
+            let id = format!("other-{n}");
+            let (held, _) = hold(&batches, &wanted(&id, 100), asker("w-1", &id)).await;
+            running(&batches, &wanted(&id, 100), held.fence, &ok(0..50)).await;
+        }
+        fleet.run("CONFIG RESETSTAT").await;
+        let mut held = Vec::new();
+        for n in 0..CALLS {
+            let wanted = wanted(&format!("b-{n}"), 65);
+            let (progress, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+            held.push((wanted, progress.fence));
+        }
+        let acquire = cost(&mut fleet, CALLS).await;
+        let mut row = vec![acquire];
+        for items in [0..1, 1..33, 33..65] {
+            for (wanted, fence) in &held {
+                batches
+                    .progress(wanted, *fence, &ok(items.clone()), &[])
+                    .await
+                    .unwrap();
+            }
+            row.push(cost(&mut fleet, CALLS).await);
+        }
+        let figures: Vec<String> = row.iter().map(|cost| format!("{cost:.1}")).collect();
+        println!("{others} | {}", figures.join(" | "));
+        costs.push(row);
+    }
+    for (few, many) in costs[0].iter().zip(&costs[2]) {
+        assert!(*many < 3.0 * few, "{few} µs became {many} µs");
+    }
+}

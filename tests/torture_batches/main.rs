@@ -1,0 +1,334 @@
+//! Holders of batches that are killed at random points, or stopped past their lease and continued.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use convoke::bus::client::Client;
+use convoke::bus::connect::Connector;
+use convoke::bus::event::{Entry, EntryId};
+use convoke::bus::publish::Outgoing;
+use convoke::bus::read::entries_of;
+use convoke::config::RedisUrl;
+use convoke::coordination::batch::{Batch, Status};
+use convoke::coordination::batches::Batches;
+use convoke::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+use support::fleet::{self, Fleet};
+use support::{Redis, signal, until};
+
+/// Batches that are under way at a time.
+const AT_A_TIME: usize = 6;
+/// Items of each.
+const ITEMS: u64 = 300;
+/// The lease of each, in ms.
+const LEASE: u64 = 500;
+/// Items that a holder runs at the most whose runs are not committed: one commit's, and the next.
+const REPEATED: usize = 33;
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+struct Item {
+    batch: String,
+    n: u64,
+}
+
+/// Takes a moment, records the run, and has an effect that is committed with it; each 50th fails.
+async fn item(context: Context, item: Item) -> Result<u64, HandlerError> {
+    tokio::time::sleep(Duration::from_millis(item.n % 9)).await;
+    let name = format!("{}/{}", item.batch, item.n);
+    let mut connection = context.redis().await?;
+    redis::cmd("XADD")
+        .arg(&["cb:runs", "*", "item", &name])
+        .exec_async(&mut connection)
+        .await?;
+    if item.n % 50 == 49 {
+        return Err(HandlerError::not_found("every 50th"));
+    }
+    context.publish("effect.made", &name)?;
+    Ok(item.n)
+}
+
+#[test]
+fn a_worker_process() {
+    fleet::worker_process(|worker| worker.handler("load.item", item));
+}
+
+fn times(name: &str, default: u32) -> u32 {
+    let given = std::env::var(name).ok().and_then(|text| text.parse().ok());
+    given.unwrap_or(default)
+}
+
+/// Batches that are asked for again and again until they are completed.
+struct Load {
+    client: Client,
+    batches: Batches,
+    open: BTreeSet<u64>,
+    begun: u64,
+}
+
+fn id(number: u64) -> String {
+    format!("b-{number}")
+}
+
+impl Load {
+    /// Asks for a batch: once more, or for the first time. Every third is fanned out.
+    async fn ask(&self, number: u64) {
+        let id = id(number);
+        let items: Vec<Item> = (0..ITEMS)
+            .map(|n| Item {
+                batch: id.clone(),
+                n,
+            })
+            .collect();
+        let mode = ["exclusive", "exclusive", "fan_out"][number as usize % 3];
+        let batch = json!({"batch_id": id, "item_type": "load.item", "items": items, "mode": mode, "lease_ms": LEASE});
+        let event = Outgoing::new("system.batch.process", &batch).reply_to("cb:reply:torture");
+        self.client.publish(&event).await.unwrap();
+    }
+
+    /// The open batches as they are now; those that are completed are replaced as long as `more`.
+    async fn look(&mut self, more: bool) -> Vec<Batch> {
+        let mut found = Vec::new();
+        for number in self.open.clone() {
+            match self.batches.find(&id(number)).await.unwrap() {
+                Some(batch) if batch.status == Status::Completed => {
+                    self.open.remove(&number);
+                }
+                Some(batch) => found.push(batch),
+                None => {}
+            }
+        }
+        while more && self.open.len() < AT_A_TIME {
+            self.ask(self.begun).await;
+            self.open.insert(self.begun);
+            self.begun += 1;
+        }
+        found
+    }
+}
+
+async fn server_ms(redis: &Redis) -> u64 {
+    let mut connection = redis.connection().await;
+    let (seconds, micros): (u64, u64) = redis::cmd("TIME")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    seconds * 1000 + micros / 1000
+}
+
+/// `TORTURE_KILLS` and `TORTURE_STOPS` say how often; the seed is printed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_fence() {
+    let (kills, stops) = (times("TORTURE_KILLS", 100), times("TORTURE_STOPS", 15));
+    let seed = u64::from(times("TORTURE_SEED", 0));
+    fastrand::seed(seed);
+    let redis = Redis::start();
+    let mut fleet = Fleet::start(&redis, 4);
+    let client = fleet::client(&redis);
+    let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+    let mut load = Load {
+        batches: Batches::new(connector, client.keys().clone()),
+        client,
+        open: BTreeSet::new(),
+        begun: 0,
+    };
+    let (mut killed, mut stopped, mut turn) = (0, 0, 0);
+    while killed < kills || stopped < stops {
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(20..160))).await;
+        let held = load.look(true).await;
+        turn += 1;
+        if turn % 4 == 0
+            && let Some(&number) = load.open.iter().nth(fastrand::usize(..AT_A_TIME))
+        {
+            load.ask(number).await;
+        }
+        let now = server_ms(&redis).await;
+        let held: Vec<Batch> = held
+            .into_iter()
+            .filter(|batch| batch.expires_at > now)
+            .collect();
+        if held.is_empty() {
+            continue;
+        }
+        let victim = &held[fastrand::usize(..held.len())];
+        let Some(index) = fleet.position(&victim.processor_id) else {
+            continue;
+        };
+        if stopped < stops && turn % 5 == 0 {
+            let pid = fleet.pid(index);
+            signal(pid, "STOP");
+            load.ask(victim.id[2..].parse().unwrap()).await;
+            let (batches, client) = (&load.batches, &load);
+            let number = victim.id[2..].parse().unwrap();
+            let mut looks = 0;
+            until("somebody else holds the batch", || {
+                looks += 1;
+                let again = looks % 20 == 0;
+                async move {
+                    if again {
+                        client.ask(number).await;
+                    }
+                    let now = batches.find(&victim.id).await.unwrap().unwrap();
+                    now.fence > victim.fence || now.status == Status::Completed
+                }
+            })
+            .await;
+            signal(pid, "CONT");
+            stopped += 1;
+        } else if killed < kills {
+            fleet.kill(index, fastrand::bool());
+            killed += 1;
+        }
+    }
+    let mut looks = 0;
+    while !load.open.is_empty() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        load.look(false).await;
+        looks += 1;
+        assert!(
+            looks < 1200,
+            "not completed within a minute: {:?}",
+            load.open
+        );
+    }
+    fleet.drain();
+    let counts = check(&redis, load.begun).await;
+    println!(
+        "faults: {killed} holders killed, {stopped} stopped past the lease and continued; {} batches of {ITEMS} items: \
+         {} takeovers, {} items run again, 0 lost, 0 effects twice, {} facts in order, {} holders answered aborted; seed {seed}",
+        load.begun, counts.takeovers, counts.again, counts.facts, counts.aborted
+    );
+    assert!(counts.takeovers as u32 >= kills, "the kills hit nobody");
+}
+
+#[derive(Default)]
+struct Counts {
+    takeovers: usize,
+    again: usize,
+    facts: usize,
+    aborted: usize,
+}
+
+async fn all(redis: &Redis, stream: &str) -> Vec<Entry> {
+    let mut connection = redis.connection().await;
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut from = EntryId::default();
+    loop {
+        let reply = redis::cmd("XRANGE")
+            .arg(&[stream, &from.to_string(), "+", "COUNT", "5000"])
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        let page = entries_of(reply).unwrap();
+        let Some(last) = page.last() else {
+            return entries;
+        };
+        from = last.id.next();
+        entries.extend(page);
+    }
+}
+
+#[derive(Deserialize)]
+struct Fact {
+    batch_id: String,
+    processor_id: String,
+    items_processed: u64,
+    items_failed: u64,
+    total: u64,
+    fence: u64,
+}
+
+#[derive(Default)]
+struct Seen {
+    fence: u64,
+    processor: String,
+    finished: u64,
+    takeovers: usize,
+    completed: usize,
+    exclusive: bool,
+}
+
+async fn check(redis: &Redis, batches: u64) -> Counts {
+    let mut counts = Counts::default();
+    let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
+    for entry in all(redis, "cb:broadcast").await {
+        let kind = entry.get("type").unwrap();
+        if !kind.starts_with(b"batch.") {
+            continue;
+        }
+        counts.facts += 1;
+        let fact: Fact = rmp_serde::from_slice(entry.get("data").unwrap()).unwrap();
+        let seen = seen.entry(fact.batch_id.clone()).or_default();
+        let finished = fact.items_processed + fact.items_failed;
+        assert_eq!(seen.completed, 0, "{}: told after its end", fact.batch_id);
+        assert!(fact.fence >= seen.fence, "{}: an old fence", fact.batch_id);
+        assert!(
+            finished >= seen.finished,
+            "{}: progress fell",
+            fact.batch_id
+        );
+        assert!(finished <= fact.total);
+        if fact.fence > seen.fence {
+            seen.takeovers += usize::from(seen.fence > 0);
+            seen.processor = fact.processor_id.clone();
+        }
+        assert_eq!(
+            seen.processor, fact.processor_id,
+            "two holders at one fence"
+        );
+        (seen.fence, seen.finished) = (fact.fence, finished);
+        seen.completed += usize::from(kind == b"batch.completed");
+    }
+    assert_eq!(seen.len() as u64, batches);
+    for number in 0..batches {
+        let seen = seen.get_mut(&id(number)).unwrap();
+        seen.exclusive = number % 3 != 2;
+        assert_eq!(
+            (seen.completed, seen.finished),
+            (1, ITEMS),
+            "{}",
+            id(number)
+        );
+        counts.takeovers += seen.takeovers;
+    }
+    let runs = fleet::tally(redis, "cb:runs", "item").await;
+    assert_eq!(
+        runs.len() as u64,
+        batches * ITEMS,
+        "items that were never run"
+    );
+    let mut again: HashMap<&str, usize> = HashMap::new();
+    for (item, count) in &runs {
+        let (batch, _) = std::str::from_utf8(item).unwrap().split_once('/').unwrap();
+        *again.entry(batch).or_default() += *count as usize - 1;
+    }
+    for (batch, again) in again {
+        counts.again += again;
+        // A fanned-out item is run again when its own worker dies.
+        let seen = &seen[batch];
+        let bound = seen.takeovers * REPEATED;
+        assert!(
+            !seen.exclusive || again <= bound,
+            "{batch}: {again} of {bound}"
+        );
+    }
+    let effects = fleet::tally(redis, "cb:events:effect", "data").await;
+    assert!(
+        effects.values().all(|count| *count == 1),
+        "an effect was stored twice"
+    );
+    assert_eq!(effects.len() as u64, batches * ITEMS / 50 * 49);
+    let replies = fleet::tally(redis, "cb:reply:torture", "status").await;
+    let known = [&b"ok"[..], b"aborted"];
+    assert!(
+        replies.keys().all(|status| known.contains(&&**status)),
+        "{replies:?}"
+    );
+    counts.aborted = replies.get(&b"aborted"[..]).copied().unwrap_or(0) as usize;
+    assert_eq!(all(redis, "cb:dead:system").await, []);
+    assert_eq!(fleet::pending(redis, "cb:events:system").await, 0);
+    counts
+}
