@@ -120,6 +120,31 @@ pub struct Route {
     pub delayed: String,
 }
 
+/// Where tasks are. `tasks.lua` says what each holds and in which form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskKeys {
+    /// The record of each task: a hash.
+    pub tasks: String,
+    /// Their payloads and results: a hash.
+    pub data: String,
+    /// The tasks that wait, by lane.
+    pub waiting: String,
+    /// The first one of each lane, by role.
+    pub heads: String,
+    /// The tasks that wait, by urgency.
+    pub queue: String,
+    /// The tasks that are assigned, by instance.
+    pub held: String,
+    /// Room and load of each instance: a hash.
+    pub slots: String,
+    /// The instances that have room, by role and load.
+    pub free: String,
+    /// The finished tasks by time.
+    pub done: String,
+    /// Serial numbers and totals: a hash.
+    pub counts: String,
+}
+
 impl Keys {
     /// The plain names, for a standalone or Sentinel deployment.
     pub fn new(namespace: &str) -> Result<Self, NameError> {
@@ -272,7 +297,7 @@ impl Keys {
         self.control(format_args!("instances:lost"))
     }
 
-    /// The current leader (`id`) and its term (`term`): a hash.
+    /// The current leader (`id`, `incarnation`), its `term` and `until` when it leads: a hash.
     pub fn leader(&self) -> String {
         self.control(format_args!("leader"))
     }
@@ -310,6 +335,53 @@ impl Keys {
     /// The domains that workers read, by when one of them last said so.
     pub fn domains(&self) -> String {
         self.control(format_args!("domains"))
+    }
+
+    /// Where tasks are.
+    pub fn tasks(&self) -> TaskKeys {
+        let part = |part: &str| self.control(format_args!("tasks:{part}"));
+        TaskKeys {
+            tasks: self.control(format_args!("tasks")),
+            data: part("data"),
+            waiting: part("waiting"),
+            heads: part("heads"),
+            queue: part("queue"),
+            held: part("held"),
+            slots: part("slots"),
+            free: part("free"),
+            done: part("done"),
+            counts: part("counts"),
+        }
+    }
+
+    /// The suspect instances by the time until which the suspicion stands: a sorted set.
+    pub fn suspects(&self) -> String {
+        self.control(format_args!("instances:suspect"))
+    }
+
+    /// What observers last said of an instance: a hash by observer. It lapses with the reports.
+    pub fn reports(&self, id: &str) -> String {
+        self.control(format_args!("reports:{id}"))
+    }
+
+    /// The partition that was detected and has not healed: a hash.
+    pub fn partition(&self) -> String {
+        self.control(format_args!("partition"))
+    }
+
+    /// What all instances did so far: MessagePack.
+    pub fn metrics(&self) -> String {
+        self.control(format_args!("metrics"))
+    }
+
+    /// The same for each event type: a hash.
+    pub fn handler_metrics(&self) -> String {
+        self.control(format_args!("metrics:handlers"))
+    }
+
+    /// What one instance last reported of what it did: a hash that lapses without reports.
+    pub fn reported(&self, id: &str) -> String {
+        self.control(format_args!("metrics:of:{id}"))
     }
 
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see

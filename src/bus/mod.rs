@@ -15,7 +15,6 @@ pub mod error;
 pub mod event;
 pub mod json;
 pub mod keys;
-pub mod lifetime;
 mod link;
 pub mod msgpack;
 pub mod publish;

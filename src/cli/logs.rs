@@ -1,11 +1,11 @@
 //! Logs, on stderr.
 
-use super::{Format, Misuse};
+use super::{LogFormat, Misuse};
 use std::io::{IsTerminal, stderr};
 use tracing_subscriber::EnvFilter;
 
 /// Starts logging what the filter lets through.
-pub fn start(filter: &str, format: Format) -> anyhow::Result<()> {
+pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| Misuse::error(format_args!("--log {filter:?}: {error}")))?;
     let builder = tracing_subscriber::fmt()
@@ -13,8 +13,8 @@ pub fn start(filter: &str, format: Format) -> anyhow::Result<()> {
         .with_writer(stderr)
         .with_ansi(super::output::may_colour(stderr().is_terminal()));
     match format {
-        Format::Text => builder.with_target(false).init(),
-        Format::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
 }

@@ -9,12 +9,14 @@ mod input;
 mod instances;
 mod ledger;
 mod logs;
+mod metrics;
 mod output;
 mod publish;
 mod request;
 mod settings;
 mod state;
 mod tail;
+mod task;
 mod vote;
 mod worker;
 
@@ -77,7 +79,7 @@ struct Common {
         value_hint = ValueHint::FilePath
     )]
     config: Option<OsString>,
-    /// Text for people or JSON lines for programs
+    /// Text for people or JSON lines for programs; metrics knows prometheus as well
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     format: Format,
     /// How logs are written, on stderr
@@ -88,7 +90,7 @@ struct Common {
         default_value = "text",
         env = "CONVOKE_LOG_FORMAT"
     )]
-    log_format: Format,
+    log_format: LogFormat,
     /// What is logged: error, warn, info, debug, trace, or a filter such as convoke::worker=debug
     /// [default: info for a worker, else warn]
     #[arg(long, global = true, value_name = "LEVEL", env = "CONVOKE_LOG")]
@@ -97,6 +99,14 @@ struct Common {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
+    Text,
+    Json,
+    #[value(hide = true)]
+    Prometheus,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
     Text,
     Json,
 }
@@ -109,9 +119,11 @@ enum Command {
     Tail(tail::Flags),
     Health(health::Flags),
     State(state::Flags),
+    Metrics(metrics::Flags),
     Instances(instances::Flags),
     History(history::Flags),
     Ledger(ledger::Flags),
+    Task(task::Flags),
     Batch(batch::Flags),
     Discover(discover::Flags),
     Vote(vote::Flags),
@@ -170,6 +182,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
+        Command::Metrics(flags) => runtime()?.block_on(metrics::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::History(flags) => runtime()?.block_on(history::run(session, flags)),
         Command::Ledger(flags) => runtime()?.block_on(ledger::run(session, flags)),
@@ -178,6 +191,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
         Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
         Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
+        Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
     }
 }
 
@@ -189,6 +203,9 @@ struct Session {
 
 impl Session {
     fn new(common: &Common, command: &Command) -> anyhow::Result<Self> {
+        if common.format == Format::Prometheus && !matches!(command, Command::Metrics(_)) {
+            return Err(Misuse::error("--format prometheus is for metrics only"));
+        }
         let layer = match command {
             Command::Worker(flags) => settings::flags(&flags.settings)?,
             Command::Publish(flags) => settings::flags(&flags.settings)?,

@@ -20,7 +20,7 @@ impl Output {
         }
     }
 
-    /// The form of what is printed.
+    /// In which form.
     pub fn format(&self) -> Format {
         self.format
     }
@@ -32,7 +32,14 @@ impl Output {
 
     /// Whether a person reads it now.
     pub fn is_terminal(&self) -> bool {
-        self.terminal && !self.is_json()
+        self.terminal && self.format == Format::Text
+    }
+
+    /// Lines, which must be printable already.
+    pub fn text(&self, lines: &str) -> io::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(lines.as_bytes())?;
+        out.flush()
     }
 
     /// One line, which must be printable already.
@@ -130,7 +137,7 @@ pub fn may_colour(terminal: bool) -> bool {
 /// Says on stderr what went wrong.
 pub fn complain(format: Format, message: &str) {
     let line = match format {
-        Format::Text => format!("convoke: {}", printable(message)),
+        Format::Text | Format::Prometheus => format!("convoke: {}", printable(message)),
         Format::Json => json(&serde_json::json!({ "error": message })),
     };
     complain_line(&line);

@@ -60,6 +60,23 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
         text(&state["leader"]),
         text(&state["instances_total"]),
     )))?;
+    let tasks = &state["tasks"];
+    let count = |status: &str| format!("{} {status}", text(&tasks[status]));
+    let counts = ["pending", "assigned", "completed", "failed"].map(count);
+    output.line(&output::printable(&format!("tasks: {}", counts.join(", "))))?;
+    part(
+        output,
+        "tasks",
+        &tasks["items"],
+        &[
+            ("TASK", &|v| text(&v["task_id"])),
+            ("STATUS", &|v| text(&v["status"])),
+            ("KIND", &|v| text(&v["kind"])),
+            ("PRIORITY", &|v| text(&v["priority"])),
+            ("INSTANCE", &|v| text(&v["instance_id"])),
+            ("CHANGED", &|v| age(&v["changed_at"])),
+        ],
+    )?;
     let part = |title: &str, columns: Columns<'_>| part(output, title, &state[title], columns);
     part(
         "instances",
@@ -70,6 +87,19 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
             ("CAPACITY", &|v| text(&v["capacity"])),
             ("LOAD", &|v| text(&v["load"])),
             ("PULSE", &|v| age(&v["last_seen"])),
+        ],
+    )?;
+    part(
+        "batches",
+        &[
+            ("BATCH", &|v| text(&v["batch_id"])),
+            ("STATUS", &|v| text(&v["status"])),
+            ("ITEMS", &|v| text(&v["item_type"])),
+            ("DONE", &|v| text(&v["items_processed"])),
+            ("FAILED", &|v| text(&v["items_failed"])),
+            ("TOTAL", &|v| text(&v["total"])),
+            ("HOLDER", &|v| text(&v["processor_id"])),
+            ("PROGRESS", &|v| age(&v["updated_at"])),
         ],
     )?;
     part(

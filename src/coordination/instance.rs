@@ -1,6 +1,8 @@
 //! One instance: what it registers, what its pulses carry, and the bounds on both.
 
 use super::error::CoordinationError;
+use super::gossip::{self, Observed};
+use super::metrics::{Gauges, Report};
 use crate::bus::keys;
 use crate::bus::msgpack::{self, PayloadLimits};
 use std::collections::{BTreeSet, HashMap};
@@ -16,8 +18,10 @@ pub const MAX_CAPACITY: u32 = 1_000_000;
 pub const TTL_MS: RangeInclusive<u64> = 100..=3_600_000;
 /// Bytes of metadata.
 pub const MAX_METADATA: usize = 4 * 1024;
-/// Bytes of a pulse's metrics, and of what it observed of others.
+/// Bytes of a pulse's metrics.
 pub const MAX_REPORT: usize = 64 * 1024;
+/// Peers of which one pulse tells.
+pub const MAX_OBSERVED: usize = 64;
 /// The highest load.
 pub const MAX_LOAD: f64 = 1e9;
 
@@ -111,10 +115,11 @@ pub struct Beat {
     pub incarnation: Option<u64>,
     /// How busy it is: 0 to [`MAX_LOAD`], in whatever unit its capacity has.
     pub load: Option<f64>,
-    /// What it thinks of its peers: a MessagePack map of at most [`MAX_REPORT`] bytes.
-    pub observed: Option<Vec<u8>>,
-    /// What it measured: a MessagePack map of at most [`MAX_REPORT`] bytes.
-    pub metrics: Option<Vec<u8>>,
+    /// What it thinks of at most [`MAX_OBSERVED`] peers.
+    pub observed: Option<Observed>,
+    /// What it measured. What does not fit into [`MAX_REPORT`] bytes is left out, the histograms of
+    /// the least used handlers first.
+    pub metrics: Option<Report>,
 }
 
 impl Beat {
@@ -134,12 +139,7 @@ impl Beat {
         {
             return Err(invalid(format!("load: {load} is not 0 to {MAX_LOAD}")));
         }
-        for (field, map) in [("observed", &self.observed), ("metrics", &self.metrics)] {
-            if let Some(map) = map {
-                check_map(field, map, MAX_REPORT)?;
-            }
-        }
-        Ok(())
+        self.observed.as_ref().map_or(Ok(()), gossip::check)
     }
 }
 
@@ -166,10 +166,10 @@ pub struct Instance {
     pub last_seen: u64,
     /// How busy it said to be.
     pub load: f64,
-    /// What it last said of its peers: a MessagePack map.
-    pub observed: Option<Vec<u8>>,
-    /// What it last said that it measured: a MessagePack map.
-    pub metrics: Option<Vec<u8>>,
+    /// How it last said to be.
+    pub gauges: Option<Gauges>,
+    /// Whether a peer suspects it.
+    pub suspect: bool,
 }
 
 impl Instance {
@@ -181,8 +181,8 @@ impl Instance {
 
     /// Reads what is there of the hash.
     pub(super) fn read(mut hash: HashMap<String, Vec<u8>>) -> Instance {
-        let observed = hash.remove("observed");
-        let metrics = hash.remove("metrics");
+        let gauges = hash.remove("metrics");
+        let gauges = gauges.and_then(|packed| Gauges::unpacked(&packed));
         let metadata = hash.remove("metadata").unwrap_or_default();
         let text = |name: &str| {
             hash.get(name)
@@ -201,8 +201,8 @@ impl Instance {
             last_seen: text("last_seen").parse().unwrap_or_default(),
             load: text("load").parse().unwrap_or_default(),
             metadata,
-            observed,
-            metrics,
+            gauges,
+            suspect: false,
         }
     }
 }
@@ -215,7 +215,7 @@ fn named(field: &str, checked: Result<(), keys::NameError>) -> Result<(), Coordi
     checked.map_err(|error| invalid(format!("{field}: {error}")))
 }
 
-fn within(field: &str, count: usize, limit: usize) -> Result<(), CoordinationError> {
+pub(super) fn within(field: &str, count: usize, limit: usize) -> Result<(), CoordinationError> {
     if count <= limit {
         return Ok(());
     }
@@ -235,7 +235,7 @@ fn check_map(field: &str, bytes: &[u8], limit: usize) -> Result<(), Coordination
     msgpack::scan(bytes, &limits).map_err(|error| invalid(format!("{field}: {error}")))
 }
 
-fn invalid(message: String) -> CoordinationError {
+pub(super) fn invalid(message: String) -> CoordinationError {
     CoordinationError::Invalid(message)
 }
 
@@ -293,21 +293,19 @@ mod tests {
                 .starts_with("load: ")
             );
         }
-        let metrics = Some(vec![0xc0]);
-        assert!(
-            refused(Beat {
-                metrics,
-                ..beat.clone()
-            })
-            .starts_with("metrics: ")
-        );
-        let observed = Some(vec![0xc0]);
-        assert!(
-            refused(Beat {
+        let peers = |names: &mut dyn Iterator<Item = String>| {
+            let healthy = names.map(|name| (name, gossip::Opinion::Healthy));
+            Some(healthy.collect())
+        };
+        for observed in [
+            peers(&mut ["a b".to_owned()].into_iter()),
+            peers(&mut (0..65).map(|n| format!("w-{n}"))),
+        ] {
+            let beat = Beat {
                 observed,
                 ..beat.clone()
-            })
-            .starts_with("observed: ")
-        );
+            };
+            assert!(refused(beat).starts_with("observed: "));
+        }
     }
 }

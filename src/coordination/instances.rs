@@ -7,8 +7,9 @@
 //! |---|---|---|
 //! | unknown, gone | active, a higher incarnation, `instance.registered` | `register` |
 //! | alive | alive, the same incarnation, what it registered replaced | `register` |
-//! | expired, not swept | active, a higher incarnation, `instance.registered` | `register` |
-//! | alive | alive for another ttl | `heartbeat`; it does nothing for anyone else |
+//! | expired, not swept | active, a higher incarnation, `instance.registered` | `register`, which has it declared lost first if it holds tasks |
+//! | alive | alive for another ttl, no suspicion | `heartbeat`; it does nothing for anyone else |
+//! | alive | expired | `observe`, when a majority of observers says so ([`super::gossip`]) |
 //! | active | gone, `instance.unregistered` | `unregister` |
 //! | expired | gone, `instance.lost`, once | `sweep`, by whoever comes first |
 //!
@@ -19,13 +20,19 @@
 //! *Crashes*: each transition is one script with its fact, so there is nothing between two states.
 //! A caller that does not know whether its call took effect repeats it.
 //!
+//! *Tasks*: whoever goes leaves them to the others in the step in which it goes, whoever comes gets
+//! what waits for it. One step moves at most 50 tasks from an instance; where one holds more, the
+//! steps before the last leave it active without getting any, and the count of the last is of all.
+//!
 //! *Keys*: role sets must be declared to a script, and only the hash says which ones an instance is
 //! in. A script that meets a role whose set was not declared changes nothing and names the roles;
 //! the call is repeated with them as well.
 
+use super::assignment::{self, Inboxes};
 use super::error::CoordinationError;
+use super::gossip::{self, PING, Peer, WATCHED};
 use super::instance::{Beat, Registering, check_id};
-use super::store::Store;
+use super::store::{Store, words};
 use crate::bus::connect::Connector;
 use crate::bus::keys::Keys;
 use redis::{Script, ScriptInvocation};
@@ -39,14 +46,18 @@ pub const KEPT: Duration = Duration::from_secs(3600);
 pub const RECENTLY: Duration = Duration::from_secs(600);
 /// Instances that one sweep declares lost at most, so that a sweep is short.
 pub const SWEEP: usize = 16;
+/// Waiting tasks that one call gives an instance which registers.
+const TAKES: usize = 32;
 /// Tries of a call whose role sets changed meanwhile. Each try knows all roles that the ones before
 /// it met, so only new roles can make another one needed.
 const TRIES: u32 = 16;
 
-static REGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("register.lua")));
+static REGISTER: LazyLock<Script> =
+    LazyLock::new(|| assignment::script(include_str!("register.lua")));
 static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua")));
-static UNREGISTER: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("unregister.lua")));
-static LOSE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lose.lua")));
+static UNREGISTER: LazyLock<Script> =
+    LazyLock::new(|| assignment::script(include_str!("unregister.lua")));
+static LOSE: LazyLock<Script> = LazyLock::new(|| assignment::script(include_str!("lose.lua")));
 
 /// The instances of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
@@ -65,6 +76,9 @@ pub struct Registered {
     pub leader: Option<String>,
     /// Whether this began a new incarnation.
     pub new: bool,
+    /// The tasks that it was given in the same step; where many wait and it has much room, also those
+    /// of the steps right after.
+    pub assigned: Vec<String>,
 }
 
 /// What a heartbeat came to.
@@ -76,6 +90,8 @@ pub struct Pulse {
     pub ttl_ms: u64,
     /// The current leader.
     pub leader: Option<String>,
+    /// The peers that it is to watch, at most [`WATCHED`] of them.
+    pub watch: Vec<Peer>,
 }
 
 /// What unregistering came to.
@@ -104,12 +120,17 @@ pub struct Lost {
 /// What a sweep found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
+    /// The current leader, before the sweep's own losses.
+    pub leader: Option<String>,
     /// The instances that this call, and no other, declared lost.
     pub lost: Vec<Lost>,
     /// Instances that are alive.
     pub active: u64,
     /// Expired instances that were left for the next sweep because of the limit.
     pub left: u64,
+    /// Whether a partition begins or ends, as it was before the sweep's own losses (which change
+    /// nothing about it): time for [`Instances::watch_partition`].
+    pub partition_turns: bool,
 }
 
 impl Instances {
@@ -134,7 +155,11 @@ impl Instances {
         let roles = words(&checked.roles);
         let capabilities = words(&checked.capabilities);
         let mut declared = checked.roles;
-        for _ in 0..TRIES {
+        let mut assigned = Vec::new();
+        // The first registration's answer, where tasks were left for further ones.
+        let mut first = None;
+        let mut tries = 0;
+        while tries < TRIES {
             let mut call = REGISTER.prepare_invoke();
             call.key(self.store.keys.instance(id))
                 .key(self.store.keys.active())
@@ -142,6 +167,8 @@ impl Instances {
                 .key(self.store.keys.lost())
                 .key(self.store.keys.broadcast())
                 .key(self.store.keys.leader())
+                .key(self.store.keys.suspects())
+                .key(self.store.keys.reports(id))
                 .arg(id)
                 .arg(registering.ttl_ms)
                 .arg(registering.capacity)
@@ -149,48 +176,82 @@ impl Instances {
                 .arg(&roles)
                 .arg(&capabilities);
             self.declare(&mut call, &declared);
-            let (again, held, incarnation, new, leader): (bool, String, u64, bool, Option<String>) =
-                self.store.invoke(&call).await?;
-            if !again {
-                return Ok(Registered {
-                    incarnation,
-                    ttl_ms: registering.ttl_ms,
-                    leader,
-                    new,
-                });
+            assignment::declare(&mut call, &self.store.keys);
+            call.key(self.store.keys.inbox(id)).arg(TAKES);
+            let (again, held, incarnation, new, leader, given): (
+                u8,
+                String,
+                u64,
+                bool,
+                Option<String>,
+                Vec<String>,
+            ) = self.store.invoke(&call).await?;
+            match again {
+                0 => {
+                    let more = given.len() == TAKES;
+                    assigned.extend(given);
+                    let new = *first.get_or_insert(new);
+                    if more {
+                        tries = 0;
+                        continue;
+                    }
+                    return Ok(Registered {
+                        incarnation,
+                        ttl_ms: registering.ttl_ms,
+                        leader,
+                        new,
+                        assigned,
+                    });
+                }
+                1 => learn(&mut declared, &held),
+                _ => {
+                    self.lose(id).await?;
+                }
             }
-            learn(&mut declared, &held);
+            tries += 1;
         }
         Err(contended(id))
     }
 
-    /// Renews a live instance. Works when the server's memory is full.
+    /// Renews a live instance, then counts what it says of its peers and what it measured. Works when
+    /// the server's memory is full.
     ///
     /// # Errors
-    /// `Invalid` for a value out of bounds, `Bus` else.
+    /// `Invalid` for a value out of bounds, `Bus` else. It may be renewed then; repeated, the call
+    /// counts nothing twice.
     pub async fn heartbeat(&self, beat: &Beat) -> Result<Pulse, CoordinationError> {
         beat.check()?;
         let mut call = HEARTBEAT.prepare_invoke();
         call.key(self.store.keys.instance(&beat.id))
             .key(self.store.keys.active())
             .key(self.store.keys.leader())
+            .key(self.store.keys.suspects())
+            .key(self.store.keys.reports(&beat.id))
+            .key(self.store.keys.capabilities())
             .arg(&beat.id)
-            .arg(or_empty(beat.incarnation));
-        if let Some(load) = beat.load {
-            // Adding 0 makes -0 a plain 0.
-            call.arg("load").arg((load + 0.0).to_string());
+            .arg(or_empty(beat.incarnation))
+            .arg(PING)
+            .arg(WATCHED);
+        // Adding 0 makes -0 a plain 0.
+        let load = beat.load.map(|load| (load + 0.0).to_string());
+        call.arg(load.unwrap_or_default());
+        let (alive, ttl_ms, leader, watch): (bool, u64, Option<String>, Vec<String>) =
+            match &beat.metrics {
+                None => self.store.invoke(&call).await?,
+                Some(report) => {
+                    let report = self.reporting(&beat.id, beat.incarnation, report);
+                    let (pulse, _): (_, bool) = self.store.invoke_both(&call, &report).await?;
+                    pulse
+                }
+            };
+        if let Some(observed) = beat.observed.as_ref().filter(|_| alive) {
+            self.observe(&beat.id, beat.incarnation, observed).await?;
         }
-        if let Some(observed) = &beat.observed {
-            call.arg("observed").arg(observed);
-        }
-        if let Some(metrics) = &beat.metrics {
-            call.arg("metrics").arg(metrics);
-        }
-        let (alive, ttl_ms, leader) = self.store.invoke(&call).await?;
         Ok(Pulse {
             alive,
             ttl_ms,
             leader,
+            watch: gossip::peers(watch)?,
         })
     }
 
@@ -206,7 +267,9 @@ impl Instances {
     ) -> Result<Unregistered, CoordinationError> {
         check_id("instance_id", id)?;
         let mut declared = BTreeSet::new();
-        for _ in 0..TRIES {
+        let mut inboxes = Inboxes::of(id);
+        let mut tries = 0;
+        while tries < TRIES {
             let mut call = UNREGISTER.prepare_invoke();
             call.key(self.store.keys.instance(id))
                 .key(self.store.keys.active())
@@ -216,15 +279,29 @@ impl Instances {
                 .arg(or_empty(incarnation));
             self.declare(&mut call, &declared);
             call.arg(millis(KEPT));
-            let (again, held, unregistered, tasks_reassigned): (bool, String, bool, u64) =
-                self.store.invoke(&call).await?;
-            if !again {
-                return Ok(Unregistered {
-                    unregistered,
-                    tasks_reassigned,
-                });
+            assignment::declare(&mut call, &self.store.keys);
+            inboxes.declare(&mut call, &self.store.keys);
+            let (again, held, unregistered, tasks_reassigned, named): (
+                u8,
+                String,
+                bool,
+                u64,
+                String,
+            ) = self.store.invoke(&call).await?;
+            match again {
+                0 => {
+                    return Ok(Unregistered {
+                        unregistered,
+                        tasks_reassigned,
+                    });
+                }
+                1 => {
+                    tries += 1;
+                    learn(&mut declared, &held);
+                    inboxes.learn(&named);
+                }
+                _ => tries = 0,
             }
-            learn(&mut declared, &held);
         }
         Err(contended(id))
     }
@@ -244,15 +321,22 @@ impl Instances {
             lost.extend(self.lose(id).await?);
         }
         Ok(Swept {
+            leader: census.leader,
+            partition_turns: census.counts.partition != census.counts.is_partitioned(),
             lost,
-            active: census.active,
-            left: census.expired.saturating_sub(census.named.len() as u64),
+            active: census.counts.active,
+            left: census
+                .counts
+                .expired
+                .saturating_sub(census.named.len() as u64),
         })
     }
 
-    async fn lose(&self, id: &str) -> Result<Option<Lost>, CoordinationError> {
+    pub(super) async fn lose(&self, id: &str) -> Result<Option<Lost>, CoordinationError> {
         let mut declared = BTreeSet::new();
-        for _ in 0..TRIES {
+        let mut inboxes = Inboxes::of(id);
+        let mut tries = 0;
+        while tries < TRIES {
             let mut call = LOSE.prepare_invoke();
             call.key(self.store.keys.instance(id))
                 .key(self.store.keys.active())
@@ -262,23 +346,33 @@ impl Instances {
                 .arg(id);
             self.declare(&mut call, &declared);
             call.arg(millis(KEPT)).arg(millis(RECENTLY));
-            let (again, held, lost, incarnation, last_seen, tasks_reassigned): (
-                bool,
+            assignment::declare(&mut call, &self.store.keys);
+            inboxes.declare(&mut call, &self.store.keys);
+            let (again, held, lost, incarnation, last_seen, tasks_reassigned, named): (
+                u8,
                 String,
                 bool,
                 u64,
                 u64,
                 u64,
+                String,
             ) = self.store.invoke(&call).await?;
-            if !again {
-                return Ok(lost.then(|| Lost {
-                    id: id.to_owned(),
-                    incarnation,
-                    last_seen,
-                    tasks_reassigned,
-                }));
+            match again {
+                0 => {
+                    return Ok(lost.then(|| Lost {
+                        id: id.to_owned(),
+                        incarnation,
+                        last_seen,
+                        tasks_reassigned,
+                    }));
+                }
+                1 => {
+                    tries += 1;
+                    learn(&mut declared, &held);
+                    inboxes.learn(&named);
+                }
+                _ => tries = 0,
             }
-            learn(&mut declared, &held);
         }
         Err(contended(id))
     }
@@ -292,16 +386,11 @@ impl Instances {
     }
 }
 
-fn words(set: &BTreeSet<String>) -> String {
-    let words: Vec<&str> = set.iter().map(String::as_str).collect();
-    words.join(" ")
-}
-
 fn learn(declared: &mut BTreeSet<String>, held: &str) {
     declared.extend(held.split_whitespace().map(str::to_owned));
 }
 
-fn or_empty(incarnation: Option<u64>) -> String {
+pub(super) fn or_empty(incarnation: Option<u64>) -> String {
     incarnation.map_or_else(String::new, |incarnation| incarnation.to_string())
 }
 

@@ -3,13 +3,20 @@
 -- the others it changes nothing.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast
---       6… one role set for each role of ARGV[2], in its order
+--       6… one role set for each role of ARGV[2], in its order  then those of tasks.lua, and the
+--       inboxes of ARGV[5], in its order; its own among them, which goes away in a day
 -- ARGV  1 id  2 the roles whose sets are declared  3 how long the hash is kept for people to look
---       at, in ms  4 how long an instance counts as recently lost, in ms
--- Returns {again, roles, lost, incarnation, last seen, tasks reassigned}. again = 1: the instance
---       holds roles whose sets are not declared; nothing was changed; call again with them as well.
---       lost = 0: not active, or not expired.
--- Cost  O((roles + capabilities) * log n). Passes when memory is full: it frees more than it adds.
+--       at, in ms  4 how long an instance counts as recently lost, in ms  5 the instances whose
+--       inboxes are declared
+-- Returns {again, roles, lost, incarnation, last seen, tasks reassigned, inboxes}. again = 1: the
+--       instance holds roles whose sets are not declared, or its tasks go to instances whose inboxes
+--       are not; nothing was changed; call again with them as well. again = 2: a part of its tasks
+--       is reassigned; call again for the next. lost = 0: not active, or not expired.
+-- Cost  O((roles + capabilities + tasks of a part * look-ahead of tasks.lua) * log n). Passes when
+--       memory is full: it adds no more than the payloads of its tasks.
+--
+-- Between two parts the instance is expired and not lost yet: it gets nothing, and what it still
+-- holds it may still complete.
 local hash, active, capabilities, lost, broadcast = unpack(KEYS, 1, 5)
 local id = ARGV[1]
 
@@ -22,17 +29,34 @@ end
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local expires = tonumber(redis.call('ZSCORE', active, id) or '')
-if not expires or expires > now then return {0, '', 0, '0', 0, 0} end
+if not expires or expires > now then return {0, '', 0, '0', 0, 0, ''} end
 
 -- Somebody may have deleted the hash: the instance is lost all the same.
 local is = redis.call('HMGET', hash, 'incarnation', 'roles', 'capabilities', 'last_seen')
 local incarnation, roles, kinds = is[1] or '0', is[2] or '', is[3] or ''
 local last_seen = tonumber(is[4] or expires)
 for role in string.gmatch(roles, '%S+') do
-  if not role_key[role] then return {1, roles, 0, '0', 0, 0} end
+  if not role_key[role] then return {1, roles, 0, '0', 0, 0, ''} end
 end
 
-local reassigned = 0
+open(at + 1, ARGV[5])
+local plan = plan_release(id, true)
+local inboxes = missing()
+if inboxes then return {1, '', 0, '0', 0, 0, inboxes} end
+local reassigned = release(plan, true)
+local slot = slot_of(id)
+if slot then
+  slot.released = slot.released + reassigned
+  reassigned = slot.released
+end
+if holds(id) > 0 then
+  save_slots()
+  return {2, '', 0, '0', 0, 0, ''}
+end
+if slot then slot.gone = true end
+save_slots()
+if inbox[id] then redis.call('PEXPIRE', inbox[id], INBOX_MS) end
+
 redis.call('ZREM', active, id)
 for role in string.gmatch(roles, '%S+') do redis.call('SREM', role_key[role], id) end
 for kind in string.gmatch(kinds, '%S+') do redis.call('ZREM', capabilities, kind .. ' ' .. id) end
@@ -47,4 +71,4 @@ redis.call('PEXPIRE', lost, ARGV[4])
 redis.call('XADD', broadcast, '*', 'type', 'instance.lost', 'time', now, 'data', cmsgpack.pack({
   id = id, incarnation = tonumber(incarnation), last_seen = last_seen, tasks_reassigned = reassigned
 }))
-return {0, '', 1, incarnation, last_seen, reassigned}
+return {0, '', 1, incarnation, last_seen, reassigned, ''}

@@ -1,48 +1,49 @@
 #!lua
 -- Makes an instance active, or renews and replaces what a live one registered, in one step with
--- the fact. The same call twice changes nothing more than the expiry.
+-- the fact, and gives it what waits for it. The same call twice changes nothing more than the
+-- expiry.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 leader
---       7… one role set for each role of ARGV[7], in its order
+--       7 suspects  8 what observers said of it  9… one role set for each role of ARGV[7], in its
+--       order  then those of tasks.lua, and the instance's inbox, which is kept for good from here on
 -- ARGV  1 id  2 ttl in ms  3 capacity  4 metadata (MessagePack)  5 roles  6 capabilities
---       7 the roles whose sets are declared: at least those of ARGV[5]
+--       7 the roles whose sets are declared: at least those of ARGV[5]  8 the most tasks that it
+--       gets
 --       Lists are words with one space between them, in sorted order.
--- Returns {again, roles, incarnation, new, leader}. again = 1: the instance holds roles whose sets
---       are not declared; nothing was changed; call again with them as well.
--- Cost  O((roles + capabilities) * log n). Refused when memory is full.
+-- Returns {again, roles, incarnation, new, leader, tasks}. again = 1: the instance holds roles whose
+--       sets are not declared; nothing was changed; call again with them as well. again = 2: it is
+--       past its expiry and holds tasks; nothing was changed; have it declared lost, and call again.
+-- Cost  O((roles + capabilities + tasks * lanes looked at) * log n). Refused when memory is full.
 --
--- An instance that is past its expiry but was not swept yet begins a new incarnation here, without
--- an instance.lost: the fact of the higher incarnation says that the older one ended, and whoever
--- registers again under an id takes its own pending entries back.
-local hash, active, capabilities, lost, broadcast, leader = unpack(KEYS, 1, 6)
+-- An instance that is past its expiry but was not swept yet and holds no tasks begins a new
+-- incarnation here, without an instance.lost: the fact of the higher incarnation says that the older
+-- one ended, and whoever registers again under an id takes its own pending entries back.
+local hash, active, capabilities, lost, broadcast, leader, suspects, voices = unpack(KEYS, 1, 8)
 local id, ttl, capacity, metadata, roles, kinds = unpack(ARGV, 1, 6)
 
-local function words(list)
-  return string.gmatch(list, '%S+')
-end
 local function set_of(list)
   local set = {}
   for word in words(list) do set[word] = true end
   return set
 end
 
-local role_key, at = {}, 6
+local role_key, at = {}, 8
 for role in words(ARGV[7]) do
   at = at + 1
   role_key[role] = KEYS[at]
 end
 
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+open(at + 1, id)
 local before = redis.call('HMGET', hash,
   'status', 'incarnation', 'roles', 'capabilities', 'capacity', 'metadata')
 local expires = tonumber(redis.call('ZSCORE', active, id) or 0)
 local known = before[1] == 'active'
 local alive = known and expires > now
 
+if expires > 0 and expires <= now and holds(id) > 0 then return {2, '', '0', 0, false, {}} end
 if known then
   for role in words(before[3]) do
-    if not role_key[role] then return {1, before[3], '0', 0, false} end
+    if not role_key[role] then return {1, before[3], '0', 0, false, {}} end
   end
   local keeps = set_of(roles)
   for role in words(before[3]) do
@@ -58,8 +59,9 @@ end
 local incarnation = before[2]
 if not alive then
   local last = tonumber(before[2] or 0)
-  incarnation = string.format('%.0f', math.max(last + 1, clock[1] * 1000000 + clock[2]))
-  redis.call('DEL', hash)
+  incarnation = string.format('%.0f', math.max(last + 1, micros))
+  redis.call('DEL', hash, voices)
+  redis.call('ZREM', suspects, id)
   redis.call('HSET', hash, 'registered_at', now, 'load', 0)
 end
 redis.call('HSET', hash, 'id', id, 'status', 'active', 'incarnation', incarnation,
@@ -78,4 +80,15 @@ if changed then
   redis.call('XADD', broadcast, '*', 'type', 'instance.registered', 'time', now, 'data',
     cmsgpack.pack({id = id, roles = held, incarnation = tonumber(incarnation)}))
 end
-return {0, '', incarnation, alive and 0 or 1, redis.call('HGET', leader, 'id')}
+
+local slot = slot_of(id) or { id = id, last = 0 }
+slots[id] = slot
+slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
+slot.roles, slot.any = roles, kinds == ''
+if inbox[id] then redis.call('PERSIST', inbox[id]) end
+local given = pull(id, tonumber(ARGV[8]))
+save_slots()
+local leads = redis.call('HMGET', leader, 'id', 'until')
+local stands = leads[1] and tonumber(leads[2] or 0) > now
+  and tonumber(redis.call('ZSCORE', active, leads[1]) or 0) > now
+return {0, '', incarnation, alive and 0 or 1, stands and leads[1], given}

@@ -4,20 +4,17 @@ use super::error::CoordinationError;
 use super::instance::Instance;
 use super::instances::{Instances, RECENTLY};
 use super::store::unix_ms;
-use crate::bus::error::BusError;
 use crate::bus::keys;
 use redis::Script;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
 static CENSUS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("census.lua")));
 static CAPABLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("capable.lua")));
 
-/// Hashes read in one round trip. What pulses carry is bounded, so this bounds the answer.
-const PAGE: usize = 64;
-/// Instances read in one round trip without their reports.
-const BRIEF_PAGE: usize = 250;
+/// Hashes read in one round trip. What they hold is bounded, so this bounds the answer.
+const PAGE: usize = 250;
 /// Ids asked about in one round trip.
 const ASKED: usize = 1000;
 /// Domains that are looked for at the most.
@@ -30,10 +27,35 @@ pub struct Census {
     pub at: u64,
     /// Instances that are alive.
     pub active: u64,
+    /// Those of them that a peer suspects.
+    pub suspect: u64,
     /// Expired instances that were not swept yet.
     pub expired: u64,
     /// Instances that were declared lost within [`RECENTLY`] and did not register again.
     pub recently_lost: u64,
+    /// Whether a partition was detected and has not healed yet.
+    pub partition: bool,
+}
+
+impl Census {
+    /// Instances that are alive and that nobody suspects.
+    pub fn healthy(&self) -> u64 {
+        self.active.saturating_sub(self.suspect)
+    }
+
+    /// All that are known: active or lost lately. Who unregistered is not.
+    pub fn known(&self) -> u64 {
+        self.active + self.expired + self.recently_lost
+    }
+
+    /// Whether these numbers make a partition: it begins when fewer than half of the known instances
+    /// are healthy, and ends when more than 70 % are.
+    pub fn is_partitioned(&self) -> bool {
+        match self.partition {
+            true => 10 * self.healthy() <= 7 * self.known(),
+            false => 2 * self.healthy() < self.known(),
+        }
+    }
 }
 
 /// Whether an instance can be counted on.
@@ -41,7 +63,7 @@ pub struct Census {
 pub enum Condition {
     /// It is alive.
     Healthy,
-    /// Its last pulse is too old, and it was not declared lost yet.
+    /// A peer misses it, or its last pulse is too old and it was not declared lost yet.
     Suspect,
     /// It was declared lost within [`RECENTLY`] and did not register again.
     Lost,
@@ -93,8 +115,8 @@ pub struct Known {
 
 /// A census with the ids of expired instances.
 pub(super) struct Named {
-    pub active: u64,
-    pub expired: u64,
+    pub leader: Option<String>,
+    pub counts: Census,
     pub named: Vec<String>,
 }
 
@@ -112,32 +134,41 @@ impl Instances {
     /// # Errors
     /// `Bus`.
     pub async fn census(&self) -> Result<Census, CoordinationError> {
-        let (at, active, expired, recently_lost, _) = self.count(0).await?;
-        Ok(Census {
-            at,
-            active,
-            expired,
-            recently_lost,
-        })
+        Ok(self.census_naming(0).await?.counts)
+    }
+
+    /// The id of the current leader.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn leader(&self) -> Result<Option<String>, CoordinationError> {
+        Ok(self.census_naming(0).await?.leader)
     }
 
     /// Counts the instances and names that many expired ones, the oldest first.
     pub(super) async fn census_naming(&self, limit: usize) -> Result<Named, CoordinationError> {
-        let (_, active, expired, _, named) = self.count(limit).await?;
-        Ok(Named {
-            active,
-            expired,
-            named,
-        })
-    }
-
-    async fn count(&self, limit: usize) -> Result<(u64, u64, u64, u64, Vec<String>), BusError> {
         let mut call = CENSUS.prepare_invoke();
         call.key(self.store.keys.active())
             .key(self.store.keys.lost())
+            .key(self.store.keys.suspects())
+            .key(self.store.keys.partition())
+            .key(self.store.keys.leader())
             .arg(limit)
             .arg(RECENTLY.as_millis() as u64);
-        self.store.invoke(&call).await
+        let (at, active, expired, recently_lost, named, suspect, partition, leader): Counted =
+            self.store.invoke(&call).await?;
+        Ok(Named {
+            leader,
+            counts: Census {
+                at,
+                active,
+                suspect,
+                expired,
+                recently_lost,
+                partition,
+            },
+            named,
+        })
     }
 
     /// The instances that are alive, in the order of their expiry.
@@ -152,7 +183,12 @@ impl Instances {
             .arg(self.store.keys.active())
             .arg(format!("({now}"))
             .arg("+inf");
-        let (ids,): (Vec<String>,) = self.store.ask(&alive).await?;
+        alive
+            .cmd("ZRANGEBYSCORE")
+            .arg(self.store.keys.suspects())
+            .arg(format!("({now}"))
+            .arg("+inf");
+        let (ids, suspects): (Vec<String>, HashSet<String>) = self.store.ask(&alive).await?;
         let mut instances = Vec::with_capacity(ids.len());
         for page in ids.chunks(PAGE) {
             let mut reads = redis::pipe();
@@ -161,6 +197,9 @@ impl Instances {
             }
             let hashes: Vec<HashMap<String, Vec<u8>>> = self.store.ask(&reads).await?;
             instances.extend(hashes.into_iter().filter_map(Instance::from_hash));
+        }
+        for instance in &mut instances {
+            instance.suspect = suspects.contains(&instance.id);
         }
         Ok(instances)
     }
@@ -185,16 +224,26 @@ impl Instances {
             reads.arg("LIMIT").arg(&page);
             reads.cmd("ZCOUNT").arg(key).arg(least).arg(most);
         }
+        reads
+            .cmd("ZRANGEBYSCORE")
+            .arg(self.store.keys.suspects())
+            .arg(format!("({now}"))
+            .arg("+inf");
         type Counted = (Vec<String>, u64);
-        let (lost, suspect, healthy): (Counted, Counted, Counted) = {
-            let (a, b, c, d, e, f) = self.store.ask(&reads).await?;
-            ((a, b), (c, d), (e, f))
-        };
-        let total = lost.1 + suspect.1 + healthy.1;
+        let (lost, expired, alive): (Counted, Counted, Counted);
+        let suspects: HashSet<String>;
+        {
+            let (a, b, c, d, e, f, g) = self.store.ask(&reads).await?;
+            (lost, expired, alive, suspects) = ((a, b), (c, d), (e, f), g);
+        }
+        let total = lost.1 + expired.1 + alive.1;
+        let (suspect, healthy): (Vec<String>, Vec<String>) =
+            alive.0.into_iter().partition(|id| suspects.contains(id));
         let ids: Vec<(Condition, String)> = [
-            (Condition::Suspect, suspect.0),
+            (Condition::Suspect, expired.0),
+            (Condition::Suspect, suspect),
             (Condition::Lost, lost.0),
-            (Condition::Healthy, healthy.0),
+            (Condition::Healthy, healthy),
         ]
         .into_iter()
         .flat_map(|(condition, ids)| ids.into_iter().map(move |id| (condition, id)))
@@ -205,7 +254,7 @@ impl Instances {
             fields.extend(FULL);
         }
         let mut listed = Vec::with_capacity(ids.len());
-        for page in ids.chunks(BRIEF_PAGE) {
+        for page in ids.chunks(PAGE) {
             let mut reads = redis::pipe();
             for (_, id) in page {
                 reads
@@ -313,3 +362,6 @@ impl Instances {
         Ok(gone)
     }
 }
+
+/// What the script returns, in its order.
+type Counted = (u64, u64, u64, u64, Vec<String>, u64, bool, Option<String>);

@@ -4,6 +4,7 @@ use crate::bus::connect::Connector;
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
 use redis::{FromRedisValue, Pipeline, ScriptInvocation};
+use std::collections::BTreeSet;
 
 /// The keys of one namespace and the way to the server that has them. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -36,6 +37,30 @@ impl Store {
         Ok(call.invoke_async(&mut connection).await?)
     }
 
+    /// Runs two scripts in one write, the second whatever the first returns; both once more if the
+    /// connection was bad or the server did not know them. So only for scripts that can be repeated.
+    pub async fn invoke_both<A: FromRedisValue, B: FromRedisValue>(
+        &self,
+        first: &ScriptInvocation<'_>,
+        second: &ScriptInvocation<'_>,
+    ) -> Result<(A, B), BusError> {
+        let mut both = redis::pipe();
+        both.invoke_script(first).invoke_script(second);
+        match self.ask_once(&both).await {
+            Err(error) if error.code() == Some("NOSCRIPT") => {
+                let mut connection = self.connector.pooled().await?;
+                first.load_async(&mut connection).await?;
+                second.load_async(&mut connection).await?;
+                Ok(both.query_async(&mut connection).await?)
+            }
+            Err(error) if error.reaction() == Reaction::Reconnect => {
+                self.connector.forget_pooled();
+                self.ask_once(&both).await
+            }
+            done => done,
+        }
+    }
+
     /// Runs commands on a pooled connection; once more on a fresh one if the connection was bad, so only
     /// reads, and writes that can be repeated.
     pub async fn ask<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
@@ -63,4 +88,10 @@ impl Store {
 /// What `TIME` answers, in Unix ms.
 pub(super) fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
     seconds * 1000 + micros / 1000
+}
+
+/// A set as scripts take it: words with one space between them, sorted.
+pub(super) fn words(set: &BTreeSet<String>) -> String {
+    let words: Vec<&str> = set.iter().map(String::as_str).collect();
+    words.join(" ")
 }

@@ -3,13 +3,20 @@
 -- again it changes nothing and answers the same.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 broadcast
---       5… one role set for each role of ARGV[3], in its order
+--       5… one role set for each role of ARGV[3], in its order  then those of tasks.lua, and the
+--       inboxes of ARGV[5], in its order; its own among them, which goes away in a day
 -- ARGV  1 id  2 incarnation, or ''  3 the roles whose sets are declared  4 how long the hash is
---       kept for people to look at, in ms
--- Returns {again, roles, unregistered, tasks reassigned}. again = 1: the instance holds roles whose
---       sets are not declared; nothing was changed; call again with them as well. unregistered = 0:
---       not active, or another incarnation.
--- Cost  O((roles + capabilities) * log n). Passes when memory is full: it frees more than it adds.
+--       kept for people to look at, in ms  5 the instances whose inboxes are declared
+-- Returns {again, roles, unregistered, tasks reassigned, inboxes}. again = 1: the instance holds
+--       roles whose sets are not declared, or its tasks go to instances whose inboxes are not;
+--       nothing was changed; call again with them as well. again = 2: a part of its tasks is
+--       reassigned; call again for the next. unregistered = 0: not active, or another incarnation.
+-- Cost  O((roles + capabilities + tasks of a part * look-ahead of tasks.lua) * log n). Passes when
+--       memory is full: it adds no more than the payloads of its tasks.
+--
+-- Between two parts the instance is active and has no capacity: it gets nothing, and what it still
+-- holds it may still complete. If the caller goes away there, it stays so until it registers again
+-- or expires.
 local hash, active, capabilities, broadcast = unpack(KEYS, 1, 4)
 local id = ARGV[1]
 
@@ -20,18 +27,34 @@ for role in string.gmatch(ARGV[3], '%S+') do
 end
 
 local is = redis.call('HMGET', hash, 'status', 'incarnation', 'roles', 'capabilities')
-if ARGV[2] ~= '' and ARGV[2] ~= is[2] then return {0, '', 0, 0} end
+if ARGV[2] ~= '' and ARGV[2] ~= is[2] then return {0, '', 0, 0, ''} end
 if is[1] == 'unregistered' then
-  return {0, '', 1, tonumber(redis.call('HGET', hash, 'tasks_reassigned'))}
+  return {0, '', 1, tonumber(redis.call('HGET', hash, 'tasks_reassigned')), ''}
 end
-if is[1] ~= 'active' then return {0, '', 0, 0} end
+if is[1] ~= 'active' then return {0, '', 0, 0, ''} end
 for role in string.gmatch(is[3], '%S+') do
-  if not role_key[role] then return {1, is[3], 0, 0} end
+  if not role_key[role] then return {1, is[3], 0, 0, ''} end
 end
 
-local clock = redis.call('TIME')
-local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local reassigned = 0
+open(at + 1, ARGV[5])
+local plan = plan_release(id, false)
+local inboxes = missing()
+if inboxes then return {1, '', 0, 0, inboxes} end
+local reassigned = release(plan, false)
+local slot = slot_of(id)
+if slot then
+  slot.released = slot.released + reassigned
+  reassigned = slot.released
+end
+if holds(id) > 0 then
+  if slot then slot.capacity = 0 end
+  save_slots()
+  return {2, '', 0, 0, ''}
+end
+if slot then slot.gone = true end
+save_slots()
+if inbox[id] then redis.call('PEXPIRE', inbox[id], INBOX_MS) end
+
 redis.call('ZREM', active, id)
 for role in string.gmatch(is[3], '%S+') do redis.call('SREM', role_key[role], id) end
 for kind in string.gmatch(is[4], '%S+') do redis.call('ZREM', capabilities, kind .. ' ' .. id) end
@@ -40,4 +63,4 @@ redis.call('HSET', hash, 'status', 'unregistered', 'ended_at', now, 'tasks_reass
 redis.call('PEXPIRE', hash, ARGV[4])
 redis.call('XADD', broadcast, '*', 'type', 'instance.unregistered', 'time', now, 'data',
   cmsgpack.pack({id = id, incarnation = tonumber(is[2]), tasks_reassigned = reassigned}))
-return {0, '', 1, reassigned}
+return {0, '', 1, reassigned, ''}

@@ -53,17 +53,6 @@ impl View {
         Self { store, catalog }
     }
 
-    /// The id of the current leader.
-    ///
-    /// # Errors
-    /// `Bus`.
-    pub async fn leader(&self) -> Result<Option<String>, CoordinationError> {
-        let mut reads = redis::pipe();
-        reads.cmd("HGET").arg(self.store.keys.leader()).arg("id");
-        let (leader,): (Option<String>,) = self.store.ask(&reads).await?;
-        Ok(leader)
-    }
-
     /// The streams of the domains that workers read, now or lately, and of the control plane, as far
     /// as they exist: events, results and dead letters; of the inboxes only what they share. At
     /// most [`MAX_STREAMS`] are looked at.

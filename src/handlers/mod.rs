@@ -5,10 +5,22 @@ pub mod exec;
 mod process;
 pub mod services;
 pub mod system;
+pub mod task;
 
 use crate::registry::router::Registration;
+use rmpv::Value;
 
 /// All of them.
 pub fn registrations() -> Vec<Registration> {
-    system::registrations()
+    let mut all = system::registrations();
+    all.extend(task::registrations());
+    all
+}
+
+/// A MessagePack value as it travels on; its bounds are checked where it is stored.
+fn encoded(value: &Value) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A vector takes every write.
+    rmpv::encode::write_value(&mut bytes, value).ok();
+    bytes
 }

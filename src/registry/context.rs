@@ -61,6 +61,7 @@ pub struct Context(Arc<Call>);
 struct Call {
     event: Event,
     process: Arc<Process>,
+    inbox: bool,
     outbox: Mutex<Vec<Publication>>,
     cancelled: OnceLock<CancellationToken>,
     deliveries: OnceLock<u32>,
@@ -79,9 +80,15 @@ impl fmt::Debug for Context {
 impl Context {
     /// The context of one run of a handler.
     pub fn new(event: Event, process: Arc<Process>) -> Self {
+        Self::arrived(event, process, false)
+    }
+
+    /// The context of one run of a handler, on an event that arrived in this instance's inbox or not.
+    pub(crate) fn arrived(event: Event, process: Arc<Process>, inbox: bool) -> Self {
         Self(Arc::new(Call {
             event,
             process,
+            inbox,
             outbox: Mutex::default(),
             cancelled: OnceLock::new(),
             deliveries: OnceLock::new(),
@@ -97,6 +104,11 @@ impl Context {
     /// The id of the instance that runs the handler.
     pub fn instance(&self) -> &str {
         &self.0.process.instance
+    }
+
+    /// Whether the event arrived in this instance's inbox, where publishers may not write.
+    pub(crate) fn is_from_inbox(&self) -> bool {
+        self.0.inbox
     }
 
     /// The key names.

@@ -3,6 +3,7 @@
 pub mod context;
 pub mod dispatch;
 pub mod handler;
+pub mod histogram;
 pub mod layers;
 pub mod policy;
 pub mod router;

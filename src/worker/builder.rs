@@ -6,9 +6,12 @@ use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
 use crate::config::{RedisUrl, Settings};
 use crate::coordination::ballots::Ballots;
+use crate::coordination::batches::Batches;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
+use crate::coordination::metrics::OwnReport;
+use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
 use crate::handlers::services::Configured;
 use crate::handlers::system::batch_process::Runner;
@@ -121,8 +124,12 @@ impl Builder {
         let keys = settings.keys()?;
         let connector = Connector::new(&settings.redis_url, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
+        let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         states.insert(instances.clone());
         states.insert(Configured::new(&settings)?);
+        states.insert(tasks.clone());
+        let own_report = OwnReport::default();
+        states.insert(own_report.clone());
         let leases = Leases::default();
         states.insert(Runner::new(
             connector.clone(),
@@ -130,6 +137,7 @@ impl Builder {
             &settings,
             leases.clone(),
         )?);
+        states.insert(Batches::new(connector.clone(), keys.clone()));
         states.insert(Ballots::new(connector.clone(), keys.clone()));
         states.insert(View::new(connector.clone(), keys.clone()));
         let catalog = Catalog::new(connector.clone(), keys.clone());
@@ -147,6 +155,8 @@ impl Builder {
             handlers,
             process,
             instances,
+            tasks,
+            own_report,
             leases,
             catalog,
         })

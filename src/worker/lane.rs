@@ -86,7 +86,7 @@ pub struct Counts {
 /// What the parts of a lane share.
 #[derive(Debug)]
 pub struct Shared {
-    /// `control` or `data`.
+    /// `control`, `tasks` or `data`.
     pub name: &'static str,
     /// The lane's streams.
     pub routes: Arc<[Route]>,
@@ -379,7 +379,9 @@ impl Lane {
             tokio::spawn(unknown(shared.clone(), lease, event, self.finished.clone()));
             return now;
         };
-        let context = Context::new(event, shared.process.clone()).delivered(lease.deliveries);
+        let inbox = shared.inbox == Some(lease.stream);
+        let context =
+            Context::arrived(event, shared.process.clone(), inbox).delivered(lease.deliveries);
         let span = span_of(&context);
         let entered = span.enter();
         let mut run: Run = match catch(|| route.start(context.clone())) {

@@ -67,9 +67,13 @@ impl Running {
     }
 }
 
+/// Entries of the inbox that may be waited for besides tasks.
+const BESIDES: usize = 8;
+
 /// What a lane reads.
 struct Plan {
     name: &'static str,
+    concurrency: usize,
     routes: Vec<Route>,
     places: Vec<(String, u16)>,
     inbox: Option<usize>,
@@ -77,9 +81,12 @@ struct Plan {
     beside: usize,
 }
 
-fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
+/// The inbox has a lane of its own: tasks may run long, as many at a time as the capacity says, and
+/// a `system` event must not wait for any of them.
+fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
     let mut control = Plan {
         name: "control",
+        concurrency: settings.concurrency,
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
@@ -89,9 +96,14 @@ fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
         control.routes.push(keys.route(domain, 0));
         control.places.push((domain.to_owned(), 0));
     }
-    control.inbox = Some(control.routes.len());
-    control.routes.push(keys.inbox_route(instance));
-    control.places.push(("system".to_owned(), 0));
+    let tasks = Plan {
+        name: "tasks",
+        concurrency: settings.capacity as usize,
+        routes: vec![keys.inbox_route(instance)],
+        places: vec![("task".to_owned(), 0)],
+        inbox: Some(0),
+        beside: BESIDES,
+    };
 
     let domains: BTreeSet<&str> = router
         .routes()
@@ -101,6 +113,7 @@ fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
         .collect();
     let mut data = Plan {
         name: "data",
+        concurrency: settings.concurrency,
         routes: Vec::new(),
         places: Vec::new(),
         inbox: None,
@@ -112,7 +125,7 @@ fn plans(keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
             data.places.push((domain.to_owned(), partition));
         }
     }
-    let mut plans = vec![control];
+    let mut plans = vec![control, tasks];
     if !data.routes.is_empty() {
         plans.push(data);
     }
@@ -155,8 +168,9 @@ impl Lanes {
             circuits: Some(circuits),
         };
         let (control, control_triggers) = mpsc::unbounded_channel();
+        let (tasks, tasks_triggers) = mpsc::unbounded_channel();
         let (data, data_triggers) = mpsc::unbounded_channel();
-        let triggers = Triggers(vec![control, data]);
+        let triggers = Triggers(vec![control, tasks, data]);
         let mut registrations = handlers.to_vec();
         registrations.push(nudge(triggers.clone()));
         let router =
@@ -165,8 +179,9 @@ impl Lanes {
         process.router.set(router.clone()).ok();
         let mut shared = Vec::new();
         let mut prepared = Vec::new();
-        let plans = plans(&process.keys, &process.instance, &router);
-        for (plan, triggers) in plans.into_iter().zip([control_triggers, data_triggers]) {
+        let plans = plans(settings, &process.keys, &process.instance, &router);
+        let triggered = [control_triggers, tasks_triggers, data_triggers];
+        for (plan, triggers) in plans.into_iter().zip(triggered) {
             let routes: Arc<[Route]> = plan.routes.into();
             let claims_key = |(domain, partition): &(String, u16)| {
                 process.keys.claims(domain, *partition, &process.instance)
@@ -193,7 +208,7 @@ impl Lanes {
                 limits: settings.limits(),
                 inflight: Arc::new(InFlight::default()),
                 claims: committer.claims(),
-                concurrency: settings.concurrency + plan.beside,
+                concurrency: plan.concurrency + plan.beside,
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
@@ -237,6 +252,11 @@ impl Lanes {
     /// What the parts of each lane share.
     pub fn shared(&self) -> &[Arc<Shared>] {
         &self.shared
+    }
+
+    /// The handlers.
+    pub fn router(&self) -> &Arc<Router> {
+        &self.router
     }
 
     /// Makes lanes look for entries.

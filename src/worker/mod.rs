@@ -2,9 +2,10 @@
 //!
 //! | part | what it does | where it runs |
 //! |---|---|---|
-//! | lane *control* | runs `system` and `task` events and the inbox | a task |
+//! | lane *control* | runs `system` and `task` events | a task |
+//! | lane *tasks* | runs what arrives in the inbox: the tasks assigned to this instance | a task |
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
-//! | keeper | pulses, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
+//! | keeper | pulses, watches peers, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
 //! | ledger | writes what happened into the database, where one is set | tasks |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
@@ -15,6 +16,7 @@ mod lane;
 mod lanes;
 mod ledger;
 mod reader;
+mod report;
 mod settle;
 mod takeover;
 mod watch;
@@ -29,12 +31,15 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
 use crate::coordination::leases::Leases;
+use crate::coordination::metrics::OwnReport;
+use crate::coordination::tasks::Tasks;
 use crate::registry::context::Process;
 use crate::registry::router::Registration;
 use builder::Builder;
-use keeper::Keeper;
+use keeper::{Begun, Keeper};
 use lanes::{Lanes, Running};
 use ledger::Ledger;
+use report::Reporter;
 use std::io;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
@@ -47,6 +52,8 @@ pub struct Worker {
     handlers: Vec<Registration>,
     process: Arc<Process>,
     instances: Instances,
+    tasks: Tasks,
+    own_report: OwnReport,
     leases: Leases,
     catalog: Catalog,
 }
@@ -168,6 +175,15 @@ impl Worker {
             tracing::warn!(%error, "what the handlers are could not be published; trying again later");
         }
         let registering = self.registering(&lanes);
+        // What an older process of this id was at when it died would run here again, and kill this
+        // one too if that was why.
+        let left = self.tasks.release(self.id()).await;
+        if left.map_err(RunError::Registration)? > 0 {
+            tracing::warn!(
+                instance = self.id(),
+                "an older process of this id left tasks behind: they were assigned again"
+            );
+        }
         let registered = self
             .instances
             .register(&registering)
@@ -181,7 +197,17 @@ impl Worker {
         }
         let Registered { incarnation, .. } = registered;
         let running = lanes.start().await?;
-        let keeper = Keeper::start(&self, &mut lanes, registering, incarnation, methods)?;
+        let reporter = Arc::new(Reporter::new(&lanes));
+        // The process, which the reporter holds on to, holds this one.
+        let own = Arc::downgrade(&reporter);
+        self.own_report
+            .comes_from(move || Some(own.upgrade()?.report()));
+        let begun = Begun {
+            registering,
+            incarnation,
+            methods,
+        };
+        let keeper = Keeper::start(&self, &mut lanes, reporter, begun)?;
         let ledger = Ledger::start(&self, lanes.dead(), &ending.drain)?;
         tracing::info!(
             instance = self.id(),
@@ -247,10 +273,13 @@ impl Worker {
                 in_flight = lanes.in_flight(),
                 "draining"
             );
-            tokio::select! {
-                () = tokio::time::sleep(self.settings.drain_timeout) => {}
-                () = ending.stop.cancelled() => {}
-            }
+            let over = async {
+                tokio::select! {
+                    () = tokio::time::sleep(self.settings.drain_timeout) => {}
+                    () = ending.stop.cancelled() => {}
+                }
+            };
+            let (_, ()) = tokio::join!(self.tasks.retire(self.id()), over);
             let left = lanes.in_flight();
             tracing::warn!(
                 instance = self.id(),

@@ -12,6 +12,8 @@ use convoke::bus::publish::Outgoing;
 use convoke::config::{RedisUrl, Settings};
 use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::task::NewTask;
+use convoke::coordination::tasks::Tasks;
 use convoke::ledger::history::Filter;
 use convoke::{Context, HandlerError, Worker};
 use std::collections::BTreeSet;
@@ -332,6 +334,26 @@ async fn a_worker_can_do_all_that_it_does() {
             length(&guarded, &dead).await == 2
         })
         .await;
+        for (kind, status) in [("image.whole", "completed"), ("image.broken", "failed")] {
+            let task = serde_json::json!({"task_id": kind, "kind": kind, "payload": 7});
+            ask(&client, "task.create", &task).await;
+            support::until("the task ends", || async {
+                ask(&client, "task.get", &task).await["status"] == status
+            })
+            .await;
+        }
+        let waits = serde_json::json!({"task_id": "waits", "kind": "image.nobodys"});
+        assert_eq!(
+            ask(&client, "task.create", &waits).await["status"],
+            "pending"
+        );
+        // That of the ghost, which had one attempt, is there too.
+        support::until("the ghost's task has failed", || async {
+            let failed = serde_json::json!({"status": "failed"});
+            let listed = ask(&client, "task.list", &failed).await;
+            listed["tasks"].as_array().map(Vec::len) == Some(2)
+        })
+        .await;
         for (id, mode) in [("b-1", "exclusive"), ("b-2", "fan_out")] {
             let batch = serde_json::json!({"batch_id": id, "item_type": "image.whole", "mode": mode, "items": [1, 2, 3]});
             let asked = Outgoing::new("system.batch.process", &batch);
@@ -355,7 +377,14 @@ async fn a_worker_can_do_all_that_it_does() {
     }
 }
 
-/// An instance that took an event and died: its work is to be taken over.
+/// The result of a request.
+async fn ask(client: &Client, kind: &str, payload: &serde_json::Value) -> serde_json::Value {
+    let event = Outgoing::new(kind, payload);
+    let reply = client.request(event, Duration::from_secs(30)).await;
+    reply.expect("a reply").decode().expect("a value")
+}
+
+/// An instance that took an event and a task and died: its work is to be taken over.
 async fn leave_a_ghost(guarded: &Guarded, keys: &Keys) {
     let owner = RedisUrl::new(guarded.redis.url());
     let connector = Connector::new(&owner, 2).expect("a url");
@@ -363,6 +392,11 @@ async fn leave_a_ghost(guarded: &Guarded, keys: &Keys) {
     let mut ghost = Registering::new("ghost", ["worker"]);
     ghost.ttl_ms = 1000;
     instances.register(&ghost).await.expect("registered");
+    let tasks = Tasks::new(connector.clone(), keys.clone());
+    let mut task = NewTask::new("ghostly", "image.whole");
+    task.max_attempts = 1;
+    let created = tasks.create(&task).await.expect("created");
+    assert_eq!(created.assigned_to.as_deref(), Some("ghost"));
     let publisher = Client::new(connector, keys.clone(), ClientOptions::default()).expect("a name");
     let stored = publisher.publish(&Outgoing::new("image.whole", &1)).await;
     stored.expect("stored");
@@ -474,6 +508,8 @@ async fn an_operator_can_run_the_commands() {
         ][..],
         &["request", "image.whole", "--data", "7"],
         &["health"],
+        &["metrics", "--detailed"],
+        &["metrics", "--format", "prometheus"],
         &["instances"],
         &[
             "batch",

@@ -7,6 +7,7 @@ mod support;
 
 mod batch;
 mod coordination;
+mod metrics;
 mod publish;
 mod settings;
 mod tail;

@@ -159,3 +159,122 @@ fn every_setting_is_a_flag() {
         assert!(help.contains(&flag), "{flag} is not in {help}");
     }
 }
+
+#[test]
+fn tasks_are_created_waited_for_and_looked_at() {
+    let redis = Redis::start();
+    let upper = "text.upper=tr '[:lower:]' '[:upper:]'";
+    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec", upper]);
+    command.args(["--exec", "text.fail=echo no such text >&2; exit 3"]);
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    let create = ["task", "create", "text.upper", "--data", r#""é x""#];
+    let with = |more: &[&str]| run(&redis, &[&create[..], more].concat());
+    assert_eq!(with(&["--wait"]).done().out, "\"é X\"\n");
+    assert_eq!(
+        with(&["--id", "t-1", "--priority", "90"]).done().out,
+        "t-1 assigned to w-1\n"
+    );
+    let again = with(&[
+        "--id",
+        "t-1",
+        "--priority",
+        "90",
+        "--wait",
+        "--format",
+        "json",
+    ]);
+    let task = again.done().json();
+    assert_eq!(
+        (&task["status"], &task["result"]),
+        (&"completed".into(), &"é X".into())
+    );
+    with(&["--id", "t-1"]).failed(1, &["already_exists", "t-1"]);
+    run(
+        &redis,
+        &["task", "create", "text.fail", "--id", "t-2", "--wait"],
+    )
+    .failed(1, &["t-2 failed", "no such text"]);
+    run(
+        &redis,
+        &[
+            "task",
+            "create",
+            "no.body",
+            "--id",
+            "t-3",
+            "--wait",
+            "--timeout",
+            "1s",
+        ],
+    )
+    .failed(1, &["t-3 is still pending"]);
+    let listed = run(&redis, &["task", "list"]).done().out;
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(
+        lines[0].starts_with("ID ") && lines[1].starts_with("t-3 "),
+        "{listed}"
+    );
+    assert_eq!(lines.len(), 5);
+    let failed = run(
+        &redis,
+        &["task", "list", "--status", "failed", "--format", "json"],
+    )
+    .done();
+    assert_eq!(failed.json()["task_id"], "t-2");
+    let shown = run(&redis, &["task", "get", "t-1"]).done().out;
+    assert!(
+        shown.contains("payload:      \"é x\"\nresult:       \"é X\"\n"),
+        "{shown}"
+    );
+    run(&redis, &["task", "get", "t-9"]).failed(1, &["not_found", "t-9"]);
+    for report in ["complete", "fail"] {
+        let mut words = vec!["task", report, "t-1", "--instance", "w-1", "--fence", "1"];
+        if report == "fail" {
+            words.extend(["--error", "x"]);
+        }
+        run(&redis, &words).failed(1, &["aborted", "t-1"]);
+    }
+    run(&redis, &["task", "create"]).failed(2, &["KIND"]);
+    run(&redis, &["task", "create", "resize"]).failed(2, &["resize"]);
+    worker.stop().done();
+}
+
+#[test]
+fn a_task_is_completed_or_failed_in_the_place_of_its_holder() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &["worker", "--id=w-1"]));
+    let data = r#"{"id": "mine", "roles": ["hand"]}"#;
+    run(&redis, &["request", "system.register", "--data", data]).done();
+    for id in ["t-1", "t-2"] {
+        run(
+            &redis,
+            &["task", "create", "by.hand", "--role", "hand", "--id", id],
+        )
+        .done();
+    }
+    let fence = |id: &str| {
+        let task = run(&redis, &["task", "get", id, "--format", "json"])
+            .done()
+            .json();
+        task["fence"].to_string()
+    };
+    let report = |words: &[&str], id: &str| {
+        let held = ["--instance", "mine", "--fence", &fence(id)];
+        run(&redis, &[&["task"], words, &held].concat()).done()
+    };
+    let done = report(&["complete", "t-1", "--data", "7"], "t-1");
+    assert_eq!(done.out, "completed\n");
+    let failed = report(&["fail", "t-2", "--error", "jam"], "t-2");
+    assert_eq!(failed.out, "assigned\n");
+    let last = [
+        "fail",
+        "t-2",
+        "--error",
+        "jam",
+        "--permanent",
+        "--format",
+        "json",
+    ];
+    assert_eq!(report(&last, "t-2").json()["status"], "failed");
+    worker.stop().done();
+}

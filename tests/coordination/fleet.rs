@@ -9,6 +9,8 @@ use convoke::config::RedisUrl;
 use convoke::coordination::ballots::Ballots;
 use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::{Instances, Registered};
+use convoke::coordination::task::{NewTask, Status, Task};
+use convoke::coordination::tasks::{Assignment, Created, Tasks};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 
@@ -17,6 +19,7 @@ pub struct Fleet {
     pub keys: Keys,
     pub instances: Instances,
     pub ballots: Ballots,
+    pub tasks: Tasks,
     pub connection: MultiplexedConnection,
 }
 
@@ -30,12 +33,14 @@ impl Fleet {
         let connection = redis.connection().await;
         let instances = Self::seen_from(&redis, &keys);
         let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
-        let ballots = Ballots::new(connector, keys.clone());
+        let ballots = Ballots::new(connector.clone(), keys.clone());
+        let tasks = Tasks::new(connector, keys.clone());
         Self {
             redis,
             keys,
             instances,
             ballots,
+            tasks,
             connection,
         }
     }
@@ -49,6 +54,71 @@ impl Fleet {
     pub async fn register(&self, id: &str, roles: &[&str]) -> Registered {
         let registering = Registering::new(id, roles.iter().copied());
         self.instances.register(&registering).await.unwrap()
+    }
+
+    /// Registers a worker for tasks of these kinds.
+    pub async fn worker(&self, id: &str, capacity: u32, kinds: &[&str]) -> Registered {
+        let mut registering = Registering::new(id, ["worker"]);
+        registering.capacity = capacity;
+        registering.capabilities = kinds.iter().map(|&kind| kind.to_owned()).collect();
+        self.instances.register(&registering).await.unwrap()
+    }
+
+    /// Creates a task of the kind `a.b`.
+    pub async fn create(&self, id: &str) -> Created {
+        self.tasks.create(&NewTask::new(id, "a.b")).await.unwrap()
+    }
+
+    pub async fn task(&self, id: &str) -> Task {
+        let found = self.tasks.get(id).await.unwrap();
+        found.unwrap_or_else(|| panic!("no task {id}")).task
+    }
+
+    /// A task's assignment as it is now.
+    pub async fn assignment(&self, id: &str) -> Assignment {
+        let task = self.task(id).await;
+        Assignment {
+            instance: task
+                .instance
+                .unwrap_or_else(|| panic!("{id} is with nobody")),
+            fence: task.fence.unwrap(),
+            task: task.id,
+        }
+    }
+
+    pub async fn complete(&self, id: &str) {
+        let assignment = self.assignment(id).await;
+        let done = self.tasks.complete(&assignment, &[0xc0], &[]).await;
+        done.unwrap();
+    }
+
+    pub async fn fail(&self, id: &str, error: &str, retryable: bool) -> Status {
+        let assignment = self.assignment(id).await;
+        let failed = self.tasks.fail(&assignment, error, retryable).await;
+        failed.unwrap()
+    }
+
+    /// What arrived in an instance's inbox: the data of each event.
+    pub async fn inbox(&mut self, id: &str) -> Vec<Value> {
+        let inbox = self.keys.inbox(id);
+        let reply: redis::Value = self.ask(&format!("XRANGE {inbox} - +")).await;
+        let entries = entries_of(reply).unwrap().into_iter();
+        entries
+            .map(|entry| {
+                let event = Event::parse(entry, &Limits::default(), &self.keys, &inbox).unwrap();
+                assert_eq!(event.kind(), "task.assigned");
+                rmp_serde::from_slice(event.data()).unwrap()
+            })
+            .collect()
+    }
+
+    /// How loaded the scripts think an instance is: tasks and capacity.
+    pub async fn slot(&mut self, id: &str) -> (u32, u32) {
+        let slots = self.keys.tasks().slots;
+        let text: Option<String> = self.ask(&format!("HGET {slots} {id}")).await;
+        let text = text.unwrap_or_default();
+        let mut words = text.split(' ').map(|word| word.parse().unwrap_or(0));
+        (words.next().unwrap_or(0), words.next().unwrap_or(0))
     }
 
     /// Runs a command given as words.

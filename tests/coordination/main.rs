@@ -1,4 +1,5 @@
-//! The instances against a real server: every transition of `coordination::instances`.
+//! The shared rules against a real server: every transition of `coordination::instances` and
+//! `coordination::tasks`.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -8,7 +9,14 @@ mod ballots;
 mod batch_history;
 mod batches;
 mod catalog;
+mod cost;
 mod fleet;
+mod gossip;
+mod leader;
+mod metrics;
 mod register;
 mod sweep;
+mod tasks;
+mod tasks_model;
+mod tasks_moving;
 mod transitions;

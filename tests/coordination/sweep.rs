@@ -3,6 +3,7 @@
 use crate::fleet::Fleet;
 use convoke::bus::keys::Keys;
 use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::metrics::Report;
 use serde_json::json;
 
 #[tokio::test]
@@ -17,8 +18,7 @@ async fn an_expired_instance_is_declared_lost_with_all_that_it_held() {
         .unwrap()
         .incarnation;
     let beat = Beat {
-        metrics: Some(vec![0x80]),
-        observed: Some(vec![0x80]),
+        metrics: Some(Report::default()),
         ..Beat::new("w-1", None)
     };
     fleet.instances.heartbeat(&beat).await.unwrap();
@@ -37,14 +37,20 @@ async fn an_expired_instance_is_declared_lost_with_all_that_it_held() {
         "id": "w-1", "incarnation": incarnation, "last_seen": last_seen, "tasks_reassigned": 0
     });
     assert_eq!(fleet.facts().await[1], ("instance.lost".into(), fact));
-    let keys = ["cb:broadcast", "cb:instance:w-1", "cb:instances:lost"];
+    let keys = [
+        "cb:broadcast",
+        "cb:instance:w-1",
+        "cb:instances:lost",
+        "cb:metrics",
+        "cb:metrics:of:w-1",
+    ];
     assert_eq!(fleet.all_keys().await, keys);
     assert!(fleet.ask::<i64>("PTTL cb:instance:w-1").await > 3_000_000);
     assert!(fleet.ask::<i64>("PTTL cb:instances:lost").await > 500_000);
     let reports: u32 = fleet.ask("EXISTS cb:instance:w-1").await;
     assert_eq!(reports, 1);
-    let report: Vec<Option<String>> = fleet.ask("HMGET cb:instance:w-1 metrics observed").await;
-    assert_eq!(report, [None, None]);
+    let report: Option<String> = fleet.ask("HGET cb:instance:w-1 metrics").await;
+    assert_eq!(report, None);
     // Back again: not among the lost any more.
     fleet.register("w-1", &["a"]).await;
     assert_eq!(fleet.instances.census().await.unwrap().recently_lost, 0);

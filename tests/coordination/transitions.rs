@@ -1,7 +1,9 @@
 //! Pulses and leaving, and who counts as what.
 
 use crate::fleet::Fleet;
+use convoke::coordination::gossip::Opinion;
 use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::metrics::{Gauges, Report};
 use serde_json::json;
 
 async fn pulse(fleet: &Fleet, incarnation: Option<u64>) -> (bool, u64) {
@@ -13,33 +15,35 @@ async fn pulse(fleet: &Fleet, incarnation: Option<u64>) -> (bool, u64) {
 #[tokio::test]
 async fn a_pulse_renews_the_living_and_carries_its_report() {
     let mut fleet = Fleet::start().await;
-    fleet.run("HSET cb:leader id w-9").await;
     let incarnation = fleet.register("w-1", &["worker"]).await.incarnation;
     fleet
         .run("ZADD cb:instances:active XX 9000000000000 w-1")
         .await;
-    let observed = rmp_serde::to_vec_named(&json!({"w-2": "suspect"})).unwrap();
-    let metrics = rmp_serde::to_vec_named(&json!({"events_processed": 7})).unwrap();
+    let metrics = Report {
+        gauges: Gauges {
+            memory_bytes: 7,
+            ..Gauges::default()
+        },
+        ..Report::default()
+    };
     let pulse = fleet
         .instances
         .heartbeat(&Beat {
             id: "w-1".into(),
             incarnation: Some(incarnation),
             load: Some(0.25),
-            observed: Some(observed.clone()),
+            observed: Some([("w-1".into(), Opinion::Suspect)].into()),
             metrics: Some(metrics.clone()),
         })
         .await
         .unwrap();
     assert!(pulse.alive);
     assert_eq!(pulse.ttl_ms, 30_000);
-    assert_eq!(pulse.leader.as_deref(), Some("w-9"));
+    assert_eq!((pulse.leader, pulse.watch), (None, Vec::new()));
     let is = &fleet.instances.list().await.unwrap()[0];
     assert_eq!(is.load, 0.25);
-    assert_eq!(
-        (is.observed.as_ref(), is.metrics.as_ref()),
-        (Some(&observed), Some(&metrics))
-    );
+    assert_eq!(is.gauges.as_ref(), Some(&metrics.gauges));
+    assert!(!is.suspect, "its own word");
     let expires: f64 = fleet.ask("ZSCORE cb:instances:active w-1").await;
     assert_eq!(expires as u64, is.last_seen + 30_000);
     // A bare one keeps the report, and needs no incarnation.
@@ -86,9 +90,9 @@ async fn pulses_leaving_and_losses_pass_while_the_memory_is_full() {
     fleet.expire("w-3").await;
     fleet.run("SCRIPT FLUSH").await;
     fleet.run("CONFIG SET maxmemory 1").await;
-    let metrics = rmp_serde::to_vec_named(&json!({"text": "x".repeat(1000)})).unwrap();
     let beat = Beat {
-        metrics: Some(metrics),
+        metrics: Some(Report::default()),
+        observed: Some([("w-2".into(), Opinion::Suspect)].into()),
         load: Some(1.0),
         ..Beat::new("w-1", None)
     };

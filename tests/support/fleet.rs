@@ -26,6 +26,7 @@ const URL: &str = "TORTURE_REDIS";
 const ID: &str = "TORTURE_ID";
 /// Where the database of a worker process is, if it has one.
 pub const DATABASE: &str = "TORTURE_DATABASE";
+const CAPACITY: &str = "TORTURE_CAPACITY";
 
 /// How long an instance lives without a pulse.
 pub const TTL: Duration = Duration::from_secs(1);
@@ -53,12 +54,14 @@ pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
         return;
     };
     let database = std::env::var(DATABASE).unwrap_or_default();
+    let capacity = std::env::var(CAPACITY).unwrap().parse().unwrap();
     let settings = Settings {
         redis_url: RedisUrl::new(url),
         database_url: DatabaseUrl::new(&database),
         max_attempts: if database.is_empty() { 5 } else { 1000 },
         backoff_cap: Duration::from_secs(1),
         id,
+        capacity,
         heartbeat_ttl: TTL,
         claim_idle: CLAIM_IDLE,
         backoff_base: Duration::from_millis(50),
@@ -79,29 +82,48 @@ pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
 pub struct Fleet {
     url: String,
     database: String,
-    workers: Vec<(String, Child)>,
+    workers: Vec<Process>,
     started: usize,
+}
+
+struct Process {
+    id: String,
+    capacity: u32,
+    child: Child,
 }
 
 impl Fleet {
     pub fn start(redis: &Redis, size: usize) -> Self {
-        Self::with_database(redis, size, &DatabaseUrl::default())
+        Self::with(redis, &vec![10; size])
     }
 
-    /// Workers that keep the ledger in that database, and have a handler that writes into it.
+    /// Workers that keep the ledger in that database.
     pub fn with_database(redis: &Redis, size: usize, database: &DatabaseUrl) -> Self {
+        Self::of(redis, &vec![10; size], database)
+    }
+
+    /// One worker of each capacity.
+    pub fn with(redis: &Redis, capacities: &[u32]) -> Self {
+        Self::of(redis, capacities, &DatabaseUrl::default())
+    }
+
+    fn of(redis: &Redis, capacities: &[u32], database: &DatabaseUrl) -> Self {
         let mut fleet = Self {
             url: redis.url(),
             database: database.expose().to_owned(),
             workers: Vec::new(),
             started: 0,
         };
-        for _ in 0..size {
-            let id = fleet.next_id();
-            let worker = fleet.spawn(&id);
-            fleet.workers.push((id, worker));
+        for &capacity in capacities {
+            fleet.join(capacity);
         }
         fleet
+    }
+
+    /// One more worker.
+    pub fn join(&mut self, capacity: u32) {
+        let id = self.next_id();
+        self.spawn(id, capacity);
     }
 
     fn next_id(&mut self) -> String {
@@ -109,17 +131,29 @@ impl Fleet {
         format!("w-{}", self.started)
     }
 
-    fn spawn(&self, id: &str) -> Child {
-        Command::new(std::env::current_exe().unwrap())
+    fn spawn(&mut self, id: String, capacity: u32) {
+        let child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "a_worker_process", "--nocapture"])
             .env(URL, &self.url)
-            .env(ID, id)
+            .env(ID, &id)
+            .env(CAPACITY, capacity.to_string())
             .env(DATABASE, &self.database)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
             .spawn()
-            .unwrap()
+            .unwrap();
+        self.workers.push(Process {
+            id,
+            capacity,
+            child,
+        });
+    }
+
+    /// Ids and capacities.
+    pub fn capacities(&self) -> HashMap<String, u32> {
+        let workers = self.workers.iter();
+        workers.map(|w| (w.id.clone(), w.capacity)).collect()
     }
 
     pub fn len(&self) -> usize {
@@ -128,46 +162,48 @@ impl Fleet {
 
     /// `kill -9`, and another one in its place: under the same name, or under a new one.
     pub fn kill(&mut self, index: usize, same_name: bool) {
-        let (id, mut child) = self.workers.remove(index);
-        child.kill().unwrap();
-        child.wait().unwrap();
-        let id = if same_name { id } else { self.next_id() };
-        let worker = self.spawn(&id);
-        self.workers.push((id, worker));
+        let mut worker = self.workers.remove(index);
+        worker.child.kill().unwrap();
+        worker.child.wait().unwrap();
+        let id = match same_name {
+            true => worker.id,
+            false => self.next_id(),
+        };
+        self.spawn(id, worker.capacity);
     }
 
     /// The index of the worker of that name.
     pub fn position(&self, id: &str) -> Option<usize> {
-        self.workers.iter().position(|(worker, _)| worker == id)
+        self.workers.iter().position(|worker| worker.id == id)
     }
 
     pub fn pid(&self, index: usize) -> u32 {
-        self.workers[index].1.id()
+        self.workers[index].child.id()
     }
 
     /// Whether every one of them runs that was started and not killed.
     pub fn all_run(&mut self) -> bool {
         let mut workers = self.workers.iter_mut();
-        workers.all(|(_, child)| child.try_wait().unwrap().is_none())
+        workers.all(|worker| worker.child.try_wait().unwrap().is_none())
     }
 
     /// SIGTERM to all; each must exit with 0.
     pub fn drain(mut self) {
-        for (_, child) in &self.workers {
-            super::signal(child.id(), "TERM");
+        for worker in &self.workers {
+            super::signal(worker.child.id(), "TERM");
         }
-        for (id, mut child) in self.workers.drain(..) {
-            let status = child.wait().unwrap();
-            assert!(status.success(), "{id} ended with {status}");
+        for mut worker in self.workers.drain(..) {
+            let status = worker.child.wait().unwrap();
+            assert!(status.success(), "{} ended with {status}", worker.id);
         }
     }
 }
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        for (_, child) in &mut self.workers {
-            child.kill().ok();
-            child.wait().ok();
+        for worker in &mut self.workers {
+            worker.child.kill().ok();
+            worker.child.wait().ok();
         }
     }
 }

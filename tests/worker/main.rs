@@ -10,5 +10,7 @@ mod batch_takeover;
 mod batches;
 mod failures;
 mod lifecycle;
+mod metrics;
 mod rig;
 mod state;
+mod tasks;

@@ -122,6 +122,41 @@ impl Rig {
         }
     }
 
+    pub async fn exists(&self, key: &str) -> bool {
+        let mut connection = self.connection.clone();
+        let mut exists = redis::cmd("EXISTS");
+        exists.arg(key);
+        exists.query_async(&mut connection).await.unwrap()
+    }
+
+    pub async fn keys(&self, pattern: &str) -> Vec<String> {
+        let mut connection = self.connection.clone();
+        let mut keys = redis::cmd("KEYS");
+        keys.arg(pattern);
+        keys.query_async(&mut connection).await.unwrap()
+    }
+
+    /// Waits until that many facts of a type were told, and gives them.
+    pub async fn wait_for_fact(&self, kind: &str, count: usize) -> Vec<Entry> {
+        let start = std::time::Instant::now();
+        loop {
+            let facts = self.entries("cb:broadcast").await.into_iter();
+            let told: Vec<Entry> = facts
+                .filter(|fact| fact.get("type") == Some(kind.as_bytes()))
+                .collect();
+            if told.len() >= count {
+                return told;
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "{kind}: {} of {count} facts",
+                told.len()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What is pending; nothing where the group is not there yet.
     pub async fn pending(&self, stream: &str) -> u64 {
         let mut connection = self.connection.clone();
         let summary = redis::cmd("XPENDING")

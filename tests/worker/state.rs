@@ -215,7 +215,12 @@ async fn the_state_is_what_is_there_at_that_moment() {
     assert_eq!(state["instances"][0]["id"], "w-1");
     assert_eq!(state["instances"][0]["status"], "healthy");
     assert_eq!(state["instances"][0]["roles"], json!(["worker"]));
-    assert_eq!(state["decisions"], json!([]));
+    assert_eq!(
+        (&state["batches"], &state["decisions"]),
+        (&json!([]), &json!([]))
+    );
+    let none = json!({"pending": 0, "assigned": 0, "completed": 0, "failed": 0, "items": []});
+    assert_eq!(state["tasks"], none);
     assert_eq!(state.get("leader").and_then(Value::as_str), leader(&state));
     let facts = state["recent_events"].as_array().unwrap();
     let first = facts.last().unwrap();
@@ -225,6 +230,11 @@ async fn the_state_is_what_is_there_at_that_moment() {
     assert!(first["id"].as_str().unwrap().contains('-'));
 
     // Everything that changes is seen at once.
+    let task = json!({"task_id": "t-1", "kind": "math.unheard_of"});
+    rig.answer("task.create", &task).await;
+    let state = rig.answer("system.get_state", &json!({})).await;
+    assert_eq!(state["tasks"]["pending"], 1);
+    assert_eq!(state["tasks"]["items"][0]["task_id"], "t-1");
     let instances = rig.instances();
     for id in ["v-2", "v-3", "v-4"] {
         instances
@@ -238,9 +248,20 @@ async fn the_state_is_what_is_there_at_that_moment() {
         });
         rig.answer("system.quorum.vote", &vote).await;
     }
+    let batch = json!({"batch_id": "b", "item_type": "math.add", "items": [1, 2, "three"]});
+    rig.answer("system.batch.process", &batch).await;
     rig.run("ZADD cb:instances:active XX 1000 v-4").await;
     rig.run("XADD cb:broadcast * type odd data xx").await;
     let state = rig.answer("system.get_state", &json!({"recent": 2})).await;
+    let batch = &state["batches"][0];
+    assert_eq!(
+        (&batch["batch_id"], &batch["status"]),
+        (&json!("b"), &json!("completed"))
+    );
+    assert_eq!(
+        (&batch["items_processed"], &batch["items_failed"]),
+        (&json!(2), &json!(1))
+    );
     let decision = &state["decisions"][0];
     assert_eq!(decision["decision"], "d");
     assert_eq!(

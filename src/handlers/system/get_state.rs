@@ -2,11 +2,15 @@ use super::quorum_vote::{BallotStatus, decoded};
 use crate::bus::event::Entry;
 use crate::coordination::ballot::Ballot;
 use crate::coordination::ballots::Ballots;
+use crate::coordination::batch::Batch;
+use crate::coordination::batches::Batches;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Instance;
 use crate::coordination::instances::Instances;
 use crate::coordination::roster::{Condition, Detail};
+use crate::coordination::tasks::Tasks;
 use crate::coordination::view::{self, MAX_RECENT, StreamSize, View};
+use crate::handlers::task::Shown;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -14,6 +18,10 @@ use serde::{Deserialize, Serialize};
 
 /// Instances in one answer.
 const MAX_INSTANCES: usize = 1000;
+/// Batches in one answer.
+const MAX_BATCHES: usize = 100;
+/// Tasks in one answer.
+const MAX_TASKS: usize = 100;
 /// Decisions in one answer.
 const MAX_DECISIONS: usize = 100;
 
@@ -40,12 +48,27 @@ pub struct State {
     instances: Vec<Seen>,
     /// How many instances are known, listed or not.
     instances_total: u64,
+    /// The batches that went on last; at most 100.
+    batches: Vec<BatchState>,
+    tasks: TasksSeen,
     /// The latest ballots; at most 100.
     decisions: Vec<Decision>,
     /// The streams that workers of now or lately read or write; at most 1000.
     streams: Vec<Stream>,
     /// The latest facts, the last one first.
     recent_events: Vec<Fact>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct TasksSeen {
+    pending: u64,
+    assigned: u64,
+    /// Since ever.
+    completed: u64,
+    /// Since ever.
+    failed: u64,
+    /// The assigned, the waiting and the finished; at most 100.
+    items: Vec<Shown>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -85,6 +108,42 @@ impl Seen {
             registered_at: instance.registered_at,
             last_seen: instance.last_seen,
             ttl_ms: instance.ttl_ms,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct BatchState {
+    batch_id: String,
+    item_type: String,
+    /// `exclusive` or `fan_out`.
+    mode: &'static str,
+    /// `running` or `completed`.
+    status: &'static str,
+    /// Who holds it, or held it last.
+    processor_id: String,
+    items_processed: u64,
+    items_failed: u64,
+    total: u64,
+    fence: u64,
+    started_at: u64,
+    updated_at: u64,
+}
+
+impl From<Batch> for BatchState {
+    fn from(batch: Batch) -> Self {
+        Self {
+            batch_id: batch.id,
+            item_type: batch.item_type,
+            mode: batch.mode.as_str(),
+            status: batch.status.as_str(),
+            processor_id: batch.processor_id,
+            items_processed: batch.processed,
+            items_failed: batch.failed,
+            total: batch.total,
+            fence: batch.fence,
+            started_at: batch.started_at,
+            updated_at: batch.updated_at,
         }
     }
 }
@@ -181,10 +240,15 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
     }
     let view = context.state::<View>()?;
     let instances = context.state::<Instances>()?;
+    let batches = context.state::<Batches>()?;
     let ballots = context.state::<Ballots>()?;
-    let (leader, known, decisions, streams, facts) = tokio::try_join!(
-        view.leader(),
+    let tasks = context.state::<Tasks>()?;
+    let (leader, known, counts, items, batches, decisions, streams, facts) = tokio::try_join!(
+        instances.leader(),
         instances.known(Detail::Brief, MAX_INSTANCES),
+        tasks.counts(),
+        tasks.list(None, MAX_TASKS),
+        batches.list(MAX_BATCHES),
         ballots.list(MAX_DECISIONS),
         view.streams(),
         view.recent(event.recent),
@@ -197,6 +261,14 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
         leader,
         instances: known.listed.into_iter().map(Seen::of).collect(),
         instances_total: known.total,
+        batches: batches.into_iter().map(BatchState::from).collect(),
+        tasks: TasksSeen {
+            pending: counts.pending,
+            assigned: counts.assigned,
+            completed: counts.completed,
+            failed: counts.failed,
+            items: items.into_iter().map(Shown::from).collect(),
+        },
         decisions: decisions?,
         streams: streams.into_iter().map(Stream::from).collect(),
         recent_events: facts.iter().map(Fact::of).collect(),

@@ -80,7 +80,8 @@ pub struct Health {
     status: Status,
     services: Services,
     instances: Counted,
-    /// Whether fewer than half of the known instances are healthy.
+    /// Whether fewer than half of the known instances are healthy, or were and no more than 70 % are
+    /// again.
     partition: bool,
     /// When, in Unix milliseconds on the server.
     at: u64,
@@ -109,16 +110,16 @@ pub async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError
     Ok(assess(services, census))
 }
 
-/// An expired instance that was not declared lost yet is suspect.
+/// An instance is suspect if a peer says so, or if it expired and was not declared lost yet.
 fn assess(services: Services, census: Census) -> Health {
     let instances = Counted {
-        healthy: census.active,
-        suspect: census.expired,
+        healthy: census.healthy(),
+        suspect: census.suspect + census.expired,
         lost: census.recently_lost,
     };
-    let known = instances.healthy + instances.suspect + instances.lost;
-    let down = instances.suspect + instances.lost;
-    let status = if services.redis.is_down() || 2 * down > known {
+    // A suspect may be up; one whose lease has ended is down.
+    let down = census.expired + instances.lost;
+    let status = if services.redis.is_down() || 2 * down > census.known() {
         Status::Unhealthy
     } else if services.postgres.is_down() || services.mcp.is_down() || instances.suspect > 0 {
         Status::Degraded
@@ -129,7 +130,7 @@ fn assess(services: Services, census: Census) -> Health {
         status,
         services,
         instances,
-        partition: 2 * instances.healthy < known,
+        partition: census.is_partitioned(),
         at: census.at,
     }
 }
@@ -145,20 +146,23 @@ mod tests {
         expired: u64,
         recently_lost: u64,
     ) -> Health {
+        let census = Census {
+            at: 1,
+            active,
+            expired,
+            recently_lost,
+            ..Census::default()
+        };
+        of(redis, postgres, census)
+    }
+
+    fn of(redis: Service, postgres: Service, census: Census) -> Health {
         let services = Services {
             redis,
             postgres,
             mcp: Service::DISABLED,
         };
-        assess(
-            services,
-            Census {
-                at: 1,
-                active,
-                expired,
-                recently_lost,
-            },
-        )
+        assess(services, census)
     }
 
     fn up() -> Service {
@@ -197,6 +201,35 @@ mod tests {
     fn degraded_is_a_service_down_that_is_configured_or_an_instance_suspect() {
         assert_eq!(with(up(), down(), 3, 0, 0).status, Status::Degraded);
         assert_eq!(with(up(), up(), 3, 1, 0).status, Status::Degraded);
+        let suspected = |suspect| {
+            let census = Census {
+                active: 3,
+                suspect,
+                ..Census::default()
+            };
+            of(up(), Service::DISABLED, census)
+        };
+        let one = suspected(1);
+        assert_eq!(one.status, Status::Degraded);
+        assert_eq!((one.instances.healthy, one.instances.suspect), (2, 1));
+        // They are suspected, not down.
+        let most = suspected(2);
+        assert_eq!((most.status, most.partition), (Status::Degraded, true));
+    }
+
+    #[test]
+    fn a_partition_is_healed_above_seventy_percent() {
+        let noted = |active| {
+            let census = Census {
+                active,
+                recently_lost: 10 - active,
+                partition: true,
+                ..Census::default()
+            };
+            of(up(), Service::DISABLED, census).partition
+        };
+        assert!(noted(4) && noted(5) && noted(7));
+        assert!(!noted(8));
     }
 
     #[test]

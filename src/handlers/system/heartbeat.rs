@@ -1,7 +1,8 @@
-use super::encoded;
 use crate::coordination::error::CoordinationError;
+use crate::coordination::gossip::Opinion;
 use crate::coordination::instance::Beat;
 use crate::coordination::instances::Instances;
+use crate::coordination::metrics::Report;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -16,17 +17,10 @@ pub struct Heartbeat {
     load: Option<f64>,
     /// What it thinks of its peers.
     observed: Option<BTreeMap<String, Opinion>>,
-    /// What it measured: any map.
+    /// What it measured: any map; the known keys are added up over all instances.
     #[serde(default)]
     #[schemars(with = "Option<std::collections::HashMap<String, serde_json::Value>>")]
     metrics: Option<Value>,
-}
-
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum Opinion {
-    Healthy,
-    Suspect,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -35,19 +29,29 @@ pub struct Pulse {
     alive: bool,
     ttl_ms: u64,
     leader: Option<String>,
+    /// The peers that it is to watch, if it does.
+    watch: Vec<Peer>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Peer {
+    id: String,
+    /// How long its last pulse still keeps it alive.
+    left_ms: u64,
 }
 
 pub async fn heartbeat(context: Context, event: Heartbeat) -> Result<Pulse, HandlerError> {
-    let observed = match &event.observed {
-        Some(observed) => Some(rmp_serde::to_vec_named(observed)?),
-        None => None,
+    let metrics = match &event.metrics {
+        None | Some(Value::Nil) => None,
+        Some(map) if map.is_map() => Some(Report::from_map(map)),
+        Some(_) => return Err(HandlerError::invalid_argument("metrics: not a map")),
     };
     let beat = Beat {
         id: event.instance_id,
         incarnation: event.incarnation,
         load: event.load,
-        observed,
-        metrics: event.metrics.as_ref().map(encoded),
+        observed: event.observed,
+        metrics,
     };
     let pulse = context
         .state::<Instances>()?
@@ -58,5 +62,13 @@ pub async fn heartbeat(context: Context, event: Heartbeat) -> Result<Pulse, Hand
         alive: pulse.alive,
         ttl_ms: pulse.ttl_ms,
         leader: pulse.leader,
+        watch: pulse
+            .watch
+            .into_iter()
+            .map(|peer| Peer {
+                id: peer.id,
+                left_ms: peer.left.as_millis() as u64,
+            })
+            .collect(),
     })
 }

@@ -9,9 +9,13 @@ mod quorum_vote;
 mod register;
 mod unregister;
 
+use super::encoded;
+mod metrics;
+mod ping;
+
+use crate::coordination::gossip::PING;
 use crate::registry::policy::Policy;
 use crate::registry::router::Registration;
-use rmpv::Value;
 use std::time::Duration;
 
 /// Heartbeats that one source may send in a minute.
@@ -46,6 +50,18 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new().describe("Looks at the services and the instances, live."),
         ),
         Registration::new(
+            "system.metrics",
+            metrics::metrics,
+            Policy::new().describe("Adds up what all instances did and how they are, live."),
+        ),
+        Registration::new(
+            PING,
+            ping::ping,
+            Policy::new()
+                .silent()
+                .describe("Answers. Peers ask it over the inbox when an instance's pulse is late."),
+        ),
+        Registration::new(
             batch_process::KIND,
             batch_process::process,
             batch_process::policy(),
@@ -66,12 +82,4 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new().describe("Lists what the active instances can be asked for, and how."),
         ),
     ]
-}
-
-/// A MessagePack map as it travels on; its bounds are checked where it is stored.
-fn encoded(map: &Value) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    // A vector takes every write.
-    rmpv::encode::write_value(&mut bytes, map).ok();
-    bytes
 }

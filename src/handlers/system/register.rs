@@ -60,7 +60,7 @@ pub async fn register(context: Context, event: Register) -> Result<Registered, H
         incarnation: registered.incarnation,
         ttl_ms: registered.ttl_ms,
         leader: registered.leader,
-        assigned: Vec::new(),
+        assigned: registered.assigned,
     })
 }
 

@@ -1,0 +1,113 @@
+//! `convoke metrics`: asks a worker what all of them did.
+
+mod exposition;
+
+use super::output::printable;
+use super::{Format, Outcome, Session, request};
+use clap::Args;
+use convoke::bus::publish::Outgoing;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke metrics
+  convoke metrics --detailed
+  convoke metrics --detailed --format json | jq '.handlers[\"system.heartbeat\"].p99_ms'
+  convoke metrics --format prometheus > convoke.prom
+
+A worker answers it: with its own numbers of this moment, and those that the others sent with their
+last pulse. Counters go on counting what instances did that are gone. --format prometheus writes the
+text format of Prometheus (OpenMetrics), always in detail, with the histograms.";
+
+/// Ask the workers what they did and how they are
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// Also each handler, what is in flight, and how the load is spread
+    #[arg(long)]
+    detailed: bool,
+    /// How long to wait for the answer
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+    timeout: Duration,
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    let prometheus = session.output.format() == Format::Prometheus;
+    let ask = json!({
+        "detailed": flags.detailed || prometheus,
+        "histograms": prometheus,
+    });
+    let event = Outgoing::new("system.metrics", &ask);
+    let metrics = match request::ask(&session, event, flags.timeout).await? {
+        Ok(reply) => request::result(&reply)?,
+        Err(error) => {
+            request::complain(&session, &error);
+            return Ok(Outcome::Failed);
+        }
+    };
+    match session.output.format() {
+        Format::Prometheus => session.output.text(&exposition::of(metrics)?)?,
+        Format::Json => session.output.json(&metrics)?,
+        Format::Text => print(&session, &metrics)?,
+    }
+    Ok(Outcome::Done)
+}
+
+fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {
+    let count = |name: &str| metrics[name].as_u64().unwrap_or(0).to_string();
+    let ms = |name: &str| milliseconds(&metrics[name]);
+    let throughput = metrics["throughput"].as_f64().unwrap_or(0.0);
+    let memory = metrics["memory_bytes"].as_u64().unwrap_or(0) as f64 / f64::from(1 << 20);
+    let mut lines = vec![
+        ("instances", count("instances")),
+        ("events processed", count("events_processed")),
+        ("events failed", count("events_failed")),
+        ("tasks completed", count("tasks_completed")),
+        ("throughput", format!("{throughput:.1} events/s")),
+        ("latency, mean", ms("average_latency_ms")),
+        ("latency, p50", ms("p50_ms")),
+        ("latency, p99", ms("p99_ms")),
+        ("memory", format!("{memory:.1} MiB")),
+    ];
+    if let Some(in_flight) = metrics["queue"]["in_flight"].as_u64() {
+        lines.push(("in flight", in_flight.to_string()));
+    }
+    if let Some(balance) = metrics["scaling"]["load_balance"].as_f64() {
+        lines.push(("load balance", format!("{balance:.2}")));
+    }
+    for (name, value) in lines {
+        session.output.line(&format!("{name:18}{value}"))?;
+    }
+    let Some(handlers) = metrics["handlers"].as_object() else {
+        return Ok(());
+    };
+    session.output.line("")?;
+    let rows: Vec<Vec<String>> = handlers
+        .iter()
+        .map(|(kind, handler)| {
+            let count = |name: &str| handler[name].as_u64().unwrap_or(0).to_string();
+            vec![
+                printable(kind).into_owned(),
+                count("calls"),
+                count("errors"),
+                count("retries"),
+                milliseconds(&handler["p50_ms"]),
+                milliseconds(&handler["p99_ms"]),
+                handler["circuit"].as_str().unwrap_or("-").to_owned(),
+                count("rate_limited"),
+                count("cache_hits"),
+            ]
+        })
+        .collect();
+    let headings = [
+        "HANDLER", "CALLS", "ERRORS", "RETRIES", "P50", "P99", "CIRCUIT", "LIMITED", "CACHED",
+    ];
+    Ok(session.output.table(&headings, &rows)?)
+}
+
+fn milliseconds(value: &Value) -> String {
+    let ms = value.as_f64().unwrap_or(0.0);
+    format!("{ms:.3} ms")
+}

@@ -1,0 +1,550 @@
+//! Metrics: what all instances did, and how they are.
+//!
+//! Each instance reports with its pulses two kinds of things. *Counters* and histograms, as they
+//! stand since its process began: `aggregate_global_metrics` keeps the last report of each and adds
+//! what is more than in the one before to the totals. So a report may come twice or get lost, the
+//! totals only rise, and what an instance did stays in them when it goes. Reading them costs the same
+//! for one instance or a thousand. *Gauges*, which are only true now (memory, what is in flight, the
+//! present rate, open circuits): they are kept with the instance, and those of the living are added
+//! up when somebody asks.
+//!
+//! What an instance did after its last report is lost with it: at most a third of its ttl. A process
+//! that was away for longer than [`KEPT`] and goes on counting is counted anew.
+//!
+//! Averages and quantiles are computed from the summed histograms, never from others.
+
+use super::error::CoordinationError;
+use super::instance::{MAX_REPORT, check_id};
+use super::instances::{Instances, KEPT, or_empty};
+use crate::bus::keys::is_event_type;
+use crate::registry::histogram::{BUCKETS, Histogram};
+use redis::{Script, ScriptInvocation};
+use rmpv::Value;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{Arc, LazyLock, OnceLock};
+
+static AGGREGATE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("aggregate_global_metrics.lua")));
+
+/// Event types that one report tells of.
+pub const MAX_HANDLERS: usize = 256;
+/// Buckets in one report, so that a report takes the server a few ms at most.
+pub const MAX_BUCKETS: usize = 4096;
+/// Event types that the totals tell of. Those that come later count in the sums only.
+const MAX_TYPES: usize = 1024;
+/// The highest counter: the script counts in numbers that are exact up to 2^53.
+const HIGHEST: u64 = 1 << 52;
+/// Bytes of the name of a process.
+const MAX_PROCESS: usize = 64;
+/// Instances asked about in one round trip.
+const PAGE: usize = 1000;
+
+/// What a handler lets through, the best first.
+const CIRCUITS: [&str; 3] = ["closed", "half-open", "open"];
+
+/// What was done, since some process began or by all together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Events whose outcome was committed.
+    pub events_processed: u64,
+    /// Runs of handlers that failed.
+    pub events_failed: u64,
+    /// Tasks that were completed.
+    pub tasks_completed: u64,
+    /// How long the runs took.
+    pub latency: Histogram,
+}
+
+/// What the handlers of one event type did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HandlerSums {
+    /// Runs.
+    pub calls: u64,
+    /// Runs that failed.
+    pub errors: u64,
+    /// Failures that were tried again.
+    pub retries: u64,
+    /// Runs that the rate limit refused.
+    pub rate_limited: u64,
+    /// Results that came from the cache.
+    pub cache_hits: u64,
+    /// How long the runs took; `None` in a report that left it out.
+    pub latency: Option<Histogram>,
+}
+
+/// How an instance is now.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Gauges {
+    /// Resident memory.
+    pub memory_bytes: u64,
+    /// Events read and not settled.
+    pub in_flight: u64,
+    /// Events processed in the window.
+    pub window_events: u64,
+    /// How long the window is, in ms.
+    pub window_ms: u64,
+    /// The circuits of its handlers: `closed`, `half-open` or `open`.
+    pub circuits: BTreeMap<String, &'static str>,
+}
+
+/// What an instance reports with a pulse.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Which process counts; another one began at zero. At most 64 bytes.
+    pub process: String,
+    /// What it did.
+    pub sums: Sums,
+    /// What its handlers did; at most [`MAX_HANDLERS`]. Those that did nothing since the last report
+    /// may be left out.
+    pub handlers: BTreeMap<String, HandlerSums>,
+    /// How it is.
+    pub gauges: Gauges,
+}
+
+impl Report {
+    /// Reads the map that a heartbeat carries. A program of others may send any map: what is not
+    /// as documented here counts as not sent.
+    ///
+    /// | key | value |
+    /// |---|---|
+    /// | `process` | text: another one began at zero |
+    /// | `events_processed`, `events_failed`, `tasks_completed` | counters |
+    /// | `latency` | `{sum_us, buckets: {bucket: count}}`, see [`crate::registry::histogram`] |
+    /// | `handlers` | `{event type: {calls, errors, retries, rate_limited, cache_hits, circuit, latency}}` |
+    /// | `memory_bytes`, `in_flight` | how it is now |
+    /// | `window` | `{events, ms}`: how many events it processed in its last so many ms |
+    pub fn from_map(map: &Value) -> Report {
+        let mut report = Report {
+            process: get(map, "process")
+                .and_then(Value::as_str)
+                .unwrap_or_default()
+                .to_owned(),
+            sums: Sums {
+                events_processed: counter(map, "events_processed"),
+                events_failed: counter(map, "events_failed"),
+                tasks_completed: counter(map, "tasks_completed"),
+                latency: histogram(map).unwrap_or_default(),
+            },
+            gauges: Gauges {
+                memory_bytes: counter(map, "memory_bytes"),
+                in_flight: counter(map, "in_flight"),
+                window_events: get(map, "window").map_or(0, |window| counter(window, "events")),
+                window_ms: get(map, "window").map_or(0, |window| counter(window, "ms")),
+                circuits: BTreeMap::new(),
+            },
+            handlers: BTreeMap::new(),
+        };
+        let handlers = get(map, "handlers").and_then(Value::as_map);
+        for (kind, handler) in handlers.into_iter().flatten() {
+            let Some(kind) = kind.as_str().filter(|kind| is_event_type(kind.as_bytes())) else {
+                continue;
+            };
+            if let Some(circuit) = get(handler, "circuit").and_then(known_circuit) {
+                report.gauges.circuits.insert(kind.to_owned(), circuit);
+            }
+            let sums = HandlerSums {
+                calls: counter(handler, "calls"),
+                errors: counter(handler, "errors"),
+                retries: counter(handler, "retries"),
+                rate_limited: counter(handler, "rate_limited"),
+                cache_hits: counter(handler, "cache_hits"),
+                latency: histogram(handler),
+            };
+            report.handlers.insert(kind.to_owned(), sums);
+        }
+        report
+    }
+
+    /// Brings a report within its bounds: the least used handlers lose their histogram first, then
+    /// they are left out.
+    pub(super) fn bounded(&self) -> Packed {
+        let mut order: Vec<(&String, &HandlerSums)> = self.handlers.iter().collect();
+        order.sort_by_key(|(_, sums)| std::cmp::Reverse(sums.calls));
+        let gauges = self.gauges.packed();
+        let sums = self.sums.packed();
+        let mut bytes = gauges.len() + sums.len();
+        let mut buckets = self.sums.latency.counts.len();
+        let mut handlers = Vec::new();
+        for (kind, sums) in order.into_iter().take(MAX_HANDLERS) {
+            let count = sums.latency.as_ref().map_or(0, |all| all.counts.len());
+            let mut packed = sums.packed(true);
+            if buckets + count > MAX_BUCKETS || bytes + kind.len() + packed.len() > MAX_REPORT {
+                packed = sums.packed(false);
+            } else {
+                buckets += count;
+            }
+            if bytes + kind.len() + packed.len() > MAX_REPORT {
+                break;
+            }
+            bytes += kind.len() + packed.len();
+            handlers.push((kind.clone(), packed));
+        }
+        let end = self.process.floor_char_boundary(MAX_PROCESS);
+        Packed {
+            process: self.process[..end].to_owned(),
+            gauges,
+            sums,
+            handlers,
+        }
+    }
+}
+
+/// What this process would report now, for whoever answers for all. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct OwnReport(Arc<OnceLock<Box<Reporting>>>);
+
+type Reporting = dyn Fn() -> Option<Report> + Send + Sync;
+
+impl OwnReport {
+    /// Says where the report comes from. Only the first time counts.
+    pub fn comes_from(&self, reporting: impl Fn() -> Option<Report> + Send + Sync + 'static) {
+        self.0.set(Box::new(reporting)).ok();
+    }
+
+    /// The report of this moment; `None` in a process that reports nothing.
+    pub fn now(&self) -> Option<Report> {
+        self.0.get().and_then(|reporting| reporting())
+    }
+}
+
+impl fmt::Debug for OwnReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnReport")
+    }
+}
+
+/// A report as it is sent to the script.
+pub(super) struct Packed {
+    process: String,
+    gauges: Vec<u8>,
+    sums: Vec<u8>,
+    handlers: Vec<(String, Vec<u8>)>,
+}
+
+impl Sums {
+    fn packed(&self) -> Vec<u8> {
+        let counters = [
+            self.events_processed,
+            self.events_failed,
+            self.tasks_completed,
+            0,
+            0,
+        ];
+        pack(counters, Some(&self.latency))
+    }
+}
+
+impl HandlerSums {
+    fn packed(&self, whole: bool) -> Vec<u8> {
+        let counters = [
+            self.calls,
+            self.errors,
+            self.retries,
+            self.rate_limited,
+            self.cache_hits,
+        ];
+        pack(counters, self.latency.as_ref().filter(|_| whole))
+    }
+}
+
+fn pack(counters: [u64; 5], latency: Option<&Histogram>) -> Vec<u8> {
+    let mut parts: Vec<Value> = counters.map(|n| n.min(HIGHEST).into()).into();
+    if let Some(latency) = latency {
+        parts.push(latency.sum.min(HIGHEST).into());
+        let counts = latency.counts.iter();
+        let counts = counts.map(|(&bucket, &count)| (bucket.into(), count.min(HIGHEST).into()));
+        parts.push(Value::Map(counts.collect()));
+    }
+    encode(&Value::Array(parts))
+}
+
+impl Gauges {
+    fn packed(&self) -> Vec<u8> {
+        let number = |n: u64| Value::from(n.min(HIGHEST));
+        let mut circuits: Vec<(Value, Value)> = Vec::new();
+        for (kind, state) in self.circuits.iter().take(MAX_HANDLERS) {
+            let place = CIRCUITS.iter().position(|known| known == state);
+            circuits.push((kind.as_str().into(), (place.unwrap_or(0) as u64).into()));
+        }
+        encode(&Value::Array(vec![
+            number(self.memory_bytes),
+            number(self.in_flight),
+            number(self.window_events),
+            number(self.window_ms),
+            Value::Map(circuits),
+        ]))
+    }
+
+    pub(super) fn unpacked(packed: &[u8]) -> Option<Gauges> {
+        let value = rmpv::decode::read_value(&mut &*packed).ok()?;
+        let parts = value.as_array()?;
+        let number = |at: usize| parts.get(at).and_then(Value::as_u64).unwrap_or(0);
+        let circuits = parts.get(4).and_then(Value::as_map);
+        let circuits = circuits.into_iter().flatten().filter_map(|(kind, place)| {
+            let state = CIRCUITS.get(place.as_u64()? as usize)?;
+            Some((kind.as_str()?.to_owned(), *state))
+        });
+        Some(Gauges {
+            memory_bytes: number(0),
+            in_flight: number(1),
+            window_events: number(2),
+            window_ms: number(3),
+            circuits: circuits.collect(),
+        })
+    }
+
+    /// Events processed a second.
+    pub fn throughput(&self) -> f64 {
+        match self.window_ms {
+            0 => 0.0,
+            ms => self.window_events as f64 * 1000.0 / ms as f64,
+        }
+    }
+}
+
+/// What all did and how they are.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Global {
+    /// What was done since the server has data, also by those who are gone.
+    pub sums: Sums,
+    /// Likewise, by event type; empty unless asked for.
+    pub handlers: BTreeMap<String, HandlerSums>,
+    /// The worst circuit of each event type among the living, where any has one.
+    pub circuits: BTreeMap<String, &'static str>,
+    /// Instances that are alive.
+    pub instances: u64,
+    /// Their memory.
+    pub memory_bytes: u64,
+    /// What they have in flight.
+    pub in_flight: u64,
+    /// Events that they process a second, each in its own last window.
+    pub throughput: f64,
+    /// How evenly their load is spread for their capacities, by Jain's index: 1 if all are equally
+    /// busy (or none is), towards 1 / instances if one has it all.
+    pub load_balance: f64,
+    /// How old the oldest report of the living is, in ms.
+    pub oldest_ms: u64,
+}
+
+impl Instances {
+    /// Adds a report to what all did. False if the instance is not alive, or another incarnation.
+    ///
+    /// # Errors
+    /// `Invalid` for a malformed id; `Bus` else. The report may be counted then; it counts once.
+    pub async fn report(
+        &self,
+        id: &str,
+        incarnation: Option<u64>,
+        report: &Report,
+    ) -> Result<bool, CoordinationError> {
+        check_id("instance_id", id)?;
+        let call = self.reporting(id, incarnation, report);
+        Ok(self.store.invoke(&call).await?)
+    }
+
+    pub(super) fn reporting(
+        &self,
+        id: &str,
+        incarnation: Option<u64>,
+        report: &Report,
+    ) -> ScriptInvocation<'static> {
+        let keys = &self.store.keys;
+        let packed = report.bounded();
+        let mut call = AGGREGATE.prepare_invoke();
+        call.key(keys.instance(id))
+            .key(keys.active())
+            .key(keys.reported(id))
+            .key(keys.metrics())
+            .key(keys.handler_metrics())
+            .arg(id)
+            .arg(or_empty(incarnation))
+            .arg(packed.gauges)
+            .arg(packed.process)
+            .arg(KEPT.as_millis() as u64)
+            .arg(MAX_TYPES)
+            .arg(packed.sums);
+        for (kind, sums) in packed.handlers {
+            call.arg(kind).arg(sums);
+        }
+        call
+    }
+
+    /// What all instances did and how they are.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn metrics(&self, detailed: bool) -> Result<Global, CoordinationError> {
+        let keys = &self.store.keys;
+        let mut reads = redis::pipe();
+        reads.cmd("GET").arg(keys.metrics());
+        reads.cmd("TIME");
+        let (totals, (seconds, micros)): (Option<Vec<u8>>, (u64, u64)) =
+            self.store.ask(&reads).await?;
+        let now = seconds * 1000 + micros / 1000;
+        let totals = totals.and_then(|packed| Sums::unpacked(&packed));
+        let mut global = Global {
+            sums: totals.unwrap_or_default(),
+            ..Global::default()
+        };
+        if detailed {
+            let mut reads = redis::pipe();
+            reads.cmd("HGETALL").arg(keys.handler_metrics());
+            let (totals,): (HashMap<String, Vec<u8>>,) = self.store.ask(&reads).await?;
+            let handlers = totals.into_iter();
+            global.handlers = handlers
+                .filter_map(|(kind, packed)| Some((kind, HandlerSums::unpacked(&packed)?)))
+                .collect();
+        }
+        let mut living = redis::pipe();
+        living
+            .cmd("ZRANGEBYSCORE")
+            .arg(keys.active())
+            .arg(format!("({now}"))
+            .arg("+inf");
+        let (ids,): (Vec<String>,) = self.store.ask(&living).await?;
+        let mut busy = Vec::with_capacity(ids.len());
+        for page in ids.chunks(PAGE) {
+            let mut reads = redis::pipe();
+            for id in page {
+                reads.cmd("HMGET").arg(keys.instance(id));
+                reads.arg(&["metrics", "reported_at", "load", "capacity"]);
+            }
+            let rows: Vec<Living> = self.store.ask(&reads).await?;
+            for (gauges, reported, load, capacity) in rows {
+                let gauges = gauges.and_then(|packed| Gauges::unpacked(&packed));
+                global.add(gauges, reported.map(|at| now.saturating_sub(at)));
+                busy.push(load.unwrap_or(0.0) / capacity.unwrap_or(0).max(1) as f64);
+            }
+        }
+        global.load_balance = evenness(&busy);
+        Ok(global)
+    }
+}
+
+/// Gauges, when they were reported, load, capacity.
+type Living = (Option<Vec<u8>>, Option<u64>, Option<f64>, Option<u64>);
+
+impl Global {
+    fn add(&mut self, gauges: Option<Gauges>, age: Option<u64>) {
+        self.instances += 1;
+        self.oldest_ms = self.oldest_ms.max(age.unwrap_or(0));
+        let Some(gauges) = gauges else {
+            return;
+        };
+        self.memory_bytes = self.memory_bytes.saturating_add(gauges.memory_bytes);
+        self.in_flight = self.in_flight.saturating_add(gauges.in_flight);
+        self.throughput += gauges.throughput();
+        let place = |state: &str| CIRCUITS.iter().position(|known| *known == state);
+        for (kind, state) in gauges.circuits {
+            let worst = self.circuits.entry(kind).or_insert(state);
+            if place(worst) < place(state) {
+                *worst = state;
+            }
+        }
+    }
+}
+
+/// Jain's index: the square of the sum over the sum of the squares, per value.
+fn evenness(values: &[f64]) -> f64 {
+    let sum: f64 = values.iter().sum();
+    let squares: f64 = values.iter().map(|value| value * value).sum();
+    if squares == 0.0 {
+        return 1.0;
+    }
+    sum * sum / (squares * values.len() as f64)
+}
+
+/// Counters and histogram as the script keeps them.
+fn unpack(packed: &[u8]) -> Option<([u64; 5], Histogram)> {
+    let value = rmpv::decode::read_value(&mut &*packed).ok()?;
+    let parts = value.as_array()?;
+    let number = |at: usize| parts.get(at).and_then(Value::as_u64).unwrap_or(0);
+    let count = |(bucket, count): (u64, &Value)| {
+        let bucket = u16::try_from(bucket)
+            .ok()
+            .filter(|bucket| *bucket < BUCKETS)?;
+        Some((bucket, count.as_u64().filter(|count| *count > 0)?))
+    };
+    let counts = match parts.get(6)? {
+        Value::Map(pairs) => {
+            let pairs = pairs.iter();
+            let pairs = pairs.filter_map(|(bucket, count)| Some((bucket.as_u64()?, count)));
+            pairs.filter_map(count).collect()
+        }
+        // To Lua, buckets from 1 on without a gap are a list.
+        Value::Array(counts) => (1..).zip(counts).filter_map(count).collect(),
+        _ => return None,
+    };
+    let latency = Histogram {
+        counts,
+        sum: number(5),
+    };
+    Some(([0, 1, 2, 3, 4].map(number), latency))
+}
+
+impl Sums {
+    fn unpacked(packed: &[u8]) -> Option<Sums> {
+        let ([events_processed, events_failed, tasks_completed, _, _], latency) = unpack(packed)?;
+        Some(Sums {
+            events_processed,
+            events_failed,
+            tasks_completed,
+            latency,
+        })
+    }
+}
+
+impl HandlerSums {
+    fn unpacked(packed: &[u8]) -> Option<HandlerSums> {
+        let ([calls, errors, retries, rate_limited, cache_hits], latency) = unpack(packed)?;
+        Some(HandlerSums {
+            calls,
+            errors,
+            retries,
+            rate_limited,
+            cache_hits,
+            latency: Some(latency),
+        })
+    }
+}
+
+fn get<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
+    let found = map
+        .as_map()?
+        .iter()
+        .find(|(key, _)| key.as_str() == Some(name));
+    found.map(|(_, value)| value)
+}
+
+/// A counter; what is none is 0.
+fn counter(map: &Value, name: &str) -> u64 {
+    let value = get(map, name).and_then(Value::as_u64);
+    value.unwrap_or(0).min(HIGHEST)
+}
+
+fn histogram(map: &Value) -> Option<Histogram> {
+    let latency = get(map, "latency")?;
+    let buckets = get(latency, "buckets")?.as_map()?;
+    let pairs = buckets.iter().filter_map(|(bucket, count)| {
+        let bucket = u16::try_from(bucket.as_u64()?).ok()?;
+        let count = count.as_u64()?;
+        (bucket < BUCKETS && count > 0).then_some((bucket, count.min(HIGHEST)))
+    });
+    Some(Histogram {
+        counts: pairs.collect(),
+        sum: counter(latency, "sum_us"),
+    })
+}
+
+fn known_circuit(state: &Value) -> Option<&'static str> {
+    let state = state.as_str()?;
+    CIRCUITS.into_iter().find(|known| *known == state)
+}
+
+fn encode(value: &Value) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    // A vector takes every write.
+    rmpv::encode::write_value(&mut bytes, value).ok();
+    bytes
+}

@@ -1,0 +1,34 @@
+#!lua flags=allow-oom
+-- Detects that fewer than half of the known instances are healthy, and that more than 70 % are again:
+-- each once, in one step with its fact.
+--
+-- KEYS  1 active  2 recently lost  3 suspects  4 partition  5 broadcast
+-- ARGV  1 how long an instance counts as recently lost, in ms
+-- Returns {is there a partition, was there one before, healthy, total}.
+-- Cost  O((suspects + 1) * log n). Passes when memory is full: one fact for each change.
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local after = '(' .. string.format('%.0f', now)
+local healthy = redis.call('ZCOUNT', KEYS[1], after, '+inf')
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], after, '+inf')) do
+  if tonumber(redis.call('ZSCORE', KEYS[1], id) or 0) > now then healthy = healthy - 1 end
+end
+local total = redis.call('ZCARD', KEYS[1])
+  + redis.call('ZCOUNT', KEYS[2], '(' .. string.format('%.0f', now - ARGV[1]), '+inf')
+
+local was = redis.call('EXISTS', KEYS[4])
+local is = was
+local function tell(kind)
+  redis.call('XADD', KEYS[5], '*', 'type', kind, 'time', now, 'data',
+    cmsgpack.pack({healthy = healthy, total = total}))
+end
+if was == 0 and 2 * healthy < total then
+  is = 1
+  redis.call('HSET', KEYS[4], 'since', now, 'healthy', healthy, 'total', total)
+  tell('partition.detected')
+elseif was == 1 and 10 * healthy > 7 * total then
+  is = 0
+  redis.call('DEL', KEYS[4])
+  tell('partition.healed')
+end
+return {is, was, healthy, total}

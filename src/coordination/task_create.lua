@@ -1,0 +1,32 @@
+#!lua
+-- Creates a task and, where someone is free, assigns it, in one step. The same call again changes
+-- nothing and answers how the task is now.
+--
+-- KEYS  1–13 those of tasks.lua  14… the inboxes of ARGV[8], in its order
+-- ARGV  1 task id  2 kind  3 role  4 required capabilities, sorted words  5 priority
+--       6 the most attempts  7 payload (MessagePack)  8 the instances whose inboxes are declared
+-- Returns {outcome, status, holder, inboxes}. Outcome `again`: nothing was changed; call again with
+--       the inboxes named as well. `created`. `exists`: it was there. `differs`: another task of
+--       that id is there.
+-- Cost  O((look-ahead of tasks.lua) * log n) for n instances and tasks. Refused when memory is full.
+open(1, ARGV[8])
+local id = ARGV[1]
+local task = task_of(id)
+if task then
+  local same = task.kind == ARGV[2] and task.role == ARGV[3] and task.requires == ARGV[4]
+    and task.priority == tonumber(ARGV[5]) and task.max_attempts == tonumber(ARGV[6])
+    and redis.call('HGET', K.data, id) == ARGV[7]
+  local holder = task.status == 'assigned' and task.holder or ''
+  return { same and 'exists' or 'differs', task.status, holder, '' }
+end
+task = { kind = ARGV[2], role = ARGV[3], requires = ARGV[4], priority = tonumber(ARGV[5]),
+  max_attempts = tonumber(ARGV[6]), attempt = 0, created_at = now }
+local to = pick(task)
+local names = missing()
+if names then return { 'again', '', '', names } end
+local serial = redis.call('HINCRBY', K.counts, 'seq', 1)
+task.order = string.format('%03d%014.0f', 100 - task.priority, serial)
+redis.call('HSET', K.data, id, ARGV[7])
+if to then give(id, task, to) else enqueue(id, task) end
+save_slots()
+return { 'created', task.status, to or '', '' }

@@ -1,0 +1,78 @@
+#!lua flags=allow-oom
+-- Counts what an instance says of its peers, and ends the lease of those that a majority of their
+-- observers suspects: they are expired from now on, so whoever sweeps declares them lost.
+--
+-- KEYS  1 hash of the observer  2 active  3 suspects  4… what observers said of each peer
+-- ARGV  1 observer  2 its incarnation, or ''  3 observers that are counted for one peer at most
+--       4… for each peer its id and 'healthy' or 'suspect'
+-- Returns the ids of those whose lease was ended. Nothing is changed for an observer that is not
+--       alive, nor for a peer that is not alive or is the observer itself.
+-- Cost  O(peers * log n); for a peer that is suspect, or that has many observers, O(observers * log n)
+--       more. Passes when memory is full: what grows is bounded, and lapses.
+--
+-- An observer has one voice for a peer: its last one. It counts until the observer's ttl has passed,
+-- and while the observer is alive. A peer is suspect while one voice says so. It loses its lease when
+-- more than half of the voices, and at least two, say so. A pulse of the peer takes all voices back.
+local observer, most = ARGV[1], tonumber(ARGV[3])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+
+local function alive(id)
+  return tonumber(redis.call('ZSCORE', KEYS[2], id) or 0) > now
+end
+
+local is = redis.call('HMGET', KEYS[1], 'status', 'incarnation', 'ttl_ms')
+if is[1] ~= 'active' or not alive(observer) or (ARGV[2] ~= '' and ARGV[2] ~= is[2]) then
+  return {}
+end
+local ttl = tonumber(is[3])
+
+-- The voices that count, how many of them suspect, and until when the last of those does.
+local function count(voices)
+  local all, suspecting, lapses = 0, 0, 0
+  local said = redis.call('HGETALL', voices)
+  for i = 1, #said, 2 do
+    local voice, till = string.match(said[i + 1], '^(%a)(%d+)$')
+    till = tonumber(till or 0)
+    if till <= now or not alive(said[i]) then
+      redis.call('HDEL', voices, said[i])
+    else
+      all = all + 1
+      if voice == 's' then
+        suspecting = suspecting + 1
+        lapses = math.max(lapses, till)
+      end
+    end
+  end
+  return all, suspecting, lapses
+end
+
+local lost = {}
+for i = 4, #KEYS do
+  local voices = KEYS[i]
+  local peer, says = ARGV[2 * i - 4], ARGV[2 * i - 3]
+  if peer ~= observer and alive(peer) then
+    local known = redis.call('HEXISTS', voices, observer) == 1
+    local full = not known and redis.call('HLEN', voices) >= most and count(voices) >= most
+    if not full then
+      redis.call('HSET', voices, observer,
+        (says == 'suspect' and 's' or 'h') .. string.format('%.0f', now + ttl))
+      if redis.call('PTTL', voices) < ttl then redis.call('PEXPIRE', voices, ttl) end
+    end
+    if says == 'suspect' or redis.call('ZSCORE', KEYS[3], peer) then
+      local all, suspecting, lapses = count(voices)
+      if suspecting >= 2 and 2 * suspecting > all then
+        redis.call('ZADD', KEYS[2], 'XX', now, peer)
+        redis.call('ZREM', KEYS[3], peer)
+        redis.call('DEL', voices)
+        lost[#lost + 1] = peer
+      elseif suspecting > 0 then
+        redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+        redis.call('ZADD', KEYS[3], lapses, peer)
+      else
+        redis.call('ZREM', KEYS[3], peer)
+      end
+    end
+  end
+end
+return lost

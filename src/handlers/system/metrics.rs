@@ -1,0 +1,154 @@
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Instances;
+use crate::coordination::metrics::{Global, OwnReport};
+use crate::registry::histogram::Histogram;
+use crate::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Ask {
+    /// Whether to tell of each handler, of what is in flight and of how the load is spread.
+    #[serde(default)]
+    detailed: bool,
+    /// Whether to add the histograms themselves.
+    #[serde(default)]
+    histograms: bool,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Metrics {
+    /// Events whose outcome was committed, by all instances that there were.
+    events_processed: u64,
+    /// Runs of handlers that failed, likewise.
+    events_failed: u64,
+    /// Tasks that were completed, likewise.
+    tasks_completed: u64,
+    /// Of all runs.
+    average_latency_ms: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Events that the living process a second, in their last ten seconds or so.
+    throughput: f64,
+    /// Resident memory of the living.
+    memory_bytes: u64,
+    /// Instances that are alive.
+    instances: u64,
+    /// How old the oldest report is that this was made of, in ms.
+    oldest_report_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Buckets>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handlers: Option<BTreeMap<String, Handler>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<Queue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scaling: Option<Scaling>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Handler {
+    calls: u64,
+    errors: u64,
+    retries: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// The worst of the living: `closed`, `half-open` or `open`; null where none has one.
+    circuit: Option<&'static str>,
+    rate_limited: u64,
+    cache_hits: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Buckets>,
+}
+
+/// How many runs took how long.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Buckets {
+    /// All of them together, in ms.
+    sum_ms: f64,
+    /// Pairs of an end in µs and how many took less than it and not less than the end before.
+    below_us: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Queue {
+    /// Events read and not settled, by the living.
+    in_flight: u64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Scaling {
+    instance_count: u64,
+    /// 1 if all are equally busy for their capacity, towards 1 / instances if one has it all.
+    load_balance: f64,
+}
+
+pub async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError> {
+    let instances = context.state::<Instances>()?;
+    // Its own numbers are those of this moment, not of its last pulse.
+    if let Some(report) = context.state::<OwnReport>()?.now() {
+        instances
+            .report(context.instance(), None, &report)
+            .await
+            .map_err(CoordinationError::into_handler_error)?;
+    }
+    let global = instances
+        .metrics(ask.detailed)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    Ok(told(global, &ask))
+}
+
+fn told(global: Global, ask: &Ask) -> Metrics {
+    let buckets = |latency: &Histogram| {
+        ask.histograms.then(|| Buckets {
+            sum_ms: latency.sum as f64 / 1000.0,
+            below_us: latency.octaves().collect(),
+        })
+    };
+    let latency = &global.sums.latency;
+    let mut metrics = Metrics {
+        events_processed: global.sums.events_processed,
+        events_failed: global.sums.events_failed,
+        tasks_completed: global.sums.tasks_completed,
+        average_latency_ms: latency.mean_ms(),
+        p50_ms: latency.quantile_ms(0.5),
+        p99_ms: latency.quantile_ms(0.99),
+        throughput: global.throughput,
+        memory_bytes: global.memory_bytes,
+        instances: global.instances,
+        oldest_report_ms: global.oldest_ms,
+        latency: buckets(latency),
+        handlers: None,
+        queue: None,
+        scaling: None,
+    };
+    if !ask.detailed {
+        return metrics;
+    }
+    let handlers = global.handlers.into_iter().map(|(kind, sums)| {
+        let latency = sums.latency.unwrap_or_default();
+        let handler = Handler {
+            calls: sums.calls,
+            errors: sums.errors,
+            retries: sums.retries,
+            p50_ms: latency.quantile_ms(0.5),
+            p99_ms: latency.quantile_ms(0.99),
+            circuit: global.circuits.get(&kind).copied(),
+            rate_limited: sums.rate_limited,
+            cache_hits: sums.cache_hits,
+            latency: buckets(&latency),
+        };
+        (kind, handler)
+    });
+    metrics.handlers = Some(handlers.collect());
+    metrics.queue = Some(Queue {
+        in_flight: global.in_flight,
+    });
+    metrics.scaling = Some(Scaling {
+        instance_count: global.instances,
+        load_balance: global.load_balance,
+    });
+    metrics
+}

@@ -1,0 +1,44 @@
+use crate::coordination::error::CoordinationError;
+use crate::coordination::tasks::{Assignment, Tasks};
+use crate::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Fail {
+    task_id: String,
+    instance_id: String,
+    /// The number that the task came with.
+    fence: u64,
+    /// What went wrong; 1 KiB of it is kept.
+    error: String,
+    /// Whether trying again may help.
+    #[serde(default = "yes")]
+    retryable: bool,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Failed {
+    /// `pending`, `assigned` or `failed`.
+    status: &'static str,
+}
+
+fn yes() -> bool {
+    true
+}
+
+pub async fn fail(context: Context, event: Fail) -> Result<Failed, HandlerError> {
+    let assignment = Assignment {
+        task: event.task_id,
+        instance: event.instance_id,
+        fence: event.fence,
+    };
+    let status = context
+        .state::<Tasks>()?
+        .fail(&assignment, &event.error, event.retryable)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    Ok(Failed {
+        status: status.as_str(),
+    })
+}

@@ -1,0 +1,48 @@
+//! Tells everyone which circuits opened and closed.
+
+use super::Chores;
+use crate::bus::commit::Publication;
+use crate::bus::error::BusError;
+use crate::bus::json;
+use crate::registry::context::unix_ms;
+use crate::registry::layers::circuit::CircuitChange;
+use tokio::sync::mpsc::UnboundedReceiver;
+
+/// Tells of each change as it happens.
+pub async fn run(chores: &Chores, changes: Option<UnboundedReceiver<CircuitChange>>) {
+    let Some(mut changes) = changes else {
+        return;
+    };
+    while let Some(change) = changes.recv().await {
+        if let Err(error) = run_once(chores, &change).await {
+            tracing::debug!(%error, handler = &*change.kind, "a circuit's change was not announced");
+        }
+    }
+}
+
+async fn run_once(chores: &Chores, change: &CircuitChange) -> Result<(), BusError> {
+    let fact = fact(chores, change);
+    let mut connection = chores.connector.pooled().await?;
+    fact.store(&mut connection).await
+}
+
+fn fact(chores: &Chores, change: &CircuitChange) -> Publication {
+    let kind = match change.opened {
+        true => "circuit.opened",
+        false => "circuit.closed",
+    };
+    let data = serde_json::json!({"type": &*change.kind, "instance": chores.id()});
+    let fields = [
+        ("type", kind.as_bytes().to_vec()),
+        ("data", json::from_json(&data)),
+        ("source", chores.id().into()),
+        ("time", unix_ms().to_string().into_bytes()),
+    ];
+    let pairs = fields
+        .into_iter()
+        .flat_map(|(name, value)| [name.into(), value]);
+    Publication {
+        stream: chores.broadcast.clone(),
+        fields: pairs.collect(),
+    }
+}

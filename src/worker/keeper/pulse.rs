@@ -1,0 +1,78 @@
+//! Says that the instance lives and what it did; registers again after having been declared lost.
+
+use super::{Chores, peers};
+use crate::bus::connect::reconnect_delay;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instance::Beat;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Pulses every third of the time to live.
+pub async fn run(chores: &Chores) {
+    let third = chores.settings.heartbeat_ttl / 3;
+    let mut failures = 0;
+    // The registration was the first pulse.
+    let mut next = Instant::now() + third;
+    if let Err(error) = chores.contend().await {
+        tracing::debug!(%error, "could not contend for the lead; the next pulse does");
+    }
+    loop {
+        tokio::time::sleep_until(next.into()).await;
+        let began = Instant::now();
+        next = match run_once(chores).await {
+            Ok(()) => {
+                if failures > 0 {
+                    tracing::info!("pulsing again");
+                }
+                failures = 0;
+                began + third
+            }
+            Err(error) => {
+                if failures == 0 {
+                    tracing::warn!(%error, "a pulse failed; trying again");
+                }
+                failures += 1;
+                Instant::now() + reconnect_delay(failures).min(third)
+            }
+        };
+    }
+}
+
+/// One pulse, and what it is a good time for.
+async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
+    let report = chores.reporter.report();
+    let beat = Beat {
+        load: Some(report.gauges.in_flight as f64),
+        metrics: Some(chores.reporter.news_of(&report)),
+        ..Beat::new(chores.id(), Some(chores.incarnation()))
+    };
+    let pulse = chores.instances.heartbeat(&beat).await?;
+    if !pulse.alive {
+        chores.reporter.forget();
+        chores.set_lead(None);
+        return register_again(chores).await;
+    }
+    chores.reporter.acknowledged(report);
+    match pulse.leader {
+        Some(leader) if leader != chores.id() => chores.set_lead(None),
+        _ => chores.contend().await?,
+    }
+    if let Err(error) = peers::run_once(chores, pulse.watch).await {
+        tracing::debug!(%error, "peers were not looked after; the next pulse does");
+    }
+    Ok(())
+}
+
+async fn register_again(chores: &Chores) -> Result<(), CoordinationError> {
+    // The server may have lost this too.
+    chores.catalog.publish(&chores.methods).await?;
+    let registered = chores.instances.register(&chores.registering).await?;
+    chores
+        .incarnation
+        .store(registered.incarnation, Ordering::Relaxed);
+    tracing::warn!(
+        incarnation = registered.incarnation,
+        "was declared lost, or the server lost its data: registered again"
+    );
+    chores.contend().await
+}

@@ -1,0 +1,54 @@
+//! Renews the lease of what has been in hand for a third of the claim time.
+
+use super::Chores;
+use crate::bus::claim;
+use crate::bus::error::BusError;
+use crate::bus::event::EntryId;
+use crate::worker::lane::Shared;
+use std::time::Duration;
+
+/// Entries whose lease one call renews at the most.
+const RENEW: usize = 500;
+
+/// Renews twice as often as it must.
+pub async fn run(chores: &Chores) {
+    let age = chores.settings.claim_idle / 3;
+    loop {
+        tokio::time::sleep(age / 2).await;
+        run_once(chores, age).await;
+    }
+}
+
+async fn run_once(chores: &Chores, age: Duration) {
+    for lane in &chores.lanes {
+        for (stream, route) in lane.routes.iter().enumerate() {
+            let due = lane.inflight.due(stream, age);
+            for held in due.chunks(RENEW) {
+                if let Err(error) = renew(chores, lane, stream, &route.events, held).await {
+                    tracing::debug!(%error, "leases were not renewed; trying again");
+                }
+            }
+        }
+    }
+}
+
+async fn renew(
+    chores: &Chores,
+    lane: &Shared,
+    stream: usize,
+    events: &str,
+    held: &[(EntryId, u32)],
+) -> Result<(), BusError> {
+    let mut connection = chores.connector.pooled().await?;
+    let me = lane.instance();
+    let lost = claim::renew(&mut connection, events, &lane.group, me, held).await?;
+    lane.inflight.renewed(stream, held, &lost);
+    if !lost.is_empty() {
+        tracing::warn!(
+            stream = events,
+            entries = lost.len(),
+            "leases were lost: someone else owns the entries now"
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Declares expired instances lost and looks at the tasks that wait, all instances together about four
+//! times a second; tells of partitions, and contends where the leader is gone.
+
+use super::Chores;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::SWEEP;
+use std::time::Duration;
+
+/// The pause of one instance among four a second, and the shortest of any.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Sweeps again and again; the more instances there are, the less often each does.
+pub async fn run(chores: &Chores) {
+    let ttl = chores.settings.heartbeat_ttl;
+    let mut pause = PAUSE;
+    loop {
+        let spread = fastrand::f64() / 2.0 + 0.75;
+        tokio::time::sleep(pause.mul_f64(spread)).await;
+        match run_once(chores).await {
+            // Where there are very many, the leader still looks so often.
+            Ok(_) if chores.leads() => pause = PAUSE,
+            Ok(active) => pause = (PAUSE * active.clamp(1, 100_000) as u32).min(ttl),
+            Err(error) => {
+                tracing::debug!(%error, "sweeping failed; waiting for the others to pulse again");
+                // Whoever could not reach the server does not blame others for it.
+                tokio::time::sleep(ttl).await;
+            }
+        }
+    }
+}
+
+/// One sweep; returns how many instances are alive.
+async fn run_once(chores: &Chores) -> Result<u64, CoordinationError> {
+    let swept = chores.instances.sweep(SWEEP).await?;
+    for lost in &swept.lost {
+        tracing::warn!(
+            instance = lost.id,
+            incarnation = lost.incarnation,
+            last_seen = lost.last_seen,
+            "an instance was lost"
+        );
+    }
+    chores.tasks.assign_waiting().await?;
+    if swept.partition_turns {
+        let partition = chores.instances.watch_partition().await?;
+        if partition.is != partition.was {
+            let (healthy, total) = (partition.healthy, partition.total);
+            match partition.is {
+                true => tracing::warn!(healthy, total, "partition: most instances are gone"),
+                false => tracing::info!(healthy, total, "the partition has healed"),
+            }
+        }
+    }
+    if swept.leader.is_none() {
+        chores.contend().await?;
+    }
+    Ok(swept.active)
+}

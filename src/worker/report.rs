@@ -1,0 +1,148 @@
+//! What this worker reports of itself with its pulses.
+
+use super::lane::{NUDGE, Shared};
+use super::lanes::Lanes;
+use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
+use crate::registry::router::{Route, Router};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The time over which the rate is taken, at least, once the worker has run so long.
+const WINDOW: Duration = Duration::from_secs(10);
+/// The least time between two samples of it.
+const APART: Duration = Duration::from_secs(1);
+
+/// Reads the counts of lanes and handlers.
+pub struct Reporter {
+    process: String,
+    lanes: Vec<Arc<Shared>>,
+    router: Arc<Router>,
+    samples: Mutex<VecDeque<(Instant, u64)>>,
+    acknowledged: Mutex<BTreeMap<String, HandlerSums>>,
+}
+
+impl Reporter {
+    /// The reporter of a worker with these lanes.
+    pub fn new(lanes: &Lanes) -> Self {
+        Self {
+            process: uuid::Uuid::now_v7().simple().to_string(),
+            lanes: lanes.shared().to_vec(),
+            router: lanes.router().clone(),
+            samples: Mutex::new([(Instant::now(), 0)].into()),
+            acknowledged: Mutex::default(),
+        }
+    }
+
+    /// What it did since it began and how it is now.
+    pub fn report(&self) -> Report {
+        let committed = |lane: &Arc<Shared>| lane.counts.committed.load(Ordering::Relaxed);
+        let mut sums = Sums {
+            events_processed: self.lanes.iter().map(committed).sum(),
+            ..Sums::default()
+        };
+        let in_flight: usize = self.lanes.iter().map(|lane| lane.inflight.len()).sum();
+        let (window, events) = self.window(sums.events_processed);
+        let mut gauges = Gauges {
+            memory_bytes: resident_bytes(),
+            in_flight: in_flight as u64,
+            window_events: events,
+            window_ms: window.as_millis() as u64,
+            ..Gauges::default()
+        };
+        let mut handlers = BTreeMap::new();
+        for route in self.router.routes().filter(|route| route.kind != NUDGE) {
+            let did = did(route);
+            if let Some(circuit) = &route.circuit {
+                let state = circuit.state().as_str();
+                gauges.circuits.insert(route.kind.clone(), state);
+            }
+            sums.events_failed += did.errors;
+            if let Some(latency) = &did.latency {
+                sums.latency.add(latency);
+            }
+            if did.calls > 0 {
+                handlers.insert(route.kind.clone(), did);
+            }
+        }
+        Report {
+            process: self.process.clone(),
+            sums,
+            handlers,
+            gauges,
+        }
+    }
+
+    /// The same without the handlers that did nothing since the last report that arrived.
+    pub fn news_of(&self, report: &Report) -> Report {
+        let known = self.known();
+        let news = report.handlers.iter();
+        let news = news.filter(|(kind, did)| known.get(*kind) != Some(*did));
+        Report {
+            handlers: news
+                .map(|(kind, did)| (kind.clone(), did.clone()))
+                .collect(),
+            process: report.process.clone(),
+            sums: report.sums.clone(),
+            gauges: report.gauges.clone(),
+        }
+    }
+
+    /// Notes that a report arrived.
+    pub fn acknowledged(&self, report: Report) {
+        *self.known() = report.handlers;
+    }
+
+    /// The server may have lost what it was told: the next report tells all.
+    pub fn forget(&self) {
+        self.known().clear();
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<String, HandlerSums>> {
+        self.acknowledged
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The time since the youngest sample that is old enough, and what was processed in it.
+    fn window(&self, processed: u64) -> (Duration, u64) {
+        let now = Instant::now();
+        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        while samples
+            .get(1)
+            .is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)
+        {
+            samples.pop_front();
+        }
+        let (began, before) = samples.front().copied().unwrap_or((now, processed));
+        if samples
+            .back()
+            .is_none_or(|(at, _)| now.duration_since(*at) >= APART)
+        {
+            samples.push_back((now, processed));
+        }
+        (now.duration_since(began), processed.saturating_sub(before))
+    }
+}
+
+fn did(route: &Route) -> HandlerSums {
+    let stats = &route.stats;
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    HandlerSums {
+        calls: count(&stats.calls),
+        errors: count(&stats.errors),
+        retries: count(&stats.retries),
+        rate_limited: count(&stats.rate_limited),
+        cache_hits: count(&stats.cache_hits),
+        latency: Some(stats.latency()),
+    }
+}
+
+/// The resident memory of this process; 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
+}
