@@ -13,9 +13,9 @@ use serde_json::{Value, json};
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke history                                   the last 50 facts, newest first
-  convoke history --since 7d --type 'instance.*'    who came and went last week
-  convoke history --decision budget-2027            who decided, and when
+  convoke history                                 the last 50 facts, newest first
+  convoke history --since 7d --type 'instance.*'  who came and went last week
+  convoke history --decision budget-2027          who decided, and when
   convoke history --dead --since 2026-11-01 --format json | jq .reason
   convoke history --task t-17 --oldest-first
   convoke history --limit 1000 --after 1732431234567-0@cb:broadcast

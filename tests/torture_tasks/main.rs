@@ -24,7 +24,7 @@ const TASK_MS: u64 = 150;
 
 #[test]
 fn a_worker_process() {
-    fleet::worker_process(|builder| builder);
+    fleet::worker_process(|worker| worker.handler("load.work", fleet::work));
 }
 
 fn times(name: &str, default: u64) -> u64 {
