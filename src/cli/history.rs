@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke history                                 the last 50 facts, newest first
+  convoke history                                 the last 50 facts
   convoke history --since 7d --type 'instance.*'  who came and went last week
   convoke history --decision budget-2027          who decided, and when
   convoke history --dead --since 2026-11-01 --format json | jq .reason
