@@ -1,6 +1,6 @@
 //! How wide the columns of a panel are.
 
-use super::panels::{Column, Content, Row};
+use super::row::{Column, Content, Row};
 use unicode_width::UnicodeWidthStr;
 
 /// Between two columns.

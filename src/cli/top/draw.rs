@@ -2,7 +2,8 @@
 //! own and nothing sets a background, so it can be read on a light one as well.
 
 use super::columns;
-use super::panels::{self, Cell, Column, Content, Row, Tone, rate};
+use super::panels;
+use super::row::{Cell, Column, Content, Row, Tone, rate};
 use super::state::{Mode, Panel, State};
 use crate::cli::output::{number, printable, wrapped};
 use crate::cli::table::clip;
@@ -26,7 +27,7 @@ const HINTS: &str =
 const HELP: &str = "\
 Tab, 1 to 7    another panel             s    sort by the next column
 ↑ ↓ j k        another row               r    the other way round
-PgUp PgDn      a page of rows            /    only rows with this text; Esc ends it
+PgUp PgDn      a page of rows            /    only rows with a text
 Enter          open a row, Esc closes    p    pause and go on
 ? or h         this                      q    quit, as do Esc and Ctrl-C
 
@@ -273,11 +274,7 @@ impl Brush {
             ),
             self.piece(
                 Tone::Plain,
-                format!(
-                    "tasks {} waiting, {} assigned",
-                    number(tasks.pending),
-                    number(tasks.assigned)
-                ),
+                format!("{} tasks open", number(tasks.pending + tasks.assigned)),
             ),
             self.piece(
                 Tone::Plain,
@@ -310,11 +307,17 @@ impl Brush {
         match state.mode {
             Mode::Opened { .. } => self.piece(Tone::Faint, "↑↓ scroll · Esc back · q quit"),
             Mode::Helping => self.piece(Tone::Faint, "any key goes back · q quit"),
-            _ if !filter.is_empty() => self.piece(
-                Tone::Faint,
-                format!("filter: {filter} (Esc ends it) · {HINTS}"),
-            ),
-            _ => self.piece(Tone::Faint, HINTS),
+            _ => {
+                let mut told = String::new();
+                if !filter.is_empty() {
+                    told = format!("filter: {filter} (Esc ends it) · ");
+                }
+                if let (Some(column), _) = state.order(state.panel) {
+                    let column = panels::columns(state.panel)[column].heading;
+                    told.push_str(&format!("sorted by {column} · "));
+                }
+                self.piece(Tone::Faint, told + HINTS)
+            }
         }
     }
 
@@ -505,8 +508,10 @@ impl Brush {
         }
         let opened = state.sample().and_then(|sample| sample.opened.as_ref());
         let told = opened.filter(|opened| opened.focus == focus);
-        for line in told.iter().flat_map(|opened| &opened.lines) {
+        if told.is_some_and(|opened| !opened.lines.is_empty()) {
             lines.push(Vec::new());
+        }
+        for line in told.iter().flat_map(|opened| &opened.lines) {
             let wrapped = wrapped(&printable(line), 0, Some(usize::from(width)));
             lines.extend(wrapped.into_iter().map(|line| vec![(line, Style::new())]));
         }

@@ -1,7 +1,8 @@
 //! Looks at the bus: asks Redis directly, reads only, in steps that are small for the server.
 
+use super::flow::group_id;
 use super::sample::{Focus, LISTED, Opened, Sample};
-use super::state::{Panel, group_id};
+use super::state::Panel;
 use crate::cli::output::{date, json, span};
 use crate::cli::owners::Owners;
 use crate::cli::{Session, vote};

@@ -6,8 +6,11 @@
 mod columns;
 mod draw;
 mod fetch;
+mod flow;
+mod lately;
 mod object;
 mod panels;
+mod row;
 mod sample;
 mod screen;
 mod state;

@@ -1,6 +1,7 @@
 //! One look as JSON: a contract that may grow fields, never lose one.
 
-use super::state::{State, group_id, waiting};
+use super::flow::{group_id, waiting};
+use super::state::State;
 use crate::cli::{batch, instances, vote};
 use convoke::bus::inspect::{Group, Stream};
 use convoke::bus::keys::StreamKind;

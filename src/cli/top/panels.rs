@@ -1,7 +1,9 @@
 //! The rows of each panel, as text that no terminal takes for commands.
 
-use super::state::{Panel, Rank, State, group_id, waiting};
-use crate::cli::output::{date, number, printable, span};
+use super::flow::group_id;
+use super::row::{Cell, Column, Row, Tone, count, graph, latency, name, rate, text};
+use super::state::{Panel, State};
+use crate::cli::output::{date, span};
 use crate::cli::{choose, instances, vote};
 use convoke::bus::inspect::{Group, Stream};
 use convoke::bus::keys::StreamKind;
@@ -9,58 +11,10 @@ use convoke::coordination::ballot::Status as BallotStatus;
 use convoke::coordination::batch::Status as BatchStatus;
 use convoke::coordination::roster::Condition;
 use convoke::coordination::task::Status as TaskStatus;
+use std::collections::VecDeque;
 
 /// What waits longer is worth a look, and what waits longer than the second is wrong, in ms.
 const SLOW_MS: [u64; 2] = [10_000, 60_000];
-/// Characters of one cell.
-const LONGEST: usize = 300;
-
-/// One column.
-#[derive(Clone, Copy, Debug)]
-pub struct Column {
-    /// Its heading.
-    pub heading: &'static str,
-    /// Numbers stand on the right.
-    pub right: bool,
-    /// Where there is no room the highest goes first; 0 stays.
-    pub spare: u8,
-    /// How narrow it may become, where it may.
-    pub least: Option<u16>,
-    /// Whether it takes the room that is left.
-    pub grows: bool,
-}
-
-const fn text(heading: &'static str, spare: u8) -> Column {
-    Column {
-        heading,
-        right: false,
-        spare,
-        least: None,
-        grows: false,
-    }
-}
-
-const fn name(heading: &'static str, spare: u8, least: u16) -> Column {
-    Column {
-        least: Some(least),
-        ..text(heading, spare)
-    }
-}
-
-const fn count(heading: &'static str, spare: u8) -> Column {
-    Column {
-        right: true,
-        ..text(heading, spare)
-    }
-}
-
-const fn graph(heading: &'static str, spare: u8, least: u16) -> Column {
-    Column {
-        grows: true,
-        ..name(heading, spare, least)
-    }
-}
-
 /// The columns of a panel.
 pub const fn columns(panel: Panel) -> &'static [Column] {
     match panel {
@@ -91,14 +45,13 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
                     graph("BUSY", 3, 8),
                     count("PULSE", 0),
                     count("UP", 4),
-                    count("INCARNATION", 5),
                 ]
             }
         }
         Panel::Handlers => {
             const {
                 &[
-                    name("HANDLER", 0, 14),
+                    name("HANDLER", 0, 24),
                     count("CALLS/S", 0),
                     count("P50", 0),
                     count("P99", 0),
@@ -171,150 +124,6 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
     }
 }
 
-/// How a cell looks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tone {
-    #[default]
-    Plain,
-    /// Matters less.
-    Faint,
-    /// Alive, fine.
-    Good,
-    /// Worth a look.
-    Warn,
-    /// Wrong, gone, dangerous.
-    Bad,
-}
-
-/// What stands in a cell.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Content {
-    Text(String),
-    /// Values after each other, the latest last.
-    Spark(Vec<f64>),
-    /// A part of the whole.
-    Bar(f64),
-}
-
-/// One cell.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Cell {
-    pub content: Content,
-    pub tone: Tone,
-    rank: Rank,
-}
-
-impl Cell {
-    fn new(content: Content, rank: Rank) -> Self {
-        Self {
-            content,
-            tone: Tone::Plain,
-            rank,
-        }
-    }
-
-    fn text(text: &str) -> Self {
-        let short: String = text.chars().take(LONGEST).collect();
-        let text = printable(&short).into_owned();
-        let rank = match text.is_empty() {
-            true => Rank::Nothing,
-            false => Rank::Text(text.clone()),
-        };
-        Self::new(Content::Text(text), rank)
-    }
-
-    fn said(text: String, value: f64) -> Self {
-        Self::new(Content::Text(text), Rank::Number(value))
-    }
-
-    fn unknown() -> Self {
-        Self::new(Content::Text("-".into()), Rank::Nothing).tone(Tone::Faint)
-    }
-
-    fn number(value: u64) -> Self {
-        Self::said(number(value), value as f64)
-    }
-
-    fn rate(value: Option<f64>) -> Self {
-        value.map_or_else(Self::unknown, |value| Self::said(rate(value), value))
-    }
-
-    /// How long ago; the oldest comes first.
-    fn age(at: u64, now: u64) -> Self {
-        let ms = now.saturating_sub(at);
-        Self::said(span(ms), ms as f64)
-    }
-
-    fn spark(values: Vec<f64>) -> Self {
-        let last = values.last().copied().unwrap_or(0.0);
-        Self::new(Content::Spark(values), Rank::Number(last))
-    }
-
-    fn bar(done: u64, total: u64) -> Self {
-        let part = match total {
-            0 => 1.0,
-            total => done as f64 / total as f64,
-        };
-        Self::new(Content::Bar(part.clamp(0.0, 1.0)), Rank::Number(part))
-    }
-
-    fn tone(mut self, tone: Tone) -> Self {
-        self.tone = tone;
-        self
-    }
-
-    /// With that tone if there is any.
-    fn warn_if(self, holds: bool, tone: Tone) -> Self {
-        match holds {
-            true => self.tone(tone),
-            false => self,
-        }
-    }
-}
-
-/// One row.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Row {
-    /// Its name, which stays the same from sample to sample.
-    pub id: String,
-    /// One for each column.
-    pub cells: Vec<Cell>,
-    /// What is told of it when it is opened, besides the cells.
-    pub more: Vec<(&'static str, String)>,
-}
-
-impl Row {
-    fn new<const N: usize>(id: &str, cells: [Cell; N]) -> Self {
-        Self {
-            id: id.to_owned(),
-            cells: cells.into(),
-            more: Vec::new(),
-        }
-    }
-
-    fn more(mut self, name: &'static str, text: impl AsRef<str>) -> Self {
-        let text = printable(text.as_ref()).into_owned();
-        self.more.push((name, text));
-        self
-    }
-
-    /// What it is sorted by in that column.
-    pub fn rank(&self, column: usize) -> &Rank {
-        self.cells.get(column).map_or(&Rank::Nothing, |c| &c.rank)
-    }
-
-    /// Whether a text in small letters stands in it.
-    pub fn contains(&self, wanted: &str) -> bool {
-        let texts = self.cells.iter().filter_map(|cell| match &cell.content {
-            Content::Text(text) => Some(text),
-            _ => None,
-        });
-        texts
-            .into_iter()
-            .any(|text| text.to_lowercase().contains(wanted))
-    }
-}
-
 /// The rows of a panel, in their own order.
 pub fn rows(state: &State, panel: Panel) -> Vec<Row> {
     match panel {
@@ -350,23 +159,29 @@ fn stream_row(state: &State, stream: &Stream, group: Option<&Group>, now: u64) -
     let key = &stream.name.key;
     let id = group.map_or_else(|| key.clone(), |group| group_id(key, &group.name));
     let flow = state.flow(&id).cloned().unwrap_or_default();
-    let lag = group.map(|group| match group.lag {
+    // Without a group everything in it waits, for a worker with a handler.
+    let unread = group.is_none() && stream.name.kind == StreamKind::Events;
+    let lag = match group {
+        Some(group) => group.lag,
+        None => Some(stream.length).filter(|_| unread),
+    };
+    let lag = match lag {
         Some(lag) => Cell::number(lag).warn_if(lag > 0, Tone::Warn),
         None => Cell::unknown(),
-    });
-    // Only where work waits that nobody will do.
-    let unread = group.is_none() && stream.name.kind == StreamKind::Events;
+    };
     let name = match (group, unread) {
         (Some(group), _) => Cell::text(&group.name),
         (None, true) => Cell::text("none").tone(Tone::Warn),
         (None, false) => Cell::unknown(),
     };
-    let oldest = group.and_then(|group| group.oldest);
-    let spark =
-        |values: &std::collections::VecDeque<f64>| Cell::spark(values.iter().copied().collect());
-    let graph = match group {
-        Some(_) => spark(&flow.waiting),
-        None => Cell::spark(Vec::new()),
+    let oldest = match group {
+        Some(group) => group.oldest,
+        None => stream.first.filter(|_| unread),
+    };
+    let graph = |values: &VecDeque<f64>| Cell::spark(values.iter().copied().collect());
+    let waits = match group.is_some() || unread {
+        true => graph(&flow.waiting),
+        false => Cell::spark(Vec::new()),
     };
     Row::new(
         &id,
@@ -379,7 +194,7 @@ fn stream_row(state: &State, stream: &Stream, group: Option<&Group>, now: u64) -
                 Some(_) => Cell::rate(flow.rate_out),
                 None => Cell::unknown(),
             },
-            lag.unwrap_or_else(Cell::unknown),
+            lag,
             group.map_or_else(Cell::unknown, |group| Cell::number(group.pending)),
             oldest.map_or_else(Cell::unknown, |id| {
                 let age = now.saturating_sub(id.ms);
@@ -387,8 +202,8 @@ fn stream_row(state: &State, stream: &Stream, group: Option<&Group>, now: u64) -
                     .warn_if(age >= SLOW_MS[0], Tone::Warn)
                     .warn_if(age >= SLOW_MS[1], Tone::Bad)
             }),
-            graph,
-            spark(&flow.arrivals),
+            waits,
+            graph(&flow.arrivals),
         ],
     )
     .more("key", key)
@@ -397,8 +212,10 @@ fn stream_row(state: &State, stream: &Stream, group: Option<&Group>, now: u64) -
         "oldest entry",
         oldest.map_or_else(|| "-".to_owned(), |id| id.to_string()),
     )
-    .more("waiting", number(group.map_or(0, waiting)))
-    .more("consumers", number(group.map_or(0, |g| g.consumers)))
+    .more(
+        "consumers",
+        group.map_or(0, |group| group.consumers).to_string(),
+    )
 }
 
 fn of_instances(state: &State) -> Vec<Row> {
@@ -431,11 +248,11 @@ fn of_instances(state: &State) -> Vec<Row> {
                 Cell::bar((share * capacity) as u64, capacity as u64),
                 Cell::age(instance.last_seen, now).warn_if(silent, Tone::Bad),
                 Cell::age(instance.registered_at, now),
-                Cell::number(instance.incarnation),
             ],
         )
         .more("pulse at", date(instance.last_seen))
         .more("registered at", date(instance.registered_at))
+        .more("incarnation", instance.incarnation.to_string())
         .more("ttl", span(instance.ttl_ms))
     };
     sample.instances.iter().map(row).collect()
@@ -645,22 +462,4 @@ fn dead(state: &State) -> Vec<Row> {
         .more("key", key)
     };
     dead.map(row).collect()
-}
-
-/// A rate as people read it.
-pub fn rate(value: f64) -> String {
-    match value {
-        value if value == 0.0 => "0".to_owned(),
-        value if value < 9.95 => format!("{value:.1}"),
-        value => number(value.round() as u64),
-    }
-}
-
-/// A latency as people read it.
-fn latency(ms: f64) -> String {
-    match ms {
-        ms if ms < 1.0 => format!("{:.0}µs", ms * 1000.0),
-        ms if ms < 10.0 => format!("{ms:.1}ms"),
-        ms => span(ms.round() as u64),
-    }
 }

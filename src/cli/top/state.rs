@@ -1,25 +1,16 @@
 //! What the screen is made of: the last sample, what changed since the ones before, and what the
 //! person at the keyboard chose. Knows neither the bus nor the terminal.
 
-use super::panels::{self, Row};
+use super::flow::{Flow, measured};
+use super::lately::{Lately, Marks};
+use super::panels;
+use super::row::Row;
 use super::sample::{Focus, LISTED, Sample};
 use crate::cli::output::number;
-use convoke::bus::inspect::{Group, Stream};
+use convoke::bus::inspect::Stream;
 use convoke::bus::keys::StreamKind;
-use convoke::coordination::metrics::HandlerSums;
-use convoke::registry::histogram::Histogram;
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::HashMap;
 
-/// Values that a sparkline has at the most.
-pub const HISTORY: usize = 120;
-/// Between two marks from which the handlers' rates are counted, in ms. Instances report with their
-/// pulses, so less than that shows steps.
-const MARK_MS: u64 = 10_000;
-/// Marks that are kept: rates are of the last 30 to 40 s.
-const MARKS: usize = 4;
-/// Without that much time between, a handler has no rate.
-const LEAST_MS: u64 = 5_000;
 /// Characters of a filter.
 const MAX_FILTER: usize = 60;
 
@@ -102,55 +93,6 @@ struct View {
     selected: Option<String>,
 }
 
-/// A row's sort key: of numbers the highest come first, of texts the first; nothing comes last.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Rank {
-    Number(f64),
-    Text(String),
-    Nothing,
-}
-
-impl Rank {
-    fn compare(&self, other: &Rank) -> Ordering {
-        let place = |rank: &Rank| match rank {
-            Rank::Number(_) => 0,
-            Rank::Text(_) => 1,
-            Rank::Nothing => 2,
-        };
-        match (self, other) {
-            (Rank::Number(a), Rank::Number(b)) => b.total_cmp(a),
-            (Rank::Text(a), Rank::Text(b)) => a.cmp(b),
-            (a, b) => place(a).cmp(&place(b)),
-        }
-    }
-}
-
-/// What went through a group, or into a stream without one.
-#[derive(Clone, Debug, Default)]
-pub struct Flow {
-    added: Option<u64>,
-    settled: Option<u64>,
-    /// Entries added a second; `None`: not known.
-    pub rate_in: Option<f64>,
-    /// Entries settled a second; `None`: not known.
-    pub rate_out: Option<f64>,
-    /// The rates in, the latest last.
-    pub arrivals: VecDeque<f64>,
-    /// What waited, delivered or not, the latest last.
-    pub waiting: VecDeque<f64>,
-}
-
-/// What a handler did lately.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Lately {
-    /// Calls a second; `None`: not watched for long enough.
-    pub calls: Option<f64>,
-    /// Failures a second.
-    pub errors: Option<f64>,
-    /// How long the runs took that ended lately; `None` if none did.
-    pub latency: Option<Histogram>,
-}
-
 /// Everything that a frame shows.
 pub struct State {
     /// Whose streams.
@@ -166,7 +108,7 @@ pub struct State {
     sample: Option<Sample>,
     elapsed_ms: Option<u64>,
     flows: HashMap<String, Flow>,
-    marks: VecDeque<(u64, BTreeMap<String, HandlerSums>)>,
+    marks: Marks,
     views: [View; Panel::ALL.len()],
 }
 
@@ -181,7 +123,7 @@ impl State {
             sample: None,
             elapsed_ms: None,
             flows: HashMap::new(),
-            marks: VecDeque::new(),
+            marks: Marks::default(),
             views: Default::default(),
         }
     }
@@ -216,17 +158,7 @@ impl State {
             }
         }
         self.flows = flows;
-        let last = self.marks.back().map(|(at, _)| *at);
-        if last.is_some_and(|at| at > sample.at) {
-            self.marks.clear();
-        }
-        if last.is_none_or(|at| sample.at.saturating_sub(at) >= MARK_MS) {
-            self.marks
-                .push_back((sample.at, sample.global.handlers.clone()));
-            if self.marks.len() > MARKS {
-                self.marks.pop_front();
-            }
-        }
+        self.marks.apply(sample.at, &sample.global.handlers);
         self.sample = Some(sample);
     }
 
@@ -295,27 +227,11 @@ impl State {
         }
     }
 
-    /// What a handler did since the first mark.
+    /// What a handler did lately.
     pub fn lately(&self, kind: &str) -> Lately {
-        let Some((sample, (since, then))) = self.sample.as_ref().zip(self.marks.front()) else {
-            return Lately::default();
-        };
-        let Some(now) = sample.global.handlers.get(kind) else {
-            return Lately::default();
-        };
-        let none = HandlerSums::default();
-        let then = then.get(kind).unwrap_or(&none);
-        let ms = sample.at.saturating_sub(*since);
-        let rate = |then, now| rate(then, now, ms).filter(|_| ms >= LEAST_MS);
-        let latency = now.latency.as_ref().map(|now| match &then.latency {
-            Some(then) => difference(now, then),
-            None => now.clone(),
-        });
-        Lately {
-            calls: rate(then.calls, now.calls),
-            errors: rate(then.errors, now.errors),
-            latency: latency.filter(|latency| ms > 0 && latency.count() > 0),
-        }
+        let now = self.sample.as_ref();
+        let now = now.and_then(|sample| Some((sample.at, sample.global.handlers.get(kind)?)));
+        now.map_or_else(Lately::default, |(at, now)| self.marks.since(at, kind, now))
     }
 
     /// The rows of a panel that pass its filter, in its order.
@@ -476,83 +392,10 @@ impl State {
     }
 }
 
-impl Flow {
-    fn after(
-        before: Option<Flow>,
-        added: Option<u64>,
-        settled: Option<u64>,
-        waiting: u64,
-        elapsed_ms: Option<u64>,
-    ) -> Flow {
-        let mut flow = before.unwrap_or_default();
-        let since = |then: Option<u64>, now: Option<u64>| rate(then?, now?, elapsed_ms?);
-        flow.rate_in = since(flow.added, added);
-        flow.rate_out = since(flow.settled, settled);
-        (flow.added, flow.settled) = (added, settled);
-        if let Some(rate) = flow.rate_in {
-            push(&mut flow.arrivals, rate);
-        }
-        push(&mut flow.waiting, waiting as f64);
-        flow
-    }
-}
-
-fn push(history: &mut VecDeque<f64>, value: f64) {
-    if history.len() == HISTORY {
-        history.pop_front();
-    }
-    history.push_back(value);
-}
-
-/// How much a second; `None` for a counter that began again.
-fn rate(then: u64, now: u64, ms: u64) -> Option<f64> {
-    let more = now.checked_sub(then)?;
-    (ms > 0).then(|| more as f64 * 1000.0 / ms as f64)
-}
-
-/// What one histogram counted since the other.
-fn difference(now: &Histogram, then: &Histogram) -> Histogram {
-    let counts = now.counts.iter().filter_map(|(&bucket, &count)| {
-        let before = then.counts.get(&bucket).copied().unwrap_or(0);
-        Some((bucket, count.checked_sub(before).filter(|more| *more > 0)?))
-    });
-    Histogram {
-        counts: counts.collect(),
-        sum: now.sum.saturating_sub(then.sum),
-    }
-}
-
 /// How many were listed; there may be more.
 fn at_most(listed: usize) -> String {
     match listed {
         LISTED => format!("{listed}+"),
         listed => listed.to_string(),
     }
-}
-
-/// The name of a group's row.
-pub fn group_id(key: &str, group: &str) -> String {
-    format!("{key} {group}")
-}
-
-/// The rows of a stream: its groups, or itself. Each with what was settled and what waits.
-fn measured(stream: &Stream) -> impl Iterator<Item = (String, Option<u64>, u64)> {
-    let key = stream.name.key.as_str();
-    let alone = stream
-        .groups
-        .is_empty()
-        .then(|| (key.to_owned(), None, stream.length));
-    let groups = stream.groups.iter().map(move |group| {
-        // Before the first entry the server says of no group what it read.
-        let nothing = Some(0).filter(|_| stream.added == Some(0));
-        let settled = group.read.map(|read| read.saturating_sub(group.pending));
-        let settled = settled.or(nothing);
-        (group_id(key, &group.name), settled, waiting(group))
-    });
-    groups.chain(alone)
-}
-
-/// What was not settled yet, as far as the server can tell.
-pub fn waiting(group: &Group) -> u64 {
-    group.pending + group.lag.unwrap_or(0)
 }
