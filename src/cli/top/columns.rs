@@ -42,7 +42,8 @@ pub fn widths(
     // So few values show nothing.
     let is_bare = |at: usize| {
         let mut cells = rows.iter().map(|row| &row.cells[at].content);
-        cells.all(|cell| matches!(cell, Content::Spark(values) if values.len() < FEW))
+        !rows.is_empty()
+            && cells.all(|cell| matches!(cell, Content::Spark(values) if values.len() < FEW))
     };
     let shown = |at: usize| Some(least(at)).filter(|_| at == 0 || !is_bare(at));
     let mut widths: Vec<Option<u16>> = (0..columns.len()).map(shown).collect();
@@ -77,5 +78,30 @@ fn grow(width: &mut Option<u16>, most: u16, spare: &mut u32) {
         let more = u32::from(most.saturating_sub(*width)).min(*spare);
         *width += more as u16;
         *spare -= more;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::top::panels::columns;
+    use crate::cli::top::state::Panel;
+    use proptest::prelude::*;
+
+    fn used(widths: &[Option<u16>]) -> u32 {
+        let kept = widths.iter().flatten();
+        kept.clone().map(|width| u32::from(*width)).sum::<u32>()
+            + u32::from(GAP) * (kept.count() as u32 - 1)
+    }
+
+    proptest! {
+        #[test]
+        fn columns_fit_whatever_the_room(room in 1..300u16, panel in 0..7usize) {
+            let columns = columns(Panel::ALL[panel]);
+            let headings: Vec<String> = columns.iter().map(|c| c.heading.to_owned()).collect();
+            let widths = widths(columns, &headings, &[], room);
+            prop_assert!(used(&widths) <= u32::from(room));
+            prop_assert!(widths[0].is_some());
+        }
     }
 }

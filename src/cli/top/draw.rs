@@ -123,7 +123,8 @@ pub fn page(state: &State, width: u16) -> String {
         0 => 2,
         rows => 3 + rows + usize::from(*more > 0),
     };
-    let all = header.len() + parts.iter().map(height).sum::<usize>();
+    let problems = state.sample().map_or(&[][..], |sample| &sample.problems);
+    let all = header.len() + parts.iter().map(height).sum::<usize>() + problems.len();
     let area = Rect::new(0, 0, width, all as u16);
     let mut buffer = Buffer::empty(area);
     let mut y = 0;
@@ -149,6 +150,11 @@ pub fn page(state: &State, width: u16) -> String {
         let place = Rect::new(0, y + 1, width, height);
         brush.table(state, *panel, rows, false, place, &mut buffer);
         y += 1 + height + u16::from(*more > 0);
+    }
+    for problem in problems {
+        let text = format!("not seen: {}", printable(problem));
+        brush.line(&mut buffer, area, y, &[(text, Style::new())]);
+        y += 1;
     }
     text_of(&buffer)
 }
@@ -594,6 +600,40 @@ fn share(wants: &[u16], all: u16) -> Vec<u16> {
             let more = each.min(wants[at] - shares[at]).min(left);
             shares[at] += more;
             left -= more;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn graphs_are_as_wide_as_they_may_be() {
+        assert_eq!(spark(&[0.0, 3.5, 7.0], 8), "▁▅█");
+        assert_eq!(spark(&[9.0, 0.0, 3.5, 7.0], 3), "▁▅█");
+        assert_eq!(spark(&[0.0, 0.0], 8), "▁▁");
+        assert_eq!(bar(0.5, 15), "█████░░░░░  50%");
+        assert_eq!(bar(0.999, 15), "█████████░  99%");
+        assert_eq!(bar(1.0, 15), "██████████ 100%");
+        assert_eq!(bar(1.0, 3), " 100%");
+    }
+
+    proptest! {
+        #[test]
+        fn a_height_is_shared_fairly(
+            wants in proptest::collection::vec(0..50u16, 1..8),
+            all in 0..120u16,
+        ) {
+            let shares = share(&wants, all);
+            let total: u16 = shares.iter().sum();
+            prop_assert_eq!(total, all.min(wants.iter().sum()));
+            let highest = shares.iter().copied().max().unwrap_or(0);
+            for (got, wanted) in shares.iter().zip(&wants) {
+                prop_assert!(got <= wanted);
+                prop_assert!(got == wanted || got + 1 >= highest);
+            }
         }
     }
 }

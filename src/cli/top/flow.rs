@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 /// Values that a sparkline has at the most.
 pub const HISTORY: usize = 120;
+
 /// What went through a group, or into a stream without one.
 #[derive(Clone, Debug, Default)]
 pub struct Flow {

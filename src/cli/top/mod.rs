@@ -14,6 +14,8 @@ mod row;
 mod sample;
 mod screen;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use super::output::may_colour;
 use super::{Misuse, Outcome, Session};
