@@ -223,7 +223,7 @@ impl Rank {
 /// A rate as people read it.
 pub fn rate(value: f64) -> String {
     match value {
-        value if value == 0.0 => "0".to_owned(),
+        0.0 => "0".to_owned(),
         value if value < 9.95 => format!("{value:.1}"),
         value => number(value.round() as u64),
     }
