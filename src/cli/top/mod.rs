@@ -3,11 +3,15 @@
 //! `fetch` takes samples of the bus, `state` keeps what follows from them and from the keys, `draw`
 //! makes a frame of it. A slow server never holds up the keys.
 
+mod brush;
 mod columns;
+mod details;
 mod draw;
 mod fetch;
 mod flow;
+mod header;
 mod lately;
+mod listing;
 mod object;
 mod panels;
 mod row;
@@ -19,8 +23,8 @@ mod tests;
 
 use super::output::may_colour;
 use super::{Misuse, Outcome, Session};
+use brush::Brush;
 use clap::Args;
-use draw::Brush;
 use fetch::Watcher;
 use sample::{Focus, Sample};
 use screen::{Screen, Told};

@@ -1,6 +1,7 @@
 //! The state and what is drawn of it, without a bus and without a terminal.
 
-use super::draw::{self, Brush, text_of};
+use super::brush::Brush;
+use super::draw::{self, text_of};
 use super::flow::HISTORY;
 use super::object;
 use super::row::{Content, Row};
