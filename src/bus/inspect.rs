@@ -1,7 +1,7 @@
 //! Streams, groups and consumers as the server counts them.
 
 use super::error::BusError;
-use super::event::EntryId;
+use super::event::{Entry, EntryId};
 use super::keys::{Keys, StreamName};
 use super::read::entries_of;
 use redis::aio::MultiplexedConnection;
@@ -22,6 +22,8 @@ pub struct Stream {
     pub first: Option<EntryId>,
     /// The last id that was ever given out.
     pub last: EntryId,
+    /// How many entries were ever added to it; `None` if the server can not tell.
+    pub added: Option<u64>,
     /// Its groups.
     pub groups: Vec<Group>,
 }
@@ -37,6 +39,8 @@ pub struct Group {
     pub pending: u64,
     /// Entries not delivered yet; `None` if the server can not tell.
     pub lag: Option<u64>,
+    /// How many of the entries ever added were delivered; `None` if the server can not tell.
+    pub read: Option<u64>,
     /// What was delivered last.
     pub delivered: EntryId,
     /// The oldest entry that is not acknowledged, delivered or not.
@@ -112,6 +116,7 @@ pub async fn stream(
         length: number(&mut info, "length")?,
         first: first.map(|entry| entry.id),
         last,
+        added: maybe(&mut info, "entries-added"),
         groups: groups(connection, &name.key, last).await?,
     }))
 }
@@ -132,10 +137,8 @@ async fn groups(
         let name = text(&mut info, "name")?;
         let delivered = id(&mut info, "last-delivered-id")?;
         let pending = number(&mut info, "pending")?;
-        let lag = match info.remove("lag") {
-            Some(Value::Int(lag)) => u64::try_from(lag).ok(),
-            _ => None,
-        };
+        let lag = maybe(&mut info, "lag");
+        let read = maybe(&mut info, "entries-read");
         let oldest = if pending > 0 {
             let rows: Vec<(String, Value, Value, Value)> = redis::cmd("XPENDING")
                 .arg(key)
@@ -160,6 +163,7 @@ async fn groups(
             name,
             pending,
             lag,
+            read,
             delivered,
             oldest,
         });
@@ -196,6 +200,21 @@ pub async fn consumers(
     Ok(consumers)
 }
 
+/// The entries that came last, at most `count` of them, the last one first.
+pub async fn latest(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    count: usize,
+) -> Result<Vec<Entry>, BusError> {
+    let reply = redis::cmd("XREVRANGE")
+        .arg(key)
+        .arg(&["+", "-", "COUNT"])
+        .arg(count)
+        .query_async(connection)
+        .await?;
+    entries_of(reply)
+}
+
 /// The server's time, in Unix ms.
 pub async fn now(connection: &mut MultiplexedConnection) -> Result<u64, BusError> {
     let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
@@ -219,6 +238,13 @@ fn number(info: &mut HashMap<String, Value>, name: &str) -> Result<u64, BusError
     match info.remove(name) {
         Some(Value::Int(number)) => Ok(u64::try_from(number).unwrap_or(0)),
         _ => Err(SHAPE),
+    }
+}
+
+fn maybe(info: &mut HashMap<String, Value>, name: &str) -> Option<u64> {
+    match info.remove(name) {
+        Some(Value::Int(number)) => u64::try_from(number).ok(),
+        _ => None,
     }
 }
 

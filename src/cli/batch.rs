@@ -263,7 +263,7 @@ fn list(session: &Session, batches: Vec<Batch>) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn described(batch: &Batch) -> Value {
+pub fn described(batch: &Batch) -> Value {
     json!({
         "id": batch.id,
         "item_type": batch.item_type,

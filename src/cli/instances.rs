@@ -109,11 +109,11 @@ pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
 }
 
 /// The load for the capacity.
-fn share(instance: &Instance) -> f64 {
+pub fn share(instance: &Instance) -> f64 {
     instance.load / f64::from(instance.capacity.max(1))
 }
 
-fn described(condition: Condition, instance: &Instance, now: u64) -> Value {
+pub fn described(condition: Condition, instance: &Instance, now: u64) -> Value {
     json!({
         "id": instance.id,
         "status": condition.as_str(),

@@ -29,6 +29,7 @@ mod streams;
 mod table;
 mod tail;
 mod task;
+mod top;
 mod vote;
 mod worker;
 
@@ -148,6 +149,7 @@ enum Command {
     Pending(pending::Flags),
     Dead(dead::Flags),
     Replay(replay::Flags),
+    Top(top::Flags),
     Doctor(doctor::Flags),
     Batch(batch::Flags),
     Discover(discover::Flags),
@@ -214,6 +216,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),
         Command::Dead(flags) => runtime()?.block_on(dead::run(session, flags)),
         Command::Replay(flags) => runtime()?.block_on(replay::run(session, flags)),
+        Command::Top(flags) => runtime()?.block_on(top::run(session, flags)),
         Command::Doctor(flags) => runtime()?.block_on(doctor::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Completions(flags) => completions::run(session, &flags),

@@ -254,7 +254,7 @@ async fn list(session: &Session, limit: usize) -> anyhow::Result<Outcome> {
 }
 
 /// How it stands, and what was decided.
-fn result(ballot: &Ballot) -> String {
+pub fn result(ballot: &Ballot) -> String {
     match (&ballot.value, ballot.status) {
         (Some(value), Status::Decided) => {
             format!("decided: {}", output::json(&as_json(value)))
@@ -263,11 +263,11 @@ fn result(ballot: &Ballot) -> String {
     }
 }
 
-fn as_json(value: &[u8]) -> Value {
+pub fn as_json(value: &[u8]) -> Value {
     json::to_json(value).unwrap_or_default()
 }
 
-fn described(ballot: &Ballot) -> Value {
+pub fn described(ballot: &Ballot) -> Value {
     let mut object = json!({
         "decision": ballot.decision,
         "status": ballot.status.as_str(),

@@ -532,6 +532,7 @@ async fn run_the_commands(partitions: u16) {
         &["metrics", "--format", "prometheus"],
         &["instances"],
         &["streams"],
+        &["top", "--once"],
         &["pending"],
         &["pending", "--where", "x", "--consumer", "w-1"],
         &["tail", "*:image", "--since", "1h", "--no-follow"],
@@ -586,6 +587,10 @@ async fn run_the_commands(partitions: u16) {
         let said = String::from_utf8_lossy(&done.stderr);
         let examined = words[0] == "doctor" && done.status.code() == Some(1);
         assert!(done.status.success() || examined, "{words:?}: {said}");
+        if words[0] == "top" {
+            let shown = String::from_utf8_lossy(&done.stdout);
+            assert!(!shown.contains("not seen"), "{shown}");
+        }
         if words[0] == "doctor" {
             let found = String::from_utf8_lossy(&done.stdout);
             assert!(found.contains(" 0 not checked"), "{found}");

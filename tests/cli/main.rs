@@ -17,6 +17,7 @@ mod settings;
 mod shell;
 mod streams;
 mod tail;
+mod top;
 mod worker;
 
 use serde_json::Value;
@@ -140,6 +141,7 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "history",
         "instances",
         "streams",
+        "top",
         "pending",
         "dead",
         "dead list",

@@ -1,0 +1,220 @@
+//! Looks at the bus: asks Redis directly, reads only, in steps that are small for the server.
+
+use super::flow::group_id;
+use super::sample::{Focus, LISTED, Opened, Sample};
+use super::state::Panel;
+use crate::cli::output::{date, json, span};
+use crate::cli::owners::Owners;
+use crate::cli::{Session, vote};
+use convoke::bus::connect::Connector;
+use convoke::bus::dead::Letter;
+use convoke::bus::error::BusError;
+use convoke::bus::inspect;
+use convoke::bus::keys::{Keys, StreamKind, StreamName};
+use convoke::coordination::ballots::Ballots;
+use convoke::coordination::batches::Batches;
+use convoke::coordination::instances::Instances;
+use convoke::coordination::roster::Detail;
+use convoke::coordination::tasks::Tasks;
+use redis::aio::MultiplexedConnection;
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+/// Instances that are listed.
+const INSTANCES: usize = 500;
+/// Streams that are looked at.
+const STREAMS: usize = 500;
+/// Consumers, votes, failures that are shown of what was opened.
+const SHOWN: usize = 100;
+/// Dead letters that are shown of a stream. Each may be as large as an event, so few.
+const LETTERS: usize = 10;
+/// How often all keys are walked for new streams.
+const SEARCH: Duration = Duration::from_secs(10);
+
+/// Takes samples.
+pub struct Watcher {
+    connector: Connector,
+    connection: Option<MultiplexedConnection>,
+    keys: Keys,
+    instances: Instances,
+    tasks: Tasks,
+    batches: Batches,
+    ballots: Ballots,
+    found: Vec<StreamName>,
+    searched: Option<Instant>,
+}
+
+impl Watcher {
+    pub fn new(session: &Session) -> anyhow::Result<Self> {
+        let (connector, keys) = (session.connector()?, session.settings.keys()?);
+        Ok(Self {
+            instances: Instances::new(connector.clone(), keys.clone()),
+            tasks: Tasks::new(connector.clone(), keys.clone()),
+            batches: Batches::new(connector.clone(), keys.clone()),
+            ballots: Ballots::new(connector.clone(), keys.clone()),
+            connection: None,
+            connector,
+            keys,
+            found: Vec::new(),
+            searched: None,
+        })
+    }
+
+    /// Takes a sample. A part that can not be read is named in it.
+    ///
+    /// # Errors
+    /// If the server can not be asked at all.
+    pub async fn sample(&mut self, focus: Option<&Focus>) -> anyhow::Result<Sample> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.connector.dedicated().await?,
+        };
+        let mut sample = Sample {
+            at: inspect::now(&mut connection).await?,
+            ..Sample::default()
+        };
+        let streams = self.streams(&mut connection, &mut sample).await;
+        note(&mut sample, "streams", streams);
+        let census = self.instances.census().await;
+        sample.census = note(&mut sample, "instances", census);
+        let leader = self.instances.leader().await;
+        sample.leader = note(&mut sample, "leader", leader);
+        let known = self.instances.known(Detail::Brief, INSTANCES).await;
+        sample.instances = note(&mut sample, "instances", known).listed;
+        let global = self.instances.metrics(true).await;
+        sample.global = note(&mut sample, "metrics", global);
+        let counts = self.tasks.counts().await;
+        sample.tasks = note(&mut sample, "tasks", counts);
+        let tasks = self.tasks.list(None, LISTED).await;
+        sample.listed_tasks = note(&mut sample, "tasks", tasks);
+        let batches = self.batches.list(LISTED).await;
+        sample.batches = note(&mut sample, "batches", batches);
+        let ballots = self.ballots.list(LISTED).await;
+        sample.ballots = note(&mut sample, "ballots", ballots);
+        if let Some(focus) = focus {
+            let lines = self.open(&mut connection, focus, &sample).await;
+            let lines = note(&mut sample, "details", lines);
+            let focus = focus.clone();
+            sample.opened = Some(Opened { focus, lines });
+        }
+        self.connection = Some(connection);
+        Ok(sample)
+    }
+
+    async fn streams(
+        &mut self,
+        connection: &mut MultiplexedConnection,
+        sample: &mut Sample,
+    ) -> Result<(), BusError> {
+        if self.searched.is_none_or(|at| at.elapsed() >= SEARCH) {
+            let mut found = inspect::streams(connection, &self.keys).await?;
+            found.retain(|name| name.kind != StreamKind::Reply);
+            // Where there are too many, an inbox tells the least.
+            found.sort_by_key(|name| name.kind == StreamKind::Inbox);
+            self.found = found;
+            self.searched = Some(Instant::now());
+        }
+        sample.streams_found = self.found.len();
+        for name in self.found.iter().take(STREAMS) {
+            sample
+                .streams
+                .extend(inspect::stream(connection, name).await?);
+        }
+        Ok(())
+    }
+
+    /// More about one row than its panel shows.
+    async fn open(
+        &self,
+        connection: &mut MultiplexedConnection,
+        focus: &Focus,
+        sample: &Sample,
+    ) -> anyhow::Result<Vec<String>> {
+        Ok(match focus.panel {
+            Panel::Streams => self.consumers(connection, focus, sample).await?,
+            Panel::Dead => letters(connection, &focus.id, sample.at).await?,
+            Panel::Ballots => {
+                let shown = self.ballots.show(&focus.id).await?;
+                let votes = shown.into_iter().flat_map(|shown| shown.votes);
+                let line = |(id, value): (String, Option<Vec<u8>>)| match value {
+                    Some(value) => format!("{id}: {}", json(&vote::as_json(&value))),
+                    None => format!("{id}: no vote yet"),
+                };
+                votes.take(SHOWN).map(line).collect()
+            }
+            Panel::Batches => {
+                let failures = self.batches.failures(&focus.id).await?;
+                let failures = failures.into_iter().take(SHOWN);
+                failures
+                    .map(|f| format!("item {}: {}: {}", f.index, f.code, f.message))
+                    .collect()
+            }
+            Panel::Instances | Panel::Handlers | Panel::Tasks => Vec::new(),
+        })
+    }
+
+    async fn consumers(
+        &self,
+        connection: &mut MultiplexedConnection,
+        focus: &Focus,
+        sample: &Sample,
+    ) -> anyhow::Result<Vec<String>> {
+        let groups = sample.streams.iter().flat_map(|stream| {
+            let groups = stream.groups.iter();
+            groups.map(|group| (stream.name.key.as_str(), group.name.as_str()))
+        });
+        let opened = groups
+            .into_iter()
+            .find(|(key, group)| group_id(key, group) == focus.id);
+        let Some((key, group)) = opened else {
+            return Ok(Vec::new());
+        };
+        let mut consumers = inspect::consumers(connection, key, group).await?;
+        consumers.sort_by_key(|consumer| std::cmp::Reverse(consumer.pending));
+        consumers.truncate(SHOWN);
+        let mut owners = Owners::new(self.instances.clone());
+        owners
+            .learn(consumers.iter().map(|c| c.name.as_str()))
+            .await?;
+        let lines = consumers.iter().map(|consumer| {
+            let word = match owners.lives(&consumer.name) {
+                true => "alive",
+                false => "gone",
+            };
+            let idle = span(consumer.idle_ms);
+            let (name, pending) = (&consumer.name, consumer.pending);
+            format!("consumer {name} ({word}): {pending} pending, idle {idle}")
+        });
+        Ok(lines.collect())
+    }
+}
+
+/// The letters that came last.
+async fn letters(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    now: u64,
+) -> Result<Vec<String>, BusError> {
+    let latest = inspect::latest(connection, key, LETTERS).await?;
+    let lines = latest.into_iter().map(|entry| {
+        let letter = Letter::read(&entry);
+        let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default()).into_owned();
+        let time = letter.time.unwrap_or(entry.id.ms);
+        let age = match now.checked_sub(time) {
+            Some(age) => format!("{} ago", span(age)),
+            None => date(time),
+        };
+        let (id, reason, message) = (entry.id, letter.reason, letter.message);
+        let message: String = message.chars().take(500).collect();
+        format!("{id} {kind}: {reason}: {message} ({age})")
+    });
+    Ok(lines.collect())
+}
+
+/// What was read; what can not be read is noted and empty.
+fn note<T: Default, E: Display>(sample: &mut Sample, part: &str, read: Result<T, E>) -> T {
+    read.unwrap_or_else(|error| {
+        sample.problems.push(format!("{part}: {error}"));
+        T::default()
+    })
+}

@@ -1,0 +1,161 @@
+//! What stands above and below the panels.
+
+use super::brush::{Brush, Piece};
+use super::panels;
+use super::row::{Tone, rate};
+use super::state::{Mode, Panel, State};
+use crate::cli::output::{number, printable};
+use ratatui::style::{Modifier, Style};
+use unicode_width::UnicodeWidthStr;
+
+/// Between two pieces of the header.
+const BETWEEN: &str = "  ";
+
+const HINTS: &str =
+    "Tab panel · ↑↓ move · Enter open · s sort · / filter · p pause · ? help · q quit";
+
+impl Brush {
+    pub fn header(self, state: &State, width: u16) -> [Vec<Piece>; 2] {
+        let bold = Style::new().add_modifier(Modifier::BOLD);
+        let mut first = vec![(format!("convoke top {}", printable(&state.namespace)), bold)];
+        if state.paused {
+            first.push(self.piece(Tone::Warn, "PAUSED"));
+        }
+        let Some(sample) = state.sample() else {
+            first.push(self.piece(Tone::Faint, "waiting for the first look"));
+            return [fit(first, width), Vec::new()];
+        };
+        let census = &sample.census;
+        let lost = census.recently_lost;
+        let suspect = census.suspect + census.expired;
+        let at_least = |how_many: u64, tone: Tone| if how_many > 0 { tone } else { Tone::Plain };
+        let healthy = match census.healthy() {
+            0 => Tone::Bad,
+            _ => Tone::Good,
+        };
+        first.push(self.piece(healthy, format!("{} healthy", number(census.healthy()))));
+        first.push(self.piece(
+            at_least(suspect, Tone::Warn),
+            format!("{} suspect", number(suspect)),
+        ));
+        first.push(self.piece(at_least(lost, Tone::Bad), format!("{} lost", number(lost))));
+        if census.partition {
+            first.push(self.piece(Tone::Bad, "PARTITION"));
+        }
+        match &sample.leader {
+            Some(leader) => {
+                first.push(self.piece(Tone::Plain, format!("leader {}", printable(leader))))
+            }
+            None => first.push(self.piece(Tone::Warn, "no leader")),
+        }
+        let (rate_in, rate_out) = state.totals();
+        let said = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), rate);
+        let waiting: u64 = state.backlog();
+        let dead = state.dead_letters();
+        let tasks = &sample.tasks;
+        let second = vec![
+            self.piece(Tone::Plain, format!("in {}/s", said(rate_in))),
+            self.piece(Tone::Plain, format!("out {}/s", said(rate_out))),
+            self.piece(Tone::Plain, format!("{} waiting", number(waiting))),
+            self.piece(at_least(dead, Tone::Bad), format!("{} dead", number(dead))),
+            self.piece(
+                Tone::Plain,
+                format!("{} in flight", number(sample.global.in_flight)),
+            ),
+            self.piece(
+                Tone::Plain,
+                format!("{} tasks open", number(tasks.pending + tasks.assigned)),
+            ),
+            self.piece(
+                Tone::Plain,
+                format!("{} MiB", number(sample.global.memory_bytes >> 20)),
+            ),
+            self.piece(
+                Tone::Plain,
+                format!(
+                    "{} events processed",
+                    number(sample.global.sums.events_processed)
+                ),
+            ),
+        ];
+        [fit(first, width), fit(second, width)]
+    }
+
+    pub fn footer(self, state: &State) -> Piece {
+        let filter = printable(state.filter(state.panel));
+        if state.mode == Mode::Filtering {
+            let text = format!("filter: {filter}_   Enter keeps it, Esc ends it");
+            return self.piece(Tone::Warn, text);
+        }
+        if let Some(trouble) = &state.trouble {
+            return self.piece(Tone::Bad, format!("no news: {}", printable(trouble)));
+        }
+        let problem = state.sample().and_then(|sample| sample.problems.first());
+        if let Some(problem) = problem {
+            return self.piece(Tone::Warn, format!("not seen: {}", printable(problem)));
+        }
+        match state.mode {
+            Mode::Opened { .. } => self.piece(Tone::Faint, "↑↓ scroll · Esc back · q quit"),
+            Mode::Helping => self.piece(Tone::Faint, "any key goes back · q quit"),
+            _ => {
+                let mut told = String::new();
+                if !filter.is_empty() {
+                    told = format!("filter: {filter} (Esc ends it) · ");
+                }
+                if let (Some(column), _) = state.order(state.panel) {
+                    let column = panels::columns(state.panel)[column].heading;
+                    told.push_str(&format!("sorted by {column} · "));
+                }
+                self.piece(Tone::Faint, told + HINTS)
+            }
+        }
+    }
+
+    pub fn tabs(self, state: &State, width: u16) -> Vec<Piece> {
+        let tabs = |long: bool| -> Vec<Piece> {
+            let mut pieces = Vec::new();
+            for (at, panel) in Panel::ALL.into_iter().enumerate() {
+                let text = match long {
+                    true => format!(" {} {} ", at + 1, title(state, panel)),
+                    false => format!(" {} {} ", at + 1, panel.title()),
+                };
+                pieces.push((text, self.title_style(state, panel)));
+            }
+            pieces
+        };
+        let long = tabs(true);
+        let needs: usize = long.iter().map(|(text, _)| text.width()).sum();
+        match needs <= usize::from(width) {
+            true => long,
+            false => tabs(false),
+        }
+    }
+
+    pub fn title_style(self, state: &State, panel: Panel) -> Style {
+        match state.panel == panel {
+            true => Style::new().add_modifier(Modifier::BOLD | Modifier::REVERSED),
+            false => Style::new().add_modifier(Modifier::BOLD),
+        }
+    }
+}
+
+/// A panel's title, with how much there is.
+pub fn title(state: &State, panel: Panel) -> String {
+    format!("{} {}", panel.title(), state.count(panel))
+}
+
+/// As many pieces as there is room for, with space between them.
+fn fit(pieces: Vec<Piece>, width: u16) -> Vec<Piece> {
+    let mut line: Vec<Piece> = Vec::new();
+    let mut used = 0;
+    for (text, style) in pieces {
+        let gap = if line.is_empty() { "" } else { BETWEEN };
+        used += gap.len() + text.width();
+        if used > usize::from(width) && !line.is_empty() {
+            break;
+        }
+        line.push((gap.to_owned(), Style::new()));
+        line.push((text, style));
+    }
+    line
+}

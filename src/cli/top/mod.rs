@@ -1,0 +1,175 @@
+//! `convoke top`: the bus live in the terminal.
+//!
+//! `fetch` takes samples of the bus, `state` keeps what follows from them and from the keys, `draw`
+//! makes a frame of it. A slow server never holds up the keys.
+
+mod brush;
+mod columns;
+mod details;
+mod draw;
+mod fetch;
+mod flow;
+mod header;
+mod lately;
+mod listing;
+mod object;
+mod panels;
+mod row;
+mod sample;
+mod screen;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use super::output::may_colour;
+use super::{Misuse, Outcome, Session};
+use brush::Brush;
+use clap::Args;
+use fetch::Watcher;
+use sample::{Focus, Sample};
+use screen::{Screen, Told};
+use state::State;
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+/// The shortest time between two looks.
+const LEAST: Duration = Duration::from_millis(100);
+/// The width where there is no terminal.
+const WIDTH: u16 = 80;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke top
+  convoke top --interval 5s
+  convoke top --once                           one look as text
+  convoke top --once --interval 15s            with the handlers' calls/s
+  convoke top --once --format json | jq .waiting
+
+Keys: Tab or 1 to 7 another panel, arrows another row, Enter opens it, s sorts, / filters, p \
+pauses, ? tells more, q quits. Asks Redis directly, so it works without a worker, and changes \
+nothing. Rates need two looks: --once takes them --interval apart.";
+
+/// Watch the bus live: instances, streams, handlers, tasks, batches, ballots, dead letters
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// Look once, print it as text, or with --format json as an object
+    #[arg(long)]
+    once: bool,
+    /// How long from one look to the next, 100ms or more
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1s")]
+    interval: Duration,
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    if flags.interval < LEAST {
+        return Err(Misuse::error("--interval: 100ms or more"));
+    }
+    if flags.once {
+        return once(&session, flags.interval).await;
+    }
+    if session.output.is_json() {
+        return Err(Misuse::error("--format json is for top --once"));
+    }
+    if !(session.output.is_terminal() && io::stdin().is_terminal()) {
+        return Err(Misuse::error(
+            "top needs a terminal; top --once prints one look anywhere",
+        ));
+    }
+    watch(&session, flags.interval).await
+}
+
+async fn once(session: &Session, interval: Duration) -> anyhow::Result<Outcome> {
+    let mut watcher = Watcher::new(session)?;
+    let mut state = State::new(&session.settings.namespace);
+    state.apply(watcher.sample(None).await?);
+    tokio::time::sleep(interval).await;
+    state.apply(watcher.sample(None).await?);
+    if session.output.is_json() {
+        if let Some(object) = object::of(&state) {
+            session.output.json(&object)?;
+        }
+        return Ok(Outcome::Done);
+    }
+    let width = session.output.width().map_or(WIDTH, |width| {
+        u16::try_from(width).unwrap_or(u16::MAX).min(500)
+    });
+    session.output.text(&draw::page(&state, width))?;
+    Ok(Outcome::Done)
+}
+
+async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome> {
+    let mut watcher = Watcher::new(session)?;
+    let mut state = State::new(&session.settings.namespace);
+    // Without a server it fails before it takes the screen.
+    state.apply(watcher.sample(None).await?);
+    let (focus, focused) = watch::channel(None);
+    let (taken, mut samples) = mpsc::channel(1);
+    let fetching = tokio::spawn(fetch(watcher, interval, focused, taken));
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut hung_up = signal(SignalKind::hangup())?;
+    let brush = Brush {
+        colours: may_colour(true),
+    };
+    let mut screen = Screen::open()?;
+    let ended = loop {
+        let drawn = screen.draw(|area, buffer| draw::draw(&state, brush, area, buffer));
+        let page = match drawn {
+            Ok(drawn) => {
+                state.bound_scroll(drawn.scroll);
+                drawn.page
+            }
+            Err(error) => break Err(error.into()),
+        };
+        tokio::select! {
+            told = screen.told() => match told {
+                Told::Key(key) if state.press(key, page) => break Ok(()),
+                Told::Key(_) => {
+                    focus.send_if_modified(|held| {
+                        let wanted = state.focus();
+                        let differs = *held != wanted;
+                        *held = wanted;
+                        differs
+                    });
+                }
+                Told::Resized => {}
+                Told::Gone => break Ok(()),
+            },
+            sample = samples.recv() => match sample {
+                Some(Ok(sample)) => state.apply(sample),
+                Some(Err(error)) => state.trouble = Some(format!("{error:#}")),
+                None => break Err(anyhow::anyhow!("nothing looks at the bus any more")),
+            },
+            _ = terminated.recv() => break Ok(()),
+            _ = hung_up.recv() => break Ok(()),
+        }
+    };
+    fetching.abort();
+    drop(screen);
+    ended.map(|()| Outcome::Done)
+}
+
+/// Takes samples until nobody wants them, at once when another row is opened.
+async fn fetch(
+    mut watcher: Watcher,
+    interval: Duration,
+    mut focused: watch::Receiver<Option<Focus>>,
+    taken: mpsc::Sender<anyhow::Result<Sample>>,
+) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(interval) => {}
+            changed = focused.changed() => if changed.is_err() {
+                return;
+            },
+        }
+        let focus = focused.borrow_and_update().clone();
+        let sample = watcher.sample(focus.as_ref()).await;
+        if taken.send(sample).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! One look as JSON: a contract that may grow fields, never lose one.
+
+use super::flow::{group_id, waiting};
+use super::state::State;
+use crate::cli::{batch, instances, vote};
+use convoke::bus::inspect::{Group, Stream};
+use convoke::bus::keys::StreamKind;
+use convoke::coordination::metrics::HandlerSums;
+use serde_json::{Value, json};
+
+/// The state as one object; `None` before the first sample.
+pub fn of(state: &State) -> Option<Value> {
+    let sample = state.sample()?;
+    let (rate_in, rate_out) = state.totals();
+    let global = &sample.global;
+    let census = &sample.census;
+    let (dead, alive): (Vec<&Stream>, Vec<&Stream>) = sample
+        .streams
+        .iter()
+        .partition(|stream| stream.name.kind == StreamKind::Dead);
+    let instances = sample.instances.iter().map(|(condition, instance)| {
+        let mut object = instances::described(*condition, instance, sample.at);
+        object["leads"] = (sample.leader.as_ref() == Some(&instance.id)).into();
+        if let Some(object) = object.as_object_mut() {
+            // They are not read.
+            object.shift_remove("capabilities");
+            object.shift_remove("metadata");
+        }
+        object
+    });
+    Some(json!({
+        "namespace": state.namespace,
+        "at": sample.at,
+        "interval_ms": state.elapsed_ms(),
+        "leader": sample.leader,
+        "partition": census.partition,
+        "healthy": census.healthy(),
+        "suspect": census.suspect + census.expired,
+        "lost": census.recently_lost,
+        "in_per_s": rate_in,
+        "out_per_s": rate_out,
+        "waiting": state.backlog(),
+        "dead_letters": state.dead_letters(),
+        "in_flight": global.in_flight,
+        "memory_bytes": global.memory_bytes,
+        "events_processed": global.sums.events_processed,
+        "events_failed": global.sums.events_failed,
+        "tasks": {
+            "pending": sample.tasks.pending,
+            "assigned": sample.tasks.assigned,
+            "completed": sample.tasks.completed,
+            "failed": sample.tasks.failed,
+        },
+        "instances": instances.collect::<Vec<_>>(),
+        "streams": alive.iter().map(|stream| of_stream(state, stream, sample.at)).collect::<Vec<_>>(),
+        "streams_found": sample.streams_found,
+        "handlers": handlers(state),
+        "batches": sample.batches.iter().map(batch::described).collect::<Vec<_>>(),
+        "ballots": sample.ballots.iter().map(vote::described).collect::<Vec<_>>(),
+        "dead": dead.iter().map(|stream| of_dead(state, stream, sample.at)).collect::<Vec<_>>(),
+        "problems": sample.problems,
+    }))
+}
+
+fn of_stream(state: &State, stream: &Stream, now: u64) -> Value {
+    let key = stream.name.key.as_str();
+    let group = |group: &Group| {
+        let flow = state.flow(&group_id(key, &group.name));
+        json!({
+            "group": group.name,
+            "out_per_s": flow.and_then(|flow| flow.rate_out),
+            "lag": group.lag,
+            "pending": group.pending,
+            "waiting": waiting(group),
+            "oldest_ms": group.oldest.map(|id| now.saturating_sub(id.ms)),
+        })
+    };
+    let ids = stream.groups.iter().map(|group| group_id(key, &group.name));
+    let mut flows = ids.chain([key.to_owned()]).filter_map(|id| state.flow(&id));
+    json!({
+        "stream": key,
+        "kind": stream.name.kind.as_str(),
+        "length": stream.length,
+        "in_per_s": flows.next().and_then(|flow| flow.rate_in),
+        "groups": stream.groups.iter().map(group).collect::<Vec<_>>(),
+    })
+}
+
+fn of_dead(state: &State, stream: &Stream, now: u64) -> Value {
+    let key = stream.name.key.as_str();
+    json!({
+        "stream": key,
+        "length": stream.length,
+        "in_per_s": state.flow(key).and_then(|flow| flow.rate_in),
+        "oldest_ms": stream.first.map(|first| now.saturating_sub(first.ms)),
+    })
+}
+
+fn handlers(state: &State) -> Vec<Value> {
+    let Some(global) = state.sample().map(|sample| &sample.global) else {
+        return Vec::new();
+    };
+    let one = |(kind, sums): (&String, &HandlerSums)| {
+        let lately = state.lately(kind);
+        let latency = sums.latency.as_ref().filter(|all| all.count() > 0);
+        json!({
+            "type": kind,
+            "calls": sums.calls,
+            "errors": sums.errors,
+            "retries": sums.retries,
+            "calls_per_s": lately.calls,
+            "errors_per_s": lately.errors,
+            "p50_ms": latency.map(|latency| latency.quantile_ms(0.5)),
+            "p99_ms": latency.map(|latency| latency.quantile_ms(0.99)),
+            "circuit": global.circuits.get(kind),
+        })
+    };
+    global.handlers.iter().map(one).collect()
+}

@@ -1,0 +1,465 @@
+//! The rows of each panel, as text that no terminal takes for commands.
+
+use super::flow::group_id;
+use super::row::{Cell, Column, Row, Tone, count, graph, latency, name, rate, text};
+use super::state::{Panel, State};
+use crate::cli::output::{date, span};
+use crate::cli::{choose, instances, vote};
+use convoke::bus::inspect::{Group, Stream};
+use convoke::bus::keys::StreamKind;
+use convoke::coordination::ballot::Status as BallotStatus;
+use convoke::coordination::batch::Status as BatchStatus;
+use convoke::coordination::roster::Condition;
+use convoke::coordination::task::Status as TaskStatus;
+use std::collections::VecDeque;
+
+/// What waits longer is worth a look, and what waits longer than the second is wrong, in ms.
+const SLOW_MS: [u64; 2] = [10_000, 60_000];
+/// The columns of a panel.
+pub const fn columns(panel: Panel) -> &'static [Column] {
+    match panel {
+        Panel::Streams => {
+            const {
+                &[
+                    name("STREAM", 0, 14),
+                    text("GROUP", 6),
+                    count("LENGTH", 5),
+                    count("IN/S", 0),
+                    count("OUT/S", 0),
+                    count("LAG", 0),
+                    count("PENDING", 0),
+                    count("OLDEST", 0),
+                    graph("WAITING", 2, 8),
+                    graph("ARRIVING", 4, 8),
+                ]
+            }
+        }
+        Panel::Instances => {
+            const {
+                &[
+                    name("INSTANCE", 0, 12),
+                    text("STATUS", 0),
+                    name("ROLES", 2, 8),
+                    count("LOAD", 0),
+                    count("CAPACITY", 0),
+                    graph("BUSY", 3, 8),
+                    count("PULSE", 0),
+                    count("UP", 4),
+                ]
+            }
+        }
+        Panel::Handlers => {
+            const {
+                &[
+                    name("HANDLER", 0, 24),
+                    count("CALLS/S", 0),
+                    count("P50", 0),
+                    count("P99", 0),
+                    count("ERRORS/S", 1),
+                    text("CIRCUIT", 0),
+                    count("CALLS", 3),
+                    count("ERRORS", 2),
+                    count("RETRIES", 4),
+                    count("LIMITED", 5),
+                    count("CACHED", 6),
+                ]
+            }
+        }
+        Panel::Tasks => {
+            const {
+                &[
+                    name("TASK", 0, 12),
+                    text("STATUS", 0),
+                    name("KIND", 1, 10),
+                    count("PRIORITY", 5),
+                    count("ATTEMPT", 3),
+                    name("INSTANCE", 2, 8),
+                    count("CHANGED", 0),
+                    name("ERROR", 4, 8),
+                ]
+            }
+        }
+        Panel::Batches => {
+            const {
+                &[
+                    name("BATCH", 0, 12),
+                    text("STATUS", 0),
+                    name("TYPE", 4, 10),
+                    graph("PROGRESS", 0, 10),
+                    count("DONE", 0),
+                    count("FAILED", 0),
+                    count("TOTAL", 2),
+                    name("HOLDER", 3, 8),
+                    count("CHANGED", 1),
+                ]
+            }
+        }
+        Panel::Ballots => {
+            const {
+                &[
+                    name("DECISION", 0, 12),
+                    name("STATUS", 0, 10),
+                    graph("VOTES", 2, 10),
+                    count("VOTED", 0),
+                    count("ELECTORATE", 0),
+                    count("LEADING", 1),
+                    count("QUORUM", 0),
+                    count("OPENED", 0),
+                    count("EXPIRES", 3),
+                ]
+            }
+        }
+        Panel::Dead => {
+            const {
+                &[
+                    name("STREAM", 0, 14),
+                    count("LENGTH", 0),
+                    count("IN/S", 0),
+                    count("OLDEST", 0),
+                    count("NEWEST", 0),
+                    graph("LENGTH, LATELY", 1, 14),
+                ]
+            }
+        }
+    }
+}
+
+/// The rows of a panel, in their own order.
+pub fn rows(state: &State, panel: Panel) -> Vec<Row> {
+    match panel {
+        Panel::Streams => streams(state),
+        Panel::Instances => of_instances(state),
+        Panel::Handlers => handlers(state),
+        Panel::Tasks => tasks(state),
+        Panel::Batches => batches(state),
+        Panel::Ballots => ballots(state),
+        Panel::Dead => dead(state),
+    }
+}
+
+fn streams(state: &State) -> Vec<Row> {
+    let Some(sample) = state.sample() else {
+        return Vec::new();
+    };
+    let alive = sample.streams.iter();
+    let alive = alive.filter(|stream| stream.name.kind != StreamKind::Dead);
+    let mut rows = Vec::new();
+    for stream in alive {
+        if stream.groups.is_empty() {
+            rows.push(stream_row(state, stream, None, sample.at));
+        }
+        for group in &stream.groups {
+            rows.push(stream_row(state, stream, Some(group), sample.at));
+        }
+    }
+    rows
+}
+
+fn stream_row(state: &State, stream: &Stream, group: Option<&Group>, now: u64) -> Row {
+    let key = &stream.name.key;
+    let id = group.map_or_else(|| key.clone(), |group| group_id(key, &group.name));
+    let flow = state.flow(&id).cloned().unwrap_or_default();
+    // Without a group everything in it waits, for a worker with a handler.
+    let unread = group.is_none() && stream.name.kind == StreamKind::Events;
+    let lag = match group {
+        Some(group) => group.lag,
+        None => Some(stream.length).filter(|_| unread),
+    };
+    let lag = match lag {
+        Some(lag) => Cell::number(lag).warn_if(lag > 0, Tone::Warn),
+        None => Cell::unknown(),
+    };
+    let name = match (group, unread) {
+        (Some(group), _) => Cell::text(&group.name),
+        (None, true) => Cell::text("none").tone(Tone::Warn),
+        (None, false) => Cell::unknown(),
+    };
+    let oldest = match group {
+        Some(group) => group.oldest,
+        None => stream.first.filter(|_| unread),
+    };
+    let graph = |values: &VecDeque<f64>| Cell::spark(values.iter().copied().collect());
+    let waits = match group.is_some() || unread {
+        true => graph(&flow.waiting),
+        false => Cell::spark(Vec::new()),
+    };
+    Row::new(
+        &id,
+        [
+            Cell::text(&choose::short(&stream.name)),
+            name,
+            Cell::number(stream.length),
+            Cell::rate(flow.rate_in),
+            match group {
+                Some(_) => Cell::rate(flow.rate_out),
+                None => Cell::unknown(),
+            },
+            lag,
+            group.map_or_else(Cell::unknown, |group| Cell::number(group.pending)),
+            oldest.map_or_else(Cell::unknown, |id| {
+                let age = now.saturating_sub(id.ms);
+                Cell::age(id.ms, now)
+                    .warn_if(age >= SLOW_MS[0], Tone::Warn)
+                    .warn_if(age >= SLOW_MS[1], Tone::Bad)
+            }),
+            waits,
+            graph(&flow.arrivals),
+        ],
+    )
+    .more("key", key)
+    .more("last entry", stream.last.to_string())
+    .more(
+        "oldest entry",
+        oldest.map_or_else(|| "-".to_owned(), |id| id.to_string()),
+    )
+    .more(
+        "consumers",
+        group.map_or(0, |group| group.consumers).to_string(),
+    )
+}
+
+fn of_instances(state: &State) -> Vec<Row> {
+    let Some(sample) = state.sample() else {
+        return Vec::new();
+    };
+    let now = sample.at;
+    let row = |(condition, instance): &(Condition, _)| {
+        let instance: &convoke::coordination::instance::Instance = instance;
+        let tone = match condition {
+            Condition::Healthy => Tone::Good,
+            Condition::Suspect => Tone::Warn,
+            Condition::Lost => Tone::Bad,
+        };
+        let mut roles = instance.roles.join(",");
+        if sample.leader.as_ref() == Some(&instance.id) {
+            roles.push_str(" (leads)");
+        }
+        let share = instances::share(instance);
+        let capacity = f64::from(instance.capacity.max(1));
+        let silent = now.saturating_sub(instance.last_seen) > instance.ttl_ms;
+        Row::new(
+            &instance.id,
+            [
+                Cell::text(&instance.id),
+                Cell::text(condition.as_str()).tone(tone),
+                Cell::text(&roles),
+                Cell::said(rate(instance.load), instance.load).warn_if(share > 1.0, Tone::Warn),
+                Cell::number(u64::from(instance.capacity)),
+                Cell::bar((share * capacity) as u64, capacity as u64),
+                Cell::age(instance.last_seen, now).warn_if(silent, Tone::Bad),
+                Cell::age(instance.registered_at, now),
+            ],
+        )
+        .more("pulse at", date(instance.last_seen))
+        .more("registered at", date(instance.registered_at))
+        .more("incarnation", instance.incarnation.to_string())
+        .more("ttl", span(instance.ttl_ms))
+    };
+    sample.instances.iter().map(row).collect()
+}
+
+fn handlers(state: &State) -> Vec<Row> {
+    let Some(sample) = state.sample() else {
+        return Vec::new();
+    };
+    let circuits = &sample.global.circuits;
+    let counted = sample.global.handlers.keys();
+    let mut kinds: Vec<&String> = counted.chain(circuits.keys()).collect();
+    kinds.sort();
+    kinds.dedup();
+    let row = |kind: &String| {
+        let sums = sample
+            .global
+            .handlers
+            .get(kind)
+            .cloned()
+            .unwrap_or_default();
+        let lately = state.lately(kind);
+        let all = sums.latency.as_ref().filter(|all| all.count() > 0);
+        let quantile = |part: f64| match (&lately.latency, all) {
+            (Some(lately), _) => {
+                Cell::said(latency(lately.quantile_ms(part)), lately.quantile_ms(part))
+            }
+            (None, Some(all)) => {
+                Cell::said(latency(all.quantile_ms(part)), all.quantile_ms(part)).tone(Tone::Faint)
+            }
+            (None, None) => Cell::unknown(),
+        };
+        let circuit = match circuits.get(kind).copied() {
+            None => Cell::unknown(),
+            Some("closed") => Cell::text("closed").tone(Tone::Good),
+            Some("open") => Cell::text("open").tone(Tone::Bad),
+            Some(state) => Cell::text(state).tone(Tone::Warn),
+        };
+        let failing = lately.errors.is_some_and(|errors| errors > 0.0);
+        Row::new(
+            kind,
+            [
+                Cell::text(kind),
+                Cell::rate(lately.calls),
+                quantile(0.5),
+                quantile(0.99),
+                Cell::rate(lately.errors).warn_if(failing, Tone::Bad),
+                circuit,
+                Cell::number(sums.calls),
+                Cell::number(sums.errors),
+                Cell::number(sums.retries),
+                Cell::number(sums.rate_limited),
+                Cell::number(sums.cache_hits),
+            ],
+        )
+        .more(
+            "mean of all",
+            all.map_or("-".into(), |all| latency(all.mean_ms())),
+        )
+        .more(
+            "p50 of all",
+            all.map_or("-".into(), |all| latency(all.quantile_ms(0.5))),
+        )
+        .more(
+            "p99 of all",
+            all.map_or("-".into(), |all| latency(all.quantile_ms(0.99))),
+        )
+    };
+    kinds.into_iter().map(row).collect()
+}
+
+fn tasks(state: &State) -> Vec<Row> {
+    let Some(sample) = state.sample() else {
+        return Vec::new();
+    };
+    let row = |task: &convoke::coordination::task::Task| {
+        let tone = match task.status {
+            TaskStatus::Failed => Tone::Bad,
+            TaskStatus::Completed => Tone::Good,
+            TaskStatus::Pending => Tone::Warn,
+            TaskStatus::Assigned => Tone::Plain,
+        };
+        let fence = task.fence.map_or("-".into(), |fence| fence.to_string());
+        Row::new(
+            &task.id,
+            [
+                Cell::text(&task.id),
+                Cell::text(task.status.as_str()).tone(tone),
+                Cell::text(&task.kind),
+                Cell::number(u64::from(task.priority)),
+                Cell::said(
+                    format!("{}/{}", task.attempt, task.max_attempts),
+                    f64::from(task.attempt),
+                ),
+                Cell::text(task.instance.as_deref().unwrap_or_default()),
+                Cell::age(task.changed_at, sample.at),
+                Cell::text(task.error.as_deref().unwrap_or_default()),
+            ],
+        )
+        .more("role", &task.role)
+        .more("requires", task.requires.join(", "))
+        .more("fence", fence)
+        .more("created at", date(task.created_at))
+    };
+    sample.listed_tasks.iter().map(row).collect()
+}
+
+fn batches(state: &State) -> Vec<Row> {
+    let Some(sample) = state.sample() else {
+        return Vec::new();
+    };
+    let row = |batch: &convoke::coordination::batch::Batch| {
+        let running = batch.status == BatchStatus::Running;
+        // Whoever held it does not any more, and nobody took it up.
+        let left = running && batch.expires_at < sample.at;
+        let tone = match (running, batch.failed) {
+            (true, _) if left => Tone::Warn,
+            (true, _) => Tone::Plain,
+            (false, 0) => Tone::Good,
+            (false, _) => Tone::Bad,
+        };
+        Row::new(
+            &batch.id,
+            [
+                Cell::text(&batch.id),
+                Cell::text(batch.status.as_str()).tone(tone),
+                Cell::text(&batch.item_type),
+                Cell::bar(batch.processed + batch.failed, batch.total),
+                Cell::number(batch.processed),
+                Cell::number(batch.failed).warn_if(batch.failed > 0, Tone::Bad),
+                Cell::number(batch.total),
+                Cell::text(&batch.processor_id),
+                Cell::age(batch.updated_at, sample.at),
+            ],
+        )
+        .more("mode", batch.mode.as_str())
+        .more("fence", batch.fence.to_string())
+        .more("started at", date(batch.started_at))
+        .more("lease until", date(batch.expires_at))
+    };
+    sample.batches.iter().map(row).collect()
+}
+
+fn ballots(state: &State) -> Vec<Row> {
+    let Some(sample) = state.sample() else {
+        return Vec::new();
+    };
+    let row = |ballot: &convoke::coordination::ballot::Ballot| {
+        let (tone, left) = match ballot.status {
+            BallotStatus::Open => (Tone::Warn, ballot.expires_at.checked_sub(sample.at)),
+            BallotStatus::Decided => (Tone::Good, None),
+            BallotStatus::Deadlocked | BallotStatus::Expired => (Tone::Bad, None),
+        };
+        Row::new(
+            &ballot.decision,
+            [
+                Cell::text(&ballot.decision),
+                Cell::text(&vote::result(ballot)).tone(tone),
+                Cell::bar(ballot.vote_count, ballot.electorate),
+                Cell::number(ballot.vote_count),
+                Cell::number(ballot.electorate),
+                Cell::number(ballot.leading),
+                Cell::number(ballot.quorum),
+                Cell::age(ballot.opened_at, sample.at),
+                left.map_or_else(Cell::unknown, |ms| {
+                    Cell::said(format!("in {}", span(ms)), ms as f64)
+                }),
+            ],
+        )
+        .more(
+            "who votes",
+            ballot.role.as_deref().unwrap_or("all instances"),
+        )
+        .more("opened at", date(ballot.opened_at))
+        .more("expires at", date(ballot.expires_at))
+    };
+    sample.ballots.iter().map(row).collect()
+}
+
+fn dead(state: &State) -> Vec<Row> {
+    let Some(sample) = state.sample() else {
+        return Vec::new();
+    };
+    let dead = sample.streams.iter();
+    let dead = dead.filter(|stream| stream.name.kind == StreamKind::Dead);
+    let row = |stream: &Stream| {
+        let key = &stream.name.key;
+        let flow = state.flow(key).cloned().unwrap_or_default();
+        let coming = flow.rate_in.is_some_and(|rate| rate > 0.0);
+        let there = stream.length > 0;
+        let newest = match there {
+            true => Cell::age(stream.last.ms, sample.at),
+            false => Cell::unknown(),
+        };
+        let oldest = stream.first.filter(|_| there);
+        Row::new(
+            key,
+            [
+                Cell::text(&choose::short(&stream.name)),
+                Cell::number(stream.length).warn_if(there, Tone::Bad),
+                Cell::rate(flow.rate_in).warn_if(coming, Tone::Bad),
+                oldest.map_or_else(Cell::unknown, |id| Cell::age(id.ms, sample.at)),
+                newest,
+                Cell::spark(flow.waiting.iter().copied().collect()),
+            ],
+        )
+        .more("key", key)
+    };
+    dead.map(row).collect()
+}

@@ -1,0 +1,63 @@
+//! What was seen of the bus at one moment.
+
+use super::state::Panel;
+use convoke::bus::inspect::Stream;
+use convoke::coordination::ballot::Ballot;
+use convoke::coordination::batch::Batch;
+use convoke::coordination::instance::Instance;
+use convoke::coordination::metrics::Global;
+use convoke::coordination::roster::{Census, Condition};
+use convoke::coordination::task::Task;
+use convoke::coordination::task_list::TaskCounts;
+
+/// Tasks, batches, ballots that are listed, of each.
+pub const LISTED: usize = 100;
+
+/// What was seen at one moment. Everything that is listed is bounded.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// The moment by the server's clock, in Unix ms.
+    pub at: u64,
+    /// How many instances there are.
+    pub census: Census,
+    /// Who leads.
+    pub leader: Option<String>,
+    /// The instances, the suspect and the lost first of all.
+    pub instances: Vec<(Condition, Instance)>,
+    /// Streams but those of replies; dead letters are among them.
+    pub streams: Vec<Stream>,
+    /// Streams that were found, looked at or not.
+    pub streams_found: usize,
+    /// What all instances did and how they are.
+    pub global: Global,
+    /// How many tasks there are.
+    pub tasks: TaskCounts,
+    /// The assigned, the waiting, the finished.
+    pub listed_tasks: Vec<Task>,
+    /// The ones that changed last.
+    pub batches: Vec<Batch>,
+    /// The ones that were opened last.
+    pub ballots: Vec<Ballot>,
+    /// More about the row that was opened.
+    pub opened: Option<Opened>,
+    /// What could not be looked at, and why.
+    pub problems: Vec<String>,
+}
+
+/// What is shown of one row besides what the row tells.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Which row.
+    pub focus: Focus,
+    /// Lines of it, not printable yet.
+    pub lines: Vec<String>,
+}
+
+/// A row that somebody opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Focus {
+    /// Of which panel.
+    pub panel: Panel,
+    /// By its name there.
+    pub id: String,
+}

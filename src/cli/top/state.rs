@@ -1,0 +1,401 @@
+//! What the screen is made of: the last sample, what changed since the ones before, and what the
+//! person at the keyboard chose. Knows neither the bus nor the terminal.
+
+use super::flow::{Flow, measured};
+use super::lately::{Lately, Marks};
+use super::panels;
+use super::row::Row;
+use super::sample::{Focus, LISTED, Sample};
+use crate::cli::output::number;
+use convoke::bus::inspect::Stream;
+use convoke::bus::keys::StreamKind;
+use std::collections::HashMap;
+
+/// Characters of a filter.
+const MAX_FILTER: usize = 60;
+
+/// What can be looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Panel {
+    #[default]
+    Streams,
+    Instances,
+    Handlers,
+    Tasks,
+    Batches,
+    Ballots,
+    Dead,
+}
+
+impl Panel {
+    /// In the order of their keys.
+    pub const ALL: [Panel; 7] = [
+        Panel::Streams,
+        Panel::Instances,
+        Panel::Handlers,
+        Panel::Tasks,
+        Panel::Batches,
+        Panel::Ballots,
+        Panel::Dead,
+    ];
+
+    /// Its title.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Panel::Streams => "Streams",
+            Panel::Instances => "Instances",
+            Panel::Handlers => "Handlers",
+            Panel::Tasks => "Tasks",
+            Panel::Batches => "Batches",
+            Panel::Ballots => "Ballots",
+            Panel::Dead => "Dead",
+        }
+    }
+}
+
+/// What the keys mean now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// They move about.
+    Looking,
+    /// They are the text of a filter.
+    Filtering,
+    /// They scroll what was opened.
+    Opened { scroll: usize },
+    /// They end the help.
+    Helping,
+}
+
+/// A key, whatever terminal it came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    Char(char),
+    Up,
+    Down,
+    PageUp,
+    PageDown,
+    Home,
+    End,
+    Tab,
+    BackTab,
+    Enter,
+    Backspace,
+    Escape,
+    Interrupt,
+}
+
+/// How one panel is looked at.
+#[derive(Clone, Debug, Default)]
+struct View {
+    sort: Option<usize>,
+    reversed: bool,
+    filter: String,
+    selected: Option<String>,
+}
+
+/// Everything that a frame shows.
+pub struct State {
+    /// Whose streams.
+    pub namespace: String,
+    /// Which panel has the keys.
+    pub panel: Panel,
+    /// What the keys mean.
+    pub mode: Mode,
+    /// Whether new samples are dropped.
+    pub paused: bool,
+    /// Why there is no newer sample.
+    pub trouble: Option<String>,
+    sample: Option<Sample>,
+    elapsed_ms: Option<u64>,
+    flows: HashMap<String, Flow>,
+    marks: Marks,
+    views: [View; Panel::ALL.len()],
+}
+
+impl State {
+    pub fn new(namespace: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            panel: Panel::default(),
+            mode: Mode::Looking,
+            paused: false,
+            trouble: None,
+            sample: None,
+            elapsed_ms: None,
+            flows: HashMap::new(),
+            marks: Marks::default(),
+            views: Default::default(),
+        }
+    }
+
+    /// The last sample.
+    pub fn sample(&self) -> Option<&Sample> {
+        self.sample.as_ref()
+    }
+
+    /// The time between the last two samples, in ms.
+    pub fn elapsed_ms(&self) -> Option<u64> {
+        self.elapsed_ms
+    }
+
+    /// Takes a sample over, unless paused.
+    pub fn apply(&mut self, sample: Sample) {
+        if self.paused {
+            return;
+        }
+        self.trouble = None;
+        let before = self.sample.as_ref().map(|before| before.at);
+        self.elapsed_ms = before
+            .and_then(|at| sample.at.checked_sub(at))
+            .filter(|ms| *ms > 0);
+        // What is not in the sample any more is forgotten.
+        let mut flows = HashMap::new();
+        for stream in &sample.streams {
+            for (id, settled, waiting) in measured(stream) {
+                let before = self.flows.remove(&id);
+                let flow = Flow::after(before, stream.added, settled, waiting, self.elapsed_ms);
+                flows.insert(id, flow);
+            }
+        }
+        self.flows = flows;
+        self.marks.apply(sample.at, &sample.global.handlers);
+        self.sample = Some(sample);
+    }
+
+    /// What went through there.
+    pub fn flow(&self, id: &str) -> Option<&Flow> {
+        self.flows.get(id)
+    }
+
+    /// Entries added to all events and inboxes a second, and settled; `None`: not known.
+    pub fn totals(&self) -> (Option<f64>, Option<f64>) {
+        let (mut rate_in, mut rate_out) = (None, None);
+        for stream in self.sample.iter().flat_map(|sample| &sample.streams) {
+            if !matches!(stream.name.kind, StreamKind::Events | StreamKind::Inbox) {
+                continue;
+            }
+            for (at, (id, ..)) in measured(stream).enumerate() {
+                let Some(flow) = self.flows.get(&id) else {
+                    continue;
+                };
+                if let Some(rate) = flow.rate_in.filter(|_| at == 0) {
+                    *rate_in.get_or_insert(0.0) += rate;
+                }
+                if let Some(rate) = flow.rate_out {
+                    *rate_out.get_or_insert(0.0) += rate;
+                }
+            }
+        }
+        (rate_in, rate_out)
+    }
+
+    /// Entries of events and inboxes that were not settled yet.
+    pub fn backlog(&self) -> u64 {
+        let streams = self.sample.iter().flat_map(|sample| &sample.streams);
+        let work = streams
+            .filter(|stream| matches!(stream.name.kind, StreamKind::Events | StreamKind::Inbox));
+        work.flat_map(measured).map(|(.., waiting)| waiting).sum()
+    }
+
+    /// Dead letters of all streams.
+    pub fn dead_letters(&self) -> u64 {
+        let streams = self.sample.iter().flat_map(|sample| &sample.streams);
+        let dead = streams.filter(|stream| stream.name.kind == StreamKind::Dead);
+        dead.map(|stream| stream.length).sum()
+    }
+
+    /// How many of a panel's things there are, listed or not, as text.
+    pub fn count(&self, panel: Panel) -> String {
+        let Some(sample) = &self.sample else {
+            return "-".to_owned();
+        };
+        let streams = |dead: bool| {
+            let kind = |stream: &&Stream| (stream.name.kind == StreamKind::Dead) == dead;
+            sample.streams.iter().filter(kind).count()
+        };
+        let more = sample.streams_found > sample.streams.len();
+        let tasks = &sample.tasks;
+        match panel {
+            Panel::Streams if more => format!("{}+", streams(false)),
+            Panel::Streams => streams(false).to_string(),
+            Panel::Instances => number(sample.census.known()),
+            Panel::Handlers => sample.global.handlers.len().to_string(),
+            Panel::Tasks => format!("{} open", number(tasks.pending + tasks.assigned)),
+            Panel::Batches => at_most(sample.batches.len()),
+            Panel::Ballots => at_most(sample.ballots.len()),
+            Panel::Dead => number(self.dead_letters()),
+        }
+    }
+
+    /// What a handler did lately.
+    pub fn lately(&self, kind: &str) -> Lately {
+        let now = self.sample.as_ref();
+        let now = now.and_then(|sample| Some((sample.at, sample.global.handlers.get(kind)?)));
+        now.map_or_else(Lately::default, |(at, now)| self.marks.since(at, kind, now))
+    }
+
+    /// The rows of a panel that pass its filter, in its order.
+    pub fn rows(&self, panel: Panel) -> Vec<Row> {
+        let view = &self.views[panel as usize];
+        let mut rows = panels::rows(self, panel);
+        if !view.filter.is_empty() {
+            let wanted = view.filter.to_lowercase();
+            rows.retain(|row| row.contains(&wanted));
+        }
+        if let Some(column) = view.sort {
+            rows.sort_by(|a, b| a.rank(column).compare(b.rank(column)));
+        }
+        if view.reversed {
+            rows.reverse();
+        }
+        rows
+    }
+
+    /// Where the selected one of these rows is; the first if it is gone.
+    pub fn selected(&self, panel: Panel, rows: &[Row]) -> Option<usize> {
+        let id = self.views[panel as usize].selected.as_deref();
+        let at = id.and_then(|id| rows.iter().position(|row| row.id == id));
+        (!rows.is_empty()).then_some(at.unwrap_or(0))
+    }
+
+    /// By which column a panel is sorted, and whether backwards.
+    pub fn order(&self, panel: Panel) -> (Option<usize>, bool) {
+        let view = &self.views[panel as usize];
+        (view.sort, view.reversed)
+    }
+
+    /// The filter of a panel.
+    pub fn filter(&self, panel: Panel) -> &str {
+        &self.views[panel as usize].filter
+    }
+
+    /// The row that is open.
+    pub fn focus(&self) -> Option<Focus> {
+        matches!(self.mode, Mode::Opened { .. })
+            .then(|| self.views[self.panel as usize].selected.clone())
+            .flatten()
+            .map(|id| Focus {
+                panel: self.panel,
+                id,
+            })
+    }
+
+    /// What a key does. True if it ends all. `page` is how many rows are seen at once.
+    pub fn press(&mut self, key: Key, page: usize) -> bool {
+        if key == Key::Interrupt {
+            return true;
+        }
+        match self.mode {
+            Mode::Looking => return self.look(key, page),
+            Mode::Filtering => self.edit(key),
+            Mode::Opened { scroll } => {
+                let to = match key {
+                    Key::Up | Key::Char('k') => scroll.saturating_sub(1),
+                    Key::Down | Key::Char('j') => scroll + 1,
+                    Key::PageUp => scroll.saturating_sub(page),
+                    Key::PageDown => scroll + page,
+                    Key::Home => 0,
+                    Key::Escape | Key::Enter => {
+                        self.mode = Mode::Looking;
+                        return false;
+                    }
+                    Key::Char('q') => return true,
+                    Key::Char('p') => {
+                        self.paused = !self.paused;
+                        return false;
+                    }
+                    _ => return false,
+                };
+                self.mode = Mode::Opened { scroll: to };
+            }
+            Mode::Helping => match key {
+                Key::Char('q') => return true,
+                _ => self.mode = Mode::Looking,
+            },
+        }
+        false
+    }
+
+    /// Keeps what was opened from being scrolled out of sight.
+    pub fn bound_scroll(&mut self, most: usize) {
+        if let Mode::Opened { scroll } = &mut self.mode {
+            *scroll = (*scroll).min(most);
+        }
+    }
+
+    fn look(&mut self, key: Key, page: usize) -> bool {
+        let page = page.max(1) as isize;
+        let at = self.panel as usize;
+        let panels = Panel::ALL.len();
+        match key {
+            Key::Char('q') => return true,
+            Key::Escape if !self.views[at].filter.is_empty() => self.views[at].filter.clear(),
+            Key::Escape => return true,
+            Key::Tab => self.panel = Panel::ALL[(at + 1) % panels],
+            Key::BackTab => self.panel = Panel::ALL[(at + panels - 1) % panels],
+            Key::Char(digit @ '1'..='9') => {
+                let number = digit as usize - '1' as usize;
+                self.panel = Panel::ALL.get(number).copied().unwrap_or(self.panel);
+            }
+            Key::Up | Key::Char('k') => self.move_by(-1),
+            Key::Down | Key::Char('j') => self.move_by(1),
+            Key::PageUp => self.move_by(-page),
+            Key::PageDown => self.move_by(page),
+            Key::Home | Key::Char('g') => self.move_by(isize::MIN),
+            Key::End | Key::Char('G') => self.move_by(isize::MAX),
+            Key::Char('s') => {
+                let columns = panels::columns(self.panel).len();
+                let view = &mut self.views[at];
+                view.sort = match view.sort {
+                    None => Some(0),
+                    Some(column) => Some(column + 1).filter(|next| *next < columns),
+                };
+            }
+            Key::Char('r') => self.views[at].reversed = !self.views[at].reversed,
+            Key::Char('/') => self.mode = Mode::Filtering,
+            Key::Char('p' | ' ') => self.paused = !self.paused,
+            Key::Char('?' | 'h') => self.mode = Mode::Helping,
+            Key::Enter => {
+                let rows = self.rows(self.panel);
+                if let Some(row) = self.selected(self.panel, &rows) {
+                    self.views[at].selected = Some(rows[row].id.clone());
+                    self.mode = Mode::Opened { scroll: 0 };
+                }
+            }
+            _ => {}
+        }
+        false
+    }
+
+    fn edit(&mut self, key: Key) {
+        let filter = &mut self.views[self.panel as usize].filter;
+        match key {
+            Key::Char(c) if filter.chars().count() < MAX_FILTER => filter.push(c),
+            Key::Backspace => {
+                filter.pop();
+            }
+            Key::Enter => self.mode = Mode::Looking,
+            Key::Escape => {
+                filter.clear();
+                self.mode = Mode::Looking;
+            }
+            _ => {}
+        }
+    }
+
+    fn move_by(&mut self, rows: isize) {
+        let listed = self.rows(self.panel);
+        if let Some(at) = self.selected(self.panel, &listed) {
+            let to = at.saturating_add_signed(rows).min(listed.len() - 1);
+            self.views[self.panel as usize].selected = Some(listed[to].id.clone());
+        }
+    }
+}
+
+/// How many were listed; there may be more.
+fn at_most(listed: usize) -> String {
+    match listed {
+        LISTED => format!("{listed}+"),
+        listed => listed.to_string(),
+    }
+}

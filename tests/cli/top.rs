@@ -1,0 +1,242 @@
+//! `convoke top`.
+
+use super::rig::{add, bury, deliver, names, register, say};
+use super::{bare, end, run};
+use crate::support::{self, Redis};
+use serde_json::json;
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+/// An entry that is pending, one that was not delivered, one without a group, a dead letter.
+async fn busy() -> Redis {
+    let redis = Redis::start();
+    let key = "cb:events:image";
+    add(&redis, key, "1-1", "image.resize", &json!(7), "");
+    deliver(&redis, "w-1");
+    add(&redis, key, "2-1", "image.resize", &json!(8), "");
+    say(&redis, "XADD cb:events:audit 5-1 type audit.log");
+    bury(&redis, "5-1", "image.crop", "poison", &json!(9), "");
+    register(&redis, "w-1").await;
+    redis
+}
+
+#[tokio::test]
+async fn one_look_is_printed_as_text_without_a_worker() {
+    let redis = busy().await;
+    let out = run(&redis, &["top", "--once", "--interval", "100ms"])
+        .done()
+        .out;
+    for part in [
+        "convoke top cb  1 healthy",
+        "3 waiting",
+        "1 dead",
+        "Streams 3",
+        "events:image",
+        "Instances 1",
+        "w-1",
+        "no handlers",
+        "no batches",
+        "no ballots",
+        "dead:image",
+    ] {
+        assert!(out.contains(part), "{part} is not in\n{out}");
+    }
+    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
+    assert!(!out.contains('\x1b'));
+}
+
+#[tokio::test]
+async fn one_look_is_printed_as_an_object() {
+    let redis = busy().await;
+    let args = ["top", "--once", "--interval=100ms", "--format=json"];
+    let look = run(&redis, &args).done().json();
+    assert_eq!(
+        names(&look),
+        [
+            "namespace",
+            "at",
+            "interval_ms",
+            "leader",
+            "partition",
+            "healthy",
+            "suspect",
+            "lost",
+            "in_per_s",
+            "out_per_s",
+            "waiting",
+            "dead_letters",
+            "in_flight",
+            "memory_bytes",
+            "events_processed",
+            "events_failed",
+            "tasks",
+            "instances",
+            "streams",
+            "streams_found",
+            "handlers",
+            "batches",
+            "ballots",
+            "dead",
+            "problems",
+        ]
+    );
+    // One pending, one not delivered, one that nobody reads.
+    assert_eq!(
+        (&look["waiting"], &look["dead_letters"]),
+        (&json!(3), &json!(1))
+    );
+    assert_eq!(
+        (&look["in_per_s"], &look["problems"]),
+        (&json!(0.0), &json!([]))
+    );
+    assert!(look["interval_ms"].as_u64().unwrap() >= 100);
+    let instance = &look["instances"][0];
+    assert_eq!(
+        (&instance["id"], &instance["status"]),
+        (&json!("w-1"), &json!("healthy"))
+    );
+    let streams = look["streams"].as_array().unwrap();
+    let image = streams.iter().find(|s| s["stream"] == "cb:events:image");
+    let image = image.unwrap();
+    assert_eq!(
+        names(image),
+        ["stream", "kind", "length", "in_per_s", "groups"]
+    );
+    let group = &image["groups"][0];
+    assert_eq!(
+        names(group),
+        [
+            "group",
+            "out_per_s",
+            "lag",
+            "pending",
+            "waiting",
+            "oldest_ms"
+        ]
+    );
+    assert_eq!((&group["lag"], &group["pending"]), (&json!(1), &json!(1)));
+    assert_eq!(group["out_per_s"], 0.0);
+    let dead = &look["dead"][0];
+    assert_eq!(names(dead), ["stream", "length", "in_per_s", "oldest_ms"]);
+}
+
+#[test]
+fn without_a_terminal_it_says_how_to_look_once() {
+    let redis = Redis::start();
+    run(&redis, &["top"]).failed(2, &["top --once"]);
+    run(&redis, &["top", "--format=json"]).failed(2, &["top --once"]);
+    run(&redis, &["top", "--once", "--interval=1ms"]).failed(2, &["--interval", "100ms"]);
+    let url = format!("redis://127.0.0.1:{}", support::free_port());
+    end(bare().args(["top", "--once", "--redis-url", &url])).failed(1, &["onnect"]);
+}
+
+/// The command on a terminal of its own.
+struct OnTerminal {
+    child: Child,
+    said: Arc<Mutex<String>>,
+}
+
+const ENTERED: &str = "\x1b[?1049h";
+const LEFT: &str = "\x1b[?1049l";
+
+impl OnTerminal {
+    fn start(redis: &Redis) -> Self {
+        // The terminal's settings before and after, and the pid for a signal.
+        let line = format!(
+            "stty rows 24 cols 80; stty -a | sed 's/^/before /'; \
+             sh -c 'echo own $$; exec {} top --interval 100ms'; echo ended $?; \
+             stty -a | sed 's/^/after /'; echo over",
+            env!("CARGO_BIN_EXE_convoke")
+        );
+        let mut command = Command::new("script");
+        let mut child = command
+            .args(["-qec", &line, "/dev/null"])
+            .env("CONVOKE_REDIS_URL", redis.url())
+            .env("TERM", "xterm")
+            .env("SHELL", "/bin/sh")
+            .env_remove("NO_COLOR")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("script runs");
+        let said = Arc::new(Mutex::new(String::new()));
+        let mut out = child.stdout.take().unwrap();
+        let heard = Arc::clone(&said);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut bytes) {
+                let text = String::from_utf8_lossy(&bytes[..n]);
+                heard.lock().unwrap().push_str(&text);
+            }
+        });
+        Self { child, said }
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    fn wait_for(&self, text: &str) {
+        support::eventually(text, || self.said().contains(text));
+    }
+
+    fn type_in(&mut self, keys: &str) {
+        let stdin = self.child.stdin.as_mut().unwrap();
+        stdin.write_all(keys.as_bytes()).unwrap();
+        stdin.flush().unwrap();
+    }
+
+    fn pid(&self) -> String {
+        let said = self.said();
+        let line = said.lines().find_map(|line| line.strip_prefix("own "));
+        line.unwrap().trim().to_owned()
+    }
+
+    /// It ended with that code, and the terminal is as it was.
+    fn gave_back(mut self, code: i32) {
+        self.wait_for("over\r\n");
+        self.child.wait().unwrap();
+        let said = self.said();
+        assert!(said.contains(&format!("ended {code}\r\n")), "{said:?}");
+        let left = said.rfind(LEFT).expect("it leaves the other screen");
+        assert!(said.rfind(ENTERED).unwrap() < left, "{said:?}");
+        assert!(said[left..].contains("\x1b[?25h"), "no cursor: {said:?}");
+        let settings = |when: &str| -> Vec<String> {
+            let lines = said.lines().filter_map(|line| line.strip_prefix(when));
+            lines.map(str::to_owned).collect()
+        };
+        assert_eq!(settings("before "), settings("after "));
+        assert!(!settings("before ").is_empty(), "{said:?}");
+    }
+}
+
+#[tokio::test]
+async fn it_gives_the_terminal_back_as_it_was() {
+    let redis = busy().await;
+    for keys in ["q", "\x03"] {
+        let mut top = OnTerminal::start(&redis);
+        top.wait_for("events:image");
+        // Only cells that change are written: a word where nothing was comes whole.
+        top.type_in("?");
+        top.wait_for("Nothing");
+        top.type_in(keys);
+        top.gave_back(0);
+    }
+    let top = OnTerminal::start(&redis);
+    top.wait_for("events:image");
+    let kill = Command::new("kill").arg(top.pid()).status().unwrap();
+    assert!(kill.success());
+    top.gave_back(0);
+}
+
+#[tokio::test]
+async fn it_outlives_the_server_and_says_so() {
+    let redis = busy().await;
+    let mut top = OnTerminal::start(&redis);
+    top.wait_for("events:image");
+    drop(redis);
+    top.wait_for("no news");
+    top.type_in("q");
+    top.gave_back(0);
+}
