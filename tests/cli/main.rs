@@ -6,6 +6,7 @@
 mod support;
 
 mod batch;
+mod bench;
 mod coordination;
 mod dead;
 mod doctor;
@@ -154,13 +155,14 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "state",
         "discover",
         "vote",
+        "bench",
     ] {
         let words: Vec<&str> = command.split(' ').chain(["-h"]).collect();
         let out = help(&words);
         assert!(out.contains(&format!("  convoke {command}")), "{out}");
         // An example is there to be copied: no terminal may break it up.
         for line in out.lines().filter(|line| line.starts_with("  convoke")) {
-            let own = !["bench", "discover", "vote", "batch", "state"].contains(&command);
+            let own = !["discover", "vote", "batch", "state"].contains(&command);
             assert!(!own || line.chars().count() < 80, "{line}");
         }
     }
@@ -190,6 +192,7 @@ fn without_a_server_a_command_fails_with_1() {
         &["state"],
         &["discover"],
         &["vote", "list"],
+        &["bench", "--quick"],
     ] {
         let ended = end(bare().args(args).args(["--redis-url", &url]));
         assert!(ended.failed(1, &[]).err.contains("onnect"), "{args:?}");
