@@ -217,28 +217,34 @@ fn people_get_bars_and_goals() {
 #[test]
 fn interrupted_it_leaves_nothing_behind_and_says_so() {
     let redis = Redis::start();
-    for (measurement, signal) in [
-        ("drain", "INT"),
-        ("publish", "INT"),
-        ("request", "TERM"),
-        ("mixed", "INT"),
+    // By hand, with a worker in the process, with one of its own.
+    for (what, signal, at_work) in [
+        ("drain", "INT", "*:events:bench0"),
+        ("publish", "TERM", "*:events:bench0"),
+        ("request", "INT", "*:reply:bench"),
+        ("--soak=5", "INT", "*:reply:bench"),
+        ("--soak=5", "TERM", "*:instance:bench-0"),
+        ("idle", "INT", "*:instance:bench-idle"),
     ] {
-        let mut command: Command = convoke(&redis, &["bench", measurement]);
-        command.args(["--events=10000000", "--requests=10000000"]);
+        let mut command: Command = convoke(&redis, &["bench", what]);
+        if !what.starts_with('-') {
+            command.args(["--events=10000000", "--requests=10000000"]);
+        }
         let child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        support::eventually("it is at work", || !is_empty(&redis));
-        // Somewhere in the middle.
-        std::thread::sleep(std::time::Duration::from_millis(700));
+        support::eventually("it is at work", || {
+            let found = say(&redis, &format!("KEYS {at_work}"));
+            found != redis::Value::Array(Vec::new())
+        });
         support::signal(child.id(), signal);
         let output = child.wait_with_output().unwrap();
         let err = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(1), "{measurement}: {err}");
-        assert!(err.contains("interrupted"), "{measurement}: {err}");
-        assert!(is_empty(&redis), "{measurement}");
+        assert_eq!(output.status.code(), Some(1), "{what}: {err}");
+        assert!(err.contains("interrupted"), "{what}: {err}");
+        assert!(is_empty(&redis), "{what}");
     }
 }
 

@@ -96,6 +96,17 @@ pub fn cores(pid: &str) -> Option<String> {
     Some(field(&status(pid), "Cpus_allowed_list:")?.to_owned())
 }
 
+/// The cores of a server, if the process of that id is one on this machine.
+pub fn server_cores(pid: &str) -> Option<String> {
+    let pid = pid.parse::<u32>().ok()?.to_string();
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    let known = ["redis", "valkey"];
+    known
+        .iter()
+        .any(|server| name.contains(server))
+        .then(|| cores(&pid))?
+}
+
 /// Memory of a process.
 pub fn memory(pid: &str) -> Memory {
     let status = status(pid);
@@ -149,6 +160,8 @@ mod tests {
         assert!(here.resident >= here.heap && here.resident > 0);
         assert!(cores("self").is_some());
         assert!(cores("no such process").is_none());
+        // A process of this machine, but no server.
+        assert_eq!(server_cores(&std::process::id().to_string()), None);
     }
 
     #[test]

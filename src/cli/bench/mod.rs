@@ -15,13 +15,17 @@ mod soak;
 mod streams;
 mod text;
 
+use super::output::{printable, wrapped};
 use super::{Misuse, Outcome, Session, threads};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use meter::cores;
+use meter::{cores, server_cores};
 use rig::Rig;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
+
+const LEGEND: &str = "CPU s, SERVER s: seconds of this process and of the server per 100,000 events; \
+CMDS: commands per event; MiB, +KiB: memory of this process, and by how much a round made it grow";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -178,7 +182,7 @@ pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
 
 async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
     let usage = rig.usage().await?;
-    let (client, server) = (cores("self"), cores(&usage.pid));
+    let (client, server) = (cores("self"), server_cores(&usage.pid));
     let Plan {
         events,
         requests,
@@ -203,7 +207,7 @@ async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
             client.unwrap_or_else(unknown),
             server.unwrap_or_else(unknown),
         );
-        let redis = &usage.version;
+        let redis = printable(&usage.version);
         let version = env!("CARGO_PKG_VERSION");
         rig.output.line(&format!(
             "convoke {version} on redis {redis}; cores: client {client}, server {server}"
@@ -212,11 +216,9 @@ async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
             rig.output
                 .line("not pinned: scripts/bench gives each side a core of its own")?;
         }
-        rig.output.line(
-            "CPU s, SERVER s: seconds of this process and of the server per 100,000 events; \
-             CMDS: commands per event; MiB, +KiB: memory of this process, and by how much a \
-             round made it grow",
-        )?;
+        for line in wrapped(LEGEND, 0, rig.output.width()) {
+            rig.output.line(&line)?;
+        }
         if cfg!(debug_assertions) {
             rig.output
                 .line("a debug build: its figures say nothing of a release")?;
