@@ -3,12 +3,15 @@
 //! The command line fills it from a file, the environment and flags (flags win); a library user
 //! sets fields through [`crate::Worker::builder`].
 
+mod url;
+
+pub use url::{DatabaseKind, DatabaseUrl, RedisUrl};
+
 use crate::bus::event::Limits;
 use crate::bus::keys::{self, Keys, NameError};
 use crate::coordination::batch::LEASE_MS;
 use crate::coordination::instance::{MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use serde::{Deserialize, Serialize};
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -18,6 +21,9 @@ use std::time::Duration;
 pub struct Settings {
     /// Where Redis is: `redis://` or `rediss://` (TLS).
     pub redis_url: RedisUrl,
+    /// Where the ledger is: `postgres://`, `sqlite:PATH`, or `sqlite:` for a file under the state
+    /// directory. Empty: a worker keeps no ledger.
+    pub database_url: DatabaseUrl,
     /// The first part of every key: 1 to 32 of `a-z 0-9 _ -`.
     pub namespace: String,
     /// Streams that each data domain is split over; 0 means plain names without hash tags (no cluster).
@@ -67,12 +73,19 @@ pub struct Settings {
     /// How long a reply stream outlives its last reply.
     #[serde(with = "duration")]
     pub reply_ttl: Duration,
+    /// How long the ledger keeps a fact; zero means for good.
+    #[serde(with = "duration")]
+    pub ledger_retention: Duration,
+    /// The command of an MCP server that speaks over its standard input and output, for `sh -c`.
+    /// Empty: none, and `system.health` calls it disabled.
+    pub mcp_server: String,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             redis_url: RedisUrl::default(),
+            database_url: DatabaseUrl::default(),
             namespace: "cb".into(),
             partitions: 0,
             group: "workers".into(),
@@ -93,6 +106,9 @@ impl Default for Settings {
             stream_history: 10_000,
             dedup_window: Duration::from_secs(3600),
             reply_ttl: Duration::from_secs(3600),
+            // A year.
+            ledger_retention: Duration::from_secs(31_557_600),
+            mcp_server: String::new(),
         }
     }
 }
@@ -117,6 +133,9 @@ impl Settings {
                 self.redis_url
             );
             return Err(SettingError::new("redis_url", problem));
+        }
+        if let Err(problem) = self.database_url.check() {
+            return Err(SettingError::new("database_url", problem));
         }
         self.keys()
             .map_err(|error| SettingError::new("namespace", error.to_string()))?;
@@ -150,6 +169,13 @@ impl Settings {
         lasting("batch_lease", self.batch_lease, LEASE_MS)?;
         lasting("dedup_window", self.dedup_window, 1..=30 * DAY)?;
         lasting("reply_ttl", self.reply_ttl, 1000..=30 * DAY)?;
+        if !self.ledger_retention.is_zero() {
+            lasting(
+                "ledger_retention",
+                self.ledger_retention,
+                DAY..=36_500 * DAY,
+            )?;
+        }
         if self.backoff_cap < self.backoff_base {
             let problem = format!(
                 "{} is shorter than backoff_base, {}",
@@ -170,7 +196,7 @@ impl Settings {
 }
 
 /// A day in ms.
-const DAY: u64 = 24 * 60 * 60 * 1000;
+pub(crate) const DAY: u64 = 24 * 60 * 60 * 1000;
 
 /// A setting that is out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -226,77 +252,6 @@ fn named(setting: &'static str, name: &str) -> Result<(), SettingError> {
     Err(SettingError::new(setting, problem))
 }
 
-/// A Redis URL. It may carry a password, so it never prints itself whole.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RedisUrl(String);
-
-impl RedisUrl {
-    /// Wraps a URL.
-    pub fn new(url: impl Into<String>) -> Self {
-        Self(url.into())
-    }
-
-    /// The URL with its password: for opening connections, nothing else.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-
-    /// Whether it carries a password. In doubt it does: an unescaped password may end what a parser
-    /// takes for the host.
-    pub fn has_password(&self) -> bool {
-        let parsed = redis::parse_redis_url(&self.0).is_some_and(|url| {
-            url.password().is_some() || url.query_pairs().any(|(name, _)| name == "pass")
-        });
-        let after_scheme = self.0.split_once("://").map_or(&*self.0, |(_, rest)| rest);
-        let before_host = after_scheme.rsplit_once('@').map_or("", |(info, _)| info);
-        parsed || before_host.contains(':')
-    }
-
-    /// Whether it can be parsed.
-    fn is_valid(&self) -> bool {
-        redis::IntoConnectionInfo::into_connection_info(self.expose()).is_ok()
-    }
-}
-
-impl Default for RedisUrl {
-    fn default() -> Self {
-        Self("redis://127.0.0.1:6379".into())
-    }
-}
-
-impl fmt::Display for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // A password may hold any character, so everything before the last @ goes, and the query,
-        // which may name one for a socket.
-        let (shown, asked) = match self.0.rsplit_once('@') {
-            Some((_, host)) => host
-                .split_once('?')
-                .map_or((host, false), |(h, _)| (h, true)),
-            None => match self.0.split_once('?') {
-                Some((shown, _)) => (shown, true),
-                None => (&*self.0, false),
-            },
-        };
-        if self.0.contains('@') {
-            let scheme = self.0.split_once("://").map(|(scheme, _)| scheme);
-            let plain = |s: &&str| s.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+');
-            if let Some(scheme) = scheme.filter(plain) {
-                write!(f, "{scheme}://")?;
-            }
-            f.write_str("***@")?;
-        }
-        f.write_str(shown)?;
-        f.write_str(if asked { "?***" } else { "" })
-    }
-}
-
-impl fmt::Debug for RedisUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
 /// Durations as people write them.
 mod duration {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
@@ -318,34 +273,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_never_prints_its_password() {
-        for url in [
-            "redis://:s3cret@host:6379/0",
-            "rediss://user:s3cret@host/0",
-            "redis://user:s3cr/et@s3cret@host",
-            "redis:s3cret@host",
-            ":s3cret@host",
-            "redis:///:s3cret@host",
-            "redis://host:s3cr?et@host",
-            "unix:///run/redis.sock?pass=s3cret",
-            "unix:///run/redis.sock?db=1&p%61ss=s3cret",
-            "unix:///run/at@redis.sock?db=1&pass=s3cret",
-        ] {
-            let url = RedisUrl::new(url);
-            assert!(!format!("{url} {url:?}").contains("s3cr"), "{url}");
-            assert!(url.has_password(), "{url}");
-        }
-        let shown = RedisUrl::new("rediss://user:s3cret@host:7/0").to_string();
-        assert_eq!(shown, "rediss://***@host:7/0");
-        assert!(RedisUrl::new("redis://u:p@h").has_password());
-        assert!(!RedisUrl::new("redis://u@h").has_password());
-        assert!(!RedisUrl::default().has_password());
-    }
-
-    #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 20] = [
+        let changes: [(&str, &str, Change); 22] = [
             ("redis_url", "http://h", |s| {
                 s.redis_url = RedisUrl::new("http://h")
             }),
@@ -378,6 +308,12 @@ mod tests {
             }),
             ("drain_timeout", "0s", |s| s.drain_timeout = Duration::ZERO),
             ("stream_history", "0", |s| s.stream_history = 0),
+            ("database_url", "mysql://***@h", |s| {
+                s.database_url = DatabaseUrl::new("mysql://u:p@h")
+            }),
+            ("ledger_retention", "1h", |s| {
+                s.ledger_retention = Duration::from_secs(3600)
+            }),
         ];
         assert_eq!(Settings::default().check(), Ok(()));
         for (setting, value, change) in changes {

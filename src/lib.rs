@@ -7,10 +7,12 @@ pub mod config;
 pub mod coordination;
 pub mod error;
 pub mod handlers;
+pub mod ledger;
 pub mod registry;
 pub mod worker;
 
 pub use error::HandlerError;
 pub use registry::context::Context;
 pub use registry::policy::Policy;
+pub use sqlx;
 pub use worker::Worker;

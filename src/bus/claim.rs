@@ -8,6 +8,7 @@ use super::error::BusError;
 use super::event::{Entry, EntryId};
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Script, Value};
+use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -178,6 +179,34 @@ pub async fn forget(
     let mut call = FORGET.prepare_invoke();
     call.key(stream).arg(group).arg(consumer);
     Ok(call.invoke_async(connection).await?)
+}
+
+/// The consumers of a group that hold nothing and have not been heard of for that long.
+pub async fn idle(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    for_at_least: Duration,
+) -> Result<Vec<String>, BusError> {
+    let rows: Vec<HashMap<String, Value>> = redis::cmd("XINFO")
+        .arg("CONSUMERS")
+        .arg(stream)
+        .arg(group)
+        .query_async(connection)
+        .await?;
+    let number = |row: &HashMap<String, Value>, name: &str| match row.get(name) {
+        Some(Value::Int(number)) => u64::try_from(*number).ok(),
+        _ => None,
+    };
+    let idle = rows.iter().filter_map(|row| {
+        let idle = number(row, "pending")? == 0
+            && u128::from(number(row, "idle")?) >= for_at_least.as_millis();
+        match row.get("name")? {
+            Value::BulkString(name) if idle => String::from_utf8(name.clone()).ok(),
+            _ => None,
+        }
+    });
+    Ok(idle.collect())
 }
 
 /// The consumers of a group with something pending.

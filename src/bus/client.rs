@@ -156,6 +156,16 @@ impl Client {
         &self.0.keys
     }
 
+    /// Checks an event as publishing it does, without publishing it.
+    ///
+    /// # Errors
+    /// [`PublishError::Rejected`]: it can never be stored as it is.
+    pub fn check(&self, event: &Outgoing) -> Result<(), PublishError> {
+        let partition = event.partition(&self.0.keys);
+        event.prepare(&self.0.keys, partition, &self.0.defaults)?;
+        Ok(())
+    }
+
     /// Publishes an event.
     ///
     /// With `dedup`, a publish that got no answer is repeated for up to

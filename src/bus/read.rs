@@ -139,6 +139,24 @@ pub async fn read_after(
     batches(reply, &names)
 }
 
+/// Acknowledges entries, without a look at who holds them: for a group whose effects may be repeated.
+pub async fn acknowledge(
+    connection: &mut MultiplexedConnection,
+    stream: &str,
+    group: &str,
+    entries: &[EntryId],
+) -> Result<(), BusError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
+    let mut command = redis::cmd("XACK");
+    command.arg(stream).arg(group);
+    for id in entries {
+        command.arg(id.to_string());
+    }
+    Ok(command.exec_async(connection).await?)
+}
+
 /// Creates the group, and the stream with it, at the stream's beginning: an event that was published
 /// before the first worker started is not missed, nor is one from before a lost group.
 pub async fn ensure_group(

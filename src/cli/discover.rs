@@ -10,7 +10,7 @@ const EXAMPLES: &str = "\
 Examples:
   convoke discover
   convoke discover image
-  convoke discover --format json | jq 'select(.type == \"system.register\").input_schema'
+  convoke discover system --format json | jq .input_schema
 
 With --format json each line is one method with its JSON Schemas. A worker answers it.";
 

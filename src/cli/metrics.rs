@@ -13,7 +13,7 @@ const EXAMPLES: &str = "\
 Examples:
   convoke metrics
   convoke metrics --detailed
-  convoke metrics --detailed --format json | jq '.handlers[\"system.heartbeat\"].p99_ms'
+  convoke metrics --detailed --format json | jq .handlers
   convoke metrics --format prometheus > convoke.prom
 
 A worker answers it: with its own numbers of this moment, and those that the others sent with their

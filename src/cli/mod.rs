@@ -9,8 +9,10 @@ mod dead;
 mod discover;
 mod doctor;
 mod health;
+mod history;
 mod input;
 mod instances;
+mod ledger;
 mod logs;
 mod man;
 mod metrics;
@@ -60,6 +62,7 @@ Examples:
   convoke tail events:image results:image             follow streams, decoded
   convoke health && echo fine                         ask the workers
   convoke doctor; convoke streams; convoke dead list  something is wrong
+  convoke history --since 7d --dead                   what went wrong last week
 
 Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl` \
 in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl. \
@@ -138,6 +141,8 @@ enum Command {
     State(state::Flags),
     Metrics(metrics::Flags),
     Instances(instances::Flags),
+    History(history::Flags),
+    Ledger(ledger::Flags),
     Task(task::Flags),
     Streams(streams::Flags),
     Pending(pending::Flags),
@@ -213,6 +218,8 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Completions(flags) => completions::run(session, &flags),
         Command::Man(flags) => man::run(session, &flags),
+        Command::History(flags) => runtime()?.block_on(history::run(session, flags)),
+        Command::Ledger(flags) => runtime()?.block_on(ledger::run(session, flags)),
         Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
         Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
         Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
@@ -236,6 +243,8 @@ impl Session {
         let layer = match command {
             Command::Worker(flags) => settings::flags(&flags.settings)?,
             Command::Publish(flags) => settings::flags(&flags.settings)?,
+            Command::History(flags) => settings::flags(&flags.database)?,
+            Command::Ledger(flags) => settings::flags(flags.database())?,
             _ => Default::default(),
         };
         // An empty variable counts as not set, as it does for the settings.

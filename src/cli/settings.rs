@@ -2,7 +2,7 @@
 
 use super::Misuse;
 use clap::Args;
-use convoke::config::{RedisUrl, Settings};
+use convoke::config::{DatabaseUrl, RedisUrl, Settings};
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -28,6 +28,16 @@ pub struct BusFlags {
     partitions: Option<u16>,
 }
 
+/// The settings of commands that ask the ledger.
+#[derive(Args, Serialize)]
+pub struct DatabaseFlags {
+    /// The ledger's database: sqlite:PATH or postgres://…, without a password
+    /// [default: a file under the state directory]
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
+}
+
 /// The flags that were given, by the names of their settings.
 pub fn flags<T: Serialize>(flags: &T) -> anyhow::Result<Dict> {
     match Value::serialize(flags)? {
@@ -47,6 +57,14 @@ pub fn load(file: Option<&Path>, bus: &BusFlags, own: Dict) -> anyhow::Result<Se
         return Err(Misuse::error(
             "--redis-url: carries a password, and everyone on this machine can read arguments; \
              set CONVOKE_REDIS_URL or redis_url in the file of --config instead",
+        ));
+    }
+    if let Some(Value::String(_, url)) = own.get("database_url")
+        && DatabaseUrl::new(url).has_password()
+    {
+        return Err(Misuse::error(
+            "--database-url: carries a password, and everyone on this machine can read arguments; \
+             set CONVOKE_DATABASE_URL or database_url in the file of --config instead",
         ));
     }
     let defaults = flags(&Settings::default())?;

@@ -15,7 +15,7 @@ const LOOK: (Duration, Duration) = (Duration::from_millis(50), Duration::from_se
 const EXAMPLES: &str = "\
 Examples:
   convoke task create image.resize --data '{\"width\": 80}'
-  convoke task create image.resize --data @job.json --id order-17 --priority 90 --wait
+  convoke task create image.resize --data @job.json --id order-17 --wait
   convoke task list --status pending
   convoke task get order-17 --format json | jq .result
 
@@ -24,7 +24,7 @@ A task goes to the least loaded worker that has a handler for its kind; with nob
 const CREATE_EXAMPLES: &str = "\
 Examples:
   convoke task create image.resize --data '{\"width\": 80}'
-  convoke task create report.make --role reporter --requires pdf.write --max-attempts 5
+  convoke task create report.make --role reporter --requires pdf.write
   convoke task create image.resize --data @job.json --id order-17 --wait
 
 Prints the task's id and what became of it; with --wait its result, as JSON, once it is completed.
@@ -33,8 +33,8 @@ the same --id is safe to repeat: it creates one task.";
 
 const REPORT_EXAMPLES: &str = "\
 Examples:
-  convoke task complete order-17 --instance w-1 --fence 1700000000000000 --data '{\"ok\": true}'
-  convoke task fail order-17 --instance w-1 --fence 1700000000000000 --error 'no such image'
+  convoke task complete order-17 --instance w-1 --fence 1700000000000000
+  convoke task fail order-17 --instance w-1 --fence 17 --error 'no such image'
 
 Workers do this by themselves. Instance and fence are those of the assignment, as `task get` shows
 them: if the task was assigned again since, it is refused.";

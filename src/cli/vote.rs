@@ -15,7 +15,7 @@ use std::time::Duration;
 const EXAMPLES: &str = "\
 Examples:
   convoke vote cast upgrade-42 --instance w-1 --value '\"yes\"'
-  convoke vote cast upgrade-42 --instance w-2 --value true --role worker --expires-in 10m
+  convoke vote cast upgrade-42 --instance w-2 --value true --expires-in 10m
   convoke vote show upgrade-42
   convoke vote list --format json | jq -r 'select(.status == \"open\").decision'
 
@@ -40,7 +40,7 @@ enum Action {
 const CAST_EXAMPLES: &str = "\
 Examples:
   convoke vote cast upgrade-42 --instance w-1 --value '\"yes\"'
-  convoke vote cast upgrade-42 --instance w-1 --value '{\"to\": \"2.1\"}' --role worker
+  convoke vote cast upgrade-42 --instance w-1 --value '{\"to\": \"2.1\"}'
 
 The vote is the instance's one vote: the same again changes nothing, another value is refused. A vote
 that comes after the ballot has ended is not counted, and is told how it ended; that is no failure.";
@@ -72,7 +72,7 @@ struct Cast {
 const SHOW_EXAMPLES: &str = "\
 Examples:
   convoke vote show upgrade-42
-  convoke vote show upgrade-42 --format json | jq -r '.votes[] | select(has(\"value\") | not).instance'
+  convoke vote show upgrade-42 --format json | jq '.votes[]'
 
 Reads Redis directly, so it works without a worker.";
 

@@ -111,6 +111,19 @@ pub struct SettingFlags {
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
     reply_ttl: Option<String>,
+    /// Keep the ledger there: postgres://… without a password, sqlite:PATH, or sqlite: for a file
+    /// under the state directory [default: none is kept]
+    #[arg(long, value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url: Option<String>,
+    /// How long the ledger keeps a fact; 0s: for good [default: 1y]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ledger_retention: Option<String>,
+    /// An MCP server's command, for health to check: it speaks over standard input and output
+    #[arg(long, value_name = "CMD")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mcp_server: Option<String>,
 }
 
 fn command(text: &str) -> Result<(String, String), String> {

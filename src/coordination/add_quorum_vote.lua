@@ -14,18 +14,27 @@
 --       'crowd' (no ballot, and the electorate would be too large), 'stranger' (not in the
 --       electorate), 'role' (another role than the ballot's), 'value' (it voted for another value).
 -- Cost  O(log n) for n active instances; the opening vote O(n log n), or O(m log m) for the m that
---       hold the role. Refused when memory is full.
+--       hold the role; the vote that ends it O(votes). Refused when memory is full.
+--
+-- The fact says who voted what as long as that fits into 32 KiB; the ballot itself knows it while it
+-- is kept.
 --
 -- A vote is one field of a hash, so it can not count twice; the electorate is only written where
 -- there is no ballot. What was decided is never written again: only an open ballot gets that far.
 local ballot, electorate, votes, tally, index, active, broadcast, role_set = unpack(KEYS, 1, 8)
 local decision, id, value, role = unpack(ARGV, 1, 4)
 local lasts, kept, longest = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local told_at_most = 32 * 1024
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local function whole(number)
   return string.format('%.0f', number)
+end
+-- The head of a MessagePack map of so many pairs, at most 65,535.
+local function map_of(n)
+  if n < 16 then return string.char(0x80 + n) end
+  return string.char(0xde, math.floor(n / 256), n % 256)
 end
 local function keep_until(time)
   for _, key in ipairs({ballot, electorate, votes, tally}) do
@@ -99,13 +108,24 @@ end
 
 redis.call('HSET', ballot, 'status', status, 'ended_at', whole(now), 'kept_until', whole(now + kept))
 keep_until(now + kept)
+local pairs_told = 4
 local data = cmsgpack.pack('decision', decision, 'vote_count', count, 'quorum', quorum,
   'electorate', members)
 if status == 'decided' then
-  -- A map of five pairs; the value is MessagePack already.
-  data = string.char(0x85) .. data .. cmsgpack.pack('value') .. value
-else
-  data = string.char(0x84) .. data
+  -- The value is MessagePack already.
+  pairs_told = pairs_told + 1
+  data = data .. cmsgpack.pack('value') .. value
 end
+local parts, bytes = {}, 0
+local said_by = redis.call('HGETALL', votes)
+for at = 1, #said_by, 2 do
+  parts[#parts + 1] = cmsgpack.pack(said_by[at]) .. said_by[at + 1]
+  bytes = bytes + #parts[#parts]
+end
+if bytes <= told_at_most then
+  pairs_told = pairs_told + 1
+  data = data .. cmsgpack.pack('votes') .. map_of(#parts) .. table.concat(parts)
+end
+data = map_of(pairs_told) .. data
 redis.call('XADD', broadcast, '*', 'type', 'quorum.' .. status, 'time', whole(now), 'data', data)
 return answer('state', 1)

@@ -40,12 +40,29 @@ local function answer(state, last)
     is.total or '0', left, is.event or '', last or ''}
 end
 
-local function tell(kind)
+-- What was recorded of the items that failed, in no order, as much of it as fits into 32 KiB.
+local function failures()
+  local found, bytes = {}, 0
+  local record = redis.call('HGETALL', batch)
+  for at = 1, #record, 2 do
+    local index = string.match(record[at], '^failure:(%d+)$')
+    local code, message = string.match(record[at + 1], '^(%S+) (.*)$')
+    if index and code then
+      bytes = bytes + #record[at + 1]
+      if bytes > 32 * 1024 then break end
+      found[#found + 1] = { index = tonumber(index), code = code, message = message }
+    end
+  end
+  return found
+end
+
+local function tell(kind, failed)
   is.told = now
   redis.call('ZADD', batches, now, id)
   redis.call('XADD', broadcast, '*', 'type', kind, 'time', now, 'data', cmsgpack.pack({
     batch_id = id, processor_id = is.processor, items_processed = tonumber(is.processed),
-    items_failed = tonumber(is.failed), total = tonumber(is.total), fence = tonumber(is.fence)}))
+    items_failed = tonumber(is.failed), total = tonumber(is.total), fence = tonumber(is.fence),
+    failures = failed}))
 end
 
 -- True if that was the last item.
@@ -56,7 +73,7 @@ local function complete()
   redis.call('HDEL', batch, 'run', 'entry', 'event')
   redis.call('DEL', finished)
   redis.call('PEXPIRE', batch, kept)
-  tell('batch.completed')
+  tell('batch.completed', is.failed + 0 > 0 and failures() or nil)
   return true
 end
 

@@ -4,6 +4,7 @@ use super::error::CoordinationError;
 use super::instance::Instance;
 use super::instances::{Instances, RECENTLY};
 use super::store::unix_ms;
+use crate::bus::keys;
 use redis::Script;
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
@@ -16,6 +17,8 @@ static CAPABLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("ca
 const PAGE: usize = 250;
 /// Ids asked about in one round trip.
 const ASKED: usize = 1000;
+/// Domains that are looked for at the most.
+const MAX_DOMAINS: usize = 1000;
 
 /// How many instances there are, at one moment of the server's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -287,6 +290,33 @@ impl Instances {
             .key(self.store.keys.active())
             .arg(kind);
         Ok(self.store.invoke(&call).await?)
+    }
+
+    /// The domains of the event types that instances have handlers for, sorted. O(log n) for each.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn domains(&self) -> Result<Vec<String>, CoordinationError> {
+        let mut domains: Vec<String> = Vec::new();
+        let mut from = "-".to_owned();
+        while domains.len() < MAX_DOMAINS {
+            let mut next = redis::pipe();
+            next.cmd("ZRANGEBYLEX")
+                .arg(self.store.keys.capabilities())
+                .arg(&from)
+                .arg(&["+", "LIMIT", "0", "1"]);
+            let (found,): (Vec<String>,) = self.store.ask(&next).await?;
+            let Some(member) = found.first() else {
+                break;
+            };
+            let domain = keys::domain_of(member.split(' ').next().unwrap_or_default());
+            // '/' follows the dot, and no type contains it.
+            from = format!("[{domain}/");
+            domains.push(domain.to_owned());
+        }
+        domains.sort_unstable();
+        domains.dedup();
+        Ok(domains)
     }
 
     /// Those of the ids that are alive, in the order given.

@@ -5,6 +5,7 @@
 //! (the `EX_TEMPFAIL` of `sysexits.h`) a failure that is retried, anything else one that is not; the
 //! message is what it wrote to standard error.
 
+use super::process::{Group, shell};
 use crate::bus::json::{from_json, to_json};
 use crate::error::{Code, HandlerError, MAX_MESSAGE};
 use crate::registry::context::Context;
@@ -14,12 +15,10 @@ use crate::registry::router::Registration;
 use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 
 /// The exit code of a failure that is retried.
 const RETRY: i32 = 75;
-/// Variables of ours are not handed on, save those of the event: they may hold a password.
-const OURS: &str = "CONVOKE_";
 
 /// A handler that runs `command` for events of that type; its output has at most that many bytes.
 pub fn registration(kind: &str, command: &str, max_output: usize) -> Registration {
@@ -30,26 +29,6 @@ pub fn registration(kind: &str, command: &str, max_output: usize) -> Registratio
         // Not the command itself: everyone on the bus reads it, and it may hold a secret.
         policy: Policy::new().describe("Runs a command of its worker's (--exec)."),
         schemas: Schemas::of::<serde_json::Value, serde_json::Value>(),
-    }
-}
-
-/// Kills the command and what it started, unless it has ended.
-struct Group(Option<u32>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            // Built into every `sh`; a program `kill` is missing from small images.
-            let killed = std::process::Command::new("sh")
-                .args(["-c", "kill -s KILL -- \"-$1\"", "sh", &leader.to_string()])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-            if let Err(error) = killed {
-                tracing::warn!(%error, leader, "a command's processes could not be killed");
-            }
-        }
     }
 }
 
@@ -93,19 +72,10 @@ async fn execute(
 
 fn spawn(command: &str, context: &Context) -> Result<Child, HandlerError> {
     let event = context.event();
-    let mut run = Command::new("sh");
-    run.arg("-c")
-        .arg(command)
-        .stdin(Stdio::piped())
+    let mut run = shell(command);
+    run.stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with(OURS) {
-            run.env_remove(name);
-        }
-    }
+        .stderr(Stdio::piped());
     run.env("CONVOKE_EVENT_ID", event.id())
         .env("CONVOKE_EVENT_TYPE", event.kind())
         .env("CONVOKE_EVENT_ATTEMPT", event.attempt().to_string());

@@ -2,6 +2,8 @@
 //! same public face as a user's own.
 
 pub mod exec;
+mod process;
+pub mod services;
 pub mod system;
 pub mod task;
 

@@ -13,7 +13,9 @@ use crate::coordination::leases::Leases;
 use crate::coordination::metrics::OwnReport;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
+use crate::handlers::services::Configured;
 use crate::handlers::system::batch_process::Runner;
+use crate::ledger::LedgerError;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::Policy;
@@ -35,6 +37,9 @@ pub enum BuildError {
     /// The URL is none, or the pool can not be made.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The database's URL is none.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 /// Collects what a worker is made of; see [`Worker::builder`].
@@ -121,6 +126,7 @@ impl Builder {
         let instances = Instances::new(connector.clone(), keys.clone());
         let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         states.insert(instances.clone());
+        states.insert(Configured::new(&settings)?);
         states.insert(tasks.clone());
         let own_report = OwnReport::default();
         states.insert(own_report.clone());

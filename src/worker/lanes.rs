@@ -289,6 +289,12 @@ impl Lanes {
         routes.map(|route| route.events.as_str()).collect()
     }
 
+    /// The streams of their dead letters.
+    pub fn dead(&self) -> Vec<String> {
+        let routes = self.shared.iter().flat_map(|lane| lane.routes.iter());
+        routes.map(|route| route.dead.clone()).collect()
+    }
+
     /// Entries that were read and not settled.
     pub fn in_flight(&self) -> usize {
         self.shared.iter().map(|lane| lane.inflight.len()).sum()

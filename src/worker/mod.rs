@@ -6,6 +6,7 @@
 //! | lane *tasks* | runs what arrives in the inbox: the tasks assigned to this instance | a task |
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
 //! | keeper | pulses, watches peers, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
+//! | ledger | writes what happened into the database, where one is set | tasks |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
 pub mod builder;
@@ -13,6 +14,7 @@ mod inflight;
 mod keeper;
 mod lane;
 mod lanes;
+mod ledger;
 mod reader;
 mod report;
 mod settle;
@@ -36,6 +38,7 @@ use crate::registry::router::Registration;
 use builder::Builder;
 use keeper::{Begun, Keeper};
 use lanes::{Lanes, Running};
+use ledger::Ledger;
 use report::Reporter;
 use std::io;
 use std::sync::Arc;
@@ -67,6 +70,9 @@ pub enum RunError {
     /// The system gave no thread or no signal handler.
     #[error("the system refused what the worker needs: {0}")]
     System(#[from] io::Error),
+    /// The ledger can not be kept.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::LedgerError),
     /// A lane ended by itself.
     #[error("a lane of the worker failed")]
     Lane,
@@ -202,6 +208,7 @@ impl Worker {
             methods,
         };
         let keeper = Keeper::start(&self, &mut lanes, reporter, begun)?;
+        let ledger = Ledger::start(&self, lanes.dead(), &ending.drain)?;
         tracing::info!(
             instance = self.id(),
             incarnation,
@@ -211,6 +218,9 @@ impl Worker {
             "working"
         );
         let committers = self.until_drained(&lanes, running, &ending).await;
+        if let Some(ledger) = ledger {
+            ledger.ended().await;
+        }
         keeper.stop(&self.instances).await;
         self.leave(&lanes, committers?).await;
         tracing::info!(instance = self.id(), counts = %lanes.counts(), "stopped");

@@ -14,12 +14,14 @@ use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::task::NewTask;
 use convoke::coordination::tasks::Tasks;
+use convoke::ledger::history::Filter;
 use convoke::{Context, HandlerError, Worker};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::Redis;
+use support::store::Store;
 use tokio_util::sync::CancellationToken;
 
 const PASSWORD: &str = "test";
@@ -286,8 +288,10 @@ async fn length(guarded: &Guarded, names: &[String]) -> u64 {
 async fn a_worker_can_do_all_that_it_does() {
     for partitions in [0, 2] {
         let guarded = Guarded::start();
+        let store = Store::file();
         let settings = Settings {
             redis_url: guarded.url("convoke-worker"),
+            database_url: store.url(),
             id: "w-1".into(),
             partitions,
             heartbeat_ttl: Duration::from_secs(2),
@@ -357,6 +361,15 @@ async fn a_worker_can_do_all_that_it_does() {
             let result: serde_json::Value = reply.expect("a reply").decode().expect("a map");
             assert_eq!(result["items_processed"], 3, "{result}");
         }
+        let letters = Filter {
+            dead: true,
+            ..Filter::default()
+        };
+        support::until("the ledger has the dead letters", || async {
+            let written = store.database().history(&letters, 10).await;
+            written.is_ok_and(|letters| letters.len() == 2)
+        })
+        .await;
         client.close().await;
         drain.cancel();
         running.await.expect("no panic").expect("drained");

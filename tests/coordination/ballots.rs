@@ -80,7 +80,8 @@ async fn the_vote_that_reaches_quorum_decides_in_one_step_with_the_fact() {
     assert_eq!(told(&second), (true, Status::Decided, 2, 2, 3));
     assert_eq!(decided(&second), "yes");
     let fact = json!({
-        "decision": "d", "value": "yes", "vote_count": 2, "quorum": 2, "electorate": 3
+        "decision": "d", "value": "yes", "vote_count": 2, "quorum": 2, "electorate": 3,
+        "votes": {"w-1": "yes", "w-3": "yes"}
     });
     assert_eq!(
         fleet.quorum_facts().await,
@@ -258,7 +259,9 @@ async fn a_ballot_that_can_not_reach_quorum_any_more_is_deadlocked_once() {
     assert_eq!(told(&last), (true, Status::Deadlocked, 4, 3, 4));
     assert_eq!(last.decision, None);
     fleet.vote("w-4", json!("b")).await;
-    let fact = json!({"decision": "d", "vote_count": 4, "quorum": 3, "electorate": 4});
+    let votes = json!({"w-1": "a", "w-2": "b", "w-3": "a", "w-4": "b"});
+    let fact =
+        json!({"decision": "d", "vote_count": 4, "quorum": 3, "electorate": 4, "votes": votes});
     assert_eq!(
         fleet.quorum_facts().await,
         [("quorum.deadlocked".into(), fact)]
@@ -383,11 +386,32 @@ async fn the_decision_comes_back_in_the_type_in_which_it_was_given() {
         let fact = convoke::bus::read::entries_of(broadcast).unwrap().remove(0);
         let data = rmpv::decode::read_value(&mut fact.get("data").unwrap()).unwrap();
         let pairs = data.as_map().unwrap();
-        assert_eq!(pairs.len(), 5);
-        let told = pairs
-            .iter()
-            .find(|(name, _)| name.as_str() == Some("value"));
-        assert_eq!(told.unwrap().1, value);
+        let told = |wanted| pairs.iter().find(|(name, _)| name.as_str() == Some(wanted));
+        assert_eq!(told("value").unwrap().1, value);
+        let votes = told("votes").unwrap().1.as_map().unwrap();
+        assert_eq!(votes[..], [("w-1".into(), value)]);
+        assert_eq!(pairs.len(), 6);
+    }
+}
+
+#[tokio::test]
+async fn the_fact_of_a_decision_stays_short_however_many_voted() {
+    for (voters, told) in [(50, true), (70, false)] {
+        let mut fleet = Fleet::with_voters(voters).await;
+        for voter in 1..=voters / 2 + 1 {
+            fleet
+                .vote(&format!("w-{voter}"), json!("x".repeat(1000)))
+                .await;
+        }
+        let facts = fleet.quorum_facts().await;
+        let [(_, fact)] = facts.as_slice() else {
+            panic!("{} facts", facts.len());
+        };
+        assert_eq!(fact["vote_count"], voters / 2 + 1);
+        let votes = fact
+            .get("votes")
+            .map(|votes| votes.as_object().unwrap().len());
+        assert_eq!(votes, told.then_some(voters / 2 + 1));
     }
 }
 

@@ -239,7 +239,8 @@ async fn the_step_that_commits_the_last_item_completes_the_batch_and_says_so() {
     assert_eq!(asked, Acquired::Completed(progress));
     let facts = fleet.facts().await;
     let fact = json!({"batch_id": "b-1", "processor_id": "w-1", "items_processed": 2,
-        "items_failed": 1, "total": 3, "fence": held.fence});
+        "items_failed": 1, "total": 3, "fence": held.fence,
+        "failures": [{"index": 0, "code": "not_found", "message": "no such number"}]});
     assert_eq!(facts.last().unwrap(), &("batch.completed".into(), fact));
     assert_eq!(
         facts

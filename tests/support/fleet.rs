@@ -12,7 +12,7 @@ use convoke::bus::event::{Entry, EntryId};
 use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Outgoing, PublishError};
 use convoke::bus::read::entries_of;
-use convoke::config::{RedisUrl, Settings};
+use convoke::config::{DatabaseUrl, RedisUrl, Settings};
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Worker};
 use redis::aio::MultiplexedConnection;
@@ -24,6 +24,8 @@ use std::time::Duration;
 
 const URL: &str = "TORTURE_REDIS";
 const ID: &str = "TORTURE_ID";
+/// Where the database of a worker process is, if it has one.
+pub const DATABASE: &str = "TORTURE_DATABASE";
 const CAPACITY: &str = "TORTURE_CAPACITY";
 
 /// How long an instance lives without a pulse.
@@ -51,9 +53,13 @@ pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
     let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
         return;
     };
+    let database = std::env::var(DATABASE).unwrap_or_default();
     let capacity = std::env::var(CAPACITY).unwrap().parse().unwrap();
     let settings = Settings {
         redis_url: RedisUrl::new(url),
+        database_url: DatabaseUrl::new(&database),
+        max_attempts: if database.is_empty() { 5 } else { 1000 },
+        backoff_cap: Duration::from_secs(1),
         id,
         capacity,
         heartbeat_ttl: TTL,
@@ -75,6 +81,7 @@ pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
 /// Some worker processes.
 pub struct Fleet {
     url: String,
+    database: String,
     workers: Vec<Process>,
     started: usize,
 }
@@ -90,10 +97,20 @@ impl Fleet {
         Self::with(redis, &vec![10; size])
     }
 
+    /// Workers that keep the ledger in that database.
+    pub fn with_database(redis: &Redis, size: usize, database: &DatabaseUrl) -> Self {
+        Self::of(redis, &vec![10; size], database)
+    }
+
     /// One worker of each capacity.
     pub fn with(redis: &Redis, capacities: &[u32]) -> Self {
+        Self::of(redis, capacities, &DatabaseUrl::default())
+    }
+
+    fn of(redis: &Redis, capacities: &[u32], database: &DatabaseUrl) -> Self {
         let mut fleet = Self {
             url: redis.url(),
+            database: database.expose().to_owned(),
             workers: Vec::new(),
             started: 0,
         };
@@ -120,6 +137,7 @@ impl Fleet {
             .env(URL, &self.url)
             .env(ID, &id)
             .env(CAPACITY, capacity.to_string())
+            .env(DATABASE, &self.database)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::inherit())
@@ -161,6 +179,12 @@ impl Fleet {
 
     pub fn pid(&self, index: usize) -> u32 {
         self.workers[index].child.id()
+    }
+
+    /// Whether every one of them runs that was started and not killed.
+    pub fn all_run(&mut self) -> bool {
+        let mut workers = self.workers.iter_mut();
+        workers.all(|worker| worker.child.try_wait().unwrap().is_none())
     }
 
     /// SIGTERM to all; each must exit with 0.

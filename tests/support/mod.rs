@@ -4,6 +4,8 @@
 
 pub mod ballots;
 pub mod fleet;
+pub mod postgres;
+pub mod store;
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};

@@ -29,18 +29,31 @@ fn python(script: &str, redis: &Redis, arguments: &[&str]) -> String {
     String::from_utf8(ended.stdout).unwrap()
 }
 
-#[test]
-fn ten_thousand_concurrent_requests_get_their_replies_exactly_once() {
-    let redis = Redis::start();
-    let fleet = Fleet::start(&redis, 3);
+fn started(redis: &Redis, size: u32) -> Fleet {
+    let fleet = Fleet::start(redis, size as usize);
     let mut connection = redis.connect();
-    eventually("three workers are there", || {
+    eventually("the workers are there", || {
         let active: u32 = redis::cmd("ZCARD")
             .arg("cb:instances:active")
             .query(&mut connection)
             .unwrap();
-        active == 3
+        active == size
     });
+    fleet
+}
+
+#[test]
+fn ten_thousand_concurrent_requests_get_their_replies_exactly_once() {
+    let redis = Redis::start();
+    let fleet = started(&redis, 3);
     print!("{}", python("requests.py", &redis, &["10", "1000"]));
+    fleet.drain();
+}
+
+#[test]
+fn every_system_and_task_event_can_be_spoken_without_a_library() {
+    let redis = Redis::start();
+    let fleet = started(&redis, 2);
+    print!("{}", python("coordination.py", &redis, &[]));
     fleet.drain();
 }

@@ -129,7 +129,8 @@ async fn every_item_is_run_in_order_and_a_finished_batch_answers_again() {
         .map(|(_, data)| data)
         .collect();
     let fact = json!({"batch_id": "b-1", "processor_id": "w-1", "items_processed": 99,
-        "items_failed": 1, "total": 100, "fence": result["fence"]});
+        "items_failed": 1, "total": 100, "fence": result["fence"],
+        "failures": [{"index": 13, "code": "not_found", "message": "no 13"}]});
     assert_eq!(completed, [&fact]);
     let rest = result.as_object_mut().unwrap();
     rest.remove("failures");

@@ -1,5 +1,6 @@
 use crate::coordination::instances::Instances;
 use crate::coordination::roster::Census;
+use crate::handlers::services::Configured;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -88,17 +89,23 @@ pub struct Health {
 
 pub async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError> {
     let instances = context.state::<Instances>()?;
-    let (redis, census) = match instances.ping().await {
-        Ok(latency) => match instances.census().await {
-            Ok(census) => (Ok(latency), census),
+    let configured = context.state::<Configured>()?;
+    let redis = async {
+        match instances.ping().await {
+            Ok(latency) => match instances.census().await {
+                Ok(census) => (Ok(latency), census),
+                Err(error) => (Err(error.to_string()), Census::default()),
+            },
             Err(error) => (Err(error.to_string()), Census::default()),
-        },
-        Err(error) => (Err(error.to_string()), Census::default()),
+        }
     };
+    let limit = context.time_left().map_or(Duration::MAX, |left| left / 2);
+    let ((redis, census), postgres, mcp) =
+        tokio::join!(redis, configured.postgres(limit), configured.mcp(limit));
     let services = Services {
         redis: Service::probed(redis),
-        postgres: Service::DISABLED,
-        mcp: Service::DISABLED,
+        postgres: postgres.map_or(Service::DISABLED, Service::probed),
+        mcp: mcp.map_or(Service::DISABLED, Service::probed),
     };
     Ok(assess(services, census))
 }

@@ -1,0 +1,155 @@
+//! `convoke ledger`: the ledger's database.
+
+use super::settings::DatabaseFlags;
+use super::{Outcome, Session, history, output};
+use clap::{Args, Subcommand};
+use convoke::coordination::instances::Instances;
+use convoke::ledger::fill::{self, Lag};
+use convoke::ledger::schema::VERSION;
+use convoke::ledger::{Database, LedgerError};
+use serde_json::json;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke ledger status
+  convoke ledger migrate
+  CONVOKE_DATABASE_URL=$(cat /run/secrets/database-url) convoke ledger migrate
+
+Workers with a database_url bring its schema up to date by themselves; migrate does it beforehand,
+for instance as a user that may change tables. A password belongs into CONVOKE_DATABASE_URL, the
+file of --config or ~/.pgpass, never into an argument. status exits with 1 when the ledger can not
+be used.";
+
+/// Look at the ledger's database, or bring its schema up to date
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Bring the schema up to date
+    Migrate(DatabaseFlags),
+    /// Show the schema's version, what is in the ledger, and what waits for it in Redis
+    Status(DatabaseFlags),
+}
+
+impl Flags {
+    /// The settings that were given as flags.
+    pub fn database(&self) -> &DatabaseFlags {
+        match &self.command {
+            Command::Migrate(flags) | Command::Status(flags) => flags,
+        }
+    }
+}
+
+/// Runs the command.
+pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+    match flags.command {
+        Command::Migrate(_) => migrate(&session).await,
+        Command::Status(_) => status(&session).await,
+    }
+}
+
+async fn migrate(session: &Session) -> anyhow::Result<Outcome> {
+    let database = Database::new(&history::url(session))?;
+    let from = database.migrate().await?;
+    database.close().await;
+    if session.output.is_json() {
+        session.output.json(&json!({"from": from, "to": VERSION}))?;
+    } else if from == VERSION {
+        session
+            .output
+            .line(&format!("the schema has version {VERSION} already"))?;
+    } else {
+        session
+            .output
+            .line(&format!("the schema went from version {from} to {VERSION}"))?;
+    }
+    Ok(Outcome::Done)
+}
+
+async fn status(session: &Session) -> anyhow::Result<Outcome> {
+    let database = history::open(session)?;
+    let found = database.version().await?;
+    let usable = database.check().await;
+    let extent = match usable {
+        Ok(()) => Some(database.extent().await?),
+        Err(_) => None,
+    };
+    let waiting = waiting(session).await;
+    let count = |pick: fn(&Lag) -> u64| {
+        waiting
+            .as_ref()
+            .ok()
+            .map(|w| w.iter().map(pick).sum::<u64>())
+    };
+    let (unread, pending) = (count(|lag| lag.unread), count(|lag| lag.pending));
+    let url = history::url(session).to_string();
+    if session.output.is_json() {
+        session.output.json(&json!({
+            "database": url,
+            "kind": database.kind(),
+            "schema": {"found": found, "known": VERSION},
+            "facts": extent.map(|e| e.facts),
+            "oldest": extent.and_then(|e| e.oldest),
+            "newest": extent.and_then(|e| e.newest),
+            "outbox": extent.map(|e| json!({"waiting": e.outbox_waiting, "refused": e.outbox_refused})),
+            "backlog": {"unread": unread, "pending": pending},
+            "error": usable.as_ref().err().map(LedgerError::to_string),
+        }))?;
+    } else {
+        let time = |ms: Option<i64>| ms.map_or_else(|| "-".to_owned(), history::moment);
+        let number = |n: Option<u64>| {
+            n.map_or_else(|| "redis does not answer".to_owned(), |n| n.to_string())
+        };
+        let mut rows = vec![
+            ("database", url),
+            (
+                "schema",
+                format!("version {found}; this program knows {VERSION}"),
+            ),
+        ];
+        if let Some(extent) = extent {
+            rows.extend([
+                ("facts", extent.facts.to_string()),
+                ("oldest", time(extent.oldest)),
+                ("newest", time(extent.newest)),
+                (
+                    "outbox",
+                    format!(
+                        "{} waiting, {} refused",
+                        extent.outbox_waiting, extent.outbox_refused
+                    ),
+                ),
+            ]);
+        }
+        rows.extend([("unread", number(unread)), ("pending", number(pending))]);
+        for (name, value) in rows {
+            let value = output::printable(&value);
+            session.output.line(&format!("{name:10}{value}"))?;
+        }
+    }
+    database.close().await;
+    match usable {
+        Ok(()) => Ok(Outcome::Done),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What waits in Redis for the ledger.
+async fn waiting(session: &Session) -> anyhow::Result<Vec<Lag>> {
+    let keys = session.settings.keys()?;
+    let connector = session.connector()?;
+    let domains = Instances::new(connector.clone(), keys.clone())
+        .domains()
+        .await?;
+    let mut connection = connector.dedicated().await?;
+    let mut lags = Vec::new();
+    for source in fill::sources(&keys, &[], &domains) {
+        lags.extend(fill::lag(&mut connection, &source.stream).await?);
+    }
+    Ok(lags)
+}

@@ -1,0 +1,43 @@
+//! Commands of the user's, run by `sh`.
+
+use std::process::Stdio;
+use tokio::process::Command;
+
+/// What begins so in the environment is this program's own: it may hold passwords.
+const OURS: &str = "CONVOKE_";
+
+/// A command line for `sh`, in a process group of its own, without this program's settings.
+pub(super) fn shell(command: &str) -> Command {
+    let mut run = Command::new("sh");
+    run.arg("-c")
+        .arg(command)
+        .process_group(0)
+        .kill_on_drop(true);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with(OURS) {
+            run.env_remove(name);
+        }
+    }
+    run
+}
+
+/// A command's processes, by the id of their group; dropped, all of them are killed.
+#[derive(Debug)]
+pub(super) struct Group(pub Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.0 {
+            // Built into every `sh`; a program `kill` is missing from small images.
+            let killed = std::process::Command::new("sh")
+                .args(["-c", "kill -s KILL -- \"-$1\"", "sh", &leader.to_string()])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            if let Err(error) = killed {
+                tracing::warn!(%error, leader, "a command's processes could not be killed");
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What the inbox and the outbox say to each of the two databases, on a connection of the caller's.
+
+use sqlx::{PgConnection, Postgres, Row, Sqlite, SqliteConnection};
+
+/// What names an event for good.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The bus.
+    pub namespace: String,
+    /// The event type.
+    pub kind: String,
+    /// Its publisher; empty if it named none.
+    pub source: String,
+    /// Its id.
+    pub event: String,
+}
+
+/// A row of the outbox that is to be inserted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Letter {
+    /// The event's id.
+    pub event: String,
+    /// The event type.
+    pub kind: String,
+    /// The ordering key.
+    pub subject: Option<String>,
+    /// Who publishes it.
+    pub source: Option<String>,
+    /// The trace context.
+    pub traceparent: Option<String>,
+    /// One MessagePack value.
+    pub data: Vec<u8>,
+}
+
+/// A database that can hold an inbox and an outbox: SQLite or PostgreSQL.
+pub trait Dialect: sqlx::Database {
+    /// How a transaction begins that will write.
+    const BEGIN: &'static str;
+
+    /// Notes an event; false if it was noted before. Waits for a transaction that is noting it.
+    fn receive(
+        connection: &mut Self::Connection,
+        identity: &Identity,
+    ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
+
+    /// The result that was kept with a noted event.
+    fn received(
+        connection: &mut Self::Connection,
+        identity: &Identity,
+    ) -> impl Future<Output = Result<Option<Vec<u8>>, sqlx::Error>> + Send;
+
+    /// Keeps a result with a noted event.
+    fn keep(
+        connection: &mut Self::Connection,
+        identity: &Identity,
+        result: Vec<u8>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Puts an event into the outbox.
+    fn post(
+        connection: &mut Self::Connection,
+        letter: &Letter,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+}
+
+macro_rules! dialect {
+    ($database:ty, $connection:ty, $begin:literal, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal]) => {
+        impl Dialect for $database {
+            const BEGIN: &'static str = $begin;
+
+            async fn receive(connection: &mut $connection, identity: &Identity) -> Result<bool, sqlx::Error> {
+                let done = sqlx::query(concat!(
+                    "INSERT INTO convoke_inbox (namespace, kind, source, event) VALUES (",
+                    $a, ", ", $b, ", ", $c, ", ", $d, ") ON CONFLICT DO NOTHING"
+                ))
+                .bind(&identity.namespace)
+                .bind(&identity.kind)
+                .bind(&identity.source)
+                .bind(&identity.event)
+                .execute(connection)
+                .await?;
+                Ok(done.rows_affected() == 1)
+            }
+
+            async fn received(
+                connection: &mut $connection,
+                identity: &Identity,
+            ) -> Result<Option<Vec<u8>>, sqlx::Error> {
+                let row = sqlx::query(concat!(
+                    "SELECT result FROM convoke_inbox WHERE namespace = ", $a, " AND kind = ", $b,
+                    " AND source = ", $c, " AND event = ", $d
+                ))
+                .bind(&identity.namespace)
+                .bind(&identity.kind)
+                .bind(&identity.source)
+                .bind(&identity.event)
+                .fetch_one(connection)
+                .await?;
+                row.try_get(0)
+            }
+
+            async fn keep(
+                connection: &mut $connection,
+                identity: &Identity,
+                result: Vec<u8>,
+            ) -> Result<(), sqlx::Error> {
+                sqlx::query(concat!(
+                    "UPDATE convoke_inbox SET result = ", $a, " WHERE namespace = ", $b, " AND kind = ", $c,
+                    " AND source = ", $d, " AND event = ", $e
+                ))
+                .bind(result)
+                .bind(&identity.namespace)
+                .bind(&identity.kind)
+                .bind(&identity.source)
+                .bind(&identity.event)
+                .execute(connection)
+                .await?;
+                Ok(())
+            }
+
+            async fn post(connection: &mut $connection, letter: &Letter) -> Result<(), sqlx::Error> {
+                sqlx::query(concat!(
+                    "INSERT INTO convoke_outbox (event, kind, subject, source, traceparent, data) VALUES (",
+                    $a, ", ", $b, ", ", $c, ", ", $d, ", ", $e, ", ", $f, ")"
+                ))
+                .bind(&letter.event)
+                .bind(&letter.kind)
+                .bind(&letter.subject)
+                .bind(&letter.source)
+                .bind(&letter.traceparent)
+                .bind(&letter.data)
+                .execute(connection)
+                .await?;
+                Ok(())
+            }
+        }
+    };
+}
+
+dialect!(
+    Sqlite,
+    SqliteConnection,
+    "BEGIN IMMEDIATE",
+    ["?1", "?2", "?3", "?4", "?5", "?6"]
+);
+dialect!(
+    Postgres,
+    PgConnection,
+    "BEGIN",
+    ["$1", "$2", "$3", "$4", "$5", "$6"]
+);

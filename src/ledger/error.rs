@@ -1,0 +1,157 @@
+//! What can go wrong with the database, and what it means.
+
+use sqlx::migrate::MigrateError;
+use std::time::Duration;
+
+/// A failure of the database.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// The URL is none.
+    #[error("database_url: {0}")]
+    Url(String),
+    /// Nobody answers there, or it is starting or stopping.
+    #[error("the database can not be reached: {0}")]
+    Unreachable(String),
+    /// It took too long.
+    #[error("the database did not answer within {}", humantime::format_duration(*.0))]
+    Slow(Duration),
+    /// It takes no writes.
+    #[error(
+        "the database is read-only: a standby, a primary that was demoted, or a file without write permission"
+    )]
+    ReadOnly,
+    /// It has no room.
+    #[error("the database is full: {0}")]
+    Full(String),
+    /// Somebody else holds its lock.
+    #[error("the database is locked by another process")]
+    Locked,
+    /// Its schema is newer than this program.
+    #[error(
+        "the database's schema has version {found}, and this version of convoke knows {known}: upgrade convoke"
+    )]
+    Ahead {
+        /// The version that the database has.
+        found: i64,
+        /// The latest version that this program has.
+        known: i64,
+    },
+    /// Its schema is older than this program.
+    #[error(
+        "the database's schema has version {found}, and {known} is needed: run `convoke ledger migrate`"
+    )]
+    Behind {
+        /// The version that the database has; 0 without a schema.
+        found: i64,
+        /// The latest version that this program has.
+        known: i64,
+    },
+    /// It does not take these values, now or ever.
+    #[error("the database refused a value: {0}")]
+    Refused(String),
+    /// A migration failed.
+    #[error("migrating the database failed: {0}")]
+    Migration(String),
+    /// Anything else.
+    #[error("database: {0}")]
+    Sql(String),
+}
+
+impl LedgerError {
+    /// Whether two failures are of the same kind, so that the second need not be told.
+    pub(super) fn is_like(&self, other: &LedgerError) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}
+
+impl From<MigrateError> for LedgerError {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => {
+                match LedgerError::from(error) {
+                    LedgerError::Sql(error) => LedgerError::Migration(error),
+                    other => other,
+                }
+            }
+            other => LedgerError::Migration(other.to_string()),
+        }
+    }
+}
+
+impl From<sqlx::Error> for LedgerError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Io(_) | sqlx::Error::Tls(_) | sqlx::Error::WorkerCrashed => {
+                LedgerError::Unreachable(error.to_string())
+            }
+            sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => {
+                LedgerError::Unreachable("no connection in time".to_owned())
+            }
+            sqlx::Error::Database(database) => {
+                let message = database.message().to_owned();
+                let code = database.code().unwrap_or_default();
+                if database
+                    .try_downcast_ref::<sqlx::sqlite::SqliteError>()
+                    .is_some()
+                {
+                    of_sqlite(&code, message)
+                } else {
+                    of_postgres(&code, message)
+                }
+            }
+            _ => LedgerError::Sql(error.to_string()),
+        }
+    }
+}
+
+/// By result code; the extended ones carry the primary one in their low byte.
+fn of_sqlite(code: &str, message: String) -> LedgerError {
+    match code.parse::<u32>().unwrap_or(0) & 0xff {
+        5 | 6 => LedgerError::Locked,
+        8 => LedgerError::ReadOnly,
+        10 | 14 => LedgerError::Unreachable(message),
+        13 => LedgerError::Full(message),
+        18..=20 => LedgerError::Refused(message),
+        _ => LedgerError::Sql(message),
+    }
+}
+
+/// By SQLSTATE.
+fn of_postgres(code: &str, message: String) -> LedgerError {
+    match code {
+        "25006" => LedgerError::ReadOnly,
+        "53100" => LedgerError::Full(message),
+        "55P03" => LedgerError::Locked,
+        "57014" => LedgerError::Slow(super::database::STATEMENT),
+        _ => match code.get(..2) {
+            Some("08" | "53" | "57" | "58") => LedgerError::Unreachable(message),
+            Some("22" | "23") => LedgerError::Refused(message),
+            _ => LedgerError::Sql(message),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_say_what_is_the_matter() {
+        let sqlite = |code: &str| of_sqlite(code, String::new());
+        assert!(matches!(sqlite("5"), LedgerError::Locked));
+        assert!(matches!(sqlite("1032"), LedgerError::ReadOnly));
+        assert!(matches!(sqlite("13"), LedgerError::Full(_)));
+        assert!(matches!(sqlite("14"), LedgerError::Unreachable(_)));
+        assert!(matches!(sqlite("1811"), LedgerError::Refused(_)));
+        assert!(matches!(sqlite("1"), LedgerError::Sql(_)));
+        let postgres = |code: &str| of_postgres(code, String::new());
+        assert!(matches!(postgres("25006"), LedgerError::ReadOnly));
+        assert!(matches!(postgres("53100"), LedgerError::Full(_)));
+        assert!(matches!(postgres("57P03"), LedgerError::Unreachable(_)));
+        assert!(matches!(postgres("55P03"), LedgerError::Locked));
+        assert!(matches!(postgres("57014"), LedgerError::Slow(_)));
+        assert!(matches!(postgres("22P05"), LedgerError::Refused(_)));
+        assert!(matches!(postgres("42P01"), LedgerError::Sql(_)));
+        assert!(matches!(postgres(""), LedgerError::Sql(_)));
+    }
+}

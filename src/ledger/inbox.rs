@@ -1,0 +1,145 @@
+//! The inbox: a handler's own SQL takes effect once.
+//!
+//! The effect and the event's identity are written in one transaction. A second run of the same
+//! event (after a crash between that transaction and the commit on the bus, or by a worker that was
+//! paused and overtaken) finds the identity and changes nothing; it returns the first one's result.
+
+use super::dialect::{Dialect, Identity};
+use crate::registry::context::Context;
+use crate::{HandlerError, bus::event::Event, bus::keys::Keys};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::Pool;
+
+impl Context {
+    /// Runs `effect` in a transaction of its own, once for this event: if an earlier run of it was
+    /// committed, nothing is run and that run's result is returned.
+    ///
+    /// An event is known by its type, its `source` and its `id`. If `effect` fails, its transaction
+    /// is rolled back and the event may be tried again. Runs of one event wait for each other. On
+    /// SQLite, await nothing in `effect` but the database: it holds the only lock for writing.
+    ///
+    /// The database needs the ledger's schema: `convoke ledger migrate`, or
+    /// [`Database::migrate`](super::Database::migrate). Ids are forgotten after the ledger's
+    /// retention, at the earliest after 30 days, where a worker with that `database_url` runs.
+    ///
+    /// ```no_run
+    /// use convoke::sqlx::{self, PgPool};
+    /// use convoke::{Context, HandlerError, Worker};
+    ///
+    /// async fn charge(context: Context, cents: i64) -> Result<i64, HandlerError> {
+    ///     let pool = context.state::<PgPool>()?;
+    ///     context
+    ///         .once(pool, async |transaction| {
+    ///             sqlx::query("UPDATE account SET balance = balance - $1")
+    ///                 .bind(cents)
+    ///                 .execute(transaction)
+    ///                 .await?;
+    ///             Ok(cents)
+    ///         })
+    ///         .await
+    /// }
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = PgPool::connect("postgres://localhost/shop").await?;
+    /// let worker = Worker::builder().handler("account.charge", charge).state(pool).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// What `effect` returns. `unavailable` if the database can not be reached, `internal` if it
+    /// refuses. `failed_precondition` for an event without an id on a bus that splits its domain
+    /// into partitions: there an entry id names nothing for good.
+    pub async fn once<DB, T, F>(&self, pool: &Pool<DB>, effect: F) -> Result<T, HandlerError>
+    where
+        DB: Dialect,
+        T: Serialize + DeserializeOwned,
+        F: AsyncFnOnce(&mut DB::Connection) -> Result<T, HandlerError>,
+    {
+        let identity = identity(self.event(), self.keys())?;
+        let mut transaction = pool.begin_with(DB::BEGIN).await.map_err(unavailable)?;
+        let first = DB::receive(&mut transaction, &identity).await;
+        if !first.map_err(unavailable)? {
+            let result = DB::received(&mut transaction, &identity).await;
+            let result = result.map_err(unavailable)?.unwrap_or_default();
+            return rmp_serde::from_slice(&result).map_err(|error| {
+                let message =
+                    format!("the result of the event's earlier run can not be read: {error}");
+                HandlerError::internal(message).permanent()
+            });
+        }
+        let result = effect(&mut transaction).await?;
+        let encoded = rmp_serde::to_vec_named(&result).map_err(|error| {
+            HandlerError::internal(format!("the result can not be encoded: {error}")).permanent()
+        })?;
+        let kept = DB::keep(&mut transaction, &identity, encoded).await;
+        kept.map_err(unavailable)?;
+        // Without an answer it may have been committed: the next run finds out.
+        transaction.commit().await.map_err(unavailable)?;
+        Ok(result)
+    }
+}
+
+fn identity(event: &Event, keys: &Keys) -> Result<Identity, HandlerError> {
+    if event.given_id().is_none() && keys.partitions(event.domain()) > 1 {
+        let message =
+            "id: missing; on a partitioned bus an event whose effect is to happen once needs one";
+        return Err(HandlerError::failed_precondition(message));
+    }
+    Ok(Identity {
+        namespace: keys.namespace().to_owned(),
+        kind: event.kind().to_owned(),
+        source: event.source().unwrap_or_default().to_owned(),
+        event: event.id(),
+    })
+}
+
+fn unavailable(error: sqlx::Error) -> HandlerError {
+    match super::LedgerError::from(error) {
+        error @ (super::LedgerError::Sql(_) | super::LedgerError::Refused(_)) => {
+            HandlerError::internal(error.to_string())
+        }
+        error => HandlerError::unavailable(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::event::{Entry, EntryId, Limits};
+
+    fn event(fields: &[(&str, &str)]) -> Event {
+        let words = fields
+            .iter()
+            .flat_map(|(name, value)| [name.as_bytes().to_vec(), value.as_bytes().to_vec()]);
+        let entry = Entry::new(EntryId { ms: 7, seq: 1 }, words);
+        Event::parse(entry, &Limits::default(), &Keys::new("cb").unwrap(), "").unwrap()
+    }
+
+    #[test]
+    fn an_event_is_the_same_on_its_next_attempt() {
+        let keys = Keys::new("cb").unwrap();
+        let first = event(&[("type", "a.b"), ("source", "shop")]);
+        let again = Entry::new(EntryId { ms: 9, seq: 0 }, first.next_attempt());
+        let again = Event::parse(again, &Limits::default(), &keys, "").unwrap();
+        assert_eq!(
+            identity(&first, &keys).unwrap(),
+            identity(&again, &keys).unwrap()
+        );
+        let other = event(&[("type", "a.b"), ("source", "bank"), ("id", "7-1")]);
+        assert_ne!(
+            identity(&first, &keys).unwrap(),
+            identity(&other, &keys).unwrap()
+        );
+    }
+
+    #[test]
+    fn in_partitions_an_entry_id_names_nothing_for_good() {
+        let keys = Keys::tagged("cb", 2).unwrap();
+        let refused = identity(&event(&[("type", "a.b")]), &keys).unwrap_err();
+        assert!(refused.message.starts_with("id:"), "{refused}");
+        assert!(identity(&event(&[("type", "a.b"), ("id", "e")]), &keys).is_ok());
+        assert!(identity(&event(&[("type", "system.x")]), &keys).is_ok());
+    }
+}

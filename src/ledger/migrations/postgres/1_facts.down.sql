@@ -1,0 +1,10 @@
+DROP VIEW convoke_operator_actions;
+DROP VIEW convoke_dead_letters;
+DROP VIEW convoke_votes;
+DROP VIEW convoke_decisions;
+DROP VIEW convoke_batch_failures;
+DROP VIEW convoke_batches;
+DROP VIEW convoke_task_outcomes;
+DROP VIEW convoke_lifecycle;
+DROP FUNCTION convoke_number(jsonb, text);
+DROP TABLE convoke_facts;

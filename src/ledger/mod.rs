@@ -1,0 +1,31 @@
+//! The ledger: SQL for what must outlive Redis.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`fill`] | the consumer group `ledger` writes what happened into the database: one transaction a batch, acknowledged after the commit, each entry once |
+//! | [`history`] | asks what happened |
+//! | [`inbox`] | a handler's own SQL takes effect once, however often its event runs |
+//! | [`outbox`], [`relay`] | a service's SQL and the event that tells of it, in one transaction |
+//! | [`retention`] | what is older goes |
+//! | [`probe`] | whether PostgreSQL answers |
+//!
+//! A database that is down, slow, read-only, full or newer than this program delays the ledger and
+//! loses nothing: what is not acknowledged stays in Redis, and trimming does not go past it.
+
+pub mod database;
+pub mod dialect;
+pub mod error;
+pub mod fact;
+pub mod fill;
+pub mod history;
+pub mod inbox;
+pub mod outbox;
+mod postgres;
+pub mod probe;
+pub mod relay;
+pub mod retention;
+pub mod schema;
+mod sqlite;
+
+pub use database::Database;
+pub use error::LedgerError;

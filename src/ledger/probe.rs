@@ -1,0 +1,48 @@
+//! Whether PostgreSQL answers: by a query, on connections of its own, within a time.
+
+use super::database::{postgres_at, within};
+use super::error::LedgerError;
+use crate::config::DatabaseUrl;
+use sqlx::{PgPool, Row};
+use std::time::{Duration, Instant};
+
+/// Connections: a check that hangs does not hold the next one up.
+const CONNECTIONS: u32 = 2;
+
+/// Asks a PostgreSQL server how it is. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Probe(PgPool);
+
+impl Probe {
+    /// A probe of the server at `url`. Connects nothing yet.
+    ///
+    /// # Errors
+    /// [`LedgerError::Url`].
+    pub fn new(url: &DatabaseUrl) -> Result<Self, LedgerError> {
+        Ok(Self(postgres_at(url, CONNECTIONS)?))
+    }
+
+    /// How long a query takes, connecting included where that was needed.
+    ///
+    /// # Errors
+    /// No answer within the limit, or a server that takes no writes.
+    pub async fn ask(&self, limit: Duration) -> Result<Duration, LedgerError> {
+        let began = Instant::now();
+        let mut connection = within(limit, self.0.acquire()).await??;
+        let left = limit.saturating_sub(began.elapsed());
+        let asked = sqlx::query("SELECT current_setting('transaction_read_only') = 'on'")
+            .fetch_one(&mut *connection);
+        let answer = match within(left, asked).await {
+            Ok(Ok(row)) => match row.try_get(0) {
+                Ok(false) => return Ok(began.elapsed()),
+                Ok(true) => LedgerError::ReadOnly,
+                Err(error) => error.into(),
+            },
+            Ok(Err(error)) => error.into(),
+            Err(_) => LedgerError::Slow(limit),
+        };
+        // Not back into the pool: whatever is wrong may be wrong with this connection.
+        drop(connection.detach());
+        Err(answer)
+    }
+}

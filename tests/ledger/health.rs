@@ -1,0 +1,268 @@
+//! `system.health` tells the truth about PostgreSQL and MCP, in time.
+
+use crate::rig::{Rig, Store};
+use crate::support::{self, signal};
+use convoke::Worker;
+use convoke::bus::client::{Client, ClientOptions};
+use convoke::bus::connect::Connector;
+use convoke::bus::json;
+use convoke::bus::keys::Keys;
+use convoke::bus::publish::Outgoing;
+use convoke::config::{DatabaseUrl, Settings};
+use rmcp::ServerHandler;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Says that the process is to be an MCP server, and where it writes its id.
+const SERVER: &str = "LEDGER_TEST_MCP_SERVER";
+
+struct Quiet;
+
+impl ServerHandler for Quiet {}
+
+/// A server of the official SDK. The test binary is started again for it; what a test prints goes
+/// elsewhere, and the server answers on the descriptor that `mcp_command` made of standard output.
+#[tokio::test]
+async fn an_mcp_server_process() {
+    let Ok(file) = std::env::var(SERVER) else {
+        return;
+    };
+    std::fs::write(file, std::process::id().to_string()).unwrap();
+    let open = |path: &str, write: bool| {
+        let file = std::fs::OpenOptions::new()
+            .read(!write)
+            .write(write)
+            .open(path);
+        tokio::fs::File::from_std(file.unwrap())
+    };
+    let transport = (
+        open("/proc/self/fd/0", false),
+        open("/proc/self/fd/3", true),
+    );
+    let service = rmcp::serve_server(Quiet, transport).await.unwrap();
+    service.waiting().await.unwrap();
+    std::process::exit(0);
+}
+
+/// Where a server notes its process id.
+struct Note(PathBuf);
+
+impl Note {
+    fn new(name: &str) -> Self {
+        let file = format!("convoke-mcp-{}-{name}", std::process::id());
+        Self(std::env::temp_dir().join(file))
+    }
+
+    fn command(&self) -> String {
+        format!(
+            "{SERVER}='{}' exec '{}' --exact health::an_mcp_server_process --nocapture 3>&1 >/dev/null",
+            self.0.display(),
+            std::env::current_exe().unwrap().display()
+        )
+    }
+
+    fn pid(&self) -> u32 {
+        std::fs::read_to_string(&self.0).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).ok();
+    }
+}
+
+struct Asking {
+    client: Client,
+    drain: CancellationToken,
+    worker: tokio::task::JoinHandle<()>,
+}
+
+impl Asking {
+    fn start(rig: &Rig, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings {
+            database_url: DatabaseUrl::default(),
+            heartbeat_ttl: Duration::from_secs(30),
+            ..rig.settings()
+        };
+        change(&mut settings);
+        let connector = Connector::new(&settings.redis_url, 2).unwrap();
+        let client = Client::new(
+            connector,
+            Keys::new("cb").unwrap(),
+            ClientOptions::default(),
+        );
+        let worker = Worker::builder().settings(settings).build().unwrap();
+        let drain = CancellationToken::new();
+        let until = drain.clone();
+        Self {
+            client: client.unwrap(),
+            drain,
+            worker: tokio::spawn(async move { worker.run_until(until).await.unwrap() }),
+        }
+    }
+
+    async fn health(&self) -> Value {
+        let began = Instant::now();
+        let asked = Outgoing::new("system.health", &serde_json::Map::new());
+        let reply = self
+            .client
+            .request(asked, Duration::from_secs(30))
+            .await
+            .unwrap();
+        // A check is given up after 2 s; the rest is for a machine that is busy.
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "{:?}",
+            began.elapsed()
+        );
+        json::to_json(&reply.data).unwrap()
+    }
+
+    /// Asks until the service is so; the whole answer.
+    async fn until(&self, service: &str, status: &str) -> Value {
+        let deadline = Instant::now() + Duration::from_secs(90);
+        loop {
+            let health = self.health().await;
+            if health["services"][service]["status"] == status {
+                return health;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{service} is not {status}: {health}"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn stop(self) {
+        self.client.close().await;
+        self.drain.cancel();
+        self.worker.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_configured_is_disabled() {
+    let rig = Rig::new(Store::file()).await;
+    let asking = Asking::start(&rig, |_| {});
+    let health = asking.health().await;
+    assert_eq!(health["status"], "healthy");
+    for service in ["postgres", "mcp"] {
+        assert_eq!(
+            health["services"][service],
+            serde_json::json!({"status": "disabled"})
+        );
+    }
+    asking.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_is_up_frozen_down_read_only_and_up_again() {
+    let mut rig = Rig::new(Store::server()).await;
+    let url = rig.store.url();
+    let asking = Asking::start(&rig, |settings| settings.database_url = url);
+    let health = asking.until("postgres", "up").await;
+    assert_eq!(health["status"], "healthy");
+    assert!(
+        health["services"]["postgres"]["latency_ms"]
+            .as_f64()
+            .unwrap()
+            > 0.0
+    );
+    for _ in 0..2 {
+        let Store::Server(server) = &mut rig.store else {
+            unreachable!()
+        };
+        server.freeze(true);
+        let health = asking.until("postgres", "down").await;
+        assert_eq!(health["status"], "degraded");
+        assert!(
+            health["services"]["postgres"]["error"].is_string(),
+            "{health}"
+        );
+        server.freeze(false);
+        asking.until("postgres", "up").await;
+        server.kill();
+        asking.until("postgres", "down").await;
+        server.restart();
+        asking.until("postgres", "up").await;
+    }
+    let Store::Server(server) = &mut rig.store else {
+        unreachable!()
+    };
+    server.sql("ALTER SYSTEM SET default_transaction_read_only = on");
+    server.sql("SELECT pg_reload_conf()");
+    asking.until("postgres", "down").await;
+    server.sql("ALTER SYSTEM RESET default_transaction_read_only");
+    server.sql("SELECT pg_reload_conf()");
+    asking.until("postgres", "up").await;
+    asking.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mcp_is_up_frozen_killed_and_up_again_and_ends_with_the_worker() {
+    let rig = Rig::new(Store::file()).await;
+    let note = Note::new("server");
+    let command = note.command();
+    let asking = Asking::start(&rig, |settings| settings.mcp_server = command);
+    let health = asking.until("mcp", "up").await;
+    assert_eq!(health["status"], "healthy");
+    assert!(health["services"]["mcp"]["latency_ms"].as_f64().unwrap() > 0.0);
+    let first = note.pid();
+    asking.health().await;
+    assert_eq!(note.pid(), first, "it is kept between checks");
+
+    signal(first, "STOP");
+    let health = asking.until("mcp", "down").await;
+    assert_eq!(health["status"], "degraded");
+    signal(first, "CONT");
+    asking.until("mcp", "up").await;
+    assert_eq!(
+        note.pid(),
+        first,
+        "a short pause is no reason to start it again"
+    );
+
+    signal(first, "KILL");
+    asking.until("mcp", "up").await;
+    let second = note.pid();
+    assert_ne!(second, first);
+
+    signal(second, "STOP");
+    asking.until("mcp", "down").await;
+    asking.until("mcp", "up").await;
+    let third = note.pid();
+    assert_ne!(third, second, "one that hangs for good is replaced");
+    asking.stop().await;
+    support::eventually("the server ends with the worker", || {
+        !std::path::Path::new(&format!("/proc/{third}")).exists()
+            || std::fs::read_to_string(format!("/proc/{third}/stat"))
+                .is_ok_and(|s| s.contains(") Z "))
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_no_mcp_server_is_down_and_started_ever_less_often() {
+    let rig = Rig::new(Store::file()).await;
+    let note = Note::new("count");
+    let command = format!("echo x >> '{}'; exit 1", note.0.display());
+    let asking = Asking::start(&rig, |settings| settings.mcp_server = command);
+    let health = asking.until("mcp", "down").await;
+    assert!(health["services"]["mcp"]["error"].is_string(), "{health}");
+    let began = Instant::now();
+    let mut checks = 0;
+    while began.elapsed() < Duration::from_secs(5) {
+        assert_eq!(asking.health().await["services"]["mcp"]["status"], "down");
+        checks += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let starts = std::fs::read_to_string(&note.0).unwrap().lines().count();
+    assert!(
+        starts < 10 && checks > starts,
+        "{starts} starts in {checks} checks"
+    );
+    asking.stop().await;
+}

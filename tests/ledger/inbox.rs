@@ -1,0 +1,194 @@
+//! A handler's own SQL takes effect once.
+
+use crate::rig::{Rig, Store};
+use crate::support;
+use convoke::bus::event::{Entry, EntryId, Event, Limits};
+use convoke::bus::keys::Keys;
+use convoke::error::Code;
+use convoke::ledger::dialect::Dialect;
+use convoke::registry::context::{Process, States};
+use convoke::sqlx::{self, PgPool, Pool, Postgres, Row, Sqlite, SqlitePool};
+use convoke::{Context, HandlerError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+async fn postgres(store: &Store) -> PgPool {
+    store.database().migrate().await.unwrap();
+    store.run("CREATE TABLE effects (event text)").await;
+    PgPool::connect(store.url().expose()).await.unwrap()
+}
+
+async fn sqlite(store: &Store) -> SqlitePool {
+    store.database().migrate().await.unwrap();
+    store.run("CREATE TABLE effects (event text)").await;
+    SqlitePool::connect(store.url().expose()).await.unwrap()
+}
+
+fn run_of(rig: &Rig, id: &str) -> Context {
+    let keys = Keys::new("cb").unwrap();
+    let fields = ["type", "account.charge", "id", id].map(|text| text.as_bytes().to_vec());
+    let entry = Entry::new(EntryId { ms: 1, seq: 0 }, fields);
+    let event = Event::parse(entry, &Limits::default(), &keys, "").unwrap();
+    let process = Process {
+        instance: "w-1".into(),
+        keys,
+        connector: convoke::bus::connect::Connector::new(&rig.settings().redis_url, 1).unwrap(),
+        states: States::default(),
+        router: Default::default(),
+        draining: Default::default(),
+    };
+    Context::new(event, Arc::new(process))
+}
+
+async fn both(test: impl AsyncFn(&Rig, Either)) {
+    for store in Store::both() {
+        let rig = Rig::new(store).await;
+        let pool = match &rig.store {
+            Store::File(_) => Either::Sqlite(sqlite(&rig.store).await),
+            Store::Server(_) => Either::Postgres(postgres(&rig.store).await),
+        };
+        test(&rig, pool).await;
+    }
+}
+
+enum Either {
+    Sqlite(SqlitePool),
+    Postgres(PgPool),
+}
+
+impl Either {
+    /// Charges: one row, and a number that says which run it was.
+    async fn charge(&self, context: &Context, runs: &AtomicU32) -> Result<u32, HandlerError> {
+        match self {
+            Either::Sqlite(pool) => {
+                charge::<Sqlite>(context, pool, "INSERT INTO effects VALUES (?)", runs).await
+            }
+            Either::Postgres(pool) => {
+                charge::<Postgres>(context, pool, "INSERT INTO effects VALUES ($1)", runs).await
+            }
+        }
+    }
+
+    async fn rows(&self) -> i64 {
+        let query = "SELECT count(*) FROM effects";
+        match self {
+            Either::Sqlite(pool) => sqlx::query(query).fetch_one(pool).await.unwrap().get(0),
+            Either::Postgres(pool) => sqlx::query(query).fetch_one(pool).await.unwrap().get(0),
+        }
+    }
+}
+
+async fn charge<DB: Dialect>(
+    context: &Context,
+    pool: &Pool<DB>,
+    insert: &'static str,
+    runs: &AtomicU32,
+) -> Result<u32, HandlerError>
+where
+    for<'c> &'c mut DB::Connection: sqlx::Executor<'c, Database = DB>,
+    DB::Arguments: sqlx::IntoArguments<DB>,
+    for<'q> String: sqlx::Encode<'q, DB> + sqlx::Type<DB>,
+{
+    let id = context.event().id();
+    context
+        .once(pool, async |connection: &mut DB::Connection| {
+            sqlx::query(insert).bind(id).execute(connection).await?;
+            Ok(runs.fetch_add(1, Ordering::Relaxed) + 1)
+        })
+        .await
+}
+
+#[tokio::test]
+async fn a_second_run_changes_nothing_and_has_the_first_ones_result() {
+    both(async |rig, pool| {
+        let runs = AtomicU32::new(0);
+        for _ in 0..3 {
+            let result = pool.charge(&run_of(rig, "e-1"), &runs).await.unwrap();
+            assert_eq!(result, 1);
+        }
+        assert_eq!(pool.charge(&run_of(rig, "e-2"), &runs).await.unwrap(), 2);
+        assert_eq!((pool.rows().await, runs.into_inner()), (2, 2));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_effect_that_fails_leaves_nothing_behind_and_may_be_tried_again() {
+    both(async |rig, pool| {
+        let context = run_of(rig, "e-1");
+        for expected in ["at first", "at second"] {
+            let failed: Result<u32, _> = match &pool {
+                Either::Sqlite(pool) => {
+                    context
+                        .once(pool, async |connection| {
+                            sqlx::query("INSERT INTO effects VALUES ('half')")
+                                .execute(connection)
+                                .await?;
+                            Err(HandlerError::not_found(expected))
+                        })
+                        .await
+                }
+                Either::Postgres(pool) => {
+                    context
+                        .once(pool, async |connection| {
+                            sqlx::query("INSERT INTO effects VALUES ('half')")
+                                .execute(connection)
+                                .await?;
+                            Err(HandlerError::not_found(expected))
+                        })
+                        .await
+                }
+            };
+            assert_eq!(failed.unwrap_err().message, expected);
+        }
+        assert_eq!(pool.rows().await, 0);
+        assert_eq!(pool.charge(&context, &AtomicU32::new(0)).await.unwrap(), 1);
+        assert_eq!(pool.rows().await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn runs_at_the_same_time_wait_for_each_other() {
+    both(async |rig, pool| {
+        let runs = AtomicU32::new(0);
+        let context = run_of(rig, "e-1");
+        let all = (0..8).map(|_| pool.charge(&context, &runs));
+        for result in futures_util::future::join_all(all).await {
+            assert_eq!(result.unwrap(), 1);
+        }
+        assert_eq!((pool.rows().await, runs.load(Ordering::Relaxed)), (1, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_database_that_is_away_makes_the_event_wait() {
+    let mut rig = Rig::new(Store::server()).await;
+    let pool = Either::Postgres(
+        sqlx::postgres::PgPoolOptions::new()
+            .acquire_timeout(Duration::from_secs(1))
+            .connect_lazy(rig.store.url().expose())
+            .unwrap(),
+    );
+    rig.store.database().migrate().await.unwrap();
+    rig.store.run("CREATE TABLE effects (event text)").await;
+    let Store::Server(server) = &mut rig.store else {
+        unreachable!()
+    };
+    server.kill();
+    let context = run_of(&rig, "e-1");
+    let runs = AtomicU32::new(0);
+    let error = pool.charge(&context, &runs).await.unwrap_err();
+    assert_eq!((error.code, error.retryable), (Code::Unavailable, true));
+    let Store::Server(server) = &mut rig.store else {
+        unreachable!()
+    };
+    server.restart();
+    support::until("it runs", || async {
+        pool.charge(&context, &runs).await.is_ok()
+    })
+    .await;
+    assert_eq!(pool.rows().await, 1);
+}

@@ -1,0 +1,15 @@
+//! The ledger, on both databases.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod fill;
+mod health;
+mod history;
+mod inbox;
+mod outage;
+mod outbox;
+mod rig;
+mod schema;

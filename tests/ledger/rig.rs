@@ -1,0 +1,180 @@
+//! A Redis, a database and a filler for one test.
+
+use crate::support::Redis;
+pub use crate::support::store::Store;
+use convoke::bus::connect::Connector;
+use convoke::bus::json;
+use convoke::bus::keys::Keys;
+use convoke::config::{RedisUrl, Settings};
+use convoke::ledger::Database;
+use convoke::ledger::fact::{Fact, Origin};
+use convoke::ledger::fill::{Counts, Filler, GROUP, Source};
+use convoke::ledger::history::Filter;
+use redis::aio::MultiplexedConnection;
+use serde_json::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const BROADCAST: &str = "cb:broadcast";
+pub const DEAD: &str = "cb:dead:image";
+
+pub struct Rig {
+    pub redis: Redis,
+    pub store: Store,
+    pub connection: MultiplexedConnection,
+}
+
+/// A filler that runs; dropped, it is cut off as by a kill.
+pub struct Running {
+    drain: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl Running {
+    pub async fn stop(mut self) {
+        self.drain.cancel();
+        (&mut self.task).await.unwrap();
+    }
+
+    pub fn is_running(&self) -> bool {
+        !self.task.is_finished()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Rig {
+    pub async fn new(store: Store) -> Self {
+        let redis = Redis::start();
+        let connection = redis.connection().await;
+        Self {
+            redis,
+            store,
+            connection,
+        }
+    }
+
+    pub fn settings(&self) -> Settings {
+        Settings {
+            redis_url: RedisUrl::new(self.redis.url()),
+            database_url: self.store.url(),
+            heartbeat_ttl: Duration::from_secs(1),
+            claim_idle: Duration::from_secs(1),
+            ..Settings::default()
+        }
+    }
+
+    pub fn fill(&self, consumer: &str) -> Running {
+        self.fill_into(consumer, self.store.database())
+    }
+
+    pub fn fill_into(&self, consumer: &str, database: Database) -> Running {
+        let settings = self.settings();
+        let sources = [(BROADCAST, Origin::Broadcast), (DEAD, Origin::Dead)];
+        let sources = sources.map(|(stream, origin)| Source {
+            stream: stream.into(),
+            origin,
+        });
+        let drain = CancellationToken::new();
+        let filler = Filler {
+            connector: Connector::new(&settings.redis_url, 2).unwrap(),
+            keys: Keys::new("cb").unwrap(),
+            consumer: consumer.into(),
+            database,
+            // A sender that is gone changes nothing any more.
+            sources: watch::channel(sources.to_vec()).1,
+            claim_idle: settings.claim_idle,
+            max_payload: settings.max_payload,
+            counts: Arc::<Counts>::default(),
+            drain: drain.clone(),
+        };
+        Running {
+            drain,
+            task: tokio::spawn(filler.run()),
+        }
+    }
+
+    /// Adds a fact; its entry id.
+    pub async fn tell(&self, kind: &str, data: &Value) -> String {
+        self.add(
+            BROADCAST,
+            &[("type", kind.as_bytes()), ("data", &json::from_json(data))],
+        )
+        .await
+    }
+
+    pub async fn add(&self, stream: &str, fields: &[(&str, &[u8])]) -> String {
+        let mut command = redis::cmd("XADD");
+        command.arg(stream).arg("*");
+        for (name, value) in fields {
+            command.arg(*name).arg(*value);
+        }
+        command
+            .query_async(&mut self.connection.clone())
+            .await
+            .unwrap()
+    }
+
+    /// Adds so many facts of a kind, numbered from `from` on.
+    pub async fn tell_many(&self, kind: &str, from: u64, count: u64) {
+        for chunk in (from..from + count).collect::<Vec<_>>().chunks(2000) {
+            let mut pipe = redis::pipe();
+            for n in chunk {
+                let data =
+                    json::from_json(&serde_json::json!({"task_id": format!("t-{n}"), "n": n}));
+                pipe.cmd("XADD").arg(BROADCAST).arg("*");
+                pipe.arg(&["type", kind, "source", "test", "data"])
+                    .arg(data)
+                    .ignore();
+            }
+            pipe.exec_async(&mut self.connection.clone()).await.unwrap();
+        }
+    }
+
+    /// Entries of a stream that the group has not acknowledged.
+    pub async fn backlog(&self, stream: &str) -> u64 {
+        let mut pipe = redis::pipe();
+        pipe.cmd("XPENDING").arg(stream).arg(GROUP);
+        pipe.cmd("XINFO").arg("GROUPS").arg(stream);
+        let answer: Result<
+            (
+                redis::Value,
+                Vec<std::collections::HashMap<String, redis::Value>>,
+            ),
+            _,
+        > = pipe.query_async(&mut self.connection.clone()).await;
+        let Ok((redis::Value::Array(pending), groups)) = answer else {
+            return u64::MAX;
+        };
+        let number = |value: &redis::Value| match value {
+            redis::Value::Int(number) => *number as u64,
+            _ => u64::MAX / 2,
+        };
+        let group = groups
+            .iter()
+            .find(|group| group.get("name") == Some(&redis::Value::BulkString(GROUP.into())));
+        number(&pending[0]) + number(&group.unwrap()["lag"])
+    }
+
+    pub async fn until_written(&self) {
+        crate::support::until("the ledger has caught up", || async {
+            self.backlog(BROADCAST).await == 0 && self.backlog(DEAD).await == 0
+        })
+        .await;
+    }
+
+    pub async fn history(&self, filter: &Filter) -> Vec<Fact> {
+        self.store
+            .database()
+            .history(filter, 1_000_000)
+            .await
+            .unwrap()
+    }
+}

@@ -1,0 +1,69 @@
+//! A database of either kind.
+
+#![allow(dead_code)] // Each test binary uses a part.
+
+use super::postgres::Postgres;
+use convoke::config::DatabaseUrl;
+use convoke::ledger::Database;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A database of one test's own.
+pub enum Store {
+    File(PathBuf),
+    Server(Postgres),
+}
+
+impl Store {
+    pub fn file() -> Self {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("convoke-ledger-{}-{serial}", std::process::id());
+        Self::File(std::env::temp_dir().join(name).join("ledger.db"))
+    }
+
+    pub fn server() -> Self {
+        Self::Server(Postgres::start())
+    }
+
+    pub fn both() -> [Self; 2] {
+        [Self::file(), Self::server()]
+    }
+
+    pub fn url(&self) -> DatabaseUrl {
+        DatabaseUrl::new(match self {
+            Store::File(path) => format!("sqlite:{}", path.display()),
+            Store::Server(postgres) => postgres.url(),
+        })
+    }
+
+    pub fn database(&self) -> Database {
+        Database::new(&self.url()).unwrap()
+    }
+
+    /// A connection of the test's own.
+    pub async fn run(&self, sql: &'static str) {
+        use convoke::sqlx::{self, Connection};
+        match self {
+            Store::File(path) => {
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+                let mut connection = sqlx::SqliteConnection::connect_with(&options)
+                    .await
+                    .unwrap();
+                sqlx::raw_sql(sql).execute(&mut connection).await.unwrap();
+                connection.close().await.unwrap();
+            }
+            Store::Server(postgres) => {
+                postgres.sql(sql);
+            }
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Store::File(path) = self {
+            std::fs::remove_dir_all(path.parent().unwrap()).ok();
+        }
+    }
+}

@@ -1,0 +1,359 @@
+//! Databases and workers that are killed under load. `CONVOKE_TORTURE_KILLS` sets how often
+//! (default 25 for each database), `CONVOKE_TORTURE_FACTS` how large the backlog is.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+use convoke::bus::connect::Connector;
+use convoke::bus::event::EntryId;
+use convoke::bus::json;
+use convoke::bus::keys::Keys;
+use convoke::bus::publish::{Outgoing, PublishError};
+use convoke::bus::read::entries_of;
+use convoke::config::{DatabaseUrl, RedisUrl};
+use convoke::ledger::fact::Fact;
+use convoke::ledger::fill::{Filler, sources};
+use convoke::ledger::history::Filter;
+use convoke::sqlx::{self, Row};
+use convoke::{Context, HandlerError};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use support::Redis;
+use support::fleet::{self, Fleet, Work};
+use support::store::Store;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+fn setting(name: &str, default: u64) -> u64 {
+    let set = std::env::var(name).ok().and_then(|text| text.parse().ok());
+    set.unwrap_or(default)
+}
+
+#[test]
+fn a_worker_process() {
+    fleet::worker_process(|worker| {
+        let database = std::env::var(fleet::DATABASE).unwrap();
+        worker
+            .state(Pool::open(&database))
+            .handler("account.charge", charge)
+            .handler("account.broken", broken)
+    });
+}
+
+/// A pool of the handler's own.
+enum Pool {
+    Sqlite(sqlx::SqlitePool),
+    Postgres(sqlx::PgPool),
+}
+
+impl Pool {
+    fn open(url: &str) -> Self {
+        if DatabaseUrl::new(url).is_postgres() {
+            let options = sqlx::postgres::PgPoolOptions::new();
+            Pool::Postgres(options.connect_lazy(url).unwrap())
+        } else {
+            let options = sqlx::sqlite::SqlitePoolOptions::new();
+            Pool::Sqlite(options.max_connections(1).connect_lazy(url).unwrap())
+        }
+    }
+}
+
+/// Writes a row, once.
+async fn charge(context: Context, work: Work) -> Result<u64, HandlerError> {
+    let event = context.event().id();
+    let pause = Duration::from_millis(work.ms);
+    match context.state::<Pool>()? {
+        Pool::Sqlite(pool) => {
+            let insert = "INSERT INTO effects (event) VALUES (?)";
+            let once = context.once(pool, async |connection| {
+                sqlx::query(insert).bind(event).execute(connection).await?;
+                Ok(work.n)
+            });
+            once.await?;
+        }
+        Pool::Postgres(pool) => {
+            let insert = "INSERT INTO effects (event) VALUES ($1)";
+            let once = context.once(pool, async |connection| {
+                sqlx::query(insert).bind(event).execute(connection).await?;
+                tokio::time::sleep(pause).await;
+                Ok(work.n)
+            });
+            once.await?;
+        }
+    }
+    // Time to die between the effect and the commit on the bus.
+    tokio::time::sleep(pause).await;
+    Ok(work.n)
+}
+
+async fn broken(_: Context, _: u64) -> Result<u64, HandlerError> {
+    Err(HandlerError::internal("broken").permanent())
+}
+
+async fn publish(redis: Redis, stop: CancellationToken) -> (Redis, u64) {
+    let client = fleet::client(&redis);
+    let mut n = 0;
+    while !stop.is_cancelled() {
+        let event = Outgoing::new("account.charge", &Work { n, ms: n % 8 });
+        match client
+            .publish(&event.id(format!("e-{n}")).dedup(true))
+            .await
+        {
+            Ok(_) => n += 1,
+            Err(PublishError::Unknown { .. } | PublishError::Rejected { .. }) => {}
+        }
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    (redis, n)
+}
+
+async fn effects(store: &Store) -> HashMap<String, i64> {
+    let query = "SELECT event, count(*) FROM effects GROUP BY event";
+    match store {
+        Store::File(_) => {
+            let pool = sqlx::SqlitePool::connect(store.url().expose())
+                .await
+                .unwrap();
+            let rows = sqlx::query(query).fetch_all(&pool).await.unwrap();
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+        }
+        Store::Server(_) => {
+            let pool = sqlx::PgPool::connect(store.url().expose()).await.unwrap();
+            let rows = sqlx::query(query).fetch_all(&pool).await.unwrap();
+            rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+        }
+    }
+}
+
+async fn length(redis: &Redis, stream: &str) -> u64 {
+    let mut connection = redis.connection().await;
+    let length = redis::cmd("XLEN")
+        .arg(stream)
+        .query_async(&mut connection)
+        .await;
+    length.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
+    let kills = setting("CONVOKE_TORTURE_KILLS", 25);
+    for mut store in Store::both() {
+        store.database().migrate().await.unwrap();
+        store.run("CREATE TABLE effects (event text)").await;
+        let redis = Redis::start();
+        let mut fleet = Fleet::with_database(&redis, 2, &store.url());
+        let stop = CancellationToken::new();
+        let publishing = tokio::spawn(publish(redis, stop.clone()));
+        for kill in 0..kills {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(100..900))).await;
+            match &mut store {
+                Store::Server(server) if kill % 2 == 0 => {
+                    server.kill();
+                    tokio::time::sleep(Duration::from_millis(fastrand::u64(0..300))).await;
+                    server.restart();
+                }
+                _ => fleet.kill(fastrand::usize(..fleet.len()), kill % 3 == 0),
+            }
+        }
+        stop.cancel();
+        let (redis, events) = publishing.await.unwrap();
+        support::until("every event is done", || async {
+            length(&redis, "cb:results:account").await >= events
+        })
+        .await;
+        fleet.drain();
+        let effects = effects(&store).await;
+        let repeated: Vec<_> = effects.iter().filter(|(_, rows)| **rows != 1).collect();
+        assert!(
+            repeated.is_empty(),
+            "effects that happened more than once: {repeated:?}"
+        );
+        assert_eq!(effects.len() as u64, events, "an effect for each event");
+        assert_eq!(length(&redis, "cb:dead:account").await, 0);
+        let database = store.database();
+        println!(
+            "{}: {kills} kills, {events} events, rows per event exactly 1",
+            database.kind()
+        );
+    }
+}
+
+/// Facts and dead letters at a steady rate.
+async fn happen(redis: Redis, stop: CancellationToken) -> Redis {
+    let client = fleet::client(&redis);
+    let mut connection = redis.connection().await;
+    let mut n = 0u64;
+    while !stop.is_cancelled() {
+        let data = json::from_json(&serde_json::json!({"task_id": format!("t-{n}"), "n": n}));
+        let mut told = redis::cmd("XADD");
+        told.arg("cb:broadcast")
+            .arg("*")
+            .arg("type")
+            .arg("task.completed")
+            .arg("data")
+            .arg(data);
+        told.exec_async(&mut connection).await.unwrap();
+        if n.is_multiple_of(5) {
+            let event = Outgoing::new("account.broken", &n).id(format!("b-{n}"));
+            client.publish(&event).await.unwrap();
+        }
+        n += 1;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    redis
+}
+
+async fn entries(redis: &Redis, stream: &str) -> BTreeSet<(String, String)> {
+    let reply = redis::cmd("XRANGE")
+        .arg(&[stream, "-", "+"])
+        .query_async(&mut redis.connection().await)
+        .await
+        .unwrap();
+    let entries = entries_of(reply).unwrap();
+    entries
+        .iter()
+        .map(|entry| (stream.to_owned(), entry.id.to_string()))
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_is_complete_after_outages_and_no_worker_stopped() {
+    let outages = setting("CONVOKE_TORTURE_KILLS", 20);
+    for mut store in Store::both() {
+        let redis = Redis::start();
+        let mut fleet = Fleet::with_database(&redis, 2, &store.url());
+        let stop = CancellationToken::new();
+        let happening = tokio::spawn(happen(redis, stop.clone()));
+        for outage in 0..outages {
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(200..800))).await;
+            match &mut store {
+                Store::Server(server) => {
+                    server.kill();
+                    tokio::time::sleep(Duration::from_millis(fastrand::u64(0..600))).await;
+                    server.restart();
+                }
+                // There is no server: what writes the file is killed.
+                Store::File(_) => fleet.kill(fastrand::usize(..fleet.len()), outage % 2 == 0),
+            }
+            assert!(fleet.all_run());
+        }
+        stop.cancel();
+        let redis = happening.await.unwrap();
+        let database = store.database();
+        support::until("every dead letter is there", || async {
+            let mut connection = redis.connection().await;
+            let pending: redis::Value = redis::cmd("XPENDING")
+                .arg("cb:events:account")
+                .arg("workers")
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+            matches!(pending, redis::Value::Array(parts) if parts[0] == redis::Value::Int(0))
+        })
+        .await;
+        let mut happened = entries(&redis, "cb:broadcast").await;
+        happened.extend(entries(&redis, "cb:dead:account").await);
+        let written = || async {
+            let facts = database.history(&Filter::default(), 1_000_000).await;
+            let id = |fact: &Fact| EntryId {
+                ms: fact.at as u64,
+                seq: fact.seq as u64,
+            };
+            let place = |fact: &Fact| (fact.stream.clone(), id(fact).to_string());
+            facts.unwrap().iter().map(place).collect::<Vec<_>>()
+        };
+        // What a killed worker held is taken over before long.
+        support::until("the ledger is complete", || async {
+            let written: BTreeSet<_> = written().await.into_iter().collect();
+            happened.is_subset(&written)
+        })
+        .await;
+        assert!(fleet.all_run());
+        let written = written().await;
+        let unique: BTreeSet<_> = written.iter().collect();
+        assert_eq!(unique.len(), written.len(), "each fact once");
+        fleet.drain();
+        println!(
+            "{}: {outages} outages, {} facts, each once",
+            database.kind(),
+            happened.len()
+        );
+    }
+}
+
+fn resident_mib() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let resident: u64 = pages.split(' ').nth(1).unwrap().parse().unwrap();
+    resident * 4096 / (1 << 20)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backlog_is_caught_up_with_bounded_memory() {
+    let facts = setting("CONVOKE_TORTURE_FACTS", 20_000);
+    for store in Store::both() {
+        let redis = Redis::start();
+        let mut connection = redis.connection().await;
+        for from in (0..facts).step_by(1000) {
+            let mut pipe = redis::pipe();
+            for n in from..(from + 1000).min(facts) {
+                let data = json::from_json(&serde_json::json!({
+                    "batch_id": format!("b-{}", n / 100), "processor_id": "w-1", "items_processed": n % 100,
+                    "items_failed": 0, "total": 100, "fence": 1
+                }));
+                pipe.cmd("XADD")
+                    .arg("cb:broadcast")
+                    .arg("*")
+                    .arg("type")
+                    .arg("batch.progress");
+                pipe.arg("time")
+                    .arg(1_700_000_000_000 + n)
+                    .arg("data")
+                    .arg(data)
+                    .ignore();
+            }
+            pipe.exec_async(&mut connection).await.unwrap();
+        }
+        let keys = Keys::new("cb").unwrap();
+        let database = store.database();
+        database.migrate().await.unwrap();
+        let drain = CancellationToken::new();
+        let counts = Arc::<convoke::ledger::fill::Counts>::default();
+        let filler = Filler {
+            connector: Connector::new(&RedisUrl::new(redis.url()), 2).unwrap(),
+            keys: keys.clone(),
+            consumer: "w-1".into(),
+            database: database.clone(),
+            sources: watch::channel(sources(&keys, &[], &[])).1,
+            claim_idle: Duration::from_secs(60),
+            max_payload: 1 << 20,
+            counts: Arc::clone(&counts),
+            drain: drain.clone(),
+        };
+        let before = resident_mib();
+        let began = Instant::now();
+        let running = tokio::spawn(filler.run());
+        let peak = AtomicU64::new(before);
+        support::until("the backlog is written", || async {
+            peak.fetch_max(resident_mib(), Ordering::Relaxed);
+            counts.acknowledged.load(Ordering::Relaxed) >= facts
+        })
+        .await;
+        let peak = peak.into_inner();
+        let rate = facts as f64 / began.elapsed().as_secs_f64();
+        drain.cancel();
+        running.await.unwrap();
+        assert_eq!(database.extent().await.unwrap().facts as u64, facts);
+        println!(
+            "{}: {facts} facts at {rate:.0}/s; resident {before} MiB before, {peak} MiB at most",
+            database.kind()
+        );
+        assert!(
+            peak - before < 64,
+            "resident memory grew from {before} to {peak} MiB"
+        );
+    }
+}
