@@ -1,197 +1,227 @@
 //! The bare loop: the best that one can write by hand with the same client library.
 //!
 //! It reads `COUNT` 1000, keeps three batches outstanding, pipelines its `XADD`s and sends one
-//! variadic `XACK` a batch. It decodes nothing, routes nothing and has no fence: what a worker adds
-//! to it is what the worker costs. Only `bench` runs it.
+//! variadic `XACK` a batch and stream. It decodes nothing, routes nothing and has no fence: what a
+//! worker adds to it is what the worker costs. Only `bench` runs it.
 
 use super::connect::{BLOCK, Connector};
 use super::entry::EntryId;
 use super::error::BusError;
-use super::keys::Route;
+use super::load::{Load, Race, payload, request_id};
 use super::read;
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisError, Value};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
-/// Entries that one read asks for.
-const COUNT: usize = 1000;
-/// Batches that are read and not yet acknowledged.
-const OUTSTANDING: usize = 3;
-/// Events that one pipeline publishes.
-const FILL: u64 = 1000;
+/// Entries that one read asks for, of all streams together.
+pub(super) const COUNT: usize = 1000;
+/// Batches that are read and not yet acknowledged, or published and not yet answered.
+pub(super) const OUTSTANDING: usize = 3;
+/// Events that one pipeline publishes: as many as the client's.
+pub(super) const PIPELINE: u64 = 512;
+/// A publisher's `time`; what it says does not matter here.
+pub(super) const TIME: &str = "1700000000000";
 
-/// What the bare loop works on.
-#[derive(Clone, Debug)]
-pub struct Bare {
-    /// The keys.
-    pub route: Route,
-    /// The stream that gets replies.
-    pub reply_to: String,
-    /// The consumer group.
-    pub group: String,
-    /// The type of the events.
-    pub kind: String,
-    /// About how many replies are kept.
-    pub history: u64,
+/// Ids of entries, by stream.
+type Batch = Vec<(usize, Vec<EntryId>)>;
+type Sent = AbortOnDropHandle<Result<(), BusError>>;
+
+/// Consumes events until all of the race are taken, and replies to each if asked to.
+///
+/// # Errors
+/// Whatever the server answers.
+pub async fn consume(
+    load: &Load,
+    connector: &Connector,
+    race: &Arc<Race>,
+    consumer: &str,
+    reply: bool,
+) -> Result<(), BusError> {
+    let mut reader = connector.blocking(BLOCK).await?;
+    let writer = connector.dedicated().await?;
+    let (batches, mut arrived) = mpsc::channel(1);
+    let (whole, consumer, taking) = (load.clone(), consumer.to_owned(), race.clone());
+    // The next read is under way while a batch is answered.
+    let reading = spawned(async move {
+        while taking.taken() < taking.total {
+            let batch = next(&whole, &mut reader, &consumer).await?;
+            taking.take(size(&batch));
+            batches.send(batch).await.ok();
+        }
+        Ok(())
+    });
+    let mut outstanding: VecDeque<Sent> = VecDeque::new();
+    while let Some(batch) = arrived.recv().await {
+        if batch.is_empty() {
+            continue;
+        }
+        if outstanding.len() == OUTSTANDING
+            && let Some(oldest) = outstanding.pop_front()
+        {
+            ended(oldest).await?;
+        }
+        let pipe = answer(load, &batch, reply);
+        let (mut writer, race) = (writer.clone(), race.clone());
+        outstanding.push_back(spawned(async move {
+            send(&mut writer, &pipe).await?;
+            race.settle(size(&batch));
+            Ok(())
+        }));
+    }
+    for sent in outstanding {
+        ended(sent).await?;
+    }
+    ended(reading).await
 }
 
-impl Bare {
-    /// Publishes events for a loop or a worker to consume; with `replyto`, if they are requests.
+/// Answers requests for as long as it is let.
+///
+/// # Errors
+/// Whatever the server answers.
+pub async fn answer_all(load: &Load, connector: &Connector) -> Result<(), BusError> {
+    let mut connection = connector.blocking(BLOCK).await?;
+    loop {
+        let batch = next(load, &mut connection, "bare").await?;
+        if !batch.is_empty() {
+            send(&mut connection, &answer(load, &batch, true)).await?;
+        }
+    }
+}
+
+/// Publishes requests to a load's first stream, which must be new, and awaits the replies.
+#[derive(Debug)]
+pub struct Requester {
+    load: Load,
+    connection: MultiplexedConnection,
+    after: EntryId,
+    /// When each one was sent.
+    sent: Vec<Instant>,
+}
+
+impl Requester {
+    /// A requester.
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn fill(
-        &self,
-        connector: &Connector,
-        events: u64,
-        request: bool,
-    ) -> Result<(), BusError> {
-        let mut connection = connector.dedicated().await?;
-        read::ensure_group(&mut connection, &self.route.events, &self.group).await?;
-        let mut left = events;
-        while left > 0 {
-            let mut pipe = Pipeline::new();
-            for _ in 0..left.min(FILL) {
-                let data = payload(left);
-                left -= 1;
-                let add = pipe.cmd("XADD").arg(&self.route.events).arg("*");
-                add.arg("type").arg(&self.kind).arg("data").arg(&data);
-                if request {
-                    pipe.arg("replyto").arg(&self.reply_to);
-                }
-            }
-            connection
-                .send_packed_commands(&pipe, 0, pipe.len())
-                .await?;
-        }
-        Ok(())
+    pub async fn new(load: &Load, connector: &Connector) -> Result<Self, BusError> {
+        Ok(Self {
+            load: load.clone(),
+            connection: connector.blocking(BLOCK).await?,
+            after: EntryId::default(),
+            sent: Vec::new(),
+        })
     }
 
-    /// Consumes that many events; the time is from the first batch to the last acknowledgement.
+    /// Makes so many requests, so many at a time; how long each took, as their replies came.
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn consume(
-        &self,
-        connector: &Connector,
-        events: u64,
-        reply: bool,
-    ) -> Result<Duration, BusError> {
-        let mut reader = connector.blocking(BLOCK).await?;
-        let writer = connector.dedicated().await?;
-        let (batches, mut read) = mpsc::channel(1);
-        let (stream, group) = (self.route.events.clone(), self.group.clone());
-        // The next read is under way while a batch is answered.
-        let reading = tokio::spawn(async move {
-            let mut seen = 0;
-            while seen < events {
-                let batch = next(&mut reader, &stream, &group).await?;
-                seen += batch.len() as u64;
-                batches.send(batch).await.ok();
-            }
-            Ok::<(), BusError>(())
-        });
-        let mut outstanding: VecDeque<JoinHandle<Result<(), BusError>>> = VecDeque::new();
-        let mut began = None;
-        while let Some(batch) = read.recv().await {
-            if batch.is_empty() {
-                continue;
-            }
-            began.get_or_insert_with(Instant::now);
-            if outstanding.len() == OUTSTANDING {
-                settle(outstanding.pop_front()).await?;
-            }
-            let pipe = self.answer(&batch, reply);
-            let mut writer = writer.clone();
-            outstanding.push_back(tokio::spawn(async move {
-                let length = pipe.len();
-                writer.send_packed_commands(&pipe, length - 1, 1).await?;
-                Ok(())
-            }));
-        }
-        settle(Some(reading)).await?;
-        while let Some(batch) = outstanding.pop_front() {
-            settle(Some(batch)).await?;
-        }
-        Ok(began.map_or(Duration::ZERO, |began| began.elapsed()))
-    }
-
-    /// Answers requests one at a time until so many were answered.
-    ///
-    /// # Errors
-    /// Whatever the server answers.
-    pub async fn answer_one_by_one(
-        &self,
-        connector: &Connector,
-        requests: u64,
-    ) -> Result<(), BusError> {
-        let mut connection = connector.blocking(BLOCK).await?;
-        read::ensure_group(&mut connection, &self.route.events, &self.group).await?;
-        let mut seen = 0;
-        while seen < requests {
-            let batch = next(&mut connection, &self.route.events, &self.group).await?;
-            if batch.is_empty() {
-                continue;
-            }
-            seen += batch.len() as u64;
-            let pipe = self.answer(&batch, true);
-            let length = pipe.len();
-            connection
-                .send_packed_commands(&pipe, length - 1, 1)
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// Publishes requests one at a time and awaits each reply; the times of all.
-    ///
-    /// # Errors
-    /// Whatever the server answers.
-    pub async fn request_one_by_one(
-        &self,
-        connector: &Connector,
-        requests: u64,
+    pub async fn ask(
+        &mut self,
+        requests: usize,
+        in_flight: usize,
     ) -> Result<Vec<Duration>, BusError> {
-        let mut connection = connector.blocking(BLOCK).await?;
-        let mut after = EntryId::default();
-        let mut times = Vec::with_capacity(requests as usize);
-        let data = payload(1);
-        while (times.len() as u64) < requests {
-            let began = Instant::now();
-            let mut add = redis::cmd("XADD");
-            add.arg(&self.route.events).arg("*");
-            add.arg("type").arg(&self.kind).arg("data").arg(&data);
-            add.arg("replyto").arg(&self.reply_to);
-            connection.send_packed_command(&add).await?;
-            after = self.next_reply(&mut connection, after).await?;
-            times.push(began.elapsed());
+        let mut times = Vec::with_capacity(requests);
+        let first = self.sent.len();
+        let data = payload(1, self.load.payload);
+        while times.len() < requests {
+            let sent = self.sent.len() - first;
+            let more = (in_flight + times.len() - sent).min(requests - sent);
+            if more > 0 {
+                let mut pipe = Pipeline::with_capacity(more);
+                for _ in 0..more {
+                    self.sent.push(Instant::now());
+                    // An id by which the reply tells which one it answers.
+                    let id = request_id(self.sent.len() as u64);
+                    pipe.cmd("XADD").arg(&self.load.routes[0].events);
+                    pipe.arg(id.to_string());
+                    pipe.arg("type").arg(&self.load.kinds[0]);
+                    pipe.arg("data").arg(&data);
+                    pipe.arg("replyto").arg(&self.load.reply_to);
+                }
+                send(&mut self.connection, &pipe).await?;
+            }
+            let streams = [(self.load.reply_to.as_str(), self.after)];
+            let batches = read::read_after(&mut self.connection, &streams, COUNT, BLOCK).await?;
+            let now = Instant::now();
+            for entry in batches.iter().flat_map(|batch| &batch.entries) {
+                const SHAPE: BusError = BusError::Reply { what: "a request" };
+                self.after = entry.id;
+                let answers = entry.get("correlationid").and_then(EntryId::parse);
+                let asked = answers.and_then(|id| self.sent.get((id.seq as usize).checked_sub(1)?));
+                times.push(now - *asked.ok_or(SHAPE)?);
+            }
         }
         Ok(times)
     }
+}
 
-    async fn next_reply(
-        &self,
-        connection: &mut MultiplexedConnection,
-        after: EntryId,
-    ) -> Result<EntryId, BusError> {
-        loop {
-            let streams = [(self.reply_to.as_str(), after)];
-            let batches = read::read_after(connection, &streams, 1, BLOCK).await?;
-            if let Some(entry) = batches.first().and_then(|batch| batch.entries.last()) {
-                return Ok(entry.id);
-            }
-        }
+/// Publishes events one at a time; how long each took.
+///
+/// # Errors
+/// Whatever the server answers.
+pub async fn publish_one_by_one(
+    load: &Load,
+    connector: &Connector,
+    events: u64,
+) -> Result<Vec<Duration>, BusError> {
+    let mut connection = connector.dedicated().await?;
+    let mut times = Vec::with_capacity(events as usize);
+    for n in 0..events {
+        let began = Instant::now();
+        send(&mut connection, &publications(load, n..n + 1)).await?;
+        times.push(began.elapsed());
     }
+    Ok(times)
+}
 
-    fn answer(&self, entries: &[EntryId], reply: bool) -> Pipeline {
-        let mut pipe = Pipeline::with_capacity(entries.len() + 1);
+/// Publishes events in pipelines, three of them outstanding.
+///
+/// # Errors
+/// Whatever the server answers.
+pub async fn publish(load: &Load, connector: &Connector, events: u64) -> Result<(), BusError> {
+    let connection = connector.dedicated().await?;
+    let mut outstanding: VecDeque<Sent> = VecDeque::new();
+    let mut done = 0;
+    while done < events {
+        if outstanding.len() == OUTSTANDING
+            && let Some(oldest) = outstanding.pop_front()
+        {
+            ended(oldest).await?;
+        }
+        let end = events.min(done + PIPELINE);
+        let (pipe, mut connection) = (publications(load, done..end), connection.clone());
+        outstanding.push_back(spawned(async move { send(&mut connection, &pipe).await }));
+        done = end;
+    }
+    for sent in outstanding {
+        ended(sent).await?;
+    }
+    Ok(())
+}
+
+fn publications(load: &Load, events: std::ops::Range<u64>) -> Pipeline {
+    let mut pipe = Pipeline::with_capacity((events.end - events.start) as usize);
+    for n in events {
+        pipe.cmd("XADD").arg(&load.routes[0].events).arg("*");
+        pipe.arg("type").arg(&load.kinds[0]);
+        pipe.arg("data").arg(payload(n, load.payload));
+        pipe.arg("time").arg(TIME);
+    }
+    pipe
+}
+
+fn answer(load: &Load, batch: &Batch, reply: bool) -> Pipeline {
+    let mut pipe = Pipeline::with_capacity(size(batch) as usize + batch.len());
+    for (stream, entries) in batch {
         if reply {
             for entry in entries {
-                pipe.cmd("XADD").arg(&self.reply_to).arg("MAXLEN").arg("~");
-                pipe.arg(self.history).arg("*");
+                pipe.cmd("XADD").arg(&load.reply_to).arg("MAXLEN").arg("~");
+                pipe.arg(load.history).arg("*");
                 pipe.arg("correlationid").arg(entry.to_string());
                 pipe.arg("type").arg("bench.reply.result");
                 pipe.arg("status").arg("ok").arg("source").arg("bare");
@@ -199,63 +229,82 @@ impl Bare {
                 pipe.arg("data").arg(&[0xc0][..]);
             }
         }
-        let acknowledge = pipe.cmd("XACK").arg(&self.route.events).arg(&self.group);
+        let acknowledge = pipe.cmd("XACK");
+        acknowledge.arg(&load.routes[*stream].events);
+        acknowledge.arg(&load.group);
         for entry in entries {
             acknowledge.arg(entry.to_string());
         }
-        pipe
+    }
+    pipe
+}
+
+fn size(batch: &Batch) -> u64 {
+    batch.iter().map(|(_, ids)| ids.len() as u64).sum()
+}
+
+/// Sends a pipeline whose replies do not matter but for the last.
+async fn send(connection: &mut MultiplexedConnection, pipe: &Pipeline) -> Result<(), BusError> {
+    let last = pipe.len() - 1;
+    let replies = connection.send_packed_commands(pipe, last, 1).await?;
+    match replies.into_iter().next() {
+        Some(Value::ServerError(error)) => Err(RedisError::from(error).into()),
+        _ => Ok(()),
     }
 }
 
 /// The ids of the next new entries. The values are walked where the client library left them: that is
 /// all that this loop needs of them.
 async fn next(
+    load: &Load,
     connection: &mut MultiplexedConnection,
-    stream: &str,
-    group: &str,
-) -> Result<Vec<EntryId>, BusError> {
+    consumer: &str,
+) -> Result<Batch, BusError> {
     const SHAPE: BusError = BusError::Reply { what: "XREADGROUP" };
     let mut command = redis::cmd("XREADGROUP");
-    command.arg("GROUP").arg(group).arg("bare");
-    command.arg("COUNT").arg(COUNT);
+    command.arg("GROUP").arg(&load.group).arg(consumer);
+    command.arg("COUNT").arg((COUNT / load.routes.len()).max(1));
     command.arg("BLOCK").arg(BLOCK.as_millis() as u64);
-    command.arg("STREAMS").arg(stream).arg(">");
-    let entries = match connection.send_packed_command(&command).await? {
+    command.arg("STREAMS");
+    for route in &load.routes {
+        command.arg(&route.events);
+    }
+    for _ in &load.routes {
+        command.arg(">");
+    }
+    let streams = match connection.send_packed_command(&command).await? {
         Value::Nil => return Ok(Vec::new()),
         Value::ServerError(error) => return Err(RedisError::from(error).into()),
-        Value::Array(mut streams) => match streams.pop() {
-            Some(Value::Array(mut pair)) => pair.pop(),
-            _ => None,
-        },
-        _ => None,
+        Value::Array(streams) => streams,
+        _ => return Err(SHAPE),
     };
-    let Some(Value::Array(entries)) = entries else {
-        return Err(SHAPE);
-    };
-    let ids = entries.iter().map(|entry| match entry {
-        Value::Array(pair) => match pair.first() {
-            Some(Value::BulkString(id)) => EntryId::parse(id).ok_or(SHAPE),
+    // They come in the order in which they were asked for.
+    let mut names = load.routes.iter().enumerate();
+    let batches = streams.iter().map(|stream| {
+        let Value::Array(pair) = stream else {
+            return Err(SHAPE);
+        };
+        let [Value::BulkString(name), Value::Array(entries)] = &pair[..] else {
+            return Err(SHAPE);
+        };
+        let found = names.find(|(_, route)| route.events.as_bytes() == name);
+        let ids = entries.iter().map(|entry| match entry {
+            Value::Array(pair) => match pair.first() {
+                Some(Value::BulkString(id)) => EntryId::parse(id).ok_or(SHAPE),
+                _ => Err(SHAPE),
+            },
             _ => Err(SHAPE),
-        },
-        _ => Err(SHAPE),
+        });
+        Ok((found.ok_or(SHAPE)?.0, ids.collect::<Result<Vec<_>, _>>()?))
     });
-    ids.collect()
+    batches.collect()
 }
 
-async fn settle(batch: Option<JoinHandle<Result<(), BusError>>>) -> Result<(), BusError> {
-    match batch {
-        Some(batch) => batch
-            .await
-            .unwrap_or(Err(BusError::Pool("the runtime is going down".into()))),
-        None => Ok(()),
-    }
+fn spawned(work: impl Future<Output = Result<(), BusError>> + Send + 'static) -> Sent {
+    AbortOnDropHandle::new(tokio::spawn(work))
 }
 
-/// The MessagePack of `{n, text}`.
-fn payload(n: u64) -> Vec<u8> {
-    let mut data = vec![0x82, 0xa1, b'n', 0xcf];
-    data.extend_from_slice(&n.to_be_bytes());
-    data.extend_from_slice(&[0xa4, b't', b'e', b'x', b't', 0xb0]);
-    data.extend_from_slice(b"sixteen letters.");
-    data
+async fn ended(task: Sent) -> Result<(), BusError> {
+    task.await
+        .unwrap_or_else(|_| Err(BusError::Pool("the runtime is going down".into())))
 }

@@ -88,6 +88,52 @@ impl Server {
     }
 }
 
+/// What a server has used up since it started.
+#[derive(Clone, Debug, Default)]
+pub struct Usage {
+    /// CPU time, in seconds.
+    pub cpu: f64,
+    /// Commands, by name in lower case; those of scripts and of transactions too.
+    pub calls: HashMap<String, u64>,
+    /// Bytes of memory in use.
+    pub memory: u64,
+    /// The server's version.
+    pub version: String,
+    /// The server's process.
+    pub pid: String,
+}
+
+impl Usage {
+    /// Asks the server.
+    ///
+    /// # Errors
+    /// Whatever the server answers.
+    pub async fn look(connection: &mut MultiplexedConnection) -> Result<Self, BusError> {
+        let mut command = redis::cmd("INFO");
+        command.arg(&["server", "memory", "cpu", "commandstats"]);
+        let text: String = command.query_async(connection).await?;
+        let mut usage = Self::default();
+        for (name, value) in text.lines().filter_map(|line| line.split_once(':')) {
+            let value = value.trim();
+            match name {
+                "used_cpu_user" | "used_cpu_sys" => usage.cpu += value.parse().unwrap_or(0.0),
+                "used_memory" => usage.memory = value.parse().unwrap_or(0),
+                "redis_version" => value.clone_into(&mut usage.version),
+                "process_id" => value.clone_into(&mut usage.pid),
+                _ => {
+                    let calls = value
+                        .strip_prefix("calls=")
+                        .and_then(|v| v.split(',').next());
+                    if let (Some(name), Some(calls)) = (name.strip_prefix("cmdstat_"), calls) {
+                        usage.calls.insert(name.into(), calls.parse().unwrap_or(0));
+                    }
+                }
+            }
+        }
+        Ok(usage)
+    }
+}
+
 /// `None` for what the user may not do, or what the server does not know.
 pub fn allowed<T>(answer: Result<T, BusError>) -> Result<Option<T>, BusError> {
     match answer {

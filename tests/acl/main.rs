@@ -696,7 +696,8 @@ fn every_command_in_the_sources_is_granted() {
                 && ["browse", "drop", "inspect", "server"].contains(&name)
             || name.starts_with("replay");
         let user = ["convoke-worker", "convoke-operator"][usize::from(is_operators)];
-        if file.ends_with("bench.rs") {
+        // What measures a server is no part of the bus: whoever runs it has the server for himself.
+        if ["bare", "load", "raw"].contains(&name) {
             continue;
         }
         for command in commands_in(product) {

@@ -6,6 +6,7 @@
 mod support;
 
 mod batch;
+mod bench;
 mod coordination;
 mod dead;
 mod doctor;
@@ -197,6 +198,7 @@ fn without_a_server_a_command_fails_with_1() {
         &["state"],
         &["discover"],
         &["vote", "list"],
+        &["bench", "--quick"],
     ] {
         let ended = end(bare().args(args).args(["--redis-url", &url]));
         assert!(ended.failed(1, &[]).err.contains("onnect"), "{args:?}");

@@ -1,0 +1,119 @@
+//! A full stream is consumed.
+
+use super::figure::{Figure, Goal, Samples};
+use super::meter::{Mark, Sample};
+use super::rig::{BARE, RAW, Rig, Start, WORKER};
+use anyhow::Context as _;
+use convoke::bus::load::Load;
+use convoke::bus::{bare, raw};
+use futures_util::future::try_join_all;
+
+/// What is consumed, and by how many.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain<'a> {
+    pub load: &'a Load,
+    pub reply: bool,
+    pub consumers: usize,
+}
+
+pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+    let load = rig.load(1, None);
+    let events = rig.plan.events;
+    for (case, reply) in [("with replies", true), ("without replies", false)] {
+        let drain = Drain {
+            load: &load,
+            reply,
+            consumers: 1,
+        };
+        let [raw, bare, worker] = drain.rounds(rig, events).await?;
+        let to_raw = reply.then_some(Goal::AtLeast(0.85));
+        let sides = [(RAW, &raw), (BARE, &bare), (WORKER, &worker)];
+        rig.tell(
+            Figure::new("drain", case, "events/s", events, &sides)
+                .ratio(
+                    "speed, worker / bare",
+                    &worker,
+                    &bare,
+                    |s| s.value,
+                    Some(Goal::AtLeast(0.95)),
+                )
+                .ratio("speed, worker / raw", &worker, &raw, |s| s.value, to_raw)
+                .ratio(
+                    "client CPU, worker / bare",
+                    &worker,
+                    &bare,
+                    |s| s.client_cpu,
+                    Some(Goal::AtMost(1.3)),
+                )
+                .ratio(
+                    "server CPU, worker / bare",
+                    &worker,
+                    &bare,
+                    |s| s.server_cpu,
+                    None,
+                ),
+        )?;
+    }
+    Ok(())
+}
+
+impl Drain<'_> {
+    /// All three sides.
+    pub async fn rounds(&self, rig: &Rig, events: u64) -> anyhow::Result<[Samples; 3]> {
+        let one = async |side, events| self.one(rig, side, events).await;
+        rig.rounds([RAW, BARE, WORKER], events, one).await
+    }
+
+    async fn one(&self, rig: &Rig, side: &str, events: u64) -> anyhow::Result<Sample> {
+        let Drain {
+            load,
+            reply,
+            consumers,
+        } = *self;
+        let connector = &rig.connector;
+        load.remove(connector).await?;
+        load.fill(connector, events, reply, None).await?;
+        let start = Start::default();
+        let race = start.race(events);
+        let before = rig.usage().await?;
+        let names = (0..consumers).map(|n| format!("bench-{n}"));
+        let mut workers = Vec::new();
+        let end = match side {
+            WORKER => {
+                for name in names {
+                    workers.push(rig.worker(&name, load, &race)?);
+                }
+                rig.until_done(load, &race, &workers).await?
+            }
+            BARE => {
+                let consumers = names
+                    .map(async |name| bare::consume(load, connector, &race, &name, reply).await);
+                try_join_all(consumers).await?;
+                Mark::now()
+            }
+            _ => {
+                let consumers = names
+                    .map(async |name| raw::consume(load, connector, &race, &name, reply).await);
+                try_join_all(consumers).await?;
+                Mark::now()
+            }
+        };
+        let after = rig.usage().await?;
+        for worker in workers {
+            worker.stop().await?;
+        }
+        let end = match side {
+            WORKER => end,
+            // A reader that waits in vain for more does not count.
+            _ => Mark {
+                at: race.ended().context("not all was acknowledged")?,
+                ..end
+            },
+        };
+        Ok(Sample::between(
+            [start.mark()?, end],
+            [&before, &after],
+            events,
+        ))
+    }
+}

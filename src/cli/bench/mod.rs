@@ -1,0 +1,245 @@
+//! `convoke bench`: the same work by hand-written loops and by a worker, side by side in one run.
+
+mod drain;
+mod entries;
+mod figure;
+mod idle;
+mod meter;
+mod mixed;
+mod publish;
+mod replicas;
+mod request;
+mod rig;
+mod sizes;
+mod soak;
+mod streams;
+mod text;
+
+use super::output::{printable, wrapped};
+use super::{Misuse, Outcome, Session, threads};
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use meter::{cores, server_cores};
+use rig::Rig;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+const LEGEND: &str = "CPU s, SERVER s: seconds of this process and of the server per 100,000 events; \
+CMDS: commands per event; MiB, +KiB: memory of this process, and by how much a round made it grow";
+
+const EXAMPLES: &str = "\
+Examples:
+  scripts/bench                    a server of its own, each side on its own core
+  scripts/bench all --format json  everything, as JSON lines
+  convoke bench --quick            does it run here? Its figures say little
+  convoke bench drain --rounds 5
+  convoke bench request mixed
+  convoke bench --soak 10          ten million events: does memory grow?
+
+What is compared, on the same events in the same run:
+  raw      RESP by hand; what the server can do at the most
+  bare     the best loop by hand with the client library of this worker
+  worker   decodes, routes, fences, commits
+The loops do nothing with an event but answer and acknowledge it. Each figure is the median of \
+the rounds, with the least and the most; a first round, of a tenth, is not counted.
+
+Replicas are workers in this one process, each with connections, lanes and a keeper of its own: so \
+they share its cores, as the loops do, and the figures stay comparable. What is measured is what \
+they cost each other on the server.
+
+Everything happens in a namespace of its own, which is removed, after Ctrl-C as well. A server that \
+does other work meanwhile is slowed down, and its work shows in the figures.
+
+CPU times are told by the system in steps of 10 ms or so: raise --events where they matter.";
+
+/// Measure this machine: the same work by loops written by hand and by a worker
+#[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
+pub struct Flags {
+    /// What is measured [default: drain, publish, request]
+    #[arg(value_name = "MEASUREMENT")]
+    measurements: Vec<Measurement>,
+    /// Events that each side gets in a round [default: 300000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    events: Option<u64>,
+    /// Requests, or publishes one at a time, that each side makes in a round [default: 5000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=10_000_000))]
+    requests: Option<u64>,
+    /// Rounds; the figures are their medians [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: Option<u32>,
+    /// Little of everything, to see that it runs
+    #[arg(long)]
+    quick: bool,
+    /// Let a worker consume so many million events, and watch its memory
+    #[arg(long, value_name = "MILLIONS", conflicts_with_all = ["measurements", "events", "requests", "rounds"])]
+    soak: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+enum Measurement {
+    /// A full stream is consumed, with and without replies
+    Drain,
+    /// Events are published: one at a time, in pipelines
+    Publish,
+    /// Requests are answered: 1, 16 and 256 in flight
+    Request,
+    /// Heartbeats are answered while work floods in
+    Mixed,
+    /// Payloads from 64 bytes to 64 KiB
+    Sizes,
+    /// 1 to 4 replicas
+    Replicas,
+    /// 10 to 1,000 streams
+    Streams,
+    /// Streams of 10,000 to 1,000,000 entries
+    Entries,
+    /// What a worker costs that has nothing to do
+    Idle,
+    /// All of these
+    All,
+}
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    events: u64,
+    requests: u64,
+    rounds: u32,
+    quick: bool,
+}
+
+impl Plan {
+    fn new(flags: &Flags) -> Self {
+        let (events, requests, rounds) = match flags.quick {
+            true => (3000, 50, 1),
+            false => (300_000, 5000, 3),
+        };
+        Self {
+            events: flags.events.unwrap_or(events),
+            requests: flags.requests.unwrap_or(requests),
+            rounds: flags.rounds.unwrap_or(rounds),
+            quick: flags.quick,
+        }
+    }
+}
+
+impl Flags {
+    fn chosen(&self) -> Vec<Measurement> {
+        use Measurement::*;
+        let named = &self.measurements;
+        if named.contains(&All) {
+            return vec![
+                Drain, Publish, Request, Mixed, Sizes, Replicas, Streams, Entries, Idle,
+            ];
+        }
+        match named.is_empty() {
+            true => vec![Drain, Publish, Request],
+            false => {
+                let mut chosen: Vec<Measurement> = Vec::new();
+                for one in named {
+                    if !chosen.contains(one) {
+                        chosen.push(*one);
+                    }
+                }
+                chosen
+            }
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+    if flags
+        .soak
+        .is_some_and(|millions| !(millions > 0.0 && millions <= 1e6))
+    {
+        return Err(Misuse::error(
+            "--soak: more than 0 and at most 1000000 (millions)",
+        ));
+    }
+    // As a worker runs: one thread a core that it may use.
+    threads()?.block_on(async {
+        let rig = Rig::new(session, Plan::new(flags)).await?;
+        let mut interrupted = signal(SignalKind::interrupt())?;
+        let mut terminated = signal(SignalKind::terminate())?;
+        let measured = tokio::select! {
+            measured = measure(&rig, flags) => measured,
+            _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted")),
+            _ = terminated.recv() => Err(anyhow::anyhow!("interrupted")),
+        };
+        // What was given up half way must have ended before its keys are removed.
+        let cleaned = tokio::select! {
+            cleaned = rig.clean() => cleaned,
+            _ = interrupted.recv() => Err(anyhow::anyhow!("interrupted twice")),
+        };
+        let namespace = rig.keys.namespace();
+        let cleaned = cleaned.with_context(|| format!("{namespace}:* may not be removed"));
+        measured.and(cleaned)?;
+        Ok(Outcome::Done)
+    })
+}
+
+async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
+    let usage = rig.usage().await?;
+    let (client, server) = (cores("self"), server_cores(&usage.pid));
+    let Plan {
+        events,
+        requests,
+        rounds,
+        ..
+    } = rig.plan;
+    if rig.output.is_json() {
+        rig.output.json(&json!({
+            "record": "run",
+            "version": env!("CARGO_PKG_VERSION"),
+            "redis": usage.version,
+            "client_cores": client,
+            "server_cores": server,
+            "events": events,
+            "requests": requests,
+            "rounds": rounds,
+        }))?;
+    } else {
+        let shared = client == server;
+        let unknown = || "unknown".to_owned();
+        let (client, server) = (
+            client.unwrap_or_else(unknown),
+            server.unwrap_or_else(unknown),
+        );
+        let redis = printable(&usage.version);
+        let version = env!("CARGO_PKG_VERSION");
+        rig.output.line(&format!(
+            "convoke {version} on redis {redis}; cores: client {client}, server {server}"
+        ))?;
+        if shared {
+            rig.output
+                .line("not pinned: scripts/bench gives each side a core of its own")?;
+        }
+        for line in wrapped(LEGEND, 0, rig.output.width()) {
+            rig.output.line(&line)?;
+        }
+        if cfg!(debug_assertions) {
+            rig.output
+                .line("a debug build: its figures say nothing of a release")?;
+        }
+    }
+    if let Some(millions) = flags.soak {
+        return soak::measure(rig, (millions * 1e6) as u64).await;
+    }
+    for measurement in flags.chosen() {
+        match measurement {
+            Measurement::Drain => drain::measure(rig).await?,
+            Measurement::Publish => publish::measure(rig).await?,
+            Measurement::Request => request::measure(rig).await?,
+            Measurement::Mixed => mixed::measure(rig).await?,
+            Measurement::Sizes => sizes::measure(rig).await?,
+            Measurement::Replicas => replicas::measure(rig).await?,
+            Measurement::Streams => streams::measure(rig).await?,
+            Measurement::Entries => entries::measure(rig).await?,
+            Measurement::Idle => idle::measure(rig).await?,
+            Measurement::All => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,212 @@
+//! What all measurements stand on: the server, a namespace of its own, workers in it, rounds.
+
+use super::figure::{Figure, Samples};
+use super::meter::{Mark, Sample};
+use super::{Plan, text};
+use crate::cli::Session;
+use crate::cli::output::Output;
+use anyhow::{Context as _, ensure};
+use convoke::bus::connect::Connector;
+use convoke::bus::keys::Keys;
+use convoke::bus::load::{Load, Race, SHORTEST, remove_namespace};
+use convoke::bus::server::Usage;
+use convoke::config::{DatabaseUrl, Settings};
+use convoke::worker::RunError;
+use convoke::{Context, HandlerError, Policy, Worker};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+/// The sides of a comparison.
+pub const RAW: &str = "raw";
+pub const BARE: &str = "bare";
+pub const WORKER: &str = "worker";
+
+#[derive(Deserialize, JsonSchema)]
+struct Work {
+    #[allow(dead_code)] // Decoded, as a handler would.
+    n: u64,
+    #[allow(dead_code)]
+    text: String,
+}
+
+async fn handle(context: Context, _: Work) -> Result<(), HandlerError> {
+    context.state::<Arc<Race>>()?.take(1);
+    Ok(())
+}
+
+/// The server and the namespace.
+pub struct Rig {
+    pub settings: Settings,
+    pub keys: Keys,
+    pub connector: Connector,
+    pub output: Output,
+    pub plan: Plan,
+    stop: CancellationToken,
+    workers: TaskTracker,
+}
+
+/// A worker of this process; it drains once this is dropped.
+pub struct Running {
+    drain: DropGuard,
+    ended: JoinHandle<Result<(), RunError>>,
+}
+
+impl Running {
+    /// Whether it ended by itself.
+    pub fn is_over(&self) -> bool {
+        self.ended.is_finished()
+    }
+
+    /// Drains it.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        drop(self.drain);
+        Ok(self.ended.await??)
+    }
+}
+
+/// When the first event of a race arrived.
+#[derive(Clone, Default)]
+pub struct Start(Arc<OnceLock<Mark>>);
+
+impl Start {
+    /// A race that notes its start here.
+    pub fn race(&self, events: u64) -> Arc<Race> {
+        let start = self.0.clone();
+        let first = move || _ = start.get_or_init(Mark::now);
+        Arc::new(Race::new(events, first))
+    }
+
+    pub fn mark(&self) -> anyhow::Result<Mark> {
+        self.0.get().copied().context("nothing arrived")
+    }
+}
+
+impl Rig {
+    pub async fn new(session: Session, plan: Plan) -> anyhow::Result<Self> {
+        let mut settings = session.settings;
+        settings.namespace = format!("bench-{:08x}", fastrand::u32(..));
+        settings.partitions = 0;
+        settings.id = "bench".into();
+        // Nothing of it belongs into anybody's ledger, nor costs what another service costs.
+        settings.database_url = DatabaseUrl::default();
+        settings.mcp_server.clear();
+        let connector = Connector::new(&settings.redis_url, 4)?;
+        connector
+            .check_version()
+            .await
+            .context("the server can not be used")?;
+        Ok(Self {
+            keys: settings.keys()?,
+            settings,
+            connector,
+            output: session.output,
+            plan,
+            stop: CancellationToken::new(),
+            workers: TaskTracker::new(),
+        })
+    }
+
+    /// So many streams of events of so many bytes each; of the shortest, if none are told.
+    pub fn load(&self, streams: usize, payload: Option<usize>) -> Load {
+        let domains = (0..streams).map(|n| format!("bench{n}"));
+        Load {
+            routes: domains.clone().map(|d| self.keys.route(&d, 0)).collect(),
+            kinds: domains.map(|domain| format!("{domain}.work")).collect(),
+            reply_to: self.keys.reply("bench", 0, "bench"),
+            group: self.settings.group.clone(),
+            history: self.settings.stream_history,
+            payload: payload.unwrap_or(SHORTEST),
+        }
+    }
+
+    /// Starts a worker of this process for a load.
+    pub fn worker(&self, id: &str, load: &Load, race: &Arc<Race>) -> anyhow::Result<Running> {
+        let settings = Settings {
+            id: id.to_owned(),
+            ..self.settings.clone()
+        };
+        let mut builder = Worker::builder().settings(settings).state(race.clone());
+        for kind in &load.kinds {
+            builder = builder.handler_with(kind, handle, Policy::new().silent());
+        }
+        let worker = builder.build()?;
+        let drain = self.stop.child_token();
+        let until = drain.clone();
+        Ok(Running {
+            drain: drain.drop_guard(),
+            ended: self
+                .workers
+                .spawn(async move { worker.run_until(until).await }),
+        })
+    }
+
+    /// Waits until a race's events are taken and acknowledged by workers; the moment at which they were.
+    pub async fn until_done(
+        &self,
+        load: &Load,
+        race: &Race,
+        workers: &[Running],
+    ) -> anyhow::Result<Mark> {
+        let mut connection = self.connector.dedicated().await?;
+        while race.taken() < race.total {
+            let over = workers.iter().any(Running::is_over);
+            ensure!(!over, "a worker ended by itself");
+            // Closely only towards the end: to look costs the worker a part of its core.
+            let near = race.taken() > race.total / 10 * 9;
+            let pause = if near { 1 } else { 5 };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        while load.pending(&mut connection).await? > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(Mark::now())
+    }
+
+    /// What the server has used up so far.
+    pub async fn usage(&self) -> anyhow::Result<Usage> {
+        let mut connection = self.connector.dedicated().await?;
+        Ok(Usage::look(&mut connection).await?)
+    }
+
+    /// Rounds of some sides, in a new order each time; first one that is not counted.
+    pub async fn rounds<const N: usize>(
+        &self,
+        sides: [&'static str; N],
+        events: u64,
+        one: impl AsyncFn(&'static str, u64) -> anyhow::Result<Sample>,
+    ) -> anyhow::Result<[Samples; N]> {
+        let mut samples = [(); N].map(|()| Samples::new());
+        for side in sides {
+            one(side, events.div_ceil(10)).await?;
+        }
+        for round in 0..self.plan.rounds as usize {
+            for turn in 0..N {
+                let at = (round + turn) % N;
+                samples[at].push(one(sides[at], events).await?);
+            }
+        }
+        Ok(samples)
+    }
+
+    /// Prints a figure.
+    pub fn tell(&self, figure: Figure) -> anyhow::Result<()> {
+        match self.output.is_json() {
+            true => self.output.json(&serde_json::to_value(&figure)?)?,
+            false => text::print(&self.output, &figure)?,
+        }
+        Ok(())
+    }
+
+    /// Waits for the workers that still run, and removes the namespace.
+    pub async fn clean(&self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.workers.close();
+        self.workers.wait().await;
+        Ok(remove_namespace(&self.connector, &self.keys).await?)
+    }
+}

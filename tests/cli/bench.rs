@@ -1,0 +1,260 @@
+//! `convoke bench`: that every measurement runs, what it tells, and that it leaves nothing behind.
+//! Never how fast anything is.
+
+use super::rig::{lines, names, say};
+use super::{Ended, convoke, end, run};
+use crate::support::{self, Redis};
+use serde_json::Value;
+use std::process::{Command, Stdio};
+
+/// Little of it, as JSON.
+fn bench(redis: &Redis, args: &[&str]) -> (Vec<Value>, Ended) {
+    let mut command = convoke(redis, &["bench", "--format=json", "--quick"]);
+    let ended = end(command.args(args)).done();
+    (lines(&ended.out), ended)
+}
+
+/// The figures among the lines, by measurement and case.
+fn figures(lines: &[Value]) -> Vec<(&str, &str, &Value)> {
+    let figures = lines.iter().filter(|line| line["record"] == "figure");
+    let named = figures.map(|figure| {
+        let word = |name: &str| figure[name].as_str().unwrap();
+        (word("measurement"), word("case"), figure)
+    });
+    named.collect()
+}
+
+fn is_empty(redis: &Redis) -> bool {
+    say(redis, "DBSIZE") == redis::Value::Int(0)
+}
+
+#[test]
+fn the_default_is_told_as_a_stable_contract_and_leaves_nothing_behind() {
+    let redis = Redis::start();
+    // What is not its own stays.
+    say(&redis, "SET bench-x:kept 1");
+    let (lines, _) = bench(&redis, &["--events=400", "--requests=5"]);
+    assert_eq!(say(&redis, "DBSIZE"), redis::Value::Int(1));
+    assert_eq!(
+        names(&lines[0]),
+        [
+            "record",
+            "version",
+            "redis",
+            "client_cores",
+            "server_cores",
+            "events",
+            "requests",
+            "rounds"
+        ]
+    );
+    assert_eq!(
+        (&lines[0]["record"], &lines[0]["events"]),
+        (&"run".into(), &400.into())
+    );
+    assert!(lines[0]["client_cores"].is_string() && lines[0]["server_cores"].is_string());
+    let figures = figures(&lines[1..]);
+    let which: Vec<(&str, &str)> = figures.iter().map(|(m, c, _)| (*m, *c)).collect();
+    assert_eq!(
+        which,
+        [
+            ("drain", "with replies"),
+            ("drain", "without replies"),
+            ("publish", "one at a time"),
+            ("publish", "pipelined"),
+            ("request", "1 in flight"),
+            ("request", "16 in flight"),
+            ("request", "256 in flight"),
+        ]
+    );
+    for (_, _, figure) in &figures {
+        assert_eq!(
+            names(figure),
+            [
+                "record",
+                "measurement",
+                "case",
+                "unit",
+                "events",
+                "rounds",
+                "sides",
+                "checks"
+            ]
+        );
+        assert_eq!(figure["rounds"], 1);
+        let times = figure["unit"] == "us";
+        assert!(times || figure["unit"] == "events/s", "{figure}");
+        for side in figure["sides"].as_array().unwrap() {
+            let mut expected = vec!["side", "median", "min", "max"];
+            expected.extend(times.then_some("p99"));
+            expected.extend(["client_cpu_s", "server_cpu_s", "commands", "rss_kib"]);
+            expected.push("rss_growth_kib");
+            assert_eq!(names(side), expected, "{figure}");
+            let number = |name: &str| side[name].as_f64().unwrap();
+            assert!(
+                number("min") > 0.0 && number("min") <= number("median"),
+                "{side}"
+            );
+            assert!(number("median") <= number("max"), "{side}");
+            assert!(number("rss_kib") > 0.0);
+        }
+        for check in figure["checks"].as_array().unwrap() {
+            assert_eq!(
+                names(check),
+                ["what", "median", "min", "max", "goal", "reached"]
+            );
+            assert_eq!(check["goal"].is_null(), check["reached"].is_null());
+        }
+    }
+    let sides = |index: usize| -> Vec<&str> {
+        let sides = figures[index].2["sides"].as_array().unwrap().iter();
+        sides.map(|side| side["side"].as_str().unwrap()).collect()
+    };
+    assert_eq!(sides(0), ["raw", "bare", "worker"]);
+    assert_eq!(sides(2), ["bare", "client"]);
+    assert_eq!(sides(3), ["raw", "bare", "client"]);
+    assert_eq!(sides(4), ["bare", "worker", "client and worker"]);
+    // A reply costs each of them one command: that no side leaves its work out.
+    for side in figures[0].2["sides"].as_array().unwrap() {
+        let commands = side["commands"].as_f64().unwrap();
+        assert!((1.0..3.0).contains(&commands), "{side}");
+    }
+    let goal = &figures[0].2["checks"][0];
+    assert_eq!(goal["what"], "speed, worker / bare");
+    assert_eq!(goal["goal"]["at_least"], 0.95);
+}
+
+#[test]
+fn every_other_measurement_runs_and_leaves_nothing_behind() {
+    let redis = Redis::start();
+    let args = [
+        "mixed",
+        "sizes",
+        "replicas",
+        "streams",
+        "entries",
+        "--events=200",
+    ];
+    let (lines, _) = bench(&redis, &args);
+    assert!(is_empty(&redis));
+    let figures = figures(&lines);
+    let which: Vec<(&str, &str)> = figures.iter().map(|(m, c, _)| (*m, *c)).collect();
+    assert_eq!(
+        which,
+        [
+            ("mixed", "heartbeats under a flood"),
+            ("sizes", "64 B"),
+            ("sizes", "256 B"),
+            ("sizes", "1 KiB"),
+            ("sizes", "4 KiB"),
+            ("sizes", "16 KiB"),
+            ("sizes", "64 KiB"),
+            ("replicas", "1 replica"),
+            ("replicas", "2 replicas"),
+            ("streams", "10 streams"),
+            ("streams", "30 streams"),
+            ("entries", "500 entries"),
+            ("entries", "5,000 entries"),
+        ]
+    );
+    for (measurement, _, figure) in figures {
+        let raw = &figure["sides"][0];
+        assert_eq!(raw["side"] == "raw", measurement != "mixed", "{figure}");
+        assert_eq!(figure["sides"][2]["side"], "worker");
+    }
+}
+
+#[test]
+fn an_idle_worker_is_watched_and_ends() {
+    let redis = Redis::start();
+    let (lines, _) = bench(&redis, &["idle"]);
+    assert!(is_empty(&redis));
+    let (_, _, idle) = figures(&lines)[0];
+    let memory = &idle["checks"][0];
+    assert_eq!(memory["what"], "resident memory, MiB");
+    assert!(memory["median"].as_f64().unwrap() > 1.0, "{idle}");
+    // The one that asks.
+    support::eventually("only this test is connected", || {
+        let redis::Value::BulkString(clients) = say(&redis, "CLIENT LIST") else {
+            return false;
+        };
+        String::from_utf8_lossy(&clients).lines().count() == 1
+    });
+}
+
+#[test]
+fn a_soak_tells_the_memory_at_ten_points() {
+    let redis = Redis::start();
+    let ended = run(&redis, &["bench", "--soak=0.002", "--format=json"]).done();
+    assert!(is_empty(&redis));
+    let lines = lines(&ended.out);
+    let points: Vec<&Value> = lines.iter().filter(|l| l["record"] == "point").collect();
+    assert_eq!(points.len(), 10);
+    assert_eq!(points[9]["events"], 2000);
+    for name in ["rss_kib", "heap_kib", "server_kib", "events_per_s"] {
+        assert!(points[0][name].as_f64().unwrap() > 0.0, "{name}");
+    }
+    let figure = figures(&lines)[0];
+    assert_eq!(figure.0, "soak");
+    assert!(figure.2["checks"][0]["goal"]["at_most"].is_number());
+}
+
+#[test]
+fn people_get_bars_and_goals() {
+    let redis = Redis::start();
+    let args = ["bench", "drain", "--quick", "--events=100", "--rounds=2"];
+    let text = run(&redis, &args).done().out;
+    assert!(
+        text.contains("drain: with replies, 100 events, 2 rounds\n"),
+        "{text}"
+    );
+    assert!(text.contains("cores: client "), "{text}");
+    assert!(text.contains("\nworker "), "{text}");
+    assert!(text.contains('█'), "{text}");
+    assert!(text.contains("goal at least 0.95: "), "{text}");
+}
+
+#[test]
+fn interrupted_it_leaves_nothing_behind_and_says_so() {
+    let redis = Redis::start();
+    // By hand, with a worker in the process, with one of its own.
+    for (what, signal, at_work) in [
+        ("drain", "INT", "*:events:bench0"),
+        ("publish", "TERM", "*:events:bench0"),
+        ("request", "INT", "*:reply:bench"),
+        ("--soak=5", "INT", "*:reply:bench"),
+        ("--soak=5", "TERM", "*:instance:bench-0"),
+        ("idle", "INT", "*:instance:bench-idle"),
+    ] {
+        let mut command: Command = convoke(&redis, &["bench", what]);
+        if !what.starts_with('-') {
+            command.args(["--events=10000000", "--requests=10000000"]);
+        }
+        let child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        support::eventually("it is at work", || {
+            let found = say(&redis, &format!("KEYS {at_work}"));
+            found != redis::Value::Array(Vec::new())
+        });
+        support::signal(child.id(), signal);
+        let output = child.wait_with_output().unwrap();
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{what}: {err}");
+        assert!(err.contains("interrupted"), "{what}: {err}");
+        assert!(is_empty(&redis), "{what}");
+    }
+}
+
+#[test]
+fn what_can_not_be_measured_is_wrong_usage() {
+    let redis = Redis::start();
+    run(&redis, &["bench", "walk"]).failed(2, &["walk", "drain"]);
+    run(&redis, &["bench", "--soak", "0"]).failed(2, &["--soak"]);
+    run(&redis, &["bench", "--soak", "NaN"]).failed(2, &["--soak"]);
+    run(&redis, &["bench", "drain", "--soak", "1"]).failed(2, &["--soak"]);
+    run(&redis, &["bench", "--events", "0"]).failed(2, &["--events"]);
+    assert!(is_empty(&redis));
+}
