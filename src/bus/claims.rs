@@ -102,8 +102,7 @@ impl Claims {
         let mut commands = Commands::default();
         self.watch(&mut commands);
         wire.send(&mut commands).await?;
-        wire.reply().await?;
-        self.learn(wire.reply().await?)?;
+        self.watched(wire).await?;
         Ok(())
     }
 
@@ -118,8 +117,17 @@ impl Claims {
         }
     }
 
+    /// Reads the answers of what [`Claims::watch`] added: whether all counters exist.
+    pub(super) async fn watched(&self, wire: &mut Wire) -> Result<bool, BusError> {
+        // Without a watch nothing would fence the next transaction.
+        if let Token::Error(text) = wire.reply().await?.token()? {
+            return Err(server_error(text));
+        }
+        self.learn(wire.reply().await?)
+    }
+
     /// Learns from the answer of an `MGET` whether all of them exist.
-    pub(super) fn learn(&self, mut values: Tokens<'_>) -> Result<bool, BusError> {
+    fn learn(&self, mut values: Tokens<'_>) -> Result<bool, BusError> {
         let mut all = match values.token()? {
             Token::Array(length) => length == self.known.len(),
             Token::Error(text) => return Err(server_error(text)),

@@ -251,9 +251,10 @@ impl Committer {
             wire.reply().await?;
         }
         let executed = executed(wire.reply().await?)?;
-        wire.reply().await?;
-        if !self.claims.learn(wire.reply().await?)? {
-            // Gone with a flushed database. A counter that does not exist can not be watched.
+        // What was executed stays so, whatever the rest of the answer says.
+        if !matches!(self.claims.watched(wire).await, Ok(true)) {
+            // Gone with a flushed database: a counter that does not exist can not be watched. Or the
+            // link broke, or the server refused.
             self.wire = None;
         }
         if matches!(executed, Fast::Done(_)) {

@@ -69,6 +69,8 @@ fn reaction(error: &RedisError) -> Reaction {
         {
             Reaction::RepairGroup
         }
+        // Told on a connection that is closed at once; others will be let go.
+        Some("ERR") if is_crowded(error) => Reaction::Reconnect,
         Some("READONLY" | "UNBLOCKED" | "NOAUTH" | "MOVED" | "ASK") => Reaction::Reconnect,
         Some(
             "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "OOM" | "MISCONF"
@@ -79,5 +81,26 @@ fn reaction(error: &RedisError) -> Reaction {
             ErrorKind::InvalidClientConfig | ErrorKind::AuthenticationFailed => Reaction::GiveUp,
             _ => Reaction::Reconnect,
         },
+    }
+}
+
+/// Whether the server has no room for another connection.
+pub(super) fn is_crowded(error: &RedisError) -> bool {
+    error
+        .detail()
+        .is_some_and(|detail| detail.contains("max number of clients"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::wire::server_error;
+
+    #[test]
+    fn a_server_without_room_for_a_connection_is_asked_again() {
+        let crowded = server_error(b"ERR max number of clients reached");
+        assert_eq!(crowded.reaction(), Reaction::Reconnect);
+        let other = server_error(b"ERR unknown command");
+        assert_eq!(other.reaction(), Reaction::GiveUp);
     }
 }

@@ -7,7 +7,7 @@
 
 use super::connect::CONNECT;
 use super::digits::Digits;
-use super::error::BusError;
+use super::error::{BusError, is_crowded};
 use redis::io::tcp::socket2::SockRef;
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value};
 use std::fmt;
@@ -390,6 +390,7 @@ pub fn server_error(text: &[u8]) -> BusError {
 fn refused(text: &[u8]) -> BusError {
     let error = server_error(text);
     match error.code() {
+        _ if matches!(&error, BusError::Redis(error) if is_crowded(error)) => error,
         Some("WRONGPASS" | "ERR") => BusError::Redis(RedisError::from((
             ErrorKind::AuthenticationFailed,
             "the server refused the credentials or the database",
@@ -471,6 +472,17 @@ fn misconfigured(what: String) -> BusError {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn only_refused_credentials_are_final() {
+        use crate::bus::error::Reaction;
+        let reaction = |text: &[u8]| refused(text).reaction();
+        assert_eq!(reaction(b"WRONGPASS invalid"), Reaction::GiveUp);
+        assert_eq!(reaction(b"ERR DB index is out of range"), Reaction::GiveUp);
+        // What is read where the answer to AUTH should be.
+        let crowded = b"ERR max number of clients reached";
+        assert_eq!(reaction(crowded), Reaction::Reconnect);
+    }
 
     fn found(bytes: &[u8]) -> Result<Option<usize>, NoResp> {
         let mut extent = Extent::START;

@@ -98,8 +98,11 @@ if action == 'acquire' then
     is.processed, is.failed, is.total = 0, 0, total
     redis.call('HSET', batch, 'id', id, 'item_type', kind, 'mode', mode, 'digest', digest,
       'total', total, 'processed', 0, 'failed', 0, 'status', 'running', 'started_at', now)
+    -- Left over, if somebody deleted the batch by hand.
+    redis.call('DEL', finished)
   end
   redis.call('PEXPIRE', batch, abandoned)
+  redis.call('PEXPIRE', finished, abandoned)
   tell(new and 'batch.started' or 'batch.progress')
   redis.call('ZREMRANGEBYRANK', batches, 0, -1 - listed)
   if complete() then return answer('completed') end
@@ -130,6 +133,8 @@ for _ = 1, count do
   end
 end
 if new == 0 then return answer('held') end
+-- The first item made the bitmap: it must not outlive the batch, and count for the next of its id.
+redis.call('PEXPIRE', finished, redis.call('PTTL', batch))
 is.expires = now + is.lease_ms
 redis.call('HSET', batch, 'processed', is.processed, 'failed', is.failed, 'updated_at', now,
   'expires', is.expires)

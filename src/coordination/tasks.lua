@@ -34,6 +34,7 @@ local KEPT_MS = 86400000    -- how long
 local KEPT_BYTES = 67108864 -- bytes of payloads and results of finished tasks
 local EVICTED = 16          -- finished tasks that one call removes
 local INBOX_MS = 86400000   -- how long the inbox of an instance that is gone is kept
+local INBOX = 10000         -- entries that an inbox keeps at least, where no group reads it
 
 local K, micros, now
 local fence
@@ -261,6 +262,10 @@ local function give(id, task, to)
     'data', '\133' .. pack('task_id') .. pack(id) .. pack('kind') .. pack(task.kind)
       .. pack('payload') .. payload_of(id)
       .. pack('fence') .. pack(fence) .. pack('attempt') .. pack(task.attempt))
+  -- A worker trims its own; a program that reads without a group has nobody who does.
+  if #redis.call('XINFO', 'GROUPS', inbox[to]) == 0 then
+    redis.call('XTRIM', inbox[to], 'MAXLEN', '~', INBOX + slot_of(to).capacity)
+  end
 end
 
 -- Takes a task from its holder, in memory and among the held.

@@ -248,7 +248,9 @@ where
         (None, None) => Outgoing::bare(kind),
     };
     outgoing = outgoing
-        .id(event.unwrap_or_else(|| format!("outbox-{id}")))
+        // Other databases that feed this bus count their rows from 1 too: the number alone would make
+        // their events look like repetitions of this one.
+        .id(event.unwrap_or_else(|| format!("outbox-{id}-{time}")))
         .time(time.to_string())
         .dedup(true);
     if let Some(subject) = &subject {

@@ -13,28 +13,32 @@ const PAUSE: Duration = Duration::from_secs(3600);
 const INBOX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 const FACTS: [&str; 2] = [
-    "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE at < ? ORDER BY at LIMIT ?)",
-    "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE at < $1 ORDER BY at LIMIT $2)",
+    "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE namespace = ? AND at < ? ORDER BY at LIMIT ?)",
+    "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE namespace = $1 AND at < $2 ORDER BY at LIMIT $3)",
 ];
 const RECEIVED: [&str; 2] = [
-    "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE at < ? LIMIT ?)",
-    "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE at < $1 LIMIT $2)",
+    "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE namespace = ? AND at < ? LIMIT ?)",
+    "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE namespace = $1 AND at < $2 LIMIT $3)",
 ];
 
 impl Database {
-    /// Deletes the facts that are older than `facts`, and the inbox's ids that are older than that
-    /// and 30 days; how many rows. By this machine's clock.
-    pub async fn forget(&self, facts: Duration) -> Result<u64, LedgerError> {
+    /// Deletes a namespace's facts that are older than `facts`, and its ids in the inbox that are
+    /// older than that and 30 days; how many rows. By this machine's clock. Other namespaces in the
+    /// same database are kept for as long as their own workers say.
+    pub async fn forget(&self, namespace: &str, facts: Duration) -> Result<u64, LedgerError> {
         let now = jiff::Timestamp::now().as_millisecond();
         let before = |age: Duration| now.saturating_sub_unsigned(age.as_millis() as u64);
-        let old = self.delete(FACTS, before(facts)).await?;
-        let received = self.delete(RECEIVED, before(facts.max(INBOX))).await?;
+        let old = self.delete(FACTS, namespace, before(facts)).await?;
+        let received = self
+            .delete(RECEIVED, namespace, before(facts.max(INBOX)))
+            .await?;
         Ok(old + received)
     }
 
     async fn delete(
         &self,
         [sqlite, postgres]: [&'static str; 2],
+        namespace: &str,
         before: i64,
     ) -> Result<u64, LedgerError> {
         let mut deleted = 0;
@@ -42,11 +46,17 @@ impl Database {
             let rows = within(STATEMENT, async {
                 Ok::<_, sqlx::Error>(match &self.pools {
                     Pools::Sqlite { writer, .. } => {
-                        let query = sqlx::query(sqlite).bind(before).bind(ROWS as i64);
+                        let query = sqlx::query(sqlite)
+                            .bind(namespace)
+                            .bind(before)
+                            .bind(ROWS as i64);
                         query.execute(writer).await?.rows_affected()
                     }
                     Pools::Postgres(pool) => {
-                        let query = sqlx::query(postgres).bind(before).bind(ROWS as i64);
+                        let query = sqlx::query(postgres)
+                            .bind(namespace)
+                            .bind(before)
+                            .bind(ROWS as i64);
                         query.execute(pool).await?.rows_affected()
                     }
                 })
@@ -62,8 +72,13 @@ impl Database {
     }
 }
 
-/// Deletes what is older than `keep`, again and again, until told to stop.
-pub async fn keep_for(database: Database, keep: Duration, stop: CancellationToken) {
+/// Deletes what a namespace has that is older than `keep`, again and again, until told to stop.
+pub async fn keep_for(
+    database: Database,
+    namespace: String,
+    keep: Duration,
+    stop: CancellationToken,
+) {
     if keep.is_zero() {
         return;
     }
@@ -75,7 +90,7 @@ pub async fn keep_for(database: Database, keep: Duration, stop: CancellationToke
             () = stop.cancelled() => return,
         }
         pause = PAUSE.mul_f64(fastrand::f64() / 2.0 + 0.75);
-        match database.forget(keep).await {
+        match database.forget(&namespace, keep).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "old rows were deleted from the ledger"),
             Err(error) => tracing::debug!(%error, "old rows were not deleted; trying again later"),

@@ -72,6 +72,7 @@ impl Ledger {
         tasks.spawn(relay.run(drain.clone()));
         tasks.spawn(retention::keep_for(
             database.clone(),
+            settings.namespace.clone(),
             settings.ledger_retention,
             drain.clone(),
         ));

@@ -279,3 +279,25 @@ async fn a_dead_letter_keeps_the_original_fields_and_says_why() {
     assert_eq!(bus.replied().await, ["e0"]);
     assert!(bus.pending().await.is_empty());
 }
+
+#[tokio::test]
+async fn what_was_executed_is_committed_although_the_counters_can_not_be_read_again() {
+    let mut bus = Bus::start().await;
+    let mut committer = bus.committer("w-1");
+    committer.start().await.unwrap();
+    bus.add(1).await;
+    let held = bus.deliver("w-1", &committer.claims(), 1).await;
+    bus.run("ACL SETUSER default -mget").await;
+    let report = committer.commit(vec![held[0].done()]).await;
+    assert_eq!((report.committed, report.fenced), (1, 0), "{report:?}");
+    assert_eq!(bus.replied().await, ["e0"]);
+    assert!(bus.pending().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_committer_that_may_not_watch_its_counters_does_not_start() {
+    let mut bus = Bus::start().await;
+    bus.run("ACL SETUSER default -watch").await;
+    let refused = bus.committer("w-1").start().await.unwrap_err();
+    assert_eq!(refused.code(), Some("NOPERM"));
+}

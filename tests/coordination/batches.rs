@@ -425,6 +425,36 @@ async fn progress_and_renewal_keep_the_lease_and_renewal_passes_while_the_memory
 }
 
 #[tokio::test]
+async fn what_is_known_of_the_items_ends_with_the_batch_and_never_counts_for_the_next_of_its_id() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    running(&batches, &wanted, held.fence, &ok([0, 2])).await;
+    let (batch, finished) = (fleet.keys.batch("b-1"), fleet.keys.batch_finished("b-1"));
+    let left = |key: &str| redis::cmd("PTTL").arg(key).to_owned();
+    let of_batch: i64 = left(&batch)
+        .query_async(&mut fleet.connection)
+        .await
+        .unwrap();
+    let of_items: i64 = left(&finished)
+        .query_async(&mut fleet.connection)
+        .await
+        .unwrap();
+    assert!(of_items > 0 && of_items <= of_batch, "{of_items}");
+    // As at its expiry, if the other key were still there.
+    let mut gone = redis::cmd("DEL");
+    gone.arg(&batch)
+        .exec_async(&mut fleet.connection)
+        .await
+        .unwrap();
+    let (next, finished) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
+    assert_eq!((next.processed, finished), (0, Vec::new()));
+    let progress = running(&batches, &wanted, next.fence, &ok([0])).await;
+    assert_eq!(progress.processed, 1);
+}
+
+#[tokio::test]
 async fn running_and_recent_batches_are_listed_up_to_a_limit() {
     let mut fleet = Fleet::with(Keys::tagged("cb", 4).unwrap()).await;
     let batches = batches(&fleet);

@@ -474,6 +474,36 @@ async fn a_full_memory_refuses_a_task_whole() {
 }
 
 #[tokio::test]
+async fn an_inbox_that_no_group_reads_is_capped_and_one_with_a_group_loses_nothing() {
+    let mut fleet = Fleet::start().await;
+    let all = 12_000;
+    for (id, group) in [("program", false), ("worker", true)] {
+        let inbox = fleet.keys.inbox(id);
+        let mut old = redis::pipe();
+        for _ in 0..all {
+            old.cmd("XADD")
+                .arg(&inbox)
+                .arg(&["*", "type", "a.b"])
+                .ignore();
+        }
+        if group {
+            old.cmd("XGROUP").arg("CREATE").arg(&inbox);
+            old.arg(&["workers", "0"]).ignore();
+        }
+        old.exec_async(&mut fleet.connection).await.unwrap();
+        fleet.worker(id, 1, &[]).await;
+        fleet.create(&format!("for-{id}")).await;
+        let mut length = redis::cmd("XLEN");
+        let length = length.arg(&inbox).query_async(&mut fleet.connection);
+        let length: usize = length.await.unwrap();
+        match group {
+            true => assert_eq!(length, all + 1),
+            false => assert!((10_000..10_200).contains(&length), "{length}"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn an_inbox_that_is_no_stream_gets_nothing() {
     let mut fleet = Fleet::start().await;
     fleet.worker("w-1", 1, &["a.b"]).await;

@@ -207,3 +207,21 @@ async fn an_event_that_can_not_be_stored_yet_holds_its_subject_up_and_no_other()
         assert_eq!((mails().await, published(&rig).await.len()), (2, 1));
     }
 }
+
+#[tokio::test]
+async fn rows_of_one_number_in_two_databases_are_two_events() {
+    let rig = ready(Store::file()).await;
+    let other = Store::file();
+    other.database().migrate().await.unwrap();
+    for store in [&rig.store, &other] {
+        store
+            .run("INSERT INTO convoke_outbox (kind, time, json) VALUES ('order.noted', 1000, '1')")
+            .await;
+    }
+    other.run("UPDATE convoke_outbox SET time = 2000").await;
+    for database in [rig.store.database(), other.database()] {
+        let relay = Relay::new(database, &rig.settings()).unwrap();
+        assert_eq!(relay.run_once().await.unwrap(), (1, true));
+    }
+    assert_eq!(published(&rig).await.len(), 2);
+}
