@@ -7,6 +7,7 @@ use super::object;
 use super::row::{Content, Row};
 use super::sample::{Focus, Opened, Sample};
 use super::state::{Key, Mode, Panel, State};
+use crate::cli::output::printable;
 use convoke::bus::event::EntryId;
 use convoke::bus::inspect::{Group, Stream};
 use convoke::bus::keys::Keys;
@@ -394,6 +395,16 @@ fn nothing_from_the_bus_drives_the_terminal() {
         let shown = frame(&state, 200, 50);
         assert!(shown.contains("x\\u{1b}[2J\\u{202e}"), "{shown}");
         assert!(!shown.chars().any(|c| c == '\x1b' || c == '\u{202e}'));
+        for row in state.rows(state.panel) {
+            for cell in &row.cells {
+                if let Content::Text(text) = &cell.content {
+                    assert_eq!(*text, printable(text), "{}", row.id);
+                }
+            }
+            for (name, text) in &row.more {
+                assert_eq!(*text, printable(text), "{name} of {}", row.id);
+            }
+        }
     }
     let page = draw::page(&state, 80);
     assert!(page.ends_with("not seen: x\\u{1b}[2J\\u{202e}\n"), "{page}");
