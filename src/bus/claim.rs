@@ -25,8 +25,10 @@ static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("for
 pub struct Pending {
     /// The entry.
     pub id: EntryId,
-    /// Who holds it.
+    /// Who holds it; what is not UTF-8 in the name is shown as U+FFFD.
     pub consumer: String,
+    /// The same as the server has it: a consumer of others may have any name.
+    pub consumer_bytes: Vec<u8>,
     /// Since when nobody renewed it.
     pub idle: Duration,
     /// How often it was delivered.
@@ -65,14 +67,15 @@ pub async fn pending(
     if let Some(consumer) = consumer {
         command.arg(consumer);
     }
-    let rows: Vec<(String, String, u64, u32)> = command.query_async(connection).await?;
+    let rows: Vec<(String, Vec<u8>, u64, u32)> = command.query_async(connection).await?;
     rows.into_iter()
         .map(|(id, consumer, idle, deliveries)| {
             Ok(Pending {
                 id: id
                     .parse()
                     .map_err(|_| BusError::Reply { what: "XPENDING" })?,
-                consumer,
+                consumer: String::from_utf8_lossy(&consumer).into_owned(),
+                consumer_bytes: consumer,
                 idle: Duration::from_millis(idle),
                 deliveries,
             })
@@ -92,13 +95,16 @@ pub async fn take(
     wanted: &[Pending],
     claims: impl Fn(&str) -> String,
 ) -> Result<Vec<Taken>, BusError> {
-    let mut owners: Vec<&str> = wanted.iter().map(|entry| entry.consumer.as_str()).collect();
+    let mut owners: Vec<&[u8]> = wanted
+        .iter()
+        .map(|entry| entry.consumer_bytes.as_slice())
+        .collect();
     owners.sort_unstable();
     owners.dedup();
     let mut call = TAKE.prepare_invoke();
     call.key(stream);
     for owner in &owners {
-        call.key(claims(owner));
+        call.key(claims(&String::from_utf8_lossy(owner)));
     }
     call.arg(group)
         .arg(me)
@@ -109,7 +115,10 @@ pub async fn take(
         call.arg(*owner);
     }
     for entry in wanted {
-        let owner = owners.binary_search(&entry.consumer.as_str()).unwrap_or(0) + 1;
+        let owner = owners
+            .binary_search(&entry.consumer_bytes.as_slice())
+            .unwrap_or(0)
+            + 1;
         call.arg(entry.id.to_string())
             .arg(owner)
             .arg(entry.deliveries);
@@ -226,9 +235,12 @@ pub async fn holders(
     match parts.pop() {
         None | Some(Value::Nil) => Ok(Vec::new()),
         Some(list) => {
-            let holders = Vec::<(String, Value)>::from_redis_value(list)
+            let holders = Vec::<(Vec<u8>, Value)>::from_redis_value(list)
                 .map_err(|_| BusError::Reply { what: "XPENDING" })?;
-            Ok(holders.into_iter().map(|(name, _)| name).collect())
+            let names = holders.into_iter().map(|(name, _)| name);
+            Ok(names
+                .map(|name| String::from_utf8_lossy(&name).into_owned())
+                .collect())
         }
     }
 }

@@ -249,14 +249,18 @@ impl Operator {
     ) -> Result<Step, BusError> {
         let key = &stream.key;
         let seen: Vec<_> = moves.iter().filter_map(|m| m.pending.as_ref()).collect();
-        let mut owners: Vec<&str> = seen.iter().map(|(p, _)| p.consumer.as_str()).collect();
+        let mut owners: Vec<&[u8]> = seen
+            .iter()
+            .map(|(pending, _)| pending.consumer_bytes.as_slice())
+            .collect();
         owners.sort_unstable();
         owners.dedup();
         let mut call = PENDING.prepare_invoke();
         call.key(key);
         for owner in &owners {
             let (domain, partition) = (&stream.part, stream.partition);
-            call.key(self.keys.claims(domain, partition, owner));
+            let owner = String::from_utf8_lossy(owner);
+            call.key(self.keys.claims(domain, partition, &owner));
         }
         let told = self.tell(&mut call, key);
         call.arg(&self.run)
@@ -271,7 +275,10 @@ impl Operator {
             let Some((seen, idle)) = &one.pending else {
                 continue;
             };
-            let owner = owners.binary_search(&seen.consumer.as_str()).unwrap_or(0) + 1;
+            let owner = owners
+                .binary_search(&seen.consumer_bytes.as_slice())
+                .unwrap_or(0)
+                + 1;
             call.arg(one.entry.to_string())
                 .arg(owner)
                 .arg(seen.deliveries)

@@ -191,3 +191,33 @@ async fn a_consumer_is_not_forgotten_while_something_is_pending_with_it() {
     let holders = claim::holders(&mut bus.connection, "cb:events:image", GROUP);
     assert_eq!(holders.await.unwrap(), ["w-2"]);
 }
+
+#[tokio::test]
+async fn a_consumer_of_any_name_stops_nobody_and_is_taken_over_from() {
+    let mut bus = Bus::start().await;
+    bus.add(2).await;
+    let mut read = redis::cmd("XREADGROUP");
+    read.arg("GROUP")
+        .arg(GROUP)
+        .arg(b"w\xff")
+        .arg("COUNT")
+        .arg(1);
+    read.arg("STREAMS").arg(&bus.route.events).arg(">");
+    read.exec_async(&mut bus.connection).await.unwrap();
+    let claims = bus.committer("w-1").claims();
+    bus.deliver("w-1", &claims, 1).await;
+    let stream = bus.route.events.clone();
+    let holders = claim::holders(&mut bus.connection, &stream, GROUP).await;
+    let mut holders = holders.unwrap();
+    holders.sort();
+    assert_eq!(holders, ["w-1", "w\u{fffd}"]);
+    let pending = bus.pending().await;
+    assert_eq!(bus.take("w-2", &pending).await.len(), 2);
+    let owners: Vec<String> = bus
+        .pending()
+        .await
+        .into_iter()
+        .map(|p| p.consumer)
+        .collect();
+    assert_eq!(owners, ["w-2", "w-2"]);
+}
