@@ -48,7 +48,8 @@ impl Context {
     /// ```
     ///
     /// # Errors
-    /// What `effect` returns. `unavailable` if the database can not be reached, `internal` if it
+    /// What `effect` returns. `internal`, not retryable, for a second call in a run whose first one
+    /// took effect: all effects of an event go into one call. `unavailable` if the database can not be reached, `internal` if it
     /// refuses. `failed_precondition` for an event without an id on a bus that splits its domain
     /// into partitions: there an entry id names nothing for good.
     pub async fn once<DB, T, F>(&self, pool: &Pool<DB>, effect: F) -> Result<T, HandlerError>
@@ -57,12 +58,20 @@ impl Context {
         T: Serialize + DeserializeOwned,
         F: AsyncFnOnce(&mut DB::Connection) -> Result<T, HandlerError>,
     {
+        if self.had_its_effect() {
+            return Err(HandlerError::internal(
+                "once: called a second time in one run, which would take the first one's result \
+                 for its own: put all effects of the event into one",
+            )
+            .permanent());
+        }
         let identity = identity(self.event(), self.keys())?;
         let mut transaction = pool.begin_with(DB::BEGIN).await.map_err(unavailable)?;
         let first = DB::receive(&mut transaction, &identity).await;
         if !first.map_err(unavailable)? {
             let result = DB::received(&mut transaction, &identity).await;
             let result = result.map_err(unavailable)?.unwrap_or_default();
+            self.has_its_effect();
             return rmp_serde::from_slice(&result).map_err(|error| {
                 let message =
                     format!("the result of the event's earlier run can not be read: {error}");
@@ -77,6 +86,7 @@ impl Context {
         kept.map_err(unavailable)?;
         // Without an answer it may have been committed: the next run finds out.
         transaction.commit().await.map_err(unavailable)?;
+        self.has_its_effect();
         Ok(result)
     }
 }

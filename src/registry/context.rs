@@ -12,6 +12,7 @@ use serde::Serialize;
 use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio_util::sync::CancellationToken;
@@ -59,6 +60,8 @@ pub struct Process {
 pub struct Context(Arc<Call>);
 
 struct Call {
+    /// Whether its own SQL took effect, in this run or in an earlier one.
+    effect: AtomicBool,
     event: Event,
     process: Arc<Process>,
     inbox: bool,
@@ -86,6 +89,7 @@ impl Context {
     /// The context of one run of a handler, on an event that arrived in this instance's inbox or not.
     pub(crate) fn arrived(event: Event, process: Arc<Process>, inbox: bool) -> Self {
         Self(Arc::new(Call {
+            effect: AtomicBool::new(false),
             event,
             process,
             inbox,
@@ -171,6 +175,16 @@ impl Context {
         let stream = keys.events(domain, keys.partition_of(domain, &partition_key));
         self.publish_raw(Publication { stream, fields });
         Ok(())
+    }
+
+    /// Whether this event's own SQL is known to have taken effect.
+    pub(crate) fn had_its_effect(&self) -> bool {
+        self.0.effect.load(Ordering::Acquire)
+    }
+
+    /// Notes that this event's own SQL took effect.
+    pub(crate) fn has_its_effect(&self) {
+        self.0.effect.store(true, Ordering::Release);
     }
 
     /// Adds an entry to any stream when, and only if, this run is committed.

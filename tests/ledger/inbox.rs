@@ -114,6 +114,21 @@ async fn a_second_run_changes_nothing_and_has_the_first_ones_result() {
 }
 
 #[tokio::test]
+async fn a_second_effect_in_one_run_is_refused_and_not_skipped_unseen() {
+    both(async |rig, pool| {
+        let runs = AtomicU32::new(0);
+        for _ in 0..2 {
+            let context = run_of(rig, "e-1");
+            assert_eq!(pool.charge(&context, &runs).await.unwrap(), 1);
+            let refused = pool.charge(&context, &runs).await.unwrap_err();
+            assert_eq!((refused.code, refused.retryable), (Code::Internal, false));
+        }
+        assert_eq!((pool.rows().await, runs.into_inner()), (1, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_effect_that_fails_leaves_nothing_behind_and_may_be_tried_again() {
     both(async |rig, pool| {
         let context = run_of(rig, "e-1");
