@@ -168,8 +168,8 @@ async fn an_effect_that_fails_leaves_nothing_behind_and_may_be_tried_again() {
 async fn runs_at_the_same_time_wait_for_each_other() {
     both(async |rig, pool| {
         let runs = AtomicU32::new(0);
-        let context = run_of(rig, "e-1");
-        let all = (0..8).map(|_| pool.charge(&context, &runs));
+        let contexts: Vec<Context> = (0..8).map(|_| run_of(rig, "e-1")).collect();
+        let all = contexts.iter().map(|context| pool.charge(context, &runs));
         for result in futures_util::future::join_all(all).await {
             assert_eq!(result.unwrap(), 1);
         }
