@@ -1,7 +1,7 @@
 //! The fenced commit: an outcome takes effect once and whole, or not at all.
 
-use crate::proxy::Proxy;
 use crate::setup::{Bus, NEXT, REPLY, text};
+use crate::support::proxy::Proxy;
 use convoke::bus::commit::End;
 use convoke::bus::dead::DeadLetter;
 use std::time::Duration;

@@ -5,7 +5,9 @@
 pub mod ballots;
 pub mod fleet;
 pub mod postgres;
+pub mod proxy;
 pub mod store;
+pub mod torture;
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};

@@ -1,0 +1,23 @@
+//! The torture rig: real servers, real worker processes and bad wires under load, then the question
+//! whether each event had its outcome, once.
+//!
+//! Every schedule is drawn from one seed, which is told at the end: `TORTURE_SEED` draws the same
+//! schedule again (not the same timing). `scripts/torture` tells more.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod history;
+mod hygiene;
+mod load;
+mod outcomes;
+mod worker;
+mod world;
+
+mod kills;
+mod server;
+
+#[test]
+fn a_worker_process() {
+    worker::process();
+}
