@@ -4,7 +4,7 @@ use crate::load::Load;
 use crate::outcomes;
 use crate::support::{Redis, torture};
 use crate::world::{LEASE, Process, World, settings};
-use crate::{history::History, hygiene};
+use crate::{facts, history::History, hygiene};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -79,7 +79,8 @@ async fn kills_of_workers_lose_nothing_and_zombies_commit_nothing_twice() {
         world.workers.push(life.await.unwrap());
     }
     let events = load.stop().await;
-    let counts = outcomes::check(&world, events).await;
+    let counts = outcomes::check(&world, &events).await;
+    facts::rise(&world).await;
     let left = hygiene::check(&world).await;
     world.drain().await;
     torture::Report::default()

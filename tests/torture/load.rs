@@ -5,7 +5,6 @@ use crate::worker::{Fate, Work};
 use convoke::bus::client::Client;
 use convoke::bus::publish::{Outgoing, PublishError};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -22,8 +21,26 @@ pub const REPLIES: &str = "cb:reply:torture";
 /// Load that is being published.
 pub struct Load {
     stop: CancellationToken,
-    task: JoinHandle<u64>,
-    published: Arc<AtomicU64>,
+    task: JoinHandle<Vec<u64>>,
+}
+
+/// How many events a second, and which of several loads it is: the events of each have numbers of
+/// their own.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    pub per_second: u64,
+    pub load: u64,
+    pub loads: u64,
+}
+
+impl From<u64> for Rate {
+    fn from(per_second: u64) -> Self {
+        Self {
+            per_second,
+            load: 0,
+            loads: 1,
+        }
+    }
 }
 
 /// What becomes of event `n`.
@@ -59,24 +76,14 @@ fn event(n: u64) -> Outgoing {
 
 impl Load {
     /// So many events a second from now on.
-    pub fn start(client: Client, history: Arc<History>, rate: u64) -> Self {
+    pub fn start(client: Client, history: Arc<History>, rate: impl Into<Rate>) -> Self {
         let stop = CancellationToken::new();
-        let published = Arc::new(AtomicU64::new(0));
-        let task = tokio::spawn(run(client, history, rate, stop.clone(), published.clone()));
-        Self {
-            stop,
-            task,
-            published,
-        }
+        let task = tokio::spawn(run(client, history, rate.into(), stop.clone()));
+        Self { stop, task }
     }
 
-    /// Events stored so far.
-    pub fn published(&self) -> u64 {
-        self.published.load(Ordering::Relaxed)
-    }
-
-    /// Publishes no more; how many events there were once each has its outcome.
-    pub async fn stop(self) -> u64 {
+    /// Publishes no more; the numbers of the events, once each has its outcome.
+    pub async fn stop(self) -> Vec<u64> {
         self.stop.cancel();
         self.task.await.unwrap()
     }
@@ -85,37 +92,34 @@ impl Load {
 async fn run(
     client: Client,
     history: Arc<History>,
-    rate: u64,
+    rate: Rate,
     stop: CancellationToken,
-    published: Arc<AtomicU64>,
-) -> u64 {
+) -> Vec<u64> {
     let permits = Arc::new(Semaphore::new(AT_ONCE as usize));
     let mut ticks = tokio::time::interval(Duration::from_millis(10));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
-    let (mut n, mut due) = (0, 0);
+    let (mut numbers, mut due) = (Vec::new(), 0);
     while !stop.is_cancelled() {
         ticks.tick().await;
-        due += rate;
+        due += rate.per_second;
         while due >= 100 {
             due -= 100;
             let permit = permits.clone().acquire_owned().await.unwrap();
-            let (client, history, published) = (client.clone(), history.clone(), published.clone());
-            let number = n;
-            n += 1;
+            let (client, history) = (client.clone(), history.clone());
+            let n = numbers.len() as u64 * rate.loads + rate.load;
+            numbers.push(n);
             tokio::spawn(async move {
-                if publish(&client, &history, number).await {
-                    published.fetch_add(1, Ordering::Relaxed);
-                }
+                publish(&client, &history, n).await;
                 drop(permit);
             });
         }
     }
     let _all = permits.acquire_many(AT_ONCE).await.unwrap();
-    n
+    numbers
 }
 
-/// Publishes one; true if it was stored.
-async fn publish(client: &Client, history: &History, n: u64) -> bool {
+/// Publishes event `n` of the load, and notes its outcome.
+pub async fn publish(client: &Client, history: &History, n: u64) {
     let (event, id) = (event(n), id(n));
     history.note("publish", "invoke", &id, "", "");
     let mut unknown = false;
@@ -123,7 +127,7 @@ async fn publish(client: &Client, history: &History, n: u64) -> bool {
         match client.publish(&event).await {
             Ok(_) => {
                 history.note("publish", "ok", &id, "", "");
-                return true;
+                return;
             }
             Err(PublishError::Unknown { .. }) => {
                 unknown = true;
@@ -140,5 +144,4 @@ async fn publish(client: &Client, history: &History, n: u64) -> bool {
     }
     let phase = if unknown { "unknown" } else { "fail" };
     history.note("publish", phase, &id, "", "");
-    false
 }

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod facts;
 mod history;
 mod hygiene;
 mod load;
@@ -14,8 +15,15 @@ mod outcomes;
 mod worker;
 mod world;
 
+mod groups;
 mod kills;
+mod long;
+mod poison;
+mod rolling;
 mod server;
+mod soak;
+mod takeover;
+mod wires;
 
 #[test]
 fn a_worker_process() {

@@ -152,20 +152,37 @@ fn lives(records: &[Record]) -> HashMap<&str, Lived> {
     lives
 }
 
-/// Checks events `0..events` of the load against what is stored, each once.
-pub async fn check(world: &World, events: u64) -> Counts {
-    check_but(world, events, |_| false).await
+/// Checks these events of the load against what is stored, each once.
+pub async fn check(world: &World, events: &[u64]) -> Counts {
+    check_but(world, events, Except::default()).await
 }
 
-/// The same; what `may_be_lost` says of an acknowledged event may be lost.
-pub async fn check_but(world: &World, events: u64, may_be_lost: impl Fn(&str) -> bool) -> Counts {
+/// What else may be.
+pub struct Except<'a> {
+    /// These acknowledged events may be lost.
+    pub lost: &'a (dyn Fn(&str) -> bool + Sync),
+    /// These are not of the load.
+    pub others: &'a (dyn Fn(&str) -> bool + Sync),
+}
+
+impl Default for Except<'_> {
+    fn default() -> Self {
+        Self {
+            lost: &|_| false,
+            others: &|_| false,
+        }
+    }
+}
+
+/// The same, with exceptions.
+pub async fn check_but(world: &World, events: &[u64], except: Except<'_>) -> Counts {
     settled(world).await;
     let stored = Stored::read(world).await;
     let records = history::all(&world.dir);
     let lives = lives(&records);
     let mut problems = Problems::default();
     let mut counts = Counts::default();
-    for n in 0..events {
+    for &n in events {
         let id = load::id(n);
         let empty = Lived::default();
         let life = lives.get(id.as_str()).unwrap_or(&empty);
@@ -176,7 +193,7 @@ pub async fn check_but(world: &World, events: u64, may_be_lost: impl Fn(&str) ->
         match life.published.as_deref() {
             Some("ok") => {
                 counts.acknowledged += 1;
-                if outcomes == 0 && !may_be_lost(&id) {
+                if outcomes == 0 && !(except.lost)(&id) {
                     problems.found(format!("{id} was acknowledged and is lost"));
                 }
             }
@@ -221,7 +238,8 @@ pub async fn check_but(world: &World, events: u64, may_be_lost: impl Fn(&str) ->
         }
     }
     for id in stored.results.keys().chain(stored.dead.keys()) {
-        if !lives.get(id.as_str()).is_some_and(|life| life.invoked) {
+        let published = lives.get(id.as_str()).is_some_and(|life| life.invoked);
+        if !published && !(except.others)(id) {
             problems.found(format!("{id} was done and never published"));
         }
     }

@@ -38,7 +38,7 @@ async fn server_kills_lose_nothing_that_was_acknowledged_and_workers_come_back()
     }
     tokio::time::sleep(Duration::from_secs(1)).await;
     let events = load.stop().await;
-    let counts = outcomes::check(&world, events).await;
+    let counts = outcomes::check(&world, &events).await;
     world.drain().await;
     torture::Report::default()
         .fault(kills, "server kills")

@@ -9,7 +9,7 @@ use convoke::bus::connect::Connector;
 use convoke::bus::keys::Keys;
 use convoke::config::{RedisUrl, Settings};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -224,10 +224,6 @@ impl Process {
     pub fn history(&self) -> PathBuf {
         let name = format!("history.{}.{}", self.id, self.pid());
         self.launch.dir.join(name)
-    }
-
-    pub fn dir(&self) -> &Path {
-        &self.launch.dir
     }
 
     pub fn signal(&self, signal: &str) {
