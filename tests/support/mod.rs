@@ -106,6 +106,11 @@ impl Redis {
         self.port
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
+    }
+
     /// The process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()

@@ -63,8 +63,8 @@ async fn live(mut process: Process, acts: Vec<(Duration, Act)>, history: Arc<His
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kills_of_workers_lose_nothing_and_zombies_commit_nothing_twice() {
-    let kills = torture::size("TORTURE_WORKER_KILLS", 100, 1000);
-    let stops = torture::size("TORTURE_ZOMBIES", 50, 300);
+    let kills = torture::size("TORTURE_WORKER_KILLS", 50, 1000);
+    let stops = torture::size("TORTURE_ZOMBIES", 25, 300);
     let rate = torture::size("TORTURE_RATE", 500, 1000);
     let mut world = World::begin("kills", Redis::start(), 4, settings()).await;
     let (client, _wire) = world.client().await;

@@ -24,7 +24,7 @@ fn manner(n: u64) -> Manner {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn long_runs_of_live_workers_are_not_stolen() {
-    let count = torture::size("TORTURE_LONG", 1000, 10_000);
+    let count = torture::size("TORTURE_LONG", 500, 10_000);
     let settings = Settings {
         concurrency: 256,
         claim_idle: LEASE,

@@ -19,6 +19,7 @@ mod groups;
 mod kills;
 mod long;
 mod poison;
+mod power;
 mod rolling;
 mod server;
 mod soak;

@@ -19,6 +19,8 @@ pub struct Counts {
     pub unknown: u64,
     pub unknown_stored: u64,
     pub rejected: u64,
+    /// Acknowledged, and lost where that may be.
+    pub lost: u64,
     pub dead: u64,
     /// Runs beside the first of each try.
     pub redeliveries: u64,
@@ -193,7 +195,9 @@ pub async fn check_but(world: &World, events: &[u64], except: Except<'_>) -> Cou
         match life.published.as_deref() {
             Some("ok") => {
                 counts.acknowledged += 1;
-                if outcomes == 0 && !(except.lost)(&id) {
+                if outcomes == 0 && (except.lost)(&id) {
+                    counts.lost += 1;
+                } else if outcomes == 0 {
                     problems.found(format!("{id} was acknowledged and is lost"));
                 }
             }

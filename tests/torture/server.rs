@@ -1,4 +1,4 @@
-//! The server dies: by `kill -9`, and with the power, when what was not fsynced is gone.
+//! A server with an append-only file that is killed and restarted.
 
 use crate::load::Load;
 use crate::outcomes;
@@ -22,7 +22,7 @@ fn schedule(name: &str, kills: u64) -> Vec<(Duration, Duration)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_kills_lose_nothing_that_was_acknowledged_and_workers_come_back() {
-    let kills = torture::size("TORTURE_SERVER_KILLS", 20, 200);
+    let kills = torture::size("TORTURE_SERVER_KILLS", 10, 200);
     let rate = torture::size("TORTURE_RATE", 500, 1000);
     let policies = ["everysec", "always"];
     let fsync = policies[torture::dice("server fsync").usize(..2)];

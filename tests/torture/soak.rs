@@ -15,7 +15,7 @@ const GROWTH: u64 = 8 * 1024;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn soak_with_workers_that_come_and_go_leaves_nothing_behind() {
-    let seconds = torture::size("TORTURE_SOAK_SECONDS", 20, 600);
+    let seconds = torture::size("TORTURE_SOAK_SECONDS", 15, 600);
     let every = torture::size("TORTURE_SOAK_REPLACES_MS", 1000, 10_000);
     let settings = Settings {
         stream_history: HISTORY,
