@@ -56,7 +56,7 @@ async fn publish(client: Client, kinds: Vec<Poison>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn poison_of_every_kind_ends_as_a_dead_letter_and_stops_nothing() {
-    let count = torture::size("TORTURE_POISON", 24, 100);
+    let count = torture::size("TORTURE_POISON", 18, 100);
     let settings = Settings {
         max_deliveries: MAX_DELIVERIES,
         max_attempts: MAX_ATTEMPTS,

@@ -11,7 +11,7 @@ const WORKERS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rolling_restarts_lose_nothing_and_run_nothing_again_that_was_finished() {
-    let restarts = torture::size("TORTURE_RESTARTS", 25, 500);
+    let restarts = torture::size("TORTURE_RESTARTS", 15, 500);
     let settings = Settings {
         // Nobody is declared lost here who only waits for its turn on a busy machine.
         heartbeat_ttl: Duration::from_secs(10),

@@ -156,7 +156,7 @@ async fn vex(proxy: Proxy, schedule: Vec<Disturbance>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn wires_that_fail_in_every_way_leave_no_worker_stuck_and_lose_nothing() {
-    let count = torture::size("TORTURE_DISTURBANCES", 96, 1000);
+    let count = torture::size("TORTURE_DISTURBANCES", 60, 1000);
     let mut world = World::begin("wires", Redis::start(), WORKERS as usize, settings()).await;
     world.until_alive(WORKERS as usize).await;
     let (calm, _wire) = world.client().await;
