@@ -233,15 +233,23 @@ async fn the_cost_of_each_script_as_instances_grow() {
         let reports = &reports;
         let report = |call: usize| async move {
             let (id, report) = &reports[call];
-            assert!(instances.report(id, None, report).await.unwrap());
+            let beat = Beat {
+                metrics: Some(report.clone()),
+                ..Beat::new(id, None)
+            };
+            assert!(instances.heartbeat(&beat).await.unwrap().alive);
         };
         add(
-            "aggregate_global_metrics, 20 handlers, 5 ran",
+            "heartbeat with a report: 20 handlers, 5 ran",
             server.cost(calls, report).await,
         );
         let again = |call: usize| async move {
             let (id, report) = &reports[calls - 1 - call % count.min(calls)];
-            assert!(instances.report(id, None, report).await.unwrap());
+            let beat = Beat {
+                metrics: Some(report.clone()),
+                ..Beat::new(id, None)
+            };
+            assert!(instances.heartbeat(&beat).await.unwrap().alive);
         };
         add("the same, nothing new", server.cost(calls, again).await);
         // Suspicions of one peer by more and more, all of whom are counted.
