@@ -107,8 +107,9 @@ impl Proxy {
         }
     }
 
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+    /// `redis://…` for a user of `deploy/users.acl`.
+    pub fn url_for(&self, user: &str) -> String {
+        super::url_at(self.port, user)
     }
 
     /// Behaves so from now on.

@@ -2,7 +2,7 @@
 
 use crate::history::{self, History};
 use crate::support::proxy::Proxy;
-use crate::support::{self, Redis, torture};
+use crate::support::{self, Redis, torture, users};
 use crate::worker;
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
@@ -121,7 +121,7 @@ impl World {
     /// A publisher behind a wire of its own.
     pub async fn client(&self) -> (Client, Proxy) {
         let proxy = Proxy::to(self.redis.port()).await;
-        let connector = Connector::new(&RedisUrl::new(proxy.url()), 4).unwrap();
+        let connector = Connector::new(&RedisUrl::new(proxy.url_for(users::PUBLISHER)), 4).unwrap();
         let options = ClientOptions {
             patience: Duration::from_secs(30),
             ..ClientOptions::default()
@@ -193,7 +193,7 @@ impl Process {
         self.started += 1;
         let launch = &self.launch;
         let settings = Settings {
-            redis_url: RedisUrl::new(self.proxy.url()),
+            redis_url: RedisUrl::new(self.proxy.url_for(users::WORKER)),
             id: self.id.clone(),
             ..launch.settings.clone()
         };

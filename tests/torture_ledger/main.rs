@@ -143,10 +143,12 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         let mut fleet = Fleet::with_database(&redis, 2, &store.url());
         let stop = CancellationToken::new();
         let publishing = tokio::spawn(publish(redis, stop.clone()));
+        let (began, mut of_database) = (Instant::now(), 0);
         for kill in 0..kills {
             tokio::time::sleep(Duration::from_millis(fastrand::u64(100..900))).await;
             match &mut store {
                 Store::Server(server) if kill % 2 == 0 => {
+                    of_database += 1;
                     server.kill();
                     tokio::time::sleep(Duration::from_millis(fastrand::u64(0..300))).await;
                     server.restart();
@@ -171,8 +173,14 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         assert_eq!(length(&redis, "cb:dead:account").await, 0);
         let database = store.database();
         torture::Report::default()
-            .fault(kills, "kills of worker or database")
+            .fault(of_database, "kills of the ledger's database")
+            .fault(kills - of_database, "kills of workers with a ledger")
             .event(events, "effects in the ledger, one row each")
+            .note(format!(
+                "{}: kills took {:.0} s",
+                database.kind(),
+                began.elapsed().as_secs_f64()
+            ))
             .tell(database.kind());
     }
 }
