@@ -9,7 +9,6 @@ mod commit_one;
 mod history;
 mod later;
 mod outage;
-mod proxy;
 mod publish;
 mod replay;
 mod request;

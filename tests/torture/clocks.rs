@@ -38,7 +38,7 @@ async fn workers_with_wrong_clocks_do_all_in_time() {
     let load = Load::start(client, world.history.clone(), rate);
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let events = load.stop().await;
-    let counts = outcomes::check(&world, events).await;
+    let counts = outcomes::check(&world, &events).await;
     facts::nobody_was_lost(&world).await;
     world.drain().await;
     torture::Report::default()

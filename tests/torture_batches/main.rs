@@ -18,7 +18,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use support::fleet::{self, Fleet};
-use support::{Redis, signal, until};
+use support::{Redis, signal, torture, until};
 
 /// Batches that are under way at a time.
 const AT_A_TIME: usize = 6;
@@ -54,11 +54,6 @@ async fn item(context: Context, item: Item) -> Result<u64, HandlerError> {
 #[test]
 fn a_worker_process() {
     fleet::worker_process(|worker| worker.handler("load.item", item));
-}
-
-fn times(name: &str, default: u32) -> u32 {
-    let given = std::env::var(name).ok().and_then(|text| text.parse().ok());
-    given.unwrap_or(default)
 }
 
 /// Batches that are asked for again and again until they are completed.
@@ -119,12 +114,11 @@ async fn server_ms(redis: &Redis) -> u64 {
     seconds * 1000 + micros / 1000
 }
 
-/// `TORTURE_KILLS` and `TORTURE_STOPS` say how often; the seed is printed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_fence() {
-    let (kills, stops) = (times("TORTURE_KILLS", 100), times("TORTURE_STOPS", 15));
-    let seed = u64::from(times("TORTURE_SEED", 0));
-    fastrand::seed(seed);
+    let kills = torture::size("TORTURE_HOLDER_KILLS", 60, 200);
+    let stops = torture::size("TORTURE_HOLDER_STOPS", 15, 500);
+    fastrand::seed(torture::seed());
     let redis = Redis::start();
     let mut fleet = Fleet::start(&redis, 4);
     let client = fleet::client(&redis);
@@ -196,12 +190,17 @@ async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_
     }
     fleet.drain();
     let counts = check(&redis, load.begun).await;
-    println!(
-        "faults: {killed} holders killed, {stopped} stopped past the lease and continued; {} batches of {ITEMS} items: \
-         {} takeovers, {} items run again, 0 lost, 0 effects twice, {} facts in order, {} holders answered aborted; seed {seed}",
-        load.begun, counts.takeovers, counts.again, counts.facts, counts.aborted
-    );
-    assert!(counts.takeovers as u32 >= kills, "the kills hit nobody");
+    assert!(counts.takeovers as u64 >= kills, "the kills hit nobody");
+    torture::Report::default()
+        .fault(killed, "holders of batches killed")
+        .fault(stopped, "holders of batches stopped past the lease")
+        .event(load.begun, "batches completed")
+        .event(counts.takeovers as u64, "takeovers of batches")
+        .event(0, "stale writes accepted")
+        .event(counts.again as u64, "items run again")
+        .event(counts.aborted as u64, "holders answered aborted")
+        .note(format!("{} facts of batches in order", counts.facts))
+        .tell("batches");
 }
 
 #[derive(Default)]
