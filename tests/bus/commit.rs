@@ -2,6 +2,7 @@
 
 use crate::setup::{Bus, NEXT, REPLY, text};
 use crate::support::proxy::{Cut, Proxy};
+use crate::support::users;
 use convoke::bus::commit::End;
 use convoke::bus::dead::DeadLetter;
 use std::time::Duration;
@@ -130,7 +131,7 @@ async fn after_a_flush_nothing_old_is_committed_and_new_entries_are() {
 async fn a_commit_whose_answer_is_lost_is_not_written_twice() {
     let mut bus = Bus::start().await;
     let proxy = Proxy::to(bus.redis.port()).await;
-    let mut committer = bus.committer_at(&proxy.url_for(crate::support::users::WORKER), "w-1");
+    let mut committer = bus.committer_at(&proxy.url_for(users::WORKER), "w-1");
     committer.start().await.unwrap();
     bus.add(4).await;
     let held = bus.deliver("w-1", &committer.claims(), 3).await;
@@ -157,7 +158,7 @@ async fn a_commit_whose_answer_is_lost_is_not_written_twice() {
 async fn a_reply_stream_expires_though_the_answer_of_the_commit_that_made_it_is_lost() {
     let mut bus = Bus::start().await;
     let proxy = Proxy::to(bus.redis.port()).await;
-    let mut committer = bus.committer_at(&proxy.url_for(crate::support::users::WORKER), "w-1");
+    let mut committer = bus.committer_at(&proxy.url_for(users::WORKER), "w-1");
     committer.start().await.unwrap();
     for lost in [0, 1] {
         bus.run(&format!("DEL {REPLY}")).await;

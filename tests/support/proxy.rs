@@ -4,7 +4,6 @@
 //! wire swallowed is gone for good: such a connection stays silent after the proxy passes again, as a
 //! half-open one does, and only new connections work.
 
-use super::url_at;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -108,8 +107,9 @@ impl Proxy {
         }
     }
 
+    /// `redis://…` for a user of `deploy/users.acl`.
     pub fn url_for(&self, user: &str) -> String {
-        url_at(self.port, user)
+        super::url_at(self.port, user)
     }
 
     /// Behaves so from now on.

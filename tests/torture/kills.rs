@@ -83,14 +83,10 @@ async fn kills_of_workers_lose_nothing_and_zombies_commit_nothing_twice() {
     facts::rise(&world).await;
     let left = hygiene::check(&world).await;
     world.drain().await;
-    torture::Report::default()
+    counts
+        .tell(torture::Report::default())
         .fault(kills, "worker kills")
         .fault(stops, "zombies")
-        .event(counts.acknowledged, "acknowledged")
-        .event(0, "lost")
-        .event(0, "duplicate effects")
-        .event(counts.unknown, "unknown")
-        .event(counts.redeliveries, "redeliveries")
         .event(counts.dead, "dead letters that were to be")
         .note(format!("{} lines of log in 10 s at most", left.lines))
         .tell("kills");

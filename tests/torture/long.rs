@@ -71,7 +71,7 @@ async fn long_runs_of_live_workers_are_not_stolen() {
     torture::Report::default()
         .event(count, "handlers of ten leases")
         .event(blocking, "of them blocking a thread")
-        .event(0, "steals")
+        .event(stolen.len() as u64, "steals")
         .tell("long");
 }
 

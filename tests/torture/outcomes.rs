@@ -3,6 +3,7 @@
 use crate::history::{self, Record};
 use crate::load::{self, REPLIES};
 use crate::support::fleet::tally;
+use crate::support::torture::Report;
 use crate::worker::Fate;
 use crate::world::World;
 use std::collections::{HashMap, HashSet};
@@ -19,13 +20,29 @@ pub struct Counts {
     pub unknown: u64,
     pub unknown_stored: u64,
     pub rejected: u64,
-    /// Acknowledged, and lost where that may be.
+    /// Acknowledged and without an outcome.
     pub lost: u64,
+    /// Events with more than one result or dead letter, or another number of effects than of results.
+    pub twice: u64,
     pub dead: u64,
     /// Runs beside the first of each try.
     pub redeliveries: u64,
     /// Runs of events that an earlier run had finished.
     pub again: u64,
+}
+
+impl Counts {
+    /// Adds them to a report.
+    pub fn tell(&self, report: Report) -> Report {
+        report
+            .event(self.acknowledged, "acknowledged")
+            .event(self.lost, "lost")
+            .event(self.twice, "duplicate effects")
+            .event(self.unknown, "unknown")
+            .event(self.unknown_stored, "of them stored")
+            .event(self.rejected, "rejected")
+            .event(self.redeliveries, "redeliveries")
+    }
 }
 
 /// Problems, of which the first are told.
@@ -195,9 +212,8 @@ pub async fn check_but(world: &World, events: &[u64], except: Except<'_>) -> Cou
         match life.published.as_deref() {
             Some("ok") => {
                 counts.acknowledged += 1;
-                if outcomes == 0 && (except.lost)(&id) {
-                    counts.lost += 1;
-                } else if outcomes == 0 {
+                counts.lost += u64::from(outcomes == 0);
+                if outcomes == 0 && !(except.lost)(&id) {
                     problems.found(format!("{id} was acknowledged and is lost"));
                 }
             }
@@ -215,6 +231,7 @@ pub async fn check_but(world: &World, events: &[u64], except: Except<'_>) -> Cou
             phase => problems.found(format!("{id}: publishing it ended with {phase:?}")),
         }
         counts.dead += u64::from(dead > 0);
+        counts.twice += u64::from(outcomes > 1 || effects != results);
         if outcomes > 1 {
             problems.found(format!("{id} has {results} results, {dead} dead letters"));
         }

@@ -106,9 +106,9 @@ async fn power_loss_with_everysec_loses_only_what_was_not_synced() {
     world.drain().await;
     torture::Report::default()
         .fault(cuts, "power losses (everysec)")
-        .event(counts.acknowledged, "acknowledged")
-        .event(0, "duplicate effects")
-        .event(counts.lost, "lost of those that were not synced yet")
+        .event(counts.acknowledged, "acknowledged across power losses")
+        .event(counts.twice, "duplicate effects")
+        .event(counts.lost, "lost, all of them not synced yet")
         .event(within.len() as u64, "not synced yet when the power went")
         .tell("power");
 }

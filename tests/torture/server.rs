@@ -40,14 +40,9 @@ async fn server_kills_lose_nothing_that_was_acknowledged_and_workers_come_back()
     let events = load.stop().await;
     let counts = outcomes::check(&world, &events).await;
     world.drain().await;
-    torture::Report::default()
+    counts
+        .tell(torture::Report::default())
         .fault(kills, "server kills")
-        .event(counts.acknowledged, "acknowledged")
-        .event(0, "lost")
-        .event(0, "duplicate effects")
-        .event(counts.unknown, "unknown")
-        .event(counts.unknown_stored, "unknown and stored")
-        .event(counts.redeliveries, "redeliveries")
         .note(format!("server: appendfsync {fsync}"))
         .tell("server");
 }

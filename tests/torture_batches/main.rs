@@ -182,11 +182,14 @@ async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_
         tokio::time::sleep(Duration::from_millis(50)).await;
         load.look(false).await;
         looks += 1;
-        assert!(
-            looks < 1200,
-            "not completed within a minute: {:?}",
-            load.open
-        );
+        if looks >= 1200 {
+            let found = load.look(false).await;
+            let replies = all(&redis, "cb:reply:torture").await;
+            panic!(
+                "not completed within a minute: {found:?}, last answers {:?}",
+                &replies[replies.len().saturating_sub(12)..]
+            );
+        }
     }
     fleet.drain();
     let counts = check(&redis, load.begun).await;
@@ -196,7 +199,7 @@ async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_
         .fault(stopped, "holders of batches stopped past the lease")
         .event(load.begun, "batches completed")
         .event(counts.takeovers as u64, "takeovers of batches")
-        .event(0, "stale writes accepted")
+        .event(counts.stale, "stale writes accepted")
         .event(counts.again as u64, "items run again")
         .event(counts.aborted as u64, "holders answered aborted")
         .note(format!("{} facts of batches in order", counts.facts))
@@ -209,6 +212,8 @@ struct Counts {
     again: usize,
     facts: usize,
     aborted: usize,
+    /// Effects beside the first of an item: what a stale holder wrote.
+    stale: u64,
 }
 
 async fn all(redis: &Redis, stream: &str) -> Vec<Entry> {
@@ -315,10 +320,8 @@ async fn check(redis: &Redis, batches: u64) -> Counts {
         );
     }
     let effects = fleet::tally(redis, "cb:events:effect", "data").await;
-    assert!(
-        effects.values().all(|count| *count == 1),
-        "an effect was stored twice"
-    );
+    counts.stale = effects.values().map(|count| u64::from(*count) - 1).sum();
+    assert_eq!(counts.stale, 0, "an effect was stored twice");
     assert_eq!(effects.len() as u64, batches * ITEMS / 50 * 49);
     let replies = fleet::tally(redis, "cb:reply:torture", "status").await;
     let known = [&b"ok"[..], b"aborted"];

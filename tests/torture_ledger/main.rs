@@ -173,10 +173,14 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         assert_eq!(length(&redis, "cb:dead:account").await, 0);
         let database = store.database();
         torture::Report::default()
-            .fault(of_database, "kills of the database")
-            .fault(kills - of_database, "kills of workers")
+            .fault(of_database, "kills of the ledger's database")
+            .fault(kills - of_database, "kills of workers with a ledger")
             .event(events, "effects in the ledger, one row each")
-            .note(format!("{:.0} s", began.elapsed().as_secs_f64()))
+            .note(format!(
+                "{}: kills took {:.0} s",
+                database.kind(),
+                began.elapsed().as_secs_f64()
+            ))
             .tell(database.kind());
     }
 }

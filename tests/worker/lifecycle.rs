@@ -2,7 +2,7 @@
 
 use crate::rig::Rig;
 use crate::support::proxy::{Cut, Proxy};
-use crate::support::until;
+use crate::support::{until, users};
 use convoke::bus::publish::Outgoing;
 use convoke::config::RedisUrl;
 use convoke::error::Code;
@@ -373,7 +373,7 @@ async fn a_worker_that_redis_does_not_answer_while_it_starts_tries_again() {
         let proxy = Proxy::to(rig.redis.port()).await;
         proxy.cut(Cut::Before, Some(command), 5);
         let mut settings = rig.settings();
-        settings.redis_url = RedisUrl::new(proxy.url());
+        settings.redis_url = RedisUrl::new(proxy.url_for(users::WORKER));
         let builder = Worker::builder().settings(settings);
         let worker = rig.start(builder.handler("text.echo", echo));
         assert_eq!(
