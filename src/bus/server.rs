@@ -1,5 +1,6 @@
 //! What a server tells about itself, as far as it lets the user look.
 
+use super::connect::Connector;
 use super::error::BusError;
 use crate::config::RedisUrl;
 use redis::aio::MultiplexedConnection;
@@ -48,6 +49,7 @@ impl Server {
     /// Only if the server can not be reached; what it refuses to tell is left out.
     pub async fn look(
         connection: &mut MultiplexedConnection,
+        connector: &Connector,
         url: &RedisUrl,
     ) -> Result<Self, BusError> {
         let info = allowed(info(connection).await)?;
@@ -64,7 +66,7 @@ impl Server {
         Ok(Self {
             info,
             config,
-            anonymous: anonymous(url).await,
+            anonymous: anonymous(connector).await,
             may_flush,
             user,
             skew: allowed(skew(connection).await)?,
@@ -182,11 +184,8 @@ async fn may_flush(connection: &mut MultiplexedConnection, user: &str) -> Result
 }
 
 /// Tries to use the server without logging in.
-async fn anonymous(url: &RedisUrl) -> Option<bool> {
-    use redis::IntoConnectionInfo;
-    let info = url.expose().into_connection_info().ok()?;
-    let settings = redis::RedisConnectionInfo::default();
-    let client = redis::Client::open(info.set_redis_settings(settings)).ok()?;
+async fn anonymous(connector: &Connector) -> Option<bool> {
+    let client = redis::Client::open(connector.address()).ok()?;
     let config = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(super::connect::CONNECT))
         .set_response_timeout(Some(super::connect::ANSWER));

@@ -1,7 +1,7 @@
 //! Where the settings come from: defaults < file < environment < flags.
 
 use super::Misuse;
-use clap::Args;
+use clap::{Args, ValueHint};
 use convoke::config::{DatabaseUrl, RedisUrl, Settings};
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
@@ -18,6 +18,18 @@ pub struct BusFlags {
     #[arg(long, global = true, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     redis_url: Option<String>,
+    /// A PEM file of authorities to trust, in the place of the system's
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_ca: Option<String>,
+    /// A PEM file of the certificate to show to the server
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert: Option<String>,
+    /// A PEM file of its private key
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_key: Option<String>,
     /// The first part of every key [default: cb]
     #[arg(long, global = true, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]

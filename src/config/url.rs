@@ -32,6 +32,12 @@ impl RedisUrl {
         parsed || names_password(&self.0)
     }
 
+    /// Whether the connection is one by TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        let parsed = redis::IntoConnectionInfo::into_connection_info(self.expose());
+        parsed.is_ok_and(|info| matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }))
+    }
+
     /// Whether it can be parsed.
     pub(super) fn is_valid(&self) -> bool {
         redis::IntoConnectionInfo::into_connection_info(self.expose()).is_ok()
