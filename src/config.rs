@@ -3,8 +3,10 @@
 //! The command line fills it from a file, the environment and flags (flags win); a library user
 //! sets fields through [`crate::Worker::builder`].
 
+mod command;
 mod url;
 
+pub use command::CommandLine;
 pub use url::{DatabaseKind, DatabaseUrl, RedisUrl};
 
 use crate::bus::event::Limits;
@@ -85,8 +87,9 @@ pub struct Settings {
     #[serde(with = "duration")]
     pub ledger_retention: Duration,
     /// The command of an MCP server that speaks over its standard input and output, for `sh -c`.
-    /// Empty: none, and `system.health` calls it disabled.
-    pub mcp_server: String,
+    /// Empty: none, and `system.health` calls it disabled. It may hold a token: it shows in no output and
+    /// no argument list.
+    pub mcp_server: CommandLine,
 }
 
 impl Default for Settings {
@@ -119,7 +122,7 @@ impl Default for Settings {
             reply_ttl: Duration::from_secs(3600),
             // A year.
             ledger_retention: Duration::from_secs(31_557_600),
-            mcp_server: String::new(),
+            mcp_server: CommandLine::default(),
         }
     }
 }
