@@ -8,4 +8,5 @@ mod support;
 
 mod canary;
 mod certificates;
+mod corpus;
 mod tls;
