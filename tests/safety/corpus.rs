@@ -415,6 +415,42 @@ fn fields_that_are_damaged_are_answered_once_each() {
     assert!(last < 300 && last < first + 100, "{first} MiB, then {last}");
 }
 
+/// Run by scripts/fuzz.
+#[test]
+#[ignore = "writes the seeds of the fuzzers into the directory CONVOKE_SEEDS"]
+fn the_fuzzers_begin_with_this_corpus() {
+    let dir = std::path::PathBuf::from(std::env::var_os("CONVOKE_SEEDS").unwrap());
+    let payloads = good().into_iter().flat_map(|(_, good)| damaged(&good));
+    for (n, payload) in strange().into_iter().chain(payloads).enumerate() {
+        // As each target reads its bytes: a field's name and length before it, a status.
+        let length = u16::try_from(payload.len())
+            .unwrap_or(u16::MAX)
+            .to_be_bytes();
+        let field = [&[1][..], &length, &payload].concat();
+        let event = [&[0, 0, 12][..], b"image.resize", &field].concat();
+        let answer = format!("${}\r\n", payload.len());
+        for (target, seed) in [
+            ("payload", payload.clone()),
+            ("reply", [&[0][..], &payload].concat()),
+            ("event", event.clone()),
+            (
+                "fact",
+                if n.is_multiple_of(2) {
+                    event
+                } else {
+                    payload.clone()
+                },
+            ),
+            ("delayed", payload.clone()),
+            ("wire", [answer.as_bytes(), &payload, b"\r\n"].concat()),
+        ] {
+            let corpus = dir.join(target);
+            fs::create_dir_all(&corpus).unwrap();
+            fs::write(corpus.join(format!("seed-{n}")), seed).unwrap();
+        }
+    }
+}
+
 /// What the protocol does not allow, with the code that says so.
 #[test]
 fn what_the_protocol_does_not_allow_is_refused_by_its_code() {
