@@ -11,9 +11,12 @@
 //! another one.
 
 use super::error::BusError;
+pub use super::pool::Pooled;
+use super::pool::{Manager, Pool};
 use super::wire::Wire;
 use crate::config::RedisUrl;
-use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
+use deadpool::Runtime;
+use deadpool::managed::Timeouts;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Value};
@@ -46,9 +49,6 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// A connection from the pool.
-pub type Pooled = deadpool_redis::Connection;
-
 impl Connector {
     /// Prepares for the server at `url` with a pool of that many connections; connects nothing yet.
     pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
@@ -58,8 +58,8 @@ impl Connector {
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
         let info: ConnectionInfo = url.expose().into_connection_info()?.set_tcp_settings(tcp);
-        let client = Client::open(info.clone())?;
-        let manager = Manager::new_with_config(info, answers_within(ANSWER))?;
+        let client = Client::open(info)?;
+        let manager = Manager::new(client.clone(), answers_within(ANSWER));
         let pool = Pool::builder(manager)
             .max_size(pool_size)
             .timeouts(Timeouts {
@@ -124,9 +124,8 @@ impl Connector {
 
     /// A connection from the pool, for a few commands that do not block.
     pub async fn pooled(&self) -> Result<Pooled, BusError> {
-        self.pool
-            .get()
-            .await
+        let lent = self.pool.get().await;
+        lent.map(Pooled::from)
             .map_err(|error| BusError::Pool(error.to_string()))
     }
 

@@ -22,6 +22,7 @@ mod link;
 pub mod load;
 pub mod msgpack;
 mod pipelines;
+mod pool;
 pub mod publish;
 pub mod raw;
 pub mod read;

@@ -9,6 +9,7 @@ mod commit_one;
 mod history;
 mod later;
 mod outage;
+mod pool;
 mod proxy;
 mod publish;
 mod replay;
