@@ -109,6 +109,16 @@ impl fmt::Debug for Committer {
     }
 }
 
+/// Fails where an ACL denies transactions: their commands would run one by one, unfenced.
+async fn may_transact(wire: &mut Wire) -> Result<(), BusError> {
+    for word in [&b"MULTI"[..], b"EXEC"] {
+        if let Token::Error(text) = wire.ask(&[word]).await?.token()? {
+            return Err(server_error(text));
+        }
+    }
+    Ok(())
+}
+
 impl Committer {
     /// A committer that is not connected yet.
     pub fn new(options: CommitterOptions) -> Self {
@@ -148,6 +158,7 @@ impl Committer {
     async fn arm(&mut self) -> Result<(), BusError> {
         self.wire = None;
         let mut wire = self.connector.wire().await?;
+        may_transact(&mut wire).await?;
         self.claims.arm(&mut wire).await?;
         self.wire = Some(wire);
         Ok(())

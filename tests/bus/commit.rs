@@ -14,6 +14,7 @@ async fn a_batch_is_replied_published_and_acknowledged_in_one_transaction() {
     committer.start().await.unwrap();
     bus.add(3).await;
     let held = bus.deliver("w-1", &committer.claims(), 10).await;
+    let before = bus.calls("exec").await;
     let report = committer
         .commit(held.iter().map(|h| h.done()).collect())
         .await;
@@ -28,7 +29,7 @@ async fn a_batch_is_replied_published_and_acknowledged_in_one_transaction() {
     assert_eq!(text(reply, "source"), "w-1");
     assert_eq!(reply["data"], [0xc0]);
     assert_eq!(
-        (bus.calls("exec").await, bus.calls("evalsha").await),
+        (bus.calls("exec").await - before, bus.calls("evalsha").await),
         (1, 0)
     );
 }
@@ -315,6 +316,19 @@ async fn what_was_executed_is_committed_although_the_counters_can_not_be_read_ag
     assert_eq!((report.committed, report.fenced), (1, 0), "{report:?}");
     assert_eq!(bus.replied().await, ["e0"]);
     assert!(bus.pending().await.is_empty());
+}
+
+/// Else the server would run the commands of a commit one by one, with no fence around them.
+#[tokio::test]
+async fn a_committer_that_may_not_begin_a_transaction_does_not_start() {
+    for (command, code) in [("multi", "NOPERM"), ("exec", "EXECABORT")] {
+        let mut bus = Bus::start().await;
+        bus.redis.expect_refusals();
+        let deny = format!("ACL SETUSER convoke-worker -{command}");
+        bus.run(&deny).await;
+        let refused = bus.committer("w-1").start().await.unwrap_err();
+        assert_eq!(refused.code(), Some(code), "{command}");
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod commit_one;
 mod history;
 mod later;
 mod outage;
+mod pool;
 mod publish;
 mod replay;
 mod request;

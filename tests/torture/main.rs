@@ -15,6 +15,7 @@ mod outcomes;
 mod worker;
 mod world;
 
+mod clocks;
 mod groups;
 mod kills;
 mod long;
@@ -24,6 +25,7 @@ mod rolling;
 mod server;
 mod soak;
 mod takeover;
+mod trickle;
 mod wires;
 
 #[test]

@@ -54,6 +54,8 @@ struct Launch {
 pub struct Process {
     pub id: String,
     pub proxy: Proxy,
+    /// What its environment has besides.
+    pub environment: Vec<(&'static str, String)>,
     launch: Arc<Launch>,
     child: Option<Child>,
     /// Processes that were started here.
@@ -112,6 +114,7 @@ impl World {
         Process {
             id,
             proxy: Proxy::to(self.redis.port()).await,
+            environment: Vec::new(),
             launch: self.launch.clone(),
             child: None,
             started: 0,
@@ -206,6 +209,7 @@ impl Process {
             .env(worker::THREADS, launch.threads.to_string())
             .env(worker::DIR, &launch.dir)
             .env(worker::BEGAN, began.as_nanos().to_string())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
