@@ -412,6 +412,13 @@ impl Committer {
         if !fits {
             return self.large(settlement).await;
         }
+        // In the same step: its answer may be lost, and a reply stream would live for good.
+        let reply = settlement.reply.as_ref().and_then(|r| r.to.as_deref());
+        if let Some(reply) = reply.filter(|reply| !reply.contains(":inbox:")) {
+            let ttl = Digits::of(self.reply_ttl.as_millis() as u64);
+            call.key(reply).arg("stream").arg(1).arg(3);
+            call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
+        }
         let scripts = self.scripts().await?;
         let answer: Vec<Value> = call.invoke_async(scripts).await?;
         match answer.as_slice() {

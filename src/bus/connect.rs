@@ -11,10 +11,13 @@
 //! another one.
 
 use super::error::{BusError, told};
+pub use super::pool::Pooled;
+use super::pool::{Manager, Pool};
 use super::tls::Tls;
 use super::wire::Wire;
 use crate::config::{RedisUrl, Settings};
-use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
+use deadpool::Runtime;
+use deadpool::managed::Timeouts;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
@@ -50,9 +53,6 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// A connection from the pool.
-pub type Pooled = deadpool_redis::Connection;
-
 impl Connector {
     /// Prepares for the server of the settings, with their certificates and a pool of that many
     /// connections; connects nothing yet.
@@ -75,9 +75,8 @@ impl Connector {
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
         let info: ConnectionInfo = url.expose().into_connection_info()?.set_tcp_settings(tcp);
-        let info = tls.apply(info)?;
-        let client = Client::open(info.clone())?;
-        let manager = Manager::new_with_config(info, answers_within(ANSWER))?;
+        let client = Client::open(tls.apply(info)?)?;
+        let manager = Manager::new(client.clone(), answers_within(ANSWER));
         let pool = Pool::builder(manager)
             .max_size(pool_size)
             .timeouts(Timeouts {
@@ -148,9 +147,8 @@ impl Connector {
 
     /// A connection from the pool, for a few commands that do not block.
     pub async fn pooled(&self) -> Result<Pooled, BusError> {
-        self.pool
-            .get()
-            .await
+        let lent = self.pool.get().await;
+        lent.map(Pooled::from)
             .map_err(|error| BusError::Pool(format!("{error}{}", told(&error))))
     }
 

@@ -1,13 +1,13 @@
 //! One connection that many share and that is replaced when it is broken.
 
-use super::connect::{CONNECT, Connector, reconnect_delay};
+use super::connect::Connector;
 use super::error::{BusError, Reaction};
+use super::gate::Gate;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::time::Instant;
 
 /// Unanswered commands in a row after which a connection counts as dead. A half-open link answers
 /// nothing and reports nothing; a slow server answers the next one.
@@ -19,7 +19,8 @@ pub(super) struct Link {
     block: Duration,
     current: Mutex<Option<Lent>>,
     timeouts: AtomicU32,
-    making: tokio::sync::Mutex<Making>,
+    made: AtomicU64,
+    gate: Gate,
 }
 
 /// The shared connection, as lent out.
@@ -27,13 +28,6 @@ pub(super) struct Link {
 pub(super) struct Lent {
     pub connection: MultiplexedConnection,
     generation: u64,
-}
-
-#[derive(Default)]
-struct Making {
-    generation: u64,
-    failures: u32,
-    failed: Option<(Instant, String)>,
 }
 
 impl Link {
@@ -44,7 +38,8 @@ impl Link {
             block,
             current: Mutex::default(),
             timeouts: AtomicU32::new(0),
-            making: tokio::sync::Mutex::default(),
+            made: AtomicU64::new(0),
+            gate: Gate::default(),
         }
     }
 
@@ -57,55 +52,24 @@ impl Link {
     ///
     /// Cancel safe.
     pub async fn get(&self) -> Result<Lent, String> {
-        if let Some(lent) = self.current().clone() {
-            return Ok(lent);
-        }
-        let asked = Instant::now();
-        let mut making = self.making.lock().await;
-        if let Some(lent) = self.current().clone() {
-            return Ok(lent);
-        }
-        if let Some((at, reason)) = &making.failed {
-            if *at >= asked {
-                return Err(reason.clone());
-            }
-            let pause = reconnect_delay(making.failures - 1);
-            tokio::time::sleep_until(*at + pause).await;
-        }
-        // The library's limit does not cover every step of making one.
-        let made = tokio::time::timeout(2 * CONNECT, self.open()).await;
-        match made {
-            Ok(Ok(connection)) => {
-                making.generation += 1;
-                making.failures = 0;
-                making.failed = None;
-                self.timeouts.store(0, Ordering::Relaxed);
-                let generation = making.generation;
-                let lent = Lent {
-                    connection,
-                    generation,
-                };
-                *self.current() = Some(lent.clone());
-                Ok(lent)
-            }
-            failed => {
-                let reason = match failed {
-                    Ok(Err(error)) => format!("can not connect: {error}"),
-                    _ => "can not connect: no answer in time".to_owned(),
-                };
-                making.failures += 1;
-                making.failed = Some((Instant::now(), reason.clone()));
-                Err(reason)
-            }
-        }
+        let find = || self.current().clone();
+        self.gate.pass(find, self.make()).await
     }
 
-    async fn open(&self) -> Result<MultiplexedConnection, BusError> {
-        if self.block.is_zero() {
-            self.connector.dedicated().await
+    async fn make(&self) -> Result<Lent, BusError> {
+        let connection = if self.block.is_zero() {
+            self.connector.dedicated().await?
         } else {
-            self.connector.blocking(self.block).await
-        }
+            self.connector.blocking(self.block).await?
+        };
+        self.timeouts.store(0, Ordering::Relaxed);
+        let generation = self.made.fetch_add(1, Ordering::Relaxed);
+        let lent = Lent {
+            connection,
+            generation,
+        };
+        *self.current() = Some(lent.clone());
+        Ok(lent)
     }
 
     /// Learns from the outcome of a command whether the connection is of use still.

@@ -1,5 +1,5 @@
-//! RESP by hand, for the two paths on which a general client costs more than the server does: reading
-//! a group and committing.
+//! RESP by hand, for the paths on which a general client costs more than the server does: reading a
+//! group, committing, publishing in pipelines.
 //!
 //! A [`Wire`] is one connection. Commands are written into one buffer and sent in one go; answers are
 //! walked where they arrived, without building values. Its holder sends, reads as many replies as
@@ -9,6 +9,7 @@ use super::connect::CONNECT;
 use super::digits::Digits;
 use super::error::{BusError, is_crowded};
 use super::tls::Tls;
+use futures_util::FutureExt;
 use redis::io::tcp::socket2::SockRef;
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value};
 use std::fmt;
@@ -74,7 +75,8 @@ impl Commands {
         self.count == 0
     }
 
-    fn clear(&mut self) {
+    /// Forgets them.
+    pub fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(KEPT);
         self.count = 0;
@@ -321,6 +323,14 @@ impl Wire {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         commands.clear();
         Ok(written.map_err(RedisError::from)?)
+    }
+
+    /// Whether nothing has arrived that nobody asked for, nor the end of the connection: whoever kept
+    /// it idle may go on with it.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut unasked = [0; 1];
+        let read = self.stream.read(&mut unasked);
+        self.begin == self.input.len() && read.now_or_never().is_none()
     }
 
     /// Sends one command; its reply.
