@@ -10,16 +10,19 @@
 //! half-open link is noticed. A connection is not repaired: whoever holds it drops it and asks for
 //! another one.
 
-use super::error::BusError;
+use super::error::{BusError, told};
 pub use super::pool::Pooled;
 use super::pool::{Manager, Pool};
+use super::tls::Tls;
 use super::wire::Wire;
-use crate::config::RedisUrl;
+use crate::config::{RedisUrl, Settings};
 use deadpool::Runtime;
 use deadpool::managed::Timeouts;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value,
+};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -40,6 +43,7 @@ const OLDEST: (u32, u32) = (7, 0);
 #[derive(Clone)]
 pub struct Connector {
     client: Client,
+    tls: Tls,
     pool: Pool,
 }
 
@@ -50,15 +54,28 @@ impl fmt::Debug for Connector {
 }
 
 impl Connector {
-    /// Prepares for the server at `url` with a pool of that many connections; connects nothing yet.
+    /// Prepares for the server of the settings, with their certificates and a pool of that many
+    /// connections; connects nothing yet.
+    ///
+    /// # Errors
+    /// `Tls`: a file of certificates or of the key can not be used.
+    pub fn of(settings: &Settings, pool_size: usize) -> Result<Self, BusError> {
+        Self::with(&settings.redis_url, Tls::read(settings)?, pool_size)
+    }
+
+    /// Prepares for the server at `url`, trusting what the system trusts.
     pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
+        Self::with(url, Tls::default(), pool_size)
+    }
+
+    fn with(url: &RedisUrl, tls: Tls, pool_size: usize) -> Result<Self, BusError> {
         let tcp = TcpSettings::default()
             .set_nodelay(true)
             .set_keepalive(keepalive());
         #[cfg(target_os = "linux")]
         let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
         let info: ConnectionInfo = url.expose().into_connection_info()?.set_tcp_settings(tcp);
-        let client = Client::open(info)?;
+        let client = Client::open(tls.apply(info)?)?;
         let manager = Manager::new(client.clone(), answers_within(ANSWER));
         let pool = Pool::builder(manager)
             .max_size(pool_size)
@@ -70,7 +87,7 @@ impl Connector {
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| BusError::Pool(error.to_string()))?;
-        Ok(Self { client, pool })
+        Ok(Self { client, tls, pool })
     }
 
     /// A connection of one's own on which every answer arrives within [`ANSWER`].
@@ -92,15 +109,21 @@ impl Connector {
         Ok(opened.await?)
     }
 
+    /// Where the server is, without who connects.
+    pub(super) fn address(&self) -> ConnectionInfo {
+        let info = self.client.get_connection_info().clone();
+        info.set_redis_settings(RedisConnectionInfo::default())
+    }
+
     /// A hand-written connection on which every answer arrives within [`ANSWER`].
     pub async fn wire(&self) -> Result<Wire, BusError> {
-        Wire::open(self.client.get_connection_info(), ANSWER).await
+        Wire::open(self.client.get_connection_info(), &self.tls, ANSWER).await
     }
 
     /// A hand-written connection for commands that block for up to `block`.
     pub async fn blocking_wire(&self, block: Duration) -> Result<Wire, BusError> {
         let answer = block + Duration::from_secs(2);
-        Wire::open(self.client.get_connection_info(), answer).await
+        Wire::open(self.client.get_connection_info(), &self.tls, answer).await
     }
 
     async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
@@ -126,7 +149,7 @@ impl Connector {
     pub async fn pooled(&self) -> Result<Pooled, BusError> {
         let lent = self.pool.get().await;
         lent.map(Pooled::from)
-            .map_err(|error| BusError::Pool(error.to_string()))
+            .map_err(|error| BusError::Pool(format!("{error}{}", told(&error))))
     }
 
     /// Asks the server whether it is there; how long it took to have the answer.

@@ -31,6 +31,7 @@ pub mod reply;
 pub mod request;
 pub mod server;
 pub mod settlement;
+pub mod tls;
 pub mod trace;
 pub mod trim;
 pub mod wire;

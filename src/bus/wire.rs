@@ -8,19 +8,18 @@
 use super::connect::CONNECT;
 use super::digits::Digits;
 use super::error::{BusError, is_crowded};
+use super::tls::Tls;
 use futures_util::FutureExt;
 use redis::io::tcp::socket2::SockRef;
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value};
 use std::fmt;
 use std::io;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// Bytes that one read from the socket asks for.
 const CHUNK: usize = 64 * 1024;
@@ -260,8 +259,12 @@ impl Wire {
     ///
     /// # Errors
     /// `Redis`: no connection, refused credentials, or a replica.
-    pub async fn open(info: &ConnectionInfo, answer: Duration) -> Result<Self, BusError> {
-        let stream = timeout(CONNECT, connect(info.addr()))
+    pub async fn open(
+        info: &ConnectionInfo,
+        tls: &Tls,
+        answer: Duration,
+    ) -> Result<Self, BusError> {
+        let stream = timeout(CONNECT, connect(info.addr(), tls))
             .await
             .map_err(|_| timed_out())??;
         let mut wire = Self {
@@ -414,7 +417,7 @@ fn timed_out() -> BusError {
     RedisError::from(io::Error::from(io::ErrorKind::TimedOut)).into()
 }
 
-async fn connect(address: &ConnectionAddr) -> Result<Box<dyn Stream>, BusError> {
+async fn connect(address: &ConnectionAddr, tls: &Tls) -> Result<Box<dyn Stream>, BusError> {
     Ok(match address {
         ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
         ConnectionAddr::TcpTls {
@@ -425,7 +428,7 @@ async fn connect(address: &ConnectionAddr) -> Result<Box<dyn Stream>, BusError> 
         } => {
             let name = ServerName::try_from(host.clone())
                 .map_err(|_| misconfigured(format!("{host:?} can not be the name of a server")))?;
-            let connector = TlsConnector::from(tls()?);
+            let connector = TlsConnector::from(tls.config()?);
             let stream = connector.connect(name, tcp(host, *port).await?).await;
             Box::new(stream.map_err(RedisError::from)?)
         }
@@ -446,28 +449,6 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, BusError> {
     let socket = SockRef::from(&stream);
     super::connect::tune(&socket).map_err(RedisError::from)?;
     Ok(stream)
-}
-
-/// Trusts what the system trusts; read once.
-fn tls() -> Result<Arc<ClientConfig>, BusError> {
-    static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    if let Some(config) = CONFIG.get() {
-        return Ok(config.clone());
-    }
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why = found.errors.first().map(ToString::to_string);
-        return Err(misconfigured(format!(
-            "no certificate authority is known on this system{}",
-            why.map_or_else(String::new, |why| format!(": {why}"))
-        )));
-    }
-    let config = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(CONFIG.get_or_init(|| Arc::new(config)).clone())
 }
 
 fn misconfigured(what: String) -> BusError {

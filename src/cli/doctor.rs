@@ -125,7 +125,7 @@ impl Finding {
 pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let connector = session.connector()?;
     let mut connection = connector.unchecked().await?;
-    let server = Server::look(&mut connection, &session.settings.redis_url).await?;
+    let server = Server::look(&mut connection, &connector, &session.settings).await?;
     let mut findings = checks::server(&server, &session.settings);
     findings.extend(streams::streams(&session, &mut connection).await?);
     let count = |status| findings.iter().filter(|f| f.status == status).count();

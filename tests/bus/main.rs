@@ -10,7 +10,6 @@ mod history;
 mod later;
 mod outage;
 mod pool;
-mod proxy;
 mod publish;
 mod replay;
 mod request;

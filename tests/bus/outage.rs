@@ -1,8 +1,8 @@
 //! Publishing while the server fails over, stands still, restarts, or the wire is cut.
 
-use crate::proxy::Proxy;
 use crate::publish::{client, client_at, code, event, is_unknown, options};
 use crate::setup::{Bus, durable, text};
+use crate::support::proxy::Proxy;
 use crate::support::{Redis, signal, users};
 use convoke::bus::client::ClientOptions;
 use convoke::bus::keys::Keys;

@@ -9,7 +9,9 @@ pub mod ballots;
 pub mod fleet;
 pub mod mcp;
 pub mod postgres;
+pub mod proxy;
 pub mod store;
+pub mod torture;
 pub mod users;
 
 use std::collections::HashMap;
@@ -170,6 +172,11 @@ impl Redis {
     /// The port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
     }
 
     /// The process id.
