@@ -64,6 +64,8 @@ pub struct Asker<'a> {
     pub run: &'a str,
     /// The id of the entry that the event is on.
     pub entry: &'a str,
+    /// Which delivery of that entry the caller has.
+    pub deliveries: u32,
     /// The event's id.
     pub event: &'a str,
     /// Whether it could hold the batch; if not it only asks.
@@ -170,7 +172,8 @@ impl Batches {
             .arg(wanted.lease_ms)
             .arg(u8::from(asker.may_hold))
             .arg(millis(ABANDONED))
-            .arg(LISTED);
+            .arg(LISTED)
+            .arg(asker.deliveries);
         let answer: Answer = self.store.invoke(&call).await?;
         let (state, left, event, bits) = (&answer.0, answer.6, &answer.7, &answer.8);
         match state.as_str() {

@@ -3,8 +3,9 @@
 -- completes the batch, so there is nothing between the two.
 --
 -- acquire   the caller holds the batch if it is new, if the lease has run out or was given back, or
---           if the holder worked on the very entry that the caller has now: the bus took it over, so
---           nothing that the holder still does can be committed.
+--           if the holder worked on an earlier delivery of the very entry that the caller has now: the
+--           bus took it over, so nothing that the holder still does can be committed. Whoever has an
+--           earlier delivery than the last holder's waits for one lease more.
 -- progress  marks items as finished; nothing with another fence than the last.
 --
 -- KEYS  1 the batch: a hash  2 its finished items: a bitmap  3 the batches by their last change
@@ -13,6 +14,7 @@
 --       6 digest of the content  7 number of items  8 instance  9 the run: a unique word  10 entry id
 --       11 event id  12 lease in ms  13 1 if the caller may hold it, 0 if it only asks  14 how long a
 --       batch is kept that nobody goes on with, in ms  15 batches that are listed at the most
+--       16 which delivery of the entry
 -- ARGV  1 'progress'  2 batch id  3 as above  4 fence  5 ms from one batch.progress to the next
 --       6 failures that are recorded at the most  7 number of items; for each its index, '' or the
 --       error code, the message; then for each publication the number of its words, the words
@@ -30,7 +32,7 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local is = {}
-local fields = {'digest', 'status', 'fence', 'processor', 'run', 'entry', 'event', 'expires',
+local fields = {'digest', 'status', 'fence', 'processor', 'run', 'entry', 'event', 'delivery', 'expires',
   'processed', 'failed', 'total', 'told', 'lease_ms'}
 for at, value in ipairs(redis.call('HMGET', batch, unpack(fields))) do is[fields[at]] = value end
 
@@ -70,7 +72,7 @@ local function complete()
   if is.processed + is.failed < tonumber(is.total) then return false end
   is.expires = 0
   redis.call('HSET', batch, 'status', 'completed', 'completed_at', now, 'expires', 0)
-  redis.call('HDEL', batch, 'run', 'entry', 'event')
+  redis.call('HDEL', batch, 'run', 'entry', 'event', 'delivery')
   redis.call('DEL', finished)
   redis.call('PEXPIRE', batch, kept)
   tell('batch.completed', is.failed + 0 > 0 and failures() or nil)
@@ -78,13 +80,16 @@ local function complete()
 end
 
 if action == 'acquire' then
-  local kind, mode, digest, total, me, run, entry, event, lease, may, abandoned, listed =
-    unpack(ARGV, 4, 15)
+  local kind, mode, digest, total, me, run, entry, event, lease, may, abandoned, listed,
+    delivery = unpack(ARGV, 4, 16)
   if is.digest and is.digest ~= digest then return answer('differs') end
   if is.status == 'completed' then return answer('completed') end
   if is.run == run then return answer('held', redis.call('GET', finished)) end
   local same = is.entry == entry and is.event == event
-  if tonumber(is.expires or 0) > now and not same then return answer('busy') end
+  local later = same and tonumber(delivery) > tonumber(is.delivery or 0)
+  local stale = same and tonumber(delivery) < tonumber(is.delivery or 0)
+  local free = tonumber(is.expires or 0) + (stale and is.lease_ms or 0)
+  if free > now and not later then return answer('busy') end
   if may ~= '1' then return answer('free') end
 
   local new = not is.digest
@@ -93,7 +98,7 @@ if action == 'acquire' then
     math.max(tonumber(is.fence or 0) + 1, clock[1] * 1000000 + clock[2]))
   is.processor, is.event, is.expires = me, event, now + lease
   redis.call('HSET', batch, 'fence', is.fence, 'processor', me, 'run', run, 'entry', entry,
-    'event', event, 'lease_ms', lease, 'expires', is.expires, 'updated_at', now, 'told', now)
+    'delivery', delivery, 'event', event, 'lease_ms', lease, 'expires', is.expires, 'updated_at', now, 'told', now)
   if new then
     is.processed, is.failed, is.total = 0, 0, total
     redis.call('HSET', batch, 'id', id, 'item_type', kind, 'mode', mode, 'digest', digest,

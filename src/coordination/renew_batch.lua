@@ -16,7 +16,7 @@ if ARGV[2] ~= '0' then
   expires = clock[1] * 1000 + math.floor(clock[2] / 1000) + ARGV[2]
 else
   -- The run that gives it back does not hold it any more, nor does its event.
-  redis.call('HDEL', KEYS[1], 'run', 'entry', 'event')
+  redis.call('HDEL', KEYS[1], 'run', 'entry', 'event', 'delivery')
 end
 redis.call('HSET', KEYS[1], 'expires', expires)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])

@@ -106,6 +106,8 @@ pub struct Shared {
     pub limits: Limits,
     /// What is read and not settled.
     pub inflight: Arc<InFlight>,
+    /// When the loop last went round.
+    pub turned: Turned,
     /// The claim counters as last seen.
     pub claims: Arc<Claims>,
     /// Handlers that may wait at a time.
@@ -118,6 +120,38 @@ pub struct Shared {
     pub retry: RetryPolicy,
     /// What happened so far.
     pub counts: Counts,
+}
+
+/// When a lane's loop last went round, told to whoever renews its leases: a handler that blocks the
+/// loop's thread keeps it from taking in what its read was answered.
+#[derive(Debug)]
+pub struct Turned {
+    began: Instant,
+    ms: AtomicU64,
+}
+
+impl Default for Turned {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            ms: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Turned {
+    fn now(&self) {
+        let ms = self.began.elapsed().as_millis() as u64;
+        self.ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// How long ago that was.
+    pub fn ago(&self) -> Duration {
+        let ms = self.ms.load(Ordering::Relaxed);
+        self.began
+            .elapsed()
+            .saturating_sub(Duration::from_millis(ms))
+    }
 }
 
 impl Shared {
@@ -211,6 +245,7 @@ impl Lane {
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
         loop {
+            self.shared.turned.now();
             let draining = drain.is_cancelled();
             if draining {
                 // What was not started stays pending; the others take it as soon as this one unregisters.

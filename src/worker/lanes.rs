@@ -1,7 +1,7 @@
 //! The lanes of a worker: which streams each reads, started and ended together.
 
 use super::inflight::InFlight;
-use super::lane::{Counts, Lane, LaneEvents, NUDGE, Shared};
+use super::lane::{Counts, Lane, LaneEvents, NUDGE, Shared, Turned};
 use super::takeover::Trigger;
 use super::{Ending, RunError};
 use crate::bus::commit::{Committer, CommitterOptions};
@@ -213,6 +213,7 @@ impl Lanes {
                 max_deliveries: settings.max_deliveries,
                 retry,
                 counts: Counts::default(),
+                turned: Turned::default(),
             });
             shared.push(lane.clone());
             let (lane, events) = Lane::new(lane, triggers);

@@ -75,6 +75,8 @@ async fn history(batches: &Batches, fleet: &mut Fleet, id: &str, steps: &[Step])
                 let run = format!("{at}");
                 let asker = Asker {
                     run: &run,
+                    // Who took an entry over has a later delivery of it.
+                    deliveries: at as u32 + 1,
                     ..asker(names[who], events[event])
                 };
                 let own = model.holder.is_some_and(|(_, held)| held == event);

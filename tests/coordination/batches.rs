@@ -31,6 +31,7 @@ pub fn asker<'a>(instance: &'a str, name: &'a str) -> Asker<'a> {
         instance,
         run: name,
         entry: name,
+        deliveries: 1,
         event: name,
         may_hold: true,
     }
@@ -163,9 +164,10 @@ async fn whoever_took_the_holders_entry_over_holds_its_batch_at_once() {
     let wanted = wanted("b-1", 2);
     let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
     // Even under the same name: it may be the process that was started in its place.
-    for instance in ["w-1", "w-2"] {
+    for (deliveries, instance) in [(2, "w-1"), (3, "w-2")] {
         let heir = Asker {
             run: instance,
+            deliveries,
             ..asker(instance, "e-1")
         };
         let (next, _) = hold(&batches, &wanted, heir).await;
@@ -173,6 +175,39 @@ async fn whoever_took_the_holders_entry_over_holds_its_batch_at_once() {
     }
     let refused = batches.progress(&wanted, first.fence, &ok([0]), &[]).await;
     assert!(matches!(refused.unwrap(), Advanced::Lost(now) if now.processor_id == "w-2"));
+}
+
+#[tokio::test]
+async fn an_earlier_delivery_of_the_holders_entry_does_not_take_the_batch_from_it() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 2);
+    let taken = Asker {
+        deliveries: 2,
+        ..asker("w-2", "e-1")
+    };
+    let (held, _) = hold(&batches, &wanted, taken).await;
+    // It stood still with the entry in its hands, and goes on.
+    let zombie = Asker {
+        run: "late",
+        ..asker("w-1", "e-1")
+    };
+    for expires in [None, Some("-100")] {
+        if let Some(ago) = expires {
+            let now: Vec<u64> = fleet.ask("TIME").await;
+            let at = (now[0] * 1000).saturating_add_signed(ago.parse().unwrap());
+            fleet.run(&format!("HSET cb:batch:b-1 expires {at}")).await;
+        }
+        let asked = batches.acquire(&wanted, zombie).await.unwrap();
+        assert!(
+            matches!(&asked, Acquired::Busy { progress, same_event: true, .. } if progress.fence == held.fence),
+            "{asked:?}"
+        );
+    }
+    // Nobody goes on with it: better an old delivery than none.
+    fleet.run("HSET cb:batch:b-1 expires 1000").await;
+    let (next, _) = hold(&batches, &wanted, zombie).await;
+    assert!(next.fence > held.fence);
 }
 
 #[tokio::test]

@@ -184,10 +184,9 @@ async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_
         looks += 1;
         if looks >= 1200 {
             let found = load.look(false).await;
-            let replies = all(&redis, "cb:reply:torture").await;
             panic!(
-                "not completed within a minute: {found:?}, last answers {:?}",
-                &replies[replies.len().saturating_sub(12)..]
+                "not completed within a minute: {found:?}; {}",
+                left_behind(&redis).await
             );
         }
     }
@@ -204,6 +203,50 @@ async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_
         .event(counts.aborted as u64, "holders answered aborted")
         .note(format!("{} facts of batches in order", counts.facts))
         .tell("batches");
+}
+
+/// What a batch that nobody works on may be waiting for.
+async fn left_behind(redis: &Redis) -> String {
+    let mut connection = redis.connection().await;
+    let mut told = String::new();
+    for words in [
+        "XPENDING cb:events:system workers - + 50",
+        "XINFO GROUPS cb:events:system",
+        "XINFO CONSUMERS cb:events:system workers",
+        "ZRANGE cb:delayed:system 0 -1 WITHSCORES",
+        "ZRANGE cb:instances:active 0 -1 WITHSCORES",
+        "TIME",
+    ] {
+        let mut words = words.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        let answer: redis::Value = command
+            .arg(words.collect::<Vec<_>>())
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        told += &format!("{answer:?}\n");
+    }
+    for event in all(redis, "cb:events:system").await {
+        let data: serde_json::Value = rmp_serde::from_slice(event.get("data").unwrap()).unwrap();
+        let id = String::from_utf8_lossy(event.get("id").unwrap_or_default()).into_owned();
+        told += &format!("{} {id} asks for {}\n", event.id, data["batch_id"]);
+    }
+    for fact in all(redis, "cb:broadcast").await {
+        let data: serde_json::Value = rmp_serde::from_slice(fact.get("data").unwrap()).unwrap();
+        let kind = String::from_utf8_lossy(fact.get("type").unwrap()).into_owned();
+        told += &format!("{} {kind} {data}\n", fact.id);
+    }
+    for reply in all(redis, "cb:reply:torture").await {
+        let data: serde_json::Value = rmp_serde::from_slice(reply.get("data").unwrap()).unwrap();
+        let field = |name| String::from_utf8_lossy(reply.get(name).unwrap()).into_owned();
+        told += &format!(
+            "{} {} by {}: {data}\n",
+            reply.id,
+            field("correlationid"),
+            field("source")
+        );
+    }
+    told
 }
 
 #[derive(Default)]

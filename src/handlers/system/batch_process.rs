@@ -149,6 +149,7 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
             instance: context.instance(),
             run: &run,
             entry: &context.event().entry_id().to_string(),
+            deliveries: context.deliveries(),
             event: &context.event().id(),
             may_hold: place.is_some() && can_run && !draining,
         };

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// Entries whose lease one call renews at the most.
 const RENEW: usize = 500;
+/// Entries of a busy lane that are looked at; more than it reads at a time.
+const PAGE: usize = 4000;
 
 /// Renews twice as often as it must.
 pub async fn run(chores: &Chores) {
@@ -21,8 +23,18 @@ pub async fn run(chores: &Chores) {
 
 async fn run_once(chores: &Chores, age: Duration) {
     for lane in &chores.lanes {
+        // A lane that does not go round may have been answered what it has not taken in yet.
+        let blocked = lane.turned.ago() >= age;
         for (stream, route) in lane.routes.iter().enumerate() {
-            let due = lane.inflight.due(stream, age);
+            let mut due = lane.inflight.due(stream, age);
+            if blocked {
+                match pending(chores, lane, &route.events).await {
+                    Ok(pending) => due.extend(pending),
+                    Err(error) => {
+                        tracing::debug!(%error, "leases of a busy lane were not renewed; trying again");
+                    }
+                }
+            }
             for held in due.chunks(RENEW) {
                 if let Err(error) = renew(chores, lane, stream, &route.events, held).await {
                     tracing::debug!(%error, "leases were not renewed; trying again");
@@ -30,6 +42,19 @@ async fn run_once(chores: &Chores, age: Duration) {
             }
         }
     }
+}
+
+/// The entries of this consumer that were not renewed of late, in hand or not.
+async fn pending(
+    chores: &Chores,
+    lane: &Shared,
+    events: &str,
+) -> Result<Vec<(EntryId, u32)>, BusError> {
+    let mut connection = chores.connector.pooled().await?;
+    let (first, me) = (EntryId::default(), Some(lane.instance()));
+    let page = claim::pending(&mut connection, events, &lane.group, first, PAGE, me).await?;
+    let own = page.into_iter().map(|entry| (entry.id, entry.deliveries));
+    Ok(own.collect())
 }
 
 async fn renew(
