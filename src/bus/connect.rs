@@ -9,15 +9,21 @@
 //! Every connection has a time-out for each answer and for being made, and TCP keepalive, so a
 //! half-open link is noticed. A connection is not repaired: whoever holds it drops it and asks for
 //! another one.
+//!
+//! Where Sentinels watch the primary, they are asked for each new connection, the server must say
+//! that it is a primary, and a pooled connection is asked for its role each time that it is lent.
 
-use super::error::BusError;
+use super::error::{BusError, not_the_primary};
+use super::sentinel::{Sentinels, Voice};
 use super::wire::Wire;
 use crate::config::RedisUrl;
-use deadpool_redis::{Manager, Pool, Runtime, Timeouts};
+use deadpool_redis::{Hook, HookError, Manager, Pool, PoolBuilder, Runtime, Timeouts};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, Value};
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisError, Value};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a blocking read may wait on the server. Short, because a read is never cancelled: this
@@ -30,14 +36,35 @@ pub const CONNECT: Duration = Duration::from_secs(3);
 /// How long what was sent may stay unacknowledged by the other side's kernel.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// How long a pooled connection may take to show that it is of use still.
+const RECYCLE: Duration = Duration::from_secs(1);
 /// The oldest server that has what the bus needs.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// Makes connections to one server.
+/// Makes connections to one server, or to the primary that Sentinels watch.
 #[derive(Clone)]
-pub struct Connector {
-    client: Client,
+pub struct Connector(Place);
+
+#[derive(Clone)]
+enum Place {
+    Server {
+        client: Arc<Client>,
+        pool: Pool,
+    },
+    Watched {
+        sentinels: Arc<Sentinels>,
+        pool: Arc<Mutex<Option<PrimaryPool>>>,
+        pool_size: usize,
+    },
+}
+
+/// Connections to the primary of one generation.
+#[derive(Clone)]
+struct PrimaryPool {
+    generation: u64,
     pool: Pool,
+    /// One connection was of no use, so the others are not tried: each might take its time.
+    spoiled: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Connector {
@@ -50,27 +77,64 @@ impl fmt::Debug for Connector {
 pub type Pooled = deadpool_redis::Connection;
 
 impl Connector {
-    /// Prepares for the server at `url` with a pool of that many connections; connects nothing yet.
+    /// Prepares for what `url` names with a pool of that many connections; connects nothing yet.
     pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
-        let tcp = TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(keepalive());
-        #[cfg(target_os = "linux")]
-        let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
-        let info: ConnectionInfo = url.expose().into_connection_info()?.set_tcp_settings(tcp);
-        let client = Client::open(info.clone())?;
-        let manager = Manager::new_with_config(info, answers_within(ANSWER))?;
-        let pool = Pool::builder(manager)
-            .max_size(pool_size)
-            .timeouts(Timeouts {
-                wait: Some(ANSWER),
-                create: Some(CONNECT),
-                recycle: Some(Duration::from_secs(1)),
-            })
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| BusError::Pool(error.to_string()))?;
-        Ok(Self { client, pool })
+        if let Some(url) = url.sentinels() {
+            let url = url.map_err(BusError::Unsupported)?;
+            return Ok(Self(Place::Watched {
+                sentinels: Arc::new(Sentinels::new(&url)?),
+                pool: Arc::default(),
+                pool_size,
+            }));
+        }
+        let info = url.expose().into_connection_info()?;
+        let info = info.set_tcp_settings(tcp_settings());
+        let client = Arc::new(Client::open(info.clone())?);
+        let pool = build(pool_of(info, pool_size)?)?;
+        Ok(Self(Place::Server { client, pool }))
+    }
+
+    /// Where the primary is now, and the generation that it belongs to.
+    async fn find(&self) -> Result<(Arc<Client>, u64), BusError> {
+        match &self.0 {
+            Place::Server { client, .. } => Ok((client.clone(), 0)),
+            Place::Watched { sentinels, .. } => {
+                let primary = sentinels.primary().await?;
+                Ok((Arc::new(Client::open(primary.info)?), primary.generation))
+            }
+        }
+    }
+
+    /// Where the primary is now.
+    pub(super) async fn info(&self) -> Result<ConnectionInfo, BusError> {
+        Ok(self.find().await?.0.get_connection_info().clone())
+    }
+
+    /// How often the primary has moved, as far as is known: what was connected before leads elsewhere.
+    pub fn generation(&self) -> u64 {
+        match &self.0 {
+            Place::Server { .. } => 0,
+            Place::Watched { sentinels, .. } => sentinels.generation(),
+        }
+    }
+
+    /// Fails if the primary has moved since that generation.
+    ///
+    /// # Errors
+    /// `Moved`.
+    pub fn check(&self, generation: u64) -> Result<(), BusError> {
+        match self.generation() == generation {
+            true => Ok(()),
+            false => Err(BusError::Moved),
+        }
+    }
+
+    /// What each Sentinel says; `None` if there are none.
+    pub async fn survey(&self) -> Option<Vec<Voice>> {
+        match &self.0 {
+            Place::Server { .. } => None,
+            Place::Watched { sentinels, .. } => Some(sentinels.survey().await),
+        }
     }
 
     /// A connection of one's own on which every answer arrives within [`ANSWER`].
@@ -85,49 +149,84 @@ impl Connector {
 
     /// A connection to whatever answers, a replica as well: for looking at the server only.
     pub async fn unchecked(&self) -> Result<MultiplexedConnection, BusError> {
+        let (client, _) = self.find().await?;
         let config = answers_within(ANSWER);
-        let opened = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
+        let opened = client.get_multiplexed_async_connection_with_config(&config);
         Ok(opened.await?)
     }
 
     /// A hand-written connection on which every answer arrives within [`ANSWER`].
     pub async fn wire(&self) -> Result<Wire, BusError> {
-        Wire::open(self.client.get_connection_info(), ANSWER).await
+        self.open_wire(ANSWER).await
     }
 
     /// A hand-written connection for commands that block for up to `block`.
     pub async fn blocking_wire(&self, block: Duration) -> Result<Wire, BusError> {
-        let answer = block + Duration::from_secs(2);
-        Wire::open(self.client.get_connection_info(), answer).await
+        self.open_wire(block + Duration::from_secs(2)).await
+    }
+
+    async fn open_wire(&self, answer: Duration) -> Result<Wire, BusError> {
+        let (client, generation) = self.find().await?;
+        let mut wire = Wire::open(client.get_connection_info(), answer).await?;
+        if let Place::Watched { sentinels, .. } = &self.0 {
+            wire.route = Some(sentinels.route(generation));
+        }
+        Ok(wire)
     }
 
     async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
-        let mut connection = self
-            .client
+        let (client, _) = self.find().await?;
+        let mut connection = client
             .get_multiplexed_async_connection_with_config(&answers_within(answer))
             .await?;
-        // A demoted primary still answers: only its role tells.
-        let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
-        match role {
-            Value::Array(parts) if is_text(parts.first(), "master") => Ok(connection),
-            _ => Err(BusError::Redis(
-                (
-                    redis::ErrorKind::Io,
-                    "connected to a replica, not to the primary",
-                )
-                    .into(),
-            )),
-        }
+        check_role(&mut connection).await?;
+        Ok(connection)
     }
 
     /// A connection from the pool, for a few commands that do not block.
     pub async fn pooled(&self) -> Result<Pooled, BusError> {
-        self.pool
-            .get()
-            .await
-            .map_err(|error| BusError::Pool(error.to_string()))
+        let failed = |error: deadpool_redis::PoolError| BusError::Pool(error.to_string());
+        match &self.0 {
+            Place::Server { pool, .. } => pool.get().await.map_err(failed),
+            Place::Watched { .. } => {
+                let pooled = self.primary_pool().await?.pool.get().await;
+                // The next one asks the Sentinels again.
+                pooled.map_err(failed).inspect_err(|_| self.forget_pooled())
+            }
+        }
+    }
+
+    /// The pool of the primary as it is known now.
+    async fn primary_pool(&self) -> Result<PrimaryPool, BusError> {
+        let Place::Watched {
+            sentinels,
+            pool,
+            pool_size,
+        } = &self.0
+        else {
+            return Err(BusError::Moved);
+        };
+        let current = |generation| {
+            let pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+            let usable = |pool: &&PrimaryPool| {
+                pool.generation == generation && !pool.spoiled.load(Ordering::Acquire)
+            };
+            pool.as_ref().filter(usable).cloned()
+        };
+        if let Some(current) = current(sentinels.generation()) {
+            return Ok(current);
+        }
+        let primary = sentinels.primary().await?;
+        // Another one may have made it meanwhile.
+        if let Some(current) = current(primary.generation) {
+            return Ok(current);
+        }
+        let made = PrimaryPool::new(primary.info, primary.generation, *pool_size)?;
+        let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = slot.replace(made.clone()) {
+            old.pool.close();
+        }
+        Ok(made)
     }
 
     /// Asks the server whether it is there; how long it took to have the answer.
@@ -140,7 +239,18 @@ impl Connector {
 
     /// Throws all pooled connections away that idle now: after a failover they lead to a replica.
     pub fn forget_pooled(&self) {
-        self.pool.retain(|_, _| false);
+        match &self.0 {
+            Place::Server { pool, .. } => {
+                pool.retain(|_, _| false);
+            }
+            Place::Watched { pool, .. } => {
+                // Those that are lent out do not come back either.
+                let old = pool.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(old) = old {
+                    old.pool.close();
+                }
+            }
+        }
     }
 
     /// Fails if the server is too old, naming its version.
@@ -166,6 +276,71 @@ impl Connector {
             )))
         }
     }
+}
+
+impl PrimaryPool {
+    fn new(info: ConnectionInfo, generation: u64, size: usize) -> Result<Self, BusError> {
+        let spoiled = Arc::new(AtomicBool::new(false));
+        let seen = spoiled.clone();
+        let builder = pool_of(info, size)?
+            .post_create(Hook::async_fn(|connection, _| {
+                Box::pin(async { check_role(connection).await.map_err(HookError::Backend) })
+            }))
+            .pre_recycle(Hook::async_fn(move |connection, _| {
+                let seen = seen.clone();
+                Box::pin(async move {
+                    if seen.load(Ordering::Acquire) {
+                        return Err(HookError::message("the pool is given up"));
+                    }
+                    let role = tokio::time::timeout(RECYCLE, check_role(connection)).await;
+                    if !matches!(role, Ok(Ok(()))) {
+                        seen.store(true, Ordering::Release);
+                        return Err(HookError::message("no primary any more"));
+                    }
+                    Ok(())
+                })
+            }));
+        Ok(Self {
+            generation,
+            pool: build(builder)?,
+            spoiled,
+        })
+    }
+}
+
+fn pool_of(info: ConnectionInfo, size: usize) -> Result<PoolBuilder, BusError> {
+    let manager = Manager::new_with_config(info, answers_within(ANSWER))?;
+    let builder = Pool::builder(manager).max_size(size).timeouts(Timeouts {
+        wait: Some(ANSWER),
+        create: Some(CONNECT),
+        recycle: Some(RECYCLE),
+    });
+    Ok(builder.runtime(Runtime::Tokio1))
+}
+
+fn build(builder: PoolBuilder) -> Result<Pool, BusError> {
+    builder
+        .build()
+        .map_err(|error| BusError::Pool(error.to_string()))
+}
+
+/// Fails unless the server is a primary: one that was demoted still answers.
+async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    let role: Value = redis::cmd("ROLE").query_async(connection).await?;
+    match role {
+        Value::Array(parts) if is_text(parts.first(), "master") => Ok(()),
+        _ => Err(not_the_primary()),
+    }
+}
+
+/// What every connection of the client library has.
+pub(super) fn tcp_settings() -> TcpSettings {
+    let tcp = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(keepalive());
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
+    tcp
 }
 
 /// A half-open link is noticed after 10 s and three probes.

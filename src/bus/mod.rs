@@ -26,6 +26,7 @@ pub mod read;
 pub mod replay;
 pub mod reply;
 pub mod request;
+pub mod sentinel;
 pub mod server;
 pub mod settlement;
 pub mod trace;

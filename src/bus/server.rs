@@ -1,8 +1,9 @@
 //! What a server tells about itself, as far as it lets the user look.
 
+use super::connect::Connector;
 use super::error::BusError;
-use crate::config::RedisUrl;
 use redis::aio::MultiplexedConnection;
+use redis::{ConnectionAddr, ConnectionInfo};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant, SystemTime};
@@ -48,8 +49,9 @@ impl Server {
     /// Only if the server can not be reached; what it refuses to tell is left out.
     pub async fn look(
         connection: &mut MultiplexedConnection,
-        url: &RedisUrl,
+        connector: &Connector,
     ) -> Result<Self, BusError> {
+        let target = connector.info().await?;
         let info = allowed(info(connection).await)?;
         let config = allowed(config(connection).await)?;
         let user = redis::cmd("ACL")
@@ -64,11 +66,11 @@ impl Server {
         Ok(Self {
             info,
             config,
-            anonymous: anonymous(url).await,
+            anonymous: anonymous(target.clone()).await,
             may_flush,
             user,
             skew: allowed(skew(connection).await)?,
-            in_the_clear: in_the_clear(url),
+            in_the_clear: in_the_clear(target.addr()),
         })
     }
 
@@ -182,9 +184,7 @@ async fn may_flush(connection: &mut MultiplexedConnection, user: &str) -> Result
 }
 
 /// Tries to use the server without logging in.
-async fn anonymous(url: &RedisUrl) -> Option<bool> {
-    use redis::IntoConnectionInfo;
-    let info = url.expose().into_connection_info().ok()?;
+async fn anonymous(info: ConnectionInfo) -> Option<bool> {
     let settings = redis::RedisConnectionInfo::default();
     let client = redis::Client::open(info.set_redis_settings(settings)).ok()?;
     let config = redis::AsyncConnectionConfig::new()
@@ -224,17 +224,11 @@ async fn skew(connection: &mut MultiplexedConnection) -> Result<(i64, u64), BusE
     best.ok_or(BusError::Reply { what: "TIME" })
 }
 
-fn in_the_clear(url: &RedisUrl) -> bool {
-    let Some(parsed) = redis::parse_redis_url(url.expose()) else {
+fn in_the_clear(address: &ConnectionAddr) -> bool {
+    let ConnectionAddr::Tcp(host, port) = address else {
         return false;
     };
-    if !matches!(parsed.scheme(), "redis" | "valkey") {
-        return false;
-    }
-    let host = parsed.host_str().unwrap_or("127.0.0.1");
-    let host = host.trim_matches(['[', ']']);
-    let port = parsed.port().unwrap_or(6379);
-    match (host, port).to_socket_addrs() {
+    match (host.as_str(), *port).to_socket_addrs() {
         Ok(mut addresses) => addresses.any(|address| !address.ip().is_loopback()),
         Err(_) => false,
     }

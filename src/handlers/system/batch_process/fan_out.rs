@@ -175,12 +175,17 @@ impl FanOut<'_> {
 
     async fn read(
         &self,
-        connection: &mut Option<MultiplexedConnection>,
+        connection: &mut Option<(u64, MultiplexedConnection)>,
     ) -> Result<Vec<Batch>, BusError> {
-        let connection = match connection {
+        let connector = &self.runner.connector;
+        let (generation, connection) = match connection {
             Some(connection) => connection,
-            none => none.insert(self.runner.connector.blocking(BLOCK).await?),
+            none => {
+                let generation = connector.generation();
+                none.insert((generation, connector.blocking(BLOCK).await?))
+            }
         };
+        connector.check(*generation)?;
         let names = self.streams.iter().map(String::as_str);
         let from: Vec<(&str, EntryId)> = names.zip(self.positions.iter().copied()).collect();
         let block = if self.refused.is_empty() { BLOCK } else { SOON };
