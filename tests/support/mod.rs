@@ -5,6 +5,7 @@
 pub mod ballots;
 pub mod fleet;
 pub mod postgres;
+pub mod sentinel;
 pub mod store;
 
 use std::fs;

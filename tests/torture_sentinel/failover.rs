@@ -1,0 +1,224 @@
+//! Failovers under load: who loses what, and who comes back.
+
+use crate::support::fleet::{self, Fleet, Work};
+use crate::support::sentinel::Deployment;
+use crate::support::{Redis, signal, until};
+use crate::{client, times};
+use convoke::bus::client::Client;
+use convoke::bus::event::Entry;
+use convoke::bus::publish::{Outgoing, PublishError};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::time::{Duration, Instant, SystemTime};
+use tokio_util::sync::CancellationToken;
+
+const WORKERS: usize = 3;
+/// Ids and numbers of plain events begin here.
+const PLAIN: u64 = 1_000_000_000;
+
+/// How the primary goes.
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    /// `kill -9`.
+    Killed,
+    /// It stands still, and comes back as if nothing had been.
+    Stopped,
+    /// Its clients reach it, its replicas and the Sentinels do not; it comes back.
+    CutOff,
+    /// The same, and it dies when it took writes for a while.
+    CutOffThenKilled,
+}
+
+impl Fault {
+    const ALL: [Fault; 4] = [
+        Fault::CutOff,
+        Fault::Killed,
+        Fault::CutOffThenKilled,
+        Fault::Stopped,
+    ];
+}
+
+/// What a publisher knows.
+#[derive(Default)]
+struct Known {
+    acknowledged: BTreeSet<u64>,
+    unknown: u64,
+    rejected: u64,
+}
+
+/// Publishes one after the other until told to stop. Confirmed: each until it is acknowledged.
+async fn publish(client: Client, confirmed: bool, stop: CancellationToken) -> Known {
+    let mut known = Known::default();
+    let mut n = if confirmed { 0 } else { PLAIN };
+    while !stop.is_cancelled() {
+        let mut event = Outgoing::new("load.work", &Work { n, ms: n % 5 }).id(format!("e-{n}"));
+        if confirmed {
+            event = event.dedup(true).confirm(1, Duration::from_millis(300));
+        }
+        match client.publish(&event).await {
+            Ok(_) => {
+                known.acknowledged.insert(n);
+                n += 1;
+            }
+            Err(PublishError::Unknown { .. }) => {
+                known.unknown += 1;
+                n += u64::from(!confirmed);
+            }
+            Err(PublishError::Rejected { .. }) => {
+                known.rejected += 1;
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        if n.is_multiple_of(4) {
+            tokio::time::sleep(Duration::from_millis(8)).await;
+        }
+    }
+    known
+}
+
+/// Waits until each worker has committed something on the primary, whoever that is, since then.
+async fn until_all_consume(deployment: &Deployment, since_ms: u128) {
+    until("every worker consumes again", || async {
+        let Some(primary) = tokio::task::block_in_place(|| deployment.named()) else {
+            return false;
+        };
+        let redis = &deployment.nodes[primary].redis;
+        let sources = sources(redis, since_ms).await.unwrap_or_default();
+        sources.len() == WORKERS
+    })
+    .await;
+}
+
+/// Whose results were stored since then.
+async fn sources(redis: &Redis, since_ms: u128) -> redis::RedisResult<HashSet<Vec<u8>>> {
+    let client = redis::Client::open(redis.url())?;
+    let mut connection = client.get_multiplexed_async_connection().await?;
+    let mut command = redis::cmd("XREVRANGE");
+    command.arg("cb:results:load").arg("+");
+    command.arg(since_ms.to_string()).arg("COUNT").arg(1000);
+    let reply = command.query_async(&mut connection).await?;
+    let entries = convoke::bus::read::entries_of(reply).unwrap_or_default();
+    let source = |entry: &Entry| entry.get("source").map(<[u8]>::to_vec);
+    Ok(entries.iter().filter_map(source).collect())
+}
+
+fn unix_ms() -> u128 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.unwrap().as_millis()
+}
+
+/// Has the primary go, waits for the next one, and brings the old one back.
+async fn fail_over(deployment: &mut Deployment, fault: Fault) -> Duration {
+    let old = deployment.primary();
+    let pid = deployment.nodes[old].redis.pid();
+    let (began, since) = (Instant::now(), unix_ms());
+    match fault {
+        Fault::Killed => deployment.nodes[old].redis.kill(),
+        Fault::Stopped => signal(pid, "STOP"),
+        Fault::CutOff => deployment.nodes[old].cut(true),
+        Fault::CutOffThenKilled => {
+            deployment.nodes[old].cut(true);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            deployment.nodes[old].redis.kill();
+        }
+    }
+    tokio::task::block_in_place(|| deployment.until_moved(old));
+    until_all_consume(deployment, since).await;
+    let back = began.elapsed();
+    match fault {
+        Fault::Stopped => signal(pid, "CONT"),
+        Fault::CutOff => deployment.nodes[old].cut(false),
+        Fault::Killed | Fault::CutOffThenKilled => {
+            deployment.nodes[old].cut(false);
+            tokio::task::block_in_place(|| deployment.revive(old));
+        }
+    }
+    back
+}
+
+/// `TORTURE_FAILOVERS` says how many, of the four kinds in turn; `TORTURE_MIN_REPLICAS` below how many
+/// replicas the primary refuses writes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_itself() {
+    let failovers = times("TORTURE_FAILOVERS", 2);
+    let least = times("TORTURE_MIN_REPLICAS", 0).to_string();
+    let options = [
+        "--min-replicas-to-write",
+        &least,
+        "--min-replicas-max-lag",
+        "2",
+    ];
+    let mut deployment = tokio::task::block_in_place(|| Deployment::with(&options));
+    let url = deployment.url();
+    let mut fleet = Fleet::at(&url, WORKERS);
+    let pids: Vec<u32> = (0..WORKERS).map(|index| fleet.pid(index)).collect();
+    let stop = CancellationToken::new();
+    let publishing = [true, false].map(|confirmed| {
+        let publishing = publish(client(&url), confirmed, stop.clone());
+        tokio::spawn(publishing)
+    });
+    until_all_consume(&deployment, 0).await;
+    let mut slowest = Duration::ZERO;
+    for number in 0..failovers {
+        let fault = Fault::ALL[number as usize % Fault::ALL.len()];
+        let back = fail_over(&mut deployment, fault).await;
+        slowest = slowest.max(back);
+        println!("{fault:?}: every worker consumes again after {back:.1?}");
+        if number + 1 < failovers {
+            tokio::task::block_in_place(|| deployment.until_whole());
+        }
+    }
+    stop.cancel();
+    let [confirmed, plain] = publishing;
+    let (confirmed, plain) = (confirmed.await.unwrap(), plain.await.unwrap());
+    assert!(fleet.all_run());
+    let same: Vec<u32> = (0..WORKERS).map(|index| fleet.pid(index)).collect();
+    assert_eq!(pids, same, "a worker was started again");
+
+    let redis = &deployment.nodes[deployment.primary()].redis;
+    until("nothing is left to do", || async { lag(redis).await == 0 }).await;
+    let outcomes = fleet::tally(redis, "cb:results:load", "correlationid").await;
+    let lost = |known: &Known| {
+        let missing = |n: &&u64| !outcomes.contains_key(format!("e-{n}").as_bytes());
+        known.acknowledged.iter().filter(missing).count()
+    };
+    assert_eq!(lost(&confirmed), 0, "confirmed publishes that were lost");
+    let twice: Vec<_> = outcomes.iter().filter(|(_, count)| **count > 1).collect();
+    assert!(twice.is_empty(), "committed twice: {twice:?}");
+    let effects = fleet::tally(redis, "cb:events:effect", "data").await;
+    assert!(effects.values().all(|count| *count == 1), "an effect twice");
+    let dead = redis::cmd("XLEN").arg("cb:dead:load").clone();
+    let dead: u64 = dead
+        .query_async(&mut redis.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(dead, 0, "dead letters");
+    fleet.drain();
+    println!(
+        "failovers: {failovers}, min-replicas-to-write {least}; all of {WORKERS} workers consumed again within {slowest:.1?}, none started again; \
+         confirmed: {} acknowledged, {} unknown and repeated, {} rejected, 0 lost; \
+         plain: {} acknowledged, {} unknown, {} rejected, {} lost; nothing committed twice",
+        confirmed.acknowledged.len(),
+        confirmed.unknown,
+        confirmed.rejected,
+        plain.acknowledged.len(),
+        plain.unknown,
+        plain.rejected,
+        lost(&plain),
+    );
+}
+
+/// Entries of the load that are not acknowledged: not delivered yet, or pending.
+async fn lag(redis: &Redis) -> i64 {
+    let mut connection = redis.connection().await;
+    let command = redis::cmd("XINFO")
+        .arg("GROUPS")
+        .arg("cb:events:load")
+        .clone();
+    let groups: Vec<HashMap<String, redis::Value>> =
+        command.query_async(&mut connection).await.unwrap();
+    let number = |name: &str| match groups[0].get(name) {
+        Some(redis::Value::Int(number)) => *number,
+        _ => i64::MAX / 4,
+    };
+    number("lag") + number("pending")
+}
