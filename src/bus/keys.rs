@@ -419,14 +419,9 @@ impl Keys {
         self.control(format_args!("partition"))
     }
 
-    /// What all instances did so far: MessagePack.
+    /// What all instances did so far, by event type: a hash.
     pub fn metrics(&self) -> String {
         self.control(format_args!("metrics"))
-    }
-
-    /// The same for each event type: a hash.
-    pub fn handler_metrics(&self) -> String {
-        self.control(format_args!("metrics:handlers"))
     }
 
     /// What one instance last reported of what it did: a hash that lapses without reports.

@@ -262,6 +262,14 @@ pub async fn any_streams(
     streams(connection, keys, names, &kinds).await
 }
 
+/// A stream, with the first and the last id that may fit.
+#[derive(Clone, Debug)]
+pub struct Span {
+    pub stream: StreamName,
+    pub from: EntryId,
+    pub to: EntryId,
+}
+
 /// A stream's name without the namespace, as tables show it and all commands take it. A partition
 /// keeps its whole key: its short name means all of them.
 pub fn short(stream: &StreamName) -> String {

@@ -5,6 +5,7 @@
 //! inboxes that it thinks of; a script that wants another one changes nothing and names it, and the
 //! call is repeated with that one as well.
 
+use super::store::{script_with, words};
 use crate::bus::keys::Keys;
 use redis::{Script, ScriptInvocation};
 use std::collections::{BTreeSet, VecDeque};
@@ -16,11 +17,9 @@ pub(super) const TRIES: u32 = 16;
 /// Names that are remembered for the next call.
 const REMEMBERED: usize = 16;
 
-/// A script with `tasks.lua` between its first line, which the server reads, and the rest.
+/// A script with `tasks.lua` in it.
 pub(super) fn script(source: &str) -> Script {
-    let (first, rest) = source.split_once('\n').unwrap_or((source, ""));
-    let shared = include_str!("tasks.lua");
-    Script::new(&format!("{first}\n{shared}\n{rest}"))
+    script_with(include_str!("tasks.lua"), source)
 }
 
 /// Declares the keys that `tasks.lua` binds, in its order.
@@ -56,7 +55,7 @@ impl Inboxes {
         for id in &self.0 {
             call.key(keys.inbox(id));
         }
-        call.arg(super::store::words(&self.0));
+        call.arg(words(&self.0));
     }
 
     /// Declares those as well that a script named.
@@ -104,7 +103,7 @@ mod tests {
         let named = Named::default();
         named.remember("a b");
         named.remember("b c");
-        assert_eq!(super::super::store::words(&named.inboxes().0), "a b c");
+        assert_eq!(super::words(&named.inboxes().0), "a b c");
         let many: Vec<String> = (0..40).map(|n| format!("w-{n}")).collect();
         named.remember(&many.join(" "));
         let left = named.inboxes().0;

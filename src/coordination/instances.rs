@@ -32,7 +32,7 @@ use super::assignment::{self, Inboxes};
 use super::error::CoordinationError;
 use super::gossip::{self, PING, Peer, WATCHED};
 use super::instance::{Beat, Registering, check_id};
-use super::store::{Store, words};
+use super::store::{Store, script_with, words};
 use crate::bus::connect::Connector;
 use crate::bus::keys::Keys;
 use redis::{Script, ScriptInvocation};
@@ -54,7 +54,12 @@ const TRIES: u32 = 16;
 
 static REGISTER: LazyLock<Script> =
     LazyLock::new(|| assignment::script(include_str!("register.lua")));
-static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua")));
+static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| {
+    script_with(
+        include_str!("aggregate_global_metrics.lua"),
+        include_str!("heartbeat.lua"),
+    )
+});
 static UNREGISTER: LazyLock<Script> =
     LazyLock::new(|| assignment::script(include_str!("unregister.lua")));
 static LOSE: LazyLock<Script> = LazyLock::new(|| assignment::script(include_str!("lose.lua")));
@@ -213,37 +218,37 @@ impl Instances {
         Err(contended(id))
     }
 
-    /// Renews a live instance, then counts what it says of its peers and what it measured. Works when
-    /// the server's memory is full.
+    /// Renews a live instance and counts what it did, in one step; then counts what it says of its
+    /// peers. Works when the server's memory is full.
     ///
     /// # Errors
     /// `Invalid` for a value out of bounds, `Bus` else. It may be renewed then; repeated, the call
     /// counts nothing twice.
     pub async fn heartbeat(&self, beat: &Beat) -> Result<Pulse, CoordinationError> {
         beat.check()?;
+        let keys = &self.store.keys;
+        // Adding 0 makes -0 a plain 0.
+        let load = beat.load.map(|load| (load + 0.0).to_string());
         let mut call = HEARTBEAT.prepare_invoke();
-        call.key(self.store.keys.instance(&beat.id))
-            .key(self.store.keys.active())
-            .key(self.store.keys.leader())
-            .key(self.store.keys.suspects())
-            .key(self.store.keys.reports(&beat.id))
-            .key(self.store.keys.capabilities())
+        call.key(keys.instance(&beat.id))
+            .key(keys.active())
+            .key(keys.leader())
+            .key(keys.suspects())
+            .key(keys.reports(&beat.id))
+            .key(keys.capabilities())
+            .key(keys.reported(&beat.id))
+            .key(keys.metrics())
             .arg(&beat.id)
             .arg(or_empty(beat.incarnation))
             .arg(PING)
-            .arg(WATCHED);
-        // Adding 0 makes -0 a plain 0.
-        let load = beat.load.map(|load| (load + 0.0).to_string());
-        call.arg(load.unwrap_or_default());
+            .arg(WATCHED)
+            .arg(load.unwrap_or_default());
+        match &beat.metrics {
+            Some(report) => report.bounded().declare(&mut call),
+            None => _ = call.arg(""),
+        }
         let (alive, ttl_ms, leader, watch): (bool, u64, Option<String>, Vec<String>) =
-            match &beat.metrics {
-                None => self.store.invoke(&call).await?,
-                Some(report) => {
-                    let report = self.reporting(&beat.id, beat.incarnation, report);
-                    let (pulse, _): (_, bool) = self.store.invoke_both(&call, &report).await?;
-                    pulse
-                }
-            };
+            self.store.invoke(&call).await?;
         if let Some(observed) = beat.observed.as_ref().filter(|_| alive) {
             self.observe(&beat.id, beat.incarnation, observed).await?;
         }

@@ -14,18 +14,15 @@
 //! Averages and quantiles are computed from the summed histograms, never from others.
 
 use super::error::CoordinationError;
-use super::instance::{MAX_REPORT, check_id};
-use super::instances::{Instances, KEPT, or_empty};
+use super::instance::MAX_REPORT;
+use super::instances::{Instances, KEPT};
 use crate::bus::keys::is_event_type;
 use crate::registry::histogram::{BUCKETS, Histogram};
-use redis::{Script, ScriptInvocation};
+use redis::ScriptInvocation;
 use rmpv::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, LazyLock, OnceLock};
-
-static AGGREGATE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("aggregate_global_metrics.lua")));
+use std::sync::{Arc, OnceLock};
 
 /// Event types that one report tells of.
 pub const MAX_HANDLERS: usize = 256;
@@ -37,6 +34,8 @@ const MAX_TYPES: usize = 1024;
 const HIGHEST: u64 = 1 << 52;
 /// Bytes of the name of a process.
 const MAX_PROCESS: usize = 64;
+/// The field of the totals that all event types add up to: the name of none of them.
+const ALL: &str = "";
 /// Instances asked about in one round trip.
 const PAGE: usize = 1000;
 
@@ -219,6 +218,21 @@ pub(super) struct Packed {
     handlers: Vec<(String, Vec<u8>)>,
 }
 
+impl Packed {
+    /// Declares the report as the next arguments of a pulse.
+    pub(super) fn declare(self, call: &mut ScriptInvocation<'_>) {
+        call.arg(self.gauges)
+            .arg(self.process)
+            .arg(KEPT.as_millis() as u64)
+            .arg(MAX_TYPES)
+            .arg(ALL)
+            .arg(self.sums);
+        for (kind, sums) in self.handlers {
+            call.arg(kind).arg(sums);
+        }
+    }
+}
+
 impl Sums {
     fn packed(&self) -> Vec<u8> {
         let counters = [self.events_processed, self.events_failed, 0, 0, 0];
@@ -319,48 +333,6 @@ pub struct Global {
 }
 
 impl Instances {
-    /// Adds a report to what all did. False if the instance is not alive, or another incarnation.
-    ///
-    /// # Errors
-    /// `Invalid` for a malformed id; `Bus` else. The report may be counted then; it counts once.
-    pub async fn report(
-        &self,
-        id: &str,
-        incarnation: Option<u64>,
-        report: &Report,
-    ) -> Result<bool, CoordinationError> {
-        check_id("instance_id", id)?;
-        let call = self.reporting(id, incarnation, report);
-        Ok(self.store.invoke(&call).await?)
-    }
-
-    pub(super) fn reporting(
-        &self,
-        id: &str,
-        incarnation: Option<u64>,
-        report: &Report,
-    ) -> ScriptInvocation<'static> {
-        let keys = &self.store.keys;
-        let packed = report.bounded();
-        let mut call = AGGREGATE.prepare_invoke();
-        call.key(keys.instance(id))
-            .key(keys.active())
-            .key(keys.reported(id))
-            .key(keys.metrics())
-            .key(keys.handler_metrics())
-            .arg(id)
-            .arg(or_empty(incarnation))
-            .arg(packed.gauges)
-            .arg(packed.process)
-            .arg(KEPT.as_millis() as u64)
-            .arg(MAX_TYPES)
-            .arg(packed.sums);
-        for (kind, sums) in packed.handlers {
-            call.arg(kind).arg(sums);
-        }
-        call
-    }
-
     /// What all instances did and how they are.
     ///
     /// # Errors
@@ -368,7 +340,7 @@ impl Instances {
     pub async fn metrics(&self, detailed: bool) -> Result<Global, CoordinationError> {
         let keys = &self.store.keys;
         let mut reads = redis::pipe();
-        reads.cmd("GET").arg(keys.metrics());
+        reads.cmd("HGET").arg(keys.metrics()).arg(ALL);
         reads.cmd("TIME");
         let (totals, (seconds, micros)): (Option<Vec<u8>>, (u64, u64)) =
             self.store.ask(&reads).await?;
@@ -380,9 +352,9 @@ impl Instances {
         };
         if detailed {
             let mut reads = redis::pipe();
-            reads.cmd("HGETALL").arg(keys.handler_metrics());
+            reads.cmd("HGETALL").arg(keys.metrics());
             let (totals,): (HashMap<String, Vec<u8>>,) = self.store.ask(&reads).await?;
-            let handlers = totals.into_iter();
+            let handlers = totals.into_iter().filter(|(kind, _)| kind != ALL);
             global.handlers = handlers
                 .filter_map(|(kind, packed)| Some((kind, HandlerSums::unpacked(&packed)?)))
                 .collect();

@@ -3,7 +3,7 @@
 use crate::bus::connect::Connector;
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
-use redis::{FromRedisValue, Pipeline, ScriptInvocation};
+use redis::{FromRedisValue, Pipeline, Script, ScriptInvocation};
 use std::collections::BTreeSet;
 
 /// The keys of one namespace and the way to the server that has them. Cheap to clone.
@@ -37,30 +37,6 @@ impl Store {
         Ok(call.invoke_async(&mut connection).await?)
     }
 
-    /// Runs two scripts in one write, the second whatever the first returns; both once more if the
-    /// connection was bad or the server did not know them. So only for scripts that can be repeated.
-    pub async fn invoke_both<A: FromRedisValue, B: FromRedisValue>(
-        &self,
-        first: &ScriptInvocation<'_>,
-        second: &ScriptInvocation<'_>,
-    ) -> Result<(A, B), BusError> {
-        let mut both = redis::pipe();
-        both.invoke_script(first).invoke_script(second);
-        match self.ask_once(&both).await {
-            Err(error) if error.code() == Some("NOSCRIPT") => {
-                let mut connection = self.connector.pooled().await?;
-                first.load_async(&mut connection).await?;
-                second.load_async(&mut connection).await?;
-                Ok(both.query_async(&mut connection).await?)
-            }
-            Err(error) if error.reaction() == Reaction::Reconnect => {
-                self.connector.forget_pooled();
-                self.ask_once(&both).await
-            }
-            done => done,
-        }
-    }
-
     /// Runs commands on a pooled connection; once more on a fresh one if the connection was bad, so only
     /// reads, and writes that can be repeated.
     pub async fn ask<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
@@ -83,6 +59,12 @@ impl Store {
         let mut connection = self.connector.pooled().await?;
         Ok(commands.query_async(&mut connection).await?)
     }
+}
+
+/// A script with functions that it shares between its first line, which the server reads, and the rest.
+pub(super) fn script_with(functions: &str, source: &str) -> Script {
+    let (first, rest) = source.split_once('\n').unwrap_or((source, ""));
+    Script::new(&format!("{first}\n{functions}\n{rest}"))
 }
 
 /// What `TIME` answers, in Unix ms.

@@ -20,63 +20,24 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use support::Redis;
 use support::store::Store;
+use support::{Redis, users};
 use tokio_util::sync::CancellationToken;
 
-const PASSWORD: &str = "test";
-const PASSWORD_SHA256: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-
-/// A server with the users of the file. Its default user, off in the file, looks on.
+/// A server, and the users of the file.
 struct Guarded {
     redis: Redis,
 }
 
 impl Guarded {
     fn start() -> Self {
-        let users =
-            fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/users.acl"))
-                .expect("the file is there");
-        let open = users
-            .replace("user default off", "user default on nopass ~* &* +@all")
-            .replace(&"0".repeat(64), PASSWORD_SHA256);
-        assert_ne!(open, users);
-        let redis = Redis::with(&["--save", ""]);
-        // The commands are those of an ACL file, one user a line.
-        let mut connection = redis.connect();
-        for line in open.lines() {
-            let mut command = redis::cmd("ACL");
-            command.arg("SETUSER");
-            for word in rules(line) {
-                command.arg(word);
-            }
-            command.exec(&mut connection).expect(line);
+        Self {
+            redis: Redis::with(&["--save", ""]),
         }
-        Self { redis }
     }
 
     fn url(&self, user: &str) -> RedisUrl {
-        RedisUrl::new(format!(
-            "redis://{user}:{PASSWORD}@127.0.0.1:{}",
-            self.redis.port()
-        ))
-    }
-
-    /// What the server refused since the last look.
-    fn refused(&self) -> Vec<String> {
-        let mut connection = self.redis.connect();
-        let log: Vec<std::collections::HashMap<String, redis::Value>> = redis::cmd("ACL")
-            .arg("LOG")
-            .query(&mut connection)
-            .expect("the log");
-        redis::cmd("ACL")
-            .arg("LOG")
-            .arg("RESET")
-            .exec(&mut connection)
-            .expect("emptied");
-        log.iter()
-            .map(|entry| format!("{:?} {:?}", entry["reason"], entry["object"]))
-            .collect()
+        RedisUrl::new(self.redis.url_for(user))
     }
 
     /// Runs a command as that user; the error's code if there was one.
@@ -98,33 +59,12 @@ impl Guarded {
             let refused = self.try_as(user, &words);
             assert_eq!(refused, Err("NOPERM".into()), "{user}: {command}");
         }
-        self.refused();
+        assert!(!self.redis.refused().is_empty());
     }
 }
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-fn users() -> String {
-    fs::read_to_string(root().join("deploy/users.acl")).expect("the file is there")
-}
-
-/// The words of a line after `user`; a selector in parentheses is one word.
-fn rules(line: &str) -> Vec<String> {
-    let mut words: Vec<String> = Vec::new();
-    let mut inside = false;
-    for word in line.split_whitespace().skip(1) {
-        match words.last_mut() {
-            Some(last) if inside => {
-                last.push(' ');
-                last.push_str(word);
-            }
-            _ => words.push(word.to_owned()),
-        }
-        inside = (inside || word.starts_with('(')) && !word.ends_with(')');
-    }
-    words
 }
 
 fn client(guarded: &Guarded, user: &str, keys: Keys) -> Client {
@@ -138,7 +78,7 @@ fn client(guarded: &Guarded, user: &str, keys: Keys) -> Client {
 
 #[test]
 fn the_file_loads_and_lets_nobody_in_before_passwords_are_set() {
-    let users = users();
+    let users = users::deployed();
     assert!(users.lines().any(|line| line == "user default off"));
     for line in users.lines().filter(|line| *line != "user default off") {
         assert!(line.contains(&"0".repeat(64)), "{line}");
@@ -149,8 +89,8 @@ fn the_file_loads_and_lets_nobody_in_before_passwords_are_set() {
     let open = users.replace("user default off", "user default on nopass ~* &* +@all");
     fs::write(&copy, open).expect("a copy");
     let redis = Redis::with(&["--save", "", "--aclfile", &copy.to_string_lossy()]);
-    for user in ["convoke-worker", "convoke-publisher", "convoke-operator"] {
-        let url = format!("redis://{user}:{PASSWORD}@127.0.0.1:{}", redis.port());
+    for user in users::ALL {
+        let url = redis.url_for(user);
         let refused = redis::Client::open(url).and_then(|client| client.get_connection());
         assert!(refused.is_err(), "{user}");
     }
@@ -187,7 +127,7 @@ async fn a_publisher_can_publish_and_ask_in_every_way() {
         );
         assert_eq!(reply.expect("a reply").correlation_id, "asked");
         client.close().await;
-        assert_eq!(guarded.refused(), Vec::<String>::new());
+        assert_eq!(guarded.redis.refused(), Vec::<String>::new());
     }
 }
 
@@ -373,7 +313,7 @@ async fn a_worker_can_do_all_that_it_does() {
         client.close().await;
         drain.cancel();
         running.await.expect("no panic").expect("drained");
-        assert_eq!(guarded.refused(), Vec::<String>::new());
+        assert_eq!(guarded.redis.refused(), Vec::<String>::new());
     }
 }
 
@@ -386,7 +326,7 @@ async fn ask(client: &Client, kind: &str, payload: &serde_json::Value) -> serde_
 
 /// An instance that took an event and a task and died: its work is to be taken over.
 async fn leave_a_ghost(guarded: &Guarded, keys: &Keys) {
-    let owner = RedisUrl::new(guarded.redis.url());
+    let owner = RedisUrl::new(guarded.redis.admin_url());
     let connector = Connector::new(&owner, 2).expect("a url");
     let instances = Instances::new(connector.clone(), keys.clone());
     let mut ghost = Registering::new("ghost", ["worker"]);
@@ -493,6 +433,156 @@ fn an_operator_can_look_at_everything_and_change_little() {
     );
 }
 
+#[test]
+fn a_monitor_can_look_at_everything_and_change_nothing() {
+    let guarded = Guarded::start();
+    for command in [
+        "INFO server",
+        "SCAN 0",
+        "CONFIG GET maxmemory*",
+        "ACL WHOAMI",
+        "ACL DRYRUN convoke-monitor FLUSHALL",
+        "XRANGE cb:events:image - +",
+        "XRANGE {cb:image:0}:events - +",
+        "HGETALL cb:instance:w-1",
+        "ZRANGE {cb}:instances:active 0 -1",
+    ] {
+        let words: Vec<&str> = command.split(' ').collect();
+        let done = guarded.try_as(users::MONITOR, &words);
+        assert_eq!(done, Ok(()), "{command}");
+    }
+    guarded.must_refuse(
+        users::MONITOR,
+        &[
+            "GET session:1",
+            "XADD cb:events:image * type image.whole",
+            "XADD cb:reply:me * status ok",
+            "XADD cb:broadcast * type operator.replayed",
+            "XADD {cb:image:0}:events * type image.whole",
+            "XDEL cb:dead:image 1-1",
+            "XACK cb:events:image workers 1-1",
+            "XREADGROUP GROUP workers me STREAMS cb:events:image >",
+            "XGROUP CREATE cb:events:image other 0 MKSTREAM",
+            "XCLAIM cb:events:image workers me 0 1-1",
+            "XTRIM cb:events:image MAXLEN 0",
+            "HSET cb:instance:w-1 status active",
+            "SET cb:leader me",
+            "INCR cb:claims:w-1",
+            "PEXPIRE cb:instance:w-1 1",
+            "DEL cb:instance:w-1",
+            "UNLINK cb:instance:w-1",
+            "PUBLISH cb:events:image x",
+            "ACL GETUSER default",
+            "ACL SETUSER me on",
+            "CONFIG SET maxmemory 1",
+            "CLIENT LIST",
+            "CLIENT KILL ID 1",
+            "EVAL return 0",
+            "KEYS *",
+            "FLUSHALL",
+            "DEBUG SLEEP 0",
+            "SHUTDOWN NOSAVE",
+        ],
+    );
+    // A script lends no rights.
+    let mut connection = redis::Client::open(guarded.redis.url_for(users::MONITOR))
+        .and_then(|client| client.get_connection())
+        .expect("a connection");
+    let writes = redis::Script::new("return redis.call('SET', KEYS[1], '1')");
+    let refused = writes.key("cb:leader").invoke::<()>(&mut connection);
+    let message = refused.expect_err("a write").to_string();
+    assert!(message.contains("can't run this command"), "{message}");
+    assert!(!guarded.redis.refused().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_can_run_what_only_looks_and_is_told_what_it_may_not() {
+    for partitions in [0, 1] {
+        let guarded = Guarded::start();
+        let settings = Settings {
+            redis_url: guarded.url(users::WORKER),
+            partitions,
+            id: "w-1".into(),
+            ..Settings::default()
+        };
+        let keys = settings.keys().expect("a namespace");
+        leave_work_for_an_operator(&guarded, &keys).await;
+        let worker = Worker::builder()
+            .settings(settings)
+            .handler("image.whole", whole);
+        let drain = CancellationToken::new();
+        let running = tokio::spawn(worker.build().expect("a worker").run_until(drain.clone()));
+        let client = client(&guarded, users::PUBLISHER, keys.clone());
+        let batch =
+            serde_json::json!({"batch_id": "b-1", "item_type": "image.whole", "items": [1]});
+        ask(&client, "system.batch.process", &batch).await;
+        let vote = serde_json::json!({"decision": "d", "instance_id": "w-1", "value": 1});
+        ask(&client, "system.quorum.vote", &vote).await;
+        for words in [
+            &["streams"][..],
+            &["pending"],
+            &["pending", "--where", "x", "--consumer", "w-1"],
+            &["instances"],
+            &["top", "--once"],
+            &["tail", "*:image", "--since", "1h", "--no-follow"],
+            &["dead", "list"],
+            &["dead", "list", "image", "--entries"],
+            &["dead", "show", "1-1", "image"],
+            &["batch", "list"],
+            &["batch", "show", "b-1"],
+            &["vote", "list"],
+            &["vote", "show", "d"],
+            &["doctor", "--all"],
+        ] {
+            let (code, out, said) = as_user(&guarded, users::MONITOR, partitions, words).await;
+            // The harness keeps the default user, which is dangerous.
+            assert!(code == 0 || words[0] == "doctor", "{words:?}: {said}");
+            assert!(!out.contains("not seen"), "{out}");
+            if words[0] == "doctor" {
+                assert!(out.contains(" 0 not checked"), "{out}");
+            }
+        }
+        assert_eq!(guarded.redis.refused(), Vec::<String>::new());
+        for words in [
+            &["publish", "image.whole"][..],
+            &["health"],
+            &["state"],
+            &["metrics"],
+            &["replay", "dead", "--yes"],
+            &["dead", "drop", "--id", "2-1", "--yes"],
+        ] {
+            let (code, _, said) = as_user(&guarded, users::MONITOR, partitions, words).await;
+            assert_eq!(code, 1, "{words:?}: {said}");
+            let says_why = said.contains("permission") || said.contains("can't run this");
+            assert!(says_why, "{words:?}: {said}");
+        }
+        assert_eq!(length(&guarded, &[keys.dead("image", 0)]).await, 2);
+        guarded.redis.refused();
+        client.close().await;
+        drain.cancel();
+        running.await.expect("no panic").expect("drained");
+    }
+}
+
+/// Runs a command as that user: its exit code, and what it said on both outputs.
+async fn as_user(
+    guarded: &Guarded,
+    user: &str,
+    partitions: u16,
+    words: &[&str],
+) -> (i32, String, String) {
+    let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_convoke"))
+        .args(words)
+        .env("CONVOKE_PARTITIONS", partitions.to_string())
+        .env("CONVOKE_REDIS_URL", guarded.redis.url_for(user))
+        .output()
+        .await
+        .expect("convoke runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let code = done.status.code().expect("not killed");
+    (code, text(&done.stdout), text(&done.stderr))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_can_run_the_commands() {
     for partitions in [0, 1] {
@@ -510,7 +600,6 @@ async fn run_the_commands(partitions: u16) {
     };
     let keys = settings.keys().expect("a namespace");
     leave_work_for_an_operator(&guarded, &keys).await;
-    let partitions = &partitions.to_string();
     let worker = Worker::builder()
         .settings(settings)
         .handler("image.whole", whole);
@@ -574,26 +663,12 @@ async fn run_the_commands(partitions: u16) {
             // The harness keeps the default user to look on, which is dangerous.
             words.push("--all");
         }
-        let done = tokio::process::Command::new(env!("CARGO_BIN_EXE_convoke"))
-            .args(&words)
-            .env("CONVOKE_PARTITIONS", partitions)
-            .env(
-                "CONVOKE_REDIS_URL",
-                guarded.url("convoke-operator").expose(),
-            )
-            .output()
-            .await
-            .expect("convoke runs");
-        let said = String::from_utf8_lossy(&done.stderr);
-        let examined = words[0] == "doctor" && done.status.code() == Some(1);
-        assert!(done.status.success() || examined, "{words:?}: {said}");
-        if words[0] == "top" {
-            let shown = String::from_utf8_lossy(&done.stdout);
-            assert!(!shown.contains("not seen"), "{shown}");
-        }
+        let (code, out, said) = as_user(&guarded, users::OPERATOR, partitions, &words).await;
+        let examined = words[0] == "doctor" && code == 1;
+        assert!(code == 0 || examined, "{words:?}: {said}");
+        assert!(!out.contains("not seen"), "{out}");
         if words[0] == "doctor" {
-            let found = String::from_utf8_lossy(&done.stdout);
-            assert!(found.contains(" 0 not checked"), "{found}");
+            assert!(out.contains(" 0 not checked"), "{out}");
         }
     }
     // The dead letters are gone, and the pending entry has a copy.
@@ -601,7 +676,7 @@ async fn run_the_commands(partitions: u16) {
     assert_eq!(length(&guarded, &[keys.events("left", 0)]).await, 2);
     drain.cancel();
     running.await.expect("no panic").expect("drained");
-    assert_eq!(guarded.refused(), Vec::<String>::new());
+    assert_eq!(guarded.redis.refused(), Vec::<String>::new());
 }
 
 /// Two dead letters, and an entry that is pending with nobody.
@@ -666,7 +741,7 @@ fn sources(dir: &Path, into: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_command_in_the_sources_is_granted() {
-    let users = users();
+    let users = users::deployed();
     let granted = |user: &str, command: &str| {
         // What the category +@connection stands for.
         if matches!(command, "auth" | "client" | "echo" | "hello" | "ping") {

@@ -130,7 +130,7 @@ async fn after_a_flush_nothing_old_is_committed_and_new_entries_are() {
 async fn a_commit_whose_answer_is_lost_is_not_written_twice() {
     let mut bus = Bus::start().await;
     let proxy = Proxy::to(bus.redis.port()).await;
-    let mut committer = bus.committer_at(&proxy.url(), "w-1");
+    let mut committer = bus.committer_at(&proxy.url_for(crate::support::users::WORKER), "w-1");
     committer.start().await.unwrap();
     bus.add(4).await;
     let held = bus.deliver("w-1", &committer.claims(), 3).await;
@@ -287,7 +287,8 @@ async fn what_was_executed_is_committed_although_the_counters_can_not_be_read_ag
     committer.start().await.unwrap();
     bus.add(1).await;
     let held = bus.deliver("w-1", &committer.claims(), 1).await;
-    bus.run("ACL SETUSER default -mget").await;
+    bus.redis.expect_refusals();
+    bus.run("ACL SETUSER convoke-worker -mget").await;
     let report = committer.commit(vec![held[0].done()]).await;
     assert_eq!((report.committed, report.fenced), (1, 0), "{report:?}");
     assert_eq!(bus.replied().await, ["e0"]);
@@ -297,7 +298,8 @@ async fn what_was_executed_is_committed_although_the_counters_can_not_be_read_ag
 #[tokio::test]
 async fn a_committer_that_may_not_watch_its_counters_does_not_start() {
     let mut bus = Bus::start().await;
-    bus.run("ACL SETUSER default -watch").await;
+    bus.redis.expect_refusals();
+    bus.run("ACL SETUSER convoke-worker -watch").await;
     let refused = bus.committer("w-1").start().await.unwrap_err();
     assert_eq!(refused.code(), Some("NOPERM"));
 }

@@ -274,7 +274,7 @@ async fn a_committer_waits_for_a_server_that_restarts() {
     let running = tokio::spawn(async move { committer.commit(batch).await });
     bus.redis.restart();
     assert_eq!(counts(&running.await.unwrap()), (2, 0, 0));
-    bus.connection = bus.redis.connection().await;
+    bus.connect().await;
     assert_eq!(bus.replied().await, ["e0", "e1"]);
     assert!(bus.pending().await.is_empty());
 }

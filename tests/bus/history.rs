@@ -98,7 +98,10 @@ async fn history(seed: u64) {
                     processes.swap_remove(rng.usize(0..4));
                 }
             }
-            _ if rng.u8(0..3) == 0 => bus.run("CLIENT KILL TYPE normal SKIPME yes").await,
+            _ if rng.u8(0..3) == 0 => {
+                bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
+                bus.connect().await;
+            }
             _ => {}
         }
     }

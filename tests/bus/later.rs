@@ -1,6 +1,6 @@
 //! The delay queue: what is due enters its stream, once, in order; nothing stands in its way.
 
-use crate::publish::{client_at, event, options};
+use crate::publish::{client, event};
 use crate::setup::{Bus, connector, text};
 use convoke::bus::delay::{Promoted, encode_member, promote};
 use convoke::bus::event::{Event, Limits};
@@ -35,7 +35,7 @@ async fn ids(bus: &mut Bus) -> Vec<String> {
 #[tokio::test]
 async fn what_is_published_for_later_enters_its_stream_as_it_was_when_it_is_due() {
     let mut bus = Bus::start().await;
-    let client = client_at(&bus.redis.url(), options());
+    let client = client(&bus);
     let payload = vec![0xc4, 3, 0x00, 0xff, 0xc1];
     let later = convoke::bus::publish::Outgoing::encoded("image.made", payload.clone())
         .id("e0")
@@ -185,7 +185,7 @@ async fn a_full_memory_loses_nothing_that_is_due() {
 #[tokio::test]
 async fn equal_events_do_not_merge() {
     let mut bus = Bus::start().await;
-    let client = client_at(&bus.redis.url(), options());
+    let client = client(&bus);
     let later = event("same").at(5).time("1");
     client.publish(&later).await.unwrap();
     client.publish(&later).await.unwrap();

@@ -3,7 +3,7 @@
 use crate::proxy::Proxy;
 use crate::publish::{client, client_at, code, event, is_unknown, options};
 use crate::setup::{Bus, durable, text};
-use crate::support::{Redis, signal};
+use crate::support::{Redis, signal, users};
 use convoke::bus::client::ClientOptions;
 use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Doubt, Outgoing, PublishError};
@@ -45,7 +45,7 @@ async fn a_server_that_stands_still_leaves_it_unknown_and_the_same_id_is_stored_
 async fn a_lost_answer_is_unknown_and_with_dedup_the_client_repeats_it_by_itself() {
     let mut bus = Bus::start().await;
     let proxy = Proxy::to(bus.redis.port()).await;
-    let client = client_at(&proxy.url(), options());
+    let client = client_at(&proxy.url_for(users::PUBLISHER), options());
     client.publish(&event("first").dedup(true)).await.unwrap();
     let later = event("later").delay(Duration::from_secs(9));
     for event in [event("plain"), event("once").dedup(true), later] {
@@ -59,7 +59,7 @@ async fn a_lost_answer_is_unknown_and_with_dedup_the_client_repeats_it_by_itself
     proxy.cut_next_answer();
     assert!(client.publish_many(&twice).await.iter().all(is_unknown));
     let patient = client_at(
-        &proxy.url(),
+        &proxy.url_for(users::PUBLISHER),
         ClientOptions {
             patience: Duration::from_secs(30),
             ..options()
@@ -144,7 +144,7 @@ async fn a_confirmed_publish_is_on_the_replica() {
 async fn a_client_lives_through_restarts_and_killed_connections() {
     let mut bus = Bus::on(durable(), Keys::new("cb").unwrap()).await;
     let client = client_at(
-        &bus.redis.url(),
+        &bus.redis.url_for(users::PUBLISHER),
         ClientOptions {
             patience: Duration::from_secs(30),
             ..options()
@@ -155,7 +155,7 @@ async fn a_client_lives_through_restarts_and_killed_connections() {
         client.publish(&event(&id).dedup(true)).await.unwrap();
         if round % 3 == 2 {
             bus.redis.restart();
-            bus.connection = bus.redis.connection().await;
+            bus.connect().await;
         } else {
             bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
             bus.run("SCRIPT FLUSH").await;

@@ -1,5 +1,6 @@
 //! A wire between a client and a server that can be cut at the worst moment.
 
+use crate::support::url_at;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -28,8 +29,8 @@ impl Proxy {
         Self { port: own, cut }
     }
 
-    pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+    pub fn url_for(&self, user: &str) -> String {
+        url_at(self.port, user)
     }
 
     /// The next answer of the server does not arrive: the connection is cut after the server ran

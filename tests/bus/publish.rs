@@ -1,6 +1,7 @@
 //! What a publisher learns, whatever happens to the server: stored, rejected or unknown.
 
 use crate::setup::{Bus, connector, text};
+use crate::support::users;
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Doubt, Outgoing, PublishError, Published};
@@ -21,7 +22,7 @@ pub fn client_at(url: &str, options: ClientOptions) -> Client {
 }
 
 pub fn client(bus: &Bus) -> Client {
-    client_at(&bus.redis.url(), options())
+    client_at(&bus.redis.url_for(users::PUBLISHER), options())
 }
 
 pub fn event(id: &str) -> Outgoing {

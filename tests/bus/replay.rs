@@ -1,6 +1,7 @@
 //! Publishing again: each entry is in one place, whatever happens, and every step tells what it did.
 
 use crate::setup::{Bus, GROUP, text};
+use crate::support::users;
 use convoke::bus::claim::Pending;
 use convoke::bus::event::EntryId;
 use convoke::bus::keys::Keys;
@@ -72,7 +73,7 @@ async fn a_dead_letter_is_moved_once_with_the_fact() {
     bury(&mut bus, 3).await;
     let operator = operator(&bus.keys);
     let moves = [one(1), one(2), one(9)];
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let step = operator
         .replay_dead(connection, DEAD, EVENTS, &moves)
         .await
@@ -108,7 +109,7 @@ async fn where_the_target_can_not_be_written_the_dead_letter_stays() {
     bury(&mut bus, 2).await;
     let operator = operator(&bus.keys);
     bus.run("SET cb:events:wrong x").await;
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let moves = [one(1), one(2)];
     let step = operator
         .replay_dead(connection, DEAD, "cb:events:wrong", &moves)
@@ -119,7 +120,7 @@ async fn where_the_target_can_not_be_written_the_dead_letter_stays() {
     // A stream whose ids are used up.
     bus.run("XADD cb:events:full 18446744073709551615-18446744073709551615 type a.b")
         .await;
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let step = operator
         .replay_dead(connection, DEAD, "cb:events:full", &moves)
         .await
@@ -135,7 +136,7 @@ async fn dead_letters_are_dropped_once_with_the_fact() {
     bury(&mut bus, 3).await;
     let operator = operator(&bus.keys);
     let ids = [id(1), id(3), id(7)];
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let dropped = operator.drop_dead(connection, DEAD, &ids).await.unwrap();
     assert_eq!(dropped, [true, true, false]);
     let again = operator.drop_dead(connection, DEAD, &ids).await.unwrap();
@@ -167,7 +168,7 @@ async fn a_pending_entry_is_published_anew_and_its_owner_is_fenced_in_the_same_s
         .iter()
         .map(|p| held(p, Duration::ZERO))
         .collect();
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let step = operator
         .replay_pending(connection, &stream, GROUP, &moves)
         .await
@@ -208,7 +209,7 @@ async fn what_moved_since_the_operator_looked_is_left_alone() {
         held(&pending[2], Duration::from_secs(60)),
         held(&pending[3], Duration::ZERO),
     ];
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let step = operator
         .replay_pending(connection, &stream, GROUP, &moves)
         .await
@@ -228,7 +229,7 @@ async fn an_entry_of_a_range_is_copied_once_within_the_window() {
     }
     let stream = bus.keys.stream_name(EVENTS).unwrap();
     let first = operator(&bus.keys);
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let moves = [one(1), one(2)];
     let step = first
         .replay_range(connection, &stream, &moves[..1], false)
@@ -267,7 +268,7 @@ async fn in_a_cluster_the_fact_follows_the_step() {
     bus.run(&format!("XADD {dead} 1-1 type image.was")).await;
     bus.run(&format!("XADD {dead} 2-1 type image.was")).await;
     let operator = operator(&keys);
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let step = operator
         .replay_dead(connection, &dead, &events, &[one(1), one(7)])
         .await
@@ -303,7 +304,7 @@ async fn what_the_old_owner_commits_of_it_afterwards_is_discarded() {
     let seen = bus.pending().await;
     let operator = operator(&bus.keys);
     let stream = bus.keys.stream_name(EVENTS).unwrap();
-    let connection = &mut bus.connection;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let moves = [self::held(&seen[0], Duration::ZERO)];
     operator
         .replay_pending(connection, &stream, GROUP, &moves)

@@ -1,8 +1,8 @@
 //! Requests: each gets its own reply, through restarts too, and leaves nothing behind.
 
-use crate::publish::{client_at, options};
+use crate::publish::{client, options};
 use crate::setup::{Bus, GROUP, connector, text};
-use crate::support::until;
+use crate::support::{until, users};
 use convoke::bus::client::Client;
 use convoke::bus::event::Entry;
 use convoke::bus::keys::Keys;
@@ -70,7 +70,7 @@ async fn echo(client: &Client, number: u64) -> Result<u64, RequestError> {
 async fn each_request_gets_its_own_reply() {
     let mut bus = Bus::start().await;
     let responder = responder(&bus);
-    let client = client_at(&bus.redis.url(), options());
+    let client = client(&bus);
     let answers = futures_util::future::join_all((0..200).map(|n| echo(&client, n))).await;
     let answers: Vec<u64> = answers.into_iter().map(Result::unwrap).collect();
     assert!(answers.into_iter().eq(0..200));
@@ -92,7 +92,7 @@ async fn each_request_gets_its_own_reply() {
 #[tokio::test]
 async fn without_an_answer_a_request_times_out_and_a_late_one_reaches_nobody_else() {
     let mut bus = Bus::start().await;
-    let client = client_at(&bus.redis.url(), options());
+    let client = client(&bus);
     let event = Outgoing::new("image.echo", &1).id("r-1");
     let short = Duration::from_millis(50);
     match client.request(event, short).await {
@@ -108,7 +108,7 @@ async fn without_an_answer_a_request_times_out_and_a_late_one_reaches_nobody_els
 #[tokio::test]
 async fn requests_go_on_after_killed_connections_a_flush_and_a_restart() {
     let mut bus = Bus::start().await;
-    let client = client_at(&bus.redis.url(), options());
+    let client = client(&bus);
     let responder = responder(&bus);
     for (round, fault) in ["none", "kill", "flush", "restart"].into_iter().enumerate() {
         match fault {
@@ -117,12 +117,11 @@ async fn requests_go_on_after_killed_connections_a_flush_and_a_restart() {
             "restart" => bus.redis.restart(),
             _ => {}
         }
-        let mut connection = bus.redis.connection().await;
+        bus.connect().await;
         let stream = bus.route.events.clone();
-        convoke::bus::read::ensure_group(&mut connection, &stream, GROUP)
+        convoke::bus::read::ensure_group(&mut bus.connection, &stream, GROUP)
             .await
             .unwrap();
-        bus.connection = connection;
         let number = round as u64;
         // The first tries may meet the broken connection: rejected or without an answer.
         until(fault, async || {
@@ -139,7 +138,12 @@ async fn requests_go_on_after_killed_connections_a_flush_and_a_restart() {
 async fn under_hash_tags_events_replies_and_commits_stay_in_their_partition() {
     let keys = Keys::tagged("cb", 4).unwrap();
     let mut bus = Bus::with(keys.clone()).await;
-    let client = Client::new(connector(&bus.redis.url()), keys.clone(), options()).unwrap();
+    let client = Client::new(
+        connector(&bus.redis.url_for(users::PUBLISHER)),
+        keys.clone(),
+        options(),
+    )
+    .unwrap();
     let mut partitions = std::collections::BTreeSet::new();
     for number in 0..40 {
         let subject = format!("user-{number}");

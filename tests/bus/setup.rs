@@ -1,6 +1,6 @@
 //! A server, a stream with a group, and a look at what is on it.
 
-use crate::support::Redis;
+use crate::support::{Redis, users};
 use convoke::bus::claim::{self, Pending};
 use convoke::bus::commit::{Claims, Reply};
 use convoke::bus::commit::{Committer, CommitterOptions, End, Lease, Publication, Settlement};
@@ -32,7 +32,10 @@ pub struct Bus {
     pub redis: Redis,
     pub keys: Keys,
     pub route: Route,
+    /// A worker's.
     pub connection: MultiplexedConnection,
+    /// The test's own, for seeding and looking.
+    admin: MultiplexedConnection,
 }
 
 impl Bus {
@@ -45,7 +48,8 @@ impl Bus {
     }
 
     pub async fn on(redis: Redis, keys: Keys) -> Self {
-        let mut connection = redis.connection().await;
+        let admin = redis.connection().await;
+        let mut connection = redis.connection_for(users::WORKER).await;
         let route = keys.route("image", 0);
         ensure_group(&mut connection, &route.events, GROUP)
             .await
@@ -55,7 +59,14 @@ impl Bus {
             keys,
             route,
             connection,
+            admin,
         }
+    }
+
+    /// Connects again, after the server was gone.
+    pub async fn connect(&mut self) {
+        self.admin = self.redis.connection().await;
+        self.connection = self.redis.connection_for(users::WORKER).await;
     }
 
     pub fn committer(&self, consumer: &str) -> Committer {
@@ -157,7 +168,7 @@ impl Bus {
         words.for_each(|word| {
             cmd.arg(word);
         });
-        cmd.query_async(&mut self.connection)
+        cmd.query_async(&mut self.admin)
             .await
             .unwrap_or_else(|error| panic!("{command}: {error}"))
     }

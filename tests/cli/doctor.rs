@@ -2,7 +2,7 @@
 
 use super::rig::lines;
 use super::{bare, end};
-use crate::support::{self, Redis, free_port};
+use crate::support::{self, Redis, free_port, users};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -227,35 +227,14 @@ fn the_server_that_deploy_describes_has_nothing_wrong() {
     });
     let words: Vec<String> = words.chain(["--save".into(), String::new()]).collect();
     let redis = Redis::with(&words.iter().map(String::as_str).collect::<Vec<_>>());
-    let users = std::fs::read_to_string(deploy.join("users.acl")).unwrap();
-    let operator = users
-        .lines()
-        .find(|line| line.contains("convoke-operator"))
-        .unwrap();
-    let hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
-    let line = operator.replace(&"0".repeat(64), hash);
-    let mut command = redis::cmd("ACL");
-    command.arg("SETUSER");
-    let mut selector: Vec<&str> = Vec::new();
-    for word in line.split(' ').skip(1) {
-        selector.push(word);
-        if selector[0].starts_with('(') && !word.ends_with(')') {
-            continue;
-        }
-        command.arg(selector.join(" "));
-        selector.clear();
-    }
-    let mut connection = redis.connect();
-    command.exec(&mut connection).unwrap();
     redis::cmd("ACL")
         .arg(&["SETUSER", "default", "off"])
-        .exec(&mut connection)
+        .exec(&mut redis.connect())
         .unwrap();
-    let findings = examined(&format!(
-        "redis://convoke-operator:test@127.0.0.1:{}",
-        redis.port()
-    ));
-    assert_eq!(findings.bad(), Vec::<String>::new());
+    for user in [users::OPERATOR, users::MONITOR] {
+        let findings = examined(&redis.url_for(user));
+        assert_eq!(findings.bad(), Vec::<String>::new(), "{user}");
+    }
 }
 
 #[test]
@@ -330,7 +309,7 @@ fn settings_that_lose_events_or_hold_up_everything() {
 fn replicas_that_do_not_protect() {
     let patient = Patient::healthy();
     let replica = replica(&patient);
-    let findings = examined(&replica.url());
+    let findings = examined(&replica.admin_url());
     assert_eq!(findings.of("role")["status"], "danger");
     assert!(
         findings.of("role")["fix"]

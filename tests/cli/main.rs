@@ -42,7 +42,8 @@ fn bare() -> Command {
 /// The command for that server.
 fn convoke(redis: &Redis, args: &[&str]) -> Command {
     let mut command = bare();
-    command.env("CONVOKE_REDIS_URL", redis.url()).args(args);
+    let url = redis.url_for_command(args);
+    command.env("CONVOKE_REDIS_URL", url).args(args);
     command
 }
 

@@ -16,6 +16,9 @@ fn stored_in(redis: &Redis, namespace: &str) -> bool {
 #[test]
 fn flags_win_over_the_environment_over_the_file_over_defaults() {
     let redis = Redis::start();
+    for namespace in ["from_file", "from_env", "from_flag"] {
+        redis.allow_namespace(namespace);
+    }
     let file = File::new("precedence.toml", "namespace = \"from_file\"\n");
     run(&redis, &["publish", "a.b"]).done();
     assert!(stored_in(&redis, "cb"));
@@ -32,6 +35,7 @@ fn flags_win_over_the_environment_over_the_file_over_defaults() {
 #[test]
 fn what_looks_like_a_number_stays_text() {
     let redis = Redis::start();
+    redis.allow_namespace("123");
     let mut command = convoke(&redis, &["publish", "a.b"]);
     end(command
         .env("CONVOKE_NAMESPACE", "123")

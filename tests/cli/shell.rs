@@ -2,7 +2,7 @@
 
 use super::rig::say;
 use super::{File, bare, convoke, end, run};
-use crate::support::Redis;
+use crate::support::{Redis, users};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -109,7 +109,7 @@ fn on_a_terminal(redis: &Redis, command: &str, set: &[(&str, &str)]) -> String {
         .args(["-qec", &line, "/dev/null"])
         .stdin(Stdio::null());
     script
-        .env("CONVOKE_REDIS_URL", redis.url())
+        .env("CONVOKE_REDIS_URL", redis.url_for(users::OPERATOR))
         .env("TERM", "xterm")
         .env_remove("NO_COLOR");
     script.env_remove("COLUMNS").envs(set.iter().copied());
@@ -150,7 +150,7 @@ fn a_person_is_asked_before_anything_changes() {
         let line = format!("{} replay dead", env!("CARGO_BIN_EXE_convoke"));
         let mut child = Command::new("script")
             .args(["-qec", &line, "/dev/null"])
-            .env("CONVOKE_REDIS_URL", redis.url())
+            .env("CONVOKE_REDIS_URL", redis.url_for(users::OPERATOR))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

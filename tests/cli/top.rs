@@ -2,7 +2,7 @@
 
 use super::rig::{add, bury, deliver, names, register, say};
 use super::{bare, end, run};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, users};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -152,7 +152,7 @@ impl OnTerminal {
         let mut command = Command::new("script");
         let mut child = command
             .args(["-qec", &line, "/dev/null"])
-            .env("CONVOKE_REDIS_URL", redis.url())
+            .env("CONVOKE_REDIS_URL", redis.url_for(users::MONITOR))
             .env("TERM", "xterm")
             .env("SHELL", "/bin/sh")
             .env_remove("NO_COLOR")

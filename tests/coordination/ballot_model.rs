@@ -60,6 +60,7 @@ async fn command(connection: &mut MultiplexedConnection, words: &[&str]) -> i64 
 
 async fn check(fleet: &Fleet, namespace: &str, steps: &[Step]) {
     let keys = Keys::new(namespace).unwrap();
+    fleet.redis.allow_namespace(namespace);
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 2).unwrap();
     let instances = Instances::new(connector.clone(), keys.clone());
     let ballots = Ballots::new(connector, keys.clone());

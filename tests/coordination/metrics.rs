@@ -43,7 +43,11 @@ fn report(process: &str, micros: &[u64]) -> Report {
 
 impl Fleet {
     async fn report(&self, id: &str, report: &Report) -> bool {
-        self.instances.report(id, None, report).await.unwrap()
+        let beat = Beat {
+            metrics: Some(report.clone()),
+            ..Beat::new(id, None)
+        };
+        self.instances.heartbeat(&beat).await.unwrap().alive
     }
 
     async fn sums(&self) -> Sums {
@@ -112,9 +116,11 @@ async fn what_an_instance_did_is_kept_when_it_goes_and_is_not_counted_again_when
     assert_eq!(fleet.resize().await.calls, 7);
     // Nor does a stranger count, nor another incarnation.
     assert!(!fleet.report("w-9", &report("p-9", &[10])).await);
-    let stale = report("p-1", &[10]);
-    let other = fleet.instances.report("w-1", Some(1), &stale);
-    assert!(!other.await.unwrap());
+    let stale = Beat {
+        metrics: Some(report("p-1", &[10])),
+        ..Beat::new("w-1", Some(1))
+    };
+    assert!(!fleet.instances.heartbeat(&stale).await.unwrap().alive);
     assert_eq!(fleet.sums().await.events_processed, 7);
     assert_eq!(fleet.ask::<u32>("EXISTS cb:metrics:of:w-9").await, 0);
 }
@@ -182,7 +188,7 @@ async fn what_does_not_fit_loses_the_histograms_of_the_least_used_first() {
     }
     let told = fleet.instances.metrics(true).await.unwrap().handlers;
     assert_eq!(told.len(), 1024);
-    assert_eq!(fleet.ask::<u64>("HLEN cb:metrics:handlers").await, 1024);
+    assert_eq!(fleet.ask::<u64>("HLEN cb:metrics").await, 1024 + 1);
 }
 
 #[tokio::test]

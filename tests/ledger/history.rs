@@ -1,6 +1,7 @@
 //! Asking what happened.
 
 use crate::rig::{DEAD, Rig, Store};
+use crate::support::users;
 use convoke::ledger::fact::Fact;
 use convoke::ledger::history::{Cursor, Filter};
 use serde_json::{Value, json};
@@ -199,7 +200,7 @@ fn convoke(rig: &Rig, args: &[&str]) -> Output {
         }
     }
     command
-        .env("CONVOKE_REDIS_URL", rig.redis.url())
+        .env("CONVOKE_REDIS_URL", rig.redis.url_for(users::OPERATOR))
         .env("CONVOKE_DATABASE_URL", rig.store.url().expose())
         .args(args)
         .output()

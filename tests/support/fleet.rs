@@ -5,7 +5,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
-use super::Redis;
+use super::{Redis, users};
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
 use convoke::bus::event::{Entry, EntryId};
@@ -218,7 +218,8 @@ impl Drop for Fleet {
 }
 
 pub fn client(redis: &Redis) -> Client {
-    let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+    let url = RedisUrl::new(redis.url_for(users::PUBLISHER));
+    let connector = Connector::new(&url, 4).unwrap();
     let options = ClientOptions {
         patience: Duration::from_secs(30),
         ..ClientOptions::default()

@@ -1,4 +1,7 @@
 //! Starts real servers for tests: each on a free port, in a directory of its own, stopped by pid.
+//!
+//! Every server has the users of `deploy/users.acl`. What is tested logs in as one of them; the
+//! default user is there for the test's own seeding and looking.
 
 #![allow(dead_code)] // Each test binary uses a part.
 
@@ -7,7 +10,9 @@ pub mod fleet;
 pub mod postgres;
 pub mod sentinel;
 pub mod store;
+pub mod users;
 
+use std::collections::HashMap;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -21,6 +26,8 @@ pub struct Redis {
     dir: PathBuf,
     child: Option<Child>,
     options: Vec<String>,
+    /// Whether what is tested is expected to try what it may not.
+    may_refuse: bool,
 }
 
 impl Redis {
@@ -53,7 +60,9 @@ impl Redis {
             dir,
             child: None,
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            may_refuse: false,
         };
+        fs::write(redis.dir.join("users.acl"), users::with_admin()).expect("the users");
         redis.restart();
         redis
     }
@@ -76,6 +85,8 @@ impl Redis {
                 "--dir",
             ])
             .arg(&self.dir)
+            .arg("--aclfile")
+            .arg(self.dir.join("users.acl"))
             .args(&self.options)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
@@ -95,9 +106,65 @@ impl Redis {
         }
     }
 
-    /// `redis://…`
+    /// `redis://…` for a worker.
     pub fn url(&self) -> String {
+        self.url_for(users::WORKER)
+    }
+
+    /// `redis://…` for a user of `deploy/users.acl`.
+    pub fn url_for(&self, user: &str) -> String {
+        url_at(self.port, user)
+    }
+
+    /// `redis://…` for who runs that command.
+    pub fn url_for_command(&self, words: &[&str]) -> String {
+        users::of_command(words).map_or_else(|| self.admin_url(), |user| self.url_for(user))
+    }
+
+    /// `redis://…` for the test itself, which may do everything.
+    pub fn admin_url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Lets the users use that namespace as well.
+    pub fn allow_namespace(&self, namespace: &str) {
+        let mut connection = self.connect();
+        for command in users::commands(namespace) {
+            command.exec(&mut connection).expect("a user");
+        }
+    }
+
+    /// The test wants something refused, so that it is refused is no failure.
+    pub fn expect_refusals(&mut self) {
+        self.may_refuse = true;
+    }
+
+    /// What the server refused to the users since it started, or since the last look.
+    pub fn refused(&self) -> Vec<String> {
+        // A test may have taken the server or the user away.
+        let client = redis::Client::open(self.admin_url()).expect("a valid url");
+        let connection = answers(self.port).then(|| client.get_connection());
+        let Some(Ok(mut connection)) = connection else {
+            return Vec::new();
+        };
+        let log: redis::RedisResult<Vec<HashMap<String, redis::Value>>> =
+            redis::cmd("ACL").arg("LOG").query(&mut connection);
+        redis::cmd("ACL")
+            .arg(&["LOG", "RESET"])
+            .exec(&mut connection)
+            .ok();
+        let text = |value: &redis::Value| match value {
+            redis::Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            other => format!("{other:?}"),
+        };
+        let log = log.unwrap_or_default();
+        let log = log.iter().map(|entry| {
+            let part = |name: &str| entry.get(name).map(text).unwrap_or_default();
+            (part("username"), part("reason"), part("object"))
+        });
+        log.filter(|(user, reason, _)| reason != "auth" && users::ALL.contains(&user.as_str()))
+            .map(|(user, reason, object)| format!("{user}: {reason} {object}"))
+            .collect()
     }
 
     /// The port.
@@ -112,18 +179,27 @@ impl Redis {
 
     /// A blocking connection for looking at the server.
     pub fn connect(&self) -> redis::Connection {
-        redis::Client::open(self.url())
+        redis::Client::open(self.admin_url())
             .expect("a valid url")
             .get_connection()
             .expect("a connection")
     }
 
-    /// An async connection with a long answer time.
+    /// An async connection for looking, with a long answer time.
     pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        self.open(self.admin_url()).await
+    }
+
+    /// An async connection of a user of `deploy/users.acl`.
+    pub async fn connection_for(&self, user: &str) -> redis::aio::MultiplexedConnection {
+        self.open(self.url_for(user)).await
+    }
+
+    async fn open(&self, url: String) -> redis::aio::MultiplexedConnection {
         let config = redis::AsyncConnectionConfig::new()
             .set_response_timeout(Some(Duration::from_secs(30)))
             .set_connection_timeout(Some(Duration::from_secs(5)));
-        redis::Client::open(self.url())
+        redis::Client::open(url)
             .expect("a valid url")
             .get_multiplexed_async_connection_with_config(&config)
             .await
@@ -133,7 +209,14 @@ impl Redis {
 
 impl Drop for Redis {
     fn drop(&mut self) {
+        let refused = match self.child.is_some() && !self.may_refuse {
+            true => self.refused(),
+            false => Vec::new(),
+        };
         self.kill();
+        if !refused.is_empty() {
+            eprintln!("refused by deploy/users.acl: {refused:#?}");
+        }
         if std::thread::panicking()
             && let Ok(log) = fs::read_to_string(self.dir.join("log"))
         {
@@ -142,7 +225,16 @@ impl Drop for Redis {
             tail.iter().rev().for_each(|line| eprintln!("{line}"));
         }
         fs::remove_dir_all(&self.dir).ok();
+        assert!(
+            refused.is_empty() || std::thread::panicking(),
+            "deploy/users.acl refused what the product sends"
+        );
     }
+}
+
+/// `redis://…` for a user of `deploy/users.acl`, at any port of this machine.
+pub fn url_at(port: u16, user: &str) -> String {
+    format!("redis://{user}:{}@127.0.0.1:{port}", users::PASSWORD)
 }
 
 fn answers(port: u16) -> bool {

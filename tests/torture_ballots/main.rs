@@ -211,7 +211,7 @@ async fn a_thousand_ballots_have_histories_that_one_vote_at_a_time_explains() {
     let mut ended = std::collections::BTreeMap::new();
     for first in (0..BALLOTS).step_by(AT_ONCE as usize) {
         let some: Vec<_> = (first..first + AT_ONCE)
-            .map(|number| tokio::spawn(one(connectors.clone(), redis.url(), number)))
+            .map(|number| tokio::spawn(one(connectors.clone(), redis.admin_url(), number)))
             .collect();
         for ballot in some {
             let (made, open, status) = ballot.await.unwrap();

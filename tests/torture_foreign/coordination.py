@@ -1,6 +1,6 @@
 """Every system and task event, spoken with redis-py and msgpack alone.
 
-    coordination.py PORT
+    coordination.py URL
 
 A worker with a handler for `load.work` must be there. Registers three instances of its own, has them
 vote, gives one of them a task and completes it, lets the worker run a task and a batch, and looks at
@@ -21,6 +21,12 @@ after = "0"
 
 class Refused(Exception):
     """An error reply: its code is the first argument."""
+
+
+def on(stream):
+    """All entries of a stream."""
+    [(_, entries)] = bus.xread({stream: "0"})
+    return entries
 
 
 def ask(kind, data, source="python"):
@@ -65,7 +71,7 @@ def has(what, result, fields):
 
 
 def facts(kind):
-    entries = bus.xrange("cb:broadcast")
+    entries = on("cb:broadcast")
     return [msgpack.unpackb(e[b"data"]) for _, e in entries if e[b"type"] == kind.encode()]
 
 
@@ -114,7 +120,7 @@ def tasks():
     has("task.create", created, "task_id status assigned_to")
     owner, task = created["assigned_to"], created["task_id"]
     check(created["status"] == "assigned" and owner.startswith("p-"), f"task: {created}")
-    [(_, entry)] = bus.xrange(f"cb:inbox:{owner}")
+    [(_, entry)] = on(f"cb:inbox:{owner}")
     check(entry[b"type"] == b"task.assigned", f"inbox: {entry}")
     assigned = msgpack.unpackb(entry[b"data"])
     has("task.assigned", assigned, "task_id kind payload fence attempt")
@@ -127,7 +133,7 @@ def tasks():
 
     given_up = ask("task.create", {"kind": "scribe.write", "role": "scribe", "max_attempts": 1})
     owner = given_up["assigned_to"]
-    assigned = msgpack.unpackb(bus.xrevrange(f"cb:inbox:{owner}", count=1)[0][1][b"data"])
+    assigned = msgpack.unpackb(on(f"cb:inbox:{owner}")[-1][1][b"data"])
     failed = {"task_id": given_up["task_id"], "instance_id": owner, "fence": assigned["fence"]}
     check(ask("task.fail", {**failed, "error": "no ink"})["status"] == "failed", "failed")
 
@@ -196,7 +202,7 @@ def leave():
 
 def main():
     global bus
-    bus = redis.Redis(port=int(sys.argv[1]))
+    bus = redis.Redis.from_url(sys.argv[1])
     for part in (instances, votes, tasks, batches, overview, leave):
         part()
     print("instances, votes, tasks, batches and the overview speak the protocol")

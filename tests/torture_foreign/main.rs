@@ -5,14 +5,14 @@ mod support;
 
 use std::process::Command;
 use support::fleet::{self, Fleet};
-use support::{Redis, eventually};
+use support::{Redis, eventually, users};
 
 #[test]
 fn a_worker_process() {
     fleet::worker_process(|worker| worker.handler("load.work", fleet::work));
 }
 
-fn python(script: &str, redis: &Redis, arguments: &[&str]) -> String {
+fn python(script: &str, url: &str, arguments: &[&str]) -> String {
     let path = format!(
         "{}/tests/torture_foreign/{script}",
         env!("CARGO_MANIFEST_DIR")
@@ -20,7 +20,7 @@ fn python(script: &str, redis: &Redis, arguments: &[&str]) -> String {
     // The interpreter for which scripts/install brings the modules.
     let ended = Command::new("/usr/bin/python3")
         .arg(path)
-        .arg(redis.port().to_string())
+        .arg(url)
         .args(arguments)
         .output()
         .unwrap();
@@ -46,7 +46,8 @@ fn started(redis: &Redis, size: u32) -> Fleet {
 fn ten_thousand_concurrent_requests_get_their_replies_exactly_once() {
     let redis = Redis::start();
     let fleet = started(&redis, 3);
-    print!("{}", python("requests.py", &redis, &["10", "1000"]));
+    let publisher = redis.url_for(users::PUBLISHER);
+    print!("{}", python("requests.py", &publisher, &["10", "1000"]));
     fleet.drain();
 }
 
@@ -54,6 +55,6 @@ fn ten_thousand_concurrent_requests_get_their_replies_exactly_once() {
 fn every_system_and_task_event_can_be_spoken_without_a_library() {
     let redis = Redis::start();
     let fleet = started(&redis, 2);
-    print!("{}", python("coordination.py", &redis, &[]));
+    print!("{}", python("coordination.py", &redis.url(), &[]));
     fleet.drain();
 }

@@ -1,6 +1,6 @@
 """Publishes requests with redis-py and msgpack alone, and checks that each gets its reply once.
 
-    requests.py PORT CLIENTS REQUESTS
+    requests.py URL CLIENTS REQUESTS
 
 Every client has its requests outstanding all at once. Prints one line and exits 1 if a reply is
 missing, wrong, or there twice.
@@ -18,8 +18,8 @@ import redis
 PATIENCE = 60
 
 
-def client(port, serial, requests, failures):
-    bus = redis.Redis(port=port)
+def client(url, serial, requests, failures):
+    bus = redis.Redis.from_url(url)
     mailbox = f"cb:reply:python-{serial}-{uuid.uuid4()}"
     expected = {}
     pipe = bus.pipeline(transaction=False)
@@ -48,15 +48,16 @@ def client(port, serial, requests, failures):
     failures += [f"{event}: no reply" for event in expected if not replies[event]]
     # A second reply would be behind the last first one.
     time.sleep(0.5)
-    failures += [f"{mailbox}: a reply too many" for _ in bus.xrange(mailbox, f"({after.decode()}")]
+    late = bus.xread({mailbox: after})
+    failures += [f"{mailbox}: a reply too many" for _, entries in late for _ in entries]
     failures += [f"{event}: {times} replies" for event, times in replies.items() if times > 1]
 
 
 def main():
-    port, clients, requests = map(int, sys.argv[1:])
+    url, clients, requests = sys.argv[1], *map(int, sys.argv[2:])
     failures = []
     threads = [
-        threading.Thread(target=client, args=(port, serial, requests, failures))
+        threading.Thread(target=client, args=(url, serial, requests, failures))
         for serial in range(clients)
     ]
     began = time.monotonic()

@@ -13,7 +13,7 @@ use redis::Connection;
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use support::Redis;
+use support::{Redis, users};
 
 const KILLS: u32 = 20;
 const EVENTS: &str = "cb:events:load";
@@ -26,7 +26,7 @@ fn convoke(redis: &Redis) -> Command {
             command.env_remove(name);
         }
     }
-    command.env("CONVOKE_REDIS_URL", redis.url());
+    command.env("CONVOKE_REDIS_URL", redis.url_for(users::OPERATOR));
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -5,8 +5,11 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+use convoke::Worker;
+use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
 use convoke::bus::keys::Keys;
+use convoke::bus::publish::Outgoing;
 use convoke::config::RedisUrl;
 use convoke::coordination::gossip::{Observed, Opinion, PING};
 use convoke::coordination::instance::{Beat, Registering};
@@ -16,6 +19,7 @@ use convoke::registry::histogram::{Histogram, bucket_of};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::Redis;
+use tokio_util::sync::CancellationToken;
 
 /// Event types that each instance has a handler for.
 const HANDLERS: usize = 20;
@@ -233,15 +237,23 @@ async fn the_cost_of_each_script_as_instances_grow() {
         let reports = &reports;
         let report = |call: usize| async move {
             let (id, report) = &reports[call];
-            assert!(instances.report(id, None, report).await.unwrap());
+            let beat = Beat {
+                metrics: Some(report.clone()),
+                ..Beat::new(id, None)
+            };
+            assert!(instances.heartbeat(&beat).await.unwrap().alive);
         };
         add(
-            "aggregate_global_metrics, 20 handlers, 5 ran",
+            "heartbeat with a report: 20 handlers, 5 ran",
             server.cost(calls, report).await,
         );
         let again = |call: usize| async move {
             let (id, report) = &reports[calls - 1 - call % count.min(calls)];
-            assert!(instances.report(id, None, report).await.unwrap());
+            let beat = Beat {
+                metrics: Some(report.clone()),
+                ..Beat::new(id, None)
+            };
+            assert!(instances.heartbeat(&beat).await.unwrap().alive);
         };
         add("the same, nothing new", server.cost(calls, again).await);
         // Suspicions of one peer by more and more, all of whom are counted.
@@ -264,6 +276,44 @@ async fn the_cost_of_each_script_as_instances_grow() {
         let costs: Vec<String> = costs.iter().map(|cost| format!("{cost:8.1}")).collect();
         println!("{name:46}{}", costs.join(""));
     }
+}
+
+/// How long a worker takes to answer a client.
+async fn answers(server: &Server) {
+    let worker = Worker::builder().redis(server.redis.url()).build().unwrap();
+    let drain = CancellationToken::new();
+    let running = tokio::spawn({
+        let drain = drain.clone();
+        async move { worker.run_until(drain).await }
+    });
+    let connector = Connector::new(&RedisUrl::new(server.redis.url()), 2).unwrap();
+    let keys = Keys::new("cb").unwrap();
+    let client = Client::new(connector, keys, ClientOptions::default()).unwrap();
+    for kind in ["system.health", "system.get_state", "system.metrics"] {
+        let mut times = Vec::new();
+        for _ in 0..50 {
+            let event = Outgoing::new(kind, &serde_json::json!({}));
+            let began = Instant::now();
+            client
+                .request(event, Duration::from_secs(10))
+                .await
+                .unwrap();
+            times.push(began.elapsed().as_secs_f64() * 1000.0);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        print_times(kind, times);
+    }
+    drain.cancel();
+    running.await.unwrap().unwrap();
+}
+
+fn print_times(name: &str, mut times: Vec<f64>) {
+    times.sort_by(f64::total_cmp);
+    println!(
+        "{name:20} p50 {:6.2} ms, longest {:6.2} ms",
+        times[times.len() / 2],
+        times[times.len() - 1]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -321,14 +371,10 @@ async fn a_thousand_instances_that_pulse_every_ten_seconds() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    for (name, mut times) in reads {
-        times.sort_by(f64::total_cmp);
-        println!(
-            "{name:20} p50 {:6.2} ms, longest {:6.2} ms",
-            times[times.len() / 2],
-            times[times.len() - 1]
-        );
+    for (name, times) in reads {
+        print_times(name, times);
     }
+    answers(&server).await;
     for task in tasks {
         task.await.unwrap();
     }

@@ -100,7 +100,7 @@ async fn an_item_that_blocks_its_thread_for_longer_than_the_lease_keeps_the_batc
     let worker = started(&rig, builder.handler("number.add", block)).await;
     let mut wanted = batch("b-1", "exclusive", [1]);
     wanted["lease_ms"] = json!(2000);
-    let url = rig.redis.url();
+    let url = rig.redis.admin_url();
     let watching = std::thread::spawn(move || lowest_lease(&url, "cb:batch:b-1"));
     let result = process(&rig, &wanted).await;
     assert_eq!(result["items_processed"], 1);

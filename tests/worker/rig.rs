@@ -1,6 +1,6 @@
 //! A server, a client and workers for one test.
 
-use crate::support::Redis;
+use crate::support::{Redis, users};
 use convoke::Worker;
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
@@ -44,7 +44,8 @@ impl Rig {
     }
 
     pub async fn on(redis: Redis) -> Self {
-        let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+        let url = RedisUrl::new(redis.url_for(users::PUBLISHER));
+        let connector = Connector::new(&url, 4).unwrap();
         let keys = Keys::new("cb").unwrap();
         let client = Client::new(connector, keys, ClientOptions::default()).unwrap();
         let connection = redis.connection().await;

@@ -1,6 +1,6 @@
 //! What there is to replay, page by page, and for each entry whether it may be.
 
-use super::super::choose::{self, Filters};
+use super::super::choose::{self, Filters, Span};
 use super::super::dead::Which;
 use super::super::pending::Held;
 use super::super::{Misuse, Session};
@@ -51,7 +51,7 @@ pub struct Walk {
     force: bool,
     run: String,
     instances: Instances,
-    spans: Vec<(StreamName, EntryId, EntryId)>,
+    spans: Vec<Span>,
     at: usize,
     pages: Open,
     now: u64,
@@ -81,11 +81,12 @@ impl Walk {
             From::Dead(which) => which.spans(session, connection).await?,
             From::Pending(names, _, filters) | From::Range(names, _, filters) => {
                 let streams = choose::streams(connection, &keys, names, &events).await?;
-                let (first, to) = filters.bounds(now);
+                let (from, to) = filters.bounds(now);
                 let mut spans = Vec::new();
                 for stream in streams {
                     let last = choose::last_id(connection, &stream).await?;
-                    spans.push((stream, first, to.min(last)));
+                    let to = to.min(last);
+                    spans.push(Span { stream, from, to });
                 }
                 spans
             }
@@ -150,7 +151,7 @@ impl Walk {
     }
 
     async fn open(&mut self, connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
-        let (stream, from, to) = &self.spans[self.at];
+        let Span { stream, from, to } = &self.spans[self.at];
         self.pages = match &self.from {
             From::Dead(_) => Open::Entries(Pages::new(&stream.key, *from, *to)),
             From::Pending(_, held, _) => {
@@ -203,7 +204,7 @@ impl Walk {
                 };
                 waiting.retain(|p| held.fit(p) && filters.fit_id(p.id));
                 let ids: Vec<EntryId> = waiting.iter().map(|pending| pending.id).collect();
-                let stream = &self.spans[self.at].0;
+                let stream = &self.spans[self.at].stream;
                 let entries = contents.read(connection, &stream.key, &ids).await?;
                 let pending: Vec<Pending> = waiting.drain(..entries.len()).collect();
                 self.pending(pending, entries).await.map(Some)
@@ -238,7 +239,7 @@ impl Walk {
     ) -> Candidate {
         let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
         Candidate {
-            stream: self.spans[self.at].0.clone(),
+            stream: self.spans[self.at].stream.clone(),
             left: left.or_else(|| self.check(&to, &again)),
             to,
             kind: kind.into_owned(),
@@ -255,7 +256,7 @@ impl Walk {
         let From::Dead(which) = &self.from else {
             return Vec::new();
         };
-        let stream = &self.spans[self.at].0;
+        let stream = &self.spans[self.at].stream;
         let fitting = page
             .iter()
             .filter_map(|entry| Some((entry, which.fit(entry)?)));
@@ -282,7 +283,7 @@ impl Walk {
         let From::Range(_, _, filters) = &self.from else {
             return Ok(Vec::new());
         };
-        let stream = &self.spans[self.at].0;
+        let stream = &self.spans[self.at].stream;
         let (Some(first), Some(last)) = (page.first(), page.last()) else {
             return Ok(Vec::new());
         };
@@ -340,7 +341,7 @@ impl Walk {
         owners.dedup();
         let gone = self.instances.gone_among(&owners).await?;
         let gone: HashMap<&str, ()> = gone.iter().map(|id| (id.as_str(), ())).collect();
-        let to = &self.spans[self.at].0.key;
+        let to = &self.spans[self.at].stream.key;
         let mut candidates = Vec::new();
         for (pending, entry) in pending.into_iter().zip(entries) {
             let is_there = entry.is_some();

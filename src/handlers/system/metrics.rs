@@ -1,4 +1,5 @@
 use crate::coordination::error::CoordinationError;
+use crate::coordination::instance::Beat;
 use crate::coordination::instances::Instances;
 use crate::coordination::metrics::{Global, OwnReport};
 use crate::coordination::tasks::Tasks;
@@ -89,8 +90,12 @@ pub async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError
     let instances = context.state::<Instances>()?;
     // Its own numbers are those of this moment, not of its last pulse.
     if let Some(report) = context.state::<OwnReport>()?.now() {
+        let beat = Beat {
+            metrics: Some(report),
+            ..Beat::new(context.instance(), None)
+        };
         instances
-            .report(context.instance(), None, &report)
+            .heartbeat(&beat)
             .await
             .map_err(CoordinationError::into_handler_error)?;
     }

@@ -36,7 +36,7 @@ use crate::config::Settings;
 use crate::coordination::batches::Batches;
 use crate::coordination::catalog::{Catalog, Method};
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instance::Registering;
+use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::Instances;
 use crate::coordination::leader::Lead;
 use crate::coordination::leases::Leases;
@@ -143,9 +143,12 @@ impl Keeper {
         }
         let id = self.chores.id();
         let incarnation = self.chores.incarnation();
-        let report = self.chores.reporter.report();
         // What was done since the last pulse.
-        if let Err(error) = instances.report(id, Some(incarnation), &report).await {
+        let last = Beat {
+            metrics: Some(self.chores.reporter.report()),
+            ..Beat::new(id, Some(incarnation))
+        };
+        if let Err(error) = instances.heartbeat(&last).await {
             tracing::debug!(%error, "the last report was not sent");
         }
         match instances.unregister(id, Some(incarnation)).await {

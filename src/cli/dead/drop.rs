@@ -1,0 +1,101 @@
+//! `convoke dead drop`: deletes dead letters for good.
+
+use super::Which;
+use super::list::Listing;
+use crate::cli::confirm::confirm;
+use crate::cli::output::{self, count};
+use crate::cli::{Misuse, Outcome, Session};
+use clap::Args;
+use convoke::bus::inspect;
+use convoke::bus::replay::STEP;
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+
+/// Delete dead letters for good
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  convoke dead drop --id 1700000000000-0
+  convoke dead drop image --reason invalid_argument --dry-run
+  convoke dead drop image --until 30d --yes
+
+Asks before it acts. What was dropped, when and by whom is told on the broadcast \
+(operator.dropped). Dropping all of a stream needs --all.")]
+pub struct Flags {
+    #[command(flatten)]
+    which: Which,
+    /// Drop all that is there
+    #[arg(long)]
+    all: bool,
+    /// Only show what would be dropped
+    #[arg(long)]
+    dry_run: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+pub async fn run(
+    session: &Session,
+    connection: &mut MultiplexedConnection,
+    flags: &Flags,
+) -> anyhow::Result<Outcome> {
+    if flags.which.is_all() && !flags.all {
+        return Err(Misuse::error(
+            "say which (--type, --reason, --id, …), or --all",
+        ));
+    }
+    let now = inspect::now(connection).await?;
+    let spans = flags.which.spans(session, connection).await?;
+    let mut listing = Listing::new(session, spans.len() > 1, now);
+    let mut total = 0u64;
+    for span in &spans {
+        let mut letters = flags.which.letters(span);
+        while let Some((entry, letter)) = letters.next(connection).await? {
+            total += 1;
+            if flags.dry_run {
+                listing.add(&span.stream, &entry, &letter)?;
+            }
+        }
+    }
+    listing.finish()?;
+    let letters = count(total, "dead letter", "dead letters");
+    if flags.dry_run || total == 0 {
+        if !session.output.is_json() {
+            output::complain_line(&format!("{letters} would be dropped"));
+        }
+        return Ok(Outcome::Done);
+    }
+    if !confirm(&format!("Drop {letters} for good?"), flags.yes)? {
+        output::complain_line("nothing was dropped");
+        return Ok(Outcome::Failed);
+    }
+    let operator = session.operator(None)?;
+    let mut dropped = 0u64;
+    for span in &spans {
+        let mut letters = flags.which.letters(span);
+        loop {
+            let mut step = Vec::with_capacity(STEP);
+            while step.len() < STEP
+                && let Some((entry, _)) = letters.next(connection).await?
+            {
+                step.push(entry.id);
+            }
+            if step.is_empty() {
+                break;
+            }
+            let done = operator.drop_dead(connection, &span.stream.key, &step);
+            dropped += done.await?.iter().filter(|there| **there).count() as u64;
+        }
+    }
+    match session.output.is_json() {
+        true => session
+            .output
+            .json(&json!({ "dropped": dropped, "run": operator.run() }))?,
+        false => session.output.line(&format!(
+            "dropped {}",
+            count(dropped, "dead letter", "dead letters")
+        ))?,
+    }
+    Ok(Outcome::Done)
+}

@@ -1,0 +1,236 @@
+//! `convoke dead list`: counts by reason and type, or one by one.
+
+use super::show::described;
+use super::{Which, died};
+use crate::cli::choose;
+use crate::cli::output::{self, Cell, Column, RED, Table, count, number};
+use crate::cli::{Outcome, Session};
+use clap::Args;
+use convoke::bus::dead::Letter;
+use convoke::bus::event::Entry;
+use convoke::bus::inspect;
+use convoke::bus::keys::StreamName;
+use redis::aio::MultiplexedConnection;
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+
+/// Rows of a summary; what comes on top is counted together.
+const ROWS: usize = 1000;
+
+/// Count dead letters by reason and type, or list them
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  convoke dead list
+  convoke dead list image --since 1h
+  convoke dead list --reason poison --entries
+  convoke dead list --entries --format json | jq -r .message | sort | uniq -c
+
+--since and --until mean the time of death. Reasons are the error codes of the protocol, and \
+poison: delivered again and again without ever being committed.")]
+pub struct Flags {
+    #[command(flatten)]
+    which: Which,
+    /// List the entries, not only counts
+    #[arg(long)]
+    entries: bool,
+    /// End after so many entries
+    #[arg(long, value_name = "N", requires = "entries", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
+}
+
+pub async fn run(
+    session: &Session,
+    connection: &mut MultiplexedConnection,
+    flags: &Flags,
+) -> anyhow::Result<Outcome> {
+    match flags.entries {
+        true => entries(session, connection, flags).await,
+        false => summary(session, connection, flags).await,
+    }
+}
+
+#[derive(Default)]
+struct Sum {
+    count: u64,
+    oldest: u64,
+    newest: u64,
+    message: String,
+}
+
+async fn summary(
+    session: &Session,
+    connection: &mut MultiplexedConnection,
+    flags: &Flags,
+) -> anyhow::Result<Outcome> {
+    let now = inspect::now(connection).await?;
+    let mut sums: BTreeMap<(String, String, String), Sum> = BTreeMap::new();
+    let mut total = 0;
+    let spans = flags.which.spans(session, connection).await?;
+    let short: HashMap<String, String> = spans
+        .iter()
+        .map(|span| (span.stream.key.clone(), choose::short(&span.stream)))
+        .collect();
+    for span in spans {
+        let mut letters = flags.which.letters(&span);
+        while let Some((entry, letter)) = letters.next(connection).await? {
+            total += 1;
+            let stream = &span.stream.key;
+            let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
+            let mut key = (stream.clone(), letter.reason.clone(), kind.into_owned());
+            if sums.len() >= ROWS && !sums.contains_key(&key) {
+                key = (stream.clone(), "…".into(), "…".into());
+            }
+            let sum = sums.entry(key).or_default();
+            let died = died(&letter, &entry);
+            if sum.count == 0 || died < sum.oldest {
+                sum.oldest = died;
+            }
+            sum.newest = sum.newest.max(died);
+            sum.count += 1;
+            sum.message = letter.message;
+        }
+    }
+    let mut rows: Vec<_> = sums.into_iter().collect();
+    rows.sort_by(|a, b| b.1.count.cmp(&a.1.count).then_with(|| a.0.cmp(&b.0)));
+    if session.output.is_json() {
+        for ((stream, reason, kind), sum) in rows {
+            session.output.json(&json!({
+                "stream": stream,
+                "reason": reason,
+                "type": kind,
+                "count": sum.count,
+                "oldest_at": sum.oldest,
+                "newest_at": sum.newest,
+                "message": sum.message,
+            }))?;
+        }
+        return Ok(Outcome::Done);
+    }
+    if total > 0 {
+        let columns = vec![
+            Column::new("STREAM").shrinks(8).optional(),
+            Column::new("REASON").shrinks(8),
+            Column::new("TYPE").shrinks(8),
+            Column::number("COUNT"),
+            Column::number("OLDEST"),
+            Column::number("NEWEST"),
+            Column::new("LAST MESSAGE").shrinks(8),
+        ];
+        let mut table = Table::new(&session.output, columns);
+        for ((stream, reason, kind), sum) in rows {
+            // One stream needs no column on a terminal.
+            let stream = match short.len() {
+                1 if session.output.width().is_some() => String::new(),
+                _ => short.get(&stream).cloned().unwrap_or(stream),
+            };
+            table.row(vec![
+                stream.into(),
+                Cell::styled(reason, RED),
+                kind.into(),
+                number(sum.count).into(),
+                session.output.moment(sum.oldest, now).into(),
+                session.output.moment(sum.newest, now).into(),
+                sum.message.into(),
+            ])?;
+        }
+        table.finish()?;
+    }
+    output::complain_line(&count(total, "dead letter", "dead letters"));
+    Ok(Outcome::Done)
+}
+
+async fn entries(
+    session: &Session,
+    connection: &mut MultiplexedConnection,
+    flags: &Flags,
+) -> anyhow::Result<Outcome> {
+    let now = inspect::now(connection).await?;
+    let spans = flags.which.spans(session, connection).await?;
+    let mut listing = Listing::new(session, spans.len() > 1, now);
+    let limit = flags.limit.unwrap_or(u64::MAX);
+    'streams: for span in spans {
+        let mut letters = flags.which.letters(&span);
+        while let Some((entry, letter)) = letters.next(connection).await? {
+            listing.add(&span.stream, &entry, &letter)?;
+            if listing.shown == limit {
+                break 'streams;
+            }
+        }
+    }
+    let shown = listing.finish()?;
+    if !session.output.is_json() {
+        output::complain_line(&count(shown, "dead letter", "dead letters"));
+    }
+    Ok(Outcome::Done)
+}
+
+/// Dead letters one by one.
+pub struct Listing<'a> {
+    session: &'a Session,
+    table: Table<'a>,
+    several: bool,
+    now: u64,
+    shown: u64,
+}
+
+impl<'a> Listing<'a> {
+    pub fn new(session: &'a Session, several: bool, now: u64) -> Self {
+        let mut columns = vec![
+            Column::new("ENTRY"),
+            Column::new("TYPE").shrinks(10),
+            Column::new("REASON").shrinks(8),
+            Column::number("TRIES"),
+            Column::number("DIED"),
+            Column::new("INSTANCE").shrinks(8),
+            Column::new("MESSAGE").shrinks(8),
+        ];
+        if several {
+            columns.insert(0, Column::new("STREAM").shrinks(8));
+        }
+        Self {
+            session,
+            table: Table::new(&session.output, columns),
+            several,
+            now,
+            shown: 0,
+        }
+    }
+
+    pub fn add(
+        &mut self,
+        stream: &StreamName,
+        entry: &Entry,
+        letter: &Letter,
+    ) -> anyhow::Result<()> {
+        self.shown += 1;
+        if self.session.output.is_json() {
+            let object = described(stream, entry, letter);
+            return Ok(self.session.output.json(&object)?);
+        }
+        let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
+        let mut row = vec![
+            entry.id.to_string().into(),
+            kind.into_owned().into(),
+            Cell::styled(letter.reason.clone(), RED),
+            letter.attempts.to_string().into(),
+            self.session
+                .output
+                .moment(died(letter, entry), self.now)
+                .into(),
+            letter.instance.clone().unwrap_or_default().into(),
+            letter.message.clone().into(),
+        ];
+        if self.several {
+            row.insert(0, choose::short(stream).into());
+        }
+        Ok(self.table.row(row)?)
+    }
+
+    pub fn finish(self) -> anyhow::Result<u64> {
+        if self.shown > 0 && !self.session.output.is_json() {
+            self.table.finish()?;
+        }
+        Ok(self.shown)
+    }
+}

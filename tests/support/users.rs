@@ -1,0 +1,87 @@
+//! The users of `deploy/users.acl`, as every server of a test knows them.
+
+#![allow(dead_code)] // Each test binary uses a part.
+
+use std::fs;
+use std::path::Path;
+
+/// What a worker logs in as.
+pub const WORKER: &str = "convoke-worker";
+/// What publishes and asks.
+pub const PUBLISHER: &str = "convoke-publisher";
+/// Who runs commands that look and change.
+pub const OPERATOR: &str = "convoke-operator";
+/// Who only looks.
+pub const MONITOR: &str = "convoke-monitor";
+/// All of them.
+pub const ALL: [&str; 4] = [WORKER, PUBLISHER, OPERATOR, MONITOR];
+/// The password of each.
+pub const PASSWORD: &str = "test";
+const PASSWORD_SHA256: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+
+/// The user who has what a command needs, and no more. `None`: what measures a server has it for
+/// itself.
+pub fn of_command(words: &[&str]) -> Option<&'static str> {
+    Some(match words {
+        ["bench", ..] => return None,
+        ["worker", ..] => WORKER,
+        ["publish" | "request", ..] => PUBLISHER,
+        [
+            "doctor" | "instances" | "pending" | "streams" | "tail" | "top",
+            ..,
+        ] => MONITOR,
+        ["batch" | "dead" | "vote", "list" | "show", ..] => MONITOR,
+        _ => OPERATOR,
+    })
+}
+
+/// The file as it is deployed: no password set, the default user off.
+pub fn deployed() -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/users.acl");
+    fs::read_to_string(file).expect("the file is there")
+}
+
+/// The file with passwords, for keys of that namespace.
+pub fn with_passwords(namespace: &str) -> String {
+    let users = deployed().replace(&"0".repeat(64), PASSWORD_SHA256);
+    users
+        .replace("~cb:", &format!("~{namespace}:"))
+        .replace("~{cb", &format!("~{{{namespace}"))
+}
+
+/// The same, with a default user who may do everything: for the test's own seeding and looking.
+pub fn with_admin() -> String {
+    let users = with_passwords("cb");
+    let open = users.replace("user default off", "user default on nopass ~* &* +@all");
+    assert_ne!(open, users);
+    open
+}
+
+/// `ACL SETUSER` for each of the users, for keys of that namespace.
+pub fn commands(namespace: &str) -> Vec<redis::Cmd> {
+    let users = with_passwords(namespace);
+    let lines = users.lines().filter(|line| !line.contains("user default"));
+    let command = |line| {
+        let mut command = redis::cmd("ACL");
+        command.arg("SETUSER").arg(rules(line));
+        command
+    };
+    lines.map(command).collect()
+}
+
+/// The words of a line after `user`; a selector in parentheses is one word.
+fn rules(line: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    let mut inside = false;
+    for word in line.split_whitespace().skip(1) {
+        match words.last_mut() {
+            Some(last) if inside => {
+                last.push(' ');
+                last.push_str(word);
+            }
+            _ => words.push(word.to_owned()),
+        }
+        inside = (inside || word.starts_with('(')) && !word.ends_with(')');
+    }
+    words
+}
