@@ -6,7 +6,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
-use super::{Redis, eventually, free_port};
+use super::{Redis, eventually, free_port, users};
 use redis::Value;
 use std::collections::HashMap;
 use std::fs;
@@ -23,6 +23,8 @@ use tokio::sync::watch;
 
 /// The name under which the Sentinels watch the primary.
 pub const SERVICE: &str = "bus";
+/// Who asks the Sentinels: it may do nothing else.
+const USER: &str = "convoke-sentinel";
 /// How long the primary may be silent.
 pub const DOWN_AFTER: Duration = Duration::from_millis(1000);
 
@@ -207,11 +209,13 @@ impl Sentinel {
         let config = format!(
             "port {port}\nbind 127.0.0.1\nbind-source-addr 127.0.{PEERS}.{}\ndir {}\n\
              sentinel announce-ip 127.0.0.1\n\
+             user {USER} on >{} -@all +sentinel|master\n\
              sentinel monitor {SERVICE} 127.0.0.1 {primary} 2\n\
              sentinel down-after-milliseconds {SERVICE} {}\n\
              sentinel failover-timeout {SERVICE} 3000\nsentinel parallel-syncs {SERVICE} 2\n",
             number + 101,
             dir.display(),
+            users::PASSWORD,
             DOWN_AFTER.as_millis(),
         );
         let file = dir.join("sentinel.conf");
@@ -306,14 +310,23 @@ impl Deployment {
         deployment
     }
 
-    /// `redis+sentinel://…`
+    /// `redis+sentinel://…` for a worker.
     pub fn url(&self) -> String {
+        self.url_for(users::WORKER)
+    }
+
+    /// `redis+sentinel://…` for a user of `deploy/users.acl`.
+    pub fn url_for(&self, user: &str) -> String {
         let ports = self
             .sentinels
             .iter()
             .map(|s| format!("127.0.0.1:{}", s.port));
         let ports: Vec<String> = ports.collect();
-        format!("redis+sentinel://{}/{SERVICE}", ports.join(","))
+        format!(
+            "redis+sentinel://{user}:{password}@{}/{SERVICE}?sentinel_user={USER}&sentinel_password={password}",
+            ports.join(","),
+            password = users::PASSWORD,
+        )
     }
 
     /// The node that all Sentinels name, if they do.

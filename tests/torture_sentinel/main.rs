@@ -12,7 +12,8 @@ use convoke::bus::connect::Connector;
 use convoke::bus::keys::Keys;
 use convoke::config::RedisUrl;
 use std::time::Duration;
-use support::fleet;
+use support::sentinel::Deployment;
+use support::{fleet, users};
 
 #[test]
 fn a_worker_process() {
@@ -23,12 +24,13 @@ fn connector(url: &str) -> Connector {
     Connector::new(&RedisUrl::new(url), 4).unwrap()
 }
 
-fn client(url: &str) -> Client {
+fn client(deployment: &Deployment) -> Client {
     let options = ClientOptions {
         patience: Duration::ZERO,
         ..ClientOptions::default()
     };
-    Client::new(connector(url), Keys::new("cb").unwrap(), options).unwrap()
+    let connector = connector(&deployment.url_for(users::PUBLISHER));
+    Client::new(connector, Keys::new("cb").unwrap(), options).unwrap()
 }
 
 fn times(name: &str, default: u32) -> u32 {

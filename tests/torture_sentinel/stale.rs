@@ -13,7 +13,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 async fn set(connection: &mut impl ConnectionLike) -> Result<(), BusError> {
-    let command = redis::cmd("SET").arg("test:key").arg(1).clone();
+    let command = redis::cmd("SET").arg("cb:test:key").arg(1).clone();
     Ok(command.exec_async(connection).await?)
 }
 
@@ -34,7 +34,7 @@ fn event(n: u64) -> Outgoing {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_connected_to_a_demoted_primary_is_never_used_again() {
     let deployment = tokio::task::block_in_place(Deployment::start);
-    let (connector, client) = (connector(&deployment.url()), client(&deployment.url()));
+    let (connector, client) = (connector(&deployment.url()), client(&deployment));
     fill_pool(&connector).await;
     let mut dedicated = connector.dedicated().await.unwrap();
     let mut wire = connector.wire().await.unwrap();
@@ -53,7 +53,7 @@ async fn what_is_connected_to_a_demoted_primary_is_never_used_again() {
         let refused = connector.pooled().await.err().expect("nothing to hand out");
         assert_eq!(refused.reaction(), Reaction::Reconnect, "{refused}");
     }
-    let get = redis::cmd("GET").arg("test:key").clone();
+    let get = redis::cmd("GET").arg("cb:test:key").clone();
     for (code, answer) in [
         ("READONLY", set(&mut dedicated).await),
         (
@@ -97,7 +97,7 @@ async fn what_is_connected_to_a_demoted_primary_is_never_used_again() {
         client.publish(&event(2)).await.is_ok()
     })
     .await;
-    let there = promoted.run("EXISTS test:key cb:events:load");
+    let there = promoted.run("EXISTS cb:test:key cb:events:load");
     assert_eq!(there, redis::Value::Int(2));
 }
 
@@ -127,7 +127,7 @@ async fn until_all_answer(client: &Client, workers: usize) -> (Duration, HashSet
 async fn half_open_connections_are_replaced() {
     let deployment = tokio::task::block_in_place(Deployment::start);
     let fleet = Fleet::at(&deployment.url(), 2);
-    let (connector, client) = (connector(&deployment.url()), client(&deployment.url()));
+    let (connector, client) = (connector(&deployment.url()), client(&deployment));
     fill_pool(&connector).await;
     until_all_answer(&client, 2).await;
     let primary = deployment.primary();
@@ -148,7 +148,7 @@ async fn half_open_connections_are_replaced() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_primary_that_loads_its_data_is_waited_for() {
-    // Loading 8,000 commands takes 2.4 s; clients are answered in between.
+    // Loading 12,000 commands takes 3.6 s; clients are answered in between.
     let options = [
         "--key-load-delay",
         "300",
@@ -157,7 +157,7 @@ async fn a_primary_that_loads_its_data_is_waited_for() {
     ];
     let mut deployment = tokio::task::block_in_place(|| Deployment::with(&options));
     let fleet = Fleet::at(&deployment.url(), 2);
-    let client = client(&deployment.url());
+    let client = client(&deployment);
     let (_, refused) = until_all_answer(&client, 2).await;
     assert!(!refused.iter().any(|error| error.contains("BusyLoading")));
     deployment.tell(&format!(
@@ -165,7 +165,7 @@ async fn a_primary_that_loads_its_data_is_waited_for() {
     ));
     let primary = deployment.primary();
     let mut filling = redis::pipe();
-    for n in 0..8_000 {
+    for n in 0..12_000 {
         filling.cmd("SET").arg("test:filling").arg(n).ignore();
     }
     let node = &mut deployment.nodes[primary];
