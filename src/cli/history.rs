@@ -5,9 +5,9 @@ use super::settings::DatabaseFlags;
 use super::{Misuse, Outcome, Session};
 use clap::Args;
 use convoke::config::{DatabaseKind, DatabaseUrl};
-use convoke::ledger::Database;
 use convoke::ledger::fact::Fact;
 use convoke::ledger::history::{Cursor, Filter};
+use convoke::ledger::{Database, LedgerError};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -99,7 +99,8 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
         after: flags.after,
     };
     let database = open(&session)?;
-    let mut facts = database.history(&filter, flags.limit + 1).await?;
+    let asked = database.history(&filter, flags.limit + 1).await;
+    let mut facts = asked.map_err(|error| named(&session, error))?;
     let more = facts.len() > flags.limit as usize;
     facts.truncate(flags.limit as usize);
     for fact in &facts {
@@ -141,6 +142,20 @@ pub fn open(session: &Session) -> anyhow::Result<Database> {
         )));
     }
     Ok(Database::new(&url)?)
+}
+
+/// The database, as people are told: with the path that is the default.
+pub fn name(session: &Session) -> String {
+    let url = url(session);
+    match url.kind() {
+        Ok(DatabaseKind::Sqlite(path)) => format!("sqlite:{}", path.display()),
+        _ => url.to_string(),
+    }
+}
+
+/// Says which database it is that fails.
+pub fn named(session: &Session, error: LedgerError) -> anyhow::Error {
+    anyhow::Error::new(error).context(printable(&name(session)).into_owned())
 }
 
 /// A time in Unix ms, for people.

@@ -55,7 +55,8 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
 
 async fn migrate(session: &Session) -> anyhow::Result<Outcome> {
     let database = Database::new(&history::url(session))?;
-    let from = database.migrate().await?;
+    let from = database.migrate().await;
+    let from = from.map_err(|error| history::named(session, error))?;
     database.close().await;
     if session.output.is_json() {
         session.output.json(&json!({"from": from, "to": VERSION}))?;
@@ -73,10 +74,11 @@ async fn migrate(session: &Session) -> anyhow::Result<Outcome> {
 
 async fn status(session: &Session) -> anyhow::Result<Outcome> {
     let database = history::open(session)?;
-    let found = database.version().await?;
+    let named = |error| history::named(session, error);
+    let found = database.version().await.map_err(named)?;
     let usable = database.check().await;
     let extent = match usable {
-        Ok(()) => Some(database.extent().await?),
+        Ok(()) => Some(database.extent().await.map_err(named)?),
         Err(_) => None,
     };
     let waiting = waiting(session).await;
@@ -87,7 +89,7 @@ async fn status(session: &Session) -> anyhow::Result<Outcome> {
             .map(|w| w.iter().map(pick).sum::<u64>())
     };
     let (unread, pending) = (count(|lag| lag.unread), count(|lag| lag.pending));
-    let url = history::url(session).to_string();
+    let url = history::name(session);
     if session.output.is_json() {
         session.output.json(&json!({
             "database": url,
@@ -135,7 +137,7 @@ async fn status(session: &Session) -> anyhow::Result<Outcome> {
     database.close().await;
     match usable {
         Ok(()) => Ok(Outcome::Done),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(named(error)),
     }
 }
 

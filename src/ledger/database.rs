@@ -8,14 +8,13 @@
 
 use super::error::LedgerError;
 use super::fact::Fact;
+use super::file::{self, File};
 use super::{postgres, schema, sqlite};
 use crate::config::{DatabaseKind, DatabaseUrl};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, PgPool, Postgres, Row, SqlitePool};
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -28,12 +27,12 @@ pub const STATEMENT: Duration = Duration::from_secs(30);
 /// How long bringing the schema up to date may take.
 const MIGRATION: Duration = Duration::from_secs(5 * 60);
 /// How long a write waits for another one's lock.
-const LOCK: Duration = Duration::from_secs(5);
+pub(super) const LOCK: Duration = Duration::from_secs(5);
 /// How long a connection is used: after a failover behind the same address, this long at most leads
 /// to the old server.
-const LIFETIME: Duration = Duration::from_secs(5 * 60);
+pub(super) const LIFETIME: Duration = Duration::from_secs(5 * 60);
 /// Connections of a pool that reads and writes.
-const CONNECTIONS: u32 = 4;
+pub(super) const CONNECTIONS: u32 = 4;
 
 /// A database that holds the ledger, an inbox, an outbox. Cheap to clone.
 #[derive(Clone)]
@@ -50,6 +49,8 @@ pub(super) enum Pools {
         writer: SqlitePool,
         /// Connections that can not write.
         reader: SqlitePool,
+        /// The file that both are to lead to.
+        file: Arc<File>,
     },
     Postgres(PgPool),
 }
@@ -67,7 +68,7 @@ impl Database {
     /// [`LedgerError::Url`].
     pub fn new(url: &DatabaseUrl) -> Result<Self, LedgerError> {
         let pools = match url.kind().map_err(LedgerError::Url)? {
-            DatabaseKind::Sqlite(path) => sqlite_at(path),
+            DatabaseKind::Sqlite(path) => file::pools(path),
             DatabaseKind::Postgres => Pools::Postgres(postgres_at(url, CONNECTIONS)?),
         };
         Ok(Self {
@@ -79,7 +80,7 @@ impl Database {
     /// Closes all connections.
     pub async fn close(&self) {
         match &self.pools {
-            Pools::Sqlite { writer, reader } => {
+            Pools::Sqlite { writer, reader, .. } => {
                 reader.close().await;
                 writer.close().await;
             }
@@ -131,7 +132,16 @@ impl Database {
         }
         within(MIGRATION, async {
             match &self.pools {
-                Pools::Sqlite { writer, .. } => schema::SQLITE.run(writer).await,
+                Pools::Sqlite { writer, .. } => {
+                    let done = schema::SQLITE.run(writer).await;
+                    // The only connection; it may be unusable, see `sqlite::end`.
+                    if done.is_err()
+                        && let Ok(connection) = writer.acquire().await
+                    {
+                        drop(connection.detach());
+                    }
+                    done
+                }
                 Pools::Postgres(pool) => schema::POSTGRES.run(pool).await,
             }
         })
@@ -186,8 +196,14 @@ impl Database {
 
     async fn try_insert(&self, facts: &[Fact]) -> Result<u64, LedgerError> {
         match &self.pools {
-            Pools::Sqlite { writer, .. } => {
-                within(ACQUIRE + STATEMENT, sqlite::insert(writer, facts)).await?
+            Pools::Sqlite { writer, file, .. } => {
+                let before = file.found();
+                let done = within(ACQUIRE + STATEMENT, sqlite::insert(writer, facts)).await?;
+                if before.is_some() && file.found() != before {
+                    let gone = "its file was deleted or replaced".to_owned();
+                    return Err(LedgerError::Unreachable(gone));
+                }
+                done
             }
             Pools::Postgres(pool) => {
                 let mut connection = pool.acquire().await?;
@@ -223,50 +239,6 @@ pub(super) async fn within<T>(
 
 fn is_no_table(error: &dyn sqlx::error::DatabaseError) -> bool {
     error.code().as_deref() == Some("42P01") || error.message().starts_with("no such table")
-}
-
-fn sqlite_at(path: PathBuf) -> Pools {
-    if let Some(directory) = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-    {
-        make_private(directory);
-    }
-    let options = SqliteConnectOptions::new()
-        .filename(&path)
-        .busy_timeout(LOCK)
-        .log_statements(LevelFilter::Trace)
-        .log_slow_statements(LevelFilter::Trace, STATEMENT);
-    // FULL: what was acknowledged to Redis must survive a power cut here.
-    let writing = options
-        .clone()
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full);
-    let writer = SqlitePoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(ACQUIRE + LOCK)
-        .before_acquire(move |_, _| {
-            // Somebody may have deleted the file: what is written to it then is nowhere.
-            let there = path.exists();
-            Box::pin(std::future::ready(Ok(there)))
-        })
-        .connect_lazy_with(writing);
-    let reader = SqlitePoolOptions::new()
-        .max_connections(CONNECTIONS)
-        .acquire_timeout(ACQUIRE)
-        .idle_timeout(LIFETIME)
-        .connect_lazy_with(options.read_only(true));
-    Pools::Sqlite { writer, reader }
-}
-
-/// Makes a directory that only its owner may look into. If that fails, opening the file will say why.
-fn make_private(directory: &Path) {
-    use std::os::unix::fs::DirBuilderExt;
-    if !directory.exists() {
-        let mut builder = std::fs::DirBuilder::new();
-        builder.recursive(true).mode(0o700).create(directory).ok();
-    }
 }
 
 /// A pool for the server at `url`. Connects nothing yet.

@@ -1,6 +1,7 @@
 //! What the inbox and the outbox say to each of the two databases, on a connection of the caller's.
 
-use sqlx::{PgConnection, Postgres, Row, Sqlite, SqliteConnection};
+use super::{postgres, sqlite};
+use sqlx::{PgConnection, Postgres, Row, Sqlite, SqliteConnection, Transaction};
 
 /// What names an event for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +38,12 @@ pub trait Dialect: sqlx::Database {
     /// How a transaction begins that will write.
     const BEGIN: &'static str;
 
+    /// Ends a transaction: commits it, or takes it back.
+    fn end(
+        transaction: Transaction<'static, Self>,
+        commit: bool,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
     /// Notes an event; false if it was noted before. Waits for a transaction that is noting it.
     fn receive(
         connection: &mut Self::Connection,
@@ -64,9 +71,13 @@ pub trait Dialect: sqlx::Database {
 }
 
 macro_rules! dialect {
-    ($database:ty, $connection:ty, $begin:literal, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal]) => {
+    ($database:ty, $connection:ty, $begin:literal, $end:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal]) => {
         impl Dialect for $database {
             const BEGIN: &'static str = $begin;
+
+            async fn end(transaction: Transaction<'static, Self>, commit: bool) -> Result<(), sqlx::Error> {
+                $end(transaction, commit).await
+            }
 
             async fn receive(connection: &mut $connection, identity: &Identity) -> Result<bool, sqlx::Error> {
                 let done = sqlx::query(concat!(
@@ -141,11 +152,13 @@ dialect!(
     Sqlite,
     SqliteConnection,
     "BEGIN IMMEDIATE",
+    sqlite::end,
     ["?1", "?2", "?3", "?4", "?5", "?6"]
 );
 dialect!(
     Postgres,
     PgConnection,
     "BEGIN",
+    postgres::end,
     ["$1", "$2", "$3", "$4", "$5", "$6"]
 );

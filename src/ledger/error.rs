@@ -26,6 +26,9 @@ pub enum LedgerError {
     /// Somebody else holds its lock.
     #[error("the database is locked by another process")]
     Locked,
+    /// Another transaction was in the way: a serialization failure or a deadlock.
+    #[error("the database undid the transaction for another one: {0}")]
+    Conflict(String),
     /// Its schema is newer than this program.
     #[error(
         "the database's schema has version {found}, and this version of convoke knows {known}: upgrade convoke"
@@ -124,6 +127,7 @@ fn of_postgres(code: &str, message: String) -> LedgerError {
         "55P03" => LedgerError::Locked,
         "57014" => LedgerError::Slow(super::database::STATEMENT),
         _ => match code.get(..2) {
+            Some("40") => LedgerError::Conflict(message),
             Some("08" | "53" | "57" | "58") => LedgerError::Unreachable(message),
             Some("22" | "23") => LedgerError::Refused(message),
             _ => LedgerError::Sql(message),
@@ -150,6 +154,8 @@ mod tests {
         assert!(matches!(postgres("57P03"), LedgerError::Unreachable(_)));
         assert!(matches!(postgres("55P03"), LedgerError::Locked));
         assert!(matches!(postgres("57014"), LedgerError::Slow(_)));
+        assert!(matches!(postgres("40001"), LedgerError::Conflict(_)));
+        assert!(matches!(postgres("40P01"), LedgerError::Conflict(_)));
         assert!(matches!(postgres("22P05"), LedgerError::Refused(_)));
         assert!(matches!(postgres("42P01"), LedgerError::Sql(_)));
         assert!(matches!(postgres(""), LedgerError::Sql(_)));

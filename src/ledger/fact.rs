@@ -3,7 +3,7 @@
 //! Facts are taken as they come, whatever their types: what a later version tells of is kept too.
 //! What can not be decoded is kept without its payload.
 
-use crate::bus::event::Entry;
+use crate::bus::event::{Entry, EntryId};
 use crate::bus::json;
 use crate::bus::keys;
 use serde_json::{Map, Value};
@@ -31,9 +31,10 @@ pub struct Fact {
     pub namespace: String,
     /// The stream's key.
     pub stream: String,
-    /// The entry's id: Unix ms by the clock of the Redis server.
+    /// The entry's id: Unix ms by the clock of the Redis server, 2^63 - 1 at most.
     pub at: i64,
-    /// The entry's id: counts the entries of one ms.
+    /// The entry's id: counts the entries of one ms. Where the ms are more, see `$entry` of the
+    /// fields.
     pub seq: i64,
     /// The event type.
     pub kind: String,
@@ -103,17 +104,21 @@ impl Fact {
             }
         };
         let known = ["type", "data", "time", "source"];
-        let fields: Map<String, Value> = entry
+        let mut fields: Map<String, Value> = entry
             .pairs()
             .filter(|(name, _)| !known.iter().any(|known| known.as_bytes() == *name))
             .take(MAX_FIELDS)
             .map(|(name, value)| (clean(name, MAX_KEY), clean(value, MAX_TEXT).into()))
             .collect();
+        let (at, seq) = place(entry.id);
+        if entry.id.ms > at.cast_unsigned() {
+            fields.insert("$entry".into(), entry.id.to_string().into());
+        }
         Self {
             namespace: namespace.to_owned(),
             stream: stream.to_owned(),
-            at: entry.id.ms.cast_signed(),
-            seq: entry.id.seq.cast_signed(),
+            at,
+            seq,
             kind,
             time: entry.get("time").and_then(time_of),
             source: text("source"),
@@ -137,6 +142,20 @@ impl Fact {
             data: left_out(why),
             fields: Value::Object(Map::new()),
             ..self.clone()
+        }
+    }
+}
+
+/// Where an entry stands in time: its id, as the columns hold it. Anybody may give an entry an id
+/// that is no time, and then all later ones of its stream have greater ids. Those stay in order, and
+/// apart while their ms are less than 2^31 beyond the column and they count less than 2^32.
+fn place(id: EntryId) -> (i64, i64) {
+    match i64::try_from(id.ms) {
+        Ok(at) => (at, id.seq.cast_signed()),
+        Err(_) => {
+            let beyond = (id.ms - i64::MAX.cast_unsigned()).min(i32::MAX as u64);
+            let seq = beyond << 32 | id.seq.min(u32::MAX.into());
+            (i64::MAX, seq.cast_signed())
         }
     }
 }
@@ -190,7 +209,6 @@ fn time_of(text: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::event::EntryId;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -285,6 +303,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn places_are_times_and_in_order(
+            ms in prop_oneof![any::<u64>(), i64::MAX as u64 - 2..i64::MAX as u64 + 3],
+            later in 0..3_u64,
+            seq in 0..1000_u64,
+            more in 0..1000_u64,
+        ) {
+            let (id, next) = (EntryId { ms, seq }, EntryId { ms: ms.saturating_add(later), seq: more });
+            let ((at, _), there) = (place(id), place(next));
+            prop_assert!(at >= 0);
+            if ms < i64::MAX as u64 + i32::MAX as u64 - 3 {
+                prop_assert_eq!(id.cmp(&next), place(id).cmp(&there));
+            }
+        }
+
         #[test]
         fn any_entry_makes_a_row(
             fields in proptest::collection::vec(

@@ -114,6 +114,8 @@ pub struct Counts {
     pub written: AtomicU64,
     /// Entries that were acknowledged.
     pub acknowledged: AtomicU64,
+    /// Attempts that the database did not take; each is made again.
+    pub failures: AtomicU64,
 }
 
 /// One consumer of the group.
@@ -375,6 +377,7 @@ impl Filler {
                     return Ok(new);
                 }
                 Err(error) => {
+                    self.counts.failures.fetch_add(1, Ordering::Relaxed);
                     let told = trouble
                         .as_ref()
                         .is_some_and(|(last, _)| last.is_like(&error));

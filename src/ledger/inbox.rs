@@ -67,27 +67,33 @@ impl Context {
         }
         let identity = identity(self.event(), self.keys())?;
         let mut transaction = pool.begin_with(DB::BEGIN).await.map_err(unavailable)?;
-        let first = DB::receive(&mut transaction, &identity).await;
-        if !first.map_err(unavailable)? {
-            let result = DB::received(&mut transaction, &identity).await;
-            let result = result.map_err(unavailable)?.unwrap_or_default();
-            self.has_its_effect();
-            return rmp_serde::from_slice(&result).map_err(|error| {
-                let message =
-                    format!("the result of the event's earlier run can not be read: {error}");
+        let done = async {
+            let first = DB::receive(&mut transaction, &identity).await;
+            if !first.map_err(unavailable)? {
+                let result = DB::received(&mut transaction, &identity).await;
+                let result = result.map_err(unavailable)?.unwrap_or_default();
+                return rmp_serde::from_slice(&result).map_err(|error| {
+                    let message =
+                        format!("the result of the event's earlier run can not be read: {error}");
+                    HandlerError::internal(message).permanent()
+                });
+            }
+            let result = effect(&mut transaction).await?;
+            let encoded = rmp_serde::to_vec_named(&result).map_err(|error| {
+                let message = format!("the result can not be encoded: {error}");
                 HandlerError::internal(message).permanent()
-            });
+            })?;
+            let kept = DB::keep(&mut transaction, &identity, encoded).await;
+            kept.map_err(unavailable)?;
+            Ok(result)
         }
-        let result = effect(&mut transaction).await?;
-        let encoded = rmp_serde::to_vec_named(&result).map_err(|error| {
-            HandlerError::internal(format!("the result can not be encoded: {error}")).permanent()
-        })?;
-        let kept = DB::keep(&mut transaction, &identity, encoded).await;
-        kept.map_err(unavailable)?;
+        .await;
+        let ended = DB::end(transaction, done.is_ok()).await;
+        let done = done?;
         // Without an answer it may have been committed: the next run finds out.
-        transaction.commit().await.map_err(unavailable)?;
+        ended.map_err(unavailable)?;
         self.has_its_effect();
-        Ok(result)
+        Ok(done)
     }
 }
 

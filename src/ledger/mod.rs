@@ -16,6 +16,7 @@ pub mod database;
 pub mod dialect;
 pub mod error;
 pub mod fact;
+mod file;
 pub mod fill;
 pub mod history;
 pub mod inbox;

@@ -2,7 +2,7 @@
 
 use super::error::LedgerError;
 use super::fact::Fact;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Postgres, Transaction};
 
 /// One statement whatever the number of rows: it is prepared once.
 const INSERT: &str = "\
@@ -35,4 +35,15 @@ pub async fn insert(connection: &mut PgConnection, facts: &[Fact]) -> Result<u64
         .execute(connection)
         .await?;
     Ok(done.rows_affected())
+}
+
+/// Ends a transaction.
+pub async fn end(
+    transaction: Transaction<'static, Postgres>,
+    commit: bool,
+) -> Result<(), sqlx::Error> {
+    match commit {
+        true => transaction.commit().await,
+        false => transaction.rollback().await,
+    }
 }

@@ -3,7 +3,7 @@
 use super::dialect::Dialect;
 use super::error::LedgerError;
 use super::fact::Fact;
-use sqlx::{Sqlite, SqlitePool};
+use sqlx::{Sqlite, SqliteConnection, SqlitePool, Transaction};
 
 const INSERT: &str = "\
 INSERT INTO convoke_facts
@@ -14,6 +14,31 @@ ON CONFLICT DO NOTHING";
 /// Inserts facts, each once, in one transaction.
 pub async fn insert(writer: &SqlitePool, facts: &[Fact]) -> Result<u64, LedgerError> {
     let mut transaction = writer.begin_with(Sqlite::BEGIN).await?;
+    let done = insert_into(&mut transaction, facts).await;
+    let ended = Sqlite::end(transaction, done.is_ok()).await;
+    let new = done?;
+    ended?;
+    Ok(new)
+}
+
+/// Ends a transaction. SQLite takes one back by itself when there is no room; the driver, which
+/// counts them, would never again begin one on that connection. So it is given one to take back.
+pub async fn end(
+    mut transaction: Transaction<'static, Sqlite>,
+    commit: bool,
+) -> Result<(), sqlx::Error> {
+    let end = if commit { "COMMIT" } else { "ROLLBACK" };
+    let ended = sqlx::query(end).execute(&mut *transaction).await;
+    // Refused while the first one goes on.
+    sqlx::query("BEGIN").execute(&mut *transaction).await.ok();
+    transaction.rollback().await?;
+    ended.map(|_| ())
+}
+
+async fn insert_into(
+    connection: &mut SqliteConnection,
+    facts: &[Fact],
+) -> Result<u64, sqlx::Error> {
     let mut new = 0;
     for fact in facts {
         let done = sqlx::query(INSERT)
@@ -29,10 +54,9 @@ pub async fn insert(writer: &SqlitePool, facts: &[Fact]) -> Result<u64, LedgerEr
             .bind(&fact.reason)
             .bind(fact.data.to_string())
             .bind(fact.fields.to_string())
-            .execute(&mut *transaction)
+            .execute(&mut *connection)
             .await?;
         new += done.rows_affected();
     }
-    transaction.commit().await?;
     Ok(new)
 }

@@ -73,6 +73,49 @@ async fn every_entry_is_one_row_with_what_it_tells() {
 }
 
 #[tokio::test]
+async fn entries_with_ids_beyond_any_time_are_the_newest_and_stay() {
+    for store in Store::both() {
+        let rig = Rig::new(store).await;
+        rig.tell("task.created", &json!({"task_id": "t"})).await;
+        let ids = [
+            "9223372036854775807-3",
+            "9223372036854775808-0",
+            "9223372036854775808-1",
+            "9223372036854775809-0",
+            "18446744073709551615-7",
+        ];
+        for id in ids {
+            let () = redis::cmd("XADD")
+                .arg(&[BROADCAST, id, "type", "odd.id"])
+                .query_async(&mut rig.connection.clone())
+                .await
+                .unwrap();
+        }
+        let running = rig.fill("w-1");
+        rig.until_written().await;
+        running.stop().await;
+        let database = rig.store.database();
+        database
+            .forget("cb", Duration::from_secs(3600))
+            .await
+            .unwrap();
+        let facts = rig
+            .history(&Filter {
+                oldest_first: true,
+                ..Filter::default()
+            })
+            .await;
+        assert!(facts.iter().all(|fact| fact.at > 0), "{facts:?}");
+        assert_eq!(facts[0].kind, "task.created");
+        let entries: Vec<_> = facts[2..]
+            .iter()
+            .map(|fact| &fact.fields["$entry"])
+            .collect();
+        assert_eq!(entries, ids[1..]);
+    }
+}
+
+#[tokio::test]
 async fn what_a_dead_consumer_held_is_written_by_another_and_a_fact_that_comes_again_changes_nothing()
  {
     for store in Store::both() {

@@ -282,6 +282,16 @@ async fn without_a_ledger_the_command_says_so_and_makes_none() {
     assert!(!path.exists());
     let migrated = convoke(&rig, &["ledger", "migrate", "--format", "json"]);
     assert_eq!(text(&migrated.stdout), "{\"from\":0,\"to\":3}\n");
+    let nowhere = "postgres://127.0.0.1:1/none";
+    for command in [
+        &["history"][..],
+        &["ledger", "status"],
+        &["ledger", "migrate"],
+    ] {
+        let failed = convoke(&rig, &[command, &["--database-url", nowhere]].concat());
+        assert_eq!(failed.status.code(), Some(1));
+        assert!(text(&failed.stderr).contains(nowhere), "{failed:?}");
+    }
     let password = ["history", "--database-url", "postgres://u:secret@h/d"];
     let refused = convoke(&rig, &password);
     assert_eq!(refused.status.code(), Some(2));

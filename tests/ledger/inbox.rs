@@ -207,3 +207,80 @@ async fn a_database_that_is_away_makes_the_event_wait() {
     .await;
     assert_eq!(pool.rows().await, 1);
 }
+
+#[tokio::test]
+async fn effects_that_conflict_are_undone_and_may_be_tried_again() {
+    let rig = Rig::new(Store::server()).await;
+    rig.store.database().migrate().await.unwrap();
+    rig.store
+        .run("ALTER SYSTEM SET default_transaction_isolation = serializable")
+        .await;
+    rig.store.run("SELECT pg_reload_conf()").await;
+    rig.store
+        .run("CREATE TABLE balance AS SELECT 0::bigint AS cents")
+        .await;
+    let pool = PgPool::connect(rig.store.url().expose()).await.unwrap();
+    let conflicts = AtomicU32::new(0);
+    // Reads, and writes what follows from it: of two at a time only one may be committed.
+    let add = async |n: u32| {
+        let context = run_of(&rig, &format!("e-{n}"));
+        loop {
+            let done = context
+                .once(&pool, async |connection| {
+                    let read = sqlx::query("SELECT cents FROM balance");
+                    let cents: i64 = read.fetch_one(&mut *connection).await?.get(0);
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    sqlx::query("UPDATE balance SET cents = $1")
+                        .bind(cents + 1)
+                        .execute(connection)
+                        .await?;
+                    Ok(())
+                })
+                .await;
+            match done {
+                Ok(()) => return,
+                Err(error) => {
+                    assert!(
+                        error.retryable && error.message.contains("serialize"),
+                        "{error}"
+                    );
+                    conflicts.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        }
+    };
+    futures_util::future::join_all((0..6).map(add)).await;
+    let balance = sqlx::query("SELECT cents FROM balance")
+        .fetch_one(&pool)
+        .await;
+    assert_eq!(balance.unwrap().get::<i64, _>(0), 6);
+    assert!(conflicts.into_inner() > 0);
+}
+
+#[tokio::test]
+async fn an_effect_for_which_there_is_no_room_leaves_its_connection_usable() {
+    let rig = Rig::new(Store::file()).await;
+    rig.store.database().migrate().await.unwrap();
+    rig.store.run("CREATE TABLE effects (event text)").await;
+    let one = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1);
+    let pool = one.connect(rig.store.url().expose()).await.unwrap();
+    let full: i64 = sqlx::query("PRAGMA page_count")
+        .fetch_one(&pool)
+        .await
+        .unwrap()
+        .get(0);
+    let limit = |pages: i64| sqlx::AssertSqlSafe(format!("PRAGMA max_page_count = {pages}"));
+    sqlx::query(limit(full)).execute(&pool).await.unwrap();
+    let context = run_of(&rig, "e-1");
+    let large = async |connection: &mut sqlx::SqliteConnection| {
+        sqlx::query("INSERT INTO effects VALUES (hex(randomblob(100000)))")
+            .execute(connection)
+            .await?;
+        Ok(1)
+    };
+    let error = context.once(&pool, large).await.unwrap_err();
+    assert!(error.retryable && error.message.contains("full"), "{error}");
+    sqlx::query(limit(1 << 20)).execute(&pool).await.unwrap();
+    assert_eq!(context.once(&pool, large).await.unwrap(), 1);
+    assert_eq!(Either::Sqlite(pool).rows().await, 1);
+}

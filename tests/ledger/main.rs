@@ -6,6 +6,7 @@
 mod support;
 
 mod fill;
+mod full;
 mod health;
 mod history;
 mod inbox;

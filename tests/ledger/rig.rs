@@ -13,6 +13,7 @@ use convoke::ledger::history::Filter;
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -29,6 +30,7 @@ pub struct Rig {
 
 /// A filler that runs; dropped, it is cut off as by a kill.
 pub struct Running {
+    counts: Arc<Counts>,
     drain: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -39,8 +41,15 @@ impl Running {
         (&mut self.task).await.unwrap();
     }
 
-    pub fn is_running(&self) -> bool {
-        !self.task.is_finished()
+    /// Waits until it has tried in vain so often from now on; it goes on.
+    pub async fn until_in_vain(&self, attempts: u64) {
+        let failures = || self.counts.failures.load(Ordering::Relaxed);
+        let before = failures();
+        crate::support::until("the database refuses", || async {
+            failures() >= before + attempts
+        })
+        .await;
+        assert!(!self.task.is_finished());
     }
 }
 
@@ -83,6 +92,7 @@ impl Rig {
             origin,
         });
         let drain = CancellationToken::new();
+        let counts = Arc::<Counts>::default();
         let filler = Filler {
             connector: Connector::new(&settings.redis_url, 2).unwrap(),
             keys: Keys::new("cb").unwrap(),
@@ -92,10 +102,11 @@ impl Rig {
             sources: watch::channel(sources.to_vec()).1,
             claim_idle: settings.claim_idle,
             max_payload: settings.max_payload,
-            counts: Arc::<Counts>::default(),
+            counts: Arc::clone(&counts),
             drain: drain.clone(),
         };
         Running {
+            counts,
             drain,
             task: tokio::spawn(filler.run()),
         }

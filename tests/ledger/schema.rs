@@ -1,7 +1,6 @@
 //! The schema comes with the program, and goes both ways.
 
 use crate::rig::{BROADCAST, Rig, Store};
-use crate::support;
 use convoke::ledger::LedgerError;
 use convoke::ledger::history::Filter;
 use convoke::ledger::schema::VERSION;
@@ -34,14 +33,14 @@ async fn a_schema_of_a_later_version_delays_the_ledger_and_loses_nothing() {
         let rig = Rig::new(store).await;
         rig.store.database().migrate().await.unwrap();
         rig.store
-            .run("INSERT INTO convoke_migrations (version, description, success, checksum, execution_time) SELECT 1000, 'later', success, checksum, 0 FROM convoke_migrations WHERE version = 1")
+            .run("INSERT INTO convoke_migrations (version, description, success, checksum, execution_time) SELECT 4, 'later', success, checksum, 0 FROM convoke_migrations WHERE version = 1")
             .await;
         let error = rig.store.database().migrate().await.unwrap_err();
         assert!(
             matches!(
                 error,
                 LedgerError::Ahead {
-                    found: 1000,
+                    found: 4,
                     known: VERSION
                 }
             ),
@@ -50,14 +49,10 @@ async fn a_schema_of_a_later_version_delays_the_ledger_and_loses_nothing() {
         assert!(error.to_string().contains("upgrade convoke"));
         rig.tell("task.completed", &json!({"task_id": "t"})).await;
         let running = rig.fill("w-1");
-        support::until("it was read", || async {
-            rig.backlog(BROADCAST).await == 1
-        })
-        .await;
-        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        running.until_in_vain(2).await;
         assert_eq!(rig.backlog(BROADCAST).await, 1, "not acknowledged");
         rig.store
-            .run("DELETE FROM convoke_migrations WHERE version = 1000")
+            .run("DELETE FROM convoke_migrations WHERE version = 4")
             .await;
         rig.until_written().await;
         running.stop().await;

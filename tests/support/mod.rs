@@ -7,6 +7,7 @@
 
 pub mod ballots;
 pub mod fleet;
+pub mod mcp;
 pub mod postgres;
 pub mod sentinel;
 pub mod store;

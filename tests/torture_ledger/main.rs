@@ -148,10 +148,12 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         let mut fleet = Fleet::with_database(&redis, 2, &store.url());
         let stop = CancellationToken::new();
         let publishing = tokio::spawn(publish(redis, stop.clone()));
+        let (began, mut of_database) = (Instant::now(), 0);
         for kill in 0..kills {
             tokio::time::sleep(Duration::from_millis(fastrand::u64(100..900))).await;
             match &mut store {
                 Store::Server(server) if kill % 2 == 0 => {
+                    of_database += 1;
                     server.kill();
                     tokio::time::sleep(Duration::from_millis(fastrand::u64(0..300))).await;
                     server.restart();
@@ -176,8 +178,10 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         assert_eq!(length(&redis, "cb:dead:account").await, 0);
         let database = store.database();
         println!(
-            "{}: {kills} kills, {events} events, rows per event exactly 1",
-            database.kind()
+            "{}: {of_database} kills of the database, {} of workers, {events} events in {:.0} s, rows per event exactly 1",
+            database.kind(),
+            kills - of_database,
+            began.elapsed().as_secs_f64()
         );
     }
 }

@@ -1,0 +1,108 @@
+//! SQLite's file: how it is opened, and whether connections lead to the one that is there.
+//!
+//! Somebody may delete or replace it while it is open. What is written to it then is nowhere, and
+//! what is read from it is no more. So a connection is used again only if it was opened after the
+//! file of today was first seen.
+
+use super::database::{ACQUIRE, CONNECTIONS, LIFETIME, LOCK, Pools, STATEMENT};
+use sqlx::ConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tracing::log::LevelFilter;
+
+/// Tells files of one path apart as long as somebody has them open: device and inode.
+pub(super) type Identity = (u64, u64);
+
+/// The file at a path.
+#[derive(Debug)]
+pub(super) struct File {
+    path: PathBuf,
+    /// Which it was at the last look, and since when.
+    seen: Mutex<Option<(Identity, Instant)>>,
+}
+
+impl File {
+    /// Which file is there, if any.
+    pub(super) fn found(&self) -> Option<Identity> {
+        let found = std::fs::metadata(&self.path).ok()?;
+        Some((found.dev(), found.ino()))
+    }
+
+    /// Whether a connection of that age leads to the file that is there.
+    fn is_of(&self, age: Duration) -> bool {
+        let Some(found) = self.found() else {
+            return false;
+        };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match *seen {
+            Some((last, since)) if last == found => age <= since.elapsed(),
+            _ => {
+                *seen = Some((found, Instant::now()));
+                false
+            }
+        }
+    }
+}
+
+/// The pools for the file at `path`; its directory is made. Opens nothing yet.
+pub(super) fn pools(path: PathBuf) -> Pools {
+    if let Some(directory) = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+    {
+        make_private(directory);
+    }
+    let options = SqliteConnectOptions::new()
+        .filename(&path)
+        .busy_timeout(LOCK)
+        .log_statements(LevelFilter::Trace)
+        .log_slow_statements(LevelFilter::Trace, STATEMENT);
+    let file = Arc::new(File {
+        path,
+        seen: Mutex::default(),
+    });
+    // FULL: what was acknowledged to Redis must survive a power cut here.
+    let writing = options
+        .clone()
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full);
+    let writer = pool(1, &file)
+        .acquire_timeout(ACQUIRE + LOCK)
+        .connect_lazy_with(writing);
+    let reader = pool(CONNECTIONS, &file)
+        .acquire_timeout(ACQUIRE)
+        .idle_timeout(LIFETIME)
+        .connect_lazy_with(options.read_only(true));
+    Pools::Sqlite {
+        writer,
+        reader,
+        file,
+    }
+}
+
+/// A pool whose connections lead to the file that is there.
+fn pool(connections: u32, file: &Arc<File>) -> SqlitePoolOptions {
+    let (opened, used) = (Arc::clone(file), Arc::clone(file));
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .after_connect(move |_, _| {
+            opened.is_of(Duration::ZERO);
+            Box::pin(std::future::ready(Ok(())))
+        })
+        .before_acquire(move |_, connection| {
+            let current = used.is_of(connection.age);
+            Box::pin(std::future::ready(Ok(current)))
+        })
+}
+
+/// Makes a directory that only its owner may look into. If that fails, opening the file will say why.
+fn make_private(directory: &Path) {
+    if !directory.exists() {
+        let mut builder = std::fs::DirBuilder::new();
+        builder.recursive(true).mode(0o700).create(directory).ok();
+    }
+}
