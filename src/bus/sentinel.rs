@@ -295,7 +295,8 @@ impl Sentinels {
             *kept = Some(wire);
             return Ok(view);
         }
-        let mut wire = Wire::open_to(Peer::Sentinel, info, ASK).await?;
+        // The limit of this whole try is shorter, and says more.
+        let mut wire = Wire::open_to(Peer::Sentinel, info, 2 * ASK).await?;
         let view = self.ask_on(&mut wire).await?;
         *kept = Some(wire);
         Ok(view)
@@ -380,5 +381,72 @@ async fn watch(sentinels: Weak<Sentinels>) {
             tracing::warn!(%error, "the primary can not be confirmed; connections stay as they are");
         }
         silent = looked.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::RedisUrl;
+
+    fn sentinels() -> Sentinels {
+        let url = RedisUrl::new("redis+sentinel://a:1,b:1,c:1/bus");
+        Sentinels::new(&url.sentinels().unwrap().unwrap()).unwrap()
+    }
+
+    fn view(host: &str, epoch: u64) -> View {
+        let reply = format!(
+            "*6\r\n$2\r\nip\r\n${}\r\n{host}\r\n$4\r\nport\r\n$4\r\n6379\r\n\
+             $12\r\nconfig-epoch\r\n${}\r\n{epoch}\r\n",
+            host.len(),
+            epoch.to_string().len()
+        );
+        View::parse(Tokens::new(reply.as_bytes())).unwrap()
+    }
+
+    fn voices(views: [Option<View>; 3]) -> Vec<Voice> {
+        let voice = |view: Option<View>| Voice {
+            sentinel: "s".into(),
+            view: view.ok_or_else(|| "away".to_owned()),
+        };
+        views.map(voice).into()
+    }
+
+    #[test]
+    fn the_newest_word_holds_and_a_few_with_older_news_are_not_believed() {
+        let sentinels = sentinels();
+        let judged = |views| sentinels.judge(&voices(views)).map(|view| view.address());
+        let (old, new) = (Some(view("old", 1)), Some(view("::1", 2)));
+        assert!(judged([None, None, None]).unwrap_err().contains("away"));
+        assert_eq!(judged([old.clone(), None, None]).unwrap(), "old:6379");
+        let mixed = [old.clone(), new.clone(), old.clone()];
+        assert_eq!(judged(mixed).unwrap(), "[::1]:6379");
+        sentinels.note(view("old", 1));
+        assert_eq!(sentinels.generation(), 0);
+        sentinels.note(view("::1", 2));
+        sentinels.note(view("::1", 3));
+        assert_eq!(sentinels.generation(), 1);
+        let few = judged([old.clone(), None, None]).unwrap_err();
+        assert!(few.contains("1 of 3"), "{few}");
+        // They were set up anew.
+        assert_eq!(judged([old.clone(), old, None]).unwrap(), "old:6379");
+    }
+
+    #[test]
+    fn what_is_no_view_is_refused() {
+        for reply in [
+            "$-1\r\n",
+            "*0\r\n",
+            "*2\r\n$4\r\nport\r\n$1\r\n1\r\n",
+            "*4\r\n$2\r\nip\r\n$1\r\na\r\n$4\r\nport\r\n$5\r\n65536\r\n",
+            "*4\r\n$2\r\nip\r\n$0\r\n\r\n$4\r\nport\r\n$1\r\n1\r\n",
+            "*2\r\n:1\r\n:2\r\n",
+            "*9\r\n",
+        ] {
+            assert!(
+                View::parse(Tokens::new(reply.as_bytes())).is_err(),
+                "{reply}"
+            );
+        }
     }
 }
