@@ -46,13 +46,13 @@ async fn what_is_connected_to_a_demoted_primary_is_never_used_again() {
     deployment.tell(&format!(
         "SENTINEL SET {SERVICE} down-after-milliseconds 60000"
     ));
-    demoted.run("CONFIG SET replica-serve-stale-data no");
     promoted.run("REPLICAOF NO ONE");
     demoted.run("REPLICAOF 127.0.0.1 1");
     for _ in 0..8 {
         let refused = connector.pooled().await.err().expect("nothing to hand out");
         assert_eq!(refused.reaction(), Reaction::Reconnect, "{refused}");
     }
+    demoted.run("CONFIG SET replica-serve-stale-data no");
     let get = redis::cmd("GET").arg("cb:test:key").clone();
     for (code, answer) in [
         ("READONLY", set(&mut dedicated).await),
