@@ -304,7 +304,17 @@ impl Sentinels {
 
     async fn ask_on(&self, wire: &mut Wire) -> Result<View, BusError> {
         let words: [&[u8]; 3] = [b"SENTINEL", b"MASTER", self.service.as_bytes()];
-        View::parse(wire.ask(&words).await?)
+        match wire.ask(&words).await {
+            Ok(reply) => View::parse(reply),
+            Err(BusError::Redis(error))
+                if error
+                    .detail()
+                    .is_some_and(|d| d.contains("unknown command")) =>
+            {
+                Err(BusError::Unsupported("this is no Sentinel".into()))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Which of the answers holds.
