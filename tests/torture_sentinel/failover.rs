@@ -3,7 +3,7 @@
 use crate::support::fleet::{self, Fleet, Work};
 use crate::support::sentinel::Deployment;
 use crate::support::{Redis, signal, until};
-use crate::{client, times};
+use crate::{batches, client, times};
 use convoke::bus::client::Client;
 use convoke::bus::event::Entry;
 use convoke::bus::publish::{Outgoing, PublishError};
@@ -164,6 +164,7 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
         tokio::spawn(publishing)
     });
     until_all_consume(&deployment, 0).await;
+    let batches = batches::Running::begin(&deployment).await;
     let mut slowest = Duration::ZERO;
     // The first plain event of each fault's time.
     let mut times_of = Vec::new();
@@ -177,6 +178,7 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
             tokio::task::block_in_place(|| deployment.until_whole());
         }
     }
+    batches.completed().await;
     stop.cancel();
     let [confirmed, plain] = publishing;
     let (confirmed, plain) = (confirmed.await.unwrap(), plain.await.unwrap());
@@ -200,6 +202,12 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
     assert!(twice.is_empty(), "committed twice: {twice:?}");
     let effects = fleet::tally(redis, "cb:events:effect", "data").await;
     assert!(effects.values().all(|count| *count == 1), "an effect twice");
+    let made = |range: Range<u64>| {
+        let encoded = range.map(|n| rmp_serde::to_vec_named(&n).unwrap());
+        encoded.filter(|n| effects.contains_key(n)).count() as u64
+    };
+    assert_eq!(made(batches::numbers(batches::ONE)), batches::ONES);
+    let fanned = made(batches::numbers(batches::FAN));
     let dead = redis::cmd("XLEN").arg("cb:dead:load").clone();
     let dead: u64 = dead
         .query_async(&mut redis.connection().await)
@@ -218,7 +226,7 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
     println!(
         "failovers: {failovers}, min-replicas-to-write {least}; all of {WORKERS} workers consumed again within {slowest:.1?}, none started again; \
          confirmed: {} acknowledged, {} unknown and repeated, {} rejected, 0 lost; \
-         plain: {} acknowledged, {} unknown, {} rejected, {} lost; nothing committed twice",
+         plain: {} acknowledged, {} unknown, {} rejected, {} lost; nothing committed twice; batches completed, {} of {} effects of a fan_out lost",
         confirmed.acknowledged.len(),
         confirmed.unknown,
         confirmed.rejected,
@@ -226,6 +234,8 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
         plain.unknown,
         plain.rejected,
         lost(&plain, PLAIN..u64::MAX),
+        batches::FANNED - fanned,
+        batches::FANNED,
     );
 }
 

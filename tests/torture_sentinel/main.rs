@@ -1,6 +1,7 @@
 //! A primary with two replicas and three Sentinels: failovers under load, and what goes wrong with
 //! connections around them.
 
+mod batches;
 mod doctor;
 mod failover;
 mod fences;

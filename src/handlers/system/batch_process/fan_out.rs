@@ -71,7 +71,7 @@ pub async fn run(
         tries: HashMap::new(),
     };
     work.all(holding).await?;
-    holding.commit().await?;
+    holding.complete().await?;
     work.remove_streams().await;
     Ok(())
 }
@@ -100,6 +100,8 @@ impl FanOut<'_> {
                 Err(error) => {
                     tracing::debug!(batch = holding.id(), %error, "replies were not read; trying again");
                     connection = None;
+                    // A failover may have forgotten some. What is there still is not stored twice.
+                    self.waiting.extend(self.under_way.drain());
                     let pause = tokio::time::sleep(reconnect_delay(failures));
                     holding.until_drained(pause).await?;
                     failures += 1;

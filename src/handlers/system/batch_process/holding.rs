@@ -33,8 +33,8 @@ pub enum Stop {
     Draining,
     /// The event is no longer this worker's, or the drain time is over.
     Cancelled,
-    /// It makes progress, and its event was delivered so often that it will soon count as poison:
-    /// it goes on as a new entry.
+    /// It goes on as a new entry: it makes progress, and its event was delivered so often that it will
+    /// soon count as poison; or the server forgot some of the progress.
     Again,
     /// It can not go on.
     Failed(HandlerError),
@@ -162,6 +162,22 @@ impl<'a> Holding<'a> {
                 Ok(())
             }
             Advanced::Lost(_) => Err(self.stop_items()),
+        }
+    }
+
+    /// Commits what is finished last. If that does not complete the batch, the server failed over to
+    /// one that lacks some of the progress: what it does not know of has to run again.
+    pub async fn complete(&mut self) -> Result<(), Stop> {
+        self.commit().await?;
+        let Progress {
+            processed,
+            failed,
+            total,
+            ..
+        } = self.progress;
+        match processed + failed < total {
+            true => Err(Stop::Again),
+            false => Ok(()),
         }
     }
 
