@@ -238,9 +238,8 @@ async fn answer(
 /// Ends a holding before the batch is completed.
 async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> HandlerError {
     let error = match stop {
-        // If the event is another one's now as well, this is discarded. If it is not, a failover forgot
-        // that this instance was given the batch: it asks anew.
-        Stop::Lost => return later(Duration::ZERO, lost(&event.batch_id).message.to_string()),
+        Stop::Lost if holding.is_overtaken().await => return lost(&event.batch_id),
+        Stop::Lost => return later(Duration::ZERO, "it asks for the batch anew".into()),
         Stop::Draining => leaving(event),
         Stop::Cancelled => lost(&event.batch_id),
         Stop::Again => later(Duration::ZERO, "it goes on as a new entry".into()),

@@ -238,6 +238,13 @@ impl<'a> Holding<'a> {
         self.beside(work).await?
     }
 
+    /// Whether somebody was given the batch after this holder. If nobody was, the server was away for
+    /// long, or failed over to one that never heard of this holder.
+    pub async fn is_overtaken(&self) -> bool {
+        let found = self.batches.find(self.id()).await;
+        matches!(found, Ok(Some(batch)) if batch.fence > self.lease.fence)
+    }
+
     /// Commits what is finished and lets the next one have the batch.
     pub async fn give_back(&mut self) {
         if self.commit().await.is_err() {
