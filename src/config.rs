@@ -3,9 +3,11 @@
 //! The command line fills it from a file, the environment and flags (flags win); a library user
 //! sets fields through [`crate::Worker::builder`].
 
+mod command;
 mod sentinel;
 mod url;
 
+pub use command::CommandLine;
 pub use sentinel::{Login, SentinelUrl};
 pub use url::{DatabaseKind, DatabaseUrl, RedisUrl};
 
@@ -24,6 +26,14 @@ pub struct Settings {
     /// Where Redis is: `redis://` or `rediss://` (TLS); or the Sentinels that watch it:
     /// `redis+sentinel://` or `rediss+sentinel://`, see [`SentinelUrl`].
     pub redis_url: RedisUrl,
+    /// The file (PEM) of the authorities that a `rediss://` server's certificate may be of, in the
+    /// place of those that the system trusts. Read at the start.
+    pub tls_ca: String,
+    /// The file (PEM) of the certificate, with its chain, that is shown to a `rediss://` server. It
+    /// goes with `tls_key`.
+    pub tls_cert: String,
+    /// The file (PEM) of its private key. The path is no secret; the file should be its owner's.
+    pub tls_key: String,
     /// Where the ledger is: `postgres://`, `sqlite:PATH`, or `sqlite:` for a file under the state
     /// directory. Empty: a worker keeps no ledger.
     pub database_url: DatabaseUrl,
@@ -80,14 +90,18 @@ pub struct Settings {
     #[serde(with = "duration")]
     pub ledger_retention: Duration,
     /// The command of an MCP server that speaks over its standard input and output, for `sh -c`.
-    /// Empty: none, and `system.health` calls it disabled.
-    pub mcp_server: String,
+    /// Empty: none, and `system.health` calls it disabled. It may hold a token: it shows in no output and
+    /// no argument list.
+    pub mcp_server: CommandLine,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
             redis_url: RedisUrl::default(),
+            tls_ca: String::new(),
+            tls_cert: String::new(),
+            tls_key: String::new(),
             database_url: DatabaseUrl::default(),
             namespace: "cb".into(),
             partitions: 0,
@@ -111,7 +125,7 @@ impl Default for Settings {
             reply_ttl: Duration::from_secs(3600),
             // A year.
             ledger_retention: Duration::from_secs(31_557_600),
-            mcp_server: String::new(),
+            mcp_server: CommandLine::default(),
         }
     }
 }
@@ -132,6 +146,21 @@ impl Settings {
     pub fn check(&self) -> Result<(), SettingError> {
         if let Err(problem) = self.redis_url.check() {
             return Err(SettingError::new("redis_url", problem));
+        }
+        for (setting, path, other, with) in [
+            ("tls_cert", &self.tls_cert, &self.tls_key, "tls_key"),
+            ("tls_key", &self.tls_key, &self.tls_cert, "tls_cert"),
+        ] {
+            if !path.is_empty() && other.is_empty() {
+                let problem = format!("{path} needs {with} beside it");
+                return Err(SettingError::new(setting, problem));
+            }
+        }
+        for (setting, path) in [("tls_ca", &self.tls_ca), ("tls_cert", &self.tls_cert)] {
+            if !path.is_empty() && !self.redis_url.is_tls() {
+                let problem = format!("{path} is of no use without rediss:// in redis_url");
+                return Err(SettingError::new(setting, problem));
+            }
         }
         if let Err(problem) = self.database_url.check() {
             return Err(SettingError::new("database_url", problem));
@@ -274,7 +303,7 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 23] = [
+        let changes: [(&str, &str, Change); 27] = [
             ("redis_url", "no service", |s| {
                 s.redis_url = RedisUrl::new("redis+sentinel://h")
             }),
@@ -312,6 +341,12 @@ mod tests {
             ("stream_history", "0", |s| s.stream_history = 0),
             ("database_url", "mysql://***@h", |s| {
                 s.database_url = DatabaseUrl::new("mysql://u:p@h")
+            }),
+            ("tls_cert", "c.pem", |s| s.tls_cert = "c.pem".into()),
+            ("tls_key", "k.pem", |s| s.tls_key = "k.pem".into()),
+            ("tls_ca", "ca.pem", |s| s.tls_ca = "ca.pem".into()),
+            ("tls_cert", "c.pem", |s| {
+                (s.tls_cert, s.tls_key) = ("c.pem".into(), "k.pem".into())
             }),
             ("ledger_retention", "1h", |s| {
                 s.ledger_retention = Duration::from_secs(3600)

@@ -4,25 +4,23 @@ use super::connect::{Connector, reconnect_delay};
 use super::event::Limits;
 use super::keys::{self, Keys, NameError};
 use super::link::{Lent, Link};
+use super::pipelines::Pipelines;
 use super::publish::{
-    Confirm, Defaults, Doubt, Outgoing, PUBLISH, Prepared, PublishError, Published, When,
-    published, unix_ms,
+    Answer, Confirm, Defaults, Doubt, Outgoing, PUBLISH, PUBLISH_SOURCE, Prepared, PublishError,
+    Published, When, unix_ms,
 };
 use super::reply::Reply;
 use super::request::{Replies, ReplyStreams, RequestError};
 use crate::config::Settings;
-use redis::{Pipeline, RedisError, RedisResult, Value};
+use redis::{Pipeline, RedisResult, Value};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use std::vec;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 /// The longest that a publish may wait for replicas.
 pub const MAX_CONFIRM: Duration = Duration::from_secs(10);
-/// Events in one pipeline of [`Client::publish_many`], and about how many bytes of payload.
-const PIPELINE: (usize, usize) = (512, 4 << 20);
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -75,6 +73,8 @@ struct Inner {
     patience: Duration,
     /// Publishes share it.
     link: Link,
+    /// For many publishes at a time.
+    pipelines: Pipelines,
     /// `WAIT` blocks its connection and counts what that one connection wrote.
     confirming: Link,
     turn: tokio::sync::Mutex<()>,
@@ -126,6 +126,7 @@ impl Client {
             },
             patience: options.patience,
             link: Link::new(connector.clone(), Duration::ZERO),
+            pipelines: Pipelines::new(connector.clone()),
             confirming: Link::new(connector, MAX_CONFIRM),
             turn: tokio::sync::Mutex::default(),
             replies,
@@ -174,17 +175,18 @@ impl Client {
     /// # Errors
     /// [`PublishError::Rejected`]: certainly not stored. [`PublishError::Unknown`]: may be stored.
     pub async fn publish(&self, event: &Outgoing) -> Result<Published, PublishError> {
-        self.publish_to(event, event.partition(&self.0.keys)).await
+        let partition = event.partition(&self.0.keys);
+        let prepared = event.prepare(&self.0.keys, partition, &self.0.defaults)?;
+        self.publish_prepared(event, &prepared).await
     }
 
-    async fn publish_to(
+    async fn publish_prepared(
         &self,
         event: &Outgoing,
-        partition: u16,
+        prepared: &Prepared,
     ) -> Result<Published, PublishError> {
-        let prepared = event.prepare(&self.0.keys, partition, &self.0.defaults)?;
         let give_up = Instant::now() + self.0.patience;
-        let mut outcome = self.store(event, &prepared).await;
+        let mut outcome = self.store(event, prepared).await;
         let mut failures = 0;
         while event.dedup && is_unanswered(&outcome) {
             let pause = reconnect_delay(failures);
@@ -193,7 +195,7 @@ impl Client {
                 break;
             }
             tokio::time::sleep(pause).await;
-            match self.store(event, &prepared).await {
+            match self.store(event, prepared).await {
                 // Rejected now says nothing of the try before, which may have been stored.
                 Err(PublishError::Rejected { .. }) => {}
                 again => outcome = again,
@@ -222,7 +224,8 @@ impl Client {
         }
         sending.done(&reply);
         let reply = reply.map_err(|error| PublishError::after_sending(error, &event.id))?;
-        published(reply, &event.id).map(|(published, _)| published)
+        let (published, _) = Answer::from(&reply).published(&event.id)?;
+        Ok(published)
     }
 
     async fn store_confirmed(
@@ -250,10 +253,10 @@ impl Client {
         pipeline.arg(confirm.within.as_millis().max(1) as u64);
         let replies = send_all(link, &mut lent, &pipeline, skip).await;
         let replies = replies.map_err(|error| PublishError::after_sending(error, &event.id))?;
-        let mut replies = replies.into_iter();
-        let (published, covered) = published(replies.next().unwrap_or(Value::Nil), &event.id)?;
-        let confirmed = match replies.next() {
-            Some(Value::Int(replicas)) if covered => u32::try_from(replicas).unwrap_or(0),
+        let stored = replies.first().unwrap_or(&Value::Nil);
+        let (published, covered) = Answer::from(stored).published(&event.id)?;
+        let confirmed = match replies.get(1) {
+            Some(Value::Int(replicas)) if covered => u32::try_from(*replicas).unwrap_or(0),
             _ => 0,
         };
         let wanted = confirm.replicas;
@@ -274,43 +277,13 @@ impl Client {
     /// the events; each is what [`publish`](Client::publish) would say, but nothing is repeated.
     /// Events that want to be confirmed are published one by one, after the others.
     pub async fn publish_many(&self, events: &[Outgoing]) -> Vec<Result<Published, PublishError>> {
-        let mut results: Vec<Option<Result<Published, PublishError>>> = Vec::new();
-        results.resize_with(events.len(), || None);
-        let mut rest = events.iter().enumerate().peekable();
-        while rest.peek().is_some() {
-            let mut pipeline = Pipeline::new();
-            load_script(&mut pipeline);
-            let (mut members, mut bytes) = (Vec::new(), 0);
-            while members.len() < PIPELINE.0
-                && bytes < PIPELINE.1
-                && let Some((index, event)) = rest.next()
-            {
-                if event.confirm.is_some() {
-                    continue;
-                }
-                let partition = event.partition(&self.0.keys);
-                match event.prepare(&self.0.keys, partition, &self.0.defaults) {
-                    Ok(prepared) => {
-                        bytes += event.size();
-                        pipeline.add_command(prepared.command);
-                        members.push(index);
-                    }
-                    Err(error) => results[index] = Some(Err(error)),
-                }
-            }
-            if members.is_empty() {
-                continue;
-            }
-            let mut replies = self.send_chunk(&pipeline).await;
-            for index in members {
-                let id = &events[index].id;
-                results[index] = Some(match &mut replies {
-                    Ok(replies) => published(replies.next().unwrap_or(Value::Nil), id)
-                        .map(|(published, _)| published),
-                    Err(failed) => Err(failed.to_error(id)),
-                });
-            }
-        }
+        let Inner {
+            keys,
+            defaults,
+            pipelines,
+            ..
+        } = &*self.0;
+        let results = pipelines.publish(events, keys, defaults).await;
         let mut done = Vec::with_capacity(events.len());
         for (event, result) in events.iter().zip(results) {
             done.push(match result {
@@ -319,14 +292,6 @@ impl Client {
             });
         }
         done
-    }
-
-    /// Sends a pipeline that begins with the script.
-    async fn send_chunk(&self, pipeline: &Pipeline) -> Result<vec::IntoIter<Value>, Failed> {
-        let link = &self.0.link;
-        let mut lent = link.get().await.map_err(Failed::Unreachable)?;
-        let replies = send_all(link, &mut lent, pipeline, 1).await;
-        replies.map(Vec::into_iter).map_err(Failed::Unanswered)
     }
 
     /// Publishes an event and awaits the reply.
@@ -359,7 +324,7 @@ impl Client {
         let stream = keys.reply(keys::domain_of(event.kind()), partition, &self.0.name);
         event.reply_to = Some(stream.clone());
         // Before it opens a stream for what is refused anyway.
-        event.prepare(keys, partition, &self.0.defaults)?;
+        let prepared = event.prepare(keys, partition, &self.0.defaults)?;
         let mut waiting = self.0.replies.wait_for(&id)?;
         let mut doubt = None;
         let answer = async {
@@ -367,7 +332,7 @@ impl Client {
             tokio::select! {
                 biased;
                 answer = waiting.answer() => return answer,
-                outcome = self.publish_to(&event, partition) => match outcome {
+                outcome = self.publish_prepared(&event, &prepared) => match outcome {
                     Ok(_) => {}
                     Err(refused @ PublishError::Rejected { .. }) => return Err(refused.into()),
                     Err(unknown) => doubt = Some(unknown),
@@ -398,21 +363,6 @@ impl Client {
             let sending = self.0.link.sending(&lent);
             let reply = lent.connection.send_packed_command(&command).await;
             sending.done(&reply);
-        }
-    }
-}
-
-/// How all of a pipeline failed.
-enum Failed {
-    Unreachable(String),
-    Unanswered(RedisError),
-}
-
-impl Failed {
-    fn to_error(&self, id: &Option<String>) -> PublishError {
-        match self {
-            Failed::Unreachable(reason) => PublishError::rejected(reason),
-            Failed::Unanswered(error) => PublishError::no_answer(error.clone().into(), id),
         }
     }
 }
@@ -454,8 +404,5 @@ fn is_no_script(reply: &RedisResult<Value>) -> bool {
 
 /// In a pipeline nobody loads a script that is missing.
 fn load_script(pipeline: &mut Pipeline) {
-    pipeline
-        .cmd("SCRIPT")
-        .arg("LOAD")
-        .arg(include_str!("publish.lua"));
+    pipeline.cmd("SCRIPT").arg("LOAD").arg(PUBLISH_SOURCE);
 }

@@ -109,6 +109,16 @@ impl fmt::Debug for Committer {
     }
 }
 
+/// Fails where an ACL denies transactions: their commands would run one by one, unfenced.
+async fn may_transact(wire: &mut Wire) -> Result<(), BusError> {
+    for word in [&b"MULTI"[..], b"EXEC"] {
+        if let Token::Error(text) = wire.ask(&[word]).await?.token()? {
+            return Err(server_error(text));
+        }
+    }
+    Ok(())
+}
+
 impl Committer {
     /// A committer that is not connected yet.
     pub fn new(options: CommitterOptions) -> Self {
@@ -148,6 +158,7 @@ impl Committer {
     async fn arm(&mut self) -> Result<(), BusError> {
         self.wire = None;
         let mut wire = self.connector.wire().await?;
+        may_transact(&mut wire).await?;
         self.claims.arm(&mut wire).await?;
         self.wire = Some(wire);
         Ok(())
@@ -405,6 +416,13 @@ impl Committer {
         });
         if !fits {
             return self.large(settlement).await;
+        }
+        // In the same step: its answer may be lost, and a reply stream would live for good.
+        let reply = settlement.reply.as_ref().and_then(|r| r.to.as_deref());
+        if let Some(reply) = reply.filter(|reply| !reply.contains(":inbox:")) {
+            let ttl = Digits::of(self.reply_ttl.as_millis() as u64);
+            call.key(reply).arg("stream").arg(1).arg(3);
+            call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
         }
         let scripts = self.scripts().await?;
         let answer: Vec<Value> = call.invoke_async(scripts).await?;

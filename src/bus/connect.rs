@@ -13,14 +13,21 @@
 //! Where Sentinels watch the primary, they are asked for each new connection, the server must say
 //! that it is a primary, and a pooled connection is asked for its role each time that it is lent.
 
-use super::error::{BusError, not_the_primary};
+use super::error::{BusError, not_the_primary, told};
+pub use super::pool::Pooled;
+use super::pool::{Manager, Pool};
 use super::sentinel::{Sentinels, Voice};
+use super::tls::Tls;
 use super::wire::Wire;
-use crate::config::RedisUrl;
-use deadpool_redis::{Hook, HookError, Manager, Pool, PoolBuilder, Runtime, Timeouts};
+use crate::config::{RedisUrl, Settings};
+use deadpool::Runtime;
+use deadpool::managed::Timeouts;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisError, Value};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, Value,
+};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -37,13 +44,16 @@ pub const CONNECT: Duration = Duration::from_secs(3);
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// How long a pooled connection may take to show that it is of use still.
-const RECYCLE: Duration = Duration::from_secs(1);
+pub(super) const RECYCLE: Duration = Duration::from_secs(1);
 /// The oldest server that has what the bus needs.
 const OLDEST: (u32, u32) = (7, 0);
 
 /// Makes connections to one server, or to the primary that Sentinels watch.
 #[derive(Clone)]
-pub struct Connector(Place);
+pub struct Connector {
+    place: Place,
+    tls: Tls,
+}
 
 #[derive(Clone)]
 enum Place {
@@ -73,46 +83,63 @@ impl fmt::Debug for Connector {
     }
 }
 
-/// A connection from the pool.
-pub type Pooled = deadpool_redis::Connection;
-
 impl Connector {
-    /// Prepares for what `url` names with a pool of that many connections; connects nothing yet.
+    /// Prepares for what the settings name, with their certificates and a pool of that many
+    /// connections; connects nothing yet.
+    ///
+    /// # Errors
+    /// `Tls`: a file of certificates or of the key can not be used.
+    pub fn of(settings: &Settings, pool_size: usize) -> Result<Self, BusError> {
+        Self::with(&settings.redis_url, Tls::read(settings)?, pool_size)
+    }
+
+    /// Prepares for what `url` names, trusting what the system trusts.
     pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
+        Self::with(url, Tls::default(), pool_size)
+    }
+
+    fn with(url: &RedisUrl, tls: Tls, pool_size: usize) -> Result<Self, BusError> {
         if let Some(url) = url.sentinels() {
             let url = url.map_err(BusError::Unsupported)?;
-            return Ok(Self(Place::Watched {
-                sentinels: Arc::new(Sentinels::new(&url)?),
+            let place = Place::Watched {
+                sentinels: Arc::new(Sentinels::new(&url, tls.clone())?),
                 pool: Arc::default(),
                 pool_size,
-            }));
+            };
+            return Ok(Self { place, tls });
         }
         let info = url.expose().into_connection_info()?;
         let info = info.set_tcp_settings(tcp_settings());
-        let client = Arc::new(Client::open(info.clone())?);
-        let pool = build(pool_of(info, pool_size)?)?;
-        Ok(Self(Place::Server { client, pool }))
+        let client = Arc::new(Client::open(tls.apply(info)?)?);
+        let manager = Manager::new((*client).clone(), answers_within(ANSWER));
+        let pool = pool_of(manager, pool_size)?;
+        let place = Place::Server { client, pool };
+        Ok(Self { place, tls })
     }
 
     /// Where the primary is now, and the generation that it belongs to.
     async fn find(&self) -> Result<(Arc<Client>, u64), BusError> {
-        match &self.0 {
+        match &self.place {
             Place::Server { client, .. } => Ok((client.clone(), 0)),
             Place::Watched { sentinels, .. } => {
                 let primary = sentinels.primary().await?;
-                Ok((Arc::new(Client::open(primary.info)?), primary.generation))
+                Ok((
+                    Arc::new(Client::open(self.tls.apply(primary.info)?)?),
+                    primary.generation,
+                ))
             }
         }
     }
 
-    /// Where the primary is now.
-    pub(super) async fn info(&self) -> Result<ConnectionInfo, BusError> {
-        Ok(self.find().await?.0.get_connection_info().clone())
+    /// Where the primary is now, without who connects.
+    pub(super) async fn address(&self) -> Result<ConnectionInfo, BusError> {
+        let info = self.find().await?.0.get_connection_info().clone();
+        Ok(info.set_redis_settings(RedisConnectionInfo::default()))
     }
 
     /// How often the primary has moved, as far as is known: what was connected before leads elsewhere.
     pub fn generation(&self) -> u64 {
-        match &self.0 {
+        match &self.place {
             Place::Server { .. } => 0,
             Place::Watched { sentinels, .. } => sentinels.generation(),
         }
@@ -131,7 +158,7 @@ impl Connector {
 
     /// What each Sentinel says; `None` if there are none.
     pub async fn survey(&self) -> Option<Vec<Voice>> {
-        match &self.0 {
+        match &self.place {
             Place::Server { .. } => None,
             Place::Watched { sentinels, .. } => Some(sentinels.survey().await),
         }
@@ -167,8 +194,8 @@ impl Connector {
 
     async fn open_wire(&self, answer: Duration) -> Result<Wire, BusError> {
         let (client, generation) = self.find().await?;
-        let mut wire = Wire::open(client.get_connection_info(), answer).await?;
-        if let Place::Watched { sentinels, .. } = &self.0 {
+        let mut wire = Wire::open(client.get_connection_info(), &self.tls, answer).await?;
+        if let Place::Watched { sentinels, .. } = &self.place {
             wire.route = Some(sentinels.route(generation));
         }
         Ok(wire)
@@ -185,15 +212,16 @@ impl Connector {
 
     /// A connection from the pool, for a few commands that do not block.
     pub async fn pooled(&self) -> Result<Pooled, BusError> {
-        let failed = |error: deadpool_redis::PoolError| BusError::Pool(error.to_string());
-        match &self.0 {
-            Place::Server { pool, .. } => pool.get().await.map_err(failed),
+        let lent = match &self.place {
+            Place::Server { pool, .. } => pool.get().await,
             Place::Watched { .. } => {
-                let pooled = self.primary_pool().await?.pool.get().await;
+                let lent = self.primary_pool().await?.pool.get().await;
                 // The next one asks the Sentinels again.
-                pooled.map_err(failed).inspect_err(|_| self.forget_pooled())
+                lent.inspect_err(|_| self.forget_pooled())
             }
-        }
+        };
+        lent.map(Pooled::from)
+            .map_err(|error| BusError::Pool(format!("{error}{}", told(&error))))
     }
 
     /// The pool of the primary as it is known now.
@@ -202,7 +230,7 @@ impl Connector {
             sentinels,
             pool,
             pool_size,
-        } = &self.0
+        } = &self.place
         else {
             return Err(BusError::Moved);
         };
@@ -221,7 +249,11 @@ impl Connector {
         if let Some(current) = current(primary.generation) {
             return Ok(current);
         }
-        let made = PrimaryPool::new(primary.info, primary.generation, *pool_size)?;
+        let made = PrimaryPool::new(
+            self.tls.apply(primary.info)?,
+            primary.generation,
+            *pool_size,
+        )?;
         let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = slot.replace(made.clone()) {
             old.pool.close();
@@ -239,7 +271,7 @@ impl Connector {
 
     /// Throws all pooled connections away that idle now: after a failover they lead to a replica.
     pub fn forget_pooled(&self) {
-        match &self.0 {
+        match &self.place {
             Place::Server { pool, .. } => {
                 pool.retain(|_, _| false);
             }
@@ -281,51 +313,30 @@ impl Connector {
 impl PrimaryPool {
     fn new(info: ConnectionInfo, generation: u64, size: usize) -> Result<Self, BusError> {
         let spoiled = Arc::new(AtomicBool::new(false));
-        let seen = spoiled.clone();
-        let builder = pool_of(info, size)?
-            .post_create(Hook::async_fn(|connection, _| {
-                Box::pin(async { check_role(connection).await.map_err(HookError::Backend) })
-            }))
-            .pre_recycle(Hook::async_fn(move |connection, _| {
-                let seen = seen.clone();
-                Box::pin(async move {
-                    if seen.load(Ordering::Acquire) {
-                        return Err(HookError::message("the pool is given up"));
-                    }
-                    let role = tokio::time::timeout(RECYCLE, check_role(connection)).await;
-                    if !matches!(role, Ok(Ok(()))) {
-                        seen.store(true, Ordering::Release);
-                        return Err(HookError::message("no primary any more"));
-                    }
-                    Ok(())
-                })
-            }));
+        let manager = Manager::new(Client::open(info)?, answers_within(ANSWER));
         Ok(Self {
             generation,
-            pool: build(builder)?,
+            pool: pool_of(manager.of_a_primary(spoiled.clone()), size)?,
             spoiled,
         })
     }
 }
 
-fn pool_of(info: ConnectionInfo, size: usize) -> Result<PoolBuilder, BusError> {
-    let manager = Manager::new_with_config(info, answers_within(ANSWER))?;
-    let builder = Pool::builder(manager).max_size(size).timeouts(Timeouts {
-        wait: Some(ANSWER),
-        create: Some(CONNECT),
-        recycle: Some(RECYCLE),
-    });
-    Ok(builder.runtime(Runtime::Tokio1))
-}
-
-fn build(builder: PoolBuilder) -> Result<Pool, BusError> {
-    builder
+fn pool_of(manager: Manager, size: usize) -> Result<Pool, BusError> {
+    Pool::builder(manager)
+        .max_size(size)
+        .timeouts(Timeouts {
+            wait: Some(ANSWER),
+            create: Some(CONNECT),
+            recycle: Some(RECYCLE),
+        })
+        .runtime(Runtime::Tokio1)
         .build()
         .map_err(|error| BusError::Pool(error.to_string()))
 }
 
 /// Fails unless the server is a primary: one that was demoted still answers.
-async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+pub(super) async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
     let role: Value = redis::cmd("ROLE").query_async(connection).await?;
     match role {
         Value::Array(parts) if is_text(parts.first(), "master") => Ok(()),

@@ -6,8 +6,11 @@ use redis::{ErrorKind, RedisError};
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     /// Redis, or the way to it, failed.
-    #[error("redis: {0}")]
+    #[error("redis: {redis}{advice}", redis = .0, advice = told(.0))]
     Redis(#[from] RedisError),
+    /// A certificate or key that can not be used.
+    #[error("{0}")]
+    Tls(String),
     /// The server answered something that the command does not answer.
     #[error("redis answered {what} in a form that this command does not have")]
     Reply {
@@ -58,11 +61,17 @@ impl BusError {
         match self {
             BusError::Redis(error) => reaction(error),
             BusError::Pool(_) | BusError::NoPrimary(_) | BusError::Moved => Reaction::Reconnect,
-            BusError::Reply { .. } | BusError::Unsupported(_) | BusError::Name(_) => {
-                Reaction::GiveUp
-            }
+            BusError::Reply { .. }
+            | BusError::Unsupported(_)
+            | BusError::Tls(_)
+            | BusError::Name(_) => Reaction::GiveUp,
         }
     }
+}
+
+/// What to do about an error, as the end of a message.
+pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    super::tls::advice(error).map_or_else(String::new, |advice| format!("; {advice}"))
 }
 
 fn reaction(error: &RedisError) -> Reaction {

@@ -125,7 +125,10 @@ impl Event {
         keys: &keys::Keys,
         events: &str,
     ) -> Result<Event, Box<Malformed>> {
-        let checked = Fields::check(&entry, limits, keys, events);
+        let checked = match entry.is_empty() {
+            true => Err("the entry has no fields (its payload was deleted or trimmed)".into()),
+            false => Fields::check(entry.places(), limits, keys, events),
+        };
         match checked {
             Ok(fields) => Ok(Event {
                 entry,
@@ -285,19 +288,19 @@ struct Fields {
 }
 
 impl Fields {
-    fn check(
-        entry: &Entry,
+    /// Checks names and values, each with its place.
+    fn check<'a>(
+        places: impl Iterator<Item = (&'a [u8], &'a [u8], u32)>,
         limits: &Limits,
         keys: &keys::Keys,
         events: &str,
     ) -> Result<Self, String> {
-        if entry.is_empty() {
-            return Err("the entry has no fields (its payload was deleted or trimmed)".into());
-        }
         let mut at = [0u32; KNOWN.len()];
-        for (index, (name, value, place)) in entry.places().enumerate() {
+        let mut values = [None::<&[u8]>; KNOWN.len()];
+        let mut places = places.enumerate();
+        while let Some((index, (name, value, place))) = places.next() {
             if index == limits.fields {
-                let count = entry.places().count();
+                let count = index + 1 + places.count();
                 return Err(format!(
                     "{count} fields are over the limit of {}",
                     limits.fields
@@ -320,16 +323,14 @@ impl Fields {
                 ));
             }
             if let Some(slot) = slot {
-                if at[slot] != 0 {
+                if values[slot].is_some() {
                     return Err(format!("{}: given twice", KNOWN[slot]));
                 }
+                values[slot] = Some(value);
                 at[slot] = place;
             }
         }
-        let value = |slot: usize| match at[slot] {
-            0 => None,
-            at => Some(entry.word_at(at)),
-        };
+        let value = |slot: usize| values[slot];
         match value(TYPE) {
             None => return Err("type: missing".into()),
             Some(kind) if !keys::is_event_type(kind) => {
@@ -383,6 +384,20 @@ impl Fields {
             attempt,
         })
     }
+}
+
+/// Checks the fields of an event that is to be published on the stream `events`, as its reader will.
+///
+/// # Errors
+/// What is wrong, with which field.
+pub(super) fn check<'a>(
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    limits: &Limits,
+    keys: &keys::Keys,
+    events: &str,
+) -> Result<(), String> {
+    let places = fields.map(|(name, value)| (name, value, 0));
+    Fields::check(places, limits, keys, events).map(|_| ())
 }
 
 fn allowed_reply(key: &[u8], keys: &keys::Keys, events: &str) -> bool {

@@ -1,10 +1,11 @@
 //! One connection that many share and that is replaced when it is broken.
 
-use super::connect::{CONNECT, Connector, reconnect_delay};
+use super::connect::Connector;
 use super::error::{BusError, Reaction};
+use super::gate::Gate;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -22,7 +23,8 @@ pub(super) struct Link {
     block: Duration,
     current: Mutex<Option<Lent>>,
     timeouts: AtomicU32,
-    making: tokio::sync::Mutex<Making>,
+    made: AtomicU64,
+    gate: Gate,
 }
 
 /// The shared connection, as lent out.
@@ -35,13 +37,6 @@ pub(super) struct Lent {
     generation: u64,
 }
 
-#[derive(Default)]
-struct Making {
-    number: u64,
-    failures: u32,
-    failed: Option<(Instant, String)>,
-}
-
 impl Link {
     /// A link whose commands block for up to `block` (zero: not at all). Connects nothing yet.
     pub fn new(connector: Connector, block: Duration) -> Self {
@@ -50,7 +45,8 @@ impl Link {
             block,
             current: Mutex::default(),
             timeouts: AtomicU32::new(0),
-            making: tokio::sync::Mutex::default(),
+            made: AtomicU64::new(0),
+            gate: Gate::default(),
         }
     }
 
@@ -73,56 +69,25 @@ impl Link {
     ///
     /// Cancel safe.
     pub async fn get(&self) -> Result<Lent, String> {
-        if let Some(lent) = self.usable() {
-            return Ok(lent);
-        }
-        let asked = Instant::now();
-        let mut making = self.making.lock().await;
-        if let Some(lent) = self.usable() {
-            return Ok(lent);
-        }
-        if let Some((at, reason)) = &making.failed {
-            if *at >= asked {
-                return Err(reason.clone());
-            }
-            let pause = reconnect_delay(making.failures - 1);
-            tokio::time::sleep_until(*at + pause).await;
-        }
-        let generation = self.connector.generation();
-        // The library's limit does not cover every step of making one.
-        let made = tokio::time::timeout(2 * CONNECT, self.open()).await;
-        match made {
-            Ok(Ok(connection)) => {
-                making.number += 1;
-                making.failures = 0;
-                making.failed = None;
-                self.timeouts.store(0, Ordering::Relaxed);
-                let lent = Lent {
-                    connection,
-                    number: making.number,
-                    generation,
-                };
-                *self.current() = Some(lent.clone());
-                Ok(lent)
-            }
-            failed => {
-                let reason = match failed {
-                    Ok(Err(error)) => format!("can not connect: {error}"),
-                    _ => "can not connect: no answer in time".to_owned(),
-                };
-                making.failures += 1;
-                making.failed = Some((Instant::now(), reason.clone()));
-                Err(reason)
-            }
-        }
+        let find = || self.usable();
+        self.gate.pass(find, self.make()).await
     }
 
-    async fn open(&self) -> Result<MultiplexedConnection, BusError> {
-        if self.block.is_zero() {
-            self.connector.dedicated().await
+    async fn make(&self) -> Result<Lent, BusError> {
+        let generation = self.connector.generation();
+        let connection = if self.block.is_zero() {
+            self.connector.dedicated().await?
         } else {
-            self.connector.blocking(self.block).await
-        }
+            self.connector.blocking(self.block).await?
+        };
+        self.timeouts.store(0, Ordering::Relaxed);
+        let lent = Lent {
+            connection,
+            number: self.made.fetch_add(1, Ordering::Relaxed),
+            generation,
+        };
+        *self.current() = Some(lent.clone());
+        Ok(lent)
     }
 
     /// To be called before a command is sent on what was lent.

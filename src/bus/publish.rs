@@ -4,9 +4,11 @@
 //! for every command that is sent here; no reply at all means that nobody knows.
 
 use super::delay;
+use super::digits::Digits;
 use super::error::BusError;
-use super::event::{Entry, EntryId, Event, Limits};
+use super::event::{self, EntryId, Limits};
 use super::keys::{self, Keys};
+use super::wire::{Commands, Token, Tokens, server_error};
 use redis::{Cmd, RedisError, Script, Value};
 use serde::Serialize;
 use std::fmt;
@@ -14,8 +16,9 @@ use std::sync::LazyLock;
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
-pub(super) static PUBLISH: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("publish.lua")));
+/// The script that publishes later, or once only.
+pub(super) const PUBLISH_SOURCE: &str = include_str!("publish.lua");
+pub(super) static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(PUBLISH_SOURCE));
 
 /// An event to be published.
 #[derive(Clone)]
@@ -213,10 +216,35 @@ impl Outgoing {
         partition: u16,
         defaults: &Defaults,
     ) -> Result<Prepared, PublishError> {
+        let mut command = Cmd::new();
+        self.write(&mut command, &mut Streams::of(keys), partition, defaults)?;
+        let scripted = self.is_scripted();
+        Ok(Prepared { command, scripted })
+    }
+
+    /// Whether storing it calls [`PUBLISH`], which the server may have to be given first.
+    pub(super) fn is_scripted(&self) -> bool {
+        self.dedup || self.when != When::Now
+    }
+
+    /// Checks it against the protocol and writes the command that stores it in that partition. What
+    /// is rejected leaves nothing behind.
+    pub(super) fn write(
+        &self,
+        to: &mut impl Words,
+        streams: &mut Streams<'_>,
+        partition: u16,
+        defaults: &Defaults,
+    ) -> Result<(), PublishError> {
         keys::check_event_type(&self.kind).map_err(PublishError::rejected)?;
+        let keys = streams.keys;
         let domain = keys::domain_of(&self.kind);
-        let stream = keys.events(domain, partition);
-        let fields = self.checked_fields(keys, &stream, defaults)?;
+        let stream = streams.name(domain, partition);
+        let (now, deadline) = (Digits::of(unix_ms()), self.deadline.map(Digits::of));
+        let fields = self.fields(defaults, &now, deadline.as_ref())?;
+        // The reader's own check, so that what passes here passes there.
+        event::check(fields.pairs(), &defaults.limits, keys, stream)
+            .map_err(PublishError::rejected)?;
         if let Some(confirm) = self.confirm
             && (confirm.replicas == 0 || confirm.within.is_zero())
         {
@@ -224,98 +252,171 @@ impl Outgoing {
                 "confirm: needs at least 1 replica and 1 ms",
             ));
         }
+        if !self.is_scripted() {
+            to.begin(3 + 2 * fields.count());
+            to.word(b"XADD");
+            to.word(stream.as_bytes());
+            to.word(b"*");
+            fields.words().for_each(|word| to.word(word));
+            return Ok(());
+        }
         let dedup_key = match (&self.id, self.dedup) {
             (_, false) => None,
             (Some(id), true) => Some(keys.dedup(domain, partition, id)),
             (None, true) => return Err(PublishError::rejected("dedup: needs an id")),
         };
-        let delayed = keys.delayed(domain, partition);
-        if dedup_key.is_none() && self.when == When::Now {
-            let mut command = redis::cmd("XADD");
-            command.arg(&stream).arg("*").arg(&fields);
-            let scripted = false;
-            return Ok(Prepared { command, scripted });
-        }
-        let mut command = redis::cmd("EVALSHA");
-        command.arg(PUBLISH.get_hash());
-        command.arg(if dedup_key.is_some() { 3 } else { 2 });
-        command.arg(&stream).arg(&delayed).arg(&dedup_key);
-        command.arg(defaults.dedup_window.as_millis().max(1) as u64);
-        match self.when {
-            When::Now => command.arg("now").arg(&fields),
-            When::After(ms) | When::At(ms) => {
-                if ms >= delay::MAX_DUE / 2 {
-                    let reason = "delay, at: farther away than the delay queue can tell";
-                    return Err(PublishError::rejected(reason));
-                }
-                let word = match self.when {
-                    When::At(_) => "at",
-                    _ => "after",
-                };
-                let token = Uuid::now_v7().to_string();
-                command
-                    .arg(word)
-                    .arg(ms)
-                    .arg(delay::encode_member(&token, &fields))
+        let later = match self.when {
+            When::Now => None,
+            When::After(ms) | When::At(ms) if ms >= delay::MAX_DUE / 2 => {
+                let reason = "delay, at: farther away than the delay queue can tell";
+                return Err(PublishError::rejected(reason));
             }
+            When::After(ms) => Some((&b"after"[..], ms)),
+            When::At(ms) => Some((&b"at"[..], ms)),
         };
-        let scripted = true;
-        Ok(Prepared { command, scripted })
+        let arguments = match later {
+            None => 1 + 2 * fields.count(),
+            Some(_) => 3,
+        };
+        let keys_count = if dedup_key.is_some() { 3 } else { 2 };
+        to.begin(4 + keys_count + arguments);
+        to.word(b"EVALSHA");
+        to.word(PUBLISH.get_hash().as_bytes());
+        to.word(Digits::of(keys_count as u64).as_ref());
+        to.word(stream.as_bytes());
+        to.word(keys.delayed(domain, partition).as_bytes());
+        if let Some(key) = dedup_key {
+            to.word(key.as_bytes());
+        }
+        let window = defaults.dedup_window.as_millis().max(1) as u64;
+        to.word(Digits::of(window).as_ref());
+        match later {
+            None => {
+                to.word(b"now");
+                fields.words().for_each(|word| to.word(word));
+            }
+            Some((word, ms)) => {
+                to.word(word);
+                to.word(Digits::of(ms).as_ref());
+                let (token, words) = (Uuid::now_v7().to_string(), fields.words());
+                let words: Vec<&[u8]> = words.collect();
+                to.word(&delay::encode_member(&token, &words));
+            }
+        }
+        Ok(())
     }
 
-    fn checked_fields(
-        &self,
-        keys: &Keys,
-        stream: &str,
-        defaults: &Defaults,
-    ) -> Result<Vec<Vec<u8>>, PublishError> {
+    /// Its fields; fails if the payload could not be encoded or a name is not the publisher's to give.
+    fn fields<'a>(
+        &'a self,
+        defaults: &'a Defaults,
+        now: &'a Digits,
+        deadline: Option<&'a Digits>,
+    ) -> Result<Fields<'a>, PublishError> {
         let data = self.data.as_ref().map_err(PublishError::rejected)?;
-        let mut fields: Vec<Vec<u8>> = Vec::with_capacity(12 + 2 * self.extra.len());
-        let mut put = |name: &str, value: &[u8]| fields.extend([name.into(), value.into()]);
-        put("type", self.kind.as_bytes());
-        if let Some(data) = data {
-            put("data", data);
-        }
-        let texts = [
-            ("id", &self.id),
-            (
-                "source",
-                if self.source.is_some() {
-                    &self.source
-                } else {
-                    &defaults.source
-                },
-            ),
-            ("subject", &self.subject),
-            ("replyto", &self.reply_to),
-            ("traceparent", &self.traceparent),
-        ];
-        for (name, value) in texts {
-            if let Some(value) = value {
-                put(name, value.as_bytes());
-            }
-        }
-        match &self.time {
-            Some(time) => put("time", time.as_bytes()),
-            None => put("time", unix_ms().to_string().as_bytes()),
-        }
-        if let Some(deadline) = self.deadline {
-            put("deadline", deadline.to_string().as_bytes());
-        }
-        for (name, value) in &self.extra {
+        for (name, _) in &self.extra {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
             if name.is_empty() || !name.bytes().all(plain) || name == "attempt" {
                 return Err(PublishError::rejected(format_args!(
                     "field {name:?}: is the bus's, or not of lower-case letters and digits"
                 )));
             }
-            put(name, value);
         }
-        // The reader's own check, so that what passes here passes there.
-        let entry = Entry::new(EntryId::default(), &fields);
-        Event::parse(entry, &defaults.limits, keys, stream)
-            .map(|_| fields)
-            .map_err(|malformed| PublishError::rejected(malformed.message))
+        fn text(text: &Option<String>) -> Option<&[u8]> {
+            text.as_deref().map(str::as_bytes)
+        }
+        let source = text(&self.source).or(text(&defaults.source));
+        let known = [
+            ("type", Some(self.kind.as_bytes())),
+            ("data", data.as_deref()),
+            ("id", text(&self.id)),
+            ("source", source),
+            ("subject", text(&self.subject)),
+            ("replyto", text(&self.reply_to)),
+            ("traceparent", text(&self.traceparent)),
+            ("time", text(&self.time).or(Some(now.as_ref()))),
+            ("deadline", deadline.map(AsRef::as_ref)),
+        ];
+        let extra = &self.extra;
+        Ok(Fields { known, extra })
+    }
+}
+
+/// The fields of an event, to be checked and written.
+struct Fields<'a> {
+    known: [(&'static str, Option<&'a [u8]>); 9],
+    extra: &'a [(String, Vec<u8>)],
+}
+
+impl Fields<'_> {
+    fn pairs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let known = self.known.iter();
+        let known = known.filter_map(|(name, value)| Some((name.as_bytes(), (*value)?)));
+        let extra = self.extra.iter();
+        known.chain(extra.map(|(name, value)| (name.as_bytes(), value.as_slice())))
+    }
+
+    fn words(&self) -> impl Iterator<Item = &[u8]> {
+        self.pairs().flat_map(|(name, value)| [name, value])
+    }
+
+    fn count(&self) -> usize {
+        self.pairs().count()
+    }
+}
+
+/// Takes a command word by word.
+pub(super) trait Words {
+    /// A command of so many words follows.
+    fn begin(&mut self, words: usize);
+    /// The next word.
+    fn word(&mut self, word: &[u8]);
+}
+
+impl Words for Commands {
+    fn begin(&mut self, words: usize) {
+        Commands::begin(self, words);
+    }
+
+    fn word(&mut self, word: &[u8]) {
+        Commands::word(self, word);
+    }
+}
+
+impl Words for Cmd {
+    fn begin(&mut self, _: usize) {}
+
+    fn word(&mut self, word: &[u8]) {
+        self.arg(word);
+    }
+}
+
+/// Names of streams of events; the last one is kept, which most events in a row share.
+pub(super) struct Streams<'a> {
+    keys: &'a Keys,
+    last: Option<(String, u16, String)>,
+}
+
+impl<'a> Streams<'a> {
+    pub fn of(keys: &'a Keys) -> Self {
+        Self { keys, last: None }
+    }
+
+    pub fn keys(&self) -> &'a Keys {
+        self.keys
+    }
+
+    fn name(&mut self, domain: &str, partition: u16) -> &str {
+        let last = self.last.take();
+        let same = last.filter(|(of, at, _)| of == domain && *at == partition);
+        let make = || {
+            (
+                domain.to_owned(),
+                partition,
+                self.keys.events(domain, partition),
+            )
+        };
+        &self.last.insert(same.unwrap_or_else(make)).2
     }
 }
 
@@ -442,33 +543,73 @@ impl PublishError {
     }
 }
 
-/// What the reply to a [`Prepared`] command says, and whether what `WAIT` confirms next includes the event.
-pub(super) fn published(
-    reply: Value,
-    id: &Option<String>,
-) -> Result<(Published, bool), PublishError> {
-    let unclear = || PublishError::no_answer(BusError::Reply { what: "publish" }, id);
-    let place_of = |place: &[u8], duplicate: bool| {
+/// What a server said to a command that stores an event.
+pub(super) enum Answer<'a> {
+    /// Where the event is: an entry id or a due time.
+    Stored(&'a [u8]),
+    /// The same from [`PUBLISH`], whether it is a duplicate, and whether something was written.
+    Scripted(&'a [u8], bool, bool),
+    Refused(RedisError),
+    Unclear,
+}
+
+impl<'a> From<&'a Value> for Answer<'a> {
+    fn from(reply: &'a Value) -> Self {
+        match reply {
+            Value::ServerError(error) => Answer::Refused(error.clone().into()),
+            Value::BulkString(place) => Answer::Stored(place),
+            Value::Array(parts) => match parts.as_slice() {
+                [
+                    Value::BulkString(place),
+                    Value::Int(duplicate),
+                    Value::Int(renewed),
+                ] => Answer::Scripted(place, *duplicate == 1, *renewed == 1),
+                _ => Answer::Unclear,
+            },
+            _ => Answer::Unclear,
+        }
+    }
+}
+
+impl<'a> From<Tokens<'a>> for Answer<'a> {
+    fn from(mut reply: Tokens<'a>) -> Self {
+        match reply.token() {
+            Ok(Token::Error(text)) => match server_error(text) {
+                BusError::Redis(error) => Answer::Refused(error),
+                _ => Answer::Unclear,
+            },
+            Ok(Token::Bulk(place)) => Answer::Stored(place),
+            Ok(Token::Array(3)) => match (reply.token(), reply.token(), reply.token()) {
+                (Ok(Token::Bulk(place)), Ok(Token::Int(duplicate)), Ok(Token::Int(renewed))) => {
+                    Answer::Scripted(place, duplicate == 1, renewed == 1)
+                }
+                _ => Answer::Unclear,
+            },
+            _ => Answer::Unclear,
+        }
+    }
+}
+
+impl Answer<'_> {
+    /// Where the event is, and whether what `WAIT` confirms next includes it.
+    pub fn published(self, id: &Option<String>) -> Result<(Published, bool), PublishError> {
+        let (place, duplicate, covered) = match self {
+            Answer::Stored(place) => (place, false, true),
+            Answer::Scripted(place, duplicate, renewed) => (place, duplicate, renewed),
+            Answer::Refused(error) => return Err(PublishError::after_sending(error, id)),
+            Answer::Unclear => return Err(unclear(id)),
+        };
         if let Some(entry) = EntryId::parse(place).filter(|_| place.contains(&b'-')) {
-            return Ok(Published::Stored { entry, duplicate });
+            return Ok((Published::Stored { entry, duplicate }, covered));
         }
         let due = std::str::from_utf8(place).ok().and_then(|p| p.parse().ok());
-        due.map(|due_ms| Published::Scheduled { due_ms, duplicate })
-            .ok_or_else(unclear)
-    };
-    match reply {
-        Value::ServerError(error) => Err(PublishError::after_sending(error.into(), id)),
-        Value::BulkString(place) => Ok((place_of(&place, false)?, true)),
-        Value::Array(parts) => match parts.as_slice() {
-            [
-                Value::BulkString(place),
-                Value::Int(duplicate),
-                Value::Int(renewed),
-            ] => Ok((place_of(place, *duplicate == 1)?, *renewed == 1)),
-            _ => Err(unclear()),
-        },
-        _ => Err(unclear()),
+        let due_ms = due.ok_or_else(|| unclear(id))?;
+        Ok((Published::Scheduled { due_ms, duplicate }, covered))
     }
+}
+
+fn unclear(id: &Option<String>) -> PublishError {
+    PublishError::no_answer(BusError::Reply { what: "publish" }, id)
 }
 
 /// Unix milliseconds by the local clock.

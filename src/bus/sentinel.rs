@@ -11,6 +11,7 @@
 
 use super::connect::tcp_settings;
 use super::error::BusError;
+use super::tls::Tls;
 use super::wire::{Peer, Token, Tokens, Wire};
 use crate::config::{Login, SentinelUrl};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -132,7 +133,8 @@ impl Route {
 /// The Sentinels of one primary.
 pub(super) struct Sentinels {
     service: String,
-    tls: bool,
+    encrypted: bool,
+    tls: Tls,
     login: RedisConnectionInfo,
     seats: Vec<(String, ConnectionInfo)>,
     generation: AtomicU64,
@@ -184,7 +186,7 @@ fn settings(login: &Login) -> RedisConnectionInfo {
 
 impl Sentinels {
     /// Those that the URL names; asks nobody yet.
-    pub fn new(url: &SentinelUrl) -> Result<Self, BusError> {
+    pub fn new(url: &SentinelUrl, tls: Tls) -> Result<Self, BusError> {
         let mut seats = Vec::with_capacity(url.sentinels.len());
         for (host, port) in &url.sentinels {
             let info = endpoint(url.tls, host, *port).into_connection_info()?;
@@ -193,7 +195,8 @@ impl Sentinels {
         }
         Ok(Self {
             service: url.service.clone(),
-            tls: url.tls,
+            encrypted: url.tls,
+            tls,
             login: settings(&url.nodes).set_db(url.db),
             asking: tokio::sync::Mutex::new(Asking {
                 wires: seats.iter().map(|_| None).collect(),
@@ -227,7 +230,7 @@ impl Sentinels {
         // Both under the lock: a move changes both.
         let generation = self.generation();
         let named = named.as_ref().ok_or(BusError::Moved)?;
-        let info = endpoint(self.tls, &named.host, named.port).into_connection_info()?;
+        let info = endpoint(self.encrypted, &named.host, named.port).into_connection_info()?;
         Ok(Primary {
             info: info
                 .set_redis_settings(self.login.clone())
@@ -296,7 +299,7 @@ impl Sentinels {
             return Ok(view);
         }
         // The limit of this whole try is shorter, and says more.
-        let mut wire = Wire::open_to(Peer::Sentinel, info, 2 * ASK).await?;
+        let mut wire = Wire::open_to(Peer::Sentinel, info, &self.tls, 2 * ASK).await?;
         let view = self.ask_on(&mut wire).await?;
         *kept = Some(wire);
         Ok(view)
@@ -401,7 +404,7 @@ mod tests {
 
     fn sentinels() -> Sentinels {
         let url = RedisUrl::new("redis+sentinel://a:1,b:1,c:1/bus");
-        Sentinels::new(&url.sentinels().unwrap().unwrap()).unwrap()
+        Sentinels::new(&url.sentinels().unwrap().unwrap(), Tls::default()).unwrap()
     }
 
     fn view(host: &str, epoch: u64) -> View {

@@ -2,6 +2,7 @@
 
 use super::connect::Connector;
 use super::error::BusError;
+use crate::config::Settings;
 use redis::aio::MultiplexedConnection;
 use redis::{ConnectionAddr, ConnectionInfo};
 use std::collections::HashMap;
@@ -23,6 +24,9 @@ const ASKED: [&str; 11] = [
     "timeout",
 ];
 
+/// Users of the server that are looked at.
+const USERS: usize = 200;
+
 /// What was found out about a server.
 #[derive(Clone, Debug, Default)]
 pub struct Server {
@@ -34,6 +38,8 @@ pub struct Server {
     pub anonymous: Option<bool>,
     /// Whether the user may delete everything; `None` if it may not ask.
     pub may_flush: Option<bool>,
+    /// Users who may settle events but not in a transaction; `None` if the user may not ask.
+    pub unfenced: Option<Vec<String>>,
     /// Who the user is.
     pub user: Option<String>,
     /// The server's clock minus the local one, in ms, and half of how long it took to ask.
@@ -50,8 +56,9 @@ impl Server {
     pub async fn look(
         connection: &mut MultiplexedConnection,
         connector: &Connector,
+        settings: &Settings,
     ) -> Result<Self, BusError> {
-        let target = connector.info().await?;
+        let target = connector.address().await?;
         let info = allowed(info(connection).await)?;
         let config = allowed(config(connection).await)?;
         let user = redis::cmd("ACL")
@@ -63,11 +70,13 @@ impl Server {
             Some(user) => allowed(may_flush(connection, user).await)?,
             None => None,
         };
+        let unfenced = allowed(unfenced(connection, settings).await)?;
         Ok(Self {
             info,
             config,
             anonymous: anonymous(target.clone()).await,
             may_flush,
+            unfenced,
             user,
             skew: allowed(skew(connection).await)?,
             in_the_clear: in_the_clear(target.addr()),
@@ -174,19 +183,56 @@ async fn config(
 
 /// Asks the server's ACL; nothing is deleted.
 async fn may_flush(connection: &mut MultiplexedConnection, user: &str) -> Result<bool, BusError> {
+    may(connection, user, &["FLUSHALL"]).await
+}
+
+/// Whether a user may run a command; it is not run.
+async fn may(
+    connection: &mut MultiplexedConnection,
+    user: &str,
+    words: &[&str],
+) -> Result<bool, BusError> {
     let answer: String = redis::cmd("ACL")
-        .arg("DRYRUN")
-        .arg(user)
-        .arg("FLUSHALL")
+        .arg(&["DRYRUN", user])
+        .arg(words)
         .query_async(connection)
         .await?;
     Ok(answer == "OK")
 }
 
+/// The users who may read and write as a worker does, but not begin or end a transaction, or not
+/// watch in it.
+async fn unfenced(
+    connection: &mut MultiplexedConnection,
+    settings: &Settings,
+) -> Result<Vec<String>, BusError> {
+    let users: Vec<String> = redis::cmd("ACL")
+        .arg("USERS")
+        .query_async(connection)
+        .await?;
+    let events = settings.keys()?.events("system", 0);
+    let group = settings.group.as_str();
+    let read = ["XREADGROUP", "GROUP", group, "c", "STREAMS", &events, ">"];
+    let write = ["XADD", &events, "*", "type", "a.b"];
+    let transaction: [&[&str]; 3] = [&["MULTI"], &["EXEC"], &["WATCH", &events]];
+    let mut unfenced = Vec::new();
+    for user in users.into_iter().take(USERS) {
+        if !may(connection, &user, &read).await? || !may(connection, &user, &write).await? {
+            continue;
+        }
+        for words in transaction {
+            if !may(connection, &user, words).await? {
+                unfenced.push(user);
+                break;
+            }
+        }
+    }
+    Ok(unfenced)
+}
+
 /// Tries to use the server without logging in.
-async fn anonymous(info: ConnectionInfo) -> Option<bool> {
-    let settings = redis::RedisConnectionInfo::default();
-    let client = redis::Client::open(info.set_redis_settings(settings)).ok()?;
+async fn anonymous(target: ConnectionInfo) -> Option<bool> {
+    let client = redis::Client::open(target).ok()?;
     let config = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(super::connect::CONNECT))
         .set_response_timeout(Some(super::connect::ANSWER));

@@ -1,5 +1,5 @@
-//! RESP by hand, for the two paths on which a general client costs more than the server does: reading
-//! a group and committing.
+//! RESP by hand, for the paths on which a general client costs more than the server does: reading a
+//! group, committing, publishing in pipelines.
 //!
 //! A [`Wire`] is one connection. Commands are written into one buffer and sent in one go; answers are
 //! walked where they arrived, without building values. Its holder sends, reads as many replies as
@@ -9,18 +9,18 @@ use super::connect::CONNECT;
 use super::digits::Digits;
 use super::error::{BusError, is_crowded, not_the_primary};
 use super::sentinel::Route;
+use super::tls::Tls;
+use futures_util::FutureExt;
 use redis::io::tcp::socket2::SockRef;
 use redis::{ConnectionAddr, ConnectionInfo, ErrorKind, RedisError, Value};
 use std::fmt;
 use std::io;
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 /// Bytes that one read from the socket asks for.
 const CHUNK: usize = 64 * 1024;
@@ -76,7 +76,8 @@ impl Commands {
         self.count == 0
     }
 
-    fn clear(&mut self) {
+    /// Forgets them.
+    pub fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(KEPT);
         self.count = 0;
@@ -270,17 +271,22 @@ impl Wire {
     ///
     /// # Errors
     /// `Redis`: no connection, refused credentials, or a replica.
-    pub async fn open(info: &ConnectionInfo, answer: Duration) -> Result<Self, BusError> {
-        Self::open_to(Peer::Primary, info, answer).await
+    pub async fn open(
+        info: &ConnectionInfo,
+        tls: &Tls,
+        answer: Duration,
+    ) -> Result<Self, BusError> {
+        Self::open_to(Peer::Primary, info, tls, answer).await
     }
 
     /// Connects and authenticates; asks who is there unless it is a Sentinel.
     pub(super) async fn open_to(
         peer: Peer,
         info: &ConnectionInfo,
+        tls: &Tls,
         answer: Duration,
     ) -> Result<Self, BusError> {
-        let stream = timeout(CONNECT, connect(info.addr()))
+        let stream = timeout(CONNECT, connect(info.addr(), tls))
             .await
             .map_err(|_| timed_out())??;
         let mut wire = Self {
@@ -346,6 +352,14 @@ impl Wire {
             .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
         commands.clear();
         Ok(written.map_err(RedisError::from)?)
+    }
+
+    /// Whether nothing has arrived that nobody asked for, nor the end of the connection: whoever kept
+    /// it idle may go on with it.
+    pub fn is_quiet(&mut self) -> bool {
+        let mut unasked = [0; 1];
+        let read = self.stream.read(&mut unasked);
+        self.begin == self.input.len() && read.now_or_never().is_none()
     }
 
     /// Sends one command; its reply.
@@ -432,7 +446,7 @@ fn timed_out() -> BusError {
     RedisError::from(io::Error::from(io::ErrorKind::TimedOut)).into()
 }
 
-async fn connect(address: &ConnectionAddr) -> Result<Box<dyn Stream>, BusError> {
+async fn connect(address: &ConnectionAddr, tls: &Tls) -> Result<Box<dyn Stream>, BusError> {
     Ok(match address {
         ConnectionAddr::Tcp(host, port) => Box::new(tcp(host, *port).await?),
         ConnectionAddr::TcpTls {
@@ -443,7 +457,7 @@ async fn connect(address: &ConnectionAddr) -> Result<Box<dyn Stream>, BusError> 
         } => {
             let name = ServerName::try_from(host.clone())
                 .map_err(|_| misconfigured(format!("{host:?} can not be the name of a server")))?;
-            let connector = TlsConnector::from(tls()?);
+            let connector = TlsConnector::from(tls.config()?);
             let stream = connector.connect(name, tcp(host, *port).await?).await;
             Box::new(stream.map_err(RedisError::from)?)
         }
@@ -464,28 +478,6 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, BusError> {
     let socket = SockRef::from(&stream);
     super::connect::tune(&socket).map_err(RedisError::from)?;
     Ok(stream)
-}
-
-/// Trusts what the system trusts; read once.
-fn tls() -> Result<Arc<ClientConfig>, BusError> {
-    static CONFIG: OnceLock<Arc<ClientConfig>> = OnceLock::new();
-    if let Some(config) = CONFIG.get() {
-        return Ok(config.clone());
-    }
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(found.certs);
-    if roots.is_empty() {
-        let why = found.errors.first().map(ToString::to_string);
-        return Err(misconfigured(format!(
-            "no certificate authority is known on this system{}",
-            why.map_or_else(String::new, |why| format!(": {why}"))
-        )));
-    }
-    let config = ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(CONFIG.get_or_init(|| Arc::new(config)).clone())
 }
 
 fn misconfigured(what: String) -> BusError {

@@ -138,7 +138,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             return Err(error.into());
         }
     };
-    let server = Server::look(&mut connection, &connector).await?;
+    let server = Server::look(&mut connection, &connector, &session.settings).await?;
     findings.extend(checks::server(&server, &session.settings));
     findings.extend(streams::streams(&session, &mut connection).await?);
     let count = |status| findings.iter().filter(|f| f.status == status).count();

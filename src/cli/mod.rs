@@ -262,7 +262,7 @@ impl Session {
     }
 
     fn connector(&self) -> anyhow::Result<Connector> {
-        Ok(Connector::new(&self.settings.redis_url, 2)?)
+        Ok(Connector::of(&self.settings, 2)?)
     }
 
     fn instances(&self) -> anyhow::Result<Instances> {

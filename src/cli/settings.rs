@@ -1,13 +1,14 @@
 //! Where the settings come from: defaults < file < environment < flags.
 
 use super::Misuse;
-use clap::Args;
+use clap::{Args, ValueHint};
 use convoke::config::{DatabaseUrl, RedisUrl, Settings};
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
 use std::env::{self, VarError};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// The settings that every command takes.
@@ -19,6 +20,18 @@ pub struct BusFlags {
     #[arg(long, global = true, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     redis_url: Option<String>,
+    /// A PEM file of authorities to trust, in the place of the system's
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_ca: Option<String>,
+    /// A PEM file of the certificate to show to the server
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_cert: Option<String>,
+    /// A PEM file of its private key
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls_key: Option<String>,
     /// The first part of every key [default: cb]
     #[arg(long, global = true, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -71,7 +84,11 @@ pub fn load(file: Option<&Path>, bus: &BusFlags, own: Dict) -> anyhow::Result<Se
     let defaults = flags(&Settings::default())?;
     let mut figment = Figment::new();
     if let Some(file) = file {
-        figment = figment.merge(from_file(file, &defaults)?);
+        let layer = from_file(file, &defaults)?;
+        if layer.has_password() {
+            warn_if_open(file, "holds a password");
+        }
+        figment = figment.merge(layer);
     }
     let mut given = flags(bus)?;
     given.extend(own);
@@ -87,7 +104,21 @@ pub fn load(file: Option<&Path>, bus: &BusFlags, own: Dict) -> anyhow::Result<Se
         let place = place(figment.find_metadata(error.setting), error.setting);
         Misuse::error(format_args!("{place}: {}", error.problem))
     })?;
+    if !settings.tls_key.is_empty() {
+        warn_if_open(Path::new(&settings.tls_key), "is a private key");
+    }
     Ok(settings)
+}
+
+/// Warns of a secret that everyone on this machine can read.
+fn warn_if_open(file: &Path, secret: &str) {
+    const OTHERS_READ: u32 = 0o004;
+    if std::fs::metadata(file).is_ok_and(|file| file.mode() & OTHERS_READ != 0) {
+        let file = file.display();
+        tracing::warn!(
+            "{file} {secret}, and everyone on this machine can read it: chmod 600 {file}"
+        );
+    }
 }
 
 /// Values from one source.
@@ -106,6 +137,12 @@ enum Source {
 impl Layer {
     fn new(source: Source, values: Dict) -> Self {
         Self { source, values }
+    }
+
+    fn has_password(&self) -> bool {
+        let text = |setting: &str| self.values.get(setting).and_then(Value::as_str);
+        text("redis_url").is_some_and(|url| RedisUrl::new(url).has_password())
+            || text("database_url").is_some_and(|url| DatabaseUrl::new(url).has_password())
     }
 }
 

@@ -4,6 +4,7 @@ use super::sentinel::SentinelUrl;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -59,6 +60,15 @@ impl RedisUrl {
                  redis+sentinel://host:26379,host:26379,host:26379/SERVICE"
             )),
         }
+    }
+
+    /// Whether the connection is one by TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        if let Some(sentinels) = self.sentinels() {
+            return sentinels.is_ok_and(|url| url.tls);
+        }
+        let parsed = redis::IntoConnectionInfo::into_connection_info(self.expose());
+        parsed.is_ok_and(|info| matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }))
     }
 }
 
@@ -230,8 +240,27 @@ fn without_secrets(url: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         }
         f.write_str("***@")?;
     }
-    f.write_str(shown)?;
+    let shown = without_odd_port(shown, url.contains('@'));
+    f.write_str(&shown)?;
     f.write_str(if asked { "?***" } else { "" })
+}
+
+/// A host whose port is none: what stands there may be the password of a URL without its `@`.
+fn without_odd_port(shown: &str, is_host: bool) -> Cow<'_, str> {
+    let begin = match shown.find("://") {
+        Some(scheme) => scheme + 3,
+        None if is_host => 0,
+        None => return shown.into(),
+    };
+    let end = shown[begin..]
+        .find('/')
+        .map_or(shown.len(), |at| begin + at);
+    match shown[begin..end].rsplit_once(':') {
+        Some((host, port)) if !port.bytes().all(|b| b.is_ascii_digit()) && !port.ends_with(']') => {
+            format!("{}{host}:***{}", &shown[..begin], &shown[end..]).into()
+        }
+        _ => shown.into(),
+    }
 }
 
 #[cfg(test)]
@@ -262,10 +291,20 @@ mod tests {
             assert!(!format!("{url} {url:?}").contains("s3cr"), "{url}");
             assert!(url.has_password(), "{url}");
         }
-        let shown = RedisUrl::new("rediss://user:s3cret@host:7/0").to_string();
-        assert_eq!(shown, "rediss://***@host:7/0");
-        let shown = RedisUrl::new("redis+sentinel://u:s3cret@a:1,b:2/bus/3?sentinel_user=u");
-        assert_eq!(shown.to_string(), "redis+sentinel://***@a:1,b:2/bus/3?***");
+        for (url, shown) in [
+            ("rediss://user:s3cret@host:7/0", "rediss://***@host:7/0"),
+            ("redis://:s3cret@host:s3cret/0", "redis://***@host:***/0"),
+            ("redis://host:s3cret", "redis://host:***"),
+            (
+                "redis+sentinel://u:s3cret@a:1,b:2/bus/3?sentinel_user=u",
+                "redis+sentinel://***@a:1,b:2/bus/3?***",
+            ),
+            ("redis://[::1]:7/0", "redis://[::1]:7/0"),
+            ("redis://[::1]/0", "redis://[::1]/0"),
+            ("unix:///run/a:b.sock", "unix:///run/a:b.sock"),
+        ] {
+            assert_eq!(RedisUrl::new(url).to_string(), shown);
+        }
         assert!(RedisUrl::new("redis://u:p@h").has_password());
         assert!(!RedisUrl::new("redis://u@h").has_password());
         assert!(!RedisUrl::default().has_password());

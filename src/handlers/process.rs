@@ -21,6 +21,14 @@ pub(super) fn shell(command: &str) -> Command {
     run
 }
 
+/// The same for a command that may hold a secret: everyone on this machine can read arguments, so it
+/// goes through the environment of `sh`, which drops it before it begins.
+pub(super) fn shell_unseen(command: &str) -> Command {
+    let mut run = shell("run=$CONVOKE_RUN; unset CONVOKE_RUN; eval \"$run\"");
+    run.env("CONVOKE_RUN", command);
+    run
+}
+
 /// A command's processes, by the id of their group; dropped, all of them are killed.
 #[derive(Debug)]
 pub(super) struct Group(pub Option<u32>);

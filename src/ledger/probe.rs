@@ -4,14 +4,20 @@ use super::database::{postgres_at, within};
 use super::error::LedgerError;
 use crate::config::DatabaseUrl;
 use sqlx::{PgPool, Row};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Connections: a check that hangs does not hold the next one up.
 const CONNECTIONS: u32 = 2;
 
-/// Asks a PostgreSQL server how it is. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Probe(PgPool);
+/// Asks a PostgreSQL server how it is.
+#[derive(Debug)]
+pub struct Probe {
+    url: DatabaseUrl,
+    /// Made at the first question: a pool needs a runtime, and a worker may be built before there is
+    /// one.
+    pool: OnceLock<PgPool>,
+}
 
 impl Probe {
     /// A probe of the server at `url`. Connects nothing yet.
@@ -19,7 +25,19 @@ impl Probe {
     /// # Errors
     /// [`LedgerError::Url`].
     pub fn new(url: &DatabaseUrl) -> Result<Self, LedgerError> {
-        Ok(Self(postgres_at(url, CONNECTIONS)?))
+        url.kind().map_err(LedgerError::Url)?;
+        Ok(Self {
+            url: url.clone(),
+            pool: OnceLock::new(),
+        })
+    }
+
+    fn pool(&self) -> Result<&PgPool, LedgerError> {
+        if let Some(pool) = self.pool.get() {
+            return Ok(pool);
+        }
+        let made = postgres_at(&self.url, CONNECTIONS)?;
+        Ok(self.pool.get_or_init(|| made))
     }
 
     /// How long a query takes, connecting included where that was needed.
@@ -28,7 +46,7 @@ impl Probe {
     /// No answer within the limit, or a server that takes no writes.
     pub async fn ask(&self, limit: Duration) -> Result<Duration, LedgerError> {
         let began = Instant::now();
-        let mut connection = within(limit, self.0.acquire()).await??;
+        let mut connection = within(limit, self.pool()?.acquire()).await??;
         let left = limit.saturating_sub(began.elapsed());
         let asked = sqlx::query("SELECT current_setting('transaction_read_only') = 'on'")
             .fetch_one(&mut *connection);

@@ -57,7 +57,7 @@ impl Relay {
     /// # Errors
     /// The URL or the names in the settings are none.
     pub fn new(database: Database, settings: &Settings) -> Result<Self, BusError> {
-        let connector = Connector::new(&settings.redis_url, POOL)?;
+        let connector = Connector::of(settings, POOL)?;
         let options = ClientOptions::from(settings);
         let client = Client::new(connector, settings.keys()?, options)?;
         Ok(Self { database, client })

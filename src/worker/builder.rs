@@ -122,7 +122,7 @@ impl Builder {
             keys::check_event_type(&handler.kind)?;
         }
         let keys = settings.keys()?;
-        let connector = Connector::new(&settings.redis_url, POOL)?;
+        let connector = Connector::of(&settings, POOL)?;
         let instances = Instances::new(connector.clone(), keys.clone());
         let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         states.insert(instances.clone());

@@ -44,7 +44,7 @@ impl Ledger {
             return Ok(None);
         }
         let keys = worker.process.keys.clone();
-        let connector = Connector::new(&settings.redis_url, POOL)?;
+        let connector = Connector::of(settings, POOL)?;
         let database = Database::new(&settings.database_url)?;
         let counts = Arc::<Counts>::default();
         let (sender, sources) = watch::channel(sources(&keys, &own, &[]));

@@ -26,7 +26,7 @@ use crate::bus::commit::Committer;
 use crate::bus::connect::reconnect_delay;
 use crate::bus::error::{BusError, Reaction};
 use crate::config::Settings;
-use crate::coordination::catalog::Catalog;
+use crate::coordination::catalog::{Catalog, Method};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
@@ -76,6 +76,19 @@ pub enum RunError {
     /// A lane ended by itself.
     #[error("a lane of the worker failed")]
     Lane,
+}
+
+impl RunError {
+    /// Whether it may come right by itself: the same again, later.
+    fn passes(&self) -> bool {
+        match self {
+            RunError::Bus(error) | RunError::Registration(CoordinationError::Bus(error)) => {
+                error.reaction() != Reaction::GiveUp
+            }
+            RunError::Registration(error) => matches!(error, CoordinationError::Contended { .. }),
+            _ => false,
+        }
+    }
 }
 
 /// How a worker ends.
@@ -159,9 +172,6 @@ impl Worker {
     async fn work(self, ending: Ending) -> Result<(), RunError> {
         // A worker runs once.
         self.process.draining.set(ending.drain.clone()).ok();
-        if !self.reach_redis(&ending.drain).await? {
-            return Ok(());
-        }
         let mut lanes = Lanes::new(
             &self.settings,
             &self.handlers,
@@ -169,34 +179,24 @@ impl Worker {
             &self.instances,
             &ending,
         )?;
-        // Before it is registered: whoever sees that it has a handler also sees what that one is.
         let methods = lanes.methods(self.settings.handler_timeout);
-        if let Err(error) = self.catalog.publish(&methods).await {
-            tracing::warn!(%error, "what the handlers are could not be published; trying again later");
-        }
         let registering = self.registering(&lanes);
-        // What an older process of this id was at when it died would run here again, and kill this
-        // one too if that was why.
-        let left = self.tasks.release(self.id()).await;
-        if left.map_err(RunError::Registration)? > 0 {
-            tracing::warn!(
-                instance = self.id(),
-                "an older process of this id left tasks behind: they were assigned again"
-            );
-        }
-        let registered = self
-            .instances
-            .register(&registering)
-            .await
-            .map_err(RunError::Registration)?;
-        if !registered.new {
-            tracing::warn!(
-                instance = self.id(),
-                "an instance of this id was alive already: this one takes its place"
-            );
-        }
-        let Registered { incarnation, .. } = registered;
-        let running = lanes.start().await?;
+        let mut failures = 0;
+        let (incarnation, running) = loop {
+            match self.begin(&mut lanes, &registering, &methods).await {
+                Ok(begun) => break begun,
+                Err(error) if !error.passes() => return Err(error),
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::warn!(redis = %self.settings.redis_url, %error, "redis can not be reached; trying again");
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                        () = ending.drain.cancelled() => return Ok(()),
+                    }
+                }
+            }
+        };
         let reporter = Arc::new(Reporter::new(&lanes));
         // The process, which the reporter holds on to, holds this one.
         let own = Arc::downgrade(&reporter);
@@ -227,24 +227,38 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits for a server that can be used; false if it was told to end before.
-    async fn reach_redis(&self, drain: &CancellationToken) -> Result<bool, RunError> {
-        let mut failures = 0;
-        loop {
-            match self.process.connector.check_version().await {
-                Ok(()) => return Ok(true),
-                Err(error) if error.reaction() == Reaction::GiveUp => return Err(error.into()),
-                Err(error) => {
-                    if failures == 0 {
-                        tracing::warn!(redis = %self.settings.redis_url, %error, "redis can not be reached; trying again");
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
-                        () = drain.cancelled() => return Ok(false),
-                    }
-                }
-            }
+    /// Joins registry and bus, as which incarnation; can be repeated.
+    async fn begin(
+        &self,
+        lanes: &mut Lanes,
+        registering: &Registering,
+        methods: &[(String, Method)],
+    ) -> Result<(u64, Running), RunError> {
+        self.process.connector.check_version().await?;
+        // Before it is registered: whoever sees that it has a handler also sees what that one is.
+        if let Err(error) = self.catalog.publish(methods).await {
+            tracing::warn!(%error, "what the handlers are could not be published; trying again later");
         }
+        // What an older process of this id was at when it died would run here again, and kill this
+        // one too if that was why.
+        let left = self.tasks.release(self.id()).await;
+        if left.map_err(RunError::Registration)? > 0 {
+            tracing::warn!(
+                instance = self.id(),
+                "an older process of this id left tasks behind: they were assigned again"
+            );
+        }
+        let registered = self.instances.register(registering).await;
+        let Registered {
+            incarnation, new, ..
+        } = registered.map_err(RunError::Registration)?;
+        if !new {
+            tracing::warn!(
+                instance = self.id(),
+                "an instance of this id was alive already: this one takes its place"
+            );
+        }
+        Ok((incarnation, lanes.start().await?))
     }
 
     fn registering(&self, lanes: &Lanes) -> Registering {

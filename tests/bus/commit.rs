@@ -1,7 +1,8 @@
 //! The fenced commit: an outcome takes effect once and whole, or not at all.
 
-use crate::proxy::Proxy;
 use crate::setup::{Bus, NEXT, REPLY, text};
+use crate::support::proxy::{Cut, Proxy};
+use crate::support::users;
 use convoke::bus::commit::End;
 use convoke::bus::dead::DeadLetter;
 use std::time::Duration;
@@ -13,6 +14,7 @@ async fn a_batch_is_replied_published_and_acknowledged_in_one_transaction() {
     committer.start().await.unwrap();
     bus.add(3).await;
     let held = bus.deliver("w-1", &committer.claims(), 10).await;
+    let before = bus.calls("exec").await;
     let report = committer
         .commit(held.iter().map(|h| h.done()).collect())
         .await;
@@ -27,7 +29,7 @@ async fn a_batch_is_replied_published_and_acknowledged_in_one_transaction() {
     assert_eq!(text(reply, "source"), "w-1");
     assert_eq!(reply["data"], [0xc0]);
     assert_eq!(
-        (bus.calls("exec").await, bus.calls("evalsha").await),
+        (bus.calls("exec").await - before, bus.calls("evalsha").await),
         (1, 0)
     );
 }
@@ -130,7 +132,7 @@ async fn after_a_flush_nothing_old_is_committed_and_new_entries_are() {
 async fn a_commit_whose_answer_is_lost_is_not_written_twice() {
     let mut bus = Bus::start().await;
     let proxy = Proxy::to(bus.redis.port()).await;
-    let mut committer = bus.committer_at(&proxy.url_for(crate::support::users::WORKER), "w-1");
+    let mut committer = bus.committer_at(&proxy.url_for(users::WORKER), "w-1");
     committer.start().await.unwrap();
     bus.add(4).await;
     let held = bus.deliver("w-1", &committer.claims(), 3).await;
@@ -151,6 +153,27 @@ async fn a_commit_whose_answer_is_lost_is_not_written_twice() {
     assert!(proxy.has_cut());
     assert_eq!(bus.replied().await.len(), 4);
     assert!(bus.pending().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_reply_stream_expires_though_the_answer_of_the_commit_that_made_it_is_lost() {
+    let mut bus = Bus::start().await;
+    let proxy = Proxy::to(bus.redis.port()).await;
+    let mut committer = bus.committer_at(&proxy.url_for(users::WORKER), "w-1");
+    committer.start().await.unwrap();
+    for lost in [0, 1] {
+        bus.run(&format!("DEL {REPLY}")).await;
+        bus.add(1).await;
+        let held = bus.deliver("w-1", &committer.claims(), 1).await;
+        // The slow way.
+        bus.run(&format!("INCR {}", bus.claims("w-1"))).await;
+        proxy.cut(Cut::After, Some("EVALSHA"), lost);
+        committer.commit(vec![held[0].done()]).await;
+        assert!(proxy.has_cut());
+        assert_eq!(bus.replied().await.len(), 1);
+        let ttl: i64 = bus.ask(&format!("PTTL {REPLY}")).await;
+        assert!((1..=600_000).contains(&ttl), "{ttl}");
+    }
 }
 
 #[tokio::test]
@@ -293,6 +316,19 @@ async fn what_was_executed_is_committed_although_the_counters_can_not_be_read_ag
     assert_eq!((report.committed, report.fenced), (1, 0), "{report:?}");
     assert_eq!(bus.replied().await, ["e0"]);
     assert!(bus.pending().await.is_empty());
+}
+
+/// Else the server would run the commands of a commit one by one, with no fence around them.
+#[tokio::test]
+async fn a_committer_that_may_not_begin_a_transaction_does_not_start() {
+    for (command, code) in [("multi", "NOPERM"), ("exec", "EXECABORT")] {
+        let mut bus = Bus::start().await;
+        bus.redis.expect_refusals();
+        let deny = format!("ACL SETUSER convoke-worker -{command}");
+        bus.run(&deny).await;
+        let refused = bus.committer("w-1").start().await.unwrap_err();
+        assert_eq!(refused.code(), Some(code), "{command}");
+    }
 }
 
 #[tokio::test]

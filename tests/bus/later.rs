@@ -2,7 +2,7 @@
 
 use crate::publish::{client, event};
 use crate::setup::{Bus, connector, text};
-use convoke::bus::delay::{Promoted, encode_member, promote};
+use convoke::bus::delay::{Promoted, due_by, encode_member, promote};
 use convoke::bus::event::{Event, Limits};
 use std::time::Duration;
 
@@ -190,4 +190,21 @@ async fn equal_events_do_not_merge() {
     client.publish(&later).await.unwrap();
     client.publish(&later).await.unwrap();
     assert_eq!(run(&mut bus, 10).await.moved, 2);
+}
+
+#[tokio::test]
+async fn a_look_tells_which_queues_hold_what_is_due_by_then() {
+    let mut bus = Bus::start().await;
+    bus.run("SET cb:delayed:odd text").await;
+    bus.run("ZADD cb:delayed:late 5000 x").await;
+    put_event(&mut bus, 4999, "e0").await;
+    put_event(&mut bus, 9000, "e1").await;
+    let routes = ["image", "none", "odd", "late"].map(|domain| bus.keys.route(domain, 0));
+    let routes: Vec<_> = routes.iter().collect();
+    let (due, now) = due_by(&mut bus.connection, &routes, 4999).await.unwrap();
+    assert_eq!(due, [true, false, false, false]);
+    let (due, _) = due_by(&mut bus.connection, &routes, 5000).await.unwrap();
+    assert_eq!(due, [true, false, false, true]);
+    let server: (u64, u64) = bus.ask("TIME").await;
+    assert!((server.0 * 1000 - 60_000..=server.0 * 1000 + 999).contains(&now));
 }

@@ -9,7 +9,7 @@ mod commit_one;
 mod history;
 mod later;
 mod outage;
-mod proxy;
+mod pool;
 mod publish;
 mod replay;
 mod request;

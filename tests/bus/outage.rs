@@ -1,8 +1,8 @@
 //! Publishing while the server fails over, stands still, restarts, or the wire is cut.
 
-use crate::proxy::Proxy;
 use crate::publish::{client, client_at, code, event, is_unknown, options};
 use crate::setup::{Bus, durable, text};
+use crate::support::proxy::Proxy;
 use crate::support::{Redis, signal, users};
 use convoke::bus::client::ClientOptions;
 use convoke::bus::keys::Keys;
@@ -56,6 +56,8 @@ async fn a_lost_answer_is_unknown_and_with_dedup_the_client_repeats_it_by_itself
         client.publish(&Outgoing::bare("text.made")).await.unwrap();
     }
     let twice = [event("many-1"), event("many-2").dedup(true)];
+    // The answer to be lost is the events', not one to connecting.
+    client.publish_many(&[Outgoing::bare("text.made")]).await;
     proxy.cut_next_answer();
     assert!(client.publish_many(&twice).await.iter().all(is_unknown));
     let patient = client_at(
@@ -78,6 +80,22 @@ async fn a_lost_answer_is_unknown_and_with_dedup_the_client_repeats_it_by_itself
             "again", "first", "many-1", "many-2", "once", "plain", "warm"
         ]
     );
+}
+
+#[tokio::test]
+async fn a_connection_that_was_closed_while_it_idled_makes_nothing_unknown() {
+    let mut bus = Bus::start().await;
+    let client = client(&bus);
+    for round in 0..3 {
+        let two = [event(&format!("a{round}")), event(&format!("b{round}"))];
+        for outcome in client.publish_many(&two).await {
+            outcome.unwrap();
+        }
+        bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
+        // By now the end of the other connections has arrived as well.
+        bus.run("PING").await;
+    }
+    assert_eq!(bus.entries(STREAM).await.len(), 6);
 }
 
 #[tokio::test]

@@ -94,7 +94,7 @@ async fn without_an_answer_a_request_times_out_and_a_late_one_reaches_nobody_els
     let mut bus = Bus::start().await;
     let client = client(&bus);
     let event = Outgoing::new("image.echo", &1).id("r-1");
-    let short = Duration::from_millis(50);
+    let short = Duration::from_millis(500);
     match client.request(event, short).await {
         Err(RequestError::TimedOut { id }) => assert_eq!(id, "r-1"),
         other => panic!("{other:?}"),

@@ -88,7 +88,7 @@ fn the_default_is_told_as_a_stable_contract_and_leaves_nothing_behind() {
             let mut expected = vec!["side", "median", "min", "max"];
             expected.extend(times.then_some("p99"));
             expected.extend(["client_cpu_s", "server_cpu_s", "commands", "rss_kib"]);
-            expected.push("rss_growth_kib");
+            expected.extend(["rss_growth_kib", "server_kib", "server_growth_kib"]);
             assert_eq!(names(side), expected, "{figure}");
             let number = |name: &str| side[name].as_f64().unwrap();
             assert!(

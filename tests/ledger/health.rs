@@ -182,7 +182,7 @@ async fn mcp_is_up_frozen_killed_and_up_again_and_ends_with_the_worker() {
     let rig = Rig::new(Store::file()).await;
     let note = Note::new("server");
     let command = note.command(&server);
-    let asking = Asking::start(&rig, |settings| settings.mcp_server = command);
+    let asking = Asking::start(&rig, |settings| settings.mcp_server = command.into());
     let health = asking.until("mcp", "up").await;
     assert_eq!(health["status"], "healthy");
     assert!(health["services"]["mcp"]["latency_ms"].as_f64().unwrap() > 0.0);
@@ -230,7 +230,7 @@ async fn a_command_that_is_no_mcp_server_is_down_and_started_ever_less_often() {
     let rig = Rig::new(Store::file()).await;
     let note = Note::new("count");
     let command = format!("echo x >> '{}'; exit 1", note.0.display());
-    let asking = Asking::start(&rig, |settings| settings.mcp_server = command);
+    let asking = Asking::start(&rig, |settings| settings.mcp_server = command.into());
     let health = asking.until("mcp", "down").await;
     assert!(health["services"]["mcp"]["error"].is_string(), "{health}");
     let began = Instant::now();
@@ -246,4 +246,14 @@ async fn a_command_that_is_no_mcp_server_is_down_and_started_ever_less_often() {
         "{starts} starts in {checks} checks"
     );
     asking.stop().await;
+}
+
+/// As the command does it.
+#[test]
+fn a_worker_with_a_server_as_its_database_is_built_before_there_is_a_runtime() {
+    let settings = convoke::config::Settings {
+        database_url: convoke::config::DatabaseUrl::new("postgres://127.0.0.1:1/none"),
+        ..Default::default()
+    };
+    assert!(Worker::builder().settings(settings).build().is_ok());
 }

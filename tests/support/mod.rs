@@ -9,8 +9,10 @@ pub mod ballots;
 pub mod fleet;
 pub mod mcp;
 pub mod postgres;
+pub mod proxy;
 pub mod sentinel;
 pub mod store;
+pub mod torture;
 pub mod users;
 
 use std::collections::HashMap;
@@ -171,6 +173,11 @@ impl Redis {
     /// The port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Where its files are.
+    pub fn dir(&self) -> &std::path::Path {
+        &self.dir
     }
 
     /// The process id.

@@ -1,4 +1,4 @@
-//! A thousand ballots with five voters each, over several connections at once; every history of calls
+//! Ballots with five voters each, over several connections at once; every history of calls
 //! must have an order that the model allows.
 
 #![allow(clippy::unwrap_used)]
@@ -16,10 +16,9 @@ use convoke::coordination::instances::Instances;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use support::Redis;
 use support::ballots::{self, Call, Claim, HOLDERS, Op, World};
+use support::{Redis, torture};
 
-const BALLOTS: u32 = 1000;
 /// Processes, as it were: each with connections of its own.
 const SITES: usize = 6;
 /// Calls of each.
@@ -29,24 +28,24 @@ const AT_ONCE: u32 = 4;
 
 /// What one site does: its own vote, repeated; others' votes, forged; strangers'; changed minds;
 /// instances that come and go.
-fn next(site: u8) -> Op {
-    let voter = match fastrand::u8(..10) {
+fn next(site: u8, dice: &mut fastrand::Rng) -> Op {
+    let voter = match dice.u8(..10) {
         0 => HOLDERS,
         1 => HOLDERS + 1,
-        2 | 3 => fastrand::u8(..HOLDERS),
+        2 | 3 => dice.u8(..HOLDERS),
         _ => site % HOLDERS,
     };
-    let claim = match fastrand::u8(..8) {
+    let claim = match dice.u8(..8) {
         0 => Claim::Other,
         1..4 => Claim::Nothing,
         _ => Claim::Role,
     };
     let favourite = 1 + u8::from(site > 2);
-    let value = match fastrand::u8(..4) {
-        0 => fastrand::u8(1..4),
+    let value = match dice.u8(..4) {
+        0 => dice.u8(1..4),
         _ => favourite,
     };
-    match fastrand::u8(..12) {
+    match dice.u8(..12) {
         0 => Op::Join(voter),
         1 => Op::Leave(voter),
         _ => Op::Vote {
@@ -84,15 +83,16 @@ async fn one(connectors: Arc<Vec<Connector>>, url: String, number: u32) -> (usiz
             let (instances, all_ballots) = here(site);
             let time = time.clone();
             tokio::spawn(async move {
+                let mut dice = torture::dice(&format!("ballot {number} {site}"));
                 let mut calls = Vec::new();
                 for _ in 0..CALLS {
-                    let op = next(site as u8);
+                    let op = next(site as u8, &mut dice);
                     let began = time.fetch_add(1, Ordering::SeqCst);
                     let done = ballots::perform(&instances, &all_ballots, op);
                     // Some callers do not wait for the answer; then nobody knows what it was.
                     let limit = match op {
-                        Op::Vote { .. } if fastrand::u8(..12) == 0 => {
-                            Duration::from_micros(fastrand::u64(..500))
+                        Op::Vote { .. } if dice.u8(..12) == 0 => {
+                            Duration::from_micros(dice.u64(..500))
                         }
                         _ => Duration::from_secs(600),
                     };
@@ -104,7 +104,7 @@ async fn one(connectors: Arc<Vec<Connector>>, url: String, number: u32) -> (usiz
                         began,
                         answered,
                     });
-                    if fastrand::bool() {
+                    if dice.bool() {
                         tokio::task::yield_now().await;
                     }
                 }
@@ -209,7 +209,8 @@ async fn a_thousand_ballots_have_histories_that_one_vote_at_a_time_explains() {
     let connectors = Arc::new(connectors);
     let (mut calls, mut unknown) = (0, 0);
     let mut ended = std::collections::BTreeMap::new();
-    for first in (0..BALLOTS).step_by(AT_ONCE as usize) {
+    let count = torture::size("TORTURE_BALLOTS", 1000, 10_000) as u32;
+    for first in (0..count).step_by(AT_ONCE as usize) {
         let some: Vec<_> = (first..first + AT_ONCE)
             .map(|number| tokio::spawn(one(connectors.clone(), redis.admin_url(), number)))
             .collect();
@@ -220,8 +221,13 @@ async fn a_thousand_ballots_have_histories_that_one_vote_at_a_time_explains() {
             *ended.entry(status.as_str()).or_insert(0) += 1;
         }
     }
-    println!("{BALLOTS} ballots, {calls} calls, {unknown} of them without an answer: {ended:?}");
     assert!(ended["decided"] > 0 && ended["deadlocked"] > 0, "{ended:?}");
+    torture::Report::default()
+        .event(count.into(), "ballots, each history linearizable")
+        .event(calls as u64, "calls of ballots")
+        .event(unknown as u64, "of them without an answer")
+        .note(format!("ballots ended {ended:?}"))
+        .tell("ballots");
 }
 
 #[test]

@@ -1,5 +1,4 @@
-//! Databases and workers that are killed under load. `CONVOKE_TORTURE_KILLS` sets how often
-//! (default 25 for each database), `CONVOKE_TORTURE_FACTS` how large the backlog is.
+//! Databases and workers that are killed under load.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -22,16 +21,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use support::Redis;
 use support::fleet::{self, Fleet, Work};
 use support::store::Store;
+use support::{Redis, torture};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-fn setting(name: &str, default: u64) -> u64 {
-    let set = std::env::var(name).ok().and_then(|text| text.parse().ok());
-    set.unwrap_or(default)
-}
 
 #[test]
 fn a_worker_process() {
@@ -140,7 +134,8 @@ async fn length(redis: &Redis, stream: &str) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
-    let kills = setting("CONVOKE_TORTURE_KILLS", 25);
+    let kills = torture::size("TORTURE_LEDGER_KILLS", 25, 250);
+    fastrand::seed(torture::seed());
     for mut store in Store::both() {
         store.database().migrate().await.unwrap();
         store.run("CREATE TABLE effects (event text)").await;
@@ -177,12 +172,16 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         assert_eq!(effects.len() as u64, events, "an effect for each event");
         assert_eq!(length(&redis, "cb:dead:account").await, 0);
         let database = store.database();
-        println!(
-            "{}: {of_database} kills of the database, {} of workers, {events} events in {:.0} s, rows per event exactly 1",
-            database.kind(),
-            kills - of_database,
-            began.elapsed().as_secs_f64()
-        );
+        torture::Report::default()
+            .fault(of_database, "kills of the ledger's database")
+            .fault(kills - of_database, "kills of workers with a ledger")
+            .event(events, "effects in the ledger, one row each")
+            .note(format!(
+                "{}: kills took {:.0} s",
+                database.kind(),
+                began.elapsed().as_secs_f64()
+            ))
+            .tell(database.kind());
     }
 }
 
@@ -226,7 +225,8 @@ async fn entries(redis: &Redis, stream: &str) -> BTreeSet<(String, String)> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_ledger_is_complete_after_outages_and_no_worker_stopped() {
-    let outages = setting("CONVOKE_TORTURE_KILLS", 20);
+    let outages = torture::size("TORTURE_LEDGER_OUTAGES", 10, 50);
+    fastrand::seed(torture::seed());
     for mut store in Store::both() {
         let redis = Redis::start();
         let mut fleet = Fleet::with_database(&redis, 2, &store.url());
@@ -281,11 +281,10 @@ async fn the_ledger_is_complete_after_outages_and_no_worker_stopped() {
         let unique: BTreeSet<_> = written.iter().collect();
         assert_eq!(unique.len(), written.len(), "each fact once");
         fleet.drain();
-        println!(
-            "{}: {outages} outages, {} facts, each once",
-            database.kind(),
-            happened.len()
-        );
+        torture::Report::default()
+            .fault(outages, "outages of the ledger")
+            .event(happened.len() as u64, "facts in the ledger, once each")
+            .tell(database.kind());
     }
 }
 
@@ -297,7 +296,7 @@ fn resident_mib() -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backlog_is_caught_up_with_bounded_memory() {
-    let facts = setting("CONVOKE_TORTURE_FACTS", 20_000);
+    let facts = torture::size("TORTURE_LEDGER_FACTS", 20_000, 100_000);
     for store in Store::both() {
         let redis = Redis::start();
         let mut connection = redis.connection().await;

@@ -13,9 +13,8 @@ use redis::Connection;
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
 use std::time::Duration;
-use support::{Redis, users};
+use support::{Redis, torture, users};
 
-const KILLS: u32 = 20;
 const EVENTS: &str = "cb:events:load";
 const DEAD: &str = "cb:dead:load";
 
@@ -66,11 +65,11 @@ fn length(connection: &mut Connection, key: &str) -> u64 {
 
 /// Runs the replay, killing it at random moments: mostly after it began to move entries, sometimes
 /// before; then to its end.
-fn killed_at_random(redis: &Redis, args: &[&str], mut check: impl FnMut(bool)) -> u32 {
-    fastrand::seed(7);
+fn killed_at_random(redis: &Redis, kills: u64, args: &[&str], mut check: impl FnMut(bool)) -> u64 {
+    fastrand::seed(torture::seed());
     let mut connection = redis.connect();
     let mut killed = 0;
-    for round in 0..KILLS {
+    for round in 0..kills {
         let before = length(&mut connection, EVENTS);
         let mut child = convoke(redis).args(args).spawn().expect("it starts");
         if round % 4 != 0 {
@@ -121,10 +120,11 @@ fn told(connection: &mut Connection) -> u64 {
 
 #[test]
 fn dead_letters_are_back_once_or_still_dead() {
-    const COUNT: u64 = 10_000;
+    let kills = torture::size("TORTURE_REPLAY_KILLS", 20, 40);
+    let count = torture::size("TORTURE_LETTERS", 10_000, 10_000);
     let redis = Redis::start();
     let mut connection = redis.connect();
-    for chunk in 0..COUNT / 1000 {
+    for chunk in 0..count / 1000 {
         let mut pipe = redis::pipe();
         for n in chunk * 1000..(chunk + 1) * 1000 {
             pipe.cmd("XADD")
@@ -136,35 +136,37 @@ fn dead_letters_are_back_once_or_still_dead() {
         }
         pipe.query::<()>(&mut connection).expect("buried");
     }
-    let (mut seen, mut moved_between) = (0, 0);
+    let (mut seen, mut moved_between) = (0, 0u64);
     let args = ["replay", "dead", "load", "--yes", "--rate=4000"];
-    let killed = killed_at_random(&redis, &args, |last| {
+    let killed = killed_at_random(&redis, kills, &args, |last| {
         let mut all = numbers(&mut connection, EVENTS);
         let back = all.len() as u64;
-        for (n, count) in numbers(&mut connection, DEAD) {
-            *all.entry(n).or_default() += count;
+        for (n, times) in numbers(&mut connection, DEAD) {
+            *all.entry(n).or_default() += times;
         }
-        assert_eq!(all.len() as u64, COUNT, "lost");
-        assert!(all.values().all(|count| *count == 1), "doubled");
-        moved_between += u32::from(back > seen && back < COUNT);
+        assert_eq!(all.len() as u64, count, "lost");
+        assert!(all.values().all(|times| *times == 1), "doubled");
+        moved_between += u64::from(back > seen && back < count);
         seen = back;
-        assert!(!last || back == COUNT);
+        assert!(!last || back == count);
     });
     assert_eq!(
         (
             length(&mut connection, DEAD),
             length(&mut connection, EVENTS)
         ),
-        (0, COUNT)
+        (0, count)
     );
-    assert_eq!(told(&mut connection), COUNT, "each step is told once");
+    assert_eq!(told(&mut connection), count, "each step is told once");
     assert!(
-        moved_between >= 10,
+        moved_between >= kills / 2,
         "the kills must hit it at work: {moved_between}"
     );
-    println!(
-        "{killed} kills, {moved_between} of them in the middle: {COUNT} events back, none lost, none doubled"
-    );
+    torture::Report::default()
+        .fault(killed, "kills of the replayer")
+        .fault(moved_between, "of them while it moved letters")
+        .event(count, "dead letters replayed once")
+        .tell("replay");
 }
 
 /// So many entries on the stream, delivered to an instance that is gone.
@@ -205,7 +207,8 @@ fn pending_entries_have_one_copy_or_are_still_pending() {
     let mut connection = redis.connect();
     delivered(&mut connection, COUNT);
     let args = ["replay", "pending", "load", "--yes", "--rate=1500"];
-    killed_at_random(&redis, &args, |last| {
+    let kills = torture::size("TORTURE_REPLAY_KILLS", 20, 40) / 2;
+    killed_at_random(&redis, kills, &args, |last| {
         let (pending,): (u64,) = redis::pipe()
             .cmd("EVAL")
             .arg("return redis.call('XPENDING', KEYS[1], 'workers')[1]")
@@ -250,7 +253,8 @@ fn a_range_has_one_copy_of_each() {
         .expect("finished");
     let until = format!("--until={}", ids[ids.len() - 1]);
     let args = ["replay", "range", "load", &until, "--yes", "--rate=1500"];
-    killed_at_random(&redis, &args, |last| {
+    let kills = torture::size("TORTURE_REPLAY_KILLS", 20, 40) / 2;
+    killed_at_random(&redis, kills, &args, |last| {
         let copies = numbers(&mut connection, EVENTS);
         assert!(
             copies.values().all(|count| matches!(count, 1 | 2)),

@@ -49,7 +49,7 @@ async fn what_is_connected_to_a_demoted_primary_is_never_used_again() {
     promoted.run("REPLICAOF NO ONE");
     demoted.run("REPLICAOF 127.0.0.1 1");
     for _ in 0..8 {
-        let refused = connector.pooled().await.err().expect("nothing to hand out");
+        let refused = connector.pooled().await.expect_err("nothing to hand out");
         assert_eq!(refused.reaction(), Reaction::Reconnect, "{refused}");
     }
     demoted.run("CONFIG SET replica-serve-stale-data no");

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 use support::fleet::{self, Fleet, TTL, tally};
-use support::{Redis, signal, until};
+use support::{Redis, signal, torture, until};
 use tokio_util::sync::CancellationToken;
 
 /// Of the first ten workers.
@@ -25,11 +25,6 @@ const TASK_MS: u64 = 150;
 #[test]
 fn a_worker_process() {
     fleet::worker_process(|worker| worker.handler("load.work", fleet::work));
-}
-
-fn times(name: &str, default: u64) -> u64 {
-    let set = std::env::var(name).ok();
-    set.and_then(|text| text.parse().ok()).unwrap_or(default)
 }
 
 fn rules(redis: &Redis) -> (Instances, Tasks) {
@@ -101,7 +96,7 @@ async fn load_stays_in_proportion_to_capacity() {
         }
     }
     // As many end at random as come.
-    fastrand::seed(times("TORTURE_SEED", 0));
+    fastrand::seed(torture::seed());
     let mut held: Vec<String> = (1..=total / 2).map(|count| format!("t-{count}")).collect();
     for round in 0..30 {
         let burst = fastrand::usize(1..150);
@@ -165,13 +160,12 @@ async fn watch(
     (looks, f64::from(held_sum) / f64::from(room_sum.max(1)))
 }
 
-/// `TORTURE_TASKS`, `TORTURE_KILLS` and `TORTURE_STOPS` say how many; the seed is printed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_task_is_completed_once_however_workers_die_stand_still_and_join() {
-    let count = times("TORTURE_TASKS", 10_000);
-    let (kills, stops) = (times("TORTURE_KILLS", 20), times("TORTURE_STOPS", 5));
-    let seed = times("TORTURE_SEED", 0);
-    fastrand::seed(seed);
+    let count = torture::size("TORTURE_TASKS", 4000, 10_000);
+    let kills = torture::size("TORTURE_TASK_KILLS", 10, 40);
+    let stops = torture::size("TORTURE_TASK_STOPS", 4, 20);
+    fastrand::seed(torture::seed());
     let redis = Redis::start();
     let (_, tasks) = rules(&redis);
     for number in 0..count {
@@ -271,11 +265,16 @@ async fn each_task_is_completed_once_however_workers_die_stand_still_and_join() 
     assert!(given >= count);
 
     fleet.drain();
-    println!(
-        "faults: {kills} kills, {stops} stops past the lease, {joined} joined; tasks: {count} in {:.1} s, \
-         {among} of them among the faults, {given} assignments, 0 lost, 0 completed twice; nobody \
-         above capacity at {looks} looks, the five left alone {:.1} % full while tasks waited; seed {seed}",
-        took.as_secs_f64(),
-        100.0 * full
-    );
+    torture::Report::default()
+        .fault(kills, "kills of workers with tasks")
+        .fault(stops, "stops of workers with tasks")
+        .event(count, "tasks completed once each")
+        .event(among, "of them among the faults")
+        .event(given, "assignments")
+        .note(format!(
+            "tasks took {:.1} s; {joined} workers joined; nobody above capacity at {looks} looks, the five left alone {:.1} % full while tasks waited",
+            took.as_secs_f64(),
+            100.0 * full
+        ))
+        .tell("tasks");
 }

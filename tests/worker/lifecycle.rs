@@ -1,8 +1,10 @@
 //! Registration, system events, drain, repair.
 
 use crate::rig::Rig;
-use crate::support::until;
+use crate::support::proxy::{Cut, Proxy};
+use crate::support::{until, users};
 use convoke::bus::publish::Outgoing;
+use convoke::config::RedisUrl;
 use convoke::error::Code;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
@@ -362,4 +364,27 @@ async fn what_a_handler_publishes_carries_the_trace_on() {
     assert_eq!(carried[..36], parent[..36]);
     assert_ne!(carried, parent);
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_redis_does_not_answer_while_it_starts_tries_again() {
+    let rig = Rig::new().await;
+    for command in ["EVALSHA", "WATCH"] {
+        let proxy = Proxy::to(rig.redis.port()).await;
+        proxy.cut(Cut::Before, Some(command), 5);
+        let mut settings = rig.settings();
+        settings.redis_url = RedisUrl::new(proxy.url_for(users::WORKER));
+        let builder = Worker::builder().settings(settings);
+        let worker = rig.start(builder.handler("text.echo", echo));
+        assert_eq!(
+            rig.ask("text.echo", &"a")
+                .await
+                .unwrap()
+                .decode::<String>()
+                .unwrap(),
+            "a"
+        );
+        assert!(proxy.has_cut());
+        worker.stop().await;
+    }
 }

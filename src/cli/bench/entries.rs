@@ -6,11 +6,11 @@ use super::rig::{BARE, RAW, Rig, WORKER};
 use crate::cli::output::count;
 
 pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
-    let lengths: &[u64] = if rig.plan.quick {
-        &[500, 5000]
-    } else {
-        &[10_000, 100_000, 1_000_000]
+    let mut lengths = match rig.plan.quick {
+        true => vec![500, 5000],
+        false => vec![10_000, 100_000, 1_000_000],
     };
+    lengths.extend((rig.plan.events > 1_000_000).then_some(rig.plan.events));
     let load = rig.load(1, None);
     let drain = Drain {
         load: &load,
@@ -18,7 +18,7 @@ pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
         consumers: 1,
     };
     let mut first = None;
-    for &entries in lengths {
+    for entries in lengths {
         let rounds = drain.rounds(rig, entries).await?;
         let case = count(entries, "entry", "entries");
         tell_flat(rig, "entries", case, entries, rounds, &mut first)?;

@@ -65,6 +65,10 @@ pub struct Side {
     pub rss_kib: f64,
     /// By how much that grew in a round, in KiB.
     pub rss_growth_kib: f64,
+    /// What the server's data took at a round's end, in KiB.
+    pub server_kib: f64,
+    /// By how much that grew in a round, in KiB.
+    pub server_growth_kib: f64,
 }
 
 /// A ratio of two sides, or a value that has a goal of its own.
@@ -129,6 +133,8 @@ impl Figure {
                 commands: median(samples, |s| s.commands),
                 rss_kib: median(samples, |s| s.resident),
                 rss_growth_kib: median(samples, |s| s.growth),
+                server_kib: median(samples, |s| s.server_memory),
+                server_growth_kib: median(samples, |s| s.server_growth),
             }
         });
         Self {

@@ -51,6 +51,10 @@ pub struct Sample {
     pub resident: f64,
     /// By how much that grew, in KiB.
     pub growth: f64,
+    /// What the server's data takes in the end, in KiB.
+    pub server_memory: f64,
+    /// By how much that grew, in KiB.
+    pub server_growth: f64,
 }
 
 impl Sample {
@@ -59,6 +63,7 @@ impl Sample {
         let [begin, end] = marks;
         let [before, after] = server;
         let events = events.max(1) as f64;
+        let kib = |usage: &Usage| usage.memory as f64 / 1024.0;
         let called: u64 = after
             .calls
             .iter()
@@ -73,6 +78,8 @@ impl Sample {
             commands: called as f64 / events,
             resident: end.memory.resident as f64,
             growth: end.memory.resident as f64 - begin.memory.resident as f64,
+            server_memory: kib(after),
+            server_growth: kib(after) - kib(before),
         }
     }
 

@@ -25,7 +25,8 @@ use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 const LEGEND: &str = "CPU s, SERVER s: seconds of this process and of the server per 100,000 events; \
-CMDS: commands per event; MiB, +KiB: memory of this process, and by how much a round made it grow";
+CMDS: commands per event; MiB, +KiB: memory of this process, and by how much a round made it grow; SERVER MiB: \
+memory of the server";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,7 +93,7 @@ enum Measurement {
     Replicas,
     /// 10 to 1,000 streams
     Streams,
-    /// Streams of 10,000 to 1,000,000 entries
+    /// Streams of 10,000 to 1,000,000 entries, and of --events if that is more
     Entries,
     /// What a worker costs that has nothing to do
     Idle,

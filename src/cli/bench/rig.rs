@@ -94,8 +94,8 @@ impl Rig {
         settings.id = "bench".into();
         // Nothing of it belongs into anybody's ledger, nor costs what another service costs.
         settings.database_url = DatabaseUrl::default();
-        settings.mcp_server.clear();
-        let connector = Connector::new(&settings.redis_url, 4)?;
+        settings.mcp_server = Default::default();
+        let connector = Connector::of(&settings, 4)?;
         connector
             .check_version()
             .await

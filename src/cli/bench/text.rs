@@ -61,6 +61,7 @@ fn sides(output: &Output, figure: &Figure) -> io::Result<()> {
         Column::number("CMDS"),
         Column::number("MiB"),
         Column::number("+KiB"),
+        Column::number("SERVER MiB").optional(),
     ];
     let most = figure.sides.iter().map(|side| side.value.median);
     let most = most.fold(0.0, f64::max);
@@ -82,6 +83,7 @@ fn sides(output: &Output, figure: &Figure) -> io::Result<()> {
             Cell::from(format!("{:.2}", side.commands)),
             Cell::from(format!("{:.1}", side.rss_kib / 1024.0)),
             Cell::from(format!("{:.0}", side.rss_growth_kib)),
+            Cell::from(format!("{:.1}", side.server_kib / 1024.0)),
         ])?;
     }
     table.finish()

@@ -42,6 +42,7 @@ pub fn server(server: &Server, settings: &Settings) -> Vec<Finding> {
         timeout(server),
         clock(server),
         own_rights(server),
+        transactions(server),
     ]
 }
 
@@ -427,6 +428,27 @@ fn own_rights(server: &Server) -> Finding {
         (Some(false), _) => Finding::fine(check, "it may not delete everything"),
         (None, Some(_)) => Finding::unknown(check, "the user may not run ACL DRYRUN"),
         (None, None) => Finding::unknown(check, "the user may not run ACL WHOAMI"),
+    }
+}
+
+fn transactions(server: &Server) -> Finding {
+    let check = "transactions";
+    let Some(users) = &server.unfenced else {
+        return Finding::unknown(check, "the user may not run ACL USERS and ACL DRYRUN");
+    };
+    let Some(first) = users.first() else {
+        return Finding::fine(check, "whoever settles events may do it in a transaction");
+    };
+    Finding {
+        check,
+        status: Status::Danger,
+        what: format!(
+            "{} may read and write events, but not all of MULTI, EXEC and WATCH",
+            names(users)
+        ),
+        why: "what a worker commits would be written command by command, without the fence that keeps one \
+              that was declared dead from doing it a second time: workers refuse to start so",
+        fix: format!("redis-cli ACL SETUSER {first} +multi +exec +watch && redis-cli ACL SAVE"),
     }
 }
 

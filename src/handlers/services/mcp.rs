@@ -1,10 +1,11 @@
 //! An MCP server that speaks over its standard input and output: started at the first check, kept
 //! between checks, started again after a growing pause when it ends or answers no more.
 
-use crate::handlers::process::{Group, shell};
+use crate::handlers::process::{Group, shell_unseen};
 use rmcp::model::{ClientCapabilities, ClientConfig, ClientRequest, Implementation, PingRequest};
 use rmcp::service::{RoleClient, RunningService, ServiceError, serve_client};
 use rmcp::transport::TokioChildProcess;
+use std::fmt;
 use std::process::Stdio;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -28,10 +29,15 @@ type Answer = Result<Duration, String>;
 type Asked = oneshot::Sender<Answer>;
 
 /// Asks a server how it is.
-#[derive(Debug)]
 pub struct Mcp {
     command: Arc<str>,
     keeper: OnceLock<mpsc::Sender<Asked>>,
+}
+
+impl fmt::Debug for Mcp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Mcp")
+    }
 }
 
 impl Mcp {
@@ -172,7 +178,7 @@ impl Server {
 }
 
 async fn start(command: &str) -> Result<Server, String> {
-    let (transport, _) = TokioChildProcess::builder(shell(command))
+    let (transport, _) = TokioChildProcess::builder(shell_unseen(command))
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("can not be started: {error}"))?;

@@ -33,7 +33,7 @@ impl Configured {
             true => Some(Probe::new(database)?),
             false => None,
         };
-        let command = settings.mcp_server.trim();
+        let command = settings.mcp_server.expose().trim();
         Ok(Self {
             postgres,
             mcp: (!command.is_empty()).then(|| Mcp::new(command)),

@@ -96,7 +96,7 @@ impl Keeper {
         begun: Begun,
     ) -> Result<Self, RunError> {
         let keys = &worker.process.keys;
-        let connector = Connector::new(&worker.settings.redis_url, POOL)?;
+        let connector = Connector::of(&worker.settings, POOL)?;
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
             instances: Instances::new(connector.clone(), keys.clone()),

@@ -5,39 +5,70 @@ use crate::bus::connect::reconnect_delay;
 use crate::bus::delay;
 use crate::bus::error::BusError;
 use crate::bus::keys::Route;
-use std::time::Duration;
+use crate::registry::context::unix_ms;
+use std::time::{Duration, Instant};
 
 /// Events that one call moves from a delay queue at the most.
 const PROMOTE: usize = 500;
 /// The longest pause between two looks at the delay queues.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Looks at all queues again and again; at once if there is more.
+/// Looks at all queues again and again; at once if there is more, and when the next event is due.
 pub async fn run(chores: &Chores) {
+    let mut clock = Clock {
+        at: Instant::now(),
+        ms: unix_ms(),
+    };
     loop {
-        let pause = run_once(chores).await;
-        tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.5)).await;
+        let pause = match run_once(chores, &mut clock).await {
+            Ok(pause) => pause,
+            Err(error) => {
+                tracing::debug!(%error, "the delay queues could not be looked at");
+                reconnect_delay(3)
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
-/// Looks at each queue once; returns how long to wait.
-async fn run_once(chores: &Chores) -> Duration {
-    let mut pause = PAUSE;
-    for route in chores.lanes.iter().flat_map(|lane| lane.routes.iter()) {
-        match promote(chores, route).await {
-            Ok(moved) if moved >= PROMOTE as u64 => pause = Duration::ZERO,
-            Ok(_) => {}
+/// The server's time as the last look found it; the local one before that.
+struct Clock {
+    at: Instant,
+    ms: u64,
+}
+
+/// Looks at each queue once; returns how long to wait. To look is one round trip for all queues;
+/// only where something is due before the next look does the script run, which tells when.
+async fn run_once(chores: &Chores, clock: &mut Clock) -> Result<Duration, BusError> {
+    let lanes = chores.lanes.iter();
+    let routes: Vec<&Route> = lanes.flat_map(|lane| lane.routes.iter()).collect();
+    let mut connection = chores.connector.pooled().await?;
+    let until = Duration::from_millis(clock.ms) + clock.at.elapsed() + PAUSE;
+    let due = delay::due_by(&mut connection, &routes, until.as_millis() as u64).await?;
+    let (due, now) = due;
+    *clock = Clock {
+        at: Instant::now(),
+        ms: now,
+    };
+    // Not all workers at the same moment.
+    let mut pause = PAUSE.mul_f64(fastrand::f64() / 2.0 + 0.5);
+    let mut refused = false;
+    for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
+        match delay::promote(&mut connection, route, PROMOTE).await {
+            Ok(promoted) => {
+                let next = promoted.next_due_ms.unwrap_or(u64::MAX);
+                pause = pause.min(Duration::from_millis(next.saturating_sub(now)));
+            }
             Err(error) => {
-                tracing::debug!(stream = route.events, %error, "the delay queue could not be looked at");
-                pause = pause.max(reconnect_delay(3));
+                tracing::debug!(stream = route.events, %error, "nothing leaves the delay queue");
+                refused = true;
             }
         }
     }
-    pause
-}
-
-async fn promote(chores: &Chores, route: &Route) -> Result<u64, BusError> {
-    let mut connection = chores.connector.pooled().await?;
-    let promoted = delay::promote(&mut connection, route, PROMOTE).await?;
-    Ok(promoted.moved + promoted.dead)
+    // The stream is of another type, or the server takes no writes.
+    Ok(if refused {
+        pause.max(reconnect_delay(3))
+    } else {
+        pause
+    })
 }

@@ -1,0 +1,58 @@
+//! Borrowed connections: asked whether they live only where that is in doubt.
+
+use crate::setup::{Bus, connector};
+use convoke::bus::connect::Connector;
+use std::time::Duration;
+
+async fn get(connector: &Connector) -> redis::RedisResult<Option<String>> {
+    let mut connection = connector.pooled().await.unwrap();
+    redis::cmd("GET")
+        .arg("key")
+        .query_async(&mut connection)
+        .await
+}
+
+async fn pings(bus: &mut Bus) -> u64 {
+    let stats: String = bus.ask("INFO commandstats").await;
+    let ping = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_ping:calls="));
+    ping.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_connection_that_answered_just_now_is_lent_as_it_is() {
+    let mut bus = Bus::start().await;
+    let connector = connector(&bus.redis.url());
+    let (before, began) = (pings(&mut bus).await, std::time::Instant::now());
+    for _ in 0..200 {
+        get(&connector).await.unwrap();
+    }
+    // One a second at the most, however long this took.
+    let most = began.elapsed().as_secs() + 1;
+    assert!(pings(&mut bus).await - before <= most);
+}
+
+#[tokio::test]
+async fn a_connection_that_failed_is_replaced_before_it_is_lent_again() {
+    let mut bus = Bus::start().await;
+    let connector = connector(&bus.redis.url());
+    get(&connector).await.unwrap();
+    for _ in 0..5 {
+        bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
+        // This one may find out.
+        get(&connector).await.ok();
+        get(&connector).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_idled_is_asked_before_it_is_lent() {
+    let mut bus = Bus::start().await;
+    let connector = connector(&bus.redis.url());
+    get(&connector).await.unwrap();
+    bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
+    // What counts as alive without being asked is over.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    get(&connector).await.unwrap();
+}

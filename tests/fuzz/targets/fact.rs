@@ -1,0 +1,65 @@
+//! Any fields as a fact or a dead letter, and any map as an instance's report: each becomes a row, a
+//! letter, a report, and nothing that a database or a terminal can not hold.
+
+#![no_main]
+
+use convoke::bus::dead::Letter;
+use convoke::bus::event::{Entry, EntryId};
+use convoke::coordination::metrics::Report;
+use convoke::ledger::fact::{Fact, Origin};
+use libfuzzer_sys::fuzz_target;
+
+const NAMES: [&str; 16] = [
+    "type",
+    "data",
+    "id",
+    "source",
+    "time",
+    "subject",
+    "deadreason",
+    "deadmessage",
+    "deadattempts",
+    "deaddeliveries",
+    "deadstream",
+    "deadentry",
+    "deadinstance",
+    "deadtime",
+    "",
+    "other",
+];
+
+fuzz_target!(|data: &[u8]| {
+    if let Ok(map) = rmpv::decode::read_value_with_max_depth(&mut &data[..], 64) {
+        Report::from_map(&map);
+    }
+    let (mut rest, mut words) = (data, Vec::new());
+    while let [name, high, low, after @ ..] = rest {
+        let length = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
+        words.push(NAMES[usize::from(*name) % NAMES.len()].as_bytes());
+        words.push(&after[..length]);
+        rest = &after[length..];
+    }
+    let entry = Entry::new(
+        EntryId {
+            ms: u64::MAX,
+            seq: 7,
+        },
+        words,
+    );
+    Letter::read(&entry);
+    for origin in [Origin::Broadcast, Origin::Dead] {
+        let fact = Fact::of("cb", "cb:broadcast", origin, &entry, 1000);
+        let texts = [
+            Some(&fact.kind),
+            fact.source.as_ref(),
+            fact.subject.as_ref(),
+            fact.instance.as_ref(),
+            fact.reason.as_ref(),
+        ];
+        for text in texts.into_iter().flatten() {
+            assert!(!text.contains('\0'), "PostgreSQL takes no NUL");
+        }
+        let shown = fact.data.to_string() + &fact.fields.to_string();
+        assert!(!shown.contains("\\u0000"), "{shown}");
+    }
+});

@@ -1,0 +1,12 @@
+//! What must not happen: a secret that is shown, a connection that trusts the wrong one, bytes that
+//! stop a worker.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod canary;
+mod certificates;
+mod corpus;
+mod tls;

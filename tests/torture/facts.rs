@@ -1,0 +1,60 @@
+//! What the broadcast tells: whatever fences must rise, and whoever lived was not declared lost.
+
+use crate::outcomes::Problems;
+use crate::world::World;
+use convoke::bus::event::Entry;
+use convoke::bus::read::entries_of;
+use serde_json::Value;
+use std::collections::HashMap;
+
+async fn all(world: &World) -> Vec<(String, Value)> {
+    let mut connection = world.redis.connection().await;
+    let mut range = redis::cmd("XRANGE");
+    range.arg(&["cb:broadcast", "-", "+"]);
+    let reply = range.query_async(&mut connection).await.unwrap();
+    let fact = |entry: Entry| {
+        let kind = String::from_utf8_lossy(entry.get("type").unwrap()).into_owned();
+        let data = rmp_serde::from_slice(entry.get("data").unwrap()).unwrap();
+        (kind, data)
+    };
+    entries_of(reply).unwrap().into_iter().map(fact).collect()
+}
+
+/// Checks that the leaders' terms and each instance's incarnations rise; how many leaders there were.
+pub async fn rise(world: &World) -> usize {
+    let mut problems = Problems::default();
+    let (mut term, mut leaders) = (0, 0);
+    let mut incarnations: HashMap<String, u64> = HashMap::new();
+    for (kind, data) in all(world).await {
+        match kind.as_str() {
+            "leader.elected" => {
+                let next = data["term"].as_u64().unwrap();
+                if next <= term {
+                    problems.found(format!("term {next} came after {term}"));
+                }
+                (term, leaders) = (next, leaders + 1);
+            }
+            "instance.registered" => {
+                let id = data["id"].as_str().unwrap().to_owned();
+                let next = data["incarnation"].as_u64().unwrap();
+                let last = incarnations.insert(id.clone(), next);
+                if last.is_some_and(|last| next <= last) {
+                    problems.found(format!("{id}: incarnation {next} came after {last:?}"));
+                }
+            }
+            _ => {}
+        }
+    }
+    problems.none();
+    leaders
+}
+
+/// Checks that nobody was declared lost.
+pub async fn nobody_was_lost(world: &World) {
+    let facts = all(world).await;
+    let lost: Vec<_> = facts
+        .iter()
+        .filter(|fact| fact.0 == "instance.lost")
+        .collect();
+    assert!(lost.is_empty(), "alive and declared lost: {lost:?}");
+}

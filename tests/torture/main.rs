@@ -1,0 +1,34 @@
+//! The torture rig: real servers, real worker processes and bad wires under load, then the question
+//! whether each event had its outcome, once.
+//!
+//! Every schedule is drawn from one seed, which is told at the end: `TORTURE_SEED` draws the same
+//! schedule again (not the same timing). `scripts/torture` tells more.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod facts;
+mod history;
+mod hygiene;
+mod load;
+mod outcomes;
+mod worker;
+mod world;
+
+mod clocks;
+mod groups;
+mod kills;
+mod long;
+mod poison;
+mod power;
+mod rolling;
+mod server;
+mod soak;
+mod takeover;
+mod trickle;
+mod wires;
+
+#[test]
+fn a_worker_process() {
+    worker::process();
+}

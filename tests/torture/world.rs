@@ -1,0 +1,308 @@
+//! The supervisor: one server, worker processes each behind a wire of its own, and what they left.
+
+use crate::history::{self, History};
+use crate::support::proxy::Proxy;
+use crate::support::{self, Redis, torture, users};
+use crate::worker;
+use convoke::bus::client::{Client, ClientOptions};
+use convoke::bus::connect::Connector;
+use convoke::bus::keys::Keys;
+use convoke::config::{RedisUrl, Settings};
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+/// What all workers of a scenario have.
+pub fn settings() -> Settings {
+    Settings {
+        heartbeat_ttl: LEASE,
+        claim_idle: 2 * LEASE,
+        backoff_base: Duration::from_millis(50),
+        backoff_cap: Duration::from_secs(1),
+        // Where it is not poison that is asked for, dying is not the event's fault.
+        max_deliveries: 1000,
+        stream_history: 10_000_000,
+        ..Settings::default()
+    }
+}
+
+/// How long an instance lives without a pulse.
+pub const LEASE: Duration = Duration::from_secs(1);
+
+/// A scenario's server, workers, directory and history.
+pub struct World {
+    pub redis: Redis,
+    pub history: Arc<History>,
+    pub dir: PathBuf,
+    pub workers: Vec<Process>,
+    scenario: &'static str,
+    launch: Arc<Launch>,
+}
+
+/// How a worker process is started.
+struct Launch {
+    settings: Settings,
+    threads: usize,
+    dir: PathBuf,
+    began: SystemTime,
+    history: Arc<History>,
+}
+
+/// A worker process and its wire.
+pub struct Process {
+    pub id: String,
+    pub proxy: Proxy,
+    /// What its environment has besides.
+    pub environment: Vec<(&'static str, String)>,
+    launch: Arc<Launch>,
+    child: Option<Child>,
+    /// Processes that were started here.
+    pub started: u32,
+}
+
+impl World {
+    /// A world whose workers all have these settings.
+    pub async fn begin(
+        scenario: &'static str,
+        redis: Redis,
+        workers: usize,
+        settings: Settings,
+    ) -> Self {
+        Self::with_threads(scenario, redis, workers, settings, 2).await
+    }
+
+    /// The same with so many threads in each worker's runtime.
+    pub async fn with_threads(
+        scenario: &'static str,
+        redis: Redis,
+        workers: usize,
+        settings: Settings,
+        threads: usize,
+    ) -> Self {
+        let name = format!("convoke-torture-{scenario}-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let seed = torture::seed();
+        let history = Arc::new(History::begin(&dir.join("history"), scenario, seed));
+        let launch = Arc::new(Launch {
+            settings,
+            threads,
+            dir: dir.clone(),
+            began: history.began(),
+            history: history.clone(),
+        });
+        let mut world = Self {
+            redis,
+            history,
+            dir,
+            workers: Vec::new(),
+            scenario,
+            launch,
+        };
+        for number in 1..=workers {
+            let mut process = world.process(format!("w-{number}")).await;
+            process.start();
+            world.workers.push(process);
+        }
+        world
+    }
+
+    /// A worker that is not started yet.
+    pub async fn process(&self, id: String) -> Process {
+        Process {
+            id,
+            proxy: Proxy::to(self.redis.port()).await,
+            environment: Vec::new(),
+            launch: self.launch.clone(),
+            child: None,
+            started: 0,
+        }
+    }
+
+    /// A publisher behind a wire of its own.
+    pub async fn client(&self) -> (Client, Proxy) {
+        let proxy = Proxy::to(self.redis.port()).await;
+        let connector = Connector::new(&RedisUrl::new(proxy.url_for(users::PUBLISHER)), 4).unwrap();
+        let options = ClientOptions {
+            patience: Duration::from_secs(30),
+            ..ClientOptions::default()
+        };
+        let client = Client::new(connector, Keys::new("cb").unwrap(), options).unwrap();
+        (client, proxy)
+    }
+
+    /// Waits until so many instances are alive.
+    pub async fn until_alive(&self, count: usize) {
+        let mut connection = self.redis.connection().await;
+        support::until("the workers are there", || {
+            let mut connection = connection.clone();
+            async move {
+                let alive: redis::RedisResult<usize> = redis::cmd("ZCARD")
+                    .arg("cb:instances:active")
+                    .query_async(&mut connection)
+                    .await;
+                alive == Ok(count)
+            }
+        })
+        .await;
+        redis::cmd("PING").exec_async(&mut connection).await.ok();
+    }
+
+    /// SIGTERM to all; each must exit with 0.
+    pub async fn drain(&mut self) {
+        for process in &self.workers {
+            process.signal("TERM");
+        }
+        for process in &mut self.workers {
+            let status = process.ended().await;
+            assert!(status.success(), "{} ended with {status}", process.id);
+        }
+    }
+
+    /// The files of the workers that begin so.
+    pub fn files(&self, prefix: &str) -> Vec<PathBuf> {
+        let files = fs::read_dir(&self.dir).unwrap();
+        let paths = files.map(|file| file.unwrap().path());
+        let named = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with(prefix)
+        };
+        paths.filter(named).collect()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.workers.clear();
+        if std::thread::panicking() {
+            eprintln!(
+                "red: histories and logs are kept in {}; the same schedule again: TORTURE_SEED={} scripts/torture {}",
+                self.dir.display(),
+                torture::seed(),
+                self.scenario
+            );
+        } else {
+            fs::remove_dir_all(&self.dir).ok();
+        }
+    }
+}
+
+impl Process {
+    /// Starts it. It must not run.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs", self.id);
+        self.started += 1;
+        let launch = &self.launch;
+        let settings = Settings {
+            redis_url: RedisUrl::new(self.proxy.url_for(users::WORKER)),
+            id: self.id.clone(),
+            ..launch.settings.clone()
+        };
+        let log = format!("log.{}.{}", self.id, self.started);
+        let log = File::create(launch.dir.join(log)).unwrap();
+        let began = launch.began.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_worker_process", "--nocapture"])
+            .env(worker::SETTINGS, serde_json::to_string(&settings).unwrap())
+            .env(worker::THREADS, launch.threads.to_string())
+            .env(worker::DIR, &launch.dir)
+            .env(worker::BEGAN, began.as_nanos().to_string())
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let pid = child.id().to_string();
+        launch.history.note("start", "ok", &self.id, &pid, "");
+        self.child = Some(child);
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Where its process writes its history.
+    pub fn history(&self) -> PathBuf {
+        let name = format!("history.{}.{}", self.id, self.pid());
+        self.launch.dir.join(name)
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.pid();
+        self.note(signal);
+        support::signal(pid, signal);
+    }
+
+    fn note(&self, fault: &str) {
+        let pid = self.pid().to_string();
+        self.launch
+            .history
+            .note("fault", "ok", &self.id, &pid, fault);
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        self.note("KILL");
+        if let Some(mut child) = self.child.take() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+
+    /// How it ended, if it did; then it can be started again.
+    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().unwrap()?;
+        self.note(&status.to_string());
+        self.child = None;
+        Some(status)
+    }
+
+    /// Waits until it ended by itself.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.has_ended() {
+                return status;
+            }
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "{} does not end",
+                self.id
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until its process runs an event that it began after that moment; how long that took.
+    pub async fn consumes_after(&self, ns: u64, limit: Duration) -> Option<Duration> {
+        let began = Instant::now();
+        while began.elapsed() < limit {
+            if history::last_run(&self.history()).is_some_and(|last| last > ns) {
+                return Some(began.elapsed());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        None
+    }
+
+    /// Resident memory of its process, in KiB.
+    pub fn resident(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.trim().strip_suffix(" kB")?.trim().parse().ok()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
