@@ -55,6 +55,7 @@ impl Hands {
             instance: run,
             run,
             entry: run,
+            deliveries: 1,
             event: run,
             may_hold: true,
         };
