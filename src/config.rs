@@ -4,9 +4,11 @@
 //! sets fields through [`crate::Worker::builder`].
 
 mod command;
+mod sentinel;
 mod url;
 
 pub use command::CommandLine;
+pub use sentinel::{Login, SentinelUrl};
 pub use url::{DatabaseKind, DatabaseUrl, RedisUrl};
 
 use crate::bus::event::Limits;
@@ -21,7 +23,8 @@ use std::time::Duration;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where Redis is: `redis://` or `rediss://` (TLS).
+    /// Where Redis is: `redis://` or `rediss://` (TLS); or the Sentinels that watch it:
+    /// `redis+sentinel://` or `rediss+sentinel://`, see [`SentinelUrl`].
     pub redis_url: RedisUrl,
     /// The file (PEM) of the authorities that a `rediss://` server's certificate may be of, in the
     /// place of those that the system trusts. Read at the start.
@@ -141,11 +144,7 @@ impl Settings {
     /// # Errors
     /// The first setting that is out of range, with its value and what would do.
     pub fn check(&self) -> Result<(), SettingError> {
-        if !self.redis_url.is_valid() {
-            let problem = format!(
-                "{} is not a URL such as redis://host:6379/0 or rediss://host (TLS)",
-                self.redis_url
-            );
+        if let Err(problem) = self.redis_url.check() {
             return Err(SettingError::new("redis_url", problem));
         }
         for (setting, path, other, with) in [
@@ -304,7 +303,10 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 26] = [
+        let changes: [(&str, &str, Change); 27] = [
+            ("redis_url", "no service", |s| {
+                s.redis_url = RedisUrl::new("redis+sentinel://h")
+            }),
             ("redis_url", "http://h", |s| {
                 s.redis_url = RedisUrl::new("http://h")
             }),

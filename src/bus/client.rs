@@ -214,6 +214,7 @@ impl Client {
         }
         let link = &self.0.link;
         let mut lent = link.get().await.map_err(PublishError::rejected)?;
+        let sending = link.sending(&lent);
         let mut reply = lent.connection.send_packed_command(&prepared.command).await;
         if is_no_script(&reply) {
             reply = match PUBLISH.load_async(&mut lent.connection).await {
@@ -221,7 +222,7 @@ impl Client {
                 Err(error) => Err(error),
             };
         }
-        link.note(&lent, &reply);
+        sending.done(&reply);
         let reply = reply.map_err(|error| PublishError::after_sending(error, &event.id))?;
         let (published, _) = Answer::from(&reply).published(&event.id)?;
         Ok(published)
@@ -359,8 +360,9 @@ impl Client {
         if let Ok(mut lent) = self.0.link.get().await {
             let mut command = redis::cmd("UNLINK");
             command.arg(&streams);
+            let sending = self.0.link.sending(&lent);
             let reply = lent.connection.send_packed_command(&command).await;
-            self.0.link.note(&lent, &reply);
+            sending.done(&reply);
         }
     }
 }
@@ -373,14 +375,15 @@ async fn send_all(
     skip: usize,
 ) -> RedisResult<Vec<Value>> {
     let count = pipeline.len() - skip;
+    let sending = link.sending(lent);
     let sent = lent.connection.send_packed_commands(pipeline, skip, count);
     let replies = sent.await;
     match &replies {
         Ok(replies) => {
             let refused = replies.iter().find(|r| matches!(r, Value::ServerError(_)));
-            link.note(lent, &Ok(refused.cloned().unwrap_or(Value::Nil)));
+            sending.done(&Ok(refused.cloned().unwrap_or(Value::Nil)));
         }
-        Err(error) => link.note(lent, &Err(error.clone())),
+        Err(error) => sending.done(&Err(error.clone())),
     }
     replies
 }

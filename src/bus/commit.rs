@@ -185,8 +185,13 @@ impl Committer {
                 return report;
             }
             Ok(Fast::Nothing | Fast::Aborted(_)) => batch,
-            Err(_) => {
+            Err(error) => {
                 self.wire = None;
+                // A half-open link or a stale primary is the other connection's too: it would cost
+                // a time-out of its own.
+                if error.reaction() == Reaction::Reconnect {
+                    self.scripts = None;
+                }
                 batch
             }
         };
@@ -453,11 +458,15 @@ impl Committer {
     }
 
     async fn scripts(&mut self) -> Result<&mut MultiplexedConnection, BusError> {
-        let connection = match self.scripts.take() {
+        let stands = |scripts: &Scripts| self.connector.check(scripts.generation).is_ok();
+        let scripts = match self.scripts.take().filter(stands) {
             Some(scripts) => scripts,
-            None => Scripts(self.connector.dedicated().await?),
+            None => Scripts {
+                generation: self.connector.generation(),
+                connection: self.connector.dedicated().await?,
+            },
         };
-        Ok(&mut self.scripts.insert(connection).0)
+        Ok(&mut self.scripts.insert(scripts).connection)
     }
 
     async fn tell_replies(&mut self, settlement: &Settlement) {
@@ -531,7 +540,11 @@ enum Slow {
 }
 
 /// A connection whose `Debug` would show too much.
-struct Scripts(MultiplexedConnection);
+struct Scripts {
+    /// The primary that it leads to.
+    generation: u64,
+    connection: MultiplexedConnection,
+}
 
 /// What the answer of `EXEC` says.
 fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {

@@ -9,10 +9,14 @@
 //! Every connection has a time-out for each answer and for being made, and TCP keepalive, so a
 //! half-open link is noticed. A connection is not repaired: whoever holds it drops it and asks for
 //! another one.
+//!
+//! Where Sentinels watch the primary, they are asked for each new connection, the server must say
+//! that it is a primary, and a pooled connection is asked for its role each time that it is lent.
 
-use super::error::{BusError, told};
+use super::error::{BusError, not_the_primary, told};
 pub use super::pool::Pooled;
 use super::pool::{Manager, Pool};
+use super::sentinel::{Sentinels, Voice};
 use super::tls::Tls;
 use super::wire::Wire;
 use crate::config::{RedisUrl, Settings};
@@ -21,9 +25,12 @@ use deadpool::managed::Timeouts;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Value,
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
+    RedisError, Value,
 };
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a blocking read may wait on the server. Short, because a read is never cancelled: this
@@ -36,15 +43,38 @@ pub const CONNECT: Duration = Duration::from_secs(3);
 /// How long what was sent may stay unacknowledged by the other side's kernel.
 #[cfg(target_os = "linux")]
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// How long a pooled connection may take to show that it is of use still.
+pub(super) const RECYCLE: Duration = Duration::from_secs(1);
 /// The oldest server that has what the bus needs.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// Makes connections to one server.
+/// Makes connections to one server, or to the primary that Sentinels watch.
 #[derive(Clone)]
 pub struct Connector {
-    client: Client,
+    place: Place,
     tls: Tls,
+}
+
+#[derive(Clone)]
+enum Place {
+    Server {
+        client: Arc<Client>,
+        pool: Pool,
+    },
+    Watched {
+        sentinels: Arc<Sentinels>,
+        pool: Arc<Mutex<Option<PrimaryPool>>>,
+        pool_size: usize,
+    },
+}
+
+/// Connections to the primary of one generation.
+#[derive(Clone)]
+struct PrimaryPool {
+    generation: u64,
     pool: Pool,
+    /// One connection was of no use, so the others are not tried: each might take its time.
+    spoiled: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Connector {
@@ -54,7 +84,7 @@ impl fmt::Debug for Connector {
 }
 
 impl Connector {
-    /// Prepares for the server of the settings, with their certificates and a pool of that many
+    /// Prepares for what the settings name, with their certificates and a pool of that many
     /// connections; connects nothing yet.
     ///
     /// # Errors
@@ -63,31 +93,75 @@ impl Connector {
         Self::with(&settings.redis_url, Tls::read(settings)?, pool_size)
     }
 
-    /// Prepares for the server at `url`, trusting what the system trusts.
+    /// Prepares for what `url` names, trusting what the system trusts.
     pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
         Self::with(url, Tls::default(), pool_size)
     }
 
     fn with(url: &RedisUrl, tls: Tls, pool_size: usize) -> Result<Self, BusError> {
-        let tcp = TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(keepalive());
-        #[cfg(target_os = "linux")]
-        let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
-        let info: ConnectionInfo = url.expose().into_connection_info()?.set_tcp_settings(tcp);
-        let client = Client::open(tls.apply(info)?)?;
-        let manager = Manager::new(client.clone(), answers_within(ANSWER));
-        let pool = Pool::builder(manager)
-            .max_size(pool_size)
-            .timeouts(Timeouts {
-                wait: Some(ANSWER),
-                create: Some(CONNECT),
-                recycle: Some(Duration::from_secs(1)),
-            })
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| BusError::Pool(error.to_string()))?;
-        Ok(Self { client, tls, pool })
+        if let Some(url) = url.sentinels() {
+            let url = url.map_err(BusError::Unsupported)?;
+            let place = Place::Watched {
+                sentinels: Arc::new(Sentinels::new(&url, tls.clone())?),
+                pool: Arc::default(),
+                pool_size,
+            };
+            return Ok(Self { place, tls });
+        }
+        let info = url.expose().into_connection_info()?;
+        let info = info.set_tcp_settings(tcp_settings());
+        let client = Arc::new(Client::open(tls.apply(info)?)?);
+        let manager = Manager::new((*client).clone(), answers_within(ANSWER));
+        let pool = pool_of(manager, pool_size)?;
+        let place = Place::Server { client, pool };
+        Ok(Self { place, tls })
+    }
+
+    /// Where the primary is now, and the generation that it belongs to.
+    async fn find(&self) -> Result<(Arc<Client>, u64), BusError> {
+        match &self.place {
+            Place::Server { client, .. } => Ok((client.clone(), 0)),
+            Place::Watched { sentinels, .. } => {
+                let primary = sentinels.primary().await?;
+                Ok((
+                    Arc::new(Client::open(self.tls.apply(primary.info)?)?),
+                    primary.generation,
+                ))
+            }
+        }
+    }
+
+    /// Where the primary is now, without who connects.
+    pub(super) async fn address(&self) -> Result<ConnectionInfo, BusError> {
+        let info = self.find().await?.0.get_connection_info().clone();
+        Ok(info.set_redis_settings(RedisConnectionInfo::default()))
+    }
+
+    /// How often the primary has moved, as far as is known: what was connected before leads elsewhere.
+    pub fn generation(&self) -> u64 {
+        match &self.place {
+            Place::Server { .. } => 0,
+            Place::Watched { sentinels, .. } => sentinels.generation(),
+        }
+    }
+
+    /// Fails if the primary has moved since that generation.
+    ///
+    /// # Errors
+    /// `Moved`.
+    pub fn check(&self, generation: u64) -> Result<(), BusError> {
+        match self.generation() == generation {
+            true => Ok(()),
+            false => Err(BusError::Moved),
+        }
+    }
+
+    /// What each Sentinel says; `None` if there are none.
+    pub async fn survey(&self) -> Option<Vec<Voice>> {
+        match &self.place {
+            Place::Server { .. } => None,
+            Place::Watched { sentinels, .. } => Some(sentinels.survey().await),
+        }
     }
 
     /// A connection of one's own on which every answer arrives within [`ANSWER`].
@@ -102,54 +176,89 @@ impl Connector {
 
     /// A connection to whatever answers, a replica as well: for looking at the server only.
     pub async fn unchecked(&self) -> Result<MultiplexedConnection, BusError> {
+        let (client, _) = self.find().await?;
         let config = answers_within(ANSWER);
-        let opened = self
-            .client
-            .get_multiplexed_async_connection_with_config(&config);
+        let opened = client.get_multiplexed_async_connection_with_config(&config);
         Ok(opened.await?)
-    }
-
-    /// Where the server is, without who connects.
-    pub(super) fn address(&self) -> ConnectionInfo {
-        let info = self.client.get_connection_info().clone();
-        info.set_redis_settings(RedisConnectionInfo::default())
     }
 
     /// A hand-written connection on which every answer arrives within [`ANSWER`].
     pub async fn wire(&self) -> Result<Wire, BusError> {
-        Wire::open(self.client.get_connection_info(), &self.tls, ANSWER).await
+        self.open_wire(ANSWER).await
     }
 
     /// A hand-written connection for commands that block for up to `block`.
     pub async fn blocking_wire(&self, block: Duration) -> Result<Wire, BusError> {
-        let answer = block + Duration::from_secs(2);
-        Wire::open(self.client.get_connection_info(), &self.tls, answer).await
+        self.open_wire(block + Duration::from_secs(2)).await
+    }
+
+    async fn open_wire(&self, answer: Duration) -> Result<Wire, BusError> {
+        let (client, generation) = self.find().await?;
+        let mut wire = Wire::open(client.get_connection_info(), &self.tls, answer).await?;
+        if let Place::Watched { sentinels, .. } = &self.place {
+            wire.route = Some(sentinels.route(generation));
+        }
+        Ok(wire)
     }
 
     async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
-        let mut connection = self
-            .client
+        let (client, _) = self.find().await?;
+        let mut connection = client
             .get_multiplexed_async_connection_with_config(&answers_within(answer))
             .await?;
-        // A demoted primary still answers: only its role tells.
-        let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
-        match role {
-            Value::Array(parts) if is_text(parts.first(), "master") => Ok(connection),
-            _ => Err(BusError::Redis(
-                (
-                    redis::ErrorKind::Io,
-                    "connected to a replica, not to the primary",
-                )
-                    .into(),
-            )),
-        }
+        check_role(&mut connection).await?;
+        Ok(connection)
     }
 
     /// A connection from the pool, for a few commands that do not block.
     pub async fn pooled(&self) -> Result<Pooled, BusError> {
-        let lent = self.pool.get().await;
+        let lent = match &self.place {
+            Place::Server { pool, .. } => pool.get().await,
+            Place::Watched { .. } => {
+                let lent = self.primary_pool().await?.pool.get().await;
+                // The next one asks the Sentinels again.
+                lent.inspect_err(|_| self.forget_pooled())
+            }
+        };
         lent.map(Pooled::from)
             .map_err(|error| BusError::Pool(format!("{error}{}", told(&error))))
+    }
+
+    /// The pool of the primary as it is known now.
+    async fn primary_pool(&self) -> Result<PrimaryPool, BusError> {
+        let Place::Watched {
+            sentinels,
+            pool,
+            pool_size,
+        } = &self.place
+        else {
+            return Err(BusError::Moved);
+        };
+        let current = |generation| {
+            let pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+            let usable = |pool: &&PrimaryPool| {
+                pool.generation == generation && !pool.spoiled.load(Ordering::Acquire)
+            };
+            pool.as_ref().filter(usable).cloned()
+        };
+        if let Some(current) = current(sentinels.generation()) {
+            return Ok(current);
+        }
+        let primary = sentinels.primary().await?;
+        // Another one may have made it meanwhile.
+        if let Some(current) = current(primary.generation) {
+            return Ok(current);
+        }
+        let made = PrimaryPool::new(
+            self.tls.apply(primary.info)?,
+            primary.generation,
+            *pool_size,
+        )?;
+        let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = slot.replace(made.clone()) {
+            old.pool.close();
+        }
+        Ok(made)
     }
 
     /// Asks the server whether it is there; how long it took to have the answer.
@@ -162,7 +271,18 @@ impl Connector {
 
     /// Throws all pooled connections away that idle now: after a failover they lead to a replica.
     pub fn forget_pooled(&self) {
-        self.pool.retain(|_, _| false);
+        match &self.place {
+            Place::Server { pool, .. } => {
+                pool.retain(|_, _| false);
+            }
+            Place::Watched { pool, .. } => {
+                // Those that are lent out do not come back either.
+                let old = pool.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(old) = old {
+                    old.pool.close();
+                }
+            }
+        }
     }
 
     /// Fails if the server is too old, naming its version.
@@ -188,6 +308,50 @@ impl Connector {
             )))
         }
     }
+}
+
+impl PrimaryPool {
+    fn new(info: ConnectionInfo, generation: u64, size: usize) -> Result<Self, BusError> {
+        let spoiled = Arc::new(AtomicBool::new(false));
+        let manager = Manager::new(Client::open(info)?, answers_within(ANSWER));
+        Ok(Self {
+            generation,
+            pool: pool_of(manager.of_a_primary(spoiled.clone()), size)?,
+            spoiled,
+        })
+    }
+}
+
+fn pool_of(manager: Manager, size: usize) -> Result<Pool, BusError> {
+    Pool::builder(manager)
+        .max_size(size)
+        .timeouts(Timeouts {
+            wait: Some(ANSWER),
+            create: Some(CONNECT),
+            recycle: Some(RECYCLE),
+        })
+        .runtime(Runtime::Tokio1)
+        .build()
+        .map_err(|error| BusError::Pool(error.to_string()))
+}
+
+/// Fails unless the server is a primary: one that was demoted still answers.
+pub(super) async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    let role: Value = redis::cmd("ROLE").query_async(connection).await?;
+    match role {
+        Value::Array(parts) if is_text(parts.first(), "master") => Ok(()),
+        _ => Err(not_the_primary()),
+    }
+}
+
+/// What every connection of the client library has.
+pub(super) fn tcp_settings() -> TcpSettings {
+    let tcp = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(keepalive());
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
+    tcp
 }
 
 /// A half-open link is noticed after 10 s and three probes.

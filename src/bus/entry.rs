@@ -102,6 +102,11 @@ impl Entry {
         self.words.extend_from_slice(&word[..length as usize]);
     }
 
+    /// Bytes that it takes in memory, about.
+    pub fn size(&self) -> usize {
+        self.words.len()
+    }
+
     /// Whether it has no fields: its payload was deleted or trimmed.
     pub fn is_empty(&self) -> bool {
         self.words.is_empty()

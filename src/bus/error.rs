@@ -17,6 +17,12 @@ pub enum BusError {
         /// Which command or script.
         what: &'static str,
     },
+    /// No Sentinel named a primary that can be used.
+    #[error("no primary: {0}")]
+    NoPrimary(String),
+    /// The Sentinels name another primary than the one that the connection leads to.
+    #[error("the primary has moved")]
+    Moved,
     /// No pooled connection could be had in time.
     #[error("no connection to redis: {0}")]
     Pool(String),
@@ -54,7 +60,7 @@ impl BusError {
     pub fn reaction(&self) -> Reaction {
         match self {
             BusError::Redis(error) => reaction(error),
-            BusError::Pool(_) => Reaction::Reconnect,
+            BusError::Pool(_) | BusError::NoPrimary(_) | BusError::Moved => Reaction::Reconnect,
             BusError::Reply { .. }
             | BusError::Unsupported(_)
             | BusError::Tls(_)
@@ -80,10 +86,13 @@ fn reaction(error: &RedisError) -> Reaction {
         }
         // Told on a connection that is closed at once; others will be let go.
         Some("ERR") if is_crowded(error) => Reaction::Reconnect,
-        Some("READONLY" | "UNBLOCKED" | "NOAUTH" | "MOVED" | "ASK") => Reaction::Reconnect,
+        // MASTERDOWN is told by a replica: the primary is another server.
+        Some("READONLY" | "MASTERDOWN" | "UNBLOCKED" | "NOAUTH" | "MOVED" | "ASK") => {
+            Reaction::Reconnect
+        }
         Some(
-            "LOADING" | "MASTERDOWN" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "OOM" | "MISCONF"
-            | "NOREPLICAS" | "EXECABORT",
+            "LOADING" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "OOM" | "MISCONF" | "NOREPLICAS"
+            | "EXECABORT",
         ) => Reaction::Wait,
         Some(_) => Reaction::GiveUp,
         None => match error.kind() {
@@ -91,6 +100,11 @@ fn reaction(error: &RedisError) -> Reaction {
             _ => Reaction::Reconnect,
         },
     }
+}
+
+/// A replica, where a primary is wanted.
+pub(super) fn not_the_primary() -> RedisError {
+    RedisError::from((ErrorKind::Io, "connected to a replica, not to the primary"))
 }
 
 /// Whether the server has no room for another connection.
@@ -104,6 +118,24 @@ pub(super) fn is_crowded(error: &RedisError) -> bool {
 mod tests {
     use super::*;
     use crate::bus::wire::server_error;
+
+    #[test]
+    fn what_only_a_replica_says_has_the_primary_looked_for() {
+        for text in [
+            "READONLY You can't write against a read only replica.",
+            "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+            "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
+        ] {
+            let error = server_error(text.as_bytes());
+            assert_eq!(error.reaction(), Reaction::Reconnect, "{text}");
+        }
+        for text in [
+            "LOADING Redis is loading",
+            "NOREPLICAS Not enough good replicas",
+        ] {
+            assert_eq!(server_error(text.as_bytes()).reaction(), Reaction::Wait);
+        }
+    }
 
     #[test]
     fn a_server_without_room_for_a_connection_is_asked_again() {

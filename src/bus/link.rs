@@ -8,10 +8,14 @@ use redis::{RedisResult, Value};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Unanswered commands in a row after which a connection counts as dead. A half-open link answers
 /// nothing and reports nothing; a slow server answers the next one.
 const TIMEOUTS: u32 = 2;
+/// A command counts as unanswered too if whoever sent it gave up after so long: with time-outs shorter
+/// than the connection's own, nobody would ever see that it is dead.
+const GIVEN_UP: Duration = Duration::from_millis(500);
 
 /// Lends one connection to all who ask; makes a new one, at most one at a time, where the last broke.
 pub(super) struct Link {
@@ -27,6 +31,9 @@ pub(super) struct Link {
 #[derive(Clone)]
 pub(super) struct Lent {
     pub connection: MultiplexedConnection,
+    /// Which of the link's connections it is.
+    number: u64,
+    /// The primary that it leads to.
     generation: u64,
 }
 
@@ -43,6 +50,16 @@ impl Link {
         }
     }
 
+    /// The connection, unless the primary has moved since it was made.
+    fn usable(&self) -> Option<Lent> {
+        let mut current = self.current();
+        let stands = |lent: &mut Lent| self.connector.check(lent.generation).is_ok();
+        if !current.as_mut().is_some_and(stands) {
+            *current = None;
+        }
+        current.clone()
+    }
+
     fn current(&self) -> MutexGuard<'_, Option<Lent>> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -52,46 +69,81 @@ impl Link {
     ///
     /// Cancel safe.
     pub async fn get(&self) -> Result<Lent, String> {
-        let find = || self.current().clone();
+        let find = || self.usable();
         self.gate.pass(find, self.make()).await
     }
 
     async fn make(&self) -> Result<Lent, BusError> {
+        let generation = self.connector.generation();
         let connection = if self.block.is_zero() {
             self.connector.dedicated().await?
         } else {
             self.connector.blocking(self.block).await?
         };
         self.timeouts.store(0, Ordering::Relaxed);
-        let generation = self.made.fetch_add(1, Ordering::Relaxed);
         let lent = Lent {
             connection,
+            number: self.made.fetch_add(1, Ordering::Relaxed),
             generation,
         };
         *self.current() = Some(lent.clone());
         Ok(lent)
     }
 
-    /// Learns from the outcome of a command whether the connection is of use still.
-    pub fn note(&self, lent: &Lent, outcome: &RedisResult<Value>) {
-        let error = match outcome {
-            Ok(Value::ServerError(error)) => error.clone().into(),
-            Ok(_) => return self.timeouts.store(0, Ordering::Relaxed),
-            Err(error) => error.clone(),
-        };
-        let broken = if error.is_timeout() {
-            self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS
-        } else {
-            BusError::from(error).reaction() == Reaction::Reconnect
-        };
+    /// To be called before a command is sent on what was lent.
+    pub fn sending(&self, lent: &Lent) -> Sending<'_> {
+        Sending {
+            link: self,
+            number: lent.number,
+            since: Instant::now(),
+            answered: false,
+        }
+    }
+
+    fn unanswered(&self, number: u64) {
+        if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS {
+            self.give_up(number);
+        }
+    }
+
+    fn give_up(&self, number: u64) {
         let mut current = self.current();
-        if broken
-            && current
-                .as_ref()
-                .is_some_and(|now| now.generation == lent.generation)
-        {
+        if current.as_ref().is_some_and(|now| now.number == number) {
             *current = None;
             self.timeouts.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A command under way.
+pub(super) struct Sending<'a> {
+    link: &'a Link,
+    number: u64,
+    since: Instant,
+    answered: bool,
+}
+
+impl Sending<'_> {
+    /// Learns from the outcome of the command whether the connection is of use still.
+    pub fn done(mut self, outcome: &RedisResult<Value>) {
+        self.answered = true;
+        let error = match outcome {
+            Ok(Value::ServerError(error)) => error.clone().into(),
+            Ok(_) => return self.link.timeouts.store(0, Ordering::Relaxed),
+            Err(error) => error.clone(),
+        };
+        if error.is_timeout() {
+            self.link.unanswered(self.number);
+        } else if BusError::from(error).reaction() == Reaction::Reconnect {
+            self.link.give_up(self.number);
+        }
+    }
+}
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.since.elapsed() >= GIVEN_UP {
+            self.link.unanswered(self.number);
         }
     }
 }

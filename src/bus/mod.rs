@@ -29,6 +29,7 @@ pub mod read;
 pub mod replay;
 pub mod reply;
 pub mod request;
+pub mod sentinel;
 pub mod server;
 pub mod settlement;
 pub mod tls;

@@ -1,13 +1,18 @@
 //! Connections that are borrowed for a few commands.
 //!
 //! To ask a connection before each use whether it is alive would double the round trips of all who
-//! borrow. So it is asked only where that is in doubt: after a pause, and after a failure.
+//! borrow. So it is asked only where that is in doubt: after a pause, and after a failure. Where
+//! Sentinels watch the primary that is always: a server that was demoted answers all the same.
 
+use super::connect::{RECYCLE, check_role};
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisFuture, Value};
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use tokio::time::timeout;
 
 /// For how long a connection that answered counts as alive.
 const TRUSTED: Duration = Duration::from_secs(1);
@@ -16,6 +21,9 @@ const TRUSTED: Duration = Duration::from_secs(1);
 pub(super) struct Manager {
     client: Client,
     config: AsyncConnectionConfig,
+    /// Where only a primary will do: whether one of the connections was of no use. Then the others
+    /// are not tried, each might take its time.
+    spoiled: Option<Arc<AtomicBool>>,
 }
 
 /// The pool.
@@ -33,7 +41,19 @@ pub struct Pooled(Object<Manager>);
 
 impl Manager {
     pub fn new(client: Client, config: AsyncConnectionConfig) -> Self {
-        Self { client, config }
+        Self {
+            client,
+            config,
+            spoiled: None,
+        }
+    }
+
+    /// Whose connections lead to a primary, each time that they are lent.
+    pub fn of_a_primary(self, spoiled: Arc<AtomicBool>) -> Self {
+        Self {
+            spoiled: Some(spoiled),
+            ..self
+        }
     }
 }
 
@@ -51,13 +71,28 @@ impl managed::Manager for Manager {
         let connecting = self
             .client
             .get_multiplexed_async_connection_with_config(&self.config);
+        let mut connection = connecting.await?;
+        if self.spoiled.is_some() {
+            check_role(&mut connection).await?;
+        }
         Ok(Checked {
-            connection: connecting.await?,
+            connection,
             alive: Some(Instant::now()),
         })
     }
 
     async fn recycle(&self, checked: &mut Checked, _: &Metrics) -> RecycleResult<RedisError> {
+        if let Some(spoiled) = &self.spoiled {
+            if spoiled.load(Ordering::Acquire) {
+                return Err(RecycleError::message("the pool is given up"));
+            }
+            let role = timeout(RECYCLE, check_role(&mut checked.connection)).await;
+            if !matches!(role, Ok(Ok(()))) {
+                spoiled.store(true, Ordering::Release);
+                return Err(RecycleError::message("no primary any more"));
+            }
+            return Ok(());
+        }
         if checked.alive.is_some_and(|at| at.elapsed() < TRUSTED) {
             return Ok(());
         }

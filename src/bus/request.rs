@@ -94,9 +94,11 @@ impl Replies {
             .or_default()
             .clone();
         cell.get_or_try_init(|| async {
+            let generation = self.shared.connector.generation();
             let (connection, after) = self.shared.open(stream).await?;
             let reader = Reader {
                 shared: self.shared.clone(),
+                generation,
                 stream: stream.to_owned(),
                 after,
                 refresh: Instant::now() + self.shared.streams.ttl / 3,
@@ -221,6 +223,8 @@ impl Shared {
 /// Reads one reply stream until the client is closed; lives through the server's restarts.
 struct Reader {
     shared: Arc<Shared>,
+    /// The primary that the connection leads to.
+    generation: u64,
     stream: String,
     after: EntryId,
     refresh: Instant,
@@ -252,6 +256,7 @@ impl Reader {
     }
 
     async fn step(&mut self, connection: &mut MultiplexedConnection) -> Result<(), BusError> {
+        self.shared.connector.check(self.generation)?;
         if Instant::now() >= self.refresh {
             let mut command = redis::cmd("PEXPIRE");
             command.arg(&self.stream).arg(self.shared.ttl_ms());
@@ -281,6 +286,7 @@ impl Reader {
                 () = self.shared.closed.cancelled() => return None,
                 () = pause => {}
             }
+            self.generation = self.shared.connector.generation();
             match self.shared.open(&self.stream).await {
                 Ok((connection, last)) => {
                     self.go_on_from(last);

@@ -2,8 +2,9 @@
 
 use super::connect::Connector;
 use super::error::BusError;
-use crate::config::{RedisUrl, Settings};
+use crate::config::Settings;
 use redis::aio::MultiplexedConnection;
+use redis::{ConnectionAddr, ConnectionInfo};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant, SystemTime};
@@ -57,6 +58,7 @@ impl Server {
         connector: &Connector,
         settings: &Settings,
     ) -> Result<Self, BusError> {
+        let target = connector.address().await?;
         let info = allowed(info(connection).await)?;
         let config = allowed(config(connection).await)?;
         let user = redis::cmd("ACL")
@@ -72,12 +74,12 @@ impl Server {
         Ok(Self {
             info,
             config,
-            anonymous: anonymous(connector).await,
+            anonymous: anonymous(target.clone()).await,
             may_flush,
             unfenced,
             user,
             skew: allowed(skew(connection).await)?,
-            in_the_clear: in_the_clear(&settings.redis_url),
+            in_the_clear: in_the_clear(target.addr()),
         })
     }
 
@@ -229,8 +231,8 @@ async fn unfenced(
 }
 
 /// Tries to use the server without logging in.
-async fn anonymous(connector: &Connector) -> Option<bool> {
-    let client = redis::Client::open(connector.address()).ok()?;
+async fn anonymous(target: ConnectionInfo) -> Option<bool> {
+    let client = redis::Client::open(target).ok()?;
     let config = redis::AsyncConnectionConfig::new()
         .set_connection_timeout(Some(super::connect::CONNECT))
         .set_response_timeout(Some(super::connect::ANSWER));
@@ -268,17 +270,11 @@ async fn skew(connection: &mut MultiplexedConnection) -> Result<(i64, u64), BusE
     best.ok_or(BusError::Reply { what: "TIME" })
 }
 
-fn in_the_clear(url: &RedisUrl) -> bool {
-    let Some(parsed) = redis::parse_redis_url(url.expose()) else {
+fn in_the_clear(address: &ConnectionAddr) -> bool {
+    let ConnectionAddr::Tcp(host, port) = address else {
         return false;
     };
-    if !matches!(parsed.scheme(), "redis" | "valkey") {
-        return false;
-    }
-    let host = parsed.host_str().unwrap_or("127.0.0.1");
-    let host = host.trim_matches(['[', ']']);
-    let port = parsed.port().unwrap_or(6379);
-    match (host, port).to_socket_addrs() {
+    match (host.as_str(), *port).to_socket_addrs() {
         Ok(mut addresses) => addresses.any(|address| !address.ip().is_loopback()),
         Err(_) => false,
     }

@@ -7,7 +7,8 @@
 
 use super::connect::CONNECT;
 use super::digits::Digits;
-use super::error::{BusError, is_crowded};
+use super::error::{BusError, is_crowded, not_the_primary};
+use super::sentinel::Route;
 use super::tls::Tls;
 use futures_util::FutureExt;
 use redis::io::tcp::socket2::SockRef;
@@ -245,6 +246,17 @@ pub struct Wire {
     /// Where in `input` the next reply begins.
     begin: usize,
     answer: Duration,
+    /// Where the primary can move: whether it is where it was.
+    pub(super) route: Option<Route>,
+}
+
+/// Who is at the other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// A primary; anything else is refused.
+    Primary,
+    /// A Sentinel.
+    Sentinel,
 }
 
 impl fmt::Debug for Wire {
@@ -264,6 +276,16 @@ impl Wire {
         tls: &Tls,
         answer: Duration,
     ) -> Result<Self, BusError> {
+        Self::open_to(Peer::Primary, info, tls, answer).await
+    }
+
+    /// Connects and authenticates; asks who is there unless it is a Sentinel.
+    pub(super) async fn open_to(
+        peer: Peer,
+        info: &ConnectionInfo,
+        tls: &Tls,
+        answer: Duration,
+    ) -> Result<Self, BusError> {
         let stream = timeout(CONNECT, connect(info.addr(), tls))
             .await
             .map_err(|_| timed_out())??;
@@ -272,6 +294,7 @@ impl Wire {
             input: Vec::new(),
             begin: 0,
             answer: answer.min(CONNECT),
+            route: None,
         };
         let settings = info.redis_settings();
         let mut commands = Commands::default();
@@ -287,33 +310,39 @@ impl Wire {
             commands.add(&[b"SELECT", db.as_bytes()]);
         }
         let accepted = commands.len();
-        commands.add(&[b"ROLE"]);
+        if peer == Peer::Primary {
+            commands.add(&[b"ROLE"]);
+        }
         wire.send(&mut commands).await?;
         for _ in 0..accepted {
             if let Token::Error(text) = wire.reply().await?.token()? {
                 return Err(refused(text));
             }
         }
-        let mut role = wire.reply().await?;
-        match (role.token()?, role.token()) {
-            (Token::Error(text), _) => Err(server_error(text)),
-            // A demoted primary still answers: only its role tells.
-            (Token::Array(_), Ok(Token::Bulk(b"master"))) => {
-                wire.answer = answer;
-                Ok(wire)
+        if peer == Peer::Primary {
+            let mut role = wire.reply().await?;
+            match (role.token()?, role.token()) {
+                (Token::Error(text), _) => return Err(server_error(text)),
+                // A demoted primary still answers: only its role tells.
+                (Token::Array(_), Ok(Token::Bulk(b"master"))) => {}
+                _ => return Err(not_the_primary().into()),
             }
-            _ => Err(BusError::Redis(RedisError::from((
-                ErrorKind::Io,
-                "connected to a replica, not to the primary",
-            )))),
         }
+        wire.answer = answer;
+        Ok(wire)
     }
 
     /// Sends commands and empties their buffer. As many replies must be read.
     ///
     /// # Errors
-    /// `Redis`: what arrived is unknown; drop the wire.
+    /// `Redis`: what arrived is unknown; drop the wire. `Moved`: nothing was sent; drop the wire.
     pub async fn send(&mut self, commands: &mut Commands) -> Result<(), BusError> {
+        if let Some(route) = &self.route
+            && let Err(moved) = route.check()
+        {
+            commands.clear();
+            return Err(moved);
+        }
         let write = async {
             self.stream.write_all(&commands.bytes).await?;
             self.stream.flush().await

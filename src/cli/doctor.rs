@@ -1,6 +1,7 @@
 //! `convoke doctor`: what is set up dangerously, and how to mend it.
 
 mod checks;
+mod sentinels;
 mod streams;
 
 use super::output::{self, FAINT, GREEN, Output, RED, Style, YELLOW};
@@ -15,8 +16,8 @@ Examples:
   convoke doctor --all                       what is fine as well
   convoke doctor --format json | jq -r 'select(.status == \"danger\").check'
 
-Looks at the server's version, settings and users, at its clock, and at the streams of the \
-namespace. Changes nothing. What the user may not look at is named. Exit code 1: something is \
+Looks at the Sentinels if there are any, at the server's version, settings and users, at its clock, \
+and at the streams of the namespace. Changes nothing. What the user may not look at is named. Exit code 1: something is \
 dangerous.";
 
 /// Check the server, its settings and the streams, and say what to change
@@ -124,9 +125,21 @@ impl Finding {
 /// Runs the command.
 pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let connector = session.connector()?;
-    let mut connection = connector.unchecked().await?;
+    let mut findings = match connector.survey().await {
+        Some(voices) => sentinels::sentinels(&voices, &session.settings),
+        None => Vec::new(),
+    };
+    let mut connection = match connector.unchecked().await {
+        Ok(connection) => connection,
+        Err(error) => {
+            for finding in &findings {
+                finding.print(&session.output)?;
+            }
+            return Err(error.into());
+        }
+    };
     let server = Server::look(&mut connection, &connector, &session.settings).await?;
-    let mut findings = checks::server(&server, &session.settings);
+    findings.extend(checks::server(&server, &session.settings));
     findings.extend(streams::streams(&session, &mut connection).await?);
     let count = |status| findings.iter().filter(|f| f.status == status).count();
     let (danger, warning) = (count(Status::Danger), count(Status::Warning));

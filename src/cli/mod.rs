@@ -67,7 +67,9 @@ Examples:
 
 Every setting has one name in all its forms, and the later one wins: the default, `heartbeat_ttl` \
 in the file of --config, CONVOKE_HEARTBEAT_TTL in the environment, --heartbeat-ttl. \
-Durations are written 500ms, 2s, 1m. A Redis password belongs into CONVOKE_REDIS_URL or the file, \
+Durations are written 500ms, 2s, 1m. \
+--redis-url redis+sentinel://10.0.0.1:26379,10.0.0.2:26379,10.0.0.3:26379/SERVICE follows the primary \
+through failovers. A Redis password belongs into CONVOKE_REDIS_URL or the file, \
 never into an argument, which everyone on the machine can read.
 
 Exit codes: 0 done, 1 failed or an error reply (printed on stderr), 2 wrong usage.";

@@ -14,7 +14,8 @@ use std::path::Path;
 /// The settings that every command takes.
 #[derive(Args, Serialize)]
 pub struct BusFlags {
-    /// Where Redis is: redis:// or rediss:// (TLS), without a password
+    /// Where Redis is, without a password: redis://HOST:PORT/DB, rediss://… (TLS), or the Sentinels
+    /// that watch it: redis+sentinel://HOST:PORT,HOST:PORT,HOST:PORT/SERVICE, rediss+sentinel://…
     /// [default: redis://127.0.0.1:6379]
     #[arg(long, global = true, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -141,6 +141,8 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
 /// Reads streams from where they were left, through cut connections.
 struct Follower {
     connector: Connector,
+    /// The primary that the connection leads to.
+    generation: u64,
     connection: MultiplexedConnection,
     streams: Vec<(String, EntryId)>,
     /// What was the last entry of each stream in the beginning.
@@ -153,6 +155,7 @@ impl Follower {
         names: Vec<String>,
         since: Option<EntryId>,
     ) -> Result<Self, BusError> {
+        let generation = connector.generation();
         let mut connection = connector.blocking(BLOCK).await?;
         let mut streams = Vec::with_capacity(names.len());
         let mut ends = Vec::with_capacity(names.len());
@@ -163,6 +166,7 @@ impl Follower {
         }
         Ok(Self {
             connector,
+            generation,
             connection,
             streams,
             ends,
@@ -182,7 +186,11 @@ impl Follower {
             .iter()
             .map(|(name, after)| (name.as_str(), *after))
             .collect();
-        let batches = match read_after(&mut self.connection, &from, COUNT, BLOCK).await {
+        let read = match self.connector.check(self.generation) {
+            Ok(()) => read_after(&mut self.connection, &from, COUNT, BLOCK).await,
+            Err(moved) => Err(moved),
+        };
+        let batches = match read {
             Ok(batches) => batches,
             Err(error) if error.reaction() == Reaction::GiveUp => return Err(error),
             Err(error) => {
@@ -217,6 +225,7 @@ impl Follower {
     }
 
     async fn reopen(&mut self) -> Result<(), BusError> {
+        self.generation = self.connector.generation();
         self.connection = self.connector.blocking(BLOCK).await?;
         for (name, after) in &mut self.streams {
             // After a loss of data a stream may begin again below what was read.

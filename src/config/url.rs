@@ -1,5 +1,6 @@
 //! URLs that may carry a password. None of them ever prints itself whole.
 
+use super::sentinel::SentinelUrl;
 use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -30,18 +31,44 @@ impl RedisUrl {
         let parsed = redis::parse_redis_url(&self.0).is_some_and(|url| {
             url.password().is_some() || url.query_pairs().any(|(name, _)| name == "pass")
         });
-        parsed || names_password(&self.0)
+        let asks = |url: &str| match url.split_once('?') {
+            Some((_, query)) => query.to_ascii_lowercase().contains("pass") || query.contains('%'),
+            None => false,
+        };
+        let of_sentinels = self.sentinels().is_some() && asks(&self.0);
+        parsed || of_sentinels || names_password(&self.0)
+    }
+
+    /// The Sentinels that it names; `None` if it names a server.
+    ///
+    /// # Errors
+    /// What is wrong with it, without its secrets.
+    pub fn sentinels(&self) -> Option<Result<SentinelUrl, String>> {
+        SentinelUrl::parse(&self.0)
+    }
+
+    /// Fails if it can not be parsed, with the reason but for its secrets.
+    pub(super) fn check(&self) -> Result<(), String> {
+        match self.sentinels() {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(problem)) => Err(format!("{self}: {problem}")),
+            None if redis::IntoConnectionInfo::into_connection_info(self.expose()).is_ok() => {
+                Ok(())
+            }
+            None => Err(format!(
+                "{self} is not a URL such as redis://host:6379/0, rediss://host (TLS), or \
+                 redis+sentinel://host:26379,host:26379,host:26379/SERVICE"
+            )),
+        }
     }
 
     /// Whether the connection is one by TLS.
     pub(super) fn is_tls(&self) -> bool {
+        if let Some(sentinels) = self.sentinels() {
+            return sentinels.is_ok_and(|url| url.tls);
+        }
         let parsed = redis::IntoConnectionInfo::into_connection_info(self.expose());
         parsed.is_ok_and(|info| matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }))
-    }
-
-    /// Whether it can be parsed.
-    pub(super) fn is_valid(&self) -> bool {
-        redis::IntoConnectionInfo::into_connection_info(self.expose()).is_ok()
     }
 }
 
@@ -186,6 +213,16 @@ fn names_password(url: &str) -> bool {
 
 /// Writes a URL without what may be a secret in it.
 fn without_secrets(url: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    let plain = |s: &&str| s.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+');
+    let scheme = scheme.filter(plain);
+    // Whether a ? before an @ is of the password, or the @ of the query, nobody can tell.
+    if url
+        .find('?')
+        .is_some_and(|asked| url.rfind('@') > Some(asked))
+    {
+        return write!(f, "{}://***", scheme.unwrap_or("***"));
+    }
     // A password may hold any character, so everything before the last @ goes, and the query,
     // which may name one for a socket.
     let (shown, asked) = match url.rsplit_once('@') {
@@ -198,9 +235,7 @@ fn without_secrets(url: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         },
     };
     if url.contains('@') {
-        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-        let plain = |s: &&str| s.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+');
-        if let Some(scheme) = scheme.filter(plain) {
+        if let Some(scheme) = scheme {
             write!(f, "{scheme}://")?;
         }
         f.write_str("***@")?;
@@ -245,6 +280,12 @@ mod tests {
             "unix:///run/redis.sock?pass=s3cret",
             "unix:///run/redis.sock?db=1&p%61ss=s3cret",
             "unix:///run/at@redis.sock?db=1&pass=s3cret",
+            "unix:///run/redis.sock?pass=x@s3cret",
+            "redis+sentinel://u:s3cret@a:1,b:2/bus",
+            "redis+sentinel://:s3cret@a:1,b:2/bus",
+            "redis+sentinel://u@a:1/bus?sentinel_password=s3cret",
+            "redis+sentinel://a:1/bus?sentinel_p%61ssword=s3cret",
+            "rediss+sentinel://a:1/bus?sentinel_user=u&sentinel_password=x@s3cret",
         ] {
             let url = RedisUrl::new(url);
             assert!(!format!("{url} {url:?}").contains("s3cr"), "{url}");
@@ -254,6 +295,10 @@ mod tests {
             ("rediss://user:s3cret@host:7/0", "rediss://***@host:7/0"),
             ("redis://:s3cret@host:s3cret/0", "redis://***@host:***/0"),
             ("redis://host:s3cret", "redis://host:***"),
+            (
+                "redis+sentinel://u:s3cret@a:1,b:2/bus/3?sentinel_user=u",
+                "redis+sentinel://***@a:1,b:2/bus/3?***",
+            ),
             ("redis://[::1]:7/0", "redis://[::1]:7/0"),
             ("redis://[::1]/0", "redis://[::1]/0"),
             ("unix:///run/a:b.sock", "unix:///run/a:b.sock"),
@@ -263,6 +308,7 @@ mod tests {
         assert!(RedisUrl::new("redis://u:p@h").has_password());
         assert!(!RedisUrl::new("redis://u@h").has_password());
         assert!(!RedisUrl::default().has_password());
+        assert!(!RedisUrl::new("redis+sentinel://u@a/bus?sentinel_user=u").has_password());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::lane::{Delivery, Shared};
 use crate::bus::connect::{BLOCK, reconnect_delay};
+use crate::bus::entry::Entry;
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::read;
 use crate::bus::wire::Wire;
@@ -9,6 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
+/// Bytes that one read should bring at the most: more gains nothing, leaves the caches and is given back
+/// to the system and taken again with each read.
+const BYTES: usize = 4 << 20;
+/// Entries that a read asks for at the least if it may, however large the last ones were.
+const FEW: usize = 16;
 /// How long a stream is left alone whose key is of another type.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 
@@ -17,6 +23,8 @@ pub struct Reader {
     shared: Arc<Shared>,
     connection: Option<Connected>,
     failures: u32,
+    /// Entries that are [`BYTES`] together if they are like those of the last read.
+    fit: usize,
     /// Streams whose key is of another type: the others are read all the same.
     unreadable: Vec<usize>,
     drain: CancellationToken,
@@ -45,13 +53,14 @@ impl Reader {
             shared,
             connection: None,
             failures: 0,
+            fit: usize::MAX,
             unreadable: Vec::new(),
             drain,
         }
     }
 
-    /// Reads up to `count` new entries of each stream. Never to be cancelled; it returns within the
-    /// block and answer times of `bus::connect`.
+    /// Reads up to `count` new entries of each stream, fewer where they are large. Never to be
+    /// cancelled; it returns within the block and answer times of `bus::connect`.
     pub async fn next(&mut self, count: usize) -> Read {
         match self.read(count).await {
             Ok(entries) => {
@@ -98,6 +107,7 @@ impl Reader {
         let claims: Vec<u64> = claims.collect();
         let wire = &mut connected.wire;
         let me = shared.instance();
+        let count = count.min(self.fit);
         let read = read::read_group(wire, &shared.group, me, &streams, count, BLOCK).await;
         let batches = match read {
             Ok(batches) => batches,
@@ -108,7 +118,12 @@ impl Reader {
                 return Err(error);
             }
         };
-        let total = batches.iter().map(|batch| batch.entries.len()).sum();
+        let total: usize = batches.iter().map(|batch| batch.entries.len()).sum();
+        let entries = batches.iter().flat_map(|batch| &batch.entries);
+        let bytes: usize = entries.map(Entry::size).sum();
+        if total > 0 {
+            self.fit = fit(bytes, total);
+        }
         let mut deliveries = Vec::with_capacity(total);
         for batch in batches {
             deliveries.extend(batch.entries.into_iter().map(|entry| Delivery {
@@ -151,5 +166,23 @@ impl Reader {
             streams,
             since: Instant::now(),
         })
+    }
+}
+
+/// How many entries to ask for after a read of so many bytes in so many entries, at least one.
+fn fit(bytes: usize, entries: usize) -> usize {
+    (BYTES / (bytes / entries).max(1)).max(FEW)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_entries_are_asked_for_in_smaller_numbers_but_never_one_by_one() {
+        assert!(fit(64 * 1000, 1000) > 10_000);
+        assert_eq!(fit(3 * 65_536, 3), 64);
+        assert_eq!(fit(1 << 20, 1), FEW);
+        assert_eq!(fit(0, 5), BYTES);
     }
 }

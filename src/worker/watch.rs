@@ -56,12 +56,14 @@ impl Watch {
     }
 
     async fn follow(&self, stop: &CancellationToken) -> Result<(), CoordinationError> {
+        let generation = self.connector.generation();
         let mut connection = self.connector.blocking(BLOCK).await?;
         // The position first: who goes from here on is told, who went before is found by comparing.
         let mut after = read::last_id(&mut connection, &self.broadcast).await?;
         self.compare(&mut connection).await?;
         let mut compared = Instant::now();
         while !stop.is_cancelled() {
+            self.connector.check(generation)?;
             let position = [(self.broadcast.as_str(), after)];
             let batches = read::read_after(&mut connection, &position, COUNT, BLOCK).await?;
             let mut gone = Vec::new();

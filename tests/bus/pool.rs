@@ -7,7 +7,7 @@ use std::time::Duration;
 async fn get(connector: &Connector) -> redis::RedisResult<Option<String>> {
     let mut connection = connector.pooled().await.unwrap();
     redis::cmd("GET")
-        .arg("key")
+        .arg("cb:key")
         .query_async(&mut connection)
         .await
 }

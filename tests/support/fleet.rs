@@ -102,14 +102,23 @@ impl Fleet {
         Self::of(redis, &vec![10; size], database)
     }
 
+    /// Workers on what that URL names.
+    pub fn at(url: &str, size: usize) -> Self {
+        Self::on(url.to_owned(), &vec![10; size], &DatabaseUrl::default())
+    }
+
     /// One worker of each capacity.
     pub fn with(redis: &Redis, capacities: &[u32]) -> Self {
         Self::of(redis, capacities, &DatabaseUrl::default())
     }
 
     fn of(redis: &Redis, capacities: &[u32], database: &DatabaseUrl) -> Self {
+        Self::on(redis.url(), capacities, database)
+    }
+
+    fn on(url: String, capacities: &[u32], database: &DatabaseUrl) -> Self {
         let mut fleet = Self {
-            url: redis.url(),
+            url,
             database: database.expose().to_owned(),
             workers: Vec::new(),
             started: 0,

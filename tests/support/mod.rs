@@ -10,6 +10,7 @@ pub mod fleet;
 pub mod mcp;
 pub mod postgres;
 pub mod proxy;
+pub mod sentinel;
 pub mod store;
 pub mod torture;
 pub mod users;

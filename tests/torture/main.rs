@@ -19,6 +19,7 @@ mod clocks;
 mod groups;
 mod kills;
 mod long;
+mod planted;
 mod poison;
 mod power;
 mod rolling;

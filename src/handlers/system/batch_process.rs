@@ -239,7 +239,8 @@ async fn answer(
 /// Ends a holding before the batch is completed.
 async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> HandlerError {
     let error = match stop {
-        Stop::Lost => return lost(&event.batch_id),
+        Stop::Lost if holding.is_overtaken().await => return lost(&event.batch_id),
+        Stop::Lost => return later(Duration::ZERO, "it asks for the batch anew".into()),
         Stop::Draining => leaving(event),
         Stop::Cancelled => lost(&event.batch_id),
         Stop::Again => later(Duration::ZERO, "it goes on as a new entry".into()),

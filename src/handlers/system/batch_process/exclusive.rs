@@ -24,7 +24,7 @@ pub async fn run(holding: &mut Holding<'_>, kind: &str, items: &[Vec<u8>]) -> Re
         });
         holding.finish(index, failure, done.publications).await?;
     }
-    holding.commit().await
+    holding.complete().await
 }
 
 /// Runs one item, and again after a retryable failure as its handler's schedule says. The batch

@@ -71,7 +71,7 @@ pub async fn run(
         tries: HashMap::new(),
     };
     work.all(holding).await?;
-    holding.commit().await?;
+    holding.complete().await?;
     work.remove_streams().await;
     Ok(())
 }
@@ -100,6 +100,8 @@ impl FanOut<'_> {
                 Err(error) => {
                     tracing::debug!(batch = holding.id(), %error, "replies were not read; trying again");
                     connection = None;
+                    // A failover may have forgotten some. What is there still is not stored twice.
+                    self.waiting.extend(self.under_way.drain());
                     let pause = tokio::time::sleep(reconnect_delay(failures));
                     holding.until_drained(pause).await?;
                     failures += 1;
@@ -175,12 +177,17 @@ impl FanOut<'_> {
 
     async fn read(
         &self,
-        connection: &mut Option<MultiplexedConnection>,
+        connection: &mut Option<(u64, MultiplexedConnection)>,
     ) -> Result<Vec<Batch>, BusError> {
-        let connection = match connection {
+        let connector = &self.runner.connector;
+        let (generation, connection) = match connection {
             Some(connection) => connection,
-            none => none.insert(self.runner.connector.blocking(BLOCK).await?),
+            none => {
+                let generation = connector.generation();
+                none.insert((generation, connector.blocking(BLOCK).await?))
+            }
         };
+        connector.check(*generation)?;
         let names = self.streams.iter().map(String::as_str);
         let from: Vec<(&str, EntryId)> = names.zip(self.positions.iter().copied()).collect();
         let block = if self.refused.is_empty() { BLOCK } else { SOON };

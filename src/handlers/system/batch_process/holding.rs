@@ -33,8 +33,8 @@ pub enum Stop {
     Draining,
     /// The event is no longer this worker's, or the drain time is over.
     Cancelled,
-    /// It makes progress, and its event was delivered so often that it will soon count as poison:
-    /// it goes on as a new entry.
+    /// It goes on as a new entry: it makes progress, and its event was delivered so often that it will
+    /// soon count as poison; or the server forgot some of the progress.
     Again,
     /// It can not go on.
     Failed(HandlerError),
@@ -165,6 +165,22 @@ impl<'a> Holding<'a> {
         }
     }
 
+    /// Commits what is finished last. If that does not complete the batch, the server failed over to
+    /// one that lacks some of the progress: what it does not know of has to run again.
+    pub async fn complete(&mut self) -> Result<(), Stop> {
+        self.commit().await?;
+        let Progress {
+            processed,
+            failed,
+            total,
+            ..
+        } = self.progress;
+        match processed + failed < total {
+            true => Err(Stop::Again),
+            false => Ok(()),
+        }
+    }
+
     /// Before an item is begun: whether to go on.
     pub async fn check(&mut self) -> Result<(), Stop> {
         if self.context.draining().is_cancelled() {
@@ -220,6 +236,13 @@ impl<'a> Holding<'a> {
             }
         };
         self.beside(work).await?
+    }
+
+    /// Whether somebody was given the batch after this holder. If nobody was, the server was away for
+    /// long, or failed over to one that never heard of this holder.
+    pub async fn is_overtaken(&self) -> bool {
+        let found = self.batches.find(self.id()).await;
+        matches!(found, Ok(Some(batch)) if batch.fence > self.lease.fence)
     }
 
     /// Commits what is finished and lets the next one have the batch.
