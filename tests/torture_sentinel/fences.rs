@@ -56,6 +56,7 @@ impl Hands {
             run,
             entry: run,
             event: run,
+            deliveries: 1,
             may_hold: true,
         };
         let acquired = self.batches.acquire(&self.wanted(), asker).await.unwrap();
