@@ -57,7 +57,6 @@ impl Hands {
             entry: run,
             deliveries: 1,
             event: run,
-            deliveries: 1,
             may_hold: true,
         };
         let acquired = self.batches.acquire(&self.wanted(), asker).await.unwrap();
