@@ -202,6 +202,7 @@ async fn settled(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_ballots_have_histories_that_one_vote_at_a_time_explains() {
     let redis = Redis::start();
+    redis.allow_namespace("b*");
     let url = RedisUrl::new(redis.url());
     let connectors: Vec<Connector> = (0..SITES)
         .map(|_| Connector::new(&url, 4).unwrap())
