@@ -143,7 +143,7 @@ impl Client {
         options: ClientOptions,
     ) -> Result<Self, PublishError> {
         let client = Self::new(connector, keys, options).map_err(PublishError::rejected)?;
-        client.0.link.get().await.map_err(PublishError::rejected)?;
+        client.0.link.get().await.map_err(PublishError::unsent)?;
         Ok(client)
     }
 
@@ -213,7 +213,7 @@ impl Client {
             return self.store_confirmed(event, prepared, confirm).await;
         }
         let link = &self.0.link;
-        let mut lent = link.get().await.map_err(PublishError::rejected)?;
+        let mut lent = link.get().await.map_err(PublishError::unsent)?;
         let sending = link.sending(&lent);
         let mut reply = lent.connection.send_packed_command(&prepared.command).await;
         if is_no_script(&reply) {
@@ -242,7 +242,7 @@ impl Client {
         }
         let _turn = self.0.turn.lock().await;
         let link = &self.0.confirming;
-        let mut lent = link.get().await.map_err(PublishError::rejected)?;
+        let mut lent = link.get().await.map_err(PublishError::unsent)?;
         let mut pipeline = Pipeline::new();
         if prepared.scripted {
             load_script(&mut pipeline);

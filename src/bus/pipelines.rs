@@ -155,8 +155,16 @@ impl<'a> Call<'a> {
             if usable && self.next < self.events.len() && self.sent.len() < AHEAD {
                 let chunk = self.pack(&mut line.commands);
                 if !line.commands.is_empty() {
-                    self.sent.push_back(chunk);
-                    line.wire.send(&mut line.commands).await?;
+                    match line.wire.send(&mut line.commands).await {
+                        Err(error @ BusError::Moved) => {
+                            self.reject(chunk.events, &error.to_string());
+                            return Err(error);
+                        }
+                        sent => {
+                            self.sent.push_back(chunk);
+                            sent?;
+                        }
+                    }
                 }
             } else if !self.sent.is_empty() {
                 usable &= self.answers(&mut line.wire).await?;
@@ -242,11 +250,16 @@ impl<'a> Call<'a> {
     /// The next events can not be sent.
     fn skip(&mut self, reason: &str) {
         let end = self.events.len().min(self.next + PIPELINE.0);
-        for at in self.next..end {
-            if self.events[at].confirm.is_none() {
-                self.outcomes[at] = Some(Err(PublishError::rejected(reason)));
+        self.reject(self.next..end, reason);
+        self.next = end;
+    }
+
+    /// These events were certainly not sent.
+    fn reject(&mut self, events: Range<usize>, reason: &str) {
+        for at in events {
+            if self.events[at].confirm.is_none() && self.outcomes[at].is_none() {
+                self.outcomes[at] = Some(Err(PublishError::unsent(reason)));
             }
         }
-        self.next = end;
     }
 }

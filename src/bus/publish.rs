@@ -483,6 +483,8 @@ pub enum PublishError {
         reason: String,
         /// The server's error code, such as `OOM`, if it was the server that refused.
         code: Option<String>,
+        /// Whether the event itself is at fault, so that it would be refused again.
+        lasting: bool,
     },
     /// May be stored. Only an event with an id and `dedup` can be published again safely.
     #[error("may be stored{}: {source}", id_in_brackets(.id))]
@@ -517,10 +519,21 @@ fn id_in_brackets(id: &Option<String>) -> String {
 }
 
 impl PublishError {
+    /// The event can not be published as it is.
     pub(super) fn rejected(reason: impl fmt::Display) -> Self {
         PublishError::Rejected {
             reason: reason.to_string(),
             code: None,
+            lasting: true,
+        }
+    }
+
+    /// There was no connection to send it on.
+    pub(super) fn unsent(reason: impl fmt::Display) -> Self {
+        PublishError::Rejected {
+            reason: reason.to_string(),
+            code: None,
+            lasting: false,
         }
     }
 
@@ -530,6 +543,7 @@ impl PublishError {
             Some(code) => PublishError::Rejected {
                 reason: error.to_string(),
                 code: Some(code.to_owned()),
+                lasting: false,
             },
             None => PublishError::no_answer(error.into(), id),
         }

@@ -31,7 +31,7 @@ pub fn event(id: &str) -> Outgoing {
 
 pub fn code(outcome: Result<Published, PublishError>) -> String {
     match outcome {
-        Err(PublishError::Rejected { code, reason }) => code.unwrap_or(reason),
+        Err(PublishError::Rejected { code, reason, .. }) => code.unwrap_or(reason),
         other => panic!("not rejected: {other:?}"),
     }
 }

@@ -141,7 +141,11 @@ impl FanOut<'_> {
             match result {
                 Ok(_) => _ = self.under_way.insert(index),
                 // Too large, say: it will not be better next time.
-                Err(PublishError::Rejected { reason, code: None }) => {
+                Err(PublishError::Rejected {
+                    reason,
+                    lasting: true,
+                    ..
+                }) => {
                     let failure = (Code::InvalidArgument.as_str(), reason);
                     holding.finish(index, Some(failure), Vec::new()).await?;
                 }
