@@ -178,8 +178,7 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
             tokio::task::block_in_place(|| deployment.until_whole());
         }
     }
-    let primary = deployment.primary();
-    let completed = batches.completed(&deployment.nodes[primary].redis).await;
+    let completed = batches.completed().await;
     stop.cancel();
     let [confirmed, plain] = publishing;
     let (confirmed, plain) = (confirmed.await.unwrap(), plain.await.unwrap());
