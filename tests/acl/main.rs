@@ -15,6 +15,7 @@ use convoke::coordination::instances::Instances;
 use convoke::coordination::task::NewTask;
 use convoke::coordination::tasks::Tasks;
 use convoke::ledger::history::Filter;
+use convoke::worker::RunError;
 use convoke::{Context, HandlerError, Worker};
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::store::Store;
 use support::{Redis, users};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// A server, and the users of the file.
@@ -498,20 +500,7 @@ fn a_monitor_can_look_at_everything_and_change_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_can_run_what_only_looks_and_is_told_what_it_may_not() {
     for partitions in [0, 1] {
-        let guarded = Guarded::start();
-        let settings = Settings {
-            redis_url: guarded.url(users::WORKER),
-            partitions,
-            id: "w-1".into(),
-            ..Settings::default()
-        };
-        let keys = settings.keys().expect("a namespace");
-        leave_work_for_an_operator(&guarded, &keys).await;
-        let worker = Worker::builder()
-            .settings(settings)
-            .handler("image.whole", whole);
-        let drain = CancellationToken::new();
-        let running = tokio::spawn(worker.build().expect("a worker").run_until(drain.clone()));
+        let (guarded, keys, worker) = with_work_and_a_worker(partitions).await;
         let client = client(&guarded, users::PUBLISHER, keys.clone());
         let batch =
             serde_json::json!({"batch_id": "b-1", "item_type": "image.whole", "items": [1]});
@@ -559,8 +548,7 @@ async fn a_monitor_can_run_what_only_looks_and_is_told_what_it_may_not() {
         assert_eq!(length(&guarded, &[keys.dead("image", 0)]).await, 2);
         guarded.redis.refused();
         client.close().await;
-        drain.cancel();
-        running.await.expect("no panic").expect("drained");
+        worker.drained().await;
     }
 }
 
@@ -591,20 +579,7 @@ async fn an_operator_can_run_the_commands() {
 }
 
 async fn run_the_commands(partitions: u16) {
-    let guarded = Guarded::start();
-    let settings = Settings {
-        redis_url: guarded.url("convoke-worker"),
-        partitions,
-        id: "w-1".into(),
-        ..Settings::default()
-    };
-    let keys = settings.keys().expect("a namespace");
-    leave_work_for_an_operator(&guarded, &keys).await;
-    let worker = Worker::builder()
-        .settings(settings)
-        .handler("image.whole", whole);
-    let drain = CancellationToken::new();
-    let running = tokio::spawn(worker.build().expect("a worker").run_until(drain.clone()));
+    let (guarded, keys, worker) = with_work_and_a_worker(partitions).await;
     for words in [
         &[
             "publish",
@@ -674,9 +649,40 @@ async fn run_the_commands(partitions: u16) {
     // The dead letters are gone, and the pending entry has a copy.
     assert_eq!(length(&guarded, &[keys.dead("image", 0)]).await, 0);
     assert_eq!(length(&guarded, &[keys.events("left", 0)]).await, 2);
-    drain.cancel();
-    running.await.expect("no panic").expect("drained");
+    worker.drained().await;
     assert_eq!(guarded.redis.refused(), Vec::<String>::new());
+}
+
+/// A worker that runs.
+struct Running {
+    drain: CancellationToken,
+    task: JoinHandle<Result<(), RunError>>,
+}
+
+impl Running {
+    async fn drained(self) {
+        self.drain.cancel();
+        self.task.await.expect("no panic").expect("drained");
+    }
+}
+
+/// A server with what an operator finds, and a worker on it.
+async fn with_work_and_a_worker(partitions: u16) -> (Guarded, Keys, Running) {
+    let guarded = Guarded::start();
+    let settings = Settings {
+        redis_url: guarded.url(users::WORKER),
+        partitions,
+        id: "w-1".into(),
+        ..Settings::default()
+    };
+    let keys = settings.keys().expect("a namespace");
+    leave_work_for_an_operator(&guarded, &keys).await;
+    let worker = Worker::builder()
+        .settings(settings)
+        .handler("image.whole", whole);
+    let drain = CancellationToken::new();
+    let task = tokio::spawn(worker.build().expect("a worker").run_until(drain.clone()));
+    (guarded, keys, Running { drain, task })
 }
 
 /// Two dead letters, and an entry that is pending with nobody.
