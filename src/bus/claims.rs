@@ -1,45 +1,13 @@
-//! The claim counters of a consumer as its committer knows them (see [`super::commit`]), and the
-//! server's clock.
+//! The claim counters of a consumer as its committer knows them (see [`super::commit`]).
 
 use super::claim::CLAIMS_TTL;
+use super::clock::{ServerClock, local_now};
 use super::digits::Digits;
 use super::error::BusError;
 use super::wire::{Commands, Token, Tokens, Wire, server_error};
 use redis::aio::ConnectionLike;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
-
-/// The server's clock, read once and carried on by the local monotonic one.
-#[derive(Clone, Copy, Debug)]
-pub struct ServerClock {
-    at: Instant,
-    ms: u64,
-}
-
-impl ServerClock {
-    /// Unix milliseconds on the server now.
-    pub fn now(&self) -> u64 {
-        self.ms + self.at.elapsed().as_millis() as u64
-    }
-
-    /// Asks the server.
-    async fn read(wire: &mut Wire) -> Result<Self, BusError> {
-        let at = Instant::now();
-        let mut time = wire.ask(&[b"TIME"]).await?;
-        let (Token::Array(2), Token::Bulk(seconds), Token::Bulk(micros)) =
-            (time.token()?, time.token()?, time.token()?)
-        else {
-            return Err(BusError::Reply { what: "TIME" });
-        };
-        let number = |text| std::str::from_utf8(text).ok()?.parse::<u64>().ok();
-        let (Some(seconds), Some(micros)) = (number(seconds), number(micros)) else {
-            return Err(BusError::Reply { what: "TIME" });
-        };
-        let ms = seconds * 1000 + micros / 1000;
-        Ok(Self { at, ms })
-    }
-}
 
 /// What a committer last learned from the server: the claim counters, one for each of its counter
 /// keys, and the time.
@@ -184,10 +152,4 @@ async fn raise(wire: &mut Wire, key: &str, known: u64, now: u64) -> Result<(), B
         wire.ask(&[b"INCRBY", key, more.as_ref()]).await?;
     }
     Ok(())
-}
-
-fn local_now() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }

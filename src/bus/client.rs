@@ -1,5 +1,6 @@
 //! What publishes: for services, handlers, the command line and tests.
 
+use super::clock::local_now;
 use super::connect::{Connector, reconnect_delay};
 use super::event::Limits;
 use super::keys::{self, Keys, NameError};
@@ -7,7 +8,7 @@ use super::link::{Lent, Link};
 use super::pipelines::Pipelines;
 use super::publish::{
     Answer, Confirm, Defaults, Doubt, Outgoing, PUBLISH, PUBLISH_SOURCE, Prepared, PublishError,
-    Published, When, unix_ms,
+    Published, When,
 };
 use super::reply::Reply;
 use super::request::{Replies, ReplyStreams, RequestError};
@@ -317,7 +318,7 @@ impl Client {
             .id
             .get_or_insert_with(|| Uuid::now_v7().to_string())
             .clone();
-        let deadline = unix_ms().saturating_add(timeout.as_millis() as u64);
+        let deadline = local_now().saturating_add(timeout.as_millis() as u64);
         event.deadline.get_or_insert(deadline);
         let keys = &self.0.keys;
         let partition = event.partition(keys);

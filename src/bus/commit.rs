@@ -22,7 +22,7 @@
 //! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
 
 use super::claim;
-pub use super::claims::{Claims, ServerClock};
+pub use super::claims::Claims;
 use super::connect::{Connector, reconnect_delay};
 use super::dead::DeadLetter;
 use super::digits::Digits;

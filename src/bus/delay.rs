@@ -5,6 +5,7 @@
 //! fields, name and value in turn. Whoever calls [`promote`] moves what is due to the stream; it
 //! may be called by any number of processes at once.
 
+use super::clock::{ServerClock, server_ms};
 use super::error::BusError;
 use super::keys::Route;
 use super::msgpack::{self, PayloadLimits};
@@ -52,7 +53,7 @@ pub async fn promote(
     })
 }
 
-/// Which queues hold what is due by then (Unix ms, server clock), and the server's time. Costs one
+/// Which queues hold what is due by then (Unix ms, server clock), and the server's clock. Costs one
 /// round trip, and little where nothing is due.
 ///
 /// # Errors
@@ -61,7 +62,7 @@ pub async fn due_by(
     connection: &mut impl ConnectionLike,
     routes: &[&Route],
     until_ms: u64,
-) -> Result<(Vec<bool>, u64), BusError> {
+) -> Result<(Vec<bool>, ServerClock), BusError> {
     let mut look = redis::pipe();
     look.cmd("TIME");
     for route in routes {
@@ -71,10 +72,10 @@ pub async fn due_by(
     let replies = connection.req_packed_commands(&look, 0, look.len()).await?;
     let mut replies = replies.into_iter();
     let time = replies.next().unwrap_or(Value::Nil).extract_error()?;
-    let (seconds, micros): (u64, u64) =
-        redis::from_redis_value(time).map_err(redis::RedisError::from)?;
+    let time = redis::from_redis_value(time).map_err(redis::RedisError::from)?;
     let due = replies.map(|count| matches!(count, Value::Int(1..)));
-    Ok((due.collect(), seconds * 1000 + micros / 1000))
+    let clock = ServerClock::told(server_ms(time));
+    Ok((due.collect(), clock))
 }
 
 /// A member of a delay queue: `fields` are names and values in turn, `token` (an entry id or a

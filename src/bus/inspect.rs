@@ -1,5 +1,6 @@
 //! Streams, groups and consumers as the server counts them.
 
+use super::clock::server_ms;
 use super::error::BusError;
 use super::event::{Entry, EntryId};
 use super::keys::{Keys, StreamName};
@@ -217,8 +218,8 @@ pub async fn latest(
 
 /// The server's time, in Unix ms.
 pub async fn now(connection: &mut MultiplexedConnection) -> Result<u64, BusError> {
-    let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
-    Ok(seconds * 1000 + micros / 1000)
+    let time = redis::cmd("TIME").query_async(connection).await?;
+    Ok(server_ms(time))
 }
 
 fn is_no_such_key(error: &redis::RedisError) -> bool {

@@ -6,6 +6,7 @@ pub mod canonical;
 pub mod claim;
 pub mod claims;
 pub mod client;
+pub mod clock;
 pub mod commit;
 pub mod connect;
 pub mod dead;

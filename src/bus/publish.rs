@@ -3,6 +3,7 @@
 //! *Stored*, *rejected* or *unknown*: an error reply of the server means that nothing was stored,
 //! for every command that is sent here; no reply at all means that nobody knows.
 
+use super::clock::local_now;
 use super::delay;
 use super::digits::Digits;
 use super::error::BusError;
@@ -13,7 +14,7 @@ use redis::{Cmd, RedisError, Script, Value};
 use serde::Serialize;
 use std::fmt;
 use std::sync::LazyLock;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use uuid::Uuid;
 
 /// The script that publishes later, or once only.
@@ -240,7 +241,7 @@ impl Outgoing {
         let keys = streams.keys;
         let domain = keys::domain_of(&self.kind);
         let stream = streams.name(domain, partition);
-        let (now, deadline) = (Digits::of(unix_ms()), self.deadline.map(Digits::of));
+        let (now, deadline) = (Digits::of(local_now()), self.deadline.map(Digits::of));
         let fields = self.fields(defaults, &now, deadline.as_ref())?;
         // The reader's own check, so that what passes here passes there.
         event::check(fields.pairs(), &defaults.limits, keys, stream)
@@ -624,11 +625,4 @@ impl Answer<'_> {
 
 fn unclear(id: &Option<String>) -> PublishError {
     PublishError::no_answer(BusError::Reply { what: "publish" }, id)
-}
-
-/// Unix milliseconds by the local clock.
-pub(super) fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }

@@ -38,7 +38,8 @@
 
 use super::ballot::{Ballot, EXPIRES_IN_MS, Status, Vote, check_decision};
 use super::error::CoordinationError;
-use super::store::{Store, unix_ms};
+use super::store::Store;
+use crate::bus::clock::server_ms;
 use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
@@ -246,7 +247,7 @@ impl Ballots {
             Vec<String>,
         );
         let (time, hash, mut votes, mut electorate): Read = self.store.ask(&reads).await?;
-        let Some(ballot) = Ballot::from_hash(&hash, unix_ms(time)) else {
+        let Some(ballot) = Ballot::from_hash(&hash, server_ms(time)) else {
             return Ok(None);
         };
         electorate.sort();

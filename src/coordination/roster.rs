@@ -3,7 +3,7 @@
 use super::error::CoordinationError;
 use super::instance::Instance;
 use super::instances::{Instances, RECENTLY};
-use super::store::unix_ms;
+use crate::bus::clock::server_ms;
 use crate::bus::keys;
 use redis::Script;
 use std::collections::{HashMap, HashSet};
@@ -330,7 +330,7 @@ impl Instances {
             reads.cmd("TIME");
             reads.cmd("ZMSCORE").arg(self.store.keys.active()).arg(page);
             let (time, expiries): ((u64, u64), Vec<Option<f64>>) = self.store.ask(&reads).await?;
-            let now = unix_ms(time) as f64;
+            let now = server_ms(time) as f64;
             let pairs = page.iter().zip(expiries);
             let living = pairs.filter(|(_, expires)| expires.is_some_and(|at| at > now));
             alive.extend(living.map(|(id, _)| id.clone()));

@@ -1,5 +1,6 @@
 //! Where the shared rules run: key names, connections, and what to do when a connection was bad.
 
+use crate::bus::clock::server_ms;
 use crate::bus::connect::Connector;
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
@@ -52,7 +53,7 @@ impl Store {
     /// The server's time in Unix ms.
     pub async fn now(&self) -> Result<u64, BusError> {
         let (time,): ((u64, u64),) = self.ask(redis::pipe().cmd("TIME")).await?;
-        Ok(unix_ms(time))
+        Ok(server_ms(time))
     }
 
     async fn ask_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
@@ -65,11 +66,6 @@ impl Store {
 pub(super) fn script_with(functions: &str, source: &str) -> Script {
     let (first, rest) = source.split_once('\n').unwrap_or((source, ""));
     Script::new(&format!("{first}\n{functions}\n{rest}"))
-}
-
-/// What `TIME` answers, in Unix ms.
-pub(super) fn unix_ms((seconds, micros): (u64, u64)) -> u64 {
-    seconds * 1000 + micros / 1000
 }
 
 /// A set as scripts take it: words with one space between them, sorted.

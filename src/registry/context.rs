@@ -2,6 +2,7 @@
 
 use super::handler::encode;
 use super::router::Router;
+use crate::bus::clock::local_now;
 use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, Pooled};
 use crate::bus::event::Event;
@@ -14,7 +15,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// State by type: what a worker was built with and its handlers share.
@@ -246,13 +247,6 @@ impl Context {
     /// How long until the event's deadline by the local clock; `None` without one.
     pub fn time_left(&self) -> Option<Duration> {
         let deadline = self.0.event.deadline()?;
-        Some(Duration::from_millis(deadline.saturating_sub(unix_ms())))
+        Some(Duration::from_millis(deadline.saturating_sub(local_now())))
     }
-}
-
-/// Unix milliseconds by the local clock.
-pub fn unix_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
 }

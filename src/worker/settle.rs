@@ -1,10 +1,10 @@
 //! From the end of a run to what is written: reply, retry, dead letter (PROTOCOL §3–5).
 
+use crate::bus::clock::local_now;
 use crate::bus::commit::{End, Lease, Publication, Reply, Settlement};
 use crate::bus::dead::{DeadLetter, POISON};
 use crate::bus::event::{Event, Malformed};
 use crate::error::{Code, HandlerError, Refusal};
-use crate::registry::context::unix_ms;
 use crate::registry::handler::{Encoded, encode};
 use crate::registry::policy::RetryPolicy;
 use rmpv::Value;
@@ -60,7 +60,7 @@ pub fn failure(
         },
         None if error.retryable => match retry.delay(event.attempt()) {
             Some(wait) => End::Later {
-                fields: event.next_attempt_after(&told(error), unix_ms()),
+                fields: event.next_attempt_after(&told(error), local_now()),
                 wait,
             },
             None => dead(scene, event, error),
@@ -145,7 +145,7 @@ pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         deliveries: scene.lease.deliveries,
         stream: scene.stream.to_owned(),
         instance: scene.instance.to_owned(),
-        time: unix_ms(),
+        time: local_now(),
     };
     Settlement {
         lease: scene.lease,
@@ -164,7 +164,7 @@ fn dead(scene: Scene<'_>, event: &Event, error: &HandlerError) -> End {
         deliveries: scene.lease.deliveries,
         stream: scene.stream.to_owned(),
         instance: scene.instance.to_owned(),
-        time: unix_ms(),
+        time: local_now(),
     }))
 }
 

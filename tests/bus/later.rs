@@ -201,7 +201,8 @@ async fn a_look_tells_which_queues_hold_what_is_due_by_then() {
     put_event(&mut bus, 9000, "e1").await;
     let routes = ["image", "none", "odd", "late"].map(|domain| bus.keys.route(domain, 0));
     let routes: Vec<_> = routes.iter().collect();
-    let (due, now) = due_by(&mut bus.connection, &routes, 4999).await.unwrap();
+    let (due, clock) = due_by(&mut bus.connection, &routes, 4999).await.unwrap();
+    let now = clock.now();
     assert_eq!(due, [true, false, false, false]);
     let (due, _) = due_by(&mut bus.connection, &routes, 5000).await.unwrap();
     assert_eq!(due, [true, false, false, true]);

@@ -1,10 +1,10 @@
 //! Tells everyone which circuits opened and closed.
 
 use super::Chores;
+use crate::bus::clock::local_now;
 use crate::bus::commit::Publication;
 use crate::bus::error::BusError;
 use crate::bus::json;
-use crate::registry::context::unix_ms;
 use crate::registry::layers::circuit::CircuitChange;
 use tokio::sync::mpsc::UnboundedReceiver;
 
@@ -36,7 +36,7 @@ fn fact(chores: &Chores, change: &CircuitChange) -> Publication {
         ("type", kind.as_bytes().to_vec()),
         ("data", json::from_json(&data)),
         ("source", chores.id().into()),
-        ("time", unix_ms().to_string().into_bytes()),
+        ("time", local_now().to_string().into_bytes()),
     ];
     let pairs = fields
         .into_iter()

@@ -1,12 +1,12 @@
 //! Moves retries and scheduled events that are due to their streams.
 
 use super::Chores;
+use crate::bus::clock::{ServerClock, local_now};
 use crate::bus::connect::reconnect_delay;
 use crate::bus::delay;
 use crate::bus::error::BusError;
 use crate::bus::keys::Route;
-use crate::registry::context::unix_ms;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Events that one call moves from a delay queue at the most.
 const PROMOTE: usize = 500;
@@ -15,10 +15,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// Looks at all queues again and again; at once if there is more, and when the next event is due.
 pub async fn run(chores: &Chores) {
-    let mut clock = Clock {
-        at: Instant::now(),
-        ms: unix_ms(),
-    };
+    // The local clock, until the server has told its own.
+    let mut clock = ServerClock::told(local_now());
     loop {
         let pause = match run_once(chores, &mut clock).await {
             Ok(pause) => pause,
@@ -31,25 +29,16 @@ pub async fn run(chores: &Chores) {
     }
 }
 
-/// The server's time as the last look found it; the local one before that.
-struct Clock {
-    at: Instant,
-    ms: u64,
-}
-
 /// Looks at each queue once; returns how long to wait. To look is one round trip for all queues;
 /// only where something is due before the next look does the script run, which tells when.
-async fn run_once(chores: &Chores, clock: &mut Clock) -> Result<Duration, BusError> {
+async fn run_once(chores: &Chores, clock: &mut ServerClock) -> Result<Duration, BusError> {
     let lanes = chores.lanes.iter();
     let routes: Vec<&Route> = lanes.flat_map(|lane| lane.routes.iter()).collect();
     let mut connection = chores.connector.pooled().await?;
-    let until = Duration::from_millis(clock.ms) + clock.at.elapsed() + PAUSE;
-    let due = delay::due_by(&mut connection, &routes, until.as_millis() as u64).await?;
-    let (due, now) = due;
-    *clock = Clock {
-        at: Instant::now(),
-        ms: now,
-    };
+    let until = clock.now() + PAUSE.as_millis() as u64;
+    let (due, told) = delay::due_by(&mut connection, &routes, until).await?;
+    *clock = told;
+    let now = clock.now();
     // Not all workers at the same moment.
     let mut pause = PAUSE.mul_f64(fastrand::f64() / 2.0 + 0.5);
     let mut refused = false;
