@@ -20,6 +20,9 @@
 //! The counter is raised when a consumer starts and with each connection, so that an older process of
 //! the same name loses the fast way, and so does what was read before a connection broke: the server
 //! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
+//!
+//! An outcome that tells of what its run wrote to the server itself is committed only in the history of
+//! the data in which that run began (see `history.rs`).
 
 use super::claim;
 pub use super::claims::Claims;
@@ -159,9 +162,16 @@ impl Committer {
         self.wire = None;
         let mut wire = self.connector.wire().await?;
         may_transact(&mut wire).await?;
+        self.connector.see_history(&mut wire).await?;
         self.claims.arm(&mut wire).await?;
         self.wire = Some(wire);
         Ok(())
+    }
+
+    /// Whether what the run wrote to the server is still there, for all that is known.
+    fn is_of_this_history(&self, settlement: &Settlement) -> bool {
+        let now = self.connector.history();
+        settlement.history.is_none_or(|history| history == now)
     }
 
     fn place(&self, lease: &Lease) -> Place<'_> {
@@ -201,6 +211,7 @@ impl Committer {
             match self.slow(&settlement).await {
                 Ok(Slow::Committed) => report.committed += 1,
                 Ok(Slow::Fenced) => report.fenced += 1,
+                Ok(Slow::Outdated) => report.outdated += 1,
                 Ok(Slow::Refused(why)) => report.refused.push((settlement.lease, why)),
                 Err(error) if error.reaction() == Reaction::GiveUp => {
                     report.refused.push((settlement.lease, error.to_string()));
@@ -235,6 +246,7 @@ impl Committer {
         }
         let fits = |settlement: &Settlement| {
             matches!(settlement.end, End::Done)
+                && self.is_of_this_history(settlement)
                 && settlement.lease.claims == self.claims.known(settlement.lease.stream)
         };
         if !batch.iter().all(fits) {
@@ -424,8 +436,11 @@ impl Committer {
             call.key(reply).arg("stream").arg(1).arg(3);
             call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
         }
-        let scripts = self.scripts().await?;
-        let answer: Vec<Value> = call.invoke_async(scripts).await?;
+        let mut scripts = self.scripts().await?;
+        if !self.is_of_this_history(settlement) {
+            return Ok(Slow::Outdated);
+        }
+        let answer: Vec<Value> = call.invoke_async(&mut scripts).await?;
         match answer.as_slice() {
             [Value::Int(1), left_out @ ..] => {
                 self.tell_replies(settlement).await;
@@ -457,16 +472,20 @@ impl Committer {
         }
     }
 
-    async fn scripts(&mut self) -> Result<&mut MultiplexedConnection, BusError> {
+    async fn scripts(&mut self) -> Result<MultiplexedConnection, BusError> {
         let stands = |scripts: &Scripts| self.connector.check(scripts.generation).is_ok();
-        let scripts = match self.scripts.take().filter(stands) {
-            Some(scripts) => scripts,
-            None => Scripts {
-                generation: self.connector.generation(),
-                connection: self.connector.dedicated().await?,
-            },
+        if let Some(scripts) = self.scripts.take().filter(stands) {
+            return Ok(self.scripts.insert(scripts).connection.clone());
+        }
+        let generation = self.connector.generation();
+        let mut connection = self.connector.dedicated().await?;
+        // It may lead into a later history than the wire, which is older.
+        self.connector.see_history_of(&mut connection).await?;
+        let scripts = Scripts {
+            generation,
+            connection,
         };
-        Ok(&mut self.scripts.insert(scripts).connection)
+        Ok(self.scripts.insert(scripts).connection.clone())
     }
 
     async fn tell_replies(&mut self, settlement: &Settlement) {
@@ -507,8 +526,11 @@ impl Committer {
             }
             let routes = self.routes.clone();
             let (events, group) = (&routes[stream].events, self.group.clone());
-            let scripts = self.scripts().await?;
-            let page = claim::pending(scripts, events, &group, entry, 1, None);
+            let mut scripts = self.scripts().await?;
+            if !self.is_of_this_history(settlement) {
+                return Ok(Slow::Outdated);
+            }
+            let page = claim::pending(&mut scripts, events, &group, entry, 1, None);
             let held = page.await?.into_iter().next().is_some_and(|pending| {
                 pending.id == entry
                     && pending.consumer == self.consumer
@@ -536,6 +558,7 @@ impl Committer {
 enum Slow {
     Committed,
     Fenced,
+    Outdated,
     Refused(String),
 }
 

@@ -14,11 +14,12 @@
 //! that it is a primary, and a pooled connection is asked for its role each time that it is lent.
 
 use super::error::{BusError, not_the_primary, told};
+use super::history::{self, History};
 pub use super::pool::Pooled;
 use super::pool::{Manager, Pool};
 use super::sentinel::{Sentinels, Voice};
 use super::tls::Tls;
-use super::wire::Wire;
+use super::wire::{Token, Wire};
 use crate::config::{RedisUrl, Settings};
 use deadpool::Runtime;
 use deadpool::managed::Timeouts;
@@ -53,6 +54,7 @@ const OLDEST: (u32, u32) = (7, 0);
 pub struct Connector {
     place: Place,
     tls: Tls,
+    history: Arc<History>,
 }
 
 #[derive(Clone)]
@@ -106,15 +108,23 @@ impl Connector {
                 pool: Arc::default(),
                 pool_size,
             };
-            return Ok(Self { place, tls });
+            return Ok(Self::at(place, tls));
         }
         let info = url.expose().into_connection_info()?;
         let info = info.set_tcp_settings(tcp_settings());
         let client = Arc::new(Client::open(tls.apply(info)?)?);
         let manager = Manager::new((*client).clone(), answers_within(ANSWER));
         let pool = pool_of(manager, pool_size)?;
-        let place = Place::Server { client, pool };
-        Ok(Self { place, tls })
+        Ok(Self::at(Place::Server { client, pool }, tls))
+    }
+
+    fn at(place: Place, tls: Tls) -> Self {
+        let history = Arc::default();
+        Self {
+            place,
+            tls,
+            history,
+        }
     }
 
     /// Where the primary is now, and the generation that it belongs to.
@@ -154,6 +164,34 @@ impl Connector {
             true => Ok(()),
             false => Err(BusError::Moved),
         }
+    }
+
+    /// Which history of the server's data was seen last, counted from the first: what a run writes from
+    /// now on is in this one or a later one.
+    pub fn history(&self) -> u64 {
+        self.history.number()
+    }
+
+    /// Sees in which history the server at the other end is.
+    pub(super) async fn see_history(&self, wire: &mut Wire) -> Result<(), BusError> {
+        let mut answer = wire.ask(&history::ASK.map(str::as_bytes)).await?;
+        match answer.token()? {
+            Token::Bulk(info) => self.history.see(info),
+            _ => Err(BusError::Reply { what: "INFO" }),
+        }
+    }
+
+    /// Sees in which history the server at the other end is.
+    pub(super) async fn see_history_of(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), BusError> {
+        let mut command = redis::cmd(history::ASK[0]);
+        let info: Vec<u8> = command
+            .arg(&history::ASK[1..])
+            .query_async(connection)
+            .await?;
+        self.history.see(&info)
     }
 
     /// What each Sentinel says; `None` if there are none.

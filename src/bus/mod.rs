@@ -16,6 +16,7 @@ pub mod entry;
 pub mod error;
 pub mod event;
 mod gate;
+mod history;
 pub mod inspect;
 pub mod json;
 pub mod keys;

@@ -82,6 +82,9 @@ pub struct Settlement {
     pub publications: Vec<Publication>,
     /// What becomes of the event.
     pub end: End,
+    /// The history of the server in which the run began, where the outcome tells of what the run wrote
+    /// there by itself; `None` where it does not.
+    pub history: Option<u64>,
 }
 
 /// How the settlements of a batch ended.
@@ -91,6 +94,8 @@ pub struct Report {
     pub committed: u64,
     /// Not ours any more: discarded whole.
     pub fenced: u64,
+    /// Left pending: the server is in a later history than the run, which is to be repeated.
+    pub outdated: u64,
     /// Left pending: a key that must be written has the wrong type. With what happened.
     pub refused: Vec<(Lease, String)>,
     /// Left pending since the committer was told to stop while the server was away.

@@ -63,6 +63,10 @@ pub struct Context(Arc<Call>);
 struct Call {
     /// Whether its own SQL took effect, in this run or in an earlier one.
     effect: AtomicBool,
+    /// The history of the server in which the run began.
+    history: u64,
+    /// Whether the handler asked for a connection, and may have written there.
+    wrote: AtomicBool,
     event: Event,
     process: Arc<Process>,
     inbox: bool,
@@ -91,6 +95,8 @@ impl Context {
     pub(crate) fn arrived(event: Event, process: Arc<Process>, inbox: bool) -> Self {
         Self(Arc::new(Call {
             effect: AtomicBool::new(false),
+            history: process.connector.history(),
+            wrote: AtomicBool::new(false),
             event,
             process,
             inbox,
@@ -137,9 +143,14 @@ impl Context {
 
     /// A pooled connection to Redis, for a few commands that do not block.
     ///
+    /// What is written there is gone if the server fails over to a replica that did not have it yet, or
+    /// restarts without it. So this run's outcome is only committed in the history of the server in which
+    /// it began; after a failover or a restart the event runs again.
+    ///
     /// # Errors
     /// `unavailable` if none can be had in time.
     pub async fn redis(&self) -> Result<Pooled, HandlerError> {
+        self.0.wrote.store(true, Ordering::Release);
         let connection = self.0.process.connector.pooled().await;
         connection.map_err(|error| HandlerError::unavailable(error.to_string()))
     }
@@ -176,6 +187,16 @@ impl Context {
         let stream = keys.events(domain, keys.partition_of(domain, &partition_key));
         self.publish_raw(Publication { stream, fields });
         Ok(())
+    }
+
+    /// The history of the server in which the run began.
+    pub(crate) fn history(&self) -> u64 {
+        self.0.history
+    }
+
+    /// Whether the handler asked for a connection, and may have written there.
+    pub(crate) fn wrote(&self) -> bool {
+        self.0.wrote.load(Ordering::Acquire)
     }
 
     /// Whether this event's own SQL is known to have taken effect.

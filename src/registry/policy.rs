@@ -66,6 +66,7 @@ pub struct Policy {
     pub(crate) ordered: bool,
     pub(crate) cache: Option<Duration>,
     pub(crate) silent: bool,
+    pub(crate) stateful: bool,
     pub(crate) description: Option<String>,
     pub(crate) layers: Vec<UserLayer>,
 }
@@ -82,6 +83,7 @@ impl fmt::Debug for Policy {
             .field("ordered", &self.ordered)
             .field("cache", &self.cache)
             .field("silent", &self.silent)
+            .field("stateful", &self.stateful)
             .field("layers", &self.layers.len())
             .finish()
     }
@@ -173,6 +175,15 @@ impl Policy {
     #[must_use]
     pub fn silent(mut self) -> Self {
         self.silent = true;
+        self
+    }
+
+    /// The handler's outcome tells of what its run wrote to the server by itself. It is committed only
+    /// while the server has the history in which the run began; after a failover, or a restart of the
+    /// server, the event runs again. A run that asked for [`Context::redis`] is such a one without this.
+    #[must_use]
+    pub fn stateful(mut self) -> Self {
+        self.stateful = true;
         self
     }
 

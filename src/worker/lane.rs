@@ -510,7 +510,7 @@ impl Lane {
         }
         stats.ran(elapsed, result.is_err());
         let scene = self.shared.scene(lease);
-        let settlement = match result {
+        let mut settlement = match result {
             Ok(result) => settle::success(
                 scene,
                 event,
@@ -530,6 +530,8 @@ impl Lane {
                 settlement
             }
         };
+        let wrote = route.policy.stateful || context.wrote();
+        settlement.history = wrote.then(|| context.history());
         self.settled.push(settlement);
     }
 
@@ -573,6 +575,14 @@ impl Lane {
             );
         }
         self.release(leases);
+        if report.outdated > 0 {
+            tracing::info!(
+                lane = self.shared.name,
+                entries = report.outdated,
+                "outcomes discarded: the server failed over or restarted since their runs began; they run again"
+            );
+            self.jobs.add(&Trigger::Own, self.shared.routes.len());
+        }
     }
 
     fn release(&mut self, leases: &[Lease]) {

@@ -41,6 +41,7 @@ pub fn success(
         reply,
         publications,
         end: End::Done,
+        history: None,
     }
 }
 
@@ -74,6 +75,7 @@ pub fn failure(
         reply: answered.then(|| error_reply(event, error)),
         publications: Vec::new(),
         end,
+        history: None,
     }
 }
 
@@ -105,6 +107,7 @@ pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         end: End::Done,
+        history: None,
     }
 }
 
@@ -120,6 +123,7 @@ pub fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         end: dead(scene, event, &error),
+        history: None,
     };
     if let End::Dead(letter) = &mut settlement.end {
         letter.reason = POISON.to_owned();
@@ -152,6 +156,7 @@ pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         reply,
         publications: Vec::new(),
         end: End::Dead(Box::new(letter)),
+        history: None,
     }
 }
 

@@ -278,3 +278,42 @@ async fn a_committer_waits_for_a_server_that_restarts() {
     assert_eq!(bus.replied().await, ["e0", "e1"]);
     assert!(bus.pending().await.is_empty());
 }
+
+#[tokio::test]
+async fn what_tells_of_another_history_of_the_server_is_left_pending() {
+    let mut bus = Bus::on(durable(), Keys::new("cb").unwrap()).await;
+    let options = bus.options(&bus.redis.url(), "w-1");
+    let connector = options.connector.clone();
+    let mut committer = Committer::new(options);
+    committer.start().await.unwrap();
+    let began = connector.history();
+    bus.add(5).await;
+    let held = bus.deliver("w-1", &committer.claims(), 5).await;
+    let of = |at: usize, history| Settlement {
+        history,
+        ..held[at].done()
+    };
+    assert_eq!(
+        committer.commit(vec![of(0, Some(began))]).await.committed,
+        1
+    );
+    let report = committer.commit(vec![stale(of(1, Some(began)))]).await;
+    assert_eq!(report.committed, 1, "the slow way: {report:?}");
+    // Another connection to the same server is no other history.
+    bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
+    let report = committer.commit(vec![of(2, Some(began))]).await;
+    assert_eq!((report.committed, report.outdated), (1, 0), "{report:?}");
+    bus.redis.restart();
+    bus.connect().await;
+    let report = committer
+        .commit(vec![of(3, Some(began)), of(4, None)])
+        .await;
+    assert_eq!((report.committed, report.outdated), (1, 1), "{report:?}");
+    assert_eq!(bus.replied().await, ["e0", "e1", "e2", "e4"]);
+    assert_eq!(bus.pending().await.len(), 1);
+    // A run that began since then.
+    let report = committer
+        .commit(vec![of(3, Some(connector.history()))])
+        .await;
+    assert_eq!(report.committed, 1, "{report:?}");
+}

@@ -270,6 +270,7 @@ impl Held {
                     .into(),
             }],
             end: End::Done,
+            history: None,
         }
     }
 

@@ -37,7 +37,7 @@ const DEDUP_WINDOW: Duration = Duration::from_secs(3600);
 
 /// How the handler is run: its lease is its only time limit.
 pub fn policy() -> Policy {
-    Policy::new().no_timeout().describe(
+    Policy::new().no_timeout().stateful().describe(
         "Runs the handler of a type for every item of a batch, one instance at a time, and goes on \
          where the last one stopped.",
     )

@@ -29,12 +29,15 @@ pub fn registrations() -> Vec<Registration> {
             "system.register",
             register::register,
             Policy::new()
+                .stateful()
                 .describe("Makes an instance active, or replaces what a live one registered."),
         ),
         Registration::new(
             "system.unregister",
             unregister::unregister,
-            Policy::new().describe("Takes an instance out of the active ones."),
+            Policy::new()
+                .stateful()
+                .describe("Takes an instance out of the active ones."),
         ),
         Registration::new(
             "system.heartbeat",
@@ -74,7 +77,9 @@ pub fn registrations() -> Vec<Registration> {
         Registration::new(
             "system.quorum.vote",
             quorum_vote::quorum_vote,
-            Policy::new().describe("Counts one instance's vote; the first one opens the ballot."),
+            Policy::new()
+                .stateful()
+                .describe("Counts one instance's vote; the first one opens the ballot."),
         ),
         Registration::new(
             "system.discover",

@@ -18,19 +18,19 @@ pub fn registrations() -> Vec<Registration> {
         Registration::new(
             "task.create",
             create::create,
-            Policy::new().describe(
+            Policy::new().stateful().describe(
                 "Creates a task; the least loaded instance that can do it gets it, now or when one has room.",
             ),
         ),
         Registration::new(
             "task.complete",
             complete::complete,
-            Policy::new().describe("Completes a task that the instance holds under that fence."),
+            Policy::new().stateful().describe("Completes a task that the instance holds under that fence."),
         ),
         Registration::new(
             "task.fail",
             fail::fail,
-            Policy::new().describe(
+            Policy::new().stateful().describe(
                 "Says that an attempt at a task failed; it is tried again while attempts are left.",
             ),
         ),
@@ -51,6 +51,7 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new()
                 .no_timeout()
                 .silent()
+                .stateful()
                 .describe("Runs a task that was assigned to this instance; from its inbox only."),
         ),
     ]

@@ -1,0 +1,77 @@
+//! Which history of its data the server is in: another one after a failover, and after a restart that
+//! may have lost what was not synced.
+//!
+//! What a run wrote to the server itself (the progress of a batch, a task that is completed) is part of
+//! the history in which it was written. An outcome that tells of it belongs to the same history: stored
+//! in a later one, it would tell of what nobody finds there any more.
+
+use super::error::BusError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// What to ask a server for.
+pub(super) const ASK: [&str; 3] = ["INFO", "server", "replication"];
+
+/// Numbers the histories that one process has seen.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    number: AtomicU64,
+    named: Mutex<Option<Name>>,
+}
+
+/// A process of a server, and what it calls its data: a replica that is promoted takes another name.
+#[derive(Debug, PartialEq, Eq)]
+struct Name {
+    run: String,
+    data: String,
+}
+
+impl Name {
+    fn parse(info: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
+            let (_, value) = lines.find(|(field, _)| *field == name)?;
+            Some(value.trim().to_owned())
+        };
+        Some(Self {
+            run: field("run_id")?,
+            data: field("master_replid")?,
+        })
+    }
+}
+
+impl History {
+    /// The number of the one that was seen last.
+    pub fn number(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Notes what a server answered to [`ASK`]; from then on the number is of its history or of a later
+    /// one.
+    pub fn see(&self, info: &[u8]) -> Result<(), BusError> {
+        let info = String::from_utf8_lossy(info);
+        let name = Name::parse(&info).ok_or(BusError::Reply { what: "INFO" })?;
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.as_ref() != Some(&name) {
+            self.number.fetch_add(1, Ordering::AcqRel);
+            *named = Some(name);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_named_by_the_process_and_its_data() {
+        let info = "# Server\r\nredis_version:7.0.15\r\nrun_id:aa\r\n\r\n# Replication\r\nmaster_replid:bb\r\nmaster_replid2:cc\r\n";
+        let name = Name {
+            run: "aa".into(),
+            data: "bb".into(),
+        };
+        assert_eq!(Name::parse(info), Some(name));
+        assert_eq!(Name::parse("run_id:aa\r\n"), None);
+    }
+}
