@@ -150,7 +150,7 @@ pub struct Ballot {
 
 impl Ballot {
     /// Reads the hash; `None` if it is gone. `now` is the server's time in Unix ms.
-    pub(super) fn from_hash(hash: &HashMap<String, Vec<u8>>, now: u64) -> Option<Ballot> {
+    pub fn from_hash(hash: &HashMap<String, Vec<u8>>, now: u64) -> Option<Ballot> {
         let text = |name: &str| {
             hash.get(name)
                 .and_then(|value| std::str::from_utf8(value).ok())

@@ -180,7 +180,7 @@ pub struct Batch {
 
 impl Batch {
     /// Reads the hash; `None` if it is gone.
-    pub(super) fn from_hash(hash: &HashMap<String, String>) -> Option<Batch> {
+    pub fn from_hash(hash: &HashMap<String, String>) -> Option<Batch> {
         let text = |name: &str| hash.get(name).map(String::as_str).unwrap_or_default();
         let number = |name: &str| text(name).parse().unwrap_or_default();
         let id = hash.get("id")?.clone();

@@ -121,7 +121,8 @@ impl Method {
         })
     }
 
-    fn decode(bytes: &[u8]) -> Option<Method> {
+    /// Reads what a worker stored of a handler; `None` if it is none.
+    pub fn decode(bytes: &[u8]) -> Option<Method> {
         within(bytes).then(|| rmp_serde::from_slice(bytes).ok())?
     }
 }

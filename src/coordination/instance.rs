@@ -174,7 +174,7 @@ pub struct Instance {
 
 impl Instance {
     /// Reads the hash; `None` if it is gone or no longer that of an active instance.
-    pub(super) fn from_hash(hash: HashMap<String, Vec<u8>>) -> Option<Instance> {
+    pub fn from_hash(hash: HashMap<String, Vec<u8>>) -> Option<Instance> {
         let active = hash.get("status").is_some_and(|status| status == b"active");
         active.then(|| Instance::read(hash))
     }

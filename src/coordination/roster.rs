@@ -1,11 +1,13 @@
 //! Looking at the instances: counts, lists, who can do what.
 
 use super::error::CoordinationError;
-use super::instance::Instance;
+use super::instance::{Instance, check_id};
 use super::instances::{Instances, RECENTLY};
 use crate::bus::clock::server_ms;
+use crate::bus::event::Entry;
 use crate::bus::keys;
 use redis::Script;
+use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -361,6 +363,23 @@ impl Instances {
         }
         Ok(gone)
     }
+}
+
+/// Who is gone according to a fact of the broadcast; `None` if that is not what it says.
+pub fn gone_in(fact: &Entry) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Gone {
+        id: String,
+    }
+    if !matches!(
+        fact.get("type"),
+        Some(b"instance.lost" | b"instance.unregistered")
+    ) {
+        return None;
+    }
+    let gone: Gone = rmp_serde::from_slice(fact.get("data")?).ok()?;
+    check_id("id", &gone.id).ok()?;
+    Some(gone.id)
 }
 
 /// What the script returns, in its order.

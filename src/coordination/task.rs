@@ -196,7 +196,7 @@ struct Record {
 
 impl Task {
     /// Reads a record; `None` if it is none.
-    pub(super) fn from_record(id: &str, record: &[u8]) -> Option<Task> {
+    pub fn from_record(id: &str, record: &[u8]) -> Option<Task> {
         let record: Record = rmp_serde::from_slice(record).ok()?;
         Some(Task {
             id: id.to_owned(),

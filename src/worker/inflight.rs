@@ -31,6 +31,8 @@ impl From<&Lease> for Key {
 #[derive(Debug)]
 struct Held {
     renewed: Instant,
+    /// Someone else owns the entry now.
+    lost: bool,
     running: Option<Context>,
 }
 
@@ -65,6 +67,7 @@ impl InFlight {
         deliveries.retain(|delivery| {
             let new = Held {
                 renewed,
+                lost: false,
                 running: None,
             };
             let key = Key::from(&delivery.lease());
@@ -91,12 +94,13 @@ impl InFlight {
         }
     }
 
-    /// The entries (id, delivery count) of one stream whose lease was last renewed that long ago.
+    /// The entries (id, delivery count) of one stream whose lease was last renewed that long ago, and is
+    /// not known to be lost.
     pub fn due(&self, stream: usize, age: Duration) -> Vec<(EntryId, u32)> {
         let held = self.held();
-        let due = held
-            .iter()
-            .filter(|(key, held)| key.stream == stream && held.renewed.elapsed() >= age);
+        let due = held.iter().filter(|(key, held)| {
+            key.stream == stream && !held.lost && held.renewed.elapsed() >= age
+        });
         due.map(|(key, _)| (key.entry, key.deliveries)).collect()
     }
 
@@ -111,7 +115,8 @@ impl InFlight {
             };
             if let Some(held) = all.get_mut(&key) {
                 held.renewed = Instant::now();
-                if let Some(run) = held.running.as_ref().filter(|_| lost.contains(&entry)) {
+                held.lost |= lost.contains(&entry);
+                if let Some(run) = held.running.as_ref().filter(|_| held.lost) {
                     run.cancellation().cancel();
                 }
             }

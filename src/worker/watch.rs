@@ -5,12 +5,11 @@ use super::lanes::Triggers;
 use super::takeover::Trigger;
 use crate::bus::claim;
 use crate::bus::connect::{BLOCK, Connector, reconnect_delay};
-use crate::bus::event::Entry;
 use crate::bus::read;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
+use crate::coordination::roster::gone_in;
 use redis::aio::MultiplexedConnection;
-use serde::Deserialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -27,11 +26,6 @@ pub struct Watch {
     pub broadcast: String,
     /// How often consumers are compared with instances, besides the facts.
     pub compare: Duration,
-}
-
-#[derive(Deserialize)]
-struct Gone {
-    id: String,
 }
 
 impl Watch {
@@ -112,16 +106,4 @@ impl Watch {
             }
         }
     }
-}
-
-/// Who is gone according to that fact.
-fn gone_in(entry: &Entry) -> Option<String> {
-    if !matches!(
-        entry.get("type"),
-        Some(b"instance.lost" | b"instance.unregistered")
-    ) {
-        return None;
-    }
-    let gone: Gone = rmp_serde::from_slice(entry.get("data")?).ok()?;
-    Some(gone.id)
 }

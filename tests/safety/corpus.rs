@@ -442,6 +442,7 @@ fn the_fuzzers_begin_with_this_corpus() {
                 },
             ),
             ("delayed", payload.clone()),
+            ("record", payload.clone()),
             ("wire", [answer.as_bytes(), &payload, b"\r\n"].concat()),
         ] {
             let corpus = dir.join(target);

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
-//! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together four times a second |
+//! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together forty times in a time to live; at least every second, at most four times a second |
 //! | `promote`: moves what is due from the delay queues | 250 ms or less |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries, keeps the claim counters | a quarter of the claim time; an hour |

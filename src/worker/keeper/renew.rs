@@ -29,7 +29,11 @@ async fn run_once(chores: &Chores, age: Duration) {
             let mut due = lane.inflight.due(stream, age);
             if blocked {
                 match pending(chores, lane, &route.events).await {
-                    Ok(pending) => due.extend(pending),
+                    Ok(pending) => {
+                        due.extend(pending);
+                        due.sort_unstable();
+                        due.dedup();
+                    }
                     Err(error) => {
                         tracing::debug!(%error, "leases of a busy lane were not renewed; trying again");
                     }

@@ -1,25 +1,26 @@
-//! Declares expired instances lost and looks at the tasks that wait, all instances together about four
-//! times a second; tells of partitions, and contends where the leader is gone.
+//! Declares expired instances lost and looks at the tasks that wait, all instances together about forty
+//! times in a time to live; tells of partitions, and contends where the leader is gone.
 
 use super::Chores;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::SWEEP;
 use std::time::Duration;
 
-/// The pause of one instance among four a second, and the shortest of any.
-const PAUSE: Duration = Duration::from_millis(250);
+/// The shortest and the longest pause of an instance that is alone, and of the leader.
+const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 /// Sweeps again and again; the more instances there are, the less often each does.
 pub async fn run(chores: &Chores) {
     let ttl = chores.settings.heartbeat_ttl;
-    let mut pause = PAUSE;
+    let alone = (ttl / 40).clamp(PAUSES[0], PAUSES[1]);
+    let mut pause = alone;
     loop {
         let spread = fastrand::f64() / 2.0 + 0.75;
         tokio::time::sleep(pause.mul_f64(spread)).await;
         match run_once(chores).await {
             // Where there are very many, the leader still looks so often.
-            Ok(_) if chores.leads() => pause = PAUSE,
-            Ok(active) => pause = (PAUSE * active.clamp(1, 100_000) as u32).min(ttl),
+            Ok(_) if chores.leads() => pause = alone,
+            Ok(active) => pause = (alone * active.clamp(1, 100_000) as u32).min(ttl),
             Err(error) => {
                 tracing::debug!(%error, "sweeping failed; waiting for the others to pulse again");
                 // Whoever could not reach the server does not blame others for it.

@@ -3,6 +3,8 @@
 
 #![no_main]
 
+mod fields;
+
 use convoke::bus::event::{Entry, EntryId, Event, Limits};
 use convoke::bus::keys::Keys;
 use convoke::bus::trace::TraceContext;
@@ -24,24 +26,14 @@ const NAMES: [&str; 12] = [
     "other",
 ];
 
-/// One byte names a field, two say how long its value is.
-fn fields(mut data: &[u8]) -> Vec<Vec<u8>> {
-    let mut fields = Vec::new();
-    while let [name, high, low, rest @ ..] = data {
-        let name = NAMES[usize::from(*name) % NAMES.len()];
-        let length = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
-        let (value, after) = rest.split_at(length);
-        fields.push(name.as_bytes().to_vec());
-        fields.push(value.to_vec());
-        data = after;
-    }
-    fields
-}
-
 fuzz_target!(|data: &[u8]| {
     let keys = Keys::new("cb").expect("a namespace");
     let limits = Limits::default();
-    let entry = Entry::new(EntryId { ms: 1, seq: 0 }, fields(data));
+    let words = fields::cut(&NAMES, data);
+    let words = words
+        .into_iter()
+        .flat_map(|(name, value)| [name.as_bytes(), value]);
+    let entry = Entry::new(EntryId { ms: 1, seq: 0 }, words);
     let whole = entry.clone();
     match Event::parse(entry, &limits, &keys, STREAM) {
         Ok(event) => {

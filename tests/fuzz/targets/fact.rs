@@ -3,9 +3,12 @@
 
 #![no_main]
 
+mod fields;
+
 use convoke::bus::dead::Letter;
 use convoke::bus::event::{Entry, EntryId};
 use convoke::coordination::metrics::Report;
+use convoke::coordination::roster::gone_in;
 use convoke::ledger::fact::{Fact, Origin};
 use libfuzzer_sys::fuzz_target;
 
@@ -32,13 +35,10 @@ fuzz_target!(|data: &[u8]| {
     if let Ok(map) = rmpv::decode::read_value_with_max_depth(&mut &data[..], 64) {
         Report::from_map(&map);
     }
-    let (mut rest, mut words) = (data, Vec::new());
-    while let [name, high, low, after @ ..] = rest {
-        let length = usize::from(u16::from_be_bytes([*high, *low])).min(after.len());
-        words.push(NAMES[usize::from(*name) % NAMES.len()].as_bytes());
-        words.push(&after[..length]);
-        rest = &after[length..];
-    }
+    let words = fields::cut(&NAMES, data);
+    let words = words
+        .into_iter()
+        .flat_map(|(name, value)| [name.as_bytes(), value]);
     let entry = Entry::new(
         EntryId {
             ms: u64::MAX,
@@ -47,6 +47,9 @@ fuzz_target!(|data: &[u8]| {
         words,
     );
     Letter::read(&entry);
+    if let Some(id) = gone_in(&entry) {
+        assert!((1..=128).contains(&id.len()));
+    }
     for origin in [Origin::Broadcast, Origin::Dead] {
         let fact = Fact::of("cb", "cb:broadcast", origin, &entry, 1000);
         let texts = [
