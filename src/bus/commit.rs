@@ -179,7 +179,7 @@ impl Committer {
             route: &self.routes[lease.stream],
             consumer: &self.consumer,
             now: self.claims.server_now(),
-            reply_history: self.reply_history,
+            reply_history: Some(self.reply_history),
         }
     }
 
@@ -260,10 +260,15 @@ impl Committer {
     async fn transact(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
         let mut commands = std::mem::take(&mut self.commands);
         commands.add(&[b"MULTI"]);
-        for settlement in batch {
-            settlement.effects(self.place(&settlement.lease), |effect| {
-                commands.add(effect.words);
-            });
+        for (at, settlement) in batch.iter().enumerate() {
+            let mut place = self.place(&settlement.lease);
+            // Trimming is a fifth of what a reply costs the server, and the last one's does for all.
+            if let Some(next) = batch.get(at + 1)
+                && settlement.replies_where(next)
+            {
+                place.reply_history = None;
+            }
+            settlement.effects(place, |effect| commands.add(effect.words));
         }
         self.acknowledge(batch, &mut commands);
         let told = self.prolong_replies(batch, &mut commands);

@@ -139,11 +139,20 @@ pub(super) struct Place<'a> {
     pub consumer: &'a str,
     /// Unix milliseconds on the server.
     pub now: u64,
-    /// About how many replies a reply stream keeps.
-    pub reply_history: u64,
+    /// About how many replies a reply stream keeps; `None` where the next reply to it, in the same
+    /// transaction, sees to that.
+    pub reply_history: Option<u64>,
 }
 
 impl Settlement {
+    /// Whether its reply goes to the same stream as the other's.
+    pub(super) fn replies_where(&self, other: &Settlement) -> bool {
+        match (&self.reply, &other.reply) {
+            (Some(own), Some(other)) => own.to == other.to,
+            _ => false,
+        }
+    }
+
     /// Gives each command, without the acknowledgement.
     pub(super) fn effects(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
         let Place { route, .. } = place;
@@ -182,7 +191,11 @@ fn add(stream: &str, fields: &[Vec<u8>], give: &mut impl FnMut(Effect<'_>)) {
 
 impl Reply {
     fn effect(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
-        let (history, now) = (Digits::of(place.reply_history), Digits::of(place.now));
+        let history = place.reply_history.filter(|_| self.to.is_some());
+        let (most, now) = (
+            Digits::of(history.unwrap_or_default()),
+            Digits::of(place.now),
+        );
         let key = self.to.as_deref().unwrap_or(&place.route.results);
         // A result stream is trimmed by the workers, with an eye on its groups.
         let words: [&[u8]; 18] = [
@@ -190,7 +203,7 @@ impl Reply {
             key.as_bytes(),
             b"MAXLEN",
             b"~",
-            history.as_ref(),
+            most.as_ref(),
             b"*",
             b"correlationid",
             self.correlation_id.as_bytes(),
@@ -206,7 +219,7 @@ impl Reply {
             &self.data,
         ];
         let uncapped: [&[u8]; 15];
-        let words = match self.to {
+        let words = match history {
             Some(_) => &words[..],
             None => {
                 uncapped = std::array::from_fn(|at| words[if at < 2 { at } else { at + 3 }]);

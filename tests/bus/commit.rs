@@ -339,3 +339,30 @@ async fn a_committer_that_may_not_watch_its_counters_does_not_start() {
     let refused = bus.committer("w-1").start().await.unwrap_err();
     assert_eq!(refused.code(), Some("NOPERM"));
 }
+
+#[tokio::test]
+async fn every_reply_stream_of_a_batch_is_kept_at_its_length() {
+    let mut bus = Bus::start().await;
+    let mut committer = bus.committer("w-1");
+    committer.start().await.unwrap();
+    bus.add(5000).await;
+    let held = bus.deliver("w-1", &committer.claims(), 5000).await;
+    // Runs of one stream, and replies to two in turn.
+    let other = "cb:reply:other";
+    let to = |at: usize| at >= 2000 && !at.is_multiple_of(2);
+    let batch = held.iter().enumerate().map(|(at, held)| {
+        let mut settlement = held.done();
+        if to(at) {
+            settlement.reply.as_mut().unwrap().to = Some(other.into());
+        }
+        settlement
+    });
+    let before = bus.calls("exec").await;
+    assert_eq!(committer.commit(batch.collect()).await.committed, 5000);
+    assert_eq!(bus.calls("exec").await - before, 1);
+    for stream in [REPLY, other] {
+        let length: usize = bus.ask(&format!("XLEN {stream}")).await;
+        assert!((1000..1200).contains(&length), "{stream}: {length}");
+    }
+    assert!(bus.replied().await.iter().any(|id| id == "e4998"));
+}
