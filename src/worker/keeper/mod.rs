@@ -8,7 +8,7 @@
 //! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together forty times in a time to live; at least every second, at most four times a second |
-//! | `promote`: moves what is due from the delay queues | 250 ms or less |
+//! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries, keeps the claim counters | a quarter of the claim time; an hour |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |

@@ -6,19 +6,30 @@ use crate::bus::connect::reconnect_delay;
 use crate::bus::delay;
 use crate::bus::error::BusError;
 use crate::bus::keys::Route;
+use crate::worker::lane::Shared;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Events that one call moves from a delay queue at the most.
 const PROMOTE: usize = 500;
-/// The longest pause between two looks at the delay queues.
+/// The longest pause between two looks at the delay queues, while events of this worker's are retried.
 const PAUSE: Duration = Duration::from_millis(250);
+/// And while none are. What is in the queues leaves them on time all the same; only what comes later, to
+/// be run within this time, may have to wait for the next look.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// Looks at all queues again and again; at once if there is more, and when the next event is due.
 pub async fn run(chores: &Chores) {
     // The local clock, until the server has told its own.
     let mut clock = ServerClock::told(local_now());
+    let mut retried = 0;
     loop {
-        let pause = match run_once(chores, &mut clock).await {
+        let retries = |lane: &Arc<Shared>| lane.counts.retried.load(Ordering::Relaxed);
+        let until_now = chores.lanes.iter().map(retries).sum();
+        let pause = if retried == until_now { IDLE } else { PAUSE };
+        retried = until_now;
+        let pause = match run_once(chores, &mut clock, pause).await {
             Ok(pause) => pause,
             Err(error) => {
                 tracing::debug!(%error, "the delay queues could not be looked at");
@@ -29,18 +40,22 @@ pub async fn run(chores: &Chores) {
     }
 }
 
-/// Looks at each queue once; returns how long to wait. To look is one round trip for all queues;
-/// only where something is due before the next look does the script run, which tells when.
-async fn run_once(chores: &Chores, clock: &mut ServerClock) -> Result<Duration, BusError> {
+/// Looks at each queue once; returns how long to wait, `pause` at the most. To look is one round trip for
+/// all queues; only where something is due before the next look does the script run, which tells when.
+async fn run_once(
+    chores: &Chores,
+    clock: &mut ServerClock,
+    pause: Duration,
+) -> Result<Duration, BusError> {
     let lanes = chores.lanes.iter();
     let routes: Vec<&Route> = lanes.flat_map(|lane| lane.routes.iter()).collect();
     let mut connection = chores.connector.pooled().await?;
-    let until = clock.now() + PAUSE.as_millis() as u64;
+    let until = clock.now() + pause.as_millis() as u64;
     let (due, told) = delay::due_by(&mut connection, &routes, until).await?;
     *clock = told;
     let now = clock.now();
     // Not all workers at the same moment.
-    let mut pause = PAUSE.mul_f64(fastrand::f64() / 2.0 + 0.5);
+    let mut pause = pause.mul_f64(fastrand::f64() / 2.0 + 0.5);
     let mut refused = false;
     for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
         match delay::promote(&mut connection, route, PROMOTE).await {
