@@ -144,18 +144,16 @@ pub async fn renew(
     group: &str,
     me: &str,
     held: &[(EntryId, u32)],
-) -> Result<Vec<EntryId>, BusError> {
+) -> Result<Vec<(EntryId, u32)>, BusError> {
     let mut call = RENEW.prepare_invoke();
     call.key(stream).arg(group).arg(me);
     for (id, deliveries) in held {
         call.arg(id.to_string()).arg(*deliveries);
     }
-    let lost: Vec<String> = call.invoke_async(connection).await?;
-    lost.iter()
-        .map(|id| {
-            id.parse()
-                .map_err(|_| BusError::Reply { what: "renew.lua" })
-        })
+    let lost: Vec<usize> = call.invoke_async(connection).await?;
+    let entry = |at: usize| Some(*held.get(at.checked_sub(1)?)?);
+    lost.into_iter()
+        .map(|at| entry(at).ok_or(BusError::Reply { what: "renew.lua" }))
         .collect()
 }
 

@@ -3,7 +3,7 @@
 //! An outcome takes effect only if its entry is still pending with this consumer, in the delivery
 //! that was run. There are two ways to that.
 //!
-//! *Slow and always right*: `commit.lua`, entry by entry, compares owner and delivery count and
+//! *Slow and always right*: `commit.lua`, entry by entry (`one.rs`), compares owner and delivery count and
 //! writes in one step.
 //!
 //! *Fast*: plain commands in one `MULTI`/`EXEC` for the whole batch. What makes it safe is the
@@ -24,7 +24,9 @@
 //! An outcome that tells of what its run wrote to the server itself is committed only in the history of
 //! the data in which that run began (see `history.rs`).
 
-use super::claim;
+mod one;
+
+use self::one::{Scripts, Slow};
 pub use super::claims::Claims;
 use super::connect::{Connector, reconnect_delay};
 use super::dead::DeadLetter;
@@ -35,22 +37,14 @@ use super::keys::Route;
 use super::settlement::Place;
 pub use super::settlement::{End, Lease, Publication, Reply, Report, Settlement};
 use super::wire::{Commands, Token, Tokens, Wire, server_error};
-use redis::aio::MultiplexedConnection;
-use redis::{Script, Value};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-static COMMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("commit.lua")));
-
 /// The most reply streams whose time to live is remembered.
 const REMEMBERED_REPLIES: usize = 10_000;
-/// The most words that a script may unpack into one command, with room to spare.
-const SCRIPT_WORDS: usize = 4_000;
-/// Tries of a commit that is too long for a script, each undone by a takeover.
-const LARGE_TRIES: u32 = 16;
 
 /// Commits the outcomes of one lane.
 pub struct Committer {
@@ -162,7 +156,6 @@ impl Committer {
         self.wire = None;
         let mut wire = self.connector.wire().await?;
         may_transact(&mut wire).await?;
-        self.connector.see_history(&mut wire).await?;
         self.claims.arm(&mut wire).await?;
         self.wire = Some(wire);
         Ok(())
@@ -406,172 +399,6 @@ impl Committer {
             );
         }
     }
-
-    /// Commits one settlement by the script.
-    async fn slow(&mut self, settlement: &Settlement) -> Result<Slow, BusError> {
-        if self.wire.is_none() {
-            self.arm().await?;
-        }
-        let lease = settlement.lease;
-        let mut call = COMMIT.prepare_invoke();
-        call.key(&self.routes[lease.stream].events);
-        call.arg(&self.group)
-            .arg(&self.consumer)
-            .arg(lease.entry_text().as_ref())
-            .arg(lease.deliveries);
-        let mut effects = Vec::new();
-        let mut fits = true;
-        settlement.effects(self.place(&lease), |effect| {
-            fits &= effect.words.len() <= SCRIPT_WORDS;
-            call.key(effect.key());
-            call.arg(effect.key_type).arg(u8::from(effect.optional));
-            call.arg(effect.words.len() - 1).arg(effect.words[0]);
-            for word in &effect.words[2..] {
-                call.arg(*word);
-            }
-            effects.push((effect.stream(), effect.fields()));
-        });
-        if !fits {
-            return self.large(settlement).await;
-        }
-        // In the same step: its answer may be lost, and a reply stream would live for good.
-        let reply = settlement.reply.as_ref().and_then(|r| r.to.as_deref());
-        if let Some(reply) = reply.filter(|reply| !reply.contains(":inbox:")) {
-            let ttl = Digits::of(self.reply_ttl.as_millis() as u64);
-            call.key(reply).arg("stream").arg(1).arg(3);
-            call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
-        }
-        let mut scripts = self.scripts().await?;
-        if !self.is_of_this_history(settlement) {
-            return Ok(Slow::Outdated);
-        }
-        let answer: Vec<Value> = call.invoke_async(&mut scripts).await?;
-        match answer.as_slice() {
-            [Value::Int(1), left_out @ ..] => {
-                self.tell_replies(settlement).await;
-                let lost = left_out.chunks_exact(2).filter_map(|pair| {
-                    let [Value::Int(number), Value::BulkString(message)] = pair else {
-                        return None;
-                    };
-                    let at = usize::try_from(*number).ok()?.checked_sub(1)?;
-                    Some(Lost {
-                        lease,
-                        stream: effects.get(at)?.0.clone(),
-                        fields: effects.get(at)?.1.clone(),
-                        message: String::from_utf8_lossy(message).into_owned(),
-                    })
-                });
-                self.bury(lost.collect()).await;
-                Ok(Slow::Committed)
-            }
-            [Value::Int(0)] => Ok(Slow::Fenced),
-            [
-                Value::Int(-1),
-                Value::Int(number),
-                Value::BulkString(message),
-            ] => Ok(Slow::Refused(format!(
-                "effect {number} can not be written: {}",
-                String::from_utf8_lossy(message)
-            ))),
-            _ => Err(BusError::Reply { what: "commit.lua" }),
-        }
-    }
-
-    async fn scripts(&mut self) -> Result<MultiplexedConnection, BusError> {
-        let stands = |scripts: &Scripts| self.connector.check(scripts.generation).is_ok();
-        if let Some(scripts) = self.scripts.take().filter(stands) {
-            return Ok(self.scripts.insert(scripts).connection.clone());
-        }
-        let generation = self.connector.generation();
-        let mut connection = self.connector.dedicated().await?;
-        // It may lead into a later history than the wire, which is older.
-        self.connector.see_history_of(&mut connection).await?;
-        let scripts = Scripts {
-            generation,
-            connection,
-        };
-        Ok(self.scripts.insert(scripts).connection.clone())
-    }
-
-    async fn tell_replies(&mut self, settlement: &Settlement) {
-        let mut commands = Commands::default();
-        let told = self.prolong_replies(std::slice::from_ref(settlement), &mut commands);
-        let Some(wire) = &mut self.wire else {
-            return;
-        };
-        let sent = async {
-            let count = commands.len();
-            if count > 0 {
-                wire.send(&mut commands).await?;
-            }
-            for _ in 0..count {
-                wire.reply().await?;
-            }
-            Ok::<_, BusError>(())
-        };
-        // Best effort: the next reply to that stream tells the server again.
-        match sent.await {
-            Ok(()) => self.remember(told),
-            Err(_) => self.wire = None,
-        }
-    }
-
-    /// Commits one settlement with more words than a script can write at a time: asks who holds the
-    /// entry, then runs the transaction, which a takeover since would undo.
-    async fn large(&mut self, settlement: &Settlement) -> Result<Slow, BusError> {
-        let Lease {
-            stream,
-            entry,
-            deliveries,
-            ..
-        } = settlement.lease;
-        for _ in 0..LARGE_TRIES {
-            if self.wire.is_none() {
-                self.arm().await?;
-            }
-            let routes = self.routes.clone();
-            let (events, group) = (&routes[stream].events, self.group.clone());
-            let mut scripts = self.scripts().await?;
-            if !self.is_of_this_history(settlement) {
-                return Ok(Slow::Outdated);
-            }
-            let page = claim::pending(&mut scripts, events, &group, entry, 1, None);
-            let held = page.await?.into_iter().next().is_some_and(|pending| {
-                pending.id == entry
-                    && pending.consumer == self.consumer
-                    && pending.deliveries == deliveries
-            });
-            if !held {
-                return Ok(Slow::Fenced);
-            }
-            let batch = std::slice::from_ref(settlement);
-            match self.transact(batch).await? {
-                Fast::Done(failed) => {
-                    self.make_good(batch, &failed).await;
-                    return Ok(Slow::Committed);
-                }
-                Fast::Nothing => {}
-                Fast::Aborted(error) => return Err(error),
-            }
-        }
-        Ok(Slow::Refused(
-            "entries of this consumer are taken over all the time".into(),
-        ))
-    }
-}
-
-enum Slow {
-    Committed,
-    Fenced,
-    Outdated,
-    Refused(String),
-}
-
-/// A connection whose `Debug` would show too much.
-struct Scripts {
-    /// The primary that it leads to.
-    generation: u64,
-    connection: MultiplexedConnection,
 }
 
 /// What the answer of `EXEC` says.

@@ -14,12 +14,12 @@
 //! that it is a primary, and a pooled connection is asked for its role each time that it is lent.
 
 use super::error::{BusError, not_the_primary, told};
-use super::history::{self, History};
+use super::history::History;
 pub use super::pool::Pooled;
 use super::pool::{Manager, Pool};
 use super::sentinel::{Sentinels, Voice};
 use super::tls::Tls;
-use super::wire::{Token, Wire};
+use super::wire::Wire;
 use crate::config::{RedisUrl, Settings};
 use deadpool::Runtime;
 use deadpool::managed::Timeouts;
@@ -108,23 +108,23 @@ impl Connector {
                 pool: Arc::default(),
                 pool_size,
             };
-            return Ok(Self::at(place, tls));
+            return Ok(Self {
+                place,
+                tls,
+                history: Arc::default(),
+            });
         }
         let info = url.expose().into_connection_info()?;
         let info = info.set_tcp_settings(tcp_settings());
         let client = Arc::new(Client::open(tls.apply(info)?)?);
-        let manager = Manager::new((*client).clone(), answers_within(ANSWER));
+        let history = Arc::<History>::default();
+        let manager = Manager::new((*client).clone(), answers_within(ANSWER), history.clone());
         let pool = pool_of(manager, pool_size)?;
-        Ok(Self::at(Place::Server { client, pool }, tls))
-    }
-
-    fn at(place: Place, tls: Tls) -> Self {
-        let history = Arc::default();
-        Self {
-            place,
+        Ok(Self {
+            place: Place::Server { client, pool },
             tls,
             history,
-        }
+        })
     }
 
     /// Where the primary is now, and the generation that it belongs to.
@@ -166,32 +166,22 @@ impl Connector {
         }
     }
 
-    /// Which history of the server's data was seen last, counted from the first: what a run writes from
-    /// now on is in this one or a later one.
+    /// Which history of the server's data was seen last, counted from the first. Each connection sees it
+    /// when it is made: what is written from now on is in this one or a later one, and what is asked on
+    /// a connection that is there already, in this one or an earlier one.
     pub fn history(&self) -> u64 {
         self.history.number()
     }
 
-    /// Sees in which history the server at the other end is.
-    pub(super) async fn see_history(&self, wire: &mut Wire) -> Result<(), BusError> {
-        let mut answer = wire.ask(&history::ASK.map(str::as_bytes)).await?;
-        match answer.token()? {
-            Token::Bulk(info) => self.history.see(info),
-            _ => Err(BusError::Reply { what: "INFO" }),
+    /// Fails if a later history than that was seen.
+    ///
+    /// # Errors
+    /// `OtherHistory`.
+    pub fn check_history(&self, history: u64) -> Result<(), BusError> {
+        match self.history() == history {
+            true => Ok(()),
+            false => Err(BusError::OtherHistory),
         }
-    }
-
-    /// Sees in which history the server at the other end is.
-    pub(super) async fn see_history_of(
-        &self,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<(), BusError> {
-        let mut command = redis::cmd(history::ASK[0]);
-        let info: Vec<u8> = command
-            .arg(&history::ASK[1..])
-            .query_async(connection)
-            .await?;
-        self.history.see(&info)
     }
 
     /// What each Sentinel says; `None` if there are none.
@@ -236,6 +226,7 @@ impl Connector {
         if let Place::Watched { sentinels, .. } = &self.place {
             wire.route = Some(sentinels.route(generation));
         }
+        self.history.look(&mut wire).await?;
         Ok(wire)
     }
 
@@ -245,6 +236,7 @@ impl Connector {
             .get_multiplexed_async_connection_with_config(&answers_within(answer))
             .await?;
         check_role(&mut connection).await?;
+        self.history.look_by(&mut connection).await?;
         Ok(connection)
     }
 
@@ -291,6 +283,7 @@ impl Connector {
             self.tls.apply(primary.info)?,
             primary.generation,
             *pool_size,
+            self.history.clone(),
         )?;
         let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = slot.replace(made.clone()) {
@@ -349,9 +342,14 @@ impl Connector {
 }
 
 impl PrimaryPool {
-    fn new(info: ConnectionInfo, generation: u64, size: usize) -> Result<Self, BusError> {
+    fn new(
+        info: ConnectionInfo,
+        generation: u64,
+        size: usize,
+        history: Arc<History>,
+    ) -> Result<Self, BusError> {
         let spoiled = Arc::new(AtomicBool::new(false));
-        let manager = Manager::new(Client::open(info)?, answers_within(ANSWER));
+        let manager = Manager::new(Client::open(info)?, answers_within(ANSWER), history);
         Ok(Self {
             generation,
             pool: pool_of(manager.of_a_primary(spoiled.clone()), size)?,

@@ -23,6 +23,10 @@ pub enum BusError {
     /// The Sentinels name another primary than the one that the connection leads to.
     #[error("the primary has moved")]
     Moved,
+    /// The server failed over or restarted since what this belongs to began, and may have lost a part
+    /// of it.
+    #[error("the server failed over or restarted meanwhile: this is to be done again")]
+    OtherHistory,
     /// No pooled connection could be had in time.
     #[error("no connection to redis: {0}")]
     Pool(String),
@@ -64,6 +68,7 @@ impl BusError {
             BusError::Reply { .. }
             | BusError::Unsupported(_)
             | BusError::Tls(_)
+            | BusError::OtherHistory
             | BusError::Name(_) => Reaction::GiveUp,
         }
     }

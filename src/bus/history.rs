@@ -6,11 +6,17 @@
 //! in a later one, it would tell of what nobody finds there any more.
 
 use super::error::BusError;
+use super::wire::{Commands, Token, Wire, server_error};
+use redis::RedisError;
+use redis::aio::MultiplexedConnection;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// What to ask a server for.
-pub(super) const ASK: [&str; 3] = ["INFO", "server", "replication"];
+const ASK: [&str; 3] = ["INFO", "server", "replication"];
+
+/// The code of the answer to a user who may not ask, and sees no history.
+const DENIED: Option<&str> = Some("NOPERM");
 
 /// Numbers the histories that one process has seen.
 #[derive(Debug, Default)]
@@ -46,17 +52,43 @@ impl History {
         self.number.load(Ordering::Acquire)
     }
 
-    /// Notes what a server answered to [`ASK`]; from then on the number is of its history or of a later
-    /// one.
-    pub fn see(&self, info: &[u8]) -> Result<(), BusError> {
-        let info = String::from_utf8_lossy(info);
-        let name = Name::parse(&info).ok_or(BusError::Reply { what: "INFO" })?;
+    /// Sees in which history the server at the other end is.
+    pub async fn look(&self, wire: &mut Wire) -> Result<(), BusError> {
+        let mut command = Commands::default();
+        command.add(&ASK.map(str::as_bytes));
+        wire.send(&mut command).await?;
+        match wire.reply().await?.token()? {
+            Token::Bulk(info) => self.see(info),
+            Token::Error(text) => {
+                let error = server_error(text);
+                if error.code() != DENIED {
+                    return Err(error);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The same on a connection of the client library.
+    pub async fn look_by(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+        let mut command = redis::cmd(ASK[0]);
+        let info = command.arg(&ASK[1..]).query_async(connection).await;
+        match info.map(|info: Vec<u8>| self.see(&info)) {
+            Err(error) if error.code() == DENIED => Ok(()),
+            seen => seen,
+        }
+    }
+
+    fn see(&self, info: &[u8]) {
+        let Some(name) = Name::parse(&String::from_utf8_lossy(info)) else {
+            return;
+        };
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         if named.as_ref() != Some(&name) {
             self.number.fetch_add(1, Ordering::AcqRel);
             *named = Some(name);
         }
-        Ok(())
     }
 }
 

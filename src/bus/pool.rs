@@ -5,6 +5,7 @@
 //! Sentinels watch the primary that is always: a server that was demoted answers all the same.
 
 use super::connect::{RECYCLE, check_role};
+use super::history::History;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisFuture, Value};
@@ -21,6 +22,7 @@ const TRUSTED: Duration = Duration::from_secs(1);
 pub(super) struct Manager {
     client: Client,
     config: AsyncConnectionConfig,
+    history: Arc<History>,
     /// Where only a primary will do: whether one of the connections was of no use. Then the others
     /// are not tried, each might take its time.
     spoiled: Option<Arc<AtomicBool>>,
@@ -40,10 +42,11 @@ pub(super) struct Checked {
 pub struct Pooled(Object<Manager>);
 
 impl Manager {
-    pub fn new(client: Client, config: AsyncConnectionConfig) -> Self {
+    pub fn new(client: Client, config: AsyncConnectionConfig, history: Arc<History>) -> Self {
         Self {
             client,
             config,
+            history,
             spoiled: None,
         }
     }
@@ -75,6 +78,7 @@ impl managed::Manager for Manager {
         if self.spoiled.is_some() {
             check_role(&mut connection).await?;
         }
+        self.history.look_by(&mut connection).await?;
         Ok(Checked {
             connection,
             alive: Some(Instant::now()),

@@ -8,7 +8,7 @@
 -- ARGV[1] the group
 -- ARGV[2] the consumer
 -- ARGV[3..] for each entry: its id, its delivery count
--- Returns the ids that are no longer this consumer's
+-- Returns the positions, from 1, of the entries that are no longer this consumer's
 -- Cost    O(k log n) for k entries asked for and n pending
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
 local lost = {}
@@ -17,7 +17,7 @@ for i = 3, #ARGV, 2 do
   local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
   local mine = pending and pending[2] == me and pending[4] == tonumber(ARGV[i + 1])
   if not (mine and redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')[1]) then
-    lost[#lost + 1] = id
+    lost[#lost + 1] = (i - 1) / 2
   end
 end
 return lost

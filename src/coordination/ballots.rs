@@ -97,7 +97,7 @@ pub struct Shown {
 impl Ballots {
     /// The ballots of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        let store = Store { connector, keys };
+        let store = Store::new(connector, keys);
         Self { store }
     }
 

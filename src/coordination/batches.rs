@@ -133,7 +133,15 @@ type Answer = (String, u64, String, u64, u64, u64, u64, String, Vec<u8>);
 impl Batches {
     /// The batches of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        let store = Store { connector, keys };
+        let store = Store::new(connector, keys);
+        Self { store }
+    }
+
+    /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
+    /// with [`BusError::OtherHistory`](crate::bus::error::BusError::OtherHistory).
+    #[must_use]
+    pub fn within(&self, history: u64) -> Self {
+        let store = self.store.within(history);
         Self { store }
     }
 

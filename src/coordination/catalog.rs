@@ -165,7 +165,7 @@ pub struct Catalog {
 impl Catalog {
     /// The catalog of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        let store = Store { connector, keys };
+        let store = Store::new(connector, keys);
         Self { store }
     }
 

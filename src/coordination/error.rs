@@ -48,6 +48,7 @@ impl CoordinationError {
             CoordinationError::FailedPrecondition(_) => Code::FailedPrecondition,
             CoordinationError::Aborted(_) => Code::Aborted,
             CoordinationError::Contended { .. } => Code::Unavailable,
+            CoordinationError::Bus(BusError::OtherHistory) => Code::Aborted,
             CoordinationError::Bus(error) if error.reaction() == Reaction::GiveUp => Code::Internal,
             CoordinationError::Bus(_) => Code::Unavailable,
         };

@@ -141,7 +141,7 @@ pub struct Swept {
 impl Instances {
     /// The instances of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        let store = Store { connector, keys };
+        let store = Store::new(connector, keys);
         Self { store }
     }
 

@@ -39,7 +39,7 @@ pub struct RateLimits {
 impl RateLimits {
     /// The limits of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        let store = Store { connector, keys };
+        let store = Store::new(connector, keys);
         Self { store }
     }
 

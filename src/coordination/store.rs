@@ -1,7 +1,7 @@
 //! Where the shared rules run: key names, connections, and what to do when a connection was bad.
 
 use crate::bus::clock::server_ms;
-use crate::bus::connect::Connector;
+use crate::bus::connect::{Connector, Pooled};
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
 use redis::{FromRedisValue, Pipeline, Script, ScriptInvocation};
@@ -12,9 +12,36 @@ use std::collections::BTreeSet;
 pub(super) struct Store {
     pub connector: Connector,
     pub keys: Keys,
+    /// The only history of the server in which calls are made; `None`: in any.
+    pub history: Option<u64>,
 }
 
 impl Store {
+    pub fn new(connector: Connector, keys: Keys) -> Self {
+        Self {
+            connector,
+            keys,
+            history: None,
+        }
+    }
+
+    /// The same for calls that belong to what was written in that history: in another one they fail.
+    pub fn within(&self, history: u64) -> Self {
+        Self {
+            history: Some(history),
+            ..self.clone()
+        }
+    }
+
+    async fn pooled(&self) -> Result<Pooled, BusError> {
+        let connection = self.connector.pooled().await?;
+        // After it was lent: it leads into a history that was seen.
+        if let Some(history) = self.history {
+            self.connector.check_history(history)?;
+        }
+        Ok(connection)
+    }
+
     /// Runs a script on a pooled connection; once more on a fresh one if the connection was bad,
     /// so only for scripts that can be repeated.
     pub async fn invoke<T: FromRedisValue>(
@@ -34,7 +61,7 @@ impl Store {
         &self,
         call: &ScriptInvocation<'_>,
     ) -> Result<T, BusError> {
-        let mut connection = self.connector.pooled().await?;
+        let mut connection = self.pooled().await?;
         Ok(call.invoke_async(&mut connection).await?)
     }
 
@@ -57,7 +84,7 @@ impl Store {
     }
 
     async fn ask_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
-        let mut connection = self.connector.pooled().await?;
+        let mut connection = self.pooled().await?;
         Ok(commands.query_async(&mut connection).await?)
     }
 }

@@ -120,9 +120,19 @@ impl Tasks {
     /// The tasks of the namespace of `keys`, for events of the default size.
     pub fn new(connector: Connector, keys: Keys) -> Self {
         Self {
-            store: Store { connector, keys },
+            store: Store::new(connector, keys),
             named: Named::default(),
             max_payload: PayloadLimits::default().bytes,
+        }
+    }
+
+    /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
+    /// with [`BusError::OtherHistory`](crate::bus::error::BusError::OtherHistory).
+    #[must_use]
+    pub fn within(&self, history: u64) -> Self {
+        Self {
+            store: self.store.within(history),
+            ..self.clone()
         }
     }
 

@@ -49,7 +49,7 @@ impl View {
     /// The view of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
         let catalog = Catalog::new(connector.clone(), keys.clone());
-        let store = Store { connector, keys };
+        let store = Store::new(connector, keys);
         Self { store, catalog }
     }
 

@@ -150,7 +150,7 @@ impl Context {
     /// # Errors
     /// `unavailable` if none can be had in time.
     pub async fn redis(&self) -> Result<Pooled, HandlerError> {
-        self.0.wrote.store(true, Ordering::Release);
+        self.writes();
         let connection = self.0.process.connector.pooled().await;
         connection.map_err(|error| HandlerError::unavailable(error.to_string()))
     }
@@ -192,6 +192,11 @@ impl Context {
     /// The history of the server in which the run began.
     pub(crate) fn history(&self) -> u64 {
         self.0.history
+    }
+
+    /// Notes that this run, or a part of it, writes to the server by itself.
+    pub(crate) fn writes(&self) {
+        self.0.wrote.store(true, Ordering::Release);
     }
 
     /// Whether the handler asked for a connection, and may have written there.

@@ -68,6 +68,9 @@ impl Context {
         let run = AssertUnwindSafe(start(context.clone(), &route)).catch_unwind();
         let result = run.await.unwrap_or_else(|panic| Err(panicked(&*panic)));
         route.stats.ran(began.elapsed(), result.is_err());
+        if context.wrote() {
+            self.writes();
+        }
         let publications = context.take_outbox();
         Done {
             publications: if result.is_ok() {
@@ -121,6 +124,9 @@ impl Context {
             .map_err(|bad| HandlerError::invalid_argument(bad.message))?;
         let context = Context::new(event, self.process().clone());
         context.cancelled_with(self);
+        if route.policy.stateful {
+            context.writes();
+        }
         Ok((context, route))
     }
 }

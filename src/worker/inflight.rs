@@ -1,6 +1,6 @@
 //! What a lane has read and not yet settled.
 
-use super::lane::Delivery;
+use super::shared::Delivery;
 use crate::bus::commit::Lease;
 use crate::bus::event::EntryId;
 use crate::registry::context::Context;
@@ -60,7 +60,7 @@ impl InFlight {
     }
 
     /// Adds what was delivered just now; what is held already (a server that fell back to an older
-    /// state delivers again) is dropped.
+    /// state delivers again) is dropped, and is ours again.
     pub fn add(&self, deliveries: &mut Vec<Delivery>) {
         let renewed = Instant::now();
         let mut held = self.held();
@@ -71,7 +71,9 @@ impl InFlight {
                 running: None,
             };
             let key = Key::from(&delivery.lease());
-            if held.contains_key(&key) {
+            if let Some(held) = held.get_mut(&key) {
+                held.lost = false;
+                held.renewed = renewed;
                 return false;
             }
             held.insert(key, new);
@@ -105,7 +107,7 @@ impl InFlight {
     }
 
     /// Notes a renewal; runs whose lease was lost are cancelled.
-    pub fn renewed(&self, stream: usize, entries: &[(EntryId, u32)], lost: &[EntryId]) {
+    pub fn renewed(&self, stream: usize, entries: &[(EntryId, u32)], lost: &[(EntryId, u32)]) {
         let mut all = self.held();
         for &(entry, deliveries) in entries {
             let key = Key {
@@ -115,7 +117,7 @@ impl InFlight {
             };
             if let Some(held) = all.get_mut(&key) {
                 held.renewed = Instant::now();
-                held.lost |= lost.contains(&entry);
+                held.lost |= lost.contains(&(entry, deliveries));
                 if let Some(run) = held.running.as_ref().filter(|_| held.lost) {
                     run.cancellation().cancel();
                 }
@@ -130,5 +132,38 @@ impl InFlight {
                 run.cancellation().cancel();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::event::Entry;
+
+    fn delivery(deliveries: u32) -> Delivery {
+        let id = EntryId { ms: 1, seq: 0 };
+        Delivery {
+            stream: 0,
+            entry: Entry::new(id, Vec::<Vec<u8>>::new()),
+            deliveries,
+            claims: 0,
+        }
+    }
+
+    #[test]
+    fn a_lost_delivery_is_renewed_no_more_and_the_next_of_its_entry_is() {
+        let inflight = InFlight::default();
+        let mut both = vec![delivery(1), delivery(2)];
+        inflight.add(&mut both);
+        let held: Vec<_> = both.iter().map(|d| (d.entry.id, d.deliveries)).collect();
+        let due = || inflight.due(0, Duration::ZERO);
+        assert_eq!(due().len(), 2);
+        inflight.renewed(0, &held, &held[..1]);
+        assert_eq!(due(), held[1..]);
+        // The server fell back and delivers it again.
+        let mut again = vec![delivery(1)];
+        inflight.add(&mut again);
+        assert!(again.is_empty(), "it is in hand");
+        assert_eq!(due().len(), 2);
     }
 }

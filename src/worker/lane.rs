@@ -4,30 +4,26 @@
 //! goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
 //! that is ready at once runs inside the loop; one that waits becomes a task.
 
-use super::inflight::InFlight;
+use super::handover::Left;
 use super::reader::{Read, Reader};
-use super::settle::{self, Scene};
+use super::settle;
+use super::shared::{Delivery, Shared};
 use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
-use crate::bus::claim;
-use crate::bus::commit::{Claims, Committer, End, Lease, Report, Settlement};
+use crate::bus::commit::{Committer, End, Lease, Report, Settlement};
 use crate::bus::error::Reaction;
-use crate::bus::event::{Entry, Event, Limits};
-use crate::bus::keys::Route;
-use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::Instances;
-use crate::error::{Code, HandlerError};
-use crate::registry::context::{Context, Process};
+use crate::bus::event::Event;
+use crate::error::HandlerError;
+use crate::registry::context::Context;
 use crate::registry::dispatch::panicked;
 use crate::registry::handler::{Encoded, Run};
 use crate::registry::layers::timeout::Bounded;
-use crate::registry::policy::RetryPolicy;
-use crate::registry::router::{self, Router};
+use crate::registry::router;
 use futures_util::FutureExt;
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -40,140 +36,6 @@ const READ: usize = 1000;
 const AHEAD: usize = 3000;
 /// How long the loop runs handlers before it looks after reads and commits again.
 const SLICE: Duration = Duration::from_millis(2);
-
-/// An entry in a worker's hands.
-#[derive(Debug)]
-pub struct Delivery {
-    /// Which of the lane's streams.
-    pub stream: usize,
-    /// The entry.
-    pub entry: Entry,
-    /// How often it was delivered.
-    pub deliveries: u32,
-    /// The claim counter known before it was read.
-    pub claims: u64,
-}
-
-impl Delivery {
-    /// Which delivery it is.
-    pub fn lease(&self) -> Lease {
-        Lease {
-            stream: self.stream,
-            entry: self.entry.id,
-            deliveries: self.deliveries,
-            claims: self.claims,
-        }
-    }
-}
-
-/// What happened in a lane so far.
-#[derive(Debug, Default)]
-pub struct Counts {
-    /// Outcomes committed.
-    pub committed: AtomicU64,
-    /// Outcomes discarded since someone else owned the entry.
-    pub fenced: AtomicU64,
-    /// Entries that were delivered before, to whomever.
-    pub taken: AtomicU64,
-    /// Events dropped since their deadline had passed.
-    pub expired: AtomicU64,
-    /// Events that will be tried again.
-    pub retried: AtomicU64,
-    /// Events that became dead letters.
-    pub dead: AtomicU64,
-}
-
-/// What the parts of a lane share.
-#[derive(Debug)]
-pub struct Shared {
-    /// `control`, `tasks` or `data`.
-    pub name: &'static str,
-    /// The lane's streams.
-    pub routes: Arc<[Route]>,
-    /// Domain and partition of each stream.
-    pub places: Vec<(String, u16)>,
-    /// Which of the streams is this instance's inbox.
-    pub inbox: Option<usize>,
-    /// The consumer group.
-    pub group: String,
-    /// The process.
-    pub process: Arc<Process>,
-    /// Who handles what.
-    pub router: Arc<Router>,
-    /// Who else there is.
-    pub instances: Instances,
-    /// Bounds on events.
-    pub limits: Limits,
-    /// What is read and not settled.
-    pub inflight: Arc<InFlight>,
-    /// When the loop last went round.
-    pub turned: Turned,
-    /// The claim counters as last seen.
-    pub claims: Arc<Claims>,
-    /// Handlers that may wait at a time.
-    pub concurrency: usize,
-    /// How long an entry may be idle before it is taken over.
-    pub claim_idle: Duration,
-    /// Deliveries before an event counts as poison.
-    pub max_deliveries: u32,
-    /// Retries of events without a handler's own schedule.
-    pub retry: RetryPolicy,
-    /// What happened so far.
-    pub counts: Counts,
-}
-
-/// When a lane's loop last went round, told to whoever renews its leases: a handler that blocks the
-/// loop's thread keeps it from taking in what its read was answered.
-#[derive(Debug)]
-pub struct Turned {
-    began: Instant,
-    ms: AtomicU64,
-}
-
-impl Default for Turned {
-    fn default() -> Self {
-        Self {
-            began: Instant::now(),
-            ms: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Turned {
-    fn now(&self) {
-        let ms = self.began.elapsed().as_millis() as u64;
-        self.ms.store(ms, Ordering::Relaxed);
-    }
-
-    /// How long ago that was.
-    pub fn ago(&self) -> Duration {
-        let ms = self.ms.load(Ordering::Relaxed);
-        self.began
-            .elapsed()
-            .saturating_sub(Duration::from_millis(ms))
-    }
-}
-
-impl Shared {
-    /// This instance, which is the consumer's name.
-    pub fn instance(&self) -> &str {
-        &self.process.instance
-    }
-
-    /// The claim counter's key of a consumer, for the commits of one of the streams.
-    pub fn claims_key(&self, stream: usize, consumer: &str) -> String {
-        let (domain, partition) = &self.places[stream];
-        self.process.keys.claims(domain, *partition, consumer)
-    }
-
-    fn scene(&self, lease: Lease) -> Scene<'_> {
-        Scene {
-            lease,
-            stream: &self.routes[lease.stream].events,
-            instance: self.instance(),
-        }
-    }
-}
 
 enum Finished {
     Run(Box<Ran>),
@@ -264,14 +126,16 @@ impl Lane {
             let room = self.room();
             let calm = self.suspects.is_empty() && self.alone.is_none();
             if !draining && calm && room > 0 {
+                let own = self.jobs.next().is_some_and(|job| job.is_own());
                 if taking.is_none()
+                    && !(own && reading.is_some())
                     && let Some(job) = self.jobs.next()
                 {
                     taking = Some(take(job, self.shared.clone(), room));
                 }
                 // What was delivered before is older than anything new; but where taking over fails,
                 // reading goes on.
-                if (taking.is_none() || self.taking_fails)
+                if (taking.is_none() && !own || self.taking_fails)
                     && let Some(free) = reader.take()
                 {
                     reading = Some(read(free, room.min(READ)));
@@ -409,14 +273,18 @@ impl Lane {
             self.settled.push(settle::expired(scene, &event));
             return now;
         }
-        let Some(route) = shared.router.find(event.kind()).cloned() else {
-            self.running += 1;
-            tokio::spawn(unknown(shared.clone(), lease, event, self.finished.clone()));
-            return now;
-        };
         let inbox = shared.inbox == Some(lease.stream);
         let context =
             Context::arrived(event, shared.process.clone(), inbox).delivered(lease.deliveries);
+        let kind = context.event().kind();
+        let Some(route) = shared.router.find(kind).cloned() else {
+            let left = Left::without_handler(&shared, lease, kind);
+            self.leave(left, context, None);
+            return now;
+        };
+        if route.policy.stateful {
+            context.writes();
+        }
         let span = span_of(&context);
         let entered = span.enter();
         let mut run: Run = match catch(|| route.start(context.clone())) {
@@ -494,18 +362,13 @@ impl Lane {
             && let Some(kind) = error.elsewhere.clone()
         {
             stats.ran(elapsed, false);
-            self.running += 1;
             let left = Left {
                 lease,
                 error: error.clone(),
                 retry: route.retry,
                 may_stay: context.draining().is_cancelled(),
             };
-            let (shared, finished) = (self.shared.clone(), self.finished.clone());
-            tokio::spawn(async move {
-                let end = left.end(&shared, context.event(), Some(&kind)).await;
-                finished.send(end).ok();
-            });
+            self.leave(left, context, Some(kind));
             return;
         }
         stats.ran(elapsed, result.is_err());
@@ -530,9 +393,24 @@ impl Lane {
                 settlement
             }
         };
-        let wrote = route.policy.stateful || context.wrote();
-        settlement.history = wrote.then(|| context.history());
+        settlement.history = context.wrote().then(|| context.history());
         self.settled.push(settlement);
+    }
+
+    /// Leaves an event to an instance that has a handler for its type, and for another one where that is
+    /// needed too.
+    fn leave(&mut self, left: Left, context: Context, besides: Option<Box<str>>) {
+        self.running += 1;
+        let (shared, finished) = (self.shared.clone(), self.finished.clone());
+        tokio::spawn(async move {
+            let lease = left.lease;
+            let end = left.end(&shared, context.event(), besides.as_deref()).await;
+            let end = match end {
+                Some(settlement) => Finished::Settled(Box::new(settlement)),
+                None => Finished::Given(lease),
+            };
+            finished.send(end).ok();
+        });
     }
 
     fn count_ends(&self) {
@@ -639,99 +517,6 @@ async fn occupied<T>(slot: &mut Slot<T>) -> T {
         None => std::future::pending().await,
     }
 }
-
-/// An event without a handler here.
-async fn unknown(
-    shared: Arc<Shared>,
-    lease: Lease,
-    event: Event,
-    finished: mpsc::UnboundedSender<Finished>,
-) {
-    let (group, kind) = (&shared.group, event.kind());
-    let left = Left {
-        lease,
-        error: HandlerError::new(
-            Code::Unimplemented,
-            format!("no active worker in group {group} has a handler for {kind}"),
-        ),
-        retry: shared.retry,
-        may_stay: false,
-    };
-    let end = left.end(&shared, &event, None).await;
-    finished.send(end).ok();
-}
-
-/// An event that is left for an active instance that can run it.
-struct Left {
-    lease: Lease,
-    /// What it comes to if there is none.
-    error: HandlerError,
-    retry: RetryPolicy,
-    /// Whether it then stays pending instead: this worker shuts down, and another one may come.
-    may_stay: bool,
-}
-
-impl Left {
-    /// Hands it to an instance that has a handler for its type, and for another one where that is
-    /// needed too.
-    async fn end(self, shared: &Shared, event: &Event, besides: Option<&str>) -> Finished {
-        let error = match hand_over(shared, self.lease, event, besides).await {
-            Ok(true) => return Finished::Given(self.lease),
-            _ if self.may_stay => return Finished::Given(self.lease),
-            Ok(false) => self.error,
-            Err(error) => error,
-        };
-        let scene = shared.scene(self.lease);
-        Finished::Settled(Box::new(settle::failure(scene, event, &error, &self.retry)))
-    }
-}
-
-async fn hand_over(
-    shared: &Shared,
-    lease: Lease,
-    event: &Event,
-    besides: Option<&str>,
-) -> Result<bool, HandlerError> {
-    if shared.inbox == Some(lease.stream) {
-        return Ok(false);
-    }
-    let capable = shared.instances.capable(event.kind()).await;
-    let mut capable = capable.map_err(CoordinationError::into_handler_error)?;
-    if let Some(kind) = besides {
-        let also = shared.instances.capable(kind).await;
-        let also = also.map_err(CoordinationError::into_handler_error)?;
-        capable.retain(|id| also.contains(id));
-    }
-    let others: Vec<&String> = capable
-        .iter()
-        .filter(|id| *id != shared.instance())
-        .collect();
-    if others.is_empty() {
-        return Ok(false);
-    }
-    let to = others[fastrand::usize(..others.len())];
-    let stream = &shared.routes[lease.stream].events;
-    let mut connection = shared.process.connector.pooled().await?;
-    let entry = (lease.entry, lease.deliveries);
-    claim::give(
-        &mut connection,
-        stream,
-        &shared.group,
-        shared.instance(),
-        to,
-        entry,
-    )
-    .await?;
-    let nudge = crate::bus::commit::Publication {
-        stream: shared.process.keys.inbox(to),
-        fields: vec![b"type".to_vec(), NUDGE.into()],
-    };
-    nudge.store(&mut connection).await?;
-    Ok(true)
-}
-
-/// Tells an instance, through its inbox, that an entry was handed to it.
-pub const NUDGE: &str = "worker.nudge";
 
 /// One span for each run, with the trace that the event came with; free where nobody listens.
 fn span_of(context: &Context) -> Span {

@@ -1,7 +1,9 @@
 //! The lanes of a worker: which streams each reads, started and ended together.
 
+use super::handover::NUDGE;
 use super::inflight::InFlight;
-use super::lane::{Counts, Lane, LaneEvents, NUDGE, Shared, Turned};
+use super::lane::{Lane, LaneEvents};
+use super::shared::{Counts, Shared, Turned};
 use super::takeover::Trigger;
 use super::{Ending, RunError};
 use crate::bus::commit::{Committer, CommitterOptions};
@@ -135,7 +137,7 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
 /// The handler that hears that an entry was handed to this instance.
 fn nudge(triggers: Triggers) -> Registration {
     let endpoint = Endpoint::raw(move |_| {
-        triggers.send(&Trigger::Own);
+        triggers.send(&Trigger::Given);
         Box::pin(std::future::ready(Ok(vec![0xc0])))
     });
     Registration {

@@ -10,6 +10,7 @@
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
 pub mod builder;
+mod handover;
 mod inflight;
 mod keeper;
 mod lane;
@@ -18,6 +19,7 @@ mod ledger;
 mod reader;
 mod report;
 mod settle;
+mod shared;
 mod takeover;
 mod watch;
 
@@ -188,7 +190,7 @@ impl Worker {
                 Err(error) if !error.passes() => return Err(error),
                 Err(error) => {
                     if failures == 0 {
-                        tracing::warn!(redis = %self.settings.redis_url, %error, "redis can not be reached; trying again");
+                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus can not be joined yet; trying again");
                     }
                     tokio::select! {
                         () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,

@@ -1,6 +1,6 @@
 //! Reads a lane's streams on a connection of its own, and repairs what keeps it from reading.
 
-use super::lane::{Delivery, Shared};
+use super::shared::{Delivery, Shared};
 use crate::bus::connect::{BLOCK, reconnect_delay};
 use crate::bus::entry::Entry;
 use crate::bus::error::{BusError, Reaction};

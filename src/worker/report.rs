@@ -1,7 +1,8 @@
 //! What this worker reports of itself with its pulses.
 
-use super::lane::{NUDGE, Shared};
+use super::handover::NUDGE;
 use super::lanes::Lanes;
+use super::shared::Shared;
 use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
 use crate::registry::router::{Route, Router};
 use std::collections::{BTreeMap, VecDeque};

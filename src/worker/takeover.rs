@@ -5,7 +5,7 @@
 //! before is taken in ever smaller parts: the second delivery 100 at a time, the third 10, then one
 //! alone. The killer ends alone, is counted, and is found out as poison; its neighbours get through.
 
-use super::lane::{Delivery, Shared};
+use super::shared::{Delivery, Shared};
 use crate::bus::claim::{self, Pending};
 use crate::bus::error::BusError;
 use crate::bus::event::EntryId;
@@ -15,8 +15,11 @@ use std::time::Duration;
 /// Why entries are to be taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// A read may have been lost on the way: what is pending with us and not in our hands.
+    /// A read may have been lost on the way, or an outcome was discarded: what is pending with us and
+    /// not in our hands. While a read is under way that is not known.
     Own,
+    /// Something was handed to us: the same, at once.
+    Given,
     /// A consumer is gone.
     Consumer(String),
     /// It is time to look for entries that nobody renewed.
@@ -93,13 +96,18 @@ impl Jobs {
 }
 
 impl Job {
+    /// Whether it is for when no read is under way.
+    pub fn is_own(&self) -> bool {
+        self.trigger == Trigger::Own
+    }
+
     /// Takes the next part, of at most `room` entries.
     pub async fn step(&self, shared: &Shared, room: usize) -> Result<Step, BusError> {
         let stream = &shared.routes[self.stream].events;
         let group = &shared.group;
         let me = shared.instance();
         let (owner, min_idle) = match &self.trigger {
-            Trigger::Own => (Some(me), Duration::ZERO),
+            Trigger::Own | Trigger::Given => (Some(me), Duration::ZERO),
             Trigger::Consumer(consumer) => (Some(consumer.as_str()), Duration::ZERO),
             Trigger::Stale => (None, shared.claim_idle),
         };

@@ -1,7 +1,7 @@
 //! Watches the broadcast for instances that went, and has the lanes take over what they held.
 
-use super::lane::Shared;
 use super::lanes::Triggers;
+use super::shared::Shared;
 use super::takeover::Trigger;
 use crate::bus::claim;
 use crate::bus::connect::{BLOCK, Connector, reconnect_delay};

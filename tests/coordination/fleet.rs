@@ -11,8 +11,11 @@ use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::{Instances, Registered};
 use convoke::coordination::task::{NewTask, Status, Task};
 use convoke::coordination::tasks::{Assignment, Created, Tasks};
+use proptest::strategy::Strategy;
+use proptest::test_runner::{Config, TestRunner};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
+use std::cell::RefCell;
 
 pub struct Fleet {
     pub redis: Redis,
@@ -178,4 +181,25 @@ impl Fleet {
         keys.sort();
         keys
     }
+}
+
+/// Runs random histories on one server, each from an empty one.
+pub fn random_histories<S: Strategy>(steps: S, history: impl AsyncFn(&mut Fleet, S::Value)) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let fleet = RefCell::new(runtime.block_on(Fleet::start()));
+    let config = Config {
+        cases: 48,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    TestRunner::new(config)
+        .run(&steps, |steps| {
+            let mut fleet = fleet.borrow_mut();
+            runtime.block_on(async {
+                fleet.run("FLUSHALL").await;
+                history(&mut fleet, steps).await;
+            });
+            Ok(())
+        })
+        .unwrap();
 }

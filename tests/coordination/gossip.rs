@@ -1,6 +1,6 @@
 //! What instances say of each other, and what becomes of it.
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, random_histories};
 use convoke::bus::keys::Keys;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::gossip::{Observed, Opinion, PING, WATCHED};
@@ -300,25 +300,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Any history: one observer never ends a lease, and the facts of partitions alternate.
 #[test]
 fn one_observer_never_kills_and_partitions_begin_and_end_in_turn() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut fleet = runtime.block_on(Fleet::start());
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 48,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    });
-    let fleet = std::sync::Mutex::new(&mut fleet);
-    runner
-        .run(&steps(), |steps| {
-            let mut fleet = fleet.lock().unwrap();
-            runtime.block_on(history(&mut fleet, steps));
-            Ok(())
-        })
-        .unwrap();
+    random_histories(steps(), history);
 }
 
 async fn history(fleet: &mut Fleet, steps: Vec<Step>) {
-    fleet.run("FLUSHALL").await;
     let id = |who: usize| format!("w-{who}");
     // Who suspects whom, by the rule: the last word, until the peer pulses or begins anew.
     let mut suspecting: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); 5];

@@ -1,6 +1,6 @@
 //! The leader: one at a time, terms that only rise.
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, random_histories};
 use convoke::bus::keys::Keys;
 use convoke::coordination::instance::Beat;
 use convoke::coordination::leader::Contest;
@@ -223,25 +223,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 #[test]
 fn terms_only_rise_and_each_has_one_leader() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut fleet = runtime.block_on(Fleet::start());
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 48,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    });
-    let fleet = std::sync::Mutex::new(&mut fleet);
-    runner
-        .run(&steps(), |steps| {
-            let mut fleet = fleet.lock().unwrap();
-            runtime.block_on(history(&mut fleet, steps));
-            Ok(())
-        })
-        .unwrap();
+    random_histories(steps(), history);
 }
 
 async fn history(fleet: &mut Fleet, steps: Vec<Step>) {
-    fleet.run("FLUSHALL").await;
     let mut first = [0; 3];
     let mut now = [0; 3];
     // Who had which term, and the highest so far.

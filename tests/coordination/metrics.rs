@@ -1,6 +1,6 @@
 //! What all did, added up from what each reports.
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, random_histories};
 use convoke::bus::keys::Keys;
 use convoke::coordination::instance::Beat;
 use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
@@ -316,14 +316,6 @@ fn a_map_of_others_is_read_as_far_as_it_is_as_documented() {
 /// Any samples, however they come in from whichever processes.
 #[test]
 fn the_totals_equal_the_histogram_of_all_samples() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    let mut fleet = runtime.block_on(Fleet::start());
-    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-        cases: 48,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    });
-    let fleet = std::sync::Mutex::new(&mut fleet);
     // Each step: which instance, what it did since, and whether the report arrives, twice, or its
     // process is another one then.
     let step = (
@@ -331,38 +323,31 @@ fn the_totals_equal_the_histogram_of_all_samples() {
         prop::collection::vec(0..5_000_000_u64, 0..8),
         0..4u8,
     );
-    runner
-        .run(&prop::collection::vec(step, 1..30), |steps| {
-            let mut fleet = fleet.lock().unwrap();
-            runtime.block_on(async {
-                fleet.run("FLUSHALL").await;
-                let mut all = Vec::new();
-                let mut did: Vec<(u32, Vec<u64>)> = vec![(0, Vec::new()); 3];
-                for who in 0..3 {
-                    fleet.register(&format!("w-{who}"), &[]).await;
-                }
-                for (who, micros, fate) in steps {
-                    all.extend(&micros);
-                    did[who].1.extend(micros);
-                    let now = report(&format!("p-{}", did[who].0), &did[who].1);
-                    let times = [0, 1, 2, 1][usize::from(fate)];
-                    for _ in 0..times {
-                        fleet.report(&format!("w-{who}"), &now).await;
-                    }
-                    if fate == 3 {
-                        did[who] = (did[who].0 + 1, Vec::new());
-                    }
-                }
-                for (who, (process, micros)) in did.iter().enumerate() {
-                    let now = report(&format!("p-{process}"), micros);
-                    fleet.report(&format!("w-{who}"), &now).await;
-                }
-                let sums = fleet.sums().await;
-                assert_eq!(sums.events_processed, all.len() as u64);
-                assert_eq!(sums.latency, times(&all));
-                assert_eq!(fleet.resize().await.latency, Some(times(&all)));
-            });
-            Ok(())
-        })
-        .unwrap();
+    random_histories(prop::collection::vec(step, 1..30), async |fleet, steps| {
+        let mut all = Vec::new();
+        let mut did: Vec<(u32, Vec<u64>)> = vec![(0, Vec::new()); 3];
+        for who in 0..3 {
+            fleet.register(&format!("w-{who}"), &[]).await;
+        }
+        for (who, micros, fate) in steps {
+            all.extend(&micros);
+            did[who].1.extend(micros);
+            let now = report(&format!("p-{}", did[who].0), &did[who].1);
+            let times = [0, 1, 2, 1][usize::from(fate)];
+            for _ in 0..times {
+                fleet.report(&format!("w-{who}"), &now).await;
+            }
+            if fate == 3 {
+                did[who] = (did[who].0 + 1, Vec::new());
+            }
+        }
+        for (who, (process, micros)) in did.iter().enumerate() {
+            let now = report(&format!("p-{process}"), micros);
+            fleet.report(&format!("w-{who}"), &now).await;
+        }
+        let sums = fleet.sums().await;
+        assert_eq!(sums.events_processed, all.len() as u64);
+        assert_eq!(sums.latency, times(&all));
+        assert_eq!(fleet.resize().await.latency, Some(times(&all)));
+    });
 }

@@ -1,67 +1,172 @@
-//! Outcomes that tell of what their run wrote to the server itself.
+//! What tells of what its run wrote to the server itself, when the server may have lost that.
 
 use crate::rig::Rig;
 use crate::support::{Redis, until};
 use convoke::bus::publish::Outgoing;
+use convoke::registry::dispatch::Part;
 use convoke::registry::policy::Policy;
+use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError};
 use redis::AsyncCommands;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use tokio::sync::Semaphore;
 
 const NOTE: &str = "cb:lease:note";
 
+/// Runs of one handler, which wait at a gate.
+#[derive(Clone)]
+struct Gate {
+    runs: Arc<AtomicU32>,
+    open: Arc<Semaphore>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self {
+            runs: Arc::default(),
+            open: Arc::new(Semaphore::new(0)),
+        }
+    }
+
+    fn runs(&self) -> u32 {
+        self.runs.load(Ordering::SeqCst)
+    }
+
+    async fn pass(&self) {
+        self.runs.fetch_add(1, Ordering::SeqCst);
+        self.open.acquire().await.unwrap().forget();
+    }
+}
+
+/// Writes a note, and waits.
+async fn note(context: &Context, gate: &Gate) -> Result<(), HandlerError> {
+    let mut redis = context.redis().await?;
+    let written: redis::RedisResult<()> = redis.set(NOTE, "written").await;
+    written.map_err(|error| HandlerError::unavailable(error.to_string()))?;
+    drop(redis);
+    gate.pass().await;
+    Ok(())
+}
+
+fn noting(builder: Builder, gate: &Gate) -> Builder {
+    let gate = gate.clone();
+    builder.handler("load.noting", move |context: Context, _: Value| {
+        let gate = gate.clone();
+        async move { note(&context, &gate).await }
+    })
+}
+
+/// A restart that loses the note.
+async fn forget(rig: &mut Rig) {
+    rig.redis.restart();
+    rig.connection = rig.redis.connection().await;
+    rig.connection.del::<_, ()>(NOTE).await.unwrap();
+}
+
+async fn has_note(rig: &mut Rig) -> bool {
+    rig.connection.exists(NOTE).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_is_repeated_if_the_server_may_have_lost_what_it_wrote_there() {
     let mut rig = Rig::on(Redis::durable()).await;
-    let gate = Arc::new(Semaphore::new(0));
-    let runs: [Arc<AtomicU32>; 3] = Default::default();
-    let [writes, stateful, plain] = runs.clone();
-    let wait = |gate: &Arc<Semaphore>, runs: Arc<AtomicU32>| {
-        let gate = gate.clone();
-        move |_: Context, (): ()| {
-            let (gate, runs) = (gate.clone(), runs.clone());
+    let gates = [(); 4].map(|()| Gate::new());
+    let [writes, parts, stateful, plain] = gates.clone();
+    let waiting = |gate: Gate| {
+        move |_: Context, _: Value| {
+            let gate = gate.clone();
             async move {
-                runs.fetch_add(1, Ordering::SeqCst);
-                gate.acquire().await.unwrap().forget();
+                gate.pass().await;
                 Ok::<_, HandlerError>(())
             }
         }
     };
-    let held = gate.clone();
-    let noting = move |context: Context, (): ()| {
-        let (gate, runs) = (held.clone(), writes.clone());
-        async move {
-            let mut redis = context.redis().await?;
-            let written: redis::RedisResult<()> = redis.set(NOTE, "written").await;
-            written.map_err(|error| HandlerError::unavailable(error.to_string()))?;
-            drop(redis);
-            runs.fetch_add(1, Ordering::SeqCst);
-            gate.acquire().await.unwrap().forget();
-            Ok(())
-        }
+    // Its part writes, not it itself.
+    let outer = |context: Context, _: Value| async move {
+        let part = Part {
+            kind: "load.part",
+            data: vec![0xc0],
+            id: "part".into(),
+            attempt: 1,
+        };
+        context.dispatch(part).await.result.map(|_| ())
     };
-    let builder = rig.builder();
-    let builder = builder.handler("load.noting", noting).handler_with(
-        "load.stateful",
-        wait(&gate, stateful),
-        Policy::new().stateful(),
-    );
-    let worker = rig.start(builder.handler("load.plain", wait(&gate, plain)));
-    for kind in ["load.noting", "load.stateful", "load.plain"] {
+    let builder = noting(rig.builder(), &writes)
+        .handler("load.outer", outer)
+        .handler("load.part", move |context: Context, _: Value| {
+            let gate = parts.clone();
+            async move { note(&context, &gate).await }
+        })
+        .handler_with("load.stateful", waiting(stateful), Policy::new().stateful())
+        .handler("load.plain", waiting(plain));
+    let worker = rig.start(builder);
+    for kind in ["load.noting", "load.outer", "load.stateful", "load.plain"] {
         rig.client.publish(&Outgoing::new(kind, &())).await.unwrap();
     }
-    let count = || runs.each_ref().map(|runs| runs.load(Ordering::SeqCst));
-    until("all three run", || async { count() == [1, 1, 1] }).await;
-    rig.redis.restart();
-    rig.connection = rig.redis.connection().await;
-    rig.connection.del::<_, ()>(NOTE).await.unwrap();
-    gate.add_permits(5);
-    let results = rig.wait_for("cb:results:load", 3).await;
-    assert_eq!(results.len(), 3, "one outcome each");
-    assert_eq!(count(), [2, 2, 1]);
-    let note: Option<String> = rig.connection.get(NOTE).await.unwrap();
-    assert_eq!(note.as_deref(), Some("written"));
+    let count = || gates.each_ref().map(Gate::runs);
+    until("all run", || async { count() == [1; 4] }).await;
+    forget(&mut rig).await;
+    for gate in &gates {
+        gate.open.add_permits(2);
+    }
+    let results = rig.wait_for("cb:results:load", 4).await;
+    assert_eq!(results.len(), 4, "one outcome each");
+    assert_eq!(count(), [2, 2, 2, 1]);
+    assert!(has_note(&mut rig).await);
+    // A run that began since the restart is not repeated.
+    for gate in &gates {
+        gate.open.add_permits(2);
+    }
+    for kind in ["load.noting", "load.stateful"] {
+        let event = Outgoing::new(kind, &()).id(kind).dedup(true);
+        rig.client.publish(&event).await.unwrap();
+    }
+    rig.wait_for("cb:results:load", 6).await;
+    assert_eq!(count(), [3, 2, 3, 1]);
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_is_completed_only_where_what_its_handler_wrote_is() {
+    let mut rig = Rig::on(Redis::durable()).await;
+    let gate = Gate::new();
+    let worker = rig.start(noting(rig.builder(), &gate));
+    let task = json!({"task_id": "t-1", "kind": "load.noting"});
+    rig.ask("task.create", &task).await.unwrap();
+    until("it runs", || async { gate.runs() == 1 }).await;
+    forget(&mut rig).await;
+    gate.open.add_permits(2);
+    until("the task is completed", || async {
+        let facts = rig.entries("cb:broadcast").await;
+        let mut kinds = facts.iter().map(|fact| fact.get("type"));
+        kinds.any(|kind| kind == Some(b"task.completed"))
+    })
+    .await;
+    assert_eq!(gate.runs(), 2);
+    assert!(has_note(&mut rig).await);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_is_finished_only_where_what_its_handler_wrote_is() {
+    for mode in ["exclusive", "fan_out"] {
+        let mut rig = Rig::on(Redis::durable()).await;
+        let gate = Gate::new();
+        let worker = rig.start(noting(rig.builder(), &gate));
+        let batch = json!({
+            "batch_id": "b-1", "item_type": "load.noting", "items": [1], "mode": mode
+        });
+        let event = Outgoing::new("system.batch.process", &batch);
+        rig.client.publish(&event).await.unwrap();
+        until("it runs", || async { gate.runs() == 1 }).await;
+        forget(&mut rig).await;
+        gate.open.add_permits(2);
+        let results = rig.wait_for("cb:results:system", 1).await;
+        assert_eq!(results.len(), 1, "{mode}");
+        assert_eq!(gate.runs(), 2, "{mode}");
+        assert!(has_note(&mut rig).await, "{mode}");
+        worker.stop().await;
+    }
 }

@@ -7,6 +7,7 @@ mod holding;
 use super::encoded;
 use crate::bus::client::{Client, ClientOptions};
 use crate::bus::connect::Connector;
+use crate::bus::error::BusError;
 use crate::bus::keys::{Keys, NameError};
 use crate::config::Settings;
 use crate::coordination::batch::{Failure, Mode, Status, Wanted};
@@ -177,8 +178,15 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
                 let held = runner
                     .leases
                     .hold(wanted.id(), progress.fence, length, begun);
-                let mut holding =
-                    Holding::new(&context, &runner.batches, &wanted, held, progress, finished);
+                let mut holding = Holding::new(
+                    &context,
+                    &runner.batches,
+                    &wanted,
+                    held,
+                    progress,
+                    finished,
+                    event.mode == Mode::FanOut,
+                );
                 let ended = match event.mode {
                     Mode::Exclusive => exclusive::run(&mut holding, &event.item_type, &items).await,
                     Mode::FanOut => {
@@ -244,6 +252,10 @@ async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> Handler
         Stop::Draining => leaving(event),
         Stop::Cancelled => lost(&event.batch_id),
         Stop::Again => later(Duration::ZERO, "it goes on as a new entry".into()),
+        Stop::Outdated => {
+            holding.let_go().await;
+            return later(Duration::ZERO, BusError::OtherHistory.to_string());
+        }
         Stop::Failed(error) => error,
     };
     holding.give_back().await;

@@ -65,6 +65,11 @@ pub async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerEr
     }
     let payload = encoded(&task.payload);
     let done = run(&context, &assignment, &task.kind, payload, task.attempt).await?;
+    // What the handler wrote to the server must be there where its task is told to be completed.
+    let tasks = match context.wrote() {
+        true => &tasks.within(context.history()),
+        false => tasks,
+    };
     let settled = settle(&context, tasks, &assignment, done).await;
     match settled {
         Ok(()) => Ok(Ran { run: true }),

@@ -75,7 +75,7 @@ impl Store {
 /// Answers a payload that was answered well lately with the same result, without a run.
 ///
 /// Payloads are compared whole, byte by byte. Failures are not kept, nor results of runs that
-/// published something: answering from the cache publishes nothing.
+/// published something or may have written to the server: answering from the cache does neither.
 #[derive(Clone, Debug)]
 pub struct CacheLayer {
     store: Arc<Mutex<Store>>,
@@ -130,7 +130,7 @@ impl<S: Always> Service<Context> for Cache<S> {
         let run = self.inner.call(context.clone());
         Box::pin(async move {
             let result = run.await?;
-            if !published(&context) {
+            if !published(&context) && !context.wrote() {
                 layer
                     .lock()
                     .put(context.event().data(), &result, Instant::now());
@@ -160,7 +160,7 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(10);
 
-    /// Answers how often it was called; fails on payload 0xc2, publishes on 0xc3.
+    /// Answers how often it was called; fails on payload 0xc2, publishes on 0xc3, writes on 0x7f.
     fn counting() -> (Cache<crate::registry::handler::Endpoint>, Arc<Stats>) {
         let stats = Arc::new(Stats::default());
         let calls = Arc::new(AtomicU8::new(0));
@@ -170,6 +170,7 @@ mod tests {
                 match context.event().data() {
                     [0xc2] => return Err(HandlerError::not_found("nothing")),
                     [0xc3] => context.publish("a.c", &1)?,
+                    [0x7f] => context.writes(),
                     _ => {}
                 }
                 Ok(vec![call])
@@ -199,13 +200,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_and_runs_that_publish_are_not_kept() {
+    async fn failures_and_runs_that_publish_or_write_are_not_kept() {
         let (mut service, stats) = counting();
         for _ in 0..2 {
             assert!(ask(&mut service, &[0xc2]).await.is_err());
             let publishing = context(&[("data", &[0xc3])]);
             assert!(service.call(publishing.clone()).await.is_ok());
             assert_eq!(publishing.take_outbox().len(), 1);
+            assert!(ask(&mut service, &[0x7f]).await.is_ok());
         }
         assert_eq!(stats.cache_hits.load(Ordering::Relaxed), 0);
     }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
-//! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together forty times in a time to live; at least every second, at most four times a second |
+//! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together one to four times a second |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries, keeps the claim counters | a quarter of the claim time; an hour |
@@ -26,9 +26,9 @@ mod sweep;
 mod trim;
 mod upkeep;
 
-use super::lane::Shared;
 use super::lanes::{Lanes, Triggers};
 use super::report::Reporter;
+use super::shared::Shared;
 use super::watch::Watch;
 use super::{RunError, Worker};
 use crate::bus::connect::Connector;
@@ -202,6 +202,13 @@ impl Chores {
 
     fn incarnation(&self) -> u64 {
         self.incarnation.load(Ordering::Relaxed)
+    }
+
+    /// Whether the worker shuts down, and is to get no task any more.
+    fn draining(&self) -> bool {
+        let process = self.lanes.first().map(|lane| &lane.process);
+        let draining = process.and_then(|process| process.draining.get());
+        draining.is_some_and(CancellationToken::is_cancelled)
     }
 
     /// Whether this instance leads, as far as it can know without asking.

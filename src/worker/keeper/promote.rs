@@ -6,7 +6,7 @@ use crate::bus::connect::reconnect_delay;
 use crate::bus::delay;
 use crate::bus::error::BusError;
 use crate::bus::keys::Route;
-use crate::worker::lane::Shared;
+use crate::worker::shared::Shared;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

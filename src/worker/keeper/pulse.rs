@@ -66,7 +66,15 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
 async fn register_again(chores: &Chores) -> Result<(), CoordinationError> {
     // The server may have lost this too.
     chores.catalog.publish(&chores.methods).await?;
-    let registered = chores.instances.register(&chores.registering).await?;
+    let mut registering = chores.registering.clone();
+    if chores.draining() {
+        registering.capacity = 0;
+    }
+    let registered = chores.instances.register(&registering).await?;
+    // It may have begun meanwhile.
+    if chores.draining() {
+        chores.tasks.retire(chores.id()).await?;
+    }
     chores
         .incarnation
         .store(registered.incarnation, Ordering::Relaxed);

@@ -4,7 +4,7 @@ use super::Chores;
 use crate::bus::claim;
 use crate::bus::error::BusError;
 use crate::bus::event::EntryId;
-use crate::worker::lane::Shared;
+use crate::worker::shared::Shared;
 use std::time::Duration;
 
 /// Entries whose lease one call renews at the most.

@@ -1,7 +1,7 @@
 //! Says now and then what went wrong since: one line, however much it was.
 
 use super::Chores;
-use crate::worker::lane::Counts;
+use crate::worker::shared::Counts;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 

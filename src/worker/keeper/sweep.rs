@@ -1,5 +1,5 @@
-//! Declares expired instances lost and looks at the tasks that wait, all instances together about forty
-//! times in a time to live; tells of partitions, and contends where the leader is gone.
+//! Declares expired instances lost and looks at the tasks that wait, all instances together one to four
+//! times a second; tells of partitions, and contends where the leader is gone.
 
 use super::Chores;
 use crate::coordination::error::CoordinationError;
@@ -20,7 +20,10 @@ pub async fn run(chores: &Chores) {
         match run_once(chores).await {
             // Where there are very many, the leader still looks so often.
             Ok(_) if chores.leads() => pause = alone,
-            Ok(active) => pause = (alone * active.clamp(1, 100_000) as u32).min(ttl),
+            Ok(active) => {
+                let share = PAUSES[0] * active.clamp(1, 100_000) as u32;
+                pause = share.max(alone).min(ttl);
+            }
             Err(error) => {
                 tracing::debug!(%error, "sweeping failed; waiting for the others to pulse again");
                 // Whoever could not reach the server does not blame others for it.

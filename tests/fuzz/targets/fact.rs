@@ -63,6 +63,7 @@ fuzz_target!(|data: &[u8]| {
             assert!(!text.contains('\0'), "PostgreSQL takes no NUL");
         }
         let shown = fact.data.to_string() + &fact.fields.to_string();
-        assert!(!shown.contains("\\u0000"), "{shown}");
+        // A backslash of the text itself is written as two.
+        assert!(!shown.replace(r"\\", "").contains(r"\u0000"), "{shown}");
     }
 });

@@ -4,7 +4,7 @@
 use crate::Context;
 use crate::bus::commit::Publication;
 use crate::bus::connect::reconnect_delay;
-use crate::bus::error::Reaction;
+use crate::bus::error::{BusError, Reaction};
 use crate::coordination::batch::Wanted;
 use crate::coordination::batches::{Advanced, Batches, Outcome, Progress};
 use crate::coordination::error::CoordinationError;
@@ -36,6 +36,8 @@ pub enum Stop {
     /// It goes on as a new entry: it makes progress, and its event was delivered so often that it will
     /// soon count as poison; or the server forgot some of the progress.
     Again,
+    /// The server failed over or restarted, and may lack what the items did there.
+    Outdated,
     /// It can not go on.
     Failed(HandlerError),
 }
@@ -53,6 +55,8 @@ pub struct Holding<'a> {
     publications: Vec<Publication>,
     bytes: usize,
     due: Option<Instant>,
+    /// Whether the items' effects are on the server, stored apart from the progress.
+    apart: bool,
 }
 
 impl<'a> Holding<'a> {
@@ -63,6 +67,7 @@ impl<'a> Holding<'a> {
         lease: Held,
         progress: Progress,
         finished: Vec<u8>,
+        apart: bool,
     ) -> Self {
         Self {
             context,
@@ -75,6 +80,7 @@ impl<'a> Holding<'a> {
             publications: Vec::new(),
             bytes: 0,
             due: None,
+            apart,
         }
     }
 
@@ -123,11 +129,15 @@ impl<'a> Holding<'a> {
             return Ok(());
         }
         let mut failures = 0;
+        // Effects that are stored apart must be there where the progress is.
+        let batches = match self.apart || self.context.wrote() {
+            true => &self.batches.within(self.context.history()),
+            false => self.batches,
+        };
         let advanced = loop {
             let begun = Instant::now();
             let (fence, outcomes) = (self.lease.fence, &self.outcomes);
-            let advanced = self
-                .batches
+            let advanced = batches
                 .progress(self.wanted, fence, outcomes, &self.publications)
                 .await;
             match advanced {
@@ -135,6 +145,7 @@ impl<'a> Holding<'a> {
                     self.lease.renewed(begun);
                     break advanced;
                 }
+                Err(CoordinationError::Bus(BusError::OtherHistory)) => return Err(Stop::Outdated),
                 Err(CoordinationError::Bus(error))
                     if error.reaction() != Reaction::GiveUp && self.lease.is_valid() =>
                 {
@@ -247,9 +258,13 @@ impl<'a> Holding<'a> {
 
     /// Commits what is finished and lets the next one have the batch.
     pub async fn give_back(&mut self) {
-        if self.commit().await.is_err() {
-            return;
+        if self.commit().await.is_ok() {
+            self.let_go().await;
         }
+    }
+
+    /// Lets the next one have the batch as it is known.
+    pub async fn let_go(&self) {
         let (id, fence) = (self.id(), self.lease.fence);
         if let Err(error) = self.batches.give_back(id, fence).await {
             tracing::debug!(batch = id, %error, "the lease was not given back; it runs out");

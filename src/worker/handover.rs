@@ -1,0 +1,103 @@
+//! An event that this worker can not run is handed to an active instance that can.
+
+use super::settle;
+use super::shared::Shared;
+use crate::bus::claim;
+use crate::bus::commit::{Lease, Publication, Settlement};
+use crate::bus::event::Event;
+use crate::coordination::error::CoordinationError;
+use crate::error::{Code, HandlerError};
+use crate::registry::policy::RetryPolicy;
+
+/// An event that is left for an active instance that can run it.
+pub struct Left {
+    /// The delivery.
+    pub lease: Lease,
+    /// What it comes to if there is none.
+    pub error: HandlerError,
+    /// When it would be tried again then.
+    pub retry: RetryPolicy,
+    /// Whether it then stays pending instead: this worker shuts down, and another one may come.
+    pub may_stay: bool,
+}
+
+impl Left {
+    /// An event without a handler here.
+    pub fn without_handler(shared: &Shared, lease: Lease, kind: &str) -> Self {
+        let group = &shared.group;
+        Self {
+            lease,
+            error: HandlerError::new(
+                Code::Unimplemented,
+                format!("no active worker in group {group} has a handler for {kind}"),
+            ),
+            retry: shared.retry,
+            may_stay: false,
+        }
+    }
+
+    /// Hands it to an instance that has a handler for its type, and for another one where that is
+    /// needed too; what it comes to where there is none.
+    pub async fn end(
+        self,
+        shared: &Shared,
+        event: &Event,
+        besides: Option<&str>,
+    ) -> Option<Settlement> {
+        let error = match hand_over(shared, self.lease, event, besides).await {
+            Ok(true) => return None,
+            _ if self.may_stay => return None,
+            Ok(false) => self.error,
+            Err(error) => error,
+        };
+        let scene = shared.scene(self.lease);
+        Some(settle::failure(scene, event, &error, &self.retry))
+    }
+}
+
+async fn hand_over(
+    shared: &Shared,
+    lease: Lease,
+    event: &Event,
+    besides: Option<&str>,
+) -> Result<bool, HandlerError> {
+    if shared.inbox == Some(lease.stream) {
+        return Ok(false);
+    }
+    let capable = shared.instances.capable(event.kind()).await;
+    let mut capable = capable.map_err(CoordinationError::into_handler_error)?;
+    if let Some(kind) = besides {
+        let also = shared.instances.capable(kind).await;
+        let also = also.map_err(CoordinationError::into_handler_error)?;
+        capable.retain(|id| also.contains(id));
+    }
+    let others: Vec<&String> = capable
+        .iter()
+        .filter(|id| *id != shared.instance())
+        .collect();
+    if others.is_empty() {
+        return Ok(false);
+    }
+    let to = others[fastrand::usize(..others.len())];
+    let stream = &shared.routes[lease.stream].events;
+    let mut connection = shared.process.connector.pooled().await?;
+    let entry = (lease.entry, lease.deliveries);
+    claim::give(
+        &mut connection,
+        stream,
+        &shared.group,
+        shared.instance(),
+        to,
+        entry,
+    )
+    .await?;
+    let nudge = Publication {
+        stream: shared.process.keys.inbox(to),
+        fields: vec![b"type".to_vec(), NUDGE.into()],
+    };
+    nudge.store(&mut connection).await?;
+    Ok(true)
+}
+
+/// Tells an instance, through its inbox, that an entry was handed to it.
+pub const NUDGE: &str = "worker.nudge";

@@ -1,0 +1,150 @@
+//! What the parts of a lane share: its streams, what is in its hands, what happened so far.
+
+use super::inflight::InFlight;
+use super::settle::Scene;
+use crate::bus::commit::{Claims, Lease};
+use crate::bus::event::{Entry, Limits};
+use crate::bus::keys::Route;
+use crate::coordination::instances::Instances;
+use crate::registry::context::Process;
+use crate::registry::policy::RetryPolicy;
+use crate::registry::router::Router;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// An entry in a worker's hands.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Which of the lane's streams.
+    pub stream: usize,
+    /// The entry.
+    pub entry: Entry,
+    /// How often it was delivered.
+    pub deliveries: u32,
+    /// The claim counter known before it was read.
+    pub claims: u64,
+}
+
+impl Delivery {
+    /// Which delivery it is.
+    pub fn lease(&self) -> Lease {
+        Lease {
+            stream: self.stream,
+            entry: self.entry.id,
+            deliveries: self.deliveries,
+            claims: self.claims,
+        }
+    }
+}
+
+/// What happened in a lane so far.
+#[derive(Debug, Default)]
+pub struct Counts {
+    /// Outcomes committed.
+    pub committed: AtomicU64,
+    /// Outcomes discarded since someone else owned the entry.
+    pub fenced: AtomicU64,
+    /// Entries that were delivered before, to whomever.
+    pub taken: AtomicU64,
+    /// Events dropped since their deadline had passed.
+    pub expired: AtomicU64,
+    /// Events that will be tried again.
+    pub retried: AtomicU64,
+    /// Events that became dead letters.
+    pub dead: AtomicU64,
+}
+
+/// What the parts of a lane share.
+#[derive(Debug)]
+pub struct Shared {
+    /// `control`, `tasks` or `data`.
+    pub name: &'static str,
+    /// The lane's streams.
+    pub routes: Arc<[Route]>,
+    /// Domain and partition of each stream.
+    pub places: Vec<(String, u16)>,
+    /// Which of the streams is this instance's inbox.
+    pub inbox: Option<usize>,
+    /// The consumer group.
+    pub group: String,
+    /// The process.
+    pub process: Arc<Process>,
+    /// Who handles what.
+    pub router: Arc<Router>,
+    /// Who else there is.
+    pub instances: Instances,
+    /// Bounds on events.
+    pub limits: Limits,
+    /// What is read and not settled.
+    pub inflight: Arc<InFlight>,
+    /// When the loop last went round.
+    pub turned: Turned,
+    /// The claim counters as last seen.
+    pub claims: Arc<Claims>,
+    /// Handlers that may wait at a time.
+    pub concurrency: usize,
+    /// How long an entry may be idle before it is taken over.
+    pub claim_idle: Duration,
+    /// Deliveries before an event counts as poison.
+    pub max_deliveries: u32,
+    /// Retries of events without a handler's own schedule.
+    pub retry: RetryPolicy,
+    /// What happened so far.
+    pub counts: Counts,
+}
+
+/// When a lane's loop last went round, told to whoever renews its leases: a handler that blocks the
+/// loop's thread keeps it from taking in what its read was answered.
+#[derive(Debug)]
+pub struct Turned {
+    began: Instant,
+    ms: AtomicU64,
+}
+
+impl Default for Turned {
+    fn default() -> Self {
+        Self {
+            began: Instant::now(),
+            ms: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Turned {
+    /// Notes that it goes round now.
+    pub fn now(&self) {
+        let ms = self.began.elapsed().as_millis() as u64;
+        self.ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// How long ago that was.
+    pub fn ago(&self) -> Duration {
+        let ms = self.ms.load(Ordering::Relaxed);
+        self.began
+            .elapsed()
+            .saturating_sub(Duration::from_millis(ms))
+    }
+}
+
+impl Shared {
+    /// This instance, which is the consumer's name.
+    pub fn instance(&self) -> &str {
+        &self.process.instance
+    }
+
+    /// The claim counter's key of a consumer, for the commits of one of the streams.
+    pub fn claims_key(&self, stream: usize, consumer: &str) -> String {
+        let (domain, partition) = &self.places[stream];
+        self.process.keys.claims(domain, *partition, consumer)
+    }
+
+    /// Who settles a delivery, and what of.
+    pub fn scene(&self, lease: Lease) -> Scene<'_> {
+        Scene {
+            lease,
+            stream: &self.routes[lease.stream].events,
+            instance: self.instance(),
+        }
+    }
+}
