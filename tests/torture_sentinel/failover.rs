@@ -145,7 +145,7 @@ async fn fail_over(deployment: &mut Deployment, fault: Fault) -> Duration {
 /// replicas the primary refuses writes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_itself() {
-    let failovers = times("TORTURE_FAILOVERS", 4);
+    let failovers = times("TORTURE_FAILOVERS", 2);
     let least = times("TORTURE_MIN_REPLICAS", 0).to_string();
     let options = [
         "--min-replicas-to-write",
