@@ -6,7 +6,7 @@
 //! in a later one, it would tell of what nobody finds there any more.
 
 use super::error::BusError;
-use super::wire::{Commands, Token, Wire, server_error};
+use super::wire::{Token, Wire};
 use redis::RedisError;
 use redis::aio::MultiplexedConnection;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -54,18 +54,14 @@ impl History {
 
     /// Sees in which history the server at the other end is.
     pub async fn look(&self, wire: &mut Wire) -> Result<(), BusError> {
-        let mut command = Commands::default();
-        command.add(&ASK.map(str::as_bytes));
-        wire.send(&mut command).await?;
-        match wire.reply().await?.token()? {
-            Token::Bulk(info) => self.see(info),
-            Token::Error(text) => {
-                let error = server_error(text);
-                if error.code() != DENIED {
-                    return Err(error);
+        match wire.ask(&ASK.map(str::as_bytes)).await {
+            Ok(mut answer) => {
+                if let Token::Bulk(info) = answer.token()? {
+                    self.see(info);
                 }
             }
-            _ => {}
+            Err(error) if error.code() == DENIED => {}
+            Err(error) => return Err(error),
         }
         Ok(())
     }
