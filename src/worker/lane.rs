@@ -282,9 +282,6 @@ impl Lane {
             self.leave(left, context, None);
             return now;
         };
-        if route.policy.stateful {
-            context.writes();
-        }
         let span = span_of(&context);
         let entered = span.enter();
         let mut run: Run = match catch(|| route.start(context.clone())) {
@@ -393,7 +390,8 @@ impl Lane {
                 settlement
             }
         };
-        settlement.history = context.wrote().then(|| context.history());
+        let wrote = route.policy.stateful || context.wrote();
+        settlement.history = wrote.then(|| context.history());
         self.settled.push(settlement);
     }
 

@@ -7,6 +7,7 @@ use convoke::registry::dispatch::Part;
 use convoke::registry::policy::Policy;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError};
+use futures_util::future::BoxFuture;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -58,6 +59,19 @@ fn noting(builder: Builder, gate: &Gate) -> Builder {
     })
 }
 
+/// A handler that waits and writes nothing.
+fn waiting(
+    gate: Gate,
+) -> impl Fn(Context, Value) -> BoxFuture<'static, Result<(), HandlerError>> + Clone {
+    move |_, _| {
+        let gate = gate.clone();
+        Box::pin(async move {
+            gate.pass().await;
+            Ok(())
+        })
+    }
+}
+
 /// A restart that loses the note.
 async fn forget(rig: &mut Rig) {
     rig.redis.restart();
@@ -74,15 +88,6 @@ async fn a_run_is_repeated_if_the_server_may_have_lost_what_it_wrote_there() {
     let mut rig = Rig::on(Redis::durable()).await;
     let gates = [(); 4].map(|()| Gate::new());
     let [writes, parts, stateful, plain] = gates.clone();
-    let waiting = |gate: Gate| {
-        move |_: Context, _: Value| {
-            let gate = gate.clone();
-            async move {
-                gate.pass().await;
-                Ok::<_, HandlerError>(())
-            }
-        }
-    };
     // Its part writes, not it itself.
     let outer = |context: Context, _: Value| async move {
         let part = Part {
@@ -132,19 +137,28 @@ async fn a_run_is_repeated_if_the_server_may_have_lost_what_it_wrote_there() {
 async fn a_task_is_completed_only_where_what_its_handler_wrote_is() {
     let mut rig = Rig::on(Redis::durable()).await;
     let gate = Gate::new();
-    let worker = rig.start(noting(rig.builder(), &gate));
-    let task = json!({"task_id": "t-1", "kind": "load.noting"});
-    rig.ask("task.create", &task).await.unwrap();
-    until("it runs", || async { gate.runs() == 1 }).await;
-    forget(&mut rig).await;
-    gate.open.add_permits(2);
-    until("the task is completed", || async {
-        let facts = rig.entries("cb:broadcast").await;
-        let mut kinds = facts.iter().map(|fact| fact.get("type"));
-        kinds.any(|kind| kind == Some(b"task.completed"))
+    let plain = Gate::new();
+    let builder = noting(rig.builder(), &gate).handler("load.plain", waiting(plain.clone()));
+    let worker = rig.start(builder);
+    for (id, kind) in [("t-1", "load.noting"), ("t-2", "load.plain")] {
+        let task = json!({"task_id": id, "kind": kind});
+        rig.ask("task.create", &task).await.unwrap();
+    }
+    until("both run", || async {
+        (gate.runs(), plain.runs()) == (1, 1)
     })
     .await;
-    assert_eq!(gate.runs(), 2);
+    forget(&mut rig).await;
+    gate.open.add_permits(2);
+    plain.open.add_permits(2);
+    until("both tasks are completed", || async {
+        let facts = rig.entries("cb:broadcast").await;
+        let kinds = facts.iter().map(|fact| fact.get("type"));
+        let completed = kinds.filter(|kind| *kind == Some(b"task.completed"));
+        completed.count() == 2
+    })
+    .await;
+    assert_eq!((gate.runs(), plain.runs()), (2, 1));
     assert!(has_note(&mut rig).await);
     worker.stop().await;
 }

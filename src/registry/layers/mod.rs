@@ -129,7 +129,8 @@ pub fn stack(
     if policy.ordered {
         stack = Stack::new(order::OrderLayer::default().layer(stack));
     }
-    if let Some(ttl) = policy.cache {
+    // What such a handler did is not done by an answer from a cache.
+    if let Some(ttl) = policy.cache.filter(|_| !policy.stateful) {
         stack = Stack::new(cache::CacheLayer::new(ttl, stats.clone()).layer(stack));
     }
     for layer in &policy.layers {
