@@ -1,6 +1,7 @@
 //! Commits that go entry by entry: every branch of the script, and what can not be written.
 
-use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, durable, text};
+use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, text};
+use crate::support::Redis;
 use convoke::bus::commit::{Committer, End, Report, Settlement};
 use convoke::bus::dead::DeadLetter;
 use convoke::bus::event::{Entry, EntryId};
@@ -264,7 +265,7 @@ async fn every_reply_stream_gets_a_time_to_live_however_it_came_to_be() {
 
 #[tokio::test]
 async fn a_committer_waits_for_a_server_that_restarts() {
-    let mut bus = Bus::on(durable(), Keys::new("cb").unwrap()).await;
+    let mut bus = Bus::on(Redis::durable(), Keys::new("cb").unwrap()).await;
     let mut committer = bus.committer("w-1");
     committer.start().await.unwrap();
     bus.add(2).await;
@@ -281,7 +282,7 @@ async fn a_committer_waits_for_a_server_that_restarts() {
 
 #[tokio::test]
 async fn what_tells_of_another_history_of_the_server_is_left_pending() {
-    let mut bus = Bus::on(durable(), Keys::new("cb").unwrap()).await;
+    let mut bus = Bus::on(Redis::durable(), Keys::new("cb").unwrap()).await;
     let options = bus.options(&bus.redis.url(), "w-1");
     let connector = options.connector.clone();
     let mut committer = Committer::new(options);

@@ -1,7 +1,7 @@
 //! Publishing while the server fails over, stands still, restarts, or the wire is cut.
 
 use crate::publish::{client, client_at, code, event, is_unknown, options};
-use crate::setup::{Bus, durable, text};
+use crate::setup::{Bus, text};
 use crate::support::proxy::Proxy;
 use crate::support::{Redis, signal, users};
 use convoke::bus::client::ClientOptions;
@@ -160,7 +160,7 @@ async fn a_confirmed_publish_is_on_the_replica() {
 
 #[tokio::test]
 async fn a_client_lives_through_restarts_and_killed_connections() {
-    let mut bus = Bus::on(durable(), Keys::new("cb").unwrap()).await;
+    let mut bus = Bus::on(Redis::durable(), Keys::new("cb").unwrap()).await;
     let client = client_at(
         &bus.redis.url_for(users::PUBLISHER),
         ClientOptions {

@@ -19,14 +19,6 @@ pub const GROUP: &str = "workers";
 pub const REPLY: &str = "cb:reply:me";
 pub const NEXT: &str = "cb:events:next";
 
-/// A server that has on disk what it acknowledged: with an fsync per second only, a kill can lose
-/// what was written while one was under way.
-pub fn durable() -> Redis {
-    let options = "--appendonly yes --appendfsync always";
-    let options: Vec<&str> = options.split(' ').chain(["--save", ""]).collect();
-    Redis::with(&options)
-}
-
 /// A server with the stream of one domain and its group.
 pub struct Bus {
     pub redis: Redis,
