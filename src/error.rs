@@ -178,6 +178,16 @@ impl HandlerError {
         Self::new(Code::Internal, message)
     }
 
+    /// Not now: the event runs after about that time at the earliest, here or elsewhere, a request as
+    /// well, and no attempt is spent.
+    pub(crate) fn later(wait: Duration, why: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            refusal: Some(Refusal::Busy),
+            retry_after: Some(wait),
+            ..Self::unavailable(why)
+        }
+    }
+
     /// The same failure, not to be tried again.
     #[must_use]
     pub fn permanent(mut self) -> Self {

@@ -279,6 +279,26 @@ impl Batches {
         Ok(self.store.invoke(&call).await?)
     }
 
+    /// Fails if a later history of the server than that was seen.
+    ///
+    /// # Errors
+    /// `OtherHistory`.
+    pub fn check_history(&self, history: u64) -> Result<(), BusError> {
+        self.store.connector.check_history(history)
+    }
+
+    /// Removes the streams that the replies of a batch's items were on, once it is completed.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn forget_replies(&self, streams: &[String]) -> Result<(), CoordinationError> {
+        let mut removals = redis::pipe();
+        for stream in streams {
+            removals.cmd("UNLINK").arg(stream).ignore();
+        }
+        Ok(self.store.ask(&removals).await?)
+    }
+
     /// One batch; `None` if there is none of that id, or it was completed longer than [`KEPT`] ago.
     ///
     /// # Errors

@@ -3,16 +3,21 @@
 --
 -- KEYS  1 capabilities  2 active
 -- ARGV  1 event type
--- Returns the ids, in their order.
+-- Returns {alive ids, expired ids}, each in their order: the expired ones missed their pulses and were
+--       not declared lost yet.
 -- Cost  O(log n + m * log n) for m instances that have it.
 local prefix = ARGV[1] .. ' '
 -- '!' follows the space.
 local members = redis.call('ZRANGEBYLEX', KEYS[1], '[' .. prefix, '(' .. ARGV[1] .. '!')
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local ids = {}
+local alive, expired = {}, {}
 for _, member in ipairs(members) do
   local id = string.sub(member, #prefix + 1)
-  if tonumber(redis.call('ZSCORE', KEYS[2], id) or 0) > now then ids[#ids + 1] = id end
+  local expires = tonumber(redis.call('ZSCORE', KEYS[2], id) or '')
+  if expires then
+    local ids = expires > now and alive or expired
+    ids[#ids + 1] = id
+  end
 end
-return ids
+return {alive, expired}

@@ -145,6 +145,14 @@ impl Instances {
         Self { store }
     }
 
+    /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
+    /// with [`BusError::OtherHistory`](crate::bus::error::BusError::OtherHistory).
+    #[must_use]
+    pub fn within(&self, history: u64) -> Self {
+        let store = self.store.within(history);
+        Self { store }
+    }
+
     /// Makes an instance active. A live one keeps its incarnation; what it registered before is
     /// replaced.
     ///
@@ -314,8 +322,8 @@ impl Instances {
     /// Declares expired instances lost, the oldest first, at most `limit` of them ([`SWEEP`] is a
     /// good one). Any instance may call it at any time; each loss is declared once.
     ///
-    /// Whoever could not reach the server for long should wait one ttl before it sweeps again: the
-    /// others could not pulse either.
+    /// Whoever could not reach the server, or meets another history of it, should wait one ttl before it
+    /// sweeps again: the others could not pulse either.
     ///
     /// # Errors
     /// `Bus`. What was declared lost before the error is known by the facts only.

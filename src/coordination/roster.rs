@@ -115,6 +115,38 @@ pub struct Known {
     pub listed: Vec<(Condition, Instance)>,
 }
 
+/// The instances that have a handler for some event type, by id, sorted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capable {
+    /// Those that are alive.
+    pub alive: Vec<String>,
+    /// Those that missed their pulses and were not declared lost yet. After the server was away, or
+    /// failed over to a replica that heard nothing for a while, these are all: that none is alive then
+    /// does not mean that there is none.
+    pub expired: Vec<String>,
+}
+
+impl Capable {
+    /// Those that `other` names as well; alive if both say so.
+    #[must_use]
+    pub fn and(self, other: &Capable) -> Self {
+        let known = |id: &String| other.alive.contains(id) || other.expired.contains(id);
+        let both = self.alive.into_iter().filter(known);
+        let (alive, late): (Vec<_>, Vec<_>) = both.partition(|id| other.alive.contains(id));
+        let mut expired: Vec<_> = self.expired.into_iter().filter(known).chain(late).collect();
+        expired.sort_unstable();
+        Self { alive, expired }
+    }
+
+    /// The others than that one.
+    #[must_use]
+    pub fn besides(mut self, id: &str) -> Self {
+        self.alive.retain(|other| other != id);
+        self.expired.retain(|other| other != id);
+        self
+    }
+}
+
 /// A census with the ids of expired instances.
 pub(super) struct Named {
     pub leader: Option<String>,
@@ -282,16 +314,17 @@ impl Instances {
         })
     }
 
-    /// The ids of the instances that are alive and have a handler for that event type, sorted.
+    /// The active instances that have a handler for that event type.
     ///
     /// # Errors
     /// `Bus`.
-    pub async fn capable(&self, kind: &str) -> Result<Vec<String>, CoordinationError> {
+    pub async fn capable(&self, kind: &str) -> Result<Capable, CoordinationError> {
         let mut call = CAPABLE.prepare_invoke();
         call.key(self.store.keys.capabilities())
             .key(self.store.keys.active())
             .arg(kind);
-        Ok(self.store.invoke(&call).await?)
+        let (alive, expired) = self.store.invoke(&call).await?;
+        Ok(Capable { alive, expired })
     }
 
     /// The domains of the event types that instances have handlers for, sorted. O(log n) for each.

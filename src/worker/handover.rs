@@ -8,6 +8,7 @@ use crate::bus::event::Event;
 use crate::coordination::error::CoordinationError;
 use crate::error::{Code, HandlerError};
 use crate::registry::policy::RetryPolicy;
+use std::time::Duration;
 
 /// An event that is left for an active instance that can run it.
 pub struct Left {
@@ -45,9 +46,16 @@ impl Left {
         besides: Option<&str>,
     ) -> Option<Settlement> {
         let error = match hand_over(shared, self.lease, event, besides).await {
-            Ok(true) => return None,
+            Ok(Handed::Over) => return None,
             _ if self.may_stay => return None,
-            Ok(false) => self.error,
+            Ok(Handed::Late) => HandlerError::later(
+                LATE,
+                format!(
+                    "those that have a handler for {} missed their pulses",
+                    besides.unwrap_or(event.kind())
+                ),
+            ),
+            Ok(Handed::Nobody) => self.error,
             Err(error) => error,
         };
         let scene = shared.scene(self.lease);
@@ -55,30 +63,42 @@ impl Left {
     }
 }
 
+/// What became of an event that another instance is to have.
+enum Handed {
+    Over,
+    /// Those that could have it missed their pulses, and were not declared lost yet.
+    Late,
+    Nobody,
+}
+
+/// How long an event waits for instances that are late.
+const LATE: Duration = Duration::from_secs(1);
+
 async fn hand_over(
     shared: &Shared,
     lease: Lease,
     event: &Event,
     besides: Option<&str>,
-) -> Result<bool, HandlerError> {
+) -> Result<Handed, HandlerError> {
     if shared.inbox == Some(lease.stream) {
-        return Ok(false);
+        return Ok(Handed::Nobody);
     }
-    let capable = shared.instances.capable(event.kind()).await;
-    let mut capable = capable.map_err(CoordinationError::into_handler_error)?;
+    let capable = async |kind| {
+        let capable = shared.instances.capable(kind).await;
+        capable.map_err(CoordinationError::into_handler_error)
+    };
+    let mut others = capable(event.kind()).await?;
     if let Some(kind) = besides {
-        let also = shared.instances.capable(kind).await;
-        let also = also.map_err(CoordinationError::into_handler_error)?;
-        capable.retain(|id| also.contains(id));
+        others = others.and(&capable(kind).await?);
     }
-    let others: Vec<&String> = capable
-        .iter()
-        .filter(|id| *id != shared.instance())
-        .collect();
-    if others.is_empty() {
-        return Ok(false);
+    let others = others.besides(shared.instance());
+    if others.alive.is_empty() {
+        return Ok(match others.expired.is_empty() {
+            true => Handed::Nobody,
+            false => Handed::Late,
+        });
     }
-    let to = others[fastrand::usize(..others.len())];
+    let to = &others.alive[fastrand::usize(..others.alive.len())];
     let stream = &shared.routes[lease.stream].events;
     let mut connection = shared.process.connector.pooled().await?;
     let entry = (lease.entry, lease.deliveries);
@@ -96,7 +116,7 @@ async fn hand_over(
         fields: vec![b"type".to_vec(), NUDGE.into()],
     };
     nudge.store(&mut connection).await?;
-    Ok(true)
+    Ok(Handed::Over)
 }
 
 /// Tells an instance, through its inbox, that an entry was handed to it.

@@ -1,8 +1,10 @@
 //! Batches: every branch of the scripts, and random histories against a model.
 
 use crate::fleet::Fleet;
+use crate::support::Redis;
 use convoke::bus::commit::Publication;
 use convoke::bus::connect::Connector;
+use convoke::bus::error::BusError;
 use convoke::bus::keys::Keys;
 use convoke::config::RedisUrl;
 use convoke::coordination::batch::{MAX_FAILURES, Mode, Status, Wanted};
@@ -10,6 +12,7 @@ use convoke::coordination::batches::{
     Acquired, Advanced, Asker, Batches, LISTED, Outcome, Progress,
 };
 use convoke::coordination::error::CoordinationError;
+use redis::AsyncCommands;
 use serde_json::json;
 use std::time::Duration;
 
@@ -579,4 +582,33 @@ async fn what_the_script_costs_does_not_grow_with_the_number_of_batches() {
     for (few, many) in costs[0].iter().zip(&costs[2]) {
         assert!(*many < 3.0 * few, "{few} µs became {many} µs");
     }
+}
+
+#[tokio::test]
+async fn replies_are_removed_only_where_the_batch_was_completed() {
+    let mut redis = Redis::durable();
+    let keys = Keys::new("cb").unwrap();
+    let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
+    let batches = Batches::new(connector.clone(), keys.clone());
+    let streams = [1, 2].map(|n| keys.reply("load", 0, &format!("batch-{n}")));
+    for stream in &streams {
+        let mut add = redis::cmd("XADD");
+        add.arg(stream).arg("*").arg("status").arg("ok");
+        add.exec_async(&mut redis.connection().await).await.unwrap();
+    }
+    let left = async |redis: &Redis| -> usize {
+        let mut connection = redis.connection().await;
+        connection.exists(&streams[..]).await.unwrap()
+    };
+    assert_eq!(batches.find("b-1").await.unwrap(), None);
+    let history = connector.history();
+    redis.restart();
+    let refused = batches.within(history).forget_replies(&streams).await;
+    let other = CoordinationError::Bus(BusError::OtherHistory);
+    assert_eq!(refused.unwrap_err().to_string(), other.to_string());
+    assert_eq!(left(&redis).await, 2);
+    let now = connector.history();
+    assert!(batches.check_history(history).is_err() && batches.check_history(now).is_ok());
+    batches.within(now).forget_replies(&streams).await.unwrap();
+    assert_eq!(left(&redis).await, 0);
 }

@@ -73,7 +73,7 @@ async fn what_a_live_instance_registered_is_replaced_whole() {
     assert_eq!(fleet.members("a").await, none);
     assert_eq!(fleet.members("b").await, ["w-1"]);
     assert_eq!(fleet.members("c").await, ["w-1"]);
-    let capable = async |kind| fleet.instances.capable(kind).await.unwrap();
+    let capable = async |kind| fleet.instances.capable(kind).await.unwrap().alive;
     assert_eq!(capable("image.crop").await, none);
     assert_eq!(capable("image.resize").await, ["w-1"]);
     assert_eq!(capable("text.index").await, ["w-1"]);

@@ -4,6 +4,7 @@ use crate::fleet::Fleet;
 use convoke::coordination::gossip::Opinion;
 use convoke::coordination::instance::{Beat, Registering};
 use convoke::coordination::metrics::{Gauges, Report};
+use convoke::coordination::roster::Capable;
 use serde_json::json;
 
 async fn pulse(fleet: &Fleet, incarnation: Option<u64>) -> (bool, u64) {
@@ -185,13 +186,24 @@ async fn the_census_counts_and_the_capable_are_alive() {
         (2, 1, 1)
     );
     assert!(census.at > 1_700_000_000_000);
-    let capable = async |kind| fleet.instances.capable(kind).await.unwrap();
+    let named = async |kind| fleet.instances.capable(kind).await.unwrap();
+    let capable = async |kind| named(kind).await.alive;
     assert_eq!(capable("a.b").await, ["w-1", "w-4"]);
     assert_eq!(capable("a.b.c").await, ["w-1", "w-4"]);
     assert_eq!(capable("only.4").await, ["w-4"]);
     let none: [&str; 0] = [];
     assert_eq!(capable("only.3").await, none, "expired");
-    assert_eq!(capable("only.2").await, none, "lost");
+    assert_eq!(named("only.3").await.expired, ["w-3"]);
+    assert_eq!(named("only.2").await, Capable::default(), "lost");
+    let both = named("a.b").await.and(&named("only.3").await);
+    assert_eq!((both.alive.len(), both.expired), (0, vec!["w-3".into()]));
+    let late = named("only.3").await.and(&named("a.b").await);
+    assert_eq!((late.alive.len(), late.expired), (0, vec!["w-3".into()]));
+    let others = named("a.b").await.besides("w-1").besides("w-3");
+    assert_eq!(
+        (others.alive, others.expired.len()),
+        (vec!["w-4".into()], 0)
+    );
     assert_eq!(capable("a").await, none);
     assert_eq!(capable("").await, none);
     let asked: Vec<String> = ["w-4", "w-3", "w-9", "w-1"].map(String::from).into();

@@ -184,3 +184,40 @@ async fn an_item_is_finished_only_where_what_its_handler_wrote_is() {
         worker.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replies_before_the_last_one_that_was_read_elsewhere_are_read() {
+    let mut rig = Rig::on(Redis::durable()).await;
+    let gate = Gate::new();
+    let worker = rig.start(rig.builder().handler("load.part", waiting(gate.clone())));
+    let batch = json!({
+        "batch_id": "b-1", "item_type": "load.part", "items": [1, 2, 3], "mode": "fan_out"
+    });
+    let event = Outgoing::new("system.batch.process", &batch);
+    rig.client.publish(&event).await.unwrap();
+    until("all items run", || async { gate.runs() == 3 }).await;
+    // A primary that was cut off took this, late.
+    let digest = sha1_smol::Sha1::from("b-1").digest();
+    let replies = format!("cb:reply:batch-{digest}");
+    let mut reply = redis::cmd("XADD");
+    reply.arg(&replies).arg("4000000000000-0");
+    reply.arg(&["correlationid", "b-1/0", "type", "load.part.result"]);
+    reply.arg(&["status", "ok", "data"]).arg(b"\xc0");
+    let _: String = reply.query_async(&mut rig.connection).await.unwrap();
+    until("it is read", || async {
+        let mut connection = rig.connection.clone();
+        let processed = connection.hget("cb:batch:b-1", "processed").await;
+        processed.unwrap_or(0) == 1
+    })
+    .await;
+    // The next one did not.
+    rig.connection.del::<_, ()>(&replies).await.unwrap();
+    rig.redis.restart();
+    rig.connection = rig.redis.connection().await;
+    gate.open.add_permits(3);
+    let results = rig.wait_for("cb:results:system", 1).await;
+    assert_eq!(results.len(), 1);
+    assert_eq!(gate.runs(), 3, "no item runs twice");
+    assert!(!rig.exists(&replies).await, "the replies are removed");
+    worker.stop().await;
+}

@@ -9,6 +9,7 @@ mod basics;
 mod batch_takeover;
 mod batches;
 mod failures;
+mod handover;
 mod history;
 mod lifecycle;
 mod metrics;

@@ -143,7 +143,7 @@ async fn a_worker_answers_pings_over_its_inbox_and_nobody_else_does() {
     let instances = instances(&rig.redis);
     until("it is there", || async {
         let capable = instances.capable(PING).await.unwrap();
-        capable == ["w-1"] && rig.exists("cb:inbox:w-1").await
+        capable.alive == ["w-1"] && rig.exists("cb:inbox:w-1").await
     })
     .await;
     let left = Duration::from_secs(1);

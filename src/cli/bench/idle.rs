@@ -79,6 +79,7 @@ async fn start(rig: &Rig) -> anyhow::Result<Child> {
     while !instances
         .capable("system.health")
         .await?
+        .alive
         .iter()
         .any(|id| id == ID)
     {

@@ -15,7 +15,7 @@ use crate::coordination::batches::{self, Acquired, Asker, Batches};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
-use crate::error::{Code, HandlerError, Refusal};
+use crate::error::{Code, HandlerError};
 use crate::{Context, Policy};
 use holding::{Holding, Stop};
 use rmpv::Value;
@@ -33,8 +33,8 @@ pub const KIND: &str = "system.batch.process";
 pub const PLACES: usize = 16;
 /// How long an event for which there was no place waits before it is looked at again.
 const NO_PLACE: Duration = Duration::from_secs(1);
-/// For how long a published item is not published a second time.
-const DEDUP_WINDOW: Duration = Duration::from_secs(3600);
+/// How long a batch whose items nobody may have a handler for waits before it looks again.
+const MISSING: Duration = Duration::from_secs(1);
 
 /// How the handler is run: its lease is its only time limit.
 pub fn policy() -> Policy {
@@ -67,7 +67,8 @@ impl Runner {
         leases: Leases,
     ) -> Result<Self, NameError> {
         let options = ClientOptions {
-            dedup_window: DEDUP_WINDOW,
+            // An item that is not published again has its answer there, or to come.
+            dedup_window: settings.reply_ttl,
             source: Some(settings.id.clone()),
             ..ClientOptions::from(settings)
         };
@@ -141,7 +142,7 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
     let place = runner.places.clone().try_acquire_owned().ok();
     let can_run = match event.mode {
         Mode::Exclusive => context.handles(&event.item_type),
-        Mode::FanOut => somebody_handles(&context, &event.item_type).await?,
+        Mode::FanOut => somebody_handles(&context, &event).await?,
     };
     let run = Uuid::now_v7().to_string();
     loop {
@@ -203,19 +204,32 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
                 return Err(match (can_run, draining) {
                     (false, _) => unknown(&event),
                     (_, true) => leaving(&event),
-                    _ => later(NO_PLACE, format!("{PLACES} batches are under way here")),
+                    _ => HandlerError::later(
+                        NO_PLACE,
+                        format!("{PLACES} batches are under way here"),
+                    ),
                 });
             }
         }
     }
 }
 
-/// Whether an instance that is alive reads events of that type; this one is among them.
-async fn somebody_handles(context: &Context, kind: &str) -> Result<bool, HandlerError> {
+/// Whether an active instance reads events of the items' type.
+async fn somebody_handles(context: &Context, event: &Process) -> Result<bool, HandlerError> {
+    let kind = &event.item_type;
+    // This one is there, whether or not the server has heard of it since it was away.
+    if context.handles(kind) {
+        return Ok(true);
+    }
     let capable = context.state::<Instances>()?.capable(kind).await;
-    Ok(!capable
-        .map_err(CoordinationError::into_handler_error)?
-        .is_empty())
+    let capable = capable.map_err(CoordinationError::into_handler_error)?;
+    match capable.alive.is_empty() && !capable.expired.is_empty() {
+        true => Err(HandlerError::later(
+            MISSING,
+            format!("item_type: those that have a handler for {kind} missed their pulses"),
+        )),
+        false => Ok(!capable.alive.is_empty()),
+    }
 }
 
 async fn answer(
@@ -248,13 +262,13 @@ async fn answer(
 async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> HandlerError {
     let error = match stop {
         Stop::Lost if holding.is_overtaken().await => return lost(&event.batch_id),
-        Stop::Lost => return later(Duration::ZERO, "it asks for the batch anew".into()),
+        Stop::Lost => return HandlerError::later(Duration::ZERO, "it asks for the batch anew"),
         Stop::Draining => leaving(event),
         Stop::Cancelled => lost(&event.batch_id),
-        Stop::Again => later(Duration::ZERO, "it goes on as a new entry".into()),
+        Stop::Again => HandlerError::later(Duration::ZERO, "it goes on as a new entry"),
         Stop::Outdated => {
             holding.let_go().await;
-            return later(Duration::ZERO, BusError::OtherHistory.to_string());
+            return HandlerError::later(Duration::ZERO, BusError::OtherHistory.to_string());
         }
         Stop::Failed(error) => error,
     };
@@ -290,11 +304,4 @@ fn unknown(event: &Process) -> HandlerError {
         Mode::Exclusive => error.elsewhere(kind),
         Mode::FanOut => error,
     }
-}
-
-fn later(wait: Duration, why: String) -> HandlerError {
-    let mut error = HandlerError::unavailable(why);
-    error.refusal = Some(Refusal::Busy);
-    error.retry_after = Some(wait);
-    error
 }

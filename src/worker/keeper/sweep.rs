@@ -14,10 +14,14 @@ pub async fn run(chores: &Chores) {
     let ttl = chores.settings.heartbeat_ttl;
     let alone = (ttl / 40).clamp(PAUSES[0], PAUSES[1]);
     let mut pause = alone;
+    if let Err(error) = chores.instances.ping().await {
+        tracing::debug!(%error, "the server does not answer; sweeping later");
+    }
+    let mut history = chores.connector.history();
     loop {
         let spread = fastrand::f64() / 2.0 + 0.75;
         tokio::time::sleep(pause.mul_f64(spread)).await;
-        match run_once(chores).await {
+        match run_once(chores, history).await {
             // Where there are very many, the leader still looks so often.
             Ok(_) if chores.leads() => pause = alone,
             Ok(active) => {
@@ -26,16 +30,18 @@ pub async fn run(chores: &Chores) {
             }
             Err(error) => {
                 tracing::debug!(%error, "sweeping failed; waiting for the others to pulse again");
-                // Whoever could not reach the server does not blame others for it.
+                history = chores.connector.history();
+                // Whoever could not reach the server does not blame others for it. Nor whoever reaches one
+                // that was a replica until now, and heard of no pulse for a while.
                 tokio::time::sleep(ttl).await;
             }
         }
     }
 }
 
-/// One sweep; returns how many instances are alive.
-async fn run_once(chores: &Chores) -> Result<u64, CoordinationError> {
-    let swept = chores.instances.sweep(SWEEP).await?;
+/// One sweep, in that history of the server; returns how many instances are alive.
+async fn run_once(chores: &Chores, history: u64) -> Result<u64, CoordinationError> {
+    let swept = chores.instances.within(history).sweep(SWEEP).await?;
     for lost in &swept.lost {
         tracing::warn!(
             instance = lost.id,

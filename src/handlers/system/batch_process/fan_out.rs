@@ -72,7 +72,7 @@ pub async fn run(
     };
     work.all(holding).await?;
     holding.complete().await?;
-    work.remove_streams().await;
+    holding.forget_replies(&work.streams).await;
     Ok(())
 }
 
@@ -229,18 +229,6 @@ impl FanOut<'_> {
             (code, error.bounded_message().to_owned())
         });
         holding.finish(index, failure, Vec::new()).await
-    }
-
-    /// What remains expires by itself.
-    async fn remove_streams(&self) {
-        let Ok(mut connection) = self.runner.connector.pooled().await else {
-            return;
-        };
-        for stream in &self.streams {
-            let mut command = redis::cmd("UNLINK");
-            command.arg(stream);
-            command.exec_async(&mut connection).await.ok();
-        }
     }
 }
 

@@ -129,10 +129,9 @@ impl<'a> Holding<'a> {
             return Ok(());
         }
         let mut failures = 0;
-        // Effects that are stored apart must be there where the progress is.
-        let batches = match self.apart || self.context.wrote() {
-            true => &self.batches.within(self.context.history()),
-            false => self.batches,
+        let batches = match self.history() {
+            Some(history) => &self.batches.within(history),
+            None => self.batches,
         };
         let advanced = loop {
             let begun = Instant::now();
@@ -176,6 +175,22 @@ impl<'a> Holding<'a> {
         }
     }
 
+    /// The only history of the server in which progress is committed, if items wrote there apart from
+    /// it: what they wrote must be there where the progress is.
+    fn history(&self) -> Option<u64> {
+        let wrote = self.apart || self.context.wrote();
+        wrote.then(|| self.context.history())
+    }
+
+    /// Removes the streams that the items' replies were on, where the batch is completed. What remains
+    /// expires by itself.
+    pub async fn forget_replies(&self, streams: &[String]) {
+        let batches = self.batches.within(self.context.history());
+        if let Err(error) = batches.forget_replies(streams).await {
+            tracing::debug!(batch = self.id(), %error, "the replies were not removed; they expire");
+        }
+    }
+
     /// Commits what is finished last. If that does not complete the batch, the server failed over to
     /// one that lacks some of the progress: what it does not know of has to run again.
     pub async fn complete(&mut self) -> Result<(), Stop> {
@@ -199,6 +214,12 @@ impl<'a> Holding<'a> {
         }
         if self.context.cancellation().is_cancelled() {
             return Err(Stop::Cancelled);
+        }
+        // It could commit nothing any more, and replies that it read may be none there.
+        if let Some(history) = self.history()
+            && self.batches.check_history(history).is_err()
+        {
+            return Err(Stop::Outdated);
         }
         if self.lease.is_valid() {
             return Ok(());

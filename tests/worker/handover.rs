@@ -1,0 +1,128 @@
+//! Events of types that another worker has a handler for, while the server has not heard of it.
+
+use crate::rig::{Rig, Running, text};
+use crate::support::{Redis, until};
+use convoke::bus::connect::Connector;
+use convoke::bus::publish::Outgoing;
+use convoke::config::RedisUrl;
+use convoke::coordination::instance::Registering;
+use convoke::coordination::instances::Instances;
+use convoke::{Context, HandlerError};
+use redis::AsyncCommands;
+use serde_json::json;
+use std::time::Duration;
+
+const KIND: &str = "far.away";
+
+/// A worker without that handler, that sweeps about once a second; the other one, which has it, is
+/// registered and does not run.
+async fn alone(rig: &Rig) -> (Running, Instances) {
+    let mut settings = rig.settings();
+    settings.id = "w-1".into();
+    settings.heartbeat_ttl = Duration::from_secs(60);
+    let near = async |_: Context, n: u64| Ok::<_, HandlerError>(n);
+    let builder = rig.builder().settings(settings);
+    let worker = rig.start(builder.handler("far.near", near));
+    rig.ask("far.near", &1).await.unwrap();
+    rig.wait_for_fact("leader.elected", 1).await;
+    let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap();
+    let instances = Instances::new(connector, rig.client.keys().clone());
+    let mut other = Registering::new("w-2", ["worker"]);
+    other.capabilities = vec![KIND.into()];
+    instances.register(&other).await.unwrap();
+    (worker, instances)
+}
+
+/// The other one missed its pulses.
+async fn expire(rig: &mut Rig) {
+    let active = rig.client.keys().active();
+    let added: u64 = rig.connection.zadd(active, "w-2", 1).await.unwrap();
+    assert_eq!(added, 0, "it was registered");
+}
+
+fn events() -> [Outgoing; 2] {
+    let batch =
+        json!({"batch_id": "b-1", "item_type": KIND, "items": [1, 2, 3], "mode": "fan_out"});
+    let events = [
+        Outgoing::new(KIND, &7_u64).id("e-1"),
+        Outgoing::new("system.batch.process", &batch).id("e-2"),
+    ];
+    events.map(|event| event.dedup(true))
+}
+
+/// The entries that were ever added to a stream.
+async fn added(rig: &Rig, stream: &str) -> u64 {
+    let mut connection = rig.connection.clone();
+    let mut info = redis::cmd("XINFO");
+    info.arg("STREAM").arg(stream);
+    let info: std::collections::HashMap<String, redis::Value> =
+        info.query_async(&mut connection).await.unwrap();
+    match info["entries-added"] {
+        redis::Value::Int(added) => added as u64,
+        ref other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restart_events_wait_for_those_that_did_not_pulse_yet() {
+    let mut rig = Rig::on(Redis::durable()).await;
+    let (worker, _) = alone(&rig).await;
+    rig.redis.restart();
+    rig.connection = rig.redis.connection().await;
+    expire(&mut rig).await;
+    for event in events() {
+        until("it is stored", || async {
+            rig.client.publish(&event).await.is_ok()
+        })
+        .await;
+    }
+    // Both were looked at again and again, for longer than from one sweep to the next.
+    until("both wait", || async {
+        added(&rig, "cb:events:far").await >= 4 && added(&rig, "cb:events:system").await >= 3
+    })
+    .await;
+    let mut settings = rig.settings();
+    settings.id = "w-2".into();
+    let builder = rig.builder().settings(settings);
+    let other = rig.start(builder.handler(KIND, async |_, n: u64| Ok::<_, HandlerError>(n)));
+    until("both are done", || async {
+        rig.entries("cb:results:far")
+            .await
+            .iter()
+            .any(|result| result.get("correlationid") == Some(b"e-1"))
+            && !rig.entries("cb:results:system").await.is_empty()
+    })
+    .await;
+    let result = &rig.entries("cb:results:system").await[0];
+    assert_eq!(text(result, "type"), "system.batch.process.result");
+    assert_eq!(text(result, "status"), "ok");
+    for domain in ["far", "system"] {
+        assert!(!rig.exists(&format!("cb:dead:{domain}")).await, "{domain}");
+    }
+    let facts = rig.entries("cb:broadcast").await;
+    assert!(
+        !facts
+            .iter()
+            .any(|fact| fact.get("type") == Some(b"instance.lost"))
+    );
+    other.stop().await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_a_type_whose_handlers_are_lost_are_dead_and_not_before() {
+    let mut rig = Rig::new().await;
+    let (worker, _) = alone(&rig).await;
+    expire(&mut rig).await;
+    for event in events() {
+        rig.client.publish(&event).await.unwrap();
+    }
+    let lost = &rig.wait_for_fact("instance.lost", 1).await[0];
+    for domain in ["far", "system"] {
+        let dead = &rig.wait_for(&format!("cb:dead:{domain}"), 1).await[0];
+        assert_eq!(text(dead, "deadreason"), "unimplemented", "{domain}");
+        assert_eq!(text(dead, "deadattempts"), "1", "{domain}");
+        assert!(dead.id > lost.id, "{domain}: dead before it was lost");
+    }
+    worker.stop().await;
+}
