@@ -363,8 +363,11 @@ impl Deployment {
 
     /// Waits until the primary has two replicas that follow, and every Sentinel knows everyone.
     pub fn until_whole(&self) {
-        let primary = self.primary();
         eventually("two replicas follow", || {
+            // Under load it may move again by itself.
+            let Some(primary) = self.named() else {
+                return false;
+            };
             let node = &self.nodes[primary];
             let follows = |line: &str| {
                 let line = node.info(line);

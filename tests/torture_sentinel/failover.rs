@@ -16,8 +16,9 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio_util::sync::CancellationToken;
 
 const WORKERS: usize = 3;
-/// Ids and numbers of plain events begin here.
-const PLAIN: u64 = 1_000_000_000;
+/// How many replicas confirm a publish, and where the numbers of such events begin. Which replica is
+/// promoted does not matter to what both of them confirmed, and to nothing else.
+const CONFIRMED: [(u32, u64); 3] = [(2, 0), (1, 500_000_000), (0, 1_000_000_000)];
 
 /// How the primary goes.
 #[derive(Clone, Copy, Debug)]
@@ -50,14 +51,20 @@ struct Known {
 }
 
 /// Publishes one after the other until told to stop. Confirmed: each until it is acknowledged.
-async fn publish(client: Client, next: Arc<AtomicU64>, stop: CancellationToken) -> Known {
+async fn publish(
+    client: Client,
+    replicas: u32,
+    next: Arc<AtomicU64>,
+    stop: CancellationToken,
+) -> Known {
     let mut known = Known::default();
     let mut n = next.load(Ordering::Relaxed);
-    let confirmed = n < PLAIN;
+    let confirmed = replicas > 0;
     while !stop.is_cancelled() {
         let mut event = Outgoing::new("load.work", &Work { n, ms: n % 5 }).id(format!("e-{n}"));
         if confirmed {
-            event = event.dedup(true).confirm(1, Duration::from_millis(300));
+            let within = Duration::from_millis(300);
+            event = event.dedup(true).confirm(replicas, within);
         }
         match client.publish(&event).await {
             Ok(_) => {
@@ -158,10 +165,11 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
     let mut fleet = Fleet::at(&url, WORKERS);
     let pids: Vec<u32> = (0..WORKERS).map(|index| fleet.pid(index)).collect();
     let stop = CancellationToken::new();
-    let next = [0, PLAIN].map(|first| Arc::new(AtomicU64::new(first)));
-    let publishing = [0, 1].map(|which: usize| {
-        let publishing = publish(client(&deployment), next[which].clone(), stop.clone());
-        tokio::spawn(publishing)
+    let next = CONFIRMED.map(|(_, first)| Arc::new(AtomicU64::new(first)));
+    let publishing = [0, 1, 2].map(|which| {
+        let (replicas, next) = (CONFIRMED[which].0, next[which].clone());
+        let client = client(&deployment);
+        tokio::spawn(publish(client, replicas, next, stop.clone()))
     });
     until_all_consume(&deployment, 0).await;
     let batches = batches::Running::begin(&deployment).await;
@@ -170,7 +178,7 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
     let mut times_of = Vec::new();
     for number in 0..failovers {
         let fault = Fault::ALL[number as usize % Fault::ALL.len()];
-        times_of.push((fault, next[1].load(Ordering::Relaxed)));
+        times_of.push((fault, next[2].load(Ordering::Relaxed)));
         let back = fail_over(&mut deployment, fault).await;
         slowest = slowest.max(back);
         println!("{fault:?}: every worker consumes again after {back:.1?}");
@@ -180,8 +188,12 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
     }
     batches.complete().await;
     stop.cancel();
-    let [confirmed, plain] = publishing;
-    let (confirmed, plain) = (confirmed.await.unwrap(), plain.await.unwrap());
+    let [by_both, by_one, plain] = publishing;
+    let (by_both, by_one, plain) = (
+        by_both.await.unwrap(),
+        by_one.await.unwrap(),
+        plain.await.unwrap(),
+    );
     assert!(fleet.all_run());
     let same: Vec<u32> = (0..WORKERS).map(|index| fleet.pid(index)).collect();
     assert_eq!(pids, same, "a worker was started again");
@@ -193,11 +205,8 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
         let missing = |n: &&u64| !outcomes.contains_key(format!("e-{n}").as_bytes());
         known.acknowledged.range(range).filter(missing).count()
     };
-    assert_eq!(
-        lost(&confirmed, 0..PLAIN),
-        0,
-        "confirmed publishes that were lost"
-    );
+    let all = 0..u64::MAX;
+    assert_eq!(lost(&by_both, all.clone()), 0, "lost, though both had it");
     let twice: Vec<_> = outcomes.iter().filter(|(_, count)| **count > 1).collect();
     assert!(twice.is_empty(), "committed twice: {twice:?}");
     let effects = fleet::tally(redis, "cb:events:effect", "data").await;
@@ -225,17 +234,24 @@ async fn failovers_lose_no_confirmed_publish_and_every_worker_consumes_again_by_
             lost(&plain, *first..end)
         );
     }
+    let told = [
+        ("both", &by_both),
+        ("one of them", &by_one),
+        ("none", &plain),
+    ]
+    .map(|(replicas, known)| {
+        format!(
+            "{replicas}: {} acknowledged, {} unknown, {} rejected, {} lost",
+            known.acknowledged.len(),
+            known.unknown,
+            known.rejected,
+            lost(known, all.clone())
+        )
+    });
     println!(
         "failovers: {failovers}, min-replicas-to-write {least}; all of {WORKERS} workers consumed again within {slowest:.1?}, none started again; \
-         confirmed: {} acknowledged, {} unknown and repeated, {} rejected, 0 lost; \
-         plain: {} acknowledged, {} unknown, {} rejected, {} lost; nothing committed twice; both batches completed, each with all its effects",
-        confirmed.acknowledged.len(),
-        confirmed.unknown,
-        confirmed.rejected,
-        plain.acknowledged.len(),
-        plain.unknown,
-        plain.rejected,
-        lost(&plain, PLAIN..u64::MAX),
+         confirmed by {}; nothing committed twice; both batches completed, each with all its effects",
+        told.join("; by ")
     );
 }
 
