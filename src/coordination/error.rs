@@ -3,6 +3,7 @@
 use crate::bus::error::{BusError, Reaction};
 use crate::error::{Code, HandlerError};
 use redis::RedisError;
+use std::time::Duration;
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +37,16 @@ pub enum CoordinationError {
     Bus(#[from] BusError),
 }
 
+/// How long an event waits that met a server which was away.
+const AWAY: Duration = Duration::from_millis(500);
+
 impl CoordinationError {
     /// The same failure as a handler returns it.
     ///
-    /// Not a `From`: an error of any type turns into `internal` by `?`, and this one knows better.
+    /// Not a `From`: an error of any type turns into `internal` by `?`, and this one knows better. That
+    /// the server is away is no fault of the event: it spends no attempt.
     pub fn into_handler_error(self) -> HandlerError {
+        let message = self.to_string();
         let code = match &self {
             CoordinationError::Invalid(_) => Code::InvalidArgument,
             CoordinationError::NotFound(_) => Code::NotFound,
@@ -50,14 +56,45 @@ impl CoordinationError {
             CoordinationError::Contended { .. } => Code::Unavailable,
             CoordinationError::Bus(BusError::OtherHistory) => Code::Aborted,
             CoordinationError::Bus(error) if error.reaction() == Reaction::GiveUp => Code::Internal,
-            CoordinationError::Bus(_) => Code::Unavailable,
+            CoordinationError::Bus(_) => return HandlerError::later(AWAY, message),
         };
-        HandlerError::new(code, self.to_string())
+        HandlerError::new(code, message)
     }
 }
 
 impl From<RedisError> for CoordinationError {
     fn from(error: RedisError) -> Self {
         CoordinationError::Bus(error.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Refusal;
+    use redis::{ErrorKind, ServerErrorKind};
+
+    #[test]
+    fn a_server_that_is_away_spends_no_attempt_and_one_that_refuses_does() {
+        let told = |kind: ErrorKind| {
+            let error = RedisError::from((kind, "told"));
+            CoordinationError::from(error).into_handler_error()
+        };
+        for away in [
+            told(ErrorKind::Io),
+            told(ErrorKind::Server(ServerErrorKind::ReadOnly)),
+            told(ErrorKind::Server(ServerErrorKind::BusyLoading)),
+            CoordinationError::Bus(BusError::Moved).into_handler_error(),
+        ] {
+            assert_eq!(away.refusal, Some(Refusal::Busy), "{away}");
+            assert_eq!((away.code, away.retryable), (Code::Unavailable, true));
+        }
+        for refused in [
+            CoordinationError::Bus(BusError::Reply { what: "TIME" }).into_handler_error(),
+            CoordinationError::Bus(BusError::OtherHistory).into_handler_error(),
+            CoordinationError::Invalid("field: bad".into()).into_handler_error(),
+        ] {
+            assert_eq!(refused.refusal, None, "{refused}");
+        }
     }
 }
