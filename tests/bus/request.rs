@@ -9,6 +9,7 @@ use convoke::bus::keys::Keys;
 use convoke::bus::publish::Outgoing;
 use convoke::bus::read::read_group;
 use convoke::bus::request::RequestError;
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -16,7 +17,7 @@ use tokio::task::JoinHandle;
 const LONG: Duration = Duration::from_secs(30);
 
 /// Answers as any client in any language could: reads the group, adds the reply.
-async fn respond(connection: &mut MultiplexedConnection, entry: &Entry) {
+async fn respond(connection: &mut MultiplexedConnection, entry: &Entry) -> RedisResult<()> {
     let text = |name: &str| String::from_utf8(entry.get(name).unwrap().to_vec()).unwrap();
     let failed = entry.get("fail").is_some();
     let data = match failed {
@@ -35,7 +36,6 @@ async fn respond(connection: &mut MultiplexedConnection, entry: &Entry) {
         .arg(data)
         .exec_async(connection)
         .await
-        .unwrap();
 }
 
 fn responder(bus: &Bus) -> JoinHandle<()> {
@@ -50,9 +50,13 @@ fn responder(bus: &Bus) -> JoinHandle<()> {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
-            while let Ok(batches) = read_group(&mut wire, GROUP, "r", &[&stream], 10, block).await {
+            let mut answers = true;
+            while answers
+                && let Ok(batches) = read_group(&mut wire, GROUP, "r", &[&stream], 10, block).await
+            {
                 for entry in batches.iter().flat_map(|batch| &batch.entries) {
-                    respond(&mut connection, entry).await;
+                    // The requester tries again.
+                    answers &= respond(&mut connection, entry).await.is_ok();
                 }
             }
         }
