@@ -173,6 +173,17 @@ impl Connector {
         self.history.number()
     }
 
+    /// Fails if the connections of another connector lead elsewhere, as far as both know.
+    ///
+    /// # Errors
+    /// `OtherHistory`.
+    pub fn check_same(&self, other: &Connector) -> Result<(), BusError> {
+        match self.history.agrees_with(&other.history) {
+            true => Ok(()),
+            false => Err(BusError::OtherHistory),
+        }
+    }
+
     /// Fails if a later history than that was seen.
     ///
     /// # Errors

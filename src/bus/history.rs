@@ -26,7 +26,7 @@ pub(super) struct History {
 }
 
 /// A process of a server, and what it calls its data: a replica that is promoted takes another name.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Name {
     run: String,
     data: String,
@@ -76,6 +76,15 @@ impl History {
         }
     }
 
+    /// Whether both have seen the same one last.
+    pub fn agrees_with(&self, other: &History) -> bool {
+        let name = |history: &History| {
+            let named = history.named.lock();
+            named.unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        name(self) == name(other)
+    }
+
     fn see(&self, info: &[u8]) {
         let Some(name) = Name::parse(&String::from_utf8_lossy(info)) else {
             return;
@@ -101,5 +110,18 @@ mod tests {
         };
         assert_eq!(Name::parse(info), Some(name));
         assert_eq!(Name::parse("run_id:aa\r\n"), None);
+    }
+
+    #[test]
+    fn those_agree_that_saw_the_same_history_last() {
+        let [one, other] = [History::default(), History::default()];
+        assert!(one.agrees_with(&other), "neither saw any");
+        one.see(b"run_id:a\nmaster_replid:b\n");
+        assert!(!one.agrees_with(&other));
+        other.see(b"run_id:c\nmaster_replid:b\n");
+        assert!(!one.agrees_with(&other));
+        one.see(b"run_id:c\nmaster_replid:b\n");
+        assert!(one.agrees_with(&other), "whatever their numbers");
+        assert_eq!((one.number(), other.number()), (2, 1));
     }
 }

@@ -171,7 +171,7 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
                 let pause = left.clamp(Duration::from_millis(10), Duration::from_secs(1));
                 tokio::select! {
                     () = tokio::time::sleep(pause) => {}
-                    () = context.cancellation().cancelled() => return Err(lost(&event.batch_id)),
+                    () = context.cancellation().cancelled() => return Err(taken(&event.batch_id)),
                 }
             }
             Acquired::Held(progress, finished) => {
@@ -264,7 +264,7 @@ async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> Handler
         Stop::Lost if holding.is_overtaken().await => return lost(&event.batch_id),
         Stop::Lost => return HandlerError::later(Duration::ZERO, "it asks for the batch anew"),
         Stop::Draining => leaving(event),
-        Stop::Cancelled => lost(&event.batch_id),
+        Stop::Cancelled => taken(&event.batch_id),
         Stop::Again => HandlerError::later(Duration::ZERO, "it goes on as a new entry"),
         Stop::Outdated => {
             holding.let_go().await;
@@ -278,6 +278,12 @@ async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> Handler
 
 fn lost(id: &str) -> HandlerError {
     HandlerError::aborted(format!("someone else holds the batch {id} now"))
+}
+
+/// Nothing comes of it if that is so; if the event is this worker's after all, it goes on.
+fn taken(id: &str) -> HandlerError {
+    let why = format!("the event of the batch {id} was taken over");
+    HandlerError::later(Duration::ZERO, why)
 }
 
 /// The type that an instance must have a handler for that can go on with the batch.

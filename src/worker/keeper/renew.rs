@@ -68,9 +68,13 @@ async fn renew(
     events: &str,
     held: &[(EntryId, u32)],
 ) -> Result<(), BusError> {
+    let generation = chores.connector.generation();
     let mut connection = chores.connector.pooled().await?;
     let me = lane.instance();
     let lost = claim::renew(&mut connection, events, &lane.group, me, held).await?;
+    // The lane may hold what another primary gave it, and this one never heard of.
+    chores.connector.check(generation)?;
+    chores.connector.check_same(&lane.process.connector)?;
     lane.inflight.renewed(stream, held, &lost);
     if !lost.is_empty() {
         tracing::warn!(
