@@ -181,7 +181,8 @@ impl Outgoing {
         self
     }
 
-    /// It counts as stored only when so many replicas have it, at least 1, within that time.
+    /// It counts as stored only when so many replicas have it, at least 1, within that time. A failover
+    /// keeps it for sure if that is all of them: which one is promoted does not depend on who has it.
     #[must_use]
     pub fn confirm(mut self, replicas: u32, within: Duration) -> Self {
         self.confirm = Some(Confirm { replicas, within });
