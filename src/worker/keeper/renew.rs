@@ -72,16 +72,16 @@ async fn renew(
     let mut connection = chores.connector.pooled().await?;
     let me = lane.instance();
     let lost = claim::renew(&mut connection, events, &lane.group, me, held).await?;
-    // The lane may hold what another primary gave it, and this one never heard of.
-    chores.connector.check(generation)?;
-    chores.connector.check_same(&lane.process.connector)?;
-    lane.inflight.renewed(stream, held, &lost);
     if !lost.is_empty() {
+        // The lane may hold what another primary gave it, and this one never heard of.
+        chores.connector.check(generation)?;
+        chores.connector.check_same(&lane.process.connector)?;
         tracing::warn!(
             stream = events,
             entries = lost.len(),
             "leases were lost: someone else owns the entries now"
         );
     }
+    lane.inflight.renewed(stream, held, &lost);
     Ok(())
 }
