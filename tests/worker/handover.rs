@@ -16,7 +16,7 @@ const KIND: &str = "far.away";
 
 /// A worker without that handler, that sweeps about once a second; the other one, which has it, is
 /// registered and does not run.
-async fn alone(rig: &Rig) -> (Running, Instances) {
+async fn alone(rig: &Rig) -> Running {
     let mut settings = rig.settings();
     settings.id = "w-1".into();
     settings.heartbeat_ttl = Duration::from_secs(60);
@@ -30,7 +30,7 @@ async fn alone(rig: &Rig) -> (Running, Instances) {
     let mut other = Registering::new("w-2", ["worker"]);
     other.capabilities = vec![KIND.into()];
     instances.register(&other).await.unwrap();
-    (worker, instances)
+    worker
 }
 
 /// The other one missed its pulses.
@@ -66,7 +66,7 @@ async fn added(rig: &Rig, stream: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_restart_events_wait_for_those_that_did_not_pulse_yet() {
     let mut rig = Rig::on(Redis::durable()).await;
-    let (worker, _) = alone(&rig).await;
+    let worker = alone(&rig).await;
     rig.redis.restart();
     rig.connection = rig.redis.connection().await;
     expire(&mut rig).await;
@@ -112,7 +112,7 @@ async fn after_a_restart_events_wait_for_those_that_did_not_pulse_yet() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn events_of_a_type_whose_handlers_are_lost_are_dead_and_not_before() {
     let mut rig = Rig::new().await;
-    let (worker, _) = alone(&rig).await;
+    let worker = alone(&rig).await;
     expire(&mut rig).await;
     for event in events() {
         rig.client.publish(&event).await.unwrap();
