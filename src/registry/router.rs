@@ -49,6 +49,8 @@ impl Registration {
 /// A handler ready to run.
 #[derive(Debug)]
 pub struct Route {
+    /// Which of the router's it is, counted from 0.
+    pub index: usize,
     /// The event type.
     pub kind: String,
     /// How it is run.
@@ -98,7 +100,7 @@ impl Router {
         defaults: RetryPolicy,
         surroundings: &Surroundings,
     ) -> Result<Self, NameError> {
-        let mut routes = HashMap::default();
+        let mut routes: HashMap<Box<[u8]>, Route, RandomState> = HashMap::default();
         for registration in registrations {
             let Registration {
                 kind,
@@ -126,6 +128,7 @@ impl Router {
                 Callable::Layered(_) => None,
             };
             let route = Route {
+                index: 0,
                 timeout,
                 retry: policy.retry.unwrap_or(defaults),
                 kind: kind.clone(),
@@ -135,9 +138,14 @@ impl Router {
                 circuit,
                 call,
             };
-            routes.insert(kind.into_bytes().into_boxed_slice(), Arc::new(route));
+            routes.insert(kind.into_bytes().into_boxed_slice(), route);
         }
-        Ok(Self { routes })
+        let routes = routes.into_iter().enumerate();
+        let routes =
+            routes.map(|(index, (kind, route))| (kind, Arc::new(Route { index, ..route })));
+        Ok(Self {
+            routes: routes.collect(),
+        })
     }
 
     /// The handler of a type.

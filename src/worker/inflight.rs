@@ -1,5 +1,6 @@
 //! What a lane has read and not yet settled.
 
+use super::activity::Activity;
 use super::shared::Delivery;
 use crate::bus::commit::Lease;
 use crate::bus::event::EntryId;
@@ -33,7 +34,28 @@ struct Held {
     renewed: Instant,
     /// Someone else owns the entry now.
     lost: bool,
-    running: Option<Context>,
+    doing: Doing,
+}
+
+/// What is done with a delivery, where it takes its time.
+#[derive(Debug)]
+enum Doing {
+    /// It was read, and not looked at yet; or its run ended.
+    Nothing,
+    /// It runs.
+    Runs {
+        route: usize,
+        since: Instant,
+        context: Context,
+    },
+}
+
+impl Held {
+    fn cancel(&self) {
+        if let Doing::Runs { context, .. } = &self.doing {
+            context.cancellation().cancel();
+        }
+    }
 }
 
 /// The deliveries that a lane holds, shared with whoever renews their leases.
@@ -68,7 +90,7 @@ impl InFlight {
             let new = Held {
                 renewed,
                 lost: false,
-                running: None,
+                doing: Doing::Nothing,
             };
             let key = Key::from(&delivery.lease());
             if let Some(held) = held.get_mut(&key) {
@@ -81,11 +103,28 @@ impl InFlight {
         });
     }
 
-    /// Remembers the context of a run that takes its time, so that it can be told when its lease is lost.
-    pub fn running(&self, lease: &Lease, context: Context) {
+    /// Notes that a run of that route began that takes its time. Its context can then be told when the
+    /// lease is lost.
+    pub fn runs(&self, lease: &Lease, route: usize, context: Context) {
         if let Some(held) = self.held().get_mut(&lease.into()) {
-            held.running = Some(context);
+            held.doing = Doing::Runs {
+                route,
+                since: Instant::now(),
+                context,
+            };
         }
+    }
+
+    /// What is done with the deliveries of each of that many routes.
+    pub fn activity(&self, routes: usize) -> Vec<Activity> {
+        let mut all = vec![Activity::default(); routes];
+        for held in self.held().values() {
+            match held.doing {
+                Doing::Nothing => {}
+                Doing::Runs { route, since, .. } => all[route].runs_since(since),
+            }
+        }
+        all
     }
 
     /// Drops deliveries that are settled.
@@ -118,8 +157,8 @@ impl InFlight {
             if let Some(held) = all.get_mut(&key) {
                 held.renewed = Instant::now();
                 held.lost |= lost.contains(&(entry, deliveries));
-                if let Some(run) = held.running.as_ref().filter(|_| held.lost) {
-                    run.cancellation().cancel();
+                if held.lost {
+                    held.cancel();
                 }
             }
         }
@@ -128,9 +167,7 @@ impl InFlight {
     /// Cancels everything that runs.
     pub fn cancel_all(&self) {
         for held in self.held().values() {
-            if let Some(run) = &held.running {
-                run.cancellation().cancel();
-            }
+            held.cancel();
         }
     }
 }
@@ -148,6 +185,27 @@ mod tests {
             deliveries,
             claims: 0,
         }
+    }
+
+    #[test]
+    fn what_runs_is_counted_with_its_oldest_start() {
+        let inflight = InFlight::default();
+        let mut both = vec![delivery(1), delivery(2)];
+        inflight.add(&mut both);
+        let before = Instant::now();
+        for delivery in &both {
+            let context = crate::registry::layers::testing::context(&[]);
+            inflight.runs(&delivery.lease(), 1, context);
+        }
+        let after = Instant::now();
+        let [idle, busy] = inflight.activity(2)[..] else {
+            panic!("two routes");
+        };
+        assert_eq!(idle, Activity::default());
+        assert_eq!((busy.running, busy.waiting), (2, 0));
+        assert!((before..=after).contains(&busy.oldest.unwrap()));
+        inflight.remove([both[0].lease()].iter());
+        assert_eq!(inflight.activity(2)[1].running, 1);
     }
 
     #[test]

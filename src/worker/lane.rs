@@ -4,31 +4,21 @@
 //! goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
 //! that is ready at once runs inside the loop; one that waits becomes a task.
 
-use super::handover::Left;
+mod run;
+mod under_way;
+
 use super::reader::{Read, Reader};
-use super::settle;
 use super::shared::{Delivery, Shared};
-use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
+use super::takeover::{ALONE, Jobs, Step, Trigger};
 use crate::bus::commit::{Committer, End, Lease, Report, Settlement};
-use crate::bus::error::Reaction;
-use crate::bus::event::Event;
-use crate::error::HandlerError;
-use crate::registry::context::Context;
-use crate::registry::dispatch::panicked;
-use crate::registry::handler::{Encoded, Run};
-use crate::registry::layers::timeout::Bounded;
-use crate::registry::router;
-use futures_util::FutureExt;
+use run::Finished;
 use std::collections::VecDeque;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, Span};
+use under_way::{Slot, commit, occupied, read, take};
 
 /// Entries that one read asks for at the most.
 const READ: usize = 1000;
@@ -36,23 +26,6 @@ const READ: usize = 1000;
 const AHEAD: usize = 3000;
 /// How long the loop runs handlers before it looks after reads and commits again.
 const SLICE: Duration = Duration::from_millis(2);
-
-enum Finished {
-    Run(Box<Ran>),
-    Settled(Box<Settlement>),
-    Given(Lease),
-}
-
-struct Ran {
-    lease: Lease,
-    context: Context,
-    route: Arc<router::Route>,
-    result: Result<Encoded, HandlerError>,
-    elapsed: Duration,
-}
-
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-type Slot<T> = Option<Boxed<T>>;
 
 /// One lane of a worker.
 pub struct Lane {
@@ -246,171 +219,6 @@ impl Lane {
         false
     }
 
-    /// Runs one event as far as it goes at once; returns the time when that was.
-    fn start(&mut self, delivery: Delivery, now: Instant) -> Instant {
-        let lease = delivery.lease();
-        let shared = self.shared.clone();
-        let scene = shared.scene(lease);
-        let stream = &shared.routes[lease.stream].events;
-        let event = match Event::parse(delivery.entry, &shared.limits, &shared.process.keys, stream)
-        {
-            Ok(event) => event,
-            Err(bad) => {
-                self.settled.push(settle::malformed(scene, *bad));
-                return now;
-            }
-        };
-        if lease.deliveries > shared.max_deliveries {
-            tracing::error!(stream, entry = %lease.entry, r#type = event.kind(), "poison: delivered too often without being committed");
-            self.settled.push(settle::poison(scene, &event));
-            return now;
-        }
-        if event
-            .deadline()
-            .is_some_and(|deadline| deadline < shared.claims.server_now())
-        {
-            shared.counts.expired.fetch_add(1, Ordering::Relaxed);
-            self.settled.push(settle::expired(scene, &event));
-            return now;
-        }
-        let inbox = shared.inbox == Some(lease.stream);
-        let context =
-            Context::arrived(event, shared.process.clone(), inbox).delivered(lease.deliveries);
-        let kind = context.event().kind();
-        let Some(route) = shared.router.find(kind).cloned() else {
-            let left = Left::without_handler(&shared, lease, kind);
-            self.leave(left, context, None);
-            return now;
-        };
-        let span = span_of(&context);
-        let entered = span.enter();
-        let mut run: Run = match catch(|| route.start(context.clone())) {
-            Ok(run) => run,
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        };
-        // Polled once right here; coming back costs nothing if it is done.
-        let first = catch(|| {
-            run.as_mut()
-                .poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
-        });
-        match first {
-            Ok(Poll::Pending) => {
-                drop(entered);
-                self.running += 1;
-                shared.inflight.running(&lease, context.clone());
-                let finished = self.finished.clone();
-                tokio::spawn(async move {
-                    let run: Run = match route.timeout {
-                        Some(limit) => Box::pin(Bounded::new(run, route.kind.clone(), limit)),
-                        None => run,
-                    };
-                    let result = AssertUnwindSafe(run).catch_unwind().instrument(span).await;
-                    let result = result.unwrap_or_else(|panic| Err(panicked(&*panic)));
-                    let elapsed = now.elapsed();
-                    let ran = Ran {
-                        lease,
-                        context,
-                        route,
-                        result,
-                        elapsed,
-                    };
-                    // A lane that stopped has nobody who commits.
-                    finished.send(Finished::Run(Box::new(ran))).ok();
-                });
-                now
-            }
-            Ok(Poll::Ready(result)) => {
-                drop(entered);
-                let end = Instant::now();
-                self.ran(Ran {
-                    lease,
-                    context,
-                    route,
-                    result,
-                    elapsed: end - now,
-                });
-                end
-            }
-            Err(error) => {
-                drop(entered);
-                self.ran(Ran {
-                    lease,
-                    context,
-                    route,
-                    result: Err(error),
-                    elapsed: Duration::ZERO,
-                });
-                Instant::now()
-            }
-        }
-    }
-
-    fn ran(&mut self, ran: Ran) {
-        let Ran {
-            lease,
-            context,
-            route,
-            result,
-            elapsed,
-        } = ran;
-        let event = context.event();
-        let stats = &route.stats;
-        if let Err(error) = &result
-            && let Some(kind) = error.elsewhere.clone()
-        {
-            stats.ran(elapsed, false);
-            let left = Left {
-                lease,
-                error: error.clone(),
-                retry: route.retry,
-                may_stay: context.draining().is_cancelled(),
-            };
-            self.leave(left, context, Some(kind));
-            return;
-        }
-        stats.ran(elapsed, result.is_err());
-        let scene = self.shared.scene(lease);
-        let mut settlement = match result {
-            Ok(result) => settle::success(
-                scene,
-                event,
-                result,
-                context.take_outbox(),
-                route.policy.silent,
-            ),
-            Err(error) => {
-                let settlement = settle::failure(scene, event, &error, &route.retry);
-                tracing::debug!(
-                    r#type = event.kind(), entry = %lease.entry, attempt = event.attempt(),
-                    code = error.code.as_str(), error = error.bounded_message(), "a run failed"
-                );
-                if matches!(settlement.end, End::Later { .. }) {
-                    stats.retries.fetch_add(1, Ordering::Relaxed);
-                }
-                settlement
-            }
-        };
-        let wrote = route.policy.stateful || context.wrote();
-        settlement.history = wrote.then(|| context.history());
-        self.settled.push(settlement);
-    }
-
-    /// Leaves an event to an instance that has a handler for its type, and for another one where that is
-    /// needed too.
-    fn leave(&mut self, left: Left, context: Context, besides: Option<Box<str>>) {
-        self.running += 1;
-        let (shared, finished) = (self.shared.clone(), self.finished.clone());
-        tokio::spawn(async move {
-            let lease = left.lease;
-            let end = left.end(&shared, context.event(), besides.as_deref()).await;
-            let end = match end {
-                Some(settlement) => Finished::Settled(Box::new(settlement)),
-                None => Finished::Given(lease),
-            };
-            finished.send(end).ok();
-        });
-    }
-
     fn count_ends(&self) {
         let counts = &self.shared.counts;
         for settlement in &self.settled {
@@ -471,72 +279,3 @@ impl Lane {
 
 /// What a lane's runs report to it.
 pub struct LaneEvents(mpsc::UnboundedReceiver<Finished>);
-
-fn read(mut reader: Reader, count: usize) -> Boxed<(Reader, Read)> {
-    Box::pin(async move {
-        let read = reader.next(count).await;
-        (reader, read)
-    })
-}
-
-fn commit(
-    mut committer: Committer,
-    batch: Vec<Settlement>,
-) -> Boxed<(Committer, Vec<Lease>, Report)> {
-    Box::pin(async move {
-        let leases = batch.iter().map(|settlement| settlement.lease).collect();
-        let report = committer.commit(batch).await;
-        (committer, leases, report)
-    })
-}
-
-fn take(job: Job, shared: Arc<Shared>, room: usize) -> Boxed<Option<Step>> {
-    Box::pin(async move {
-        match job.step(&shared, room).await {
-            Ok(step) => Some(step),
-            // No group, or no stream: nothing is pending there. The next trigger looks again.
-            Err(error) if matches!(error.reaction(), Reaction::RepairGroup | Reaction::GiveUp) => {
-                tracing::debug!(lane = shared.name, %error, "taking over was given up");
-                Some(Step::Done)
-            }
-            Err(error) => {
-                tracing::debug!(lane = shared.name, %error, "taking over failed; trying again");
-                tokio::time::sleep(Duration::from_millis(200)).await;
-                None
-            }
-        }
-    })
-}
-
-/// What the slot's future gives; never ready while the slot is empty.
-async fn occupied<T>(slot: &mut Slot<T>) -> T {
-    match slot {
-        Some(future) => future.await,
-        None => std::future::pending().await,
-    }
-}
-
-/// One span for each run, with the trace that the event came with; free where nobody listens.
-fn span_of(context: &Context) -> Span {
-    let event = context.event();
-    let span = tracing::info_span!(
-        "event",
-        r#type = event.kind(),
-        entry = %event.entry_id(),
-        id = event.given_id(),
-        attempt = event.attempt(),
-        trace = tracing::field::Empty,
-        span = tracing::field::Empty,
-    );
-    if !span.is_disabled()
-        && let Some(trace) = context.trace()
-    {
-        span.record("trace", trace.trace_id());
-        span.record("span", trace.span_id());
-    }
-    span
-}
-
-fn catch<T>(run: impl FnOnce() -> T) -> Result<T, HandlerError> {
-    std::panic::catch_unwind(AssertUnwindSafe(run)).map_err(|panic| panicked(&*panic))
-}

@@ -9,6 +9,7 @@
 //! | ledger | writes what happened into the database, where one is set | tasks |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
+mod activity;
 pub mod builder;
 mod handover;
 mod inflight;
