@@ -1,12 +1,36 @@
-//! MessagePack ⇄ JSON, for people and for programs that speak only JSON.
+//! MessagePack ⇄ JSON, for people and for programs that speak only JSON: exact in both directions.
 //!
-//! JSON lacks three things. Bytes that are UTF-8 become a string, others `{"$bin": "<hex>"}`;
-//! extension types `{"$ext": [type, "<hex>"]}`; a map's key that is no string becomes its JSON text.
-//! NaN and the infinities become null.
+//! What JSON has no word for is written as a map with one name, a tag:
+//!
+//! | MessagePack | JSON |
+//! |---|---|
+//! | bytes | `{"$bin": "<hex>"}` |
+//! | an extension type | `{"$ext": [type, "<hex>"]}` |
+//! | NaN and the infinities | `{"$float": "nan"}`, `"inf"`, `"-inf"` |
+//! | a string that is not UTF-8 | `{"$str": "<hex>"}` |
+//! | a map with a name that is not a string, with one name twice, or that looks like a tag | `{"$map": [[name, value], …]}` |
+//!
+//! [`parse`] reads the same form and refuses what would change: integers beyond 64 bits, a name that
+//! stands twice, a tag that is malformed. Numbers with a fraction or an exponent are 64-bit floats.
+
+mod text;
+
+pub use text::{Inexact, parse};
 
 use super::msgpack::{self, PayloadLimits, ScanError};
 use rmpv::Value as Packed;
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, json};
+use std::collections::HashSet;
+
+const BIN: &str = "$bin";
+const EXT: &str = "$ext";
+const FLOAT: &str = "$float";
+const STR: &str = "$str";
+const MAP: &str = "$map";
+
+fn is_tag(name: &str) -> bool {
+    matches!(name, BIN | EXT | FLOAT | STR | MAP)
+}
 
 /// One MessagePack value as JSON.
 ///
@@ -31,36 +55,49 @@ fn unpack(value: Packed) -> Value {
         Packed::Integer(number) => match (number.as_u64(), number.as_i64()) {
             (Some(number), _) => number.into(),
             (None, Some(number)) => number.into(),
+            // Every integer of MessagePack is one of the two.
             (None, None) => Value::Null,
         },
         Packed::F32(number) => float(f64::from(number)),
         Packed::F64(number) => float(number),
-        Packed::String(text) => bytes(text.into_bytes()),
-        Packed::Binary(binary) => bytes(binary),
+        Packed::String(text) => match text.as_str() {
+            Some(text) => Value::String(text.to_owned()),
+            None => tagged(STR, hex(text.as_bytes()).into()),
+        },
+        Packed::Binary(binary) => tagged(BIN, hex(&binary).into()),
         Packed::Array(items) => items.into_iter().map(unpack).collect(),
-        Packed::Map(pairs) => {
-            let fields = pairs.into_iter().map(|(name, value)| {
-                let name = match unpack(name) {
-                    Value::String(name) => name,
-                    other => other.to_string(),
-                };
-                (name, unpack(value))
+        Packed::Map(pairs) if is_plain(&pairs) => {
+            let fields = pairs.into_iter().filter_map(|(name, value)| {
+                // All names are strings, as was just seen.
+                Some((name.as_str()?.to_owned(), unpack(value)))
             });
             Value::Object(fields.collect())
         }
-        Packed::Ext(kind, binary) => tagged("$ext", serde_json::json!([kind, hex(&binary)])),
+        Packed::Map(pairs) => {
+            let pairs = pairs.into_iter();
+            let pairs = pairs.map(|(name, value)| json!([unpack(name), unpack(value)]));
+            tagged(MAP, pairs.collect())
+        }
+        Packed::Ext(kind, binary) => tagged(EXT, json!([kind, hex(&binary)])),
     }
+}
+
+/// Whether JSON can say this map as it is.
+fn is_plain(pairs: &[(Packed, Packed)]) -> bool {
+    let mut names = HashSet::with_capacity(pairs.len());
+    let plain = pairs
+        .iter()
+        .all(|(name, _)| name.as_str().is_some_and(|name| names.insert(name)));
+    plain && !(pairs.len() == 1 && names.iter().any(|name| is_tag(name)))
 }
 
 fn float(number: f64) -> Value {
-    Number::from_f64(number).map_or(Value::Null, Value::Number)
-}
-
-fn bytes(bytes: Vec<u8>) -> Value {
-    match String::from_utf8(bytes) {
-        Ok(text) => Value::String(text),
-        Err(error) => tagged("$bin", hex(error.as_bytes()).into()),
-    }
+    let name = || match number {
+        number if number.is_nan() => "nan",
+        number if number > 0.0 => "inf",
+        _ => "-inf",
+    };
+    Number::from_f64(number).map_or_else(|| tagged(FLOAT, name().into()), Value::Number)
 }
 
 fn tagged(tag: &str, value: Value) -> Value {
@@ -71,11 +108,26 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// JSON as one MessagePack value.
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> = text
+        .chars()
+        .map(|digit| Some(digit.to_digit(16)? as u8))
+        .collect();
+    let digits = digits.filter(|digits| digits.len().is_multiple_of(2))?;
+    let pairs = digits.chunks_exact(2);
+    Some(pairs.map(|pair| pair[0] << 4 | pair[1]).collect())
+}
+
+/// JSON of this program's own as one MessagePack value: what [`to_json`] made comes back as it was. A
+/// map that only looks like a tag stays a map; what people wrote goes through [`parse`].
 pub fn from_json(value: &Value) -> Vec<u8> {
+    encode(&pack(value))
+}
+
+fn encode(value: &Packed) -> Vec<u8> {
     let mut data = Vec::new();
     // A vector takes every write.
-    rmpv::encode::write_value(&mut data, &pack(value)).ok();
+    rmpv::encode::write_value(&mut data, value).ok();
     data
 }
 
@@ -94,54 +146,147 @@ fn pack(value: &Value) -> Packed {
             let pairs = fields
                 .iter()
                 .map(|(name, value)| (name.as_str().into(), pack(value)));
-            Packed::Map(pairs.collect())
+            untagged(pairs.collect()).unwrap_or_else(|(_, pairs)| Packed::Map(pairs))
         }
     }
+}
+
+/// What a map means: itself, or what its tag says.
+///
+/// # Errors
+/// The tag of a malformed one, and the map.
+#[expect(
+    clippy::type_complexity,
+    reason = "the pairs of a map, as rmpv has them"
+)]
+fn untagged(pairs: Vec<(Packed, Packed)>) -> Result<Packed, (&'static str, Vec<(Packed, Packed)>)> {
+    let [(name, value)] = pairs.as_slice() else {
+        return Ok(Packed::Map(pairs));
+    };
+    let (tag, meant) = match name.as_str() {
+        Some(BIN) => (BIN, value.as_str().and_then(unhex).map(Packed::Binary)),
+        Some(STR) => (STR, value.as_str().and_then(unhex).map(string)),
+        Some(FLOAT) => (FLOAT, value.as_str().and_then(special)),
+        Some(EXT) => (EXT, extension(value)),
+        Some(MAP) => (MAP, map(value)),
+        _ => return Ok(Packed::Map(pairs)),
+    };
+    meant.ok_or((tag, pairs))
+}
+
+fn string(bytes: Vec<u8>) -> Packed {
+    // Only a string's reader makes one that is not UTF-8: a marker with a length of four bytes.
+    let length = (bytes.len() as u32).to_be_bytes();
+    let written = [&[0xdb], length.as_slice(), &bytes].concat();
+    rmpv::decode::read_value(&mut written.as_slice()).unwrap_or(Packed::Nil)
+}
+
+fn special(name: &str) -> Option<Packed> {
+    Some(Packed::F64(match name {
+        "nan" => f64::NAN,
+        "inf" => f64::INFINITY,
+        "-inf" => f64::NEG_INFINITY,
+        _ => return None,
+    }))
+}
+
+fn extension(value: &Packed) -> Option<Packed> {
+    let [kind, bytes] = value.as_array()?.as_slice() else {
+        return None;
+    };
+    let kind = i8::try_from(kind.as_i64()?).ok()?;
+    Some(Packed::Ext(kind, unhex(bytes.as_str()?)?))
+}
+
+fn map(value: &Packed) -> Option<Packed> {
+    let pairs = value.as_array()?.iter().map(|pair| {
+        let [name, value] = pair.as_array()?.as_slice() else {
+            return None;
+        };
+        Some((name.clone(), value.clone()))
+    });
+    Some(Packed::Map(pairs.collect::<Option<_>>()?))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
 
     #[test]
     fn what_json_lacks_is_tagged() {
-        assert_eq!(to_json(&[0xc4, 1, 0xff]).unwrap(), json!({"$bin": "ff"}));
-        assert_eq!(to_json(&[0xc4, 1, b'x']).unwrap(), json!("x"));
-        assert_eq!(
-            to_json(&[0xd4, 7, 0xab]).unwrap(),
-            json!({"$ext": [7, "ab"]})
-        );
-        assert_eq!(to_json(&[0x81, 7, 8]).unwrap(), json!({"7": 8}));
-        let nan = rmp_serde::to_vec(&f64::NAN).unwrap();
-        assert_eq!(to_json(&nan).unwrap(), Value::Null);
+        let cases: [(&[u8], Value); 9] = [
+            (&[0xc4, 1, 0xff], json!({"$bin": "ff"})),
+            (&[0xc4, 1, b'x'], json!({"$bin": "78"})),
+            (&[0xd4, 7, 0xab], json!({"$ext": [7, "ab"]})),
+            (&[0xa1, 0xff], json!({"$str": "ff"})),
+            (&[0x81, 7, 8], json!({"$map": [[7, 8]]})),
+            (
+                &[0x82, 1, 7, 0xa1, b'1', 8],
+                json!({"$map": [[1, 7], ["1", 8]]}),
+            ),
+            (
+                &[0x82, 0xa1, b'a', 1, 0xa1, b'a', 2],
+                json!({"$map": [["a", 1], ["a", 2]]}),
+            ),
+            (b"\x81\xa4$bin\xa2ff", json!({"$map": [["$bin", "ff"]]})),
+            (b"\x81\xa4$ref\xa2ff", json!({"$ref": "ff"})),
+        ];
+        for (data, value) in cases {
+            assert_eq!(to_json(data).unwrap(), value);
+        }
+        for (number, name) in [
+            (f64::NAN, "nan"),
+            (f64::INFINITY, "inf"),
+            (f64::NEG_INFINITY, "-inf"),
+        ] {
+            let data = rmp_serde::to_vec(&number).unwrap();
+            assert_eq!(to_json(&data).unwrap(), json!({"$float": name}));
+        }
         assert!(to_json(&[0xc1]).is_err());
         assert!(to_json(&[1, 2]).is_err());
     }
 
-    fn any_json() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            Just(Value::Null),
-            any::<bool>().prop_map(Value::from),
-            any::<u64>().prop_map(Value::from),
-            any::<i64>().prop_map(Value::from),
-            (-1e300f64..1e300).prop_map(Value::from),
-            "\\PC{0,12}".prop_map(Value::from),
+    fn any_packed() -> impl Strategy<Value = Packed> {
+        let name = prop_oneof![
+            Just("$bin"),
+            Just("$map"),
+            Just("$float"),
+            Just("a"),
+            Just("")
         ];
-        leaf.prop_recursive(4, 64, 8, |inner| {
+        let leaf = prop_oneof![
+            Just(Packed::Nil),
+            any::<bool>().prop_map(Packed::from),
+            any::<u64>().prop_map(Packed::from),
+            any::<i64>().prop_map(Packed::from),
+            any::<f64>()
+                .prop_filter("NaN is not equal to itself", |number| !number.is_nan())
+                .prop_map(Packed::from),
+            Just(Packed::F64(f64::INFINITY)),
+            name.prop_map(Packed::from),
+            "\\PC{0,12}".prop_map(Packed::from),
+            Just(string(vec![0xff, 0xfe])),
+            proptest::collection::vec(any::<u8>(), 0..20).prop_map(Packed::from),
+            (any::<i8>(), proptest::collection::vec(any::<u8>(), 0..20))
+                .prop_map(|(kind, bytes)| Packed::Ext(kind, bytes)),
+        ];
+        leaf.prop_recursive(4, 64, 4, |inner| {
+            let pair = (inner.clone(), inner.clone());
             prop_oneof![
-                proptest::collection::vec(inner.clone(), 0..8).prop_map(Value::from),
-                proptest::collection::hash_map("\\PC{0,8}", inner, 0..8)
-                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+                proptest::collection::vec(inner, 0..6).prop_map(Packed::Array),
+                proptest::collection::vec(pair, 0..4).prop_map(Packed::Map),
             ]
         })
     }
 
     proptest! {
         #[test]
-        fn json_round_trips(value in any_json()) {
-            prop_assert_eq!(to_json(&from_json(&value)).unwrap(), value);
+        fn every_value_comes_back_as_it_was(value in any_packed()) {
+            let data = encode(&value);
+            let json = to_json(&data).unwrap();
+            prop_assert_eq!(&from_json(&json), &data, "{}", json);
+            prop_assert_eq!(&parse(json.to_string().as_bytes()).unwrap(), &data, "{}", json);
         }
 
         #[test]

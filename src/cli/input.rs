@@ -4,7 +4,6 @@ use super::Misuse;
 use anyhow::Context;
 use convoke::bus::json;
 use convoke::bus::keys;
-use serde_json::Value;
 use std::fs::File;
 use std::io::{self, Read};
 
@@ -33,11 +32,12 @@ pub fn payload(data: &str, max_payload: usize) -> anyhow::Result<Vec<u8>> {
     encode(&text).map_err(|problem| Misuse::error(format_args!("{place}: {problem}")))
 }
 
-/// One JSON value as MessagePack.
+/// One JSON value as MessagePack: exactly what it says, or an error with the place.
 pub fn encode(text: &[u8]) -> Result<Vec<u8>, String> {
-    let value: Value =
-        serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
-    Ok(json::from_json(&value))
+    json::parse(text).map_err(|error| match error {
+        json::Inexact::Json(error) if !error.is_data() => format!("not JSON: {error}"),
+        error => error.to_string(),
+    })
 }
 
 fn read_to_limit(from: impl Read, limit: usize) -> anyhow::Result<Vec<u8>> {

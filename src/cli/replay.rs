@@ -350,7 +350,7 @@ impl Replay<'_> {
                 let mut data = fields
                     .filter(|pair| pair[0] == b"data")
                     .map(|pair| pair[1].as_slice());
-                return edit::edit(data.next_back(), self.act.force);
+                return edit::edit(data.next_back());
             }
         }
         anyhow::bail!("the entry is gone")

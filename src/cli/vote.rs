@@ -1,7 +1,7 @@
 //! `convoke vote`: casts votes, shows ballots.
 
 use super::output::{self, printable};
-use super::{Misuse, Outcome, Session, request};
+use super::{Misuse, Outcome, Session, input, request};
 use clap::{Args, Subcommand};
 use convoke::bus::json;
 use convoke::bus::keys;
@@ -115,15 +115,15 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
 }
 
 async fn cast(session: &Session, flags: Cast) -> anyhow::Result<Outcome> {
-    let value: Value = serde_json::from_str(&flags.value).map_err(|error| {
+    let value = input::encode(flags.value.as_bytes()).map_err(|problem| {
         Misuse::error(format_args!(
-            "--value: not JSON: {error}; text stands in quotes: --value '\"yes\"'"
+            "--value: {problem}; text stands in quotes: --value '\"yes\"'"
         ))
     })?;
     let mut payload = json!({
         "decision": flags.decision,
         "instance_id": flags.instance,
-        "value": value,
+        "value": as_json(&value),
     });
     if let Some(role) = flags.role {
         payload["role"] = role.into();

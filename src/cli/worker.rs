@@ -15,10 +15,28 @@ Examples:
   convoke worker --config convoke.toml --log-format json
   CONVOKE_REDIS_URL=$(cat /run/secrets/redis-url) convoke worker --id w-1
 
-A command of --exec runs once per event: the payload as JSON on its standard input, and \
-CONVOKE_EVENT_ID, CONVOKE_EVENT_TYPE and CONVOKE_EVENT_ATTEMPT in its environment. What it prints is \
-the result, as JSON. Exit code 0 is success, 75 a failure that is tried again, anything else a \
-permanent one; what it writes on stderr is the message.
+Commands of --exec:
+  A command runs once per event, by sh -c. It gets the payload as one line of JSON on its standard
+  input, and CONVOKE_EVENT_ID, CONVOKE_EVENT_TYPE and CONVOKE_EVENT_ATTEMPT in its environment (no
+  other CONVOKE_* variable). What it prints on standard output is the result, as one JSON value;
+  nothing printed is null. The end of what it writes on standard error is the message of a failure;
+  of a success it is logged.
+
+  exit 0            success; output that is not one JSON value is a permanent failure
+  exit 75           unavailable, tried again
+  a signal, 129-192 internal, tried again (a shell makes 128 + n of signal n)
+  any other         internal, permanent
+
+  The status counts once the command has exited, also if a child of it holds the output open; that
+  child lives on. A run that is given up (time-out, lost lease, shutdown) is killed with all its
+  children, and so is what runs when the worker dies; on Linux also children that left its process
+  group.
+
+  JSON is exact in both directions. What it lacks is written as a map with one name:
+  {\"$bin\": \"<hex>\"} bytes, {\"$ext\": [type, \"<hex>\"]}, {\"$float\": \"nan\"|\"inf\"|\"-inf\"},
+  {\"$str\": \"<hex>\"} a string that is not UTF-8, {\"$map\": [[name, value], …]} a map whose names are
+  not strings, or stand twice, or that would look like one of these. Integers beyond 64 bits, a name
+  that stands twice and an id with a NUL are refused, with the place.
 
 SIGTERM and SIGINT end the worker: it stops reading, finishes what runs (--drain-timeout), exits 0.";
 

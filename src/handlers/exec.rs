@@ -1,28 +1,35 @@
 //! Any command, in any language, as a handler.
 //!
 //! It runs once per event, by `sh -c`: the payload as JSON on its standard input, the event's id, type
-//! and attempt in its environment, the result as JSON on its standard output. Exit 0 is success, 75
-//! (the `EX_TEMPFAIL` of `sysexits.h`) a failure that is retried, anything else one that is not; the
-//! message is what it wrote to standard error.
+//! and attempt in its environment, the result as JSON on its standard output, both in the exact form of
+//! [`json`]. [`verdict`] says what its exit status means. The status counts once the command
+//! itself has exited, whatever it left in the background; a run that is given up, or whose worker dies,
+//! ends with all its processes ([`warden`](super::warden)).
 
-use super::process::{Group, shell};
-use crate::bus::json::{from_json, to_json};
-use crate::error::{Code, HandlerError, MAX_MESSAGE};
+mod verdict;
+
+use super::process::shell;
+use super::warden::{self, Watched};
+use crate::bus::json;
+use crate::error::{HandlerError, MAX_MESSAGE};
 use crate::registry::context::Context;
 use crate::registry::handler::{Encoded, Endpoint, Schemas};
 use crate::registry::policy::Policy;
 use crate::registry::router::Registration;
-use std::process::{ExitStatus, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
-use tokio::process::Child;
+use tokio::process::{Child, ChildStdin};
+use tokio::task::unconstrained;
+use verdict::judge;
 
-/// The exit code of a failure that is retried.
-const RETRY: i32 = 75;
+/// How long the pipes of a command that has exited are read on, if what it left behind holds them open.
+const MOMENT: Duration = Duration::from_millis(200);
 
 /// A handler that runs `command` for events of that type; its output has at most that many bytes.
 pub fn registration(kind: &str, command: &str, max_output: usize) -> Registration {
-    let run: Arc<str> = command.into();
+    let run: Arc<str> = format!("{}{command}", warden::WAIT).into();
     Registration {
         kind: kind.to_owned(),
         endpoint: Endpoint::raw(move |context| Box::pin(execute(run.clone(), context, max_output))),
@@ -38,110 +45,119 @@ async fn execute(
     max_output: usize,
 ) -> Result<Encoded, HandlerError> {
     let event = context.event();
-    let payload = to_json(event.data())
+    let payload = json::to_json(event.data())
         .map_err(|error| HandlerError::invalid_argument(error.to_string()))?
         .to_string();
-    let mut child = spawn(&command, &context)?;
-    let mut group = Group(child.id());
-    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+    let (mut child, watched) = spawn(&command, &context)?;
+    let (Some(stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
         return Err(HandlerError::internal("the command has no pipes"));
     };
-    let write = async move {
-        // A command that does not read all of its input may still succeed.
-        stdin.write_all(payload.as_bytes()).await.ok();
-        Ok(())
-    };
-    let message = async { Ok(last(stderr).await) };
+    let (mut output, mut message) = (Vec::new(), Vec::new());
     let finished = async {
-        // Too much output ends the run at once, whatever the command still does.
-        let ((), output, message) = tokio::try_join!(write, bounded(stdout, max_output), message)?;
-        let status = child.wait().await?;
-        Ok::<_, HandlerError>((status, output, message))
+        let pipes = async {
+            tokio::try_join!(
+                write(stdin, payload),
+                // Too much output ends the run at once, whatever the command still does.
+                bounded(stdout, max_output, &mut output),
+                last(stderr, &mut message)
+            )
+        };
+        // Outside of tokio's budget: what is in a pipe is read before the moment is over.
+        let mut pipes = std::pin::pin!(unconstrained(pipes));
+        let status = tokio::select! {
+            read = &mut pipes => {
+                read?;
+                child.wait().await?
+            }
+            status = child.wait() => {
+                if let Ok(read) = tokio::time::timeout(MOMENT, pipes).await {
+                    read?;
+                }
+                status?
+            }
+        };
+        Ok::<_, HandlerError>(status)
     };
-    let (status, output, message) = tokio::select! {
-        finished = finished => finished?,
+    let status = tokio::select! {
+        status = finished => status?,
         () = context.cancellation().cancelled() => {
             return Err(HandlerError::aborted("the run was cancelled: its lease was lost, or the worker stops"));
         }
     };
-    group.0 = None;
+    watched.ended();
+    if status.success() && !message.is_empty() {
+        let said = String::from_utf8_lossy(&message);
+        tracing::info!(event = event.id(), kind = event.kind(), stderr = ?said, "a command succeeded and wrote on stderr");
+    }
     judge(status, &output, &message)
 }
 
-fn spawn(command: &str, context: &Context) -> Result<Child, HandlerError> {
+fn spawn(command: &str, context: &Context) -> Result<(Child, Watched), HandlerError> {
     let event = context.event();
     let mut run = shell(command);
     run.stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    if event.id().contains('\0') {
+        let id = event.id();
+        return Err(HandlerError::invalid_argument(format!(
+            "id: {id:?} holds the character NUL, which the environment of a command cannot"
+        )));
+    }
     run.env("CONVOKE_EVENT_ID", event.id())
         .env("CONVOKE_EVENT_TYPE", event.kind())
         .env("CONVOKE_EVENT_ATTEMPT", event.attempt().to_string());
-    run.spawn().map_err(|error| {
-        HandlerError::unavailable(format!("the command can not be started: {error}"))
-    })
+    let mark = warden::mark(&mut run);
+    let refused =
+        |error| HandlerError::unavailable(format!("the command cannot be started: {error}"));
+    let child = run.spawn().map_err(refused)?;
+    // A child that was just started was not waited for.
+    let leader = child.id().unwrap_or_default();
+    let watched = Watched::new(leader, mark).map_err(refused)?;
+    Ok((child, watched))
+}
+
+/// Lets the command begin and gives it the payload. One that does not read all of it may still succeed.
+async fn write(mut stdin: ChildStdin, payload: String) -> Result<(), HandlerError> {
+    if stdin.write_all(warden::BEGIN).await.is_ok() {
+        stdin.write_all(payload.as_bytes()).await.ok();
+    }
+    Ok(())
 }
 
 /// All that is written, as long as it is not too much.
-async fn bounded(from: impl AsyncRead + Unpin, limit: usize) -> Result<Vec<u8>, HandlerError> {
-    let mut output = Vec::new();
-    from.take(limit as u64 + 1).read_to_end(&mut output).await?;
+async fn bounded(
+    from: impl AsyncRead + Unpin,
+    limit: usize,
+    output: &mut Vec<u8>,
+) -> Result<(), HandlerError> {
+    from.take(limit as u64 + 1).read_to_end(output).await?;
     if output.len() > limit {
         let message = format!("the command wrote more than {limit} bytes of result");
         return Err(HandlerError::internal(message).permanent());
     }
-    Ok(output)
+    Ok(())
 }
 
 /// The end of what is written.
-async fn last(mut from: impl AsyncRead + Unpin) -> Vec<u8> {
-    let mut kept = Vec::new();
+async fn last(mut from: impl AsyncRead + Unpin, kept: &mut Vec<u8>) -> Result<(), HandlerError> {
     let mut chunk = [0; 1024];
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
         kept.extend_from_slice(&chunk[..count]);
         let surplus = kept.len().saturating_sub(MAX_MESSAGE);
         kept.drain(..surplus);
     }
-    kept
-}
-
-fn judge(status: ExitStatus, output: &[u8], message: &[u8]) -> Result<Encoded, HandlerError> {
-    let message = String::from_utf8_lossy(message).trim().to_owned();
-    let message = match message.is_empty() {
-        true => format!("the command ended with {status}"),
-        false => message,
-    };
-    match status.code() {
-        Some(0) => result(output),
-        Some(RETRY) => Err(HandlerError::unavailable(message)),
-        Some(_) => Err(HandlerError::internal(message).permanent()),
-        None => Err(HandlerError::new(
-            Code::Internal,
-            format!("{status}: {message}"),
-        )),
-    }
-}
-
-fn result(output: &[u8]) -> Result<Encoded, HandlerError> {
-    if output.trim_ascii().is_empty() {
-        return Ok(from_json(&serde_json::Value::Null));
-    }
-    match serde_json::from_slice(output) {
-        Ok(value) => Ok(from_json(&value)),
-        Err(error) => {
-            let message = format!("the command's output is not JSON: {error}");
-            Err(HandlerError::internal(message).permanent())
-        }
-    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bus::json::{from_json, to_json};
+    use crate::error::Code;
     use crate::registry::layers::testing::context;
-    use std::time::Duration;
 
     async fn run(command: &str, data: &[u8]) -> Result<String, HandlerError> {
         let registration = registration("image.resize", command, 100_000);
@@ -179,7 +195,21 @@ mod tests {
             ("echo broken >&2; exit 1", Code::Internal, false, "broken"),
             ("exit 3", Code::Internal, false, "exit status: 3"),
             ("kill -9 $$", Code::Internal, true, "signal: 9"),
-            ("echo '{'", Code::Internal, false, "not JSON"),
+            (
+                "sh -c 'kill -9 $$'; exit $?",
+                Code::Internal,
+                true,
+                "signal: 9",
+            ),
+            ("exit 128", Code::Internal, false, "exit status: 128"),
+            ("exit 255", Code::Internal, false, "exit status: 255"),
+            ("echo '{'", Code::Internal, false, "begins with \"{\\n\""),
+            (
+                "echo 18446744073709551616",
+                Code::Internal,
+                false,
+                "beyond 64 bits",
+            ),
         ];
         for (command, code, retryable, message) in cases {
             let (found, again, said) = failure(run(command, &[0xc0]).await);
@@ -201,23 +231,85 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_that_is_given_up_takes_its_processes_along() {
-        let mark = format!("{}", 100_000 + fastrand::u32(..100_000));
-        let command = format!("sleep {mark} & sleep {mark}; true");
-        let sleeping = || {
-            let found = std::process::Command::new("pgrep")
-                .args(["-f", &format!("^sleep {mark}")])
-                .output();
-            !found.unwrap().stdout.is_empty()
-        };
-        let given_up =
-            tokio::time::timeout(Duration::from_millis(500), run(&command, &[0xc0])).await;
-        assert!(given_up.is_err());
+    async fn every_value_goes_through_a_command_as_it_was() {
+        let values: [&[u8]; 8] = [
+            &[0xcb, 0x7f, 0xf8, 0, 0, 0, 0, 0, 0],
+            &[0xcb, 0xff, 0xf0, 0, 0, 0, 0, 0, 0],
+            &[0x82, 1, 7, 0xa1, b'1', 8],
+            &[0xc4, 1, 0xff],
+            &[0xc4, 1, b'x'],
+            &[0xd4, 7, 0xab],
+            &[0xcf, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff],
+            b"\x81\xa4$bin\xa2zz",
+        ];
+        for value in values {
+            let registration = registration("image.resize", "cat", 1000);
+            let result = registration.endpoint.start(context(&[("data", value)]));
+            assert_eq!(result.await.unwrap(), value);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_id_that_no_environment_holds_is_refused() {
+        let context = context(&[("id", b"a\0b"), ("data", &[0xc0])]);
+        let run = registration("image.resize", "cat", 100)
+            .endpoint
+            .start(context);
+        let error = run.await.unwrap_err();
+        assert_eq!(
+            (error.code, error.retryable),
+            (Code::InvalidArgument, false)
+        );
+        assert!(error.message.contains(r#"id: "a\0b""#), "{}", error.message);
+    }
+
+    fn sleepers(seconds: &str) -> usize {
+        let found = std::process::Command::new("pgrep")
+            .args(["-f", &format!("^sleep {seconds}")])
+            .output();
+        found.unwrap().stdout.split(|b| *b == b'\n').count() - 1
+    }
+
+    async fn until(mut holds: impl FnMut() -> bool, what: &str) {
         let began = std::time::Instant::now();
-        while sleeping() {
-            assert!(began.elapsed() < Duration::from_secs(10), "still running");
+        while !holds() {
+            assert!(began.elapsed() < Duration::from_secs(20), "{what}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    fn unique_seconds() -> String {
+        (100_000 + fastrand::u32(..100_000)).to_string()
+    }
+
+    #[tokio::test]
+    async fn a_status_counts_though_a_child_holds_the_output() {
+        let seconds = unique_seconds();
+        let command = format!("sleep {seconds} & echo '\"started\"'");
+        let ended = tokio::time::timeout(Duration::from_secs(30), run(&command, &[0xc0])).await;
+        assert_eq!(ended.expect("it still waits").unwrap(), "\"started\"");
+        // A background process of a run that succeeded is the command's own matter.
+        assert_eq!(sleepers(&seconds), 1);
+        let ended = std::process::Command::new("pkill")
+            .args(["-f", &format!("^sleep {seconds}")])
+            .status();
+        assert!(ended.unwrap().success());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_is_given_up_takes_its_processes_along() {
+        let seconds = unique_seconds();
+        // One in the group, one that left it, one that even its parent left.
+        let command = format!(
+            "sleep {seconds} & setsid sleep {seconds} & (setsid sleep {seconds} &) ; sleep {seconds}; true"
+        );
+        let mut running = Box::pin(run(&command, &[0xc0]));
+        tokio::select! {
+            ended = &mut running => panic!("{ended:?}"),
+            () = until(|| sleepers(&seconds) == 4, "never began") => {}
+        }
+        drop(running);
+        until(|| sleepers(&seconds) == 0, "they still run").await;
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ mod process;
 pub mod services;
 pub mod system;
 pub mod task;
+mod warden;
 
 use crate::registry::router::Registration;
 use rmpv::Value;

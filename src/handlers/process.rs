@@ -1,6 +1,5 @@
 //! Commands of the user's, run by `sh`.
 
-use std::process::Stdio;
 use tokio::process::Command;
 
 /// What begins so in the environment is this program's own: it may hold passwords.
@@ -27,25 +26,4 @@ pub(super) fn shell_unseen(command: &str) -> Command {
     let mut run = shell("run=$CONVOKE_RUN; unset CONVOKE_RUN; eval \"$run\"");
     run.env("CONVOKE_RUN", command);
     run
-}
-
-/// A command's processes, by the id of their group; dropped, all of them are killed.
-#[derive(Debug)]
-pub(super) struct Group(pub Option<u32>);
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.0 {
-            // Built into every `sh`; a program `kill` is missing from small images.
-            let killed = std::process::Command::new("sh")
-                .args(["-c", "kill -s KILL -- \"-$1\"", "sh", &leader.to_string()])
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
-            if let Err(error) = killed {
-                tracing::warn!(%error, leader, "a command's processes could not be killed");
-            }
-        }
-    }
 }

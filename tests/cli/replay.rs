@@ -224,9 +224,10 @@ fn a_payload_is_mended_in_the_editor() {
     assert_eq!(data(0), json!({"n": "mended"}));
     assert!(text(&entries(&redis, EVENTS)[0], "edited").contains('@'));
     edit(&editor("fails", "exit 3"), &["--id", "2-1"]).failed(1, &["nothing was changed"]);
-    edit(&editor("garbage", "echo '{' > \"$1\""), &["--id", "2-1"]).failed(2, &["no JSON"]);
+    edit(&editor("garbage", "echo '{' > \"$1\""), &["--id", "2-1"])
+        .failed(2, &["the mended payload is not JSON"]);
     assert_eq!(entries(&redis, DEAD).len(), 1);
-    // Bytes have no place in JSON.
+    // Bytes have a form of their own in JSON, and stay what they are.
     super::rig::send(
         &redis,
         &[
@@ -236,12 +237,17 @@ fn a_payload_is_mended_in_the_editor() {
             b"type",
             b"image.raw",
             b"data",
-            b"\xc4\x01\xff",
+            b"\x81\xa3raw\xc4\x01\xff",
             b"deadreason",
             b"internal",
         ],
     );
-    edit(&mends, &["--id", "9-1"]).failed(1, &["bytes", "--force"]);
+    let adds = editor("adds", r#"sed -i '1s/{/{"n": 1,/' "$1""#);
+    edit(&adds, &["--id", "9-1"]).done();
+    assert_eq!(
+        entries(&redis, EVENTS)[1].get("data").unwrap(),
+        b"\x82\xa1n\x01\xa3raw\xc4\x01\xff"
+    );
     // What could not be decoded is written anew.
     super::rig::send(
         &redis,
@@ -259,7 +265,7 @@ fn a_payload_is_mended_in_the_editor() {
     );
     let anew = editor("anew", "echo 7 > \"$1\"");
     edit(&anew, &["--id", "10-1", "--force"]).done();
-    assert_eq!(data(1), json!(7));
+    assert_eq!(data(2), json!(7));
 }
 
 /// One entry with a living instance, one with one that was lost, one with a stranger.

@@ -278,3 +278,67 @@ fn a_task_is_completed_or_failed_in_the_place_of_its_holder() {
     assert_eq!(report(&last, "t-2").json()["status"], "failed");
     worker.stop().done();
 }
+
+/// The processes whose command line is `sleep` with that argument.
+fn sleepers(seconds: u32) -> usize {
+    let found = Command::new("pgrep")
+        .args(["-f", &format!("^sleep {seconds}")])
+        .output();
+    found.unwrap().stdout.split(|b| *b == b'\n').count() - 1
+}
+
+#[test]
+fn commands_die_with_their_worker() {
+    let redis = Redis::start();
+    let seconds = 300_000 + redis.port() as u32;
+    // One stays, one leaves the process group.
+    let hold = format!("job.hold=setsid sleep {seconds} & sleep {seconds}; true");
+    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec", &hold]);
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    run(&redis, &["publish", "job.hold"]).done();
+    support::eventually("the command runs", || sleepers(seconds) == 2);
+    // SIGKILL, so that the worker cannot do anything about it.
+    drop(worker);
+    support::eventually("the command has ended", || sleepers(seconds) == 0);
+}
+
+#[test]
+fn a_command_is_told_exactly_what_was_published_and_answers_exactly() {
+    let redis = Redis::start();
+    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=demo.echo=cat"]);
+    command.args(["--exec", "demo.large=echo 18446744073709551616"]);
+    command.args(["--exec", "demo.noise=echo Processing; echo 1"]);
+    command.args(["--exec", "demo.killed=sh -c 'kill -9 $$'"]);
+    command.args(["--max-attempts=1"]);
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    for data in [
+        r#"{"$bin":"00ff"}"#,
+        r#"{"$float":"nan"}"#,
+        r#"{"$map":[[1,"a"],["1","b"]]}"#,
+        r#"[18446744073709551615,-9223372036854775808,1.0,2e-7]"#,
+    ] {
+        let ended = run(&redis, &["request", "demo.echo", "--data", data]).done();
+        assert_eq!(ended.out, format!("{data}\n"));
+    }
+    for (data, said) in [
+        ("18446744073709551616", "beyond 64 bits"),
+        (r#"{"a": 1, "a": 2}"#, "stands twice"),
+        (r#"{"$bin": "x"}"#, "hexadecimal"),
+        ("{", "not JSON"),
+    ] {
+        run(&redis, &["request", "demo.echo", "--data", data]).failed(2, &["--data", said]);
+    }
+    run(&redis, &["request", "demo.large"]).failed(1, &["18446744073709551616 at byte 0"]);
+    run(&redis, &["request", "demo.noise"]).failed(1, &["begins with", "Processing"]);
+    let killed = run(&redis, &["request", "demo.killed", "--format", "json"]);
+    let error: Value = serde_json::from_str(&killed.err).unwrap();
+    assert_eq!(
+        (&error["code"], &error["retryable"]),
+        (&"internal".into(), &true.into())
+    );
+    assert!(
+        error["message"].as_str().unwrap().contains("signal: 9"),
+        "{error}"
+    );
+    worker.stop().done();
+}

@@ -23,17 +23,10 @@ impl Drop for Draft {
 /// Opens a payload as JSON in $VISUAL or $EDITOR; returns it mended, as MessagePack.
 ///
 /// # Errors
-/// Fails if the payload holds what JSON can not say and would change by itself, if the editor
-/// fails, or if what it left is no JSON.
-pub fn edit(data: Option<&[u8]>, force: bool) -> anyhow::Result<Vec<u8>> {
+/// Fails if the editor fails, or if what it left is not JSON that can be taken exactly.
+pub fn edit(data: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
     let data = data.unwrap_or(&[0xc0]);
     let value = json::to_json(data).unwrap_or(Value::Null);
-    if !force && !survives(data, &value) {
-        anyhow::bail!(
-            "the payload holds bytes or extension types, which JSON lacks: saving it would change \
-             them; --force edits it all the same"
-        );
-    }
     let name = format!(
         "convoke-payload-{}-{:08x}.json",
         std::process::id(),
@@ -69,69 +62,14 @@ pub fn edit(data: Option<&[u8]>, force: bool) -> anyhow::Result<Vec<u8>> {
         );
     }
     let text = std::fs::read(&draft.0)?;
-    let mended: Value = serde_json::from_slice(&text)
-        .map_err(|error| Misuse::error(format_args!("the mended payload is no JSON: {error}")))?;
-    Ok(match mended == value {
-        true if survives(data, &value) => data.to_vec(),
-        _ => json::from_json(&mended),
+    let mended = json::parse(&text).map_err(|error| {
+        Misuse::error(format_args!(
+            "the mended payload is not JSON that can be taken: {error}"
+        ))
+    })?;
+    // Left as it was, it also keeps the widths of its numbers.
+    Ok(match json::to_json(&mended) {
+        Ok(same) if same == value => data.to_vec(),
+        _ => mended,
     })
-}
-
-/// Whether the payload comes back the same from JSON. One that can't be decoded has nothing to keep.
-fn survives(data: &[u8], value: &Value) -> bool {
-    let decode = |mut bytes: &[u8]| rmpv::decode::read_value(&mut bytes).ok();
-    match json::to_json(data) {
-        Err(_) => true,
-        Ok(_) => match (decode(data), decode(&json::from_json(value))) {
-            (Some(was), Some(is)) => same(&was, &is),
-            _ => false,
-        },
-    }
-}
-
-/// Equal but for the width of numbers.
-fn same(a: &rmpv::Value, b: &rmpv::Value) -> bool {
-    use rmpv::Value::{Array, F32, Map};
-    match (a, b) {
-        (Array(a), Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
-        (Map(a), Map(b)) => {
-            a.len() == b.len()
-                && a.iter()
-                    .zip(b)
-                    .all(|((ak, av), (bk, bv))| same(ak, bk) && same(av, bv))
-        }
-        (F32(a), b) => b.as_f64() == Some(f64::from(*a)),
-        (a, b) => a == b,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_json_lacks_does_not_survive() {
-        let packed = |value: &rmpv::Value| {
-            let mut data = Vec::new();
-            rmpv::encode::write_value(&mut data, value).unwrap();
-            data
-        };
-        let survives = |data: &[u8]| super::survives(data, &json::to_json(data).unwrap());
-        for good in [
-            rmpv::Value::from(7),
-            rmpv::Value::F32(1.5),
-            rmpv::Value::Array(vec!["a".into(), rmpv::Value::Nil]),
-            rmpv::Value::Map(vec![("k".into(), true.into())]),
-        ] {
-            assert!(survives(&packed(&good)), "{good}");
-        }
-        for bad in [
-            rmpv::Value::Binary(b"text".to_vec()),
-            rmpv::Value::Ext(1, vec![2]),
-            rmpv::Value::Map(vec![(7.into(), true.into())]),
-            rmpv::Value::F64(f64::NAN),
-        ] {
-            assert!(!survives(&packed(&bad)), "{bad}");
-        }
-    }
 }

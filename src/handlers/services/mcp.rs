@@ -1,7 +1,8 @@
 //! An MCP server that speaks over its standard input and output: started at the first check, kept
 //! between checks, started again after a growing pause when it ends or answers no more.
 
-use crate::handlers::process::{Group, shell_unseen};
+use crate::handlers::process::shell_unseen;
+use crate::handlers::warden::{self, Watched};
 use rmcp::model::{ClientCapabilities, ClientConfig, ClientRequest, Implementation, PingRequest};
 use rmcp::service::{RoleClient, RunningService, ServiceError, serve_client};
 use rmcp::transport::TokioChildProcess;
@@ -87,7 +88,7 @@ struct Server {
     service: RunningService<RoleClient, ClientConfig>,
     since: Instant,
     missed: u32,
-    _group: Group,
+    _watched: Option<Watched>,
 }
 
 impl Keeper {
@@ -178,12 +179,18 @@ impl Server {
 }
 
 async fn start(command: &str) -> Result<Server, String> {
-    let (transport, _) = TokioChildProcess::builder(shell_unseen(command))
+    let refused = |error| format!("cannot be started: {error}");
+    let mut run = shell_unseen(command);
+    let mark = warden::mark(&mut run);
+    let (transport, _) = TokioChildProcess::builder(run)
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| format!("can not be started: {error}"))?;
+        .map_err(refused)?;
     // Whatever becomes of the start, the processes end with this.
-    let group = Group(transport.id());
+    let watched = match transport.id() {
+        Some(leader) => Some(Watched::new(leader, mark).map_err(refused)?),
+        None => None,
+    };
     let me = Implementation::new(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
     let config = ClientConfig::new(ClientCapabilities::default(), me);
     match tokio::time::timeout(START, serve_client(config, transport)).await {
@@ -191,7 +198,7 @@ async fn start(command: &str) -> Result<Server, String> {
             service,
             since: Instant::now(),
             missed: 0,
-            _group: group,
+            _watched: watched,
         }),
         Ok(Err(error)) => Err(format!("initialize failed: {error}")),
         Err(_) => Err("no answer to initialize".to_owned()),

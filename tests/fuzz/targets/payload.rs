@@ -14,6 +14,9 @@ fuzz_target!(|data: &[u8]| {
         let mut rest = data;
         rmpv::decode::read_value(&mut rest).expect("what was scanned decodes");
         assert!(rest.is_empty(), "the scan left a rest");
-        assert!(shown.is_ok(), "what was scanned can be shown");
+        let shown = shown.expect("what was scanned can be shown");
+        let again = json::parse(shown.to_string().as_bytes()).expect("what is shown can be read");
+        assert_eq!(again, json::from_json(&shown), "text and value say the same");
+        assert_eq!(json::to_json(&again).ok(), Some(shown), "nothing changes on the way");
     }
 });
