@@ -18,6 +18,7 @@ Examples:
   convoke task create image.resize --data @job.json --id order-17 --wait
   convoke task list --status pending
   convoke task get order-17 --format json | jq .result
+  convoke task cancel order-17 --reason 'ordered twice'
 
 A task goes to the least loaded worker that has a handler for its kind; with nobody free it waits.";
 
@@ -28,7 +29,7 @@ Examples:
   convoke task create image.resize --data @job.json --id order-17 --wait
 
 Prints the task's id and what became of it; with --wait its result, as JSON, once it is completed.
-A task that has failed, or is not done within --timeout, makes the exit code 1. The same command with
+A task that has failed, was cancelled, or is not done within --timeout, makes the exit code 1. The same command with
 the same --id is safe to repeat: it creates one task.";
 
 const REPORT_EXAMPLES: &str = "\
@@ -38,6 +39,14 @@ Examples:
 
 Workers do this by themselves. Instance and fence are those of the assignment, as `task get` shows
 them: if the task was assigned again since, it is refused.";
+
+const CANCEL_EXAMPLES: &str = "\
+Examples:
+  convoke task cancel order-17
+  convoke task cancel order-17 --reason 'ordered twice'
+
+A worker that runs it is told so; what it completes later is discarded. The same again is safe. A task
+that was completed or has failed is refused.";
 
 /// Create tasks and look at them
 #[derive(Args)]
@@ -52,6 +61,7 @@ enum Command {
     Create(Create),
     Get(Get),
     List(List),
+    Cancel(Cancel),
     Complete(Complete),
     Fail(Fail),
 }
@@ -103,11 +113,25 @@ struct Get {
 #[derive(Args)]
 struct List {
     /// Only those of this status
-    #[arg(long, value_parser = ["pending", "assigned", "completed", "failed"])]
+    #[arg(long, value_parser = ["pending", "assigned", "completed", "failed", "cancelled"])]
     status: Option<String>,
     /// At most so many
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
+    #[command(flatten)]
+    reply: ReplyFlags,
+}
+
+/// Cancel a task that waits or that a worker holds
+#[derive(Args)]
+#[command(after_help = CANCEL_EXAMPLES)]
+struct Cancel {
+    /// The task's id
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Why, for whoever looks at it later
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
     #[command(flatten)]
     reply: ReplyFlags,
 }
@@ -181,6 +205,13 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             Ok(Outcome::Done)
         }
         Command::List(flags) => list(&session, flags).await,
+        Command::Cancel(flags) => {
+            let mut payload = json!({"task_id": flags.id});
+            if let Some(reason) = flags.reason {
+                payload["reason"] = reason.into();
+            }
+            report(&session, "task.cancel", &payload, &flags.reply).await
+        }
         Command::Complete(flags) => {
             let mut payload = flags.assignment.payload();
             payload["result"] = data(&session, flags.data.as_deref())?;
@@ -261,6 +292,19 @@ async fn wait(
             }
             "failed" => {
                 let line = format!("convoke: task {id} failed: {}", text(&task, "error"));
+                output::complain_line(&printable(&line));
+                return Ok(Outcome::Failed);
+            }
+            "cancelled" if session.output.is_json() => {
+                session.output.json(&task)?;
+                return Ok(Outcome::Failed);
+            }
+            "cancelled" => {
+                let why = match text(&task, "reason") {
+                    why if why.is_empty() => why,
+                    why => format!(": {why}"),
+                };
+                let line = format!("convoke: task {id} was cancelled{why}");
                 output::complain_line(&printable(&line));
                 return Ok(Outcome::Failed);
             }

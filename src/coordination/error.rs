@@ -23,6 +23,9 @@ pub enum CoordinationError {
     /// A fence or a lease was lost: someone else owns it now.
     #[error("{0}")]
     Aborted(String),
+    /// There is so much of it already that there may not be more.
+    #[error("{0}")]
+    Exhausted(String),
     /// Others changed the same thing again and again meanwhile. Nothing was changed by this call.
     #[error("{what} was changed by others at each of {tries} tries: try again")]
     Contended {
@@ -53,6 +56,7 @@ impl CoordinationError {
             CoordinationError::AlreadyExists(_) => Code::AlreadyExists,
             CoordinationError::FailedPrecondition(_) => Code::FailedPrecondition,
             CoordinationError::Aborted(_) => Code::Aborted,
+            CoordinationError::Exhausted(_) => Code::ResourceExhausted,
             CoordinationError::Contended { .. } => Code::Unavailable,
             CoordinationError::Bus(BusError::OtherHistory) => Code::Aborted,
             CoordinationError::Bus(error) if error.reaction() == Reaction::GiveUp => Code::Internal,

@@ -201,7 +201,8 @@ impl Instances {
             ) = self.store.invoke(&call).await?;
             match again {
                 0 => {
-                    let more = given.len() == TAKES;
+                    // Its room, or the bounds of one step, ended there.
+                    let more = !given.is_empty();
                     assigned.extend(given);
                     let new = *first.get_or_insert(new);
                     if more {

@@ -12,7 +12,7 @@
 --       instance holds roles whose sets are not declared, or its tasks go to instances whose inboxes
 --       are not; nothing was changed; call again with them as well. again = 2: a part of its tasks
 --       is reassigned; call again for the next. lost = 0: not active, or not expired.
--- Cost  O((roles + capabilities + tasks of a part * look-ahead of tasks.lua) * log n). Passes when
+-- Cost  O((roles + capabilities + tasks of a part + looks of tasks.lua) * log n). Passes when
 --       memory is full: it adds no more than the payloads of its tasks.
 --
 -- Between two parts the instance is expired and not lost yet: it gets nothing, and what it still

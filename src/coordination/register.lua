@@ -13,7 +13,7 @@
 -- Returns {again, roles, incarnation, new, leader, tasks}. again = 1: the instance holds roles whose
 --       sets are not declared; nothing was changed; call again with them as well. again = 2: it is
 --       past its expiry and holds tasks; nothing was changed; have it declared lost, and call again.
--- Cost  O((roles + capabilities + tasks * lanes looked at) * log n). Refused when memory is full.
+-- Cost  O((roles + capabilities + tasks + looks of tasks.lua) * log n). Refused when memory is full.
 --
 -- An instance that is past its expiry but was not swept yet and holds no tasks begins a new
 -- incarnation here, without an instance.lost: the fact of the higher incarnation says that the older
@@ -86,7 +86,7 @@ slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
 slot.roles, slot.any = roles, kinds == ''
 if inbox[id] then redis.call('PERSIST', inbox[id]) end
-local given = pull(id, tonumber(ARGV[8]))
+local given = pull(id, tonumber(ARGV[8]), changed and kinds)
 save_slots()
 local leads = redis.call('HMGET', leader, 'id', 'until')
 local stands = leads[1] and tonumber(leads[2] or 0) > now

@@ -15,7 +15,7 @@ pub const MAX_PRIORITY: u8 = 100;
 pub const MAX_REQUIRES: usize = 16;
 /// How many attempts a task may have.
 pub const ATTEMPTS: RangeInclusive<u32> = 1..=100;
-/// Bytes of an error that are kept.
+/// Bytes of an error, or of the reason of a cancellation, that are kept.
 pub const MAX_ERROR: usize = 1024;
 /// Bytes that the event which assigns a task needs besides the payload, at the most.
 const AROUND: usize = 1024;
@@ -36,15 +36,18 @@ pub enum Status {
     Completed,
     /// It will not be tried again.
     Failed,
+    /// Somebody cancelled it.
+    Cancelled,
 }
 
 impl Status {
     /// All of them, in the order of a task's life.
-    pub const ALL: [Status; 4] = [
+    pub const ALL: [Status; 5] = [
         Status::Pending,
         Status::Assigned,
         Status::Completed,
         Status::Failed,
+        Status::Cancelled,
     ];
 
     /// The name on the bus.
@@ -54,6 +57,7 @@ impl Status {
             Status::Assigned => "assigned",
             Status::Completed => "completed",
             Status::Failed => "failed",
+            Status::Cancelled => "cancelled",
         }
     }
 }
@@ -72,7 +76,7 @@ impl FromStr for Status {
         found.ok_or_else(|| {
             let name: String = name.chars().take(32).collect();
             invalid(format!(
-                "status: {name:?} is not pending, assigned, completed or failed"
+                "status: {name:?} is not pending, assigned, completed, failed or cancelled"
             ))
         })
     }
@@ -171,6 +175,8 @@ pub struct Task {
     pub fence: Option<u64>,
     /// What went wrong last.
     pub error: Option<String>,
+    /// Why it was cancelled.
+    pub reason: Option<String>,
     /// When, in Unix ms.
     pub created_at: u64,
     /// When its status last changed, in Unix ms.
@@ -190,6 +196,7 @@ struct Record {
     holder: Option<String>,
     fence: Option<u64>,
     error: Option<String>,
+    reason: Option<String>,
     created_at: u64,
     changed_at: u64,
 }
@@ -214,6 +221,7 @@ impl Task {
             instance: record.holder,
             fence: record.fence,
             error: record.error,
+            reason: record.reason,
             created_at: record.created_at,
             changed_at: record.changed_at,
         })

@@ -8,7 +8,7 @@
 -- Returns {outcome, status, holder, fence, number}. Outcome `completed`. `not_found`. `aborted`: it
 --       is not that instance's under that fence, but as told. `refused`: the key of the publication
 --       of that number is no stream; nothing was changed.
--- Cost  O((lanes looked at + roles + publications) * log n). Refused when memory is full.
+-- Cost  O((looks of tasks.lua + roles + publications) * log n). Refused when memory is full.
 local id, instance, with = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local first = open(1, instance)
 local task = task_of(id)

@@ -5,10 +5,12 @@
 -- KEYS  1–13 those of tasks.lua  14… the inboxes of ARGV[8], in its order
 -- ARGV  1 task id  2 kind  3 role  4 required capabilities, sorted words  5 priority
 --       6 the most attempts  7 payload (MessagePack)  8 the instances whose inboxes are declared
+--       9 the most tasks that may wait  10 the most bytes of their payloads
 -- Returns {outcome, status, holder, inboxes}. Outcome `again`: nothing was changed; call again with
 --       the inboxes named as well. `created`. `exists`: it was there. `differs`: another task of
---       that id is there.
--- Cost  O((look-ahead of tasks.lua) * log n) for n instances and tasks. Refused when memory is full.
+--       that id is there. `many`, `much`: so many tasks wait, or so many bytes, that it may not; nothing
+--       was changed.
+-- Cost  O(looks of tasks.lua * log n) for n instances and tasks. Refused when memory is full.
 open(1, ARGV[8])
 local id = ARGV[1]
 local task = task_of(id)
@@ -20,13 +22,21 @@ if task then
   return { same and 'exists' or 'differs', task.status, holder, '' }
 end
 task = { kind = ARGV[2], role = ARGV[3], requires = ARGV[4], priority = tonumber(ARGV[5]),
-  max_attempts = tonumber(ARGV[6]), attempt = 0, created_at = now }
-local to = pick(task)
+  max_attempts = tonumber(ARGV[6]), attempt = 0, created_at = now, bytes = #ARGV[7] }
+local serial = tonumber(redis.call('HGET', K.counts, 'seq') or 0) + 1
+task.order = string.format('%03d%014.0f', 100 - task.priority, serial)
+local to = seat(task)
 local names = missing()
 if names then return { 'again', '', '', names } end
-local serial = redis.call('HINCRBY', K.counts, 'seq', 1)
-task.order = string.format('%03d%014.0f', 100 - task.priority, serial)
+-- Those that were called up make room.
+if not to then
+  local bytes = tonumber(redis.call('HGET', K.counts, 'waiting') or 0) - moved
+  if redis.call('ZCARD', K.queue) - #planned >= tonumber(ARGV[9]) then return { 'many', '', '', '' } end
+  if bytes + task.bytes > tonumber(ARGV[10]) then return { 'much', '', '', '' } end
+end
+redis.call('HINCRBY', K.counts, 'seq', 1)
 redis.call('HSET', K.data, id, ARGV[7])
+serve()
 if to then give(id, task, to) else enqueue(id, task) end
 save_slots()
 return { 'created', task.status, to or '', '' }

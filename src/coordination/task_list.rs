@@ -3,11 +3,18 @@
 use super::error::CoordinationError;
 use super::task::{Status, Task, check_task_id, invalid};
 use super::tasks::Tasks;
+use redis::Script;
+use std::sync::LazyLock;
 
 /// Tasks that one list has at the most.
 pub const MAX_LISTED: usize = 1000;
-/// Records read in one round trip.
-const PAGE: usize = 100;
+/// Finished tasks that one step looks at.
+const PAGE: usize = 1000;
+
+static LIST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("task_list.lua")));
+
+/// Pending, assigned, completed, failed, cancelled.
+type Counted = (u64, u64, u64, u64, u64);
 
 /// How many tasks there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,6 +27,8 @@ pub struct TaskCounts {
     pub completed: u64,
     /// Tasks that have failed, since ever.
     pub failed: u64,
+    /// Tasks that were cancelled, since ever.
+    pub cancelled: u64,
 }
 
 /// A task with what it works on and what came of it.
@@ -59,7 +68,8 @@ impl Tasks {
 
     /// At most `limit` tasks: of one status, or the assigned, the waiting and the finished after each
     /// other. Those that wait come in the order in which they go, the finished last first; of more
-    /// than `limit` assigned ones, those of some instances.
+    /// than `limit` assigned ones, those of some instances. As they are at one moment, save that of the
+    /// finished of one status, where there are very many of others, older ones may be of a later moment.
     ///
     /// # Errors
     /// `Invalid` if `limit` is over [`MAX_LISTED`]; `Bus` else.
@@ -68,73 +78,54 @@ impl Tasks {
         status: Option<Status>,
         limit: usize,
     ) -> Result<Vec<Task>, CoordinationError> {
+        Ok(self.snapshot(status, limit).await?.1)
+    }
+
+    /// The same with how many there are of all, at the same moment.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub async fn snapshot(
+        &self,
+        status: Option<Status>,
+        limit: usize,
+    ) -> Result<(TaskCounts, Vec<Task>), CoordinationError> {
         if limit > MAX_LISTED {
             return Err(invalid(format!("limit: {limit} is not 0 to {MAX_LISTED}")));
         }
-        let mut tasks = Vec::new();
-        let order = [Status::Assigned, Status::Pending, Status::Completed];
-        for group in order {
-            let of_group = match status {
-                Some(Status::Failed) => group == Status::Completed,
-                Some(status) => status == group,
-                None => true,
-            };
-            if of_group {
-                self.collect(group, status, limit, &mut tasks).await?;
-            }
-        }
-        Ok(tasks)
-    }
-
-    /// Reads the tasks of one index, page by page, until the limit is reached.
-    async fn collect(
-        &self,
-        group: Status,
-        status: Option<Status>,
-        limit: usize,
-        tasks: &mut Vec<Task>,
-    ) -> Result<(), CoordinationError> {
         let keys = self.store.keys.tasks();
-        let finished = group == Status::Completed;
-        let index = match group {
-            Status::Assigned => &keys.held,
-            Status::Pending => &keys.queue,
-            Status::Completed | Status::Failed => &keys.done,
-        };
-        let mut from = 0;
-        while tasks.len() < limit {
-            let mut reads = redis::pipe();
-            let read = reads
-                .cmd("ZRANGE")
-                .arg(index)
-                .arg(from)
-                .arg(from + PAGE - 1);
-            if finished {
-                read.arg("REV");
+        let mut first = None;
+        let mut tasks = Vec::new();
+        let mut after = String::new();
+        loop {
+            let mut call = LIST.prepare_invoke();
+            call.key(&keys.tasks)
+                .key(&keys.held)
+                .key(&keys.queue)
+                .key(&keys.done)
+                .key(&keys.counts)
+                .arg(status.map_or("", Status::as_str))
+                .arg(limit - tasks.len())
+                .arg(&after)
+                .arg(PAGE);
+            let (counts, listed, next): (Counted, Vec<(String, Vec<u8>)>, String) =
+                self.store.invoke(&call).await?;
+            let counts = *first.get_or_insert(counts);
+            let read = listed.iter();
+            tasks.extend(read.filter_map(|(id, record)| Task::from_record(id, record)));
+            if next.is_empty() || tasks.len() >= limit {
+                let (pending, assigned, completed, failed, cancelled) = counts;
+                let counts = TaskCounts {
+                    pending,
+                    assigned,
+                    completed,
+                    failed,
+                    cancelled,
+                };
+                return Ok((counts, tasks));
             }
-            let (members,): (Vec<String>,) = self.store.ask(&reads).await?;
-            let ids: Vec<&str> = members
-                .iter()
-                .map(|member| member.rsplit(' ').next().unwrap_or(member))
-                .collect();
-            if ids.is_empty() {
-                break;
-            }
-            let mut reads = redis::pipe();
-            reads.cmd("HMGET").arg(&keys.tasks).arg(&ids);
-            let (records,): (Vec<Option<Vec<u8>>>,) = self.store.ask(&reads).await?;
-            let read = ids.iter().zip(records);
-            let found = read.filter_map(|(id, record)| Task::from_record(id, &record?));
-            // One that moved on meanwhile is found where it is now, or next time.
-            let wanted = |task: &Task| match (status, finished) {
-                (Some(status), _) => task.status == status,
-                (None, true) => matches!(task.status, Status::Completed | Status::Failed),
-                (None, false) => task.status == group,
-            };
-            tasks.extend(found.filter(wanted).take(limit - tasks.len()));
-            from += PAGE;
+            after = next;
         }
-        Ok(())
     }
 
     /// Counts the tasks.
@@ -142,23 +133,7 @@ impl Tasks {
     /// # Errors
     /// `Bus`.
     pub async fn counts(&self) -> Result<TaskCounts, CoordinationError> {
-        let keys = self.store.keys.tasks();
-        let mut reads = redis::pipe();
-        reads.atomic();
-        reads.cmd("ZCARD").arg(&keys.queue);
-        reads.cmd("ZCARD").arg(&keys.held);
-        reads
-            .cmd("HMGET")
-            .arg(&keys.counts)
-            .arg(&["completed", "failed"]);
-        let (pending, assigned, (completed, failed)): (u64, u64, (Option<u64>, Option<u64>)) =
-            self.store.ask(&reads).await?;
-        Ok(TaskCounts {
-            pending,
-            assigned,
-            completed: completed.unwrap_or(0),
-            failed: failed.unwrap_or(0),
-        })
+        Ok(self.snapshot(None, 0).await?.0)
     }
 
     pub(super) async fn record(&self, id: &str) -> Result<Option<Task>, CoordinationError> {

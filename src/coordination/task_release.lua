@@ -7,7 +7,7 @@
 -- ARGV  1 instance id  2 the instances whose inboxes are declared
 -- Returns {again, reassigned, inboxes}. again = 1: nothing was changed; call again with the inboxes
 --       named as well. again = 2: a part is done; call again for the next.
--- Cost  O(part * (look-ahead of tasks.lua) * log n).
+-- Cost  O((part + looks of tasks.lua) * log n).
 local id = ARGV[1]
 open(1, ARGV[2])
 local plan = plan_release(id, true)

@@ -7,28 +7,40 @@
 --   tasks    hash: task id → its record, a MessagePack map
 --   data     hash: task id → payload, `task id result` → result
 --   waiting  lexical: `lane order id`, all that wait
---   heads    lexical: `role order id`, the first of each lane
+--   heads    lexical: `role kind order id`, the first of each lane; it is parked, with a `!` or a `"`
+--            before it, while nobody who names capabilities could take it, with room or without
 --   queue    lexical: `order id`, all that wait
 --   held     lexical: `instance id`, all that are assigned
 --   slots    hash: instance → `assigned capacity any released last-fence roles`
---   free     lexical: `role place instance`, the instances that have room; a place is the load and,
---            so that equals take turns, the last fence that the instance was given
+--   free     lexical: `role place instance`, the instances that have room; `*role` for those that
+--            named no capabilities. A place is the load and, so that equals take turns, the last fence
+--            that the instance was given
 --   done     sorted set: finished task → when, in ms
---   counts   hash: seq, fence, completed, failed, bytes (of the finished)
+--   counts   hash: seq, fence, completed, failed, cancelled, bytes (of the finished), waiting (bytes of
+--            the payloads of those), turn (of the looks at what waits), parked (the last one looked at)
 --
 -- *Lexical* is a sorted set whose scores are all 0. A *lane* is all tasks of one role, kind and
 -- requirements, which are served alike: one that nobody can take is in the way of its own lane
 -- only. `order` is 100 - priority and a serial number, of fixed width.
 --
--- A script plans first: `pick` reserves room in memory and notes in `wanted` whose inbox is not
--- declared. If that is anyone, the script answers with the names and has changed nothing. Then it
+-- Work is bounded for each call: by the limits below, and by LOOKS over all. What a call does not find
+-- within them waits, and each look at what waits (`assign_task_with_load_balancing.lua`) goes on where
+-- the last one stopped: so whoever fits is found, only later.
+--
+-- *Who waits goes first*: whoever is picked for a task gets what waits for it and comes before that one.
+--
+-- A script plans first: `seat` and `pick` reserve room in memory and note in `wanted` whose inbox is
+-- not declared. If that is anyone, the script answers with the names and has changed nothing. Then it
 -- writes, and ends with `save_slots`.
-local LANES = 64            -- lanes of one role that an instance looks at for work
+local LOOKS = 1500          -- look-ups of one call, after which it searches no further
+local KINDS = 128           -- kinds that wait at which an instance looks for work
+local SAME = 8              -- lanes of one kind at which it looks: they differ in what they require
 local NEAREST = 32          -- instances of one role, by load, that a task looks at
-local RARE = 256            -- instances with a handler for its kind that it looks at if none fits
+local RARE = 128            -- instances with a handler for the rarest kind that it needs, if none fits
 local NAMED = 8             -- instances that one answer names at least, where there are so many
 local CHUNK = 50            -- tasks that one call takes from an instance
 local FEW = 4               -- tasks that an instance which has room gets at most, where one is due
+local MOVED = 2097152       -- bytes of payloads after which a call moves no more tasks
 local KEPT = 10000          -- finished tasks that are kept
 local KEPT_MS = 86400000    -- how long
 local KEPT_BYTES = 67108864 -- bytes of payloads and results of finished tasks
@@ -38,8 +50,23 @@ local INBOX = 10000         -- entries that an inbox keeps at least, where no gr
 
 local K, micros, now
 local fence
-local inbox, slots, living, unfit, wanted = {}, {}, {}, {}, {}
+local inbox, slots, living, wanted = {}, {}, {}, {}
 local reserved = 0
+-- What waits and goes to somebody, and the bytes of it.
+local planned, moved = {}, 0
+-- By role, kind and requirements: what comes first there and is not planned yet.
+local lanes = {}
+local looks = 0
+
+-- Asks the server for a search, which is bounded.
+local function look(...)
+  looks = looks + 1
+  return redis.call(...)
+end
+
+local function spent()
+  return looks >= LOOKS
+end
 
 local function words(list)
   return string.gmatch(list, '%S+')
@@ -66,7 +93,11 @@ end
 
 local function under(key, prefix, ...)
   -- '!' follows the space.
-  return redis.call('ZRANGEBYLEX', key, '[' .. prefix .. ' ', '(' .. prefix .. '!', ...)
+  return look('ZRANGEBYLEX', key, '[' .. prefix .. ' ', '(' .. prefix .. '!', ...)
+end
+
+local function count_under(key, prefix)
+  return look('ZLEXCOUNT', key, '[' .. prefix .. ' ', '(' .. prefix .. '!')
 end
 
 local function holds(id)
@@ -75,7 +106,7 @@ end
 
 local function alive(id)
   if living[id] == nil then
-    living[id] = tonumber(redis.call('ZSCORE', K.active, id) or 0) > now
+    living[id] = tonumber(look('ZSCORE', K.active, id) or 0) > now
   end
   return living[id]
 end
@@ -87,36 +118,46 @@ local function place_of(is)
   end
 end
 
-local function slot_of(id)
-  local is = slots[id]
-  if is == nil then
-    is = false
-    local text = redis.call('HGET', K.slots, id)
-    if text then
-      local assigned, capacity, any, released, last, roles =
-        string.match(text, '^(%d+) (%d+) (%d) (%d+) (%d+) ?(.*)$')
-      is = { id = id, text = text, assigned = tonumber(assigned), capacity = tonumber(capacity),
-        any = any == '1', released = tonumber(released), last = tonumber(last), roles = roles }
-      is.old_place, is.old_roles = place_of(is), roles
-    end
-    slots[id] = is
+-- Where it stands there.
+local function free_in(is, any, role, place)
+  return (any and '*' or '') .. role .. ' ' .. place .. ' ' .. is.id
+end
+
+local function slot_from(id, text)
+  local is = false
+  if text then
+    local assigned, capacity, any, released, last, roles =
+      string.match(text, '^(%d+) (%d+) (%d) (%d+) (%d+) ?(.*)$')
+    is = { id = id, text = text, assigned = tonumber(assigned), capacity = tonumber(capacity),
+      any = any == '1', released = tonumber(released), last = tonumber(last), roles = roles }
+    is.old_place, is.old_any, is.old_roles = place_of(is), is.any, roles
   end
+  slots[id] = is
   return is
+end
+
+local function slot_of(id)
+  if slots[id] ~= nil then return slots[id] end
+  return slot_from(id, look('HGET', K.slots, id))
+end
+
+local function in_role(is, role)
+  return string.find(' ' .. is.roles .. ' ', ' ' .. role .. ' ', 1, true)
 end
 
 local function save_slots()
   for id, is in pairs(slots) do
     if is then
       local place = not is.gone and place_of(is) or nil
-      if place ~= is.old_place or is.roles ~= is.old_roles then
+      if place ~= is.old_place or is.any ~= is.old_any or is.roles ~= is.old_roles then
         if is.old_place then
           for role in words(is.old_roles) do
-            redis.call('ZREM', K.free, role .. ' ' .. is.old_place .. ' ' .. id)
+            redis.call('ZREM', K.free, free_in(is, is.old_any, role, is.old_place))
           end
         end
         if place then
           for role in words(is.roles) do
-            redis.call('ZADD', K.free, 0, role .. ' ' .. place .. ' ' .. id)
+            redis.call('ZADD', K.free, 0, free_in(is, is.any, role, place))
           end
         end
       end
@@ -132,7 +173,7 @@ local function save_slots()
 end
 
 local function task_of(id)
-  local record = redis.call('HGET', K.tasks, id)
+  local record = look('HGET', K.tasks, id)
   return record and cmsgpack.unpack(record)
 end
 
@@ -141,57 +182,105 @@ local function save_task(id, task)
   redis.call('HSET', K.tasks, id, cmsgpack.pack(task))
 end
 
--- Whether an instance has what a task needs. One that registered no capabilities does not say what
--- it has handlers for: it takes any kind that requires nothing else.
-local function fits(is, task)
+local function names(is, kind)
+  return look('ZSCORE', K.capabilities, kind .. ' ' .. is.id)
+end
+
+-- Whether an instance that takes a task's kind has what it requires besides. One that registered no
+-- capabilities does not say what it has handlers for: it takes any kind that requires nothing else.
+local function meets(is, task)
   if is.any then return task.requires == '' end
-  local function has(kind)
-    return redis.call('ZSCORE', K.capabilities, kind .. ' ' .. is.id)
-  end
-  if not has(task.kind) then return false end
   for kind in words(task.requires) do
-    if not has(kind) then return false end
+    if not names(is, kind) then return false end
+  end
+  return true
+end
+
+-- At most so many of the instances that have a handler for the rarest kind that a task needs, which
+-- changes with each look at what waits; and how many there are.
+local function rarest(task, most)
+  local kind, count = task.kind, count_under(K.capabilities, task.kind)
+  for other in words(task.requires) do
+    local of_other = count > 0 and count_under(K.capabilities, other) or count
+    if of_other < count then kind, count = other, of_other end
+  end
+  if count == 0 then return {}, 0 end
+  local first, part = look('ZLEXCOUNT', K.capabilities, '-', '(' .. kind .. ' '), 0
+  if count > most then
+    local turn = tonumber(look('HGET', K.counts, 'turn') or 0)
+    part = turn % math.ceil(count / most) * most
+  end
+  local ids = {}
+  for i, member in ipairs(look('ZRANGE', K.capabilities, first + part,
+    first + math.min(part + most, count) - 1)) do
+    ids[i] = string.sub(member, #kind + 2)
+  end
+  for i, text in ipairs(look('HMGET', K.slots, unpack(ids))) do
+    if slots[ids[i]] == nil then slot_from(ids[i], text) end
+  end
+  looks = looks + #ids
+  return ids, count
+end
+
+-- Whether somebody who names capabilities could take a task, with room or without; true as well where
+-- that is not known.
+local function hopeful(task)
+  -- The first few mostly tell.
+  for _, most in ipairs({ 4, RARE }) do
+    if spent() then return true end
+    local ids, count = rarest(task, most)
+    for _, id in ipairs(ids) do
+      local is = slots[id]
+      if is and not is.any and in_role(is, task.role) and names(is, task.kind) and meets(is, task) then
+        return true
+      end
+    end
+    if count <= #ids then return false end
   end
   return true
 end
 
 -- Reserves room for a task with the instance of the lowest load that fits, never `not_to`; nil if
--- there is none.
+-- none was found. Those who name its kind come before those who name nothing.
 local function pick(task, not_to)
-  local best, least
+  local best, least, near
   local function consider(id)
     if id == not_to or inbox[id] == false then return end
     local is = slot_of(id)
     if not is or is.assigned >= is.capacity then return end
     local load = is.assigned / is.capacity
-    if (not best or load < least) and alive(id) and fits(is, task) then best, least = id, load end
+    if (not best or load < least) and alive(id) and (is.any or names(is, task.kind))
+      and meets(is, task) then
+      best, least = id, load
+    end
   end
   -- Those that have got something in this call may not be the nearest any more.
   local most = NEAREST + reserved
-  local nearest = under(K.free, task.role, 'LIMIT', 0, most)
-  for i, member in ipairs(nearest) do
-    local load, id = string.match(member, '^%S+ (%d%d%d%d%d%d%d%d%d%d%d%d)%d+ (%S+)$')
-    nearest[i] = id
-    -- What was reserved since only adds to a load.
-    if not best or tonumber(load) / 1e12 < least then consider(id) end
-  end
-  if not best and #nearest == most then
-    for _, member in ipairs(under(K.capabilities, task.kind, 'LIMIT', 0, RARE)) do
-      local id = string.sub(member, #task.kind + 2)
-      local is = slot_of(id)
-      if is and string.find(' ' .. is.roles .. ' ', ' ' .. task.role .. ' ', 1, true) then
-        consider(id)
-      end
+  local function along(role)
+    near = under(K.free, role, 'LIMIT', 0, most)
+    for i, member in ipairs(near) do
+      local load, id = string.match(member, '^%S+ (%d%d%d%d%d%d%d%d%d%d%d%d)%d+ (%S+)$')
+      near[i] = id
+      -- What was reserved since only adds to a load.
+      if not spent() and (not best or tonumber(load) / 1e12 < least) then consider(id) end
     end
   end
+  along(task.role)
+  if not best and #near == most and not spent() then
+    for _, id in ipairs(rarest(task, RARE)) do
+      local is = slots[id]
+      if is and in_role(is, task.role) then consider(id) end
+    end
+  end
+  if not best and task.requires == '' then along('*' .. task.role) end
   if best then
     slots[best].assigned = slots[best].assigned + 1
     reserved = reserved + 1
     if not inbox[best] then
       wanted[best] = true
       -- Those who may be next, too: others assign meanwhile.
-      for i = 1, math.min(NAMED, #nearest) do
-        if inbox[nearest[i]] == nil then wanted[nearest[i]] = true end
+      for i = 1, math.min(NAMED, #near) do
+        if inbox[near[i]] == nil then wanted[near[i]] = true end
       end
     end
   end
@@ -218,18 +307,41 @@ end
 -- A member of `waiting` begins with a lane of this many bytes and a space.
 local LANE = 40
 
+-- The mark of a lane that is parked: those who name nothing may take the ones that require nothing.
+local function mark_of(task)
+  return task.requires == '' and '!' or '"'
+end
+
+local function head_of(mark, task, place)
+  return mark .. task.role .. ' ' .. task.kind .. ' ' .. place
+end
+
+-- Takes a head away; returns its mark, '' if it was not parked; nil if it was no head.
+local function behead(task, place)
+  for _, mark in ipairs({ '', mark_of(task) }) do
+    if redis.call('ZREM', K.heads, head_of(mark, task, place)) == 1 then return mark end
+  end
+end
+
 local function enqueue(id, task)
   task.status, task.holder = 'pending', nil
   save_task(id, task)
   local lane, place = lane_of(task), task.order .. ' ' .. id
   redis.call('ZADD', K.queue, 0, place)
   redis.call('ZADD', K.waiting, 0, lane .. ' ' .. place)
-  local front = under(K.waiting, lane, 'LIMIT', 0, 2)
+  redis.call('HINCRBY', K.counts, 'waiting', task.bytes or 0)
+  local front = redis.call('ZRANGEBYLEX', K.waiting, '[' .. lane .. ' ', '(' .. lane .. '!',
+    'LIMIT', 0, 2)
   if front[1] == lane .. ' ' .. place then
-    if front[2] then
-      redis.call('ZREM', K.heads, task.role .. ' ' .. string.sub(front[2], LANE + 2))
-    end
-    redis.call('ZADD', K.heads, 0, task.role .. ' ' .. place)
+    local mark
+    if front[2] then mark = behead(task, string.sub(front[2], LANE + 2)) end
+    mark = mark or (hopeful(task) and '' or mark_of(task))
+    redis.call('ZADD', K.heads, 0, head_of(mark, task, place))
+  end
+  -- What was seen of the lanes does not hold any more.
+  lanes = {}
+  for _, is in pairs(slots) do
+    if is then is.lanes = nil end
   end
 end
 
@@ -237,10 +349,13 @@ local function unqueue(id, task)
   local lane, place = lane_of(task), task.order .. ' ' .. id
   redis.call('ZREM', K.queue, place)
   redis.call('ZREM', K.waiting, lane .. ' ' .. place)
-  if redis.call('ZREM', K.heads, task.role .. ' ' .. place) == 1 then
-    local first = under(K.waiting, lane, 'LIMIT', 0, 1)[1]
+  redis.call('HINCRBY', K.counts, 'waiting', -(task.bytes or 0))
+  local mark = behead(task, place)
+  if mark then
+    local first = redis.call('ZRANGEBYLEX', K.waiting, '[' .. lane .. ' ', '(' .. lane .. '!',
+      'LIMIT', 0, 1)[1]
     if first then
-      redis.call('ZADD', K.heads, 0, task.role .. ' ' .. string.sub(first, LANE + 2))
+      redis.call('ZADD', K.heads, 0, head_of(mark, task, string.sub(first, LANE + 2)))
     end
   end
 end
@@ -293,7 +408,8 @@ local function evict()
   end
 end
 
--- Ends a task that nobody holds any more, with its fact. `result` is one MessagePack value.
+-- Ends a task that nobody holds any more and that does not wait, with its fact. `result` is one
+-- MessagePack value.
 local function finish(id, task, status, result)
   task.status = status
   task.size = #payload_of(id) + #(result or '')
@@ -304,58 +420,153 @@ local function finish(id, task, status, result)
   redis.call('HINCRBY', K.counts, 'bytes', task.size)
   local fact = { task_id = id, kind = task.kind, instance_id = task.holder, fence = task.fence,
     attempt = task.attempt }
-  if status == 'failed' then fact.error = task.error end
+  fact.error = status == 'failed' and task.error or nil
+  fact.reason = task.reason
   redis.call('XADD', K.broadcast, '*', 'type', 'task.' .. status, 'time', now,
     'data', cmsgpack.pack(fact))
   evict()
 end
 
--- What waits and comes first for an instance: id and task; nil if nothing does.
-local function next_for(is)
-  local first, id_of, task
-  for role in words(is.roles) do
-    for _, head in ipairs(under(K.heads, role, 'LIMIT', 0, LANES)) do
-      local order, id = string.match(head, '^%S+ (%d+) (%S+)$')
-      if first and order >= first then break end
-      if not unfit[id] then
-        local waits = task_of(id)
-        if waits and fits(is, waits) then
-          first, id_of, task = order, id, waits
-          break
+-- The lane that a member of `heads` is the first of; nil if somebody deleted its task.
+local function lane_at(head)
+  local order, id = string.match(head, '(%d+) (%S+)$')
+  local task = task_of(id)
+  if not task then return nil end
+  local key = lane_of(task)
+  if not lanes[key] then lanes[key] = { key = key, order = order, id = id, task = task } end
+  return lanes[key]
+end
+
+-- Goes on to the next task of a lane, whose `id` is nil behind the last.
+local function advance(lane)
+  repeat
+    local next = look('ZRANGEBYLEX', K.waiting,
+      '(' .. lane.key .. ' ' .. lane.order .. ' ' .. lane.id, '(' .. lane.key .. '!',
+      'LIMIT', 0, 1)[1]
+    if not next then
+      lane.id, lane.task = nil, nil
+      return
+    end
+    lane.order, lane.id = string.match(next, '^%S+ (%d+) (%S+)$')
+    lane.task = task_of(lane.id)
+  until lane.task
+end
+
+-- The lanes that an instance can take, in no order. With `afresh`, which names its capabilities, also
+-- those that are parked, which then are so no more.
+local function lanes_for(is, afresh)
+  if is.lanes then return is.lanes end
+  local found, kinds = {}, 0
+  local function of_kind(mark, role, kind, most)
+    for _, first in ipairs(under(K.heads, mark .. role .. ' ' .. kind, 'LIMIT', 0, most)) do
+      local lane = not spent() and lane_at(first)
+      if lane and lane.id and meets(is, lane.task) then
+        found[#found + 1] = lane
+        if mark ~= '' and not is.any then
+          redis.call('ZREM', K.heads, first)
+          redis.call('ZADD', K.heads, 0, string.sub(first, 2))
         end
-        unfit[id] = true
       end
     end
   end
-  return id_of, task
+  local function along(mark, role)
+    local from, to = '[' .. mark .. role .. ' ', '(' .. mark .. role .. '!'
+    while kinds < KINDS and not spent() do
+      local head = look('ZRANGEBYLEX', K.heads, from, to, 'LIMIT', 0, 1)[1]
+      if not head then return end
+      kinds = kinds + 1
+      local kind = string.match(head, '^%S+ (%S+)')
+      from = '(' .. mark .. role .. ' ' .. kind .. '!'
+      if is.any or names(is, kind) then of_kind(mark, role, kind, SAME) end
+    end
+  end
+  for role in words(is.roles) do
+    along('', role)
+    if is.any then along('!', role) end
+  end
+  if afresh and not is.any then
+    for kind in words(afresh) do
+      for role in words(is.roles) do
+        if spent() then break end
+        of_kind('!', role, kind, 1)
+        of_kind('"', role, kind, KINDS)
+      end
+    end
+  end
+  is.lanes = found
+  return found
+end
+
+-- The lane whose first task comes first for an instance, and before `order` if that is given; nil if
+-- there is none.
+local function first_for(is, order)
+  local first
+  for _, lane in ipairs(lanes_for(is)) do
+    if lane.id and (not order or lane.order < order) and (not first or lane.order < first.order) then
+      first = lane
+    end
+  end
+  return first
+end
+
+-- Plans that the first task of a lane goes to an instance where room is reserved.
+local function call_up(lane, to)
+  planned[#planned + 1] = { id = lane.id, task = lane.task, to = to }
+  moved = moved + (lane.task.bytes or 0)
+  advance(lane)
+end
+
+-- Reserves room for a task, and plans that who waits goes first; nil if it has to wait.
+local function seat(task, not_to)
+  local some_wait = redis.call('EXISTS', K.queue) == 1
+  for _ = 1, FEW do
+    local to = pick(task, not_to)
+    if not to then return nil end
+    local lane = some_wait and first_for(slots[to], task.order)
+    if not lane then return to end
+    call_up(lane, to)
+  end
+end
+
+-- Gives what was planned of those that wait; returns the ids.
+local function serve()
+  local ids = {}
+  for i, step in ipairs(planned) do
+    unqueue(step.id, step.task)
+    give(step.id, step.task, step.to)
+    ids[i] = step.id
+  end
+  planned = {}
+  return ids
 end
 
 -- Gives an instance what waits for it, as long as it has room; returns the ids. Its inbox must be
--- declared.
-local function pull(to, limit)
-  local given = {}
+-- declared. With `afresh`, which names its capabilities, it may take what nobody could before.
+local function pull(to, limit, afresh)
   local is = slot_of(to)
-  if not is or not inbox[to] or not alive(to) then return given end
-  while #given < limit and is.assigned < is.capacity do
-    local id, task = next_for(is)
-    if not id then break end
-    unqueue(id, task)
+  if not is or not inbox[to] or not alive(to) then return {} end
+  if redis.call('EXISTS', K.queue) == 0 then return {} end
+  if afresh then lanes_for(is, afresh) end
+  while #planned < limit and moved < MOVED and is.assigned < is.capacity do
+    local lane = first_for(is)
+    if not lane then break end
     is.assigned = is.assigned + 1
-    give(id, task, to)
-    given[#given + 1] = id
+    call_up(lane, to)
   end
-  return given
+  return serve()
 end
 
 -- Plans where a part of what an instance holds goes, the most urgent first. With `lost`, what has
 -- had its last attempt goes nowhere.
 local function plan_release(holder, lost)
-  local plan = {}
+  local plan, bytes = {}, 0
   for _, member in ipairs(under(K.held, holder, 'LIMIT', 0, CHUNK)) do
     local id = string.sub(member, #holder + 2)
     local task = task_of(id)
     if task then
       plan[#plan + 1] = { id = id, task = task }
+      bytes = bytes + (task.bytes or 0)
+      if bytes >= MOVED then break end
     else
       redis.call('ZREM', K.held, member)
     end
@@ -363,7 +574,7 @@ local function plan_release(holder, lost)
   table.sort(plan, function(a, b) return a.task.order < b.task.order end)
   for _, step in ipairs(plan) do
     step.fails = lost and step.task.attempt >= step.task.max_attempts
-    step.to = not step.fails and pick(step.task, holder) or nil
+    step.to = not step.fails and seat(step.task, holder) or nil
   end
   return plan
 end
@@ -371,6 +582,7 @@ end
 -- Does what was planned; returns how many tasks went to others or wait for them.
 local function release(plan, lost)
   local reassigned = 0
+  serve()
   for _, step in ipairs(plan) do
     local id, task = step.id, step.task
     let_go(id, task)

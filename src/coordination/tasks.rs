@@ -7,6 +7,7 @@
 //! | assigned | completed, `task.completed` | `complete` |
 //! | assigned | assigned to another, pending, or failed, `task.failed` | `fail` |
 //! | assigned | the same | its holder is lost; unregisters; begins anew |
+//! | pending, assigned | cancelled, `task.cancelled` | `cancel` |
 //!
 //! *Fences*: each assignment has a number that no assignment had before: the greater of the last one
 //! plus 1 and the server's clock in microseconds. Whoever completes or fails a task names the number
@@ -15,15 +16,22 @@
 //! *Who can take a task*: an instance that is alive, holds the role, has room, and registered the
 //! task's kind and all that it requires as capabilities. So a task never goes to a worker without a
 //! handler for it. An instance that registered no capabilities at all says nothing about its
-//! handlers: it takes any kind of its role that requires nothing else. Of those that can, the one
-//! with the lowest load for its capacity gets it; of equals, whoever got its last one first.
+//! handlers: it takes any kind of its role that requires nothing else, where none that names the kind has
+//! room. Of those that can, the one with the lowest load for its capacity gets it; of equals, whoever got
+//! its last one first.
 //!
 //! *Attempts* count assignments. Losing the holder uses one up, and so does a failure; a holder that
 //! unregisters gives it back. When none is left the task has failed.
 //!
 //! *Order*: of those that wait the highest priority goes first, then the oldest. One that was
-//! assigned before keeps its place. Tasks of the same role, kind and requirements form a lane; an
-//! instance looks at the heads of 64 lanes, so a task that nobody can take stops its own lane only.
+//! assigned before keeps its place. Who waits goes before who comes: an instance that is picked for a
+//! task gets what waits for it and comes first. Tasks of the same role, kind and requirements form a
+//! lane, so a task that nobody can take stops its own lane only; and a lane that nobody could take even
+//! with room is parked, where it costs the others nothing, until somebody registers who can.
+//!
+//! *Bounds*: at most [`MAX_WAITING`] tasks wait, with [`MAX_WAITING_BYTES`] of payload. Each call does a
+//! bounded amount of work; what it did not find then is looked at again with each sweep, which goes on
+//! where the last one stopped, so whoever can take a task is found.
 //!
 //! *Keys*: [`assignment`](super::assignment).
 
@@ -35,17 +43,23 @@ use super::store::{Store, words};
 use super::task::{NewTask, Status, Task, bounded, check_task_id, check_value};
 use crate::bus::commit::Publication;
 use crate::bus::connect::Connector;
+use crate::bus::event::Entry;
 use crate::bus::keys::Keys;
 use crate::bus::msgpack::PayloadLimits;
 use redis::Script;
-use std::sync::LazyLock;
+use serde::Deserialize;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 /// Finished tasks that are kept; and at most 24 hours, and 64 MiB of payloads and results.
 pub const KEPT: usize = 10_000;
+/// Tasks that may wait. One that was assigned before may wait beyond that.
+pub const MAX_WAITING: usize = 10_000;
+/// Bytes of their payloads.
+pub const MAX_WAITING_BYTES: usize = 64 * 1024 * 1024;
 /// Words of one publication that a script can store.
 const MAX_WORDS: usize = 4_000;
-/// Rounds of one look at what waits.
-const ROUNDS: usize = 8;
+/// Calls of one look at what waits; the next look goes on behind them.
+const CALLS: usize = 32;
 
 static CREATE: LazyLock<Script> =
     LazyLock::new(|| assignment::script(include_str!("task_create.lua")));
@@ -54,6 +68,8 @@ static COMPLETE: LazyLock<Script> =
 static FAIL: LazyLock<Script> = LazyLock::new(|| assignment::script(include_str!("task_fail.lua")));
 static RELEASE: LazyLock<Script> =
     LazyLock::new(|| assignment::script(include_str!("task_release.lua")));
+static CANCEL: LazyLock<Script> =
+    LazyLock::new(|| assignment::script(include_str!("task_cancel.lua")));
 static RETIRE: LazyLock<Script> =
     LazyLock::new(|| assignment::script(include_str!("task_retire.lua")));
 static ASSIGN: LazyLock<Script> =
@@ -64,6 +80,8 @@ static ASSIGN: LazyLock<Script> =
 pub struct Tasks {
     pub(super) store: Store,
     named: Named,
+    /// The head behind which the next look at what waits begins.
+    looked: Arc<Mutex<String>>,
     max_payload: usize,
 }
 
@@ -88,16 +106,18 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    /// The id of the event that tells the instance of it.
+    pub fn event_id(&self) -> String {
+        format!("{}/{}", self.task, self.fence)
+    }
+
     fn check(&self) -> Result<(), CoordinationError> {
         check_task_id(&self.task)?;
         check_id("instance_id", &self.instance)
     }
 
     fn not_found(&self) -> CoordinationError {
-        CoordinationError::NotFound(format!(
-            "task_id: there is no task {}, or it ended long ago",
-            self.task
-        ))
+        not_found(&self.task)
     }
 
     fn aborted(&self, status: &str, holder: &str, fence: u64) -> CoordinationError {
@@ -122,6 +142,7 @@ impl Tasks {
         Self {
             store: Store::new(connector, keys),
             named: Named::default(),
+            looked: Arc::default(),
             max_payload: PayloadLimits::default().bytes,
         }
     }
@@ -148,8 +169,9 @@ impl Tasks {
     /// task is now.
     ///
     /// # Errors
-    /// `Invalid` for a value out of bounds; `AlreadyExists` if the id has another content; `Contended`
-    /// if others assigned to ever other instances meanwhile; `Bus` else.
+    /// `Invalid` for a value out of bounds; `AlreadyExists` if the id has another content; `Exhausted` if
+    /// it would have to wait and too many do already; `Contended` if others assigned to ever other
+    /// instances meanwhile; `Bus` else.
     pub async fn create(&self, task: &NewTask) -> Result<Created, CoordinationError> {
         let requires = words(&task.check(self.max_payload)?);
         let mut inboxes = self.named.inboxes();
@@ -164,6 +186,7 @@ impl Tasks {
                 .arg(task.max_attempts)
                 .arg(&task.payload);
             inboxes.declare(&mut call, &self.store.keys);
+            call.arg(MAX_WAITING).arg(MAX_WAITING_BYTES);
             let (outcome, status, holder, named): (String, String, String, String) =
                 self.store.invoke(&call).await?;
             match outcome.as_str() {
@@ -172,6 +195,20 @@ impl Tasks {
                     return Err(CoordinationError::AlreadyExists(format!(
                         "task_id: {} is there already with another content",
                         task.id
+                    )));
+                }
+                "many" => {
+                    return Err(CoordinationError::Exhausted(format!(
+                        "task_id: {MAX_WAITING} tasks wait already, and {} would have to: start \
+                         instances that can take them, or cancel some",
+                        task.id
+                    )));
+                }
+                "much" => {
+                    return Err(CoordinationError::Exhausted(format!(
+                        "payload: its {} bytes and those of the tasks that wait already are more than \
+                         {MAX_WAITING_BYTES}: start instances that can take them, or cancel some",
+                        task.payload.len()
                     )));
                 }
                 _ => {
@@ -264,6 +301,38 @@ impl Tasks {
         Err(contended(&assignment.task))
     }
 
+    /// Cancels a task that waits or that somebody holds: whoever completes it later is told `Aborted`. The
+    /// same again changes nothing.
+    ///
+    /// # Errors
+    /// `Invalid` for a malformed id; `NotFound`; `FailedPrecondition` if it was completed or has failed;
+    /// `Contended` if it went to ever other instances meanwhile; `Bus` else.
+    pub async fn cancel(&self, id: &str, reason: &str) -> Result<(), CoordinationError> {
+        check_task_id(id)?;
+        let mut holder = String::new();
+        for _ in 0..TRIES {
+            let mut call = CANCEL.prepare_invoke();
+            assignment::declare(&mut call, &self.store.keys);
+            if !holder.is_empty() {
+                call.key(self.store.keys.inbox(&holder));
+            }
+            call.arg(id).arg(&holder).arg(bounded(reason));
+            let (outcome, status, held_by): (String, String, String) =
+                self.store.invoke(&call).await?;
+            match outcome.as_str() {
+                "cancelled" => return Ok(()),
+                "again" => holder = held_by,
+                "ended" => {
+                    return Err(CoordinationError::FailedPrecondition(format!(
+                        "task_id: {id} is {status}, and what has ended cannot be cancelled"
+                    )));
+                }
+                _ => return Err(not_found(id)),
+            }
+        }
+        Err(contended(id))
+    }
+
     /// Takes what an instance holds from it, as if it had been lost; how many tasks went to others or
     /// wait for them. For a process that begins anew under an id, before it registers.
     ///
@@ -309,29 +378,20 @@ impl Tasks {
         Ok(self.store.invoke(&call).await?)
     }
 
-    /// Looks at all that waits, whether an instance can take it; the ids of what was assigned. Every
-    /// other call assigns in its own step what it makes possible: this one finds what their bounded
-    /// look-ahead missed. Also removes finished tasks that are over a bound.
+    /// Looks at what waits, whether an instance can take it; the ids of what was assigned. Every other
+    /// call assigns in its own step what it makes possible: this one finds what their bounded look-ahead
+    /// missed. Also removes finished tasks that are over a bound.
     ///
     /// # Errors
     /// `Contended` as for [`fail`](Self::fail); `Bus` else.
     pub async fn assign_waiting(&self) -> Result<Vec<String>, CoordinationError> {
-        let mut all = Vec::new();
-        for _ in 0..ROUNDS {
-            let assigned = self.assign_round().await?;
-            if assigned.is_empty() {
-                break;
-            }
-            all.extend(assigned);
-        }
-        Ok(all)
-    }
-
-    /// Looks at the head of each lane once.
-    async fn assign_round(&self) -> Result<Vec<String>, CoordinationError> {
+        let looked = || self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut from = looked().clone();
         let mut inboxes = self.named.inboxes();
-        let (mut tries, mut all, mut from) = (0, Vec::new(), String::new());
-        while tries < TRIES {
+        let (mut tries, mut all) = (0, Vec::new());
+        // What was assigned since the last look from the beginning on.
+        let (mut some, mut whole) = (false, from.is_empty());
+        for _ in 0..CALLS {
             let mut call = ASSIGN.prepare_invoke();
             assignment::declare(&mut call, &self.store.keys);
             inboxes.declare(&mut call, &self.store.keys);
@@ -340,19 +400,28 @@ impl Tasks {
                 self.store.invoke(&call).await?;
             if again {
                 tries += 1;
+                if tries == TRIES {
+                    return Err(CoordinationError::Contended {
+                        what: "who takes what waits".to_owned(),
+                        tries: TRIES,
+                    });
+                }
                 self.learn(&mut inboxes, &named);
                 continue;
             }
+            tries = 0;
+            some |= !assigned.is_empty();
             all.extend(assigned);
-            if next.is_empty() {
-                return Ok(all);
+            from = next;
+            looked().clone_from(&from);
+            if from.is_empty() {
+                if whole && !some {
+                    break;
+                }
+                (some, whole) = (false, true);
             }
-            (tries, from) = (0, next);
         }
-        Err(CoordinationError::Contended {
-            what: "who takes what waits".to_owned(),
-            tries: TRIES,
-        })
+        Ok(all)
     }
 
     /// Whether the task is that instance's under that fence.
@@ -372,6 +441,32 @@ impl Tasks {
         inboxes.learn(named);
         self.named.remember(named);
     }
+}
+
+/// The assignment that ended with a cancellation, according to a fact of the broadcast; `None` if that is
+/// not what it says.
+pub fn cancelled_in(fact: &Entry) -> Option<Assignment> {
+    #[derive(Deserialize)]
+    struct Cancelled {
+        task_id: String,
+        instance_id: String,
+        fence: u64,
+    }
+    if fact.get("type") != Some(b"task.cancelled") {
+        return None;
+    }
+    let cancelled: Cancelled = rmp_serde::from_slice(fact.get("data")?).ok()?;
+    Some(Assignment {
+        task: cancelled.task_id,
+        instance: cancelled.instance_id,
+        fence: cancelled.fence,
+    })
+}
+
+fn not_found(task: &str) -> CoordinationError {
+    CoordinationError::NotFound(format!(
+        "task_id: there is no task {task}, or it ended long ago"
+    ))
 }
 
 fn contended(task: &str) -> CoordinationError {

@@ -164,6 +164,19 @@ impl InFlight {
         }
     }
 
+    /// Cancels the run of the event with that id.
+    pub fn cancel(&self, event: &str) {
+        for held in self.held().values() {
+            if let Some(run) = held
+                .running
+                .as_ref()
+                .filter(|run| run.event().id() == event)
+            {
+                run.cancellation().cancel();
+            }
+        }
+    }
+
     /// Cancels everything that runs.
     pub fn cancel_all(&self) {
         for held in self.held().values() {

@@ -1,4 +1,5 @@
-//! Watches the broadcast for instances that went, and has the lanes take over what they held.
+//! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
+//! that were cancelled while they run here.
 
 use super::lanes::Triggers;
 use super::shared::Shared;
@@ -9,6 +10,7 @@ use crate::bus::read;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::roster::gone_in;
+use crate::coordination::tasks::{Assignment, cancelled_in};
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -64,6 +66,9 @@ impl Watch {
             for entry in batches.iter().flat_map(|batch| &batch.entries) {
                 after = entry.id;
                 gone.extend(gone_in(entry));
+                if let Some(task) = cancelled_in(entry) {
+                    self.cancel(&task);
+                }
             }
             if !gone.is_empty() {
                 // A fact may be old: whoever is back by now keeps what it holds.
@@ -97,6 +102,15 @@ impl Watch {
         holders.dedup();
         self.take_over(self.instances.gone_among(&holders).await?);
         Ok(())
+    }
+
+    /// Tells a run of ours that its task was cancelled. What it still does is discarded anyway.
+    fn cancel(&self, task: &Assignment) {
+        for lane in self.lanes.iter().filter(|lane| lane.inbox.is_some()) {
+            if lane.instance() == task.instance {
+                lane.inflight.cancel(&task.event_id());
+            }
+        }
     }
 
     fn take_over(&self, gone: Vec<String>) {

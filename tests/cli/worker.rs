@@ -234,6 +234,24 @@ fn tasks_are_created_waited_for_and_looked_at() {
         }
         run(&redis, &words).failed(1, &["aborted", "t-1"]);
     }
+    let waits = ["task", "create", "no.body", "--id", "t-3"];
+    assert_eq!(run(&redis, &waits).done().out, "t-3 pending\n");
+    let cancel = ["task", "cancel", "t-3", "--reason", "ordered twice"];
+    for _ in 0..2 {
+        assert_eq!(run(&redis, &cancel).done().out, "cancelled\n");
+    }
+    let shown = run(&redis, &["task", "get", "t-3"]).done().out;
+    assert!(shown.contains("ordered twice"), "{shown}");
+    run(&redis, &[&waits[..], &["--wait"]].concat())
+        .failed(1, &["t-3 was cancelled: ordered twice"]);
+    let listed = run(&redis, &["task", "list", "--status", "cancelled"])
+        .done()
+        .out;
+    assert!(
+        listed.contains("t-3") && !listed.contains("t-1"),
+        "{listed}"
+    );
+    run(&redis, &["task", "cancel", "t-1"]).failed(1, &["failed_precondition", "completed"]);
     run(&redis, &["task", "create"]).failed(2, &["KIND"]);
     run(&redis, &["task", "create", "resize"]).failed(2, &["resize"]);
     worker.stop().done();

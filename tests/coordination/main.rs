@@ -17,6 +17,8 @@ mod metrics;
 mod register;
 mod sweep;
 mod tasks;
+mod tasks_cancelled;
+mod tasks_found;
 mod tasks_model;
 mod tasks_moving;
 mod transitions;

@@ -20,6 +20,7 @@ enum Step {
         role: u8,
         priority: u8,
         attempts: u32,
+        requires: u8,
     },
     Register {
         instance: u8,
@@ -33,19 +34,24 @@ enum Step {
     Retire(u8),
     Complete(u8),
     Fail(u8, bool),
+    Cancel(u8),
+    /// Says again that an attempt failed that was said to have.
+    Repeat(prop::sample::Index),
     /// Completes or fails under an assignment that was.
     Stale(prop::sample::Index, bool),
     Look,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let create = (0..24u8, 0..3u8, 0..2u8, 0..3u8, 1..4u32).prop_map(
-        |(task, kind, role, priority, attempts)| Step::Create {
+    let requires = prop_oneof![4 => Just(0), 1 => 0..8u8];
+    let create = (0..24u8, 0..3u8, 0..2u8, 0..3u8, 1..4u32, requires).prop_map(
+        |(task, kind, role, priority, attempts, requires)| Step::Create {
             task,
             kind,
             role,
             priority: priority * 50,
             attempts,
+            requires,
         },
     );
     let register =
@@ -66,6 +72,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..5u8).prop_map(Step::Retire),
         6 => (0..24u8).prop_map(Step::Complete),
         3 => (0..24u8, any::<bool>()).prop_map(|(task, retryable)| Step::Fail(task, retryable)),
+        2 => (0..24u8).prop_map(Step::Cancel),
+        2 => any::<prop::sample::Index>().prop_map(Step::Repeat),
         2 => (any::<prop::sample::Index>(), any::<bool>())
             .prop_map(|(index, complete)| Step::Stale(index, complete)),
         1 => Just(Step::Look),
@@ -82,8 +90,14 @@ struct Member {
 
 impl Member {
     fn fits(&self, task: &Task) -> bool {
-        let kind = self.kinds.is_empty() || self.kinds.contains(&task.kind);
-        kind && self.roles.contains(&task.role)
+        let able = match self.kinds.is_empty() {
+            true => task.requires.is_empty(),
+            false => {
+                let mut needed = task.requires.iter().chain([&task.kind]);
+                needed.all(|kind| self.kinds.contains(kind))
+            }
+        };
+        able && self.roles.contains(&task.role)
     }
 }
 
@@ -95,6 +109,8 @@ struct Model {
     /// Every assignment ever seen, with its holder.
     fences: HashMap<u64, (String, String)>,
     completed: BTreeSet<String>,
+    /// Every report of a failure that took effect, with its answer.
+    failures: Vec<(Assignment, Status)>,
 }
 
 fn picked<'a>(names: &'a [&'a str], bits: u8) -> impl Iterator<Item = String> + 'a {
@@ -113,12 +129,14 @@ impl Model {
                 role,
                 priority,
                 attempts,
+                requires,
             } => {
                 let id = format!("t-{task}");
                 let mut new = NewTask::new(&id, KINDS[usize::from(kind)]);
                 new.role = ROLES[usize::from(role)].into();
                 new.priority = priority;
                 new.max_attempts = attempts;
+                new.requires = picked(&KINDS, requires).collect();
                 let created = self.fleet.tasks.create(&new).await;
                 match (self.tasks.get(&id), created) {
                     (None, Ok(_)) => {
@@ -210,11 +228,39 @@ impl Model {
                     let was = self.tasks[&id].clone();
                     let status = self.fleet.tasks.fail(&assignment, "no", retryable).await;
                     let is = self.fleet.task(&id).await;
-                    assert_eq!(is.status, status.unwrap());
+                    let status = status.unwrap();
+                    assert_eq!(is.status, status);
+                    self.failures.push((assignment, status));
                     let last = !retryable || was.attempt == was.max_attempts;
                     assert_eq!(is.status == Status::Failed, last);
                     let again = u32::from(is.status == Status::Assigned);
                     assert_eq!(is.attempt, was.attempt + again);
+                }
+            }
+            Step::Repeat(index) => {
+                if !self.failures.is_empty() {
+                    let (assignment, told) = index.get(&self.failures).clone();
+                    let before = self.fleet.task(&assignment.task).await;
+                    let again = self.fleet.tasks.fail(&assignment, "again", true).await;
+                    assert_eq!(again.unwrap(), told);
+                    assert_eq!(self.fleet.task(&assignment.task).await, before);
+                }
+            }
+            Step::Cancel(task) => {
+                let id = format!("t-{task}");
+                let cancelled = self.fleet.tasks.cancel(&id, "why").await;
+                match self.tasks.get(&id).map(|task| task.status) {
+                    None => assert!(matches!(cancelled, Err(CoordinationError::NotFound(_)))),
+                    Some(Status::Completed | Status::Failed) => assert!(matches!(
+                        cancelled,
+                        Err(CoordinationError::FailedPrecondition(_))
+                    )),
+                    Some(_) => {
+                        cancelled.unwrap();
+                        let is = self.fleet.task(&id).await;
+                        assert_eq!(is.status, Status::Cancelled);
+                        assert_eq!(is.reason.as_deref(), Some("why"));
+                    }
                 }
             }
             Step::Stale(index, complete) => {
@@ -237,10 +283,10 @@ impl Model {
                         let refused = tasks.complete(&assignment, &[0xc0], &[]).await;
                         assert!(matches!(refused, Err(CoordinationError::Aborted(_))));
                     } else {
-                        match tasks.fail(&assignment, "late", true).await {
-                            // The one that failed last may say so again.
-                            Ok(status) => assert_eq!(status, before.status),
-                            Err(CoordinationError::Aborted(_)) => {}
+                        let failed = self.failures.iter().find(|(known, _)| *known == assignment);
+                        match (tasks.fail(&assignment, "late", true).await, failed) {
+                            (Ok(status), Some((_, told))) => assert_eq!(status, *told),
+                            (Err(CoordinationError::Aborted(_)), None) => {}
                             other => panic!("{other:?}"),
                         }
                     }
@@ -299,7 +345,7 @@ impl Model {
                 "a fence fell: {before:?} {task:?}"
             );
             assert!(task.attempt <= task.max_attempts);
-            let ended = |status| matches!(status, Status::Completed | Status::Failed);
+            let ended = |status| !matches!(status, Status::Pending | Status::Assigned);
             if ended(before.status) {
                 assert_eq!(before, task, "what has ended stays so");
             }
@@ -330,6 +376,9 @@ impl Model {
         assert_eq!(counts.assigned, count(Status::Assigned));
         assert_eq!(counts.completed, count(Status::Completed));
         assert_eq!(counts.failed, count(Status::Failed));
+        assert_eq!(counts.cancelled, count(Status::Cancelled));
+        let bytes: Option<u64> = self.fleet.ask("HGET cb:tasks:counts waiting").await;
+        assert_eq!(bytes.unwrap_or(0), counts.pending, "a byte of payload each");
         self.tasks = all
             .into_iter()
             .map(|task| (task.id.clone(), task))
@@ -348,6 +397,7 @@ impl Model {
         let ended = self.tasks.values().filter_map(|task| match task.status {
             Status::Completed => Some(("task.completed".to_owned(), task.id.clone())),
             Status::Failed => Some(("task.failed".to_owned(), task.id.clone())),
+            Status::Cancelled => Some(("task.cancelled".to_owned(), task.id.clone())),
             _ => None,
         });
         let mut ended: Vec<_> = ended.collect();
@@ -386,6 +436,7 @@ fn whatever_happens_each_task_has_one_holder_nobody_too_many_and_none_waits_besi
                 tasks: BTreeMap::new(),
                 fences: HashMap::new(),
                 completed: BTreeSet::new(),
+                failures: Vec::new(),
             };
             for step in steps {
                 model.run(step).await;

@@ -246,11 +246,14 @@ async fn one_that_retires_gets_nothing_and_keeps_what_it_has() {
 #[tokio::test]
 async fn what_the_look_ahead_missed_is_found_by_looking_at_all_that_waits() {
     let fleet = Fleet::start().await;
-    // More lanes ahead than an instance looks at.
-    for number in 0..150 {
-        let mut stuck = NewTask::new(format!("stuck-{number}"), "no.body");
-        stuck.priority = 90;
-        stuck.requires = vec![format!("lane.l{number}")];
+    // More kinds ahead, for which one without room has handlers, than an instance looks at.
+    let kinds: Vec<String> = (0..150).map(|number| format!("a.a{number:03}")).collect();
+    let names: Vec<&str> = kinds.iter().map(String::as_str).collect();
+    fleet
+        .worker("w-0", 0, &[&names[..], &["a.b"]].concat())
+        .await;
+    for kind in &kinds {
+        let stuck = NewTask::new(format!("stuck-{kind}"), kind);
         fleet.tasks.create(&stuck).await.unwrap();
     }
     create(&fleet, 3).await;

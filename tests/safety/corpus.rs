@@ -208,6 +208,7 @@ fn good() -> Vec<(&'static str, Value)> {
             "task.fail",
             json!({"task_id": "t-1", "instance_id": "w-1", "fence": 1, "error": "x"}),
         ),
+        ("task.cancel", json!({"task_id": "t-1", "reason": "x"})),
         ("task.get", json!({"task_id": "t-1"})),
         ("task.list", json!({"status": "pending", "limit": 10})),
         ("system.unregister", json!({"instance_id": "x-1"})),

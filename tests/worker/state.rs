@@ -219,7 +219,7 @@ async fn the_state_is_what_is_there_at_that_moment() {
         (&state["batches"], &state["decisions"]),
         (&json!([]), &json!([]))
     );
-    let none = json!({"pending": 0, "assigned": 0, "completed": 0, "failed": 0, "items": []});
+    let none = json!({"pending": 0, "assigned": 0, "completed": 0, "failed": 0, "cancelled": 0, "items": []});
     assert_eq!(state["tasks"], none);
     assert_eq!(state.get("leader").and_then(Value::as_str), leader(&state));
     let facts = state["recent_events"].as_array().unwrap();

@@ -419,3 +419,57 @@ async fn a_foreign_client_can_register_take_and_complete_tasks() {
     );
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancelled_task_ends_the_run_that_listens_and_whatever_it_returns_is_discarded() {
+    let rig = Rig::new().await;
+    let told = Arc::new(AtomicU32::new(0));
+    let seen = told.clone();
+    let listens = move |context: Context, answer: bool| {
+        let seen = seen.clone();
+        async move {
+            context.cancellation().cancelled().await;
+            seen.fetch_add(1, Ordering::SeqCst);
+            match answer {
+                true => Ok(7),
+                false => Err(HandlerError::unavailable("it was cancelled")),
+            }
+        }
+    };
+    let builder = rig.builder().settings(settings(&rig, "w-1", 2));
+    let worker = rig.start(builder.handler("slow.work", listens));
+    for (id, answer) in [("t-1", true), ("t-2", false), ("t-3", true)] {
+        let payload = json!({"task_id": id, "kind": "slow.work", "payload": answer});
+        ask(&rig, "task.create", payload).await;
+    }
+    for id in ["t-1", "t-2"] {
+        wait_for(&rig, id, "assigned").await;
+    }
+    assert_eq!(task(&rig, "t-3").await["status"], "pending");
+    // One that waits, then those that run.
+    for id in ["t-3", "t-1", "t-2"] {
+        let payload = json!({"task_id": id, "reason": "no more"});
+        let cancelled = ask(&rig, "task.cancel", payload).await;
+        assert_eq!(cancelled, json!({"status": "cancelled"}));
+    }
+    until("both were told", || async {
+        told.load(Ordering::SeqCst) == 2
+    })
+    .await;
+    until("both are settled", || async {
+        rig.pending("cb:inbox:w-1").await == 0
+    })
+    .await;
+    for id in ["t-1", "t-2", "t-3"] {
+        let is = task(&rig, id).await;
+        assert_eq!(
+            (&is["status"], &is["reason"]),
+            (&json!("cancelled"), &json!("no more"))
+        );
+        assert_eq!(is.get("result"), None);
+    }
+    assert!(!rig.exists("cb:dead:inbox").await);
+    let refused = rig.refused("task.cancel", &json!({"task_id": "t-9"})).await;
+    assert_eq!(refused.code, Code::NotFound);
+    worker.stop().await;
+}

@@ -50,6 +50,7 @@ pub fn of(state: &State) -> Option<Value> {
             "assigned": sample.tasks.assigned,
             "completed": sample.tasks.completed,
             "failed": sample.tasks.failed,
+            "cancelled": sample.tasks.cancelled,
         },
         "instances": instances.collect::<Vec<_>>(),
         "streams": alive.iter().map(|stream| of_stream(state, stream, sample.at)).collect::<Vec<_>>(),

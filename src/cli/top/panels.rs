@@ -333,7 +333,7 @@ fn tasks(state: &State) -> Vec<Row> {
             TaskStatus::Failed => Tone::Bad,
             TaskStatus::Completed => Tone::Good,
             TaskStatus::Pending => Tone::Warn,
-            TaskStatus::Assigned => Tone::Plain,
+            TaskStatus::Assigned | TaskStatus::Cancelled => Tone::Plain,
         };
         let fence = task.fence.map_or("-".into(), |fence| fence.to_string());
         Row::new(

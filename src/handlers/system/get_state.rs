@@ -67,7 +67,9 @@ struct TasksSeen {
     completed: u64,
     /// Since ever.
     failed: u64,
-    /// The assigned, the waiting and the finished; at most 100.
+    /// Since ever.
+    cancelled: u64,
+    /// The assigned, the waiting and the finished, at the moment of the counts; at most 100.
     items: Vec<Shown>,
 }
 
@@ -243,11 +245,10 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
     let batches = context.state::<Batches>()?;
     let ballots = context.state::<Ballots>()?;
     let tasks = context.state::<Tasks>()?;
-    let (leader, known, counts, items, batches, decisions, streams, facts) = tokio::try_join!(
+    let (leader, known, (counts, items), batches, decisions, streams, facts) = tokio::try_join!(
         instances.leader(),
         instances.known(Detail::Brief, MAX_INSTANCES),
-        tasks.counts(),
-        tasks.list(None, MAX_TASKS),
+        tasks.snapshot(None, MAX_TASKS),
         batches.list(MAX_BATCHES),
         ballots.list(MAX_DECISIONS),
         view.streams(),
@@ -267,6 +268,7 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
             assigned: counts.assigned,
             completed: counts.completed,
             failed: counts.failed,
+            cancelled: counts.cancelled,
             items: items.into_iter().map(Shown::from).collect(),
         },
         decisions: decisions?,

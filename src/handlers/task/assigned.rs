@@ -64,7 +64,11 @@ pub async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerEr
         return Ok(Ran { run: false });
     }
     let payload = encoded(&task.payload);
-    let done = run(&context, &assignment, &task.kind, payload, task.attempt).await?;
+    let done = match run(&context, &assignment, &task.kind, payload, task.attempt).await {
+        // Before it was started: the task was cancelled, or is someone else's.
+        Err(error) if error.code == Code::Aborted => return Ok(Ran { run: false }),
+        done => done?,
+    };
     // What the handler wrote to the server must be there where its task is told to be completed.
     let tasks = match context.wrote() {
         true => &tasks.within(context.history()),

@@ -26,7 +26,7 @@ pub struct Detail {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct List {
-    /// `pending`, `assigned`, `completed` or `failed`; without it all.
+    /// `pending`, `assigned`, `completed`, `failed` or `cancelled`; without it all.
     status: Option<String>,
     /// At most 1000.
     #[serde(default = "hundred")]

@@ -1,6 +1,7 @@
 //! The `task.*` events (PROTOCOL §7).
 
 mod assigned;
+mod cancel;
 mod complete;
 mod create;
 mod fail;
@@ -32,6 +33,13 @@ pub fn registrations() -> Vec<Registration> {
             fail::fail,
             Policy::new().stateful().describe(
                 "Says that an attempt at a task failed; it is tried again while attempts are left.",
+            ),
+        ),
+        Registration::new(
+            "task.cancel",
+            cancel::cancel,
+            Policy::new().stateful().describe(
+                "Cancels a task that waits or that somebody holds; what its holder completes later is discarded.",
             ),
         ),
         Registration::new(
@@ -78,6 +86,9 @@ pub struct Shown {
     /// What went wrong last.
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// Why it was cancelled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     /// When, in Unix milliseconds on the server.
     created_at: u64,
     /// When its status last changed, in Unix milliseconds on the server.
@@ -98,6 +109,7 @@ impl From<Task> for Shown {
             instance_id: task.instance,
             fence: task.fence,
             error: task.error,
+            reason: task.reason,
             created_at: task.created_at,
             changed_at: task.changed_at,
         }
