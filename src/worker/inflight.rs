@@ -167,12 +167,10 @@ impl InFlight {
     /// Cancels the run of the event with that id.
     pub fn cancel(&self, event: &str) {
         for held in self.held().values() {
-            if let Some(run) = held
-                .running
-                .as_ref()
-                .filter(|run| run.event().id() == event)
+            if let Doing::Runs { context, .. } = &held.doing
+                && context.event().id() == event
             {
-                run.cancellation().cancel();
+                held.cancel();
             }
         }
     }
