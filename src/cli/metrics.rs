@@ -6,6 +6,7 @@ use super::output::printable;
 use super::{Format, Outcome, Session, request};
 use clap::Args;
 use convoke::bus::publish::Outgoing;
+use exposition::Dialect;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ Examples:
 
 A worker answers it: with its own numbers of this moment, and those that the others sent with their
 last pulse. Counters go on counting what instances did that are gone. --format prometheus writes the
-text format of Prometheus (OpenMetrics), always in detail, with the histograms.";
+text format of Prometheus (0.0.4), which node_exporter's textfile collector reads, --format openmetrics
+that of OpenMetrics 1.0; both always in detail, with the histograms.";
 
 /// Ask the workers what they did and how they are
 #[derive(Args)]
@@ -34,10 +36,14 @@ pub struct Flags {
 
 /// Runs the command.
 pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
-    let prometheus = session.output.format() == Format::Prometheus;
+    let dialect = match session.output.format() {
+        Format::Prometheus => Some(Dialect::Prometheus),
+        Format::OpenMetrics => Some(Dialect::OpenMetrics),
+        Format::Text | Format::Json => None,
+    };
     let ask = json!({
-        "detailed": flags.detailed || prometheus,
-        "histograms": prometheus,
+        "detailed": flags.detailed || dialect.is_some(),
+        "histograms": dialect.is_some(),
     });
     let event = Outgoing::new("system.metrics", &ask);
     let metrics = match request::ask(&session, event, flags.timeout).await? {
@@ -47,10 +53,10 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             return Ok(Outcome::Failed);
         }
     };
-    match session.output.format() {
-        Format::Prometheus => session.output.text(&exposition::of(metrics)?)?,
-        Format::Json => session.output.json(&metrics)?,
-        Format::Text => print(&session, &metrics)?,
+    match dialect {
+        Some(dialect) => session.output.text(&exposition::of(metrics, dialect)?)?,
+        None if session.output.is_json() => session.output.json(&metrics)?,
+        None => print(&session, &metrics)?,
     }
     Ok(Outcome::Done)
 }

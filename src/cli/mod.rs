@@ -99,7 +99,7 @@ struct Common {
         value_hint = ValueHint::FilePath
     )]
     config: Option<OsString>,
-    /// Text for people or JSON lines for programs; metrics knows prometheus as well
+    /// Text for people or JSON lines for programs; metrics knows prometheus and openmetrics as well
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
     format: Format,
     /// Times as dates, not as `3m12s ago`
@@ -126,6 +126,8 @@ enum Format {
     Json,
     #[value(hide = true)]
     Prometheus,
+    #[value(name = "openmetrics", hide = true)]
+    OpenMetrics,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -242,8 +244,17 @@ struct Session {
 
 impl Session {
     fn new(common: &Common, command: &Command) -> anyhow::Result<Self> {
-        if common.format == Format::Prometheus && !matches!(command, Command::Metrics(_)) {
-            return Err(Misuse::error("--format prometheus is for metrics only"));
+        let of_metrics = match common.format {
+            Format::Prometheus => Some("prometheus"),
+            Format::OpenMetrics => Some("openmetrics"),
+            Format::Text | Format::Json => None,
+        };
+        if let Some(format) = of_metrics
+            && !matches!(command, Command::Metrics(_))
+        {
+            return Err(Misuse::error(format_args!(
+                "--format {format} is for metrics only"
+            )));
         }
         let layer = match command {
             Command::Worker(flags) => settings::flags(&flags.settings)?,

@@ -236,7 +236,9 @@ pub fn may_colour(terminal: bool) -> bool {
 /// Says on stderr what went wrong.
 pub fn complain(format: Format, message: &str) {
     let line = match format {
-        Format::Text | Format::Prometheus => format!("convoke: {}", printable(message)),
+        Format::Text | Format::Prometheus | Format::OpenMetrics => {
+            format!("convoke: {}", printable(message))
+        }
         Format::Json => json(&serde_json::json!({ "error": message })),
     };
     complain_line(&line);

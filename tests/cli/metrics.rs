@@ -4,6 +4,8 @@ use super::worker::Worker;
 use super::{convoke, end, run};
 use crate::support::Redis;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 fn with_work(redis: &Redis, events: usize) -> Worker {
     let mut command = convoke(redis, &["worker", "--id=w-1", "--exec=demo.echo=cat"]);
@@ -41,24 +43,28 @@ fn nobody_there_is_a_failure_and_prometheus_is_for_metrics_only() {
     let redis = Redis::start();
     run(&redis, &["metrics", "--timeout", "200ms"]).failed(1, &["convoke: "]);
     for command in [["health"], ["instances"]] {
-        let mut command = convoke(&redis, &command);
-        end(command.args(["--format", "prometheus"])).failed(2, &["metrics only"]);
+        for format in ["prometheus", "openmetrics"] {
+            let mut command = convoke(&redis, &command);
+            end(command.args(["--format", format])).failed(2, &[format, "metrics only"]);
+        }
     }
 }
 
 /// One line of exposition text: name, labels, value.
 type Sample = (String, BTreeMap<String, String>, f64);
 
-/// Reads exposition text by its grammar: types before samples, known suffixes, escaped labels,
-/// numbers, and `# EOF` at the end.
-fn read_back(text: &str) -> (BTreeMap<String, String>, Vec<Sample>) {
+/// Reads exposition text by the grammar of its format: help and type before samples, a family at a time,
+/// the names that each format wants, escaped labels, numbers; units and `# EOF` in OpenMetrics only.
+fn read_back(text: &str, is_open: bool) -> (BTreeMap<String, String>, Vec<Sample>) {
     let mut types = BTreeMap::new();
+    let mut helped = BTreeSet::new();
     let mut samples: Vec<Sample> = Vec::new();
-    let mut lines = text.lines().peekable();
-    while let Some(line) = lines.next() {
+    let mut current = String::new();
+    assert!(text.ends_with('\n'));
+    assert_eq!(text.ends_with("\n# EOF\n"), is_open, "the end mark");
+    for line in text.lines() {
         if line == "# EOF" {
-            assert_eq!(lines.next(), None, "text after the end");
-            return (types, samples);
+            continue;
         }
         if let Some(comment) = line.strip_prefix("# ") {
             let words: Vec<&str> = comment.splitn(3, ' ').collect();
@@ -66,27 +72,34 @@ fn read_back(text: &str) -> (BTreeMap<String, String>, Vec<Sample>) {
                 "TYPE" => {
                     let twice = types.insert(words[1].to_owned(), words[2].to_owned());
                     assert_eq!(twice, None, "{line}");
+                    words[1].clone_into(&mut current);
                 }
-                "HELP" => assert!(!words[2].is_empty(), "{line}"),
-                "UNIT" => assert!(words[1].ends_with(words[2]), "{line}"),
+                "HELP" => {
+                    assert!(!words[2].is_empty(), "{line}");
+                    helped.insert(words[1].to_owned());
+                }
+                "UNIT" => {
+                    assert!(is_open && words[1] == current, "{line}");
+                    assert!(words[1].ends_with(&format!("_{}", words[2])), "{line}");
+                }
                 other => panic!("{other}: {line}"),
             }
             continue;
         }
         let sample = sample(line);
-        let family = types.iter().rfind(|(family, kind)| {
-            let suffix = sample.0.strip_prefix(family.as_str());
-            match kind.as_str() {
-                "counter" => suffix == Some("_total"),
-                "gauge" => suffix == Some(""),
-                "histogram" => matches!(suffix, Some("_sum" | "_count" | "_bucket")),
-                other => panic!("{other}"),
-            }
-        });
-        assert!(family.is_some(), "no type for {line}");
+        let suffix = sample.0.strip_prefix(current.as_str());
+        let fits = match types[&current].as_str() {
+            "counter" if is_open => suffix == Some("_total"),
+            "counter" => suffix == Some("") && current.ends_with("_total"),
+            "gauge" => suffix == Some(""),
+            "histogram" => matches!(suffix, Some("_sum" | "_count" | "_bucket")),
+            other => panic!("{other}"),
+        };
+        assert!(fits, "no type for {line}");
         samples.push(sample);
     }
-    panic!("no end");
+    assert!(types.keys().all(|family| helped.contains(family)), "help");
+    (types, samples)
 }
 
 fn sample(line: &str) -> Sample {
@@ -125,12 +138,69 @@ fn sample(line: &str) -> Sample {
     (name.to_owned(), labels, value.parse().unwrap())
 }
 
+/// Reads it with the parser of others, too.
+fn read_by_others(text: &str, is_open: bool) {
+    const READ: &str = "\
+import sys
+if sys.argv[1] == 'true':
+    from prometheus_client.openmetrics.parser import text_string_to_metric_families as families
+else:
+    from prometheus_client.parser import text_string_to_metric_families as families
+found = {family.name: family for family in families(sys.stdin.read())}
+untold = [name for name, f in found.items() if not f.documentation or f.type in ('unknown', 'untyped')]
+assert not untold, untold
+assert found['convoke_events_processed'].type == 'counter', found['convoke_events_processed']
+if sys.argv[1] == 'true':
+    assert found['convoke_memory_bytes'].unit == 'bytes', found['convoke_memory_bytes']
+";
+    piped(
+        Command::new("/usr/bin/python3").args(["-c", READ, &is_open.to_string()]),
+        text,
+    );
+    // Reads its own format only.
+    let here = Command::new("promtool").arg("--version").output().is_ok();
+    if is_open || !here {
+        if !is_open {
+            eprintln!("not checked with promtool: it is not in PATH (Debian's package prometheus)");
+        }
+        return;
+    }
+    piped(Command::new("promtool").args(["check", "metrics"]), text);
+}
+
+/// Gives a program text, which it must take without a word.
+fn piped(command: &mut Command, text: &str) {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let said = [ended.stdout, ended.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(ended.status.success() && said.is_empty(), "{said}");
+}
+
 #[test]
-fn the_text_for_prometheus_is_valid_and_its_histograms_are_whole() {
+fn the_text_of_each_format_is_valid_and_its_histograms_are_whole() {
     let redis = Redis::start();
     let _worker = with_work(&redis, 5);
-    let told = run(&redis, &["metrics", "--format", "prometheus"]).done();
-    let (types, samples) = read_back(&told.out);
+    for (format, is_open) in [("prometheus", false), ("openmetrics", true)] {
+        let told = run(&redis, &["metrics", "--format", format]).done();
+        read_by_others(&told.out, is_open);
+        let (types, samples) = read_back(&told.out, is_open);
+        check(&types, &samples);
+    }
+}
+
+fn check(types: &BTreeMap<String, String>, samples: &[Sample]) {
     let value = |name: &str, labels: &[(&str, &str)]| -> f64 {
         let labels = labels.iter().map(|(k, v)| (k.to_string(), v.to_string()));
         let labels: BTreeMap<String, String> = labels.collect();
@@ -151,7 +221,7 @@ fn the_text_for_prometheus_is_valid_and_its_histograms_are_whole() {
     // Every series of every histogram: ends that rise to infinity, counts that never fall.
     let mut series: BTreeMap<(String, String), Vec<(f64, f64)>> = BTreeMap::new();
     let mut ends: BTreeSet<String> = BTreeSet::new();
-    for (name, labels, count) in &samples {
+    for (name, labels, count) in samples {
         if let Some(end) = labels.get("le") {
             let kind = labels.get("type").cloned().unwrap_or_default();
             let of = name.strip_suffix("_bucket").unwrap().to_owned();
@@ -160,6 +230,7 @@ fn the_text_for_prometheus_is_valid_and_its_histograms_are_whole() {
                 .entry((of, kind))
                 .or_default()
                 .push((end_value, *count));
+            assert!(end.contains('.') || end == "+Inf", "{end}");
             ends.insert(end.clone());
         }
     }

@@ -1,16 +1,23 @@
-//! The text format of Prometheus.
+//! Metrics as text: for Prometheus (text format 0.0.4), and as OpenMetrics 1.0.
+//!
+//! They look alike, and neither reads the other's as it is meant. A counter's family is called
+//! `…_total` by Prometheus, and without it by OpenMetrics, whose samples bear the suffix; a unit has a line
+//! of its own in OpenMetrics only, which also wants an end mark and quotes escaped in help texts.
 
 use crate::cli::output::printable;
 use anyhow::Context as _;
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
-use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::{Registry, Unit};
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fmt;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialect {
+    /// Text format 0.0.4.
+    Prometheus,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
 
 /// The answer of `system.metrics` with histograms, as far as it is told on.
 #[derive(Debug, Deserialize)]
@@ -56,191 +63,311 @@ struct Scaling {
 }
 
 /// What `system.metrics` answered, as exposition text.
-pub fn of(metrics: Value) -> anyhow::Result<String> {
-    let mut metrics: Metrics = serde_json::from_value(metrics)
+pub fn of(metrics: Value, dialect: Dialect) -> anyhow::Result<String> {
+    let metrics: Metrics = serde_json::from_value(metrics)
         .context("the answer lacks what this version tells on: the worker may be older")?;
-    // The encoder escapes what the format demands, which is less than a terminal does.
-    let handlers = std::mem::take(&mut metrics.handlers).into_iter();
-    metrics.handlers = handlers
-        .map(|(kind, handler)| (printable(&kind).into_owned(), handler))
-        .collect();
-    let mut registry = Registry::default();
-    registry.register_collector(Box::new(metrics));
-    let mut text = String::new();
-    encode(&mut text, &registry)?;
-    Ok(text)
+    let mut text = Text {
+        dialect,
+        out: String::new(),
+    };
+    metrics.write(&mut text);
+    if dialect == Dialect::OpenMetrics {
+        text.out.push_str("# EOF\n");
+    }
+    Ok(text.out)
 }
 
-impl Collector for Metrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let counters = [
-            (
-                "convoke_events_processed",
-                "Events whose outcome was committed",
-                self.events_processed,
-            ),
-            (
-                "convoke_events_failed",
-                "Runs of handlers that failed",
-                self.events_failed,
-            ),
-            (
-                "convoke_tasks_completed",
-                "Tasks that were completed",
-                self.tasks_completed,
-            ),
-        ];
-        for (name, help, value) in counters {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+/// A family of samples; its name ends in its unit if it has one.
+#[derive(Clone, Copy, Debug)]
+struct Family {
+    name: &'static str,
+    help: &'static str,
+    unit: Option<&'static str>,
+    kind: Kind,
+}
+
+/// The text so far.
+struct Text {
+    dialect: Dialect,
+    out: String,
+}
+
+impl Text {
+    /// Begins a family.
+    fn family(&mut self, family: Family) {
+        let Family {
+            name,
+            help,
+            unit,
+            kind,
+        } = family;
+        let is_open = self.dialect == Dialect::OpenMetrics;
+        let suffix = if kind == Kind::Counter && !is_open {
+            "_total"
+        } else {
+            ""
+        };
+        let kind = match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
+        let help = escaped(help, is_open);
+        self.line(&format!("# HELP {name}{suffix} {help}"));
+        self.line(&format!("# TYPE {name}{suffix} {kind}"));
+        if let Some(unit) = unit.filter(|_| is_open) {
+            self.line(&format!("# UNIT {name} {unit}"));
         }
-        let seconds = self.oldest_report_ms as f64 / 1000.0;
-        let gauges = [
-            (
-                "convoke_instances",
-                "Instances that are alive",
-                None,
-                self.instances as f64,
-            ),
-            (
-                "convoke_throughput",
-                "Events processed a second, in the last ten seconds or so",
-                None,
-                self.throughput,
-            ),
-            (
-                "convoke_memory",
-                "Resident memory of all instances",
-                Some(&Unit::Bytes),
-                self.memory_bytes as f64,
-            ),
-            (
-                "convoke_in_flight",
-                "Events read and not settled",
-                None,
-                self.queue.in_flight as f64,
-            ),
-            (
-                "convoke_load_balance",
-                "How evenly the load is spread: 1 is evenly",
-                None,
-                self.scaling.load_balance,
-            ),
-            (
-                "convoke_oldest_report",
-                "The age of the oldest report that this was made of",
-                Some(&Unit::Seconds),
-                seconds,
-            ),
-        ];
-        for (name, help, unit, value) in gauges {
-            let mut metric = encoder.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-            metric.encode_gauge(&value)?;
-        }
-        let mut metric = encoder.encode_descriptor(
-            "convoke_run_duration",
-            "How long runs of all handlers took",
-            Some(&Unit::Seconds),
-            MetricType::Histogram,
-        )?;
-        let (sum, count, buckets) = self.latency.series();
-        metric.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
-        self.encode_handlers(&mut encoder)
     }
+
+    /// Adds a sample; `label` is a name and a value.
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Into<Number>) {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(name, value)| format!("{name}=\"{}\"", escaped(value, true)))
+            .collect();
+        let labels = match labels.is_empty() {
+            true => String::new(),
+            false => format!("{{{}}}", labels.join(",")),
+        };
+        let Number(value) = value.into();
+        self.line(&format!("{name}{labels} {value}"));
+    }
+
+    fn histogram(&mut self, name: &str, labels: &[(&str, &str)], buckets: &Buckets) {
+        let (sum, count, ends) = buckets.series();
+        for (end, below) in ends {
+            let Number(end) = end.into();
+            let with_end = [labels, &[("le", &*end)]].concat();
+            self.sample(&format!("{name}_bucket"), &with_end, below);
+        }
+        self.sample(&format!("{name}_sum"), labels, sum);
+        self.sample(&format!("{name}_count"), labels, count);
+    }
+
+    fn line(&mut self, line: &str) {
+        self.out.push_str(line);
+        self.out.push('\n');
+    }
+}
+
+/// A number as both formats write it.
+struct Number(String);
+
+impl From<u64> for Number {
+    fn from(number: u64) -> Self {
+        Self(number.to_string())
+    }
+}
+
+impl From<f64> for Number {
+    /// With a point in it, as OpenMetrics wants the ends of buckets.
+    fn from(number: f64) -> Self {
+        Self(match number {
+            f64::INFINITY => "+Inf".to_owned(),
+            number if number.fract() == 0.0 => format!("{number:.1}"),
+            number => number.to_string(),
+        })
+    }
+}
+
+/// What a line may hold; a terminal could be told something by the rest, which a type's name never has.
+fn escaped(text: &str, quotes: bool) -> String {
+    let mut escaped = printable(text).replace('\\', "\\\\");
+    if quotes {
+        escaped = escaped.replace('"', "\\\"");
+    }
+    escaped
 }
 
 type Pick = fn(&Handler) -> u64;
 
 impl Metrics {
-    fn encode_handlers(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    fn write(&self, text: &mut Text) {
+        let counters = [
+            (
+                "convoke_events_processed",
+                "Events whose outcome was committed.",
+                self.events_processed,
+            ),
+            (
+                "convoke_events_failed",
+                "Runs of handlers that failed.",
+                self.events_failed,
+            ),
+            (
+                "convoke_tasks_completed",
+                "Tasks that were completed.",
+                self.tasks_completed,
+            ),
+        ];
+        for (name, help, value) in counters {
+            text.family(Family {
+                name,
+                help,
+                unit: None,
+                kind: Kind::Counter,
+            });
+            text.sample(&format!("{name}_total"), &[], value);
+        }
+        let seconds = self.oldest_report_ms as f64 / 1000.0;
+        let gauges = [
+            (
+                "convoke_instances",
+                "Instances that are alive.",
+                None,
+                self.instances as f64,
+            ),
+            (
+                "convoke_throughput",
+                "Events processed a second, in the last ten seconds or so.",
+                None,
+                self.throughput,
+            ),
+            (
+                "convoke_memory_bytes",
+                "Resident memory of all instances.",
+                Some("bytes"),
+                self.memory_bytes as f64,
+            ),
+            (
+                "convoke_in_flight",
+                "Events read and not settled.",
+                None,
+                self.queue.in_flight as f64,
+            ),
+            (
+                "convoke_load_balance",
+                "How evenly the load is spread: 1 is evenly.",
+                None,
+                self.scaling.load_balance,
+            ),
+            (
+                "convoke_oldest_report_seconds",
+                "The age of the oldest report that this was made of.",
+                Some("seconds"),
+                seconds,
+            ),
+        ];
+        for (name, help, unit, value) in gauges {
+            text.family(Family {
+                name,
+                help,
+                unit,
+                kind: Kind::Gauge,
+            });
+            text.sample(name, &[], value);
+        }
+        let durations = Family {
+            name: "convoke_run_duration_seconds",
+            help: "How long runs of all handlers took.",
+            unit: Some("seconds"),
+            kind: Kind::Histogram,
+        };
+        text.family(durations);
+        text.histogram(durations.name, &[], &self.latency);
+        if !self.handlers.is_empty() {
+            self.write_handlers(text);
+        }
+    }
+
+    fn write_handlers(&self, text: &mut Text) {
         let counters: [(&str, &str, Pick); 5] = [
-            ("convoke_handler_calls", "Runs of a handler", |h| h.calls),
-            ("convoke_handler_errors", "Runs that failed", |h| h.errors),
+            ("convoke_handler_calls", "Runs of a handler.", |h| h.calls),
+            ("convoke_handler_errors", "Runs that failed.", |h| h.errors),
             (
                 "convoke_handler_retries",
-                "Failures that were tried again",
+                "Failures that were tried again.",
                 |h| h.retries,
             ),
             (
                 "convoke_handler_rate_limited",
-                "Runs that the rate limit refused",
+                "Runs that the rate limit refused.",
                 |h| h.rate_limited,
             ),
             (
                 "convoke_handler_cache_hits",
-                "Results that came from the cache",
+                "Results that came from the cache.",
                 |h| h.cache_hits,
             ),
         ];
         for (name, help, pick) in counters {
-            let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            text.family(Family {
+                name,
+                help,
+                unit: None,
+                kind: Kind::Counter,
+            });
             for (kind, handler) in &self.handlers {
-                let labels = [("type", kind.as_str())];
-                metric
-                    .encode_family(&labels)?
-                    .encode_counter::<NoLabelSet, u64, u64>(&pick(handler), None)?;
+                text.sample(&format!("{name}_total"), &[("type", kind)], pick(handler));
             }
         }
-        self.encode_circuits(encoder)?;
-        let mut metric = encoder.encode_descriptor(
-            "convoke_handler_duration",
-            "How long runs of a handler took",
-            Some(&Unit::Seconds),
-            MetricType::Histogram,
-        )?;
+        self.write_circuits(text);
+        let durations = Family {
+            name: "convoke_handler_duration_seconds",
+            help: "How long runs of a handler took.",
+            unit: Some("seconds"),
+            kind: Kind::Histogram,
+        };
+        text.family(durations);
         for (kind, handler) in &self.handlers {
-            let labels = [("type", kind.as_str())];
-            let (sum, count, buckets) = handler.latency.series();
-            metric
-                .encode_family(&labels)?
-                .encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+            text.histogram(durations.name, &[("type", kind)], &handler.latency);
         }
-        Ok(())
     }
 
-    fn encode_circuits(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        if self
+    fn write_circuits(&self, text: &mut Text) {
+        let states: Vec<(&String, u64)> = self
             .handlers
-            .values()
-            .all(|handler| handler.circuit.is_none())
-        {
-            return Ok(());
+            .iter()
+            .filter_map(|(kind, handler)| {
+                let state = match handler.circuit.as_deref()? {
+                    "closed" => 0,
+                    "half-open" => 1,
+                    _ => 2,
+                };
+                Some((kind, state))
+            })
+            .collect();
+        if states.is_empty() {
+            return;
         }
-        let mut metric = encoder.encode_descriptor(
-            "convoke_handler_circuit",
-            "The worst circuit of any instance: 0 closed, 1 half-open, 2 open",
-            None,
-            MetricType::Gauge,
-        )?;
-        for (kind, handler) in &self.handlers {
-            let state: i64 = match handler.circuit.as_deref() {
-                None => continue,
-                Some("closed") => 0,
-                Some("half-open") => 1,
-                Some(_) => 2,
-            };
-            let labels = [("type", kind.as_str())];
-            metric.encode_family(&labels)?.encode_gauge(&state)?;
+        let circuits = Family {
+            name: "convoke_handler_circuit",
+            help: "The worst circuit of any instance: 0 closed, 1 half-open, 2 open.",
+            unit: None,
+            kind: Kind::Gauge,
+        };
+        text.family(circuits);
+        for (kind, state) in states {
+            text.sample(circuits.name, &[("type", kind)], state);
         }
-        Ok(())
     }
 }
 
 impl Buckets {
-    /// The sum in seconds, the count, and for each end in seconds the count below it and not below
-    /// the end before; the last end is infinite.
+    /// The sum in seconds, the count, and for each end in seconds the count below it; the last end is
+    /// infinite.
     fn series(&self) -> (f64, u64, Vec<(f64, u64)>) {
-        let count = self.below_us.iter().map(|(_, count)| count).sum();
         let last = self.below_us.len().saturating_sub(1);
+        let mut below = 0;
         let buckets = self.below_us.iter().enumerate().map(|(at, (end, count))| {
+            below += count;
             // Longer times than the last end are counted in the last bucket.
             let end = if at == last {
                 f64::INFINITY
             } else {
                 *end as f64 / 1e6
             };
-            (end, *count)
+            (end, below)
         });
-        (self.sum_ms / 1000.0, count, buckets.collect())
+        let buckets: Vec<(f64, u64)> = buckets.collect();
+        (self.sum_ms / 1000.0, below, buckets)
     }
 }
