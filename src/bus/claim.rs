@@ -6,6 +6,7 @@
 
 use super::error::BusError;
 use super::event::{Entry, EntryId};
+use super::script::script;
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Script, Value};
 use std::collections::HashMap;
@@ -15,10 +16,10 @@ use std::time::Duration;
 /// How long the claim counter of a consumer that is gone is kept.
 pub const CLAIMS_TTL: Duration = Duration::from_secs(24 * 3600);
 
-static TAKE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("take.lua")));
-static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
-static GIVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("give.lua")));
-static FORGET: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("forget.lua")));
+static TAKE: LazyLock<Script> = LazyLock::new(|| script(include_str!("take.lua")));
+static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew.lua")));
+static GIVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("give.lua")));
+static FORGET: LazyLock<Script> = LazyLock::new(|| script(include_str!("forget.lua")));
 
 /// A pending entry as the group knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]

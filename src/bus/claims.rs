@@ -1,7 +1,7 @@
 //! The claim counters of a consumer as its committer knows them (see [`super::commit`]).
 
 use super::claim::CLAIMS_TTL;
-use super::clock::{ServerClock, local_now};
+use super::clock::{self, ClockSource, ServerClock, local_now};
 use super::digits::Digits;
 use super::error::BusError;
 use super::wire::{Commands, Token, Tokens, Wire, server_error};
@@ -61,8 +61,14 @@ impl Claims {
     }
 
     /// Fences whoever committed under this name before, and learns the counters and the time.
-    pub(super) async fn arm(&self, wire: &mut Wire) -> Result<(), BusError> {
-        let clock = ServerClock::read(wire).await?;
+    pub(super) async fn arm(&self, wire: &mut Wire, source: ClockSource) -> Result<(), BusError> {
+        if source == ClockSource::Key {
+            for key in &self.keys {
+                clock::make(wire, key).await?;
+            }
+        }
+        let beside = self.keys.first().map_or("", String::as_str);
+        let clock = ServerClock::read(wire, source, beside).await?;
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
         for (key, known) in self.keys.iter().zip(&self.known) {
             raise(wire, key, known.load(Ordering::Acquire), clock.now()).await?;

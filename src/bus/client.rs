@@ -264,13 +264,20 @@ impl Client {
         if confirmed >= wanted {
             return Ok(published);
         }
-        Err(PublishError::Unknown {
-            id: event.id.clone(),
-            source: Doubt::Unconfirmed {
+        let source = match replies.get(1) {
+            Some(Value::ServerError(error)) => Doubt::NoConfirmation {
+                published,
+                reason: error.to_string(),
+            },
+            _ => Doubt::Unconfirmed {
                 published,
                 confirmed,
                 wanted,
             },
+        };
+        Err(PublishError::Unknown {
+            id: event.id.clone(),
+            source,
         })
     }
 
@@ -405,5 +412,8 @@ fn is_no_script(reply: &RedisResult<Value>) -> bool {
 
 /// In a pipeline nobody loads a script that is missing.
 fn load_script(pipeline: &mut Pipeline) {
-    pipeline.cmd("SCRIPT").arg("LOAD").arg(PUBLISH_SOURCE);
+    pipeline
+        .cmd("SCRIPT")
+        .arg("LOAD")
+        .arg(PUBLISH_SOURCE.as_str());
 }

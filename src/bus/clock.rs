@@ -2,7 +2,77 @@
 
 use super::error::BusError;
 use super::wire::{Token, Wire};
+use redis::{Cmd, FromRedisValue, ParsingError, Value};
 use std::time::{Instant, SystemTime};
+
+/// When the key ends that tells the time where the server has no `TIME` (see `server_time.lua`), in Unix
+/// milliseconds: 2100-01-01.
+const ENDS: u64 = 4_102_444_800_000;
+
+/// How the server is asked for its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockSource {
+    /// By `TIME`.
+    Time,
+    /// By what is left of the key that ends at a fixed moment.
+    Key,
+}
+
+impl ClockSource {
+    /// The command that asks, which a [`ServerTime`] answers; the key lies in the slot of `beside`.
+    pub fn question(self, beside: &str) -> Cmd {
+        let mut command = Cmd::new();
+        for word in self.words(beside) {
+            command.arg(word);
+        }
+        command
+    }
+
+    fn words(self, beside: &str) -> Vec<String> {
+        match self {
+            ClockSource::Time => vec!["TIME".to_owned()],
+            ClockSource::Key => vec!["PTTL".to_owned(), key_beside(beside)],
+        }
+    }
+}
+
+/// The key that tells the time, in the slot of another one.
+fn key_beside(key: &str) -> String {
+    let tag = key.strip_prefix('{').and_then(|rest| rest.split_once('}'));
+    match tag {
+        Some((tag, _)) => format!("{{{tag}}}:clock"),
+        None => format!("{}:clock", key.split(':').next().unwrap_or_default()),
+    }
+}
+
+/// Makes the key that tells the time in the slot of another one.
+pub(super) async fn make(wire: &mut Wire, beside: &str) -> Result<(), BusError> {
+    let (key, ends) = (key_beside(beside), ENDS.to_string());
+    let words: [&[u8]; 5] = [b"SET", key.as_bytes(), b"", b"PXAT", ends.as_bytes()];
+    wire.ask(&words).await?;
+    Ok(())
+}
+
+/// The server's time, in Unix milliseconds. Where the key that tells it is not there yet, which a worker
+/// or the first script that writes makes: this machine's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerTime(pub u64);
+
+impl ServerTime {
+    /// From what is left of the key.
+    fn of_rest(rest: i64) -> Self {
+        Self(u64::try_from(rest).map_or_else(|_| local_now(), |rest| ENDS.saturating_sub(rest)))
+    }
+}
+
+impl FromRedisValue for ServerTime {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        match value {
+            Value::Int(rest) => Ok(Self::of_rest(rest)),
+            told => <(u64, u64)>::from_redis_value(told).map(|told| Self(server_ms(told))),
+        }
+    }
+}
 
 /// The server's clock, read once and carried on by the local monotonic one.
 #[derive(Clone, Copy, Debug)]
@@ -24,25 +94,35 @@ impl ServerClock {
     }
 
     /// Asks the server.
-    pub(super) async fn read(wire: &mut Wire) -> Result<Self, BusError> {
+    pub(super) async fn read(
+        wire: &mut Wire,
+        source: ClockSource,
+        beside: &str,
+    ) -> Result<Self, BusError> {
+        const SHAPE: BusError = BusError::Reply { what: "TIME" };
         let at = Instant::now();
-        let mut time = wire.ask(&[b"TIME"]).await?;
-        let (Token::Array(2), Token::Bulk(seconds), Token::Bulk(micros)) =
-            (time.token()?, time.token()?, time.token()?)
-        else {
-            return Err(BusError::Reply { what: "TIME" });
-        };
+        let words = source.words(beside);
+        let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
+        let mut time = wire.ask(&words).await?;
         let number = |text| std::str::from_utf8(text).ok()?.parse::<u64>().ok();
-        let (Some(seconds), Some(micros)) = (number(seconds), number(micros)) else {
-            return Err(BusError::Reply { what: "TIME" });
+        let ms = match time.token()? {
+            Token::Int(rest) => ServerTime::of_rest(rest).0,
+            Token::Array(2) => {
+                let (Token::Bulk(seconds), Token::Bulk(micros)) = (time.token()?, time.token()?)
+                else {
+                    return Err(SHAPE);
+                };
+                let told = number(seconds).zip(number(micros)).ok_or(SHAPE)?;
+                server_ms(told)
+            }
+            _ => return Err(SHAPE),
         };
-        let ms = server_ms((seconds, micros));
         Ok(Self { at, ms })
     }
 }
 
 /// What `TIME` answers (seconds and microseconds), in Unix milliseconds.
-pub fn server_ms((seconds, micros): (u64, u64)) -> u64 {
+fn server_ms((seconds, micros): (u64, u64)) -> u64 {
     seconds * 1000 + micros / 1000
 }
 
@@ -51,4 +131,23 @@ pub fn local_now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_that_tells_the_time_lies_in_the_slot_of_the_other() {
+        for (key, clock) in [
+            ("cb:events:image", "cb:clock"),
+            ("{cb}:instance:w-1", "{cb}:clock"),
+            ("{cb:image:3}:events", "{cb:image:3}:clock"),
+        ] {
+            assert_eq!(key_beside(key), clock);
+        }
+        let script = include_str!("server_time.lua");
+        assert!(script.contains(&ENDS.to_string()));
+        assert_eq!(ServerTime::of_rest(1000).0, ENDS - 1000);
+    }
 }

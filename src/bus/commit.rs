@@ -156,7 +156,8 @@ impl Committer {
         self.wire = None;
         let mut wire = self.connector.wire().await?;
         may_transact(&mut wire).await?;
-        self.claims.arm(&mut wire).await?;
+        let clock = self.connector.clock().await?;
+        self.claims.arm(&mut wire, clock).await?;
         self.wire = Some(wire);
         Ok(())
     }

@@ -10,11 +10,12 @@
 //! half-open link is noticed. A connection is not repaired: whoever holds it drops it and asks for
 //! another one.
 //!
-//! Where Sentinels watch the primary, they are asked for each new connection, the server must say
-//! that it is a primary, and a pooled connection is asked for its role each time that it is lent.
+//! Each new connection is asked who is there (see [`super::greeting`]). Where Sentinels watch the primary,
+//! they are asked for it first, and a pooled connection is asked for its role each time that it is lent.
 
-use super::error::{BusError, not_the_primary, told};
-use super::history::History;
+use super::clock::ClockSource;
+use super::error::{BusError, CLUSTER, told};
+use super::greeting::{Known, Lacks};
 pub use super::pool::Pooled;
 use super::pool::{Manager, Pool};
 use super::sentinel::{Sentinels, Voice};
@@ -27,7 +28,6 @@ use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
-    RedisError, Value,
 };
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -54,7 +54,7 @@ const OLDEST: (u32, u32) = (7, 0);
 pub struct Connector {
     place: Place,
     tls: Tls,
-    history: Arc<History>,
+    known: Arc<Known>,
 }
 
 #[derive(Clone)]
@@ -111,19 +111,19 @@ impl Connector {
             return Ok(Self {
                 place,
                 tls,
-                history: Arc::default(),
+                known: Arc::default(),
             });
         }
         let info = url.expose().into_connection_info()?;
         let info = info.set_tcp_settings(tcp_settings());
         let client = Arc::new(Client::open(tls.apply(info)?)?);
-        let history = Arc::<History>::default();
-        let manager = Manager::new((*client).clone(), answers_within(ANSWER), history.clone());
+        let known = Arc::<Known>::default();
+        let manager = Manager::new((*client).clone(), answers_within(ANSWER), known.clone());
         let pool = pool_of(manager, pool_size)?;
         Ok(Self {
             place: Place::Server { client, pool },
             tls,
-            history,
+            known,
         })
     }
 
@@ -170,7 +170,7 @@ impl Connector {
     /// when it is made: what is written from now on is in this one or a later one, and what is asked on
     /// a connection that is there already, in this one or an earlier one.
     pub fn history(&self) -> u64 {
-        self.history.number()
+        self.known.history.number()
     }
 
     /// Fails if the connections of another connector lead elsewhere, as far as both know.
@@ -178,7 +178,7 @@ impl Connector {
     /// # Errors
     /// `OtherHistory`.
     pub fn check_same(&self, other: &Connector) -> Result<(), BusError> {
-        match self.history.agrees_with(&other.history) {
+        match self.known.history.agrees_with(&other.known.history) {
             true => Ok(()),
             false => Err(BusError::OtherHistory),
         }
@@ -237,7 +237,7 @@ impl Connector {
         if let Place::Watched { sentinels, .. } = &self.place {
             wire.route = Some(sentinels.route(generation));
         }
-        self.history.look(&mut wire).await?;
+        self.known.greet(&mut wire).await?;
         Ok(wire)
     }
 
@@ -246,8 +246,7 @@ impl Connector {
         let mut connection = client
             .get_multiplexed_async_connection_with_config(&answers_within(answer))
             .await?;
-        check_role(&mut connection).await?;
-        self.history.look_by(&mut connection).await?;
+        self.known.greet_by(&mut connection).await?;
         Ok(connection)
     }
 
@@ -294,7 +293,7 @@ impl Connector {
             self.tls.apply(primary.info)?,
             primary.generation,
             *pool_size,
-            self.history.clone(),
+            self.known.clone(),
         )?;
         let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(old) = slot.replace(made.clone()) {
@@ -327,18 +326,18 @@ impl Connector {
         }
     }
 
-    /// Fails if the server is too old, naming its version.
-    pub async fn check_version(&self) -> Result<(), BusError> {
-        let mut connection = self.dedicated().await?;
-        let info: String = redis::cmd("INFO")
-            .arg("server")
-            .query_async(&mut connection)
-            .await?;
-        let version = info
-            .lines()
-            .find_map(|line| line.strip_prefix("redis_version:"))
-            .unwrap_or_default()
-            .trim();
+    /// Fails if the server is one that workers can not use: too old, or a node of a cluster. What it does
+    /// not tell is no reason.
+    pub async fn check_server(&self) -> Result<(), BusError> {
+        self.dedicated().await?;
+        if self.known.is_cluster() {
+            return Err(BusError::Unsupported(format!(
+                "the server runs in cluster mode, and a worker needs one server: {CLUSTER}"
+            )));
+        }
+        let Some(version) = self.known.version() else {
+            return Ok(());
+        };
         let mut numbers = version.split('.').map_while(|part| part.parse().ok());
         let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
         if found >= OLDEST {
@@ -350,6 +349,22 @@ impl Connector {
             )))
         }
     }
+
+    /// What the server does not tell; nothing before the first connection.
+    pub fn lacks(&self) -> Lacks {
+        self.known.lacks()
+    }
+
+    /// How the server is asked for its time; connects, if nothing was connected yet.
+    pub async fn clock(&self) -> Result<ClockSource, BusError> {
+        if !self.known.is_greeted() {
+            self.pooled().await?;
+        }
+        Ok(match self.known.is_timeless() {
+            true => ClockSource::Key,
+            false => ClockSource::Time,
+        })
+    }
 }
 
 impl PrimaryPool {
@@ -357,10 +372,10 @@ impl PrimaryPool {
         info: ConnectionInfo,
         generation: u64,
         size: usize,
-        history: Arc<History>,
+        known: Arc<Known>,
     ) -> Result<Self, BusError> {
         let spoiled = Arc::new(AtomicBool::new(false));
-        let manager = Manager::new(Client::open(info)?, answers_within(ANSWER), history);
+        let manager = Manager::new(Client::open(info)?, answers_within(ANSWER), known);
         Ok(Self {
             generation,
             pool: pool_of(manager.of_a_primary(spoiled.clone()), size)?,
@@ -380,15 +395,6 @@ fn pool_of(manager: Manager, size: usize) -> Result<Pool, BusError> {
         .runtime(Runtime::Tokio1)
         .build()
         .map_err(|error| BusError::Pool(error.to_string()))
-}
-
-/// Fails unless the server is a primary: one that was demoted still answers.
-pub(super) async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-    let role: Value = redis::cmd("ROLE").query_async(connection).await?;
-    match role {
-        Value::Array(parts) if is_text(parts.first(), "master") => Ok(()),
-        _ => Err(not_the_primary()),
-    }
 }
 
 /// What every connection of the client library has.
@@ -422,14 +428,6 @@ fn answers_within(answer: Duration) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT))
         .set_response_timeout(Some(answer))
-}
-
-fn is_text(value: Option<&Value>, expected: &str) -> bool {
-    match value {
-        Some(Value::BulkString(bytes)) => bytes == expected.as_bytes(),
-        Some(Value::SimpleString(text)) => text == expected,
-        _ => false,
-    }
 }
 
 /// The wait before the next try after so many failures in a row: doubling from 100 ms to 5 s, full jitter.

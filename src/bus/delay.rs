@@ -5,16 +5,17 @@
 //! fields, name and value in turn. Whoever calls [`promote`] moves what is due to the stream; it
 //! may be called by any number of processes at once.
 
-use super::clock::{ServerClock, server_ms};
+use super::clock::{ClockSource, ServerClock, ServerTime};
 use super::error::BusError;
 use super::keys::Route;
 use super::msgpack::{self, PayloadLimits};
+use super::script::script;
 use redis::aio::ConnectionLike;
 use redis::{Script, Value};
 use serde_bytes::ByteBuf;
 use std::sync::LazyLock;
 
-static PROMOTE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("promote.lua")));
+static PROMOTE: LazyLock<Script> = LazyLock::new(|| script(include_str!("promote.lua")));
 
 /// The latest due time, Unix ms: what a sorted set's score holds exactly.
 pub const MAX_DUE: u64 = 1 << 53;
@@ -61,10 +62,11 @@ pub async fn promote(
 pub async fn due_by(
     connection: &mut impl ConnectionLike,
     routes: &[&Route],
+    clock: ClockSource,
     until_ms: u64,
 ) -> Result<(Vec<bool>, ServerClock), BusError> {
     let mut look = redis::pipe();
-    look.cmd("TIME");
+    look.add_command(clock.question(routes.first().map_or("", |route| &route.delayed)));
     for route in routes {
         let count = look.cmd("ZCOUNT").arg(&route.delayed);
         count.arg("-inf").arg(until_ms);
@@ -72,9 +74,9 @@ pub async fn due_by(
     let replies = connection.req_packed_commands(&look, 0, look.len()).await?;
     let mut replies = replies.into_iter();
     let time = replies.next().unwrap_or(Value::Nil).extract_error()?;
-    let time = redis::from_redis_value(time).map_err(redis::RedisError::from)?;
+    let ServerTime(now) = redis::from_redis_value(time).map_err(redis::RedisError::from)?;
     let due = replies.map(|count| matches!(count, Value::Int(1..)));
-    let clock = ServerClock::told(server_ms(time));
+    let clock = ServerClock::told(now);
     Ok((due.collect(), clock))
 }
 

@@ -74,6 +74,10 @@ impl BusError {
     }
 }
 
+/// What to do about a server in cluster mode.
+pub(super) const CLUSTER: &str = "its keys would lie in slots of several nodes; use a server with \
+     cluster-enabled no, or a primary that Sentinels watch";
+
 /// What to do about an error, as the end of a message.
 pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
     super::tls::advice(error).map_or_else(String::new, |advice| format!("; {advice}"))

@@ -5,18 +5,9 @@
 //! the history in which it was written. An outcome that tells of it belongs to the same history: stored
 //! in a later one, it would tell of what nobody finds there any more.
 
-use super::error::BusError;
-use super::wire::{Token, Wire};
-use redis::RedisError;
-use redis::aio::MultiplexedConnection;
+use super::greeting::field;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-
-/// What to ask a server for.
-const ASK: [&str; 3] = ["INFO", "server", "replication"];
-
-/// The code of the answer to a user who may not ask, and sees no history.
-const DENIED: Option<&str> = Some("NOPERM");
 
 /// Numbers the histories that one process has seen.
 #[derive(Debug, Default)]
@@ -34,46 +25,22 @@ struct Name {
 
 impl Name {
     fn parse(info: &str) -> Option<Self> {
-        let field = |name: &str| {
-            let mut lines = info.lines().filter_map(|line| line.split_once(':'));
-            let (_, value) = lines.find(|(field, _)| *field == name)?;
-            Some(value.trim().to_owned())
-        };
         Some(Self {
-            run: field("run_id")?,
-            data: field("master_replid")?,
+            run: field(info, "run_id")?.to_owned(),
+            data: field(info, "master_replid")?.to_owned(),
         })
     }
 }
 
 impl History {
+    /// Whether an answer to `INFO` names one.
+    pub fn is_in(info: &str) -> bool {
+        Name::parse(info).is_some()
+    }
+
     /// The number of the one that was seen last.
     pub fn number(&self) -> u64 {
         self.number.load(Ordering::Acquire)
-    }
-
-    /// Sees in which history the server at the other end is.
-    pub async fn look(&self, wire: &mut Wire) -> Result<(), BusError> {
-        match wire.ask(&ASK.map(str::as_bytes)).await {
-            Ok(mut answer) => {
-                if let Token::Bulk(info) = answer.token()? {
-                    self.see(info);
-                }
-            }
-            Err(error) if error.code() == DENIED => {}
-            Err(error) => return Err(error),
-        }
-        Ok(())
-    }
-
-    /// The same on a connection of the client library.
-    pub async fn look_by(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
-        let mut command = redis::cmd(ASK[0]);
-        let info = command.arg(&ASK[1..]).query_async(connection).await;
-        match info.map(|info: Vec<u8>| self.see(&info)) {
-            Err(error) if error.code() == DENIED => Ok(()),
-            seen => seen,
-        }
     }
 
     /// Whether both have seen the same one last.
@@ -85,8 +52,10 @@ impl History {
         name(self) == name(other)
     }
 
-    fn see(&self, info: &[u8]) {
-        let Some(name) = Name::parse(&String::from_utf8_lossy(info)) else {
+    /// Sees in which history the server is that answered so to `INFO`; one that does not name it stays
+    /// in the last one.
+    pub fn see(&self, info: &str) {
+        let Some(name) = Name::parse(info) else {
             return;
         };
         let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,17 +79,18 @@ mod tests {
         };
         assert_eq!(Name::parse(info), Some(name));
         assert_eq!(Name::parse("run_id:aa\r\n"), None);
+        assert_eq!(Name::parse("run_id:aa\r\nmaster_replid:\r\n"), None);
     }
 
     #[test]
     fn those_agree_that_saw_the_same_history_last() {
         let [one, other] = [History::default(), History::default()];
         assert!(one.agrees_with(&other), "neither saw any");
-        one.see(b"run_id:a\nmaster_replid:b\n");
+        one.see("run_id:a\nmaster_replid:b\n");
         assert!(!one.agrees_with(&other));
-        other.see(b"run_id:c\nmaster_replid:b\n");
+        other.see("run_id:c\nmaster_replid:b\n");
         assert!(!one.agrees_with(&other));
-        one.see(b"run_id:c\nmaster_replid:b\n");
+        one.see("run_id:c\nmaster_replid:b\n");
         assert!(one.agrees_with(&other), "whatever their numbers");
         assert_eq!((one.number(), other.number()), (2, 1));
     }

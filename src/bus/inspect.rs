@@ -1,8 +1,9 @@
 //! Streams, groups and consumers as the server counts them.
 
-use super::clock::server_ms;
+use super::clock::{ClockSource, ServerTime, local_now};
 use super::error::BusError;
 use super::event::{Entry, EntryId};
+use super::greeting::offered;
 use super::keys::{Keys, StreamName};
 use super::read::entries_of;
 use redis::aio::MultiplexedConnection;
@@ -216,10 +217,13 @@ pub async fn latest(
     entries_of(reply)
 }
 
-/// The server's time, in Unix ms.
+/// The server's time, in Unix ms; this machine's, where the server does not tell it.
 pub async fn now(connection: &mut MultiplexedConnection) -> Result<u64, BusError> {
-    let time = redis::cmd("TIME").query_async(connection).await?;
-    Ok(server_ms(time))
+    let told = ClockSource::Time.question("").query_async(connection).await;
+    Ok(match offered(told)? {
+        Some(ServerTime(now)) => now,
+        None => local_now(),
+    })
 }
 
 fn is_no_such_key(error: &redis::RedisError) -> bool {

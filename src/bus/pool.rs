@@ -4,8 +4,8 @@
 //! borrow. So it is asked only where that is in doubt: after a pause, and after a failure. Where
 //! Sentinels watch the primary that is always: a server that was demoted answers all the same.
 
-use super::connect::{RECYCLE, check_role};
-use super::history::History;
+use super::connect::RECYCLE;
+use super::greeting::Known;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisFuture, Value};
@@ -22,7 +22,7 @@ const TRUSTED: Duration = Duration::from_secs(1);
 pub(super) struct Manager {
     client: Client,
     config: AsyncConnectionConfig,
-    history: Arc<History>,
+    known: Arc<Known>,
     /// Where only a primary will do: whether one of the connections was of no use. Then the others
     /// are not tried, each might take its time.
     spoiled: Option<Arc<AtomicBool>>,
@@ -42,11 +42,11 @@ pub(super) struct Checked {
 pub struct Pooled(Object<Manager>);
 
 impl Manager {
-    pub fn new(client: Client, config: AsyncConnectionConfig, history: Arc<History>) -> Self {
+    pub fn new(client: Client, config: AsyncConnectionConfig, known: Arc<Known>) -> Self {
         Self {
             client,
             config,
-            history,
+            known,
             spoiled: None,
         }
     }
@@ -75,10 +75,7 @@ impl managed::Manager for Manager {
             .client
             .get_multiplexed_async_connection_with_config(&self.config);
         let mut connection = connecting.await?;
-        if self.spoiled.is_some() {
-            check_role(&mut connection).await?;
-        }
-        self.history.look_by(&mut connection).await?;
+        self.known.greet_by(&mut connection).await?;
         Ok(Checked {
             connection,
             alive: Some(Instant::now()),
@@ -90,7 +87,7 @@ impl managed::Manager for Manager {
             if spoiled.load(Ordering::Acquire) {
                 return Err(RecycleError::message("the pool is given up"));
             }
-            let role = timeout(RECYCLE, check_role(&mut checked.connection)).await;
+            let role = timeout(RECYCLE, Known::check_role(&mut checked.connection)).await;
             if !matches!(role, Ok(Ok(()))) {
                 spoiled.store(true, Ordering::Release);
                 return Err(RecycleError::message("no primary any more"));

@@ -9,6 +9,7 @@ use super::digits::Digits;
 use super::error::BusError;
 use super::event::{self, EntryId, Limits};
 use super::keys::{self, Keys};
+use super::script::source_of;
 use super::wire::{Commands, Token, Tokens, server_error};
 use redis::{Cmd, RedisError, Script, Value};
 use serde::Serialize;
@@ -18,8 +19,9 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// The script that publishes later, or once only.
-pub(super) const PUBLISH_SOURCE: &str = include_str!("publish.lua");
-pub(super) static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(PUBLISH_SOURCE));
+pub(super) static PUBLISH_SOURCE: LazyLock<String> =
+    LazyLock::new(|| source_of(include_str!("publish.lua")));
+pub(super) static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(&PUBLISH_SOURCE));
 
 /// An event to be published.
 #[derive(Clone)]
@@ -513,6 +515,14 @@ pub enum Doubt {
         confirmed: u32,
         /// Replicas that were asked for.
         wanted: u32,
+    },
+    /// It is stored, and the server can not tell how many replicas have it.
+    #[error("stored, but it can not be confirmed here, the server refuses WAIT: {reason}")]
+    NoConfirmation {
+        /// Where it is.
+        published: Published,
+        /// What the server said.
+        reason: String,
     },
 }
 

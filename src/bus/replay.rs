@@ -19,6 +19,7 @@ use super::dead::Letter;
 use super::error::BusError;
 use super::event::{Entry, EntryId};
 use super::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
+use super::script::script;
 use super::settlement::Publication;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, ScriptInvocation};
@@ -26,11 +27,10 @@ use serde::Serialize;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-static DEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("replay_dead.lua")));
-static PENDING: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("replay_pending.lua")));
-static RANGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("replay_range.lua")));
-static DROP: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("drop.lua")));
+static DEAD: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_dead.lua")));
+static PENDING: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_pending.lua")));
+static RANGE: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_range.lua")));
+static DROP: LazyLock<Script> = LazyLock::new(|| script(include_str!("drop.lua")));
 
 /// Entries that one step moves at most.
 pub const STEP: usize = 50;

@@ -12,7 +12,7 @@
 use super::connect::tcp_settings;
 use super::error::BusError;
 use super::tls::Tls;
-use super::wire::{Peer, Token, Tokens, Wire};
+use super::wire::{Token, Tokens, Wire};
 use crate::config::{Login, SentinelUrl};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
@@ -299,7 +299,7 @@ impl Sentinels {
             return Ok(view);
         }
         // The limit of this whole try is shorter, and says more.
-        let mut wire = Wire::open_to(Peer::Sentinel, info, &self.tls, 2 * ASK).await?;
+        let mut wire = Wire::open(info, &self.tls, 2 * ASK).await?;
         let view = self.ask_on(&mut wire).await?;
         *kept = Some(wire);
         Ok(view)

@@ -1,7 +1,9 @@
 //! What a server tells about itself, as far as it lets the user look.
 
+use super::clock::{ClockSource, ServerTime};
 use super::connect::Connector;
 use super::error::BusError;
+use super::greeting::{Known, Lacks};
 use crate::config::Settings;
 use redis::aio::MultiplexedConnection;
 use redis::{ConnectionAddr, ConnectionInfo};
@@ -46,6 +48,10 @@ pub struct Server {
     pub skew: Option<(i64, u64)>,
     /// Whether the way to the server leaves this machine unencrypted.
     pub in_the_clear: bool,
+    /// What it does not tell whoever connects.
+    pub lacks: Lacks,
+    /// Whether it has `WAIT`; `None` if the user may not ask.
+    pub waits: Option<bool>,
 }
 
 impl Server {
@@ -80,6 +86,8 @@ impl Server {
             user,
             skew: allowed(skew(connection).await)?,
             in_the_clear: in_the_clear(target.addr()),
+            lacks: Known::lacks_of(connection).await?,
+            waits: waits(connection).await?,
         })
     }
 
@@ -251,11 +259,25 @@ async fn anonymous(target: ConnectionInfo) -> Option<bool> {
     }
 }
 
+/// Whether there is `WAIT`: waits for no replica.
+async fn waits(connection: &mut MultiplexedConnection) -> Result<Option<bool>, BusError> {
+    let mut command = redis::cmd("WAIT");
+    match command.arg(&[0, 1]).exec_async(connection).await {
+        Ok(()) => Ok(Some(true)),
+        Err(error) if error.code() == Some("NOPERM") => Ok(None),
+        Err(error) if error.code().is_some() => Ok(Some(false)),
+        Err(error) => Err(error.into()),
+    }
+}
+
 async fn skew(connection: &mut MultiplexedConnection) -> Result<(i64, u64), BusError> {
     let mut best: Option<(i64, u64)> = None;
     for _ in 0..3 {
         let asked = Instant::now();
-        let server = super::inspect::now(connection).await?;
+        let ServerTime(server) = ClockSource::Time
+            .question("")
+            .query_async(connection)
+            .await?;
         let half = asked.elapsed() / 2;
         let local = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)

@@ -7,12 +7,13 @@
 
 use super::error::BusError;
 use super::event::EntryId;
+use super::script::script;
 use redis::Script;
 use redis::aio::ConnectionLike;
 use std::collections::{HashMap, VecDeque};
 use std::sync::LazyLock;
 
-static TRIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("trim.lua")));
+static TRIM: LazyLock<Script> = LazyLock::new(|| script(include_str!("trim.lua")));
 
 /// Entries that one call removes from one stream at most.
 pub const LIMIT: u64 = 10_000;

@@ -7,7 +7,7 @@
 
 use super::connect::CONNECT;
 use super::digits::Digits;
-use super::error::{BusError, is_crowded, not_the_primary};
+use super::error::{BusError, is_crowded};
 use super::sentinel::Route;
 use super::tls::Tls;
 use futures_util::FutureExt;
@@ -94,6 +94,12 @@ impl Commands {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// They as they are sent.
+    #[cfg(test)]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// Forgets them.
@@ -270,15 +276,6 @@ pub struct Wire {
     pub(super) route: Option<Route>,
 }
 
-/// Who is at the other end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Peer {
-    /// A primary; anything else is refused.
-    Primary,
-    /// A Sentinel.
-    Sentinel,
-}
-
 impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Wire")
@@ -286,22 +283,11 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// Connects, authenticates, and makes sure that the server is a primary. Every answer must
-    /// arrive within `answer`.
+    /// Connects and authenticates. Every answer must arrive within `answer`.
     ///
     /// # Errors
-    /// `Redis`: no connection, refused credentials, or a replica.
+    /// `Redis`: no connection, or refused credentials.
     pub async fn open(
-        info: &ConnectionInfo,
-        tls: &Tls,
-        answer: Duration,
-    ) -> Result<Self, BusError> {
-        Self::open_to(Peer::Primary, info, tls, answer).await
-    }
-
-    /// Connects and authenticates; asks who is there unless it is a Sentinel.
-    pub(super) async fn open_to(
-        peer: Peer,
         info: &ConnectionInfo,
         tls: &Tls,
         answer: Duration,
@@ -330,22 +316,12 @@ impl Wire {
             commands.add(&[b"SELECT", db.as_bytes()]);
         }
         let accepted = commands.len();
-        if peer == Peer::Primary {
-            commands.add(&[b"ROLE"]);
+        if accepted > 0 {
+            wire.send(&mut commands).await?;
         }
-        wire.send(&mut commands).await?;
         for _ in 0..accepted {
             if let Token::Error(text) = wire.reply().await?.token()? {
                 return Err(refused(text));
-            }
-        }
-        if peer == Peer::Primary {
-            let mut role = wire.reply().await?;
-            match (role.token()?, role.token()) {
-                (Token::Error(text), _) => return Err(server_error(text)),
-                // A demoted primary still answers: only its role tells.
-                (Token::Array(_), Ok(Token::Bulk(b"master"))) => {}
-                _ => return Err(not_the_primary().into()),
             }
         }
         wire.answer = answer;

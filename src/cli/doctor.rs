@@ -1,6 +1,7 @@
 //! `convoke doctor`: what is set up dangerously, and how to mend it.
 
 mod checks;
+mod guarantees;
 mod sentinels;
 mod streams;
 
@@ -140,6 +141,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     };
     let server = Server::look(&mut connection, &connector, &session.settings).await?;
     findings.extend(checks::server(&server, &session.settings));
+    findings.extend(guarantees::guarantees(&server));
     findings.extend(streams::streams(&session, &mut connection).await?);
     let count = |status| findings.iter().filter(|f| f.status == status).count();
     let (danger, warning) = (count(Status::Danger), count(Status::Warning));

@@ -5,8 +5,9 @@
 //! inboxes that it thinks of; a script that wants another one changes nothing and names it, and the
 //! call is repeated with that one as well.
 
-use super::store::{script_with, words};
+use super::store::words;
 use crate::bus::keys::Keys;
+use crate::bus::script::script_with;
 use redis::{Script, ScriptInvocation};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};

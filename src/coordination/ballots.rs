@@ -39,10 +39,11 @@
 use super::ballot::{Ballot, EXPIRES_IN_MS, Status, Vote, check_decision};
 use super::error::CoordinationError;
 use super::store::Store;
-use crate::bus::clock::server_ms;
+use crate::bus::clock::ServerTime;
 use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
+use crate::bus::script::script;
 use redis::Script;
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -60,7 +61,7 @@ pub const LISTED: usize = 1000;
 const PAGE: usize = 100;
 
 static ADD_QUORUM_VOTE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("add_quorum_vote.lua")));
+    LazyLock::new(|| script(include_str!("add_quorum_vote.lua")));
 
 /// The ballots of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
@@ -232,7 +233,7 @@ impl Ballots {
         let keys = &self.store.keys;
         let mut reads = redis::pipe();
         reads.atomic();
-        reads.cmd("TIME");
+        self.store.ask_time(&mut reads).await?;
         reads.cmd("HGETALL").arg(keys.ballot(decision));
         reads.cmd("HGETALL").arg(keys.votes(decision));
         reads
@@ -241,13 +242,14 @@ impl Ballots {
             .arg(0)
             .arg(-1);
         type Read = (
-            (u64, u64),
+            ServerTime,
             HashMap<String, Vec<u8>>,
             HashMap<String, Vec<u8>>,
             Vec<String>,
         );
-        let (time, hash, mut votes, mut electorate): Read = self.store.ask(&reads).await?;
-        let Some(ballot) = Ballot::from_hash(&hash, server_ms(time)) else {
+        let (ServerTime(now), hash, mut votes, mut electorate): Read =
+            self.store.ask(&reads).await?;
+        let Some(ballot) = Ballot::from_hash(&hash, now) else {
             return Ok(None);
         };
         electorate.sort();

@@ -29,6 +29,7 @@ use crate::bus::commit::Publication;
 use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
+use crate::bus::script::script;
 use redis::{Script, ScriptInvocation};
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -46,8 +47,8 @@ pub const LISTED: usize = 1000;
 const PAGE: usize = 64;
 
 static COORDINATE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("coordinate_batch.lua")));
-static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew_batch.lua")));
+    LazyLock::new(|| script(include_str!("coordinate_batch.lua")));
+static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew_batch.lua")));
 
 /// The batches of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]

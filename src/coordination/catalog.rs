@@ -16,6 +16,7 @@ use super::store::Store;
 use crate::bus::connect::Connector;
 use crate::bus::keys::{self, Keys};
 use crate::bus::msgpack::{self, PayloadLimits};
+use crate::bus::script::script;
 use crate::registry::policy::Rate;
 use crate::registry::router::Route;
 use redis::Script;
@@ -45,7 +46,7 @@ const PAGE: usize = 64;
 /// Look-ups of one call of the script: a few ms.
 const LOOKUPS: usize = 2000;
 
-static OFFERED: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("offered.lua")));
+static OFFERED: LazyLock<Script> = LazyLock::new(|| script(include_str!("offered.lua")));
 
 /// What a worker publishes of a handler.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

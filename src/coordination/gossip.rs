@@ -29,6 +29,7 @@
 use super::error::CoordinationError;
 use super::instance::{MAX_OBSERVED, check_id, invalid, within};
 use super::instances::{Instances, RECENTLY, or_empty};
+use crate::bus::script::script;
 use redis::Script;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,8 +37,8 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 static UPDATE: LazyLock<Script> =
-    LazyLock::new(|| Script::new(include_str!("update_gossip_health.lua")));
-static PARTITION: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("partition.lua")));
+    LazyLock::new(|| script(include_str!("update_gossip_health.lua")));
+static PARTITION: LazyLock<Script> = LazyLock::new(|| script(include_str!("partition.lua")));
 
 /// The event that peers send each other to see whether they answer.
 pub const PING: &str = "system.ping";

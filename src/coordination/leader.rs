@@ -31,11 +31,12 @@
 use super::error::CoordinationError;
 use super::instances::Instances;
 use crate::bus::error::BusError;
+use crate::bus::script::script;
 use redis::Script;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-static LEAD: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("lead.lua")));
+static LEAD: LazyLock<Script> = LazyLock::new(|| script(include_str!("lead.lua")));
 
 /// What contending came to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,12 +4,13 @@ use super::store::Store;
 use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
+use crate::bus::script::script;
 use crate::registry::policy::Rate;
 use redis::Script;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-static LIMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("limit.lua")));
+static LIMIT: LazyLock<Script> = LazyLock::new(|| script(include_str!("limit.lua")));
 
 /// Bytes of a source that its bucket is told by. Events are bounded so by default.
 const TOLD_BY: usize = 256;

@@ -16,7 +16,7 @@
 use super::error::CoordinationError;
 use super::instance::MAX_REPORT;
 use super::instances::{Instances, KEPT};
-use crate::bus::clock::server_ms;
+use crate::bus::clock::ServerTime;
 use crate::bus::keys::is_event_type;
 use crate::registry::histogram::{BUCKETS, Histogram};
 use redis::ScriptInvocation;
@@ -342,9 +342,8 @@ impl Instances {
         let keys = &self.store.keys;
         let mut reads = redis::pipe();
         reads.cmd("HGET").arg(keys.metrics()).arg(ALL);
-        reads.cmd("TIME");
-        let (totals, time): (Option<Vec<u8>>, (u64, u64)) = self.store.ask(&reads).await?;
-        let now = server_ms(time);
+        self.store.ask_time(&mut reads).await?;
+        let (totals, ServerTime(now)): (Option<Vec<u8>>, _) = self.store.ask(&reads).await?;
         let totals = totals.and_then(|packed| Sums::unpacked(&packed));
         let mut global = Global {
             sums: totals.unwrap_or_default(),

@@ -3,17 +3,18 @@
 use super::error::CoordinationError;
 use super::instance::{Instance, check_id};
 use super::instances::{Instances, RECENTLY};
-use crate::bus::clock::server_ms;
+use crate::bus::clock::ServerTime;
 use crate::bus::event::Entry;
 use crate::bus::keys;
+use crate::bus::script::script;
 use redis::Script;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-static CENSUS: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("census.lua")));
-static CAPABLE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("capable.lua")));
+static CENSUS: LazyLock<Script> = LazyLock::new(|| script(include_str!("census.lua")));
+static CAPABLE: LazyLock<Script> = LazyLock::new(|| script(include_str!("capable.lua")));
 
 /// Hashes read in one round trip. What they hold is bounded, so this bounds the answer.
 const PAGE: usize = 250;
@@ -362,10 +363,10 @@ impl Instances {
         let mut alive = Vec::new();
         for page in ids.chunks(ASKED) {
             let mut reads = redis::pipe();
-            reads.cmd("TIME");
+            self.store.ask_time(&mut reads).await?;
             reads.cmd("ZMSCORE").arg(self.store.keys.active()).arg(page);
-            let (time, expiries): ((u64, u64), Vec<Option<f64>>) = self.store.ask(&reads).await?;
-            let now = server_ms(time) as f64;
+            let (ServerTime(now), expiries): (_, Vec<Option<f64>>) = self.store.ask(&reads).await?;
+            let now = now as f64;
             let pairs = page.iter().zip(expiries);
             let living = pairs.filter(|(_, expires)| expires.is_some_and(|at| at > now));
             alive.extend(living.map(|(id, _)| id.clone()));

@@ -1,10 +1,10 @@
 //! Where the shared rules run: key names, connections, and what to do when a connection was bad.
 
-use crate::bus::clock::server_ms;
+use crate::bus::clock::ServerTime;
 use crate::bus::connect::{Connector, Pooled};
 use crate::bus::error::{BusError, Reaction};
 use crate::bus::keys::Keys;
-use redis::{FromRedisValue, Pipeline, Script, ScriptInvocation};
+use redis::{FromRedisValue, Pipeline, ScriptInvocation};
 use std::collections::BTreeSet;
 
 /// The keys of one namespace and the way to the server that has them. Cheap to clone.
@@ -79,20 +79,23 @@ impl Store {
 
     /// The server's time in Unix ms.
     pub async fn now(&self) -> Result<u64, BusError> {
-        let (time,): ((u64, u64),) = self.ask(redis::pipe().cmd("TIME")).await?;
-        Ok(server_ms(time))
+        let mut reads = redis::pipe();
+        self.ask_time(&mut reads).await?;
+        let (ServerTime(now),) = self.ask(&reads).await?;
+        Ok(now)
+    }
+
+    /// Adds the question for the server's time, which a [`ServerTime`] answers.
+    pub async fn ask_time(&self, reads: &mut Pipeline) -> Result<(), BusError> {
+        let clock = self.connector.clock().await?;
+        reads.add_command(clock.question(&self.keys.broadcast()));
+        Ok(())
     }
 
     async fn ask_once<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
         let mut connection = self.pooled().await?;
         Ok(commands.query_async(&mut connection).await?)
     }
-}
-
-/// A script with functions that it shares between its first line, which the server reads, and the rest.
-pub(super) fn script_with(functions: &str, source: &str) -> Script {
-    let (first, rest) = source.split_once('\n').unwrap_or((source, ""));
-    Script::new(&format!("{first}\n{functions}\n{rest}"))
 }
 
 /// A set as scripts take it: words with one space between them, sorted.

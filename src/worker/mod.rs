@@ -212,6 +212,10 @@ impl Worker {
         };
         let keeper = Keeper::start(&self, &mut lanes, reporter, begun)?;
         let ledger = Ledger::start(&self, lanes.dead(), &ending.drain)?;
+        let lacks = self.process.connector.lacks();
+        if !lacks.is_nothing() {
+            tracing::warn!(redis = %self.settings.redis_url, "the server does not tell {lacks}: `convoke doctor` says which guarantees are weaker so");
+        }
         tracing::info!(
             instance = self.id(),
             incarnation,
@@ -237,7 +241,7 @@ impl Worker {
         registering: &Registering,
         methods: &[(String, Method)],
     ) -> Result<(u64, Running), RunError> {
-        self.process.connector.check_version().await?;
+        self.process.connector.check_server().await?;
         // Before it is registered: whoever sees that it has a handler also sees what that one is.
         if let Err(error) = self.catalog.publish(methods).await {
             tracing::warn!(%error, "what the handlers are could not be published; trying again later");

@@ -2,6 +2,7 @@
 
 use crate::publish::{client, event};
 use crate::setup::{Bus, connector, text};
+use convoke::bus::clock::ClockSource;
 use convoke::bus::delay::{Promoted, due_by, encode_member, promote};
 use convoke::bus::event::{Event, Limits};
 use std::time::Duration;
@@ -201,11 +202,17 @@ async fn a_look_tells_which_queues_hold_what_is_due_by_then() {
     put_event(&mut bus, 9000, "e1").await;
     let routes = ["image", "none", "odd", "late"].map(|domain| bus.keys.route(domain, 0));
     let routes: Vec<_> = routes.iter().collect();
-    let (due, clock) = due_by(&mut bus.connection, &routes, 4999).await.unwrap();
+    let (due, clock) = due_by(&mut bus.connection, &routes, ClockSource::Time, 4999)
+        .await
+        .unwrap();
     let now = clock.now();
     assert_eq!(due, [true, false, false, false]);
-    let (due, _) = due_by(&mut bus.connection, &routes, 5000).await.unwrap();
-    assert_eq!(due, [true, false, false, true]);
     let server: (u64, u64) = bus.ask("TIME").await;
     assert!((server.0 * 1000 - 60_000..=server.0 * 1000 + 999).contains(&now));
+    // Where there is no TIME, a key tells it.
+    bus.run("SET cb:clock x PXAT 4102444800000").await;
+    let by_key = due_by(&mut bus.connection, &routes, ClockSource::Key, 5000);
+    let (due, clock) = by_key.await.unwrap();
+    assert_eq!(due, [true, false, false, true]);
+    assert!((now..now + 60_000).contains(&clock.now()));
 }

@@ -10,6 +10,7 @@ mod bench;
 mod coordination;
 mod dead;
 mod doctor;
+mod guarantees;
 mod metrics;
 mod publish;
 mod replay;

@@ -166,7 +166,12 @@ impl Redis {
             let part = |name: &str| entry.get(name).map(text).unwrap_or_default();
             (part("username"), part("reason"), part("object"))
         });
+        let taken = users::taken_away();
         log.filter(|(user, reason, _)| reason != "auth" && users::ALL.contains(&user.as_str()))
+            .filter(|(_, _, object)| {
+                let command = object.split('|').next().unwrap_or_default();
+                !taken.iter().any(|taken| taken == command)
+            })
             .map(|(user, reason, object)| format!("{user}: {reason} {object}"))
             .collect()
     }

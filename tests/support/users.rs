@@ -41,12 +41,34 @@ pub fn deployed() -> String {
     fs::read_to_string(file).expect("the file is there")
 }
 
+/// What the variable `POOR_REDIS` takes away from the users, such as `ROLE,INFO`: commands that some
+/// servers which one can rent do not have.
+pub fn taken_away() -> Vec<String> {
+    let names = std::env::var("POOR_REDIS").unwrap_or_default();
+    let names = names.split(',').filter(|name| !name.is_empty());
+    names.map(str::to_lowercase).collect()
+}
+
 /// The file with passwords, for keys of that namespace.
 pub fn with_passwords(namespace: &str) -> String {
     let users = deployed().replace(&"0".repeat(64), PASSWORD_SHA256);
-    users
+    let users = users
         .replace("~cb:", &format!("~{namespace}:"))
-        .replace("~{cb", &format!("~{{{namespace}"))
+        .replace("~{cb", &format!("~{{{namespace}"));
+    let taken: String = taken_away()
+        .iter()
+        .map(|name| format!(" -{name}"))
+        .collect();
+    if taken.is_empty() {
+        return users;
+    }
+    // Before the selectors, which have none of them.
+    let poor = users.lines().map(|line| match line.split_once(" (") {
+        _ if line == "user default off" => line.to_owned(),
+        Some((root, selectors)) => format!("{root}{taken} ({selectors}"),
+        None => format!("{line}{taken}"),
+    });
+    poor.map(|line| line + "\n").collect()
 }
 
 /// The same, with a default user who may do everything: for the test's own seeding and looking.

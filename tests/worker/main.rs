@@ -13,6 +13,7 @@ mod handover;
 mod history;
 mod lifecycle;
 mod metrics;
+mod poor;
 mod rig;
 mod state;
 mod tasks;

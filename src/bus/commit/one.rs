@@ -4,13 +4,14 @@ use super::{Committer, Fast, Lost};
 use crate::bus::claim;
 use crate::bus::digits::Digits;
 use crate::bus::error::BusError;
+use crate::bus::script::script;
 use crate::bus::settlement::{Lease, Settlement};
 use crate::bus::wire::Commands;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, Value};
 use std::sync::LazyLock;
 
-static COMMIT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("../commit.lua")));
+static COMMIT: LazyLock<Script> = LazyLock::new(|| script(include_str!("../commit.lua")));
 
 /// The most words that a script may unpack into one command, with room to spare.
 const SCRIPT_WORDS: usize = 4_000;

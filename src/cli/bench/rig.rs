@@ -97,7 +97,7 @@ impl Rig {
         settings.mcp_server = Default::default();
         let connector = Connector::of(&settings, 4)?;
         connector
-            .check_version()
+            .check_server()
             .await
             .context("the server can not be used")?;
         Ok(Self {

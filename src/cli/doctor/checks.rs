@@ -51,14 +51,17 @@ fn set(name: &str, value: &str) -> String {
 }
 
 const MAY_NOT_CONFIG: &str = "the user may not run CONFIG GET, or the server lacks the setting";
-const MAY_NOT_INFO: &str = "the user may not run INFO";
+const MAY_NOT_INFO: &str = "the user may not run INFO, or the server does not tell it there";
+const NOT_TOLD: &str = "the server's INFO does not tell it";
 
 fn version(server: &Server) -> Finding {
     let check = "version";
     let Some(info) = &server.info else {
         return Finding::unknown(check, MAY_NOT_INFO);
     };
-    let found = info.get("redis_version").map_or("?", String::as_str);
+    let Some(found) = info.get("redis_version") else {
+        return Finding::unknown(check, NOT_TOLD);
+    };
     let mut parts = found.split('.').map(|part| part.parse().unwrap_or(0));
     let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
     if version >= OLDEST {
@@ -91,7 +94,8 @@ fn role(server: &Server) -> Finding {
                 info.get("master_port").map_or("?", String::as_str)
             ),
         },
-        _ => Finding::fine(check, "a primary"),
+        Some(_) => Finding::fine(check, "a primary"),
+        None => Finding::unknown(check, NOT_TOLD),
     }
 }
 
@@ -101,11 +105,12 @@ fn eviction(server: &Server) -> Finding {
         return Finding::unknown(check, MAY_NOT_INFO);
     };
     match info.get("maxmemory_policy").map(String::as_str) {
+        None => Finding::unknown(check, NOT_TOLD),
         Some("noeviction") => Finding::fine(check, "maxmemory-policy noeviction"),
-        other => Finding {
+        Some(other) => Finding {
             check,
             status: Status::Danger,
-            what: format!("maxmemory-policy is {}", other.unwrap_or("unknown")),
+            what: format!("maxmemory-policy is {other}"),
             why: "when memory is short redis deletes whole streams with their groups and all events in them",
             fix: set("maxmemory-policy", "noeviction"),
         },

@@ -50,8 +50,9 @@ async fn run_once(
     let lanes = chores.lanes.iter();
     let routes: Vec<&Route> = lanes.flat_map(|lane| lane.routes.iter()).collect();
     let mut connection = chores.connector.pooled().await?;
+    let source = chores.connector.clock().await?;
     let until = clock.now() + pause.as_millis() as u64;
-    let (due, told) = delay::due_by(&mut connection, &routes, until).await?;
+    let (due, told) = delay::due_by(&mut connection, &routes, source, until).await?;
     *clock = told;
     let now = clock.now();
     // Not all workers at the same moment.

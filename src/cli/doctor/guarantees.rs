@@ -1,0 +1,99 @@
+//! Which guarantees are weaker on this server, because it leaves out what others tell.
+
+use super::{Finding, Status};
+use convoke::bus::server::Server;
+
+/// Everything that depends on what the server tells.
+pub fn guarantees(server: &Server) -> Vec<Finding> {
+    vec![
+        cluster(server),
+        primary(server),
+        one_history(server),
+        server_time(server),
+        confirm(server),
+    ]
+}
+
+fn cluster(server: &Server) -> Finding {
+    let check = "cluster";
+    let mode = server.info.as_ref().and_then(|info| info.get("redis_mode"));
+    match mode.map(String::as_str) {
+        Some("cluster") => Finding {
+            check,
+            status: Status::Danger,
+            what: "the server runs in cluster mode".into(),
+            why: "publishing works, but a worker does not start: what it does in one step touches keys of \
+                  several slots, which a cluster refuses (CROSSSLOT)",
+            fix: "use a server with cluster-enabled no, or a primary that Sentinels watch".into(),
+        },
+        Some(_) => Finding::fine(check, "the server is no node of a cluster"),
+        None => Finding::unknown(
+            check,
+            "the user may not run INFO, or the server does not tell there whether it is one",
+        ),
+    }
+}
+
+fn primary(server: &Server) -> Finding {
+    let check = "primary-told";
+    if !server.lacks.role {
+        return Finding::fine(check, "the server tells whether it is a primary");
+    }
+    Finding {
+        check,
+        status: Status::Warning,
+        what: "neither ROLE nor INFO tells this user whether this is a primary".into(),
+        why: "a connection to a server that was demoted is noticed only when it refuses a write (READONLY): \
+              until then reads may be old, and a failover takes longer to be followed",
+        fix: "let the users run ROLE, or INFO; where the provider has neither: nothing, events are safe all the same".into(),
+    }
+}
+
+fn one_history(server: &Server) -> Finding {
+    let check = "one-history";
+    if !server.lacks.history {
+        return Finding::fine(check, "a failover or a restart of the server is noticed");
+    }
+    Finding {
+        check,
+        status: Status::Warning,
+        what: "INFO does not tell this user the server process (run_id) and its data (master_replid)".into(),
+        why: "what a run wrote to redis itself (a batch's progress, a task, a vote, a registration) may be \
+              answered as done although a failover or a restart lost it: elsewhere such a run is repeated",
+        fix: "let the users run INFO; where the provider hides it: ask again after a failover (batch show, \
+              task get, vote show) before you rely on the answer"
+            .into(),
+    }
+}
+
+fn server_time(server: &Server) -> Finding {
+    let check = "server-time";
+    if !server.lacks.time {
+        return Finding::fine(check, "the server tells the time");
+    }
+    Finding {
+        check,
+        status: Status::Warning,
+        what: "the server has no TIME, or this user may not run it".into(),
+        why: "times are read off a key that ends in 2100 (such as cb:clock): still the server's clock, but in \
+              steps of a millisecond, and after FLUSHALL not before a worker wrote again; until then, and in \
+              what people are shown, this machine's clock stands in for it",
+        fix: "let the users run TIME; else keep the machines' clocks in step (chrony)".into(),
+    }
+}
+
+fn confirm(server: &Server) -> Finding {
+    let check = "confirm";
+    match server.waits {
+        Some(true) => Finding::fine(check, "publishes can be confirmed by replicas"),
+        None => Finding::unknown(check, "the user may not run WAIT"),
+        Some(false) => Finding {
+            check,
+            status: Status::Warning,
+            what: "the server has no WAIT".into(),
+            why: "a publish that wants to be confirmed by replicas is stored, and its outcome is `unknown` each \
+                  time: nothing published here is certain to survive a failover",
+            fix: "publish without confirm, or use a server that has WAIT".into(),
+        },
+    }
+}

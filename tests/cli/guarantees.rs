@@ -1,0 +1,101 @@
+//! Servers on which guarantees are weaker: worker and doctor say so.
+
+use super::rig::lines;
+use super::worker::Worker;
+use super::{convoke, end};
+use crate::support::Redis;
+use serde_json::Value;
+
+fn without(commands: &[&str]) -> Redis {
+    let mut options = vec!["--save", "", "--appendonly", "no"];
+    for command in commands {
+        options.extend(["--rename-command", command, ""]);
+    }
+    Redis::with(&options)
+}
+
+/// The checks of guarantees that are not fine, with how bad that is.
+fn weaker(redis: &Redis) -> Vec<(String, String)> {
+    const GUARANTEES: [&str; 5] = [
+        "cluster",
+        "primary-told",
+        "one-history",
+        "server-time",
+        "confirm",
+    ];
+    let ended = end(&mut convoke(redis, &["doctor", "--format", "json"]));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let findings = lines(&ended.out).into_iter().filter(|finding| {
+        GUARANTEES.contains(&&*text(&finding["check"])) && finding["status"] != "fine"
+    });
+    findings
+        .map(|finding| {
+            let told = finding["status"] == "unknown"
+                || finding["why"].is_string() && finding["fix"].is_string();
+            assert!(told, "{finding}");
+            (text(&finding["check"]), text(&finding["status"]))
+        })
+        .collect()
+}
+
+fn names(found: &[(String, String)]) -> Vec<(&str, &str)> {
+    found
+        .iter()
+        .map(|(c, s)| (c.as_str(), s.as_str()))
+        .collect()
+}
+
+#[test]
+fn each_guarantee_that_is_weaker_is_named() {
+    const WARNING: &str = "warning";
+    let all = ["ROLE", "INFO", "TIME", "WAIT", "CONFIG", "ACL"];
+    for (missing, expected) in [
+        (&[][..], &[][..]),
+        // INFO tells it too.
+        (&["ROLE"], &[]),
+        (
+            &["INFO"],
+            &[("cluster", "unknown"), ("one-history", WARNING)],
+        ),
+        (&["TIME"], &[("server-time", WARNING)]),
+        (&["WAIT"], &[("confirm", WARNING)]),
+        (
+            &all,
+            &[
+                ("cluster", "unknown"),
+                ("primary-told", WARNING),
+                ("one-history", WARNING),
+                ("server-time", WARNING),
+                ("confirm", WARNING),
+            ],
+        ),
+    ] {
+        let mut redis = without(missing);
+        // A monitor may not make the key that tells the time, and no worker was there.
+        redis.expect_refusals();
+        let found = weaker(&redis);
+        let mut found = names(&found);
+        let mut expected = expected.to_vec();
+        found.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(found, expected, "without {missing:?}");
+    }
+    let redis = Redis::with(&["--save", "", "--cluster-enabled", "yes"]);
+    assert_eq!(names(&weaker(&redis)), [("cluster", "danger")]);
+}
+
+#[test]
+fn a_worker_says_once_what_the_server_does_not_tell() {
+    for (missing, told) in [(&[][..], false), (&["INFO", "TIME"], true)] {
+        let redis = without(missing);
+        let mut command = convoke(&redis, &["worker", "--id=w-1"]);
+        let worker = Worker::start(&redis, "w-1", &mut command);
+        let said = worker.stop().done().err;
+        let times = said.matches("does not tell").count();
+        assert_eq!(times, usize::from(told), "{said}");
+        if told {
+            assert!(said.contains("history") && said.contains("TIME"), "{said}");
+            assert!(said.contains("convoke doctor"), "{said}");
+        }
+    }
+}

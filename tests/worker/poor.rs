@@ -1,0 +1,159 @@
+//! Servers that leave out what is asked for information only, as some do that one can rent.
+
+use crate::rig::{Rig, text};
+use crate::support::{Redis, until};
+use convoke::bus::connect::Connector;
+use convoke::bus::keys::Keys;
+use convoke::bus::publish::{Doubt, Outgoing, PublishError};
+use convoke::config::RedisUrl;
+use convoke::coordination::instance::Registering;
+use convoke::coordination::instances::Instances;
+use convoke::{Context, HandlerError};
+use serde_json::json;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// Everything that is sent, or could be, only to be told something.
+const INFORMATION: [&str; 11] = [
+    "ROLE", "INFO", "TIME", "CONFIG", "ACL", "CLIENT", "COMMAND", "LATENCY", "SLOWLOG", "MEMORY",
+    "WAIT",
+];
+
+fn without(commands: &[&str]) -> Redis {
+    let mut options = vec!["--save", "", "--appendonly", "no"];
+    for command in commands {
+        options.extend(["--rename-command", command, ""]);
+    }
+    Redis::with(&options)
+}
+
+async fn double(_: Context, n: u64) -> Result<u64, HandlerError> {
+    Ok(2 * n)
+}
+
+async fn once(_: Context, (): ()) -> Result<(), HandlerError> {
+    Ok(())
+}
+
+/// A worker starts, answers, runs what is due, takes over what a dead one held, keeps its leases, and goes.
+async fn scenario(missing: &[&str]) {
+    let rig = Rig::on(without(missing)).await;
+    // One that dies while it holds an event.
+    let instances = Instances::new(
+        Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap(),
+        Keys::new("cb").unwrap(),
+    );
+    let mut dies = Registering::new("dies", ["worker"]);
+    dies.ttl_ms = 1000;
+    instances.register(&dies).await.unwrap();
+    let taken = Outgoing::new("work.taken", &());
+    rig.client.publish(&taken).await.unwrap();
+    for command in [
+        "XGROUP CREATE cb:events:work workers 0",
+        "XREADGROUP GROUP workers dies STREAMS cb:events:work >",
+    ] {
+        let mut words = command.split(' ');
+        let mut command = redis::cmd(words.next().unwrap());
+        command.arg(words.collect::<Vec<_>>());
+        let mut connection = rig.connection.clone();
+        command.exec_async(&mut connection).await.unwrap();
+    }
+
+    let worker = rig.start(
+        rig.builder()
+            .handler("work.double", double)
+            .handler("work.taken", once),
+    );
+    let reply = rig.ask("work.double", &21).await.unwrap();
+    assert_eq!(reply.decode::<u64>().unwrap(), 42, "without {missing:?}");
+    let later = Outgoing::new("work.double", &4)
+        .id("later")
+        .dedup(true)
+        .delay(Duration::from_millis(50));
+    rig.client.publish(&later).await.unwrap();
+    let task = json!({"task_id": "t-1", "kind": "work.double", "payload": 1});
+    rig.ask("task.create", &task).await.unwrap();
+    rig.wait_for_fact("task.completed", 1).await;
+    let state = rig.ask("system.get_state", &json!({})).await.unwrap();
+    let state: serde_json::Value = state.decode().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let off = state["at"]
+        .as_u64()
+        .unwrap()
+        .abs_diff(now.unwrap().as_millis() as u64);
+    assert!(off < 60_000, "{off} ms off without {missing:?}");
+    rig.ask("system.metrics", &json!({"detailed": true}))
+        .await
+        .unwrap();
+    let vote = json!({"decision": "d", "instance_id": rig.settings().id, "value": 1});
+    assert!(
+        rig.ask("system.quorum.vote", &vote).await.is_err(),
+        "a stranger's vote"
+    );
+    // The dead one's event, and the one that was put off.
+    let results = rig.wait_for("cb:results:work", 2).await;
+    let kinds: Vec<String> = results.iter().map(|entry| text(entry, "type")).collect();
+    assert!(
+        kinds.contains(&"work.taken.result".to_owned()),
+        "{kinds:?} without {missing:?}"
+    );
+    assert_eq!(rig.pending("cb:events:work").await, 0);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_is_asked_for_information_is_needed() {
+    let mut all: Vec<Vec<&str>> = INFORMATION.iter().map(|&command| vec![command]).collect();
+    all.push(INFORMATION.to_vec());
+    let each = all.iter().map(|missing| scenario(missing));
+    // A few at a time: two cores are soon busy.
+    let mut running =
+        futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(each), 4);
+    while futures_util::StreamExt::next(&mut running).await.is_some() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_publish_that_can_not_be_confirmed_says_so() {
+    let rig = Rig::on(without(&["WAIT"])).await;
+    let confirmed = Outgoing::new("work.double", &1).confirm(1, Duration::from_secs(1));
+    match rig.client.publish(&confirmed).await {
+        Err(PublishError::Unknown {
+            source: source @ Doubt::NoConfirmation { .. },
+            ..
+        }) => assert!(source.to_string().contains("WAIT"), "{source}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(rig.entries("cb:events:work").await.len(), 1, "it is stored");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_in_cluster_mode_is_named() {
+    let redis = Redis::with(&["--save", "", "--cluster-enabled", "yes"]);
+    let slots = redis::cmd("CLUSTER")
+        .arg(&["ADDSLOTSRANGE", "0", "16383"])
+        .exec(&mut redis.connect());
+    slots.unwrap();
+    let rig = Rig::on(redis).await;
+    until("the slots are served", || async {
+        let info: String = redis::cmd("CLUSTER")
+            .arg("INFO")
+            .query_async(&mut rig.connection.clone())
+            .await
+            .unwrap();
+        info.contains("cluster_state:ok")
+    })
+    .await;
+    let event = Outgoing::new("work.double", &1);
+    rig.client.publish(&event).await.unwrap();
+    let worker = rig
+        .builder()
+        .handler("work.double", double)
+        .build()
+        .unwrap();
+    let ended = worker.run_until(CancellationToken::new()).await;
+    let told = ended.unwrap_err().to_string();
+    assert!(
+        told.contains("cluster mode") && !told.contains("CROSSSLOT"),
+        "{told}"
+    );
+}
