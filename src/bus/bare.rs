@@ -1,7 +1,7 @@
 //! The bare loop: the best that one can write by hand with the same client library.
 //!
-//! It reads `COUNT` 1000, keeps three batches outstanding, pipelines its `XADD`s and sends one
-//! variadic `XACK` a batch and stream. It decodes nothing, routes nothing and has no fence: what a
+//! It reads `COUNT` 1000, keeps three batches outstanding, pipelines its `XADD`s, of which the last of a
+//! batch trims, and sends one variadic `XACK` a batch and stream. It decodes nothing, routes nothing and has no fence: what a
 //! worker adds to it is what the worker costs. Only `bench` runs it.
 
 use super::connect::{BLOCK, Connector};
@@ -44,6 +44,7 @@ pub async fn consume(
     let mut reader = connector.blocking(BLOCK).await?;
     let writer = connector.dedicated().await?;
     let (batches, mut arrived) = mpsc::channel(1);
+    let replies_as = consumer;
     let (whole, consumer, taking) = (load.clone(), consumer.to_owned(), race.clone());
     // The next read is under way while a batch is answered.
     let reading = spawned(async move {
@@ -64,7 +65,7 @@ pub async fn consume(
         {
             ended(oldest).await?;
         }
-        let pipe = answer(load, &batch, reply);
+        let pipe = answer(load, &batch, reply.then_some(replies_as));
         let (mut writer, race) = (writer.clone(), race.clone());
         outstanding.push_back(spawned(async move {
             send(&mut writer, &pipe).await?;
@@ -87,7 +88,7 @@ pub async fn answer_all(load: &Load, connector: &Connector) -> Result<(), BusErr
     loop {
         let batch = next(load, &mut connection, "bare").await?;
         if !batch.is_empty() {
-            send(&mut connection, &answer(load, &batch, true)).await?;
+            send(&mut connection, &answer(load, &batch, Some("bare"))).await?;
         }
     }
 }
@@ -215,16 +216,25 @@ fn publications(load: &Load, events: std::ops::Range<u64>) -> Pipeline {
     pipe
 }
 
-fn answer(load: &Load, batch: &Batch, reply: bool) -> Pipeline {
+/// The type of the reply to an event of that type.
+pub(super) fn reply_kind(kind: &str) -> String {
+    format!("{kind}.result")
+}
+
+fn answer(load: &Load, batch: &Batch, replies_as: Option<&str>) -> Pipeline {
     let mut pipe = Pipeline::with_capacity(size(batch) as usize + batch.len());
-    for (stream, entries) in batch {
-        if reply {
-            for entry in entries {
-                pipe.cmd("XADD").arg(&load.reply_to).arg("MAXLEN").arg("~");
-                pipe.arg(load.history).arg("*");
+    for (at, (stream, entries)) in batch.iter().enumerate() {
+        if let Some(consumer) = replies_as {
+            let kind = reply_kind(&load.kinds[*stream]);
+            for (nth, entry) in entries.iter().enumerate() {
+                pipe.cmd("XADD").arg(&load.reply_to);
+                if at + 1 == batch.len() && nth + 1 == entries.len() {
+                    pipe.arg("MAXLEN").arg("~").arg(load.history);
+                }
+                pipe.arg("*");
                 pipe.arg("correlationid").arg(entry.to_string());
-                pipe.arg("type").arg("bench.reply.result");
-                pipe.arg("status").arg("ok").arg("source").arg("bare");
+                pipe.arg("type").arg(&kind);
+                pipe.arg("status").arg("ok").arg("source").arg(consumer);
                 pipe.arg("time").arg(entry.ms);
                 pipe.arg("data").arg(&[0xc0][..]);
             }

@@ -1,10 +1,11 @@
 //! The raw loop: what the server can do at the most.
 //!
 //! The bare loop with hand-written RESP: `COUNT` 1000, the next read asked for before the last one is
-//! answered, three batches outstanding, one variadic `XACK` a batch and stream. It decodes and fences
-//! nothing. Only `bench` runs it.
+//! answered, three batches outstanding, one variadic `XACK` a batch and stream. Its replies have the
+//! fields of a worker's, and only the last of a batch trims. It decodes and fences nothing. Only `bench`
+//! runs it.
 
-use super::bare::{COUNT, OUTSTANDING, PIPELINE, TIME};
+use super::bare::{COUNT, OUTSTANDING, PIPELINE, TIME, reply_kind};
 use super::connect::Connector;
 use super::digits::Digits;
 use super::error::BusError;
@@ -52,7 +53,7 @@ pub async fn consume(
     let writer = connector.wire().await?;
     tokio::try_join!(
         read(load, reader, race, consumer, batches),
-        settle(load, writer, race, reply, arrived),
+        settle(load, writer, race, reply.then_some(consumer), arrived),
     )?;
     Ok(())
 }
@@ -129,10 +130,11 @@ async fn settle(
     load: &Load,
     mut wire: Wire,
     race: &Race,
-    reply: bool,
+    replies_as: Option<&str>,
     mut arrived: mpsc::Receiver<Vec<Batch>>,
 ) -> Result<(), BusError> {
     let mut commands = Commands::default();
+    let replies = replies_as.map(|consumer| Replies::new(load, consumer));
     // How many replies, and how many events.
     let mut outstanding: VecDeque<(usize, usize)> = VecDeque::new();
     loop {
@@ -145,8 +147,11 @@ async fn settle(
             _ => arrived.try_recv().ok(),
         };
         if let Some(batches) = batches {
-            for batch in &batches {
-                answer(load, batch, reply, &mut commands);
+            for (at, batch) in batches.iter().enumerate() {
+                if let Some(replies) = &replies {
+                    replies.add(batch, at + 1 == batches.len(), &mut commands);
+                }
+                acknowledge(load, batch, &mut commands);
             }
             outstanding.push_back((commands.len(), batches.iter().map(Batch::len).sum()));
             wire.send(&mut commands).await?;
@@ -159,34 +164,63 @@ async fn settle(
     }
 }
 
-fn answer(load: &Load, batch: &Batch, reply: bool, commands: &mut Commands) {
-    if reply {
-        let history = Digits::of(load.history);
-        for id in batch.ids() {
+/// What the replies of one consumer have in common.
+struct Replies<'a> {
+    to: &'a [u8],
+    consumer: &'a [u8],
+    history: Digits,
+    /// The type of the replies to each stream's events.
+    kinds: Vec<String>,
+}
+
+impl<'a> Replies<'a> {
+    fn new(load: &'a Load, consumer: &'a str) -> Self {
+        Self {
+            to: load.reply_to.as_bytes(),
+            consumer: consumer.as_bytes(),
+            history: Digits::of(load.history),
+            kinds: load.kinds.iter().map(|kind| reply_kind(kind)).collect(),
+        }
+    }
+
+    /// Adds the replies to a batch; with `trims`, the last one trims.
+    fn add(&self, batch: &Batch, trims: bool, commands: &mut Commands) {
+        let kind = self.kinds[batch.stream].as_bytes();
+        let last = batch.len() - 1;
+        for (at, id) in batch.ids().enumerate() {
             let time = id.split(|&b| b == b'-').next().unwrap_or_default();
-            let reply_to = load.reply_to.as_bytes();
-            commands.add(&[
-                b"XADD",
-                reply_to,
-                b"MAXLEN",
-                b"~",
-                history.as_ref(),
+            let trims = trims && at == last;
+            commands.begin(if trims { 18 } else { 15 });
+            commands.word(b"XADD");
+            commands.word(self.to);
+            if trims {
+                for word in [&b"MAXLEN"[..], b"~", self.history.as_ref()] {
+                    commands.word(word);
+                }
+            }
+            let fields: [&[u8]; 13] = [
                 b"*",
                 b"correlationid",
                 id,
                 b"type",
-                b"bench.reply.result",
+                kind,
                 b"status",
                 b"ok",
                 b"source",
-                b"bare",
+                self.consumer,
                 b"time",
                 time,
                 b"data",
                 &[0xc0],
-            ]);
+            ];
+            for word in fields {
+                commands.word(word);
+            }
         }
     }
+}
+
+fn acknowledge(load: &Load, batch: &Batch, commands: &mut Commands) {
     commands.begin(3 + batch.len());
     commands.word(b"XACK");
     commands.word(load.routes[batch.stream].events.as_bytes());
@@ -234,4 +268,80 @@ pub async fn publish(load: &Load, connector: &Connector, events: u64) -> Result<
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::entry::EntryId;
+    use crate::bus::keys::Keys;
+    use crate::bus::settlement::{End, Lease, Place, Reply, Settlement};
+
+    /// The commands, as their words.
+    fn words(commands: &Commands) -> Vec<Vec<Vec<u8>>> {
+        let mut tokens = Tokens::new(commands.bytes());
+        let mut all = Vec::new();
+        for _ in 0..commands.len() {
+            let Ok(Token::Array(length)) = tokens.token() else {
+                panic!("no command");
+            };
+            let word = |_| match tokens.token() {
+                Ok(Token::Bulk(word)) => word.to_vec(),
+                other => panic!("{other:?}"),
+            };
+            all.push((0..length).map(word).collect());
+        }
+        all
+    }
+
+    #[test]
+    fn its_replies_are_those_of_a_worker_and_trim_as_seldom() {
+        let keys = Keys::new("cb").unwrap();
+        let id = EntryId { ms: 7, seq: 1 };
+        let load = Load {
+            routes: vec![keys.route("bench0", 0)],
+            kinds: vec!["bench0.work".into()],
+            reply_to: keys.reply("bench", 0, "bench"),
+            group: "workers".into(),
+            history: 10_000,
+            payload: 34,
+        };
+        let batch = Batch {
+            stream: 0,
+            ids: b"7-17-17-1".to_vec(),
+            ends: vec![3, 6, 9],
+        };
+        let mut raw = Commands::default();
+        Replies::new(&load, "bench-0").add(&batch, true, &mut raw);
+
+        let settlement = Settlement {
+            lease: Lease {
+                stream: 0,
+                entry: id,
+                deliveries: 1,
+                claims: 0,
+            },
+            reply: Some(Reply {
+                to: Some(load.reply_to.clone()),
+                correlation_id: id.to_string(),
+                kind: "bench0.work.result".into(),
+                status: "ok",
+                data: vec![0xc0],
+            }),
+            publications: Vec::new(),
+            end: End::Done,
+            history: None,
+        };
+        let mut worker = Commands::default();
+        for reply_history in [None, None, Some(load.history)] {
+            let place = Place {
+                route: &load.routes[0],
+                consumer: "bench-0",
+                now: 7,
+                reply_history,
+            };
+            settlement.effects(place, |effect| worker.add(effect.words));
+        }
+        assert_eq!(words(&raw), words(&worker));
+    }
 }

@@ -125,6 +125,15 @@ fn the_default_is_told_as_a_stable_contract_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn heartbeats_of_many_rounds_stay_below_what_a_source_may_send() {
+    let redis = Redis::start();
+    let args = ["mixed", "--rounds=3", "--requests=600", "--events=300"];
+    let (lines, _) = bench(&redis, &args);
+    assert_eq!(figures(&lines)[0].2["rounds"], 3);
+    assert!(is_empty(&redis));
+}
+
+#[test]
 fn every_other_measurement_runs_and_leaves_nothing_behind() {
     let redis = Redis::start();
     let args = [

@@ -10,6 +10,7 @@ use convoke::bus::error::BusError;
 use convoke::bus::load::Load;
 use convoke::bus::publish::Outgoing;
 use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -17,10 +18,36 @@ use tokio_util::task::AbortOnDropHandle;
 const IDLE: &str = "worker, idle";
 /// Heartbeats of one source: fewer than it may send a minute.
 const OF_A_SOURCE: u64 = 500;
+/// Whose heartbeats they are: an instance that registers by an event, as programs without this library do.
+const PROGRAM: &str = "bench-program";
+/// How long it lives without one, in ms.
+const TTL_MS: u64 = 600_000;
+
+#[derive(Serialize)]
+struct Register {
+    id: &'static str,
+    roles: [&'static str; 1],
+    capacity: u32,
+    ttl_ms: u64,
+}
 
 #[derive(Serialize)]
 struct Heartbeat {
     instance_id: &'static str,
+}
+
+/// Sends heartbeats, of which no source ever sends too many: a round does not know those of the others.
+#[derive(Default)]
+struct Beats(AtomicU64);
+
+impl Beats {
+    fn next(&self) -> Outgoing {
+        let heartbeat = Heartbeat {
+            instance_id: PROGRAM,
+        };
+        let source = self.0.fetch_add(1, Ordering::Relaxed) / OF_A_SOURCE;
+        Outgoing::new("system.heartbeat", &heartbeat).source(format!("bench-{source}"))
+    }
 }
 
 pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
@@ -30,9 +57,10 @@ pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
     control.kinds.remove(0);
     control.reply_to = rig.keys.reply("bench", 0, "bench-control");
     let events = rig.plan.events;
+    let beats = Beats::default();
     let one = async |side, events| match side {
         BARE => by_hand(rig, &flood, &control, events).await,
-        side => by_worker(rig, &flood, side == WORKER, events).await,
+        side => by_worker(rig, &flood, side == WORKER, events, &beats).await,
     };
     let [bare, idle, worker] = rig.rounds([BARE, IDLE, WORKER], events, one).await?;
     let sides = [(BARE, &bare), (IDLE, &idle), (WORKER, &worker)];
@@ -97,26 +125,35 @@ async fn by_hand(rig: &Rig, flood: &Load, control: &Load, events: u64) -> anyhow
     Ok(Sample::between([begin, end], [&before, &after], events).with_times(times))
 }
 
-async fn by_worker(rig: &Rig, flood: &Load, flooded: bool, events: u64) -> anyhow::Result<Sample> {
+async fn by_worker(
+    rig: &Rig,
+    flood: &Load,
+    flooded: bool,
+    events: u64,
+    beats: &Beats,
+) -> anyhow::Result<Sample> {
     let connector = &rig.connector;
     flood.remove(connector).await?;
     let race = Start::default().race(events);
     let worker = [rig.worker("bench-0", flood, &race)?];
     let options = ClientOptions::from(&rig.settings);
     let client = Client::new(connector.clone(), rig.keys.clone(), options)?;
-    let mut beats = 0;
-    let mut beat = async || {
-        let heartbeat = Heartbeat {
-            instance_id: "bench-0",
-        };
-        let source = format!("bench-{}", beats / OF_A_SOURCE);
-        let event = Outgoing::new("system.heartbeat", &heartbeat).source(source);
-        beats += 1;
+    let register = Register {
+        id: PROGRAM,
+        roles: ["program"],
+        capacity: 0,
+        ttl_ms: TTL_MS,
+    };
+    // The worker is there once it answers.
+    client
+        .request(Outgoing::new("system.register", &register), TIMEOUT)
+        .await?;
+    let beat = async || {
+        let event = beats.next();
         let began = Instant::now();
         client.request(event, TIMEOUT).await?;
         anyhow::Ok(began.elapsed().as_secs_f64())
     };
-    // It is there once it answers.
     beat().await?;
     let (before, begin) = (rig.usage().await?, Mark::now());
     let mut times = Vec::new();
