@@ -1,6 +1,6 @@
 //! What publishes: for services, handlers, the command line and tests.
 
-use super::clock::local_now;
+use super::clock::{NEVER, local_now, whole_ms};
 use super::connect::{Connector, reconnect_delay};
 use super::event::Limits;
 use super::keys::{self, Keys, NameError};
@@ -186,7 +186,7 @@ impl Client {
         event: &Outgoing,
         prepared: &Prepared,
     ) -> Result<Published, PublishError> {
-        let give_up = Instant::now() + self.0.patience;
+        let give_up = Instant::now() + self.0.patience.min(NEVER);
         let mut outcome = self.store(event, prepared).await;
         let mut failures = 0;
         while event.dedup && is_unanswered(&outcome) {
@@ -316,7 +316,7 @@ impl Client {
         mut event: Outgoing,
         timeout: Duration,
     ) -> Result<Reply, RequestError> {
-        let until = Instant::now() + timeout;
+        let until = Instant::now() + timeout.min(NEVER);
         if event.when != When::Now {
             let refused = PublishError::rejected("delay, at: a request runs at once");
             return Err(refused.into());
@@ -325,7 +325,7 @@ impl Client {
             .id
             .get_or_insert_with(|| Uuid::now_v7().to_string())
             .clone();
-        let deadline = local_now().saturating_add(timeout.as_millis() as u64);
+        let deadline = local_now().saturating_add(whole_ms(timeout));
         event.deadline.get_or_insert(deadline);
         let keys = &self.0.keys;
         let partition = event.partition(keys);

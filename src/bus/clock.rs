@@ -3,7 +3,16 @@
 use super::error::BusError;
 use super::wire::{Token, Wire};
 use redis::{Cmd, FromRedisValue, ParsingError, Value};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
+
+/// The longest time that is counted with, a hundred years: what is longer never ends, and would
+/// overflow a clock.
+pub const NEVER: Duration = Duration::from_secs(100 * 366 * 24 * 3600);
+
+/// A length of time in whole ms, [`NEVER`] at the most.
+pub fn whole_ms(length: Duration) -> u64 {
+    length.min(NEVER).as_millis() as u64
+}
 
 /// When the key ends that tells the time where the server has no `TIME` (see `server_time.lua`), in Unix
 /// milliseconds: 2100-01-01.

@@ -28,6 +28,7 @@ mod one;
 
 use self::one::{Scripts, Slow};
 pub use super::claims::Claims;
+use super::clock::whole_ms;
 use super::connect::{Connector, reconnect_delay};
 use super::dead::DeadLetter;
 use super::digits::Digits;
@@ -309,7 +310,7 @@ impl Committer {
     /// none (they may be new, or made anew behind a requester that went away); now and then it is
     /// set anew. Returns the streams for which it is.
     fn prolong_replies(&self, batch: &[Settlement], commands: &mut Commands) -> Vec<String> {
-        let ttl = Digits::of(self.reply_ttl.as_millis() as u64);
+        let ttl = Digits::of(whole_ms(self.reply_ttl));
         let (mut seen, mut told) = (HashSet::new(), Vec::new());
         let mut last = "";
         for reply in batch.iter().filter_map(|s| s.reply.as_ref()) {

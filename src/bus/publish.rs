@@ -3,7 +3,7 @@
 //! *Stored*, *rejected* or *unknown*: an error reply of the server means that nothing was stored,
 //! for every command that is sent here; no reply at all means that nobody knows.
 
-use super::clock::local_now;
+use super::clock::{local_now, whole_ms};
 use super::delay;
 use super::digits::Digits;
 use super::error::BusError;
@@ -292,7 +292,7 @@ impl Outgoing {
         if let Some(key) = dedup_key {
             to.word(key.as_bytes());
         }
-        let window = defaults.dedup_window.as_millis().max(1) as u64;
+        let window = whole_ms(defaults.dedup_window).max(1);
         to.word(Digits::of(window).as_ref());
         match later {
             None => {

@@ -4,6 +4,7 @@
 //! connection of its own and hands each reply to the request that waits for it. The stream exists,
 //! and the place to read from is known, before the first request is sent, so no reply is missed.
 
+use super::clock::{NEVER, whole_ms};
 use super::connect::{BLOCK, Connector, reconnect_delay};
 use super::error::BusError;
 use super::event::{Entry, EntryId, Limits};
@@ -101,7 +102,7 @@ impl Replies {
                 generation,
                 stream: stream.to_owned(),
                 after,
-                refresh: Instant::now() + self.shared.streams.ttl / 3,
+                refresh: Instant::now() + self.shared.streams.ttl.min(NEVER) / 3,
             };
             tokio::spawn(reader.run(connection));
             Ok::<(), BusError>(())
@@ -199,7 +200,7 @@ impl Shared {
     }
 
     fn ttl_ms(&self) -> u64 {
-        self.streams.ttl.as_millis().max(1) as u64
+        whole_ms(self.streams.ttl).max(1)
     }
 
     fn deliver(&self, entry: &Entry) {
@@ -265,7 +266,7 @@ impl Reader {
                 let last = self.shared.create(connection, &self.stream).await?;
                 self.go_on_from(last);
             }
-            self.refresh = Instant::now() + self.shared.streams.ttl / 3;
+            self.refresh = Instant::now() + self.shared.streams.ttl.min(NEVER) / 3;
         }
         let from = [(self.stream.as_str(), self.after)];
         for batch in read_after(connection, &from, COUNT, BLOCK).await? {

@@ -1,5 +1,6 @@
 //! What becomes of a delivery, and the commands that make it so.
 
+use super::clock::whole_ms;
 use super::dead::DeadLetter;
 use super::delay;
 use super::digits::{Digits, IdText};
@@ -159,7 +160,7 @@ impl Settlement {
         match &self.end {
             End::Done => {}
             End::Later { fields, wait } => {
-                let due = Digits::of(place.now + wait.as_millis() as u64);
+                let due = Digits::of(place.now.saturating_add(whole_ms(*wait)));
                 let member = delay::encode_member(&self.lease.entry.to_string(), fields);
                 give(Effect {
                     words: &[b"ZADD", route.delayed.as_bytes(), due.as_ref(), &member],

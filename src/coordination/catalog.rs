@@ -13,6 +13,7 @@
 
 use super::error::CoordinationError;
 use super::store::Store;
+use crate::bus::clock::whole_ms;
 use crate::bus::connect::Connector;
 use crate::bus::keys::{self, Keys};
 use crate::bus::msgpack::{self, PayloadLimits};
@@ -76,7 +77,7 @@ impl From<Rate> for RateLimit {
     fn from(rate: Rate) -> Self {
         Self {
             limit: rate.limit,
-            period_ms: rate.period.as_millis() as u64,
+            period_ms: whole_ms(rate.period),
         }
     }
 }
@@ -93,7 +94,7 @@ impl Method {
             input_schema: route.schemas.input.clone().into(),
             output_schema: route.schemas.output.clone().into(),
             rate_limit: policy.rate.map(RateLimit::from),
-            timeout_ms: timeout.map(|limit| limit.as_millis() as u64),
+            timeout_ms: timeout.map(whole_ms),
         }
     }
 

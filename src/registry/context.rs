@@ -1,10 +1,12 @@
 //! What a handler knows of its event and may do besides returning a result.
 
+use super::fence::drop_fenced;
 use super::handler::encode;
 use super::router::Router;
 use crate::bus::clock::local_now;
 use crate::bus::commit::Publication;
 use crate::bus::connect::{Connector, Pooled};
+use crate::bus::error::Reaction;
 use crate::bus::event::Event;
 use crate::bus::keys::{self, Keys};
 use crate::bus::trace::TraceContext;
@@ -18,6 +20,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// How long an event waits whose run was given no connection.
+const AWAY: Duration = Duration::from_millis(500);
+
 /// State by type: what a worker was built with and its handlers share.
 #[derive(Clone, Default)]
 pub struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
@@ -30,6 +35,14 @@ impl States {
 
     fn get<S: Send + Sync + 'static>(&self) -> Option<&S> {
         self.0.get(&TypeId::of::<S>())?.downcast_ref()
+    }
+}
+
+impl Drop for States {
+    fn drop(&mut self) {
+        for (_, state) in self.0.drain() {
+            drop_fenced(state);
+        }
     }
 }
 
@@ -148,11 +161,16 @@ impl Context {
     /// it began; after a failover or a restart the event runs again.
     ///
     /// # Errors
-    /// `unavailable` if none can be had in time.
+    /// `unavailable` if none can be had in time. A run that fails with it spends no attempt: it comes
+    /// again a moment later.
     pub async fn redis(&self) -> Result<Pooled, HandlerError> {
         self.writes();
         let connection = self.0.process.connector.pooled().await;
-        connection.map_err(|error| HandlerError::unavailable(error.to_string()))
+        connection.map_err(|error| match error.reaction() {
+            Reaction::GiveUp => HandlerError::unavailable(error.to_string()),
+            // The run has not begun to do anything there.
+            _ => HandlerError::later(AWAY, error.to_string()),
+        })
     }
 
     /// Publishes an event when, and only if, this run is committed.

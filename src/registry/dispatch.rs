@@ -1,17 +1,14 @@
 //! Running one of this process's handlers from within another one: the item of a batch, a task.
 
 use super::context::Context;
-use super::handler::{Encoded, Run};
-use super::layers::timeout::Bounded;
+use super::fence::Fenced;
+use super::handler::Encoded;
 use super::policy::RetryPolicy;
 use super::router::Route;
 use crate::bus::commit::Publication;
 use crate::bus::event::{Entry, Event, Limits};
 use crate::bus::msgpack::PayloadLimits;
 use crate::error::{Code, HandlerError};
-use futures_util::FutureExt;
-use std::any::Any;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -65,8 +62,8 @@ impl Context {
         };
         let (context, route) = started;
         let began = Instant::now();
-        let run = AssertUnwindSafe(start(context.clone(), &route)).catch_unwind();
-        let result = run.await.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        let run = Fenced::start(|| route.start(context.clone()));
+        let result = run.within(&route.kind, route.timeout).await;
         route.stats.ran(began.elapsed(), result.is_err());
         if context.wrote() {
             self.writes();
@@ -129,26 +126,6 @@ impl Context {
         }
         Ok((context, route))
     }
-}
-
-async fn start(context: Context, route: &Route) -> Result<Encoded, HandlerError> {
-    let run: Run = route.start(context);
-    match route.timeout {
-        Some(limit) => Bounded::new(run, route.kind.as_str(), limit).await,
-        None => run.await,
-    }
-}
-
-/// What a run that panicked comes to.
-pub fn panicked(panic: &(dyn Any + Send)) -> HandlerError {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    HandlerError::internal(format!(
-        "the handler panicked: {}",
-        text.unwrap_or_default()
-    ))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Plain async functions as handlers.
 
 use super::context::Context;
+use super::fence::Kept;
 use crate::error::HandlerError;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
@@ -67,7 +68,7 @@ impl Endpoint {
         R: Serialize + 'static,
     {
         let takes_map = Schemas::takes_map(&schemars::schema_for!(P));
-        let handler = Arc::new(handler);
+        let handler = Kept::new(handler);
         Self(Arc::new(move |context: Context| {
             let payload = decode::<P>(context.event().data(), takes_map);
             match payload {
@@ -82,7 +83,8 @@ impl Endpoint {
 
     /// An endpoint that works on the bytes itself.
     pub fn raw(run: impl Fn(Context) -> Run + Send + Sync + 'static) -> Self {
-        Self(Arc::new(run))
+        let run = Kept::new(run);
+        Self(Arc::new(move |context| (*run)(context)))
     }
 
     /// Starts a run.

@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod dispatch;
+pub mod fence;
 pub mod handler;
 pub mod histogram;
 pub mod layers;

@@ -1,7 +1,13 @@
 //! How a handler is run: everything about it that is not its own code.
 
+mod check;
+
+pub use check::PolicyError;
+
 use super::context::Context;
+use super::fence::Kept;
 use super::handler::Encoded;
+use crate::bus::clock::NEVER;
 use crate::error::HandlerError;
 use std::fmt;
 use std::sync::Arc;
@@ -129,6 +135,7 @@ impl Policy {
         self.circuit_policy(CircuitPolicy {
             failures,
             open_for,
+            open_cap: open_for.max(CircuitPolicy::default().open_cap),
             ..CircuitPolicy::default()
         })
     }
@@ -146,7 +153,8 @@ impl Policy {
         mut self,
         fallback: impl Fn(&Context) -> Result<Encoded, HandlerError> + Send + Sync + 'static,
     ) -> Self {
-        self.fallback = Some(Arc::new(fallback));
+        let fallback = Kept::new(fallback);
+        self.fallback = Some(Arc::new(move |context| (*fallback)(context)));
         self
     }
 
@@ -206,6 +214,7 @@ impl Policy {
             + 'static,
         <L::Service as Service<Context>>::Future: Send + 'static,
     {
+        let layer = Kept::new(layer);
         self.layers
             .push(Arc::new(move |inner| Stack::new(layer.layer(inner))));
         self
@@ -240,7 +249,8 @@ impl RetryPolicy {
     pub fn ceiling(&self, attempt: u32) -> Duration {
         let exponent = attempt.saturating_sub(1).min(1000) as i32;
         let grown = self.base.as_secs_f64() * self.factor.max(1.0).powi(exponent);
-        Duration::from_secs_f64(grown.min(self.cap.as_secs_f64()))
+        let cap = self.cap.min(NEVER);
+        Duration::try_from_secs_f64(grown).map_or(cap, |grown| grown.min(cap))
     }
 
     /// The wait before the next try, or `None` when that attempt was the last.
@@ -270,6 +280,16 @@ mod tests {
             prop_assert!(retry.ceiling(attempt) <= retry.cap);
             prop_assert!(retry.ceiling(attempt) <= retry.ceiling(attempt + 1));
             prop_assert!(retry.delay(attempt).unwrap() <= retry.ceiling(attempt));
+        }
+
+        #[test]
+        fn no_schedule_overflows(attempt in any::<u32>(), base in any::<(u64, u32)>(), cap in any::<(u64, u32)>(), factor in any::<f64>()) {
+            let length = |(seconds, nanos)| Duration::new(seconds, nanos % 1_000_000_000);
+            for (base, cap) in [(length(base), length(cap)), (Duration::MAX, Duration::MAX)] {
+                let retry = RetryPolicy { max_attempts: u32::MAX, base, factor, cap };
+                prop_assert!(retry.ceiling(attempt) <= cap.min(NEVER));
+                prop_assert!(attempt == u32::MAX || retry.delay(attempt).unwrap() <= NEVER);
+            }
         }
 
         #[test]

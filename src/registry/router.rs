@@ -1,6 +1,7 @@
 //! From an event type to its handler.
 
 use super::context::Context;
+use super::fence::Kept;
 use super::handler::{Endpoint, Handler, Run, Schemas};
 use super::layers::circuit::Circuit;
 use super::layers::instrument::Stats;
@@ -71,7 +72,7 @@ pub struct Route {
 #[derive(Debug)]
 enum Callable {
     Bare(Endpoint),
-    Layered(Stack),
+    Layered(Kept<Stack>),
 }
 
 impl Route {
@@ -79,7 +80,7 @@ impl Route {
     pub fn start(&self, context: Context) -> Run {
         match &self.call {
             Callable::Bare(endpoint) => endpoint.start(context),
-            Callable::Layered(stack) => Box::pin(stack.clone().oneshot(context)),
+            Callable::Layered(stack) => Box::pin(Stack::clone(stack).oneshot(context)),
         }
     }
 }
@@ -120,7 +121,7 @@ impl Router {
                 surroundings,
             );
             let call = match stack {
-                Some(stack) => Callable::Layered(stack),
+                Some(stack) => Callable::Layered(Kept::new(stack)),
                 None => Callable::Bare(endpoint),
             };
             let timeout = match call {

@@ -4,7 +4,7 @@ use super::Worker;
 use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
-use crate::config::{RedisUrl, Settings};
+use crate::config::{RedisUrl, SettingError, Settings};
 use crate::coordination::ballots::Ballots;
 use crate::coordination::batches::Batches;
 use crate::coordination::catalog::Catalog;
@@ -18,7 +18,7 @@ use crate::handlers::system::batch_process::Runner;
 use crate::ledger::LedgerError;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
-use crate::registry::policy::Policy;
+use crate::registry::policy::{Policy, PolicyError};
 use crate::registry::router::Registration;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -34,6 +34,17 @@ pub enum BuildError {
     /// A name that the protocol does not allow.
     #[error(transparent)]
     Name(#[from] NameError),
+    /// A setting that is out of range; the message names it, its value and what would do.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// A handler's policy that makes no sense.
+    #[error("the policy of {kind}: {error}")]
+    Policy {
+        /// The event type of the handler.
+        kind: String,
+        /// Which part, its value and what would do.
+        error: PolicyError,
+    },
     /// The URL is none, or the pool can not be made.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -114,12 +125,16 @@ impl Builder {
         if settings.id.is_empty() {
             settings.id = invented_id();
         }
-        keys::check_name("instance", &settings.id)?;
-        keys::check_name("group", &settings.group)?;
+        settings.check()?;
         let built_in = crate::handlers::registrations().into_iter();
         let handlers: Vec<Registration> = built_in.chain(handlers).collect();
         for handler in &handlers {
-            keys::check_event_type(&handler.kind)?;
+            let kind = &handler.kind;
+            keys::check_event_type(kind)?;
+            handler.policy.check().map_err(|error| BuildError::Policy {
+                kind: kind.clone(),
+                error,
+            })?;
         }
         let keys = settings.keys()?;
         let connector = Connector::of(&settings, POOL)?;

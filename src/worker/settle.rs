@@ -1,6 +1,6 @@
 //! From the end of a run to what is written: reply, retry, dead letter (PROTOCOL §3–5).
 
-use crate::bus::clock::local_now;
+use crate::bus::clock::{NEVER, local_now, whole_ms};
 use crate::bus::commit::{End, Lease, Publication, Reply, Settlement};
 use crate::bus::dead::{DeadLetter, POISON};
 use crate::bus::event::{Event, Malformed};
@@ -62,7 +62,7 @@ pub fn failure(
         None if error.retryable => match retry.delay(event.attempt()) {
             Some(wait) => End::Later {
                 fields: event.next_attempt_after(&told(error), local_now()),
-                wait,
+                wait: wait.max(error.retry_after.unwrap_or_default()),
             },
             None => dead(scene, event, error),
         },
@@ -86,8 +86,11 @@ fn told(error: &HandlerError) -> String {
 /// What a layer refused without running the handler waits for so long.
 fn refused(error: &HandlerError) -> Option<Duration> {
     error.refusal.as_ref()?;
-    let least = error.retry_after.unwrap_or(Duration::from_secs(1));
-    let spread = least.as_millis() as u64 / 2 + 100;
+    let least = error
+        .retry_after
+        .unwrap_or(Duration::from_secs(1))
+        .min(NEVER);
+    let spread = whole_ms(least) / 2 + 100;
     Some(least + Duration::from_millis(fastrand::u64(0..spread)))
 }
 

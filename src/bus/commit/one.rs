@@ -2,6 +2,7 @@
 
 use super::{Committer, Fast, Lost};
 use crate::bus::claim;
+use crate::bus::clock::whole_ms;
 use crate::bus::digits::Digits;
 use crate::bus::error::BusError;
 use crate::bus::script::script;
@@ -64,7 +65,7 @@ impl Committer {
         // In the same step: its answer may be lost, and a reply stream would live for good.
         let reply = settlement.reply.as_ref().and_then(|r| r.to.as_deref());
         if let Some(reply) = reply.filter(|reply| !reply.contains(":inbox:")) {
-            let ttl = Digits::of(self.reply_ttl.as_millis() as u64);
+            let ttl = Digits::of(whole_ms(self.reply_ttl));
             call.key(reply).arg("stream").arg(1).arg(3);
             call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
         }

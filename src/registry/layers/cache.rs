@@ -2,6 +2,7 @@
 
 use super::instrument::Stats;
 use super::{Always, always_ready};
+use crate::bus::clock::NEVER;
 use crate::registry::context::Context;
 use crate::registry::handler::{Encoded, Run};
 use std::collections::{HashMap, VecDeque};
@@ -52,7 +53,8 @@ impl Store {
             self.drop_oldest();
         }
         let payload: Arc<[u8]> = payload.into();
-        self.by_age.push_back((now + self.ttl, payload.clone()));
+        self.by_age
+            .push_back((now + self.ttl.min(NEVER), payload.clone()));
         self.results.insert(payload, result.to_vec());
         self.bytes += size;
     }

@@ -3,6 +3,7 @@
 use super::{Always, always_ready};
 use crate::error::{Code, HandlerError};
 use crate::registry::context::Context;
+use crate::registry::fence::Fenced;
 use crate::registry::handler::{Encoded, Run};
 use std::fmt;
 use std::pin::Pin;
@@ -18,7 +19,8 @@ use tower::{Layer, Service};
 /// The run is polled before the timer exists: one that ends in its first poll costs none. The time
 /// counts from that first poll. `K` names the event type in the error.
 pub struct Bounded<K> {
-    run: Run,
+    // It is dropped in the middle of what it does when it takes too long.
+    run: Fenced,
     kind: K,
     limit: Duration,
     // Outside of tokio's budget, or a run that uses its budget up each time would never time out.
@@ -27,7 +29,7 @@ pub struct Bounded<K> {
 
 impl<K: AsRef<str> + Unpin> Bounded<K> {
     /// Bounds a run of the handler of `kind`.
-    pub fn new(run: Run, kind: K, limit: Duration) -> Self {
+    pub fn new(run: Fenced, kind: K, limit: Duration) -> Self {
         Self {
             run,
             kind,
@@ -51,7 +53,7 @@ impl<K: AsRef<str> + Unpin> Future for Bounded<K> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if let Poll::Ready(result) = this.run.as_mut().poll(cx) {
+        if let Poll::Ready(result) = Pin::new(&mut this.run).poll(cx) {
             return Poll::Ready(result);
         }
         let limit = this.limit;
@@ -109,7 +111,7 @@ impl<S: Always> Service<Context> for Timeout<S> {
     always_ready!();
 
     fn call(&mut self, context: Context) -> Run {
-        let run = self.inner.call(context);
+        let run = Fenced::start(|| self.inner.call(context));
         Box::pin(Bounded::new(run, self.layer.kind.clone(), self.layer.limit))
     }
 }
@@ -122,7 +124,8 @@ mod tests {
     fn bounded(
         run: impl Future<Output = Result<Encoded, HandlerError>> + Send + 'static,
     ) -> Bounded<&'static str> {
-        Bounded::new(Box::pin(run), "image.resize", Duration::from_secs(30))
+        let run = Fenced::start(|| Box::pin(run));
+        Bounded::new(run, "image.resize", Duration::from_secs(30))
     }
 
     #[tokio::test(start_paused = true)]
@@ -157,10 +160,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_run_that_uses_up_its_budget_times_out_all_the_same() {
-        let run: Run = Box::pin(async {
-            loop {
-                tokio::task::consume_budget().await;
-            }
+        let run = Fenced::start(|| {
+            Box::pin(async {
+                loop {
+                    tokio::task::consume_budget().await;
+                }
+            })
         });
         let bounded = Bounded::new(run, "a.b", Duration::from_millis(1));
         assert_eq!(bounded.await.unwrap_err().code, Code::DeadlineExceeded);

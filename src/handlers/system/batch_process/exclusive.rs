@@ -66,7 +66,7 @@ fn wait_after(error: &HandlerError, attempt: &mut u32, retry: RetryPolicy) -> Op
     if !error.retryable {
         return None;
     }
-    let wait = retry.delay(*attempt);
+    let wait = retry.delay(*attempt)?;
     *attempt += 1;
-    wait
+    Some(wait.max(error.retry_after.unwrap_or_default()))
 }
