@@ -203,11 +203,13 @@ pub fn run(cli: Cli) -> Outcome {
 
 fn execute(cli: Cli) -> anyhow::Result<Outcome> {
     let Cli { common, command } = cli;
-    let quiet = match &command {
-        Command::Worker(_) => "info",
-        _ => "warn",
-    };
-    logs::start(common.log.as_deref().unwrap_or(quiet), common.log_format)?;
+    let works = matches!(command, Command::Worker(_));
+    let quiet = if works { "info" } else { "warn" };
+    let filter = common.log.as_deref().unwrap_or(quiet);
+    let _logs = logs::start(filter, common.log_format, works)?;
+    if works {
+        logs::tell_panics();
+    }
     let session = Session::new(&common, &command)?;
     match command {
         Command::Worker(flags) => worker::run(session, &flags),
