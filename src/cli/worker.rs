@@ -7,6 +7,10 @@ use convoke::bus::keys;
 use convoke::handlers::exec;
 use serde::Serialize;
 use std::collections::HashSet;
+use std::time::Duration;
+
+/// How long the end of the process waits for its threads.
+const END: Duration = Duration::from_secs(5);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +42,9 @@ Commands of --exec:
   not strings, or stand twice, or that would look like one of these. Integers beyond 64 bits, a name
   that stands twice and an id with a NUL are refused, with the place.
 
-SIGTERM and SIGINT end the worker: it stops reading, finishes what runs (--drain-timeout), exits 0.";
+SIGTERM, SIGINT and SIGHUP end the worker: it stops reading, finishes what runs (--drain-timeout), \
+exits 0. Should a part of it fail, it does the same and exits 1. As the first process of a container it \
+reaps orphans.";
 
 /// Run a worker
 #[derive(Args)]
@@ -169,6 +175,10 @@ pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         builder = builder.register(exec::registration(kind, command, max_output));
     }
     let worker = builder.build()?;
-    super::threads()?.block_on(worker.run())?;
+    let runtime = super::threads()?;
+    let ended = runtime.block_on(worker.run());
+    // Not for ever: what hangs must not keep the process.
+    runtime.shutdown_timeout(END);
+    ended?;
     Ok(Outcome::Done)
 }

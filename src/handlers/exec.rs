@@ -9,6 +9,7 @@
 mod verdict;
 
 use super::process::shell;
+use super::scarce;
 use super::warden::{self, Watched};
 use crate::bus::json;
 use crate::error::{HandlerError, MAX_MESSAGE};
@@ -16,6 +17,7 @@ use crate::registry::context::Context;
 use crate::registry::handler::{Encoded, Endpoint, Schemas};
 use crate::registry::policy::Policy;
 use crate::registry::router::Registration;
+use std::io;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +50,13 @@ async fn execute(
     let payload = json::to_json(event.data())
         .map_err(|error| HandlerError::invalid_argument(error.to_string()))?
         .to_string();
-    let (mut child, watched) = spawn(&command, &context)?;
+    if event.id().contains('\0') {
+        let id = event.id();
+        return Err(HandlerError::invalid_argument(format!(
+            "id: {id:?} holds the character NUL, which the environment of a command cannot"
+        )));
+    }
+    let (mut child, watched) = scarce::start(|| spawn(&command, &context)).await?;
     let (Some(stdin), Some(stdout), Some(stderr)) =
         (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
@@ -94,28 +102,20 @@ async fn execute(
     judge(status, &output, &message)
 }
 
-fn spawn(command: &str, context: &Context) -> Result<(Child, Watched), HandlerError> {
+fn spawn(command: &str, context: &Context) -> io::Result<(Child, Watched)> {
     let event = context.event();
     let mut run = shell(command);
     run.stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    if event.id().contains('\0') {
-        let id = event.id();
-        return Err(HandlerError::invalid_argument(format!(
-            "id: {id:?} holds the character NUL, which the environment of a command cannot"
-        )));
-    }
     run.env("CONVOKE_EVENT_ID", event.id())
         .env("CONVOKE_EVENT_TYPE", event.kind())
         .env("CONVOKE_EVENT_ATTEMPT", event.attempt().to_string());
     let mark = warden::mark(&mut run);
-    let refused =
-        |error| HandlerError::unavailable(format!("the command cannot be started: {error}"));
-    let child = run.spawn().map_err(refused)?;
+    let child = run.spawn()?;
     // A child that was just started was not waited for.
     let leader = child.id().unwrap_or_default();
-    let watched = Watched::new(leader, mark).map_err(refused)?;
+    let watched = Watched::new(leader, mark)?;
     Ok((child, watched))
 }
 

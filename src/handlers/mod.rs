@@ -1,8 +1,10 @@
 //! The built-in handlers, thin: decode, call coordination, answer. They are registered through the
 //! same public face as a user's own.
 
+pub(crate) mod children;
 pub mod exec;
 mod process;
+mod scarce;
 pub mod services;
 pub mod system;
 pub mod task;

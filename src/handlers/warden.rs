@@ -7,6 +7,7 @@
 //! A command waits for a line on its input before it begins, and gets it after the warden was told: no
 //! moment is left in which it runs and nobody would end it.
 
+use super::children::WaitedFor;
 use super::process::shell;
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -93,6 +94,7 @@ pub(super) fn mark(run: &mut tokio::process::Command) -> String {
 pub(super) struct Watched {
     leader: u32,
     mark: String,
+    _waited_for: WaitedFor,
 }
 
 impl Watched {
@@ -102,7 +104,11 @@ impl Watched {
     /// The warden cannot be started.
     pub(super) fn new(leader: u32, mark: String) -> io::Result<Self> {
         tell('+', leader, &mark)?;
-        Ok(Self { leader, mark })
+        Ok(Self {
+            leader,
+            mark,
+            _waited_for: WaitedFor::new(leader),
+        })
     }
 
     /// It ended by itself. What it left in the background is its own matter.

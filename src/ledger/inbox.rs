@@ -10,6 +10,10 @@ use crate::{HandlerError, bus::event::Event, bus::keys::Keys};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Pool;
+use std::time::Duration;
+
+/// How long an event waits whose run was given no connection.
+const TAKEN: Duration = Duration::from_millis(500);
 
 impl Context {
     /// Runs `effect` in a transaction of its own, once for this event: if an earlier run of it was
@@ -66,7 +70,12 @@ impl Context {
             .permanent());
         }
         let identity = identity(self.event(), self.keys())?;
-        let mut transaction = pool.begin_with(DB::BEGIN).await.map_err(unavailable)?;
+        let begun = pool.begin_with(DB::BEGIN).await;
+        let mut transaction = begun.map_err(|error| match error {
+            // All are taken, and nothing has been done yet.
+            sqlx::Error::PoolTimedOut => HandlerError::later(TAKEN, error.to_string()),
+            error => unavailable(error),
+        })?;
         let done = async {
             let first = DB::receive(&mut transaction, &identity).await;
             if !first.map_err(unavailable)? {

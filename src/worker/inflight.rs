@@ -9,6 +9,7 @@ use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::task::AbortHandle;
 
 /// One delivery of one entry. An entry may be here twice: as the delivery whose lease was lost and
 /// as the one that was taken over since.
@@ -47,6 +48,7 @@ enum Doing {
         route: usize,
         since: Instant,
         context: Context,
+        task: AbortHandle,
     },
 }
 
@@ -104,13 +106,14 @@ impl InFlight {
     }
 
     /// Notes that a run of that route began that takes its time. Its context can then be told when the
-    /// lease is lost.
-    pub fn runs(&self, lease: &Lease, route: usize, context: Context) {
+    /// lease is lost, and its task be ended.
+    pub fn runs(&self, lease: &Lease, route: usize, context: Context, task: AbortHandle) {
         if let Some(held) = self.held().get_mut(&lease.into()) {
             held.doing = Doing::Runs {
                 route,
                 since: Instant::now(),
                 context,
+                task,
             };
         }
     }
@@ -175,10 +178,13 @@ impl InFlight {
         }
     }
 
-    /// Cancels everything that runs.
-    pub fn cancel_all(&self) {
+    /// Ends everything that runs.
+    pub fn end_all(&self) {
         for held in self.held().values() {
             held.cancel();
+            if let Doing::Runs { task, .. } = &held.doing {
+                task.abort();
+            }
         }
     }
 }
@@ -198,15 +204,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_runs_is_counted_with_its_oldest_start() {
+    #[tokio::test]
+    async fn what_runs_is_counted_with_its_oldest_start() {
         let inflight = InFlight::default();
         let mut both = vec![delivery(1), delivery(2)];
         inflight.add(&mut both);
         let before = Instant::now();
         for delivery in &both {
             let context = crate::registry::layers::testing::context(&[]);
-            inflight.runs(&delivery.lease(), 1, context);
+            let task = tokio::spawn(async {}).abort_handle();
+            inflight.runs(&delivery.lease(), 1, context, task);
         }
         let after = Instant::now();
         let [idle, busy] = inflight.activity(2)[..] else {

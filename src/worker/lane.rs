@@ -65,6 +65,11 @@ impl Lane {
         (lane, LaneEvents(events))
     }
 
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.shared.name
+    }
+
     /// Runs until it is drained (`drain` ends reading) or told to `stop`; gives the committer back.
     pub async fn run(
         mut self,
@@ -120,10 +125,7 @@ impl Lane {
             }
             tokio::select! {
                 biased;
-                () = stop.cancelled() => {
-                    self.shared.inflight.cancel_all();
-                    return committer;
-                }
+                () = stop.cancelled() => return committer,
                 (free, leases, report) = occupied(&mut committing) => {
                     committing = None;
                     committer = Some(free);
@@ -274,6 +276,13 @@ impl Lane {
         if self.alone.is_some_and(|alone| leases.contains(&alone)) {
             self.alone = None;
         }
+    }
+}
+
+impl Drop for Lane {
+    /// Nothing that it started goes on without it.
+    fn drop(&mut self) {
+        self.shared.inflight.end_all();
     }
 }
 

@@ -4,6 +4,7 @@ use super::handover::NUDGE;
 use super::inflight::InFlight;
 use super::lane::{Lane, LaneEvents};
 use super::shared::{Counts, Shared, Turned};
+use super::supervisor::Supervisor;
 use super::takeover::Trigger;
 use super::{Ending, RunError};
 use crate::bus::commit::{Committer, CommitterOptions};
@@ -25,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Sends a trigger to every lane.
 #[derive(Clone, Debug)]
@@ -57,15 +58,14 @@ pub struct Lanes {
     ending: Ending,
 }
 
-/// Lanes that run.
-pub struct Running(Vec<JoinHandle<Option<Committer>>>);
+/// Lanes that run; dropped, they run no more.
+pub struct Running(Vec<AbortOnDropHandle<Option<Committer>>>);
 
 impl Running {
     /// Waits until all have ended. Their committers come back, where none is in the middle of a commit.
-    pub async fn ended(self) -> Result<Vec<Committer>, RunError> {
-        let ended = futures_util::future::try_join_all(self.0).await;
-        let committers = ended.map_err(|_| RunError::Lane)?;
-        Ok(committers.into_iter().flatten().collect())
+    pub async fn ended(self) -> Vec<Committer> {
+        let ended = futures_util::future::join_all(self.0).await;
+        ended.into_iter().flatten().flatten().collect()
     }
 }
 
@@ -236,7 +236,7 @@ impl Lanes {
     }
 
     /// Fences older processes of this name, then starts every lane.
-    pub async fn start(&mut self) -> Result<Running, BusError> {
+    pub async fn start(&mut self, supervisor: &Supervisor) -> Result<Running, BusError> {
         for prepared in &mut self.prepared {
             prepared.committer.start().await?;
         }
@@ -247,7 +247,12 @@ impl Lanes {
                 committer,
             } = prepared;
             let Ending { drain, stop } = self.ending.clone();
-            tokio::spawn(lane.run(events, committer, drain, stop))
+            let supervisor = supervisor.clone();
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let name = format!("lane {}", lane.name());
+                let run = lane.run(events, committer, drain.clone(), stop);
+                supervisor.run(&name, &drain, run).await.flatten()
+            }))
         });
         Ok(Running(started.collect()))
     }

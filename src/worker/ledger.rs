@@ -4,6 +4,7 @@
 //! without one keeps no ledger: its facts would be scattered over files on many machines, and the
 //! group would keep streams from being trimmed after the last such worker is gone.
 
+use super::supervisor::Supervisor;
 use super::{RunError, Worker};
 use crate::bus::connect::Connector;
 use crate::bus::keys::Keys;
@@ -38,6 +39,7 @@ impl Ledger {
         worker: &Worker,
         own: Vec<String>,
         drain: &CancellationToken,
+        supervisor: &Supervisor,
     ) -> Result<Option<Self>, RunError> {
         let settings = &worker.settings;
         if settings.database_url.is_empty() {
@@ -60,22 +62,26 @@ impl Ledger {
             drain: drain.clone(),
         };
         let relay = relay::Relay::new(database.clone(), settings)?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(filler.run());
-        tasks.spawn(look(
-            worker.instances.clone(),
-            keys,
-            own,
-            sender,
-            drain.clone(),
-        ));
-        tasks.spawn(relay.run(drain.clone()));
-        tasks.spawn(retention::keep_for(
-            database.clone(),
-            settings.namespace.clone(),
-            settings.ledger_retention,
-            drain.clone(),
-        ));
+        let mut parts = Parts {
+            supervisor,
+            drain,
+            tasks: JoinSet::new(),
+        };
+        parts.begin("ledger fill", filler.run());
+        let instances = worker.instances.clone();
+        let looking = look(instances, keys, own, sender, drain.clone());
+        parts.begin("ledger domains", looking);
+        parts.begin("ledger relay", relay.run(drain.clone()));
+        if !settings.ledger_retention.is_zero() {
+            let kept = retention::keep_for(
+                database.clone(),
+                settings.namespace.clone(),
+                settings.ledger_retention,
+                drain.clone(),
+            );
+            parts.begin("ledger retention", kept);
+        }
+        let tasks = parts.tasks;
         tracing::info!(database = %settings.database_url, "keeping the ledger");
         Ok(Some(Self {
             tasks,
@@ -94,6 +100,22 @@ impl Ledger {
         tokio::time::timeout(END, self.database.close()).await.ok();
         let written = self.counts.written.load(Ordering::Relaxed);
         tracing::info!(written, "the ledger is closed");
+    }
+}
+
+/// The ledger's parts, each a task.
+struct Parts<'a> {
+    supervisor: &'a Supervisor,
+    drain: &'a CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Parts<'_> {
+    fn begin(&mut self, name: &'static str, part: impl Future<Output = ()> + Send + 'static) {
+        let (supervisor, drain) = (self.supervisor.clone(), self.drain.clone());
+        self.tasks.spawn(async move {
+            supervisor.run(name, &drain, part).await;
+        });
     }
 }
 

@@ -17,10 +17,14 @@ mod keeper;
 mod lane;
 mod lanes;
 mod ledger;
+mod mortal;
+mod orphans;
 mod reader;
 mod report;
 mod settle;
 mod shared;
+mod signals;
+mod supervisor;
 mod takeover;
 mod watch;
 
@@ -43,10 +47,18 @@ use keeper::{Begun, Keeper};
 use lanes::{Lanes, Running};
 use ledger::Ledger;
 use report::Reporter;
+use signals::Signals;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use std::task::{self, Poll};
+use std::time::Duration;
+use supervisor::{Failure, Supervisor};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+#[cfg(feature = "failpoints")]
+pub use mortal::{Death, kill, parts};
+pub use supervisor::Why;
 
 /// A worker that is ready to run.
 #[derive(Debug)]
@@ -76,9 +88,14 @@ pub enum RunError {
     /// The ledger can not be kept.
     #[error(transparent)]
     Ledger(#[from] crate::ledger::LedgerError),
-    /// A lane ended by itself.
-    #[error("a lane of the worker failed")]
-    Lane,
+    /// A part of the worker failed. It drained what it could.
+    #[error("{part} of the worker {why}")]
+    Part {
+        /// Which one: a lane, the keeper, one of its duties, a part of the ledger.
+        part: String,
+        /// What became of it.
+        why: Why,
+    },
 }
 
 impl RunError {
@@ -102,6 +119,30 @@ struct Ending {
     /// Finish nothing.
     stop: CancellationToken,
 }
+
+/// What a worker began.
+struct Begin {
+    incarnation: u64,
+    running: Running,
+    supervisor: Supervisor,
+}
+
+/// The future in which a worker lives: dropped, it tells all parts to end before it drops them.
+struct Life {
+    _stop: DropGuard,
+    work: Pin<Box<dyn Future<Output = Result<(), RunError>> + Send>>,
+}
+
+impl Future for Life {
+    type Output = Result<(), RunError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        self.work.as_mut().poll(cx)
+    }
+}
+
+/// How long a lane may take to stop that was told to; a handler that holds its thread holds it too.
+const STOPS: Duration = Duration::from_secs(5);
 
 impl Worker {
     /// Starts collecting what a worker is made of.
@@ -138,38 +179,38 @@ impl Worker {
         &self.process.instance
     }
 
-    /// Runs until SIGTERM or SIGINT, then drains; a second signal ends it without draining.
+    /// Runs until SIGTERM, SIGINT or SIGHUP, then drains; a second signal ends it without draining. The
+    /// worker lives in this future, as in that of [`Worker::run_until`].
     ///
     /// # Errors
     /// See [`RunError`].
     pub async fn run(self) -> Result<(), RunError> {
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
         let ending = Ending::default();
-        let (drain, stop) = (ending.drain.clone(), ending.stop.clone());
-        let signals = async move {
-            for token in [drain, stop] {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-                token.cancel();
-            }
-            std::future::pending::<()>().await
-        };
+        let signals = Signals::listen()?.end(ending.clone());
         tokio::select! {
-            ended = self.work(ending) => ended,
+            ended = self.live(ending) => ended,
             () = signals => Ok(()),
+            () = orphans::reap() => Ok(()),
         }
     }
 
-    /// Runs until the token is cancelled, then drains.
+    /// Runs until the token is cancelled, then drains. The worker lives in this future: dropped, it ends
+    /// without draining, and what it held is taken over.
     ///
     /// # Errors
     /// See [`RunError`].
     pub async fn run_until(self, drain: CancellationToken) -> Result<(), RunError> {
         let stop = CancellationToken::new();
-        self.work(Ending { drain, stop }).await
+        // Others may drain by the same token.
+        let drain = drain.child_token();
+        self.live(Ending { drain, stop }).await
+    }
+
+    fn live(self, ending: Ending) -> Life {
+        Life {
+            _stop: ending.stop.clone().drop_guard(),
+            work: Box::pin(self.work(ending)),
+        }
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
@@ -184,21 +225,11 @@ impl Worker {
         )?;
         let methods = lanes.methods(self.settings.handler_timeout);
         let registering = self.registering(&lanes);
-        let mut failures = 0;
-        let (incarnation, running) = loop {
-            match self.begin(&mut lanes, &registering, &methods).await {
-                Ok(begun) => break begun,
-                Err(error) if !error.passes() => return Err(error),
-                Err(error) => {
-                    if failures == 0 {
-                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus can not be joined yet; trying again");
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
-                        () = ending.drain.cancelled() => return Ok(()),
-                    }
-                }
-            }
+        let Some(begin) = self
+            .join(&mut lanes, &registering, &methods, &ending)
+            .await?
+        else {
+            return Ok(());
         };
         let reporter = Arc::new(Reporter::new(&lanes));
         // The process, which the reporter holds on to, holds this one.
@@ -207,39 +238,119 @@ impl Worker {
             .comes_from(move || Some(own.upgrade()?.report()));
         let begun = Begun {
             registering,
-            incarnation,
+            incarnation: begin.incarnation,
             methods,
         };
-        let keeper = Keeper::start(&self, &mut lanes, reporter, begun)?;
-        let ledger = Ledger::start(&self, lanes.dead(), &ending.drain)?;
+        let supervisor = begin.supervisor.clone();
+        let started =
+            Keeper::start(&self, &mut lanes, reporter, begun, &supervisor).and_then(|keeper| {
+                let ledger = Ledger::start(&self, lanes.dead(), &ending.drain, &supervisor)?;
+                Ok((keeper, ledger))
+            });
+        let (keeper, ledger) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                ending.stop.cancel();
+                begin.running.ended().await;
+                self.unregister(begin.incarnation).await;
+                return Err(error);
+            }
+        };
         let lacks = self.process.connector.lacks();
         if !lacks.is_nothing() {
             tracing::warn!(redis = %self.settings.redis_url, "the server does not tell {lacks}: `convoke doctor` says which guarantees are weaker so");
         }
         tracing::info!(
             instance = self.id(),
-            incarnation,
+            incarnation = begin.incarnation,
             streams = lanes.streams().join(" "),
             handlers = self.handlers.len(),
             redis = %self.settings.redis_url,
             "working"
         );
-        let committers = self.until_drained(&lanes, running, &ending).await;
+        let drained = self.until_drained(&lanes, begin.running, &ending, &supervisor);
+        let hangs = async {
+            keeper.hangs().await;
+            supervisor.failed(keeper::NAME, Why::Hangs);
+            std::future::pending().await
+        };
+        let committers = tokio::select! {
+            committers = drained => committers,
+            never = hangs => never,
+        };
         if let Some(ledger) = ledger {
             ledger.ended().await;
         }
-        keeper.stop(&self.instances).await;
-        self.leave(&lanes, committers?).await;
-        tracing::info!(instance = self.id(), counts = %lanes.counts(), "stopped");
-        Ok(())
+        keeper.stop(&self.instances, &supervisor).await;
+        match supervisor.failure() {
+            None => {
+                self.leave(&lanes, committers).await;
+                tracing::info!(instance = self.id(), counts = %lanes.counts(), "stopped");
+                Ok(())
+            }
+            Some(Failure { part, why }) => Err(RunError::Part {
+                part: part.clone(),
+                why: why.clone(),
+            }),
+        }
     }
 
-    /// Joins registry and bus, as which incarnation; can be repeated.
+    /// Joins registry and bus and starts the lanes, as soon as the bus can be joined; `None` if the
+    /// worker is to end before that.
+    async fn join(
+        &self,
+        lanes: &mut Lanes,
+        registering: &Registering,
+        methods: &[(String, Method)],
+        ending: &Ending,
+    ) -> Result<Option<Begin>, RunError> {
+        let supervisor = Supervisor::new(self.id(), ending);
+        let (mut failures, mut incarnation) = (0, None);
+        let given_up = loop {
+            let begun = self.begin(lanes, registering, methods, &supervisor, &mut incarnation);
+            match begun.await {
+                Ok((incarnation, running)) => {
+                    return Ok(Some(Begin {
+                        incarnation,
+                        running,
+                        supervisor,
+                    }));
+                }
+                Err(error) if !error.passes() => break Err(error),
+                Err(error) => {
+                    if failures == 0 {
+                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus can not be joined yet; trying again");
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                        () = ending.drain.cancelled() => break Ok(None),
+                    }
+                }
+            }
+        };
+        if let Some(incarnation) = incarnation {
+            self.unregister(incarnation).await;
+        }
+        given_up
+    }
+
+    /// Takes the instance out of the active ones.
+    async fn unregister(&self, incarnation: u64) {
+        let id = self.id();
+        if let Err(error) = self.instances.unregister(id, Some(incarnation)).await {
+            tracing::warn!(instance = id, %error, "not unregistered; it will be declared lost");
+        }
+    }
+
+    /// Joins registry and bus, as which incarnation, which is told as soon as it is registered; can be
+    /// repeated.
     async fn begin(
         &self,
         lanes: &mut Lanes,
         registering: &Registering,
         methods: &[(String, Method)],
+        supervisor: &Supervisor,
+        as_which: &mut Option<u64>,
     ) -> Result<(u64, Running), RunError> {
         self.process.connector.check_server().await?;
         // Before it is registered: whoever sees that it has a handler also sees what that one is.
@@ -259,13 +370,14 @@ impl Worker {
         let Registered {
             incarnation, new, ..
         } = registered.map_err(RunError::Registration)?;
+        *as_which = Some(incarnation);
         if !new {
             tracing::warn!(
                 instance = self.id(),
                 "an instance of this id was alive already: this one takes its place"
             );
         }
-        Ok((incarnation, lanes.start().await?))
+        Ok((incarnation, lanes.start(supervisor).await?))
     }
 
     fn registering(&self, lanes: &Lanes) -> Registering {
@@ -280,13 +392,15 @@ impl Worker {
         }
     }
 
-    /// Runs the lanes to their end, at most the drain time long once they were told to end.
+    /// Runs the lanes to their end, at most the drain time long once they were told to end. Their
+    /// committers come back, where they are free.
     async fn until_drained(
         &self,
         lanes: &Lanes,
         running: Running,
         ending: &Ending,
-    ) -> Result<Vec<Committer>, RunError> {
+        supervisor: &Supervisor,
+    ) -> Vec<Committer> {
         let limit = async {
             ending.drain.cancelled().await;
             tracing::info!(
@@ -296,7 +410,7 @@ impl Worker {
             );
             let over = async {
                 tokio::select! {
-                    () = tokio::time::sleep(self.settings.drain_timeout) => {}
+                    () = tokio::time::sleep(self.patience(supervisor)) => {}
                     () = ending.stop.cancelled() => {}
                 }
             };
@@ -308,14 +422,29 @@ impl Worker {
                 "not all finished in time; the others take over"
             );
             ending.stop.cancel();
+            tokio::time::sleep(STOPS).await;
+            tracing::error!(
+                instance = self.id(),
+                "a handler holds a thread; the worker ends without it"
+            );
         };
-        let ended = running.ended();
-        tokio::pin!(limit, ended);
         tokio::select! {
-            ended = &mut ended => return ended,
-            () = &mut limit => {}
+            committers = running.ended() => committers,
+            () = limit => Vec::new(),
         }
-        ended.await
+    }
+
+    /// How long draining may take. Without a keeper the instance is lost soon: it must be gone by then.
+    fn patience(&self, supervisor: &Supervisor) -> Duration {
+        let Settings {
+            drain_timeout,
+            heartbeat_ttl,
+            ..
+        } = self.settings;
+        match supervisor.failure() {
+            Some(failure) if failure.part == keeper::NAME => drain_timeout.min(heartbeat_ttl / 6),
+            _ => drain_timeout,
+        }
     }
 
     /// Removes what this consumer left behind on streams where nothing is pending with it.

@@ -12,9 +12,9 @@ use crate::coordination::instances::Instances;
 use crate::coordination::roster::gone_in;
 use crate::coordination::tasks::{Assignment, cancelled_in};
 use redis::aio::MultiplexedConnection;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio_util::sync::CancellationToken;
 
 /// Facts that one read brings at the most.
 const COUNT: usize = 256;
@@ -31,34 +31,30 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches until told to stop.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Watches for ever.
+    pub async fn run(&self) {
         let mut failures = 0;
-        while !stop.is_cancelled() {
+        loop {
             let began = Instant::now();
-            if let Err(error) = self.follow(&stop).await {
-                tracing::debug!(%error, "watching the broadcast failed; trying again");
-                failures = if began.elapsed() > BLOCK {
-                    0
-                } else {
-                    failures + 1
-                };
-                tokio::select! {
-                    () = tokio::time::sleep(reconnect_delay(failures)) => {}
-                    () = stop.cancelled() => {}
-                }
-            }
+            let Err(error) = self.follow().await;
+            tracing::debug!(%error, "watching the broadcast failed; trying again");
+            failures = if began.elapsed() > BLOCK {
+                0
+            } else {
+                failures + 1
+            };
+            tokio::time::sleep(reconnect_delay(failures)).await;
         }
     }
 
-    async fn follow(&self, stop: &CancellationToken) -> Result<(), CoordinationError> {
+    async fn follow(&self) -> Result<Infallible, CoordinationError> {
         let generation = self.connector.generation();
         let mut connection = self.connector.blocking(BLOCK).await?;
         // The position first: who goes from here on is told, who went before is found by comparing.
         let mut after = read::last_id(&mut connection, &self.broadcast).await?;
         self.compare(&mut connection).await?;
         let mut compared = Instant::now();
-        while !stop.is_cancelled() {
+        loop {
             self.connector.check(generation)?;
             let position = [(self.broadcast.as_str(), after)];
             let batches = read::read_after(&mut connection, &position, COUNT, BLOCK).await?;
@@ -79,7 +75,6 @@ impl Watch {
                 compared = Instant::now();
             }
         }
-        Ok(())
     }
 
     /// Compares those who hold entries with those who are gone: a fact may have been missed.

@@ -11,6 +11,7 @@ mod coordination;
 mod dead;
 mod doctor;
 mod guarantees;
+mod life;
 mod metrics;
 mod publish;
 mod replay;

@@ -6,18 +6,19 @@ use crate::bus::commit::Publication;
 use crate::bus::error::BusError;
 use crate::bus::json;
 use crate::registry::layers::circuit::CircuitChange;
-use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Tells of each change as it happens.
-pub async fn run(chores: &Chores, changes: Option<UnboundedReceiver<CircuitChange>>) {
-    let Some(mut changes) = changes else {
-        return;
-    };
-    while let Some(change) = changes.recv().await {
-        if let Err(error) = run_once(chores, &change).await {
-            tracing::debug!(%error, handler = &*change.kind, "a circuit's change was not announced");
+pub async fn run(chores: &Chores) {
+    let mut changes = chores.changes.lock().await;
+    if let Some(changes) = &mut *changes {
+        while let Some(change) = changes.recv().await {
+            if let Err(error) = run_once(chores, &change).await {
+                tracing::debug!(%error, handler = &*change.kind, "a circuit's change was not announced");
+            }
         }
     }
+    // There are no circuits.
+    std::future::pending().await
 }
 
 async fn run_once(chores: &Chores, change: &CircuitChange) -> Result<(), BusError> {

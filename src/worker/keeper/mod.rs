@@ -1,7 +1,8 @@
 //! Keeps a worker alive in the eyes of the others, and does the chores that any of them may do.
 //!
 //! It runs on a thread of its own with a pool of its own: a handler that blocks its thread, or takes
-//! every connection, must not make the worker look dead.
+//! every connection, must not make the worker look dead. Each duty is a task of its own. Where one
+//! fails the worker ends; until then it is taken up again.
 //!
 //! | duty | how often |
 //! |---|---|
@@ -29,6 +30,7 @@ mod upkeep;
 use super::lanes::{Lanes, Triggers};
 use super::report::Reporter;
 use super::shared::Shared;
+use super::supervisor::{Supervisor, Why};
 use super::watch::Watch;
 use super::{RunError, Worker};
 use crate::bus::connect::Connector;
@@ -44,16 +46,28 @@ use crate::coordination::tasks::Tasks;
 use crate::registry::layers::circuit::CircuitChange;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Connections of the keeper's pool.
 const POOL: usize = 4;
 
-/// The keeper of a running worker.
+/// How often the thread must have shown that it lives before it counts as one that hangs.
+const SIGNS: u32 = 6;
+/// The pause before a duty that failed is taken up again.
+const AGAIN: Duration = Duration::from_millis(100);
+/// How long the worker waits for the thread to take the instance out of the active ones.
+const LEAVE: Duration = Duration::from_secs(15);
+
+/// The name of the thread.
+pub const NAME: &str = "keeper";
+
+/// The keeper of a running worker; dropped, it leaves by itself.
 pub struct Keeper {
-    thread: JoinHandle<()>,
+    left: oneshot::Receiver<()>,
     stop: CancellationToken,
     chores: Arc<Chores>,
 }
@@ -85,6 +99,9 @@ struct Chores {
     catalog: Catalog,
     methods: Vec<(String, Method)>,
     broadcast: String,
+    changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
+    /// How often the thread showed that it lives.
+    signs: AtomicU64,
 }
 
 impl Keeper {
@@ -94,6 +111,7 @@ impl Keeper {
         lanes: &mut Lanes,
         reporter: Arc<Reporter>,
         begun: Begun,
+        supervisor: &Supervisor,
     ) -> Result<Self, RunError> {
         let keys = &worker.process.keys;
         let connector = Connector::of(&worker.settings, POOL)?;
@@ -113,59 +131,135 @@ impl Keeper {
             methods: begun.methods,
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
+            changes: tokio::sync::Mutex::new(lanes.take_changes()),
+            signs: AtomicU64::new(0),
         });
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let (work, until) = (chores.clone(), stop.clone());
-        let changes = lanes.take_changes();
-        let thread = std::thread::Builder::new()
-            .name("keeper".into())
-            .spawn(move || runtime.block_on(work.all(changes, until)))?;
-        Ok(Self {
-            thread,
-            stop,
-            chores,
-        })
+        let (work, told, supervisor) = (chores.clone(), stop.clone(), supervisor.clone());
+        let (leaves, left) = oneshot::channel();
+        std::thread::Builder::new()
+            .name(NAME.into())
+            .spawn(move || {
+                let _watched = supervisor.watch(NAME, &told);
+                runtime.block_on(async {
+                    let all = work.all(&supervisor, &told);
+                    supervisor.run(NAME, &told, all).await;
+                    if told.is_cancelled() {
+                        work.leave(&work.instances).await;
+                        leaves.send(()).ok();
+                    }
+                });
+            })?;
+        Ok(Self { left, stop, chores })
     }
 
-    /// Stops the thread, then takes the instance out of the active ones.
-    pub async fn stop(self, instances: &Instances) {
+    /// Is ready when the thread gives no sign of life. It counts looks, not time: a process that was
+    /// stopped is no sign of anything.
+    pub async fn hangs(&self) {
+        let (mut missed, mut seen) = (0, 0);
+        while missed < SIGNS {
+            tokio::time::sleep(self.chores.patience() / SIGNS).await;
+            let signs = self.chores.signs.load(Ordering::Relaxed);
+            missed = if signs == seen { missed + 1 } else { 0 };
+            seen = signs;
+        }
+    }
+
+    /// Stops the thread, which takes the instance out of the active ones. Where the thread is not
+    /// there any more, or hangs, that is done by way of `instances`.
+    pub async fn stop(mut self, instances: &Instances, supervisor: &Supervisor) {
         self.stop.cancel();
-        let thread = self.thread;
-        if tokio::task::spawn_blocking(|| thread.join().is_ok())
-            .await
-            .ok()
-            != Some(true)
-        {
-            tracing::error!("the keeper failed");
-        }
-        let id = self.chores.id();
-        let incarnation = self.chores.incarnation();
-        // What was done since the last pulse.
-        let last = Beat {
-            metrics: Some(self.chores.reporter.report()),
-            ..Beat::new(id, Some(incarnation))
-        };
-        if let Err(error) = instances.heartbeat(&last).await {
-            tracing::debug!(%error, "the last report was not sent");
-        }
-        match instances.unregister(id, Some(incarnation)).await {
-            Ok(_) => {}
-            Err(error) => {
-                tracing::warn!(instance = id, %error, "not unregistered; it will be declared lost")
-            }
+        let hangs = supervisor
+            .failure()
+            .is_some_and(|failure| failure.part == NAME && failure.why == Why::Hangs);
+        let patience = if hangs { Duration::ZERO } else { LEAVE };
+        if !matches!(
+            tokio::time::timeout(patience, &mut self.left).await,
+            Ok(Ok(()))
+        ) {
+            self.chores.leave(instances).await;
         }
     }
 }
 
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// The duties of a keeper.
+struct Duties<'a> {
+    chores: &'a Arc<Chores>,
+    supervisor: &'a Supervisor,
+    told: &'a CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Duties<'_> {
+    /// Begins one, and takes it up again whenever it ends.
+    fn begin<F, D>(&mut self, name: &'static str, duty: F)
+    where
+        F: Fn(Arc<Chores>) -> D + Send + 'static,
+        D: Future<Output = ()> + Send,
+    {
+        let (chores, told) = (self.chores.clone(), self.told.clone());
+        let supervisor = self.supervisor.clone();
+        let name = format!("{NAME} {name}");
+        self.tasks.spawn(async move {
+            loop {
+                supervisor.run(&name, &told, duty(chores.clone())).await;
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+    }
+}
+
 impl Chores {
-    async fn all(
-        self: Arc<Self>,
-        changes: Option<UnboundedReceiver<CircuitChange>>,
-        stop: CancellationToken,
-    ) {
+    async fn all(self: &Arc<Self>, supervisor: &Supervisor, told: &CancellationToken) {
+        let mut duties = Duties {
+            chores: self,
+            supervisor,
+            told,
+            tasks: JoinSet::new(),
+        };
+        duties.begin("pulse", async |all| pulse::run(&all).await);
+        duties.begin("renew", async |all| renew::run(&all).await);
+        duties.begin("leases", async |all| all.leases.keep(&all.batches).await);
+        duties.begin("sweep", async |all| sweep::run(&all).await);
+        duties.begin("promote", async |all| promote::run(&all).await);
+        duties.begin("trim", async |all| trim::run(&all).await);
+        duties.begin("stale", async |all| upkeep::look_for_stale(&all).await);
+        duties.begin("claims", async |all| upkeep::keep_claims(&all).await);
+        duties.begin("describe", async |all| describe::run(&all).await);
+        duties.begin("announce", async |all| announce::run(&all).await);
+        duties.begin("summary", async |all| summary::run(&all).await);
+        duties.begin("watch", async |all| all.watch().await);
+        let signs = async {
+            loop {
+                self.signs.fetch_add(1, Ordering::Relaxed);
+                tokio::time::sleep(self.patience() / SIGNS / 2).await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = told.cancelled() => {}
+            () = signs => {}
+        }
+        duties.tasks.shutdown().await;
+    }
+
+    /// How long the thread may give no sign of life. Its last pulse is up to a third of the ttl older, and
+    /// the worker must be gone before it is declared lost.
+    fn patience(&self) -> Duration {
+        (self.settings.heartbeat_ttl * 5 / 12).max(Duration::from_secs(3))
+    }
+
+    /// Watches for instances that went.
+    async fn watch(&self) {
         let watch = Watch {
             connector: self.connector.clone(),
             instances: self.instances.clone(),
@@ -174,25 +268,21 @@ impl Chores {
             broadcast: self.broadcast.clone(),
             compare: self.settings.heartbeat_ttl,
         };
-        let chores = async {
-            tokio::join!(
-                pulse::run(&self),
-                renew::run(&self),
-                self.leases.keep(&self.batches),
-                sweep::run(&self),
-                promote::run(&self),
-                trim::run(&self),
-                upkeep::look_for_stale(&self),
-                upkeep::keep_claims(&self),
-                describe::run(&self),
-                announce::run(&self, changes),
-                summary::run(&self),
-                watch.run(stop.clone()),
-            );
+        watch.run().await;
+    }
+
+    /// Tells what was done since the last pulse and takes the instance out of the active ones.
+    async fn leave(&self, instances: &Instances) {
+        let (id, incarnation) = (self.id(), self.incarnation());
+        let last = Beat {
+            metrics: Some(self.reporter.report()),
+            ..Beat::new(id, Some(incarnation))
         };
-        tokio::select! {
-            () = chores => {}
-            () = stop.cancelled() => {}
+        if let Err(error) = instances.heartbeat(&last).await {
+            tracing::debug!(%error, "the last report was not sent");
+        }
+        if let Err(error) = instances.unregister(id, Some(incarnation)).await {
+            tracing::warn!(instance = id, %error, "not unregistered; it will be declared lost");
         }
     }
 

@@ -5,9 +5,8 @@ use crate::bus::commit::{End, Lease, Settlement};
 use crate::bus::event::Event;
 use crate::error::HandlerError;
 use crate::registry::context::Context;
-use crate::registry::dispatch::panicked;
-use crate::registry::handler::{Encoded, Run};
-use crate::registry::layers::timeout::Bounded;
+use crate::registry::fence::Fenced;
+use crate::registry::handler::Encoded;
 use crate::registry::router::Route;
 use crate::worker::handover::Left;
 use crate::worker::settle;
@@ -75,65 +74,41 @@ impl Lane {
         };
         let span = span_of(&context);
         let entered = span.enter();
-        let mut run: Run = match catch(|| route.start(context.clone())) {
-            Ok(run) => run,
-            Err(error) => Box::pin(std::future::ready(Err(error))),
-        };
         // Polled once right here; coming back costs nothing if it is done.
-        let first = catch(|| {
-            run.as_mut()
-                .poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
-        });
-        match first {
-            Ok(Poll::Pending) => {
-                drop(entered);
-                self.running += 1;
-                shared.inflight.runs(&lease, route.index, context.clone());
-                let finished = self.finished.clone();
-                tokio::spawn(async move {
-                    let run: Run = match route.timeout {
-                        Some(limit) => Box::pin(Bounded::new(run, route.kind.clone(), limit)),
-                        None => run,
-                    };
-                    let result = AssertUnwindSafe(run).catch_unwind().instrument(span).await;
-                    let result = result.unwrap_or_else(|panic| Err(panicked(&*panic)));
-                    let elapsed = now.elapsed();
-                    let ran = Ran {
-                        lease,
-                        context,
-                        route,
-                        result,
-                        elapsed,
-                    };
-                    // A lane that stopped has nobody who commits.
-                    finished.send(Finished::Run(Box::new(ran))).ok();
-                });
-                now
-            }
-            Ok(Poll::Ready(result)) => {
-                drop(entered);
-                let end = Instant::now();
-                self.ran(Ran {
+        let mut run = Fenced::start(|| route.start(context.clone()));
+        let first = run.poll_once();
+        drop(entered);
+        let Poll::Ready(result) = first else {
+            self.running += 1;
+            let (finished, seen, index) = (self.finished.clone(), context.clone(), route.index);
+            let task = tokio::spawn(async move {
+                let run = run.within(&route.kind, route.timeout);
+                let result = run.instrument(span).await;
+                let elapsed = now.elapsed();
+                let ran = Ran {
                     lease,
                     context,
                     route,
                     result,
-                    elapsed: end - now,
-                });
-                end
-            }
-            Err(error) => {
-                drop(entered);
-                self.ran(Ran {
-                    lease,
-                    context,
-                    route,
-                    result: Err(error),
-                    elapsed: Duration::ZERO,
-                });
-                Instant::now()
-            }
-        }
+                    elapsed,
+                };
+                // A lane that stopped has nobody who commits.
+                finished.send(Finished::Run(Box::new(ran))).ok();
+            });
+            shared
+                .inflight
+                .runs(&lease, index, seen, task.abort_handle());
+            return now;
+        };
+        let end = Instant::now();
+        self.ran(Ran {
+            lease,
+            context,
+            route,
+            result,
+            elapsed: end - now,
+        });
+        end
     }
 
     pub(super) fn ran(&mut self, ran: Ran) {
@@ -193,10 +168,12 @@ impl Lane {
         let (shared, finished) = (self.shared.clone(), self.finished.clone());
         tokio::spawn(async move {
             let lease = left.lease;
-            let end = left.end(&shared, context.event(), besides.as_deref()).await;
+            let end = left.end(&shared, context.event(), besides.as_deref());
+            // Its slot comes back whatever becomes of it.
+            let end = AssertUnwindSafe(end).catch_unwind().await;
             let end = match end {
-                Some(settlement) => Finished::Settled(Box::new(settlement)),
-                None => Finished::Given(lease),
+                Ok(Some(settlement)) => Finished::Settled(Box::new(settlement)),
+                Ok(None) | Err(_) => Finished::Given(lease),
             };
             finished.send(end).ok();
         });
@@ -222,8 +199,4 @@ fn span_of(context: &Context) -> Span {
         span.record("span", trace.span_id());
     }
     span
-}
-
-fn catch<T>(run: impl FnOnce() -> T) -> Result<T, HandlerError> {
-    std::panic::catch_unwind(AssertUnwindSafe(run)).map_err(|panic| panicked(&*panic))
 }

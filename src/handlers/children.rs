@@ -1,0 +1,33 @@
+//! The processes that this one started and waits for.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+static WAITED_FOR: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
+
+fn waited_for() -> MutexGuard<'static, BTreeSet<u32>> {
+    WAITED_FOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Someone waits for that process, for as long as this lives: its exit status is nobody else's.
+#[derive(Debug)]
+pub struct WaitedFor(u32);
+
+impl WaitedFor {
+    /// Of a process that was started just now.
+    pub fn new(process: u32) -> Self {
+        waited_for().insert(process);
+        Self(process)
+    }
+}
+
+impl Drop for WaitedFor {
+    fn drop(&mut self) {
+        waited_for().remove(&self.0);
+    }
+}
+
+/// Whether someone waits for that process.
+pub fn is_waited_for(process: u32) -> bool {
+    waited_for().contains(&process)
+}
