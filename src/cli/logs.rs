@@ -56,7 +56,7 @@ pub fn start(filter: &str, format: LogFormat, apart: bool) -> anyhow::Result<Log
 
 /// Has panics told by the log, as everything else.
 pub fn tell_panics() {
-    std::panic::set_hook(Box::new(|panic| tell_panic(panic)));
+    std::panic::set_hook(Box::new(tell_panic));
 }
 
 fn tell_panic(panic: &PanicHookInfo<'_>) {
