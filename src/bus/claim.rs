@@ -7,6 +7,7 @@
 use super::error::BusError;
 use super::event::{Entry, EntryId};
 use super::script::script;
+use super::silence::Span;
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Script, Value};
 use std::collections::HashMap;
@@ -34,6 +35,22 @@ pub struct Pending {
     pub idle: Duration,
     /// How often it was delivered.
     pub deliveries: u32,
+}
+
+/// How long an entry must have been idle to be taken over, and when that can be judged.
+#[derive(Clone, Copy, Debug)]
+pub struct Idle {
+    /// At least so long.
+    pub least: Duration,
+    /// At another time nothing is taken (see [`super::silence`]).
+    pub within: Span,
+}
+
+impl From<Duration> for Idle {
+    fn from(least: Duration) -> Self {
+        let within = Span::ANY;
+        Self { least, within }
+    }
 }
 
 /// An entry that was taken over.
@@ -84,7 +101,7 @@ pub async fn pending(
         .collect()
 }
 
-/// Takes entries over, if they are still pending as `wanted` says and idle for at least `min_idle`.
+/// Takes entries over, if they are still pending as `wanted` says and idle for so long.
 ///
 /// `claims` gives the claim counter's key for a consumer.
 pub async fn take(
@@ -92,10 +109,11 @@ pub async fn take(
     stream: &str,
     group: &str,
     me: &str,
-    min_idle: Duration,
+    idle: impl Into<Idle>,
     wanted: &[Pending],
     claims: impl Fn(&str) -> String,
 ) -> Result<Vec<Taken>, BusError> {
+    let idle = idle.into();
     let mut owners: Vec<&[u8]> = wanted
         .iter()
         .map(|entry| entry.consumer_bytes.as_slice())
@@ -109,7 +127,12 @@ pub async fn take(
     }
     call.arg(group)
         .arg(me)
-        .arg(min_idle.as_millis() as u64)
+        .arg(format!(
+            "{} {} {}",
+            idle.least.as_millis(),
+            idle.within.from,
+            idle.within.until
+        ))
         .arg(CLAIMS_TTL.as_millis() as u64)
         .arg(owners.len());
     for owner in &owners {

@@ -347,6 +347,16 @@ impl Keys {
         self.control(format_args!("instances:lost"))
     }
 
+    /// The active instances that are external, by expiry time: an event registered them, not their own process.
+    pub fn external(&self) -> String {
+        self.control(format_args!("instances:external"))
+    }
+
+    /// The ids of the recently lost external instances by the time of their loss.
+    pub fn lost_external(&self) -> String {
+        self.control(format_args!("instances:external:lost"))
+    }
+
     /// The current leader (`id`, `incarnation`), its `term` and `until` when it leads: a hash.
     pub fn leader(&self) -> String {
         self.control(format_args!("leader"))
@@ -424,9 +434,9 @@ impl Keys {
         self.control(format_args!("metrics"))
     }
 
-    /// What one instance last reported of what it did: a hash that lapses without reports.
-    pub fn reported(&self, id: &str) -> String {
-        self.control(format_args!("metrics:of:{id}"))
+    /// What one process of an instance last reported of what it did: a hash that lapses without reports.
+    pub fn reported(&self, id: &str, process: &str) -> String {
+        self.control(format_args!("metrics:of:{id}:{process}"))
     }
 
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see

@@ -36,6 +36,7 @@ pub mod script;
 pub mod sentinel;
 pub mod server;
 pub mod settlement;
+pub mod silence;
 pub mod tls;
 pub mod trace;
 pub mod trim;

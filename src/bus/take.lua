@@ -11,7 +11,9 @@
 -- KEYS[2..] the claim counters of the owners, in the order of their names in ARGV
 -- ARGV[1]   the group
 -- ARGV[2]   the consumer that takes
--- ARGV[3]   how long an entry must have been idle, in milliseconds
+-- ARGV[3]   how long an entry must have been idle, and from when and until when by the server's clock
+--           that can be judged (see silence.rs): three numbers of milliseconds. At another time nothing
+--           is taken
 -- ARGV[4]   how long a claim counter outlives its last change, in milliseconds
 -- ARGV[5]   the number of owners, then their names, then for each entry:
 --           its id, the index of its owner (from 1), its delivery count
@@ -19,7 +21,12 @@
 --           has been deleted from the stream (it then is no longer pending for anyone)
 -- Cost      O(k log n) for k entries asked for and n pending
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
-local idle_needed, ttl, owners = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local ttl, owners = ARGV[4], tonumber(ARGV[5])
+local idle_needed, from, till = string.match(ARGV[3], '^(%d+) (%d+) (%d+)$')
+idle_needed = tonumber(idle_needed)
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+if now < tonumber(from) or now > tonumber(till) then return {} end
 local taken, fenced = {}, {}
 for i = 6 + owners, #ARGV, 3 do
   local id, owner, count = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])

@@ -20,6 +20,12 @@ pub enum CoordinationError {
     /// The state does not allow it.
     #[error("{0}")]
     FailedPrecondition(String),
+    /// Who calls may not do this.
+    #[error("{0}")]
+    PermissionDenied(String),
+    /// There are as many of them as there may be.
+    #[error("{0}")]
+    ResourceExhausted(String),
     /// A fence or a lease was lost: someone else owns it now.
     #[error("{0}")]
     Aborted(String),
@@ -55,6 +61,8 @@ impl CoordinationError {
             CoordinationError::NotFound(_) => Code::NotFound,
             CoordinationError::AlreadyExists(_) => Code::AlreadyExists,
             CoordinationError::FailedPrecondition(_) => Code::FailedPrecondition,
+            CoordinationError::PermissionDenied(_) => Code::PermissionDenied,
+            CoordinationError::ResourceExhausted(_) => Code::ResourceExhausted,
             CoordinationError::Aborted(_) => Code::Aborted,
             CoordinationError::Exhausted(_) => Code::ResourceExhausted,
             CoordinationError::Contended { .. } => Code::Unavailable,

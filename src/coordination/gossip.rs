@@ -23,8 +23,10 @@
 //! other whose lease ended, by the same script. A suspicion ends with a pulse of the peer (which takes back every voice
 //! so far), or when those who spoke say otherwise or lapse.
 //!
-//! *What it does not do.* Ids can be registered by anyone who may write to the control plane's
-//! streams, so voices are as trustworthy as those are. One instance alone never ends a lease.
+//! *Whose voice counts.* External instances are made up by whoever may write to the control plane's streams,
+//! so only what a sealed one's own process says is a voice. One instance alone never ends a lease. Nor does
+//! anybody for time in which the server did not answer: after such a gap an observer says nothing of a peer
+//! until that could pulse again for a whole ttl ([`crate::bus::silence`]).
 
 use super::error::CoordinationError;
 use super::instance::{MAX_OBSERVED, check_id, invalid, within};
@@ -108,14 +110,21 @@ impl Instances {
         if observed.is_empty() {
             return Ok(Vec::new());
         }
+        let Some(span) = self.span() else {
+            return Ok(Vec::new());
+        };
         let keys = &self.store.keys;
         let mut call = UPDATE.prepare_invoke();
         call.key(keys.instance(observer))
             .key(keys.active())
             .key(keys.suspects())
+            .key(keys.external())
             .arg(observer)
             .arg(or_empty(incarnation))
-            .arg(OBSERVERS);
+            .arg(OBSERVERS)
+            .arg(self.process())
+            .arg(span.from)
+            .arg(span.until);
         for (peer, opinion) in observed {
             call.key(keys.reports(peer)).arg(peer).arg(match opinion {
                 Opinion::Healthy => "healthy",
@@ -126,7 +135,7 @@ impl Instances {
         let mut lost = Vec::new();
         for peer in expired {
             // If this fails, whoever sweeps next does it.
-            if self.lose(&peer).await?.is_some() {
+            if self.lose(&peer, self.span(), false).await?.is_some() {
                 lost.push(peer);
             }
         }
@@ -166,6 +175,7 @@ impl Instances {
             .key(keys.suspects())
             .key(keys.partition())
             .key(keys.broadcast())
+            .key(keys.external())
             .arg(RECENTLY.as_millis() as u64);
         let (is, was, healthy, total) = self.store.invoke(&call).await?;
         Ok(Partition {

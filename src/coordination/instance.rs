@@ -2,6 +2,7 @@
 
 use super::error::CoordinationError;
 use super::gossip::{self, Observed};
+use super::instances::Seal;
 use super::metrics::{Gauges, Report};
 use crate::bus::keys;
 use crate::bus::msgpack::{self, PayloadLimits};
@@ -26,7 +27,7 @@ pub const MAX_OBSERVED: usize = 64;
 pub const MAX_LOAD: f64 = 1e9;
 
 /// An empty MessagePack map.
-const EMPTY_MAP: &[u8] = &[0x80];
+pub(super) const EMPTY_MAP: &[u8] = &[0x80];
 
 /// What an instance registers.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +45,8 @@ pub struct Registering {
     pub metadata: Vec<u8>,
     /// How long it counts as alive after this and after each pulse, in ms, within [`TTL_MS`].
     pub ttl_ms: u64,
+    /// The incarnation that is to be replaced, if an event names it; another one is refused.
+    pub incarnation: Option<u64>,
 }
 
 impl Registering {
@@ -59,6 +62,7 @@ impl Registering {
             capabilities: Vec::new(),
             metadata: Vec::new(),
             ttl_ms: 30_000,
+            incarnation: None,
         }
     }
 
@@ -120,6 +124,8 @@ pub struct Beat {
     /// What it measured. What does not fit into [`MAX_REPORT`] bytes is left out, the histograms of
     /// the least used handlers first.
     pub metrics: Option<Report>,
+    /// What its own process registered, to be compared with what is there.
+    pub seal: Option<Seal>,
 }
 
 impl Beat {
@@ -162,6 +168,12 @@ pub struct Instance {
     pub ttl_ms: u64,
     /// When this incarnation registered, in Unix ms.
     pub registered_at: u64,
+    /// When its process registered first, in Unix ms.
+    pub started_at: u64,
+    /// How many other processes had the id before this one, one after the other.
+    pub restarts: u64,
+    /// Whether its own process registered it. If not, an event did: it is external.
+    pub sealed: bool,
     /// Its last pulse, in Unix ms.
     pub last_seen: u64,
     /// How busy it said to be.
@@ -190,15 +202,20 @@ impl Instance {
                 .unwrap_or_default()
         };
         let words = |name: &str| text(name).split_whitespace().map(str::to_owned).collect();
+        let number = |name: &str| text(name).parse().unwrap_or_default();
+        let registered_at = number("registered_at");
         Instance {
             id: text("id").to_owned(),
             roles: words("roles"),
             capacity: text("capacity").parse().unwrap_or_default(),
             capabilities: words("capabilities"),
-            incarnation: text("incarnation").parse().unwrap_or_default(),
-            ttl_ms: text("ttl_ms").parse().unwrap_or_default(),
-            registered_at: text("registered_at").parse().unwrap_or_default(),
-            last_seen: text("last_seen").parse().unwrap_or_default(),
+            incarnation: number("incarnation"),
+            ttl_ms: number("ttl_ms"),
+            registered_at,
+            started_at: number("started_at").max(registered_at),
+            restarts: number("restarts"),
+            sealed: text("sealed") == "1",
+            last_seen: number("last_seen"),
             load: text("load").parse().unwrap_or_default(),
             metadata,
             gauges,

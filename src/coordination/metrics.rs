@@ -9,12 +9,16 @@
 //! up when somebody asks.
 //!
 //! What an instance did after its last report is lost with it: at most a third of its ttl. A process
-//! that was away for longer than [`KEPT`] and goes on counting is counted anew.
+//! that was away for longer than [`KEPT`] and goes on counting is counted anew. The last report is kept for
+//! each process: one that drains while another one has its id already goes on counting where it was.
+//!
+//! Only what sealed instances report of themselves enters totals and gauges. External ones, which anyone may
+//! make up, are added up apart, each as it last said, while they live.
 //!
 //! Averages and quantiles are computed from the summed histograms, never from others.
 
 use super::error::CoordinationError;
-use super::instance::MAX_REPORT;
+use super::instance::{Beat, MAX_REPORT};
 use super::instances::{Instances, KEPT};
 use crate::bus::clock::ServerTime;
 use crate::bus::keys::is_event_type;
@@ -189,19 +193,48 @@ impl Report {
 
 /// What this process would report now, for whoever answers for all. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct OwnReport(Arc<OnceLock<Box<Reporting>>>);
+pub struct OwnReport(Arc<OnceLock<Source>>);
+
+struct Source {
+    id: String,
+    instances: Instances,
+    reporting: Box<Reporting>,
+}
 
 type Reporting = dyn Fn() -> Option<Report> + Send + Sync;
 
 impl OwnReport {
-    /// Says where the report comes from. Only the first time counts.
-    pub fn comes_from(&self, reporting: impl Fn() -> Option<Report> + Send + Sync + 'static) {
-        self.0.set(Box::new(reporting)).ok();
+    /// Says where the report of that instance comes from, and who reports. Only the first time counts.
+    pub fn comes_from(
+        &self,
+        id: &str,
+        instances: Instances,
+        reporting: impl Fn() -> Option<Report> + Send + Sync + 'static,
+    ) {
+        let source = Source {
+            id: id.to_owned(),
+            instances,
+            reporting: Box::new(reporting),
+        };
+        self.0.set(source).ok();
     }
 
-    /// The report of this moment; `None` in a process that reports nothing.
-    pub fn now(&self) -> Option<Report> {
-        self.0.get().and_then(|reporting| reporting())
+    /// Reports as it is at this moment; nothing in a process that reports nothing.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn tell(&self) -> Result<(), CoordinationError> {
+        let Some(source) = self.0.get() else {
+            return Ok(());
+        };
+        if let Some(report) = (source.reporting)() {
+            let beat = Beat {
+                metrics: Some(report),
+                ..Beat::new(&source.id, None)
+            };
+            source.instances.heartbeat(&beat).await?;
+        }
+        Ok(())
     }
 }
 
@@ -214,16 +247,15 @@ impl fmt::Debug for OwnReport {
 /// A report as it is sent to the script.
 pub(super) struct Packed {
     process: String,
-    gauges: Vec<u8>,
+    pub(super) gauges: Vec<u8>,
     sums: Vec<u8>,
     handlers: Vec<(String, Vec<u8>)>,
 }
 
 impl Packed {
-    /// Declares the report as the next arguments of a pulse.
+    /// Declares what was done as the last arguments of a pulse.
     pub(super) fn declare(self, call: &mut ScriptInvocation<'_>) {
-        call.arg(self.gauges)
-            .arg(self.process)
+        call.arg(self.process)
             .arg(KEPT.as_millis() as u64)
             .arg(MAX_TYPES)
             .arg(ALL)
@@ -331,6 +363,23 @@ pub struct Global {
     pub load_balance: f64,
     /// How old the oldest report of the living is, in ms.
     pub oldest_ms: u64,
+    /// The external instances, which nothing above is of.
+    pub external: External,
+}
+
+/// What the living external instances last said of themselves.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct External {
+    /// How many there are.
+    pub instances: u64,
+    /// Events that they processed.
+    pub events_processed: u64,
+    /// Runs of theirs that failed.
+    pub events_failed: u64,
+    /// Their memory.
+    pub memory_bytes: u64,
+    /// Events that they process a second.
+    pub throughput: f64,
 }
 
 impl Instances {
@@ -370,11 +419,23 @@ impl Instances {
             let mut reads = redis::pipe();
             for id in page {
                 reads.cmd("HMGET").arg(keys.instance(id));
-                reads.arg(&["metrics", "reported_at", "load", "capacity"]);
+                reads.arg(&[
+                    "metrics",
+                    "reported_at",
+                    "load",
+                    "capacity",
+                    "sealed",
+                    "did",
+                ]);
             }
             let rows: Vec<Living> = self.store.ask(&reads).await?;
-            for (gauges, reported, load, capacity) in rows {
+            for (gauges, reported, load, capacity, sealed, did) in rows {
                 let gauges = gauges.and_then(|packed| Gauges::unpacked(&packed));
+                if sealed.is_none() {
+                    let did = did.and_then(|packed| Sums::unpacked(&packed));
+                    global.external.add(gauges, did.unwrap_or_default());
+                    continue;
+                }
                 global.add(gauges, reported.map(|at| now.saturating_sub(at)));
                 busy.push(load.unwrap_or(0.0) / capacity.unwrap_or(0).max(1) as f64);
             }
@@ -384,8 +445,28 @@ impl Instances {
     }
 }
 
-/// Gauges, when they were reported, load, capacity.
-type Living = (Option<Vec<u8>>, Option<u64>, Option<f64>, Option<u64>);
+/// Gauges, when they were reported, load, capacity, whether it is sealed, what it did if it is not.
+type Living = (
+    Option<Vec<u8>>,
+    Option<u64>,
+    Option<f64>,
+    Option<u64>,
+    Option<u8>,
+    Option<Vec<u8>>,
+);
+
+impl External {
+    fn add(&mut self, gauges: Option<Gauges>, did: Sums) {
+        self.instances += 1;
+        let more = |sum: &mut u64, n: u64| *sum = sum.saturating_add(n);
+        more(&mut self.events_processed, did.events_processed);
+        more(&mut self.events_failed, did.events_failed);
+        if let Some(gauges) = gauges {
+            more(&mut self.memory_bytes, gauges.memory_bytes);
+            self.throughput += gauges.throughput();
+        }
+    }
+}
 
 impl Global {
     fn add(&mut self, gauges: Option<Gauges>, age: Option<u64>) {

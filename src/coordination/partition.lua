@@ -1,20 +1,25 @@
 #!lua flags=allow-oom
 -- Detects that fewer than half of the known instances are healthy, and that more than 70 % are again:
--- each once, in one step with its fact.
+-- each once, in one step with its fact. External ones are not counted: anyone may make some up.
 --
--- KEYS  1 active  2 recently lost  3 suspects  4 partition  5 broadcast
+-- KEYS  1 active  2 recently lost  3 suspects  4 partition  5 broadcast  6 external ones
 -- ARGV  1 how long an instance counts as recently lost, in ms
 -- Returns {is there a partition, was there one before, healthy, total}.
 -- Cost  O((suspects + 1) * log n). Passes when memory is full: one fact for each change.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local after = '(' .. string.format('%.0f', now)
-local healthy = redis.call('ZCOUNT', KEYS[1], after, '+inf')
+local healthy = redis.call('ZCOUNT', KEYS[1], after, '+inf') - redis.call('ZCOUNT', KEYS[6], after, '+inf')
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], after, '+inf')) do
-  if tonumber(redis.call('ZSCORE', KEYS[1], id) or 0) > now then healthy = healthy - 1 end
+  if tonumber(redis.call('ZSCORE', KEYS[1], id) or 0) > now
+    and not redis.call('ZSCORE', KEYS[6], id) then
+    healthy = healthy - 1
+  end
 end
-local total = redis.call('ZCARD', KEYS[1])
-  + redis.call('ZCOUNT', KEYS[2], '(' .. string.format('%.0f', now - ARGV[1]), '+inf')
+-- What lies further ahead is from before the clock went back.
+local total = redis.call('ZCARD', KEYS[1]) - redis.call('ZCARD', KEYS[6])
+  + redis.call('ZCOUNT', KEYS[2], '(' .. string.format('%.0f', now - ARGV[1]),
+    string.format('%.0f', now + ARGV[1]))
 
 local was = redis.call('EXISTS', KEYS[4])
 local is = was

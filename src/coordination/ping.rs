@@ -2,6 +2,7 @@
 
 use super::error::CoordinationError;
 use super::gossip::{PING, Peer};
+use super::instance::EMPTY_MAP;
 use super::instances::Instances;
 use crate::bus::read::entries_of;
 use redis::Value;
@@ -33,7 +34,7 @@ impl Instances {
             ping.arg(&["NOMKSTREAM", "*", "type", PING, "source", from])
                 .arg(&["replyto", &mailbox])
                 .arg("data")
-                .arg([0x80].as_slice());
+                .arg(EMPTY_MAP);
         }
         self.store.ask::<Value>(&pings).await?;
         let asked = Instant::now();

@@ -4,22 +4,35 @@
 -- expiry.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 leader
---       7 suspects  8 what observers said of it  9… one role set for each role of ARGV[7], in its
---       order  then those of tasks.lua, and the instance's inbox, which is kept for good from here on
+--       7 suspects  8 what observers said of it  9 external ones  10 recently lost external ones
+--       11… one role set for each role of ARGV[7], in its order  then those of tasks.lua, and the
+--       instance's inbox, which is kept for good from here on
 -- ARGV  1 id  2 ttl in ms  3 capacity  4 metadata (MessagePack)  5 roles  6 capabilities
 --       7 the roles whose sets are declared: at least those of ARGV[5]  8 the most tasks that it
---       gets
+--       gets  9 the process that registers itself, or '': an event asks for it  10 1 if that process
+--       begins, 0 if it registers again  11 the incarnation that the event names, or ''  12 external
+--       instances at the most
 --       Lists are words with one space between them, in sorted order.
--- Returns {again, roles, incarnation, new, leader, tasks}. again = 1: the instance holds roles whose
---       sets are not declared; nothing was changed; call again with them as well. again = 2: it is
---       past its expiry and holds tasks; nothing was changed; have it declared lost, and call again.
+-- Returns {again, roles, incarnation, new, leader, tasks, seal}. again = 1: the instance holds roles
+--       whose sets are not declared; nothing was changed; call again with them as well. again = 2: it
+--       is past its expiry and holds tasks; nothing was changed; have it declared lost, and call again.
+--       Nothing was changed either by: 3, sealed: only its own process may register it; 4, another
+--       process began under the id since; 5, the incarnation is another one, which comes back; 6, there
+--       are too many external instances.
 -- Cost  O((roles + capabilities + tasks + looks of tasks.lua) * log n). Refused when memory is full.
 --
--- An instance that is past its expiry but was not swept yet and holds no tasks begins a new
--- incarnation here, without an instance.lost: the fact of the higher incarnation says that the older
--- one ended, and whoever registers again under an id takes its own pending entries back.
-local hash, active, capabilities, lost, broadcast, leader, suspects, voices = unpack(KEYS, 1, 8)
+-- What a process registers of itself is *sealed*: no event changes it, and nothing but this argument
+-- says which of the two a call is. All others are *external*: listed in a set of their own as well.
+--
+-- A sealed instance that is past its expiry but was not swept yet goes on as who it was if the same
+-- process registers again: see `silence.rs`. Any other one that holds no tasks begins a new incarnation
+-- here, without an instance.lost: the fact of the higher incarnation says that the older one ended, and
+-- whoever registers again under an id takes its own pending entries back.
+local hash, active, capabilities, lost, broadcast, leader, suspects, voices, external,
+  lost_external = unpack(KEYS, 1, 10)
 local id, ttl, capacity, metadata, roles, kinds = unpack(ARGV, 1, 6)
+local process, begins, named = unpack(ARGV, 9, 11)
+local own = process ~= ''
 
 local function set_of(list)
   local set = {}
@@ -27,23 +40,35 @@ local function set_of(list)
   return set
 end
 
-local role_key, at = {}, 8
+local role_key, at = {}, 10
 for role in words(ARGV[7]) do
   at = at + 1
   role_key[role] = KEYS[at]
 end
 
 open(at + 1, id)
-local before = redis.call('HMGET', hash,
-  'status', 'incarnation', 'roles', 'capabilities', 'capacity', 'metadata')
+local before = redis.call('HMGET', hash, 'status', 'incarnation', 'roles', 'capabilities', 'capacity',
+  'metadata', 'sealed', 'process', 'restarts', 'started_at')
 local expires = tonumber(redis.call('ZSCORE', active, id) or 0)
 local known = before[1] == 'active'
-local alive = known and expires > now
+local sealed = known and before[7] == '1' and expires > 0
+local mine = own and before[8] == process
+local alive = known and (expires > now or (mine and sealed)) and (sealed or not own)
+local function refused(why)
+  return {why, '', before[2] or '0', 0, false, {}, ''}
+end
 
-if expires > 0 and expires <= now and holds(id) > 0 then return {2, '', '0', 0, false, {}} end
+if sealed and not own then return refused(3) end
+if sealed and not mine and expires > now and begins == '0' then return refused(4) end
+if named ~= '' and not (alive and named == before[2]) then return refused(5) end
+if not own and not redis.call('ZSCORE', external, id)
+  and redis.call('ZCARD', external) >= tonumber(ARGV[12]) then
+  return refused(6)
+end
+if expires > 0 and expires <= now and not alive and holds(id) > 0 then return refused(2) end
 if known then
   for role in words(before[3]) do
-    if not role_key[role] then return {1, before[3], '0', 0, false, {}} end
+    if not role_key[role] then return {1, before[3], '0', 0, false, {}, ''} end
   end
   local keeps = set_of(roles)
   for role in words(before[3]) do
@@ -64,21 +89,35 @@ if not alive then
   redis.call('ZREM', suspects, id)
   redis.call('HSET', hash, 'registered_at', now, 'load', 0)
 end
+-- Other processes that had the id before, and since when this one has it.
+local restarts, started = tonumber(before[9] or 0), before[10]
+if own and before[8] and not mine then restarts = restarts + 1 end
+if not (mine and started) then started = alive and not own and started or now end
 redis.call('HSET', hash, 'id', id, 'status', 'active', 'incarnation', incarnation,
   'roles', roles, 'capacity', capacity, 'capabilities', kinds, 'metadata', metadata,
-  'ttl_ms', ttl, 'last_seen', now)
+  'ttl_ms', ttl, 'last_seen', now, 'started_at', started)
+if own then
+  redis.call('HSET', hash, 'sealed', 1, 'process', process, 'restarts', restarts)
+  redis.call('ZREM', external, id)
+else
+  redis.call('ZADD', external, now + ttl, id)
+end
 redis.call('ZADD', active, now + ttl, id)
 redis.call('ZREM', lost, id)
+redis.call('ZREM', lost_external, id)
 for role in words(roles) do redis.call('SADD', role_key[role], id) end
 for kind in words(kinds) do redis.call('ZADD', capabilities, 0, kind .. ' ' .. id) end
 
 local changed = not alive or before[3] ~= roles or before[4] ~= kinds
-  or before[5] ~= capacity or before[6] ~= metadata
+  or before[5] ~= capacity or before[6] ~= metadata or (own and not mine)
 if changed then
   local held = {}
   for role in words(roles) do held[#held + 1] = role end
+  local fact = {id = id, roles = held, incarnation = tonumber(incarnation)}
+  if own and restarts > 0 then fact.restarts = restarts end
+  if not own then fact.external = true end
   redis.call('XADD', broadcast, '*', 'type', 'instance.registered', 'time', now, 'data',
-    cmsgpack.pack({id = id, roles = held, incarnation = tonumber(incarnation)}))
+    cmsgpack.pack(fact))
 end
 
 local slot = slot_of(id) or { id = id, last = 0 }
@@ -91,4 +130,5 @@ save_slots()
 local leads = redis.call('HMGET', leader, 'id', 'until')
 local stands = leads[1] and tonumber(leads[2] or 0) > now
   and tonumber(redis.call('ZSCORE', active, leads[1]) or 0) > now
-return {0, '', incarnation, alive and 0 or 1, stands and leads[1], given}
+local seal = redis.sha1hex(table.concat({roles, kinds, capacity, metadata}, '\n'))
+return {0, '', incarnation, alive and 0 or 1, stands and leads[1], given, seal}

@@ -38,6 +38,8 @@ pub struct Census {
     pub recently_lost: u64,
     /// Whether a partition was detected and has not healed yet.
     pub partition: bool,
+    /// External instances that are alive. None of the other counts is of external ones.
+    pub external: u64,
 }
 
 impl Census {
@@ -92,13 +94,16 @@ pub enum Detail {
     Full,
 }
 
-const BRIEF: [&str; 8] = [
+const BRIEF: [&str; 11] = [
     "id",
     "roles",
     "capacity",
     "incarnation",
     "ttl_ms",
     "registered_at",
+    "started_at",
+    "restarts",
+    "sealed",
     "last_seen",
     "load",
 ];
@@ -152,6 +157,8 @@ impl Capable {
 pub(super) struct Named {
     pub leader: Option<String>,
     pub counts: Census,
+    /// Expired instances, external ones among them.
+    pub expired: u64,
     pub named: Vec<String>,
 }
 
@@ -162,6 +169,14 @@ impl Instances {
     /// `Bus`.
     pub async fn ping(&self) -> Result<Duration, CoordinationError> {
         Ok(self.store.connector.ping().await?)
+    }
+
+    /// The server's time, in Unix ms.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn server_time(&self) -> Result<u64, CoordinationError> {
+        Ok(self.store.now().await?)
     }
 
     /// Counts the instances.
@@ -188,12 +203,24 @@ impl Instances {
             .key(self.store.keys.suspects())
             .key(self.store.keys.partition())
             .key(self.store.keys.leader())
+            .key(self.store.keys.external())
             .arg(limit)
             .arg(RECENTLY.as_millis() as u64);
-        let (at, active, expired, recently_lost, named, suspect, partition, leader): Counted =
-            self.store.invoke(&call).await?;
+        let (
+            at,
+            active,
+            expired,
+            recently_lost,
+            named,
+            suspect,
+            partition,
+            leader,
+            external,
+            outside,
+        ): Counted = self.store.invoke(&call).await?;
         Ok(Named {
             leader,
+            expired: expired + outside,
             counts: Census {
                 at,
                 active,
@@ -201,6 +228,7 @@ impl Instances {
                 expired,
                 recently_lost,
                 partition,
+                external,
             },
             named,
         })
@@ -249,8 +277,11 @@ impl Instances {
         let mut reads = redis::pipe();
         let active = self.store.keys.active();
         let lost = self.store.keys.lost();
+        let lost_external = self.store.keys.lost_external();
+        let soon = (now + RECENTLY.as_millis() as u64).to_string();
         for (key, least, most) in [
-            (&lost, format!("({recently}"), "+inf".to_owned()),
+            (&lost, format!("({recently}"), soon.clone()),
+            (&lost_external, format!("({recently}"), soon),
             (&active, "-inf".to_owned(), now.to_string()),
             (&active, format!("({now}"), "+inf".to_owned()),
         ] {
@@ -265,19 +296,20 @@ impl Instances {
             .arg(format!("({now}"))
             .arg("+inf");
         type Counted = (Vec<String>, u64);
-        let (lost, expired, alive): (Counted, Counted, Counted);
+        let (lost, outside, expired, alive): (Counted, Counted, Counted, Counted);
         let suspects: HashSet<String>;
         {
-            let (a, b, c, d, e, f, g) = self.store.ask(&reads).await?;
-            (lost, expired, alive, suspects) = ((a, b), (c, d), (e, f), g);
+            let (a, b, c, d, e, f, g, h, i) = self.store.ask(&reads).await?;
+            (lost, outside, expired, alive, suspects) = ((a, b), (c, d), (e, f), (g, h), i);
         }
-        let total = lost.1 + expired.1 + alive.1;
+        let total = lost.1 + outside.1 + expired.1 + alive.1;
         let (suspect, healthy): (Vec<String>, Vec<String>) =
             alive.0.into_iter().partition(|id| suspects.contains(id));
         let ids: Vec<(Condition, String)> = [
             (Condition::Suspect, expired.0),
             (Condition::Suspect, suspect),
             (Condition::Lost, lost.0),
+            (Condition::Lost, outside.0),
             (Condition::Healthy, healthy),
         ]
         .into_iter()
@@ -417,4 +449,15 @@ pub fn gone_in(fact: &Entry) -> Option<String> {
 }
 
 /// What the script returns, in its order.
-type Counted = (u64, u64, u64, u64, Vec<String>, u64, bool, Option<String>);
+type Counted = (
+    u64,
+    u64,
+    u64,
+    u64,
+    Vec<String>,
+    u64,
+    bool,
+    Option<String>,
+    u64,
+    u64,
+);

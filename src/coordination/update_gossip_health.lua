@@ -2,17 +2,21 @@
 -- Counts what an instance says of its peers, and ends the lease of those that a majority of their
 -- observers suspects: they are expired from now on, so whoever sweeps declares them lost.
 --
--- KEYS  1 hash of the observer  2 active  3 suspects  4… what observers said of each peer
+-- KEYS  1 hash of the observer  2 active  3 suspects  4 external ones
+--       5… what observers said of each peer
 -- ARGV  1 observer  2 its incarnation, or ''  3 observers that are counted for one peer at most
---       4… for each peer its id and 'healthy' or 'suspect'
+--       4 the process that observes, or '': an event says so  5 from when and  6 until when the call
+--       may be run, in ms: another time is not the one in which it was made
+--       7… for each peer its id and 'healthy' or 'suspect'
 -- Returns the ids of those whose lease was ended. Nothing is changed for an observer that is not
---       alive, nor for a peer that is not alive or is the observer itself.
+--       alive or not sealed, nor for a peer that is not alive or is the observer itself.
 -- Cost  O(peers * log n); for a peer that is suspect, or that has many observers, O(observers * log n)
 --       more. Passes when memory is full: what grows is bounded, and lapses.
 --
 -- An observer has one voice for a peer: its last one. It counts until the observer's ttl has passed,
 -- and while the observer is alive. A peer is suspect while one voice says so. It loses its lease when
 -- more than half of the voices, and at least two, say so. A pulse of the peer takes all voices back.
+-- Only what a sealed instance's own process says is a voice: anyone may make up external ones.
 local observer, most = ARGV[1], tonumber(ARGV[3])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
@@ -21,8 +25,9 @@ local function alive(id)
   return tonumber(redis.call('ZSCORE', KEYS[2], id) or 0) > now
 end
 
-local is = redis.call('HMGET', KEYS[1], 'status', 'incarnation', 'ttl_ms')
-if is[1] ~= 'active' or not alive(observer) or (ARGV[2] ~= '' and ARGV[2] ~= is[2]) then
+local is = redis.call('HMGET', KEYS[1], 'status', 'incarnation', 'ttl_ms', 'sealed', 'process')
+if is[1] ~= 'active' or not alive(observer) or (ARGV[2] ~= '' and ARGV[2] ~= is[2])
+  or is[4] ~= '1' or ARGV[4] ~= is[5] or now < tonumber(ARGV[5]) or now > tonumber(ARGV[6]) then
   return {}
 end
 local ttl = tonumber(is[3])
@@ -48,9 +53,9 @@ local function count(voices)
 end
 
 local lost = {}
-for i = 4, #KEYS do
+for i = 5, #KEYS do
   local voices = KEYS[i]
-  local peer, says = ARGV[2 * i - 4], ARGV[2 * i - 3]
+  local peer, says = ARGV[2 * i - 3], ARGV[2 * i - 2]
   if peer ~= observer and alive(peer) then
     local known = redis.call('HEXISTS', voices, observer) == 1
     local full = not known and redis.call('HLEN', voices) >= most and count(voices) >= most
@@ -63,6 +68,7 @@ for i = 4, #KEYS do
       local all, suspecting, lapses = count(voices)
       if suspecting >= 2 and 2 * suspecting > all then
         redis.call('ZADD', KEYS[2], 'XX', now, peer)
+        redis.call('ZADD', KEYS[4], 'XX', now, peer)
         redis.call('ZREM', KEYS[3], peer)
         redis.call('DEL', voices)
         lost[#lost + 1] = peer

@@ -138,9 +138,12 @@ impl Builder {
         }
         let keys = settings.keys()?;
         let connector = Connector::of(&settings, POOL)?;
-        let instances = Instances::new(connector.clone(), keys.clone());
+        // Handlers get the one that speaks for events: what an event asks for is not this worker's own word.
+        let asked = Instances::new(connector.clone(), keys.clone());
+        let name = uuid::Uuid::now_v7().simple().to_string();
+        let instances = Instances::of_process(connector.clone(), keys.clone(), &name);
         let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
-        states.insert(instances.clone());
+        states.insert(asked);
         states.insert(Configured::new(&settings)?);
         states.insert(tasks.clone());
         let own_report = OwnReport::default();
@@ -169,6 +172,7 @@ impl Builder {
             settings,
             handlers,
             process,
+            name,
             instances,
             tasks,
             own_report,

@@ -10,6 +10,7 @@ use super::{Ending, RunError};
 use crate::bus::commit::{Committer, CommitterOptions};
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, Keys, Route};
+use crate::bus::silence::Answers;
 use crate::config::Settings;
 use crate::coordination::catalog::Method;
 use crate::coordination::instances::Instances;
@@ -53,6 +54,7 @@ pub struct Lanes {
     shared: Vec<Arc<Shared>>,
     prepared: Vec<Prepared>,
     triggers: Triggers,
+    answers: Answers,
     router: Arc<Router>,
     changes: Option<mpsc::UnboundedReceiver<CircuitChange>>,
     ending: Ending,
@@ -163,6 +165,7 @@ impl Lanes {
             cap: settings.backoff_cap,
             ..RetryPolicy::default()
         };
+        let answers = Answers::new(settings.heartbeat_ttl);
         let (circuits, changes) = mpsc::unbounded_channel();
         let surroundings = Surroundings {
             process: process.clone(),
@@ -216,6 +219,7 @@ impl Lanes {
                 retry,
                 counts: Counts::default(),
                 turned: Turned::default(),
+                answers: answers.clone(),
             });
             shared.push(lane.clone());
             let (lane, events) = Lane::new(lane, triggers);
@@ -229,6 +233,7 @@ impl Lanes {
             shared,
             prepared,
             triggers,
+            answers,
             router,
             changes: Some(changes),
             ending: ending.clone(),
@@ -260,6 +265,11 @@ impl Lanes {
     /// What the parts of each lane share.
     pub fn shared(&self) -> &[Arc<Shared>] {
         &self.shared
+    }
+
+    /// When the server answered: the keeper notes it, the lanes judge by it.
+    pub fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// The handlers.

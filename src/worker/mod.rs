@@ -66,6 +66,9 @@ pub struct Worker {
     settings: Settings,
     handlers: Vec<Registration>,
     process: Arc<Process>,
+    /// The name that no other process has.
+    name: String,
+    /// Speaks for this worker itself.
     instances: Instances,
     tasks: Tasks,
     own_report: OwnReport,
@@ -122,7 +125,7 @@ struct Ending {
 
 /// What a worker began.
 struct Begin {
-    incarnation: u64,
+    registered: Registered,
     running: Running,
     supervisor: Supervisor,
 }
@@ -231,14 +234,16 @@ impl Worker {
         else {
             return Ok(());
         };
-        let reporter = Arc::new(Reporter::new(&lanes));
+        let incarnation = begin.registered.incarnation;
+        let reporter = Arc::new(Reporter::new(&lanes, &self.name));
         // The process, which the reporter holds on to, holds this one.
         let own = Arc::downgrade(&reporter);
+        let instances = self.instances.clone();
         self.own_report
-            .comes_from(move || Some(own.upgrade()?.report()));
+            .comes_from(self.id(), instances, move || Some(own.upgrade()?.report()));
         let begun = Begun {
             registering,
-            incarnation: begin.incarnation,
+            registered: begin.registered,
             methods,
         };
         let supervisor = begin.supervisor.clone();
@@ -252,7 +257,7 @@ impl Worker {
             Err(error) => {
                 ending.stop.cancel();
                 begin.running.ended().await;
-                self.unregister(begin.incarnation).await;
+                self.unregister(incarnation).await;
                 return Err(error);
             }
         };
@@ -262,7 +267,7 @@ impl Worker {
         }
         tracing::info!(
             instance = self.id(),
-            incarnation = begin.incarnation,
+            incarnation,
             streams = lanes.streams().join(" "),
             handlers = self.handlers.len(),
             redis = %self.settings.redis_url,
@@ -309,9 +314,9 @@ impl Worker {
         let given_up = loop {
             let begun = self.begin(lanes, registering, methods, &supervisor, &mut incarnation);
             match begun.await {
-                Ok((incarnation, running)) => {
+                Ok((registered, running)) => {
                     return Ok(Some(Begin {
-                        incarnation,
+                        registered,
                         running,
                         supervisor,
                     }));
@@ -351,7 +356,7 @@ impl Worker {
         methods: &[(String, Method)],
         supervisor: &Supervisor,
         as_which: &mut Option<u64>,
-    ) -> Result<(u64, Running), RunError> {
+    ) -> Result<(Registered, Running), RunError> {
         self.process.connector.check_server().await?;
         // Before it is registered: whoever sees that it has a handler also sees what that one is.
         if let Err(error) = self.catalog.publish(methods).await {
@@ -367,17 +372,15 @@ impl Worker {
             );
         }
         let registered = self.instances.register(registering).await;
-        let Registered {
-            incarnation, new, ..
-        } = registered.map_err(RunError::Registration)?;
-        *as_which = Some(incarnation);
-        if !new {
+        let registered = registered.map_err(RunError::Registration)?;
+        *as_which = Some(registered.incarnation);
+        if !registered.new {
             tracing::warn!(
                 instance = self.id(),
                 "an instance of this id was alive already: this one takes its place"
             );
         }
-        Ok((incarnation, lanes.start(supervisor).await?))
+        Ok((registered, lanes.start(supervisor).await?))
     }
 
     fn registering(&self, lanes: &Lanes) -> Registering {
@@ -389,6 +392,7 @@ impl Worker {
             capabilities: lanes.capabilities(),
             metadata: Vec::new(),
             ttl_ms: settings.heartbeat_ttl.as_millis() as u64,
+            incarnation: None,
         }
     }
 

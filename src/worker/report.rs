@@ -25,10 +25,10 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// The reporter of a worker with these lanes.
-    pub fn new(lanes: &Lanes) -> Self {
+    /// The reporter of a worker with these lanes, in the process of that name.
+    pub fn new(lanes: &Lanes, process: &str) -> Self {
         Self {
-            process: uuid::Uuid::now_v7().simple().to_string(),
+            process: process.to_owned(),
             lanes: lanes.shared().to_vec(),
             router: lanes.router().clone(),
             samples: Mutex::new([(Instant::now(), 0)].into()),

@@ -5,6 +5,7 @@ use super::settle::Scene;
 use crate::bus::commit::{Claims, Lease};
 use crate::bus::event::{Entry, Limits};
 use crate::bus::keys::Route;
+use crate::bus::silence::Answers;
 use crate::coordination::instances::Instances;
 use crate::registry::context::Process;
 use crate::registry::policy::RetryPolicy;
@@ -80,6 +81,8 @@ pub struct Shared {
     pub inflight: Arc<InFlight>,
     /// When the loop last went round.
     pub turned: Turned,
+    /// When the server answered.
+    pub answers: Answers,
     /// The claim counters as last seen.
     pub claims: Arc<Claims>,
     /// Handlers that may wait at a time.

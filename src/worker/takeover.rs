@@ -6,7 +6,7 @@
 //! alone. The killer ends alone, is counted, and is found out as poison; its neighbours get through.
 
 use super::shared::{Delivery, Shared};
-use crate::bus::claim::{self, Pending};
+use crate::bus::claim::{self, Idle, Pending};
 use crate::bus::error::BusError;
 use crate::bus::event::EntryId;
 use std::collections::VecDeque;
@@ -106,16 +106,23 @@ impl Job {
         let stream = &shared.routes[self.stream].events;
         let group = &shared.group;
         let me = shared.instance();
-        let (owner, min_idle) = match &self.trigger {
-            Trigger::Own | Trigger::Given => (Some(me), Duration::ZERO),
-            Trigger::Consumer(consumer) => (Some(consumer.as_str()), Duration::ZERO),
-            Trigger::Stale => (None, shared.claim_idle),
+        let (owner, idle) = match &self.trigger {
+            Trigger::Own | Trigger::Given => (Some(me), Duration::ZERO.into()),
+            Trigger::Consumer(consumer) => (Some(consumer.as_str()), Duration::ZERO.into()),
+            // Nobody could renew anything while the server did not answer.
+            Trigger::Stale => match shared.answers.steady_for(shared.claim_idle) {
+                Some(within) => {
+                    let least = shared.claim_idle;
+                    (None, Idle { least, within })
+                }
+                None => return Ok(Step::Done),
+            },
         };
         let claims = shared.claims.known(self.stream);
         let mut connection = shared.process.connector.pooled().await?;
         let page = claim::pending(&mut connection, stream, group, self.from, PAGE, owner).await?;
         let wanted = |entry: &&Pending| {
-            entry.idle >= min_idle
+            entry.idle >= idle.least
                 && !(entry.consumer == me
                     && shared
                         .inflight
@@ -147,7 +154,7 @@ impl Job {
             stream,
             group,
             me,
-            min_idle,
+            idle,
             &chosen,
             |consumer| shared.claims_key(self.stream, consumer),
         )

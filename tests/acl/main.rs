@@ -330,7 +330,7 @@ async fn ask(client: &Client, kind: &str, payload: &serde_json::Value) -> serde_
 async fn leave_a_ghost(guarded: &Guarded, keys: &Keys) {
     let owner = RedisUrl::new(guarded.redis.admin_url());
     let connector = Connector::new(&owner, 2).expect("a url");
-    let instances = Instances::new(connector.clone(), keys.clone());
+    let instances = Instances::of_process(connector.clone(), keys.clone(), "test");
     let mut ghost = Registering::new("ghost", ["worker"]);
     ghost.ttl_ms = 1000;
     instances.register(&ghost).await.expect("registered");

@@ -19,7 +19,7 @@ fn lines(out: &str) -> Vec<Value> {
 
 fn instances(redis: &Redis) -> Instances {
     let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
-    Instances::new(connector, Keys::new("cb").unwrap())
+    Instances::of_process(connector, Keys::new("cb").unwrap(), "test")
 }
 
 async fn register(redis: &Redis, ids: &[&str], role: &str) {

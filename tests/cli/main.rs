@@ -314,7 +314,7 @@ async fn instances_are_listed_without_a_worker() {
         .done()
         .failed(0, &["no instances"]);
     let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
-    let instances = Instances::new(connector, Keys::new("cb").unwrap());
+    let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
     let mut registering = Registering::new("w-1", ["worker", "gpu"]);
     registering.capabilities = vec!["image.resize".into()];
     let registered = instances.register(&registering).await.unwrap();

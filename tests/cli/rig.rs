@@ -84,7 +84,7 @@ pub async fn register(redis: &Redis, id: &str) {
     use convoke::coordination::instance::Registering;
     use convoke::coordination::instances::Instances;
     let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
-    let instances = Instances::new(connector, Keys::new("cb").unwrap());
+    let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
     instances
         .register(&Registering::new(id, ["worker"]))
         .await

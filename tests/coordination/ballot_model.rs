@@ -62,7 +62,7 @@ async fn check(fleet: &Fleet, namespace: &str, steps: &[Step]) {
     let keys = Keys::new(namespace).unwrap();
     fleet.redis.allow_namespace(namespace);
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 2).unwrap();
-    let instances = Instances::new(connector.clone(), keys.clone());
+    let instances = Instances::of_process(connector.clone(), keys.clone(), "test");
     let ballots = Ballots::new(connector, keys.clone());
     let mut connection = fleet.connection.clone();
     let mut model = World::default();

@@ -16,6 +16,7 @@ use proptest::test_runner::{Config, TestRunner};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use std::cell::RefCell;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub struct Fleet {
     pub redis: Redis,
@@ -48,10 +49,18 @@ impl Fleet {
         }
     }
 
-    /// The instances as another process sees them.
+    /// The instances as another process sees them that speaks for its own.
     pub fn seen_from(redis: &Redis, keys: &Keys) -> Instances {
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let process = format!("process-{}", SERIAL.fetch_add(1, Ordering::Relaxed));
         let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
-        Instances::new(connector, keys.clone())
+        Instances::of_process(connector, keys.clone(), &process)
+    }
+
+    /// The instances as what events ask for changes them.
+    pub fn asked(&self) -> Instances {
+        let connector = Connector::new(&RedisUrl::new(self.redis.url()), 4).unwrap();
+        Instances::new(connector, self.keys.clone())
     }
 
     pub async fn register(&self, id: &str, roles: &[&str]) -> Registered {

@@ -15,6 +15,7 @@ mod gossip;
 mod leader;
 mod metrics;
 mod register;
+mod sealed;
 mod sweep;
 mod tasks;
 mod tasks_cancelled;

@@ -91,7 +91,7 @@ async fn a_report_counts_once_however_often_it_comes_and_a_lost_one_is_made_up_f
     let sums = fleet.sums().await;
     assert_eq!((sums.events_processed, &sums.latency), (9, &both));
     assert_eq!(fleet.resize().await.latency, Some(both));
-    assert!(fleet.ask::<i64>("PTTL cb:metrics:of:w-1").await > 3_000_000);
+    assert!(fleet.ask::<i64>("PTTL cb:metrics:of:w-1:p-1").await > 3_000_000);
 }
 
 #[tokio::test]

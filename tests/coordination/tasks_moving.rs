@@ -192,6 +192,12 @@ async fn an_expired_instance_that_registers_again_is_lost_first_if_it_holds_task
     create(&fleet, 2).await;
     let before = fleet.assignment("t-000").await;
     fleet.expire("w-1").await;
+    // The process itself goes on as who it was.
+    let same = fleet.worker("w-1", 4, &["a.b"]).await;
+    assert_eq!((same.new, same.incarnation), (false, first.incarnation));
+    assert_eq!(fleet.assignment("t-000").await, before);
+    fleet.expire("w-1").await;
+    fleet.instances = Fleet::seen_from(&fleet.redis, &fleet.keys);
     let back = fleet.worker("w-1", 4, &["a.b"]).await;
     assert!(back.new && back.incarnation > first.incarnation);
     assert_eq!(back.assigned, ["t-000", "t-001"]);
@@ -210,6 +216,7 @@ async fn an_expired_instance_that_registers_again_is_lost_first_if_it_holds_task
     fleet.complete("t-000").await;
     fleet.complete("t-001").await;
     fleet.expire("w-1").await;
+    fleet.instances = Fleet::seen_from(&fleet.redis, &fleet.keys);
     fleet.worker("w-1", 4, &["a.b"]).await;
     assert_eq!(
         fleet.fact_names().await.last().unwrap(),
@@ -354,7 +361,7 @@ async fn one_that_leaves_in_parts_gets_nothing_between_them() {
     let fleet = Fleet::start().await;
     fleet.worker("w-1", 5000, &["a.b"]).await;
     create(&fleet, 1500).await;
-    let instances = Fleet::seen_from(&fleet.redis, &fleet.keys);
+    let instances = fleet.instances.clone();
     let leaving = tokio::spawn(async move { instances.unregister("w-1", None).await });
     while fleet.tasks.counts().await.unwrap().pending == 0 {
         tokio::task::yield_now().await;

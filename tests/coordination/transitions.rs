@@ -35,6 +35,7 @@ async fn a_pulse_renews_the_living_and_carries_its_report() {
             load: Some(0.25),
             observed: Some([("w-1".into(), Opinion::Suspect)].into()),
             metrics: Some(metrics.clone()),
+            seal: None,
         })
         .await
         .unwrap();
@@ -55,8 +56,9 @@ async fn a_pulse_renews_the_living_and_carries_its_report() {
 }
 
 #[tokio::test]
-async fn a_pulse_brings_nobody_back_to_life() {
+async fn an_events_pulse_brings_nobody_back_to_life() {
     let mut fleet = Fleet::start().await;
+    fleet.instances = fleet.asked();
     // Never registered.
     assert_eq!(pulse(&fleet, None).await, (false, 0));
     assert!(fleet.all_keys().await.is_empty());

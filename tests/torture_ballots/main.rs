@@ -64,7 +64,10 @@ async fn one(connectors: Arc<Vec<Connector>>, url: String, number: u32) -> (usiz
     let here = |at: usize| {
         let connector = connectors[at].clone();
         let ballots = Ballots::new(connector.clone(), keys.clone());
-        (Instances::new(connector, keys.clone()), ballots)
+        (
+            Instances::of_process(connector, keys.clone(), "test"),
+            ballots,
+        )
     };
     let (instances, all_ballots) = here(0);
     for voter in 0..HOLDERS {

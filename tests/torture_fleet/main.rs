@@ -31,7 +31,7 @@ impl Look {
     fn new() -> Self {
         let redis = Redis::start();
         let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
-        let instances = Instances::new(connector, Keys::new("cb").unwrap());
+        let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
         Self { redis, instances }
     }
 

@@ -143,7 +143,7 @@ impl Server {
     fn start() -> Self {
         let redis = Redis::start();
         let connector = Connector::new(&RedisUrl::new(redis.url()), 8).unwrap();
-        let instances = Instances::new(connector, Keys::new("cb").unwrap());
+        let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
         Self { redis, instances }
     }
 

@@ -35,6 +35,7 @@ impl Hands {
             capabilities: vec!["a.b".into()],
             metadata: Vec::new(),
             ttl_ms: 500,
+            incarnation: None,
         }
     }
 
@@ -88,7 +89,7 @@ async fn fences_terms_and_incarnations_rise_across_a_failover_that_forgot_the_la
     let (connector, keys) = (connector(&deployment.url()), Keys::new("cb").unwrap());
     let hands = Hands {
         batches: Batches::new(connector.clone(), keys.clone()),
-        instances: Instances::new(connector.clone(), keys.clone()),
+        instances: Instances::of_process(connector.clone(), keys.clone(), "test"),
         tasks: Tasks::new(connector.clone(), keys.clone()),
     };
     let old = deployment.primary();

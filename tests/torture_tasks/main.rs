@@ -31,7 +31,7 @@ fn rules(redis: &Redis) -> (Instances, Tasks) {
     let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
     let keys = Keys::new("cb").unwrap();
     let tasks = Tasks::new(connector.clone(), keys.clone());
-    (Instances::new(connector, keys), tasks)
+    (Instances::of_process(connector, keys, "test"), tasks)
 }
 
 /// How many tasks each instance holds.

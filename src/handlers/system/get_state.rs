@@ -84,6 +84,12 @@ struct Seen {
     registered_at: u64,
     last_seen: u64,
     ttl_ms: u64,
+    /// When its process began.
+    started_at: u64,
+    /// How many other processes had the id before this one.
+    restarts: u64,
+    /// Whether an event registered it, and not its own process.
+    external: bool,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -110,6 +116,9 @@ impl Seen {
             registered_at: instance.registered_at,
             last_seen: instance.last_seen,
             ttl_ms: instance.ttl_ms,
+            started_at: instance.started_at,
+            restarts: instance.restarts,
+            external: !instance.sealed,
         }
     }
 }

@@ -73,6 +73,9 @@ struct Counted {
     healthy: u64,
     suspect: u64,
     lost: u64,
+    /// Those that an event registered and that are alive. They are in none of the others: anyone may make
+    /// some up.
+    external: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -116,6 +119,7 @@ fn assess(services: Services, census: Census) -> Health {
         healthy: census.healthy(),
         suspect: census.suspect + census.expired,
         lost: census.recently_lost,
+        external: census.external,
     };
     // A suspect may be up; one whose lease has ended is down.
     let down = census.expired + instances.lost;

@@ -52,6 +52,7 @@ pub async fn heartbeat(context: Context, event: Heartbeat) -> Result<Pulse, Hand
         load: event.load,
         observed: event.observed,
         metrics,
+        seal: None,
     };
     let pulse = context
         .state::<Instances>()?

@@ -1,5 +1,4 @@
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instance::Beat;
 use crate::coordination::instances::Instances;
 use crate::coordination::metrics::{Global, OwnReport};
 use crate::coordination::tasks::Tasks;
@@ -39,6 +38,8 @@ pub struct Metrics {
     instances: u64,
     /// How old the oldest report is that this was made of, in ms.
     oldest_report_ms: u64,
+    /// What external instances say of themselves: those that an event registered. Nothing above is of them.
+    external: Outside,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Buckets>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -62,6 +63,16 @@ struct Handler {
     cache_hits: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Buckets>,
+}
+
+/// What the living external instances last reported.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Outside {
+    instances: u64,
+    events_processed: u64,
+    events_failed: u64,
+    throughput: f64,
+    memory_bytes: u64,
 }
 
 /// How many runs took how long.
@@ -89,16 +100,8 @@ struct Scaling {
 pub async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError> {
     let instances = context.state::<Instances>()?;
     // Its own numbers are those of this moment, not of its last pulse.
-    if let Some(report) = context.state::<OwnReport>()?.now() {
-        let beat = Beat {
-            metrics: Some(report),
-            ..Beat::new(context.instance(), None)
-        };
-        instances
-            .heartbeat(&beat)
-            .await
-            .map_err(CoordinationError::into_handler_error)?;
-    }
+    let own = context.state::<OwnReport>()?.tell().await;
+    own.map_err(CoordinationError::into_handler_error)?;
     let global = instances
         .metrics(ask.detailed)
         .await
@@ -127,6 +130,13 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
         memory_bytes: global.memory_bytes,
         instances: global.instances,
         oldest_report_ms: global.oldest_ms,
+        external: Outside {
+            instances: global.external.instances,
+            events_processed: global.external.events_processed,
+            events_failed: global.external.events_failed,
+            throughput: global.external.throughput,
+            memory_bytes: global.external.memory_bytes,
+        },
         latency: buckets(latency),
         handlers: None,
         queue: None,

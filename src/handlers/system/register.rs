@@ -21,6 +21,8 @@ pub struct Register {
     metadata: Option<Value>,
     #[serde(default = "half_a_minute")]
     ttl_ms: u64,
+    /// The incarnation that this replaces; another one is refused.
+    incarnation: Option<u64>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -49,6 +51,7 @@ pub async fn register(context: Context, event: Register) -> Result<Registered, H
         capabilities: event.capabilities,
         metadata: event.metadata.as_ref().map(encoded).unwrap_or_default(),
         ttl_ms: event.ttl_ms,
+        incarnation: event.incarnation,
     };
     let registered = context
         .state::<Instances>()?

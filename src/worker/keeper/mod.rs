@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
+//! | `attend`: sees when the server answers, and what its clock does | an eighth of the ttl, at most a second, unless others did |
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together one to four times a second |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
@@ -17,6 +18,7 @@
 //! | `summary`: sums up failures in the log | 10 s |
 
 mod announce;
+mod attend;
 mod describe;
 mod peers;
 mod promote;
@@ -34,18 +36,19 @@ use super::supervisor::{Supervisor, Why};
 use super::watch::Watch;
 use super::{RunError, Worker};
 use crate::bus::connect::Connector;
+use crate::bus::silence::Answers;
 use crate::config::Settings;
 use crate::coordination::batches::Batches;
 use crate::coordination::catalog::{Catalog, Method};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::{Beat, Registering};
-use crate::coordination::instances::Instances;
+use crate::coordination::instances::{Instances, Registered, Seal};
 use crate::coordination::leader::Lead;
 use crate::coordination::leases::Leases;
 use crate::coordination::tasks::Tasks;
 use crate::registry::layers::circuit::CircuitChange;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
@@ -76,8 +79,8 @@ pub struct Keeper {
 pub struct Begun {
     /// What it registered.
     pub registering: Registering,
-    /// The incarnation that it is.
-    pub incarnation: u64,
+    /// As what.
+    pub registered: Registered,
     /// What it published of its handlers.
     pub methods: Vec<(String, Method)>,
 }
@@ -94,7 +97,9 @@ struct Chores {
     triggers: Triggers,
     reporter: Arc<Reporter>,
     registering: Registering,
-    incarnation: AtomicU64,
+    standing: Mutex<Standing>,
+    answers: Answers,
+    superseded: AtomicBool,
     lead: Mutex<Option<Lead>>,
     catalog: Catalog,
     methods: Vec<(String, Method)>,
@@ -102,6 +107,27 @@ struct Chores {
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     /// How often the thread showed that it lives.
     signs: AtomicU64,
+}
+
+/// As what this worker is registered now.
+#[derive(Clone, Debug)]
+struct Standing {
+    incarnation: u64,
+    seal: Seal,
+}
+
+impl Standing {
+    fn of(registering: &Registering, registered: Registered) -> Self {
+        let seal = Seal {
+            digest: registered.seal,
+            roles: registering.roles.iter().cloned().collect(),
+            capabilities: registering.capabilities.iter().cloned().collect(),
+        };
+        Self {
+            incarnation: registered.incarnation,
+            seal,
+        }
+    }
 }
 
 impl Keeper {
@@ -115,9 +141,12 @@ impl Keeper {
     ) -> Result<Self, RunError> {
         let keys = &worker.process.keys;
         let connector = Connector::of(&worker.settings, POOL)?;
+        let answers = lanes.answers().clone();
+        let instances = Instances::of_process(connector.clone(), keys.clone(), &worker.name);
+        let standing = Standing::of(&begun.registering, begun.registered);
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
-            instances: Instances::new(connector.clone(), keys.clone()),
+            instances: instances.judging_by(answers.clone()),
             tasks: Tasks::new(connector.clone(), keys.clone()),
             catalog: Catalog::new(connector.clone(), keys.clone()),
             leases: worker.leases.clone(),
@@ -127,7 +156,9 @@ impl Keeper {
             triggers: lanes.triggers(),
             reporter,
             registering: begun.registering,
-            incarnation: begun.incarnation.into(),
+            standing: standing.into(),
+            answers,
+            superseded: AtomicBool::default(),
             methods: begun.methods,
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
@@ -229,6 +260,7 @@ impl Chores {
         duties.begin("pulse", async |all| pulse::run(&all).await);
         duties.begin("renew", async |all| renew::run(&all).await);
         duties.begin("leases", async |all| all.leases.keep(&all.batches).await);
+        duties.begin("attend", async |all| attend::run(&all).await);
         duties.begin("sweep", async |all| sweep::run(&all).await);
         duties.begin("promote", async |all| promote::run(&all).await);
         duties.begin("trim", async |all| trim::run(&all).await);
@@ -291,7 +323,11 @@ impl Chores {
     }
 
     fn incarnation(&self) -> u64 {
-        self.incarnation.load(Ordering::Relaxed)
+        self.standing().incarnation
+    }
+
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the worker shuts down, and is to get no task any more.
@@ -315,6 +351,16 @@ impl Chores {
             (before, Some(term)) if before != Some(term) => tracing::info!(term, "leads"),
             (Some(term), None) => tracing::info!(term, "leads no more"),
             _ => {}
+        }
+    }
+
+    /// Says once that another process has the id.
+    fn superseded(&self) {
+        if !self.superseded.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                instance = self.id(),
+                "another process of this id has begun: it is registered, this one is not"
+            );
         }
     }
 

@@ -59,6 +59,9 @@ async fn late(chores: &Chores, watch: Vec<Peer>) -> Result<Vec<Peer>, Coordinati
         .collect();
     let ttls = chores.instances.ttls(&perhaps).await?;
     let pairs = perhaps.into_iter().zip(ttls);
-    let late = pairs.filter(|(peer, ttl)| ttl.is_some_and(|ttl| is_late(peer, ttl)));
+    // After a gap in the server's answers it may just not have come to pulse again.
+    let could_pulse = |ttl| chores.answers.steady_for(ttl).is_some();
+    let late =
+        pairs.filter(|(peer, ttl)| ttl.is_some_and(|ttl| is_late(peer, ttl) && could_pulse(ttl)));
     Ok(late.map(|(peer, _)| peer).collect())
 }

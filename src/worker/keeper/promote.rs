@@ -9,7 +9,7 @@ use crate::bus::keys::Route;
 use crate::worker::shared::Shared;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Events that one call moves from a delay queue at the most.
 const PROMOTE: usize = 500;
@@ -52,8 +52,11 @@ async fn run_once(
     let mut connection = chores.connector.pooled().await?;
     let source = chores.connector.clock().await?;
     let until = clock.now() + pause.as_millis() as u64;
+    let asked = Instant::now();
     let (due, told) = delay::due_by(&mut connection, &routes, source, until).await?;
     *clock = told;
+    let history = chores.connector.history();
+    chores.answers.heard(asked, clock.now(), history);
     let now = clock.now();
     // Not all workers at the same moment.
     let mut pause = pause.mul_f64(fastrand::f64() / 2.0 + 0.5);

@@ -1,10 +1,10 @@
-//! Says that the instance lives and what it did; registers again after having been declared lost.
+//! Says that the instance lives and what it did; registers again after having been declared lost, and where
+//! somebody changed what it registered.
 
-use super::{Chores, peers};
+use super::{Chores, Standing, peers};
 use crate::bus::connect::reconnect_delay;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Beat;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Pulses every third of the time to live.
@@ -41,18 +41,31 @@ pub async fn run(chores: &Chores) {
 /// One pulse, and what it is a good time for.
 async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
     let report = chores.reporter.report();
+    let standing = chores.standing().clone();
     let beat = Beat {
         load: Some(report.gauges.in_flight as f64),
         metrics: Some(chores.reporter.news_of(&report)),
-        ..Beat::new(chores.id(), Some(chores.incarnation()))
+        seal: Some(standing.seal),
+        ..Beat::new(chores.id(), Some(standing.incarnation))
     };
     let pulse = chores.instances.heartbeat(&beat).await?;
+    if pulse.superseded {
+        chores.reporter.acknowledged(report);
+        chores.set_lead(None);
+        chores.superseded();
+        return Ok(());
+    }
     if !pulse.alive {
         chores.reporter.forget();
         chores.set_lead(None);
-        return register_again(chores).await;
+        let why = "was declared lost, or what it registered was deleted";
+        return register_again(chores, why).await;
     }
     chores.reporter.acknowledged(report);
+    if pulse.changed {
+        let why = "what it registered was changed by somebody else";
+        return register_again(chores, why).await;
+    }
     match pulse.leader {
         Some(leader) if leader != chores.id() => chores.set_lead(None),
         _ => chores.contend().await?,
@@ -63,24 +76,25 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
     Ok(())
 }
 
-async fn register_again(chores: &Chores) -> Result<(), CoordinationError> {
+async fn register_again(chores: &Chores, why: &str) -> Result<(), CoordinationError> {
     // The server may have lost this too.
     chores.catalog.publish(&chores.methods).await?;
     let mut registering = chores.registering.clone();
     if chores.draining() {
         registering.capacity = 0;
     }
-    let registered = chores.instances.register(&registering).await?;
+    let registered = chores.instances.register_again(&registering).await?;
     // It may have begun meanwhile.
     if chores.draining() {
         chores.tasks.retire(chores.id()).await?;
     }
-    chores
-        .incarnation
-        .store(registered.incarnation, Ordering::Relaxed);
-    tracing::warn!(
-        incarnation = registered.incarnation,
-        "was declared lost, or the server lost its data: registered again"
-    );
+    let Some(registered) = registered else {
+        chores.superseded();
+        return Ok(());
+    };
+    let standing = Standing::of(&registering, registered);
+    let incarnation = standing.incarnation;
+    *chores.standing() = standing;
+    tracing::warn!(incarnation, why, "registered again");
     chores.contend().await
 }

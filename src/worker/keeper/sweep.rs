@@ -14,14 +14,11 @@ pub async fn run(chores: &Chores) {
     let ttl = chores.settings.heartbeat_ttl;
     let alone = (ttl / 40).clamp(PAUSES[0], PAUSES[1]);
     let mut pause = alone;
-    if let Err(error) = chores.instances.ping().await {
-        tracing::debug!(%error, "the server does not answer; sweeping later");
-    }
-    let mut history = chores.connector.history();
+    let mut gaps = 0;
     loop {
         let spread = fastrand::f64() / 2.0 + 0.75;
         tokio::time::sleep(pause.mul_f64(spread)).await;
-        match run_once(chores, history).await {
+        match run_once(chores, &mut gaps).await {
             // Where there are very many, the leader still looks so often.
             Ok(_) if chores.leads() => pause = alone,
             Ok(active) => {
@@ -29,18 +26,30 @@ pub async fn run(chores: &Chores) {
                 pause = share.max(alone).min(ttl);
             }
             Err(error) => {
-                tracing::debug!(%error, "sweeping failed; waiting for the others to pulse again");
-                history = chores.connector.history();
-                // Whoever could not reach the server does not blame others for it. Nor whoever reaches one
-                // that was a replica until now, and heard of no pulse for a while.
-                tokio::time::sleep(ttl).await;
+                tracing::debug!(%error, "sweeping failed; trying again");
             }
         }
     }
 }
 
-/// One sweep, in that history of the server; returns how many instances are alive.
-async fn run_once(chores: &Chores, history: u64) -> Result<u64, CoordinationError> {
+/// One sweep; returns how many instances are alive.
+async fn run_once(chores: &Chores, gaps: &mut u64) -> Result<u64, CoordinationError> {
+    let now = chores.answers.gaps();
+    if now != *gaps {
+        // The clock may have gone back: then the dead would never expire.
+        let shortened = chores
+            .instances
+            .shorten(chores.settings.heartbeat_ttl)
+            .await?;
+        if shortened > 0 {
+            tracing::warn!(
+                instances = shortened,
+                "the server's clock went back: expiries were brought into reach"
+            );
+        }
+        *gaps = now;
+    }
+    let history = chores.connector.history();
     let swept = chores.instances.within(history).sweep(SWEEP).await?;
     for lost in &swept.lost {
         tracing::warn!(

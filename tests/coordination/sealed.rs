@@ -1,0 +1,604 @@
+//! Who may say what of an instance: its own process, events, other processes of its id.
+
+use crate::fleet::Fleet;
+use convoke::bus::silence::{Answers, Span};
+use convoke::coordination::error::CoordinationError;
+use convoke::coordination::gossip::{Observed, Opinion};
+use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::instances::{Instances, MAX_EXTERNAL, Registered, Seal};
+use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
+use convoke::coordination::roster::{Condition, Detail};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+fn worker() -> Registering {
+    let mut registering = Registering::new("w-1", ["worker", "gpu"]);
+    registering.capabilities = vec!["image.crop".into(), "image.resize".into()];
+    registering
+}
+
+fn beat(registered: &Registered) -> Beat {
+    let registering = worker();
+    Beat {
+        seal: Some(Seal {
+            digest: registered.seal.clone(),
+            roles: registering.roles.into_iter().collect(),
+            capabilities: registering.capabilities.into_iter().collect(),
+        }),
+        ..Beat::new("w-1", Some(registered.incarnation))
+    }
+}
+
+fn denied<T: std::fmt::Debug>(done: Result<T, CoordinationError>, what: &str) {
+    match done {
+        Err(CoordinationError::PermissionDenied(message)) => {
+            assert!(
+                message.contains("w-1") && message.contains(what),
+                "{message}"
+            );
+        }
+        other => panic!("not denied: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn no_event_changes_what_a_process_registered_of_itself() {
+    let mut fleet = Fleet::start().await;
+    let registered = fleet.instances.register(&worker()).await.unwrap();
+    let events = fleet.asked();
+    let before = fleet.ask::<Vec<Vec<u8>>>("HGETALL cb:instance:w-1").await;
+    let robbing = Registering::new("w-1", ["other"]);
+    for expired in [false, true] {
+        if expired {
+            // Nobody declared it lost yet.
+            fleet.expire("w-1").await;
+        }
+        denied(events.register(&robbing).await, "register");
+        denied(events.unregister("w-1", None).await, "unregister");
+        let known = Some(registered.incarnation);
+        denied(events.unregister("w-1", known).await, "unregister");
+        for incarnation in [None, known] {
+            let beat = Beat {
+                load: Some(1e6),
+                ..Beat::new("w-1", incarnation)
+            };
+            denied(events.heartbeat(&beat).await, "pulse");
+        }
+    }
+    assert_eq!(
+        fleet.ask::<Vec<Vec<u8>>>("HGETALL cb:instance:w-1").await,
+        before
+    );
+    assert_eq!(fleet.fact_names().await, ["instance.registered"]);
+    assert_eq!(fleet.members("gpu").await, ["w-1"]);
+    // Once it is gone, the id is free.
+    fleet.instances.sweep(16).await.unwrap();
+    assert!(events.register(&robbing).await.unwrap().new);
+    // Its process takes it back.
+    let pulse = fleet.instances.heartbeat(&beat(&registered)).await.unwrap();
+    assert!(!pulse.alive);
+    let back = fleet
+        .instances
+        .register_again(&worker())
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(back.new && back.incarnation > registered.incarnation);
+    denied(events.register(&robbing).await, "register");
+}
+
+#[tokio::test]
+async fn its_own_pulse_revives_an_expired_one_until_it_was_declared_lost() {
+    let mut fleet = Fleet::start().await;
+    let registered = fleet.instances.register(&worker()).await.unwrap();
+    fleet.expire("w-1").await;
+    let pulse = fleet.instances.heartbeat(&beat(&registered)).await.unwrap();
+    assert!(pulse.alive && !pulse.changed);
+    assert!(fleet.instances.sweep(16).await.unwrap().lost.is_empty());
+    fleet.expire("w-1").await;
+    assert_eq!(fleet.instances.sweep(16).await.unwrap().lost.len(), 1);
+    let pulse = fleet.instances.heartbeat(&beat(&registered)).await.unwrap();
+    assert!(!pulse.alive && !pulse.superseded);
+}
+
+#[tokio::test]
+async fn a_process_notices_with_its_pulse_what_was_changed_behind_its_back() {
+    let mut fleet = Fleet::start().await;
+    let mut registered = fleet.instances.register(&worker()).await.unwrap();
+    for change in [
+        "HSET cb:instance:w-1 roles other",
+        "HSET cb:instance:w-1 capabilities mail.send",
+        "HSET cb:instance:w-1 capacity 0",
+        "HDEL cb:instance:w-1 metadata",
+        "SREM cb:role:gpu w-1",
+        "DEL cb:role:worker",
+    ] {
+        fleet.run(change).await;
+        let pulse = fleet.instances.heartbeat(&beat(&registered)).await.unwrap();
+        assert!(pulse.alive && pulse.changed, "{change}");
+        let again = fleet.instances.register_again(&worker()).await.unwrap();
+        registered = again.unwrap();
+        let pulse = fleet.instances.heartbeat(&beat(&registered)).await.unwrap();
+        assert!(pulse.alive && !pulse.changed, "{change}");
+    }
+    let member = "image.crop w-1".to_owned();
+    redis::cmd("ZREM")
+        .arg("cb:capabilities")
+        .arg(&member)
+        .exec_async(&mut fleet.connection)
+        .await
+        .unwrap();
+    let pulse = fleet.instances.heartbeat(&beat(&registered)).await.unwrap();
+    assert!(pulse.alive && pulse.changed, "{member}");
+    for change in [
+        "DEL cb:instance:w-1",
+        "ZREM cb:instances:active w-1",
+        "FLUSHALL",
+    ] {
+        fleet.run(change).await;
+        let pulse = fleet.instances.heartbeat(&beat(&registered)).await.unwrap();
+        assert!(!pulse.alive, "{change}");
+        let again = fleet.instances.register_again(&worker()).await.unwrap();
+        registered = again.unwrap();
+        assert!(registered.new, "{change}");
+    }
+    assert_eq!(fleet.members("gpu").await, ["w-1"]);
+    let capable = fleet.instances.capable("image.crop").await.unwrap();
+    assert_eq!(capable.alive, ["w-1"]);
+}
+
+#[tokio::test]
+async fn a_restart_is_counted_and_told_and_the_older_process_changes_nothing_more() {
+    let mut fleet = Fleet::start().await;
+    let old = fleet.instances.register(&worker()).await.unwrap();
+    let started = fleet.instances.list().await.unwrap()[0].started_at;
+    fleet
+        .run("HSET cb:instance:w-1 started_at 1000 registered_at 1000")
+        .await;
+    let newer = Fleet::seen_from(&fleet.redis, &fleet.keys);
+    let new = newer.register(&worker()).await.unwrap();
+    assert_eq!((new.new, new.incarnation), (false, old.incarnation));
+    // Once, however often it registers.
+    newer.register_again(&worker()).await.unwrap().unwrap();
+    newer.register(&worker()).await.unwrap();
+    let is = fleet.instances.list().await.unwrap().remove(0);
+    assert_eq!((is.restarts, is.registered_at, is.sealed), (1, 1000, true));
+    assert!(is.started_at >= started, "its process began now");
+    let told = json!({
+        "id": "w-1", "roles": ["gpu", "worker"], "incarnation": new.incarnation, "restarts": 1
+    });
+    assert_eq!(
+        fleet.facts().await[1..],
+        [("instance.registered".into(), told)]
+    );
+    // The old one drains, and its counters go on.
+    let reported = |processed| Beat {
+        metrics: Some(Report {
+            process: "old".into(),
+            sums: Sums {
+                events_processed: processed,
+                ..Sums::default()
+            },
+            ..Report::default()
+        }),
+        ..beat(&old)
+    };
+    let pulse = fleet.instances.heartbeat(&reported(5)).await.unwrap();
+    assert!(pulse.superseded && !pulse.alive);
+    assert_eq!(
+        fleet.instances.register_again(&worker()).await.unwrap(),
+        None
+    );
+    let left = fleet
+        .instances
+        .unregister("w-1", Some(old.incarnation))
+        .await
+        .unwrap();
+    assert!(!left.unregistered);
+    assert!(newer.heartbeat(&beat(&new)).await.unwrap().alive);
+    let mut both = reported(7);
+    both.metrics.as_mut().unwrap().process = "new".into();
+    newer.heartbeat(&both).await.unwrap();
+    fleet.instances.heartbeat(&reported(6)).await.unwrap();
+    newer.heartbeat(&both).await.unwrap();
+    let sums = fleet.instances.metrics(false).await.unwrap().sums;
+    assert_eq!(sums.events_processed, 13);
+    // A crash counts as well, found or not, and so does leaving in order.
+    fleet.expire("w-1").await;
+    let third = Fleet::seen_from(&fleet.redis, &fleet.keys);
+    let registered = third.register(&worker()).await.unwrap();
+    assert!(registered.new && registered.incarnation > new.incarnation);
+    fleet.expire("w-1").await;
+    fleet.instances.sweep(16).await.unwrap();
+    let fourth = Fleet::seen_from(&fleet.redis, &fleet.keys);
+    fourth.register(&worker()).await.unwrap();
+    assert!(fourth.unregister("w-1", None).await.unwrap().unregistered);
+    let fifth = Fleet::seen_from(&fleet.redis, &fleet.keys);
+    fifth.register(&worker()).await.unwrap();
+    assert_eq!(fleet.instances.list().await.unwrap()[0].restarts, 4);
+}
+
+#[tokio::test]
+async fn an_event_that_names_another_incarnation_is_refused() {
+    let fleet = Fleet::start().await;
+    let events = fleet.asked();
+    let refused = |done: Result<bool, CoordinationError>| match done {
+        Err(CoordinationError::FailedPrecondition(message)) => {
+            assert!(message.starts_with("incarnation: "), "{message}");
+        }
+        other => panic!("{other:?}"),
+    };
+    let register = async |incarnation| {
+        let mut registering = Registering::new("x-1", ["worker"]);
+        registering.incarnation = incarnation;
+        events.register(&registering).await.map(|done| done.new)
+    };
+    let unregister = async |incarnation| {
+        let left = events.unregister("x-1", incarnation).await;
+        left.map(|left| left.unregistered)
+    };
+    refused(register(Some(7)).await);
+    assert!(!unregister(Some(7)).await.unwrap(), "there is nothing");
+    let registered = events.register(&Registering::new("x-1", ["worker"])).await;
+    let is = registered.unwrap().incarnation;
+    refused(register(Some(is + 1)).await);
+    refused(unregister(Some(is + 1)).await);
+    assert!(!register(Some(is)).await.unwrap(), "it is the same one");
+    assert!(unregister(Some(is)).await.unwrap());
+    assert!(unregister(Some(is)).await.unwrap(), "again");
+    refused(register(Some(is)).await);
+}
+
+impl Fleet {
+    /// Made-up instances that were never there, expired.
+    async fn made_up(&mut self, count: usize) {
+        let events = self.asked();
+        for number in 0..count {
+            let mut made_up = Registering::new(format!("x-{number}"), ["worker"]);
+            made_up.ttl_ms = 100;
+            events.register(&made_up).await.unwrap();
+            self.expire(&format!("x-{number}")).await;
+            self.run(&format!("ZADD cb:instances:external XX 1000 x-{number}"))
+                .await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn made_up_instances_are_counted_apart_and_make_nobody_unhealthy() {
+    let mut fleet = Fleet::start().await;
+    for id in ["w-1", "w-2"] {
+        fleet.register(id, &["worker"]).await;
+    }
+    fleet.made_up(40).await;
+    let counts = async |fleet: &Fleet| {
+        let census = fleet.instances.census().await.unwrap();
+        assert_eq!((census.active, census.suspect), (2, 0));
+        (
+            census.expired,
+            census.recently_lost,
+            census.external,
+            census.is_partitioned(),
+        )
+    };
+    assert_eq!(counts(&fleet).await, (0, 0, 0, false));
+    assert!(!fleet.instances.watch_partition().await.unwrap().is);
+    // Nor do they keep a real one from being found.
+    fleet.register("w-3", &["worker"]).await;
+    fleet.run("ZADD cb:instances:active XX 2000 w-3").await;
+    let swept = fleet.instances.sweep(4).await.unwrap();
+    assert_eq!(swept.lost[0].id, "w-3");
+    assert_eq!((swept.lost.len(), swept.active, swept.left), (4, 2, 37));
+    while fleet.instances.sweep(16).await.unwrap().left > 0 {}
+    assert_eq!(counts(&fleet).await, (0, 1, 0, false));
+    let partition = fleet.instances.watch_partition().await.unwrap();
+    assert_eq!(
+        (partition.is, partition.healthy, partition.total),
+        (false, 2, 3)
+    );
+    // Those that live hide nothing either.
+    let events = fleet.asked();
+    for number in 0..10 {
+        events
+            .register(&Registering::new(format!("y-{number}"), ["worker"]))
+            .await
+            .unwrap();
+    }
+    fleet.expire("w-1").await;
+    fleet.expire("w-2").await;
+    let partition = fleet.instances.watch_partition().await.unwrap();
+    assert_eq!(
+        (partition.is, partition.healthy, partition.total),
+        (true, 0, 3)
+    );
+    // All are listed.
+    let known = fleet.instances.known(Detail::Brief, 100).await.unwrap();
+    let count = |condition, sealed| {
+        let listed = known.listed.iter();
+        listed
+            .filter(|(is, instance)| (*is, instance.sealed) == (condition, sealed))
+            .count()
+    };
+    assert_eq!((known.total, known.listed.len()), (53, 53));
+    assert_eq!(
+        (
+            count(Condition::Lost, false),
+            count(Condition::Healthy, false)
+        ),
+        (40, 10)
+    );
+    assert_eq!(
+        (
+            count(Condition::Lost, true),
+            count(Condition::Suspect, true)
+        ),
+        (1, 2)
+    );
+}
+
+#[tokio::test]
+async fn external_instances_are_bounded() {
+    let mut fleet = Fleet::start().await;
+    let events = fleet.asked();
+    let register = async |number: usize| {
+        let registering = Registering::new(format!("x-{number}"), ["worker"]);
+        events.register(&registering).await
+    };
+    for number in 0..MAX_EXTERNAL {
+        register(number).await.unwrap();
+    }
+    let refused = register(MAX_EXTERNAL).await.unwrap_err();
+    assert!(
+        matches!(&refused, CoordinationError::ResourceExhausted(text) if text.contains("x-1000")),
+        "{refused}"
+    );
+    assert!(!register(3).await.unwrap().new, "it is there already");
+    fleet.register("w-1", &["worker"]).await;
+    events.unregister("x-3", None).await.unwrap();
+    register(MAX_EXTERNAL).await.unwrap();
+    // What is over leaves little behind.
+    assert!(fleet.ask::<i64>("PTTL cb:instance:x-3").await <= 600_000);
+    assert_eq!(
+        fleet
+            .ask::<u32>("HEXISTS cb:instance:x-3 capabilities")
+            .await,
+        0
+    );
+}
+
+#[tokio::test]
+async fn what_external_instances_report_enters_no_totals() {
+    let mut fleet = Fleet::start().await;
+    fleet.register("w-1", &["worker"]).await;
+    let events = fleet.asked();
+    events
+        .register(&Registering::new("x-1", ["worker"]))
+        .await
+        .unwrap();
+    let made_up = |number: usize| Report {
+        process: "x".into(),
+        sums: Sums {
+            events_processed: 1 << 50,
+            events_failed: 3,
+            ..Sums::default()
+        },
+        handlers: (0..256)
+            .map(|kind| {
+                (
+                    format!("made.u{number}n{kind}"),
+                    HandlerSums {
+                        calls: 1,
+                        ..HandlerSums::default()
+                    },
+                )
+            })
+            .collect(),
+        gauges: Gauges {
+            memory_bytes: 1 << 40,
+            window_events: 10,
+            window_ms: 1000,
+            ..Gauges::default()
+        },
+    };
+    for number in 0..4 {
+        let beat = Beat {
+            metrics: Some(made_up(number)),
+            load: Some(5.0),
+            ..Beat::new("x-1", None)
+        };
+        assert!(events.heartbeat(&beat).await.unwrap().alive);
+    }
+    let mut real = Report {
+        process: "p".into(),
+        ..Report::default()
+    };
+    real.sums.events_processed = 2;
+    real.handlers.insert(
+        "image.crop".into(),
+        HandlerSums {
+            calls: 2,
+            ..HandlerSums::default()
+        },
+    );
+    let beat = Beat {
+        metrics: Some(real),
+        ..Beat::new("w-1", None)
+    };
+    fleet.instances.heartbeat(&beat).await.unwrap();
+    let global = fleet.instances.metrics(true).await.unwrap();
+    assert_eq!(global.sums.events_processed, 2);
+    assert_eq!(global.handlers.keys().collect::<Vec<_>>(), ["image.crop"]);
+    assert_eq!(
+        (global.instances, global.memory_bytes, global.throughput),
+        (1, 0, 0.0)
+    );
+    let external = global.external;
+    assert_eq!(
+        (
+            external.instances,
+            external.events_processed,
+            external.events_failed
+        ),
+        (1, 1 << 50, 3)
+    );
+    assert_eq!(
+        (external.memory_bytes, external.throughput),
+        (1 << 40, 10.0)
+    );
+    assert_eq!(fleet.ask::<u32>("EXISTS cb:metrics:of:x-1:x").await, 0);
+}
+
+#[tokio::test]
+async fn made_up_observers_end_no_lease_and_suspect_nobody() {
+    let mut fleet = Fleet::start().await;
+    let victim = fleet.register("w-1", &["worker"]).await;
+    for id in ["w-2", "w-3"] {
+        fleet.register(id, &["worker"]).await;
+    }
+    let events = fleet.asked();
+    let observed: Observed = [("w-1".to_owned(), Opinion::Suspect)].into();
+    for number in 0..5 {
+        let id = format!("x-{number}");
+        events
+            .register(&Registering::new(&id, ["worker"]))
+            .await
+            .unwrap();
+        let beat = Beat {
+            observed: Some(observed.clone()),
+            ..Beat::new(&id, None)
+        };
+        assert!(events.heartbeat(&beat).await.unwrap().alive);
+        // Nor in the name of a real one, nor by another process.
+        assert!(
+            events
+                .observe("w-2", None, &observed)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+        let other = Fleet::seen_from(&fleet.redis, &fleet.keys);
+        assert!(
+            other
+                .observe("w-3", None, &observed)
+                .await
+                .unwrap()
+                .is_empty()
+        );
+    }
+    assert_eq!(fleet.instances.census().await.unwrap().suspect, 0);
+    let beat = Beat::new("w-1", Some(victim.incarnation));
+    assert!(fleet.instances.heartbeat(&beat).await.unwrap().alive);
+    assert!(
+        !fleet
+            .fact_names()
+            .await
+            .contains(&"instance.lost".to_owned())
+    );
+    // The real ones still can.
+    fleet
+        .instances
+        .observe("w-2", None, &observed)
+        .await
+        .unwrap();
+    let lost = fleet
+        .instances
+        .observe("w-3", None, &observed)
+        .await
+        .unwrap();
+    assert_eq!(lost, ["w-1"]);
+}
+
+impl Fleet {
+    fn judging(&self, answers: &Answers) -> Instances {
+        Fleet::seen_from(&self.redis, &self.keys).judging_by(answers.clone())
+    }
+}
+
+/// Silence that counts is what lies behind the last gap.
+#[tokio::test]
+async fn nobody_is_lost_before_its_ttl_has_passed_since_the_last_gap() {
+    let mut fleet = Fleet::start().await;
+    let mut registering = Registering::new("w-1", ["worker"]);
+    registering.ttl_ms = 1200;
+    fleet.instances.register(&registering).await.unwrap();
+    fleet.expire("w-1").await;
+    let answers = Answers::new(Duration::from_secs(30));
+    let sweeper = fleet.judging(&answers);
+    let began = Instant::now();
+    // The first answer begins what counts.
+    assert!(sweeper.sweep(16).await.unwrap().lost.is_empty());
+    while sweeper.sweep(16).await.unwrap().lost.is_empty() {
+        assert!(began.elapsed() < Duration::from_secs(30));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(
+        began.elapsed() >= Duration::from_millis(1190),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(answers.gaps(), 1);
+}
+
+#[tokio::test]
+async fn a_call_that_was_under_way_in_a_gap_changes_nothing() {
+    let mut fleet = Fleet::start().await;
+    for id in ["w-1", "w-2", "w-3"] {
+        let mut registering = Registering::new(id, ["worker"]);
+        registering.ttl_ms = 100;
+        fleet.instances.register(&registering).await.unwrap();
+    }
+    let answers = Answers::new(Duration::from_secs(30));
+    let sweeper = fleet.judging(&answers);
+    let now = fleet.instances.server_time().await.unwrap();
+    // As if it had been told a minute ago or ahead: the call is for another time.
+    for then in [now - 60_000, now + 60_000] {
+        let answers = Answers::new(Duration::from_secs(30));
+        answers.heard(Instant::now(), then, 0);
+        let stale = fleet.judging(&answers);
+        let observed: Observed = [("w-2".to_owned(), Opinion::Suspect)].into();
+        for observer in ["w-1", "w-3"] {
+            let lost = stale.observe(observer, None, &observed).await.unwrap();
+            assert!(lost.is_empty());
+        }
+    }
+    assert_eq!(fleet.instances.census().await.unwrap().suspect, 0);
+    let span = sweeper
+        .sweep(16)
+        .await
+        .map(|_| answers.span())
+        .unwrap()
+        .unwrap();
+    assert!(span.from < now && span.until > now && span.until < Span::ANY.until);
+}
+
+#[tokio::test]
+async fn expiries_that_no_pulse_reaches_are_brought_back() {
+    let mut fleet = Fleet::start().await;
+    fleet.register("w-1", &["worker"]).await;
+    let mut long = Registering::new("w-2", ["worker"]);
+    long.ttl_ms = 3_600_000;
+    fleet.instances.register(&long).await.unwrap();
+    fleet
+        .asked()
+        .register(&Registering::new("x-1", ["worker"]))
+        .await
+        .unwrap();
+    let own = Duration::from_secs(30);
+    assert_eq!(fleet.instances.shorten(own).await.unwrap(), 0);
+    let now = fleet.instances.server_time().await.unwrap();
+    for key in ["active", "external"] {
+        let hour = now + 3_600_000;
+        for id in ["w-1", "x-1"] {
+            fleet
+                .run(&format!("ZADD cb:instances:{key} XX {hour} {id}"))
+                .await;
+        }
+    }
+    assert_eq!(fleet.instances.shorten(own).await.unwrap(), 2);
+    assert_eq!(fleet.instances.shorten(own).await.unwrap(), 0);
+    for (id, most) in [("w-1", 40_000), ("x-1", 40_000), ("w-2", 3_700_000)] {
+        let expires: f64 = fleet.ask(&format!("ZSCORE cb:instances:active {id}")).await;
+        let left = expires as u64 - now;
+        assert!((30_000..most).contains(&left), "{id}: {left}");
+    }
+}
