@@ -204,7 +204,7 @@ impl Committer {
         slow.reverse();
         while let Some(settlement) = slow.pop() {
             match self.slow(&settlement).await {
-                Ok(Slow::Committed) => report.committed += 1,
+                Ok(Slow::Committed) => report.count(&settlement.end),
                 Ok(Slow::Fenced) => report.fenced += 1,
                 Ok(Slow::Outdated) => report.outdated += 1,
                 Ok(Slow::Refused(why)) => report.refused.push((settlement.lease, why)),

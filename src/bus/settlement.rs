@@ -93,6 +93,10 @@ pub struct Settlement {
 pub struct Report {
     /// Written and acknowledged.
     pub committed: u64,
+    /// Of those, events that are tried again.
+    pub retried: u64,
+    /// Of those, events that became dead letters.
+    pub dead: u64,
     /// Not ours any more: discarded whole.
     pub fenced: u64,
     /// Left pending: the server is in a later history than the run, which is to be repeated.
@@ -101,6 +105,18 @@ pub struct Report {
     pub refused: Vec<(Lease, String)>,
     /// Left pending since the committer was told to stop while the server was away.
     pub abandoned: u64,
+}
+
+impl Report {
+    /// Counts one that was written.
+    pub(super) fn count(&mut self, end: &End) {
+        self.committed += 1;
+        match end {
+            End::Done => {}
+            End::Later { .. } => self.retried += 1,
+            End::Dead(_) => self.dead += 1,
+        }
+    }
 }
 
 /// One command of a settlement, and what it is worth.

@@ -58,8 +58,12 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
         Some(true) => ", partition",
         _ => "",
     };
+    let external = match count("external") {
+        0 => String::new(),
+        count => format!(", besides {count} external"),
+    };
     output.line(&format!(
-        "{status}; instances: {} healthy, {} suspect, {} lost{partition}",
+        "{status}; instances: {} healthy, {} suspect, {} lost{external}{partition}",
         count("healthy"),
         count("suspect"),
         count("lost"),

@@ -18,7 +18,9 @@ Examples:
   convoke instances --format json | jq -r 'select(.load > .capacity).id'
 
 Reads Redis directly, so it works without a worker. Besides the healthy ones it shows those that are
-suspect (the last pulse is too old) and those that were lost in the last ten minutes.";
+suspect (the last pulse is too old) and those that were lost in the last ten minutes. External ones were
+registered by an event, not by their own process: whoever publishes system events can make one up.
+UP is how long the process runs; RESTARTS, how many others had the id before it.";
 
 /// List the registered instances
 #[derive(Args)]
@@ -84,11 +86,13 @@ pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         .map(|(condition, instance)| {
             vec![
                 instance.id.clone(),
-                condition.as_str().to_owned(),
+                standing(*condition, instance),
                 instance.roles.join(","),
                 instance.capacity.to_string(),
                 instance.load.to_string(),
                 session.output.moment(instance.last_seen, now),
+                session.output.moment(instance.started_at, now),
+                instance.restarts.to_string(),
                 instance.incarnation.to_string(),
                 instance.capabilities.len().to_string(),
             ]
@@ -101,6 +105,8 @@ pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         "CAPACITY",
         "LOAD",
         "PULSE",
+        "UP",
+        "RESTARTS",
         "INCARNATION",
         "HANDLERS",
     ];
@@ -111,6 +117,15 @@ pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
 /// The load for the capacity.
 pub fn share(instance: &Instance) -> f64 {
     instance.load / f64::from(instance.capacity.max(1))
+}
+
+/// Its condition, and whether it is external.
+pub fn standing(condition: Condition, instance: &Instance) -> String {
+    let condition = condition.as_str();
+    match instance.sealed {
+        true => condition.to_owned(),
+        false => format!("{condition}, external"),
+    }
 }
 
 pub fn described(condition: Condition, instance: &Instance, now: u64) -> Value {
@@ -124,6 +139,9 @@ pub fn described(condition: Condition, instance: &Instance, now: u64) -> Value {
         "age_ms": now.saturating_sub(instance.last_seen),
         "ttl_ms": instance.ttl_ms,
         "registered_at": instance.registered_at,
+        "started_at": instance.started_at,
+        "restarts": instance.restarts,
+        "external": !instance.sealed,
         "incarnation": instance.incarnation,
         "capabilities": instance.capabilities,
         "metadata": json::to_json(&instance.metadata).unwrap_or_default(),

@@ -77,6 +77,12 @@ fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {
         ("latency, p99", ms("p99_ms")),
         ("memory", format!("{memory:.1} MiB")),
     ];
+    let external = &metrics["external"];
+    if let Some(count) = external["instances"].as_u64().filter(|count| *count > 0) {
+        let events = external["events_processed"].as_u64().unwrap_or(0);
+        let said = format!("{count} instances, which say that they processed {events} events");
+        lines.push(("external", said));
+    }
     if let Some(in_flight) = metrics["queue"]["in_flight"].as_u64() {
         lines.push(("in flight", in_flight.to_string()));
     }

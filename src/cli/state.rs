@@ -87,6 +87,8 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
             ("CAPACITY", &|v| text(&v["capacity"])),
             ("LOAD", &|v| text(&v["load"])),
             ("PULSE", &|v| age(&v["last_seen"])),
+            ("UP", &|v| age(&v["started_at"])),
+            ("RESTARTS", &|v| text(&v["restarts"])),
         ],
     )?;
     part(

@@ -10,7 +10,7 @@ mod under_way;
 use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::takeover::{ALONE, Jobs, Step, Trigger};
-use crate::bus::commit::{Committer, End, Lease, Report, Settlement};
+use crate::bus::commit::{Committer, Lease, Report, Settlement};
 use run::Finished;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -98,7 +98,6 @@ impl Lane {
             if !self.settled.is_empty()
                 && let Some(free) = committer.take()
             {
-                self.count_ends();
                 committing = Some(commit(free, std::mem::take(&mut self.settled)));
             }
             let room = self.room();
@@ -221,17 +220,6 @@ impl Lane {
         false
     }
 
-    fn count_ends(&self) {
-        let counts = &self.shared.counts;
-        for settlement in &self.settled {
-            match settlement.end {
-                End::Done => {}
-                End::Later { .. } => _ = counts.retried.fetch_add(1, Ordering::Relaxed),
-                End::Dead(_) => _ = counts.dead.fetch_add(1, Ordering::Relaxed),
-            }
-        }
-    }
-
     fn finish(&mut self, finished: Finished) {
         self.running -= 1;
         match finished {
@@ -246,6 +234,8 @@ impl Lane {
         counts
             .committed
             .fetch_add(report.committed, Ordering::Relaxed);
+        counts.retried.fetch_add(report.retried, Ordering::Relaxed);
+        counts.dead.fetch_add(report.dead, Ordering::Relaxed);
         counts.fenced.fetch_add(report.fenced, Ordering::Relaxed);
         if report.fenced > 0 {
             tracing::info!(

@@ -541,7 +541,7 @@ async fn nobody_is_lost_before_its_ttl_has_passed_since_the_last_gap() {
 
 #[tokio::test]
 async fn a_call_that_was_under_way_in_a_gap_changes_nothing() {
-    let mut fleet = Fleet::start().await;
+    let fleet = Fleet::start().await;
     for id in ["w-1", "w-2", "w-3"] {
         let mut registering = Registering::new(id, ["worker"]);
         registering.ttl_ms = 100;

@@ -58,7 +58,7 @@ async fn system_events_work_over_the_bus() {
     assert_eq!(health["services"]["postgres"]["status"], "disabled");
     assert_eq!(
         health["instances"],
-        json!({"healthy": 2, "suspect": 0, "lost": 0})
+        json!({"healthy": 1, "suspect": 0, "lost": 0, "external": 1})
     );
     assert_eq!(health["partition"], false);
     let gone = ask("system.unregister", json!({"instance_id": "mine"})).await;

@@ -45,6 +45,7 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
                     graph("BUSY", 3, 8),
                     count("PULSE", 0),
                     count("UP", 4),
+                    count("RESTARTS", 1),
                 ]
             }
         }
@@ -241,13 +242,14 @@ fn of_instances(state: &State) -> Vec<Row> {
             &instance.id,
             [
                 Cell::text(&instance.id),
-                Cell::text(condition.as_str()).tone(tone),
+                Cell::text(&instances::standing(*condition, instance)).tone(tone),
                 Cell::text(&roles),
                 Cell::said(rate(instance.load), instance.load).warn_if(share > 1.0, Tone::Warn),
                 Cell::number(u64::from(instance.capacity)),
                 Cell::bar((share * capacity) as u64, capacity as u64),
                 Cell::age(instance.last_seen, now).warn_if(silent, Tone::Bad),
-                Cell::age(instance.registered_at, now),
+                Cell::age(instance.started_at, now),
+                Cell::number(instance.restarts).warn_if(instance.restarts > 0, Tone::Warn),
             ],
         )
         .more("pulse at", date(instance.last_seen))
