@@ -53,7 +53,7 @@ impl Context {
     ///
     /// # Errors
     /// What `effect` returns. `internal`, not retryable, for a second call in a run whose first one
-    /// took effect: all effects of an event go into one call. `unavailable` if the database can not be reached, `internal` if it
+    /// took effect or is under way: all effects of an event go into one call. `unavailable` if the database can not be reached, `internal` if it
     /// refuses. `failed_precondition` for an event without an id on a bus that splits its domain
     /// into partitions: there an entry id names nothing for good.
     pub async fn once<DB, T, F>(&self, pool: &Pool<DB>, effect: F) -> Result<T, HandlerError>
@@ -62,13 +62,13 @@ impl Context {
         T: Serialize + DeserializeOwned,
         F: AsyncFnOnce(&mut DB::Connection) -> Result<T, HandlerError>,
     {
-        if self.had_its_effect() {
+        let Some(once) = self.begin_effect() else {
             return Err(HandlerError::internal(
                 "once: called a second time in one run, which would take the first one's result \
                  for its own: put all effects of the event into one",
             )
             .permanent());
-        }
+        };
         let identity = identity(self.event(), self.keys())?;
         let begun = pool.begin_with(DB::BEGIN).await;
         let mut transaction = begun.map_err(|error| match error {
@@ -101,7 +101,7 @@ impl Context {
         let done = done?;
         // Without an answer it may have been committed: the next run finds out.
         ended.map_err(unavailable)?;
-        self.has_its_effect();
+        once.took();
         Ok(done)
     }
 }

@@ -16,7 +16,7 @@ use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -74,7 +74,7 @@ pub struct Process {
 pub struct Context(Arc<Call>);
 
 struct Call {
-    /// Whether its own SQL took effect, in this run or in an earlier one.
+    /// Whether its own SQL took effect, in this run or in an earlier one, or is about to.
     effect: AtomicBool,
     /// The history of the server in which the run began.
     history: u64,
@@ -83,10 +83,29 @@ struct Call {
     event: Event,
     process: Arc<Process>,
     inbox: bool,
-    outbox: Mutex<Vec<Publication>>,
+    /// What the handler published; `None` once the run has ended.
+    outbox: Mutex<Option<Vec<Publication>>>,
     cancelled: OnceLock<CancellationToken>,
     deliveries: OnceLock<u32>,
     trace: OnceLock<Option<TraceContext>>,
+}
+
+/// This event's own SQL in a run; dropped, it was undone.
+pub(crate) struct Effect<'a>(Option<&'a AtomicBool>);
+
+impl Effect<'_> {
+    /// It is committed.
+    pub fn took(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Effect<'_> {
+    fn drop(&mut self) {
+        if let Some(effect) = self.0 {
+            effect.store(false, Ordering::Release);
+        }
+    }
 }
 
 impl fmt::Debug for Context {
@@ -113,7 +132,7 @@ impl Context {
             event,
             process,
             inbox,
-            outbox: Mutex::default(),
+            outbox: Mutex::new(Some(Vec::new())),
             cancelled: OnceLock::new(),
             deliveries: OnceLock::new(),
             trace: OnceLock::new(),
@@ -178,7 +197,8 @@ impl Context {
     /// It carries this event's trace context on, and this instance as its `source`.
     ///
     /// # Errors
-    /// `internal`, not retryable, if `kind` is no event type or the payload can not be encoded.
+    /// `internal`, not retryable, if `kind` is no event type, the payload can not be encoded, or the run
+    /// has ended.
     pub fn publish<P: Serialize>(&self, kind: &str, payload: &P) -> Result<(), HandlerError> {
         let data = encode(payload)?;
         keys::check_event_type(kind)
@@ -203,8 +223,7 @@ impl Context {
         let keys = self.keys();
         let partition_key = partition_key.unwrap_or_else(|| self.0.event.id());
         let stream = keys.events(domain, keys.partition_of(domain, &partition_key));
-        self.publish_raw(Publication { stream, fields });
-        Ok(())
+        self.publish_raw(Publication { stream, fields })
     }
 
     /// The history of the server in which the run began.
@@ -222,25 +241,47 @@ impl Context {
         self.0.wrote.load(Ordering::Acquire)
     }
 
-    /// Whether this event's own SQL is known to have taken effect.
-    pub(crate) fn had_its_effect(&self) -> bool {
+    /// Whether this event's own SQL took effect, or may in this run.
+    pub(crate) fn has_an_effect(&self) -> bool {
         self.0.effect.load(Ordering::Acquire)
     }
 
-    /// Notes that this event's own SQL took effect.
-    pub(crate) fn has_its_effect(&self) {
-        self.0.effect.store(true, Ordering::Release);
+    /// Begins this event's own SQL; `None` if that was begun in this run already, and not undone.
+    pub(crate) fn begin_effect(&self) -> Option<Effect<'_>> {
+        let begun = self.0.effect.swap(true, Ordering::AcqRel);
+        (!begun).then_some(Effect(Some(&self.0.effect)))
     }
 
     /// Adds an entry to any stream when, and only if, this run is committed.
-    pub(crate) fn publish_raw(&self, publication: Publication) {
-        let mut outbox = self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner);
-        outbox.push(publication);
+    ///
+    /// # Errors
+    /// `internal`, not retryable, if the run has ended.
+    pub(crate) fn publish_raw(&self, publication: Publication) -> Result<(), HandlerError> {
+        match &mut *self.outbox() {
+            Some(outbox) => outbox.push(publication),
+            None => {
+                let message = "publish: the run has ended, so nothing can be committed with it: \
+                     publish before the handler returns";
+                return Err(HandlerError::internal(message).permanent());
+            }
+        }
+        Ok(())
     }
 
-    /// Takes what the handler published; the committer stores it.
+    fn outbox(&self) -> MutexGuard<'_, Option<Vec<Publication>>> {
+        self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the handler published something.
+    pub(crate) fn has_published(&self) -> bool {
+        self.outbox()
+            .as_ref()
+            .is_some_and(|outbox| !outbox.is_empty())
+    }
+
+    /// Takes what the handler published; the committer stores it. The run has ended.
     pub fn take_outbox(&self) -> Vec<Publication> {
-        std::mem::take(&mut self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner))
+        self.outbox().take().unwrap_or_default()
     }
 
     /// How often the entry was delivered: 1 unless it was taken over from someone who never

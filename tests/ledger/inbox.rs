@@ -129,6 +129,21 @@ async fn a_second_effect_in_one_run_is_refused_and_not_skipped_unseen() {
 }
 
 #[tokio::test]
+async fn of_two_effects_at_the_same_time_the_second_is_refused_in_every_order() {
+    both(async |rig, pool| {
+        let runs = AtomicU32::new(0);
+        let context = run_of(rig, "e-1");
+        let (first, second) = (pool.charge(&context, &runs), pool.charge(&context, &runs));
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!(first.unwrap(), 1);
+        let refused = second.unwrap_err();
+        assert_eq!((refused.code, refused.retryable), (Code::Internal, false));
+        assert_eq!((pool.rows().await, runs.into_inner()), (1, 1));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_effect_that_fails_leaves_nothing_behind_and_may_be_tried_again() {
     both(async |rig, pool| {
         let context = run_of(rig, "e-1");

@@ -120,3 +120,33 @@ async fn a_panic_is_a_failure_of_that_event_only() {
     }
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_after_the_runs_end_is_an_error_and_not_lost_unseen() {
+    type Kept = std::sync::Arc<std::sync::Mutex<Vec<Context>>>;
+    let rig = Rig::new().await;
+    let kept = Kept::default();
+    let keep = async |context: Context, fails: bool| {
+        context.publish("math.kept", &1)?;
+        context
+            .state::<Kept>()?
+            .lock()
+            .unwrap()
+            .push(context.clone());
+        match fails {
+            true => Err(HandlerError::not_found("nothing")),
+            false => Ok(()),
+        }
+    };
+    let worker = rig.start(rig.builder().state(kept.clone()).handler("math.keep", keep));
+    assert!(rig.ask("math.keep", &false).await.is_ok());
+    rig.refused("math.keep", &true).await;
+    let contexts = std::mem::take(&mut *kept.lock().unwrap());
+    assert_eq!(contexts.len(), 2);
+    for context in contexts {
+        let error = context.publish("math.kept", &2).unwrap_err();
+        assert_eq!((error.code, error.retryable), (Code::Internal, false));
+        assert!(error.message.contains("the run has ended"), "{error}");
+    }
+    worker.stop().await;
+}

@@ -8,7 +8,7 @@ use rmcp::service::{RoleClient, RunningService, ServiceError, serve_client};
 use rmcp::transport::TokioChildProcess;
 use std::fmt;
 use std::process::Stdio;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,7 +32,7 @@ type Asked = oneshot::Sender<Answer>;
 /// Asks a server how it is.
 pub struct Mcp {
     command: Arc<str>,
-    keeper: OnceLock<mpsc::Sender<Asked>>,
+    keeper: Mutex<Option<mpsc::Sender<Asked>>>,
 }
 
 impl fmt::Debug for Mcp {
@@ -46,7 +46,20 @@ impl Mcp {
     pub fn new(command: &str) -> Self {
         Self {
             command: command.into(),
-            keeper: OnceLock::new(),
+            keeper: Mutex::default(),
+        }
+    }
+
+    /// Who owns the server; a new one where the last one is gone.
+    fn keeper(&self) -> mpsc::Sender<Asked> {
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*keeper {
+            Some(keeper) if !keeper.is_closed() => keeper.clone(),
+            _ => {
+                let (sender, asked) = mpsc::channel(WAITING);
+                tokio::spawn(Keeper::new(self.command.clone()).run(asked));
+                keeper.insert(sender).clone()
+            }
         }
     }
 
@@ -55,11 +68,7 @@ impl Mcp {
     /// # Errors
     /// It is not there, or did not answer within the limit.
     pub async fn ask(&self, limit: Duration) -> Answer {
-        let keeper = self.keeper.get_or_init(|| {
-            let (sender, asked) = mpsc::channel(WAITING);
-            tokio::spawn(Keeper::new(self.command.clone()).run(asked));
-            sender
-        });
+        let keeper = self.keeper();
         let (sender, answer) = oneshot::channel();
         if keeper.try_send(sender).is_err() {
             return Err("too many checks wait for it already".to_owned());

@@ -77,7 +77,8 @@ impl Store {
 /// Answers a payload that was answered well lately with the same result, without a run.
 ///
 /// Payloads are compared whole, byte by byte. Failures are not kept, nor results of runs that
-/// published something or may have written to the server: answering from the cache does neither.
+/// published something, changed a database by `once` or may have written to the server: an answer from
+/// the cache does none of that.
 #[derive(Clone, Debug)]
 pub struct CacheLayer {
     store: Arc<Mutex<Store>>,
@@ -132,7 +133,7 @@ impl<S: Always> Service<Context> for Cache<S> {
         let run = self.inner.call(context.clone());
         Box::pin(async move {
             let result = run.await?;
-            if !published(&context) && !context.wrote() {
+            if !context.has_published() && !context.wrote() && !context.has_an_effect() {
                 layer
                     .lock()
                     .put(context.event().data(), &result, Instant::now());
@@ -140,16 +141,6 @@ impl<S: Always> Service<Context> for Cache<S> {
             Ok(result)
         })
     }
-}
-
-/// Whether the run published something; leaves what it published where it was.
-fn published(context: &Context) -> bool {
-    let outbox = context.take_outbox();
-    let any = !outbox.is_empty();
-    for publication in outbox {
-        context.publish_raw(publication);
-    }
-    any
 }
 
 #[cfg(test)]
@@ -162,7 +153,8 @@ mod tests {
 
     const TTL: Duration = Duration::from_secs(10);
 
-    /// Answers how often it was called; fails on payload 0xc2, publishes on 0xc3, writes on 0x7f.
+    /// Answers how often it was called; fails on payload 0xc2, publishes on 0xc3, writes on 0x7f,
+    /// has an effect on 0x7e.
     fn counting() -> (Cache<crate::registry::handler::Endpoint>, Arc<Stats>) {
         let stats = Arc::new(Stats::default());
         let calls = Arc::new(AtomicU8::new(0));
@@ -173,6 +165,7 @@ mod tests {
                     [0xc2] => return Err(HandlerError::not_found("nothing")),
                     [0xc3] => context.publish("a.c", &1)?,
                     [0x7f] => context.writes(),
+                    [0x7e] => context.begin_effect().unwrap().took(),
                     _ => {}
                 }
                 Ok(vec![call])
@@ -210,6 +203,7 @@ mod tests {
             assert!(service.call(publishing.clone()).await.is_ok());
             assert_eq!(publishing.take_outbox().len(), 1);
             assert!(ask(&mut service, &[0x7f]).await.is_ok());
+            assert!(ask(&mut service, &[0x7e]).await.is_ok());
         }
         assert_eq!(stats.cache_hits.load(Ordering::Relaxed), 0);
     }

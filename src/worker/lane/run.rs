@@ -135,15 +135,10 @@ impl Lane {
             return;
         }
         stats.ran(elapsed, result.is_err());
+        let published = context.take_outbox();
         let scene = self.shared.scene(lease);
         let mut settlement = match result {
-            Ok(result) => settle::success(
-                scene,
-                event,
-                result,
-                context.take_outbox(),
-                route.policy.silent,
-            ),
+            Ok(result) => settle::success(scene, event, result, published, route.policy.silent),
             Err(error) => {
                 let settlement = settle::failure(scene, event, &error, &route.retry);
                 tracing::debug!(
