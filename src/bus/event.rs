@@ -334,6 +334,12 @@ impl Fields {
         match value(TYPE) {
             None => return Err("type: missing".into()),
             Some(kind) if !keys::is_event_type(kind) => {
+                if let Some(domain) = keys::reserved_domain(kind) {
+                    return Err(format!(
+                        "type: \"{}\": a domain cannot be called \"{domain}\"",
+                        kind.escape_ascii()
+                    ));
+                }
                 return Err(format!(
                     "type: \"{}\" is not domain.action of a-z 0-9 _",
                     kind.escape_ascii()
@@ -520,6 +526,7 @@ mod tests {
         assert!(refused(&[("data", &[1])]).starts_with("type: missing"));
         assert!(refused(&[("type", b"a")]).starts_with("type:"));
         assert!(refused(&[("type", b"a.\xff")]).starts_with("type:"));
+        assert!(refused(&[("type", b"inbox.a")]).contains("cannot be called"));
         assert!(refused(&[("type", b"a.b"), ("type", b"a.c")]).contains("given twice"));
         assert!(refused(&[("type", b"a.b"), ("id", b"\xff")]).starts_with("id:"));
         assert!(refused(&[("type", b"a.b"), ("id", b"")]).starts_with("id:"));

@@ -13,6 +13,10 @@ pub const MAX_NAME: usize = 128;
 /// The longest event type, in bytes.
 pub const MAX_TYPE: usize = 128;
 
+/// What no domain may be called: `cb:dead:inbox` holds the dead letters of all inboxes, and the other
+/// two are streams without a domain.
+const RESERVED: [&str; 3] = ["inbox", "broadcast", "reply"];
+
 /// A name that the protocol does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -24,6 +28,16 @@ pub enum NameError {
         "event type {0:?} is not domain.action (lower-case letters, digits and _, at least one dot, at most 128 bytes)"
     )]
     EventType(String),
+    /// An event type in a domain that is no domain: streams of the bus itself bear that name.
+    #[error(
+        "event type {kind:?}: a domain cannot be called {domain:?}, streams of the bus itself are; choose another name"
+    )]
+    Reserved {
+        /// The type that was given.
+        kind: String,
+        /// Its domain.
+        domain: &'static str,
+    },
     /// Not the name of an instance, a role, a batch, a decision or a client.
     #[error("{what} {name:?} is not 1 to 128 of the characters A-Z a-z 0-9 . _ -")]
     Name {
@@ -52,7 +66,16 @@ pub fn check_name(what: &'static str, name: &str) -> Result<(), NameError> {
     }
 }
 
-/// Whether `kind` is an event type: `domain.action` or deeper.
+/// The domain of `kind` if it is one that no event type may have.
+pub fn reserved_domain(kind: &[u8]) -> Option<&'static str> {
+    let is_of = |domain: &&str| {
+        let rest = kind.strip_prefix(domain.as_bytes());
+        rest.is_some_and(|rest| rest.first() == Some(&b'.'))
+    };
+    RESERVED.into_iter().find(is_of)
+}
+
+/// Whether `kind` is an event type: `domain.action` or deeper, in a domain that may be one.
 pub fn is_event_type(kind: &[u8]) -> bool {
     let mut segments = 0;
     let mut segment = 0;
@@ -66,16 +89,22 @@ pub fn is_event_type(kind: &[u8]) -> bool {
             _ => return false,
         }
     }
-    segments > 0 && segment > 0 && kind.len() <= MAX_TYPE
+    segments > 0 && segment > 0 && kind.len() <= MAX_TYPE && reserved_domain(kind).is_none()
 }
 
 /// Checks an event type.
 pub fn check_event_type(kind: &str) -> Result<(), NameError> {
     if is_event_type(kind.as_bytes()) {
-        Ok(())
-    } else {
-        Err(NameError::EventType(kind.chars().take(MAX_TYPE).collect()))
+        return Ok(());
     }
+    let shown = kind.chars().take(MAX_TYPE).collect();
+    Err(match reserved_domain(kind.as_bytes()) {
+        Some(domain) => NameError::Reserved {
+            kind: shown,
+            domain,
+        },
+        None => NameError::EventType(shown),
+    })
 }
 
 /// The domain of an event type: all before its first dot.
@@ -292,14 +321,20 @@ impl Keys {
     }
 
     /// The keys for the events of one instance's inbox. Its dead letters and results share one
-    /// stream each, `inbox`, whatever the types.
+    /// stream each, `inbox`, whatever the types. Its delay queue has no name that a publisher's
+    /// pattern for those of domains fits: what is in it enters the inbox.
     pub fn inbox_route(&self, instance: &str) -> Route {
         Route {
             events: self.inbox(instance),
             results: self.control(format_args!("results:inbox")),
             dead: self.control(format_args!("dead:inbox")),
-            delayed: self.control(format_args!("delayed:inbox:{instance}")),
+            delayed: self.control(format_args!("inbox_delayed:{instance}")),
         }
+    }
+
+    /// Where earlier versions kept the delay queue of an inbox. Publishers can write there.
+    pub fn old_inbox_delayed(&self, instance: &str) -> String {
+        self.control(format_args!("delayed:inbox:{instance}"))
     }
 
     /// The replies to one requester, for requests in a domain's partition.
@@ -679,6 +714,30 @@ mod tests {
             "", "a", ".", "a.", ".a", "a..b", "A.b", "a.b*", "a.b\n", "a:b.c", "{a}.b", &long,
         ] {
             assert!(!is_event_type(bad.as_bytes()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn no_domain_is_called_like_a_stream_of_the_bus_itself() {
+        for bad in ["inbox.a", "inbox.w.b", "broadcast.a", "reply.me"] {
+            assert!(!is_event_type(bad.as_bytes()), "{bad}");
+            let said = check_event_type(bad).unwrap_err().to_string();
+            assert!(said.contains("a domain cannot be called"), "{said}");
+        }
+        for good in ["inboxes.a", "in.inbox", "replies.a", "task.inbox.a"] {
+            assert_eq!(check_event_type(good), Ok(()), "{good}");
+        }
+    }
+
+    #[test]
+    fn what_enters_an_inbox_waits_under_a_name_of_no_domain() {
+        for keys in [Keys::new("cb").unwrap(), Keys::tagged("cb", 2).unwrap()] {
+            let inbox = keys.inbox_route("w-1");
+            let domain = keys.route("system", 0);
+            let prefix = domain.delayed.strip_suffix("system").unwrap();
+            assert!(!inbox.delayed.starts_with(prefix), "{}", inbox.delayed);
+            assert!(keys.share_slot(&inbox.delayed, &inbox.events));
+            assert_eq!(keys.stream_name(&inbox.delayed), None);
         }
     }
 

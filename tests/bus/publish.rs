@@ -170,3 +170,13 @@ async fn many_events_keep_their_order_and_each_its_own_outcome() {
     wanted.insert(699, "e3".into());
     assert_eq!(ids, wanted);
 }
+
+#[tokio::test]
+async fn a_domain_that_is_called_like_a_stream_of_the_bus_is_rejected() {
+    let mut bus = Bus::start().await;
+    let refused = client(&bus).publish(&Outgoing::bare("inbox.open")).await;
+    let said = refused.unwrap_err().to_string();
+    assert!(said.contains("a domain cannot be called"), "{said}");
+    let keys: Vec<String> = bus.ask("KEYS *inbox*").await;
+    assert!(keys.is_empty(), "{keys:?}");
+}
