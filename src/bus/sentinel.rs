@@ -5,6 +5,11 @@
 //! primary still names that one, under a lower epoch. What is found is the word of Sentinels; who
 //! connects asks the server itself for its role.
 //!
+//! Where three or more are named, one alone is not believed: an address that was not known before counts
+//! only if two of them say the same, and its epoch is the highest that two of them reach. So a Sentinel
+//! that lies, under whatever epoch, can neither lead anyone to a server of its own nor hold anyone at the
+//! old one.
+//!
 //! While anyone holds connections, they are asked every second: a primary that was cut off, or stands
 //! still, does not tell its clients that another one took its place. Each move raises the *generation*;
 //! connections of an older one are not used any more.
@@ -28,6 +33,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 const ASK: Duration = Duration::from_millis(500);
 /// How long the others are waited for when more than half have answered.
 const GRACE: Duration = Duration::from_millis(50);
+/// From so many Sentinels on, a second one must confirm what is new.
+const SEVERAL: usize = 3;
 /// How often they are asked while nothing else asks them.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -282,8 +289,10 @@ impl Sentinels {
                 return voices;
             };
             voices.push(voice);
-            let answered = voices.iter().filter(|voice| voice.view.is_ok()).count();
-            if !all && until.is_none() && answered > self.seats.len() / 2 {
+            let views: Vec<&View> = voices.iter().filter_map(|v| v.view.as_ref().ok()).collect();
+            let enough = views.len() > self.seats.len() / 2;
+            // Where they differ, the others may confirm one of them.
+            if !all && until.is_none() && enough && (!self.several() || agree(&views)) {
                 until = Some(Instant::now() + GRACE);
             }
         }
@@ -323,7 +332,8 @@ impl Sentinels {
     /// Which of the answers holds.
     fn judge(&self, voices: &[Voice]) -> Result<View, String> {
         let views: Vec<&View> = voices.iter().filter_map(|v| v.view.as_ref().ok()).collect();
-        let Some(newest) = views.iter().max_by_key(|view| view.epoch) else {
+        let named = locked(&self.named).clone();
+        if views.is_empty() {
             let failed = voices.iter().filter_map(|voice| {
                 let error = voice.view.as_ref().err()?;
                 Some(format!("{}: {error}", voice.sentinel))
@@ -335,7 +345,20 @@ impl Sentinels {
                 failed.join("; ")
             ));
         };
-        let known = locked(&self.named).as_ref().map_or(0, |named| named.epoch);
+        let newest = match self.several() {
+            true => confirmed(&views, named.as_ref()),
+            false => views.iter().copied().max_by_key(|view| view.epoch).cloned(),
+        };
+        let Some(newest) = newest else {
+            let said: Vec<String> = views.iter().map(|view| view.address()).collect();
+            return Err(format!(
+                "of {} Sentinels {} answer and no two of them name the same address, which a new one needs: {}",
+                self.seats.len(),
+                views.len(),
+                said.join(", ")
+            ));
+        };
+        let known = named.map_or(0, |named| named.epoch);
         // A few that were cut off know only of what was; most of them may have been set up anew.
         if newest.epoch < known && views.len() * 2 <= self.seats.len() {
             return Err(format!(
@@ -344,7 +367,12 @@ impl Sentinels {
                 self.seats.len()
             ));
         }
-        Ok((*newest).clone())
+        Ok(newest)
+    }
+
+    /// Whether one of them alone is not to be believed.
+    fn several(&self) -> bool {
+        self.seats.len() >= SEVERAL
     }
 
     fn note(&self, view: View) {
@@ -380,6 +408,38 @@ impl Sentinels {
         voices.sort_by_key(place);
         voices
     }
+}
+
+fn same_place(a: &View, b: &View) -> bool {
+    (&a.host, a.port) == (&b.host, b.port)
+}
+
+/// Whether two of them name the same address.
+fn agree(views: &[&View]) -> bool {
+    let mut pairs = views.iter().enumerate();
+    pairs.any(|(at, a)| views[..at].iter().any(|b| same_place(a, b)))
+}
+
+/// The newest view that two confirm, or that one has of the address that is known already. Its epoch is
+/// the highest that both reach; of what is known, one alone raises none.
+fn confirmed(views: &[&View], known: Option<&View>) -> Option<View> {
+    let supported = |view: &View| {
+        let mut epochs: Vec<u64> = views
+            .iter()
+            .filter(|other| same_place(view, other))
+            .map(|other| other.epoch)
+            .collect();
+        epochs.sort_unstable_by(|a, b| b.cmp(a));
+        let known = known.filter(|known| same_place(known, view));
+        let alone = known.map(|known| known.epoch.min(view.epoch));
+        let epoch = epochs.get(1).copied().or(alone)?;
+        Some(View {
+            epoch,
+            ..view.clone()
+        })
+    };
+    let supported = views.iter().filter_map(|view| supported(view));
+    supported.max_by_key(|view| view.epoch)
 }
 
 async fn watch(sentinels: Weak<Sentinels>) {
@@ -431,18 +491,60 @@ mod tests {
         let judged = |views| sentinels.judge(&voices(views)).map(|view| view.address());
         let (old, new) = (Some(view("old", 1)), Some(view("::1", 2)));
         assert!(judged([None, None, None]).unwrap_err().contains("away"));
-        assert_eq!(judged([old.clone(), None, None]).unwrap(), "old:6379");
-        let mixed = [old.clone(), new.clone(), old.clone()];
+        let alone = judged([old.clone(), None, None]).unwrap_err();
+        assert!(alone.contains("no two of them"), "{alone}");
+        assert_eq!(
+            judged([old.clone(), old.clone(), None]).unwrap(),
+            "old:6379"
+        );
+        let mixed = [old.clone(), new.clone(), new.clone()];
         assert_eq!(judged(mixed).unwrap(), "[::1]:6379");
         sentinels.note(view("old", 1));
         assert_eq!(sentinels.generation(), 0);
+        // What is known needs no second one; what is new does.
+        assert_eq!(judged([old.clone(), None, None]).unwrap(), "old:6379");
+        let first = [old.clone(), new.clone(), old.clone()];
+        assert_eq!(judged(first).unwrap(), "old:6379");
+        assert!(judged([new.clone(), None, None]).is_err());
         sentinels.note(view("::1", 2));
         sentinels.note(view("::1", 3));
         assert_eq!(sentinels.generation(), 1);
-        let few = judged([old.clone(), None, None]).unwrap_err();
-        assert!(few.contains("1 of 3"), "{few}");
+        assert!(judged([old.clone(), None, None]).is_err());
+        let two = Sentinels::new(
+            &RedisUrl::new("redis+sentinel://a:1,b:1/bus")
+                .sentinels()
+                .unwrap()
+                .unwrap(),
+            Tls::default(),
+        )
+        .unwrap();
+        two.note(view("::1", 3));
+        let few = two.judge(&voices([old.clone(), None, None])).unwrap_err();
+        assert!(few.contains("1 of 2"), "{few}");
         // They were set up anew.
         assert_eq!(judged([old.clone(), old, None]).unwrap(), "old:6379");
+    }
+
+    #[test]
+    fn one_that_lies_is_not_believed_under_whatever_epoch() {
+        let sentinels = sentinels();
+        let judged = |views| sentinels.judge(&voices(views));
+        let (known, liar) = (Some(view("known", 5)), Some(view("evil", u64::MAX)));
+        let hers = judged([liar.clone(), known.clone(), known.clone()]).unwrap();
+        assert_eq!((hers.address().as_str(), hers.epoch), ("known:6379", 5));
+        assert!(judged([liar.clone(), known.clone(), None]).is_err());
+        sentinels.note(hers);
+        let still = judged([liar.clone(), known.clone(), None]).unwrap();
+        assert_eq!(still.address(), "known:6379");
+        assert!(judged([liar.clone(), None, None]).is_err());
+        // Nor does it hold anyone at the old one.
+        let (held, new) = (Some(view("known", u64::MAX)), Some(view("new", 6)));
+        let moved = judged([held, new.clone(), new.clone()]).unwrap();
+        assert_eq!((moved.address().as_str(), moved.epoch), ("new:6379", 6));
+        // Nor does its epoch stay behind where it agrees for a while.
+        let agreeing = Some(view("new", u64::MAX));
+        let agreed = judged([agreeing, new, None]).unwrap();
+        assert_eq!(agreed.epoch, 6);
     }
 
     #[test]

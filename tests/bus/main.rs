@@ -13,5 +13,6 @@ mod pool;
 mod publish;
 mod replay;
 mod request;
+mod sentinels;
 mod setup;
 mod trim;
