@@ -101,7 +101,8 @@ impl Database {
         const QUERY: &str = "SELECT CAST(coalesce(max(version), 0) AS bigint) FROM convoke_migrations WHERE success";
         let found = within(ACQUIRE + STATEMENT, async {
             match &self.pools {
-                Pools::Sqlite { writer, .. } => {
+                Pools::Sqlite { writer, file, .. } => {
+                    file.make_private();
                     sqlx::query(QUERY).fetch_one(writer).await?.try_get(0)
                 }
                 Pools::Postgres(pool) => sqlx::query(QUERY).fetch_one(pool).await?.try_get(0),
@@ -197,6 +198,7 @@ impl Database {
     async fn try_insert(&self, facts: &[Fact]) -> Result<u64, LedgerError> {
         match &self.pools {
             Pools::Sqlite { writer, file, .. } => {
+                file.make_private();
                 let before = file.found();
                 let done = within(ACQUIRE + STATEMENT, sqlite::insert(writer, facts)).await?;
                 if before.is_some() && file.found() != before {

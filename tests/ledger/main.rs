@@ -10,6 +10,7 @@ mod full;
 mod health;
 mod history;
 mod inbox;
+mod mode;
 mod outage;
 mod outbox;
 mod rig;
