@@ -5,23 +5,28 @@ use super::connect::{Connector, reconnect_delay};
 use super::event::Limits;
 use super::keys::{self, Keys, NameError};
 use super::link::{Lent, Link};
+use super::loaded::{self, may_not_load};
 use super::pipelines::Pipelines;
 use super::publish::{
-    Answer, Confirm, Defaults, Doubt, Outgoing, PUBLISH, PUBLISH_SOURCE, Prepared, PublishError,
-    Published, When,
+    Answer, Confirm, Defaults, Doubt, Outgoing, PUBLISH, Prepared, PublishError, Published, When,
 };
 use super::reply::Reply;
 use super::request::{Replies, ReplyStreams, RequestError};
 use crate::config::Settings;
+use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 /// The longest that a publish may wait for replicas.
 pub const MAX_CONFIRM: Duration = Duration::from_secs(10);
+
+/// The server's code where it lacks a script.
+const NO_SCRIPT: &str = "NOSCRIPT";
 
 /// How a client behaves.
 #[derive(Clone, Debug)]
@@ -39,7 +44,8 @@ pub struct ClientOptions {
     pub stream_history: u64,
     /// How long the reply stream outlives a client that vanished.
     pub reply_ttl: Duration,
-    /// For how long a publish with `dedup` is repeated that got no answer. Zero: never.
+    /// For how long a publish with `dedup` is repeated that got no answer, and one that needs a script
+    /// waits until somebody who may has loaded it. Zero: never.
     pub patience: Duration,
 }
 
@@ -67,11 +73,32 @@ impl From<&Settings> for ClientOptions {
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
 
+/// What is known of the script that publishes later, or once only.
+struct ScriptState {
+    /// The history of the server in which it was there, if it was seen.
+    seen_in: AtomicU64,
+    /// Whether it was refused to load it, so that others must.
+    barred: AtomicBool,
+}
+
+/// It was seen in no history.
+const NOWHERE: u64 = u64::MAX;
+
+impl Default for ScriptState {
+    fn default() -> Self {
+        Self {
+            seen_in: NOWHERE.into(),
+            barred: false.into(),
+        }
+    }
+}
+
 struct Inner {
     keys: Keys,
     name: String,
     defaults: Defaults,
     patience: Duration,
+    script: ScriptState,
     /// Publishes share it.
     link: Link,
     /// For many publishes at a time.
@@ -80,6 +107,17 @@ struct Inner {
     confirming: Link,
     turn: tokio::sync::Mutex<()>,
     replies: Replies,
+}
+
+impl Inner {
+    fn history(&self) -> u64 {
+        self.link.connector().history()
+    }
+
+    fn saw_script(&self) {
+        let history = self.history();
+        self.script.seen_in.store(history, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Inner {
@@ -126,6 +164,7 @@ impl Client {
                 dedup_window: options.dedup_window,
             },
             patience: options.patience,
+            script: ScriptState::default(),
             link: Link::new(connector.clone(), Duration::ZERO),
             pipelines: Pipelines::new(connector.clone()),
             confirming: Link::new(connector, MAX_CONFIRM),
@@ -189,7 +228,10 @@ impl Client {
         let give_up = Instant::now() + self.0.patience.min(NEVER);
         let mut outcome = self.store(event, prepared).await;
         let mut failures = 0;
-        while event.dedup && is_unanswered(&outcome) {
+        while event.dedup && is_unanswered(&outcome) || lacks_script(&outcome) {
+            if lacks_script(&outcome) {
+                self.0.script.seen_in.store(NOWHERE, Ordering::Relaxed);
+            }
             let pause = reconnect_delay(failures);
             failures += 1;
             if Instant::now() + pause > give_up {
@@ -198,7 +240,7 @@ impl Client {
             tokio::time::sleep(pause).await;
             match self.store(event, prepared).await {
                 // Rejected now says nothing of the try before, which may have been stored.
-                Err(PublishError::Rejected { .. }) => {}
+                Err(PublishError::Rejected { .. }) if is_unanswered(&outcome) => {}
                 again => outcome = again,
             }
         }
@@ -218,15 +260,77 @@ impl Client {
         let sending = link.sending(&lent);
         let mut reply = lent.connection.send_packed_command(&prepared.command).await;
         if is_no_script(&reply) {
-            reply = match PUBLISH.load_async(&mut lent.connection).await {
-                Ok(_) => lent.connection.send_packed_command(&prepared.command).await,
+            reply = match self.has_script(&mut lent.connection).await {
+                Ok(true) => lent.connection.send_packed_command(&prepared.command).await,
+                Ok(false) => reply,
                 Err(error) => Err(error),
             };
         }
         sending.done(&reply);
         let reply = reply.map_err(|error| PublishError::after_sending(error, &event.id))?;
         let (published, _) = Answer::from(&reply).published(&event.id)?;
+        if prepared.scripted {
+            self.0.saw_script();
+        }
         Ok(published)
+    }
+
+    /// Has the server know the script that publishes later, or once only; false: it does not, and this
+    /// user may not load it.
+    async fn has_script(&self, connection: &mut MultiplexedConnection) -> RedisResult<bool> {
+        match loaded::known(connection, &[&PUBLISH]).await {
+            Ok(known) if known.first() == Some(&true) => return Ok(true),
+            Err(error) if error.code().is_none() => return Err(error),
+            _ => {}
+        }
+        if self.0.script.barred.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        match PUBLISH.load_async(connection).await {
+            Ok(_) => Ok(true),
+            Err(error) if may_not_load(&error) => {
+                self.0.script.barred.store(true, Ordering::Relaxed);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The same for what is sent in a pipeline, in which nobody loads a script; asks only once in each
+    /// history of the server.
+    async fn has_script_for(&self, link: &Link, lent: &mut Lent) -> RedisResult<bool> {
+        if self.0.script.seen_in.load(Ordering::Relaxed) == self.0.history() {
+            return Ok(true);
+        }
+        let sending = link.sending(lent);
+        let there = self.has_script(&mut lent.connection).await;
+        sending.done(&there.clone().map(Value::Boolean));
+        if matches!(there, Ok(true)) {
+            self.0.saw_script();
+        }
+        there
+    }
+
+    /// The same before many are published; it waits for others to load it.
+    async fn awaits_script(&self) -> bool {
+        let give_up = Instant::now() + self.0.patience;
+        let mut failures = 0;
+        loop {
+            let Ok(mut lent) = self.0.link.get().await else {
+                // Publishing finds out why.
+                return true;
+            };
+            let there = self.has_script_for(&self.0.link, &mut lent).await;
+            let pause = reconnect_delay(failures);
+            failures += 1;
+            if !matches!(there, Ok(false)) {
+                return true;
+            }
+            if Instant::now() + pause > give_up {
+                return false;
+            }
+            tokio::time::sleep(pause).await;
+        }
     }
 
     async fn store_confirmed(
@@ -244,15 +348,15 @@ impl Client {
         let _turn = self.0.turn.lock().await;
         let link = &self.0.confirming;
         let mut lent = link.get().await.map_err(PublishError::unsent)?;
-        let mut pipeline = Pipeline::new();
         if prepared.scripted {
-            load_script(&mut pipeline);
+            let asked = self.has_script_for(link, &mut lent).await;
+            asked.map_err(PublishError::unsent)?;
         }
-        let skip = pipeline.len();
+        let mut pipeline = Pipeline::new();
         pipeline.add_command(prepared.command.clone());
         pipeline.cmd("WAIT").arg(confirm.replicas);
         pipeline.arg(confirm.within.as_millis().max(1) as u64);
-        let replies = send_all(link, &mut lent, &pipeline, skip).await;
+        let replies = send_all(link, &mut lent, &pipeline).await;
         let replies = replies.map_err(|error| PublishError::after_sending(error, &event.id))?;
         let stored = replies.first().unwrap_or(&Value::Nil);
         let (published, covered) = Answer::from(stored).published(&event.id)?;
@@ -283,7 +387,8 @@ impl Client {
 
     /// Publishes many events, in order and in few round trips. The results stand in the order of
     /// the events; each is what [`publish`](Client::publish) would say, but nothing is repeated.
-    /// Events that want to be confirmed are published one by one, after the others.
+    /// Events that want to be confirmed are published one by one, after the others, and so are those
+    /// whose script the server forgot meanwhile.
     pub async fn publish_many(&self, events: &[Outgoing]) -> Vec<Result<Published, PublishError>> {
         let Inner {
             keys,
@@ -291,12 +396,20 @@ impl Client {
             pipelines,
             ..
         } = &*self.0;
+        let scripted = |event: &Outgoing| event.confirm.is_none() && event.is_scripted();
+        let mut lacks = events.iter().any(scripted) && !self.awaits_script().await;
         let results = pipelines.publish(events, keys, defaults).await;
         let mut done = Vec::with_capacity(events.len());
         for (event, result) in events.iter().zip(results) {
             done.push(match result {
                 Some(result) => result,
-                None => self.publish(event).await,
+                // It was waited for once.
+                None if lacks && event.is_scripted() => Err(PublishError::no_script()),
+                None => {
+                    let result = self.publish(event).await;
+                    lacks |= lacks_script(&result);
+                    result
+                }
             });
         }
         done
@@ -375,16 +488,12 @@ impl Client {
     }
 }
 
-/// The replies to a pipeline but for the first `skip`. It fails only without an answer.
-async fn send_all(
-    link: &Link,
-    lent: &mut Lent,
-    pipeline: &Pipeline,
-    skip: usize,
-) -> RedisResult<Vec<Value>> {
-    let count = pipeline.len() - skip;
+/// The replies to a pipeline. It fails only without an answer.
+async fn send_all(link: &Link, lent: &mut Lent, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
     let sending = link.sending(lent);
-    let sent = lent.connection.send_packed_commands(pipeline, skip, count);
+    let sent = lent
+        .connection
+        .send_packed_commands(pipeline, 0, pipeline.len());
     let replies = sent.await;
     match &replies {
         Ok(replies) => {
@@ -407,13 +516,10 @@ fn is_unanswered(outcome: &Result<Published, PublishError>) -> bool {
 }
 
 fn is_no_script(reply: &RedisResult<Value>) -> bool {
-    matches!(reply, Ok(Value::ServerError(error)) if error.code() == "NOSCRIPT")
+    matches!(reply, Ok(Value::ServerError(error)) if error.code() == NO_SCRIPT)
 }
 
-/// In a pipeline nobody loads a script that is missing.
-fn load_script(pipeline: &mut Pipeline) {
-    pipeline
-        .cmd("SCRIPT")
-        .arg("LOAD")
-        .arg(PUBLISH_SOURCE.as_str());
+/// It was not stored, for want of a script that this user may not load: others may load it soon.
+fn lacks_script(outcome: &Result<Published, PublishError>) -> bool {
+    matches!(outcome, Err(PublishError::Rejected { code: Some(code), .. }) if code == NO_SCRIPT)
 }

@@ -16,6 +16,7 @@
 use super::clock::ClockSource;
 use super::error::{BusError, CLUSTER, told};
 use super::greeting::{Known, Lacks};
+use super::loaded::Loads;
 pub use super::pool::Pooled;
 use super::pool::{Manager, Pool};
 use super::sentinel::{Sentinels, Voice};
@@ -27,7 +28,7 @@ use deadpool::managed::Timeouts;
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo,
+    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
 };
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,6 +56,8 @@ pub struct Connector {
     place: Place,
     tls: Tls,
     known: Arc<Known>,
+    /// What this process loads into the server for everyone.
+    loads: Option<Arc<Loads>>,
 }
 
 #[derive(Clone)]
@@ -112,6 +115,7 @@ impl Connector {
                 place,
                 tls,
                 known: Arc::default(),
+                loads: None,
             });
         }
         let info = url.expose().into_connection_info()?;
@@ -124,7 +128,34 @@ impl Connector {
             place: Place::Server { client, pool },
             tls,
             known,
+            loads: None,
         })
+    }
+
+    /// The same for a process whose user may load scripts: it loads these for everyone, as soon as it
+    /// connects to a server that it has not seen yet.
+    #[must_use]
+    pub fn loading(self, scripts: Vec<&'static Script>) -> Self {
+        let loads = Some(Arc::new(Loads::new(scripts)));
+        Self { loads, ..self }
+    }
+
+    /// Has the server know what this process loads for everyone; it may have been made to forget.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn keep_loaded(&self) -> Result<(), BusError> {
+        if let Some(loads) = &self.loads {
+            let mut connection = self.pooled().await?;
+            loads.load(&mut connection, self.history()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the server was not given yet what this process loads for everyone.
+    fn must_load(&self) -> Option<&Loads> {
+        let history = self.history();
+        self.loads.as_deref().filter(|loads| loads.are_due(history))
     }
 
     /// Where the primary is now, and the generation that it belongs to.
@@ -238,6 +269,10 @@ impl Connector {
             wire.route = Some(sentinels.route(generation));
         }
         self.known.greet(&mut wire).await?;
+        if self.must_load().is_some() {
+            // It loads them, and is not needed for more: once for each server that is met.
+            self.dedicated().await?;
+        }
         Ok(wire)
     }
 
@@ -247,6 +282,9 @@ impl Connector {
             .get_multiplexed_async_connection_with_config(&answers_within(answer))
             .await?;
         self.known.greet_by(&mut connection).await?;
+        if let Some(loads) = self.must_load() {
+            loads.load(&mut connection, self.history()).await?;
+        }
         Ok(connection)
     }
 

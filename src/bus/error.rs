@@ -1,5 +1,6 @@
 //! What can go wrong between this process and Redis, and what to do about it.
 
+use super::loaded::{ADVICE, may_not_load};
 use redis::{ErrorKind, RedisError};
 
 /// A failure of the bus.
@@ -80,7 +81,10 @@ pub(super) const CLUSTER: &str = "its keys would lie in slots of several nodes; 
 
 /// What to do about an error, as the end of a message.
 pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
-    super::tls::advice(error).map_or_else(String::new, |advice| format!("; {advice}"))
+    let script = error.downcast_ref().filter(|error| may_not_load(error));
+    let advice = script.map(|_| ADVICE);
+    let advice = advice.or_else(|| super::tls::advice(error));
+    advice.map_or_else(String::new, |advice| format!("; {advice}"))
 }
 
 fn reaction(error: &RedisError) -> Reaction {

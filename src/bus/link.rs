@@ -50,6 +50,11 @@ impl Link {
         }
     }
 
+    /// What makes its connections.
+    pub fn connector(&self) -> &Connector {
+        &self.connector
+    }
+
     /// The connection, unless the primary has moved since it was made.
     fn usable(&self) -> Option<Lent> {
         let mut current = self.current();

@@ -8,9 +8,7 @@ use super::connect::Connector;
 use super::error::{BusError, Reaction};
 use super::gate::Gate;
 use super::keys::Keys;
-use super::publish::{
-    Answer, Defaults, Outgoing, PUBLISH_SOURCE, PublishError, Published, Streams,
-};
+use super::publish::{Answer, Defaults, Outgoing, PublishError, Published, Streams};
 use super::wire::{Commands, Wire};
 use redis::ErrorKind;
 use std::collections::VecDeque;
@@ -25,7 +23,8 @@ const AHEAD: usize = 2;
 /// Wires that are lent at a time, and that are kept while they idle.
 const WIRES: (usize, usize) = (16, 4);
 
-/// What became of an event; none if it is to be published by itself.
+/// What became of an event; none if it is to be published by itself: it wants a confirmation, or the
+/// server lacks the script.
 pub(super) type Outcome = Option<Result<Published, PublishError>>;
 
 /// Publishes in pipelines.
@@ -48,13 +47,9 @@ struct Lent<'a> {
     _one_of: SemaphorePermit<'a>,
 }
 
-/// Events that were sent in one go.
-struct Chunk {
-    /// Which of the caller's; those that have an outcome already or want a confirmation were not sent.
-    events: Range<usize>,
-    /// Before which of them the script was sent, which is answered too.
-    script: Option<usize>,
-}
+/// Events that were sent in one go: which of the caller's. Those that have an outcome already or want a
+/// confirmation were not sent.
+type Chunk = Range<usize>;
 
 impl Pipelines {
     pub fn new(connector: Connector) -> Self {
@@ -97,7 +92,7 @@ impl Pipelines {
         }
     }
 
-    /// Publishes events in order, but for those that want to be confirmed: these have no outcome.
+    /// Publishes events in order, but for those that are to be published by themselves.
     pub async fn publish(
         &self,
         events: &[Outgoing],
@@ -157,7 +152,7 @@ impl<'a> Call<'a> {
                 if !line.commands.is_empty() {
                     match line.wire.send(&mut line.commands).await {
                         Err(error @ BusError::Moved) => {
-                            self.reject(chunk.events, &error.to_string());
+                            self.reject(chunk, &error.to_string());
                             return Err(error);
                         }
                         sent => {
@@ -178,7 +173,7 @@ impl<'a> Call<'a> {
     /// Writes the commands of the next events.
     fn pack(&mut self, commands: &mut Commands) -> Chunk {
         let begin = self.next;
-        let (mut script, mut bytes) = (None, 0);
+        let mut bytes = 0;
         while let Some(event) = self.events.get(self.next)
             && commands.len() < PIPELINE.0
             && bytes < PIPELINE.1
@@ -188,21 +183,13 @@ impl<'a> Call<'a> {
             if event.confirm.is_some() {
                 continue;
             }
-            if event.is_scripted() && script.is_none() {
-                // In a pipeline nobody loads a script that is missing.
-                commands.add(&[b"SCRIPT", b"LOAD", PUBLISH_SOURCE.as_bytes()]);
-                script = Some(at);
-            }
             let partition = event.partition(self.streams.keys());
             match event.write(commands, &mut self.streams, partition, self.defaults) {
                 Ok(_) => bytes += event.size(),
                 Err(error) => self.outcomes[at] = Some(Err(error)),
             }
         }
-        Chunk {
-            events: begin..self.next,
-            script,
-        }
+        begin..self.next
     }
 
     /// Reads the answers to the oldest chunk; whether the server is of use still.
@@ -211,17 +198,17 @@ impl<'a> Call<'a> {
         let Some(chunk) = self.sent.front() else {
             return Ok(usable);
         };
-        for at in chunk.events.clone() {
-            if chunk.script == Some(at) {
-                // Why it can not be loaded shows where it is called.
-                wire.reply().await?;
-            }
+        for at in chunk.clone() {
             let event = &self.events[at];
             if event.confirm.is_some() || self.outcomes[at].is_some() {
                 continue;
             }
             let answer = Answer::from(wire.reply().await?);
             if let Answer::Refused(error) = &answer {
+                // To be published by itself, when the script is there.
+                if error.code() == Some("NOSCRIPT") {
+                    continue;
+                }
                 usable &= BusError::from(error.clone()).reaction() != Reaction::Reconnect;
             }
             let published = answer.published(&event.id);
@@ -237,7 +224,7 @@ impl<'a> Call<'a> {
             other => (ErrorKind::Io, "the connection failed", other.to_string()).into(),
         };
         for chunk in self.sent.drain(..) {
-            for at in chunk.events {
+            for at in chunk {
                 let event = &self.events[at];
                 if event.confirm.is_none() && self.outcomes[at].is_none() {
                     let unknown = PublishError::no_answer(error.clone().into(), &event.id);

@@ -9,7 +9,8 @@ use super::digits::Digits;
 use super::error::BusError;
 use super::event::{self, EntryId, Limits};
 use super::keys::{self, Keys};
-use super::script::source_of;
+use super::loaded::ADVICE;
+use super::script::script;
 use super::wire::{Commands, Token, Tokens, server_error};
 use redis::{Cmd, RedisError, Script, Value};
 use serde::Serialize;
@@ -19,9 +20,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// The script that publishes later, or once only.
-pub(super) static PUBLISH_SOURCE: LazyLock<String> =
-    LazyLock::new(|| source_of(include_str!("publish.lua")));
-pub(super) static PUBLISH: LazyLock<Script> = LazyLock::new(|| Script::new(&PUBLISH_SOURCE));
+pub(crate) static PUBLISH: LazyLock<Script> = LazyLock::new(|| script(include_str!("publish.lua")));
 
 /// An event to be published.
 #[derive(Clone)]
@@ -226,7 +225,7 @@ impl Outgoing {
         Ok(Prepared { command, scripted })
     }
 
-    /// Whether storing it calls [`PUBLISH`], which the server may have to be given first.
+    /// Whether storing it calls [`PUBLISH`].
     pub(super) fn is_scripted(&self) -> bool {
         self.dedup || self.when != When::Now
     }
@@ -435,7 +434,7 @@ pub(super) struct Defaults {
 /// A command that stores one event.
 pub(super) struct Prepared {
     pub command: Cmd,
-    /// Whether it calls [`PUBLISH`], which the server may have to be given first.
+    /// Whether it calls [`PUBLISH`].
     pub scripted: bool,
 }
 
@@ -552,12 +551,22 @@ impl PublishError {
     /// After the command was sent. An error reply means that it did not run.
     pub(super) fn after_sending(error: RedisError, id: &Option<String>) -> Self {
         match error.code() {
+            Some("NOSCRIPT") => PublishError::no_script(),
             Some(code) => PublishError::Rejected {
                 reason: error.to_string(),
                 code: Some(code.to_owned()),
                 lasting: false,
             },
             None => PublishError::no_answer(error.into(), id),
+        }
+    }
+
+    /// The server lacks the script, and this user may not load it.
+    pub(super) fn no_script() -> Self {
+        PublishError::Rejected {
+            reason: format!("delay, at, dedup: {ADVICE}"),
+            code: Some("NOSCRIPT".into()),
+            lasting: false,
         }
     }
 

@@ -4,9 +4,11 @@ use super::clock::{ClockSource, ServerTime};
 use super::connect::Connector;
 use super::error::BusError;
 use super::greeting::{Known, Lacks};
+use super::loaded;
+use super::rights::{self, Excess};
 use crate::config::Settings;
 use redis::aio::MultiplexedConnection;
-use redis::{ConnectionAddr, ConnectionInfo};
+use redis::{ConnectionAddr, ConnectionInfo, Script};
 use std::collections::HashMap;
 use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant, SystemTime};
@@ -42,6 +44,11 @@ pub struct Server {
     pub may_flush: Option<bool>,
     /// Users who may settle events but not in a transaction; `None` if the user may not ask.
     pub unfenced: Option<Vec<String>>,
+    /// Users of `deploy/users.acl` who may do more than they need; `None` if the user may not ask.
+    pub excess: Option<Vec<Excess>>,
+    /// Whether the server has the scripts that are called by users who may not load them; `None` if the
+    /// user may not ask.
+    pub has_scripts: Option<bool>,
     /// Who the user is.
     pub user: Option<String>,
     /// The server's clock minus the local one, in ms, and half of how long it took to ask.
@@ -55,7 +62,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Looks at everything.
+    /// Looks at everything, at `scripts` among it: those that users call who may not load any.
     ///
     /// # Errors
     /// Only if the server can not be reached; what it refuses to tell is left out.
@@ -63,6 +70,7 @@ impl Server {
         connection: &mut MultiplexedConnection,
         connector: &Connector,
         settings: &Settings,
+        scripts: &[&Script],
     ) -> Result<Self, BusError> {
         let target = connector.address().await?;
         let info = allowed(info(connection).await)?;
@@ -76,13 +84,24 @@ impl Server {
             Some(user) => allowed(may_flush(connection, user).await)?,
             None => None,
         };
-        let unfenced = allowed(unfenced(connection, settings).await)?;
+        let users = allowed(users(connection).await)?;
+        let (unfenced, excess) = match &users {
+            Some(users) => (
+                allowed(unfenced(connection, users, settings).await)?,
+                allowed(rights::excess(connection, users, &settings.keys()?).await)?,
+            ),
+            None => (None, None),
+        };
+        let scripts = loaded::known(connection, scripts).await;
+        let has_scripts = allowed(scripts.map_err(BusError::from))?;
         Ok(Self {
             info,
             config,
             anonymous: anonymous(target.clone()).await,
             may_flush,
             unfenced,
+            excess,
+            has_scripts: has_scripts.map(|known| known.iter().all(|known| *known)),
             user,
             skew: allowed(skew(connection).await)?,
             in_the_clear: in_the_clear(target.addr()),
@@ -208,29 +227,36 @@ async fn may(
     Ok(answer == "OK")
 }
 
+/// The first users of the server.
+async fn users(connection: &mut MultiplexedConnection) -> Result<Vec<String>, BusError> {
+    let mut users: Vec<String> = redis::cmd("ACL")
+        .arg("USERS")
+        .query_async(connection)
+        .await?;
+    users.truncate(USERS);
+    Ok(users)
+}
+
 /// The users who may read and write as a worker does, but not begin or end a transaction, or not
 /// watch in it.
 async fn unfenced(
     connection: &mut MultiplexedConnection,
+    users: &[String],
     settings: &Settings,
 ) -> Result<Vec<String>, BusError> {
-    let users: Vec<String> = redis::cmd("ACL")
-        .arg("USERS")
-        .query_async(connection)
-        .await?;
     let events = settings.keys()?.events("system", 0);
     let group = settings.group.as_str();
     let read = ["XREADGROUP", "GROUP", group, "c", "STREAMS", &events, ">"];
     let write = ["XADD", &events, "*", "type", "a.b"];
     let transaction: [&[&str]; 3] = [&["MULTI"], &["EXEC"], &["WATCH", &events]];
     let mut unfenced = Vec::new();
-    for user in users.into_iter().take(USERS) {
-        if !may(connection, &user, &read).await? || !may(connection, &user, &write).await? {
+    for user in users {
+        if !may(connection, user, &read).await? || !may(connection, user, &write).await? {
             continue;
         }
         for words in transaction {
-            if !may(connection, &user, words).await? {
-                unfenced.push(user);
+            if !may(connection, user, words).await? {
+                unfenced.push(user.clone());
                 break;
             }
         }

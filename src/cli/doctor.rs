@@ -9,6 +9,7 @@ use super::output::{self, FAINT, GREEN, Output, RED, Style, YELLOW};
 use super::{Outcome, Session};
 use clap::Args;
 use convoke::bus::server::Server;
+use convoke::coordination::scripts;
 use serde_json::json;
 
 const EXAMPLES: &str = "\
@@ -139,7 +140,13 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             return Err(error.into());
         }
     };
-    let server = Server::look(&mut connection, &connector, &session.settings).await?;
+    let server = Server::look(
+        &mut connection,
+        &connector,
+        &session.settings,
+        &scripts::called_by_others(),
+    )
+    .await?;
     findings.extend(checks::server(&server, &session.settings));
     findings.extend(guarantees::guarantees(&server));
     findings.extend(streams::streams(&session, &mut connection).await?);

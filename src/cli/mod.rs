@@ -40,6 +40,7 @@ use convoke::bus::connect::Connector;
 use convoke::bus::replay::Operator;
 use convoke::config::Settings;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::scripts;
 use output::Output;
 use settings::BusFlags;
 use std::ffi::OsString;
@@ -242,6 +243,8 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
 struct Session {
     settings: Settings,
     output: Output,
+    /// Whether it loads the scripts that others call: an operator's commands do.
+    loads: bool,
 }
 
 impl Session {
@@ -271,11 +274,24 @@ impl Session {
         Ok(Self {
             settings,
             output: Output::new(common.format, common.absolute),
+            loads: matches!(
+                command,
+                Command::Health(_)
+                    | Command::Metrics(_)
+                    | Command::State(_)
+                    | Command::Discover(_)
+                    | Command::Task(_)
+                    | Command::Replay(_)
+            ),
         })
     }
 
     fn connector(&self) -> anyhow::Result<Connector> {
-        Ok(Connector::of(&self.settings, 2)?)
+        let connector = Connector::of(&self.settings, 2)?;
+        Ok(match self.loads {
+            true => connector.loading(scripts::called_by_others()),
+            false => connector,
+        })
     }
 
     fn instances(&self) -> anyhow::Result<Instances> {

@@ -18,6 +18,7 @@ pub mod metrics;
 mod outbox;
 mod ping;
 pub mod roster;
+pub mod scripts;
 mod store;
 pub mod task;
 pub mod task_list;

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-static CENSUS: LazyLock<Script> = LazyLock::new(|| script(include_str!("census.lua")));
+pub(super) static CENSUS: LazyLock<Script> = LazyLock::new(|| script(include_str!("census.lua")));
 static CAPABLE: LazyLock<Script> = LazyLock::new(|| script(include_str!("capable.lua")));
 
 /// Hashes read in one round trip. What they hold is bounded, so this bounds the answer.

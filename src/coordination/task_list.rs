@@ -11,7 +11,8 @@ pub const MAX_LISTED: usize = 1000;
 /// Finished tasks that one step looks at.
 const PAGE: usize = 1000;
 
-static LIST: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("task_list.lua")));
+pub(super) static LIST: LazyLock<Script> =
+    LazyLock::new(|| Script::new(include_str!("task_list.lua")));
 
 /// Pending, assigned, completed, failed, cancelled.
 type Counted = (u64, u64, u64, u64, u64);

@@ -11,6 +11,7 @@ use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
 use crate::coordination::metrics::OwnReport;
+use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
 use crate::handlers::services::Configured;
@@ -137,7 +138,7 @@ impl Builder {
             })?;
         }
         let keys = settings.keys()?;
-        let connector = Connector::of(&settings, POOL)?;
+        let connector = Connector::of(&settings, POOL)?.loading(scripts::called_by_others());
         // Handlers get the one that speaks for events: what an event asks for is not this worker's own word.
         let asked = Instances::new(connector.clone(), keys.clone());
         let name = uuid::Uuid::now_v7().simple().to_string();
@@ -193,4 +194,26 @@ fn invented_id() -> String {
         .collect();
     let name = if name.is_empty() { "worker" } else { &name };
     format!("{name}-{:08x}", fastrand::u32(..))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::HandlerError;
+    use crate::registry::context::Context;
+
+    async fn handle(_: Context, _: ()) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    #[test]
+    fn nobody_handles_a_domain_that_is_called_like_a_stream_of_the_bus() {
+        let refused = Worker::builder().handler("inbox.open", handle).build();
+        let refused = refused.expect_err("a domain that there is not");
+        let said = refused.to_string();
+        assert!(
+            said.contains("a domain cannot be called \"inbox\""),
+            "{said}"
+        );
+    }
 }

@@ -2,11 +2,14 @@
 
 #![allow(clippy::expect_used)]
 
+mod scripts;
 #[path = "../support/mod.rs"]
 mod support;
+mod table;
 
 use convoke::bus::client::{Client, ClientOptions};
 use convoke::bus::connect::Connector;
+use convoke::bus::delay;
 use convoke::bus::keys::Keys;
 use convoke::bus::publish::Outgoing;
 use convoke::config::{RedisUrl, Settings};
@@ -180,6 +183,23 @@ fn a_publisher_can_neither_read_events_nor_settle_them_nor_look_around() {
             "XADD {cbx}:events:image * type image.resize",
             "ZADD cb:instances:active 1 w-1",
             "UNLINK cb:events:image",
+            "DEL cb:events:image",
+            "DEL cb:delayed:image",
+            "DEL {cb:image:0}:events",
+            "SET cb:events:image junk",
+            "SET cb:events:system junk",
+            "SET cb:delayed:image junk",
+            "PEXPIRE cb:events:image 1",
+            "PEXPIRE cb:delayed:image 1",
+            "PEXPIRE {cb:image:0}:delayed 1",
+            "ZADD cb:events:image 1 m",
+            "ZADD cb:inbox_delayed:w-1 1 m",
+            "ZADD {cb}:inbox_delayed:w-1 1 m",
+            "XADD cb:delayed:image * type image.whole",
+            "XADD cb:dedup:image:1 * type image.whole",
+            "SCRIPT LOAD x",
+            "SCRIPT FLUSH",
+            "SCRIPT KILL",
             "DEL cb:instance:w-1",
             "EVAL return 0",
             "KEYS *",
@@ -210,6 +230,48 @@ async fn flaky(context: Context, size: u32) -> Result<u32, HandlerError> {
 
 async fn broken(_: Context, _: u32) -> Result<u32, HandlerError> {
     Err(HandlerError::internal("broken").permanent())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publisher_puts_nothing_into_the_inbox_of_a_worker() {
+    let guarded = Guarded::start();
+    // Where earlier versions kept the delay queue of an inbox, and a publisher's pattern fits.
+    let forged = delay::encode_member("1", &["type", "image.whole", "data", "\x07"]);
+    let mut publisher = guarded.redis.connection_for(users::PUBLISHER).await;
+    redis::cmd("ZADD")
+        .arg(&["cb:delayed:inbox:w-1", "1"])
+        .arg(forged)
+        .exec_async(&mut publisher)
+        .await
+        .expect("that is its to write");
+    let settings = Settings {
+        redis_url: guarded.url(users::WORKER),
+        id: "w-1".into(),
+        ..Settings::default()
+    };
+    let worker = Worker::builder()
+        .settings(settings)
+        .handler("image.whole", whole);
+    let drain = CancellationToken::new();
+    let worker = worker.build().expect("a worker");
+    let running = tokio::spawn(worker.run_until(drain.clone()));
+    let keys = Keys::new("cb").expect("a namespace");
+    let client = client(&guarded, users::PUBLISHER, keys);
+    // What is due after the worker's first look at the delay queues has run at its second.
+    let ran = ["cb:results:image".to_owned()];
+    for round in 1..=2 {
+        let later = Outgoing::new("image.whole", &7).delay(Duration::from_millis(1));
+        client.publish(&later).await.expect("stored for later");
+        support::until("it ran", || async { length(&guarded, &ran).await == round }).await;
+    }
+    let mut connection = guarded.redis.connection().await;
+    let left = redis::cmd("ZCARD").arg("cb:delayed:inbox:w-1").to_owned();
+    let left: u64 = left.query_async(&mut connection).await.expect("a number");
+    assert_eq!(left, 1);
+    assert_eq!(length(&guarded, &["cb:inbox:w-1".to_owned()]).await, 0);
+    client.close().await;
+    drain.cancel();
+    running.await.expect("no panic").expect("drained");
 }
 
 /// One stream's length, over its partitions.
@@ -416,6 +478,11 @@ fn an_operator_can_look_at_everything_and_change_little() {
         "convoke-operator",
         &[
             "GET session:1",
+            "DEL cb:events:image",
+            "SET cb:events:system junk",
+            "PEXPIRE cb:delayed:image 1",
+            "DEL cb:dead:image",
+            "SET cb:broadcast junk",
             "XDEL cb:events:image 1-1",
             "XTRIM cb:events:image MAXLEN 0",
             "XACK cb:inbox:w-1 workers 1-1",
@@ -480,6 +547,8 @@ fn a_monitor_can_look_at_everything_and_change_nothing() {
             "CLIENT LIST",
             "CLIENT KILL ID 1",
             "EVAL return 0",
+            "SCRIPT LOAD x",
+            "SCRIPT KILL",
             "KEYS *",
             "FLUSHALL",
             "DEBUG SLEEP 0",
@@ -487,10 +556,11 @@ fn a_monitor_can_look_at_everything_and_change_nothing() {
         ],
     );
     // A script lends no rights.
+    let writes = redis::Script::new("return redis.call('SET', KEYS[1], '1')");
+    writes.load(&mut guarded.redis.connect()).expect("loaded");
     let mut connection = redis::Client::open(guarded.redis.url_for(users::MONITOR))
         .and_then(|client| client.get_connection())
         .expect("a connection");
-    let writes = redis::Script::new("return redis.call('SET', KEYS[1], '1')");
     let refused = writes.key("cb:leader").invoke::<()>(&mut connection);
     let message = refused.expect_err("a write").to_string();
     assert!(message.contains("can't run this command"), "{message}");
@@ -774,7 +844,7 @@ fn every_command_in_the_sources_is_granted() {
             .unwrap_or_default();
         let is_operators = is_command_line
             || file.starts_with(root().join("src/bus"))
-                && ["browse", "drop", "inspect", "server"].contains(&name)
+                && ["browse", "drop", "inspect", "rights", "server"].contains(&name)
             || name.starts_with("replay");
         let user = ["convoke-worker", "convoke-operator"][usize::from(is_operators)];
         // What measures a server is no part of the bus: whoever runs it has the server for himself.

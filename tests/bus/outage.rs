@@ -176,7 +176,6 @@ async fn a_client_lives_through_restarts_and_killed_connections() {
             bus.connect().await;
         } else {
             bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
-            bus.run("SCRIPT FLUSH").await;
         }
     }
     assert_eq!(bus.entries(STREAM).await.len(), 6);

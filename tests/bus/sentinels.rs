@@ -6,7 +6,7 @@ use convoke::bus::connect::Connector;
 use convoke::bus::keys::Keys;
 use convoke::bus::publish::{Outgoing, PublishError};
 use convoke::config::RedisUrl;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};

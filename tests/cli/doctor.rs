@@ -202,7 +202,7 @@ fn a_healthy_server_has_nothing_wrong() {
     let patient = Patient::healthy();
     let findings = patient.examined();
     assert_eq!(findings.bad(), Vec::<String>::new());
-    assert_eq!((findings.code, findings.all.len()), (0, 28));
+    assert_eq!((findings.code, findings.all.len()), (0, 30));
     assert_eq!(
         super::rig::names(&findings.all[0]),
         ["check", "status", "what", "why", "fix"]
@@ -211,7 +211,7 @@ fn a_healthy_server_has_nothing_wrong() {
     let text = end(command.env("CONVOKE_REDIS_URL", &patient.url).arg("doctor"))
         .done()
         .out;
-    assert_eq!(text, "0 dangerous, 0 warnings, 0 not checked, 28 fine\n");
+    assert_eq!(text, "0 dangerous, 0 warnings, 0 not checked, 30 fine\n");
 }
 
 #[test]
@@ -235,6 +235,44 @@ fn the_server_that_deploy_describes_has_nothing_wrong() {
         let findings = examined(&redis.url_for(user));
         assert_eq!(findings.bad(), Vec::<String>::new(), "{user}");
     }
+}
+
+#[test]
+fn users_who_may_do_more_than_they_need() {
+    let patient = Patient::healthy();
+    let rules = &["ACL", "SETUSER"][..];
+    for words in [
+        &["convoke-monitor", "+script|load"][..],
+        &[
+            "convoke-publisher-shop",
+            "on",
+            ">x",
+            "~cb:*",
+            "+xadd",
+            "+del",
+        ],
+        // Nobody's that we know.
+        &["admin", "on", ">x", "~*", "+@all"],
+    ] {
+        patient.say(&[rules, words].concat());
+    }
+    let findings = patient.examined();
+    let what = findings.of("users")["what"].to_string();
+    assert!(
+        what.contains("convoke-monitor may SCRIPT LOAD x;"),
+        "{what}"
+    );
+    assert!(what.contains("convoke-publisher-shop may"), "{what}");
+    assert!(what.contains("DEL cb:"), "{what}");
+    assert!(!what.contains("admin"), "{what}");
+    patient.must_suffer(&["warning users"]);
+}
+
+#[test]
+fn scripts_that_nobody_loaded() {
+    let patient = Patient::healthy();
+    patient.say(&["SCRIPT", "FLUSH"]);
+    patient.must_suffer(&["warning scripts"]);
 }
 
 #[test]
@@ -591,7 +629,7 @@ fn what_it_may_not_look_at_is_named() {
         "{text}"
     );
     assert!(
-        text.ends_with("0 dangerous, 3 warnings, 23 not checked, 2 fine\n"),
+        text.ends_with("0 dangerous, 3 warnings, 25 not checked, 2 fine\n"),
         "{text}"
     );
 

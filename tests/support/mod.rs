@@ -73,6 +73,12 @@ impl Redis {
 
     /// Starts the server again on the same port and directory.
     pub fn restart(&mut self) {
+        self.restart_without_scripts();
+        self.load_scripts();
+    }
+
+    /// The same, and leaves it to workers and operators to load scripts.
+    pub fn restart_without_scripts(&mut self) {
         self.kill();
         let log = fs::OpenOptions::new()
             .create(true)
@@ -100,6 +106,15 @@ impl Redis {
         self.child = Some(child);
         let port = self.port;
         eventually("redis-server answers", || answers(port));
+    }
+
+    /// Loads what a worker loads for those who may not: most tests of publishers have none.
+    fn load_scripts(&self) {
+        let mut connection = self.connect();
+        for script in convoke::coordination::scripts::called_by_others() {
+            // A server that a test starts as a replica, or without scripts, has none.
+            script.load(&mut connection).ok();
+        }
     }
 
     /// `kill -9`.

@@ -13,8 +13,22 @@ pub const PUBLISHER: &str = "convoke-publisher";
 pub const OPERATOR: &str = "convoke-operator";
 /// Who only looks.
 pub const MONITOR: &str = "convoke-monitor";
+/// What publishes to every domain but those of the control plane.
+pub const DATA_PUBLISHER: &str = "convoke-data-publisher";
+/// The same, that reads results and the broadcast besides.
+pub const SERVICE: &str = "convoke-service";
+/// A program that is an instance and no worker of ours.
+pub const INSTANCE: &str = "convoke-instance";
 /// All of them.
-pub const ALL: [&str; 4] = [WORKER, PUBLISHER, OPERATOR, MONITOR];
+pub const ALL: [&str; 7] = [
+    WORKER,
+    PUBLISHER,
+    DATA_PUBLISHER,
+    SERVICE,
+    INSTANCE,
+    OPERATOR,
+    MONITOR,
+];
 /// The password of each.
 pub const PASSWORD: &str = "test";
 const PASSWORD_SHA256: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";

@@ -55,6 +55,9 @@ fn ten_thousand_concurrent_requests_get_their_replies_exactly_once() {
 fn every_system_and_task_event_can_be_spoken_without_a_library() {
     let redis = Redis::start();
     let fleet = started(&redis, 2);
-    print!("{}", python("coordination.py", &redis.url(), &[]));
+    print!(
+        "{}",
+        python("coordination.py", &redis.url_for(users::INSTANCE), &[])
+    );
     fleet.drain();
 }

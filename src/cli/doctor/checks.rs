@@ -43,6 +43,8 @@ pub fn server(server: &Server, settings: &Settings) -> Vec<Finding> {
         clock(server),
         own_rights(server),
         transactions(server),
+        users(server),
+        scripts(server),
     ]
 }
 
@@ -454,6 +456,49 @@ fn transactions(server: &Server) -> Finding {
         why: "what a worker commits would be written command by command, without the fence that keeps one \
               that was declared dead from doing it a second time: workers refuse to start so",
         fix: format!("redis-cli ACL SETUSER {first} +multi +exec +watch && redis-cli ACL SAVE"),
+    }
+}
+
+fn users(server: &Server) -> Finding {
+    let check = "users";
+    let Some(excess) = &server.excess else {
+        return Finding::unknown(check, "the user may not run ACL USERS and ACL DRYRUN");
+    };
+    if excess.is_empty() {
+        let what =
+            "none of the users of deploy/users.acl may do more than it needs, as far as was asked";
+        return Finding::fine(check, what);
+    }
+    let each = excess
+        .iter()
+        .map(|excess| format!("{} may {}", excess.user, names(&excess.calls)));
+    let each: Vec<String> = each.collect();
+    Finding {
+        check,
+        status: Status::Warning,
+        what: each.join("; "),
+        why: "a slip or a stolen password of one that only publishes or looks can destroy or forge what \
+              belongs to others, or hang the server",
+        fix: "give them the lines of deploy/users.acl, whose table in deploy/README.md says what each needs; \
+              then redis-cli ACL LOAD"
+            .into(),
+    }
+}
+
+fn scripts(server: &Server) -> Finding {
+    let check = "scripts";
+    match server.has_scripts {
+        None => Finding::unknown(check, "the user may not run SCRIPT EXISTS"),
+        Some(true) => Finding::fine(check, "the server has what others call"),
+        Some(false) => Finding {
+            check,
+            status: Status::Warning,
+            what: "the server has not all scripts that are called by users who may not load them"
+                .into(),
+            why: "since it was started no worker connected: events cannot be published later or with dedup, \
+                  and who only looks cannot see the instances",
+            fix: "start a worker, or run convoke health as an operator: both load them".into(),
+        },
     }
 }
 

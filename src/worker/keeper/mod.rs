@@ -12,7 +12,7 @@
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together one to four times a second |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
-//! | `upkeep`: looks for stale entries, keeps the claim counters | a quarter of the claim time; an hour |
+//! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
 //! | `announce`: tells of circuits, as they change | |
 //! | `summary`: sums up failures in the log | 10 s |
@@ -45,6 +45,7 @@ use crate::coordination::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, Registered, Seal};
 use crate::coordination::leader::Lead;
 use crate::coordination::leases::Leases;
+use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::registry::layers::circuit::CircuitChange;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -141,6 +142,7 @@ impl Keeper {
     ) -> Result<Self, RunError> {
         let keys = &worker.process.keys;
         let connector = Connector::of(&worker.settings, POOL)?;
+        let connector = connector.loading(scripts::called_by_others());
         let answers = lanes.answers().clone();
         let instances = Instances::of_process(connector.clone(), keys.clone(), &worker.name);
         let standing = Standing::of(&begun.registering, begun.registered);
@@ -266,6 +268,8 @@ impl Chores {
         duties.begin("trim", async |all| trim::run(&all).await);
         duties.begin("stale", async |all| upkeep::look_for_stale(&all).await);
         duties.begin("claims", async |all| upkeep::keep_claims(&all).await);
+        duties.begin("scripts", async |all| upkeep::keep_scripts(&all).await);
+        duties.begin("leftovers", async |all| upkeep::name_leftovers(&all).await);
         duties.begin("describe", async |all| describe::run(&all).await);
         duties.begin("announce", async |all| announce::run(&all).await);
         duties.begin("summary", async |all| summary::run(&all).await);

@@ -1,6 +1,7 @@
 //! What is to be done from time to time, so that nothing is forgotten.
 
 use super::Chores;
+use crate::bus::error::BusError;
 use crate::worker::takeover::Trigger;
 use std::time::Duration;
 
@@ -26,4 +27,38 @@ pub async fn keep_claims(chores: &Chores) {
             }
         }
     }
+}
+
+/// Has the server know what those call who may not load scripts, should it have been made to forget.
+pub async fn keep_scripts(chores: &Chores) {
+    let third = chores.settings.heartbeat_ttl / 3;
+    loop {
+        if let Err(error) = chores.connector.keep_loaded().await {
+            tracing::debug!(%error, "whether the server has all scripts is not known; trying again");
+        }
+        tokio::time::sleep(third).await;
+    }
+}
+
+/// Says so where events wait under the name that earlier versions gave the inbox's delay queue. They are
+/// left alone: publishers can write there, and the tasks that they told of were assigned anew when this
+/// worker started. Says it once, and never ends, as no duty does.
+pub async fn name_leftovers(chores: &Chores) {
+    let keys = &chores.lanes[0].process.keys;
+    let key = keys.old_inbox_delayed(chores.id());
+    let left = async {
+        let mut connection = chores.connector.pooled().await?;
+        let mut count = redis::cmd("ZCARD");
+        Ok::<u64, BusError>(count.arg(&key).query_async(&mut connection).await?)
+    };
+    match left.await {
+        Ok(0) => {}
+        Ok(events) => tracing::warn!(
+            key,
+            events,
+            "retries of an earlier version are left alone: their tasks were assigned again; delete the key"
+        ),
+        Err(error) => tracing::debug!(key, %error, "could not be looked at"),
+    }
+    std::future::pending().await
 }

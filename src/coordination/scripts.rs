@@ -1,0 +1,12 @@
+//! Which scripts workers and operators load for those who may not load any.
+
+use super::roster::CENSUS;
+use super::task_list::LIST;
+use crate::bus::publish::PUBLISH;
+use redis::Script;
+
+/// What publishers call to publish later or once only, and what everyone calls who looks at instances
+/// and tasks.
+pub fn called_by_others() -> Vec<&'static Script> {
+    vec![&PUBLISH, &CENSUS, &LIST]
+}
