@@ -14,6 +14,7 @@ mod handover;
 mod history;
 mod lifecycle;
 mod metrics;
+mod outages;
 mod poor;
 mod rig;
 mod state;

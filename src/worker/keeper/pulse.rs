@@ -3,6 +3,7 @@
 
 use super::{Chores, Standing, peers};
 use crate::bus::connect::reconnect_delay;
+use crate::bus::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Beat;
 use std::time::Instant;
@@ -48,7 +49,14 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
         seal: Some(standing.seal),
         ..Beat::new(chores.id(), Some(standing.incarnation))
     };
-    let pulse = chores.instances.heartbeat(&beat).await?;
+    // On a wire that died silently an answer is waited for longer than the instance lives.
+    let third = chores.settings.heartbeat_ttl / 3;
+    let answer = tokio::time::timeout(third, chores.instances.heartbeat(&beat)).await;
+    let pulse = answer.unwrap_or_else(|_| {
+        chores.connector.forget_pooled();
+        let why = format!("no answer to a pulse within {third:?}");
+        Err(BusError::Pool(why).into())
+    })?;
     if pulse.superseded {
         chores.reporter.acknowledged(report);
         chores.set_lead(None);
