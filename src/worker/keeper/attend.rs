@@ -12,14 +12,12 @@ pub async fn run(chores: &Chores) {
         if pause.is_zero() || age.is_none() {
             let asked = Instant::now();
             let third = chores.settings.heartbeat_ttl / 3;
-            match tokio::time::timeout(third, chores.instances.server_time()).await {
-                Ok(Ok(ms)) => answers.heard(asked, ms, chores.connector.history()),
-                Ok(Err(error)) => {
+            match chores.within(third, chores.instances.server_time()).await {
+                Ok(ms) => answers.heard(asked, ms, chores.connector.history()),
+                Err(error) => {
                     tracing::debug!(%error, "the server does not tell its time");
                     tokio::time::sleep(answers.pause()).await;
                 }
-                // It may be the wire that died.
-                Err(_) => chores.connector.forget_pooled(),
             }
         } else {
             tokio::time::sleep(pause).await;

@@ -36,6 +36,7 @@ use super::supervisor::{Supervisor, Why};
 use super::watch::Watch;
 use super::{RunError, Worker};
 use crate::bus::connect::Connector;
+use crate::bus::error::BusError;
 use crate::bus::silence::Answers;
 use crate::config::Settings;
 use crate::coordination::batches::Batches;
@@ -355,6 +356,22 @@ impl Chores {
             (before, Some(term)) if before != Some(term) => tracing::info!(term, "leads"),
             (Some(term), None) => tracing::info!(term, "leads no more"),
             _ => {}
+        }
+    }
+
+    /// Waits for an answer no longer than that: a wire that died silently would be waited for longer than
+    /// an instance or a lease lives. The next call has another one.
+    async fn within<T, E: From<BusError>>(
+        &self,
+        limit: Duration,
+        answer: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        match tokio::time::timeout(limit, answer).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                self.connector.forget_pooled();
+                Err(BusError::Pool(format!("no answer within {limit:?}")).into())
+            }
         }
     }
 

@@ -3,7 +3,6 @@
 
 use super::{Chores, Standing, peers};
 use crate::bus::connect::reconnect_delay;
-use crate::bus::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instance::Beat;
 use std::time::Instant;
@@ -49,14 +48,10 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
         seal: Some(standing.seal),
         ..Beat::new(chores.id(), Some(standing.incarnation))
     };
-    // On a wire that died silently an answer is waited for longer than the instance lives.
     let third = chores.settings.heartbeat_ttl / 3;
-    let answer = tokio::time::timeout(third, chores.instances.heartbeat(&beat)).await;
-    let pulse = answer.unwrap_or_else(|_| {
-        chores.connector.forget_pooled();
-        let why = format!("no answer to a pulse within {third:?}");
-        Err(BusError::Pool(why).into())
-    })?;
+    let pulse = chores.instances.heartbeat(&beat);
+    let pulse = chores.within(third, pulse).await?;
+
     if pulse.superseded {
         chores.reporter.acknowledged(report);
         chores.set_lead(None);

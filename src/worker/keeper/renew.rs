@@ -15,20 +15,29 @@ const PAGE: usize = 4000;
 /// Renews twice as often as it must.
 pub async fn run(chores: &Chores) {
     let age = chores.settings.claim_idle / 3;
+    let mut pause = age / 2;
     loop {
-        tokio::time::sleep(age / 2).await;
-        run_once(chores, age).await;
+        tokio::time::sleep(pause).await;
+        pause = match run_once(chores, age).await {
+            true => age / 2,
+            false => age / 8,
+        };
     }
 }
 
-async fn run_once(chores: &Chores, age: Duration) {
+/// Whether all that was due was renewed.
+async fn run_once(chores: &Chores, age: Duration) -> bool {
+    let mut done = true;
     for lane in &chores.lanes {
         // A lane that does not go round may have been answered what it has not taken in yet.
         let blocked = lane.turned.ago() >= age;
         for (stream, route) in lane.routes.iter().enumerate() {
             let mut due = lane.inflight.due(stream, age);
             if blocked {
-                match pending(chores, lane, &route.events).await {
+                match chores
+                    .within(age / 2, pending(chores, lane, &route.events))
+                    .await
+                {
                     Ok(pending) => {
                         due.extend(pending);
                         due.sort_unstable();
@@ -40,12 +49,15 @@ async fn run_once(chores: &Chores, age: Duration) {
                 }
             }
             for held in due.chunks(RENEW) {
-                if let Err(error) = renew(chores, lane, stream, &route.events, held).await {
+                let renewed = renew(chores, lane, stream, &route.events, held);
+                if let Err(error) = chores.within(age / 2, renewed).await {
                     tracing::debug!(%error, "leases were not renewed; trying again");
+                    done = false;
                 }
             }
         }
     }
+    done
 }
 
 /// The entries of this consumer that were not renewed of late, in hand or not.
