@@ -50,6 +50,7 @@
 //! | the keeper (`heartbeat.lua`) | itself | its pulse renews what nobody declared lost |
 //! | registration (`register.lua`) | itself | the same process goes on as who it was |
 //! | tasks | their holders | they have no time of their own: they move when their holder is declared lost, or says so |
+//! | batches (`coordinate_batch.lua`) | the holder's lease | it runs out a lease after the last gap at the earliest |
 //! | takeover of what nobody renewed (`take.lua`) | idle entries | no gap for the whole claim time, and the span |
 //!
 //! *What it costs.* Nothing where the duties of the keeper ask the server for its time anyway; else one
@@ -102,6 +103,12 @@ impl Span {
         since: 0,
         from: 0,
         until: 1 << 53,
+    };
+    /// For calls that are never made at the right time.
+    pub const NEVER: Span = Span {
+        since: 0,
+        from: 1 << 53,
+        until: 0,
     };
 }
 

@@ -30,6 +30,7 @@ use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::Keys;
 use crate::bus::script::script;
+use crate::bus::silence::{Answers, Span};
 use redis::{Script, ScriptInvocation};
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -54,6 +55,7 @@ static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew_bat
 #[derive(Clone, Debug)]
 pub struct Batches {
     store: Store,
+    answers: Option<Answers>,
 }
 
 /// Who asks for a batch.
@@ -134,16 +136,29 @@ type Answer = (String, u64, String, u64, u64, u64, u64, String, Vec<u8>);
 impl Batches {
     /// The batches of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
-        let store = Store::new(connector, keys);
-        Self { store }
+        Self {
+            store: Store::new(connector, keys),
+            answers: None,
+        }
+    }
+
+    /// The same that counts a holder's silence by those answers of the server. Without, all silence counts.
+    #[must_use]
+    pub fn judging_by(self, answers: Answers) -> Self {
+        Self {
+            answers: Some(answers),
+            ..self
+        }
     }
 
     /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
     /// with [`BusError::OtherHistory`](crate::bus::error::BusError::OtherHistory).
     #[must_use]
     pub fn within(&self, history: u64) -> Self {
-        let store = self.store.within(history);
-        Self { store }
+        Self {
+            store: self.store.within(history),
+            ..self.clone()
+        }
     }
 
     fn coordinate(&self, action: &str, id: &str) -> ScriptInvocation<'static> {
@@ -183,6 +198,10 @@ impl Batches {
             .arg(millis(ABANDONED))
             .arg(LISTED)
             .arg(asker.deliveries);
+        let span = self.answers.as_ref().map_or(Some(Span::ANY), Answers::span);
+        // Within a gap nobody can say whether the holder is silent.
+        let span = span.unwrap_or(Span::NEVER);
+        call.arg(span.since).arg(span.from).arg(span.until);
         let answer: Answer = self.store.invoke(&call).await?;
         let (state, left, event, bits) = (&answer.0, answer.6, &answer.7, &answer.8);
         match state.as_str() {

@@ -14,7 +14,8 @@
 --       6 digest of the content  7 number of items  8 instance  9 the run: a unique word  10 entry id
 --       11 event id  12 lease in ms  13 1 if the caller may hold it, 0 if it only asks  14 how long a
 --       batch is kept that nobody goes on with, in ms  15 batches that are listed at the most
---       16 which delivery of the entry
+--       16 which delivery of the entry  17 since when silence counts, 18 from when and 19 until when the
+--       call may be run, in ms (see `silence.rs`); else silence counts from now on
 -- ARGV  1 'progress'  2 batch id  3 as above  4 fence  5 ms from one batch.progress to the next
 --       6 failures that are recorded at the most  7 number of items; for each its index, '' or the
 --       error code, the message; then for each publication the number of its words, the words
@@ -88,6 +89,12 @@ if action == 'acquire' then
   local same = is.entry == entry and is.event == event
   local later = same and tonumber(delivery) > tonumber(is.delivery or 0)
   local stale = same and tonumber(delivery) < tonumber(is.delivery or 0)
+  local since, from, till = tonumber(ARGV[17]), tonumber(ARGV[18]), tonumber(ARGV[19])
+  if now < from or now > till then since = now end
+  -- Nobody could renew it in time in which the server did not answer.
+  if tonumber(is.expires or 0) > 0 then
+    is.expires = math.max(tonumber(is.expires), since + tonumber(is.lease_ms or 0))
+  end
   local free = tonumber(is.expires or 0) + (stale and is.lease_ms or 0)
   if free > now and not later then return answer('busy') end
   if may ~= '1' then return answer('free') end

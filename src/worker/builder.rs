@@ -4,6 +4,7 @@ use super::Worker;
 use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, NameError};
+use crate::bus::silence::Answers;
 use crate::config::{RedisUrl, SettingError, Settings};
 use crate::coordination::ballots::Ballots;
 use crate::coordination::batches::Batches;
@@ -150,11 +151,13 @@ impl Builder {
         let own_report = OwnReport::default();
         states.insert(own_report.clone());
         let leases = Leases::default();
+        let answers = Answers::new(settings.heartbeat_ttl);
         states.insert(Runner::new(
             connector.clone(),
             keys.clone(),
             &settings,
             leases.clone(),
+            answers.clone(),
         )?);
         states.insert(Batches::new(connector.clone(), keys.clone()));
         states.insert(Ballots::new(connector.clone(), keys.clone()));
@@ -174,6 +177,7 @@ impl Builder {
             handlers,
             process,
             name,
+            answers,
             instances,
             tasks,
             own_report,

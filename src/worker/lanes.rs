@@ -157,6 +157,7 @@ impl Lanes {
         handlers: &[Registration],
         process: &Arc<Process>,
         instances: &Instances,
+        answers: &Answers,
         ending: &Ending,
     ) -> Result<Self, RunError> {
         let retry = RetryPolicy {
@@ -165,7 +166,6 @@ impl Lanes {
             cap: settings.backoff_cap,
             ..RetryPolicy::default()
         };
-        let answers = Answers::new(settings.heartbeat_ttl);
         let (circuits, changes) = mpsc::unbounded_channel();
         let surroundings = Surroundings {
             process: process.clone(),
@@ -233,7 +233,7 @@ impl Lanes {
             shared,
             prepared,
             triggers,
-            answers,
+            answers: answers.clone(),
             router,
             changes: Some(changes),
             ending: ending.clone(),

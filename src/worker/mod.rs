@@ -32,6 +32,7 @@ use crate::bus::claim;
 use crate::bus::commit::Committer;
 use crate::bus::connect::reconnect_delay;
 use crate::bus::error::{BusError, Reaction};
+use crate::bus::silence::Answers;
 use crate::config::Settings;
 use crate::coordination::catalog::{Catalog, Method};
 use crate::coordination::error::CoordinationError;
@@ -68,6 +69,7 @@ pub struct Worker {
     process: Arc<Process>,
     /// The name that no other process has.
     name: String,
+    answers: Answers,
     /// Speaks for this worker itself.
     instances: Instances,
     tasks: Tasks,
@@ -224,6 +226,7 @@ impl Worker {
             &self.handlers,
             &self.process,
             &self.instances,
+            &self.answers,
             &ending,
         )?;
         let methods = lanes.methods(self.settings.handler_timeout);

@@ -29,6 +29,7 @@ pub struct Redis {
     dir: PathBuf,
     child: Option<Child>,
     options: Vec<String>,
+    environment: Vec<(&'static str, String)>,
     /// Whether what is tested is expected to try what it may not.
     may_refuse: bool,
 }
@@ -64,11 +65,45 @@ impl Redis {
             dir,
             child: None,
             options: options.iter().map(|&option| option.to_owned()).collect(),
+            environment: Vec::new(),
             may_refuse: false,
         };
         fs::write(redis.dir.join("users.acl"), users::with_admin()).expect("the users");
         redis.restart();
         redis
+    }
+
+    /// A server whose clock can be set.
+    pub fn with_a_clock() -> Self {
+        let mut redis = Self::start();
+        let (library, offset) = (redis.dir.join("clock.so"), redis.dir.join("clock"));
+        let built = Command::new("cc")
+            .args(["-O1", "-shared", "-fPIC", "-o"])
+            .arg(&library)
+            .arg(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/tests/support/clock.c"
+            ))
+            .status();
+        assert!(built.expect("cc runs").success(), "clock.c is built");
+        redis.environment = vec![
+            ("LD_PRELOAD", library.display().to_string()),
+            ("CLOCK_OFFSET", offset.display().to_string()),
+        ];
+        redis.set_clock(0);
+        redis.restart();
+        redis
+    }
+
+    /// Has the server's clock be ahead by so many seconds from now on.
+    pub fn set_clock(&self, seconds: i64) {
+        use std::os::unix::fs::FileExt;
+        let mut file = fs::OpenOptions::new();
+        let file = file.write(true).create(true).truncate(false);
+        let file = file.open(self.dir.join("clock")).expect("the clock");
+        // In place: the server has it mapped.
+        file.write_all_at(&seconds.to_ne_bytes(), 0)
+            .expect("the clock");
     }
 
     /// Starts the server again on the same port and directory.
@@ -98,6 +133,7 @@ impl Redis {
             .arg("--aclfile")
             .arg(self.dir.join("users.acl"))
             .args(&self.options)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a second handle"))
             .stderr(log)

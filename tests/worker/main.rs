@@ -8,6 +8,7 @@ mod ballots;
 mod basics;
 mod batch_takeover;
 mod batches;
+mod clocks;
 mod failures;
 mod fences;
 mod handover;

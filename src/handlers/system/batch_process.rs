@@ -9,6 +9,7 @@ use crate::bus::client::{Client, ClientOptions};
 use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::{Keys, NameError};
+use crate::bus::silence::Answers;
 use crate::config::Settings;
 use crate::coordination::batch::{Failure, Mode, Status, Wanted};
 use crate::coordination::batches::{self, Acquired, Asker, Batches};
@@ -65,6 +66,7 @@ impl Runner {
         keys: Keys,
         settings: &Settings,
         leases: Leases,
+        answers: Answers,
     ) -> Result<Self, NameError> {
         let options = ClientOptions {
             // An item that is not published again has its answer there, or to come.
@@ -73,7 +75,7 @@ impl Runner {
             ..ClientOptions::from(settings)
         };
         Ok(Self {
-            batches: Batches::new(connector.clone(), keys.clone()),
+            batches: Batches::new(connector.clone(), keys.clone()).judging_by(answers),
             leases,
             client: Client::new(connector.clone(), keys, options)?,
             connector,
