@@ -22,4 +22,5 @@ mod tasks_cancelled;
 mod tasks_found;
 mod tasks_model;
 mod tasks_moving;
+mod told;
 mod transitions;

@@ -1,0 +1,154 @@
+//! Whatever a script of the coordination adds to a stream is an event that can be decoded.
+
+use crate::batches::{asker, batches, failed, wanted};
+use crate::fleet::Fleet;
+use convoke::bus::event::{Event, Limits};
+use convoke::bus::msgpack::{self, PayloadLimits};
+use convoke::bus::read::entries_of;
+use convoke::coordination::ballot::Vote;
+use convoke::coordination::batches::Acquired;
+use convoke::coordination::task::NewTask;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The scripts that add entries. Whoever writes another one has its entries added below.
+const SCRIPTS: [&str; 9] = [
+    "add_quorum_vote.lua",
+    "coordinate_batch.lua",
+    "lead.lua",
+    "lose.lua",
+    "partition.lua",
+    "register.lua",
+    "task_complete.lua",
+    "tasks.lua",
+    "unregister.lua",
+];
+
+/// What they tell, and where.
+const TOLD: [&str; 15] = [
+    "batch.completed",
+    "batch.progress",
+    "batch.started",
+    "instance.lost",
+    "instance.registered",
+    "instance.unregistered",
+    "leader.elected",
+    "partition.detected",
+    "partition.healed",
+    "quorum.deadlocked",
+    "quorum.decided",
+    "task.assigned",
+    "task.cancelled",
+    "task.completed",
+    "task.failed",
+];
+
+#[tokio::test]
+async fn every_entry_that_a_script_adds_can_be_decoded() {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/coordination");
+    let adds = |path: &Path| {
+        path.extension().is_some_and(|ending| ending == "lua")
+            && std::fs::read_to_string(path).unwrap().contains("'XADD'")
+    };
+    let paths = std::fs::read_dir(sources)
+        .unwrap()
+        .map(|file| file.unwrap().path());
+    let mut found: Vec<String> = paths
+        .filter(|path| adds(path))
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    assert_eq!(found, SCRIPTS);
+
+    let mut fleet = Fleet::start().await;
+    // Without roles, and with some.
+    fleet.register("w-0", &[]).await;
+    let mut incarnation = 0;
+    for number in 1..=3 {
+        let registered = fleet.worker(&format!("w-{number}"), 9, &["a.b"]).await;
+        incarnation = registered.incarnation;
+    }
+    fleet
+        .asked()
+        .register(&convoke::coordination::instance::Registering::new(
+            "x-1",
+            ["worker"],
+        ))
+        .await
+        .unwrap();
+    fleet.instances.contend("w-3", incarnation).await.unwrap();
+    for (decision, values) in [("d-1", [1, 1, 1]), ("d-2", [1, 2, 3])] {
+        for (number, value) in values.into_iter().enumerate() {
+            let vote = Vote {
+                role: Some("worker".into()),
+                ..Vote::new(decision, format!("w-{}", number + 1), vec![value])
+            };
+            // Of two for one value the third comes too late, which is no error.
+            fleet.ballots.vote(&vote).await.unwrap();
+        }
+    }
+    let batches = batches(&fleet);
+    let Acquired::Held(progress, _) = batches
+        .acquire(&wanted("b-1", 1), asker("w-1", "r-1"))
+        .await
+        .unwrap()
+    else {
+        panic!("it is nobody's");
+    };
+    batches
+        .progress(
+            &wanted("b-1", 1),
+            progress.fence,
+            &[failed(0, "no such thing")],
+            &[],
+        )
+        .await
+        .unwrap();
+    batches
+        .acquire(&wanted("b-2", 2), asker("w-1", "r-1"))
+        .await
+        .unwrap();
+    fleet.run("HSET cb:batch:b-2 expires 1000").await;
+    batches
+        .acquire(&wanted("b-2", 2), asker("w-2", "r-2"))
+        .await
+        .unwrap();
+    for id in ["t-1", "t-2", "t-3"] {
+        let mut task = NewTask::new(id, "a.b");
+        task.max_attempts = 1;
+        task.payload = vec![0x81, 0xa1, b'x', 0xc0];
+        fleet.tasks.create(&task).await.unwrap();
+    }
+    fleet.complete("t-1").await;
+    fleet.fail("t-2", "no", false).await;
+    fleet.tasks.cancel("t-3", "for a test").await.unwrap();
+    fleet.instances.unregister("w-0", None).await.unwrap();
+    for id in ["w-1", "w-2"] {
+        fleet.expire(id).await;
+    }
+    fleet.instances.watch_partition().await.unwrap();
+    fleet.instances.sweep(16).await.unwrap();
+    for id in ["w-1", "w-2"] {
+        fleet.register(id, &["worker"]).await;
+    }
+    fleet.instances.watch_partition().await.unwrap();
+
+    let mut told = BTreeSet::new();
+    for key in fleet.all_keys().await {
+        let kind: String = fleet.ask(&format!("TYPE {key}")).await;
+        if kind != "stream" {
+            continue;
+        }
+        let reply: redis::Value = fleet.ask(&format!("XRANGE {key} - +")).await;
+        for entry in entries_of(reply).unwrap() {
+            let event = Event::parse(entry, &Limits::default(), &fleet.keys, &key).unwrap();
+            let data = event.data();
+            msgpack::scan(data, &PayloadLimits::default())
+                .unwrap_or_else(|error| panic!("{key}: {}: {error}: {data:?}", event.kind()));
+            let value = rmpv::decode::read_value(&mut &*data).unwrap();
+            assert!(value.is_map(), "{}: {value}", event.kind());
+            told.insert(event.kind().to_owned());
+        }
+    }
+    assert_eq!(told.iter().map(String::as_str).collect::<Vec<_>>(), TOLD);
+}
