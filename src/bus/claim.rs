@@ -181,23 +181,57 @@ pub async fn renew(
         .collect()
 }
 
-/// Hands an entry to another consumer; false if it was no longer `me`'s.
+/// An entry that is to be handed over, and to whom.
+#[derive(Clone, Copy, Debug)]
+pub struct Handing<'a> {
+    /// The consumer that gives.
+    pub from: &'a str,
+    /// The consumer that receives.
+    pub to: &'a str,
+    /// The entry.
+    pub entry: EntryId,
+    /// Its delivery count.
+    pub deliveries: u32,
+    /// The key under which it is counted how often it was handed over.
+    pub handed: &'a str,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Given {
+    /// The receiver has it.
+    Given,
+    /// It was no longer the giver's.
+    Lost,
+    /// It was handed over [`HANDOVERS`] times already.
+    TooOften,
+}
+
+/// How often one entry is handed over.
+pub const HANDOVERS: u32 = 4;
+
+/// Hands an entry to another consumer.
 pub async fn give(
     connection: &mut impl ConnectionLike,
     stream: &str,
     group: &str,
-    me: &str,
-    to: &str,
-    entry: (EntryId, u32),
-) -> Result<bool, BusError> {
+    handing: Handing<'_>,
+) -> Result<Given, BusError> {
     let mut call = GIVE.prepare_invoke();
     call.key(stream)
+        .key(handing.handed)
         .arg(group)
-        .arg(me)
-        .arg(to)
-        .arg(entry.0.to_string())
-        .arg(entry.1);
-    Ok(call.invoke_async(connection).await?)
+        .arg(handing.from)
+        .arg(handing.to)
+        .arg(handing.entry.to_string())
+        .arg(handing.deliveries)
+        .arg(HANDOVERS)
+        .arg(CLAIMS_TTL.as_millis() as u64);
+    match call.invoke_async::<u8>(connection).await? {
+        0 => Ok(Given::Lost),
+        1 => Ok(Given::Given),
+        _ => Ok(Given::TooOften),
+    }
 }
 
 /// Removes a consumer that nothing is pending with; false if something is.

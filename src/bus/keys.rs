@@ -422,9 +422,35 @@ impl Keys {
         self.control(format_args!("ballots"))
     }
 
+    /// The decisions of the open ballots by their expiry: a sorted set.
+    pub fn ballots_open(&self) -> String {
+        self.control(format_args!("ballots:open"))
+    }
+
+    /// `electorate decision` of the ballots that are kept by the time until which they are: a sorted set.
+    pub fn ballots_kept(&self) -> String {
+        self.control(format_args!("ballots:kept"))
+    }
+
+    /// How many electors those have together.
+    pub fn electors(&self) -> String {
+        self.control(format_args!("ballots:electors"))
+    }
+
     /// What a worker published of its handler of an event type.
     pub fn method(&self, kind: &str) -> String {
         self.control(format_args!("method:{kind}"))
+    }
+
+    /// The instances that read a type's stream in a group and have a handler for it, by the time until which
+    /// that holds: a sorted set that lapses.
+    pub fn readers(&self, group: &str, kind: &str) -> String {
+        self.control(format_args!("readers:{group}:{kind}"))
+    }
+
+    /// How often an entry was handed over.
+    pub fn handed(&self, domain: &str, partition: u16, entry: &str) -> String {
+        format!("{}:{entry}", self.data("handed", domain, partition))
     }
 
     /// The domains that workers read, by when one of them last said so.

@@ -25,6 +25,7 @@ mod link;
 pub mod load;
 mod loaded;
 pub mod msgpack;
+pub mod open;
 mod pipelines;
 mod pool;
 pub mod publish;

@@ -27,7 +27,8 @@ pub struct Vote {
     /// Who votes.
     pub instance_id: String,
     /// What for: any one MessagePack value within [`VALUE`], save NaN. Encodings of the same value
-    /// are the same vote.
+    /// are the same vote, whatever the width of its numbers and the order of its keys; types stay apart,
+    /// so the integer 1 and the float 1.0 are two values.
     pub value: Vec<u8>,
     /// With the opening vote: only instances of this role are in the electorate. With a later one it
     /// must be the ballot's; a vote that names none takes part whatever that is.

@@ -54,6 +54,11 @@ pub const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Instances in the largest electorate; a role narrows a larger fleet down. Fixing it is one step in
 /// which the server does nothing else.
 pub const MAX_ELECTORATE: usize = 10_000;
+/// Ballots that may be open at a time.
+pub const MAX_OPEN: usize = 1000;
+/// Electors that all ballots together may have which are open, or are kept after their end: each ballot
+/// keeps its electorate.
+pub const MAX_ELECTORS: usize = 1_000_000;
 /// Ballots that are listed: the ones opened last. Older ones are kept all the same.
 pub const LISTED: usize = 1000;
 
@@ -107,7 +112,8 @@ impl Ballots {
     /// # Errors
     /// `Invalid` for a value out of bounds; `FailedPrecondition` for an instance that is not in the
     /// electorate, for another role than the ballot's, or for an electorate above
-    /// [`MAX_ELECTORATE`]; `AlreadyExists` if the instance voted for another value before; `Bus`
+    /// [`MAX_ELECTORATE`]; `Exhausted` if it would open one more than [`MAX_OPEN`], or with more electors
+    /// than [`MAX_ELECTORS`]; `AlreadyExists` if the instance voted for another value before; `Bus`
     /// else.
     pub async fn vote(&self, vote: &Vote) -> Result<Voted, CoordinationError> {
         let value = vote.check()?;
@@ -126,7 +132,10 @@ impl Ballots {
             .key(keys.tally(decision))
             .key(keys.ballots())
             .key(keys.active())
-            .key(keys.broadcast());
+            .key(keys.broadcast())
+            .key(keys.ballots_open())
+            .key(keys.ballots_kept())
+            .key(keys.electors());
         if !role.is_empty() {
             call.key(keys.role(role));
         }
@@ -138,7 +147,9 @@ impl Ballots {
             .arg(kept)
             .arg(EXPIRES_IN_MS.end() + kept)
             .arg(MAX_ELECTORATE)
-            .arg(LISTED);
+            .arg(LISTED)
+            .arg(MAX_OPEN)
+            .arg(MAX_ELECTORS);
         let (answer, voted, status, vote_count, quorum, electorate, decided, pinned): (
             String,
             bool,
@@ -170,6 +181,14 @@ impl Ballots {
             "crowd" => Err(CoordinationError::FailedPrecondition(format!(
                 "decision: {electorate} instances are more than the {MAX_ELECTORATE} that may vote \
                  on {decision}: name a role that fewer hold"
+            ))),
+            "many" => Err(CoordinationError::Exhausted(format!(
+                "decision: {MAX_OPEN} ballots are open already, and {decision} would be one more: vote \
+                 in those, or wait until some have expired"
+            ))),
+            "much" => Err(CoordinationError::Exhausted(format!(
+                "decision: the ballots that are kept have {MAX_ELECTORS} electors together, and those of \
+                 {decision} would be more: name a role that few hold, or wait until some are forgotten"
             ))),
             "stranger" => Err(CoordinationError::FailedPrecondition(format!(
                 "instance_id: {instance_id} is not in the electorate of {decision}, which is {} \

@@ -35,6 +35,7 @@ use redis::{Script, ScriptInvocation};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How long a completed batch is kept, to answer again with its result.
 pub const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -202,6 +203,7 @@ impl Batches {
         // Within a gap nobody can say whether the holder is silent.
         let span = span.unwrap_or(Span::NEVER);
         call.arg(span.since).arg(span.from).arg(span.until);
+        call.arg(unguessable());
         let answer: Answer = self.store.invoke(&call).await?;
         let (state, left, event, bits) = (&answer.0, answer.6, &answer.7, &answer.8);
         match state.as_str() {
@@ -299,6 +301,17 @@ impl Batches {
         Ok(self.store.invoke(&call).await?)
     }
 
+    /// The word by which those who work on a batch know that an answer belongs to it; nobody else does.
+    ///
+    /// # Errors
+    /// `NotFound` if there is no such batch; `Bus`.
+    pub async fn word(&self, id: &str) -> Result<String, CoordinationError> {
+        let mut reads = redis::pipe();
+        reads.cmd("HGET").arg(self.store.keys.batch(id)).arg("word");
+        let (word,): (Option<String>,) = self.store.ask(&reads).await?;
+        word.ok_or_else(|| CoordinationError::NotFound(format!("batch_id: there is no batch {id}")))
+    }
+
     /// Fails if a later history of the server than that was seen.
     ///
     /// # Errors
@@ -378,6 +391,10 @@ fn progress(answer: &Answer) -> Progress {
         failed: answer.4,
         total: answer.5,
     }
+}
+
+fn unguessable() -> String {
+    format!("{}{:016x}", Uuid::now_v7().simple(), fastrand::u64(..))
 }
 
 fn unexpected() -> CoordinationError {

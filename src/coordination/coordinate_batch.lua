@@ -16,6 +16,7 @@
 --       batch is kept that nobody goes on with, in ms  15 batches that are listed at the most
 --       16 which delivery of the entry  17 since when silence counts, 18 from when and 19 until when the
 --       call may be run, in ms (see `silence.rs`); else silence counts from now on
+--       20 a word that nobody can guess; the batch keeps its first one
 -- ARGV  1 'progress'  2 batch id  3 as above  4 fence  5 ms from one batch.progress to the next
 --       6 failures that are recorded at the most  7 number of items; for each its index, '' or the
 --       error code, the message; then for each publication the number of its words, the words
@@ -34,7 +35,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local is = {}
 local fields = {'digest', 'status', 'fence', 'processor', 'run', 'entry', 'event', 'delivery', 'expires',
-  'processed', 'failed', 'total', 'told', 'lease_ms'}
+  'processed', 'failed', 'total', 'told', 'lease_ms', 'word'}
 for at, value in ipairs(redis.call('HMGET', batch, unpack(fields))) do is[fields[at]] = value end
 
 local function answer(state, last)
@@ -83,6 +84,7 @@ end
 if action == 'acquire' then
   local kind, mode, digest, total, me, run, entry, event, lease, may, abandoned, listed,
     delivery = unpack(ARGV, 4, 16)
+  local word = ARGV[20]
   if is.digest and is.digest ~= digest then return answer('differs') end
   if is.status == 'completed' then return answer('completed') end
   if is.run == run then return answer('held', redis.call('GET', finished)) end
@@ -113,6 +115,7 @@ if action == 'acquire' then
     -- Left over, if somebody deleted the batch by hand.
     redis.call('DEL', finished)
   end
+  if not is.word then redis.call('HSET', batch, 'word', word) end
   redis.call('PEXPIRE', batch, abandoned)
   redis.call('PEXPIRE', finished, abandoned)
   tell(new and 'batch.started' or 'batch.progress')

@@ -15,6 +15,12 @@ use std::time::Duration;
 
 pub(super) static CENSUS: LazyLock<Script> = LazyLock::new(|| script(include_str!("census.lua")));
 static CAPABLE: LazyLock<Script> = LazyLock::new(|| script(include_str!("capable.lua")));
+static READER: LazyLock<Script> = LazyLock::new(|| script(include_str!("reader.lua")));
+
+/// How long it is believed that an instance reads what it said.
+pub const READS: Duration = Duration::from_secs(3600);
+/// Instances with a handler for some type that one look finds at the most.
+pub const LOOKED_AT: usize = 128;
 
 /// Hashes read in one round trip. What they hold is bounded, so this bounds the answer.
 const PAGE: usize = 250;
@@ -121,7 +127,7 @@ pub struct Known {
     pub listed: Vec<(Condition, Instance)>,
 }
 
-/// The instances that have a handler for some event type, by id, sorted.
+/// Instances that have a handler for some event type, by id, sorted; at most [`LOOKED_AT`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capable {
     /// Those that are alive.
@@ -132,25 +138,16 @@ pub struct Capable {
     pub expired: Vec<String>,
 }
 
-impl Capable {
-    /// Those that `other` names as well; alive if both say so.
-    #[must_use]
-    pub fn and(self, other: &Capable) -> Self {
-        let known = |id: &String| other.alive.contains(id) || other.expired.contains(id);
-        let both = self.alive.into_iter().filter(known);
-        let (alive, late): (Vec<_>, Vec<_>) = both.partition(|id| other.alive.contains(id));
-        let mut expired: Vec<_> = self.expired.into_iter().filter(known).chain(late).collect();
-        expired.sort_unstable();
-        Self { alive, expired }
-    }
-
-    /// The others than that one.
-    #[must_use]
-    pub fn besides(mut self, id: &str) -> Self {
-        self.alive.retain(|other| other != id);
-        self.expired.retain(|other| other != id);
-        self
-    }
+/// Who can have an event that its reader can not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// That instance, which is alive.
+    Found(String),
+    /// Those that could have it missed their pulses, and were not declared lost yet; or there are so
+    /// many that not all were looked at.
+    Late,
+    /// Nobody.
+    Nobody,
 }
 
 /// A census with the ids of expired instances.
@@ -347,7 +344,7 @@ impl Instances {
         })
     }
 
-    /// The active instances that have a handler for that event type.
+    /// Active instances that have a handler for that event type, in whatever group.
     ///
     /// # Errors
     /// `Bus`.
@@ -355,9 +352,66 @@ impl Instances {
         let mut call = CAPABLE.prepare_invoke();
         call.key(self.store.keys.capabilities())
             .key(self.store.keys.active())
-            .arg(kind);
+            .arg(kind)
+            .arg(LOOKED_AT);
         let (alive, expired) = self.store.invoke(&call).await?;
         Ok(Capable { alive, expired })
+    }
+
+    /// Says that an instance reads the events of these types in a group, and has handlers for them; for
+    /// [`READS`], after which it must say so again. A registration alone does not: it may be another
+    /// group's, or of a program that takes tasks only.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn reads(
+        &self,
+        group: &str,
+        id: &str,
+        kinds: &[String],
+    ) -> Result<(), CoordinationError> {
+        let now = self.store.now().await?;
+        let lasts = READS.as_millis() as u64;
+        for page in kinds.chunks(PAGE) {
+            let mut writes = redis::pipe();
+            for kind in page {
+                let readers = self.store.keys.readers(group, kind);
+                let add = writes.cmd("ZADD").arg(&readers).arg(now + lasts).arg(id);
+                add.ignore();
+                let lapsed = writes.cmd("ZREMRANGEBYSCORE").arg(&readers);
+                lapsed.arg("-inf").arg(now).ignore();
+                writes.cmd("PEXPIRE").arg(readers).arg(lasts).ignore();
+            }
+            self.store.ask::<()>(&writes).await?;
+        }
+        Ok(())
+    }
+
+    /// An instance, other than `not_it`, that reads the events of a type in that group and has a handler
+    /// for it, and for another type where that is needed too.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn reader(
+        &self,
+        group: &str,
+        kind: &str,
+        besides: Option<&str>,
+        not_it: &str,
+    ) -> Result<Reader, CoordinationError> {
+        let mut call = READER.prepare_invoke();
+        call.key(self.store.keys.active())
+            .key(self.store.keys.readers(group, kind));
+        if let Some(kind) = besides {
+            call.key(self.store.keys.readers(group, kind));
+        }
+        call.arg(not_it).arg(fastrand::f64()).arg(LOOKED_AT);
+        let (found, late): (String, bool) = self.store.invoke(&call).await?;
+        Ok(match (found.is_empty(), late) {
+            (false, _) => Reader::Found(found),
+            (true, true) => Reader::Late,
+            (true, false) => Reader::Nobody,
+        })
     }
 
     /// The domains of the event types that instances have handlers for, sorted. O(log n) for each.

@@ -1,11 +1,13 @@
-//! An event that this worker can not run is handed to an active instance that can.
+//! An event that this worker can not run is handed to an active instance that can, and that reads its
+//! stream in the same group; a few times at most.
 
 use super::settle;
 use super::shared::Shared;
-use crate::bus::claim;
+use crate::bus::claim::{self, Given, Handing};
 use crate::bus::commit::{Lease, Publication, Settlement};
 use crate::bus::event::Event;
 use crate::coordination::error::CoordinationError;
+use crate::coordination::roster::Reader;
 use crate::error::{Code, HandlerError};
 use crate::registry::policy::RetryPolicy;
 use std::time::Duration;
@@ -37,25 +39,32 @@ impl Left {
         }
     }
 
-    /// Hands it to an instance that has a handler for its type, and for another one where that is
-    /// needed too; what it comes to where there is none.
+    /// Hands it to an instance of the group that has a handler for its type, and for another one where
+    /// that is needed too; what it comes to where there is none.
     pub async fn end(
         self,
         shared: &Shared,
         event: &Event,
         besides: Option<&str>,
     ) -> Option<Settlement> {
+        let needed = besides.unwrap_or(event.kind());
         let error = match hand_over(shared, self.lease, event, besides).await {
             Ok(Handed::Over) => return None,
             _ if self.may_stay => return None,
             Ok(Handed::Late) => HandlerError::later(
                 LATE,
-                format!(
-                    "those that have a handler for {} missed their pulses",
-                    besides.unwrap_or(event.kind())
-                ),
+                format!("those that have a handler for {needed} missed their pulses"),
             ),
             Ok(Handed::Nobody) => self.error,
+            Ok(Handed::TooOften) => HandlerError::new(
+                Code::Unimplemented,
+                format!(
+                    "it was handed over {} times to instances that said to have a handler for {needed}, \
+                     and none of them ran it: see whether they still read group {}",
+                    claim::HANDOVERS,
+                    shared.group
+                ),
+            ),
             Err(error) => error,
         };
         let scene = shared.scene(self.lease);
@@ -69,6 +78,7 @@ enum Handed {
     /// Those that could have it missed their pulses, and were not declared lost yet.
     Late,
     Nobody,
+    TooOften,
 }
 
 /// How long an event waits for instances that are late.
@@ -83,36 +93,34 @@ async fn hand_over(
     if shared.inbox == Some(lease.stream) {
         return Ok(Handed::Nobody);
     }
-    let capable = async |kind| {
-        let capable = shared.instances.capable(kind).await;
-        capable.map_err(CoordinationError::into_handler_error)
+    let me = shared.instance();
+    let reader = shared
+        .instances
+        .reader(&shared.group, event.kind(), besides, me)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    let to = match reader {
+        Reader::Found(to) => to,
+        Reader::Late => return Ok(Handed::Late),
+        Reader::Nobody => return Ok(Handed::Nobody),
     };
-    let mut others = capable(event.kind()).await?;
-    if let Some(kind) = besides {
-        others = others.and(&capable(kind).await?);
-    }
-    let others = others.besides(shared.instance());
-    if others.alive.is_empty() {
-        return Ok(match others.expired.is_empty() {
-            true => Handed::Nobody,
-            false => Handed::Late,
-        });
-    }
-    let to = &others.alive[fastrand::usize(..others.alive.len())];
     let stream = &shared.routes[lease.stream].events;
+    let (domain, partition) = &shared.places[lease.stream];
+    let keys = &shared.process.keys;
+    let handing = Handing {
+        from: me,
+        to: &to,
+        entry: lease.entry,
+        deliveries: lease.deliveries,
+        handed: &keys.handed(domain, *partition, &lease.entry.to_string()),
+    };
     let mut connection = shared.process.connector.pooled().await?;
-    let entry = (lease.entry, lease.deliveries);
-    claim::give(
-        &mut connection,
-        stream,
-        &shared.group,
-        shared.instance(),
-        to,
-        entry,
-    )
-    .await?;
+    let given = claim::give(&mut connection, stream, &shared.group, handing).await?;
+    if given == Given::TooOften {
+        return Ok(Handed::TooOften);
+    }
     let nudge = Publication {
-        stream: shared.process.keys.inbox(to),
+        stream: keys.inbox(&to),
         fields: vec![b"type".to_vec(), NUDGE.into()],
     };
     nudge.store(&mut connection).await?;

@@ -365,6 +365,9 @@ impl Worker {
         if let Err(error) = self.catalog.publish(methods).await {
             tracing::warn!(%error, "what the handlers are could not be published; trying again later");
         }
+        let (group, kinds) = (&self.settings.group, &registering.capabilities);
+        let reads = self.instances.reads(group, self.id(), kinds).await;
+        reads.map_err(RunError::Registration)?;
         // What an older process of this id was at when it died would run here again, and kill this
         // one too if that was why.
         let left = self.tasks.release(self.id()).await;

@@ -1,7 +1,7 @@
 //! Taking over, renewing, handing over: only what is still as the caller saw it.
 
 use crate::setup::{Bus, GROUP};
-use convoke::bus::claim::{self, CLAIMS_TTL, Pending};
+use convoke::bus::claim::{self, CLAIMS_TTL, Given, Handing, Pending};
 use std::time::Duration;
 
 /// So many entries pending with `w-1`.
@@ -151,23 +151,79 @@ async fn what_is_given_reaches_the_receiver_as_its_first_delivery() {
     let (mut bus, pending) = held(3).await;
     let stream = bus.route.events.clone();
     let mut connection = bus.connection.clone();
-    let mut give = async |entry| {
-        claim::give(&mut connection, &stream, GROUP, "w-1", "w-2", entry)
-            .await
-            .unwrap()
+    let mut give = async |(entry, deliveries)| {
+        let handing = Handing {
+            from: "w-1",
+            to: "w-2",
+            entry,
+            deliveries,
+            handed: &format!("cb:handed:image:{entry}"),
+        };
+        let given = claim::give(&mut connection, &stream, GROUP, handing).await;
+        given.unwrap()
     };
-    assert!(give((pending[0].id, 1)).await);
-    assert!(!give((pending[0].id, 1)).await, "it is w-2's now");
-    assert!(!give((pending[1].id, 2)).await, "another delivery");
+    assert_eq!(give((pending[0].id, 1)).await, Given::Given);
+    assert_eq!(
+        give((pending[0].id, 1)).await,
+        Given::Lost,
+        "it is w-2's now"
+    );
+    assert_eq!(
+        give((pending[1].id, 2)).await,
+        Given::Lost,
+        "another delivery"
+    );
     let now = bus.pending().await;
     assert_eq!((now[0].consumer.as_str(), now[0].deliveries), ("w-2", 0));
     let taken = bus.take("w-2", &now[..1]).await;
     assert_eq!(taken[0].deliveries, 1);
     bus.run(&format!("XDEL cb:events:image {}", pending[2].id))
         .await;
-    assert!(!give((pending[2].id, 1)).await, "deleted");
+    assert_eq!(give((pending[2].id, 1)).await, Given::Lost, "deleted");
     bus.hand_on(pending[1].id, "w-3").await;
-    assert!(!give((pending[1].id, 1)).await, "w-3's with the same count");
+    assert_eq!(
+        give((pending[1].id, 1)).await,
+        Given::Lost,
+        "w-3's with the same count"
+    );
+    // Only what was handed over counts, and that only for a while.
+    let handed = format!("cb:handed:image:{}", pending[0].id);
+    assert_eq!(bus.ask::<u32>(&format!("GET {handed}")).await, 1);
+    assert!(bus.ask::<i64>(&format!("PTTL {handed}")).await > 0);
+    assert_eq!(
+        bus.ask::<u32>(&format!("EXISTS cb:handed:image:{}", pending[1].id))
+            .await,
+        0
+    );
+}
+
+#[tokio::test]
+async fn what_was_handed_over_a_few_times_is_not_handed_over_again() {
+    let (mut bus, pending) = held(1).await;
+    let stream = bus.route.events.clone();
+    let mut connection = bus.connection.clone();
+    for time in 0..=claim::HANDOVERS {
+        let handing = Handing {
+            from: "w-1",
+            to: "w-2",
+            entry: pending[0].id,
+            deliveries: 1,
+            handed: "cb:handed:image:x",
+        };
+        let given = claim::give(&mut connection, &stream, GROUP, handing).await;
+        if time == claim::HANDOVERS {
+            assert_eq!(given.unwrap(), Given::TooOften);
+            assert_eq!(
+                bus.pending().await[0].consumer,
+                "w-1",
+                "nothing was changed"
+            );
+            return;
+        }
+        assert_eq!(given.unwrap(), Given::Given);
+        let now = bus.pending().await;
+        bus.take("w-1", &now[..1]).await;
+    }
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use crate::fleet::Fleet;
 use convoke::bus::json::{from_json, to_json};
 use convoke::bus::keys::Keys;
 use convoke::coordination::ballot::{Status, Vote};
-use convoke::coordination::ballots::{MAX_ELECTORATE, Voted};
+use convoke::coordination::ballots::{MAX_ELECTORATE, MAX_ELECTORS, MAX_OPEN, Voted};
 use convoke::coordination::error::CoordinationError;
 use serde_json::{Value, json};
 
@@ -430,6 +430,9 @@ async fn a_ballot_is_kept_for_a_day_after_its_end_and_then_goes_whole() {
         "cb:ballot:d:tally",
         "cb:ballot:d:votes",
         "cb:ballots",
+        "cb:ballots:electors",
+        "cb:ballots:kept",
+        "cb:ballots:open",
     ];
     assert_eq!(fleet.ballot_keys().await, keys);
     for (votes, least, most) in [
@@ -451,7 +454,12 @@ async fn a_ballot_is_kept_for_a_day_after_its_end_and_then_goes_whole() {
         assert_eq!(kept, ends[0]);
         fleet.vote("w-2", json!(1)).await;
     }
-    assert!(fleet.ask::<i64>("PTTL cb:ballots").await > 7 * day);
+    for key in &keys[4..7] {
+        assert!(
+            fleet.ask::<i64>(&format!("PTTL {key}")).await > 7 * day,
+            "{key}"
+        );
+    }
     // Gone: nothing is shown of it, and the name opens another ballot.
     for key in &keys[..4] {
         fleet.run(&format!("DEL {key}")).await;
@@ -601,4 +609,71 @@ async fn hash_tagged_names_work_alike() {
     assert_eq!(fleet.quorum_facts().await.len(), 1);
     let keys = fleet.all_keys().await;
     assert!(keys.iter().all(|key| key.starts_with("{cb}:")), "{keys:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_many_ballots_may_be_open_and_one_that_ends_makes_room() {
+    let mut fleet = Fleet::start().await;
+    for id in ["w-1", "w-2"] {
+        fleet.register(id, &["worker"]).await;
+    }
+    let vote = |decision: &str, id: &str| Vote::new(decision, id, vec![1]);
+    for number in 0..MAX_OPEN {
+        let opened = fleet
+            .ballots
+            .vote(&vote(&format!("d-{number}"), "w-1"))
+            .await;
+        assert_eq!(opened.unwrap().status, Status::Open);
+    }
+    let refused = fleet.ballots.vote(&vote("over", "w-1")).await.unwrap_err();
+    assert!(
+        matches!(&refused, CoordinationError::Exhausted(m) if m.contains("over") && m.contains("1000")),
+        "{refused}"
+    );
+    // Nothing is left of it; the others go on.
+    assert_eq!(
+        fleet
+            .ask::<u64>("EXISTS cb:ballot:over cb:ballot:over:electorate")
+            .await,
+        0
+    );
+    let decided = fleet.ballots.vote(&vote("d-0", "w-2")).await.unwrap();
+    assert_eq!(decided.status, Status::Decided);
+    fleet.ballots.vote(&vote("over", "w-1")).await.unwrap();
+    assert!(fleet.ballots.vote(&vote("more", "w-1")).await.is_err());
+    // Those whose time is over are not open any more.
+    fleet.run("ZADD cb:ballots:open XX 1 d-1").await;
+    fleet.ballots.vote(&vote("more", "w-1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_ballots_that_are_kept_have_so_many_electors_together() {
+    let mut fleet = Fleet::start().await;
+    fleet.register("w-1", &["worker"]).await;
+    let vote = |decision: &str| Vote::new(decision, "w-1", vec![1]);
+    fleet.ballots.vote(&vote("d-1")).await.unwrap();
+    assert_eq!(fleet.ask::<usize>("GET cb:ballots:electors").await, 1);
+    fleet
+        .run(&format!("SET cb:ballots:electors {MAX_ELECTORS}"))
+        .await;
+    let refused = fleet.ballots.vote(&vote("d-2")).await.unwrap_err();
+    assert!(
+        matches!(&refused, CoordinationError::Exhausted(m) if m.contains("d-2")),
+        "{refused}"
+    );
+    // One that is forgotten makes room for another.
+    let kept: Vec<String> = fleet.ask("ZRANGE cb:ballots:kept 0 -1").await;
+    assert_eq!(kept, ["1 d-1"]);
+    redis::cmd("ZADD")
+        .arg("cb:ballots:kept")
+        .arg(1)
+        .arg("1 d-1")
+        .exec_async(&mut fleet.connection)
+        .await
+        .unwrap();
+    fleet.ballots.vote(&vote("d-2")).await.unwrap();
+    assert_eq!(
+        fleet.ask::<usize>("GET cb:ballots:electors").await,
+        MAX_ELECTORS
+    );
 }

@@ -4,7 +4,7 @@ use crate::fleet::Fleet;
 use convoke::coordination::gossip::Opinion;
 use convoke::coordination::instance::{Beat, Registering};
 use convoke::coordination::metrics::{Gauges, Report};
-use convoke::coordination::roster::Capable;
+use convoke::coordination::roster::{Capable, Reader};
 use serde_json::json;
 
 async fn pulse(fleet: &Fleet, incarnation: Option<u64>) -> (bool, u64) {
@@ -197,15 +197,6 @@ async fn the_census_counts_and_the_capable_are_alive() {
     assert_eq!(capable("only.3").await, none, "expired");
     assert_eq!(named("only.3").await.expired, ["w-3"]);
     assert_eq!(named("only.2").await, Capable::default(), "lost");
-    let both = named("a.b").await.and(&named("only.3").await);
-    assert_eq!((both.alive.len(), both.expired), (0, vec!["w-3".into()]));
-    let late = named("only.3").await.and(&named("a.b").await);
-    assert_eq!((late.alive.len(), late.expired), (0, vec!["w-3".into()]));
-    let others = named("a.b").await.besides("w-1").besides("w-3");
-    assert_eq!(
-        (others.alive, others.expired.len()),
-        (vec!["w-4".into()], 0)
-    );
     assert_eq!(capable("a").await, none);
     assert_eq!(capable("").await, none);
     let asked: Vec<String> = ["w-4", "w-3", "w-9", "w-1"].map(String::from).into();
@@ -217,4 +208,58 @@ async fn the_census_counts_and_the_capable_are_alive() {
     // A loss that is long past is not recent any more.
     fleet.run("ZADD cb:instances:lost 1000 w-2").await;
     assert_eq!(fleet.instances.census().await.unwrap().recently_lost, 0);
+}
+
+#[tokio::test]
+async fn a_reader_is_alive_of_that_group_and_of_both_types() {
+    let mut fleet = Fleet::start().await;
+    let reads = async |fleet: &Fleet, group: &str, id: &str, kinds: &[&str]| {
+        fleet.register(id, &["worker"]).await;
+        let kinds: Vec<String> = kinds.iter().map(|&kind| kind.into()).collect();
+        fleet.instances.reads(group, id, &kinds).await.unwrap();
+    };
+    reads(&fleet, "workers", "w-1", &["a.b", "c.d"]).await;
+    reads(&fleet, "workers", "w-2", &["a.b"]).await;
+    reads(&fleet, "audit", "w-3", &["a.b", "e.f"]).await;
+    let found = async |fleet: &Fleet, kind: &str, besides: Option<&str>, not_it: &str| {
+        let reader = fleet.instances.reader("workers", kind, besides, not_it);
+        reader.await.unwrap()
+    };
+    let is = |id: &str| Reader::Found(id.into());
+    assert_eq!(found(&fleet, "a.b", None, "w-1").await, is("w-2"));
+    assert_eq!(found(&fleet, "a.b", Some("c.d"), "w-2").await, is("w-1"));
+    assert_eq!(found(&fleet, "c.d", Some("a.b"), "w-2").await, is("w-1"));
+    assert_eq!(
+        found(&fleet, "a.b", Some("c.d"), "w-1").await,
+        Reader::Nobody
+    );
+    assert_eq!(
+        found(&fleet, "a.b", Some("e.f"), "me").await,
+        Reader::Nobody
+    );
+    assert_eq!(found(&fleet, "e.f", None, "me").await, Reader::Nobody);
+    fleet.expire("w-1").await;
+    assert_eq!(found(&fleet, "a.b", Some("c.d"), "me").await, Reader::Late);
+    assert_eq!(found(&fleet, "a.b", None, "me").await, is("w-2"));
+    fleet.instances.sweep(16).await.unwrap();
+    assert_eq!(found(&fleet, "c.d", None, "me").await, Reader::Nobody);
+    // Very many of them, of whom one is alive.
+    let mut many = redis::cmd("ZADD");
+    many.arg("cb:readers:workers:c.d");
+    for number in 0..300 {
+        many.arg(9e15).arg(format!("x-{number}"));
+    }
+    many.exec_async(&mut fleet.connection).await.unwrap();
+    fleet.register("x-77", &["worker"]).await;
+    let mut looks = 0;
+    while found(&fleet, "c.d", None, "me").await != is("x-77") {
+        looks += 1;
+        assert!(looks < 1000, "never found");
+    }
+    // What was said lapses.
+    assert!(fleet.ask::<i64>("PTTL cb:readers:workers:a.b").await > 0);
+    fleet.run("ZADD cb:readers:workers:a.b 1 w-2").await;
+    reads(&fleet, "workers", "w-4", &["a.b"]).await;
+    let left: Vec<String> = fleet.ask("ZRANGE cb:readers:workers:a.b 0 -1").await;
+    assert_eq!(left, ["w-1", "w-4"]);
 }

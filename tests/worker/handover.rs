@@ -10,6 +10,8 @@ use convoke::coordination::instances::Instances;
 use convoke::{Context, HandlerError};
 use redis::AsyncCommands;
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 const KIND: &str = "far.away";
@@ -30,6 +32,8 @@ async fn alone(rig: &Rig) -> Running {
     let mut other = Registering::new("w-2", ["worker"]);
     other.capabilities = vec![KIND.into()];
     instances.register(&other).await.unwrap();
+    let reads = instances.reads("workers", "w-2", &other.capabilities);
+    reads.await.unwrap();
     worker
 }
 
@@ -124,5 +128,71 @@ async fn events_of_a_type_whose_handlers_are_lost_are_dead_and_not_before() {
         assert_eq!(text(dead, "deadattempts"), "1", "{domain}");
         assert!(dead.id > lost.id, "{domain}: dead before it was lost");
     }
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_is_not_left_for_one_of_another_group_and_its_stream_is_trimmed_again() {
+    const EVENTS: usize = 300;
+    let rig = Rig::new().await;
+    let ran = Arc::new(AtomicUsize::new(0));
+    let start = |id: &str, group: &str, kind: &str| {
+        let mut settings = rig.settings();
+        (settings.id, settings.group) = (id.into(), group.into());
+        settings.stream_history = 10;
+        let ran = ran.clone();
+        let run = move |_: Context, n: u64| {
+            ran.fetch_add(1, Ordering::SeqCst);
+            async move { Ok::<_, HandlerError>(n) }
+        };
+        rig.start(rig.builder().settings(settings).handler(kind, run))
+    };
+    let one = start("w-1", "workers", "text.upper");
+    let other = start("a-1", "audit", "text.audit");
+    rig.wait_for_fact("instance.registered", 2).await;
+    for _ in 0..EVENTS {
+        let event = Outgoing::new("text.audit", &1_u64);
+        rig.client.publish(&event).await.unwrap();
+    }
+    let dead = rig.wait_for("cb:dead:text", EVENTS).await;
+    assert_eq!(text(&dead[0], "deadreason"), "unimplemented");
+    until("the other group ran all", || async {
+        ran.load(Ordering::SeqCst) == EVENTS
+    })
+    .await;
+    until("the stream is trimmed", || async {
+        // Whole nodes of 100 entries go.
+        rig.entries("cb:events:text").await.len() < 200
+    })
+    .await;
+    assert_eq!(rig.entries("cb:dead:text").await.len(), EVENTS);
+    assert_eq!(rig.pending("cb:events:text").await, 0);
+    assert!(rig.keys("cb:handed:*").await.is_empty());
+    one.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_nobody_runs_who_said_so_is_handed_over_a_few_times_and_then_dead() {
+    let rig = Rig::new().await;
+    let mut settings = rig.settings();
+    settings.id = "w-1".into();
+    settings.claim_idle = Duration::from_millis(300);
+    let near = async |_: Context, n: u64| Ok::<_, HandlerError>(n);
+    let worker = rig.start(rig.builder().settings(settings).handler("far.near", near));
+    rig.ask("far.near", &1).await.unwrap();
+    let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap();
+    let instances = Instances::new(connector, rig.client.keys().clone());
+    let other = Registering::new("w-2", ["worker"]);
+    instances.register(&other).await.unwrap();
+    let kinds = [KIND.into()];
+    instances.reads("workers", "w-2", &kinds).await.unwrap();
+    let event = Outgoing::new(KIND, &7_u64).id("e-1");
+    rig.client.publish(&event).await.unwrap();
+    let dead = &rig.wait_for("cb:dead:far", 1).await[0];
+    assert_eq!(text(dead, "deadreason"), "unimplemented");
+    assert!(text(dead, "deadmessage").contains("4 times"), "{dead:?}");
+    assert_eq!(rig.entries("cb:inbox:w-2").await.len(), 4);
+    assert_eq!(rig.pending("cb:events:far").await, 0);
     worker.stop().await;
 }

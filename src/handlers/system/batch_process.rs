@@ -54,6 +54,9 @@ pub struct Runner {
     connector: Connector,
     places: Arc<Semaphore>,
     lease: Duration,
+    group: String,
+    /// How long an item may be without an answer before it is looked for.
+    patience: Duration,
 }
 
 impl Runner {
@@ -81,8 +84,20 @@ impl Runner {
             connector,
             places: Arc::new(Semaphore::new(PLACES)),
             lease: settings.batch_lease,
+            group: settings.group.clone(),
+            patience: patience(settings),
         })
     }
+}
+
+/// By then an item that nobody runs has been taken over from whoever held it, and one that failed has had
+/// all its tries.
+fn patience(settings: &Settings) -> Duration {
+    let tries = settings
+        .handler_timeout
+        .saturating_add(settings.backoff_cap);
+    let tries = tries.saturating_mul(settings.max_attempts);
+    tries.saturating_add(settings.claim_idle.saturating_mul(2))
 }
 
 /// What is to be done.

@@ -1,4 +1,4 @@
-//! Keeps what this worker published of its handlers.
+//! Keeps what this worker published of its handlers, and of what it reads.
 
 use super::Chores;
 use crate::coordination::catalog;
@@ -13,7 +13,7 @@ pub async fn run(chores: &Chores) {
     let mut pause = PAUSE;
     loop {
         tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.75)).await;
-        pause = match chores.catalog.publish(&chores.methods).await {
+        pause = match chores.publish().await {
             Ok(()) => catalog::KEPT / 3,
             Err(error) => {
                 tracing::debug!(%error, "what the handlers are could not be published; trying again");

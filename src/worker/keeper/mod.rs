@@ -385,6 +385,13 @@ impl Chores {
         }
     }
 
+    /// Publishes what the handlers are, and that this worker reads their events.
+    async fn publish(&self) -> Result<(), CoordinationError> {
+        self.catalog.publish(&self.methods).await?;
+        let (group, kinds) = (&self.settings.group, &self.registering.capabilities);
+        self.instances.reads(group, self.id(), kinds).await
+    }
+
     /// Takes the lead if nobody has it, or renews it.
     async fn contend(&self) -> Result<(), CoordinationError> {
         let contest = self

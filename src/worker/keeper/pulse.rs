@@ -81,7 +81,7 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
 
 async fn register_again(chores: &Chores, why: &str) -> Result<(), CoordinationError> {
     // The server may have lost this too.
-    chores.catalog.publish(&chores.methods).await?;
+    chores.publish().await?;
     let mut registering = chores.registering.clone();
     if chores.draining() {
         registering.capacity = 0;

@@ -3,6 +3,11 @@
 //! The stream of the replies belongs to the batch, not to a holder, and an item is published with
 //! its id and `dedup`: the next holder publishes what is missing again, which stores nothing that is
 //! under way, and reads the replies from the beginning.
+//!
+//! Whoever may publish can make an entry or a deduplication key of any name appear, and have a handler
+//! reply wherever it likes. So a word that the batch keeps to itself is in the name of the stream and in the
+//! ids of the items, and a reply counts only if it is one to an event of the items' type. An item that is not
+//! answered for long, and is not with anybody any more, is published again.
 
 use super::Runner;
 use super::holding::{Holding, Stop};
@@ -10,14 +15,14 @@ use crate::bus::connect::{BLOCK, reconnect_delay};
 use crate::bus::error::BusError;
 use crate::bus::event::{Entry, EntryId, Limits};
 use crate::bus::keys;
+use crate::bus::open;
 use crate::bus::publish::{Outgoing, PublishError};
 use crate::bus::read::{self, Batch};
 use crate::bus::reply::Reply;
 use crate::error::{Code, HandlerError};
 use crate::registry::policy::RetryPolicy;
 use redis::aio::MultiplexedConnection;
-use sha1_smol::Sha1;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Items that are under way at a time.
@@ -39,9 +44,18 @@ struct FanOut<'a> {
     /// Items that were refused, and when they are published again.
     refused: Vec<(Instant, usize)>,
     /// Items that were published and not answered yet.
-    under_way: HashSet<usize>,
+    under_way: HashMap<usize, UnderWay>,
+    /// What the ids of the items begin with.
+    prefix: String,
     /// How often an item was refused.
     tries: HashMap<usize, u32>,
+}
+
+/// An item that was published and not answered yet.
+struct UnderWay {
+    /// Since when nobody looked for it.
+    since: Instant,
+    entry: EntryId,
 }
 
 /// Has every item run that is not finished.
@@ -53,8 +67,8 @@ pub async fn run(
 ) -> Result<(), Stop> {
     let keys = holding.context.keys();
     let domain = keys::domain_of(kind);
-    // A batch id may be too long for the name of a reply stream.
-    let name = format!("batch-{}", Sha1::from(holding.id()).digest());
+    let word = holding.word().await?;
+    let name = format!("batch-{word}");
     let partitions = 0..keys.partitions(domain);
     let streams: Vec<String> = partitions.map(|n| keys.reply(domain, n, &name)).collect();
     let mut work = FanOut {
@@ -67,7 +81,8 @@ pub async fn run(
             .filter(|index| !holding.is_finished(*index))
             .collect(),
         refused: Vec::new(),
-        under_way: HashSet::new(),
+        under_way: HashMap::new(),
+        prefix: format!("{}/{word}/", holding.id()),
         tries: HashMap::new(),
     };
     work.all(holding).await?;
@@ -86,6 +101,7 @@ impl FanOut<'_> {
             if self.under_way.is_empty() && self.waiting.is_empty() && self.refused.is_empty() {
                 return Ok(());
             }
+            self.look_for_unanswered(holding).await?;
             let replies = holding.until_drained(self.read(&mut connection)).await?;
             match replies {
                 Ok(batches) => {
@@ -101,7 +117,8 @@ impl FanOut<'_> {
                     tracing::debug!(batch = holding.id(), %error, "replies were not read; trying again");
                     connection = None;
                     // A failover may have forgotten some. What is there still is not stored twice.
-                    self.waiting.extend(self.under_way.drain());
+                    self.waiting
+                        .extend(self.under_way.drain().map(|(index, _)| index));
                     let pause = tokio::time::sleep(reconnect_delay(failures));
                     holding.until_drained(pause).await?;
                     failures += 1;
@@ -115,7 +132,7 @@ impl FanOut<'_> {
         let now = Instant::now();
         let mut chosen: Vec<(usize, bool)> = Vec::new();
         let room =
-            |chosen: &Vec<_>, under_way: &HashSet<_>| chosen.len() + under_way.len() < WINDOW;
+            |chosen: &Vec<_>, under_way: &HashMap<_, _>| chosen.len() + under_way.len() < WINDOW;
         while room(&chosen, &self.under_way)
             && let Some(at) = self.refused.iter().position(|(due, _)| *due <= now)
         {
@@ -139,7 +156,12 @@ impl FanOut<'_> {
         let mut failed = false;
         for ((index, dedup), result) in chosen.into_iter().zip(results) {
             match result {
-                Ok(_) => _ = self.under_way.insert(index),
+                Ok(published) => {
+                    let since = Instant::now();
+                    // One that is scheduled is of somebody else: nothing is there to be found of it.
+                    let entry = published.entry().unwrap_or_default();
+                    self.under_way.insert(index, UnderWay { since, entry });
+                }
                 // Too large, say: it will not be better next time.
                 Err(PublishError::Rejected {
                     reason,
@@ -165,8 +187,67 @@ impl FanOut<'_> {
         Ok(())
     }
 
+    /// Has those published again that are without an answer for long and are not with anybody any more.
+    async fn look_for_unanswered(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
+        let patience = self.runner.patience;
+        let overdue: Vec<(usize, EntryId)> = self
+            .under_way
+            .iter()
+            .filter(|(_, is)| is.since.elapsed() >= patience)
+            .map(|(index, is)| (*index, is.entry))
+            .collect();
+        if overdue.is_empty() {
+            return Ok(());
+        }
+        let keys = holding.context.keys().clone();
+        let domain = keys::domain_of(self.kind);
+        for partition in 0..keys.partitions(domain) {
+            let of_partition = overdue
+                .iter()
+                .filter(|(index, _)| keys.partition_of(domain, &self.id_of(*index)) == partition);
+            let (indexes, entries): (Vec<usize>, Vec<(EntryId, String)>) = of_partition
+                .map(|(index, entry)| (*index, (*entry, self.id_of(*index))))
+                .unzip();
+            if indexes.is_empty() {
+                continue;
+            }
+            let (stream, group) = (keys.events(domain, partition), &self.runner.group);
+            let look = async {
+                let mut connection = self.runner.connector.pooled().await?;
+                open::are_open(&mut connection, &stream, group, &entries).await
+            };
+            let open = match holding.beside(look).await? {
+                Ok(open) => open,
+                Err(error) => {
+                    tracing::debug!(batch = holding.id(), %error, "items without an answer were not looked for; trying again");
+                    return Ok(());
+                }
+            };
+            for (index, open) in indexes.into_iter().zip(open) {
+                if open {
+                    self.under_way
+                        .entry(index)
+                        .and_modify(|is| is.since = Instant::now());
+                } else {
+                    tracing::warn!(
+                        batch = holding.id(),
+                        index,
+                        "an item is without an answer and with nobody; publishing it again"
+                    );
+                    self.under_way.remove(&index);
+                    self.refused.push((Instant::now(), index));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn id_of(&self, index: usize) -> String {
+        format!("{}{index}", self.prefix)
+    }
+
     fn event(&self, holding: &Holding<'_>, index: usize, dedup: bool) -> Outgoing {
-        let id = format!("{}/{index}", holding.id());
+        let id = self.id_of(index);
         let keys = holding.context.keys();
         let partition = keys.partition_of(keys::domain_of(self.kind), &id);
         let event = Outgoing::encoded(self.kind, self.items[index].clone())
@@ -199,7 +280,12 @@ impl FanOut<'_> {
     }
 
     async fn reply(&mut self, holding: &mut Holding<'_>, entry: &Entry) -> Result<(), Stop> {
-        let Some(index) = index_of(entry, holding.id(), self.items.len()) else {
+        let of_kind = entry
+            .get("type")
+            .and_then(|kind| kind.strip_prefix(self.kind.as_bytes()));
+        let Some(index) =
+            index_of(entry, &self.prefix, self.items.len()).filter(|_| of_kind == Some(b".result"))
+        else {
             return Ok(());
         };
         if holding.is_finished(index) {
@@ -238,8 +324,8 @@ fn is_refusal(code: Code) -> bool {
 }
 
 /// Which item a reply is about.
-fn index_of(entry: &Entry, batch: &str, items: usize) -> Option<usize> {
+fn index_of(entry: &Entry, prefix: &str, items: usize) -> Option<usize> {
     let id = std::str::from_utf8(entry.get("correlationid")?).ok()?;
-    let index = id.strip_prefix(batch)?.strip_prefix('/')?.parse().ok()?;
+    let index = id.strip_prefix(prefix)?.parse().ok()?;
     (index < items).then_some(index)
 }

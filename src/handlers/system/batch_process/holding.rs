@@ -182,6 +182,12 @@ impl<'a> Holding<'a> {
         wrote.then(|| self.context.history())
     }
 
+    /// The word that only those know who work on the batch.
+    pub async fn word(&self) -> Result<String, Stop> {
+        let word = self.batches.word(self.id()).await;
+        word.map_err(|error| Stop::Failed(error.into_handler_error()))
+    }
+
     /// Removes the streams that the items' replies were on, where the batch is completed. What remains
     /// expires by itself.
     pub async fn forget_replies(&self, streams: &[String]) {
