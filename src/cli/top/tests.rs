@@ -4,6 +4,7 @@ use super::brush::Brush;
 use super::draw::{self, text_of};
 use super::flow::HISTORY;
 use super::object;
+use super::panels;
 use super::row::{Content, Row};
 use super::sample::{Focus, Opened, Sample};
 use super::state::{Key, Mode, Panel, State};
@@ -97,6 +98,8 @@ fn sample(at: u64) -> Sample {
             ttl_ms: 30_000,
             last_seen: at - 1_000,
             registered_at: at - 60_000,
+            started_at: at - 60_000,
+            sealed: true,
             ..Instance::default()
         };
         sample.instances.push((condition, instance));
@@ -272,7 +275,10 @@ fn every_column_sorts_and_then_none_does() {
     press(&mut state, "r");
     assert_eq!(ids(&state.rows(Panel::Instances)), ["w-1", "w-2"]);
     assert!(frame(&state, 80, 24).contains("LOAD▴"));
-    press(&mut state, "rsssss");
+    press(&mut state, "r");
+    for _ in panels::columns(Panel::Instances).iter().skip(3) {
+        press(&mut state, "s");
+    }
     assert_eq!(state.order(Panel::Instances), (None, false));
 }
 
