@@ -39,10 +39,10 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
                 &[
                     name("INSTANCE", 0, 12),
                     text("STATUS", 0),
-                    name("ROLES", 2, 8),
+                    name("ROLES", 2, 14),
                     count("LOAD", 0),
                     count("CAPACITY", 0),
-                    graph("BUSY", 3, 8),
+                    graph("BUSY", 5, 8),
                     count("PULSE", 0),
                     count("UP", 4),
                     count("RESTARTS", 1),
