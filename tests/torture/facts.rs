@@ -21,10 +21,11 @@ async fn all(world: &World) -> Vec<(String, Value)> {
 }
 
 /// Checks that the leaders' terms and each instance's incarnations rise; how many leaders there were.
+/// A process that takes over a name that is still alive keeps its incarnation, and counts a restart.
 pub async fn rise(world: &World) -> usize {
     let mut problems = Problems::default();
     let (mut term, mut leaders) = (0, 0);
-    let mut incarnations: HashMap<String, u64> = HashMap::new();
+    let mut incarnations: HashMap<String, (u64, u64)> = HashMap::new();
     for (kind, data) in all(world).await {
         match kind.as_str() {
             "leader.elected" => {
@@ -36,10 +37,11 @@ pub async fn rise(world: &World) -> usize {
             }
             "instance.registered" => {
                 let id = data["id"].as_str().unwrap().to_owned();
-                let next = data["incarnation"].as_u64().unwrap();
+                let restarts = data["restarts"].as_u64().unwrap_or(0);
+                let next = (data["incarnation"].as_u64().unwrap(), restarts);
                 let last = incarnations.insert(id.clone(), next);
                 if last.is_some_and(|last| next <= last) {
-                    problems.found(format!("{id}: incarnation {next} came after {last:?}"));
+                    problems.found(format!("{id}: (incarnation, restarts) {next:?} came after {last:?}"));
                 }
             }
             _ => {}
