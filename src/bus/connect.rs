@@ -14,7 +14,7 @@
 //! they are asked for it first, and a pooled connection is asked for its role each time that it is lent.
 
 use super::clock::ClockSource;
-use super::error::{BusError, CLUSTER, told};
+use super::error::{BusError, CLUSTER};
 use super::greeting::{Known, Lacks};
 use super::loaded::Loads;
 pub use super::pool::Pooled;
@@ -24,7 +24,7 @@ use super::tls::Tls;
 use super::wire::Wire;
 use crate::config::{RedisUrl, Settings};
 use deadpool::Runtime;
-use deadpool::managed::Timeouts;
+use deadpool::managed::{PoolError, Timeouts};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
@@ -118,6 +118,7 @@ impl Connector {
                 loads: None,
             });
         }
+        url.check().map_err(BusError::Unsupported)?;
         let info = url.expose().into_connection_info()?;
         let info = info.set_tcp_settings(tcp_settings());
         let client = Arc::new(Client::open(tls.apply(info)?)?);
@@ -248,8 +249,9 @@ impl Connector {
     pub async fn unchecked(&self) -> Result<MultiplexedConnection, BusError> {
         let (client, _) = self.find().await?;
         let config = answers_within(ANSWER);
-        let opened = client.get_multiplexed_async_connection_with_config(&config);
-        Ok(opened.await?)
+        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        let address = client.get_connection_info().addr();
+        Ok(self.known.opening.open(address, opening).await?)
     }
 
     /// A hand-written connection on which every answer arrives within [`ANSWER`].
@@ -264,7 +266,9 @@ impl Connector {
 
     async fn open_wire(&self, answer: Duration) -> Result<Wire, BusError> {
         let (client, generation) = self.find().await?;
-        let mut wire = Wire::open(client.get_connection_info(), &self.tls, answer).await?;
+        let info = client.get_connection_info();
+        let opening = Wire::open(info, &self.tls, answer);
+        let mut wire = self.known.opening.open(info.addr(), opening).await?;
         if let Place::Watched { sentinels, .. } = &self.place {
             wire.route = Some(sentinels.route(generation));
         }
@@ -278,9 +282,10 @@ impl Connector {
 
     async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
         let (client, _) = self.find().await?;
-        let mut connection = client
-            .get_multiplexed_async_connection_with_config(&answers_within(answer))
-            .await?;
+        let config = answers_within(answer);
+        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        let address = client.get_connection_info().addr();
+        let mut connection = self.known.opening.open(address, opening).await?;
         self.known.greet_by(&mut connection).await?;
         if let Some(loads) = self.must_load() {
             loads.load(&mut connection, self.history()).await?;
@@ -298,8 +303,12 @@ impl Connector {
                 lent.inspect_err(|_| self.forget_pooled())
             }
         };
-        lent.map(Pooled::from)
-            .map_err(|error| BusError::Pool(format!("{error}{}", told(&error))))
+        lent.map(Pooled::from).map_err(|error| {
+            BusError::Pool(match error {
+                PoolError::Backend(error) => BusError::from(error).to_string(),
+                other => other.to_string(),
+            })
+        })
     }
 
     /// The pool of the primary as it is known now.

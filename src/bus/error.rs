@@ -8,7 +8,7 @@ use redis::{ErrorKind, RedisError};
 pub enum BusError {
     /// Redis, or the way to it, failed.
     #[error("redis: {redis}{advice}", redis = .0, advice = told(.0))]
-    Redis(#[from] RedisError),
+    Redis(RedisError),
     /// A certificate or key that can not be used.
     #[error("{0}")]
     Tls(String),
@@ -37,6 +37,21 @@ pub enum BusError {
     /// A name that the protocol does not allow.
     #[error(transparent)]
     Name(#[from] super::keys::NameError),
+}
+
+/// Not as a source: what it says is in the message.
+impl From<RedisError> for BusError {
+    fn from(error: RedisError) -> Self {
+        Self::Redis(first_of(error))
+    }
+}
+
+/// Of the errors of a pipeline or a transaction the first: a server that refuses all says one thing.
+fn first_of(error: RedisError) -> RedisError {
+    match error.clone().into_server_errors().as_deref() {
+        Some([(_, first), ..]) => first.clone().into(),
+        _ => error,
+    }
 }
 
 /// What to do after an error. One table for every command that is sent.
@@ -79,12 +94,25 @@ impl BusError {
 pub(super) const CLUSTER: &str = "its keys would lie in slots of several nodes; use a server with \
      cluster-enabled no, or a primary that Sentinels watch";
 
+/// What to do about refused credentials.
+const CREDENTIALS: &str = "check user and password in redis_url; special characters in them are written \
+     with percent signs: % as %25, / as %2F, @ as %40";
+
 /// What to do about an error, as the end of a message.
 pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
     let script = error.downcast_ref().filter(|error| may_not_load(error));
     let advice = script.map(|_| ADVICE);
+    let advice = advice.or_else(|| error.downcast_ref().and_then(of_the_server));
     let advice = advice.or_else(|| super::tls::advice(error));
     advice.map_or_else(String::new, |advice| format!("; {advice}"))
+}
+
+/// What to do about an answer to one who connects.
+fn of_the_server(error: &RedisError) -> Option<&'static str> {
+    if is_crowded(error) {
+        return Some("raise maxclients on the server, or close connections that nobody needs");
+    }
+    (error.kind() == ErrorKind::AuthenticationFailed).then_some(CREDENTIALS)
 }
 
 fn reaction(error: &RedisError) -> Reaction {

@@ -8,6 +8,7 @@
 
 use super::error::{BusError, not_the_primary};
 use super::history::History;
+use super::opening::Opening;
 use super::wire::{Commands, Token, Tokens, Wire, server_error};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Pipeline, RedisError, Value};
@@ -67,6 +68,7 @@ pub(super) struct Greeting {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     pub history: History,
+    pub opening: Opening,
     timeless: AtomicBool,
     last: Mutex<Option<Greeting>>,
 }

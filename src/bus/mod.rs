@@ -26,6 +26,7 @@ pub mod load;
 mod loaded;
 pub mod msgpack;
 pub mod open;
+mod opening;
 mod pipelines;
 mod pool;
 pub mod publish;

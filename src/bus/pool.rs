@@ -71,10 +71,11 @@ impl managed::Manager for Manager {
     type Error = RedisError;
 
     async fn create(&self) -> Result<Checked, RedisError> {
-        let connecting = self
+        let opening = self
             .client
             .get_multiplexed_async_connection_with_config(&self.config);
-        let mut connection = connecting.await?;
+        let address = self.client.get_connection_info().addr();
+        let mut connection = self.known.opening.open(address, opening).await?;
         self.known.greet_by(&mut connection).await?;
         Ok(Checked {
             connection,

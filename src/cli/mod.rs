@@ -193,13 +193,25 @@ pub fn run(cli: Cli) -> Outcome {
         Ok(outcome) => outcome,
         Err(error) if is_closed_pipe(&error) => Outcome::Done,
         Err(error) => {
-            output::complain(format, &format!("{error:#}"));
+            output::complain(format, &whole(&error));
             match error.is::<Misuse>() {
                 true => Outcome::Misused,
                 false => Outcome::Failed,
             }
         }
     }
+}
+
+/// An error and its causes, each said once: some tell their cause themselves.
+fn whole(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if !said.contains(&cause) {
+            let colon = if said.is_empty() { "" } else { ": " };
+            said = said + colon + &cause;
+        }
+    }
+    said
 }
 
 fn execute(cli: Cli) -> anyhow::Result<Outcome> {

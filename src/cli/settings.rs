@@ -3,6 +3,7 @@
 use super::Misuse;
 use clap::{Args, ValueHint};
 use convoke::config::{DatabaseUrl, RedisUrl, Settings};
+use convoke::handlers::exec;
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -10,6 +11,13 @@ use serde::Serialize;
 use std::env::{self, VarError};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+
+/// What the variables of settings begin with.
+const PREFIX: &str = "CONVOKE_";
+/// Variables of options that are no settings.
+const OWN_VARIABLES: [&str; 3] = ["CONVOKE_CONFIG", "CONVOKE_LOG", "CONVOKE_LOG_FORMAT"];
+/// Letters to change from a name that was meant.
+const NEAR: usize = 3;
 
 /// The settings that every command takes.
 #[derive(Args, Serialize)]
@@ -180,7 +188,7 @@ fn place(metadata: Option<&Metadata>, setting: &str) -> String {
 }
 
 fn variable(setting: &str) -> String {
-    format!("CONVOKE_{}", setting.to_ascii_uppercase())
+    format!("{PREFIX}{}", setting.to_ascii_uppercase())
 }
 
 fn from_file(file: &Path, known: &Dict) -> anyhow::Result<Layer> {
@@ -199,21 +207,18 @@ fn from_file(file: &Path, known: &Dict) -> anyhow::Result<Layer> {
         misuse(&format!("line {line}: {problem}"))
     })?;
     if let Some(key) = values.keys().find(|key| !known.contains_key(*key)) {
-        let names: Vec<&str> = known.keys().map(String::as_str).collect();
-        return Err(misuse(&format!(
-            "unknown setting {key:?}; there are {}",
-            names.join(", ")
-        )));
+        let names = known.keys().map(String::as_str);
+        return Err(misuse(&unknown(key, names)));
     }
     Ok(Layer::new(Source::File(path.to_string()), values))
 }
 
-/// The variables that name a setting; others that begin with CONVOKE_ belong to other parts. An
-/// empty one counts as not set.
+/// The variables that name a setting. An empty one counts as not set.
 ///
 /// What a variable holds is text: its setting's default, not its looks, says whether it is taken as
 /// a number or a list, so an id of 7 stays one.
 fn from_environment(known: &Dict) -> anyhow::Result<Layer> {
+    refuse_unknown(known)?;
     let mut values = Dict::new();
     for (setting, default) in known {
         let variable = variable(setting);
@@ -239,6 +244,51 @@ fn from_environment(known: &Dict) -> anyhow::Result<Layer> {
         values.insert(setting.clone(), value);
     }
     Ok(Layer::new(Source::Environment, values))
+}
+
+/// A variable that nobody reads is a slip, as an unknown setting in the file is.
+fn refuse_unknown(known: &Dict) -> anyhow::Result<()> {
+    let settings: Vec<String> = known.keys().map(|setting| variable(setting)).collect();
+    let others = OWN_VARIABLES.into_iter().chain(exec::VARIABLES);
+    let names: Vec<&str> = settings.iter().map(String::as_str).chain(others).collect();
+    for (name, value) in env::vars_os() {
+        let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+        if name.starts_with(PREFIX)
+            && !value.is_empty()
+            && !names.contains(&&*name)
+            && !is_link(&name)
+        {
+            let problem = unknown(&name, names.iter().copied());
+            return Err(Misuse::error(format_args!("{problem} (environment)")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether that is a variable by which Kubernetes tells every container of a Service, whose name may
+/// begin with `convoke`.
+fn is_link(name: &str) -> bool {
+    let port = |part: &str| part.starts_with(|c: char| c.is_ascii_digit());
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.split("_PORT_").skip(1).any(port)
+}
+
+/// What is said of a setting that there is not.
+fn unknown<'a>(name: &str, names: impl Iterator<Item = &'a str> + Clone) -> String {
+    let written = name.to_ascii_lowercase();
+    let distance =
+        |known: &&str| strsim::damerau_levenshtein(&written, &known.to_ascii_lowercase());
+    match names.clone().min_by_key(distance) {
+        Some(meant) if distance(&meant) <= NEAR => {
+            format!("unknown setting {name:?}; did you mean {meant}?")
+        }
+        _ => {
+            let names: Vec<&str> = names.collect();
+            format!("unknown setting {name:?}; there are {}", names.join(", "))
+        }
+    }
 }
 
 /// `a, b` or `["a", "b"]`.

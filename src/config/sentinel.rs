@@ -5,6 +5,7 @@
 //! `?sentinel_user=…&sentinel_password=…`. With `rediss+sentinel://` both are reached by TLS. What is
 //! special in a URL is written `%40` and so on.
 
+use super::url::NO_PASSWORD;
 use crate::bus::keys;
 
 /// The port of a Sentinel that names none.
@@ -96,12 +97,18 @@ impl SentinelUrl {
                 }
             }
         }
+        let nodes = named(login)?;
+        for login in [&nodes, &own] {
+            if login.user.is_some() && login.password.is_none() {
+                return Err(NO_PASSWORD.into());
+            }
+        }
         Ok(Self {
             sentinels,
             service: service.to_owned(),
             db,
             tls,
-            nodes: named(login)?,
+            nodes,
             own,
         })
     }
@@ -190,7 +197,7 @@ mod tests {
         assert_eq!((&*url.service, url.db, url.tls), ("bus", 3, true));
         assert!(url.nodes == login("me", "p@s/w:d") && url.own == login("s", "&@x"));
         assert!(parsed("redis+sentinel://:pw@a/bus").nodes == login("", "pw"));
-        assert!(parsed("redis+sentinel://me@a/bus/").nodes == login("me", ""));
+        assert!(parsed("redis+sentinel://me:pw@a/bus/").nodes == login("me", "pw"));
         for other in ["redis://a", "sentinel://a/bus", "redis+sentinel:a", ""] {
             assert!(SentinelUrl::parse(other).is_none(), "{other}");
         }

@@ -9,6 +9,14 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+/// What to do about a password that ends a URL early.
+const ESCAPES: &str = "in a user or password of a URL, special characters are written with percent \
+     signs: / as %2F, ? as %3F, # as %23, % as %25, @ as %40";
+
+/// Who is named without a password is not logged in.
+pub(super) const NO_PASSWORD: &str =
+    "a user without a password would be ignored: name both, or none";
+
 /// A Redis URL. It may carry a password, so it never prints itself whole.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -48,18 +56,63 @@ impl RedisUrl {
     }
 
     /// Fails if it can not be parsed, with the reason but for its secrets.
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(crate) fn check(&self) -> Result<(), String> {
         match self.sentinels() {
             Some(Ok(_)) => Ok(()),
             Some(Err(problem)) => Err(format!("{self}: {problem}")),
-            None if redis::IntoConnectionInfo::into_connection_info(self.expose()).is_ok() => {
-                Ok(())
-            }
-            None => Err(format!(
-                "{self} is not a URL such as redis://host:6379/0, rediss://host (TLS), or \
-                 redis+sentinel://host:26379,host:26379,host:26379/SERVICE"
-            )),
+            None => self
+                .check_server()
+                .map_err(|problem| format!("{self}: {problem}")),
         }
+    }
+
+    fn check_server(&self) -> Result<(), String> {
+        let parsed = redis::parse_redis_url(&self.0);
+        let usable = redis::IntoConnectionInfo::into_connection_info(self.expose());
+        let (Some(url), Ok(_)) = (parsed, usable) else {
+            let form = "not a URL such as redis://host:6379/0, rediss://host (TLS), or \
+                        redis+sentinel://host:26379,host:26379,host:26379/SERVICE";
+            return Err(match is_unescaped(&self.0) {
+                true => format!("{form}; {ESCAPES}"),
+                false => form.to_owned(),
+            });
+        };
+        if url.fragment() == Some("insecure") && self.is_tls() {
+            let problem = "a TLS connection without a check of the server's certificate is not \
+                           supported: leave #insecure out, and name the authority in tls_ca";
+            return Err(problem.into());
+        }
+        if url.fragment().is_some() {
+            return Err(format!("what follows # would be ignored; {ESCAPES}"));
+        }
+        let is_socket = matches!(url.scheme(), "unix" | "redis+unix" | "valkey+unix");
+        let known: &[&str] = match is_socket {
+            true => &["db", "user", "pass", "protocol"],
+            false => &["protocol"],
+        };
+        let asks = |asked: &str| url.query_pairs().any(|(name, _)| name == asked);
+        if (!url.username().is_empty() && url.password().is_none())
+            || (asks("user") && !asks("pass"))
+        {
+            return Err(NO_PASSWORD.into());
+        }
+        for (name, value) in url.query_pairs() {
+            if !known.contains(&&*name) {
+                // The name may be a part of a password.
+                let known = known.join(", ");
+                return Err(format!(
+                    "what follows ? would be ignored: it may say {known} only; {ESCAPES}"
+                ));
+            }
+            if name == "protocol" && !matches!(&*value, "2" | "resp2") {
+                return Err(
+                    "protocol: RESP2 is spoken here, which every server knows, and no \
+                            other protocol: leave it out"
+                        .into(),
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Whether the connection is one by TLS.
@@ -203,6 +256,13 @@ fn local_file() -> Result<PathBuf, String> {
         .ok_or_else(|| "neither XDG_STATE_HOME nor HOME is set: write sqlite:PATH".to_owned())
 }
 
+/// Whether a character that ends the host stands before an `@`: it is of a password, most likely.
+fn is_unescaped(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let end = rest.find(['/', '?', '#']);
+    end.is_some_and(|end| rest[end..].contains('@'))
+}
+
 /// Whether there is a password before the host. In doubt there is: an unescaped one may end what a
 /// parser takes for the host.
 fn names_password(url: &str) -> bool {
@@ -309,6 +369,67 @@ mod tests {
         assert!(!RedisUrl::new("redis://u@h").has_password());
         assert!(!RedisUrl::default().has_password());
         assert!(!RedisUrl::new("redis+sentinel://u@a/bus?sentinel_user=u").has_password());
+    }
+
+    #[test]
+    fn nothing_in_a_url_is_ignored() {
+        for url in [
+            "redis://h",
+            "redis://h:7/3",
+            "redis://:p@h",
+            "redis://u:p%2F%40@h/0?protocol=resp2",
+            "redis://u:a@b:c@h",
+            "rediss://u:p@[::1]:7/0",
+            "valkey://h?protocol=2",
+            "unix:///run/redis.sock",
+            "unix:///run/redis.sock?db=1&user=u&pass=p",
+            "redis+sentinel://u:p@a,b/bus/1?sentinel_user=u&sentinel_password=p",
+        ] {
+            assert_eq!(RedisUrl::new(url).check(), Ok(()), "{url}");
+        }
+        for (url, told) in [
+            ("redis://h?protocol=resp3", "RESP2"),
+            ("redis://h/0?protocol=3", "RESP2"),
+            ("unix:///run/redis.sock?protocol=resp3", "RESP2"),
+            ("redis://h?timeout=3", "protocol only"),
+            (
+                "unix:///run/redis.sock?password=s3cret",
+                "db, user, pass, protocol",
+            ),
+            ("redis://h#x", "#"),
+            ("rediss://h/#insecure", "tls_ca"),
+            ("redis://u@h", "without a password"),
+            ("unix:///run/redis.sock?user=u", "without a password"),
+            ("redis+sentinel://u@a/bus", "without a password"),
+            (
+                "redis+sentinel://a/bus?sentinel_user=u",
+                "without a password",
+            ),
+            ("redis+sentinel://a/bus?protocol=resp3", "sentinel_user"),
+        ] {
+            let problem = RedisUrl::new(url).check().unwrap_err();
+            assert!(problem.contains(told), "{url}: {problem}");
+            assert!(!problem.contains("s3cret"), "{url}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_ends_the_url_early_is_told_how_it_is_written() {
+        for url in [
+            "redis://:s3/cret@h",
+            "redis://u:s3#cret@h",
+            "redis://u:s3?cret@h",
+            "redis://u:3/s3cret@h",
+            "redis://u:3#s3cret@h",
+            "redis://u:3?s3cret@h",
+            "rediss://u:s3/cret@h:7/0",
+        ] {
+            let problem = RedisUrl::new(url).check().unwrap_err();
+            assert!(problem.contains("%2F"), "{url}: {problem}");
+            assert!(!problem.contains("cret"), "{url}: {problem}");
+        }
+        let other = RedisUrl::new("http://h").check().unwrap_err();
+        assert!(!other.contains("%2F"), "{other}");
     }
 
     #[test]

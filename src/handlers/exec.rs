@@ -26,6 +26,15 @@ use tokio::process::{Child, ChildStdin};
 use tokio::task::unconstrained;
 use verdict::judge;
 
+/// The variables that a command has of us: id, type and attempt of its event, and the mark by which its
+/// processes are found.
+pub const VARIABLES: [&str; 4] = [
+    "CONVOKE_EVENT_ID",
+    "CONVOKE_EVENT_TYPE",
+    "CONVOKE_EVENT_ATTEMPT",
+    warden::MARK,
+];
+
 /// How long the pipes of a command that has exited are read on, if what it left behind holds them open.
 const MOMENT: Duration = Duration::from_millis(200);
 
@@ -108,9 +117,10 @@ fn spawn(command: &str, context: &Context) -> io::Result<(Child, Watched)> {
     run.stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    run.env("CONVOKE_EVENT_ID", event.id())
-        .env("CONVOKE_EVENT_TYPE", event.kind())
-        .env("CONVOKE_EVENT_ATTEMPT", event.attempt().to_string());
+    let [id, kind, attempt, _] = VARIABLES;
+    run.env(id, event.id())
+        .env(kind, event.kind())
+        .env(attempt, event.attempt().to_string());
     let mark = warden::mark(&mut run);
     let child = run.spawn()?;
     // A child that was just started was not waited for.

@@ -15,7 +15,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 /// The name in a command's environment by which it and its children are found.
-const MARK: &str = "CONVOKE_MARK";
+pub(super) const MARK: &str = "CONVOKE_MARK";
 /// What a command of ours begins with: it waits until it is watched, and does not begin if we died.
 pub(super) const WAIT: &str = "read -r _ || exit 75\n";
 /// The line that lets it begin.

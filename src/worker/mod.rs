@@ -362,8 +362,14 @@ impl Worker {
     ) -> Result<(Registered, Running), RunError> {
         self.process.connector.check_server().await?;
         // Before it is registered: whoever sees that it has a handler also sees what that one is.
-        if let Err(error) = self.catalog.publish(methods).await {
-            tracing::warn!(%error, "what the handlers are could not be published; trying again later");
+        match self.catalog.publish(methods).await {
+            Err(CoordinationError::Bus(error)) if error.reaction() != Reaction::GiveUp => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what the handlers are could not be published; trying again later");
+            }
+            Ok(()) => {}
         }
         let (group, kinds) = (&self.settings.group, &registering.capabilities);
         let reads = self.instances.reads(group, self.id(), kinds).await;

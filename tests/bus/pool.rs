@@ -56,3 +56,27 @@ async fn a_connection_that_idled_is_asked_before_it_is_lent() {
     tokio::time::sleep(Duration::from_millis(1100)).await;
     get(&connector).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_server_that_refused_the_password_is_asked_seldom_on_every_kind_of_connection() {
+    let mut bus = Bus::start().await;
+    let connector = connector(&bus.redis.url().replace("test@", "wrong@"));
+    let began = std::time::Instant::now();
+    for _ in 0..25 {
+        assert!(connector.wire().await.is_err());
+        assert!(connector.pooled().await.is_err());
+        assert!(connector.dedicated().await.is_err());
+        assert!(connector.unchecked().await.is_err());
+    }
+    let log: Vec<std::collections::HashMap<String, redis::Value>> = bus.ask("ACL LOG").await;
+    let tries = log.iter().map(|entry| match entry["count"] {
+        redis::Value::Int(count) => count,
+        _ => 0,
+    });
+    // After 0, 1, 3, 7 s, however long this took.
+    let (tries, most) = (tries.sum::<i64>(), began.elapsed().as_secs() as i64 + 1);
+    assert!(
+        (1..=most).contains(&tries),
+        "{tries} tries, {most} at the most"
+    );
+}

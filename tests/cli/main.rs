@@ -14,6 +14,7 @@ mod guarantees;
 mod life;
 mod metrics;
 mod publish;
+mod refusals;
 mod replay;
 mod rig;
 mod settings;

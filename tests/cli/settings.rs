@@ -50,6 +50,31 @@ fn variables_of_other_parts_and_empty_ones_are_left_alone() {
     let mut command = convoke(&redis, &["publish", "a.b"]);
     command.env("CONVOKE_DATABASE_URL", "postgres://elsewhere");
     command.env("CONVOKE_CONFIG", "");
+    command.env("CONVOKE_LOG", "info");
+    command.env("CONVOKE_LOG_FORMAT", "json");
+    command.env("CONVOKE_NO_SETTING", "");
+    // A handler's command that publishes.
+    for name in [
+        "CONVOKE_EVENT_ID",
+        "CONVOKE_EVENT_TYPE",
+        "CONVOKE_EVENT_ATTEMPT",
+        "CONVOKE_MARK",
+    ] {
+        command.env(name, "1");
+    }
+    // What Kubernetes tells of Services called convoke and convoke-redis.
+    for name in [
+        "CONVOKE_SERVICE_HOST",
+        "CONVOKE_SERVICE_PORT",
+        "CONVOKE_SERVICE_PORT_METRICS",
+        "CONVOKE_PORT",
+        "CONVOKE_PORT_6379_TCP",
+        "CONVOKE_PORT_6379_TCP_ADDR",
+        "CONVOKE_REDIS_SERVICE_HOST",
+        "CONVOKE_REDIS_PORT_6379_TCP_PROTO",
+    ] {
+        command.env(name, "1");
+    }
     end(command.env("CONVOKE_NAMESPACE", "")).done();
     assert!(stored_in(&redis, "cb"));
 }
@@ -80,6 +105,26 @@ fn a_wrong_setting_is_told_with_its_source_and_value() {
     let range = file("range.toml", "max_attempts = 0\n");
     end(publish().args(["--config", range.path()]))
         .failed(2, &[range.path(), "max_attempts", "0", "1 to 1000"]);
+}
+
+#[test]
+fn an_unknown_setting_is_named_and_what_was_meant() {
+    for (name, meant) in [
+        ("CONVOKE_HEARTBEAT_TLL", "mean CONVOKE_HEARTBEAT_TTL?"),
+        ("CONVOKE_CONCURENCY", "mean CONVOKE_CONCURRENCY?"),
+        ("CONVOKE_heartbeat_ttl", "mean CONVOKE_HEARTBEAT_TTL?"),
+        ("CONVOKE_LOGFORMAT", "mean CONVOKE_LOG_FORMAT?"),
+        ("CONVOKE_SOMETHING_ELSE", "there are CONVOKE_"),
+    ] {
+        let mut command = bare();
+        command.args(["publish", "a.b"]).env(name, "s3cret");
+        let ended = end(&mut command).failed(2, &[name, meant]);
+        assert!(!format!("{ended:?}").contains("s3cret"), "{ended:?}");
+    }
+    let file = File::new("meant.toml", "heartbeat_tll = \"3s\"\n");
+    let mut command = bare();
+    end(command.args(["publish", "a.b", "--config", file.path()]))
+        .failed(2, &[file.path(), "heartbeat_tll", "mean heartbeat_ttl?"]);
 }
 
 #[test]

@@ -114,6 +114,19 @@ impl Redis {
 
     /// The same, and leaves it to workers and operators to load scripts.
     pub fn restart_without_scripts(&mut self) {
+        self.spawn();
+        let port = self.port;
+        eventually("redis-server answers", || answers(port, b"+PONG"));
+    }
+
+    /// The same, and waits only until it loads its data.
+    pub fn restart_and_load(&mut self) {
+        self.spawn();
+        let port = self.port;
+        eventually("redis-server loads", || answers(port, b"-LOADING"));
+    }
+
+    fn spawn(&mut self) {
         self.kill();
         let log = fs::OpenOptions::new()
             .create(true)
@@ -140,8 +153,6 @@ impl Redis {
             .spawn()
             .expect("redis-server starts (scripts/test installs it)");
         self.child = Some(child);
-        let port = self.port;
-        eventually("redis-server answers", || answers(port));
     }
 
     /// Loads what a worker loads for those who may not: most tests of publishers have none.
@@ -198,7 +209,7 @@ impl Redis {
     pub fn refused(&self) -> Vec<String> {
         // A test may have taken the server or the user away.
         let client = redis::Client::open(self.admin_url()).expect("a valid url");
-        let connection = answers(self.port).then(|| client.get_connection());
+        let connection = answers(self.port, b"+PONG").then(|| client.get_connection());
         let Some(Ok(mut connection)) = connection else {
             return Vec::new();
         };
@@ -302,18 +313,19 @@ pub fn url_at(port: u16, user: &str) -> String {
     format!("redis://{user}:{}@127.0.0.1:{port}", users::PASSWORD)
 }
 
-fn answers(port: u16) -> bool {
+/// Whether the answer to a `PING` begins so.
+fn answers(port: u16, answer: &[u8]) -> bool {
     use std::io::{Read, Write};
     let Ok(mut stream) = TcpStream::connect(("127.0.0.1", port)) else {
         return false;
     };
-    let mut reply = [0; 7];
+    let mut reply = vec![0; answer.len()];
     stream
         .set_read_timeout(Some(Duration::from_secs(1)))
         .is_ok()
         && stream.write_all(b"PING\r\n").is_ok()
         && stream.read_exact(&mut reply).is_ok()
-        && &reply == b"+PONG\r\n"
+        && reply == answer
 }
 
 /// A port that nobody listens on.

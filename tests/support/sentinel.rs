@@ -229,7 +229,7 @@ impl Sentinel {
             .stderr(log)
             .spawn()
             .expect("redis-server starts");
-        eventually("a Sentinel answers", || super::answers(port));
+        eventually("a Sentinel answers", || super::answers(port, b"+PONG"));
         Self { port, dir, child }
     }
 

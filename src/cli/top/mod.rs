@@ -140,7 +140,7 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome>
             },
             sample = samples.recv() => match sample {
                 Some(Ok(sample)) => state.apply(sample),
-                Some(Err(error)) => state.trouble = Some(format!("{error:#}")),
+                Some(Err(error)) => state.trouble = Some(super::whole(&error)),
                 None => break Err(anyhow::anyhow!("nothing looks at the bus any more")),
             },
             _ = terminated.recv() => break Ok(()),
