@@ -41,7 +41,9 @@ pub async fn rise(world: &World) -> usize {
                 let next = (data["incarnation"].as_u64().unwrap(), restarts);
                 let last = incarnations.insert(id.clone(), next);
                 if last.is_some_and(|last| next <= last) {
-                    problems.found(format!("{id}: (incarnation, restarts) {next:?} came after {last:?}"));
+                    problems.found(format!(
+                        "{id}: (incarnation, restarts) {next:?} came after {last:?}"
+                    ));
                 }
             }
             _ => {}

@@ -308,7 +308,10 @@ fn a_small_terminal_shows_one_panel_and_the_keys_reach_all() {
     state.apply(sample(AT + 1_000));
     for (key, parts) in [
         ("1", &["events:image", "workers", "LAG", "100"][..]),
-        ("2", &["w-1", "healthy", "worker (leads)", "suspect", "1m0s"]),
+        (
+            "2",
+            &["w-1", "healthy", "worker (leads)", "suspect", "1m0s"],
+        ),
         ("3", &["image.resize", "19ms", "open"]),
         ("4", &["no tasks"]),
         ("5", &["import-1", "running", "50%"]),
