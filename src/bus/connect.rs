@@ -69,8 +69,24 @@ enum Place {
     Watched {
         sentinels: Arc<Sentinels>,
         pool: Arc<Mutex<Option<PrimaryPool>>>,
-        pool_size: usize,
+        lending: Lending,
     },
+}
+
+/// How many connections a pool lends, and how long each may be waited for and wait.
+#[derive(Clone, Copy)]
+struct Lending {
+    size: usize,
+    answer: Duration,
+}
+
+impl Lending {
+    fn of(size: usize) -> Self {
+        Self {
+            size,
+            answer: ANSWER,
+        }
+    }
 }
 
 /// Connections to the primary of one generation.
@@ -95,21 +111,39 @@ impl Connector {
     /// # Errors
     /// `Tls`: a file of certificates or of the key can not be used.
     pub fn of(settings: &Settings, pool_size: usize) -> Result<Self, BusError> {
-        Self::with(&settings.redis_url, Tls::read(settings)?, pool_size)
+        let lending = Lending::of(pool_size);
+        Self::with(&settings.redis_url, Tls::read(settings)?, lending)
+    }
+
+    /// The same, for who has no time to wait: a pooled connection is lent, and answers, within `answer`,
+    /// or is given up, so that wires that died silently do not hold all of the pool.
+    ///
+    /// # Errors
+    /// As for [`Connector::of`].
+    pub fn prompt(
+        settings: &Settings,
+        pool_size: usize,
+        answer: Duration,
+    ) -> Result<Self, BusError> {
+        let lending = Lending {
+            size: pool_size,
+            answer: answer.min(ANSWER),
+        };
+        Self::with(&settings.redis_url, Tls::read(settings)?, lending)
     }
 
     /// Prepares for what `url` names, trusting what the system trusts.
     pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
-        Self::with(url, Tls::default(), pool_size)
+        Self::with(url, Tls::default(), Lending::of(pool_size))
     }
 
-    fn with(url: &RedisUrl, tls: Tls, pool_size: usize) -> Result<Self, BusError> {
+    fn with(url: &RedisUrl, tls: Tls, lending: Lending) -> Result<Self, BusError> {
         if let Some(url) = url.sentinels() {
             let url = url.map_err(BusError::Unsupported)?;
             let place = Place::Watched {
                 sentinels: Arc::new(Sentinels::new(&url, tls.clone())?),
                 pool: Arc::default(),
-                pool_size,
+                lending,
             };
             return Ok(Self {
                 place,
@@ -123,8 +157,9 @@ impl Connector {
         let info = info.set_tcp_settings(tcp_settings());
         let client = Arc::new(Client::open(tls.apply(info)?)?);
         let known = Arc::<Known>::default();
-        let manager = Manager::new((*client).clone(), answers_within(ANSWER), known.clone());
-        let pool = pool_of(manager, pool_size)?;
+        let config = answers_within(lending.answer);
+        let manager = Manager::new((*client).clone(), config, known.clone());
+        let pool = pool_of(manager, lending)?;
         Ok(Self {
             place: Place::Server { client, pool },
             tls,
@@ -316,7 +351,7 @@ impl Connector {
         let Place::Watched {
             sentinels,
             pool,
-            pool_size,
+            lending,
         } = &self.place
         else {
             return Err(BusError::Moved);
@@ -339,7 +374,7 @@ impl Connector {
         let made = PrimaryPool::new(
             self.tls.apply(primary.info)?,
             primary.generation,
-            *pool_size,
+            *lending,
             self.known.clone(),
         )?;
         let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
@@ -418,26 +453,26 @@ impl PrimaryPool {
     fn new(
         info: ConnectionInfo,
         generation: u64,
-        size: usize,
+        lending: Lending,
         known: Arc<Known>,
     ) -> Result<Self, BusError> {
         let spoiled = Arc::new(AtomicBool::new(false));
-        let manager = Manager::new(Client::open(info)?, answers_within(ANSWER), known);
+        let manager = Manager::new(Client::open(info)?, answers_within(lending.answer), known);
         Ok(Self {
             generation,
-            pool: pool_of(manager.of_a_primary(spoiled.clone()), size)?,
+            pool: pool_of(manager.of_a_primary(spoiled.clone()), lending)?,
             spoiled,
         })
     }
 }
 
-fn pool_of(manager: Manager, size: usize) -> Result<Pool, BusError> {
+fn pool_of(manager: Manager, lending: Lending) -> Result<Pool, BusError> {
     Pool::builder(manager)
-        .max_size(size)
+        .max_size(lending.size)
         .timeouts(Timeouts {
-            wait: Some(ANSWER),
+            wait: Some(lending.answer),
             create: Some(CONNECT),
-            recycle: Some(RECYCLE),
+            recycle: Some(RECYCLE.min(lending.answer)),
         })
         .runtime(Runtime::Tokio1)
         .build()

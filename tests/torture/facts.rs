@@ -53,12 +53,16 @@ pub async fn rise(world: &World) -> usize {
     leaders
 }
 
+/// Who was declared lost.
+pub async fn lost(world: &World) -> Vec<String> {
+    let facts = all(world).await.into_iter();
+    let lost = facts.filter(|fact| fact.0 == "instance.lost");
+    lost.map(|fact| fact.1["id"].as_str().unwrap_or_default().to_owned())
+        .collect()
+}
+
 /// Checks that nobody was declared lost.
 pub async fn nobody_was_lost(world: &World) {
-    let facts = all(world).await;
-    let lost: Vec<_> = facts
-        .iter()
-        .filter(|fact| fact.0 == "instance.lost")
-        .collect();
+    let lost = lost(world).await;
     assert!(lost.is_empty(), "alive and declared lost: {lost:?}");
 }

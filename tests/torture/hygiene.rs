@@ -27,7 +27,7 @@ const LASTING: [&str; 16] = [
     "cb:domains",
     "cb:partition",
     "cb:claims:",
-    "cb:tasks:",
+    "cb:tasks",
 ];
 
 /// What was found.

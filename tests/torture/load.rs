@@ -57,6 +57,12 @@ pub fn is_plain(n: u64) -> bool {
     n % 10 == 3
 }
 
+/// Published to be run later.
+pub fn is_delayed(n: u64) -> bool {
+    let replies = fate(n) == Fate::Done && n.is_multiple_of(3);
+    !replies && n % 47 == 5
+}
+
 pub fn id(n: u64) -> String {
     format!("e-{n}")
 }
@@ -69,7 +75,7 @@ fn event(n: u64) -> Outgoing {
         .dedup(!is_plain(n));
     match n {
         _ if fate == Fate::Done && n.is_multiple_of(3) => event.reply_to(REPLIES),
-        _ if n % 47 == 5 => event.delay(Duration::from_millis(n % 700)),
+        _ if is_delayed(n) => event.delay(Duration::from_millis(n % 700)),
         _ => event,
     }
 }

@@ -7,6 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attacks;
 mod facts;
 mod history;
 mod hygiene;
@@ -17,6 +18,7 @@ mod world;
 
 mod clocks;
 mod groups;
+mod hostile;
 mod kills;
 mod long;
 mod planted;

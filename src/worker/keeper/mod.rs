@@ -142,7 +142,8 @@ impl Keeper {
         supervisor: &Supervisor,
     ) -> Result<Self, RunError> {
         let keys = &worker.process.keys;
-        let connector = Connector::of(&worker.settings, POOL)?;
+        let (ttl, lease) = (worker.settings.heartbeat_ttl, worker.settings.claim_idle);
+        let connector = Connector::prompt(&worker.settings, POOL, (ttl / 3).min(lease / 6))?;
         let connector = connector.loading(scripts::called_by_others());
         let answers = lanes.answers().clone();
         let instances = Instances::of_process(connector.clone(), keys.clone(), &worker.name);
