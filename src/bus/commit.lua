@@ -1,10 +1,10 @@
 -- Commits the outcome of one entry, if it is still the caller's.
 --
--- Atomically: only if the entry is still pending with this consumer and delivery count, writes all
--- effects and acknowledges the entry. So of several runs of an event one is committed, whole, and the
--- others leave no trace. Keys of the wrong type are found before anything is written. An effect that
--- fails all the same (a stream whose ids are used up) is left out once another one is written: what is
--- half done must not run again.
+-- Atomically: only if the entry is still pending with this consumer and delivery count, and is still in its
+-- stream, writes all effects and acknowledges the entry. So of several runs of an event one is committed,
+-- whole, and the others leave no trace. Keys of the wrong type are found before anything is written. An
+-- effect that fails all the same (a stream whose ids are used up) is left out once another one is written:
+-- what is half done must not run again.
 --
 -- KEYS[1]   the stream
 -- KEYS[2..] the key of each effect
@@ -12,9 +12,10 @@
 -- ARGV[2]   the consumer
 -- ARGV[3]   the entry's id
 -- ARGV[4]   its delivery count
--- ARGV[5..] for each effect: the type that its key must have if it exists, 1 if the entry may be
---           acknowledged without it (else 0), the number of words, the words of the command without
---           its key: name, then what follows the key
+-- ARGV[5..] for each effect: the type that its key must have if it exists, what becomes of the commit
+--           without it, the number of words, the words of the command without its key: name, then what
+--           follows the key. `needed`: nothing is committed. `optional`: the commit goes through. `there`:
+--           the same, and the key must exist. `instead`: it is only for where an earlier one is left out
 -- Returns   {1, then number and error of each effect left out} committed; {0} not the caller's any
 --           more; {-1, number of an effect that can not be written, error} nothing was written. Fails,
 --           with nothing written, if the server takes no writes now.
@@ -24,22 +25,28 @@ local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
 if not pending or pending[2] ~= me or pending[4] ~= tonumber(ARGV[4]) then
   return { 0 }
 end
+-- One that was deleted from its stream is given to nobody.
+if not redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')[1] then
+  return { 0 }
+end
 local effects, answer, at = {}, { 1 }, 5
+local missing = false
 local function leave_out(number, err)
   answer[#answer + 1] = number
   answer[#answer + 1] = err
+  missing = true
 end
 for i = 2, #KEYS do
-  local wanted, optional, words = ARGV[at], ARGV[at + 1] == '1', tonumber(ARGV[at + 2])
+  local wanted, worth, words = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local found = redis.call('TYPE', KEYS[i]).ok
-  if found == 'none' or found == wanted then
+  if found == wanted or (found == 'none' and worth ~= 'there') or (worth == 'instead' and not missing) then
     local command = { ARGV[at + 3], KEYS[i] }
     for word = 1, words - 1 do
       command[#command + 1] = ARGV[at + 3 + word]
     end
-    effects[#effects + 1] = { number = i - 1, optional = optional, command = command }
-  elseif optional then
-    leave_out(i - 1, 'WRONGTYPE the key holds a ' .. found)
+    effects[#effects + 1] = { number = i - 1, worth = worth, command = command }
+  elseif worth == 'optional' or worth == 'there' then
+    leave_out(i - 1, found == 'none' and 'NOKEY nobody made it' or 'WRONGTYPE the key holds a ' .. found)
   else
     return { -1, i - 1, 'WRONGTYPE the key holds a ' .. found }
   end
@@ -47,15 +54,17 @@ for i = 2, #KEYS do
 end
 local written = false
 for _, effect in ipairs(effects) do
-  local added = redis.pcall(unpack(effect.command))
-  if type(added) ~= 'table' or not added.err then
-    written = true
-  elseif not written and string.sub(added.err, 1, 4) ~= 'ERR ' then
-    return added
-  elseif written or effect.optional then
-    leave_out(effect.number, added.err)
-  else
-    return { -1, effect.number, added.err }
+  if effect.worth ~= 'instead' or missing then
+    local added = redis.pcall(unpack(effect.command))
+    if type(added) ~= 'table' or not added.err then
+      written = true
+    elseif not written and string.sub(added.err, 1, 4) ~= 'ERR ' then
+      return added
+    elseif written or effect.worth == 'optional' or effect.worth == 'there' then
+      leave_out(effect.number, added.err)
+    else
+      return { -1, effect.number, added.err }
+    end
   end
 end
 redis.call('XACK', stream, group, id)

@@ -35,8 +35,8 @@ use super::digits::Digits;
 use super::entry::Entry;
 use super::error::{BusError, Reaction};
 use super::keys::Route;
-use super::settlement::Place;
 pub use super::settlement::{End, Lease, Publication, Reply, Report, Settlement};
+use super::settlement::{Place, Worth, is_inbox};
 use super::wire::{Commands, Token, Tokens, Wire, server_error};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -46,6 +46,9 @@ use tokio_util::sync::CancellationToken;
 
 /// The most reply streams whose time to live is remembered.
 const REMEMBERED_REPLIES: usize = 10_000;
+/// How long a delivery is in hand before its outcome goes the slow way, which sees what was done to the
+/// entry by hand.
+const FRESH: Duration = Duration::from_secs(1);
 
 /// Commits the outcomes of one lane.
 pub struct Committer {
@@ -182,14 +185,23 @@ impl Committer {
     /// when it is back, or when the committer is told to stop.
     pub async fn commit(&mut self, batch: Vec<Settlement>) -> Report {
         let mut report = Report::default();
-        let mut failures = 0;
-        let mut slow = match self.fast(&batch).await {
+        let fits = |settlement: &Settlement| self.fits(settlement);
+        let (batch, slow): (Vec<_>, Vec<_>) = batch.into_iter().partition(fits);
+        // What was delivered earlier is written earlier.
+        if !self.one_by_one(slow, &mut report).await {
+            report.abandoned += batch.len() as u64;
+            return report;
+        }
+        if batch.is_empty() {
+            return report;
+        }
+        match self.fast(&batch).await {
             Ok(Fast::Done(failed)) => {
-                report.committed = batch.len() as u64;
-                self.make_good(&batch, &failed).await;
+                report.committed += batch.len() as u64;
+                report.dead += self.make_good(&batch, &failed).await;
                 return report;
             }
-            Ok(Fast::Nothing | Fast::Aborted(_)) => batch,
+            Ok(Fast::Nothing | Fast::Aborted(_)) => {}
             Err(error) => {
                 self.wire = None;
                 // A half-open link or a stale primary is the other connection's too: it would cost
@@ -197,14 +209,24 @@ impl Committer {
                 if error.reaction() == Reaction::Reconnect {
                     self.scripts = None;
                 }
-                batch
             }
-        };
+        }
+        self.one_by_one(batch, &mut report).await;
+        report
+    }
+
+    /// Commits settlements by the script. False if it was told to stop before all had an end.
+    async fn one_by_one(&mut self, mut slow: Vec<Settlement>, report: &mut Report) -> bool {
+        let mut failures = 0;
         // They are taken from the end.
         slow.reverse();
         while let Some(settlement) = slow.pop() {
             match self.slow(&settlement).await {
                 Ok(Slow::Committed) => report.count(&settlement.end),
+                Ok(Slow::Untold) => {
+                    report.committed += 1;
+                    report.dead += 1;
+                }
                 Ok(Slow::Fenced) => report.fenced += 1,
                 Ok(Slow::Outdated) => report.outdated += 1,
                 Ok(Slow::Refused(why)) => report.refused.push((settlement.lease, why)),
@@ -223,7 +245,7 @@ impl Committer {
                         () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
                         () = self.stop.cancelled() => {
                             report.abandoned = slow.len() as u64;
-                            return report;
+                            return false;
                         }
                     }
                     continue;
@@ -231,7 +253,18 @@ impl Committer {
             }
             failures = 0;
         }
-        report
+        true
+    }
+
+    /// Whether it can be committed with others in one transaction. That sees no claim that raises no
+    /// counter (an operator's `XCLAIM`), nor that an entry was deleted: what was in hand for longer, and
+    /// could meet that, goes the slow way, which sees it.
+    fn fits(&self, settlement: &Settlement) -> bool {
+        matches!(settlement.end, End::Done | End::Told(_))
+            && !settlement.may_not_reach()
+            && settlement.lease.since.elapsed() < FRESH
+            && self.is_of_this_history(settlement)
+            && settlement.lease.claims == self.claims.known(settlement.lease.stream)
     }
 
     /// Tries the whole batch in one transaction.
@@ -239,12 +272,7 @@ impl Committer {
         if self.wire.is_none() {
             self.arm().await?;
         }
-        let fits = |settlement: &Settlement| {
-            matches!(settlement.end, End::Done)
-                && self.is_of_this_history(settlement)
-                && settlement.lease.claims == self.claims.known(settlement.lease.stream)
-        };
-        if !batch.iter().all(fits) {
+        if !batch.iter().all(|settlement| self.fits(settlement)) {
             return Ok(Fast::Nothing);
         }
         self.transact(batch).await
@@ -263,7 +291,11 @@ impl Committer {
             {
                 place.reply_history = None;
             }
-            settlement.effects(place, |effect| commands.add(effect.words));
+            settlement.effects(place, |effect| {
+                if effect.worth != Worth::Instead {
+                    commands.add(effect.words);
+                }
+            });
         }
         self.acknowledge(batch, &mut commands);
         let told = self.prolong_replies(batch, &mut commands);
@@ -318,7 +350,7 @@ impl Committer {
                 continue;
             };
             // Most replies of a batch go where the one before went.
-            if stream == last || stream.contains(":inbox:") || !seen.insert(stream.as_str()) {
+            if stream == last || is_inbox(stream) || !seen.insert(stream.as_str()) {
                 continue;
             }
             last = stream;
@@ -342,27 +374,43 @@ impl Committer {
     }
 
     /// Finds the effects of a committed transaction that failed by themselves (a key of the wrong
-    /// type).
-    async fn make_good(&self, batch: &[Settlement], failed: &[(usize, String)]) {
+    /// type). Returns how many events became dead letters, since who asked could not be told.
+    async fn make_good(&self, batch: &[Settlement], failed: &[(usize, String)]) -> u64 {
         if failed.is_empty() {
-            return;
+            return 0;
         }
-        let mut lost = Vec::new();
+        let (mut lost, mut untold) = (Vec::new(), Vec::new());
         let mut next = 0;
         for settlement in batch {
             settlement.effects(self.place(&settlement.lease), |effect| {
-                if let Some((_, message)) = failed.iter().find(|(number, _)| *number == next) {
-                    lost.push(Lost {
+                if effect.worth == Worth::Instead {
+                    return;
+                }
+                let failure = failed.iter().find(|(number, _)| *number == next);
+                next += 1;
+                let Some((_, message)) = failure else {
+                    return;
+                };
+                match &settlement.end {
+                    End::Told(letter) if effect.worth != Worth::Needed => {
+                        untold.push((settlement.lease, letter));
+                    }
+                    // Nobody waits for it.
+                    _ if effect.worth == Worth::There && message.is_empty() => {}
+                    _ => lost.push(Lost {
                         lease: settlement.lease,
                         stream: effect.stream(),
                         fields: effect.fields(),
                         message: message.clone(),
-                    });
+                    }),
                 }
-                next += 1;
             });
         }
+        for (lease, letter) in &untold {
+            self.keep(lease, letter).await;
+        }
         self.bury(lost).await;
+        untold.len() as u64
     }
 
     /// What could not be written becomes a dead letter of its own: the event is acknowledged already.
@@ -385,20 +433,27 @@ impl Committer {
                 instance: self.consumer.clone(),
                 time: self.claims.server_now(),
             };
-            let burial = Publication {
-                stream: route.dead.clone(),
-                fields: letter.fields(),
-            };
-            let stored = match self.connector.pooled().await {
-                Ok(mut connection) => burial.store(&mut connection).await.is_ok(),
-                Err(_) => false,
-            };
+            let stored = self.keep(&lease, &letter).await;
             tracing::error!(
                 stream = route.events,
                 error = letter.message,
                 dead_letter = stored,
                 "a committed event's reply or publication could not be written"
             );
+        }
+    }
+}
+
+impl Committer {
+    /// Stores a dead letter by itself; whether that went well.
+    async fn keep(&self, lease: &Lease, letter: &DeadLetter) -> bool {
+        let burial = Publication {
+            stream: self.routes[lease.stream].dead.clone(),
+            fields: letter.fields(),
+        };
+        match self.connector.pooled().await {
+            Ok(mut connection) => burial.store(&mut connection).await.is_ok(),
+            Err(_) => false,
         }
     }
 }
@@ -413,8 +468,13 @@ fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {
     };
     let mut failed = Vec::new();
     for number in 0..length {
-        if let Token::Error(text) = answer.clone().token()? {
-            failed.push((number, String::from_utf8_lossy(text).into_owned()));
+        match answer.clone().token()? {
+            Token::Error(text) => {
+                failed.push((number, String::from_utf8_lossy(text).into_owned()));
+            }
+            // Nothing was added: the stream is not there.
+            Token::Nil => failed.push((number, String::new())),
+            _ => {}
         }
         answer.skip()?;
     }

@@ -592,6 +592,33 @@ impl Keys {
         self.control(format_args!("batches"))
     }
 
+    /// Whether an event of that type may run from that stream: its own domain's, or an inbox.
+    pub fn runs_from(&self, kind: &str, stream: &str) -> bool {
+        let domain = domain_of(kind);
+        let Some(rest) = stream
+            .strip_prefix(if self.layout == Layout::Plain {
+                ""
+            } else {
+                "{"
+            })
+            .and_then(|rest| rest.strip_prefix(self.namespace.as_ref()))
+        else {
+            return false;
+        };
+        let control = match self.layout {
+            Layout::Plain => rest.strip_prefix(':'),
+            Layout::Tagged { .. } => rest.strip_prefix("}:"),
+        };
+        if let Some(name) = control {
+            let own = self.layout == Layout::Plain || is_control(domain);
+            return name.starts_with("inbox:")
+                || own && name.strip_prefix("events:") == Some(domain);
+        }
+        let partition = rest.strip_prefix(':').and_then(|r| r.strip_prefix(domain));
+        let partition = partition.and_then(|r| r.strip_prefix(':')?.strip_suffix("}:events"));
+        !is_control(domain) && partition.is_some_and(|n| n.parse::<u16>().is_ok())
+    }
+
     /// Whether a publisher may ask for replies on `key` to an event that arrived on `events`: a
     /// reply stream or an inbox of this namespace, in the same slot, with a well-formed name.
     pub fn may_reply_to(&self, key: &str, events: &str) -> bool {
@@ -628,6 +655,39 @@ fn crc16(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_type_runs_from_its_own_domain_and_from_inboxes_only() {
+        let plain = Keys::new("cb").unwrap();
+        let tagged = Keys::tagged("cb", 4).unwrap();
+        for keys in [&plain, &tagged] {
+            for kind in ["image.resize", "system.register", "task.create.now"] {
+                let domain = domain_of(kind);
+                for partition in 0..keys.partitions(domain) {
+                    assert!(keys.runs_from(kind, &keys.events(domain, partition)));
+                }
+                assert!(keys.runs_from(kind, &keys.inbox("w-1")));
+                for other in ["text", "imag", "images", "system.register", ""] {
+                    assert!(!keys.runs_from(kind, &keys.events(other, 0)), "{other}");
+                }
+                for other in [
+                    keys.broadcast(),
+                    keys.dead(domain, 0),
+                    keys.reply(domain, 0, "me"),
+                ] {
+                    assert!(!keys.runs_from(kind, &other), "{other}");
+                }
+            }
+            let control = ["system.ping", "task.get"].map(|kind| (kind, keys.events("image", 0)));
+            for (kind, stream) in control {
+                assert!(!keys.runs_from(kind, &stream));
+                assert!(!keys.runs_from("image.resize", &keys.events(domain_of(kind), 0)));
+            }
+        }
+        assert!(!tagged.runs_from("image.resize", "{cb:image:x}:events"));
+        assert!(!tagged.runs_from("image.resize", "{cb}:events:image"));
+        assert!(!plain.runs_from("image.resize", "other:events:image"));
+    }
 
     #[test]
     fn plain_names_are_the_protocols() {

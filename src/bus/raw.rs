@@ -320,6 +320,7 @@ mod tests {
                 entry: id,
                 deliveries: 1,
                 claims: 0,
+                since: std::time::Instant::now(),
             },
             reply: Some(Reply {
                 to: Some(load.reply_to.clone()),

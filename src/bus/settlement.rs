@@ -8,7 +8,7 @@ use super::entry::EntryId;
 use super::error::BusError;
 use super::keys::Route;
 use redis::aio::ConnectionLike;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A reply or a result, ready to be stored.
 #[derive(Clone, Debug)]
@@ -55,6 +55,8 @@ pub enum End {
         /// From now on.
         wait: Duration,
     },
+    /// It will not run again, and its reply says so; where that cannot be written, this is kept.
+    Told(Box<DeadLetter>),
     /// It will not run again.
     Dead(Box<DeadLetter>),
 }
@@ -70,6 +72,8 @@ pub struct Lease {
     pub deliveries: u32,
     /// The claim counter that was known before the entry was read.
     pub claims: u64,
+    /// When it was handed to us.
+    pub since: Instant,
 }
 
 /// The end of one delivery: what to write, and then to acknowledge.
@@ -112,7 +116,7 @@ impl Report {
     pub(super) fn count(&mut self, end: &End) {
         self.committed += 1;
         match end {
-            End::Done => {}
+            End::Done | End::Told(_) => {}
             End::Later { .. } => self.retried += 1,
             End::Dead(_) => self.dead += 1,
         }
@@ -125,8 +129,33 @@ pub(super) struct Effect<'a> {
     pub words: &'a [&'a [u8]],
     /// The type that the key must have, or none.
     pub key_type: &'static str,
-    /// Whether the settlement goes through without it.
-    pub optional: bool,
+    /// What becomes of the settlement without it.
+    pub worth: Worth,
+}
+
+/// What becomes of a settlement where one of its commands has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Worth {
+    /// It does not go through.
+    Needed,
+    /// It goes through.
+    Optional,
+    /// It goes through; the command needs a key that is there, and makes none.
+    There,
+    /// The command is run only where the one before it could not be.
+    Instead,
+}
+
+impl Worth {
+    /// The word for `commit.lua`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Worth::Needed => "needed",
+            Worth::Optional => "optional",
+            Worth::There => "there",
+            Worth::Instead => "instead",
+        }
+    }
 }
 
 impl Effect<'_> {
@@ -174,79 +203,97 @@ impl Settlement {
     pub(super) fn effects(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
         let Place { route, .. } = place;
         match &self.end {
-            End::Done => {}
+            End::Done | End::Told(_) => {}
             End::Later { fields, wait } => {
                 let due = Digits::of(place.now.saturating_add(whole_ms(*wait)));
                 let member = delay::encode_member(&self.lease.entry.to_string(), fields);
                 give(Effect {
                     words: &[b"ZADD", route.delayed.as_bytes(), due.as_ref(), &member],
                     key_type: "zset",
-                    optional: false,
+                    worth: Worth::Needed,
                 });
             }
-            End::Dead(letter) => add(&route.dead, &letter.fields(), &mut give),
+            End::Dead(letter) => add(&route.dead, &letter.fields(), Worth::Needed, &mut give),
         }
         for publication in &self.publications {
-            add(&publication.stream, &publication.fields, &mut give);
+            let Publication { stream, fields } = publication;
+            add(stream, fields, Worth::Needed, &mut give);
         }
         if let Some(reply) = &self.reply {
-            reply.effect(place, give);
+            reply.effect(place, &mut give);
         }
+        if let End::Told(letter) = &self.end {
+            add(&route.dead, &letter.fields(), Worth::Instead, &mut give);
+        }
+    }
+
+    /// Whether whoever asked may be impossible to tell: its stream must be there already.
+    pub(super) fn may_not_reach(&self) -> bool {
+        let to_inbox = |reply: &Reply| reply.to.as_deref().is_some_and(is_inbox);
+        matches!(self.end, End::Told(_)) && self.reply.as_ref().is_none_or(to_inbox)
     }
 }
 
-fn add(stream: &str, fields: &[Vec<u8>], give: &mut impl FnMut(Effect<'_>)) {
+/// Whether a place for replies is an inbox.
+pub(super) fn is_inbox(key: &str) -> bool {
+    key.contains(":inbox:")
+}
+
+fn add(stream: &str, fields: &[Vec<u8>], worth: Worth, give: &mut impl FnMut(Effect<'_>)) {
     let mut words: Vec<&[u8]> = Vec::with_capacity(3 + fields.len());
     words.extend([&b"XADD"[..], stream.as_bytes(), b"*"]);
     words.extend(fields.iter().map(Vec::as_slice));
     give(Effect {
         words: &words,
         key_type: "stream",
-        optional: false,
+        worth,
     });
 }
 
 impl Reply {
-    fn effect(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
+    fn effect(&self, place: Place<'_>, give: &mut impl FnMut(Effect<'_>)) {
         let history = place.reply_history.filter(|_| self.to.is_some());
-        let (most, now) = (
-            Digits::of(history.unwrap_or_default()),
-            Digits::of(place.now),
-        );
+        let most = Digits::of(history.unwrap_or_default());
+        let now = Digits::of(place.now);
         let key = self.to.as_deref().unwrap_or(&place.route.results);
-        // A result stream is trimmed by the workers, with an eye on its groups.
-        let words: [&[u8]; 18] = [
-            b"XADD",
-            key.as_bytes(),
-            b"MAXLEN",
-            b"~",
-            most.as_ref(),
-            b"*",
-            b"correlationid",
-            self.correlation_id.as_bytes(),
-            b"type",
-            self.kind.as_bytes(),
-            b"status",
-            self.status.as_bytes(),
-            b"source",
-            place.consumer.as_bytes(),
-            b"time",
-            now.as_ref(),
-            b"data",
-            &self.data,
-        ];
-        let uncapped: [&[u8]; 15];
-        let words = match history {
-            Some(_) => &words[..],
-            None => {
-                uncapped = std::array::from_fn(|at| words[if at < 2 { at } else { at + 3 }]);
-                &uncapped
-            }
-        };
+        let inbox = self.to.as_deref().is_some_and(is_inbox);
+        // An inbox that a reply would make is nobody's, and would stay for good. A result stream is trimmed
+        // by the workers, with an eye on its groups.
+        let make_none: Option<&[u8]> = inbox.then_some(b"NOMKSTREAM");
+        let cap = |word: &'static [u8]| history.map(|_| word);
+        let mut words: [&[u8]; 19] = [b""; 19];
+        let mut length = 0;
+        for word in [
+            Some(&b"XADD"[..]),
+            Some(key.as_bytes()),
+            make_none,
+            cap(b"MAXLEN"),
+            cap(b"~"),
+            history.map(|_| most.as_ref()),
+            Some(b"*"),
+            Some(b"correlationid"),
+            Some(self.correlation_id.as_bytes()),
+            Some(b"type"),
+            Some(self.kind.as_bytes()),
+            Some(b"status"),
+            Some(self.status.as_bytes()),
+            Some(b"source"),
+            Some(place.consumer.as_bytes()),
+            Some(b"time"),
+            Some(now.as_ref()),
+            Some(b"data"),
+            Some(&self.data),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            words[length] = word;
+            length += 1;
+        }
         give(Effect {
-            words,
+            words: &words[..length],
             key_type: "stream",
-            optional: true,
+            worth: if inbox { Worth::There } else { Worth::Optional },
         });
     }
 }

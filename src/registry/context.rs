@@ -1,7 +1,7 @@
 //! What a handler knows of its event and may do besides returning a result.
 
 use super::fence::drop_fenced;
-use super::handler::encode;
+use super::handler::{Encoded, encode};
 use super::router::Router;
 use crate::bus::clock::local_now;
 use crate::bus::commit::Publication;
@@ -9,6 +9,7 @@ use crate::bus::connect::{Connector, Pooled};
 use crate::bus::error::Reaction;
 use crate::bus::event::Event;
 use crate::bus::keys::{self, Keys};
+use crate::bus::msgpack::{self, PayloadLimits};
 use crate::bus::trace::TraceContext;
 use crate::error::HandlerError;
 use serde::Serialize;
@@ -61,6 +62,8 @@ pub struct Process {
     pub keys: Keys,
     /// Where connections come from.
     pub connector: Connector,
+    /// Bounds on payloads, those of results and of what handlers publish among them.
+    pub payload: PayloadLimits,
     /// The state that the worker was built with.
     pub states: States,
     /// Its handlers, once they are all known.
@@ -197,10 +200,10 @@ impl Context {
     /// It carries this event's trace context on, and this instance as its `source`.
     ///
     /// # Errors
-    /// `internal`, not retryable, if `kind` is no event type, the payload can not be encoded, or the run
-    /// has ended.
+    /// `internal`, not retryable, if `kind` is no event type, the payload can not be encoded or is over a
+    /// limit, or the run has ended.
     pub fn publish<P: Serialize>(&self, kind: &str, payload: &P) -> Result<(), HandlerError> {
-        let data = encode(payload)?;
+        let data = self.within_limits(format_args!("publish {kind}"), encode(payload)?)?;
         keys::check_event_type(kind)
             .map_err(|error| HandlerError::internal(error.to_string()).permanent())?;
         let mut fields: Vec<Vec<u8>> = vec![
@@ -224,6 +227,18 @@ impl Context {
         let partition_key = partition_key.unwrap_or_else(|| self.0.event.id());
         let stream = keys.events(domain, keys.partition_of(domain, &partition_key));
         self.publish_raw(Publication { stream, fields })
+    }
+
+    /// What a run gives out, if it is within the limits that hold for payloads.
+    pub(crate) fn within_limits(
+        &self,
+        what: impl fmt::Display,
+        data: Encoded,
+    ) -> Result<Encoded, HandlerError> {
+        match msgpack::scan(&data, &self.0.process.payload) {
+            Ok(()) => Ok(data),
+            Err(error) => Err(HandlerError::internal(format!("{what}: {error}")).permanent()),
+        }
     }
 
     /// The history of the server in which the run began.

@@ -64,6 +64,7 @@ impl Context {
         let began = Instant::now();
         let run = Fenced::start(|| route.start(context.clone()));
         let result = run.within(&route.kind, route.timeout).await;
+        let result = result.and_then(|result| context.within_limits("the result", result));
         route.stats.ran(began.elapsed(), result.is_err());
         if context.wrote() {
             self.writes();

@@ -168,6 +168,7 @@ impl Builder {
             instance: settings.id.clone(),
             keys,
             connector,
+            payload: settings.limits().payload,
             states,
             router: Default::default(),
             draining: Default::default(),

@@ -201,6 +201,7 @@ mod tests {
             entry: Entry::new(id, Vec::<Vec<u8>>::new()),
             deliveries,
             claims: 0,
+            since: Instant::now(),
         }
     }
 

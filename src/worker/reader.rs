@@ -124,6 +124,7 @@ impl Reader {
         if total > 0 {
             self.fit = fit(bytes, total);
         }
+        let since = Instant::now();
         let mut deliveries = Vec::with_capacity(total);
         for batch in batches {
             deliveries.extend(batch.entries.into_iter().map(|entry| Delivery {
@@ -131,6 +132,7 @@ impl Reader {
                 entry,
                 deliveries: 1,
                 claims: claims[batch.stream],
+                since,
             }));
         }
         Ok(deliveries)

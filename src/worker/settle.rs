@@ -4,6 +4,7 @@ use crate::bus::clock::{NEVER, local_now, whole_ms};
 use crate::bus::commit::{End, Lease, Publication, Reply, Settlement};
 use crate::bus::dead::{DeadLetter, POISON};
 use crate::bus::event::{Event, Malformed};
+use crate::bus::msgpack::{self, PayloadLimits};
 use crate::error::{Code, HandlerError, Refusal};
 use crate::registry::handler::{Encoded, encode};
 use crate::registry::policy::RetryPolicy;
@@ -54,20 +55,19 @@ pub fn failure(
 ) -> Settlement {
     let requested = event.reply_to().is_some();
     let end = match refused(error) {
-        Some(_) if requested && error.refusal != Some(Refusal::Busy) => End::Done,
+        Some(_) if requested && error.refusal != Some(Refusal::Busy) => told(scene, event, error),
         Some(wait) => End::Later {
             fields: event.same_attempt(),
             wait,
         },
         None if error.retryable => match retry.delay(event.attempt()) {
             Some(wait) => End::Later {
-                fields: event.next_attempt_after(&told(error), local_now()),
+                fields: event.next_attempt_after(&said(error), local_now()),
                 wait: wait.max(error.retry_after.unwrap_or_default()),
             },
-            None => dead(scene, event, error),
+            None => told(scene, event, error),
         },
-        None if requested && !is_bad_input(error.code) => End::Done,
-        None => dead(scene, event, error),
+        None => told(scene, event, error),
     };
     let answered = requested && !matches!(end, End::Later { .. });
     Settlement {
@@ -79,7 +79,16 @@ pub fn failure(
     }
 }
 
-fn told(error: &HandlerError) -> String {
+/// Who asked is told; else the event is a dead letter.
+fn told(scene: Scene<'_>, event: &Event, error: &HandlerError) -> End {
+    let letter = Box::new(letter(scene, event, error));
+    match event.reply_to() {
+        Some(_) => End::Told(letter),
+        None => End::Dead(letter),
+    }
+}
+
+fn said(error: &HandlerError) -> String {
     format!("{}: {}", error.code.as_str(), error.bounded_message())
 }
 
@@ -92,10 +101,6 @@ fn refused(error: &HandlerError) -> Option<Duration> {
         .min(NEVER);
     let spread = whole_ms(least) / 2 + 100;
     Some(least + Duration::from_millis(fastrand::u64(0..spread)))
-}
-
-fn is_bad_input(code: Code) -> bool {
-    matches!(code, Code::InvalidArgument | Code::Unimplemented)
 }
 
 /// An event whose deadline passed: a requester is told, otherwise it is dropped.
@@ -114,24 +119,41 @@ pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
     }
 }
 
-/// An event that was delivered too often without ever being committed.
+/// An event whose type does not run from its stream: whoever asked is told, and an operator is shown who
+/// tried.
+pub fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
+    let (kind, stream) = (event.kind(), scene.stream);
+    let error = HandlerError::invalid_argument(format!(
+        "type: {kind} runs from the stream of its own domain or from an inbox, not from {stream}"
+    ));
+    Settlement {
+        lease: scene.lease,
+        reply: event.reply_to().map(|_| error_reply(event, &error)),
+        publications: Vec::new(),
+        end: End::Dead(Box::new(letter(scene, event, &error))),
+        history: None,
+    }
+}
+
+/// An event that was delivered too often without ever being committed: whoever asked is told, and an
+/// operator is shown what kills workers.
 pub fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
     let error = HandlerError::internal(format!(
         "delivered {} times and never committed: it kills its worker",
         scene.lease.deliveries - 1
     ))
     .permanent();
-    let mut settlement = Settlement {
+    let letter = DeadLetter {
+        reason: POISON.to_owned(),
+        ..letter(scene, event, &error)
+    };
+    Settlement {
         lease: scene.lease,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
-        end: dead(scene, event, &error),
+        end: End::Dead(Box::new(letter)),
         history: None,
-    };
-    if let End::Dead(letter) = &mut settlement.end {
-        letter.reason = POISON.to_owned();
     }
-    settlement
 }
 
 /// An entry that is no event.
@@ -154,17 +176,22 @@ pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         instance: scene.instance.to_owned(),
         time: local_now(),
     };
+    let letter = Box::new(letter);
+    let end = match &reply {
+        Some(_) => End::Told(letter),
+        None => End::Dead(letter),
+    };
     Settlement {
         lease: scene.lease,
         reply,
         publications: Vec::new(),
-        end: End::Dead(Box::new(letter)),
+        end,
         history: None,
     }
 }
 
-fn dead(scene: Scene<'_>, event: &Event, error: &HandlerError) -> End {
-    End::Dead(Box::new(DeadLetter {
+fn letter(scene: Scene<'_>, event: &Event, error: &HandlerError) -> DeadLetter {
+    DeadLetter {
         entry: event.entry().clone(),
         reason: error.code.as_str().to_owned(),
         message: error.bounded_message().to_owned(),
@@ -173,7 +200,7 @@ fn dead(scene: Scene<'_>, event: &Event, error: &HandlerError) -> End {
         stream: scene.stream.to_owned(),
         instance: scene.instance.to_owned(),
         time: local_now(),
-    }))
+    }
 }
 
 fn error_reply(event: &Event, error: &HandlerError) -> Reply {
@@ -201,5 +228,10 @@ fn body(error: &HandlerError) -> Encoded {
     if let Some(details) = &error.details {
         map.push(("details".into(), details.clone()));
     }
-    encode(&Value::Map(map)).unwrap_or_else(|_| vec![0xc0])
+    let encoded = |map: &[(Value, Value)]| encode(&Value::Map(map.to_vec()));
+    let whole = encoded(&map).ok();
+    let fits = |data: &Encoded| msgpack::scan(data, &PayloadLimits::default()).is_ok();
+    // Details that nobody could read are left out.
+    let body = whole.filter(fits).or_else(|| encoded(&map[..3]).ok());
+    body.unwrap_or_else(|| vec![0xc0])
 }

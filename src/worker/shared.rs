@@ -25,6 +25,8 @@ pub struct Delivery {
     pub deliveries: u32,
     /// The claim counter known before it was read.
     pub claims: u64,
+    /// When it arrived.
+    pub since: Instant,
 }
 
 impl Delivery {
@@ -35,6 +37,7 @@ impl Delivery {
             entry: self.entry.id,
             deliveries: self.deliveries,
             claims: self.claims,
+            since: self.since,
         }
     }
 }

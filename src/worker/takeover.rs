@@ -10,7 +10,7 @@ use crate::bus::claim::{self, Idle, Pending};
 use crate::bus::error::BusError;
 use crate::bus::event::EntryId;
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Why entries are to be taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -159,6 +159,7 @@ impl Job {
             |consumer| shared.claims_key(self.stream, consumer),
         )
         .await?;
+        let since = Instant::now();
         let mut deliveries = Vec::with_capacity(taken.len());
         for taken in taken {
             if taken.deleted {
@@ -174,6 +175,7 @@ impl Job {
                 entry: taken.entry,
                 deliveries: taken.deliveries,
                 claims,
+                since,
             });
         }
         Ok(Step::Took(deliveries))

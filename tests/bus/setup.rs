@@ -235,6 +235,7 @@ impl Held {
             entry: entry.id,
             deliveries,
             claims,
+            since: Instant::now(),
         };
         Self { entry, lease }
     }

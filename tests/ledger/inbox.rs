@@ -34,6 +34,7 @@ fn run_of(rig: &Rig, id: &str) -> Context {
         instance: "w-1".into(),
         keys,
         connector: convoke::bus::connect::Connector::new(&rig.settings().redis_url, 1).unwrap(),
+        payload: Default::default(),
         states: States::default(),
         router: Default::default(),
         draining: Default::default(),

@@ -220,6 +220,7 @@ async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none(
         instance: "w-1".into(),
         keys: keys.clone(),
         connector: Connector::new(&RedisUrl::new(redis.url()), 4).unwrap(),
+        payload: Default::default(),
         states: States::default(),
         router: Default::default(),
         draining: Default::default(),

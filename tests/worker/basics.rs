@@ -52,11 +52,14 @@ async fn an_event_that_asks_for_no_reply_leaves_its_result_on_the_results_stream
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_type_that_nobody_has_is_unimplemented_and_dead() {
+async fn a_type_that_nobody_has_is_unimplemented_or_dead() {
     let rig = Rig::new().await;
     let worker = rig.start(rig.builder().handler("math.add", add));
     let error = rig.refused("math.multiply", &1).await;
     assert_eq!(error.code, Code::Unimplemented);
+    assert!(!rig.exists("cb:dead:math").await);
+    let event = Outgoing::new("math.multiply", &1);
+    rig.client.publish(&event).await.unwrap();
     let dead = rig.wait_for("cb:dead:math", 1).await;
     assert_eq!(text(&dead[0], "deadreason"), "unimplemented");
     assert_eq!(text(&dead[0], "type"), "math.multiply");

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod answers;
 mod bad_input;
 mod ballots;
 mod basics;
@@ -16,6 +17,7 @@ mod history;
 mod lifecycle;
 mod metrics;
 mod outages;
+mod places;
 mod poor;
 mod rig;
 mod state;

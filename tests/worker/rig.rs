@@ -123,6 +123,15 @@ impl Rig {
         }
     }
 
+    /// Runs one command, its words apart.
+    pub async fn run(&self, line: &str) -> redis::Value {
+        let mut words = line.split_whitespace();
+        let mut command = redis::cmd(words.next().unwrap());
+        command.arg(words.collect::<Vec<_>>());
+        let mut connection = self.connection.clone();
+        command.query_async(&mut connection).await.unwrap()
+    }
+
     pub async fn exists(&self, key: &str) -> bool {
         let mut connection = self.connection.clone();
         let mut exists = redis::cmd("EXISTS");

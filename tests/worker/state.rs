@@ -52,16 +52,6 @@ impl Rig {
         let connector = Connector::new(&RedisUrl::new(self.redis.url()), 2).unwrap();
         Instances::new(connector, Keys::new("cb").unwrap())
     }
-
-    async fn run(&self, words: &str) {
-        let mut connection = self.connection.clone();
-        let mut words = words.split(' ');
-        let mut command = redis::cmd(words.next().unwrap());
-        words.for_each(|word| {
-            command.arg(word);
-        });
-        command.exec_async(&mut connection).await.unwrap();
-    }
 }
 
 fn method<'a>(found: &'a Value, kind: &str) -> Option<&'a Value> {

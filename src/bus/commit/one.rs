@@ -6,7 +6,7 @@ use crate::bus::clock::whole_ms;
 use crate::bus::digits::Digits;
 use crate::bus::error::BusError;
 use crate::bus::script::script;
-use crate::bus::settlement::{Lease, Settlement};
+use crate::bus::settlement::{End, Lease, Settlement, Worth, is_inbox};
 use crate::bus::wire::Commands;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, Value};
@@ -22,6 +22,8 @@ const LARGE_TRIES: u32 = 16;
 /// How one settlement ended.
 pub(super) enum Slow {
     Committed,
+    /// Committed, with a dead letter in the place of a reply that could not be written.
+    Untold,
     Fenced,
     Outdated,
     Refused(String),
@@ -52,21 +54,22 @@ impl Committer {
         settlement.effects(self.place(&lease), |effect| {
             fits &= effect.words.len() <= SCRIPT_WORDS;
             call.key(effect.key());
-            call.arg(effect.key_type).arg(u8::from(effect.optional));
+            call.arg(effect.key_type).arg(effect.worth.as_str());
             call.arg(effect.words.len() - 1).arg(effect.words[0]);
             for word in &effect.words[2..] {
                 call.arg(*word);
             }
-            effects.push((effect.stream(), effect.fields()));
+            effects.push((effect.worth, effect.stream(), effect.fields()));
         });
         if !fits {
             return self.large(settlement).await;
         }
         // In the same step: its answer may be lost, and a reply stream would live for good.
         let reply = settlement.reply.as_ref().and_then(|r| r.to.as_deref());
-        if let Some(reply) = reply.filter(|reply| !reply.contains(":inbox:")) {
+        if let Some(reply) = reply.filter(|reply| !is_inbox(reply)) {
             let ttl = Digits::of(whole_ms(self.reply_ttl));
-            call.key(reply).arg("stream").arg(1).arg(3);
+            call.key(reply).arg("stream");
+            call.arg(Worth::Optional.as_str()).arg(3);
             call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
         }
         let mut scripts = self.scripts().await?;
@@ -77,19 +80,34 @@ impl Committer {
         match answer.as_slice() {
             [Value::Int(1), left_out @ ..] => {
                 self.tell_replies(settlement).await;
-                let lost = left_out.chunks_exact(2).filter_map(|pair| {
+                let left_out = left_out.chunks_exact(2).filter_map(|pair| {
                     let [Value::Int(number), Value::BulkString(message)] = pair else {
                         return None;
                     };
                     let at = usize::try_from(*number).ok()?.checked_sub(1)?;
-                    Some(Lost {
-                        lease,
-                        stream: effects.get(at)?.0.clone(),
-                        fields: effects.get(at)?.1.clone(),
-                        message: String::from_utf8_lossy(message).into_owned(),
-                    })
+                    Some((effects.get(at)?, message))
                 });
-                self.bury(lost.collect()).await;
+                let untold = matches!(settlement.end, End::Told(_));
+                let mut lost = Vec::new();
+                let mut buried = false;
+                for ((worth, stream, fields), message) in left_out {
+                    match worth {
+                        // The letter is written instead.
+                        Worth::Optional | Worth::There if untold => buried = true,
+                        // Nobody waits for it.
+                        Worth::There if message.starts_with(b"NOKEY") => {}
+                        _ => lost.push(Lost {
+                            lease,
+                            stream: stream.clone(),
+                            fields: fields.clone(),
+                            message: String::from_utf8_lossy(message).into_owned(),
+                        }),
+                    }
+                }
+                self.bury(lost).await;
+                if buried {
+                    return Ok(Slow::Untold);
+                }
                 Ok(Slow::Committed)
             }
             [Value::Int(0)] => Ok(Slow::Fenced),

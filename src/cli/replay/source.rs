@@ -225,6 +225,10 @@ impl Walk {
         }
         let entry = Entry::new(EntryId::default(), &again.fields);
         match Event::parse(entry, &self.limits, &self.keys, to) {
+            Ok(event) if !self.keys.runs_from(event.kind(), to) => Some(format!(
+                "no worker takes it: {} does not run from {to} (--force)",
+                event.kind()
+            )),
             Ok(_) => None,
             Err(bad) => Some(format!("no worker takes it: {} (--force)", bad.message)),
         }

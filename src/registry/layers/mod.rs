@@ -170,6 +170,7 @@ pub(crate) mod testing {
             instance: "w-1".into(),
             keys: Keys::new("cb").unwrap(),
             connector: Connector::new(&nowhere, 1).unwrap(),
+            payload: Default::default(),
             states: States::default(),
             router: Default::default(),
             draining: Default::default(),

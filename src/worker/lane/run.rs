@@ -50,6 +50,11 @@ impl Lane {
                 return now;
             }
         };
+        if !shared.process.keys.runs_from(event.kind(), stream) {
+            tracing::warn!(stream, entry = %lease.entry, r#type = event.kind(), source = event.source(), "a type that does not run from this stream");
+            self.settled.push(settle::misplaced(scene, &event));
+            return now;
+        }
         if lease.deliveries > shared.max_deliveries {
             tracing::error!(stream, entry = %lease.entry, r#type = event.kind(), "poison: delivered too often without being committed");
             self.settled.push(settle::poison(scene, &event));
@@ -134,6 +139,7 @@ impl Lane {
             self.leave(left, context, Some(kind));
             return;
         }
+        let result = result.and_then(|result| context.within_limits("the result", result));
         stats.ran(elapsed, result.is_err());
         let published = context.take_outbox();
         let scene = self.shared.scene(lease);
