@@ -33,7 +33,10 @@ impl Fleet {
     }
 
     pub async fn with(keys: Keys) -> Self {
-        let redis = Redis::start();
+        Self::on(Redis::start(), keys).await
+    }
+
+    pub async fn on(redis: Redis, keys: Keys) -> Self {
         let connection = redis.connection().await;
         let instances = Self::seen_from(&redis, &keys);
         let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();

@@ -16,6 +16,7 @@ mod leader;
 mod metrics;
 mod register;
 mod sealed;
+mod stepped;
 mod sweep;
 mod tasks;
 mod tasks_cancelled;

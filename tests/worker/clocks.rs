@@ -80,3 +80,30 @@ async fn what_waits_for_its_time_runs_once_whichever_way_the_clock_steps() {
         assert!(!rig.exists("cb:dead:load").await, "{step} s");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_is_judged_by_the_clock_as_it_was_when_the_lane_connected() {
+    let rig = Rig::on(Redis::with_a_clock()).await;
+    let handler = async |_: Context, (): ()| Ok::<_, HandlerError>(());
+    let builder = || rig.builder().handler("load.soon", handler);
+    let worker = rig.start(builder());
+    rig.wait_for_fact("instance.registered", 1).await;
+    rig.ask("load.soon", &()).await.unwrap();
+    rig.redis.set_clock(3600);
+    let soon = || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let deadline = now.unwrap().as_millis() as u64 + 1_800_000;
+        Outgoing::new("load.soon", &()).deadline(deadline)
+    };
+    rig.client.publish(&soon()).await.unwrap();
+    rig.wait_for("cb:results:load", 1).await;
+    worker.stop().await;
+    // Who connects now knows that it is past.
+    let worker = rig.start(builder());
+    rig.client.publish(&soon()).await.unwrap();
+    let ask = rig.client.request(soon(), Duration::from_secs(20)).await;
+    let refused = format!("{:?}", ask.unwrap_err());
+    assert!(refused.contains("DeadlineExceeded"), "{refused}");
+    worker.stop().await;
+    assert_eq!(rig.entries("cb:results:load").await.len(), 1);
+}
