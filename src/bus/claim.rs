@@ -8,6 +8,7 @@ use super::error::BusError;
 use super::event::{Entry, EntryId};
 use super::script::script;
 use super::silence::Span;
+use super::wire::Wire;
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Script, Value};
 use std::collections::HashMap;
@@ -56,7 +57,7 @@ impl From<Duration> for Idle {
 /// An entry that was taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
-    /// The entry; without fields if it has been deleted from the stream.
+    /// The entry; without fields until [`fields`] has read them.
     pub entry: Entry,
     /// Whether it has been deleted from the stream; nobody can run or acknowledge it any more.
     pub deleted: bool,
@@ -147,18 +148,39 @@ pub async fn take(
             .arg(owner)
             .arg(entry.deliveries);
     }
-    let rows: Vec<(Value, u32, Value)> = call.invoke_async(connection).await?;
+    let rows: Vec<(String, u32, bool)> = call.invoke_async(connection).await?;
     rows.into_iter()
-        .map(|(id, deliveries, fields)| {
-            let deleted = fields == Value::Nil;
-            let entry = super::read::entry_of(Value::Array(vec![id, fields]))?;
+        .map(|(id, deliveries, there)| {
+            let id = id.parse();
+            let id = id.map_err(|_| BusError::Reply { what: "take.lua" })?;
             Ok(Taken {
-                entry,
-                deleted,
+                entry: Entry::new(id, Vec::<Vec<u8>>::new()),
+                deleted: !there,
                 deliveries,
             })
         })
         .collect()
+}
+
+/// Reads the fields of what was taken over. Of an entry over `limit` bytes only a part is held.
+pub async fn fields(
+    wire: &mut Wire,
+    stream: &str,
+    taken: &mut [Taken],
+    limit: usize,
+) -> Result<(), BusError> {
+    let there = taken.iter().filter(|taken| !taken.deleted);
+    let ids: Vec<EntryId> = there.map(|taken| taken.entry.id).collect();
+    let mut entries = super::read::read_each(wire, stream, &ids, limit)
+        .await?
+        .into_iter();
+    for taken in taken.iter_mut().filter(|taken| !taken.deleted) {
+        match entries.next().flatten() {
+            Some(entry) => taken.entry = entry,
+            None => taken.deleted = true,
+        }
+    }
+    Ok(())
 }
 
 /// Renews the lease of entries (id, delivery count); returns those that are no longer `me`'s.

@@ -25,6 +25,12 @@ local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
 if not pending or pending[2] ~= me or pending[4] ~= tonumber(ARGV[4]) then
   return { 0 }
 end
+-- Whether the server takes writes now (memory, replicas): the stream is there, so this sets nothing. The
+-- next command is taken whatever the memory, and after it so are all others.
+local able = redis.pcall('SET', stream, '', 'NX')
+if type(able) == 'table' and able.err then
+  return able
+end
 -- One that was deleted from its stream is given to nobody.
 if not redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')[1] then
   return { 0 }

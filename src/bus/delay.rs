@@ -31,7 +31,8 @@ pub struct Promoted {
     pub next_due_ms: Option<u64>,
 }
 
-/// Moves what is due, at most `limit` members, from a route's delay queue to its stream.
+/// Moves what is due, at most `limit` members, from a route's delay queue to its stream. A member of more
+/// than `most` bytes is no event.
 ///
 /// # Errors
 /// Fails if the stream can not be written; nothing leaves the queue then.
@@ -39,12 +40,14 @@ pub async fn promote(
     connection: &mut impl ConnectionLike,
     route: &Route,
     limit: usize,
+    most: usize,
 ) -> Result<Promoted, BusError> {
     let (moved, dead, next): (u64, u64, f64) = PROMOTE
         .key(&route.delayed)
         .key(&route.events)
         .key(&route.dead)
         .arg(limit)
+        .arg(most)
         .invoke_async(connection)
         .await?;
     Ok(Promoted {

@@ -59,6 +59,8 @@ pub struct Entry {
     pub id: EntryId,
     /// Each word with its length before it (u32, little-endian). An even number of words.
     words: Vec<u8>,
+    /// How many bytes its words had, if they were cut; else 0.
+    cut: u64,
 }
 
 /// Bytes of a word's length.
@@ -77,6 +79,7 @@ impl Entry {
         let mut entry = Self {
             id,
             words: Vec::new(),
+            cut: 0,
         };
         let mut fields = fields.into_iter();
         while let (Some(name), Some(value)) = (fields.next(), fields.next()) {
@@ -91,7 +94,18 @@ impl Entry {
         Self {
             id,
             words: Vec::with_capacity(bytes + LENGTH * words),
+            cut: 0,
         }
+    }
+
+    /// Notes that what it has are parts of fields that had so many bytes.
+    pub(super) fn was_cut(&mut self, bytes: u64) {
+        self.cut = bytes;
+    }
+
+    /// How many bytes its fields had, if they were so many that they are here in part.
+    pub fn cut(&self) -> Option<u64> {
+        (self.cut > 0).then_some(self.cut)
     }
 
     /// Adds a word; whoever does sees to it that their number is even.

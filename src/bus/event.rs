@@ -32,6 +32,16 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Bytes of an entry that may be held in memory: a payload, and room for the other fields.
+    pub fn entry(&self) -> usize {
+        self.payload.bytes.saturating_add(BESIDES)
+    }
+}
+
+/// Room for what an entry has besides its payload.
+const BESIDES: usize = 64 * 1024;
+
 /// The fields that the protocol names, in the order of their slots.
 const KNOWN: [&str; 10] = [
     "type",
@@ -125,9 +135,15 @@ impl Event {
         keys: &keys::Keys,
         events: &str,
     ) -> Result<Event, Box<Malformed>> {
-        let checked = match entry.is_empty() {
-            true => Err("the entry has no fields (its payload was deleted or trimmed)".into()),
-            false => Fields::check(entry.places(), limits, keys, events),
+        let checked = match entry.cut() {
+            Some(bytes) => Err(format!(
+                "the entry has {bytes} bytes, over the limit of {}: its fields are kept in part",
+                limits.entry()
+            )),
+            None if entry.is_empty() => {
+                Err("the entry has no fields (its payload was deleted or trimmed)".into())
+            }
+            None => Fields::check(entry.places(), limits, keys, events),
         };
         match checked {
             Ok(fields) => Ok(Event {
@@ -382,7 +398,12 @@ impl Fields {
             Some(attempt) => return Err(format!("attempt: {attempt} is not 1 to 1000000")),
         };
         if let Some(data) = value(DATA) {
-            msgpack::scan(data, &limits.payload).map_err(|error| error.to_string())?;
+            msgpack::scan(data, &limits.payload).map_err(|error| match looks_like_json(data) {
+                true => "data: this looks like JSON text, and must be one MessagePack value \
+                    (`convoke publish` turns JSON into it)"
+                    .to_owned(),
+                false => error.to_string(),
+            })?;
         }
         Ok(Self {
             at,
@@ -404,6 +425,15 @@ pub(super) fn check<'a>(
 ) -> Result<(), String> {
     let places = fields.map(|(name, value)| (name, value, 0));
     Fields::check(places, limits, keys, events).map(|_| ())
+}
+
+/// Whether what is no MessagePack value is one JSON value. Never of more than a payload's limit: whoever asks
+/// scanned it.
+fn looks_like_json(data: &[u8]) -> bool {
+    let begins = data.trim_ascii_start().first();
+    begins.is_some_and(|byte| b"{[\"-0123456789tfn".contains(byte))
+        && data.len() <= PayloadLimits::default().bytes
+        && serde_json::from_slice::<serde::de::IgnoredAny>(data).is_ok()
 }
 
 fn allowed_reply(key: &[u8], keys: &keys::Keys, events: &str) -> bool {
@@ -539,6 +569,27 @@ mod tests {
         assert!(refused(&[("type", b"a.b"), ("other", &long)]).starts_with("other:"));
         let many: Vec<_> = (0..33).map(|_| ("x", &b"y"[..])).collect();
         assert!(refused(&many).contains("33 fields"));
+    }
+
+    #[test]
+    fn json_is_told_from_other_bad_bytes() {
+        for json in [
+            "{\"a\": 1}",
+            "[1, 2]",
+            "\"text\"",
+            " {}\n",
+            "12.5",
+            "-1",
+            "true",
+            "null",
+        ] {
+            let said = refused(&[("type", b"a.b"), ("data", json.as_bytes())]);
+            assert!(said.contains("looks like JSON"), "{json}: {said}");
+        }
+        for other in [&b"{\"a\": "[..], b"hello", b"\xc1", b"{}{}", b"\x92\x01"] {
+            let said = refused(&[("type", b"a.b"), ("data", other)]);
+            assert!(!said.contains("JSON"), "{said}");
+        }
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub mod script;
 pub mod sentinel;
 pub mod server;
 pub mod settlement;
+pub mod sieve;
 pub mod silence;
 pub mod tls;
 pub mod trace;

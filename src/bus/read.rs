@@ -7,7 +7,8 @@
 use super::digits::Digits;
 use super::error::BusError;
 use super::event::{Entry, EntryId};
-use super::wire::{Commands, Token, Tokens, Wire, server_error};
+use super::sieve::Shape;
+use super::wire::{Commands, Token, Tokens, Wire, number, server_error};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{RedisError, Value};
 use std::time::Duration;
@@ -25,7 +26,8 @@ pub struct Batch {
 /// to `block` if there are none.
 ///
 /// Not cancel safe: the server hands the next entry to a read that was given up. Always await it to
-/// its end, on a connection of its own.
+/// its end, on a connection of its own. Of an entry over `limit` bytes only a part is held (see
+/// [`Entry::cut`]).
 pub async fn read_group(
     wire: &mut Wire,
     group: &str,
@@ -33,6 +35,7 @@ pub async fn read_group(
     streams: &[&str],
     count: usize,
     block: Duration,
+    limit: usize,
 ) -> Result<Vec<Batch>, BusError> {
     let mut command = Commands::default();
     command.begin(9 + 2 * streams.len());
@@ -52,7 +55,42 @@ pub async fn read_group(
         command.word(b">");
     }
     wire.send(&mut command).await?;
-    delivered(wire.reply().await?, streams)
+    delivered(wire.sifted(Shape::Streams, limit).await?, streams)
+}
+
+/// Reads single entries, as many as there are ids; `None` for one that is not in the stream. Of an entry over
+/// `limit` bytes only a part is held.
+pub async fn read_each(
+    wire: &mut Wire,
+    stream: &str,
+    ids: &[EntryId],
+    limit: usize,
+) -> Result<Vec<Option<Entry>>, BusError> {
+    let mut entries = Vec::with_capacity(ids.len());
+    let mut commands = Commands::default();
+    // A few at a time: the server makes ready what it answers, however large.
+    for some in ids.chunks(8) {
+        for id in some {
+            let id = id.to_string();
+            commands.add(&[
+                b"XREVRANGE",
+                stream.as_bytes(),
+                id.as_bytes(),
+                id.as_bytes(),
+            ]);
+        }
+        wire.send(&mut commands).await?;
+        for _ in some {
+            let mut reply = wire.sifted(Shape::Entries, limit).await?;
+            entries.push(match reply.token()? {
+                Token::Array(0) => None,
+                Token::Array(1) => Some(delivered_entry(&mut reply)?),
+                Token::Error(text) => return Err(server_error(text)),
+                _ => return Err(SHAPE),
+            });
+        }
+    }
+    Ok(entries)
 }
 
 /// The entries in the reply of a group read.
@@ -108,6 +146,12 @@ fn delivered_entry(reply: &mut Tokens<'_>) -> Result<Entry, BusError> {
         if let Token::Bulk(word) = reply.token()? {
             entry.push(word);
         }
+    }
+    if reply.rest().first() == Some(&b'+')
+        && let Token::Status(bytes) = reply.token()?
+    {
+        let bytes = number(bytes).and_then(|bytes| bytes.try_into().ok());
+        entry.was_cut(bytes.ok_or(SHAPE)?);
     }
     Ok(entry)
 }
@@ -220,7 +264,7 @@ pub fn entries_of(reply: Value) -> Result<Vec<Entry>, BusError> {
 }
 
 /// One entry: its id and its fields (nil for one that was deleted).
-pub(super) fn entry_of(reply: Value) -> Result<Entry, BusError> {
+fn entry_of(reply: Value) -> Result<Entry, BusError> {
     let Value::Array(pair) = reply else {
         return Err(SHAPE);
     };

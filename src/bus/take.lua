@@ -17,8 +17,8 @@
 -- ARGV[4]   how long a claim counter outlives its last change, in milliseconds
 -- ARGV[5]   the number of owners, then their names, then for each entry:
 --           its id, the index of its owner (from 1), its delivery count
--- Returns   for each entry taken: {id, delivery count now, fields}; fields is false where the entry
---           has been deleted from the stream (it then is no longer pending for anyone)
+-- Returns   for each entry taken: {id, delivery count now, 1}; 0 where the entry has been deleted from the
+--           stream (it then is no longer pending for anyone). Not its fields: they may be of any size
 -- Cost      O(k log n) for k entries asked for and n pending
 local stream, group, me = KEYS[1], ARGV[1], ARGV[2]
 local ttl, owners = ARGV[4], tonumber(ARGV[5])
@@ -32,8 +32,8 @@ for i = 6 + owners, #ARGV, 3 do
   local id, owner, count = ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2])
   local pending = redis.call('XPENDING', stream, group, id, id, 1)[1]
   if pending and pending[2] == ARGV[5 + owner] and pending[4] == count and pending[3] >= idle_needed then
-    local entry = redis.call('XCLAIM', stream, group, me, 0, id)[1]
-    taken[#taken + 1] = { id, count + 1, entry and entry[2] or false }
+    local there = redis.call('XCLAIM', stream, group, me, 0, id, 'RETRYCOUNT', count + 1, 'JUSTID')[1]
+    taken[#taken + 1] = { id, count + 1, there and 1 or 0 }
     fenced[owner] = true
   end
 end

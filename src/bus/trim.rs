@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::LazyLock;
 
 static TRIM: LazyLock<Script> = LazyLock::new(|| script(include_str!("trim.lua")));
+static REMOVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("remove.lua")));
 
 /// Entries that one call removes from one stream at most.
 pub const LIMIT: u64 = 10_000;
@@ -87,6 +88,19 @@ pub async fn trim(
         added,
         last,
     })
+}
+
+/// Deletes one entry that is too large to be kept as history, if no group needs it any more.
+pub async fn remove(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    entry: EntryId,
+) -> Result<bool, BusError> {
+    let mut call = REMOVE.prepare_invoke();
+    call.key(stream)
+        .arg(entry.ms.to_string())
+        .arg(entry.seq.to_string());
+    Ok(call.invoke_async(connection).await?)
 }
 
 /// What a stream's counters were earlier, oldest first.

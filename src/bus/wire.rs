@@ -9,6 +9,7 @@ use super::connect::CONNECT;
 use super::digits::Digits;
 use super::error::{BusError, is_crowded};
 use super::sentinel::Route;
+use super::sieve::{Shape, Sieve};
 use super::tls::Tls;
 use futures_util::FutureExt;
 use redis::io::tcp::socket2::SockRef;
@@ -209,7 +210,7 @@ fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
-fn number(text: &[u8]) -> Option<i64> {
+pub(super) fn number(text: &[u8]) -> Option<i64> {
     // Most are lengths of one to three digits.
     if (1..=9).contains(&text.len()) && text.iter().all(u8::is_ascii_digit) {
         return Some(
@@ -271,6 +272,8 @@ pub struct Wire {
     input: Vec<u8>,
     /// Where in `input` the next reply begins.
     begin: usize,
+    /// A reply that came through a sieve.
+    sifted: Vec<u8>,
     answer: Duration,
     /// Where the primary can move: whether it is where it was.
     pub(super) route: Option<Route>,
@@ -299,6 +302,7 @@ impl Wire {
             stream,
             input: Vec::new(),
             begin: 0,
+            sifted: Vec::new(),
             answer: answer.min(CONNECT),
             route: None,
         };
@@ -388,6 +392,59 @@ impl Wire {
         let begin = self.begin;
         self.begin += length;
         Ok(Tokens::new(&self.input[begin..self.begin]))
+    }
+
+    /// The next reply, to a read of entries. Of an entry whose fields are over `limit` bytes they are cut,
+    /// and followed by a status: how many bytes they had. Each part of it must arrive in time.
+    ///
+    /// # Errors
+    /// As [`Wire::reply`].
+    pub async fn sifted(&mut self, shape: Shape, limit: usize) -> Result<Tokens<'_>, BusError> {
+        let mut extent = Extent::START;
+        loop {
+            if let Some(length) = extent.find(&self.input[self.begin..])? {
+                let begin = self.begin;
+                self.begin += length;
+                return Ok(Tokens::new(&self.input[begin..self.begin]));
+            }
+            // Within the bound as a whole, it has no entry over it.
+            let known = extent.at.max(self.input.len() - self.begin);
+            if known > limit {
+                break;
+            }
+            self.receive_more(known).await?;
+        }
+        let mut sieve = Sieve::new(shape, limit);
+        self.sifted.clear();
+        self.sifted.shrink_to(KEPT);
+        loop {
+            let arrived = &self.input[self.begin..];
+            self.begin += sieve.pass(arrived, &mut self.sifted)?;
+            if sieve.is_done() {
+                return Ok(Tokens::new(&self.sifted));
+            }
+            self.receive_more(0).await?;
+        }
+    }
+
+    /// Receives what comes next of a reply of which so many bytes are known of; it begins at the start of
+    /// the input then.
+    async fn receive_more(&mut self, known: usize) -> Result<(), BusError> {
+        self.input.drain(..self.begin);
+        self.begin = 0;
+        if self.input.is_empty() {
+            self.input.shrink_to(KEPT);
+        }
+        // What is missing of a long value, at once.
+        let missing = known.saturating_sub(self.input.len());
+        self.input.reserve(missing.clamp(CHUNK, 16 * CHUNK));
+        let read = timeout(self.answer, self.stream.read_buf(&mut self.input)).await;
+        let read = read.map_err(|_| timed_out())?;
+        if read.map_err(RedisError::from)? == 0 {
+            let closed = io::Error::from(io::ErrorKind::UnexpectedEof);
+            return Err(RedisError::from(closed).into());
+        }
+        Ok(())
     }
 
     /// Receives until a reply is whole; it begins at the start of the input then.

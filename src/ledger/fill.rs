@@ -212,7 +212,8 @@ impl Filler {
         // What was delivered on an earlier connection and not acknowledged.
         let me = self.consumer.clone();
         for source in &sources {
-            self.take_over(&mut connection, source, Some(&me)).await?;
+            self.take_over(&mut wire, &mut connection, source, Some(&me))
+                .await?;
         }
         let mut looked = Instant::now();
         while !self.drain.is_cancelled() {
@@ -226,11 +227,21 @@ impl Filler {
             if looked.elapsed() >= self.claim_idle / 2 {
                 looked = Instant::now();
                 for source in &sources {
-                    self.take_over(&mut connection, source, None).await?;
+                    self.take_over(&mut wire, &mut connection, source, None)
+                        .await?;
                     self.forget_others(&mut connection, &source.stream).await?;
                 }
             }
-            let woken = read::read_group(&mut wire, GROUP, &me, &streams, WAKE, BLOCK).await?;
+            let woken = read::read_group(
+                &mut wire,
+                GROUP,
+                &me,
+                &streams,
+                WAKE,
+                BLOCK,
+                self.max_entry(),
+            )
+            .await?;
             for batch in woken {
                 let source = &sources[batch.stream];
                 let more = batch.entries.len() == WAKE;
@@ -241,6 +252,12 @@ impl Filler {
             }
         }
         Err(Stopped::Drained)
+    }
+
+    /// Bytes of an entry that are held: twice what a payload may have, so that a dead letter of what was
+    /// itself at its limit is whole.
+    fn max_entry(&self) -> usize {
+        self.max_payload.saturating_mul(2).saturating_add(1 << 20)
     }
 
     /// Writes what waits on one stream, in large batches; not longer than others may wait.
@@ -257,7 +274,8 @@ impl Filler {
         let began = Instant::now();
         while !self.drain.is_cancelled() && began.elapsed() < self.claim_idle / 4 {
             let streams = [&*source.stream];
-            let read = read::read_group(wire, GROUP, &self.consumer, &streams, count, AT_ONCE);
+            let (me, limit) = (&self.consumer, self.max_entry());
+            let read = read::read_group(wire, GROUP, me, &streams, count, AT_ONCE, limit);
             let Some(batch) = read.await?.pop() else {
                 return Ok(());
             };
@@ -272,6 +290,7 @@ impl Filler {
     /// Takes over what one consumer holds, or what any holds for too long, and writes it.
     async fn take_over(
         &self,
+        wire: &mut Wire,
         connection: &mut MultiplexedConnection,
         source: &Source,
         owner: Option<&str>,
@@ -300,8 +319,9 @@ impl Filler {
                 .collect();
             if !wanted.is_empty() {
                 let me = &self.consumer;
-                let taken =
+                let mut taken =
                     claim::take(connection, stream, GROUP, me, min_idle, &wanted, claims).await?;
+                claim::fields(wire, stream, &mut taken, self.max_entry()).await?;
                 // What was deleted from its stream is pending no more; nothing is known of it.
                 let entries: Vec<Entry> = taken
                     .into_iter()

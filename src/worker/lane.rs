@@ -11,6 +11,7 @@ use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::takeover::{ALONE, Jobs, Step, Trigger};
 use crate::bus::commit::{Committer, Lease, Report, Settlement};
+use crate::bus::trim;
 use run::Finished;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub struct Lane {
     suspects: VecDeque<Delivery>,
     alone: Option<Lease>,
     settled: Vec<Settlement>,
+    /// What was too large to be held, and is to leave its stream once it is settled.
+    oversized: Vec<Lease>,
     running: usize,
     window: usize,
     taking_fails: bool,
@@ -57,6 +60,7 @@ impl Lane {
             suspects: VecDeque::new(),
             alone: None,
             settled: Vec::new(),
+            oversized: Vec::new(),
             running: 0,
             window: shared.concurrency,
             taking_fails: false,
@@ -147,6 +151,10 @@ impl Lane {
                 step = occupied(&mut taking) => {
                     taking = None;
                     self.taking_fails = step.is_none();
+                    if step.is_none() {
+                        // What was taken and could not be read is pending with us, and in nobody's hands.
+                        self.jobs.add(&Trigger::Own, self.shared.routes.len());
+                    }
                     if let Some(step) = step {
                         self.jobs.stepped(&step);
                         if let Step::Took(deliveries) = step {
@@ -251,6 +259,7 @@ impl Lane {
             );
         }
         self.release(leases);
+        self.remove_oversized(leases);
         if report.outdated > 0 {
             tracing::info!(
                 lane = self.shared.name,
@@ -258,6 +267,24 @@ impl Lane {
                 "outcomes discarded: the server failed over or restarted since their runs began; they run again"
             );
             self.jobs.add(&Trigger::Own, self.shared.routes.len());
+        }
+    }
+
+    /// As history it would cost everyone who looks at the stream. What does not work out is left to trimming.
+    fn remove_oversized(&mut self, leases: &[Lease]) {
+        for lease in self
+            .oversized
+            .extract_if(.., |lease| leases.contains(lease))
+        {
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                let stream = &shared.routes[lease.stream].events;
+                if let Ok(mut connection) = shared.process.connector.pooled().await {
+                    trim::remove(&mut connection, stream, lease.entry)
+                        .await
+                        .ok();
+                }
+            });
         }
     }
 

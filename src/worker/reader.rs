@@ -108,12 +108,24 @@ impl Reader {
         let wire = &mut connected.wire;
         let me = shared.instance();
         let count = count.min(self.fit);
-        let read = read::read_group(wire, &shared.group, me, &streams, count, BLOCK).await;
+        let read = read::read_group(
+            wire,
+            &shared.group,
+            me,
+            &streams,
+            count,
+            BLOCK,
+            shared.limits.entry(),
+        )
+        .await;
         let batches = match read {
             Ok(batches) => batches,
             Err(error) => {
                 if error.reaction() == Reaction::RepairGroup {
-                    tracing::warn!(lane = shared.name, %error, "the group is gone; creating it again");
+                    tracing::warn!(
+                        lane = shared.name, %error,
+                        "the group is gone (XGROUP DESTROY, or a key that was deleted): it is created again at the beginning of its streams, so every event that is still in them runs again, what is done already as well"
+                    );
                 }
                 return Err(error);
             }

@@ -149,7 +149,8 @@ impl Job {
             .take(part(level).min(room))
             .cloned()
             .collect();
-        let taken = claim::take(
+        let mut wire = shared.process.connector.wire().await?;
+        let mut taken = claim::take(
             &mut connection,
             stream,
             group,
@@ -159,6 +160,7 @@ impl Job {
             |consumer| shared.claims_key(self.stream, consumer),
         )
         .await?;
+        claim::fields(&mut wire, stream, &mut taken, shared.limits.entry()).await?;
         let since = Instant::now();
         let mut deliveries = Vec::with_capacity(taken.len());
         for taken in taken {

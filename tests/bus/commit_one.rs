@@ -74,6 +74,76 @@ async fn one_by_one_outcomes_are_written_in_the_order_of_the_batch() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
+    for slow in [false, true] {
+        let (mut bus, mut committer, held) = holding(5).await;
+        bus.run("SET cb:reply:odd text").await;
+        bus.run("XADD cb:reply:full 18446744073709551615-18446744073709551615 a b")
+            .await;
+        bus.run("XADD cb:inbox:there 1-1 a b").await;
+        let places = [
+            "cb:reply:odd",
+            "cb:reply:full",
+            "cb:inbox:ghost",
+            "cb:inbox:there",
+            REPLY,
+        ];
+        let batch = held.iter().zip(places).map(|(held, to)| {
+            let mut settlement = held.ending(End::Told(dead(&bus, held).into()));
+            settlement.reply.as_mut().unwrap().to = Some(to.into());
+            settlement.publications.clear();
+            match slow {
+                true => stale(settlement),
+                false => settlement,
+            }
+        });
+        let report = committer.commit(batch.collect()).await;
+        assert_eq!(counts(&report), (5, 0, 0));
+        assert_eq!(report.dead, 3, "slow: {slow}");
+        assert_eq!(bus.replied().await, ["e4"]);
+        assert_eq!(bus.entries("cb:inbox:there").await.len(), 2);
+        assert_eq!(bus.ask::<u32>("EXISTS cb:inbox:ghost").await, 0);
+        assert!(bus.pending().await.is_empty());
+        let letters = bus.entries("cb:dead:image").await;
+        let mut ids: Vec<String> = letters.iter().map(|letter| text(letter, "id")).collect();
+        ids.sort();
+        assert_eq!(ids, ["e0", "e1", "e2"], "slow: {slow}");
+        assert!(
+            letters
+                .iter()
+                .all(|letter| text(letter, "deadreason") == "internal")
+        );
+        // Where the dead letters cannot be written, and are needed, nothing is.
+        let ids = bus.add(2).await;
+        let more = bus.deliver("w-1", &committer.claims(), 2).await;
+        bus.run("DEL cb:dead:image").await;
+        bus.run("SET cb:dead:image text").await;
+        let batch = more
+            .iter()
+            .zip(["cb:inbox:ghost", REPLY])
+            .map(|(held, to)| {
+                let mut settlement = held.ending(End::Told(dead(&bus, held).into()));
+                settlement.reply.as_mut().unwrap().to = Some(to.into());
+                stale(settlement)
+            });
+        let report = committer.commit(batch.collect()).await;
+        assert_eq!(counts(&report), (1, 0, 1), "slow: {slow}");
+        assert_eq!(bus.pending().await[0].id, ids[0]);
+    }
+}
+
+#[tokio::test]
+async fn an_entry_that_was_deleted_is_not_committed() {
+    let (mut bus, mut committer, held) = holding(2).await;
+    bus.run(&format!("XDEL cb:events:image {}", held[0].lease.entry))
+        .await;
+    let batch = held.iter().map(|held| stale(held.done())).collect();
+    assert_eq!(counts(&committer.commit(batch).await), (1, 1, 0));
+    assert_eq!(bus.replied().await, ["e1"]);
+    assert!(bus.pending().await.is_empty());
+}
+
+#[tokio::test]
 async fn a_reply_that_can_not_be_written_becomes_a_dead_letter_and_hurts_nobody_else() {
     for (slow, alone) in [(false, false), (true, false), (true, true)] {
         let (mut bus, mut committer, held) = holding(3).await;

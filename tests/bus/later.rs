@@ -9,6 +9,8 @@ use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";
 const QUEUE: &str = "cb:delayed:image";
+/// Bytes of a member at the most.
+const MOST: usize = 1 << 20;
 
 async fn put(bus: &mut Bus, due: u64, member: &[u8]) {
     let mut cmd = redis::cmd("ZADD");
@@ -23,7 +25,7 @@ async fn put_event(bus: &mut Bus, due: u64, id: &str) {
 }
 
 async fn run(bus: &mut Bus, limit: usize) -> Promoted {
-    promote(&mut bus.connection, &bus.route.clone(), limit)
+    promote(&mut bus.connection, &bus.route.clone(), limit, MOST)
         .await
         .unwrap()
 }
@@ -123,6 +125,39 @@ async fn what_is_no_event_becomes_a_dead_letter_and_holds_nobody_up() {
 }
 
 #[tokio::test]
+async fn a_member_that_is_larger_than_any_event_becomes_a_dead_letter_that_is_cut() {
+    let mut bus = Bus::start().await;
+    let large = vec!["x".repeat(MOST - 100); 4];
+    let within = encode_member("t", &["type", "image.made", "id", "e0", "data", &large[0]]);
+    put(&mut bus, 1, &within).await;
+    put(&mut bus, 2, &encode_member("t", &large[..2])).await;
+    put_event(&mut bus, 3, "e1").await;
+    let promoted = run(&mut bus, 100).await;
+    assert_eq!((promoted.moved, promoted.dead), (2, 1));
+    assert_eq!(ids(&mut bus).await, ["e0", "e1"]);
+    let letters = bus.entries("cb:dead:image").await;
+    assert_eq!(letters[0]["member"].len(), 1024);
+    let said = text(&letters[0], "deadmessage");
+    assert!(said.contains("over the limit of 1048576"), "{said}");
+    // A call moves some megabytes, and the next one the rest.
+    for number in 0..12 {
+        let member = encode_member(
+            &format!("t{number}"),
+            &["type", "image.made", "data", &large[0]],
+        );
+        put(&mut bus, number, &member).await;
+    }
+    let mut calls = Vec::new();
+    while calls.iter().sum::<u64>() < 12 {
+        let promoted = run(&mut bus, 100).await;
+        assert!(promoted.moved > 0, "{calls:?} {promoted:?}");
+        calls.push(promoted.moved);
+    }
+    assert_eq!(calls.iter().sum::<u64>(), 12);
+    assert!(calls.len() > 1, "{calls:?}");
+}
+
+#[tokio::test]
 async fn a_stream_that_can_not_be_written_keeps_the_due_in_the_queue() {
     let mut bus = Bus::start().await;
     bus.run(&format!("DEL {STREAM}")).await;
@@ -130,7 +165,9 @@ async fn a_stream_that_can_not_be_written_keeps_the_due_in_the_queue() {
     put_event(&mut bus, 1000, "e0").await;
     put_event(&mut bus, 1001, "e1").await;
     let route = bus.route.clone();
-    let error = promote(&mut bus.connection, &route, 10).await.unwrap_err();
+    let error = promote(&mut bus.connection, &route, 10, MOST)
+        .await
+        .unwrap_err();
     assert_eq!(error.code(), Some("WRONGTYPE"));
     let queue: Vec<(Vec<u8>, u64)> = bus.ask(&format!("ZRANGE {QUEUE} 0 -1 WITHSCORES")).await;
     let dues: Vec<u64> = queue.iter().map(|(_, due)| *due).collect();
@@ -152,7 +189,11 @@ async fn promoters_at_once_move_each_event_once() {
             let mut connection = connector.dedicated().await.unwrap();
             let mut moved = 0;
             loop {
-                match promote(&mut connection, &route, 7).await.unwrap().moved {
+                match promote(&mut connection, &route, 7, MOST)
+                    .await
+                    .unwrap()
+                    .moved
+                {
                     0 => return moved,
                     some => moved += some,
                 }
@@ -176,7 +217,7 @@ async fn a_full_memory_loses_nothing_that_is_due() {
     bus.run("CONFIG SET maxmemory 1").await;
     let route = bus.route.clone();
     // Whether it moves is the server's choice.
-    promote(&mut bus.connection, &route, 10).await.ok();
+    promote(&mut bus.connection, &route, 10, MOST).await.ok();
     bus.run("CONFIG SET maxmemory 0").await;
     run(&mut bus, 10).await;
     assert_eq!(ids(&mut bus).await, ["e0"]);

@@ -138,6 +138,13 @@ async fn within_the_window_an_id_is_stored_once_however_often_and_at_once() {
     assert_eq!(bus.entries(STREAM).await.len(), 2);
     let ttl: u64 = bus.ask("PTTL cb:dedup:image:e0").await;
     assert!((3_500_000..=3_600_000).contains(&ttl));
+    // What runs later than the window lasts is deduplicated until it ran, and for the window after that.
+    let tomorrow = event("e2").dedup(true).delay(Duration::from_secs(86_400));
+    for duplicate in [false, true, true] {
+        assert_eq!(due(client.publish(&tomorrow).await.unwrap()).1, duplicate);
+        let ttl: u64 = bus.ask("PTTL cb:dedup:image:e2").await;
+        assert!((89_900_000..=90_000_000).contains(&ttl), "{ttl}");
+    }
 }
 
 #[tokio::test]

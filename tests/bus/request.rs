@@ -52,7 +52,8 @@ fn responder(bus: &Bus) -> JoinHandle<()> {
             };
             let mut answers = true;
             while answers
-                && let Ok(batches) = read_group(&mut wire, GROUP, "r", &[&stream], 10, block).await
+                && let Ok(batches) =
+                    read_group(&mut wire, GROUP, "r", &[&stream], 10, block, 1 << 21).await
             {
                 for entry in batches.iter().flat_map(|batch| &batch.entries) {
                     // The requester tries again.

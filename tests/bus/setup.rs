@@ -107,7 +107,7 @@ impl Bus {
         let block = Duration::from_millis(1);
         let streams = [self.route.events.as_str()];
         let mut wire = connector(&self.redis.url()).wire().await.unwrap();
-        let read = read_group(&mut wire, GROUP, consumer, &streams, count, block);
+        let read = read_group(&mut wire, GROUP, consumer, &streams, count, block, 1 << 21);
         let batches = read.await.unwrap();
         let entries = batches.into_iter().flat_map(|batch| batch.entries);
         entries.map(|entry| Held::new(entry, 1, claims)).collect()
@@ -133,7 +133,7 @@ impl Bus {
         let keys = self.keys.clone();
         let claims = |owner: &str| keys.claims("image", 0, owner);
         let connection = &mut self.connection;
-        claim::take(
+        let mut taken = claim::take(
             connection,
             &stream,
             GROUP,
@@ -143,7 +143,12 @@ impl Bus {
             claims,
         )
         .await
-        .unwrap()
+        .unwrap();
+        let mut wire = connector(&self.redis.url()).wire().await.unwrap();
+        claim::fields(&mut wire, &stream, &mut taken, 1 << 21)
+            .await
+            .unwrap();
+        taken
     }
 
     /// Makes a pending entry another consumer's, with the delivery count that it has (1).

@@ -2,7 +2,7 @@
 
 use crate::setup::{Bus, GROUP};
 use convoke::bus::event::EntryId;
-use convoke::bus::trim::{Trimmed, Trimmer, trim};
+use convoke::bus::trim::{Trimmed, Trimmer, remove, trim};
 
 const STREAM: &str = "cb:events:image";
 /// Entries in a node of a stream: only whole nodes are removed.
@@ -159,4 +159,27 @@ async fn a_stream_that_can_not_be_trimmed_keeps_no_other_from_it() {
     assert_eq!(results[1].as_ref().unwrap(), &Trimmed::default());
     assert!(results[2].as_ref().unwrap().removed >= 200);
     assert_eq!(bus.ask::<u32>("EXISTS cb:events:none").await, 0);
+}
+
+#[tokio::test]
+async fn one_entry_is_removed_once_no_group_needs_it() {
+    let mut bus = Bus::start().await;
+    let ids = grow(&mut bus, 3).await;
+    let gone = async |bus: &mut Bus| remove(&mut bus.connection, STREAM, ids[1]).await.unwrap();
+    bus.run(&format!("XGROUP CREATE {STREAM} other 0")).await;
+    let claims = bus.committer("w-1").claims();
+    bus.deliver("w-1", &claims, 3).await;
+    assert!(!gone(&mut bus).await, "it is pending");
+    bus.run(&format!("XACK {STREAM} {GROUP} {}", ids[1])).await;
+    assert!(!gone(&mut bus).await, "the other group was not given it");
+    bus.run(&format!("XGROUP SETID {STREAM} other {}", ids[0]))
+        .await;
+    assert!(!gone(&mut bus).await, "the other group is just before it");
+    bus.run(&format!("XGROUP SETID {STREAM} other {}", ids[1]))
+        .await;
+    assert!(gone(&mut bus).await);
+    assert!(!gone(&mut bus).await, "it is gone");
+    assert_eq!(length(&mut bus).await, 2);
+    bus.run(&format!("DEL {STREAM}")).await;
+    assert!(!gone(&mut bus).await, "there is no stream");
 }

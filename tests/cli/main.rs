@@ -11,6 +11,7 @@ mod coordination;
 mod dead;
 mod doctor;
 mod guarantees;
+mod large;
 mod life;
 mod metrics;
 mod publish;

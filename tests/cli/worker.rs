@@ -21,6 +21,11 @@ impl Worker {
         worker
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
     /// Ends it as a service manager does.
     pub fn stop(mut self) -> Ended {
         support::signal(self.0.id(), "TERM");

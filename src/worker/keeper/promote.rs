@@ -62,7 +62,8 @@ async fn run_once(
     let mut pause = pause.mul_f64(fastrand::f64() / 2.0 + 0.5);
     let mut refused = false;
     for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
-        match delay::promote(&mut connection, route, PROMOTE).await {
+        let most = chores.settings.limits().entry();
+        match delay::promote(&mut connection, route, PROMOTE, most).await {
             Ok(promoted) => {
                 let next = promoted.next_due_ms.unwrap_or(u64::MAX);
                 pause = pause.min(Duration::from_millis(next.saturating_sub(now)));

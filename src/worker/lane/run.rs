@@ -46,6 +46,10 @@ impl Lane {
         {
             Ok(event) => event,
             Err(bad) => {
+                if let Some(bytes) = bad.entry.cut() {
+                    tracing::error!(stream, entry = %lease.entry, bytes, "an entry that is larger than any event: settled unread, and removed");
+                    self.oversized.push(lease);
+                }
                 self.settled.push(settle::malformed(scene, *bad));
                 return now;
             }
@@ -60,10 +64,11 @@ impl Lane {
             self.settled.push(settle::poison(scene, &event));
             return now;
         }
-        if event
-            .deadline()
-            .is_some_and(|deadline| deadline < shared.claims.server_now())
-        {
+        if event.deadline().is_some_and(|deadline| {
+            // Ours is an estimate; when it was stored, the server said.
+            let now = shared.claims.server_now().max(lease.entry.ms);
+            deadline <= now
+        }) {
             shared.counts.expired.fetch_add(1, Ordering::Relaxed);
             self.settled.push(settle::expired(scene, &event));
             return now;
