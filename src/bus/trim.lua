@@ -7,7 +7,9 @@
 -- KEYS: 1 the stream
 -- ARGV: 1 entries to keep, 2 candidate: an id below which entries are history (or empty),
 --   3 entries to remove at most
--- Returns: removed, entries ever added, the last id; or nil if there is no stream
+-- Returns: removed; of the group that has read most, how many entries it was given and the last one's id
+--   (0 and 0-0 where that is not known); or nil if there is no stream. It does not ask XINFO STREAM, which
+--   loads the first and the last entry, of any size
 -- Cost: O(groups + removed)
 if redis.call('EXISTS', KEYS[1]) == 0 then
   return false
@@ -38,14 +40,21 @@ local function before(a, b)
   return number_before(a_seq, b_seq)
 end
 
-local stream = map(redis.call('XINFO', 'STREAM', KEYS[1]))
-local last = stream['last-generated-id']
+local history = tonumber(ARGV[1])
 local idle, bound = true, nil
-for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+-- What the group that has read most was given: how many entries, up to which one, how many more there are.
+local count, place, more = nil, nil, nil
+local groups = redis.call('XINFO', 'GROUPS', KEYS[1])
+for _, flat in ipairs(groups) do
   local group = map(flat)
   local needed = group['last-delivered-id']
-  if before(needed, last) then
+  local read, lag = group['entries-read'], group['lag']
+  -- Neither is known where entries were deleted, or a group was set somewhere.
+  if lag ~= 0 then
     idle = false
+  end
+  if read and (not count or read > count) then
+    count, place, more = read, needed, lag
   end
   if group['pending'] > 0 then
     idle = false
@@ -58,12 +67,22 @@ for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     bound = needed
   end
 end
+if idle and bound and redis.call('XLEN', KEYS[1]) > history then
+  -- The last entry is acknowledged by all, so it is no larger than any event.
+  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+  if last and before(bound, last[1]) then
+    idle = false
+  end
+end
 
-local removed = 0
+local removed, candidate = 0, ARGV[2]
+if more and more >= history and (candidate == '' or before(candidate, place)) then
+  candidate = place
+end
 if idle then
   removed = redis.call('XTRIM', KEYS[1], 'MAXLEN', '~', ARGV[1], 'LIMIT', ARGV[3])
-elseif ARGV[2] ~= '' then
-  local cut = before(bound, ARGV[2]) and bound or ARGV[2]
+elseif candidate ~= '' then
+  local cut = before(bound, candidate) and bound or candidate
   removed = redis.call('XTRIM', KEYS[1], 'MINID', '~', cut, 'LIMIT', ARGV[3])
 end
-return { removed, stream['entries-added'], last }
+return { removed, count or 0, place or '0-0' }

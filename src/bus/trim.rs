@@ -1,9 +1,9 @@
 //! Keeps streams at about their history, never at the cost of an entry that a group still needs.
 //!
 //! Redis can trim by length, which would lose entries that a slow group has not acknowledged, or
-//! by id. A busy stream is trimmed by id: the [`Trimmer`] remembers how many entries had ever been
-//! added when it last looked and which id was the last then, so it knows an id that is at least
-//! `history` entries old without reading the stream.
+//! by id. A busy stream is trimmed by id: the [`Trimmer`] remembers how many entries the group that reads
+//! most had been given when it last looked and which one was the last then, so it knows an id that is at
+//! least `history` entries old without reading the stream.
 
 use super::error::BusError;
 use super::event::EntryId;
@@ -26,9 +26,9 @@ const SAMPLES: u64 = 16;
 pub struct Trimmed {
     /// Entries that were removed. With about [`LIMIT`] there may be more to remove.
     pub removed: u64,
-    /// Entries that were ever added to the stream.
-    pub added: u64,
-    /// The stream's last id; zero if there is no stream.
+    /// Entries that the group which has read most was given, if that is known.
+    pub read: u64,
+    /// The last one of them; zero if that is not known.
     pub last: EntryId,
 }
 
@@ -54,8 +54,10 @@ impl Trimmer {
         for (stream, history) in streams {
             let samples = self.samples.entry(stream.clone()).or_default();
             let trimmed = trim(connection, stream, *history, samples.candidate).await;
-            if let Ok(trimmed) = &trimmed {
-                samples.note(trimmed.added, trimmed.last, *history);
+            if let Ok(trimmed) = &trimmed
+                && trimmed.last > EntryId::default()
+            {
+                samples.note(trimmed.read, trimmed.last, *history);
             }
             results.push(trimmed);
         }
@@ -77,7 +79,7 @@ pub async fn trim(
         .arg(LIMIT)
         .invoke_async(connection)
         .await?;
-    let Some((removed, added, last)) = reply else {
+    let Some((removed, read, last)) = reply else {
         return Ok(Trimmed::default());
     };
     let last = last
@@ -85,7 +87,7 @@ pub async fn trim(
         .map_err(|_| BusError::Reply { what: "XINFO" })?;
     Ok(Trimmed {
         removed,
-        added,
+        read,
         last,
     })
 }
@@ -112,9 +114,9 @@ struct Samples {
 }
 
 impl Samples {
-    fn note(&mut self, added: u64, last: EntryId, history: u64) {
+    fn note(&mut self, read: u64, last: EntryId, history: u64) {
         if let Some(&(before, id)) = self.taken.back()
-            && (added < before || last < id)
+            && (read < before || last < id)
         {
             // Another stream under the same name.
             *self = Self::default();
@@ -123,12 +125,12 @@ impl Samples {
         if self
             .taken
             .back()
-            .is_none_or(|&(before, _)| added - before >= apart)
+            .is_none_or(|&(before, _)| read - before >= apart)
         {
-            self.taken.push_back((added, last));
+            self.taken.push_back((read, last));
         }
         while let Some(&(before, id)) = self.taken.front()
-            && before + history <= added
+            && before + history <= read
         {
             self.candidate = Some(id);
             self.taken.pop_front();
