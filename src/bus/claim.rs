@@ -18,6 +18,11 @@ use std::time::Duration;
 /// How long the claim counter of a consumer that is gone is kept.
 pub const CLAIMS_TTL: Duration = Duration::from_secs(24 * 3600);
 
+/// Entries whose lease one call renews at the most.
+pub const RENEWED: usize = 500;
+/// Entries that one call takes over at the most.
+pub const TAKEN: usize = 100;
+
 static TAKE: LazyLock<Script> = LazyLock::new(|| script(include_str!("take.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew.lua")));
 static GIVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("give.lua")));

@@ -35,7 +35,7 @@ end
 if not redis.call('XCLAIM', stream, group, me, 0, id, 'JUSTID')[1] then
   return { 0 }
 end
-local effects, answer, at = {}, { 1 }, 5
+local effects, answer, at, kinds = {}, { 1 }, 5, {}
 local missing = false
 local function leave_out(number, err)
   answer[#answer + 1] = number
@@ -44,7 +44,8 @@ local function leave_out(number, err)
 end
 for i = 2, #KEYS do
   local wanted, worth, words = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
-  local found = redis.call('TYPE', KEYS[i]).ok
+  local found = kinds[KEYS[i]] or redis.call('TYPE', KEYS[i]).ok
+  kinds[KEYS[i]] = found
   if found == wanted or (found == 'none' and worth ~= 'there') or (worth == 'instead' and not missing) then
     local command = { ARGV[at + 3], KEYS[i] }
     for word = 1, words - 1 do

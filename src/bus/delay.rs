@@ -20,6 +20,9 @@ static PROMOTE: LazyLock<Script> = LazyLock::new(|| script(include_str!("promote
 /// The latest due time, Unix ms: what a sorted set's score holds exactly.
 pub const MAX_DUE: u64 = 1 << 53;
 
+/// Members that one call moves at the most.
+pub const AT_ONCE: usize = 300;
+
 /// What a call of [`promote`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promoted {

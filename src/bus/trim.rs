@@ -17,7 +17,7 @@ static TRIM: LazyLock<Script> = LazyLock::new(|| script(include_str!("trim.lua")
 static REMOVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("remove.lua")));
 
 /// Entries that one call removes from one stream at most.
-pub const LIMIT: u64 = 10_000;
+pub const LIMIT: u64 = 1000;
 /// A stream's samples are at least this fraction of its history apart.
 const SAMPLES: u64 = 16;
 

@@ -23,7 +23,7 @@ local seen, park, unpark = #heads, {}, {}
 for i, head in ipairs(heads) do
   local lane = lane_at(head)
   for _ = 1, FEW do
-    if not lane or not lane.id or moved >= MOVED then break end
+    if not lane or not lane.id or moved >= MOVED or #planned >= SERVED then break end
     local to = seat(lane.task)
     if not to then
       if lane.id and not hopeful(lane.task) then park[#park + 1] = head end
@@ -31,7 +31,7 @@ for i, head in ipairs(heads) do
     end
     call_up(lane, to)
   end
-  if spent() or moved >= MOVED then
+  if spent() or moved >= MOVED or #planned >= SERVED then
     seen = i
     break
   end

@@ -53,7 +53,7 @@ use std::time::Duration;
 pub const KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Instances in the largest electorate; a role narrows a larger fleet down. Fixing it is one step in
 /// which the server does nothing else.
-pub const MAX_ELECTORATE: usize = 10_000;
+pub const MAX_ELECTORATE: usize = 5_000;
 /// Ballots that may be open at a time.
 pub const MAX_OPEN: usize = 1000;
 /// Electors that all ballots together may have which are open, or are kept after their end: each ballot

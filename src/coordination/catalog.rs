@@ -45,7 +45,7 @@ const MAX_DESCRIPTION: usize = 1024;
 /// Keys read or written in one round trip.
 const PAGE: usize = 64;
 /// Look-ups of one call of the script: a few ms.
-const LOOKUPS: usize = 2000;
+const LOOKUPS: usize = 500;
 
 static OFFERED: LazyLock<Script> = LazyLock::new(|| script(include_str!("offered.lua")));
 

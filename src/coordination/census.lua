@@ -7,35 +7,43 @@
 --       active ones that are suspect, is a partition noted, leader, active external ones, expired
 --       external ones}. All counts but the last two are without external ones; the ids are with them,
 --       behind the others.
--- Cost  O(suspects * log n + ids named); where ids are named, O(expired external ones * log n) more.
+-- Cost  O(log n + suspects looked at + ids named); where ids are named, O(expired external ones) more. Of
+--       more than 500 suspects the first ones tell what share of all are alive and not external.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local after = '(' .. string.format('%.0f', now)
 local outside = redis.call('ZCOUNT', KEYS[6], '-inf', now)
 local expired = redis.call('ZCOUNT', KEYS[1], '-inf', now) - outside
-local function is_external(id)
-  return redis.call('ZSCORE', KEYS[6], id)
-end
 local most, ids = tonumber(ARGV[1]), {}
 if expired + outside > 0 and most > 0 then
   -- Whoever makes up many must not keep the others from being found.
   local others = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, most + outside)) do
-    local into = outside > 0 and is_external(id) and others or ids
+  -- At most 1,000 are external.
+  local late = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, most + outside)
+  local external = outside > 0 and #late > 0 and redis.call('ZMSCORE', KEYS[6], unpack(late)) or {}
+  for i, id in ipairs(late) do
+    local into = external[i] and others or ids
     if #into < most then into[#into + 1] = id end
   end
   for at = 1, most - #ids do ids[#ids + 1] = others[at] end
 end
-local function alive(id)
-  return tonumber(redis.call('ZSCORE', KEYS[1], id) or 0) > now
-end
-local suspect = 0
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], after, '+inf')) do
-  if alive(id) and not is_external(id) then suspect = suspect + 1 end
+local suspect, suspected = 0, redis.call('ZRANGEBYSCORE', KEYS[3], after, '+inf', 'LIMIT', 0, 500)
+if #suspected > 0 then
+  local expiries = redis.call('ZMSCORE', KEYS[1], unpack(suspected))
+  local external = redis.call('ZMSCORE', KEYS[6], unpack(suspected))
+  for i = 1, #suspected do
+    if tonumber(expiries[i] or 0) > now and not external[i] then suspect = suspect + 1 end
+  end
+  if #suspected == 500 then
+    suspect = math.floor(suspect * redis.call('ZCOUNT', KEYS[3], after, '+inf') / 500)
+  end
 end
 local leads = redis.call('HMGET', KEYS[5], 'id', 'until')
 local leader = leads[1]
-if leader and (tonumber(leads[2] or 0) <= now or not alive(leader)) then leader = false end
+if leader and (tonumber(leads[2] or 0) <= now
+  or tonumber(redis.call('ZSCORE', KEYS[1], leader) or 0) <= now) then
+  leader = false
+end
 local external = redis.call('ZCARD', KEYS[6]) - outside
 return {
   now,

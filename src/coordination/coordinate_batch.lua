@@ -127,7 +127,7 @@ end
 if is.fence ~= ARGV[4] then return answer('lost') end
 if is.status == 'completed' then return answer('completed') end
 for k = 5, #KEYS do
-  local found = redis.call('TYPE', KEYS[k]).ok
+  local found = k > 5 and KEYS[k] == KEYS[k - 1] and 'stream' or redis.call('TYPE', KEYS[k]).ok
   if found ~= 'none' and found ~= 'stream' then return answer('unwritable', KEYS[k]) end
 end
 local pause, recorded, count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])

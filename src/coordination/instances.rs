@@ -41,7 +41,7 @@ use super::assignment::{self, Inboxes};
 use super::error::CoordinationError;
 use super::gossip::{self, PING, Peer, WATCHED};
 use super::instance::{Beat, Registering, check_id};
-use super::metrics::Report;
+use super::metrics::{Packed, Report};
 use super::store::{Store, words};
 use crate::bus::connect::Connector;
 use crate::bus::keys::Keys;
@@ -277,6 +277,7 @@ impl Instances {
                 .key(keys.reports(id))
                 .key(keys.external())
                 .key(keys.lost_external())
+                .key(keys.inbox_route(id).delayed)
                 .arg(id)
                 .arg(registering.ttl_ms)
                 .arg(registering.capacity)
@@ -344,37 +345,20 @@ impl Instances {
     /// sealed; `Bus` else. It may be renewed then; repeated, the call counts nothing twice.
     pub async fn heartbeat(&self, beat: &Beat) -> Result<Pulse, CoordinationError> {
         beat.check()?;
-        let keys = &self.store.keys;
-        // Adding 0 makes -0 a plain 0.
-        let load = beat.load.map(|load| (load + 0.0).to_string());
-        let mut call = HEARTBEAT.prepare_invoke();
-        let counts = beat.metrics.as_ref().map_or("", |report| &report.process);
-        call.key(keys.instance(&beat.id))
-            .key(keys.active())
-            .key(keys.leader())
-            .key(keys.suspects())
-            .key(keys.reports(&beat.id))
-            .key(keys.capabilities())
-            .key(keys.reported(&beat.id, counts))
-            .key(keys.metrics())
-            .key(keys.external())
-            .arg(&beat.id)
-            .arg(or_empty(beat.incarnation))
-            .arg(PING)
-            .arg(WATCHED)
-            .arg(load.unwrap_or_default());
-        let report = beat.metrics.as_ref().map(Report::bounded);
-        call.arg(report.as_ref().map_or(&[][..], |report| &report.gauges))
-            .arg(self.process());
-        let seal = beat.seal.clone().unwrap_or_default();
-        call.arg(&seal.digest);
-        self.declare(&mut call, &seal.roles);
-        call.arg(words(&seal.capabilities));
-        if let Some(report) = report {
-            report.declare(&mut call);
+        let reports = beat.metrics.as_ref().map(Report::bounded);
+        // The first tells how it is; the others only add to what it did.
+        let mut parts: Vec<Option<Packed>> = match reports {
+            Some(report) => report.parts().into_iter().map(Some).collect(),
+            None => vec![None],
+        };
+        let rest = parts.split_off(1);
+        let first = parts.pop().flatten();
+        let (state, ttl_ms, leader, watch) = self.pulse(beat, first, beat.seal.as_ref()).await?;
+        if matches!(state, 1..=3) {
+            for part in rest {
+                self.pulse(beat, part, None).await?;
+            }
         }
-        let (state, ttl_ms, leader, watch): (u8, u64, Option<String>, Vec<String>) =
-            self.store.invoke(&call).await?;
         if state == 4 {
             return Err(sealed(&beat.id, "pulse for"));
         }
@@ -390,6 +374,44 @@ impl Instances {
             leader,
             watch: gossip::peers(watch)?,
         })
+    }
+
+    /// One call of a pulse, with a part of its report.
+    async fn pulse(
+        &self,
+        beat: &Beat,
+        report: Option<Packed>,
+        seal: Option<&Seal>,
+    ) -> Result<Beaten, CoordinationError> {
+        let keys = &self.store.keys;
+        // Adding 0 makes -0 a plain 0.
+        let load = beat.load.map(|load| (load + 0.0).to_string());
+        let counts = beat.metrics.as_ref().map_or("", |report| &report.process);
+        let mut call = HEARTBEAT.prepare_invoke();
+        call.key(keys.instance(&beat.id))
+            .key(keys.active())
+            .key(keys.leader())
+            .key(keys.suspects())
+            .key(keys.reports(&beat.id))
+            .key(keys.capabilities())
+            .key(keys.reported(&beat.id, counts))
+            .key(keys.metrics())
+            .key(keys.external())
+            .arg(&beat.id)
+            .arg(or_empty(beat.incarnation))
+            .arg(PING)
+            .arg(WATCHED)
+            .arg(load.unwrap_or_default());
+        call.arg(report.as_ref().map_or(&[][..], |report| &report.gauges))
+            .arg(self.process());
+        let seal = seal.cloned().unwrap_or_default();
+        call.arg(&seal.digest);
+        self.declare(&mut call, &seal.roles);
+        call.arg(words(&seal.capabilities));
+        if let Some(report) = report {
+            report.declare(&mut call);
+        }
+        Ok(self.store.invoke(&call).await?)
     }
 
     /// Takes an instance out of the active ones; with an incarnation, only that one.
@@ -414,6 +436,7 @@ impl Instances {
                 .key(self.store.keys.capabilities())
                 .key(self.store.keys.broadcast())
                 .key(self.store.keys.external())
+                .key(self.store.keys.inbox_route(id).delayed)
                 .arg(id)
                 .arg(or_empty(incarnation))
                 .arg(self.process());
@@ -502,6 +525,7 @@ impl Instances {
                 .key(keys.broadcast())
                 .key(keys.external())
                 .key(keys.lost_external())
+                .key(keys.inbox_route(id).delayed)
                 .arg(id);
             self.declare(&mut call, &declared);
             call.arg(millis(KEPT)).arg(millis(RECENTLY));
@@ -577,6 +601,9 @@ impl Instances {
         call.arg(words(roles));
     }
 }
+
+/// State, ttl in ms, leader, peers to watch.
+type Beaten = (u8, u64, Option<String>, Vec<String>);
 
 fn learn(declared: &mut BTreeSet<String>, held: &str) {
     declared.extend(held.split_whitespace().map(str::to_owned));

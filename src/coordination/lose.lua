@@ -3,8 +3,8 @@
 -- the others it changes nothing.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 external ones
---       7 recently lost external ones
---       8… one role set for each role of ARGV[2], in its order  then those of tasks.lua, and the
+--       7 recently lost external ones  8 the delay queue of its inbox
+--       9… one role set for each role of ARGV[2], in its order  then those of tasks.lua, and the
 --       inboxes of ARGV[5], in its order; its own among them, which goes away in a day
 -- ARGV  1 id  2 the roles whose sets are declared  3 how long the hash is kept for people to look
 --       at, in ms  4 how long an instance counts as recently lost, in ms  5 the instances whose
@@ -27,7 +27,7 @@ local hash, active, capabilities, lost, broadcast, external, lost_external = unp
 local id = ARGV[1]
 local OUTSIDE = 1000 -- recently lost external ones that are listed
 
-local role_key, at = {}, 7
+local role_key, at = {}, 8
 for role in string.gmatch(ARGV[2], '%S+') do
   at = at + 1
   role_key[role] = KEYS[at]
@@ -67,19 +67,25 @@ end
 if slot then slot.gone = true end
 save_slots()
 if inbox[id] then redis.call('PEXPIRE', inbox[id], INBOX_MS) end
+redis.call('PEXPIRE', KEYS[8], INBOX_MS)
 
 redis.call('ZREM', active, id)
 local outside = redis.call('ZREM', external, id) == 1
 if outside then lost = lost_external end
 for role in string.gmatch(roles, '%S+') do redis.call('SREM', role_key[role], id) end
-for kind in string.gmatch(kinds, '%S+') do redis.call('ZREM', capabilities, kind .. ' ' .. id) end
+local could = {}
+for kind in string.gmatch(kinds, '%S+') do could[#could + 1] = kind .. ' ' .. id end
+-- At most 1,024.
+if #could > 0 then redis.call('ZREM', capabilities, unpack(could)) end
 if is[1] then
   redis.call('HDEL', hash, 'observed', 'metrics', 'did')
   redis.call('HSET', hash, 'status', 'lost', 'ended_at', now, 'tasks_reassigned', reassigned)
   redis.call('PEXPIRE', hash, outside and ARGV[4] or ARGV[3])
   if outside then redis.call('HDEL', hash, 'capabilities', 'metadata') end
 end
-redis.call('ZREMRANGEBYSCORE', lost, '-inf', now - ARGV[4])
+-- Where many lapsed together, a part of them: no count is of those.
+local lapsed = redis.call('ZRANGEBYSCORE', lost, '-inf', now - ARGV[4], 'LIMIT', 0, 100)
+if #lapsed > 0 then redis.call('ZREM', lost, unpack(lapsed)) end
 redis.call('ZADD', lost, now, id)
 if outside then redis.call('ZREMRANGEBYRANK', lost, 0, -1 - OUTSIDE) end
 redis.call('PEXPIRE', lost, ARGV[4])

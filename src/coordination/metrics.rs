@@ -31,6 +31,8 @@ use std::sync::{Arc, OnceLock};
 
 /// Event types that one report tells of.
 pub const MAX_HANDLERS: usize = 256;
+/// Event types of which one call counts what was done: each is added to a histogram that may be long.
+const AT_ONCE: usize = 32;
 /// Buckets in one report, so that a report takes the server a few ms at most.
 pub const MAX_BUCKETS: usize = 4096;
 /// Event types that the totals tell of. Those that come later count in the sums only.
@@ -253,6 +255,19 @@ pub(super) struct Packed {
 }
 
 impl Packed {
+    /// The report in parts, each of which one call counts.
+    pub(super) fn parts(self) -> Vec<Packed> {
+        let mut handlers = self.handlers.chunks(AT_ONCE).map(<[_]>::to_vec);
+        let first = handlers.next().unwrap_or_default();
+        let part = |handlers| Packed {
+            process: self.process.clone(),
+            gauges: self.gauges.clone(),
+            sums: self.sums.clone(),
+            handlers,
+        };
+        std::iter::once(first).chain(handlers).map(part).collect()
+    }
+
     /// Declares what was done as the last arguments of a pulse.
     pub(super) fn declare(self, call: &mut ScriptInvocation<'_>) {
         call.arg(self.process)

@@ -5,11 +5,14 @@
 -- ARGV  1 a domain: only its types; or ''  2 begin after this type; or ''  3 about how many look-ups
 -- Returns {after, {type, instances, …}} in the order of the types; a type that only expired
 --       instances have is left out. after: call again with it for the rest; '': there is none.
--- Cost  O((types + types * expired instances not swept yet) * log n), within ARGV[3] or one type.
+-- Cost  O(types * log n + expired instances looked at), within ARGV[3] or one type. So that it is bounded,
+--       the instances that expired and were not swept yet are left out of a count only where they, or
+--       those with a handler of the type, are at most 200.
 local domain, after, left = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local expired = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now))
+local FEW = 200
+local expired = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', string.format('%.0f', now), 'LIMIT', 0, FEW + 1)
 -- Members are 'type id': '!' follows the space, '/' the dot.
 local from, to = '-', '+'
 if domain ~= '' then from, to = '[' .. domain .. '.', '(' .. domain .. '/' end
@@ -21,13 +24,24 @@ while left > 0 do
   after = string.match(first, '^%S+')
   from = '(' .. after .. '!'
   local count = redis.call('ZLEXCOUNT', KEYS[1], '[' .. after .. ' ', from)
-  for _, id in ipairs(expired) do
-    if redis.call('ZSCORE', KEYS[1], after .. ' ' .. id) then count = count - 1 end
+  if #expired > 0 and (#expired <= FEW or count <= FEW) then
+    local looked, at, late = {}, KEYS[2], 0
+    if #expired <= FEW then
+      at = KEYS[1]
+      for i, id in ipairs(expired) do looked[i] = after .. ' ' .. id end
+    else
+      looked = redis.call('ZRANGEBYLEX', KEYS[1], '[' .. after .. ' ', from, 'LIMIT', 0, FEW)
+      for i, member in ipairs(looked) do looked[i] = string.sub(member, #after + 2) end
+    end
+    for _, score in ipairs(redis.call('ZMSCORE', at, unpack(looked))) do
+      if score and (at == KEYS[1] or tonumber(score) <= now) then late = late + 1 end
+    end
+    count, left = count - late, left - #looked
   end
   if count > 0 then
     found[#found + 1] = after
     found[#found + 1] = count
   end
-  left = left - 2 - #expired
+  left = left - 2
 end
 return {after, found}

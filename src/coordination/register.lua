@@ -5,8 +5,9 @@
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 recently lost  5 broadcast  6 leader
 --       7 suspects  8 what observers said of it  9 external ones  10 recently lost external ones
---       11… one role set for each role of ARGV[7], in its order  then those of tasks.lua, and the
---       instance's inbox, which is kept for good from here on
+--       11 the delay queue of its inbox
+--       12… one role set for each role of ARGV[7], in its order  then those of tasks.lua, and the
+--       instance's inbox; it and its delay queue are kept for good from here on
 -- ARGV  1 id  2 ttl in ms  3 capacity  4 metadata (MessagePack)  5 roles  6 capabilities
 --       7 the roles whose sets are declared: at least those of ARGV[5]  8 the most tasks that it
 --       gets  9 the process that registers itself, or '': an event asks for it  10 1 if that process
@@ -40,7 +41,7 @@ local function set_of(list)
   return set
 end
 
-local role_key, at = {}, 10
+local role_key, at = {}, 11
 for role in words(ARGV[7]) do
   at = at + 1
   role_key[role] = KEYS[at]
@@ -75,9 +76,12 @@ if known then
     if not keeps[role] then redis.call('SREM', role_key[role], id) end
   end
   keeps = set_of(kinds)
+  local could = {}
   for kind in words(before[4]) do
-    if not keeps[kind] then redis.call('ZREM', capabilities, kind .. ' ' .. id) end
+    if not keeps[kind] then could[#could + 1] = kind .. ' ' .. id end
   end
+  -- At most 1,024.
+  if #could > 0 then redis.call('ZREM', capabilities, unpack(could)) end
 end
 
 -- Microseconds outlive the hash: after a FLUSHALL the number still rises.
@@ -106,7 +110,12 @@ redis.call('ZADD', active, now + ttl, id)
 redis.call('ZREM', lost, id)
 redis.call('ZREM', lost_external, id)
 for role in words(roles) do redis.call('SADD', role_key[role], id) end
-for kind in words(kinds) do redis.call('ZADD', capabilities, 0, kind .. ' ' .. id) end
+local can = {}
+for kind in words(kinds) do
+  can[#can + 1] = 0
+  can[#can + 1] = kind .. ' ' .. id
+end
+if #can > 0 then redis.call('ZADD', capabilities, unpack(can)) end
 
 local changed = not alive or before[3] ~= roles or before[4] ~= kinds
   or before[5] ~= capacity or before[6] ~= metadata or (own and not mine)
@@ -125,6 +134,7 @@ slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
 slot.roles, slot.any = roles, kinds == ''
 if inbox[id] then redis.call('PERSIST', inbox[id]) end
+redis.call('PERSIST', KEYS[11])
 local given = pull(id, tonumber(ARGV[8]), changed and kinds)
 save_slots()
 local leads = redis.call('HMGET', leader, 'id', 'until')

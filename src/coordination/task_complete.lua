@@ -19,7 +19,7 @@ if task.holder ~= instance or task.fence ~= with
 end
 if task.status == 'completed' then return { 'completed', '', '', 0, 0 } end
 for k = first, #KEYS do
-  local kind = redis.call('TYPE', KEYS[k]).ok
+  local kind = k > first and KEYS[k] == KEYS[k - 1] and 'stream' or redis.call('TYPE', KEYS[k]).ok
   if kind ~= 'stream' and kind ~= 'none' then return { 'refused', '', '', 0, k - first } end
 end
 

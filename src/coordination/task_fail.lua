@@ -1,7 +1,7 @@
 #!lua
 -- Takes a failed task from its holder: to another instance, to those that wait, or to its end, with
 -- the fact if that is so; and gives the holder what waits for it. In one step. The same call again
--- changes nothing and answers the same, whatever became of the task since.
+-- changes nothing and answers the same, whatever became of the task since, for the last 8 attempts.
 --
 -- KEYS  1–13 those of tasks.lua  14 the inbox of ARGV[2]  15… the inboxes of ARGV[6], in its order
 -- ARGV  1 task id  2 the instance that ran it  3 its fence  4 what went wrong  5 `1` if it may be
@@ -12,11 +12,12 @@
 -- Cost  O((looks of tasks.lua + roles) * log n). Refused when memory is full.
 --
 -- It goes to another instance if one is free, else to the same again if that is free.
+local REPEATED = 8 -- last attempts whose reports may be repeated
 local id, instance, with = ARGV[1], ARGV[2], tonumber(ARGV[3])
 open(1, instance .. ' ' .. ARGV[6])
 local task = task_of(id)
 if not task then return { 'not_found', '', '', 0, '' } end
--- One for each attempt, of which there are at most 100.
+-- One for each of the last attempts: a record stays short.
 local failures = task.failures or {}
 for _, failure in ipairs(failures) do
   if failure[1] == with and failure[2] == instance then return { 'failed', failure[3], '', 0, '' } end
@@ -33,6 +34,7 @@ let_go(id, task)
 task.error, task.failures = ARGV[4], failures
 local failure = { with, instance, to and 'assigned' or again and 'pending' or 'failed' }
 failures[#failures + 1] = failure
+while #failures > REPEATED do table.remove(failures, 1) end
 serve()
 if not again then
   finish(id, task, 'failed')

@@ -32,11 +32,11 @@
 -- A script plans first: `seat` and `pick` reserve room in memory and note in `wanted` whose inbox is
 -- not declared. If that is anyone, the script answers with the names and has changed nothing. Then it
 -- writes, and ends with `save_slots`.
-local LOOKS = 1500          -- look-ups of one call, after which it searches no further
+local LOOKS = 600           -- look-ups of one call, after which it searches no further
 local KINDS = 128           -- kinds that wait at which an instance looks for work
 local SAME = 8              -- lanes of one kind at which it looks: they differ in what they require
 local NEAREST = 32          -- instances of one role, by load, that a task looks at
-local RARE = 128            -- instances with a handler for the rarest kind that it needs, if none fits
+local RARE = 32             -- instances with a handler for the rarest kind that it needs, if none fits
 local NAMED = 8             -- instances that one answer names at least, where there are so many
 local CHUNK = 50            -- tasks that one call takes from an instance
 local FEW = 4               -- tasks that an instance which has room gets at most, where one is due
@@ -44,16 +44,19 @@ local MOVED = 2097152       -- bytes of payloads after which a call moves no mor
 local KEPT = 10000          -- finished tasks that are kept
 local KEPT_MS = 86400000    -- how long
 local KEPT_BYTES = 67108864 -- bytes of payloads and results of finished tasks
-local EVICTED = 16          -- finished tasks that one call removes
+local EVICTED = 64          -- finished tasks that one call removes
+local SERVED = 64           -- tasks that wait which one call gives to somebody
 local INBOX_MS = 86400000   -- how long the inbox of an instance that is gone is kept
 local INBOX = 10000         -- entries that an inbox keeps at least, where no group reads it
+local TRIMMED = 1000        -- entries beyond that which one call removes
 
 local K, micros, now
 local fence
-local inbox, slots, living, wanted = {}, {}, {}, {}
+local inbox, grouped, slots, living, wanted = {}, {}, {}, {}, {}
 local reserved = 0
 -- What waits and goes to somebody, and the bytes of it.
 local planned, moved = {}, 0
+local evicted = 0
 -- By role, kind and requirements: what comes first there and is not planned yet.
 local lanes = {}
 local looks = 0
@@ -150,16 +153,16 @@ local function save_slots()
     if is then
       local place = not is.gone and place_of(is) or nil
       if place ~= is.old_place or is.any ~= is.old_any or is.roles ~= is.old_roles then
-        if is.old_place then
-          for role in words(is.old_roles) do
-            redis.call('ZREM', K.free, free_in(is, is.old_any, role, is.old_place))
-          end
+        local out, into = {}, {}
+        for role in words(is.old_place and is.old_roles or '') do
+          out[#out + 1] = free_in(is, is.old_any, role, is.old_place)
         end
-        if place then
-          for role in words(is.roles) do
-            redis.call('ZADD', K.free, 0, free_in(is, is.any, role, place))
-          end
+        for role in words(place and is.roles or '') do
+          into[#into + 1] = 0
+          into[#into + 1] = free_in(is, is.any, role, place)
         end
+        if #out > 0 then redis.call('ZREM', K.free, unpack(out)) end
+        if #into > 0 then redis.call('ZADD', K.free, unpack(into)) end
       end
       local text = string.format('%d %d %d %d %.0f %s', is.assigned, is.capacity, is.any and 1 or 0,
         is.released, is.last, is.roles)
@@ -349,7 +352,8 @@ local function unqueue(id, task)
   local lane, place = lane_of(task), task.order .. ' ' .. id
   redis.call('ZREM', K.queue, place)
   redis.call('ZREM', K.waiting, lane .. ' ' .. place)
-  redis.call('HINCRBY', K.counts, 'waiting', -(task.bytes or 0))
+  -- From 0: a number written as -0 is none to the server.
+  redis.call('HINCRBY', K.counts, 'waiting', 0 - (task.bytes or 0))
   local mark = behead(task, place)
   if mark then
     local first = redis.call('ZRANGEBYLEX', K.waiting, '[' .. lane .. ' ', '(' .. lane .. '!',
@@ -378,8 +382,9 @@ local function give(id, task, to)
       .. pack('payload') .. payload_of(id)
       .. pack('fence') .. pack(fence) .. pack('attempt') .. pack(task.attempt))
   -- A worker trims its own; a program that reads without a group has nobody who does.
-  if #redis.call('XINFO', 'GROUPS', inbox[to]) == 0 then
-    redis.call('XTRIM', inbox[to], 'MAXLEN', '~', INBOX + slot_of(to).capacity)
+  if grouped[to] == nil then grouped[to] = #redis.call('XINFO', 'GROUPS', inbox[to]) > 0 end
+  if not grouped[to] then
+    redis.call('XTRIM', inbox[to], 'MAXLEN', '~', INBOX + slot_of(to).capacity, 'LIMIT', TRIMMED)
   end
 end
 
@@ -394,7 +399,8 @@ end
 local function evict()
   local over = redis.call('ZCARD', K.done) - KEPT
   local bytes = tonumber(redis.call('HGET', K.counts, 'bytes') or 0)
-  local oldest = redis.call('ZRANGE', K.done, 0, EVICTED - 1, 'WITHSCORES')
+  local oldest = evicted < EVICTED and redis.call('ZRANGE', K.done, 0, EVICTED - evicted - 1, 'WITHSCORES')
+    or {}
   for i = 1, #oldest, 2 do
     local id = oldest[i]
     if over <= 0 and bytes <= KEPT_BYTES and tonumber(oldest[i + 1]) > now - KEPT_MS then break end
@@ -403,8 +409,8 @@ local function evict()
     redis.call('HDEL', K.tasks, id)
     redis.call('HDEL', K.data, id, id .. ' result')
     redis.call('ZREM', K.done, id)
-    redis.call('HINCRBY', K.counts, 'bytes', -size)
-    over, bytes = over - 1, bytes - size
+    redis.call('HINCRBY', K.counts, 'bytes', 0 - size)
+    over, bytes, evicted = over - 1, bytes - size, evicted + 1
   end
 end
 
@@ -520,6 +526,7 @@ end
 local function seat(task, not_to)
   local some_wait = redis.call('EXISTS', K.queue) == 1
   for _ = 1, FEW do
+    if #planned >= SERVED then return nil end
     local to = pick(task, not_to)
     if not to then return nil end
     local lane = some_wait and first_for(slots[to], task.order)

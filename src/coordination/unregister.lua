@@ -3,7 +3,8 @@
 -- again it changes nothing and answers the same.
 --
 -- KEYS  1 instance hash  2 active  3 capabilities  4 broadcast  5 external ones
---       6… one role set for each role of ARGV[4], in its order  then those of tasks.lua, and the
+--       6 the delay queue of its inbox
+--       7… one role set for each role of ARGV[4], in its order  then those of tasks.lua, and the
 --       inboxes of ARGV[6], in its order; its own among them, which goes away in a day
 -- ARGV  1 id  2 incarnation, or ''  3 the process that takes itself out, or '': an event asks for it
 --       4 the roles whose sets are declared  5 how long the hash is kept for people to look at, in ms
@@ -24,7 +25,7 @@ local hash, active, capabilities, broadcast = unpack(KEYS, 1, 4)
 local id, process = ARGV[1], ARGV[3]
 local OUTSIDE_MS = 600000 -- how long the hash of an external one is kept
 
-local role_key, at = {}, 5
+local role_key, at = {}, 6
 for role in string.gmatch(ARGV[4], '%S+') do
   at = at + 1
   role_key[role] = KEYS[at]
@@ -64,11 +65,15 @@ end
 if slot then slot.gone = true end
 save_slots()
 if inbox[id] then redis.call('PEXPIRE', inbox[id], INBOX_MS) end
+redis.call('PEXPIRE', KEYS[6], INBOX_MS)
 
 redis.call('ZREM', active, id)
 local outside = redis.call('ZREM', KEYS[5], id) == 1
 for role in string.gmatch(is[3], '%S+') do redis.call('SREM', role_key[role], id) end
-for kind in string.gmatch(is[4], '%S+') do redis.call('ZREM', capabilities, kind .. ' ' .. id) end
+local could = {}
+for kind in string.gmatch(is[4], '%S+') do could[#could + 1] = kind .. ' ' .. id end
+-- At most 1,024.
+if #could > 0 then redis.call('ZREM', capabilities, unpack(could)) end
 redis.call('HDEL', hash, 'observed', 'metrics', 'did')
 redis.call('HSET', hash, 'status', 'unregistered', 'ended_at', now, 'tasks_reassigned', reassigned)
 if outside then

@@ -35,12 +35,14 @@ local ttl = tonumber(is[3])
 -- The voices that count, how many of them suspect, and until when the last of those does.
 local function count(voices)
   local all, suspecting, lapses = 0, 0, 0
-  local said = redis.call('HGETALL', voices)
+  local said, observers, over = redis.call('HGETALL', voices), {}, {}
+  for i = 1, #said, 2 do observers[#observers + 1] = said[i] end
+  local expiries = #observers > 0 and redis.call('ZMSCORE', KEYS[2], unpack(observers)) or {}
   for i = 1, #said, 2 do
     local voice, till = string.match(said[i + 1], '^(%a)(%d+)$')
     till = tonumber(till or 0)
-    if till <= now or not alive(said[i]) then
-      redis.call('HDEL', voices, said[i])
+    if till <= now or tonumber(expiries[(i + 1) / 2] or 0) <= now then
+      over[#over + 1] = said[i]
     else
       all = all + 1
       if voice == 's' then
@@ -49,6 +51,7 @@ local function count(voices)
       end
     end
   end
+  if #over > 0 then redis.call('HDEL', voices, unpack(over)) end
   return all, suspecting, lapses
 end
 
@@ -73,7 +76,8 @@ for i = 5, #KEYS do
         redis.call('DEL', voices)
         lost[#lost + 1] = peer
       elseif suspecting > 0 then
-        redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
+        local over = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 100)
+        if #over > 0 then redis.call('ZREM', KEYS[3], unpack(over)) end
         redis.call('ZADD', KEYS[3], lapses, peer)
       else
         redis.call('ZREM', KEYS[3], peer)

@@ -11,7 +11,7 @@ use crate::bus::event::Event;
 use crate::bus::keys::{self, Keys};
 use crate::bus::msgpack::{self, PayloadLimits};
 use crate::bus::trace::TraceContext;
-use crate::error::HandlerError;
+use crate::error::{Code, HandlerError};
 use serde::Serialize;
 use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
@@ -21,6 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
+/// Events that one run may publish: they are all stored in one step.
+pub const MAX_PUBLICATIONS: usize = 500;
 /// How long an event waits whose run was given no connection.
 const AWAY: Duration = Duration::from_millis(500);
 
@@ -273,6 +275,13 @@ impl Context {
     /// `internal`, not retryable, if the run has ended.
     pub(crate) fn publish_raw(&self, publication: Publication) -> Result<(), HandlerError> {
         match &mut *self.outbox() {
+            Some(outbox) if outbox.len() >= MAX_PUBLICATIONS => {
+                let message = format!(
+                    "publish: one run publishes at most {MAX_PUBLICATIONS} events, since all are stored \
+                     in one step: split the work"
+                );
+                return Err(HandlerError::new(Code::ResourceExhausted, message).permanent());
+            }
             Some(outbox) => outbox.push(publication),
             None => {
                 let message = "publish: the run has ended, so nothing can be committed with it: \

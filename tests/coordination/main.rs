@@ -25,3 +25,4 @@ mod tasks_model;
 mod tasks_moving;
 mod told;
 mod transitions;
+mod worst;

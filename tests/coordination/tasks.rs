@@ -476,7 +476,7 @@ async fn a_full_memory_refuses_a_task_whole() {
 #[tokio::test]
 async fn an_inbox_that_no_group_reads_is_capped_and_one_with_a_group_loses_nothing() {
     let mut fleet = Fleet::start().await;
-    let all = 12_000;
+    let all = 10_900;
     for (id, group) in [("program", false), ("worker", true)] {
         let inbox = fleet.keys.inbox(id);
         let mut old = redis::pipe();
@@ -516,4 +516,21 @@ async fn an_inbox_that_is_no_stream_gets_nothing() {
     assert_eq!(fleet.create("t-2").await.status, Status::Pending);
     fleet.complete("t-1").await;
     assert_eq!(fleet.task("t-2").await.instance.as_deref(), Some("w-2"));
+}
+
+/// What somebody deleted by hand keeps no other task from its end.
+#[tokio::test]
+async fn a_finished_task_without_a_record_is_forgotten_like_the_others() {
+    let mut fleet = Fleet::start().await;
+    fleet.worker("w-1", 10, &["a.b"]).await;
+    for id in ["t-1", "t-2"] {
+        fleet.create(id).await;
+        fleet.complete(id).await;
+    }
+    fleet.run("HDEL cb:tasks t-1").await;
+    fleet.run("ZADD cb:tasks:done XX 1000 t-1").await;
+    fleet.create("t-3").await;
+    fleet.complete("t-3").await;
+    let left: Vec<String> = fleet.ask("ZRANGE cb:tasks:done 0 -1").await;
+    assert_eq!(left, ["t-2", "t-3"]);
 }

@@ -14,6 +14,7 @@ mod failures;
 mod fences;
 mod handover;
 mod history;
+mod kept;
 mod lifecycle;
 mod metrics;
 mod outages;

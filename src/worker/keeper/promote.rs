@@ -11,8 +11,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Events that one call moves from a delay queue at the most.
-const PROMOTE: usize = 500;
 /// The longest pause between two looks at the delay queues, while events of this worker's are retried.
 const PAUSE: Duration = Duration::from_millis(250);
 /// And while none are. What is in the queues leaves them on time all the same; only what comes later, to
@@ -63,7 +61,7 @@ async fn run_once(
     let mut refused = false;
     for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
         let most = chores.settings.limits().entry();
-        match delay::promote(&mut connection, route, PROMOTE, most).await {
+        match delay::promote(&mut connection, route, delay::AT_ONCE, most).await {
             Ok(promoted) => {
                 let next = promoted.next_due_ms.unwrap_or(u64::MAX);
                 pause = pause.min(Duration::from_millis(next.saturating_sub(now)));

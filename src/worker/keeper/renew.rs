@@ -1,14 +1,12 @@
 //! Renews the lease of what has been in hand for a third of the claim time.
 
 use super::Chores;
-use crate::bus::claim;
+use crate::bus::claim::{self, RENEWED};
 use crate::bus::error::BusError;
 use crate::bus::event::EntryId;
 use crate::worker::shared::Shared;
 use std::time::Duration;
 
-/// Entries whose lease one call renews at the most.
-const RENEW: usize = 500;
 /// Entries of a busy lane that are looked at; more than it reads at a time.
 const PAGE: usize = 4000;
 
@@ -48,7 +46,7 @@ async fn run_once(chores: &Chores, age: Duration) -> bool {
                     }
                 }
             }
-            for held in due.chunks(RENEW) {
+            for held in due.chunks(RENEWED) {
                 let renewed = renew(chores, lane, stream, &route.events, held);
                 if let Err(error) = chores.within(age / 2, renewed).await {
                     tracing::debug!(%error, "leases were not renewed; trying again");

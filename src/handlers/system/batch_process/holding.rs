@@ -5,16 +5,14 @@ use crate::Context;
 use crate::bus::commit::Publication;
 use crate::bus::connect::reconnect_delay;
 use crate::bus::error::{BusError, Reaction};
-use crate::coordination::batch::Wanted;
+use crate::coordination::batch::{TOGETHER, Wanted};
 use crate::coordination::batches::{Advanced, Batches, Outcome, Progress};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::leases::Held;
 use crate::error::HandlerError;
+use crate::registry::context::MAX_PUBLICATIONS;
 use std::time::{Duration, Instant};
 
-/// Finished items that one commit covers at the most: so many are run again after a crash, and the
-/// one that was under way.
-pub const TOGETHER: usize = 32;
 /// How long a finished item waits for others to be committed with.
 const WAIT: Duration = Duration::from_millis(100);
 /// Bytes of publications that are not committed yet, at the most, before the item that adds to them.
@@ -107,6 +105,9 @@ impl<'a> Holding<'a> {
         failure: Option<(&'static str, String)>,
         publications: Vec<Publication>,
     ) -> Result<(), Stop> {
+        if self.publications.len() + publications.len() > MAX_PUBLICATIONS {
+            self.commit().await?;
+        }
         if self.finished.len() <= index / 8 {
             self.finished.resize(index / 8 + 1, 0);
         }

@@ -1,0 +1,209 @@
+//! No script does more than so much, whatever it is given: each is driven to its worst allowed input,
+//! and what it then does is counted in commands, not in time.
+//!
+//! How long that takes a server is printed by
+//!
+//!     cargo nextest run --test coordination worst --run-ignored all --no-capture
+
+mod crowd;
+mod decisions;
+mod meter;
+mod queue;
+mod seed;
+mod streams;
+
+use self::meter::{Longest, Meter, PARTS, files};
+use crate::fleet::Fleet;
+use std::collections::BTreeMap;
+
+/// What a script may do at the most.
+struct Bound {
+    /// Commands of one run.
+    calls: usize,
+    /// Elements that one command asks for or is given.
+    widest: usize,
+    /// The commands that go through a whole key, and why that is small.
+    whole: &'static [(&'static str, &'static str)],
+}
+
+const fn most(calls: usize, widest: usize) -> Bound {
+    Bound {
+        calls,
+        widest,
+        whole: &[],
+    }
+}
+
+/// Of a script that gives tasks to instances.
+const fn of_tasks(calls: usize, widest: usize) -> Bound {
+    Bound {
+        whole: &[("XINFO", "the groups of one inbox")],
+        ..most(calls, widest)
+    }
+}
+
+/// Drives every script to its worst input.
+async fn drive(timed: bool) -> BTreeMap<String, Longest> {
+    let mut meter = Meter::new(timed);
+    let mut fleet = Fleet::start().await;
+    crowd::drive(&mut fleet, &mut meter).await;
+    queue::drive(&mut fleet, &mut meter).await;
+    decisions::drive(&mut fleet, &mut meter).await;
+    streams::drive(&mut fleet, &mut meter).await;
+    meter.longest
+}
+
+/// By file. What a script asks for beyond its bound is split over calls.
+const BOUNDS: &[(&str, Bound)] = &[
+    (
+        "add_quorum_vote.lua",
+        Bound {
+            whole: &[
+                ("ZINTERSTORE", "an electorate: 5,000"),
+                ("HGETALL", "the votes, if they fit into 32 KiB"),
+                (
+                    "ZREMRANGEBYSCORE",
+                    "1,000 open ballots, 1,000 listed ones, an electorate",
+                ),
+                ("ZREMRANGEBYRANK", "one more than the listed ones"),
+            ],
+            ..most(45, 110)
+        },
+    ),
+    ("assign_task_with_load_balancing.lua", of_tasks(1300, 1000)),
+    ("capable.lua", most(3, 130)),
+    ("census.lua", most(16, 1020)),
+    ("commit.lua", most(1020, 30)),
+    (
+        "coordinate_batch.lua",
+        Bound {
+            whole: &[
+                ("DEL", "a bitmap of 8 KiB"),
+                ("HGETALL", "100 failures of 256 bytes"),
+                ("ZREMRANGEBYRANK", "one more than the listed ones"),
+            ],
+            ..most(1060, 30)
+        },
+    ),
+    ("drop.lua", most(52, 12)),
+    ("forget.lua", most(2, 4)),
+    ("give.lua", most(4, 10)),
+    ("heartbeat.lua", most(50, 1030)),
+    ("lead.lua", most(6, 8)),
+    ("limit.lua", most(3, 5)),
+    ("lose.lua", of_tasks(1500, 1030)),
+    ("offered.lua", most(180, 205)),
+    ("partition.lua", most(12, 510)),
+    ("promote.lua", most(905, 30)),
+    ("publish.lua", most(6, 80)),
+    ("reader.lua", most(6, 130)),
+    (
+        "register.lua",
+        Bound {
+            whole: &[
+                (
+                    "DEL",
+                    "the hash of one instance, and what 32 observers said of it",
+                ),
+                ("XINFO", "the groups of one inbox"),
+            ],
+            ..most(1200, 2060)
+        },
+    ),
+    (
+        "remove.lua",
+        Bound {
+            whole: &[("XINFO", "the groups of one stream")],
+            ..most(12, 10)
+        },
+    ),
+    ("renew.lua", most(1000, 10)),
+    ("renew_batch.lua", most(5, 8)),
+    ("replay_dead.lua", most(155, 90)),
+    ("replay_pending.lua", most(155, 90)),
+    ("replay_range.lua", most(155, 90)),
+    ("shorten.lua", most(1001, 6)),
+    ("take.lua", most(210, 10)),
+    ("task_cancel.lua", of_tasks(1000, 1000)),
+    ("task_complete.lua", of_tasks(2000, 1000)),
+    ("task_create.lua", of_tasks(1250, 1000)),
+    ("task_fail.lua", of_tasks(1250, 1000)),
+    (
+        "task_list.lua",
+        Bound {
+            whole: &[("ZRANGE", "the tasks that ended within one millisecond")],
+            ..most(10, 1010)
+        },
+    ),
+    ("task_release.lua", of_tasks(1300, 1000)),
+    ("task_retire.lua", of_tasks(5, 70)),
+    (
+        "trim.lua",
+        Bound {
+            whole: &[("XINFO", "the groups of one stream")],
+            ..most(12, 1000)
+        },
+    ),
+    ("unregister.lua", of_tasks(1300, 1030)),
+    (
+        "update_gossip_health.lua",
+        Bound {
+            whole: &[
+                ("HGETALL", "what 32 observers said"),
+                ("DEL", "what 32 observers said"),
+            ],
+            ..most(720, 110)
+        },
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_script_does_more_than_so_much_at_its_worst_input() {
+    let driven = drive(false).await;
+    for (name, longest) in &driven {
+        println!("{name:42} {longest:?}");
+    }
+    let mut wrong = Vec::new();
+    for name in files().into_keys() {
+        if PARTS.contains(&name.as_str()) {
+            continue;
+        }
+        let bound = BOUNDS.iter().find(|(file, _)| *file == name);
+        match (bound, driven.get(&name)) {
+            (None, _) => wrong.push(format!("{name}: has no bound")),
+            (_, None) => wrong.push(format!("{name}: was never run")),
+            (Some((_, bound)), Some(longest)) => {
+                let over = longest.calls > bound.calls || longest.widest > bound.widest;
+                if over {
+                    wrong.push(format!("{name}: over its bound: {longest:?}"));
+                }
+                let known = |name: &&String| !bound.whole.iter().any(|(known, _)| known == name);
+                let whole: Vec<_> = longest.whole.iter().filter(known).collect();
+                if !whole.is_empty() {
+                    wrong.push(format!("{name}: goes through whole keys: {whole:?}"));
+                }
+            }
+        }
+    }
+    let gone = BOUNDS
+        .iter()
+        .filter(|(file, _)| !files().contains_key(*file));
+    wrong.extend(gone.map(|(file, _)| format!("{file}: is no script any more")));
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "prints a table"]
+async fn how_long_each_script_takes_at_its_worst_input() {
+    let mut best: BTreeMap<String, u64> = BTreeMap::new();
+    for _ in 0..3 {
+        for (name, longest) in drive(true).await {
+            let least = best.entry(name).or_insert(u64::MAX);
+            *least = longest.micros.min(*least);
+        }
+    }
+    println!("| script | µs of the longest run, the best of three |\n|---|---|");
+    for (name, micros) in best {
+        println!("| {name} | {micros} |");
+    }
+}

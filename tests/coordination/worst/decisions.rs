@@ -1,0 +1,154 @@
+//! Ballots, batches and rates.
+
+use super::meter::Meter;
+use super::seed::{FAR, Seed};
+use crate::batches::{asker, batches, failed};
+use crate::fleet::Fleet;
+use convoke::bus::commit::Publication;
+use convoke::bus::connect::Connector;
+use convoke::config::RedisUrl;
+use convoke::coordination::ballot::Vote;
+use convoke::coordination::ballots::MAX_ELECTORATE;
+use convoke::coordination::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
+use convoke::coordination::batches::{Acquired, Advanced, Outcome};
+use convoke::coordination::limits::RateLimits;
+use convoke::registry::context::MAX_PUBLICATIONS;
+use convoke::registry::policy::Rate;
+use std::time::Duration;
+
+pub async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
+    votes(fleet, meter).await;
+    works(fleet, meter).await;
+    let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
+    let limits = RateLimits::new(connector, fleet.keys.clone());
+    let rate = Rate {
+        limit: 1,
+        period: Duration::from_secs(60),
+    };
+    meter
+        .of(&fleet.redis, async {
+            for _ in 0..2 {
+                limits.take("a.b", Some("me"), rate).await.unwrap();
+            }
+        })
+        .await;
+}
+
+fn elector(number: usize) -> String {
+    format!("{number}")
+}
+
+/// The largest electorate, of all instances and of a role; and the vote that ends it, when as many
+/// have voted as one fact can tell of.
+async fn votes(fleet: &mut Fleet, meter: &mut Meter) {
+    let keys = fleet.keys.clone();
+    let mut seed = Seed::afresh(fleet).await;
+    let electors = || (0..MAX_ELECTORATE).map(elector);
+    for number in 0..MAX_ELECTORATE {
+        seed.scored(&keys.active(), FAR + number as u64, [elector(number)])
+            .await;
+    }
+    seed.in_set(&keys.role("worker"), electors()).await;
+    // Many that are over leave their share of the electors at the next opening.
+    let over = (0..1000).map(|n| format!("1 over-{n}"));
+    seed.scored(&keys.ballots_kept(), 1000, over).await;
+    seed.scored(
+        &keys.ballots_open(),
+        1000,
+        (0..1000).map(|n| format!("over-{n}")),
+    )
+    .await;
+    seed.done().await;
+    let vote = |decision: &str, number: usize, role: Option<&str>| Vote {
+        role: role.map(str::to_owned),
+        ..Vote::new(decision, elector(number), vec![1])
+    };
+    meter
+        .of(&fleet.redis, async {
+            for (decision, role) in [("all", None), ("some", Some("worker"))] {
+                let voted = fleet.ballots.vote(&vote(decision, 0, role)).await.unwrap();
+                assert_eq!(voted.electorate, MAX_ELECTORATE as u64);
+            }
+        })
+        .await;
+    // As if all but one of the quorum had voted.
+    let quorum = MAX_ELECTORATE / 2 + 1;
+    let mut seed = Seed::more(fleet);
+    let mut said = 0;
+    for number in 0..quorum - 1 {
+        said += elector(number).len() + 1;
+        let mut set = redis::cmd("HSET");
+        set.arg(keys.votes("all")).arg(elector(number));
+        seed.add(set.arg(&[1u8][..]).to_owned()).await;
+    }
+    let mut set = redis::cmd("HSET");
+    let tally = set.arg(keys.tally("all")).arg(&[1u8][..]).arg(quorum - 1);
+    seed.add(tally.to_owned()).await;
+    let mut set = redis::cmd("HSET");
+    set.arg(keys.ballot("all")).arg("said").arg(said);
+    set.arg("leading").arg(quorum - 1);
+    seed.add(set.to_owned()).await;
+    seed.done().await;
+    let last = vote("all", quorum, None);
+    let ended = meter.of(&fleet.redis, fleet.ballots.vote(&last)).await;
+    assert!(ended.unwrap().decision.is_some());
+}
+
+/// The largest batch, with all that one step may finish, at its end, with failures to be told.
+async fn works(fleet: &mut Fleet, meter: &mut Meter) {
+    fleet.run("FLUSHALL").await;
+    let batches = batches(fleet);
+    let items = vec![vec![7]; MAX_ITEMS];
+    let wanted = Wanted::new("b-1", "number.add", Mode::Exclusive, &items, 30_000).unwrap();
+    let publications: Vec<Publication> = (0..MAX_PUBLICATIONS)
+        .map(|n| Publication {
+            stream: format!("cb:events:domain_{n}"),
+            fields: ["type", "a.b", "n", "1"].map(|word| word.into()).to_vec(),
+        })
+        .collect();
+    let finish = |from: usize, count: usize| -> Vec<Outcome> {
+        (from..from + count)
+            .map(|index| failed(index, &"m".repeat(256)))
+            .collect()
+    };
+    let hold = async |name: &str| {
+        let mut who = asker("w-0", name);
+        (who.entry, who.event) = ("1-1", "1-1");
+        who.deliveries = name.len() as u32;
+        match batches.acquire(&wanted, who).await.unwrap() {
+            Acquired::Held(progress, _) => progress.fence,
+            other => panic!("{other:?}"),
+        }
+    };
+    let fence = hold("a").await;
+    let skipped = MAX_ITEMS - 2 * TOGETHER;
+    let (early, rest) = (0..MAX_FAILURES / TOGETHER, TOGETHER);
+    for step in early {
+        let done = finish(step * rest, rest);
+        batches.progress(&wanted, fence, &done, &[]).await.unwrap();
+    }
+    // As if most of it had been done.
+    let key = fleet.keys.batch("b-1");
+    fleet
+        .run(&format!("HSET {key} processed {}", skipped - 3 * TOGETHER))
+        .await;
+    meter
+        .of(&fleet.redis, async {
+            let fence = hold("ab").await;
+            let renewed = batches.renew("b-1", fence, Duration::from_secs(30)).await;
+            assert!(renewed.unwrap());
+            for from in [skipped, skipped + TOGETHER] {
+                let done = finish(from, TOGETHER);
+                let advanced = batches.progress(&wanted, fence, &done, &publications);
+                let advanced = advanced.await.unwrap();
+                let ended = from > skipped;
+                assert_eq!(
+                    matches!(advanced, Advanced::Completed(_)),
+                    ended,
+                    "{advanced:?}"
+                );
+            }
+            batches.give_back("b-1", fence).await.unwrap();
+        })
+        .await;
+}

@@ -1,0 +1,214 @@
+//! What is done with streams: published, promoted, taken over, renewed, committed, trimmed, replayed.
+
+#[allow(dead_code)]
+#[path = "../../bus/setup.rs"]
+mod setup;
+
+use self::setup::{Bus, GROUP, Held};
+use super::meter::Meter;
+use super::seed::Seed;
+use crate::fleet::Fleet;
+use crate::support::users;
+use convoke::bus::claim::{self, Handing, Pending};
+use convoke::bus::client::{Client, ClientOptions};
+use convoke::bus::commit::Publication;
+use convoke::bus::connect::Connector;
+use convoke::bus::delay;
+use convoke::bus::event::EntryId;
+use convoke::bus::publish::Outgoing;
+use convoke::bus::replay::{Move, Operator, STEP, WORDS};
+use convoke::bus::trim::{remove, trim};
+use convoke::config::RedisUrl;
+use convoke::registry::context::MAX_PUBLICATIONS;
+use std::time::Duration;
+
+const EVENTS: &str = "cb:events:image";
+const DEAD: &str = "cb:dead:image";
+
+pub async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
+    publishes(fleet, meter).await;
+    waits(fleet, meter).await;
+    trims(fleet, meter).await;
+    holds(meter).await;
+    replays(meter).await;
+}
+
+async fn publishes(fleet: &mut Fleet, meter: &mut Meter) {
+    fleet.run("FLUSHALL").await;
+    let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 1).unwrap();
+    let client = Client::new(connector, fleet.keys.clone(), ClientOptions::default()).unwrap();
+    let event = || Outgoing::new("image.made", &"x".repeat(1_000_000)).id("once");
+    let later = || event().dedup(true).delay(Duration::from_secs(60));
+    meter
+        .of(&fleet.redis, async {
+            for _ in 0..2 {
+                client.publish(&later()).await.unwrap();
+            }
+            for _ in 0..2 {
+                client.publish(&event().dedup(true).id("2")).await.unwrap();
+            }
+        })
+        .await;
+    client.close().await;
+}
+
+/// Very many small ones and some large ones are due, and what is no event.
+async fn waits(fleet: &mut Fleet, meter: &mut Meter) {
+    let mut connection = fleet.redis.connection_for(users::WORKER).await;
+    let route = fleet.keys.route("image", 0);
+    for (count, bytes) in [(5000, 10), (64, 1 << 20)] {
+        fleet.run("FLUSHALL").await;
+        let mut seed = Seed::more(fleet);
+        for number in 0..count {
+            let data = vec![b'x'; bytes];
+            let fields = [&b"type"[..], b"image.made", b"data", &data];
+            let member = match number % 10 {
+                9 => format!("no event {number}").into_bytes(),
+                _ => delay::encode_member(&number.to_string(), &fields),
+            };
+            let mut add = redis::cmd("ZADD");
+            seed.add(add.arg(&route.delayed).arg(1).arg(member).to_owned())
+                .await;
+            if bytes > 1000 {
+                seed.done().await;
+            }
+        }
+        seed.done().await;
+        let promotes = delay::promote(&mut connection, &route, delay::AT_ONCE, 2 << 20);
+        let promoted = meter.of(&fleet.redis, promotes).await.unwrap();
+        assert!(promoted.moved + promoted.dead > 0);
+    }
+}
+
+/// Far more than the history, of which nobody needs any; and of which a group needs the end.
+async fn trims(fleet: &mut Fleet, meter: &mut Meter) {
+    const ENTRIES: usize = 13_000;
+    let mut connection = fleet.redis.connection_for(users::WORKER).await;
+    for (group, bytes) in [(false, 10), (true, 10), (false, 4000)] {
+        fleet.run("FLUSHALL").await;
+        let mut seed = Seed::more(fleet);
+        let data = "x".repeat(bytes);
+        for number in 0..ENTRIES {
+            let mut add = redis::cmd("XADD");
+            add.arg(EVENTS).arg(format!("{}-1", number + 1));
+            seed.add(add.arg("data").arg(&data).to_owned()).await;
+        }
+        if group {
+            for name in 0..8 {
+                let mut create = redis::cmd("XGROUP");
+                create.arg(&["CREATE", EVENTS, &format!("group-{name}"), "12000-1"]);
+                seed.add(create).await;
+            }
+        }
+        seed.done().await;
+        let candidate = EntryId { ms: 12_000, seq: 1 };
+        let trims = trim(&mut connection, EVENTS, 1000, Some(candidate));
+        let trimmed = meter.of(&fleet.redis, trims).await.unwrap();
+        assert!(trimmed.removed > 0);
+        let last = EntryId { ms: 12_000, seq: 1 };
+        let removed = meter.of(&fleet.redis, remove(&mut connection, EVENTS, last));
+        assert!(removed.await.unwrap());
+    }
+}
+
+/// A lane's share of pending entries is renewed, taken over, handed over; the largest commit.
+async fn holds(meter: &mut Meter) {
+    let mut bus = Bus::start().await;
+    let mut committer = bus.committer("w-1");
+    committer.start().await.unwrap();
+    bus.add(claim::RENEWED).await;
+    let held = bus
+        .deliver("w-1", &committer.claims(), claim::RENEWED)
+        .await;
+    assert_eq!(held.len(), claim::RENEWED);
+    let pending = bus.pending().await;
+    let publications: Vec<Publication> = (0..MAX_PUBLICATIONS)
+        .map(|n| Publication {
+            stream: format!("cb:events:domain_{n}"),
+            fields: ["type", "a.b", "n", "1"].map(|word| word.into()).to_vec(),
+        })
+        .collect();
+    let mut settled = held[0].done();
+    settled.lease.claims = 0;
+    settled.publications = publications;
+    let leases: Vec<(EntryId, u32)> = held.iter().map(|h: &Held| (h.entry.id, 1)).collect();
+    let mut connection = bus.redis.connection_for(users::WORKER).await;
+    let redis = &bus.redis;
+    let keys = bus.keys.clone();
+    meter
+        .of(redis, async {
+            let connection = &mut connection;
+            let lost = claim::renew(connection, EVENTS, GROUP, "w-1", &leases).await;
+            assert!(lost.unwrap().is_empty());
+            assert_eq!(committer.commit(vec![settled]).await.committed, 1);
+            let handed = keys.handed("image", 0, "1-1");
+            let handing = Handing {
+                from: "w-1",
+                to: "w-2",
+                entry: leases[1].0,
+                deliveries: 1,
+                handed: &handed,
+            };
+            claim::give(connection, EVENTS, GROUP, handing)
+                .await
+                .unwrap();
+            let claims = |owner: &str| keys.claims("image", 0, owner);
+            let (page, now) = (&pending[2..2 + claim::TAKEN], Duration::ZERO);
+            let taken = claim::take(connection, EVENTS, GROUP, "w-3", now, page, claims).await;
+            assert_eq!(taken.unwrap().len(), claim::TAKEN);
+            assert!(
+                !claim::forget(connection, EVENTS, GROUP, "w-3")
+                    .await
+                    .unwrap()
+            );
+        })
+        .await;
+}
+
+/// The largest steps of an operator.
+async fn replays(meter: &mut Meter) {
+    let mut bus = Bus::start().await;
+    let operator = Operator::new(bus.keys.clone(), "run-1", "ada@desk");
+    let mut connection = bus.redis.connection_for(users::OPERATOR).await;
+    for ms in 1..=2 * STEP {
+        let add = format!("XADD {DEAD} {ms}-1 type image.made deadreason internal");
+        bus.run(&add).await;
+    }
+    bus.add(STEP).await;
+    let mut committer = bus.committer("w-1");
+    committer.start().await.unwrap();
+    bus.deliver("w-1", &committer.claims(), STEP).await;
+    let pending = bus.pending().await;
+    let id = |ms: usize| EntryId {
+        ms: ms as u64,
+        seq: 1,
+    };
+    let one = |entry: EntryId, pending: Option<Pending>| Move {
+        entry,
+        fields: (0..WORDS / STEP).map(|n| format!("f{n}").into()).collect(),
+        pending: pending.map(|pending| (pending, Duration::ZERO)),
+    };
+    let dead: Vec<Move> = (1..=STEP).map(|ms| one(id(ms), None)).collect();
+    let seen = pending.iter();
+    let seen: Vec<Move> = seen.map(|is| one(is.id, Some(is.clone()))).collect();
+    let dropped: Vec<EntryId> = (STEP + 1..=2 * STEP).map(id).collect();
+    let stream = bus.keys.stream_name(EVENTS).unwrap();
+    let redis = &bus.redis;
+    meter
+        .of(redis, async {
+            let connection = &mut connection;
+            let moved = operator.replay_dead(connection, DEAD, EVENTS, &dead).await;
+            assert_eq!(moved.unwrap().moved.len(), STEP);
+            let moved = operator
+                .replay_pending(connection, &stream, GROUP, &seen)
+                .await;
+            assert_eq!(moved.unwrap().moved.len(), STEP);
+            let moved = operator
+                .replay_range(connection, &stream, &dead, false)
+                .await;
+            assert_eq!(moved.unwrap().moved.len(), STEP);
+            let gone = operator.drop_dead(connection, DEAD, &dropped).await;
+            assert_eq!(gone.unwrap().len(), STEP);
+        })
+        .await;
+}
