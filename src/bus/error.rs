@@ -94,6 +94,10 @@ impl BusError {
 pub(super) const CLUSTER: &str = "its keys would lie in slots of several nodes; use a server with \
      cluster-enabled no, or a primary that Sentinels watch";
 
+/// What to do where only a command tells that the server runs in cluster mode.
+const CROSSES: &str = "the server runs in cluster mode, and a worker needs one server: use one with \
+     cluster-enabled no, or a primary that Sentinels watch";
+
 /// What to do about refused credentials.
 const CREDENTIALS: &str = "check user and password in redis_url; special characters in them are written \
      with percent signs: % as %25, / as %2F, @ as %40";
@@ -111,6 +115,9 @@ pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
 fn of_the_server(error: &RedisError) -> Option<&'static str> {
     if is_crowded(error) {
         return Some("raise maxclients on the server, or close connections that nobody needs");
+    }
+    if error.code() == Some("CROSSSLOT") {
+        return Some(CROSSES);
     }
     (error.kind() == ErrorKind::AuthenticationFailed).then_some(CREDENTIALS)
 }

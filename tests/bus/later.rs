@@ -2,6 +2,7 @@
 
 use crate::publish::{client, event};
 use crate::setup::{Bus, connector, text};
+use crate::support::users;
 use convoke::bus::clock::ClockSource;
 use convoke::bus::delay::{Promoted, due_by, encode_member, promote};
 use convoke::bus::event::{Event, Limits};
@@ -236,6 +237,9 @@ async fn equal_events_do_not_merge() {
 
 #[tokio::test]
 async fn a_look_tells_which_queues_hold_what_is_due_by_then() {
+    if users::skip_without("TIME") {
+        return;
+    }
     let mut bus = Bus::start().await;
     bus.run("SET cb:delayed:odd text").await;
     bus.run("ZADD cb:delayed:late 5000 x").await;

@@ -21,7 +21,13 @@ async fn a_replica_rejects_and_the_client_finds_the_primary_again() {
         .await;
     assert_eq!(code(client.publish(&event("e1")).await), "READONLY");
     let refused = client.publish(&event("e2").dedup(true)).await;
-    assert!(code(refused).contains("replica"));
+    // A server that does not tell its role takes nothing either.
+    let told = if users::lack("ROLE") {
+        "READONLY"
+    } else {
+        "replica"
+    };
+    assert!(code(refused).contains(told));
     bus.run("REPLICAOF NO ONE").await;
     client.publish(&event("e3").dedup(true)).await.unwrap();
 }
@@ -100,6 +106,9 @@ async fn a_connection_that_was_closed_while_it_idled_makes_nothing_unknown() {
 
 #[tokio::test]
 async fn without_replicas_a_confirmed_publish_is_stored_but_unknown() {
+    if users::skip_without("WAIT") {
+        return;
+    }
     let mut bus = Bus::start().await;
     let client = client(&bus);
     let wait = Duration::from_millis(50);
@@ -128,6 +137,9 @@ async fn without_replicas_a_confirmed_publish_is_stored_but_unknown() {
 
 #[tokio::test]
 async fn a_confirmed_publish_is_on_the_replica() {
+    if users::skip_without("WAIT") {
+        return;
+    }
     let bus = Bus::start().await;
     let replica = Redis::with(&[
         "--save",

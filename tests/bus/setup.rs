@@ -40,8 +40,17 @@ impl Bus {
     }
 
     pub async fn on(redis: Redis, keys: Keys) -> Self {
-        let admin = redis.connection().await;
+        let mut admin = redis.connection().await;
         let mut connection = redis.connection_for(users::WORKER).await;
+        if users::lack("TIME") {
+            for partition in 0..keys.partitions("image").max(1) {
+                let key = keys.events("image", partition);
+                if let Some((tag, _)) = key.split_once('}') {
+                    let clock = users::make_clock(&format!("{tag}}}"));
+                    clock.exec_async(&mut admin).await.unwrap();
+                }
+            }
+        }
         let route = keys.route("image", 0);
         ensure_group(&mut connection, &route.events, GROUP)
             .await

@@ -1,7 +1,7 @@
 //! `convoke metrics`, and its text for Prometheus read back.
 
 use super::worker::Worker;
-use super::{convoke, end, run};
+use super::{File, convoke, end, run};
 use crate::support::Redis;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -157,15 +157,31 @@ if sys.argv[1] == 'true':
         Command::new("/usr/bin/python3").args(["-c", READ, &is_open.to_string()]),
         text,
     );
-    // Reads its own format only.
-    let here = Command::new("promtool").arg("--version").output().is_ok();
-    if is_open || !here {
-        if !is_open {
-            eprintln!("not checked with promtool: it is not in PATH (Debian's package prometheus)");
-        }
-        return;
+    if Command::new("promtool").arg("--version").output().is_err() {
+        eprintln!("not checked with promtool: it is not in PATH (scripts/install promtool)");
+    } else if is_open {
+        read_as_open_metrics(text);
+    } else {
+        piped(Command::new("promtool").args(["check", "metrics"]), text);
     }
-    piped(Command::new("promtool").args(["check", "metrics"]), text);
+}
+
+/// Has Prometheus's own parser of OpenMetrics read it: promtool has it where it makes blocks of samples,
+/// which must bear times.
+fn read_as_open_metrics(text: &str) {
+    let timed = text.lines().map(|line| match line.starts_with('#') {
+        true => format!("{line}\n"),
+        false => format!("{line} 1700000000\n"),
+    });
+    let file = File::new("open.metrics", &timed.collect::<String>());
+    let blocks = format!("{}.blocks", file.path());
+    let mut command = Command::new("promtool");
+    command.args(["tsdb", "create-blocks-from", "openmetrics"]);
+    let ended = command.args([file.path(), &blocks]).output().unwrap();
+    let made = std::fs::read_dir(&blocks).map(|blocks| blocks.count());
+    std::fs::remove_dir_all(&blocks).ok();
+    assert!(ended.status.success(), "{ended:?}");
+    assert_eq!(made.ok(), Some(1), "{ended:?}");
 }
 
 /// Gives a program text, which it must take without a word.

@@ -1,6 +1,6 @@
 //! A server with instances, and a look at the facts.
 
-use crate::support::Redis;
+use crate::support::{Redis, users};
 use convoke::bus::connect::Connector;
 use convoke::bus::event::{Event, Limits};
 use convoke::bus::keys::Keys;
@@ -150,6 +150,12 @@ impl Fleet {
 
     pub async fn run(&mut self, command: &str) {
         self.ask::<redis::Value>(command).await;
+        if command == "FLUSHALL" && users::lack("TIME") {
+            for tag in ["cb", "{cb}"] {
+                let clock = users::make_clock(tag);
+                clock.exec_async(&mut self.connection).await.unwrap();
+            }
+        }
     }
 
     /// Makes an instance's last pulse one that has run out.
@@ -187,9 +193,10 @@ impl Fleet {
         members
     }
 
-    /// Every key on the server.
+    /// Every key on the server, but those that tell the time where there is no `TIME`.
     pub async fn all_keys(&mut self) -> Vec<String> {
         let mut keys: Vec<String> = self.ask("KEYS *").await;
+        keys.retain(|key| !users::is_clock(key));
         keys.sort();
         keys
     }

@@ -155,12 +155,17 @@ impl Redis {
         self.child = Some(child);
     }
 
-    /// Loads what a worker loads for those who may not: most tests of publishers have none.
+    /// Does for those who may not what a worker does for all: most tests of publishers have none.
     fn load_scripts(&self) {
         let mut connection = self.connect();
         for script in convoke::coordination::scripts::called_by_others() {
             // A server that a test starts as a replica, or without scripts, has none.
             script.load(&mut connection).ok();
+        }
+        if users::lack("TIME") {
+            for tag in ["cb", "{cb}"] {
+                users::make_clock(tag).exec(&mut connection).ok();
+            }
         }
     }
 

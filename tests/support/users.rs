@@ -56,11 +56,38 @@ pub fn deployed() -> String {
 }
 
 /// What the variable `POOR_REDIS` takes away from the users, such as `ROLE,INFO`: commands that some
-/// servers which one can rent do not have.
+/// servers which one can rent do not have. `scripts/test --matrix` sets it.
 pub fn taken_away() -> Vec<String> {
     let names = std::env::var("POOR_REDIS").unwrap_or_default();
     let names = names.split(',').filter(|name| !name.is_empty());
     names.map(str::to_lowercase).collect()
+}
+
+/// Whether the users of this run lack that command.
+pub fn lack(command: &str) -> bool {
+    taken_away().contains(&command.to_lowercase())
+}
+
+/// The same, for a test of what only this command gives: it is skipped then, and says so.
+pub fn skip_without(command: &str) -> bool {
+    let lack = lack(command);
+    if lack {
+        eprintln!("skipped: this server has no {command}");
+    }
+    lack
+}
+
+/// Makes the key that tells the time in the slots of that tag, as a worker does where there is no `TIME`.
+pub fn make_clock(tag: &str) -> redis::Cmd {
+    let mut command = redis::cmd("SET");
+    command.arg(format!("{tag}:clock")).arg("");
+    command.arg("PXAT").arg(4_102_444_800_000_u64);
+    command
+}
+
+/// Whether that is such a key.
+pub fn is_clock(key: &str) -> bool {
+    key.ends_with(":clock")
 }
 
 /// The file with passwords, for keys of that namespace.

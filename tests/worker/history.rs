@@ -1,7 +1,7 @@
 //! What tells of what its run wrote to the server itself, when the server may have lost that.
 
 use crate::rig::Rig;
-use crate::support::{Redis, until};
+use crate::support::{Redis, until, users};
 use convoke::bus::publish::Outgoing;
 use convoke::registry::dispatch::Part;
 use convoke::registry::policy::Policy;
@@ -85,6 +85,9 @@ async fn has_note(rig: &mut Rig) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_is_repeated_if_the_server_may_have_lost_what_it_wrote_there() {
+    if users::skip_without("INFO") {
+        return;
+    }
     let mut rig = Rig::on(Redis::durable()).await;
     let gates = [(); 4].map(|()| Gate::new());
     let [writes, parts, stateful, plain] = gates.clone();
@@ -135,6 +138,9 @@ async fn a_run_is_repeated_if_the_server_may_have_lost_what_it_wrote_there() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_is_completed_only_where_what_its_handler_wrote_is() {
+    if users::skip_without("INFO") {
+        return;
+    }
     let mut rig = Rig::on(Redis::durable()).await;
     let gate = Gate::new();
     let plain = Gate::new();
@@ -165,6 +171,9 @@ async fn a_task_is_completed_only_where_what_its_handler_wrote_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_item_is_finished_only_where_what_its_handler_wrote_is() {
+    if users::skip_without("INFO") {
+        return;
+    }
     for mode in ["exclusive", "fan_out"] {
         let mut rig = Rig::on(Redis::durable()).await;
         let gate = Gate::new();
@@ -187,6 +196,9 @@ async fn an_item_is_finished_only_where_what_its_handler_wrote_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replies_before_the_last_one_that_was_read_elsewhere_are_read() {
+    if users::skip_without("INFO") {
+        return;
+    }
     let mut rig = Rig::on(Redis::durable()).await;
     let gate = Gate::new();
     let worker = rig.start(rig.builder().handler("load.part", waiting(gate.clone())));
