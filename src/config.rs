@@ -51,6 +51,10 @@ pub struct Settings {
     pub capacity: u32,
     /// Handlers of the data lanes that may be waiting at a time; 1 to 65536.
     pub concurrency: usize,
+    /// How much of `concurrency` the runs of one event type may hold, in percent of what those of other
+    /// types leave, so that a type that hangs starves no other; 1 to 100. At least one run of each; a
+    /// worker with one handler has no others to spare anything for.
+    pub type_share: u8,
     /// How long an instance counts as alive after a pulse. It pulses every third of it.
     #[serde(with = "duration")]
     pub heartbeat_ttl: Duration,
@@ -110,6 +114,7 @@ impl Default for Settings {
             role: vec!["worker".into()],
             capacity: 10,
             concurrency: 64,
+            type_share: 75,
             heartbeat_ttl: Duration::from_secs(30),
             claim_idle: Duration::from_secs(60),
             handler_timeout: Duration::from_secs(30),
@@ -184,6 +189,7 @@ impl Settings {
         }
         within("capacity", self.capacity.into(), 0..=MAX_CAPACITY.into())?;
         within("concurrency", self.concurrency as u64, 1..=65_536)?;
+        within("type_share", self.type_share.into(), 1..=100)?;
         within("max_attempts", self.max_attempts.into(), 1..=1000)?;
         within("max_deliveries", self.max_deliveries.into(), 1..=1000)?;
         within("max_payload", self.max_payload as u64, 1..=512 << 20)?;
@@ -303,7 +309,7 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 27] = [
+        let changes: [(&str, &str, Change); 29] = [
             ("redis_url", "no service", |s| {
                 s.redis_url = RedisUrl::new("redis+sentinel://h")
             }),
@@ -319,6 +325,8 @@ mod tests {
             ("capacity", "1000001", |s| s.capacity = 1_000_001),
             ("concurrency", "0", |s| s.concurrency = 0),
             ("concurrency", "65537", |s| s.concurrency = 65_537),
+            ("type_share", "0", |s| s.type_share = 0),
+            ("type_share", "101", |s| s.type_share = 101),
             ("heartbeat_ttl", "99ms", |s| {
                 s.heartbeat_ttl = Duration::from_millis(99)
             }),

@@ -78,6 +78,10 @@ pub struct SettingFlags {
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]
     concurrency: Option<usize>,
+    /// How much of it the runs of one event type may hold, in percent of what others leave [default: 75]
+    #[arg(long, value_name = "PERCENT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    type_share: Option<u8>,
     /// The consumer group [default: workers]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]

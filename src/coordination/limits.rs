@@ -47,9 +47,10 @@ impl RateLimits {
     /// Counts one run of the handler of `kind` for that source, if the rate allows it. All events
     /// without a source (or with an empty one) count as one source.
     ///
-    /// At most `rate.limit` at once, and one more each `rate.period / rate.limit` (to the µs, at
-    /// least one). A limit of 0 refuses all. Each bucket is one key, which goes away when the
-    /// bucket is full again, at most one period later.
+    /// At most `rate.limit` in any period, wherever it begins. A run begins a moment after it was counted,
+    /// so the period is counted 2 % longer (1 to 250 ms). A limit of 0 refuses all; a limit over 64 counts in 64ths
+    /// of the period, which may let through as many fewer. Each bucket is one key of up to 1.2 kB, which
+    /// goes away one period after its last run.
     ///
     /// # Errors
     /// If Redis can not be asked. The run may be counted or not.
@@ -63,10 +64,10 @@ impl RateLimits {
             return Ok(Decision::Refused(rate.period));
         }
         let period = rate.period.as_micros().min(LONGEST) as u64;
-        let interval = (period / u64::from(rate.limit)).max(1);
+        let period = period + (period / 50).clamp(1000, 250_000);
         let mut call = LIMIT.prepare_invoke();
         call.key(self.store.keys.limit(kind, &bucket(source)))
-            .arg(interval)
+            .arg(period)
             .arg(rate.limit);
         // One that counts twice does less harm than one that fails.
         let wait: u64 = self.store.invoke(&call).await?;

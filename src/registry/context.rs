@@ -91,6 +91,8 @@ struct Call {
     /// What the handler published; `None` once the run has ended.
     outbox: Mutex<Option<Vec<Publication>>>,
     cancelled: OnceLock<CancellationToken>,
+    /// What the cache answers, found before the run began.
+    answer: OnceLock<Vec<u8>>,
     deliveries: OnceLock<u32>,
     trace: OnceLock<Option<TraceContext>>,
 }
@@ -139,6 +141,7 @@ impl Context {
             inbox,
             outbox: Mutex::new(Some(Vec::new())),
             cancelled: OnceLock::new(),
+            answer: OnceLock::new(),
             deliveries: OnceLock::new(),
             trace: OnceLock::new(),
         }))
@@ -294,6 +297,16 @@ impl Context {
 
     fn outbox(&self) -> MutexGuard<'_, Option<Vec<Publication>>> {
         self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the cache answers.
+    pub(super) fn answered(&self, result: Vec<u8>) {
+        self.0.answer.set(result).ok();
+    }
+
+    /// What the cache answers, where that was found before the run began.
+    pub(super) fn answer(&self) -> Option<Vec<u8>> {
+        self.0.answer.get().cloned()
     }
 
     /// Whether the handler published something.

@@ -134,7 +134,7 @@ mod tests {
     use super::*;
     use crate::bus::event::EntryId;
     use crate::registry::layers::Surroundings;
-    use crate::registry::layers::testing::process;
+    use crate::registry::layers::testing::{limits, process};
     use crate::registry::policy::Policy;
     use crate::registry::router::{Registration, Router};
     use std::sync::atomic::Ordering;
@@ -156,6 +156,7 @@ mod tests {
         let surroundings = Surroundings {
             process: process.clone(),
             handler_timeout: Duration::from_secs(30),
+            limits: limits(),
             circuits: None,
         };
         let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings);

@@ -103,6 +103,19 @@ impl<T> Kept<T> {
     pub fn new(value: T) -> Self {
         Self(Some(value))
     }
+
+    /// The value; it is there until it is taken.
+    pub fn get_mut(&mut self) -> &mut T {
+        match &mut self.0 {
+            Some(value) => value,
+            None => unreachable!("it is taken out at its end only"),
+        }
+    }
+
+    /// Takes it out of the fence, at its end.
+    pub fn take(&mut self) -> Option<T> {
+        self.0.take()
+    }
 }
 
 impl<T> fmt::Debug for Kept<T> {

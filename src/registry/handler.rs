@@ -3,6 +3,7 @@
 use super::context::Context;
 use super::fence::Kept;
 use crate::error::HandlerError;
+use futures_util::FutureExt;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,7 +75,8 @@ impl Endpoint {
             match payload {
                 Ok(payload) => {
                     let run = handler.call(context, payload);
-                    Box::pin(async move { encode(&run.await?) })
+                    // Not an async block: that would keep the handler's future twice.
+                    Box::pin(run.map(|result| encode(&result?)))
                 }
                 Err(error) => Box::pin(std::future::ready(Err(error))),
             }
@@ -198,6 +200,20 @@ mod tests {
         assert!(fails::<Resize>(&[NIL], true).contains("`width`"));
         assert!(fails::<Resize>(&[0x91, 1], true).contains("array"));
         assert!(fails::<u8>(&[0xa1, b'x'], false).starts_with("data: "));
+    }
+
+    #[test]
+    fn a_run_keeps_its_future_once() {
+        use crate::registry::layers::testing::context;
+        let large = async |_: Context, (): ()| -> Result<(), HandlerError> {
+            let held = [1_u8; 8192];
+            tokio::task::yield_now().await;
+            std::hint::black_box(held);
+            Ok(())
+        };
+        let run = Endpoint::new(large).start(context(&[]));
+        let size = size_of_val(&*run);
+        assert!((8192..2 * 8192).contains(&size), "{size}");
     }
 
     #[test]

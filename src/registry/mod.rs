@@ -3,6 +3,7 @@
 pub mod context;
 pub mod dispatch;
 pub mod fence;
+pub mod gate;
 pub mod handler;
 pub mod histogram;
 pub mod layers;

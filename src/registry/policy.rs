@@ -22,7 +22,7 @@ pub type Stack = BoxCloneSyncService<Context, Encoded, HandlerError>;
 /// A rate: so many runs a source in so long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Runs allowed in one period; also the largest burst.
+    /// Runs allowed in any one period.
     pub limit: u32,
     /// The period.
     pub period: Duration,
@@ -61,6 +61,30 @@ pub type Fallback = Arc<dyn Fn(&Context) -> Result<Encoded, HandlerError> + Send
 type UserLayer = Arc<dyn Fn(Stack) -> Stack + Send + Sync>;
 
 /// How a handler is run. Every part has a default; a handler that uses none pays for none.
+///
+/// What may not run yet waits before it runs: it holds no slot of the worker, its lease is kept, its
+/// deadline is watched, and a worker that drains starts none of it and spends no attempt. What two parts
+/// mean together:
+///
+/// | | with | |
+/// |---|---|---|
+/// | [`ordered`](Policy::ordered) | `concurrency` | runs of different subjects share the permits; the order of each holds |
+/// | | `rate_limit`, `circuit` | who waits keeps its place: the later ones of its subject wait behind it |
+/// | | retry | a failed event that waits for its retry has left its place: later ones overtake it |
+/// | | `cache` | an answer that is known waits for no turn |
+/// | | takeover | what a gone worker held runs before what is newer; two workers order nothing between them |
+/// | `rate_limit` | `concurrency` | an event over the rate holds no permit |
+/// | | `circuit` | a run that the circuit refuses costs no share; one that the rate refuses is no probe |
+/// | | `cache` | an answer that is known costs no share |
+/// | | retry | each try costs a share |
+/// | `circuit` | time-out | counts as a failure, unless it is a probe that failed before: then the next one may probe |
+/// | | `fallback` | answers instead of waiting; without a circuit it is refused |
+/// | | `cache` | an answer that is known passes an open circuit |
+/// | `concurrency` | `cache` | an answer that is known needs no permit |
+/// | `cache` | retry, time-out | a failure is not kept; those that waited for it run |
+/// | | `stateful` | refused: an answer from the cache does not do what the run did |
+/// | time-out | retry | each try has its own |
+/// | `layer` | all | is called, and asked whether it is ready, when nothing else holds the event back |
 #[derive(Clone, Default)]
 pub struct Policy {
     pub(crate) timeout: Option<Option<Duration>>,
@@ -101,7 +125,8 @@ impl Policy {
         Self::default()
     }
 
-    /// Fails a run that takes longer with `deadline_exceeded`, to be retried.
+    /// Fails a run that takes longer with `deadline_exceeded`, to be retried; its layers and their readiness
+    /// count, what it waited for before does not.
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(Some(timeout));
@@ -122,7 +147,8 @@ impl Policy {
         self
     }
 
-    /// At most so many runs in a period for each source, counted in Redis for all replicas.
+    /// At most so many runs in any period for each source, counted in Redis for all replicas. An event over
+    /// the limit waits, in order, where nobody waits for its answer; a requester gets `resource_exhausted`.
     #[must_use]
     pub fn rate_limit(mut self, limit: u32, period: Duration) -> Self {
         self.rate = Some(Rate { limit, period });
@@ -158,7 +184,7 @@ impl Policy {
         self
     }
 
-    /// At most so many runs of this handler at a time in this process.
+    /// At most so many runs of this handler at a time in this process. The others wait and hold no slot.
     #[must_use]
     pub fn concurrency(mut self, limit: usize) -> Self {
         self.concurrency = Some(limit);
@@ -172,7 +198,8 @@ impl Policy {
         self
     }
 
-    /// Answers the same payload with the same result for so long, without running.
+    /// Answers the same payload with the same result for so long, without running. Equal events at once are
+    /// one run; where it leaves no result, the others run as well.
     #[must_use]
     pub fn cache(mut self, ttl: Duration) -> Self {
         self.cache = Some(ttl);
@@ -202,7 +229,8 @@ impl Policy {
         self
     }
 
-    /// Any `tower::Layer`, outside of the ones above; the last added is the outermost.
+    /// Any `tower::Layer` around the handler and its cache; the last added is the outermost. Order, rate,
+    /// circuit and concurrency decide before it when a run begins.
     #[must_use]
     pub fn layer<L>(mut self, layer: L) -> Self
     where

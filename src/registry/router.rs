@@ -1,12 +1,12 @@
 //! From an event type to its handler.
 
 use super::context::Context;
-use super::fence::Kept;
+use super::gate::Gate;
 use super::handler::{Endpoint, Handler, Run, Schemas};
 use super::layers::circuit::Circuit;
 use super::layers::instrument::Stats;
 use super::layers::{self, Surroundings};
-use super::policy::{Policy, RetryPolicy, Stack};
+use super::policy::{Policy, RetryPolicy};
 use crate::bus::keys::{self, NameError};
 use foldhash::fast::RandomState;
 use schemars::JsonSchema;
@@ -15,7 +15,6 @@ use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tower::ServiceExt;
 
 /// A handler as it was registered.
 #[derive(Clone, Debug)]
@@ -60,27 +59,23 @@ pub struct Route {
     pub retry: RetryPolicy,
     /// What it takes and gives.
     pub schemas: Schemas,
-    /// How long a run may take, where that is not a layer's business.
+    /// How long a run may take, where that is not the gate's business.
     pub timeout: Option<Duration>,
     /// What it did so far.
     pub stats: Arc<Stats>,
     /// Its circuit, if its policy has one.
     pub circuit: Option<Arc<Circuit>>,
-    call: Callable,
-}
-
-#[derive(Debug)]
-enum Callable {
-    Bare(Endpoint),
-    Layered(Kept<Stack>),
+    /// What its policy asks for before a run begins.
+    pub gate: Option<Arc<Gate>>,
+    endpoint: Endpoint,
 }
 
 impl Route {
     /// Starts a run.
     pub fn start(&self, context: Context) -> Run {
-        match &self.call {
-            Callable::Bare(endpoint) => endpoint.start(context),
-            Callable::Layered(stack) => Box::pin(Stack::clone(stack).oneshot(context)),
+        match &self.gate {
+            None => self.endpoint.start(context),
+            Some(gate) => gate.start(context),
         }
     }
 }
@@ -112,7 +107,7 @@ impl Router {
             keys::check_event_type(&kind)?;
             let stats = Arc::new(Stats::default());
             let circuit = layers::circuit_of(&kind, &policy, surroundings);
-            let stack = layers::stack(
+            let gate = layers::gate(
                 &kind,
                 &policy,
                 endpoint.clone(),
@@ -120,13 +115,9 @@ impl Router {
                 circuit.as_ref(),
                 surroundings,
             );
-            let call = match stack {
-                Some(stack) => Callable::Layered(Kept::new(stack)),
-                None => Callable::Bare(endpoint),
-            };
-            let timeout = match call {
-                Callable::Bare(_) => layers::timeout_of(&policy, surroundings),
-                Callable::Layered(_) => None,
+            let timeout = match gate {
+                None => layers::timeout_of(&policy, surroundings),
+                Some(_) => None,
             };
             let route = Route {
                 index: 0,
@@ -137,7 +128,8 @@ impl Router {
                 schemas,
                 stats,
                 circuit,
-                call,
+                gate,
+                endpoint,
             };
             routes.insert(kind.into_bytes().into_boxed_slice(), route);
         }

@@ -43,6 +43,8 @@ struct Held {
 enum Doing {
     /// It was read, and not looked at yet; or its run ended.
     Nothing,
+    /// It waits, unstarted.
+    Waits { route: usize },
     /// It runs.
     Runs {
         route: usize,
@@ -118,12 +120,32 @@ impl InFlight {
         }
     }
 
+    /// Notes that an event for that route waits, unstarted.
+    pub fn waits(&self, lease: &Lease, route: usize) {
+        if let Some(held) = self.held().get_mut(&lease.into()) {
+            held.doing = Doing::Waits { route };
+        }
+    }
+
+    /// Whether someone else owns that entry now.
+    pub fn is_lost(&self, lease: &Lease) -> bool {
+        self.held().get(&lease.into()).is_some_and(|held| held.lost)
+    }
+
+    /// Whether a lease that is not known to be lost was renewed so long ago.
+    pub fn any_renewed_before(&self, age: Duration) -> bool {
+        let held = self.held();
+        let mut ours = held.values().filter(|held| !held.lost);
+        ours.any(|held| held.renewed.elapsed() >= age)
+    }
+
     /// What is done with the deliveries of each of that many routes.
     pub fn activity(&self, routes: usize) -> Vec<Activity> {
         let mut all = vec![Activity::default(); routes];
         for held in self.held().values() {
             match held.doing {
                 Doing::Nothing => {}
+                Doing::Waits { route } => all[route].waiting += 1,
                 Doing::Runs { route, since, .. } => all[route].runs_since(since),
             }
         }
@@ -216,15 +238,20 @@ mod tests {
             let task = tokio::spawn(async {}).abort_handle();
             inflight.runs(&delivery.lease(), 1, context, task);
         }
+        let mut third = vec![delivery(3)];
+        inflight.add(&mut third);
+        inflight.waits(&third[0].lease(), 0);
         let after = Instant::now();
         let [idle, busy] = inflight.activity(2)[..] else {
             panic!("two routes");
         };
-        assert_eq!(idle, Activity::default());
+        assert_eq!((idle.running, idle.waiting), (0, 1));
         assert_eq!((busy.running, busy.waiting), (2, 0));
         assert!((before..=after).contains(&busy.oldest.unwrap()));
         inflight.remove([both[0].lease()].iter());
         assert_eq!(inflight.activity(2)[1].running, 1);
+        assert!(!inflight.any_renewed_before(Duration::from_secs(60)));
+        assert!(inflight.any_renewed_before(Duration::ZERO));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod run;
 mod under_way;
 
+use super::admission::{Admission, Waiting};
 use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::takeover::{ALONE, Jobs, Step, Trigger};
@@ -25,6 +26,10 @@ use under_way::{Slot, commit, occupied, read, take};
 const READ: usize = 1000;
 /// Entries in flight at the most while every handler is ready at once.
 const AHEAD: usize = 3000;
+/// How long it waits before it asks again whether its leases were renewed.
+const DOUBT: Duration = Duration::from_millis(20);
+/// How often it looks for deadlines that have passed among what waits.
+const LATE: Duration = Duration::from_millis(50);
 /// How long the loop runs handlers before it looks after reads and commits again.
 const SLICE: Duration = Duration::from_millis(2);
 
@@ -35,6 +40,7 @@ pub struct Lane {
     finished: mpsc::UnboundedSender<Finished>,
     jobs: Jobs,
     ready: VecDeque<Delivery>,
+    admission: Admission,
     suspects: VecDeque<Delivery>,
     alone: Option<Lease>,
     settled: Vec<Settlement>,
@@ -43,6 +49,10 @@ pub struct Lane {
     running: usize,
     window: usize,
     taking_fails: bool,
+    /// The loop stood still for long: nothing is started until the leases were renewed.
+    doubtful: bool,
+    /// When it last looked for deadlines that have passed.
+    looked: Instant,
 }
 
 impl Lane {
@@ -52,11 +62,13 @@ impl Lane {
         triggers: mpsc::UnboundedReceiver<Trigger>,
     ) -> (Self, LaneEvents) {
         let (finished, events) = mpsc::unbounded_channel();
+        let (routes, streams) = (shared.router.routes().count(), shared.routes.len());
         let lane = Self {
             triggers,
             finished,
             jobs: Jobs::default(),
             ready: VecDeque::new(),
+            admission: Admission::new(shared.share, routes, streams),
             suspects: VecDeque::new(),
             alone: None,
             settled: Vec::new(),
@@ -64,6 +76,8 @@ impl Lane {
             running: 0,
             window: shared.concurrency,
             taking_fails: false,
+            doubtful: false,
+            looked: Instant::now(),
             shared,
         };
         (lane, LaneEvents(events))
@@ -89,12 +103,14 @@ impl Lane {
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
         loop {
-            self.shared.turned.now();
+            self.look_at_leases();
+            self.look_at_deadlines();
             let draining = drain.is_cancelled();
             if draining {
                 // What was not started stays pending; the others take it as soon as this one unregisters.
                 let left = self.ready.drain(..).chain(self.suspects.drain(..));
-                let left: Vec<Lease> = left.map(|delivery| delivery.lease()).collect();
+                let mut left: Vec<Lease> = left.map(|delivery| delivery.lease()).collect();
+                left.extend(self.admission.give_up());
                 self.shared.inflight.remove(left.iter());
             }
             let more = self.start_ready();
@@ -102,7 +118,11 @@ impl Lane {
             if !self.settled.is_empty()
                 && let Some(free) = committer.take()
             {
-                committing = Some(commit(free, std::mem::take(&mut self.settled)));
+                committing = Some(commit(
+                    free,
+                    std::mem::take(&mut self.settled),
+                    self.shared.clone(),
+                ));
             }
             let room = self.room();
             let calm = self.suspects.is_empty() && self.alone.is_none();
@@ -117,9 +137,10 @@ impl Lane {
                 // What was delivered before is older than anything new; but where taking over fails,
                 // reading goes on.
                 if (taking.is_none() && !own || self.taking_fails)
+                    && let Some(closed) = self.closed()
                     && let Some(free) = reader.take()
                 {
-                    reading = Some(read(free, room.min(READ)));
+                    reading = Some(read(free, room.min(READ), closed));
                 }
             }
             let busy = reading.is_some() || committing.is_some() || taking.is_some();
@@ -160,6 +181,9 @@ impl Lane {
                         if let Step::Took(deliveries) = step {
                             self.shared.counts.taken.fetch_add(deliveries.len() as u64, Ordering::Relaxed);
                             self.accept(deliveries);
+                            // What was delivered before is older.
+                            let ready = self.ready.make_contiguous();
+                            ready.sort_by_key(|delivery| delivery.entry.id);
                         }
                     }
                 }
@@ -167,20 +191,69 @@ impl Lane {
                     self.jobs.add(&trigger, self.shared.routes.len());
                 }
                 () = drain.cancelled(), if !draining => {}
+                () = tokio::time::sleep(DOUBT), if self.doubtful => {}
+                () = tokio::time::sleep(LATE), if self.admission.has_deadlines() => {}
                 () = tokio::task::yield_now(), if more => {}
             }
         }
     }
 
+    /// After the process stood still for long, its entries may be others': whether they are, a renewal
+    /// tells.
+    fn look_at_leases(&mut self) {
+        let claim_idle = self.shared.claim_idle;
+        self.doubtful |= self.shared.turned.ago() >= claim_idle / 2;
+        self.shared.turned.now();
+        let inflight = self.shared.inflight.clone();
+        if !self.doubtful || inflight.any_renewed_before(claim_idle * 2 / 3) {
+            return;
+        }
+        self.doubtful = false;
+        let mut lost = Vec::new();
+        for read in [&mut self.ready, &mut self.suspects] {
+            read.retain(|delivery| {
+                let is_lost = inflight.is_lost(&delivery.lease());
+                if is_lost {
+                    lost.push(delivery.lease());
+                }
+                !is_lost
+            });
+        }
+        self.release(&lost);
+    }
+
+    fn look_at_deadlines(&mut self) {
+        if !self.admission.has_deadlines() || self.looked.elapsed() < LATE {
+            return;
+        }
+        self.looked = Instant::now();
+        for late in self.admission.late(self.shared.claims.server_now()) {
+            self.expired(late.lease, late.context.event());
+        }
+    }
+
     /// How many more entries may be read. While handlers wait, a worker reads no further ahead than it
-    /// can run at a time, so that other replicas get their share.
+    /// can run at a time, so that other replicas get their share. What waits in the admission has bounds
+    /// of its own.
     fn room(&self) -> usize {
-        let limit = if self.running > 0 {
+        let waiting = self.admission.len();
+        let limit = if self.running > 0 || waiting > 0 {
             2 * self.shared.concurrency
         } else {
             self.window
         };
-        limit.saturating_sub(self.shared.inflight.len())
+        (limit + waiting).saturating_sub(self.shared.inflight.len())
+    }
+
+    /// The streams that are not read for now; `None` if that is all of them.
+    fn closed(&self) -> Option<Vec<usize>> {
+        if self.admission.len() == 0 {
+            return Some(Vec::new());
+        }
+        let streams = self.shared.routes.len();
+        let closed = (0..streams).filter(|stream| self.admission.is_full(*stream));
+        let closed: Vec<usize> = closed.collect();
+        (closed.len() < streams).then_some(closed)
     }
 
     fn accept(&mut self, mut deliveries: Vec<Delivery>) {
@@ -196,16 +269,21 @@ impl Lane {
 
     /// Starts what may be started, for one slice of time; true if it left some.
     fn start_ready(&mut self) -> bool {
-        if self.alone.is_some() {
+        if self.alone.is_some() || self.doubtful {
             return false;
         }
         if let Some(suspect) = self.suspects.front() {
-            let waiting = self.suspects.len() + self.ready.len();
+            let waiting = self.suspects.len() + self.ready.len() + self.admission.len();
             let beside = self.shared.inflight.len().saturating_sub(waiting);
             if beside == 0 {
-                self.alone = Some(suspect.lease());
+                let lease = suspect.lease();
+                self.alone = Some(lease);
                 if let Some(suspect) = self.suspects.pop_front() {
                     self.start(suspect, Instant::now());
+                }
+                // It is alone again as soon as it runs; it may wait for others until then.
+                if self.admission.is_entering(&lease) {
+                    self.alone = None;
                 }
             }
             return false;
@@ -213,25 +291,45 @@ impl Lane {
         let began = Instant::now();
         let mut now = began;
         while self.running < self.shared.concurrency {
-            let Some(delivery) = self.ready.pop_front() else {
+            if let Some(waiting) = self.admission.next(self.running) {
+                now = self.go(waiting, now);
+            } else if !self.takes_over()
+                && let Some(delivery) = self.ready.pop_front()
+            {
+                now = self.start(delivery, now);
+            } else {
                 if self.running == 0 {
                     self.window = (self.window * 2).min(AHEAD.max(self.shared.concurrency));
                 }
                 return false;
-            };
-            now = self.start(delivery, now);
+            }
             if now - began > SLICE {
-                return !self.ready.is_empty();
+                return !self.ready.is_empty() || self.admission.len() > 0;
             }
         }
         self.window = self.shared.concurrency;
         false
     }
 
+    /// Whether what is new waits, because what a gone consumer held is being taken over.
+    fn takes_over(&self) -> bool {
+        let new = self.ready.front().is_some_and(|next| next.deliveries == 1);
+        let job = self.jobs.next();
+        let job = job.is_some_and(|job| job.is_of_a_gone_consumer());
+        new && job && !self.taking_fails && self.room() > 0
+    }
+
     fn finish(&mut self, finished: Finished) {
+        if let Finished::Entered(waiting, entered) = finished {
+            return self.came_in(*waiting, entered);
+        }
         self.running -= 1;
         match finished {
-            Finished::Run(ran) => self.ran(*ran),
+            Finished::Entered(..) => {}
+            Finished::Run(ran) => {
+                self.admission.ended(ran.route());
+                self.ran(*ran);
+            }
             Finished::Settled(settlement) => self.settled.push(*settlement),
             Finished::Given(lease) => self.release(std::slice::from_ref(&lease)),
         }

@@ -1,5 +1,6 @@
 //! The lanes of a worker: which streams each reads, started and ended together.
 
+use super::admission::Share;
 use super::handover::NUDGE;
 use super::inflight::InFlight;
 use super::lane::{Lane, LaneEvents};
@@ -8,12 +9,14 @@ use super::supervisor::Supervisor;
 use super::takeover::Trigger;
 use super::{Ending, RunError};
 use crate::bus::commit::{Committer, CommitterOptions};
+use crate::bus::connect::Connector;
 use crate::bus::error::BusError;
 use crate::bus::keys::{self, Keys, Route};
 use crate::bus::silence::Answers;
 use crate::config::Settings;
 use crate::coordination::catalog::Method;
 use crate::coordination::instances::Instances;
+use crate::coordination::limits::RateLimits;
 use crate::handlers::system::batch_process::PLACES;
 use crate::registry::context::Process;
 use crate::registry::handler::{Endpoint, Schemas};
@@ -26,7 +29,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Sends a trigger to every lane.
@@ -71,6 +74,8 @@ impl Running {
     }
 }
 
+/// Connections on which rates are counted; none of them is made before the first is.
+const ASKING: usize = 16;
 /// Entries of the inbox that may be waited for besides tasks.
 const BESIDES: usize = 8;
 
@@ -83,6 +88,8 @@ struct Plan {
     inbox: Option<usize>,
     /// Runs that there is room for beside the others.
     beside: usize,
+    /// What one type may hold of the slots, in percent.
+    share: u8,
 }
 
 /// The inbox has a lane of its own: tasks may run long, as many at a time as the capacity says, and
@@ -95,6 +102,7 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
         places: Vec::new(),
         inbox: None,
         beside: PLACES,
+        share: settings.type_share,
     };
     for domain in ["system", "task"] {
         control.routes.push(keys.route(domain, 0));
@@ -107,14 +115,15 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
         places: vec![("task".to_owned(), 0)],
         inbox: Some(0),
         beside: BESIDES,
+        // All of it is one type, and how much of it there may be the capacity says.
+        share: 100,
     };
 
-    let domains: BTreeSet<&str> = router
-        .routes()
-        .filter(|route| route.kind != NUDGE)
-        .map(|route| keys::domain_of(&route.kind))
-        .filter(|domain| !keys::is_control(domain))
+    let of_data = router.routes().map(|route| route.kind.as_str());
+    let of_data: Vec<&str> = of_data
+        .filter(|kind| *kind != NUDGE && !keys::is_control(keys::domain_of(kind)))
         .collect();
+    let domains: BTreeSet<&str> = of_data.iter().map(|kind| keys::domain_of(kind)).collect();
     let mut data = Plan {
         name: "data",
         concurrency: settings.concurrency,
@@ -122,6 +131,11 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
         places: Vec::new(),
         inbox: None,
         beside: 0,
+        // One that has no neighbours starves none.
+        share: match of_data.len() {
+            1 => 100,
+            _ => settings.type_share,
+        },
     };
     for domain in domains {
         for partition in 0..keys.partitions(domain) {
@@ -170,6 +184,7 @@ impl Lanes {
         let surroundings = Surroundings {
             process: process.clone(),
             handler_timeout: settings.handler_timeout,
+            limits: RateLimits::new(Connector::of(settings, ASKING)?, process.keys.clone()),
             circuits: Some(circuits),
         };
         let (control, control_triggers) = mpsc::unbounded_channel();
@@ -214,9 +229,15 @@ impl Lanes {
                 inflight: Arc::new(InFlight::default()),
                 claims: committer.claims(),
                 concurrency: plan.concurrency + plan.beside,
+                share: Share {
+                    slots: plan.concurrency + plan.beside,
+                    beside: plan.beside,
+                    percent: plan.share.into(),
+                },
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
+                soon: Notify::new(),
                 counts: Counts::default(),
                 turned: Turned::default(),
                 answers: answers.clone(),

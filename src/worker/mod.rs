@@ -10,6 +10,7 @@
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
 mod activity;
+mod admission;
 pub mod builder;
 mod handover;
 mod inflight;

@@ -59,10 +59,10 @@ impl Reader {
         }
     }
 
-    /// Reads up to `count` new entries of each stream, fewer where they are large. Never to be
+    /// Reads up to `count` new entries of each stream that is not `closed`, fewer where they are large. Never to be
     /// cancelled; it returns within the block and answer times of `bus::connect`.
-    pub async fn next(&mut self, count: usize) -> Read {
-        match self.read(count).await {
+    pub async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
+        match self.read(count, closed).await {
             Ok(entries) => {
                 self.failures = 0;
                 Read::Entries(entries)
@@ -83,7 +83,7 @@ impl Reader {
         }
     }
 
-    async fn read(&mut self, count: usize) -> Result<Vec<Delivery>, BusError> {
+    async fn read(&mut self, count: usize, closed: &[usize]) -> Result<Vec<Delivery>, BusError> {
         let shared = self.shared.clone();
         if let Some(connected) = &self.connection
             && !self.unreadable.is_empty()
@@ -97,13 +97,15 @@ impl Reader {
         let Some(connected) = &mut self.connection else {
             return Ok(Vec::new());
         };
-        if connected.streams.is_empty() {
+        let open = connected.streams.iter().copied();
+        let open: Vec<usize> = open.filter(|stream| !closed.contains(stream)).collect();
+        if open.is_empty() {
             tokio::time::sleep(BLOCK).await;
             return Ok(Vec::new());
         }
         let name = |stream: &usize| shared.routes[*stream].events.as_str();
-        let streams: Vec<&str> = connected.streams.iter().map(name).collect();
-        let claims = connected.streams.iter().map(|s| shared.claims.known(*s));
+        let streams: Vec<&str> = open.iter().map(name).collect();
+        let claims = open.iter().map(|s| shared.claims.known(*s));
         let claims: Vec<u64> = claims.collect();
         let wire = &mut connected.wire;
         let me = shared.instance();
@@ -140,7 +142,7 @@ impl Reader {
         let mut deliveries = Vec::with_capacity(total);
         for batch in batches {
             deliveries.extend(batch.entries.into_iter().map(|entry| Delivery {
-                stream: connected.streams[batch.stream],
+                stream: open[batch.stream],
                 entry,
                 deliveries: 1,
                 claims: claims[batch.stream],

@@ -1,5 +1,6 @@
 //! What the parts of a lane share: its streams, what is in its hands, what happened so far.
 
+use super::admission::Share;
 use super::inflight::InFlight;
 use super::settle::Scene;
 use crate::bus::commit::{Claims, Lease};
@@ -13,6 +14,7 @@ use crate::registry::router::Router;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// An entry in a worker's hands.
 #[derive(Debug)]
@@ -90,12 +92,16 @@ pub struct Shared {
     pub claims: Arc<Claims>,
     /// Handlers that may wait at a time.
     pub concurrency: usize,
+    /// How many of those one type may take.
+    pub share: Share,
     /// How long an entry may be idle before it is taken over.
     pub claim_idle: Duration,
     /// Deliveries before an event counts as poison.
     pub max_deliveries: u32,
     /// Retries of events without a handler's own schedule.
     pub retry: RetryPolicy,
+    /// Is told when an event was put off for so short a time that nobody may have looked by then.
+    pub soon: Notify,
     /// What happened so far.
     pub counts: Counts,
 }

@@ -101,6 +101,11 @@ impl Job {
         self.trigger == Trigger::Own
     }
 
+    /// Whether it is for what a consumer held that is gone.
+    pub fn is_of_a_gone_consumer(&self) -> bool {
+        matches!(self.trigger, Trigger::Consumer(_))
+    }
+
     /// Takes the next part, of at most `room` entries.
     pub async fn step(&self, shared: &Shared, room: usize) -> Result<Step, BusError> {
         let stream = &shared.routes[self.stream].events;

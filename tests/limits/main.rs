@@ -21,7 +21,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 const KEY: &str = "cb:limit:image.resize:=w-1";
-/// One run in ten minutes: nothing comes back while a test goes on.
+/// What is added to its period.
+const MARGIN: Duration = Duration::from_millis(250);
+/// Nothing comes back while a test goes on.
 const SLOW: Rate = Rate {
     limit: 3,
     period: Duration::from_secs(1800),
@@ -46,14 +48,17 @@ async fn allowed(limits: &RateLimits, source: Option<&str>, rate: Rate) -> u32 {
     count
 }
 
-/// Lets that much time go by for the bucket, by moving its time back.
+/// Lets that much time go by for the bucket, by moving its times back.
 fn age(redis: &support::Redis, by: Duration) {
     let mut connection = redis.connect();
-    let full: u64 = connection.get(KEY).unwrap();
-    let aged = full - by.as_micros() as u64;
+    let kept: Vec<u8> = connection.get(KEY).unwrap();
+    let mut runs: Vec<u64> = rmp_serde::from_slice(&kept).unwrap();
+    for at in runs.iter_mut().step_by(2) {
+        *at -= by.as_micros() as u64;
+    }
     let _: () = redis::cmd("SET")
         .arg(KEY)
-        .arg(aged)
+        .arg(rmp_serde::to_vec(&runs).unwrap())
         .arg("KEEPTTL")
         .query(&mut connection)
         .unwrap();
@@ -64,42 +69,68 @@ async fn a_burst_of_the_limit_is_allowed_and_the_next_one_is_told_how_long_to_wa
     let redis = support::Redis::start();
     let limits = limits(&redis);
     assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
+    let kept: Vec<u8> = redis.connect().get(KEY).unwrap();
     let Decision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
         panic!("allowed");
     };
-    assert!(wait <= Duration::from_secs(600), "{wait:?}");
-    assert!(wait > Duration::from_secs(500), "{wait:?}");
+    assert!(wait <= SLOW.period + MARGIN, "{wait:?}");
+    assert!(wait > SLOW.period - Duration::from_secs(60), "{wait:?}");
+    let now: Vec<u8> = redis.connect().get(KEY).unwrap();
+    assert_eq!(now, kept, "a refused run writes nothing");
 }
 
 #[tokio::test]
-async fn a_refused_run_costs_nothing_and_one_comes_back_each_interval() {
+async fn no_period_wherever_it_begins_holds_more_runs_than_the_limit() {
     let redis = support::Redis::start();
     let limits = limits(&redis);
-    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
-    let full: u64 = redis.connect().get(KEY).unwrap();
-    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 0);
-    assert_eq!(redis.connect().get::<_, u64>(KEY).unwrap(), full);
-    age(&redis, Duration::from_secs(600));
-    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 1);
-    age(&redis, Duration::from_secs(1200));
-    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 2);
-    // No more is saved up than one burst.
-    age(&redis, Duration::from_secs(86_400));
-    assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
-}
-
-#[tokio::test]
-async fn no_bucket_outlives_the_time_at_which_it_is_full_again() {
-    let redis = support::Redis::start();
-    let limits = limits(&redis);
-    for runs in 1..=3 {
-        assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
-        let ttl: i64 = redis.connect().pttl(KEY).unwrap();
-        assert!((1..=runs * 600_000).contains(&ttl), "{ttl}");
-        assert!(ttl > runs * 600_000 - 60_000, "{ttl}");
+    let period = SLOW.period;
+    for limit in [1, 3, 10, 100] {
+        let _: () = redis.connect().del(KEY).unwrap();
+        let rate = Rate { limit, period };
+        // When each run was allowed, in a time that goes on by leaps.
+        let mut allowed: Vec<Duration> = Vec::new();
+        let mut now = Duration::ZERO;
+        for step in 0..if limit > 64 { 500 } else { 150_u32 } {
+            let before = allowed.len();
+            while take(&limits, Some("w-1"), rate).await == Decision::Allowed {
+                allowed.push(now);
+                // Not all at once: a few here, the rest of the limit at some other time.
+                if (allowed.len() - before) as u32 > (step * 7) % limit {
+                    break;
+                }
+            }
+            let leap = period * (1 + step * 13 % 29) / 61;
+            now += leap;
+            age(&redis, leap);
+        }
+        for pair in allowed.windows(limit as usize + 1) {
+            let within = pair[limit as usize] - pair[0];
+            assert!(
+                within >= period,
+                "{} runs of {limit} in {within:?}",
+                limit + 1
+            );
+        }
+        // And nobody waits for more than what it may cost.
+        let rounds = (now.as_secs() / period.as_secs()) as usize;
+        assert!(
+            allowed.len() > rounds * limit as usize / 2,
+            "{}",
+            allowed.len()
+        );
     }
-    take(&limits, Some("w-1"), SLOW).await;
-    assert!(redis.connect().pttl::<_, i64>(KEY).unwrap() > 0);
+}
+
+#[tokio::test]
+async fn no_bucket_outlives_the_period_of_its_last_run() {
+    let redis = support::Redis::start();
+    let limits = limits(&redis);
+    for _ in 1..=4 {
+        take(&limits, Some("w-1"), SLOW).await;
+        let ttl: u64 = redis.connect().pttl(KEY).unwrap();
+        let period = (SLOW.period + MARGIN).as_millis() as u64;
+        assert!((period - 60_000..=period).contains(&ttl), "{ttl}");
+    }
     // A period shorter than a millisecond.
     let short = Rate {
         limit: 3,
@@ -160,7 +191,7 @@ async fn absurd_rates_are_bounded() {
     let Decision::Refused(wait) = take(&limits, Some("w-1"), slowest).await else {
         panic!("allowed");
     };
-    assert!(wait <= year, "{wait:?}");
+    assert!(wait <= year + MARGIN, "{wait:?}");
     for (source, fast) in [
         ("w-2", rate(u32::MAX, Duration::ZERO)),
         ("w-3", rate(u32::MAX, Duration::MAX)),
@@ -179,17 +210,34 @@ async fn a_clock_that_went_back_or_a_rate_that_was_lowered_locks_nobody_out() {
     let redis = support::Redis::start();
     let limits = limits(&redis);
     let long = Rate {
+        limit: 9,
         period: Duration::from_secs(180_000),
-        ..SLOW
     };
-    assert_eq!(allowed(&limits, Some("w-1"), long).await, 3);
+    assert_eq!(allowed(&limits, Some("w-1"), long).await, 9);
+    // Runs of the future, by a clock that went back by a day.
+    let kept: Vec<u8> = redis.connect().get(KEY).unwrap();
+    let mut runs: Vec<u64> = rmp_serde::from_slice(&kept).unwrap();
+    runs.iter_mut()
+        .step_by(2)
+        .for_each(|at| *at += 86_400_000_000);
+    let _: () = redis
+        .connect()
+        .set(KEY, rmp_serde::to_vec(&runs).unwrap())
+        .unwrap();
     let Decision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
         panic!("allowed");
     };
-    assert_eq!(wait, Duration::from_secs(600));
-    let _: () = redis.connect().set(KEY, "not a number").unwrap();
-    assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
-    assert!(redis.connect().pttl::<_, i64>(KEY).unwrap() > 0);
+    assert!(wait <= SLOW.period + MARGIN, "{wait:?}");
+    for junk in [
+        &b"not a number"[..],
+        b"\x92\xa1a\xa1b",
+        b"\x93\x01\x01\x01",
+        b"\x81\x01\x01",
+    ] {
+        let _: () = redis.connect().set(KEY, junk).unwrap();
+        assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+        assert!(redis.connect().pttl::<_, i64>(KEY).unwrap() > 0);
+    }
 }
 
 #[tokio::test]
@@ -232,6 +280,7 @@ async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none(
     let surroundings = Surroundings {
         process: process.clone(),
         handler_timeout: Duration::from_secs(30),
+        limits: limits(&redis),
         circuits: None,
     };
     let registration = Registration::new("image.resize", handler, policy);
@@ -255,7 +304,7 @@ async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none(
     }
     let refused = run(4).await.unwrap_err();
     assert_eq!(refused.refusal, Some(Refusal::RateLimited));
-    assert!(refused.retry_after.unwrap() > Duration::from_secs(500));
+    assert!(refused.retry_after.unwrap() > Duration::from_secs(1500));
     assert_eq!(run(1).await, Ok(vec![1]));
     assert_eq!(route.stats.rate_limited.load(Ordering::Relaxed), 1);
     assert!(redis.connect().exists::<_, bool>(KEY).unwrap());

@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod admission;
 mod answers;
 mod bad_input;
 mod ballots;
@@ -18,6 +19,7 @@ mod kept;
 mod lifecycle;
 mod metrics;
 mod outages;
+mod pairs;
 mod places;
 mod poor;
 mod rig;

@@ -50,9 +50,14 @@ pub enum Verdict {
     Good,
     /// It fails.
     Bad,
+    /// It fails, with an event that failed before: that may be the event's fault.
+    Doubtful,
     /// Nothing: the run did not get so far.
     None,
 }
+
+/// Probes in a row of events that failed before after which the circuit opens again all the same.
+const DOUBTS: u32 = 8;
 
 /// A transition that others may want to know of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +97,8 @@ enum Phase {
     HalfOpen {
         probes: u32,
         successes: u32,
+        /// Probes that failed with events that had failed before.
+        doubts: u32,
         length: Duration,
     },
 }
@@ -143,6 +150,7 @@ impl Breaker {
             self.enter(Phase::HalfOpen {
                 probes: 0,
                 successes: 0,
+                doubts: 0,
                 length,
             });
         }
@@ -166,7 +174,7 @@ impl Breaker {
             Phase::Closed { failures } => {
                 match verdict {
                     Verdict::Good => *failures = 0,
-                    Verdict::Bad => *failures += 1,
+                    Verdict::Bad | Verdict::Doubtful => *failures += 1,
                     Verdict::None => {}
                 }
                 if *failures < self.policy.failures {
@@ -178,12 +186,15 @@ impl Breaker {
             Phase::HalfOpen {
                 probes,
                 successes,
+                doubts,
                 length,
             } => {
                 *probes -= 1;
+                *doubts += u32::from(verdict == Verdict::Doubtful);
                 match verdict {
                     Verdict::Good => *successes += 1,
-                    Verdict::Bad => {
+                    Verdict::Doubtful if *doubts < DOUBTS => {}
+                    Verdict::Bad | Verdict::Doubtful => {
                         let longer = length.saturating_mul(2).min(self.policy.open_cap);
                         self.open(longer, now);
                         return Some(Change::Reopened);
@@ -334,6 +345,25 @@ mod tests {
     }
 
     #[test]
+    fn events_that_failed_before_do_not_keep_it_open_for_others_but_a_handler_that_is_down_does() {
+        let now = Instant::now();
+        let mut breaker = opened(now);
+        let now = now + 100 * MS;
+        for _ in 1..DOUBTS {
+            assert_eq!(run(&mut breaker, Verdict::Doubtful, now), None);
+        }
+        assert_eq!(run(&mut breaker, Verdict::Good, now), None);
+        assert_eq!(run(&mut breaker, Verdict::Good, now), Some(Change::Closed));
+        let mut breaker = opened(now);
+        let now = now + 100 * MS;
+        for _ in 1..DOUBTS {
+            assert_eq!(run(&mut breaker, Verdict::Doubtful, now), None);
+        }
+        let change = run(&mut breaker, Verdict::Doubtful, now);
+        assert_eq!(change, Some(Change::Reopened));
+    }
+
+    #[test]
     fn absurd_policies_are_bounded() {
         let now = Instant::now();
         let mut breaker = Breaker::new(CircuitPolicy {
@@ -436,7 +466,7 @@ mod tests {
                         } else if current {
                             in_a_row = match verdict {
                                 Verdict::Good => 0,
-                                Verdict::Bad => in_a_row + 1,
+                                Verdict::Bad | Verdict::Doubtful => in_a_row + 1,
                                 Verdict::None => in_a_row,
                             };
                         }

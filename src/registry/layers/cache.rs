@@ -74,6 +74,26 @@ impl Store {
     }
 }
 
+/// The results that one handler's cache holds. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Results(Arc<Mutex<Store>>);
+
+impl Results {
+    /// Keeps each result for `ttl`.
+    pub fn new(ttl: Duration) -> Self {
+        Self(Arc::new(Mutex::new(Store::new(ttl))))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Store> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The result for that payload.
+    pub fn get(&self, payload: &[u8]) -> Option<Encoded> {
+        self.lock().get(payload, Instant::now())
+    }
+}
+
 /// Answers a payload that was answered well lately with the same result, without a run.
 ///
 /// Payloads are compared whole, byte by byte. Failures are not kept, nor results of runs that
@@ -81,21 +101,14 @@ impl Store {
 /// the cache does none of that.
 #[derive(Clone, Debug)]
 pub struct CacheLayer {
-    store: Arc<Mutex<Store>>,
+    results: Results,
     stats: Arc<Stats>,
 }
 
 impl CacheLayer {
-    /// Keeps each result for `ttl`.
-    pub fn new(ttl: Duration, stats: Arc<Stats>) -> Self {
-        Self {
-            store: Arc::new(Mutex::new(Store::new(ttl))),
-            stats,
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Answers with those results, and keeps new ones there.
+    pub fn new(results: Results, stats: Arc<Stats>) -> Self {
+        Self { results, stats }
     }
 }
 
@@ -121,11 +134,9 @@ impl<S: Always> Service<Context> for Cache<S> {
     always_ready!();
 
     fn call(&mut self, context: Context) -> Run {
-        let hit = self
-            .layer
-            .lock()
-            .get(context.event().data(), Instant::now());
-        if let Some(result) = hit {
+        let found = context.answer();
+        let found = found.or_else(|| self.layer.results.get(context.event().data()));
+        if let Some(result) = found {
             self.layer.stats.cache_hits.fetch_add(1, Ordering::Relaxed);
             return Box::pin(std::future::ready(Ok(result)));
         }
@@ -135,6 +146,7 @@ impl<S: Always> Service<Context> for Cache<S> {
             let result = run.await?;
             if !context.has_published() && !context.wrote() && !context.has_an_effect() {
                 layer
+                    .results
                     .lock()
                     .put(context.event().data(), &result, Instant::now());
             }
@@ -171,7 +183,10 @@ mod tests {
                 Ok(vec![call])
             }
         });
-        (CacheLayer::new(TTL, stats.clone()).layer(inner), stats)
+        (
+            CacheLayer::new(Results::new(TTL), stats.clone()).layer(inner),
+            stats,
+        )
     }
 
     async fn ask(

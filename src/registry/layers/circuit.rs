@@ -1,17 +1,13 @@
 //! Spares a handler that fails again and again, and asks it from time to time whether it works again.
 
 use super::breaker::{Admission, Breaker, Change, State, Ticket, Verdict};
-use super::{Always, always_ready};
 use crate::error::{Code, HandlerError, Refusal};
-use crate::registry::context::Context;
-use crate::registry::handler::{Encoded, Run};
-use crate::registry::policy::{CircuitPolicy, Fallback};
-use std::fmt;
+use crate::registry::handler::Encoded;
+use crate::registry::policy::CircuitPolicy;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
-use tower::{Layer, Service};
 
 /// A circuit opened, or closed again. The two alternate; probes that fail in between are no change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +49,8 @@ impl Circuit {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn admit(self: &Arc<Self>) -> Result<Admitted, Duration> {
+    /// Leave for one run, or how long until one may be given.
+    pub fn admit(self: &Arc<Self>) -> Result<Admitted, Duration> {
         match self.lock().admit(Instant::now()) {
             Admission::Run(ticket) => Ok(Admitted {
                 circuit: self.clone(),
@@ -88,7 +85,8 @@ impl Circuit {
         }
     }
 
-    fn refusal(&self, wait: Duration) -> HandlerError {
+    /// What a run gets that it does not let through.
+    pub fn refusal(&self, wait: Duration) -> HandlerError {
         let rounded = Duration::from_millis(wait.as_micros().div_ceil(1000) as u64);
         let mut error = HandlerError::unavailable(format!(
             "the circuit of {} is open, because its handler failed again and again: try again in {}",
@@ -105,15 +103,21 @@ impl Circuit {
 /// who cancels a run (its lease was lost, the worker drains) says nothing of the handler. A panic
 /// counts as a failure.
 #[derive(Debug)]
-struct Admitted {
+pub struct Admitted {
     circuit: Arc<Circuit>,
     ticket: Option<Ticket>,
 }
 
 impl Admitted {
-    fn judge(mut self, result: &Result<Encoded, HandlerError>) {
+    /// Takes the run's result. Only `internal`, `unavailable` and `deadline_exceeded` count as failures; as a
+    /// probe, a run of an event that was `tried` before tells less.
+    pub fn judge(mut self, result: &Result<Encoded, HandlerError>, tried: bool) {
         if let Some(ticket) = self.ticket.take() {
-            self.circuit.finish(ticket, verdict(result));
+            let verdict = match verdict(result) {
+                Verdict::Bad if tried => Verdict::Doubtful,
+                verdict => verdict,
+            };
+            self.circuit.finish(ticket, verdict);
         }
     }
 }
@@ -150,78 +154,12 @@ fn verdict(result: &Result<Encoded, HandlerError>) -> Verdict {
     }
 }
 
-/// Runs a handler only while its circuit lets it; otherwise the fallback answers, or `unavailable`.
-///
-/// Only `internal`, `unavailable` and `deadline_exceeded` count as failures, and panics.
-#[derive(Clone)]
-pub struct CircuitLayer {
-    circuit: Arc<Circuit>,
-    fallback: Option<Fallback>,
-}
-
-impl CircuitLayer {
-    /// Runs as `circuit` lets them.
-    pub fn new(circuit: Arc<Circuit>, fallback: Option<Fallback>) -> Self {
-        Self { circuit, fallback }
-    }
-}
-
-impl fmt::Debug for CircuitLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CircuitLayer")
-            .field("circuit", &self.circuit)
-            .field("fallback", &self.fallback.is_some())
-            .finish()
-    }
-}
-
-impl<S> Layer<S> for CircuitLayer {
-    type Service = Guarded<S>;
-
-    fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded {
-            inner,
-            layer: self.clone(),
-        }
-    }
-}
-
-/// See [`CircuitLayer`].
-#[derive(Clone, Debug)]
-pub struct Guarded<S> {
-    inner: S,
-    layer: CircuitLayer,
-}
-
-impl<S: Always> Service<Context> for Guarded<S> {
-    always_ready!();
-
-    fn call(&mut self, context: Context) -> Run {
-        match self.layer.circuit.admit() {
-            Ok(admitted) => {
-                let run = self.inner.call(context);
-                Box::pin(async move {
-                    let result = run.await;
-                    admitted.judge(&result);
-                    result
-                })
-            }
-            Err(wait) => match &self.layer.fallback {
-                Some(fallback) => {
-                    let fallback = fallback.clone();
-                    Box::pin(async move { fallback(&context) })
-                }
-                None => Box::pin(std::future::ready(Err(self.layer.circuit.refusal(wait)))),
-            },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::testing::{context, endpoint};
     use super::*;
-    use crate::registry::handler::Endpoint;
+    use crate::registry::context::Context;
+    use crate::registry::handler::{Endpoint, Run};
     use futures_util::FutureExt;
     use std::panic::AssertUnwindSafe;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -230,7 +168,8 @@ mod tests {
     const OPEN: Duration = Duration::from_secs(30);
 
     struct Rig {
-        service: Guarded<Endpoint>,
+        circuit: Arc<Circuit>,
+        handler: Endpoint,
         calls: Arc<AtomicU32>,
         changes: UnboundedReceiver<CircuitChange>,
     }
@@ -238,7 +177,7 @@ mod tests {
     impl Rig {
         /// Opens after two failures. The handler answers as the payload says: 0 well, 1 `internal`,
         /// 2 `invalid_argument`, 3 by a panic, 4 never, 5 `not_found`, 6 with a refusal of its own.
-        fn new(fallback: Option<Fallback>) -> Self {
+        fn new() -> Self {
             let policy = CircuitPolicy {
                 failures: 2,
                 open_for: OPEN,
@@ -248,7 +187,7 @@ mod tests {
             let circuit = Arc::new(Circuit::new("image.resize", policy, Some(sender)));
             let calls = Arc::new(AtomicU32::new(0));
             let counted = calls.clone();
-            let inner = endpoint(move |context: Context| {
+            let handler = endpoint(move |context: Context| {
                 counted.fetch_add(1, Ordering::SeqCst);
                 async move {
                     match context.event().data() {
@@ -267,14 +206,27 @@ mod tests {
                 }
             });
             Self {
-                service: CircuitLayer::new(circuit, fallback).layer(inner),
+                circuit,
+                handler,
                 calls,
                 changes,
             }
         }
 
         fn start(&mut self, payload: u8) -> Run {
-            self.service.call(context(&[("data", &[payload])]))
+            let context = context(&[("data", &[payload])]);
+            let admitted = match self.circuit.admit() {
+                Ok(admitted) => admitted,
+                Err(wait) => {
+                    return Box::pin(std::future::ready(Err(self.circuit.refusal(wait))));
+                }
+            };
+            let run = self.handler.start(context);
+            Box::pin(async move {
+                let result = run.await;
+                admitted.judge(&result, false);
+                result
+            })
         }
 
         async fn run(&mut self, payload: u8) -> Result<Encoded, HandlerError> {
@@ -282,7 +234,7 @@ mod tests {
         }
 
         fn state(&self) -> &'static str {
-            self.service.layer.circuit.state().as_str()
+            self.circuit.state().as_str()
         }
 
         fn calls(&self) -> u32 {
@@ -300,7 +252,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_open_circuit_runs_nothing_and_says_when_it_tries_again() {
-        let mut rig = Rig::new(None);
+        let mut rig = Rig::new();
         assert_eq!(rig.state(), "closed");
         assert!(rig.run(1).await.is_err());
         assert!(rig.run(1).await.is_err());
@@ -317,20 +269,8 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_fallback_answers_while_it_is_open() {
-        let fallback: Fallback = Arc::new(|context| Ok(context.event().data().to_vec()));
-        let mut rig = Rig::new(Some(fallback));
-        assert!(rig.run(1).await.is_err());
-        assert!(rig.run(1).await.is_err());
-        assert_eq!(rig.run(0).await, Ok(vec![0]));
-        assert_eq!(rig.calls(), 2);
-        tokio::time::advance(OPEN).await;
-        assert_eq!(rig.run(0).await, Ok(vec![7]));
-    }
-
-    #[tokio::test(start_paused = true)]
     async fn opening_and_closing_are_told_once_each_and_failed_probes_are_not() {
-        let mut rig = Rig::new(None);
+        let mut rig = Rig::new();
         for _ in 0..5 {
             let _ = rig.run(1).await;
         }
@@ -348,7 +288,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn bad_input_answers_and_refusals_are_no_failures_of_the_handler() {
-        let mut rig = Rig::new(None);
+        let mut rig = Rig::new();
         for payload in [2, 5, 6] {
             for _ in 0..10 {
                 assert!(rig.run(payload).await.is_err());
@@ -360,7 +300,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_dropped_probe_gives_its_place_to_the_next_one() {
-        let mut rig = Rig::new(None);
+        let mut rig = Rig::new();
         assert!(rig.run(1).await.is_err());
         assert!(rig.run(1).await.is_err());
         tokio::time::advance(OPEN).await;
@@ -377,7 +317,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_panic_is_a_failure() {
-        let mut rig = Rig::new(None);
+        let mut rig = Rig::new();
         for _ in 0..2 {
             let run = rig.start(3);
             assert!(AssertUnwindSafe(run).catch_unwind().await.is_err());

@@ -1,30 +1,27 @@
-//! The policies as tower layers, one a file.
+//! What a policy asks for, one rule a file; [`super::gate`] puts them together.
 //!
-//! From the outside in: the user's own, cache, order, rate limit, circuit, concurrency, timeout.
-//!
-//! - A cached result costs no share of the rate.
-//! - Places in the order are taken before anything that waits, or those who wait could overtake
-//!   each other; and who waits for its turn holds no permit and no place for a probe.
-//! - A run refused by the rate limit or by the circuit does not count as the handler's failure.
-//! - The time in which a run waits for its turn or a permit is not held against it.
+//! From the outside in: the user's own layers, the cache, the time-out, the handler. Before them stand
+//! order, rate, circuit and concurrency, which decide when a run begins. A result that is in the cache
+//! waits for none of these.
 
 pub mod breaker;
 pub mod cache;
 pub mod circuit;
-pub mod concurrency;
 pub mod instrument;
-pub mod order;
 pub mod rate_limit;
 pub mod timeout;
 
 use self::circuit::{Circuit, CircuitChange};
 use super::context::{Context, Process};
+use super::fence::Kept;
+use super::gate::Gate;
 use super::handler::{Encoded, Endpoint, Run};
 use super::policy::{Policy, Stack};
 use crate::coordination::limits::RateLimits;
 use crate::error::HandlerError;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tower::{Layer, Service};
 
@@ -35,6 +32,8 @@ pub struct Surroundings {
     pub process: Arc<Process>,
     /// The timeout of a handler whose policy names none.
     pub handler_timeout: Duration,
+    /// Counts the rates, on connections that no handler takes.
+    pub limits: RateLimits,
     /// Who is told when a circuit opens or closes.
     pub circuits: Option<UnboundedSender<CircuitChange>>,
 }
@@ -90,16 +89,16 @@ pub fn circuit_of(
     Some(Arc::new(circuit))
 }
 
-/// Puts the layers that the policy asks for around a handler; `None` if it asks for none, or for a
-/// timeout only, which the worker gives a run that is not ready at once.
-pub fn stack(
+/// The gate before a handler, with the layers around it that its policy asks for; `None` if it asks for
+/// nothing but a timeout.
+pub fn gate(
     kind: &str,
     policy: &Policy,
     endpoint: Endpoint,
     stats: &Arc<instrument::Stats>,
     circuit: Option<&Arc<Circuit>>,
     surroundings: &Surroundings,
-) -> Option<Stack> {
+) -> Option<Arc<Gate>> {
     let plain = circuit.is_none()
         && policy.rate.is_none()
         && policy.concurrency.is_none()
@@ -109,34 +108,34 @@ pub fn stack(
     if plain {
         return None;
     }
-    let mut stack = match timeout_of(policy, surroundings) {
-        Some(limit) => Stack::new(timeout::TimeoutLayer::new(kind.into(), limit).layer(endpoint)),
-        None => Stack::new(endpoint),
-    };
-    if let Some(limit) = policy.concurrency {
-        stack = Stack::new(concurrency::ConcurrencyLayer::new(limit).layer(stack));
-    }
-    if let Some(circuit) = circuit {
-        let layer = circuit::CircuitLayer::new(circuit.clone(), policy.fallback.clone());
-        stack = Stack::new(layer.layer(stack));
-    }
-    if let Some(rate) = policy.rate {
-        let process = &surroundings.process;
-        let limits = RateLimits::new(process.connector.clone(), process.keys.clone());
-        let layer = rate_limit::RateLimitLayer::new(kind.into(), rate, limits, stats.clone());
-        stack = Stack::new(layer.layer(stack));
-    }
-    if policy.ordered {
-        stack = Stack::new(order::OrderLayer::default().layer(stack));
-    }
-    // What such a handler did is not done by an answer from a cache.
-    if let Some(ttl) = policy.cache.filter(|_| !policy.stateful) {
-        stack = Stack::new(cache::CacheLayer::new(ttl, stats.clone()).layer(stack));
+    let mut service = Stack::new(endpoint);
+    let cache = policy
+        .cache
+        .map(|ttl| (cache::Results::new(ttl), Arc::default()));
+    if let Some((results, _)) = &cache {
+        let layer = cache::CacheLayer::new(results.clone(), stats.clone());
+        service = Stack::new(layer.layer(service));
     }
     for layer in &policy.layers {
-        stack = layer(stack);
+        service = layer(service);
     }
-    Some(stack)
+    let rate = policy.rate.map(|rate| {
+        let limits = surroundings.limits.clone();
+        let rule = rate_limit::RateRule::new(kind.into(), rate, limits, stats.clone());
+        (rule, Arc::default())
+    });
+    let permits = |limit: usize| Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS)));
+    Some(Arc::new(Gate {
+        kind: kind.into(),
+        timeout: timeout_of(policy, surroundings),
+        cache,
+        subjects: policy.ordered.then(Arc::default),
+        rate,
+        circuit: circuit.map(|circuit| (circuit.clone(), policy.fallback.clone())),
+        permits: policy.concurrency.map(permits),
+        layered: !policy.layers.is_empty(),
+        service: Kept::new(service),
+    }))
 }
 
 #[cfg(test)]
@@ -177,6 +176,12 @@ pub(crate) mod testing {
         })
     }
 
+    /// Limits that are counted nowhere.
+    pub fn limits() -> RateLimits {
+        let process = process();
+        RateLimits::new(process.connector.clone(), process.keys.clone())
+    }
+
     /// An endpoint of a function.
     pub fn endpoint<F, Fut>(run: F) -> Endpoint
     where
@@ -189,7 +194,7 @@ pub(crate) mod testing {
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{context, endpoint, process};
+    use super::testing::{context, endpoint, limits, process};
     use super::*;
     use crate::error::Refusal;
     use crate::registry::policy::RetryPolicy;
@@ -215,6 +220,7 @@ mod tests {
         let surroundings = Surroundings {
             process: process(),
             handler_timeout: Duration::from_secs(30),
+            limits: limits(),
             circuits: None,
         };
         let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings);
@@ -266,12 +272,13 @@ mod tests {
         let surroundings = Surroundings {
             process: process(),
             handler_timeout: MINUTE,
+            limits: limits(),
             circuits: Some(sender),
         };
         let circuit = circuit_of("image.resize", &policy, &surroundings);
         let hangs = endpoint(async |_| std::future::pending().await);
         let stats = Arc::default();
-        let stack = stack(
+        let gate = gate(
             "image.resize",
             &policy,
             hangs,
@@ -279,10 +286,10 @@ mod tests {
             circuit.as_ref(),
             &surroundings,
         );
-        let mut stack = stack.unwrap();
-        let first = stack.call(context(&[("subject", b"s")]));
-        let second = stack.call(context(&[("subject", b"s")]));
-        let (second, first) = tokio::join!(second, first);
+        let gate = gate.unwrap();
+        let first = gate.start(context(&[("subject", b"s")]));
+        let second = gate.start(context(&[("subject", b"s")]));
+        let (first, second) = tokio::join!(first, second);
         let first = first.unwrap_err();
         assert_eq!(first.code, crate::error::Code::DeadlineExceeded);
         assert_eq!(first.refusal, None);
@@ -291,17 +298,18 @@ mod tests {
     }
 
     #[test]
-    fn each_part_of_a_policy_makes_a_handler_layered() {
+    fn each_part_of_a_policy_puts_a_gate_before_the_handler() {
         let surroundings = Surroundings {
             process: process(),
             handler_timeout: MINUTE,
+            limits: limits(),
             circuits: None,
         };
         let layered = |policy: Policy| {
             let circuit = circuit_of("a.b", &policy, &surroundings);
             let inner = endpoint(async |_| Ok(Vec::new()));
             let stats = Arc::default();
-            stack(
+            gate(
                 "a.b",
                 &policy,
                 inner,

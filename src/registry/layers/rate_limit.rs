@@ -1,31 +1,27 @@
 //! A rate of runs per source, the same for all replicas.
 
 use super::instrument::Stats;
-use super::{Always, always_ready};
-use crate::bus::error::BusError;
 use crate::coordination::limits::{Decision, RateLimits};
 use crate::error::{Code, HandlerError, Refusal};
-use crate::registry::context::Context;
-use crate::registry::handler::Run;
 use crate::registry::policy::Rate;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
-use tower::{Layer, Service};
 
 /// How long a run waits for the answer whether it may go on.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// The time between two warnings that runs went on unasked.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a run waits before it asks again that got no answer.
+const AGAIN: Duration = Duration::from_millis(500);
+/// The time between two warnings that runs wait for an answer.
 const QUIET: Duration = Duration::from_secs(10);
 
 /// Refuses what comes too often from one source with `resource_exhausted`.
 ///
-/// A run goes on if Redis does not answer in time: a limit is there to keep sources out of each
-/// other's way, and an outage of Redis, which brings no new events, is no reason to refuse those
-/// that are at hand. The runs that went on so are counted in a warning, one each ten seconds.
+/// What cannot be asked for is not run: the event waits a moment, and asks again. A warning each ten
+/// seconds says so.
 #[derive(Clone, Debug)]
-pub struct RateLimitLayer {
+pub struct RateRule {
     kind: Arc<str>,
     rate: Rate,
     limits: RateLimits,
@@ -33,7 +29,7 @@ pub struct RateLimitLayer {
     unasked: Arc<Mutex<Unasked>>,
 }
 
-/// Runs that went on without an answer.
+/// Runs that wait because no answer came.
 #[derive(Debug, Default)]
 struct Unasked {
     runs: u64,
@@ -55,7 +51,7 @@ impl Unasked {
     }
 }
 
-impl RateLimitLayer {
+impl RateRule {
     /// Limits the runs of the handler of `kind`.
     pub fn new(kind: Arc<str>, rate: Rate, limits: RateLimits, stats: Arc<Stats>) -> Self {
         Self {
@@ -67,34 +63,45 @@ impl RateLimitLayer {
         }
     }
 
-    async fn check(&self, source: Option<&str>) -> Result<(), HandlerError> {
+    /// Counts an event that waits behind others that are over the limit.
+    pub fn held_back(&self) {
+        self.stats.rate_limited.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes one run's share; `again` if the event was counted as held back before.
+    ///
+    /// # Errors
+    /// A refusal: over the limit, or nobody could be asked.
+    pub async fn check(&self, source: Option<&str>, again: bool) -> Result<(), HandlerError> {
         let asked = self.limits.take(&self.kind, source, self.rate);
         match timeout(PATIENCE, asked).await {
             Ok(Ok(Decision::Allowed)) => Ok(()),
             Ok(Ok(Decision::Refused(wait))) => {
-                self.stats.rate_limited.fetch_add(1, Ordering::Relaxed);
+                if !again {
+                    self.held_back();
+                }
                 Err(self.refusal(source, wait))
             }
-            Ok(Err(error)) => {
-                self.went_on(Some(&error));
-                Ok(())
-            }
-            Err(_) => {
-                self.went_on(None);
-                Ok(())
-            }
+            Ok(Err(error)) => Err(self.unasked(error.to_string())),
+            Err(_) => Err(self.unasked("no answer in time".to_owned())),
         }
     }
 
-    fn went_on(&self, error: Option<&BusError>) {
+    fn unasked(&self, reason: String) -> HandlerError {
         let mut unasked = self.unasked.lock().unwrap_or_else(PoisonError::into_inner);
         let due = unasked.count(Instant::now());
         drop(unasked);
+        let kind = &*self.kind;
         if let Some(runs) = due {
-            let kind = &*self.kind;
-            let reason = error.map_or_else(|| "no answer in time".to_owned(), BusError::to_string);
-            tracing::warn!(kind, runs, reason, "rate limit not checked: runs went on");
+            tracing::warn!(
+                kind,
+                runs,
+                reason,
+                "rate limit not checked: runs wait until it is"
+            );
         }
+        let message = format!("the rate limit of {kind} could not be checked: {reason}");
+        HandlerError::later(AGAIN, message)
     }
 
     fn refusal(&self, source: Option<&str>, wait: Duration) -> HandlerError {
@@ -118,104 +125,66 @@ impl RateLimitLayer {
     }
 }
 
-impl<S> Layer<S> for RateLimitLayer {
-    type Service = RateLimit<S>;
-
-    fn layer(&self, inner: S) -> RateLimit<S> {
-        RateLimit {
-            inner,
-            layer: self.clone(),
-        }
-    }
-}
-
-/// See [`RateLimitLayer`].
-#[derive(Clone, Debug)]
-pub struct RateLimit<S> {
-    inner: S,
-    layer: RateLimitLayer,
-}
-
-impl<S: Always> Service<Context> for RateLimit<S> {
-    always_ready!();
-
-    fn call(&mut self, context: Context) -> Run {
-        let layer = self.layer.clone();
-        let mut inner = self.inner.clone();
-        Box::pin(async move {
-            layer.check(context.event().source()).await?;
-            inner.call(context).await
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{context, endpoint};
     use super::*;
     use crate::bus::connect::Connector;
     use crate::bus::keys::Keys;
     use crate::config::RedisUrl;
 
-    fn limited(
-        rate: Rate,
-        url: &str,
-    ) -> (RateLimit<crate::registry::handler::Endpoint>, Arc<Stats>) {
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn limited(limit: u32, url: &str) -> (RateRule, Arc<Stats>) {
         let url = RedisUrl::new(url);
         let limits = RateLimits::new(Connector::new(&url, 1).unwrap(), Keys::new("cb").unwrap());
         let stats = Arc::new(Stats::default());
-        let layer = RateLimitLayer::new("image.resize".into(), rate, limits, stats.clone());
-        (layer.layer(endpoint(async |_| Ok(vec![7]))), stats)
+        let rate = Rate {
+            limit,
+            period: MINUTE,
+        };
+        let rule = RateRule::new("image.resize".into(), rate, limits, stats.clone());
+        (rule, stats)
+    }
+
+    fn waits(error: &HandlerError) {
+        assert_eq!(error.refusal, Some(Refusal::Busy), "{error}");
+        assert_eq!(error.retry_after, Some(AGAIN));
+        assert!(error.message.contains("image.resize"), "{error}");
     }
 
     #[tokio::test]
-    async fn runs_go_on_while_redis_can_not_be_asked() {
-        let rate = Rate {
-            limit: 1,
-            period: Duration::from_secs(60),
-        };
+    async fn runs_wait_while_redis_cannot_be_asked() {
         // Port 1: nobody listens there.
-        let (service, stats) = limited(rate, "redis://127.0.0.1:1");
+        let (rule, stats) = limited(1, "redis://127.0.0.1:1");
         for _ in 0..3 {
-            assert_eq!(service.clone().call(context(&[])).await, Ok(vec![7]));
+            waits(&rule.check(None, false).await.unwrap_err());
         }
         assert_eq!(stats.rate_limited.load(Ordering::Relaxed), 0);
         // The first was warned of, the others wait for the next warning.
-        assert_eq!(service.layer.unasked.lock().unwrap().runs, 2);
+        assert_eq!(rule.unasked.lock().unwrap().runs, 2);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_server_that_does_not_answer_holds_no_run_up_for_long() {
+    async fn a_server_that_does_not_answer_holds_no_slot_for_long() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("redis://{}", silent.local_addr().unwrap());
-        let rate = Rate {
-            limit: 1,
-            period: Duration::from_secs(60),
-        };
-        let (mut service, _) = limited(rate, &url);
+        let (rule, _) = limited(1, &format!("redis://{}", silent.local_addr().unwrap()));
         let start = Instant::now();
-        assert_eq!(service.call(context(&[])).await, Ok(vec![7]));
+        waits(&rule.check(None, false).await.unwrap_err());
         assert!(start.elapsed() <= PATIENCE + Duration::from_millis(1));
     }
 
     #[tokio::test]
     async fn a_refusal_names_source_type_limit_and_time() {
-        let rate = Rate {
-            limit: 0,
-            period: Duration::from_secs(60),
-        };
-        let (mut service, stats) = limited(rate, "redis://127.0.0.1:1");
-        let error = service
-            .call(context(&[("source", b"w-1")]))
-            .await
-            .unwrap_err();
+        let (rule, stats) = limited(0, "redis://127.0.0.1:1");
+        let error = rule.check(Some("w-1"), false).await.unwrap_err();
         assert_eq!(error.code, Code::ResourceExhausted);
         assert!(!error.retryable);
         assert_eq!(error.refusal, Some(Refusal::RateLimited));
-        assert_eq!(error.retry_after, Some(rate.period));
+        assert_eq!(error.retry_after, Some(MINUTE));
         for part in ["\"w-1\"", "image.resize", " 0 ", "1m"] {
             assert!(error.message.contains(part), "{part}: {error}");
         }
+        rule.check(Some("w-1"), true).await.unwrap_err();
         assert_eq!(stats.rate_limited.load(Ordering::Relaxed), 1);
     }
 

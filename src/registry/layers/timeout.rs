@@ -1,28 +1,27 @@
 //! The timeout of a run, without a timer for the runs that end at once.
 
-use super::{Always, always_ready};
 use crate::error::{Code, HandlerError};
-use crate::registry::context::Context;
 use crate::registry::fence::Fenced;
-use crate::registry::handler::{Encoded, Run};
+use crate::registry::handler::Encoded;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 use tokio::task::{Unconstrained, unconstrained};
-use tokio::time::{Sleep, sleep};
-use tower::{Layer, Service};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// A run that fails with `deadline_exceeded` when it takes longer than its limit.
 ///
 /// The run is polled before the timer exists: one that ends in its first poll costs none. The time
-/// counts from that first poll. `K` names the event type in the error.
+/// counts from that first poll, and a run that ends too late has failed, too: it may have held its thread.
+/// `K` names the event type in the error.
 pub struct Bounded<K> {
     // It is dropped in the middle of what it does when it takes too long.
     run: Fenced,
     kind: K,
     limit: Duration,
+    /// When it ends; `None` before the first poll, or if that is never.
+    until: Option<Instant>,
     // Outside of tokio's budget, or a run that uses its budget up each time would never time out.
     timer: Option<Pin<Box<Unconstrained<Sleep>>>>,
 }
@@ -34,6 +33,7 @@ impl<K: AsRef<str> + Unpin> Bounded<K> {
             run,
             kind,
             limit,
+            until: None,
             timer: None,
         }
     }
@@ -53,72 +53,40 @@ impl<K: AsRef<str> + Unpin> Future for Bounded<K> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
-        if let Poll::Ready(result) = Pin::new(&mut this.run).poll(cx) {
-            return Poll::Ready(result);
-        }
         let limit = this.limit;
+        if this.timer.is_none() {
+            this.until = Instant::now().checked_add(limit);
+        }
+        if let Poll::Ready(result) = Pin::new(&mut this.run).poll(cx) {
+            let late = this.until.is_some_and(|until| Instant::now() > until);
+            return Poll::Ready(match late {
+                true => Err(exceeded("a run", this.kind.as_ref(), limit)),
+                false => result,
+            });
+        }
         let timer = this
             .timer
             .get_or_insert_with(|| Box::pin(unconstrained(sleep(limit))));
         timer
             .as_mut()
             .poll(cx)
-            .map(|()| Err(exceeded(this.kind.as_ref(), limit)))
+            .map(|()| Err(exceeded("a run", this.kind.as_ref(), limit)))
     }
 }
 
-fn exceeded(kind: &str, limit: Duration) -> HandlerError {
+/// The failure of what took too long.
+pub fn exceeded(what: &str, kind: &str, limit: Duration) -> HandlerError {
     let limit = humantime::format_duration(limit);
     HandlerError::new(
         Code::DeadlineExceeded,
-        format!("a run of {kind} took longer than its timeout of {limit}"),
+        format!("{what} of {kind} took longer than its timeout of {limit}"),
     )
-}
-
-/// Bounds every run.
-#[derive(Clone, Debug)]
-pub struct TimeoutLayer {
-    kind: Arc<str>,
-    limit: Duration,
-}
-
-impl TimeoutLayer {
-    /// For the handler of `kind`.
-    pub fn new(kind: Arc<str>, limit: Duration) -> Self {
-        Self { kind, limit }
-    }
-}
-
-impl<S> Layer<S> for TimeoutLayer {
-    type Service = Timeout<S>;
-
-    fn layer(&self, inner: S) -> Timeout<S> {
-        Timeout {
-            inner,
-            layer: self.clone(),
-        }
-    }
-}
-
-/// See [`TimeoutLayer`].
-#[derive(Clone, Debug)]
-pub struct Timeout<S> {
-    inner: S,
-    layer: TimeoutLayer,
-}
-
-impl<S: Always> Service<Context> for Timeout<S> {
-    always_ready!();
-
-    fn call(&mut self, context: Context) -> Run {
-        let run = Fenced::start(|| self.inner.call(context));
-        Box::pin(Bounded::new(run, self.layer.kind.clone(), self.layer.limit))
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::registry::handler::Run;
     use tokio::time::Instant;
 
     fn bounded(
@@ -156,6 +124,27 @@ mod tests {
         let mut cx = task::Context::from_waker(task::Waker::noop());
         assert_eq!(Pin::new(&mut run).poll(&mut cx), Poll::Ready(Ok(vec![1])));
         assert!(run.timer.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_run_that_holds_its_thread_past_its_timeout_has_failed_though_it_ends() {
+        let blocks = || -> Run {
+            Box::pin(async {
+                std::thread::sleep(Duration::from_millis(20));
+                Ok(vec![1])
+            })
+        };
+        let bounded = Bounded::new(Fenced::start(blocks), "a.b", Duration::from_millis(1));
+        assert_eq!(bounded.await.unwrap_err().code, Code::DeadlineExceeded);
+        let blocks_later = || -> Run {
+            Box::pin(async {
+                tokio::task::yield_now().await;
+                std::thread::sleep(Duration::from_millis(20));
+                Ok(vec![1])
+            })
+        };
+        let bounded = Bounded::new(Fenced::start(blocks_later), "a.b", Duration::from_millis(1));
+        assert_eq!(bounded.await.unwrap_err().code, Code::DeadlineExceeded);
     }
 
     #[tokio::test]

@@ -40,6 +40,10 @@ impl Policy {
         }
         if let Some(ttl) = self.cache {
             lasts("cache", ttl, "nothing would be kept")?;
+            if self.stateful {
+                let problem = "an answer from the cache does not do what a stateful run does";
+                return refuse("cache", problem.to_owned());
+            }
         }
         Ok(())
     }
@@ -145,6 +149,7 @@ mod tests {
                 "0s",
                 circuit(|c| c.open_for = Duration::ZERO),
             ),
+            ("cache", "stateful", Policy::new().cache(minute).stateful()),
             (
                 "circuit.open_cap",
                 "1s",

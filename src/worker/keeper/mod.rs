@@ -57,6 +57,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use promote::IDLE as SOON;
+
 /// Connections of the keeper's pool.
 const POOL: usize = 4;
 

@@ -14,8 +14,11 @@ use std::time::{Duration, Instant};
 /// The longest pause between two looks at the delay queues, while events of this worker's are retried.
 const PAUSE: Duration = Duration::from_millis(250);
 /// And while none are. What is in the queues leaves them on time all the same; only what comes later, to
-/// be run within this time, may have to wait for the next look.
-const IDLE: Duration = Duration::from_millis(500);
+/// be run within this time, may have to wait for the next look, unless it is this worker's own.
+pub const IDLE: Duration = Duration::from_millis(500);
+
+/// The time between two looks at the least, however much this worker puts off.
+const LEAST: Duration = Duration::from_millis(20);
 
 /// Looks at all queues again and again; at once if there is more, and when the next event is due.
 pub async fn run(chores: &Chores) {
@@ -34,7 +37,14 @@ pub async fn run(chores: &Chores) {
                 reconnect_delay(3)
             }
         };
-        tokio::time::sleep(pause).await;
+        let soon = chores
+            .lanes
+            .iter()
+            .map(|lane| Box::pin(lane.soon.notified()));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = futures_util::future::select_all(soon) => tokio::time::sleep(LEAST).await,
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! One run of a handler in a lane: from a delivery to what is to be settled.
 
-use super::Lane;
+use super::{ALONE, Lane, Waiting};
 use crate::bus::commit::{End, Lease, Settlement};
 use crate::bus::event::Event;
-use crate::error::HandlerError;
+use crate::error::{HandlerError, Refusal};
 use crate::registry::context::Context;
 use crate::registry::fence::Fenced;
+use crate::registry::gate::{Back, Entered, Manner, Places};
 use crate::registry::handler::Encoded;
+use crate::registry::layers::timeout::exceeded;
 use crate::registry::router::Route;
 use crate::worker::handover::Left;
 use crate::worker::settle;
@@ -15,13 +17,16 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{self, Poll};
 use std::time::{Duration, Instant};
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span};
 
 /// What a task of the lane reports to it.
 pub(super) enum Finished {
     Run(Box<Ran>),
+    /// An event entered the gate before its handler, could not, or came too late (`None`).
+    Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
     Settled(Box<Settlement>),
     Given(Lease),
 }
@@ -33,10 +38,19 @@ pub(super) struct Ran {
     route: Arc<Route>,
     result: Result<Encoded, HandlerError>,
     elapsed: Duration,
+    /// Where its places are, if it was refused.
+    back: Option<Back>,
+}
+
+impl Ran {
+    /// Which handler's it is.
+    pub(super) fn route(&self) -> usize {
+        self.route.index
+    }
 }
 
 impl Lane {
-    /// Runs one event as far as it goes at once; returns the time when that was.
+    /// Starts one event, or has it wait; returns the time when that was.
     pub(super) fn start(&mut self, delivery: Delivery, now: Instant) -> Instant {
         let lease = delivery.lease();
         let shared = self.shared.clone();
@@ -64,13 +78,7 @@ impl Lane {
             self.settled.push(settle::poison(scene, &event));
             return now;
         }
-        if event.deadline().is_some_and(|deadline| {
-            // Ours is an estimate; when it was stored, the server said.
-            let now = shared.claims.server_now().max(lease.entry.ms);
-            deadline <= now
-        }) {
-            shared.counts.expired.fetch_add(1, Ordering::Relaxed);
-            self.settled.push(settle::expired(scene, &event));
+        if self.expires(lease, &event) {
             return now;
         }
         let inbox = shared.inbox == Some(lease.stream);
@@ -82,14 +90,176 @@ impl Lane {
             self.leave(left, context, None);
             return now;
         };
+        let waiting = Waiting {
+            lease,
+            context,
+            route,
+            entered: None,
+            waited: false,
+        };
+        match waiting.route.gate {
+            None => self.admit(waiting, now),
+            Some(_) => self.enter(waiting, Places::default(), None, now),
+        }
+    }
+
+    /// Runs an event if its type's share allows that, or has it wait.
+    fn admit(&mut self, waiting: Waiting, now: Instant) -> Instant {
+        if self.admission.admits(waiting.route.index, self.running) {
+            return self.go(waiting, now);
+        }
+        let inflight = &self.shared.inflight;
+        inflight.waits(&waiting.lease, waiting.route.index);
+        self.admission.wait(waiting);
+        now
+    }
+
+    /// Has an event enter the gate before its handler, with the places that it has already.
+    fn enter(
+        &mut self,
+        waiting: Waiting,
+        places: Places,
+        after: Option<Duration>,
+        now: Instant,
+    ) -> Instant {
+        let Some(gate) = &waiting.route.gate else {
+            return self.admit(waiting, now);
+        };
+        let event = waiting.context.event();
+        let manner = match event.reply_to() {
+            None => Manner::Patient,
+            Some(_) => Manner::Urgent,
+        };
+        let mut entering = gate.enter(waiting.context.clone(), manner, places, after);
+        let mut nobody = task::Context::from_waker(task::Waker::noop());
+        if let Poll::Ready(entered) = entering.as_mut().poll(&mut nobody) {
+            return self.entered(waiting, entered, now);
+        }
+        let time = event.deadline();
+        let time = time.map(|at| at.saturating_sub(self.shared.claims.server_now()));
+        let (lease, size) = (waiting.lease, waiting.size());
+        self.shared.inflight.waits(&lease, waiting.route.index);
+        let finished = self.finished.clone();
+        let task = tokio::spawn(async move {
+            let entered = match time {
+                None => Some(entering.await),
+                // The first ms after the deadline.
+                Some(ms) => {
+                    let time = Duration::from_millis(ms.saturating_add(1));
+                    tokio::time::timeout(time, entering).await.ok()
+                }
+            };
+            finished
+                .send(Finished::Entered(Box::new(waiting), entered))
+                .ok();
+        });
+        self.admission
+            .enters(lease, size, AbortOnDropHandle::new(task));
+        now
+    }
+
+    /// Takes what has entered after a while.
+    pub(super) fn came_in(
+        &mut self,
+        mut waiting: Waiting,
+        entered: Option<Result<Entered, HandlerError>>,
+    ) {
+        // It may have been given up in the meantime.
+        if !self.admission.entered(&waiting.lease) {
+            return;
+        }
+        match entered {
+            None => self.expired(waiting.lease, waiting.context.event()),
+            Some(Ok(entered)) => {
+                waiting.entered = Some(entered);
+                self.admission.wait(waiting);
+            }
+            Some(Err(error)) => {
+                self.entered(waiting, Err(error), Instant::now());
+            }
+        }
+    }
+
+    fn entered(
+        &mut self,
+        mut waiting: Waiting,
+        entered: Result<Entered, HandlerError>,
+        now: Instant,
+    ) -> Instant {
+        match entered {
+            Ok(entered) => {
+                waiting.entered = Some(entered);
+                self.admit(waiting, now)
+            }
+            Err(error) => {
+                self.ran(Ran {
+                    lease: waiting.lease,
+                    context: waiting.context,
+                    route: waiting.route,
+                    result: Err(error),
+                    elapsed: Duration::ZERO,
+                    back: None,
+                });
+                now
+            }
+        }
+    }
+
+    /// Whether an event's deadline has passed; it is settled then.
+    fn expires(&mut self, lease: Lease, event: &Event) -> bool {
+        let Some(deadline) = event.deadline() else {
+            return false;
+        };
+        // Ours is an estimate; when it was stored, the server said.
+        let now = self.shared.claims.server_now().max(lease.entry.ms);
+        let passed = deadline <= now;
+        if passed {
+            self.expired(lease, event);
+        }
+        passed
+    }
+
+    /// Settles an event whose deadline has passed.
+    pub(super) fn expired(&mut self, lease: Lease, event: &Event) {
+        self.shared.counts.expired.fetch_add(1, Ordering::Relaxed);
+        let settlement = settle::expired(self.shared.scene(lease), event);
+        self.settled.push(settlement);
+    }
+
+    /// Runs one event as far as it goes at once; returns the time when that was.
+    pub(super) fn go(&mut self, waiting: Waiting, now: Instant) -> Instant {
+        let Waiting {
+            lease,
+            context,
+            route,
+            entered,
+            waited,
+        } = waiting;
+        if waited && self.shared.inflight.is_lost(&lease) {
+            self.release(&[lease]);
+            return now;
+        }
+        if waited && self.expires(lease, context.event()) {
+            return now;
+        }
+        if lease.deliveries >= ALONE {
+            self.alone = Some(lease);
+        }
+        let back = entered.is_some().then(Back::default);
         let span = span_of(&context);
-        let entered = span.enter();
+        let inside = span.enter();
         // Polled once right here; coming back costs nothing if it is done.
-        let mut run = Fenced::start(|| route.start(context.clone()));
+        let mut run = Fenced::start(|| match (&route.gate, entered, &back) {
+            (Some(gate), Some(entered), Some(back)) => {
+                gate.run(entered, context.clone(), back.clone())
+            }
+            _ => route.start(context.clone()),
+        });
         let first = run.poll_once();
-        drop(entered);
+        drop(inside);
         let Poll::Ready(result) = first else {
             self.running += 1;
+            self.admission.began(route.index);
             let (finished, seen, index) = (self.finished.clone(), context.clone(), route.index);
             let task = tokio::spawn(async move {
                 let run = run.within(&route.kind, route.timeout);
@@ -101,22 +271,30 @@ impl Lane {
                     route,
                     result,
                     elapsed,
+                    back,
                 };
                 // A lane that stopped has nobody who commits.
                 finished.send(Finished::Run(Box::new(ran))).ok();
             });
-            shared
+            self.shared
                 .inflight
                 .runs(&lease, index, seen, task.abort_handle());
             return now;
         };
         let end = Instant::now();
+        let elapsed = end - now;
+        // It held its thread for so long.
+        let result = match route.timeout {
+            Some(limit) if elapsed > limit => Err(exceeded("a run", &route.kind, limit)),
+            _ => result,
+        };
         self.ran(Ran {
             lease,
             context,
             route,
             result,
-            elapsed: end - now,
+            elapsed,
+            back,
         });
         end
     }
@@ -128,8 +306,32 @@ impl Lane {
             route,
             result,
             elapsed,
+            back,
         } = ran;
         let event = context.event();
+        if let Err(error) = &result
+            && let Some(places) = back.and_then(|back| back.take())
+            && (event.reply_to().is_none() || error.refusal == Some(Refusal::Busy))
+        {
+            // Nothing of it has begun.
+            if context.draining().is_cancelled() {
+                self.release(&[lease]);
+                return;
+            }
+            if self.alone == Some(lease) {
+                self.alone = None;
+            }
+            let after = error.retry_after;
+            let waiting = Waiting {
+                lease,
+                context,
+                route,
+                entered: None,
+                waited: true,
+            };
+            self.enter(waiting, places, after, Instant::now());
+            return;
+        }
         let stats = &route.stats;
         if let Err(error) = &result
             && let Some(kind) = error.elsewhere.clone()

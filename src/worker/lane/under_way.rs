@@ -1,7 +1,8 @@
 //! What goes on in a lane beside its runs: a read, a commit, a takeover, one of each at a time.
 
-use crate::bus::commit::{Committer, Lease, Report, Settlement};
+use crate::bus::commit::{Committer, End, Lease, Report, Settlement};
 use crate::bus::error::Reaction;
+use crate::worker::keeper::SOON;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
 use crate::worker::takeover::{Job, Step};
@@ -12,9 +13,9 @@ use std::time::Duration;
 pub(super) type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 pub(super) type Slot<T> = Option<Boxed<T>>;
 
-pub(super) fn read(mut reader: Reader, count: usize) -> Boxed<(Reader, Read)> {
+pub(super) fn read(mut reader: Reader, count: usize, closed: Vec<usize>) -> Boxed<(Reader, Read)> {
     Box::pin(async move {
-        let read = reader.next(count).await;
+        let read = reader.next(count, &closed).await;
         (reader, read)
     })
 }
@@ -22,10 +23,18 @@ pub(super) fn read(mut reader: Reader, count: usize) -> Boxed<(Reader, Read)> {
 pub(super) fn commit(
     mut committer: Committer,
     batch: Vec<Settlement>,
+    shared: Arc<Shared>,
 ) -> Boxed<(Committer, Vec<Lease>, Report)> {
     Box::pin(async move {
         let leases = batch.iter().map(|settlement| settlement.lease).collect();
+        let soon = batch.iter().any(|settlement| match settlement.end {
+            End::Later { wait, .. } => wait < SOON,
+            _ => false,
+        });
         let report = committer.commit(batch).await;
+        if soon {
+            shared.soon.notify_one();
+        }
         (committer, leases, report)
     })
 }

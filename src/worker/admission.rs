@@ -1,0 +1,274 @@
+//! Which of the events that a lane has read starts next, and which wait for now.
+//!
+//! What waits was not started: it holds no slot, its lease is renewed like any other's, and it is given
+//! back when the worker drains. What waits goes before what was read later, in order within its type,
+//! and types take turns. A stream of which too much waits is not read for a while, so memory is bounded.
+
+use crate::bus::commit::Lease;
+use crate::registry::context::Context;
+use crate::registry::gate::Entered;
+use crate::registry::router::Route;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Events of one stream that wait at the most, for each slot of the lane.
+const EACH: usize = 8;
+/// And that wait at the least before the stream is not read.
+const FEW: usize = 64;
+/// Bytes of one stream that wait at the most.
+const BYTES: usize = 16 << 20;
+
+/// An event that was read and has a handler here.
+pub struct Waiting {
+    /// The delivery.
+    pub lease: Lease,
+    /// What its handler will get.
+    pub context: Context,
+    /// Its handler.
+    pub route: Arc<Route>,
+    /// Its way through the gate before the handler, where there is one.
+    pub entered: Option<Entered>,
+    /// Whether time went by since it was read.
+    pub waited: bool,
+}
+
+impl Waiting {
+    /// Bytes that it holds.
+    pub fn size(&self) -> usize {
+        self.context.event().entry().size()
+    }
+}
+
+/// What one stream's waiting events come to.
+#[derive(Clone, Debug, Default)]
+struct Load {
+    events: usize,
+    bytes: usize,
+    /// Too much waited; not read until half of it is gone.
+    full: bool,
+}
+
+/// How many of a lane's slots one type may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// The lane's slots.
+    pub slots: usize,
+    /// How many of them are for types that bound their runs by themselves.
+    pub beside: usize,
+    /// The part of what the others leave that one type may hold.
+    pub percent: usize,
+}
+
+impl Share {
+    /// Whether a type that holds so many slots, of so many taken in all, may take one more.
+    ///
+    /// The share is of what the *other* types leave: so several types that hang leave something to the
+    /// rest, too. With one slot left, whoever holds none gets it.
+    fn allows(self, held: usize, taken: usize) -> bool {
+        let left = self.slots.saturating_sub(self.beside + taken - held);
+        held < (left * self.percent / 100).max(1) + self.beside
+    }
+}
+
+/// See the module.
+pub struct Admission {
+    share: Share,
+    /// Slots that each type's runs hold, by the route's index.
+    held: Vec<usize>,
+    queues: Vec<VecDeque<Waiting>>,
+    /// The types of which something waits, the next one first.
+    turns: VecDeque<usize>,
+    /// What enters the gate before its handler, with its size.
+    entering: HashMap<Lease, (AbortOnDropHandle<()>, usize)>,
+    loads: Vec<Load>,
+    waiting: usize,
+    /// How many events in the queues have a deadline.
+    mortal: usize,
+}
+
+impl Admission {
+    /// For a lane with that many handlers and streams.
+    pub fn new(share: Share, routes: usize, streams: usize) -> Self {
+        Self {
+            share,
+            held: vec![0; routes],
+            queues: (0..routes).map(|_| VecDeque::new()).collect(),
+            turns: VecDeque::new(),
+            entering: HashMap::new(),
+            loads: vec![Load::default(); streams],
+            waiting: 0,
+            mortal: 0,
+        }
+    }
+
+    /// How many events wait.
+    pub fn len(&self) -> usize {
+        self.waiting
+    }
+
+    /// Whether an event of that type may start now, before those of its type that wait.
+    pub fn admits(&self, route: usize, taken: usize) -> bool {
+        self.share.allows(self.held[route], taken)
+    }
+
+    /// Has an event wait behind those of its type that are older.
+    pub fn wait(&mut self, mut waiting: Waiting) {
+        self.came(waiting.lease.stream, waiting.size());
+        waiting.waited = true;
+        self.mortal += usize::from(waiting.context.event().deadline().is_some());
+        let queue = &mut self.queues[waiting.route.index];
+        if queue.is_empty() {
+            self.turns.push_back(waiting.route.index);
+        }
+        let entry = waiting.lease.entry;
+        let at = queue.partition_point(|before| before.lease.entry <= entry);
+        queue.insert(at, waiting);
+    }
+
+    /// Notes that an event enters the gate before its handler.
+    pub fn enters(&mut self, lease: Lease, size: usize, task: AbortOnDropHandle<()>) {
+        self.came(lease.stream, size);
+        self.entering.insert(lease, (task, size));
+    }
+
+    /// Notes that it has done so; false if it was given up before.
+    pub fn entered(&mut self, lease: &Lease) -> bool {
+        let Some((_, size)) = self.entering.remove(lease) else {
+            return false;
+        };
+        self.left(lease.stream, size);
+        true
+    }
+
+    /// Whether it does so.
+    pub fn is_entering(&self, lease: &Lease) -> bool {
+        self.entering.contains_key(lease)
+    }
+
+    /// The next of those that waited, where so many slots are taken and one is free.
+    pub fn next(&mut self, taken: usize) -> Option<Waiting> {
+        for _ in 0..self.turns.len() {
+            let route = self.turns.pop_front()?;
+            if !self.share.allows(self.held[route], taken) {
+                self.turns.push_back(route);
+                continue;
+            }
+            let next = self.queues[route].pop_front()?;
+            if !self.queues[route].is_empty() {
+                self.turns.push_back(route);
+            }
+            self.unqueued(&next);
+            return Some(next);
+        }
+        None
+    }
+
+    fn unqueued(&mut self, waiting: &Waiting) {
+        self.left(waiting.lease.stream, waiting.size());
+        self.mortal -= usize::from(waiting.context.event().deadline().is_some());
+    }
+
+    /// Whether an event in the queues has a deadline.
+    pub fn has_deadlines(&self) -> bool {
+        self.mortal > 0
+    }
+
+    /// Takes out what is in the queues and has a deadline at that time or before.
+    pub fn late(&mut self, now: u64) -> Vec<Waiting> {
+        let mut all = Vec::new();
+        for queue in &mut self.queues {
+            let late = |waiting: &Waiting| {
+                let deadline = waiting.context.event().deadline();
+                deadline.is_some_and(|deadline| deadline <= now)
+            };
+            for waiting in std::mem::take(queue) {
+                match late(&waiting) {
+                    true => all.push(waiting),
+                    false => queue.push_back(waiting),
+                }
+            }
+        }
+        let queues = &self.queues;
+        self.turns.retain(|route| !queues[*route].is_empty());
+        for waiting in &all {
+            self.unqueued(waiting);
+        }
+        all
+    }
+
+    fn came(&mut self, stream: usize, size: usize) {
+        let most = (EACH * self.share.slots).max(FEW);
+        let load = &mut self.loads[stream];
+        load.events += 1;
+        load.bytes += size;
+        load.full |= load.events >= most || load.bytes >= BYTES;
+        self.waiting += 1;
+    }
+
+    fn left(&mut self, stream: usize, size: usize) {
+        let most = (EACH * self.share.slots).max(FEW);
+        let load = &mut self.loads[stream];
+        load.events -= 1;
+        load.bytes -= size;
+        load.full &= load.events > most / 2 || load.bytes > BYTES / 2;
+        self.waiting -= 1;
+    }
+
+    /// Notes that a run took a slot.
+    pub fn began(&mut self, route: usize) {
+        self.held[route] += 1;
+    }
+
+    /// Notes that it gave the slot back.
+    pub fn ended(&mut self, route: usize) {
+        self.held[route] -= 1;
+    }
+
+    /// Whether so much of that stream waits that it is not read for now.
+    pub fn is_full(&self, stream: usize) -> bool {
+        self.loads[stream].full
+    }
+
+    /// Takes out all that waits.
+    pub fn give_up(&mut self) -> Vec<Lease> {
+        self.turns.clear();
+        self.loads.fill(Load::default());
+        self.waiting = 0;
+        self.mortal = 0;
+        let queues = self.queues.iter_mut().flat_map(|queue| queue.drain(..));
+        let mut left: Vec<Lease> = queues.map(|waiting| waiting.lease).collect();
+        left.extend(self.entering.drain().map(|(lease, _)| lease));
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_type_has_it_all_and_who_has_none_gets_what_is_left() {
+        let share = |slots, beside, percent| Share {
+            slots,
+            beside,
+            percent,
+        };
+        let most = |share: Share, others: usize| {
+            let held = (0..).find(|held| !share.allows(*held, others + held));
+            held.unwrap_or_default().min(share.slots - others)
+        };
+        assert_eq!(most(share(64, 0, 75), 0), 48);
+        assert_eq!(most(share(64, 0, 75), 48), 12);
+        assert_eq!(most(share(64, 0, 75), 60), 3);
+        assert_eq!(most(share(64, 0, 75), 63), 1);
+        assert_eq!(most(share(64, 0, 100), 0), 64);
+        assert_eq!(
+            [1, 2, 3, 4].map(|slots| most(share(slots, 0, 75), 0)),
+            [1, 1, 2, 3]
+        );
+        // Types that bound themselves fit in beside the smallest concurrency.
+        assert_eq!(most(share(17, 16, 75), 0), 17);
+        assert_eq!(most(share(17, 16, 75), 16), 1);
+    }
+}

@@ -1,0 +1,467 @@
+//! What may not run yet waits before it runs, and keeps nobody else from running.
+
+use crate::rig::{Rig, text};
+use crate::support::until;
+use convoke::bus::publish::Outgoing;
+use convoke::config::Settings;
+use convoke::registry::handler::{Encoded, Run};
+use convoke::registry::policy::RetryPolicy;
+use convoke::worker::builder::Builder;
+use convoke::{Context, HandlerError, Policy, Worker};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{self, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower::{Layer, Service};
+
+/// Runs that hang until they are let go.
+#[derive(Clone)]
+struct Gate {
+    open: Arc<Semaphore>,
+    begun: Arc<AtomicUsize>,
+    draining: Arc<OnceLock<CancellationToken>>,
+}
+
+impl Gate {
+    fn new() -> Self {
+        Self {
+            open: Arc::new(Semaphore::new(0)),
+            begun: Arc::default(),
+            draining: Arc::default(),
+        }
+    }
+
+    fn begun(&self) -> usize {
+        self.begun.load(Ordering::SeqCst)
+    }
+}
+
+async fn hang(context: Context, (): ()) -> Result<(), HandlerError> {
+    let gate = context.state::<Gate>()?;
+    gate.begun.fetch_add(1, Ordering::SeqCst);
+    gate.draining.get_or_init(|| context.draining());
+    gate.open.acquire().await.unwrap().forget();
+    Ok(())
+}
+
+async fn echo(_: Context, n: u32) -> Result<u32, HandlerError> {
+    Ok(n)
+}
+
+fn worker(rig: &Rig, gate: &Gate, change: impl Fn(&mut Settings)) -> Builder {
+    let mut settings = Settings {
+        concurrency: 8,
+        ..rig.settings()
+    };
+    change(&mut settings);
+    Worker::builder()
+        .settings(settings)
+        .state(gate.clone())
+        .handler("image.hang", hang)
+        .handler("image.stick", hang)
+        .handler("image.echo", echo)
+        .handler("text.echo", echo)
+}
+
+async fn publish(rig: &Rig, kind: &str, count: usize) {
+    let events: Vec<_> = (0..count).map(|_| Outgoing::new(kind, &())).collect();
+    for event in &events {
+        rig.client.publish(event).await.unwrap();
+    }
+}
+
+async fn answers(rig: &Rig, kind: &str) {
+    let answer = rig.ask(kind, &7).await.unwrap();
+    assert_eq!(answer.decode::<u32>().unwrap(), 7);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn types_that_hang_starve_no_other_even_behind_them_in_their_stream() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    // All of it is read at once, the answer's event last.
+    publish(&rig, "image.hang", 40).await;
+    publish(&rig, "image.stick", 10).await;
+    let running = rig.start(worker(&rig, &gate, |_| {}));
+    answers(&rig, "image.echo").await;
+    until("each type has its share", || async {
+        gate.begun() == 6 + 1
+    })
+    .await;
+    answers(&rig, "image.echo").await;
+    assert_eq!(gate.begun(), 6 + 1);
+    gate.open.add_permits(1000);
+    rig.wait_for("cb:results:image", 50).await;
+    running.stop().await;
+    assert_eq!(gate.begun(), 50);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_its_share_is_bounded_and_given_back_when_the_worker_drains() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    let running = rig.start(worker(&rig, &gate, |_| {}));
+    // As many as wait at the most.
+    let most = 64;
+    publish(&rig, "image.hang", 400).await;
+    until("its share runs", || async { gate.begun() == 6 }).await;
+    until("so many wait", || async {
+        rig.pending("cb:events:image").await >= 6 + most
+    })
+    .await;
+    // The stream is not read any more; others are.
+    answers(&rig, "text.echo").await;
+    let pending = rig.pending("cb:events:image").await;
+    assert!(pending < 6 + most + 3 * 8, "{pending}");
+    gate.open.add_permits(6);
+    until("others take the places of those that ended", || async {
+        gate.begun() == 12
+    })
+    .await;
+    let stops = tokio::spawn(running.stop());
+    let draining = gate.draining.get().unwrap().clone();
+    draining.cancelled().await;
+    gate.open.add_permits(1000);
+    stops.await.unwrap();
+    assert_eq!(gate.begun(), 12, "what only waited is not started");
+    let other = rig.start(worker(&rig, &gate, |settings| settings.id = "other".into()));
+    rig.wait_for("cb:results:image", 400).await;
+    other.stop().await;
+    assert_eq!(gate.begun(), 400);
+    assert!(rig.entries("cb:dead:image").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_without_neighbours_has_every_slot_and_so_has_who_is_given_all() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    let settings = Settings {
+        concurrency: 8,
+        ..rig.settings()
+    };
+    let alone = Worker::builder().settings(settings).state(gate.clone());
+    let alone = rig.start(alone.handler("image.hang", hang));
+    publish(&rig, "image.hang", 20).await;
+    until("all slots are taken", || async { gate.begun() == 8 }).await;
+    gate.open.add_permits(20);
+    rig.wait_for("cb:results:image", 20).await;
+    alone.stop().await;
+    let all = rig.start(worker(&rig, &gate, |settings| settings.type_share = 100));
+    publish(&rig, "image.hang", 8).await;
+    until("all slots are taken", || async { gate.begun() == 28 }).await;
+    gate.open.add_permits(8);
+    all.stop().await;
+}
+
+/// A layer that is never ready.
+#[derive(Clone)]
+struct Never;
+
+impl<S> Layer<S> for Never {
+    type Service = Never;
+    fn layer(&self, _: S) -> Never {
+        Never
+    }
+}
+
+impl Service<Context> for Never {
+    type Response = Encoded;
+    type Error = HandlerError;
+    type Future = Run;
+
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), HandlerError>> {
+        Poll::Pending
+    }
+
+    fn call(&mut self, _: Context) -> Run {
+        unreachable!("it is never ready")
+    }
+}
+
+const MINUTES: Duration = Duration::from_secs(600);
+
+fn policed(rig: &Rig, gate: &Gate, policy: Policy) -> Builder {
+    let mut settings = rig.settings();
+    settings.concurrency = 8;
+    Worker::builder()
+        .settings(settings)
+        .state(gate.clone())
+        .handler_with("image.hang", hang, policy.timeout(MINUTES))
+        .handler("image.echo", echo)
+}
+
+async fn publish_of(rig: &Rig, subject: &str, count: usize) {
+    for _ in 0..count {
+        let event = Outgoing::new("image.hang", &()).subject(subject);
+        rig.client.publish(&event).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_its_turn_or_a_permit_or_a_layer_holds_no_slot() {
+    for (policy, begins) in [
+        (Policy::new().ordered(), 1),
+        (Policy::new().concurrency(3), 3),
+        (Policy::new().ordered().concurrency(3), 1),
+        (Policy::new().layer(Never), 0),
+        (Policy::new().cache(MINUTES), 1),
+        (Policy::new().rate_limit(2, MINUTES), 2),
+    ] {
+        let named = format!("{policy:?}");
+        let rig = Rig::new().await;
+        let gate = Gate::new();
+        publish_of(&rig, "s", 40).await;
+        let running = rig.start(policed(&rig, &gate, policy));
+        answers(&rig, "image.echo").await;
+        until("as many run as may", || async { gate.begun() == begins }).await;
+        answers(&rig, "image.echo").await;
+        assert_eq!(gate.begun(), begins, "{named}");
+        if named.contains("ordered: true") {
+            publish_of(&rig, "t", 1).await;
+            until("another subject runs", || async { gate.begun() == 2 }).await;
+        }
+        // What only waited is not started by a worker that drains.
+        let begun = gate.begun();
+        let stops = tokio::spawn(running.stop());
+        if let Some(draining) = gate.draining.get() {
+            draining.cancelled().await;
+        }
+        gate.open.add_permits(1000);
+        stops.await.unwrap();
+        assert_eq!(gate.begun(), begun, "{named}");
+        assert!(rig.entries("cb:dead:image").await.is_empty(), "{named}");
+        let delayed = rig.keys("cb:delayed:*").await;
+        assert_eq!(delayed, Vec::<String>::new(), "{named}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_time_out_covers_the_readiness_of_layers_and_a_thread_that_was_held() {
+    let rig = Rig::new().await;
+    let brief = || {
+        Policy::new()
+            .timeout(Duration::from_millis(50))
+            .retry(RetryPolicy {
+                max_attempts: 1,
+                ..RetryPolicy::default()
+            })
+    };
+    let blocks = async |_: Context, (): ()| {
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(())
+    };
+    let blocks_later = async |_: Context, (): ()| {
+        tokio::task::yield_now().await;
+        std::thread::sleep(Duration::from_millis(200));
+        Ok(())
+    };
+    let builder = rig
+        .builder()
+        .state(Gate::new())
+        .handler_with("late.ready", hang, brief().layer(Never))
+        .handler_with("late.first", blocks, brief())
+        .handler_with("late.later", blocks_later, brief())
+        .handler_with("late.gated", blocks, brief().ordered());
+    let running = rig.start(builder);
+    let kinds = ["late.ready", "late.first", "late.later", "late.gated"];
+    for kind in kinds {
+        publish(&rig, kind, 1).await;
+    }
+    let dead = rig.wait_for("cb:dead:late", kinds.len()).await;
+    for letter in dead {
+        let said = text(&letter, "deadmessage");
+        assert!(
+            said.contains("took longer than its timeout of 50ms"),
+            "{said}"
+        );
+    }
+    running.stop().await;
+    assert!(rig.entries("cb:results:late").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_that_passes_while_an_event_waits_is_told_then_and_it_does_not_run() {
+    for policy in [
+        Policy::new().concurrency(6),
+        Policy::new().ordered(),
+        // Its type's share.
+        Policy::new(),
+    ] {
+        let named = format!("{policy:?}");
+        let rig = Rig::new().await;
+        let gate = Gate::new();
+        let running = rig.start(policed(&rig, &gate, policy));
+        publish_of(&rig, "s", 6).await;
+        let begins = if named.contains("ordered: true") {
+            1
+        } else {
+            6
+        };
+        until("they run", || async { gate.begun() == begins }).await;
+        let soon = SystemTime::now() + Duration::from_millis(300);
+        let soon = soon.duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        let event = Outgoing::new("image.hang", &()).subject("s");
+        let event = event.deadline(soon).reply_to("cb:reply:late");
+        rig.client.publish(&event).await.unwrap();
+        let replies = rig.wait_for("cb:reply:late", 1).await;
+        assert_eq!(text(&replies[0], "status"), "deadline_exceeded", "{named}");
+        assert_eq!(gate.begun(), begins, "{named}");
+        gate.open.add_permits(1000);
+        rig.wait_for("cb:results:image", 6).await;
+        running.stop().await;
+        assert_eq!(gate.begun(), 6, "{named}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_others_took_while_it_waited_is_not_started() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    let running = rig.start(policed(&rig, &gate, Policy::new().concurrency(1)));
+    publish(&rig, "image.hang", 11).await;
+    until("one runs", || async { gate.begun() == 1 }).await;
+    until("the others wait", || async {
+        rig.pending("cb:events:image").await == 11
+    })
+    .await;
+    let mut connection = rig.connection.clone();
+    let entries = rig.entries("cb:events:image").await;
+    let mut claim = redis::cmd("XCLAIM");
+    claim
+        .arg("cb:events:image")
+        .arg("workers")
+        .arg("human")
+        .arg(0);
+    for entry in &entries[1..] {
+        claim.arg(entry.id.to_string());
+    }
+    let _: redis::Value = claim.query_async(&mut connection).await.unwrap();
+    // One renewal tells of all leases: the first one's, and that the others are lost.
+    let idle = async || -> u64 {
+        let mut connection = rig.connection.clone();
+        let first = entries[0].id.to_string();
+        let mut pending = redis::cmd("XPENDING");
+        pending.arg(&["cb:events:image", "workers", &first, &first, "1"]);
+        let told: Vec<(String, String, u64, u64)> =
+            pending.query_async(&mut connection).await.unwrap();
+        told[0].2
+    };
+    for _ in 0..2 {
+        let before = std::cell::Cell::new(0);
+        until("the lease is renewed", || async {
+            let now = idle().await;
+            now < before.replace(now)
+        })
+        .await;
+    }
+    gate.open.add_permits(1000);
+    rig.wait_for("cb:results:image", 1).await;
+    running.stop().await;
+    assert_eq!(gate.begun(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equal_runs_at_once_are_one_where_a_cache_keeps_the_result() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    let running = rig.start(policed(&rig, &gate, Policy::new().cache(MINUTES)));
+    publish(&rig, "image.hang", 100).await;
+    until("the first runs", || async { gate.begun() == 1 }).await;
+    gate.open.add_permits(1);
+    rig.wait_for("cb:results:image", 100).await;
+    assert_eq!(gate.begun(), 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_dead_held_runs_before_what_is_newer() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    let started = Arc::new(Mutex::new(Vec::new()));
+    let log = started.clone();
+    let note = move |_: Context, n: u32| {
+        log.lock().unwrap().push(n);
+        async { Ok::<_, HandlerError>(()) }
+    };
+    let ghost = serde_json::json!({"id": "ghost", "roles": ["worker"], "ttl_ms": 60_000});
+    let mut settings = rig.settings();
+    settings.concurrency = 4;
+    settings.type_share = 100;
+    let builder = Worker::builder()
+        .settings(settings)
+        .state(gate.clone())
+        .handler("text.note", note)
+        .handler("text.hang", hang);
+    let running = rig.start(builder);
+    rig.ask("system.register", &ghost).await.unwrap();
+    publish(&rig, "text.hang", 4).await;
+    until("every slot is taken", || async { gate.begun() == 4 }).await;
+    let mut connection = rig.connection.clone();
+    for n in 0..3 {
+        rig.client
+            .publish(&Outgoing::new("text.note", &n))
+            .await
+            .unwrap();
+    }
+    until("they are in hand", || async {
+        rig.pending("cb:events:text").await == 7
+    })
+    .await;
+    let entries = rig.entries("cb:events:text").await;
+    let mut claim = redis::cmd("XCLAIM");
+    claim
+        .arg("cb:events:text")
+        .arg("workers")
+        .arg("ghost")
+        .arg(0);
+    for entry in &entries[4..5] {
+        claim.arg(entry.id.to_string());
+    }
+    let _: redis::Value = claim.query_async(&mut connection).await.unwrap();
+    let gone = serde_json::json!({"instance_id": "ghost"});
+    rig.ask("system.unregister", &gone).await.unwrap();
+    until("what it held is taken over", || async {
+        let mut pending = redis::cmd("XPENDING");
+        pending.arg(&["cb:events:text", "workers", "-", "+", "10", "ghost"]);
+        let mut connection = rig.connection.clone();
+        let told: Vec<redis::Value> = pending.query_async(&mut connection).await.unwrap();
+        told.is_empty()
+    })
+    .await;
+    gate.open.add_permits(1000);
+    rig.wait_for("cb:results:text", 7).await;
+    running.stop().await;
+    assert!(started.lock().unwrap().is_sorted(), "{started:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_short_backoff_is_as_short_as_it_says() {
+    let rig = Rig::new().await;
+    let policy = Policy::new().retry(RetryPolicy {
+        max_attempts: 30,
+        base: Duration::from_millis(1),
+        cap: Duration::from_millis(1),
+        ..RetryPolicy::default()
+    });
+    let fails = async |_: Context, (): ()| -> Result<(), HandlerError> {
+        Err(HandlerError::unavailable("not yet"))
+    };
+    let builder = rig
+        .builder()
+        .handler_with("late.fail", fails, policy)
+        .handler("late.echo", echo);
+    let running = rig.start(builder);
+    answers(&rig, "late.echo").await;
+    publish(&rig, "late.fail", 1).await;
+    let after = Outgoing::new("late.echo", &7_u32).delay(Duration::from_secs(3));
+    rig.client.publish(&after).await.unwrap();
+    rig.wait_for("cb:dead:late", 1).await;
+    let results = rig.entries("cb:results:late").await;
+    assert!(
+        results.is_empty(),
+        "29 waits of a ms took more than three seconds"
+    );
+    running.stop().await;
+}
