@@ -236,6 +236,7 @@ impl Batches {
         outcomes: &[Outcome],
         publications: &[Publication],
     ) -> Result<Advanced, CoordinationError> {
+        outbox::check(publications)?;
         let mut call = self.coordinate("progress", &wanted.id);
         call.arg(fence)
             .arg(millis(TELL))

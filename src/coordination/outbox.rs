@@ -1,6 +1,8 @@
 //! What a part of some work published, stored by the script that commits the part.
 
+use super::error::CoordinationError;
 use crate::bus::commit::Publication;
+use crate::registry::context::MAX_PUBLICATIONS;
 use redis::ScriptInvocation;
 
 /// Gives a script publications, behind all its other keys and arguments: the streams as the last
@@ -25,5 +27,15 @@ pub(super) fn publish(call: &mut ScriptInvocation<'_>, publications: &[Publicati
         for word in &publication.fields {
             call.arg(word.as_slice());
         }
+    }
+}
+
+/// Checks that one step can store so many.
+pub(super) fn check(publications: &[Publication]) -> Result<(), CoordinationError> {
+    match publications.len() {
+        ..=MAX_PUBLICATIONS => Ok(()),
+        count => Err(CoordinationError::FailedPrecondition(format!(
+            "{count} publications are more than the {MAX_PUBLICATIONS} that one step can store"
+        ))),
     }
 }

@@ -243,6 +243,7 @@ impl Tasks {
                 long.stream
             )));
         }
+        outbox::check(publications)?;
         let mut call = COMPLETE.prepare_invoke();
         assignment::declare(&mut call, &self.store.keys);
         call.key(self.store.keys.inbox(&assignment.instance))

@@ -104,3 +104,32 @@ async fn types_are_counted_page_by_page_and_what_is_too_much_is_said() {
     assert_eq!(found.methods.len() as u64 + found.omitted, 1000);
     assert!(found.omitted > 200, "{}", found.omitted);
 }
+
+#[tokio::test]
+async fn where_very_many_expired_they_are_left_out_of_small_counts_only() {
+    let mut fleet = Fleet::start().await;
+    let late: Vec<String> = (0..300).map(|n| format!("late-{n}")).collect();
+    let alive: Vec<String> = (0..3).map(|n| format!("alive-{n}")).collect();
+    for (score, ids) in [(1000u64, &late), (4_000_000_000_000, &alive)] {
+        let members: Vec<String> = ids.iter().map(|id| format!("{score} {id}")).collect();
+        let add = format!("ZADD cb:instances:active {}", members.join(" "));
+        fleet.run(&add).await;
+    }
+    let can = async |fleet: &mut Fleet, kind: &str, ids: &[String]| {
+        let mut add = redis::cmd("ZADD");
+        add.arg("cb:capabilities");
+        for id in ids {
+            add.arg(0).arg(format!("{kind} {id}"));
+        }
+        add.exec_async(&mut fleet.connection).await.unwrap();
+    };
+    can(&mut fleet, "a.few", &[&late[..5], &alive[..1]].concat()).await;
+    can(&mut fleet, "a.late", &late[..5]).await;
+    can(&mut fleet, "a.many", &[&late[..], &alive[..]].concat()).await;
+    let offered = catalog(&fleet).discover(None).await.unwrap().methods;
+    let told: Vec<_> = offered
+        .iter()
+        .map(|m| (m.kind.as_str(), m.instances))
+        .collect();
+    assert_eq!(told, [("a.few", 1), ("a.many", 303)]);
+}

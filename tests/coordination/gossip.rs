@@ -350,3 +350,36 @@ async fn history(fleet: &mut Fleet, steps: Vec<Step>) {
         assert_eq!(kind, expected, "{told:?}");
     }
 }
+
+/// Looking at each of very many would hold up the server.
+#[tokio::test]
+async fn of_very_many_suspects_the_first_tell_how_many_count() {
+    let mut fleet = Fleet::start().await;
+    let far = 4_000_000_000_000u64;
+    let all = || 0..1000u64;
+    let seed = async |fleet: &mut Fleet, key: &str, ids: Vec<u64>| {
+        let members: Vec<String> = ids.iter().map(|n| format!("{} i-{n}", far + n)).collect();
+        fleet
+            .run(&format!("ZADD cb:instances:{key} {}", members.join(" ")))
+            .await;
+    };
+    // A quarter is gone, another one external.
+    seed(&mut fleet, "suspect", all().collect()).await;
+    seed(&mut fleet, "active", all().filter(|n| n % 4 > 0).collect()).await;
+    seed(
+        &mut fleet,
+        "external",
+        all().filter(|n| n % 4 == 1).collect(),
+    )
+    .await;
+    let census = fleet.instances.census().await.unwrap();
+    assert_eq!(
+        (census.suspect, census.active, census.external),
+        (500, 500, 250)
+    );
+    let partition = fleet.instances.watch_partition().await.unwrap();
+    assert_eq!(
+        (partition.healthy, partition.total, partition.is),
+        (0, 500, true)
+    );
+}

@@ -565,3 +565,22 @@ async fn an_item_without_an_answer_that_nobody_has_is_published_again_and_no_oth
     assert_eq!(entered.load(Ordering::SeqCst), 6, "no item ran twice");
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_publish_much_are_committed_in_steps_that_are_bounded() {
+    let rig = Rig::new().await;
+    let fill = async |context: Context, n: u64| {
+        for event in 0..300 {
+            context.publish("effect.made", &event)?;
+        }
+        Ok::<_, HandlerError>(n)
+    };
+    let worker = started(&rig, rig.builder().handler("number.add", fill)).await;
+    let done = process(&rig, &batch("b-1", "exclusive", 0..8)).await;
+    assert_eq!(
+        (&done["status"], &done["items_processed"]),
+        (&json!("completed"), &json!(8))
+    );
+    assert_eq!(rig.entries("cb:events:effect").await.len(), 8 * 300);
+    worker.stop().await;
+}

@@ -4,6 +4,7 @@ use crate::rig::{Rig, text};
 use crate::support::until;
 use convoke::bus::publish::Outgoing;
 use convoke::error::Code;
+use convoke::registry::context::MAX_PUBLICATIONS;
 use convoke::registry::policy::RetryPolicy;
 use convoke::{Context, HandlerError, Policy, Worker};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -247,5 +248,30 @@ async fn a_deadline_in_the_millisecond_in_which_the_event_was_stored_is_past() {
     told.sort();
     assert_eq!(told, ["deadline_exceeded", "ok"]);
     assert_eq!(runs.load(Ordering::SeqCst), 1);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_run_publishes_so_many_events_and_no_more() {
+    let rig = Rig::new().await;
+    let fill = async |context: Context, events: u64| {
+        for n in 0..events {
+            context.publish("effect.made", &n)?;
+        }
+        Ok::<_, HandlerError>(events)
+    };
+    let worker = rig.start(rig.builder().handler("number.fill", fill));
+    let most = MAX_PUBLICATIONS as u64;
+    rig.ask("number.fill", &most).await.unwrap();
+    let refused = rig.refused("number.fill", &(most + 1)).await;
+    assert_eq!(refused.code, Code::ResourceExhausted);
+    assert!(
+        refused.message.contains("at most 500 events"),
+        "{refused:?}"
+    );
+    assert_eq!(
+        rig.entries("cb:events:effect").await.len(),
+        MAX_PUBLICATIONS
+    );
     worker.stop().await;
 }
