@@ -9,7 +9,9 @@ use super::shared::{Delivery, Shared};
 use crate::bus::claim::{self, Idle, Pending};
 use crate::bus::error::BusError;
 use crate::bus::event::EntryId;
+use redis::aio::ConnectionLike;
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
 /// Why entries are to be taken over.
@@ -165,7 +167,14 @@ impl Job {
             |consumer| shared.claims_key(self.stream, consumer),
         )
         .await?;
-        claim::fields(&mut wire, stream, &mut taken, shared.limits.entry()).await?;
+        let there = taken.iter().filter(|taken| !taken.deleted);
+        let held: Vec<_> = there
+            .map(|taken| (taken.entry.id, taken.deliveries))
+            .collect();
+        tokio::select! {
+            read = claim::fields(&mut wire, stream, &mut taken, shared.limits.entry()) => read?,
+            never = keep(shared, connection, stream, &held) => match never {},
+        }
         let since = Instant::now();
         let mut deliveries = Vec::with_capacity(taken.len());
         for taken in taken {
@@ -186,5 +195,28 @@ impl Job {
             });
         }
         Ok(Step::Took(deliveries))
+    }
+}
+
+/// Renews what was taken for as long as its fields are read: they may be so many bytes that others would
+/// take it meanwhile, and read it as long.
+async fn keep(
+    shared: &Shared,
+    mut connection: impl ConnectionLike,
+    stream: &str,
+    held: &[(EntryId, u32)],
+) -> Infallible {
+    loop {
+        tokio::time::sleep(shared.claim_idle / 3).await;
+        let renewed = claim::renew(
+            &mut connection,
+            stream,
+            &shared.group,
+            shared.instance(),
+            held,
+        );
+        if let Err(error) = renewed.await {
+            tracing::debug!(%error, "leases were not renewed; trying again");
+        }
     }
 }
