@@ -197,7 +197,9 @@ impl Committer {
         }
         match self.fast(&batch).await {
             Ok(Fast::Done(failed)) => {
-                report.committed += batch.len() as u64;
+                for settlement in &batch {
+                    report.count(&settlement.end);
+                }
                 report.dead += self.make_good(&batch, &failed).await;
                 return report;
             }

@@ -4,7 +4,7 @@ use super::clock::{ClockSource, ServerTime, local_now};
 use super::error::BusError;
 use super::event::{Entry, EntryId};
 use super::greeting::offered;
-use super::keys::{Keys, StreamName};
+use super::keys::{Keys, StreamKind, StreamName};
 use super::read::entries_of;
 use redis::aio::MultiplexedConnection;
 use redis::{FromRedisValue, Value};
@@ -28,6 +28,19 @@ pub struct Stream {
     pub added: Option<u64>,
     /// Its groups.
     pub groups: Vec<Group>,
+}
+
+/// How much is in a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    /// Entries in it.
+    pub length: u64,
+    /// Entries that its groups did not settle, all together; without a group all, if it is of events.
+    pub waiting: u64,
+    /// How many entries were ever added to it; `None` if no group tells.
+    pub added: Option<u64>,
+    /// How many of them its groups settled, all together; `None` if not all tell.
+    pub settled: Option<u64>,
 }
 
 /// A consumer group of a stream.
@@ -121,6 +134,64 @@ pub async fn stream(
         added: maybe(&mut info, "entries-added"),
         groups: groups(connection, &name.key, last).await?,
     }))
+}
+
+/// How much is in each of these streams, without a look at their entries; nothing in one that is gone.
+pub async fn sizes(
+    connection: &mut MultiplexedConnection,
+    names: &[&StreamName],
+) -> Result<Vec<Size>, BusError> {
+    let mut reads = redis::pipe();
+    for name in names {
+        reads.cmd("XLEN").arg(&name.key);
+        if name.kind != StreamKind::Dead {
+            reads.cmd("XINFO").arg("GROUPS").arg(&name.key);
+        }
+    }
+    // Any of them may be gone by now.
+    reads.ignore_errors();
+    let answers: Vec<Value> = reads.query_async(connection).await?;
+    let mut answers = answers.into_iter();
+    let size = |name: &&StreamName| {
+        let length = match answers.next() {
+            Some(Value::Int(length)) => u64::try_from(length).unwrap_or(0),
+            _ => 0,
+        };
+        let groups = match name.kind {
+            StreamKind::Dead => None,
+            _ => answers.next(),
+        };
+        size(name.kind, length, groups)
+    };
+    Ok(names.iter().map(size).collect())
+}
+
+fn size(kind: StreamKind, length: u64, groups: Option<Value>) -> Size {
+    let mut size = Size {
+        length,
+        ..Size::default()
+    };
+    let groups = match groups {
+        Some(Value::Array(groups)) if !groups.is_empty() => groups,
+        _ => {
+            if kind == StreamKind::Events {
+                size.waiting = length;
+            }
+            return size;
+        }
+    };
+    size.settled = Some(0);
+    for group in groups {
+        let mut group = named(group);
+        let pending = maybe(&mut group, "pending").unwrap_or(0);
+        let lag = maybe(&mut group, "lag");
+        let read = maybe(&mut group, "entries-read");
+        size.waiting += pending + lag.unwrap_or(0);
+        size.added = size.added.or_else(|| Some(read? + lag?));
+        let settled = read.map(|read| read.saturating_sub(pending));
+        size.settled = size.settled.zip(settled).map(|(sum, more)| sum + more);
+    }
+    size
 }
 
 async fn groups(

@@ -24,6 +24,7 @@ pub mod keys;
 mod link;
 pub mod load;
 mod loaded;
+pub mod memory;
 pub mod msgpack;
 pub mod open;
 mod opening;

@@ -5,6 +5,7 @@ use super::connect::Connector;
 use super::error::BusError;
 use super::greeting::{Known, Lacks};
 use super::loaded;
+use super::memory::{self, Memory};
 use super::rights::{self, Excess};
 use crate::config::Settings;
 use redis::aio::MultiplexedConnection;
@@ -115,6 +116,11 @@ impl Server {
         self.info.as_ref()?.get(name)?.parse().ok()
     }
 
+    /// What it uses of its memory; `None` if the user may not ask.
+    pub fn memory(&self) -> Option<Memory> {
+        Memory::told(self.info.as_ref()?)
+    }
+
     /// A setting; `None` if the user may not ask or the server has none of that name.
     pub fn setting(&self, name: &str) -> Option<&str> {
         self.config.as_ref()?.get(name).map(String::as_str)
@@ -183,9 +189,7 @@ pub fn allowed<T>(answer: Result<T, BusError>) -> Result<Option<T>, BusError> {
 
 async fn info(connection: &mut MultiplexedConnection) -> Result<HashMap<String, String>, BusError> {
     let text: String = redis::cmd("INFO").query_async(connection).await?;
-    let pairs = text.lines().filter_map(|line| line.split_once(':'));
-    let owned = pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned()));
-    Ok(owned.collect())
+    Ok(memory::pairs(&text))
 }
 
 async fn config(

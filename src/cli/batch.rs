@@ -59,7 +59,7 @@ struct Run {
     #[arg(long, value_name = "JSON|@FILE|-")]
     items: String,
     /// The batch's id [default: one made up]
-    #[arg(long)]
+    #[arg(long, value_parser = input::batch)]
     id: Option<String>,
     /// Who runs the items: one instance in order, or all of them over the bus
     #[arg(long, default_value = "exclusive")]
@@ -82,6 +82,7 @@ enum ModeFlag {
 #[derive(Args)]
 struct Show {
     /// The batch's id
+    #[arg(value_parser = input::batch)]
     id: String,
 }
 

@@ -1,6 +1,6 @@
 //! Which streams and which entries a command is about, as people say it.
 
-use super::Misuse;
+use super::{Misuse, output};
 use clap::Args;
 use convoke::bus::error::BusError;
 use convoke::bus::event::{Entry, EntryId};
@@ -9,15 +9,19 @@ use convoke::bus::json;
 use convoke::bus::keys::{self, Keys, StreamKind, StreamName};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
+use std::collections::BTreeSet;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Which entries.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which entries (all conditions must hold)")]
 pub struct Filters {
-    /// Only these entry ids
-    #[arg(long = "id", value_name = "ENTRY,…", value_delimiter = ',')]
-    pub ids: Vec<EntryId>,
+    /// Only these entry ids; from a file, or - for standard input, with blanks, commas or lines between them
+    #[arg(long = "id", value_name = "ENTRY,…|@FILE|-", value_parser = ids)]
+    pub ids: Vec<Ids>,
     /// Only types like this: * stands for any characters, ? for one
     #[arg(long = "type", value_name = "GLOB")]
     pub kind: Option<String>,
@@ -27,7 +31,8 @@ pub struct Filters {
     /// Only entries up to then
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub until: Option<Moment>,
-    /// Only payloads with this field, or with this value in it: user.name=ada, width=80
+    /// Only entries with this field, or with this value in it: of the payload (user.name=ada, width=80), or
+    /// of the event itself (source=shop, subject, id, lasterror)
     #[arg(long = "where", value_name = "FIELD[=VALUE]", value_parser = condition)]
     pub payload: Vec<Condition>,
 }
@@ -50,7 +55,9 @@ impl Filters {
         };
         let mut from = self.since.map_or_else(EntryId::default, |at| at.first(now));
         let mut to = self.until.map_or(end, |at| at.last(now));
-        if let (Some(least), Some(most)) = (self.ids.iter().min(), self.ids.iter().max()) {
+        let least = self.ids.iter().filter_map(|ids| ids.0.first()).min();
+        let most = self.ids.iter().filter_map(|ids| ids.0.last()).max();
+        if let (Some(least), Some(most)) = (least, most) {
             from = from.max(*least);
             to = to.min(*most);
         }
@@ -59,7 +66,19 @@ impl Filters {
 
     /// Whether the id may fit.
     pub fn fit_id(&self, id: EntryId) -> bool {
-        self.ids.is_empty() || self.ids.contains(&id)
+        self.ids.is_empty() || self.names(id)
+    }
+
+    /// Whether it was named by its id.
+    pub fn names(&self, id: EntryId) -> bool {
+        self.ids.iter().any(|ids| ids.0.contains(&id))
+    }
+
+    /// Says which fields no entry has, so that a word that is misspelt is not taken for one that fits nothing.
+    pub fn complain(&self) {
+        for condition in &self.payload {
+            condition.complain();
+        }
     }
 
     /// Whether an entry fits whose id does.
@@ -74,10 +93,44 @@ impl Filters {
             return true;
         }
         let data = entry.get("data").map(json::to_json);
-        let Some(Ok(data)) = data else {
-            return false;
-        };
-        self.payload.iter().all(|condition| condition.holds(&data))
+        let data = data.and_then(Result::ok).unwrap_or_default();
+        // Each is asked, so that each knows whether its field is anywhere.
+        let mut fit = true;
+        for condition in &self.payload {
+            fit &= condition.fits(entry, &data);
+        }
+        fit
+    }
+}
+
+/// Entry ids.
+#[derive(Clone, Debug)]
+pub struct Ids(BTreeSet<EntryId>);
+
+/// Parses [`Ids`].
+fn ids(text: &str) -> Result<Ids, String> {
+    let mut named = String::new();
+    if text == "-" {
+        io::stdin()
+            .read_to_string(&mut named)
+            .map_err(|error| format!("standard input: {error}"))?;
+    } else if let Some(path) = text.strip_prefix('@') {
+        named = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    } else {
+        named.push_str(text);
+    }
+    let words = named.split(|c: char| c.is_whitespace() || c == ',');
+    let mut ids = BTreeSet::new();
+    for word in words.filter(|word| !word.is_empty()) {
+        let id = word.parse().map_err(|_| {
+            let shown: String = word.chars().take(80).collect();
+            format!("{shown:?} is no entry id such as 1700000000000-0")
+        })?;
+        ids.insert(id);
+    }
+    match ids.is_empty() {
+        true => Err("no entry id is there".to_owned()),
+        false => Ok(Ids(ids)),
     }
 }
 
@@ -150,11 +203,13 @@ pub fn moment(text: &str) -> Result<Moment, String> {
         })
 }
 
-/// What a payload must hold.
-#[derive(Clone, Debug, PartialEq)]
+/// What an entry must hold, in its payload or as a field of its own.
+#[derive(Clone, Debug)]
 pub struct Condition {
     path: String,
     value: Option<String>,
+    asked: Arc<AtomicBool>,
+    found: Arc<AtomicBool>,
 }
 
 /// Parses a [`Condition`].
@@ -169,26 +224,55 @@ pub fn condition(text: &str) -> Result<Condition, String> {
     Ok(Condition {
         path: path.to_owned(),
         value,
+        asked: Arc::default(),
+        found: Arc::default(),
     })
 }
 
 impl Condition {
-    fn holds(&self, data: &Value) -> bool {
+    /// Whether an entry with that payload holds it. Where the payload has no such field, the event may.
+    fn fits(&self, entry: &Entry, data: &Value) -> bool {
+        self.asked.store(true, Ordering::Relaxed);
+        let own = || {
+            let text = String::from_utf8_lossy(entry.get(&self.path)?);
+            Some(Value::from(text))
+        };
+        let of_payload = self.found_in(data).cloned();
+        let Some(found) = of_payload.or_else(own) else {
+            return false;
+        };
+        self.found.store(true, Ordering::Relaxed);
+        self.holds(&found)
+    }
+
+    /// Says if it was asked of entries and none of them had the field.
+    fn complain(&self) {
+        let missed = !self.found.load(Ordering::Relaxed);
+        if missed && self.asked.load(Ordering::Relaxed) {
+            let path = output::printable(&self.path);
+            output::complain_line(&format!(
+                "--where {path}: none of the entries has a field of that name, in its payload or of its own"
+            ));
+        }
+    }
+
+    fn found_in<'a>(&self, data: &'a Value) -> Option<&'a Value> {
         let mut at = data;
         for name in self.path.split('.') {
             let next = match at {
                 Value::Array(items) => name.parse().ok().and_then(|n: usize| items.get(n)),
                 other => other.get(name),
             };
-            match next {
-                Some(next) => at = next,
-                None => return false,
-            }
+            at = next?;
         }
-        match (&self.value, at) {
+        Some(at)
+    }
+
+    fn holds(&self, found: &Value) -> bool {
+        match (&self.value, found) {
             (None, _) => true,
             (Some(wanted), Value::String(text)) => {
-                text == wanted || serde_json::from_str::<Value>(wanted).is_ok_and(|v| v == *at)
+                text == wanted || serde_json::from_str::<Value>(wanted).is_ok_and(|v| v == *found)
             }
             (Some(wanted), other) => {
                 serde_json::from_str::<Value>(wanted).is_ok_and(|value| value == *other)
@@ -446,9 +530,14 @@ mod tests {
     }
 
     #[test]
-    fn conditions_look_into_payloads() {
+    fn conditions_look_into_payloads_and_then_at_the_events_own_fields() {
         let data = json!({"user": {"name": "ada", "n": 7, "tags": ["x", "80"]}, "none": null});
+        let own = [&b"source"[..], b"shop", b"attempt", b"2", b"user", b"no"];
+        let entry = Entry::new(EntryId::default(), own.map(<[u8]>::to_vec));
         for text in [
+            "source",
+            "source=shop",
+            "attempt=2",
             "user",
             "user.name=ada",
             "user.n=7",
@@ -458,9 +547,11 @@ mod tests {
             "user.name=\"ada\"",
             "none",
         ] {
-            assert!(condition(text).unwrap().holds(&data), "{text}");
+            assert!(condition(text).unwrap().fits(&entry, &data), "{text}");
         }
         for text in [
+            "source=shop2",
+            "user=no",
             "user.n=8",
             "user.name=Ada",
             "user.x",
@@ -468,7 +559,7 @@ mod tests {
             "user.name.x",
             "x=1",
         ] {
-            assert!(!condition(text).unwrap().holds(&data), "{text}");
+            assert!(!condition(text).unwrap().fits(&entry, &data), "{text}");
         }
         for text in ["", "=1", "a..b=1", ".a"] {
             assert!(condition(text).is_err(), "{text}");

@@ -1,7 +1,9 @@
 //! `convoke doctor`: what is set up dangerously, and how to mend it.
 
 mod checks;
+mod flow;
 mod guarantees;
+mod memory;
 mod sentinels;
 mod streams;
 
@@ -10,6 +12,7 @@ use super::{Outcome, Session};
 use clap::Args;
 use convoke::bus::server::Server;
 use convoke::coordination::scripts;
+pub use memory::{FULL, TIGHT};
 use serde_json::json;
 
 const EXAMPLES: &str = "\
@@ -19,7 +22,8 @@ Examples:
   convoke doctor --format json | jq -r 'select(.status == \"danger\").check'
 
 Looks at the Sentinels if there are any, at the server's version, settings and users, at its clock, \
-and at the streams of the namespace. Changes nothing. What the user may not look at is named. Exit code 1: something is \
+at the streams of the namespace, and at whether events flow: what waits, who runs what for how long, who is \
+lost. Changes nothing. What the user may not look at is named. Exit code 1: something is \
 dangerous.";
 
 /// Check the server, its settings and the streams, and say what to change
@@ -148,8 +152,10 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     )
     .await?;
     findings.extend(checks::server(&server, &session.settings));
+    findings.push(memory::memory(&session, &mut connection, &server).await?);
     findings.extend(guarantees::guarantees(&server));
     findings.extend(streams::streams(&session, &mut connection).await?);
+    findings.extend(flow::flow(&session, &mut connection).await?);
     let count = |status| findings.iter().filter(|f| f.status == status).count();
     let (danger, warning) = (count(Status::Danger), count(Status::Warning));
     for status in [

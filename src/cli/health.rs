@@ -1,6 +1,6 @@
 //! `convoke health`: asks the workers how they are.
 
-use super::output::{GREEN, YELLOW, printable};
+use super::output::{GREEN, YELLOW, printable, wrapped};
 use super::{Outcome, Session, request};
 use clap::Args;
 use convoke::bus::publish::Outgoing;
@@ -12,7 +12,8 @@ Examples:
   convoke health && echo fine
   convoke health --timeout 2s --format json
 
-A worker answers it, so it also tells whether one is there. Exit code 0: healthy or degraded; \
+A worker answers it, so it also tells whether one is there, and what does not flow: what waits though nobody
+takes it, what hangs, who is lost. Exit code 0: healthy or degraded; \
 1: unhealthy, or nobody answered.";
 
 /// Ask the workers how they and their services are
@@ -68,6 +69,14 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
         count("suspect"),
         count("lost"),
     ))?;
+    match health["flow"].as_array() {
+        Some(troubles) => {
+            for trouble in troubles {
+                tell(session, trouble)?;
+            }
+        }
+        None => output.line(&output.faint("whether events flow could not be looked at"))?,
+    }
     let services = health["services"].as_object();
     let rows: Vec<Vec<String>> = services
         .into_iter()
@@ -83,4 +92,23 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
         })
         .collect();
     Ok(output.table(&["SERVICE", "STATUS", "LATENCY", "ERROR"], &rows)?)
+}
+
+/// Something that does not flow.
+fn tell(session: &Session, trouble: &Value) -> anyhow::Result<()> {
+    let output = &session.output;
+    let text = |name: &str| trouble[name].as_str().unwrap_or_default().to_owned();
+    let check = printable(&text("check")).into_owned();
+    let check = match trouble["severe"].as_bool() {
+        Some(true) => output.red(&check),
+        _ => output.in_style(YELLOW, &check),
+    };
+    output.line(&format!("{check}: {}", printable(&text("what"))))?;
+    for (name, text) in [("why", text("why")), ("mend", text("mend"))] {
+        let told = format!("{name}: {}", printable(&text));
+        for line in wrapped(&told, 4, output.width()) {
+            output.line(&output.faint(&line))?;
+        }
+    }
+    Ok(())
 }

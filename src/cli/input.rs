@@ -15,6 +15,26 @@ pub fn event_type(text: &str) -> Result<String, keys::NameError> {
     keys::check_event_type(text).map(|()| text.to_owned())
 }
 
+/// Checks the name of an instance.
+pub fn instance(text: &str) -> Result<String, keys::NameError> {
+    keys::check_name("instance", text).map(|()| text.to_owned())
+}
+
+/// Checks the name of a role.
+pub fn role(text: &str) -> Result<String, keys::NameError> {
+    keys::check_name("role", text).map(|()| text.to_owned())
+}
+
+/// Checks the id of a task.
+pub fn task(text: &str) -> Result<String, keys::NameError> {
+    keys::check_name("task", text).map(|()| text.to_owned())
+}
+
+/// Checks the id of a batch.
+pub fn batch(text: &str) -> Result<String, keys::NameError> {
+    keys::check_name("batch", text).map(|()| text.to_owned())
+}
+
 /// The payload that `--data` means, as MessagePack: JSON, `@FILE`, or `-` for standard input.
 pub fn payload(data: &str, max_payload: usize) -> anyhow::Result<Vec<u8>> {
     let limit = max_payload.saturating_mul(TEXT_PER_BYTE);

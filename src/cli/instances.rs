@@ -1,9 +1,8 @@
 //! `convoke instances`: who is registered.
 
-use super::{Outcome, Session, output};
+use super::{Outcome, Session, input, output};
 use clap::{Args, ValueEnum};
 use convoke::bus::json;
-use convoke::bus::keys;
 use convoke::coordination::instance::Instance;
 use convoke::coordination::roster::{Condition, Detail};
 use serde_json::{Value, json};
@@ -27,7 +26,7 @@ UP is how long the process runs; RESTARTS, how many others had the id before it.
 #[command(after_help = EXAMPLES)]
 pub struct Flags {
     /// Only those that hold this role
-    #[arg(long, value_name = "ROLE", value_parser = role)]
+    #[arg(long, value_name = "ROLE", value_parser = input::role)]
     role: Option<String>,
     /// In which order
     #[arg(long, value_name = "ORDER", default_value = "id")]
@@ -43,10 +42,6 @@ enum Order {
     Pulse,
     /// The longest registered first
     Age,
-}
-
-fn role(text: &str) -> Result<String, keys::NameError> {
-    keys::check_name("role", text).map(|()| text.to_owned())
 }
 
 /// Runs the command.

@@ -21,6 +21,9 @@ pub const GREEN: Style = "32";
 /// Worth a look.
 pub const YELLOW: Style = "33";
 
+/// What stands under these headings is read word by word: it wraps where it is too long.
+const PROSE: [&str; 4] = ["ERROR", "MESSAGE", "DATA", "DESCRIPTION"];
+
 /// The width of a terminal that does not tell its own.
 const WIDTH: usize = 80;
 
@@ -92,7 +95,12 @@ impl Output {
     /// Rows in aligned columns under their headings.
     pub fn table(&self, headings: &[&'static str], rows: &[Vec<String>]) -> io::Result<()> {
         let columns = headings.iter().map(|heading| Column::new(heading));
-        let mut table = Table::new(self, columns.collect());
+        let mut columns: Vec<Column> = columns.collect();
+        if let Some(heading) = headings.last().filter(|heading| PROSE.contains(heading)) {
+            columns.pop();
+            columns.push(Column::new(heading).wraps());
+        }
+        let mut table = Table::new(self, columns);
         for row in rows {
             table.row(row.iter().cloned().map(Cell::from).collect())?;
         }
@@ -150,12 +158,17 @@ impl Output {
 }
 
 fn terminal_width() -> usize {
-    let told = std::env::var("COLUMNS").ok();
-    let told = told.and_then(|text| text.parse().ok());
     let asked = || terminal_size::terminal_size().map(|(width, _)| usize::from(width.0));
-    told.or_else(asked)
+    told_width()
+        .or_else(asked)
         .filter(|&width| width > 0)
         .unwrap_or(WIDTH)
+}
+
+/// The width that the environment tells.
+pub fn told_width() -> Option<usize> {
+    let told = std::env::var("COLUMNS").ok()?;
+    told.parse().ok().filter(|&width| width > 0)
 }
 
 /// A length of time as people say it: `850ms`, `12s`, `3m12s`, `2h5m`, `4d3h`.
@@ -194,6 +207,24 @@ pub fn number(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// So many bytes: `512 B`, `1.5 KiB`, `340 MiB`.
+pub fn bytes(bytes: u64) -> String {
+    let mut size = bytes as f64;
+    let mut unit = "B";
+    for larger in ["KiB", "MiB", "GiB", "TiB"] {
+        // What would be rounded up to 1024.
+        if size < 1023.5 {
+            break;
+        }
+        size /= 1024.0;
+        unit = larger;
+    }
+    match unit != "B" && size < 9.95 {
+        true => format!("{size:.1} {unit}"),
+        false => format!("{size:.0} {unit}"),
+    }
 }
 
 /// So many of something: `1 entry`, `2,000 entries`.
@@ -330,6 +361,16 @@ mod tests {
             (1_234_567, "1,234,567"),
         ] {
             assert_eq!(number(n), said);
+        }
+        for (n, said) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (1_048_575, "1.0 MiB"),
+            (104_857_600, "100 MiB"),
+            (u64::MAX, "16777216 TiB"),
+        ] {
+            assert_eq!(bytes(n), said);
         }
         assert_eq!(count(1, "entry", "entries"), "1 entry");
         assert_eq!(count(2000, "entry", "entries"), "2,000 entries");

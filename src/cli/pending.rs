@@ -12,12 +12,14 @@ use convoke::bus::event::{Entry, EntryId, FIRST_FAILED, LAST_ERROR};
 use convoke::bus::inspect;
 use convoke::bus::keys::StreamKind;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
   convoke pending                            all that is being run, or stuck
   convoke pending --stream image --idle 1m   what nobody renewed for a minute
+  convoke pending --running 30s              what runs for that long
   convoke pending --min-deliveries 3         what may be killing its workers
   convoke pending --consumer w-1 --type 'image.*'
   convoke pending --where user.name=ada --format json | jq .entry
@@ -35,6 +37,9 @@ pub struct Flags {
     streams: Vec<String>,
     #[command(flatten)]
     held: Held,
+    /// Only what runs for so long, as the instances told with their last pulse (of each the 32 longest)
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, help_heading = "Which entries (all conditions must hold)")]
+    running: Option<Duration>,
     #[command(flatten)]
     filters: Filters,
     /// End after so many entries
@@ -81,6 +86,15 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let streams = choose::streams(&mut connection, &keys, &flags.streams, &kinds).await?;
     let group = flags.held.group.as_ref().unwrap_or(&session.settings.group);
     let mut owners = Owners::new(session.instances()?);
+    let runs = match flags.running.is_some() || session.output.is_json() {
+        true => session.instances()?.metrics(false).await?.runs,
+        false => Vec::new(),
+    };
+    let runs: HashMap<(String, EntryId), u64> = runs
+        .into_iter()
+        .map(|run| ((run.stream, run.entry), run.age_ms))
+        .collect();
+    let least = flags.running.map(|least| least.as_millis() as u64);
     let now = inspect::now(&mut connection).await?;
     let (from, to) = flags.filters.bounds(now);
     let mut waiting = Vec::new();
@@ -101,7 +115,12 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
         let mut pages = PendingPages::new(&stream.key, group, consumer, from, to);
         let mut contents = Contents::default();
         while let Some(page) = pages.next(&mut connection).await? {
-            let fit = |p: &Pending| flags.held.fit(p) && flags.filters.fit_id(p.id);
+            let runs_for = |id: EntryId| runs.get(&(stream.key.clone(), id)).copied();
+            let runs_long = |id: EntryId| {
+                least.is_none_or(|least| runs_for(id).is_some_and(|age| age >= least))
+            };
+            let fit =
+                |p: &Pending| flags.held.fit(p) && flags.filters.fit_id(p.id) && runs_long(p.id);
             let page: Vec<Pending> = page.into_iter().filter(fit).collect();
             owners
                 .learn(page.iter().map(|p| p.consumer.as_str()))
@@ -122,6 +141,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
                         pending,
                         entry: entry.as_ref(),
                         alive,
+                        running_ms: runs_for(pending.id),
                     };
                     if session.output.is_json() {
                         session
@@ -140,11 +160,12 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             }
         }
     }
+    if !session.output.is_json() && shown > 0 {
+        table.finish()?;
+    }
+    flags.filters.complain();
     if session.output.is_json() {
         return Ok(Outcome::Done);
-    }
-    if shown > 0 {
-        table.finish()?;
     }
     let gone = match orphans {
         0 => String::new(),
@@ -164,6 +185,7 @@ fn columns(several: bool) -> Vec<Column> {
         Column::new("SUBJECT").shrinks(6).optional(),
         Column::new("OWNER").shrinks(10),
         Column::number("IDLE"),
+        Column::number("RUNS").optional(),
         Column::number("DELIVERED"),
         Column::new("ERROR").shrinks(10).optional(),
         Column::new("PAYLOAD").shrinks(8),
@@ -180,6 +202,8 @@ struct One<'a> {
     /// `None`: it was deleted from its stream.
     entry: Option<&'a Entry>,
     alive: bool,
+    /// How long it runs, if its instance told so.
+    running_ms: Option<u64>,
 }
 
 impl One<'_> {
@@ -204,6 +228,7 @@ impl One<'_> {
             self.text("subject").unwrap_or_default().into(),
             owner,
             span(self.pending.idle.as_millis() as u64).into(),
+            self.running_ms.map_or_else(String::new, span).into(),
             self.pending.deliveries.to_string().into(),
             self.text(LAST_ERROR).unwrap_or_default().into(),
             payload,
@@ -221,12 +246,14 @@ impl One<'_> {
             "group": group,
             "entry": self.pending.id.to_string(),
             "type": self.text("type"),
-            "id": self.text("id"),
+            // Without an id of its own the entry's serves.
+            "id": self.text("id").unwrap_or_else(|| self.pending.id.to_string()),
             "subject": self.text("subject"),
             "source": self.text("source"),
             "owner": self.pending.consumer,
             "owner_alive": self.alive,
             "idle_ms": self.pending.idle.as_millis() as u64,
+            "running_ms": self.running_ms,
             "age_ms": now.saturating_sub(self.pending.id.ms),
             "deliveries": self.pending.deliveries,
             "attempt": number("attempt").unwrap_or(1),

@@ -12,11 +12,12 @@ use super::{Misuse, Outcome, Session, output};
 use clap::{Args, Subcommand};
 use convoke::bus::keys::StreamName;
 use convoke::bus::replay::{EDITED, Move, Operator, STEP, STEP_BYTES, Source, Step};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 use source::{Candidate, From, Walk};
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -587,9 +588,13 @@ fn bar(total: u64, hidden: bool) -> ProgressBar {
         false => ProgressDrawTarget::stderr(),
     };
     let bar = ProgressBar::with_draw_target(Some(total), target);
-    let form = "{wide_bar} {human_pos}/{human_len}  {per_sec}  {eta} left";
+    let form = "{wide_bar} {human_pos}/{human_len}  {rate}  {eta} left";
     if let Ok(style) = ProgressStyle::with_template(form) {
-        bar.set_style(style);
+        let rate = |state: &ProgressState, text: &mut dyn Write| {
+            // Nobody who could be told that it can not be written.
+            write!(text, "{}/s", number(state.per_sec().round() as u64)).ok();
+        };
+        bar.set_style(style.with_key("rate", rate));
     }
     bar
 }

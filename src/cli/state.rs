@@ -60,6 +60,13 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
         text(&state["leader"]),
         text(&state["instances_total"]),
     )))?;
+    if let Some(used) = state["redis"]["used_bytes"].as_u64() {
+        let limit = match state["redis"]["limit_bytes"].as_u64() {
+            Some(limit) => output::bytes(limit),
+            None => "no limit".to_owned(),
+        };
+        output.line(&format!("redis: {} of {limit}", output::bytes(used)))?;
+    }
     let tasks = &state["tasks"];
     let count = |status: &str| format!("{} {status}", text(&tasks[status]));
     let counts = ["pending", "assigned", "completed", "failed"].map(count);

@@ -7,6 +7,7 @@ use clap::Args;
 use convoke::bus::event::EntryId;
 use convoke::bus::inspect::{self, Consumer, Group, Stream};
 use convoke::bus::keys::StreamKind;
+use convoke::bus::memory;
 use serde_json::{Value, json};
 
 /// Consumers of a group that are shown.
@@ -19,7 +20,8 @@ Examples:
   convoke streams 'events:*' 'dead:*'
   convoke streams --format json | jq -r 'select(.groups[].lag > 1000).stream'
 
-Of a stream: its entries. Of a group: LAG, what nobody was given yet, PENDING, what was given and \
+Of a stream: its entries, and about how many BYTES of the server's memory they take (- where the user may \
+not ask). Of a group: LAG, what nobody was given yet, PENDING, what was given and \
 not acknowledged, OLDEST, since when the oldest of both waits. Of a consumer: what it holds, and \
 since when it asked for nothing (IDLE). A consumer is an instance; one that is gone and holds \
 entries loses them to the others soon. Streams of replies are shown with --all.";
@@ -53,6 +55,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
         vec![
             Column::new("STREAM / GROUP / CONSUMER").shrinks(20),
             Column::number("LENGTH"),
+            Column::number("BYTES"),
             Column::number("LAG"),
             Column::number("PENDING"),
             Column::number("OLDEST"),
@@ -65,6 +68,8 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             continue;
         };
         found += 1;
+        let size = memory::of_keys(&mut connection, &[&name.key]).await?;
+        let size = size.into_iter().next().flatten();
         let mut groups = Vec::new();
         for group in &stream.groups {
             let consumers = inspect::consumers(&mut connection, &name.key, &group.name).await?;
@@ -87,7 +92,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             });
             session
                 .output
-                .json(&described(&stream, groups.collect(), now))?;
+                .json(&described(&stream, size, groups.collect(), now))?;
             continue;
         }
         let dead = stream.name.kind == StreamKind::Dead && stream.length > 0;
@@ -99,6 +104,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             } else {
                 length.into()
             },
+            size.map_or_else(|| "-".to_owned(), output::bytes).into(),
             "".into(),
             "".into(),
             "".into(),
@@ -106,7 +112,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
         ])?;
         if groups.is_empty() && name.kind == StreamKind::Events {
             let mut row = vec![Cell::styled("  no group: nobody reads it", YELLOW)];
-            row.resize(6, "".into());
+            row.resize(7, "".into());
             table.row(row)?;
         }
         for (group, consumers) in &groups {
@@ -119,7 +125,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             if let Some(more) = consumers.len().checked_sub(limit).filter(|more| *more > 0) {
                 let more = format!("    and {} more (--all)", number(more as u64));
                 let mut row = vec![Cell::styled(more, FAINT)];
-                row.resize(6, "".into());
+                row.resize(7, "".into());
                 table.row(row)?;
             }
         }
@@ -144,6 +150,7 @@ fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {
     vec![
         format!("  {}", group.name).into(),
         "".into(),
+        "".into(),
         if lag == "0" {
             lag.into()
         } else {
@@ -165,13 +172,14 @@ fn consumer_row(consumer: &Consumer, alive: bool) -> Vec<Cell> {
         Cell::styled(format!("    {} ({word})", consumer.name), style),
         "".into(),
         "".into(),
+        "".into(),
         number(consumer.pending).into(),
         "".into(),
         span(consumer.idle_ms).into(),
     ]
 }
 
-fn described(stream: &Stream, groups: Vec<Value>, now: u64) -> Value {
+fn described(stream: &Stream, size: Option<u64>, groups: Vec<Value>, now: u64) -> Value {
     let id = |id: EntryId| id.to_string();
     json!({
         "stream": stream.name.key,
@@ -180,6 +188,7 @@ fn described(stream: &Stream, groups: Vec<Value>, now: u64) -> Value {
         "first_entry": stream.first.map(id),
         "last_entry": id(stream.last),
         "age_ms": stream.first.map(|first| now.saturating_sub(first.ms)),
+        "bytes": size,
         "groups": groups,
     })
 }

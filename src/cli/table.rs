@@ -1,7 +1,8 @@
 //! Rows in columns that fit the terminal.
 //!
 //! The first rows decide how wide the columns are; those that come later are written as they come,
-//! so a table of any length takes little memory. Where no person reads, nothing is cut.
+//! so a table of any length takes little memory. Where no person reads, nothing is cut. A last column that
+//! wraps is never left out: it goes on in more lines, beside the others or below them.
 
 use super::output::{BOLD, Output, Style, printable};
 use std::io;
@@ -11,6 +12,10 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 const FIRST: usize = 200;
 /// Between two columns.
 const GAP: usize = 2;
+/// A column that wraps stands below the others where it would be narrower beside them.
+const BESIDE: usize = 30;
+/// How far it is set in there.
+const INDENT: usize = 4;
 
 /// One column.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +24,7 @@ pub struct Column {
     right: bool,
     least: Option<usize>,
     optional: bool,
+    wraps: bool,
 }
 
 impl Column {
@@ -29,6 +35,7 @@ impl Column {
             right: false,
             least: None,
             optional: false,
+            wraps: false,
         }
     }
 
@@ -43,6 +50,12 @@ impl Column {
     /// On a terminal it is left out where nothing stands in it.
     pub fn optional(mut self) -> Self {
         self.optional = true;
+        self
+    }
+
+    /// The last column: on a terminal it goes on in more lines where it is too long.
+    pub fn wraps(mut self) -> Self {
+        self.wraps = true;
         self
     }
 
@@ -83,7 +96,7 @@ impl<T: Into<String>> From<T> for Cell {
 pub struct Table<'a> {
     output: &'a Output,
     columns: Vec<Column>,
-    widths: Option<Vec<usize>>,
+    layout: Option<Layout>,
     waiting: Vec<Vec<Cell>>,
 }
 
@@ -92,7 +105,7 @@ impl<'a> Table<'a> {
         Self {
             output,
             columns,
-            widths: None,
+            layout: None,
             waiting: Vec::new(),
         }
     }
@@ -126,34 +139,65 @@ impl<'a> Table<'a> {
     /// Writes what waits.
     pub fn flush(&mut self) -> io::Result<()> {
         let mut text = String::new();
-        let widths = match self.widths.take() {
-            Some(widths) => widths,
+        let layout = match self.layout.take() {
+            Some(layout) => layout,
             None => {
-                let widths = widths(&self.columns, &self.waiting, self.output.width());
+                let layout = Layout::of(&self.columns, &self.waiting, self.output.width());
                 let headings = self.columns.iter().map(|c| Cell::styled(c.heading, BOLD));
                 let headings: Vec<Cell> = headings.collect();
-                self.line(&mut text, &headings, &widths);
-                widths
+                self.row_of(&mut text, &headings, &layout);
+                layout
             }
         };
         for row in &self.waiting {
-            self.line(&mut text, row, &widths);
+            self.row_of(&mut text, row, &layout);
         }
         self.waiting.clear();
-        self.widths = Some(widths);
+        self.layout = Some(layout);
         text.pop();
         self.output.line(&text)
     }
 
     /// Writes the rest.
     pub fn finish(mut self) -> io::Result<()> {
-        if self.widths.is_none() && self.output.width().is_some() {
+        if self.layout.is_none() && self.output.width().is_some() {
             self.leave_out_empty_columns();
         }
-        if self.widths.is_none() || !self.waiting.is_empty() {
+        if self.layout.is_none() || !self.waiting.is_empty() {
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// A row: one line, and more where its last cell wraps.
+    fn row_of(&self, text: &mut String, row: &[Cell], layout: &Layout) {
+        let Some((last, others)) = row.split_last().filter(|_| layout.wraps.is_some()) else {
+            self.line(text, row, &layout.widths);
+            return;
+        };
+        let (at, width) = layout.wraps.unwrap_or_default();
+        self.line(text, others, &layout.widths);
+        let beside = at == layout.used() + GAP && !layout.widths.is_empty();
+        let style = |line: &str| match last.style {
+            Some(style) => self.output.in_style(style, line),
+            None => line.to_owned(),
+        };
+        for (number, line) in fold(&last.text, width).iter().enumerate() {
+            let blanks = match beside && number == 0 {
+                true => {
+                    // It goes on in the line that was just written.
+                    text.pop();
+                    let line = text.rsplit('\n').next().unwrap_or_default();
+                    at.saturating_sub(shown_width(line))
+                }
+                false => at,
+            };
+            if !line.is_empty() {
+                text.extend(std::iter::repeat_n(' ', blanks));
+                text.push_str(&style(line));
+            }
+            text.push('\n');
+        }
     }
 
     fn line(&self, text: &mut String, row: &[Cell], widths: &[usize]) {
@@ -180,6 +224,90 @@ impl<'a> Table<'a> {
         }
         text.push('\n');
     }
+}
+
+/// Where the columns stand.
+struct Layout {
+    /// How wide they are; all but one that wraps.
+    widths: Vec<usize>,
+    /// Where the one begins that wraps, and how wide it is.
+    wraps: Option<(usize, usize)>,
+}
+
+impl Layout {
+    fn of(columns: &[Column], rows: &[Vec<Cell>], terminal: Option<usize>) -> Self {
+        let (Some(terminal), Some((last, others))) = (
+            terminal,
+            columns.split_last().filter(|(last, _)| last.wraps),
+        ) else {
+            let widths = widths(columns, rows, terminal);
+            return Self {
+                widths,
+                wraps: None,
+            };
+        };
+        let mut layout = Self {
+            widths: match others {
+                [] => Vec::new(),
+                others => widths(others, rows, Some(terminal)),
+            },
+            wraps: None,
+        };
+        let texts = rows.iter().filter_map(|row| Some(row.last()?.text.width()));
+        let needs = texts.chain([last.heading.width()]).max().unwrap_or(0);
+        let at = layout.used() + GAP;
+        let room = terminal.saturating_sub(at);
+        layout.wraps = Some(match room >= needs.min(BESIDE) {
+            true => (at, room),
+            false => (INDENT, terminal.saturating_sub(INDENT).max(20)),
+        });
+        layout
+    }
+
+    /// How wide the columns are that do not wrap.
+    fn used(&self) -> usize {
+        self.widths.iter().sum::<usize>() + GAP * self.widths.len().saturating_sub(1)
+    }
+}
+
+/// How much of a line a terminal shows.
+fn shown_width(line: &str) -> usize {
+    let mut width = 0;
+    let mut rest = line.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            // A style, which ends with an m.
+            '\x1b' => while rest.next().is_some_and(|c| c != 'm') {},
+            c => width += c.width().unwrap_or(0),
+        }
+    }
+    width
+}
+
+/// Text in lines of so many columns, broken at blanks where there are any; one line at the least.
+fn fold(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    let mut used = 0;
+    for word in text.split(' ') {
+        let needs = word.width() + usize::from(used > 0);
+        if used > 0 && used + needs > width {
+            lines.push(String::new());
+            used = 0;
+        }
+        let blank = usize::from(used > 0);
+        for c in std::iter::repeat_n(' ', blank).chain(word.chars()) {
+            let wide = c.width().unwrap_or(0);
+            if used + wide > width.max(1) {
+                lines.push(String::new());
+                used = 0;
+            }
+            if let Some(line) = lines.last_mut() {
+                line.push(c);
+                used += wide;
+            }
+        }
+    }
+    lines
 }
 
 /// How wide each column is; columns at the end that find no room are left out.
@@ -261,6 +389,34 @@ mod tests {
         assert_eq!(widths(&columns, &rows, Some(20)), [4, 6, 6]);
         assert_eq!(widths(&columns, &rows, Some(12)), [4, 4]);
         assert_eq!(widths(&columns, &rows, Some(3)), [3]);
+    }
+
+    #[test]
+    fn a_last_column_that_wraps_goes_on_beside_the_others_or_below_them() {
+        let columns = [
+            Column::new("ENTRY"),
+            Column::new("TYPE").shrinks(4),
+            Column::new("MESSAGE").wraps(),
+        ];
+        let rows = rows(&[&[
+            "17-0",
+            "image.resize",
+            "no such file or directory: /srv/images/17",
+        ]]);
+        let layout = |terminal| {
+            let layout = Layout::of(&columns, &rows, Some(terminal));
+            (layout.widths, layout.wraps)
+        };
+        assert_eq!(layout(80), (vec![5, 12], Some((21, 59))));
+        assert_eq!(layout(60), (vec![5, 12], Some((21, 39))));
+        assert_eq!(layout(40), (vec![5, 12], Some((4, 36))));
+        assert_eq!(
+            fold("no such file or directory: /srv/images/17", 20),
+            ["no such file or", "directory:", "/srv/images/17"]
+        );
+        assert_eq!(fold("abcdefgh", 3), ["abc", "def", "gh"]);
+        assert_eq!(fold("", 3), [""]);
+        assert_eq!(shown_width("\x1b[31mred\x1b[0m!"), 4);
     }
 
     #[test]

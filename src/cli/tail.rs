@@ -12,11 +12,15 @@ use convoke::bus::inspect;
 use convoke::bus::read::{last_id, read_after};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
+use std::collections::VecDeque;
 use std::io;
+use std::time::Duration;
 use tracing::warn;
 
 /// Entries of a stream in one read: bounds the memory that a read may take.
 const COUNT: usize = 64;
+/// How long a read waits while something is held back.
+const AT_ONCE: Duration = Duration::from_millis(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -45,7 +49,8 @@ pub struct Flags {
     /// Begin there: 10m (ago), a date, after an entry id; 0 is the beginning, $ the end
     #[arg(long, value_name = "TIME|ID|0|$", value_parser = since, default_value = "$")]
     since: Since,
-    /// Only payloads with this field, or with this value in it: user.name=ada, width=80
+    /// Only entries with this field, or with this value in it: of the payload (user.name=ada, width=80), or
+    /// of the event itself (source=shop, subject, id)
     #[arg(long = "where", value_name = "FIELD[=VALUE]", value_parser = choose::condition)]
     payload: Vec<Condition>,
     /// End when all that is there now has been shown
@@ -121,7 +126,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let mut left = flags.limit.unwrap_or(u64::MAX);
     while !(flags.no_follow && follower.is_at_end()) {
         let entries = follower.read().await?;
-        if entries.is_empty() && flags.no_follow {
+        if entries.is_empty() && flags.no_follow && !follower.holds_back() {
             break;
         }
         for (stream, entry) in entries {
@@ -135,6 +140,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             }
         }
     }
+    filters.complain();
     Ok(Outcome::Done)
 }
 
@@ -144,9 +150,20 @@ struct Follower {
     /// The primary that the connection leads to.
     generation: u64,
     connection: MultiplexedConnection,
-    streams: Vec<(String, EntryId)>,
-    /// What was the last entry of each stream in the beginning.
-    ends: Vec<EntryId>,
+    streams: Vec<Followed>,
+}
+
+/// A stream that is followed.
+struct Followed {
+    name: String,
+    /// The last entry that was read.
+    after: EntryId,
+    /// What was its last entry in the beginning.
+    end: EntryId,
+    /// What was read, and may come after what others still have.
+    held: VecDeque<Entry>,
+    /// Whether the last read may have left more.
+    more: bool,
 }
 
 impl Follower {
@@ -158,36 +175,52 @@ impl Follower {
         let generation = connector.generation();
         let mut connection = connector.blocking(BLOCK).await?;
         let mut streams = Vec::with_capacity(names.len());
-        let mut ends = Vec::with_capacity(names.len());
         for name in names {
             let end = last_id(&mut connection, &name).await?;
-            streams.push((name, since.unwrap_or(end)));
-            ends.push(end);
+            streams.push(Followed {
+                name,
+                after: since.unwrap_or(end),
+                end,
+                held: VecDeque::new(),
+                more: false,
+            });
         }
         Ok(Self {
             connector,
             generation,
             connection,
             streams,
-            ends,
         })
     }
 
-    /// Whether everything that was there in the beginning has been read.
+    /// Whether everything that was there in the beginning has been read and told.
     fn is_at_end(&self) -> bool {
-        let mut pairs = self.streams.iter().zip(&self.ends);
-        pairs.all(|((_, after), end)| after >= end)
+        let read = self.streams.iter().all(|stream| stream.after >= stream.end);
+        read && !self.holds_back()
     }
 
-    /// What came since the last time; nothing if nothing came for a while.
+    /// Whether something was read that was not told yet.
+    fn holds_back(&self) -> bool {
+        self.streams.iter().any(|stream| !stream.held.is_empty())
+    }
+
+    /// What came since the last time, in the order of time; nothing if nothing came for a while.
+    ///
+    /// A stream is read a few entries at a time. What is younger than the last of those, where there are more,
+    /// is held back, and its stream is not read on meanwhile.
     async fn read(&mut self) -> Result<Vec<(String, Entry)>, BusError> {
-        let from: Vec<(&str, EntryId)> = self
-            .streams
+        let wanted = (0..self.streams.len()).filter(|at| self.streams[*at].held.is_empty());
+        let wanted: Vec<usize> = wanted.collect();
+        let from: Vec<(&str, EntryId)> = wanted
             .iter()
-            .map(|(name, after)| (name.as_str(), *after))
+            .map(|at| (self.streams[*at].name.as_str(), self.streams[*at].after))
             .collect();
+        let block = match self.holds_back() {
+            true => AT_ONCE,
+            false => BLOCK,
+        };
         let read = match self.connector.check(self.generation) {
-            Ok(()) => read_after(&mut self.connection, &from, COUNT, BLOCK).await,
+            Ok(()) => read_after(&mut self.connection, &from, COUNT, block).await,
             Err(moved) => Err(moved),
         };
         let batches = match read {
@@ -199,15 +232,24 @@ impl Follower {
                 return Ok(Vec::new());
             }
         };
-        let mut entries = Vec::new();
+        for at in &wanted {
+            self.streams[*at].more = false;
+        }
         for batch in batches {
-            let (name, after) = &mut self.streams[batch.stream];
-            for entry in batch.entries {
-                *after = entry.id;
-                entries.push((name.clone(), entry));
+            let stream = &mut self.streams[wanted[batch.stream]];
+            stream.more = batch.entries.len() == COUNT;
+            stream.after = batch.entries.last().map_or(stream.after, |last| last.id);
+            stream.held.extend(batch.entries);
+        }
+        let unfinished = self.streams.iter().filter(|stream| stream.more);
+        let bound = unfinished.map(|stream| stream.after).min();
+        let mut entries = Vec::new();
+        for stream in &mut self.streams {
+            let fits = |entry: &Entry| bound.is_none_or(|bound| entry.id <= bound);
+            while let Some(entry) = stream.held.pop_front_if(|entry| fits(entry)) {
+                entries.push((stream.name.clone(), entry));
             }
         }
-        // Streams are read one after the other; people read by time.
         entries.sort_by_key(|(_, entry)| entry.id);
         Ok(entries)
     }
@@ -227,10 +269,10 @@ impl Follower {
     async fn reopen(&mut self) -> Result<(), BusError> {
         self.generation = self.connector.generation();
         self.connection = self.connector.blocking(BLOCK).await?;
-        for (name, after) in &mut self.streams {
+        for stream in &mut self.streams {
             // After a loss of data a stream may begin again below what was read.
-            if last_id(&mut self.connection, name).await? < *after {
-                *after = EntryId::default();
+            if last_id(&mut self.connection, &stream.name).await? < stream.after {
+                stream.after = EntryId::default();
             }
         }
         Ok(())

@@ -77,13 +77,13 @@ struct Create {
     #[arg(long, value_name = "JSON|@FILE|-")]
     data: Option<String>,
     /// The task's id [default: one made up]
-    #[arg(long)]
+    #[arg(long, value_parser = input::task)]
     id: Option<String>,
     /// 0 to 100: the highest goes first
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=100))]
     priority: Option<u8>,
     /// The role that the worker must hold [default: worker]
-    #[arg(long)]
+    #[arg(long, value_parser = input::role)]
     role: Option<String>,
     /// An event type that the worker must have a handler for besides; may be repeated
     #[arg(long, value_name = "TYPE", value_delimiter = ',', value_parser = input::event_type)]
@@ -103,7 +103,7 @@ struct Create {
 #[derive(Args)]
 struct Get {
     /// The task's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = input::task)]
     id: String,
     #[command(flatten)]
     reply: ReplyFlags,
@@ -127,7 +127,7 @@ struct List {
 #[command(after_help = CANCEL_EXAMPLES)]
 struct Cancel {
     /// The task's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = input::task)]
     id: String,
     /// Why, for whoever looks at it later
     #[arg(long, value_name = "TEXT")]
@@ -168,10 +168,10 @@ struct Fail {
 #[derive(Args)]
 struct Assignment {
     /// The task's id
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", value_parser = input::task)]
     id: String,
     /// The instance that holds it
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = input::instance)]
     instance: String,
     /// The number that it was assigned under
     #[arg(long, value_name = "N")]

@@ -53,13 +53,13 @@ struct Cast {
     #[arg(value_name = "DECISION", value_parser = decision)]
     decision: String,
     /// Whose vote it is
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = input::instance)]
     instance: String,
     /// What for: JSON, at most 1024 bytes
     #[arg(long, value_name = "JSON")]
     value: String,
     /// Who may vote, if this opens the ballot: active instances of this role
-    #[arg(long, value_name = "ROLE")]
+    #[arg(long, value_name = "ROLE", value_parser = input::role)]
     role: Option<String>,
     /// How long the ballot is open, if this opens it [default: 5m]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]

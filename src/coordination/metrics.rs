@@ -21,6 +21,7 @@ use super::error::CoordinationError;
 use super::instance::{Beat, MAX_REPORT};
 use super::instances::{Instances, KEPT};
 use crate::bus::clock::ServerTime;
+use crate::bus::event::EntryId;
 use crate::bus::keys::is_event_type;
 use crate::registry::histogram::{BUCKETS, Histogram};
 use redis::ScriptInvocation;
@@ -35,6 +36,10 @@ pub const MAX_HANDLERS: usize = 256;
 const AT_ONCE: usize = 32;
 /// Buckets in one report, so that a report takes the server a few ms at most.
 pub const MAX_BUCKETS: usize = 4096;
+/// Event types whose runs one report tells of.
+pub const MAX_RUNNING: usize = 64;
+/// Runs that one report tells of.
+pub const MAX_RUNS: usize = 32;
 /// Event types that the totals tell of. Those that come later count in the sums only.
 const MAX_TYPES: usize = 1024;
 /// The highest counter: the script counts in numbers that are exact up to 2^53.
@@ -82,7 +87,7 @@ pub struct HandlerSums {
 pub struct Gauges {
     /// Resident memory.
     pub memory_bytes: u64,
-    /// Events read and not settled.
+    /// Events started and not settled.
     pub in_flight: u64,
     /// Events processed in the window.
     pub window_events: u64,
@@ -90,6 +95,36 @@ pub struct Gauges {
     pub window_ms: u64,
     /// The circuits of its handlers: `closed`, `half-open` or `open`.
     pub circuits: BTreeMap<String, &'static str>,
+    /// What runs that takes its time, by event type; the longest of at most [`MAX_RUNNING`] types.
+    pub running: BTreeMap<String, Running>,
+    /// The runs that began first, at most [`MAX_RUNS`].
+    pub runs: Vec<Run>,
+}
+
+/// The runs of one event type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Running {
+    /// How many.
+    pub runs: u64,
+    /// How long the oldest goes on, in ms.
+    pub oldest_ms: u64,
+    /// Instances in which they hold every place that there is.
+    pub full: u64,
+}
+
+/// One run.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Run {
+    /// Whose; empty in an instance's own report.
+    pub instance: String,
+    /// The event type.
+    pub kind: String,
+    /// The stream of its event.
+    pub stream: String,
+    /// The entry of its event.
+    pub entry: EntryId,
+    /// How long it goes on, in ms.
+    pub age_ms: u64,
 }
 
 /// What an instance reports with a pulse.
@@ -134,7 +169,7 @@ impl Report {
                 in_flight: counter(map, "in_flight"),
                 window_events: get(map, "window").map_or(0, |window| counter(window, "events")),
                 window_ms: get(map, "window").map_or(0, |window| counter(window, "ms")),
-                circuits: BTreeMap::new(),
+                ..Gauges::default()
             },
             handlers: BTreeMap::new(),
         };
@@ -326,7 +361,35 @@ impl Gauges {
             number(self.window_events),
             number(self.window_ms),
             Value::Map(circuits),
+            Value::Map(self.packed_running()),
+            Value::Array(self.packed_runs()),
         ]))
+    }
+
+    fn packed_running(&self) -> Vec<(Value, Value)> {
+        let mut longest: Vec<(&String, &Running)> = self.running.iter().collect();
+        longest.sort_by_key(|(_, running)| std::cmp::Reverse((running.full, running.oldest_ms)));
+        let packed = longest
+            .into_iter()
+            .take(MAX_RUNNING)
+            .map(|(kind, running)| {
+                let numbers = [running.runs, running.oldest_ms, running.full];
+                let numbers = numbers.map(|n| Value::from(n.min(HIGHEST)));
+                (kind.as_str().into(), Value::Array(numbers.into()))
+            });
+        packed.collect()
+    }
+
+    fn packed_runs(&self) -> Vec<Value> {
+        let run = |run: &Run| {
+            Value::Array(vec![
+                run.kind.as_str().into(),
+                run.stream.as_str().into(),
+                run.entry.to_string().into(),
+                run.age_ms.min(HIGHEST).into(),
+            ])
+        };
+        self.runs.iter().take(MAX_RUNS).map(run).collect()
     }
 
     pub(super) fn unpacked(packed: &[u8]) -> Option<Gauges> {
@@ -344,6 +407,8 @@ impl Gauges {
             window_events: number(2),
             window_ms: number(3),
             circuits: circuits.collect(),
+            running: unpacked_running(parts.get(5)),
+            runs: unpacked_runs(parts.get(6)),
         })
     }
 
@@ -356,6 +421,37 @@ impl Gauges {
     }
 }
 
+fn unpacked_running(packed: Option<&Value>) -> BTreeMap<String, Running> {
+    let pairs = packed.and_then(Value::as_map).into_iter().flatten();
+    let running = pairs.filter_map(|(kind, numbers)| {
+        let numbers = numbers.as_array()?;
+        let number = |at: usize| numbers.get(at).and_then(Value::as_u64).unwrap_or(0);
+        let running = Running {
+            runs: number(0),
+            oldest_ms: number(1),
+            full: number(2).min(1),
+        };
+        Some((kind.as_str()?.to_owned(), running))
+    });
+    running.take(MAX_RUNNING).collect()
+}
+
+fn unpacked_runs(packed: Option<&Value>) -> Vec<Run> {
+    let runs = packed.and_then(Value::as_array).into_iter().flatten();
+    let run = |run: &Value| {
+        let parts = run.as_array()?;
+        let text = |at: usize| parts.get(at).and_then(Value::as_str);
+        Some(Run {
+            instance: String::new(),
+            kind: text(0)?.to_owned(),
+            stream: text(1)?.to_owned(),
+            entry: text(2)?.parse().ok()?,
+            age_ms: parts.get(3).and_then(Value::as_u64)?,
+        })
+    };
+    runs.filter_map(run).take(MAX_RUNS).collect()
+}
+
 /// What all did and how they are.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Global {
@@ -365,6 +461,10 @@ pub struct Global {
     pub handlers: BTreeMap<String, HandlerSums>,
     /// The worst circuit of each event type among the living, where any has one.
     pub circuits: BTreeMap<String, &'static str>,
+    /// What the living run that takes its time, by event type.
+    pub running: BTreeMap<String, Running>,
+    /// The runs that each of the living began first, the oldest first.
+    pub runs: Vec<Run>,
     /// Instances that are alive.
     pub instances: u64,
     /// Their memory.
@@ -444,17 +544,18 @@ impl Instances {
                 ]);
             }
             let rows: Vec<Living> = self.store.ask(&reads).await?;
-            for (gauges, reported, load, capacity, sealed, did) in rows {
+            for (id, (gauges, reported, load, capacity, sealed, did)) in page.iter().zip(rows) {
                 let gauges = gauges.and_then(|packed| Gauges::unpacked(&packed));
                 if sealed.is_none() {
                     let did = did.and_then(|packed| Sums::unpacked(&packed));
                     global.external.add(gauges, did.unwrap_or_default());
                     continue;
                 }
-                global.add(gauges, reported.map(|at| now.saturating_sub(at)));
+                global.add(id, gauges, reported.map(|at| now.saturating_sub(at)));
                 busy.push(load.unwrap_or(0.0) / capacity.unwrap_or(0).max(1) as f64);
             }
         }
+        global.runs.sort_by_key(|run| std::cmp::Reverse(run.age_ms));
         global.load_balance = evenness(&busy);
         Ok(global)
     }
@@ -484,7 +585,7 @@ impl External {
 }
 
 impl Global {
-    fn add(&mut self, gauges: Option<Gauges>, age: Option<u64>) {
+    fn add(&mut self, id: &str, gauges: Option<Gauges>, age: Option<u64>) {
         self.instances += 1;
         self.oldest_ms = self.oldest_ms.max(age.unwrap_or(0));
         let Some(gauges) = gauges else {
@@ -493,6 +594,19 @@ impl Global {
         self.memory_bytes = self.memory_bytes.saturating_add(gauges.memory_bytes);
         self.in_flight = self.in_flight.saturating_add(gauges.in_flight);
         self.throughput += gauges.throughput();
+        // What ran at the report is taken to run still.
+        let age = age.unwrap_or(0);
+        for (kind, more) in gauges.running {
+            let running = self.running.entry(kind).or_default();
+            running.runs += more.runs;
+            running.full += more.full;
+            running.oldest_ms = running.oldest_ms.max(more.oldest_ms + age);
+        }
+        self.runs.extend(gauges.runs.into_iter().map(|run| Run {
+            instance: id.to_owned(),
+            age_ms: run.age_ms + age,
+            ..run
+        }));
         let place = |state: &str| CIRCUITS.iter().position(|known| *known == state);
         for (kind, state) in gauges.circuits {
             let worst = self.circuits.entry(kind).or_insert(state);

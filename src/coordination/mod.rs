@@ -8,6 +8,7 @@ pub mod batch;
 pub mod batches;
 pub mod catalog;
 pub mod error;
+pub mod flow;
 pub mod gossip;
 pub mod instance;
 pub mod instances;

@@ -6,7 +6,8 @@ use super::error::CoordinationError;
 use super::store::Store;
 use crate::bus::connect::Connector;
 use crate::bus::event::Entry;
-use crate::bus::keys::Keys;
+use crate::bus::keys::{Keys, StreamName};
+use crate::bus::memory::Memory;
 use crate::bus::msgpack::{self, PayloadLimits};
 use crate::bus::read;
 use redis::{FromRedisValue, Value};
@@ -60,16 +61,7 @@ impl View {
     /// # Errors
     /// `Bus`.
     pub async fn streams(&self) -> Result<Vec<StreamSize>, CoordinationError> {
-        let keys = &self.store.keys;
-        let inboxes = keys.inbox_route("");
-        let mut names = vec![keys.broadcast(), inboxes.results, inboxes.dead];
-        for domain in self.catalog.domains().await? {
-            for partition in 0..keys.partitions(&domain) {
-                let route = keys.route(&domain, partition);
-                names.extend([route.events, route.results, route.dead]);
-            }
-        }
-        names.truncate(MAX_STREAMS);
+        let names = self.names().await?;
         let mut sizes = Vec::new();
         for page in names.chunks(PAGE) {
             let mut reads = redis::pipe();
@@ -98,6 +90,41 @@ impl View {
         }
         sizes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(sizes)
+    }
+
+    /// Those streams by name, whether they exist or not.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn stream_names(&self) -> Result<Vec<StreamName>, CoordinationError> {
+        let names = self.names().await?;
+        let known = names
+            .iter()
+            .filter_map(|name| self.store.keys.stream_name(name));
+        Ok(known.collect())
+    }
+
+    async fn names(&self) -> Result<Vec<String>, CoordinationError> {
+        let keys = &self.store.keys;
+        let inboxes = keys.inbox_route("");
+        let mut names = vec![keys.broadcast(), inboxes.results, inboxes.dead];
+        for domain in self.catalog.domains().await? {
+            for partition in 0..keys.partitions(&domain) {
+                let route = keys.route(&domain, partition);
+                names.extend([route.events, route.results, route.dead]);
+            }
+        }
+        names.truncate(MAX_STREAMS);
+        Ok(names)
+    }
+
+    /// What the server uses of its memory; `None` if it does not tell.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn memory(&self) -> Result<Option<Memory>, CoordinationError> {
+        let mut connection = self.store.connector.pooled().await?;
+        Ok(Memory::look(&mut connection).await?)
     }
 
     /// The last entries of the broadcast, the latest first: at most that many, at most

@@ -1,6 +1,8 @@
 //! What a worker is at, by event type: for who looks at it.
 
 use super::shared::Shared;
+use crate::coordination::metrics::{MAX_RUNS, Run, Running};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -27,6 +29,40 @@ impl Activity {
         self.waiting += other.waiting;
         self.oldest = [self.oldest, other.oldest].into_iter().flatten().min();
     }
+}
+
+/// What runs in these lanes now, as a report tells it: by event type, and the runs that began first.
+pub fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<Run>) {
+    let now = Instant::now();
+    let age = |since: Instant| now.saturating_duration_since(since).as_millis() as u64;
+    let (mut running, mut runs) = (BTreeMap::<String, Running>::new(), Vec::new());
+    for lane in lanes {
+        for (kind, activity) in of(std::slice::from_ref(lane)) {
+            let Some(oldest) = activity.oldest else {
+                continue;
+            };
+            let sum = running.entry(kind).or_default();
+            sum.runs += activity.running as u64;
+            sum.oldest_ms = sum.oldest_ms.max(age(oldest));
+            if activity.running >= lane.concurrency {
+                sum.full = 1;
+            }
+        }
+        let kinds: Vec<_> = lane.router.routes().collect();
+        for (route, since, stream, entry) in lane.inflight.oldest(MAX_RUNS) {
+            let kind = kinds.iter().find(|kind| kind.index == route);
+            runs.push(Run {
+                instance: String::new(),
+                kind: kind.map_or_else(String::new, |kind| kind.kind.clone()),
+                stream: lane.routes[stream].events.clone(),
+                entry,
+                age_ms: age(since),
+            });
+        }
+    }
+    runs.sort_by_key(|run| std::cmp::Reverse(run.age_ms));
+    runs.truncate(MAX_RUNS);
+    (running, runs)
 }
 
 /// What these lanes are at: the event types with runs or waiting events. Costs a look at everything in

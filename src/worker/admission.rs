@@ -230,16 +230,16 @@ impl Admission {
         self.loads[stream].full
     }
 
-    /// Takes out all that waits.
-    pub fn give_up(&mut self) -> Vec<Lease> {
+    /// Takes out all that waits, and what was on its way through a gate.
+    pub fn give_up(&mut self) -> (Vec<Waiting>, Vec<Lease>) {
         self.turns.clear();
         self.loads.fill(Load::default());
         self.waiting = 0;
         self.mortal = 0;
         let queues = self.queues.iter_mut().flat_map(|queue| queue.drain(..));
-        let mut left: Vec<Lease> = queues.map(|waiting| waiting.lease).collect();
-        left.extend(self.entering.drain().map(|(lease, _)| lease));
-        left
+        let waiting = queues.collect();
+        let entering = self.entering.drain().map(|(lease, _)| lease);
+        (waiting, entering.collect())
     }
 }
 

@@ -9,6 +9,7 @@ use crate::config::{RedisUrl, SettingError, Settings};
 use crate::coordination::ballots::Ballots;
 use crate::coordination::batches::Batches;
 use crate::coordination::catalog::Catalog;
+use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::leases::Leases;
 use crate::coordination::metrics::OwnReport;
@@ -18,6 +19,7 @@ use crate::coordination::view::View;
 use crate::handlers::services::Configured;
 use crate::handlers::system::batch_process::Runner;
 use crate::ledger::LedgerError;
+use crate::ledger::fill::GROUP;
 use crate::registry::context::{Process, States};
 use crate::registry::handler::Handler;
 use crate::registry::policy::{Policy, PolicyError};
@@ -162,6 +164,8 @@ impl Builder {
         states.insert(Batches::new(connector.clone(), keys.clone()));
         states.insert(Ballots::new(connector.clone(), keys.clone()));
         states.insert(View::new(connector.clone(), keys.clone()));
+        let group = settings.group.as_str();
+        states.insert(Flow::new(connector.clone(), keys.clone(), group, GROUP));
         let catalog = Catalog::new(connector.clone(), keys.clone());
         states.insert(catalog.clone());
         let process = Arc::new(Process {

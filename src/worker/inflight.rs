@@ -152,6 +152,19 @@ impl InFlight {
         all
     }
 
+    /// The runs that began first: the route, when, the stream and the entry.
+    pub fn oldest(&self, count: usize) -> Vec<(usize, Instant, usize, EntryId)> {
+        let held = self.held();
+        let runs = held.iter().filter_map(|(key, held)| match held.doing {
+            Doing::Nothing | Doing::Waits { .. } => None,
+            Doing::Runs { route, since, .. } => Some((route, since, key.stream, key.entry)),
+        });
+        let mut runs: Vec<_> = runs.collect();
+        runs.sort_unstable_by_key(|(_, since, ..)| *since);
+        runs.truncate(count);
+        runs
+    }
+
     /// Drops deliveries that are settled.
     pub fn remove<'a>(&self, leases: impl Iterator<Item = &'a Lease>) {
         let mut held = self.held();

@@ -4,6 +4,7 @@
 //! goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
 //! that is ready at once runs inside the loop; one that waits becomes a task.
 
+mod give_back;
 mod run;
 mod under_way;
 
@@ -107,11 +108,7 @@ impl Lane {
             self.look_at_deadlines();
             let draining = drain.is_cancelled();
             if draining {
-                // What was not started stays pending; the others take it as soon as this one unregisters.
-                let left = self.ready.drain(..).chain(self.suspects.drain(..));
-                let mut left: Vec<Lease> = left.map(|delivery| delivery.lease()).collect();
-                left.extend(self.admission.give_up());
-                self.shared.inflight.remove(left.iter());
+                self.give_back();
             }
             let more = self.start_ready();
             // The commit before the next read: a requester waits for the one, nobody for the other.
@@ -265,6 +262,17 @@ impl Lane {
                 self.ready.push_back(delivery);
             }
         }
+        self.tell_ahead();
+    }
+
+    /// Entries that were read and not started.
+    fn ahead(&self) -> usize {
+        self.suspects.len() + self.ready.len() + self.admission.len()
+    }
+
+    fn tell_ahead(&self) {
+        let ahead = self.ahead() as u64;
+        self.shared.counts.ahead.store(ahead, Ordering::Relaxed);
     }
 
     /// Starts what may be started, for one slice of time; true if it left some.
@@ -273,12 +281,12 @@ impl Lane {
             return false;
         }
         if let Some(suspect) = self.suspects.front() {
-            let waiting = self.suspects.len() + self.ready.len() + self.admission.len();
-            let beside = self.shared.inflight.len().saturating_sub(waiting);
+            let beside = self.shared.inflight.len().saturating_sub(self.ahead());
             if beside == 0 {
                 let lease = suspect.lease();
                 self.alone = Some(lease);
                 if let Some(suspect) = self.suspects.pop_front() {
+                    self.tell_ahead();
                     self.start(suspect, Instant::now());
                 }
                 // It is alone again as soon as it runs; it may wait for others until then.
@@ -303,6 +311,7 @@ impl Lane {
                 }
                 return false;
             }
+            self.tell_ahead();
             if now - began > SLICE {
                 return !self.ready.is_empty() || self.admission.len() > 0;
             }
@@ -332,6 +341,10 @@ impl Lane {
             }
             Finished::Settled(settlement) => self.settled.push(*settlement),
             Finished::Given(lease) => self.release(std::slice::from_ref(&lease)),
+            Finished::GivenBack(settlements, stays) => {
+                self.settled.extend(settlements);
+                self.release(&stays);
+            }
         }
     }
 

@@ -1,5 +1,6 @@
 //! What this worker reports of itself with its pulses.
 
+use super::activity;
 use super::handover::NUDGE;
 use super::lanes::Lanes;
 use super::shared::Shared;
@@ -43,11 +44,14 @@ impl Reporter {
             events_processed: self.lanes.iter().map(committed).sum(),
             ..Sums::default()
         };
-        let in_flight: usize = self.lanes.iter().map(|lane| lane.inflight.len()).sum();
+        let in_flight = self.lanes.iter().map(|lane| lane.under_way()).sum();
         let (window, events) = self.window(sums.events_processed);
+        let (running, runs) = activity::running(&self.lanes);
         let mut gauges = Gauges {
+            running,
+            runs,
             memory_bytes: resident_bytes(),
-            in_flight: in_flight as u64,
+            in_flight,
             window_events: events,
             window_ms: window.as_millis() as u64,
             ..Gauges::default()
@@ -73,6 +77,12 @@ impl Reporter {
             handlers,
             gauges,
         }
+    }
+
+    /// How many tasks it has in hand.
+    pub fn tasks(&self) -> usize {
+        let inboxes = self.lanes.iter().filter(|lane| lane.inbox.is_some());
+        inboxes.map(|lane| lane.inflight.len()).sum()
     }
 
     /// The same without the handlers that did nothing since the last report that arrived.

@@ -59,6 +59,8 @@ pub struct Counts {
     pub retried: AtomicU64,
     /// Events that became dead letters.
     pub dead: AtomicU64,
+    /// Entries that were read and are not started yet, now.
+    pub ahead: AtomicU64,
 }
 
 /// What the parts of a lane share.
@@ -149,6 +151,12 @@ impl Shared {
     pub fn claims_key(&self, stream: usize, consumer: &str) -> String {
         let (domain, partition) = &self.places[stream];
         self.process.keys.claims(domain, *partition, consumer)
+    }
+
+    /// Events that were started and are not settled.
+    pub fn under_way(&self) -> u64 {
+        let ahead = self.counts.ahead.load(Ordering::Relaxed);
+        (self.inflight.len() as u64).saturating_sub(ahead)
     }
 
     /// Who settles a delivery, and what of.

@@ -844,7 +844,7 @@ fn every_command_in_the_sources_is_granted() {
             .unwrap_or_default();
         let is_operators = is_command_line
             || file.starts_with(root().join("src/bus"))
-                && ["browse", "drop", "inspect", "rights", "server"].contains(&name)
+                && ["browse", "drop", "inspect", "memory", "rights", "server"].contains(&name)
             || name.starts_with("replay");
         let user = ["convoke-worker", "convoke-operator"][usize::from(is_operators)];
         // What measures a server is no part of the bus: whoever runs it has the server for himself.

@@ -35,6 +35,34 @@ async fn a_batch_is_replied_published_and_acknowledged_in_one_transaction() {
 }
 
 #[tokio::test]
+async fn a_discarded_outcome_counts_no_dead_letter_and_no_retry() {
+    let mut bus = Bus::start().await;
+    let mut committer = bus.committer("w-1");
+    committer.start().await.unwrap();
+    bus.add(2).await;
+    let held = bus.deliver("w-1", &committer.claims(), 10).await;
+    let pending = bus.pending().await;
+    bus.take("w-2", &pending).await;
+    let ends = held.iter().map(|held| {
+        let letter = DeadLetter {
+            entry: held.entry.clone(),
+            reason: "internal".into(),
+            message: "it failed".into(),
+            attempts: 5,
+            deliveries: 1,
+            stream: bus.route.events.clone(),
+            instance: "w-1".into(),
+            time: 9,
+        };
+        held.ending(End::Dead(letter.into()))
+    });
+    let report = committer.commit(ends.collect()).await;
+    assert_eq!((report.fenced, report.committed), (2, 0));
+    assert_eq!((report.dead, report.retried), (0, 0));
+    assert_eq!(bus.ask::<u64>("EXISTS cb:dead:image").await, 0);
+}
+
+#[tokio::test]
 async fn an_entry_taken_over_while_the_counter_is_watched_leaves_no_trace() {
     let mut bus = Bus::start().await;
     let mut committer = bus.committer("w-1");
@@ -286,7 +314,7 @@ async fn a_dead_letter_keeps_the_original_fields_and_says_why() {
     let report = committer
         .commit(vec![held[0].ending(End::Dead(letter.into()))])
         .await;
-    assert_eq!(report.committed, 1);
+    assert_eq!((report.committed, report.dead), (1, 1));
     let dead: redis::Value = bus.ask("XRANGE cb:dead:image - +").await;
     let dead = convoke::bus::read::entries_of(dead).unwrap();
     let words: Vec<&str> = dead[0]

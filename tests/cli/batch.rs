@@ -97,7 +97,7 @@ fn what_is_no_batch_is_wrong_usage_or_not_there() {
     run(&redis, &["batch", "run", "demo.echo", "--items", "["]).failed(2, &["not JSON"]);
     run(&redis, &["batch", "run", "demo", "--items", "[]"]).failed(2, &["demo"]);
     run(&redis, &["batch", "show", "b-1"]).failed(1, &["no batch b-1"]);
-    run(&redis, &["batch", "show", "a b"]).failed(1, &["batch_id: "]);
+    run(&redis, &["batch", "show", "a b"]).failed(2, &["a b", "is not 1 to 128"]);
     let empty = run(&redis, &["batch", "list"]).done();
     assert_eq!(
         (empty.out.as_str(), empty.err.as_str()),

@@ -211,3 +211,49 @@ async fn instances_are_filtered_sorted_and_shown_with_their_condition() {
         .done()
         .failed(0, &["no instances of role none"]);
 }
+
+#[tokio::test]
+async fn a_slip_in_a_name_is_refused_before_anything_is_published() {
+    let redis = Redis::start();
+    for (args, named) in [
+        (
+            &[
+                "task",
+                "fail",
+                "t-1",
+                "--instance",
+                "",
+                "--fence",
+                "1",
+                "--error",
+                "x",
+            ][..],
+            "instance",
+        ),
+        (
+            &[
+                "task",
+                "complete",
+                "t 1",
+                "--instance",
+                "w-1",
+                "--fence",
+                "1",
+            ],
+            "task",
+        ),
+        (&["task", "create", "a.b", "--role", ""], "role"),
+        (&["task", "get", ""], "task"),
+        (
+            &["vote", "cast", "d", "--instance", "", "--value", "1"],
+            "instance",
+        ),
+    ] {
+        run(&redis, args).failed(2, &[named, "is not 1 to 128"]);
+    }
+    let keys: Vec<String> = redis::cmd("KEYS")
+        .arg("*")
+        .query(&mut redis.connect())
+        .unwrap();
+    assert_eq!(keys, Vec::<String>::new());
+}

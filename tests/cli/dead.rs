@@ -1,8 +1,8 @@
 //! `convoke dead`.
 
 use super::rig::{bury, entries, lines, names, say, text};
-use super::run;
-use crate::support::Redis;
+use super::{File, run, run_with_input};
+use crate::support::{Redis, users};
 use serde_json::json;
 
 fn graveyard() -> Redis {
@@ -82,6 +82,7 @@ fn dead_letters_are_listed_and_chosen() {
             "stream",
             "entry",
             "type",
+            "id",
             "reason",
             "message",
             "attempts",
@@ -98,6 +99,7 @@ fn dead_letters_are_listed_and_chosen() {
     );
     for (name, value) in [
         ("entry", json!("1-1")),
+        ("id", json!("e-1")),
         ("reason", json!("internal")),
         ("attempts", json!(5)),
         ("instance", json!("w-1")),
@@ -111,6 +113,8 @@ fn dead_letters_are_listed_and_chosen() {
     }
     assert_eq!(letters[0]["fields"]["x"], "y");
     assert_eq!(letters[2]["replays"], 2);
+    // Without one of its own.
+    assert_eq!(letters[1]["id"], "7-2");
     let shown = |args: &[&str]| {
         let args = [&["dead", "list", "--entries", "--format=json"], args].concat();
         let letters = lines(&run(&redis, &args).done().out);
@@ -122,6 +126,17 @@ fn dead_letters_are_listed_and_chosen() {
     assert_eq!(shown(&["--reason", "poison"]), "3-1");
     assert_eq!(shown(&["--type", "*.resize", "--limit", "1"]), "1-1");
     assert_eq!(shown(&["--where", "user.name=ada"]), "1-1");
+    // A field of the event's own, here of the first one only.
+    assert_eq!(shown(&["--where", "x=y"]), "1-1");
+    let misspelt = ["dead", "list", "--entries", "--where", "sorce=shop"];
+    let told = run(&redis, &misspelt).done();
+    assert!(
+        told.err.contains("sorce: none of the entries has a field"),
+        "{}",
+        told.err
+    );
+    let there = ["dead", "list", "--entries", "--where", "user.name=nobody"];
+    assert!(!run(&redis, &there).done().err.contains("none of"));
     assert_eq!(shown(&["--instance", "w-2"]), "");
     assert_eq!(shown(&["--since", "2-0"]), "2-1 3-1");
     let text = run(&redis, &["dead", "list", "--entries"]).done().out;
@@ -210,4 +225,60 @@ fn nothing_of_a_dead_letter_drives_a_terminal() {
             );
         }
     }
+}
+
+#[test]
+fn twenty_thousand_ids_come_from_a_file_or_a_pipe() {
+    let redis = graveyard();
+    let ids: String = (0..20_000).map(|n| format!("{n}-1\n")).collect();
+    let path = File::new("ids", &ids);
+    let file = format!("@{}", path.path());
+    let args = |id| ["dead", "list", "--entries", "--format=json", "--id", id];
+    let named = run(&redis, &args(&file)).done().out;
+    assert_eq!(lines(&named).len(), 3);
+    let piped = run_with_input(&redis, &args("-"), b"2-1, 3-1\n");
+    let piped = piped.done().out;
+    assert_eq!(lines(&piped).len(), 2);
+    run(&redis, &args("@/nowhere")).failed(2, &["/nowhere"]);
+    run(&redis, &args("1-1,x")).failed(2, &["\"x\"", "entry id"]);
+}
+
+#[test]
+fn on_a_narrow_terminal_the_whole_message_is_there() {
+    let redis = Redis::start();
+    let message = "the printer is out of paper and nobody is there who could bring any before noon";
+    let entry = [
+        "type",
+        "image.resize",
+        "deadreason",
+        "failed_precondition",
+        "deadinstance",
+        "worker-of-the-second-floor-17",
+        "deadmessage",
+        message,
+    ];
+    redis::cmd("XADD")
+        .arg(&["cb:dead:image", "1700000000000-0"])
+        .arg(&entry)
+        .exec(&mut redis.connect())
+        .unwrap();
+    let line = format!("{} dead list --entries", env!("CARGO_BIN_EXE_convoke"));
+    let mut command = std::process::Command::new("script");
+    command
+        .args(["-qec", &format!("stty cols 80; {line}"), "/dev/null"])
+        .env("CONVOKE_REDIS_URL", redis.url_for(users::MONITOR))
+        .env("NO_COLOR", "1")
+        .env_remove("COLUMNS")
+        .stdin(std::process::Stdio::null());
+    let out = command.output().expect("script runs");
+    let out = String::from_utf8(out.stdout).unwrap();
+    let words: Vec<&str> = out.split_whitespace().collect();
+    let said: Vec<&str> = message.split(' ').collect();
+    assert!(words.windows(said.len()).any(|part| part == said), "{out}");
+    assert!(out.contains("failed_precondition"), "{out}");
+    assert!(
+        out.lines()
+            .all(|line| line.trim_end().chars().count() <= 80),
+        "{out}"
+    );
 }

@@ -202,7 +202,7 @@ fn a_healthy_server_has_nothing_wrong() {
     let patient = Patient::healthy();
     let findings = patient.examined();
     assert_eq!(findings.bad(), Vec::<String>::new());
-    assert_eq!((findings.code, findings.all.len()), (0, 30));
+    assert_eq!((findings.code, findings.all.len()), (0, 39));
     assert_eq!(
         super::rig::names(&findings.all[0]),
         ["check", "status", "what", "why", "fix"]
@@ -211,7 +211,7 @@ fn a_healthy_server_has_nothing_wrong() {
     let text = end(command.env("CONVOKE_REDIS_URL", &patient.url).arg("doctor"))
         .done()
         .out;
-    assert_eq!(text, "0 dangerous, 0 warnings, 0 not checked, 30 fine\n");
+    assert_eq!(text, "0 dangerous, 0 warnings, 0 not checked, 39 fine\n");
 }
 
 #[test]
@@ -235,6 +235,62 @@ fn the_server_that_deploy_describes_has_nothing_wrong() {
         let findings = examined(&redis.url_for(user));
         assert_eq!(findings.bad(), Vec::<String>::new(), "{user}");
     }
+}
+
+#[test]
+fn a_memory_that_is_full_is_named_with_what_takes_it() {
+    let patient = Patient::healthy();
+    let large = "x".repeat(500_000);
+    patient.say(&[
+        "XADD",
+        "cb:dead:image",
+        "*",
+        "type",
+        "image.x",
+        "data",
+        &large,
+    ]);
+    patient.say(&[
+        "XADD",
+        "cb:results:image",
+        "*",
+        "type",
+        "image.x",
+        "data",
+        "x",
+    ]);
+    let mut connection = redis::Client::open(patient.url.as_str())
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    let info: String = redis::cmd("INFO")
+        .arg("memory")
+        .query(&mut connection)
+        .unwrap();
+    let used = info
+        .lines()
+        .find_map(|line| line.strip_prefix("used_memory:"));
+    let used: u64 = used.unwrap().trim().parse().unwrap();
+    patient.set("maxmemory", &(used + 1000).to_string());
+    let findings = patient.examined();
+    let memory = findings.of("memory");
+    let what = memory["what"].as_str().unwrap();
+    assert!(
+        what.contains(&format!("({} bytes) are in use", used + 1000)),
+        "{what}"
+    );
+    assert!(
+        what.contains("the largest keys are cb:dead:image with 5"),
+        "{what}"
+    );
+    assert!(
+        memory["fix"]
+            .as_str()
+            .unwrap()
+            .contains("convoke dead drop"),
+        "{memory}"
+    );
+    patient.must_suffer(&["danger memory"]);
 }
 
 #[test]
@@ -629,7 +685,7 @@ fn what_it_may_not_look_at_is_named() {
         "{text}"
     );
     assert!(
-        text.ends_with("0 dangerous, 3 warnings, 25 not checked, 2 fine\n"),
+        text.ends_with("0 dangerous, 3 warnings, 34 not checked, 2 fine\n"),
         "{text}"
     );
 
@@ -650,4 +706,85 @@ fn without_a_server_it_fails() {
     let ended = end(bare().env("CONVOKE_REDIS_URL", url).arg("doctor"));
     assert_eq!(ended.code, 1);
     assert!(ended.err.contains("onnect"), "{}", ended.err);
+}
+
+/// A stream with these groups, whose entries have waited for ever.
+fn waiting(patient: &Patient, stream: &str, groups: &[&str]) {
+    for id in ["1-1", "2-1", "3-1"] {
+        patient.say(&["XADD", stream, id, "type", "image.resize"]);
+    }
+    for group in groups {
+        patient.say(&["XGROUP", "CREATE", stream, group, "0"]);
+    }
+}
+
+#[tokio::test]
+async fn events_that_do_not_flow_are_named_with_why_and_how_to_mend_it() {
+    let patient = Patient::healthy();
+    waiting(&patient, "cb:events:image", &["workers", "audit"]);
+    let read = "XREADGROUP GROUP workers w-1 COUNT 1 STREAMS cb:events:image >";
+    patient.say(&read.split(' ').collect::<Vec<_>>());
+    // One that lives, and has no handler.
+    registered(&patient, "w-1").await;
+    let findings = patient.examined();
+    for (check, status, said) in [
+        (
+            "stalled",
+            "danger",
+            "nothing goes out of cb:events:image while 2 entries wait and 1 are held",
+        ),
+        (
+            "no-consumer",
+            "warning",
+            "3 entries of cb:events:image wait for the group audit",
+        ),
+        (
+            "no-handler",
+            "warning",
+            "events of type image.resize, and no instance has a handler",
+        ),
+    ] {
+        let finding = findings.of(check);
+        assert_eq!(finding["status"], status, "{finding}");
+        assert!(
+            finding["what"].as_str().unwrap().contains(said),
+            "{finding}"
+        );
+    }
+    patient.must_suffer(&[
+        "danger stalled",
+        "warning no-consumer",
+        "warning no-handler",
+    ]);
+}
+
+#[tokio::test]
+async fn a_ledger_that_is_behind_and_a_delay_queue_that_nobody_empties() {
+    let patient = Patient::healthy();
+    patient.say(&["XADD", "cb:broadcast", "1-1", "type", "leader.elected"]);
+    patient.say(&["XGROUP", "CREATE", "cb:broadcast", "ledger", "0"]);
+    patient.must_suffer(&["warning ledger"]);
+
+    let patient = Patient::healthy();
+    patient.say(&["XADD", "cb:dead:image", "1-1", "type", "image.resize"]);
+    patient.say(&["ZADD", "cb:delayed:image", "1000", "x"]);
+    let findings = patient.examined();
+    let what = findings.of("delayed")["what"].as_str().unwrap();
+    assert!(
+        what.starts_with("1 events in cb:delayed:image were due"),
+        "{what}"
+    );
+    patient.must_suffer(&["danger delayed"]);
+}
+
+async fn registered(patient: &Patient, id: &str) {
+    use convoke::bus::connect::Connector;
+    use convoke::bus::keys::Keys;
+    use convoke::config::RedisUrl;
+    use convoke::coordination::instance::Registering;
+    use convoke::coordination::instances::Instances;
+    let connector = Connector::new(&RedisUrl::new(patient.url.clone()), 1).unwrap();
+    let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
+    let registering = Registering::new(id, ["worker"]);
+    instances.register(&registering).await.unwrap();
 }

@@ -334,3 +334,25 @@ async fn instances_are_listed_without_a_worker() {
     assert_eq!(json["incarnation"], registered.incarnation);
     assert_eq!(json["capabilities"][0], "image.resize");
 }
+
+#[test]
+fn a_server_that_is_not_there_is_named_once_with_its_address() {
+    let port = support::free_port();
+    let url = format!("redis://127.0.0.1:{port}");
+    for args in [
+        &["streams"][..],
+        &["health"],
+        &["publish", "a.b"],
+        &["doctor"],
+        &["top", "--once"],
+    ] {
+        let ended = end(bare().args(args).env("CONVOKE_REDIS_URL", &url));
+        let ended = ended.failed(1, &[&format!("127.0.0.1:{port}")]);
+        assert_eq!(
+            ended.err.matches("refused").count(),
+            1,
+            "{args:?}: {}",
+            ended.err
+        );
+    }
+}

@@ -1,8 +1,9 @@
 //! `convoke streams` and `convoke pending`.
 
 use super::rig::{add, deliver, lines, names, register, say};
-use super::run;
-use crate::support::Redis;
+use super::worker::Worker;
+use super::{convoke, run};
+use crate::support::{self, Redis};
 use serde_json::json;
 
 /// Two entries with a living instance, one with nobody, one not delivered, one dead letter.
@@ -71,6 +72,7 @@ async fn streams_groups_and_consumers_are_counted() {
             "first_entry",
             "last_entry",
             "age_ms",
+            "bytes",
             "groups"
         ]
     );
@@ -82,6 +84,7 @@ async fn streams_groups_and_consumers_are_counted() {
         (&image["first_entry"], &image["last_entry"]),
         (&json!("1-1"), &json!("4-1"))
     );
+    assert!(image["bytes"].as_u64().unwrap() > 100, "{image}");
     let group = &image["groups"][0];
     assert_eq!(
         names(group),
@@ -169,6 +172,7 @@ async fn pending_entries_are_shown_decoded_with_their_owners() {
             "owner",
             "owner_alive",
             "idle_ms",
+            "running_ms",
             "age_ms",
             "deliveries",
             "attempt",
@@ -298,4 +302,44 @@ async fn more_than_a_page_is_listed_once_each() {
         .map(|p| p["entry"].as_str().unwrap())
         .collect();
     assert_eq!((pending.len(), ids.len()), (1203, 1203));
+}
+
+#[test]
+fn what_runs_for_long_is_shown_though_it_renews_its_lease() {
+    let redis = Redis::start();
+    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=slow.nap=sleep 600"]);
+    let command = command.args([
+        "--heartbeat-ttl=3s",
+        "--drain-timeout=100ms",
+        "--concurrency=1",
+    ]);
+    let worker = Worker::start(&redis, "w-1", command);
+    let entry = run(&redis, &["publish", "slow.nap"]).done().out;
+    let shown = |least: &str| {
+        let args = ["pending", "--format=json", "--running", least];
+        lines(&run(&redis, &args).done().out)
+    };
+    support::eventually("it runs for a second", || !shown("1s").is_empty());
+    let runs = shown("1s");
+    assert_eq!(runs.len(), 1);
+    assert_eq!(runs[0]["entry"], entry.trim());
+    assert!(
+        runs[0]["running_ms"].as_u64().unwrap() >= 1000,
+        "{}",
+        runs[0]
+    );
+    assert!(shown("1h").is_empty());
+    let look = run(
+        &redis,
+        &["top", "--once", "--interval=100ms", "--format=json"],
+    );
+    let look = look.done().json();
+    let handlers = look["handlers"].as_array().unwrap();
+    let nap = handlers
+        .iter()
+        .find(|handler| handler["type"] == "slow.nap")
+        .unwrap();
+    assert_eq!(nap["running"], 1);
+    assert!(nap["oldest_ms"].as_u64().unwrap() >= 1000, "{nap}");
+    worker.stop();
 }

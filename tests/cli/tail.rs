@@ -236,3 +236,42 @@ fn what_is_there_is_shown_by_time_and_payload_and_it_ends() {
     assert_eq!(tail(&["events:*"]), "");
     run(&redis, &["tail", "results:*"]).failed(1, &["no stream is like that"]);
 }
+
+#[test]
+fn streams_of_different_density_are_told_in_the_order_of_time() {
+    let redis = Redis::start();
+    for n in 1..=300 {
+        add(
+            &redis,
+            "cb:events:many",
+            &format!("{n}-1"),
+            &[("type", b"many.x")],
+        );
+        if n % 30 == 0 {
+            add(
+                &redis,
+                "cb:events:few",
+                &format!("{n}-0"),
+                &[("type", b"few.x")],
+            );
+        }
+    }
+    let args = [
+        "tail",
+        "events:many",
+        "events:few",
+        "--since=0",
+        "--no-follow",
+        "--format=json",
+    ];
+    let told = lines(&run(&redis, &args).done().out);
+    let ids: Vec<(u64, u64)> = told
+        .iter()
+        .map(|entry| {
+            let (ms, seq) = entry["entry"].as_str().unwrap().split_once('-').unwrap();
+            (ms.parse().unwrap(), seq.parse().unwrap())
+        })
+        .collect();
+    assert_eq!(ids.len(), 310);
+    assert!(ids.is_sorted(), "{ids:?}");
+}

@@ -42,8 +42,19 @@ async fn one_look_is_printed_as_text_without_a_worker() {
     ] {
         assert!(out.contains(part), "{part} is not in\n{out}");
     }
-    assert!(out.lines().all(|line| line.chars().count() <= 80), "{out}");
     assert!(!out.contains('\x1b'));
+    // A pipe has no width, so every column is there.
+    for column in ["LENGTH", "BYTES", "CAPACITY", "RESTARTS", "NEWEST"] {
+        assert!(out.contains(column), "{column} is not in\n{out}");
+    }
+    let mut narrow = bare();
+    narrow
+        .env("CONVOKE_REDIS_URL", redis.url_for(users::MONITOR))
+        .env("COLUMNS", "60");
+    let narrow = end(narrow.args(["top", "--once", "--interval", "100ms"]));
+    let narrow = narrow.done().out;
+    let width = narrow.lines().map(|line| line.chars().count()).max();
+    assert!((50..=60).contains(&width.unwrap()), "{narrow}");
 }
 
 #[tokio::test]
@@ -68,6 +79,7 @@ async fn one_look_is_printed_as_an_object() {
             "dead_letters",
             "in_flight",
             "memory_bytes",
+            "redis",
             "events_processed",
             "events_failed",
             "tasks",
@@ -101,7 +113,7 @@ async fn one_look_is_printed_as_an_object() {
     let image = image.unwrap();
     assert_eq!(
         names(image),
-        ["stream", "kind", "length", "in_per_s", "groups"]
+        ["stream", "kind", "length", "bytes", "in_per_s", "groups"]
     );
     let group = &image["groups"][0];
     assert_eq!(
@@ -118,7 +130,55 @@ async fn one_look_is_printed_as_an_object() {
     assert_eq!((&group["lag"], &group["pending"]), (&json!(1), &json!(1)));
     assert_eq!(group["out_per_s"], 0.0);
     let dead = &look["dead"][0];
-    assert_eq!(names(dead), ["stream", "length", "in_per_s", "oldest_ms"]);
+    assert_eq!(
+        names(dead),
+        ["stream", "length", "bytes", "in_per_s", "oldest_ms"]
+    );
+    assert!(dead["bytes"].as_u64().unwrap() > 100, "{dead}");
+    assert!(look["redis"]["used_bytes"].as_u64().unwrap() > 100_000);
+}
+
+#[test]
+fn more_streams_than_are_shown_are_counted_all_the_same() {
+    let redis = Redis::start();
+    let mut adds = redis::pipe();
+    for number in 0..700 {
+        adds.cmd("XADD").arg(format!("cb:dead:d{number}"));
+        adds.arg(&["*", "type", "a.b"]);
+        adds.cmd("XADD").arg(format!("cb:events:d{number}"));
+        adds.arg(&["*", "type", "a.b"]);
+    }
+    // The ones with the most are shown.
+    for _ in 0..2 {
+        adds.cmd("XADD").arg("cb:events:d699");
+        adds.arg(&["*", "type", "a.b"]);
+    }
+    adds.exec(&mut redis.connect()).unwrap();
+    let args = ["top", "--once", "--interval=100ms", "--format=json"];
+    let look = run(&redis, &args).done().json();
+    assert_eq!(look["waiting"], 702);
+    assert_eq!(look["dead_letters"], 700);
+    assert_eq!(look["streams_found"], 1400);
+    let shown = |part: &str| look[part].as_array().unwrap().len();
+    assert_eq!((shown("streams"), shown("dead")), (250, 250));
+    let most = look["streams"].as_array().unwrap().iter();
+    assert!(most.clone().any(|s| s["stream"] == "cb:events:d699"));
+    let text = run(&redis, &args[..3]).done().out;
+    for part in [
+        "702 waiting",
+        "700 dead",
+        "250 of 700",
+        "250 of 700 streams",
+    ] {
+        assert!(text.contains(part), "{part} is not in\n{text}");
+    }
+    let mut top = OnTerminal::start(&redis);
+    top.wait_for("events:d0");
+    assert!(!top.said().contains("events:d573"));
+    top.type_in("/d573\r");
+    top.wait_for("events:d573");
+    top.type_in("q");
+    top.gave_back(0);
 }
 
 #[test]
@@ -211,6 +271,12 @@ impl OnTerminal {
     }
 }
 
+impl Drop for OnTerminal {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+    }
+}
+
 #[tokio::test]
 async fn it_gives_the_terminal_back_as_it_was() {
     let redis = busy().await;
@@ -236,7 +302,8 @@ async fn it_outlives_the_server_and_says_so() {
     let mut top = OnTerminal::start(&redis);
     top.wait_for("events:image");
     drop(redis);
-    top.wait_for("no news");
+    top.wait_for("NOT");
+    top.type_in("\x1b\x1b");
     top.type_in("q");
     top.gave_back(0);
 }

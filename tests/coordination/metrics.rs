@@ -3,7 +3,7 @@
 use crate::fleet::{Fleet, random_histories};
 use convoke::bus::keys::Keys;
 use convoke::coordination::instance::Beat;
-use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
+use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Run, Running, Sums};
 use convoke::registry::histogram::{Histogram, bucket_of};
 use proptest::prelude::*;
 use rmpv::Value;
@@ -114,6 +114,13 @@ async fn what_an_instance_did_is_kept_when_it_goes_and_is_not_counted_again_when
     fleet.report("w-1", &report("p-2", &[10])).await;
     assert_eq!(fleet.sums().await.events_processed, 7);
     assert_eq!(fleet.resize().await.calls, 7);
+    // While one drains the other begins: each is counted on from where it was.
+    fleet.report("w-1", &report("p-3", &[10, 20])).await;
+    fleet.report("w-1", &report("p-2", &[10, 20])).await;
+    fleet.report("w-1", &report("p-3", &[10, 20, 30])).await;
+    fleet.report("w-1", &report("p-2", &[10, 20, 30])).await;
+    assert_eq!(fleet.sums().await.events_processed, 12);
+    assert_eq!(fleet.resize().await.calls, 12);
     // Nor does a stranger count, nor another incarnation.
     assert!(!fleet.report("w-9", &report("p-9", &[10])).await);
     let stale = Beat {
@@ -121,7 +128,7 @@ async fn what_an_instance_did_is_kept_when_it_goes_and_is_not_counted_again_when
         ..Beat::new("w-1", Some(1))
     };
     assert!(!fleet.instances.heartbeat(&stale).await.unwrap().alive);
-    assert_eq!(fleet.sums().await.events_processed, 7);
+    assert_eq!(fleet.sums().await.events_processed, 12);
     assert_eq!(fleet.ask::<u32>("EXISTS cb:metrics:of:w-9").await, 0);
 }
 
@@ -204,12 +211,24 @@ async fn gauges_are_those_of_the_living() {
     .enumerate()
     {
         fleet.register(id, &[]).await;
+        let running = Running {
+            runs: 2,
+            oldest_ms: 1_000_000 * (number as u64 + 1),
+            full: u64::from(id == "w-3"),
+        };
         let gauges = Gauges {
             memory_bytes: 1 << number,
             in_flight: 10 << number,
             window_events: 100,
             window_ms: 10_000 << number,
             circuits: [("image.resize".to_owned(), circuit)].into(),
+            running: [("image.resize".to_owned(), running)].into(),
+            runs: vec![Run {
+                kind: "image.resize".into(),
+                stream: "cb:events:image".into(),
+                age_ms: running.oldest_ms,
+                ..Run::default()
+            }],
         };
         let metrics = Report {
             gauges,
@@ -230,6 +249,16 @@ async fn gauges_are_those_of_the_living() {
         ("open", 1.0)
     );
     assert!(global.oldest_ms < 60_000);
+    // What ran at the report goes on.
+    let running = global.running["image.resize"];
+    assert_eq!((running.runs, running.full), (8, 1));
+    assert!((4_000_000..4_060_000).contains(&running.oldest_ms));
+    let who: Vec<&str> = global
+        .runs
+        .iter()
+        .map(|run| run.instance.as_str())
+        .collect();
+    assert_eq!(who, ["w-4", "w-3", "w-2", "w-1"]);
     fleet.expire("w-2").await;
     fleet.instances.unregister("w-4", None).await.unwrap();
     fleet.run("HSET cb:instance:w-3 load 0").await;

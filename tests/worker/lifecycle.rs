@@ -1,16 +1,18 @@
 //! Registration, system events, drain, repair.
 
-use crate::rig::Rig;
+use crate::rig::{Rig, Running};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::{until, users};
 use convoke::bus::publish::Outgoing;
 use convoke::config::RedisUrl;
 use convoke::error::Code;
+use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 type Steps = Arc<Mutex<Vec<(String, u64)>>>;
 
@@ -61,6 +63,24 @@ async fn system_events_work_over_the_bus() {
         json!({"healthy": 1, "suspect": 0, "lost": 0, "external": 1})
     );
     assert_eq!(health["partition"], false);
+    assert_eq!(health["flow"], json!([]));
+    let mut connection = rig.connection.clone();
+    let mut make = redis::pipe();
+    make.cmd("XADD")
+        .arg(&["cb:events:text", "1-1", "type", "text.other"]);
+    make.cmd("XGROUP")
+        .arg(&["CREATE", "cb:events:text", "audit", "0"]);
+    make.exec_async(&mut connection).await.unwrap();
+    let health = ask("system.health", json!({})).await;
+    assert_eq!(health["status"], "healthy", "the flow changes no status");
+    let flow = &health["flow"][0];
+    assert_eq!(
+        (&flow["check"], &flow["severe"]),
+        (&json!("no-consumer"), &json!(false))
+    );
+    for part in ["what", "why", "mend"] {
+        assert!(flow[part].as_str().unwrap().len() > 10, "{flow}");
+    }
     let gone = ask("system.unregister", json!({"instance_id": "mine"})).await;
     assert_eq!(gone, json!({"unregistered": true, "tasks_reassigned": 0}));
     let missing = rig.refused("system.register", &json!({"roles": []})).await;
@@ -169,6 +189,74 @@ async fn a_drained_worker_finishes_what_runs_and_leaves_nothing_behind() {
             .unwrap();
         assert!(ttl > 0, "{key} lives for ever");
     }
+}
+
+/// A worker that runs one event at a time and has read more ahead; what it ran, and how to let it go on.
+async fn one_ahead(rig: &Rig, id: &str) -> (Running, Arc<AtomicU32>, Arc<Semaphore>) {
+    let (runs, gate) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
+    let worker = rig.start(gated(rig, id, &runs, &gate));
+    for _ in 0..5 {
+        let event = Outgoing::new("text.gated", &());
+        rig.client.publish(&event).await.unwrap();
+    }
+    until("one runs and more was read ahead", || async {
+        runs.load(Ordering::SeqCst) == 1 && rig.pending("cb:events:text").await >= 2
+    })
+    .await;
+    (worker, runs, gate)
+}
+
+fn gated(rig: &Rig, id: &str, runs: &Arc<AtomicU32>, gate: &Arc<Semaphore>) -> Builder {
+    let mut settings = rig.settings();
+    settings.id = id.into();
+    settings.concurrency = 1;
+    let (runs, gate) = (runs.clone(), gate.clone());
+    let run = move |_: Context, (): ()| {
+        runs.fetch_add(1, Ordering::SeqCst);
+        let gate = gate.clone();
+        async move {
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, HandlerError>(())
+        }
+    };
+    Worker::builder()
+        .settings(settings)
+        .handler("text.gated", run)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_last_worker_only_read_ahead_is_given_back() {
+    let rig = Rig::new().await;
+    let (worker, runs, gate) = one_ahead(&rig, "leaver").await;
+    tokio::join!(worker.stop(), async { gate.add_permits(5) });
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+    assert_eq!(rig.pending("cb:events:text").await, 0);
+    let heir = rig.start(gated(&rig, "heir", &runs, &gate));
+    let results = rig.wait_for("cb:results:text", 5).await;
+    heir.stop().await;
+    let of_heir = results.iter().filter(|r| r.get("source") == Some(b"heir"));
+    assert_eq!(of_heir.count(), 4);
+    assert_eq!(runs.load(Ordering::SeqCst), 5);
+    assert!(!rig.exists("cb:dead:text").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_flight_is_what_runs_and_the_load_is_tasks() {
+    let rig = Rig::new().await;
+    let (worker, _, gate) = one_ahead(&rig, "w-1").await;
+    let ask = json!({ "detailed": true });
+    let told = rig.ask("system.metrics", &ask).await.unwrap();
+    let told: Value = told.decode().unwrap();
+    // The request itself is the other one.
+    assert_eq!(told["queue"]["in_flight"], 2);
+    let before = rig.hash("cb:instance:w-1", "last_seen").await;
+    until("it pulsed", || async {
+        rig.hash("cb:instance:w-1", "last_seen").await != before
+    })
+    .await;
+    assert_eq!(rig.hash("cb:instance:w-1", "load").await, "0");
+    gate.add_permits(5);
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

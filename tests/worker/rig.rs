@@ -139,6 +139,14 @@ impl Rig {
         exists.query_async(&mut connection).await.unwrap()
     }
 
+    /// A field of a hash.
+    pub async fn hash(&self, key: &str, field: &str) -> String {
+        let mut connection = self.connection.clone();
+        let mut read = redis::cmd("HGET");
+        read.arg(&[key, field]);
+        read.query_async(&mut connection).await.unwrap()
+    }
+
     pub async fn keys(&self, pattern: &str) -> Vec<String> {
         let mut connection = self.connection.clone();
         let mut keys = redis::cmd("KEYS");

@@ -59,6 +59,7 @@ pub async fn run(
         }
     }
     listing.finish()?;
+    flags.which.filters.complain();
     let letters = count(total, "dead letter", "dead letters");
     if flags.dry_run || total == 0 {
         if !session.output.is_json() {

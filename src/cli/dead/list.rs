@@ -93,6 +93,7 @@ async fn summary(
     }
     let mut rows: Vec<_> = sums.into_iter().collect();
     rows.sort_by(|a, b| b.1.count.cmp(&a.1.count).then_with(|| a.0.cmp(&b.0)));
+    flags.which.filters.complain();
     if session.output.is_json() {
         for ((stream, reason, kind), sum) in rows {
             session.output.json(&json!({
@@ -110,12 +111,12 @@ async fn summary(
     if total > 0 {
         let columns = vec![
             Column::new("STREAM").shrinks(8).optional(),
-            Column::new("REASON").shrinks(8),
+            Column::new("REASON"),
             Column::new("TYPE").shrinks(8),
             Column::number("COUNT"),
             Column::number("OLDEST"),
             Column::number("NEWEST"),
-            Column::new("LAST MESSAGE").shrinks(8),
+            Column::new("LAST MESSAGE").wraps(),
         ];
         let mut table = Table::new(&session.output, columns);
         for ((stream, reason, kind), sum) in rows {
@@ -159,6 +160,7 @@ async fn entries(
         }
     }
     let shown = listing.finish()?;
+    flags.which.filters.complain();
     if !session.output.is_json() {
         output::complain_line(&count(shown, "dead letter", "dead letters"));
     }
@@ -179,11 +181,11 @@ impl<'a> Listing<'a> {
         let mut columns = vec![
             Column::new("ENTRY"),
             Column::new("TYPE").shrinks(10),
-            Column::new("REASON").shrinks(8),
+            Column::new("REASON"),
             Column::number("TRIES"),
             Column::number("DIED"),
             Column::new("INSTANCE").shrinks(8),
-            Column::new("MESSAGE").shrinks(8),
+            Column::new("MESSAGE").wraps(),
         ];
         if several {
             columns.insert(0, Column::new("STREAM").shrinks(8));

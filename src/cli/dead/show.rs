@@ -143,6 +143,8 @@ pub fn described(stream: &StreamName, entry: &Entry, letter: &Letter) -> Value {
         "stream": stream.key,
         "entry": entry.id.to_string(),
         "type": text("type"),
+        // Without an id of its own that of the entry that died serves.
+        "id": text("id").or_else(|| letter.entry.map(|id| id.to_string())),
         "reason": letter.reason,
         "message": letter.message,
         "attempts": letter.attempts,

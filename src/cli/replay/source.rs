@@ -310,7 +310,7 @@ impl Walk {
                     let text = entry.get(name).and_then(|v| std::str::from_utf8(v).ok());
                     text.and_then(|text| text.parse::<u32>().ok()).unwrap_or(0)
                 };
-                let named = self.force || filters.ids.contains(&entry.id);
+                let named = self.force || filters.names(entry.id);
                 let left = if entry.id > delivered {
                     Some("not delivered yet: it will run anyway")
                 } else if running.contains(&entry.id) {

@@ -7,8 +7,10 @@ use unicode_width::UnicodeWidthStr;
 pub const GAP: u16 = 2;
 /// A sparkline of fewer values is left out.
 const FEW: usize = 3;
-/// The widest graph.
-const WIDEST: u16 = 60;
+/// The widest graph, and where there is room for everything.
+const WIDEST: (u16, u16) = (60, 20);
+/// So much room that nothing is to fill it.
+pub const UNBOUNDED: u16 = 1000;
 
 /// The width of each column; `None` where there is no room for it.
 ///
@@ -56,7 +58,11 @@ pub fn widths(
                 grow(&mut widths[at], natural[at], &mut spare);
             }
             for at in (0..columns.len()).filter(|at| columns[*at].grows) {
-                grow(&mut widths[at], WIDEST, &mut spare);
+                let widest = match room >= UNBOUNDED {
+                    true => WIDEST.1,
+                    false => WIDEST.0,
+                };
+                grow(&mut widths[at], widest, &mut spare);
             }
             return widths;
         }

@@ -22,14 +22,16 @@ Tab, 1 to 7    another panel             s    sort by the next column
 ↑ ↓ j k        another row               r    the other way round
 PgUp PgDn      a page of rows            /    only rows with a text
 Enter          open a row, Esc closes    p    pause and go on
-? or h         this                      q    quit, as do Esc and Ctrl-C
+? or h         this                      q    quit, as does Ctrl-C
 
 IN/S, OUT/S  entries added to the stream and settled by the group, a second
 LAG          entries that nobody was given yet
 PENDING      entries that were given out and not acknowledged
-OLDEST       since when the oldest of both waits
+OLDEST       of a stream: since when the oldest of both waits
 WAITING      how many of both there were lately, the latest on the right
 P50, P99     of the last half minute; faint: of all runs, if there were none
+RUNNING      runs that take their time; red: they hold all places of an instance
+OLDEST       of a handler: for how long the oldest of its runs goes on
 CALLS/S      of the last half minute, once there are 5 seconds of it
 BUSY         the load for the capacity
 CIRCUIT      the worst of any instance: open lets nothing through

@@ -1,8 +1,9 @@
 //! Looks at the bus: asks Redis directly, reads only, in steps that are small for the server.
 
 use super::flow::group_id;
-use super::sample::{Focus, LISTED, Opened, Sample};
+use super::sample::{Focus, LISTED, Opened, Sample, Wish};
 use super::state::Panel;
+use super::survey::Survey;
 use crate::cli::output::{date, json, span};
 use crate::cli::owners::Owners;
 use crate::cli::{Session, vote};
@@ -10,7 +11,8 @@ use convoke::bus::connect::Connector;
 use convoke::bus::dead::Letter;
 use convoke::bus::error::BusError;
 use convoke::bus::inspect;
-use convoke::bus::keys::{Keys, StreamKind, StreamName};
+use convoke::bus::keys::Keys;
+use convoke::bus::memory::{self, Memory};
 use convoke::coordination::ballots::Ballots;
 use convoke::coordination::batches::Batches;
 use convoke::coordination::instances::Instances;
@@ -18,18 +20,15 @@ use convoke::coordination::roster::Detail;
 use convoke::coordination::tasks::Tasks;
 use redis::aio::MultiplexedConnection;
 use std::fmt::Display;
-use std::time::{Duration, Instant};
 
 /// Instances that are listed.
 const INSTANCES: usize = 500;
-/// Streams that are looked at.
-const STREAMS: usize = 500;
+/// Streams whose size is asked for in one round trip.
+const SIZED: usize = 100;
 /// Consumers, votes, failures that are shown of what was opened.
 const SHOWN: usize = 100;
 /// Dead letters that are shown of a stream. Each may be as large as an event, so few.
 const LETTERS: usize = 10;
-/// How often all keys are walked for new streams.
-const SEARCH: Duration = Duration::from_secs(10);
 
 /// Takes samples.
 pub struct Watcher {
@@ -40,8 +39,9 @@ pub struct Watcher {
     tasks: Tasks,
     batches: Batches,
     ballots: Ballots,
-    found: Vec<StreamName>,
-    searched: Option<Instant>,
+    survey: Survey,
+    /// Whether the server does not tell how large a key is.
+    sizes_refused: bool,
 }
 
 impl Watcher {
@@ -55,8 +55,8 @@ impl Watcher {
             connection: None,
             connector,
             keys,
-            found: Vec::new(),
-            searched: None,
+            survey: Survey::default(),
+            sizes_refused: false,
         })
     }
 
@@ -64,7 +64,7 @@ impl Watcher {
     ///
     /// # Errors
     /// If the server can not be asked at all.
-    pub async fn sample(&mut self, focus: Option<&Focus>) -> anyhow::Result<Sample> {
+    pub async fn sample(&mut self, wish: &Wish) -> anyhow::Result<Sample> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.connector.dedicated().await?,
@@ -73,7 +73,7 @@ impl Watcher {
             at: inspect::now(&mut connection).await?,
             ..Sample::default()
         };
-        let streams = self.streams(&mut connection, &mut sample).await;
+        let streams = self.streams(&mut connection, wish, &mut sample).await;
         note(&mut sample, "streams", streams);
         let census = self.instances.census().await;
         sample.census = note(&mut sample, "instances", census);
@@ -91,7 +91,7 @@ impl Watcher {
         sample.batches = note(&mut sample, "batches", batches);
         let ballots = self.ballots.list(LISTED).await;
         sample.ballots = note(&mut sample, "ballots", ballots);
-        if let Some(focus) = focus {
+        if let Some(focus) = &wish.focus {
             let lines = self.open(&mut connection, focus, &sample).await;
             let lines = note(&mut sample, "details", lines);
             let focus = focus.clone();
@@ -104,21 +104,25 @@ impl Watcher {
     async fn streams(
         &mut self,
         connection: &mut MultiplexedConnection,
+        wish: &Wish,
         sample: &mut Sample,
     ) -> Result<(), BusError> {
-        if self.searched.is_none_or(|at| at.elapsed() >= SEARCH) {
-            let mut found = inspect::streams(connection, &self.keys).await?;
-            found.retain(|name| name.kind != StreamKind::Reply);
-            // Where there are too many, an inbox tells the least.
-            found.sort_by_key(|name| name.kind == StreamKind::Inbox);
-            self.found = found;
-            self.searched = Some(Instant::now());
-        }
-        sample.streams_found = self.found.len();
-        for name in self.found.iter().take(STREAMS) {
-            sample
-                .streams
-                .extend(inspect::stream(connection, name).await?);
+        let look = self
+            .survey
+            .look(connection, &self.keys, &wish.filters, sample.at);
+        (sample.streams, sample.others) = look.await?;
+        sample.memory = Memory::look(connection).await?;
+        let keys: Vec<&str> = sample.streams.iter().map(|s| s.name.key.as_str()).collect();
+        for page in keys.chunks(SIZED) {
+            if self.sizes_refused {
+                break;
+            }
+            let sizes = memory::of_keys(connection, page).await?;
+            // One that is not told was refused, or is gone since.
+            self.sizes_refused = sizes.iter().all(Option::is_none);
+            let sized = page.iter().zip(sizes);
+            let sized = sized.filter_map(|(key, size)| Some(((*key).to_owned(), size?)));
+            sample.sizes.extend(sized);
         }
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! What goes through streams: rates from two samples, and how it was before.
 
 use convoke::bus::inspect::{Group, Stream};
+use convoke::bus::keys::StreamKind;
 use std::collections::VecDeque;
 
 /// Values that a sparkline has at the most.
@@ -64,11 +65,11 @@ pub fn group_id(key: &str, group: &str) -> String {
 /// The rows of a stream: its groups, or itself. Each with what was settled and what waits.
 pub fn measured(stream: &Stream) -> impl Iterator<Item = (String, Option<u64>, u64)> {
     let key = stream.name.key.as_str();
-    let alone = stream
-        .groups
-        .is_empty()
-        .then(|| (key.to_owned(), None, stream.length));
-    let groups = stream.groups.iter().map(move |group| {
+    // Of dead letters counts what is there, whoever reads them.
+    let dead = stream.name.kind == StreamKind::Dead;
+    let alone = (dead || stream.groups.is_empty()).then(|| (key.to_owned(), None, stream.length));
+    let groups = stream.groups.iter().filter(move |_| !dead);
+    let groups = groups.map(move |group| {
         // Before the first entry the server says of no group what it read.
         let nothing = Some(0).filter(|_| stream.added == Some(0));
         let settled = group.read.map(|read| read.saturating_sub(group.pending));

@@ -3,8 +3,10 @@
 use super::brush::{Brush, Piece};
 use super::panels;
 use super::row::{Tone, rate};
+use super::sample::Sample;
 use super::state::{Mode, Panel, State};
-use crate::cli::output::{number, printable};
+use crate::cli::doctor::{FULL, TIGHT};
+use crate::cli::output::{bytes, date, number, printable, span};
 use ratatui::style::{Modifier, Style};
 use unicode_width::UnicodeWidthStr;
 
@@ -20,6 +22,16 @@ impl Brush {
         let mut first = vec![(format!("convoke top {}", printable(&state.namespace)), bold)];
         if state.paused {
             first.push(self.piece(Tone::Warn, "PAUSED"));
+        }
+        if let Some(trouble) = &state.trouble {
+            let away = format!("REDIS DOES NOT ANSWER for {}", span(trouble.for_ms));
+            first.push(self.piece(Tone::Bad, away));
+            if let Some(sample) = state.sample() {
+                let last = format!("last news {}", date(sample.at));
+                first.push(self.piece(Tone::Bad, last));
+            }
+            let why = format!("{}; what is shown is old", printable(&trouble.why));
+            return [fit(first, width), vec![self.piece(Tone::Bad, why)]];
         }
         let Some(sample) = state.sample() else {
             first.push(self.piece(Tone::Faint, "waiting for the first look"));
@@ -66,9 +78,10 @@ impl Brush {
                 Tone::Plain,
                 format!("{} tasks open", number(tasks.pending + tasks.assigned)),
             ),
+            self.redis(sample),
             self.piece(
                 Tone::Plain,
-                format!("{} MiB", number(sample.global.memory_bytes >> 20)),
+                format!("workers {}", bytes(sample.global.memory_bytes)),
             ),
             self.piece(
                 Tone::Plain,
@@ -81,14 +94,28 @@ impl Brush {
         [fit(first, width), fit(second, width)]
     }
 
+    /// What the server uses of its memory.
+    fn redis(self, sample: &Sample) -> Piece {
+        let Some(memory) = sample.memory else {
+            return self.piece(Tone::Faint, "redis -");
+        };
+        let used = bytes(memory.used);
+        let Some(share) = memory.share() else {
+            return self.piece(Tone::Plain, format!("redis {used}"));
+        };
+        let tone = match share {
+            share if share >= FULL => Tone::Bad,
+            share if share >= TIGHT => Tone::Warn,
+            _ => Tone::Plain,
+        };
+        self.piece(tone, format!("redis {used} of {}", bytes(memory.limit)))
+    }
+
     pub fn footer(self, state: &State) -> Piece {
         let filter = printable(state.filter(state.panel));
         if state.mode == Mode::Filtering {
             let text = format!("filter: {filter}_   Enter keeps it, Esc ends it");
             return self.piece(Tone::Warn, text);
-        }
-        if let Some(trouble) = &state.trouble {
-            return self.piece(Tone::Bad, format!("no news: {}", printable(trouble)));
         }
         let problem = state.sample().and_then(|sample| sample.problems.first());
         if let Some(problem) = problem {
@@ -99,8 +126,11 @@ impl Brush {
             Mode::Helping => self.piece(Tone::Faint, "any key goes back · q quit"),
             _ => {
                 let mut told = String::new();
+                if state.is_cut(state.panel) {
+                    told = "those with the most are shown, / finds any · ".to_owned();
+                }
                 if !filter.is_empty() {
-                    told = format!("filter: {filter} (Esc ends it) · ");
+                    told.push_str(&format!("filter: {filter} (Esc ends it) · "));
                 }
                 if let (Some(column), _) = state.order(state.panel) {
                     let column = panels::columns(state.panel)[column].heading;

@@ -18,26 +18,28 @@ mod row;
 mod sample;
 mod screen;
 mod state;
+mod survey;
 #[cfg(test)]
 mod tests;
 
-use super::output::may_colour;
+use super::output::{may_colour, told_width};
 use super::{Misuse, Outcome, Session};
 use brush::Brush;
 use clap::Args;
+use columns::UNBOUNDED;
 use fetch::Watcher;
-use sample::{Focus, Sample};
+use sample::{Sample, Wish};
 use screen::{Screen, Told};
 use state::State;
 use std::io::{self, IsTerminal};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
 /// The shortest time between two looks.
 const LEAST: Duration = Duration::from_millis(100);
-/// The width where there is no terminal.
-const WIDTH: u16 = 80;
+/// How often it is told anew for how long there has been no answer.
+const TICK: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -49,7 +51,8 @@ Examples:
 
 Keys: Tab or 1 to 7 another panel, arrows another row, Enter opens it, s sorts, / filters, p \
 pauses, ? tells more, q quits. Asks Redis directly, so it works without a worker, and changes \
-nothing. Rates need two looks: --once takes them --interval apart.";
+nothing. Rates need two looks: --once takes them --interval apart, and writes lines as long as they are, \
+or as COLUMNS says.";
 
 /// Watch the bus live: instances, streams, handlers, tasks, batches, ballots, dead letters
 #[derive(Args)]
@@ -85,19 +88,20 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
 async fn once(session: &Session, interval: Duration) -> anyhow::Result<Outcome> {
     let mut watcher = Watcher::new(session)?;
     let mut state = State::new(&session.settings.namespace);
-    state.apply(watcher.sample(None).await?);
+    let wish = Wish::default();
+    state.apply(watcher.sample(&wish).await?);
     tokio::time::sleep(interval).await;
-    state.apply(watcher.sample(None).await?);
+    state.apply(watcher.sample(&wish).await?);
     if session.output.is_json() {
         if let Some(object) = object::of(&state) {
             session.output.json(&object)?;
         }
         return Ok(Outcome::Done);
     }
-    let width = session.output.width().map_or(WIDTH, |width| {
-        u16::try_from(width).unwrap_or(u16::MAX).min(500)
-    });
-    session.output.text(&draw::page(&state, width))?;
+    let width = session.output.width().or_else(told_width);
+    let width = width.and_then(|width| u16::try_from(width).ok());
+    let page = draw::page(&state, width.unwrap_or(UNBOUNDED).min(UNBOUNDED));
+    session.output.text(&page)?;
     Ok(Outcome::Done)
 }
 
@@ -105,10 +109,12 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome>
     let mut watcher = Watcher::new(session)?;
     let mut state = State::new(&session.settings.namespace);
     // Without a server it fails before it takes the screen.
-    state.apply(watcher.sample(None).await?);
-    let (focus, focused) = watch::channel(None);
+    state.apply(watcher.sample(&Wish::default()).await?);
+    let (wish, wished) = watch::channel(Wish::default());
     let (taken, mut samples) = mpsc::channel(1);
-    let fetching = tokio::spawn(fetch(watcher, interval, focused, taken));
+    let fetching = tokio::spawn(fetch(watcher, interval, wished, taken));
+    let mut tick = tokio::time::interval(TICK);
+    let mut since: Option<Instant> = None;
     let mut terminated = signal(SignalKind::terminate())?;
     let mut hung_up = signal(SignalKind::hangup())?;
     let brush = Brush {
@@ -128,8 +134,8 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome>
             told = screen.told() => match told {
                 Told::Key(key) if state.press(key, page) => break Ok(()),
                 Told::Key(_) => {
-                    focus.send_if_modified(|held| {
-                        let wanted = state.focus();
+                    wish.send_if_modified(|held| {
+                        let wanted = state.wish();
                         let differs = *held != wanted;
                         *held = wanted;
                         differs
@@ -139,10 +145,19 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome>
                 Told::Gone => break Ok(()),
             },
             sample = samples.recv() => match sample {
-                Some(Ok(sample)) => state.apply(sample),
-                Some(Err(error)) => state.trouble = Some(super::whole(&error)),
+                Some(Ok(sample)) => {
+                    since = None;
+                    state.apply(sample);
+                }
+                Some(Err(error)) => {
+                    let since = since.get_or_insert_with(Instant::now);
+                    state.miss(super::whole(&error), since.elapsed());
+                }
                 None => break Err(anyhow::anyhow!("nothing looks at the bus any more")),
             },
+            _ = tick.tick(), if since.is_some() => {
+                state.misses(since.map(|since| since.elapsed()).unwrap_or_default());
+            }
             _ = terminated.recv() => break Ok(()),
             _ = hung_up.recv() => break Ok(()),
         }
@@ -152,22 +167,22 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome>
     ended.map(|()| Outcome::Done)
 }
 
-/// Takes samples until nobody wants them, at once when another row is opened.
+/// Takes samples until nobody wants them, at once when something else is wished for.
 async fn fetch(
     mut watcher: Watcher,
     interval: Duration,
-    mut focused: watch::Receiver<Option<Focus>>,
+    mut wished: watch::Receiver<Wish>,
     taken: mpsc::Sender<anyhow::Result<Sample>>,
 ) {
     loop {
         tokio::select! {
             () = tokio::time::sleep(interval) => {}
-            changed = focused.changed() => if changed.is_err() {
+            changed = wished.changed() => if changed.is_err() {
                 return;
             },
         }
-        let focus = focused.borrow_and_update().clone();
-        let sample = watcher.sample(focus.as_ref()).await;
+        let wish = wished.borrow_and_update().clone();
+        let sample = watcher.sample(&wish).await;
         if taken.send(sample).await.is_err() {
             return;
         }

@@ -43,6 +43,10 @@ pub fn of(state: &State) -> Option<Value> {
         "dead_letters": state.dead_letters(),
         "in_flight": global.in_flight,
         "memory_bytes": global.memory_bytes,
+        "redis": sample.memory.map(|memory| json!({
+            "used_bytes": memory.used,
+            "limit_bytes": Some(memory.limit).filter(|limit| *limit > 0),
+        })),
         "events_processed": global.sums.events_processed,
         "events_failed": global.sums.events_failed,
         "tasks": {
@@ -54,7 +58,7 @@ pub fn of(state: &State) -> Option<Value> {
         },
         "instances": instances.collect::<Vec<_>>(),
         "streams": alive.iter().map(|stream| of_stream(state, stream, sample.at)).collect::<Vec<_>>(),
-        "streams_found": sample.streams_found,
+        "streams_found": sample.streams.len() + sample.others.streams + sample.others.dead_streams,
         "handlers": handlers(state),
         "batches": sample.batches.iter().map(batch::described).collect::<Vec<_>>(),
         "ballots": sample.ballots.iter().map(vote::described).collect::<Vec<_>>(),
@@ -82,9 +86,14 @@ fn of_stream(state: &State, stream: &Stream, now: u64) -> Value {
         "stream": key,
         "kind": stream.name.kind.as_str(),
         "length": stream.length,
+        "bytes": bytes(state, key),
         "in_per_s": flows.next().and_then(|flow| flow.rate_in),
         "groups": stream.groups.iter().map(group).collect::<Vec<_>>(),
     })
+}
+
+fn bytes(state: &State, key: &str) -> Option<u64> {
+    state.sample()?.sizes.get(key).copied()
 }
 
 fn of_dead(state: &State, stream: &Stream, now: u64) -> Value {
@@ -92,6 +101,7 @@ fn of_dead(state: &State, stream: &Stream, now: u64) -> Value {
     json!({
         "stream": key,
         "length": stream.length,
+        "bytes": bytes(state, key),
         "in_per_s": state.flow(key).and_then(|flow| flow.rate_in),
         "oldest_ms": stream.first.map(|first| now.saturating_sub(first.ms)),
     })
@@ -114,7 +124,14 @@ fn handlers(state: &State) -> Vec<Value> {
             "p50_ms": latency.map(|latency| latency.quantile_ms(0.5)),
             "p99_ms": latency.map(|latency| latency.quantile_ms(0.99)),
             "circuit": global.circuits.get(kind),
+            "running": global.running.get(kind).map_or(0, |running| running.runs),
+            "oldest_ms": global.running.get(kind).map(|running| running.oldest_ms),
         })
     };
-    global.handlers.iter().map(one).collect()
+    let mut handlers = global.handlers.clone();
+    for kind in global.running.keys() {
+        // What never ended was never counted.
+        handlers.entry(kind.clone()).or_default();
+    }
+    handlers.iter().map(one).collect()
 }

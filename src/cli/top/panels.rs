@@ -2,6 +2,7 @@
 
 use super::flow::group_id;
 use super::row::{Cell, Column, Row, Tone, count, graph, latency, name, rate, text};
+use super::sample::Sample;
 use super::state::{Panel, State};
 use crate::cli::output::{date, span};
 use crate::cli::{choose, instances, vote};
@@ -24,6 +25,7 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
                     name("STREAM", 0, 14),
                     text("GROUP", 6),
                     count("LENGTH", 5),
+                    count("BYTES", 7),
                     count("IN/S", 0),
                     count("OUT/S", 0),
                     count("LAG", 0),
@@ -56,13 +58,15 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
                     count("CALLS/S", 0),
                     count("P50", 0),
                     count("P99", 0),
-                    count("ERRORS/S", 1),
+                    count("RUNNING", 0),
+                    count("OLDEST", 1),
+                    count("ERRORS/S", 2),
                     text("CIRCUIT", 0),
-                    count("CALLS", 3),
-                    count("ERRORS", 2),
-                    count("RETRIES", 4),
-                    count("LIMITED", 5),
-                    count("CACHED", 6),
+                    count("CALLS", 4),
+                    count("ERRORS", 3),
+                    count("RETRIES", 5),
+                    count("LIMITED", 6),
+                    count("CACHED", 7),
                 ]
             }
         }
@@ -115,6 +119,7 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
                 &[
                     name("STREAM", 0, 14),
                     count("LENGTH", 0),
+                    count("BYTES", 2),
                     count("IN/S", 0),
                     count("OLDEST", 0),
                     count("NEWEST", 0),
@@ -147,16 +152,17 @@ fn streams(state: &State) -> Vec<Row> {
     let mut rows = Vec::new();
     for stream in alive {
         if stream.groups.is_empty() {
-            rows.push(stream_row(state, stream, None, sample.at));
+            rows.push(stream_row(state, sample, stream, None));
         }
         for group in &stream.groups {
-            rows.push(stream_row(state, stream, Some(group), sample.at));
+            rows.push(stream_row(state, sample, stream, Some(group)));
         }
     }
     rows
 }
 
-fn stream_row(state: &State, stream: &Stream, group: Option<&Group>, now: u64) -> Row {
+fn stream_row(state: &State, sample: &Sample, stream: &Stream, group: Option<&Group>) -> Row {
+    let (now, sizes) = (sample.at, &sample.sizes);
     let key = &stream.name.key;
     let id = group.map_or_else(|| key.clone(), |group| group_id(key, &group.name));
     let flow = state.flow(&id).cloned().unwrap_or_default();
@@ -190,6 +196,7 @@ fn stream_row(state: &State, stream: &Stream, group: Option<&Group>, now: u64) -
             Cell::text(&choose::short(&stream.name)),
             name,
             Cell::number(stream.length),
+            Cell::bytes(sizes.get(key).copied()),
             Cell::rate(flow.rate_in),
             match group {
                 Some(_) => Cell::rate(flow.rate_out),
@@ -266,7 +273,9 @@ fn handlers(state: &State) -> Vec<Row> {
     };
     let circuits = &sample.global.circuits;
     let counted = sample.global.handlers.keys();
-    let mut kinds: Vec<&String> = counted.chain(circuits.keys()).collect();
+    let running = &sample.global.running;
+    let known = counted.chain(circuits.keys()).chain(running.keys());
+    let mut kinds: Vec<&String> = known.collect();
     kinds.sort();
     kinds.dedup();
     let row = |kind: &String| {
@@ -277,6 +286,7 @@ fn handlers(state: &State) -> Vec<Row> {
             .cloned()
             .unwrap_or_default();
         let lately = state.lately(kind);
+        let runs = running.get(kind).copied().unwrap_or_default();
         let all = sums.latency.as_ref().filter(|all| all.count() > 0);
         let quantile = |part: f64| match (&lately.latency, all) {
             (Some(lately), _) => {
@@ -301,6 +311,13 @@ fn handlers(state: &State) -> Vec<Row> {
                 Cell::rate(lately.calls),
                 quantile(0.5),
                 quantile(0.99),
+                Cell::number(runs.runs).warn_if(runs.full > 0, Tone::Bad),
+                match runs.runs {
+                    0 => Cell::unknown(),
+                    _ => Cell::said(span(runs.oldest_ms), runs.oldest_ms as f64)
+                        .warn_if(runs.oldest_ms >= SLOW_MS[0], Tone::Warn)
+                        .warn_if(runs.oldest_ms >= SLOW_MS[1], Tone::Bad),
+                },
                 Cell::rate(lately.errors).warn_if(failing, Tone::Bad),
                 circuit,
                 Cell::number(sums.calls),
@@ -455,6 +472,7 @@ fn dead(state: &State) -> Vec<Row> {
             [
                 Cell::text(&choose::short(&stream.name)),
                 Cell::number(stream.length).warn_if(there, Tone::Bad),
+                Cell::bytes(sample.sizes.get(key).copied()),
                 Cell::rate(flow.rate_in).warn_if(coming, Tone::Bad),
                 oldest.map_or_else(Cell::unknown, |id| Cell::age(id.ms, sample.at)),
                 newest,

@@ -1,6 +1,6 @@
 //! Rows, cells and columns, before they meet a terminal.
 
-use crate::cli::output::{number, printable, span};
+use crate::cli::output::{bytes, number, printable, span};
 use std::cmp::Ordering;
 
 /// Characters of one cell.
@@ -118,6 +118,12 @@ impl Cell {
 
     pub fn rate(value: Option<f64>) -> Self {
         value.map_or_else(Self::unknown, |value| Self::said(rate(value), value))
+    }
+
+    pub fn bytes(value: Option<u64>) -> Self {
+        value.map_or_else(Self::unknown, |value| {
+            Self::said(bytes(value), value as f64)
+        })
     }
 
     /// How long ago; the oldest comes first.

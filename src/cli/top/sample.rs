@@ -2,6 +2,7 @@
 
 use super::state::Panel;
 use convoke::bus::inspect::Stream;
+use convoke::bus::memory::Memory;
 use convoke::coordination::ballot::Ballot;
 use convoke::coordination::batch::Batch;
 use convoke::coordination::instance::Instance;
@@ -9,6 +10,7 @@ use convoke::coordination::metrics::Global;
 use convoke::coordination::roster::{Census, Condition};
 use convoke::coordination::task::Task;
 use convoke::coordination::task_list::TaskCounts;
+use std::collections::HashMap;
 
 /// Tasks, batches, ballots that are listed, of each.
 pub const LISTED: usize = 100;
@@ -26,8 +28,12 @@ pub struct Sample {
     pub instances: Vec<(Condition, Instance)>,
     /// Streams but those of replies; dead letters are among them.
     pub streams: Vec<Stream>,
-    /// Streams that were found, looked at or not.
-    pub streams_found: usize,
+    /// How much is in the streams that are not among them.
+    pub others: Others,
+    /// Bytes of the server's memory that those streams take, as far as it tells.
+    pub sizes: HashMap<String, u64>,
+    /// What the server uses of its memory, if it tells.
+    pub memory: Option<Memory>,
     /// What all instances did and how they are.
     pub global: Global,
     /// How many tasks there are.
@@ -42,6 +48,32 @@ pub struct Sample {
     pub opened: Option<Opened>,
     /// What could not be looked at, and why.
     pub problems: Vec<String>,
+}
+
+/// How much is in streams that are not looked at closely: there are too many.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Others {
+    /// How many there are, but those of dead letters.
+    pub streams: usize,
+    /// How many there are of dead letters.
+    pub dead_streams: usize,
+    /// Entries of events and inboxes that were not settled.
+    pub waiting: u64,
+    /// Dead letters.
+    pub dead_letters: u64,
+    /// Entries added to events and inboxes a second; `None`: not known yet.
+    pub rate_in: Option<f64>,
+    /// Entries settled a second; `None`: not known yet.
+    pub rate_out: Option<f64>,
+}
+
+/// What somebody at the keyboard wants to see.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// The row that is open.
+    pub focus: Option<Focus>,
+    /// The texts that streams, and those of dead letters, are filtered by, in small letters.
+    pub filters: [String; 2],
 }
 
 /// What is shown of one row besides what the row tells.

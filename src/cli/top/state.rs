@@ -5,11 +5,12 @@ use super::flow::{Flow, measured};
 use super::lately::{Lately, Marks};
 use super::panels;
 use super::row::Row;
-use super::sample::{Focus, LISTED, Sample};
+use super::sample::{Focus, LISTED, Sample, Wish};
 use crate::cli::output::number;
 use convoke::bus::inspect::Stream;
 use convoke::bus::keys::StreamKind;
 use std::collections::HashMap;
+use std::time::Duration;
 
 /// Characters of a filter.
 const MAX_FILTER: usize = 60;
@@ -93,6 +94,15 @@ struct View {
     selected: Option<String>,
 }
 
+/// No answer from the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// Why.
+    pub why: String,
+    /// For how long there has been none, in ms.
+    pub for_ms: u64,
+}
+
 /// Everything that a frame shows.
 pub struct State {
     /// Whose streams.
@@ -103,8 +113,8 @@ pub struct State {
     pub mode: Mode,
     /// Whether new samples are dropped.
     pub paused: bool,
-    /// Why there is no newer sample.
-    pub trouble: Option<String>,
+    /// Why there is no newer sample, and for how long.
+    pub trouble: Option<Trouble>,
     sample: Option<Sample>,
     elapsed_ms: Option<u64>,
     flows: HashMap<String, Flow>,
@@ -140,10 +150,10 @@ impl State {
 
     /// Takes a sample over, unless paused.
     pub fn apply(&mut self, sample: Sample) {
+        self.trouble = None;
         if self.paused {
             return;
         }
-        self.trouble = None;
         let before = self.sample.as_ref().map(|before| before.at);
         self.elapsed_ms = before
             .and_then(|at| sample.at.checked_sub(at))
@@ -162,6 +172,19 @@ impl State {
         self.sample = Some(sample);
     }
 
+    /// Notes that there was no answer, and since how long there is none.
+    pub fn miss(&mut self, why: String, since: Duration) {
+        let for_ms = since.as_millis() as u64;
+        self.trouble = Some(Trouble { why, for_ms });
+    }
+
+    /// Notes that there still is none.
+    pub fn misses(&mut self, since: Duration) {
+        if let Some(trouble) = &mut self.trouble {
+            trouble.for_ms = since.as_millis() as u64;
+        }
+    }
+
     /// What went through there.
     pub fn flow(&self, id: &str) -> Option<&Flow> {
         self.flows.get(id)
@@ -169,7 +192,9 @@ impl State {
 
     /// Entries added to all events and inboxes a second, and settled; `None`: not known.
     pub fn totals(&self) -> (Option<f64>, Option<f64>) {
-        let (mut rate_in, mut rate_out) = (None, None);
+        let others = self.sample.as_ref().map(|sample| sample.others);
+        let others = others.unwrap_or_default();
+        let (mut rate_in, mut rate_out) = (others.rate_in, others.rate_out);
         for stream in self.sample.iter().flat_map(|sample| &sample.streams) {
             if !matches!(stream.name.kind, StreamKind::Events | StreamKind::Inbox) {
                 continue;
@@ -194,14 +219,21 @@ impl State {
         let streams = self.sample.iter().flat_map(|sample| &sample.streams);
         let work = streams
             .filter(|stream| matches!(stream.name.kind, StreamKind::Events | StreamKind::Inbox));
-        work.flat_map(measured).map(|(.., waiting)| waiting).sum()
+        let close: u64 = work.flat_map(measured).map(|(.., waiting)| waiting).sum();
+        let others = self.sample.as_ref().map(|sample| sample.others.waiting);
+        close + others.unwrap_or(0)
     }
 
     /// Dead letters of all streams.
     pub fn dead_letters(&self) -> u64 {
         let streams = self.sample.iter().flat_map(|sample| &sample.streams);
         let dead = streams.filter(|stream| stream.name.kind == StreamKind::Dead);
-        dead.map(|stream| stream.length).sum()
+        let close: u64 = dead.map(|stream| stream.length).sum();
+        let others = self
+            .sample
+            .as_ref()
+            .map(|sample| sample.others.dead_letters);
+        close + others.unwrap_or(0)
     }
 
     /// How many of a panel's things there are, listed or not, as text.
@@ -213,17 +245,39 @@ impl State {
             let kind = |stream: &&Stream| (stream.name.kind == StreamKind::Dead) == dead;
             sample.streams.iter().filter(kind).count()
         };
-        let more = sample.streams_found > sample.streams.len();
+        let others = &sample.others;
+        let part = |close: usize, others: usize| {
+            let (close, all) = (close as u64, (close + others) as u64);
+            match others {
+                0 => number(all),
+                _ => format!("{} of {}", number(close), number(all)),
+            }
+        };
         let tasks = &sample.tasks;
         match panel {
-            Panel::Streams if more => format!("{}+", streams(false)),
-            Panel::Streams => streams(false).to_string(),
+            Panel::Streams => part(streams(false), others.streams),
             Panel::Instances => number(sample.census.known()),
             Panel::Handlers => sample.global.handlers.len().to_string(),
             Panel::Tasks => format!("{} open", number(tasks.pending + tasks.assigned)),
             Panel::Batches => at_most(sample.batches.len()),
             Panel::Ballots => at_most(sample.ballots.len()),
+            Panel::Dead if others.dead_streams > 0 => format!(
+                "{}, {} streams",
+                number(self.dead_letters()),
+                part(streams(true), others.dead_streams)
+            ),
             Panel::Dead => number(self.dead_letters()),
+        }
+    }
+
+    /// Whether not all of a panel's streams are shown.
+    pub fn is_cut(&self, panel: Panel) -> bool {
+        let others = self.sample.as_ref().map(|sample| sample.others);
+        let others = others.unwrap_or_default();
+        match panel {
+            Panel::Streams => others.streams > 0,
+            Panel::Dead => others.dead_streams > 0,
+            _ => false,
         }
     }
 
@@ -280,6 +334,15 @@ impl State {
             })
     }
 
+    /// What is wanted of the next sample.
+    pub fn wish(&self) -> Wish {
+        let filter = |panel: Panel| self.filter(panel).to_lowercase();
+        Wish {
+            focus: self.focus(),
+            filters: [filter(Panel::Streams), filter(Panel::Dead)],
+        }
+    }
+
     /// What a key does. True if it ends all. `page` is how many rows are seen at once.
     pub fn press(&mut self, key: Key, page: usize) -> bool {
         if key == Key::Interrupt {
@@ -329,8 +392,7 @@ impl State {
         let panels = Panel::ALL.len();
         match key {
             Key::Char('q') => return true,
-            Key::Escape if !self.views[at].filter.is_empty() => self.views[at].filter.clear(),
-            Key::Escape => return true,
+            Key::Escape => self.views[at].filter.clear(),
             Key::Tab => self.panel = Panel::ALL[(at + 1) % panels],
             Key::BackTab => self.panel = Panel::ALL[(at + panels - 1) % panels],
             Key::Char(digit @ '1'..='9') => {

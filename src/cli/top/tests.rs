@@ -6,7 +6,7 @@ use super::flow::HISTORY;
 use super::object;
 use super::panels;
 use super::row::{Content, Row};
-use super::sample::{Focus, Opened, Sample};
+use super::sample::{Focus, Opened, Others, Sample};
 use super::state::{Key, Mode, Panel, State};
 use crate::cli::output::printable;
 use convoke::bus::event::EntryId;
@@ -24,6 +24,7 @@ use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
+use std::time::Duration;
 
 const AT: u64 = 1_700_000_000_000;
 const COLOURS: Brush = Brush { colours: true };
@@ -83,7 +84,6 @@ fn sample(at: u64) -> Sample {
             stream("cb:events:report", 7, 7, 0),
             stream("cb:dead:image", 3, 0, 0),
         ],
-        streams_found: 3,
         ..Sample::default()
     };
     for (id, condition, load) in [
@@ -197,6 +197,57 @@ fn a_counter_that_began_again_and_a_clock_that_went_back_give_no_rate() {
 }
 
 #[test]
+fn totals_are_of_all_streams_and_what_is_not_shown_is_said() {
+    let mut state = state();
+    let mut next = sample(AT + 2_000);
+    next.others = Others {
+        streams: 5_000,
+        dead_streams: 100_000,
+        waiting: 6_000,
+        dead_letters: 100_000,
+        rate_in: Some(7.0),
+        rate_out: None,
+    };
+    state.apply(next);
+    assert_eq!(state.totals(), (Some(7.0), Some(0.0)));
+    assert_eq!((state.backlog(), state.dead_letters()), (6_015, 100_003));
+    let shown = frame(&state, 200, 50);
+    for part in [
+        "6,015 waiting",
+        "100,003 dead",
+        "Streams 2 of 5,002",
+        "Dead 100,003, 1 of 100,001 streams",
+        "those with the most are shown, / finds any",
+    ] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    let object = object::of(&state).unwrap();
+    assert_eq!(object["streams_found"], 105_003);
+}
+
+#[test]
+fn dead_letters_have_a_rate_whoever_reads_them() {
+    let mut state = state();
+    let read_by_a_ledger = |added: u64| {
+        let mut dead = stream("cb:dead:image", added, 0, 0);
+        dead.groups = stream("cb:events:x", added, added, 0).groups;
+        dead
+    };
+    let mut rate = |at: u64, dead: Stream| {
+        let mut next = sample(at);
+        next.streams[2] = dead;
+        state.apply(next);
+        state
+            .flow("cb:dead:image")
+            .map(|flow| (flow.rate_in, flow.waiting.back().copied()))
+    };
+    let without = rate(AT + 1_000, stream("cb:dead:image", 13, 0, 0));
+    assert_eq!(without, Some((Some(10.0), Some(13.0))));
+    let with = rate(AT + 2_000, read_by_a_ledger(18));
+    assert_eq!(with, Some((Some(5.0), Some(18.0))));
+}
+
+#[test]
 fn what_is_gone_from_the_bus_is_forgotten() {
     let mut state = state();
     let mut next = sample(AT + 1_000);
@@ -293,11 +344,12 @@ fn a_filter_leaves_what_contains_it() {
         ["cb:events:report workers"]
     );
     state.press(Key::Enter, 10);
-    // It is one panel's own, and Esc ends it before it ends all.
+    // It is one panel's own, and Esc ends nothing else.
     assert_eq!(state.rows(Panel::Instances).len(), 2);
+    assert_eq!(state.wish().filters, ["rep".to_owned(), String::new()]);
     assert!(!state.press(Key::Escape, 10));
     assert_eq!(state.rows(Panel::Streams).len(), 2);
-    assert!(state.press(Key::Escape, 10));
+    assert!(!state.press(Key::Escape, 10));
     press(&mut state, "/q");
     assert!(state.press(Key::Interrupt, 10), "Ctrl-C ends it always");
 }
@@ -423,10 +475,19 @@ fn nothing_from_the_bus_drives_the_terminal() {
 #[test]
 fn trouble_is_told_until_there_is_news() {
     let mut state = state();
-    state.trouble = Some("connection refused".into());
-    assert!(frame(&state, 80, 24).contains("no news: connection refused"));
+    state.miss("connection refused".into(), Duration::from_secs(3));
+    state.misses(Duration::from_secs(75));
+    let shown = frame(&state, 120, 24);
+    for part in [
+        "REDIS DOES NOT ANSWER for 1m15s  last news 2023-11-14T22:13:20.000Z",
+        "connection refused; what is shown is old",
+    ] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
+    }
+    assert!(frame(&state, 80, 24).contains("REDIS DOES NOT ANSWER for 1m15s"));
+    press(&mut state, "p");
     state.apply(sample(AT + 1_000));
-    assert!(!frame(&state, 80, 24).contains("no news"));
+    assert!(!frame(&state, 80, 24).contains("NOT ANSWER"));
 }
 
 #[test]

@@ -57,6 +57,15 @@ pub struct State {
     streams: Vec<Stream>,
     /// The latest facts, the last one first.
     recent_events: Vec<Fact>,
+    /// What the server uses of its memory; nil if it does not tell.
+    redis: Option<Memory>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Memory {
+    used_bytes: u64,
+    /// Nil: no limit.
+    limit_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -254,16 +263,18 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
     let batches = context.state::<Batches>()?;
     let ballots = context.state::<Ballots>()?;
     let tasks = context.state::<Tasks>()?;
-    let (leader, known, (counts, items), batches, decisions, streams, facts) = tokio::try_join!(
-        instances.leader(),
-        instances.known(Detail::Brief, MAX_INSTANCES),
-        tasks.snapshot(None, MAX_TASKS),
-        batches.list(MAX_BATCHES),
-        ballots.list(MAX_DECISIONS),
-        view.streams(),
-        view.recent(event.recent),
-    )
-    .map_err(CoordinationError::into_handler_error)?;
+    let (leader, known, (counts, items), batches, decisions, streams, facts, memory) =
+        tokio::try_join!(
+            instances.leader(),
+            instances.known(Detail::Brief, MAX_INSTANCES),
+            tasks.snapshot(None, MAX_TASKS),
+            batches.list(MAX_BATCHES),
+            ballots.list(MAX_DECISIONS),
+            view.streams(),
+            view.recent(event.recent),
+            view.memory(),
+        )
+        .map_err(CoordinationError::into_handler_error)?;
     let decisions: Result<Vec<_>, _> = decisions.into_iter().map(Decision::of).collect();
     Ok(State {
         version: env!("CARGO_PKG_VERSION"),
@@ -283,5 +294,9 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
         decisions: decisions?,
         streams: streams.into_iter().map(Stream::from).collect(),
         recent_events: facts.iter().map(Fact::of).collect(),
+        redis: memory.map(|memory| Memory {
+            used_bytes: memory.used,
+            limit_bytes: Some(memory.limit).filter(|limit| *limit > 0),
+        }),
     })
 }

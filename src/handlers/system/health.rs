@@ -1,10 +1,16 @@
+use crate::coordination::error::CoordinationError;
+use crate::coordination::flow::{Flow, Trouble, of_instances};
 use crate::coordination::instances::Instances;
 use crate::coordination::roster::Census;
+use crate::coordination::view::View;
 use crate::handlers::services::Configured;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+
+/// With that much time there are two looks at what waits: whether anything goes out takes a moment to see.
+const PATIENCE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Nothing {}
@@ -88,6 +94,32 @@ pub struct Health {
     partition: bool,
     /// When, in Unix milliseconds on the server.
     at: u64,
+    /// What does not flow: what waits though nobody takes it, who is missing, what hangs. It does not change
+    /// the status; nil: it could not be looked at.
+    flow: Option<Vec<Told>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+struct Told {
+    /// `stalled`, `no-consumer`, `no-handler`, `unread`, `ledger`, `delayed`, `runs`, `lost` or `partition`.
+    check: &'static str,
+    /// Whether events stand still by it, or may be lost.
+    severe: bool,
+    what: String,
+    why: &'static str,
+    mend: String,
+}
+
+impl From<Trouble> for Told {
+    fn from(trouble: Trouble) -> Self {
+        Self {
+            check: trouble.check,
+            severe: trouble.severe,
+            what: trouble.what,
+            why: trouble.why,
+            mend: trouble.mend,
+        }
+    }
 }
 
 pub async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError> {
@@ -102,15 +134,42 @@ pub async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError
             Err(error) => (Err(error.to_string()), Census::default()),
         }
     };
+    let flows = async {
+        let left = context.time_left().unwrap_or(PATIENCE);
+        let twice = left >= PATIENCE;
+        tokio::time::timeout(left / 2, flow_of(&context, twice)).await
+    };
     let limit = context.time_left().map_or(Duration::MAX, |left| left / 2);
-    let ((redis, census), postgres, mcp) =
-        tokio::join!(redis, configured.postgres(limit), configured.mcp(limit));
+    let ((redis, census), flow, postgres, mcp) = tokio::join!(
+        redis,
+        flows,
+        configured.postgres(limit),
+        configured.mcp(limit)
+    );
     let services = Services {
         redis: Service::probed(redis),
         postgres: postgres.map_or(Service::DISABLED, Service::probed),
         mcp: mcp.map_or(Service::DISABLED, Service::probed),
     };
-    Ok(assess(services, census))
+    let mut health = assess(services, census);
+    // Who has no answer on the flow has one on the rest.
+    health.flow = flow.ok().and_then(Result::ok);
+    Ok(health)
+}
+
+async fn flow_of(context: &Context, twice: bool) -> Result<Vec<Told>, HandlerError> {
+    let instances = context.state::<Instances>()?;
+    let flow = context.state::<Flow>()?;
+    let names = context.state::<View>()?.stream_names().await;
+    let names = names.map_err(CoordinationError::into_handler_error)?;
+    let (mut troubles, census, global) = tokio::try_join!(
+        flow.look(&names, twice),
+        instances.census(),
+        instances.metrics(false)
+    )
+    .map_err(CoordinationError::into_handler_error)?;
+    troubles.extend(of_instances(&census, &global));
+    Ok(troubles.into_iter().map(Told::from).collect())
 }
 
 /// An instance is suspect if a peer says so, or if it expired and was not declared lost yet.
@@ -136,6 +195,7 @@ fn assess(services: Services, census: Census) -> Health {
         instances,
         partition: census.is_partitioned(),
         at: census.at,
+        flow: None,
     }
 }
 

@@ -61,6 +61,10 @@ struct Handler {
     circuit: Option<&'static str>,
     rate_limited: u64,
     cache_hits: u64,
+    /// Runs of the living now that take their time.
+    running: u64,
+    /// How long the oldest of them goes on, in ms; null if there are none.
+    oldest_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Buckets>,
 }
@@ -86,7 +90,7 @@ struct Buckets {
 
 #[derive(Debug, Serialize, JsonSchema)]
 struct Queue {
-    /// Events read and not settled, by the living.
+    /// Events started and not settled, by the living.
     in_flight: u64,
 }
 
@@ -145,7 +149,12 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
     if !ask.detailed {
         return metrics;
     }
-    let handlers = global.handlers.into_iter().map(|(kind, sums)| {
+    let mut handlers = global.handlers;
+    for kind in global.running.keys() {
+        // What never ended was never counted.
+        handlers.entry(kind.clone()).or_default();
+    }
+    let handlers = handlers.into_iter().map(|(kind, sums)| {
         let latency = sums.latency.unwrap_or_default();
         let handler = Handler {
             calls: sums.calls,
@@ -156,6 +165,8 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
             circuit: global.circuits.get(&kind).copied(),
             rate_limited: sums.rate_limited,
             cache_hits: sums.cache_hits,
+            running: global.running.get(&kind).map_or(0, |running| running.runs),
+            oldest_ms: global.running.get(&kind).map(|running| running.oldest_ms),
             latency: buckets(&latency),
         };
         (kind, handler)

@@ -43,7 +43,7 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
     let report = chores.reporter.report();
     let standing = chores.standing().clone();
     let beat = Beat {
-        load: Some(report.gauges.in_flight as f64),
+        load: Some(chores.reporter.tasks() as f64),
         metrics: Some(chores.reporter.news_of(&report)),
         seal: Some(standing.seal),
         ..Beat::new(chores.id(), Some(standing.incarnation))

@@ -29,6 +29,8 @@ pub(super) enum Finished {
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
     Settled(Box<Settlement>),
     Given(Lease),
+    /// What was read and not started: how it is settled, or that it stays as it is.
+    GivenBack(Vec<Settlement>, Vec<Lease>),
 }
 
 /// A run that ended.

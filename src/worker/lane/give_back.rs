@@ -1,0 +1,108 @@
+//! What a lane read and did not start by the time it is to end.
+
+use super::Lane;
+use super::run::Finished;
+use crate::bus::commit::{Lease, Settlement};
+use crate::bus::event::Event;
+use crate::coordination::roster::Reader;
+use crate::error::HandlerError;
+use crate::registry::context::Context;
+use crate::worker::settle;
+use crate::worker::shared::{Delivery, Shared};
+use futures_util::FutureExt;
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+/// An entry that was read and not started.
+enum Unstarted {
+    Read(Delivery),
+    Admitted(Lease, Context),
+}
+
+impl Unstarted {
+    fn lease(&self) -> Lease {
+        match self {
+            Unstarted::Read(delivery) => delivery.lease(),
+            Unstarted::Admitted(lease, _) => *lease,
+        }
+    }
+}
+
+impl Lane {
+    /// Leaves it to those who read the stream as well: they take it, in its order, as soon as this
+    /// instance unregisters. Where there is nobody it is given back, so that nothing stays pending.
+    pub(super) fn give_back(&mut self) {
+        let (waiting, entering) = self.admission.give_up();
+        self.shared.inflight.remove(entering.iter());
+        let waiting = waiting.into_iter();
+        let waiting = waiting.map(|waiting| Unstarted::Admitted(waiting.lease, waiting.context));
+        let read = self.ready.drain(..).chain(self.suspects.drain(..));
+        let unstarted: Vec<Unstarted> = waiting.chain(read.map(Unstarted::Read)).collect();
+        if unstarted.is_empty() {
+            return;
+        }
+        self.tell_ahead();
+        self.running += 1;
+        let (shared, finished) = (self.shared.clone(), self.finished.clone());
+        tokio::spawn(async move {
+            let leases: Vec<Lease> = unstarted.iter().map(Unstarted::lease).collect();
+            let back = given_back(&shared, unstarted);
+            let back = AssertUnwindSafe(back).catch_unwind().await;
+            let back = back.unwrap_or_default();
+            let goes = |lease: &Lease| back.iter().any(|settlement| settlement.lease == *lease);
+            let stays = leases.into_iter().filter(|lease| !goes(lease)).collect();
+            finished.send(Finished::GivenBack(back, stays)).ok();
+        });
+    }
+}
+
+/// How those of them are settled that nobody else reads: they wait in the delay queue, without an attempt
+/// being spent. What was delivered before stays pending, since how often that was must not be forgotten.
+async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlement> {
+    let mut read_by_others: HashMap<String, bool> = HashMap::new();
+    let mut back = Vec::new();
+    for one in unstarted {
+        let lease = one.lease();
+        let stream = &shared.routes[lease.stream].events;
+        let keys = &shared.process.keys;
+        if lease.deliveries > 1 || shared.inbox == Some(lease.stream) {
+            continue;
+        }
+        let parsed;
+        let event = match &one {
+            Unstarted::Admitted(_, context) => context.event(),
+            Unstarted::Read(delivery) => {
+                let entry = delivery.entry.clone();
+                let Ok(event) = Event::parse(entry, &shared.limits, keys, stream) else {
+                    continue;
+                };
+                parsed = event;
+                &parsed
+            }
+        };
+        let kind = event.kind();
+        let others = match read_by_others.get(kind) {
+            Some(others) => *others,
+            None => {
+                let reader = shared
+                    .instances
+                    .reader(&shared.group, kind, None, shared.instance());
+                // Not known: they stay, as if there were one.
+                let others = !matches!(reader.await, Ok(Reader::Nobody));
+                read_by_others.insert(kind.to_owned(), others);
+                others
+            }
+        };
+        if !others {
+            let error = HandlerError::later(Duration::ZERO, "the worker that read it shut down");
+            back.push(settle::failure(
+                shared.scene(lease),
+                event,
+                &error,
+                &shared.retry,
+            ));
+        }
+    }
+    back
+}
