@@ -227,31 +227,6 @@ async fn a_rate_limit_holds_for_all_replicas_and_loses_no_event() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deadline_in_the_millisecond_in_which_the_event_was_stored_is_past() {
-    let rig = Rig::new().await;
-    let runs = Arc::new(AtomicU32::new(0));
-    let send = async |context: Context, (): ()| {
-        let runs = context.state::<Arc<AtomicU32>>()?;
-        Ok::<_, HandlerError>(runs.fetch_add(1, Ordering::SeqCst))
-    };
-    let builder = rig.builder().state(runs.clone());
-    let worker = rig.start(builder.handler("mail.send", send));
-    // Stored far ahead of any clock: what the server said when it stored it counts.
-    for (seq, deadline) in [(1, 9_000_000_000_000_u64), (2, 9_000_000_000_001)] {
-        rig.run(&format!(
-            "XADD cb:events:mail 9000000000000-{seq} type mail.send deadline {deadline} replyto cb:reply:me"
-        ))
-        .await;
-    }
-    let replies = rig.wait_for("cb:reply:me", 2).await;
-    let mut told: Vec<String> = replies.iter().map(|reply| text(reply, "status")).collect();
-    told.sort();
-    assert_eq!(told, ["deadline_exceeded", "ok"]);
-    assert_eq!(runs.load(Ordering::SeqCst), 1);
-    worker.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_run_publishes_so_many_events_and_no_more() {
     let rig = Rig::new().await;
     let fill = async |context: Context, events: u64| {

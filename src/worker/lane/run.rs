@@ -212,9 +212,7 @@ impl Lane {
         let Some(deadline) = event.deadline() else {
             return false;
         };
-        // Ours is an estimate; when it was stored, the server said.
-        let now = self.shared.claims.server_now().max(lease.entry.ms);
-        let passed = deadline <= now;
+        let passed = is_past(deadline, self.shared.claims.server_now(), lease.entry.ms);
         if passed {
             self.expired(lease, event);
         }
@@ -390,6 +388,18 @@ impl Lane {
     }
 }
 
+/// How far the server's clock may be ahead of what a worker takes it to be.
+const AHEAD: u64 = 50;
+
+/// Whether a deadline is past, by what the worker takes the server's clock to be or by when the server
+/// stored the event. An id that is further ahead tells no time: a clock that was set back leaves such ids.
+fn is_past(deadline: u64, now: u64, stored: u64) -> bool {
+    match stored.saturating_sub(now) <= AHEAD {
+        true => deadline <= now.max(stored),
+        false => deadline <= now,
+    }
+}
+
 /// One span for each run, with the trace that the event came with; free where nobody listens.
 fn span_of(context: &Context) -> Span {
     let event = context.event();
@@ -409,4 +419,22 @@ fn span_of(context: &Context) -> Span {
         span.record("span", trace.span_id());
     }
     span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_past;
+
+    #[test]
+    fn a_deadline_in_the_millisecond_in_which_the_event_was_stored_is_past() {
+        assert!(is_past(1000, 1000, 900));
+        assert!(
+            is_past(1000, 998, 1000),
+            "the worker's clock is a little late"
+        );
+        assert!(!is_past(1000, 998, 999));
+        assert!(!is_past(1000, 999, 900));
+        // The server's clock was set back by an hour.
+        assert!(!is_past(1000, 900, 3_600_900));
+    }
 }
