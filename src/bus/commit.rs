@@ -185,8 +185,12 @@ impl Committer {
     /// when it is back, or when the committer is told to stop.
     pub async fn commit(&mut self, batch: Vec<Settlement>) -> Report {
         let mut report = Report::default();
-        let fits = |settlement: &Settlement| self.fits(settlement);
-        let (batch, slow): (Vec<_>, Vec<_>) = batch.into_iter().partition(fits);
+        let now = Instant::now();
+        let fits = |settlement: &Settlement| self.fits(settlement, now);
+        let (batch, slow): (Vec<_>, Vec<_>) = match batch.iter().all(fits) {
+            true => (batch, Vec::new()),
+            false => batch.into_iter().partition(fits),
+        };
         // What was delivered earlier is written earlier.
         if !self.one_by_one(slow, &mut report).await {
             report.abandoned += batch.len() as u64;
@@ -261,10 +265,10 @@ impl Committer {
     /// Whether it can be committed with others in one transaction. That sees no claim that raises no
     /// counter (an operator's `XCLAIM`), nor that an entry was deleted: what was in hand for longer, and
     /// could meet that, goes the slow way, which sees it.
-    fn fits(&self, settlement: &Settlement) -> bool {
+    fn fits(&self, settlement: &Settlement, now: Instant) -> bool {
         matches!(settlement.end, End::Done | End::Told(_))
             && !settlement.may_not_reach()
-            && settlement.lease.since.elapsed() < FRESH
+            && now.saturating_duration_since(settlement.lease.since) < FRESH
             && self.is_of_this_history(settlement)
             && settlement.lease.claims == self.claims.known(settlement.lease.stream)
     }
@@ -274,7 +278,8 @@ impl Committer {
         if self.wire.is_none() {
             self.arm().await?;
         }
-        if !batch.iter().all(|settlement| self.fits(settlement)) {
+        let now = Instant::now();
+        if !batch.iter().all(|settlement| self.fits(settlement, now)) {
             return Ok(Fast::Nothing);
         }
         self.transact(batch).await
