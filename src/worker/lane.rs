@@ -50,6 +50,8 @@ pub struct Lane {
     running: usize,
     window: usize,
     taking_fails: bool,
+    /// A takeover is under way.
+    takes: bool,
     /// The loop stood still for long: nothing is started until the leases were renewed.
     doubtful: bool,
     /// When it last looked for deadlines that have passed.
@@ -77,6 +79,7 @@ impl Lane {
             running: 0,
             window: shared.concurrency,
             taking_fails: false,
+            takes: false,
             doubtful: false,
             looked: Instant::now(),
             shared,
@@ -110,6 +113,7 @@ impl Lane {
             if draining {
                 self.give_back();
             }
+            self.takes = taking.is_some();
             let more = self.start_ready();
             // The commit before the next read: a requester waits for the one, nobody for the other.
             if !self.settled.is_empty()
@@ -325,7 +329,7 @@ impl Lane {
         let new = self.ready.front().is_some_and(|next| next.deliveries == 1);
         let job = self.jobs.next();
         let job = job.is_some_and(|job| job.is_of_a_gone_consumer());
-        new && job && !self.taking_fails && self.room() > 0
+        new && job && !self.taking_fails && (self.takes || self.room() > 0)
     }
 
     fn finish(&mut self, finished: Finished) {

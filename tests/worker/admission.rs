@@ -465,3 +465,33 @@ async fn a_short_backoff_is_as_short_as_it_says() {
     );
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_is_checked_while_handlers_hold_every_connection() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    let limited = Gate::new();
+    let counted = limited.begun.clone();
+    let count = move |_: Context, (): ()| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, HandlerError>(()) }
+    };
+    async fn hold(context: Context, (): ()) -> Result<(), HandlerError> {
+        let _held = context.redis().await?;
+        hang(context, ()).await
+    }
+    let policy = Policy::new().rate_limit(2, MINUTES);
+    let builder = worker(&rig, &gate, |settings| settings.concurrency = 64)
+        .handler("load.hold", hold)
+        .handler_with("load.count", count, policy);
+    let running = rig.start(builder);
+    publish(&rig, "load.hold", 16).await;
+    until("every connection is held", || async { gate.begun() == 16 }).await;
+    publish(&rig, "load.count", 10).await;
+    until("as many ran as may", || async { limited.begun() == 2 }).await;
+    answers(&rig, "image.echo").await;
+    assert_eq!(limited.begun(), 2);
+    gate.open.add_permits(1000);
+    running.stop().await;
+    assert_eq!(limited.begun(), 2);
+}

@@ -250,6 +250,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_fallback_answers_while_the_circuit_is_open() {
+        let policy = Policy::new()
+            .circuit(1, MINUTE)
+            .fallback(|context| Ok(context.event().data().to_vec()));
+        let (handler, calls) = route(policy);
+        assert!(run(&handler, 1).await.is_err());
+        assert_eq!(run(&handler, 0).await, Ok(vec![0]));
+        assert_eq!(calls.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
     async fn what_the_rate_limit_refuses_is_no_failure_of_the_handler() {
         let (handler, calls) = route(Policy::new().rate_limit(0, MINUTE).circuit(1, MINUTE));
         for _ in 0..3 {
