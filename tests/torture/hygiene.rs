@@ -11,7 +11,7 @@ const LINES: usize = 100;
 const CONSUMERS: usize = 10;
 
 /// Keys that live for good: each is bounded by something else than time.
-const LASTING: [&str; 16] = [
+const LASTING: [&str; 18] = [
     "cb:events:",
     "cb:results:",
     "cb:dead:",
@@ -28,6 +28,8 @@ const LASTING: [&str; 16] = [
     "cb:partition",
     "cb:claims:",
     "cb:tasks",
+    "cb:batches",
+    "cb:ballots",
 ];
 
 /// What was found.
