@@ -17,6 +17,7 @@ use super::clock::ClockSource;
 use super::error::{BusError, CLUSTER};
 use super::greeting::{Known, Lacks};
 use super::loaded::Loads;
+use super::opening::Failure;
 pub use super::pool::Pooled;
 use super::pool::{Manager, Pool};
 use super::sentinel::{Sentinels, Voice};
@@ -28,7 +29,8 @@ use deadpool::managed::{PoolError, Timeouts};
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, Script,
 };
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -286,7 +288,7 @@ impl Connector {
         let config = answers_within(ANSWER);
         let opening = client.get_multiplexed_async_connection_with_config(&config);
         let address = client.get_connection_info().addr();
-        Ok(self.known.opening.open(address, opening).await?)
+        self.reach(address, opening).await
     }
 
     /// A hand-written connection on which every answer arrives within [`ANSWER`].
@@ -299,11 +301,21 @@ impl Connector {
         self.open_wire(block + Duration::from_secs(2)).await
     }
 
+    /// Opens a connection to there.
+    async fn reach<T, E: Failure + Into<BusError>>(
+        &self,
+        address: &ConnectionAddr,
+        opening: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, BusError> {
+        let opened = self.known.opening.open(address, opening).await;
+        opened.map_err(|error| error.into().at(address))
+    }
+
     async fn open_wire(&self, answer: Duration) -> Result<Wire, BusError> {
         let (client, generation) = self.find().await?;
         let info = client.get_connection_info();
         let opening = Wire::open(info, &self.tls, answer);
-        let mut wire = self.known.opening.open(info.addr(), opening).await?;
+        let mut wire = self.reach(info.addr(), opening).await?;
         if let Place::Watched { sentinels, .. } = &self.place {
             wire.route = Some(sentinels.route(generation));
         }
@@ -320,7 +332,7 @@ impl Connector {
         let config = answers_within(answer);
         let opening = client.get_multiplexed_async_connection_with_config(&config);
         let address = client.get_connection_info().addr();
-        let mut connection = self.known.opening.open(address, opening).await?;
+        let mut connection = self.reach(address, opening).await?;
         self.known.greet_by(&mut connection).await?;
         if let Some(loads) = self.must_load() {
             loads.load(&mut connection, self.history()).await?;

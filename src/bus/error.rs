@@ -1,7 +1,7 @@
 //! What can go wrong between this process and Redis, and what to do about it.
 
 use super::loaded::{ADVICE, may_not_load};
-use redis::{ErrorKind, RedisError};
+use redis::{ConnectionAddr, ErrorKind, RedisError};
 
 /// A failure of the bus.
 #[derive(Debug, thiserror::Error)]
@@ -9,6 +9,14 @@ pub enum BusError {
     /// Redis, or the way to it, failed.
     #[error("redis: {redis}{advice}", redis = .0, advice = told(.0))]
     Redis(RedisError),
+    /// Nobody could be reached there.
+    #[error("cannot connect to redis at {address}: {error}{advice}", advice = told(.error))]
+    Unreachable {
+        /// Where.
+        address: String,
+        /// Why.
+        error: RedisError,
+    },
     /// A certificate or key that can not be used.
     #[error("{0}")]
     Tls(String),
@@ -68,10 +76,23 @@ pub enum Reaction {
 }
 
 impl BusError {
+    /// Says where it was that could not be reached; what a server said stays as it is.
+    pub(super) fn at(self, address: &ConnectionAddr) -> Self {
+        match self {
+            BusError::Redis(error) if error.code().is_none() && error.is_io_error() => {
+                BusError::Unreachable {
+                    address: address.to_string(),
+                    error,
+                }
+            }
+            error => error,
+        }
+    }
+
     /// The server's error code, such as `NOGROUP`.
     pub fn code(&self) -> Option<&str> {
         match self {
-            BusError::Redis(error) => error.code(),
+            BusError::Redis(error) | BusError::Unreachable { error, .. } => error.code(),
             _ => None,
         }
     }
@@ -79,7 +100,7 @@ impl BusError {
     /// What to do about it.
     pub fn reaction(&self) -> Reaction {
         match self {
-            BusError::Redis(error) => reaction(error),
+            BusError::Redis(error) | BusError::Unreachable { error, .. } => reaction(error),
             BusError::Pool(_) | BusError::NoPrimary(_) | BusError::Moved => Reaction::Reconnect,
             BusError::Reply { .. }
             | BusError::Unsupported(_)
