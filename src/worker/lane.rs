@@ -303,11 +303,14 @@ impl Lane {
         let began = Instant::now();
         let mut now = began;
         while self.running < self.shared.concurrency {
+            // Before it runs, since it may ask, and after it, since it may wait.
             if let Some(waiting) = self.admission.next(self.running) {
+                self.tell_ahead();
                 now = self.go(waiting, now);
             } else if !self.takes_over()
                 && let Some(delivery) = self.ready.pop_front()
             {
+                self.tell_ahead();
                 now = self.start(delivery, now);
             } else {
                 if self.running == 0 {
