@@ -6,10 +6,10 @@ use crate::support::until;
 use convoke::bus::publish::Outgoing;
 use convoke::registry::policy::RetryPolicy;
 use convoke::{Context, HandlerError, Policy, Worker};
-use futures_util::StreamExt;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tower::layer::util::Identity;
 
 /// A part of a policy, as it is named in a failure.
@@ -137,10 +137,14 @@ async fn any_two_parts_of_a_policy_hold_together() {
             pairs.push((format!("{one} with {other}"), policy));
         }
     }
-    let runs = futures_util::stream::iter(pairs)
-        .map(async |(named, policy)| holds(&named, policy).await)
-        .buffer_unordered(4);
-    runs.collect::<()>().await;
+    let mut runs = JoinSet::new();
+    for (named, policy) in pairs {
+        if runs.len() == 4 {
+            runs.join_next().await.unwrap().unwrap();
+        }
+        runs.spawn(async move { holds(&named, policy).await });
+    }
+    runs.join_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
