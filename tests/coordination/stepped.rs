@@ -47,7 +47,7 @@ async fn a_rate_lets_one_burst_more_through_and_nobody_waits_longer() {
             }
         };
         assert_eq!(burst().await.0, 3, "{step} s");
-        fleet.redis.set_clock(step);
+        fleet.redis.step_clock(step).await;
         let (allowed, wait) = burst().await;
         assert_eq!(allowed, if step > 0 { 3 } else { 0 }, "{step} s");
         // The period is counted a little longer.
@@ -68,7 +68,7 @@ async fn a_ballot_may_expire_early_and_is_forgotten_early() {
             fleet.ballots.vote(&vote).await
         };
         assert_eq!(vote("w-1").await.unwrap().status, Status::Open, "{step} s");
-        fleet.redis.set_clock(step);
+        fleet.redis.step_clock(step).await;
         // By the clock ahead its instance is expired, and only one that is alive opens a ballot.
         if step == DAY {
             vote("w-2").await.unwrap_err();
@@ -100,7 +100,7 @@ async fn a_dedup_window_ends_with_a_step_that_is_longer() {
             other => panic!("{other:?}"),
         };
         assert!(!publish().await && publish().await, "{step} s");
-        fleet.redis.set_clock(step);
+        fleet.redis.step_clock(step).await;
         assert_eq!(publish().await, step < window, "{step} s");
     }
 }
@@ -130,7 +130,7 @@ async fn a_holder_has_a_whole_lease_after_a_step() {
         let Acquired::Held(first, _) = held else {
             panic!("{step} s: {held:?}");
         };
-        fleet.redis.set_clock(step);
+        fleet.redis.step_clock(step).await;
         hear().await;
         let other = async || batches.acquire(&wanted, asker("w-2", "r-2")).await.unwrap();
         let busy = other().await;

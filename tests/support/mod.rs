@@ -21,7 +21,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// A `redis-server` of one test's own.
 pub struct Redis {
@@ -104,6 +104,22 @@ impl Redis {
         // In place: the server has it mapped.
         file.write_all_at(&seconds.to_ne_bytes(), 0)
             .expect("the clock");
+    }
+
+    /// The same, once the server shows it: Valkey looks at the clock a moment later.
+    pub async fn step_clock(&self, seconds: i64) {
+        self.set_clock(seconds);
+        let connection = self.connection().await;
+        until("the server's clock stepped", || async {
+            let mut connection = connection.clone();
+            let shown: (i64, i64) = redis::cmd("TIME")
+                .query_async(&mut connection)
+                .await
+                .expect("the server's time");
+            let ours = UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs() as i64;
+            (shown.0 - ours - seconds).abs() < 60
+        })
+        .await;
     }
 
     /// Starts the server again on the same port and directory.

@@ -2,7 +2,7 @@
 
 use crate::outages::{Scene, TTL};
 use crate::rig::Rig;
-use crate::support::{Redis, until};
+use crate::support::Redis;
 use convoke::bus::publish::Outgoing;
 use convoke::{Context, HandlerError};
 use std::sync::Arc;
@@ -18,11 +18,7 @@ async fn a_step_of_the_clock_robs_nobody_and_the_dead_are_found() {
         let redis = Redis::with_a_clock();
         let scene = Scene::begin(redis).await;
         scene.ghost().await;
-        let before = scene.now().await;
-        scene.rig.redis.set_clock(step);
-        // Valkey looks at the clock not more often than once a millisecond or so.
-        let stepped = async || scene.now().await.abs_diff(before) > 3_000_000;
-        until("the server's clock stepped", &stepped).await;
+        scene.rig.redis.step_clock(step).await;
         let after = scene.now().await;
         scene.settle(after).await;
         // Who died before the step is found, whichever way it went.
@@ -60,12 +56,12 @@ async fn what_waits_for_its_time_runs_once_whichever_way_the_clock_steps() {
         rig.wait_for_fact("instance.registered", 1).await;
         let later = Outgoing::new("load.later", &()).delay(Duration::from_secs(1));
         rig.client.publish(&later).await.unwrap();
-        rig.redis.set_clock(step);
+        rig.redis.step_clock(step).await;
         if step < 0 {
             // It waits until its time comes again.
             tokio::time::sleep(Duration::from_millis(1500)).await;
             assert_eq!(runs.load(Ordering::SeqCst), 0, "{step} s");
-            rig.redis.set_clock(2);
+            rig.redis.step_clock(2).await;
         }
         let results = rig.wait_for("cb:results:load", 1).await;
         assert_eq!(results.len(), 1, "{step} s");
@@ -88,7 +84,7 @@ async fn a_deadline_is_judged_by_the_clock_as_it_was_when_the_lane_connected() {
     let worker = rig.start(builder());
     rig.wait_for_fact("instance.registered", 1).await;
     rig.ask("load.soon", &()).await.unwrap();
-    rig.redis.set_clock(3600);
+    rig.redis.step_clock(3600).await;
     let soon = || {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let deadline = now.unwrap().as_millis() as u64 + 1_800_000;
