@@ -110,8 +110,8 @@ async fn bounded(world: &World, problems: &mut Problems) -> usize {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hostile_publisher_hurts_nobody() {
-    let seconds = torture::size("TORTURE_HOSTILE_SECONDS", 20, 600);
-    let rate = torture::size("TORTURE_HOSTILE_RATE", 500, 500);
+    let seconds = torture::size("TORTURE_HOSTILE_SECONDS", 10, 600);
+    let rate = torture::size("TORTURE_HOSTILE_RATE", 300, 500);
     let settings = Settings {
         heartbeat_ttl: LEASE,
         claim_idle: 2 * LEASE,
