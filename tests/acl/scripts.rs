@@ -56,6 +56,14 @@ async fn a_publisher_can_do_all_after_a_restart_and_a_flush_where_a_worker_is() 
     let running = tokio::spawn(worker(&guarded).run_until(drain.clone()));
     let keys = Keys::new("cb").expect("a namespace");
     let publisher = client(&guarded, users::DATA_PUBLISHER, keys);
+    let connection = guarded.redis.connection().await;
+    super::support::until("the worker is there", || async {
+        let mut connection = connection.clone();
+        let mut command = redis::cmd("ZCARD");
+        let alive = command.arg("cb:instances:active");
+        alive.query_async(&mut connection).await == Ok(1)
+    })
+    .await;
     publishes_all(&publisher, 1).await;
     flush(&guarded);
     publishes_all(&publisher, 2).await;
