@@ -136,8 +136,8 @@ async fn a_holder_has_a_whole_lease_after_a_step() {
         let busy = other().await;
         assert!(matches!(busy, Acquired::Busy { .. }), "{step} s: {busy:?}");
         // It renews in time, and keeps it.
-        assert!(batches.renew("b-1", first.fence, LEASE).await.unwrap());
         let renewed = Instant::now();
+        assert!(batches.renew("b-1", first.fence, LEASE).await.unwrap());
         while renewed.elapsed() < LEASE / 2 {
             hear().await;
             let busy = other().await;
@@ -154,6 +154,8 @@ async fn a_holder_has_a_whole_lease_after_a_step() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         };
         assert!(next.fence > first.fence, "{step} s");
-        assert!(renewed.elapsed() >= LEASE, "{step} s");
+        // Valkey reads the clock once a turn of its loop, so a renewal may count from a moment before it.
+        let lasted = renewed.elapsed() + Duration::from_millis(5);
+        assert!(lasted >= LEASE, "{step} s: {lasted:?}");
     }
 }
