@@ -241,6 +241,7 @@ impl Batches {
         call.arg(fence)
             .arg(millis(TELL))
             .arg(MAX_FAILURES)
+            .arg(millis(ABANDONED))
             .arg(outcomes.len());
         for outcome in outcomes {
             if outcome.index >= wanted.total {

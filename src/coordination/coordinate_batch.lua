@@ -18,8 +18,9 @@
 --       call may be run, in ms (see `silence.rs`); else silence counts from now on
 --       20 a word that nobody can guess; the batch keeps its first one
 -- ARGV  1 'progress'  2 batch id  3 as above  4 fence  5 ms from one batch.progress to the next
---       6 failures that are recorded at the most  7 number of items; for each its index, '' or the
---       error code, the message; then for each publication the number of its words, the words
+--       6 failures that are recorded at the most  7 how long a batch is kept that nobody goes on with
+--       8 number of items; for each its index, '' or the error code, the message; then for each
+--       publication the number of its words, the words
 -- Returns {state, fence, processor, processed, failed, total, ms left of the lease, event, bitmap}
 --       acquire:  held (the caller holds it; only then with the bitmap), busy (another one does),
 --                 free (it could be held), completed, differs (it has another content)
@@ -130,8 +131,8 @@ for k = 5, #KEYS do
   local found = k > 5 and KEYS[k] == KEYS[k - 1] and 'stream' or redis.call('TYPE', KEYS[k]).ok
   if found ~= 'none' and found ~= 'stream' then return answer('unwritable', KEYS[k]) end
 end
-local pause, recorded, count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local at, new = 8, 0
+local pause, recorded, count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[8])
+local at, new = 9, 0
 for _ = 1, count do
   local index, code, message = unpack(ARGV, at, at + 2)
   at = at + 3
@@ -148,8 +149,10 @@ for _ = 1, count do
   end
 end
 if new == 0 then return answer('held') end
--- The first item made the bitmap: it must not outlive the batch, and count for the next of its id.
-redis.call('PEXPIRE', finished, redis.call('PTTL', batch))
+-- Both together: a bitmap that goes first has items counted twice, and one that stays counts for the next
+-- batch of the id.
+redis.call('PEXPIRE', batch, ARGV[7])
+redis.call('PEXPIRE', finished, ARGV[7])
 is.expires = now + is.lease_ms
 redis.call('HSET', batch, 'processed', is.processed, 'failed', is.failed, 'updated_at', now,
   'expires', is.expires)

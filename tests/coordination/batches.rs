@@ -1,4 +1,4 @@
-//! Batches: every branch of the scripts, and random histories against a model.
+//! Batches: every branch of the scripts.
 
 use crate::fleet::Fleet;
 use crate::support::{Redis, users};

@@ -4,9 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-mod ballot_model;
 mod ballots;
-mod batch_history;
 mod batches;
 mod catalog;
 mod cost;
@@ -21,7 +19,6 @@ mod sweep;
 mod tasks;
 mod tasks_cancelled;
 mod tasks_found;
-mod tasks_model;
 mod tasks_moving;
 mod told;
 mod transitions;

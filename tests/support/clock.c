@@ -1,5 +1,6 @@
-// Shows a server a clock that is wrong by so many seconds as a file says at the moment. The monotonic
-// clock is left alone. (libfaketime clashes with the server's allocator.)
+// Shows a server a clock that is wrong by so many seconds as a file says at the moment; or, where the file
+// has a second number, one that stands still at so many microseconds since 1970. The monotonic clock is
+// left alone. (libfaketime clashes with the server's allocator.)
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
@@ -9,19 +10,22 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile long *offset;
+static volatile long *shown;
 
 __attribute__((constructor)) static void begin(void) {
     const char *path = getenv("CLOCK_OFFSET");
     int file = path ? open(path, O_RDONLY) : -1;
-    void *map = file < 0 ? MAP_FAILED : mmap(0, sizeof(long), PROT_READ, MAP_SHARED, file, 0);
-    offset = map == MAP_FAILED ? 0 : map;
+    void *map = file < 0 ? MAP_FAILED : mmap(0, 2 * sizeof(long), PROT_READ, MAP_SHARED, file, 0);
+    shown = map == MAP_FAILED ? 0 : map;
 }
 
 int clock_gettime(clockid_t id, struct timespec *now) {
     int failed = syscall(SYS_clock_gettime, id, now);
-    if (!failed && id == CLOCK_REALTIME && offset) now->tv_sec += *offset;
-    return failed;
+    if (failed || id != CLOCK_REALTIME || !shown) return failed;
+    long still = shown[1];
+    now->tv_sec = still ? still / 1000000 : now->tv_sec + shown[0];
+    if (still) now->tv_nsec = still % 1000000 * 1000;
+    return 0;
 }
 
 int gettimeofday(struct timeval *now, void *zone) {
@@ -34,8 +38,8 @@ int gettimeofday(struct timeval *now, void *zone) {
 }
 
 time_t time(time_t *out) {
-    struct timespec time;
-    clock_gettime(CLOCK_REALTIME, &time);
-    if (out) *out = time.tv_sec;
-    return time.tv_sec;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (out) *out = now.tv_sec;
+    return now.tv_sec;
 }

@@ -75,7 +75,12 @@ impl Redis {
 
     /// A server whose clock can be set.
     pub fn with_a_clock() -> Self {
-        let mut redis = Self::start();
+        Self::start().clocked()
+    }
+
+    /// The same server, started again with a clock that can be set.
+    pub fn clocked(self) -> Self {
+        let mut redis = self;
         let (library, offset) = (redis.dir.join("clock.so"), redis.dir.join("clock"));
         let built = Command::new("cc")
             .args(["-O1", "-shared", "-fPIC", "-o"])
@@ -90,19 +95,28 @@ impl Redis {
             ("LD_PRELOAD", library.display().to_string()),
             ("CLOCK_OFFSET", offset.display().to_string()),
         ];
-        redis.set_clock(0);
+        redis.show_clock([0, 0]);
         redis.restart();
         redis
     }
 
     /// Has the server's clock be ahead by so many seconds from now on.
     pub fn set_clock(&self, seconds: i64) {
+        self.show_clock([seconds, 0]);
+    }
+
+    /// Has the server's clock stand still at that time (Unix microseconds) from now on.
+    pub fn stop_clock(&self, micros: u64) {
+        self.show_clock([0, micros as i64]);
+    }
+
+    fn show_clock(&self, shown: [i64; 2]) {
         use std::os::unix::fs::FileExt;
         let mut file = fs::OpenOptions::new();
         let file = file.write(true).create(true).truncate(false);
         let file = file.open(self.dir.join("clock")).expect("the clock");
         // In place: the server has it mapped.
-        file.write_all_at(&seconds.to_ne_bytes(), 0)
+        file.write_all_at(shown.map(i64::to_ne_bytes).as_flattened(), 0)
             .expect("the clock");
     }
 

@@ -1,0 +1,566 @@
+//! Tasks: each is in one place, with one holder under one fence, and ends once.
+
+mod invariants;
+
+use crate::run::Scenario;
+use crate::world::{DAY, HOUR, SECOND, Tail, World};
+use convoke::coordination::error::CoordinationError;
+use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::instances::Instances;
+use convoke::coordination::task::{NewTask, Status, Task};
+use convoke::coordination::task_list::TaskCounts;
+use convoke::coordination::tasks::{Assignment, Tasks};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+const KINDS: [&str; 3] = ["a.b", "c.d", "e.f"];
+const ROLES: [&str; 2] = ["worker", "gpu"];
+const INSTANCES: u8 = 5;
+const TASKS: u8 = 24;
+const TTL: u64 = 30_000;
+/// How long what has ended is kept.
+const KEPT: u64 = DAY as u64;
+
+#[derive(Clone, Debug)]
+pub enum Step {
+    Create {
+        task: u8,
+        kind: u8,
+        role: u8,
+        priority: u8,
+        attempts: u32,
+        requires: u8,
+    },
+    Register {
+        instance: u8,
+        capacity: u32,
+        kinds: u8,
+        roles: u8,
+    },
+    Pulse(u8),
+    Unregister(u8),
+    /// It dies, and somebody sweeps.
+    Lose(u8),
+    Sweep,
+    /// Its process begins anew.
+    Begin(u8),
+    Retire(u8),
+    Complete(u8),
+    /// Whether it may be tried again.
+    Fail(u8, bool),
+    Cancel(u8),
+    /// Says again that an attempt failed that was said to have.
+    Repeat(u16),
+    /// Completes or fails under an assignment that was.
+    Stale(u16, bool),
+    /// Looks at what waits.
+    Look,
+}
+
+use Step::*;
+
+/// What an instance said of itself, as far as it is active.
+#[derive(Clone, Debug)]
+struct Member {
+    capacity: u32,
+    kinds: BTreeSet<String>,
+    roles: BTreeSet<String>,
+    expires: u64,
+}
+
+impl Member {
+    fn fits(&self, task: &Task) -> bool {
+        let able = match self.kinds.is_empty() {
+            true => task.requires.is_empty(),
+            false => {
+                let mut needed = task.requires.iter().chain([&task.kind]);
+                needed.all(|kind| self.kinds.contains(kind))
+            }
+        };
+        able && self.roles.contains(&task.role)
+    }
+}
+
+pub struct Scene {
+    instances: Instances,
+    service: Tasks,
+    members: BTreeMap<String, Member>,
+    tasks: BTreeMap<String, Task>,
+    /// In which order they were created.
+    serials: HashMap<String, usize>,
+    created: usize,
+    /// Every assignment ever seen, with its holder.
+    fences: BTreeMap<u64, (String, String)>,
+    completed: BTreeSet<String>,
+    /// Every report of a failure that took effect, with its answer.
+    failures: Vec<(Assignment, Status)>,
+    /// Whether somebody may have come back to life beside what waits: a look finds that.
+    unseen: bool,
+    alive: BTreeSet<String>,
+    broadcast: Tail,
+    inboxes: Vec<Tail>,
+    delivered: BTreeSet<u64>,
+    /// How all are after the step, once that was asked.
+    seen: Option<(TaskCounts, Vec<Task>)>,
+}
+
+fn picked<'a>(names: &'a [&'a str], bits: u8) -> impl Iterator<Item = String> + 'a {
+    let chosen = names.iter().enumerate();
+    chosen
+        .filter(move |(bit, _)| bits & (1 << bit) != 0)
+        .map(|(_, name)| (*name).to_owned())
+}
+
+fn worker(number: u8) -> String {
+    format!("w-{number}")
+}
+
+fn name(task: u8) -> String {
+    format!("t-{task:02}")
+}
+
+fn has_ended(status: Status) -> bool {
+    !matches!(status, Status::Pending | Status::Assigned)
+}
+
+impl Scene {
+    /// All, as they are after the step.
+    async fn all(&mut self) -> &[Task] {
+        if self.seen.is_none() {
+            self.seen = Some(self.service.snapshot(None, 1000).await.unwrap());
+        }
+        self.seen.as_ref().map_or(&[], |(_, all)| all)
+    }
+
+    async fn task(&mut self, id: &str) -> Task {
+        let mut all = self.all().await.iter();
+        let found = all.find(|task| task.id == id);
+        found.unwrap_or_else(|| panic!("no task {id}")).clone()
+    }
+
+    fn held(&self, instance: &str) -> Vec<String> {
+        let held = self.tasks.values().filter(|task| {
+            task.status == Status::Assigned && task.instance.as_deref() == Some(instance)
+        });
+        held.map(|task| task.id.clone()).collect()
+    }
+
+    fn assignment(&self, task: &str) -> Option<Assignment> {
+        let task = self.tasks.get(task)?;
+        (task.status == Status::Assigned).then(|| Assignment {
+            task: task.id.clone(),
+            instance: task.instance.clone().unwrap(),
+            fence: task.fence.unwrap(),
+        })
+    }
+
+    /// What an instance held went to others, waits, or failed if that used its last attempt up.
+    async fn expect_gone(&mut self, instance: &str, held: &[String], cost: u32) -> u64 {
+        let mut failed = 0;
+        for id in held {
+            let (was, is) = (self.tasks[id].clone(), self.task(id).await);
+            let last = cost > 0 && was.attempt == was.max_attempts;
+            assert_eq!(is.status == Status::Failed, last, "{is:?}");
+            failed += u64::from(last);
+            if !last {
+                assert_ne!(is.instance.as_deref(), Some(instance));
+                let again = u32::from(is.status == Status::Assigned);
+                assert_eq!(is.attempt, was.attempt - (1 - cost) + again);
+            }
+        }
+        failed
+    }
+
+    async fn sweep(&mut self, world: &World, lost: bool) {
+        if lost {
+            self.instances.sweep(16).await.unwrap();
+        }
+        let swept = self.instances.sweep(16).await.unwrap();
+        let late = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.expires <= world.now);
+        let mut late: Vec<(u64, String)> = late
+            .map(|(id, member)| (member.expires, id.clone()))
+            .collect();
+        late.sort();
+        let mut expected = Vec::new();
+        for (_, id) in late {
+            self.members.remove(&id);
+            let held = self.held(&id);
+            let failed = self.expect_gone(&id, &held, 1).await;
+            expected.push((id, held.len() as u64 - failed));
+        }
+        let swept = swept
+            .lost
+            .into_iter()
+            .map(|lost| (lost.id, lost.tasks_reassigned));
+        if !lost {
+            assert_eq!(swept.collect::<Vec<_>>(), expected);
+        }
+    }
+
+    async fn stale(&self, index: u16, complete: bool) {
+        let current: BTreeSet<Option<u64>> = self.tasks.values().map(|task| task.fence).collect();
+        let old = self
+            .fences
+            .iter()
+            .filter(|(fence, _)| !current.contains(&Some(**fence)));
+        let old: Vec<_> = old.collect();
+        if old.is_empty() {
+            return;
+        }
+        let (fence, (task, instance)) = old[usize::from(index) % old.len()];
+        let (task, instance, fence) = (task.clone(), instance.clone(), *fence);
+        let assignment = Assignment {
+            task,
+            instance,
+            fence,
+        };
+        let known = self.tasks.get(&assignment.task);
+        let done = match complete {
+            true => self
+                .service
+                .complete(&assignment, &[0xc0], &[])
+                .await
+                .map(|()| None),
+            false => self.service.fail(&assignment, "late", true).await.map(Some),
+        };
+        let failed = self
+            .failures
+            .iter()
+            .find(|(failed, _)| *failed == assignment);
+        match (done, failed.filter(|_| !complete)) {
+            (Ok(Some(status)), Some((_, told))) => assert_eq!(status, *told),
+            (Err(CoordinationError::Aborted(_)), None) => assert!(known.is_some()),
+            (Err(CoordinationError::NotFound(_)), None) => assert!(known.is_none()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+impl Scenario for Scene {
+    const NAME: &'static str = "tasks";
+    const SHARE: u64 = 12;
+    const CLOCK: &'static [i64] = &[
+        SECOND,
+        SECOND,
+        20 * SECOND,
+        20 * SECOND,
+        -20 * SECOND,
+        30 * SECOND,
+        HOUR,
+        -HOUR,
+        DAY,
+        -DAY,
+    ];
+    type Step = Step;
+
+    fn steps() -> BoxedStrategy<Step> {
+        let requires = prop_oneof![4 => Just(0), 1 => 0..8u8];
+        let create = (0..TASKS, 0..3u8, 0..2u8, 0..3u8, 1..4u32, requires).prop_map(
+            |(task, kind, role, priority, attempts, requires)| Create {
+                task,
+                kind,
+                role,
+                priority: priority * 50,
+                attempts,
+                requires,
+            },
+        );
+        let (instance, task) = (|| 0..INSTANCES, || 0..TASKS);
+        let register =
+            (instance(), 0..4u32, 0..8u8, 1..4u8).prop_map(|(instance, capacity, kinds, roles)| {
+                Register {
+                    instance,
+                    capacity,
+                    kinds,
+                    roles,
+                }
+            });
+        prop_oneof![
+            6 => create,
+            4 => register,
+            2 => instance().prop_map(Pulse),
+            1 => instance().prop_map(Unregister),
+            2 => instance().prop_map(Lose),
+            1 => Just(Sweep),
+            1 => instance().prop_map(Begin),
+            1 => instance().prop_map(Retire),
+            6 => task().prop_map(Complete),
+            3 => (task(), any::<bool>()).prop_map(|(task, again)| Fail(task, again)),
+            2 => task().prop_map(Cancel),
+            2 => any::<u16>().prop_map(Repeat),
+            2 => (any::<u16>(), any::<bool>()).prop_map(|(index, done)| Stale(index, done)),
+            2 => Just(Look),
+        ]
+        .boxed()
+    }
+
+    fn begin(world: &World) -> Self {
+        let (connector, keys) = (world.connector.clone(), world.keys.clone());
+        Self {
+            instances: Instances::of_process(connector.clone(), keys.clone(), "test"),
+            service: Tasks::new(connector, keys),
+            members: BTreeMap::new(),
+            tasks: BTreeMap::new(),
+            serials: HashMap::new(),
+            created: 0,
+            fences: BTreeMap::new(),
+            completed: BTreeSet::new(),
+            failures: Vec::new(),
+            unseen: false,
+            alive: BTreeSet::new(),
+            broadcast: Tail::default(),
+            inboxes: (0..INSTANCES).map(|_| Tail::default()).collect(),
+            delivered: BTreeSet::new(),
+            seen: None,
+        }
+    }
+
+    async fn take(&mut self, world: &mut World, step: &Step, lost: bool) {
+        match *step {
+            Create {
+                task,
+                kind,
+                role,
+                priority,
+                attempts,
+                requires,
+            } => {
+                let id = name(task);
+                let mut new = NewTask::new(&id, KINDS[usize::from(kind)]);
+                new.role = ROLES[usize::from(role)].into();
+                new.priority = priority;
+                new.max_attempts = attempts;
+                new.requires = picked(&KINDS, requires).collect();
+                if lost {
+                    self.service.create(&new).await.ok();
+                }
+                let created = self.service.create(&new).await;
+                match (self.tasks.get(&id), created) {
+                    (None, Ok(created)) => {
+                        let is = self.task(&id).await;
+                        assert_eq!(created.status, is.status);
+                        assert_eq!(created.assigned_to, is.instance);
+                        assert!(matches!(is.status, Status::Pending | Status::Assigned));
+                        assert_eq!(is.attempt, u32::from(is.status == Status::Assigned));
+                        self.created += 1;
+                        self.serials.insert(id, self.created);
+                    }
+                    (Some(known), Ok(created)) => assert_eq!(created.status, known.status),
+                    (Some(_), Err(CoordinationError::AlreadyExists(_))) => {}
+                    (_, other) => panic!("{other:?}"),
+                }
+            }
+            Register {
+                instance,
+                capacity,
+                kinds,
+                roles,
+            } => {
+                let id = worker(instance);
+                let member = Member {
+                    capacity,
+                    kinds: picked(&KINDS, kinds).collect(),
+                    roles: picked(&ROLES, roles).collect(),
+                    expires: world.now + TTL,
+                };
+                let mut registering = Registering::new(&id, member.roles.clone());
+                registering.capacity = capacity;
+                registering.capabilities = member.kinds.iter().cloned().collect();
+                if lost {
+                    self.instances.register(&registering).await.unwrap();
+                }
+                let before = self.held(&id);
+                let done = self.instances.register(&registering).await.unwrap();
+                self.members.insert(id.clone(), member);
+                self.alive.insert(id.clone());
+                let after = self.all().await;
+                let mine = after.iter().filter(|task| {
+                    task.status == Status::Assigned && task.instance.as_deref() == Some(&id)
+                });
+                let new = mine.filter(|task| !before.contains(&task.id));
+                let new: BTreeSet<String> = new.map(|task| task.id.clone()).collect();
+                let assigned: BTreeSet<String> = done.assigned.into_iter().collect();
+                assert!(if lost {
+                    new.is_superset(&assigned)
+                } else {
+                    new == assigned
+                });
+            }
+            Pulse(instance) => {
+                let id = worker(instance);
+                let pulse = self
+                    .instances
+                    .heartbeat(&Beat::new(&id, None))
+                    .await
+                    .unwrap();
+                let member = self.members.get_mut(&id);
+                assert_eq!(pulse.alive, member.is_some());
+                if let Some(member) = member {
+                    member.expires = world.now + TTL;
+                }
+            }
+            Unregister(instance) => {
+                let id = worker(instance);
+                if lost {
+                    self.instances.unregister(&id, None).await.unwrap();
+                }
+                let left = self.instances.unregister(&id, None).await.unwrap();
+                let held = self.held(&id);
+                if self.members.remove(&id).is_some() {
+                    assert_eq!(left.tasks_reassigned, held.len() as u64);
+                    self.expect_gone(&id, &held, 0).await;
+                }
+            }
+            Lose(instance) => {
+                let id = worker(instance);
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.expires = 1000;
+                    let mut expire = redis::cmd("ZADD");
+                    expire.arg(world.keys.active()).arg("XX").arg(1000).arg(&id);
+                    expire.exec_async(&mut world.admin).await.unwrap();
+                }
+                self.sweep(world, lost).await;
+            }
+            Sweep => self.sweep(world, lost).await,
+            Begin(instance) => {
+                let id = worker(instance);
+                let held = self.held(&id);
+                if lost {
+                    self.service.release(&id).await.unwrap();
+                }
+                let moved = self.service.release(&id).await.unwrap();
+                if let Some(member) = self.members.get_mut(&id)
+                    && !held.is_empty()
+                {
+                    member.capacity = 0;
+                    let failed = self.expect_gone(&id, &held, 1).await;
+                    assert_eq!(moved, if lost { 0 } else { held.len() as u64 - failed });
+                }
+            }
+            Retire(instance) => {
+                let id = worker(instance);
+                self.service.retire(&id).await.unwrap();
+                if let Some(member) = self.members.get_mut(&id) {
+                    member.capacity = 0;
+                }
+            }
+            Complete(task) => {
+                let id = name(task);
+                if let Some(assignment) = self.assignment(&id) {
+                    for _ in 0..1 + u8::from(lost) {
+                        self.service
+                            .complete(&assignment, &[0xc0], &[])
+                            .await
+                            .unwrap();
+                    }
+                    assert!(self.completed.insert(id.clone()), "{id} completed twice");
+                    assert_eq!(self.task(&id).await.status, Status::Completed);
+                }
+            }
+            Fail(task, retryable) => {
+                let id = name(task);
+                if let Some(assignment) = self.assignment(&id) {
+                    let was = self.tasks[&id].clone();
+                    if lost {
+                        self.service
+                            .fail(&assignment, "no", retryable)
+                            .await
+                            .unwrap();
+                    }
+                    let status = self
+                        .service
+                        .fail(&assignment, "no", retryable)
+                        .await
+                        .unwrap();
+                    let is = self.task(&id).await;
+                    assert_eq!(is.status, status);
+                    self.failures.push((assignment, status));
+                    let last = !retryable || was.attempt == was.max_attempts;
+                    assert_eq!(is.status == Status::Failed, last);
+                    let again = u32::from(is.status == Status::Assigned);
+                    assert_eq!(is.attempt, was.attempt + again);
+                }
+            }
+            Repeat(index) => {
+                if !self.failures.is_empty() {
+                    let at = usize::from(index) % self.failures.len();
+                    let (assignment, told) = self.failures[at].clone();
+                    let again = self.service.fail(&assignment, "again", true).await;
+                    assert_eq!(again.unwrap(), told);
+                    let before = self.tasks[&assignment.task].clone();
+                    assert_eq!(self.task(&assignment.task).await, before);
+                }
+            }
+            Cancel(task) => {
+                let id = name(task);
+                if lost {
+                    self.service.cancel(&id, "why").await.ok();
+                }
+                let cancelled = self.service.cancel(&id, "why").await;
+                match self.tasks.get(&id).map(|task| task.status) {
+                    None => assert!(matches!(cancelled, Err(CoordinationError::NotFound(_)))),
+                    Some(Status::Completed | Status::Failed) => assert!(matches!(
+                        cancelled,
+                        Err(CoordinationError::FailedPrecondition(_))
+                    )),
+                    Some(_) => {
+                        cancelled.unwrap();
+                        let is = self.task(&id).await;
+                        assert_eq!(is.status, Status::Cancelled);
+                        assert_eq!(is.reason.as_deref(), Some("why"));
+                    }
+                }
+            }
+            Stale(index, complete) => self.stale(index, complete).await,
+            Look => {
+                let found = self.service.assign_waiting().await.unwrap();
+                assert!(self.unseen || found.is_empty(), "left waiting: {found:?}");
+                self.unseen = false;
+            }
+        }
+    }
+
+    async fn check(&mut self, world: &mut World) {
+        self.all().await;
+        let (counts, all) = self.seen.take().unwrap();
+        let keys = world.keys.tasks();
+        let mut pipe = redis::pipe();
+        pipe.cmd("HGET").arg(&keys.counts).arg("waiting");
+        pipe.cmd("HGETALL").arg(&keys.slots);
+        self.broadcast.ask(&mut pipe, &world.keys.broadcast());
+        for number in 0..INSTANCES {
+            let inbox = world.keys.inbox(&worker(number));
+            pipe.cmd("EXISTS").arg(&inbox);
+            self.inboxes[usize::from(number)].ask(&mut pipe, &inbox);
+        }
+        let mut answers: Vec<redis::Value> = world.look(&pipe).await;
+        let arrived = answers.split_off(3);
+        let facts = self.broadcast.read(answers.pop().unwrap());
+        let slots: HashMap<String, String> =
+            redis::from_redis_value(answers.pop().unwrap()).unwrap();
+        let waiting: Option<u64> = redis::from_redis_value(answers.pop().unwrap()).unwrap();
+        let is = |status| all.iter().filter(|t| t.status == status).count() as u64;
+        assert_eq!(
+            (counts.pending, counts.assigned),
+            (is(Status::Pending), is(Status::Assigned))
+        );
+        assert_eq!(
+            waiting.unwrap_or(0),
+            counts.pending,
+            "a byte of payload each"
+        );
+        self.forget_the_old(world, &all);
+        self.arrived(&arrived);
+        self.compare(&all);
+        self.told(&facts, &all);
+        self.in_order(&all);
+        self.have_room(world, &all, &slots);
+        self.tasks = all
+            .into_iter()
+            .map(|task| (task.id.clone(), task))
+            .collect();
+    }
+}
