@@ -9,11 +9,11 @@
 -- ARGV: 1 members to move at most, 2 bytes of a member at most
 -- Returns: moved, dead, due time (ms) of the next member or -1. Fails, with what did not fit still
 --   in the queue, if the events stream can not be written.
--- Cost: O(limit * log n); ends early once it has moved some megabytes
+-- Cost: O(limit * log n); ends early once it has moved half a MiB
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local REFUSED_PAUSE_MS = 60000
-local BYTES = 4194304 -- that a call moves, about
+local BYTES = 524288 -- that a call moves, about
 local KEPT = 1024     -- bytes that are kept of a member that is too large
 local most = tonumber(ARGV[2])
 

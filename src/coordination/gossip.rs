@@ -48,6 +48,8 @@ pub const PING: &str = "system.ping";
 pub const WATCHED: usize = 3;
 /// Observers that are counted for one peer.
 const OBSERVERS: usize = 32;
+/// Peers of whom one call tells.
+const TOLD: usize = 20;
 
 /// What an instance says of a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
@@ -114,24 +116,27 @@ impl Instances {
             return Ok(Vec::new());
         };
         let keys = &self.store.keys;
-        let mut call = UPDATE.prepare_invoke();
-        call.key(keys.instance(observer))
-            .key(keys.active())
-            .key(keys.suspects())
-            .key(keys.external())
-            .arg(observer)
-            .arg(or_empty(incarnation))
-            .arg(OBSERVERS)
-            .arg(self.process())
-            .arg(span.from)
-            .arg(span.until);
-        for (peer, opinion) in observed {
-            call.key(keys.reports(peer)).arg(peer).arg(match opinion {
-                Opinion::Healthy => "healthy",
-                Opinion::Suspect => "suspect",
-            });
+        let mut expired: Vec<String> = Vec::new();
+        for part in observed.iter().collect::<Vec<_>>().chunks(TOLD) {
+            let mut call = UPDATE.prepare_invoke();
+            call.key(keys.instance(observer))
+                .key(keys.active())
+                .key(keys.suspects())
+                .key(keys.external())
+                .arg(observer)
+                .arg(or_empty(incarnation))
+                .arg(OBSERVERS)
+                .arg(self.process())
+                .arg(span.from)
+                .arg(span.until);
+            for (peer, opinion) in part {
+                call.key(keys.reports(peer)).arg(peer).arg(match opinion {
+                    Opinion::Healthy => "healthy",
+                    Opinion::Suspect => "suspect",
+                });
+            }
+            expired.extend(self.store.invoke::<Vec<String>>(&call).await?);
         }
-        let expired: Vec<String> = self.store.invoke(&call).await?;
         let mut lost = Vec::new();
         for peer in expired {
             // If this fails, whoever sweeps next does it.

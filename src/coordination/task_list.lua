@@ -6,22 +6,32 @@
 --       4 the most finished tasks that are looked at
 -- Returns {{pending, assigned, completed, failed, cancelled}, {id, record, …}, after}: the assigned, by
 --       instance; those that wait, in their order; the finished, the last one first. after: call again
---       with it for more of the finished, which do not move; '' if there are no more.
+--       with it for more of the finished, which do not move; '' if there are no more. Once about 1 MiB of
+--       records was read the list ends.
 -- Cost  O(log n + tasks listed + finished ones looked at).
 local status, most, after, within = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local listed = {}
+local BYTES = 1048576 -- of records that a call reads, about
+local PART = 50       -- records that are read at a time
+local listed, bytes = {}, 0
 
--- Those of the members whose records have that in them; a record that somebody deleted is left out.
+-- Adds those of the members whose records have that in them; a record that somebody deleted is left out.
+-- Returns the last member that was looked at.
 local function add(members, wanted)
-  if #members == 0 then return end
   for i, member in ipairs(members) do members[i] = string.match(member, '(%S+)$') end
-  for i, record in ipairs(redis.call('HMGET', KEYS[1], unpack(members))) do
-    if #listed == 2 * most then return end
-    if record and (not wanted or string.find(record, wanted, 1, true)) then
-      listed[#listed + 1] = members[i]
-      listed[#listed + 1] = record
+  local at = 0
+  while at < #members and bytes < BYTES do
+    local last = math.min(at + PART, #members)
+    for _, record in ipairs(redis.call('HMGET', KEYS[1], unpack(members, at + 1, last))) do
+      if #listed == 2 * most then return members[at] end
+      at = at + 1
+      bytes = bytes + #(record or '')
+      if record and (not wanted or string.find(record, wanted, 1, true)) then
+        listed[#listed + 1] = members[at]
+        listed[#listed + 1] = record
+      end
     end
   end
+  return members[at]
 end
 
 local function left()
@@ -52,10 +62,10 @@ if after ~= '' then
     if id == after then break end
   end
 end
-if not finished or left() == 0 then return { total, listed, '' } end
+if not finished or left() == 0 or bytes >= BYTES then return { total, listed, '' } end
 local page = redis.call('ZRANGE', KEYS[4], from, from + within - 1, 'REV')
-local full = #page == within and page[#page]
 -- As it stands in a record. To unpack many takes long; no text that is UTF-8 has these bytes in it.
 local pack = cmsgpack.pack
-add(page, status ~= '' and pack('status') .. pack(status))
-return { total, listed, full and left() > 0 and full or '' }
+local seen = add(page, status ~= '' and pack('status') .. pack(status))
+local more = #page == within or seen ~= page[#page]
+return { total, listed, more and left() > 0 and seen or '' }

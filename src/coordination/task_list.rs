@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 /// Tasks that one list has at the most.
 pub const MAX_LISTED: usize = 1000;
 /// Finished tasks that one step looks at.
-const PAGE: usize = 1000;
+const PAGE: usize = 250;
 
 pub(super) static LIST: LazyLock<Script> =
     LazyLock::new(|| Script::new(include_str!("task_list.lua")));
@@ -69,8 +69,9 @@ impl Tasks {
 
     /// At most `limit` tasks: of one status, or the assigned, the waiting and the finished after each
     /// other. Those that wait come in the order in which they go, the finished last first; of more
-    /// than `limit` assigned ones, those of some instances. As they are at one moment, save that of the
-    /// finished of one status, where there are very many of others, older ones may be of a later moment.
+    /// than `limit` assigned ones, those of some instances. Of records that are large, as many as are 1 MiB
+    /// together are listed of those that have not ended. All are as they are at one moment, but of very many
+    /// finished ones the older may be of a later moment.
     ///
     /// # Errors
     /// `Invalid` if `limit` is over [`MAX_LISTED`]; `Bus` else.

@@ -32,20 +32,20 @@
 -- A script plans first: `seat` and `pick` reserve room in memory and note in `wanted` whose inbox is
 -- not declared. If that is anyone, the script answers with the names and has changed nothing. Then it
 -- writes, and ends with `save_slots`.
-local LOOKS = 600           -- look-ups of one call, after which it searches no further
+local LOOKS = 250           -- look-ups of one call, after which it searches no further
 local KINDS = 128           -- kinds that wait at which an instance looks for work
 local SAME = 8              -- lanes of one kind at which it looks: they differ in what they require
 local NEAREST = 32          -- instances of one role, by load, that a task looks at
 local RARE = 32             -- instances with a handler for the rarest kind that it needs, if none fits
 local NAMED = 8             -- instances that one answer names at least, where there are so many
-local CHUNK = 50            -- tasks that one call takes from an instance
+local CHUNK = 20            -- tasks that one call takes from an instance
 local FEW = 4               -- tasks that an instance which has room gets at most, where one is due
 local MOVED = 2097152       -- bytes of payloads after which a call moves no more tasks
 local KEPT = 10000          -- finished tasks that are kept
 local KEPT_MS = 86400000    -- how long
 local KEPT_BYTES = 67108864 -- bytes of payloads and results of finished tasks
-local EVICTED = 64          -- finished tasks that one call removes
-local SERVED = 64           -- tasks that wait which one call gives to somebody
+local EVICTED = 24          -- finished tasks that one call removes
+local SERVED = 24           -- tasks that wait which one call gives to somebody
 local INBOX_MS = 86400000   -- how long the inbox of an instance that is gone is kept
 local INBOX = 10000         -- entries that an inbox keeps at least, where no group reads it
 local TRIMMED = 1000        -- entries beyond that which one call removes

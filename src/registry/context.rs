@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Events that one run may publish: they are all stored in one step.
-pub const MAX_PUBLICATIONS: usize = 500;
+pub const MAX_PUBLICATIONS: usize = 250;
 /// How long an event waits whose run was given no connection.
 const AWAY: Duration = Duration::from_millis(500);
 

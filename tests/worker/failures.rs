@@ -241,7 +241,7 @@ async fn one_run_publishes_so_many_events_and_no_more() {
     let refused = rig.refused("number.fill", &(most + 1)).await;
     assert_eq!(refused.code, Code::ResourceExhausted);
     assert!(
-        refused.message.contains("at most 500 events"),
+        refused.message.contains("at most 250 events"),
         "{refused:?}"
     );
     assert_eq!(
