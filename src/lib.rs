@@ -2,17 +2,20 @@
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
 
-pub mod bus;
-pub mod config;
+pub mod builtin;
+pub mod client;
+pub mod connect;
 pub mod coordination;
-pub mod error;
-pub mod handlers;
+pub mod handler;
 pub mod ledger;
-pub mod registry;
+pub mod operator;
+pub mod protocol;
+pub mod settings;
+pub mod streams;
 pub mod worker;
 
-pub use error::HandlerError;
-pub use registry::context::Context;
-pub use registry::policy::Policy;
+pub use handler::context::Context;
+pub use handler::policy::Policy;
+pub use protocol::error::HandlerError;
 pub use sqlx;
 pub use worker::Worker;

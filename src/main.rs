@@ -5,6 +5,7 @@
 #[cfg(all(feature = "failpoints", not(debug_assertions)))]
 compile_error!("the feature `failpoints` is for tests: no program is shipped with it");
 
+mod bench;
 mod cli;
 
 use clap::Parser;

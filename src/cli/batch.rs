@@ -1,11 +1,12 @@
 //! `convoke batch`: has a batch processed, and looks at batches.
 
-use super::output::{self, printable};
+use super::output;
+use super::output::printable;
 use super::request::{ask, complain};
 use super::{Misuse, Outcome, Session, input};
 use clap::{Args, Subcommand, ValueEnum};
-use convoke::bus::publish::Outgoing;
-use convoke::coordination::batch::{Batch, Mode, Status};
+use convoke::client::publish::Outgoing;
+use convoke::coordination::batches::batch::{Batch, Mode, Status};
 use convoke::coordination::batches::{Batches, LISTED};
 use rmpv::Value as Packed;
 use serde_json::{Value, json};

@@ -2,11 +2,12 @@
 
 use super::{Misuse, output};
 use clap::Args;
-use convoke::bus::error::BusError;
-use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::inspect;
-use convoke::bus::json;
-use convoke::bus::keys::{self, Keys, StreamKind, StreamName};
+use convoke::connect::error::BusError;
+use convoke::operator::inspect;
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::json;
+use convoke::protocol::keys;
+use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use std::collections::BTreeSet;

@@ -4,14 +4,15 @@ mod drop;
 mod list;
 mod show;
 
-use super::choose::{self, Filters, Span};
+use super::choose;
+use super::choose::{Filters, Span};
 use super::{Outcome, Session};
 use clap::{Args, Subcommand};
-use convoke::bus::browse::Pages;
-use convoke::bus::dead::Letter;
-use convoke::bus::event::Entry;
-use convoke::bus::inspect;
-use convoke::bus::keys::StreamKind;
+use convoke::operator::browse::Pages;
+use convoke::operator::inspect;
+use convoke::protocol::dead::Letter;
+use convoke::protocol::event::Entry;
+use convoke::protocol::keys::StreamKind;
 use redis::aio::MultiplexedConnection;
 use std::vec;
 

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Session, output, request};
 use clap::Args;
-use convoke::bus::publish::Outgoing;
+use convoke::client::publish::Outgoing;
 use serde_json::{Map, Value};
 use std::time::Duration;
 

@@ -7,11 +7,12 @@ mod memory;
 mod sentinels;
 mod streams;
 
-use super::output::{self, FAINT, GREEN, Output, RED, Style, YELLOW};
+use super::output;
+use super::output::{FAINT, GREEN, Output, RED, Style, YELLOW};
 use super::{Outcome, Session};
 use clap::Args;
-use convoke::bus::server::Server;
 use convoke::coordination::scripts;
+use convoke::operator::server::Server;
 pub use memory::{FULL, TIGHT};
 use serde_json::json;
 
@@ -147,7 +148,8 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let server = Server::look(
         &mut connection,
         &connector,
-        &session.settings,
+        &session.settings.keys()?,
+        &session.settings.group,
         &scripts::called_by_others(),
     )
     .await?;

@@ -3,7 +3,7 @@
 use super::output::{GREEN, YELLOW, printable, wrapped};
 use super::{Outcome, Session, request};
 use clap::Args;
-use convoke::bus::publish::Outgoing;
+use convoke::client::publish::Outgoing;
 use serde_json::Value;
 use std::time::Duration;
 

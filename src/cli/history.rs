@@ -1,13 +1,14 @@
 //! `convoke history`: asks the ledger what happened.
 
-use super::output::{self, printable};
+use super::output;
+use super::output::printable;
 use super::settings::DatabaseFlags;
 use super::{Misuse, Outcome, Session};
 use clap::Args;
-use convoke::config::{DatabaseKind, DatabaseUrl};
 use convoke::ledger::fact::Fact;
 use convoke::ledger::history::{Cursor, Filter};
 use convoke::ledger::{Database, LedgerError};
+use convoke::settings::{DatabaseKind, DatabaseUrl};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 

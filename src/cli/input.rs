@@ -2,8 +2,8 @@
 
 use super::Misuse;
 use anyhow::Context;
-use convoke::bus::json;
-use convoke::bus::keys;
+use convoke::protocol::json;
+use convoke::protocol::keys;
 use std::fs::File;
 use std::io::{self, Read};
 

@@ -2,9 +2,9 @@
 
 use super::{Outcome, Session, input, output};
 use clap::{Args, ValueEnum};
-use convoke::bus::json;
-use convoke::coordination::instance::Instance;
-use convoke::coordination::roster::{Condition, Detail};
+use convoke::coordination::instances::instance::Instance;
+use convoke::coordination::instances::roster::{Condition, Detail};
+use convoke::protocol::json;
 use serde_json::{Value, json};
 
 /// Instances that are read at the most.

@@ -5,7 +5,7 @@ mod exposition;
 use super::output::printable;
 use super::{Format, Outcome, Session, request};
 use clap::Args;
-use convoke::bus::publish::Outgoing;
+use convoke::client::publish::Outgoing;
 use exposition::Dialect;
 use serde_json::{Value, json};
 use std::time::Duration;

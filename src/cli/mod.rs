@@ -35,12 +35,12 @@ mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::replay::Operator;
-use convoke::config::Settings;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::scripts;
+use convoke::operator::replay::Operator;
+use convoke::settings::Settings;
 use output::Output;
 use settings::BusFlags;
 use std::ffi::OsString;

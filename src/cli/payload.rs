@@ -1,7 +1,8 @@
 //! Payloads as people read them.
 
-use super::output::{self, printable};
-use convoke::bus::json;
+use super::output;
+use super::output::printable;
+use convoke::protocol::json;
 use serde_json::{Value, json};
 
 /// Bytes shown of a payload that is no MessagePack.

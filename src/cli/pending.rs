@@ -1,16 +1,17 @@
 //! `convoke pending`: what is delivered and not acknowledged, decoded.
 
-use super::choose::{self, Filters};
+use super::choose;
+use super::choose::Filters;
 use super::output::{Cell, Column, GREEN, RED, Table, count, span};
 use super::owners::Owners;
 use super::payload;
 use super::{Outcome, Session, output};
 use clap::Args;
-use convoke::bus::browse::{Contents, PendingPages};
-use convoke::bus::claim::Pending;
-use convoke::bus::event::{Entry, EntryId, FIRST_FAILED, LAST_ERROR};
-use convoke::bus::inspect;
-use convoke::bus::keys::StreamKind;
+use convoke::operator::browse::{Contents, PendingPages};
+use convoke::operator::inspect;
+use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED, LAST_ERROR};
+use convoke::protocol::keys::StreamKind;
+use convoke::streams::claim::Pending;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::time::Duration;

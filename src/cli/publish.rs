@@ -1,10 +1,11 @@
 //! `convoke publish`: stores events.
 
-use super::output::{self, printable};
+use super::output;
+use super::output::printable;
 use super::{Misuse, Outcome, Session, input};
 use clap::Args;
-use convoke::bus::client::{Client, MAX_CONFIRM};
-use convoke::bus::publish::{Outgoing, PublishError, Published};
+use convoke::client::publish::{Outgoing, PublishError, Published};
+use convoke::client::{Client, MAX_CONFIRM};
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};

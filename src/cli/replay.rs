@@ -10,8 +10,8 @@ use super::output::{Cell, Column, FAINT, Table, count, number, span};
 use super::pending::Held;
 use super::{Misuse, Outcome, Session, output};
 use clap::{Args, Subcommand};
-use convoke::bus::keys::StreamName;
-use convoke::bus::replay::{EDITED, Move, Operator, STEP, STEP_BYTES, Source, Step};
+use convoke::operator::replay::{EDITED, Move, Operator, STEP, STEP_BYTES, Source, Step};
+use convoke::protocol::keys::StreamName;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
@@ -149,8 +149,8 @@ struct Act {
     run: Option<String>,
 }
 
-fn run_name(text: &str) -> Result<String, convoke::bus::keys::NameError> {
-    convoke::bus::keys::check_name("run", text).map(|()| text.to_owned())
+fn run_name(text: &str) -> Result<String, convoke::protocol::keys::NameError> {
+    convoke::protocol::keys::check_name("run", text).map(|()| text.to_owned())
 }
 
 /// Runs the command.
@@ -473,7 +473,7 @@ impl Replay<'_> {
         stream: &StreamName,
         to: &str,
         moves: &[Move],
-    ) -> Result<Step, convoke::bus::error::BusError> {
+    ) -> Result<Step, convoke::connect::error::BusError> {
         let connection = &mut self.connection;
         match self.walk.source() {
             Source::Dead => {

@@ -1,12 +1,13 @@
 //! `convoke request`: publishes an event and prints the reply.
 
-use super::output::{self, printable};
+use super::output;
+use super::output::printable;
 use super::{Outcome, Session, input};
 use clap::Args;
-use convoke::bus::json;
-use convoke::bus::publish::Outgoing;
-use convoke::bus::reply::Reply;
-use convoke::bus::request::RequestError;
+use convoke::client::publish::Outgoing;
+use convoke::client::request::RequestError;
+use convoke::protocol::json;
+use convoke::protocol::reply::Reply;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -113,7 +114,7 @@ pub fn complain(session: &Session, error: &RequestError) {
 }
 
 fn kind_of(error: &RequestError) -> &'static str {
-    use convoke::bus::publish::PublishError;
+    use convoke::client::publish::PublishError;
     match error {
         RequestError::Publish(PublishError::Rejected { .. }) => "rejected",
         RequestError::Publish(PublishError::Unknown { .. }) => "unknown",

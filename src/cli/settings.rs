@@ -2,8 +2,8 @@
 
 use super::Misuse;
 use clap::{Args, ValueHint};
-use convoke::config::{DatabaseUrl, RedisUrl, Settings};
-use convoke::handlers::exec;
+use convoke::builtin::exec;
+use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};

@@ -1,9 +1,10 @@
 //! `convoke state`: all that there is, at one look.
 
-use super::output::{self, Output};
+use super::output;
+use super::output::Output;
 use super::{Outcome, Session, request};
 use clap::Args;
-use convoke::bus::publish::Outgoing;
+use convoke::client::publish::Outgoing;
 use serde_json::{Value, json};
 use std::io;
 use std::time::Duration;

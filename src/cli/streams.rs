@@ -4,10 +4,11 @@ use super::output::{Cell, Column, FAINT, GREEN, RED, Table, YELLOW, number, span
 use super::owners::Owners;
 use super::{Outcome, Session, choose, output};
 use clap::Args;
-use convoke::bus::event::EntryId;
-use convoke::bus::inspect::{self, Consumer, Group, Stream};
-use convoke::bus::keys::StreamKind;
-use convoke::bus::memory;
+use convoke::operator::inspect;
+use convoke::operator::inspect::{Consumer, Group, Stream};
+use convoke::operator::memory;
+use convoke::protocol::event::EntryId;
+use convoke::protocol::keys::StreamKind;
 use serde_json::{Value, json};
 
 /// Consumers of a group that are shown.

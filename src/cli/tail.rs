@@ -1,15 +1,17 @@
 //! `convoke tail`: follows streams without taking anything from anyone.
 
-use super::choose::{self, Condition, Filters, Moment};
-use super::output::{self, Output, printable};
+use super::choose;
+use super::choose::{Condition, Filters, Moment};
+use super::output;
+use super::output::{Output, printable};
 use super::payload;
 use super::{Outcome, Session};
 use clap::Args;
-use convoke::bus::connect::{BLOCK, Connector, reconnect_delay};
-use convoke::bus::error::{BusError, Reaction};
-use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::inspect;
-use convoke::bus::read::{last_id, read_after};
+use convoke::connect::connector::{BLOCK, Connector, reconnect_delay};
+use convoke::connect::error::{BusError, Reaction};
+use convoke::operator::inspect;
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::streams::read::{last_id, read_after};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;

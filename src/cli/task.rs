@@ -1,11 +1,12 @@
 //! `convoke task`: creates tasks and looks at them.
 
-use super::output::{self, printable};
+use super::output;
+use super::output::printable;
 use super::request::{ask, complain, result};
 use super::{Misuse, Outcome, Session, input};
 use clap::{Args, Subcommand};
-use convoke::bus::json;
-use convoke::bus::publish::Outgoing;
+use convoke::client::publish::Outgoing;
+use convoke::protocol::json;
 use serde_json::{Map, Value, json};
 use std::time::{Duration, Instant};
 

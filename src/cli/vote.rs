@@ -1,14 +1,15 @@
 //! `convoke vote`: casts votes, shows ballots.
 
-use super::output::{self, printable};
+use super::output;
+use super::output::printable;
 use super::{Misuse, Outcome, Session, input, request};
 use clap::{Args, Subcommand};
-use convoke::bus::json;
-use convoke::bus::keys;
-use convoke::bus::publish::Outgoing;
-use convoke::coordination::ballot::{Ballot, Status};
+use convoke::client::publish::Outgoing;
+use convoke::coordination::ballots::ballot::{Ballot, Status};
 use convoke::coordination::ballots::{Ballots, LISTED};
 use convoke::coordination::instances::Instances;
+use convoke::protocol::json;
+use convoke::protocol::keys;
 use serde_json::{Value, json};
 use std::time::Duration;
 

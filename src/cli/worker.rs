@@ -3,8 +3,8 @@
 use super::{Misuse, Outcome, Session};
 use clap::Args;
 use convoke::Worker;
-use convoke::bus::keys;
-use convoke::handlers::exec;
+use convoke::builtin::exec;
+use convoke::protocol::keys;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::time::Duration;

@@ -13,13 +13,14 @@
 
 use super::error::CoordinationError;
 use super::store::Store;
-use crate::bus::clock::whole_ms;
-use crate::bus::connect::Connector;
-use crate::bus::keys::{self, Keys};
-use crate::bus::msgpack::{self, PayloadLimits};
-use crate::bus::script::script;
-use crate::registry::policy::Rate;
-use crate::registry::router::Route;
+use crate::connect::clock::whole_ms;
+use crate::connect::connector::Connector;
+use crate::connect::script::script;
+use crate::protocol::keys;
+use crate::protocol::keys::Keys;
+use crate::protocol::msgpack;
+use crate::protocol::msgpack::PayloadLimits;
+use crate::protocol::rate::Rate;
 use redis::Script;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -83,21 +84,6 @@ impl From<Rate> for RateLimit {
 }
 
 impl Method {
-    /// What there is to say of a handler; the timeout is the worker's where the handler has no other.
-    pub fn of(route: &Route, handler_timeout: Duration) -> Method {
-        let policy = &route.policy;
-        let timeout = policy.timeout.unwrap_or(Some(handler_timeout));
-        let mut description = policy.description.clone().unwrap_or_default();
-        description.truncate(description.floor_char_boundary(MAX_DESCRIPTION));
-        Method {
-            description,
-            input_schema: route.schemas.input.clone().into(),
-            output_schema: route.schemas.output.clone().into(),
-            rate_limit: policy.rate.map(RateLimit::from),
-            timeout_ms: timeout.map(whole_ms),
-        }
-    }
-
     /// Of a handler that nobody described: it may take and give anything.
     pub fn undescribed() -> Method {
         Method {
@@ -112,14 +98,19 @@ impl Method {
     fn encode(&self) -> Vec<u8> {
         // Strings, numbers and JSON have a form in MessagePack.
         let encode = |method: &Method| rmp_serde::to_vec_named(method).unwrap_or_default();
-        let bytes = encode(self);
+        let cut = self.description.floor_char_boundary(MAX_DESCRIPTION);
+        let method = Method {
+            description: self.description[..cut].to_owned(),
+            ..self.clone()
+        };
+        let bytes = encode(&method);
         if within(&bytes) {
             return bytes;
         }
         encode(&Method {
             input_schema: Value::Bool(true),
             output_schema: Value::Bool(true),
-            ..self.clone()
+            ..method
         })
     }
 

@@ -1,7 +1,7 @@
 //! Why a shared rule did not give what was asked of it.
 
-use crate::bus::error::{BusError, Reaction};
-use crate::error::{Code, HandlerError};
+use crate::connect::error::{BusError, Reaction};
+use crate::protocol::error::{Code, HandlerError};
 use redis::RedisError;
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ impl From<RedisError> for CoordinationError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Refusal;
+    use crate::protocol::error::Refusal;
     use redis::{ErrorKind, ServerErrorKind};
 
     #[test]

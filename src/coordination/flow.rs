@@ -5,12 +5,12 @@
 
 use super::error::CoordinationError;
 use super::metrics::Global;
-use super::roster::Census;
 use super::store::Store;
-use crate::bus::connect::Connector;
-use crate::bus::event::EntryId;
-use crate::bus::keys::{Keys, StreamKind, StreamName};
-use crate::bus::read::entries_of;
+use crate::connect::connector::Connector;
+use crate::coordination::instances::roster::Census;
+use crate::protocol::event::EntryId;
+use crate::protocol::keys::{Keys, StreamKind, StreamName};
+use crate::streams::read::entries_of;
 use redis::{FromRedisValue, Value};
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -238,9 +238,9 @@ impl Flow {
             None => Value::Nil,
         };
         let entries = entries_of(entries)?;
-        let kind = |entry: &crate::bus::event::Entry| {
+        let kind = |entry: &crate::protocol::event::Entry| {
             let kind = entry.get("type").unwrap_or_default();
-            let known = crate::bus::keys::is_event_type(kind);
+            let known = crate::protocol::keys::is_event_type(kind);
             known.then(|| String::from_utf8_lossy(kind).into_owned())
         };
         let kinds = entries.iter().filter_map(kind).collect();

@@ -30,8 +30,8 @@
 
 use super::error::CoordinationError;
 use super::instances::Instances;
-use crate::bus::error::BusError;
-use crate::bus::script::script;
+use crate::connect::error::BusError;
+use crate::connect::script::script;
 use redis::Script;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};

@@ -1,11 +1,11 @@
 //! Rates of runs per source, counted in Redis, so that all replicas share them.
 
 use super::store::Store;
-use crate::bus::connect::Connector;
-use crate::bus::error::BusError;
-use crate::bus::keys::Keys;
-use crate::bus::script::script;
-use crate::registry::policy::Rate;
+use crate::connect::connector::Connector;
+use crate::connect::error::BusError;
+use crate::connect::script::script;
+use crate::protocol::keys::Keys;
+use crate::protocol::rate::Rate;
 use redis::Script;
 use std::sync::LazyLock;
 use std::time::Duration;

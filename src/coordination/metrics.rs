@@ -18,12 +18,12 @@
 //! Averages and quantiles are computed from the summed histograms, never from others.
 
 use super::error::CoordinationError;
-use super::instance::{Beat, MAX_REPORT};
 use super::instances::{Instances, KEPT};
-use crate::bus::clock::ServerTime;
-use crate::bus::event::EntryId;
-use crate::bus::keys::is_event_type;
-use crate::registry::histogram::{BUCKETS, Histogram};
+use crate::connect::clock::ServerTime;
+use crate::coordination::instances::instance::{Beat, MAX_REPORT};
+use crate::protocol::event::EntryId;
+use crate::protocol::histogram::{BUCKETS, Histogram};
+use crate::protocol::keys::is_event_type;
 use redis::ScriptInvocation;
 use rmpv::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -149,7 +149,7 @@ impl Report {
     /// |---|---|
     /// | `process` | text: another one began at zero |
     /// | `events_processed`, `events_failed` | counters |
-    /// | `latency` | `{sum_us, buckets: {bucket: count}}`, see [`crate::registry::histogram`] |
+    /// | `latency` | `{sum_us, buckets: {bucket: count}}`, see [`crate::protocol::histogram`] |
     /// | `handlers` | `{event type: {calls, errors, retries, rate_limited, cache_hits, circuit, latency}}` |
     /// | `memory_bytes`, `in_flight` | how it is now |
     /// | `window` | `{events, ms}`: how many events it processed in its last so many ms |

@@ -1,8 +1,8 @@
 //! What a part of some work published, stored by the script that commits the part.
 
 use super::error::CoordinationError;
-use crate::bus::commit::Publication;
-use crate::registry::context::MAX_PUBLICATIONS;
+use crate::streams::commit::MAX_PUBLICATIONS;
+use crate::streams::commit::Publication;
 use redis::ScriptInvocation;
 
 /// Gives a script publications, behind all its other keys and arguments: the streams as the last

@@ -1,8 +1,8 @@
 //! Which scripts workers and operators load for those who may not load any.
 
-use super::roster::CENSUS;
-use super::task_list::LIST;
-use crate::bus::publish::PUBLISH;
+use crate::client::publish::PUBLISH;
+use crate::coordination::instances::roster::CENSUS;
+use crate::coordination::tasks::list::LIST;
 use redis::Script;
 
 /// What publishers call to publish later or once only, and what everyone calls who looks at instances

@@ -1,9 +1,9 @@
 //! Where the shared rules run: key names, connections, and what to do when a connection was bad.
 
-use crate::bus::clock::ServerTime;
-use crate::bus::connect::{Connector, Pooled};
-use crate::bus::error::{BusError, Reaction};
-use crate::bus::keys::Keys;
+use crate::connect::clock::ServerTime;
+use crate::connect::connector::{Connector, Pooled};
+use crate::connect::error::{BusError, Reaction};
+use crate::protocol::keys::Keys;
 use redis::{FromRedisValue, Pipeline, ScriptInvocation};
 use std::collections::BTreeSet;
 

@@ -4,12 +4,13 @@
 use super::catalog::Catalog;
 use super::error::CoordinationError;
 use super::store::Store;
-use crate::bus::connect::Connector;
-use crate::bus::event::Entry;
-use crate::bus::keys::{Keys, StreamName};
-use crate::bus::memory::Memory;
-use crate::bus::msgpack::{self, PayloadLimits};
-use crate::bus::read;
+use crate::connect::connector::Connector;
+use crate::operator::memory::Memory;
+use crate::protocol::event::Entry;
+use crate::protocol::keys::{Keys, StreamName};
+use crate::protocol::msgpack;
+use crate::protocol::msgpack::PayloadLimits;
+use crate::streams::read;
 use redis::{FromRedisValue, Value};
 use std::collections::HashMap;
 

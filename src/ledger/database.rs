@@ -8,9 +8,10 @@
 
 use super::error::LedgerError;
 use super::fact::Fact;
-use super::file::{self, File};
+use super::file;
+use super::file::File;
 use super::{postgres, schema, sqlite};
-use crate::config::{DatabaseKind, DatabaseUrl};
+use crate::settings::{DatabaseKind, DatabaseUrl};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{ConnectOptions, PgPool, Postgres, Row, SqlitePool};

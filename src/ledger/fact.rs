@@ -3,9 +3,9 @@
 //! Facts are taken as they come, whatever their types: what a later version tells of is kept too.
 //! What can not be decoded is kept without its payload.
 
-use crate::bus::event::{Entry, EntryId};
-use crate::bus::json;
-use crate::bus::keys;
+use crate::protocol::event::{Entry, EntryId};
+use crate::protocol::json;
+use crate::protocol::keys;
 use serde_json::{Map, Value};
 
 /// The longest text of a column that is searched by, in characters.

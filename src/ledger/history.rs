@@ -3,7 +3,7 @@
 use super::database::{ACQUIRE, Database, Pools, STATEMENT, within};
 use super::error::LedgerError;
 use super::fact::Fact;
-use crate::bus::event::EntryId;
+use crate::protocol::event::EntryId;
 use serde_json::Value;
 use sqlx::{ColumnIndex, Decode, Encode, QueryBuilder, Row, Type};
 use std::fmt;

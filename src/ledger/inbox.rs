@@ -5,8 +5,10 @@
 //! paused and overtaken) finds the identity and changes nothing; it returns the first one's result.
 
 use super::dialect::{Dialect, Identity};
-use crate::registry::context::Context;
-use crate::{HandlerError, bus::event::Event, bus::keys::Keys};
+use crate::HandlerError;
+use crate::handler::context::Context;
+use crate::protocol::event::Event;
+use crate::protocol::keys::Keys;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Pool;
@@ -132,7 +134,7 @@ fn unavailable(error: sqlx::Error) -> HandlerError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::event::{Entry, EntryId, Limits};
+    use crate::protocol::event::{Entry, EntryId, Limits};
 
     fn event(fields: &[(&str, &str)]) -> Event {
         let words = fields

@@ -4,8 +4,8 @@
 //! program may insert rows into `convoke_outbox`; see the table's definition.
 
 use super::dialect::{Dialect, Letter};
-use crate::bus::event::{Entry, EntryId, Event, Limits};
-use crate::bus::keys::Keys;
+use crate::protocol::event::{Entry, EntryId, Event, Limits};
+use crate::protocol::keys::Keys;
 use serde::Serialize;
 use uuid::Uuid;
 

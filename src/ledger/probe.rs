@@ -2,7 +2,7 @@
 
 use super::database::{postgres_at, within};
 use super::error::LedgerError;
-use crate::config::DatabaseUrl;
+use crate::settings::DatabaseUrl;
 use sqlx::{PgPool, Row};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

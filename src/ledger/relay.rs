@@ -7,12 +7,12 @@
 
 use super::database::{ACQUIRE, Database, Pools, STATEMENT, within};
 use super::error::LedgerError;
-use crate::bus::client::{Client, ClientOptions};
-use crate::bus::connect::{Connector, reconnect_delay};
-use crate::bus::error::BusError;
-use crate::bus::json;
-use crate::bus::publish::{Outgoing, PublishError};
-use crate::config::Settings;
+use crate::client::publish::{Outgoing, PublishError};
+use crate::client::{Client, ClientOptions};
+use crate::connect::connector::{Connector, reconnect_delay};
+use crate::connect::error::BusError;
+use crate::protocol::json;
+use crate::settings::Settings;
 use futures_util::future::join_all;
 use sqlx::{ColumnIndex, Decode, Row, Type};
 use std::collections::BTreeMap;

@@ -4,10 +4,10 @@
 //! back when the worker drains. What waits goes before what was read later, in order within its type,
 //! and types take turns. A stream of which too much waits is not read for a while, so memory is bounded.
 
-use crate::bus::commit::Lease;
-use crate::registry::context::Context;
-use crate::registry::gate::Entered;
-use crate::registry::router::Route;
+use crate::handler::context::Context;
+use crate::handler::gate::Entered;
+use crate::handler::router::Route;
+use crate::streams::commit::Lease;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;

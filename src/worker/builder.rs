@@ -1,29 +1,30 @@
 //! What a worker is made of.
 
 use super::Worker;
-use crate::bus::connect::Connector;
-use crate::bus::error::BusError;
-use crate::bus::keys::{self, NameError};
-use crate::bus::silence::Answers;
-use crate::config::{RedisUrl, SettingError, Settings};
+use crate::builtin::services::Configured;
+use crate::builtin::system::batch_process::Runner;
+use crate::connect::connector::Connector;
+use crate::connect::error::BusError;
+use crate::connect::silence::Answers;
 use crate::coordination::ballots::Ballots;
 use crate::coordination::batches::Batches;
+use crate::coordination::batches::leases::Leases;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
-use crate::coordination::leases::Leases;
 use crate::coordination::metrics::OwnReport;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
-use crate::handlers::services::Configured;
-use crate::handlers::system::batch_process::Runner;
+use crate::handler::context::{Process, States};
+use crate::handler::function::Handler;
+use crate::handler::policy::{Policy, PolicyError};
+use crate::handler::router::Registration;
 use crate::ledger::LedgerError;
 use crate::ledger::fill::GROUP;
-use crate::registry::context::{Process, States};
-use crate::registry::handler::Handler;
-use crate::registry::policy::{Policy, PolicyError};
-use crate::registry::router::Registration;
+use crate::protocol::keys;
+use crate::protocol::keys::NameError;
+use crate::settings::{RedisUrl, SettingError, Settings};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -130,7 +131,7 @@ impl Builder {
             settings.id = invented_id();
         }
         settings.check()?;
-        let built_in = crate::handlers::registrations().into_iter();
+        let built_in = crate::builtin::registrations().into_iter();
         let handlers: Vec<Registration> = built_in.chain(handlers).collect();
         for handler in &handlers {
             let kind = &handler.kind;
@@ -208,8 +209,8 @@ fn invented_id() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::HandlerError;
-    use crate::registry::context::Context;
+    use crate::handler::context::Context;
+    use crate::protocol::error::HandlerError;
 
     async fn handle(_: Context, _: ()) -> Result<(), HandlerError> {
         Ok(())

@@ -3,13 +3,14 @@
 
 use super::settle;
 use super::shared::Shared;
-use crate::bus::claim::{self, Given, Handing};
-use crate::bus::commit::{Lease, Publication, Settlement};
-use crate::bus::event::Event;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::roster::Reader;
-use crate::error::{Code, HandlerError};
-use crate::registry::policy::RetryPolicy;
+use crate::coordination::instances::roster::Reader;
+use crate::handler::policy::RetryPolicy;
+use crate::protocol::error::{Code, HandlerError};
+use crate::protocol::event::Event;
+use crate::streams::claim;
+use crate::streams::claim::{Given, Handing};
+use crate::streams::commit::{Lease, Publication, Settlement};
 use std::time::Duration;
 
 /// An event that is left for an active instance that can run it.

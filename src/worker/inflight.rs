@@ -2,9 +2,9 @@
 
 use super::activity::Activity;
 use super::shared::Delivery;
-use crate::bus::commit::Lease;
-use crate::bus::event::EntryId;
-use crate::registry::context::Context;
+use crate::handler::context::Context;
+use crate::protocol::event::EntryId;
+use crate::streams::commit::Lease;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -227,7 +227,7 @@ impl InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bus::event::Entry;
+    use crate::protocol::event::Entry;
 
     fn delivery(deliveries: u32) -> Delivery {
         let id = EntryId { ms: 1, seq: 0 };
@@ -247,7 +247,7 @@ mod tests {
         inflight.add(&mut both);
         let before = Instant::now();
         for delivery in &both {
-            let context = crate::registry::layers::testing::context(&[]);
+            let context = crate::handler::assembly::testing::context(&[]);
             let task = tokio::spawn(async {}).abort_handle();
             inflight.runs(&delivery.lease(), 1, context, task);
         }

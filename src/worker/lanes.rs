@@ -3,27 +3,29 @@
 use super::admission::Share;
 use super::handover::NUDGE;
 use super::inflight::InFlight;
+use super::keeper::describe;
 use super::lane::{Lane, LaneEvents};
 use super::shared::{Counts, Shared, Turned};
 use super::supervisor::Supervisor;
 use super::takeover::Trigger;
 use super::{Ending, RunError};
-use crate::bus::commit::{Committer, CommitterOptions};
-use crate::bus::connect::Connector;
-use crate::bus::error::BusError;
-use crate::bus::keys::{self, Keys, Route};
-use crate::bus::silence::Answers;
-use crate::config::Settings;
+use crate::builtin::system::batch_process::PLACES;
+use crate::connect::connector::Connector;
+use crate::connect::error::BusError;
+use crate::connect::silence::Answers;
 use crate::coordination::catalog::Method;
 use crate::coordination::instances::Instances;
 use crate::coordination::limits::RateLimits;
-use crate::handlers::system::batch_process::PLACES;
-use crate::registry::context::Process;
-use crate::registry::handler::{Endpoint, Schemas};
-use crate::registry::layers::Surroundings;
-use crate::registry::layers::circuit::CircuitChange;
-use crate::registry::policy::{Policy, RetryPolicy};
-use crate::registry::router::{Registration, Router};
+use crate::handler::assembly::Surroundings;
+use crate::handler::context::Process;
+use crate::handler::function::{Endpoint, Schemas};
+use crate::handler::layers::circuit::CircuitChange;
+use crate::handler::policy::{Policy, RetryPolicy};
+use crate::handler::router::{Registration, Router};
+use crate::protocol::keys;
+use crate::protocol::keys::{Keys, Route};
+use crate::settings::Settings;
+use crate::streams::commit::{Committer, CommitterOptions};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
@@ -318,7 +320,7 @@ impl Lanes {
     pub fn methods(&self, handler_timeout: Duration) -> Vec<(String, Method)> {
         let routes = self.router.routes().filter(|route| route.kind != NUDGE);
         routes
-            .map(|route| (route.kind.clone(), Method::of(route, handler_timeout)))
+            .map(|route| (route.kind.clone(), describe::method(route, handler_timeout)))
             .collect()
     }
 

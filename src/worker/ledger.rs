@@ -6,12 +6,12 @@
 
 use super::supervisor::Supervisor;
 use super::{RunError, Worker};
-use crate::bus::connect::Connector;
-use crate::bus::keys::Keys;
+use crate::connect::connector::Connector;
 use crate::coordination::instances::Instances;
 use crate::ledger::database::Database;
 use crate::ledger::fill::{Counts, Filler, Source, sources};
 use crate::ledger::{relay, retention};
+use crate::protocol::keys::Keys;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;

@@ -4,7 +4,7 @@
 //! A status that somebody waits for must not be taken. Those that commands are waited for by are known;
 //! others who start processes wait for them at once. So only what was found dead twice is an orphan.
 
-use crate::handlers::children::is_waited_for;
+use crate::builtin::children::is_waited_for;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use std::collections::HashSet;
 use std::fs;
@@ -100,7 +100,7 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(10));
             std::thread::sleep(Duration::from_millis(5));
         }
-        let waited_for = crate::handlers::children::WaitedFor::new(child.id());
+        let waited_for = crate::builtin::children::WaitedFor::new(child.id());
         assert!(!is_found());
         drop(waited_for);
         take(child.id());

@@ -1,11 +1,11 @@
 //! Reads a lane's streams on a connection of its own, and repairs what keeps it from reading.
 
 use super::shared::{Delivery, Shared};
-use crate::bus::connect::{BLOCK, reconnect_delay};
-use crate::bus::entry::Entry;
-use crate::bus::error::{BusError, Reaction};
-use crate::bus::read;
-use crate::bus::wire::Wire;
+use crate::connect::connector::{BLOCK, reconnect_delay};
+use crate::connect::error::{BusError, Reaction};
+use crate::connect::resp::wire::Wire;
+use crate::protocol::entry::Entry;
+use crate::streams::read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;

@@ -5,7 +5,7 @@ use super::handover::NUDGE;
 use super::lanes::Lanes;
 use super::shared::Shared;
 use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
-use crate::registry::router::{Route, Router};
+use crate::handler::router::{Route, Router};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

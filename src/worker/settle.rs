@@ -1,13 +1,14 @@
 //! From the end of a run to what is written: reply, retry, dead letter (PROTOCOL §3–5).
 
-use crate::bus::clock::{NEVER, local_now, whole_ms};
-use crate::bus::commit::{End, Lease, Publication, Reply, Settlement};
-use crate::bus::dead::{DeadLetter, POISON};
-use crate::bus::event::{Event, Malformed};
-use crate::bus::msgpack::{self, PayloadLimits};
-use crate::error::{Code, HandlerError, Refusal};
-use crate::registry::handler::{Encoded, encode};
-use crate::registry::policy::RetryPolicy;
+use crate::connect::clock::{NEVER, local_now, whole_ms};
+use crate::handler::function::{Encoded, encode};
+use crate::handler::policy::RetryPolicy;
+use crate::protocol::dead::{DeadLetter, POISON};
+use crate::protocol::error::{Code, HandlerError, Refusal};
+use crate::protocol::event::{Event, Malformed};
+use crate::protocol::msgpack;
+use crate::protocol::msgpack::PayloadLimits;
+use crate::streams::commit::{End, Lease, Publication, Reply, Settlement};
 use rmpv::Value;
 use std::time::Duration;
 

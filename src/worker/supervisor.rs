@@ -6,7 +6,7 @@
 
 use super::Ending;
 use super::mortal::mortal;
-use crate::registry::fence::panic_text;
+use crate::handler::fence::panic_text;
 use futures_util::FutureExt;
 use std::fmt;
 use std::panic::AssertUnwindSafe;

@@ -6,9 +6,10 @@
 //! alone. The killer ends alone, is counted, and is found out as poison; its neighbours get through.
 
 use super::shared::{Delivery, Shared};
-use crate::bus::claim::{self, Idle, Pending};
-use crate::bus::error::BusError;
-use crate::bus::event::EntryId;
+use crate::connect::error::BusError;
+use crate::protocol::event::EntryId;
+use crate::streams::claim;
+use crate::streams::claim::{Idle, Pending};
 use redis::aio::ConnectionLike;
 use std::collections::VecDeque;
 use std::convert::Infallible;

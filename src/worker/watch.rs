@@ -4,13 +4,13 @@
 use super::lanes::Triggers;
 use super::shared::Shared;
 use super::takeover::Trigger;
-use crate::bus::claim;
-use crate::bus::connect::{BLOCK, Connector, reconnect_delay};
-use crate::bus::read;
+use crate::connect::connector::{BLOCK, Connector, reconnect_delay};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
-use crate::coordination::roster::gone_in;
+use crate::coordination::instances::roster::gone_in;
 use crate::coordination::tasks::{Assignment, cancelled_in};
+use crate::streams::claim;
+use crate::streams::read;
 use redis::aio::MultiplexedConnection;
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -7,17 +7,17 @@ mod scripts;
 mod support;
 mod table;
 
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::delay;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::config::{RedisUrl, Settings};
-use convoke::coordination::instance::Registering;
+use convoke::client::publish::Outgoing;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
-use convoke::coordination::task::NewTask;
+use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::Tasks;
+use convoke::coordination::tasks::task::NewTask;
 use convoke::ledger::history::Filter;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{RedisUrl, Settings};
+use convoke::streams::delay;
 use convoke::worker::RunError;
 use convoke::{Context, HandlerError, Worker};
 use std::collections::BTreeSet;
@@ -837,18 +837,11 @@ fn every_command_in_the_sources_is_granted() {
     for file in files {
         let text = fs::read_to_string(&file).expect("a source");
         let product = text.split("#[cfg(test)]").next().unwrap_or_default();
-        let is_command_line = file.starts_with(root().join("src/cli"));
-        let name = file
-            .file_stem()
-            .and_then(|name| name.to_str())
-            .unwrap_or_default();
-        let is_operators = is_command_line
-            || file.starts_with(root().join("src/bus"))
-                && ["browse", "drop", "inspect", "memory", "rights", "server"].contains(&name)
-            || name.starts_with("replay");
+        let is_in = |room: &str| file.starts_with(root().join("src").join(room));
+        let is_operators = is_in("cli") || is_in("operator");
         let user = ["convoke-worker", "convoke-operator"][usize::from(is_operators)];
         // What measures a server is no part of the bus: whoever runs it has the server for himself.
-        if ["bare", "load", "raw"].contains(&name) {
+        if is_in("bench") {
             continue;
         }
         for command in commands_in(product) {

@@ -2,11 +2,11 @@
 
 use super::{Guarded, as_user, client, users, whole};
 use convoke::Worker;
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Outgoing, PublishError};
-use convoke::config::Settings;
+use convoke::client::publish::{Outgoing, PublishError};
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
+use convoke::protocol::keys::Keys;
+use convoke::settings::Settings;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -30,7 +30,7 @@ fn flush(guarded: &Guarded) {
 }
 
 /// What a publisher has that needs a script, alone, confirmed and among many.
-async fn publishes_all(publisher: &convoke::bus::client::Client, round: u32) {
+async fn publishes_all(publisher: &convoke::client::Client, round: u32) {
     let event = || Outgoing::new("image.whole", &7);
     let later = || event().delay(Duration::from_secs(60));
     let once = || event().id(format!("once-{round}")).dedup(true);

@@ -2,7 +2,7 @@
 //! knows, on every family of keys, in both layouts.
 
 use super::{Guarded, root, users};
-use convoke::bus::keys::Keys;
+use convoke::protocol::keys::Keys;
 use redis::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

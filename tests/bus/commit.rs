@@ -3,8 +3,8 @@
 use crate::setup::{Bus, NEXT, REPLY, text};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::users;
-use convoke::bus::commit::End;
-use convoke::bus::dead::DeadLetter;
+use convoke::protocol::dead::DeadLetter;
+use convoke::streams::commit::End;
 use std::time::Duration;
 
 #[tokio::test]
@@ -146,7 +146,7 @@ async fn after_a_flush_nothing_old_is_committed_and_new_entries_are() {
         assert_eq!((report.committed, report.fenced), (0, 2));
         assert!(bus.replied().await.is_empty());
         let stream = bus.route.events.clone();
-        convoke::bus::read::ensure_group(&mut bus.connection, &stream, crate::setup::GROUP)
+        convoke::streams::read::ensure_group(&mut bus.connection, &stream, crate::setup::GROUP)
             .await
             .unwrap();
     }
@@ -271,9 +271,9 @@ async fn a_retry_waits_in_the_delay_queue_as_its_next_attempt() {
     committer.start().await.unwrap();
     bus.add(1).await;
     let held = bus.deliver("w-1", &committer.claims(), 1).await;
-    let limits = convoke::bus::event::Limits::default();
+    let limits = convoke::protocol::event::Limits::default();
     let stream = bus.route.events.clone();
-    let parse = |entry| convoke::bus::event::Event::parse(entry, &limits, &bus.keys, &stream);
+    let parse = |entry| convoke::protocol::event::Event::parse(entry, &limits, &bus.keys, &stream);
     let event = parse(held[0].entry.clone()).unwrap();
     let before = committer.claims().server_now();
     let mut settlement = held[0].ending(End::Later {
@@ -288,7 +288,7 @@ async fn a_retry_waits_in_the_delay_queue_as_its_next_attempt() {
     assert_eq!(queue.len(), 1);
     let due = queue[0].1 as u64;
     assert!((before + 60_000..before + 120_000).contains(&due));
-    let fields = convoke::bus::delay::decode_member(&queue[0].0, 1 << 20).unwrap();
+    let fields = convoke::streams::delay::decode_member(&queue[0].0, 1 << 20).unwrap();
     let attempt = fields.chunks(2).find(|pair| pair[0] == b"attempt").unwrap();
     assert_eq!(attempt[1], b"2");
 }
@@ -316,7 +316,7 @@ async fn a_dead_letter_keeps_the_original_fields_and_says_why() {
         .await;
     assert_eq!((report.committed, report.dead), (1, 1));
     let dead: redis::Value = bus.ask("XRANGE cb:dead:image - +").await;
-    let dead = convoke::bus::read::entries_of(dead).unwrap();
+    let dead = convoke::streams::read::entries_of(dead).unwrap();
     let words: Vec<&str> = dead[0]
         .words()
         .map(|word| std::str::from_utf8(word).unwrap())

@@ -2,10 +2,10 @@
 
 use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, text};
 use crate::support::{Redis, users};
-use convoke::bus::commit::{Committer, End, Report, Settlement};
-use convoke::bus::dead::DeadLetter;
-use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::keys::Keys;
+use convoke::protocol::dead::DeadLetter;
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::keys::Keys;
+use convoke::streams::commit::{Committer, End, Report, Settlement};
 use std::time::Duration;
 
 /// A bus with so many entries delivered to `w-1`.

@@ -2,7 +2,7 @@
 //! break, each entry gets exactly one reply.
 
 use crate::setup::{Bus, Held, NEXT, text};
-use convoke::bus::commit::Committer;
+use convoke::streams::commit::Committer;
 use fastrand::Rng;
 use std::collections::BTreeMap;
 

@@ -3,9 +3,9 @@
 use crate::publish::{client, event};
 use crate::setup::{Bus, connector, text};
 use crate::support::users;
-use convoke::bus::clock::ClockSource;
-use convoke::bus::delay::{Promoted, due_by, encode_member, promote};
-use convoke::bus::event::{Event, Limits};
+use convoke::connect::clock::ClockSource;
+use convoke::protocol::event::{Event, Limits};
+use convoke::streams::delay::{Promoted, due_by, encode_member, promote};
 use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";
@@ -41,7 +41,7 @@ async fn what_is_published_for_later_enters_its_stream_as_it_was_when_it_is_due(
     let mut bus = Bus::start().await;
     let client = client(&bus);
     let payload = vec![0xc4, 3, 0x00, 0xff, 0xc1];
-    let later = convoke::bus::publish::Outgoing::encoded("image.made", payload.clone())
+    let later = convoke::client::publish::Outgoing::encoded("image.made", payload.clone())
         .id("e0")
         .field("x", vec![0xff, 0x00]);
     client
@@ -58,7 +58,7 @@ async fn what_is_published_for_later_enters_its_stream_as_it_was_when_it_is_due(
     let promoted = run(&mut bus, 10).await;
     assert_eq!((promoted.moved, promoted.next_due_ms), (1, Some(due)));
     let reply: redis::Value = bus.ask(&format!("XRANGE {STREAM} - +")).await;
-    let entry = convoke::bus::read::entries_of(reply).unwrap().remove(0);
+    let entry = convoke::streams::read::entries_of(reply).unwrap().remove(0);
     let event = Event::parse(entry, &Limits::default(), &bus.keys, STREAM).unwrap();
     assert_eq!((event.id(), event.data()), ("e0".into(), &payload[..]));
     assert_eq!(event.entry().get("x"), Some(&[0xff, 0x00][..]));

@@ -4,9 +4,9 @@ use crate::publish::{client, client_at, code, event, is_unknown, options};
 use crate::setup::{Bus, text};
 use crate::support::proxy::Proxy;
 use crate::support::{Redis, signal, users};
-use convoke::bus::client::ClientOptions;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Doubt, Outgoing, PublishError};
+use convoke::client::ClientOptions;
+use convoke::client::publish::{Doubt, Outgoing, PublishError};
+use convoke::protocol::keys::Keys;
 use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";

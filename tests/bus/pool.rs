@@ -1,7 +1,7 @@
 //! Borrowed connections: asked whether they live only where that is in doubt.
 
 use crate::setup::{Bus, connector};
-use convoke::bus::connect::Connector;
+use convoke::connect::connector::Connector;
 use std::time::Duration;
 
 async fn get(connector: &Connector) -> redis::RedisResult<Option<String>> {

@@ -2,9 +2,9 @@
 
 use crate::setup::{Bus, connector, text};
 use crate::support::users;
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Doubt, Outgoing, PublishError, Published};
+use convoke::client::publish::{Doubt, Outgoing, PublishError, Published};
+use convoke::client::{Client, ClientOptions};
+use convoke::protocol::keys::Keys;
 use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";
@@ -55,7 +55,7 @@ async fn a_stored_event_is_on_its_stream_as_it_was_given() {
         .unwrap();
     let id = stored.entry().unwrap().to_string();
     let found: redis::Value = bus.ask(&format!("XRANGE {STREAM} {id} {id}")).await;
-    let found = convoke::bus::read::entries_of(found).unwrap();
+    let found = convoke::streams::read::entries_of(found).unwrap();
     let found = crate::setup::fields(&found[0]);
     assert_eq!(text(&found, "type"), "image.made");
     assert_eq!(

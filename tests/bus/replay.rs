@@ -2,10 +2,10 @@
 
 use crate::setup::{Bus, GROUP, text};
 use crate::support::users;
-use convoke::bus::claim::Pending;
-use convoke::bus::event::EntryId;
-use convoke::bus::keys::Keys;
-use convoke::bus::replay::{Move, Operator, Step};
+use convoke::operator::replay::{Move, Operator, Step};
+use convoke::protocol::event::EntryId;
+use convoke::protocol::keys::Keys;
+use convoke::streams::claim::Pending;
 use std::time::Duration;
 
 const DEAD: &str = "cb:dead:image";
@@ -61,7 +61,7 @@ async fn facts(bus: &mut Bus, broadcast: &str) -> Vec<(String, serde_json::Value
     let facts = facts.iter();
     facts
         .map(|fact| {
-            let data = convoke::bus::json::to_json(&fact["data"]).unwrap();
+            let data = convoke::protocol::json::to_json(&fact["data"]).unwrap();
             (text(fact, "type"), data)
         })
         .collect()

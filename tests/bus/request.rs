@@ -3,12 +3,12 @@
 use crate::publish::{client, options};
 use crate::setup::{Bus, GROUP, connector, text};
 use crate::support::{until, users};
-use convoke::bus::client::Client;
-use convoke::bus::event::Entry;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::bus::read::read_group;
-use convoke::bus::request::RequestError;
+use convoke::client::Client;
+use convoke::client::publish::Outgoing;
+use convoke::client::request::RequestError;
+use convoke::protocol::event::Entry;
+use convoke::protocol::keys::Keys;
+use convoke::streams::read::read_group;
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use std::time::Duration;
@@ -124,7 +124,7 @@ async fn requests_go_on_after_killed_connections_a_flush_and_a_restart() {
         }
         bus.connect().await;
         let stream = bus.route.events.clone();
-        convoke::bus::read::ensure_group(&mut bus.connection, &stream, GROUP)
+        convoke::streams::read::ensure_group(&mut bus.connection, &stream, GROUP)
             .await
             .unwrap();
         let number = round as u64;

@@ -1,11 +1,11 @@
 //! Three Sentinels, one of which lies under a high epoch.
 
 use crate::support::{Redis, free_port, until, users};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Outgoing, PublishError};
-use convoke::config::RedisUrl;
+use convoke::client::publish::{Outgoing, PublishError};
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};

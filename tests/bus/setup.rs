@@ -1,14 +1,15 @@
 //! A server, a stream with a group, and a look at what is on it.
 
 use crate::support::{Redis, users};
-use convoke::bus::claim::{self, Pending};
-use convoke::bus::commit::{Claims, Reply};
-use convoke::bus::commit::{Committer, CommitterOptions, End, Lease, Publication, Settlement};
-use convoke::bus::connect::Connector;
-use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::keys::{Keys, Route};
-use convoke::bus::read::{ensure_group, read_group};
-use convoke::config::RedisUrl;
+use convoke::connect::connector::Connector;
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::keys::{Keys, Route};
+use convoke::settings::RedisUrl;
+use convoke::streams::claim;
+use convoke::streams::claim::Pending;
+use convoke::streams::commit::{Claims, Reply};
+use convoke::streams::commit::{Committer, CommitterOptions, End, Lease, Publication, Settlement};
+use convoke::streams::read::{ensure_group, read_group};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
 use std::collections::HashMap;
@@ -186,7 +187,7 @@ impl Bus {
     /// The entries of a stream, each as a map.
     pub async fn entries(&mut self, stream: &str) -> Vec<HashMap<String, Vec<u8>>> {
         let reply: Value = self.ask(&format!("XRANGE {stream} - +")).await;
-        let entries = convoke::bus::read::entries_of(reply).unwrap();
+        let entries = convoke::streams::read::entries_of(reply).unwrap();
         entries.iter().map(fields).collect()
     }
 

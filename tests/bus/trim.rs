@@ -1,8 +1,8 @@
 //! Trimming: history goes, what a group still needs stays.
 
 use crate::setup::{Bus, GROUP};
-use convoke::bus::event::EntryId;
-use convoke::bus::trim::{Trimmed, Trimmer, remove, trim};
+use convoke::protocol::event::EntryId;
+use convoke::streams::trim::{Trimmed, Trimmer, remove, trim};
 
 const STREAM: &str = "cb:events:image";
 /// Entries in a node of a stream: only whole nodes are removed.

@@ -3,7 +3,8 @@
 
 use super::rig::{lines, names, say};
 use super::{Ended, convoke, end, run};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use serde_json::Value;
 use std::process::{Command, Stdio};
 

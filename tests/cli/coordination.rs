@@ -3,11 +3,11 @@
 use super::worker::Worker;
 use super::{bare, convoke, end, run};
 use crate::support::Redis;
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::config::RedisUrl;
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use serde_json::{Value, json};
 
 fn lines(out: &str) -> Vec<Value> {

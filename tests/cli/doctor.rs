@@ -2,7 +2,8 @@
 
 use super::rig::lines;
 use super::{bare, end};
-use crate::support::{self, Redis, free_port, users};
+use crate::support;
+use crate::support::{Redis, free_port, users};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -778,11 +779,11 @@ async fn a_ledger_that_is_behind_and_a_delay_queue_that_nobody_empties() {
 }
 
 async fn registered(patient: &Patient, id: &str) {
-    use convoke::bus::connect::Connector;
-    use convoke::bus::keys::Keys;
-    use convoke::config::RedisUrl;
-    use convoke::coordination::instance::Registering;
+    use convoke::connect::connector::Connector;
     use convoke::coordination::instances::Instances;
+    use convoke::coordination::instances::instance::Registering;
+    use convoke::protocol::keys::Keys;
+    use convoke::settings::RedisUrl;
     let connector = Connector::new(&RedisUrl::new(patient.url.clone()), 1).unwrap();
     let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
     let registering = Registering::new(id, ["worker"]);

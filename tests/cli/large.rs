@@ -3,7 +3,8 @@
 use super::convoke;
 use super::rig::{entries, say, send, text};
 use super::worker::Worker;
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 
 /// Fields of an entry, and bytes of each.
 const FIELDS: usize = 40;

@@ -1,7 +1,8 @@
 //! A worker as a process: what its stderr, its signals and its limits may do to it.
 
 use super::{convoke, run};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use std::fs::OpenOptions;
 use std::process::{Child, Command, Stdio};
 
@@ -174,7 +175,7 @@ fn what_can_not_be_started_for_want_of_descriptors_waits_and_spends_no_attempt()
         .arg(&["cb:results:demo", "-", "+"])
         .query(&mut redis.connect())
         .unwrap();
-    let entries = convoke::bus::read::entries_of(results).unwrap();
+    let entries = convoke::streams::read::entries_of(results).unwrap();
     for entry in entries {
         // MessagePack for 1.
         assert_eq!(entry.get("data"), Some(&[1][..]), "{entry:?}");

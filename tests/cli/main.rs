@@ -276,7 +276,7 @@ fn reply(redis: &Redis, status: &str, data: &str) {
             .arg("+")
             .query(&mut connection)
             .unwrap();
-        let entries = convoke::bus::read::entries_of(entries).unwrap();
+        let entries = convoke::streams::read::entries_of(entries).unwrap();
         asked = entries.into_iter().next();
         asked.is_some()
     });
@@ -306,11 +306,11 @@ fn reply(redis: &Redis, status: &str, data: &str) {
 
 #[tokio::test]
 async fn instances_are_listed_without_a_worker() {
-    use convoke::bus::connect::Connector;
-    use convoke::bus::keys::Keys;
-    use convoke::config::RedisUrl;
-    use convoke::coordination::instance::Registering;
+    use convoke::connect::connector::Connector;
     use convoke::coordination::instances::Instances;
+    use convoke::coordination::instances::instance::Registering;
+    use convoke::protocol::keys::Keys;
+    use convoke::settings::RedisUrl;
     let redis = Redis::start();
     run(&redis, &["instances"])
         .done()

@@ -1,18 +1,19 @@
 //! `convoke publish`.
 
 use super::{File, convoke, end, run, run_with_input};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use std::io::Write;
 use std::process::Stdio;
 
-fn entries(redis: &Redis, key: &str) -> Vec<convoke::bus::event::Entry> {
+fn entries(redis: &Redis, key: &str) -> Vec<convoke::protocol::event::Entry> {
     let mut connection = redis.connect();
     let mut range = redis::cmd("XRANGE");
     let reply = range.arg(key).arg("-").arg("+").query(&mut connection);
-    convoke::bus::read::entries_of(reply.unwrap()).unwrap()
+    convoke::streams::read::entries_of(reply.unwrap()).unwrap()
 }
 
-fn text<'a>(entry: &'a convoke::bus::event::Entry, name: &str) -> &'a str {
+fn text<'a>(entry: &'a convoke::protocol::event::Entry, name: &str) -> &'a str {
     std::str::from_utf8(entry.get(name).unwrap_or(b"absent")).unwrap()
 }
 

@@ -2,7 +2,8 @@
 
 use super::worker::Worker;
 use super::{bare, convoke, end};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::process::Stdio;

@@ -2,7 +2,8 @@
 
 use super::rig::{add, bury, deliver, entries, lines, names, register, say, text};
 use super::{File, convoke, end, run};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 
@@ -183,7 +184,7 @@ fn dead_letters_are_chosen_limited_and_paced() {
     let counts: Vec<u64> = entries(&redis, "cb:broadcast")
         .iter()
         .map(|fact| {
-            convoke::bus::json::to_json(fact.get("data").unwrap()).unwrap()["count"]
+            convoke::protocol::json::to_json(fact.get("data").unwrap()).unwrap()["count"]
                 .as_u64()
                 .unwrap()
         })
@@ -219,7 +220,7 @@ fn a_payload_is_mended_in_the_editor() {
     edit(&mends, &[]).failed(2, &["single entry", "--id"]);
     edit(&mends, &["--id", "1-1"]).done();
     let data = |n: usize| -> Value {
-        convoke::bus::json::to_json(entries(&redis, EVENTS)[n].get("data").unwrap()).unwrap()
+        convoke::protocol::json::to_json(entries(&redis, EVENTS)[n].get("data").unwrap()).unwrap()
     };
     assert_eq!(data(0), json!({"n": "mended"}));
     assert!(text(&entries(&redis, EVENTS)[0], "edited").contains('@'));

@@ -1,7 +1,7 @@
 //! What operators find: streams, pending entries, dead letters.
 
 use crate::support::Redis;
-use convoke::bus::json;
+use convoke::protocol::json;
 use serde_json::Value;
 
 /// Sends one command, its words apart.
@@ -54,13 +54,13 @@ pub fn deliver(redis: &Redis, consumer: &str) {
 }
 
 /// The ids and fields of a stream's entries.
-pub fn entries(redis: &Redis, key: &str) -> Vec<convoke::bus::event::Entry> {
+pub fn entries(redis: &Redis, key: &str) -> Vec<convoke::protocol::event::Entry> {
     let reply = say(redis, &format!("XRANGE {key} - +"));
-    convoke::bus::read::entries_of(reply).unwrap()
+    convoke::streams::read::entries_of(reply).unwrap()
 }
 
 /// One field of an entry as text.
-pub fn text(entry: &convoke::bus::event::Entry, name: &str) -> String {
+pub fn text(entry: &convoke::protocol::event::Entry, name: &str) -> String {
     String::from_utf8_lossy(entry.get(name).unwrap_or_default()).into_owned()
 }
 
@@ -78,11 +78,11 @@ pub fn names(object: &Value) -> Vec<&str> {
 
 /// An instance that lives.
 pub async fn register(redis: &Redis, id: &str) {
-    use convoke::bus::connect::Connector;
-    use convoke::bus::keys::Keys;
-    use convoke::config::RedisUrl;
-    use convoke::coordination::instance::Registering;
+    use convoke::connect::connector::Connector;
     use convoke::coordination::instances::Instances;
+    use convoke::coordination::instances::instance::Registering;
+    use convoke::protocol::keys::Keys;
+    use convoke::settings::RedisUrl;
     let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
     let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
     instances

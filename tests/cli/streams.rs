@@ -3,7 +3,8 @@
 use super::rig::{add, deliver, lines, names, register, say};
 use super::worker::Worker;
 use super::{convoke, run};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use serde_json::json;
 
 /// Two entries with a living instance, one with nobody, one not delivered, one dead letter.

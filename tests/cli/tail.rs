@@ -1,7 +1,8 @@
 //! `convoke tail`.
 
 use super::{convoke, run, run_with_input};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;

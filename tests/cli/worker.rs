@@ -1,7 +1,8 @@
 //! `convoke worker` and the commands that need one.
 
 use super::{Ended, File, bare, convoke, end, run};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use serde_json::Value;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -158,7 +159,7 @@ fn wrong_usage_of_a_worker_is_told_before_anything_starts() {
 #[test]
 fn every_setting_is_a_flag() {
     let help = end(bare().args(["worker", "-h"])).done().out;
-    let settings = serde_json::to_value(convoke::config::Settings::default()).unwrap();
+    let settings = serde_json::to_value(convoke::settings::Settings::default()).unwrap();
     for name in settings.as_object().unwrap().keys() {
         let flag = format!("--{} ", name.replace('_', "-"));
         assert!(help.contains(&flag), "{flag} is not in {help}");

@@ -1,11 +1,11 @@
 //! Ballots: every branch of the script, and what is read back.
 
 use crate::fleet::Fleet;
-use convoke::bus::json::{from_json, to_json};
-use convoke::bus::keys::Keys;
-use convoke::coordination::ballot::{Status, Vote};
+use convoke::coordination::ballots::ballot::{Status, Vote};
 use convoke::coordination::ballots::{MAX_ELECTORATE, MAX_ELECTORS, MAX_OPEN, Voted};
 use convoke::coordination::error::CoordinationError;
+use convoke::protocol::json::{from_json, to_json};
+use convoke::protocol::keys::Keys;
 use serde_json::{Value, json};
 
 fn vote(voter: &str, value: Value) -> Vote {
@@ -383,7 +383,9 @@ async fn the_decision_comes_back_in_the_type_in_which_it_was_given() {
         let shown = fleet.ballots.show(&format!("d-{number}")).await.unwrap();
         assert_eq!(shown.unwrap().ballot.value, Some(bytes));
         let broadcast: redis::Value = fleet.ask("XREVRANGE cb:broadcast + - COUNT 1").await;
-        let fact = convoke::bus::read::entries_of(broadcast).unwrap().remove(0);
+        let fact = convoke::streams::read::entries_of(broadcast)
+            .unwrap()
+            .remove(0);
         let data = rmpv::decode::read_value(&mut fact.get("data").unwrap()).unwrap();
         let pairs = data.as_map().unwrap();
         let told = |wanted| pairs.iter().find(|(name, _)| name.as_str() == Some(wanted));

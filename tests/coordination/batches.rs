@@ -2,16 +2,16 @@
 
 use crate::fleet::Fleet;
 use crate::support::{Redis, users};
-use convoke::bus::commit::Publication;
-use convoke::bus::connect::Connector;
-use convoke::bus::error::BusError;
-use convoke::bus::keys::Keys;
-use convoke::config::RedisUrl;
-use convoke::coordination::batch::{MAX_FAILURES, Mode, Status, Wanted};
+use convoke::connect::connector::Connector;
+use convoke::connect::error::BusError;
+use convoke::coordination::batches::batch::{MAX_FAILURES, Mode, Status, Wanted};
 use convoke::coordination::batches::{
     Acquired, Advanced, Asker, Batches, LISTED, Outcome, Progress,
 };
 use convoke::coordination::error::CoordinationError;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
+use convoke::streams::commit::Publication;
 use redis::AsyncCommands;
 use serde_json::json;
 use std::time::Duration;

@@ -1,10 +1,10 @@
 //! What is published of handlers, how long it is kept, and how much of it is told.
 
 use crate::fleet::Fleet;
-use convoke::bus::connect::Connector;
-use convoke::config::RedisUrl;
+use convoke::connect::connector::Connector;
 use convoke::coordination::catalog::{Catalog, MAX_DOMAINS, MAX_METHODS, Method};
-use convoke::coordination::instance::Registering;
+use convoke::coordination::instances::instance::Registering;
+use convoke::settings::RedisUrl;
 use serde_json::json;
 
 fn catalog(fleet: &Fleet) -> Catalog {

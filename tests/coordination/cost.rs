@@ -3,9 +3,9 @@
 //!     cargo nextest run --test coordination cost --run-ignored only --no-capture
 
 use crate::fleet::Fleet;
-use convoke::coordination::instance::Registering;
-use convoke::coordination::task::{NewTask, Status};
+use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::Assignment;
+use convoke::coordination::tasks::task::{NewTask, Status};
 
 const TASKS: usize = 1000;
 

@@ -1,16 +1,16 @@
 //! A server with instances, and a look at the facts.
 
 use crate::support::{Redis, users};
-use convoke::bus::connect::Connector;
-use convoke::bus::event::{Event, Limits};
-use convoke::bus::keys::Keys;
-use convoke::bus::read::entries_of;
-use convoke::config::RedisUrl;
+use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
-use convoke::coordination::instance::Registering;
+use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::instances::{Instances, Registered};
-use convoke::coordination::task::{NewTask, Status, Task};
+use convoke::coordination::tasks::task::{NewTask, Status, Task};
 use convoke::coordination::tasks::{Assignment, Created, Tasks};
+use convoke::protocol::event::{Event, Limits};
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
+use convoke::streams::read::entries_of;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestRunner};
 use redis::aio::MultiplexedConnection;

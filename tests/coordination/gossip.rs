@@ -1,10 +1,10 @@
 //! What instances say of each other, and what becomes of it.
 
 use crate::fleet::{Fleet, random_histories};
-use convoke::bus::keys::Keys;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::gossip::{Observed, Opinion, PING, WATCHED};
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::instances::gossip::{Observed, Opinion, PING, WATCHED};
+use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::protocol::keys::Keys;
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::BTreeSet;

@@ -1,9 +1,9 @@
 //! The leader: one at a time, terms that only rise.
 
 use crate::fleet::{Fleet, random_histories};
-use convoke::bus::keys::Keys;
-use convoke::coordination::instance::Beat;
+use convoke::coordination::instances::instance::Beat;
 use convoke::coordination::leader::Contest;
+use convoke::protocol::keys::Keys;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;

@@ -1,10 +1,10 @@
 //! What all did, added up from what each reports.
 
 use crate::fleet::{Fleet, random_histories};
-use convoke::bus::keys::Keys;
-use convoke::coordination::instance::Beat;
+use convoke::coordination::instances::instance::Beat;
 use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Run, Running, Sums};
-use convoke::registry::histogram::{Histogram, bucket_of};
+use convoke::protocol::histogram::{Histogram, bucket_of};
+use convoke::protocol::keys::Keys;
 use proptest::prelude::*;
 use rmpv::Value;
 use serde_json::json;
@@ -294,7 +294,7 @@ async fn absurd_counters_and_full_memory_break_nothing() {
 #[test]
 fn a_map_of_others_is_read_as_far_as_it_is_as_documented() {
     let map = |value: serde_json::Value| -> Value {
-        let bytes = convoke::bus::json::from_json(&value);
+        let bytes = convoke::protocol::json::from_json(&value);
         rmpv::decode::read_value(&mut bytes.as_slice()).unwrap()
     };
     let mut whole = map(json!({

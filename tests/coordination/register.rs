@@ -2,7 +2,7 @@
 
 use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::instances::instance::{Beat, Registering};
 use serde_json::json;
 
 #[tokio::test]

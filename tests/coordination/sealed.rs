@@ -1,13 +1,13 @@
 //! Who may say what of an instance: its own process, events, other processes of its id.
 
 use crate::fleet::Fleet;
-use convoke::bus::silence::{Answers, Span};
+use convoke::connect::silence::{Answers, Span};
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::gossip::{Observed, Opinion};
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::instances::gossip::{Observed, Opinion};
+use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::coordination::instances::roster::{Condition, Detail};
 use convoke::coordination::instances::{Instances, MAX_EXTERNAL, Registered, Seal};
 use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
-use convoke::coordination::roster::{Condition, Detail};
 use serde_json::json;
 use std::time::{Duration, Instant};
 

@@ -4,17 +4,17 @@
 use crate::batches::{asker, batches};
 use crate::fleet::Fleet;
 use crate::support::{Redis, users};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Outgoing, Published};
-use convoke::bus::silence::Answers;
-use convoke::config::RedisUrl;
-use convoke::coordination::ballot::{Status, Vote};
-use convoke::coordination::batch::{Mode, Wanted};
+use convoke::client::publish::{Outgoing, Published};
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::connect::silence::Answers;
+use convoke::coordination::ballots::ballot::{Status, Vote};
 use convoke::coordination::batches::Acquired;
+use convoke::coordination::batches::batch::{Mode, Wanted};
 use convoke::coordination::limits::{Decision, RateLimits};
-use convoke::registry::policy::Rate;
+use convoke::protocol::keys::Keys;
+use convoke::protocol::rate::Rate;
+use convoke::settings::RedisUrl;
 use std::time::{Duration, Instant};
 
 /// In seconds; a little more than a dedup window.

@@ -1,9 +1,9 @@
 //! Losses: declared once, by whoever comes first.
 
 use crate::fleet::Fleet;
-use convoke::bus::keys::Keys;
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::instances::instance::{Beat, Registering};
 use convoke::coordination::metrics::Report;
+use convoke::protocol::keys::Keys;
 use serde_json::json;
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! Tasks: creating, whom they go to, completing, failing, looking.
 
 use crate::fleet::Fleet;
-use convoke::bus::commit::Publication;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::instance::Registering;
-use convoke::coordination::task::{NewTask, Status};
+use convoke::coordination::instances::instance::Registering;
+use convoke::coordination::tasks::task::{NewTask, Status};
 use convoke::coordination::tasks::{Assignment, KEPT};
+use convoke::streams::commit::Publication;
 use serde_json::json;
 
 fn aborted(result: Result<impl std::fmt::Debug, CoordinationError>) -> String {

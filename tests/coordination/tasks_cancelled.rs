@@ -2,7 +2,7 @@
 
 use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, Status};
 use convoke::coordination::tasks::{MAX_WAITING, MAX_WAITING_BYTES};
 use serde_json::json;
 use std::collections::BTreeSet;

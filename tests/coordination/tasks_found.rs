@@ -1,8 +1,8 @@
 //! Whoever fits is found, who waits goes first, and what nobody can take costs the others nothing.
 
 use crate::fleet::Fleet;
-use convoke::coordination::instance::Registering;
-use convoke::coordination::task::{NewTask, Status};
+use convoke::coordination::instances::instance::Registering;
+use convoke::coordination::tasks::task::{NewTask, Status};
 use std::collections::HashMap;
 
 /// A look at what waits, as often as it takes to get that task to somebody; who that is.

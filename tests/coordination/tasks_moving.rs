@@ -1,10 +1,10 @@
 //! What happens to tasks as instances come and go.
 
 use crate::fleet::Fleet;
-use convoke::bus::keys::Keys;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::instance::Registering;
-use convoke::coordination::task::{NewTask, Status};
+use convoke::coordination::instances::instance::Registering;
+use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::protocol::keys::Keys;
 use serde_json::json;
 
 /// Creates tasks of `a.b`, numbered from 0.

@@ -2,12 +2,13 @@
 
 use crate::batches::{asker, batches, failed, wanted};
 use crate::fleet::Fleet;
-use convoke::bus::event::{Event, Limits};
-use convoke::bus::msgpack::{self, PayloadLimits};
-use convoke::bus::read::entries_of;
-use convoke::coordination::ballot::Vote;
+use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::batches::Acquired;
-use convoke::coordination::task::NewTask;
+use convoke::coordination::tasks::task::NewTask;
+use convoke::protocol::event::{Event, Limits};
+use convoke::protocol::msgpack;
+use convoke::protocol::msgpack::PayloadLimits;
+use convoke::streams::read::entries_of;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -45,18 +46,22 @@ const TOLD: [&str; 15] = [
 
 #[tokio::test]
 async fn every_entry_that_a_script_adds_can_be_decoded() {
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/coordination");
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src/coordination")];
     let adds = |path: &Path| {
         path.extension().is_some_and(|ending| ending == "lua")
             && std::fs::read_to_string(path).unwrap().contains("'XADD'")
     };
-    let paths = std::fs::read_dir(sources)
-        .unwrap()
-        .map(|file| file.unwrap().path());
-    let mut found: Vec<String> = paths
-        .filter(|path| adds(path))
-        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
-        .collect();
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if adds(&path) {
+                found.push(path.file_name().unwrap().to_string_lossy().into_owned());
+            }
+        }
+    }
     found.sort();
     assert_eq!(found, SCRIPTS);
 
@@ -70,10 +75,7 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
     }
     fleet
         .asked()
-        .register(&convoke::coordination::instance::Registering::new(
-            "x-1",
-            ["worker"],
-        ))
+        .register(&convoke::coordination::instances::instance::Registering::new("x-1", ["worker"]))
         .await
         .unwrap();
     fleet.instances.contend("w-3", incarnation).await.unwrap();

@@ -1,10 +1,10 @@
 //! Pulses and leaving, and who counts as what.
 
 use crate::fleet::Fleet;
-use convoke::coordination::gossip::Opinion;
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::instances::gossip::Opinion;
+use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::coordination::instances::roster::{Capable, Reader};
 use convoke::coordination::metrics::{Gauges, Report};
-use convoke::coordination::roster::{Capable, Reader};
 use serde_json::json;
 
 async fn pulse(fleet: &Fleet, incarnation: Option<u64>) -> (bool, u64) {

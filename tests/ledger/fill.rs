@@ -2,9 +2,9 @@
 
 use crate::rig::{BROADCAST, DEAD, Rig, Store};
 use crate::support;
-use convoke::bus::trim::Trimmer;
 use convoke::ledger::fill::GROUP;
 use convoke::ledger::history::Filter;
+use convoke::streams::trim::Trimmer;
 use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -237,7 +237,8 @@ async fn old_rows_go_and_the_others_stay() {
 
 #[tokio::test]
 async fn the_views_tell_each_kind_of_fact() {
-    use convoke::sqlx::{self, Row};
+    use convoke::sqlx;
+    use convoke::sqlx::Row;
     for store in Store::both() {
         let rig = Rig::new(store).await;
         rig.tell("leader.elected", &json!({"id": "w-1", "term": 4}))

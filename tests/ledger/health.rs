@@ -1,14 +1,15 @@
 //! `system.health` tells the truth about PostgreSQL and MCP, in time.
 
 use crate::rig::{Rig, Store};
-use crate::support::{self, mcp, signal};
+use crate::support;
+use crate::support::{mcp, signal};
 use convoke::Worker;
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::json;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::config::{DatabaseUrl, Settings};
+use convoke::client::publish::Outgoing;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::protocol::json;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{DatabaseUrl, Settings};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -251,8 +252,8 @@ async fn a_command_that_is_no_mcp_server_is_down_and_started_ever_less_often() {
 /// As the command does it.
 #[test]
 fn a_worker_with_a_server_as_its_database_is_built_before_there_is_a_runtime() {
-    let settings = convoke::config::Settings {
-        database_url: convoke::config::DatabaseUrl::new("postgres://127.0.0.1:1/none"),
+    let settings = convoke::settings::Settings {
+        database_url: convoke::settings::DatabaseUrl::new("postgres://127.0.0.1:1/none"),
         ..Default::default()
     };
     assert!(Worker::builder().settings(settings).build().is_ok());

@@ -301,10 +301,10 @@ async fn without_a_ledger_the_command_says_so_and_makes_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_keeps_the_ledger_of_all_that_happens() {
     use crate::support;
-    use convoke::bus::client::{Client, ClientOptions};
-    use convoke::bus::connect::Connector;
-    use convoke::bus::keys::Keys;
-    use convoke::bus::publish::Outgoing;
+    use convoke::client::publish::Outgoing;
+    use convoke::client::{Client, ClientOptions};
+    use convoke::connect::connector::Connector;
+    use convoke::protocol::keys::Keys;
     use convoke::{Context, HandlerError, Worker};
     use tokio_util::sync::CancellationToken;
     async fn broken(_: Context, _: u32) -> Result<u32, HandlerError> {

@@ -2,12 +2,13 @@
 
 use crate::rig::{Rig, Store};
 use crate::support;
-use convoke::bus::event::{Entry, EntryId, Event, Limits};
-use convoke::bus::keys::Keys;
-use convoke::error::Code;
+use convoke::handler::context::{Process, States};
 use convoke::ledger::dialect::Dialect;
-use convoke::registry::context::{Process, States};
-use convoke::sqlx::{self, PgPool, Pool, Postgres, Row, Sqlite, SqlitePool};
+use convoke::protocol::error::Code;
+use convoke::protocol::event::{Entry, EntryId, Event, Limits};
+use convoke::protocol::keys::Keys;
+use convoke::sqlx;
+use convoke::sqlx::{PgPool, Pool, Postgres, Row, Sqlite, SqlitePool};
 use convoke::{Context, HandlerError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -33,7 +34,8 @@ fn run_of(rig: &Rig, id: &str) -> Context {
     let process = Process {
         instance: "w-1".into(),
         keys,
-        connector: convoke::bus::connect::Connector::new(&rig.settings().redis_url, 1).unwrap(),
+        connector: convoke::connect::connector::Connector::new(&rig.settings().redis_url, 1)
+            .unwrap(),
         payload: Default::default(),
         states: States::default(),
         router: Default::default(),

@@ -1,7 +1,8 @@
 //! A database that takes nothing for a while delays the ledger and loses nothing.
 
 use crate::rig::{BROADCAST, Rig, Store};
-use crate::support::{self, Redis};
+use crate::support;
+use crate::support::Redis;
 use convoke::ledger::history::Filter;
 use std::collections::BTreeSet;
 
@@ -98,7 +99,8 @@ async fn a_server_that_takes_five_seconds_for_each_write() {
 
 #[tokio::test]
 async fn a_file_that_another_process_has_locked() {
-    use convoke::sqlx::{self, Connection};
+    use convoke::sqlx;
+    use convoke::sqlx::Connection;
     let rig = Rig::new(Store::file()).await;
     let Store::File(path) = &rig.store else {
         unreachable!()

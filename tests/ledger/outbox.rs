@@ -45,7 +45,7 @@ async fn published(rig: &Rig) -> Vec<(String, String, Vec<u8>)> {
         .unwrap();
     let text =
         |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
-    convoke::bus::read::entries_of(reply)
+    convoke::streams::read::entries_of(reply)
         .unwrap()
         .iter()
         .map(|entry| {

@@ -2,14 +2,14 @@
 
 use crate::support::Redis;
 pub use crate::support::store::Store;
-use convoke::bus::connect::Connector;
-use convoke::bus::json;
-use convoke::bus::keys::Keys;
-use convoke::config::{RedisUrl, Settings};
+use convoke::connect::connector::Connector;
 use convoke::ledger::Database;
 use convoke::ledger::fact::{Fact, Origin};
 use convoke::ledger::fill::{Counts, Filler, GROUP, Source};
 use convoke::ledger::history::Filter;
+use convoke::protocol::json;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{RedisUrl, Settings};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use std::sync::Arc;

@@ -5,16 +5,17 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::connect::Connector;
-use convoke::bus::event::{Entry, EntryId, Event, Limits};
-use convoke::bus::keys::Keys;
-use convoke::config::RedisUrl;
+use convoke::connect::connector::Connector;
 use convoke::coordination::limits::{Decision, RateLimits};
-use convoke::error::{HandlerError, Refusal};
-use convoke::registry::context::{Context, Process, States};
-use convoke::registry::layers::Surroundings;
-use convoke::registry::policy::{Policy, Rate, RetryPolicy};
-use convoke::registry::router::{Registration, Router};
+use convoke::handler::assembly::Surroundings;
+use convoke::handler::context::{Context, Process, States};
+use convoke::handler::policy::{Policy, RetryPolicy};
+use convoke::handler::router::{Registration, Router};
+use convoke::protocol::error::{HandlerError, Refusal};
+use convoke::protocol::event::{Entry, EntryId, Event, Limits};
+use convoke::protocol::keys::Keys;
+use convoke::protocol::rate::Rate;
+use convoke::settings::RedisUrl;
 use redis::Commands;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -4,8 +4,8 @@
 use crate::certificates::Authority;
 use crate::support::postgres::Postgres;
 use crate::support::{Redis, eventually, free_port, signal, users};
-use convoke::bus::connect::Connector;
-use convoke::config::{DatabaseUrl, RedisUrl, Settings};
+use convoke::connect::connector::Connector;
+use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
 use convoke::{Context, HandlerError, Worker};
 use std::collections::BTreeMap;
 use std::fs;

@@ -136,7 +136,7 @@ impl Subject {
             length >= payloads.len() && self.pending(&stream) == 0
         });
         let entries =
-            convoke::bus::read::entries_of(self.say(&["XRANGE", REPLY, "-", "+"]).unwrap())
+            convoke::streams::read::entries_of(self.say(&["XRANGE", REPLY, "-", "+"]).unwrap())
                 .unwrap();
         let mut ids = BTreeMap::new();
         let mut statuses = BTreeMap::new();
@@ -154,7 +154,7 @@ impl Subject {
 impl Subject {
     fn last_answer(&self) -> Value {
         let entries = self.say(&["XREVRANGE", REPLY, "+", "-", "COUNT", "1"]);
-        let entries = convoke::bus::read::entries_of(entries.unwrap()).unwrap();
+        let entries = convoke::streams::read::entries_of(entries.unwrap()).unwrap();
         rmp_serde::from_slice(entries[0].get("data").unwrap()).unwrap()
     }
 }

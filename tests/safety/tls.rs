@@ -3,11 +3,11 @@
 
 use crate::certificates::Authority;
 use crate::support::{Redis, free_port, users};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::error::BusError;
-use convoke::bus::publish::Outgoing;
-use convoke::config::{RedisUrl, Settings};
+use convoke::client::publish::Outgoing;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::connect::error::BusError;
+use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Worker};
 use std::process::Command;
 use std::time::Duration;

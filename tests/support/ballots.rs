@@ -1,10 +1,10 @@
 //! What ballots promise, as a model, and a search for an order of calls that the model allows.
 
-use convoke::coordination::ballot::{Status, Vote};
+use convoke::coordination::ballots::ballot::{Status, Vote};
 use convoke::coordination::ballots::{Ballots, Voted};
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::instance::Registering;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The name of the one ballot.

@@ -6,13 +6,13 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 use super::{Redis, users};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Outgoing, PublishError};
-use convoke::bus::read::entries_of;
-use convoke::config::{DatabaseUrl, RedisUrl, Settings};
+use convoke::client::publish::{Outgoing, PublishError};
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::keys::Keys;
+use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
+use convoke::streams::read::entries_of;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Worker};
 use redis::aio::MultiplexedConnection;

@@ -3,8 +3,8 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 use super::postgres::Postgres;
-use convoke::config::DatabaseUrl;
 use convoke::ledger::Database;
+use convoke::settings::DatabaseUrl;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -43,7 +43,8 @@ impl Store {
 
     /// A connection of the test's own.
     pub async fn run(&self, sql: &'static str) {
-        use convoke::sqlx::{self, Connection};
+        use convoke::sqlx;
+        use convoke::sqlx::Connection;
         match self {
             Store::File(path) => {
                 let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);

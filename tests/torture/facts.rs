@@ -2,8 +2,8 @@
 
 use crate::outcomes::Problems;
 use crate::world::World;
-use convoke::bus::event::Entry;
-use convoke::bus::read::entries_of;
+use convoke::protocol::event::Entry;
+use convoke::streams::read::entries_of;
 use serde_json::Value;
 use std::collections::HashMap;
 

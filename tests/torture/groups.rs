@@ -1,10 +1,11 @@
 //! The consumer group goes, or everything does: what is published meanwhile is not missed.
 
 use crate::load;
-use crate::outcomes::{self, Stored};
+use crate::outcomes;
+use crate::outcomes::Stored;
 use crate::support::{Redis, torture, until};
 use crate::world::{World, settings};
-use convoke::bus::client::Client;
+use convoke::client::Client;
 use std::ops::Range;
 
 async fn publish(world: &World, client: &Client, numbers: Range<u64>) {

@@ -2,14 +2,16 @@
 
 use crate::attacks;
 use crate::history;
-use crate::load::{self, Load};
-use crate::outcomes::{self, Except, Problems};
+use crate::load;
+use crate::load::Load;
+use crate::outcomes;
+use crate::outcomes::{Except, Problems};
 use crate::support::{Redis, torture, users};
 use crate::world::{World, settings};
 use crate::{facts, hygiene};
-use convoke::bus::client::Client;
-use convoke::bus::publish::Outgoing;
-use convoke::config::Settings;
+use convoke::client::Client;
+use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
 use redis::AsyncCommands;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

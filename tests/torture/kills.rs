@@ -1,10 +1,11 @@
 //! Workers that are killed, and workers that stand still past their lease and go on as zombies.
 
+use crate::history::History;
 use crate::load::Load;
 use crate::outcomes;
 use crate::support::{Redis, torture};
 use crate::world::{LEASE, Process, World, settings};
-use crate::{facts, history::History, hygiene};
+use crate::{facts, hygiene};
 use std::sync::Arc;
 use std::time::Duration;
 

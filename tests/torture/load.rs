@@ -2,8 +2,8 @@
 
 use crate::history::History;
 use crate::worker::{Fate, Work};
-use convoke::bus::client::Client;
-use convoke::bus::publish::{Outgoing, PublishError};
+use convoke::client::Client;
+use convoke::client::publish::{Outgoing, PublishError};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;

@@ -1,12 +1,13 @@
 //! Handlers that run for ten leases, some of them blocking their thread: nobody takes their entries.
 
-use crate::outcomes::{self, Stored};
+use crate::outcomes;
+use crate::outcomes::Stored;
 use crate::support::{Redis, torture, until};
 use crate::worker::{Long, Manner};
 use crate::world::{World, settings};
 use crate::{facts, history};
-use convoke::bus::publish::Outgoing;
-use convoke::config::Settings;
+use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
 use std::time::Duration;
 
 const WORKERS: u64 = 4;

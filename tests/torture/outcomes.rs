@@ -1,7 +1,9 @@
 //! The set checker: what became of each event, after the faults stopped and all has settled.
 
-use crate::history::{self, Record};
-use crate::load::{self, REPLIES};
+use crate::history;
+use crate::history::Record;
+use crate::load;
+use crate::load::REPLIES;
 use crate::support::fleet::tally;
 use crate::support::torture::Report;
 use crate::worker::Fate;

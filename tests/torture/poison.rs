@@ -1,14 +1,16 @@
 //! Events that fail, panic, hang or kill their worker, among good ones.
 
 use crate::history;
-use crate::load::{self, Load};
-use crate::outcomes::{self, Except, Problems, Stored};
+use crate::load;
+use crate::load::Load;
+use crate::outcomes;
+use crate::outcomes::{Except, Problems, Stored};
 use crate::support::{Redis, torture};
 use crate::worker::{Fate, Poison};
 use crate::world::{Process, World, settings};
-use convoke::bus::client::Client;
-use convoke::bus::publish::Outgoing;
-use convoke::config::Settings;
+use convoke::client::Client;
+use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 

@@ -4,7 +4,7 @@ use crate::load::Load;
 use crate::support::{Redis, torture};
 use crate::world::{World, settings};
 use crate::{hygiene, outcomes};
-use convoke::config::Settings;
+use convoke::settings::Settings;
 use redis::AsyncCommands;
 use std::time::{Duration, Instant};
 

@@ -1,12 +1,13 @@
 //! How soon the entries of a killed worker are run by others.
 
 use crate::history;
-use crate::outcomes::{self, Stored};
+use crate::outcomes;
+use crate::outcomes::Stored;
 use crate::support::{Redis, torture, until};
 use crate::worker::{Long, Manner};
 use crate::world::{LEASE, World, settings};
-use convoke::bus::publish::Outgoing;
-use convoke::config::Settings;
+use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
 use std::collections::HashMap;
 use std::time::Duration;
 

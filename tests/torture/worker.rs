@@ -1,7 +1,7 @@
 //! A worker process of the rig, and its handlers. Each notes what it does in a history of its process.
 
 use crate::history::History;
-use convoke::config::Settings;
+use convoke::settings::Settings;
 use convoke::{Context, HandlerError, Policy, Worker};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

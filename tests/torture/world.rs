@@ -1,13 +1,15 @@
 //! The supervisor: one server, worker processes each behind a wire of its own, and what they left.
 
-use crate::history::{self, History};
+use crate::history;
+use crate::history::History;
+use crate::support;
 use crate::support::proxy::Proxy;
-use crate::support::{self, Redis, torture, users};
+use crate::support::{Redis, torture, users};
 use crate::worker;
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::config::{RedisUrl, Settings};
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{RedisUrl, Settings};
 use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};

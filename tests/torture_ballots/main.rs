@@ -6,13 +6,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::read::entries_of;
-use convoke::config::RedisUrl;
-use convoke::coordination::ballot::Status;
+use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
+use convoke::coordination::ballots::ballot::Status;
 use convoke::coordination::instances::Instances;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
+use convoke::streams::read::entries_of;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

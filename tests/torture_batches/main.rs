@@ -3,14 +3,14 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::client::Client;
-use convoke::bus::connect::Connector;
-use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::publish::Outgoing;
-use convoke::bus::read::entries_of;
-use convoke::config::RedisUrl;
-use convoke::coordination::batch::{Batch, Status};
+use convoke::client::Client;
+use convoke::client::publish::Outgoing;
+use convoke::connect::connector::Connector;
 use convoke::coordination::batches::Batches;
+use convoke::coordination::batches::batch::{Batch, Status};
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::settings::RedisUrl;
+use convoke::streams::read::entries_of;
 use convoke::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

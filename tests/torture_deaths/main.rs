@@ -5,12 +5,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::bus::read::entries_of;
-use convoke::config::{DatabaseUrl, RedisUrl, Settings};
+use convoke::client::publish::Outgoing;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
+use convoke::streams::read::entries_of;
 use convoke::worker::{Death, kill, parts};
 use convoke::{Context, HandlerError, Worker};
 use redis::aio::MultiplexedConnection;
@@ -238,7 +238,7 @@ async fn listed(connection: &mut MultiplexedConnection, id: &str) -> Option<f64>
 async fn stream(
     connection: &mut MultiplexedConnection,
     stream: &str,
-) -> Vec<convoke::bus::event::Entry> {
+) -> Vec<convoke::protocol::event::Entry> {
     let mut range = redis::cmd("XRANGE");
     range.arg(stream).arg("-").arg("+");
     entries_of(range.query_async(connection).await.unwrap()).unwrap()

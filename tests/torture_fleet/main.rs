@@ -3,12 +3,12 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::connect::Connector;
-use convoke::bus::event::Entry;
-use convoke::bus::keys::Keys;
-use convoke::bus::read::entries_of;
-use convoke::config::RedisUrl;
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
+use convoke::protocol::event::Entry;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
+use convoke::streams::read::entries_of;
 use serde_json::Value;
 use std::time::{Duration, Instant};
 use support::fleet::{self, Fleet, TTL};

@@ -5,17 +5,18 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::connect::Connector;
-use convoke::bus::event::EntryId;
-use convoke::bus::json;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Outgoing, PublishError};
-use convoke::bus::read::entries_of;
-use convoke::config::{DatabaseUrl, RedisUrl};
+use convoke::client::publish::{Outgoing, PublishError};
+use convoke::connect::connector::Connector;
 use convoke::ledger::fact::Fact;
 use convoke::ledger::fill::{Filler, sources};
 use convoke::ledger::history::Filter;
-use convoke::sqlx::{self, Row};
+use convoke::protocol::event::EntryId;
+use convoke::protocol::json;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{DatabaseUrl, RedisUrl};
+use convoke::sqlx;
+use convoke::sqlx::Row;
+use convoke::streams::read::entries_of;
 use convoke::{Context, HandlerError};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -7,8 +7,8 @@ mod support;
 
 mod measure;
 
-use convoke::bus::event::EntryId;
-use convoke::bus::read::entries_of;
+use convoke::protocol::event::EntryId;
+use convoke::streams::read::entries_of;
 use redis::Connection;
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
@@ -112,7 +112,7 @@ fn told(connection: &mut Connection) -> u64 {
     let facts = entries_of(facts).expect("entries");
     let counts = facts.iter().map(|fact| {
         let data =
-            convoke::bus::json::to_json(fact.get("data").expect("data")).expect("MessagePack");
+            convoke::protocol::json::to_json(fact.get("data").expect("data")).expect("MessagePack");
         data["count"].as_u64().expect("a count")
     });
     counts.sum()

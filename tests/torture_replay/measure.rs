@@ -14,7 +14,7 @@ const BURIED: u64 = 100_000;
 const LOGGED_US: u64 = 200;
 
 fn fill(connection: &mut Connection) {
-    let data = convoke::bus::json::from_json(&serde_json::json!({
+    let data = convoke::protocol::json::from_json(&serde_json::json!({
         "user": {"name": "ada", "id": 7}, "url": "https://example.org/a/picture.png", "width": 640,
     }));
     let add = |connection: &mut Connection, key: &str, count: u64, dead: bool| {

@@ -6,16 +6,16 @@
 mod support;
 
 use convoke::Worker;
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::config::RedisUrl;
-use convoke::coordination::gossip::{Observed, Opinion, PING};
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::client::publish::Outgoing;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::gossip::{Observed, Opinion, PING};
+use convoke::coordination::instances::instance::{Beat, Registering};
 use convoke::coordination::metrics::{Gauges, HandlerSums, Report};
-use convoke::registry::histogram::{Histogram, bucket_of};
+use convoke::protocol::histogram::{Histogram, bucket_of};
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::Redis;

@@ -3,7 +3,7 @@
 use crate::run::Scenario;
 use crate::support::ballots::{Answer, Claim, DECISION, HOLDERS, Op, World as Rule, id, perform};
 use crate::world::{DAY, HOUR, SECOND, Tail, World, fact};
-use convoke::coordination::ballot::{DEFAULT_EXPIRES_IN_MS, Status};
+use convoke::coordination::ballots::ballot::{DEFAULT_EXPIRES_IN_MS, Status};
 use convoke::coordination::ballots::{Ballots, KEPT};
 use convoke::coordination::instances::Instances;
 use proptest::prelude::*;

@@ -2,10 +2,10 @@
 
 use crate::run::Scenario;
 use crate::world::{BEGIN, DAY, HOUR, SECOND, Tail, World};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::delay::{Promoted, decode_member, promote};
-use convoke::bus::keys::Route;
-use convoke::bus::publish::{Outgoing, Published};
+use convoke::client::publish::{Outgoing, Published};
+use convoke::client::{Client, ClientOptions};
+use convoke::protocol::keys::Route;
+use convoke::streams::delay::{Promoted, decode_member, promote};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;

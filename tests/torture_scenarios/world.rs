@@ -1,11 +1,11 @@
 //! The server of a scenario: it keeps what it acknowledged, and its clock stands still.
 
 use crate::support::{Redis, users};
-use convoke::bus::connect::Connector;
-use convoke::bus::event::{Entry, EntryId};
-use convoke::bus::keys::Keys;
-use convoke::bus::read::entries_of;
-use convoke::config::RedisUrl;
+use convoke::connect::connector::Connector;
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
+use convoke::streams::read::entries_of;
 use redis::aio::MultiplexedConnection;
 use std::time::Duration;
 

@@ -3,10 +3,10 @@
 use crate::support::sentinel::Deployment;
 use crate::support::until;
 use crate::{client, connector};
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::coordination::batch::Status;
+use convoke::client::publish::Outgoing;
 use convoke::coordination::batches::Batches;
+use convoke::coordination::batches::batch::Status;
+use convoke::protocol::keys::Keys;
 use serde_json::json;
 use std::ops::Range;
 use std::time::Duration;

@@ -1,12 +1,13 @@
 //! Failovers under load: who loses what, and who comes back.
 
-use crate::support::fleet::{self, Fleet, Work};
+use crate::support::fleet;
+use crate::support::fleet::{Fleet, Work};
 use crate::support::sentinel::Deployment;
 use crate::support::{Redis, signal, until};
 use crate::{batches, client, times};
-use convoke::bus::client::Client;
-use convoke::bus::event::Entry;
-use convoke::bus::publish::{Outgoing, PublishError};
+use convoke::client::Client;
+use convoke::client::publish::{Outgoing, PublishError};
+use convoke::protocol::event::Entry;
 use redis::Value;
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
@@ -109,7 +110,7 @@ async fn sources(redis: &Redis, since_ms: u128) -> redis::RedisResult<HashSet<Ve
     command.arg("cb:results:load").arg("+");
     command.arg(since_ms.to_string()).arg("COUNT").arg(1000);
     let reply = command.query_async(&mut connection).await?;
-    let entries = convoke::bus::read::entries_of(reply).unwrap_or_default();
+    let entries = convoke::streams::read::entries_of(reply).unwrap_or_default();
     let source = |entry: &Entry| entry.get("source").map(<[u8]>::to_vec);
     Ok(entries.iter().filter_map(source).collect())
 }

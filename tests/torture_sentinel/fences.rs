@@ -2,13 +2,13 @@
 
 use crate::connector;
 use crate::support::sentinel::Deployment;
-use convoke::bus::keys::Keys;
-use convoke::coordination::batch::{Mode, Wanted};
+use convoke::coordination::batches::batch::{Mode, Wanted};
 use convoke::coordination::batches::{Acquired, Asker, Batches};
-use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::Instances;
-use convoke::coordination::task::NewTask;
+use convoke::coordination::instances::instance::Registering;
+use convoke::coordination::tasks::task::NewTask;
 use convoke::coordination::tasks::{Assignment, Tasks};
+use convoke::protocol::keys::Keys;
 use std::time::Duration;
 
 struct Hands {

@@ -9,10 +9,10 @@ mod stale;
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::config::RedisUrl;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use std::time::Duration;
 use support::sentinel::Deployment;
 use support::{fleet, users};

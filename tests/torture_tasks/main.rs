@@ -3,13 +3,13 @@
 #[path = "../support/mod.rs"]
 mod support;
 
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::config::RedisUrl;
-use convoke::coordination::instance::Registering;
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
-use convoke::coordination::task::NewTask;
+use convoke::coordination::instances::instance::Registering;
+use convoke::coordination::tasks::task::NewTask;
 use convoke::coordination::tasks::{Assignment, Tasks};
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};

@@ -2,10 +2,10 @@
 
 use crate::rig::{Rig, text};
 use crate::support::until;
-use convoke::bus::publish::Outgoing;
-use convoke::config::Settings;
-use convoke::registry::handler::{Encoded, Run};
-use convoke::registry::policy::RetryPolicy;
+use convoke::client::publish::Outgoing;
+use convoke::handler::function::{Encoded, Run};
+use convoke::handler::policy::RetryPolicy;
+use convoke::settings::Settings;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use std::sync::atomic::{AtomicUsize, Ordering};

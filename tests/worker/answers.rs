@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, text};
 use crate::support::until;
-use convoke::error::Code;
+use convoke::protocol::error::Code;
 use convoke::{Context, HandlerError};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -40,7 +40,7 @@ const WAYS: [&str; 4] = [
     "unimplemented",
 ];
 
-fn sorted(entries: &[convoke::bus::event::Entry], field: &str) -> Vec<String> {
+fn sorted(entries: &[convoke::protocol::event::Entry], field: &str) -> Vec<String> {
     let mut all: Vec<String> = entries.iter().map(|entry| text(entry, field)).collect();
     all.sort();
     all

@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, text};
 use crate::support::until;
-use convoke::bus::msgpack::{PayloadLimits, scan};
+use convoke::protocol::msgpack::{PayloadLimits, scan};
 use convoke::{Context, HandlerError};
 use redis::aio::MultiplexedConnection;
 use schemars::JsonSchema;

@@ -1,8 +1,8 @@
 //! Votes over the bus, from a client that knows nothing but the protocol.
 
 use crate::rig::{Rig, text};
-use convoke::bus::event::Entry;
-use convoke::error::Code;
+use convoke::protocol::error::Code;
+use convoke::protocol::event::Entry;
 use rmpv::Value;
 use serde_json::json;
 
@@ -39,7 +39,7 @@ impl Foreign {
                 .arg(&[&mailbox, "-", "+"])
                 .query(&mut self.connection)
                 .unwrap();
-            let entries: Vec<Entry> = convoke::bus::read::entries_of(answer).unwrap();
+            let entries: Vec<Entry> = convoke::streams::read::entries_of(answer).unwrap();
             reply = entries.into_iter().next();
             reply.is_some()
         });
@@ -133,7 +133,7 @@ async fn a_foreign_client_votes_by_raw_commands() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_decision_of_nil_is_a_decision() {
     let rig = Rig::new().await;
-    let worker = rig.start(rig.builder().settings(convoke::config::Settings {
+    let worker = rig.start(rig.builder().settings(convoke::settings::Settings {
         id: "w-1".into(),
         ..rig.settings()
     }));

@@ -1,6 +1,6 @@
 use crate::rig::{Rig, text};
-use convoke::bus::publish::Outgoing;
-use convoke::error::Code;
+use convoke::client::publish::Outgoing;
+use convoke::protocol::error::Code;
 use convoke::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -3,9 +3,9 @@
 use crate::batches::{Runs, adding, batch, batches, ids, process, started, until_done};
 use crate::rig::Rig;
 use crate::support::{Redis, until};
-use convoke::bus::publish::Outgoing;
-use convoke::coordination::batch::Status;
-use convoke::error::Code;
+use convoke::client::publish::Outgoing;
+use convoke::coordination::batches::batch::Status;
+use convoke::protocol::error::Code;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
 use std::sync::Arc;

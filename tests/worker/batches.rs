@@ -2,11 +2,11 @@
 
 use crate::rig::{Rig, Running, text};
 use crate::support::until;
-use convoke::bus::publish::Outgoing;
-use convoke::coordination::batch::{Batch, Status};
+use convoke::client::publish::Outgoing;
 use convoke::coordination::batches::Batches;
-use convoke::error::Code;
-use convoke::registry::policy::RetryPolicy;
+use convoke::coordination::batches::batch::{Batch, Status};
+use convoke::handler::policy::RetryPolicy;
+use convoke::protocol::error::Code;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
@@ -68,8 +68,8 @@ pub async fn process(rig: &Rig, batch: &Value) -> Value {
 }
 
 pub fn batches(rig: &Rig) -> Batches {
-    use convoke::bus::connect::Connector;
-    use convoke::config::RedisUrl;
+    use convoke::connect::connector::Connector;
+    use convoke::settings::RedisUrl;
     let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap();
     Batches::new(connector, rig.client.keys().clone())
 }

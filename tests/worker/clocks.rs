@@ -3,7 +3,7 @@
 use crate::outages::{Scene, TTL};
 use crate::rig::Rig;
 use crate::support::Redis;
-use convoke::bus::publish::Outgoing;
+use convoke::client::publish::Outgoing;
 use convoke::{Context, HandlerError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -2,10 +2,10 @@
 
 use crate::rig::{Rig, text};
 use crate::support::until;
-use convoke::bus::publish::Outgoing;
-use convoke::error::Code;
-use convoke::registry::context::MAX_PUBLICATIONS;
-use convoke::registry::policy::RetryPolicy;
+use convoke::client::publish::Outgoing;
+use convoke::handler::policy::RetryPolicy;
+use convoke::protocol::error::Code;
+use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::{Context, HandlerError, Policy, Worker};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -206,7 +206,7 @@ async fn a_rate_limit_holds_for_all_replicas_and_loses_no_event() {
     for _ in 0..10 {
         match rig.ask("mail.send", &()).await {
             Ok(_) => {}
-            Err(convoke::bus::request::RequestError::Remote(error)) => {
+            Err(convoke::client::request::RequestError::Remote(error)) => {
                 assert_eq!(error.code, Code::ResourceExhausted);
                 refused += 1;
             }

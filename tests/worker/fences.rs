@@ -3,11 +3,11 @@
 
 use crate::rig::{Rig, text};
 use crate::support::until;
-use convoke::bus::publish::Outgoing;
-use convoke::config::Settings;
-use convoke::registry::handler::{Encoded, Endpoint, Run, Schemas};
-use convoke::registry::policy::RetryPolicy;
-use convoke::registry::router::Registration;
+use convoke::client::publish::Outgoing;
+use convoke::handler::function::{Encoded, Endpoint, Run, Schemas};
+use convoke::handler::policy::RetryPolicy;
+use convoke::handler::router::Registration;
+use convoke::settings::Settings;
 use convoke::worker::builder::{BuildError, Builder};
 use convoke::{Context, HandlerError, Policy, Worker};
 use schemars::JsonSchema;
@@ -134,7 +134,7 @@ async fn fine(_: Context, (): ()) -> Result<(), HandlerError> {
 /// A handler of one place, by a name for its event type.
 fn place<H, P, R>(name: &str, handler: H, policy: Policy) -> (String, Registration)
 where
-    H: convoke::registry::handler::Handler<P, R>,
+    H: convoke::handler::function::Handler<P, R>,
     P: serde::de::DeserializeOwned + JsonSchema + Send + 'static,
     R: Serialize + JsonSchema + 'static,
 {

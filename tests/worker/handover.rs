@@ -2,11 +2,11 @@
 
 use crate::rig::{Rig, Running, text};
 use crate::support::{Redis, until};
-use convoke::bus::connect::Connector;
-use convoke::bus::publish::Outgoing;
-use convoke::config::RedisUrl;
-use convoke::coordination::instance::Registering;
+use convoke::client::publish::Outgoing;
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::instance::Registering;
+use convoke::settings::RedisUrl;
 use convoke::{Context, HandlerError};
 use redis::AsyncCommands;
 use serde_json::json;

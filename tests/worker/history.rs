@@ -2,9 +2,9 @@
 
 use crate::rig::Rig;
 use crate::support::{Redis, until, users};
-use convoke::bus::publish::Outgoing;
-use convoke::registry::dispatch::Part;
-use convoke::registry::policy::Policy;
+use convoke::client::publish::Outgoing;
+use convoke::handler::dispatch::Part;
+use convoke::handler::policy::Policy;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError};
 use futures_util::future::BoxFuture;

@@ -2,17 +2,17 @@
 
 use crate::batches::{batch, process};
 use crate::rig::Rig;
-use convoke::bus::connect::Connector;
-use convoke::bus::event::EntryId;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::bus::replay::{Move, Operator};
-use convoke::config::{RedisUrl, Settings};
-use convoke::coordination::ballot::Vote;
+use convoke::client::publish::Outgoing;
+use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
-use convoke::coordination::gossip::{Observed, Opinion};
-use convoke::coordination::instance::{Beat, Registering};
+use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::gossip::{Observed, Opinion};
+use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::operator::replay::{Move, Operator};
+use convoke::protocol::event::EntryId;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
 use std::collections::BTreeSet;

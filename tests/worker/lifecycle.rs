@@ -3,9 +3,9 @@
 use crate::rig::{Rig, Running};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::{until, users};
-use convoke::bus::publish::Outgoing;
-use convoke::config::RedisUrl;
-use convoke::error::Code;
+use convoke::client::publish::Outgoing;
+use convoke::protocol::error::Code;
+use convoke::settings::RedisUrl;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};

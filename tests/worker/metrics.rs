@@ -2,14 +2,14 @@
 
 use crate::rig::Rig;
 use crate::support::{Redis, until};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::config::RedisUrl;
-use convoke::coordination::gossip::{PING, Peer};
+use convoke::client::publish::Outgoing;
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
-use convoke::error::Code;
-use convoke::registry::policy::Policy;
+use convoke::coordination::instances::gossip::{PING, Peer};
+use convoke::handler::policy::Policy;
+use convoke::protocol::error::Code;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use convoke::{Context, HandlerError, Worker};
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -4,12 +4,12 @@
 use crate::rig::{Rig, Running};
 use crate::support::proxy::{Mode, Proxy};
 use crate::support::{Redis, signal, until, users};
-use convoke::bus::connect::{ANSWER, Connector};
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::config::{RedisUrl, Settings};
-use convoke::coordination::instance::Registering;
+use convoke::client::publish::Outgoing;
+use convoke::connect::connector::{ANSWER, Connector};
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::instance::Registering;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
 use std::collections::HashMap;

@@ -3,8 +3,8 @@
 
 use crate::rig::{Rig, text};
 use crate::support::until;
-use convoke::bus::publish::Outgoing;
-use convoke::registry::policy::RetryPolicy;
+use convoke::client::publish::Outgoing;
+use convoke::handler::policy::RetryPolicy;
 use convoke::{Context, HandlerError, Policy, Worker};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};

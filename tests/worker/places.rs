@@ -1,7 +1,7 @@
 //! A type runs from the stream of its own domain and from inboxes, and from nowhere else.
 
 use crate::rig::{Rig, text};
-use convoke::bus::delay::encode_member;
+use convoke::streams::delay::encode_member;
 use convoke::{Context, HandlerError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

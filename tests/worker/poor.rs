@@ -2,12 +2,12 @@
 
 use crate::rig::{Rig, text};
 use crate::support::{Redis, until, users};
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::{Doubt, Outgoing, PublishError};
-use convoke::config::RedisUrl;
-use convoke::coordination::instance::Registering;
+use convoke::client::publish::{Doubt, Outgoing, PublishError};
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::instance::Registering;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use convoke::{Context, HandlerError};
 use serde_json::json;
 use std::time::Duration;

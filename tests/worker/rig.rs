@@ -2,15 +2,15 @@
 
 use crate::support::{Redis, users};
 use convoke::Worker;
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::connect::Connector;
-use convoke::bus::event::{Entry, Limits};
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::bus::read::entries_of;
-use convoke::bus::reply::{RemoteError, Reply};
-use convoke::bus::request::RequestError;
-use convoke::config::{RedisUrl, Settings};
+use convoke::client::publish::Outgoing;
+use convoke::client::request::RequestError;
+use convoke::client::{Client, ClientOptions};
+use convoke::connect::connector::Connector;
+use convoke::protocol::event::{Entry, Limits};
+use convoke::protocol::keys::Keys;
+use convoke::protocol::reply::{RemoteError, Reply};
+use convoke::settings::{RedisUrl, Settings};
+use convoke::streams::read::entries_of;
 use convoke::worker::builder::Builder;
 use redis::aio::MultiplexedConnection;
 use serde::Serialize;

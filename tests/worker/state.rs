@@ -1,15 +1,15 @@
 //! What a worker tells of the whole: `system.get_state` and `system.discover`.
 
 use crate::rig::Rig;
-use convoke::bus::connect::Connector;
-use convoke::bus::keys::Keys;
-use convoke::bus::publish::Outgoing;
-use convoke::config::{RedisUrl, Settings};
-use convoke::coordination::instance::Registering;
+use convoke::builtin::exec;
+use convoke::client::publish::Outgoing;
+use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
-use convoke::error::Code;
-use convoke::handlers::exec;
-use convoke::registry::policy::Policy;
+use convoke::coordination::instances::instance::Registering;
+use convoke::handler::policy::Policy;
+use convoke::protocol::error::Code;
+use convoke::protocol::keys::Keys;
+use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

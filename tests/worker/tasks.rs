@@ -2,8 +2,8 @@
 
 use crate::rig::{Rig, text};
 use crate::support::until;
-use convoke::error::Code;
-use convoke::handlers::exec;
+use convoke::builtin::exec;
+use convoke::protocol::error::Code;
 use convoke::{Context, HandlerError, Policy};
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -28,8 +28,8 @@ async fn wait_for(rig: &Rig, id: &str, status: &str) -> Value {
     task(rig, id).await
 }
 
-fn settings(rig: &Rig, id: &str, capacity: u32) -> convoke::config::Settings {
-    convoke::config::Settings {
+fn settings(rig: &Rig, id: &str, capacity: u32) -> convoke::settings::Settings {
+    convoke::settings::Settings {
         id: id.into(),
         capacity,
         ..rig.settings()

@@ -2,8 +2,8 @@
 
 use crate::rig::Rig;
 use crate::support::until;
-use convoke::bus::publish::Outgoing;
-use convoke::config::Settings;
+use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
 use convoke::{Context, HandlerError, Worker};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -3,9 +3,9 @@
 use super::figure::{Figure, Goal, Samples};
 use super::meter::{Mark, Sample};
 use super::rig::{BARE, RAW, Rig, Start, WORKER};
+use crate::bench::load::Load;
+use crate::bench::{bare, raw};
 use anyhow::Context as _;
-use convoke::bus::load::Load;
-use convoke::bus::{bare, raw};
 use futures_util::future::try_join_all;
 
 /// What is consumed, and by how many.

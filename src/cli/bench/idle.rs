@@ -50,7 +50,7 @@ pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
     );
     let server = (after.cpu - before.cpu) / elapsed * 100.0;
     tell("server CPU, % of a core", server, None);
-    let calls = |usage: &convoke::bus::server::Usage| usage.calls.values().sum::<u64>() as f64;
+    let calls = |usage: &convoke::operator::server::Usage| usage.calls.values().sum::<u64>() as f64;
     let commands = (calls(&after) - calls(&before)) / elapsed;
     tell("commands a second", commands, None);
     rig.tell(figure)

@@ -1,6 +1,6 @@
 //! What a stretch of work used up, here and on the server.
 
-use convoke::bus::server::Usage;
+use convoke::operator::server::Usage;
 use std::fs;
 use std::time::Instant;
 

@@ -3,10 +3,10 @@
 use super::figure::{Figure, Goal};
 use super::meter::{Mark, Sample};
 use super::rig::{BARE, RAW, Rig};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::load::{Load, payload};
-use convoke::bus::publish::{Outgoing, PublishError};
-use convoke::bus::{bare, raw};
+use crate::bench::load::{Load, payload};
+use crate::bench::{bare, raw};
+use convoke::client::publish::{Outgoing, PublishError};
+use convoke::client::{Client, ClientOptions};
 use futures_util::future::try_join_all;
 use std::time::Instant;
 

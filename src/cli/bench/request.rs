@@ -3,10 +3,11 @@
 use super::figure::{Figure, Goal};
 use super::meter::{Mark, Sample};
 use super::rig::{BARE, Rig, Start, WORKER};
-use convoke::bus::bare::{self, Requester};
-use convoke::bus::client::{Client, ClientOptions};
-use convoke::bus::load::{Load, payload};
-use convoke::bus::publish::Outgoing;
+use crate::bench::bare;
+use crate::bench::bare::Requester;
+use crate::bench::load::{Load, payload};
+use convoke::client::publish::Outgoing;
+use convoke::client::{Client, ClientOptions};
 use futures_util::future::try_join_all;
 use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;

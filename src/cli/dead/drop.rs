@@ -3,11 +3,12 @@
 use super::Which;
 use super::list::Listing;
 use crate::cli::confirm::confirm;
-use crate::cli::output::{self, count};
+use crate::cli::output;
+use crate::cli::output::count;
 use crate::cli::{Misuse, Outcome, Session};
 use clap::Args;
-use convoke::bus::inspect;
-use convoke::bus::replay::STEP;
+use convoke::operator::inspect;
+use convoke::operator::replay::STEP;
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
 

@@ -1,14 +1,15 @@
 //! `convoke dead show`: the whole story of one dead letter.
 
 use super::died;
-use crate::cli::output::{self, count};
+use crate::cli::output;
+use crate::cli::output::count;
 use crate::cli::{Outcome, Session, choose, payload};
 use clap::Args;
-use convoke::bus::browse::Pages;
-use convoke::bus::dead::Letter;
-use convoke::bus::event::{Entry, EntryId, FIRST_FAILED};
-use convoke::bus::inspect;
-use convoke::bus::keys::{StreamKind, StreamName};
+use convoke::operator::browse::Pages;
+use convoke::operator::inspect;
+use convoke::protocol::dead::Letter;
+use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED};
+use convoke::protocol::keys::{StreamKind, StreamName};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 

@@ -2,8 +2,8 @@
 
 use super::super::output::{count, number, span};
 use super::{Finding, Status};
-use convoke::bus::server::Server;
-use convoke::config::Settings;
+use convoke::operator::server::Server;
+use convoke::settings::Settings;
 
 /// The oldest version that has what the bus needs.
 const OLDEST: (u64, u64) = (7, 0);

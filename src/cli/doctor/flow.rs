@@ -2,10 +2,10 @@
 
 use super::super::Session;
 use super::{Finding, Status};
-use convoke::bus::inspect;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::flow::{CHECKS, Flow, Trouble, of_instances};
 use convoke::ledger::fill::GROUP;
+use convoke::operator::inspect;
 use redis::aio::MultiplexedConnection;
 
 /// What is told of the streams themselves already.

@@ -1,7 +1,7 @@
 //! Which guarantees are weaker on this server, because it leaves out what others tell.
 
 use super::{Finding, Status};
-use convoke::bus::server::Server;
+use convoke::operator::server::Server;
 
 /// Everything that depends on what the server tells.
 pub fn guarantees(server: &Server) -> Vec<Finding> {

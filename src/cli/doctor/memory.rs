@@ -3,9 +3,9 @@
 use super::super::Session;
 use super::super::output::bytes;
 use super::{Finding, Status};
-use convoke::bus::keys::StreamKind;
-use convoke::bus::memory;
-use convoke::bus::server::Server;
+use convoke::operator::memory;
+use convoke::operator::server::Server;
+use convoke::protocol::keys::StreamKind;
 use redis::aio::MultiplexedConnection;
 
 /// From that part of its limit on a memory will soon be full.

@@ -3,8 +3,8 @@
 use super::super::output::{count, span};
 use super::checks::names;
 use super::{Finding, Status};
-use convoke::bus::sentinel::{View, Voice};
-use convoke::config::Settings;
+use convoke::connect::sentinel::{View, Voice};
+use convoke::settings::Settings;
 
 /// Until another primary serves after the old one was found down, in ms: a rough guess.
 const ELECTION_MS: u64 = 3000;

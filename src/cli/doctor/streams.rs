@@ -5,10 +5,11 @@ use super::super::output::{count, number, span};
 use super::super::owners::Owners;
 use super::checks::names;
 use super::{Finding, Status};
-use convoke::bus::error::BusError;
-use convoke::bus::inspect::{self, Consumer, Stream};
-use convoke::bus::keys::StreamKind;
-use convoke::bus::server::allowed;
+use convoke::connect::error::BusError;
+use convoke::operator::inspect;
+use convoke::operator::inspect::{Consumer, Stream};
+use convoke::operator::server::allowed;
+use convoke::protocol::keys::StreamKind;
 use redis::aio::MultiplexedConnection;
 
 /// Ids may be so far ahead of the server's clock, in ms.

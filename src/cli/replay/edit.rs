@@ -2,7 +2,7 @@
 
 use super::Misuse;
 use anyhow::Context;
-use convoke::bus::json;
+use convoke::protocol::json;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::OpenOptions;

@@ -1,16 +1,18 @@
 //! What there is to replay, page by page, and for each entry whether it may be.
 
-use super::super::choose::{self, Filters, Span};
+use super::super::choose;
+use super::super::choose::{Filters, Span};
 use super::super::dead::Which;
 use super::super::pending::Held;
 use super::super::{Misuse, Session};
-use convoke::bus::browse::{Contents, Pages, PendingPages};
-use convoke::bus::claim::Pending;
-use convoke::bus::event::{Entry, EntryId, Event, Limits};
-use convoke::bus::inspect;
-use convoke::bus::keys::{Keys, StreamKind, StreamName};
-use convoke::bus::replay::{self, Again, Move, REPLAYS, Source, WORDS};
 use convoke::coordination::instances::Instances;
+use convoke::operator::browse::{Contents, Pages, PendingPages};
+use convoke::operator::inspect;
+use convoke::operator::replay;
+use convoke::operator::replay::{Again, Move, REPLAYS, Source, WORDS};
+use convoke::protocol::event::{Entry, EntryId, Event, Limits};
+use convoke::protocol::keys::{Keys, StreamKind, StreamName};
+use convoke::streams::claim::Pending;
 use redis::aio::MultiplexedConnection;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What goes through streams: rates from two samples, and how it was before.
 
-use convoke::bus::inspect::{Group, Stream};
-use convoke::bus::keys::StreamKind;
+use convoke::operator::inspect::{Group, Stream};
+use convoke::protocol::keys::StreamKind;
 use std::collections::VecDeque;
 
 /// Values that a sparkline has at the most.

@@ -2,7 +2,7 @@
 
 use super::flow::rate;
 use convoke::coordination::metrics::HandlerSums;
-use convoke::registry::histogram::Histogram;
+use convoke::protocol::histogram::Histogram;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Between two marks from which the handlers' rates are counted, in ms. Instances report with their

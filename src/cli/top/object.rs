@@ -3,9 +3,9 @@
 use super::flow::{group_id, waiting};
 use super::state::State;
 use crate::cli::{batch, instances, vote};
-use convoke::bus::inspect::{Group, Stream};
-use convoke::bus::keys::StreamKind;
 use convoke::coordination::metrics::HandlerSums;
+use convoke::operator::inspect::{Group, Stream};
+use convoke::protocol::keys::StreamKind;
 use serde_json::{Value, json};
 
 /// The state as one object; `None` before the first sample.

@@ -6,12 +6,12 @@ use super::sample::Sample;
 use super::state::{Panel, State};
 use crate::cli::output::{date, span};
 use crate::cli::{choose, instances, vote};
-use convoke::bus::inspect::{Group, Stream};
-use convoke::bus::keys::StreamKind;
-use convoke::coordination::ballot::Status as BallotStatus;
-use convoke::coordination::batch::Status as BatchStatus;
-use convoke::coordination::roster::Condition;
-use convoke::coordination::task::Status as TaskStatus;
+use convoke::coordination::ballots::ballot::Status as BallotStatus;
+use convoke::coordination::batches::batch::Status as BatchStatus;
+use convoke::coordination::instances::roster::Condition;
+use convoke::coordination::tasks::task::Status as TaskStatus;
+use convoke::operator::inspect::{Group, Stream};
+use convoke::protocol::keys::StreamKind;
 use std::collections::VecDeque;
 
 /// What waits longer is worth a look, and what waits longer than the second is wrong, in ms.
@@ -232,7 +232,7 @@ fn of_instances(state: &State) -> Vec<Row> {
     };
     let now = sample.at;
     let row = |(condition, instance): &(Condition, _)| {
-        let instance: &convoke::coordination::instance::Instance = instance;
+        let instance: &convoke::coordination::instances::instance::Instance = instance;
         let tone = match condition {
             Condition::Healthy => Tone::Good,
             Condition::Suspect => Tone::Warn,
@@ -347,7 +347,7 @@ fn tasks(state: &State) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
-    let row = |task: &convoke::coordination::task::Task| {
+    let row = |task: &convoke::coordination::tasks::task::Task| {
         let tone = match task.status {
             TaskStatus::Failed => Tone::Bad,
             TaskStatus::Completed => Tone::Good,
@@ -383,7 +383,7 @@ fn batches(state: &State) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
-    let row = |batch: &convoke::coordination::batch::Batch| {
+    let row = |batch: &convoke::coordination::batches::batch::Batch| {
         let running = batch.status == BatchStatus::Running;
         // Whoever held it does not any more, and nobody took it up.
         let left = running && batch.expires_at < sample.at;
@@ -419,7 +419,7 @@ fn ballots(state: &State) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
-    let row = |ballot: &convoke::coordination::ballot::Ballot| {
+    let row = |ballot: &convoke::coordination::ballots::ballot::Ballot| {
         let (tone, left) = match ballot.status {
             BallotStatus::Open => (Tone::Warn, ballot.expires_at.checked_sub(sample.at)),
             BallotStatus::Decided => (Tone::Good, None),

@@ -1,15 +1,15 @@
 //! What was seen of the bus at one moment.
 
 use super::state::Panel;
-use convoke::bus::inspect::Stream;
-use convoke::bus::memory::Memory;
-use convoke::coordination::ballot::Ballot;
-use convoke::coordination::batch::Batch;
-use convoke::coordination::instance::Instance;
+use convoke::coordination::ballots::ballot::Ballot;
+use convoke::coordination::batches::batch::Batch;
+use convoke::coordination::instances::instance::Instance;
+use convoke::coordination::instances::roster::{Census, Condition};
 use convoke::coordination::metrics::Global;
-use convoke::coordination::roster::{Census, Condition};
-use convoke::coordination::task::Task;
-use convoke::coordination::task_list::TaskCounts;
+use convoke::coordination::tasks::list::TaskCounts;
+use convoke::coordination::tasks::task::Task;
+use convoke::operator::inspect::Stream;
+use convoke::operator::memory::Memory;
 use std::collections::HashMap;
 
 /// Tasks, batches, ballots that are listed, of each.

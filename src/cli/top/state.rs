@@ -7,8 +7,8 @@ use super::panels;
 use super::row::Row;
 use super::sample::{Focus, LISTED, Sample, Wish};
 use crate::cli::output::number;
-use convoke::bus::inspect::Stream;
-use convoke::bus::keys::StreamKind;
+use convoke::operator::inspect::Stream;
+use convoke::protocol::keys::StreamKind;
 use std::collections::HashMap;
 use std::time::Duration;
 

@@ -7,9 +7,10 @@
 use super::flow::rate;
 use super::sample::Others;
 use crate::cli::choose;
-use convoke::bus::error::BusError;
-use convoke::bus::inspect::{self, Size, Stream};
-use convoke::bus::keys::{Keys, StreamKind, StreamName};
+use convoke::connect::error::BusError;
+use convoke::operator::inspect;
+use convoke::operator::inspect::{Size, Stream};
+use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use redis::aio::MultiplexedConnection;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};

@@ -1,7 +1,8 @@
 //! The state and what is drawn of it, without a bus and without a terminal.
 
 use super::brush::Brush;
-use super::draw::{self, text_of};
+use super::draw;
+use super::draw::text_of;
 use super::flow::HISTORY;
 use super::object;
 use super::panels;
@@ -9,15 +10,15 @@ use super::row::{Content, Row};
 use super::sample::{Focus, Opened, Others, Sample};
 use super::state::{Key, Mode, Panel, State};
 use crate::cli::output::printable;
-use convoke::bus::event::EntryId;
-use convoke::bus::inspect::{Group, Stream};
-use convoke::bus::keys::Keys;
-use convoke::coordination::ballot::{Ballot, Status};
-use convoke::coordination::batch::Batch;
-use convoke::coordination::instance::Instance;
+use convoke::coordination::ballots::ballot::{Ballot, Status};
+use convoke::coordination::batches::batch::Batch;
+use convoke::coordination::instances::instance::Instance;
+use convoke::coordination::instances::roster::{Census, Condition};
 use convoke::coordination::metrics::HandlerSums;
-use convoke::coordination::roster::{Census, Condition};
-use convoke::registry::histogram::{Histogram, bucket_of};
+use convoke::operator::inspect::{Group, Stream};
+use convoke::protocol::event::EntryId;
+use convoke::protocol::histogram::{Histogram, bucket_of};
+use convoke::protocol::keys::Keys;
 use proptest::prelude::*;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;

@@ -1,11 +1,11 @@
 //! Tells everyone which circuits opened and closed.
 
 use super::Chores;
-use crate::bus::clock::local_now;
-use crate::bus::commit::Publication;
-use crate::bus::error::BusError;
-use crate::bus::json;
-use crate::registry::layers::circuit::CircuitChange;
+use crate::connect::clock::local_now;
+use crate::connect::error::BusError;
+use crate::handler::layers::circuit::CircuitChange;
+use crate::protocol::json;
+use crate::streams::commit::Publication;
 
 /// Tells of each change as it happens.
 pub async fn run(chores: &Chores) {

@@ -1,14 +1,29 @@
-//! Keeps what this worker published of its handlers, and of what it reads.
+//! What this worker publishes of its handlers, and of what it reads.
 
 use super::Chores;
-use crate::coordination::catalog;
+use crate::connect::clock::whole_ms;
+use crate::coordination::catalog::{self, Method, RateLimit};
+use crate::handler::router::Route;
 use std::time::Duration;
 
 /// The pause after a failure.
 const PAUSE: Duration = Duration::from_secs(60);
 
+/// What there is to say of a handler; the time-out is the worker's where the handler has no other.
+pub fn method(route: &Route, handler_timeout: Duration) -> Method {
+    let policy = &route.policy;
+    let timeout = policy.timeout.unwrap_or(Some(handler_timeout));
+    Method {
+        description: policy.description.clone().unwrap_or_default(),
+        input_schema: route.schemas.input.clone().into(),
+        output_schema: route.schemas.output.clone().into(),
+        rate_limit: policy.rate.map(RateLimit::from),
+        timeout_ms: timeout.map(whole_ms),
+    }
+}
+
 /// Publishes it again and again, long before it lapses.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     // The first time may have failed.
     let mut pause = PAUSE;
     loop {

@@ -2,7 +2,7 @@
 
 use super::Chores;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::gossip::{Observed, Opinion, Peer};
+use crate::coordination::instances::gossip::{Observed, Opinion, Peer};
 use std::time::Duration;
 
 /// The longest wait for the answers to pings.

@@ -1,11 +1,11 @@
 //! Moves retries and scheduled events that are due to their streams.
 
 use super::Chores;
-use crate::bus::clock::{ServerClock, local_now};
-use crate::bus::connect::reconnect_delay;
-use crate::bus::delay;
-use crate::bus::error::BusError;
-use crate::bus::keys::Route;
+use crate::connect::clock::{ServerClock, local_now};
+use crate::connect::connector::reconnect_delay;
+use crate::connect::error::BusError;
+use crate::protocol::keys::Route;
+use crate::streams::delay;
 use crate::worker::shared::Shared;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

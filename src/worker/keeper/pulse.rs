@@ -2,9 +2,9 @@
 //! somebody changed what it registered.
 
 use super::{Chores, Standing, peers};
-use crate::bus::connect::reconnect_delay;
+use crate::connect::connector::reconnect_delay;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instance::Beat;
+use crate::coordination::instances::instance::Beat;
 use std::time::Instant;
 
 /// Pulses every third of the time to live.

@@ -1,9 +1,10 @@
 //! Renews the lease of what has been in hand for a third of the claim time.
 
 use super::Chores;
-use crate::bus::claim::{self, RENEWED};
-use crate::bus::error::BusError;
-use crate::bus::event::EntryId;
+use crate::connect::error::BusError;
+use crate::protocol::event::EntryId;
+use crate::streams::claim;
+use crate::streams::claim::RENEWED;
 use crate::worker::shared::Shared;
 use std::time::Duration;
 

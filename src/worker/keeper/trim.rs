@@ -4,7 +4,7 @@
 //! leader, or with two, they are trimmed a little later or twice, which does no harm.
 
 use super::Chores;
-use crate::bus::trim::{LIMIT, Trimmer};
+use crate::streams::trim::{LIMIT, Trimmer};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! What is to be done from time to time, so that nothing is forgotten.
 
 use super::Chores;
-use crate::bus::error::BusError;
+use crate::connect::error::BusError;
 use crate::worker::takeover::Trigger;
 use std::time::Duration;
 

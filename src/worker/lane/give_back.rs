@@ -2,11 +2,11 @@
 
 use super::Lane;
 use super::run::Finished;
-use crate::bus::commit::{Lease, Settlement};
-use crate::bus::event::Event;
-use crate::coordination::roster::Reader;
-use crate::error::HandlerError;
-use crate::registry::context::Context;
+use crate::coordination::instances::roster::Reader;
+use crate::handler::context::Context;
+use crate::protocol::error::HandlerError;
+use crate::protocol::event::Event;
+use crate::streams::commit::{Lease, Settlement};
 use crate::worker::settle;
 use crate::worker::shared::{Delivery, Shared};
 use futures_util::FutureExt;

@@ -1,15 +1,15 @@
 //! One run of a handler in a lane: from a delivery to what is to be settled.
 
 use super::{ALONE, Lane, Waiting};
-use crate::bus::commit::{End, Lease, Settlement};
-use crate::bus::event::Event;
-use crate::error::{HandlerError, Refusal};
-use crate::registry::context::Context;
-use crate::registry::fence::Fenced;
-use crate::registry::gate::{Back, Entered, Manner, Places};
-use crate::registry::handler::Encoded;
-use crate::registry::layers::timeout::exceeded;
-use crate::registry::router::Route;
+use crate::handler::context::Context;
+use crate::handler::fence::Fenced;
+use crate::handler::function::Encoded;
+use crate::handler::gate::{Back, Entered, Manner, Places};
+use crate::handler::layers::timeout::exceeded;
+use crate::handler::router::Route;
+use crate::protocol::error::{HandlerError, Refusal};
+use crate::protocol::event::Event;
+use crate::streams::commit::{End, Lease, Settlement};
 use crate::worker::handover::Left;
 use crate::worker::settle;
 use crate::worker::shared::Delivery;

@@ -1,7 +1,7 @@
 //! What goes on in a lane beside its runs: a read, a commit, a takeover, one of each at a time.
 
-use crate::bus::commit::{Committer, End, Lease, Report, Settlement};
-use crate::bus::error::Reaction;
+use crate::connect::error::Reaction;
+use crate::streams::commit::{Committer, End, Lease, Report, Settlement};
 use crate::worker::keeper::SOON;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;

@@ -3,14 +3,14 @@
 use super::meter::Meter;
 use super::seed::{FAR, KINDS, ROLES, Seed, Seeded, kind, role};
 use crate::fleet::Fleet;
-use convoke::bus::connect::Connector;
-use convoke::config::RedisUrl;
+use convoke::connect::connector::Connector;
 use convoke::coordination::catalog::Catalog;
-use convoke::coordination::gossip::{Observed, Opinion};
-use convoke::coordination::instance::{Beat, MAX_OBSERVED, Registering};
+use convoke::coordination::instances::gossip::{Observed, Opinion};
+use convoke::coordination::instances::instance::{Beat, MAX_OBSERVED, Registering};
 use convoke::coordination::instances::{SWEEP, Seal};
 use convoke::coordination::metrics::{HandlerSums, MAX_HANDLERS, Report};
-use convoke::registry::histogram::{BUCKETS, Histogram};
+use convoke::protocol::histogram::{BUCKETS, Histogram};
+use convoke::settings::RedisUrl;
 use std::collections::BTreeSet;
 use std::time::Duration;
 

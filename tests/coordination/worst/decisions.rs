@@ -4,16 +4,16 @@ use super::meter::Meter;
 use super::seed::{FAR, Seed};
 use crate::batches::{asker, batches, failed};
 use crate::fleet::Fleet;
-use convoke::bus::commit::Publication;
-use convoke::bus::connect::Connector;
-use convoke::config::RedisUrl;
-use convoke::coordination::ballot::Vote;
+use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::MAX_ELECTORATE;
-use convoke::coordination::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
+use convoke::coordination::ballots::ballot::Vote;
+use convoke::coordination::batches::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
 use convoke::coordination::batches::{Acquired, Advanced, Outcome};
 use convoke::coordination::limits::RateLimits;
-use convoke::registry::context::MAX_PUBLICATIONS;
-use convoke::registry::policy::Rate;
+use convoke::protocol::rate::Rate;
+use convoke::settings::RedisUrl;
+use convoke::streams::commit::MAX_PUBLICATIONS;
+use convoke::streams::commit::Publication;
 use std::time::Duration;
 
 pub async fn drive(fleet: &mut Fleet, meter: &mut Meter) {

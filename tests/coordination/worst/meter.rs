@@ -1,7 +1,7 @@
 //! How much each script does, seen from outside: by `MONITOR`, and by the server's own slow log.
 
 use crate::support::Redis;
-use convoke::bus::script::{script, script_with};
+use convoke::connect::script::{script, script_with};
 use redis::{Script, Value};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Write};

@@ -3,13 +3,13 @@
 use super::meter::Meter;
 use super::seed::{FAR, KINDS, ROLES, Seed, Seeded, Waiting, kind, role};
 use crate::fleet::Fleet;
-use convoke::bus::commit::Publication;
-use convoke::coordination::instance::Registering;
 use convoke::coordination::instances::SWEEP;
-use convoke::coordination::task::{MAX_REQUIRES, NewTask, Status};
-use convoke::coordination::task_list::MAX_LISTED;
+use convoke::coordination::instances::instance::Registering;
+use convoke::coordination::tasks::list::MAX_LISTED;
+use convoke::coordination::tasks::task::{MAX_REQUIRES, NewTask, Status};
 use convoke::coordination::tasks::{Assignment, KEPT};
-use convoke::registry::context::MAX_PUBLICATIONS;
+use convoke::streams::commit::MAX_PUBLICATIONS;
+use convoke::streams::commit::Publication;
 
 /// Tasks that wait, each in a lane of its own: more than any call can look at.
 const WAITING: usize = 3000;

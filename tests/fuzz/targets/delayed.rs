@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use convoke::bus::delay::{decode_member, encode_member};
+use convoke::streams::delay::{decode_member, encode_member};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

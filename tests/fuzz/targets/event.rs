@@ -5,9 +5,9 @@
 
 mod fields;
 
-use convoke::bus::event::{Entry, EntryId, Event, Limits};
-use convoke::bus::keys::Keys;
-use convoke::bus::trace::TraceContext;
+use convoke::protocol::event::{Entry, EntryId, Event, Limits};
+use convoke::protocol::keys::Keys;
+use convoke::protocol::trace::TraceContext;
 use libfuzzer_sys::fuzz_target;
 
 const STREAM: &str = "cb:events:image";
@@ -37,7 +37,7 @@ fuzz_target!(|data: &[u8]| {
     let whole = entry.clone();
     match Event::parse(entry, &limits, &keys, STREAM) {
         Ok(event) => {
-            assert!(convoke::bus::keys::is_event_type(event.kind().as_bytes()));
+            assert!(convoke::protocol::keys::is_event_type(event.kind().as_bytes()));
             if let Some(to) = event.reply_to() {
                 assert!(keys.may_reply_to(to, STREAM));
             }

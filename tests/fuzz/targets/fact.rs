@@ -5,10 +5,10 @@
 
 mod fields;
 
-use convoke::bus::dead::Letter;
-use convoke::bus::event::{Entry, EntryId};
+use convoke::protocol::dead::Letter;
+use convoke::protocol::event::{Entry, EntryId};
 use convoke::coordination::metrics::Report;
-use convoke::coordination::roster::gone_in;
+use convoke::coordination::instances::roster::gone_in;
 use convoke::ledger::fact::{Fact, Origin};
 use libfuzzer_sys::fuzz_target;
 

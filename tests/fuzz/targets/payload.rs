@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use convoke::bus::json;
-use convoke::bus::msgpack::{PayloadLimits, scan};
+use convoke::protocol::json;
+use convoke::protocol::msgpack::{PayloadLimits, scan};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

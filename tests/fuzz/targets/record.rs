@@ -5,11 +5,11 @@
 
 mod fields;
 
-use convoke::coordination::ballot::Ballot;
-use convoke::coordination::batch::Batch;
+use convoke::coordination::ballots::ballot::Ballot;
+use convoke::coordination::batches::batch::Batch;
 use convoke::coordination::catalog::Method;
-use convoke::coordination::instance::Instance;
-use convoke::coordination::task::Task;
+use convoke::coordination::instances::instance::Instance;
+use convoke::coordination::tasks::task::Task;
 use libfuzzer_sys::fuzz_target;
 use std::collections::HashMap;
 

@@ -2,8 +2,8 @@
 
 #![no_main]
 
-use convoke::bus::event::{Entry, EntryId, Limits};
-use convoke::bus::reply::Reply;
+use convoke::protocol::event::{Entry, EntryId, Limits};
+use convoke::protocol::reply::Reply;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use convoke::bus::wire::{Token, Tokens, server_error};
+use convoke::connect::resp::wire::{Token, Tokens, server_error};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

@@ -4,12 +4,12 @@ mod calls;
 
 use crate::run::Scenario;
 use crate::world::{DAY, HOUR, SECOND, Tail, World, fact};
-use convoke::bus::commit::Publication;
-use convoke::coordination::batch::{Mode, Status, Wanted};
+use convoke::coordination::batches::batch::{Mode, Status, Wanted};
 use convoke::coordination::batches::{
     ABANDONED, Acquired, Advanced, Asker, Batches, KEPT, Outcome, Progress as Far,
 };
 use convoke::coordination::error::CoordinationError;
+use convoke::streams::commit::Publication;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -300,7 +300,7 @@ impl Scenario for Scene {
         );
         self.completed.clear();
         for (batch, hash) in [(0, zero), (1, one)] {
-            let found = convoke::coordination::batch::Batch::from_hash(&hash);
+            let found = convoke::coordination::batches::batch::Batch::from_hash(&hash);
             let (Some(found), Some(model)) = (&found, self.models.get(&batch)) else {
                 assert_eq!(
                     found.is_some(),

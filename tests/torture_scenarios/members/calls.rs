@@ -100,7 +100,7 @@ impl Scene {
             unreachable!("it pulses")
         };
         let (own, named) = (by < PROCESSES, self.incarnation(id, named));
-        let beat = convoke::coordination::instance::Beat::new(name(id), named);
+        let beat = convoke::coordination::instances::instance::Beat::new(name(id), named);
         let pulse = self.by(by).heartbeat(&beat).await;
         let now = world.now;
         let active = self.all.get_mut(&id).filter(|is| is.is_active());

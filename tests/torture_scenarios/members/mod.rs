@@ -4,9 +4,9 @@ mod calls;
 
 use crate::run::Scenario;
 use crate::world::{DAY, HOUR, MINUTE, SECOND, Tail, World, fact};
-use convoke::bus::silence::Answers;
+use convoke::connect::silence::Answers;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::instance::Registering;
+use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::instances::{Instances, KEPT, RECENTLY};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

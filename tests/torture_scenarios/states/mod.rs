@@ -6,19 +6,21 @@ mod shown;
 use crate::run::Scenario;
 use crate::support::ballots::id;
 use crate::world::{DAY, HOUR, MINUTE, SECOND, Tail, World};
-use convoke::bus::event::Entry;
-use convoke::coordination::ballot::{DEFAULT_EXPIRES_IN_MS, Status as Ballot, Vote as NewVote};
+use convoke::coordination::ballots::ballot::{
+    DEFAULT_EXPIRES_IN_MS, Status as Ballot, Vote as NewVote,
+};
 use convoke::coordination::ballots::{Ballots, KEPT as BALLOTS_KEPT};
-use convoke::coordination::batch::{Mode, Wanted};
+use convoke::coordination::batches::batch::{Mode, Wanted};
 use convoke::coordination::batches::{
     ABANDONED, Acquired, Advanced, Asker, Batches, KEPT as BATCHES_KEPT, Outcome,
 };
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::instance::Registering;
+use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::instances::{Instances, RECENTLY};
-use convoke::coordination::task::{NewTask, Status};
 use convoke::coordination::tasks::Tasks;
+use convoke::coordination::tasks::task::{NewTask, Status};
 use convoke::coordination::view::View;
+use convoke::protocol::event::Entry;
 use proptest::prelude::*;
 use redis::Value;
 use std::collections::{BTreeMap, BTreeSet};

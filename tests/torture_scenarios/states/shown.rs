@@ -2,9 +2,9 @@
 
 use super::{STREAM, Scene, batch, decision, ms, task};
 use crate::support::ballots::id;
-use convoke::coordination::ballot::Status as Ballot;
+use convoke::coordination::ballots::ballot::Status as Ballot;
 use convoke::coordination::instances::RECENTLY;
-use convoke::coordination::roster::{Condition, Detail};
+use convoke::coordination::instances::roster::{Condition, Detail};
 use convoke::coordination::view::StreamSize;
 
 impl Scene {

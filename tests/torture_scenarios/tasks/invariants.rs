@@ -2,8 +2,8 @@
 
 use super::{KEPT, Scene, has_ended, worker};
 use crate::world::{Tail, World, fact};
-use convoke::bus::event::Entry;
-use convoke::coordination::task::{Status, Task};
+use convoke::coordination::tasks::task::{Status, Task};
+use convoke::protocol::event::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 impl Scene {

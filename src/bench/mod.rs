@@ -1,0 +1,5 @@
+//! The loops by hand that a worker is measured against.
+
+pub mod bare;
+pub mod load;
+pub mod raw;

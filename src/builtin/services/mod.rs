@@ -1,0 +1,57 @@
+//! The services that a worker was configured with, besides Redis: whether they answer.
+
+mod mcp;
+
+use crate::ledger::LedgerError;
+use crate::ledger::probe::Probe;
+use crate::settings::Settings;
+use mcp::Mcp;
+use std::time::Duration;
+
+/// How long a service may take to answer before it counts as down.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// What a check came to: how long the answer took, or why there was none. `None`: not configured.
+pub type Checked = Option<Result<Duration, String>>;
+
+/// Checks the services. Nothing is connected or started before the first check.
+#[derive(Debug)]
+pub struct Configured {
+    postgres: Option<Probe>,
+    mcp: Option<Mcp>,
+    limit: Duration,
+}
+
+impl Configured {
+    /// The services of these settings.
+    ///
+    /// # Errors
+    /// The database's URL is none.
+    pub fn new(settings: &Settings) -> Result<Self, LedgerError> {
+        let database = &settings.database_url;
+        let postgres = match database.is_postgres() {
+            true => Some(Probe::new(database)?),
+            false => None,
+        };
+        let command = settings.mcp_server.expose().trim();
+        Ok(Self {
+            postgres,
+            mcp: (!command.is_empty()).then(|| Mcp::new(command)),
+            // The answer must be out before the handler's time is over.
+            limit: LIMIT.min(settings.handler_timeout / 2),
+        })
+    }
+
+    /// Asks PostgreSQL. Returns within `limit`, and within 2 s.
+    pub async fn postgres(&self, limit: Duration) -> Checked {
+        let probe = self.postgres.as_ref()?;
+        let answer = probe.ask(limit.min(self.limit)).await;
+        Some(answer.map_err(|error| error.to_string()))
+    }
+
+    /// Asks the MCP server. Returns within `limit`, and within 2 s.
+    pub async fn mcp(&self, limit: Duration) -> Checked {
+        let mcp = self.mcp.as_ref()?;
+        Some(mcp.ask(limit.min(self.limit)).await)
+    }
+}

@@ -1,0 +1,332 @@
+//! All replicas run the items over the bus; the holder publishes them and collects the replies.
+//!
+//! The stream of the replies belongs to the batch, not to a holder, and an item is published with
+//! its id and `dedup`: the next holder publishes what is missing again, which stores nothing that is
+//! under way, and reads the replies from the beginning.
+//!
+//! Whoever may publish can make an entry or a deduplication key of any name appear, and have a handler
+//! reply wherever it likes. So a word that the batch keeps to itself is in the name of the stream and in the
+//! ids of the items, and a reply counts only if it is one to an event of the items' type. An item that is not
+//! answered for long, and is not with anybody any more, is published again.
+
+use crate::builtin::system::batch_process::Runner;
+use crate::builtin::system::batch_process::holding::{Holding, Stop};
+use crate::client::publish::{Outgoing, PublishError};
+use crate::connect::connector::{BLOCK, reconnect_delay};
+use crate::connect::error::BusError;
+use crate::handler::policy::RetryPolicy;
+use crate::protocol::error::{Code, HandlerError};
+use crate::protocol::event::{Entry, EntryId, Limits};
+use crate::protocol::keys;
+use crate::protocol::reply::Reply;
+use crate::streams::open;
+use crate::streams::read;
+use crate::streams::read::Batch;
+use redis::aio::MultiplexedConnection;
+use std::collections::{HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+/// Items that are under way at a time.
+const WINDOW: usize = 64;
+/// Replies that one read brings at the most.
+const COUNT: usize = 256;
+/// How long a read waits while items are to be published again.
+const SOON: Duration = Duration::from_millis(100);
+
+struct FanOut<'a> {
+    kind: &'a str,
+    items: &'a [Vec<u8>],
+    runner: &'a Runner,
+    /// One stream of replies for each partition of the items' domain.
+    streams: Vec<String>,
+    positions: Vec<EntryId>,
+    /// Items that were not published by this holder yet.
+    waiting: VecDeque<usize>,
+    /// Items that were refused, and when they are published again.
+    refused: Vec<(Instant, usize)>,
+    /// Items that were published and not answered yet.
+    under_way: HashMap<usize, UnderWay>,
+    /// What the ids of the items begin with.
+    prefix: String,
+    /// How often an item was refused.
+    tries: HashMap<usize, u32>,
+}
+
+/// An item that was published and not answered yet.
+struct UnderWay {
+    /// Since when nobody looked for it.
+    since: Instant,
+    entry: EntryId,
+}
+
+/// Has every item run that is not finished.
+pub async fn run(
+    holding: &mut Holding<'_>,
+    runner: &Runner,
+    kind: &str,
+    items: &[Vec<u8>],
+) -> Result<(), Stop> {
+    let keys = holding.context.keys();
+    let domain = keys::domain_of(kind);
+    let word = holding.word().await?;
+    let name = format!("batch-{word}");
+    let partitions = 0..keys.partitions(domain);
+    let streams: Vec<String> = partitions.map(|n| keys.reply(domain, n, &name)).collect();
+    let mut work = FanOut {
+        kind,
+        items,
+        runner,
+        positions: vec![EntryId::default(); streams.len()],
+        streams,
+        waiting: (0..items.len())
+            .filter(|index| !holding.is_finished(*index))
+            .collect(),
+        refused: Vec::new(),
+        under_way: HashMap::new(),
+        prefix: format!("{}/{word}/", holding.id()),
+        tries: HashMap::new(),
+    };
+    work.all(holding).await?;
+    holding.complete().await?;
+    holding.forget_replies(&work.streams).await;
+    Ok(())
+}
+
+impl FanOut<'_> {
+    async fn all(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
+        let mut connection = None;
+        let mut failures = 0;
+        loop {
+            holding.check().await?;
+            self.publish(holding).await?;
+            if self.under_way.is_empty() && self.waiting.is_empty() && self.refused.is_empty() {
+                return Ok(());
+            }
+            self.look_for_unanswered(holding).await?;
+            let replies = holding.until_drained(self.read(&mut connection)).await?;
+            match replies {
+                Ok(batches) => {
+                    failures = 0;
+                    for batch in batches {
+                        for entry in &batch.entries {
+                            self.positions[batch.stream] = entry.id;
+                            self.reply(holding, entry).await?;
+                        }
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(batch = holding.id(), %error, "replies were not read; trying again");
+                    connection = None;
+                    // A failover may have forgotten some. What is there still is not stored twice.
+                    self.waiting
+                        .extend(self.under_way.drain().map(|(index, _)| index));
+                    let pause = tokio::time::sleep(reconnect_delay(failures));
+                    holding.until_drained(pause).await?;
+                    failures += 1;
+                }
+            }
+        }
+    }
+
+    /// Publishes as many items as may be under way.
+    async fn publish(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
+        let now = Instant::now();
+        let mut chosen: Vec<(usize, bool)> = Vec::new();
+        let room =
+            |chosen: &Vec<_>, under_way: &HashMap<_, _>| chosen.len() + under_way.len() < WINDOW;
+        while room(&chosen, &self.under_way)
+            && let Some(at) = self.refused.iter().position(|(due, _)| *due <= now)
+        {
+            // The first one's id is taken: a repetition must be stored all the same.
+            chosen.push((self.refused.swap_remove(at).1, false));
+        }
+        while room(&chosen, &self.under_way)
+            && let Some(index) = self.waiting.pop_front()
+        {
+            chosen.push((index, true));
+        }
+        if chosen.is_empty() {
+            return Ok(());
+        }
+        let events: Vec<Outgoing> = chosen
+            .iter()
+            .map(|&(index, dedup)| self.event(holding, index, dedup))
+            .collect();
+        let client = &self.runner.client;
+        let results = holding.beside(client.publish_many(&events)).await?;
+        let mut failed = false;
+        for ((index, dedup), result) in chosen.into_iter().zip(results) {
+            match result {
+                Ok(published) => {
+                    let since = Instant::now();
+                    // One that is scheduled is of somebody else: nothing is there to be found of it.
+                    let entry = published.entry().unwrap_or_default();
+                    self.under_way.insert(index, UnderWay { since, entry });
+                }
+                // Too large, say: it will not be better next time.
+                Err(PublishError::Rejected {
+                    reason,
+                    lasting: true,
+                    ..
+                }) => {
+                    let failure = (Code::InvalidArgument.as_str(), reason);
+                    holding.finish(index, Some(failure), Vec::new()).await?;
+                }
+                Err(error) => {
+                    tracing::debug!(batch = holding.id(), index, %error, "an item was not published; trying again");
+                    failed = true;
+                    match dedup {
+                        true => self.waiting.push_front(index),
+                        false => self.refused.push((now, index)),
+                    }
+                }
+            }
+        }
+        if failed {
+            holding.until_drained(tokio::time::sleep(SOON)).await?;
+        }
+        Ok(())
+    }
+
+    /// Has those published again that are without an answer for long and are not with anybody any more.
+    async fn look_for_unanswered(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
+        let patience = self.runner.patience;
+        let overdue: Vec<(usize, EntryId)> = self
+            .under_way
+            .iter()
+            .filter(|(_, is)| is.since.elapsed() >= patience)
+            .map(|(index, is)| (*index, is.entry))
+            .collect();
+        if overdue.is_empty() {
+            return Ok(());
+        }
+        let keys = holding.context.keys().clone();
+        let domain = keys::domain_of(self.kind);
+        for partition in 0..keys.partitions(domain) {
+            let of_partition = overdue
+                .iter()
+                .filter(|(index, _)| keys.partition_of(domain, &self.id_of(*index)) == partition);
+            let (indexes, entries): (Vec<usize>, Vec<(EntryId, String)>) = of_partition
+                .map(|(index, entry)| (*index, (*entry, self.id_of(*index))))
+                .unzip();
+            if indexes.is_empty() {
+                continue;
+            }
+            let (stream, group) = (keys.events(domain, partition), &self.runner.group);
+            let look = async {
+                let mut connection = self.runner.connector.pooled().await?;
+                open::are_open(&mut connection, &stream, group, &entries).await
+            };
+            let open = match holding.beside(look).await? {
+                Ok(open) => open,
+                Err(error) => {
+                    tracing::debug!(batch = holding.id(), %error, "items without an answer were not looked for; trying again");
+                    return Ok(());
+                }
+            };
+            for (index, open) in indexes.into_iter().zip(open) {
+                if open {
+                    self.under_way
+                        .entry(index)
+                        .and_modify(|is| is.since = Instant::now());
+                } else {
+                    tracing::warn!(
+                        batch = holding.id(),
+                        index,
+                        "an item is without an answer and with nobody; publishing it again"
+                    );
+                    self.under_way.remove(&index);
+                    self.refused.push((Instant::now(), index));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn id_of(&self, index: usize) -> String {
+        format!("{}{index}", self.prefix)
+    }
+
+    fn event(&self, holding: &Holding<'_>, index: usize, dedup: bool) -> Outgoing {
+        let id = self.id_of(index);
+        let keys = holding.context.keys();
+        let partition = keys.partition_of(keys::domain_of(self.kind), &id);
+        let event = Outgoing::encoded(self.kind, self.items[index].clone())
+            .reply_to(&self.streams[usize::from(partition)])
+            .id(id)
+            .dedup(dedup);
+        match holding.context.trace() {
+            Some(trace) => event.traceparent(trace.to_string()),
+            None => event,
+        }
+    }
+
+    async fn read(
+        &self,
+        connection: &mut Option<(u64, MultiplexedConnection)>,
+    ) -> Result<Vec<Batch>, BusError> {
+        let connector = &self.runner.connector;
+        let (generation, connection) = match connection {
+            Some(connection) => connection,
+            none => {
+                let generation = connector.generation();
+                none.insert((generation, connector.blocking(BLOCK).await?))
+            }
+        };
+        connector.check(*generation)?;
+        let names = self.streams.iter().map(String::as_str);
+        let from: Vec<(&str, EntryId)> = names.zip(self.positions.iter().copied()).collect();
+        let block = if self.refused.is_empty() { BLOCK } else { SOON };
+        read::read_after(connection, &from, COUNT, block).await
+    }
+
+    async fn reply(&mut self, holding: &mut Holding<'_>, entry: &Entry) -> Result<(), Stop> {
+        let of_kind = entry
+            .get("type")
+            .and_then(|kind| kind.strip_prefix(self.kind.as_bytes()));
+        let Some(index) =
+            index_of(entry, &self.prefix, self.items.len()).filter(|_| of_kind == Some(b".result"))
+        else {
+            return Ok(());
+        };
+        if holding.is_finished(index) {
+            return Ok(());
+        }
+        let failure = match Reply::parse(entry, &Limits::default()) {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => {
+                let tries = self.tries.entry(index).or_default();
+                *tries += 1;
+                if is_refusal(error.code)
+                    && let Some(wait) = RetryPolicy::default().delay(*tries)
+                {
+                    self.under_way.remove(&index);
+                    self.refused.push((Instant::now() + wait, index));
+                    return Ok(());
+                }
+                Some((error.code.as_str(), error.message))
+            }
+            Err(malformed) => Some((Code::Internal.as_str(), malformed.to_string())),
+        };
+        self.under_way.remove(&index);
+        self.waiting.retain(|waiting| *waiting != index);
+        self.refused.retain(|(_, refused)| *refused != index);
+        let failure = failure.map(|(code, message)| {
+            let error = HandlerError::internal(message);
+            (code, error.bounded_message().to_owned())
+        });
+        holding.finish(index, failure, Vec::new()).await
+    }
+}
+
+/// A requester is told at once what a circuit or a rate limit refused; an item can wait.
+fn is_refusal(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::ResourceExhausted)
+}
+
+/// Which item a reply is about.
+fn index_of(entry: &Entry, prefix: &str, items: usize) -> Option<usize> {
+    let id = std::str::from_utf8(entry.get("correlationid")?).ok()?;
+    let index = id.strip_prefix(prefix)?.parse().ok()?;
+    (index < items).then_some(index)
+}

@@ -1,0 +1,303 @@
+use crate::builtin::system::quorum_vote::{BallotStatus, decoded};
+use crate::builtin::task::Shown;
+use crate::coordination::ballots::Ballots;
+use crate::coordination::ballots::ballot::Ballot;
+use crate::coordination::batches::Batches;
+use crate::coordination::batches::batch::Batch;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Instances;
+use crate::coordination::instances::instance::Instance;
+use crate::coordination::instances::roster::{Condition, Detail};
+use crate::coordination::tasks::Tasks;
+use crate::coordination::view;
+use crate::coordination::view::{MAX_RECENT, StreamSize, View};
+use crate::protocol::event::Entry;
+use crate::{Context, HandlerError};
+use rmpv::Value;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Instances in one answer.
+const MAX_INSTANCES: usize = 1000;
+/// Batches in one answer.
+const MAX_BATCHES: usize = 100;
+/// Tasks in one answer.
+const MAX_TASKS: usize = 100;
+/// Decisions in one answer.
+const MAX_DECISIONS: usize = 100;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct GetState {
+    /// How many of the latest facts; at most 100.
+    #[serde(default = "ten")]
+    recent: usize,
+}
+
+fn ten() -> usize {
+    10
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct State {
+    /// The version of the worker that answers.
+    version: &'static str,
+    /// When, in Unix milliseconds on the server.
+    at: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<String>,
+    /// By id; at most 1000, the healthy ones being left out first.
+    instances: Vec<Seen>,
+    /// How many instances are known, listed or not.
+    instances_total: u64,
+    /// The batches that went on last; at most 100.
+    batches: Vec<BatchState>,
+    tasks: TasksSeen,
+    /// The latest ballots; at most 100.
+    decisions: Vec<Decision>,
+    /// The streams that workers of now or lately read or write; at most 1000.
+    streams: Vec<Stream>,
+    /// The latest facts, the last one first.
+    recent_events: Vec<Fact>,
+    /// What the server uses of its memory; nil if it does not tell.
+    redis: Option<Memory>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Memory {
+    used_bytes: u64,
+    /// Nil: no limit.
+    limit_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct TasksSeen {
+    pending: u64,
+    assigned: u64,
+    /// Since ever.
+    completed: u64,
+    /// Since ever.
+    failed: u64,
+    /// Since ever.
+    cancelled: u64,
+    /// The assigned, the waiting and the finished, at the moment of the counts; at most 100.
+    items: Vec<Shown>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Seen {
+    id: String,
+    status: Health,
+    roles: Vec<String>,
+    capacity: u32,
+    load: f64,
+    incarnation: u64,
+    registered_at: u64,
+    last_seen: u64,
+    ttl_ms: u64,
+    /// When its process began.
+    started_at: u64,
+    /// How many other processes had the id before this one.
+    restarts: u64,
+    /// Whether an event registered it, and not its own process.
+    external: bool,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Health {
+    Healthy,
+    Suspect,
+    Lost,
+}
+
+impl Seen {
+    fn of((condition, instance): (Condition, Instance)) -> Self {
+        Self {
+            status: match condition {
+                Condition::Healthy => Health::Healthy,
+                Condition::Suspect => Health::Suspect,
+                Condition::Lost => Health::Lost,
+            },
+            id: instance.id,
+            roles: instance.roles,
+            capacity: instance.capacity,
+            load: instance.load,
+            incarnation: instance.incarnation,
+            registered_at: instance.registered_at,
+            last_seen: instance.last_seen,
+            ttl_ms: instance.ttl_ms,
+            started_at: instance.started_at,
+            restarts: instance.restarts,
+            external: !instance.sealed,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct BatchState {
+    batch_id: String,
+    item_type: String,
+    /// `exclusive` or `fan_out`.
+    mode: &'static str,
+    /// `running` or `completed`.
+    status: &'static str,
+    /// Who holds it, or held it last.
+    processor_id: String,
+    items_processed: u64,
+    items_failed: u64,
+    total: u64,
+    fence: u64,
+    started_at: u64,
+    updated_at: u64,
+}
+
+impl From<Batch> for BatchState {
+    fn from(batch: Batch) -> Self {
+        Self {
+            batch_id: batch.id,
+            item_type: batch.item_type,
+            mode: batch.mode.as_str(),
+            status: batch.status.as_str(),
+            processor_id: batch.processor_id,
+            items_processed: batch.processed,
+            items_failed: batch.failed,
+            total: batch.total,
+            fence: batch.fence,
+            started_at: batch.started_at,
+            updated_at: batch.updated_at,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Decision {
+    decision: String,
+    status: BallotStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "serde_json::Value")]
+    final_decision: Option<Value>,
+    vote_count: u64,
+    /// Votes for the value that has most of them.
+    leading: u64,
+    quorum: u64,
+    electorate: u64,
+    opened_at: u64,
+    expires_at: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ended_at: Option<u64>,
+}
+
+impl Decision {
+    fn of(ballot: Ballot) -> Result<Self, HandlerError> {
+        Ok(Self {
+            final_decision: ballot.value.as_deref().map(decoded).transpose()?,
+            decision: ballot.decision,
+            status: ballot.status.into(),
+            role: ballot.role,
+            vote_count: ballot.vote_count,
+            leading: ballot.leading,
+            quorum: ballot.quorum,
+            electorate: ballot.electorate,
+            opened_at: ballot.opened_at,
+            expires_at: ballot.expires_at,
+            ended_at: ballot.ended_at,
+        })
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Stream {
+    name: String,
+    length: u64,
+    /// Entries that are delivered and not acknowledged, in all groups together.
+    pending: u64,
+    /// Entries that the group furthest behind has yet to read; nil without a group, or if the
+    /// server can not tell.
+    lag: Option<u64>,
+}
+
+impl From<StreamSize> for Stream {
+    fn from(size: StreamSize) -> Self {
+        Self {
+            name: size.name,
+            length: size.length,
+            pending: size.pending,
+            lag: size.lag,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Fact {
+    id: String,
+    r#type: String,
+    /// Unix milliseconds on the server.
+    time: u64,
+    /// Nil if it is no MessagePack value, or over 64 KiB.
+    #[schemars(with = "serde_json::Value")]
+    data: Value,
+}
+
+impl Fact {
+    fn of(entry: &Entry) -> Self {
+        let text = |name| String::from_utf8_lossy(entry.get(name).unwrap_or_default());
+        Self {
+            id: entry.id.to_string(),
+            r#type: text("type").into_owned(),
+            time: text("time").parse().unwrap_or(entry.id.ms),
+            data: view::payload(entry).unwrap_or(Value::Nil),
+        }
+    }
+}
+
+pub async fn get_state(context: Context, event: GetState) -> Result<State, HandlerError> {
+    if event.recent > MAX_RECENT {
+        let recent = event.recent;
+        return Err(HandlerError::invalid_argument(format!(
+            "recent: {recent} is more than {MAX_RECENT}"
+        )));
+    }
+    let view = context.state::<View>()?;
+    let instances = context.state::<Instances>()?;
+    let batches = context.state::<Batches>()?;
+    let ballots = context.state::<Ballots>()?;
+    let tasks = context.state::<Tasks>()?;
+    let (leader, known, (counts, items), batches, decisions, streams, facts, memory) =
+        tokio::try_join!(
+            instances.leader(),
+            instances.known(Detail::Brief, MAX_INSTANCES),
+            tasks.snapshot(None, MAX_TASKS),
+            batches.list(MAX_BATCHES),
+            ballots.list(MAX_DECISIONS),
+            view.streams(),
+            view.recent(event.recent),
+            view.memory(),
+        )
+        .map_err(CoordinationError::into_handler_error)?;
+    let decisions: Result<Vec<_>, _> = decisions.into_iter().map(Decision::of).collect();
+    Ok(State {
+        version: env!("CARGO_PKG_VERSION"),
+        at: known.at,
+        leader,
+        instances: known.listed.into_iter().map(Seen::of).collect(),
+        instances_total: known.total,
+        batches: batches.into_iter().map(BatchState::from).collect(),
+        tasks: TasksSeen {
+            pending: counts.pending,
+            assigned: counts.assigned,
+            completed: counts.completed,
+            failed: counts.failed,
+            cancelled: counts.cancelled,
+            items: items.into_iter().map(Shown::from).collect(),
+        },
+        decisions: decisions?,
+        streams: streams.into_iter().map(Stream::from).collect(),
+        recent_events: facts.iter().map(Fact::of).collect(),
+        redis: memory.map(|memory| Memory {
+            used_bytes: memory.used,
+            limit_bytes: Some(memory.limit).filter(|limit| *limit > 0),
+        }),
+    })
+}

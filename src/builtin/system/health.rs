@@ -1,0 +1,305 @@
+use crate::builtin::services::Configured;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::flow::{Flow, Trouble, of_instances};
+use crate::coordination::instances::Instances;
+use crate::coordination::instances::roster::Census;
+use crate::coordination::view::View;
+use crate::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// With that much time there are two looks at what waits: whether anything goes out takes a moment to see.
+const PATIENCE: Duration = Duration::from_secs(4);
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Nothing {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Healthy,
+    Degraded,
+    Unhealthy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum ServiceStatus {
+    Up,
+    Down,
+    Disabled,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+struct Service {
+    status: ServiceStatus,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+impl Service {
+    const DISABLED: Service = Service {
+        status: ServiceStatus::Disabled,
+        latency_ms: None,
+        error: None,
+    };
+
+    fn probed(answer: Result<Duration, String>) -> Self {
+        match answer {
+            Ok(latency) => Self {
+                status: ServiceStatus::Up,
+                latency_ms: Some(latency.as_secs_f64() * 1000.0),
+                error: None,
+            },
+            Err(error) => Self {
+                status: ServiceStatus::Down,
+                latency_ms: None,
+                error: Some(error),
+            },
+        }
+    }
+
+    fn is_down(&self) -> bool {
+        self.status == ServiceStatus::Down
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+struct Services {
+    redis: Service,
+    postgres: Service,
+    mcp: Service,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+struct Counted {
+    healthy: u64,
+    suspect: u64,
+    lost: u64,
+    /// Those that an event registered and that are alive. They are in none of the others: anyone may make
+    /// some up.
+    external: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct Health {
+    status: Status,
+    services: Services,
+    instances: Counted,
+    /// Whether fewer than half of the known instances are healthy, or were and no more than 70 % are
+    /// again.
+    partition: bool,
+    /// When, in Unix milliseconds on the server.
+    at: u64,
+    /// What does not flow: what waits though nobody takes it, who is missing, what hangs. It does not change
+    /// the status; nil: it could not be looked at.
+    flow: Option<Vec<Told>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+struct Told {
+    /// `stalled`, `no-consumer`, `no-handler`, `unread`, `ledger`, `delayed`, `runs`, `lost` or `partition`.
+    check: &'static str,
+    /// Whether events stand still by it, or may be lost.
+    severe: bool,
+    what: String,
+    why: &'static str,
+    mend: String,
+}
+
+impl From<Trouble> for Told {
+    fn from(trouble: Trouble) -> Self {
+        Self {
+            check: trouble.check,
+            severe: trouble.severe,
+            what: trouble.what,
+            why: trouble.why,
+            mend: trouble.mend,
+        }
+    }
+}
+
+pub async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError> {
+    let instances = context.state::<Instances>()?;
+    let configured = context.state::<Configured>()?;
+    let redis = async {
+        match instances.ping().await {
+            Ok(latency) => match instances.census().await {
+                Ok(census) => (Ok(latency), census),
+                Err(error) => (Err(error.to_string()), Census::default()),
+            },
+            Err(error) => (Err(error.to_string()), Census::default()),
+        }
+    };
+    let flows = async {
+        let left = context.time_left().unwrap_or(PATIENCE);
+        let twice = left >= PATIENCE;
+        tokio::time::timeout(left / 2, flow_of(&context, twice)).await
+    };
+    let limit = context.time_left().map_or(Duration::MAX, |left| left / 2);
+    let ((redis, census), flow, postgres, mcp) = tokio::join!(
+        redis,
+        flows,
+        configured.postgres(limit),
+        configured.mcp(limit)
+    );
+    let services = Services {
+        redis: Service::probed(redis),
+        postgres: postgres.map_or(Service::DISABLED, Service::probed),
+        mcp: mcp.map_or(Service::DISABLED, Service::probed),
+    };
+    let mut health = assess(services, census);
+    // Who has no answer on the flow has one on the rest.
+    health.flow = flow.ok().and_then(Result::ok);
+    Ok(health)
+}
+
+async fn flow_of(context: &Context, twice: bool) -> Result<Vec<Told>, HandlerError> {
+    let instances = context.state::<Instances>()?;
+    let flow = context.state::<Flow>()?;
+    let names = context.state::<View>()?.stream_names().await;
+    let names = names.map_err(CoordinationError::into_handler_error)?;
+    let (mut troubles, census, global) = tokio::try_join!(
+        flow.look(&names, twice),
+        instances.census(),
+        instances.metrics(false)
+    )
+    .map_err(CoordinationError::into_handler_error)?;
+    troubles.extend(of_instances(&census, &global));
+    Ok(troubles.into_iter().map(Told::from).collect())
+}
+
+/// An instance is suspect if a peer says so, or if it expired and was not declared lost yet.
+fn assess(services: Services, census: Census) -> Health {
+    let instances = Counted {
+        healthy: census.healthy(),
+        suspect: census.suspect + census.expired,
+        lost: census.recently_lost,
+        external: census.external,
+    };
+    // A suspect may be up; one whose lease has ended is down.
+    let down = census.expired + instances.lost;
+    let status = if services.redis.is_down() || 2 * down > census.known() {
+        Status::Unhealthy
+    } else if services.postgres.is_down() || services.mcp.is_down() || instances.suspect > 0 {
+        Status::Degraded
+    } else {
+        Status::Healthy
+    };
+    Health {
+        status,
+        services,
+        instances,
+        partition: census.is_partitioned(),
+        at: census.at,
+        flow: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(
+        redis: Service,
+        postgres: Service,
+        active: u64,
+        expired: u64,
+        recently_lost: u64,
+    ) -> Health {
+        let census = Census {
+            at: 1,
+            active,
+            expired,
+            recently_lost,
+            ..Census::default()
+        };
+        of(redis, postgres, census)
+    }
+
+    fn of(redis: Service, postgres: Service, census: Census) -> Health {
+        let services = Services {
+            redis,
+            postgres,
+            mcp: Service::DISABLED,
+        };
+        assess(services, census)
+    }
+
+    fn up() -> Service {
+        Service::probed(Ok(Duration::from_millis(1)))
+    }
+
+    fn down() -> Service {
+        Service::probed(Err("connection refused".into()))
+    }
+
+    #[test]
+    fn unhealthy_is_redis_down_or_a_majority_of_instances_down() {
+        assert_eq!(
+            with(up(), Service::DISABLED, 3, 0, 0).status,
+            Status::Healthy
+        );
+        assert_eq!(
+            with(down(), Service::DISABLED, 3, 0, 0).status,
+            Status::Unhealthy
+        );
+        assert_eq!(
+            with(up(), Service::DISABLED, 2, 0, 2).status,
+            Status::Healthy
+        );
+        assert_eq!(
+            with(up(), Service::DISABLED, 2, 0, 3).status,
+            Status::Unhealthy
+        );
+        assert_eq!(
+            with(up(), Service::DISABLED, 2, 1, 2).status,
+            Status::Unhealthy
+        );
+    }
+
+    #[test]
+    fn degraded_is_a_service_down_that_is_configured_or_an_instance_suspect() {
+        assert_eq!(with(up(), down(), 3, 0, 0).status, Status::Degraded);
+        assert_eq!(with(up(), up(), 3, 1, 0).status, Status::Degraded);
+        let suspected = |suspect| {
+            let census = Census {
+                active: 3,
+                suspect,
+                ..Census::default()
+            };
+            of(up(), Service::DISABLED, census)
+        };
+        let one = suspected(1);
+        assert_eq!(one.status, Status::Degraded);
+        assert_eq!((one.instances.healthy, one.instances.suspect), (2, 1));
+        // They are suspected, not down.
+        let most = suspected(2);
+        assert_eq!((most.status, most.partition), (Status::Degraded, true));
+    }
+
+    #[test]
+    fn a_partition_is_healed_above_seventy_percent() {
+        let noted = |active| {
+            let census = Census {
+                active,
+                recently_lost: 10 - active,
+                partition: true,
+                ..Census::default()
+            };
+            of(up(), Service::DISABLED, census).partition
+        };
+        assert!(noted(4) && noted(5) && noted(7));
+        assert!(!noted(8));
+    }
+
+    #[test]
+    fn a_partition_is_fewer_than_half_of_the_known_instances_healthy() {
+        assert!(!with(up(), up(), 2, 1, 1).partition);
+        assert!(with(up(), up(), 2, 1, 2).partition);
+        assert!(!with(up(), up(), 0, 0, 0).partition);
+    }
+}

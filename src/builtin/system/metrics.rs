@@ -1,0 +1,183 @@
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Instances;
+use crate::coordination::metrics::{Global, OwnReport};
+use crate::coordination::tasks::Tasks;
+use crate::protocol::histogram::Histogram;
+use crate::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Ask {
+    /// Whether to tell of each handler, of what is in flight and of how the load is spread.
+    #[serde(default)]
+    detailed: bool,
+    /// Whether to add the histograms themselves.
+    #[serde(default)]
+    histograms: bool,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Metrics {
+    /// Events whose outcome was committed, by all instances that there were.
+    events_processed: u64,
+    /// Runs of handlers that failed, likewise.
+    events_failed: u64,
+    /// Tasks that were completed.
+    tasks_completed: u64,
+    /// Of all runs.
+    average_latency_ms: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Events that the living process a second, in their last ten seconds or so.
+    throughput: f64,
+    /// Resident memory of the living.
+    memory_bytes: u64,
+    /// Instances that are alive.
+    instances: u64,
+    /// How old the oldest report is that this was made of, in ms.
+    oldest_report_ms: u64,
+    /// What external instances say of themselves: those that an event registered. Nothing above is of them.
+    external: Outside,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Buckets>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    handlers: Option<BTreeMap<String, Handler>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue: Option<Queue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scaling: Option<Scaling>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Handler {
+    calls: u64,
+    errors: u64,
+    retries: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// The worst of the living: `closed`, `half-open` or `open`; null where none has one.
+    circuit: Option<&'static str>,
+    rate_limited: u64,
+    cache_hits: u64,
+    /// Runs of the living now that take their time.
+    running: u64,
+    /// How long the oldest of them goes on, in ms; null if there are none.
+    oldest_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Buckets>,
+}
+
+/// What the living external instances last reported.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Outside {
+    instances: u64,
+    events_processed: u64,
+    events_failed: u64,
+    throughput: f64,
+    memory_bytes: u64,
+}
+
+/// How many runs took how long.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Buckets {
+    /// All of them together, in ms.
+    sum_ms: f64,
+    /// Pairs of an end in µs and how many took less than it and not less than the end before.
+    below_us: Vec<(u64, u64)>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Queue {
+    /// Events started and not settled, by the living.
+    in_flight: u64,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Scaling {
+    instance_count: u64,
+    /// 1 if all are equally busy for their capacity, towards 1 / instances if one has it all.
+    load_balance: f64,
+}
+
+pub async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError> {
+    let instances = context.state::<Instances>()?;
+    // Its own numbers are those of this moment, not of its last pulse.
+    let own = context.state::<OwnReport>()?.tell().await;
+    own.map_err(CoordinationError::into_handler_error)?;
+    let global = instances
+        .metrics(ask.detailed)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    let tasks = context.state::<Tasks>()?.counts();
+    let tasks = tasks.await.map_err(CoordinationError::into_handler_error)?;
+    Ok(told(global, tasks.completed, &ask))
+}
+
+fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
+    let buckets = |latency: &Histogram| {
+        ask.histograms.then(|| Buckets {
+            sum_ms: latency.sum as f64 / 1000.0,
+            below_us: latency.octaves().collect(),
+        })
+    };
+    let latency = &global.sums.latency;
+    let mut metrics = Metrics {
+        events_processed: global.sums.events_processed,
+        events_failed: global.sums.events_failed,
+        tasks_completed,
+        average_latency_ms: latency.mean_ms(),
+        p50_ms: latency.quantile_ms(0.5),
+        p99_ms: latency.quantile_ms(0.99),
+        throughput: global.throughput,
+        memory_bytes: global.memory_bytes,
+        instances: global.instances,
+        oldest_report_ms: global.oldest_ms,
+        external: Outside {
+            instances: global.external.instances,
+            events_processed: global.external.events_processed,
+            events_failed: global.external.events_failed,
+            throughput: global.external.throughput,
+            memory_bytes: global.external.memory_bytes,
+        },
+        latency: buckets(latency),
+        handlers: None,
+        queue: None,
+        scaling: None,
+    };
+    if !ask.detailed {
+        return metrics;
+    }
+    let mut handlers = global.handlers;
+    for kind in global.running.keys() {
+        // What never ended was never counted.
+        handlers.entry(kind.clone()).or_default();
+    }
+    let handlers = handlers.into_iter().map(|(kind, sums)| {
+        let latency = sums.latency.unwrap_or_default();
+        let handler = Handler {
+            calls: sums.calls,
+            errors: sums.errors,
+            retries: sums.retries,
+            p50_ms: latency.quantile_ms(0.5),
+            p99_ms: latency.quantile_ms(0.99),
+            circuit: global.circuits.get(&kind).copied(),
+            rate_limited: sums.rate_limited,
+            cache_hits: sums.cache_hits,
+            running: global.running.get(&kind).map_or(0, |running| running.runs),
+            oldest_ms: global.running.get(&kind).map(|running| running.oldest_ms),
+            latency: buckets(&latency),
+        };
+        (kind, handler)
+    });
+    metrics.handlers = Some(handlers.collect());
+    metrics.queue = Some(Queue {
+        in_flight: global.in_flight,
+    });
+    metrics.scaling = Some(Scaling {
+        instance_count: global.instances,
+        load_balance: global.load_balance,
+    });
+    metrics
+}

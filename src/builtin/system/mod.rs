@@ -1,0 +1,90 @@
+//! The `system.*` events (PROTOCOL §6).
+
+pub mod batch_process;
+mod discover;
+mod get_state;
+mod health;
+mod heartbeat;
+mod quorum_vote;
+mod register;
+mod unregister;
+
+use crate::builtin::encoded;
+mod metrics;
+mod ping;
+
+use crate::coordination::instances::gossip::PING;
+use crate::handler::policy::Policy;
+use crate::handler::router::Registration;
+use std::time::Duration;
+
+/// Heartbeats that one source may send in a minute.
+const HEARTBEATS_A_MINUTE: u32 = 1000;
+
+/// All of them.
+pub fn registrations() -> Vec<Registration> {
+    let minute = Duration::from_secs(60);
+    vec![
+        Registration::new(
+            "system.register",
+            register::register,
+            Policy::new()
+                .stateful()
+                .describe("Makes an instance active, or replaces what a live one registered."),
+        ),
+        Registration::new(
+            "system.unregister",
+            unregister::unregister,
+            Policy::new()
+                .stateful()
+                .describe("Takes an instance out of the active ones."),
+        ),
+        Registration::new(
+            "system.heartbeat",
+            heartbeat::heartbeat,
+            Policy::new()
+                .rate_limit(HEARTBEATS_A_MINUTE, minute)
+                .silent()
+                .describe("Keeps a live instance alive; never brings one back."),
+        ),
+        Registration::new(
+            "system.health",
+            health::health,
+            Policy::new().describe("Looks at the services and the instances, live."),
+        ),
+        Registration::new(
+            "system.metrics",
+            metrics::metrics,
+            Policy::new().describe("Adds up what all instances did and how they are, live."),
+        ),
+        Registration::new(
+            PING,
+            ping::ping,
+            Policy::new()
+                .silent()
+                .describe("Answers. Peers ask it over the inbox when an instance's pulse is late."),
+        ),
+        Registration::new(
+            batch_process::KIND,
+            batch_process::process,
+            batch_process::policy(),
+        ),
+        Registration::new(
+            "system.get_state",
+            get_state::get_state,
+            Policy::new().describe("Reads what instances, ballots and streams are there, live."),
+        ),
+        Registration::new(
+            "system.quorum.vote",
+            quorum_vote::quorum_vote,
+            Policy::new()
+                .stateful()
+                .describe("Counts one instance's vote; the first one opens the ballot."),
+        ),
+        Registration::new(
+            "system.discover",
+            discover::discover,
+            Policy::new().describe("Lists what the active instances can be asked for, and how."),
+        ),
+    ]
+}

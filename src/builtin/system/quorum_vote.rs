@@ -1,0 +1,96 @@
+use crate::builtin::system::encoded;
+use crate::coordination::ballots::Ballots;
+use crate::coordination::ballots::ballot::{DEFAULT_EXPIRES_IN_MS, Status, Vote};
+use crate::coordination::error::CoordinationError;
+use crate::{Context, HandlerError};
+use rmpv::Value;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct QuorumVote {
+    /// The name of what is decided: one name for one decision.
+    decision: String,
+    /// Who votes. Whoever may publish this event may name any instance.
+    instance_id: String,
+    /// What for: any value of at most 1024 bytes.
+    #[schemars(with = "serde_json::Value")]
+    value: Value,
+    /// Who may vote, if this opens the ballot: active instances of this role; all without it.
+    role: Option<String>,
+    /// How long the ballot is open, if this opens it.
+    #[serde(default = "five_minutes")]
+    expires_in_ms: u64,
+}
+
+fn five_minutes() -> u64 {
+    DEFAULT_EXPIRES_IN_MS
+}
+
+/// How a ballot stands.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum BallotStatus {
+    Open,
+    Decided,
+    Deadlocked,
+    Expired,
+}
+
+impl From<Status> for BallotStatus {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Open => BallotStatus::Open,
+            Status::Decided => BallotStatus::Decided,
+            Status::Deadlocked => BallotStatus::Deadlocked,
+            Status::Expired => BallotStatus::Expired,
+        }
+    }
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct QuorumVoted {
+    /// Whether this vote is counted, now or since an earlier call.
+    voted: bool,
+    quorum_reached: bool,
+    /// What was decided, once it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "serde_json::Value")]
+    final_decision: Option<Value>,
+    /// Votes that were counted, for whatever value.
+    vote_count: u64,
+    /// Votes for one value that decide.
+    quorum: u64,
+    /// Instances that may vote.
+    electorate: u64,
+    status: BallotStatus,
+}
+
+pub async fn quorum_vote(context: Context, event: QuorumVote) -> Result<QuorumVoted, HandlerError> {
+    let vote = Vote {
+        decision: event.decision,
+        instance_id: event.instance_id,
+        value: encoded(&event.value),
+        role: event.role,
+        expires_in_ms: event.expires_in_ms,
+    };
+    let voted = context
+        .state::<Ballots>()?
+        .vote(&vote)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    Ok(QuorumVoted {
+        voted: voted.voted,
+        quorum_reached: voted.status == Status::Decided,
+        final_decision: voted.decision.as_deref().map(decoded).transpose()?,
+        vote_count: voted.vote_count,
+        quorum: voted.quorum,
+        electorate: voted.electorate,
+        status: voted.status.into(),
+    })
+}
+
+/// A value that was checked when it was stored.
+pub fn decoded(mut value: &[u8]) -> Result<Value, HandlerError> {
+    Ok(rmpv::decode::read_value(&mut value)?)
+}

@@ -1,0 +1,84 @@
+use crate::builtin::task::Shown;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::tasks::Tasks;
+use crate::coordination::tasks::task::Status;
+use crate::{Context, HandlerError};
+use rmpv::Value;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct Get {
+    task_id: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Detail {
+    #[serde(flatten)]
+    task: Shown,
+    #[schemars(with = "serde_json::Value")]
+    payload: Value,
+    /// If it is completed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<serde_json::Value>")]
+    result: Option<Value>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub struct List {
+    /// `pending`, `assigned`, `completed`, `failed` or `cancelled`; without it all.
+    status: Option<String>,
+    /// At most 1000.
+    #[serde(default = "hundred")]
+    limit: usize,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Listed {
+    tasks: Vec<Shown>,
+}
+
+fn hundred() -> usize {
+    100
+}
+
+pub async fn get(context: Context, event: Get) -> Result<Detail, HandlerError> {
+    let found = context
+        .state::<Tasks>()?
+        .get(&event.task_id)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    let found = found.ok_or_else(|| {
+        let id = &event.task_id;
+        HandlerError::not_found(format!(
+            "task_id: there is no task {id}, or it ended long ago"
+        ))
+    })?;
+    Ok(Detail {
+        task: found.task.into(),
+        payload: unpacked(&found.payload)?,
+        result: found.result.as_deref().map(unpacked).transpose()?,
+    })
+}
+
+pub async fn list(context: Context, event: List) -> Result<Listed, HandlerError> {
+    let status = event
+        .status
+        .as_deref()
+        .map(str::parse::<Status>)
+        .transpose();
+    let status = status.map_err(CoordinationError::into_handler_error)?;
+    let tasks = context
+        .state::<Tasks>()?
+        .list(status, event.limit)
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    Ok(Listed {
+        tasks: tasks.into_iter().map(Shown::from).collect(),
+    })
+}
+
+/// What was checked before it was stored.
+fn unpacked(mut data: &[u8]) -> Result<Value, HandlerError> {
+    Ok(rmpv::decode::read_value(&mut data)?)
+}

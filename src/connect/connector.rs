@@ -1,0 +1,534 @@
+//! Which connection for what.
+//!
+//! - A **dedicated** connection per blocking reader: a blocked command on a shared connection
+//!   blocks everyone, and its time-out must be longer than the block.
+//! - A connection of its own per committer: `WATCH` is a property of the connection. It and the
+//!   group readers' are **wires** (see [`crate::connect::resp::wire`]).
+//! - A **pool** for handlers and coordination, never for blocking reads.
+//!
+//! Every connection has a time-out for each answer and for being made, and TCP keepalive, so a
+//! half-open link is noticed. A connection is not repaired: whoever holds it drops it and asks for
+//! another one.
+//!
+//! Each new connection is asked who is there (see [`crate::connect::greeting`]). Where Sentinels watch the primary,
+//! they are asked for it first, and a pooled connection is asked for its role each time that it is lent.
+
+use super::options::ConnectOptions;
+use super::url::RedisUrl;
+use crate::connect::clock::ClockSource;
+use crate::connect::error::{BusError, CLUSTER};
+use crate::connect::greeting::{Known, Lacks};
+use crate::connect::loaded::Loads;
+use crate::connect::opening::Failure;
+pub use crate::connect::pool::Pooled;
+use crate::connect::pool::{Manager, Pool};
+use crate::connect::resp::wire::Wire;
+use crate::connect::sentinel::{Sentinels, Voice};
+use crate::connect::tls::Tls;
+use deadpool::Runtime;
+use deadpool::managed::{PoolError, Timeouts};
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::{TcpSettings, socket2};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
+    RedisConnectionInfo, Script,
+};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a blocking read may wait on the server. Short, because a read is never cancelled: this
+/// is what shutdown may have to wait.
+pub const BLOCK: Duration = Duration::from_millis(1000);
+/// How long an answer may take that does not block.
+pub const ANSWER: Duration = Duration::from_secs(5);
+/// How long making a connection may take.
+pub const CONNECT: Duration = Duration::from_secs(3);
+/// How long what was sent may stay unacknowledged by the other side's kernel.
+#[cfg(target_os = "linux")]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// How long a pooled connection may take to show that it is of use still.
+pub(crate) const RECYCLE: Duration = Duration::from_secs(1);
+/// The oldest server that has what the bus needs.
+const OLDEST: (u32, u32) = (7, 0);
+
+/// Makes connections to one server, or to the primary that Sentinels watch.
+#[derive(Clone)]
+pub struct Connector {
+    place: Place,
+    tls: Tls,
+    known: Arc<Known>,
+    /// What this process loads into the server for everyone.
+    loads: Option<Arc<Loads>>,
+}
+
+#[derive(Clone)]
+enum Place {
+    Server {
+        client: Arc<Client>,
+        pool: Pool,
+    },
+    Watched {
+        sentinels: Arc<Sentinels>,
+        pool: Arc<Mutex<Option<PrimaryPool>>>,
+        lending: Lending,
+    },
+}
+
+/// How many connections a pool lends, and how long each may be waited for and wait.
+#[derive(Clone, Copy)]
+struct Lending {
+    size: usize,
+    answer: Duration,
+}
+
+impl Lending {
+    fn of(size: usize) -> Self {
+        Self {
+            size,
+            answer: ANSWER,
+        }
+    }
+}
+
+/// Connections to the primary of one generation.
+#[derive(Clone)]
+struct PrimaryPool {
+    generation: u64,
+    pool: Pool,
+    /// One connection was of no use, so the others are not tried: each might take its time.
+    spoiled: Arc<AtomicBool>,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Connector")
+    }
+}
+
+impl Connector {
+    /// Prepares for what the options name, with their certificates and a pool of that many
+    /// connections; connects nothing yet.
+    ///
+    /// # Errors
+    /// `Tls`: a file of certificates or of the key can not be used.
+    pub fn of(options: impl Into<ConnectOptions>, pool_size: usize) -> Result<Self, BusError> {
+        let options = options.into();
+        let lending = Lending::of(pool_size);
+        Self::with(&options.url, Tls::read(&options)?, lending)
+    }
+
+    /// The same, for who has no time to wait: a pooled connection is lent, and answers, within `answer`,
+    /// or is given up, so that wires that died silently do not hold all of the pool.
+    ///
+    /// # Errors
+    /// As for [`Connector::of`].
+    pub fn prompt(
+        options: impl Into<ConnectOptions>,
+        pool_size: usize,
+        answer: Duration,
+    ) -> Result<Self, BusError> {
+        let options = options.into();
+        let lending = Lending {
+            size: pool_size,
+            answer: answer.min(ANSWER),
+        };
+        Self::with(&options.url, Tls::read(&options)?, lending)
+    }
+
+    /// Prepares for what `url` names, trusting what the system trusts.
+    pub fn new(url: &RedisUrl, pool_size: usize) -> Result<Self, BusError> {
+        Self::with(url, Tls::default(), Lending::of(pool_size))
+    }
+
+    fn with(url: &RedisUrl, tls: Tls, lending: Lending) -> Result<Self, BusError> {
+        if let Some(url) = url.sentinels() {
+            let url = url.map_err(BusError::Unsupported)?;
+            let place = Place::Watched {
+                sentinels: Arc::new(Sentinels::new(&url, tls.clone())?),
+                pool: Arc::default(),
+                lending,
+            };
+            return Ok(Self {
+                place,
+                tls,
+                known: Arc::default(),
+                loads: None,
+            });
+        }
+        url.check().map_err(BusError::Unsupported)?;
+        let info = url.expose().into_connection_info()?;
+        let info = info.set_tcp_settings(tcp_settings());
+        let client = Arc::new(Client::open(tls.apply(info)?)?);
+        let known = Arc::<Known>::default();
+        let config = answers_within(lending.answer);
+        let manager = Manager::new((*client).clone(), config, known.clone());
+        let pool = pool_of(manager, lending)?;
+        Ok(Self {
+            place: Place::Server { client, pool },
+            tls,
+            known,
+            loads: None,
+        })
+    }
+
+    /// The same for a process whose user may load scripts: it loads these for everyone, as soon as it
+    /// connects to a server that it has not seen yet.
+    #[must_use]
+    pub fn loading(self, scripts: Vec<&'static Script>) -> Self {
+        let loads = Some(Arc::new(Loads::new(scripts)));
+        Self { loads, ..self }
+    }
+
+    /// Has the server know what this process loads for everyone; it may have been made to forget.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn keep_loaded(&self) -> Result<(), BusError> {
+        if let Some(loads) = &self.loads {
+            let mut connection = self.pooled().await?;
+            loads.load(&mut connection, self.history()).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether the server was not given yet what this process loads for everyone.
+    fn must_load(&self) -> Option<&Loads> {
+        let history = self.history();
+        self.loads.as_deref().filter(|loads| loads.are_due(history))
+    }
+
+    /// Where the primary is now, and the generation that it belongs to.
+    async fn find(&self) -> Result<(Arc<Client>, u64), BusError> {
+        match &self.place {
+            Place::Server { client, .. } => Ok((client.clone(), 0)),
+            Place::Watched { sentinels, .. } => {
+                let primary = sentinels.primary().await?;
+                Ok((
+                    Arc::new(Client::open(self.tls.apply(primary.info)?)?),
+                    primary.generation,
+                ))
+            }
+        }
+    }
+
+    /// Where the primary is now, without who connects.
+    pub(crate) async fn address(&self) -> Result<ConnectionInfo, BusError> {
+        let info = self.find().await?.0.get_connection_info().clone();
+        Ok(info.set_redis_settings(RedisConnectionInfo::default()))
+    }
+
+    /// How often the primary has moved, as far as is known: what was connected before leads elsewhere.
+    pub fn generation(&self) -> u64 {
+        match &self.place {
+            Place::Server { .. } => 0,
+            Place::Watched { sentinels, .. } => sentinels.generation(),
+        }
+    }
+
+    /// Fails if the primary has moved since that generation.
+    ///
+    /// # Errors
+    /// `Moved`.
+    pub fn check(&self, generation: u64) -> Result<(), BusError> {
+        match self.generation() == generation {
+            true => Ok(()),
+            false => Err(BusError::Moved),
+        }
+    }
+
+    /// Which history of the server's data was seen last, counted from the first. Each connection sees it
+    /// when it is made: what is written from now on is in this one or a later one, and what is asked on
+    /// a connection that is there already, in this one or an earlier one.
+    pub fn history(&self) -> u64 {
+        self.known.history.number()
+    }
+
+    /// Fails if the connections of another connector lead elsewhere, as far as both know.
+    ///
+    /// # Errors
+    /// `OtherHistory`.
+    pub fn check_same(&self, other: &Connector) -> Result<(), BusError> {
+        match self.known.history.agrees_with(&other.known.history) {
+            true => Ok(()),
+            false => Err(BusError::OtherHistory),
+        }
+    }
+
+    /// Fails if a later history than that was seen.
+    ///
+    /// # Errors
+    /// `OtherHistory`.
+    pub fn check_history(&self, history: u64) -> Result<(), BusError> {
+        match self.history() == history {
+            true => Ok(()),
+            false => Err(BusError::OtherHistory),
+        }
+    }
+
+    /// What each Sentinel says; `None` if there are none.
+    pub async fn survey(&self) -> Option<Vec<Voice>> {
+        match &self.place {
+            Place::Server { .. } => None,
+            Place::Watched { sentinels, .. } => Some(sentinels.survey().await),
+        }
+    }
+
+    /// A connection of one's own on which every answer arrives within [`ANSWER`].
+    pub async fn dedicated(&self) -> Result<MultiplexedConnection, BusError> {
+        self.open(ANSWER).await
+    }
+
+    /// A connection of one's own for commands that block for up to `block`.
+    pub async fn blocking(&self, block: Duration) -> Result<MultiplexedConnection, BusError> {
+        self.open(block + Duration::from_secs(2)).await
+    }
+
+    /// A connection to whatever answers, a replica as well: for looking at the server only.
+    pub async fn unchecked(&self) -> Result<MultiplexedConnection, BusError> {
+        let (client, _) = self.find().await?;
+        let config = answers_within(ANSWER);
+        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        let address = client.get_connection_info().addr();
+        self.reach(address, opening).await
+    }
+
+    /// A hand-written connection on which every answer arrives within [`ANSWER`].
+    pub async fn wire(&self) -> Result<Wire, BusError> {
+        self.open_wire(ANSWER).await
+    }
+
+    /// A hand-written connection for commands that block for up to `block`.
+    pub async fn blocking_wire(&self, block: Duration) -> Result<Wire, BusError> {
+        self.open_wire(block + Duration::from_secs(2)).await
+    }
+
+    /// Opens a connection to there.
+    async fn reach<T, E: Failure + Into<BusError>>(
+        &self,
+        address: &ConnectionAddr,
+        opening: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, BusError> {
+        let opened = self.known.opening.open(address, opening).await;
+        opened.map_err(|error| error.into().at(address))
+    }
+
+    async fn open_wire(&self, answer: Duration) -> Result<Wire, BusError> {
+        let (client, generation) = self.find().await?;
+        let info = client.get_connection_info();
+        let opening = Wire::open(info, &self.tls, answer);
+        let mut wire = self.reach(info.addr(), opening).await?;
+        if let Place::Watched { sentinels, .. } = &self.place {
+            wire.route = Some(sentinels.route(generation));
+        }
+        self.known.greet(&mut wire).await?;
+        if self.must_load().is_some() {
+            // It loads them, and is not needed for more: once for each server that is met.
+            self.dedicated().await?;
+        }
+        Ok(wire)
+    }
+
+    async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
+        let (client, _) = self.find().await?;
+        let config = answers_within(answer);
+        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        let address = client.get_connection_info().addr();
+        let mut connection = self.reach(address, opening).await?;
+        self.known.greet_by(&mut connection).await?;
+        if let Some(loads) = self.must_load() {
+            loads.load(&mut connection, self.history()).await?;
+        }
+        Ok(connection)
+    }
+
+    /// A connection from the pool, for a few commands that do not block.
+    pub async fn pooled(&self) -> Result<Pooled, BusError> {
+        let lent = match &self.place {
+            Place::Server { pool, .. } => pool.get().await,
+            Place::Watched { .. } => {
+                let lent = self.primary_pool().await?.pool.get().await;
+                // The next one asks the Sentinels again.
+                lent.inspect_err(|_| self.forget_pooled())
+            }
+        };
+        lent.map(Pooled::from).map_err(|error| {
+            BusError::Pool(match error {
+                PoolError::Backend(error) => BusError::from(error).to_string(),
+                other => other.to_string(),
+            })
+        })
+    }
+
+    /// The pool of the primary as it is known now.
+    async fn primary_pool(&self) -> Result<PrimaryPool, BusError> {
+        let Place::Watched {
+            sentinels,
+            pool,
+            lending,
+        } = &self.place
+        else {
+            return Err(BusError::Moved);
+        };
+        let current = |generation| {
+            let pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+            let usable = |pool: &&PrimaryPool| {
+                pool.generation == generation && !pool.spoiled.load(Ordering::Acquire)
+            };
+            pool.as_ref().filter(usable).cloned()
+        };
+        if let Some(current) = current(sentinels.generation()) {
+            return Ok(current);
+        }
+        let primary = sentinels.primary().await?;
+        // Another one may have made it meanwhile.
+        if let Some(current) = current(primary.generation) {
+            return Ok(current);
+        }
+        let made = PrimaryPool::new(
+            self.tls.apply(primary.info)?,
+            primary.generation,
+            *lending,
+            self.known.clone(),
+        )?;
+        let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(old) = slot.replace(made.clone()) {
+            old.pool.close();
+        }
+        Ok(made)
+    }
+
+    /// Asks the server whether it is there; how long it took to have the answer.
+    pub async fn ping(&self) -> Result<Duration, BusError> {
+        let began = Instant::now();
+        let mut connection = self.pooled().await?;
+        redis::cmd("PING").exec_async(&mut connection).await?;
+        Ok(began.elapsed())
+    }
+
+    /// Throws all pooled connections away that idle now: after a failover they lead to a replica.
+    pub fn forget_pooled(&self) {
+        match &self.place {
+            Place::Server { pool, .. } => {
+                pool.retain(|_, _| false);
+            }
+            Place::Watched { pool, .. } => {
+                // Those that are lent out do not come back either.
+                let old = pool.lock().unwrap_or_else(PoisonError::into_inner).take();
+                if let Some(old) = old {
+                    old.pool.close();
+                }
+            }
+        }
+    }
+
+    /// Fails if the server is one that workers can not use: too old, or a node of a cluster. What it does
+    /// not tell is no reason.
+    pub async fn check_server(&self) -> Result<(), BusError> {
+        self.dedicated().await?;
+        if self.known.is_cluster() {
+            return Err(BusError::Unsupported(format!(
+                "the server runs in cluster mode, and a worker needs one server: {CLUSTER}"
+            )));
+        }
+        let Some(version) = self.known.version() else {
+            return Ok(());
+        };
+        let mut numbers = version.split('.').map_while(|part| part.parse().ok());
+        let found = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        if found >= OLDEST {
+            Ok(())
+        } else {
+            Err(BusError::Unsupported(format!(
+                "redis {version} is too old: {}.{} is the oldest that has what the bus needs",
+                OLDEST.0, OLDEST.1
+            )))
+        }
+    }
+
+    /// What the server does not tell; nothing before the first connection.
+    pub fn lacks(&self) -> Lacks {
+        self.known.lacks()
+    }
+
+    /// How the server is asked for its time; connects, if nothing was connected yet.
+    pub async fn clock(&self) -> Result<ClockSource, BusError> {
+        if !self.known.is_greeted() {
+            self.pooled().await?;
+        }
+        Ok(match self.known.is_timeless() {
+            true => ClockSource::Key,
+            false => ClockSource::Time,
+        })
+    }
+}
+
+impl PrimaryPool {
+    fn new(
+        info: ConnectionInfo,
+        generation: u64,
+        lending: Lending,
+        known: Arc<Known>,
+    ) -> Result<Self, BusError> {
+        let spoiled = Arc::new(AtomicBool::new(false));
+        let manager = Manager::new(Client::open(info)?, answers_within(lending.answer), known);
+        Ok(Self {
+            generation,
+            pool: pool_of(manager.of_a_primary(spoiled.clone()), lending)?,
+            spoiled,
+        })
+    }
+}
+
+fn pool_of(manager: Manager, lending: Lending) -> Result<Pool, BusError> {
+    Pool::builder(manager)
+        .max_size(lending.size)
+        .timeouts(Timeouts {
+            wait: Some(lending.answer),
+            create: Some(CONNECT),
+            recycle: Some(RECYCLE.min(lending.answer)),
+        })
+        .runtime(Runtime::Tokio1)
+        .build()
+        .map_err(|error| BusError::Pool(error.to_string()))
+}
+
+/// What every connection of the client library has.
+pub(crate) fn tcp_settings() -> TcpSettings {
+    let tcp = TcpSettings::default()
+        .set_nodelay(true)
+        .set_keepalive(keepalive());
+    #[cfg(target_os = "linux")]
+    let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
+    tcp
+}
+
+/// A half-open link is noticed after 10 s and three probes.
+fn keepalive() -> socket2::TcpKeepalive {
+    socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(10))
+        .with_interval(Duration::from_secs(3))
+        .with_retries(3)
+}
+
+/// Sets on a socket what every connection has.
+pub(crate) fn tune(socket: &socket2::SockRef<'_>) -> std::io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(&keepalive())?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
+}
+
+fn answers_within(answer: Duration) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        .set_response_timeout(Some(answer))
+}
+
+/// The wait before the next try after so many failures in a row: doubling from 100 ms to 5 s, full jitter.
+pub fn reconnect_delay(failures: u32) -> Duration {
+    let ceiling = 100u64.saturating_mul(1 << failures.min(6)).min(5000);
+    Duration::from_millis(50 + fastrand::u64(0..ceiling))
+}

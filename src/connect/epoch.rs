@@ -1,0 +1,97 @@
+//! Which history of its data the server is in: another one after a failover, and after a restart that
+//! may have lost what was not synced.
+//!
+//! What a run wrote to the server itself (the progress of a batch, a task that is completed) is part of
+//! the history in which it was written. An outcome that tells of it belongs to the same history: stored
+//! in a later one, it would tell of what nobody finds there any more.
+
+use crate::connect::greeting::field;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Numbers the histories that one process has seen.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    number: AtomicU64,
+    named: Mutex<Option<Name>>,
+}
+
+/// A process of a server, and what it calls its data: a replica that is promoted takes another name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Name {
+    run: String,
+    data: String,
+}
+
+impl Name {
+    fn parse(info: &str) -> Option<Self> {
+        Some(Self {
+            run: field(info, "run_id")?.to_owned(),
+            data: field(info, "master_replid")?.to_owned(),
+        })
+    }
+}
+
+impl History {
+    /// Whether an answer to `INFO` names one.
+    pub fn is_in(info: &str) -> bool {
+        Name::parse(info).is_some()
+    }
+
+    /// The number of the one that was seen last.
+    pub fn number(&self) -> u64 {
+        self.number.load(Ordering::Acquire)
+    }
+
+    /// Whether both have seen the same one last.
+    pub fn agrees_with(&self, other: &History) -> bool {
+        let name = |history: &History| {
+            let named = history.named.lock();
+            named.unwrap_or_else(PoisonError::into_inner).clone()
+        };
+        name(self) == name(other)
+    }
+
+    /// Sees in which history the server is that answered so to `INFO`; one that does not name it stays
+    /// in the last one.
+    pub fn see(&self, info: &str) {
+        let Some(name) = Name::parse(info) else {
+            return;
+        };
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        if named.as_ref() != Some(&name) {
+            self.number.fetch_add(1, Ordering::AcqRel);
+            *named = Some(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_named_by_the_process_and_its_data() {
+        let info = "# Server\r\nredis_version:7.0.15\r\nrun_id:aa\r\n\r\n# Replication\r\nmaster_replid:bb\r\nmaster_replid2:cc\r\n";
+        let name = Name {
+            run: "aa".into(),
+            data: "bb".into(),
+        };
+        assert_eq!(Name::parse(info), Some(name));
+        assert_eq!(Name::parse("run_id:aa\r\n"), None);
+        assert_eq!(Name::parse("run_id:aa\r\nmaster_replid:\r\n"), None);
+    }
+
+    #[test]
+    fn those_agree_that_saw_the_same_history_last() {
+        let [one, other] = [History::default(), History::default()];
+        assert!(one.agrees_with(&other), "neither saw any");
+        one.see("run_id:a\nmaster_replid:b\n");
+        assert!(!one.agrees_with(&other));
+        other.see("run_id:c\nmaster_replid:b\n");
+        assert!(!one.agrees_with(&other));
+        one.see("run_id:c\nmaster_replid:b\n");
+        assert!(one.agrees_with(&other), "whatever their numbers");
+        assert_eq!((one.number(), other.number()), (2, 1));
+    }
+}

@@ -1,0 +1,20 @@
+//! The way to the server: which connection for what, what is learned from it, and when it is given up.
+
+pub mod clock;
+pub mod connector;
+mod epoch;
+pub mod error;
+pub(crate) mod gate;
+pub mod greeting;
+pub(crate) mod link;
+pub(crate) mod loaded;
+mod opening;
+pub mod options;
+mod pool;
+pub mod resp;
+pub mod script;
+pub mod sentinel;
+pub mod sentinel_url;
+pub mod silence;
+pub mod tls;
+pub mod url;

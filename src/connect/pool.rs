@@ -1,0 +1,162 @@
+//! Connections that are borrowed for a few commands.
+//!
+//! To ask a connection before each use whether it is alive would double the round trips of all who
+//! borrow. So it is asked only where that is in doubt: after a pause, and after a failure. Where
+//! Sentinels watch the primary that is always: a server that was demoted answers all the same.
+
+use crate::connect::connector::RECYCLE;
+use crate::connect::greeting::Known;
+use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisFuture, Value};
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::time::timeout;
+
+/// For how long a connection that answered counts as alive.
+const TRUSTED: Duration = Duration::from_secs(1);
+
+/// Makes the pool's connections.
+pub(crate) struct Manager {
+    client: Client,
+    config: AsyncConnectionConfig,
+    known: Arc<Known>,
+    /// Where only a primary will do: whether one of the connections was of no use. Then the others
+    /// are not tried, each might take its time.
+    spoiled: Option<Arc<AtomicBool>>,
+}
+
+/// The pool.
+pub(crate) type Pool = managed::Pool<Manager>;
+
+/// A connection, and what is known of it.
+pub(crate) struct Checked {
+    connection: MultiplexedConnection,
+    /// When it answered last that it is alive; never, once it failed.
+    alive: Option<Instant>,
+}
+
+/// A connection from the pool.
+pub struct Pooled(Object<Manager>);
+
+impl Manager {
+    pub fn new(client: Client, config: AsyncConnectionConfig, known: Arc<Known>) -> Self {
+        Self {
+            client,
+            config,
+            known,
+            spoiled: None,
+        }
+    }
+
+    /// Whose connections lead to a primary, each time that they are lent.
+    pub fn of_a_primary(self, spoiled: Arc<AtomicBool>) -> Self {
+        Self {
+            spoiled: Some(spoiled),
+            ..self
+        }
+    }
+}
+
+impl fmt::Debug for Manager {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Manager")
+    }
+}
+
+impl managed::Manager for Manager {
+    type Type = Checked;
+    type Error = RedisError;
+
+    async fn create(&self) -> Result<Checked, RedisError> {
+        let opening = self
+            .client
+            .get_multiplexed_async_connection_with_config(&self.config);
+        let address = self.client.get_connection_info().addr();
+        let mut connection = self.known.opening.open(address, opening).await?;
+        self.known.greet_by(&mut connection).await?;
+        Ok(Checked {
+            connection,
+            alive: Some(Instant::now()),
+        })
+    }
+
+    async fn recycle(&self, checked: &mut Checked, _: &Metrics) -> RecycleResult<RedisError> {
+        if let Some(spoiled) = &self.spoiled {
+            if spoiled.load(Ordering::Acquire) {
+                return Err(RecycleError::message("the pool is given up"));
+            }
+            let role = timeout(RECYCLE, Known::check_role(&mut checked.connection)).await;
+            if !matches!(role, Ok(Ok(()))) {
+                spoiled.store(true, Ordering::Release);
+                return Err(RecycleError::message("no primary any more"));
+            }
+            return Ok(());
+        }
+        if checked.alive.is_some_and(|at| at.elapsed() < TRUSTED) {
+            return Ok(());
+        }
+        let pong: String = redis::cmd("PING")
+            .query_async(&mut checked.connection)
+            .await?;
+        if pong != "PONG" {
+            return Err(RecycleError::message("no PONG"));
+        }
+        checked.alive = Some(Instant::now());
+        Ok(())
+    }
+}
+
+impl From<Object<Manager>> for Pooled {
+    fn from(lent: Object<Manager>) -> Self {
+        Self(lent)
+    }
+}
+
+impl fmt::Debug for Pooled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pooled")
+    }
+}
+
+impl Pooled {
+    /// What failed without an answer of the server is asked before it is lent again.
+    fn note<T>(&mut self, outcome: &Result<T, RedisError>) {
+        if outcome.as_ref().is_err_and(|error| error.code().is_none()) {
+            self.0.alive = None;
+        }
+    }
+}
+
+impl ConnectionLike for Pooled {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move {
+            let outcome = self.0.connection.send_packed_command(command).await;
+            self.note(&outcome);
+            outcome
+        })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        commands: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move {
+            let sent = self
+                .0
+                .connection
+                .send_packed_commands(commands, offset, count);
+            let outcome = sent.await;
+            self.note(&outcome);
+            outcome
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        self.0.connection.get_db()
+    }
+}

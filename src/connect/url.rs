@@ -1,0 +1,317 @@
+//! The URL of a Redis server. It may carry a password, so it never prints itself whole.
+
+use crate::connect::sentinel_url::SentinelUrl;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
+use std::fmt;
+
+/// What to do about a password that ends a URL early.
+const ESCAPES: &str = "in a user or password of a URL, special characters are written with percent \
+     signs: / as %2F, ? as %3F, # as %23, % as %25, @ as %40";
+
+/// Who is named without a password is not logged in.
+pub(crate) const NO_PASSWORD: &str =
+    "a user without a password would be ignored: name both, or none";
+
+/// A Redis URL. It may carry a password, so it never prints itself whole.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RedisUrl(String);
+
+impl RedisUrl {
+    /// Wraps a URL.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// The URL with its password: for opening connections, nothing else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it carries a password. In doubt it does: an unescaped password may end what a parser
+    /// takes for the host.
+    pub fn has_password(&self) -> bool {
+        let parsed = redis::parse_redis_url(&self.0).is_some_and(|url| {
+            url.password().is_some() || url.query_pairs().any(|(name, _)| name == "pass")
+        });
+        let asks = |url: &str| match url.split_once('?') {
+            Some((_, query)) => query.to_ascii_lowercase().contains("pass") || query.contains('%'),
+            None => false,
+        };
+        let of_sentinels = self.sentinels().is_some() && asks(&self.0);
+        parsed || of_sentinels || names_password(&self.0)
+    }
+
+    /// The Sentinels that it names; `None` if it names a server.
+    ///
+    /// # Errors
+    /// What is wrong with it, without its secrets.
+    pub fn sentinels(&self) -> Option<Result<SentinelUrl, String>> {
+        SentinelUrl::parse(&self.0)
+    }
+
+    /// Fails if it can not be parsed, with the reason but for its secrets.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.sentinels() {
+            Some(Ok(_)) => Ok(()),
+            Some(Err(problem)) => Err(format!("{self}: {problem}")),
+            None => self
+                .check_server()
+                .map_err(|problem| format!("{self}: {problem}")),
+        }
+    }
+
+    fn check_server(&self) -> Result<(), String> {
+        let parsed = redis::parse_redis_url(&self.0);
+        let usable = redis::IntoConnectionInfo::into_connection_info(self.expose());
+        let (Some(url), Ok(_)) = (parsed, usable) else {
+            let form = "not a URL such as redis://host:6379/0, rediss://host (TLS), or \
+                        redis+sentinel://host:26379,host:26379,host:26379/SERVICE";
+            return Err(match is_unescaped(&self.0) {
+                true => format!("{form}; {ESCAPES}"),
+                false => form.to_owned(),
+            });
+        };
+        if url.fragment() == Some("insecure") && self.is_tls() {
+            let problem = "a TLS connection without a check of the server's certificate is not \
+                           supported: leave #insecure out, and name the authority in tls_ca";
+            return Err(problem.into());
+        }
+        if url.fragment().is_some() {
+            return Err(format!("what follows # would be ignored; {ESCAPES}"));
+        }
+        let is_socket = matches!(url.scheme(), "unix" | "redis+unix" | "valkey+unix");
+        let known: &[&str] = match is_socket {
+            true => &["db", "user", "pass", "protocol"],
+            false => &["protocol"],
+        };
+        let asks = |asked: &str| url.query_pairs().any(|(name, _)| name == asked);
+        if (!url.username().is_empty() && url.password().is_none())
+            || (asks("user") && !asks("pass"))
+        {
+            return Err(NO_PASSWORD.into());
+        }
+        for (name, value) in url.query_pairs() {
+            if !known.contains(&&*name) {
+                // The name may be a part of a password.
+                let known = known.join(", ");
+                return Err(format!(
+                    "what follows ? would be ignored: it may say {known} only; {ESCAPES}"
+                ));
+            }
+            if name == "protocol" && !matches!(&*value, "2" | "resp2") {
+                return Err(
+                    "protocol: RESP2 is spoken here, which every server knows, and no \
+                            other protocol: leave it out"
+                        .into(),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the connection is one by TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        if let Some(sentinels) = self.sentinels() {
+            return sentinels.is_ok_and(|url| url.tls);
+        }
+        let parsed = redis::IntoConnectionInfo::into_connection_info(self.expose());
+        parsed.is_ok_and(|info| matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }))
+    }
+}
+
+impl Default for RedisUrl {
+    fn default() -> Self {
+        Self("redis://127.0.0.1:6379".into())
+    }
+}
+
+impl fmt::Display for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        without_secrets(&self.0, f)
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Whether a character that ends the host stands before an `@`: it is of a password, most likely.
+fn is_unescaped(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let end = rest.find(['/', '?', '#']);
+    end.is_some_and(|end| rest[end..].contains('@'))
+}
+
+/// Whether there is a password before the host. In doubt there is: an unescaped one may end what a
+/// parser takes for the host.
+pub(crate) fn names_password(url: &str) -> bool {
+    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let before_host = after_scheme.rsplit_once('@').map_or("", |(info, _)| info);
+    before_host.contains(':')
+}
+
+/// Writes any URL without what may be a secret in it.
+pub(crate) fn without_secrets(url: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    let plain = |s: &&str| s.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+');
+    let scheme = scheme.filter(plain);
+    // Whether a ? before an @ is of the password, or the @ of the query, nobody can tell.
+    if url
+        .find('?')
+        .is_some_and(|asked| url.rfind('@') > Some(asked))
+    {
+        return write!(f, "{}://***", scheme.unwrap_or("***"));
+    }
+    // A password may hold any character, so everything before the last @ goes, and the query,
+    // which may name one for a socket.
+    let (shown, asked) = match url.rsplit_once('@') {
+        Some((_, host)) => host
+            .split_once('?')
+            .map_or((host, false), |(h, _)| (h, true)),
+        None => match url.split_once('?') {
+            Some((shown, _)) => (shown, true),
+            None => (url, false),
+        },
+    };
+    if url.contains('@') {
+        if let Some(scheme) = scheme {
+            write!(f, "{scheme}://")?;
+        }
+        f.write_str("***@")?;
+    }
+    let shown = without_odd_port(shown, url.contains('@'));
+    f.write_str(&shown)?;
+    f.write_str(if asked { "?***" } else { "" })
+}
+
+/// A host whose port is none: what stands there may be the password of a URL without its `@`.
+fn without_odd_port(shown: &str, is_host: bool) -> Cow<'_, str> {
+    let begin = match shown.find("://") {
+        Some(scheme) => scheme + 3,
+        None if is_host => 0,
+        None => return shown.into(),
+    };
+    let end = shown[begin..]
+        .find('/')
+        .map_or(shown.len(), |at| begin + at);
+    match shown[begin..end].rsplit_once(':') {
+        Some((host, port)) if !port.bytes().all(|b| b.is_ascii_digit()) && !port.ends_with(']') => {
+            format!("{}{host}:***{}", &shown[..begin], &shown[end..]).into()
+        }
+        _ => shown.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_never_prints_its_password() {
+        for url in [
+            "redis://:s3cret@host:6379/0",
+            "rediss://user:s3cret@host/0",
+            "redis://user:s3cr/et@s3cret@host",
+            "redis:s3cret@host",
+            ":s3cret@host",
+            "redis:///:s3cret@host",
+            "redis://host:s3cr?et@host",
+            "unix:///run/redis.sock?pass=s3cret",
+            "unix:///run/redis.sock?db=1&p%61ss=s3cret",
+            "unix:///run/at@redis.sock?db=1&pass=s3cret",
+            "unix:///run/redis.sock?pass=x@s3cret",
+            "redis+sentinel://u:s3cret@a:1,b:2/bus",
+            "redis+sentinel://:s3cret@a:1,b:2/bus",
+            "redis+sentinel://u@a:1/bus?sentinel_password=s3cret",
+            "redis+sentinel://a:1/bus?sentinel_p%61ssword=s3cret",
+            "rediss+sentinel://a:1/bus?sentinel_user=u&sentinel_password=x@s3cret",
+        ] {
+            let url = RedisUrl::new(url);
+            assert!(!format!("{url} {url:?}").contains("s3cr"), "{url}");
+            assert!(url.has_password(), "{url}");
+        }
+        for (url, shown) in [
+            ("rediss://user:s3cret@host:7/0", "rediss://***@host:7/0"),
+            ("redis://:s3cret@host:s3cret/0", "redis://***@host:***/0"),
+            ("redis://host:s3cret", "redis://host:***"),
+            (
+                "redis+sentinel://u:s3cret@a:1,b:2/bus/3?sentinel_user=u",
+                "redis+sentinel://***@a:1,b:2/bus/3?***",
+            ),
+            ("redis://[::1]:7/0", "redis://[::1]:7/0"),
+            ("redis://[::1]/0", "redis://[::1]/0"),
+            ("unix:///run/a:b.sock", "unix:///run/a:b.sock"),
+        ] {
+            assert_eq!(RedisUrl::new(url).to_string(), shown);
+        }
+        assert!(RedisUrl::new("redis://u:p@h").has_password());
+        assert!(!RedisUrl::new("redis://u@h").has_password());
+        assert!(!RedisUrl::default().has_password());
+        assert!(!RedisUrl::new("redis+sentinel://u@a/bus?sentinel_user=u").has_password());
+    }
+
+    #[test]
+    fn nothing_in_a_url_is_ignored() {
+        for url in [
+            "redis://h",
+            "redis://h:7/3",
+            "redis://:p@h",
+            "redis://u:p%2F%40@h/0?protocol=resp2",
+            "redis://u:a@b:c@h",
+            "rediss://u:p@[::1]:7/0",
+            "valkey://h?protocol=2",
+            "unix:///run/redis.sock",
+            "unix:///run/redis.sock?db=1&user=u&pass=p",
+            "redis+sentinel://u:p@a,b/bus/1?sentinel_user=u&sentinel_password=p",
+        ] {
+            assert_eq!(RedisUrl::new(url).check(), Ok(()), "{url}");
+        }
+        for (url, told) in [
+            ("redis://h?protocol=resp3", "RESP2"),
+            ("redis://h/0?protocol=3", "RESP2"),
+            ("unix:///run/redis.sock?protocol=resp3", "RESP2"),
+            ("redis://h?timeout=3", "protocol only"),
+            (
+                "unix:///run/redis.sock?password=s3cret",
+                "db, user, pass, protocol",
+            ),
+            ("redis://h#x", "#"),
+            ("rediss://h/#insecure", "tls_ca"),
+            ("redis://u@h", "without a password"),
+            ("unix:///run/redis.sock?user=u", "without a password"),
+            ("redis+sentinel://u@a/bus", "without a password"),
+            (
+                "redis+sentinel://a/bus?sentinel_user=u",
+                "without a password",
+            ),
+            ("redis+sentinel://a/bus?protocol=resp3", "sentinel_user"),
+        ] {
+            let problem = RedisUrl::new(url).check().unwrap_err();
+            assert!(problem.contains(told), "{url}: {problem}");
+            assert!(!problem.contains("s3cret"), "{url}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_password_that_ends_the_url_early_is_told_how_it_is_written() {
+        for url in [
+            "redis://:s3/cret@h",
+            "redis://u:s3#cret@h",
+            "redis://u:s3?cret@h",
+            "redis://u:3/s3cret@h",
+            "redis://u:3#s3cret@h",
+            "redis://u:3?s3cret@h",
+            "rediss://u:s3/cret@h:7/0",
+        ] {
+            let problem = RedisUrl::new(url).check().unwrap_err();
+            assert!(problem.contains("%2F"), "{url}: {problem}");
+            assert!(!problem.contains("cret"), "{url}: {problem}");
+        }
+        let other = RedisUrl::new("http://h").check().unwrap_err();
+        assert!(!other.contains("%2F"), "{other}");
+    }
+}

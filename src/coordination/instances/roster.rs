@@ -1,0 +1,518 @@
+//! Looking at the instances: counts, lists, who can do what.
+
+use crate::connect::clock::ServerTime;
+use crate::connect::script::script;
+use crate::coordination::bounds::check_id;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::instance::Instance;
+use crate::coordination::instances::{Instances, RECENTLY};
+use crate::protocol::event::Entry;
+use crate::protocol::keys;
+use redis::Script;
+use serde::Deserialize;
+use std::collections::{HashMap, HashSet};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+pub(crate) static CENSUS: LazyLock<Script> = LazyLock::new(|| script(include_str!("census.lua")));
+static CAPABLE: LazyLock<Script> = LazyLock::new(|| script(include_str!("capable.lua")));
+static READER: LazyLock<Script> = LazyLock::new(|| script(include_str!("reader.lua")));
+
+/// How long it is believed that an instance reads what it said.
+pub const READS: Duration = Duration::from_secs(3600);
+/// Instances with a handler for some type that one look finds at the most.
+pub const LOOKED_AT: usize = 128;
+
+/// Hashes read in one round trip. What they hold is bounded, so this bounds the answer.
+const PAGE: usize = 250;
+/// Ids asked about in one round trip.
+const ASKED: usize = 1000;
+/// Domains that are looked for at the most.
+const MAX_DOMAINS: usize = 1000;
+
+/// How many instances there are, at one moment of the server's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// The moment, in Unix ms.
+    pub at: u64,
+    /// Instances that are alive.
+    pub active: u64,
+    /// Those of them that a peer suspects.
+    pub suspect: u64,
+    /// Expired instances that were not swept yet.
+    pub expired: u64,
+    /// Instances that were declared lost within [`RECENTLY`] and did not register again.
+    pub recently_lost: u64,
+    /// Whether a partition was detected and has not healed yet.
+    pub partition: bool,
+    /// External instances that are alive. None of the other counts is of external ones.
+    pub external: u64,
+}
+
+impl Census {
+    /// Instances that are alive and that nobody suspects.
+    pub fn healthy(&self) -> u64 {
+        self.active.saturating_sub(self.suspect)
+    }
+
+    /// All that are known: active or lost lately. Who unregistered is not.
+    pub fn known(&self) -> u64 {
+        self.active + self.expired + self.recently_lost
+    }
+
+    /// Whether these numbers make a partition: it begins when fewer than half of the known instances
+    /// are healthy, and ends when more than 70 % are.
+    pub fn is_partitioned(&self) -> bool {
+        match self.partition {
+            true => 10 * self.healthy() <= 7 * self.known(),
+            false => 2 * self.healthy() < self.known(),
+        }
+    }
+}
+
+/// Whether an instance can be counted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It is alive.
+    Healthy,
+    /// A peer misses it, or its last pulse is too old and it was not declared lost yet.
+    Suspect,
+    /// It was declared lost within [`RECENTLY`] and did not register again.
+    Lost,
+}
+
+impl Condition {
+    /// The name on the bus.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Condition::Healthy => "healthy",
+            Condition::Suspect => "suspect",
+            Condition::Lost => "lost",
+        }
+    }
+}
+
+/// How much is read of each instance. Its reports (observed, metrics) never are: they may be long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    /// All but its capabilities and metadata.
+    Brief,
+    /// Those as well.
+    Full,
+}
+
+const BRIEF: [&str; 11] = [
+    "id",
+    "roles",
+    "capacity",
+    "incarnation",
+    "ttl_ms",
+    "registered_at",
+    "started_at",
+    "restarts",
+    "sealed",
+    "last_seen",
+    "load",
+];
+const FULL: [&str; 2] = ["capabilities", "metadata"];
+
+/// The instances that are known, at about one moment of the server's clock.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Known {
+    /// The moment, in Unix ms.
+    pub at: u64,
+    /// How many are known, listed or not.
+    pub total: u64,
+    /// Each with its condition, by id: the suspect and the lost, and of the healthy as many as the
+    /// limit leaves room for.
+    pub listed: Vec<(Condition, Instance)>,
+}
+
+/// Instances that have a handler for some event type, by id, sorted; at most [`LOOKED_AT`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capable {
+    /// Those that are alive.
+    pub alive: Vec<String>,
+    /// Those that missed their pulses and were not declared lost yet. After the server was away, or
+    /// failed over to a replica that heard nothing for a while, these are all: that none is alive then
+    /// does not mean that there is none.
+    pub expired: Vec<String>,
+}
+
+/// Who can have an event that its reader can not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reader {
+    /// That instance, which is alive.
+    Found(String),
+    /// Those that could have it missed their pulses, and were not declared lost yet; or there are so
+    /// many that not all were looked at.
+    Late,
+    /// Nobody.
+    Nobody,
+}
+
+/// A census with the ids of expired instances.
+pub(crate) struct Named {
+    pub leader: Option<String>,
+    pub counts: Census,
+    /// Expired instances, external ones among them.
+    pub expired: u64,
+    pub named: Vec<String>,
+}
+
+impl Instances {
+    /// How long the server takes to answer.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn ping(&self) -> Result<Duration, CoordinationError> {
+        Ok(self.store.connector.ping().await?)
+    }
+
+    /// The server's time, in Unix ms.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn server_time(&self) -> Result<u64, CoordinationError> {
+        Ok(self.store.now().await?)
+    }
+
+    /// Counts the instances.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn census(&self) -> Result<Census, CoordinationError> {
+        Ok(self.census_naming(0).await?.counts)
+    }
+
+    /// The id of the current leader.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn leader(&self) -> Result<Option<String>, CoordinationError> {
+        Ok(self.census_naming(0).await?.leader)
+    }
+
+    /// Counts the instances and names that many expired ones, the oldest first.
+    pub(crate) async fn census_naming(&self, limit: usize) -> Result<Named, CoordinationError> {
+        let mut call = CENSUS.prepare_invoke();
+        call.key(self.store.keys.active())
+            .key(self.store.keys.lost())
+            .key(self.store.keys.suspects())
+            .key(self.store.keys.partition())
+            .key(self.store.keys.leader())
+            .key(self.store.keys.external())
+            .arg(limit)
+            .arg(RECENTLY.as_millis() as u64);
+        let (
+            at,
+            active,
+            expired,
+            recently_lost,
+            named,
+            suspect,
+            partition,
+            leader,
+            external,
+            outside,
+        ): Counted = self.store.invoke(&call).await?;
+        Ok(Named {
+            leader,
+            expired: expired + outside,
+            counts: Census {
+                at,
+                active,
+                suspect,
+                expired,
+                recently_lost,
+                partition,
+                external,
+            },
+            named,
+        })
+    }
+
+    /// The instances that are alive, in the order of their expiry.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn list(&self) -> Result<Vec<Instance>, CoordinationError> {
+        let now = self.store.now().await?;
+        let mut alive = redis::pipe();
+        alive
+            .cmd("ZRANGEBYSCORE")
+            .arg(self.store.keys.active())
+            .arg(format!("({now}"))
+            .arg("+inf");
+        alive
+            .cmd("ZRANGEBYSCORE")
+            .arg(self.store.keys.suspects())
+            .arg(format!("({now}"))
+            .arg("+inf");
+        let (ids, suspects): (Vec<String>, HashSet<String>) = self.store.ask(&alive).await?;
+        let mut instances = Vec::with_capacity(ids.len());
+        for page in ids.chunks(PAGE) {
+            let mut reads = redis::pipe();
+            for id in page {
+                reads.cmd("HGETALL").arg(self.store.keys.instance(id));
+            }
+            let hashes: Vec<HashMap<String, Vec<u8>>> = self.store.ask(&reads).await?;
+            instances.extend(hashes.into_iter().filter_map(Instance::from_hash));
+        }
+        for instance in &mut instances {
+            instance.suspect = suspects.contains(&instance.id);
+        }
+        Ok(instances)
+    }
+
+    /// The instances that are known: alive, expired, or lost within [`RECENTLY`]; at most `limit`.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn known(&self, detail: Detail, limit: usize) -> Result<Known, CoordinationError> {
+        let now = self.store.now().await?;
+        let recently = now.saturating_sub(RECENTLY.as_millis() as u64);
+        let mut reads = redis::pipe();
+        let active = self.store.keys.active();
+        let lost = self.store.keys.lost();
+        let lost_external = self.store.keys.lost_external();
+        let soon = (now + RECENTLY.as_millis() as u64).to_string();
+        for (key, least, most) in [
+            (&lost, format!("({recently}"), soon.clone()),
+            (&lost_external, format!("({recently}"), soon),
+            (&active, "-inf".to_owned(), now.to_string()),
+            (&active, format!("({now}"), "+inf".to_owned()),
+        ] {
+            let page = [0, limit];
+            reads.cmd("ZRANGEBYSCORE").arg(key).arg(&least).arg(&most);
+            reads.arg("LIMIT").arg(&page);
+            reads.cmd("ZCOUNT").arg(key).arg(least).arg(most);
+        }
+        reads
+            .cmd("ZRANGEBYSCORE")
+            .arg(self.store.keys.suspects())
+            .arg(format!("({now}"))
+            .arg("+inf");
+        type Counted = (Vec<String>, u64);
+        let (lost, outside, expired, alive): (Counted, Counted, Counted, Counted);
+        let suspects: HashSet<String>;
+        {
+            let (a, b, c, d, e, f, g, h, i) = self.store.ask(&reads).await?;
+            (lost, outside, expired, alive, suspects) = ((a, b), (c, d), (e, f), (g, h), i);
+        }
+        let total = lost.1 + outside.1 + expired.1 + alive.1;
+        let (suspect, healthy): (Vec<String>, Vec<String>) =
+            alive.0.into_iter().partition(|id| suspects.contains(id));
+        let ids: Vec<(Condition, String)> = [
+            (Condition::Suspect, expired.0),
+            (Condition::Suspect, suspect),
+            (Condition::Lost, lost.0),
+            (Condition::Lost, outside.0),
+            (Condition::Healthy, healthy),
+        ]
+        .into_iter()
+        .flat_map(|(condition, ids)| ids.into_iter().map(move |id| (condition, id)))
+        .take(limit)
+        .collect();
+        let mut fields = BRIEF.to_vec();
+        if detail == Detail::Full {
+            fields.extend(FULL);
+        }
+        let mut listed = Vec::with_capacity(ids.len());
+        for page in ids.chunks(PAGE) {
+            let mut reads = redis::pipe();
+            for (_, id) in page {
+                reads
+                    .cmd("HMGET")
+                    .arg(self.store.keys.instance(id))
+                    .arg(&fields);
+            }
+            let values: Vec<Vec<Option<Vec<u8>>>> = self.store.ask(&reads).await?;
+            for ((condition, id), values) in page.iter().zip(values) {
+                let named = fields.iter().zip(values);
+                let hash = named.filter_map(|(name, value)| Some(((*name).to_owned(), value?)));
+                let mut instance = Instance::read(hash.collect());
+                // Somebody may have deleted the hash.
+                instance.id = id.clone();
+                listed.push((*condition, instance));
+            }
+        }
+        listed.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
+        Ok(Known {
+            at: now,
+            total,
+            listed,
+        })
+    }
+
+    /// Active instances that have a handler for that event type, in whatever group.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn capable(&self, kind: &str) -> Result<Capable, CoordinationError> {
+        let mut call = CAPABLE.prepare_invoke();
+        call.key(self.store.keys.capabilities())
+            .key(self.store.keys.active())
+            .arg(kind)
+            .arg(LOOKED_AT);
+        let (alive, expired) = self.store.invoke(&call).await?;
+        Ok(Capable { alive, expired })
+    }
+
+    /// Says that an instance reads the events of these types in a group, and has handlers for them; for
+    /// [`READS`], after which it must say so again. A registration alone does not: it may be another
+    /// group's, or of a program that takes tasks only.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn reads(
+        &self,
+        group: &str,
+        id: &str,
+        kinds: &[String],
+    ) -> Result<(), CoordinationError> {
+        let now = self.store.now().await?;
+        let lasts = READS.as_millis() as u64;
+        for page in kinds.chunks(PAGE) {
+            let mut writes = redis::pipe();
+            for kind in page {
+                let readers = self.store.keys.readers(group, kind);
+                let add = writes.cmd("ZADD").arg(&readers).arg(now + lasts).arg(id);
+                add.ignore();
+                let lapsed = writes.cmd("ZREMRANGEBYSCORE").arg(&readers);
+                lapsed.arg("-inf").arg(now).ignore();
+                writes.cmd("PEXPIRE").arg(readers).arg(lasts).ignore();
+            }
+            self.store.ask::<()>(&writes).await?;
+        }
+        Ok(())
+    }
+
+    /// An instance, other than `not_it`, that reads the events of a type in that group and has a handler
+    /// for it, and for another type where that is needed too.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn reader(
+        &self,
+        group: &str,
+        kind: &str,
+        besides: Option<&str>,
+        not_it: &str,
+    ) -> Result<Reader, CoordinationError> {
+        let mut call = READER.prepare_invoke();
+        call.key(self.store.keys.active())
+            .key(self.store.keys.readers(group, kind));
+        if let Some(kind) = besides {
+            call.key(self.store.keys.readers(group, kind));
+        }
+        call.arg(not_it).arg(fastrand::f64()).arg(LOOKED_AT);
+        let (found, late): (String, bool) = self.store.invoke(&call).await?;
+        Ok(match (found.is_empty(), late) {
+            (false, _) => Reader::Found(found),
+            (true, true) => Reader::Late,
+            (true, false) => Reader::Nobody,
+        })
+    }
+
+    /// The domains of the event types that instances have handlers for, sorted. O(log n) for each.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn domains(&self) -> Result<Vec<String>, CoordinationError> {
+        let mut domains: Vec<String> = Vec::new();
+        let mut from = "-".to_owned();
+        while domains.len() < MAX_DOMAINS {
+            let mut next = redis::pipe();
+            next.cmd("ZRANGEBYLEX")
+                .arg(self.store.keys.capabilities())
+                .arg(&from)
+                .arg(&["+", "LIMIT", "0", "1"]);
+            let (found,): (Vec<String>,) = self.store.ask(&next).await?;
+            let Some(member) = found.first() else {
+                break;
+            };
+            let domain = keys::domain_of(member.split(' ').next().unwrap_or_default());
+            // '/' follows the dot, and no type contains it.
+            from = format!("[{domain}/");
+            domains.push(domain.to_owned());
+        }
+        domains.sort_unstable();
+        domains.dedup();
+        Ok(domains)
+    }
+
+    /// Those of the ids that are alive, in the order given.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn active_among(&self, ids: &[String]) -> Result<Vec<String>, CoordinationError> {
+        let mut alive = Vec::new();
+        for page in ids.chunks(ASKED) {
+            let mut reads = redis::pipe();
+            self.store.ask_time(&mut reads).await?;
+            reads.cmd("ZMSCORE").arg(self.store.keys.active()).arg(page);
+            let (ServerTime(now), expiries): (_, Vec<Option<f64>>) = self.store.ask(&reads).await?;
+            let now = now as f64;
+            let pairs = page.iter().zip(expiries);
+            let living = pairs.filter(|(_, expires)| expires.is_some_and(|at| at > now));
+            alive.extend(living.map(|(id, _)| id.clone()));
+        }
+        Ok(alive)
+    }
+
+    /// Those of the ids that were lost or unregistered lately and have not come back; an id that was
+    /// never registered is not among them.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn gone_among(&self, ids: &[String]) -> Result<Vec<String>, CoordinationError> {
+        let mut gone = Vec::new();
+        for page in ids.chunks(ASKED) {
+            let mut reads = redis::pipe();
+            for id in page {
+                reads
+                    .cmd("HGET")
+                    .arg(self.store.keys.instance(id))
+                    .arg("status");
+            }
+            let statuses: Vec<Option<String>> = self.store.ask(&reads).await?;
+            let pairs = page.iter().zip(statuses);
+            let left = pairs
+                .filter(|(_, status)| matches!(status.as_deref(), Some("lost" | "unregistered")));
+            gone.extend(left.map(|(id, _)| id.clone()));
+        }
+        Ok(gone)
+    }
+}
+
+/// Who is gone according to a fact of the broadcast; `None` if that is not what it says.
+pub fn gone_in(fact: &Entry) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Gone {
+        id: String,
+    }
+    if !matches!(
+        fact.get("type"),
+        Some(b"instance.lost" | b"instance.unregistered")
+    ) {
+        return None;
+    }
+    let gone: Gone = rmp_serde::from_slice(fact.get("data")?).ok()?;
+    check_id("id", &gone.id).ok()?;
+    Some(gone.id)
+}
+
+/// What the script returns, in its order.
+type Counted = (
+    u64,
+    u64,
+    u64,
+    u64,
+    Vec<String>,
+    u64,
+    bool,
+    Option<String>,
+    u64,
+    u64,
+);

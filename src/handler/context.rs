@@ -1,0 +1,374 @@
+//! What a handler knows of its event and may do besides returning a result.
+
+use crate::connect::clock::local_now;
+use crate::connect::connector::{Connector, Pooled};
+use crate::connect::error::Reaction;
+use crate::handler::fence::drop_fenced;
+use crate::handler::function::{Encoded, encode};
+use crate::handler::router::Router;
+use crate::protocol::error::{Code, HandlerError};
+use crate::protocol::event::Event;
+use crate::protocol::keys;
+use crate::protocol::keys::Keys;
+use crate::protocol::msgpack;
+use crate::protocol::msgpack::PayloadLimits;
+use crate::protocol::trace::TraceContext;
+use crate::streams::commit::{MAX_PUBLICATIONS, Publication};
+use serde::Serialize;
+use std::any::{Any, TypeId, type_name};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// How long an event waits whose run was given no connection.
+const AWAY: Duration = Duration::from_millis(500);
+
+/// State by type: what a worker was built with and its handlers share.
+#[derive(Clone, Default)]
+pub struct States(HashMap<TypeId, Arc<dyn Any + Send + Sync>>);
+
+impl States {
+    /// Adds a value; one of the same type is replaced.
+    pub fn insert<S: Send + Sync + 'static>(&mut self, state: S) {
+        self.0.insert(TypeId::of::<S>(), Arc::new(state));
+    }
+
+    fn get<S: Send + Sync + 'static>(&self) -> Option<&S> {
+        self.0.get(&TypeId::of::<S>())?.downcast_ref()
+    }
+}
+
+impl Drop for States {
+    fn drop(&mut self) {
+        for (_, state) in self.0.drain() {
+            drop_fenced(state);
+        }
+    }
+}
+
+impl fmt::Debug for States {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "States({})", self.0.len())
+    }
+}
+
+/// What all handlers of one process share.
+#[derive(Debug)]
+pub struct Process {
+    /// The instance id.
+    pub instance: String,
+    /// The key names.
+    pub keys: Keys,
+    /// Where connections come from.
+    pub connector: Connector,
+    /// Bounds on payloads, those of results and of what handlers publish among them.
+    pub payload: PayloadLimits,
+    /// The state that the worker was built with.
+    pub states: States,
+    /// Its handlers, once they are all known.
+    pub router: OnceLock<Arc<Router>>,
+    /// Is cancelled when the worker is to shut down, once it runs.
+    pub draining: OnceLock<CancellationToken>,
+}
+
+/// What a handler knows of its event and may do besides returning a result. Cheap to clone.
+#[derive(Clone)]
+pub struct Context(Arc<Call>);
+
+struct Call {
+    /// Whether its own SQL took effect, in this run or in an earlier one, or is about to.
+    effect: AtomicBool,
+    /// The history of the server in which the run began.
+    history: u64,
+    /// Whether the handler asked for a connection, and may have written there.
+    wrote: AtomicBool,
+    event: Event,
+    process: Arc<Process>,
+    inbox: bool,
+    /// What the handler published; `None` once the run has ended.
+    outbox: Mutex<Option<Vec<Publication>>>,
+    cancelled: OnceLock<CancellationToken>,
+    /// What the cache answers, found before the run began.
+    answer: OnceLock<Vec<u8>>,
+    deliveries: OnceLock<u32>,
+    trace: OnceLock<Option<TraceContext>>,
+}
+
+/// This event's own SQL in a run; dropped, it was undone.
+pub(crate) struct Effect<'a>(Option<&'a AtomicBool>);
+
+impl Effect<'_> {
+    /// It is committed.
+    pub fn took(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Effect<'_> {
+    fn drop(&mut self) {
+        if let Some(effect) = self.0 {
+            effect.store(false, Ordering::Release);
+        }
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("type", &self.0.event.kind())
+            .field("entry", &self.0.event.entry_id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Context {
+    /// The context of one run of a handler.
+    pub fn new(event: Event, process: Arc<Process>) -> Self {
+        Self::arrived(event, process, false)
+    }
+
+    /// The context of one run of a handler, on an event that arrived in this instance's inbox or not.
+    pub(crate) fn arrived(event: Event, process: Arc<Process>, inbox: bool) -> Self {
+        Self(Arc::new(Call {
+            effect: AtomicBool::new(false),
+            history: process.connector.history(),
+            wrote: AtomicBool::new(false),
+            event,
+            process,
+            inbox,
+            outbox: Mutex::new(Some(Vec::new())),
+            cancelled: OnceLock::new(),
+            answer: OnceLock::new(),
+            deliveries: OnceLock::new(),
+            trace: OnceLock::new(),
+        }))
+    }
+
+    /// The event as it arrived.
+    pub fn event(&self) -> &Event {
+        &self.0.event
+    }
+
+    /// The id of the instance that runs the handler.
+    pub fn instance(&self) -> &str {
+        &self.0.process.instance
+    }
+
+    /// Whether the event arrived in this instance's inbox, where publishers may not write.
+    pub(crate) fn is_from_inbox(&self) -> bool {
+        self.0.inbox
+    }
+
+    /// The key names.
+    pub fn keys(&self) -> &Keys {
+        &self.0.process.keys
+    }
+
+    /// The state of that type that the worker was built with.
+    ///
+    /// # Errors
+    /// `internal`, not retryable, if there is none.
+    pub fn state<S: Send + Sync + 'static>(&self) -> Result<&S, HandlerError> {
+        self.0.process.states.get().ok_or_else(|| {
+            let name = type_name::<S>();
+            HandlerError::internal(format!(
+                "the worker was built without state of type {name}: add .state(…) to its builder"
+            ))
+            .permanent()
+        })
+    }
+
+    /// A pooled connection to Redis, for a few commands that do not block.
+    ///
+    /// What is written there is gone if the server fails over to a replica that did not have it yet, or
+    /// restarts without it. So this run's outcome is only committed in the history of the server in which
+    /// it began; after a failover or a restart the event runs again.
+    ///
+    /// # Errors
+    /// `unavailable` if none can be had in time. A run that fails with it spends no attempt: it comes
+    /// again a moment later.
+    pub async fn redis(&self) -> Result<Pooled, HandlerError> {
+        self.writes();
+        let connection = self.0.process.connector.pooled().await;
+        connection.map_err(|error| match error.reaction() {
+            Reaction::GiveUp => HandlerError::unavailable(error.to_string()),
+            // The run has not begun to do anything there.
+            _ => HandlerError::later(AWAY, error.to_string()),
+        })
+    }
+
+    /// Publishes an event when, and only if, this run is committed.
+    ///
+    /// It carries this event's trace context on, and this instance as its `source`.
+    ///
+    /// # Errors
+    /// `internal`, not retryable, if `kind` is no event type, the payload can not be encoded or is over a
+    /// limit, or the run has ended.
+    pub fn publish<P: Serialize>(&self, kind: &str, payload: &P) -> Result<(), HandlerError> {
+        let data = self.within_limits(format_args!("publish {kind}"), encode(payload)?)?;
+        keys::check_event_type(kind)
+            .map_err(|error| HandlerError::internal(error.to_string()).permanent())?;
+        let mut fields: Vec<Vec<u8>> = vec![
+            b"type".to_vec(),
+            kind.into(),
+            b"data".to_vec(),
+            data,
+            b"source".to_vec(),
+            self.instance().into(),
+        ];
+        let mut partition_key = None;
+        if let Some(subject) = self.0.event.subject() {
+            fields.extend([b"subject".to_vec(), subject.into()]);
+            partition_key = Some(subject.to_owned());
+        }
+        if let Some(trace) = self.trace() {
+            fields.extend([b"traceparent".to_vec(), trace.to_string().into_bytes()]);
+        }
+        let domain = keys::domain_of(kind);
+        let keys = self.keys();
+        let partition_key = partition_key.unwrap_or_else(|| self.0.event.id());
+        let stream = keys.events(domain, keys.partition_of(domain, &partition_key));
+        self.publish_raw(Publication { stream, fields })
+    }
+
+    /// What a run gives out, if it is within the limits that hold for payloads.
+    pub(crate) fn within_limits(
+        &self,
+        what: impl fmt::Display,
+        data: Encoded,
+    ) -> Result<Encoded, HandlerError> {
+        match msgpack::scan(&data, &self.0.process.payload) {
+            Ok(()) => Ok(data),
+            Err(error) => Err(HandlerError::internal(format!("{what}: {error}")).permanent()),
+        }
+    }
+
+    /// The history of the server in which the run began.
+    pub(crate) fn history(&self) -> u64 {
+        self.0.history
+    }
+
+    /// Notes that this run, or a part of it, writes to the server by itself.
+    pub(crate) fn writes(&self) {
+        self.0.wrote.store(true, Ordering::Release);
+    }
+
+    /// Whether the handler asked for a connection, and may have written there.
+    pub(crate) fn wrote(&self) -> bool {
+        self.0.wrote.load(Ordering::Acquire)
+    }
+
+    /// Whether this event's own SQL took effect, or may in this run.
+    pub(crate) fn has_an_effect(&self) -> bool {
+        self.0.effect.load(Ordering::Acquire)
+    }
+
+    /// Begins this event's own SQL; `None` if that was begun in this run already, and not undone.
+    pub(crate) fn begin_effect(&self) -> Option<Effect<'_>> {
+        let begun = self.0.effect.swap(true, Ordering::AcqRel);
+        (!begun).then_some(Effect(Some(&self.0.effect)))
+    }
+
+    /// Adds an entry to any stream when, and only if, this run is committed.
+    ///
+    /// # Errors
+    /// `internal`, not retryable, if the run has ended.
+    pub(crate) fn publish_raw(&self, publication: Publication) -> Result<(), HandlerError> {
+        match &mut *self.outbox() {
+            Some(outbox) if outbox.len() >= MAX_PUBLICATIONS => {
+                let message = format!(
+                    "publish: one run publishes at most {MAX_PUBLICATIONS} events, since all are stored \
+                     in one step: split the work"
+                );
+                return Err(HandlerError::new(Code::ResourceExhausted, message).permanent());
+            }
+            Some(outbox) => outbox.push(publication),
+            None => {
+                let message = "publish: the run has ended, so nothing can be committed with it: \
+                     publish before the handler returns";
+                return Err(HandlerError::internal(message).permanent());
+            }
+        }
+        Ok(())
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Option<Vec<Publication>>> {
+        self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the cache answers.
+    pub(crate) fn answered(&self, result: Vec<u8>) {
+        self.0.answer.set(result).ok();
+    }
+
+    /// What the cache answers, where that was found before the run began.
+    pub(crate) fn answer(&self) -> Option<Vec<u8>> {
+        self.0.answer.get().cloned()
+    }
+
+    /// Whether the handler published something.
+    pub(crate) fn has_published(&self) -> bool {
+        self.outbox()
+            .as_ref()
+            .is_some_and(|outbox| !outbox.is_empty())
+    }
+
+    /// Takes what the handler published; the committer stores it. The run has ended.
+    pub fn take_outbox(&self) -> Vec<Publication> {
+        self.outbox().take().unwrap_or_default()
+    }
+
+    /// How often the entry was delivered: 1 unless it was taken over from someone who never
+    /// committed it.
+    pub fn deliveries(&self) -> u32 {
+        self.0.deliveries.get().copied().unwrap_or(1)
+    }
+
+    /// Says how often the entry was delivered. Before the handler runs.
+    pub(crate) fn delivered(self, deliveries: u32) -> Self {
+        self.0.deliveries.set(deliveries).ok();
+        self
+    }
+
+    /// Is cancelled when the run can not be committed any more (its lease was lost), or when the
+    /// worker's drain time is over. A handler that runs long watches it.
+    pub fn cancellation(&self) -> &CancellationToken {
+        self.0.cancelled.get_or_init(CancellationToken::new)
+    }
+
+    /// Is cancelled when the worker is to shut down. A handler that runs for as long as there is work
+    /// stops between two parts of it.
+    pub fn draining(&self) -> CancellationToken {
+        self.0.process.draining.get().cloned().unwrap_or_default()
+    }
+
+    /// What all handlers of this process share.
+    pub(crate) fn process(&self) -> &Arc<Process> {
+        &self.0.process
+    }
+
+    /// Has this run be cancelled with another one. Before anyone asked for its cancellation.
+    pub(crate) fn cancelled_with(&self, parent: &Context) {
+        self.0
+            .cancelled
+            .set(parent.cancellation().child_token())
+            .ok();
+    }
+
+    /// This run's own span in the trace that the event came with; `None` if it came with none.
+    pub fn trace(&self) -> Option<TraceContext> {
+        *self.0.trace.get_or_init(|| {
+            let parent = self.0.event.traceparent()?;
+            Some(TraceContext::parse(parent)?.child())
+        })
+    }
+
+    /// How long until the event's deadline by the local clock; `None` without one.
+    pub fn time_left(&self) -> Option<Duration> {
+        let deadline = self.0.event.deadline()?;
+        Some(Duration::from_millis(deadline.saturating_sub(local_now())))
+    }
+}

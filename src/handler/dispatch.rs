@@ -1,0 +1,213 @@
+//! Running one of this process's handlers from within another one: the item of a batch, a task.
+
+use crate::handler::context::Context;
+use crate::handler::fence::Fenced;
+use crate::handler::function::Encoded;
+use crate::handler::policy::RetryPolicy;
+use crate::handler::router::Route;
+use crate::protocol::error::{Code, HandlerError};
+use crate::protocol::event::{Entry, Event, Limits};
+use crate::protocol::msgpack::PayloadLimits;
+use crate::streams::commit::Publication;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A part of an event's work that the handler of another type does.
+#[derive(Clone, Debug)]
+pub struct Part<'a> {
+    /// The event type of the handler.
+    pub kind: &'a str,
+    /// One MessagePack value: the payload.
+    pub data: Vec<u8>,
+    /// What the handler sees as the event's id: the same each time the part is run again.
+    pub id: String,
+    /// 1 on the first try.
+    pub attempt: u32,
+}
+
+/// What became of a part.
+#[derive(Debug)]
+pub struct Done {
+    /// Its result, or why there is none.
+    pub result: Result<Encoded, HandlerError>,
+    /// What it published: for the caller to commit with the part's completion. Empty if it failed.
+    pub publications: Vec<Publication>,
+}
+
+impl Context {
+    /// Whether this process has a handler for that type.
+    pub fn handles(&self, kind: &str) -> bool {
+        self.route(kind).is_some()
+    }
+
+    /// When a failed run of the handler of that type is tried again; `None` if this process has none.
+    pub fn retries_of(&self, kind: &str) -> Option<RetryPolicy> {
+        Some(self.route(kind)?.retry)
+    }
+
+    /// Runs a part of this event's work with the handler that this process has for its type, under
+    /// that handler's policy: layers, timeout, statistics. A panic is an error. Retries are the
+    /// caller's business.
+    ///
+    /// The part is cancelled when this run is. It has this event's source, subject and trace.
+    pub async fn dispatch(&self, part: Part<'_>) -> Done {
+        let started = match self.prepare(part) {
+            Ok(started) => started,
+            Err(error) => {
+                return Done {
+                    result: Err(error),
+                    publications: Vec::new(),
+                };
+            }
+        };
+        let (context, route) = started;
+        let began = Instant::now();
+        let run = Fenced::start(|| route.start(context.clone()));
+        let result = run.within(&route.kind, route.timeout).await;
+        let result = result.and_then(|result| context.within_limits("the result", result));
+        route.stats.ran(began.elapsed(), result.is_err());
+        if context.wrote() {
+            self.writes();
+        }
+        let publications = context.take_outbox();
+        Done {
+            publications: if result.is_ok() {
+                publications
+            } else {
+                Vec::new()
+            },
+            result,
+        }
+    }
+
+    fn route(&self, kind: &str) -> Option<Arc<Route>> {
+        self.process().router.get()?.find(kind).cloned()
+    }
+
+    fn prepare(&self, part: Part<'_>) -> Result<(Context, Arc<Route>), HandlerError> {
+        let Some(route) = self.route(part.kind) else {
+            let (instance, kind) = (self.instance(), part.kind);
+            return Err(HandlerError::new(
+                Code::Unimplemented,
+                format!("{instance} has no handler for {kind}"),
+            ));
+        };
+        let event = self.event();
+        let mut fields: Vec<Vec<u8>> = Vec::with_capacity(14);
+        let mut add = |name: &str, value: Vec<u8>| fields.extend([name.into(), value]);
+        add("type", part.kind.into());
+        add("data", part.data);
+        add("id", part.id.into_bytes());
+        add("attempt", part.attempt.to_string().into_bytes());
+        if let Some(source) = event.source() {
+            add("source", source.into());
+        }
+        if let Some(subject) = event.subject() {
+            add("subject", subject.into());
+        }
+        if let Some(trace) = self.trace() {
+            add("traceparent", trace.to_string().into_bytes());
+        }
+        let entry = Entry::new(event.entry_id(), fields);
+        // It came out of an event that was within the limits.
+        let payload = PayloadLimits {
+            bytes: usize::MAX,
+            ..PayloadLimits::default()
+        };
+        let limits = Limits {
+            payload,
+            ..Limits::default()
+        };
+        let event = Event::parse(entry, &limits, self.keys(), "")
+            .map_err(|bad| HandlerError::invalid_argument(bad.message))?;
+        let context = Context::new(event, self.process().clone());
+        context.cancelled_with(self);
+        if route.policy.stateful {
+            context.writes();
+        }
+        Ok((context, route))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::assembly::Surroundings;
+    use crate::handler::assembly::testing::{limits, process};
+    use crate::handler::policy::Policy;
+    use crate::handler::router::{Registration, Router};
+    use crate::protocol::event::EntryId;
+    use std::sync::atomic::Ordering;
+    use std::time::Duration;
+
+    fn parent() -> Context {
+        let process = process();
+        let double = async |context: Context, n: u32| {
+            context.publish("audit.doubled", &n)?;
+            match n {
+                0 => panic!("nothing to double"),
+                1 => Err(HandlerError::not_found("one")),
+                2 => std::future::pending().await,
+                n => Ok(format!("{}:{}", context.event().id(), 2 * n)),
+            }
+        };
+        let policy = Policy::new().timeout(Duration::from_secs(5));
+        let registration = Registration::new("number.double", double, policy);
+        let surroundings = Surroundings {
+            process: process.clone(),
+            handler_timeout: Duration::from_secs(30),
+            limits: limits(),
+            circuits: None,
+        };
+        let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings);
+        process.router.set(Arc::new(router.unwrap())).unwrap();
+        let entry = Entry::new(EntryId::default(), ["type", "system.batch", "subject", "s"]);
+        let event = Event::parse(entry, &Limits::default(), &process.keys, "").unwrap();
+        Context::new(event, process)
+    }
+
+    fn part(kind: &str, n: u8) -> Part<'_> {
+        Part {
+            kind,
+            data: vec![n],
+            id: format!("b/{n}"),
+            attempt: 1,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_runs_under_its_handlers_policy_and_a_failed_one_publishes_nothing() {
+        let parent = parent();
+        assert!(parent.handles("number.double") && !parent.handles("number.halve"));
+        let done = parent.dispatch(part("number.double", 21)).await;
+        assert_eq!(
+            done.result.unwrap(),
+            rmp_serde::to_vec_named("b/21:42").unwrap()
+        );
+        assert_eq!(done.publications.len(), 1);
+        for (n, code) in [
+            (0, Code::Internal),
+            (1, Code::NotFound),
+            (2, Code::DeadlineExceeded),
+        ] {
+            let done = parent.dispatch(part("number.double", n)).await;
+            assert_eq!(done.result.unwrap_err().code, code);
+            assert!(done.publications.is_empty());
+        }
+        let stats = parent.route("number.double").unwrap().stats.clone();
+        assert_eq!(stats.calls.load(Ordering::Relaxed), 4);
+        assert_eq!(stats.errors.load(Ordering::Relaxed), 3);
+        let missing = parent.dispatch(part("number.halve", 2)).await;
+        assert_eq!(missing.result.unwrap_err().code, Code::Unimplemented);
+    }
+
+    #[tokio::test]
+    async fn a_part_is_cancelled_with_the_run_that_it_is_part_of() {
+        let parent = parent();
+        let (child, _) = parent.prepare(part("number.double", 3)).unwrap();
+        assert_eq!(child.event().subject(), Some("s"));
+        assert!(!child.cancellation().is_cancelled());
+        parent.cancellation().cancel();
+        assert!(child.cancellation().is_cancelled());
+    }
+}

@@ -1,0 +1,226 @@
+//! Plain async functions as handlers.
+
+use crate::handler::context::Context;
+use crate::handler::fence::Kept;
+use crate::protocol::error::HandlerError;
+use futures_util::FutureExt;
+use schemars::{JsonSchema, Schema};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{self, Poll};
+
+/// A handler: any `async fn(Context, P) -> Result<R, HandlerError>`.
+///
+/// The payload `P` is decoded from the event's MessagePack; the result `R` is encoded into the
+/// reply. Both give the JSON Schemas that `system.discover` answers with.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler",
+    label = "not `async fn(Context, P) -> Result<R, HandlerError>`",
+    note = "P must implement Deserialize and JsonSchema, R must implement Serialize and JsonSchema"
+)]
+pub trait Handler<P, R>: Send + Sync + 'static {
+    /// Runs it on one event.
+    fn call(
+        &self,
+        context: Context,
+        payload: P,
+    ) -> impl Future<Output = Result<R, HandlerError>> + Send + 'static;
+}
+
+impl<F, Fut, P, R> Handler<P, R> for F
+where
+    F: Fn(Context, P) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<R, HandlerError>> + Send + 'static,
+{
+    fn call(
+        &self,
+        context: Context,
+        payload: P,
+    ) -> impl Future<Output = Result<R, HandlerError>> + Send + 'static {
+        self(context, payload)
+    }
+}
+
+/// The result of a run: one MessagePack value.
+pub type Encoded = Vec<u8>;
+/// A run of a handler.
+pub type Run = Pin<Box<dyn Future<Output = Result<Encoded, HandlerError>> + Send>>;
+
+/// A handler whose types are erased: from a context to encoded bytes. It is a `tower::Service`, so
+/// tower's layers fit around it.
+#[derive(Clone)]
+pub struct Endpoint(Arc<dyn Fn(Context) -> Run + Send + Sync>);
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Endpoint")
+    }
+}
+
+impl Endpoint {
+    /// Erases a handler's types.
+    pub fn new<H, P, R>(handler: H) -> Self
+    where
+        H: Handler<P, R>,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + 'static,
+    {
+        let takes_map = Schemas::takes_map(&schemars::schema_for!(P));
+        let handler = Kept::new(handler);
+        Self(Arc::new(move |context: Context| {
+            let payload = decode::<P>(context.event().data(), takes_map);
+            match payload {
+                Ok(payload) => {
+                    let run = handler.call(context, payload);
+                    // Not an async block: that would keep the handler's future twice.
+                    Box::pin(run.map(|result| encode(&result?)))
+                }
+                Err(error) => Box::pin(std::future::ready(Err(error))),
+            }
+        }))
+    }
+
+    /// An endpoint that works on the bytes itself.
+    pub fn raw(run: impl Fn(Context) -> Run + Send + Sync + 'static) -> Self {
+        let run = Kept::new(run);
+        Self(Arc::new(move |context| (*run)(context)))
+    }
+
+    /// Starts a run.
+    pub fn start(&self, context: Context) -> Run {
+        (self.0)(context)
+    }
+}
+
+impl tower::Service<Context> for Endpoint {
+    type Response = Encoded;
+    type Error = HandlerError;
+    type Future = Run;
+
+    fn poll_ready(&mut self, _: &mut task::Context<'_>) -> Poll<Result<(), HandlerError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, context: Context) -> Run {
+        self.start(context)
+    }
+}
+
+/// The JSON Schemas of what a handler takes and gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schemas {
+    /// Of the payload.
+    pub input: Schema,
+    /// Of the result.
+    pub output: Schema,
+}
+
+impl Schemas {
+    /// Those of a payload and a result type.
+    pub fn of<P: JsonSchema, R: JsonSchema>() -> Self {
+        Self {
+            input: schemars::schema_for!(P),
+            output: schemars::schema_for!(R),
+        }
+    }
+
+    /// Whether a payload of that schema is always a map.
+    fn takes_map(input: &Schema) -> bool {
+        input.get("type").and_then(|kind| kind.as_str()) == Some("object")
+    }
+}
+
+const EMPTY_MAP: &[u8] = &[0x80];
+const NIL: u8 = 0xc0;
+
+/// Decodes one value. The bytes have been scanned already (depth, counts, rest).
+fn decode<P: DeserializeOwned>(data: &[u8], takes_map: bool) -> Result<P, HandlerError> {
+    let data = match data {
+        [NIL] if takes_map => EMPTY_MAP,
+        // rmp-serde would take an array for a struct, field by position.
+        [0x90..=0x9f | 0xdc | 0xdd, ..] if takes_map => {
+            return Err(HandlerError::invalid_argument(
+                "data: an array where a map with string keys is expected",
+            ));
+        }
+        data => data,
+    };
+    rmp_serde::from_slice(data).map_err(|_| explain::<P>(data))
+}
+
+/// The same decoding again, slower, to say which field is wrong.
+#[cold]
+fn explain<P: DeserializeOwned>(data: &[u8]) -> HandlerError {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(data);
+    match serde_path_to_error::deserialize::<_, P>(&mut decoder) {
+        Ok(_) => HandlerError::invalid_argument("data: not what the handler takes"),
+        Err(error) => {
+            let path = error.path().to_string();
+            let at = if path == "." { "data" } else { &path };
+            HandlerError::invalid_argument(format!("{at}: {}", error.inner()))
+        }
+    }
+}
+
+/// Encodes a value as MessagePack, structs as maps.
+///
+/// # Errors
+/// `internal`, not retryable: the value has a form that MessagePack lacks.
+pub fn encode<R: Serialize + ?Sized>(value: &R) -> Result<Encoded, HandlerError> {
+    rmp_serde::to_vec_named(value).map_err(|error| {
+        HandlerError::internal(format!("the value can not be encoded: {error}")).permanent()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde::Deserialize;
+
+    #[derive(Debug, Deserialize, JsonSchema, PartialEq)]
+    struct Resize {
+        width: u32,
+        #[serde(default)]
+        name: Option<String>,
+    }
+
+    fn fails<P: DeserializeOwned + std::fmt::Debug>(data: &[u8], takes_map: bool) -> String {
+        decode::<P>(data, takes_map).unwrap_err().message.into()
+    }
+
+    #[test]
+    fn the_message_names_the_field() {
+        assert!(Schemas::takes_map(&schemars::schema_for!(Resize)));
+        assert!(!Schemas::takes_map(&schemars::schema_for!(Vec<u32>)));
+        let wrong = rmp_serde::to_vec_named(&serde_json::json!({"width": "wide"})).unwrap();
+        assert!(fails::<Resize>(&wrong, true).starts_with("width: "));
+        assert!(fails::<Resize>(&[NIL], true).contains("`width`"));
+        assert!(fails::<Resize>(&[0x91, 1], true).contains("array"));
+        assert!(fails::<u8>(&[0xa1, b'x'], false).starts_with("data: "));
+    }
+
+    #[test]
+    fn a_run_keeps_its_future_once() {
+        use crate::handler::assembly::testing::context;
+        let large = async |_: Context, (): ()| -> Result<(), HandlerError> {
+            let held = [1_u8; 8192];
+            tokio::task::yield_now().await;
+            std::hint::black_box(held);
+            Ok(())
+        };
+        let run = Endpoint::new(large).start(context(&[]));
+        let size = size_of_val(&*run);
+        assert!((8192..2 * 8192).contains(&size), "{size}");
+    }
+
+    #[test]
+    fn nil_is_an_empty_map_for_a_handler_that_takes_a_map() {
+        #[derive(Debug, Deserialize, PartialEq)]
+        struct Nothing {}
+        assert_eq!(decode::<Nothing>(&[NIL], true), Ok(Nothing {}));
+        assert_eq!(decode::<()>(&[NIL], false), Ok(()));
+    }
+}

@@ -1,0 +1,322 @@
+//! What a policy asks for before a run begins, in two parts.
+//!
+//! First an event **enters**: it waits for its turn, for a permit, for the readiness of the user's layers.
+//! It takes nothing of the worker's for that. Then it **runs**: the circuit and the rate are asked at that
+//! moment, so what they allow is what runs. Where they refuse, the event keeps its places and enters again
+//! later; whoever cannot wait gets the refusal.
+
+pub mod flights;
+pub mod lines;
+
+use crate::connect::clock::NEVER;
+use crate::handler::context::Context;
+use crate::handler::fence::{Fenced, Kept, catch};
+use crate::handler::function::{Encoded, Run};
+use crate::handler::layers::cache::Results;
+use crate::handler::layers::circuit::Circuit;
+use crate::handler::layers::rate_limit::RateRule;
+use crate::handler::layers::timeout::exceeded;
+use crate::handler::policy::{Fallback, Stack};
+use crate::protocol::error::HandlerError;
+use flights::{Boarding, Flight, Flights};
+use lines::{Lines, Place};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+use tower::{Service, ServiceExt};
+
+/// The gate before one handler.
+pub struct Gate {
+    /// The event type.
+    pub kind: Arc<str>,
+    /// How long a run may take, and its layers until they are ready.
+    pub timeout: Option<Duration>,
+    /// The results of earlier runs, and the runs that are under way.
+    pub cache: Option<(Results, Arc<Flights>)>,
+    /// A line for each subject.
+    pub subjects: Option<Arc<Lines>>,
+    /// The rate, and a line for each source that is over it.
+    pub rate: Option<(RateRule, Arc<Lines>)>,
+    /// The circuit, and what answers while it is open.
+    pub circuit: Option<(Arc<Circuit>, Option<Fallback>)>,
+    /// Runs at a time.
+    pub permits: Option<Arc<Semaphore>>,
+    /// Whether the user's layers are to be asked whether they are ready.
+    pub layered: bool,
+    /// The handler with the cache and the user's layers around it.
+    pub service: Kept<Stack>,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("kind", &self.kind)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What an event keeps while it waits, however often it enters.
+#[derive(Debug, Default)]
+pub struct Places {
+    subject: Option<Place>,
+    source: Option<Place>,
+    flight: Option<Flight>,
+}
+
+/// An event that may run as far as this process knows.
+pub struct Entered {
+    places: Places,
+    permit: Option<OwnedSemaphorePermit>,
+    service: Kept<Stack>,
+    /// The cache answers: nothing is run.
+    cached: bool,
+}
+
+/// How an event enters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// It waits in line behind others of its source that are over the rate.
+    Patient,
+    /// Somebody waits for its answer, which may be a refusal.
+    Urgent,
+}
+
+/// An event that enters.
+pub type Entering = Pin<Box<dyn Future<Output = Result<Entered, HandlerError>> + Send>>;
+
+/// Where a run that was refused leaves its places.
+#[derive(Clone, Debug, Default)]
+pub struct Back(Arc<Mutex<Option<Places>>>);
+
+impl Back {
+    fn put(&self, places: Places) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
+    }
+
+    /// The places, if the run was refused before it began.
+    pub fn take(&self) -> Option<Places> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Gate {
+    /// Has an event enter, at once or after that time. Its place in line is taken in the first poll.
+    pub fn enter(
+        self: &Arc<Self>,
+        context: Context,
+        manner: Manner,
+        places: Places,
+        after: Option<Duration>,
+    ) -> Entering {
+        let entering = Box::pin(self.clone().entering(context, manner, places, after));
+        Box::pin(Caught(Some(entering)))
+    }
+
+    async fn entering(
+        self: Arc<Self>,
+        context: Context,
+        manner: Manner,
+        mut places: Places,
+        after: Option<Duration>,
+    ) -> Result<Entered, HandlerError> {
+        let until = after.map(|after| Instant::now() + after.min(NEVER));
+        let event = context.event();
+        if let Some(answered) = self.answered(&context).await? {
+            return Ok(answered);
+        }
+        // Where there is an order, equal events wait for each other in it.
+        if let Some((_, flights)) = &self.cache
+            && self.subjects.is_none()
+            && places.flight.is_none()
+        {
+            match flights.board(event.data()) {
+                Boarding::First(flight) => places.flight = Some(flight),
+                Boarding::Behind(landing) => {
+                    landing.landed().await;
+                    // It may have left no result: then they all run, as they do without a cache.
+                    if let Some(answered) = self.answered(&context).await? {
+                        return Ok(answered);
+                    }
+                }
+            }
+        }
+        let entry = event.entry_id();
+        if let (Some(lines), Some(subject)) = (&self.subjects, event.subject()) {
+            let place = places
+                .subject
+                .get_or_insert_with(|| lines.join(subject, entry));
+            place.head().await?;
+            if let Some(answered) = self.answered(&context).await? {
+                return Ok(answered);
+            }
+        }
+        if let Some((rule, lines)) = &self.rate
+            && manner == Manner::Patient
+        {
+            let source = event.source().unwrap_or_default();
+            if places.source.is_none() && (after.is_some() || lines.is_taken(source)) {
+                if after.is_none() {
+                    rule.held_back();
+                }
+                places.source = Some(lines.join(source, entry));
+            }
+            if let Some(place) = &mut places.source {
+                place.head().await?;
+            }
+        }
+        if let Some(until) = until {
+            tokio::time::sleep_until(until).await;
+        }
+        let permit = match &self.permits {
+            // Nothing closes it.
+            Some(permits) => permits.clone().acquire_owned().await.ok(),
+            None => None,
+        };
+        Ok(Entered {
+            places,
+            permit,
+            service: self.ready().await?,
+            cached: false,
+        })
+    }
+
+    /// An event that the cache answers: it waits for nothing but the layers around the cache.
+    async fn answered(&self, context: &Context) -> Result<Option<Entered>, HandlerError> {
+        let found = self.cache.as_ref();
+        let Some(result) = found.and_then(|(results, _)| results.get(context.event().data()))
+        else {
+            return Ok(None);
+        };
+        context.answered(result);
+        Ok(Some(Entered {
+            places: Places::default(),
+            permit: None,
+            service: self.ready().await?,
+            cached: true,
+        }))
+    }
+
+    /// The handler with its layers, once they are ready.
+    async fn ready(&self) -> Result<Kept<Stack>, HandlerError> {
+        let mut service = Kept::new(Stack::clone(&self.service));
+        if !self.layered {
+            return Ok(service);
+        }
+        let ready = async {
+            service.get_mut().ready().await?;
+            Ok::<(), HandlerError>(())
+        };
+        match self.timeout {
+            None => ready.await?,
+            Some(limit) => match tokio::time::timeout(limit, ready).await {
+                Ok(ready) => ready?,
+                Err(_) => return Err(exceeded("the layers of a run", &self.kind, limit)),
+            },
+        }
+        Ok(service)
+    }
+
+    /// Runs an event that has entered. Refused, its places are `back`.
+    pub fn run(self: &Arc<Self>, entered: Entered, context: Context, back: Back) -> Run {
+        Box::pin(self.clone().running(entered, context, back))
+    }
+
+    async fn running(
+        self: Arc<Self>,
+        entered: Entered,
+        context: Context,
+        back: Back,
+    ) -> Result<Encoded, HandlerError> {
+        let Entered {
+            mut places,
+            permit,
+            service,
+            cached,
+        } = entered;
+        if cached {
+            return self.call(service, context).await;
+        }
+        let admitted = match &self.circuit {
+            None => None,
+            Some((circuit, fallback)) => match (circuit.admit(), fallback) {
+                (Ok(admitted), _) => Some(admitted),
+                (Err(_), Some(fallback)) => return fallback(&context),
+                (Err(wait), None) => {
+                    back.put(places);
+                    return Err(circuit.refusal(wait));
+                }
+            },
+        };
+        if let Some((rule, _)) = &self.rate {
+            let again = places.source.is_some();
+            if let Err(error) = rule.check(context.event().source(), again).await {
+                back.put(places);
+                return Err(error);
+            }
+            // The next one of its source may ask.
+            places.source = None;
+        }
+        let tried = context.event().attempt() > 1;
+        let result = self.call(service, context).await;
+        if let Some(admitted) = admitted {
+            admitted.judge(&result, tried);
+        }
+        drop((places, permit));
+        result
+    }
+
+    async fn call(
+        &self,
+        mut service: Kept<Stack>,
+        context: Context,
+    ) -> Result<Encoded, HandlerError> {
+        let run = Fenced::start(|| service.get_mut().call(context));
+        let result = run.within(&self.kind, self.timeout).await;
+        // A panic of its drop is the run's failure.
+        let dropped = catch(|| drop(service.take()));
+        result.and_then(|result| dropped.map(|()| result))
+    }
+
+    /// Enters and runs within another run, as whoever cannot wait for the rate or the circuit.
+    pub fn start(self: &Arc<Self>, context: Context) -> Run {
+        let gate = self.clone();
+        Box::pin(async move {
+            let entering = gate.enter(context.clone(), Manner::Urgent, Places::default(), None);
+            let entered = entering.await?;
+            gate.run(entered, context, Back::default()).await
+        })
+    }
+}
+
+/// A panic while an event enters is a failed run.
+struct Caught(Option<Entering>);
+
+impl Future for Caught {
+    type Output = Result<Entered, HandlerError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> Poll<Self::Output> {
+        let Some(entering) = &mut self.0 else {
+            return Poll::Pending;
+        };
+        let polled = catch(|| entering.as_mut().poll(cx));
+        let done = match polled {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(done)) => done,
+            Err(error) => Err(error),
+        };
+        let dropped = catch(|| drop(self.0.take()));
+        Poll::Ready(done.and_then(|entered| dropped.map(|()| entered)))
+    }
+}
+
+impl Drop for Caught {
+    fn drop(&mut self) {
+        if let Some(entering) = self.0.take() {
+            crate::handler::fence::drop_fenced(entering);
+        }
+    }
+}

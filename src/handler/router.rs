@@ -1,0 +1,155 @@
+//! From an event type to its handler.
+
+use crate::handler::assembly;
+use crate::handler::assembly::Surroundings;
+use crate::handler::context::Context;
+use crate::handler::function::{Endpoint, Handler, Run, Schemas};
+use crate::handler::gate::Gate;
+use crate::handler::layers::circuit::Circuit;
+use crate::handler::layers::instrument::Stats;
+use crate::handler::policy::{Policy, RetryPolicy};
+use crate::protocol::keys;
+use crate::protocol::keys::NameError;
+use foldhash::fast::RandomState;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A handler as it was registered.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// The event type.
+    pub kind: String,
+    /// The handler.
+    pub endpoint: Endpoint,
+    /// How it is run.
+    pub policy: Policy,
+    /// What it takes and gives.
+    pub schemas: Schemas,
+}
+
+impl Registration {
+    /// A handler for events of that type, run as the policy says.
+    pub fn new<H, P, R>(kind: impl Into<String>, handler: H, policy: Policy) -> Self
+    where
+        H: Handler<P, R>,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema + 'static,
+    {
+        Self {
+            kind: kind.into(),
+            endpoint: Endpoint::new(handler),
+            policy,
+            schemas: Schemas::of::<P, R>(),
+        }
+    }
+}
+
+/// A handler ready to run.
+#[derive(Debug)]
+pub struct Route {
+    /// Which of the router's it is, counted from 0.
+    pub index: usize,
+    /// The event type.
+    pub kind: String,
+    /// How it is run.
+    pub policy: Policy,
+    /// When it is tried again.
+    pub retry: RetryPolicy,
+    /// What it takes and gives.
+    pub schemas: Schemas,
+    /// How long a run may take, where that is not the gate's business.
+    pub timeout: Option<Duration>,
+    /// What it did so far.
+    pub stats: Arc<Stats>,
+    /// Its circuit, if its policy has one.
+    pub circuit: Option<Arc<Circuit>>,
+    /// What its policy asks for before a run begins.
+    pub gate: Option<Arc<Gate>>,
+    endpoint: Endpoint,
+}
+
+impl Route {
+    /// Starts a run.
+    pub fn start(&self, context: Context) -> Run {
+        match &self.gate {
+            None => self.endpoint.start(context),
+            Some(gate) => gate.start(context),
+        }
+    }
+}
+
+/// All handlers of a process, by event type.
+#[derive(Debug, Default)]
+pub struct Router {
+    routes: HashMap<Box<[u8]>, Arc<Route>, RandomState>,
+}
+
+impl Router {
+    /// Puts the layers around each handler. A later registration of a type replaces an earlier one.
+    ///
+    /// # Errors
+    /// A type that is no event type.
+    pub fn new(
+        registrations: Vec<Registration>,
+        defaults: RetryPolicy,
+        surroundings: &Surroundings,
+    ) -> Result<Self, NameError> {
+        let mut routes: HashMap<Box<[u8]>, Route, RandomState> = HashMap::default();
+        for registration in registrations {
+            let Registration {
+                kind,
+                endpoint,
+                policy,
+                schemas,
+            } = registration;
+            keys::check_event_type(&kind)?;
+            let stats = Arc::new(Stats::default());
+            let circuit = assembly::circuit_of(&kind, &policy, surroundings);
+            let gate = assembly::gate(
+                &kind,
+                &policy,
+                endpoint.clone(),
+                &stats,
+                circuit.as_ref(),
+                surroundings,
+            );
+            let timeout = match gate {
+                None => assembly::timeout_of(&policy, surroundings),
+                Some(_) => None,
+            };
+            let route = Route {
+                index: 0,
+                timeout,
+                retry: policy.retry.unwrap_or(defaults),
+                kind: kind.clone(),
+                policy,
+                schemas,
+                stats,
+                circuit,
+                gate,
+                endpoint,
+            };
+            routes.insert(kind.into_bytes().into_boxed_slice(), route);
+        }
+        let routes = routes.into_iter().enumerate();
+        let routes =
+            routes.map(|(index, (kind, route))| (kind, Arc::new(Route { index, ..route })));
+        Ok(Self {
+            routes: routes.collect(),
+        })
+    }
+
+    /// The handler of a type.
+    pub fn find(&self, kind: &str) -> Option<&Arc<Route>> {
+        self.routes.get(kind.as_bytes())
+    }
+
+    /// All handlers, in no order.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.routes.values()
+    }
+}

@@ -1,0 +1,8 @@
+//! What people look at and put right: streams, pending entries, dead letters, the server itself.
+
+pub mod browse;
+pub mod inspect;
+pub mod memory;
+pub mod replay;
+pub mod rights;
+pub mod server;

@@ -1,0 +1,527 @@
+//! Publishing again what was published before: dead letters, pending entries, a part of a stream.
+//!
+//! A replay **moves** a dead letter or a pending entry: the event enters its stream and leaves where
+//! it was in one atomic step (`replay_dead.lua`, `replay_pending.lua`), so it can be interrupted at
+//! any moment and run again; nothing is lost and nothing doubled. Whoever held a pending entry is
+//! fenced like by a takeover: what it commits of it later is discarded. A replay of a range **copies**:
+//! the original is history and stays. A marker per entry with a time to live makes it safe to run
+//! again (`replay_range.lua`).
+//!
+//! The event keeps its `id` (one that had none gets its entry's) and its fields. It begins with its
+//! first attempt again, and `replays` counts how often that was done to it. Where it was answered
+//! already (a dead letter, a finished event) it gets no second reply, and a deadline that has passed
+//! is taken off: it would only be dropped again.
+//!
+//! Each step tells on the broadcast what it did: `operator.replayed`, `operator.dropped`.
+
+use crate::connect::error::BusError;
+use crate::connect::script::script;
+use crate::protocol::dead::Letter;
+use crate::protocol::event::{Entry, EntryId};
+use crate::protocol::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
+use crate::streams::claim::{CLAIMS_TTL, Pending};
+use crate::streams::commit::Publication;
+use redis::aio::MultiplexedConnection;
+use redis::{Script, ScriptInvocation};
+use serde::Serialize;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+static DEAD: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_dead.lua")));
+static PENDING: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_pending.lua")));
+static RANGE: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_range.lua")));
+static DROP: LazyLock<Script> = LazyLock::new(|| script(include_str!("drop.lua")));
+
+/// Entries that one step moves at most.
+pub const STEP: usize = 50;
+/// About how many bytes one step moves at most; a single entry may be larger.
+pub const STEP_BYTES: usize = 512 << 10;
+/// The most words of an entry's fields: what a script may unpack, with room to spare.
+pub const WORDS: usize = 4000;
+/// How long a replay of a range remembers what it copied.
+pub const WINDOW: Duration = Duration::from_secs(24 * 3600);
+/// Counts how often an event was replayed.
+pub const REPLAYS: &str = "replays";
+/// Who mended an event's payload before it was replayed.
+pub const EDITED: &str = "edited";
+
+/// Where an event is replayed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The dead letters.
+    Dead,
+    /// What is delivered and not acknowledged.
+    Pending,
+    /// Entries that the group is done with.
+    Range,
+}
+
+/// An event as it is to be published again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// Names and values in turn.
+    pub fields: Vec<Vec<u8>>,
+    /// How often it has been replayed then.
+    pub replays: u32,
+}
+
+/// The fields with which an event is published again.
+pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms: u64) -> Again {
+    let mut replays = 0u32;
+    let mut kept: Vec<Vec<u8>> = Vec::with_capacity(fields.len() + 4);
+    let mut has_id = false;
+    let answered = source != Source::Pending;
+    for pair in fields.chunks_exact(2) {
+        let text = || std::str::from_utf8(&pair[1]).unwrap_or_default();
+        match pair[0].as_slice() {
+            b"replays" => replays = text().parse().unwrap_or(u32::MAX),
+            b"attempt" | b"lasterror" | b"firstfailed" => continue,
+            b"replyto" if answered => continue,
+            b"deadline" if answered && text().parse().is_ok_and(|at: u64| at <= now_ms) => continue,
+            name => {
+                has_id |= name == b"id";
+                kept.extend_from_slice(pair);
+            }
+        }
+    }
+    if let (false, Some(id)) = (has_id, own_id) {
+        kept.extend([b"id".to_vec(), id.to_string().into_bytes()]);
+    }
+    let replays = replays.saturating_add(1);
+    kept.extend([REPLAYS.into(), replays.to_string().into_bytes()]);
+    Again {
+        fields: kept,
+        replays,
+    }
+}
+
+/// Why a dead letter has no stream to go back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoWayBack {
+    /// Its type is missing or no event type.
+    #[error("no event")]
+    NoEvent,
+    /// A reply that could not be stored.
+    #[error("a reply, not an event")]
+    Reply,
+    /// It stood in the inbox of one instance: what it told that instance is out of date.
+    #[error("from an inbox: its task was assigned anew")]
+    Inbox,
+    /// The stream that it stood on lies in another slot.
+    #[error("its stream lies in another slot")]
+    OtherSlot,
+}
+
+/// The events stream that a dead letter goes back to: the one it names if that is one of this
+/// namespace, else its type's.
+pub fn way_back(keys: &Keys, dead: &StreamName, letter: &Letter) -> Result<String, NoWayBack> {
+    let entry = Entry::new(EntryId::default(), &letter.fields);
+    let kind = entry.get("type").filter(|kind| is_event_type(kind));
+    let kind = kind.and_then(|kind| std::str::from_utf8(kind).ok());
+    let kind = kind.ok_or(NoWayBack::NoEvent)?;
+    if kind.ends_with(".result") && entry.get("correlationid").is_some() {
+        return Err(NoWayBack::Reply);
+    }
+    let named = letter
+        .stream
+        .as_deref()
+        .and_then(|key| keys.stream_name(key));
+    let to = match named {
+        Some(name) if name.kind == StreamKind::Inbox => return Err(NoWayBack::Inbox),
+        Some(name) if name.kind == StreamKind::Events => name.key,
+        _ => keys.events(domain_of(kind), dead.partition),
+    };
+    match keys.share_slot(&to, &dead.key) {
+        true => Ok(to),
+        false => Err(NoWayBack::OtherSlot),
+    }
+}
+
+/// One entry to be replayed.
+#[derive(Clone, Debug)]
+pub struct Move {
+    /// Where it is now.
+    pub entry: EntryId,
+    /// As it is published again.
+    pub fields: Vec<Vec<u8>>,
+    /// For a pending one: how the caller saw it, and how long it must have been idle.
+    pub pending: Option<(Pending, Duration)>,
+}
+
+/// The run that copied each entry within the window, if one did.
+pub async fn copied(
+    connection: &mut MultiplexedConnection,
+    keys: &Keys,
+    stream: &StreamName,
+    entries: &[EntryId],
+) -> Result<Vec<Option<String>>, BusError> {
+    if entries.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut command = redis::cmd("MGET");
+    for entry in entries {
+        command.arg(keys.replayed(&stream.part, stream.partition, &entry.to_string()));
+    }
+    Ok(command.query_async(connection).await?)
+}
+
+/// What a step did.
+#[derive(Debug, Default)]
+pub struct Step {
+    /// For each entry, in order, its new id; `None` for one that was not there any more.
+    pub moved: Vec<Option<EntryId>>,
+    /// Why the rest was left: the server's answer.
+    pub stopped: Option<String>,
+}
+
+/// Changes streams on an operator's behalf, and tells so.
+#[derive(Debug)]
+pub struct Operator {
+    keys: Keys,
+    run: String,
+    by: String,
+}
+
+#[derive(Serialize)]
+struct Fact<'a> {
+    run: &'a str,
+    by: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<&'a str>,
+    stream: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<&'a str>,
+    count: usize,
+    entries: Vec<String>,
+}
+
+impl Operator {
+    /// `run` names what belongs together, `by` who does it: at most 256 bytes each.
+    pub fn new(keys: Keys, run: impl Into<String>, by: impl Into<String>) -> Self {
+        Self {
+            keys,
+            run: run.into(),
+            by: by.into(),
+        }
+    }
+
+    /// The name of the run.
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// Who does it.
+    pub fn by(&self) -> &str {
+        &self.by
+    }
+
+    /// Moves dead letters to a stream.
+    pub async fn replay_dead(
+        &self,
+        connection: &mut MultiplexedConnection,
+        dead: &str,
+        to: &str,
+        moves: &[Move],
+    ) -> Result<Step, BusError> {
+        let mut call = DEAD.prepare_invoke();
+        call.key(dead).key(to);
+        let told = self.tell(&mut call, dead);
+        call.arg(&self.run).arg(&self.by);
+        for one in moves {
+            call.arg(one.entry.to_string());
+            words(&mut call, one);
+        }
+        let step = step(call.invoke_async(connection).await?, moves.len())?;
+        if !told {
+            let fact = ("operator.replayed", Some("dead"), dead, Some(to));
+            self.tell_after(connection, fact, moves, &step).await?;
+        }
+        Ok(step)
+    }
+
+    /// Publishes pending entries anew and acknowledges the old deliveries; their owners are fenced.
+    pub async fn replay_pending(
+        &self,
+        connection: &mut MultiplexedConnection,
+        stream: &StreamName,
+        group: &str,
+        moves: &[Move],
+    ) -> Result<Step, BusError> {
+        let key = &stream.key;
+        let seen: Vec<_> = moves.iter().filter_map(|m| m.pending.as_ref()).collect();
+        let mut owners: Vec<&[u8]> = seen
+            .iter()
+            .map(|(pending, _)| pending.consumer_bytes.as_slice())
+            .collect();
+        owners.sort_unstable();
+        owners.dedup();
+        let mut call = PENDING.prepare_invoke();
+        call.key(key);
+        for owner in &owners {
+            let (domain, partition) = (&stream.part, stream.partition);
+            let owner = String::from_utf8_lossy(owner);
+            call.key(self.keys.claims(domain, partition, &owner));
+        }
+        let told = self.tell(&mut call, key);
+        call.arg(&self.run)
+            .arg(&self.by)
+            .arg(group)
+            .arg(CLAIMS_TTL.as_millis() as u64)
+            .arg(owners.len());
+        for owner in &owners {
+            call.arg(*owner);
+        }
+        for one in moves {
+            let Some((seen, idle)) = &one.pending else {
+                continue;
+            };
+            let owner = owners
+                .binary_search(&seen.consumer_bytes.as_slice())
+                .unwrap_or(0)
+                + 1;
+            call.arg(one.entry.to_string())
+                .arg(owner)
+                .arg(seen.deliveries)
+                .arg(idle.as_millis() as u64);
+            words(&mut call, one);
+        }
+        let step = step(call.invoke_async(connection).await?, seen.len())?;
+        if !told {
+            let fact = (
+                "operator.replayed",
+                Some("pending"),
+                key.as_str(),
+                Some(key.as_str()),
+            );
+            self.tell_after(connection, fact, moves, &step).await?;
+        }
+        Ok(step)
+    }
+
+    /// Publishes copies. An entry that was copied within [`WINDOW`] is left alone; with `force` only
+    /// if this run copied it.
+    pub async fn replay_range(
+        &self,
+        connection: &mut MultiplexedConnection,
+        stream: &StreamName,
+        moves: &[Move],
+        force: bool,
+    ) -> Result<Step, BusError> {
+        let key = &stream.key;
+        let mut call = RANGE.prepare_invoke();
+        call.key(key);
+        for one in moves {
+            let entry = one.entry.to_string();
+            call.key(self.keys.replayed(&stream.part, stream.partition, &entry));
+        }
+        let told = self.tell(&mut call, key);
+        call.arg(&self.run)
+            .arg(&self.by)
+            .arg(WINDOW.as_millis() as u64)
+            .arg(u8::from(force))
+            .arg(moves.len());
+        for one in moves {
+            call.arg(one.entry.to_string());
+            words(&mut call, one);
+        }
+        let step = step(call.invoke_async(connection).await?, moves.len())?;
+        if !told {
+            let fact = (
+                "operator.replayed",
+                Some("range"),
+                key.as_str(),
+                Some(key.as_str()),
+            );
+            self.tell_after(connection, fact, moves, &step).await?;
+        }
+        Ok(step)
+    }
+
+    /// Deletes dead letters for good; says for each whether it was there.
+    pub async fn drop_dead(
+        &self,
+        connection: &mut MultiplexedConnection,
+        dead: &str,
+        entries: &[EntryId],
+    ) -> Result<Vec<bool>, BusError> {
+        let mut call = DROP.prepare_invoke();
+        call.key(dead);
+        let told = self.tell(&mut call, dead);
+        call.arg(&self.run).arg(&self.by);
+        for entry in entries {
+            call.arg(entry.to_string());
+        }
+        let dropped: Vec<bool> = call.invoke_async(connection).await?;
+        if !told {
+            let gone = entries.iter().zip(&dropped).filter(|(_, there)| **there);
+            let entries = gone.map(|(id, _)| id.to_string()).collect();
+            let fact = ("operator.dropped", None, dead, None);
+            self.store(connection, fact, entries).await?;
+        }
+        Ok(dropped)
+    }
+
+    /// Has the script tell what it did, if the broadcast is within its reach.
+    fn tell(&self, call: &mut ScriptInvocation<'_>, beside: &str) -> bool {
+        let broadcast = self.keys.broadcast();
+        let reach = self.keys.share_slot(&broadcast, beside);
+        if reach {
+            call.key(broadcast);
+        }
+        reach
+    }
+
+    async fn tell_after(
+        &self,
+        connection: &mut MultiplexedConnection,
+        fact: (&str, Option<&str>, &str, Option<&str>),
+        moves: &[Move],
+        step: &Step,
+    ) -> Result<(), BusError> {
+        let moved = moves.iter().zip(&step.moved).filter(|(_, to)| to.is_some());
+        let entries = moved.map(|(one, _)| one.entry.to_string()).collect();
+        self.store(connection, fact, entries).await
+    }
+
+    /// In a cluster the broadcast lies in another slot than the data streams: the fact follows the
+    /// step. A crash between the two loses the fact of that step.
+    async fn store(
+        &self,
+        connection: &mut MultiplexedConnection,
+        (kind, from, stream, to): (&str, Option<&str>, &str, Option<&str>),
+        entries: Vec<String>,
+    ) -> Result<(), BusError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let fact = Fact {
+            run: &self.run,
+            by: &self.by,
+            from,
+            stream,
+            to,
+            count: entries.len(),
+            entries,
+        };
+        let data =
+            rmp_serde::to_vec_named(&fact).map_err(|_| BusError::Reply { what: "a fact" })?;
+        let now = crate::operator::inspect::now(connection).await?;
+        let fields = [
+            ("type", kind.as_bytes().to_vec()),
+            ("source", self.by.clone().into_bytes()),
+            ("time", now.to_string().into_bytes()),
+            ("data", data),
+        ];
+        let fields = fields
+            .into_iter()
+            .flat_map(|(name, value)| [name.into(), value]);
+        let publication = Publication {
+            stream: self.keys.broadcast(),
+            fields: fields.collect(),
+        };
+        publication.store(connection).await
+    }
+}
+
+fn words(call: &mut ScriptInvocation<'_>, one: &Move) {
+    call.arg(one.fields.len());
+    for word in &one.fields {
+        call.arg(word.as_slice());
+    }
+}
+
+fn step(answer: Vec<String>, asked: usize) -> Result<Step, BusError> {
+    const SHAPE: BusError = BusError::Reply { what: "a replay" };
+    let mut answer = answer.into_iter();
+    let error = answer.next().ok_or(SHAPE)?;
+    let mut moved = Vec::with_capacity(asked);
+    for id in answer {
+        moved.push(match id.as_str() {
+            "" => None,
+            id => Some(id.parse().map_err(|_| SHAPE)?),
+        });
+    }
+    let stopped = (!error.is_empty()).then_some(error);
+    if stopped.is_none() && moved.len() != asked {
+        return Err(SHAPE);
+    }
+    Ok(Step { moved, stopped })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields(pairs: &[(&str, &str)]) -> Vec<Vec<u8>> {
+        let words = pairs.iter().flat_map(|(name, value)| [*name, *value]);
+        words.map(|word| word.as_bytes().to_vec()).collect()
+    }
+
+    #[test]
+    fn an_event_begins_anew_and_stays_the_same_event() {
+        let was = fields(&[
+            ("type", "a.b"),
+            ("attempt", "5"),
+            ("x", "kept"),
+            ("replyto", "cb:reply:me"),
+            ("deadline", "100"),
+            ("lasterror", "internal: no"),
+            ("firstfailed", "7"),
+        ]);
+        let id = EntryId { ms: 7, seq: 1 };
+        let dead = again(&was, Some(id), Source::Dead, 101);
+        assert_eq!(dead.replays, 1);
+        let expected = fields(&[
+            ("type", "a.b"),
+            ("x", "kept"),
+            ("id", "7-1"),
+            ("replays", "1"),
+        ]);
+        assert_eq!(dead.fields, expected);
+        let soon = again(&was, Some(id), Source::Dead, 99);
+        assert!(soon.fields.contains(&b"deadline".to_vec()));
+        let pending = again(&was, Some(id), Source::Pending, 101);
+        for kept in ["replyto", "deadline"] {
+            assert!(pending.fields.contains(&kept.as_bytes().to_vec()), "{kept}");
+        }
+    }
+
+    #[test]
+    fn replays_are_counted_and_an_id_is_kept() {
+        let was = fields(&[("type", "a.b"), ("replays", "2"), ("id", "mine")]);
+        let twice = again(&was, Some(EntryId::default()), Source::Range, 0);
+        assert_eq!(twice.replays, 3);
+        let expected = fields(&[("type", "a.b"), ("id", "mine"), ("replays", "3")]);
+        assert_eq!(twice.fields, expected);
+        let forged = fields(&[("type", "a.b"), ("replays", "many")]);
+        let forged = again(&forged, None, Source::Range, 0);
+        assert_eq!(forged.replays, u32::MAX);
+    }
+
+    #[test]
+    fn a_letter_goes_back_to_an_events_stream_only() {
+        let keys = Keys::new("cb").unwrap();
+        let dead = keys.stream_name("cb:dead:a").unwrap();
+        let letter = |kind: &str, stream: &str| Letter {
+            fields: fields(&[("type", kind)]),
+            stream: Some(stream.to_owned()),
+            ..Letter::default()
+        };
+        let back = |letter: Letter| way_back(&keys, &dead, &letter);
+        assert_eq!(
+            back(letter("a.b", "cb:events:other")).unwrap(),
+            "cb:events:other"
+        );
+        assert_eq!(back(letter("a.b", "cb:leader")).unwrap(), "cb:events:a");
+        assert_eq!(back(letter("a.b", "x:events:a")).unwrap(), "cb:events:a");
+        assert_eq!(back(letter("a.b", "cb:inbox:w-1")), Err(NoWayBack::Inbox));
+        assert_eq!(back(letter("a", "cb:events:a")), Err(NoWayBack::NoEvent));
+        let mut reply = letter("a.b.result", "cb:results:a");
+        reply.fields.extend(fields(&[("correlationid", "1")]));
+        assert_eq!(back(reply), Err(NoWayBack::Reply));
+        let keys = Keys::tagged("cb", 4).unwrap();
+        let dead = keys.stream_name("{cb:a:1}:dead").unwrap();
+        let other = way_back(&keys, &dead, &letter("a.b", "{cb:a:2}:events"));
+        assert_eq!(other, Err(NoWayBack::OtherSlot));
+    }
+}

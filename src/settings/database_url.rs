@@ -1,0 +1,169 @@
+//! The URL of a database. It may carry a password, so it never prints itself whole.
+
+use crate::connect::url::{names_password, without_secrets};
+use serde::{Deserialize, Serialize};
+use sqlx::postgres::PgConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Which kind of database a URL leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DatabaseKind {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A server.
+    Postgres,
+}
+
+/// A database's URL: empty, `sqlite:…` or `postgres://…`. It may carry a password, so it never
+/// prints itself whole.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DatabaseUrl(String);
+
+impl DatabaseUrl {
+    /// Wraps a URL.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    /// The SQLite file under the state directory.
+    pub fn local() -> Self {
+        Self::new("sqlite:")
+    }
+
+    /// The URL with its password: for opening connections, nothing else.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether none is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether it leads to a PostgreSQL server.
+    pub fn is_postgres(&self) -> bool {
+        self.0.starts_with("postgres://") || self.0.starts_with("postgresql://")
+    }
+
+    /// Whether it carries a password. In doubt it does.
+    pub fn has_password(&self) -> bool {
+        let asked = self.0.split_once('?').map_or("", |(_, query)| query);
+        !self.0.starts_with("sqlite:")
+            && (names_password(&self.0) || asked.to_ascii_lowercase().contains("pass"))
+    }
+
+    /// Where it leads.
+    ///
+    /// # Errors
+    /// What is wrong with it, without its secrets.
+    pub fn kind(&self) -> Result<DatabaseKind, String> {
+        if self.is_postgres() {
+            // The parser's own message may quote what it stumbled over.
+            return match PgConnectOptions::from_str(&self.0) {
+                Ok(_) => Ok(DatabaseKind::Postgres),
+                Err(_) => Err(format!(
+                    "{self} is not a URL such as postgres://user@host:5432/name"
+                )),
+            };
+        }
+        let Some(rest) = self.0.strip_prefix("sqlite:") else {
+            return Err(format!(
+                "{self} is neither postgres://user@host/name nor sqlite:PATH"
+            ));
+        };
+        let path = rest.strip_prefix("//").unwrap_or(rest);
+        if path.is_empty() {
+            return Ok(DatabaseKind::Sqlite(local_file()?));
+        }
+        // Every connection would have a memory of its own, and the ledger none that lasts.
+        if path.contains(":memory:") || path.contains('?') {
+            return Err(format!("{self} is not a file: write sqlite:PATH"));
+        }
+        match SqliteConnectOptions::from_str(&self.0) {
+            Ok(options) => Ok(DatabaseKind::Sqlite(options.get_filename().to_owned())),
+            Err(_) => Err(format!("{self} is not a file: write sqlite:PATH")),
+        }
+    }
+
+    /// Fails if it is neither empty nor a URL of a database that can be used.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if self.is_empty() {
+            return Ok(());
+        }
+        self.kind().map(|_| ())
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        without_secrets(&self.0, f)
+    }
+}
+
+impl fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// `$XDG_STATE_HOME/convoke/ledger.db`, else under `~/.local/state`.
+fn local_file() -> Result<PathBuf, String> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    let state = set("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| set("HOME").map(|home| Path::new(&home).join(".local/state")));
+    state
+        .map(|state| state.join("convoke/ledger.db"))
+        .ok_or_else(|| "neither XDG_STATE_HOME nor HOME is set: write sqlite:PATH".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_databases_url_never_prints_its_password() {
+        for url in [
+            "postgres://:s3cret@host/db",
+            "postgres://user:s3cr/et@s3cret@host",
+            "postgres://host/db?password=s3cret&user=u",
+            "postgres://u:s3cret@host:port",
+            "mysql://u:s3cret@host",
+        ] {
+            let url = DatabaseUrl::new(url);
+            let problem = url.kind().err().unwrap_or_default();
+            assert!(
+                !format!("{url} {url:?} {problem}").contains("s3cr"),
+                "{url}"
+            );
+            assert!(url.has_password(), "{url}");
+        }
+        assert!(!DatabaseUrl::new("postgres://u@host/db").has_password());
+        assert!(!DatabaseUrl::new("sqlite:a@b:c").has_password());
+    }
+
+    #[test]
+    fn a_databases_url_leads_to_a_file_or_a_server() {
+        let kind = |url: &str| DatabaseUrl::new(url).kind();
+        let file = |path: &str| Ok(DatabaseKind::Sqlite(path.into()));
+        assert_eq!(kind("postgres://u@h/db"), Ok(DatabaseKind::Postgres));
+        assert_eq!(kind("postgresql://h"), Ok(DatabaseKind::Postgres));
+        assert_eq!(kind("sqlite:a.db"), file("a.db"));
+        assert_eq!(kind("sqlite:///var/a.db"), file("/var/a.db"));
+        let local = kind("sqlite:").unwrap();
+        assert!(matches!(local, DatabaseKind::Sqlite(path) if path.ends_with("convoke/ledger.db")));
+        for bad in [
+            "",
+            "sqlite::memory:",
+            "sqlite:a?mode=memory",
+            "a.db",
+            "mysql://h",
+        ] {
+            assert!(kind(bad).is_err(), "{bad}");
+        }
+    }
+}

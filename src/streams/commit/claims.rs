@@ -1,0 +1,162 @@
+//! The claim counters of a consumer as its committer knows them (see [`crate::streams::commit`]).
+
+use crate::connect::clock;
+use crate::connect::clock::{ClockSource, ServerClock, local_now};
+use crate::connect::error::BusError;
+use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
+use crate::protocol::digits::Digits;
+use crate::streams::claim::CLAIMS_TTL;
+use redis::aio::ConnectionLike;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// What a committer last learned from the server: the claim counters, one for each of its counter
+/// keys, and the time.
+#[derive(Debug)]
+pub struct Claims {
+    clock: Mutex<Option<ServerClock>>,
+    keys: Vec<String>,
+    of_stream: Vec<usize>,
+    known: Vec<AtomicU64>,
+}
+
+impl Claims {
+    pub(crate) fn new(of_streams: Vec<String>) -> Self {
+        let mut keys: Vec<String> = of_streams.clone();
+        keys.sort_unstable();
+        keys.dedup();
+        let of_stream = of_streams
+            .iter()
+            .map(|key| keys.binary_search(key).unwrap_or(0))
+            .collect();
+        let known = keys.iter().map(|_| AtomicU64::new(0)).collect();
+        Self {
+            clock: Mutex::new(None),
+            keys,
+            of_stream,
+            known,
+        }
+    }
+
+    /// The server's clock, in Unix milliseconds; the local one before the first connection.
+    pub fn server_now(&self) -> u64 {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.map_or_else(local_now, |clock| clock.now())
+    }
+
+    /// The counter of a stream's commits as it is known now: to be read before a read is sent.
+    pub fn known(&self, stream: usize) -> u64 {
+        self.known[self.of_stream[stream]].load(Ordering::Acquire)
+    }
+
+    /// Sets the counters' time to live anew; costs one batch its fast way.
+    pub async fn keep(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
+        for key in &self.keys {
+            redis::cmd("PEXPIRE")
+                .arg(key)
+                .arg(CLAIMS_TTL.as_millis() as u64)
+                .exec_async(connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Fences whoever committed under this name before, and learns the counters and the time.
+    pub(crate) async fn arm(&self, wire: &mut Wire, source: ClockSource) -> Result<(), BusError> {
+        if source == ClockSource::Key {
+            for key in &self.keys {
+                clock::make(wire, key).await?;
+            }
+        }
+        let beside = self.keys.first().map_or("", String::as_str);
+        let clock = ServerClock::read(wire, source, beside).await?;
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
+        for (key, known) in self.keys.iter().zip(&self.known) {
+            raise(wire, key, known.load(Ordering::Acquire), clock.now()).await?;
+        }
+        let mut commands = Commands::default();
+        self.watch(&mut commands);
+        wire.send(&mut commands).await?;
+        self.watched(wire).await?;
+        Ok(())
+    }
+
+    /// Adds the commands that watch the counters and read them.
+    pub(crate) fn watch(&self, commands: &mut Commands) {
+        for name in [&b"WATCH"[..], b"MGET"] {
+            commands.begin(1 + self.keys.len());
+            commands.word(name);
+            for key in &self.keys {
+                commands.word(key.as_bytes());
+            }
+        }
+    }
+
+    /// Reads the answers of what [`Claims::watch`] added: whether all counters exist.
+    pub(crate) async fn watched(&self, wire: &mut Wire) -> Result<bool, BusError> {
+        // Without a watch nothing would fence the next transaction.
+        if let Token::Error(text) = wire.reply().await?.token()? {
+            return Err(server_error(text));
+        }
+        self.learn(wire.reply().await?)
+    }
+
+    /// Learns from the answer of an `MGET` whether all of them exist.
+    fn learn(&self, mut values: Tokens<'_>) -> Result<bool, BusError> {
+        let mut all = match values.token()? {
+            Token::Array(length) => length == self.known.len(),
+            Token::Error(text) => return Err(server_error(text)),
+            _ => return Err(BusError::Reply { what: "MGET" }),
+        };
+        for known in &self.known {
+            let number = match values.token()? {
+                Token::Bulk(bytes) => std::str::from_utf8(bytes)
+                    .ok()
+                    .and_then(|text| text.parse().ok()),
+                _ => None,
+            };
+            all &= number.is_some();
+            known.store(number.unwrap_or(0), Ordering::Release);
+        }
+        Ok(all)
+    }
+
+    /// Removes the counters of a consumer that has nothing pending.
+    pub(crate) async fn forget(
+        &self,
+        connection: &mut impl ConnectionLike,
+    ) -> Result<(), BusError> {
+        for key in &self.keys {
+            redis::cmd("UNLINK").arg(key).exec_async(connection).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Raises a claim counter above its value, above `known` and, if it is new, to the time.
+///
+/// Done for each connection: what was read before is then committed the slow way. The server behind
+/// it may be another one, or the same with older data, that knows nothing of those deliveries.
+async fn raise(wire: &mut Wire, key: &str, known: u64, now: u64) -> Result<(), BusError> {
+    let key = key.as_bytes();
+    let (now, ttl) = (Digits::of(now), Digits::of(CLAIMS_TTL.as_millis() as u64));
+    let mut commands = Commands::default();
+    commands.add(&[b"SET", key, now.as_ref(), b"PX", ttl.as_ref(), b"NX"]);
+    commands.add(&[b"INCR", key]);
+    commands.add(&[b"PEXPIRE", key, ttl.as_ref()]);
+    wire.send(&mut commands).await?;
+    let mut raised = Err(BusError::Reply { what: "INCR" });
+    for command in 0..3 {
+        match wire.reply().await?.token()? {
+            Token::Error(text) => raised = Err(server_error(text)),
+            Token::Int(value) if command == 1 => raised = Ok(value as u64),
+            _ => {}
+        }
+    }
+    let value = raised?;
+    if value <= known {
+        let more = Digits::of(known - value + 1);
+        wire.ask(&[b"INCRBY", key, more.as_ref()]).await?;
+    }
+    Ok(())
+}

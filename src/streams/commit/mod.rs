@@ -1,0 +1,493 @@
+//! The fenced commit: the only place that acknowledges.
+//!
+//! An outcome takes effect only if its entry is still pending with this consumer, in the delivery
+//! that was run. There are two ways to that.
+//!
+//! *Slow and always right*: `commit.lua`, entry by entry (`one.rs`), compares owner and delivery count and
+//! writes in one step.
+//!
+//! *Fast*: plain commands in one `MULTI`/`EXEC` for the whole batch. What makes it safe is the
+//! **claim counter** of this consumer, which every takeover raises in the step in which it claims.
+//! The counter is watched; each commit is sent as `MULTI … EXEC WATCH counters MGET counters`.
+//!
+//! - Moved while it was watched: `EXEC` does nothing.
+//! - Moved between `EXEC` and the next `WATCH`: the `MGET` behind it shows another value.
+//! - A read that was answered late: each entry carries the value that was known **before its read was
+//!   sent**. The counter only rises, so if it equals the watched value the entry was not taken since.
+//! - Unknown outcome (time-out, cut connection): the batch goes the slow way, which finds out one by
+//!   one what was committed already.
+//!
+//! The counter is raised when a consumer starts and with each connection, so that an older process of
+//! the same name loses the fast way, and so does what was read before a connection broke: the server
+//! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
+//!
+//! An outcome that tells of what its run wrote to the server itself is committed only in the history of
+//! the data in which that run began (see `history.rs`).
+
+mod claims;
+mod one;
+pub mod settlement;
+
+use self::one::{Scripts, Slow};
+use crate::connect::clock::whole_ms;
+use crate::connect::connector::{Connector, reconnect_delay};
+use crate::connect::error::{BusError, Reaction};
+use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
+use crate::protocol::dead::DeadLetter;
+use crate::protocol::digits::Digits;
+use crate::protocol::entry::Entry;
+use crate::protocol::keys::Route;
+pub use crate::streams::commit::claims::Claims;
+pub use crate::streams::commit::settlement::{
+    End, Lease, MAX_PUBLICATIONS, Publication, Reply, Report, Settlement,
+};
+use crate::streams::commit::settlement::{Place, Worth, is_inbox};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// The most reply streams whose time to live is remembered.
+const REMEMBERED_REPLIES: usize = 10_000;
+/// How long a delivery is in hand before its outcome goes the slow way, which sees what was done to the
+/// entry by hand.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// Commits the outcomes of one lane.
+pub struct Committer {
+    connector: Connector,
+    routes: Arc<[Route]>,
+    group: String,
+    consumer: String,
+    claims: Arc<Claims>,
+    wire: Option<Wire>,
+    /// For what goes the slow way.
+    scripts: Option<Scripts>,
+    commands: Commands,
+    replies: HashMap<String, Instant>,
+    reply_ttl: Duration,
+    reply_history: u64,
+    stop: CancellationToken,
+}
+
+/// What a committer is made of.
+pub struct CommitterOptions {
+    /// Where connections come from.
+    pub connector: Connector,
+    /// The keys of each stream of the lane.
+    pub routes: Arc<[Route]>,
+    /// The claim counter's key of each stream of the lane.
+    pub claims: Vec<String>,
+    /// The consumer group.
+    pub group: String,
+    /// This consumer.
+    pub consumer: String,
+    /// How long a reply stream outlives its last reply.
+    pub reply_ttl: Duration,
+    /// About how many replies a reply stream keeps.
+    pub reply_history: u64,
+    /// Ends the wait for a server that is away.
+    pub stop: CancellationToken,
+}
+
+enum Fast {
+    /// Committed; which of the commands failed by themselves, and why.
+    Done(Vec<(usize, String)>),
+    /// Nothing was written: a counter moved, or a lease is from before it did.
+    Nothing,
+    /// Nothing was written: the server refused a command before running any.
+    Aborted(BusError),
+}
+
+/// An effect of a committed settlement that could not be written.
+struct Lost {
+    lease: Lease,
+    stream: String,
+    fields: Vec<Vec<u8>>,
+    message: String,
+}
+
+impl fmt::Debug for Committer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Committer({})", self.consumer)
+    }
+}
+
+/// Fails where an ACL denies transactions: their commands would run one by one, unfenced.
+async fn may_transact(wire: &mut Wire) -> Result<(), BusError> {
+    for word in [&b"MULTI"[..], b"EXEC"] {
+        if let Token::Error(text) = wire.ask(&[word]).await?.token()? {
+            return Err(server_error(text));
+        }
+    }
+    Ok(())
+}
+
+impl Committer {
+    /// A committer that is not connected yet.
+    pub fn new(options: CommitterOptions) -> Self {
+        Self {
+            connector: options.connector,
+            routes: options.routes,
+            group: options.group,
+            consumer: options.consumer,
+            claims: Arc::new(Claims::new(options.claims)),
+            wire: None,
+            scripts: None,
+            commands: Commands::default(),
+            replies: HashMap::new(),
+            reply_ttl: options.reply_ttl,
+            reply_history: options.reply_history,
+            stop: options.stop,
+        }
+    }
+
+    /// The claim counters as the committer knows them.
+    pub fn claims(&self) -> Arc<Claims> {
+        self.claims.clone()
+    }
+
+    /// Connects and raises this consumer's claim counters, which fences older processes of the same
+    /// name.
+    pub async fn start(&mut self) -> Result<(), BusError> {
+        self.arm().await
+    }
+
+    /// Removes the claim counters of a consumer that has nothing pending.
+    pub async fn finish(self) -> Result<(), BusError> {
+        let mut connection = self.connector.pooled().await?;
+        self.claims.forget(&mut connection).await
+    }
+
+    async fn arm(&mut self) -> Result<(), BusError> {
+        self.wire = None;
+        let mut wire = self.connector.wire().await?;
+        may_transact(&mut wire).await?;
+        let clock = self.connector.clock().await?;
+        self.claims.arm(&mut wire, clock).await?;
+        self.wire = Some(wire);
+        Ok(())
+    }
+
+    /// Whether what the run wrote to the server is still there, for all that is known.
+    fn is_of_this_history(&self, settlement: &Settlement) -> bool {
+        let now = self.connector.history();
+        settlement.history.is_none_or(|history| history == now)
+    }
+
+    fn place(&self, lease: &Lease) -> Place<'_> {
+        Place {
+            route: &self.routes[lease.stream],
+            consumer: &self.consumer,
+            now: self.claims.server_now(),
+            reply_history: Some(self.reply_history),
+        }
+    }
+
+    /// Commits a batch. Returns when every settlement has an end; while the server is away that is
+    /// when it is back, or when the committer is told to stop.
+    pub async fn commit(&mut self, batch: Vec<Settlement>) -> Report {
+        let mut report = Report::default();
+        let now = Instant::now();
+        let fits = |settlement: &Settlement| self.fits(settlement, now);
+        let (batch, slow): (Vec<_>, Vec<_>) = match batch.iter().all(fits) {
+            true => (batch, Vec::new()),
+            false => batch.into_iter().partition(fits),
+        };
+        // What was delivered earlier is written earlier.
+        if !self.one_by_one(slow, &mut report).await {
+            report.abandoned += batch.len() as u64;
+            return report;
+        }
+        if batch.is_empty() {
+            return report;
+        }
+        match self.fast(&batch).await {
+            Ok(Fast::Done(failed)) => {
+                for settlement in &batch {
+                    report.count(&settlement.end);
+                }
+                report.dead += self.make_good(&batch, &failed).await;
+                return report;
+            }
+            Ok(Fast::Nothing | Fast::Aborted(_)) => {}
+            Err(error) => {
+                self.wire = None;
+                // A half-open link or a stale primary is the other connection's too: it would cost
+                // a time-out of its own.
+                if error.reaction() == Reaction::Reconnect {
+                    self.scripts = None;
+                }
+            }
+        }
+        self.one_by_one(batch, &mut report).await;
+        report
+    }
+
+    /// Commits settlements by the script. False if it was told to stop before all had an end.
+    async fn one_by_one(&mut self, mut slow: Vec<Settlement>, report: &mut Report) -> bool {
+        let mut failures = 0;
+        // They are taken from the end.
+        slow.reverse();
+        while let Some(settlement) = slow.pop() {
+            match self.slow(&settlement).await {
+                Ok(Slow::Committed) => report.count(&settlement.end),
+                Ok(Slow::Untold) => {
+                    report.committed += 1;
+                    report.dead += 1;
+                }
+                Ok(Slow::Fenced) => report.fenced += 1,
+                Ok(Slow::Outdated) => report.outdated += 1,
+                Ok(Slow::Refused(why)) => report.refused.push((settlement.lease, why)),
+                Err(error) if error.reaction() == Reaction::GiveUp => {
+                    report.refused.push((settlement.lease, error.to_string()));
+                }
+                // Without the group nothing is pending any more: it will be delivered again.
+                Err(error) if error.reaction() == Reaction::RepairGroup => report.fenced += 1,
+                Err(error) => {
+                    slow.push(settlement);
+                    if error.reaction() == Reaction::Reconnect {
+                        self.wire = None;
+                        self.scripts = None;
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                        () = self.stop.cancelled() => {
+                            report.abandoned = slow.len() as u64;
+                            return false;
+                        }
+                    }
+                    continue;
+                }
+            }
+            failures = 0;
+        }
+        true
+    }
+
+    /// Whether it can be committed with others in one transaction. That sees no claim that raises no
+    /// counter (an operator's `XCLAIM`), nor that an entry was deleted: what was in hand for longer, and
+    /// could meet that, goes the slow way, which sees it.
+    fn fits(&self, settlement: &Settlement, now: Instant) -> bool {
+        matches!(settlement.end, End::Done | End::Told(_))
+            && !settlement.may_not_reach()
+            && now.saturating_duration_since(settlement.lease.since) < FRESH
+            && self.is_of_this_history(settlement)
+            && settlement.lease.claims == self.claims.known(settlement.lease.stream)
+    }
+
+    /// Tries the whole batch in one transaction.
+    async fn fast(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
+        if self.wire.is_none() {
+            self.arm().await?;
+        }
+        let now = Instant::now();
+        if !batch.iter().all(|settlement| self.fits(settlement, now)) {
+            return Ok(Fast::Nothing);
+        }
+        self.transact(batch).await
+    }
+
+    /// Runs the whole batch in one transaction, which does nothing if a claim counter moved since
+    /// it was last watched.
+    async fn transact(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
+        let mut commands = std::mem::take(&mut self.commands);
+        commands.add(&[b"MULTI"]);
+        for (at, settlement) in batch.iter().enumerate() {
+            let mut place = self.place(&settlement.lease);
+            // Trimming is a fifth of what a reply costs the server, and the last one's does for all.
+            if let Some(next) = batch.get(at + 1)
+                && settlement.replies_where(next)
+            {
+                place.reply_history = None;
+            }
+            settlement.effects(place, |effect| {
+                if effect.worth != Worth::Instead {
+                    commands.add(effect.words);
+                }
+            });
+        }
+        self.acknowledge(batch, &mut commands);
+        let told = self.prolong_replies(batch, &mut commands);
+        let queued = commands.len();
+        commands.add(&[b"EXEC"]);
+        self.claims.watch(&mut commands);
+        let Some(wire) = &mut self.wire else {
+            return Ok(Fast::Nothing);
+        };
+        wire.send(&mut commands).await?;
+        self.commands = commands;
+        for _ in 0..queued {
+            wire.reply().await?;
+        }
+        let executed = executed(wire.reply().await?)?;
+        // What was executed stays so, whatever the rest of the answer says.
+        if !matches!(self.claims.watched(wire).await, Ok(true)) {
+            // Gone with a flushed database: a counter that does not exist can not be watched. Or the
+            // link broke, or the server refused.
+            self.wire = None;
+        }
+        if matches!(executed, Fast::Done(_)) {
+            self.remember(told);
+        }
+        Ok(executed)
+    }
+
+    /// Adds one acknowledgement for each stream.
+    fn acknowledge(&self, batch: &[Settlement], commands: &mut Commands) {
+        let mut leases: Vec<&Lease> = batch.iter().map(|settlement| &settlement.lease).collect();
+        leases.sort_by_key(|lease| lease.stream);
+        for leases in leases.chunk_by(|a, b| a.stream == b.stream) {
+            commands.begin(3 + leases.len());
+            commands.word(b"XACK");
+            commands.word(self.routes[leases[0].stream].events.as_bytes());
+            commands.word(self.group.as_bytes());
+            for lease in leases {
+                commands.word(lease.entry_text().as_ref());
+            }
+        }
+    }
+
+    /// Reply streams go away some time after the last reply. Each batch gives one to those that have
+    /// none (they may be new, or made anew behind a requester that went away); now and then it is
+    /// set anew. Returns the streams for which it is.
+    fn prolong_replies(&self, batch: &[Settlement], commands: &mut Commands) -> Vec<String> {
+        let ttl = Digits::of(whole_ms(self.reply_ttl));
+        let (mut seen, mut told) = (HashSet::new(), Vec::new());
+        let mut last = "";
+        for reply in batch.iter().filter_map(|s| s.reply.as_ref()) {
+            let Some(stream) = &reply.to else {
+                continue;
+            };
+            // Most replies of a batch go where the one before went.
+            if stream == last || is_inbox(stream) || !seen.insert(stream.as_str()) {
+                continue;
+            }
+            last = stream;
+            commands.add(&[b"PEXPIRE", stream.as_bytes(), ttl.as_ref(), b"NX"]);
+            let told_at = self.replies.get(stream);
+            if told_at.is_none_or(|at| at.elapsed() >= self.reply_ttl / 4) {
+                commands.add(&[b"PEXPIRE", stream.as_bytes(), ttl.as_ref(), b"GT"]);
+                told.push(stream.clone());
+            }
+        }
+        told
+    }
+
+    fn remember(&mut self, told: Vec<String>) {
+        if self.replies.len() + told.len() > REMEMBERED_REPLIES {
+            self.replies.clear();
+        }
+        let now = Instant::now();
+        self.replies
+            .extend(told.into_iter().map(|stream| (stream, now)));
+    }
+
+    /// Finds the effects of a committed transaction that failed by themselves (a key of the wrong
+    /// type). Returns how many events became dead letters, since who asked could not be told.
+    async fn make_good(&self, batch: &[Settlement], failed: &[(usize, String)]) -> u64 {
+        if failed.is_empty() {
+            return 0;
+        }
+        let (mut lost, mut untold) = (Vec::new(), Vec::new());
+        let mut next = 0;
+        for settlement in batch {
+            settlement.effects(self.place(&settlement.lease), |effect| {
+                if effect.worth == Worth::Instead {
+                    return;
+                }
+                let failure = failed.iter().find(|(number, _)| *number == next);
+                next += 1;
+                let Some((_, message)) = failure else {
+                    return;
+                };
+                match &settlement.end {
+                    End::Told(letter) if effect.worth != Worth::Needed => {
+                        untold.push((settlement.lease, letter));
+                    }
+                    // Nobody waits for it.
+                    _ if effect.worth == Worth::There && message.is_empty() => {}
+                    _ => lost.push(Lost {
+                        lease: settlement.lease,
+                        stream: effect.stream(),
+                        fields: effect.fields(),
+                        message: message.clone(),
+                    }),
+                }
+            });
+        }
+        for (lease, letter) in &untold {
+            self.keep(lease, letter).await;
+        }
+        self.bury(lost).await;
+        untold.len() as u64
+    }
+
+    /// What could not be written becomes a dead letter of its own: the event is acknowledged already.
+    async fn bury(&self, lost: Vec<Lost>) {
+        for Lost {
+            lease,
+            stream,
+            fields,
+            message,
+        } in lost
+        {
+            let route = &self.routes[lease.stream];
+            let letter = DeadLetter {
+                entry: Entry::new(lease.entry, fields),
+                reason: "failed_precondition".into(),
+                message,
+                attempts: 0,
+                deliveries: lease.deliveries,
+                stream,
+                instance: self.consumer.clone(),
+                time: self.claims.server_now(),
+            };
+            let stored = self.keep(&lease, &letter).await;
+            tracing::error!(
+                stream = route.events,
+                error = letter.message,
+                dead_letter = stored,
+                "a committed event's reply or publication could not be written"
+            );
+        }
+    }
+}
+
+impl Committer {
+    /// Stores a dead letter by itself; whether that went well.
+    async fn keep(&self, lease: &Lease, letter: &DeadLetter) -> bool {
+        let burial = Publication {
+            stream: self.routes[lease.stream].dead.clone(),
+            fields: letter.fields(),
+        };
+        match self.connector.pooled().await {
+            Ok(mut connection) => burial.store(&mut connection).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+}
+
+/// What the answer of `EXEC` says.
+fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {
+    let length = match answer.token()? {
+        Token::Array(length) => length,
+        Token::Nil => return Ok(Fast::Nothing),
+        Token::Error(text) => return Ok(Fast::Aborted(server_error(text))),
+        _ => return Err(BusError::Reply { what: "EXEC" }),
+    };
+    let mut failed = Vec::new();
+    for number in 0..length {
+        match answer.clone().token()? {
+            Token::Error(text) => {
+                failed.push((number, String::from_utf8_lossy(text).into_owned()));
+            }
+            // Nothing was added: the stream is not there.
+            Token::Nil => failed.push((number, String::new())),
+            _ => {}
+        }
+        answer.skip()?;
+    }
+    Ok(Fast::Done(failed))
+}

@@ -1,0 +1,309 @@
+//! What becomes of a delivery, and the commands that make it so.
+
+use crate::connect::clock::whole_ms;
+use crate::connect::error::BusError;
+use crate::protocol::dead::DeadLetter;
+use crate::protocol::digits::{Digits, IdText};
+use crate::protocol::entry::EntryId;
+use crate::protocol::keys::Route;
+use crate::streams::delay;
+use redis::aio::ConnectionLike;
+use std::time::{Duration, Instant};
+
+/// Events that one run may publish: they are all stored in one step.
+pub const MAX_PUBLICATIONS: usize = 250;
+
+/// A reply or a result, ready to be stored.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The stream that the requester named; `None` for the results of the domain.
+    pub to: Option<String>,
+    /// The event's id.
+    pub correlation_id: String,
+    /// The event's type followed by `.result`.
+    pub kind: String,
+    /// `ok` or an error code.
+    pub status: &'static str,
+    /// MessagePack: the result or the error.
+    pub data: Vec<u8>,
+}
+
+/// An entry for a stream: names and values in turn.
+#[derive(Clone, Debug)]
+pub struct Publication {
+    /// The stream.
+    pub stream: String,
+    /// Names and values in turn.
+    pub fields: Vec<Vec<u8>>,
+}
+
+impl Publication {
+    /// Stores it now, by itself.
+    pub async fn store(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
+        let mut command = redis::cmd("XADD");
+        command.arg(&self.stream).arg("*").arg(&self.fields);
+        Ok(command.exec_async(connection).await?)
+    }
+}
+
+/// What becomes of the event itself.
+#[derive(Clone, Debug)]
+pub enum End {
+    /// It is done with.
+    Done,
+    /// It runs again after a wait, as these fields.
+    Later {
+        /// The fields of the event that will be published.
+        fields: Vec<Vec<u8>>,
+        /// From now on.
+        wait: Duration,
+    },
+    /// It will not run again, and its reply says so; where that cannot be written, this is kept.
+    Told(Box<DeadLetter>),
+    /// It will not run again.
+    Dead(Box<DeadLetter>),
+}
+
+/// Which delivery of which entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Lease {
+    /// Index of the stream among those of the committer.
+    pub stream: usize,
+    /// The entry.
+    pub entry: EntryId,
+    /// How often it was delivered when it was handed to us.
+    pub deliveries: u32,
+    /// The claim counter that was known before the entry was read.
+    pub claims: u64,
+    /// When it was handed to us.
+    pub since: Instant,
+}
+
+/// The end of one delivery: what to write, and then to acknowledge.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// Which delivery.
+    pub lease: Lease,
+    /// What the requester gets, or the results stream.
+    pub reply: Option<Reply>,
+    /// What the handler publishes.
+    pub publications: Vec<Publication>,
+    /// What becomes of the event.
+    pub end: End,
+    /// The history of the server in which the run began, where the outcome tells of what the run wrote
+    /// there by itself; `None` where it does not.
+    pub history: Option<u64>,
+}
+
+/// How the settlements of a batch ended.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Written and acknowledged.
+    pub committed: u64,
+    /// Of those, events that are tried again.
+    pub retried: u64,
+    /// Of those, events that became dead letters.
+    pub dead: u64,
+    /// Not ours any more: discarded whole.
+    pub fenced: u64,
+    /// Left pending: the server is in a later history than the run, which is to be repeated.
+    pub outdated: u64,
+    /// Left pending: a key that must be written has the wrong type. With what happened.
+    pub refused: Vec<(Lease, String)>,
+    /// Left pending since the committer was told to stop while the server was away.
+    pub abandoned: u64,
+}
+
+impl Report {
+    /// Counts one that was written.
+    pub(crate) fn count(&mut self, end: &End) {
+        self.committed += 1;
+        match end {
+            End::Done | End::Told(_) => {}
+            End::Later { .. } => self.retried += 1,
+            End::Dead(_) => self.dead += 1,
+        }
+    }
+}
+
+/// One command of a settlement, and what it is worth.
+pub struct Effect<'a> {
+    /// Name, key, arguments.
+    pub words: &'a [&'a [u8]],
+    /// The type that the key must have, or none.
+    pub key_type: &'static str,
+    /// What becomes of the settlement without it.
+    pub worth: Worth,
+}
+
+/// What becomes of a settlement where one of its commands has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Worth {
+    /// It does not go through.
+    Needed,
+    /// It goes through.
+    Optional,
+    /// It goes through; the command needs a key that is there, and makes none.
+    There,
+    /// The command is run only where the one before it could not be.
+    Instead,
+}
+
+impl Worth {
+    /// The word for `commit.lua`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Worth::Needed => "needed",
+            Worth::Optional => "optional",
+            Worth::There => "there",
+            Worth::Instead => "instead",
+        }
+    }
+}
+
+impl Effect<'_> {
+    /// The key that is written.
+    pub fn key(&self) -> &[u8] {
+        self.words[1]
+    }
+
+    /// The key as text: where a dead letter says that it was to go.
+    pub fn stream(&self) -> String {
+        String::from_utf8_lossy(self.key()).into_owned()
+    }
+
+    /// The fields of what is added to a stream.
+    pub fn fields(&self) -> Vec<Vec<u8>> {
+        let fields = self.words.iter().skip_while(|word| **word != b"*").skip(1);
+        fields.map(|word| word.to_vec()).collect()
+    }
+}
+
+/// What the commands of a settlement depend on besides it.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    /// The keys of the delivery's stream.
+    pub route: &'a Route,
+    /// This consumer.
+    pub consumer: &'a str,
+    /// Unix milliseconds on the server.
+    pub now: u64,
+    /// About how many replies a reply stream keeps; `None` where the next reply to it, in the same
+    /// transaction, sees to that.
+    pub reply_history: Option<u64>,
+}
+
+impl Settlement {
+    /// Whether its reply goes to the same stream as the other's.
+    pub(crate) fn replies_where(&self, other: &Settlement) -> bool {
+        match (&self.reply, &other.reply) {
+            (Some(own), Some(other)) => own.to == other.to,
+            _ => false,
+        }
+    }
+
+    /// Gives each command, without the acknowledgement.
+    pub fn effects(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
+        let Place { route, .. } = place;
+        match &self.end {
+            End::Done | End::Told(_) => {}
+            End::Later { fields, wait } => {
+                let due = Digits::of(place.now.saturating_add(whole_ms(*wait)));
+                let member = delay::encode_member(&self.lease.entry.to_string(), fields);
+                give(Effect {
+                    words: &[b"ZADD", route.delayed.as_bytes(), due.as_ref(), &member],
+                    key_type: "zset",
+                    worth: Worth::Needed,
+                });
+            }
+            End::Dead(letter) => add(&route.dead, &letter.fields(), Worth::Needed, &mut give),
+        }
+        for publication in &self.publications {
+            let Publication { stream, fields } = publication;
+            add(stream, fields, Worth::Needed, &mut give);
+        }
+        if let Some(reply) = &self.reply {
+            reply.effect(place, &mut give);
+        }
+        if let End::Told(letter) = &self.end {
+            add(&route.dead, &letter.fields(), Worth::Instead, &mut give);
+        }
+    }
+
+    /// Whether whoever asked may be impossible to tell: its stream must be there already.
+    pub(crate) fn may_not_reach(&self) -> bool {
+        let to_inbox = |reply: &Reply| reply.to.as_deref().is_some_and(is_inbox);
+        matches!(self.end, End::Told(_)) && self.reply.as_ref().is_none_or(to_inbox)
+    }
+}
+
+/// Whether a place for replies is an inbox.
+pub(crate) fn is_inbox(key: &str) -> bool {
+    key.contains(":inbox:")
+}
+
+fn add(stream: &str, fields: &[Vec<u8>], worth: Worth, give: &mut impl FnMut(Effect<'_>)) {
+    let mut words: Vec<&[u8]> = Vec::with_capacity(3 + fields.len());
+    words.extend([&b"XADD"[..], stream.as_bytes(), b"*"]);
+    words.extend(fields.iter().map(Vec::as_slice));
+    give(Effect {
+        words: &words,
+        key_type: "stream",
+        worth,
+    });
+}
+
+impl Reply {
+    fn effect(&self, place: Place<'_>, give: &mut impl FnMut(Effect<'_>)) {
+        let history = place.reply_history.filter(|_| self.to.is_some());
+        let most = Digits::of(history.unwrap_or_default());
+        let now = Digits::of(place.now);
+        let key = self.to.as_deref().unwrap_or(&place.route.results);
+        let inbox = self.to.as_deref().is_some_and(is_inbox);
+        // An inbox that a reply would make is nobody's, and would stay for good. A result stream is trimmed
+        // by the workers, with an eye on its groups.
+        let make_none: Option<&[u8]> = inbox.then_some(b"NOMKSTREAM");
+        let cap = |word: &'static [u8]| history.map(|_| word);
+        let mut words: [&[u8]; 19] = [b""; 19];
+        let mut length = 0;
+        for word in [
+            Some(&b"XADD"[..]),
+            Some(key.as_bytes()),
+            make_none,
+            cap(b"MAXLEN"),
+            cap(b"~"),
+            history.map(|_| most.as_ref()),
+            Some(b"*"),
+            Some(b"correlationid"),
+            Some(self.correlation_id.as_bytes()),
+            Some(b"type"),
+            Some(self.kind.as_bytes()),
+            Some(b"status"),
+            Some(self.status.as_bytes()),
+            Some(b"source"),
+            Some(place.consumer.as_bytes()),
+            Some(b"time"),
+            Some(now.as_ref()),
+            Some(b"data"),
+            Some(&self.data),
+        ]
+        .into_iter()
+        .flatten()
+        {
+            words[length] = word;
+            length += 1;
+        }
+        give(Effect {
+            words: &words[..length],
+            key_type: "stream",
+            worth: if inbox { Worth::There } else { Worth::Optional },
+        });
+    }
+}
+
+impl Lease {
+    /// The entry's id as text.
+    pub(crate) fn entry_text(&self) -> IdText {
+        self.entry.into()
+    }
+}

@@ -1,0 +1,8 @@
+//! The worker's half of the bus: what is done with a stream's entries, each rule with its scripts.
+
+pub mod claim;
+pub mod commit;
+pub mod delay;
+pub mod open;
+pub mod read;
+pub mod trim;
