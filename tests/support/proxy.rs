@@ -202,8 +202,9 @@ async fn connect(mut client: TcpStream, shared: Arc<Shared>, born: u64) {
         server,
         shared,
         born,
-        up: Vec::new(),
-        down: Vec::new(),
+        // What is read at a time is what they have room for.
+        up: Vec::with_capacity(ROOM),
+        down: Vec::with_capacity(ROOM),
         deaf: false,
         mute: false,
         armed: None,
@@ -216,6 +217,9 @@ async fn discard(stream: &mut TcpStream) {
     let mut bytes = vec![0; 16 * 1024];
     while matches!(stream.read(&mut bytes).await, Ok(1..)) {}
 }
+
+/// Bytes that are carried at a time, at least.
+const ROOM: usize = 64 * 1024;
 
 /// One connection.
 struct Wire {
