@@ -56,8 +56,9 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
         None => "-".to_owned(),
     };
     output.line(&output::printable(&format!(
-        "version {}; leader: {}; instances: {}",
+        "state {} (told by version {}); leader: {}; instances: {}",
         text(&state["version"]),
+        text(&state["worker_version"]),
         text(&state["leader"]),
         text(&state["instances_total"]),
     )))?;

@@ -245,6 +245,11 @@ impl Connector {
         self.known.history.number()
     }
 
+    /// What the server calls that one: the same for every process; `None` where it does not tell.
+    pub fn history_name(&self) -> Option<String> {
+        self.known.history.name()
+    }
+
     /// Fails if the connections of another connector lead elsewhere, as far as both know.
     ///
     /// # Errors

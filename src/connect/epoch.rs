@@ -43,6 +43,13 @@ impl History {
         self.number.load(Ordering::Acquire)
     }
 
+    /// What that one is called.
+    pub fn name(&self) -> Option<String> {
+        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = named.as_ref()?;
+        Some(format!("{} {}", name.run, name.data))
+    }
+
     /// Whether both have seen the same one last.
     pub fn agrees_with(&self, other: &History) -> bool {
         let name = |history: &History| {

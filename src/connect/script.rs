@@ -21,8 +21,8 @@ pub fn source_of(source: &str) -> String {
 }
 
 /// A script with functions that it shares between its first line, which the server reads, and the rest.
-pub fn script_with(functions: &str, source: &str) -> Script {
-    script(&with(functions, source))
+pub fn script_with(functions: &[&str], source: &str) -> Script {
+    script(&with(&functions.join("\n"), source))
 }
 
 fn with(functions: &str, source: &str) -> String {

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Takes the lead if nobody has it, in one step with the fact, or renews it for who has it already.
 --
--- KEYS  1 leader  2 active  3 hash of the instance that calls  4 broadcast
+-- KEYS  1 leader  2 active  3 hash of the instance that calls  4 broadcast  5 the version of the state
 -- ARGV  1 id  2 incarnation
 -- Returns {term, ms that it leads from now on, leader}. Term 0: it does not lead; the leader is the
 --       one who does, if anyone.
@@ -30,7 +30,9 @@ if leader and leader ~= id then return {'0', 0, leader} end
 local term = is[3]
 if not leader or is[2] ~= incarnation then
   -- Microseconds outlive the hash: after a FLUSHALL the term still rises.
-  term = string.format('%.0f', math.max(tonumber(term or 0) + 1, clock[1] * 1000000 + clock[2]))
+  local micros = clock[1] * 1000000 + clock[2]
+  term = string.format('%.0f', math.max(tonumber(term or 0) + 1, micros))
+  raise_version(KEYS[5], micros)
   redis.call('HSET', KEYS[1], 'id', id, 'incarnation', incarnation, 'term', term,
     'elected_at', now)
   redis.call('XADD', KEYS[4], '*', 'type', 'leader.elected', 'time', now, 'data',

@@ -30,13 +30,14 @@
 
 use super::error::CoordinationError;
 use super::instances::Instances;
+use super::scripts::VERSION;
 use crate::connect::error::BusError;
-use crate::connect::script::script;
+use crate::connect::script::script_with;
 use redis::Script;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-static LEAD: LazyLock<Script> = LazyLock::new(|| script(include_str!("lead.lua")));
+static LEAD: LazyLock<Script> = LazyLock::new(|| script_with(&[VERSION], include_str!("lead.lua")));
 
 /// What contending came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,7 @@ impl Instances {
             .key(self.store.keys.active())
             .key(self.store.keys.instance(id))
             .key(self.store.keys.broadcast())
+            .key(self.store.keys.state())
             .arg(id)
             .arg(incarnation);
         // The time that the answer takes counts as led.

@@ -1,9 +1,12 @@
-//! Which scripts workers and operators load for those who may not load any.
+//! What scripts share, and which ones workers and operators load for those who may not load any.
 
 use crate::client::publish::PUBLISH;
 use crate::coordination::instances::roster::CENSUS;
 use crate::coordination::tasks::list::LIST;
 use redis::Script;
+
+/// What raises the version of the state: put before the scripts that change any of it.
+pub(super) const VERSION: &str = include_str!("version.lua");
 
 /// What publishers call to publish later or once only, and what everyone calls who looks at instances
 /// and tasks.

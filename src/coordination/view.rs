@@ -3,16 +3,21 @@
 
 use super::catalog::Catalog;
 use super::error::CoordinationError;
+use super::scripts::VERSION;
 use super::store::Store;
+use super::{batches, instances};
 use crate::connect::connector::Connector;
+use crate::connect::script::script_with;
 use crate::operator::memory::Memory;
 use crate::protocol::event::Entry;
 use crate::protocol::keys::{Keys, StreamName};
 use crate::protocol::msgpack;
 use crate::protocol::msgpack::PayloadLimits;
 use crate::streams::read;
-use redis::{FromRedisValue, Value};
+use redis::{FromRedisValue, Script, Value};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// Facts that are shown at the most.
 pub const MAX_RECENT: usize = 100;
@@ -25,6 +30,9 @@ const PAGE: usize = 100;
 const FACTS: usize = 10;
 /// Bytes of facts after which no more are read.
 const MAX_BYTES: usize = 256 * 1024;
+
+static READ_VERSION: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[VERSION], include_str!("read_version.lua")));
 
 /// How much a stream holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +53,8 @@ pub struct StreamSize {
 pub struct View {
     store: Store,
     catalog: Catalog,
+    /// The highest version that was read.
+    version: Arc<AtomicU64>,
 }
 
 impl View {
@@ -52,7 +62,39 @@ impl View {
     pub fn new(connector: Connector, keys: Keys) -> Self {
         let catalog = Catalog::new(connector.clone(), keys.clone());
         let store = Store::new(connector, keys);
-        Self { store, catalog }
+        Self {
+            store,
+            catalog,
+            version: Arc::default(),
+        }
+    }
+
+    /// The version of the state: of instances, the leader, tasks, batches and ballots. It rises with each
+    /// change of what is told of them, but not with a pulse that says nothing new, and it never falls. So
+    /// what is read after it is of that version or a later one.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn version(&self) -> Result<u64, CoordinationError> {
+        let keys = &self.store.keys;
+        let mut call = READ_VERSION.prepare_invoke();
+        call.key(keys.state())
+            .key(keys.active())
+            .key(keys.suspects())
+            .key(keys.lost())
+            .key(keys.lost_external())
+            .key(keys.leader())
+            .key(keys.ballots_open())
+            .key(keys.ballots_kept())
+            .key(keys.batches())
+            .arg(instances::RECENTLY.as_millis() as u64)
+            .arg(batches::KEPT.as_millis() as u64)
+            .arg(batches::ABANDONED.as_millis() as u64)
+            .arg(self.store.connector.history_name().unwrap_or_default())
+            .arg(self.version.load(Ordering::Relaxed));
+        let version: u64 = self.store.invoke(&call).await?;
+        self.version.fetch_max(version, Ordering::Relaxed);
+        Ok(version)
     }
 
     /// The streams of the domains that workers read, now or lately, and of the control plane, as far

@@ -582,6 +582,11 @@ impl Keys {
         self.control(format_args!("batch:{id}"))
     }
 
+    /// The version of the state that is told, and what of it lapsed: a hash.
+    pub fn state(&self) -> String {
+        self.control(format_args!("state"))
+    }
+
     /// Which items of a batch are finished: a bitmap.
     pub fn batch_finished(&self, id: &str) -> String {
         self.control(format_args!("batch:{id}:finished"))

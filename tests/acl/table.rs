@@ -365,6 +365,7 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
     all.extend([
         keys.broadcast(),
         keys.instance("w-1"),
+        keys.state(),
         keys.active(),
         keys.role("worker"),
         keys.capabilities(),

@@ -22,4 +22,5 @@ mod tasks_found;
 mod tasks_moving;
 mod told;
 mod transitions;
+mod version;
 mod worst;

@@ -97,6 +97,7 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("promote.lua", most(905, 30)),
     ("publish.lua", most(6, 80)),
     ("reader.lua", most(8, 130)),
+    ("read_version.lua", most(20, 12)),
     (
         "register.lua",
         Bound {
@@ -152,7 +153,7 @@ const BOUNDS: &[(&str, Bound)] = &[
                 ("HGETALL", "what 32 observers said"),
                 ("DEL", "what 32 observers said"),
             ],
-            ..most(720, 110)
+            ..most(790, 110)
         },
     ),
 ];

@@ -67,6 +67,7 @@ const FOR_GOOD: &[(&str, Many, &str)] = &[
         "roles, capabilities, metadata and report are bounded",
     ),
     ("cb:role:", Many::Role, "the active instances that hold it"),
+    ("cb:state", Many::One, "three fields"),
     ("cb:instances:active", Many::One, "the active instances"),
     ("cb:instances:external", Many::One, "1,000"),
     ("cb:instances:suspect", Many::One, "the active instances"),

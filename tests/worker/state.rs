@@ -200,7 +200,7 @@ async fn the_state_is_what_is_there_at_that_moment() {
     );
     rig.ask("math.add", &1).await.unwrap();
     let state = rig.answer("system.get_state", &json!({})).await;
-    assert_eq!(state["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(state["worker_version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(state["instances_total"], 1);
     assert_eq!(state["instances"][0]["id"], "w-1");
     assert_eq!(state["instances"][0]["status"], "healthy");
@@ -220,9 +220,11 @@ async fn the_state_is_what_is_there_at_that_moment() {
     assert!(first["id"].as_str().unwrap().contains('-'));
 
     // Everything that changes is seen at once.
+    let before = state["version"].as_u64().unwrap();
     let task = json!({"task_id": "t-1", "kind": "math.unheard_of"});
     rig.answer("task.create", &task).await;
     let state = rig.answer("system.get_state", &json!({})).await;
+    assert!(state["version"].as_u64().unwrap() > before);
     assert_eq!(state["tasks"]["pending"], 1);
     assert_eq!(state["tasks"]["items"][0]["task_id"], "t-1");
     let instances = rig.instances();

@@ -39,8 +39,11 @@ fn ten() -> usize {
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct State {
+    /// Of the instances, the leader, tasks, batches and decisions: it rises with each change of what is told
+    /// of them, `last_seen` aside, and never falls. The answer is of this version or a later one.
+    version: u64,
     /// The version of the worker that answers.
-    version: &'static str,
+    worker_version: &'static str,
     /// When, in Unix milliseconds on the server.
     at: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -260,6 +263,9 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
         )));
     }
     let view = context.state::<View>()?;
+    // First: what changes meanwhile is of a later version.
+    let version = view.version().await;
+    let version = version.map_err(CoordinationError::into_handler_error)?;
     let instances = context.state::<Instances>()?;
     let batches = context.state::<Batches>()?;
     let ballots = context.state::<Ballots>()?;
@@ -278,7 +284,8 @@ pub async fn get_state(context: Context, event: GetState) -> Result<State, Handl
         .map_err(CoordinationError::into_handler_error)?;
     let decisions: Result<Vec<_>, _> = decisions.into_iter().map(Decision::of).collect();
     Ok(State {
-        version: env!("CARGO_PKG_VERSION"),
+        version,
+        worker_version: env!("CARGO_PKG_VERSION"),
         at: known.at,
         leader,
         instances: known.listed.into_iter().map(Seen::of).collect(),

@@ -6,7 +6,7 @@
 -- KEYS  1 ballot (hash)  2 electorate (sorted set)  3 votes (hash: instance, value)  4 tally (hash:
 --       value, votes for it)  5 ballots by opening time  6 active  7 broadcast  8 open ballots by expiry
 --       9 `electorate decision` of the ballots that are kept, by until when  10 electors of all those
---       11 the role set of ARGV[4], if that is not ''
+--       11 the version of the state  12 the role set of ARGV[4], if that is not ''
 -- ARGV  1 decision  2 instance id  3 value: canonical MessagePack  4 role, or ''  5 how long the
 --       ballot is open, in ms  6 how long it is kept after its end, in ms  7 the longest that any
 --       ballot is kept, in ms  8 the largest electorate  9 how many ballots are listed  10 how many may
@@ -28,8 +28,8 @@
 --
 -- A vote is one field of a hash, so it can not count twice; the electorate is only written where
 -- there is no ballot. What was decided is never written again: only an open ballot gets that far.
-local ballot, electorate, votes, tally, index, active, broadcast, open, all_kept, electors, role_set =
-  unpack(KEYS, 1, 11)
+local ballot, electorate, votes, tally, index, active, broadcast, open, all_kept, electors, state, role_set =
+  unpack(KEYS, 1, 12)
 local decision, id, value, role = unpack(ARGV, 1, 4)
 local lasts, kept, longest = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local told_at_most = 32 * 1024
@@ -112,6 +112,7 @@ end
 if said then return answer('state', 1) end
 if status ~= 'open' then return answer('state', 0) end
 
+raise_version(state, clock[1] * 1000000 + clock[2])
 redis.call('HSET', votes, id, value)
 count = count + 1
 local support = tonumber(redis.call('HGET', tally, value) or 0) + 1

@@ -39,11 +39,12 @@
 pub mod ballot;
 
 use super::error::CoordinationError;
+use super::scripts::VERSION;
 use super::store::Store;
 use crate::connect::clock::ServerTime;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
-use crate::connect::script::script;
+use crate::connect::script::script_with;
 use crate::coordination::ballots::ballot::{Ballot, EXPIRES_IN_MS, Status, Vote, check_decision};
 use crate::protocol::keys::Keys;
 use redis::Script;
@@ -68,7 +69,7 @@ pub const LISTED: usize = 1000;
 const PAGE: usize = 100;
 
 static ADD_QUORUM_VOTE: LazyLock<Script> =
-    LazyLock::new(|| script(include_str!("add_quorum_vote.lua")));
+    LazyLock::new(|| script_with(&[VERSION], include_str!("add_quorum_vote.lua")));
 
 /// The ballots of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
@@ -137,7 +138,8 @@ impl Ballots {
             .key(keys.broadcast())
             .key(keys.ballots_open())
             .key(keys.ballots_kept())
-            .key(keys.electors());
+            .key(keys.electors())
+            .key(keys.state());
         if !role.is_empty() {
             call.key(keys.role(role));
         }

@@ -9,7 +9,7 @@
 -- progress  marks items as finished; nothing with another fence than the last.
 --
 -- KEYS  1 the batch: a hash  2 its finished items: a bitmap  3 the batches by their last change
---       4 broadcast  5… progress: the stream of each publication
+--       4 broadcast  5 the version of the state  6… progress: the stream of each publication
 -- ARGV  1 'acquire'  2 batch id  3 how long a completed batch is kept, in ms  4 item type  5 mode
 --       6 digest of the content  7 number of items  8 instance  9 the run: a unique word  10 entry id
 --       11 event id  12 lease in ms  13 1 if the caller may hold it, 0 if it only asks  14 how long a
@@ -102,6 +102,7 @@ if action == 'acquire' then
   if free > now and not later then return answer('busy') end
   if may ~= '1' then return answer('free') end
 
+  raise_version(KEYS[5], clock[1] * 1000000 + clock[2])
   local new = not is.digest
   -- Microseconds outlive the hash: after a loss of the data the number still rises.
   is.fence = string.format('%.0f',
@@ -127,8 +128,8 @@ end
 
 if is.fence ~= ARGV[4] then return answer('lost') end
 if is.status == 'completed' then return answer('completed') end
-for k = 5, #KEYS do
-  local found = k > 5 and KEYS[k] == KEYS[k - 1] and 'stream' or redis.call('TYPE', KEYS[k]).ok
+for k = 6, #KEYS do
+  local found = k > 6 and KEYS[k] == KEYS[k - 1] and 'stream' or redis.call('TYPE', KEYS[k]).ok
   if found ~= 'none' and found ~= 'stream' then return answer('unwritable', KEYS[k]) end
 end
 local pause, recorded, count = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[8])
@@ -149,6 +150,7 @@ for _ = 1, count do
   end
 end
 if new == 0 then return answer('held') end
+raise_version(KEYS[5], clock[1] * 1000000 + clock[2])
 -- Both together: a bitmap that goes first has items counted twice, and one that stays counts for the next
 -- batch of the id.
 redis.call('PEXPIRE', batch, ARGV[7])
@@ -161,7 +163,7 @@ if not done and math.abs(now - is.told) >= pause then
   redis.call('HSET', batch, 'told', now)
   tell('batch.progress')
 end
-for k = 5, #KEYS do
+for k = 6, #KEYS do
   local words = tonumber(ARGV[at])
   redis.call('XADD', KEYS[k], '*', unpack(ARGV, at + 1, at + words))
   at = at + 1 + words

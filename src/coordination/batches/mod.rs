@@ -26,10 +26,11 @@ pub mod leases;
 
 use super::error::CoordinationError;
 use super::outbox;
+use super::scripts::VERSION;
 use super::store::Store;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
-use crate::connect::script::script;
+use crate::connect::script::{script, script_with};
 use crate::connect::silence::{Answers, Span};
 use crate::coordination::batches::batch::{
     Batch, Failure, MAX_FAILURES, MAX_MESSAGE, Wanted, check_id,
@@ -54,7 +55,7 @@ pub const LISTED: usize = 1000;
 const PAGE: usize = 64;
 
 static COORDINATE: LazyLock<Script> =
-    LazyLock::new(|| script(include_str!("coordinate_batch.lua")));
+    LazyLock::new(|| script_with(&[VERSION], include_str!("coordinate_batch.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew_batch.lua")));
 
 /// The batches of one namespace. Cheap to clone; every clone and every process sees the same.
@@ -174,6 +175,7 @@ impl Batches {
             .key(keys.batch_finished(id))
             .key(keys.batches())
             .key(keys.broadcast())
+            .key(keys.state())
             .arg(action)
             .arg(id)
             .arg(millis(KEPT));

@@ -5,7 +5,7 @@
 --
 -- KEYS  1 instance hash  2 active  3 leader  4 suspects  5 what observers said of it
 --       6 capabilities  7 last report of the process  8 totals by event type  9 external ones
---       10… the role sets of ARGV[9], in its order
+--       10 the version of the state  11… the role sets of ARGV[9], in its order
 -- ARGV  1 id  2 incarnation, or ''  3 the event type whose handlers watch each other
 --       4 how many peers it watches at most  5 load, or ''  6 how it is now (MessagePack), or ''
 --       7 the process that pulses by itself, or '': an event says so  8 the seal of what that process
@@ -41,7 +41,7 @@ if leader and (tonumber(leads[2] or 0) <= now or tonumber(expiries[2] or 0) <= n
 end
 
 local is = redis.call('HMGET', KEYS[1], 'status', 'incarnation', 'ttl_ms', 'sealed', 'process', 'roles',
-  'capabilities', 'capacity', 'metadata')
+  'capabilities', 'capacity', 'metadata', 'load')
 local sealed = is[1] == 'active' and is[4] == '1' and expiries[1]
 if sealed and not own then return {4, 0, leader, {}} end
 if sealed and is[5] ~= process then
@@ -68,11 +68,16 @@ if ARGV[11] then
 end
 redis.call('HSET', KEYS[1], unpack(how))
 -- What was said before this pulse is refuted by it.
-if redis.call('ZREM', KEYS[4], id) == 1 then redis.call('DEL', KEYS[5]) end
+local suspect = redis.call('ZREM', KEYS[4], id) == 1
+if suspect then redis.call('DEL', KEYS[5]) end
+-- That it was seen again is no change by itself.
+if suspect or tonumber(expiries[1]) <= now or (ARGV[5] ~= '' and ARGV[5] ~= is[10]) then
+  raise_version(KEYS[10], clock[1] * 1000000 + clock[2])
+end
 
 local function as_registered()
   if redis.sha1hex(table.concat({is[6] or '', is[7] or '', is[8] or '', is[9] or ''}, '\n')) ~= seal then return false end
-  local at = 9
+  local at = 10
   for _ in string.gmatch(ARGV[9], '%S+') do
     at = at + 1
     if redis.call('SISMEMBER', KEYS[at], id) == 0 then return false end

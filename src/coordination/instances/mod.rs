@@ -44,6 +44,7 @@ pub mod roster;
 
 use super::error::CoordinationError;
 use super::metrics::{Packed, Report};
+use super::scripts::VERSION;
 use super::store::{Store, words};
 use crate::connect::connector::Connector;
 use crate::connect::script::{script, script_with};
@@ -79,7 +80,7 @@ static REGISTER: LazyLock<Script> =
     LazyLock::new(|| assignment::script(include_str!("register.lua")));
 static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| {
     script_with(
-        include_str!("aggregate_global_metrics.lua"),
+        &[VERSION, include_str!("aggregate_global_metrics.lua")],
         include_str!("heartbeat.lua"),
     )
 });
@@ -404,6 +405,7 @@ impl Instances {
             .key(keys.reported(&beat.id, counts))
             .key(keys.metrics())
             .key(keys.external())
+            .key(keys.state())
             .arg(&beat.id)
             .arg(or_empty(beat.incarnation))
             .arg(PING)

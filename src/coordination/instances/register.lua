@@ -49,7 +49,7 @@ end
 
 open(at + 1, id)
 local before = redis.call('HMGET', hash, 'status', 'incarnation', 'roles', 'capabilities', 'capacity',
-  'metadata', 'sealed', 'process', 'restarts', 'started_at')
+  'metadata', 'sealed', 'process', 'restarts', 'started_at', 'ttl_ms')
 local expires = tonumber(redis.call('ZSCORE', active, id) or 0)
 local known = before[1] == 'active'
 local sealed = known and before[7] == '1' and expires > 0
@@ -129,6 +129,7 @@ if changed then
     cmsgpack.pack(fact))
 end
 
+changes = changes or changed or expires <= now or before[11] ~= ttl
 local slot = slot_of(id) or { id = id, last = 0 }
 slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0

@@ -63,6 +63,7 @@ if holds(id) > 0 then
   return {2, '', 0, 0, ''}
 end
 if slot then slot.gone = true end
+changes = true
 save_slots()
 if inbox[id] then redis.call('PEXPIRE', inbox[id], INBOX_MS) end
 redis.call('PEXPIRE', KEYS[6], INBOX_MS)

@@ -2,8 +2,8 @@
 -- Counts what an instance says of its peers, and ends the lease of those that a majority of their
 -- observers suspects: they are expired from now on, so whoever sweeps declares them lost.
 --
--- KEYS  1 hash of the observer  2 active  3 suspects  4 external ones
---       5… what observers said of each peer
+-- KEYS  1 hash of the observer  2 active  3 suspects  4 external ones  5 the version of the state
+--       6… what observers said of each peer
 -- ARGV  1 observer  2 its incarnation, or ''  3 observers that are counted for one peer at most
 --       4 the process that observes, or '': an event says so  5 from when and  6 until when the call
 --       may be run, in ms: another time is not the one in which it was made
@@ -55,10 +55,10 @@ local function count(voices)
   return all, suspecting, lapses
 end
 
-local lost = {}
-for i = 5, #KEYS do
+local lost, changes = {}, false
+for i = 6, #KEYS do
   local voices = KEYS[i]
-  local peer, says = ARGV[2 * i - 3], ARGV[2 * i - 2]
+  local peer, says = ARGV[2 * i - 5], ARGV[2 * i - 4]
   if peer ~= observer and alive(peer) then
     local known = redis.call('HEXISTS', voices, observer) == 1
     local full = not known and redis.call('HLEN', voices) >= most and count(voices) >= most
@@ -67,7 +67,9 @@ for i = 5, #KEYS do
         (says == 'suspect' and 's' or 'h') .. string.format('%.0f', now + ttl))
       if redis.call('PTTL', voices) < ttl then redis.call('PEXPIRE', voices, ttl) end
     end
-    if says == 'suspect' or redis.call('ZSCORE', KEYS[3], peer) then
+    local suspect = redis.call('ZSCORE', KEYS[3], peer)
+    if says == 'suspect' or suspect then
+      local was = tonumber(suspect or 0) > now
       local all, suspecting, lapses = count(voices)
       if suspecting >= 2 and 2 * suspecting > all then
         redis.call('ZADD', KEYS[2], 'XX', now, peer)
@@ -75,14 +77,18 @@ for i = 5, #KEYS do
         redis.call('ZREM', KEYS[3], peer)
         redis.call('DEL', voices)
         lost[#lost + 1] = peer
+        changes = true
       elseif suspecting > 0 then
         local over = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 100)
         if #over > 0 then redis.call('ZREM', KEYS[3], unpack(over)) end
         redis.call('ZADD', KEYS[3], lapses, peer)
+        changes = changes or not was
       else
         redis.call('ZREM', KEYS[3], peer)
+        changes = changes or was
       end
     end
   end
 end
+if changes then raise_version(KEYS[5], clock[1] * 1000000 + clock[2]) end
 return lost

@@ -4,7 +4,7 @@
 -- forgets finished tasks that are over a bound. Wherever room or a task appears the scripts there
 -- assign in the same step: this one finds what they did not within their bounds.
 --
--- KEYS  1–13 those of tasks.lua  14… the inboxes of ARGV[1], in its order
+-- KEYS  1–14 those of tasks.lua  15… the inboxes of ARGV[1], in its order
 -- ARGV  1 the instances whose inboxes are declared  2 the head behind which to begin, or ''
 -- Returns {again, inboxes, assigned ids, next head}. again = 1: nothing was changed; call again with
 --       the inboxes named as well. Next head is '' behind the last.
@@ -61,6 +61,6 @@ elseif last then
   redis.call('HDEL', K.counts, 'parked')
 end
 if #heads > 0 then redis.call('HINCRBY', K.counts, 'turn', 1) end
-save_slots()
 evict()
+save_slots()
 return { 0, '', assigned, (seen < #heads or #heads == HEADS) and heads[seen] or '' }

@@ -6,6 +6,7 @@
 //! call is repeated with that one as well.
 
 use crate::connect::script::script_with;
+use crate::coordination::scripts::VERSION;
 use crate::coordination::store::words;
 use crate::protocol::keys::Keys;
 use redis::{Script, ScriptInvocation};
@@ -18,9 +19,9 @@ pub(crate) const TRIES: u32 = 16;
 /// Names that are remembered for the next call.
 const REMEMBERED: usize = 16;
 
-/// A script with `tasks.lua` in it.
+/// A script with `tasks.lua` in it, which raises the version of the state.
 pub(crate) fn script(source: &str) -> Script {
-    script_with(include_str!("tasks.lua"), source)
+    script_with(&[VERSION, include_str!("tasks.lua")], source)
 }
 
 /// Declares the keys that `tasks.lua` binds, in its order.
@@ -38,7 +39,8 @@ pub(crate) fn declare(call: &mut ScriptInvocation<'_>, keys: &Keys) {
         .key(tasks.counts)
         .key(keys.active())
         .key(keys.capabilities())
-        .key(keys.broadcast());
+        .key(keys.broadcast())
+        .key(keys.state());
 }
 
 /// The instances whose inboxes a call declares.

@@ -2,7 +2,7 @@
 -- Cancels a task that waits or that somebody holds, with the fact, and gives its holder what waits for
 -- it, in one step. The same call again changes nothing and answers the same.
 --
--- KEYS  1–13 those of tasks.lua  14 the inbox of ARGV[2], if that is not ''
+-- KEYS  1–14 those of tasks.lua  15 the inbox of ARGV[2], if that is not ''
 -- ARGV  1 task id  2 the instance whose inbox is declared, or ''  3 why, or ''
 -- Returns {outcome, status, holder}. Outcome `again`: nothing was changed; call again with the inbox of
 --       the holder. `cancelled`. `not_found`. `ended`: it was completed or has failed, as told.

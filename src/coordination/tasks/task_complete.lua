@@ -2,7 +2,7 @@
 -- Completes a task with its result and what it published, and gives its holder what waits for it,
 -- in one step with the fact. The same call again changes nothing and answers the same.
 --
--- KEYS  1–13 those of tasks.lua  14 the inbox of ARGV[2]  15… the streams of the publications
+-- KEYS  1–14 those of tasks.lua  15 the inbox of ARGV[2]  16… the streams of the publications
 -- ARGV  1 task id  2 the instance that ran it  3 its fence  4 result (MessagePack)
 --       5… for each publication the number of its words, and the words
 -- Returns {outcome, status, holder, fence, number}. Outcome `completed`. `not_found`. `aborted`: it

@@ -2,7 +2,7 @@
 -- Creates a task and, where someone is free, assigns it, in one step. The same call again changes
 -- nothing and answers how the task is now.
 --
--- KEYS  1–13 those of tasks.lua  14… the inboxes of ARGV[8], in its order
+-- KEYS  1–14 those of tasks.lua  15… the inboxes of ARGV[8], in its order
 -- ARGV  1 task id  2 kind  3 role  4 required capabilities, sorted words  5 priority
 --       6 the most attempts  7 payload (MessagePack)  8 the instances whose inboxes are declared
 --       9 the most tasks that may wait  10 the most bytes of their payloads

@@ -3,7 +3,7 @@
 -- the fact if that is so; and gives the holder what waits for it. In one step. The same call again
 -- changes nothing and answers the same, whatever became of the task since, for the last 8 attempts.
 --
--- KEYS  1–13 those of tasks.lua  14 the inbox of ARGV[2]  15… the inboxes of ARGV[6], in its order
+-- KEYS  1–14 those of tasks.lua  15 the inbox of ARGV[2]  16… the inboxes of ARGV[6], in its order
 -- ARGV  1 task id  2 the instance that ran it  3 its fence  4 what went wrong  5 `1` if it may be
 --       tried again  6 the other instances whose inboxes are declared
 -- Returns {outcome, status, holder, fence, inboxes}. Outcome `again`: nothing was changed; call

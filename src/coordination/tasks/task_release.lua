@@ -3,7 +3,7 @@
 -- id. Each part goes in one step to others, to those that wait, or to its end. The instance gets
 -- nothing from the first part on until it registers.
 --
--- KEYS  1–13 those of tasks.lua  14… the inboxes of ARGV[2], in its order
+-- KEYS  1–14 those of tasks.lua  15… the inboxes of ARGV[2], in its order
 -- ARGV  1 instance id  2 the instances whose inboxes are declared
 -- Returns {again, reassigned, inboxes}. again = 1: nothing was changed; call again with the inboxes
 --       named as well. again = 2: a part is done; call again for the next.

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Gives an instance no more tasks until it registers again. It keeps and may complete what it holds.
 --
--- KEYS  1–13 those of tasks.lua
+-- KEYS  1–14 those of tasks.lua
 -- ARGV  1 instance id
 -- Returns nothing.
 -- Cost  O(roles * log n).

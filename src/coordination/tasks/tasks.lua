@@ -31,7 +31,7 @@
 --
 -- A script plans first: `seat` and `pick` reserve room in memory and note in `wanted` whose inbox is
 -- not declared. If that is anyone, the script answers with the names and has changed nothing. Then it
--- writes, and ends with `save_slots`.
+-- writes, and ends with `save_slots`, which raises the version of the state if anything `changes`.
 local LOOKS = 250           -- look-ups of one call, after which it searches no further
 local KINDS = 128           -- kinds that wait at which an instance looks for work
 local SAME = 8              -- lanes of one kind at which it looks: they differ in what they require
@@ -54,6 +54,7 @@ local K, micros, now
 local fence
 local inbox, grouped, slots, living, wanted = {}, {}, {}, {}, {}
 local reserved = 0
+local changes = false
 -- What waits and goes to somebody, and the bytes of it.
 local planned, moved = {}, 0
 local evicted = 0
@@ -79,7 +80,7 @@ end
 -- the number of the key after them. An inbox whose key is no stream is one of nobody.
 local function open(first, ids)
   local names = { 'tasks', 'data', 'waiting', 'heads', 'queue', 'held', 'slots', 'free', 'done',
-    'counts', 'active', 'capabilities', 'broadcast' }
+    'counts', 'active', 'capabilities', 'broadcast', 'state' }
   K = {}
   for i, name in ipairs(names) do K[name] = KEYS[first + i - 1] end
   local at = first + #names
@@ -171,8 +172,10 @@ local function save_slots()
       elseif text ~= is.text then
         redis.call('HSET', K.slots, id, text)
       end
+      changes = changes or is.gone or text ~= is.text
     end
   end
+  if changes then raise_version(K.state, micros) end
 end
 
 local function task_of(id)
@@ -181,7 +184,7 @@ local function task_of(id)
 end
 
 local function save_task(id, task)
-  task.changed_at = now
+  changes, task.changed_at = true, now
   redis.call('HSET', K.tasks, id, cmsgpack.pack(task))
 end
 
@@ -406,6 +409,7 @@ local function evict()
     if over <= 0 and bytes <= KEPT_BYTES and tonumber(oldest[i + 1]) > now - KEPT_MS then break end
     local task = task_of(id)
     local size = task and task.size or 0
+    changes = true
     redis.call('HDEL', K.tasks, id)
     redis.call('HDEL', K.data, id, id .. ' result')
     redis.call('ZREM', K.done, id)

@@ -9,6 +9,7 @@ use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, MAX_OBSERVED, Registering};
 use convoke::coordination::instances::{SWEEP, Seal};
 use convoke::coordination::metrics::{HandlerSums, MAX_HANDLERS, Report};
+use convoke::coordination::view::View;
 use convoke::protocol::histogram::{BUCKETS, Histogram};
 use convoke::settings::RedisUrl;
 use std::collections::BTreeSet;
@@ -54,6 +55,7 @@ async fn looks(fleet: &mut Fleet, meter: &mut Meter) {
     seed.done().await;
     let instances = &fleet.instances;
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
+    let view = View::new(connector.clone(), keys.clone());
     let catalog = Catalog::new(connector, keys);
     meter
         .of(&fleet.redis, async {
@@ -66,6 +68,7 @@ async fn looks(fleet: &mut Fleet, meter: &mut Meter) {
             catalog.discover(None).await.unwrap();
             instances.watch_partition().await.unwrap();
             instances.census().await.unwrap();
+            view.version().await.unwrap();
             instances.sweep(SWEEP).await.unwrap();
         })
         .await;

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub const PARTS: [&str; 3] = [
+pub const PARTS: [&str; 4] = [
+    "version.lua",
     "tasks.lua",
     "aggregate_global_metrics.lua",
     "server_time.lua",
@@ -63,7 +64,11 @@ impl Meter {
         let mut names = HashMap::new();
         for (name, source) in &files {
             let mut made = vec![script(source), Script::new(source)];
-            made.extend(PARTS.map(|part| script_with(&files[part], source)));
+            for first in PARTS {
+                let first = files[first].as_str();
+                made.push(script_with(&[first], source));
+                made.extend(PARTS.map(|part| script_with(&[first, &files[part]], source)));
+            }
             for script in made {
                 names.insert(script.get_hash().to_owned(), name.clone());
             }
