@@ -8,6 +8,9 @@ use redis::Script;
 /// What raises the version of the state: put before the scripts that change any of it.
 pub(super) const VERSION: &str = include_str!("version.lua");
 
+/// What counts suspects: put before the scripts that need the number.
+pub(super) const SUSPECTS: &str = include_str!("instances/suspects.lua");
+
 /// What publishers call to publish later or once only, and what everyone calls who looks at instances
 /// and tasks.
 pub fn called_by_others() -> Vec<&'static Script> {

@@ -7,11 +7,9 @@
 --       active ones that are suspect, is a partition noted, leader, active external ones, expired
 --       external ones}. All counts but the last two are without external ones; the ids are with them,
 --       behind the others.
--- Cost  O(log n + suspects looked at + ids named); where ids are named, O(expired external ones) more. Of
---       more than 500 suspects the first ones tell what share of all are alive and not external.
+-- Cost  O(log n + ids named), and that of `suspects.lua`; where ids are named, O(expired external ones) more.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
-local after = '(' .. string.format('%.0f', now)
 local outside = redis.call('ZCOUNT', KEYS[6], '-inf', now)
 local expired = redis.call('ZCOUNT', KEYS[1], '-inf', now) - outside
 local most, ids = tonumber(ARGV[1]), {}
@@ -27,17 +25,7 @@ if expired + outside > 0 and most > 0 then
   end
   for at = 1, most - #ids do ids[#ids + 1] = others[at] end
 end
-local suspect, suspected = 0, redis.call('ZRANGEBYSCORE', KEYS[3], after, '+inf', 'LIMIT', 0, 500)
-if #suspected > 0 then
-  local expiries = redis.call('ZMSCORE', KEYS[1], unpack(suspected))
-  local external = redis.call('ZMSCORE', KEYS[6], unpack(suspected))
-  for i = 1, #suspected do
-    if tonumber(expiries[i] or 0) > now and not external[i] then suspect = suspect + 1 end
-  end
-  if #suspected == 500 then
-    suspect = math.floor(suspect * redis.call('ZCOUNT', KEYS[3], after, '+inf') / 500)
-  end
-end
+local suspect = count_suspects(KEYS[3], KEYS[1], KEYS[6], now)
 local leads = redis.call('HMGET', KEYS[5], 'id', 'until')
 local leader = leads[1]
 if leader and (tonumber(leads[2] or 0) <= now

@@ -28,12 +28,12 @@
 //! anybody for time in which the server did not answer: after such a gap an observer says nothing of a peer
 //! until that could pulse again for a whole ttl ([`crate::connect::silence`]).
 
-use crate::connect::script::{script, script_with};
+use crate::connect::script::script_with;
 use crate::coordination::bounds::{check_id, invalid, within};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::MAX_OBSERVED;
 use crate::coordination::instances::{Instances, RECENTLY, or_empty};
-use crate::coordination::scripts::VERSION;
+use crate::coordination::scripts::{SUSPECTS, VERSION};
 use redis::Script;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -42,7 +42,8 @@ use std::time::Duration;
 
 static UPDATE: LazyLock<Script> =
     LazyLock::new(|| script_with(&[VERSION], include_str!("update_gossip_health.lua")));
-static PARTITION: LazyLock<Script> = LazyLock::new(|| script(include_str!("partition.lua")));
+static PARTITION: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[SUSPECTS], include_str!("partition.lua")));
 
 /// The event that peers send each other to see whether they answer.
 pub const PING: &str = "system.ping";

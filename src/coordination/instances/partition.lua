@@ -5,24 +5,12 @@
 -- KEYS  1 active  2 recently lost  3 suspects  4 partition  5 broadcast  6 external ones
 -- ARGV  1 how long an instance counts as recently lost, in ms
 -- Returns {is there a partition, was there one before, healthy, total}.
--- Cost  O(log n + suspects looked at); of more than 500 the first ones tell what share of all counts.
---       Passes when memory is full: one fact for each change.
+-- Cost  O(log n), and that of `suspects.lua`. Passes when memory is full: one fact for each change.
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local after = '(' .. string.format('%.0f', now)
 local healthy = redis.call('ZCOUNT', KEYS[1], after, '+inf') - redis.call('ZCOUNT', KEYS[6], after, '+inf')
-local suspect, suspected = 0, redis.call('ZRANGEBYSCORE', KEYS[3], after, '+inf', 'LIMIT', 0, 500)
-if #suspected > 0 then
-  local expiries = redis.call('ZMSCORE', KEYS[1], unpack(suspected))
-  local external = redis.call('ZMSCORE', KEYS[6], unpack(suspected))
-  for i = 1, #suspected do
-    if tonumber(expiries[i] or 0) > now and not external[i] then suspect = suspect + 1 end
-  end
-  if #suspected == 500 then
-    suspect = math.floor(suspect * redis.call('ZCOUNT', KEYS[3], after, '+inf') / 500)
-  end
-end
-healthy = math.max(healthy - suspect, 0)
+healthy = math.max(healthy - count_suspects(KEYS[3], KEYS[1], KEYS[6], now), 0)
 -- What lies further ahead is from before the clock went back.
 local total = redis.call('ZCARD', KEYS[1]) - redis.call('ZCARD', KEYS[6])
   + redis.call('ZCOUNT', KEYS[2], '(' .. string.format('%.0f', now - ARGV[1]),

@@ -1,11 +1,12 @@
 //! Looking at the instances: counts, lists, who can do what.
 
 use crate::connect::clock::ServerTime;
-use crate::connect::script::script;
+use crate::connect::script::{script, script_with};
 use crate::coordination::bounds::check_id;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::Instance;
 use crate::coordination::instances::{Instances, RECENTLY};
+use crate::coordination::scripts::SUSPECTS;
 use crate::protocol::event::Entry;
 use crate::protocol::keys;
 use redis::Script;
@@ -14,7 +15,8 @@ use std::collections::{HashMap, HashSet};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-pub(crate) static CENSUS: LazyLock<Script> = LazyLock::new(|| script(include_str!("census.lua")));
+pub(crate) static CENSUS: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[SUSPECTS], include_str!("census.lua")));
 static CAPABLE: LazyLock<Script> = LazyLock::new(|| script(include_str!("capable.lua")));
 static READER: LazyLock<Script> = LazyLock::new(|| script(include_str!("reader.lua")));
 

@@ -6,15 +6,18 @@
 //! least `history` entries old without reading the stream.
 
 use crate::connect::error::BusError;
-use crate::connect::script::script;
+use crate::connect::script::script_with;
 use crate::protocol::event::EntryId;
 use redis::Script;
 use redis::aio::ConnectionLike;
 use std::collections::{HashMap, VecDeque};
 use std::sync::LazyLock;
 
-static TRIM: LazyLock<Script> = LazyLock::new(|| script(include_str!("trim.lua")));
-static REMOVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("remove.lua")));
+/// What compares entry ids.
+const IDS: &str = include_str!("entry_ids.lua");
+
+static TRIM: LazyLock<Script> = LazyLock::new(|| script_with(&[IDS], include_str!("trim.lua")));
+static REMOVE: LazyLock<Script> = LazyLock::new(|| script_with(&[IDS], include_str!("remove.lua")));
 
 /// Entries that one call removes from one stream at most.
 pub const LIMIT: u64 = 1000;
@@ -99,9 +102,7 @@ pub async fn remove(
     entry: EntryId,
 ) -> Result<bool, BusError> {
     let mut call = REMOVE.prepare_invoke();
-    call.key(stream)
-        .arg(entry.ms.to_string())
-        .arg(entry.seq.to_string());
+    call.key(stream).arg(entry.to_string());
     Ok(call.invoke_async(connection).await?)
 }
 

@@ -4,17 +4,10 @@
 -- first and its last entry whole. A group needs what it was not given yet, and what is pending in it.
 --
 -- KEYS[1] the stream
--- ARGV[1] the entry's id: its milliseconds, ARGV[2] its sequence number
+-- ARGV[1] the entry's id
 -- Returns 1 if it was deleted, else 0
 -- Cost    O(groups * log n)
-local function number_before(a, b)
-  if #a ~= #b then
-    return #a < #b
-  end
-  return a < b
-end
-
-local id = ARGV[1] .. '-' .. ARGV[2]
+local id = ARGV[1]
 local groups = redis.pcall('XINFO', 'GROUPS', KEYS[1])
 if groups.err then
   return 0
@@ -24,11 +17,8 @@ for _, flat in ipairs(groups) do
   for i = 1, #flat, 2 do
     group[flat[i]] = flat[i + 1]
   end
-  local ms, seq = string.match(group['last-delivered-id'], '^(%d+)-(%d+)$')
-  if number_before(ms, ARGV[1]) or (ms == ARGV[1] and number_before(seq, ARGV[2])) then
-    return 0
-  end
-  if #redis.call('XPENDING', KEYS[1], group['name'], id, id, 1) > 0 then
+  if before(group['last-delivered-id'], id)
+    or #redis.call('XPENDING', KEYS[1], group['name'], id, id, 1) > 0 then
     return 0
   end
 end

@@ -23,23 +23,6 @@ local function map(flat)
   return named
 end
 
--- Ids are compared as text: their numbers may not fit a Lua number.
-local function number_before(a, b)
-  if #a ~= #b then
-    return #a < #b
-  end
-  return a < b
-end
-
-local function before(a, b)
-  local a_ms, a_seq = string.match(a, '^(%d+)-(%d+)$')
-  local b_ms, b_seq = string.match(b, '^(%d+)-(%d+)$')
-  if a_ms ~= b_ms then
-    return number_before(a_ms, b_ms)
-  end
-  return number_before(a_seq, b_seq)
-end
-
 local history = tonumber(ARGV[1])
 local idle, bound = true, nil
 -- What the group that has read most was given: how many entries, up to which one, how many more there are.

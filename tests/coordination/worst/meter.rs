@@ -10,7 +10,9 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub const PARTS: [&str; 4] = [
+pub const PARTS: [&str; 6] = [
+    "suspects.lua",
+    "entry_ids.lua",
     "version.lua",
     "tasks.lua",
     "aggregate_global_metrics.lua",
