@@ -3,6 +3,7 @@
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
 use crate::handler::function::Encoded;
+use crate::handler::gate::{Back, Gate, Manner, Places};
 use crate::handler::policy::RetryPolicy;
 use crate::handler::router::Route;
 use crate::protocol::error::{Code, HandlerError};
@@ -10,7 +11,7 @@ use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::msgpack::PayloadLimits;
 use crate::streams::commit::Publication;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A part of an event's work that the handler of another type does.
 #[derive(Clone, Debug)]
@@ -34,6 +35,34 @@ pub struct Done {
     pub publications: Vec<Publication>,
 }
 
+/// Why a part that waited for its turn was not begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unbegun {
+    /// The run that it is part of was cancelled.
+    Cancelled,
+    /// The worker shuts down.
+    Draining,
+    /// The deadline of its event has passed.
+    Late,
+}
+
+impl From<Unbegun> for HandlerError {
+    fn from(why: Unbegun) -> Self {
+        match why {
+            Unbegun::Cancelled => HandlerError::aborted("the run was cancelled"),
+            Unbegun::Draining => HandlerError::later(
+                Duration::ZERO,
+                "the worker shuts down, and a part of the run still waits for its turn",
+            ),
+            Unbegun::Late => HandlerError::new(
+                Code::DeadlineExceeded,
+                "the deadline passed while a part of the run waited for its turn",
+            )
+            .permanent(),
+        }
+    }
+}
+
 impl Context {
     /// Whether this process has a handler for that type.
     pub fn handles(&self, kind: &str) -> bool {
@@ -49,34 +78,87 @@ impl Context {
     /// that handler's policy: layers, timeout, statistics. A panic is an error. Retries are the
     /// caller's business.
     ///
-    /// The part is cancelled when this run is. It has this event's source, subject and trace.
-    pub async fn dispatch(&self, part: Part<'_>) -> Done {
+    /// Where the policy lets it not run yet (order, rate, circuit, concurrency), the part waits for its turn
+    /// as an event of its type does, in the same lines as those. The part is cancelled when this run is. It
+    /// has this event's source, subject and trace.
+    ///
+    /// # Errors
+    /// If the wait ended before the part began: nothing of it was run.
+    pub async fn dispatch(&self, part: Part<'_>) -> Result<Done, Unbegun> {
         let started = match self.prepare(part) {
             Ok(started) => started,
             Err(error) => {
-                return Done {
+                return Ok(Done {
                     result: Err(error),
                     publications: Vec::new(),
-                };
+                });
             }
         };
         let (context, route) = started;
-        let began = Instant::now();
-        let run = Fenced::start(|| route.start(context.clone()));
-        let result = run.within(&route.kind, route.timeout).await;
+        let (result, elapsed) = match &route.gate {
+            Some(gate) => self.in_turn(gate, &context).await?,
+            None => {
+                let began = Instant::now();
+                let run = Fenced::start(|| route.start(context.clone()));
+                let result = run.within(&route.kind, route.timeout).await;
+                (result, began.elapsed())
+            }
+        };
         let result = result.and_then(|result| context.within_limits("the result", result));
-        route.stats.ran(began.elapsed(), result.is_err());
+        route.stats.ran(elapsed, result.is_err());
         if context.wrote() {
             self.writes();
         }
         let publications = context.take_outbox();
-        Done {
+        Ok(Done {
             publications: if result.is_ok() {
                 publications
             } else {
                 Vec::new()
             },
             result,
+        })
+    }
+
+    /// Has a part go through the gate before its handler; refused there, it keeps its places and comes
+    /// again. How long the last run took.
+    async fn in_turn(
+        &self,
+        gate: &Arc<Gate>,
+        part: &Context,
+    ) -> Result<(Result<Encoded, HandlerError>, Duration), Unbegun> {
+        let (mut places, mut after) = (Places::default(), None);
+        loop {
+            let entering = gate.enter(part.clone(), Manner::Patient, places, after);
+            let entered = match self.unless_it_ends(entering).await? {
+                Ok(entered) => entered,
+                Err(error) => return Ok((Err(error), Duration::ZERO)),
+            };
+            let back = Back::default();
+            let began = Instant::now();
+            let run = Fenced::start(|| gate.run(entered, part.clone(), back.clone()));
+            match (run.await, back.take()) {
+                (Err(refused), Some(kept)) => (places, after) = (kept, refused.retry_after),
+                (result, _) => return Ok((result, began.elapsed())),
+            }
+        }
+    }
+
+    /// Waits for something as long as this run may begin more: what is there at once is had in any case.
+    async fn unless_it_ends<T>(&self, wait: impl Future<Output = T>) -> Result<T, Unbegun> {
+        let draining = self.draining();
+        let late = async {
+            match self.time_left() {
+                Some(left) => tokio::time::sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            there = wait => Ok(there),
+            () = self.cancellation().cancelled() => Err(Unbegun::Cancelled),
+            () = draining.cancelled() => Err(Unbegun::Draining),
+            () = late => Err(Unbegun::Late),
         }
     }
 
@@ -138,9 +220,13 @@ mod tests {
     use crate::handler::router::{Registration, Router};
     use crate::protocol::event::EntryId;
     use std::sync::atomic::Ordering;
-    use std::time::Duration;
 
     fn parent() -> Context {
+        parent_of(Policy::new().timeout(Duration::from_secs(5)), &[])
+    }
+
+    /// A run whose event has those fields, and whose parts have that policy.
+    fn parent_of(policy: Policy, fields: &[&str]) -> Context {
         let process = process();
         let double = async |context: Context, n: u32| {
             context.publish("audit.doubled", &n)?;
@@ -151,7 +237,6 @@ mod tests {
                 n => Ok(format!("{}:{}", context.event().id(), 2 * n)),
             }
         };
-        let policy = Policy::new().timeout(Duration::from_secs(5));
         let registration = Registration::new("number.double", double, policy);
         let surroundings = Surroundings {
             process: process.clone(),
@@ -161,7 +246,8 @@ mod tests {
         };
         let router = Router::new(vec![registration], RetryPolicy::default(), &surroundings);
         process.router.set(Arc::new(router.unwrap())).unwrap();
-        let entry = Entry::new(EntryId::default(), ["type", "system.batch", "subject", "s"]);
+        let all = [&["type", "system.batch", "subject", "s"], fields].concat();
+        let entry = Entry::new(EntryId::default(), all);
         let event = Event::parse(entry, &Limits::default(), &process.keys, "").unwrap();
         Context::new(event, process)
     }
@@ -179,7 +265,7 @@ mod tests {
     async fn a_part_runs_under_its_handlers_policy_and_a_failed_one_publishes_nothing() {
         let parent = parent();
         assert!(parent.handles("number.double") && !parent.handles("number.halve"));
-        let done = parent.dispatch(part("number.double", 21)).await;
+        let done = parent.dispatch(part("number.double", 21)).await.unwrap();
         assert_eq!(
             done.result.unwrap(),
             rmp_serde::to_vec_named("b/21:42").unwrap()
@@ -190,14 +276,14 @@ mod tests {
             (1, Code::NotFound),
             (2, Code::DeadlineExceeded),
         ] {
-            let done = parent.dispatch(part("number.double", n)).await;
+            let done = parent.dispatch(part("number.double", n)).await.unwrap();
             assert_eq!(done.result.unwrap_err().code, code);
             assert!(done.publications.is_empty());
         }
         let stats = parent.route("number.double").unwrap().stats.clone();
         assert_eq!(stats.calls.load(Ordering::Relaxed), 4);
         assert_eq!(stats.errors.load(Ordering::Relaxed), 3);
-        let missing = parent.dispatch(part("number.halve", 2)).await;
+        let missing = parent.dispatch(part("number.halve", 2)).await.unwrap();
         assert_eq!(missing.result.unwrap_err().code, Code::Unimplemented);
     }
 
@@ -209,5 +295,71 @@ mod tests {
         assert!(!child.cancellation().is_cancelled());
         parent.cancellation().cancel();
         assert!(child.cancellation().is_cancelled());
+    }
+
+    /// One whose circuit is open for so long.
+    async fn broken(open: Duration, fields: &[&str]) -> Context {
+        let parent = parent_of(Policy::new().circuit(1, open), fields);
+        let failed = parent.dispatch(part("number.double", 0)).await.unwrap();
+        assert_eq!(failed.result.unwrap_err().code, Code::Internal);
+        parent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_may_not_run_yet_waits_for_its_turn_and_spends_nothing() {
+        let parent = broken(Duration::from_secs(30), &[]).await;
+        let began = tokio::time::Instant::now();
+        let done = parent.dispatch(part("number.double", 21)).await.unwrap();
+        done.result.unwrap();
+        assert!(began.elapsed() >= Duration::from_secs(30));
+        let stats = parent.route("number.double").unwrap().stats.clone();
+        assert_eq!(stats.calls.load(Ordering::Relaxed), 2);
+        assert_eq!(stats.errors.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn parts_wait_for_a_place_beside_what_runs() {
+        let parent = parent_of(Policy::new().no_timeout().concurrency(1), &[]);
+        let mut first = Box::pin(parent.dispatch(part("number.double", 2)));
+        assert!(futures_util::poll!(&mut first).is_pending());
+        let mut second = Box::pin(parent.dispatch(part("number.double", 21)));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        drop(first);
+        second.await.unwrap().result.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_ends_with_the_deadline_the_drain_and_the_run_and_nothing_was_run() {
+        let hour = Duration::from_secs(3600);
+        let soon = crate::connect::clock::local_now() + 60_000;
+        let late = broken(hour, &["deadline", &soon.to_string()]).await;
+        let drained = broken(hour, &[]).await;
+        let draining = tokio_util::sync::CancellationToken::new();
+        draining.cancel();
+        drained.process().draining.set(draining).unwrap();
+        let cancelled = broken(hour, &[]).await;
+        cancelled.cancellation().cancel();
+        for (parent, why) in [
+            (late, Unbegun::Late),
+            (drained, Unbegun::Draining),
+            (cancelled, Unbegun::Cancelled),
+        ] {
+            let began = tokio::time::Instant::now();
+            let done = parent.dispatch(part("number.double", 21)).await;
+            assert_eq!(done.unwrap_err(), why);
+            assert!(began.elapsed() <= Duration::from_secs(61), "{why:?}");
+            let stats = parent.route("number.double").unwrap().stats.clone();
+            assert_eq!(stats.calls.load(Ordering::Relaxed), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_need_not_wait_begins_while_the_worker_drains() {
+        let parent = parent_of(Policy::new().concurrency(1), &[]);
+        let draining = tokio_util::sync::CancellationToken::new();
+        draining.cancel();
+        parent.process().draining.set(draining).unwrap();
+        let done = parent.dispatch(part("number.double", 21)).await.unwrap();
+        done.result.unwrap();
     }
 }

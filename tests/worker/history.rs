@@ -99,7 +99,7 @@ async fn a_run_is_repeated_if_the_server_may_have_lost_what_it_wrote_there() {
             id: "part".into(),
             attempt: 1,
         };
-        context.dispatch(part).await.result.map(|_| ())
+        context.dispatch(part).await?.result.map(|_| ())
     };
     let builder = noting(rig.builder(), &writes)
         .handler("load.outer", outer)

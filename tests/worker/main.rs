@@ -25,4 +25,5 @@ mod poor;
 mod rig;
 mod state;
 mod tasks;
+mod turns;
 mod whole;

@@ -8,7 +8,7 @@ use crate::connect::connector::reconnect_delay;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::{Assignment, Tasks};
 use crate::handler::context::Context;
-use crate::handler::dispatch::{Done, Part};
+use crate::handler::dispatch::{Done, Part, Unbegun};
 use crate::protocol::error::{Code, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Its event type.
 pub const KIND: &str = "task.assigned";
-/// The longest wait for a handler that its circuit or its rate keeps from running.
+/// The longest wait for a handler whose run could not begin.
 const HELD_BACK: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -65,9 +65,14 @@ pub async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerEr
     }
     let payload = encoded(&task.payload);
     let done = match run(&context, &assignment, &task.kind, payload, task.attempt).await {
-        // Before it was started: the task was cancelled, or is someone else's.
-        Err(error) if error.code == Code::Aborted => return Ok(Ran { run: false }),
-        done => done?,
+        // Before it was started: the task was cancelled, is someone else's, or goes to somebody else with
+        // this worker's leaving.
+        Err(Unbegun::Cancelled | Unbegun::Draining) => return Ok(Ran { run: false }),
+        Err(why @ Unbegun::Late) => Done {
+            result: Err(why.into()),
+            publications: Vec::new(),
+        },
+        Ok(done) => done,
     };
     // What the handler wrote to the server must be there where its task is told to be completed.
     let tasks = match context.wrote() {
@@ -85,14 +90,14 @@ pub async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerEr
     }
 }
 
-/// Runs the handler; waits while a layer keeps it from running, which is no attempt.
+/// Runs the handler, in its turn; again where the run says that it could not begin, which is no attempt.
 async fn run(
     context: &Context,
     assignment: &Assignment,
     kind: &str,
     payload: Vec<u8>,
     attempt: u32,
-) -> Result<Done, HandlerError> {
+) -> Result<Done, Unbegun> {
     loop {
         let part = Part {
             kind,
@@ -100,7 +105,7 @@ async fn run(
             id: assignment.task.clone(),
             attempt,
         };
-        let done = context.dispatch(part).await;
+        let done = context.dispatch(part).await?;
         let Err(error) = &done.result else {
             return Ok(done);
         };
@@ -108,7 +113,8 @@ async fn run(
             return Ok(done);
         }
         let wait = error.retry_after.unwrap_or(Duration::from_secs(1));
-        wait_for(context, wait.min(HELD_BACK)).await?;
+        let waited = wait_for(context, wait.min(HELD_BACK)).await;
+        waited.map_err(|_| Unbegun::Cancelled)?;
     }
 }
 

@@ -6,8 +6,7 @@ use crate::handler::policy::RetryPolicy;
 use crate::protocol::error::HandlerError;
 use std::time::Duration;
 
-/// How long an item waits whose handler was not run because of its circuit or its rate limit, if it
-/// is not known better.
+/// How long an item waits whose run said that it could not begin, if it is not known better.
 const REFUSED: Duration = Duration::from_secs(1);
 
 /// Runs every item that is not finished.
@@ -46,7 +45,10 @@ async fn item(
             attempt,
         };
         let context = holding.context.clone();
-        let done = holding.beside(context.dispatch(part)).await?;
+        let done = match holding.beside(context.dispatch(part)).await? {
+            Ok(done) => done,
+            Err(why) => return Err(why.into()),
+        };
         let wait = match &done.result {
             Ok(_) => None,
             Err(error) => wait_after(error, &mut attempt, retry),
@@ -58,7 +60,7 @@ async fn item(
     }
 }
 
-/// How long to wait before the next try, if there is one. What a layer refused spends no attempt.
+/// How long to wait before the next try, if there is one. What could not begin spends no attempt.
 fn wait_after(error: &HandlerError, attempt: &mut u32, retry: RetryPolicy) -> Option<Duration> {
     if error.refusal.is_some() {
         return Some(error.retry_after.unwrap_or(REFUSED));

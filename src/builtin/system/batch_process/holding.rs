@@ -8,6 +8,7 @@ use crate::coordination::batches::batch::{TOGETHER, Wanted};
 use crate::coordination::batches::leases::Held;
 use crate::coordination::batches::{Advanced, Batches, Outcome, Progress};
 use crate::coordination::error::CoordinationError;
+use crate::handler::dispatch::Unbegun;
 use crate::protocol::error::HandlerError;
 use crate::streams::commit::MAX_PUBLICATIONS;
 use crate::streams::commit::Publication;
@@ -38,6 +39,16 @@ pub enum Stop {
     Outdated,
     /// It can not go on.
     Failed(HandlerError),
+}
+
+impl From<Unbegun> for Stop {
+    fn from(why: Unbegun) -> Self {
+        match why {
+            Unbegun::Cancelled => Stop::Cancelled,
+            Unbegun::Draining => Stop::Draining,
+            Unbegun::Late => Stop::Failed(why.into()),
+        }
+    }
 }
 
 /// A batch in the hands of its holder.
