@@ -197,7 +197,7 @@ impl Filler {
         let mut usable = Vec::with_capacity(sources.len());
         for source in sources.drain(..) {
             match read::ensure_group(&mut connection, &source.stream, GROUP).await {
-                Ok(()) => usable.push(source),
+                Ok(_) => usable.push(source),
                 Err(error) if error.code() == Some("WRONGTYPE") => {
                     tracing::error!(
                         stream = source.stream,

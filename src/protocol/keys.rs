@@ -587,6 +587,11 @@ impl Keys {
         self.control(format_args!("state"))
     }
 
+    /// The groups that were gone and were made again: a hash that lapses.
+    pub fn remade(&self) -> String {
+        self.control(format_args!("remade"))
+    }
+
     /// Which items of a batch are finished: a bitmap.
     pub fn batch_finished(&self, id: &str) -> String {
         self.control(format_args!("batch:{id}:finished"))

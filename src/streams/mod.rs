@@ -5,4 +5,5 @@ pub mod commit;
 pub mod delay;
 pub mod open;
 pub mod read;
+pub mod remade;
 pub mod trim;

@@ -202,12 +202,13 @@ pub async fn acknowledge(
 }
 
 /// Creates the group, and the stream with it, at the stream's beginning: an event that was published
-/// before the first worker started is not missed, nor is one from before a lost group.
+/// before the first worker started is not missed, nor is one from before a lost group. Whether the group
+/// was not there.
 pub async fn ensure_group(
     connection: &mut impl ConnectionLike,
     stream: &str,
     group: &str,
-) -> Result<(), BusError> {
+) -> Result<bool, BusError> {
     let mut command = redis::cmd("XGROUP");
     command
         .arg("CREATE")
@@ -216,10 +217,10 @@ pub async fn ensure_group(
         .arg("0")
         .arg("MKSTREAM");
     match connection.req_packed_command(&command).await {
-        Ok(Value::ServerError(error)) if error.code() == "BUSYGROUP" => Ok(()),
+        Ok(Value::ServerError(error)) if error.code() == "BUSYGROUP" => Ok(false),
         Ok(Value::ServerError(error)) => Err(RedisError::from(error).into()),
-        Ok(_) => Ok(()),
-        Err(error) if error.code() == Some("BUSYGROUP") => Ok(()),
+        Ok(_) => Ok(true),
+        Err(error) if error.code() == Some("BUSYGROUP") => Ok(false),
         Err(error) => Err(error.into()),
     }
 }

@@ -5,7 +5,8 @@ use crate::connect::connector::{BLOCK, reconnect_delay};
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::resp::wire::Wire;
 use crate::protocol::entry::Entry;
-use crate::streams::read;
+use crate::streams::{read, remade};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ pub struct Reader {
     fit: usize,
     /// Streams whose key is of another type: the others are read all the same.
     unreadable: Vec<usize>,
+    /// Streams whose groups were there once.
+    read: BTreeSet<usize>,
     drain: CancellationToken,
 }
 
@@ -55,6 +58,7 @@ impl Reader {
             failures: 0,
             fit: usize::MAX,
             unreadable: Vec::new(),
+            read: BTreeSet::new(),
             drain,
         }
     }
@@ -160,7 +164,18 @@ impl Reader {
         let mut unreadable = Vec::new();
         for (index, route) in shared.routes.iter().enumerate() {
             match read::ensure_group(&mut connection, &route.events, &shared.group).await {
-                Ok(()) => streams.push(index),
+                Ok(made) => {
+                    // It was there before.
+                    if made && self.read.contains(&index) {
+                        let keys = &shared.process.keys;
+                        let (stream, now) = (&route.events, shared.claims.server_now());
+                        remade::note(&mut connection, keys, &shared.group, stream, now)
+                            .await
+                            .inspect_err(|error| tracing::debug!(stream, %error, "not noted"))
+                            .ok();
+                    }
+                    streams.push(index);
+                }
                 Err(error) if error.code() == Some("WRONGTYPE") => {
                     if !self.unreadable.contains(&index) {
                         tracing::error!(
@@ -174,6 +189,7 @@ impl Reader {
             }
         }
         self.unreadable = unreadable;
+        self.read.extend(&streams);
         if self.failures > 0 {
             tracing::info!(lane = shared.name, "reading again");
         }

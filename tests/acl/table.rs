@@ -366,6 +366,7 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
         keys.broadcast(),
         keys.instance("w-1"),
         keys.state(),
+        keys.remade(),
         keys.active(),
         keys.role("worker"),
         keys.capabilities(),

@@ -2,11 +2,10 @@
 
 use super::rig::lines;
 use super::{bare, end};
-use crate::support;
-use crate::support::{Redis, free_port, users};
+use crate::support::between::between;
+use crate::support::{self, Redis, free_port, users};
 use serde_json::Value;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::UdpSocket;
 use std::path::Path;
 
 const HEALTHY: [&str; 12] = [
@@ -143,27 +142,7 @@ fn examined(url: &str) -> Findings {
 
 /// Goes between, and changes what the server says.
 fn liar(port: u16, lie: fn(&mut [u8])) -> String {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let own = listener.local_addr().unwrap().port();
-    std::thread::spawn(move || {
-        for client in listener.incoming() {
-            let mut client = client.unwrap();
-            let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            let (mut asks, mut asked) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            std::thread::spawn(move || std::io::copy(&mut asks, &mut asked));
-            std::thread::spawn(move || {
-                let mut buffer = vec![0; 1 << 20];
-                while let Ok(count @ 1..) = server.read(&mut buffer) {
-                    lie(&mut buffer[..count]);
-                    if client.write_all(&buffer[..count]).is_err() {
-                        break;
-                    }
-                }
-                client.shutdown(std::net::Shutdown::Both).ok();
-            });
-        }
-    });
-    format!("redis://op:test@127.0.0.1:{own}")
+    format!("redis://op:test@127.0.0.1:{}", between(port, lie))
 }
 
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
@@ -203,7 +182,7 @@ fn a_healthy_server_has_nothing_wrong() {
     let patient = Patient::healthy();
     let findings = patient.examined();
     assert_eq!(findings.bad(), Vec::<String>::new());
-    assert_eq!((findings.code, findings.all.len()), (0, 39));
+    assert_eq!((findings.code, findings.all.len()), (0, 40));
     assert_eq!(
         super::rig::names(&findings.all[0]),
         ["check", "status", "what", "why", "fix"]
@@ -212,7 +191,7 @@ fn a_healthy_server_has_nothing_wrong() {
     let text = end(command.env("CONVOKE_REDIS_URL", &patient.url).arg("doctor"))
         .done()
         .out;
-    assert_eq!(text, "0 dangerous, 0 warnings, 0 not checked, 39 fine\n");
+    assert_eq!(text, "0 dangerous, 0 warnings, 0 not checked, 40 fine\n");
 }
 
 #[test]
@@ -651,6 +630,101 @@ fn what_the_dead_left_behind() {
     });
 }
 
+/// A stream of three entries, and a group that begins behind one of them.
+fn asked_to(patient: &Patient, stream: &str, at: &str) {
+    for n in 1..=3 {
+        let id = format!("{n}-1");
+        patient.say(&["XADD", stream, &id, "type", "image.resize"]);
+    }
+    patient.say(&["XGROUP", "CREATE", stream, "workers", at]);
+}
+
+#[test]
+fn a_group_that_was_made_again_by_hand() {
+    let patient = Patient::healthy();
+    asked_to(&patient, "cb:events:image", "3-1");
+    let found = patient.examined();
+    let what = found.of("remade")["what"].as_str().unwrap();
+    assert!(
+        what.contains("cb:events:image") && what.contains("3-1"),
+        "{what}"
+    );
+    let fix = found.of("remade")["fix"].as_str().unwrap();
+    assert!(
+        fix.contains("XGROUP SETID cb:events:image workers"),
+        "{fix}"
+    );
+    patient.must_suffer(&["warning remade"]);
+
+    // At the beginning of a stream that was trimmed: it was read before.
+    let patient = Patient::healthy();
+    asked_to(&patient, "cb:events:image", "3-1");
+    patient.say(&["XTRIM", "cb:events:image", "MAXLEN", "2"]);
+    patient.say(&["XGROUP", "DESTROY", "cb:events:image", "workers"]);
+    patient.say(&["XGROUP", "CREATE", "cb:events:image", "workers", "0"]);
+    patient.must_suffer(&["danger workers", "warning remade", "warning no-consumer"]);
+
+    // One that has read nothing yet.
+    let patient = Patient::healthy();
+    asked_to(&patient, "cb:events:image", "0");
+    patient.must_suffer(&["danger workers", "warning no-consumer"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_its_workers_made_again() {
+    use convoke::protocol::keys::Keys;
+    use convoke::settings::{RedisUrl, Settings};
+    use convoke::{Context, HandlerError, Worker};
+
+    let patient = Patient::healthy();
+    let settings = Settings {
+        redis_url: RedisUrl::new(&patient.url),
+        ..Settings::default()
+    };
+    let (runs, mut ran) = tokio::sync::mpsc::unbounded_channel();
+    let resize = move |context: Context, ()| {
+        let runs = runs.clone();
+        async move {
+            runs.send(context.event().id()).ok();
+            Ok::<_, HandlerError>(())
+        }
+    };
+    let worker = Worker::builder()
+        .settings(settings)
+        .handler("image.resize", resize);
+    let drain = tokio_util::sync::CancellationToken::new();
+    let running = tokio::spawn(worker.build().unwrap().run_until(drain.clone()));
+    let mut connection = redis::Client::open(patient.url.as_str())
+        .unwrap()
+        .get_connection()
+        .unwrap();
+    for _ in 0..3 {
+        let mut event = redis::cmd("XADD");
+        event.arg(&["cb:events:image", "*", "type", "image.resize", "data"]);
+        event.arg(&[0xc0_u8][..]).exec(&mut connection).unwrap();
+        ran.recv().await.unwrap();
+    }
+    assert_eq!(patient.examined().of("remade")["status"], "fine");
+    patient.say(&["XGROUP", "DESTROY", "cb:events:image", "workers"]);
+    for _ in 0..3 {
+        ran.recv().await.unwrap();
+    }
+    let found = patient.examined();
+    let finding = found.of("remade");
+    assert_eq!(finding["status"], "warning", "{finding}");
+    let what = finding["what"].as_str().unwrap();
+    assert!(
+        what.contains("the group workers was gone and was made again on cb:events:image")
+            && what.contains("3 events"),
+        "{what}"
+    );
+    drain.cancel();
+    running.await.unwrap().unwrap();
+    let key = Keys::new("cb").unwrap().remade();
+    patient.say(&["DEL", &key]);
+    assert_eq!(patient.examined().of("remade")["status"], "fine");
+}
+
 #[test]
 fn what_it_may_not_look_at_is_named() {
     let patient = Patient::healthy();
@@ -686,7 +760,7 @@ fn what_it_may_not_look_at_is_named() {
         "{text}"
     );
     assert!(
-        text.ends_with("0 dangerous, 3 warnings, 34 not checked, 2 fine\n"),
+        text.ends_with("0 dangerous, 3 warnings, 35 not checked, 2 fine\n"),
         "{text}"
     );
 

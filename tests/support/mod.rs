@@ -6,6 +6,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 pub mod ballots;
+pub mod between;
 pub mod fleet;
 pub mod mcp;
 pub mod postgres;

@@ -1,7 +1,7 @@
 //! What may be wrong with the streams of the namespace.
 
 use super::super::Session;
-use super::super::output::{count, number, span};
+use super::super::output::{count, date, number, span};
 use super::super::owners::Owners;
 use super::checks::names;
 use super::{Finding, Status};
@@ -9,7 +9,10 @@ use convoke::connect::error::BusError;
 use convoke::operator::inspect;
 use convoke::operator::inspect::{Consumer, Stream};
 use convoke::operator::server::allowed;
+use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::StreamKind;
+use convoke::streams::remade;
+use convoke::streams::remade::Remade;
 use redis::aio::MultiplexedConnection;
 
 /// Ids may be so far ahead of the server's clock, in ms.
@@ -30,7 +33,14 @@ pub async fn streams(
     session: &Session,
     connection: &mut MultiplexedConnection,
 ) -> anyhow::Result<Vec<Finding>> {
-    const CHECKS: [&str; 5] = ["last-id", "groups", "consumers", "stuck", "workers"];
+    const CHECKS: [&str; 6] = [
+        "last-id",
+        "groups",
+        "remade",
+        "consumers",
+        "stuck",
+        "workers",
+    ];
     let seen = match look(session, connection).await {
         Ok(seen) => seen,
         Err(error) if error.code() == Some("NOPERM") => {
@@ -39,6 +49,10 @@ pub async fn streams(
         }
         Err(error) => return Err(error.into()),
     };
+    let group = &session.settings.group;
+    let keys = session.settings.keys()?;
+    let noted = allowed(remade::noted(connection, &keys, group).await)?;
+    let remade = remade(&seen, noted, group, &keys.remade());
     let mut owners = Owners::new(session.instances()?);
     let mut alive = None;
     for one in &seen {
@@ -48,7 +62,8 @@ pub async fn streams(
             let may_not = "the user may not look at the instances";
             return Ok(vec![
                 last_id(&seen, allowed(inspect::now(connection).await)?),
-                groups(&seen, &session.settings.group),
+                groups(&seen, group),
+                remade,
                 Finding::unknown("consumers", may_not),
                 Finding::unknown("stuck", may_not),
                 Finding::unknown("workers", may_not),
@@ -61,10 +76,11 @@ pub async fn streams(
     let claim_idle = session.settings.claim_idle.as_millis() as u64;
     Ok(vec![
         last_id(&seen, allowed(inspect::now(connection).await)?),
-        groups(&seen, &session.settings.group),
+        groups(&seen, group),
+        remade,
         consumers(&seen, &owners, session),
         stuck(&seen, &owners, claim_idle),
-        workers(&seen, alive, &session.settings.group),
+        workers(&seen, alive, group),
     ])
 }
 
@@ -144,6 +160,83 @@ fn groups(seen: &[Seen], group: &str) -> Finding {
         fix: format!(
             "start a worker with a handler for it, which makes the group; or redis-cli XGROUP CREATE {key} {group} 0"
         ),
+    }
+}
+
+/// Groups that were destroyed and made again. A worker that made one notes it; one that was made or set by
+/// hand does not know how much it was given.
+fn remade(seen: &[Seen], noted: Option<Vec<Remade>>, group: &str, key: &str) -> Finding {
+    let check = "remade";
+    let of_events = || {
+        seen.iter()
+            .filter(|one| one.stream.name.kind == StreamKind::Events && one.stream.length > 0)
+    };
+    let of = |one: &Seen| one.stream.groups.iter().find(|g| g.name == group).cloned();
+    if let Some(last) = noted.iter().flatten().next() {
+        let going_on = of_events().any(|one| {
+            one.stream.name.key == last.stream
+                && of(one).is_some_and(|is| is.delivered.ms < last.at)
+        });
+        let keys: Vec<String> = noted
+            .iter()
+            .flatten()
+            .map(|one| one.stream.clone())
+            .collect();
+        let (stream, entries) = (&last.stream, count(last.entries, "event", "events"));
+        return Finding {
+            check,
+            status: Status::Warning,
+            what: format!(
+                "the group {group} was gone and was made again on {}, last at {}: {} on {stream} {}",
+                names(&keys),
+                date(last.at),
+                entries,
+                if going_on {
+                    "run again, and still do"
+                } else {
+                    "ran again"
+                },
+            ),
+            why: "somebody destroyed the group, or deleted what it was in: a group that is made anew has read \
+                  nothing, so every event that is still in the stream runs once more, also what was done before",
+            fix: match going_on {
+                true => format!(
+                    "to pass over what is left of it: redis-cli XGROUP SETID {stream} {group} <the id of the last event that was done>"
+                ),
+                false => format!(
+                    "see who may run XGROUP and DEL; then, so that this is not told any more: redis-cli DEL {key}"
+                ),
+            },
+        };
+    }
+    let unknown = of_events().filter_map(|one| {
+        let is = of(one)?;
+        // A server that counts none knows nothing of any group; a group that has read nothing of a new
+        // stream is not made again.
+        let trimmed = one.stream.added? > one.stream.length;
+        let known = is.read.is_some() || (is.delivered == EntryId::default() && !trimmed);
+        (!known).then(|| (one.stream.name.key.clone(), is.delivered))
+    });
+    let unknown: Vec<(String, EntryId)> = unknown.collect();
+    if let Some((key, delivered)) = unknown.first() {
+        let keys: Vec<String> = unknown.iter().map(|(key, _)| key.clone()).collect();
+        return Finding {
+            check,
+            status: Status::Warning,
+            what: format!(
+                "nobody knows how much the group {group} was given on {}: it was made again or set by hand, at {delivered}",
+                names(&keys)
+            ),
+            why: "what is stored up to that id counts as done, whether it was run or not; what is stored after it \
+                  runs, also what was done before; how far the group is behind is not known",
+            fix: format!(
+                "if it should be elsewhere: redis-cli XGROUP SETID {key} {group} <the id of the last event that was done>"
+            ),
+        };
+    }
+    match noted {
+        Some(_) => Finding::fine(check, "no group was made again lately"),
+        None => Finding::unknown(check, "the user may not run HGETALL"),
     }
 }
 
