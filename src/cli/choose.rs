@@ -2,7 +2,6 @@
 
 use super::{Misuse, output};
 use clap::Args;
-use convoke::connect::error::BusError;
 use convoke::operator::inspect;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::json;
@@ -371,15 +370,6 @@ fn plain(stream: &StreamName) -> String {
         StreamKind::Broadcast => "broadcast".to_owned(),
         kind => format!("{}:{}", kind.as_str(), stream.part),
     }
-}
-
-/// The last id of a stream; zero if there is none.
-pub async fn last_id(
-    connection: &mut MultiplexedConnection,
-    stream: &StreamName,
-) -> Result<EntryId, BusError> {
-    let looked = inspect::stream(connection, stream).await?;
-    Ok(looked.map_or_else(EntryId::default, |stream| stream.last))
 }
 
 fn no_stream(keys: &Keys, name: &str) -> anyhow::Error {

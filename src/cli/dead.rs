@@ -8,10 +8,10 @@ use super::choose;
 use super::choose::{Filters, Span};
 use super::{Outcome, Session};
 use clap::{Args, Subcommand};
-use convoke::operator::browse::Pages;
+use convoke::operator::browse::{Pages, Sight};
 use convoke::operator::inspect;
 use convoke::protocol::dead::Letter;
-use convoke::protocol::event::Entry;
+use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::StreamKind;
 use redis::aio::MultiplexedConnection;
 use std::vec;
@@ -95,11 +95,12 @@ impl Which {
         let streams = choose::streams(connection, &keys, &self.streams, &kinds).await?;
         let now = inspect::now(connection).await?;
         let (from, to) = self.filters.bounds(now);
+        let sight = session.sight()?;
         let mut spans = Vec::with_capacity(streams.len());
         for stream in streams {
-            let looked = inspect::stream(connection, &stream).await?;
-            if let Some(looked) = looked.filter(|looked| looked.length > 0) {
-                let to = to.min(looked.last);
+            let last = sight.last_id(&stream.key).await?;
+            if last > EntryId::default() {
+                let to = to.min(last);
                 spans.push(Span { stream, from, to });
             }
         }
@@ -107,10 +108,10 @@ impl Which {
     }
 
     /// Those of a span that fit.
-    fn letters(&self, span: &Span) -> Letters<'_> {
+    fn letters(&self, sight: &Sight, span: &Span) -> Letters<'_> {
         Letters {
             which: self,
-            pages: Pages::new(&span.stream.key, span.from, span.to),
+            pages: Pages::new(sight, &span.stream.key, span.from, span.to),
             page: Vec::new().into_iter(),
         }
     }
@@ -124,17 +125,14 @@ struct Letters<'a> {
 }
 
 impl Letters<'_> {
-    async fn next(
-        &mut self,
-        connection: &mut MultiplexedConnection,
-    ) -> anyhow::Result<Option<(Entry, Letter)>> {
+    async fn next(&mut self) -> anyhow::Result<Option<(Entry, Letter)>> {
         loop {
             for entry in self.page.by_ref() {
                 if let Some(letter) = self.which.fit(&entry) {
                     return Ok(Some((entry, letter)));
                 }
             }
-            let page = self.pages.next(connection).await?;
+            let page = self.pages.next().await?;
             if page.is_empty() {
                 return Ok(None);
             }

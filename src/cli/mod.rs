@@ -39,6 +39,7 @@ use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::scripts;
+use convoke::operator::browse::Sight;
 use convoke::operator::replay::Operator;
 use convoke::settings::Settings;
 use output::Output;
@@ -304,6 +305,12 @@ impl Session {
             true => connector.loading(scripts::called_by_others()),
             false => connector,
         })
+    }
+
+    /// Looks at entries, of which no more is held than a worker would.
+    fn sight(&self) -> anyhow::Result<Sight> {
+        let limit = self.settings.limits().entry();
+        Ok(Sight::new(self.connector()?, limit))
     }
 
     fn instances(&self) -> anyhow::Result<Instances> {

@@ -2,6 +2,7 @@
 
 use super::output;
 use super::output::printable;
+use convoke::protocol::event::Entry;
 use convoke::protocol::json;
 use serde_json::{Value, json};
 
@@ -46,6 +47,24 @@ pub fn decode(data: &[u8]) -> Result<Value, Undecodable> {
             .collect(),
         error: error.to_string(),
     })
+}
+
+/// What is said of an entry that is larger than any event: it was not held.
+pub fn too_large(entry: &Entry) -> Option<String> {
+    let bytes = entry.cut()?;
+    Some(format!("too large to show: {}", output::bytes(bytes)))
+}
+
+/// Puts an entry's payload into what is printed as JSON: as `data`, or as `undecodable`; of one that is larger
+/// than any event only how large it is, as `too_large`.
+pub fn describe_entry(entry: &Entry, object: &mut Value) {
+    match entry.cut() {
+        None => describe(entry.get("data"), object),
+        Some(bytes) => {
+            object["data"] = Value::Null;
+            object["too_large"] = json!({ "bytes": bytes });
+        }
+    }
 }
 
 /// Puts a payload into what is printed as JSON: as `data`, or as `undecodable`.

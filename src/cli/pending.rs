@@ -83,6 +83,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let keys = session.settings.keys()?;
     let connector = session.connector()?;
     let mut connection = connector.dedicated().await?;
+    let sight = session.sight()?;
     let kinds = [StreamKind::Events, StreamKind::Inbox];
     let streams = choose::streams(&mut connection, &keys, &flags.streams, &kinds).await?;
     let group = flags.held.group.as_ref().unwrap_or(&session.settings.group);
@@ -100,9 +101,8 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let (from, to) = flags.filters.bounds(now);
     let mut waiting = Vec::new();
     for stream in streams {
-        let looked = inspect::stream(&mut connection, &stream).await?;
-        let groups = looked.map_or_else(Vec::new, |stream| stream.groups);
-        if groups.iter().any(|g| g.name == *group && g.pending > 0) {
+        let stands = inspect::standing(&mut connection, &stream.key, group).await?;
+        if stands.is_some_and(|group| group.pending > 0) {
             waiting.push(stream);
         }
     }
@@ -114,7 +114,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     'streams: for stream in &streams {
         let consumer = flags.held.consumer.as_deref();
         let mut pages = PendingPages::new(&stream.key, group, consumer, from, to);
-        let mut contents = Contents::default();
+        let mut contents = Contents::new(&sight);
         while let Some(page) = pages.next(&mut connection).await? {
             let runs_for = |id: EntryId| runs.get(&(stream.key.clone(), id)).copied();
             let runs_long = |id: EntryId| {
@@ -129,9 +129,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
             let ids: Vec<EntryId> = page.iter().map(|pending| pending.id).collect();
             let mut at = 0;
             while at < page.len() {
-                let entries = contents
-                    .read(&mut connection, &stream.key, &ids[at..])
-                    .await?;
+                let entries = contents.read(&stream.key, &ids[at..]).await?;
                 for (pending, entry) in page[at..].iter().zip(&entries) {
                     let nothing = Entry::default();
                     if !flags.filters.fit(entry.as_ref().unwrap_or(&nothing)) {
@@ -220,7 +218,10 @@ impl One<'_> {
             false => Cell::styled(format!("{owner} (gone)"), RED),
         };
         let payload = match self.entry {
-            Some(entry) => payload::preview(entry.get("data")).into(),
+            Some(entry) => match payload::too_large(entry) {
+                Some(said) => Cell::styled(said, RED),
+                None => payload::preview(entry.get("data")).into(),
+            },
             None => Cell::styled("deleted from its stream: the event is lost", RED),
         };
         let mut row = vec![
@@ -263,7 +264,7 @@ impl One<'_> {
             "first_failed_at": number(FIRST_FAILED),
             "deleted": self.entry.is_none(),
         });
-        payload::describe(self.entry.and_then(|entry| entry.get("data")), &mut object);
+        payload::describe_entry(self.entry.unwrap_or(&Entry::default()), &mut object);
         object
     }
 }

@@ -9,10 +9,11 @@ use super::{Outcome, Session};
 use clap::Args;
 use convoke::connect::connector::{BLOCK, Connector, reconnect_delay};
 use convoke::connect::error::{BusError, Reaction};
+use convoke::connect::resp::wire::Wire;
+use convoke::operator::browse::{Appetite, Sight};
 use convoke::operator::inspect;
 use convoke::protocol::event::{Entry, EntryId};
-use convoke::streams::read::{last_id, read_after};
-use redis::aio::MultiplexedConnection;
+use convoke::streams::read::read_news;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::io;
@@ -124,7 +125,8 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
         payload: flags.payload,
         ..Filters::default()
     };
-    let mut follower = Follower::start(session.connector()?, streams, since).await?;
+    let mut follower =
+        Follower::start(session.connector()?, session.sight()?, streams, since).await?;
     let mut left = flags.limit.unwrap_or(u64::MAX);
     while !(flags.no_follow && follower.is_at_end()) {
         let entries = follower.read().await?;
@@ -151,7 +153,9 @@ struct Follower {
     connector: Connector,
     /// The primary that the connection leads to.
     generation: u64,
-    connection: MultiplexedConnection,
+    wire: Wire,
+    sight: Sight,
+    appetite: Appetite,
     streams: Vec<Followed>,
 }
 
@@ -171,14 +175,15 @@ struct Followed {
 impl Follower {
     async fn start(
         connector: Connector,
+        sight: Sight,
         names: Vec<String>,
         since: Option<EntryId>,
     ) -> Result<Self, BusError> {
         let generation = connector.generation();
-        let mut connection = connector.blocking(BLOCK).await?;
+        let wire = connector.blocking_wire(BLOCK).await?;
         let mut streams = Vec::with_capacity(names.len());
         for name in names {
-            let end = last_id(&mut connection, &name).await?;
+            let end = sight.last_id(&name).await?;
             streams.push(Followed {
                 name,
                 after: since.unwrap_or(end),
@@ -190,7 +195,9 @@ impl Follower {
         Ok(Self {
             connector,
             generation,
-            connection,
+            wire,
+            sight,
+            appetite: Appetite::default(),
             streams,
         })
     }
@@ -221,8 +228,12 @@ impl Follower {
             true => AT_ONCE,
             false => BLOCK,
         };
+        let count = self.appetite.count().min(COUNT);
         let read = match self.connector.check(self.generation) {
-            Ok(()) => read_after(&mut self.connection, &from, COUNT, block).await,
+            Ok(()) => {
+                let limit = self.sight.limit();
+                read_news(&mut self.wire, &from, count, block, limit).await
+            }
             Err(moved) => Err(moved),
         };
         let batches = match read {
@@ -237,9 +248,11 @@ impl Follower {
         for at in &wanted {
             self.streams[*at].more = false;
         }
+        self.appetite
+            .learn(batches.iter().flat_map(|batch| &batch.entries));
         for batch in batches {
             let stream = &mut self.streams[wanted[batch.stream]];
-            stream.more = batch.entries.len() == COUNT;
+            stream.more = batch.entries.len() == count;
             stream.after = batch.entries.last().map_or(stream.after, |last| last.id);
             stream.held.extend(batch.entries);
         }
@@ -270,10 +283,10 @@ impl Follower {
 
     async fn reopen(&mut self) -> Result<(), BusError> {
         self.generation = self.connector.generation();
-        self.connection = self.connector.blocking(BLOCK).await?;
+        self.wire = self.connector.blocking_wire(BLOCK).await?;
         for stream in &mut self.streams {
             // After a loss of data a stream may begin again below what was read.
-            if last_id(&mut self.connection, &stream.name).await? < stream.after {
+            if self.sight.last_id(&stream.name).await? < stream.after {
                 stream.after = EntryId::default();
             }
         }
@@ -302,7 +315,7 @@ fn print(output: &Output, stream: &str, entry: &Entry) -> io::Result<()> {
             "type": kind,
             "fields": fields,
         });
-        payload::describe(entry.get("data"), &mut object);
+        payload::describe_entry(entry, &mut object);
         return output.json(&object);
     }
     let time = output::date(entry.id.ms);
@@ -319,6 +332,10 @@ fn print(output: &Output, stream: &str, entry: &Entry) -> io::Result<()> {
             value
         };
         line.push_str(&format!(" {}={}", printable(name), printable(value)));
+    }
+    if let Some(said) = payload::too_large(entry) {
+        line.push_str(&output.red(&format!(" {said}")));
+        return output.line(&line);
     }
     match entry.get("data").map(payload::decode) {
         None => {}

@@ -1,13 +1,16 @@
 //! Looking through streams and pending entries page by page, in bounded memory and in commands that
 //! the server answers at once.
 
+use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
+use crate::connect::resp::wire::Wire;
 use crate::protocol::event::{Entry, EntryId};
 use crate::streams::claim;
 use crate::streams::claim::Pending;
-use crate::streams::read::entries_of;
-use redis::Value;
+use crate::streams::read;
 use redis::aio::MultiplexedConnection;
+use std::sync::Arc;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// About how many bytes of entries one command or pipeline asks for.
 const PAGE_BYTES: usize = 128 << 10;
@@ -16,26 +19,114 @@ const PAGE: usize = 250;
 /// Entries on the first page: how large they are is not known yet.
 const FIRST: usize = 4;
 
-/// How many entries to ask for next, learned from the sizes of those before.
-#[derive(Debug)]
-struct Appetite(usize);
+/// How many entries to ask for next, learned from the sizes of those before: the server makes ready what it
+/// answers, however large.
+#[derive(Clone, Copy, Debug)]
+pub struct Appetite(usize);
 
-impl Appetite {
-    fn learn(&mut self, entries: &[Entry]) {
-        let bytes: usize = entries.iter().map(bytes).sum();
-        let fit = PAGE_BYTES * entries.len() / bytes.max(1);
-        // Entries to come may be larger: it grows step by step, and shrinks at once.
-        self.0 = fit.clamp(1, (self.0 * 8).min(PAGE));
+impl Default for Appetite {
+    fn default() -> Self {
+        Self(FIRST)
     }
 }
 
-fn bytes(entry: &Entry) -> usize {
-    entry.words().map(|word| word.len() + 8).sum()
+impl Appetite {
+    /// So many.
+    pub fn count(self) -> usize {
+        self.0
+    }
+
+    /// Takes those into account.
+    pub fn learn<'a>(&mut self, entries: impl IntoIterator<Item = &'a Entry>) {
+        let (mut count, mut bytes) = (0_u64, 0);
+        for entry in entries {
+            count += 1;
+            bytes += entry.bytes() + 8 * entry.words().count() as u64;
+        }
+        if count > 0 {
+            let fit = (PAGE_BYTES as u64 * count / bytes.max(1)) as usize;
+            // Entries to come may be larger: it grows step by step, and shrinks at once.
+            self.0 = fit.clamp(1, (self.0 * 8).min(PAGE));
+        }
+    }
+}
+
+/// Looks at entries: of one that is larger than any event only a part is held. Clones share a connection.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    connector: Connector,
+    limit: usize,
+    wire: Arc<Mutex<Option<Wire>>>,
+}
+
+impl Sight {
+    /// Of an entry over `limit` bytes a part is held.
+    pub fn new(connector: Connector, limit: usize) -> Self {
+        Self {
+            connector,
+            limit,
+            wire: Arc::default(),
+        }
+    }
+
+    /// Bytes of an entry that are held.
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// The connection, which is not kept if its use does not come to an end.
+    async fn lend(&self) -> Result<(MutexGuard<'_, Option<Wire>>, Wire), BusError> {
+        let mut slot = self.wire.lock().await;
+        let wire = match slot.take() {
+            Some(wire) => wire,
+            None => self.connector.wire().await?,
+        };
+        Ok((slot, wire))
+    }
+
+    async fn range(
+        &self,
+        command: &[u8],
+        stream: &str,
+        ends: (&str, &str),
+        count: usize,
+    ) -> Result<Vec<Entry>, BusError> {
+        let (mut slot, mut wire) = self.lend().await?;
+        let read = read::read_range(&mut wire, command, stream, ends, count, self.limit);
+        let entries = read.await?;
+        *slot = Some(wire);
+        Ok(entries)
+    }
+
+    async fn each(&self, stream: &str, ids: &[EntryId]) -> Result<Vec<Option<Entry>>, BusError> {
+        let (mut slot, mut wire) = self.lend().await?;
+        let entries = read::read_each(&mut wire, stream, ids, self.limit).await?;
+        *slot = Some(wire);
+        Ok(entries)
+    }
+
+    /// The entries that came last, at most `count` of them, the last one first.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn latest(&self, stream: &str, count: usize) -> Result<Vec<Entry>, BusError> {
+        self.range(b"XREVRANGE", stream, ("+", "-"), count).await
+    }
+
+    /// The id of a stream's last entry; 0-0 if it has none or does not exist.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn last_id(&self, stream: &str) -> Result<EntryId, BusError> {
+        let last = self.latest(stream, 1).await?;
+        Ok(last.first().map_or_else(EntryId::default, |entry| entry.id))
+    }
 }
 
 /// The entries of a stream from one id to another, both included, in order.
 #[derive(Debug)]
 pub struct Pages {
+    sight: Sight,
     stream: String,
     from: Option<EntryId>,
     to: EntryId,
@@ -44,36 +135,31 @@ pub struct Pages {
 
 impl Pages {
     /// Begins at `from`.
-    pub fn new(stream: impl Into<String>, from: EntryId, to: EntryId) -> Self {
+    pub fn new(sight: &Sight, stream: impl Into<String>, from: EntryId, to: EntryId) -> Self {
         Self {
+            sight: sight.clone(),
             stream: stream.into(),
             from: Some(from),
             to,
-            appetite: Appetite(FIRST),
+            appetite: Appetite::default(),
         }
     }
 
     /// The next page; empty at the end.
-    pub async fn next(
-        &mut self,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<Vec<Entry>, BusError> {
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn next(&mut self) -> Result<Vec<Entry>, BusError> {
         let Some(from) = self.from else {
             return Ok(Vec::new());
         };
-        let reply = redis::cmd("XRANGE")
-            .arg(&self.stream)
-            .arg(from.to_string())
-            .arg(self.to.to_string())
-            .arg("COUNT")
-            .arg(self.appetite.0)
-            .query_async(connection)
-            .await?;
-        let entries = entries_of(reply)?;
+        let (from, to) = (from.to_string(), self.to.to_string());
+        let ends = (from.as_str(), to.as_str());
+        let count = self.appetite.count();
+        let entries = self.sight.range(b"XRANGE", &self.stream, ends, count);
+        let entries = entries.await?;
         self.from = match entries.last() {
-            Some(last) if entries.len() == self.appetite.0 && last.id < self.to => {
-                Some(last.id.next())
-            }
+            Some(last) if entries.len() == count && last.id < self.to => Some(last.id.next()),
             _ => None,
         };
         self.appetite.learn(&entries);
@@ -136,41 +222,33 @@ impl PendingPages {
 
 /// Reads single entries, a few at a time.
 #[derive(Debug)]
-pub struct Contents(Appetite);
-
-impl Default for Contents {
-    fn default() -> Self {
-        Self(Appetite(FIRST))
-    }
+pub struct Contents {
+    sight: Sight,
+    appetite: Appetite,
 }
 
 impl Contents {
+    /// With that sight.
+    pub fn new(sight: &Sight) -> Self {
+        Self {
+            sight: sight.clone(),
+            appetite: Appetite::default(),
+        }
+    }
+
     /// The entries with the first of those ids, as many as fit a page, in their order; `None` for
     /// one that has been deleted.
+    ///
+    /// # Errors
+    /// `Bus`.
     pub async fn read(
         &mut self,
-        connection: &mut MultiplexedConnection,
         stream: &str,
         ids: &[EntryId],
     ) -> Result<Vec<Option<Entry>>, BusError> {
-        let ids = &ids[..ids.len().min(self.0.0)];
-        let mut reads = redis::pipe();
-        for id in ids {
-            let id = id.to_string();
-            reads.cmd("XRANGE").arg(stream).arg(&id).arg(&id);
-        }
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
-        let replies: Vec<Value> = reads.query_async(connection).await?;
-        let mut found = Vec::with_capacity(replies.len());
-        for reply in replies {
-            found.push(entries_of(reply)?.into_iter().next());
-        }
-        let there: Vec<Entry> = found.iter().flatten().cloned().collect();
-        if !there.is_empty() {
-            self.0.learn(&there);
-        }
+        let ids = &ids[..ids.len().min(self.appetite.count())];
+        let found = self.sight.each(stream, ids).await?;
+        self.appetite.learn(found.iter().flatten());
         Ok(found)
     }
 }
@@ -186,7 +264,7 @@ mod tests {
 
     #[test]
     fn pages_of_small_entries_grow_and_large_ones_shrink_them_at_once() {
-        let mut appetite = Appetite(FIRST);
+        let mut appetite = Appetite::default();
         appetite.learn(&entries(4, 100));
         assert_eq!(appetite.0, 32);
         appetite.learn(&entries(32, 100));

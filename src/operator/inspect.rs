@@ -3,7 +3,7 @@
 use crate::connect::clock::{ClockSource, ServerTime, local_now};
 use crate::connect::error::BusError;
 use crate::connect::greeting::offered;
-use crate::protocol::event::{Entry, EntryId};
+use crate::protocol::event::EntryId;
 use crate::protocol::keys::{Keys, StreamKind, StreamName};
 use crate::streams::read::entries_of;
 use redis::aio::MultiplexedConnection;
@@ -244,6 +244,45 @@ async fn groups(
     Ok(groups)
 }
 
+/// What a group has, without a look at any entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Entries delivered and not acknowledged.
+    pub pending: u64,
+    /// What was delivered last.
+    pub delivered: EntryId,
+}
+
+/// Looks at one group of a stream; `None` if there is no such group.
+///
+/// # Errors
+/// `Bus`.
+pub async fn standing(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+    group: &str,
+) -> Result<Option<Standing>, BusError> {
+    let infos = redis::cmd("XINFO")
+        .arg("GROUPS")
+        .arg(key)
+        .query_async(connection)
+        .await;
+    let infos: Vec<Value> = match infos {
+        Err(error) if is_no_such_key(&error) => return Ok(None),
+        infos => infos?,
+    };
+    for info in infos {
+        let mut info = named(info);
+        if text(&mut info, "name")? == group {
+            return Ok(Some(Standing {
+                pending: number(&mut info, "pending")?,
+                delivered: id(&mut info, "last-delivered-id")?,
+            }));
+        }
+    }
+    Ok(None)
+}
+
 /// The consumers of a group, sorted by name; none if the group is gone.
 pub async fn consumers(
     connection: &mut MultiplexedConnection,
@@ -271,21 +310,6 @@ pub async fn consumers(
     }
     consumers.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(consumers)
-}
-
-/// The entries that came last, at most `count` of them, the last one first.
-pub async fn latest(
-    connection: &mut MultiplexedConnection,
-    key: &str,
-    count: usize,
-) -> Result<Vec<Entry>, BusError> {
-    let reply = redis::cmd("XREVRANGE")
-        .arg(key)
-        .arg(&["+", "-", "COUNT"])
-        .arg(count)
-        .query_async(connection)
-        .await?;
-    entries_of(reply)
 }
 
 /// The server's time, in Unix ms; this machine's, where the server does not tell it.

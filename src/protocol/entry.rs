@@ -109,6 +109,12 @@ impl Entry {
         (self.cut > 0).then_some(self.cut)
     }
 
+    /// Bytes that its fields have in the stream, here or not.
+    pub fn bytes(&self) -> u64 {
+        self.cut
+            .max(self.words().map(|word| word.len() as u64).sum())
+    }
+
     /// Adds a word; whoever does sees to it that their number is even.
     pub(crate) fn push(&mut self, word: &[u8]) {
         // A server takes no word of 4 GiB.

@@ -93,6 +93,63 @@ pub async fn read_each(
     Ok(entries)
 }
 
+/// Reads entries from one place of a stream to another, in order or from the end. Of an entry over `limit`
+/// bytes only a part is held.
+pub async fn read_range(
+    wire: &mut Wire,
+    command: &[u8],
+    stream: &str,
+    (from, to): (&str, &str),
+    count: usize,
+    limit: usize,
+) -> Result<Vec<Entry>, BusError> {
+    let mut commands = Commands::default();
+    commands.add(&[
+        command,
+        stream.as_bytes(),
+        from.as_bytes(),
+        to.as_bytes(),
+        b"COUNT",
+        Digits::of(count as u64).as_ref(),
+    ]);
+    wire.send(&mut commands).await?;
+    let mut reply = wire.sifted(Shape::Entries, limit).await?;
+    match reply.token()? {
+        Token::Array(length) => (0..length).map(|_| delivered_entry(&mut reply)).collect(),
+        Token::Error(text) => Err(server_error(text)),
+        _ => Err(SHAPE),
+    }
+}
+
+/// Reads what came after each given id, without a group. Of an entry over `limit` bytes only a part is held.
+///
+/// Give the wire up after cancelling.
+pub async fn read_news(
+    wire: &mut Wire,
+    streams: &[(&str, EntryId)],
+    count: usize,
+    block: Duration,
+    limit: usize,
+) -> Result<Vec<Batch>, BusError> {
+    let names: Vec<&str> = streams.iter().map(|(name, _)| *name).collect();
+    let mut command = Commands::default();
+    command.begin(6 + 2 * streams.len());
+    command.word(b"XREAD");
+    command.word(b"COUNT");
+    command.word(Digits::of(count as u64).as_ref());
+    command.word(b"BLOCK");
+    command.word(Digits::of(block.as_millis() as u64).as_ref());
+    command.word(b"STREAMS");
+    for name in &names {
+        command.word(name.as_bytes());
+    }
+    for (_, after) in streams {
+        command.word(after.to_string().as_bytes());
+    }
+    wire.send(&mut command).await?;
+    delivered(wire.sifted(Shape::Streams, limit).await?, &names)
+}
+
 /// The entries in the reply of a group read.
 fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Batch>, BusError> {
     let length = match reply.token()? {

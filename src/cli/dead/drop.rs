@@ -47,12 +47,13 @@ pub async fn run(
         ));
     }
     let now = inspect::now(connection).await?;
+    let sight = session.sight()?;
     let spans = flags.which.spans(session, connection).await?;
     let mut listing = Listing::new(session, spans.len() > 1, now);
     let mut total = 0u64;
     for span in &spans {
-        let mut letters = flags.which.letters(span);
-        while let Some((entry, letter)) = letters.next(connection).await? {
+        let mut letters = flags.which.letters(&sight, span);
+        while let Some((entry, letter)) = letters.next().await? {
             total += 1;
             if flags.dry_run {
                 listing.add(&span.stream, &entry, &letter)?;
@@ -75,11 +76,11 @@ pub async fn run(
     let operator = session.operator(None)?;
     let mut dropped = 0u64;
     for span in &spans {
-        let mut letters = flags.which.letters(span);
+        let mut letters = flags.which.letters(&sight, span);
         loop {
             let mut step = Vec::with_capacity(STEP);
             while step.len() < STEP
-                && let Some((entry, _)) = letters.next(connection).await?
+                && let Some((entry, _)) = letters.next().await?
             {
                 step.push(entry.id);
             }

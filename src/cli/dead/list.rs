@@ -5,7 +5,7 @@ use super::{Which, died};
 use crate::cli::choose;
 use crate::cli::output;
 use crate::cli::output::{Cell, Column, RED, Table, count, number};
-use crate::cli::{Outcome, Session};
+use crate::cli::{Outcome, Session, payload};
 use clap::Args;
 use convoke::operator::inspect;
 use convoke::protocol::dead::Letter;
@@ -67,14 +67,15 @@ async fn summary(
     let now = inspect::now(connection).await?;
     let mut sums: BTreeMap<(String, String, String), Sum> = BTreeMap::new();
     let mut total = 0;
+    let sight = session.sight()?;
     let spans = flags.which.spans(session, connection).await?;
     let short: HashMap<String, String> = spans
         .iter()
         .map(|span| (span.stream.key.clone(), choose::short(&span.stream)))
         .collect();
     for span in spans {
-        let mut letters = flags.which.letters(&span);
-        while let Some((entry, letter)) = letters.next(connection).await? {
+        let mut letters = flags.which.letters(&sight, &span);
+        while let Some((entry, letter)) = letters.next().await? {
             total += 1;
             let stream = &span.stream.key;
             let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
@@ -89,7 +90,7 @@ async fn summary(
             }
             sum.newest = sum.newest.max(died);
             sum.count += 1;
-            sum.message = letter.message;
+            sum.message = payload::too_large(&entry).unwrap_or(letter.message);
         }
     }
     let mut rows: Vec<_> = sums.into_iter().collect();
@@ -148,12 +149,13 @@ async fn entries(
     flags: &Flags,
 ) -> anyhow::Result<Outcome> {
     let now = inspect::now(connection).await?;
+    let sight = session.sight()?;
     let spans = flags.which.spans(session, connection).await?;
     let mut listing = Listing::new(session, spans.len() > 1, now);
     let limit = flags.limit.unwrap_or(u64::MAX);
     'streams: for span in spans {
-        let mut letters = flags.which.letters(&span);
-        while let Some((entry, letter)) = letters.next(connection).await? {
+        let mut letters = flags.which.letters(&sight, &span);
+        while let Some((entry, letter)) = letters.next().await? {
             listing.add(&span.stream, &entry, &letter)?;
             if listing.shown == limit {
                 break 'streams;
@@ -222,7 +224,9 @@ impl<'a> Listing<'a> {
                 .moment(died(letter, entry), self.now)
                 .into(),
             letter.instance.clone().unwrap_or_default().into(),
-            letter.message.clone().into(),
+            payload::too_large(entry)
+                .unwrap_or_else(|| letter.message.clone())
+                .into(),
         ];
         if self.several {
             row.insert(0, choose::short(stream).into());

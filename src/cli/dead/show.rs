@@ -38,10 +38,11 @@ pub async fn run(
     let kinds = [StreamKind::Dead];
     let streams = choose::streams(connection, &keys, &flags.streams, &kinds).await?;
     let now = inspect::now(connection).await?;
+    let sight = session.sight()?;
     let mut found = false;
     for stream in streams {
-        let mut pages = Pages::new(&stream.key, flags.entry, flags.entry);
-        for entry in pages.next(connection).await? {
+        let mut pages = Pages::new(&sight, &stream.key, flags.entry, flags.entry);
+        for entry in pages.next().await? {
             found = true;
             let letter = Letter::read(&entry);
             match session.output.is_json() {
@@ -115,6 +116,9 @@ fn tell(
             _ => line(&name, &value)?,
         }
     }
+    if let Some(said) = payload::too_large(entry) {
+        return line("payload", &said).map_err(Into::into);
+    }
     match own.get("data").map(payload::decode) {
         None => line("payload", "none")?,
         Some(Ok(value)) => {
@@ -158,6 +162,9 @@ pub fn described(stream: &StreamName, entry: &Entry, letter: &Letter) -> Value {
         "replays": text("replays").and_then(|text| text.parse::<u64>().ok()).unwrap_or(0),
         "fields": fields,
     });
-    payload::describe(own.get("data"), &mut object);
+    match entry.cut() {
+        None => payload::describe(own.get("data"), &mut object),
+        Some(_) => payload::describe_entry(entry, &mut object),
+    }
     object
 }

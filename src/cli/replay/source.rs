@@ -3,10 +3,11 @@
 use super::super::choose;
 use super::super::choose::{Filters, Span};
 use super::super::dead::Which;
+use super::super::output;
 use super::super::pending::Held;
 use super::super::{Misuse, Session};
 use convoke::coordination::instances::Instances;
-use convoke::operator::browse::{Contents, Pages, PendingPages};
+use convoke::operator::browse::{Contents, Pages, PendingPages, Sight};
 use convoke::operator::inspect;
 use convoke::operator::replay;
 use convoke::operator::replay::{Again, Move, REPLAYS, Source, WORDS};
@@ -48,6 +49,7 @@ pub struct Walk {
     from: From,
     keys: Keys,
     limits: Limits,
+    sight: Sight,
     group: String,
     bound: Duration,
     force: bool,
@@ -79,6 +81,13 @@ impl Walk {
         let keys = session.settings.keys()?;
         let now = inspect::now(connection).await?;
         let events = [StreamKind::Events];
+        let sight = session.sight()?;
+        let (group, idle) = match &from {
+            From::Pending(_, held, _) => (held.group.clone(), held.idle),
+            From::Range(_, group, _) => (group.clone(), None),
+            From::Dead(_) => (None, None),
+        };
+        let group = group.unwrap_or_else(|| session.settings.group.clone());
         let spans = match &from {
             From::Dead(which) => which.spans(session, connection).await?,
             From::Pending(names, _, filters) | From::Range(names, _, filters) => {
@@ -86,23 +95,22 @@ impl Walk {
                 let (from, to) = filters.bounds(now);
                 let mut spans = Vec::new();
                 for stream in streams {
-                    let last = choose::last_id(connection, &stream).await?;
-                    let to = to.min(last);
+                    // What is pending may have left its stream.
+                    let group = inspect::standing(connection, &stream.key, &group).await?;
+                    let delivered = group.map_or_else(EntryId::default, |group| group.delivered);
+                    let last = sight.last_id(&stream.key).await?;
+                    let to = to.min(last.max(delivered));
                     spans.push(Span { stream, from, to });
                 }
                 spans
             }
         };
-        let (group, idle) = match &from {
-            From::Pending(_, held, _) => (held.group.clone(), held.idle),
-            From::Range(_, group, _) => (group.clone(), None),
-            From::Dead(_) => (None, None),
-        };
         Ok(Self {
             from,
             keys,
             limits: session.settings.limits(),
-            group: group.unwrap_or_else(|| session.settings.group.clone()),
+            sight,
+            group,
             bound: idle.unwrap_or(session.settings.claim_idle),
             force,
             run: run.to_owned(),
@@ -155,22 +163,22 @@ impl Walk {
     async fn open(&mut self, connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
         let Span { stream, from, to } = &self.spans[self.at];
         self.pages = match &self.from {
-            From::Dead(_) => Open::Entries(Pages::new(&stream.key, *from, *to)),
+            From::Dead(_) => Open::Entries(Pages::new(&self.sight, &stream.key, *from, *to)),
             From::Pending(_, held, _) => {
                 let consumer = held.consumer.as_deref();
                 let pages = PendingPages::new(&stream.key, &self.group, consumer, *from, *to);
-                Open::Pending(pages, Contents::default(), VecDeque::new())
+                Open::Pending(pages, Contents::new(&self.sight), VecDeque::new())
             }
             From::Range(..) => {
-                let found = inspect::stream(connection, stream).await?;
-                let group = found.and_then(|s| s.groups.into_iter().find(|g| g.name == self.group));
+                let group = inspect::standing(connection, &stream.key, &self.group).await?;
                 let Some(group) = group else {
                     return Err(Misuse::error(format_args!(
                         "{} has no group {}: what of it was run, nobody knows; --group names another",
                         stream.key, self.group
                     )));
                 };
-                Open::Range(Pages::new(&stream.key, *from, *to), group.delivered)
+                let pages = Pages::new(&self.sight, &stream.key, *from, *to);
+                Open::Range(pages, group.delivered)
             }
         };
         Ok(())
@@ -183,12 +191,12 @@ impl Walk {
         match &mut self.pages {
             Open::Nothing => Ok(None),
             Open::Entries(pages) => {
-                let page = pages.next(connection).await?;
+                let page = pages.next().await?;
                 Ok((!page.is_empty()).then(|| self.dead(page)))
             }
             Open::Range(pages, delivered) => {
                 let delivered = *delivered;
-                let page = pages.next(connection).await?;
+                let page = pages.next().await?;
                 match page.is_empty() {
                     true => Ok(None),
                     false => self.range(connection, page, delivered).await.map(Some),
@@ -207,7 +215,7 @@ impl Walk {
                 waiting.retain(|p| held.fit(p) && filters.fit_id(p.id));
                 let ids: Vec<EntryId> = waiting.iter().map(|pending| pending.id).collect();
                 let stream = &self.spans[self.at].stream;
-                let entries = contents.read(connection, &stream.key, &ids).await?;
+                let entries = contents.read(&stream.key, &ids).await?;
                 let pending: Vec<Pending> = waiting.drain(..entries.len()).collect();
                 self.pending(pending, entries).await.map(Some)
             }
@@ -246,7 +254,9 @@ impl Walk {
         let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
         Candidate {
             stream: self.spans[self.at].stream.clone(),
-            left: left.or_else(|| self.check(&to, &again)),
+            left: too_large(entry)
+                .or(left)
+                .or_else(|| self.check(&to, &again)),
             to,
             kind: kind.into_owned(),
             replays: again.replays,
@@ -377,6 +387,14 @@ impl Walk {
         }
         Ok(candidates)
     }
+}
+
+/// Why an entry that is larger than any event is left alone: only a part of it was read.
+fn too_large(entry: &Entry) -> Option<String> {
+    let bytes = output::bytes(entry.cut()?);
+    Some(format!(
+        "too large: {bytes}, and no worker takes an event of that size"
+    ))
 }
 
 /// Names and values in turn.

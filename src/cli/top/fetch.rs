@@ -6,7 +6,7 @@ use super::state::Panel;
 use super::survey::Survey;
 use crate::cli::output::{date, json, span};
 use crate::cli::owners::Owners;
-use crate::cli::{Session, vote};
+use crate::cli::{Session, payload, vote};
 use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
 use convoke::coordination::ballots::Ballots;
@@ -14,6 +14,7 @@ use convoke::coordination::batches::Batches;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::roster::Detail;
 use convoke::coordination::tasks::Tasks;
+use convoke::operator::browse::Sight;
 use convoke::operator::inspect;
 use convoke::operator::memory;
 use convoke::operator::memory::Memory;
@@ -36,6 +37,7 @@ pub struct Watcher {
     connector: Connector,
     connection: Option<MultiplexedConnection>,
     keys: Keys,
+    sight: Sight,
     instances: Instances,
     tasks: Tasks,
     batches: Batches,
@@ -54,6 +56,7 @@ impl Watcher {
             batches: Batches::new(connector.clone(), keys.clone()),
             ballots: Ballots::new(connector.clone(), keys.clone()),
             connection: None,
+            sight: session.sight()?,
             connector,
             keys,
             survey: Survey::default(),
@@ -137,7 +140,7 @@ impl Watcher {
     ) -> anyhow::Result<Vec<String>> {
         Ok(match focus.panel {
             Panel::Streams => self.consumers(connection, focus, sample).await?,
-            Panel::Dead => letters(connection, &focus.id, sample.at).await?,
+            Panel::Dead => letters(&self.sight, &focus.id, sample.at).await?,
             Panel::Ballots => {
                 let shown = self.ballots.show(&focus.id).await?;
                 let votes = shown.into_iter().flat_map(|shown| shown.votes);
@@ -195,12 +198,8 @@ impl Watcher {
 }
 
 /// The letters that came last.
-async fn letters(
-    connection: &mut MultiplexedConnection,
-    key: &str,
-    now: u64,
-) -> Result<Vec<String>, BusError> {
-    let latest = inspect::latest(connection, key, LETTERS).await?;
+async fn letters(sight: &Sight, key: &str, now: u64) -> Result<Vec<String>, BusError> {
+    let latest = sight.latest(key, LETTERS).await?;
     let lines = latest.into_iter().map(|entry| {
         let letter = Letter::read(&entry);
         let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default()).into_owned();
@@ -209,7 +208,8 @@ async fn letters(
             Some(age) => format!("{} ago", span(age)),
             None => date(time),
         };
-        let (id, reason, message) = (entry.id, letter.reason, letter.message);
+        let (id, reason) = (entry.id, letter.reason);
+        let message = payload::too_large(&entry).unwrap_or(letter.message);
         let message: String = message.chars().take(500).collect();
         format!("{id} {kind}: {reason}: {message} ({age})")
     });
