@@ -3,8 +3,10 @@
 use super::rig::lines;
 use super::worker::Worker;
 use super::{convoke, end};
+use crate::support::between::{between, empty_sections};
 use crate::support::{Redis, users};
 use serde_json::Value;
+use std::process::Command;
 
 fn without(commands: &[&str]) -> Redis {
     let mut options = vec!["--save", "", "--appendonly", "no"];
@@ -28,6 +30,10 @@ fn forbidding(commands: &[&str]) -> Redis {
 
 /// The checks of guarantees that are not fine, with how bad that is.
 fn weaker(redis: &Redis) -> Vec<(String, String)> {
+    weaker_by(&mut convoke(redis, &["doctor", "--format", "json"]))
+}
+
+fn weaker_by(doctor: &mut Command) -> Vec<(String, String)> {
     const GUARANTEES: [&str; 5] = [
         "cluster",
         "primary-told",
@@ -35,7 +41,7 @@ fn weaker(redis: &Redis) -> Vec<(String, String)> {
         "server-time",
         "confirm",
     ];
-    let ended = end(&mut convoke(redis, &["doctor", "--format", "json"]));
+    let ended = end(doctor);
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let findings = lines(&ended.out).into_iter().filter(|finding| {
         GUARANTEES.contains(&&*text(&finding["check"])) && finding["status"] != "fine"
@@ -110,6 +116,16 @@ fn each_guarantee_that_is_weaker_is_named() {
             assert_eq!(found, expected, "without {missing:?}, {is_there}");
         }
     }
+    // INFO is there, and its sections tell nothing: as if it were not.
+    let redis = Redis::start();
+    let port = between(redis.port(), empty_sections).to_string();
+    let url = redis.url_for(users::MONITOR);
+    let url = url.replace(&redis.port().to_string(), &port);
+    let mut doctor = convoke(&redis, &["doctor", "--format", "json"]);
+    let found = weaker_by(doctor.env("CONVOKE_REDIS_URL", url));
+    let mut found = names(&found);
+    found.sort_unstable();
+    assert_eq!(found, [("cluster", "unknown"), ("one-history", WARNING)]);
     let redis = Redis::with(&["--save", "", "--cluster-enabled", "yes"]);
     assert_eq!(names(&weaker(&redis)), [("cluster", "danger")]);
 }

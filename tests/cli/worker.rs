@@ -4,7 +4,7 @@ use super::{Ended, File, bare, convoke, end, run};
 use crate::support;
 use crate::support::Redis;
 use serde_json::Value;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 /// A worker that ends with its test.
@@ -365,4 +365,34 @@ fn a_command_is_told_exactly_what_was_published_and_answers_exactly() {
         "{error}"
     );
     worker.stop().done();
+}
+
+#[test]
+fn the_log_sums_up_the_dead_letters_that_there_are() {
+    let redis = Redis::start();
+    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=demo.fail=exit 3"]);
+    let mut worker = Worker::start(&redis, "w-1", &mut command);
+    for _ in 0..3 {
+        run(&redis, &["publish", "demo.fail"]).done();
+    }
+    // Those of whom nobody can be told are dead letters, too.
+    super::rig::say(&redis, "SET cb:reply:odd text");
+    for _ in 0..2 {
+        let (events, told) = ("cb:events:demo", "replyto cb:reply:odd");
+        super::rig::add(&redis, events, "*", "demo.fail", &Value::Null, told);
+    }
+    let stderr = worker.0.stderr.take().unwrap();
+    let (mut summed, mut lines) = (0, BufReader::new(stderr).lines());
+    // Each sum is of the time since the last one.
+    while summed < 5 {
+        let line = lines.next().expect("a sum of all five").unwrap();
+        if line.contains("events failed") {
+            let told = line.split("dead_letters").nth(1).unwrap();
+            let told = told.trim_start_matches(|c: char| !c.is_ascii_digit());
+            let told = told.split(|c: char| !c.is_ascii_digit()).next().unwrap();
+            summed += told.parse::<u32>().unwrap();
+        }
+    }
+    assert_eq!(summed, 5);
+    assert_eq!(super::rig::entries(&redis, "cb:dead:demo").len(), 5);
 }

@@ -4,14 +4,14 @@ use crate::batches::{LEASE, asker, batches, failed, ok, wanted};
 use crate::fleet::Fleet;
 use crate::support::Redis;
 use convoke::connect::connector::Connector;
-use convoke::protocol::keys::Keys;
-use convoke::settings::RedisUrl;
 use convoke::coordination::ballots::ballot::{Status, Vote};
 use convoke::coordination::batches::{Acquired, Advanced};
 use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
 use convoke::coordination::tasks::task::NewTask;
 use convoke::coordination::view::View;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 
 /// Looks at the version after each step.
 struct Watch {

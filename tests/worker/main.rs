@@ -24,6 +24,7 @@ mod places;
 mod poor;
 mod rig;
 mod state;
+mod takeover;
 mod tasks;
 mod turns;
 mod whole;

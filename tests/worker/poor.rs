@@ -1,13 +1,14 @@
 //! Servers that leave out what is asked for information only, as some do that one can rent.
 
 use crate::rig::{Rig, text};
+use crate::support::between::{between, empty_sections};
 use crate::support::{Redis, until, users};
 use convoke::client::publish::{Doubt, Outgoing, PublishError};
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
 use convoke::protocol::keys::Keys;
-use convoke::settings::RedisUrl;
+use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError};
 use serde_json::json;
 use std::time::Duration;
@@ -53,6 +54,12 @@ async fn once(_: Context, (): ()) -> Result<(), HandlerError> {
 /// A worker starts, answers, runs what is due, takes over what a dead one held, keeps its leases, and goes.
 async fn scenario(redis: Redis, missing: &[&str]) {
     let rig = Rig::on(redis).await;
+    let url = RedisUrl::new(rig.redis.url());
+    plays(&rig, url, missing).await;
+}
+
+/// The same, by a worker that reaches the server there.
+async fn plays(rig: &Rig, url: RedisUrl, missing: &[&str]) {
     // One that dies while it holds an event.
     let instances = Instances::new(
         Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap(),
@@ -74,8 +81,13 @@ async fn scenario(redis: Redis, missing: &[&str]) {
         command.exec_async(&mut connection).await.unwrap();
     }
 
+    let settings = Settings {
+        redis_url: url,
+        ..rig.settings()
+    };
     let worker = rig.start(
         rig.builder()
+            .settings(settings)
             .handler("work.double", double)
             .handler("work.taken", once),
     );
@@ -139,6 +151,21 @@ async fn nothing_that_is_asked_for_information_is_needed() {
     let mut running =
         futures_util::StreamExt::buffer_unordered(futures_util::stream::iter(each), 4);
     while futures_util::StreamExt::next(&mut running).await.is_some() {}
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sections_of_info_that_tell_nothing_are_no_obstacle() {
+    let rig = Rig::on(Redis::start()).await;
+    let port = between(rig.redis.port(), empty_sections);
+    let url = RedisUrl::new(rig.redis.url());
+    let url = url
+        .expose()
+        .replace(&rig.redis.port().to_string(), &port.to_string());
+    let url = RedisUrl::new(url);
+    let told = Connector::new(&url, 1).unwrap();
+    told.pooled().await.unwrap();
+    assert!(told.lacks().history, "INFO tells which history this is");
+    plays(&rig, url, &["what INFO says"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
