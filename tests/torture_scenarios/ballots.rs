@@ -95,6 +95,8 @@ impl Scenario for Scene {
         -10 * SECOND,
         270 * SECOND,
         300 * SECOND,
+        300 * SECOND,
+        -300 * SECOND,
         -300 * SECOND,
         HOUR,
         -HOUR,

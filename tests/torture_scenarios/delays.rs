@@ -130,6 +130,8 @@ impl Scenario for Scene {
     const CLOCK: &'static [i64] = &[
         1,
         1,
+        -1,
+        -1,
         SECOND,
         SECOND,
         -SECOND,

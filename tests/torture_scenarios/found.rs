@@ -40,11 +40,12 @@ fn a_report_of_a_failure_that_is_repeated_was_answered_aborted() {
 #[test]
 fn a_new_task_passed_those_of_a_higher_priority() {
     these::<tasks::Scene>(&[
-        Do(register(0, 1)),
-        Do(create(0, 50)),
-        Do(create(1, 100)),
         Do(register(0, 3)),
-        Do(create(2, 0)),
+        Clock(HOUR),
+        // Nobody is alive.
+        Do(create(0, 100)),
+        Do(tasks::Step::Pulse(0)),
+        Do(create(1, 0)),
     ]);
 }
 

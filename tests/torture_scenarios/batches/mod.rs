@@ -117,7 +117,9 @@ impl Scenario for Scene {
     const CLOCK: &'static [i64] = &[
         1,
         10 * SECOND,
-        10 * SECOND,
+        20 * SECOND,
+        20 * SECOND,
+        20 * SECOND,
         -10 * SECOND,
         30 * SECOND,
         30 * SECOND,
