@@ -122,3 +122,19 @@ fn an_item_was_counted_twice_when_a_batch_was_to_be_forgotten() {
         Do(progress(9, 1)),
     ]);
 }
+
+#[test]
+fn a_task_waited_beside_one_who_names_nothing_and_came_back() {
+    these::<tasks::Scene>(&[
+        Do(tasks::Step::Register {
+            instance: 0,
+            capacity: 1,
+            kinds: 0,
+            roles: 1,
+        }),
+        Clock(40 * SECOND),
+        Lost(create(0, 0)),
+        Clock(-20 * SECOND),
+        Do(tasks::Step::Look),
+    ]);
+}

@@ -38,7 +38,15 @@ for i, head in ipairs(heads) do
 end
 for _, head in ipairs(parked) do
   local lane = lane_at(head)
-  if lane and lane.id and hopeful(lane.task) then unpark[#unpark + 1] = head end
+  if lane and lane.id then
+    if hopeful(lane.task) then
+      unpark[#unpark + 1] = head
+    elseif string.sub(head, 1, 1) == '!' and not spent() and moved < MOVED and #planned < SERVED then
+      -- One who names nothing may have come back with room.
+      local to = seat(lane.task)
+      if to and lane.id then call_up(lane, to) end
+    end
+  end
 end
 local names = missing()
 if names then return { 1, names, {}, '' } end
