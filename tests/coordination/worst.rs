@@ -70,10 +70,10 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(45, 110)
         },
     ),
-    ("assign_task_with_load_balancing.lua", of_tasks(1300, 1000)),
+    ("assign_task_with_load_balancing.lua", of_tasks(540, 1000)),
     ("capable.lua", most(3, 130)),
-    ("census.lua", most(16, 1020)),
-    ("commit.lua", most(1020, 30)),
+    ("census.lua", most(16, 600)),
+    ("commit.lua", most(580, 30)),
     (
         "coordinate_batch.lua",
         Bound {
@@ -82,7 +82,7 @@ const BOUNDS: &[(&str, Bound)] = &[
                 ("HGETALL", "100 failures of 256 bytes"),
                 ("ZREMRANGEBYRANK", "one more than the listed ones"),
             ],
-            ..most(1060, 30)
+            ..most(620, 30)
         },
     ),
     ("drop.lua", most(52, 12)),
@@ -91,10 +91,10 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("heartbeat.lua", most(50, 1030)),
     ("lead.lua", most(6, 8)),
     ("limit.lua", most(3, 5)),
-    ("lose.lua", of_tasks(1500, 1030)),
+    ("lose.lua", of_tasks(660, 1030)),
     ("offered.lua", most(180, 205)),
     ("partition.lua", most(12, 510)),
-    ("promote.lua", most(905, 30)),
+    ("promote.lua", most(455, 30)),
     ("publish.lua", most(6, 80)),
     ("reader.lua", most(8, 130)),
     ("read_version.lua", most(20, 12)),
@@ -108,7 +108,7 @@ const BOUNDS: &[(&str, Bound)] = &[
                 ),
                 ("XINFO", "the groups of one inbox"),
             ],
-            ..most(1200, 2060)
+            ..most(545, 2060)
         },
     ),
     (
@@ -118,25 +118,25 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(12, 10)
         },
     ),
-    ("renew.lua", most(1000, 10)),
+    ("renew.lua", most(800, 10)),
     ("renew_batch.lua", most(5, 8)),
     ("replay_dead.lua", most(155, 90)),
     ("replay_pending.lua", most(155, 90)),
     ("replay_range.lua", most(155, 90)),
     ("shorten.lua", most(1001, 6)),
     ("take.lua", most(210, 10)),
-    ("task_cancel.lua", of_tasks(1000, 1000)),
-    ("task_complete.lua", of_tasks(2000, 1000)),
-    ("task_create.lua", of_tasks(1250, 1000)),
-    ("task_fail.lua", of_tasks(1250, 1000)),
+    ("task_cancel.lua", of_tasks(430, 1000)),
+    ("task_complete.lua", of_tasks(1000, 1000)),
+    ("task_create.lua", of_tasks(330, 1000)),
+    ("task_fail.lua", of_tasks(450, 1000)),
     (
         "task_list.lua",
         Bound {
             whole: &[("ZRANGE", "the tasks that ended within one millisecond")],
-            ..most(10, 1010)
+            ..most(18, 1010)
         },
     ),
-    ("task_release.lua", of_tasks(1300, 1000)),
+    ("task_release.lua", of_tasks(480, 1000)),
     ("task_retire.lua", of_tasks(5, 70)),
     (
         "trim.lua",
@@ -145,7 +145,7 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(12, 1000)
         },
     ),
-    ("unregister.lua", of_tasks(1300, 1030)),
+    ("unregister.lua", of_tasks(525, 1030)),
     (
         "update_gossip_health.lua",
         Bound {
@@ -153,7 +153,7 @@ const BOUNDS: &[(&str, Bound)] = &[
                 ("HGETALL", "what 32 observers said"),
                 ("DEL", "what 32 observers said"),
             ],
-            ..most(790, 110)
+            ..most(300, 110)
         },
     ),
 ];

@@ -22,7 +22,7 @@ static PROMOTE: LazyLock<Script> = LazyLock::new(|| script(include_str!("promote
 pub const MAX_DUE: u64 = 1 << 53;
 
 /// Members that one call moves at the most.
-pub const AT_ONCE: usize = 300;
+pub const AT_ONCE: usize = 150;
 
 /// What a call of [`promote`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
