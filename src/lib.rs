@@ -6,6 +6,7 @@ pub mod builtin;
 pub mod client;
 pub mod connect;
 pub mod coordination;
+pub mod docs;
 pub mod handler;
 pub mod ledger;
 pub mod operator;

@@ -348,7 +348,7 @@ mod tests {
         );
     }
 
-    /// Looks from inside a second run of this test, as a process can not safely change its own
+    /// Looks from inside a second run of this test, as a process cannot safely change its own
     /// environment.
     #[test]
     fn the_command_does_not_see_our_settings() {

@@ -18,7 +18,7 @@ Examples:
 
 Workers with a database_url bring its schema up to date by themselves; migrate does it beforehand,
 for instance as a user that may change tables. A password belongs into CONVOKE_DATABASE_URL, the
-file of --config or ~/.pgpass, never into an argument. status exits with 1 when the ledger can not
+file of --config or ~/.pgpass, never into an argument. status exits with 1 when the ledger cannot
 be used.";
 
 /// Look at the ledger's database, or bring its schema up to date

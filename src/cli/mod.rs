@@ -7,6 +7,7 @@ mod completions;
 mod confirm;
 mod dead;
 mod discover;
+mod docs;
 mod doctor;
 mod health;
 mod history;
@@ -162,6 +163,7 @@ enum Command {
     Vote(vote::Flags),
     Bench(bench::Flags),
     Completions(completions::Flags),
+    Docs(docs::Flags),
     Man(man::Flags),
 }
 
@@ -240,6 +242,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Doctor(flags) => runtime()?.block_on(doctor::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Completions(flags) => completions::run(session, &flags),
+        Command::Docs(flags) => docs::run(session, &flags),
         Command::Man(flags) => man::run(session, &flags),
         Command::History(flags) => runtime()?.block_on(history::run(session, flags)),
         Command::Ledger(flags) => runtime()?.block_on(ledger::run(session, flags)),

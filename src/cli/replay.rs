@@ -591,7 +591,7 @@ fn bar(total: u64, hidden: bool) -> ProgressBar {
     let form = "{wide_bar} {human_pos}/{human_len}  {rate}  {eta} left";
     if let Ok(style) = ProgressStyle::with_template(form) {
         let rate = |state: &ProgressState, text: &mut dyn Write| {
-            // Nobody who could be told that it can not be written.
+            // Nobody who could be told that it cannot be written.
             write!(text, "{}/s", number(state.per_sec().round() as u64)).ok();
         };
         bar.set_style(style.with_key("rate", rate));

@@ -195,7 +195,7 @@ fn from_file(file: &Path, known: &Dict) -> anyhow::Result<Layer> {
     let path = file.display();
     let misuse = |problem: &str| Misuse::error(format_args!("{path}: {problem}"));
     let text = std::fs::read_to_string(file)
-        .map_err(|error| misuse(&format!("can not be read: {error}")))?;
+        .map_err(|error| misuse(&format!("cannot be read: {error}")))?;
     // The parser's whole message quotes the line, which may hold a password.
     let values: Dict = Toml::from_str(&text).map_err(|error| {
         let at = error.span().map_or(0, |span| span.start.min(text.len()));

@@ -181,7 +181,7 @@ impl Client {
     /// A client that is connected.
     ///
     /// # Errors
-    /// `Rejected` if the name is not one or the server can not be reached.
+    /// `Rejected` if the name is not one or the server cannot be reached.
     pub async fn connect(
         connector: Connector,
         keys: Keys,

@@ -234,7 +234,7 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// The next events can not be sent.
+    /// The next events cannot be sent.
     fn skip(&mut self, reason: &str) {
         let end = self.events.len().min(self.next + PIPELINE.0);
         self.reject(self.next..end, reason);

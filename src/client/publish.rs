@@ -69,12 +69,12 @@ impl fmt::Debug for Outgoing {
 }
 
 impl Outgoing {
-    /// An event with a payload; structs become maps. A payload that can not be encoded is rejected
+    /// An event with a payload; structs become maps. A payload that cannot be encoded is rejected
     /// when the event is published.
     pub fn new<P: Serialize + ?Sized>(kind: impl Into<String>, payload: &P) -> Self {
         let data = rmp_serde::to_vec_named(payload)
             .map(Some)
-            .map_err(|error| format!("data: can not be encoded: {error}"));
+            .map_err(|error| format!("data: cannot be encoded: {error}"));
         Self::with(kind.into(), data)
     }
 
@@ -517,8 +517,8 @@ pub enum Doubt {
         /// Replicas that were asked for.
         wanted: u32,
     },
-    /// It is stored, and the server can not tell how many replicas have it.
-    #[error("stored, but it can not be confirmed here, the server refuses WAIT: {reason}")]
+    /// It is stored, and the server cannot tell how many replicas have it.
+    #[error("stored, but it cannot be confirmed here, the server refuses WAIT: {reason}")]
     NoConfirmation {
         /// Where it is.
         published: Published,
@@ -532,7 +532,7 @@ fn id_in_brackets(id: &Option<String>) -> String {
 }
 
 impl PublishError {
-    /// The event can not be published as it is.
+    /// The event cannot be published as it is.
     pub(crate) fn rejected(reason: impl fmt::Display) -> Self {
         PublishError::Rejected {
             reason: reason.to_string(),

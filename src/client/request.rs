@@ -109,7 +109,7 @@ impl Replies {
         })
         .await
         .map_err(|error| {
-            PublishError::rejected(format_args!("the reply stream can not be opened: {error}"))
+            PublishError::rejected(format_args!("the reply stream cannot be opened: {error}"))
         })?;
         Ok(())
     }

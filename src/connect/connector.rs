@@ -112,7 +112,7 @@ impl Connector {
     /// connections; connects nothing yet.
     ///
     /// # Errors
-    /// `Tls`: a file of certificates or of the key can not be used.
+    /// `Tls`: a file of certificates or of the key cannot be used.
     pub fn of(options: impl Into<ConnectOptions>, pool_size: usize) -> Result<Self, BusError> {
         let options = options.into();
         let lending = Lending::of(pool_size);
@@ -428,7 +428,7 @@ impl Connector {
         }
     }
 
-    /// Fails if the server is one that workers can not use: too old, or a node of a cluster. What it does
+    /// Fails if the server is one that workers cannot use: too old, or a node of a cluster. What it does
     /// not tell is no reason.
     pub async fn check_server(&self) -> Result<(), BusError> {
         self.dedicated().await?;

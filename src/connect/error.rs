@@ -17,7 +17,7 @@ pub enum BusError {
         /// Why.
         error: RedisError,
     },
-    /// A certificate or key that can not be used.
+    /// A certificate or key that cannot be used.
     #[error("{0}")]
     Tls(String),
     /// The server answered something that the command does not answer.
@@ -39,7 +39,7 @@ pub enum BusError {
     /// No pooled connection could be had in time.
     #[error("no connection to redis: {0}")]
     Pool(String),
-    /// The server can not be used.
+    /// The server cannot be used.
     #[error("{0}")]
     Unsupported(String),
     /// A name that the protocol does not allow.

@@ -45,8 +45,8 @@ impl Gate {
                 *tries = Tries::default();
                 return Ok(made);
             }
-            Ok(Err(error)) => format!("can not connect: {error}"),
-            Err(_) => "can not connect: no answer in time".to_owned(),
+            Ok(Err(error)) => format!("cannot connect: {error}"),
+            Err(_) => "cannot connect: no answer in time".to_owned(),
         };
         tries.failures += 1;
         tries.failed = Some((Instant::now(), reason.clone()));

@@ -451,7 +451,7 @@ async fn watch(sentinels: Weak<Sentinels>) {
         };
         let looked = sentinels.look().await;
         if let (Err(error), false) = (&looked, silent) {
-            tracing::warn!(%error, "the primary can not be confirmed; connections stay as they are");
+            tracing::warn!(%error, "the primary cannot be confirmed; connections stay as they are");
         }
         silent = looked.is_err();
     }

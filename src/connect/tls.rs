@@ -45,7 +45,7 @@ impl Tls {
             }
             let read = std::fs::read(Path::new(path));
             read.map(Some).map_err(|error| {
-                BusError::Tls(format!("{setting}: {path} can not be read: {error}"))
+                BusError::Tls(format!("{setting}: {path} cannot be read: {error}"))
             })
         };
         let ca = file("tls_ca", &options.tls_ca)?;
@@ -117,7 +117,7 @@ impl Tls {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
                 let unusable = |why: String| {
-                    BusError::Tls(format!("tls_cert and tls_key can not be used: {why}"))
+                    BusError::Tls(format!("tls_cert and tls_key cannot be used: {why}"))
                 };
                 let key =
                     PrivateKeyDer::from_pem_slice(key).map_err(|e| unusable(e.to_string()))?;

@@ -51,7 +51,7 @@ impl RedisUrl {
         SentinelUrl::parse(&self.0)
     }
 
-    /// Fails if it can not be parsed, with the reason but for its secrets.
+    /// Fails if it cannot be parsed, with the reason but for its secrets.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.sentinels() {
             Some(Ok(_)) => Ok(()),

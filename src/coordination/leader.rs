@@ -26,7 +26,7 @@
 //! | the answer to its call is lost | it does not know that it leads and asks again: the same term |
 //! | it registers again under the same id | the new incarnation contends like anyone else |
 //! | the server loses its data | everyone registers again; the first contender has a higher term |
-//! | the leader can not reach the server | nor can it do the duties; the others elect another one |
+//! | the leader cannot reach the server | nor can it do the duties; the others elect another one |
 
 use super::error::CoordinationError;
 use super::instances::Instances;
@@ -57,7 +57,7 @@ pub struct Lead {
 }
 
 impl Lead {
-    /// Whether it can not have ended yet, by the local clock.
+    /// Whether it cannot have ended yet, by the local clock.
     pub fn is_current(&self) -> bool {
         Instant::now() < self.ends
     }

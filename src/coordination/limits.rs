@@ -53,7 +53,7 @@ impl RateLimits {
     /// goes away one period after its last run.
     ///
     /// # Errors
-    /// If Redis can not be asked. The run may be counted or not.
+    /// If Redis cannot be asked. The run may be counted or not.
     pub async fn take(
         &self,
         kind: &str,

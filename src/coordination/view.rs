@@ -44,7 +44,7 @@ pub struct StreamSize {
     /// Entries that are delivered and not acknowledged, in all groups together.
     pub pending: u64,
     /// Entries that the group furthest behind has yet to read; `None` if there is no group, or the
-    /// server can not tell (entries were deleted).
+    /// server cannot tell (entries were deleted).
     pub lag: Option<u64>,
 }
 

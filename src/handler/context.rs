@@ -205,7 +205,7 @@ impl Context {
     /// It carries this event's trace context on, and this instance as its `source`.
     ///
     /// # Errors
-    /// `internal`, not retryable, if `kind` is no event type, the payload can not be encoded or is over a
+    /// `internal`, not retryable, if `kind` is no event type, the payload cannot be encoded or is over a
     /// limit, or the run has ended.
     pub fn publish<P: Serialize>(&self, kind: &str, payload: &P) -> Result<(), HandlerError> {
         let data = self.within_limits(format_args!("publish {kind}"), encode(payload)?)?;
@@ -333,7 +333,7 @@ impl Context {
         self
     }
 
-    /// Is cancelled when the run can not be committed any more (its lease was lost), or when the
+    /// Is cancelled when the run cannot be committed any more (its lease was lost), or when the
     /// worker's drain time is over. A handler that runs long watches it.
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancelled.get_or_init(CancellationToken::new)

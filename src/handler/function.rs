@@ -171,7 +171,7 @@ fn explain<P: DeserializeOwned>(data: &[u8]) -> HandlerError {
 /// `internal`, not retryable: the value has a form that MessagePack lacks.
 pub fn encode<R: Serialize + ?Sized>(value: &R) -> Result<Encoded, HandlerError> {
     rmp_serde::to_vec_named(value).map_err(|error| {
-        HandlerError::internal(format!("the value can not be encoded: {error}")).permanent()
+        HandlerError::internal(format!("the value cannot be encoded: {error}")).permanent()
     })
 }
 

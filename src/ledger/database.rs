@@ -48,7 +48,7 @@ pub(super) enum Pools {
     Sqlite {
         /// The only connection of this process that writes.
         writer: SqlitePool,
-        /// Connections that can not write.
+        /// Connections that cannot write.
         reader: SqlitePool,
         /// The file that both are to lead to.
         file: Arc<File>,
@@ -248,7 +248,7 @@ fn is_no_table(error: &dyn sqlx::error::DatabaseError) -> bool {
 pub(super) fn postgres_at(url: &DatabaseUrl, connections: u32) -> Result<PgPool, LedgerError> {
     let ms = |limit: Duration| limit.as_millis().to_string();
     let options = PgConnectOptions::from_str(url.expose())
-        .map_err(|_| LedgerError::Url(format!("{url} can not be parsed")))?
+        .map_err(|_| LedgerError::Url(format!("{url} cannot be parsed")))?
         .application_name("convoke")
         .options([
             ("statement_timeout", ms(STATEMENT - Duration::from_secs(1))),

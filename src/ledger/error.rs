@@ -10,7 +10,7 @@ pub enum LedgerError {
     #[error("database_url: {0}")]
     Url(String),
     /// Nobody answers there, or it is starting or stopping.
-    #[error("the database can not be reached: {0}")]
+    #[error("the database cannot be reached: {0}")]
     Unreachable(String),
     /// It took too long.
     #[error("the database did not answer within {}", humantime::format_duration(*.0))]

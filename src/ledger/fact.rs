@@ -1,7 +1,7 @@
 //! A fact: one entry of the broadcast or of a dead letters' stream, as a row.
 //!
 //! Facts are taken as they come, whatever their types: what a later version tells of is kept too.
-//! What can not be decoded is kept without its payload.
+//! What cannot be decoded is kept without its payload.
 
 use crate::protocol::event::{Entry, EntryId};
 use crate::protocol::json;

@@ -175,7 +175,7 @@ impl Filler {
                         failures = 0;
                     }
                     if failures == 0 {
-                        tracing::warn!(%error, "the ledger can not read redis; trying again");
+                        tracing::warn!(%error, "the ledger cannot read redis; trying again");
                     }
                     tokio::select! {
                         () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,

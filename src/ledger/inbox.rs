@@ -55,7 +55,7 @@ impl Context {
     ///
     /// # Errors
     /// What `effect` returns. `internal`, not retryable, for a second call in a run whose first one
-    /// took effect or is under way: all effects of an event go into one call. `unavailable` if the database can not be reached, `internal` if it
+    /// took effect or is under way: all effects of an event go into one call. `unavailable` if the database cannot be reached, `internal` if it
     /// refuses. `failed_precondition` for an event without an id on a bus that splits its domain
     /// into partitions: there an entry id names nothing for good.
     pub async fn once<DB, T, F>(&self, pool: &Pool<DB>, effect: F) -> Result<T, HandlerError>
@@ -85,13 +85,13 @@ impl Context {
                 let result = result.map_err(unavailable)?.unwrap_or_default();
                 return rmp_serde::from_slice(&result).map_err(|error| {
                     let message =
-                        format!("the result of the event's earlier run can not be read: {error}");
+                        format!("the result of the event's earlier run cannot be read: {error}");
                     HandlerError::internal(message).permanent()
                 });
             }
             let result = effect(&mut transaction).await?;
             let encoded = rmp_serde::to_vec_named(&result).map_err(|error| {
-                let message = format!("the result can not be encoded: {error}");
+                let message = format!("the result cannot be encoded: {error}");
                 HandlerError::internal(message).permanent()
             })?;
             let kept = DB::keep(&mut transaction, &identity, encoded).await;

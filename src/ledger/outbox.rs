@@ -50,7 +50,7 @@ impl Post {
                 traceparent: None,
                 data,
             }),
-            Err(error) => Err(format!("data: can not be encoded: {error}")),
+            Err(error) => Err(format!("data: cannot be encoded: {error}")),
         })
     }
 

@@ -24,7 +24,7 @@ pub struct Stream {
     pub first: Option<EntryId>,
     /// The last id that was ever given out.
     pub last: EntryId,
-    /// How many entries were ever added to it; `None` if the server can not tell.
+    /// How many entries were ever added to it; `None` if the server cannot tell.
     pub added: Option<u64>,
     /// Its groups.
     pub groups: Vec<Group>,
@@ -52,9 +52,9 @@ pub struct Group {
     pub consumers: u64,
     /// Entries delivered and not acknowledged.
     pub pending: u64,
-    /// Entries not delivered yet; `None` if the server can not tell.
+    /// Entries not delivered yet; `None` if the server cannot tell.
     pub lag: Option<u64>,
-    /// How many of the entries ever added were delivered; `None` if the server can not tell.
+    /// How many of the entries ever added were delivered; `None` if the server cannot tell.
     pub read: Option<u64>,
     /// What was delivered last.
     pub delivered: EntryId,

@@ -38,7 +38,7 @@ impl Memory {
     /// Asks the server; `None` if the user may not ask or the server does not tell.
     ///
     /// # Errors
-    /// If the server can not be asked.
+    /// If the server cannot be asked.
     pub async fn look(connection: &mut impl ConnectionLike) -> Result<Option<Self>, BusError> {
         let text = redis::cmd("INFO")
             .arg("memory")
@@ -65,7 +65,7 @@ pub(crate) fn pairs(text: &str) -> HashMap<String, String> {
 /// is not there.
 ///
 /// # Errors
-/// If the server can not be asked.
+/// If the server cannot be asked.
 pub async fn of_keys(
     connection: &mut MultiplexedConnection,
     keys: &[&str],
@@ -92,7 +92,7 @@ pub async fn of_keys(
 /// Walks the server's keys in small steps, and looks at 50,000 of them at the most.
 ///
 /// # Errors
-/// If the server can not be asked.
+/// If the server cannot be asked.
 pub async fn largest(
     connection: &mut MultiplexedConnection,
     keys: &Keys,

@@ -69,7 +69,7 @@ impl Server {
     /// call who may not load any.
     ///
     /// # Errors
-    /// Only if the server can not be reached; what it refuses to tell is left out.
+    /// Only if the server cannot be reached; what it refuses to tell is left out.
     pub async fn look(
         connection: &mut MultiplexedConnection,
         connector: &Connector,

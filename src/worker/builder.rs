@@ -33,7 +33,7 @@ use std::sync::Arc;
 /// Connections that handlers and coordination share.
 const POOL: usize = 16;
 
-/// Why a worker can not be built.
+/// Why a worker cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A name that the protocol does not allow.
@@ -50,7 +50,7 @@ pub enum BuildError {
         /// Which part, its value and what would do.
         error: PolicyError,
     },
-    /// The URL is none, or the pool can not be made.
+    /// The URL is none, or the pool cannot be made.
     #[error(transparent)]
     Bus(#[from] BusError),
     /// The database's URL is none.

@@ -1,4 +1,4 @@
-//! An event that this worker can not run is handed to an active instance that can, and that reads its
+//! An event that this worker cannot run is handed to an active instance that can, and that reads its
 //! stream in the same group; a few times at most.
 
 use super::settle;

@@ -373,7 +373,7 @@ impl Lane {
         if let Some((lease, why)) = report.refused.first() {
             tracing::error!(
                 lane = self.shared.name, entry = %lease.entry, entries = report.refused.len(), why,
-                "outcomes can not be written; the entries stay pending"
+                "outcomes cannot be written; the entries stay pending"
             );
         }
         self.release(leases);

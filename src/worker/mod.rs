@@ -82,16 +82,16 @@ pub struct Worker {
 /// Why a worker ended that was not told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Redis can not be used: it refused the credentials, or it is too old.
+    /// Redis cannot be used: it refused the credentials, or it is too old.
     #[error(transparent)]
     Bus(#[from] BusError),
     /// The registration was refused.
-    #[error("the instance can not be registered: {0}")]
+    #[error("the instance cannot be registered: {0}")]
     Registration(#[source] CoordinationError),
     /// The system gave no thread or no signal handler.
     #[error("the system refused what the worker needs: {0}")]
     System(#[from] io::Error),
-    /// The ledger can not be kept.
+    /// The ledger cannot be kept.
     #[error(transparent)]
     Ledger(#[from] crate::ledger::LedgerError),
     /// A part of the worker failed. It drained what it could.
@@ -328,7 +328,7 @@ impl Worker {
                 Err(error) if !error.passes() => break Err(error),
                 Err(error) => {
                     if failures == 0 {
-                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus can not be joined yet; trying again");
+                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
                     }
                     tokio::select! {
                         () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,

@@ -1,4 +1,4 @@
-//! Commits that go entry by entry: every branch of the script, and what can not be written.
+//! Commits that go entry by entry: every branch of the script, and what cannot be written.
 
 use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, text};
 use crate::support::{Redis, users};

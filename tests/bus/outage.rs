@@ -197,7 +197,7 @@ async fn a_client_lives_through_restarts_and_killed_connections() {
 async fn without_a_server_a_publish_is_rejected() {
     let url = format!("redis://127.0.0.1:{}", crate::support::free_port());
     let client = client_at(&url, options());
-    assert!(code(client.publish(&event("e0")).await).contains("can not connect"));
+    assert!(code(client.publish(&event("e0")).await).contains("cannot connect"));
     let many = client.publish_many(&[event("e0")]).await;
-    assert!(code(many.into_iter().next().unwrap()).contains("can not connect"));
+    assert!(code(many.into_iter().next().unwrap()).contains("cannot connect"));
 }

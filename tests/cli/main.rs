@@ -159,6 +159,7 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "replay range",
         "doctor",
         "completions",
+        "docs",
         "man",
         "ledger",
         "state",

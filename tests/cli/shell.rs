@@ -6,7 +6,7 @@ use crate::support::{Redis, users};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 14] = [
+const COMMANDS: [&str; 15] = [
     "worker",
     "publish",
     "request",
@@ -20,6 +20,7 @@ const COMMANDS: [&str; 14] = [
     "doctor",
     "bench",
     "completions",
+    "docs",
     "man",
 ];
 
@@ -72,6 +73,21 @@ fn manual_pages_are_written_for_every_command() {
     let one = end(bare().args(["man", "dead", "list"])).done().out;
     assert!(one.contains("reason"), "{one}");
     end(bare().args(["man", "nothing"])).failed(2, &["nothing"]);
+}
+
+#[test]
+fn the_pages_are_printed_whole() {
+    let list = end(bare().args(["docs"])).done().out;
+    for (name, says) in [
+        ("protocol", "deaddeliveries"),
+        ("architecture", "add_quorum_vote.lua"),
+        ("security", "convoke-monitor"),
+    ] {
+        assert!(list.contains(name), "{list}");
+        let page = end(bare().args(["docs", name])).done().out;
+        assert!(page.starts_with("# ") && page.contains(says), "{page}");
+    }
+    end(bare().args(["docs", "recipes"])).failed(2, &["recipes", "protocol"]);
 }
 
 #[test]

@@ -176,7 +176,7 @@ async fn postgres_is_up_frozen_down_read_only_and_up_again() {
 async fn mcp_is_up_frozen_killed_and_up_again_and_ends_with_the_worker() {
     let Some(server) = tokio::task::spawn_blocking(mcp::server).await.unwrap() else {
         eprintln!(
-            "SKIPPED: the Python package index, where the MCP server comes from, can not be reached"
+            "SKIPPED: the Python package index, where the MCP server comes from, cannot be reached"
         );
         return;
     };

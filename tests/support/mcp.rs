@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// The command line for `sh` that becomes the server, or `None` if the index can not be reached.
+/// The command line for `sh` that becomes the server, or `None` if the index cannot be reached.
 ///
 /// # Panics
-/// It can not be installed for another reason.
+/// It cannot be installed for another reason.
 pub fn server() -> Option<String> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install");

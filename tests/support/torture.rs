@@ -57,7 +57,7 @@ impl Report {
         self
     }
 
-    /// A figure that can not be added to another test's.
+    /// A figure that cannot be added to another test's.
     pub fn note(mut self, text: impl Into<String>) -> Self {
         self.0.push(("notes", text.into(), None));
         self

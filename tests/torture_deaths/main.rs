@@ -78,7 +78,7 @@ fn die(id: &str, mut number: usize) {
     };
     let parts = parts(id);
     let part = &parts[draw(parts.len())];
-    // A lane or a ledger that hangs can not be told from one whose handler or database takes its time.
+    // A lane or a ledger that hangs cannot be told from one whose handler or database takes its time.
     let deaths = [Death::Panic, Death::Return, Death::Hang];
     let deaths = match part.starts_with("keeper") {
         true => &deaths[..],

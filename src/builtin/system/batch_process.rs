@@ -154,7 +154,7 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
     .map_err(CoordinationError::into_handler_error)?;
     if event.item_type == KIND {
         return Err(HandlerError::invalid_argument(format!(
-            "item_type: the items of a batch can not be batches ({KIND})"
+            "item_type: the items of a batch cannot be batches ({KIND})"
         )));
     }
     let place = runner.places.clone().try_acquire_owned().ok();

@@ -217,7 +217,7 @@ struct Stream {
     /// Entries that are delivered and not acknowledged, in all groups together.
     pending: u64,
     /// Entries that the group furthest behind has yet to read; nil without a group, or if the
-    /// server can not tell.
+    /// server cannot tell.
     lag: Option<u64>,
 }
 

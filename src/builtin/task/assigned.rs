@@ -149,7 +149,7 @@ async fn settle(
     Ok(())
 }
 
-/// Tries again while the server can not be reached: the task was run, and nobody else may run it as
+/// Tries again while the server cannot be reached: the task was run, and nobody else may run it as
 /// long as this instance holds it.
 async fn persist<T, F>(context: &Context, mut call: impl FnMut() -> F) -> Result<T, HandlerError>
 where
@@ -164,7 +164,7 @@ where
         if error.code != Code::Unavailable {
             return Err(error);
         }
-        tracing::debug!(%error, "a task can not be settled; trying again");
+        tracing::debug!(%error, "a task cannot be settled; trying again");
         wait_for(context, reconnect_delay(failures)).await?;
         failures += 1;
     }

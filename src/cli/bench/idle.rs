@@ -73,7 +73,7 @@ async fn start(rig: &Rig) -> anyhow::Result<Child> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .kill_on_drop(true);
-    let mut worker = command.spawn().context("a worker can not be started")?;
+    let mut worker = command.spawn().context("a worker cannot be started")?;
     let instances = Instances::new(rig.connector.clone(), rig.keys.clone());
     let began = Instant::now();
     while !instances

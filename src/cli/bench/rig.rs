@@ -99,7 +99,7 @@ impl Rig {
         connector
             .check_server()
             .await
-            .context("the server can not be used")?;
+            .context("the server cannot be used")?;
         Ok(Self {
             keys: settings.keys()?,
             settings,

@@ -350,7 +350,7 @@ fn replica_buffer(server: &Server) -> Finding {
     let hard = class.and_then(|at| words.get(at + 1)?.parse::<u64>().ok());
     let fix = "redis-cli CONFIG SET client-output-buffer-limit \"replica 256mb 64mb 60\" && redis-cli CONFIG REWRITE";
     match hard {
-        None => Finding::unknown(check, "its client-output-buffer-limit can not be read"),
+        None => Finding::unknown(check, "its client-output-buffer-limit cannot be read"),
         Some(0) => Finding {
             check,
             status: Status::Warning,

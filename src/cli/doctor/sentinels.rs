@@ -126,7 +126,7 @@ fn listed(listed: usize, newest: &View) -> Finding {
             "redis_url names {}, they know of {known}",
             count(listed as u64, "Sentinel", "Sentinels")
         ),
-        why: "when those that are named are gone the primary can not be found, though it is there",
+        why: "when those that are named are gone the primary cannot be found, though it is there",
         fix: "name all of them in redis_url".into(),
     }
 }

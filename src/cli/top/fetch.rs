@@ -64,10 +64,10 @@ impl Watcher {
         })
     }
 
-    /// Takes a sample. A part that can not be read is named in it.
+    /// Takes a sample. A part that cannot be read is named in it.
     ///
     /// # Errors
-    /// If the server can not be asked at all.
+    /// If the server cannot be asked at all.
     pub async fn sample(&mut self, wish: &Wish) -> anyhow::Result<Sample> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
@@ -216,7 +216,7 @@ async fn letters(sight: &Sight, key: &str, now: u64) -> Result<Vec<String>, BusE
     Ok(lines.collect())
 }
 
-/// What was read; what can not be read is noted and empty.
+/// What was read; what cannot be read is noted and empty.
 fn note<T: Default, E: Display>(sample: &mut Sample, part: &str, read: Result<T, E>) -> T {
     read.unwrap_or_else(|error| {
         sample.problems.push(format!("{part}: {error}"));

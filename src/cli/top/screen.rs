@@ -31,7 +31,7 @@ impl Screen {
     pub fn open() -> io::Result<Self> {
         let terminal = ratatui::try_init().inspect_err(|_| ratatui::restore())?;
         let (tell, told) = mpsc::channel(WAITING);
-        // It ends with the process: a read of the terminal can not be called off.
+        // It ends with the process: a read of the terminal cannot be called off.
         std::thread::spawn(move || listen(&tell));
         Ok(Self { terminal, told })
     }

@@ -508,7 +508,7 @@ async fn connect(address: &ConnectionAddr, tls: &Tls) -> Result<Box<dyn Stream>,
             ..
         } => {
             let name = ServerName::try_from(host.clone())
-                .map_err(|_| misconfigured(format!("{host:?} can not be the name of a server")))?;
+                .map_err(|_| misconfigured(format!("{host:?} cannot be the name of a server")))?;
             let connector = TlsConnector::from(tls.config()?);
             let stream = connector.connect(name, tcp(host, *port).await?).await;
             Box::new(stream.map_err(RedisError::from)?)
@@ -535,7 +535,7 @@ async fn tcp(host: &str, port: u16) -> Result<TcpStream, BusError> {
 fn misconfigured(what: String) -> BusError {
     BusError::Redis(RedisError::from((
         ErrorKind::InvalidClientConfig,
-        "the connection can not be made",
+        "the connection cannot be made",
         what,
     )))
 }

@@ -26,7 +26,7 @@
 -- The fact says who voted what as long as that fits into 32 KiB; the ballot itself knows it while it
 -- is kept.
 --
--- A vote is one field of a hash, so it can not count twice; the electorate is only written where
+-- A vote is one field of a hash, so it cannot count twice; the electorate is only written where
 -- there is no ballot. What was decided is never written again: only an open ballot gets that far.
 local ballot, electorate, votes, tally, index, active, broadcast, open, all_kept, electors, state, role_set =
   unpack(KEYS, 1, 12)

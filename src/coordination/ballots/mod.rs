@@ -3,7 +3,7 @@
 //! The first vote opens a ballot and fixes its *electorate* in the same atomic step: the instances
 //! that are active at that moment by the server's clock (of a role, if the vote names one). Who
 //! comes later has no vote in it; who goes keeps the one that it has. *Quorum* is
-//! `floor(electorate / 2) + 1` votes for one value, so two values can not both have it.
+//! `floor(electorate / 2) + 1` votes for one value, so two values cannot both have it.
 //!
 //! | from | to | by |
 //! |---|---|---|
@@ -178,7 +178,7 @@ impl Ballots {
                 electorate,
             }),
             "absent" => Err(CoordinationError::FailedPrecondition(format!(
-                "instance_id: {instance_id} is not active among {}, so it can not open a ballot on \
+                "instance_id: {instance_id} is not active among {}, so it cannot open a ballot on \
                  {decision}: register it first",
                 of(role)
             ))),

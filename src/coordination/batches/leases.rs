@@ -35,7 +35,7 @@ impl Lease {
         &self.lost
     }
 
-    /// Whether the lease can not have run out yet, by this process's clock.
+    /// Whether the lease cannot have run out yet, by this process's clock.
     pub fn is_valid(&self) -> bool {
         !self.lost.is_cancelled() && self.age() < self.length
     }

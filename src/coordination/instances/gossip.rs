@@ -1,6 +1,6 @@
 //! Gossip: what instances say of each other.
 //!
-//! A lease says that somebody pulses. Observers say what it can not: that a peer which is late does
+//! A lease says that somebody pulses. Observers say what it cannot: that a peer which is late does
 //! not answer either, before its lease has run out.
 //!
 //! *Who watches whom.* All instances that answer [`PING`] form a ring by their ids. Each heartbeat's

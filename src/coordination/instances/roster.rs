@@ -141,7 +141,7 @@ pub struct Capable {
     pub expired: Vec<String>,
 }
 
-/// Who can have an event that its reader can not run.
+/// Who can have an event that its reader cannot run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reader {
     /// That instance, which is alive.

@@ -233,7 +233,7 @@ impl Tasks {
     ///
     /// # Errors
     /// `Invalid` for a value out of bounds; `NotFound`; `Aborted` if the task is not that instance's
-    /// under that fence; `FailedPrecondition` if a publication can not be stored; `Bus` else.
+    /// under that fence; `FailedPrecondition` if a publication cannot be stored; `Bus` else.
     pub async fn complete(
         &self,
         assignment: &Assignment,

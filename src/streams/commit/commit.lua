@@ -17,7 +17,7 @@
 --           follows the key. `needed`: nothing is committed. `optional`: the commit goes through. `there`:
 --           the same, and the key must exist. `instead`: it is only for where an earlier one is left out
 -- Returns   {1, then number and error of each effect left out} committed; {0} not the caller's any
---           more; {-1, number of an effect that can not be written, error} nothing was written. Fails,
+--           more; {-1, number of an effect that cannot be written, error} nothing was written. Fails,
 --           with nothing written, if the server takes no writes now.
 -- Cost      O(log n + effects) for n pending
 local stream, group, me, id = KEYS[1], ARGV[1], ARGV[2], ARGV[3]

@@ -324,7 +324,7 @@ impl Committer {
         let executed = executed(wire.reply().await?)?;
         // What was executed stays so, whatever the rest of the answer says.
         if !matches!(self.claims.watched(wire).await, Ok(true)) {
-            // Gone with a flushed database: a counter that does not exist can not be watched. Or the
+            // Gone with a flushed database: a counter that does not exist cannot be watched. Or the
             // link broke, or the server refused.
             self.wire = None;
         }

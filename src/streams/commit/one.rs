@@ -116,7 +116,7 @@ impl Committer {
                 Value::Int(number),
                 Value::BulkString(message),
             ] => Ok(Slow::Refused(format!(
-                "effect {number} can not be written: {}",
+                "effect {number} cannot be written: {}",
                 String::from_utf8_lossy(message)
             ))),
             _ => Err(BusError::Reply { what: "commit.lua" }),

@@ -39,7 +39,7 @@ pub struct Promoted {
 /// than `most` bytes is no event.
 ///
 /// # Errors
-/// Fails if the stream can not be written; nothing leaves the queue then.
+/// Fails if the stream cannot be written; nothing leaves the queue then.
 pub async fn promote(
     connection: &mut impl ConnectionLike,
     route: &Route,
@@ -65,7 +65,7 @@ pub async fn promote(
 /// round trip, and little where nothing is due.
 ///
 /// # Errors
-/// Fails without an answer. A queue that can not be looked at counts as one with nothing due.
+/// Fails without an answer. A queue that cannot be looked at counts as one with nothing due.
 pub async fn due_by(
     connection: &mut impl ConnectionLike,
     routes: &[&Route],

@@ -1,14 +1,14 @@
 -- Moves due members of a delay queue to their stream.
 --
 -- Each member leaves the queue and enters the stream in this one step, so an event is in one of
--- the two at any time. A member that can not be unpacked becomes a dead letter, so that it never
+-- the two at any time. A member that cannot be unpacked becomes a dead letter, so that it never
 -- stands in the way of those behind it; so does one that is larger than any event, cut. Members are
 -- taken one at a time: they may be of any size, and so no more than one is in memory.
 --
 -- KEYS: 1 the delay queue, 2 the events stream, 3 the dead-letter stream
 -- ARGV: 1 members to move at most, 2 bytes of a member at most
 -- Returns: moved, dead, due time (ms) of the next member or -1. Fails, with what did not fit still
---   in the queue, if the events stream can not be written.
+--   in the queue, if the events stream cannot be written.
 -- Cost: O(limit * log n); ends early once it has moved half a MiB
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

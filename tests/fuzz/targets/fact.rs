@@ -1,5 +1,5 @@
 //! Any fields as a fact or a dead letter, and any map as an instance's report: each becomes a row, a
-//! letter, a report, and nothing that a database or a terminal can not hold.
+//! letter, a report, and nothing that a database or a terminal cannot hold.
 
 #![no_main]
 

@@ -37,7 +37,7 @@ pub enum Stop {
     Again,
     /// The server failed over or restarted, and may lack what the items did there.
     Outdated,
-    /// It can not go on.
+    /// It cannot go on.
     Failed(HandlerError),
 }
 
