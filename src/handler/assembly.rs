@@ -66,7 +66,8 @@ pub fn gate(
     let mut service = Stack::new(endpoint);
     let cache = policy.cache.map(|ttl| (Results::new(ttl), Arc::default()));
     if let Some((results, _)) = &cache {
-        let layer = CacheLayer::new(results.clone(), stats.clone());
+        let timeout = timeout_of(policy, surroundings);
+        let layer = CacheLayer::new(results.clone(), timeout, stats.clone());
         service = Stack::new(layer.layer(service));
     }
     for layer in &policy.layers {

@@ -222,14 +222,14 @@ impl Gate {
 
     /// Runs an event that has entered. Refused, its places are `back`.
     pub fn run(self: &Arc<Self>, entered: Entered, context: Context, back: Back) -> Run {
-        Box::pin(self.clone().running(entered, context, back))
+        Box::pin(self.clone().running(entered, context, Some(back)))
     }
 
     async fn running(
         self: Arc<Self>,
         entered: Entered,
         context: Context,
-        back: Back,
+        back: Option<Back>,
     ) -> Result<Encoded, HandlerError> {
         let Entered {
             mut places,
@@ -246,15 +246,24 @@ impl Gate {
                 (Ok(admitted), _) => Some(admitted),
                 (Err(_), Some(fallback)) => return fallback(&context),
                 (Err(wait), None) => {
-                    back.put(places);
+                    if let Some(back) = back {
+                        back.put(places);
+                    }
                     return Err(circuit.refusal(wait));
                 }
             },
         };
         if let Some((rule, _)) = &self.rate {
             let again = places.source.is_some();
-            if let Err(error) = rule.check(context.event().source(), again).await {
-                back.put(places);
+            let mut checked = rule.check(context.event().source(), again).await;
+            // The answer may have taken its time.
+            if checked.is_ok() && back.is_some() && may_not_begin_any_more(&context) {
+                checked = Err(HandlerError::later(Duration::ZERO, "not begun in time"));
+            }
+            if let Err(error) = checked {
+                if let Some(back) = back {
+                    back.put(places);
+                }
                 return Err(error);
             }
             // The next one of its source may ask.
@@ -287,9 +296,14 @@ impl Gate {
         Box::pin(async move {
             let entering = gate.enter(context.clone(), Manner::Urgent, Places::default(), None);
             let entered = entering.await?;
-            gate.run(entered, context, Back::default()).await
+            gate.running(entered, context, None).await
         })
     }
+}
+
+/// Whether its worker drains by now, or another one has its event.
+fn may_not_begin_any_more(context: &Context) -> bool {
+    context.draining().is_cancelled() || context.cancellation().is_cancelled()
 }
 
 /// A panic while an event enters is a failed run.

@@ -376,6 +376,36 @@ async fn equal_runs_at_once_are_one_where_a_cache_keeps_the_result() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_asks_for_its_share_of_a_rate_when_the_worker_drains_is_not_started() {
+    let rig = Rig::new().await;
+    let gate = Gate::new();
+    let policy = || Policy::new().concurrency(1).rate_limit(100, MINUTES);
+    let running = rig.start(policed(&rig, &gate, policy()));
+    publish(&rig, "image.hang", 2).await;
+    until("one runs, one waits", || async {
+        gate.begun() == 1 && rig.pending("cb:events:image").await == 2
+    })
+    .await;
+    // The answer comes late.
+    let mut connection = rig.connection.clone();
+    let mut pause = redis::cmd("CLIENT");
+    let pause = pause.arg(&["PAUSE", "1500", "ALL"]);
+    pause.exec_async(&mut connection).await.unwrap();
+    gate.open.add_permits(1);
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    running.stop().await;
+    assert_eq!(gate.begun(), 1);
+    let mut other = rig.settings();
+    other.id = "other".into();
+    let other = policed(&rig, &gate, policy()).settings(other);
+    let other = rig.start(other);
+    gate.open.add_permits(1);
+    rig.wait_for("cb:results:image", 2).await;
+    other.stop().await;
+    assert_eq!(gate.begun(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_the_dead_held_runs_before_what_is_newer() {
     let rig = Rig::new().await;
     let gate = Gate::new();

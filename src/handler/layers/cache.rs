@@ -96,19 +96,24 @@ impl Results {
 
 /// Answers a payload that was answered well lately with the same result, without a run.
 ///
-/// Payloads are compared whole, byte by byte. Failures are not kept, nor results of runs that
-/// published something, changed a database by `once` or may have written to the server: an answer from
-/// the cache does none of that.
+/// Payloads are compared whole, byte by byte. Failures are not kept, a run that took too long among them,
+/// nor results of runs that published something, changed a database by `once` or may have written to the
+/// server: an answer from the cache does none of that.
 #[derive(Clone, Debug)]
 pub struct CacheLayer {
     results: Results,
+    timeout: Option<Duration>,
     stats: Arc<Stats>,
 }
 
 impl CacheLayer {
-    /// Answers with those results, and keeps new ones there.
-    pub fn new(results: Results, stats: Arc<Stats>) -> Self {
-        Self { results, stats }
+    /// Answers with those results, and keeps new ones there of runs that took no longer.
+    pub fn new(results: Results, timeout: Option<Duration>, stats: Arc<Stats>) -> Self {
+        Self {
+            results,
+            timeout,
+            stats,
+        }
     }
 }
 
@@ -141,10 +146,13 @@ impl<S: Always> Service<Context> for Cache<S> {
             return Box::pin(std::future::ready(Ok(result)));
         }
         let layer = self.layer.clone();
+        let began = Instant::now();
         let run = self.inner.call(context.clone());
         Box::pin(async move {
             let result = run.await?;
-            if !context.has_published() && !context.wrote() && !context.has_an_effect() {
+            // It may have held its thread: then it ended well, and too late.
+            let late = layer.timeout.is_some_and(|limit| began.elapsed() > limit);
+            if !late && !context.has_published() && !context.wrote() && !context.has_an_effect() {
                 layer
                     .results
                     .lock()
@@ -164,9 +172,10 @@ mod tests {
     use std::sync::atomic::AtomicU8;
 
     const TTL: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(1);
 
     /// Answers how often it was called; fails on payload 0xc2, publishes on 0xc3, writes on 0x7f,
-    /// has an effect on 0x7e.
+    /// has an effect on 0x7e, takes too long on 0x7d.
     fn counting() -> (Cache<crate::handler::function::Endpoint>, Arc<Stats>) {
         let stats = Arc::new(Stats::default());
         let calls = Arc::new(AtomicU8::new(0));
@@ -178,13 +187,14 @@ mod tests {
                     [0xc3] => context.publish("a.c", &1)?,
                     [0x7f] => context.writes(),
                     [0x7e] => context.begin_effect().unwrap().took(),
+                    [0x7d] => tokio::time::advance(2 * LIMIT).await,
                     _ => {}
                 }
                 Ok(vec![call])
             }
         });
         (
-            CacheLayer::new(Results::new(TTL), stats.clone()).layer(inner),
+            CacheLayer::new(Results::new(TTL), Some(LIMIT), stats.clone()).layer(inner),
             stats,
         )
     }
@@ -210,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_and_runs_that_publish_or_write_are_not_kept() {
+    async fn failures_and_runs_that_publish_or_write_or_are_late_are_not_kept() {
         let (mut service, stats) = counting();
         for _ in 0..2 {
             assert!(ask(&mut service, &[0xc2]).await.is_err());
@@ -219,6 +229,7 @@ mod tests {
             assert_eq!(publishing.take_outbox().len(), 1);
             assert!(ask(&mut service, &[0x7f]).await.is_ok());
             assert!(ask(&mut service, &[0x7e]).await.is_ok());
+            assert!(ask(&mut service, &[0x7d]).await.is_ok());
         }
         assert_eq!(stats.cache_hits.load(Ordering::Relaxed), 0);
     }
