@@ -275,23 +275,29 @@ async fn page(connection: &mut MultiplexedConnection, stream: &str, from: EntryI
     entries_of(reply).unwrap()
 }
 
-/// How often each value of a field is on a stream.
-pub async fn tally(redis: &Redis, stream: &str, field: &str) -> HashMap<Vec<u8>, u32> {
+/// Goes through all entries of a stream.
+pub async fn each_entry(redis: &Redis, stream: &str, mut look: impl FnMut(&Entry)) {
     let mut connection = redis.connection().await;
-    let mut tally = HashMap::new();
     let mut from = EntryId::default();
     loop {
         let entries = page(&mut connection, stream, from).await;
         let Some(last) = entries.last() else {
-            return tally;
+            return;
         };
         from = last.id.next();
-        for entry in &entries {
-            *tally
-                .entry(entry.get(field).unwrap_or_default().to_vec())
-                .or_default() += 1;
-        }
+        entries.iter().for_each(&mut look);
     }
+}
+
+/// How often each value of a field is on a stream.
+pub async fn tally(redis: &Redis, stream: &str, field: &str) -> HashMap<Vec<u8>, u32> {
+    let mut tally = HashMap::new();
+    each_entry(redis, stream, |entry| {
+        let value = entry.get(field).unwrap_or_default().to_vec();
+        *tally.entry(value).or_default() += 1;
+    })
+    .await;
+    tally
 }
 
 /// Checks that each of the events had its reply or result, and its effect, exactly once.

@@ -2,22 +2,35 @@
 
 use crate::outcomes::Problems;
 use crate::world::World;
-use convoke::protocol::event::Entry;
+use convoke::protocol::event::{Entry, EntryId};
 use convoke::streams::read::entries_of;
 use serde_json::Value;
 use std::collections::HashMap;
 
-async fn all(world: &World) -> Vec<(String, Value)> {
+/// A fact and when it was stored.
+pub struct Fact {
+    pub id: EntryId,
+    pub kind: String,
+    pub data: Value,
+}
+
+/// The facts from that entry on.
+pub async fn since(world: &World, from: EntryId) -> Vec<Fact> {
     let mut connection = world.redis.connection().await;
     let mut range = redis::cmd("XRANGE");
-    range.arg(&["cb:broadcast", "-", "+"]);
+    range.arg(&["cb:broadcast", &from.to_string(), "+"]);
     let reply = range.query_async(&mut connection).await.unwrap();
-    let fact = |entry: Entry| {
-        let kind = String::from_utf8_lossy(entry.get("type").unwrap()).into_owned();
-        let data = rmp_serde::from_slice(entry.get("data").unwrap()).unwrap();
-        (kind, data)
+    let fact = |entry: Entry| Fact {
+        id: entry.id,
+        kind: String::from_utf8_lossy(entry.get("type").unwrap()).into_owned(),
+        data: rmp_serde::from_slice(entry.get("data").unwrap()).unwrap(),
     };
     entries_of(reply).unwrap().into_iter().map(fact).collect()
+}
+
+async fn all(world: &World) -> Vec<(String, Value)> {
+    let facts = since(world, EntryId::default()).await.into_iter();
+    facts.map(|fact| (fact.kind, fact.data)).collect()
 }
 
 /// Checks that the leaders' terms and each instance's incarnations rise; how many leaders there were.

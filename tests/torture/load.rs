@@ -80,11 +80,29 @@ fn event(n: u64) -> Outgoing {
     }
 }
 
+/// An event to be published.
+pub struct Made {
+    pub id: String,
+    pub event: Outgoing,
+    /// It is published without a dedup id, and not repeated.
+    pub plain: bool,
+}
+
 impl Load {
     /// So many events a second from now on.
     pub fn start(client: Client, history: Arc<History>, rate: impl Into<Rate>) -> Self {
+        Self::of(made, client, history, rate)
+    }
+
+    /// The same of other events.
+    pub fn of(
+        make: fn(u64) -> Made,
+        client: Client,
+        history: Arc<History>,
+        rate: impl Into<Rate>,
+    ) -> Self {
         let stop = CancellationToken::new();
-        let task = tokio::spawn(run(client, history, rate.into(), stop.clone()));
+        let task = tokio::spawn(run(make, client, history, rate.into(), stop.clone()));
         Self { stop, task }
     }
 
@@ -96,6 +114,7 @@ impl Load {
 }
 
 async fn run(
+    make: fn(u64) -> Made,
     client: Client,
     history: Arc<History>,
     rate: Rate,
@@ -115,7 +134,7 @@ async fn run(
             let n = numbers.len() as u64 * rate.loads + rate.load;
             numbers.push(n);
             tokio::spawn(async move {
-                publish(&client, &history, n).await;
+                publish_made(&client, &history, make(n)).await;
                 drop(permit);
             });
         }
@@ -124,9 +143,21 @@ async fn run(
     numbers
 }
 
+fn made(n: u64) -> Made {
+    Made {
+        id: id(n),
+        event: event(n),
+        plain: is_plain(n),
+    }
+}
+
 /// Publishes event `n` of the load, and notes its outcome.
 pub async fn publish(client: &Client, history: &History, n: u64) {
-    let (event, id) = (event(n), id(n));
+    publish_made(client, history, made(n)).await;
+}
+
+async fn publish_made(client: &Client, history: &History, made: Made) {
+    let Made { id, event, plain } = made;
     history.note("publish", "invoke", &id, "", "");
     let mut unknown = false;
     for _ in 0..TRIES {
@@ -137,12 +168,12 @@ pub async fn publish(client: &Client, history: &History, n: u64) {
             }
             Err(PublishError::Unknown { .. }) => {
                 unknown = true;
-                if is_plain(n) {
+                if plain {
                     break;
                 }
             }
             // Certainly not stored, this time.
-            Err(PublishError::Rejected { .. }) if is_plain(n) => break,
+            Err(PublishError::Rejected { .. }) if plain => break,
             Err(PublishError::Rejected { .. }) => {
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }

@@ -18,9 +18,12 @@ mod world;
 
 mod clocks;
 mod groups;
+mod held;
 mod hostile;
 mod kills;
 mod long;
+mod outages;
+mod pairs;
 mod planted;
 mod poison;
 mod power;

@@ -34,6 +34,19 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Adds another world's.
+    pub fn add(&mut self, other: Counts) {
+        self.acknowledged += other.acknowledged;
+        self.unknown += other.unknown;
+        self.unknown_stored += other.unknown_stored;
+        self.rejected += other.rejected;
+        self.lost += other.lost;
+        self.twice += other.twice;
+        self.dead += other.dead;
+        self.redeliveries += other.redeliveries;
+        self.again += other.again;
+    }
+
     /// Adds them to a report.
     pub fn tell(&self, report: Report) -> Report {
         report
@@ -56,6 +69,10 @@ impl Problems {
         self.0.push(problem.into());
     }
 
+    pub fn told(&self) -> &[String] {
+        &self.0
+    }
+
     /// Fails if there are any.
     #[track_caller]
     pub fn none(self) {
@@ -71,10 +88,15 @@ impl Problems {
 
 /// Waits until nothing of the load is unread, pending or waiting for its time.
 pub async fn settled(world: &World) {
+    settled_in(world, "load").await;
+}
+
+/// The same for another domain's events.
+pub async fn settled_in(world: &World, domain: &str) {
     let mut connection = world.redis.connection().await;
     let began = Instant::now();
     loop {
-        let left = left(&mut connection).await;
+        let left = left(&mut connection, domain).await;
         if left == (0, 0, 0) {
             return;
         }
@@ -86,9 +108,9 @@ pub async fn settled(world: &World) {
     }
 }
 
-async fn left(connection: &mut redis::aio::MultiplexedConnection) -> (i64, i64, i64) {
+async fn left(connection: &mut redis::aio::MultiplexedConnection, domain: &str) -> (i64, i64, i64) {
     let groups: Vec<HashMap<String, redis::Value>> = redis::cmd("XINFO")
-        .arg(&["GROUPS", "cb:events:load"])
+        .arg(&["GROUPS", &format!("cb:events:{domain}")])
         .query_async(connection)
         .await
         .unwrap_or_default();
@@ -98,7 +120,7 @@ async fn left(connection: &mut redis::aio::MultiplexedConnection) -> (i64, i64, 
         _ => -1,
     };
     let waiting: i64 = redis::cmd("ZCARD")
-        .arg("cb:delayed:load")
+        .arg(format!("cb:delayed:{domain}"))
         .query_async(connection)
         .await
         .unwrap_or(-1);

@@ -1,6 +1,7 @@
 //! A worker process of the rig, and its handlers. Each notes what it does in a history of its process.
 
 use crate::history::History;
+use crate::{held, outages, pairs};
 use convoke::settings::Settings;
 use convoke::{Context, HandlerError, Policy, Worker};
 use schemars::JsonSchema;
@@ -12,6 +13,8 @@ pub const SETTINGS: &str = "TORTURE_WORKER_SETTINGS";
 pub const THREADS: &str = "TORTURE_WORKER_THREADS";
 pub const DIR: &str = "TORTURE_WORKER_DIR";
 pub const BEGAN: &str = "TORTURE_WORKER_BEGAN";
+/// The scenario whose handlers it has besides those of the load.
+pub const BESIDES: &str = "TORTURE_WORKER_BESIDES";
 
 /// What becomes of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -91,13 +94,19 @@ pub fn process() {
             .handler("load.work", work)
             .handler_with("load.long", long, Policy::new().no_timeout())
             .handler("load.poison", poison);
+        let worker = match std::env::var(BESIDES).as_deref() {
+            Ok("held") => held::handlers(worker),
+            Ok("outages") => outages::handlers(worker),
+            Ok("pairs") => pairs::handlers(worker),
+            _ => worker,
+        };
         worker.build().unwrap().run().await.unwrap();
     });
     std::process::exit(0);
 }
 
 /// Notes one end of a run.
-fn note(context: &Context, phase: &str) -> Result<(), HandlerError> {
+pub fn note(context: &Context, phase: &str) -> Result<(), HandlerError> {
     let event = context.event();
     let (attempt, deliveries) = (event.attempt(), context.deliveries());
     context.state::<History>()?.note(

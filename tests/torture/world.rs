@@ -14,6 +14,7 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// What all workers of a scenario have.
@@ -46,6 +47,7 @@ pub struct World {
 /// How a worker process is started.
 struct Launch {
     settings: Settings,
+    server: String,
     threads: usize,
     dir: PathBuf,
     began: SystemTime,
@@ -58,6 +60,8 @@ pub struct Process {
     pub proxy: Proxy,
     /// What its environment has besides.
     pub environment: Vec<(&'static str, String)>,
+    /// Goes to the server by itself, not by its wire.
+    pub direct: bool,
     launch: Arc<Launch>,
     child: Option<Child>,
     /// Processes that were started here.
@@ -83,13 +87,17 @@ impl World {
         settings: Settings,
         threads: usize,
     ) -> Self {
-        let name = format!("convoke-torture-{scenario}-{}", std::process::id());
+        // A scenario may have several.
+        static SERIAL: AtomicU32 = AtomicU32::new(0);
+        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let name = format!("convoke-torture-{scenario}-{}-{serial}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(&dir).unwrap();
         let seed = torture::seed();
         let history = Arc::new(History::begin(&dir.join("history"), scenario, seed));
         let launch = Arc::new(Launch {
             settings,
+            server: redis.url_for(users::WORKER),
             threads,
             dir: dir.clone(),
             began: history.began(),
@@ -111,12 +119,29 @@ impl World {
         world
     }
 
+    /// Starts so many workers, which have the handlers of this world's scenario besides.
+    pub async fn start_with_handlers(&mut self, workers: usize) {
+        for number in 1..=workers {
+            self.start_another(&format!("w-{number}")).await;
+        }
+        self.until_alive(workers).await;
+    }
+
+    /// Starts one more of them.
+    pub async fn start_another(&mut self, id: &str) {
+        let mut process = self.process(id.to_owned()).await;
+        process.environment = vec![(worker::BESIDES, self.scenario.to_owned())];
+        process.start();
+        self.workers.push(process);
+    }
+
     /// A worker that is not started yet.
     pub async fn process(&self, id: String) -> Process {
         Process {
             id,
             proxy: Proxy::to(self.redis.port()).await,
             environment: Vec::new(),
+            direct: false,
             launch: self.launch.clone(),
             child: None,
             started: 0,
@@ -197,8 +222,12 @@ impl Process {
         assert!(self.child.is_none(), "{} runs", self.id);
         self.started += 1;
         let launch = &self.launch;
+        let url = match self.direct {
+            true => launch.server.clone(),
+            false => self.proxy.url_for(users::WORKER),
+        };
         let settings = Settings {
-            redis_url: RedisUrl::new(self.proxy.url_for(users::WORKER)),
+            redis_url: RedisUrl::new(url),
             id: self.id.clone(),
             ..launch.settings.clone()
         };
