@@ -64,7 +64,7 @@ impl Reader {
     }
 
     /// Reads up to `count` new entries of each stream that is not `closed`, fewer where they are large. Never to be
-    /// cancelled; it returns within the block and answer times of `bus::connect`.
+    /// cancelled; it returns within the block and answer times of `connect::connector`.
     pub async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
         match self.read(count, closed).await {
             Ok(entries) => {
