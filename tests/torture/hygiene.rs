@@ -11,7 +11,7 @@ const LINES: usize = 100;
 const CONSUMERS: usize = 10;
 
 /// Keys that live for good: each is bounded by something else than time.
-const LASTING: [&str; 18] = [
+const LASTING: [&str; 19] = [
     "cb:events:",
     "cb:results:",
     "cb:dead:",
@@ -26,6 +26,7 @@ const LASTING: [&str; 18] = [
     "cb:metrics",
     "cb:domains",
     "cb:partition",
+    "cb:state",
     "cb:claims:",
     "cb:tasks",
     "cb:batches",
