@@ -363,7 +363,7 @@ mod tests {
         let inside = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "handlers::exec::tests::the_command_does_not_see_our_settings",
+                "builtin::exec::tests::the_command_does_not_see_our_settings",
             ])
             .env(INSIDE, "yes")
             .env("CONVOKE_REDIS_URL", "redis://:secret@localhost")

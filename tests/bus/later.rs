@@ -133,14 +133,19 @@ async fn a_member_that_is_larger_than_any_event_becomes_a_dead_letter_that_is_cu
     put(&mut bus, 1, &within).await;
     put(&mut bus, 2, &encode_member("t", &large[..2])).await;
     put_event(&mut bus, 3, "e1").await;
-    let promoted = run(&mut bus, 100).await;
-    assert_eq!((promoted.moved, promoted.dead), (2, 1));
+    // A call ends once it has moved half a MiB, and the next one goes on.
+    let (mut moved, mut dead) = (0, 0);
+    for _ in 0..3 {
+        let promoted = run(&mut bus, 100).await;
+        (moved, dead) = (moved + promoted.moved, dead + promoted.dead);
+    }
+    assert_eq!((moved, dead), (2, 1));
     assert_eq!(ids(&mut bus).await, ["e0", "e1"]);
     let letters = bus.entries("cb:dead:image").await;
     assert_eq!(letters[0]["member"].len(), 1024);
     let said = text(&letters[0], "deadmessage");
     assert!(said.contains("over the limit of 1048576"), "{said}");
-    // A call moves some megabytes, and the next one the rest.
+    // So do many that are large.
     for number in 0..12 {
         let member = encode_member(
             &format!("t{number}"),

@@ -43,6 +43,7 @@ async fn an_expired_instance_is_declared_lost_with_all_that_it_held() {
         "cb:instances:lost",
         "cb:metrics",
         "cb:metrics:of:w-1:",
+        "cb:state",
     ];
     assert_eq!(fleet.all_keys().await, keys);
     assert!(fleet.ask::<i64>("PTTL cb:instance:w-1").await > 3_000_000);

@@ -131,7 +131,8 @@ async fn who_unregisters_leaves_nothing_but_its_hash_for_a_while() {
     assert_eq!(leave(Some(incarnation)).await, (true, 0), "again");
     assert_eq!(leave(None).await, (true, 0));
     assert_eq!(leave(Some(incarnation + 1)).await, (false, 0));
-    assert_eq!(fleet.all_keys().await, ["cb:broadcast", "cb:instance:w-1"]);
+    let keys = ["cb:broadcast", "cb:instance:w-1", "cb:state"];
+    assert_eq!(fleet.all_keys().await, keys);
     assert!(fleet.ask::<i64>("PTTL cb:instance:w-1").await > 3_000_000);
     let fact = json!({"id": "w-1", "incarnation": incarnation, "tasks_reassigned": 0});
     let facts = fleet.facts().await;
