@@ -570,7 +570,7 @@ async fn an_item_without_an_answer_that_nobody_has_is_published_again_and_no_oth
 async fn items_that_publish_much_are_committed_in_steps_that_are_bounded() {
     let rig = Rig::new().await;
     let fill = async |context: Context, n: u64| {
-        for event in 0..300 {
+        for event in 0..150 {
             context.publish("effect.made", &event)?;
         }
         Ok::<_, HandlerError>(n)
@@ -581,6 +581,6 @@ async fn items_that_publish_much_are_committed_in_steps_that_are_bounded() {
         (&done["status"], &done["items_processed"]),
         (&json!("completed"), &json!(8))
     );
-    assert_eq!(rig.entries("cb:events:effect").await.len(), 8 * 300);
+    assert_eq!(rig.entries("cb:events:effect").await.len(), 8 * 150);
     worker.stop().await;
 }
