@@ -93,6 +93,10 @@ async fn held_events_of_a_worker_that_stood_still_are_left_to_who_took_them() {
     })
     .await;
     world.workers[0].signal("STOP");
+    until("it stands still", || async {
+        world.workers[0].stands_still()
+    })
+    .await;
     let before = begun(&world, "w-1");
     world.start_another("w-2").await;
     let all = events.len() as u64;

@@ -261,6 +261,17 @@ impl Process {
         self.launch.dir.join(name)
     }
 
+    /// Whether all its threads are stopped.
+    pub fn stands_still(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        tasks.flatten().all(|task| {
+            let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // The name, which may hold anything, is in parentheses.
+            stat.rsplit_once(") ")
+                .is_some_and(|(_, rest)| rest.starts_with('T'))
+        })
+    }
+
     pub fn signal(&self, signal: &str) {
         let pid = self.pid();
         self.note(signal);
