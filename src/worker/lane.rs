@@ -11,6 +11,7 @@ mod under_way;
 use super::admission::{Admission, Waiting};
 use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
+use super::sparing::Sparing;
 use super::takeover::{ALONE, Jobs, Step, Trigger};
 use crate::streams::commit::{Committer, Lease, Report, Settlement};
 use crate::streams::trim;
@@ -47,6 +48,7 @@ pub struct Lane {
     settled: Vec<Settlement>,
     /// What was too large to be held, and is to leave its stream once it is settled.
     oversized: Vec<Lease>,
+    sparing: Sparing,
     running: usize,
     window: usize,
     taking_fails: bool,
@@ -76,6 +78,7 @@ impl Lane {
             alone: None,
             settled: Vec::new(),
             oversized: Vec::new(),
+            sparing: Sparing::new(Instant::now()),
             running: 0,
             window: shared.concurrency,
             taking_fails: false,

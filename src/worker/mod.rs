@@ -25,6 +25,7 @@ mod report;
 mod settle;
 mod shared;
 mod signals;
+mod sparing;
 mod supervisor;
 mod takeover;
 mod watch;

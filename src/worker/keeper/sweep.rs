@@ -4,7 +4,8 @@
 use super::Chores;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::SWEEP;
-use std::time::Duration;
+use crate::worker::sparing::Sparing;
+use std::time::{Duration, Instant};
 
 /// The shortest and the longest pause of an instance that is alone, and of the leader.
 const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
@@ -15,10 +16,11 @@ pub async fn run(chores: &Chores) {
     let alone = (ttl / 40).clamp(PAUSES[0], PAUSES[1]);
     let mut pause = alone;
     let mut gaps = 0;
+    let mut sparing = Sparing::new(Instant::now());
     loop {
         let spread = fastrand::f64() / 2.0 + 0.75;
         tokio::time::sleep(pause.mul_f64(spread)).await;
-        match run_once(chores, &mut gaps).await {
+        match run_once(chores, &mut gaps, &mut sparing).await {
             // Where there are very many, the leader still looks so often.
             Ok(_) if chores.leads() => pause = alone,
             Ok(active) => {
@@ -33,7 +35,11 @@ pub async fn run(chores: &Chores) {
 }
 
 /// One sweep; returns how many instances are alive.
-async fn run_once(chores: &Chores, gaps: &mut u64) -> Result<u64, CoordinationError> {
+async fn run_once(
+    chores: &Chores,
+    gaps: &mut u64,
+    sparing: &mut Sparing,
+) -> Result<u64, CoordinationError> {
     let now = chores.answers.gaps();
     if now != *gaps {
         // The clock may have gone back: then the dead would never expire.
@@ -51,7 +57,9 @@ async fn run_once(chores: &Chores, gaps: &mut u64) -> Result<u64, CoordinationEr
     }
     let history = chores.connector.history();
     let swept = chores.instances.within(history).sweep(SWEEP).await?;
-    for lost in &swept.lost {
+    // Anyone may register instances that are never heard of again.
+    let told = swept.lost.iter().filter(|_| sparing.allows(Instant::now()));
+    for lost in told {
         tracing::warn!(
             instance = lost.id,
             incarnation = lost.incarnation,

@@ -63,7 +63,9 @@ impl Lane {
             Ok(event) => event,
             Err(bad) => {
                 if let Some(bytes) = bad.entry.cut() {
-                    tracing::error!(stream, entry = %lease.entry, bytes, "an entry that is larger than any event: settled unread, and removed");
+                    if self.sparing.allows(now) {
+                        tracing::error!(stream, entry = %lease.entry, bytes, "an entry that is larger than any event: settled unread, and removed");
+                    }
                     self.oversized.push(lease);
                 }
                 self.settled.push(settle::malformed(scene, *bad));
@@ -71,7 +73,9 @@ impl Lane {
             }
         };
         if !shared.process.keys.runs_from(event.kind(), stream) {
-            tracing::warn!(stream, entry = %lease.entry, r#type = event.kind(), source = event.source(), "a type that does not run from this stream");
+            if self.sparing.allows(now) {
+                tracing::warn!(stream, entry = %lease.entry, r#type = event.kind(), source = event.source(), "a type that does not run from this stream");
+            }
             self.settled.push(settle::misplaced(scene, &event));
             return now;
         }
