@@ -10,8 +10,7 @@ mod verdict;
 
 use crate::builtin::process::shell;
 use crate::builtin::scarce;
-use crate::builtin::warden;
-use crate::builtin::warden::Watched;
+use crate::builtin::warden::{self, Watched};
 use crate::handler::context::Context;
 use crate::handler::function::{Encoded, Endpoint, Schemas};
 use crate::handler::policy::Policy;

@@ -4,8 +4,7 @@ use super::output::{Cell, Column, FAINT, GREEN, RED, Table, YELLOW, number, span
 use super::owners::Owners;
 use super::{Outcome, Session, choose, output};
 use clap::Args;
-use convoke::operator::inspect;
-use convoke::operator::inspect::{Consumer, Group, Stream};
+use convoke::operator::inspect::{self, Consumer, Group, Stream};
 use convoke::operator::memory;
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::StreamKind;

@@ -1,15 +1,13 @@
 //! From an event type to its handler.
 
-use crate::handler::assembly;
-use crate::handler::assembly::Surroundings;
+use crate::handler::assembly::{self, Surroundings};
 use crate::handler::context::Context;
 use crate::handler::function::{Endpoint, Handler, Run, Schemas};
 use crate::handler::gate::Gate;
 use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::instrument::Stats;
 use crate::handler::policy::{Policy, RetryPolicy};
-use crate::protocol::keys;
-use crate::protocol::keys::NameError;
+use crate::protocol::keys::{self, NameError};
 use foldhash::fast::RandomState;
 use schemars::JsonSchema;
 use serde::Serialize;

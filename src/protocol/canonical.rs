@@ -5,8 +5,7 @@
 //! floats in 64 bits, no negative zero, and the pairs of maps in the order of their keys' bytes. The
 //! types stay apart: 1, 1.0, "1" and the byte 0x31 are four values.
 
-use crate::protocol::msgpack;
-use crate::protocol::msgpack::{PayloadLimits, ScanError};
+use crate::protocol::msgpack::{self, PayloadLimits, ScanError};
 use rmpv::Value;
 
 /// Why a value has no canonical form.

@@ -6,8 +6,7 @@
 
 pub use crate::protocol::entry::{Entry, EntryId, ParseEntryIdError};
 use crate::protocol::keys;
-use crate::protocol::msgpack;
-use crate::protocol::msgpack::PayloadLimits;
+use crate::protocol::msgpack::{self, PayloadLimits};
 
 /// Bounds on one event, checked before anything of it is decoded (PROTOCOL §2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,8 +17,7 @@ mod text;
 
 pub use text::{Inexact, parse};
 
-use crate::protocol::msgpack;
-use crate::protocol::msgpack::{PayloadLimits, ScanError};
+use crate::protocol::msgpack::{self, PayloadLimits, ScanError};
 use rmpv::Value as Packed;
 use serde_json::{Map, Number, Value, json};
 use std::collections::HashSet;

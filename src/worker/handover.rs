@@ -8,8 +8,7 @@ use crate::coordination::instances::roster::Reader;
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
-use crate::streams::claim;
-use crate::streams::claim::{Given, Handing};
+use crate::streams::claim::{self, Given, Handing};
 use crate::streams::commit::{Lease, Publication, Settlement};
 use std::time::Duration;
 

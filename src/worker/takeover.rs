@@ -8,8 +8,7 @@
 use super::shared::{Delivery, Shared};
 use crate::connect::error::BusError;
 use crate::protocol::event::EntryId;
-use crate::streams::claim;
-use crate::streams::claim::{Idle, Pending};
+use crate::streams::claim::{self, Idle, Pending};
 use redis::aio::ConnectionLike;
 use std::collections::VecDeque;
 use std::convert::Infallible;

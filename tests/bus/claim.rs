@@ -1,8 +1,7 @@
 //! Taking over, renewing, handing over: only what is still as the caller saw it.
 
 use crate::setup::{Bus, GROUP};
-use convoke::streams::claim;
-use convoke::streams::claim::{CLAIMS_TTL, Given, Handing, Pending};
+use convoke::streams::claim::{self, CLAIMS_TTL, Given, Handing, Pending};
 use std::time::Duration;
 
 /// So many entries pending with `w-1`.

@@ -3,8 +3,7 @@
 
 use super::rig::{lines, names, say};
 use super::{Ended, convoke, end, run};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use serde_json::Value;
 use std::process::{Command, Stdio};
 

@@ -1,8 +1,7 @@
 //! A worker as a process: what its stderr, its signals and its limits may do to it.
 
 use super::{convoke, run};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use std::fs::OpenOptions;
 use std::process::{Child, Command, Stdio};
 

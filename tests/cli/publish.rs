@@ -1,8 +1,7 @@
 //! `convoke publish`.
 
 use super::{File, convoke, end, run, run_with_input};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use std::io::Write;
 use std::process::Stdio;
 

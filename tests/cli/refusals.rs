@@ -2,8 +2,7 @@
 
 use super::worker::Worker;
 use super::{bare, convoke, end};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::process::Stdio;

@@ -2,8 +2,7 @@
 
 use super::rig::{add, bury, deliver, entries, lines, names, register, say, text};
 use super::{File, convoke, end, run};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use serde_json::{Value, json};
 use std::os::unix::fs::PermissionsExt;
 

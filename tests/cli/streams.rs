@@ -3,8 +3,7 @@
 use super::rig::{add, deliver, lines, names, register, say};
 use super::worker::Worker;
 use super::{convoke, run};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use serde_json::json;
 
 /// Two entries with a living instance, one with nobody, one not delivered, one dead letter.

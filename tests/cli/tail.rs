@@ -1,8 +1,7 @@
 //! `convoke tail`.
 
 use super::{convoke, run, run_with_input};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;

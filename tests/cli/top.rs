@@ -2,8 +2,7 @@
 
 use super::rig::{add, bury, deliver, names, register, say};
 use super::{bare, end, run};
-use crate::support;
-use crate::support::{Redis, users};
+use crate::support::{self, Redis, users};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};

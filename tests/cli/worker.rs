@@ -1,8 +1,7 @@
 //! `convoke worker` and the commands that need one.
 
 use super::{Ended, File, bare, convoke, end, run};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};

@@ -237,8 +237,7 @@ async fn old_rows_go_and_the_others_stay() {
 
 #[tokio::test]
 async fn the_views_tell_each_kind_of_fact() {
-    use convoke::sqlx;
-    use convoke::sqlx::Row;
+    use convoke::sqlx::{self, Row};
     for store in Store::both() {
         let rig = Rig::new(store).await;
         rig.tell("leader.elected", &json!({"id": "w-1", "term": 4}))

@@ -1,8 +1,7 @@
 //! `system.health` tells the truth about PostgreSQL and MCP, in time.
 
 use crate::rig::{Rig, Store};
-use crate::support;
-use crate::support::{mcp, signal};
+use crate::support::{self, mcp, signal};
 use convoke::Worker;
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};

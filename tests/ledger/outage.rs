@@ -1,8 +1,7 @@
 //! A database that takes nothing for a while delays the ledger and loses nothing.
 
 use crate::rig::{BROADCAST, Rig, Store};
-use crate::support;
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use convoke::ledger::history::Filter;
 use std::collections::BTreeSet;
 
@@ -99,8 +98,7 @@ async fn a_server_that_takes_five_seconds_for_each_write() {
 
 #[tokio::test]
 async fn a_file_that_another_process_has_locked() {
-    use convoke::sqlx;
-    use convoke::sqlx::Connection;
+    use convoke::sqlx::{self, Connection};
     let rig = Rig::new(Store::file()).await;
     let Store::File(path) = &rig.store else {
         unreachable!()

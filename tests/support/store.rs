@@ -43,8 +43,7 @@ impl Store {
 
     /// A connection of the test's own.
     pub async fn run(&self, sql: &'static str) {
-        use convoke::sqlx;
-        use convoke::sqlx::Connection;
+        use convoke::sqlx::{self, Connection};
         match self {
             Store::File(path) => {
                 let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);

@@ -1,8 +1,7 @@
 //! The consumer group goes, or everything does: what is published meanwhile is not missed.
 
 use crate::load;
-use crate::outcomes;
-use crate::outcomes::Stored;
+use crate::outcomes::{self, Stored};
 use crate::support::{Redis, torture, until};
 use crate::world::{World, settings};
 use convoke::client::Client;

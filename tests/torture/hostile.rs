@@ -2,10 +2,8 @@
 
 use crate::attacks;
 use crate::history;
-use crate::load;
-use crate::load::Load;
-use crate::outcomes;
-use crate::outcomes::{Except, Problems};
+use crate::load::{self, Load};
+use crate::outcomes::{self, Except, Problems};
 use crate::support::{Redis, torture, users};
 use crate::world::{World, settings};
 use crate::{facts, hygiene};

@@ -1,7 +1,6 @@
 //! Handlers that run for ten leases, some of them blocking their thread: nobody takes their entries.
 
-use crate::outcomes;
-use crate::outcomes::Stored;
+use crate::outcomes::{self, Stored};
 use crate::support::{Redis, torture, until};
 use crate::worker::{Long, Manner};
 use crate::world::{World, settings};

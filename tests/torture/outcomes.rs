@@ -1,9 +1,7 @@
 //! The set checker: what became of each event, after the faults stopped and all has settled.
 
-use crate::history;
-use crate::history::Record;
-use crate::load;
-use crate::load::REPLIES;
+use crate::history::{self, Record};
+use crate::load::{self, REPLIES};
 use crate::support::fleet::tally;
 use crate::support::torture::Report;
 use crate::worker::Fate;

@@ -1,10 +1,8 @@
 //! Events that fail, panic, hang or kill their worker, among good ones.
 
 use crate::history;
-use crate::load;
-use crate::load::Load;
-use crate::outcomes;
-use crate::outcomes::{Except, Problems, Stored};
+use crate::load::{self, Load};
+use crate::outcomes::{self, Except, Problems, Stored};
 use crate::support::{Redis, torture};
 use crate::worker::{Fate, Poison};
 use crate::world::{Process, World, settings};

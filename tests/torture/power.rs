@@ -2,8 +2,7 @@
 
 use crate::history;
 use crate::load::Load;
-use crate::outcomes;
-use crate::outcomes::Except;
+use crate::outcomes::{self, Except};
 use crate::support::{Redis, torture};
 use crate::world::{World, settings};
 use std::collections::HashSet;

@@ -1,8 +1,7 @@
 //! How soon the entries of a killed worker are run by others.
 
 use crate::history;
-use crate::outcomes;
-use crate::outcomes::Stored;
+use crate::outcomes::{self, Stored};
 use crate::support::{Redis, torture, until};
 use crate::worker::{Long, Manner};
 use crate::world::{LEASE, World, settings};

@@ -1,7 +1,6 @@
 //! The supervisor: one server, worker processes each behind a wire of its own, and what they left.
 
-use crate::history;
-use crate::history::History;
+use crate::history::{self, History};
 use crate::support;
 use crate::support::proxy::Proxy;
 use crate::support::{Redis, torture, users};

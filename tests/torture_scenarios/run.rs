@@ -3,8 +3,7 @@
 //! `TORTURE_STEPS` is for all scenarios together. A failure prints its steps, shrunk, and how to have it
 //! again: `TORTURE_SEED`, and `TORTURE_CASE`, which is the number of the case to begin with.
 
-use crate::support::torture;
-use crate::support::torture::{Report, size};
+use crate::support::torture::{self, Report, size};
 use crate::world::World;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestError, TestRunner};

@@ -1,7 +1,6 @@
 //! Failovers under load: who loses what, and who comes back.
 
-use crate::support::fleet;
-use crate::support::fleet::{Fleet, Work};
+use crate::support::fleet::{self, Fleet, Work};
 use crate::support::sentinel::Deployment;
 use crate::support::{Redis, signal, until};
 use crate::{batches, client, times};

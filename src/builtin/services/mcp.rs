@@ -2,8 +2,7 @@
 //! between checks, started again after a growing pause when it ends or answers no more.
 
 use crate::builtin::process::shell_unseen;
-use crate::builtin::warden;
-use crate::builtin::warden::Watched;
+use crate::builtin::warden::{self, Watched};
 use rmcp::model::{ClientCapabilities, ClientConfig, ClientRequest, Implementation, PingRequest};
 use rmcp::service::{RoleClient, RunningService, ServiceError, serve_client};
 use rmcp::transport::TokioChildProcess;

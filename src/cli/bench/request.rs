@@ -3,8 +3,7 @@
 use super::figure::{Figure, Goal};
 use super::meter::{Mark, Sample};
 use super::rig::{BARE, Rig, Start, WORKER};
-use crate::bench::bare;
-use crate::bench::bare::Requester;
+use crate::bench::bare::{self, Requester};
 use crate::bench::load::{Load, payload};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};

@@ -3,8 +3,7 @@
 use super::Which;
 use super::list::Listing;
 use crate::cli::confirm::confirm;
-use crate::cli::output;
-use crate::cli::output::count;
+use crate::cli::output::{self, count};
 use crate::cli::{Misuse, Outcome, Session};
 use clap::Args;
 use convoke::operator::inspect;

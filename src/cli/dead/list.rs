@@ -3,8 +3,7 @@
 use super::show::described;
 use super::{Which, died};
 use crate::cli::choose;
-use crate::cli::output;
-use crate::cli::output::{Cell, Column, RED, Table, count, number};
+use crate::cli::output::{self, Cell, Column, RED, Table, count, number};
 use crate::cli::{Outcome, Session, payload};
 use clap::Args;
 use convoke::operator::inspect;

@@ -1,8 +1,7 @@
 //! `convoke dead show`: the whole story of one dead letter.
 
 use super::died;
-use crate::cli::output;
-use crate::cli::output::count;
+use crate::cli::output::{self, count};
 use crate::cli::{Outcome, Session, choose, payload};
 use clap::Args;
 use convoke::operator::browse::Pages;

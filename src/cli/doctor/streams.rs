@@ -6,13 +6,11 @@ use super::super::owners::Owners;
 use super::checks::names;
 use super::{Finding, Status};
 use convoke::connect::error::BusError;
-use convoke::operator::inspect;
-use convoke::operator::inspect::{Consumer, Stream};
+use convoke::operator::inspect::{self, Consumer, Stream};
 use convoke::operator::server::allowed;
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::StreamKind;
-use convoke::streams::remade;
-use convoke::streams::remade::Remade;
+use convoke::streams::remade::{self, Remade};
 use redis::aio::MultiplexedConnection;
 
 /// Ids may be so far ahead of the server's clock, in ms.

@@ -3,8 +3,7 @@
 use crate::coordination::bounds::{check_id, check_map, invalid, named, within};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Seal;
-use crate::coordination::instances::gossip;
-use crate::coordination::instances::gossip::Observed;
+use crate::coordination::instances::gossip::{self, Observed};
 use crate::coordination::metrics::{Gauges, Report};
 use crate::protocol::keys;
 use std::collections::{BTreeSet, HashMap};

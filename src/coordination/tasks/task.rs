@@ -3,8 +3,7 @@
 use crate::coordination::bounds::invalid;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::keys;
-use crate::protocol::msgpack;
-use crate::protocol::msgpack::PayloadLimits;
+use crate::protocol::msgpack::{self, PayloadLimits};
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::fmt;

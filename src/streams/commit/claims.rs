@@ -1,7 +1,6 @@
 //! The claim counters of a consumer as its committer knows them (see [`crate::streams::commit`]).
 
-use crate::connect::clock;
-use crate::connect::clock::{ClockSource, ServerClock, local_now};
+use crate::connect::clock::{self, ClockSource, ServerClock, local_now};
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
 use crate::protocol::digits::Digits;

@@ -3,8 +3,7 @@
 use super::Chores;
 use crate::connect::error::BusError;
 use crate::protocol::event::EntryId;
-use crate::streams::claim;
-use crate::streams::claim::RENEWED;
+use crate::streams::claim::{self, RENEWED};
 use crate::worker::shared::Shared;
 use std::time::Duration;
 

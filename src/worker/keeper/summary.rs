@@ -1,8 +1,7 @@
 //! Says now and then what went wrong since: one line, however much it was.
 
 use super::Chores;
-use crate::worker::activity;
-use crate::worker::activity::Activity;
+use crate::worker::activity::{self, Activity};
 use crate::worker::shared::Counts;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,12 +1,9 @@
 //! What outages may have done to workers, events and tasks.
 
 use super::{EVENT, Kind, TASK};
-use crate::facts;
-use crate::facts::Fact;
-use crate::history;
-use crate::history::Record;
-use crate::outcomes;
-use crate::outcomes::Problems;
+use crate::facts::{self, Fact};
+use crate::history::{self, Record};
+use crate::outcomes::{self, Problems};
 use crate::support::fleet::tally;
 use crate::support::torture::Report;
 use crate::world::World;

@@ -3,8 +3,7 @@
 use super::REPLIES;
 use super::parts::Numbered;
 use crate::facts;
-use crate::history;
-use crate::history::Record;
+use crate::history::{self, Record};
 use crate::support::fleet::{each_entry, tally};
 use crate::world::World;
 use convoke::protocol::event::EntryId;
