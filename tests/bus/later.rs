@@ -90,7 +90,16 @@ async fn what_is_no_event_becomes_a_dead_letter_and_holds_nobody_up() {
     let deep = [vec![0x91; 100_000], vec![0xc0]].concat();
     let mut bomb = vec![0xdd, 0xff, 0xff, 0xff, 0xff];
     bomb.extend([0xa1, b'x']);
-    let bad: [&[u8]; 9] = [
+    // A decoder would make a table of these, long before it sees that they are no event.
+    let numbers = [&[0xdc, 0x0f, 0xff][..], &[1; 4095]].concat();
+    let within = [
+        &[0x93, 0xa1, b't', 0xa1, b'a', 0xdc, 0x0f, 0xff][..],
+        &[1; 4095],
+    ]
+    .concat();
+    let behind = [encode_member("t", &["type", "a.b"]), vec![1]].concat();
+    let wide: Vec<String> = (0..130).map(|n| n.to_string()).collect();
+    let bad: [&[u8]; 13] = [
         b"text",
         &[],
         &[0xc1],
@@ -100,6 +109,10 @@ async fn what_is_no_event_becomes_a_dead_letter_and_holds_nobody_up() {
         &[0x83, 1, 0xa1, b'a', 2, 0xa1, b'b', 3, 0xc0],
         &deep,
         &bomb,
+        &numbers,
+        &within,
+        &behind,
+        &encode_member("t", &wide),
     ];
     for (number, member) in bad.iter().enumerate() {
         put(&mut bus, number as u64, member).await;
@@ -123,6 +136,26 @@ async fn what_is_no_event_becomes_a_dead_letter_and_holds_nobody_up() {
     assert_eq!((promoted.moved, promoted.dead), (0, 0));
     assert_eq!(run(&mut bus, 1).await.moved, 1);
     assert_eq!(bus.ask::<u32>(&format!("ZCARD {QUEUE}")).await, 1);
+}
+
+#[tokio::test]
+async fn the_server_makes_no_table_of_what_is_no_event() {
+    let mut bus = Bus::start().await;
+    // A million numbers: 16 MiB as a table.
+    let mut numbers = vec![0xdd, 0, 0x0f, 0xff, 0];
+    numbers.resize(1 << 20, 1);
+    let within = [&[0x93, 0xa1, b't', 0xa1, b'a'][..], &numbers].concat();
+    put(&mut bus, 1, &numbers).await;
+    put(&mut bus, 2, &within).await;
+    for _ in 0..2 {
+        assert_eq!(run(&mut bus, 1).await.dead, 1);
+        let memory: String = bus.ask("INFO memory").await;
+        let lua = memory
+            .lines()
+            .find_map(|line| line.strip_prefix("used_memory_lua:"));
+        let lua: u64 = lua.unwrap().trim().parse().unwrap();
+        assert!(lua < 12 << 20, "{lua} bytes");
+    }
 }
 
 #[tokio::test]

@@ -42,6 +42,9 @@ const fn of_tasks(calls: usize, widest: usize) -> Bound {
     }
 }
 
+/// Times that each run is measured.
+const ROUNDS: usize = 5;
+
 /// Drives every script to its worst input.
 async fn drive(timed: bool) -> BTreeMap<String, Longest> {
     let mut meter = Meter::new(timed);
@@ -70,7 +73,7 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(45, 110)
         },
     ),
-    ("assign_task_with_load_balancing.lua", of_tasks(540, 1000)),
+    ("assign_task_with_load_balancing.lua", of_tasks(450, 1000)),
     ("capable.lua", most(3, 130)),
     ("census.lua", most(16, 600)),
     ("commit.lua", most(580, 30)),
@@ -91,10 +94,16 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("heartbeat.lua", most(50, 1030)),
     ("lead.lua", most(6, 8)),
     ("limit.lua", most(3, 5)),
-    ("lose.lua", of_tasks(660, 1030)),
+    ("lose.lua", of_tasks(570, 1030)),
     ("offered.lua", most(180, 205)),
     ("partition.lua", most(12, 510)),
-    ("promote.lua", most(455, 30)),
+    (
+        "promote.lua",
+        Bound {
+            whole: &[("ZREMRANGEBYRANK", "one member")],
+            ..most(455, 135)
+        },
+    ),
     ("publish.lua", most(6, 80)),
     ("reader.lua", most(8, 130)),
     ("read_version.lua", most(20, 12)),
@@ -108,7 +117,7 @@ const BOUNDS: &[(&str, Bound)] = &[
                 ),
                 ("XINFO", "the groups of one inbox"),
             ],
-            ..most(545, 2060)
+            ..most(285, 2060)
         },
     ),
     (
@@ -118,25 +127,25 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(12, 10)
         },
     ),
-    ("renew.lua", most(800, 10)),
+    ("renew.lua", most(502, 10)),
     ("renew_batch.lua", most(5, 8)),
     ("replay_dead.lua", most(155, 90)),
     ("replay_pending.lua", most(155, 90)),
     ("replay_range.lua", most(155, 90)),
     ("shorten.lua", most(1001, 6)),
     ("take.lua", most(210, 10)),
-    ("task_cancel.lua", of_tasks(430, 1000)),
-    ("task_complete.lua", of_tasks(1000, 1000)),
-    ("task_create.lua", of_tasks(330, 1000)),
-    ("task_fail.lua", of_tasks(450, 1000)),
+    ("task_cancel.lua", of_tasks(370, 1000)),
+    ("task_complete.lua", of_tasks(920, 1000)),
+    ("task_create.lua", of_tasks(255, 1000)),
+    ("task_fail.lua", of_tasks(385, 1000)),
     (
         "task_list.lua",
         Bound {
             whole: &[("ZRANGE", "the tasks that ended within one millisecond")],
-            ..most(18, 1010)
+            ..most(15, 1010)
         },
     ),
-    ("task_release.lua", of_tasks(480, 1000)),
+    ("task_release.lua", of_tasks(420, 1000)),
     ("task_retire.lua", of_tasks(5, 70)),
     (
         "trim.lua",
@@ -145,7 +154,7 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(12, 1000)
         },
     ),
-    ("unregister.lua", of_tasks(525, 1030)),
+    ("unregister.lua", of_tasks(425, 1030)),
     (
         "update_gossip_health.lua",
         Bound {
@@ -153,7 +162,7 @@ const BOUNDS: &[(&str, Bound)] = &[
                 ("HGETALL", "what 32 observers said"),
                 ("DEL", "what 32 observers said"),
             ],
-            ..most(300, 110)
+            ..most(230, 110)
         },
     ),
 ];
@@ -196,15 +205,19 @@ async fn no_script_does_more_than_so_much_at_its_worst_input() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "prints a table"]
 async fn how_long_each_script_takes_at_its_worst_input() {
-    let mut best: BTreeMap<String, u64> = BTreeMap::new();
-    for _ in 0..3 {
-        for (name, longest) in drive(true).await {
-            let least = best.entry(name).or_insert(u64::MAX);
-            *least = longest.micros.min(*least);
+    // The rounds are alike: what makes a run longer in one of them is the machine.
+    let mut best: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+    for _ in 0..ROUNDS {
+        for (name, driven) in drive(true).await {
+            let runs = best.entry(name).or_default();
+            runs.resize(runs.len().max(driven.micros.len()), u64::MAX);
+            for (least, micros) in runs.iter_mut().zip(driven.micros) {
+                *least = micros.min(*least);
+            }
         }
     }
-    println!("| script | µs of the longest run, the best of three |\n|---|---|");
-    for (name, micros) in best {
-        println!("| {name} | {micros} |");
+    println!("| script | µs of the longest run, each at its best of {ROUNDS} |\n|---|---|");
+    for (name, runs) in best {
+        println!("| {name} | {} |", runs.iter().max().unwrap_or(&0));
     }
 }

@@ -26,6 +26,7 @@
 local hash, active, capabilities, lost, broadcast, external, lost_external = unpack(KEYS, 1, 7)
 local id = ARGV[1]
 local OUTSIDE = 1000 -- recently lost external ones that are listed
+local LONG = 4096    -- bytes of capabilities that a call of their own takes away
 
 local role_key, at = {}, 8
 for role in string.gmatch(ARGV[2], '%S+') do
@@ -60,7 +61,7 @@ if slot then
   slot.released = slot.released + reassigned
   reassigned = slot.released
 end
-if holds(id) > 0 then
+if holds(id) > 0 or (#plan > 0 and #kinds > LONG) then
   save_slots()
   return {2, '', 0, '0', 0, 0, ''}
 end

@@ -67,6 +67,7 @@ if not own and not redis.call('ZSCORE', external, id)
   return refused(6)
 end
 if expires > 0 and expires <= now and not alive and holds(id) > 0 then return refused(2) end
+local could = {}
 if known then
   for role in words(before[3]) do
     if not role_key[role] then return {1, before[3], '0', 0, false, {}, ''} end
@@ -76,7 +77,6 @@ if known then
     if not keeps[role] then redis.call('SREM', role_key[role], id) end
   end
   keeps = set_of(kinds)
-  local could = {}
   for kind in words(before[4]) do
     if not keeps[kind] then could[#could + 1] = kind .. ' ' .. id end
   end
@@ -134,6 +134,8 @@ local slot = slot_of(id) or { id = id, last = 0 }
 slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
 slot.roles, slot.any = roles, kinds == ''
+-- A long list of capabilities has cost as much as a search.
+looks = looks + math.floor((#can / 2 + #could) / 10)
 if inbox[id] then redis.call('PERSIST', inbox[id]) end
 redis.call('PERSIST', KEYS[11])
 local given = pull(id, tonumber(ARGV[8]), changed and kinds)

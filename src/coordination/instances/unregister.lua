@@ -24,6 +24,7 @@
 local hash, active, capabilities, broadcast = unpack(KEYS, 1, 4)
 local id, process = ARGV[1], ARGV[3]
 local OUTSIDE_MS = 600000 -- how long the hash of an external one is kept
+local LONG = 4096         -- bytes of capabilities that a call of their own takes away
 
 local role_key, at = {}, 6
 for role in string.gmatch(ARGV[4], '%S+') do
@@ -57,7 +58,7 @@ if slot then
   slot.released = slot.released + reassigned
   reassigned = slot.released
 end
-if holds(id) > 0 then
+if holds(id) > 0 or (#plan > 0 and #is[4] > LONG) then
   if slot then slot.capacity = 0 end
   save_slots()
   return {2, '', 0, 0, ''}

@@ -61,8 +61,12 @@ for i = 6, #KEYS do
   local peer, says = ARGV[2 * i - 5], ARGV[2 * i - 4]
   if peer ~= observer and alive(peer) then
     local known = redis.call('HEXISTS', voices, observer) == 1
-    local full = not known and redis.call('HLEN', voices) >= most and count(voices) >= most
-    if not full then
+    local all, suspecting, lapses
+    if not known and redis.call('HLEN', voices) >= most then
+      all, suspecting, lapses = count(voices)
+    end
+    if not all or all < most then
+      all = nil
       redis.call('HSET', voices, observer,
         (says == 'suspect' and 's' or 'h') .. string.format('%.0f', now + ttl))
       if redis.call('PTTL', voices) < ttl then redis.call('PEXPIRE', voices, ttl) end
@@ -70,7 +74,7 @@ for i = 6, #KEYS do
     local suspect = redis.call('ZSCORE', KEYS[3], peer)
     if says == 'suspect' or suspect then
       local was = tonumber(suspect or 0) > now
-      local all, suspecting, lapses = count(voices)
+      if not all then all, suspecting, lapses = count(voices) end
       if suspecting >= 2 and 2 * suspecting > all then
         redis.call('ZADD', KEYS[2], 'XX', now, peer)
         redis.call('ZADD', KEYS[4], 'XX', now, peer)

@@ -70,7 +70,7 @@ impl Tasks {
 
     /// At most `limit` tasks: of one status, or the assigned, the waiting and the finished after each
     /// other. Those that wait come in the order in which they go, the finished last first; of more
-    /// than `limit` assigned ones, those of some instances. Of records that are large, as many as are 1 MiB
+    /// than `limit` assigned ones, those of some instances. Of records that are large, as many as are 512 KiB
     /// together are listed of those that have not ended. All are as they are at one moment, but of very many
     /// finished ones the older may be of a later moment.
     ///

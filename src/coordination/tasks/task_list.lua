@@ -6,12 +6,12 @@
 --       4 the most finished tasks that are looked at
 -- Returns {{pending, assigned, completed, failed, cancelled}, {id, record, …}, after}: the assigned, by
 --       instance; those that wait, in their order; the finished, the last one first. after: call again
---       with it for more of the finished, which do not move; '' if there are no more. Once about 1 MiB of
+--       with it for more of the finished, which do not move; '' if there are no more. Once about 512 KiB of
 --       records was read the list ends.
 -- Cost  O(log n + tasks listed + finished ones looked at).
 local status, most, after, within = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4])
-local BYTES = 1048576 -- of records that a call reads, about
-local PART = 50       -- records that are read at a time
+local BYTES = 524288 -- of records that a call reads, about
+local PART = 50      -- records that are read at a time
 local listed, bytes = {}, 0
 
 -- Adds those of the members whose records have that in them; a record that somebody deleted is left out.

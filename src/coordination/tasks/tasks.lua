@@ -32,9 +32,10 @@
 -- A script plans first: `seat` and `pick` reserve room in memory and note in `wanted` whose inbox is
 -- not declared. If that is anyone, the script answers with the names and has changed nothing. Then it
 -- writes, and ends with `save_slots`, which raises the version of the state if anything `changes`.
-local LOOKS = 250           -- look-ups of one call, after which it searches no further
+local LOOKS = 200           -- look-ups of one call, after which it searches no further
 local KINDS = 128           -- kinds that wait at which an instance looks for work
 local SAME = 8              -- lanes of one kind at which it looks: they differ in what they require
+local AFRESH = 64           -- parked lanes of one kind at which it looks when it comes
 local NEAREST = 32          -- instances of one role, by load, that a task looks at
 local RARE = 32             -- instances with a handler for the rarest kind that it needs, if none fits
 local NAMED = 8             -- instances that one answer names at least, where there are so many
@@ -499,7 +500,7 @@ local function lanes_for(is, afresh)
       for role in words(is.roles) do
         if spent() then break end
         of_kind('!', role, kind, 1)
-        of_kind('"', role, kind, KINDS)
+        of_kind('"', role, kind, AFRESH)
       end
     end
   end

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub const CLAIMS_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// Entries whose lease one call renews at the most.
-pub const RENEWED: usize = 400;
+pub const RENEWED: usize = 250;
 /// Entries that one call takes over at the most.
 pub const TAKEN: usize = 100;
 

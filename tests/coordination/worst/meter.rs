@@ -29,8 +29,8 @@ pub struct Longest {
     pub widest: usize,
     /// Commands that take as long as their whole key is.
     pub whole: BTreeSet<String>,
-    /// The server's time, where that is measured.
-    pub micros: u64,
+    /// The server's time for each run, in their order, where that is measured.
+    pub micros: Vec<u64>,
 }
 
 /// Every script of the program, by the file that it is in.
@@ -127,11 +127,10 @@ impl Meter {
             .arg(&["GET", "-1"])
             .query(look)
             .unwrap();
-        for (_, _, micros, words, _, _) in rows {
+        for (_, _, micros, words, _, _) in rows.into_iter().rev() {
             if words[0].eq_ignore_ascii_case(b"EVALSHA") {
                 let file = self.file(&String::from_utf8_lossy(&words[1]));
-                let longest = self.longest.entry(file).or_default();
-                longest.micros = longest.micros.max(micros);
+                self.longest.entry(file).or_default().micros.push(micros);
             }
         }
     }

@@ -52,26 +52,46 @@ async fn publishes(fleet: &mut Fleet, meter: &mut Meter) {
     client.close().await;
 }
 
-/// Very many small ones and some large ones are due, and what is no event.
+/// Very many small ones, some large ones, and the largest that are no events are due.
 async fn waits(fleet: &mut Fleet, meter: &mut Meter) {
+    const LARGEST: usize = 1 << 20;
+    let event = |number: usize, bytes: usize| {
+        let data = vec![b'x'; bytes];
+        let fields = [&b"type"[..], b"image.made", b"data", &data];
+        delay::encode_member(&number.to_string(), &fields)
+    };
+    let many_fields = |number: usize| {
+        let value = "x".repeat(LARGEST / 64 - 64);
+        let fields = (0..64).flat_map(|n| [format!("f-{n}"), value.clone()]);
+        delay::encode_member(&number.to_string(), &fields.collect::<Vec<_>>())
+    };
+    let small = (0..5000).map(|number| match number % 10 {
+        9 => format!("no event {number}").into_bytes(),
+        _ => event(number, 10),
+    });
+    let large = (0..8).map(|number| event(number, LARGEST));
+    let wide = (0..8).map(many_fields);
+    // Numbers, and arrays in arrays: a decoder would make a table of each.
+    let no_events = (0..8).map(|number| {
+        let mut member = vec![0xdd, 0, 0x0f, 0xff, 0];
+        member.resize(LARGEST - number, if number % 2 == 0 { 1 } else { 0x91 });
+        member
+    });
+    let kinds: [Vec<Vec<u8>>; 4] = [
+        small.collect(),
+        large.collect(),
+        wide.collect(),
+        no_events.collect(),
+    ];
     let mut connection = fleet.redis.connection_for(users::WORKER).await;
     let route = fleet.keys.route("image", 0);
-    for (count, bytes) in [(5000, 10), (64, 1 << 20)] {
+    for members in kinds {
         fleet.run("FLUSHALL").await;
         let mut seed = Seed::more(fleet);
-        for number in 0..count {
-            let data = vec![b'x'; bytes];
-            let fields = [&b"type"[..], b"image.made", b"data", &data];
-            let member = match number % 10 {
-                9 => format!("no event {number}").into_bytes(),
-                _ => delay::encode_member(&number.to_string(), &fields),
-            };
+        for member in members {
             let mut add = redis::cmd("ZADD");
             seed.add(add.arg(&route.delayed).arg(1).arg(member).to_owned())
                 .await;
-            if bytes > 1000 {
-                seed.done().await;
-            }
         }
         seed.done().await;
         let promotes = delay::promote(&mut connection, &route, delay::AT_ONCE, 2 << 20);
