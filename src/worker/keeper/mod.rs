@@ -9,12 +9,12 @@
 //! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
 //! | `attend`: sees when the server answers, and what its clock does | an eighth of the ttl, at most a second, unless others did |
-//! | `sweep`: declares the expired lost, looks at the tasks that wait, tells of partitions | all instances together one to four times a second |
+//! | `sweep`: declares the expired lost, looks at the tasks that wait, reports partitions | all instances together one to four times a second |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
-//! | `announce`: tells of circuits, as they change | |
+//! | `announce`: reports circuits as they change | |
 //! | `summary`: sums up failures in the log | 10 s |
 
 mod announce;
@@ -24,6 +24,7 @@ mod peers;
 mod promote;
 mod pulse;
 mod renew;
+mod signs;
 mod summary;
 mod sweep;
 mod trim;
@@ -49,7 +50,7 @@ use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::handler::layers::circuit::CircuitChange;
 use crate::settings::Settings;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -57,13 +58,13 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use signs::Signs;
+
 pub(super) use promote::IDLE as SOON;
 
 /// Connections of the keeper's pool.
 const POOL: usize = 4;
 
-/// How often the thread must have shown that it lives before it counts as one that hangs.
-const SIGNS: u32 = 6;
 /// The pause before a duty that failed is taken up again.
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long the worker waits for the thread to take the instance out of the active ones.
@@ -109,8 +110,7 @@ struct Chores {
     methods: Vec<(String, Method)>,
     broadcast: String,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
-    /// How often the thread showed that it lives.
-    signs: AtomicU64,
+    signs: Signs,
 }
 
 /// As what this worker is registered now.
@@ -169,7 +169,7 @@ impl Keeper {
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
-            signs: AtomicU64::new(0),
+            signs: Signs::default(),
         });
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -193,16 +193,11 @@ impl Keeper {
         Ok(Self { left, stop, chores })
     }
 
-    /// Is ready when the thread gives no sign of life. It counts looks, not time: a process that was
-    /// stopped is no sign of anything.
+    /// Is ready when the thread gives no sign of life.
     pub async fn hangs(&self) {
-        let (mut missed, mut seen) = (0, 0);
-        while missed < SIGNS {
-            tokio::time::sleep(self.chores.patience() / SIGNS).await;
-            let signs = self.chores.signs.load(Ordering::Relaxed);
-            missed = if signs == seen { missed + 1 } else { 0 };
-            seen = signs;
-        }
+        let patience = self.chores.patience();
+        let state = self.chores.signs.missing(patience).await;
+        tracing::error!(state, "the keeper gave no sign of life for {patience:?}");
     }
 
     /// Stops the thread, which takes the instance out of the active ones. Where the thread is not
@@ -278,16 +273,10 @@ impl Chores {
         duties.begin("announce", async |all| announce::run(&all).await);
         duties.begin("summary", async |all| summary::run(&all).await);
         duties.begin("watch", async |all| all.watch().await);
-        let signs = async {
-            loop {
-                self.signs.fetch_add(1, Ordering::Relaxed);
-                tokio::time::sleep(self.patience() / SIGNS / 2).await;
-            }
-        };
         tokio::select! {
             biased;
             () = told.cancelled() => {}
-            () = signs => {}
+            never = self.signs.show(self.patience()) => never,
         }
         duties.tasks.shutdown().await;
     }
