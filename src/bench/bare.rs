@@ -117,7 +117,7 @@ impl Requester {
         })
     }
 
-    /// Makes so many requests, so many at a time; how long each took, as their replies came.
+    /// Makes this many requests, this many at a time; how long each took, as their replies came.
     ///
     /// # Errors
     /// Whatever the server answers.

@@ -46,7 +46,7 @@ pub struct Load {
 
 impl Load {
     /// Publishes events, the streams in turn; with `replyto`, if they are requests. The groups exist
-    /// then. With `cap`, each stream keeps about so many entries.
+    /// then. With `cap`, each stream keeps about this many entries.
     ///
     /// # Errors
     /// Whatever the server answers.
@@ -140,7 +140,7 @@ pub(crate) async fn answered(wire: &mut Wire) -> Result<(), BusError> {
     }
 }
 
-/// The MessagePack of `{n, text}` in so many bytes, at least [`SHORTEST`].
+/// The MessagePack of `{n, text}` in this many bytes, at least [`SHORTEST`].
 pub fn payload(n: u64, bytes: usize) -> Vec<u8> {
     let mut data = Vec::with_capacity(bytes);
     data.extend_from_slice(&[0x82, 0xa1, b'n', 0xcf]);
@@ -190,7 +190,7 @@ impl fmt::Debug for Race {
 }
 
 impl Race {
-    /// A race for so many events; `first` is called when the first of them arrive.
+    /// A race for this many events; `first` is called when the first of them arrive.
     pub fn new(total: u64, first: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             total,
@@ -201,14 +201,14 @@ impl Race {
         }
     }
 
-    /// So many more have arrived.
+    /// This many more have arrived.
     pub fn take(&self, events: u64) {
         if events > 0 && self.taken.fetch_add(events, Ordering::Relaxed) == 0 {
             (self.first)();
         }
     }
 
-    /// So many more are acknowledged.
+    /// This many more are acknowledged.
     pub fn settle(&self, events: u64) {
         let before = self.settled.fetch_add(events, Ordering::Relaxed);
         if before + events >= self.total {

@@ -90,7 +90,7 @@ struct Show {
 /// List running and recent batches, the one that changed last first
 #[derive(Args)]
 struct List {
-    /// At most so many
+    /// At most this many
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
 }

@@ -9,7 +9,7 @@ Examples:
   convoke docs                        which pages there are
   convoke docs protocol | less        how to write a client in any language";
 
-/// Print a page: the protocol, the architecture, security
+/// Print a page: the protocol, what holds, operating, security and more
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Flags {

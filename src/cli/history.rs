@@ -58,7 +58,7 @@ pub struct Flags {
     /// Show the oldest first
     #[arg(long)]
     oldest_first: bool,
-    /// Show so many
+    /// Show this many
     #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     limit: u32,
     /// Go on after that place

@@ -209,7 +209,7 @@ pub fn number(number: u64) -> String {
     text
 }
 
-/// So many bytes: `512 B`, `1.5 KiB`, `340 MiB`.
+/// This many bytes: `512 B`, `1.5 KiB`, `340 MiB`.
 pub fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     let mut unit = "B";
@@ -227,7 +227,7 @@ pub fn bytes(bytes: u64) -> String {
     }
 }
 
-/// So many of something: `1 entry`, `2,000 entries`.
+/// This many of something: `1 entry`, `2,000 entries`.
 pub fn count(how_many: u64, one: &str, more: &str) -> String {
     let what = if how_many == 1 { one } else { more };
     format!("{} {what}", number(how_many))

@@ -43,7 +43,7 @@ pub struct Flags {
     running: Option<Duration>,
     #[command(flatten)]
     filters: Filters,
-    /// End after so many entries
+    /// End after this many entries
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }

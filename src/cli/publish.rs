@@ -67,7 +67,7 @@ pub struct Flags {
     /// Run it no sooner than at this time: RFC 3339, or Unix milliseconds
     #[arg(long, value_name = "TIME", value_parser = unix_ms)]
     at: Option<u64>,
-    /// It counts as stored when so many replicas have it
+    /// It counts as stored when this many replicas have it
     #[arg(long, value_name = "REPLICAS", value_parser = clap::value_parser!(u32).range(1..))]
     confirm: Option<u32>,
     /// How long --confirm waits, at most 10s
@@ -280,7 +280,7 @@ fn read_lines(from: impl Read, limit: usize, to: &mpsc::Sender<Line>) -> io::Res
     Ok(())
 }
 
-/// What is told of each line, in their order.
+/// What is said of each line, in their order.
 struct Report<'a> {
     session: &'a Session,
     failed: bool,

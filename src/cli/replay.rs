@@ -132,10 +132,10 @@ struct Act {
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
-    /// At most so many a second
+    /// At most this many a second
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// End after so many
+    /// End after this many
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
     /// Also what is left alone for its own good: replayed too often, malformed, held by a live owner
@@ -144,7 +144,7 @@ struct Act {
     /// Mend the payload as JSON in $EDITOR before; for a single entry
     #[arg(long, conflicts_with = "dry_run")]
     edit: bool,
-    /// The name under which the facts on the broadcast tell of it [default: one made up]
+    /// The name under which the facts on the broadcast report it [default: one made up]
     #[arg(long, value_name = "NAME", value_parser = run_name)]
     run: Option<String>,
 }
@@ -573,7 +573,7 @@ impl Pace {
         Self { began, rate, step }
     }
 
-    /// Waits until so many may have been done.
+    /// Waits until this many may have been done.
     async fn wait(&self, done: u64) {
         if let Some(rate) = self.rate {
             let due = Duration::from_secs_f64(done as f64 / f64::from(rate));

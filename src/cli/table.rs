@@ -59,7 +59,7 @@ impl Column {
         self
     }
 
-    /// Where the terminal is too narrow, it may shrink to so many characters.
+    /// Where the terminal is too narrow, it may shrink to this many characters.
     pub fn shrinks(mut self, least: usize) -> Self {
         self.least = Some(least);
         self
@@ -284,7 +284,7 @@ fn shown_width(line: &str) -> usize {
     width
 }
 
-/// Text in lines of so many columns, broken at blanks where there are any; one line at the least.
+/// Text in lines of this many columns, broken at blanks where there are any; one line at the least.
 fn fold(text: &str, width: usize) -> Vec<String> {
     let mut lines = vec![String::new()];
     let mut used = 0;
@@ -348,7 +348,7 @@ fn widths(columns: &[Column], rows: &[Vec<Cell>], terminal: Option<usize>) -> Ve
     widths
 }
 
-/// Text in so many columns of a terminal.
+/// Text in this many columns of a terminal.
 pub fn clip(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();

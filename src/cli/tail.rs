@@ -59,7 +59,7 @@ pub struct Flags {
     /// End when all that is there now has been shown
     #[arg(long)]
     no_follow: bool,
-    /// End after so many entries
+    /// End after this many entries
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }

@@ -116,7 +116,7 @@ struct List {
     /// Only those of this status
     #[arg(long, value_parser = ["pending", "assigned", "completed", "failed", "cancelled"])]
     status: Option<String>,
-    /// At most so many
+    /// At most this many
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
     #[command(flatten)]

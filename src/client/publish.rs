@@ -44,7 +44,7 @@ pub struct Outgoing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
     Now,
-    /// So many ms from now by the server's clock.
+    /// This many ms from now by the server's clock.
     After(u64),
     /// At that time, Unix ms by the server's clock.
     At(u64),
@@ -182,7 +182,7 @@ impl Outgoing {
         self
     }
 
-    /// It counts as stored only when so many replicas have it, at least 1, within that time. A failover
+    /// It counts as stored only when this many replicas have it, at least 1, within that time. A failover
     /// keeps it for sure if that is all of them: which one is promoted does not depend on who has it.
     #[must_use]
     pub fn confirm(mut self, replicas: u32, within: Duration) -> Self {
@@ -370,7 +370,7 @@ impl Fields<'_> {
 
 /// Takes a command word by word.
 pub(crate) trait Words {
-    /// A command of so many words follows.
+    /// A command of this many words follows.
     fn begin(&mut self, words: usize);
     /// The next word.
     fn word(&mut self, word: &[u8]);

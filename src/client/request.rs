@@ -39,7 +39,7 @@ pub enum RequestError {
     /// The handler failed.
     #[error(transparent)]
     Remote(#[from] RemoteError),
-    /// The reply is none.
+    /// The reply is malformed.
     #[error(transparent)]
     Malformed(#[from] MalformedReply),
     /// The client was closed.

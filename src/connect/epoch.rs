@@ -2,8 +2,8 @@
 //! may have lost what was not synced.
 //!
 //! What a run wrote to the server itself (the progress of a batch, a task that is completed) is part of
-//! the history in which it was written. An outcome that tells of it belongs to the same history: stored
-//! in a later one, it would tell of what nobody finds there any more.
+//! the history in which it was written. An outcome that reports it belongs to the same history: stored
+//! in a later one, it would report what nobody finds there any more.
 
 use crate::connect::greeting::field;
 use std::sync::atomic::{AtomicU64, Ordering};

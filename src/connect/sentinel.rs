@@ -33,7 +33,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 const ASK: Duration = Duration::from_millis(500);
 /// How long the others are waited for when more than half have answered.
 const GRACE: Duration = Duration::from_millis(50);
-/// From so many Sentinels on, a second one must confirm what is new.
+/// From this many Sentinels on, a second one must confirm what is new.
 const SEVERAL: usize = 3;
 /// How often they are asked while nothing else asks them.
 const LOOK: Duration = Duration::from_secs(1);

@@ -20,7 +20,7 @@
 //! for that: when the server answered last, what its clock said, and *since when* there was no gap. A gap is
 //!
 //! - a third of the ttl without an answer (a pulse that is due in it arrives right after it: an instance has
-//!   two thirds of a ttl to spare); one that took more than half of that is none, as it does not say when
+//!   two thirds of a ttl to spare); one that took more than half of that does not count, as it does not say when
 //!   the server read its clock,
 //! - a clock that moved more than half of that against the local monotonic one, ahead or back,
 //! - another history of the data: a restart or a failover,
@@ -39,7 +39,7 @@
 //! resurrection: nothing was taken from it. An external instance has no process that we know; an event that
 //! pulses for it after its expiry is refused, as ever. A *new* process under the id of one that expired or
 //! lives takes the place of the old one by its own word: that needs no proof of silence, and it takes the
-//! tasks from the old one in so many words.
+//! tasks from the old one by name.
 //!
 //! *Who follows it.*
 //!
@@ -63,7 +63,7 @@ use std::time::{Duration, Instant};
 /// When the server answered, as one process saw it. Cheap to clone; clones share it.
 #[derive(Clone, Debug)]
 pub struct Answers {
-    /// The longest pause between two answers that is none.
+    /// The longest pause between two answers that is not a silence.
     gap: Duration,
     seen: Arc<Mutex<Seen>>,
 }

@@ -188,7 +188,7 @@ pub(crate) fn without_secrets(url: &str, f: &mut fmt::Formatter<'_>) -> fmt::Res
     f.write_str(if asked { "?***" } else { "" })
 }
 
-/// A host whose port is none: what stands there may be the password of a URL without its `@`.
+/// A host whose port is not a number: what stands there may be the password of a URL without its `@`.
 fn without_odd_port(shown: &str, is_host: bool) -> Cow<'_, str> {
     let begin = match shown.find("://") {
         Some(scheme) => scheme + 3,

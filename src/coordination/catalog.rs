@@ -63,12 +63,12 @@ pub struct Method {
     pub timeout_ms: Option<u64>,
 }
 
-/// So many runs in so long.
+/// This many runs in so long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RateLimit {
     /// Runs.
     pub limit: u32,
-    /// In so many ms.
+    /// How many ms from now.
     pub period_ms: u64,
 }
 
@@ -112,7 +112,7 @@ impl Method {
         })
     }
 
-    /// Reads what a worker stored of a handler; `None` if it is none.
+    /// Reads what a worker stored of a handler; `None` if it is not one.
     pub fn decode(bytes: &[u8]) -> Option<Method> {
         within(bytes).then(|| rmp_serde::from_slice(bytes).ok())?
     }
@@ -143,7 +143,7 @@ pub struct Offered {
 pub struct Discovered {
     /// By type, in order; at most [`MAX_METHODS`].
     pub methods: Vec<Offered>,
-    /// At least so many types are there besides, and did not fit into the answer.
+    /// At least this many types are there besides, and did not fit into the answer.
     pub omitted: u64,
 }
 

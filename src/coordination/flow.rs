@@ -21,7 +21,7 @@ const WAITS_MS: u64 = 10_000;
 const LEDGER_MS: u64 = 60_000;
 /// What is due for so long was forgotten, in ms.
 const OVERDUE_MS: u64 = 5_000;
-/// A delay queue of so many is one that grows.
+/// A delay queue of this many is one that grows.
 const MANY: u64 = 100_000;
 /// How far the two looks are apart that tell whether anything goes out.
 pub const APART: Duration = Duration::from_secs(1);
@@ -362,7 +362,7 @@ impl Flow {
                             seconds(OVERDUE_MS)
                         ),
                         why: "retries and events of later do not come back: a worker that reads the domain moves \
-                              them, and there is none, or it cannot",
+                              them, and no such worker lives, or it cannot",
                         mend: "start a worker with a handler of this domain; if there is one, see its log".into(),
                     });
                 } else if all >= MANY {

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Counts one run against a rate: at most so many in any period, by the server's clock. Decides and stores
+-- Counts one run against a rate: at most this many in any period, by the server's clock. Decides and stores
 -- in one step.
 --
 -- KEYS  1 the bucket: a string, MessagePack: times (µs) and counts of the runs of the last period in turn,

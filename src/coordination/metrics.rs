@@ -30,17 +30,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-/// Event types that one report tells of.
+/// Event types of one report.
 pub const MAX_HANDLERS: usize = 256;
 /// Event types of which one call counts what was done: each is added to a histogram that may be long.
 const AT_ONCE: usize = 32;
 /// Buckets in one report, so that a report takes the server a few ms at most.
 pub const MAX_BUCKETS: usize = 4096;
-/// Event types whose runs one report tells of.
+/// Event types whose runs one report has.
 pub const MAX_RUNNING: usize = 64;
-/// Runs that one report tells of.
+/// Runs of one report.
 pub const MAX_RUNS: usize = 32;
-/// Event types that the totals tell of. Those that come later count in the sums only.
+/// Event types of the totals. Those that arrive later count in the sums only.
 const MAX_TYPES: usize = 1024;
 /// The highest counter: the script counts in numbers that are exact up to 2^53.
 const HIGHEST: u64 = 1 << 52;
@@ -152,7 +152,7 @@ impl Report {
     /// | `latency` | `{sum_us, buckets: {bucket: count}}`, see [`crate::protocol::histogram`] |
     /// | `handlers` | `{event type: {calls, errors, retries, rate_limited, cache_hits, circuit, latency}}` |
     /// | `memory_bytes`, `in_flight` | how it is now |
-    /// | `window` | `{events, ms}`: how many events it processed in its last so many ms |
+    /// | `window` | `{events, ms}`: how many events it processed in its last this many ms |
     pub fn from_map(map: &Value) -> Report {
         let mut report = Report {
             process: get(map, "process")
@@ -688,7 +688,7 @@ fn get<'a>(map: &'a Value, name: &str) -> Option<&'a Value> {
     found.map(|(_, value)| value)
 }
 
-/// A counter; what is none is 0.
+/// A counter; what is not a number is 0.
 fn counter(map: &Value, name: &str) -> u64 {
     let value = get(map, name).and_then(Value::as_u64);
     value.unwrap_or(0).min(HIGHEST)

@@ -30,7 +30,7 @@ pub(super) fn publish(call: &mut ScriptInvocation<'_>, publications: &[Publicati
     }
 }
 
-/// Checks that one step can store so many.
+/// Checks that one step can store this many.
 pub(super) fn check(publications: &[Publication]) -> Result<(), CoordinationError> {
     match publications.len() {
         ..=MAX_PUBLICATIONS => Ok(()),

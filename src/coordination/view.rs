@@ -69,7 +69,7 @@ impl View {
     }
 
     /// The version of the state: of instances, the leader, tasks, batches and ballots. It rises with each
-    /// change of what is told of them, but not with a pulse that says nothing new, and it never falls. So
+    /// change of what it shows of them, but not with a pulse that says nothing new, and it never falls. So
     /// what is read after it is of that version or a later one.
     ///
     /// # Errors

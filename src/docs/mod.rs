@@ -12,11 +12,31 @@ pub struct Page {
 }
 
 /// All of them.
-pub const PAGES: [Page; 3] = [
+pub const PAGES: [Page; 8] = [
     Page {
         name: "protocol",
         about: "the contract: streams, fields, payloads, error codes; for whoever writes a client",
         text: include_str!("protocol.md"),
+    },
+    Page {
+        name: "guarantees",
+        about: "what holds, where it ends, and what was counted; for whoever builds on it",
+        text: include_str!("guarantees.md"),
+    },
+    Page {
+        name: "operating",
+        about: "needs, settings, commands, what to do at 3 a.m.; for operators",
+        text: include_str!("operating.md"),
+    },
+    Page {
+        name: "security",
+        about: "who is trusted with what, and what nobody is protected from; for operators",
+        text: include_str!("security.md"),
+    },
+    Page {
+        name: "testing",
+        about: "what the tests show and how; for whoever tests a handler, or doubts",
+        text: include_str!("testing.md"),
     },
     Page {
         name: "architecture",
@@ -24,20 +44,44 @@ pub const PAGES: [Page; 3] = [
         text: include_str!("architecture.md"),
     },
     Page {
-        name: "security",
-        about: "who is trusted with what, and what nobody is protected from; for operators",
-        text: include_str!("security.md"),
+        name: "contributing",
+        about: "how to build, what must hold, how the code reads; for whoever sends a change",
+        text: include_str!("contributing.md"),
+    },
+    Page {
+        name: "changelog",
+        about: "what is new; for whoever upgrades",
+        text: include_str!("changelog.md"),
     },
 ];
 
 #[doc = include_str!("protocol.md")]
 pub mod protocol {}
 
-#[doc = include_str!("architecture.md")]
-pub mod architecture {}
+#[doc = include_str!("guarantees.md")]
+pub mod guarantees {}
+
+#[doc = include_str!("operating.md")]
+pub mod operating {}
 
 #[doc = include_str!("security.md")]
 pub mod security {}
+
+#[doc = include_str!("testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("architecture.md")]
+pub mod architecture {}
+
+#[doc = include_str!("contributing.md")]
+pub mod contributing {}
+
+#[doc = include_str!("changelog.md")]
+pub mod changelog {}
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub mod readme {}
 
 #[cfg(test)]
 mod tests {
@@ -62,6 +106,19 @@ mod tests {
             }
         }
         assert!(named > 20, "{named}");
+    }
+
+    #[test]
+    fn a_table_of_the_readme_is_read_at_a_glance() {
+        let readme = include_str!("../../README.md");
+        for row in readme.lines().filter(|line| line.starts_with('|')) {
+            for cell in row.split('|') {
+                assert!(cell.chars().count() <= 200, "{cell}");
+            }
+        }
+        for page in PAGES {
+            assert!(readme.contains(&format!("](src/docs/{}.md)", page.name)));
+        }
     }
 
     #[test]

@@ -139,7 +139,7 @@ impl Policy {
         self
     }
 
-    /// At most so many runs in any period for each source, counted in Redis for all replicas. An event over
+    /// At most this many runs in any period for each source, counted in Redis for all replicas. An event over
     /// the limit waits, in order, where nobody waits for its answer; a requester gets `resource_exhausted`.
     #[must_use]
     pub fn rate_limit(mut self, limit: u32, period: Duration) -> Self {
@@ -176,7 +176,7 @@ impl Policy {
         self
     }
 
-    /// At most so many runs of this handler at a time in this process. The others wait and hold no slot.
+    /// At most this many runs of this handler at a time in this process. The others wait and hold no slot.
     #[must_use]
     pub fn concurrency(mut self, limit: usize) -> Self {
         self.concurrency = Some(limit);
@@ -205,9 +205,9 @@ impl Policy {
         self
     }
 
-    /// The handler's outcome tells of what its run wrote to the server by itself. It is committed only
+    /// The handler's outcome reports what its run wrote to the server by itself. It is committed only
     /// while the server has the history in which the run began; after a failover, or a restart of the
-    /// server, the event runs again. A run that asked for [`Context::redis`] is such a one without this.
+    /// server, the event runs again. A run that asked for [`Context::redis`] counts as stateful without this.
     #[must_use]
     pub fn stateful(mut self) -> Self {
         self.stateful = true;

@@ -6,7 +6,7 @@ use std::time::Duration;
 /// A failure of the database.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The URL is none.
+    /// The URL is not valid.
     #[error("database_url: {0}")]
     Url(String),
     /// Nobody answers there, or it is starting or stopping.

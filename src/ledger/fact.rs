@@ -1,6 +1,6 @@
 //! A fact: one entry of the broadcast or of a dead letters' stream, as a row.
 //!
-//! Facts are taken as they come, whatever their types: what a later version tells of is kept too.
+//! Facts are taken as they come, whatever their types: what a later version reports is kept too.
 //! What cannot be decoded is kept without its payload.
 
 use crate::protocol::event::{Entry, EntryId};

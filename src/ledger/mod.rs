@@ -5,7 +5,7 @@
 //! | [`fill`] | the consumer group `ledger` writes what happened into the database: one transaction a batch, acknowledged after the commit, each entry once |
 //! | [`history`] | asks what happened |
 //! | [`inbox`] | a handler's own SQL takes effect once, however often its event runs |
-//! | [`outbox`], [`relay`] | a service's SQL and the event that tells of it, in one transaction |
+//! | [`outbox`], [`relay`] | a service's SQL and the event that announces it, in one transaction |
 //! | [`retention`] | what is older goes |
 //! | [`probe`] | whether PostgreSQL answers |
 //!

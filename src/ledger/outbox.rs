@@ -1,4 +1,4 @@
-//! The outbox: a service's own SQL and the event that tells of it, in one transaction.
+//! The outbox: a service's own SQL and the event that announces it, in one transaction.
 //!
 //! A [`relay`](super::relay) publishes what was committed, and nothing that was rolled back. Any
 //! program may insert rows into `convoke_outbox`; see the table's definition.

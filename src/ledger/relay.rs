@@ -55,7 +55,7 @@ impl Relay {
     /// A relay from that database to the bus of the settings. Connects nothing yet.
     ///
     /// # Errors
-    /// The URL or the names in the settings are none.
+    /// The URL or the names in the settings are not valid.
     pub fn new(database: Database, settings: &Settings) -> Result<Self, BusError> {
         let connector = Connector::of(settings, POOL)?;
         let options = ClientOptions::from(settings);

@@ -30,7 +30,7 @@ impl Default for Appetite {
 }
 
 impl Appetite {
-    /// So many.
+    /// This many.
     pub fn count(self) -> usize {
         self.0
     }

@@ -47,7 +47,7 @@ impl DeadLetter {
     }
 }
 
-/// The names of the fields that tell of a death, as they follow the event's own.
+/// The names of the fields that describe a death, as they follow the event's own.
 const TOLD: [&str; 8] = [
     "deadreason",
     "deadmessage",

@@ -90,7 +90,7 @@ impl Entry {
         entry
     }
 
-    /// An entry without fields yet, with room for so many bytes in so many words.
+    /// An entry without fields yet, with room for this many bytes in this many words.
     pub(crate) fn with_capacity(id: EntryId, bytes: usize, words: usize) -> Self {
         Self {
             id,
@@ -99,12 +99,12 @@ impl Entry {
         }
     }
 
-    /// Notes that what it has are parts of fields that had so many bytes.
+    /// Notes that what it has are parts of fields that had this many bytes.
     pub(crate) fn was_cut(&mut self, bytes: u64) {
         self.cut = bytes;
     }
 
-    /// How many bytes its fields had, if they were so many that they are here in part.
+    /// How many bytes its fields had, if they are here in part.
     pub fn cut(&self) -> Option<u64> {
         (self.cut > 0).then_some(self.cut)
     }

@@ -535,7 +535,7 @@ impl Keys {
         }
     }
 
-    /// Takes the key of a stream of this namespace apart; `None` if it is none.
+    /// Takes the key of a stream of this namespace apart; `None` if it is not one.
     pub fn stream_name(&self, key: &str) -> Option<StreamName> {
         let namespace = self.namespace.as_ref();
         let made = |kind, part: &str, partition| {

@@ -106,14 +106,14 @@ impl fmt::Display for ScanError {
 enum Shape {
     /// A value of that many bytes after the marker.
     Bytes(usize),
-    /// A big-endian length of so many bytes, then that many bytes and so many more.
+    /// A big-endian length of this many bytes, then that many bytes and this many more.
     LongBytes {
         width: usize,
         more: usize,
     },
     /// A container of that many values.
     Nested(usize),
-    /// A big-endian count of so many bytes, then that many values, times so many.
+    /// A big-endian count of this many bytes, then that many values, times this many.
     LongNested {
         width: usize,
         times: usize,

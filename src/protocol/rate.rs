@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// A rate: so many runs a source in so long.
+/// A rate: how many runs a source may have in which period.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
     /// Runs allowed in any one period.

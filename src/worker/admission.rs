@@ -61,7 +61,7 @@ pub struct Share {
 }
 
 impl Share {
-    /// Whether a type that holds so many slots, of so many taken in all, may take one more.
+    /// Whether a type that holds this many slots, of this many taken in all, may take one more.
     ///
     /// The share is of what the *other* types leave: so several types that hang leave something to the
     /// rest, too. With one slot left, whoever holds none gets it.
@@ -146,7 +146,7 @@ impl Admission {
         self.entering.contains_key(lease)
     }
 
-    /// The next of those that waited, where so many slots are taken and one is free.
+    /// The next of those that waited, where this many slots are taken and one is free.
     pub fn next(&mut self, taken: usize) -> Option<Waiting> {
         for _ in 0..self.turns.len() {
             let route = self.turns.pop_front()?;

@@ -49,10 +49,10 @@ pub enum BuildError {
         /// Which part, its value and what would do.
         error: PolicyError,
     },
-    /// The URL is none, or the pool cannot be made.
+    /// The URL is not valid, or the pool cannot be made.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// The database's URL is none.
+    /// The database's URL is not valid.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }

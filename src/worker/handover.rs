@@ -16,7 +16,7 @@ use std::time::Duration;
 pub struct Left {
     /// The delivery.
     pub lease: Lease,
-    /// What it comes to if there is none.
+    /// What happens to it if there is none.
     pub error: HandlerError,
     /// When it would be tried again then.
     pub retry: RetryPolicy,
@@ -40,7 +40,7 @@ impl Left {
     }
 
     /// Hands it to an instance of the group that has a handler for its type, and for another one where
-    /// that is needed too; what it comes to where there is none.
+    /// that is needed too; what happens to it where there is none.
     pub async fn end(
         self,
         shared: &Shared,

@@ -25,7 +25,7 @@ mod on_demand {
     pub enum Death {
         /// By a panic.
         Panic,
-        /// It comes to its end.
+        /// It ends by itself.
         Return,
         /// It holds its thread for ever.
         Hang,

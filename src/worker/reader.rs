@@ -201,7 +201,7 @@ impl Reader {
     }
 }
 
-/// How many entries to ask for after a read of so many bytes in so many entries, at least one.
+/// How many entries to ask for after a read of this many bytes in this many entries, at least one.
 fn fit(bytes: usize, entries: usize) -> usize {
     (BYTES / (bytes / entries).max(1)).max(FEW)
 }

@@ -82,7 +82,7 @@ impl Supervisor {
         }
     }
 
-    /// Tells of a part that ends, by a panic or otherwise, before `told` is cancelled.
+    /// Reports a part that ends, by a panic or otherwise, before `told` is cancelled.
     pub fn watch(&self, part: &str, told: &CancellationToken) -> Watched {
         Watched {
             supervisor: self.clone(),

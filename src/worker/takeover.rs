@@ -198,7 +198,7 @@ impl Job {
     }
 }
 
-/// Renews what was taken for as long as its fields are read: they may be so many bytes that others would
+/// Renews what was taken for as long as its fields are read: they may be large enough that others would
 /// take it meanwhile, and read it as long.
 async fn keep(
     shared: &Shared,

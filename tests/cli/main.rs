@@ -15,6 +15,7 @@ mod large;
 mod life;
 mod metrics;
 mod publish;
+mod readme;
 mod refusals;
 mod replay;
 mod rig;

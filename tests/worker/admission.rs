@@ -107,7 +107,7 @@ async fn what_waits_for_its_share_is_bounded_and_given_back_when_the_worker_drai
     let most = 64;
     publish(&rig, "image.hang", 400).await;
     until("its share runs", || async { gate.begun() == 6 }).await;
-    until("so many wait", || async {
+    until("enough wait", || async {
         rig.pending("cb:events:image").await >= 6 + most
     })
     .await;

@@ -26,7 +26,7 @@ impl Configured {
     /// The services of these settings.
     ///
     /// # Errors
-    /// The database's URL is none.
+    /// The database's URL is not valid.
     pub fn new(settings: &Settings) -> Result<Self, LedgerError> {
         let database = &settings.database_url;
         let postgres = match database.is_postgres() {

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 /// The event type.
 pub const KIND: &str = "system.batch.process";
-/// Batches that one process works on, or waits for, at a time. The control lane has room for so many
+/// Batches that one process works on, or waits for, at a time. The control lane has room for this many
 /// beside everything else, so they delay no heartbeat; what is over it runs later, here or elsewhere.
 pub const PLACES: usize = 16;
 /// How long an event for which there was no place waits before it is looked at again.

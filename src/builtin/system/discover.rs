@@ -33,7 +33,7 @@ pub struct Method {
 pub struct Methods {
     /// By type, in order.
     methods: Vec<Method>,
-    /// At least so many types did not fit into the answer: name a domain to see them.
+    /// At least this many types did not fit into the answer: name a domain to see them.
     #[serde(skip_serializing_if = "Option::is_none")]
     omitted: Option<u64>,
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub struct Ask {
-    /// Whether to tell of each handler, of what is in flight and of how the load is spread.
+    /// Whether to report each handler, of what is in flight and of how the load is spread.
     #[serde(default)]
     detailed: bool,
     /// Whether to add the histograms themselves.

@@ -58,7 +58,7 @@ pub struct Sample {
 }
 
 impl Sample {
-    /// What was used up between two marks and two looks at the server, for so many events.
+    /// What was used up between two marks and two looks at the server, for this many events.
     pub fn between(marks: [Mark; 2], server: [&Usage; 2], events: u64) -> Self {
         let [begin, end] = marks;
         let [before, after] = server;

@@ -72,7 +72,7 @@ pub struct Flags {
     /// Little of everything, to see that it runs
     #[arg(long)]
     quick: bool,
-    /// Let a worker consume so many million events, and watch its memory
+    /// Let a worker consume this many million events, and watch its memory
     #[arg(long, value_name = "MILLIONS", conflicts_with_all = ["measurements", "events", "requests", "rounds"])]
     soak: Option<f64>,
 }

@@ -98,7 +98,7 @@ async fn ask(
     Ok(Sample::between([begin, end], [&before, &after], requests).with_times(times))
 }
 
-/// Makes requests by the client library, so many at a time; how long each took, in seconds.
+/// Makes requests by the client library, this many at a time; how long each took, in seconds.
 async fn call(
     client: &Client,
     load: &Load,

@@ -34,7 +34,7 @@ pub struct Flags {
     /// List the entries, not only counts
     #[arg(long)]
     entries: bool,
-    /// End after so many entries
+    /// End after this many entries
     #[arg(long, value_name = "N", requires = "entries", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 }

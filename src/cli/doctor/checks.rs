@@ -502,7 +502,7 @@ fn scripts(server: &Server) -> Finding {
     }
 }
 
-/// So many names, and how many more.
+/// This many names, and how many more.
 pub fn names(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown = names[..names.len().min(SHOWN)].join(", ");

@@ -8,7 +8,7 @@ use convoke::ledger::fill::GROUP;
 use convoke::operator::inspect;
 use redis::aio::MultiplexedConnection;
 
-/// What is told of the streams themselves already.
+/// What the checks of the streams themselves say already.
 const TOLD: &str = "unread";
 
 /// Everything about the flow.

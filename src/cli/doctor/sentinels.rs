@@ -139,7 +139,7 @@ fn quorum(newest: &View, service: &str) -> Finding {
             check,
             status: Status::Danger,
             what: format!("the quorum is {quorum}, and there are {known} Sentinels"),
-            why: "so many will never find the primary down: no failover ever happens",
+            why: "this many will never agree that the primary is down: no failover ever happens",
             fix: set(service, "quorum", known / 2 + 1),
         };
     }

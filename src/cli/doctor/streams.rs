@@ -15,9 +15,9 @@ use redis::aio::MultiplexedConnection;
 
 /// Ids may be so far ahead of the server's clock, in ms.
 const AHEAD_MS: u64 = 60_000;
-/// A consumer that holds nothing and asked for nothing for so many claim times is left over.
+/// A consumer that holds nothing and asked for nothing for this many claim times is left over.
 const LEFT_OVER_AFTER: u64 = 10;
-/// So many of them are no leak yet.
+/// This many of them are no leak yet.
 const LEFT_OVER: usize = 10;
 
 /// A stream with the consumers of the workers' group.
@@ -305,7 +305,7 @@ fn stuck(seen: &[Seen], owners: &Owners, claim_idle: u64) -> Finding {
             count(held, "entry is", "entries are"),
             names(&by)
         ),
-        why: "a living worker with handlers for these streams would have taken them over: there is none, or it can't",
+        why: "a living worker with handlers for these streams would have taken them over: no such worker lives, or it can't",
         fix: "start a worker for them; or convoke replay pending --dry-run".into(),
     }
 }

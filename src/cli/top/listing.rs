@@ -96,7 +96,7 @@ fn headings(columns: &[Column], (sort, reversed): (Option<usize>, bool)) -> Vec<
     columns.iter().enumerate().map(heading).collect()
 }
 
-/// Writes into so many columns.
+/// Writes into this many columns.
 fn put(buffer: &mut Buffer, at: (u16, u16), text: &str, width: u16, right: bool, style: Style) {
     let room = usize::from(width);
     let text = clip(text, room);

@@ -166,7 +166,7 @@ pub struct Row {
     pub id: String,
     /// One for each column.
     pub cells: Vec<Cell>,
-    /// What is told of it when it is opened, besides the cells.
+    /// What is shown of it when it is opened, besides the cells.
     pub more: Vec<(&'static str, String)>,
 }
 

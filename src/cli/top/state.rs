@@ -172,13 +172,13 @@ impl State {
         self.sample = Some(sample);
     }
 
-    /// Notes that there was no answer, and since how long there is none.
+    /// Notes that there was no answer, and for how long there has been none.
     pub fn miss(&mut self, why: String, since: Duration) {
         let for_ms = since.as_millis() as u64;
         self.trouble = Some(Trouble { why, for_ms });
     }
 
-    /// Notes that there still is none.
+    /// Notes that there is still no answer.
     pub fn misses(&mut self, since: Duration) {
         if let Some(trouble) = &mut self.trouble {
             trouble.for_ms = since.as_millis() as u64;

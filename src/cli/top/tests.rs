@@ -524,7 +524,7 @@ fn key() -> impl Strategy<Value = Key> {
     ]
 }
 
-/// What happens: a key, or a sample with so many streams so much later.
+/// What happens: a key, or a sample with this many streams so much later.
 #[derive(Clone, Debug)]
 enum Step {
     Press(Key),

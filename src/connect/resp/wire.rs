@@ -51,7 +51,7 @@ impl Commands {
         }
     }
 
-    /// Begins a command of so many words; [`Commands::word`] gives them.
+    /// Begins a command of this many words; [`Commands::word`] gives them.
     pub fn begin(&mut self, words: usize) {
         self.count += 1;
         self.bytes.push(b'*');
@@ -426,7 +426,7 @@ impl Wire {
         }
     }
 
-    /// Receives what comes next of a reply of which so many bytes are known of; it begins at the start of
+    /// Receives what comes next of a reply of which this many bytes are known; it begins at the start of
     /// the input then.
     async fn receive_more(&mut self, known: usize) -> Result<(), BusError> {
         self.input.drain(..self.begin);

@@ -39,7 +39,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function whole(number)
   return string.format('%.0f', number)
 end
--- The head of a MessagePack map of so many pairs, at most 65,535.
+-- The head of a MessagePack map of this many pairs, at most 65,535.
 local function map_of(n)
   if n < 16 then return string.char(0x80 + n) end
   return string.char(0xde, math.floor(n / 256), n % 256)

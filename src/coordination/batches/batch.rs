@@ -16,7 +16,7 @@ pub const MAX_ITEMS: usize = 65_536;
 pub const MAX_BYTES: usize = 64 << 20;
 /// How long the holder of a batch may keep it without a sign of life, in ms.
 pub const LEASE_MS: RangeInclusive<u64> = 100..=86_400_000;
-/// Finished items that one commit covers at the most: so many are run again after a crash, and the
+/// Finished items that one commit covers at the most: this many are run again after a crash, and the
 /// one that was under way.
 pub const TOGETHER: usize = 32;
 /// Failures of items that are recorded with a batch; all of them are counted.

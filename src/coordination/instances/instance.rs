@@ -103,7 +103,7 @@ impl Registering {
     }
 }
 
-/// What a [`Registering`] comes to: sorted, without repetitions.
+/// What is stored of a [`Registering`]: sorted, without repetitions.
 pub(crate) struct Checked {
     pub roles: BTreeSet<String>,
     pub capabilities: BTreeSet<String>,

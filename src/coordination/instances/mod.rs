@@ -634,7 +634,7 @@ fn sealed(id: &str, what: &str) -> CoordinationError {
 fn other_incarnation(id: &str, named: Option<u64>, is: u64) -> CoordinationError {
     let named = named.unwrap_or(0);
     let is = match is {
-        0 => "there is none".to_owned(),
+        0 => "nobody has this id".to_owned(),
         is => format!("the last one is {is}"),
     };
     CoordinationError::FailedPrecondition(format!(

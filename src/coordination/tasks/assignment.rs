@@ -14,7 +14,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Tries of a call that meets other inboxes each time. Each try declares all that the ones before it
-/// met, and each answer names several, so many others must assign meanwhile to make another needed.
+/// met, and each answer names several: very many others must assign meanwhile to make another needed.
 pub(crate) const TRIES: u32 = 16;
 /// Names that are remembered for the next call.
 const REMEMBERED: usize = 16;

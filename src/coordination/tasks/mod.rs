@@ -163,7 +163,7 @@ impl Tasks {
         }
     }
 
-    /// The same for events with payloads of at most so many bytes; a task's own payload may be 1 KiB
+    /// The same for events with payloads of at most this many bytes; a task's own payload may be 1 KiB
     /// shorter, since it travels inside of one.
     #[must_use]
     pub fn max_payload(mut self, bytes: usize) -> Self {

@@ -203,7 +203,7 @@ struct Record {
 }
 
 impl Task {
-    /// Reads a record; `None` if it is none.
+    /// Reads a record; `None` if it is not one.
     pub fn from_record(id: &str, record: &[u8]) -> Option<Task> {
         let record: Record = rmp_serde::from_slice(record).ok()?;
         Some(Task {

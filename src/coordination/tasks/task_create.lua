@@ -8,7 +8,7 @@
 --       9 the most tasks that may wait  10 the most bytes of their payloads
 -- Returns {outcome, status, holder, inboxes}. Outcome `again`: nothing was changed; call again with
 --       the inboxes named as well. `created`. `exists`: it was there. `differs`: another task of
---       that id is there. `many`, `much`: so many tasks wait, or so many bytes, that it may not; nothing
+--       that id is there. `many`, `much`: too many tasks wait, or too many bytes; nothing
 --       was changed.
 -- Cost  O(looks of tasks.lua * log n) for n instances and tasks. Refused when memory is full.
 open(1, ARGV[8])

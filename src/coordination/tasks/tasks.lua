@@ -38,7 +38,7 @@ local SAME = 8              -- lanes of one kind at which it looks: they differ 
 local AFRESH = 64           -- parked lanes of one kind at which it looks when it comes
 local NEAREST = 32          -- instances of one role, by load, that a task looks at
 local RARE = 32             -- instances with a handler for the rarest kind that it needs, if none fits
-local NAMED = 8             -- instances that one answer names at least, where there are so many
+local NAMED = 8             -- instances that one answer names at least, where there are this many
 local CHUNK = 20            -- tasks that one call takes from an instance
 local FEW = 4               -- tasks that an instance which has room gets at most, where one is due
 local MOVED = 2097152       -- bytes of payloads after which a call moves no more tasks
@@ -203,7 +203,7 @@ local function meets(is, task)
   return true
 end
 
--- At most so many of the instances that have a handler for the rarest kind that a task needs, which
+-- At most this many of the instances that have a handler for the rarest kind that a task needs, which
 -- changes with each look at what waits; and how many there are.
 local function rarest(task, most)
   local kind, count = task.kind, count_under(K.capabilities, task.kind)
@@ -356,7 +356,7 @@ local function unqueue(id, task)
   local lane, place = lane_of(task), task.order .. ' ' .. id
   redis.call('ZREM', K.queue, place)
   redis.call('ZREM', K.waiting, lane .. ' ' .. place)
-  -- From 0: a number written as -0 is none to the server.
+  -- From 0: a number written as -0 is not a number to the server.
   redis.call('HINCRBY', K.counts, 'waiting', 0 - (task.bytes or 0))
   local mark = behead(task, place)
   if mark then

@@ -2,12 +2,12 @@
 //!
 //! | from | to | when |
 //! |---|---|---|
-//! | closed | open | so many failures in a row |
+//! | closed | open | enough failures in a row |
 //! | open | half-open | the open time is over and a run asks |
-//! | half-open | closed | so many probes went well |
+//! | half-open | closed | enough probes went well |
 //! | half-open | open, twice as long up to the cap | a probe failed |
 //!
-//! Each transition begins a new *period*. What a run comes to counts only within the period in which
+//! Each transition begins a new *period*. The outcome of a run counts only within the period in which
 //! it was admitted: a failure from before the circuit opened says nothing of a probe.
 
 use crate::handler::policy::CircuitPolicy;

@@ -16,7 +16,7 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// The time between two warnings that runs wait for an answer.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Refuses what comes too often from one source with `resource_exhausted`.
+/// Refuses what arrives too often from one source with `resource_exhausted`.
 ///
 /// What cannot be asked for is not run: the event waits a moment, and asks again. A warning each ten
 /// seconds says so.

@@ -21,7 +21,7 @@
 //! the same name loses the fast way, and so does what was read before a connection broke: the server
 //! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
 //!
-//! An outcome that tells of what its run wrote to the server itself is committed only in the history of
+//! An outcome that reports what its run wrote to the server itself is committed only in the history of
 //! the data in which that run began (see `history.rs`).
 
 mod claims;

@@ -90,7 +90,7 @@ pub struct Settlement {
     pub publications: Vec<Publication>,
     /// What becomes of the event.
     pub end: End,
-    /// The history of the server in which the run began, where the outcome tells of what the run wrote
+    /// The history of the server in which the run began, where the outcome reports what the run wrote
     /// there by itself; `None` where it does not.
     pub history: Option<u64>,
 }

@@ -42,7 +42,7 @@ pub struct Trimmer {
 }
 
 impl Trimmer {
-    /// Trims each stream to about so many entries; a stream that does not exist is passed over.
+    /// Trims each stream to about this many entries; a stream that does not exist is passed over.
     ///
     /// The results stand in the order of the streams. A stream that cannot be trimmed does not
     /// keep the others from it. A busy stream is trimmed from the second call on.

@@ -7,7 +7,7 @@ use crate::handler::layers::circuit::CircuitChange;
 use crate::protocol::json;
 use crate::streams::commit::Publication;
 
-/// Tells of each change as it happens.
+/// Reports each change as it happens.
 pub async fn run(chores: &Chores) {
     let mut changes = chores.changes.lock().await;
     if let Some(changes) = &mut *changes {

@@ -1,5 +1,5 @@
 //! Declares expired instances lost and looks at the tasks that wait, all instances together one to four
-//! times a second; tells of partitions, and contends where the leader is gone.
+//! times a second; reports partitions, and contends where the leader is gone.
 
 use super::Chores;
 use crate::coordination::error::CoordinationError;

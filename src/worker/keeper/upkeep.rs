@@ -41,7 +41,7 @@ pub async fn keep_scripts(chores: &Chores) {
 }
 
 /// Says so where events wait under the name that earlier versions gave the inbox's delay queue. They are
-/// left alone: publishers can write there, and the tasks that they told of were assigned anew when this
+/// left alone: publishers can write there, and the tasks that they announced were assigned anew when this
 /// worker started. Says it once, and never ends, as no duty does.
 pub async fn name_leftovers(chores: &Chores) {
     let keys = &chores.lanes[0].process.keys;

@@ -134,7 +134,7 @@ impl Counts {
         for (found, what) in self
             .found
             .iter_mut()
-            .zip(["an outage", "a cut that nobody told of"])
+            .zip(["an outage", "a cut without a word"])
         {
             found.sort_unstable();
             let Some(last) = found.last() else { continue };

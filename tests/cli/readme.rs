@@ -1,0 +1,84 @@
+//! What the README has people type does what it says.
+
+use super::{bare, convoke};
+use crate::support::{Redis, eventually, signal, users};
+use std::process::{Child, Command, Output, Stdio};
+
+const README: &str = include_str!("../../README.md");
+
+/// The blocks of one language, as they stand.
+fn blocks(language: &str) -> impl Iterator<Item = &'static str> {
+    let begin = format!("```{language}\n");
+    let blocks = README
+        .split("```\n\n")
+        .flat_map(move |text| text.split_once(&begin));
+    blocks.map(|(_, block)| block)
+}
+
+struct Worker(Child);
+
+impl Worker {
+    fn start(redis: &Redis, handler: &str) -> Self {
+        let mut worker = convoke(redis, &["worker", "--id", "w-1", "--exec", handler]);
+        worker.stdout(Stdio::null()).stderr(Stdio::null());
+        Self(worker.spawn().unwrap())
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        signal(self.0.id(), "TERM");
+        self.0.wait().ok();
+    }
+}
+
+fn out(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn the_publisher_in_python_gets_its_reply() {
+    let redis = Redis::start();
+    let _worker = Worker::start(
+        &redis,
+        r#"image.resize=sed 's/.*/{"url": "cat.png?width=640"}/'"#,
+    );
+    let mut there = redis.connect();
+    eventually("the worker is there", || {
+        let alive: bool = redis::cmd("EXISTS")
+            .arg("cb:instance:w-1")
+            .query(&mut there)
+            .unwrap();
+        alive
+    });
+    let code = blocks("python").next().unwrap();
+    let url = redis.url_for(users::PUBLISHER);
+    let code = code.replace("redis.Redis()", &format!("redis.Redis.from_url({url:?})"));
+    assert!(code.contains("from_url"), "{code}");
+    let ran = Command::new("/usr/bin/python3")
+        .args(["-c", &code])
+        .output();
+    assert_eq!(out(&ran.unwrap()), "ok {'url': 'cat.png?width=640'}\n");
+}
+
+#[test]
+fn the_commands_do_what_they_say() {
+    let redis = Redis::start();
+    let block = blocks("sh").find(|block| block.contains("--exec")).unwrap();
+    let lines = block
+        .lines()
+        .filter(|line| !line.starts_with("cargo ") && !line.starts_with("export "));
+    let script: Vec<&str> = lines.chain(["kill $!", "wait"]).collect();
+    assert_eq!(script.len(), 4, "{script:?}");
+    let program = bare().get_program().to_owned();
+    let path = std::path::Path::new(&program).parent().unwrap();
+    let paths = std::env::var("PATH").unwrap();
+    let ran = Command::new("bash")
+        .args(["-c", &script.join("\n")])
+        .env("PATH", format!("{}:{paths}", path.display()))
+        .env("CONVOKE_REDIS_URL", redis.url())
+        .stdin(Stdio::null())
+        .output();
+    assert_eq!(out(&ran.unwrap()), "\"HELLO\"\n");
+}
