@@ -3,7 +3,7 @@
 use super::{Misuse, output};
 use clap::Args;
 use convoke::operator::inspect;
-use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::json;
 use convoke::protocol::keys::{self, Keys, StreamKind, StreamName};
 use redis::aio::MultiplexedConnection;
@@ -91,7 +91,7 @@ impl Filters {
         if self.payload.is_empty() {
             return true;
         }
-        let data = entry.get("data").map(json::to_json);
+        let data = payload_of(entry).map(|data| json::to_json(&data));
         let data = data.and_then(Result::ok).unwrap_or_default();
         // Each is asked, so that each knows whether its field is anywhere.
         let mut fit = true;

@@ -2,7 +2,7 @@
 
 use super::output;
 use super::output::printable;
-use convoke::protocol::event::Entry;
+use convoke::protocol::event::{Entry, payload_of};
 use convoke::protocol::json;
 use serde_json::{Value, json};
 
@@ -59,7 +59,7 @@ pub fn too_large(entry: &Entry) -> Option<String> {
 /// than any event only how large it is, as `too_large`.
 pub fn describe_entry(entry: &Entry, object: &mut Value) {
     match entry.cut() {
-        None => describe(entry.get("data"), object),
+        None => describe(payload_of(entry).as_deref(), object),
         Some(bytes) => {
             object["data"] = Value::Null;
             object["too_large"] = json!({ "bytes": bytes });

@@ -9,7 +9,7 @@ use super::{Outcome, Session, output};
 use clap::Args;
 use convoke::operator::browse::{Contents, PendingPages};
 use convoke::operator::inspect;
-use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED, LAST_ERROR};
+use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED, LAST_ERROR, payload_of};
 use convoke::protocol::keys::StreamKind;
 use convoke::streams::claim::Pending;
 use serde_json::{Value, json};
@@ -220,7 +220,7 @@ impl One<'_> {
         let payload = match self.entry {
             Some(entry) => match payload::too_large(entry) {
                 Some(said) => Cell::styled(said, RED),
-                None => payload::preview(entry.get("data")).into(),
+                None => payload::preview(payload_of(entry).as_deref()).into(),
             },
             None => Cell::styled("deleted from its stream: the event is lost", RED),
         };

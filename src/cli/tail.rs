@@ -12,7 +12,7 @@ use convoke::connect::error::{BusError, Reaction};
 use convoke::connect::resp::wire::Wire;
 use convoke::operator::browse::{Appetite, Sight};
 use convoke::operator::inspect;
-use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::streams::read::read_news;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
@@ -337,7 +337,7 @@ fn print(output: &Output, stream: &str, entry: &Entry) -> io::Result<()> {
         line.push_str(&output.red(&format!(" {said}")));
         return output.line(&line);
     }
-    match entry.get("data").map(payload::decode) {
+    match payload_of(entry).map(|data| payload::decode(&data)) {
         None => {}
         Some(Ok(value)) => line.push_str(&format!(" {}", output::json(&value))),
         Some(Err(undecodable)) => line.push_str(&output.red(&format!(" {undecodable}"))),

@@ -5,8 +5,10 @@
 //! nothing.
 
 pub use crate::protocol::entry::{Entry, EntryId, ParseEntryIdError};
+use crate::protocol::json;
 use crate::protocol::keys;
 use crate::protocol::msgpack::{self, PayloadLimits};
+use std::borrow::Cow;
 
 /// Bounds on one event, checked before anything of it is decoded (PROTOCOL §2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl Limits {
 const BESIDES: usize = 64 * 1024;
 
 /// The fields that the protocol names, in the order of their slots.
-const KNOWN: [&str; 10] = [
+const KNOWN: [&str; 12] = [
     "type",
     "data",
     "id",
@@ -54,6 +56,8 @@ const KNOWN: [&str; 10] = [
     "deadline",
     "traceparent",
     "attempt",
+    "notbefore",
+    "datacontenttype",
 ];
 const TYPE: usize = 0;
 const DATA: usize = 1;
@@ -65,6 +69,16 @@ const REPLYTO: usize = 6;
 const DEADLINE: usize = 7;
 const TRACEPARENT: usize = 8;
 const ATTEMPT: usize = 9;
+const NOT_BEFORE: usize = 10;
+const CONTENT_TYPE: usize = 11;
+
+/// The `datacontenttype` of a payload that is JSON text.
+pub const JSON: &str = "application/json";
+const MESSAGEPACK: &str = "application/msgpack";
+/// The latest time (Unix ms) until which an event may wait: what a sorted set's score holds exactly.
+pub const LATEST: u64 = 1 << 53;
+/// Fields that the bus adds to an event which is tried again: `attempt`, and `id` where it had none.
+const ADDED: usize = 2;
 
 /// What the last failed attempt said, as the bus notes it on a retry.
 pub const LAST_ERROR: &str = "lasterror";
@@ -75,7 +89,7 @@ pub const FIRST_FAILED: &str = "firstfailed";
 const NIL: &[u8] = &[0xc0];
 
 fn slot(name: &[u8]) -> Option<usize> {
-    // By length first: a handful of byte comparisons instead of ten.
+    // By length first: a handful of byte comparisons instead of twelve.
     let slot = match (name.len(), name.first()?) {
         (2, _) => ID,
         (4, b't') if name[1] == b'y' => TYPE,
@@ -86,7 +100,9 @@ fn slot(name: &[u8]) -> Option<usize> {
         (7, b'r') => REPLYTO,
         (7, _) => ATTEMPT,
         (8, _) => DEADLINE,
+        (9, _) => NOT_BEFORE,
         (11, _) => TRACEPARENT,
+        (15, _) => CONTENT_TYPE,
         _ => return None,
     };
     (KNOWN[slot].as_bytes() == name).then_some(slot)
@@ -99,7 +115,10 @@ pub struct Event {
     /// Where the value of each known field stands in the entry; 0 (a name's place) if absent.
     at: [u32; KNOWN.len()],
     deadline: Option<u64>,
+    not_before: Option<u64>,
     attempt: u32,
+    /// The payload as MessagePack, where it came as JSON.
+    packed: Option<Box<[u8]>>,
 }
 
 /// An entry that is no event: the message says why, naming the field.
@@ -150,7 +169,9 @@ impl Event {
                 entry,
                 at: fields.at,
                 deadline: fields.deadline,
+                not_before: fields.not_before,
                 attempt: fields.attempt,
+                packed: fields.packed,
             }),
             Err(message) => Err(Box::new(malformed(entry, message, limits, keys, events))),
         }
@@ -180,10 +201,16 @@ impl Event {
 
     /// The payload: one MessagePack value; nil if the event carried none.
     pub fn data(&self) -> &[u8] {
-        match self.at[DATA] {
-            0 => NIL,
-            at => self.entry.word_at(at),
+        match (&self.packed, self.at[DATA]) {
+            (Some(packed), _) => packed,
+            (None, 0) => NIL,
+            (None, at) => self.entry.word_at(at),
         }
+    }
+
+    /// Whether the payload came as JSON text: a reply is in kind.
+    pub fn is_json(&self) -> bool {
+        self.text(CONTENT_TYPE) == Some(JSON)
     }
 
     /// The publisher's id, if it gave one.
@@ -220,6 +247,11 @@ impl Event {
     /// Past this time (Unix ms) the event is not run.
     pub fn deadline(&self) -> Option<u64> {
         self.deadline
+    }
+
+    /// Before this time (Unix ms) the event is not run.
+    pub fn not_before(&self) -> Option<u64> {
+        self.not_before
     }
 
     /// The W3C trace context.
@@ -280,6 +312,10 @@ impl Event {
         let attempt = attempt.to_string().into_bytes();
         let mut fields = Vec::with_capacity(2 * KNOWN.len());
         for (name, value, place) in self.entry.places() {
+            // It has waited, or it waits from here on.
+            if place == self.at[NOT_BEFORE] {
+                continue;
+            }
             fields.push(name.to_vec());
             fields.push(match place == self.at[ATTEMPT] {
                 true => attempt.clone(),
@@ -300,7 +336,9 @@ impl Event {
 struct Fields {
     at: [u32; KNOWN.len()],
     deadline: Option<u64>,
+    not_before: Option<u64>,
     attempt: u32,
+    packed: Option<Box<[u8]>>,
 }
 
 impl Fields {
@@ -314,13 +352,12 @@ impl Fields {
         let mut at = [0u32; KNOWN.len()];
         let mut values = [None::<&[u8]>; KNOWN.len()];
         let mut places = places.enumerate();
+        let too_many = |count| format!("{count} fields are over the limit of {}", limits.fields);
+        let mut count = 0;
         while let Some((index, (name, value, place))) = places.next() {
-            if index == limits.fields {
-                let count = index + 1 + places.count();
-                return Err(format!(
-                    "{count} fields are over the limit of {}",
-                    limits.fields
-                ));
+            count = index + 1;
+            if count > limits.fields + ADDED {
+                return Err(too_many(count + places.count()));
             }
             if name.len() > limits.name {
                 return Err(format!(
@@ -347,6 +384,10 @@ impl Fields {
             }
         }
         let value = |slot: usize| values[slot];
+        let added = if value(ATTEMPT).is_some() { ADDED } else { 0 };
+        if count > limits.fields + added {
+            return Err(too_many(count));
+        }
         match value(TYPE) {
             None => return Err("type: missing".into()),
             Some(kind) if !keys::is_event_type(kind) => {
@@ -397,18 +438,37 @@ impl Fields {
             Some(attempt @ 1..=1_000_000) => attempt as u32,
             Some(attempt) => return Err(format!("attempt: {attempt} is not 1 to 1000000")),
         };
-        if let Some(data) = value(DATA) {
-            msgpack::scan(data, &limits.payload).map_err(|error| match looks_like_json(data) {
-                true => "data: this looks like JSON text, and must be one MessagePack value \
-                    (`convoke publish` turns JSON into it)"
-                    .to_owned(),
-                false => error.to_string(),
-            })?;
-        }
+        let not_before = match number(NOT_BEFORE)? {
+            Some(time) if time > LATEST => {
+                return Err(format!("notbefore: {time} is over {LATEST}, in Unix ms"));
+            }
+            time => time,
+        };
+        let json = match value(CONTENT_TYPE) {
+            None => false,
+            Some(kind) if kind == JSON.as_bytes() => true,
+            Some(kind) if kind == MESSAGEPACK.as_bytes() => false,
+            Some(kind) => {
+                return Err(format!(
+                    "datacontenttype: \"{}\" is neither {MESSAGEPACK} nor {JSON}",
+                    kind.escape_ascii()
+                ));
+            }
+        };
+        let packed = match value(DATA) {
+            Some(data) if json => Some(packed(data, &limits.payload)?),
+            Some(data) => {
+                msgpack::scan(data, &limits.payload).map_err(|error| not_msgpack(data, &error))?;
+                None
+            }
+            None => None,
+        };
         Ok(Self {
             at,
             deadline,
+            not_before,
             attempt,
+            packed,
         })
     }
 }
@@ -425,6 +485,40 @@ pub(crate) fn check<'a>(
 ) -> Result<(), String> {
     let places = fields.map(|(name, value)| (name, value, 0));
     Fields::check(places, limits, keys, events).map(|_| ())
+}
+
+/// JSON text as MessagePack, within the same bounds.
+fn packed(text: &[u8], limits: &PayloadLimits) -> Result<Box<[u8]>, String> {
+    if text.len() > limits.bytes {
+        let (bytes, most) = (text.len(), limits.bytes);
+        return Err(format!("data: {bytes} bytes are over the limit of {most}"));
+    }
+    let data = json::parse(text).map_err(|error| format!("data: not one JSON value: {error}"))?;
+    msgpack::scan(&data, limits).map_err(|error| error.to_string())?;
+    Ok(data.into())
+}
+
+fn not_msgpack(data: &[u8], error: &msgpack::ScanError) -> String {
+    match looks_like_json(data) {
+        true => {
+            "data: this looks like JSON text, and must be one MessagePack value, unless the field \
+            datacontenttype says application/json (`convoke publish` turns JSON into MessagePack)"
+                .to_owned()
+        }
+        false => error.to_string(),
+    }
+}
+
+/// The payload of an entry as MessagePack, as far as that can be said: what is called JSON and is not comes as
+/// it is.
+pub fn payload_of(entry: &Entry) -> Option<Cow<'_, [u8]>> {
+    let data = entry.get("data")?;
+    let json = entry.get("datacontenttype") == Some(JSON.as_bytes());
+    let packed = json.then(|| packed(data, &PayloadLimits::default()).ok());
+    Some(match packed.flatten() {
+        Some(packed) => Cow::Owned(packed.into()),
+        None => Cow::Borrowed(data),
+    })
 }
 
 /// Whether what is no MessagePack value is one JSON value. Never of more than a payload's limit: whoever asks

@@ -5,7 +5,8 @@ use crate::handler::function::{Encoded, encode};
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::dead::{DeadLetter, POISON};
 use crate::protocol::error::{Code, HandlerError, Refusal};
-use crate::protocol::event::{Event, Malformed};
+use crate::protocol::event::{Event, JSON, Malformed};
+use crate::protocol::json;
 use crate::protocol::msgpack::{self, PayloadLimits};
 use crate::streams::commit::{End, Lease, Publication, Reply, Settlement};
 use rmpv::Value;
@@ -30,13 +31,18 @@ pub fn success(
     publications: Vec<Publication>,
     silent: bool,
 ) -> Settlement {
-    let reply = (event.reply_to().is_some() || !silent).then(|| Reply {
-        to: event.reply_to().map(str::to_owned),
-        correlation_id: event.id(),
-        kind: result_of(event.kind()),
-        status: "ok",
-        data: result,
-    });
+    let reply = match event.reply_to() {
+        Some(_) => Some(reply_to(event, "ok", result)),
+        None if silent => None,
+        None => Some(Reply {
+            to: None,
+            correlation_id: event.id(),
+            kind: result_of(event.kind()),
+            status: "ok",
+            data: result,
+            content: None,
+        }),
+    };
     Settlement {
         lease: scene.lease,
         reply,
@@ -119,6 +125,20 @@ pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
     }
 }
 
+/// An event that is not to run yet: it waits in the delay queue, and no attempt is spent.
+pub fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settlement {
+    Settlement {
+        lease: scene.lease,
+        reply: None,
+        publications: Vec::new(),
+        end: End::Later {
+            fields: event.same_attempt(),
+            wait,
+        },
+        history: None,
+    }
+}
+
 /// An event whose type does not run from its stream: whoever asked is told, and an operator is shown who
 /// tried.
 pub fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
@@ -159,12 +179,15 @@ pub fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
 /// An entry that is no event.
 pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
     let error = HandlerError::invalid_argument(bad.message.clone());
+    let as_json = bad.entry.get("datacontenttype") == Some(JSON.as_bytes());
+    let (data, content) = in_kind(body(&error), as_json);
     let reply = bad.reply_to.clone().map(|to| Reply {
         to: Some(to),
         correlation_id: bad.correlation_id(),
         kind: result_of(bad.kind.as_deref().unwrap_or("unknown")),
         status: error.code.as_str(),
-        data: body(&error),
+        data,
+        content,
     });
     let letter = DeadLetter {
         entry: bad.entry,
@@ -204,12 +227,28 @@ fn letter(scene: Scene<'_>, event: &Event, error: &HandlerError) -> DeadLetter {
 }
 
 fn error_reply(event: &Event, error: &HandlerError) -> Reply {
+    reply_to(event, error.code.as_str(), body(error))
+}
+
+/// A reply to whoever asked, in kind.
+fn reply_to(event: &Event, status: &'static str, data: Encoded) -> Reply {
+    let (data, content) = in_kind(data, event.is_json());
     Reply {
         to: event.reply_to().map(str::to_owned),
         correlation_id: event.id(),
         kind: result_of(event.kind()),
-        status: error.code.as_str(),
-        data: body(error),
+        status,
+        data,
+        content,
+    }
+}
+
+/// A payload for somebody who writes JSON, or MessagePack.
+fn in_kind(data: Encoded, as_json: bool) -> (Encoded, Option<&'static str>) {
+    let text = as_json.then(|| json::to_json(&data));
+    match text {
+        Some(Ok(value)) => (value.to_string().into_bytes(), Some(JSON)),
+        _ => (data, None),
     }
 }
 

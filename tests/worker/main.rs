@@ -13,6 +13,7 @@ mod batches;
 mod clocks;
 mod failures;
 mod fences;
+mod fields;
 mod handover;
 mod history;
 mod kept;

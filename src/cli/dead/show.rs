@@ -7,7 +7,7 @@ use clap::Args;
 use convoke::operator::browse::Pages;
 use convoke::operator::inspect;
 use convoke::protocol::dead::Letter;
-use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED};
+use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED, payload_of};
 use convoke::protocol::keys::{StreamKind, StreamName};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
@@ -118,7 +118,7 @@ fn tell(
     if let Some(said) = payload::too_large(entry) {
         return line("payload", &said).map_err(Into::into);
     }
-    match own.get("data").map(payload::decode) {
+    match payload_of(&own).map(|data| payload::decode(&data)) {
         None => line("payload", "none")?,
         Some(Ok(value)) => {
             line("payload", "")?;
@@ -162,7 +162,7 @@ pub fn described(stream: &StreamName, entry: &Entry, letter: &Letter) -> Value {
         "fields": fields,
     });
     match entry.cut() {
-        None => payload::describe(own.get("data"), &mut object),
+        None => payload::describe(payload_of(&own).as_deref(), &mut object),
         Some(_) => payload::describe_entry(entry, &mut object),
     }
     object

@@ -24,8 +24,10 @@ pub struct Reply {
     pub kind: String,
     /// `ok` or an error code.
     pub status: &'static str,
-    /// MessagePack: the result or the error.
+    /// The result or the error.
     pub data: Vec<u8>,
+    /// What `data` is, if it is not MessagePack.
+    pub content: Option<&'static str>,
 }
 
 /// An entry for a stream: names and values in turn.
@@ -264,7 +266,7 @@ impl Reply {
         // by the workers, with an eye on its groups.
         let make_none: Option<&[u8]> = inbox.then_some(b"NOMKSTREAM");
         let cap = |word: &'static [u8]| history.map(|_| word);
-        let mut words: [&[u8]; 19] = [b""; 19];
+        let mut words: [&[u8]; 21] = [b""; 21];
         let mut length = 0;
         for word in [
             Some(&b"XADD"[..]),
@@ -284,6 +286,8 @@ impl Reply {
             Some(place.consumer.as_bytes()),
             Some(b"time"),
             Some(now.as_ref()),
+            self.content.map(|_| &b"datacontenttype"[..]),
+            self.content.map(str::as_bytes),
             Some(b"data"),
             Some(&self.data),
         ]

@@ -17,8 +17,8 @@ use std::sync::LazyLock;
 
 static PROMOTE: LazyLock<Script> = LazyLock::new(|| script(include_str!("promote.lua")));
 
-/// The latest due time, Unix ms: what a sorted set's score holds exactly.
-pub const MAX_DUE: u64 = 1 << 53;
+/// The latest due time, Unix ms.
+pub const MAX_DUE: u64 = crate::protocol::event::LATEST;
 
 /// Members that one call moves at the most.
 pub const AT_ONCE: usize = 150;

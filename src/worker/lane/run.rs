@@ -87,6 +87,11 @@ impl Lane {
         if self.expires(lease, &event) {
             return now;
         }
+        if let Some(wait) = self.until_due(&event) {
+            self.settled
+                .push(settle::early(self.shared.scene(lease), &event, wait));
+            return now;
+        }
         let inbox = shared.inbox == Some(lease.stream);
         let context =
             Context::arrived(event, shared.process.clone(), inbox).delivered(lease.deliveries);
@@ -209,6 +214,14 @@ impl Lane {
                 now
             }
         }
+    }
+
+    /// How long an event has to wait, if it came before it is to run.
+    fn until_due(&self, event: &Event) -> Option<Duration> {
+        let wait = event
+            .not_before()?
+            .checked_sub(self.shared.claims.server_now())?;
+        (wait > 0).then(|| Duration::from_millis(wait))
     }
 
     /// Whether an event's deadline has passed; it is settled then.

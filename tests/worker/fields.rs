@@ -1,0 +1,136 @@
+//! Fields of a plain `XADD`: when the event is to run, and that its payload is JSON.
+
+use crate::rig::{Rig, text};
+use convoke::connect::connector::Connector;
+use convoke::coordination::instances::Instances;
+use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
+use convoke::{Context, HandlerError, Policy};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+async fn add(rig: &Rig, fields: &[(&str, &str)]) {
+    let mut command = redis::cmd("XADD");
+    command.arg("cb:events:image").arg("*");
+    for (name, value) in fields {
+        command.arg(name).arg(value);
+    }
+    let mut connection = rig.connection.clone();
+    command.exec_async(&mut connection).await.unwrap();
+}
+
+async fn now(rig: &Rig) -> u64 {
+    let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 1).unwrap();
+    let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
+    instances.server_time().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_does_not_run_before_the_time_that_its_field_names_and_spends_no_attempt() {
+    let rig = Rig::new().await;
+    let ran = |context: Context, (): ()| async move { Ok::<_, HandlerError>(context.attempt()) };
+    let worker = rig.start(rig.builder().handler("image.made", ran));
+    let at = now(&rig).await + 1500;
+    let soon = at.to_string();
+    // More fields than an event may have, once the bus has added its own.
+    let names: Vec<String> = (0..30).map(|n| format!("f{n}")).collect();
+    let mut full = vec![("type", "image.made"), ("notbefore", &soon)];
+    full.extend(names.iter().map(|name| (name.as_str(), "v")));
+    add(&rig, &full).await;
+    add(&rig, &[("type", "image.made"), ("notbefore", &soon)]).await;
+    add(
+        &rig,
+        &[("type", "image.made"), ("notbefore", "1"), ("id", "past")],
+    )
+    .await;
+    let results = rig.wait_for("cb:results:image", 3).await;
+    assert_eq!(text(&results[0], "correlationid"), "past");
+    for result in &results[1..] {
+        assert!(result.id.ms >= at, "{} is before {at}", result.id);
+    }
+    for result in &results {
+        assert_eq!(
+            rmp_serde::from_slice::<u32>(result.get("data").unwrap()).unwrap(),
+            1
+        );
+    }
+    assert!(!rig.exists("cb:dead:image").await);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payload_that_is_called_json_is_read_as_json_and_answered_in_kind() {
+    let rig = Rig::new().await;
+    static TRIES: AtomicU32 = AtomicU32::new(0);
+    async fn double(_: Context, job: Value) -> Result<Value, HandlerError> {
+        match job["n"].as_i64() {
+            // The retry has the same payload.
+            Some(7) if TRIES.fetch_add(1, Ordering::Relaxed) == 0 => {
+                Err(HandlerError::unavailable("once more"))
+            }
+            Some(n) => Ok(json!({ "twice": 2 * n })),
+            None => Err(HandlerError::not_found("n")),
+        }
+    }
+    let worker = rig.start(
+        rig.builder()
+            .handler_with("image.double", double, Policy::new()),
+    );
+    let ask = async |name: &str, data: &str, kind: &str| {
+        let to = format!("cb:reply:{name}");
+        let fields = [
+            ("type", "image.double"),
+            ("data", data),
+            ("datacontenttype", kind),
+            ("replyto", &to),
+        ];
+        add(&rig, &fields).await;
+        let reply = rig.wait_for(&to, 1).await.remove(0);
+        let data = reply.get("data").unwrap().to_vec();
+        (
+            text(&reply, "status"),
+            reply.get("datacontenttype").map(<[u8]>::to_vec),
+            data,
+        )
+    };
+    let json = Some(b"application/json".to_vec());
+    for n in [3, 7] {
+        let (status, kind, data) = ask(
+            &format!("n{n}"),
+            &format!("{{\"n\": {n}}}"),
+            "application/json",
+        )
+        .await;
+        assert_eq!((status.as_str(), &kind), ("ok", &json));
+        assert_eq!(data, format!("{{\"twice\":{}}}", 2 * n).as_bytes());
+    }
+    for (name, text, code) in [
+        ("none", "{}", "not_found"),
+        ("bad", "{\"n\": 3", "invalid_argument"),
+    ] {
+        let (status, kind, data) = ask(name, text, "application/json").await;
+        assert_eq!((status.as_str(), &kind), (code, &json));
+        let error: Value = serde_json::from_slice(&data).unwrap();
+        assert_eq!(error["code"], code);
+    }
+    let (status, kind, data) = ask("text", "{}", "text/plain").await;
+    assert_eq!((status.as_str(), kind), ("invalid_argument", None));
+    assert!(String::from_utf8_lossy(&data).contains("datacontenttype"));
+    let (status, kind, _) = ask("packed", "\u{1}", "application/msgpack").await;
+    assert_eq!((status.as_str(), kind), ("not_found", None));
+    // Without anybody who asked, it stays MessagePack.
+    add(
+        &rig,
+        &[
+            ("type", "image.double"),
+            ("data", "{\"n\": 1}"),
+            ("datacontenttype", "application/json"),
+        ],
+    )
+    .await;
+    let result = rig.wait_for("cb:results:image", 1).await.remove(0);
+    assert_eq!(result.get("datacontenttype"), None);
+    let data: Value = rmp_serde::from_slice(result.get("data").unwrap()).unwrap();
+    assert_eq!(data["twice"], 2);
+    worker.stop().await;
+}
