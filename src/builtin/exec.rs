@@ -202,8 +202,9 @@ mod tests {
                 true,
                 "broken",
             ),
-            ("echo broken >&2; exit 1", Code::Internal, false, "broken"),
-            ("exit 3", Code::Internal, false, "exit status: 3"),
+            ("echo broken >&2; exit 1", Code::Internal, true, "broken"),
+            ("exit 64", Code::Internal, false, "exit status: 64"),
+            ("exit 65", Code::Internal, false, "exit status: 65"),
             ("kill -9 $$", Code::Internal, true, "signal: 9"),
             (
                 "sh -c 'kill -9 $$'; exit $?",
@@ -211,8 +212,8 @@ mod tests {
                 true,
                 "signal: 9",
             ),
-            ("exit 128", Code::Internal, false, "exit status: 128"),
-            ("exit 255", Code::Internal, false, "exit status: 255"),
+            ("exit 128", Code::Internal, true, "exit status: 128"),
+            ("exit 255", Code::Internal, true, "exit status: 255"),
             ("echo '{'", Code::Internal, false, "begins with \"{\\n\""),
             (
                 "echo 18446744073709551616",

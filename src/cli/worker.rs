@@ -27,9 +27,10 @@ Commands of --exec:
   of a success it is logged.
 
   exit 0            success; output that is not one JSON value is a permanent failure
+  exit 64 or 65     internal, permanent
   exit 75           unavailable, tried again
   a signal, 129-192 internal, tried again (a shell makes 128 + n of signal n)
-  any other         internal, permanent
+  any other         internal, tried again
 
   The status counts once the command has exited, also if a child of it holds the output open; that
   child lives on. A run that is given up (time-out, lost lease, shutdown) is killed with all its
@@ -70,6 +71,11 @@ pub struct SettingFlags {
     #[arg(long, value_name = "ROLE", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     role: Vec<String>,
+    /// A type that nobody needs to handle, or a domain's, such as image.*; may be repeated. Events of it that
+    /// nobody asked an answer for are acknowledged instead of becoming dead letters
+    #[arg(long, value_name = "TYPE", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ignore: Vec<String>,
     /// Tasks that may be assigned to it at a time [default: 10]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]

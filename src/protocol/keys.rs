@@ -112,6 +112,14 @@ pub fn domain_of(kind: &str) -> &str {
     kind.split_once('.').map_or(kind, |(domain, _)| domain)
 }
 
+/// Whether a pattern is that type, or its domain and `.*`.
+pub fn covers(pattern: &str, kind: &str) -> bool {
+    match pattern.strip_suffix(".*") {
+        Some(domain) => domain == domain_of(kind),
+        None => pattern == kind,
+    }
+}
+
 /// Whether the domain belongs to the control plane, which has a lane of its own.
 pub fn is_control(domain: &str) -> bool {
     matches!(domain, "system" | "task")

@@ -49,6 +49,10 @@ pub struct Settings {
     pub id: String,
     /// Roles that the instance holds.
     pub role: Vec<String>,
+    /// Types that nobody needs to handle, such as `image.resized`, or those of a whole domain: `image.*`.
+    /// Their streams are read. Events of them that nobody has a handler for, and nobody asked an answer for,
+    /// are acknowledged and counted instead of becoming dead letters.
+    pub ignore: Vec<String>,
     /// Tasks that may be assigned to the instance at a time.
     pub capacity: u32,
     /// Handlers of the data lanes that may be waiting at a time; 1 to 65536.
@@ -114,6 +118,7 @@ impl Default for Settings {
             group: "workers".into(),
             id: String::new(),
             role: vec!["worker".into()],
+            ignore: Vec::new(),
             capacity: 10,
             concurrency: 64,
             type_share: 75,
@@ -188,6 +193,9 @@ impl Settings {
         }
         for role in &self.role {
             named("role", role)?;
+        }
+        for pattern in &self.ignore {
+            ignorable(pattern)?;
         }
         within("capacity", self.capacity.into(), 0..=MAX_CAPACITY.into())?;
         within("concurrency", self.concurrency as u64, 1..=65_536)?;
@@ -273,6 +281,22 @@ impl SettingError {
     }
 }
 
+fn ignorable(pattern: &str) -> Result<(), SettingError> {
+    let kind = match pattern.strip_suffix(".*") {
+        Some(domain) => format!("{domain}.a"),
+        None => pattern.to_owned(),
+    };
+    if !keys::is_event_type(kind.as_bytes()) {
+        let problem = format!("{pattern:?} is neither an event type nor a domain and .*");
+        return Err(SettingError::new("ignore", problem));
+    }
+    if keys::is_control(keys::domain_of(&kind)) {
+        let problem = format!("{pattern} belongs to the control plane");
+        return Err(SettingError::new("ignore", problem));
+    }
+    Ok(())
+}
+
 fn within(
     setting: &'static str,
     value: u64,
@@ -334,7 +358,7 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 29] = [
+        let changes: [(&str, &str, Change); 31] = [
             ("redis_url", "no service", |s| {
                 s.redis_url = RedisUrl::new("redis+sentinel://h")
             }),
@@ -347,6 +371,8 @@ mod tests {
             ("id", "\"a b\"", |s| s.id = "a b".into()),
             ("role", "\"\"", |s| s.role = vec![String::new()]),
             ("role", "33", |s| s.role = vec!["a".into(); 33]),
+            ("ignore", "\"image\"", |s| s.ignore = vec!["image".into()]),
+            ("ignore", "system.*", |s| s.ignore = vec!["system.*".into()]),
             ("capacity", "1000001", |s| s.capacity = 1_000_001),
             ("concurrency", "0", |s| s.concurrency = 0),
             ("concurrency", "65537", |s| s.concurrency = 65_537),

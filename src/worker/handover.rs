@@ -10,6 +10,7 @@ use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
 use crate::streams::claim::{self, Given, Handing};
 use crate::streams::commit::{Lease, Publication, Settlement};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// An event that is left for an active instance that can run it.
@@ -55,6 +56,10 @@ impl Left {
                 LATE,
                 format!("those that have a handler for {needed} missed their pulses"),
             ),
+            Ok(Handed::Nobody) if besides.is_none() && shared.ignores(event) => {
+                shared.counts.ignored.fetch_add(1, Ordering::Relaxed);
+                return Some(settle::ignored(shared.scene(self.lease)));
+            }
             Ok(Handed::Nobody) => self.error,
             Ok(Handed::TooOften) => HandlerError::new(
                 Code::Unimplemented,

@@ -124,7 +124,9 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
     let of_data: Vec<&str> = of_data
         .filter(|kind| *kind != NUDGE && !keys::is_control(keys::domain_of(kind)))
         .collect();
-    let domains: BTreeSet<&str> = of_data.iter().map(|kind| keys::domain_of(kind)).collect();
+    let ignored = settings.ignore.iter().map(String::as_str);
+    let read = of_data.iter().copied().chain(ignored);
+    let domains: BTreeSet<&str> = read.map(keys::domain_of).collect();
     let mut data = Plan {
         name: "data",
         concurrency: settings.concurrency,
@@ -238,6 +240,7 @@ impl Lanes {
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
+                ignore: settings.ignore.clone().into(),
                 soon: Notify::new(),
                 counts: Counts::default(),
                 turned: Turned::default(),
@@ -349,6 +352,7 @@ impl Lanes {
             totals.fenced += counts.fenced.load(Ordering::Relaxed);
             totals.taken += counts.taken.load(Ordering::Relaxed);
             totals.expired += counts.expired.load(Ordering::Relaxed);
+            totals.ignored += counts.ignored.load(Ordering::Relaxed);
         }
         totals
     }
@@ -361,6 +365,7 @@ pub struct Totals {
     fenced: u64,
     taken: u64,
     expired: u64,
+    ignored: u64,
 }
 
 impl fmt::Display for Totals {
@@ -370,10 +375,11 @@ impl fmt::Display for Totals {
             fenced,
             taken,
             expired,
+            ignored,
         } = self;
         write!(
             f,
-            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline"
+            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored"
         )
     }
 }

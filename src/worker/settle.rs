@@ -125,6 +125,17 @@ pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
     }
 }
 
+/// An event of a type that nobody needs to handle.
+pub fn ignored(scene: Scene<'_>) -> Settlement {
+    Settlement {
+        lease: scene.lease,
+        reply: None,
+        publications: Vec::new(),
+        end: End::Done,
+        history: None,
+    }
+}
+
 /// An event that is not to run yet: it waits in the delay queue, and no attempt is spent.
 pub fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settlement {
     Settlement {

@@ -8,8 +8,8 @@ use crate::coordination::instances::Instances;
 use crate::handler::context::Process;
 use crate::handler::policy::RetryPolicy;
 use crate::handler::router::Router;
-use crate::protocol::event::{Entry, Limits};
-use crate::protocol::keys::Route;
+use crate::protocol::event::{Entry, Event, Limits};
+use crate::protocol::keys::{self, Route};
 use crate::streams::commit::{Claims, Lease};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,6 +55,8 @@ pub struct Counts {
     pub taken: AtomicU64,
     /// Events dropped since their deadline had passed.
     pub expired: AtomicU64,
+    /// Events of types that nobody needs to handle.
+    pub ignored: AtomicU64,
     /// Events that will be tried again.
     pub retried: AtomicU64,
     /// Events that became dead letters.
@@ -102,6 +104,8 @@ pub struct Shared {
     pub max_deliveries: u32,
     /// Retries of events without a handler's own schedule.
     pub retry: RetryPolicy,
+    /// Types that nobody needs to handle.
+    pub ignore: Arc<[String]>,
     /// Is told when an event was put off for so short a time that nobody may have looked by then.
     pub soon: Notify,
     /// What happened so far.
@@ -145,6 +149,12 @@ impl Shared {
     /// This instance, which is the consumer's name.
     pub fn instance(&self) -> &str {
         &self.process.instance
+    }
+
+    /// Whether nobody needs to handle an event: its type is one of those, and nobody waits for an answer.
+    pub fn ignores(&self, event: &Event) -> bool {
+        let covers = |pattern: &String| keys::covers(pattern, event.kind());
+        event.reply_to().is_none() && self.ignore.iter().any(covers)
     }
 
     /// The claim counter's key of a consumer, for the commits of one of the streams.

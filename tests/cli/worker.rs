@@ -56,7 +56,7 @@ fn instance(redis: &Redis) -> Value {
 fn a_command_handles_events_and_its_result_or_error_is_the_reply() {
     let redis = Redis::start();
     let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=demo.echo=cat"]);
-    command.args(["--exec", "demo.fail=echo no such image >&2; exit 3"]);
+    command.args(["--exec", "demo.fail=echo no such image >&2; exit 65"]);
     let worker = Worker::start(&redis, "w-1", &mut command);
     let data = r#"{"a":[1,"é"]}"#;
     let ended = run(&redis, &["request", "demo.echo", "--data", data]).done();
@@ -170,7 +170,7 @@ fn tasks_are_created_waited_for_and_looked_at() {
     let redis = Redis::start();
     let upper = "text.upper=tr '[:lower:]' '[:upper:]'";
     let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec", upper]);
-    command.args(["--exec", "text.fail=echo no such text >&2; exit 3"]);
+    command.args(["--exec", "text.fail=echo no such text >&2; exit 65"]);
     let worker = Worker::start(&redis, "w-1", &mut command);
     let create = ["task", "create", "text.upper", "--data", r#""é x""#];
     let with = |more: &[&str]| run(&redis, &[&create[..], more].concat());
@@ -369,7 +369,7 @@ fn a_command_is_told_exactly_what_was_published_and_answers_exactly() {
 #[test]
 fn the_log_sums_up_the_dead_letters_that_there_are() {
     let redis = Redis::start();
-    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=demo.fail=exit 3"]);
+    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=demo.fail=exit 65"]);
     let mut worker = Worker::start(&redis, "w-1", &mut command);
     for _ in 0..3 {
         run(&redis, &["publish", "demo.fail"]).done();

@@ -1,12 +1,15 @@
-//! Fields of a plain `XADD`: when the event is to run, and that its payload is JSON.
+//! Fields of a plain `XADD`: when the event is to run, and that its payload is JSON; and types that nobody needs
+//! to handle.
 
 use crate::rig::{Rig, text};
+use crate::support::until;
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::protocol::keys::Keys;
-use convoke::settings::RedisUrl;
-use convoke::{Context, HandlerError, Policy};
+use convoke::settings::{RedisUrl, Settings};
+use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 async fn add(rig: &Rig, fields: &[(&str, &str)]) {
@@ -133,4 +136,46 @@ async fn a_payload_that_is_called_json_is_read_as_json_and_answered_in_kind() {
     let data: Value = rmp_serde::from_slice(result.get("data").unwrap()).unwrap();
     assert_eq!(data["twice"], 2);
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_nobody_needs_to_handle_is_acknowledged_unless_somebody_asked() {
+    let rig = Rig::new().await;
+    let settings = Settings {
+        ignore: vec!["image.made".into(), "sound.*".into()],
+        ..rig.settings()
+    };
+    async fn echo(_: Context, (): ()) -> Result<(), HandlerError> {
+        Ok(())
+    }
+    let builder = Worker::builder().settings(settings);
+    let worker = rig.start(builder.handler("image.resize", echo));
+    add(&rig, &[("type", "image.made")]).await;
+    // A domain that the worker has no handler for.
+    rig.run("XADD cb:events:sound * type sound.made").await;
+    add(&rig, &[("type", "image.lost"), ("id", "lost")]).await;
+    add(&rig, &[("type", "image.made"), ("replyto", "cb:reply:me")]).await;
+    add(&rig, &[("type", "image.resize")]).await;
+    let dead = rig.wait_for("cb:dead:image", 1).await;
+    assert_eq!(text(&dead[0], "id"), "lost");
+    let reply = rig.wait_for("cb:reply:me", 1).await.remove(0);
+    assert_eq!(text(&reply, "status"), "unimplemented");
+    rig.wait_for("cb:results:image", 1).await;
+    until("all are acknowledged", || async {
+        let groups = rig.run("XINFO GROUPS cb:events:sound").await;
+        let groups: Vec<HashMap<String, redis::Value>> = redis::from_redis_value(groups).unwrap();
+        let read = groups.first().is_some_and(|group| {
+            group["last-delivered-id"] != redis::Value::BulkString(b"0-0".to_vec())
+        });
+        let pending = [
+            rig.pending("cb:events:image").await,
+            rig.pending("cb:events:sound").await,
+        ];
+        read && pending == [0, 0]
+    })
+    .await;
+    worker.stop().await;
+    assert_eq!(rig.entries("cb:dead:image").await.len(), 1);
+    assert!(!rig.exists("cb:dead:sound").await);
+    assert!(!rig.exists("cb:results:sound").await);
 }

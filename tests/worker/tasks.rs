@@ -40,7 +40,7 @@ fn settings(rig: &Rig, id: &str, capacity: u32) -> convoke::settings::Settings {
 async fn a_task_is_run_by_the_worker_that_has_a_command_for_it() {
     let rig = Rig::new().await;
     let upper = exec::registration("text.upper", "tr '[:lower:]' '[:upper:]'", 1 << 20);
-    let fail = exec::registration("text.fail", "echo no such text >&2; exit 3", 1 << 20);
+    let fail = exec::registration("text.fail", "echo no such text >&2; exit 65", 1 << 20);
     let one = rig.start(
         rig.builder()
             .settings(settings(&rig, "w-1", 2))

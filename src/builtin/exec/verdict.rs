@@ -4,9 +4,10 @@
 //! |---|---|
 //! | exit 0 | its output is the result; nothing printed is null |
 //! | exit 0, and the output is not exactly one JSON value | `internal`, permanent; names the place |
-//! | exit 75 (`EX_TEMPFAIL` of `sysexits.h`) | `unavailable`, retried |
+//! | exit 64 or 65 (`EX_USAGE`, `EX_DATAERR` of `sysexits.h`) | `internal`, permanent |
+//! | exit 75 (`EX_TEMPFAIL`) | `unavailable`, retried |
 //! | a signal, or exit 128 + n, which is what a shell makes of signal n | `internal`, retried |
-//! | any other exit status | `internal`, permanent |
+//! | any other exit status | `internal`, retried, as what a handler in Rust returns by `?` |
 //!
 //! The message of a failure is the end of what it wrote on standard error.
 
@@ -15,7 +16,9 @@ use crate::protocol::error::HandlerError;
 use crate::protocol::json;
 use std::process::ExitStatus;
 
-/// The exit code of a failure that is retried.
+/// The exit codes of failures that the same again would not mend.
+const PERMANENT: [i32; 2] = [64, 65];
+/// The exit code of a failure of something that is needed.
 const RETRY: i32 = 75;
 /// A shell ends so, with the signal's number added, when a signal ended what it ran.
 const SIGNALLED: i32 = 128;
@@ -43,7 +46,10 @@ pub(crate) fn judge(
             let how = format!("signal: {signal} (exit status {code} of its shell)");
             Err(HandlerError::internal(killed(&how, &said)))
         }
-        Some(_) => Err(HandlerError::internal(why(status.to_string())).permanent()),
+        Some(code) if PERMANENT.contains(&code) => {
+            Err(HandlerError::internal(why(status.to_string())).permanent())
+        }
+        Some(_) => Err(HandlerError::internal(why(status.to_string()))),
         None => Err(HandlerError::internal(killed(&status.to_string(), &said))),
     }
 }
