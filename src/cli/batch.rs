@@ -18,7 +18,7 @@ use uuid::Uuid;
 const EXAMPLES: &str = "\
 Examples:
   convoke batch run number.add --items '[1, 2, 3]'
-  convoke batch run image.resize --items @jobs.json --id nightly --mode fan-out
+  convoke batch run image.resize --items @jobs.json --id nightly --mode fan_out
   convoke batch show nightly
   convoke batch list --format json | jq -r 'select(.status == \"running\").id'
 
@@ -28,7 +28,7 @@ goes on where it stopped; a completed one answers with its result, for a day.";
 const RUN_EXAMPLES: &str = "\
 Examples:
   convoke batch run number.add --items '[1, 2, 3]'
-  convoke batch run image.resize --items @jobs.json --id nightly --mode fan-out
+  convoke batch run image.resize --items @jobs.json --id nightly --mode fan_out
 
 Waits until the batch is completed, whoever works on it. If an item failed, the exit code is 1; what
 failed is printed on stderr. Interrupted or timed out, it changes nothing for the batch: look with
@@ -76,6 +76,7 @@ struct Run {
 #[derive(Clone, Copy, ValueEnum)]
 enum ModeFlag {
     Exclusive,
+    #[value(name = "fan_out", alias = "fan-out")]
     FanOut,
 }
 

@@ -55,9 +55,10 @@ impl Context {
     ///
     /// # Errors
     /// What `effect` returns. `internal`, not retryable, for a second call in a run whose first one
-    /// took effect or is under way: all effects of an event go into one call. `unavailable` if the database cannot be reached, `internal` if it
-    /// refuses. `failed_precondition` for an event without an id on a bus that splits its domain
-    /// into partitions: there an entry id names nothing for good.
+    /// took effect or is under way: all effects of an event go into one call. `unavailable` if the database
+    /// cannot be reached, `internal` if it refuses. `failed_precondition`, not retryable, where the ledger's
+    /// schema is missing; and for an event without an id on a bus that splits its domain into partitions:
+    /// there an entry id names nothing for good.
     pub async fn once<DB, T, F>(&self, pool: &Pool<DB>, effect: F) -> Result<T, HandlerError>
     where
         DB: Dialect,
@@ -123,12 +124,24 @@ fn identity(event: &Event, keys: &Keys) -> Result<Identity, HandlerError> {
 }
 
 fn unavailable(error: sqlx::Error) -> HandlerError {
+    if lacks_table(&error) {
+        return HandlerError::failed_precondition(format!(
+            "the database lacks what `once` needs ({error}): run `convoke ledger migrate`"
+        ));
+    }
     match super::LedgerError::from(error) {
         error @ (super::LedgerError::Sql(_) | super::LedgerError::Refused(_)) => {
             HandlerError::internal(error.to_string())
         }
         error => HandlerError::unavailable(error.to_string()),
     }
+}
+
+/// PostgreSQL's `undefined_table`, or what SQLite says in words only.
+fn lacks_table(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.code().as_deref() == Some("42P01") || error.message().starts_with("no such table")
+    })
 }
 
 #[cfg(test)]

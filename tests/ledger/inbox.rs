@@ -116,6 +116,22 @@ async fn a_second_run_changes_nothing_and_has_the_first_ones_result() {
 }
 
 #[tokio::test]
+async fn without_the_schema_it_is_said_what_to_run_and_the_event_is_not_tried_again() {
+    both(async |rig, pool| {
+        rig.store.run("DROP TABLE convoke_inbox").await;
+        let runs = AtomicU32::new(0);
+        let error = pool.charge(&run_of(rig, "e-1"), &runs).await.unwrap_err();
+        assert_eq!(error.code, Code::FailedPrecondition);
+        assert!(
+            !error.retryable && error.message.contains("convoke ledger migrate"),
+            "{error}"
+        );
+        assert_eq!(runs.into_inner(), 0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_second_effect_in_one_run_is_refused_and_not_skipped_unseen() {
     both(async |rig, pool| {
         let runs = AtomicU32::new(0);

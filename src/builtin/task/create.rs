@@ -19,6 +19,7 @@ pub struct Create {
     #[schemars(with = "Option<serde_json::Value>")]
     payload: Value,
     #[serde(default = "fifty")]
+    #[schemars(range(max = 100))]
     priority: u8,
     #[serde(default = "worker")]
     role: String,

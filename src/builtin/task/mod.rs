@@ -71,6 +71,7 @@ pub struct Shown {
     task_id: String,
     kind: String,
     status: &'static str,
+    #[schemars(range(max = 100))]
     priority: u8,
     role: String,
     requires: Vec<String>,
