@@ -339,12 +339,14 @@ impl Lane {
     }
 
     fn finish(&mut self, finished: Finished) {
-        if let Finished::Entered(waiting, entered) = finished {
-            return self.came_in(*waiting, entered);
-        }
+        let finished = match finished {
+            Finished::Entered(waiting, entered) => return self.came_in(*waiting, entered),
+            Finished::Judged(waiting, judged) => return self.judged(*waiting, judged),
+            finished => finished,
+        };
         self.running -= 1;
         match finished {
-            Finished::Entered(..) => {}
+            Finished::Entered(..) | Finished::Judged(..) => {}
             Finished::Run(ran) => {
                 self.admission.ended(ran.route());
                 self.ran(*ran);

@@ -240,6 +240,7 @@ impl Lanes {
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
+                dedup_window: settings.dedup_window,
                 ignore: settings.ignore.clone().into(),
                 soon: Notify::new(),
                 counts: Counts::default(),
@@ -353,6 +354,7 @@ impl Lanes {
             totals.taken += counts.taken.load(Ordering::Relaxed);
             totals.expired += counts.expired.load(Ordering::Relaxed);
             totals.ignored += counts.ignored.load(Ordering::Relaxed);
+            totals.duplicates += counts.duplicates.load(Ordering::Relaxed);
         }
         totals
     }
@@ -366,6 +368,7 @@ pub struct Totals {
     taken: u64,
     expired: u64,
     ignored: u64,
+    duplicates: u64,
 }
 
 impl fmt::Display for Totals {
@@ -376,10 +379,11 @@ impl fmt::Display for Totals {
             taken,
             expired,
             ignored,
+            duplicates,
         } = self;
         write!(
             f,
-            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored"
+            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored, {duplicates} duplicates"
         )
     }
 }

@@ -12,6 +12,7 @@
 mod activity;
 mod admission;
 pub mod builder;
+mod duplicates;
 mod handover;
 mod inflight;
 mod keeper;
