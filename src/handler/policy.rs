@@ -81,6 +81,7 @@ type UserLayer = Arc<dyn Fn(Stack) -> Stack + Send + Sync>;
 pub struct Policy {
     pub(crate) timeout: Option<Option<Duration>>,
     pub(crate) retry: Option<RetryPolicy>,
+    pub(crate) attempts: Option<u32>,
     pub(crate) rate: Option<Rate>,
     pub(crate) circuit: Option<CircuitPolicy>,
     pub(crate) fallback: Option<Fallback>,
@@ -98,6 +99,7 @@ impl fmt::Debug for Policy {
         f.debug_struct("Policy")
             .field("timeout", &self.timeout)
             .field("retry", &self.retry)
+            .field("attempts", &self.attempts)
             .field("rate", &self.rate)
             .field("circuit", &self.circuit)
             .field("fallback", &self.fallback.is_some())
@@ -125,6 +127,15 @@ impl Policy {
         self
     }
 
+    /// The schedule, where the worker's is this one.
+    pub(crate) fn retries(&self, defaults: RetryPolicy) -> RetryPolicy {
+        let schedule = self.retry.unwrap_or(defaults);
+        RetryPolicy {
+            max_attempts: self.attempts.unwrap_or(schedule.max_attempts),
+            ..schedule
+        }
+    }
+
     /// Lets a run take as long as it takes.
     #[must_use]
     pub fn no_timeout(mut self) -> Self {
@@ -136,6 +147,13 @@ impl Policy {
     #[must_use]
     pub fn retry(mut self, retry: RetryPolicy) -> Self {
         self.retry = Some(retry);
+        self
+    }
+
+    /// At most this many tries, the first included, at the worker's pauses or those of [`retry`](Self::retry).
+    #[must_use]
+    pub fn attempts(mut self, most: u32) -> Self {
+        self.attempts = Some(most);
         self
     }
 

@@ -122,7 +122,7 @@ impl Router {
             let route = Route {
                 index: 0,
                 timeout,
-                retry: policy.retry.unwrap_or(defaults),
+                retry: policy.retries(defaults),
                 kind: kind.clone(),
                 policy,
                 schemas,

@@ -4,6 +4,7 @@
 //! these codes and no others.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
@@ -107,8 +108,19 @@ pub enum Refusal {
 
 /// How a handler failed: a code that a requester can match and a message that a person can act on.
 ///
-/// Any error that implements [`std::error::Error`] becomes an [`Code::Internal`] by `?`, with the
-/// chain of its sources as the message; it is retried.
+/// Any error becomes a [`Code::Internal`] by `?`, also that of `anyhow`, and so does a string: with the chain
+/// of its sources as the message; it is retried.
+///
+/// ```
+/// use convoke::{Context, HandlerError};
+///
+/// async fn count(_: Context, text: String) -> Result<u64, HandlerError> {
+///     if text.is_empty() {
+///         return Err(HandlerError::invalid_argument("text: empty"));
+///     }
+///     Ok(text.parse()?)
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct HandlerError {
     /// What kind of failure.
@@ -179,8 +191,9 @@ impl HandlerError {
     }
 
     /// Not now: the event runs after about that time at the earliest, here or elsewhere, a request as
-    /// well, and no attempt is spent.
-    pub(crate) fn later(wait: Duration, why: impl Into<Cow<'static, str>>) -> Self {
+    /// well, and no attempt is spent. For what a handler cannot begin yet; a failure is better retried by the
+    /// policy, which counts.
+    pub fn later(wait: Duration, why: impl Into<Cow<'static, str>>) -> Self {
         Self {
             refusal: Some(Refusal::Busy),
             retry_after: Some(wait),
@@ -226,8 +239,9 @@ impl fmt::Display for HandlerError {
     }
 }
 
-impl<E: std::error::Error> From<E> for HandlerError {
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for HandlerError {
     fn from(error: E) -> Self {
+        let error: Box<dyn Error + Send + Sync> = error.into();
         let mut message = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
@@ -249,6 +263,20 @@ mod tests {
             assert_eq!(Code::from_name(code.as_str()), Some(code));
         }
         assert_eq!(Code::from_name("ok"), None);
+    }
+
+    #[test]
+    fn any_error_is_internal_and_says_why_it_came() {
+        let read = || -> Result<(), HandlerError> {
+            let inner = std::io::Error::other("no disk");
+            Err(anyhow::Error::new(inner).context("reading a.txt"))?
+        };
+        let error = read().unwrap_err();
+        assert_eq!((error.code, error.retryable), (Code::Internal, true));
+        assert_eq!(error.message, "reading a.txt: no disk");
+        let parsed = || -> Result<u8, HandlerError> { Ok("x".parse()?) };
+        assert!(parsed().unwrap_err().message.contains("invalid digit"));
+        assert_eq!(HandlerError::from("as it is").message, "as it is");
     }
 
     #[test]

@@ -269,6 +269,7 @@ impl Held {
                 kind: "image.made.result".into(),
                 status: "ok",
                 data: vec![0xc0],
+                content: None,
             }),
             publications: vec![Publication {
                 stream: NEXT.into(),

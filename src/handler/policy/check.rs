@@ -28,6 +28,13 @@ impl Policy {
             )?;
         }
         self.retry.iter().try_for_each(RetryPolicy::check)?;
+        if let Some(most) = self.attempts {
+            counts(
+                "attempts",
+                most.into(),
+                "the first try counts, so 1 is no retry",
+            )?;
+        }
         self.rate.iter().try_for_each(Rate::check)?;
         self.circuit.iter().try_for_each(CircuitPolicy::check)?;
         if self.fallback.is_some() && self.circuit.is_none() {
@@ -134,6 +141,7 @@ mod tests {
         let refused = [
             ("timeout", "0s", Policy::new().timeout(never)),
             ("retry.max_attempts", "0", retry(|r| r.max_attempts = 0)),
+            ("attempts", "0", Policy::new().attempts(0)),
             ("retry.factor", "NaN", retry(|r| r.factor = f64::NAN)),
             ("retry.factor", "0.5", retry(|r| r.factor = 0.5)),
             ("rate_limit.limit", "0", Policy::new().rate_limit(0, minute)),
