@@ -32,7 +32,8 @@ async fn now(rig: &Rig) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_does_not_run_before_the_time_that_its_field_names_and_spends_no_attempt() {
     let rig = Rig::new().await;
-    let ran = |context: Context, (): ()| async move { Ok::<_, HandlerError>(context.attempt()) };
+    let ran =
+        |context: Context, (): ()| async move { Ok::<_, HandlerError>(context.event().attempt()) };
     let worker = rig.start(rig.builder().handler("image.made", ran));
     let at = now(&rig).await + 1500;
     let soon = at.to_string();
@@ -189,7 +190,9 @@ async fn an_event_that_is_added_again_takes_effect_once_and_who_asked_gets_the_f
         let run = RUNS.fetch_add(1, Ordering::Relaxed) + 1;
         match context.event().id().as_str() {
             // It is the same event still when it is tried again, though as another entry.
-            "again" if context.attempt() == 1 => return Err(HandlerError::unavailable("again")),
+            "again" if context.event().attempt() == 1 => {
+                return Err(HandlerError::unavailable("again"));
+            }
             "slow" => until("it may end", || async { OPEN.load(Ordering::Relaxed) > 0 }).await,
             _ => {}
         }
