@@ -328,6 +328,7 @@ mod tests {
                 kind: "bench0.work.result".into(),
                 status: "ok",
                 data: vec![0xc0],
+                content: None,
             }),
             publications: Vec::new(),
             end: End::Done,
