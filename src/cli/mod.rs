@@ -141,7 +141,7 @@ enum LogFormat {
 
 #[derive(Subcommand)]
 enum Command {
-    Worker(worker::Flags),
+    Worker(Box<worker::Flags>),
     Publish(publish::Flags),
     Request(request::Flags),
     Tail(tail::Flags),
