@@ -7,6 +7,7 @@
 
 use super::shared::{Delivery, Shared};
 use crate::connect::error::BusError;
+use crate::coordination::error::CoordinationError;
 use crate::protocol::event::EntryId;
 use crate::streams::claim::{self, Idle, Pending};
 use redis::aio::ConnectionLike;
@@ -148,6 +149,12 @@ impl Job {
                 }
             };
         };
+        if let Trigger::Consumer(gone) = &self.trigger
+            && gone != me
+            && !is_still_gone(shared, gone).await?
+        {
+            return Ok(Step::Done);
+        }
         let level = first.deliveries.max(1);
         let chosen: Vec<Pending> = page
             .iter()
@@ -195,6 +202,18 @@ impl Job {
             });
         }
         Ok(Step::Took(deliveries))
+    }
+}
+
+/// Whether nobody has come back under the id of a consumer. Asked *after* its entries were listed: what they
+/// are then was delivered before it went, and whoever begins under its id later takes that back by itself, under
+/// another delivery count.
+async fn is_still_gone(shared: &Shared, consumer: &str) -> Result<bool, BusError> {
+    let ids = [consumer.to_owned()];
+    match shared.instances.gone_among(&ids).await {
+        Ok(gone) => Ok(!gone.is_empty()),
+        Err(CoordinationError::Bus(error)) => Err(error),
+        Err(error) => Err(BusError::Pool(error.to_string())),
     }
 }
 
