@@ -15,8 +15,14 @@ pub mod settings;
 pub mod streams;
 pub mod worker;
 
+pub use client::Client;
+pub use client::publish::Outgoing as Event;
 pub use handler::context::Context;
 pub use handler::policy::Policy;
+pub use handler::state::State;
 pub use protocol::error::HandlerError;
+pub use settings::Settings;
 pub use sqlx;
 pub use worker::Worker;
+// Their types stand in signatures.
+pub use {redis, rmpv, schemars, tokio_util, tower};

@@ -1,5 +1,6 @@
 //! What publishes: for services, handlers, the command line and tests.
 
+pub mod ask;
 mod pipelines;
 pub mod publish;
 pub mod request;
@@ -18,6 +19,7 @@ use crate::protocol::keys::{self, Keys, NameError};
 use crate::protocol::reply::Reply;
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, RedisResult, Value};
+use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -176,18 +178,13 @@ impl Client {
         })))
     }
 
-    /// A client that is connected.
+    /// Connects now, if it is not connected.
     ///
     /// # Errors
-    /// `Rejected` if the name is not one or the server cannot be reached.
-    pub async fn connect(
-        connector: Connector,
-        keys: Keys,
-        options: ClientOptions,
-    ) -> Result<Self, PublishError> {
-        let client = Self::new(connector, keys, options).map_err(PublishError::rejected)?;
-        client.0.link.get().await.map_err(PublishError::unsent)?;
-        Ok(client)
+    /// The server cannot be reached: why.
+    pub async fn reach(&self) -> Result<(), String> {
+        self.0.link.get().await?;
+        Ok(())
     }
 
     /// The client's name.
@@ -217,7 +214,8 @@ impl Client {
     ///
     /// # Errors
     /// [`PublishError::Rejected`]: certainly not stored. [`PublishError::Unknown`]: may be stored.
-    pub async fn publish(&self, event: &Outgoing) -> Result<Published, PublishError> {
+    pub async fn publish(&self, event: impl Borrow<Outgoing>) -> Result<Published, PublishError> {
+        let event = event.borrow();
         let partition = event.partition(&self.0.keys);
         let prepared = event.prepare(&self.0.keys, partition, &self.0.defaults)?;
         self.publish_prepared(event, &prepared).await

@@ -6,6 +6,7 @@ use crate::connect::error::Reaction;
 use crate::handler::fence::drop_fenced;
 use crate::handler::function::{Encoded, encode};
 use crate::handler::router::Router;
+use crate::handler::state::Wanted;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
 use crate::protocol::keys::{self, Keys};
@@ -36,6 +37,15 @@ impl States {
 
     fn get<S: Send + Sync + 'static>(&self) -> Option<&S> {
         self.0.get(&TypeId::of::<S>())?.downcast_ref()
+    }
+
+    fn share<S: Send + Sync + 'static>(&self) -> Option<Arc<S>> {
+        self.0.get(&TypeId::of::<S>())?.clone().downcast().ok()
+    }
+
+    /// Whether there is one of that type.
+    pub(crate) fn has(&self, wanted: &Wanted) -> bool {
+        self.0.contains_key(&wanted.id())
     }
 }
 
@@ -168,15 +178,15 @@ impl Context {
     /// The state of that type that the worker was built with.
     ///
     /// # Errors
-    /// `internal`, not retryable, if there is none.
+    /// `internal`, not retryable, if there is none. A handler that takes [`State`](crate::State) as an
+    /// argument finds that out when its worker is built.
     pub fn state<S: Send + Sync + 'static>(&self) -> Result<&S, HandlerError> {
-        self.0.process.states.get().ok_or_else(|| {
-            let name = type_name::<S>();
-            HandlerError::internal(format!(
-                "the worker was built without state of type {name}: add .state(…) to its builder"
-            ))
-            .permanent()
-        })
+        self.0.process.states.get().ok_or_else(lacks::<S>)
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared<S: Send + Sync + 'static>(&self) -> Result<Arc<S>, HandlerError> {
+        self.0.process.states.share().ok_or_else(lacks::<S>)
     }
 
     /// A pooled connection to Redis, for a few commands that do not block.
@@ -369,4 +379,13 @@ impl Context {
         let deadline = self.0.event.deadline()?;
         Some(Duration::from_millis(deadline.saturating_sub(local_now())))
     }
+}
+
+#[cold]
+fn lacks<S>() -> HandlerError {
+    let name = type_name::<S>();
+    HandlerError::internal(format!(
+        "the worker was built without state of type {name}: add .state(…) to its builder"
+    ))
+    .permanent()
 }

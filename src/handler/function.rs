@@ -2,8 +2,10 @@
 
 use crate::handler::context::Context;
 use crate::handler::fence::Kept;
+use crate::handler::state::{State, Wanted};
 use crate::protocol::error::HandlerError;
 use futures_util::FutureExt;
+use futures_util::future::ready;
 use schemars::{JsonSchema, Schema};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -12,22 +14,28 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
 
-/// A handler: any `async fn(Context, P) -> Result<R, HandlerError>`.
+/// A handler: any `async fn(Context, P) -> Result<R, HandlerError>`, with up to three
+/// [`State`]s of its worker after the payload.
 ///
 /// The payload `P` is decoded from the event's MessagePack; the result `R` is encoded into the
 /// reply. Both give the JSON Schemas that `system.discover` answers with.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler",
-    label = "not `async fn(Context, P) -> Result<R, HandlerError>`",
+    label = "not `async fn(Context, P) -> Result<R, HandlerError>`, nor the same with `State<S>` after P",
     note = "P must implement Deserialize and JsonSchema, R must implement Serialize and JsonSchema"
 )]
-pub trait Handler<P, R>: Send + Sync + 'static {
+pub trait Handler<P, R, W = ()>: Send + Sync + 'static {
     /// Runs it on one event.
     fn call(
         &self,
         context: Context,
         payload: P,
     ) -> impl Future<Output = Result<R, HandlerError>> + Send + 'static;
+
+    /// The types of state that it takes as arguments.
+    fn wants() -> Vec<Wanted> {
+        Vec::new()
+    }
 }
 
 impl<F, Fut, P, R> Handler<P, R> for F
@@ -44,6 +52,38 @@ where
     }
 }
 
+macro_rules! with_state {
+    ($($state:ident: $S:ident),+) => {
+        impl<F, Fut, P, R, $($S),+> Handler<P, R, ($(State<$S>,)+)> for F
+        where
+            F: Fn(Context, P, $(State<$S>),+) -> Fut + Send + Sync + 'static,
+            Fut: Future<Output = Result<R, HandlerError>> + Send + 'static,
+            R: Send + 'static,
+            $($S: Send + Sync + 'static,)+
+        {
+            fn call(
+                &self,
+                context: Context,
+                payload: P,
+            ) -> impl Future<Output = Result<R, HandlerError>> + Send + 'static {
+                let states = || Ok::<_, HandlerError>(($(State::from(context.shared::<$S>()?),)+));
+                match states() {
+                    Ok(($($state,)+)) => self(context, payload, $($state),+).left_future(),
+                    Err(error) => ready(Err(error)).right_future(),
+                }
+            }
+
+            fn wants() -> Vec<Wanted> {
+                vec![$(Wanted::of::<$S>()),+]
+            }
+        }
+    };
+}
+
+with_state!(first: S1);
+with_state!(first: S1, second: S2);
+with_state!(first: S1, second: S2, third: S3);
+
 /// The result of a run: one MessagePack value.
 pub type Encoded = Vec<u8>;
 /// A run of a handler.
@@ -52,7 +92,10 @@ pub type Run = Pin<Box<dyn Future<Output = Result<Encoded, HandlerError>> + Send
 /// A handler whose types are erased: from a context to encoded bytes. It is a `tower::Service`, so
 /// tower's layers fit around it.
 #[derive(Clone)]
-pub struct Endpoint(Arc<dyn Fn(Context) -> Run + Send + Sync>);
+pub struct Endpoint {
+    run: Arc<dyn Fn(Context) -> Run + Send + Sync>,
+    wants: fn() -> Vec<Wanted>,
+}
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -62,15 +105,15 @@ impl fmt::Debug for Endpoint {
 
 impl Endpoint {
     /// Erases a handler's types.
-    pub fn new<H, P, R>(handler: H) -> Self
+    pub fn new<H, P, R, W>(handler: H) -> Self
     where
-        H: Handler<P, R>,
+        H: Handler<P, R, W>,
         P: DeserializeOwned + JsonSchema + Send + 'static,
         R: Serialize + 'static,
     {
         let takes_map = Schemas::takes_map(&schemars::schema_for!(P));
         let handler = Kept::new(handler);
-        Self(Arc::new(move |context: Context| {
+        let run = move |context: Context| -> Run {
             let payload = decode::<P>(context.event().data(), takes_map);
             match payload {
                 Ok(payload) => {
@@ -78,20 +121,32 @@ impl Endpoint {
                     // Not an async block: that would keep the handler's future twice.
                     Box::pin(run.map(|result| encode(&result?)))
                 }
-                Err(error) => Box::pin(std::future::ready(Err(error))),
+                Err(error) => Box::pin(ready(Err(error))),
             }
-        }))
+        };
+        Self {
+            run: Arc::new(run),
+            wants: <H as Handler<P, R, W>>::wants,
+        }
     }
 
     /// An endpoint that works on the bytes itself.
     pub fn raw(run: impl Fn(Context) -> Run + Send + Sync + 'static) -> Self {
         let run = Kept::new(run);
-        Self(Arc::new(move |context| (*run)(context)))
+        Self {
+            run: Arc::new(move |context| (*run)(context)),
+            wants: Vec::new,
+        }
+    }
+
+    /// The types of state that the handler takes as arguments.
+    pub fn wants(&self) -> Vec<Wanted> {
+        (self.wants)()
     }
 
     /// Starts a run.
     pub fn start(&self, context: Context) -> Run {
-        (self.0)(context)
+        (self.run)(context)
     }
 }
 

@@ -9,3 +9,4 @@ pub mod gate;
 pub mod layers;
 pub mod policy;
 pub mod router;
+pub mod state;

@@ -31,9 +31,9 @@ pub struct Registration {
 
 impl Registration {
     /// A handler for events of that type, run as the policy says.
-    pub fn new<H, P, R>(kind: impl Into<String>, handler: H, policy: Policy) -> Self
+    pub fn new<H, P, R, W>(kind: impl Into<String>, handler: H, policy: Policy) -> Self
     where
-        H: Handler<P, R>,
+        H: Handler<P, R, W>,
         P: DeserializeOwned + JsonSchema + Send + 'static,
         R: Serialize + JsonSchema + 'static,
     {

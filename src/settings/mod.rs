@@ -3,11 +3,13 @@
 //! The command line fills it from a file, the environment and flags (flags win); a library user
 //! sets fields through [`crate::Worker::builder`].
 
+mod client;
 mod command;
 mod database_url;
 
 pub use crate::connect::sentinel_url::SentinelUrl;
 pub use crate::connect::url::RedisUrl;
+pub use client::ConnectError;
 pub use command::CommandLine;
 pub use database_url::{DatabaseKind, DatabaseUrl};
 

@@ -1,6 +1,6 @@
 //! What a worker is made of.
 
-use super::Worker;
+use super::{RunError, Worker};
 use crate::builtin::services::Configured;
 use crate::builtin::system::batch_process::Runner;
 use crate::connect::connector::Connector;
@@ -27,6 +27,7 @@ use crate::settings::{RedisUrl, SettingError, Settings};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Connections that handlers and coordination share.
@@ -49,6 +50,20 @@ pub enum BuildError {
         /// Which part, its value and what would do.
         error: PolicyError,
     },
+    /// Two handlers of one event type. The built-in ones count.
+    #[error("{kind} has two handlers: only one of them would run")]
+    TwoHandlers {
+        /// The event type.
+        kind: String,
+    },
+    /// A handler takes state that the worker was not given.
+    #[error("the handler of {kind} takes state of type {state}: add .state(…) to the builder")]
+    NoState {
+        /// The event type of the handler.
+        kind: String,
+        /// The type of the state.
+        state: &'static str,
+    },
     /// The URL is not valid, or the pool cannot be made.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -61,12 +76,13 @@ pub enum BuildError {
 #[derive(Debug, Default)]
 pub struct Builder {
     settings: Settings,
+    redis: Option<RedisUrl>,
     handlers: Vec<Registration>,
     states: States,
 }
 
 impl Builder {
-    /// Replaces all settings.
+    /// Replaces all settings, but for what [`redis`](Builder::redis) says.
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
@@ -76,15 +92,15 @@ impl Builder {
     /// Where Redis is.
     #[must_use]
     pub fn redis(mut self, url: impl Into<String>) -> Self {
-        self.settings.redis_url = RedisUrl::new(url);
+        self.redis = Some(RedisUrl::new(url));
         self
     }
 
     /// Adds a handler for events of that type, with the default policy.
     #[must_use]
-    pub fn handler<H, P, R>(self, kind: impl Into<String>, handler: H) -> Self
+    pub fn handler<H, P, R, W>(self, kind: impl Into<String>, handler: H) -> Self
     where
-        H: Handler<P, R>,
+        H: Handler<P, R, W>,
         P: DeserializeOwned + JsonSchema + Send + 'static,
         R: Serialize + JsonSchema + 'static,
     {
@@ -93,23 +109,29 @@ impl Builder {
 
     /// Adds a handler for events of that type, run as the policy says.
     #[must_use]
-    pub fn handler_with<H, P, R>(self, kind: impl Into<String>, handler: H, policy: Policy) -> Self
+    pub fn handler_with<H, P, R, W>(
+        self,
+        kind: impl Into<String>,
+        handler: H,
+        policy: Policy,
+    ) -> Self
     where
-        H: Handler<P, R>,
+        H: Handler<P, R, W>,
         P: DeserializeOwned + JsonSchema + Send + 'static,
         R: Serialize + JsonSchema + 'static,
     {
         self.register(Registration::new(kind, handler, policy))
     }
 
-    /// Adds a handler that was registered elsewhere. A later one of a type replaces an earlier one.
+    /// Adds a handler that was registered elsewhere.
     #[must_use]
     pub fn register(mut self, registration: Registration) -> Self {
         self.handlers.push(registration);
         self
     }
 
-    /// Adds a value that handlers get by its type from [`Context::state`](crate::Context::state).
+    /// Adds a value that handlers get by its type, as an argument ([`State`](crate::State)) or from
+    /// [`Context::state`](crate::Context::state). One of the same type is replaced.
     #[must_use]
     pub fn state<S: Send + Sync + 'static>(mut self, state: S) -> Self {
         self.states.insert(state);
@@ -123,18 +145,26 @@ impl Builder {
     pub fn build(self) -> Result<Worker, BuildError> {
         let Self {
             mut settings,
+            redis,
             handlers,
             mut states,
         } = self;
+        if let Some(url) = redis {
+            settings.redis_url = url;
+        }
         if settings.id.is_empty() {
             settings.id = invented_id();
         }
         settings.check()?;
         let built_in = crate::builtin::registrations().into_iter();
         let handlers: Vec<Registration> = built_in.chain(handlers).collect();
+        let mut kinds = HashSet::new();
         for handler in &handlers {
             let kind = &handler.kind;
             keys::check_event_type(kind)?;
+            if !kinds.insert(kind.as_str()) {
+                return Err(BuildError::TwoHandlers { kind: kind.clone() });
+            }
             handler.policy.check().map_err(|error| BuildError::Policy {
                 kind: kind.clone(),
                 error,
@@ -168,6 +198,15 @@ impl Builder {
         states.insert(Flow::new(connector.clone(), keys.clone(), group, GROUP));
         let catalog = Catalog::new(connector.clone(), keys.clone());
         states.insert(catalog.clone());
+        for handler in &handlers {
+            let wanted = handler.endpoint.wants();
+            if let Some(lacks) = wanted.iter().find(|wanted| !states.has(wanted)) {
+                return Err(BuildError::NoState {
+                    kind: handler.kind.clone(),
+                    state: lacks.name(),
+                });
+            }
+        }
         let process = Arc::new(Process {
             instance: settings.id.clone(),
             keys,
@@ -190,6 +229,14 @@ impl Builder {
             catalog,
         })
     }
+
+    /// Builds the worker and runs it as [`Worker::run`] does.
+    ///
+    /// # Errors
+    /// See [`RunError`]; what cannot be built is [`RunError::Build`].
+    pub async fn run(self) -> Result<(), RunError> {
+        self.build()?.run().await
+    }
 }
 
 /// `<host>-<8 hex digits>`: readable in a list, and no other process's.
@@ -209,6 +256,7 @@ fn invented_id() -> String {
 mod tests {
     use super::*;
     use crate::handler::context::Context;
+    use crate::handler::state::State;
     use crate::protocol::error::HandlerError;
 
     async fn handle(_: Context, _: ()) -> Result<(), HandlerError> {
@@ -224,5 +272,54 @@ mod tests {
             said.contains("a domain cannot be called \"inbox\""),
             "{said}"
         );
+    }
+
+    #[test]
+    fn a_type_has_one_handler() {
+        let twice = Worker::builder()
+            .handler("a.b", handle)
+            .handler("a.b", handle);
+        for (builder, kind) in [
+            (twice, "a.b"),
+            (
+                Worker::builder().handler("system.ping", handle),
+                "system.ping",
+            ),
+        ] {
+            let said = builder.build().expect_err("two handlers").to_string();
+            assert!(said.starts_with(kind), "{said}");
+        }
+    }
+
+    struct Prices(u64);
+    struct Names(Vec<String>);
+
+    async fn both(
+        context: Context,
+        n: usize,
+        names: State<Names>,
+        prices: State<Prices>,
+    ) -> Result<String, HandlerError> {
+        assert_eq!(context.state::<Prices>()?.0, prices.0);
+        Ok(format!("{} {}", names.0[n], prices.0))
+    }
+
+    #[tokio::test]
+    async fn the_state_that_a_handler_takes_must_be_there() {
+        let builder = || Worker::builder().handler("a.b", both);
+        let missing = builder().state(Names(Vec::new())).build();
+        let said = missing.expect_err("no prices").to_string();
+        assert!(said.contains("a.b") && said.contains("Prices"), "{said}");
+        let worker = builder().state(Names(Vec::new())).state(Prices(7)).build();
+        worker.expect("all that it takes");
+    }
+
+    #[tokio::test]
+    async fn settings_leave_the_url_as_it_was_given() {
+        let builder = Worker::builder()
+            .redis("redis://a")
+            .settings(Settings::default());
+        let worker = builder.build().expect("a worker");
+        assert_eq!(worker.settings.redis_url.expose(), "redis://a");
     }
 }

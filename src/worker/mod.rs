@@ -46,7 +46,7 @@ use crate::handler::router::Registration;
 use crate::settings::Settings;
 use crate::streams::claim;
 use crate::streams::commit::Committer;
-use builder::Builder;
+use builder::{BuildError, Builder};
 use keeper::{Begun, Keeper};
 use lanes::{Lanes, Running};
 use ledger::Ledger;
@@ -84,6 +84,9 @@ pub struct Worker {
 /// Why a worker ended that was not told to.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// It was not built: see [`Builder::run`].
+    #[error(transparent)]
+    Build(#[from] BuildError),
     /// Redis cannot be used: it refused the credentials, or it is too old.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -170,11 +173,11 @@ impl Worker {
     /// }
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-    /// let worker = Worker::builder()
+    /// Worker::builder()
     ///     .redis("redis://127.0.0.1")
     ///     .handler("image.resize", resize)
-    ///     .build()?;
-    /// worker.run().await?;
+    ///     .run()
+    ///     .await?;
     /// # Ok(())
     /// # }
     /// ```

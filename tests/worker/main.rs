@@ -5,6 +5,7 @@ mod support;
 
 mod admission;
 mod answers;
+mod asking;
 mod bad_input;
 mod ballots;
 mod basics;
