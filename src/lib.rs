@@ -13,6 +13,7 @@ pub mod operator;
 pub mod protocol;
 pub mod settings;
 pub mod streams;
+pub mod testing;
 pub mod worker;
 
 pub use client::Client;

@@ -168,6 +168,7 @@ mod tests {
     use crate::handler::assembly::testing::context;
     use crate::protocol::error::Code;
     use crate::protocol::json::{from_json, to_json};
+    use crate::testing;
 
     async fn run(command: &str, data: &[u8]) -> Result<String, HandlerError> {
         let registration = registration("image.resize", command, 100_000);
@@ -336,16 +337,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_cancelled_run_ends_at_once() {
-        let context = context(&[("data", &[0xc0])]);
-        context.cancellation().cancel();
-        let run = registration("image.resize", "sleep 300", 100)
-            .endpoint
-            .start(context);
-        let ended = tokio::time::timeout(Duration::from_secs(30), run).await;
-        assert_eq!(
-            ended.expect("it still runs").unwrap_err().code,
-            Code::Aborted
-        );
+        let sleeper = registration("image.resize", "sleep 300", 100);
+        let run = testing::event(&()).handled_by(sleeper);
+        let cancelled = run.cancel_when(std::future::ready(())).into_future();
+        let ended = tokio::time::timeout(Duration::from_secs(30), cancelled).await;
+        let ended = ended.expect("it still runs");
+        assert_eq!(ended.error().unwrap().code, Code::Aborted);
     }
 
     /// Looks from inside a second run of this test, as a process cannot safely change its own

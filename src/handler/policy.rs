@@ -10,6 +10,7 @@ use crate::handler::fence::Kept;
 use crate::handler::function::Encoded;
 use crate::protocol::error::HandlerError;
 use crate::protocol::rate::Rate;
+use crate::settings::Settings;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -278,6 +279,17 @@ impl Default for RetryPolicy {
             base: Duration::from_millis(500),
             factor: 2.0,
             cap: Duration::from_secs(60),
+        }
+    }
+}
+
+impl From<&Settings> for RetryPolicy {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            max_attempts: settings.max_attempts,
+            base: settings.backoff_base,
+            cap: settings.backoff_cap,
+            ..Self::default()
         }
     }
 }

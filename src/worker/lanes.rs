@@ -177,12 +177,7 @@ impl Lanes {
         answers: &Answers,
         ending: &Ending,
     ) -> Result<Self, RunError> {
-        let retry = RetryPolicy {
-            max_attempts: settings.max_attempts,
-            base: settings.backoff_base,
-            cap: settings.backoff_cap,
-            ..RetryPolicy::default()
-        };
+        let retry = RetryPolicy::from(settings);
         let (circuits, changes) = mpsc::unbounded_channel();
         let surroundings = Surroundings {
             process: process.clone(),

@@ -23,7 +23,7 @@ mod mortal;
 mod orphans;
 mod reader;
 mod report;
-mod settle;
+pub(crate) mod settle;
 mod shared;
 mod signals;
 mod sparing;

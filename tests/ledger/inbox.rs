@@ -2,14 +2,10 @@
 
 use crate::rig::{Rig, Store};
 use crate::support;
-use convoke::handler::context::{Process, States};
 use convoke::ledger::dialect::Dialect;
 use convoke::protocol::error::Code;
-use convoke::protocol::event::{Entry, EntryId, Event, Limits};
-use convoke::protocol::keys::Keys;
 use convoke::sqlx::{self, PgPool, Pool, Postgres, Row, Sqlite, SqlitePool};
-use convoke::{Context, HandlerError};
-use std::sync::Arc;
+use convoke::{Context, HandlerError, testing};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -26,21 +22,8 @@ async fn sqlite(store: &Store) -> SqlitePool {
 }
 
 fn run_of(rig: &Rig, id: &str) -> Context {
-    let keys = Keys::new("cb").unwrap();
-    let fields = ["type", "account.charge", "id", id].map(|text| text.as_bytes().to_vec());
-    let entry = Entry::new(EntryId { ms: 1, seq: 0 }, fields);
-    let event = Event::parse(entry, &Limits::default(), &keys, "").unwrap();
-    let process = Process {
-        instance: "w-1".into(),
-        keys,
-        connector: convoke::connect::connector::Connector::new(&rig.settings().redis_url, 1)
-            .unwrap(),
-        payload: Default::default(),
-        states: States::default(),
-        router: Default::default(),
-        draining: Default::default(),
-    };
-    Context::new(event, Arc::new(process))
+    let event = testing::event(&()).kind("account.charge").id(id);
+    event.settings(rig.settings()).context()
 }
 
 async fn both(test: impl AsyncFn(&Rig, Either)) {

@@ -70,10 +70,8 @@ pub async fn register(context: Context, event: Register) -> Result<Registered, H
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handler::assembly::testing::context;
-    use crate::handler::function::Endpoint;
     use crate::protocol::error::Code;
-    use crate::protocol::json::from_json;
+    use crate::testing;
     use serde_json::{Value as Json, json};
     use std::sync::{Arc, Mutex};
 
@@ -81,15 +79,14 @@ mod tests {
     async fn decoded(payload: Json) -> Result<Register, HandlerError> {
         let got = Arc::new(Mutex::new(None));
         let keep = got.clone();
-        let endpoint = Endpoint::new(move |_: Context, event: Register| {
+        let handler = move |_: Context, event: Register| {
             let keep = keep.clone();
             async move {
                 *keep.lock().unwrap() = Some(event);
                 Ok::<_, HandlerError>(())
             }
-        });
-        let data = from_json(&payload);
-        endpoint.start(context(&[("data", &data)])).await?;
+        };
+        testing::run(handler, &payload).await.result::<()>()?;
         Ok(got.lock().unwrap().take().unwrap())
     }
 
