@@ -1,0 +1,141 @@
+//! Every example runs against a server of its own, and prints what it is to print.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use convoke::testing::Server;
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+/// What each prints that runs by itself.
+const PRINTS: [(&str, &str); 7] = [
+    ("layer", "text.upper succeeded: true\nHELLO\n"),
+    ("once", "runs\n70 left\nruns\n70 left\n"),
+    ("outbox", "order 2 was placed\n"),
+    (
+        "service",
+        "3 left\nfailed_precondition: only 3 are left\nada: 7 pieces\n",
+    ),
+    ("tasks", "completed: 42\n"),
+    ("trial", "cancelled in time\n"),
+    (
+        "vote",
+        "1 of 3, open: nothing\n2 of 3, open: nothing\n3 of 3, decided: blue\n",
+    ),
+];
+/// Those that belong together.
+const PAIR: [&str; 2] = ["client", "worker"];
+
+/// Where cargo puts an example: beside the directory of this test. `cargo test` builds them all.
+fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let built = test.parent().unwrap().parent().unwrap();
+    let program = built.join("examples").join(name);
+    assert!(
+        program.exists(),
+        "{}: cargo build --examples",
+        program.display()
+    );
+    program
+}
+
+fn start(name: &str, server: &Server) -> Child {
+    let mut command = Command::new(program(name));
+    command.arg(server.url()).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().unwrap()
+}
+
+fn printed(name: &str, output: Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{name}: {}: {said}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn prints(name: &str) {
+    let server = Server::start().unwrap();
+    let output = start(name, &server).wait_with_output().unwrap();
+    let (_, expected) = PRINTS.iter().find(|(of, _)| *of == name).unwrap();
+    assert_eq!(printed(name, output), *expected, "{name}");
+}
+
+#[test]
+fn a_layer_sees_each_run() {
+    prints("layer");
+}
+
+#[test]
+fn sql_takes_effect_once() {
+    prints("once");
+}
+
+#[test]
+fn what_was_committed_is_told() {
+    prints("outbox");
+}
+
+#[test]
+fn a_service_does_all_of_it() {
+    prints("service");
+}
+
+#[test]
+fn a_task_is_done() {
+    prints("tasks");
+}
+
+#[test]
+fn a_handler_is_tested_without_a_server() {
+    prints("trial");
+}
+
+#[test]
+fn a_vote_decides() {
+    prints("vote");
+}
+
+#[test]
+fn a_client_has_its_answers_from_a_worker() {
+    let server = Server::start().unwrap();
+    let worker = start("worker", &server);
+    let client = start("client", &server).wait_with_output().unwrap();
+    let ended = Command::new("kill").arg(worker.id().to_string()).status();
+    assert!(ended.unwrap().success());
+    let worker = printed("worker", worker.wait_with_output().unwrap());
+    assert_eq!(
+        printed("client", client),
+        "stored again: false, then true\nwaits: true\n6400 pixels\n\
+         invalid_argument: width: more than 10000\n"
+    );
+    assert_eq!(worker, "cat: 640 wide\n-: 80 wide\n");
+}
+
+#[test]
+fn every_example_is_run_says_what_it_shows_and_is_short() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/examples");
+    let mut found = Vec::new();
+    for file in fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if name == "main" {
+            continue;
+        }
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("//! "), "{name}");
+        assert!(
+            text.lines().count() <= 60,
+            "{name}: {}",
+            text.lines().count()
+        );
+        assert!(
+            text.contains(&format!("cargo run --example {name}")),
+            "{name}"
+        );
+        found.push(name);
+    }
+    found.sort();
+    let mut known = PRINTS.map(|(name, _)| name).to_vec();
+    known.extend(PAIR);
+    known.sort_unstable();
+    assert_eq!(found, known);
+}
