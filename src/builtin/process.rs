@@ -19,11 +19,3 @@ pub(crate) fn shell(command: &str) -> Command {
     }
     run
 }
-
-/// The same for a command that may hold a secret: everyone on this machine can read arguments, so it
-/// goes through the environment of `sh`, which drops it before it begins.
-pub(crate) fn shell_unseen(command: &str) -> Command {
-    let mut run = shell("run=$CONVOKE_RUN; unset CONVOKE_RUN; eval \"$run\"");
-    run.env("CONVOKE_RUN", command);
-    run
-}

@@ -214,7 +214,10 @@ impl Connector {
     }
 
     /// Where the primary is now, without who connects.
-    pub(crate) async fn address(&self) -> Result<ConnectionInfo, BusError> {
+    ///
+    /// # Errors
+    /// If no Sentinel names one.
+    pub async fn address(&self) -> Result<ConnectionInfo, BusError> {
         let info = self.find().await?.0.get_connection_info().clone();
         Ok(info.set_redis_settings(RedisConnectionInfo::default()))
     }

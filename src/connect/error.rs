@@ -183,6 +183,15 @@ pub(crate) fn is_crowded(error: &RedisError) -> bool {
         .is_some_and(|detail| detail.contains("max number of clients"))
 }
 
+/// `None` for what the user may not do, or what the server does not know.
+pub fn allowed<T>(answer: Result<T, BusError>) -> Result<Option<T>, BusError> {
+    match answer {
+        Ok(answer) => Ok(Some(answer)),
+        Err(error) if error.code().is_some() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -38,6 +38,14 @@ impl Lacks {
     pub fn is_nothing(self) -> bool {
         self == Self::default()
     }
+
+    /// What the server at the other end lacks, be it a replica.
+    ///
+    /// # Errors
+    /// If it cannot be asked.
+    pub async fn of(connection: &mut MultiplexedConnection) -> Result<Self, RedisError> {
+        Ok(ask(connection).await?.lacks())
+    }
 }
 
 impl fmt::Display for Lacks {
@@ -156,11 +164,6 @@ impl Known {
     pub async fn greet_by(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
         let greeting = ask(connection).await?;
         self.note(greeting)
-    }
-
-    /// What a server lacks, a replica as well.
-    pub async fn lacks_of(connection: &mut MultiplexedConnection) -> Result<Lacks, RedisError> {
-        Ok(ask(connection).await?.lacks())
     }
 
     /// Fails unless the server is still a primary, as far as it tells: one that was demoted still answers.

@@ -8,6 +8,7 @@ pub(crate) mod gate;
 pub mod greeting;
 pub(crate) mod link;
 pub(crate) mod loaded;
+pub mod memory;
 mod opening;
 pub mod options;
 mod pool;

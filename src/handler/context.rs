@@ -105,24 +105,6 @@ struct Call {
     trace: OnceLock<Option<TraceContext>>,
 }
 
-/// This event's own SQL in a run; dropped, it was undone.
-pub(crate) struct Effect<'a>(Option<&'a AtomicBool>);
-
-impl Effect<'_> {
-    /// It is committed.
-    pub fn took(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Effect<'_> {
-    fn drop(&mut self) {
-        if let Some(effect) = self.0 {
-            effect.store(false, Ordering::Release);
-        }
-    }
-}
-
 impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
@@ -270,14 +252,8 @@ impl Context {
     }
 
     /// Whether this event's own SQL took effect, or may in this run.
-    pub(crate) fn has_an_effect(&self) -> bool {
-        self.0.effect.load(Ordering::Acquire)
-    }
-
-    /// Begins this event's own SQL; `None` if that was begun in this run already, and not undone.
-    pub(crate) fn begin_effect(&self) -> Option<Effect<'_>> {
-        let begun = self.0.effect.swap(true, Ordering::AcqRel);
-        (!begun).then_some(Effect(Some(&self.0.effect)))
+    pub(crate) fn effect(&self) -> &AtomicBool {
+        &self.0.effect
     }
 
     /// Adds an entry to any stream when, and only if, this run is committed.

@@ -1,7 +1,6 @@
 //! What the inbox and the outbox say to each of the two databases, on a connection of the caller's.
 
-use super::{postgres, sqlite};
-use sqlx::{PgConnection, Postgres, Row, Sqlite, SqliteConnection, Transaction};
+use sqlx::Transaction;
 
 /// What names an event for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,16 +69,17 @@ pub trait Dialect: sqlx::Database {
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
+/// Has a database of sqlx's hold them: how its transactions begin and end, how it writes parameters.
 macro_rules! dialect {
     ($database:ty, $connection:ty, $begin:literal, $end:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal]) => {
-        impl Dialect for $database {
+        impl $crate::ledger::dialect::Dialect for $database {
             const BEGIN: &'static str = $begin;
 
-            async fn end(transaction: Transaction<'static, Self>, commit: bool) -> Result<(), sqlx::Error> {
+            async fn end(transaction: sqlx::Transaction<'static, Self>, commit: bool) -> Result<(), sqlx::Error> {
                 $end(transaction, commit).await
             }
 
-            async fn receive(connection: &mut $connection, identity: &Identity) -> Result<bool, sqlx::Error> {
+            async fn receive(connection: &mut $connection, identity: &$crate::ledger::dialect::Identity) -> Result<bool, sqlx::Error> {
                 let done = sqlx::query(concat!(
                     "INSERT INTO convoke_inbox (namespace, kind, source, event) VALUES (",
                     $a, ", ", $b, ", ", $c, ", ", $d, ") ON CONFLICT DO NOTHING"
@@ -95,7 +95,7 @@ macro_rules! dialect {
 
             async fn received(
                 connection: &mut $connection,
-                identity: &Identity,
+                identity: &$crate::ledger::dialect::Identity,
             ) -> Result<Option<Vec<u8>>, sqlx::Error> {
                 let row = sqlx::query(concat!(
                     "SELECT result FROM convoke_inbox WHERE namespace = ", $a, " AND kind = ", $b,
@@ -107,12 +107,12 @@ macro_rules! dialect {
                 .bind(&identity.event)
                 .fetch_one(connection)
                 .await?;
-                row.try_get(0)
+                sqlx::Row::try_get(&row, 0)
             }
 
             async fn keep(
                 connection: &mut $connection,
-                identity: &Identity,
+                identity: &$crate::ledger::dialect::Identity,
                 result: Vec<u8>,
             ) -> Result<(), sqlx::Error> {
                 sqlx::query(concat!(
@@ -129,7 +129,7 @@ macro_rules! dialect {
                 Ok(())
             }
 
-            async fn post(connection: &mut $connection, letter: &Letter) -> Result<(), sqlx::Error> {
+            async fn post(connection: &mut $connection, letter: &$crate::ledger::dialect::Letter) -> Result<(), sqlx::Error> {
                 sqlx::query(concat!(
                     "INSERT INTO convoke_outbox (event, kind, subject, source, traceparent, data) VALUES (",
                     $a, ", ", $b, ", ", $c, ", ", $d, ", ", $e, ", ", $f, ")"
@@ -148,17 +148,4 @@ macro_rules! dialect {
     };
 }
 
-dialect!(
-    Sqlite,
-    SqliteConnection,
-    "BEGIN IMMEDIATE",
-    sqlite::end,
-    ["?1", "?2", "?3", "?4", "?5", "?6"]
-);
-dialect!(
-    Postgres,
-    PgConnection,
-    "BEGIN",
-    postgres::end,
-    ["$1", "$2", "$3", "$4", "$5", "$6"]
-);
+pub(super) use dialect;

@@ -1,5 +1,6 @@
 //! What can go wrong with the database, and what it means.
 
+use super::store::KINDS;
 use sqlx::migrate::MigrateError;
 use std::time::Duration;
 
@@ -91,73 +92,10 @@ impl From<sqlx::Error> for LedgerError {
                 LedgerError::Unreachable("no connection in time".to_owned())
             }
             sqlx::Error::Database(database) => {
-                let message = database.message().to_owned();
-                let code = database.code().unwrap_or_default();
-                if database
-                    .try_downcast_ref::<sqlx::sqlite::SqliteError>()
-                    .is_some()
-                {
-                    of_sqlite(&code, message)
-                } else {
-                    of_postgres(&code, message)
-                }
+                let meaning = KINDS.iter().find_map(|one| (one.meaning)(&**database));
+                meaning.unwrap_or_else(|| LedgerError::Sql(database.message().to_owned()))
             }
             _ => LedgerError::Sql(error.to_string()),
         }
-    }
-}
-
-/// By result code; the extended ones carry the primary one in their low byte.
-fn of_sqlite(code: &str, message: String) -> LedgerError {
-    match code.parse::<u32>().unwrap_or(0) & 0xff {
-        5 | 6 => LedgerError::Locked,
-        8 => LedgerError::ReadOnly,
-        10 | 14 => LedgerError::Unreachable(message),
-        13 => LedgerError::Full(message),
-        18..=20 => LedgerError::Refused(message),
-        _ => LedgerError::Sql(message),
-    }
-}
-
-/// By SQLSTATE.
-fn of_postgres(code: &str, message: String) -> LedgerError {
-    match code {
-        "25006" => LedgerError::ReadOnly,
-        "53100" => LedgerError::Full(message),
-        "55P03" => LedgerError::Locked,
-        "57014" => LedgerError::Slow(super::database::STATEMENT),
-        _ => match code.get(..2) {
-            Some("40") => LedgerError::Conflict(message),
-            Some("08" | "53" | "57" | "58") => LedgerError::Unreachable(message),
-            Some("22" | "23") => LedgerError::Refused(message),
-            _ => LedgerError::Sql(message),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn codes_say_what_is_the_matter() {
-        let sqlite = |code: &str| of_sqlite(code, String::new());
-        assert!(matches!(sqlite("5"), LedgerError::Locked));
-        assert!(matches!(sqlite("1032"), LedgerError::ReadOnly));
-        assert!(matches!(sqlite("13"), LedgerError::Full(_)));
-        assert!(matches!(sqlite("14"), LedgerError::Unreachable(_)));
-        assert!(matches!(sqlite("1811"), LedgerError::Refused(_)));
-        assert!(matches!(sqlite("1"), LedgerError::Sql(_)));
-        let postgres = |code: &str| of_postgres(code, String::new());
-        assert!(matches!(postgres("25006"), LedgerError::ReadOnly));
-        assert!(matches!(postgres("53100"), LedgerError::Full(_)));
-        assert!(matches!(postgres("57P03"), LedgerError::Unreachable(_)));
-        assert!(matches!(postgres("55P03"), LedgerError::Locked));
-        assert!(matches!(postgres("57014"), LedgerError::Slow(_)));
-        assert!(matches!(postgres("40001"), LedgerError::Conflict(_)));
-        assert!(matches!(postgres("40P01"), LedgerError::Conflict(_)));
-        assert!(matches!(postgres("22P05"), LedgerError::Refused(_)));
-        assert!(matches!(postgres("42P01"), LedgerError::Sql(_)));
-        assert!(matches!(postgres(""), LedgerError::Sql(_)));
     }
 }

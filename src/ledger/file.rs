@@ -4,7 +4,8 @@
 //! what is read from it is no more. So a connection is used again only if it was opened after the
 //! file of today was first seen.
 
-use super::database::{ACQUIRE, CONNECTIONS, LIFETIME, LOCK, Pools, STATEMENT};
+use super::sqlite::Pools;
+use super::store::{ACQUIRE, CONNECTIONS, LIFETIME, LOCK, STATEMENT};
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use std::fs::Permissions;
@@ -108,7 +109,7 @@ pub(super) fn pools(path: PathBuf) -> Pools {
         .acquire_timeout(ACQUIRE)
         .idle_timeout(LIFETIME)
         .connect_lazy_with(options.read_only(true));
-    Pools::Sqlite {
+    Pools {
         writer,
         reader,
         file,

@@ -12,6 +12,7 @@ use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
 use crate::protocol::event::{Entry, EntryId};
 use crate::protocol::keys::Keys;
+pub use crate::protocol::keys::LEDGER_GROUP as GROUP;
 use crate::streams::claim;
 use crate::streams::read;
 use redis::Value;
@@ -22,9 +23,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-/// The consumer group.
-pub const GROUP: &str = "ledger";
 
 /// Entries that the read that waits brings from each stream at the most. Dead letters carry whole
 /// payloads, so this bounds memory.

@@ -1,8 +1,9 @@
 //! Asking what happened.
 
-use super::database::{ACQUIRE, Database, Pools, STATEMENT, within};
+use super::database::Database;
 use super::error::LedgerError;
 use super::fact::Fact;
+use super::store::{ACQUIRE, STATEMENT, within};
 use crate::protocol::event::EntryId;
 use serde_json::Value;
 use sqlx::{ColumnIndex, Decode, Encode, QueryBuilder, Row, Type};
@@ -101,7 +102,7 @@ pub struct Extent {
     pub outbox_refused: i64,
 }
 
-const EXTENT: &str = "\
+pub(super) const EXTENT: &str = "\
 SELECT (SELECT count(*) FROM convoke_facts), (SELECT min(at) FROM convoke_facts), (SELECT max(at) FROM convoke_facts),
     (SELECT count(*) FROM convoke_outbox WHERE refused IS NULL),
     (SELECT count(*) FROM convoke_outbox WHERE refused IS NOT NULL)";
@@ -113,49 +114,29 @@ impl Database {
     /// [`LedgerError::Behind`] and [`LedgerError::Ahead`], and whatever the database says.
     pub async fn history(&self, filter: &Filter, limit: u32) -> Result<Vec<Fact>, LedgerError> {
         self.check().await?;
-        let facts = within(ACQUIRE + STATEMENT, async {
-            match &self.pools {
-                Pools::Sqlite { reader, .. } => {
-                    let mut query = query::<sqlx::Sqlite>(filter, limit);
-                    let rows = query.build().fetch_all(reader).await?;
-                    rows.iter().map(fact).collect::<Result<Vec<_>, _>>()
-                }
-                Pools::Postgres(pool) => {
-                    let mut query = query::<sqlx::Postgres>(filter, limit);
-                    let rows = query.build().fetch_all(pool).await?;
-                    rows.iter().map(fact).collect()
-                }
-            }
-        });
-        Ok(facts.await??)
+        within(ACQUIRE + STATEMENT, self.store.history(filter, limit)).await?
     }
 
     /// How much there is. O(rows).
     pub async fn extent(&self) -> Result<Extent, LedgerError> {
-        fn extent<R: Row>(row: &R) -> Result<Extent, sqlx::Error>
-        where
-            usize: ColumnIndex<R>,
-            for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
-            for<'r> Option<i64>: Decode<'r, R::Database> + Type<R::Database>,
-        {
-            Ok(Extent {
-                facts: row.try_get(0)?,
-                oldest: row.try_get(1)?,
-                newest: row.try_get(2)?,
-                outbox_waiting: row.try_get(3)?,
-                outbox_refused: row.try_get(4)?,
-            })
-        }
-        let asked = within(ACQUIRE + STATEMENT, async {
-            match &self.pools {
-                Pools::Sqlite { reader, .. } => {
-                    extent(&sqlx::query(EXTENT).fetch_one(reader).await?)
-                }
-                Pools::Postgres(pool) => extent(&sqlx::query(EXTENT).fetch_one(pool).await?),
-            }
-        });
-        Ok(asked.await??)
+        within(ACQUIRE + STATEMENT, self.store.extent()).await?
     }
+}
+
+/// What a database answered to [`EXTENT`].
+pub(super) fn extent<R: Row>(row: &R) -> Result<Extent, sqlx::Error>
+where
+    usize: ColumnIndex<R>,
+    for<'r> i64: Decode<'r, R::Database> + Type<R::Database>,
+    for<'r> Option<i64>: Decode<'r, R::Database> + Type<R::Database>,
+{
+    Ok(Extent {
+        facts: row.try_get(0)?,
+        oldest: row.try_get(1)?,
+        newest: row.try_get(2)?,
+        outbox_waiting: row.try_get(3)?,
+        outbox_refused: row.try_get(4)?,
+    })
 }
 
 /// A `*` pattern as one of `LIKE`, whose own wildcards it may contain.
@@ -171,7 +152,8 @@ fn like(pattern: &str) -> String {
     like
 }
 
-fn query<DB: sqlx::Database>(filter: &Filter, limit: u32) -> QueryBuilder<DB>
+/// Asks for the first `limit` facts that the filter lets through.
+pub(super) fn query<DB: sqlx::Database>(filter: &Filter, limit: u32) -> QueryBuilder<DB>
 where
     for<'q> String: Encode<'q, DB> + Type<DB>,
     for<'q> i64: Encode<'q, DB> + Type<DB>,
@@ -243,7 +225,8 @@ where
     query
 }
 
-fn fact<R: Row>(row: &R) -> Result<Fact, sqlx::Error>
+/// One of them.
+pub(super) fn fact<R: Row>(row: &R) -> Result<Fact, sqlx::Error>
 where
     for<'i> &'i str: ColumnIndex<R>,
     for<'r> String: Decode<'r, R::Database> + Type<R::Database>,

@@ -5,6 +5,7 @@
 //! paused and overtaken) finds the identity and changes nothing; it returns the first one's result.
 
 use super::dialect::{Dialect, Identity};
+use super::schema::lacks_table;
 use crate::HandlerError;
 use crate::handler::context::Context;
 use crate::protocol::event::Event;
@@ -12,6 +13,7 @@ use crate::protocol::keys::Keys;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Pool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long an event waits whose run was given no connection.
@@ -65,7 +67,7 @@ impl Context {
         T: Serialize + DeserializeOwned,
         F: AsyncFnOnce(&mut DB::Connection) -> Result<T, HandlerError>,
     {
-        let Some(once) = self.begin_effect() else {
+        let Some(once) = Effect::begin(self.effect()) else {
             return Err(HandlerError::internal(
                 "once: called a second time in one run, which would take the first one's result \
                  for its own: put all effects of the event into one",
@@ -109,6 +111,30 @@ impl Context {
     }
 }
 
+/// This event's own SQL in a run; dropped, it was undone.
+struct Effect<'a>(Option<&'a AtomicBool>);
+
+impl<'a> Effect<'a> {
+    /// Begins it; `None` if it was begun in this run already, and not undone.
+    fn begin(effect: &'a AtomicBool) -> Option<Self> {
+        let begun = effect.swap(true, Ordering::AcqRel);
+        (!begun).then_some(Self(Some(effect)))
+    }
+
+    /// It is committed.
+    fn took(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Effect<'_> {
+    fn drop(&mut self) {
+        if let Some(effect) = self.0 {
+            effect.store(false, Ordering::Release);
+        }
+    }
+}
+
 fn identity(event: &Event, keys: &Keys) -> Result<Identity, HandlerError> {
     if event.given_id().is_none() && keys.partitions(event.domain()) > 1 {
         let message =
@@ -135,13 +161,6 @@ fn unavailable(error: sqlx::Error) -> HandlerError {
         }
         error => HandlerError::unavailable(error.to_string()),
     }
-}
-
-/// PostgreSQL's `undefined_table`, or what SQLite says in words only.
-fn lacks_table(error: &sqlx::Error) -> bool {
-    error.as_database_error().is_some_and(|error| {
-        error.code().as_deref() == Some("42P01") || error.message().starts_with("no such table")
-    })
 }
 
 #[cfg(test)]

@@ -16,17 +16,22 @@ pub mod database;
 pub mod dialect;
 pub mod error;
 pub mod fact;
+#[cfg(feature = "ledger-sqlite")]
 mod file;
 pub mod fill;
 pub mod history;
 pub mod inbox;
 pub mod outbox;
+#[cfg(feature = "ledger-postgres")]
 mod postgres;
+#[cfg(feature = "ledger-postgres")]
 pub mod probe;
 pub mod relay;
 pub mod retention;
 pub mod schema;
+#[cfg(feature = "ledger-sqlite")]
 mod sqlite;
+mod store;
 
 pub use database::Database;
 pub use error::LedgerError;

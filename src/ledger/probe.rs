@@ -1,8 +1,9 @@
 //! Whether PostgreSQL answers: by a query, on connections of its own, within a time.
 
-use super::database::{postgres_at, within};
 use super::error::LedgerError;
-use crate::settings::DatabaseUrl;
+use super::postgres::pool_at;
+use super::store::within;
+use crate::settings::{DatabaseUrl, Settings};
 use sqlx::{PgPool, Row};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -20,13 +21,10 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// A probe of the server at `url`. Connects nothing yet.
-    ///
-    /// # Errors
-    /// [`LedgerError::Url`].
-    pub fn new(url: &DatabaseUrl) -> Result<Self, LedgerError> {
-        url.kind().map_err(LedgerError::Url)?;
-        Ok(Self {
+    /// A probe of the server that the settings name, if they do. Connects nothing yet.
+    pub fn of(settings: &Settings) -> Option<Self> {
+        let url = &settings.database_url;
+        url.is_postgres().then(|| Self {
             url: url.clone(),
             pool: OnceLock::new(),
         })
@@ -36,14 +34,14 @@ impl Probe {
         if let Some(pool) = self.pool.get() {
             return Ok(pool);
         }
-        let made = postgres_at(&self.url, CONNECTIONS)?;
+        let made = pool_at(&self.url, CONNECTIONS)?;
         Ok(self.pool.get_or_init(|| made))
     }
 
     /// How long a query takes, connecting included where that was needed.
     ///
     /// # Errors
-    /// No answer within the limit, or a server that takes no writes.
+    /// No answer within the limit, a server that takes no writes, or a URL that is none.
     pub async fn ask(&self, limit: Duration) -> Result<Duration, LedgerError> {
         let began = Instant::now();
         let mut connection = within(limit, self.pool()?.acquire()).await??;

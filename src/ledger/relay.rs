@@ -5,8 +5,9 @@
 //! window stores nothing. So whoever is first, an event never gets ahead of an earlier one of its
 //! subject. Rows are deleted after they are published.
 
-use super::database::{ACQUIRE, Database, Pools, STATEMENT, within};
+use super::database::Database;
 use super::error::LedgerError;
+use super::store::{ACQUIRE, STATEMENT, within};
 use crate::client::publish::{Outgoing, PublishError};
 use crate::client::{Client, ClientOptions};
 use crate::connect::connector::{Connector, reconnect_delay};
@@ -26,13 +27,14 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Connections for publishing.
 const POOL: usize = 2;
 
-const WAITING: &str = "\
+/// Asks for the oldest [`ROWS`].
+pub(super) const WAITING: &str = "\
 SELECT id, event, kind, subject, source, traceparent, time, data, json FROM convoke_outbox
 WHERE refused IS NULL ORDER BY id LIMIT 100";
 
 /// A row that waits.
 #[derive(Debug)]
-struct Waiting {
+pub(super) struct Waiting {
     id: i64,
     subject: Option<String>,
     event: Outgoing,
@@ -154,76 +156,23 @@ impl Relay {
     }
 
     async fn waiting(&self) -> Result<Vec<Waiting>, LedgerError> {
-        let rows = within(ACQUIRE + STATEMENT, async {
-            match &self.database.pools {
-                Pools::Sqlite { writer, .. } => {
-                    let rows = sqlx::query(WAITING).fetch_all(writer).await?;
-                    rows.iter().map(row).collect::<Result<Vec<_>, _>>()
-                }
-                Pools::Postgres(pool) => {
-                    let rows = sqlx::query(WAITING).fetch_all(pool).await?;
-                    rows.iter().map(row).collect()
-                }
-            }
-        });
-        Ok(rows.await??)
+        within(ACQUIRE + STATEMENT, self.database.store.waiting()).await?
     }
 
     async fn delete(&self, ids: &[i64]) -> Result<(), LedgerError> {
         if ids.is_empty() {
             return Ok(());
         }
-        within(ACQUIRE + STATEMENT, async {
-            match &self.database.pools {
-                Pools::Sqlite { writer, .. } => {
-                    let ids = serde_json::json!(ids).to_string();
-                    let query =
-                        "DELETE FROM convoke_outbox WHERE id IN (SELECT value FROM json_each(?))";
-                    sqlx::query(query)
-                        .bind(ids)
-                        .execute(writer)
-                        .await
-                        .map(|_| ())
-                }
-                Pools::Postgres(pool) => {
-                    let query = "DELETE FROM convoke_outbox WHERE id = ANY($1)";
-                    sqlx::query(query).bind(ids).execute(pool).await.map(|_| ())
-                }
-            }
-        })
-        .await??;
-        Ok(())
+        within(ACQUIRE + STATEMENT, self.database.store.published(ids)).await?
     }
 
     async fn refuse(&self, id: i64, why: &str) -> Result<(), LedgerError> {
-        within(ACQUIRE + STATEMENT, async {
-            match &self.database.pools {
-                Pools::Sqlite { writer, .. } => {
-                    let query = "UPDATE convoke_outbox SET refused = ? WHERE id = ?";
-                    sqlx::query(query)
-                        .bind(why)
-                        .bind(id)
-                        .execute(writer)
-                        .await
-                        .map(|_| ())
-                }
-                Pools::Postgres(pool) => {
-                    let query = "UPDATE convoke_outbox SET refused = $1 WHERE id = $2";
-                    sqlx::query(query)
-                        .bind(why)
-                        .bind(id)
-                        .execute(pool)
-                        .await
-                        .map(|_| ())
-                }
-            }
-        })
-        .await??;
-        Ok(())
+        within(ACQUIRE + STATEMENT, self.database.store.refuse(id, why)).await?
     }
 }
 
-fn row<R: Row>(row: &R) -> Result<Waiting, sqlx::Error>
+/// One of what a database answered to [`WAITING`].
+pub(super) fn row<R: Row>(row: &R) -> Result<Waiting, sqlx::Error>
 where
     for<'i> &'i str: ColumnIndex<R>,
     for<'r> String: Decode<'r, R::Database> + Type<R::Database>,

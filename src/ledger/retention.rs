@@ -1,25 +1,17 @@
 //! What is older goes.
 
-use super::database::{Database, Pools, STATEMENT, within};
+use super::database::Database;
 use super::error::LedgerError;
+use super::store::{Old, STATEMENT, within};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Rows that one transaction deletes at the most, so that it holds nobody up.
-const ROWS: u64 = 1000;
+const ROWS: i64 = 1000;
 /// How often is looked for what is old.
 const PAUSE: Duration = Duration::from_secs(3600);
 /// Ids in the inbox are kept for at least this long: an event may come again after a replay.
 const INBOX: Duration = Duration::from_secs(30 * 24 * 3600);
-
-const FACTS: [&str; 2] = [
-    "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE namespace = ? AND at < ? ORDER BY at LIMIT ?)",
-    "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE namespace = $1 AND at < $2 ORDER BY at LIMIT $3)",
-];
-const RECEIVED: [&str; 2] = [
-    "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE namespace = ? AND at < ? LIMIT ?)",
-    "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE namespace = $1 AND at < $2 LIMIT $3)",
-];
 
 impl Database {
     /// Deletes a namespace's facts that are older than `facts`, and its ids in the inbox that are
@@ -28,42 +20,20 @@ impl Database {
     pub async fn forget(&self, namespace: &str, facts: Duration) -> Result<u64, LedgerError> {
         let now = jiff::Timestamp::now().as_millisecond();
         let before = |age: Duration| now.saturating_sub_unsigned(age.as_millis() as u64);
-        let old = self.delete(FACTS, namespace, before(facts)).await?;
+        let old = self.delete(Old::Facts, namespace, before(facts)).await?;
         let received = self
-            .delete(RECEIVED, namespace, before(facts.max(INBOX)))
+            .delete(Old::Received, namespace, before(facts.max(INBOX)))
             .await?;
         Ok(old + received)
     }
 
-    async fn delete(
-        &self,
-        [sqlite, postgres]: [&'static str; 2],
-        namespace: &str,
-        before: i64,
-    ) -> Result<u64, LedgerError> {
+    async fn delete(&self, old: Old, namespace: &str, before: i64) -> Result<u64, LedgerError> {
         let mut deleted = 0;
         loop {
-            let rows = within(STATEMENT, async {
-                Ok::<_, sqlx::Error>(match &self.pools {
-                    Pools::Sqlite { writer, .. } => {
-                        let query = sqlx::query(sqlite)
-                            .bind(namespace)
-                            .bind(before)
-                            .bind(ROWS as i64);
-                        query.execute(writer).await?.rows_affected()
-                    }
-                    Pools::Postgres(pool) => {
-                        let query = sqlx::query(postgres)
-                            .bind(namespace)
-                            .bind(before)
-                            .bind(ROWS as i64);
-                        query.execute(pool).await?.rows_affected()
-                    }
-                })
-            })
-            .await??;
+            let some = self.store.delete(old, namespace, before, ROWS);
+            let rows = within(STATEMENT, some).await??;
             deleted += rows;
-            if rows < ROWS {
+            if rows < ROWS as u64 {
                 return Ok(deleted);
             }
             // The facts that come in go first.

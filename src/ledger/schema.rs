@@ -3,7 +3,6 @@
 use super::error::LedgerError;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
-use std::sync::LazyLock;
 
 /// Where the database notes which migrations it has had; not sqlx's own name, for the database may
 /// be a service's that has migrations of its own.
@@ -12,10 +11,15 @@ const TABLE: &str = "convoke_migrations";
 /// The latest version.
 pub const VERSION: i64 = 3;
 
+/// Asks which version a database has.
+pub(super) const FOUND: &str =
+    "SELECT CAST(coalesce(max(version), 0) AS bigint) FROM convoke_migrations WHERE success";
+
+/// Those of one kind of database.
 macro_rules! migrations {
     ($database:literal) => {
-        LazyLock::new(|| {
-            migrator([
+        std::sync::LazyLock::new(|| {
+            $crate::ledger::schema::migrator([
                 (
                     1,
                     "facts",
@@ -39,12 +43,11 @@ macro_rules! migrations {
     };
 }
 
-pub(super) static SQLITE: LazyLock<Migrator> = migrations!("sqlite");
-pub(super) static POSTGRES: LazyLock<Migrator> = migrations!("postgres");
+pub(super) use migrations;
 
-type Step = (i64, &'static str, &'static str, &'static str);
+pub(super) type Step = (i64, &'static str, &'static str, &'static str);
 
-fn migrator(steps: [Step; VERSION as usize]) -> Migrator {
+pub(super) fn migrator(steps: [Step; VERSION as usize]) -> Migrator {
     let migrations = steps.into_iter().flat_map(|(version, name, up, down)| {
         let migration = |direction, sql: &'static str| {
             Migration::new(version, name.into(), direction, sql.into_sql_str(), false)
@@ -67,4 +70,19 @@ pub(super) fn check(found: i64) -> Result<(), LedgerError> {
         found if found > VERSION => Err(LedgerError::Ahead { found, known }),
         found => Err(LedgerError::Behind { found, known }),
     }
+}
+
+/// What a database answered to [`FOUND`]; 0 without a schema.
+pub(super) fn found(asked: Result<i64, sqlx::Error>) -> Result<i64, LedgerError> {
+    match asked {
+        Err(error) if lacks_table(&error) => Ok(0),
+        asked => Ok(asked?),
+    }
+}
+
+/// PostgreSQL's `undefined_table`, or what SQLite says in words only.
+pub(super) fn lacks_table(error: &sqlx::Error) -> bool {
+    error.as_database_error().is_some_and(|error| {
+        error.code().as_deref() == Some("42P01") || error.message().starts_with("no such table")
+    })
 }

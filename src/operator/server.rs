@@ -2,10 +2,10 @@
 
 use crate::connect::clock::{ClockSource, ServerTime};
 use crate::connect::connector::Connector;
-use crate::connect::error::BusError;
-use crate::connect::greeting::{Known, Lacks};
+use crate::connect::error::{BusError, allowed};
+use crate::connect::greeting::Lacks;
 use crate::connect::loaded;
-use crate::operator::memory::{self, Memory};
+use crate::connect::memory::{Memory, pairs};
 use crate::operator::rights::{self, Excess};
 use crate::protocol::keys::Keys;
 use redis::aio::MultiplexedConnection;
@@ -108,7 +108,7 @@ impl Server {
             user,
             skew: allowed(skew(connection).await)?,
             in_the_clear: in_the_clear(target.addr()),
-            lacks: Known::lacks_of(connection).await?,
+            lacks: Lacks::of(connection).await?,
             waits: waits(connection).await?,
         })
     }
@@ -180,18 +180,9 @@ impl Usage {
     }
 }
 
-/// `None` for what the user may not do, or what the server does not know.
-pub fn allowed<T>(answer: Result<T, BusError>) -> Result<Option<T>, BusError> {
-    match answer {
-        Ok(answer) => Ok(Some(answer)),
-        Err(error) if error.code().is_some() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 async fn info(connection: &mut MultiplexedConnection) -> Result<HashMap<String, String>, BusError> {
     let text: String = redis::cmd("INFO").query_async(connection).await?;
-    Ok(memory::pairs(&text))
+    Ok(pairs(&text))
 }
 
 async fn config(

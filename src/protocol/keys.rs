@@ -8,6 +8,9 @@
 use std::fmt;
 use std::sync::Arc;
 
+/// The consumer group that fills the ledger.
+pub const LEDGER_GROUP: &str = "ledger";
+
 /// The longest name of an instance, role, batch, decision or client, in bytes.
 pub const MAX_NAME: usize = 128;
 /// The longest event type, in bytes.

@@ -1,12 +1,10 @@
 //! The URL of a database. It may carry a password, so it never prints itself whole.
 
+use super::drivers;
 use crate::connect::url::{names_password, without_secrets};
 use serde::{Deserialize, Serialize};
-use sqlx::postgres::PgConnectOptions;
-use sqlx::sqlite::SqliteConnectOptions;
 use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 
 /// Which kind of database a URL leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,13 +60,7 @@ impl DatabaseUrl {
     /// What is wrong with it, without its secrets.
     pub fn kind(&self) -> Result<DatabaseKind, String> {
         if self.is_postgres() {
-            // The parser's own message may quote what it stumbled over.
-            return match PgConnectOptions::from_str(&self.0) {
-                Ok(_) => Ok(DatabaseKind::Postgres),
-                Err(_) => Err(format!(
-                    "{self} is not a URL such as postgres://user@host:5432/name"
-                )),
-            };
+            return drivers::postgres(self);
         }
         let Some(rest) = self.0.strip_prefix("sqlite:") else {
             return Err(format!(
@@ -76,17 +68,11 @@ impl DatabaseUrl {
             ));
         };
         let path = rest.strip_prefix("//").unwrap_or(rest);
-        if path.is_empty() {
-            return Ok(DatabaseKind::Sqlite(local_file()?));
-        }
         // Every connection would have a memory of its own, and the ledger none that lasts.
         if path.contains(":memory:") || path.contains('?') {
             return Err(format!("{self} is not a file: write sqlite:PATH"));
         }
-        match SqliteConnectOptions::from_str(&self.0) {
-            Ok(options) => Ok(DatabaseKind::Sqlite(options.get_filename().to_owned())),
-            Err(_) => Err(format!("{self} is not a file: write sqlite:PATH")),
-        }
+        drivers::sqlite(self, path)
     }
 
     /// Fails if it is neither empty nor a URL of a database that can be used.
@@ -110,18 +96,7 @@ impl fmt::Debug for DatabaseUrl {
     }
 }
 
-/// `$XDG_STATE_HOME/convoke/ledger.db`, else under `~/.local/state`.
-fn local_file() -> Result<PathBuf, String> {
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let state = set("XDG_STATE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| set("HOME").map(|home| Path::new(&home).join(".local/state")));
-    state
-        .map(|state| state.join("convoke/ledger.db"))
-        .ok_or_else(|| "neither XDG_STATE_HOME nor HOME is set: write sqlite:PATH".to_owned())
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "ledger-sqlite", feature = "ledger-postgres"))]
 mod tests {
     use super::*;
 

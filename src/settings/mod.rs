@@ -6,6 +6,7 @@
 mod client;
 mod command;
 mod database_url;
+mod drivers;
 
 pub use crate::connect::sentinel_url::SentinelUrl;
 pub use crate::connect::url::RedisUrl;
@@ -179,6 +180,10 @@ impl Settings {
         if let Err(problem) = self.database_url.check() {
             return Err(SettingError::new("database_url", problem));
         }
+        if cfg!(not(feature = "mcp")) && !self.mcp_server.expose().trim().is_empty() {
+            let problem = format!("a command {}", lacks("mcp"));
+            return Err(SettingError::new("mcp_server", problem));
+        }
         self.keys()
             .map_err(|error| SettingError::new("namespace", error.to_string()))?;
         within("partitions", self.partitions.into(), 0..=1024)?;
@@ -297,6 +302,13 @@ fn ignorable(pattern: &str) -> Result<(), SettingError> {
         return Err(SettingError::new("ignore", problem));
     }
     Ok(())
+}
+
+/// What is wrong with a setting that is of no use in this build.
+fn lacks(feature: &str) -> String {
+    format!(
+        "needs the feature `{feature}` of the crate convoke, and this program is built without it"
+    )
 }
 
 fn within(
@@ -420,6 +432,42 @@ mod tests {
             let error = settings.check().unwrap_err();
             assert_eq!(error.setting, setting, "{error}");
             assert!(error.problem.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_setting_that_needs_a_feature_is_refused_without_it() {
+        type Change = fn(&mut Settings);
+        let changes: [(&str, &str, bool, Change); 3] = [
+            (
+                "database_url",
+                "ledger-sqlite",
+                cfg!(feature = "ledger-sqlite"),
+                |s| s.database_url = DatabaseUrl::new("sqlite:ledger.db"),
+            ),
+            (
+                "database_url",
+                "ledger-postgres",
+                cfg!(feature = "ledger-postgres"),
+                |s| s.database_url = DatabaseUrl::new("postgres://u:s3cret@h/db"),
+            ),
+            ("mcp_server", "mcp", cfg!(feature = "mcp"), |s| {
+                s.mcp_server = CommandLine::from("serve s3cret".to_owned())
+            }),
+        ];
+        for (setting, feature, is_there, change) in changes {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            match settings.check() {
+                Ok(()) => assert!(is_there, "{feature}"),
+                Err(error) => {
+                    assert!(!is_there, "{error}");
+                    assert_eq!(error.setting, setting);
+                    let needed = format!("needs the feature `{feature}`");
+                    assert!(error.problem.contains(&needed), "{error}");
+                    assert!(!error.problem.contains("s3cret"), "{error}");
+                }
+            }
         }
     }
 }

@@ -20,9 +20,7 @@ use crate::handler::context::{Process, States};
 use crate::handler::function::Handler;
 use crate::handler::policy::{Policy, PolicyError};
 use crate::handler::router::Registration;
-use crate::ledger::LedgerError;
-use crate::ledger::fill::GROUP;
-use crate::protocol::keys::{self, NameError};
+use crate::protocol::keys::{self, LEDGER_GROUP, NameError};
 use crate::settings::{RedisUrl, SettingError, Settings};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -67,9 +65,6 @@ pub enum BuildError {
     /// The URL is not valid, or the pool cannot be made.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// The database's URL is not valid.
-    #[error(transparent)]
-    Ledger(#[from] LedgerError),
 }
 
 /// Collects what a worker is made of; see [`Worker::builder`].
@@ -178,7 +173,7 @@ impl Builder {
         let instances = Instances::of_process(connector.clone(), keys.clone(), &name);
         let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         states.insert(asked);
-        states.insert(Configured::new(&settings)?);
+        states.insert(Configured::new(&settings));
         states.insert(tasks.clone());
         let own_report = OwnReport::default();
         states.insert(own_report.clone());
@@ -195,7 +190,12 @@ impl Builder {
         states.insert(Ballots::new(connector.clone(), keys.clone()));
         states.insert(View::new(connector.clone(), keys.clone()));
         let group = settings.group.as_str();
-        states.insert(Flow::new(connector.clone(), keys.clone(), group, GROUP));
+        states.insert(Flow::new(
+            connector.clone(),
+            keys.clone(),
+            group,
+            LEDGER_GROUP,
+        ));
         let catalog = Catalog::new(connector.clone(), keys.clone());
         states.insert(catalog.clone());
         for handler in &handlers {

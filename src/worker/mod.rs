@@ -18,6 +18,10 @@ mod inflight;
 mod keeper;
 mod lane;
 mod lanes;
+#[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
+mod ledger;
+#[cfg(not(any(feature = "ledger-sqlite", feature = "ledger-postgres")))]
+#[path = "no_ledger.rs"]
 mod ledger;
 mod mortal;
 mod orphans;
@@ -97,6 +101,7 @@ pub enum RunError {
     #[error("the system refused what the worker needs: {0}")]
     System(#[from] io::Error),
     /// The ledger cannot be kept.
+    #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
     #[error(transparent)]
     Ledger(#[from] crate::ledger::LedgerError),
     /// A part of the worker failed. It drained what it could.

@@ -1,8 +1,9 @@
 //! An MCP server that speaks over its standard input and output: started at the first check, kept
 //! between checks, started again after a growing pause when it ends or answers no more.
 
-use crate::builtin::process::shell_unseen;
+use crate::builtin::process::shell;
 use crate::builtin::warden::{self, Watched};
+use crate::settings::Settings;
 use rmcp::model::{ClientCapabilities, ClientConfig, ClientRequest, Implementation, PingRequest};
 use rmcp::service::{RoleClient, RunningService, ServiceError, serve_client};
 use rmcp::transport::TokioChildProcess;
@@ -10,6 +11,7 @@ use std::fmt;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot};
 
 /// How long a server may take from its start to its answer to `initialize`.
@@ -42,12 +44,13 @@ impl fmt::Debug for Mcp {
 }
 
 impl Mcp {
-    /// The server that this command line for `sh` starts. Starts nothing yet.
-    pub fn new(command: &str) -> Self {
-        Self {
+    /// The server that the command line in the settings starts, if there is one. Starts nothing yet.
+    pub fn of(settings: &Settings) -> Option<Self> {
+        let command = settings.mcp_server.expose().trim();
+        (!command.is_empty()).then(|| Self {
             command: command.into(),
             keeper: Mutex::default(),
-        }
+        })
     }
 
     /// Who owns the server; a new one where the last one is gone.
@@ -212,4 +215,12 @@ async fn start(command: &str) -> Result<Server, String> {
         Ok(Err(error)) => Err(format!("initialize failed: {error}")),
         Err(_) => Err("no answer to initialize".to_owned()),
     }
+}
+
+/// Its command may hold a secret: everyone on this machine can read arguments, so it
+/// goes through the environment of `sh`, which drops it before it begins.
+fn shell_unseen(command: &str) -> Command {
+    let mut run = shell("run=$CONVOKE_RUN; unset CONVOKE_RUN; eval \"$run\"");
+    run.env("CONVOKE_RUN", command);
+    run
 }

@@ -1,10 +1,18 @@
 //! The services that a worker was configured with, besides Redis: whether they answer.
 
+#[cfg(not(all(feature = "ledger-postgres", feature = "mcp")))]
+mod absent;
+#[cfg(feature = "mcp")]
 mod mcp;
 
-use crate::ledger::LedgerError;
+#[cfg(feature = "ledger-postgres")]
 use crate::ledger::probe::Probe;
 use crate::settings::Settings;
+#[cfg(not(feature = "mcp"))]
+use absent::Absent as Mcp;
+#[cfg(not(feature = "ledger-postgres"))]
+use absent::Absent as Probe;
+#[cfg(feature = "mcp")]
 use mcp::Mcp;
 use std::time::Duration;
 
@@ -24,22 +32,13 @@ pub struct Configured {
 
 impl Configured {
     /// The services of these settings.
-    ///
-    /// # Errors
-    /// The database's URL is not valid.
-    pub fn new(settings: &Settings) -> Result<Self, LedgerError> {
-        let database = &settings.database_url;
-        let postgres = match database.is_postgres() {
-            true => Some(Probe::new(database)?),
-            false => None,
-        };
-        let command = settings.mcp_server.expose().trim();
-        Ok(Self {
-            postgres,
-            mcp: (!command.is_empty()).then(|| Mcp::new(command)),
+    pub fn new(settings: &Settings) -> Self {
+        Self {
+            postgres: Probe::of(settings),
+            mcp: Mcp::of(settings),
             // The answer must be out before the handler's time is over.
             limit: LIMIT.min(settings.handler_timeout / 2),
-        })
+        }
     }
 
     /// Asks PostgreSQL. Returns within `limit`, and within 2 s.

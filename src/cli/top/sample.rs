@@ -1,6 +1,7 @@
 //! What was seen of the bus at one moment.
 
 use super::state::Panel;
+use convoke::connect::memory::Memory;
 use convoke::coordination::ballots::ballot::Ballot;
 use convoke::coordination::batches::batch::Batch;
 use convoke::coordination::instances::instance::Instance;
@@ -9,7 +10,6 @@ use convoke::coordination::metrics::Global;
 use convoke::coordination::tasks::list::TaskCounts;
 use convoke::coordination::tasks::task::Task;
 use convoke::operator::inspect::Stream;
-use convoke::operator::memory::Memory;
 use std::collections::HashMap;
 
 /// Tasks, batches, ballots that are listed, of each.

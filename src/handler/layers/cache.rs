@@ -152,7 +152,8 @@ impl<S: Always> Service<Context> for Cache<S> {
             let result = run.await?;
             // It may have held its thread: then it ended well, and too late.
             let late = layer.timeout.is_some_and(|limit| began.elapsed() > limit);
-            if !late && !context.has_published() && !context.wrote() && !context.has_an_effect() {
+            let effect = context.effect().load(Ordering::Acquire);
+            if !late && !context.has_published() && !context.wrote() && !effect {
                 layer
                     .results
                     .lock()
@@ -186,7 +187,7 @@ mod tests {
                     [0xc2] => return Err(HandlerError::not_found("nothing")),
                     [0xc3] => context.publish("a.c", &1)?,
                     [0x7f] => context.writes(),
-                    [0x7e] => context.begin_effect().unwrap().took(),
+                    [0x7e] => context.effect().store(true, Ordering::Release),
                     [0x7d] => tokio::time::advance(2 * LIMIT).await,
                     _ => {}
                 }

@@ -1,0 +1,20 @@
+//! A service that this build cannot ask. The settings that name one are refused, so there is never any.
+
+use crate::settings::Settings;
+use std::time::Duration;
+
+/// None.
+#[derive(Debug)]
+pub enum Absent {}
+
+impl Absent {
+    /// The service that the settings name.
+    pub fn of(_: &Settings) -> Option<Self> {
+        None
+    }
+
+    /// How long it takes to answer.
+    pub async fn ask(&self, _: Duration) -> Result<Duration, String> {
+        match *self {}
+    }
+}

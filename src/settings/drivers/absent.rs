@@ -1,0 +1,16 @@
+//! A driver that this build does not have.
+
+use crate::settings::database_url::{DatabaseKind, DatabaseUrl};
+use crate::settings::lacks;
+
+/// Refuses a server's URL.
+#[cfg(not(feature = "ledger-postgres"))]
+pub fn postgres(url: &DatabaseUrl) -> Result<DatabaseKind, String> {
+    Err(format!("{url} {}", lacks("ledger-postgres")))
+}
+
+/// Refuses a file's.
+#[cfg(not(feature = "ledger-sqlite"))]
+pub fn sqlite(url: &DatabaseUrl, _: &str) -> Result<DatabaseKind, String> {
+    Err(format!("{url} {}", lacks("ledger-sqlite")))
+}

@@ -1,0 +1,17 @@
+//! What the drivers of this build make of a database's URL.
+
+#[cfg(not(all(feature = "ledger-postgres", feature = "ledger-sqlite")))]
+mod absent;
+#[cfg(feature = "ledger-postgres")]
+mod postgres;
+#[cfg(feature = "ledger-sqlite")]
+mod sqlite;
+
+#[cfg(not(feature = "ledger-postgres"))]
+pub use absent::postgres;
+#[cfg(not(feature = "ledger-sqlite"))]
+pub use absent::sqlite;
+#[cfg(feature = "ledger-postgres")]
+pub use postgres::postgres;
+#[cfg(feature = "ledger-sqlite")]
+pub use sqlite::sqlite;

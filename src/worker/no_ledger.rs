@@ -1,0 +1,25 @@
+//! A build without a database: no worker of it keeps a ledger, and settings that name one are refused.
+
+use super::supervisor::Supervisor;
+use super::{RunError, Worker};
+use tokio_util::sync::CancellationToken;
+
+/// None.
+pub enum Ledger {}
+
+impl Ledger {
+    /// Starts nothing.
+    pub fn start(
+        _: &Worker,
+        _: Vec<String>,
+        _: &CancellationToken,
+        _: &Supervisor,
+    ) -> Result<Option<Self>, RunError> {
+        Ok(None)
+    }
+
+    /// Waits for nothing.
+    pub async fn ended(self) {
+        match self {}
+    }
+}
