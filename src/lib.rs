@@ -1,5 +1,57 @@
 //! A message-bus worker for Redis Streams.
 //!
+//! A **worker** runs handlers on events. An event's acknowledgement, its reply and everything that its
+//! handler published take effect in one atomic step, or not at all:
+//!
+//! ```no_run
+//! use convoke::{Context, HandlerError, Policy, State, Worker};
+//! use std::time::Duration;
+//!
+//! struct Camera { height: u32 }
+//!
+//! async fn resize(ctx: Context, width: u32, camera: State<Camera>) -> Result<u32, HandlerError> {
+//!     let pixels = width * camera.height;
+//!     ctx.publish("image.resized", &pixels)?;
+//!     Ok(pixels)
+//! }
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! Worker::builder()
+//!     .redis("redis://127.0.0.1")
+//!     .handler_with("image.resize", resize, Policy::new().timeout(Duration::from_secs(5)))
+//!     .state(Camera { height: 480 })
+//!     .run()
+//!     .await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A **client** publishes events and asks for answers:
+//!
+//! ```no_run
+//! use convoke::{Client, Event};
+//! use std::time::Duration;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("redis://127.0.0.1").await?;
+//! client.publish(Event::new("image.resize", &640).id("order-4711").dedup(true)).await?;
+//! let pixels: u32 = client.ask("image.resize", &640).within(Duration::from_secs(5)).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A **test** of a handler needs no server: see [`testing`].
+//!
+//! | for | look at |
+//! |---|---|
+//! | a handler, and what it may do | [`Context`], [`State`], [`HandlerError`] |
+//! | how it is run: time-out, retries, rate, order, circuit breaker, layers | [`Policy`] |
+//! | SQL that takes effect once, and the outbox | [`Context::once`], [`ledger`] |
+//! | what can be set | [`Settings`] |
+//! | a client in another language, how all of it works, who is trusted with what | [`docs`] |
+//!
+//! Programs that run are in `tests/examples` of the repository.
+//!
 //! | feature | brings |
 //! |---|---|
 //! | none (`default-features = false`) | a client, a worker, the built-in handlers |

@@ -137,8 +137,11 @@ mod tests {
         let hangs =
             async |_: Context, (): ()| -> Result<(), HandlerError> { std::future::pending().await };
         for policy in [Policy::new(), Policy::new().concurrency(1)] {
+            let began = tokio::time::Instant::now();
             let run = run(hangs, &()).policy(policy.timeout(MINUTE)).await;
             assert_eq!(run.error().unwrap().code, Code::DeadlineExceeded);
+            // A worker's own would have been 30 s.
+            assert!(began.elapsed() >= MINUTE);
             assert_eq!(run.outcome(), Outcome::Retried);
         }
         let panics = async |_: Context, (): ()| -> Result<(), HandlerError> { panic!("so") };
