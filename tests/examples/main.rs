@@ -39,14 +39,24 @@ fn program(name: &str) -> PathBuf {
     program
 }
 
+/// Where an example has its files.
+fn room(name: &str) -> PathBuf {
+    let room = format!("convoke-example-{}-{name}", std::process::id());
+    let room = std::env::temp_dir().join(room);
+    fs::create_dir_all(&room).unwrap();
+    room
+}
+
 fn start(name: &str, server: &Server) -> Child {
     let mut command = Command::new(program(name));
     command.arg(server.url()).stdin(Stdio::null());
+    command.env("TMPDIR", room(name));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()
 }
 
 fn printed(name: &str, output: Output) -> String {
+    fs::remove_dir_all(room(name)).unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {}: {said}", output.status);
     String::from_utf8(output.stdout).unwrap()
