@@ -41,7 +41,7 @@ impl Probe {
     /// How long a query takes, connecting included where that was needed.
     ///
     /// # Errors
-    /// No answer within the limit, a server that takes no writes, or a URL that is none.
+    /// No answer within the limit, a server that takes no writes, or a URL that is not valid.
     pub async fn ask(&self, limit: Duration) -> Result<Duration, LedgerError> {
         let began = Instant::now();
         let mut connection = within(limit, self.pool()?.acquire()).await??;
