@@ -6,13 +6,14 @@
 
 mod give_back;
 mod run;
+mod turn;
 mod under_way;
 
 use super::admission::{Admission, Waiting};
 use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::sparing::Sparing;
-use super::takeover::{ALONE, Jobs, Step, Trigger};
+use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
 use crate::streams::commit::{Committer, Lease, Report, Settlement};
 use crate::streams::trim;
 use run::Finished;
@@ -22,6 +23,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use turn::Turn;
 use under_way::{Slot, commit, occupied, read, take};
 
 /// Entries that one read asks for at the most.
@@ -52,6 +54,8 @@ pub struct Lane {
     running: usize,
     window: usize,
     taking_fails: bool,
+    /// A read has ended since it failed.
+    has_read: bool,
     /// A takeover is under way.
     takes: bool,
     /// The loop stood still for long: nothing is started until the leases were renewed.
@@ -82,6 +86,7 @@ impl Lane {
             running: 0,
             window: shared.concurrency,
             taking_fails: false,
+            has_read: false,
             takes: false,
             doubtful: false,
             looked: Instant::now(),
@@ -131,16 +136,20 @@ impl Lane {
             let room = self.room();
             let calm = self.suspects.is_empty() && self.alone.is_none();
             if !draining && calm && room > 0 {
-                let own = self.jobs.next().is_some_and(|job| job.is_own());
-                if taking.is_none()
-                    && !(own && reading.is_some())
-                    && let Some(job) = self.jobs.next()
-                {
+                let job = self.jobs.next();
+                let turn = Turn {
+                    job: job.is_some(),
+                    own: job.as_ref().is_some_and(Job::is_own),
+                    taking: taking.is_some(),
+                    fails: self.taking_fails,
+                    has_read: self.has_read,
+                    reading: reading.is_some(),
+                };
+                let (takes, reads) = turn.next();
+                if takes && let Some(job) = job {
                     taking = Some(take(job, self.shared.clone(), room));
                 }
-                // What was delivered before is older than anything new; but where taking over fails,
-                // reading goes on.
-                if (taking.is_none() && !own || self.taking_fails)
+                if reads
                     && let Some(closed) = self.closed()
                     && let Some(free) = reader.take()
                 {
@@ -167,6 +176,7 @@ impl Lane {
                 }
                 (free, read) = occupied(&mut reading) => {
                     reading = None;
+                    self.has_read = true;
                     reader = Some(free);
                     match read {
                         Read::Entries(deliveries) => self.accept(deliveries),
@@ -177,6 +187,7 @@ impl Lane {
                     taking = None;
                     self.taking_fails = step.is_none();
                     if step.is_none() {
+                        self.has_read = false;
                         // What was taken and could not be read is pending with us, and in nobody's hands.
                         self.jobs.add(&Trigger::Own, self.shared.routes.len());
                     }
