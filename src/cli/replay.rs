@@ -11,6 +11,7 @@ use super::pending::Held;
 use super::{Misuse, Outcome, Session, output};
 use clap::{Args, Subcommand};
 use convoke::operator::replay::{EDITED, Move, Operator, STEP, STEP_BYTES, Source, Step};
+use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use redis::aio::MultiplexedConnection;
@@ -347,11 +348,8 @@ impl Replay<'_> {
         self.walk.rewind();
         while let Some(page) = self.walk.next(&mut self.connection).await? {
             if let Some(one) = page.iter().find(|candidate| candidate.left.is_none()) {
-                let fields = one.act.fields.chunks_exact(2);
-                let mut data = fields
-                    .filter(|pair| pair[0] == b"data")
-                    .map(|pair| pair[1].as_slice());
-                return edit::edit(data.next_back());
+                let entry = Entry::new(EntryId::default(), &one.act.fields);
+                return edit::edit(payload_of(&entry).as_deref());
             }
         }
         anyhow::bail!("the entry is gone")
@@ -407,6 +405,11 @@ impl Replay<'_> {
 
     /// Puts the mended payload in, and who did it.
     fn replace(&self, act: &mut Move, data: &[u8]) {
+        // What is put in is MessagePack.
+        let mut pairs = act.fields.chunks_exact(2);
+        if let Some(at) = pairs.position(|pair| pair[0] == b"datacontenttype") {
+            act.fields.drain(2 * at..2 * at + 2);
+        }
         for (name, value) in [("data", data), (EDITED, self.operator.by().as_bytes())] {
             let mut pairs = act.fields.chunks_exact(2);
             match pairs.rposition(|pair| pair[0] == name.as_bytes()) {

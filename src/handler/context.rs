@@ -9,6 +9,7 @@ use crate::handler::router::Router;
 use crate::handler::state::Wanted;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
+use crate::protocol::json;
 use crate::protocol::keys::{self, Keys};
 use crate::protocol::msgpack::{self, PayloadLimits};
 use crate::protocol::trace::TraceContext;
@@ -233,6 +234,23 @@ impl Context {
         match msgpack::scan(&data, &self.0.process.payload) {
             Ok(()) => Ok(data),
             Err(error) => Err(HandlerError::internal(format!("{what}: {error}")).permanent()),
+        }
+    }
+
+    /// A result whose reply is within the limits too, where that is JSON.
+    pub(crate) fn answerable(&self, data: Encoded) -> Result<Encoded, HandlerError> {
+        let most = self.0.process.payload.bytes;
+        let as_json = self.event().is_json() && self.event().reply_to().is_some();
+        let length = match as_json.then(|| json::to_json(&data)) {
+            Some(Ok(value)) => value.to_string().len(),
+            _ => 0,
+        };
+        match length > most {
+            false => Ok(data),
+            true => Err(HandlerError::internal(format!(
+                "the result: {length} bytes of JSON are over the limit of {most}"
+            ))
+            .permanent()),
         }
     }
 

@@ -3,7 +3,7 @@
 //! Facts are taken as they come, whatever their types: what a later version reports is kept too.
 //! What cannot be decoded is kept without its payload.
 
-use crate::protocol::event::{Entry, EntryId};
+use crate::protocol::event::{Entry, EntryId, payload_of};
 use crate::protocol::json;
 use crate::protocol::keys;
 use serde_json::{Map, Value};
@@ -64,12 +64,12 @@ impl Fact {
         max_payload: usize,
     ) -> Self {
         let text = |name: &str| entry.get(name).map(|value| clean(value, MAX_KEY));
-        let data = match entry.get("data") {
+        let data = match payload_of(entry) {
             None => Value::Null,
             Some(data) if data.len() > max_payload => {
                 left_out(&format!("{} bytes are over the limit", data.len()))
             }
-            Some(data) => match json::to_json(data) {
+            Some(data) => match json::to_json(&data) {
                 Ok(data) => without_nul(data),
                 Err(error) => left_out(&error.to_string()),
             },

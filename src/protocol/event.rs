@@ -45,7 +45,7 @@ impl Limits {
 const BESIDES: usize = 64 * 1024;
 
 /// The fields that the protocol names, in the order of their slots.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 12] = [
     "type",
     "data",
     "id",
@@ -58,7 +58,6 @@ const KNOWN: [&str; 13] = [
     "attempt",
     "notbefore",
     "datacontenttype",
-    "dedup",
 ];
 const TYPE: usize = 0;
 const DATA: usize = 1;
@@ -72,7 +71,6 @@ const TRACEPARENT: usize = 8;
 const ATTEMPT: usize = 9;
 const NOT_BEFORE: usize = 10;
 const CONTENT_TYPE: usize = 11;
-const DEDUP: usize = 12;
 
 /// The `datacontenttype` of a payload that is JSON text.
 pub const JSON: &str = "application/json";
@@ -87,20 +85,16 @@ pub const LAST_ERROR: &str = "lasterror";
 /// When the first attempt failed, in Unix ms, as the bus notes it on a retry.
 pub const FIRST_FAILED: &str = "firstfailed";
 
-/// How often an operator replayed an event.
-pub const REPLAYS: &str = "replays";
-
 /// MessagePack's nil: what an absent `data` means.
 const NIL: &[u8] = &[0xc0];
 
 fn slot(name: &[u8]) -> Option<usize> {
-    // By length first: a handful of byte comparisons instead of thirteen.
+    // By length first: a handful of byte comparisons instead of twelve.
     let slot = match (name.len(), name.first()?) {
         (2, _) => ID,
         (4, b't') if name[1] == b'y' => TYPE,
         (4, b't') => TIME,
         (4, _) => DATA,
-        (5, _) => DEDUP,
         (6, _) => SOURCE,
         (7, b's') => SUBJECT,
         (7, b'r') => REPLYTO,
@@ -260,11 +254,6 @@ impl Event {
         self.not_before
     }
 
-    /// Whether it takes effect once within a window, however often an entry of its id was added.
-    pub fn dedup(&self) -> bool {
-        self.at[DEDUP] != 0
-    }
-
     /// The W3C trace context.
     pub fn traceparent(&self) -> Option<&str> {
         self.text(TRACEPARENT)
@@ -288,7 +277,7 @@ impl Event {
     /// The fields of the same event for its next attempt: `attempt` raised, and `id` set so that
     /// it stays the same event on another entry.
     pub fn next_attempt(&self) -> Vec<Vec<u8>> {
-        self.again(self.attempt + 1, &[NOT_BEFORE, DEDUP])
+        self.again(self.attempt + 1)
     }
 
     /// Like [`next_attempt`](Self::next_attempt), noting for people why it failed (at most 200 bytes
@@ -316,19 +305,15 @@ impl Event {
 
     /// The fields of the same event for another try that does not count as an attempt.
     pub fn same_attempt(&self) -> Vec<Vec<u8>> {
-        self.again(self.attempt, &[NOT_BEFORE, DEDUP])
+        self.again(self.attempt)
     }
 
-    /// The fields of the same event, of which nobody knows yet whether another one of its id came first.
-    pub fn not_begun(&self) -> Vec<Vec<u8>> {
-        self.again(self.attempt, &[NOT_BEFORE])
-    }
-
-    fn again(&self, attempt: u32, without: &[usize]) -> Vec<Vec<u8>> {
+    fn again(&self, attempt: u32) -> Vec<Vec<u8>> {
         let attempt = attempt.to_string().into_bytes();
         let mut fields = Vec::with_capacity(2 * KNOWN.len());
         for (name, value, place) in self.entry.places() {
-            if without.iter().any(|slot| place == self.at[*slot]) {
+            // It has waited, or it waits from here on.
+            if place == self.at[NOT_BEFORE] {
                 continue;
             }
             fields.push(name.to_vec());
@@ -426,14 +411,6 @@ impl Fields {
         }
         if value(ID).is_some_and(<[u8]>::is_empty) {
             return Err("id: empty".into());
-        }
-        match value(DEDUP) {
-            None => {}
-            Some(b"1") if value(ID).is_some() => {}
-            Some(b"1") => return Err("dedup: needs an id".into()),
-            Some(other) => {
-                return Err(format!("dedup: \"{}\" is not 1", other.escape_ascii()));
-            }
         }
         if let Some(key) = value(REPLYTO)
             && !allowed_reply(key, keys, events)

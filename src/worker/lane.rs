@@ -316,7 +316,7 @@ impl Lane {
         }
         let began = Instant::now();
         let mut now = began;
-        while self.running < self.shared.concurrency {
+        while self.running < self.shared.concurrency && self.alone.is_none() {
             // Before it runs, since it may ask, and after it, since it may wait.
             if let Some(waiting) = self.admission.next(self.running) {
                 self.tell_ahead();
@@ -350,14 +350,12 @@ impl Lane {
     }
 
     fn finish(&mut self, finished: Finished) {
-        let finished = match finished {
-            Finished::Entered(waiting, entered) => return self.came_in(*waiting, entered),
-            Finished::Judged(waiting, judged) => return self.judged(*waiting, judged),
-            finished => finished,
-        };
+        if let Finished::Entered(waiting, entered) = finished {
+            return self.came_in(*waiting, entered);
+        }
         self.running -= 1;
         match finished {
-            Finished::Entered(..) | Finished::Judged(..) => {}
+            Finished::Entered(..) => {}
             Finished::Run(ran) => {
                 self.admission.ended(ran.route());
                 self.ran(*ran);

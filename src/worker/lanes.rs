@@ -235,7 +235,6 @@ impl Lanes {
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
-                dedup_window: settings.dedup_window,
                 ignore: settings.ignore.clone().into(),
                 soon: Notify::new(),
                 counts: Counts::default(),
@@ -349,7 +348,6 @@ impl Lanes {
             totals.taken += counts.taken.load(Ordering::Relaxed);
             totals.expired += counts.expired.load(Ordering::Relaxed);
             totals.ignored += counts.ignored.load(Ordering::Relaxed);
-            totals.duplicates += counts.duplicates.load(Ordering::Relaxed);
         }
         totals
     }
@@ -363,7 +361,6 @@ pub struct Totals {
     taken: u64,
     expired: u64,
     ignored: u64,
-    duplicates: u64,
 }
 
 impl fmt::Display for Totals {
@@ -374,11 +371,10 @@ impl fmt::Display for Totals {
             taken,
             expired,
             ignored,
-            duplicates,
         } = self;
         write!(
             f,
-            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored, {duplicates} duplicates"
+            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored"
         )
     }
 }

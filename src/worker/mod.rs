@@ -12,7 +12,6 @@
 mod activity;
 mod admission;
 pub mod builder;
-mod duplicates;
 mod handover;
 mod inflight;
 mod keeper;

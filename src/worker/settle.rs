@@ -125,26 +125,6 @@ pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
     }
 }
 
-/// An event of an id of which another one came first: whoever asked gets that one's reply, if it is known.
-pub fn duplicate(
-    scene: Scene<'_>,
-    event: &Event,
-    first: &str,
-    known: Option<(&'static str, Encoded)>,
-) -> Settlement {
-    let reply = event.reply_to().map(|_| match known {
-        Some((status, data)) => reply_to(event, status, data),
-        None => {
-            let said = format!("id: the event was added before, as {first}");
-            error_reply(event, &HandlerError::already_exists(said))
-        }
-    });
-    Settlement {
-        reply,
-        ..ignored(scene)
-    }
-}
-
 /// An event of a type that nobody needs to handle.
 pub fn ignored(scene: Scene<'_>) -> Settlement {
     Settlement {
@@ -163,7 +143,7 @@ pub fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settlement {
         reply: None,
         publications: Vec::new(),
         end: End::Later {
-            fields: event.not_begun(),
+            fields: event.same_attempt(),
             wait,
         },
         history: None,

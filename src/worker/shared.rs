@@ -57,8 +57,6 @@ pub struct Counts {
     pub expired: AtomicU64,
     /// Events of types that nobody needs to handle.
     pub ignored: AtomicU64,
-    /// Events of an id of which another one came first.
-    pub duplicates: AtomicU64,
     /// Events that will be tried again.
     pub retried: AtomicU64,
     /// Events that became dead letters.
@@ -106,8 +104,6 @@ pub struct Shared {
     pub max_deliveries: u32,
     /// Retries of events without a handler's own schedule.
     pub retry: RetryPolicy,
-    /// How long the first entry of an id is remembered.
-    pub dedup_window: Duration,
     /// Types that nobody needs to handle.
     pub ignore: Arc<[String]>,
     /// Is told when an event was put off for so short a time that nobody may have looked by then.

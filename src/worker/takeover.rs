@@ -131,6 +131,8 @@ impl Job {
         let page = claim::pending(&mut connection, stream, group, self.from, PAGE, owner).await?;
         let wanted = |entry: &&Pending| {
             entry.idle >= idle.least
+                // What was handed over was not delivered yet; what was may be what a read brings just now.
+                && (self.trigger != Trigger::Given || entry.deliveries == 0)
                 && !(entry.consumer == me
                     && shared
                         .inflight

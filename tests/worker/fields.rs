@@ -1,5 +1,4 @@
-//! Fields of a plain `XADD`: when the event is to run, that it is to take
-//! effect once, that its payload is JSON; and types that nobody needs
+//! Fields of a plain `XADD`: when the event is to run, and that its payload is JSON; and types that nobody needs
 //! to handle.
 
 use crate::rig::{Rig, text};
@@ -11,7 +10,9 @@ use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use tokio::sync::Semaphore;
 
 async fn add(rig: &Rig, fields: &[(&str, &str)]) {
     let mut command = redis::cmd("XADD");
@@ -183,88 +184,44 @@ async fn what_nobody_needs_to_handle_is_acknowledged_unless_somebody_asked() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_that_is_added_again_takes_effect_once_and_who_asked_gets_the_first_ones_reply() {
-    static RUNS: AtomicU32 = AtomicU32::new(0);
-    static OPEN: AtomicU32 = AtomicU32::new(0);
-    async fn count(context: Context, (): ()) -> Result<u32, HandlerError> {
-        let run = RUNS.fetch_add(1, Ordering::Relaxed) + 1;
-        match context.event().id().as_str() {
-            // It is the same event still when it is tried again, though as another entry.
-            "again" if context.event().attempt() == 1 => {
-                return Err(HandlerError::unavailable("again"));
-            }
-            "slow" => until("it may end", || async { OPEN.load(Ordering::Relaxed) > 0 }).await,
-            _ => {}
-        }
-        Ok(run)
-    }
+async fn what_is_given_back_before_anybody_looked_at_it_keeps_its_time() {
     let rig = Rig::new().await;
-    let builder = || rig.builder().handler("image.count", count);
-    let workers = [rig.start(builder()), rig.start(builder())];
-    let once = |id: &'static str, to: &'static str| {
-        let mut fields = vec![("type", "image.count"), ("id", id), ("dedup", "1")];
-        fields.extend((!to.is_empty()).then_some(("replyto", to)));
-        fields
-    };
-    // Whoever reads it, and however often it is there.
-    for id in ["a", "b", "c", "a", "b", "c", "a", "b", "c"] {
-        add(&rig, &once(id, "")).await;
-    }
-    let results = rig.wait_for("cb:results:image", 3).await;
-    let mut ids: Vec<String> = results
-        .iter()
-        .map(|result| text(result, "correlationid"))
-        .collect();
-    ids.sort();
-    assert_eq!(ids, ["a", "b", "c"]);
-
-    for (id, to, other) in [
-        ("asked", "cb:reply:1", "cb:reply:2"),
-        ("again", "cb:reply:3", "cb:reply:4"),
-    ] {
-        add(&rig, &once(id, to)).await;
-        let first = rig.wait_for(to, 1).await.remove(0);
-        assert_eq!(text(&first, "status"), "ok");
-        add(&rig, &once(id, other)).await;
-        let second = rig.wait_for(other, 1).await.remove(0);
-        for field in ["status", "correlationid", "type", "data"] {
-            assert_eq!(first.get(field), second.get(field), "{id}: {field}");
+    let (begun, open) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
+    let (begins, opens) = (begun.clone(), open.clone());
+    let hold = move |_: Context, (): ()| {
+        let (begins, opens) = (begins.clone(), opens.clone());
+        async move {
+            begins.add_permits(1);
+            opens.acquire().await?.forget();
+            Ok::<_, HandlerError>(())
         }
-    }
-    add(&rig, &once("slow", "cb:reply:5")).await;
-    until("it runs", || async { RUNS.load(Ordering::Relaxed) == 7 }).await;
-    add(&rig, &once("slow", "cb:reply:6")).await;
-    let early = rig.wait_for("cb:reply:6", 1).await.remove(0);
-    assert_eq!(text(&early, "status"), "already_exists");
-    OPEN.store(1, Ordering::Relaxed);
-    assert_eq!(
-        text(&rig.wait_for("cb:reply:5", 1).await[0], "status"),
-        "ok"
-    );
-
-    for (bad, to) in [
-        (vec![("dedup", "1")], "cb:reply:7"),
-        (vec![("dedup", "yes"), ("id", "a")], "cb:reply:8"),
-    ] {
-        let fields = [vec![("type", "image.count"), ("replyto", to)], bad].concat();
-        add(&rig, &fields).await;
-        let refused = rig.wait_for(to, 1).await.remove(0);
-        assert_eq!(text(&refused, "status"), "invalid_argument");
-        let said = String::from_utf8_lossy(refused.get("data").unwrap()).into_owned();
-        assert!(said.contains("dedup: "), "{said}");
-    }
-    until("all are acknowledged", || async {
-        rig.pending("cb:events:image").await == 0
+    };
+    let settings = Settings {
+        concurrency: 1,
+        ..rig.settings()
+    };
+    let at = now(&rig).await + 3_600_000;
+    add(&rig, &[("type", "image.hold"), ("id", "first")]).await;
+    let soon = at.to_string();
+    add(&rig, &[("type", "image.hold"), ("notbefore", &soon)]).await;
+    let builder = Worker::builder().settings(settings);
+    let worker = rig.start(builder.handler("image.hold", hold));
+    begun.acquire().await.unwrap().forget();
+    until("both are read", || async {
+        rig.pending("cb:events:image").await == 2
     })
     .await;
-    for worker in workers {
-        worker.stop().await;
-    }
-    assert_eq!(
-        RUNS.load(Ordering::Relaxed),
-        7,
-        "3, 1, 2 for the one that failed first, and 1"
+    let open = async {
+        tokio::task::yield_now().await;
+        open.add_permits(1);
+    };
+    tokio::join!(worker.stop(), open);
+    let queued = rig.run("ZRANGE cb:delayed:image 0 -1 WITHSCORES").await;
+    let queued: Vec<(Vec<u8>, f64)> = redis::from_redis_value(queued).unwrap();
+    assert_eq!(queued.len(), 1);
+    assert!(
+        (queued[0].1 - at as f64).abs() < 60_000.0,
+        "{} is not {at}",
+        queued[0].1
     );
-    assert_eq!(rig.entries("cb:results:image").await.len(), 3);
-    assert!(!rig.exists("cb:dead:image").await);
 }

@@ -95,13 +95,15 @@ async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlemen
             }
         };
         if !others {
+            let scene = shared.scene(lease);
+            // Nobody may have looked at it yet.
+            let early = event.not_before().unwrap_or_default();
+            let early = early.saturating_sub(shared.claims.server_now());
             let error = HandlerError::later(Duration::ZERO, "the worker that read it shut down");
-            back.push(settle::failure(
-                shared.scene(lease),
-                event,
-                &error,
-                &shared.retry,
-            ));
+            back.push(match early {
+                0 => settle::failure(scene, event, &error, &shared.retry),
+                ms => settle::early(scene, event, Duration::from_millis(ms)),
+            });
         }
     }
     back

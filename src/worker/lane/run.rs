@@ -1,7 +1,6 @@
 //! One run of a handler in a lane: from a delivery to what is to be settled.
 
 use super::{ALONE, Lane, Waiting};
-use crate::connect::error::BusError;
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
 use crate::handler::function::Encoded;
@@ -9,9 +8,8 @@ use crate::handler::gate::{Back, Entered, Manner, Places};
 use crate::handler::layers::timeout::exceeded;
 use crate::handler::router::Route;
 use crate::protocol::error::{HandlerError, Refusal};
-use crate::protocol::event::{Event, REPLAYS};
+use crate::protocol::event::Event;
 use crate::streams::commit::{End, Lease, Settlement};
-use crate::worker::duplicates;
 use crate::worker::handover::Left;
 use crate::worker::settle;
 use crate::worker::shared::Delivery;
@@ -29,8 +27,6 @@ pub(super) enum Finished {
     Run(Box<Ran>),
     /// An event entered the gate before its handler, could not, or came too late (`None`).
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
-    /// Whether another entry of an event's id came first: how the event is settled then.
-    Judged(Box<Waiting>, Result<Option<Settlement>, BusError>),
     Settled(Box<Settlement>),
     Given(Lease),
     /// What was read and not started: how it is settled, or that it stays as it is.
@@ -112,62 +108,9 @@ impl Lane {
             entered: None,
             waited: false,
         };
-        let event = waiting.context.event();
-        // An operator wants it to run once more.
-        if event.dedup() && event.entry().get(REPLAYS).is_none() {
-            self.look_for_the_first(waiting);
-            return now;
-        }
         match waiting.route.gate {
             None => self.admit(waiting, now),
             Some(_) => self.enter(waiting, Places::default(), None, now),
-        }
-    }
-
-    /// Asks whether another entry of the event's id came first.
-    fn look_for_the_first(&mut self, mut waiting: Waiting) {
-        waiting.waited = true;
-        let (lease, size) = (waiting.lease, waiting.size());
-        self.shared.inflight.waits(&lease, waiting.route.index);
-        let (shared, finished) = (self.shared.clone(), self.finished.clone());
-        let task = tokio::spawn(async move {
-            let judged = duplicates::judge(&shared, lease, waiting.context.event()).await;
-            finished
-                .send(Finished::Judged(Box::new(waiting), judged))
-                .ok();
-        });
-        self.admission
-            .enters(lease, size, AbortOnDropHandle::new(task));
-    }
-
-    /// Takes what was asked for.
-    pub(super) fn judged(
-        &mut self,
-        waiting: Waiting,
-        judged: Result<Option<Settlement>, BusError>,
-    ) {
-        // It may have been given up in the meantime.
-        if !self.admission.entered(&waiting.lease) {
-            return;
-        }
-        let event = waiting.context.event();
-        match judged {
-            Ok(None) if waiting.route.gate.is_some() => {
-                self.enter(waiting, Places::default(), None, Instant::now());
-            }
-            Ok(None) => self.admission.wait(waiting),
-            Ok(Some(settlement)) => {
-                self.shared
-                    .counts
-                    .duplicates
-                    .fetch_add(1, Ordering::Relaxed);
-                self.settled.push(settlement);
-            }
-            Err(error) => {
-                tracing::debug!(entry = %waiting.lease.entry, %error, "nobody knows whether another one came first");
-                let scene = self.shared.scene(waiting.lease);
-                self.settled.push(settle::early(scene, event, UNKNOWN));
-            }
         }
     }
 
@@ -420,7 +363,9 @@ impl Lane {
             self.leave(left, context, Some(kind));
             return;
         }
-        let result = result.and_then(|result| context.within_limits("the result", result));
+        let result = result
+            .and_then(|result| context.within_limits("the result", result))
+            .and_then(|result| context.answerable(result));
         stats.ran(elapsed, result.is_err());
         let published = context.take_outbox();
         let scene = self.shared.scene(lease);
@@ -461,9 +406,6 @@ impl Lane {
         });
     }
 }
-
-/// How long an event waits of which the server could not say whether it is the first of its id.
-const UNKNOWN: Duration = Duration::from_secs(1);
 
 /// How far the server's clock may be ahead of what a worker takes it to be.
 const AHEAD: u64 = 50;
