@@ -267,10 +267,10 @@ fn a_payload_is_mended_in_the_editor() {
     edit(&anew, &["--id", "10-1", "--force"]).done();
     assert_eq!(data(2), json!(7));
     // What came as JSON text is shown as that, and goes back as what needs no field to say so.
-    let words = "XADD cb:dead:image 10-1 type image.raw data {\"n\":1} datacontenttype application/json \
+    let words = "XADD cb:dead:image 99-1 type image.raw data {\"n\":1} datacontenttype application/json \
                  deadreason internal";
     super::rig::say(&redis, words);
-    edit(&mends, &["--id", "10-1"]).done();
+    edit(&mends, &["--id", "99-1"]).done();
     let last = entries(&redis, EVENTS).pop().unwrap();
     assert_eq!(last.get("datacontenttype"), None);
     let data = convoke::protocol::json::to_json(last.get("data").unwrap()).unwrap();
