@@ -7,8 +7,8 @@ const LINES: u32 = 10;
 /// The period.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Counts lines that somebody else's entries cause, so that no publisher fills the disk with a log. The sum
-/// of dead letters, which a worker logs all the same, has what is left out.
+/// Counts lines that others cause (entries of a publisher, wires that fail), so that nobody fills the disk with
+/// a log. The sum of dead letters, which a worker logs all the same, has what is left out.
 #[derive(Debug)]
 pub struct Sparing {
     since: Instant,

@@ -5,7 +5,8 @@ use crate::connect::error::BusError;
 use crate::protocol::event::EntryId;
 use crate::streams::claim::{self, RENEWED};
 use crate::worker::shared::Shared;
-use std::time::Duration;
+use crate::worker::sparing::Sparing;
+use std::time::{Duration, Instant};
 
 /// Entries of a busy lane that are looked at; more than it reads at a time.
 const PAGE: usize = 4000;
@@ -14,9 +15,10 @@ const PAGE: usize = 4000;
 pub async fn run(chores: &Chores) {
     let age = chores.settings.claim_idle / 3;
     let mut pause = age / 2;
+    let mut sparing = Sparing::new(Instant::now());
     loop {
         tokio::time::sleep(pause).await;
-        pause = match run_once(chores, age).await {
+        pause = match run_once(chores, age, &mut sparing).await {
             true => age / 2,
             false => age / 8,
         };
@@ -24,7 +26,7 @@ pub async fn run(chores: &Chores) {
 }
 
 /// Whether all that was due was renewed.
-async fn run_once(chores: &Chores, age: Duration) -> bool {
+async fn run_once(chores: &Chores, age: Duration, sparing: &mut Sparing) -> bool {
     let mut done = true;
     for lane in &chores.lanes {
         // A lane that does not go round may have been answered what it has not taken in yet.
@@ -48,9 +50,19 @@ async fn run_once(chores: &Chores, age: Duration) -> bool {
             }
             for held in due.chunks(RENEWED) {
                 let renewed = renew(chores, lane, stream, &route.events, held);
-                if let Err(error) = chores.within(age / 2, renewed).await {
-                    tracing::debug!(%error, "leases were not renewed; trying again");
-                    done = false;
+                match chores.within(age / 2, renewed).await {
+                    Ok(0) => {}
+                    // Where wires are bad for long it is the same again and again.
+                    Ok(lost) if sparing.allows(Instant::now()) => tracing::warn!(
+                        stream = route.events,
+                        entries = lost,
+                        "leases were lost: someone else owns the entries now"
+                    ),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(%error, "leases were not renewed; trying again");
+                        done = false;
+                    }
                 }
             }
         }
@@ -71,13 +83,14 @@ async fn pending(
     Ok(own.collect())
 }
 
+/// Renews these, and says how many are somebody else's.
 async fn renew(
     chores: &Chores,
     lane: &Shared,
     stream: usize,
     events: &str,
     held: &[(EntryId, u32)],
-) -> Result<(), BusError> {
+) -> Result<usize, BusError> {
     let generation = chores.connector.generation();
     let mut connection = chores.connector.pooled().await?;
     let me = lane.instance();
@@ -86,12 +99,7 @@ async fn renew(
         // The lane may hold what another primary gave it, and this one never heard of.
         chores.connector.check(generation)?;
         chores.connector.check_same(&lane.process.connector)?;
-        tracing::warn!(
-            stream = events,
-            entries = lost.len(),
-            "leases were lost: someone else owns the entries now"
-        );
     }
     lane.inflight.renewed(stream, held, &lost);
-    Ok(())
+    Ok(lost.len())
 }
