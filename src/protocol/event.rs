@@ -509,12 +509,16 @@ fn not_msgpack(data: &[u8], error: &msgpack::ScanError) -> String {
     }
 }
 
+/// Whether an entry calls its payload JSON.
+pub fn is_json(entry: &Entry) -> bool {
+    entry.get(KNOWN[CONTENT_TYPE]) == Some(JSON.as_bytes())
+}
+
 /// The payload of an entry as MessagePack, as far as that can be said: what is called JSON and is not comes as
 /// it is.
 pub fn payload_of(entry: &Entry) -> Option<Cow<'_, [u8]>> {
     let data = entry.get("data")?;
-    let json = entry.get("datacontenttype") == Some(JSON.as_bytes());
-    let packed = json.then(|| packed(data, &PayloadLimits::default()).ok());
+    let packed = is_json(entry).then(|| packed(data, &PayloadLimits::default()).ok());
     Some(match packed.flatten() {
         Some(packed) => Cow::Owned(packed.into()),
         None => Cow::Borrowed(data),

@@ -5,7 +5,7 @@ use crate::handler::function::{Encoded, encode};
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::dead::{DeadLetter, POISON};
 use crate::protocol::error::{Code, HandlerError, Refusal};
-use crate::protocol::event::{Event, JSON, Malformed};
+use crate::protocol::event::{Event, JSON, Malformed, is_json};
 use crate::protocol::json;
 use crate::protocol::msgpack::{self, PayloadLimits};
 use crate::streams::commit::{End, Lease, Publication, Reply, Settlement};
@@ -190,8 +190,7 @@ pub fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
 /// An entry that is no event.
 pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
     let error = HandlerError::invalid_argument(bad.message.clone());
-    let as_json = bad.entry.get("datacontenttype") == Some(JSON.as_bytes());
-    let (data, content) = in_kind(body(&error), as_json);
+    let (data, content) = in_kind(body(&error), is_json(&bad.entry));
     let reply = bad.reply_to.clone().map(|to| Reply {
         to: Some(to),
         correlation_id: bad.correlation_id(),
