@@ -34,7 +34,7 @@ type Sent = AbortOnDropHandle<Result<(), BusError>>;
 ///
 /// # Errors
 /// Whatever the server answers.
-pub async fn consume(
+pub(crate) async fn consume(
     load: &Load,
     connector: &Connector,
     race: &Arc<Race>,
@@ -83,7 +83,7 @@ pub async fn consume(
 ///
 /// # Errors
 /// Whatever the server answers.
-pub async fn answer_all(load: &Load, connector: &Connector) -> Result<(), BusError> {
+pub(crate) async fn answer_all(load: &Load, connector: &Connector) -> Result<(), BusError> {
     let mut connection = connector.blocking(BLOCK).await?;
     loop {
         let batch = next(load, &mut connection, "bare").await?;
@@ -95,7 +95,7 @@ pub async fn answer_all(load: &Load, connector: &Connector) -> Result<(), BusErr
 
 /// Publishes requests to a load's first stream, which must be new, and awaits the replies.
 #[derive(Debug)]
-pub struct Requester {
+pub(crate) struct Requester {
     load: Load,
     connection: MultiplexedConnection,
     after: EntryId,
@@ -108,7 +108,7 @@ impl Requester {
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn new(load: &Load, connector: &Connector) -> Result<Self, BusError> {
+    pub(crate) async fn new(load: &Load, connector: &Connector) -> Result<Self, BusError> {
         Ok(Self {
             load: load.clone(),
             connection: connector.blocking(BLOCK).await?,
@@ -121,7 +121,7 @@ impl Requester {
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn ask(
+    pub(crate) async fn ask(
         &mut self,
         requests: usize,
         in_flight: usize,
@@ -165,7 +165,7 @@ impl Requester {
 ///
 /// # Errors
 /// Whatever the server answers.
-pub async fn publish_one_by_one(
+pub(crate) async fn publish_one_by_one(
     load: &Load,
     connector: &Connector,
     events: u64,
@@ -184,7 +184,11 @@ pub async fn publish_one_by_one(
 ///
 /// # Errors
 /// Whatever the server answers.
-pub async fn publish(load: &Load, connector: &Connector, events: u64) -> Result<(), BusError> {
+pub(crate) async fn publish(
+    load: &Load,
+    connector: &Connector,
+    events: u64,
+) -> Result<(), BusError> {
     let connection = connector.dedicated().await?;
     let mut outstanding: VecDeque<Sent> = VecDeque::new();
     let mut done = 0;

@@ -25,23 +25,23 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Bytes of a payload besides the text.
 const AROUND: usize = 17;
 /// Bytes of the shortest payload.
-pub const SHORTEST: usize = AROUND + 17;
+pub(crate) const SHORTEST: usize = AROUND + 17;
 
 /// Streams of events, each of a type of its own, and where their replies go.
 #[derive(Clone, Debug)]
-pub struct Load {
+pub(crate) struct Load {
     /// The keys of each stream.
-    pub routes: Vec<Route>,
+    pub(crate) routes: Vec<Route>,
     /// The type of the events of each.
-    pub kinds: Vec<String>,
+    pub(crate) kinds: Vec<String>,
     /// The stream that gets replies.
-    pub reply_to: String,
+    pub(crate) reply_to: String,
     /// The consumer group.
-    pub group: String,
+    pub(crate) group: String,
     /// About how many replies are kept.
-    pub history: u64,
+    pub(crate) history: u64,
     /// Bytes of each payload, at least [`SHORTEST`].
-    pub payload: usize,
+    pub(crate) payload: usize,
 }
 
 impl Load {
@@ -50,7 +50,7 @@ impl Load {
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn fill(
+    pub(crate) async fn fill(
         &self,
         connector: &Connector,
         events: u64,
@@ -92,7 +92,7 @@ impl Load {
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn ensure_groups(&self, connector: &Connector) -> Result<(), BusError> {
+    pub(crate) async fn ensure_groups(&self, connector: &Connector) -> Result<(), BusError> {
         let mut connection = connector.dedicated().await?;
         for route in &self.routes {
             read::ensure_group(&mut connection, &route.events, &self.group).await?;
@@ -104,7 +104,10 @@ impl Load {
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn pending(&self, connection: &mut MultiplexedConnection) -> Result<i64, BusError> {
+    pub(crate) async fn pending(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<i64, BusError> {
         let mut pipe = Pipeline::new();
         for route in &self.routes {
             pipe.cmd("XPENDING").arg(&route.events).arg(&self.group);
@@ -121,7 +124,7 @@ impl Load {
     ///
     /// # Errors
     /// Whatever the server answers.
-    pub async fn remove(&self, connector: &Connector) -> Result<(), BusError> {
+    pub(crate) async fn remove(&self, connector: &Connector) -> Result<(), BusError> {
         let mut connection = connector.dedicated().await?;
         let mut command = redis::cmd("UNLINK");
         command.arg(&self.reply_to);
@@ -141,7 +144,7 @@ pub(crate) async fn answered(wire: &mut Wire) -> Result<(), BusError> {
 }
 
 /// The MessagePack of `{n, text}` in this many bytes, at least [`SHORTEST`].
-pub fn payload(n: u64, bytes: usize) -> Vec<u8> {
+pub(crate) fn payload(n: u64, bytes: usize) -> Vec<u8> {
     let mut data = Vec::with_capacity(bytes);
     data.extend_from_slice(&[0x82, 0xa1, b'n', 0xcf]);
     data.extend_from_slice(&n.to_be_bytes());
@@ -174,9 +177,9 @@ pub fn payload(n: u64, bytes: usize) -> Vec<u8> {
 }
 
 /// How far the consumers of a load are, together.
-pub struct Race {
+pub(crate) struct Race {
     /// How many events there are.
-    pub total: u64,
+    pub(crate) total: u64,
     taken: AtomicU64,
     settled: AtomicU64,
     first: Box<dyn Fn() + Send + Sync>,
@@ -191,7 +194,7 @@ impl fmt::Debug for Race {
 
 impl Race {
     /// A race for this many events; `first` is called when the first of them arrive.
-    pub fn new(total: u64, first: impl Fn() + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(total: u64, first: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             total,
             taken: AtomicU64::new(0),
@@ -202,14 +205,14 @@ impl Race {
     }
 
     /// This many more have arrived.
-    pub fn take(&self, events: u64) {
+    pub(crate) fn take(&self, events: u64) {
         if events > 0 && self.taken.fetch_add(events, Ordering::Relaxed) == 0 {
             (self.first)();
         }
     }
 
     /// This many more are acknowledged.
-    pub fn settle(&self, events: u64) {
+    pub(crate) fn settle(&self, events: u64) {
         let before = self.settled.fetch_add(events, Ordering::Relaxed);
         if before + events >= self.total {
             self.last.get_or_init(Instant::now);
@@ -217,12 +220,12 @@ impl Race {
     }
 
     /// How many have arrived.
-    pub fn taken(&self) -> u64 {
+    pub(crate) fn taken(&self) -> u64 {
         self.taken.load(Ordering::Relaxed)
     }
 
     /// When the last one was acknowledged.
-    pub fn ended(&self) -> Option<Instant> {
+    pub(crate) fn ended(&self) -> Option<Instant> {
         self.last.get().copied()
     }
 }
@@ -231,7 +234,7 @@ impl Race {
 ///
 /// # Errors
 /// Whatever the server answers, or if keys come back all the time.
-pub async fn remove_namespace(connector: &Connector, keys: &Keys) -> Result<(), BusError> {
+pub(crate) async fn remove_namespace(connector: &Connector, keys: &Keys) -> Result<(), BusError> {
     let mut connection = connector.dedicated().await?;
     for _ in 0..SWEEPS {
         let mut found = false;

@@ -1,5 +1,5 @@
 //! The loops by hand that a worker is measured against.
 
-pub mod bare;
-pub mod load;
-pub mod raw;
+pub(crate) mod bare;
+pub(crate) mod load;
+pub(crate) mod raw;

@@ -41,7 +41,7 @@ impl Batch {
 ///
 /// # Errors
 /// Whatever the server answers.
-pub async fn consume(
+pub(crate) async fn consume(
     load: &Load,
     connector: &Connector,
     race: &Race,
@@ -234,7 +234,11 @@ fn acknowledge(load: &Load, batch: &Batch, commands: &mut Commands) {
 ///
 /// # Errors
 /// Whatever the server answers.
-pub async fn publish(load: &Load, connector: &Connector, events: u64) -> Result<(), BusError> {
+pub(crate) async fn publish(
+    load: &Load,
+    connector: &Connector,
+    events: u64,
+) -> Result<(), BusError> {
     let mut wire = connector.wire().await?;
     let mut commands = Commands::default();
     let mut outstanding = VecDeque::new();

@@ -11,11 +11,11 @@ fn waited_for() -> MutexGuard<'static, BTreeSet<u32>> {
 
 /// Someone waits for that process, for as long as this lives: its exit status is nobody else's.
 #[derive(Debug)]
-pub struct WaitedFor(u32);
+pub(crate) struct WaitedFor(u32);
 
 impl WaitedFor {
     /// Of a process that was started just now.
-    pub fn new(process: u32) -> Self {
+    pub(crate) fn new(process: u32) -> Self {
         waited_for().insert(process);
         Self(process)
     }
@@ -28,6 +28,6 @@ impl Drop for WaitedFor {
 }
 
 /// Whether someone waits for that process.
-pub fn is_waited_for(process: u32) -> bool {
+pub(crate) fn is_waited_for(process: u32) -> bool {
     waited_for().contains(&process)
 }

@@ -27,7 +27,7 @@ fn scarce() -> MutexGuard<'static, Option<Instant>> {
 }
 
 /// Whether that is an error of a system that is short of something.
-pub fn is_scarcity(error: &io::Error) -> bool {
+pub(super) fn is_scarcity(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     errno.is_some_and(|errno| {
         [Errno::MFILE, Errno::NFILE, Errno::AGAIN, Errno::NOMEM].contains(&errno)
@@ -39,7 +39,7 @@ pub fn is_scarcity(error: &io::Error) -> bool {
 /// # Errors
 /// A refusal, which spends no attempt, if it still has none after a while; `unavailable` for what does
 /// not pass by itself.
-pub async fn start<T>(start: impl FnMut() -> io::Result<T>) -> Result<T, HandlerError> {
+pub(super) async fn start<T>(start: impl FnMut() -> io::Result<T>) -> Result<T, HandlerError> {
     start_within(PATIENCE, start).await
 }
 

@@ -37,7 +37,7 @@ failed is printed on stderr. Interrupted or timed out, it changes nothing for th
 /// Have the items of a batch processed, each once committed, and look at batches
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(subcommand)]
     action: Action,
 }
@@ -100,7 +100,7 @@ struct List {
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let batches = Batches::new(session.connector()?, session.settings.keys()?);
     match flags.action {
         Action::Run(flags) => process(&session, &batches, flags).await,
@@ -266,7 +266,7 @@ fn list(session: &Session, batches: Vec<Batch>) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-pub fn described(batch: &Batch) -> Value {
+pub(super) fn described(batch: &Batch) -> Value {
     json!({
         "id": batch.id,
         "item_type": batch.item_type,

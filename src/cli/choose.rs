@@ -17,28 +17,28 @@ use std::time::Duration;
 /// Which entries.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which entries (all conditions must hold)")]
-pub struct Filters {
+pub(super) struct Filters {
     /// Only these entry ids; from a file, or - for standard input, with blanks, commas or lines between them
     #[arg(long = "id", value_name = "ENTRY,…|@FILE|-", value_parser = ids)]
-    pub ids: Vec<Ids>,
+    pub(crate) ids: Vec<Ids>,
     /// Only types like this: * stands for any characters, ? for one
     #[arg(long = "type", value_name = "GLOB")]
-    pub kind: Option<String>,
+    pub(crate) kind: Option<String>,
     /// Only entries from then on: 10m (ago), a date such as 2026-11-24T03:00Z, or an entry id
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    pub since: Option<Moment>,
+    pub(crate) since: Option<Moment>,
     /// Only entries up to then
     #[arg(long, value_name = "TIME", value_parser = moment)]
-    pub until: Option<Moment>,
+    pub(crate) until: Option<Moment>,
     /// Only entries with this field, or with this value in it: of the payload (user.name=ada, width=80), or
     /// of the event itself (source=shop, subject, id, lasterror)
     #[arg(long = "where", value_name = "FIELD[=VALUE]", value_parser = condition)]
-    pub payload: Vec<Condition>,
+    pub(crate) payload: Vec<Condition>,
 }
 
 impl Filters {
     /// Whether nothing was said.
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.ids.is_empty()
             && self.kind.is_none()
             && self.since.is_none()
@@ -47,7 +47,7 @@ impl Filters {
     }
 
     /// The first and the last id that may fit.
-    pub fn bounds(&self, now: u64) -> (EntryId, EntryId) {
+    pub(super) fn bounds(&self, now: u64) -> (EntryId, EntryId) {
         let end = EntryId {
             ms: u64::MAX,
             seq: u64::MAX,
@@ -64,24 +64,24 @@ impl Filters {
     }
 
     /// Whether the id may fit.
-    pub fn fit_id(&self, id: EntryId) -> bool {
+    pub(super) fn fit_id(&self, id: EntryId) -> bool {
         self.ids.is_empty() || self.names(id)
     }
 
     /// Whether it was named by its id.
-    pub fn names(&self, id: EntryId) -> bool {
+    pub(super) fn names(&self, id: EntryId) -> bool {
         self.ids.iter().any(|ids| ids.0.contains(&id))
     }
 
     /// Says which fields no entry has, so that a word that is misspelt is not taken for one that fits nothing.
-    pub fn complain(&self) {
+    pub(super) fn complain(&self) {
         for condition in &self.payload {
             condition.complain();
         }
     }
 
     /// Whether an entry fits whose id does.
-    pub fn fit(&self, entry: &Entry) -> bool {
+    pub(super) fn fit(&self, entry: &Entry) -> bool {
         if let Some(glob) = &self.kind {
             let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
             if !fits(glob, &kind) {
@@ -104,7 +104,7 @@ impl Filters {
 
 /// Entry ids.
 #[derive(Clone, Debug)]
-pub struct Ids(BTreeSet<EntryId>);
+pub(super) struct Ids(BTreeSet<EntryId>);
 
 /// Parses [`Ids`].
 fn ids(text: &str) -> Result<Ids, String> {
@@ -135,7 +135,7 @@ fn ids(text: &str) -> Result<Ids, String> {
 
 /// A point of time or of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Moment {
+pub(super) enum Moment {
     Ago(Duration),
     At(u64),
     Entry(EntryId),
@@ -143,7 +143,7 @@ pub enum Moment {
 
 impl Moment {
     /// The first id that is not before it.
-    pub fn first(self, now: u64) -> EntryId {
+    pub(super) fn first(self, now: u64) -> EntryId {
         match self {
             Moment::Entry(id) => id,
             _ => EntryId {
@@ -173,7 +173,7 @@ impl Moment {
 }
 
 /// Parses a [`Moment`].
-pub fn moment(text: &str) -> Result<Moment, String> {
+pub(super) fn moment(text: &str) -> Result<Moment, String> {
     if text.contains('-') || text.bytes().all(|b| b.is_ascii_digit()) {
         match text.parse::<EntryId>() {
             Ok(id) if text.contains('-') || id.ms == 0 => return Ok(Moment::Entry(id)),
@@ -204,7 +204,7 @@ pub fn moment(text: &str) -> Result<Moment, String> {
 
 /// What an entry must hold, in its payload or as a field of its own.
 #[derive(Clone, Debug)]
-pub struct Condition {
+pub(super) struct Condition {
     path: String,
     value: Option<String>,
     asked: Arc<AtomicBool>,
@@ -212,7 +212,7 @@ pub struct Condition {
 }
 
 /// Parses a [`Condition`].
-pub fn condition(text: &str) -> Result<Condition, String> {
+pub(super) fn condition(text: &str) -> Result<Condition, String> {
     let (path, value) = match text.split_once('=') {
         Some((path, value)) => (path, Some(value.to_owned())),
         None => (text, None),
@@ -284,7 +284,7 @@ impl Condition {
 ///
 /// A name without a kind (`image`) is a domain, and means its stream of the first kind; a `*` stands
 /// for any characters.
-pub async fn streams(
+pub(super) async fn streams(
     connection: &mut MultiplexedConnection,
     keys: &Keys,
     names: &[String],
@@ -335,7 +335,7 @@ pub async fn streams(
 }
 
 /// The streams of any kind that patterns on the command line mean.
-pub async fn any_streams(
+pub(super) async fn any_streams(
     connection: &mut MultiplexedConnection,
     keys: &Keys,
     names: &[String],
@@ -347,15 +347,15 @@ pub async fn any_streams(
 
 /// A stream, with the first and the last id that may fit.
 #[derive(Clone, Debug)]
-pub struct Span {
-    pub stream: StreamName,
-    pub from: EntryId,
-    pub to: EntryId,
+pub(super) struct Span {
+    pub(crate) stream: StreamName,
+    pub(crate) from: EntryId,
+    pub(crate) to: EntryId,
 }
 
 /// A stream's name without the namespace, as tables show it and all commands take it. A partition
 /// keeps its whole key: its short name means all of them.
-pub fn short(stream: &StreamName) -> String {
+pub(super) fn short(stream: &StreamName) -> String {
     let partition = format!("}}:{}", stream.kind.as_str());
     match stream.key.ends_with(&partition) && stream.kind != StreamKind::Broadcast {
         true => stream.key.clone(),
@@ -380,7 +380,7 @@ fn no_stream(keys: &Keys, name: &str) -> anyhow::Error {
 }
 
 /// The keys that a name on the command line means: one, or one per partition.
-pub fn stream_keys(keys: &Keys, name: &str) -> anyhow::Result<Vec<String>> {
+pub(super) fn stream_keys(keys: &Keys, name: &str) -> anyhow::Result<Vec<String>> {
     let namespace = keys.namespace();
     let rest = name.strip_prefix('{').unwrap_or(name);
     if rest
@@ -411,7 +411,7 @@ pub fn stream_keys(keys: &Keys, name: &str) -> anyhow::Result<Vec<String>> {
 }
 
 /// Whether the type is like the pattern.
-pub fn fits(glob: &str, kind: &str) -> bool {
+pub(super) fn fits(glob: &str, kind: &str) -> bool {
     let (glob, kind) = (glob.as_bytes(), kind.as_bytes());
     let (mut g, mut k) = (0, 0);
     // Where to go on when what follows the last * did not fit.

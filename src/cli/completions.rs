@@ -14,7 +14,7 @@ Examples:
 /// Print completions for a shell
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// The shell
     #[arg(value_name = "SHELL")]
     shell: For,
@@ -28,7 +28,7 @@ enum For {
 }
 
 /// Runs the command.
-pub fn run(_: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(_: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     let shell = match flags.shell {
         For::Bash => Shell::Bash,
         For::Zsh => Shell::Zsh,

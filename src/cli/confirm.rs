@@ -4,7 +4,7 @@ use super::Misuse;
 use std::io::{self, BufRead, IsTerminal, Write};
 
 /// Asks on the terminal; with `yes` it does not. Without a terminal nobody can answer.
-pub fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
+pub(super) fn confirm(question: &str, yes: bool) -> anyhow::Result<bool> {
     if yes {
         return Ok(true);
     }

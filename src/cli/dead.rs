@@ -27,7 +27,7 @@ Examples:
 /// Show dead letters: events that will not be retried, and why
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(subcommand)]
     command: Command,
 }
@@ -41,36 +41,36 @@ enum Command {
 
 /// Which dead letters.
 #[derive(Args, Clone, Debug, Default)]
-pub struct Which {
+pub(super) struct Which {
     /// Streams of dead letters, or domains [default: all]
     #[arg(value_name = "STREAM")]
-    pub streams: Vec<String>,
+    pub(crate) streams: Vec<String>,
     #[command(flatten)]
-    pub filters: Filters,
+    pub(crate) filters: Filters,
     /// Only this reason: an error code, or poison
     #[arg(
         long,
         value_name = "REASON",
         help_heading = "Which entries (all conditions must hold)"
     )]
-    pub reason: Option<String>,
+    pub(crate) reason: Option<String>,
     /// Only what this instance gave up
     #[arg(
         long,
         value_name = "ID",
         help_heading = "Which entries (all conditions must hold)"
     )]
-    pub instance: Option<String>,
+    pub(crate) instance: Option<String>,
 }
 
 impl Which {
     /// Whether it is about everything.
-    pub fn is_all(&self) -> bool {
+    pub(super) fn is_all(&self) -> bool {
         self.filters.is_empty() && self.reason.is_none() && self.instance.is_none()
     }
 
     /// The letter, if it fits.
-    pub fn fit(&self, entry: &Entry) -> Option<Letter> {
+    pub(super) fn fit(&self, entry: &Entry) -> Option<Letter> {
         if !self.filters.fit_id(entry.id) {
             return None;
         }
@@ -85,7 +85,7 @@ impl Which {
     }
 
     /// Where to look, as it is now.
-    pub async fn spans(
+    pub(super) async fn spans(
         &self,
         session: &Session,
         connection: &mut MultiplexedConnection,
@@ -142,7 +142,7 @@ impl Letters<'_> {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let mut connection = session.connector()?.dedicated().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,

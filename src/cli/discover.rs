@@ -17,7 +17,7 @@ With --format json each line is one method with its JSON Schemas. A worker answe
 /// Ask the workers what they can be asked for
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Only the event types of this domain: the part before the first dot
     #[arg(value_name = "DOMAIN")]
     domain: Option<String>,
@@ -27,7 +27,7 @@ pub struct Flags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let mut payload = Map::new();
     if let Some(domain) = flags.domain {
         payload.insert("domain".into(), domain.into());

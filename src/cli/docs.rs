@@ -12,14 +12,14 @@ Examples:
 /// Print a page: the protocol, what holds, operating, security and more
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// The page [default: a list of them]
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }
 
 /// Runs the command.
-pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     let Some(name) = &flags.name else {
         for page in PAGES {
             session

@@ -13,7 +13,7 @@ use super::{Outcome, Session};
 use clap::Args;
 use convoke::coordination::scripts;
 use convoke::operator::server::Server;
-pub use memory::{FULL, TIGHT};
+pub(super) use memory::{FULL, TIGHT};
 use serde_json::json;
 
 const EXAMPLES: &str = "\
@@ -30,7 +30,7 @@ dangerous.";
 /// Check the server, its settings and the streams, and say what to change
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Show what is fine as well
     #[arg(long)]
     all: bool,
@@ -130,7 +130,7 @@ impl Finding {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let connector = session.connector()?;
     let mut findings = match connector.survey().await {
         Some(voices) => sentinels::sentinels(&voices, &session.settings),

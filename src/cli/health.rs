@@ -19,14 +19,14 @@ takes it, what hangs, who is lost. Exit code 0: healthy or degraded; \
 /// Ask the workers how they and their services are
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// How long to wait for the answer
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
     timeout: Duration,
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let event = Outgoing::new("system.health", &serde_json::Map::new());
     let health = match request::ask(&session, event, flags.timeout).await? {
         Ok(reply) => request::result(&reply)?,

@@ -27,7 +27,7 @@ With --format json each line has its place as `cursor`, for --after.";
 /// Ask the ledger what happened
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Only types like this: * stands for any characters; may be repeated
     #[arg(long = "type", value_name = "GLOB")]
     kinds: Vec<String>,
@@ -65,7 +65,7 @@ pub struct Flags {
     #[arg(long, value_name = "CURSOR")]
     after: Option<Cursor>,
     #[command(flatten)]
-    pub database: DatabaseFlags,
+    pub(crate) database: DatabaseFlags,
 }
 
 fn time(text: &str) -> Result<i64, String> {
@@ -84,7 +84,7 @@ fn time(text: &str) -> Result<i64, String> {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let filter = Filter {
         namespace: session.settings.namespace.clone(),
         kinds: flags.kinds,
@@ -124,7 +124,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
 }
 
 /// The ledger's database: the one that is set, else the file under the state directory.
-pub fn url(session: &Session) -> DatabaseUrl {
+pub(super) fn url(session: &Session) -> DatabaseUrl {
     match &session.settings.database_url {
         url if url.is_empty() => DatabaseUrl::local(),
         url => url.clone(),
@@ -132,7 +132,7 @@ pub fn url(session: &Session) -> DatabaseUrl {
 }
 
 /// Opens the ledger, which must be there.
-pub fn open(session: &Session) -> anyhow::Result<Database> {
+pub(super) fn open(session: &Session) -> anyhow::Result<Database> {
     let url = url(session);
     if let Ok(DatabaseKind::Sqlite(path)) = url.kind()
         && !path.exists()
@@ -146,7 +146,7 @@ pub fn open(session: &Session) -> anyhow::Result<Database> {
 }
 
 /// The database, as people are told: with the path that is the default.
-pub fn name(session: &Session) -> String {
+pub(super) fn name(session: &Session) -> String {
     let url = url(session);
     match url.kind() {
         Ok(DatabaseKind::Sqlite(path)) => format!("sqlite:{}", path.display()),
@@ -155,12 +155,12 @@ pub fn name(session: &Session) -> String {
 }
 
 /// Says which database it is that fails.
-pub fn named(session: &Session, error: LedgerError) -> anyhow::Error {
+pub(super) fn named(session: &Session, error: LedgerError) -> anyhow::Error {
     anyhow::Error::new(error).context(printable(&name(session)).into_owned())
 }
 
 /// A time in Unix ms, for people.
-pub fn moment(ms: i64) -> String {
+pub(super) fn moment(ms: i64) -> String {
     Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |time| format!("{time:.3}"))
 }
 

@@ -8,35 +8,35 @@ use std::fs::File;
 use std::io::{self, Read};
 
 /// Bytes of text that one byte of payload may take: what JSON escapes becomes up to 6 times as long.
-pub const TEXT_PER_BYTE: usize = 8;
+pub(super) const TEXT_PER_BYTE: usize = 8;
 
 /// Checks the event type of a command.
-pub fn event_type(text: &str) -> Result<String, keys::NameError> {
+pub(super) fn event_type(text: &str) -> Result<String, keys::NameError> {
     keys::check_event_type(text).map(|()| text.to_owned())
 }
 
 /// Checks the name of an instance.
-pub fn instance(text: &str) -> Result<String, keys::NameError> {
+pub(super) fn instance(text: &str) -> Result<String, keys::NameError> {
     keys::check_name("instance", text).map(|()| text.to_owned())
 }
 
 /// Checks the name of a role.
-pub fn role(text: &str) -> Result<String, keys::NameError> {
+pub(super) fn role(text: &str) -> Result<String, keys::NameError> {
     keys::check_name("role", text).map(|()| text.to_owned())
 }
 
 /// Checks the id of a task.
-pub fn task(text: &str) -> Result<String, keys::NameError> {
+pub(super) fn task(text: &str) -> Result<String, keys::NameError> {
     keys::check_name("task", text).map(|()| text.to_owned())
 }
 
 /// Checks the id of a batch.
-pub fn batch(text: &str) -> Result<String, keys::NameError> {
+pub(super) fn batch(text: &str) -> Result<String, keys::NameError> {
     keys::check_name("batch", text).map(|()| text.to_owned())
 }
 
 /// The payload that `--data` means, as MessagePack: JSON, `@FILE`, or `-` for standard input.
-pub fn payload(data: &str, max_payload: usize) -> anyhow::Result<Vec<u8>> {
+pub(super) fn payload(data: &str, max_payload: usize) -> anyhow::Result<Vec<u8>> {
     let limit = max_payload.saturating_mul(TEXT_PER_BYTE);
     let (text, place) = if data == "-" {
         let text = read_to_limit(io::stdin().lock(), limit).context("standard input")?;
@@ -53,7 +53,7 @@ pub fn payload(data: &str, max_payload: usize) -> anyhow::Result<Vec<u8>> {
 }
 
 /// One JSON value as MessagePack: exactly what it says, or an error with the place.
-pub fn encode(text: &[u8]) -> Result<Vec<u8>, String> {
+pub(super) fn encode(text: &[u8]) -> Result<Vec<u8>, String> {
     json::parse(text).map_err(|error| match error {
         json::Inexact::Json(error) if !error.is_data() => format!("not JSON: {error}"),
         error => error.to_string(),

@@ -24,7 +24,7 @@ UP is how long the process runs; RESTARTS, how many others had the id before it.
 /// List the registered instances
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Only those that hold this role
     #[arg(long, value_name = "ROLE", value_parser = input::role)]
     role: Option<String>,
@@ -45,7 +45,7 @@ enum Order {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     let instances = session.instances()?;
     let known = instances.known(Detail::Full, LIMIT).await?;
     // The server's clock, which also wrote the times of the pulses.
@@ -110,12 +110,12 @@ pub async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
 }
 
 /// The load for the capacity.
-pub fn share(instance: &Instance) -> f64 {
+pub(super) fn share(instance: &Instance) -> f64 {
     instance.load / f64::from(instance.capacity.max(1))
 }
 
 /// Its condition, and whether it is external.
-pub fn standing(condition: Condition, instance: &Instance) -> String {
+pub(super) fn standing(condition: Condition, instance: &Instance) -> String {
     let condition = condition.as_str();
     match instance.sealed {
         true => condition.to_owned(),
@@ -123,7 +123,7 @@ pub fn standing(condition: Condition, instance: &Instance) -> String {
     }
 }
 
-pub fn described(condition: Condition, instance: &Instance, now: u64) -> Value {
+pub(super) fn described(condition: Condition, instance: &Instance, now: u64) -> Value {
     json!({
         "id": instance.id,
         "status": condition.as_str(),

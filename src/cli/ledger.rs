@@ -23,7 +23,7 @@ be used.";
 /// Look at the ledger's database, or bring its schema up to date
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(subcommand)]
     command: Command,
 }
@@ -38,7 +38,7 @@ enum Command {
 
 impl Flags {
     /// The settings that were given as flags.
-    pub fn database(&self) -> &DatabaseFlags {
+    pub(super) fn database(&self) -> &DatabaseFlags {
         match &self.command {
             Command::Migrate(flags) | Command::Status(flags) => flags,
         }
@@ -46,7 +46,7 @@ impl Flags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     match flags.command {
         Command::Migrate(_) => migrate(&session).await,
         Command::Status(_) => status(&session).await,

@@ -19,7 +19,7 @@ const WAITING: usize = 4 << 20;
 const END: Duration = Duration::from_secs(1);
 
 /// The log of this process; dropped, it writes what waits.
-pub struct Logs(Option<Arc<Queue>>);
+pub(super) struct Logs(Option<Arc<Queue>>);
 
 #[derive(Default)]
 struct Queue {
@@ -36,7 +36,7 @@ struct Lines {
 }
 
 /// Starts logging what the filter lets through, by a thread of its own if `apart`.
-pub fn start(filter: &str, format: LogFormat, apart: bool) -> anyhow::Result<Logs> {
+pub(super) fn start(filter: &str, format: LogFormat, apart: bool) -> anyhow::Result<Logs> {
     let filter = EnvFilter::try_new(filter)
         .map_err(|error| Misuse::error(format_args!("--log {filter:?}: {error}")))?;
     let queue = apart.then(Queue::written).flatten();
@@ -55,7 +55,7 @@ pub fn start(filter: &str, format: LogFormat, apart: bool) -> anyhow::Result<Log
 }
 
 /// Has panics told by the log, as everything else.
-pub fn tell_panics() {
+pub(super) fn tell_panics() {
     std::panic::set_hook(Box::new(tell_panic));
 }
 

@@ -17,7 +17,7 @@ Examples:
 /// Print a manual page, or write all of them
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// The command, such as `replay` or `dead list` [default: convoke itself]
     #[arg(value_name = "COMMAND", conflicts_with = "dir")]
     command: Vec<String>,
@@ -27,7 +27,7 @@ pub struct Flags {
 }
 
 /// Runs the command.
-pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     let mut root = Cli::command().disable_help_subcommand(true);
     root.build();
     if let Some(dir) = &flags.dir {

@@ -25,7 +25,7 @@ that of OpenMetrics 1.0; both always in detail, with the histograms.";
 /// Ask the workers what they did and how they are
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Also each handler, what is in flight, and how the load is spread
     #[arg(long)]
     detailed: bool,
@@ -35,7 +35,7 @@ pub struct Flags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let dialect = match session.output.format() {
         Format::Prometheus => Some(Dialect::Prometheus),
         Format::OpenMetrics => Some(Dialect::OpenMetrics),

@@ -80,7 +80,7 @@ Exit codes: 0 done, 1 failed or an error reply (printed on stderr), 2 wrong usag
 /// A message-bus worker for Redis Streams: at least once run, exactly once committed.
 #[derive(Parser)]
 #[command(name = "convoke", version, after_help = EXAMPLES, styles = STYLES)]
-pub struct Cli {
+pub(crate) struct Cli {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
@@ -169,7 +169,7 @@ enum Command {
 
 /// How a command ended, as its exit code tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// 0
     Done,
     /// 1: it failed, or the reply was an error.
@@ -190,7 +190,7 @@ impl Misuse {
 }
 
 /// Runs one command and prints why it failed.
-pub fn run(cli: Cli) -> Outcome {
+pub(crate) fn run(cli: Cli) -> Outcome {
     let format = cli.common.format;
     match execute(cli) {
         Ok(outcome) => outcome,

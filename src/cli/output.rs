@@ -2,24 +2,24 @@
 //! drive a terminal.
 
 use super::Format;
-pub use super::table::{Cell, Column, Table};
+pub(super) use super::table::{Cell, Column, Table};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
 
 /// How a piece of text looks on a terminal. Colours are the terminal's own, so they show on a light
 /// background as well.
-pub type Style = &'static str;
+pub(super) type Style = &'static str;
 /// Headings and what matters.
-pub const BOLD: Style = "1";
+pub(super) const BOLD: Style = "1";
 /// What matters less.
-pub const FAINT: Style = "2";
+pub(super) const FAINT: Style = "2";
 /// Wrong, gone, dangerous.
-pub const RED: Style = "31";
+pub(super) const RED: Style = "31";
 /// Alive, fine.
-pub const GREEN: Style = "32";
+pub(super) const GREEN: Style = "32";
 /// Worth a look.
-pub const YELLOW: Style = "33";
+pub(super) const YELLOW: Style = "33";
 
 /// What stands under these headings is read word by word: it wraps where it is too long.
 const PROSE: [&str; 4] = ["ERROR", "MESSAGE", "DATA", "DESCRIPTION"];
@@ -28,7 +28,7 @@ const PROSE: [&str; 4] = ["ERROR", "MESSAGE", "DATA", "DESCRIPTION"];
 const WIDTH: usize = 80;
 
 /// Standard output.
-pub struct Output {
+pub(super) struct Output {
     format: Format,
     terminal: bool,
     absolute: bool,
@@ -36,7 +36,7 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn new(format: Format, absolute: bool) -> Self {
+    pub(super) fn new(format: Format, absolute: bool) -> Self {
         let terminal = io::stdout().is_terminal();
         let reads = terminal && format == Format::Text;
         Self {
@@ -48,29 +48,29 @@ impl Output {
     }
 
     /// In which form.
-    pub fn format(&self) -> Format {
+    pub(super) fn format(&self) -> Format {
         self.format
     }
 
     /// Whether a program reads it.
-    pub fn is_json(&self) -> bool {
+    pub(super) fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
     /// Whether a person reads it now.
-    pub fn is_terminal(&self) -> bool {
+    pub(super) fn is_terminal(&self) -> bool {
         self.terminal && self.format == Format::Text
     }
 
     /// Lines, which must be printable already.
-    pub fn text(&self, lines: &str) -> io::Result<()> {
+    pub(super) fn text(&self, lines: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(lines.as_bytes())?;
         out.flush()
     }
 
     /// One line, which must be printable already.
-    pub fn line(&self, line: &str) -> io::Result<()> {
+    pub(super) fn line(&self, line: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
         out.write_all(line.as_bytes())?;
         out.write_all(b"\n")?;
@@ -79,12 +79,12 @@ impl Output {
     }
 
     /// A value on one line.
-    pub fn json(&self, value: &Value) -> io::Result<()> {
+    pub(super) fn json(&self, value: &Value) -> io::Result<()> {
         self.line(&json(value))
     }
 
     /// A value for whoever reads: indented on a terminal, else on one line.
-    pub fn value(&self, value: &Value) -> io::Result<()> {
+    pub(super) fn value(&self, value: &Value) -> io::Result<()> {
         if self.is_terminal() {
             self.line(&armoured(&format!("{value:#}"), escape_in_json))
         } else {
@@ -93,7 +93,7 @@ impl Output {
     }
 
     /// Rows in aligned columns under their headings.
-    pub fn table(&self, headings: &[&'static str], rows: &[Vec<String>]) -> io::Result<()> {
+    pub(super) fn table(&self, headings: &[&'static str], rows: &[Vec<String>]) -> io::Result<()> {
         let columns = headings.iter().map(|heading| Column::new(heading));
         let mut columns: Vec<Column> = columns.collect();
         if let Some(heading) = headings.last().filter(|heading| PROSE.contains(heading)) {
@@ -108,7 +108,7 @@ impl Output {
     }
 
     /// A moment, seen from another one, both in Unix ms: `3m12s ago`, or as a date on request.
-    pub fn moment(&self, at: u64, now: u64) -> String {
+    pub(super) fn moment(&self, at: u64, now: u64) -> String {
         if self.absolute {
             date(at)
         } else if at > now {
@@ -119,32 +119,32 @@ impl Output {
     }
 
     /// Whether times are wanted as dates.
-    pub fn is_absolute(&self) -> bool {
+    pub(super) fn is_absolute(&self) -> bool {
         self.absolute
     }
 
     /// How wide the terminal is; `None` where no person reads.
-    pub fn width(&self) -> Option<usize> {
+    pub(super) fn width(&self) -> Option<usize> {
         self.width
     }
 
     /// Bold on a terminal.
-    pub fn bold(&self, text: &str) -> String {
+    pub(super) fn bold(&self, text: &str) -> String {
         self.styled(BOLD, text)
     }
 
     /// Faint on a terminal.
-    pub fn faint(&self, text: &str) -> String {
+    pub(super) fn faint(&self, text: &str) -> String {
         self.styled(FAINT, text)
     }
 
     /// Red on a terminal.
-    pub fn red(&self, text: &str) -> String {
+    pub(super) fn red(&self, text: &str) -> String {
         self.styled(RED, text)
     }
 
     /// In a style on a terminal.
-    pub fn in_style(&self, style: Style, text: &str) -> String {
+    pub(super) fn in_style(&self, style: Style, text: &str) -> String {
         self.styled(style, text)
     }
 
@@ -166,13 +166,13 @@ fn terminal_width() -> usize {
 }
 
 /// The width that the environment tells.
-pub fn told_width() -> Option<usize> {
+pub(super) fn told_width() -> Option<usize> {
     let told = std::env::var("COLUMNS").ok()?;
     told.parse().ok().filter(|&width| width > 0)
 }
 
 /// A length of time as people say it: `850ms`, `12s`, `3m12s`, `2h5m`, `4d3h`.
-pub fn span(ms: u64) -> String {
+pub(super) fn span(ms: u64) -> String {
     let seconds = ms / 1000;
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match () {
@@ -188,7 +188,7 @@ pub fn span(ms: u64) -> String {
 }
 
 /// A moment in Unix ms as a date.
-pub fn date(ms: u64) -> String {
+pub(super) fn date(ms: u64) -> String {
     let time = i64::try_from(ms).map(jiff::Timestamp::from_millisecond);
     match time {
         Ok(Ok(time)) => format!("{time:.3}"),
@@ -197,7 +197,7 @@ pub fn date(ms: u64) -> String {
 }
 
 /// A number with its thousands apart: `1,000,000`.
-pub fn number(number: u64) -> String {
+pub(super) fn number(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -210,7 +210,7 @@ pub fn number(number: u64) -> String {
 }
 
 /// This many bytes: `512 B`, `1.5 KiB`, `340 MiB`.
-pub fn bytes(bytes: u64) -> String {
+pub(super) fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     let mut unit = "B";
     for larger in ["KiB", "MiB", "GiB", "TiB"] {
@@ -228,13 +228,13 @@ pub fn bytes(bytes: u64) -> String {
 }
 
 /// This many of something: `1 entry`, `2,000 entries`.
-pub fn count(how_many: u64, one: &str, more: &str) -> String {
+pub(super) fn count(how_many: u64, one: &str, more: &str) -> String {
     let what = if how_many == 1 { one } else { more };
     format!("{} {what}", number(how_many))
 }
 
 /// Text in lines that are set in and, on a terminal, no wider than it is.
-pub fn wrapped(text: &str, indent: usize, width: Option<usize>) -> Vec<String> {
+pub(super) fn wrapped(text: &str, indent: usize, width: Option<usize>) -> Vec<String> {
     let room = width.map_or(usize::MAX, |width| width.saturating_sub(indent).max(20));
     let mut lines = vec![String::new()];
     let mut used = 0;
@@ -259,13 +259,13 @@ pub fn wrapped(text: &str, indent: usize, width: Option<usize>) -> Vec<String> {
 }
 
 /// Whether colours are wanted where a terminal reads.
-pub fn may_colour(terminal: bool) -> bool {
+pub(super) fn may_colour(terminal: bool) -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     terminal && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Says on stderr what went wrong.
-pub fn complain(format: Format, message: &str) {
+pub(super) fn complain(format: Format, message: &str) {
     let line = match format {
         Format::Text | Format::Prometheus | Format::OpenMetrics => {
             format!("convoke: {}", printable(message))
@@ -276,17 +276,17 @@ pub fn complain(format: Format, message: &str) {
 }
 
 /// Writes a printable line on stderr. That nobody reads it changes nothing.
-pub fn complain_line(line: &str) {
+pub(super) fn complain_line(line: &str) {
     writeln!(io::stderr(), "{line}").ok();
 }
 
 /// A value on one line that no terminal takes for commands.
-pub fn json(value: &Value) -> String {
+pub(super) fn json(value: &Value) -> String {
     armoured(&value.to_string(), escape_in_json)
 }
 
 /// Text in which nothing but its characters reaches a terminal.
-pub fn printable(text: &str) -> Cow<'_, str> {
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
     if text.chars().any(is_dangerous) {
         Cow::Owned(armoured(text, |c| c.escape_default().to_string()))
     } else {

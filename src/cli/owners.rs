@@ -8,13 +8,13 @@ use std::collections::HashMap;
 const REMEMBERED: usize = 10_000;
 
 /// Remembers for one run who lives.
-pub struct Owners {
+pub(super) struct Owners {
     instances: Instances,
     known: HashMap<String, bool>,
 }
 
 impl Owners {
-    pub fn new(instances: Instances) -> Self {
+    pub(super) fn new(instances: Instances) -> Self {
         Self {
             instances,
             known: HashMap::new(),
@@ -22,7 +22,7 @@ impl Owners {
     }
 
     /// Asks about those that are not known yet.
-    pub async fn learn<'a>(
+    pub(super) async fn learn<'a>(
         &mut self,
         names: impl Iterator<Item = &'a str>,
     ) -> Result<(), CoordinationError> {
@@ -46,7 +46,7 @@ impl Owners {
     }
 
     /// Whether it was alive when it was asked about.
-    pub fn lives(&self, name: &str) -> bool {
+    pub(super) fn lives(&self, name: &str) -> bool {
         self.known.get(name).copied().unwrap_or(false)
     }
 }

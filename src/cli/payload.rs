@@ -12,14 +12,14 @@ const SHOWN: usize = 64;
 const PREVIEW: usize = 160;
 
 /// A payload that is not one MessagePack value.
-pub struct Undecodable {
+pub(super) struct Undecodable {
     bytes: usize,
     hex: String,
     error: String,
 }
 
 impl Undecodable {
-    pub fn described(&self) -> Value {
+    pub(super) fn described(&self) -> Value {
         json!({ "error": self.error, "bytes": self.bytes, "hex": self.hex })
     }
 }
@@ -37,7 +37,7 @@ impl std::fmt::Display for Undecodable {
 }
 
 /// Decodes a payload.
-pub fn decode(data: &[u8]) -> Result<Value, Undecodable> {
+pub(super) fn decode(data: &[u8]) -> Result<Value, Undecodable> {
     json::to_json(data).map_err(|error| Undecodable {
         bytes: data.len(),
         hex: data
@@ -50,14 +50,14 @@ pub fn decode(data: &[u8]) -> Result<Value, Undecodable> {
 }
 
 /// What is said of an entry that is larger than any event: it was not held.
-pub fn too_large(entry: &Entry) -> Option<String> {
+pub(super) fn too_large(entry: &Entry) -> Option<String> {
     let bytes = entry.cut()?;
     Some(format!("too large to show: {}", output::bytes(bytes)))
 }
 
 /// Puts an entry's payload into what is printed as JSON: as `data`, or as `undecodable`; of one that is larger
 /// than any event only how large it is, as `too_large`.
-pub fn describe_entry(entry: &Entry, object: &mut Value) {
+pub(super) fn describe_entry(entry: &Entry, object: &mut Value) {
     match entry.cut() {
         None => describe(payload_of(entry).as_deref(), object),
         Some(bytes) => {
@@ -68,7 +68,7 @@ pub fn describe_entry(entry: &Entry, object: &mut Value) {
 }
 
 /// Puts a payload into what is printed as JSON: as `data`, or as `undecodable`.
-pub fn describe(data: Option<&[u8]>, object: &mut Value) {
+pub(super) fn describe(data: Option<&[u8]>, object: &mut Value) {
     match data.map(decode) {
         None => object["data"] = Value::Null,
         Some(Ok(value)) => object["data"] = value,
@@ -77,7 +77,7 @@ pub fn describe(data: Option<&[u8]>, object: &mut Value) {
 }
 
 /// The beginning of a payload on one line.
-pub fn preview(data: Option<&[u8]>) -> String {
+pub(super) fn preview(data: Option<&[u8]>) -> String {
     let text = match data.map(decode) {
         None => String::new(),
         Some(Ok(value)) => output::json(&value),

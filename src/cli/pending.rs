@@ -32,7 +32,7 @@ failed. Nothing is changed: `convoke replay pending` does.";
 /// Show what is delivered and not acknowledged, decoded
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Streams, or domains [default: all events and inboxes]
     #[arg(long = "stream", value_name = "STREAM")]
     streams: Vec<String>,
@@ -51,24 +51,24 @@ pub struct Flags {
 /// Which pending entries, by how they are held.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Which entries (all conditions must hold)")]
-pub struct Held {
+pub(super) struct Held {
     /// The consumer group [default: the setting, workers]
     #[arg(long, value_name = "GROUP")]
-    pub group: Option<String>,
+    pub(crate) group: Option<String>,
     /// Only what nobody renewed for so long
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pub idle: Option<Duration>,
+    pub(crate) idle: Option<Duration>,
     /// Only what this instance holds
     #[arg(long, value_name = "ID")]
-    pub consumer: Option<String>,
+    pub(crate) consumer: Option<String>,
     /// Only what was handed out so often
     #[arg(long, value_name = "N")]
-    pub min_deliveries: Option<u32>,
+    pub(crate) min_deliveries: Option<u32>,
 }
 
 impl Held {
     /// Whether a pending entry fits.
-    pub fn fit(&self, pending: &Pending) -> bool {
+    pub(super) fn fit(&self, pending: &Pending) -> bool {
         self.idle.is_none_or(|idle| pending.idle >= idle)
             && self.min_deliveries.is_none_or(|n| pending.deliveries >= n)
             && self
@@ -79,7 +79,7 @@ impl Held {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let keys = session.settings.keys()?;
     let connector = session.connector()?;
     let mut connection = connector.dedicated().await?;

@@ -33,7 +33,7 @@ either `not stored` for certain or `may be stored`: then publish it again with t
 /// Publish an event and print its entry id
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// The event type, such as image.resize
     #[arg(value_name = "TYPE", value_parser = input::event_type)]
     kind: String,
@@ -74,12 +74,12 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION", value_parser = confirm_within, default_value = "2s", requires = "confirm")]
     confirm_within: Duration,
     #[command(flatten)]
-    pub settings: SettingFlags,
+    pub(crate) settings: SettingFlags,
 }
 
 #[derive(Args, Serialize)]
 #[command(next_help_heading = "Settings")]
-pub struct SettingFlags {
+pub(super) struct SettingFlags {
     /// Bytes in a payload [default: 1048576]
     #[arg(long, value_name = "BYTES")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,7 +109,7 @@ fn confirm_within(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     if flags.lines {
         if flags.data.as_deref() != Some("-") {
             return Err(Misuse::error("--lines: needs --data -"));

@@ -41,7 +41,7 @@ replay can be interrupted at any moment and run again: nothing is lost, nothing 
 /// Publish dead letters, pending entries or a part of a stream again
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(subcommand)]
     command: Command,
 }
@@ -155,7 +155,7 @@ fn run_name(text: &str) -> Result<String, convoke::protocol::keys::NameError> {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let (from, act) = match flags.command {
         Command::Dead(flags) => (From::Dead(flags.which), flags.act),
         Command::Pending(flags) => (

@@ -23,7 +23,7 @@ as an object), and the exit code is 1.";
 /// Publish an event and print the reply's result
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// The event type, such as image.resize
     #[arg(value_name = "TYPE", value_parser = input::event_type)]
     kind: String,
@@ -42,7 +42,7 @@ pub struct Flags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let limit = session.settings.max_payload;
     let mut event = match &flags.data {
         Some(data) => Outgoing::encoded(&flags.kind, input::payload(data, limit)?),
@@ -67,7 +67,7 @@ pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
 }
 
 /// Publishes a request and awaits its reply.
-pub async fn ask(
+pub(super) async fn ask(
     session: &Session,
     event: Outgoing,
     timeout: Duration,
@@ -79,12 +79,12 @@ pub async fn ask(
 }
 
 /// The result that a reply carries.
-pub fn result(reply: &Reply) -> anyhow::Result<Value> {
+pub(super) fn result(reply: &Reply) -> anyhow::Result<Value> {
     Ok(json::to_json(&reply.data)?)
 }
 
 /// Says on stderr why there is no result.
-pub fn complain(session: &Session, error: &RequestError) {
+pub(super) fn complain(session: &Session, error: &RequestError) {
     let line = match error {
         RequestError::Remote(remote) if session.output.is_json() => {
             let mut object = json!({

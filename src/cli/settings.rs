@@ -21,7 +21,7 @@ const NEAR: usize = 3;
 
 /// The settings that every command takes.
 #[derive(Args, Serialize)]
-pub struct BusFlags {
+pub(super) struct BusFlags {
     /// Where Redis is, without a password: redis://HOST:PORT/DB, rediss://… (TLS), or the Sentinels
     /// that watch it: redis+sentinel://HOST:PORT,HOST:PORT,HOST:PORT/SERVICE, rediss+sentinel://…
     /// [default: redis://127.0.0.1:6379]
@@ -52,7 +52,7 @@ pub struct BusFlags {
 
 /// The settings of commands that ask the ledger.
 #[derive(Args, Serialize)]
-pub struct DatabaseFlags {
+pub(super) struct DatabaseFlags {
     /// The ledger's database: sqlite:PATH or postgres://…, without a password
     /// [default: a file under the state directory]
     #[arg(long, value_name = "URL")]
@@ -61,7 +61,7 @@ pub struct DatabaseFlags {
 }
 
 /// The flags that were given, by the names of their settings.
-pub fn flags<T: Serialize>(flags: &T) -> anyhow::Result<Dict> {
+pub(super) fn flags<T: Serialize>(flags: &T) -> anyhow::Result<Dict> {
     match Value::serialize(flags)? {
         Value::Dict(_, dict) => Ok(dict),
         _ => Ok(Dict::new()),
@@ -72,7 +72,7 @@ pub fn flags<T: Serialize>(flags: &T) -> anyhow::Result<Dict> {
 ///
 /// # Errors
 /// [`Misuse`], naming the setting, where it came from, and its value unless it may be secret.
-pub fn load(file: Option<&Path>, bus: &BusFlags, own: Dict) -> anyhow::Result<Settings> {
+pub(super) fn load(file: Option<&Path>, bus: &BusFlags, own: Dict) -> anyhow::Result<Settings> {
     if let Some(url) = &bus.redis_url
         && RedisUrl::new(url).has_password()
     {

@@ -20,7 +20,7 @@ A worker answers it, from what is in Redis at that moment.";
 /// Ask a worker for the state of everything
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// How many of the latest facts
     #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(..=100))]
     recent: u64,
@@ -30,7 +30,7 @@ pub struct Flags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let event = Outgoing::new("system.get_state", &json!({ "recent": flags.recent }));
     let state = match request::ask(&session, event, flags.timeout).await? {
         Ok(reply) => request::result(&reply)?,

@@ -29,7 +29,7 @@ entries loses them to the others soon. Streams of replies are shown with --all."
 /// Show streams, groups and consumers: length, lag, pending, oldest, idle
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Streams, or domains [default: all but replies]
     #[arg(value_name = "STREAM")]
     streams: Vec<String>,
@@ -39,7 +39,7 @@ pub struct Flags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let keys = session.settings.keys()?;
     let mut connection = session.connector()?.dedicated().await?;

@@ -19,7 +19,7 @@ const INDENT: usize = 4;
 
 /// One column.
 #[derive(Clone, Copy, Debug)]
-pub struct Column {
+pub(super) struct Column {
     heading: &'static str,
     right: bool,
     least: Option<usize>,
@@ -29,7 +29,7 @@ pub struct Column {
 
 impl Column {
     /// A column that is as wide as what stands in it.
-    pub fn new(heading: &'static str) -> Self {
+    pub(super) fn new(heading: &'static str) -> Self {
         Self {
             heading,
             right: false,
@@ -40,7 +40,7 @@ impl Column {
     }
 
     /// A column of numbers.
-    pub fn number(heading: &'static str) -> Self {
+    pub(super) fn number(heading: &'static str) -> Self {
         Self {
             right: true,
             ..Self::new(heading)
@@ -48,19 +48,19 @@ impl Column {
     }
 
     /// On a terminal it is left out where nothing stands in it.
-    pub fn optional(mut self) -> Self {
+    pub(super) fn optional(mut self) -> Self {
         self.optional = true;
         self
     }
 
     /// The last column: on a terminal it goes on in more lines where it is too long.
-    pub fn wraps(mut self) -> Self {
+    pub(super) fn wraps(mut self) -> Self {
         self.wraps = true;
         self
     }
 
     /// Where the terminal is too narrow, it may shrink to this many characters.
-    pub fn shrinks(mut self, least: usize) -> Self {
+    pub(super) fn shrinks(mut self, least: usize) -> Self {
         self.least = Some(least);
         self
     }
@@ -68,14 +68,14 @@ impl Column {
 
 /// One cell.
 #[derive(Clone, Debug)]
-pub struct Cell {
+pub(super) struct Cell {
     text: String,
     style: Option<Style>,
 }
 
 impl Cell {
     /// Text in a style.
-    pub fn styled(text: impl Into<String>, style: Style) -> Self {
+    pub(super) fn styled(text: impl Into<String>, style: Style) -> Self {
         Self {
             text: text.into(),
             style: Some(style),
@@ -93,7 +93,7 @@ impl<T: Into<String>> From<T> for Cell {
 }
 
 /// A table that is being written.
-pub struct Table<'a> {
+pub(super) struct Table<'a> {
     output: &'a Output,
     columns: Vec<Column>,
     layout: Option<Layout>,
@@ -101,7 +101,7 @@ pub struct Table<'a> {
 }
 
 impl<'a> Table<'a> {
-    pub fn new(output: &'a Output, columns: Vec<Column>) -> Self {
+    pub(super) fn new(output: &'a Output, columns: Vec<Column>) -> Self {
         Self {
             output,
             columns,
@@ -111,7 +111,7 @@ impl<'a> Table<'a> {
     }
 
     /// Adds a row: one cell for each column.
-    pub fn row(&mut self, mut row: Vec<Cell>) -> io::Result<()> {
+    pub(super) fn row(&mut self, mut row: Vec<Cell>) -> io::Result<()> {
         for cell in &mut row {
             if let std::borrow::Cow::Owned(safe) = printable(&cell.text) {
                 cell.text = safe;
@@ -137,7 +137,7 @@ impl<'a> Table<'a> {
     }
 
     /// Writes what waits.
-    pub fn flush(&mut self) -> io::Result<()> {
+    pub(super) fn flush(&mut self) -> io::Result<()> {
         let mut text = String::new();
         let layout = match self.layout.take() {
             Some(layout) => layout,
@@ -159,7 +159,7 @@ impl<'a> Table<'a> {
     }
 
     /// Writes the rest.
-    pub fn finish(mut self) -> io::Result<()> {
+    pub(super) fn finish(mut self) -> io::Result<()> {
         if self.layout.is_none() && self.output.width().is_some() {
             self.leave_out_empty_columns();
         }
@@ -349,7 +349,7 @@ fn widths(columns: &[Column], rows: &[Vec<Cell>], terminal: Option<usize>) -> Ve
 }
 
 /// Text in this many columns of a terminal.
-pub fn clip(text: &str, width: usize) -> String {
+pub(super) fn clip(text: &str, width: usize) -> String {
     if text.width() <= width {
         return text.to_owned();
     }

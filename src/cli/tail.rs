@@ -42,7 +42,7 @@ streams that are there now. Nothing is taken from the workers.";
 /// Follow streams, decoded
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Streams to follow [default: broadcast]
     #[arg(value_name = "STREAM")]
     streams: Vec<String>,
@@ -78,7 +78,7 @@ fn since(text: &str) -> Result<Since, String> {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     let keys = session.settings.keys()?;
     let wild = |name: &str| name.contains(['*', '?']);
     for name in flags.streams.iter().filter(|name| !wild(name)) {

@@ -52,7 +52,7 @@ that was completed or has failed is refused.";
 /// Create tasks and look at them
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(subcommand)]
     command: Command,
 }
@@ -193,7 +193,7 @@ struct ReplyFlags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     match flags.command {
         Command::Create(flags) => create(&session, flags).await,
         Command::Get(flags) => {

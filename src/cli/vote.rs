@@ -26,7 +26,7 @@ decision a name of its own: a day after its end a ballot is forgotten, and its n
 /// Cast votes and look at ballots
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(subcommand)]
     action: Action,
 }
@@ -107,7 +107,7 @@ fn decision(text: &str) -> Result<String, keys::NameError> {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     match flags.action {
         Action::Cast(flags) => cast(&session, flags).await,
         Action::Show(flags) => show(&session, &flags.decision).await,
@@ -255,7 +255,7 @@ async fn list(session: &Session, limit: usize) -> anyhow::Result<Outcome> {
 }
 
 /// How it stands, and what was decided.
-pub fn result(ballot: &Ballot) -> String {
+pub(super) fn result(ballot: &Ballot) -> String {
     match (&ballot.value, ballot.status) {
         (Some(value), Status::Decided) => {
             format!("decided: {}", output::json(&as_json(value)))
@@ -264,11 +264,11 @@ pub fn result(ballot: &Ballot) -> String {
     }
 }
 
-pub fn as_json(value: &[u8]) -> Value {
+pub(super) fn as_json(value: &[u8]) -> Value {
     json::to_json(value).unwrap_or_default()
 }
 
-pub fn described(ballot: &Ballot) -> Value {
+pub(super) fn described(ballot: &Ballot) -> Value {
     let mut object = json!({
         "decision": ballot.decision,
         "status": ballot.status.as_str(),

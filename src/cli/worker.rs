@@ -50,19 +50,19 @@ reaps orphans.";
 /// Run a worker
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// A command that handles a type of event; may be repeated
     #[arg(long, value_name = "TYPE=CMD", value_parser = command)]
     exec: Vec<(String, String)>,
     #[command(flatten)]
-    pub settings: SettingFlags,
+    pub(crate) settings: SettingFlags,
 }
 
 /// The settings that only a worker has as flags. Durations stay text: the settings parse them, so
 /// that all sources are held to the same form.
 #[derive(Args, Serialize)]
 #[command(next_help_heading = "Settings")]
-pub struct SettingFlags {
+pub(super) struct SettingFlags {
     /// The instance's id [default: made from the host name and a random part]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -172,7 +172,7 @@ fn command(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command.
-pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     let mut kinds = HashSet::new();
     if let Some((kind, _)) = flags.exec.iter().find(|(kind, _)| !kinds.insert(kind)) {
         return Err(Misuse::error(format_args!(

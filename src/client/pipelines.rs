@@ -52,7 +52,7 @@ struct Lent<'a> {
 type Chunk = Range<usize>;
 
 impl Pipelines {
-    pub fn new(connector: Connector) -> Self {
+    pub(super) fn new(connector: Connector) -> Self {
         Self {
             connector,
             idle: Mutex::default(),
@@ -93,7 +93,7 @@ impl Pipelines {
     }
 
     /// Publishes events in order, but for those that are to be published by themselves.
-    pub async fn publish(
+    pub(super) async fn publish(
         &self,
         events: &[Outgoing],
         keys: &Keys,

@@ -401,11 +401,11 @@ pub(crate) struct Streams<'a> {
 }
 
 impl<'a> Streams<'a> {
-    pub fn of(keys: &'a Keys) -> Self {
+    pub(crate) fn of(keys: &'a Keys) -> Self {
         Self { keys, last: None }
     }
 
-    pub fn keys(&self) -> &'a Keys {
+    pub(crate) fn keys(&self) -> &'a Keys {
         self.keys
     }
 
@@ -627,7 +627,7 @@ impl<'a> From<Tokens<'a>> for Answer<'a> {
 
 impl Answer<'_> {
     /// Where the event is, and whether what `WAIT` confirms next includes it.
-    pub fn published(self, id: &Option<String>) -> Result<(Published, bool), PublishError> {
+    pub(crate) fn published(self, id: &Option<String>) -> Result<(Published, bool), PublishError> {
         let (place, duplicate, covered) = match self {
             Answer::Stored(place) => (place, false, true),
             Answer::Scripted(place, duplicate, renewed) => (place, duplicate, renewed),

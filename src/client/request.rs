@@ -73,7 +73,7 @@ struct Shared {
 }
 
 impl Replies {
-    pub fn new(connector: Connector, streams: ReplyStreams) -> Self {
+    pub(crate) fn new(connector: Connector, streams: ReplyStreams) -> Self {
         Self {
             shared: Arc::new(Shared {
                 connector,
@@ -86,7 +86,7 @@ impl Replies {
     }
 
     /// Sees to it that the stream exists and is read.
-    pub async fn open(&self, stream: &str) -> Result<(), RequestError> {
+    pub(crate) async fn open(&self, stream: &str) -> Result<(), RequestError> {
         if self.shared.closed.is_cancelled() {
             return Err(RequestError::Closed);
         }
@@ -115,7 +115,7 @@ impl Replies {
     }
 
     /// From now on the reply to that event is kept for the caller.
-    pub fn wait_for(&self, id: &str) -> Result<Waiting<'_>, RequestError> {
+    pub(crate) fn wait_for(&self, id: &str) -> Result<Waiting<'_>, RequestError> {
         let (sender, receiver) = oneshot::channel();
         match self.shared.waiting().entry(id.to_owned()) {
             hash_map::Entry::Occupied(_) => {
@@ -132,7 +132,7 @@ impl Replies {
     }
 
     /// Ends all waiting and, soon, all reading. Returns the streams, which nobody reads any more.
-    pub fn close(&self) -> Vec<String> {
+    pub(crate) fn close(&self) -> Vec<String> {
         self.shared.closed.cancel();
         self.shared.waiting().clear();
         locked(&self.open)
@@ -151,7 +151,7 @@ pub(crate) struct Waiting<'a> {
 
 impl Waiting<'_> {
     /// Its reply. Cancel safe.
-    pub async fn answer(&mut self) -> Answer {
+    pub(crate) async fn answer(&mut self) -> Answer {
         (&mut self.receiver)
             .await
             .unwrap_or(Err(RequestError::Closed))

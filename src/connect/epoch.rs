@@ -34,24 +34,24 @@ impl Name {
 
 impl History {
     /// Whether an answer to `INFO` names one.
-    pub fn is_in(info: &str) -> bool {
+    pub(crate) fn is_in(info: &str) -> bool {
         Name::parse(info).is_some()
     }
 
     /// The number of the one that was seen last.
-    pub fn number(&self) -> u64 {
+    pub(crate) fn number(&self) -> u64 {
         self.number.load(Ordering::Acquire)
     }
 
     /// What that one is called.
-    pub fn name(&self) -> Option<String> {
+    pub(crate) fn name(&self) -> Option<String> {
         let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
         let name = named.as_ref()?;
         Some(format!("{} {}", name.run, name.data))
     }
 
     /// Whether both have seen the same one last.
-    pub fn agrees_with(&self, other: &History) -> bool {
+    pub(crate) fn agrees_with(&self, other: &History) -> bool {
         let name = |history: &History| {
             let named = history.named.lock();
             named.unwrap_or_else(PoisonError::into_inner).clone()
@@ -61,7 +61,7 @@ impl History {
 
     /// Sees in which history the server is that answered so to `INFO`; one that does not name it stays
     /// in the last one.
-    pub fn see(&self, info: &str) {
+    pub(crate) fn see(&self, info: &str) {
         let Some(name) = Name::parse(info) else {
             return;
         };

@@ -19,7 +19,7 @@ impl Gate {
     /// What `find` finds, which is asked again when it is the caller's turn, or else what `open` makes.
     ///
     /// Cancel safe.
-    pub async fn pass<T>(
+    pub(crate) async fn pass<T>(
         &self,
         find: impl Fn() -> Option<T>,
         open: impl Future<Output = Result<T, BusError>>,

@@ -129,7 +129,7 @@ impl Known {
     ///
     /// # Errors
     /// A replica, or no answer.
-    pub async fn greet(&self, wire: &mut Wire) -> Result<(), BusError> {
+    pub(crate) async fn greet(&self, wire: &mut Wire) -> Result<(), BusError> {
         let mut commands = Commands::default();
         for words in ASKED {
             let words: Vec<&[u8]> = words.iter().map(|word| word.as_bytes()).collect();
@@ -161,13 +161,18 @@ impl Known {
     }
 
     /// The same on a connection of the client library.
-    pub async fn greet_by(&self, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    pub(crate) async fn greet_by(
+        &self,
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), RedisError> {
         let greeting = ask(connection).await?;
         self.note(greeting)
     }
 
     /// Fails unless the server is still a primary, as far as it tells: one that was demoted still answers.
-    pub async fn check_role(connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    pub(crate) async fn check_role(
+        connection: &mut MultiplexedConnection,
+    ) -> Result<(), RedisError> {
         let role = redis::cmd(ROLE[0]).query_async(connection).await;
         let leads = match offered(role)? {
             Some(role) => Some(is_masters(&role)),
@@ -202,17 +207,17 @@ impl Known {
     }
 
     /// Whether any connection was made.
-    pub fn is_greeted(&self) -> bool {
+    pub(crate) fn is_greeted(&self) -> bool {
         self.last().is_some()
     }
 
     /// Whether the server has no `TIME`.
-    pub fn is_timeless(&self) -> bool {
+    pub(crate) fn is_timeless(&self) -> bool {
         self.timeless.load(Ordering::Acquire)
     }
 
     /// What it lacks; nothing before the first connection.
-    pub fn lacks(&self) -> Lacks {
+    pub(crate) fn lacks(&self) -> Lacks {
         self.last()
             .as_ref()
             .map(Greeting::lacks)
@@ -220,12 +225,12 @@ impl Known {
     }
 
     /// Its version, if it told one.
-    pub fn version(&self) -> Option<String> {
+    pub(crate) fn version(&self) -> Option<String> {
         Some(self.last().as_ref()?.field("redis_version")?.to_owned())
     }
 
     /// Whether it runs in cluster mode, as far as it tells.
-    pub fn is_cluster(&self) -> bool {
+    pub(crate) fn is_cluster(&self) -> bool {
         let last = self.last();
         let mode = last.as_ref().and_then(|told| told.field("redis_mode"));
         mode == Some("cluster")

@@ -39,7 +39,7 @@ pub(crate) struct Lent {
 
 impl Link {
     /// A link whose commands block for up to `block` (zero: not at all). Connects nothing yet.
-    pub fn new(connector: Connector, block: Duration) -> Self {
+    pub(crate) fn new(connector: Connector, block: Duration) -> Self {
         Self {
             connector,
             block,
@@ -51,7 +51,7 @@ impl Link {
     }
 
     /// What makes its connections.
-    pub fn connector(&self) -> &Connector {
+    pub(crate) fn connector(&self) -> &Connector {
         &self.connector
     }
 
@@ -73,7 +73,7 @@ impl Link {
     /// and all who waited for the same try share its failure.
     ///
     /// Cancel safe.
-    pub async fn get(&self) -> Result<Lent, String> {
+    pub(crate) async fn get(&self) -> Result<Lent, String> {
         let find = || self.usable();
         self.gate.pass(find, self.make()).await
     }
@@ -96,7 +96,7 @@ impl Link {
     }
 
     /// To be called before a command is sent on what was lent.
-    pub fn sending(&self, lent: &Lent) -> Sending<'_> {
+    pub(crate) fn sending(&self, lent: &Lent) -> Sending<'_> {
         Sending {
             link: self,
             number: lent.number,
@@ -130,7 +130,7 @@ pub(crate) struct Sending<'a> {
 
 impl Sending<'_> {
     /// Learns from the outcome of the command whether the connection is of use still.
-    pub fn done(mut self, outcome: &RedisResult<Value>) {
+    pub(crate) fn done(mut self, outcome: &RedisResult<Value>) {
         self.answered = true;
         let error = match outcome {
             Ok(Value::ServerError(error)) => error.clone().into(),

@@ -24,7 +24,7 @@ pub(crate) struct Loads {
 }
 
 impl Loads {
-    pub fn new(scripts: Vec<&'static Script>) -> Self {
+    pub(crate) fn new(scripts: Vec<&'static Script>) -> Self {
         Self {
             scripts,
             history: NEVER.into(),
@@ -32,12 +32,12 @@ impl Loads {
     }
 
     /// Whether they were not loaded in that history of the server.
-    pub fn are_due(&self, history: u64) -> bool {
+    pub(crate) fn are_due(&self, history: u64) -> bool {
         self.history.load(Ordering::Acquire) != history
     }
 
     /// Loads those that the server lacks. A user who may not load them leaves it to others.
-    pub async fn load(
+    pub(crate) async fn load(
         &self,
         connection: &mut impl ConnectionLike,
         history: u64,

@@ -61,7 +61,7 @@ impl Failure for BusError {
 
 impl Opening {
     /// Opens a connection to that address. Within the pause after a refusal it is refused here.
-    pub async fn open<T, E: Failure>(
+    pub(crate) async fn open<T, E: Failure>(
         &self,
         address: &ConnectionAddr,
         open: impl Future<Output = Result<T, E>>,

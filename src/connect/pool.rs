@@ -42,7 +42,7 @@ pub(crate) struct Checked {
 pub struct Pooled(Object<Manager>);
 
 impl Manager {
-    pub fn new(client: Client, config: AsyncConnectionConfig, known: Arc<Known>) -> Self {
+    pub(crate) fn new(client: Client, config: AsyncConnectionConfig, known: Arc<Known>) -> Self {
         Self {
             client,
             config,
@@ -52,7 +52,7 @@ impl Manager {
     }
 
     /// Whose connections lead to a primary, each time that they are lent.
-    pub fn of_a_primary(self, spoiled: Arc<AtomicBool>) -> Self {
+    pub(crate) fn of_a_primary(self, spoiled: Arc<AtomicBool>) -> Self {
         Self {
             spoiled: Some(spoiled),
             ..self

@@ -129,7 +129,7 @@ pub(crate) struct Route {
 
 impl Route {
     /// Fails if the primary has moved since.
-    pub fn check(&self) -> Result<(), BusError> {
+    pub(crate) fn check(&self) -> Result<(), BusError> {
         match self.sentinels.generation() == self.generation {
             true => Ok(()),
             false => Err(BusError::Moved),
@@ -193,7 +193,7 @@ fn settings(login: &Login) -> RedisConnectionInfo {
 
 impl Sentinels {
     /// Those that the URL names; asks nobody yet.
-    pub fn new(url: &SentinelUrl, tls: Tls) -> Result<Self, BusError> {
+    pub(crate) fn new(url: &SentinelUrl, tls: Tls) -> Result<Self, BusError> {
         let mut seats = Vec::with_capacity(url.sentinels.len());
         for (host, port) in &url.sentinels {
             let info = endpoint(url.tls, host, *port).into_connection_info()?;
@@ -217,12 +217,12 @@ impl Sentinels {
     }
 
     /// How often the primary has moved, as far as is known.
-    pub fn generation(&self) -> u64 {
+    pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
     /// For a connection of that generation.
-    pub fn route(self: &Arc<Self>, generation: u64) -> Route {
+    pub(crate) fn route(self: &Arc<Self>, generation: u64) -> Route {
         Route {
             sentinels: self.clone(),
             generation,
@@ -230,7 +230,7 @@ impl Sentinels {
     }
 
     /// Asks where the primary is. Those who ask while others ask share the answer.
-    pub async fn primary(self: &Arc<Self>) -> Result<Primary, BusError> {
+    pub(crate) async fn primary(self: &Arc<Self>) -> Result<Primary, BusError> {
         self.watch();
         self.look().await.map_err(BusError::NoPrimary)?;
         let named = locked(&self.named);
@@ -401,7 +401,7 @@ impl Sentinels {
     }
 
     /// What each of them says.
-    pub async fn survey(&self) -> Vec<Voice> {
+    pub(crate) async fn survey(&self) -> Vec<Voice> {
         let mut asking = self.asking.lock().await;
         let mut voices = self.ask_all(&mut asking.wires, true).await;
         let place = |voice: &Voice| self.seats.iter().position(|(at, _)| *at == voice.sentinel);

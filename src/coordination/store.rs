@@ -17,7 +17,7 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub fn new(connector: Connector, keys: Keys) -> Self {
+    pub(super) fn new(connector: Connector, keys: Keys) -> Self {
         Self {
             connector,
             keys,
@@ -26,7 +26,7 @@ impl Store {
     }
 
     /// The same for calls that belong to what was written in that history: in another one they fail.
-    pub fn within(&self, history: u64) -> Self {
+    pub(super) fn within(&self, history: u64) -> Self {
         Self {
             history: Some(history),
             ..self.clone()
@@ -44,7 +44,7 @@ impl Store {
 
     /// Runs a script on a pooled connection; once more on a fresh one if the connection was bad,
     /// so only for scripts that can be repeated.
-    pub async fn invoke<T: FromRedisValue>(
+    pub(super) async fn invoke<T: FromRedisValue>(
         &self,
         call: &ScriptInvocation<'_>,
     ) -> Result<T, BusError> {
@@ -67,7 +67,7 @@ impl Store {
 
     /// Runs commands on a pooled connection; once more on a fresh one if the connection was bad, so only
     /// reads, and writes that can be repeated.
-    pub async fn ask<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
+    pub(super) async fn ask<T: FromRedisValue>(&self, commands: &Pipeline) -> Result<T, BusError> {
         match self.ask_once(commands).await {
             Err(error) if error.reaction() == Reaction::Reconnect => {
                 self.connector.forget_pooled();
@@ -78,7 +78,7 @@ impl Store {
     }
 
     /// The server's time in Unix ms.
-    pub async fn now(&self) -> Result<u64, BusError> {
+    pub(super) async fn now(&self) -> Result<u64, BusError> {
         let mut reads = redis::pipe();
         self.ask_time(&mut reads).await?;
         let (ServerTime(now),) = self.ask(&reads).await?;
@@ -86,7 +86,7 @@ impl Store {
     }
 
     /// Adds the question for the server's time, which a [`ServerTime`] answers.
-    pub async fn ask_time(&self, reads: &mut Pipeline) -> Result<(), BusError> {
+    pub(super) async fn ask_time(&self, reads: &mut Pipeline) -> Result<(), BusError> {
         let clock = self.connector.clock().await?;
         reads.add_command(clock.question(&self.keys.broadcast()));
         Ok(())

@@ -105,7 +105,7 @@ pub(crate) mod testing {
     use crate::settings::RedisUrl;
 
     /// The context of an event with these fields, of a process that is connected to nothing.
-    pub fn context(fields: &[(&str, &[u8])]) -> Context {
+    pub(crate) fn context(fields: &[(&str, &[u8])]) -> Context {
         let keys = Keys::new("cb").unwrap();
         let mut all: Vec<Vec<u8>> = vec![b"type".to_vec(), b"image.resize".to_vec()];
         all.extend(
@@ -119,7 +119,7 @@ pub(crate) mod testing {
     }
 
     /// A process that is connected to nothing.
-    pub fn process() -> Arc<Process> {
+    pub(crate) fn process() -> Arc<Process> {
         // Port 1: nobody listens there.
         let nowhere = RedisUrl::new("redis://127.0.0.1:1");
         Arc::new(Process {
@@ -134,13 +134,13 @@ pub(crate) mod testing {
     }
 
     /// Limits that are counted nowhere.
-    pub fn limits() -> RateLimits {
+    pub(crate) fn limits() -> RateLimits {
         let process = process();
         RateLimits::new(process.connector.clone(), process.keys.clone())
     }
 
     /// An endpoint of a function.
-    pub fn endpoint<F, Fut>(run: F) -> Endpoint
+    pub(crate) fn endpoint<F, Fut>(run: F) -> Endpoint
     where
         F: Fn(Context) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Encoded, HandlerError>> + Send + 'static,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 /// What is done with the events of one type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Activity {
+pub(super) struct Activity {
     /// Runs that take their time; a handler that is ready at once is never seen here.
     pub running: usize,
     /// Events that were read and may not run yet.
@@ -32,7 +32,7 @@ impl Activity {
 }
 
 /// What runs in these lanes now, as a report tells it: by event type, and the runs that began first.
-pub fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<Run>) {
+pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<Run>) {
     let now = Instant::now();
     let age = |since: Instant| now.saturating_duration_since(since).as_millis() as u64;
     let (mut running, mut runs) = (BTreeMap::<String, Running>::new(), Vec::new());
@@ -67,7 +67,7 @@ pub fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<Run>) {
 
 /// What these lanes are at: the event types with runs or waiting events. Costs a look at everything in
 /// hand, so it is for once a pulse, not for once an event.
-pub fn of(lanes: &[Arc<Shared>]) -> Vec<(String, Activity)> {
+pub(super) fn of(lanes: &[Arc<Shared>]) -> Vec<(String, Activity)> {
     let Some(first) = lanes.first() else {
         return Vec::new();
     };

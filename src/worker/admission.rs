@@ -20,7 +20,7 @@ const FEW: usize = 64;
 const BYTES: usize = 16 << 20;
 
 /// An event that was read and has a handler here.
-pub struct Waiting {
+pub(super) struct Waiting {
     /// The delivery.
     pub lease: Lease,
     /// What its handler will get.
@@ -35,7 +35,7 @@ pub struct Waiting {
 
 impl Waiting {
     /// Bytes that it holds.
-    pub fn size(&self) -> usize {
+    pub(super) fn size(&self) -> usize {
         self.context.event().entry().size()
     }
 }
@@ -51,7 +51,7 @@ struct Load {
 
 /// How many of a lane's slots one type may hold.
 #[derive(Clone, Copy, Debug)]
-pub struct Share {
+pub(super) struct Share {
     /// The lane's slots.
     pub slots: usize,
     /// How many of them are for types that bound their runs by themselves.
@@ -72,7 +72,7 @@ impl Share {
 }
 
 /// See the module.
-pub struct Admission {
+pub(super) struct Admission {
     share: Share,
     /// Slots that each type's runs hold, by the route's index.
     held: Vec<usize>,
@@ -89,7 +89,7 @@ pub struct Admission {
 
 impl Admission {
     /// For a lane with that many handlers and streams.
-    pub fn new(share: Share, routes: usize, streams: usize) -> Self {
+    pub(super) fn new(share: Share, routes: usize, streams: usize) -> Self {
         Self {
             share,
             held: vec![0; routes],
@@ -103,17 +103,17 @@ impl Admission {
     }
 
     /// How many events wait.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.waiting
     }
 
     /// Whether an event of that type may start now, before those of its type that wait.
-    pub fn admits(&self, route: usize, taken: usize) -> bool {
+    pub(super) fn admits(&self, route: usize, taken: usize) -> bool {
         self.share.allows(self.held[route], taken)
     }
 
     /// Has an event wait behind those of its type that are older.
-    pub fn wait(&mut self, mut waiting: Waiting) {
+    pub(super) fn wait(&mut self, mut waiting: Waiting) {
         self.came(waiting.lease.stream, waiting.size());
         waiting.waited = true;
         self.mortal += usize::from(waiting.context.event().deadline().is_some());
@@ -127,13 +127,13 @@ impl Admission {
     }
 
     /// Notes that an event enters the gate before its handler.
-    pub fn enters(&mut self, lease: Lease, size: usize, task: AbortOnDropHandle<()>) {
+    pub(super) fn enters(&mut self, lease: Lease, size: usize, task: AbortOnDropHandle<()>) {
         self.came(lease.stream, size);
         self.entering.insert(lease, (task, size));
     }
 
     /// Notes that it has done so; false if it was given up before.
-    pub fn entered(&mut self, lease: &Lease) -> bool {
+    pub(super) fn entered(&mut self, lease: &Lease) -> bool {
         let Some((_, size)) = self.entering.remove(lease) else {
             return false;
         };
@@ -142,12 +142,12 @@ impl Admission {
     }
 
     /// Whether it does so.
-    pub fn is_entering(&self, lease: &Lease) -> bool {
+    pub(super) fn is_entering(&self, lease: &Lease) -> bool {
         self.entering.contains_key(lease)
     }
 
     /// The next of those that waited, where this many slots are taken and one is free.
-    pub fn next(&mut self, taken: usize) -> Option<Waiting> {
+    pub(super) fn next(&mut self, taken: usize) -> Option<Waiting> {
         for _ in 0..self.turns.len() {
             let route = self.turns.pop_front()?;
             if !self.share.allows(self.held[route], taken) {
@@ -170,12 +170,12 @@ impl Admission {
     }
 
     /// Whether an event in the queues has a deadline.
-    pub fn has_deadlines(&self) -> bool {
+    pub(super) fn has_deadlines(&self) -> bool {
         self.mortal > 0
     }
 
     /// Takes out what is in the queues and has a deadline at that time or before.
-    pub fn late(&mut self, now: u64) -> Vec<Waiting> {
+    pub(super) fn late(&mut self, now: u64) -> Vec<Waiting> {
         let mut all = Vec::new();
         for queue in &mut self.queues {
             let late = |waiting: &Waiting| {
@@ -216,22 +216,22 @@ impl Admission {
     }
 
     /// Notes that a run took a slot.
-    pub fn began(&mut self, route: usize) {
+    pub(super) fn began(&mut self, route: usize) {
         self.held[route] += 1;
     }
 
     /// Notes that it gave the slot back.
-    pub fn ended(&mut self, route: usize) {
+    pub(super) fn ended(&mut self, route: usize) {
         self.held[route] -= 1;
     }
 
     /// Whether so much of that stream waits that it is not read for now.
-    pub fn is_full(&self, stream: usize) -> bool {
+    pub(super) fn is_full(&self, stream: usize) -> bool {
         self.loads[stream].full
     }
 
     /// Takes out all that waits, and what was on its way through a gate.
-    pub fn give_up(&mut self) -> (Vec<Waiting>, Vec<Lease>) {
+    pub(super) fn give_up(&mut self) -> (Vec<Waiting>, Vec<Lease>) {
         self.turns.clear();
         self.loads.fill(Load::default());
         self.waiting = 0;

@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// An event that is left for an active instance that can run it.
-pub struct Left {
+pub(super) struct Left {
     /// The delivery.
     pub lease: Lease,
     /// What happens to it if there is none.
@@ -27,7 +27,7 @@ pub struct Left {
 
 impl Left {
     /// An event without a handler here.
-    pub fn without_handler(shared: &Shared, lease: Lease, kind: &str) -> Self {
+    pub(super) fn without_handler(shared: &Shared, lease: Lease, kind: &str) -> Self {
         let group = &shared.group;
         Self {
             lease,
@@ -42,7 +42,7 @@ impl Left {
 
     /// Hands it to an instance of the group that has a handler for its type, and for another one where
     /// that is needed too; what happens to it where there is none.
-    pub async fn end(
+    pub(super) async fn end(
         self,
         shared: &Shared,
         event: &Event,
@@ -133,4 +133,4 @@ async fn hand_over(
 }
 
 /// Tells an instance, through its inbox, that an entry was handed to it.
-pub const NUDGE: &str = "worker.nudge";
+pub(super) const NUDGE: &str = "worker.nudge";

@@ -64,7 +64,7 @@ impl Held {
 
 /// The deliveries that a lane holds, shared with whoever renews their leases.
 #[derive(Debug, Default)]
-pub struct InFlight(Mutex<HashMap<Key, Held, RandomState>>);
+pub(super) struct InFlight(Mutex<HashMap<Key, Held, RandomState>>);
 
 impl InFlight {
     fn held(&self) -> MutexGuard<'_, HashMap<Key, Held, RandomState>> {
@@ -72,12 +72,12 @@ impl InFlight {
     }
 
     /// How many.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.held().len()
     }
 
     /// Whether that delivery is held.
-    pub fn holds(&self, stream: usize, entry: EntryId, deliveries: u32) -> bool {
+    pub(super) fn holds(&self, stream: usize, entry: EntryId, deliveries: u32) -> bool {
         self.held().contains_key(&Key {
             stream,
             entry,
@@ -87,7 +87,7 @@ impl InFlight {
 
     /// Adds what was delivered just now; what is held already (a server that fell back to an older
     /// state delivers again) is dropped, and is ours again.
-    pub fn add(&self, deliveries: &mut Vec<Delivery>) {
+    pub(super) fn add(&self, deliveries: &mut Vec<Delivery>) {
         let renewed = Instant::now();
         let mut held = self.held();
         deliveries.retain(|delivery| {
@@ -109,7 +109,7 @@ impl InFlight {
 
     /// Notes that a run of that route began that takes its time. Its context can then be told when the
     /// lease is lost, and its task be ended.
-    pub fn runs(&self, lease: &Lease, route: usize, context: Context, task: AbortHandle) {
+    pub(super) fn runs(&self, lease: &Lease, route: usize, context: Context, task: AbortHandle) {
         if let Some(held) = self.held().get_mut(&lease.into()) {
             held.doing = Doing::Runs {
                 route,
@@ -121,26 +121,26 @@ impl InFlight {
     }
 
     /// Notes that an event for that route waits, unstarted.
-    pub fn waits(&self, lease: &Lease, route: usize) {
+    pub(super) fn waits(&self, lease: &Lease, route: usize) {
         if let Some(held) = self.held().get_mut(&lease.into()) {
             held.doing = Doing::Waits { route };
         }
     }
 
     /// Whether someone else owns that entry now.
-    pub fn is_lost(&self, lease: &Lease) -> bool {
+    pub(super) fn is_lost(&self, lease: &Lease) -> bool {
         self.held().get(&lease.into()).is_some_and(|held| held.lost)
     }
 
     /// Whether a lease that is not known to be lost was renewed so long ago.
-    pub fn any_renewed_before(&self, age: Duration) -> bool {
+    pub(super) fn any_renewed_before(&self, age: Duration) -> bool {
         let held = self.held();
         let mut ours = held.values().filter(|held| !held.lost);
         ours.any(|held| held.renewed.elapsed() >= age)
     }
 
     /// What is done with the deliveries of each of that many routes.
-    pub fn activity(&self, routes: usize) -> Vec<Activity> {
+    pub(super) fn activity(&self, routes: usize) -> Vec<Activity> {
         let mut all = vec![Activity::default(); routes];
         for held in self.held().values() {
             match held.doing {
@@ -153,7 +153,7 @@ impl InFlight {
     }
 
     /// The runs that began first: the route, when, the stream and the entry.
-    pub fn oldest(&self, count: usize) -> Vec<(usize, Instant, usize, EntryId)> {
+    pub(super) fn oldest(&self, count: usize) -> Vec<(usize, Instant, usize, EntryId)> {
         let held = self.held();
         let runs = held.iter().filter_map(|(key, held)| match held.doing {
             Doing::Nothing | Doing::Waits { .. } => None,
@@ -166,7 +166,7 @@ impl InFlight {
     }
 
     /// Drops deliveries that are settled.
-    pub fn remove<'a>(&self, leases: impl Iterator<Item = &'a Lease>) {
+    pub(super) fn remove<'a>(&self, leases: impl Iterator<Item = &'a Lease>) {
         let mut held = self.held();
         for lease in leases {
             held.remove(&lease.into());
@@ -175,7 +175,7 @@ impl InFlight {
 
     /// The entries (id, delivery count) of one stream whose lease was last renewed that long ago, and is
     /// not known to be lost.
-    pub fn due(&self, stream: usize, age: Duration) -> Vec<(EntryId, u32)> {
+    pub(super) fn due(&self, stream: usize, age: Duration) -> Vec<(EntryId, u32)> {
         let held = self.held();
         let due = held.iter().filter(|(key, held)| {
             key.stream == stream && !held.lost && held.renewed.elapsed() >= age
@@ -184,7 +184,12 @@ impl InFlight {
     }
 
     /// Notes a renewal; runs whose lease was lost are cancelled.
-    pub fn renewed(&self, stream: usize, entries: &[(EntryId, u32)], lost: &[(EntryId, u32)]) {
+    pub(super) fn renewed(
+        &self,
+        stream: usize,
+        entries: &[(EntryId, u32)],
+        lost: &[(EntryId, u32)],
+    ) {
         let mut all = self.held();
         for &(entry, deliveries) in entries {
             let key = Key {
@@ -203,7 +208,7 @@ impl InFlight {
     }
 
     /// Cancels the run of the event with that id.
-    pub fn cancel(&self, event: &str) {
+    pub(super) fn cancel(&self, event: &str) {
         for held in self.held().values() {
             if let Doing::Runs { context, .. } = &held.doing
                 && context.event().id() == event
@@ -214,7 +219,7 @@ impl InFlight {
     }
 
     /// Ends everything that runs.
-    pub fn end_all(&self) {
+    pub(super) fn end_all(&self) {
         for held in self.held().values() {
             held.cancel();
             if let Doing::Runs { task, .. } = &held.doing {

@@ -38,7 +38,7 @@ const LATE: Duration = Duration::from_millis(50);
 const SLICE: Duration = Duration::from_millis(2);
 
 /// One lane of a worker.
-pub struct Lane {
+pub(super) struct Lane {
     shared: Arc<Shared>,
     triggers: mpsc::UnboundedReceiver<Trigger>,
     finished: mpsc::UnboundedSender<Finished>,
@@ -66,7 +66,7 @@ pub struct Lane {
 
 impl Lane {
     /// A lane that reacts to those triggers.
-    pub fn new(
+    pub(super) fn new(
         shared: Arc<Shared>,
         triggers: mpsc::UnboundedReceiver<Trigger>,
     ) -> (Self, LaneEvents) {
@@ -96,12 +96,12 @@ impl Lane {
     }
 
     /// Its name.
-    pub fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         self.shared.name
     }
 
     /// Runs until it is drained (`drain` ends reading) or told to `stop`; gives the committer back.
-    pub async fn run(
+    pub(super) async fn run(
         mut self,
         mut events: LaneEvents,
         committer: Committer,
@@ -436,4 +436,4 @@ impl Drop for Lane {
 }
 
 /// What a lane's runs report to it.
-pub struct LaneEvents(mpsc::UnboundedReceiver<Finished>);
+pub(super) struct LaneEvents(mpsc::UnboundedReceiver<Finished>);

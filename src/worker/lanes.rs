@@ -35,11 +35,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Sends a trigger to every lane.
 #[derive(Clone, Debug)]
-pub struct Triggers(Vec<mpsc::UnboundedSender<Trigger>>);
+pub(super) struct Triggers(Vec<mpsc::UnboundedSender<Trigger>>);
 
 impl Triggers {
     /// Has every lane look for what the trigger is about.
-    pub fn send(&self, trigger: &Trigger) {
+    pub(super) fn send(&self, trigger: &Trigger) {
         for lane in &self.0 {
             // A lane that ended takes nothing over any more.
             lane.send(trigger.clone()).ok();
@@ -54,7 +54,7 @@ struct Prepared {
 }
 
 /// The lanes of a worker.
-pub struct Lanes {
+pub(super) struct Lanes {
     shared: Vec<Arc<Shared>>,
     prepared: Vec<Prepared>,
     triggers: Triggers,
@@ -65,11 +65,11 @@ pub struct Lanes {
 }
 
 /// Lanes that run; dropped, they run no more.
-pub struct Running(Vec<AbortOnDropHandle<Option<Committer>>>);
+pub(super) struct Running(Vec<AbortOnDropHandle<Option<Committer>>>);
 
 impl Running {
     /// Waits until all have ended. Their committers come back, where none is in the middle of a commit.
-    pub async fn ended(self) -> Vec<Committer> {
+    pub(super) async fn ended(self) -> Vec<Committer> {
         let ended = futures_util::future::join_all(self.0).await;
         ended.into_iter().flatten().flatten().collect()
     }
@@ -169,7 +169,7 @@ fn nudge(triggers: Triggers) -> Registration {
 
 impl Lanes {
     /// Lanes for these handlers; nothing runs yet.
-    pub fn new(
+    pub(super) fn new(
         settings: &Settings,
         handlers: &[Registration],
         process: &Arc<Process>,
@@ -261,7 +261,7 @@ impl Lanes {
     }
 
     /// Fences older processes of this name, then starts every lane.
-    pub async fn start(&mut self, supervisor: &Supervisor) -> Result<Running, BusError> {
+    pub(super) async fn start(&mut self, supervisor: &Supervisor) -> Result<Running, BusError> {
         for prepared in &mut self.prepared {
             prepared.committer.start().await?;
         }
@@ -283,38 +283,38 @@ impl Lanes {
     }
 
     /// What the parts of each lane share.
-    pub fn shared(&self) -> &[Arc<Shared>] {
+    pub(super) fn shared(&self) -> &[Arc<Shared>] {
         &self.shared
     }
 
     /// When the server answered: the keeper notes it, the lanes judge by it.
-    pub fn answers(&self) -> &Answers {
+    pub(super) fn answers(&self) -> &Answers {
         &self.answers
     }
 
     /// The handlers.
-    pub fn router(&self) -> &Arc<Router> {
+    pub(super) fn router(&self) -> &Arc<Router> {
         &self.router
     }
 
     /// Makes lanes look for entries.
-    pub fn triggers(&self) -> Triggers {
+    pub(super) fn triggers(&self) -> Triggers {
         self.triggers.clone()
     }
 
     /// The circuits that open and close, for who announces them first.
-    pub fn take_changes(&mut self) -> Option<mpsc::UnboundedReceiver<CircuitChange>> {
+    pub(super) fn take_changes(&mut self) -> Option<mpsc::UnboundedReceiver<CircuitChange>> {
         self.changes.take()
     }
 
     /// The event types that this worker has handlers for.
-    pub fn capabilities(&self) -> Vec<String> {
+    pub(super) fn capabilities(&self) -> Vec<String> {
         let kinds = self.router.routes().map(|route| route.kind.clone());
         kinds.filter(|kind| kind != NUDGE).collect()
     }
 
     /// What there is to say of each of these handlers.
-    pub fn methods(&self, handler_timeout: Duration) -> Vec<(String, Method)> {
+    pub(super) fn methods(&self, handler_timeout: Duration) -> Vec<(String, Method)> {
         let routes = self.router.routes().filter(|route| route.kind != NUDGE);
         routes
             .map(|route| (route.kind.clone(), describe::method(route, handler_timeout)))
@@ -322,24 +322,24 @@ impl Lanes {
     }
 
     /// The streams that are read.
-    pub fn streams(&self) -> Vec<&str> {
+    pub(super) fn streams(&self) -> Vec<&str> {
         let routes = self.shared.iter().flat_map(|lane| lane.routes.iter());
         routes.map(|route| route.events.as_str()).collect()
     }
 
     /// The streams of their dead letters.
-    pub fn dead(&self) -> Vec<String> {
+    pub(super) fn dead(&self) -> Vec<String> {
         let routes = self.shared.iter().flat_map(|lane| lane.routes.iter());
         routes.map(|route| route.dead.clone()).collect()
     }
 
     /// Entries that were read and not settled.
-    pub fn in_flight(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.shared.iter().map(|lane| lane.inflight.len()).sum()
     }
 
     /// What happened so far.
-    pub fn counts(&self) -> Totals {
+    pub(super) fn counts(&self) -> Totals {
         let mut totals = Totals::default();
         for lane in &self.shared {
             let counts = &lane.counts;
@@ -355,7 +355,7 @@ impl Lanes {
 
 /// What happened in all lanes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
+pub(super) struct Totals {
     committed: u64,
     fenced: u64,
     taken: u64,

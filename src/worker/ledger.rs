@@ -27,7 +27,7 @@ const LOOK: Duration = Duration::from_secs(30);
 const END: Duration = Duration::from_secs(5);
 
 /// The ledger's tasks of one worker.
-pub struct Ledger {
+pub(super) struct Ledger {
     tasks: JoinSet<()>,
     database: Database,
     counts: Arc<Counts>,
@@ -35,7 +35,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// Starts filling, if a database is set. `own` are the dead letters' streams of the worker.
-    pub fn start(
+    pub(super) fn start(
         worker: &Worker,
         own: Vec<String>,
         drain: &CancellationToken,
@@ -91,7 +91,7 @@ impl Ledger {
     }
 
     /// Waits until it has ended, which it was told to; not for long.
-    pub async fn ended(mut self) {
+    pub(super) async fn ended(mut self) {
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(END, ended).await.is_err() {
             tracing::warn!("the ledger did not end in time; what it held comes again");

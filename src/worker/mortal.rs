@@ -73,7 +73,11 @@ mod on_demand {
         }
     }
 
-    pub async fn mortal<T>(instance: &str, part: &str, work: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn mortal<T>(
+        instance: &str,
+        part: &str,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         let name = (instance.to_owned(), part.to_owned());
         all().insert(name.clone(), Mortal::default());
         let alive = Alive(name);

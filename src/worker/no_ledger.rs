@@ -5,11 +5,11 @@ use super::{RunError, Worker};
 use tokio_util::sync::CancellationToken;
 
 /// None.
-pub enum Ledger {}
+pub(super) enum Ledger {}
 
 impl Ledger {
     /// Starts nothing.
-    pub fn start(
+    pub(super) fn start(
         _: &Worker,
         _: Vec<String>,
         _: &CancellationToken,
@@ -19,7 +19,7 @@ impl Ledger {
     }
 
     /// Waits for nothing.
-    pub async fn ended(self) {
+    pub(super) async fn ended(self) {
         match self {}
     }
 }

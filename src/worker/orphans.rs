@@ -21,7 +21,7 @@ struct Dead {
 }
 
 /// Reaps orphans for ever, if this is the first process.
-pub async fn reap() {
+pub(super) async fn reap() {
     if std::process::id() != 1 {
         return std::future::pending().await;
     }

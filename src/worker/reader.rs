@@ -20,7 +20,7 @@ const FEW: usize = 16;
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 
 /// One reader of a lane.
-pub struct Reader {
+pub(super) struct Reader {
     shared: Arc<Shared>,
     connection: Option<Connected>,
     failures: u32,
@@ -42,7 +42,7 @@ struct Connected {
 
 /// What a read brought.
 #[derive(Debug)]
-pub enum Read {
+pub(super) enum Read {
     /// New entries, perhaps none.
     Entries(Vec<Delivery>),
     /// It failed; entries may have been delivered to nobody.
@@ -51,7 +51,7 @@ pub enum Read {
 
 impl Reader {
     /// A reader that is not connected yet.
-    pub fn new(shared: Arc<Shared>, drain: CancellationToken) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, drain: CancellationToken) -> Self {
         Self {
             shared,
             connection: None,
@@ -65,7 +65,7 @@ impl Reader {
 
     /// Reads up to `count` new entries of each stream that is not `closed`, fewer where they are large. Never to be
     /// cancelled; it returns within the block and answer times of `connect::connector`.
-    pub async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
+    pub(super) async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
         match self.read(count, closed).await {
             Ok(entries) => {
                 self.failures = 0;

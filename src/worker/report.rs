@@ -17,7 +17,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 const APART: Duration = Duration::from_secs(1);
 
 /// Reads the counts of lanes and handlers.
-pub struct Reporter {
+pub(super) struct Reporter {
     process: String,
     lanes: Vec<Arc<Shared>>,
     router: Arc<Router>,
@@ -27,7 +27,7 @@ pub struct Reporter {
 
 impl Reporter {
     /// The reporter of a worker with these lanes, in the process of that name.
-    pub fn new(lanes: &Lanes, process: &str) -> Self {
+    pub(super) fn new(lanes: &Lanes, process: &str) -> Self {
         Self {
             process: process.to_owned(),
             lanes: lanes.shared().to_vec(),
@@ -38,7 +38,7 @@ impl Reporter {
     }
 
     /// What it did since it began and how it is now.
-    pub fn report(&self) -> Report {
+    pub(super) fn report(&self) -> Report {
         let committed = |lane: &Arc<Shared>| lane.counts.committed.load(Ordering::Relaxed);
         let mut sums = Sums {
             events_processed: self.lanes.iter().map(committed).sum(),
@@ -80,13 +80,13 @@ impl Reporter {
     }
 
     /// How many tasks it has in hand.
-    pub fn tasks(&self) -> usize {
+    pub(super) fn tasks(&self) -> usize {
         let inboxes = self.lanes.iter().filter(|lane| lane.inbox.is_some());
         inboxes.map(|lane| lane.inflight.len()).sum()
     }
 
     /// The same without the handlers that did nothing since the last report that arrived.
-    pub fn news_of(&self, report: &Report) -> Report {
+    pub(super) fn news_of(&self, report: &Report) -> Report {
         let known = self.known();
         let news = report.handlers.iter();
         let news = news.filter(|(kind, did)| known.get(*kind) != Some(*did));
@@ -101,12 +101,12 @@ impl Reporter {
     }
 
     /// Notes that a report arrived.
-    pub fn acknowledged(&self, report: Report) {
+    pub(super) fn acknowledged(&self, report: Report) {
         *self.known() = report.handlers;
     }
 
     /// The server may have lost what it was told: the next report tells all.
-    pub fn forget(&self) {
+    pub(super) fn forget(&self) {
         self.known().clear();
     }
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// Who settles, and what of.
 #[derive(Clone, Copy, Debug)]
-pub struct Scene<'a> {
+pub(crate) struct Scene<'a> {
     /// The delivery.
     pub lease: Lease,
     /// The stream it came from.
@@ -24,7 +24,7 @@ pub struct Scene<'a> {
 }
 
 /// A run that succeeded.
-pub fn success(
+pub(crate) fn success(
     scene: Scene<'_>,
     event: &Event,
     result: Encoded,
@@ -53,7 +53,7 @@ pub fn success(
 }
 
 /// A run that failed, or an event that was not run.
-pub fn failure(
+pub(crate) fn failure(
     scene: Scene<'_>,
     event: &Event,
     error: &HandlerError,
@@ -110,7 +110,7 @@ fn refused(error: &HandlerError) -> Option<Duration> {
 }
 
 /// An event whose deadline passed: a requester is told, otherwise it is dropped.
-pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
+pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
     let error = HandlerError::new(
         Code::DeadlineExceeded,
         "the event's deadline passed before it was run",
@@ -126,7 +126,7 @@ pub fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
 }
 
 /// An event of a type that nobody needs to handle.
-pub fn ignored(scene: Scene<'_>) -> Settlement {
+pub(crate) fn ignored(scene: Scene<'_>) -> Settlement {
     Settlement {
         lease: scene.lease,
         reply: None,
@@ -137,7 +137,7 @@ pub fn ignored(scene: Scene<'_>) -> Settlement {
 }
 
 /// An event that is not to run yet: it waits in the delay queue, and no attempt is spent.
-pub fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settlement {
+pub(crate) fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settlement {
     Settlement {
         lease: scene.lease,
         reply: None,
@@ -152,7 +152,7 @@ pub fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settlement {
 
 /// An event whose type does not run from its stream: whoever asked is told, and an operator is shown who
 /// tried.
-pub fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
+pub(crate) fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
     let (kind, stream) = (event.kind(), scene.stream);
     let error = HandlerError::invalid_argument(format!(
         "type: {kind} runs from the stream of its own domain or from an inbox, not from {stream}"
@@ -168,7 +168,7 @@ pub fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
 
 /// An event that was delivered too often without ever being committed: whoever asked is told, and an
 /// operator is shown what kills workers.
-pub fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
+pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
     let error = HandlerError::internal(format!(
         "delivered {} times and never committed: it kills its worker",
         scene.lease.deliveries - 1
@@ -188,7 +188,7 @@ pub fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
 }
 
 /// An entry that is no event.
-pub fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
+pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
     let error = HandlerError::invalid_argument(bad.message.clone());
     let (data, content) = in_kind(body(&error), is_json(&bad.entry));
     let reply = bad.reply_to.clone().map(|to| Reply {

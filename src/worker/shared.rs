@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 
 /// An entry in a worker's hands.
 #[derive(Debug)]
-pub struct Delivery {
+pub(super) struct Delivery {
     /// Which of the lane's streams.
     pub stream: usize,
     /// The entry.
@@ -33,7 +33,7 @@ pub struct Delivery {
 
 impl Delivery {
     /// Which delivery it is.
-    pub fn lease(&self) -> Lease {
+    pub(super) fn lease(&self) -> Lease {
         Lease {
             stream: self.stream,
             entry: self.entry.id,
@@ -46,7 +46,7 @@ impl Delivery {
 
 /// What happened in a lane so far.
 #[derive(Debug, Default)]
-pub struct Counts {
+pub(super) struct Counts {
     /// Outcomes committed.
     pub committed: AtomicU64,
     /// Outcomes discarded since someone else owned the entry.
@@ -67,7 +67,7 @@ pub struct Counts {
 
 /// What the parts of a lane share.
 #[derive(Debug)]
-pub struct Shared {
+pub(super) struct Shared {
     /// `control`, `tasks` or `data`.
     pub name: &'static str,
     /// The lane's streams.
@@ -115,7 +115,7 @@ pub struct Shared {
 /// When a lane's loop last went round, told to whoever renews its leases: a handler that blocks the
 /// loop's thread keeps it from taking in what its read was answered.
 #[derive(Debug)]
-pub struct Turned {
+pub(super) struct Turned {
     began: Instant,
     ms: AtomicU64,
 }
@@ -131,13 +131,13 @@ impl Default for Turned {
 
 impl Turned {
     /// Notes that it goes round now.
-    pub fn now(&self) {
+    pub(super) fn now(&self) {
         let ms = self.began.elapsed().as_millis() as u64;
         self.ms.store(ms, Ordering::Relaxed);
     }
 
     /// How long ago that was.
-    pub fn ago(&self) -> Duration {
+    pub(super) fn ago(&self) -> Duration {
         let ms = self.ms.load(Ordering::Relaxed);
         self.began
             .elapsed()
@@ -147,30 +147,30 @@ impl Turned {
 
 impl Shared {
     /// This instance, which is the consumer's name.
-    pub fn instance(&self) -> &str {
+    pub(super) fn instance(&self) -> &str {
         &self.process.instance
     }
 
     /// Whether nobody needs to handle an event: its type is one of those, and nobody waits for an answer.
-    pub fn ignores(&self, event: &Event) -> bool {
+    pub(super) fn ignores(&self, event: &Event) -> bool {
         let covers = |pattern: &String| keys::covers(pattern, event.kind());
         event.reply_to().is_none() && self.ignore.iter().any(covers)
     }
 
     /// The claim counter's key of a consumer, for the commits of one of the streams.
-    pub fn claims_key(&self, stream: usize, consumer: &str) -> String {
+    pub(super) fn claims_key(&self, stream: usize, consumer: &str) -> String {
         let (domain, partition) = &self.places[stream];
         self.process.keys.claims(domain, *partition, consumer)
     }
 
     /// Events that were started and are not settled.
-    pub fn under_way(&self) -> u64 {
+    pub(super) fn under_way(&self) -> u64 {
         let ahead = self.counts.ahead.load(Ordering::Relaxed);
         (self.inflight.len() as u64).saturating_sub(ahead)
     }
 
     /// Who settles a delivery, and what of.
-    pub fn scene(&self, lease: Lease) -> Scene<'_> {
+    pub(super) fn scene(&self, lease: Lease) -> Scene<'_> {
         Scene {
             lease,
             stream: &self.routes[lease.stream].events,

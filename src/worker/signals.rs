@@ -5,7 +5,7 @@ use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that are listened to.
-pub struct Signals {
+pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Option<Signal>,
@@ -14,7 +14,7 @@ pub struct Signals {
 impl Signals {
     /// Listens from now on. SIGHUP is left alone where the process was started so that it ignores it, as
     /// by `nohup`.
-    pub fn listen() -> io::Result<Self> {
+    pub(super) fn listen() -> io::Result<Self> {
         let hangup = match ignores_hangup() {
             true => None,
             false => Some(signal(SignalKind::hangup())?),
@@ -41,7 +41,7 @@ impl Signals {
     }
 
     /// The first one drains, the second one stops.
-    pub async fn end(mut self, ending: Ending) {
+    pub(super) async fn end(mut self, ending: Ending) {
         for token in [ending.drain, ending.stop] {
             self.next().await;
             token.cancel();

@@ -10,14 +10,14 @@ const PERIOD: Duration = Duration::from_secs(10);
 /// Counts lines that others cause (entries of a publisher, wires that fail), so that nobody fills the disk with
 /// a log. The sum of dead letters, which a worker logs all the same, has what is left out.
 #[derive(Debug)]
-pub struct Sparing {
+pub(super) struct Sparing {
     since: Instant,
     lines: u32,
 }
 
 impl Sparing {
     /// Nothing was logged yet.
-    pub fn new(now: Instant) -> Self {
+    pub(super) fn new(now: Instant) -> Self {
         Self {
             since: now,
             lines: 0,
@@ -25,7 +25,7 @@ impl Sparing {
     }
 
     /// Whether one more line may be logged.
-    pub fn allows(&mut self, now: Instant) -> bool {
+    pub(super) fn allows(&mut self, now: Instant) -> bool {
         if now.duration_since(self.since) >= PERIOD {
             *self = Self::new(now);
         }

@@ -36,7 +36,7 @@ impl fmt::Display for Why {
 
 /// The part that failed first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
+pub(super) struct Failure {
     /// Its name.
     pub part: String,
     /// What became of it.
@@ -45,7 +45,7 @@ pub struct Failure {
 
 /// Owns the parts of one worker. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Supervisor(Arc<Inner>);
+pub(super) struct Supervisor(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -56,7 +56,7 @@ struct Inner {
 
 impl Supervisor {
     /// Of a worker that ends so.
-    pub fn new(instance: &str, ending: &Ending) -> Self {
+    pub(super) fn new(instance: &str, ending: &Ending) -> Self {
         Self(Arc::new(Inner {
             instance: instance.to_owned(),
             ending: ending.clone(),
@@ -65,7 +65,7 @@ impl Supervisor {
     }
 
     /// Runs a part, which may end once `told` is cancelled; `None` if it did not come to its end.
-    pub async fn run<T>(
+    pub(super) async fn run<T>(
         &self,
         part: &str,
         told: &CancellationToken,
@@ -83,7 +83,7 @@ impl Supervisor {
     }
 
     /// Reports a part that ends, by a panic or otherwise, before `told` is cancelled.
-    pub fn watch(&self, part: &str, told: &CancellationToken) -> Watched {
+    pub(super) fn watch(&self, part: &str, told: &CancellationToken) -> Watched {
         Watched {
             supervisor: self.clone(),
             part: part.to_owned(),
@@ -93,7 +93,7 @@ impl Supervisor {
     }
 
     /// A part failed: the worker is to end.
-    pub fn failed(&self, part: &str, why: Why) {
+    pub(super) fn failed(&self, part: &str, why: Why) {
         tracing::error!(instance = self.0.instance, part, %why, "a part of the worker failed: the worker ends");
         let part = part.to_owned();
         // The first one is told; what fails then may do so because of it.
@@ -102,14 +102,14 @@ impl Supervisor {
     }
 
     /// The part that failed first, if one did.
-    pub fn failure(&self) -> Option<&Failure> {
+    pub(super) fn failure(&self) -> Option<&Failure> {
         self.0.failure.get()
     }
 }
 
 /// A part that is watched for as long as this lives.
 #[derive(Debug)]
-pub struct Watched {
+pub(super) struct Watched {
     supervisor: Supervisor,
     part: String,
     told: CancellationToken,

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// Why entries are to be taken over.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trigger {
+pub(super) enum Trigger {
     /// A read may have been lost on the way, or an outcome was discarded: what is pending with us and
     /// not in our hands. While a read is under way that is not known.
     Own,
@@ -31,7 +31,7 @@ pub enum Trigger {
 
 /// One stream to be looked through for one reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Job {
+pub(super) struct Job {
     trigger: Trigger,
     stream: usize,
     from: EntryId,
@@ -39,11 +39,11 @@ pub struct Job {
 
 /// What is still to be looked through.
 #[derive(Debug, Default)]
-pub struct Jobs(VecDeque<Job>);
+pub(super) struct Jobs(VecDeque<Job>);
 
 /// What one step of a job did.
 #[derive(Debug)]
-pub enum Step {
+pub(super) enum Step {
     /// Took entries over; there may be more.
     Took(Vec<Delivery>),
     /// Nothing on this page; the next begins here.
@@ -55,7 +55,7 @@ pub enum Step {
 const PAGE: usize = 100;
 
 /// Deliveries from which on an event runs with nothing beside it.
-pub const ALONE: u32 = 4;
+pub(super) const ALONE: u32 = 4;
 
 fn part(deliveries: u32) -> usize {
     match deliveries {
@@ -67,7 +67,7 @@ fn part(deliveries: u32) -> usize {
 
 impl Jobs {
     /// Adds what a trigger asks for, unless it waits already.
-    pub fn add(&mut self, trigger: &Trigger, streams: usize) {
+    pub(super) fn add(&mut self, trigger: &Trigger, streams: usize) {
         for stream in 0..streams {
             let job = Job {
                 trigger: trigger.clone(),
@@ -82,12 +82,12 @@ impl Jobs {
     }
 
     /// The next job.
-    pub fn next(&self) -> Option<Job> {
+    pub(super) fn next(&self) -> Option<Job> {
         self.0.front().cloned()
     }
 
     /// Notes what a step of the next job did.
-    pub fn stepped(&mut self, step: &Step) {
+    pub(super) fn stepped(&mut self, step: &Step) {
         match (step, self.0.front_mut()) {
             (Step::Onward(from), Some(job)) => job.from = *from,
             (Step::Done, _) => {
@@ -100,17 +100,17 @@ impl Jobs {
 
 impl Job {
     /// Whether it is for when no read is under way.
-    pub fn is_own(&self) -> bool {
+    pub(super) fn is_own(&self) -> bool {
         self.trigger == Trigger::Own
     }
 
     /// Whether it is for what a consumer held that is gone.
-    pub fn is_of_a_gone_consumer(&self) -> bool {
+    pub(super) fn is_of_a_gone_consumer(&self) -> bool {
         matches!(self.trigger, Trigger::Consumer(_))
     }
 
     /// Takes the next part, of at most `room` entries.
-    pub async fn step(&self, shared: &Shared, room: usize) -> Result<Step, BusError> {
+    pub(super) async fn step(&self, shared: &Shared, room: usize) -> Result<Step, BusError> {
         let stream = &shared.routes[self.stream].events;
         let group = &shared.group;
         let me = shared.instance();

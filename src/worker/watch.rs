@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const COUNT: usize = 256;
 
 /// What watching needs; its connections belong to the keeper's thread.
-pub struct Watch {
+pub(super) struct Watch {
     pub connector: Connector,
     pub instances: Instances,
     pub lanes: Vec<Arc<Shared>>,
@@ -32,7 +32,7 @@ pub struct Watch {
 
 impl Watch {
     /// Watches for ever.
-    pub async fn run(&self) {
+    pub(super) async fn run(&self) {
         let mut failures = 0;
         loop {
             let began = Instant::now();

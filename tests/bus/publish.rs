@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";
 
-pub fn options() -> ClientOptions {
+pub(crate) fn options() -> ClientOptions {
     ClientOptions {
         name: Some("me".into()),
         patience: Duration::ZERO,
@@ -17,26 +17,26 @@ pub fn options() -> ClientOptions {
     }
 }
 
-pub fn client_at(url: &str, options: ClientOptions) -> Client {
+pub(crate) fn client_at(url: &str, options: ClientOptions) -> Client {
     Client::new(connector(url), Keys::new("cb").unwrap(), options).unwrap()
 }
 
-pub fn client(bus: &Bus) -> Client {
+pub(crate) fn client(bus: &Bus) -> Client {
     client_at(&bus.redis.url_for(users::PUBLISHER), options())
 }
 
-pub fn event(id: &str) -> Outgoing {
+pub(crate) fn event(id: &str) -> Outgoing {
     Outgoing::new("image.made", &7).id(id)
 }
 
-pub fn code(outcome: Result<Published, PublishError>) -> String {
+pub(crate) fn code(outcome: Result<Published, PublishError>) -> String {
     match outcome {
         Err(PublishError::Rejected { code, reason, .. }) => code.unwrap_or(reason),
         other => panic!("not rejected: {other:?}"),
     }
 }
 
-pub fn is_unknown(outcome: &Result<Published, PublishError>) -> bool {
+pub(crate) fn is_unknown(outcome: &Result<Published, PublishError>) -> bool {
     matches!(
         outcome,
         Err(PublishError::Unknown {

@@ -15,31 +15,31 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-pub const GROUP: &str = "workers";
-pub const REPLY: &str = "cb:reply:me";
-pub const NEXT: &str = "cb:events:next";
+pub(crate) const GROUP: &str = "workers";
+pub(crate) const REPLY: &str = "cb:reply:me";
+pub(crate) const NEXT: &str = "cb:events:next";
 
 /// A server with the stream of one domain and its group.
-pub struct Bus {
-    pub redis: Redis,
-    pub keys: Keys,
-    pub route: Route,
+pub(crate) struct Bus {
+    pub(crate) redis: Redis,
+    pub(crate) keys: Keys,
+    pub(crate) route: Route,
     /// A worker's.
-    pub connection: MultiplexedConnection,
+    pub(crate) connection: MultiplexedConnection,
     /// The test's own, for seeding and looking.
     admin: MultiplexedConnection,
 }
 
 impl Bus {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(Keys::new("cb").unwrap()).await
     }
 
-    pub async fn with(keys: Keys) -> Self {
+    pub(crate) async fn with(keys: Keys) -> Self {
         Self::on(Redis::start(), keys).await
     }
 
-    pub async fn on(redis: Redis, keys: Keys) -> Self {
+    pub(crate) async fn on(redis: Redis, keys: Keys) -> Self {
         let mut admin = redis.connection().await;
         let mut connection = redis.connection_for(users::WORKER).await;
         if users::lack("TIME") {
@@ -65,20 +65,20 @@ impl Bus {
     }
 
     /// Connects again, after the server was gone.
-    pub async fn connect(&mut self) {
+    pub(crate) async fn connect(&mut self) {
         self.admin = self.redis.connection().await;
         self.connection = self.redis.connection_for(users::WORKER).await;
     }
 
-    pub fn committer(&self, consumer: &str) -> Committer {
+    pub(crate) fn committer(&self, consumer: &str) -> Committer {
         self.committer_at(&self.redis.url(), consumer)
     }
 
-    pub fn committer_at(&self, url: &str, consumer: &str) -> Committer {
+    pub(crate) fn committer_at(&self, url: &str, consumer: &str) -> Committer {
         Committer::new(self.options(url, consumer))
     }
 
-    pub fn options(&self, url: &str, consumer: &str) -> CommitterOptions {
+    pub(crate) fn options(&self, url: &str, consumer: &str) -> CommitterOptions {
         CommitterOptions {
             connector: connector(url),
             routes: [self.route.clone()].into(),
@@ -91,12 +91,12 @@ impl Bus {
         }
     }
 
-    pub fn claims(&self, consumer: &str) -> String {
+    pub(crate) fn claims(&self, consumer: &str) -> String {
         self.keys.claims("image", 0, consumer)
     }
 
     /// Adds so many events; their ids are `e0`, `e1`, …
-    pub async fn add(&mut self, count: usize) -> Vec<EntryId> {
+    pub(crate) async fn add(&mut self, count: usize) -> Vec<EntryId> {
         let mut ids = Vec::new();
         for number in 0..count {
             let id: String = self
@@ -111,7 +111,12 @@ impl Bus {
     }
 
     /// Delivers new entries to a consumer whose committer knows these claims.
-    pub async fn deliver(&mut self, consumer: &str, claims: &Claims, count: usize) -> Vec<Held> {
+    pub(crate) async fn deliver(
+        &mut self,
+        consumer: &str,
+        claims: &Claims,
+        count: usize,
+    ) -> Vec<Held> {
         let claims = claims.known(0);
         let block = Duration::from_millis(1);
         let streams = [self.route.events.as_str()];
@@ -122,7 +127,7 @@ impl Bus {
         entries.map(|entry| Held::new(entry, 1, claims)).collect()
     }
 
-    pub async fn pending(&mut self) -> Vec<Pending> {
+    pub(crate) async fn pending(&mut self) -> Vec<Pending> {
         let from = EntryId::default();
         let stream = self.route.events.clone();
         claim::pending(&mut self.connection, &stream, GROUP, from, 10_000, None)
@@ -131,13 +136,13 @@ impl Bus {
     }
 
     /// Takes over, for `me`, all that is pending with `owner`.
-    pub async fn take_all(&mut self, me: &str, owner: &str) -> Vec<claim::Taken> {
+    pub(crate) async fn take_all(&mut self, me: &str, owner: &str) -> Vec<claim::Taken> {
         let mut wanted = self.pending().await;
         wanted.retain(|entry| entry.consumer == owner);
         self.take(me, &wanted).await
     }
 
-    pub async fn take(&mut self, me: &str, wanted: &[Pending]) -> Vec<claim::Taken> {
+    pub(crate) async fn take(&mut self, me: &str, wanted: &[Pending]) -> Vec<claim::Taken> {
         let stream = self.route.events.clone();
         let keys = self.keys.clone();
         let claims = |owner: &str| keys.claims("image", 0, owner);
@@ -161,14 +166,14 @@ impl Bus {
     }
 
     /// Makes a pending entry another consumer's, with the delivery count that it has (1).
-    pub async fn hand_on(&mut self, id: EntryId, to: &str) {
+    pub(crate) async fn hand_on(&mut self, id: EntryId, to: &str) {
         let stream = &self.route.events;
         let command = format!("XCLAIM {stream} {GROUP} {to} 0 {id} RETRYCOUNT 1 JUSTID");
         self.run(&command).await;
     }
 
     /// Runs a command given as words.
-    pub async fn ask<T: redis::FromRedisValue>(&mut self, command: &str) -> T {
+    pub(crate) async fn ask<T: redis::FromRedisValue>(&mut self, command: &str) -> T {
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap());
         words.for_each(|word| {
@@ -179,25 +184,25 @@ impl Bus {
             .unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
-    pub async fn run(&mut self, command: &str) {
+    pub(crate) async fn run(&mut self, command: &str) {
         self.ask::<Value>(command).await;
     }
 
     /// The entries of a stream, each as a map.
-    pub async fn entries(&mut self, stream: &str) -> Vec<HashMap<String, Vec<u8>>> {
+    pub(crate) async fn entries(&mut self, stream: &str) -> Vec<HashMap<String, Vec<u8>>> {
         let reply: Value = self.ask(&format!("XRANGE {stream} - +")).await;
         let entries = convoke::streams::read::entries_of(reply).unwrap();
         entries.iter().map(fields).collect()
     }
 
     /// The ids of the events that have a reply on `REPLY`, in order.
-    pub async fn replied(&mut self) -> Vec<String> {
+    pub(crate) async fn replied(&mut self) -> Vec<String> {
         let replies = self.entries(REPLY).await;
         replies.iter().map(|r| text(r, "correlationid")).collect()
     }
 
     /// How often the server ran a command.
-    pub async fn calls(&mut self, command: &str) -> u64 {
+    pub(crate) async fn calls(&mut self, command: &str) -> u64 {
         let info: String = self.ask("INFO commandstats").await;
         let prefix = format!("cmdstat_{command}:calls=");
         info.lines()
@@ -208,7 +213,7 @@ impl Bus {
 
 impl Bus {
     /// Waits until the server ran a command so often.
-    pub async fn until_called(&mut self, command: &str, times: u64) {
+    pub(crate) async fn until_called(&mut self, command: &str, times: u64) {
         let start = Instant::now();
         while self.calls(command).await < times {
             assert!(start.elapsed() < Duration::from_secs(60), "no {command}");
@@ -217,18 +222,18 @@ impl Bus {
     }
 }
 
-pub fn connector(url: &str) -> Connector {
+pub(crate) fn connector(url: &str) -> Connector {
     Connector::new(&RedisUrl::new(url), 4).unwrap()
 }
 
-pub fn fields(entry: &Entry) -> HashMap<String, Vec<u8>> {
+pub(crate) fn fields(entry: &Entry) -> HashMap<String, Vec<u8>> {
     let pairs = entry.pairs();
     pairs
         .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.to_vec()))
         .collect()
 }
 
-pub fn text(entry: &HashMap<String, Vec<u8>>, field: &str) -> String {
+pub(crate) fn text(entry: &HashMap<String, Vec<u8>>, field: &str) -> String {
     match entry.get(field) {
         Some(value) => String::from_utf8_lossy(value).into_owned(),
         None => panic!("no {field} in {entry:?}"),
@@ -237,13 +242,13 @@ pub fn text(entry: &HashMap<String, Vec<u8>>, field: &str) -> String {
 
 /// An entry in a worker's hands.
 #[derive(Clone, Debug)]
-pub struct Held {
-    pub entry: Entry,
-    pub lease: Lease,
+pub(crate) struct Held {
+    pub(crate) entry: Entry,
+    pub(crate) lease: Lease,
 }
 
 impl Held {
-    pub fn new(entry: Entry, deliveries: u32, claims: u64) -> Self {
+    pub(crate) fn new(entry: Entry, deliveries: u32, claims: u64) -> Self {
         let lease = Lease {
             stream: 0,
             entry: entry.id,
@@ -255,12 +260,12 @@ impl Held {
     }
 
     /// The event's own id.
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         String::from_utf8(self.entry.get("id").unwrap().to_vec()).unwrap()
     }
 
     /// Done, with a reply and a publication that name the event.
-    pub fn done(&self) -> Settlement {
+    pub(crate) fn done(&self) -> Settlement {
         Settlement {
             lease: self.lease,
             reply: Some(Reply {
@@ -282,7 +287,7 @@ impl Held {
         }
     }
 
-    pub fn ending(&self, end: End) -> Settlement {
+    pub(crate) fn ending(&self, end: End) -> Settlement {
         Settlement { end, ..self.done() }
     }
 }

@@ -5,7 +5,7 @@ use convoke::protocol::json;
 use serde_json::Value;
 
 /// Sends one command, its words apart.
-pub fn send(redis: &Redis, words: &[&[u8]]) -> redis::Value {
+pub(crate) fn send(redis: &Redis, words: &[&[u8]]) -> redis::Value {
     let mut command = redis::cmd(std::str::from_utf8(words[0]).unwrap());
     for word in &words[1..] {
         command.arg(*word);
@@ -14,13 +14,13 @@ pub fn send(redis: &Redis, words: &[&[u8]]) -> redis::Value {
 }
 
 /// Sends one command, its words separated by spaces.
-pub fn say(redis: &Redis, command: &str) -> redis::Value {
+pub(crate) fn say(redis: &Redis, command: &str) -> redis::Value {
     let words: Vec<&[u8]> = command.split(' ').map(str::as_bytes).collect();
     send(redis, &words)
 }
 
 /// Adds an event with that payload and those further fields; its id is given.
-pub fn add(redis: &Redis, key: &str, id: &str, kind: &str, data: &Value, fields: &str) {
+pub(crate) fn add(redis: &Redis, key: &str, id: &str, kind: &str, data: &Value, fields: &str) {
     let data = json::from_json(data);
     let mut words: Vec<&[u8]> = vec![b"XADD", key.as_bytes(), id.as_bytes()];
     words.extend([&b"type"[..], kind.as_bytes(), b"data", &data]);
@@ -34,7 +34,7 @@ pub fn add(redis: &Redis, key: &str, id: &str, kind: &str, data: &Value, fields:
 }
 
 /// Adds a dead letter of `cb:events:image`.
-pub fn bury(redis: &Redis, id: &str, kind: &str, reason: &str, data: &Value, fields: &str) {
+pub(crate) fn bury(redis: &Redis, id: &str, kind: &str, reason: &str, data: &Value, fields: &str) {
     let told = format!(
         "{fields} deadreason {reason} deadmessage broken deadattempts 5 deaddeliveries 1 \
          deadstream cb:events:image deadentry 7-{} deadinstance w-1 deadtime 1700000000000",
@@ -44,7 +44,7 @@ pub fn bury(redis: &Redis, id: &str, kind: &str, reason: &str, data: &Value, fie
 }
 
 /// Gives all that is new on `cb:events:image` to a consumer.
-pub fn deliver(redis: &Redis, consumer: &str) {
+pub(crate) fn deliver(redis: &Redis, consumer: &str) {
     redis::cmd("XGROUP")
         .arg(&["CREATE", "cb:events:image", "workers", "0", "MKSTREAM"])
         .exec(&mut redis.connect())
@@ -54,30 +54,30 @@ pub fn deliver(redis: &Redis, consumer: &str) {
 }
 
 /// The ids and fields of a stream's entries.
-pub fn entries(redis: &Redis, key: &str) -> Vec<convoke::protocol::event::Entry> {
+pub(crate) fn entries(redis: &Redis, key: &str) -> Vec<convoke::protocol::event::Entry> {
     let reply = say(redis, &format!("XRANGE {key} - +"));
     convoke::streams::read::entries_of(reply).unwrap()
 }
 
 /// One field of an entry as text.
-pub fn text(entry: &convoke::protocol::event::Entry, name: &str) -> String {
+pub(crate) fn text(entry: &convoke::protocol::event::Entry, name: &str) -> String {
     String::from_utf8_lossy(entry.get(name).unwrap_or_default()).into_owned()
 }
 
 /// JSON lines.
-pub fn lines(out: &str) -> Vec<Value> {
+pub(crate) fn lines(out: &str) -> Vec<Value> {
     let parsed = out.lines().map(|line| serde_json::from_str(line).unwrap());
     parsed.collect()
 }
 
 /// The names in an object, which are part of the contract.
-pub fn names(object: &Value) -> Vec<&str> {
+pub(crate) fn names(object: &Value) -> Vec<&str> {
     let object = object.as_object().unwrap();
     object.keys().map(String::as_str).collect()
 }
 
 /// An instance that lives.
-pub async fn register(redis: &Redis, id: &str) {
+pub(crate) async fn register(redis: &Redis, id: &str) {
     use convoke::connect::connector::Connector;
     use convoke::coordination::instances::Instances;
     use convoke::coordination::instances::instance::Registering;

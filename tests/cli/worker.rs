@@ -7,11 +7,11 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 
 /// A worker that ends with its test.
-pub struct Worker(Child);
+pub(crate) struct Worker(Child);
 
 impl Worker {
     /// Starts it and waits until it is registered.
-    pub fn start(redis: &Redis, id: &str, command: &mut Command) -> Self {
+    pub(crate) fn start(redis: &Redis, id: &str, command: &mut Command) -> Self {
         let command = command.stdout(Stdio::null()).stderr(Stdio::piped());
         let worker = Self(command.spawn().unwrap());
         support::eventually("the worker is registered", || {
@@ -22,12 +22,12 @@ impl Worker {
     }
 
     /// The process.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
     /// Ends it as a service manager does.
-    pub fn stop(mut self) -> Ended {
+    pub(crate) fn stop(mut self) -> Ended {
         support::signal(self.0.id(), "TERM");
         let mut err = String::new();
         let mut stderr = self.0.stderr.take().unwrap();

@@ -16,20 +16,20 @@ use redis::AsyncCommands;
 use serde_json::json;
 use std::time::Duration;
 
-pub const LEASE: Duration = Duration::from_secs(30);
+pub(crate) const LEASE: Duration = Duration::from_secs(30);
 
-pub fn batches(fleet: &Fleet) -> Batches {
+pub(crate) fn batches(fleet: &Fleet) -> Batches {
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
     Batches::new(connector, fleet.keys.clone())
 }
 
-pub fn wanted(id: &str, total: usize) -> Wanted {
+pub(crate) fn wanted(id: &str, total: usize) -> Wanted {
     let items: Vec<Vec<u8>> = (0..total).map(|n| vec![n as u8]).collect();
     Wanted::new(id, "number.add", Mode::Exclusive, &items, 30_000).unwrap()
 }
 
 /// An asker whose run, entry and event all have that name.
-pub fn asker<'a>(instance: &'a str, name: &'a str) -> Asker<'a> {
+pub(crate) fn asker<'a>(instance: &'a str, name: &'a str) -> Asker<'a> {
     Asker {
         instance,
         run: name,
@@ -40,7 +40,7 @@ pub fn asker<'a>(instance: &'a str, name: &'a str) -> Asker<'a> {
     }
 }
 
-pub fn ok(indexes: impl IntoIterator<Item = usize>) -> Vec<Outcome> {
+pub(crate) fn ok(indexes: impl IntoIterator<Item = usize>) -> Vec<Outcome> {
     let outcomes = indexes.into_iter().map(|index| Outcome {
         index,
         failure: None,
@@ -48,7 +48,7 @@ pub fn ok(indexes: impl IntoIterator<Item = usize>) -> Vec<Outcome> {
     outcomes.collect()
 }
 
-pub fn failed(index: usize, message: &str) -> Outcome {
+pub(crate) fn failed(index: usize, message: &str) -> Outcome {
     Outcome {
         index,
         failure: Some(("not_found", message.to_owned())),

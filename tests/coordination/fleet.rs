@@ -18,25 +18,25 @@ use serde_json::Value;
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub struct Fleet {
-    pub redis: Redis,
-    pub keys: Keys,
-    pub instances: Instances,
-    pub ballots: Ballots,
-    pub tasks: Tasks,
-    pub connection: MultiplexedConnection,
+pub(crate) struct Fleet {
+    pub(crate) redis: Redis,
+    pub(crate) keys: Keys,
+    pub(crate) instances: Instances,
+    pub(crate) ballots: Ballots,
+    pub(crate) tasks: Tasks,
+    pub(crate) connection: MultiplexedConnection,
 }
 
 impl Fleet {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(Keys::new("cb").unwrap()).await
     }
 
-    pub async fn with(keys: Keys) -> Self {
+    pub(crate) async fn with(keys: Keys) -> Self {
         Self::on(Redis::start(), keys).await
     }
 
-    pub async fn on(redis: Redis, keys: Keys) -> Self {
+    pub(crate) async fn on(redis: Redis, keys: Keys) -> Self {
         let connection = redis.connection().await;
         let instances = Self::seen_from(&redis, &keys);
         let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
@@ -53,7 +53,7 @@ impl Fleet {
     }
 
     /// The instances as another process sees them that speaks for its own.
-    pub fn seen_from(redis: &Redis, keys: &Keys) -> Instances {
+    pub(crate) fn seen_from(redis: &Redis, keys: &Keys) -> Instances {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let process = format!("process-{}", SERIAL.fetch_add(1, Ordering::Relaxed));
         let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
@@ -61,18 +61,18 @@ impl Fleet {
     }
 
     /// The instances as what events ask for changes them.
-    pub fn asked(&self) -> Instances {
+    pub(crate) fn asked(&self) -> Instances {
         let connector = Connector::new(&RedisUrl::new(self.redis.url()), 4).unwrap();
         Instances::new(connector, self.keys.clone())
     }
 
-    pub async fn register(&self, id: &str, roles: &[&str]) -> Registered {
+    pub(crate) async fn register(&self, id: &str, roles: &[&str]) -> Registered {
         let registering = Registering::new(id, roles.iter().copied());
         self.instances.register(&registering).await.unwrap()
     }
 
     /// Registers a worker for tasks of these kinds.
-    pub async fn worker(&self, id: &str, capacity: u32, kinds: &[&str]) -> Registered {
+    pub(crate) async fn worker(&self, id: &str, capacity: u32, kinds: &[&str]) -> Registered {
         let mut registering = Registering::new(id, ["worker"]);
         registering.capacity = capacity;
         registering.capabilities = kinds.iter().map(|&kind| kind.to_owned()).collect();
@@ -80,17 +80,17 @@ impl Fleet {
     }
 
     /// Creates a task of the kind `a.b`.
-    pub async fn create(&self, id: &str) -> Created {
+    pub(crate) async fn create(&self, id: &str) -> Created {
         self.tasks.create(&NewTask::new(id, "a.b")).await.unwrap()
     }
 
-    pub async fn task(&self, id: &str) -> Task {
+    pub(crate) async fn task(&self, id: &str) -> Task {
         let found = self.tasks.get(id).await.unwrap();
         found.unwrap_or_else(|| panic!("no task {id}")).task
     }
 
     /// A task's assignment as it is now.
-    pub async fn assignment(&self, id: &str) -> Assignment {
+    pub(crate) async fn assignment(&self, id: &str) -> Assignment {
         let task = self.task(id).await;
         Assignment {
             instance: task
@@ -101,20 +101,20 @@ impl Fleet {
         }
     }
 
-    pub async fn complete(&self, id: &str) {
+    pub(crate) async fn complete(&self, id: &str) {
         let assignment = self.assignment(id).await;
         let done = self.tasks.complete(&assignment, &[0xc0], &[]).await;
         done.unwrap();
     }
 
-    pub async fn fail(&self, id: &str, error: &str, retryable: bool) -> Status {
+    pub(crate) async fn fail(&self, id: &str, error: &str, retryable: bool) -> Status {
         let assignment = self.assignment(id).await;
         let failed = self.tasks.fail(&assignment, error, retryable).await;
         failed.unwrap()
     }
 
     /// What arrived in an instance's inbox: the data of each event.
-    pub async fn inbox(&mut self, id: &str) -> Vec<Value> {
+    pub(crate) async fn inbox(&mut self, id: &str) -> Vec<Value> {
         let inbox = self.keys.inbox(id);
         let reply: redis::Value = self.ask(&format!("XRANGE {inbox} - +")).await;
         let entries = entries_of(reply).unwrap().into_iter();
@@ -128,7 +128,7 @@ impl Fleet {
     }
 
     /// How loaded the scripts think an instance is: tasks and capacity.
-    pub async fn slot(&mut self, id: &str) -> (u32, u32) {
+    pub(crate) async fn slot(&mut self, id: &str) -> (u32, u32) {
         let slots = self.keys.tasks().slots;
         let text: Option<String> = self.ask(&format!("HGET {slots} {id}")).await;
         let text = text.unwrap_or_default();
@@ -137,7 +137,7 @@ impl Fleet {
     }
 
     /// Runs a command given as words.
-    pub async fn ask<T: redis::FromRedisValue>(&mut self, command: &str) -> T {
+    pub(crate) async fn ask<T: redis::FromRedisValue>(&mut self, command: &str) -> T {
         let mut words = command.split(' ');
         let mut cmd = redis::cmd(words.next().unwrap());
         words.for_each(|word| {
@@ -148,7 +148,7 @@ impl Fleet {
             .unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
-    pub async fn run(&mut self, command: &str) {
+    pub(crate) async fn run(&mut self, command: &str) {
         self.ask::<redis::Value>(command).await;
         if command == "FLUSHALL" && users::lack("TIME") {
             for tag in ["cb", "{cb}"] {
@@ -159,13 +159,13 @@ impl Fleet {
     }
 
     /// Makes an instance's last pulse one that has run out.
-    pub async fn expire(&mut self, id: &str) {
+    pub(crate) async fn expire(&mut self, id: &str) {
         let active = self.keys.active();
         self.run(&format!("ZADD {active} XX 1000 {id}")).await;
     }
 
     /// The facts so far: type and data of each, checked as events.
-    pub async fn facts(&mut self) -> Vec<(String, Value)> {
+    pub(crate) async fn facts(&mut self) -> Vec<(String, Value)> {
         let broadcast = self.keys.broadcast();
         let reply: redis::Value = self.ask(&format!("XRANGE {broadcast} - +")).await;
         let mut facts = Vec::new();
@@ -178,7 +178,7 @@ impl Fleet {
         facts
     }
 
-    pub async fn fact_names(&mut self) -> Vec<String> {
+    pub(crate) async fn fact_names(&mut self) -> Vec<String> {
         self.facts()
             .await
             .into_iter()
@@ -186,7 +186,7 @@ impl Fleet {
             .collect()
     }
 
-    pub async fn members(&mut self, role: &str) -> Vec<String> {
+    pub(crate) async fn members(&mut self, role: &str) -> Vec<String> {
         let role = self.keys.role(role);
         let mut members: Vec<String> = self.ask(&format!("SMEMBERS {role}")).await;
         members.sort();
@@ -194,7 +194,7 @@ impl Fleet {
     }
 
     /// Every key on the server, but those that tell the time where there is no `TIME`.
-    pub async fn all_keys(&mut self) -> Vec<String> {
+    pub(crate) async fn all_keys(&mut self) -> Vec<String> {
         let mut keys: Vec<String> = self.ask("KEYS *").await;
         keys.retain(|key| !users::is_clock(key));
         keys.sort();
@@ -203,7 +203,7 @@ impl Fleet {
 }
 
 /// Runs random histories on one server, each from an empty one.
-pub fn random_histories<S: Strategy>(steps: S, history: impl AsyncFn(&mut Fleet, S::Value)) {
+pub(crate) fn random_histories<S: Strategy>(steps: S, history: impl AsyncFn(&mut Fleet, S::Value)) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let fleet = RefCell::new(runtime.block_on(Fleet::start()));
     let config = Config {

@@ -5,7 +5,7 @@ use crate::support::{self, Redis};
 use convoke::ledger::history::Filter;
 use std::collections::BTreeSet;
 
-pub async fn complete(rig: &Rig, count: u64) {
+pub(crate) async fn complete(rig: &Rig, count: u64) {
     let facts = rig.history(&Filter::default()).await;
     let numbers: BTreeSet<u64> = facts
         .iter()

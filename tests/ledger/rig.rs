@@ -1,7 +1,7 @@
 //! A Redis, a database and a filler for one test.
 
 use crate::support::Redis;
-pub use crate::support::store::Store;
+pub(crate) use crate::support::store::Store;
 use convoke::connect::connector::Connector;
 use convoke::ledger::Database;
 use convoke::ledger::fact::{Fact, Origin};
@@ -19,30 +19,30 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub const BROADCAST: &str = "cb:broadcast";
-pub const DEAD: &str = "cb:dead:image";
+pub(crate) const BROADCAST: &str = "cb:broadcast";
+pub(crate) const DEAD: &str = "cb:dead:image";
 
-pub struct Rig {
-    pub redis: Redis,
-    pub store: Store,
-    pub connection: MultiplexedConnection,
+pub(crate) struct Rig {
+    pub(crate) redis: Redis,
+    pub(crate) store: Store,
+    pub(crate) connection: MultiplexedConnection,
 }
 
 /// A filler that runs; dropped, it is cut off as by a kill.
-pub struct Running {
+pub(crate) struct Running {
     counts: Arc<Counts>,
     drain: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.drain.cancel();
         (&mut self.task).await.unwrap();
     }
 
     /// Waits until it has tried in vain so often from now on; it goes on.
-    pub async fn until_in_vain(&self, attempts: u64) {
+    pub(crate) async fn until_in_vain(&self, attempts: u64) {
         let failures = || self.counts.failures.load(Ordering::Relaxed);
         let before = failures();
         crate::support::until("the database refuses", || async {
@@ -60,7 +60,7 @@ impl Drop for Running {
 }
 
 impl Rig {
-    pub async fn new(store: Store) -> Self {
+    pub(crate) async fn new(store: Store) -> Self {
         let redis = Redis::start();
         let connection = redis.connection().await;
         Self {
@@ -70,7 +70,7 @@ impl Rig {
         }
     }
 
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             redis_url: RedisUrl::new(self.redis.url()),
             database_url: self.store.url(),
@@ -80,11 +80,11 @@ impl Rig {
         }
     }
 
-    pub fn fill(&self, consumer: &str) -> Running {
+    pub(crate) fn fill(&self, consumer: &str) -> Running {
         self.fill_into(consumer, self.store.database())
     }
 
-    pub fn fill_into(&self, consumer: &str, database: Database) -> Running {
+    pub(crate) fn fill_into(&self, consumer: &str, database: Database) -> Running {
         let settings = self.settings();
         let sources = [(BROADCAST, Origin::Broadcast), (DEAD, Origin::Dead)];
         let sources = sources.map(|(stream, origin)| Source {
@@ -113,7 +113,7 @@ impl Rig {
     }
 
     /// Adds a fact; its entry id.
-    pub async fn tell(&self, kind: &str, data: &Value) -> String {
+    pub(crate) async fn tell(&self, kind: &str, data: &Value) -> String {
         self.add(
             BROADCAST,
             &[("type", kind.as_bytes()), ("data", &json::from_json(data))],
@@ -121,7 +121,7 @@ impl Rig {
         .await
     }
 
-    pub async fn add(&self, stream: &str, fields: &[(&str, &[u8])]) -> String {
+    pub(crate) async fn add(&self, stream: &str, fields: &[(&str, &[u8])]) -> String {
         let mut command = redis::cmd("XADD");
         command.arg(stream).arg("*");
         for (name, value) in fields {
@@ -134,7 +134,7 @@ impl Rig {
     }
 
     /// Adds so many facts of a kind, numbered from `from` on.
-    pub async fn tell_many(&self, kind: &str, from: u64, count: u64) {
+    pub(crate) async fn tell_many(&self, kind: &str, from: u64, count: u64) {
         for chunk in (from..from + count).collect::<Vec<_>>().chunks(2000) {
             let mut pipe = redis::pipe();
             for n in chunk {
@@ -150,7 +150,7 @@ impl Rig {
     }
 
     /// Entries of a stream that the group has not acknowledged.
-    pub async fn backlog(&self, stream: &str) -> u64 {
+    pub(crate) async fn backlog(&self, stream: &str) -> u64 {
         let mut pipe = redis::pipe();
         pipe.cmd("XPENDING").arg(stream).arg(GROUP);
         pipe.cmd("XINFO").arg("GROUPS").arg(stream);
@@ -174,14 +174,14 @@ impl Rig {
         number(&pending[0]) + number(&group.unwrap()["lag"])
     }
 
-    pub async fn until_written(&self) {
+    pub(crate) async fn until_written(&self) {
         crate::support::until("the ledger has caught up", || async {
             self.backlog(BROADCAST).await == 0 && self.backlog(DEAD).await == 0
         })
         .await;
     }
 
-    pub async fn history(&self, filter: &Filter) -> Vec<Fact> {
+    pub(crate) async fn history(&self, filter: &Filter) -> Vec<Fact> {
         self.store
             .database()
             .history(filter, 1_000_000)

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An authority, and the files that it signed: `NAME.pem` and `NAME.key`.
-pub struct Authority {
+pub(crate) struct Authority {
     dir: PathBuf,
 }
 
@@ -26,7 +26,7 @@ commonName = supplied
 ";
 
 impl Authority {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let name = format!("convoke-certificates-{}-{serial}", std::process::id());
@@ -43,12 +43,12 @@ impl Authority {
     }
 
     /// Signs a certificate for that name, such as `IP:127.0.0.1` or `DNS:elsewhere`.
-    pub fn sign(&self, file: &str, name: &str) {
+    pub(crate) fn sign(&self, file: &str, name: &str) {
         self.sign_until(file, name, "20990101000000Z");
     }
 
     /// Signs one that has expired.
-    pub fn sign_expired(&self, file: &str, name: &str) {
+    pub(crate) fn sign_expired(&self, file: &str, name: &str) {
         self.sign_until(file, name, "20210101000000Z");
     }
 
@@ -74,11 +74,11 @@ impl Authority {
         assert!(done.status.success(), "openssl {arguments}: {said}");
     }
 
-    pub fn file(&self, name: &str) -> String {
+    pub(crate) fn file(&self, name: &str) -> String {
         self.dir.join(name).to_string_lossy().into_owned()
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 }

@@ -10,12 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 /// How often each is tried.
-pub const ROUNDS: usize = 3;
+pub(crate) const ROUNDS: usize = 3;
 const REPLY: &str = "cb:reply:corpus";
 
 /// A worker process, its server, and what the two may not do.
-pub struct Subject {
-    pub redis: Redis,
+pub(crate) struct Subject {
+    pub(crate) redis: Redis,
     worker: Child,
     log: String,
     lines: usize,
@@ -23,7 +23,7 @@ pub struct Subject {
 }
 
 impl Subject {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let redis = Redis::with(&["--save", "", "--maxmemory-policy", "noeviction"]);
         let log = std::env::temp_dir().join(format!("convoke-corpus-{}", redis.port()));
         let log = log.to_string_lossy().into_owned();
@@ -53,7 +53,7 @@ impl Subject {
         subject
     }
 
-    pub fn say(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
+    pub(crate) fn say(&self, words: &[&str]) -> redis::RedisResult<redis::Value> {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.query(&mut self.redis.connect())
@@ -61,7 +61,7 @@ impl Subject {
 
     /// Whether a good event is answered, by the same process, with so many more lines of log.
     #[track_caller]
-    pub fn works(&mut self, after: &str, lines: usize) {
+    pub(crate) fn works(&mut self, after: &str, lines: usize) {
         eventually(after, || {
             assert!(
                 self.worker.try_wait().unwrap().is_none(),
@@ -87,7 +87,7 @@ impl Subject {
     }
 
     /// Resident memory, in MiB.
-    pub fn memory(&self) -> u64 {
+    pub(crate) fn memory(&self) -> u64 {
         let status = format!("/proc/{}/status", self.worker.id());
         let status = fs::read_to_string(status).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -113,7 +113,7 @@ impl Subject {
     /// Publishes each as a request of that type: how often each status was answered. Each has exactly
     /// one answer, and nothing stays pending.
     #[track_caller]
-    pub fn ask_all(&mut self, kind: &str, payloads: &[Vec<u8>]) -> BTreeMap<String, usize> {
+    pub(crate) fn ask_all(&mut self, kind: &str, payloads: &[Vec<u8>]) -> BTreeMap<String, usize> {
         self.say(&["DEL", REPLY]).unwrap();
         let stream = format!("cb:events:{}", kind.split('.').next().unwrap());
         let mut connection = self.redis.connect();

@@ -8,13 +8,13 @@ use convoke::coordination::instances::instance::Registering;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// The name of the one ballot.
-pub const DECISION: &str = "d";
+pub(crate) const DECISION: &str = "d";
 /// Instances below this number hold the role.
-pub const HOLDERS: u8 = 5;
+pub(crate) const HOLDERS: u8 = 5;
 
 /// The role that a vote names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Claim {
+pub(crate) enum Claim {
     Nothing,
     Role,
     Other,
@@ -31,14 +31,14 @@ impl Claim {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Op {
+pub(crate) enum Op {
     Join(u8),
     Leave(u8),
     Vote { voter: u8, value: u8, claim: Claim },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Answer {
+pub(crate) enum Answer {
     Done,
     /// `failed_precondition`
     Refused,
@@ -48,15 +48,15 @@ pub enum Answer {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct ModelBallot {
-    pub claim: Claim,
-    pub electorate: BTreeSet<u8>,
-    pub votes: BTreeMap<u8, u8>,
-    pub expired: bool,
+pub(crate) struct ModelBallot {
+    pub(crate) claim: Claim,
+    pub(crate) electorate: BTreeSet<u8>,
+    pub(crate) votes: BTreeMap<u8, u8>,
+    pub(crate) expired: bool,
 }
 
 impl ModelBallot {
-    pub fn quorum(&self) -> usize {
+    pub(crate) fn quorum(&self) -> usize {
         self.electorate.len() / 2 + 1
     }
 
@@ -65,12 +65,12 @@ impl ModelBallot {
     }
 
     /// The value that has quorum. No vote is counted after it has, so it is the decision.
-    pub fn decision(&self) -> Option<u8> {
+    pub(crate) fn decision(&self) -> Option<u8> {
         let mut values = self.votes.values().copied();
         values.find(|&value| self.support(value) >= self.quorum())
     }
 
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let leading = self.votes.values().map(|&value| self.support(value)).max();
         let left = self.electorate.len() - self.votes.len();
         if self.decision().is_some() {
@@ -84,7 +84,7 @@ impl ModelBallot {
         }
     }
 
-    pub fn state(&self, voted: bool) -> Voted {
+    pub(crate) fn state(&self, voted: bool) -> Voted {
         Voted {
             voted,
             status: self.status(),
@@ -98,13 +98,13 @@ impl ModelBallot {
 
 /// What one namespace comes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct World {
-    pub active: BTreeSet<u8>,
-    pub ballot: Option<ModelBallot>,
+pub(crate) struct World {
+    pub(crate) active: BTreeSet<u8>,
+    pub(crate) ballot: Option<ModelBallot>,
 }
 
 impl World {
-    pub fn apply(&mut self, op: Op) -> Answer {
+    pub(crate) fn apply(&mut self, op: Op) -> Answer {
         match op {
             Op::Join(id) => {
                 self.active.insert(id);
@@ -159,12 +159,12 @@ impl World {
     }
 }
 
-pub fn id(number: u8) -> String {
+pub(crate) fn id(number: u8) -> String {
     format!("w-{number}")
 }
 
 /// Does it for real. A value is written in one of its encodings.
-pub async fn perform(instances: &Instances, ballots: &Ballots, op: Op) -> Answer {
+pub(crate) async fn perform(instances: &Instances, ballots: &Ballots, op: Op) -> Answer {
     match op {
         Op::Join(number) => {
             let roles = if number < HOLDERS { vec!["r"] } else { vec![] };
@@ -199,12 +199,12 @@ pub async fn perform(instances: &Instances, ballots: &Ballots, op: Op) -> Answer
 
 /// A call as its caller saw it.
 #[derive(Clone, Debug)]
-pub struct Call {
-    pub op: Op,
-    pub began: u64,
+pub(crate) struct Call {
+    pub(crate) op: Op,
+    pub(crate) began: u64,
     /// When it was answered, and what; `None`: never, so it may have taken effect at any time after
     /// it began, or not at all.
-    pub answered: Option<(u64, Answer)>,
+    pub(crate) answered: Option<(u64, Answer)>,
 }
 
 /// Steps of one search; one that needs more counts as failed.
@@ -213,7 +213,7 @@ const STEPS: usize = 2_000_000;
 /// Looks for an order of the calls in which each took effect between its beginning and its answer,
 /// and the model gives every answer that was given (Wing and Gong's search, with a memory of the
 /// states it has seen). Gives the worlds that such an order can end in.
-pub fn linearize(calls: &[Call]) -> Result<HashSet<World>, String> {
+pub(crate) fn linearize(calls: &[Call]) -> Result<HashSet<World>, String> {
     assert!(calls.len() <= 64, "too long a history");
     let mut seen: HashSet<(u64, World)> = HashSet::new();
     let mut open = vec![(0u64, World::default())];

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::time::Duration;
 
 /// The port of one who goes between; `passes` gets each piece before the client does.
-pub fn between(port: u16, passes: fn(&mut [u8])) -> u16 {
+pub(crate) fn between(port: u16, passes: fn(&mut [u8])) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let own = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
@@ -35,14 +35,14 @@ pub fn between(port: u16, passes: fn(&mut [u8])) -> u16 {
 }
 
 /// Lets a megabyte through in a second, and what is small at once.
-pub fn slowly(bytes: &mut [u8]) {
+pub(crate) fn slowly(bytes: &mut [u8]) {
     if bytes.len() > 16 << 10 {
         std::thread::sleep(Duration::from_micros(bytes.len() as u64));
     }
 }
 
 /// Empties the sections of what `INFO` answers: their names are left.
-pub fn empty_sections(bytes: &mut [u8]) {
+pub(crate) fn empty_sections(bytes: &mut [u8]) {
     let mut at = 0;
     while let Some(begin) = bytes[at..].windows(4).position(|w| w == b"\r\n# ") {
         let text = at + begin + 2;

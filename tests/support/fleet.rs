@@ -25,22 +25,22 @@ use std::time::Duration;
 const URL: &str = "TORTURE_REDIS";
 const ID: &str = "TORTURE_ID";
 /// Where the database of a worker process is, if it has one.
-pub const DATABASE: &str = "TORTURE_DATABASE";
+pub(crate) const DATABASE: &str = "TORTURE_DATABASE";
 const CAPACITY: &str = "TORTURE_CAPACITY";
 
 /// How long an instance lives without a pulse.
-pub const TTL: Duration = Duration::from_secs(1);
+pub(crate) const TTL: Duration = Duration::from_secs(1);
 /// How long an entry may be idle.
-pub const CLAIM_IDLE: Duration = Duration::from_secs(2);
+pub(crate) const CLAIM_IDLE: Duration = Duration::from_secs(2);
 
 #[derive(Serialize, Deserialize, JsonSchema)]
-pub struct Work {
-    pub n: u64,
+pub(crate) struct Work {
+    pub(crate) n: u64,
     /// How long it takes; 0 is ready at once.
-    pub ms: u64,
+    pub(crate) ms: u64,
 }
 
-pub async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
+pub(crate) async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
     if work.ms > 0 {
         tokio::time::sleep(Duration::from_millis(work.ms)).await;
     }
@@ -49,7 +49,7 @@ pub async fn work(context: Context, work: Work) -> Result<u64, HandlerError> {
 }
 
 /// The body of the test `a_worker_process`: a worker with those handlers.
-pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
+pub(crate) fn worker_process(with: impl FnOnce(Builder) -> Builder) {
     let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
         return;
     };
@@ -79,7 +79,7 @@ pub fn worker_process(with: impl FnOnce(Builder) -> Builder) {
 }
 
 /// Some worker processes.
-pub struct Fleet {
+pub(crate) struct Fleet {
     url: String,
     database: String,
     workers: Vec<Process>,
@@ -93,22 +93,22 @@ struct Process {
 }
 
 impl Fleet {
-    pub fn start(redis: &Redis, size: usize) -> Self {
+    pub(crate) fn start(redis: &Redis, size: usize) -> Self {
         Self::with(redis, &vec![10; size])
     }
 
     /// Workers that keep the ledger in that database.
-    pub fn with_database(redis: &Redis, size: usize, database: &DatabaseUrl) -> Self {
+    pub(crate) fn with_database(redis: &Redis, size: usize, database: &DatabaseUrl) -> Self {
         Self::of(redis, &vec![10; size], database)
     }
 
     /// Workers on what that URL names.
-    pub fn at(url: &str, size: usize) -> Self {
+    pub(crate) fn at(url: &str, size: usize) -> Self {
         Self::on(url.to_owned(), &vec![10; size], &DatabaseUrl::default())
     }
 
     /// One worker of each capacity.
-    pub fn with(redis: &Redis, capacities: &[u32]) -> Self {
+    pub(crate) fn with(redis: &Redis, capacities: &[u32]) -> Self {
         Self::of(redis, capacities, &DatabaseUrl::default())
     }
 
@@ -130,7 +130,7 @@ impl Fleet {
     }
 
     /// One more worker.
-    pub fn join(&mut self, capacity: u32) {
+    pub(crate) fn join(&mut self, capacity: u32) {
         let id = self.next_id();
         self.spawn(id, capacity);
     }
@@ -160,17 +160,17 @@ impl Fleet {
     }
 
     /// Ids and capacities.
-    pub fn capacities(&self) -> HashMap<String, u32> {
+    pub(crate) fn capacities(&self) -> HashMap<String, u32> {
         let workers = self.workers.iter();
         workers.map(|w| (w.id.clone(), w.capacity)).collect()
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.workers.len()
     }
 
     /// `kill -9`, and another one in its place: under the same name, or under a new one.
-    pub fn kill(&mut self, index: usize, same_name: bool) {
+    pub(crate) fn kill(&mut self, index: usize, same_name: bool) {
         let mut worker = self.workers.remove(index);
         worker.child.kill().unwrap();
         worker.child.wait().unwrap();
@@ -182,22 +182,22 @@ impl Fleet {
     }
 
     /// The index of the worker of that name.
-    pub fn position(&self, id: &str) -> Option<usize> {
+    pub(crate) fn position(&self, id: &str) -> Option<usize> {
         self.workers.iter().position(|worker| worker.id == id)
     }
 
-    pub fn pid(&self, index: usize) -> u32 {
+    pub(crate) fn pid(&self, index: usize) -> u32 {
         self.workers[index].child.id()
     }
 
     /// Whether every one of them runs that was started and not killed.
-    pub fn all_run(&mut self) -> bool {
+    pub(crate) fn all_run(&mut self) -> bool {
         let mut workers = self.workers.iter_mut();
         workers.all(|worker| worker.child.try_wait().unwrap().is_none())
     }
 
     /// SIGTERM to all; each must exit with 0.
-    pub fn drain(mut self) {
+    pub(crate) fn drain(mut self) {
         for worker in &self.workers {
             super::signal(worker.child.id(), "TERM");
         }
@@ -217,7 +217,7 @@ impl Drop for Fleet {
     }
 }
 
-pub fn client(redis: &Redis) -> Client {
+pub(crate) fn client(redis: &Redis) -> Client {
     let url = RedisUrl::new(redis.url_for(users::PUBLISHER));
     let connector = Connector::new(&url, 4).unwrap();
     let options = ClientOptions {
@@ -228,7 +228,7 @@ pub fn client(redis: &Redis) -> Client {
 }
 
 /// Event `n`: every third asks for a reply, most take a moment.
-pub fn event(n: u64) -> Outgoing {
+pub(crate) fn event(n: u64) -> Outgoing {
     let ms = if n.is_multiple_of(4) { 0 } else { n % 25 };
     let event = Outgoing::new("load.work", &Work { n, ms })
         .id(format!("e-{n}"))
@@ -241,7 +241,7 @@ pub fn event(n: u64) -> Outgoing {
 }
 
 /// Publishes until told to stop; the number of the first event that was not published.
-pub async fn publish_until(
+pub(crate) async fn publish_until(
     client: Client,
     stop: tokio_util::sync::CancellationToken,
 ) -> (u64, u64) {
@@ -276,7 +276,7 @@ async fn page(connection: &mut MultiplexedConnection, stream: &str, from: EntryI
 }
 
 /// Goes through all entries of a stream.
-pub async fn each_entry(redis: &Redis, stream: &str, mut look: impl FnMut(&Entry)) {
+pub(crate) async fn each_entry(redis: &Redis, stream: &str, mut look: impl FnMut(&Entry)) {
     let mut connection = redis.connection().await;
     let mut from = EntryId::default();
     loop {
@@ -290,7 +290,7 @@ pub async fn each_entry(redis: &Redis, stream: &str, mut look: impl FnMut(&Entry
 }
 
 /// How often each value of a field is on a stream.
-pub async fn tally(redis: &Redis, stream: &str, field: &str) -> HashMap<Vec<u8>, u32> {
+pub(crate) async fn tally(redis: &Redis, stream: &str, field: &str) -> HashMap<Vec<u8>, u32> {
     let mut tally = HashMap::new();
     each_entry(redis, stream, |entry| {
         let value = entry.get(field).unwrap_or_default().to_vec();
@@ -301,7 +301,7 @@ pub async fn tally(redis: &Redis, stream: &str, field: &str) -> HashMap<Vec<u8>,
 }
 
 /// Checks that each of the events had its reply or result, and its effect, exactly once.
-pub async fn check(redis: &Redis, events: u64) {
+pub(crate) async fn check(redis: &Redis, events: u64) {
     let mut connection = redis.connection().await;
     super::until("all events are committed", || {
         let mut connection = connection.clone();
@@ -347,7 +347,7 @@ pub async fn check(redis: &Redis, events: u64) {
     assert_eq!(dead, 0, "dead letters");
 }
 
-pub async fn pending(redis: &Redis, stream: &str) -> i64 {
+pub(crate) async fn pending(redis: &Redis, stream: &str) -> i64 {
     let mut connection = redis.connection().await;
     let summary: redis::Value = redis::cmd("XPENDING")
         .arg(stream)

@@ -7,7 +7,7 @@ use std::process::Command;
 ///
 /// # Panics
 /// It cannot be installed for another reason.
-pub fn server() -> Option<String> {
+pub(crate) fn server() -> Option<String> {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap();
     let install = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/install");
     let ended = Command::new(install)

@@ -5,16 +5,16 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
-pub mod ballots;
-pub mod between;
-pub mod fleet;
-pub mod mcp;
-pub mod postgres;
-pub mod proxy;
-pub mod sentinel;
-pub mod store;
-pub mod torture;
-pub mod users;
+pub(crate) mod ballots;
+pub(crate) mod between;
+pub(crate) mod fleet;
+pub(crate) mod mcp;
+pub(crate) mod postgres;
+pub(crate) mod proxy;
+pub(crate) mod sentinel;
+pub(crate) mod store;
+pub(crate) mod torture;
+pub(crate) mod users;
 
 use std::collections::HashMap;
 use std::fs;
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 /// A `redis-server` of one test's own.
-pub struct Redis {
+pub(crate) struct Redis {
     port: u16,
     dir: PathBuf,
     child: Option<Child>,
@@ -37,13 +37,13 @@ pub struct Redis {
 
 impl Redis {
     /// A server without persistence.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(&["--save", "", "--appendonly", "no"])
     }
 
     /// A server that survives `kill -9`: everything acknowledged is in its append-only file. With
     /// `everysec` it is not where the disk is at an fsync: the server puts off its writes for that long.
-    pub fn durable() -> Self {
+    pub(crate) fn durable() -> Self {
         Self::with(&[
             "--save",
             "",
@@ -55,7 +55,7 @@ impl Redis {
     }
 
     /// A server with further options of the command line.
-    pub fn with(options: &[&str]) -> Self {
+    pub(crate) fn with(options: &[&str]) -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let dir =
@@ -75,12 +75,12 @@ impl Redis {
     }
 
     /// A server whose clock can be set.
-    pub fn with_a_clock() -> Self {
+    pub(crate) fn with_a_clock() -> Self {
         Self::start().clocked()
     }
 
     /// The same server, started again with a clock that can be set.
-    pub fn clocked(self) -> Self {
+    pub(crate) fn clocked(self) -> Self {
         let mut redis = self;
         let (library, offset) = (redis.dir.join("clock.so"), redis.dir.join("clock"));
         let built = Command::new("cc")
@@ -102,12 +102,12 @@ impl Redis {
     }
 
     /// Has the server's clock be ahead by so many seconds from now on.
-    pub fn set_clock(&self, seconds: i64) {
+    pub(crate) fn set_clock(&self, seconds: i64) {
         self.show_clock([seconds, 0]);
     }
 
     /// Has the server's clock stand still at that time (Unix microseconds) from now on.
-    pub fn stop_clock(&self, micros: u64) {
+    pub(crate) fn stop_clock(&self, micros: u64) {
         self.show_clock([0, micros as i64]);
     }
 
@@ -122,7 +122,7 @@ impl Redis {
     }
 
     /// The same, once the server shows it: Valkey looks at the clock a moment later.
-    pub async fn step_clock(&self, seconds: i64) {
+    pub(crate) async fn step_clock(&self, seconds: i64) {
         self.set_clock(seconds);
         let connection = self.connection().await;
         until("the server's clock stepped", || async {
@@ -138,20 +138,20 @@ impl Redis {
     }
 
     /// Starts the server again on the same port and directory.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.restart_without_scripts();
         self.load_scripts();
     }
 
     /// The same, and leaves it to workers and operators to load scripts.
-    pub fn restart_without_scripts(&mut self) {
+    pub(crate) fn restart_without_scripts(&mut self) {
         self.spawn();
         let port = self.port;
         eventually("redis-server answers", || answers(port, b"+PONG"));
     }
 
     /// The same, and waits only until it loads its data.
-    pub fn restart_and_load(&mut self) {
+    pub(crate) fn restart_and_load(&mut self) {
         self.spawn();
         let port = self.port;
         eventually("redis-server loads", || answers(port, b"-LOADING"));
@@ -201,7 +201,7 @@ impl Redis {
     }
 
     /// `kill -9`.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().ok();
             child.wait().ok();
@@ -209,27 +209,27 @@ impl Redis {
     }
 
     /// `redis://…` for a worker.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.url_for(users::WORKER)
     }
 
     /// `redis://…` for a user of `deploy/users.acl`.
-    pub fn url_for(&self, user: &str) -> String {
+    pub(crate) fn url_for(&self, user: &str) -> String {
         url_at(self.port, user)
     }
 
     /// `redis://…` for who runs that command.
-    pub fn url_for_command(&self, words: &[&str]) -> String {
+    pub(crate) fn url_for_command(&self, words: &[&str]) -> String {
         users::of_command(words).map_or_else(|| self.admin_url(), |user| self.url_for(user))
     }
 
     /// `redis://…` for the test itself, which may do everything.
-    pub fn admin_url(&self) -> String {
+    pub(crate) fn admin_url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// Lets the users use that namespace as well.
-    pub fn allow_namespace(&self, namespace: &str) {
+    pub(crate) fn allow_namespace(&self, namespace: &str) {
         let mut connection = self.connect();
         for command in users::commands(namespace) {
             command.exec(&mut connection).expect("a user");
@@ -237,12 +237,12 @@ impl Redis {
     }
 
     /// The test wants something refused, so that it is refused is no failure.
-    pub fn expect_refusals(&mut self) {
+    pub(crate) fn expect_refusals(&mut self) {
         self.may_refuse = true;
     }
 
     /// What the server refused to the users since it started, or since the last look.
-    pub fn refused(&self) -> Vec<String> {
+    pub(crate) fn refused(&self) -> Vec<String> {
         // A test may have taken the server or the user away.
         let client = redis::Client::open(self.admin_url()).expect("a valid url");
         let connection = answers(self.port, b"+PONG").then(|| client.get_connection());
@@ -279,22 +279,22 @@ impl Redis {
     }
 
     /// The port.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Where its files are.
-    pub fn dir(&self) -> &std::path::Path {
+    pub(crate) fn dir(&self) -> &std::path::Path {
         &self.dir
     }
 
     /// The process id.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()
     }
 
     /// A blocking connection for looking at the server.
-    pub fn connect(&self) -> redis::Connection {
+    pub(crate) fn connect(&self) -> redis::Connection {
         redis::Client::open(self.admin_url())
             .expect("a valid url")
             .get_connection()
@@ -302,12 +302,12 @@ impl Redis {
     }
 
     /// An async connection for looking, with a long answer time.
-    pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+    pub(crate) async fn connection(&self) -> redis::aio::MultiplexedConnection {
         self.open(self.admin_url()).await
     }
 
     /// An async connection of a user of `deploy/users.acl`.
-    pub async fn connection_for(&self, user: &str) -> redis::aio::MultiplexedConnection {
+    pub(crate) async fn connection_for(&self, user: &str) -> redis::aio::MultiplexedConnection {
         self.open(self.url_for(user)).await
     }
 
@@ -349,7 +349,7 @@ impl Drop for Redis {
 }
 
 /// `redis://…` for a user of `deploy/users.acl`, at any port of this machine.
-pub fn url_at(port: u16, user: &str) -> String {
+pub(crate) fn url_at(port: u16, user: &str) -> String {
     format!("redis://{user}:{}@127.0.0.1:{port}", users::PASSWORD)
 }
 
@@ -369,7 +369,7 @@ fn answers(port: u16, answer: &[u8]) -> bool {
 }
 
 /// A port that nobody listens on.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     // Below the ephemeral range, so that no outgoing connection of another test takes it first.
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
@@ -383,7 +383,7 @@ pub fn free_port() -> u16 {
 
 /// Waits until `condition` holds; fails after a minute.
 #[track_caller]
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(
@@ -395,7 +395,7 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// Waits until `condition` holds; fails after a minute.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     let start = Instant::now();
     while !condition().await {
         assert!(
@@ -407,7 +407,7 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnM
 }
 
 /// Sends a signal to a process of this test.
-pub fn signal(pid: u32, signal: &str) {
+pub(crate) fn signal(pid: u32, signal: &str) {
     let status = Command::new("kill")
         .args([&format!("-{signal}"), &pid.to_string()])
         .status()

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub struct Postgres {
+pub(crate) struct Postgres {
     port: u16,
     dir: PathBuf,
     child: Option<Child>,
@@ -18,7 +18,7 @@ pub struct Postgres {
 
 impl Postgres {
     /// A new server with an empty database.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let dir =
@@ -39,16 +39,16 @@ impl Postgres {
     }
 
     /// `postgres://…`
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// Starts it again on the same port and data.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         let port = self.port;
         // After a kill the shared memory is in use until the last of its processes has noticed.
@@ -87,7 +87,7 @@ impl Postgres {
     }
 
     /// `kill -9` of the postmaster; its other processes end by themselves.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().ok();
             child.wait().ok();
@@ -95,7 +95,7 @@ impl Postgres {
     }
 
     /// The server and all its processes stop where they are, or go on.
-    pub fn freeze(&self, freeze: bool) {
+    pub(crate) fn freeze(&self, freeze: bool) {
         let name = if freeze { "STOP" } else { "CONT" };
         let pid = self.child.as_ref().expect("the server runs").id();
         if freeze {
@@ -117,7 +117,7 @@ impl Postgres {
     }
 
     /// Runs SQL on it, as its owner.
-    pub fn sql(&self, sql: &str) -> String {
+    pub(crate) fn sql(&self, sql: &str) -> String {
         let done = command("psql", &self.dir)
             .args(["-X", "-q", "-t", "-A", "-v", "ON_ERROR_STOP=1", "-c", sql])
             .arg(self.url())

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 /// What the wire does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     Pass,
     /// Each piece waits so many ms at the most, at random.
     Delay(u64),
@@ -39,7 +39,7 @@ pub enum Mode {
 
 /// Where a connection is cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
+pub(crate) enum Cut {
     /// The server does not get the command.
     Before,
     /// The server runs the command; its answer does not arrive.
@@ -71,7 +71,7 @@ struct Shared {
 }
 
 /// Forwards connections to a server.
-pub struct Proxy {
+pub(crate) struct Proxy {
     port: u16,
     shared: Arc<Shared>,
     listening: tokio::task::JoinHandle<()>,
@@ -86,7 +86,7 @@ impl Drop for Proxy {
 
 impl Proxy {
     /// A wire to the server on that port.
-    pub async fn to(server: u16) -> Self {
+    pub(crate) async fn to(server: u16) -> Self {
         let port = super::free_port();
         let state = State {
             mode: Mode::Pass,
@@ -108,12 +108,12 @@ impl Proxy {
     }
 
     /// `redis://…` for a user of `deploy/users.acl`.
-    pub fn url_for(&self, user: &str) -> String {
+    pub(crate) fn url_for(&self, user: &str) -> String {
         super::url_at(self.port, user)
     }
 
     /// Behaves so from now on.
-    pub fn set(&self, mode: Mode) {
+    pub(crate) fn set(&self, mode: Mode) {
         self.shared.state.send_modify(|state| {
             state.mode = mode;
             state.epoch += 1;
@@ -121,7 +121,7 @@ impl Proxy {
     }
 
     /// Cuts so many connections as they do that, and passes all else.
-    pub fn cut(&self, cut: Cut, command: Option<&'static str>, times: u32) {
+    pub(crate) fn cut(&self, cut: Cut, command: Option<&'static str>, times: u32) {
         self.shared.left.store(times, Ordering::SeqCst);
         self.shared.state.send_modify(|state| {
             state.mode = Mode::Pass;
@@ -131,7 +131,7 @@ impl Proxy {
     }
 
     /// Passes everything; how many of the cuts that were ordered were not made.
-    pub fn heal(&self) -> u32 {
+    pub(crate) fn heal(&self) -> u32 {
         let left = self.shared.left.swap(0, Ordering::SeqCst);
         self.shared.state.send_modify(|state| {
             state.mode = Mode::Pass;
@@ -143,11 +143,11 @@ impl Proxy {
 
     /// The next answer of the server does not arrive: the connection is cut after the server ran
     /// what it was sent.
-    pub fn cut_next_answer(&self) {
+    pub(crate) fn cut_next_answer(&self) {
         self.cut(Cut::After, None, 1);
     }
 
-    pub fn has_cut(&self) -> bool {
+    pub(crate) fn has_cut(&self) -> bool {
         self.shared.left.load(Ordering::SeqCst) == 0
     }
 }

@@ -22,19 +22,19 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 /// The name under which the Sentinels watch the primary.
-pub const SERVICE: &str = "bus";
+pub(crate) const SERVICE: &str = "bus";
 /// Who asks the Sentinels: it may do nothing else.
 const USER: &str = "convoke-sentinel";
 /// How long the primary may be silent.
-pub const DOWN_AFTER: Duration = Duration::from_millis(1000);
+pub(crate) const DOWN_AFTER: Duration = Duration::from_millis(1000);
 
 /// What a gate lets through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gate {
+pub(crate) struct Gate {
     /// Nodes and Sentinels are cut off: nothing arrives, nothing is refused.
-    pub cut_from_peers: bool,
+    pub(crate) cut_from_peers: bool,
     /// Clients' connections below that number are half-open: dead, and nobody was told.
-    pub dead_below: u32,
+    pub(crate) dead_below: u32,
 }
 
 impl Gate {
@@ -51,10 +51,10 @@ impl Gate {
 const PEERS: u8 = 1;
 
 /// A server of the deployment.
-pub struct Node {
-    pub redis: Redis,
+pub(crate) struct Node {
+    pub(crate) redis: Redis,
     /// The port that everyone connects to.
-    pub port: u16,
+    pub(crate) port: u16,
     gate: watch::Sender<Gate>,
     accepted: std::sync::Arc<AtomicU32>,
 }
@@ -101,18 +101,18 @@ impl Node {
     }
 
     /// Cuts it off from the other nodes and the Sentinels, or heals that.
-    pub fn cut(&self, cut: bool) {
+    pub(crate) fn cut(&self, cut: bool) {
         self.gate.send_modify(|gate| gate.cut_from_peers = cut);
     }
 
     /// Every client's connection that there is becomes half-open, for good.
-    pub fn break_connections(&self) {
+    pub(crate) fn break_connections(&self) {
         let number = self.accepted.load(Ordering::SeqCst);
         self.gate.send_modify(|gate| gate.dead_below = number);
     }
 
     /// A line of its `INFO`.
-    pub fn info(&self, name: &str) -> String {
+    pub(crate) fn info(&self, name: &str) -> String {
         let mut connection = self.redis.connect();
         let text: String = redis::cmd("INFO").query(&mut connection).expect("INFO");
         let mut lines = text.lines().filter_map(|line| line.split_once(':'));
@@ -121,13 +121,13 @@ impl Node {
     }
 
     /// Runs a command given as words.
-    pub fn run(&self, words: &str) -> Value {
+    pub(crate) fn run(&self, words: &str) -> Value {
         let answer = command(words).query(&mut self.redis.connect());
         answer.expect("an answer")
     }
 
     /// Waits until both replicas have all that was written.
-    pub fn until_replicated(&self) {
+    pub(crate) fn until_replicated(&self) {
         let mut connection = self.redis.connect();
         let sync = command("SET test:sync 1").query::<()>(&mut connection);
         sync.expect("stored");
@@ -192,8 +192,8 @@ async fn pump(
 }
 
 /// A Sentinel.
-pub struct Sentinel {
-    pub port: u16,
+pub(crate) struct Sentinel {
+    pub(crate) port: u16,
     dir: PathBuf,
     child: Child,
 }
@@ -233,12 +233,12 @@ impl Sentinel {
         Self { port, dir, child }
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// Runs a command given as words.
-    pub fn run(&self, words: &str) -> redis::RedisResult<Value> {
+    pub(crate) fn run(&self, words: &str) -> redis::RedisResult<Value> {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port))?;
         let mut connection = client.get_connection_with_timeout(Duration::from_secs(2))?;
         connection.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -246,7 +246,7 @@ impl Sentinel {
     }
 
     /// What it says of the primary.
-    pub fn primary(&self) -> HashMap<String, String> {
+    pub(crate) fn primary(&self) -> HashMap<String, String> {
         let told = self.run(&format!("SENTINEL MASTER {SERVICE}"));
         let told = told.and_then(|value| Ok(redis::from_redis_value(value)?));
         told.unwrap_or_default()
@@ -273,20 +273,20 @@ impl Drop for Sentinel {
 }
 
 /// Three nodes and three Sentinels.
-pub struct Deployment {
-    pub nodes: Vec<Node>,
-    pub sentinels: Vec<Sentinel>,
+pub(crate) struct Deployment {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) sentinels: Vec<Sentinel>,
     gates: Option<Runtime>,
 }
 
 impl Deployment {
     /// Started, and every Sentinel knows everyone.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::with(&[])
     }
 
     /// The same, with further options of the nodes.
-    pub fn with(options: &[&str]) -> Self {
+    pub(crate) fn with(options: &[&str]) -> Self {
         let gates = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -311,12 +311,12 @@ impl Deployment {
     }
 
     /// `redis+sentinel://…` for a worker.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.url_for(users::WORKER)
     }
 
     /// `redis+sentinel://…` for a user of `deploy/users.acl`.
-    pub fn url_for(&self, user: &str) -> String {
+    pub(crate) fn url_for(&self, user: &str) -> String {
         let ports = self
             .sentinels
             .iter()
@@ -330,7 +330,7 @@ impl Deployment {
     }
 
     /// The node that all Sentinels name, if they do.
-    pub fn named(&self) -> Option<usize> {
+    pub(crate) fn named(&self) -> Option<usize> {
         let mut ports = self.sentinels.iter().map(|sentinel| {
             let told = sentinel.primary();
             told.get("port").and_then(|port| port.parse::<u16>().ok())
@@ -342,7 +342,7 @@ impl Deployment {
     }
 
     /// The primary; waits until all Sentinels name the same.
-    pub fn primary(&self) -> usize {
+    pub(crate) fn primary(&self) -> usize {
         let mut found = None;
         eventually("the Sentinels agree", || {
             found = self.named();
@@ -352,7 +352,7 @@ impl Deployment {
     }
 
     /// Waits until another one than that is the primary.
-    pub fn until_moved(&self, from: usize) -> usize {
+    pub(crate) fn until_moved(&self, from: usize) -> usize {
         let mut found = None;
         eventually("another primary takes over", || {
             found = self.named().filter(|at| *at != from);
@@ -362,7 +362,7 @@ impl Deployment {
     }
 
     /// Waits until the primary has two replicas that follow, and every Sentinel knows everyone.
-    pub fn until_whole(&self) {
+    pub(crate) fn until_whole(&self) {
         eventually("two replicas follow", || {
             // Under load it may move again by itself.
             let Some(primary) = self.named() else {
@@ -385,7 +385,7 @@ impl Deployment {
     }
 
     /// Has every Sentinel run a command given as words.
-    pub fn tell(&self, words: &str) {
+    pub(crate) fn tell(&self, words: &str) {
         for sentinel in &self.sentinels {
             sentinel.run(words).expect("an answer");
         }
@@ -393,7 +393,7 @@ impl Deployment {
 
     /// Starts a node that was killed, as a replica of the primary: what its rewritten configuration
     /// would have made it.
-    pub fn revive(&mut self, node: usize) {
+    pub(crate) fn revive(&mut self, node: usize) {
         let primary = self.nodes[self.primary()].port;
         self.nodes[node].redis.restart();
         self.nodes[node].run(&format!("REPLICAOF 127.0.0.1 {primary}"));

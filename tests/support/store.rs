@@ -9,40 +9,40 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A database of one test's own.
-pub enum Store {
+pub(crate) enum Store {
     File(PathBuf),
     Server(Postgres),
 }
 
 impl Store {
-    pub fn file() -> Self {
+    pub(crate) fn file() -> Self {
         static SERIAL: AtomicU32 = AtomicU32::new(0);
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let name = format!("convoke-ledger-{}-{serial}", std::process::id());
         Self::File(std::env::temp_dir().join(name).join("ledger.db"))
     }
 
-    pub fn server() -> Self {
+    pub(crate) fn server() -> Self {
         Self::Server(Postgres::start())
     }
 
-    pub fn both() -> [Self; 2] {
+    pub(crate) fn both() -> [Self; 2] {
         [Self::file(), Self::server()]
     }
 
-    pub fn url(&self) -> DatabaseUrl {
+    pub(crate) fn url(&self) -> DatabaseUrl {
         DatabaseUrl::new(match self {
             Store::File(path) => format!("sqlite:{}", path.display()),
             Store::Server(postgres) => postgres.url(),
         })
     }
 
-    pub fn database(&self) -> Database {
+    pub(crate) fn database(&self) -> Database {
         Database::new(&self.url()).unwrap()
     }
 
     /// A connection of the test's own.
-    pub async fn run(&self, sql: &'static str) {
+    pub(crate) async fn run(&self, sql: &'static str) {
         use convoke::sqlx::{self, Connection};
         match self {
             Store::File(path) => {

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 /// How often: as the environment says under that name, else the full size if `TORTURE_FULL` is set,
 /// else the gate's.
-pub fn size(name: &str, gate: u64, full: u64) -> u64 {
+pub(crate) fn size(name: &str, gate: u64, full: u64) -> u64 {
     let set = std::env::var(name).ok();
     match set.and_then(|text| text.parse().ok()) {
         Some(size) => size,
@@ -17,12 +17,12 @@ pub fn size(name: &str, gate: u64, full: u64) -> u64 {
 }
 
 /// Whether the full sizes are asked for.
-pub fn is_full() -> bool {
+pub(crate) fn is_full() -> bool {
     std::env::var_os("TORTURE_FULL").is_some()
 }
 
 /// What every schedule is drawn from: `TORTURE_SEED`, else a new one.
-pub fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     static SEED: OnceLock<u64> = OnceLock::new();
     *SEED.get_or_init(|| {
         let set = std::env::var("TORTURE_SEED").ok();
@@ -32,7 +32,7 @@ pub fn seed() -> u64 {
 }
 
 /// Numbers for one part of a schedule: the same for the same seed and name.
-pub fn dice(name: &str) -> fastrand::Rng {
+pub(crate) fn dice(name: &str) -> fastrand::Rng {
     let mut mixed = seed() ^ 0xcbf2_9ce4_8422_2325;
     for byte in name.bytes() {
         mixed = (mixed ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
@@ -42,29 +42,29 @@ pub fn dice(name: &str) -> fastrand::Rng {
 
 /// What a test counted.
 #[derive(Default)]
-pub struct Report(Vec<(&'static str, String, Option<u64>)>);
+pub(crate) struct Report(Vec<(&'static str, String, Option<u64>)>);
 
 impl Report {
     /// Faults made.
-    pub fn fault(mut self, count: u64, what: &str) -> Self {
+    pub(crate) fn fault(mut self, count: u64, what: &str) -> Self {
         self.0.push(("faults", what.into(), Some(count)));
         self
     }
 
     /// Events, or whatever the faults were to hit, and what became of them.
-    pub fn event(mut self, count: u64, what: &str) -> Self {
+    pub(crate) fn event(mut self, count: u64, what: &str) -> Self {
         self.0.push(("events", what.into(), Some(count)));
         self
     }
 
     /// A figure that cannot be added to another test's.
-    pub fn note(mut self, text: impl Into<String>) -> Self {
+    pub(crate) fn note(mut self, text: impl Into<String>) -> Self {
         self.0.push(("notes", text.into(), None));
         self
     }
 
     /// Prints the line, and adds it to the file that `TORTURE_REPORT` names.
-    pub fn tell(self, scenario: &str) {
+    pub(crate) fn tell(self, scenario: &str) {
         let mut line = scenario.to_owned();
         let mut lines = String::new();
         for (group, what, count) in &self.0 {

@@ -6,21 +6,21 @@ use std::fs;
 use std::path::Path;
 
 /// What a worker logs in as.
-pub const WORKER: &str = "convoke-worker";
+pub(crate) const WORKER: &str = "convoke-worker";
 /// What publishes and asks.
-pub const PUBLISHER: &str = "convoke-publisher";
+pub(crate) const PUBLISHER: &str = "convoke-publisher";
 /// Who runs commands that look and change.
-pub const OPERATOR: &str = "convoke-operator";
+pub(crate) const OPERATOR: &str = "convoke-operator";
 /// Who only looks.
-pub const MONITOR: &str = "convoke-monitor";
+pub(crate) const MONITOR: &str = "convoke-monitor";
 /// What publishes to every domain but those of the control plane.
-pub const DATA_PUBLISHER: &str = "convoke-data-publisher";
+pub(crate) const DATA_PUBLISHER: &str = "convoke-data-publisher";
 /// The same, that reads results and the broadcast besides.
-pub const SERVICE: &str = "convoke-service";
+pub(crate) const SERVICE: &str = "convoke-service";
 /// A program that is an instance and no worker of ours.
-pub const INSTANCE: &str = "convoke-instance";
+pub(crate) const INSTANCE: &str = "convoke-instance";
 /// All of them.
-pub const ALL: [&str; 7] = [
+pub(crate) const ALL: [&str; 7] = [
     WORKER,
     PUBLISHER,
     DATA_PUBLISHER,
@@ -30,12 +30,12 @@ pub const ALL: [&str; 7] = [
     MONITOR,
 ];
 /// The password of each.
-pub const PASSWORD: &str = "test";
+pub(crate) const PASSWORD: &str = "test";
 const PASSWORD_SHA256: &str = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
 
 /// The user who has what a command needs, and no more. `None`: what measures a server has it for
 /// itself.
-pub fn of_command(words: &[&str]) -> Option<&'static str> {
+pub(crate) fn of_command(words: &[&str]) -> Option<&'static str> {
     Some(match words {
         ["bench", ..] => return None,
         ["worker", ..] => WORKER,
@@ -50,26 +50,26 @@ pub fn of_command(words: &[&str]) -> Option<&'static str> {
 }
 
 /// The file as it is deployed: no password set, the default user off.
-pub fn deployed() -> String {
+pub(crate) fn deployed() -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/users.acl");
     fs::read_to_string(file).expect("the file is there")
 }
 
 /// What the variable `POOR_REDIS` takes away from the users, such as `ROLE,INFO`: commands that some
 /// servers which one can rent do not have. `scripts/test --matrix` sets it.
-pub fn taken_away() -> Vec<String> {
+pub(crate) fn taken_away() -> Vec<String> {
     let names = std::env::var("POOR_REDIS").unwrap_or_default();
     let names = names.split(',').filter(|name| !name.is_empty());
     names.map(str::to_lowercase).collect()
 }
 
 /// Whether the users of this run lack that command.
-pub fn lack(command: &str) -> bool {
+pub(crate) fn lack(command: &str) -> bool {
     taken_away().contains(&command.to_lowercase())
 }
 
 /// The same, for a test of what only this command gives: it is skipped then, and says so.
-pub fn skip_without(command: &str) -> bool {
+pub(crate) fn skip_without(command: &str) -> bool {
     let lack = lack(command);
     if lack {
         eprintln!("skipped: this server has no {command}");
@@ -78,7 +78,7 @@ pub fn skip_without(command: &str) -> bool {
 }
 
 /// Makes the key that tells the time in the slots of that tag, as a worker does where there is no `TIME`.
-pub fn make_clock(tag: &str) -> redis::Cmd {
+pub(crate) fn make_clock(tag: &str) -> redis::Cmd {
     let mut command = redis::cmd("SET");
     command.arg(format!("{tag}:clock")).arg("");
     command.arg("PXAT").arg(4_102_444_800_000_u64);
@@ -86,12 +86,12 @@ pub fn make_clock(tag: &str) -> redis::Cmd {
 }
 
 /// Whether that is such a key.
-pub fn is_clock(key: &str) -> bool {
+pub(crate) fn is_clock(key: &str) -> bool {
     key.ends_with(":clock")
 }
 
 /// The file with passwords, for keys of that namespace.
-pub fn with_passwords(namespace: &str) -> String {
+pub(crate) fn with_passwords(namespace: &str) -> String {
     let users = deployed().replace(&"0".repeat(64), PASSWORD_SHA256);
     let users = users
         .replace("~cb:", &format!("~{namespace}:"))
@@ -113,7 +113,7 @@ pub fn with_passwords(namespace: &str) -> String {
 }
 
 /// The same, with a default user who may do everything: for the test's own seeding and looking.
-pub fn with_admin() -> String {
+pub(crate) fn with_admin() -> String {
     let users = with_passwords("cb");
     let open = users.replace("user default off", "user default on nopass ~* &* +@all");
     assert_ne!(open, users);
@@ -121,7 +121,7 @@ pub fn with_admin() -> String {
 }
 
 /// `ACL SETUSER` for each of the users, for keys of that namespace.
-pub fn commands(namespace: &str) -> Vec<redis::Cmd> {
+pub(crate) fn commands(namespace: &str) -> Vec<redis::Cmd> {
     let users = with_passwords(namespace);
     let lines = users.lines().filter(|line| !line.contains("user default"));
     let command = |line| {

@@ -17,7 +17,7 @@ const NAMES: u64 = 64;
 const MONSTER: usize = 4 << 20;
 
 /// One thing that it sends.
-pub fn draw(dice: &mut Rng, serial: u64) -> Cmd {
+pub(crate) fn draw(dice: &mut Rng, serial: u64) -> Cmd {
     match dice.u32(..100) {
         0..30 => control_plane(dice, serial),
         30..50 => nonsense(dice, serial),
@@ -387,7 +387,7 @@ fn dedup_key(dice: &mut Rng) -> Cmd {
 }
 
 /// Removes the keys that it wrote itself, and that no worker can know to be of no use.
-pub async fn take_back(redis: &Redis) {
+pub(crate) async fn take_back(redis: &Redis) {
     let mut connection = redis.connection().await;
     for name in 0..NAMES {
         let mut command = redis::cmd("UNLINK");

@@ -8,14 +8,14 @@ use serde_json::Value;
 use std::collections::HashMap;
 
 /// A fact and when it was stored.
-pub struct Fact {
-    pub id: EntryId,
-    pub kind: String,
-    pub data: Value,
+pub(crate) struct Fact {
+    pub(crate) id: EntryId,
+    pub(crate) kind: String,
+    pub(crate) data: Value,
 }
 
 /// The facts from that entry on.
-pub async fn since(world: &World, from: EntryId) -> Vec<Fact> {
+pub(crate) async fn since(world: &World, from: EntryId) -> Vec<Fact> {
     let mut connection = world.redis.connection().await;
     let mut range = redis::cmd("XRANGE");
     range.arg(&["cb:broadcast", &from.to_string(), "+"]);
@@ -35,7 +35,7 @@ async fn all(world: &World) -> Vec<(String, Value)> {
 
 /// Checks that the leaders' terms and each instance's incarnations rise; how many leaders there were.
 /// A process that takes over a name that is still alive keeps its incarnation, and counts a restart.
-pub async fn rise(world: &World) -> usize {
+pub(crate) async fn rise(world: &World) -> usize {
     let mut problems = Problems::default();
     let (mut term, mut leaders) = (0, 0);
     let mut incarnations: HashMap<String, (u64, u64)> = HashMap::new();
@@ -67,7 +67,7 @@ pub async fn rise(world: &World) -> usize {
 }
 
 /// Who was declared lost.
-pub async fn lost(world: &World) -> Vec<String> {
+pub(crate) async fn lost(world: &World) -> Vec<String> {
     let facts = all(world).await.into_iter();
     let lost = facts.filter(|fact| fact.0 == "instance.lost");
     lost.map(|fact| fact.1["id"].as_str().unwrap_or_default().to_owned())
@@ -75,7 +75,7 @@ pub async fn lost(world: &World) -> Vec<String> {
 }
 
 /// Checks that nobody was declared lost.
-pub async fn nobody_was_lost(world: &World) {
+pub(crate) async fn nobody_was_lost(world: &World) {
     let lost = lost(world).await;
     assert!(lost.is_empty(), "alive and declared lost: {lost:?}");
 }

@@ -29,7 +29,7 @@ async fn hold(context: Context, (): ()) -> Result<(), HandlerError> {
     note(&context, "ok")
 }
 
-pub fn handlers(builder: Builder) -> Builder {
+pub(crate) fn handlers(builder: Builder) -> Builder {
     let policy = || Policy::new().no_timeout();
     builder
         .handler_with("held.permit", hold, policy().concurrency(1))

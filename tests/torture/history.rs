@@ -10,7 +10,7 @@ use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
 
 /// A history that is being written.
-pub struct History {
+pub(crate) struct History {
     file: File,
     process: String,
     began: SystemTime,
@@ -20,19 +20,19 @@ pub struct History {
 
 /// A line.
 #[derive(Clone, Debug)]
-pub struct Record {
-    pub ns: u64,
-    pub process: String,
-    pub op: String,
-    pub phase: String,
-    pub id: String,
-    pub key: String,
-    pub value: String,
+pub(crate) struct Record {
+    pub(crate) ns: u64,
+    pub(crate) process: String,
+    pub(crate) op: String,
+    pub(crate) phase: String,
+    pub(crate) id: String,
+    pub(crate) key: String,
+    pub(crate) value: String,
 }
 
 impl History {
     /// One process's history of a rig that began then.
-    pub fn open(path: &Path, process: String, began: SystemTime) -> Self {
+    pub(crate) fn open(path: &Path, process: String, began: SystemTime) -> Self {
         let file = OpenOptions::new()
             .create(true)
             .append(true)
@@ -48,23 +48,23 @@ impl History {
     }
 
     /// The rig's own; its first line names seed and commit.
-    pub fn begin(path: &Path, scenario: &str, seed: u64) -> Self {
+    pub(crate) fn begin(path: &Path, scenario: &str, seed: u64) -> Self {
         let history = Self::open(path, "rig".into(), SystemTime::now());
         let line = format!("# {scenario} seed {seed} commit {}\n", commit());
         (&history.file).write_all(line.as_bytes()).unwrap();
         history
     }
 
-    pub fn began(&self) -> SystemTime {
+    pub(crate) fn began(&self) -> SystemTime {
         self.began
     }
 
     /// Nanoseconds since the rig began.
-    pub fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         (self.opened.0 + self.opened.1.elapsed()).as_nanos() as u64
     }
 
-    pub fn note(&self, op: &str, phase: &str, id: &str, key: &str, value: &str) {
+    pub(crate) fn note(&self, op: &str, phase: &str, id: &str, key: &str, value: &str) {
         let (now, process) = (self.now(), &self.process);
         let line = format!("{now}\t{process}\t{op}\t{phase}\t{id}\t{key}\t{value}\n");
         (&self.file).write_all(line.as_bytes()).unwrap();
@@ -81,7 +81,7 @@ fn commit() -> String {
 }
 
 /// The histories of a directory: the rig's and those of its workers.
-pub fn all(dir: &Path) -> Vec<Record> {
+pub(crate) fn all(dir: &Path) -> Vec<Record> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(dir)
         .unwrap()
         .map(|file| file.unwrap().path())
@@ -114,7 +114,7 @@ fn parse(line: &str) -> Option<Record> {
 }
 
 /// When the last run of that history began.
-pub fn last_run(path: &Path) -> Option<u64> {
+pub(crate) fn last_run(path: &Path) -> Option<u64> {
     use std::io::{Read, Seek, SeekFrom};
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();

@@ -35,16 +35,16 @@ const LASTING: [&str; 19] = [
 
 /// What was found.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Left {
+pub(crate) struct Left {
     /// Keys without a time to live.
-    pub lasting: usize,
-    pub consumers: usize,
+    pub(crate) lasting: usize,
+    pub(crate) consumers: usize,
     /// The most lines that a worker logged in ten seconds.
-    pub lines: usize,
+    pub(crate) lines: usize,
 }
 
 /// Looks, while the workers still run and the load has settled.
-pub async fn check(world: &World) -> Left {
+pub(crate) async fn check(world: &World) -> Left {
     let mut problems = Problems::default();
     let mut left = Left::default();
     let mut connection = world.redis.connection().await;

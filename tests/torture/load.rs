@@ -16,10 +16,10 @@ const AT_ONCE: u32 = 2000;
 const TRIES: u32 = 10;
 
 /// Where replies of the load go.
-pub const REPLIES: &str = "cb:reply:torture";
+pub(crate) const REPLIES: &str = "cb:reply:torture";
 
 /// Load that is being published.
-pub struct Load {
+pub(crate) struct Load {
     stop: CancellationToken,
     task: JoinHandle<Vec<u64>>,
 }
@@ -27,10 +27,10 @@ pub struct Load {
 /// How many events a second, and which of several loads it is: the events of each have numbers of
 /// their own.
 #[derive(Clone, Copy, Debug)]
-pub struct Rate {
-    pub per_second: u64,
-    pub load: u64,
-    pub loads: u64,
+pub(crate) struct Rate {
+    pub(crate) per_second: u64,
+    pub(crate) load: u64,
+    pub(crate) loads: u64,
 }
 
 impl From<u64> for Rate {
@@ -44,7 +44,7 @@ impl From<u64> for Rate {
 }
 
 /// What becomes of event `n`.
-pub fn fate(n: u64) -> Fate {
+pub(crate) fn fate(n: u64) -> Fate {
     match n {
         _ if n % 53 == 17 => Fate::Retry,
         _ if n % 101 == 19 => Fate::Dead,
@@ -53,17 +53,17 @@ pub fn fate(n: u64) -> Fate {
 }
 
 /// Published without a dedup id, and never repeated.
-pub fn is_plain(n: u64) -> bool {
+pub(crate) fn is_plain(n: u64) -> bool {
     n % 10 == 3
 }
 
 /// Published to be run later.
-pub fn is_delayed(n: u64) -> bool {
+pub(crate) fn is_delayed(n: u64) -> bool {
     let replies = fate(n) == Fate::Done && n.is_multiple_of(3);
     !replies && n % 47 == 5
 }
 
-pub fn id(n: u64) -> String {
+pub(crate) fn id(n: u64) -> String {
     format!("e-{n}")
 }
 
@@ -81,21 +81,21 @@ fn event(n: u64) -> Outgoing {
 }
 
 /// An event to be published.
-pub struct Made {
-    pub id: String,
-    pub event: Outgoing,
+pub(crate) struct Made {
+    pub(crate) id: String,
+    pub(crate) event: Outgoing,
     /// It is published without a dedup id, and not repeated.
-    pub plain: bool,
+    pub(crate) plain: bool,
 }
 
 impl Load {
     /// So many events a second from now on.
-    pub fn start(client: Client, history: Arc<History>, rate: impl Into<Rate>) -> Self {
+    pub(crate) fn start(client: Client, history: Arc<History>, rate: impl Into<Rate>) -> Self {
         Self::of(made, client, history, rate)
     }
 
     /// The same of other events.
-    pub fn of(
+    pub(crate) fn of(
         make: fn(u64) -> Made,
         client: Client,
         history: Arc<History>,
@@ -107,7 +107,7 @@ impl Load {
     }
 
     /// Publishes no more; the numbers of the events, once each has its outcome.
-    pub async fn stop(self) -> Vec<u64> {
+    pub(crate) async fn stop(self) -> Vec<u64> {
         self.stop.cancel();
         self.task.await.unwrap()
     }
@@ -152,7 +152,7 @@ fn made(n: u64) -> Made {
 }
 
 /// Publishes event `n` of the load, and notes its outcome.
-pub async fn publish(client: &Client, history: &History, n: u64) {
+pub(crate) async fn publish(client: &Client, history: &History, n: u64) {
     publish_made(client, history, made(n)).await;
 }
 

@@ -106,7 +106,7 @@ async fn through(context: Context, through: Through) -> Result<(), HandlerError>
     note(&context, "ok")
 }
 
-pub fn handlers(builder: Builder) -> Builder {
+pub(crate) fn handlers(builder: Builder) -> Builder {
     let policy = || Policy::new().no_timeout();
     let builder = builder.handler_with("through.event", through, policy());
     builder.handler_with("through.task", through, policy())

@@ -14,26 +14,26 @@ const SETTLING: Duration = Duration::from_secs(120);
 
 /// What was found.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Counts {
-    pub acknowledged: u64,
+pub(crate) struct Counts {
+    pub(crate) acknowledged: u64,
     /// Publishes without an answer, and how many of them are stored.
-    pub unknown: u64,
-    pub unknown_stored: u64,
-    pub rejected: u64,
+    pub(crate) unknown: u64,
+    pub(crate) unknown_stored: u64,
+    pub(crate) rejected: u64,
     /// Acknowledged and without an outcome.
-    pub lost: u64,
+    pub(crate) lost: u64,
     /// Events with more than one result or dead letter, or another number of effects than of results.
-    pub twice: u64,
-    pub dead: u64,
+    pub(crate) twice: u64,
+    pub(crate) dead: u64,
     /// Runs beside the first of each try.
-    pub redeliveries: u64,
+    pub(crate) redeliveries: u64,
     /// Runs of events that an earlier run had finished.
-    pub again: u64,
+    pub(crate) again: u64,
 }
 
 impl Counts {
     /// Adds another world's.
-    pub fn add(&mut self, other: Counts) {
+    pub(crate) fn add(&mut self, other: Counts) {
         self.acknowledged += other.acknowledged;
         self.unknown += other.unknown;
         self.unknown_stored += other.unknown_stored;
@@ -46,7 +46,7 @@ impl Counts {
     }
 
     /// Adds them to a report.
-    pub fn tell(&self, report: Report) -> Report {
+    pub(crate) fn tell(&self, report: Report) -> Report {
         report
             .event(self.acknowledged, "acknowledged")
             .event(self.lost, "lost")
@@ -60,20 +60,20 @@ impl Counts {
 
 /// Problems, of which the first are told.
 #[derive(Default)]
-pub struct Problems(Vec<String>);
+pub(crate) struct Problems(Vec<String>);
 
 impl Problems {
-    pub fn found(&mut self, problem: impl Into<String>) {
+    pub(crate) fn found(&mut self, problem: impl Into<String>) {
         self.0.push(problem.into());
     }
 
-    pub fn told(&self) -> &[String] {
+    pub(crate) fn told(&self) -> &[String] {
         &self.0
     }
 
     /// Fails if there are any.
     #[track_caller]
-    pub fn none(self) {
+    pub(crate) fn none(self) {
         let count = self.0.len();
         let first: Vec<_> = self.0.into_iter().take(10).collect();
         assert!(
@@ -85,12 +85,12 @@ impl Problems {
 }
 
 /// Waits until nothing of the load is unread, pending or waiting for its time.
-pub async fn settled(world: &World) {
+pub(crate) async fn settled(world: &World) {
     settled_in(world, "load").await;
 }
 
 /// The same for another domain's events.
-pub async fn settled_in(world: &World, domain: &str) {
+pub(crate) async fn settled_in(world: &World, domain: &str) {
     let mut connection = world.redis.connection().await;
     let began = Instant::now();
     loop {
@@ -126,17 +126,17 @@ async fn left(connection: &mut redis::aio::MultiplexedConnection, domain: &str) 
 }
 
 /// What is stored in the end.
-pub struct Stored {
+pub(crate) struct Stored {
     /// Results and replies by event id.
-    pub results: HashMap<String, u32>,
+    pub(crate) results: HashMap<String, u32>,
     /// Effects by the event's number.
-    pub effects: HashMap<u64, u32>,
+    pub(crate) effects: HashMap<u64, u32>,
     /// Dead letters by event id.
-    pub dead: HashMap<String, u32>,
+    pub(crate) dead: HashMap<String, u32>,
 }
 
 impl Stored {
-    pub async fn read(world: &World) -> Self {
+    pub(crate) async fn read(world: &World) -> Self {
         let text = |found: HashMap<Vec<u8>, u32>| -> HashMap<String, u32> {
             let named = found.into_iter();
             named
@@ -194,16 +194,16 @@ fn lives(records: &[Record]) -> HashMap<&str, Lived> {
 }
 
 /// Checks these events of the load against what is stored, each once.
-pub async fn check(world: &World, events: &[u64]) -> Counts {
+pub(crate) async fn check(world: &World, events: &[u64]) -> Counts {
     check_but(world, events, Except::default()).await
 }
 
 /// What else may be.
-pub struct Except<'a> {
+pub(crate) struct Except<'a> {
     /// These acknowledged events may be lost.
-    pub lost: &'a (dyn Fn(&str) -> bool + Sync),
+    pub(crate) lost: &'a (dyn Fn(&str) -> bool + Sync),
     /// These are not of the load.
-    pub others: &'a (dyn Fn(&str) -> bool + Sync),
+    pub(crate) others: &'a (dyn Fn(&str) -> bool + Sync),
 }
 
 impl Default for Except<'_> {
@@ -216,7 +216,7 @@ impl Default for Except<'_> {
 }
 
 /// The same, with exceptions.
-pub async fn check_but(world: &World, events: &[u64], except: Except<'_>) -> Counts {
+pub(crate) async fn check_but(world: &World, events: &[u64], except: Except<'_>) -> Counts {
     settled(world).await;
     let stored = Stored::read(world).await;
     let records = history::all(&world.dir);

@@ -6,7 +6,7 @@ mod parts;
 mod rules;
 mod seen;
 
-pub use handlers::handlers;
+pub(crate) use handlers::handlers;
 
 use crate::history::History;
 use crate::load::{Load, Made};

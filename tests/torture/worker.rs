@@ -9,16 +9,16 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-pub const SETTINGS: &str = "TORTURE_WORKER_SETTINGS";
-pub const THREADS: &str = "TORTURE_WORKER_THREADS";
-pub const DIR: &str = "TORTURE_WORKER_DIR";
-pub const BEGAN: &str = "TORTURE_WORKER_BEGAN";
+pub(crate) const SETTINGS: &str = "TORTURE_WORKER_SETTINGS";
+pub(crate) const THREADS: &str = "TORTURE_WORKER_THREADS";
+pub(crate) const DIR: &str = "TORTURE_WORKER_DIR";
+pub(crate) const BEGAN: &str = "TORTURE_WORKER_BEGAN";
 /// The scenario whose handlers it has besides those of the load.
-pub const BESIDES: &str = "TORTURE_WORKER_BESIDES";
+pub(crate) const BESIDES: &str = "TORTURE_WORKER_BESIDES";
 
 /// What becomes of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Fate {
+pub(crate) enum Fate {
     Done,
     /// The first try fails, the next does not.
     Retry,
@@ -27,16 +27,16 @@ pub enum Fate {
 }
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
-pub struct Work {
-    pub n: u64,
+pub(crate) struct Work {
+    pub(crate) n: u64,
     /// How long it takes; 0 is ready at once.
-    pub ms: u64,
-    pub fate: Fate,
+    pub(crate) ms: u64,
+    pub(crate) fate: Fate,
 }
 
 /// How a long run spends its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Manner {
+pub(crate) enum Manner {
     Waits,
     /// It blocks the thread that polls it first, which is the lane's.
     BlocksAtOnce,
@@ -47,15 +47,15 @@ pub enum Manner {
 }
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
-pub struct Long {
-    pub n: u64,
-    pub ms: u64,
-    pub manner: Manner,
+pub(crate) struct Long {
+    pub(crate) n: u64,
+    pub(crate) ms: u64,
+    pub(crate) manner: Manner,
 }
 
 /// What a poison event does to whoever runs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Poison {
+pub(crate) enum Poison {
     Error,
     Panic,
     Overflow,
@@ -66,7 +66,7 @@ pub enum Poison {
 }
 
 /// The body of the test `a_worker_process`.
-pub fn process() {
+pub(crate) fn process() {
     let Ok(settings) = std::env::var(SETTINGS) else {
         return;
     };
@@ -106,7 +106,7 @@ pub fn process() {
 }
 
 /// Notes one end of a run.
-pub fn note(context: &Context, phase: &str) -> Result<(), HandlerError> {
+pub(crate) fn note(context: &Context, phase: &str) -> Result<(), HandlerError> {
     let event = context.event();
     let (attempt, deliveries) = (event.attempt(), context.deliveries());
     context.state::<History>()?.note(

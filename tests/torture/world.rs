@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// What all workers of a scenario have.
-pub fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         heartbeat_ttl: LEASE,
         claim_idle: 2 * LEASE,
@@ -31,14 +31,14 @@ pub fn settings() -> Settings {
 }
 
 /// How long an instance lives without a pulse.
-pub const LEASE: Duration = Duration::from_secs(1);
+pub(crate) const LEASE: Duration = Duration::from_secs(1);
 
 /// A scenario's server, workers, directory and history.
-pub struct World {
-    pub redis: Redis,
-    pub history: Arc<History>,
-    pub dir: PathBuf,
-    pub workers: Vec<Process>,
+pub(crate) struct World {
+    pub(crate) redis: Redis,
+    pub(crate) history: Arc<History>,
+    pub(crate) dir: PathBuf,
+    pub(crate) workers: Vec<Process>,
     scenario: &'static str,
     launch: Arc<Launch>,
 }
@@ -54,22 +54,22 @@ struct Launch {
 }
 
 /// A worker process and its wire.
-pub struct Process {
-    pub id: String,
-    pub proxy: Proxy,
+pub(crate) struct Process {
+    pub(crate) id: String,
+    pub(crate) proxy: Proxy,
     /// What its environment has besides.
-    pub environment: Vec<(&'static str, String)>,
+    pub(crate) environment: Vec<(&'static str, String)>,
     /// Goes to the server by itself, not by its wire.
-    pub direct: bool,
+    pub(crate) direct: bool,
     launch: Arc<Launch>,
     child: Option<Child>,
     /// Processes that were started here.
-    pub started: u32,
+    pub(crate) started: u32,
 }
 
 impl World {
     /// A world whose workers all have these settings.
-    pub async fn begin(
+    pub(crate) async fn begin(
         scenario: &'static str,
         redis: Redis,
         workers: usize,
@@ -79,7 +79,7 @@ impl World {
     }
 
     /// The same with so many threads in each worker's runtime.
-    pub async fn with_threads(
+    pub(crate) async fn with_threads(
         scenario: &'static str,
         redis: Redis,
         workers: usize,
@@ -119,7 +119,7 @@ impl World {
     }
 
     /// Starts so many workers, which have the handlers of this world's scenario besides.
-    pub async fn start_with_handlers(&mut self, workers: usize) {
+    pub(crate) async fn start_with_handlers(&mut self, workers: usize) {
         for number in 1..=workers {
             self.start_another(&format!("w-{number}")).await;
         }
@@ -127,7 +127,7 @@ impl World {
     }
 
     /// Starts one more of them.
-    pub async fn start_another(&mut self, id: &str) {
+    pub(crate) async fn start_another(&mut self, id: &str) {
         let mut process = self.process(id.to_owned()).await;
         process.environment = vec![(worker::BESIDES, self.scenario.to_owned())];
         process.start();
@@ -135,7 +135,7 @@ impl World {
     }
 
     /// A worker that is not started yet.
-    pub async fn process(&self, id: String) -> Process {
+    pub(crate) async fn process(&self, id: String) -> Process {
         Process {
             id,
             proxy: Proxy::to(self.redis.port()).await,
@@ -148,7 +148,7 @@ impl World {
     }
 
     /// A publisher behind a wire of its own.
-    pub async fn client(&self) -> (Client, Proxy) {
+    pub(crate) async fn client(&self) -> (Client, Proxy) {
         let proxy = Proxy::to(self.redis.port()).await;
         let connector = Connector::new(&RedisUrl::new(proxy.url_for(users::PUBLISHER)), 4).unwrap();
         let options = ClientOptions {
@@ -160,7 +160,7 @@ impl World {
     }
 
     /// Waits until so many instances are alive.
-    pub async fn until_alive(&self, count: usize) {
+    pub(crate) async fn until_alive(&self, count: usize) {
         let mut connection = self.redis.connection().await;
         support::until("the workers are there", || {
             let mut connection = connection.clone();
@@ -177,7 +177,7 @@ impl World {
     }
 
     /// SIGTERM to all; each must exit with 0.
-    pub async fn drain(&mut self) {
+    pub(crate) async fn drain(&mut self) {
         for process in &self.workers {
             process.signal("TERM");
         }
@@ -188,7 +188,7 @@ impl World {
     }
 
     /// The files of the workers that begin so.
-    pub fn files(&self, prefix: &str) -> Vec<PathBuf> {
+    pub(crate) fn files(&self, prefix: &str) -> Vec<PathBuf> {
         let files = fs::read_dir(&self.dir).unwrap();
         let paths = files.map(|file| file.unwrap().path());
         let named = |path: &PathBuf| {
@@ -217,7 +217,7 @@ impl Drop for World {
 
 impl Process {
     /// Starts it. It must not run.
-    pub fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs", self.id);
         self.started += 1;
         let launch = &self.launch;
@@ -250,18 +250,18 @@ impl Process {
         self.child = Some(child);
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
     /// Where its process writes its history.
-    pub fn history(&self) -> PathBuf {
+    pub(crate) fn history(&self) -> PathBuf {
         let name = format!("history.{}.{}", self.id, self.pid());
         self.launch.dir.join(name)
     }
 
     /// Whether all its threads are stopped.
-    pub fn stands_still(&self) -> bool {
+    pub(crate) fn stands_still(&self) -> bool {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
         tasks.flatten().all(|task| {
             let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
@@ -271,7 +271,7 @@ impl Process {
         })
     }
 
-    pub fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.pid();
         self.note(signal);
         support::signal(pid, signal);
@@ -285,7 +285,7 @@ impl Process {
     }
 
     /// `kill -9`.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.note("KILL");
         if let Some(mut child) = self.child.take() {
             child.kill().ok();
@@ -294,7 +294,7 @@ impl Process {
     }
 
     /// How it ended, if it did; then it can be started again.
-    pub fn has_ended(&mut self) -> Option<ExitStatus> {
+    pub(crate) fn has_ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().unwrap()?;
         self.note(&status.to_string());
         self.child = None;
@@ -302,7 +302,7 @@ impl Process {
     }
 
     /// Waits until it ended by itself.
-    pub async fn ended(&mut self) -> ExitStatus {
+    pub(crate) async fn ended(&mut self) -> ExitStatus {
         let began = Instant::now();
         loop {
             if let Some(status) = self.has_ended() {
@@ -318,7 +318,7 @@ impl Process {
     }
 
     /// Waits until its process runs an event that it began after that moment; how long that took.
-    pub async fn consumes_after(&self, ns: u64, limit: Duration) -> Option<Duration> {
+    pub(crate) async fn consumes_after(&self, ns: u64, limit: Duration) -> Option<Duration> {
         let began = Instant::now();
         while began.elapsed() < limit {
             if history::last_run(&self.history()).is_some_and(|last| last > ns) {
@@ -330,7 +330,7 @@ impl Process {
     }
 
     /// Resident memory of its process, in KiB.
-    pub fn resident(&self) -> Option<u64> {
+    pub(crate) fn resident(&self) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).ok()?;
         let line = status
             .lines()

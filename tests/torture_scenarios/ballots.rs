@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 /// How long an instance lives without a pulse.
 const TTL: u64 = 30_000;
 
-pub struct Scene {
+pub(crate) struct Scene {
     instances: Instances,
     ballots: Ballots,
     rule: Rule,

@@ -14,7 +14,7 @@ use std::time::Duration;
 const MOST: usize = 1 << 20;
 
 #[derive(Clone, Copy, Debug)]
-pub enum When {
+pub(crate) enum When {
     Now,
     /// In so many seconds.
     After(u32),
@@ -23,7 +23,7 @@ pub enum When {
 }
 
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     Publish {
         id: u8,
         when: When,
@@ -47,7 +47,7 @@ struct First {
     until: u64,
 }
 
-pub struct Scene {
+pub(crate) struct Scene {
     client: Client,
     route: Route,
     window: u64,

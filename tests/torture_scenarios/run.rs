@@ -17,7 +17,7 @@ const LONGEST: usize = 50;
 
 /// One step, or a fault.
 #[derive(Clone, Debug)]
-pub enum Step<S> {
+pub(crate) enum Step<S> {
     Do(S),
     /// The answer is lost, and the call is made again.
     Lost(S),
@@ -30,7 +30,7 @@ pub enum Step<S> {
 }
 
 /// A thing that has rules.
-pub trait Scenario: Sized + 'static {
+pub(crate) trait Scenario: Sized + 'static {
     const NAME: &'static str;
     /// How many of a hundred steps are its own: the cheaper, the more.
     const SHARE: u64;
@@ -81,7 +81,7 @@ fn runtime() -> Runtime {
 }
 
 /// One case, of these steps.
-pub fn these<S: Scenario>(steps: &[Step<S::Step>]) {
+pub(crate) fn these<S: Scenario>(steps: &[Step<S::Step>]) {
     runtime().block_on(async {
         if let Some(mut world) = World::start().await {
             case::<S>(&mut world, steps).await;
@@ -112,7 +112,7 @@ impl Counts {
 }
 
 /// As many cases as asked for.
-pub fn all<S: Scenario>() {
+pub(crate) fn all<S: Scenario>() {
     let most = size("TORTURE_STEPS", 18_000, 10_000_000) * S::SHARE / 100;
     let first = std::env::var("TORTURE_CASE").ok();
     let first: u64 = first.map_or(0, |text| text.parse().unwrap());

@@ -10,30 +10,30 @@ use redis::aio::MultiplexedConnection;
 use std::time::Duration;
 
 /// In ms.
-pub const SECOND: i64 = 1000;
-pub const MINUTE: i64 = 60 * SECOND;
-pub const HOUR: i64 = 60 * MINUTE;
-pub const DAY: i64 = 24 * HOUR;
+pub(crate) const SECOND: i64 = 1000;
+pub(crate) const MINUTE: i64 = 60 * SECOND;
+pub(crate) const HOUR: i64 = 60 * MINUTE;
+pub(crate) const DAY: i64 = 24 * HOUR;
 
 /// When each case begins, in Unix ms.
-pub const BEGIN: u64 = 1_800_000_000_000;
+pub(crate) const BEGIN: u64 = 1_800_000_000_000;
 
-pub struct World {
+pub(crate) struct World {
     redis: Redis,
-    pub keys: Keys,
-    pub connector: Connector,
+    pub(crate) keys: Keys,
+    pub(crate) connector: Connector,
     /// The test's own, for looking.
-    pub admin: MultiplexedConnection,
+    pub(crate) admin: MultiplexedConnection,
     /// What the server's clock says, in Unix ms.
-    pub now: u64,
+    pub(crate) now: u64,
     /// How often the server was started again.
-    pub restarts: u64,
+    pub(crate) restarts: u64,
     moves: u64,
 }
 
 impl World {
     /// `None` where the clock cannot be stopped: Valkey adds what its monotonic one counts.
-    pub async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         // What it acknowledged is in the file, which outlives the process.
         let options = ["--save", "", "--appendonly", "yes", "--appendfsync", "no"];
         let rewritten = ["--auto-aof-rewrite-min-size", "16mb"];
@@ -75,7 +75,7 @@ impl World {
     }
 
     /// Begins a case.
-    pub async fn clear(&mut self) {
+    pub(crate) async fn clear(&mut self) {
         self.set_clock(BEGIN).await;
         let flush = redis::cmd("FLUSHALL");
         flush.exec_async(&mut self.admin).await.unwrap();
@@ -96,11 +96,11 @@ impl World {
     }
 
     /// Moves the clock by so many ms.
-    pub async fn move_clock(&mut self, ms: i64) {
+    pub(crate) async fn move_clock(&mut self, ms: i64) {
         self.set_clock(self.now.saturating_add_signed(ms)).await;
     }
 
-    pub async fn forget_scripts(&mut self) {
+    pub(crate) async fn forget_scripts(&mut self) {
         let mut flush = redis::cmd("SCRIPT");
         flush
             .arg("FLUSH")
@@ -110,7 +110,7 @@ impl World {
     }
 
     /// `kill -9`, and again from the file.
-    pub async fn restart(&mut self) {
+    pub(crate) async fn restart(&mut self) {
         self.redis.restart_without_scripts();
         self.restarts += 1;
         self.admin = self.redis.connection().await;
@@ -118,24 +118,24 @@ impl World {
     }
 
     /// Runs commands of the test's own.
-    pub async fn look<T: redis::FromRedisValue>(&mut self, commands: &redis::Pipeline) -> T {
+    pub(crate) async fn look<T: redis::FromRedisValue>(&mut self, commands: &redis::Pipeline) -> T {
         commands.query_async(&mut self.admin).await.unwrap()
     }
 }
 
 /// A stream as far as it was read.
 #[derive(Default)]
-pub struct Tail(Option<EntryId>);
+pub(crate) struct Tail(Option<EntryId>);
 
 impl Tail {
     /// Adds the question for what is new.
-    pub fn ask(&self, pipe: &mut redis::Pipeline, stream: &str) {
+    pub(crate) fn ask(&self, pipe: &mut redis::Pipeline, stream: &str) {
         let from = self.0.map_or("-".to_owned(), |id| format!("({id}"));
         pipe.cmd("XRANGE").arg(stream).arg(from).arg("+");
     }
 
     /// What is new, from the answer.
-    pub fn read(&mut self, answer: redis::Value) -> Vec<Entry> {
+    pub(crate) fn read(&mut self, answer: redis::Value) -> Vec<Entry> {
         let entries = entries_of(answer).unwrap();
         self.0 = entries.last().map(|entry| entry.id).or(self.0);
         entries
@@ -143,7 +143,7 @@ impl Tail {
 }
 
 /// A fact: its type and data.
-pub fn fact(entry: &Entry) -> (String, serde_json::Value) {
+pub(crate) fn fact(entry: &Entry) -> (String, serde_json::Value) {
     let kind = String::from_utf8(entry.get("type").unwrap().to_vec()).unwrap();
     (
         kind,

@@ -12,25 +12,25 @@ use std::ops::Range;
 use std::time::Duration;
 
 /// Run by their holder, one after another; what they publish is stored with the progress.
-pub const ONE: &str = "exclusive";
-pub const ONES: u64 = 600;
+pub(crate) const ONE: &str = "exclusive";
+pub(crate) const ONES: u64 = 600;
 /// Run by all workers.
-pub const FAN: &str = "fan_out";
-pub const FANNED: u64 = 3000;
+pub(crate) const FAN: &str = "fan_out";
+pub(crate) const FANNED: u64 = 3000;
 
 /// The numbers of the batch's items.
-pub fn numbers(mode: &str) -> Range<u64> {
+pub(crate) fn numbers(mode: &str) -> Range<u64> {
     match mode {
         ONE => 2_000_000_000..2_000_000_000 + ONES,
         _ => 3_000_000_000..3_000_000_000 + FANNED,
     }
 }
 
-pub struct Running(Batches);
+pub(crate) struct Running(Batches);
 
 impl Running {
     /// Both are begun, and both replicas know of them.
-    pub async fn begin(deployment: &Deployment) -> Self {
+    pub(crate) async fn begin(deployment: &Deployment) -> Self {
         let client = client(deployment);
         for (mode, ms) in [(ONE, 10), (FAN, 60)] {
             let items: Vec<_> = numbers(mode).map(|n| json!({"n": n, "ms": ms})).collect();
@@ -62,7 +62,7 @@ impl Running {
     }
 
     /// Waits until both are completed, with all of their items.
-    pub async fn complete(&self) {
+    pub(crate) async fn complete(&self) {
         for (id, total) in [(ONE, ONES), (FAN, FANNED)] {
             until(&format!("{id} is completed"), || async {
                 let found = self.0.find(id).await.ok().flatten();

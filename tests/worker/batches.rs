@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The runs of items: instance, event id, attempt.
-pub type Runs = Arc<Mutex<Vec<(String, String, u32)>>>;
+pub(crate) type Runs = Arc<Mutex<Vec<(String, String, u32)>>>;
 
 fn note(runs: &Runs, context: &Context) {
     let event = context.event();
@@ -23,7 +23,7 @@ fn note(runs: &Runs, context: &Context) {
     runs.lock().unwrap().push(run);
 }
 
-pub fn ids(runs: &Runs) -> Vec<String> {
+pub(crate) fn ids(runs: &Runs) -> Vec<String> {
     runs.lock()
         .unwrap()
         .iter()
@@ -33,7 +33,7 @@ pub fn ids(runs: &Runs) -> Vec<String> {
 
 /// A worker whose handler of `number.add` takes so long, notes its runs and publishes its number;
 /// 13 is not found.
-pub fn adding(rig: &Rig, id: &str, ms: u64, runs: &Runs) -> Builder {
+pub(crate) fn adding(rig: &Rig, id: &str, ms: u64, runs: &Runs) -> Builder {
     let mut settings = rig.settings();
     settings.id = id.into();
     settings.concurrency = 8;
@@ -57,24 +57,24 @@ pub fn adding(rig: &Rig, id: &str, ms: u64, runs: &Runs) -> Builder {
         .handler("number.add", add)
 }
 
-pub fn batch(id: &str, mode: &str, items: impl IntoIterator<Item = u64>) -> Value {
+pub(crate) fn batch(id: &str, mode: &str, items: impl IntoIterator<Item = u64>) -> Value {
     let items: Vec<u64> = items.into_iter().collect();
     json!({"batch_id": id, "item_type": "number.add", "mode": mode, "items": items})
 }
 
-pub async fn process(rig: &Rig, batch: &Value) -> Value {
+pub(crate) async fn process(rig: &Rig, batch: &Value) -> Value {
     let reply = rig.ask("system.batch.process", batch).await.unwrap();
     reply.decode().unwrap()
 }
 
-pub fn batches(rig: &Rig) -> Batches {
+pub(crate) fn batches(rig: &Rig) -> Batches {
     use convoke::connect::connector::Connector;
     use convoke::settings::RedisUrl;
     let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap();
     Batches::new(connector, rig.client.keys().clone())
 }
 
-pub async fn until_done(rig: &Rig, id: &str, items: u64) -> Batch {
+pub(crate) async fn until_done(rig: &Rig, id: &str, items: u64) -> Batch {
     let batches = batches(rig);
     until("items are committed", || async {
         let found = batches.find(id).await.unwrap();
@@ -84,7 +84,7 @@ pub async fn until_done(rig: &Rig, id: &str, items: u64) -> Batch {
     batches.find(id).await.unwrap().unwrap()
 }
 
-pub async fn started(rig: &Rig, builder: Builder) -> Running {
+pub(crate) async fn started(rig: &Rig, builder: Builder) -> Running {
     let running = rig.start(builder);
     rig.ask("system.health", &json!({})).await.unwrap();
     running

@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 /// Rather short, so that the tests are; long enough for a loaded machine.
-pub const TTL: Duration = Duration::from_secs(2);
+pub(crate) const TTL: Duration = Duration::from_secs(2);
 const WORKERS: usize = 3;
 /// Events, and as many tasks, that run while it happens.
 const RUNNING: usize = 9;
@@ -51,8 +51,8 @@ async fn hold(context: Context, name: String) -> Result<String, HandlerError> {
 }
 
 /// Three workers on a server that something is going to happen to.
-pub struct Scene {
-    pub rig: Rig,
+pub(crate) struct Scene {
+    pub(crate) rig: Rig,
     proxy: Proxy,
     runs: Runs,
     workers: Vec<Running>,
@@ -60,7 +60,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    pub async fn begin(redis: Redis) -> Self {
+    pub(crate) async fn begin(redis: Redis) -> Self {
         let rig = Rig::on(redis).await;
         let proxy = Proxy::to(rig.redis.port()).await;
         let url = RedisUrl::new(rig.redis.url());
@@ -110,23 +110,23 @@ impl Scene {
     }
 
     /// When the server's clock says what.
-    pub async fn now(&self) -> u64 {
+    pub(crate) async fn now(&self) -> u64 {
         self.instances.server_time().await.unwrap()
     }
 
-    pub async fn leader(&self) -> Option<String> {
+    pub(crate) async fn leader(&self) -> Option<String> {
         self.instances.leader().await.unwrap()
     }
 
     /// Somebody of whom nothing is heard any more.
-    pub async fn ghost(&self) {
+    pub(crate) async fn ghost(&self) {
         let mut ghost = Registering::new("ghost", ["ghost"]);
         ghost.ttl_ms = TTL.as_millis() as u64;
         self.instances.register(&ghost).await.unwrap();
     }
 
     /// Waits until all workers have pulsed for two ttls since then: whoever is to be lost is lost by now.
-    pub async fn settle(&self, since: u64) {
+    pub(crate) async fn settle(&self, since: u64) {
         let then = since + 2 * TTL.as_millis() as u64;
         until("all workers pulse", || async {
             let Ok(listed) = self.instances.list().await else {
@@ -139,7 +139,7 @@ impl Scene {
     }
 
     /// Lets all runs go, and checks that each was the only one.
-    pub async fn end(mut self, what: &str) {
+    pub(crate) async fn end(mut self, what: &str) {
         self.rig.connection = self.rig.redis.connection().await;
         self.runs.go.add_permits(4 * RUNNING);
         self.rig.wait_for_fact("task.completed", RUNNING).await;

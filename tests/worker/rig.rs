@@ -18,32 +18,32 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-pub struct Rig {
-    pub redis: Redis,
-    pub client: Client,
-    pub connection: MultiplexedConnection,
+pub(crate) struct Rig {
+    pub(crate) redis: Redis,
+    pub(crate) client: Client,
+    pub(crate) connection: MultiplexedConnection,
 }
 
 /// A worker that runs; dropped, it drains.
-pub struct Running {
+pub(crate) struct Running {
     drain: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
     /// Drains it and waits until it is gone.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.drain.cancel();
         self.task.await.unwrap();
     }
 }
 
 impl Rig {
-    pub async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         Self::on(Redis::start()).await
     }
 
-    pub async fn on(redis: Redis) -> Self {
+    pub(crate) async fn on(redis: Redis) -> Self {
         let url = RedisUrl::new(redis.url_for(users::PUBLISHER));
         let connector = Connector::new(&url, 4).unwrap();
         let keys = Keys::new("cb").unwrap();
@@ -57,7 +57,7 @@ impl Rig {
     }
 
     /// Quick settings: retries and takeovers within a test's patience.
-    pub fn settings(&self) -> Settings {
+    pub(crate) fn settings(&self) -> Settings {
         Settings {
             redis_url: RedisUrl::new(self.redis.url()),
             heartbeat_ttl: Duration::from_secs(2),
@@ -69,11 +69,11 @@ impl Rig {
         }
     }
 
-    pub fn builder(&self) -> Builder {
+    pub(crate) fn builder(&self) -> Builder {
         Worker::builder().settings(self.settings())
     }
 
-    pub fn start(&self, builder: Builder) -> Running {
+    pub(crate) fn start(&self, builder: Builder) -> Running {
         let worker = builder.build().unwrap();
         let drain = CancellationToken::new();
         let until = drain.clone();
@@ -81,12 +81,16 @@ impl Rig {
         Running { drain, task }
     }
 
-    pub async fn ask<P: Serialize>(&self, kind: &str, payload: &P) -> Result<Reply, RequestError> {
+    pub(crate) async fn ask<P: Serialize>(
+        &self,
+        kind: &str,
+        payload: &P,
+    ) -> Result<Reply, RequestError> {
         let event = Outgoing::new(kind, payload);
         self.client.request(event, Duration::from_secs(20)).await
     }
 
-    pub async fn refused<P: Serialize>(&self, kind: &str, payload: &P) -> RemoteError {
+    pub(crate) async fn refused<P: Serialize>(&self, kind: &str, payload: &P) -> RemoteError {
         match self.ask(kind, payload).await {
             Err(RequestError::Remote(error)) => error,
             other => panic!("{kind}: not an error reply: {other:?}"),
@@ -94,7 +98,7 @@ impl Rig {
     }
 
     /// All entries of a stream.
-    pub async fn entries(&self, stream: &str) -> Vec<Entry> {
+    pub(crate) async fn entries(&self, stream: &str) -> Vec<Entry> {
         let mut connection = self.connection.clone();
         let reply = redis::cmd("XRANGE")
             .arg(stream)
@@ -107,7 +111,7 @@ impl Rig {
     }
 
     /// Waits until a stream has that many entries, and gives them.
-    pub async fn wait_for(&self, stream: &str, count: usize) -> Vec<Entry> {
+    pub(crate) async fn wait_for(&self, stream: &str, count: usize) -> Vec<Entry> {
         let start = std::time::Instant::now();
         loop {
             let entries = self.entries(stream).await;
@@ -124,7 +128,7 @@ impl Rig {
     }
 
     /// Runs one command, its words apart.
-    pub async fn run(&self, line: &str) -> redis::Value {
+    pub(crate) async fn run(&self, line: &str) -> redis::Value {
         let mut words = line.split_whitespace();
         let mut command = redis::cmd(words.next().unwrap());
         command.arg(words.collect::<Vec<_>>());
@@ -132,7 +136,7 @@ impl Rig {
         command.query_async(&mut connection).await.unwrap()
     }
 
-    pub async fn exists(&self, key: &str) -> bool {
+    pub(crate) async fn exists(&self, key: &str) -> bool {
         let mut connection = self.connection.clone();
         let mut exists = redis::cmd("EXISTS");
         exists.arg(key);
@@ -140,14 +144,14 @@ impl Rig {
     }
 
     /// A field of a hash.
-    pub async fn hash(&self, key: &str, field: &str) -> String {
+    pub(crate) async fn hash(&self, key: &str, field: &str) -> String {
         let mut connection = self.connection.clone();
         let mut read = redis::cmd("HGET");
         read.arg(&[key, field]);
         read.query_async(&mut connection).await.unwrap()
     }
 
-    pub async fn keys(&self, pattern: &str) -> Vec<String> {
+    pub(crate) async fn keys(&self, pattern: &str) -> Vec<String> {
         let mut connection = self.connection.clone();
         let mut keys = redis::cmd("KEYS");
         keys.arg(pattern);
@@ -155,7 +159,7 @@ impl Rig {
     }
 
     /// Waits until that many facts of a type were told, and gives them.
-    pub async fn wait_for_fact(&self, kind: &str, count: usize) -> Vec<Entry> {
+    pub(crate) async fn wait_for_fact(&self, kind: &str, count: usize) -> Vec<Entry> {
         let start = std::time::Instant::now();
         loop {
             let facts = self.entries("cb:broadcast").await.into_iter();
@@ -175,7 +179,7 @@ impl Rig {
     }
 
     /// What is pending; nothing where the group is not there yet.
-    pub async fn pending(&self, stream: &str) -> u64 {
+    pub(crate) async fn pending(&self, stream: &str) -> u64 {
         let mut connection = self.connection.clone();
         let summary = redis::cmd("XPENDING")
             .arg(stream)
@@ -197,13 +201,13 @@ impl Rig {
     }
 }
 
-pub fn text(entry: &Entry, field: &str) -> String {
+pub(crate) fn text(entry: &Entry, field: &str) -> String {
     let value = entry.get(field);
     let value = value.unwrap_or_else(|| panic!("no field {field} in {entry:?}"));
     String::from_utf8_lossy(value).into_owned()
 }
 
 #[allow(dead_code)]
-pub fn limits() -> Limits {
+pub(crate) fn limits() -> Limits {
     Limits::default()
 }

@@ -5,16 +5,16 @@ use std::time::Duration;
 
 /// None.
 #[derive(Debug)]
-pub enum Absent {}
+pub(super) enum Absent {}
 
 impl Absent {
     /// The service that the settings name.
-    pub fn of(_: &Settings) -> Option<Self> {
+    pub(super) fn of(_: &Settings) -> Option<Self> {
         None
     }
 
     /// How long it takes to answer.
-    pub async fn ask(&self, _: Duration) -> Result<Duration, String> {
+    pub(super) async fn ask(&self, _: Duration) -> Result<Duration, String> {
         match *self {}
     }
 }

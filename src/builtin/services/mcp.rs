@@ -32,7 +32,7 @@ type Answer = Result<Duration, String>;
 type Asked = oneshot::Sender<Answer>;
 
 /// Asks a server how it is.
-pub struct Mcp {
+pub(super) struct Mcp {
     command: Arc<str>,
     keeper: Mutex<Option<mpsc::Sender<Asked>>>,
 }
@@ -45,7 +45,7 @@ impl fmt::Debug for Mcp {
 
 impl Mcp {
     /// The server that the command line in the settings starts, if there is one. Starts nothing yet.
-    pub fn of(settings: &Settings) -> Option<Self> {
+    pub(super) fn of(settings: &Settings) -> Option<Self> {
         let command = settings.mcp_server.expose().trim();
         (!command.is_empty()).then(|| Self {
             command: command.into(),
@@ -70,7 +70,7 @@ impl Mcp {
     ///
     /// # Errors
     /// It is not there, or did not answer within the limit.
-    pub async fn ask(&self, limit: Duration) -> Answer {
+    pub(super) async fn ask(&self, limit: Duration) -> Answer {
         let keeper = self.keeper();
         let (sender, answer) = oneshot::channel();
         if keeper.try_send(sender).is_err() {

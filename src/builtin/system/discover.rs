@@ -6,13 +6,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Discover {
+pub(super) struct Discover {
     /// Only the types of this domain: the part before the first dot.
     domain: Option<String>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Method {
+pub(super) struct Method {
     /// The event type.
     r#type: String,
     description: String,
@@ -30,7 +30,7 @@ pub struct Method {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Methods {
+pub(super) struct Methods {
     /// By type, in order.
     methods: Vec<Method>,
     /// At least this many types did not fit into the answer: name a domain to see them.
@@ -38,7 +38,7 @@ pub struct Methods {
     omitted: Option<u64>,
 }
 
-pub async fn discover(context: Context, event: Discover) -> Result<Methods, HandlerError> {
+pub(super) async fn discover(context: Context, event: Discover) -> Result<Methods, HandlerError> {
     let found = context
         .state::<Catalog>()?
         .discover(event.domain.as_deref())

@@ -26,7 +26,7 @@ const MAX_TASKS: usize = 100;
 const MAX_DECISIONS: usize = 100;
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct GetState {
+pub(super) struct GetState {
     /// How many of the latest facts; at most 100.
     #[serde(default = "ten")]
     recent: usize,
@@ -37,7 +37,7 @@ fn ten() -> usize {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct State {
+pub(super) struct State {
     /// Of the instances, the leader, tasks, batches and decisions: it rises with each change of what is told
     /// of them, `last_seen` aside, and never falls. The answer is of this version or a later one.
     version: u64,
@@ -254,7 +254,7 @@ impl Fact {
     }
 }
 
-pub async fn get_state(context: Context, event: GetState) -> Result<State, HandlerError> {
+pub(super) async fn get_state(context: Context, event: GetState) -> Result<State, HandlerError> {
     if event.recent > MAX_RECENT {
         let recent = event.recent;
         return Err(HandlerError::invalid_argument(format!(

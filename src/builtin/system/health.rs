@@ -13,7 +13,7 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(4);
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Nothing {}
+pub(super) struct Nothing {}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -85,7 +85,7 @@ struct Counted {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-pub struct Health {
+pub(super) struct Health {
     status: Status,
     services: Services,
     instances: Counted,
@@ -122,7 +122,7 @@ impl From<Trouble> for Told {
     }
 }
 
-pub async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError> {
+pub(super) async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError> {
     let instances = context.state::<Instances>()?;
     let configured = context.state::<Configured>()?;
     let redis = async {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Heartbeat {
+pub(super) struct Heartbeat {
     instance_id: String,
     incarnation: Option<u64>,
     /// How busy the instance is, in the unit of its capacity.
@@ -24,7 +24,7 @@ pub struct Heartbeat {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Pulse {
+pub(super) struct Pulse {
     /// If false, the instance must register again.
     alive: bool,
     ttl_ms: u64,
@@ -40,7 +40,7 @@ struct Peer {
     left_ms: u64,
 }
 
-pub async fn heartbeat(context: Context, event: Heartbeat) -> Result<Pulse, HandlerError> {
+pub(super) async fn heartbeat(context: Context, event: Heartbeat) -> Result<Pulse, HandlerError> {
     let metrics = match &event.metrics {
         None | Some(Value::Nil) => None,
         Some(map) if map.is_map() => Some(Report::from_map(map)),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Ask {
+pub(super) struct Ask {
     /// Whether to report each handler, of what is in flight and of how the load is spread.
     #[serde(default)]
     detailed: bool,
@@ -19,7 +19,7 @@ pub struct Ask {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Metrics {
+pub(super) struct Metrics {
     /// Events whose outcome was committed, by all instances that there were.
     events_processed: u64,
     /// Runs of handlers that failed, likewise.
@@ -101,7 +101,7 @@ struct Scaling {
     load_balance: f64,
 }
 
-pub async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError> {
+pub(super) async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError> {
     let instances = context.state::<Instances>()?;
     // Its own numbers are those of this moment, not of its last pulse.
     let own = context.state::<OwnReport>()?.tell().await;

@@ -3,11 +3,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Ping {}
+pub(super) struct Ping {}
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Pong {}
+pub(super) struct Pong {}
 
-pub async fn ping(_: Context, _: Ping) -> Result<Pong, HandlerError> {
+pub(super) async fn ping(_: Context, _: Ping) -> Result<Pong, HandlerError> {
     Ok(Pong {})
 }

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct QuorumVote {
+pub(super) struct QuorumVote {
     /// The name of what is decided: one name for one decision.
     decision: String,
     /// Who votes. Whoever may publish this event may name any instance.
@@ -30,7 +30,7 @@ fn five_minutes() -> u64 {
 /// How a ballot stands.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum BallotStatus {
+pub(super) enum BallotStatus {
     Open,
     Decided,
     Deadlocked,
@@ -49,7 +49,7 @@ impl From<Status> for BallotStatus {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct QuorumVoted {
+pub(super) struct QuorumVoted {
     /// Whether this vote is counted, now or since an earlier call.
     voted: bool,
     quorum_reached: bool,
@@ -66,7 +66,10 @@ pub struct QuorumVoted {
     status: BallotStatus,
 }
 
-pub async fn quorum_vote(context: Context, event: QuorumVote) -> Result<QuorumVoted, HandlerError> {
+pub(super) async fn quorum_vote(
+    context: Context,
+    event: QuorumVote,
+) -> Result<QuorumVoted, HandlerError> {
     let vote = Vote {
         decision: event.decision,
         instance_id: event.instance_id,
@@ -91,6 +94,6 @@ pub async fn quorum_vote(context: Context, event: QuorumVote) -> Result<QuorumVo
 }
 
 /// A value that was checked when it was stored.
-pub fn decoded(mut value: &[u8]) -> Result<Value, HandlerError> {
+pub(super) fn decoded(mut value: &[u8]) -> Result<Value, HandlerError> {
     Ok(rmpv::decode::read_value(&mut value)?)
 }

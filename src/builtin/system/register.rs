@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Register {
+pub(super) struct Register {
     id: String,
     roles: Vec<String>,
     #[serde(default = "ten")]
@@ -26,7 +26,7 @@ pub struct Register {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Registered {
+pub(super) struct Registered {
     registered: bool,
     incarnation: u64,
     ttl_ms: u64,
@@ -43,7 +43,10 @@ fn half_a_minute() -> u64 {
     30_000
 }
 
-pub async fn register(context: Context, event: Register) -> Result<Registered, HandlerError> {
+pub(super) async fn register(
+    context: Context,
+    event: Register,
+) -> Result<Registered, HandlerError> {
     let registering = Registering {
         id: event.id,
         roles: event.roles,

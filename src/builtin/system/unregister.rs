@@ -5,18 +5,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Unregister {
+pub(super) struct Unregister {
     instance_id: String,
     incarnation: Option<u64>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Unregistered {
+pub(super) struct Unregistered {
     unregistered: bool,
     tasks_reassigned: u64,
 }
 
-pub async fn unregister(context: Context, event: Unregister) -> Result<Unregistered, HandlerError> {
+pub(super) async fn unregister(
+    context: Context,
+    event: Unregister,
+) -> Result<Unregistered, HandlerError> {
     let gone = context
         .state::<Instances>()?
         .unregister(&event.instance_id, event.incarnation)

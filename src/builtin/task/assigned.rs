@@ -16,12 +16,12 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Its event type.
-pub const KIND: &str = "task.assigned";
+pub(super) const KIND: &str = "task.assigned";
 /// The longest wait for a handler whose run could not begin.
 const HELD_BACK: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Assigned {
+pub(super) struct Assigned {
     task_id: String,
     kind: String,
     #[serde(default = "nil")]
@@ -32,7 +32,7 @@ pub struct Assigned {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Ran {
+pub(super) struct Ran {
     /// False if the task is someone else's by now, or is done.
     run: bool,
 }
@@ -41,7 +41,7 @@ fn nil() -> Value {
     Value::Nil
 }
 
-pub async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerError> {
+pub(super) async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerError> {
     if !context.is_from_inbox() {
         return Err(HandlerError::new(
             Code::PermissionDenied,

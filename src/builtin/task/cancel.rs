@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Cancel {
+pub(super) struct Cancel {
     task_id: String,
     /// Why; 1 KiB of it is kept.
     #[serde(default)]
@@ -13,11 +13,11 @@ pub struct Cancel {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Cancelled {
+pub(super) struct Cancelled {
     status: &'static str,
 }
 
-pub async fn cancel(context: Context, event: Cancel) -> Result<Cancelled, HandlerError> {
+pub(super) async fn cancel(context: Context, event: Cancel) -> Result<Cancelled, HandlerError> {
     let reason = event.reason.unwrap_or_default();
     context
         .state::<Tasks>()?

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Complete {
+pub(super) struct Complete {
     task_id: String,
     instance_id: String,
     /// The number that the task came with.
@@ -19,7 +19,7 @@ pub struct Complete {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Completed {
+pub(super) struct Completed {
     status: &'static str,
 }
 
@@ -27,7 +27,7 @@ fn nil() -> Value {
     Value::Nil
 }
 
-pub async fn complete(context: Context, event: Complete) -> Result<Completed, HandlerError> {
+pub(super) async fn complete(context: Context, event: Complete) -> Result<Completed, HandlerError> {
     let assignment = Assignment {
         task: event.task_id,
         instance: event.instance_id,

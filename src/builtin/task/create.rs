@@ -9,7 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Create {
+pub(super) struct Create {
     /// Without it the event's id.
     task_id: Option<String>,
     /// The event type whose handler runs it.
@@ -31,7 +31,7 @@ pub struct Create {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Created {
+pub(super) struct Created {
     task_id: String,
     status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -54,7 +54,7 @@ fn three() -> u32 {
     3
 }
 
-pub async fn create(context: Context, event: Create) -> Result<Created, HandlerError> {
+pub(super) async fn create(context: Context, event: Create) -> Result<Created, HandlerError> {
     let id = event.task_id.unwrap_or_else(|| invented(&context));
     let task = NewTask {
         kind: event.kind,

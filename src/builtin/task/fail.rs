@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Fail {
+pub(super) struct Fail {
     task_id: String,
     instance_id: String,
     /// The number that the task came with.
@@ -18,7 +18,7 @@ pub struct Fail {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Failed {
+pub(super) struct Failed {
     /// `pending`, `assigned` or `failed`.
     status: &'static str,
 }
@@ -27,7 +27,7 @@ fn yes() -> bool {
     true
 }
 
-pub async fn fail(context: Context, event: Fail) -> Result<Failed, HandlerError> {
+pub(super) async fn fail(context: Context, event: Fail) -> Result<Failed, HandlerError> {
     let assignment = Assignment {
         task: event.task_id,
         instance: event.instance_id,

@@ -8,12 +8,12 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct Get {
+pub(super) struct Get {
     task_id: String,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Detail {
+pub(super) struct Detail {
     #[serde(flatten)]
     task: Shown,
     #[schemars(with = "serde_json::Value")]
@@ -25,7 +25,7 @@ pub struct Detail {
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub struct List {
+pub(super) struct List {
     /// `pending`, `assigned`, `completed`, `failed` or `cancelled`; without it all.
     status: Option<String>,
     /// At most 1000.
@@ -34,7 +34,7 @@ pub struct List {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub struct Listed {
+pub(super) struct Listed {
     tasks: Vec<Shown>,
 }
 
@@ -42,7 +42,7 @@ fn hundred() -> usize {
     100
 }
 
-pub async fn get(context: Context, event: Get) -> Result<Detail, HandlerError> {
+pub(super) async fn get(context: Context, event: Get) -> Result<Detail, HandlerError> {
     let found = context
         .state::<Tasks>()?
         .get(&event.task_id)
@@ -61,7 +61,7 @@ pub async fn get(context: Context, event: Get) -> Result<Detail, HandlerError> {
     })
 }
 
-pub async fn list(context: Context, event: List) -> Result<Listed, HandlerError> {
+pub(super) async fn list(context: Context, event: List) -> Result<Listed, HandlerError> {
     let status = event
         .status
         .as_deref()

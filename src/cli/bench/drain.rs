@@ -10,13 +10,13 @@ use futures_util::future::try_join_all;
 
 /// What is consumed, and by how many.
 #[derive(Clone, Copy, Debug)]
-pub struct Drain<'a> {
-    pub load: &'a Load,
-    pub reply: bool,
-    pub consumers: usize,
+pub(super) struct Drain<'a> {
+    pub(crate) load: &'a Load,
+    pub(crate) reply: bool,
+    pub(crate) consumers: usize,
 }
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let load = rig.load(1, None);
     let events = rig.plan.events;
     for (case, reply) in [("with replies", true), ("without replies", false)] {
@@ -59,7 +59,7 @@ pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
 
 impl Drain<'_> {
     /// All three sides.
-    pub async fn rounds(&self, rig: &Rig, events: u64) -> anyhow::Result<[Samples; 3]> {
+    pub(super) async fn rounds(&self, rig: &Rig, events: u64) -> anyhow::Result<[Samples; 3]> {
         let one = async |side, events| self.one(rig, side, events).await;
         rig.rounds([RAW, BARE, WORKER], events, one).await
     }

@@ -5,7 +5,7 @@ use super::figure::{Figure, Samples};
 use super::rig::{BARE, RAW, Rig, WORKER};
 use crate::cli::output::count;
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let mut lengths = match rig.plan.quick {
         true => vec![500, 5000],
         false => vec![10_000, 100_000, 1_000_000],
@@ -27,7 +27,7 @@ pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
 }
 
 /// A case and what it is to the first one: the cost of an event should be the same.
-pub fn tell_flat(
+pub(super) fn tell_flat(
     rig: &Rig,
     measurement: &'static str,
     case: String,

@@ -5,14 +5,14 @@ use serde::Serialize;
 
 /// The median of some rounds, with the least and the most.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    pub median: f64,
-    pub min: f64,
-    pub max: f64,
+pub(super) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
 }
 
 impl Spread {
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+    pub(super) fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_unstable_by(f64::total_cmp);
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
@@ -32,13 +32,13 @@ impl Spread {
 /// What a ratio or a value should be.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Goal {
+pub(super) enum Goal {
     AtLeast(f64),
     AtMost(f64),
 }
 
 impl Goal {
-    pub fn is_reached(self, value: f64) -> bool {
+    pub(super) fn is_reached(self, value: f64) -> bool {
         match self {
             Goal::AtLeast(goal) => value >= goal,
             Goal::AtMost(goal) => value <= goal,
@@ -48,41 +48,41 @@ impl Goal {
 
 /// What one side did.
 #[derive(Clone, Debug, Serialize)]
-pub struct Side {
-    pub side: &'static str,
+pub(super) struct Side {
+    pub(crate) side: &'static str,
     /// In the figure's unit.
     #[serde(flatten)]
-    pub value: Spread,
+    pub(crate) value: Spread,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub p99: Option<Spread>,
+    pub(crate) p99: Option<Spread>,
     /// CPU time of this process, in seconds per 100,000 events.
-    pub client_cpu_s: f64,
+    pub(crate) client_cpu_s: f64,
     /// CPU time of the server, in seconds per 100,000 events.
-    pub server_cpu_s: f64,
+    pub(crate) server_cpu_s: f64,
     /// Commands that the server ran, per event.
-    pub commands: f64,
+    pub(crate) commands: f64,
     /// What this process had resident at a round's end, in KiB.
-    pub rss_kib: f64,
+    pub(crate) rss_kib: f64,
     /// By how much that grew in a round, in KiB.
-    pub rss_growth_kib: f64,
+    pub(crate) rss_growth_kib: f64,
     /// What the server's data took at a round's end, in KiB.
-    pub server_kib: f64,
+    pub(crate) server_kib: f64,
     /// By how much that grew in a round, in KiB.
-    pub server_growth_kib: f64,
+    pub(crate) server_growth_kib: f64,
 }
 
 /// A ratio of two sides, or a value that has a goal of its own.
 #[derive(Clone, Debug, Serialize)]
-pub struct Check {
-    pub what: String,
+pub(super) struct Check {
+    pub(crate) what: String,
     #[serde(flatten)]
-    pub value: Spread,
-    pub goal: Option<Goal>,
-    pub reached: Option<bool>,
+    pub(crate) value: Spread,
+    pub(crate) goal: Option<Goal>,
+    pub(crate) reached: Option<bool>,
 }
 
 impl Check {
-    pub fn new(what: impl Into<String>, value: Spread, goal: Option<Goal>) -> Self {
+    pub(super) fn new(what: impl Into<String>, value: Spread, goal: Option<Goal>) -> Self {
         Self {
             what: what.into(),
             value,
@@ -94,24 +94,24 @@ impl Check {
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
-pub struct Figure {
-    pub record: &'static str,
-    pub measurement: &'static str,
-    pub case: String,
-    pub unit: &'static str,
+pub(super) struct Figure {
+    pub(crate) record: &'static str,
+    pub(crate) measurement: &'static str,
+    pub(crate) case: String,
+    pub(crate) unit: &'static str,
     /// Events of each side in a round.
-    pub events: u64,
+    pub(crate) events: u64,
     /// Rounds that count.
-    pub rounds: u32,
-    pub sides: Vec<Side>,
-    pub checks: Vec<Check>,
+    pub(crate) rounds: u32,
+    pub(crate) sides: Vec<Side>,
+    pub(crate) checks: Vec<Check>,
 }
 
 /// The samples of one side, by round.
-pub type Samples = Vec<Sample>;
+pub(super) type Samples = Vec<Sample>;
 
 impl Figure {
-    pub fn new(
+    pub(super) fn new(
         measurement: &'static str,
         case: impl Into<String>,
         unit: &'static str,
@@ -150,7 +150,7 @@ impl Figure {
     }
 
     /// With the ratio of two sides, round by round.
-    pub fn ratio(
+    pub(super) fn ratio(
         mut self,
         what: impl Into<String>,
         of: &Samples,

@@ -14,7 +14,7 @@ const STARTS_WITHIN: Duration = Duration::from_secs(30);
 /// How long it settles.
 const SETTLES: Duration = Duration::from_secs(2);
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     // Processor time is counted in hundredths of a second.
     let seconds = if rig.plan.quick { 1 } else { 30 };
     let mut worker = start(rig).await?;

@@ -9,23 +9,23 @@ const OWN: [&str; 2] = ["info", "xpending"];
 
 /// Memory of a process, in KiB.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Memory {
+pub(super) struct Memory {
     /// All that is resident.
-    pub resident: u64,
+    pub(crate) resident: u64,
     /// What no file stands behind: heap and stacks.
-    pub heap: u64,
+    pub(crate) heap: u64,
 }
 
 /// A moment, and what this process had used up by then.
 #[derive(Clone, Copy, Debug)]
-pub struct Mark {
-    pub at: Instant,
-    pub cpu: f64,
-    pub memory: Memory,
+pub(super) struct Mark {
+    pub(crate) at: Instant,
+    pub(crate) cpu: f64,
+    pub(crate) memory: Memory,
 }
 
 impl Mark {
-    pub fn now() -> Self {
+    pub(super) fn now() -> Self {
         Self {
             at: Instant::now(),
             cpu: cpu_time("self"),
@@ -36,30 +36,30 @@ impl Mark {
 
 /// One side's part of a round.
 #[derive(Clone, Debug, Default)]
-pub struct Sample {
+pub(super) struct Sample {
     /// In the figure's unit.
-    pub value: f64,
+    pub(crate) value: f64,
     /// The 99th percentile, where `value` is the 50th.
-    pub p99: Option<f64>,
+    pub(crate) p99: Option<f64>,
     /// CPU time of this process, in seconds per 100,000 events.
-    pub client_cpu: f64,
+    pub(crate) client_cpu: f64,
     /// The same of the server.
-    pub server_cpu: f64,
+    pub(crate) server_cpu: f64,
     /// Commands that the server ran, per event.
-    pub commands: f64,
+    pub(crate) commands: f64,
     /// What this process has resident in the end, in KiB.
-    pub resident: f64,
+    pub(crate) resident: f64,
     /// By how much that grew, in KiB.
-    pub growth: f64,
+    pub(crate) growth: f64,
     /// What the server's data takes in the end, in KiB.
-    pub server_memory: f64,
+    pub(crate) server_memory: f64,
     /// By how much that grew, in KiB.
-    pub server_growth: f64,
+    pub(crate) server_growth: f64,
 }
 
 impl Sample {
     /// What was used up between two marks and two looks at the server, for this many events.
-    pub fn between(marks: [Mark; 2], server: [&Usage; 2], events: u64) -> Self {
+    pub(super) fn between(marks: [Mark; 2], server: [&Usage; 2], events: u64) -> Self {
         let [begin, end] = marks;
         let [before, after] = server;
         let events = events.max(1) as f64;
@@ -84,7 +84,7 @@ impl Sample {
     }
 
     /// With these times, in seconds, as its value: p50 and p99 in microseconds.
-    pub fn with_times(mut self, mut seconds: Vec<f64>) -> Self {
+    pub(super) fn with_times(mut self, mut seconds: Vec<f64>) -> Self {
         seconds.sort_unstable_by(f64::total_cmp);
         self.value = percentile(&seconds, 0.50) * 1e6;
         self.p99 = Some(percentile(&seconds, 0.99) * 1e6);
@@ -99,12 +99,12 @@ fn percentile(sorted: &[f64], share: f64) -> f64 {
 }
 
 /// The cores that a process of this machine may run on.
-pub fn cores(pid: &str) -> Option<String> {
+pub(super) fn cores(pid: &str) -> Option<String> {
     Some(field(&status(pid), "Cpus_allowed_list:")?.to_owned())
 }
 
 /// The cores of a server, if the process of that id is one on this machine.
-pub fn server_cores(pid: &str) -> Option<String> {
+pub(super) fn server_cores(pid: &str) -> Option<String> {
     let pid = pid.parse::<u32>().ok()?.to_string();
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
     let known = ["redis", "valkey"];
@@ -115,7 +115,7 @@ pub fn server_cores(pid: &str) -> Option<String> {
 }
 
 /// Memory of a process.
-pub fn memory(pid: &str) -> Memory {
+pub(super) fn memory(pid: &str) -> Memory {
     let status = status(pid);
     let kib = |name| {
         let value = field(&status, name)?;
@@ -137,7 +137,7 @@ fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
 }
 
 /// CPU time of a process, in seconds.
-pub fn cpu_time(pid: &str) -> f64 {
+pub(super) fn cpu_time(pid: &str) -> f64 {
     // Fields 14 and 15, in ticks of a hundredth of a second; the name before may hold spaces.
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);

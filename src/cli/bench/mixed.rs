@@ -50,7 +50,7 @@ impl Beats {
     }
 }
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let flood = rig.load(1, None);
     let mut control = rig.load(2, None);
     control.routes.remove(0);

@@ -56,7 +56,7 @@ CPU times are told by the system in steps of 10 ms or so: raise --events where t
 /// Measure this machine: the same work by loops written by hand and by a worker
 #[derive(Args, Clone, Debug)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// What is measured [default: drain, publish, request]
     #[arg(value_name = "MEASUREMENT")]
     measurements: Vec<Measurement>,
@@ -150,7 +150,7 @@ impl Flags {
 }
 
 /// Runs the command.
-pub fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     if flags
         .soak
         .is_some_and(|millions| !(millions > 0.0 && millions <= 1e6))

@@ -17,7 +17,7 @@ const CALLERS: u64 = 3;
 /// Events that one call publishes.
 const AT_A_TIME: u64 = 512;
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let load = rig.load(1, None);
     let requests = rig.plan.requests;
     let one = async |side, events| single(rig, &load, side, events).await;

@@ -7,7 +7,7 @@ use super::drain::Drain;
 use super::figure::{Figure, Samples};
 use super::rig::{BARE, RAW, Rig, WORKER};
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let load = rig.load(1, None);
     let events = rig.plan.events;
     let most = if rig.plan.quick { 2 } else { 4 };

@@ -14,9 +14,9 @@ use tokio_util::task::AbortOnDropHandle;
 /// The worker, asked by the client library of the bus.
 const BOTH: &str = "client and worker";
 /// How long a request may take.
-pub const TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(60);
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let load = rig.load(1, None);
     for in_flight in [1, 16, 256_usize] {
         let requests = rig.plan.requests.max(in_flight as u64);

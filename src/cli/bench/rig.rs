@@ -22,9 +22,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 /// The sides of a comparison.
-pub const RAW: &str = "raw";
-pub const BARE: &str = "bare";
-pub const WORKER: &str = "worker";
+pub(super) const RAW: &str = "raw";
+pub(super) const BARE: &str = "bare";
+pub(super) const WORKER: &str = "worker";
 
 #[derive(Deserialize, JsonSchema)]
 struct Work {
@@ -40,30 +40,30 @@ async fn handle(context: Context, _: Work) -> Result<(), HandlerError> {
 }
 
 /// The server and the namespace.
-pub struct Rig {
-    pub settings: Settings,
-    pub keys: Keys,
-    pub connector: Connector,
-    pub output: Output,
-    pub plan: Plan,
+pub(super) struct Rig {
+    pub(crate) settings: Settings,
+    pub(crate) keys: Keys,
+    pub(crate) connector: Connector,
+    pub(crate) output: Output,
+    pub(crate) plan: Plan,
     stop: CancellationToken,
     workers: TaskTracker,
 }
 
 /// A worker of this process; it drains once this is dropped.
-pub struct Running {
+pub(super) struct Running {
     drain: DropGuard,
     ended: JoinHandle<Result<(), RunError>>,
 }
 
 impl Running {
     /// Whether it ended by itself.
-    pub fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         self.ended.is_finished()
     }
 
     /// Drains it.
-    pub async fn stop(self) -> anyhow::Result<()> {
+    pub(super) async fn stop(self) -> anyhow::Result<()> {
         drop(self.drain);
         Ok(self.ended.await??)
     }
@@ -71,23 +71,23 @@ impl Running {
 
 /// When the first event of a race arrived.
 #[derive(Clone, Default)]
-pub struct Start(Arc<OnceLock<Mark>>);
+pub(super) struct Start(Arc<OnceLock<Mark>>);
 
 impl Start {
     /// A race that notes its start here.
-    pub fn race(&self, events: u64) -> Arc<Race> {
+    pub(super) fn race(&self, events: u64) -> Arc<Race> {
         let start = self.0.clone();
         let first = move || _ = start.get_or_init(Mark::now);
         Arc::new(Race::new(events, first))
     }
 
-    pub fn mark(&self) -> anyhow::Result<Mark> {
+    pub(super) fn mark(&self) -> anyhow::Result<Mark> {
         self.0.get().copied().context("nothing arrived")
     }
 }
 
 impl Rig {
-    pub async fn new(session: Session, plan: Plan) -> anyhow::Result<Self> {
+    pub(super) async fn new(session: Session, plan: Plan) -> anyhow::Result<Self> {
         let mut settings = session.settings;
         settings.namespace = format!("bench-{:08x}", fastrand::u32(..));
         settings.partitions = 0;
@@ -112,7 +112,7 @@ impl Rig {
     }
 
     /// This many streams of events of this many bytes each; of the shortest, if none are told.
-    pub fn load(&self, streams: usize, payload: Option<usize>) -> Load {
+    pub(super) fn load(&self, streams: usize, payload: Option<usize>) -> Load {
         let domains = (0..streams).map(|n| format!("bench{n}"));
         Load {
             routes: domains.clone().map(|d| self.keys.route(&d, 0)).collect(),
@@ -125,7 +125,12 @@ impl Rig {
     }
 
     /// Starts a worker of this process for a load.
-    pub fn worker(&self, id: &str, load: &Load, race: &Arc<Race>) -> anyhow::Result<Running> {
+    pub(super) fn worker(
+        &self,
+        id: &str,
+        load: &Load,
+        race: &Arc<Race>,
+    ) -> anyhow::Result<Running> {
         let settings = Settings {
             id: id.to_owned(),
             ..self.settings.clone()
@@ -146,7 +151,7 @@ impl Rig {
     }
 
     /// Waits until a race's events are taken and acknowledged by workers; the moment at which they were.
-    pub async fn until_done(
+    pub(super) async fn until_done(
         &self,
         load: &Load,
         race: &Race,
@@ -168,13 +173,13 @@ impl Rig {
     }
 
     /// What the server has used up so far.
-    pub async fn usage(&self) -> anyhow::Result<Usage> {
+    pub(super) async fn usage(&self) -> anyhow::Result<Usage> {
         let mut connection = self.connector.dedicated().await?;
         Ok(Usage::look(&mut connection).await?)
     }
 
     /// Rounds of some sides, in a new order each time; first one that is not counted.
-    pub async fn rounds<const N: usize>(
+    pub(super) async fn rounds<const N: usize>(
         &self,
         sides: [&'static str; N],
         events: u64,
@@ -194,7 +199,7 @@ impl Rig {
     }
 
     /// Prints a figure.
-    pub fn tell(&self, figure: Figure) -> anyhow::Result<()> {
+    pub(super) fn tell(&self, figure: Figure) -> anyhow::Result<()> {
         match self.output.is_json() {
             true => self.output.json(&serde_json::to_value(&figure)?)?,
             false => text::print(&self.output, &figure)?,
@@ -203,7 +208,7 @@ impl Rig {
     }
 
     /// Waits for the workers that still run, and removes the namespace.
-    pub async fn clean(&self) -> anyhow::Result<()> {
+    pub(super) async fn clean(&self) -> anyhow::Result<()> {
         self.stop.cancel();
         self.workers.close();
         self.workers.wait().await;

@@ -7,7 +7,7 @@ use super::rig::{BARE, RAW, Rig, WORKER};
 /// Bytes of a payload.
 const SIZES: [usize; 6] = [64, 256, 1024, 4096, 16_384, 65_536];
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     // What a round may take of the server's memory.
     let budget: u64 = if rig.plan.quick { 2 << 20 } else { 256 << 20 };
     for size in SIZES {

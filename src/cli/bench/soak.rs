@@ -17,7 +17,7 @@ const POINTS: u64 = 10;
 /// What an allocator may keep more or less of, in KiB.
 const SLACK: f64 = 1024.0;
 
-pub async fn measure(rig: &Rig, events: u64) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig, events: u64) -> anyhow::Result<()> {
     let load = rig.load(1, None);
     let race = Start::default().race(u64::MAX);
     let worker = rig.worker("bench-0", &load, &race)?;

@@ -4,7 +4,7 @@ use super::drain::Drain;
 use super::entries::tell_flat;
 use super::rig::Rig;
 
-pub async fn measure(rig: &Rig) -> anyhow::Result<()> {
+pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let counts: &[usize] = if rig.plan.quick {
         &[10, 30]
     } else {

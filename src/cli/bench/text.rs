@@ -8,7 +8,7 @@ use std::io;
 const BAR: usize = 16;
 
 /// Prints a figure.
-pub fn print(output: &Output, figure: &Figure) -> io::Result<()> {
+pub(super) fn print(output: &Output, figure: &Figure) -> io::Result<()> {
     let mut title = output.bold(&format!("{}: {}", figure.measurement, figure.case));
     if figure.events > 0 {
         let events = count(figure.events, "event", "events");

@@ -21,7 +21,7 @@ Examples:
 
 Asks before it acts. What was dropped, when and by whom is told on the broadcast \
 (operator.dropped). Dropping all of a stream needs --all.")]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(flatten)]
     which: Which,
     /// Drop all that is there
@@ -35,7 +35,7 @@ pub struct Flags {
     yes: bool,
 }
 
-pub async fn run(
+pub(super) async fn run(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,

@@ -28,7 +28,7 @@ Examples:
 
 --since and --until mean the time of death. Reasons are the error codes of the protocol, and \
 poison: delivered again and again without ever being committed.")]
-pub struct Flags {
+pub(super) struct Flags {
     #[command(flatten)]
     which: Which,
     /// List the entries, not only counts
@@ -39,7 +39,7 @@ pub struct Flags {
     limit: Option<u64>,
 }
 
-pub async fn run(
+pub(super) async fn run(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,
@@ -170,7 +170,7 @@ async fn entries(
 }
 
 /// Dead letters one by one.
-pub struct Listing<'a> {
+pub(super) struct Listing<'a> {
     session: &'a Session,
     table: Table<'a>,
     several: bool,
@@ -179,7 +179,7 @@ pub struct Listing<'a> {
 }
 
 impl<'a> Listing<'a> {
-    pub fn new(session: &'a Session, several: bool, now: u64) -> Self {
+    pub(super) fn new(session: &'a Session, several: bool, now: u64) -> Self {
         let mut columns = vec![
             Column::new("ENTRY"),
             Column::new("TYPE").shrinks(10),
@@ -201,7 +201,7 @@ impl<'a> Listing<'a> {
         }
     }
 
-    pub fn add(
+    pub(super) fn add(
         &mut self,
         stream: &StreamName,
         entry: &Entry,
@@ -233,7 +233,7 @@ impl<'a> Listing<'a> {
         Ok(self.table.row(row)?)
     }
 
-    pub fn finish(self) -> anyhow::Result<u64> {
+    pub(super) fn finish(self) -> anyhow::Result<u64> {
         if self.shown > 0 && !self.session.output.is_json() {
             self.table.finish()?;
         }

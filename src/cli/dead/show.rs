@@ -19,7 +19,7 @@ Examples:
   convoke dead show 1700000000000-0
   convoke dead show 1700000000000-0 image --absolute
   convoke dead show 1700000000000-0 --format json | jq .data")]
-pub struct Flags {
+pub(super) struct Flags {
     /// The dead letter's entry id, as `dead list --entries` shows it
     #[arg(value_name = "ENTRY")]
     entry: EntryId,
@@ -28,7 +28,7 @@ pub struct Flags {
     streams: Vec<String>,
 }
 
-pub async fn run(
+pub(super) async fn run(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,
@@ -130,7 +130,7 @@ fn tell(
 }
 
 /// A dead letter as JSON.
-pub fn described(stream: &StreamName, entry: &Entry, letter: &Letter) -> Value {
+pub(super) fn described(stream: &StreamName, entry: &Entry, letter: &Letter) -> Value {
     let own = Entry::new(entry.id, &letter.fields);
     let mut fields = Map::new();
     for (name, value) in own.pairs() {

@@ -23,7 +23,7 @@ const SKEW_MS: u64 = 1000;
 const BAD_SKEW_MS: u64 = 60_000;
 
 /// Everything about the server itself.
-pub fn server(server: &Server, settings: &Settings) -> Vec<Finding> {
+pub(super) fn server(server: &Server, settings: &Settings) -> Vec<Finding> {
     vec![
         version(server),
         role(server),
@@ -503,7 +503,7 @@ fn scripts(server: &Server) -> Finding {
 }
 
 /// This many names, and how many more.
-pub fn names(names: &[String]) -> String {
+pub(super) fn names(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown = names[..names.len().min(SHOWN)].join(", ");
     match names.len().checked_sub(SHOWN) {

@@ -12,7 +12,7 @@ use redis::aio::MultiplexedConnection;
 const TOLD: &str = "unread";
 
 /// Everything about the flow.
-pub async fn flow(
+pub(super) async fn flow(
     session: &Session,
     connection: &mut MultiplexedConnection,
 ) -> anyhow::Result<Vec<Finding>> {

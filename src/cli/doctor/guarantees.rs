@@ -4,7 +4,7 @@ use super::{Finding, Status};
 use convoke::operator::server::Server;
 
 /// Everything that depends on what the server tells.
-pub fn guarantees(server: &Server) -> Vec<Finding> {
+pub(super) fn guarantees(server: &Server) -> Vec<Finding> {
     vec![
         cluster(server),
         primary(server),

@@ -9,13 +9,13 @@ use convoke::protocol::keys::StreamKind;
 use redis::aio::MultiplexedConnection;
 
 /// From that part of its limit on a memory will soon be full.
-pub const TIGHT: f64 = 0.80;
+pub(crate) const TIGHT: f64 = 0.80;
 /// From that part of its limit on a memory counts as full.
-pub const FULL: f64 = 0.95;
+pub(crate) const FULL: f64 = 0.95;
 /// Keys that are named.
 const NAMED: usize = 3;
 
-pub async fn memory(
+pub(super) async fn memory(
     session: &Session,
     connection: &mut MultiplexedConnection,
     server: &Server,

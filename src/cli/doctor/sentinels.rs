@@ -12,7 +12,7 @@ const ELECTION_MS: u64 = 3000;
 const SLOW_MS: u64 = 15_000;
 
 /// Everything about the Sentinels.
-pub fn sentinels(voices: &[Voice], settings: &Settings) -> Vec<Finding> {
+pub(super) fn sentinels(voices: &[Voice], settings: &Settings) -> Vec<Finding> {
     let views: Vec<&View> = voices
         .iter()
         .filter_map(|voice| voice.view.as_ref().ok())

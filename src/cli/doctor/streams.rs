@@ -26,7 +26,7 @@ struct Seen {
 }
 
 /// Everything about the streams.
-pub async fn streams(
+pub(super) async fn streams(
     session: &Session,
     connection: &mut MultiplexedConnection,
 ) -> anyhow::Result<Vec<Finding>> {

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Dialect {
+pub(super) enum Dialect {
     /// Text format 0.0.4.
     Prometheus,
     /// OpenMetrics 1.0.
@@ -63,7 +63,7 @@ struct Scaling {
 }
 
 /// What `system.metrics` answered, as exposition text.
-pub fn of(metrics: Value, dialect: Dialect) -> anyhow::Result<String> {
+pub(super) fn of(metrics: Value, dialect: Dialect) -> anyhow::Result<String> {
     let metrics: Metrics = serde_json::from_value(metrics)
         .context("the answer lacks what this version tells on: the worker may be older")?;
     let mut text = Text {

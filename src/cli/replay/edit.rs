@@ -24,7 +24,7 @@ impl Drop for Draft {
 ///
 /// # Errors
 /// Fails if the editor fails, or if what it left is not JSON that can be taken exactly.
-pub fn edit(data: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
+pub(super) fn edit(data: Option<&[u8]>) -> anyhow::Result<Vec<u8>> {
     let data = data.unwrap_or(&[0xc0]);
     let value = json::to_json(data).unwrap_or(Value::Null);
     let name = format!(

@@ -18,33 +18,33 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 /// Replays after which an event came back too often.
-pub const TOO_OFTEN: u32 = 3;
+pub(super) const TOO_OFTEN: u32 = 3;
 
 /// What is chosen from.
-pub enum From {
+pub(super) enum From {
     Dead(Which),
     Pending(Vec<String>, Held, Filters),
     Range(Vec<String>, Option<String>, Filters),
 }
 
 /// An entry that the conditions fit.
-pub struct Candidate {
+pub(super) struct Candidate {
     /// The stream where it is.
-    pub stream: StreamName,
+    pub(crate) stream: StreamName,
     /// The stream that it goes to.
-    pub to: String,
+    pub(crate) to: String,
     /// Its type.
-    pub kind: String,
+    pub(crate) kind: String,
     /// How often it has been replayed then.
-    pub replays: u32,
+    pub(crate) replays: u32,
     /// What will be done.
-    pub act: Move,
+    pub(crate) act: Move,
     /// Why it is left alone, if it is.
-    pub left: Option<String>,
+    pub(crate) left: Option<String>,
 }
 
 /// Walks over all that fits, any number of times: what comes later is not met.
-pub struct Walk {
+pub(super) struct Walk {
     from: From,
     keys: Keys,
     limits: Limits,
@@ -70,7 +70,7 @@ enum Open {
 
 impl Walk {
     /// Prepares to walk over what is there now.
-    pub async fn begin(
+    pub(super) async fn begin(
         session: &Session,
         connection: &mut MultiplexedConnection,
         from: From,
@@ -122,12 +122,12 @@ impl Walk {
     }
 
     /// The group that it is about.
-    pub fn group(&self) -> &str {
+    pub(super) fn group(&self) -> &str {
         &self.group
     }
 
     /// Where the entries come from.
-    pub fn source(&self) -> Source {
+    pub(super) fn source(&self) -> Source {
         match self.from {
             From::Dead(_) => Source::Dead,
             From::Pending(..) => Source::Pending,
@@ -136,13 +136,13 @@ impl Walk {
     }
 
     /// Begins again from the beginning, up to where it ended before.
-    pub fn rewind(&mut self) {
+    pub(super) fn rewind(&mut self) {
         self.at = 0;
         self.pages = Open::Nothing;
     }
 
     /// What fits on the next page; `None` at the end.
-    pub async fn next(
+    pub(super) async fn next(
         &mut self,
         connection: &mut MultiplexedConnection,
     ) -> anyhow::Result<Option<Vec<Candidate>>> {

@@ -11,15 +11,15 @@ const SPARKS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█
 
 /// A brush: whether it may colour.
 #[derive(Clone, Copy, Debug)]
-pub struct Brush {
-    pub colours: bool,
+pub(super) struct Brush {
+    pub(crate) colours: bool,
 }
 
 /// Text in a style.
-pub type Piece = (String, Style);
+pub(super) type Piece = (String, Style);
 
 impl Brush {
-    pub fn style(self, tone: Tone) -> Style {
+    pub(super) fn style(self, tone: Tone) -> Style {
         let colour = |colour: Color| match self.colours {
             true => Style::new().fg(colour),
             false => Style::new(),
@@ -33,12 +33,12 @@ impl Brush {
         }
     }
 
-    pub fn piece(self, tone: Tone, text: impl Into<String>) -> Piece {
+    pub(super) fn piece(self, tone: Tone, text: impl Into<String>) -> Piece {
         (text.into(), self.style(tone))
     }
 
     /// Writes pieces after each other, cut at the edge.
-    pub fn line(self, buffer: &mut Buffer, area: Rect, y: u16, pieces: &[Piece]) {
+    pub(super) fn line(self, buffer: &mut Buffer, area: Rect, y: u16, pieces: &[Piece]) {
         let mut x = area.x;
         for (text, style) in pieces {
             let room = usize::from(area.right().saturating_sub(x));
@@ -50,7 +50,7 @@ impl Brush {
         }
     }
 
-    pub fn lines(
+    pub(super) fn lines(
         self,
         buffer: &mut Buffer,
         area: Rect,
@@ -68,7 +68,7 @@ impl Brush {
 }
 
 /// The last values, the highest of them as high as can be.
-pub fn spark(values: &[f64], width: u16) -> String {
+pub(super) fn spark(values: &[f64], width: u16) -> String {
     let shown = &values[values.len().saturating_sub(usize::from(width))..];
     let highest = shown.iter().copied().fold(0.0, f64::max);
     let level = |value: &f64| match highest {
@@ -79,7 +79,7 @@ pub fn spark(values: &[f64], width: u16) -> String {
 }
 
 /// `█████░░░░░  50%`
-pub fn bar(part: f64, width: u16) -> String {
+pub(super) fn bar(part: f64, width: u16) -> String {
     let percent = format!(" {:3.0}%", (part * 100.0).floor());
     let room = usize::from(width).saturating_sub(percent.len());
     let full = (part * room as f64).floor() as usize;

@@ -4,19 +4,19 @@ use super::row::{Column, Content, Row};
 use unicode_width::UnicodeWidthStr;
 
 /// Between two columns.
-pub const GAP: u16 = 2;
+pub(super) const GAP: u16 = 2;
 /// A sparkline of fewer values is left out.
 const FEW: usize = 3;
 /// The widest graph, and where there is room for everything.
 const WIDEST: (u16, u16) = (60, 20);
 /// So much room that nothing is to fill it.
-pub const UNBOUNDED: u16 = 1000;
+pub(super) const UNBOUNDED: u16 = 1000;
 
 /// The width of each column; `None` where there is no room for it.
 ///
 /// First everything is as narrow as it may be, and what is least needed goes until it fits. What is
 /// left goes to the texts, then to the graphs.
-pub fn widths(
+pub(super) fn widths(
     columns: &[Column],
     headings: &[String],
     rows: &[Row],

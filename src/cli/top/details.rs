@@ -9,7 +9,7 @@ use ratatui::style::{Modifier, Style};
 
 impl Brush {
     /// What is known of the row that is open.
-    pub fn details(self, state: &State, width: u16) -> Vec<Vec<Piece>> {
+    pub(super) fn details(self, state: &State, width: u16) -> Vec<Vec<Piece>> {
         let Some(focus) = state.focus() else {
             return Vec::new();
         };

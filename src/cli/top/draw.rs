@@ -40,15 +40,15 @@ Nothing here changes anything on the bus.";
 
 /// How much was to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Drawn {
+pub(super) struct Drawn {
     /// Rows of the panel that has the keys, or lines of what is open.
-    pub page: usize,
+    pub(crate) page: usize,
     /// How far what is open can be scrolled.
-    pub scroll: usize,
+    pub(crate) scroll: usize,
 }
 
 /// Draws a frame.
-pub fn draw(state: &State, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {
+pub(super) fn draw(state: &State, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {
     let mut drawn = Drawn::default();
     if area.width == 0 || area.height == 0 {
         return drawn;
@@ -93,7 +93,7 @@ pub fn draw(state: &State, brush: Brush, area: Rect, buffer: &mut Buffer) -> Dra
 }
 
 /// Everything on one page of that width, as text.
-pub fn page(state: &State, width: u16) -> String {
+pub(super) fn page(state: &State, width: u16) -> String {
     let brush = Brush { colours: false };
     let width = width.max(20);
     let header = brush.header(state, width);
@@ -147,7 +147,7 @@ pub fn page(state: &State, width: u16) -> String {
 }
 
 /// The lines of a buffer, without the blanks at their ends.
-pub fn text_of(buffer: &Buffer) -> String {
+pub(super) fn text_of(buffer: &Buffer) -> String {
     let area = buffer.area;
     let mut text = String::new();
     for y in area.top()..area.bottom() {

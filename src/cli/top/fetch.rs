@@ -33,7 +33,7 @@ const SHOWN: usize = 100;
 const LETTERS: usize = 10;
 
 /// Takes samples.
-pub struct Watcher {
+pub(super) struct Watcher {
     connector: Connector,
     connection: Option<MultiplexedConnection>,
     keys: Keys,
@@ -48,7 +48,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    pub fn new(session: &Session) -> anyhow::Result<Self> {
+    pub(super) fn new(session: &Session) -> anyhow::Result<Self> {
         let (connector, keys) = (session.connector()?, session.settings.keys()?);
         Ok(Self {
             instances: Instances::new(connector.clone(), keys.clone()),
@@ -68,7 +68,7 @@ impl Watcher {
     ///
     /// # Errors
     /// If the server cannot be asked at all.
-    pub async fn sample(&mut self, wish: &Wish) -> anyhow::Result<Sample> {
+    pub(super) async fn sample(&mut self, wish: &Wish) -> anyhow::Result<Sample> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
             None => self.connector.dedicated().await?,

@@ -5,26 +5,26 @@ use convoke::protocol::keys::StreamKind;
 use std::collections::VecDeque;
 
 /// Values that a sparkline has at the most.
-pub const HISTORY: usize = 120;
+pub(super) const HISTORY: usize = 120;
 
 /// What went through a group, or into a stream without one.
 #[derive(Clone, Debug, Default)]
-pub struct Flow {
+pub(super) struct Flow {
     added: Option<u64>,
     settled: Option<u64>,
     /// Entries added a second; `None`: not known.
-    pub rate_in: Option<f64>,
+    pub(crate) rate_in: Option<f64>,
     /// Entries settled a second; `None`: not known.
-    pub rate_out: Option<f64>,
+    pub(crate) rate_out: Option<f64>,
     /// The rates in, the latest last.
-    pub arrivals: VecDeque<f64>,
+    pub(crate) arrivals: VecDeque<f64>,
     /// What waited, delivered or not, the latest last.
-    pub waiting: VecDeque<f64>,
+    pub(crate) waiting: VecDeque<f64>,
 }
 
 impl Flow {
     /// What follows from the flow before and what was counted `elapsed_ms` later.
-    pub fn after(
+    pub(super) fn after(
         before: Option<Flow>,
         added: Option<u64>,
         settled: Option<u64>,
@@ -52,18 +52,18 @@ fn push(history: &mut VecDeque<f64>, value: f64) {
 }
 
 /// How much a second; `None` for a counter that began again.
-pub fn rate(then: u64, now: u64, ms: u64) -> Option<f64> {
+pub(super) fn rate(then: u64, now: u64, ms: u64) -> Option<f64> {
     let more = now.checked_sub(then)?;
     (ms > 0).then(|| more as f64 * 1000.0 / ms as f64)
 }
 
 /// The name of a group's row.
-pub fn group_id(key: &str, group: &str) -> String {
+pub(super) fn group_id(key: &str, group: &str) -> String {
     format!("{key} {group}")
 }
 
 /// The rows of a stream: its groups, or itself. Each with what was settled and what waits.
-pub fn measured(stream: &Stream) -> impl Iterator<Item = (String, Option<u64>, u64)> {
+pub(super) fn measured(stream: &Stream) -> impl Iterator<Item = (String, Option<u64>, u64)> {
     let key = stream.name.key.as_str();
     // Of dead letters counts what is there, whoever reads them.
     let dead = stream.name.kind == StreamKind::Dead;
@@ -80,6 +80,6 @@ pub fn measured(stream: &Stream) -> impl Iterator<Item = (String, Option<u64>, u
 }
 
 /// What was not settled yet, as far as the server can tell.
-pub fn waiting(group: &Group) -> u64 {
+pub(super) fn waiting(group: &Group) -> u64 {
     group.pending + group.lag.unwrap_or(0)
 }

@@ -17,7 +17,7 @@ const HINTS: &str =
     "Tab panel · ↑↓ move · Enter open · s sort · / filter · p pause · ? help · q quit";
 
 impl Brush {
-    pub fn header(self, state: &State, width: u16) -> [Vec<Piece>; 2] {
+    pub(super) fn header(self, state: &State, width: u16) -> [Vec<Piece>; 2] {
         let bold = Style::new().add_modifier(Modifier::BOLD);
         let mut first = vec![(format!("convoke top {}", printable(&state.namespace)), bold)];
         if state.paused {
@@ -111,7 +111,7 @@ impl Brush {
         self.piece(tone, format!("redis {used} of {}", bytes(memory.limit)))
     }
 
-    pub fn footer(self, state: &State) -> Piece {
+    pub(super) fn footer(self, state: &State) -> Piece {
         let filter = printable(state.filter(state.panel));
         if state.mode == Mode::Filtering {
             let text = format!("filter: {filter}_   Enter keeps it, Esc ends it");
@@ -141,7 +141,7 @@ impl Brush {
         }
     }
 
-    pub fn tabs(self, state: &State, width: u16) -> Vec<Piece> {
+    pub(super) fn tabs(self, state: &State, width: u16) -> Vec<Piece> {
         let tabs = |long: bool| -> Vec<Piece> {
             let mut pieces = Vec::new();
             for (at, panel) in Panel::ALL.into_iter().enumerate() {
@@ -161,7 +161,7 @@ impl Brush {
         }
     }
 
-    pub fn title_style(self, state: &State, panel: Panel) -> Style {
+    pub(super) fn title_style(self, state: &State, panel: Panel) -> Style {
         match state.panel == panel {
             true => Style::new().add_modifier(Modifier::BOLD | Modifier::REVERSED),
             false => Style::new().add_modifier(Modifier::BOLD),
@@ -170,7 +170,7 @@ impl Brush {
 }
 
 /// A panel's title, with how much there is.
-pub fn title(state: &State, panel: Panel) -> String {
+pub(super) fn title(state: &State, panel: Panel) -> String {
     format!("{} {}", panel.title(), state.count(panel))
 }
 

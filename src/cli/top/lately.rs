@@ -14,22 +14,22 @@ const MARKS: usize = 4;
 const LEAST_MS: u64 = 5_000;
 /// What a handler did lately.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Lately {
+pub(super) struct Lately {
     /// Calls a second; `None`: not watched for long enough.
-    pub calls: Option<f64>,
+    pub(crate) calls: Option<f64>,
     /// Failures a second.
-    pub errors: Option<f64>,
+    pub(crate) errors: Option<f64>,
     /// How long the runs took that ended lately; `None` if none did.
-    pub latency: Option<Histogram>,
+    pub(crate) latency: Option<Histogram>,
 }
 
 /// Looks at the counters some time apart, the first to count from.
 #[derive(Clone, Debug, Default)]
-pub struct Marks(VecDeque<(u64, BTreeMap<String, HandlerSums>)>);
+pub(super) struct Marks(VecDeque<(u64, BTreeMap<String, HandlerSums>)>);
 
 impl Marks {
     /// Keeps what was counted at a moment, if the last mark is old enough.
-    pub fn apply(&mut self, at: u64, handlers: &BTreeMap<String, HandlerSums>) {
+    pub(super) fn apply(&mut self, at: u64, handlers: &BTreeMap<String, HandlerSums>) {
         let last = self.0.back().map(|(at, _)| *at);
         if last.is_some_and(|last| last > at) {
             // The server's clock went back.
@@ -44,7 +44,7 @@ impl Marks {
     }
 
     /// What a handler did since the first mark.
-    pub fn since(&self, at: u64, kind: &str, now: &HandlerSums) -> Lately {
+    pub(super) fn since(&self, at: u64, kind: &str, now: &HandlerSums) -> Lately {
         let Some((since, then)) = self.0.front() else {
             return Lately::default();
         };

@@ -13,7 +13,7 @@ use unicode_width::UnicodeWidthStr;
 
 impl Brush {
     /// Headings and rows; says how many rows there is room for.
-    pub fn table(
+    pub(super) fn table(
         self,
         state: &State,
         panel: Panel,
@@ -79,7 +79,7 @@ impl Brush {
     }
 }
 
-pub fn nothing(panel: Panel) -> String {
+pub(super) fn nothing(panel: Panel) -> String {
     match panel {
         Panel::Dead => "no dead letters".to_owned(),
         panel => format!("no {}", panel.title().to_lowercase()),

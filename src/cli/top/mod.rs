@@ -57,7 +57,7 @@ or as COLUMNS says.";
 /// Watch the bus live: instances, streams, handlers, tasks, batches, ballots, dead letters
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
-pub struct Flags {
+pub(super) struct Flags {
     /// Look once, print it as text, or with --format json as an object
     #[arg(long)]
     once: bool,
@@ -67,7 +67,7 @@ pub struct Flags {
 }
 
 /// Runs the command.
-pub async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
     if flags.interval < LEAST {
         return Err(Misuse::error("--interval: 100ms or more"));
     }

@@ -9,7 +9,7 @@ use convoke::protocol::keys::StreamKind;
 use serde_json::{Value, json};
 
 /// The state as one object; `None` before the first sample.
-pub fn of(state: &State) -> Option<Value> {
+pub(super) fn of(state: &State) -> Option<Value> {
     let sample = state.sample()?;
     let (rate_in, rate_out) = state.totals();
     let global = &sample.global;

@@ -17,7 +17,7 @@ use std::collections::VecDeque;
 /// What waits longer is worth a look, and what waits longer than the second is wrong, in ms.
 const SLOW_MS: [u64; 2] = [10_000, 60_000];
 /// The columns of a panel.
-pub const fn columns(panel: Panel) -> &'static [Column] {
+pub(super) const fn columns(panel: Panel) -> &'static [Column] {
     match panel {
         Panel::Streams => {
             const {
@@ -131,7 +131,7 @@ pub const fn columns(panel: Panel) -> &'static [Column] {
 }
 
 /// The rows of a panel, in their own order.
-pub fn rows(state: &State, panel: Panel) -> Vec<Row> {
+pub(super) fn rows(state: &State, panel: Panel) -> Vec<Row> {
     match panel {
         Panel::Streams => streams(state),
         Panel::Instances => of_instances(state),

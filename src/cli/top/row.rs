@@ -8,20 +8,20 @@ const LONGEST: usize = 300;
 
 /// One column.
 #[derive(Clone, Copy, Debug)]
-pub struct Column {
+pub(super) struct Column {
     /// Its heading.
-    pub heading: &'static str,
+    pub(crate) heading: &'static str,
     /// Numbers stand on the right.
-    pub right: bool,
+    pub(crate) right: bool,
     /// Where there is no room the highest goes first; 0 stays.
-    pub spare: u8,
+    pub(crate) spare: u8,
     /// How narrow it may become, where it may.
-    pub least: Option<u16>,
+    pub(crate) least: Option<u16>,
     /// Whether it takes the room that is left.
-    pub grows: bool,
+    pub(crate) grows: bool,
 }
 
-pub const fn text(heading: &'static str, spare: u8) -> Column {
+pub(super) const fn text(heading: &'static str, spare: u8) -> Column {
     Column {
         heading,
         right: false,
@@ -31,21 +31,21 @@ pub const fn text(heading: &'static str, spare: u8) -> Column {
     }
 }
 
-pub const fn name(heading: &'static str, spare: u8, least: u16) -> Column {
+pub(super) const fn name(heading: &'static str, spare: u8, least: u16) -> Column {
     Column {
         least: Some(least),
         ..text(heading, spare)
     }
 }
 
-pub const fn count(heading: &'static str, spare: u8) -> Column {
+pub(super) const fn count(heading: &'static str, spare: u8) -> Column {
     Column {
         right: true,
         ..text(heading, spare)
     }
 }
 
-pub const fn graph(heading: &'static str, spare: u8, least: u16) -> Column {
+pub(super) const fn graph(heading: &'static str, spare: u8, least: u16) -> Column {
     Column {
         grows: true,
         ..name(heading, spare, least)
@@ -54,7 +54,7 @@ pub const fn graph(heading: &'static str, spare: u8, least: u16) -> Column {
 
 /// How a cell looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Tone {
+pub(super) enum Tone {
     #[default]
     Plain,
     /// Matters less.
@@ -69,7 +69,7 @@ pub enum Tone {
 
 /// What stands in a cell.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Content {
+pub(super) enum Content {
     Text(String),
     /// Values after each other, the latest last.
     Spark(Vec<f64>),
@@ -79,14 +79,14 @@ pub enum Content {
 
 /// One cell.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Cell {
-    pub content: Content,
-    pub tone: Tone,
+pub(super) struct Cell {
+    pub(crate) content: Content,
+    pub(crate) tone: Tone,
     rank: Rank,
 }
 
 impl Cell {
-    pub fn new(content: Content, rank: Rank) -> Self {
+    pub(super) fn new(content: Content, rank: Rank) -> Self {
         Self {
             content,
             tone: Tone::Plain,
@@ -94,7 +94,7 @@ impl Cell {
         }
     }
 
-    pub fn text(text: &str) -> Self {
+    pub(super) fn text(text: &str) -> Self {
         let short: String = text.chars().take(LONGEST).collect();
         let text = printable(&short).into_owned();
         let rank = match text.is_empty() {
@@ -104,40 +104,40 @@ impl Cell {
         Self::new(Content::Text(text), rank)
     }
 
-    pub fn said(text: String, value: f64) -> Self {
+    pub(super) fn said(text: String, value: f64) -> Self {
         Self::new(Content::Text(text), Rank::Number(value))
     }
 
-    pub fn unknown() -> Self {
+    pub(super) fn unknown() -> Self {
         Self::new(Content::Text("-".into()), Rank::Nothing).tone(Tone::Faint)
     }
 
-    pub fn number(value: u64) -> Self {
+    pub(super) fn number(value: u64) -> Self {
         Self::said(number(value), value as f64)
     }
 
-    pub fn rate(value: Option<f64>) -> Self {
+    pub(super) fn rate(value: Option<f64>) -> Self {
         value.map_or_else(Self::unknown, |value| Self::said(rate(value), value))
     }
 
-    pub fn bytes(value: Option<u64>) -> Self {
+    pub(super) fn bytes(value: Option<u64>) -> Self {
         value.map_or_else(Self::unknown, |value| {
             Self::said(bytes(value), value as f64)
         })
     }
 
     /// How long ago; the oldest comes first.
-    pub fn age(at: u64, now: u64) -> Self {
+    pub(super) fn age(at: u64, now: u64) -> Self {
         let ms = now.saturating_sub(at);
         Self::said(span(ms), ms as f64)
     }
 
-    pub fn spark(values: Vec<f64>) -> Self {
+    pub(super) fn spark(values: Vec<f64>) -> Self {
         let last = values.last().copied().unwrap_or(0.0);
         Self::new(Content::Spark(values), Rank::Number(last))
     }
 
-    pub fn bar(done: u64, total: u64) -> Self {
+    pub(super) fn bar(done: u64, total: u64) -> Self {
         let part = match total {
             0 => 1.0,
             total => done as f64 / total as f64,
@@ -145,13 +145,13 @@ impl Cell {
         Self::new(Content::Bar(part.clamp(0.0, 1.0)), Rank::Number(part))
     }
 
-    pub fn tone(mut self, tone: Tone) -> Self {
+    pub(super) fn tone(mut self, tone: Tone) -> Self {
         self.tone = tone;
         self
     }
 
     /// With that tone if there is any.
-    pub fn warn_if(self, holds: bool, tone: Tone) -> Self {
+    pub(super) fn warn_if(self, holds: bool, tone: Tone) -> Self {
         match holds {
             true => self.tone(tone),
             false => self,
@@ -161,17 +161,17 @@ impl Cell {
 
 /// One row.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub(super) struct Row {
     /// Its name, which stays the same from sample to sample.
-    pub id: String,
+    pub(crate) id: String,
     /// One for each column.
-    pub cells: Vec<Cell>,
+    pub(crate) cells: Vec<Cell>,
     /// What is shown of it when it is opened, besides the cells.
-    pub more: Vec<(&'static str, String)>,
+    pub(crate) more: Vec<(&'static str, String)>,
 }
 
 impl Row {
-    pub fn new<const N: usize>(id: &str, cells: [Cell; N]) -> Self {
+    pub(super) fn new<const N: usize>(id: &str, cells: [Cell; N]) -> Self {
         Self {
             id: id.to_owned(),
             cells: cells.into(),
@@ -179,19 +179,19 @@ impl Row {
         }
     }
 
-    pub fn more(mut self, name: &'static str, text: impl AsRef<str>) -> Self {
+    pub(super) fn more(mut self, name: &'static str, text: impl AsRef<str>) -> Self {
         let text = printable(text.as_ref()).into_owned();
         self.more.push((name, text));
         self
     }
 
     /// What it is sorted by in that column.
-    pub fn rank(&self, column: usize) -> &Rank {
+    pub(super) fn rank(&self, column: usize) -> &Rank {
         self.cells.get(column).map_or(&Rank::Nothing, |c| &c.rank)
     }
 
     /// Whether a text in small letters stands in it.
-    pub fn contains(&self, wanted: &str) -> bool {
+    pub(super) fn contains(&self, wanted: &str) -> bool {
         let texts = self.cells.iter().filter_map(|cell| match &cell.content {
             Content::Text(text) => Some(text),
             _ => None,
@@ -204,7 +204,7 @@ impl Row {
 
 /// A row's sort key: of numbers the highest come first, of texts the first; nothing comes last.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Rank {
+pub(super) enum Rank {
     Number(f64),
     Text(String),
     Nothing,
@@ -212,7 +212,7 @@ pub enum Rank {
 
 impl Rank {
     /// Which comes first.
-    pub fn compare(&self, other: &Rank) -> Ordering {
+    pub(super) fn compare(&self, other: &Rank) -> Ordering {
         let place = |rank: &Rank| match rank {
             Rank::Number(_) => 0,
             Rank::Text(_) => 1,
@@ -227,7 +227,7 @@ impl Rank {
 }
 
 /// A rate as people read it.
-pub fn rate(value: f64) -> String {
+pub(super) fn rate(value: f64) -> String {
     match value {
         0.0 => "0".to_owned(),
         value if value < 9.95 => format!("{value:.1}"),
@@ -236,7 +236,7 @@ pub fn rate(value: f64) -> String {
 }
 
 /// A latency as people read it.
-pub fn latency(ms: f64) -> String {
+pub(super) fn latency(ms: f64) -> String {
     match ms {
         ms if ms < 1.0 => format!("{:.0}µs", ms * 1000.0),
         ms if ms < 10.0 => format!("{ms:.1}ms"),

@@ -13,83 +13,83 @@ use convoke::operator::inspect::Stream;
 use std::collections::HashMap;
 
 /// Tasks, batches, ballots that are listed, of each.
-pub const LISTED: usize = 100;
+pub(super) const LISTED: usize = 100;
 
 /// What was seen at one moment. Everything that is listed is bounded.
 #[derive(Clone, Debug, Default)]
-pub struct Sample {
+pub(super) struct Sample {
     /// The moment by the server's clock, in Unix ms.
-    pub at: u64,
+    pub(crate) at: u64,
     /// How many instances there are.
-    pub census: Census,
+    pub(crate) census: Census,
     /// Who leads.
-    pub leader: Option<String>,
+    pub(crate) leader: Option<String>,
     /// The instances, the suspect and the lost first of all.
-    pub instances: Vec<(Condition, Instance)>,
+    pub(crate) instances: Vec<(Condition, Instance)>,
     /// Streams but those of replies; dead letters are among them.
-    pub streams: Vec<Stream>,
+    pub(crate) streams: Vec<Stream>,
     /// How much is in the streams that are not among them.
-    pub others: Others,
+    pub(crate) others: Others,
     /// Bytes of the server's memory that those streams take, as far as it tells.
-    pub sizes: HashMap<String, u64>,
+    pub(crate) sizes: HashMap<String, u64>,
     /// What the server uses of its memory, if it tells.
-    pub memory: Option<Memory>,
+    pub(crate) memory: Option<Memory>,
     /// What all instances did and how they are.
-    pub global: Global,
+    pub(crate) global: Global,
     /// How many tasks there are.
-    pub tasks: TaskCounts,
+    pub(crate) tasks: TaskCounts,
     /// The assigned, the waiting, the finished.
-    pub listed_tasks: Vec<Task>,
+    pub(crate) listed_tasks: Vec<Task>,
     /// The ones that changed last.
-    pub batches: Vec<Batch>,
+    pub(crate) batches: Vec<Batch>,
     /// The ones that were opened last.
-    pub ballots: Vec<Ballot>,
+    pub(crate) ballots: Vec<Ballot>,
     /// More about the row that was opened.
-    pub opened: Option<Opened>,
+    pub(crate) opened: Option<Opened>,
     /// What could not be looked at, and why.
-    pub problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
 }
 
 /// How much is in streams that are not looked at closely: there are too many.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Others {
+pub(super) struct Others {
     /// How many there are, but those of dead letters.
-    pub streams: usize,
+    pub(crate) streams: usize,
     /// How many there are of dead letters.
-    pub dead_streams: usize,
+    pub(crate) dead_streams: usize,
     /// Entries of events and inboxes that were not settled.
-    pub waiting: u64,
+    pub(crate) waiting: u64,
     /// Dead letters.
-    pub dead_letters: u64,
+    pub(crate) dead_letters: u64,
     /// Entries added to events and inboxes a second; `None`: not known yet.
-    pub rate_in: Option<f64>,
+    pub(crate) rate_in: Option<f64>,
     /// Entries settled a second; `None`: not known yet.
-    pub rate_out: Option<f64>,
+    pub(crate) rate_out: Option<f64>,
 }
 
 /// What somebody at the keyboard wants to see.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Wish {
+pub(super) struct Wish {
     /// The row that is open.
-    pub focus: Option<Focus>,
+    pub(crate) focus: Option<Focus>,
     /// The texts that streams, and those of dead letters, are filtered by, in small letters.
-    pub filters: [String; 2],
+    pub(crate) filters: [String; 2],
 }
 
 /// What is shown of one row besides what the row tells.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Opened {
+pub(super) struct Opened {
     /// Which row.
-    pub focus: Focus,
+    pub(crate) focus: Focus,
     /// Lines of it, not printable yet.
-    pub lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
 }
 
 /// A row that somebody opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Focus {
+pub(super) struct Focus {
     /// Of which panel.
-    pub panel: Panel,
+    pub(crate) panel: Panel,
     /// By its name there.
-    pub id: String,
+    pub(crate) id: String,
 }

@@ -14,7 +14,7 @@ const WAITING: usize = 64;
 
 /// What the terminal tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Told {
+pub(super) enum Told {
     Key(Key),
     Resized,
     /// Nothing will come any more.
@@ -22,13 +22,13 @@ pub enum Told {
 }
 
 /// The terminal while it is ours. Dropping it gives it back; a panic does so before it is told.
-pub struct Screen {
+pub(super) struct Screen {
     terminal: DefaultTerminal,
     told: mpsc::Receiver<Told>,
 }
 
 impl Screen {
-    pub fn open() -> io::Result<Self> {
+    pub(super) fn open() -> io::Result<Self> {
         let terminal = ratatui::try_init().inspect_err(|_| ratatui::restore())?;
         let (tell, told) = mpsc::channel(WAITING);
         // It ends with the process: a read of the terminal cannot be called off.
@@ -37,7 +37,10 @@ impl Screen {
     }
 
     /// Draws a frame.
-    pub fn draw(&mut self, paint: impl FnOnce(Rect, &mut Buffer) -> Drawn) -> io::Result<Drawn> {
+    pub(super) fn draw(
+        &mut self,
+        paint: impl FnOnce(Rect, &mut Buffer) -> Drawn,
+    ) -> io::Result<Drawn> {
         let mut drawn = Drawn::default();
         self.terminal.draw(|frame| {
             let area = frame.area();
@@ -47,7 +50,7 @@ impl Screen {
     }
 
     /// What the terminal tells next.
-    pub async fn told(&mut self) -> Told {
+    pub(super) async fn told(&mut self) -> Told {
         self.told.recv().await.unwrap_or(Told::Gone)
     }
 }

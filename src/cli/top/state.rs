@@ -17,7 +17,7 @@ const MAX_FILTER: usize = 60;
 
 /// What can be looked at.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Panel {
+pub(super) enum Panel {
     #[default]
     Streams,
     Instances,
@@ -30,7 +30,7 @@ pub enum Panel {
 
 impl Panel {
     /// In the order of their keys.
-    pub const ALL: [Panel; 7] = [
+    pub(super) const ALL: [Panel; 7] = [
         Panel::Streams,
         Panel::Instances,
         Panel::Handlers,
@@ -41,7 +41,7 @@ impl Panel {
     ];
 
     /// Its title.
-    pub const fn title(self) -> &'static str {
+    pub(super) const fn title(self) -> &'static str {
         match self {
             Panel::Streams => "Streams",
             Panel::Instances => "Instances",
@@ -56,7 +56,7 @@ impl Panel {
 
 /// What the keys mean now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub(super) enum Mode {
     /// They move about.
     Looking,
     /// They are the text of a filter.
@@ -69,7 +69,7 @@ pub enum Mode {
 
 /// A key, whatever terminal it came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Key {
+pub(super) enum Key {
     Char(char),
     Up,
     Down,
@@ -96,25 +96,25 @@ struct View {
 
 /// No answer from the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
+pub(super) struct Trouble {
     /// Why.
-    pub why: String,
+    pub(crate) why: String,
     /// For how long there has been none, in ms.
-    pub for_ms: u64,
+    pub(crate) for_ms: u64,
 }
 
 /// Everything that a frame shows.
-pub struct State {
+pub(super) struct State {
     /// Whose streams.
-    pub namespace: String,
+    pub(crate) namespace: String,
     /// Which panel has the keys.
-    pub panel: Panel,
+    pub(crate) panel: Panel,
     /// What the keys mean.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// Whether new samples are dropped.
-    pub paused: bool,
+    pub(crate) paused: bool,
     /// Why there is no newer sample, and for how long.
-    pub trouble: Option<Trouble>,
+    pub(crate) trouble: Option<Trouble>,
     sample: Option<Sample>,
     elapsed_ms: Option<u64>,
     flows: HashMap<String, Flow>,
@@ -123,7 +123,7 @@ pub struct State {
 }
 
 impl State {
-    pub fn new(namespace: impl Into<String>) -> Self {
+    pub(super) fn new(namespace: impl Into<String>) -> Self {
         Self {
             namespace: namespace.into(),
             panel: Panel::default(),
@@ -139,17 +139,17 @@ impl State {
     }
 
     /// The last sample.
-    pub fn sample(&self) -> Option<&Sample> {
+    pub(super) fn sample(&self) -> Option<&Sample> {
         self.sample.as_ref()
     }
 
     /// The time between the last two samples, in ms.
-    pub fn elapsed_ms(&self) -> Option<u64> {
+    pub(super) fn elapsed_ms(&self) -> Option<u64> {
         self.elapsed_ms
     }
 
     /// Takes a sample over, unless paused.
-    pub fn apply(&mut self, sample: Sample) {
+    pub(super) fn apply(&mut self, sample: Sample) {
         self.trouble = None;
         if self.paused {
             return;
@@ -173,25 +173,25 @@ impl State {
     }
 
     /// Notes that there was no answer, and for how long there has been none.
-    pub fn miss(&mut self, why: String, since: Duration) {
+    pub(super) fn miss(&mut self, why: String, since: Duration) {
         let for_ms = since.as_millis() as u64;
         self.trouble = Some(Trouble { why, for_ms });
     }
 
     /// Notes that there is still no answer.
-    pub fn misses(&mut self, since: Duration) {
+    pub(super) fn misses(&mut self, since: Duration) {
         if let Some(trouble) = &mut self.trouble {
             trouble.for_ms = since.as_millis() as u64;
         }
     }
 
     /// What went through there.
-    pub fn flow(&self, id: &str) -> Option<&Flow> {
+    pub(super) fn flow(&self, id: &str) -> Option<&Flow> {
         self.flows.get(id)
     }
 
     /// Entries added to all events and inboxes a second, and settled; `None`: not known.
-    pub fn totals(&self) -> (Option<f64>, Option<f64>) {
+    pub(super) fn totals(&self) -> (Option<f64>, Option<f64>) {
         let others = self.sample.as_ref().map(|sample| sample.others);
         let others = others.unwrap_or_default();
         let (mut rate_in, mut rate_out) = (others.rate_in, others.rate_out);
@@ -215,7 +215,7 @@ impl State {
     }
 
     /// Entries of events and inboxes that were not settled yet.
-    pub fn backlog(&self) -> u64 {
+    pub(super) fn backlog(&self) -> u64 {
         let streams = self.sample.iter().flat_map(|sample| &sample.streams);
         let work = streams
             .filter(|stream| matches!(stream.name.kind, StreamKind::Events | StreamKind::Inbox));
@@ -225,7 +225,7 @@ impl State {
     }
 
     /// Dead letters of all streams.
-    pub fn dead_letters(&self) -> u64 {
+    pub(super) fn dead_letters(&self) -> u64 {
         let streams = self.sample.iter().flat_map(|sample| &sample.streams);
         let dead = streams.filter(|stream| stream.name.kind == StreamKind::Dead);
         let close: u64 = dead.map(|stream| stream.length).sum();
@@ -237,7 +237,7 @@ impl State {
     }
 
     /// How many of a panel's things there are, listed or not, as text.
-    pub fn count(&self, panel: Panel) -> String {
+    pub(super) fn count(&self, panel: Panel) -> String {
         let Some(sample) = &self.sample else {
             return "-".to_owned();
         };
@@ -271,7 +271,7 @@ impl State {
     }
 
     /// Whether not all of a panel's streams are shown.
-    pub fn is_cut(&self, panel: Panel) -> bool {
+    pub(super) fn is_cut(&self, panel: Panel) -> bool {
         let others = self.sample.as_ref().map(|sample| sample.others);
         let others = others.unwrap_or_default();
         match panel {
@@ -282,14 +282,14 @@ impl State {
     }
 
     /// What a handler did lately.
-    pub fn lately(&self, kind: &str) -> Lately {
+    pub(super) fn lately(&self, kind: &str) -> Lately {
         let now = self.sample.as_ref();
         let now = now.and_then(|sample| Some((sample.at, sample.global.handlers.get(kind)?)));
         now.map_or_else(Lately::default, |(at, now)| self.marks.since(at, kind, now))
     }
 
     /// The rows of a panel that pass its filter, in its order.
-    pub fn rows(&self, panel: Panel) -> Vec<Row> {
+    pub(super) fn rows(&self, panel: Panel) -> Vec<Row> {
         let view = &self.views[panel as usize];
         let mut rows = panels::rows(self, panel);
         if !view.filter.is_empty() {
@@ -306,25 +306,25 @@ impl State {
     }
 
     /// Where the selected one of these rows is; the first if it is gone.
-    pub fn selected(&self, panel: Panel, rows: &[Row]) -> Option<usize> {
+    pub(super) fn selected(&self, panel: Panel, rows: &[Row]) -> Option<usize> {
         let id = self.views[panel as usize].selected.as_deref();
         let at = id.and_then(|id| rows.iter().position(|row| row.id == id));
         (!rows.is_empty()).then_some(at.unwrap_or(0))
     }
 
     /// By which column a panel is sorted, and whether backwards.
-    pub fn order(&self, panel: Panel) -> (Option<usize>, bool) {
+    pub(super) fn order(&self, panel: Panel) -> (Option<usize>, bool) {
         let view = &self.views[panel as usize];
         (view.sort, view.reversed)
     }
 
     /// The filter of a panel.
-    pub fn filter(&self, panel: Panel) -> &str {
+    pub(super) fn filter(&self, panel: Panel) -> &str {
         &self.views[panel as usize].filter
     }
 
     /// The row that is open.
-    pub fn focus(&self) -> Option<Focus> {
+    pub(super) fn focus(&self) -> Option<Focus> {
         matches!(self.mode, Mode::Opened { .. })
             .then(|| self.views[self.panel as usize].selected.clone())
             .flatten()
@@ -335,7 +335,7 @@ impl State {
     }
 
     /// What is wanted of the next sample.
-    pub fn wish(&self) -> Wish {
+    pub(super) fn wish(&self) -> Wish {
         let filter = |panel: Panel| self.filter(panel).to_lowercase();
         Wish {
             focus: self.focus(),
@@ -344,7 +344,7 @@ impl State {
     }
 
     /// What a key does. True if it ends all. `page` is how many rows are seen at once.
-    pub fn press(&mut self, key: Key, page: usize) -> bool {
+    pub(super) fn press(&mut self, key: Key, page: usize) -> bool {
         if key == Key::Interrupt {
             return true;
         }
@@ -380,7 +380,7 @@ impl State {
     }
 
     /// Keeps what was opened from being scrolled out of sight.
-    pub fn bound_scroll(&mut self, most: usize) {
+    pub(super) fn bound_scroll(&mut self, most: usize) {
         if let Mode::Opened { scroll } = &mut self.mode {
             *scroll = (*scroll).min(most);
         }

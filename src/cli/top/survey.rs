@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// Streams that are looked at closely.
-pub const CLOSE: usize = 500;
+pub(super) const CLOSE: usize = 500;
 /// Others that are asked about in one look, after the first one.
 const ASKED: usize = 2000;
 /// Streams asked about in one round trip.
@@ -34,7 +34,7 @@ struct Seen {
 
 /// What is known of the streams.
 #[derive(Default)]
-pub struct Survey {
+pub(super) struct Survey {
     found: Vec<StreamName>,
     searched: Option<Instant>,
     seen: HashMap<String, Seen>,
@@ -44,7 +44,7 @@ pub struct Survey {
 
 impl Survey {
     /// Looks at the streams: closely at some, and how much is in the others.
-    pub async fn look(
+    pub(super) async fn look(
         &mut self,
         connection: &mut MultiplexedConnection,
         keys: &Keys,

@@ -49,12 +49,12 @@ pub(crate) struct Inboxes(BTreeSet<String>);
 
 impl Inboxes {
     /// That of one instance.
-    pub fn of(id: &str) -> Self {
+    pub(crate) fn of(id: &str) -> Self {
         Self(BTreeSet::from([id.to_owned()]))
     }
 
     /// Declares the inboxes as the next keys, and the names as the next argument.
-    pub fn declare(&self, call: &mut ScriptInvocation<'_>, keys: &Keys) {
+    pub(crate) fn declare(&self, call: &mut ScriptInvocation<'_>, keys: &Keys) {
         for id in &self.0 {
             call.key(keys.inbox(id));
         }
@@ -62,12 +62,12 @@ impl Inboxes {
     }
 
     /// Declares those as well that a script named.
-    pub fn learn(&mut self, named: &str) {
+    pub(crate) fn learn(&mut self, named: &str) {
         self.0.extend(named.split_whitespace().map(str::to_owned));
     }
 
     /// Declares all but that one.
-    pub fn without(mut self, id: &str) -> Self {
+    pub(crate) fn without(mut self, id: &str) -> Self {
         self.0.remove(id);
         self
     }
@@ -79,13 +79,13 @@ pub(crate) struct Named(Arc<Mutex<VecDeque<String>>>);
 
 impl Named {
     /// Those whose inboxes a call declares first.
-    pub fn inboxes(&self) -> Inboxes {
+    pub(crate) fn inboxes(&self) -> Inboxes {
         let named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Inboxes(named.iter().cloned().collect())
     }
 
     /// Remembers those that a script named; the oldest are forgotten.
-    pub fn remember(&self, ids: &str) {
+    pub(crate) fn remember(&self, ids: &str) {
         let mut named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for id in ids.split_whitespace() {
             if !named.iter().any(|known| known == id) {

@@ -5,12 +5,12 @@ use crate::settings::lacks;
 
 /// Refuses a server's URL.
 #[cfg(not(feature = "ledger-postgres"))]
-pub fn postgres(url: &DatabaseUrl) -> Result<DatabaseKind, String> {
+pub(crate) fn postgres(url: &DatabaseUrl) -> Result<DatabaseKind, String> {
     Err(format!("{url} {}", lacks("ledger-postgres")))
 }
 
 /// Refuses a file's.
 #[cfg(not(feature = "ledger-sqlite"))]
-pub fn sqlite(url: &DatabaseUrl, _: &str) -> Result<DatabaseKind, String> {
+pub(crate) fn sqlite(url: &DatabaseUrl, _: &str) -> Result<DatabaseKind, String> {
     Err(format!("{url} {}", lacks("ledger-sqlite")))
 }

@@ -8,10 +8,10 @@ mod postgres;
 mod sqlite;
 
 #[cfg(not(feature = "ledger-postgres"))]
-pub use absent::postgres;
+pub(super) use absent::postgres;
 #[cfg(not(feature = "ledger-sqlite"))]
-pub use absent::sqlite;
+pub(super) use absent::sqlite;
 #[cfg(feature = "ledger-postgres")]
-pub use postgres::postgres;
+pub(super) use postgres::postgres;
 #[cfg(feature = "ledger-sqlite")]
-pub use sqlite::sqlite;
+pub(super) use sqlite::sqlite;

@@ -5,7 +5,7 @@ use sqlx::postgres::PgConnectOptions;
 use std::str::FromStr;
 
 /// A server's URL. The parser's own message may quote what it stumbled over.
-pub fn postgres(url: &DatabaseUrl) -> Result<DatabaseKind, String> {
+pub(crate) fn postgres(url: &DatabaseUrl) -> Result<DatabaseKind, String> {
     match PgConnectOptions::from_str(url.expose()) {
         Ok(_) => Ok(DatabaseKind::Postgres),
         Err(_) => Err(format!(

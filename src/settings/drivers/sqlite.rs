@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A file's URL; with an empty path, that of the file under the state directory.
-pub fn sqlite(url: &DatabaseUrl, path: &str) -> Result<DatabaseKind, String> {
+pub(crate) fn sqlite(url: &DatabaseUrl, path: &str) -> Result<DatabaseKind, String> {
     if path.is_empty() {
         return Ok(DatabaseKind::Sqlite(local_file()?));
     }

@@ -8,7 +8,7 @@ use crate::protocol::json;
 use crate::streams::commit::Publication;
 
 /// Reports each change as it happens.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     let mut changes = chores.changes.lock().await;
     if let Some(changes) = &mut *changes {
         while let Some(change) = changes.recv().await {

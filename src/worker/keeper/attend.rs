@@ -4,7 +4,7 @@ use super::Chores;
 use std::time::Instant;
 
 /// Asks the server for its time where nobody else did for a while.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     let answers = &chores.answers;
     loop {
         let age = answers.age();

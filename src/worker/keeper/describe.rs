@@ -10,7 +10,7 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_secs(60);
 
 /// What there is to say of a handler; the time-out is the worker's where the handler has no other.
-pub fn method(route: &Route, handler_timeout: Duration) -> Method {
+pub(crate) fn method(route: &Route, handler_timeout: Duration) -> Method {
     let policy = &route.policy;
     let timeout = policy.timeout.unwrap_or(Some(handler_timeout));
     Method {

@@ -71,17 +71,17 @@ const AGAIN: Duration = Duration::from_millis(100);
 const LEAVE: Duration = Duration::from_secs(15);
 
 /// The name of the thread.
-pub const NAME: &str = "keeper";
+pub(super) const NAME: &str = "keeper";
 
 /// The keeper of a running worker; dropped, it leaves by itself.
-pub struct Keeper {
+pub(super) struct Keeper {
     left: oneshot::Receiver<()>,
     stop: CancellationToken,
     chores: Arc<Chores>,
 }
 
 /// As what the worker began.
-pub struct Begun {
+pub(super) struct Begun {
     /// What it registered.
     pub registering: Registering,
     /// As what.
@@ -136,7 +136,7 @@ impl Standing {
 
 impl Keeper {
     /// Starts the thread.
-    pub fn start(
+    pub(super) fn start(
         worker: &Worker,
         lanes: &mut Lanes,
         reporter: Arc<Reporter>,
@@ -194,7 +194,7 @@ impl Keeper {
     }
 
     /// Is ready when the thread gives no sign of life.
-    pub async fn hangs(&self) {
+    pub(super) async fn hangs(&self) {
         let patience = self.chores.patience();
         let state = self.chores.signs.missing(patience).await;
         tracing::error!(state, "the keeper gave no sign of life for {patience:?}");
@@ -202,7 +202,7 @@ impl Keeper {
 
     /// Stops the thread, which takes the instance out of the active ones. Where the thread is not
     /// there any more, or hangs, that is done by way of `instances`.
-    pub async fn stop(mut self, instances: &Instances, supervisor: &Supervisor) {
+    pub(super) async fn stop(mut self, instances: &Instances, supervisor: &Supervisor) {
         self.stop.cancel();
         let hangs = supervisor
             .failure()

@@ -12,7 +12,7 @@ const SHORTEST: Duration = Duration::from_millis(250);
 
 /// Pings the peers that are late and reports what comes of it. Of the others there is nothing to say:
 /// their own pulses do.
-pub async fn run_once(chores: &Chores, watch: Vec<Peer>) -> Result<(), CoordinationError> {
+pub(super) async fn run_once(chores: &Chores, watch: Vec<Peer>) -> Result<(), CoordinationError> {
     let ttl = chores.settings.heartbeat_ttl;
     let late = late(chores, watch).await?;
     if late.is_empty() {

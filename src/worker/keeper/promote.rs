@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 const PAUSE: Duration = Duration::from_millis(250);
 /// And while none are. What is in the queues leaves them on time all the same; only what comes later, to
 /// be run within this time, may have to wait for the next look, unless it is this worker's own.
-pub const IDLE: Duration = Duration::from_millis(500);
+pub(crate) const IDLE: Duration = Duration::from_millis(500);
 
 /// The time between two looks at the least, however much this worker puts off.
 const LEAST: Duration = Duration::from_millis(20);
 
 /// Looks at all queues again and again; at once if there is more, and when the next event is due.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     // The local clock, until the server has told its own.
     let mut clock = ServerClock::told(local_now());
     let mut retried = 0;

@@ -8,7 +8,7 @@ use crate::coordination::instances::instance::Beat;
 use std::time::Instant;
 
 /// Pulses every third of the time to live.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     let third = chores.settings.heartbeat_ttl / 3;
     let mut failures = 0;
     // The registration was the first pulse.

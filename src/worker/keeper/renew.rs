@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const PAGE: usize = 4000;
 
 /// Renews twice as often as it must.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     let age = chores.settings.claim_idle / 3;
     let mut pause = age / 2;
     let mut sparing = Sparing::new(Instant::now());

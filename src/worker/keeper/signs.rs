@@ -11,7 +11,7 @@ const LOOKS: u32 = 6;
 
 /// What the thread shows, and who looks at it.
 #[derive(Debug, Default)]
-pub struct Signs {
+pub(super) struct Signs {
     shown: AtomicU64,
     /// Where the kernel describes the thread.
     thread: OnceLock<PathBuf>,
@@ -19,7 +19,7 @@ pub struct Signs {
 
 impl Signs {
     /// Shows that the thread that calls this lives, for as long as it does.
-    pub async fn show(&self, patience: Duration) -> ! {
+    pub(super) async fn show(&self, patience: Duration) -> ! {
         if let Ok(this) = fs::read_link("/proc/thread-self") {
             self.thread.set(Path::new("/proc").join(this)).ok();
         }
@@ -31,7 +31,7 @@ impl Signs {
 
     /// Is ready when the thread gave no sign of life for so long, and says what the kernel knows of it. It
     /// counts looks, not time: a process that was stopped is no sign of anything.
-    pub async fn missing(&self, patience: Duration) -> String {
+    pub(super) async fn missing(&self, patience: Duration) -> String {
         let (mut missed, mut seen) = (0, 0);
         while missed < LOOKS {
             tokio::time::sleep(patience / LOOKS).await;

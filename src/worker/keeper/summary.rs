@@ -20,7 +20,7 @@ struct Failures {
 }
 
 /// Sums up what is new.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     let mut before = Failures::default();
     let mut hanging = BTreeSet::new();
     loop {

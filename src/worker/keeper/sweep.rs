@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 
 /// Sweeps again and again; the more instances there are, the less often each does.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     let ttl = chores.settings.heartbeat_ttl;
     let alone = (ttl / 40).clamp(PAUSES[0], PAUSES[1]);
     let mut pause = alone;

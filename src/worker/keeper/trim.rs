@@ -24,7 +24,7 @@ struct Trim<'a> {
 }
 
 /// Trims about once a second while the worker is busy.
-pub async fn run(chores: &Chores) {
+pub(super) async fn run(chores: &Chores) {
     let mut trim = Trim::new(chores);
     loop {
         tokio::time::sleep(Duration::from_millis(fastrand::u64(800..1200))).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Has the lanes look for entries that nobody renewed, several times in the claim time.
-pub async fn look_for_stale(chores: &Chores) {
+pub(super) async fn look_for_stale(chores: &Chores) {
     let pause = chores.settings.claim_idle / 4;
     loop {
         tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.75)).await;
@@ -18,7 +18,7 @@ pub async fn look_for_stale(chores: &Chores) {
 }
 
 /// Keeps the claim counters from going away.
-pub async fn keep_claims(chores: &Chores) {
+pub(super) async fn keep_claims(chores: &Chores) {
     loop {
         tokio::time::sleep(CLAIMS_PAUSE).await;
         for lane in &chores.lanes {
@@ -30,7 +30,7 @@ pub async fn keep_claims(chores: &Chores) {
 }
 
 /// Has the server know what those call who may not load scripts, should it have been made to forget.
-pub async fn keep_scripts(chores: &Chores) {
+pub(super) async fn keep_scripts(chores: &Chores) {
     let third = chores.settings.heartbeat_ttl / 3;
     loop {
         if let Err(error) = chores.connector.keep_loaded().await {
@@ -43,7 +43,7 @@ pub async fn keep_scripts(chores: &Chores) {
 /// Says so where events wait under the name that earlier versions gave the inbox's delay queue. They are
 /// left alone: publishers can write there, and the tasks that they announced were assigned anew when this
 /// worker started. Says it once, and never ends, as no duty does.
-pub async fn name_leftovers(chores: &Chores) {
+pub(super) async fn name_leftovers(chores: &Chores) {
     let keys = &chores.lanes[0].process.keys;
     let key = keys.old_inbox_delayed(chores.id());
     let left = async {

@@ -6,7 +6,7 @@
 
 /// How a lane stands.
 #[derive(Clone, Copy, Debug)]
-pub struct Turn {
+pub(super) struct Turn {
     /// There is something to take over, or it is under way.
     pub job: bool,
     /// It is this consumer's own.
@@ -23,7 +23,7 @@ pub struct Turn {
 
 impl Turn {
     /// Whether to begin taking over, and whether to begin a read.
-    pub fn next(self) -> (bool, bool) {
+    pub(super) fn next(self) -> (bool, bool) {
         let own = self.job && self.own;
         let read_first = own && self.fails && !self.has_read;
         let take = self.job && !self.taking && !(own && (self.reading || read_first));

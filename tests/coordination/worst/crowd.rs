@@ -22,7 +22,7 @@ fn ids(what: &str, count: usize) -> impl Iterator<Item = String> {
     (0..count).map(move |n| format!("{what}-{n:05}"))
 }
 
-pub async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
+pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     looks(fleet, meter).await;
     observes(fleet, meter).await;
     pulses(fleet, meter).await;

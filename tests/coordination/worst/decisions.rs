@@ -16,7 +16,7 @@ use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::Publication;
 use std::time::Duration;
 
-pub async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
+pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     votes(fleet, meter).await;
     works(fleet, meter).await;
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub const PARTS: [&str; 6] = [
+pub(super) const PARTS: [&str; 6] = [
     "suspects.lua",
     "entry_ids.lua",
     "version.lua",
@@ -22,19 +22,19 @@ const END: &str = "the end of what is watched";
 
 /// The longest run of a script.
 #[derive(Clone, Debug, Default)]
-pub struct Longest {
+pub(super) struct Longest {
     /// Commands.
-    pub calls: usize,
+    pub(crate) calls: usize,
     /// Most elements that one command asked for or was given.
-    pub widest: usize,
+    pub(crate) widest: usize,
     /// Commands that take as long as their whole key is.
-    pub whole: BTreeSet<String>,
+    pub(crate) whole: BTreeSet<String>,
     /// The server's time for each run, in their order, where that is measured.
-    pub micros: Vec<u64>,
+    pub(crate) micros: Vec<u64>,
 }
 
 /// Every script of the program, by the file that it is in.
-pub fn files() -> BTreeMap<String, String> {
+pub(super) fn files() -> BTreeMap<String, String> {
     let mut found = BTreeMap::new();
     let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
     while let Some(folder) = folders.pop() {
@@ -52,16 +52,16 @@ pub fn files() -> BTreeMap<String, String> {
     found
 }
 
-pub struct Meter {
+pub(super) struct Meter {
     /// The file of each script, by the name that the server gives it.
     names: HashMap<String, String>,
-    pub longest: BTreeMap<String, Longest>,
+    pub(crate) longest: BTreeMap<String, Longest>,
     timed: bool,
 }
 
 impl Meter {
     /// One that counts; or one that measures times, which being watched would make longer.
-    pub fn new(timed: bool) -> Self {
+    pub(super) fn new(timed: bool) -> Self {
         let files = files();
         let mut names = HashMap::new();
         for (name, source) in &files {
@@ -83,7 +83,7 @@ impl Meter {
     }
 
     /// Does something, and notes what the scripts did meanwhile.
-    pub async fn of<T>(&mut self, redis: &Redis, does: impl Future<Output = T>) -> T {
+    pub(super) async fn of<T>(&mut self, redis: &Redis, does: impl Future<Output = T>) -> T {
         if self.timed {
             let mut look = redis.connect();
             let settings = [

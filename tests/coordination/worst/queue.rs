@@ -20,7 +20,7 @@ const FIT: usize = 8;
 /// Tasks that an instance holds.
 const HELD: usize = 120;
 
-pub async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
+pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     comes(fleet, meter).await;
     let mut seed = Seed::afresh(fleet).await;
     seed_waiting(&mut seed).await;

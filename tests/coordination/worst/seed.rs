@@ -4,50 +4,50 @@ use crate::fleet::Fleet;
 use sha1_smol::Sha1;
 
 /// Unix ms that lie far ahead: the time of an expiry that does not come.
-pub const FAR: u64 = 4_000_000_000_000;
+pub(super) const FAR: u64 = 4_000_000_000_000;
 /// Roles that one instance may hold.
-pub const ROLES: usize = 32;
+pub(super) const ROLES: usize = 32;
 /// Capabilities that one instance may have.
-pub const KINDS: usize = 1024;
+pub(super) const KINDS: usize = 1024;
 /// What one command is given in a seed.
 const PAGE: usize = 1000;
 
-pub fn role(number: usize) -> String {
+pub(super) fn role(number: usize) -> String {
     format!("role-{number}")
 }
 
-pub fn kind(number: usize) -> String {
+pub(super) fn kind(number: usize) -> String {
     format!("kind.number_{number}")
 }
 
 /// Collects commands, and sends them when there are many.
-pub struct Seed<'a> {
+pub(super) struct Seed<'a> {
     fleet: &'a mut Fleet,
     commands: redis::Pipeline,
 }
 
 impl<'a> Seed<'a> {
     /// Begins with an empty server.
-    pub async fn afresh(fleet: &'a mut Fleet) -> Self {
+    pub(super) async fn afresh(fleet: &'a mut Fleet) -> Self {
         fleet.run("FLUSHALL").await;
         Self::more(fleet)
     }
 
-    pub fn more(fleet: &'a mut Fleet) -> Self {
+    pub(super) fn more(fleet: &'a mut Fleet) -> Self {
         Self {
             fleet,
             commands: redis::pipe(),
         }
     }
 
-    pub async fn add(&mut self, command: redis::Cmd) {
+    pub(super) async fn add(&mut self, command: redis::Cmd) {
         self.commands.add_command(command).ignore();
         if self.commands.len() >= PAGE {
             self.done().await;
         }
     }
 
-    pub async fn done(&mut self) {
+    pub(super) async fn done(&mut self) {
         let commands = std::mem::replace(&mut self.commands, redis::pipe());
         if !commands.is_empty() {
             commands
@@ -58,7 +58,7 @@ impl<'a> Seed<'a> {
     }
 
     /// Members of a sorted set, all of one score.
-    pub async fn scored(
+    pub(super) async fn scored(
         &mut self,
         key: &str,
         score: u64,
@@ -75,7 +75,7 @@ impl<'a> Seed<'a> {
         }
     }
 
-    pub async fn in_set(&mut self, key: &str, members: impl IntoIterator<Item = String>) {
+    pub(super) async fn in_set(&mut self, key: &str, members: impl IntoIterator<Item = String>) {
         let members: Vec<String> = members.into_iter().collect();
         for page in members.chunks(PAGE) {
             self.add(redis::cmd("SADD").arg(key).arg(page).to_owned())
@@ -84,7 +84,7 @@ impl<'a> Seed<'a> {
     }
 
     /// The hash of an active instance, with what a registration leaves beside it.
-    pub async fn instance(&mut self, is: &Seeded<'_>) {
+    pub(super) async fn instance(&mut self, is: &Seeded<'_>) {
         let keys = self.fleet.keys.clone();
         let (roles, kinds) = (is.roles.join(" "), is.kinds.join(" "));
         let mut hash = redis::cmd("HSET");
@@ -117,7 +117,7 @@ impl<'a> Seed<'a> {
     }
 
     /// A task that waits; the first of its lane if that is said.
-    pub async fn waits(&mut self, task: &Waiting<'_>) {
+    pub(super) async fn waits(&mut self, task: &Waiting<'_>) {
         let keys = self.fleet.keys.tasks();
         let order = format!("{:03}{:014}", 50, task.number);
         self.record(task, "pending", &order, None).await;
@@ -138,7 +138,7 @@ impl<'a> Seed<'a> {
     }
 
     /// A task that an instance holds.
-    pub async fn held(&mut self, task: &Waiting<'_>, holder: &str, attempt: u32) {
+    pub(super) async fn held(&mut self, task: &Waiting<'_>, holder: &str, attempt: u32) {
         let keys = self.fleet.keys.tasks();
         let order = format!("{:03}{:014}", 50, task.number);
         self.record(task, "assigned", &order, Some((holder, attempt)))
@@ -178,7 +178,7 @@ impl<'a> Seed<'a> {
     }
 
     /// Finished tasks that are over the bounds: long ago.
-    pub async fn finished(&mut self, count: usize, failures: usize, error: usize) {
+    pub(super) async fn finished(&mut self, count: usize, failures: usize, error: usize) {
         let keys = self.fleet.keys.tasks();
         for number in 0..count {
             let task = Waiting {
@@ -195,28 +195,28 @@ impl<'a> Seed<'a> {
     }
 }
 
-pub struct Seeded<'a> {
-    pub id: &'a str,
-    pub roles: &'a [String],
-    pub kinds: &'a [String],
-    pub expires: u64,
-    pub assigned: u32,
-    pub capacity: u32,
+pub(super) struct Seeded<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) roles: &'a [String],
+    pub(crate) kinds: &'a [String],
+    pub(crate) expires: u64,
+    pub(crate) assigned: u32,
+    pub(crate) capacity: u32,
 }
 
-pub struct Waiting<'a> {
-    pub number: usize,
-    pub kind: &'a str,
-    pub role: &'a str,
-    pub requires: &'a [String],
+pub(super) struct Waiting<'a> {
+    pub(crate) number: usize,
+    pub(crate) kind: &'a str,
+    pub(crate) role: &'a str,
+    pub(crate) requires: &'a [String],
     /// How it is marked as the first of its lane, if it is that.
-    pub heads: Option<&'static str>,
-    pub failures: usize,
-    pub error: usize,
+    pub(crate) heads: Option<&'static str>,
+    pub(crate) failures: usize,
+    pub(crate) error: usize,
 }
 
 impl<'a> Waiting<'a> {
-    pub fn new(number: usize, kind: &'a str, role: &'a str) -> Self {
+    pub(super) fn new(number: usize, kind: &'a str, role: &'a str) -> Self {
         Self {
             number,
             kind,
@@ -228,7 +228,7 @@ impl<'a> Waiting<'a> {
         }
     }
 
-    pub fn id(&self) -> String {
+    pub(super) fn id(&self) -> String {
         format!("t-{}", self.number)
     }
 }

@@ -25,7 +25,7 @@ use std::time::Duration;
 const EVENTS: &str = "cb:events:image";
 const DEAD: &str = "cb:dead:image";
 
-pub async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
+pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     publishes(fleet, meter).await;
     waits(fleet, meter).await;
     trims(fleet, meter).await;

@@ -13,14 +13,14 @@ use std::time::Duration;
 
 /// What was counted, and what of it must not be.
 #[derive(Default)]
-pub struct Counts {
+pub(super) struct Counts {
     /// Which there were: the kind, and the length in tenths of a ttl.
-    pub outages: Vec<(Kind, u32)>,
+    pub(crate) outages: Vec<(Kind, u32)>,
     /// How many ms after the outage those were declared lost who died in it; and those in one by wires that
     /// went silent.
-    pub found: [Vec<u64>; 2],
+    pub(crate) found: [Vec<u64>; 2],
     /// What became of the load.
-    pub load: outcomes::Counts,
+    pub(crate) load: outcomes::Counts,
     held: u64,
     lost: Vec<String>,
     anew: Vec<String>,
@@ -30,7 +30,7 @@ pub struct Counts {
 
 impl Counts {
     /// Looks at what was told since that mark, when an outage is over. That worker died in it.
-    pub async fn judge(&mut self, world: &World, mark: EntryId, dead: Option<usize>) {
+    pub(super) async fn judge(&mut self, world: &World, mark: EntryId, dead: Option<usize>) {
         let dead = dead.map(|who| world.workers[who].id.as_str());
         for Fact { id, kind, data } in facts::since(world, mark).await {
             let who = data["id"].as_str();
@@ -46,7 +46,7 @@ impl Counts {
     }
 
     /// Looks at what ran, when all is over.
-    pub async fn finish(&mut self, world: &World) {
+    pub(super) async fn finish(&mut self, world: &World) {
         let records = history::all(&world.dir);
         self.twice = started_twice(&records);
         let results = tally(&world.redis, "cb:results:through", "correlationid").await;
@@ -74,7 +74,7 @@ impl Counts {
         self.held = done.len() as u64;
     }
 
-    pub fn add(&mut self, other: Counts) {
+    pub(super) fn add(&mut self, other: Counts) {
         self.outages.extend(other.outages);
         for (all, some) in self.found.iter_mut().zip(other.found) {
             all.extend(some);
@@ -87,7 +87,7 @@ impl Counts {
     }
 
     /// Fails if anybody or anything that lived was harmed, or a dead one was found later than that.
-    pub fn none_was_harmed(&self, latest: Duration) {
+    pub(super) fn none_was_harmed(&self, latest: Duration) {
         let mut problems = Problems::default();
         let all = [
             ("a live worker was lost", &self.lost),
@@ -111,7 +111,7 @@ impl Counts {
         problems.none();
     }
 
-    pub fn tell(mut self, ttl: Duration) -> Report {
+    pub(super) fn tell(mut self, ttl: Duration) -> Report {
         let mut each: BTreeMap<(String, u32), u64> = BTreeMap::new();
         for (kind, tenths) in &self.outages {
             let kind = format!("{kind:?}").to_lowercase();

@@ -16,7 +16,7 @@ use tower::{Layer, Service};
 /// Runs of this process so far.
 static RUNS: AtomicU64 = AtomicU64::new(0);
 
-pub fn handlers(builder: Builder) -> Builder {
+pub(crate) fn handlers(builder: Builder) -> Builder {
     Pair::all().fold(builder, |builder, pair| {
         let policy = match pair.has(Part::Layer) {
             true => pair.policy().layer(Watched),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 /// A part of a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub(super) enum Part {
     Ordered,
     Concurrency,
     Rate,
@@ -16,7 +16,7 @@ pub enum Part {
     Layer,
 }
 
-pub const PARTS: [Part; 7] = [
+pub(super) const PARTS: [Part; 7] = [
     Part::Ordered,
     Part::Concurrency,
     Part::Rate,
@@ -27,33 +27,33 @@ pub const PARTS: [Part; 7] = [
 ];
 
 /// Runs at a time in a process.
-pub const CONCURRENCY: usize = 2;
+pub(super) const CONCURRENCY: usize = 2;
 /// Runs of a source in a period.
-pub const RATE: usize = 20;
-pub const PERIOD: Duration = Duration::from_secs(1);
+pub(super) const RATE: usize = 20;
+pub(super) const PERIOD: Duration = Duration::from_secs(1);
 /// How long a result is kept.
-pub const KEPT: Duration = Duration::from_secs(3);
-pub const TIMEOUT: Duration = Duration::from_millis(300);
+pub(super) const KEPT: Duration = Duration::from_secs(3);
+pub(super) const TIMEOUT: Duration = Duration::from_millis(300);
 /// Failures in a row that open a circuit.
-pub const FAILURES: u32 = 3;
+pub(super) const FAILURES: u32 = 3;
 const OPEN: Duration = Duration::from_millis(50);
 /// What takes too long takes so long.
-pub const TOO_LONG: Duration = Duration::from_secs(20);
+pub(super) const TOO_LONG: Duration = Duration::from_secs(20);
 
 /// Parts that one handler's policy has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Pair(usize);
+pub(super) struct Pair(usize);
 
 /// All pairs, and all parts together.
-pub const PAIRS: usize = PARTS.len() * (PARTS.len() - 1) / 2 + 1;
+pub(super) const PAIRS: usize = PARTS.len() * (PARTS.len() - 1) / 2 + 1;
 
 impl Pair {
-    pub fn all() -> impl Iterator<Item = Pair> {
+    pub(super) fn all() -> impl Iterator<Item = Pair> {
         (0..PAIRS).map(Pair)
     }
 
     /// Its parts.
-    pub fn parts(self) -> Vec<Part> {
+    pub(super) fn parts(self) -> Vec<Part> {
         let first =
             (0..PARTS.len()).flat_map(|one| (one + 1..PARTS.len()).map(move |two| [one, two]));
         match first.clone().nth(self.0) {
@@ -62,12 +62,12 @@ impl Pair {
         }
     }
 
-    pub fn has(self, part: Part) -> bool {
+    pub(super) fn has(self, part: Part) -> bool {
         self.parts().contains(&part)
     }
 
     /// The event type.
-    pub fn kind(self) -> String {
+    pub(super) fn kind(self) -> String {
         let parts = self.parts();
         let name = match parts.len() {
             2 => format!("{:?}_{:?}", parts[0], parts[1]),
@@ -77,7 +77,7 @@ impl Pair {
     }
 
     /// Its policy, but for layers.
-    pub fn policy(self) -> Policy {
+    pub(super) fn policy(self) -> Policy {
         let parts = self.parts().into_iter();
         parts.fold(Policy::new(), |policy, part| match part {
             Part::Ordered => policy.ordered(),
@@ -98,14 +98,14 @@ impl Pair {
 
 /// An event of the load: what it is and does follows from its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Numbered(pub u64);
+pub(super) struct Numbered(pub u64);
 
 /// Events of one type that come one after the other.
 const BURST: u64 = 48;
 
 /// What becomes of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(super) enum Fate {
     /// Done, after so many ms; 0 is at once.
     Done(u64),
     /// The first try fails.
@@ -117,15 +117,15 @@ pub enum Fate {
 }
 
 impl Numbered {
-    pub fn of_id(id: &str) -> Option<Self> {
+    pub(super) fn of_id(id: &str) -> Option<Self> {
         Some(Self(id.strip_prefix("p-")?.parse().ok()?))
     }
 
-    pub fn id(self) -> String {
+    pub(super) fn id(self) -> String {
         format!("p-{}", self.0)
     }
 
-    pub fn pair(self) -> Pair {
+    pub(super) fn pair(self) -> Pair {
         Pair((self.0 / BURST) as usize % PAIRS)
     }
 
@@ -137,16 +137,16 @@ impl Numbered {
         self.0 / BURST / PAIRS as u64
     }
 
-    pub fn subject(self) -> String {
+    pub(super) fn subject(self) -> String {
         format!("s-{}", self.0 % 5)
     }
 
-    pub fn source(self) -> String {
+    pub(super) fn source(self) -> String {
         format!("source-{}", self.0 % 2)
     }
 
     /// Few are equal, and none where no cache is.
-    pub fn payload(self) -> u64 {
+    pub(super) fn payload(self) -> u64 {
         match self.pair().has(Part::Cache) {
             true => self.place() % 12,
             false => self.0,
@@ -154,12 +154,12 @@ impl Numbered {
     }
 
     /// Whether somebody waits for its answer. Where a refusal would be one, nobody does.
-    pub fn is_asked(self) -> bool {
+    pub(super) fn is_asked(self) -> bool {
         let pair = self.pair();
         self.0.is_multiple_of(5) && !pair.has(Part::Rate) && !pair.has(Part::Circuit)
     }
 
-    pub fn fate(self, attempt: u32) -> Fate {
+    pub(super) fn fate(self, attempt: u32) -> Fate {
         let done = Fate::Done(self.0 % 6);
         if attempt > 1 {
             return done;

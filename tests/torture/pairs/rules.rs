@@ -12,24 +12,24 @@ use std::time::Duration;
 
 /// What was counted.
 #[derive(Debug, Default)]
-pub struct Counts {
-    pub acknowledged: u64,
-    pub lost: u64,
-    pub twice: u64,
-    pub runs: u64,
-    pub taken_over: u64,
-    pub tried_again: u64,
-    pub timed_out: u64,
-    pub cached: u64,
-    pub opened: u64,
-    pub layered: u64,
+pub(super) struct Counts {
+    pub(crate) acknowledged: u64,
+    pub(crate) lost: u64,
+    pub(crate) twice: u64,
+    pub(crate) runs: u64,
+    pub(crate) taken_over: u64,
+    pub(crate) tried_again: u64,
+    pub(crate) timed_out: u64,
+    pub(crate) cached: u64,
+    pub(crate) opened: u64,
+    pub(crate) layered: u64,
     /// The shortest time in which one run more than a rate allows began.
-    pub closest: Option<Duration>,
+    pub(crate) closest: Option<Duration>,
 }
 
 /// Checks every rule.
 #[track_caller]
-pub fn check(seen: &Seen) -> Counts {
+pub(super) fn check(seen: &Seen) -> Counts {
     let (counts, problems) = judge(seen);
     let mut kinds: BTreeMap<String, u32> = BTreeMap::new();
     for told in problems.told() {
@@ -69,7 +69,7 @@ fn judge(seen: &Seen) -> (Counts, Problems) {
 }
 
 impl Counts {
-    pub fn tell(&self, report: Report) -> Report {
+    pub(super) fn tell(&self, report: Report) -> Report {
         let report = report
             .event(self.acknowledged, "acknowledged")
             .event(self.lost, "lost")

@@ -12,7 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum How {
+pub(super) enum How {
     Ok,
     Failed,
     /// It was dropped in the middle of it.
@@ -21,43 +21,43 @@ pub enum How {
 
 /// The end of a run, and how long it took by the clock of its process.
 #[derive(Clone, Copy, Debug)]
-pub struct End {
-    pub ns: u64,
-    pub how: How,
-    pub took: Duration,
+pub(super) struct End {
+    pub(crate) ns: u64,
+    pub(crate) how: How,
+    pub(crate) took: Duration,
 }
 
 /// One run of a handler, or what passed through a layer.
 #[derive(Clone, Debug)]
-pub struct Run {
-    pub event: Numbered,
+pub(super) struct Run {
+    pub(crate) event: Numbered,
     /// The instance and the process id.
-    pub process: String,
+    pub(crate) process: String,
     /// Its number within the process.
-    pub number: u64,
-    pub entry: EntryId,
-    pub attempt: u32,
-    pub deliveries: u32,
-    pub began: u64,
+    pub(crate) number: u64,
+    pub(crate) entry: EntryId,
+    pub(crate) attempt: u32,
+    pub(crate) deliveries: u32,
+    pub(crate) began: u64,
     /// Its worker was told to end before.
-    pub draining: bool,
-    pub end: Option<End>,
+    pub(crate) draining: bool,
+    pub(crate) end: Option<End>,
 }
 
 /// The life of a process.
 #[derive(Clone, Debug, Default)]
-pub struct Life {
-    pub started: u64,
-    pub ended: Option<u64>,
+pub(super) struct Life {
+    pub(crate) started: u64,
+    pub(crate) ended: Option<u64>,
     /// When it was told to end.
-    pub told: Option<u64>,
+    pub(crate) told: Option<u64>,
     /// From when to when it stood still.
-    pub stops: Vec<(u64, u64)>,
+    pub(crate) stops: Vec<(u64, u64)>,
 }
 
 impl Life {
     /// How many ns of that time it stood still.
-    pub fn stood_still(&self, from: u64, to: u64) -> u64 {
+    pub(super) fn stood_still(&self, from: u64, to: u64) -> u64 {
         let overlap = |(stop, on): &(u64, u64)| to.min(*on).saturating_sub(from.max(*stop));
         self.stops.iter().map(overlap).sum()
     }
@@ -65,42 +65,42 @@ impl Life {
 
 /// What answered an event.
 #[derive(Clone, Debug)]
-pub struct Answer {
-    pub status: String,
+pub(super) struct Answer {
+    pub(crate) status: String,
     /// The process and the number of the run that made it.
-    pub made_by: (String, u64),
+    pub(crate) made_by: (String, u64),
     /// When it was stored.
-    pub ns: u64,
+    pub(crate) ns: u64,
 }
 
 /// A circuit opened or closed.
 #[derive(Clone, Debug)]
-pub struct Change {
-    pub process: String,
-    pub kind: String,
-    pub opened: bool,
-    pub ns: u64,
+pub(super) struct Change {
+    pub(crate) process: String,
+    pub(crate) kind: String,
+    pub(crate) opened: bool,
+    pub(crate) ns: u64,
 }
 
 #[derive(Default)]
-pub struct Seen {
+pub(super) struct Seen {
     /// How publishing each event ended.
-    pub published: HashMap<Numbered, String>,
-    pub runs: Vec<Run>,
+    pub(crate) published: HashMap<Numbered, String>,
+    pub(crate) runs: Vec<Run>,
     /// What passed through layers.
-    pub layers: Vec<Run>,
+    pub(crate) layers: Vec<Run>,
     /// Calls of layers that were not ready.
-    pub unready: Vec<String>,
-    pub lives: HashMap<String, Life>,
-    pub answers: HashMap<Numbered, Vec<Answer>>,
-    pub effects: HashMap<u64, u32>,
-    pub dead: Vec<String>,
-    pub changes: Vec<Change>,
+    pub(crate) unready: Vec<String>,
+    pub(crate) lives: HashMap<String, Life>,
+    pub(crate) answers: HashMap<Numbered, Vec<Answer>>,
+    pub(crate) effects: HashMap<u64, u32>,
+    pub(crate) dead: Vec<String>,
+    pub(crate) changes: Vec<Change>,
 }
 
 impl Seen {
     /// Reads all of it, once it has settled.
-    pub async fn read(world: &World, events: &[u64]) -> Self {
+    pub(super) async fn read(world: &World, events: &[u64]) -> Self {
         let mut seen = Self::default();
         let published = events.iter().map(|n| (Numbered(*n), "never".to_owned()));
         seen.published.extend(published);
@@ -166,7 +166,7 @@ impl Seen {
     }
 
     /// Takes in what histories say.
-    pub fn take_in(&mut self, records: &[Record]) {
+    pub(super) fn take_in(&mut self, records: &[Record]) {
         // Where the runs are that have begun: in which list, and at which place.
         let mut begun: HashMap<(&str, &str), usize> = HashMap::new();
         for record in records {

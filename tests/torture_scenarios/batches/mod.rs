@@ -19,7 +19,7 @@ const LEASE: u64 = 30_000;
 const EFFECTS: &str = "cb:events:number";
 
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// An instance asks for a batch, with one of the events that want it.
     Acquire {
         batch: u8,
@@ -84,7 +84,7 @@ impl Model {
     }
 }
 
-pub struct Scene {
+pub(crate) struct Scene {
     batches: Batches,
     models: BTreeMap<u8, Model>,
     /// The last fence that an instance was given of a batch.

@@ -25,7 +25,7 @@ const OUTSIDE: u64 = 600_000;
 
 /// Which incarnation a call names.
 #[derive(Clone, Copy, Debug)]
-pub enum Named {
+pub(crate) enum Named {
     Nothing,
     Last,
     /// One that it was before, or never.
@@ -33,7 +33,7 @@ pub enum Named {
 }
 
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     /// `begins`: a process that begins; otherwise one that registers again.
     Register {
         id: u8,
@@ -90,7 +90,7 @@ impl Is {
     }
 }
 
-pub struct Scene {
+pub(crate) struct Scene {
     processes: Vec<Instances>,
     asked: Instances,
     judge: Instances,

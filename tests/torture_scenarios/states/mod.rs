@@ -33,7 +33,7 @@ const STREAM: &str = "cb:events:image";
 const GROUP: &str = "workers";
 
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     Join(u8),
     Leave(u8),
     Sweep,
@@ -74,7 +74,7 @@ struct Voted {
     kept: u64,
 }
 
-pub struct Scene {
+pub(crate) struct Scene {
     instances: Instances,
     service: Tasks,
     batches: Batches,

@@ -22,7 +22,7 @@ const TTL: u64 = 30_000;
 const KEPT: u64 = DAY as u64;
 
 #[derive(Clone, Debug)]
-pub enum Step {
+pub(crate) enum Step {
     Create {
         task: u8,
         kind: u8,
@@ -81,7 +81,7 @@ impl Member {
     }
 }
 
-pub struct Scene {
+pub(crate) struct Scene {
     instances: Instances,
     service: Tasks,
     members: BTreeMap<String, Member>,

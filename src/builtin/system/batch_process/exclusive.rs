@@ -10,7 +10,11 @@ use std::time::Duration;
 const REFUSED: Duration = Duration::from_secs(1);
 
 /// Runs every item that is not finished.
-pub async fn run(holding: &mut Holding<'_>, kind: &str, items: &[Vec<u8>]) -> Result<(), Stop> {
+pub(super) async fn run(
+    holding: &mut Holding<'_>,
+    kind: &str,
+    items: &[Vec<u8>],
+) -> Result<(), Stop> {
     let retry = holding.context.retries_of(kind).unwrap_or_default();
     for (index, data) in items.iter().enumerate() {
         if holding.is_finished(index) {

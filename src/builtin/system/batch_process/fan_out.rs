@@ -59,7 +59,7 @@ struct UnderWay {
 }
 
 /// Has every item run that is not finished.
-pub async fn run(
+pub(super) async fn run(
     holding: &mut Holding<'_>,
     runner: &Runner,
     kind: &str,

@@ -25,7 +25,7 @@ const OFTEN: u32 = 3;
 
 /// Why a holder stops before the batch is completed.
 #[derive(Debug)]
-pub enum Stop {
+pub(super) enum Stop {
     /// Somebody else holds the batch, or may.
     Lost,
     /// The worker shuts down.
@@ -52,7 +52,7 @@ impl From<Unbegun> for Stop {
 }
 
 /// A batch in the hands of its holder.
-pub struct Holding<'a> {
+pub(super) struct Holding<'a> {
     /// The run of the batch's event.
     pub context: &'a Context,
     batches: &'a Batches,
@@ -69,7 +69,7 @@ pub struct Holding<'a> {
 }
 
 impl<'a> Holding<'a> {
-    pub fn new(
+    pub(super) fn new(
         context: &'a Context,
         batches: &'a Batches,
         wanted: &'a Wanted,
@@ -94,23 +94,23 @@ impl<'a> Holding<'a> {
     }
 
     /// The batch's id.
-    pub fn id(&self) -> &str {
+    pub(super) fn id(&self) -> &str {
         self.wanted.id()
     }
 
     /// As last committed.
-    pub fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &Progress {
         &self.progress
     }
 
     /// Whether the item needs no further run; committed or not.
-    pub fn is_finished(&self, index: usize) -> bool {
+    pub(super) fn is_finished(&self, index: usize) -> bool {
         let byte = self.finished.get(index / 8).copied().unwrap_or(0);
         byte & (0x80 >> (index % 8)) != 0
     }
 
     /// Notes a finished item, and commits it with others when it is time.
-    pub async fn finish(
+    pub(super) async fn finish(
         &mut self,
         index: usize,
         failure: Option<(&'static str, String)>,
@@ -136,7 +136,7 @@ impl<'a> Holding<'a> {
     }
 
     /// Commits what is finished. As long as the lease lasts it is tried again.
-    pub async fn commit(&mut self) -> Result<(), Stop> {
+    pub(super) async fn commit(&mut self) -> Result<(), Stop> {
         if self.outcomes.is_empty() {
             return Ok(());
         }
@@ -195,14 +195,14 @@ impl<'a> Holding<'a> {
     }
 
     /// The word that only those know who work on the batch.
-    pub async fn word(&self) -> Result<String, Stop> {
+    pub(super) async fn word(&self) -> Result<String, Stop> {
         let word = self.batches.word(self.id()).await;
         word.map_err(|error| Stop::Failed(error.into_handler_error()))
     }
 
     /// Removes the streams that the items' replies were on, where the batch is completed. What remains
     /// expires by itself.
-    pub async fn forget_replies(&self, streams: &[String]) {
+    pub(super) async fn forget_replies(&self, streams: &[String]) {
         let batches = self.batches.within(self.context.history());
         if let Err(error) = batches.forget_replies(streams).await {
             tracing::debug!(batch = self.id(), %error, "the replies were not removed; they expire");
@@ -211,7 +211,7 @@ impl<'a> Holding<'a> {
 
     /// Commits what is finished last. If that does not complete the batch, the server failed over to
     /// one that lacks some of the progress: what it does not know of has to run again.
-    pub async fn complete(&mut self) -> Result<(), Stop> {
+    pub(super) async fn complete(&mut self) -> Result<(), Stop> {
         self.commit().await?;
         let Progress {
             processed,
@@ -226,7 +226,7 @@ impl<'a> Holding<'a> {
     }
 
     /// Before an item is begun: whether to go on.
-    pub async fn check(&mut self) -> Result<(), Stop> {
+    pub(super) async fn check(&mut self) -> Result<(), Stop> {
         if self.context.draining().is_cancelled() {
             return Err(Stop::Draining);
         }
@@ -257,7 +257,7 @@ impl<'a> Holding<'a> {
 
     /// Waits for something while what is finished is committed in time; it is dropped when the batch
     /// is lost.
-    pub async fn beside<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+    pub(super) async fn beside<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
         tokio::pin!(work);
         let cancelled = self.context.cancellation().clone();
         let lost = self.lease.lost().clone();
@@ -276,7 +276,10 @@ impl<'a> Holding<'a> {
     }
 
     /// The same; it is dropped as soon as the worker is to shut down.
-    pub async fn until_drained<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stop> {
+    pub(super) async fn until_drained<T>(
+        &mut self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Stop> {
         let draining = self.context.draining();
         let work = async {
             tokio::select! {
@@ -290,20 +293,20 @@ impl<'a> Holding<'a> {
 
     /// Whether somebody was given the batch after this holder. If nobody was, the server was away for
     /// long, or failed over to one that never heard of this holder.
-    pub async fn is_overtaken(&self) -> bool {
+    pub(super) async fn is_overtaken(&self) -> bool {
         let found = self.batches.find(self.id()).await;
         matches!(found, Ok(Some(batch)) if batch.fence > self.lease.fence)
     }
 
     /// Commits what is finished and lets the next one have the batch.
-    pub async fn give_back(&mut self) {
+    pub(super) async fn give_back(&mut self) {
         if self.commit().await.is_ok() {
             self.let_go().await;
         }
     }
 
     /// Lets the next one have the batch as it is known.
-    pub async fn let_go(&self) {
+    pub(super) async fn let_go(&self) {
         let (id, fence) = (self.id(), self.lease.fence);
         if let Err(error) = self.batches.give_back(id, fence).await {
             tracing::debug!(batch = id, %error, "the lease was not given back; it runs out");

@@ -24,7 +24,7 @@ fn grouped<'a, K: Eq + Hash>(
 }
 
 /// The most of these runs that were under way at a time. What has no end goes on to the end of its process.
-pub fn most_at_once(runs: &[&Run]) -> usize {
+pub(super) fn most_at_once(runs: &[&Run]) -> usize {
     let mut ends: Vec<(u64, i32)> = Vec::new();
     for run in runs {
         ends.push((run.began, 1));
@@ -41,7 +41,7 @@ pub fn most_at_once(runs: &[&Run]) -> usize {
 
 /// Within a process a subject's events run one at a time, and what was read new in order: retries among
 /// it, which have a new place.
-pub fn subjects_have_their_order(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
+pub(super) fn subjects_have_their_order(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
     let of_subject = |run: &'_ Run| (run.process.clone(), run.event.pair(), run.event.subject());
     for ((process, pair, subject), mut runs) in grouped(&seen.runs, Part::Ordered, of_subject) {
         let named = format!("{process}, {} of {subject}", pair.kind());
@@ -66,7 +66,7 @@ pub fn subjects_have_their_order(seen: &Seen, _: &mut Counts, problems: &mut Pro
     }
 }
 
-pub fn runs_at_a_time_are_bounded(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
+pub(super) fn runs_at_a_time_are_bounded(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
     for passed in [&seen.runs, &seen.layers] {
         let of_process = |run: &'_ Run| (run.process.clone(), run.event.pair());
         for ((process, pair), runs) in grouped(passed, Part::Concurrency, of_process) {
@@ -81,7 +81,11 @@ pub fn runs_at_a_time_are_bounded(seen: &Seen, _: &mut Counts, problems: &mut Pr
 
 /// A run begins a moment after it was counted, and long after where its process stood still; those are not
 /// looked at.
-pub fn rates_hold_over_all_replicas(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
+pub(super) fn rates_hold_over_all_replicas(
+    seen: &Seen,
+    counts: &mut Counts,
+    problems: &mut Problems,
+) {
     let of_source = |run: &'_ Run| (run.event.pair(), run.event.source());
     for ((pair, source), runs) in grouped(&seen.runs, Part::Rate, of_source) {
         let steady = runs.iter().filter(|run| {
@@ -105,7 +109,7 @@ pub fn rates_hold_over_all_replicas(seen: &Seen, counts: &mut Counts, problems: 
 }
 
 /// No run lasts longer than it may; a machine may be late, and a process may stand still.
-pub fn time_outs_end_runs(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
+pub(super) fn time_outs_end_runs(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
     for run in seen
         .runs
         .iter()
@@ -131,7 +135,7 @@ pub fn time_outs_end_runs(seen: &Seen, counts: &mut Counts, problems: &mut Probl
 
 /// For each opening of a circuit in a process there were failures enough, for each closing a success. A change
 /// is told a while after it happened, and not at all where the server does not answer.
-pub fn circuits_open_and_close_for_a_reason(
+pub(super) fn circuits_open_and_close_for_a_reason(
     seen: &Seen,
     counts: &mut Counts,
     problems: &mut Problems,
@@ -180,7 +184,11 @@ fn ends_of(seen: &Seen) -> HashMap<(&str, Pair), Vec<(u64, bool)>> {
 }
 
 /// A layer is called once for each delivery, when it is ready, and around the run.
-pub fn layers_are_called_once_and_ready(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
+pub(super) fn layers_are_called_once_and_ready(
+    seen: &Seen,
+    counts: &mut Counts,
+    problems: &mut Problems,
+) {
     for told in &seen.unready {
         problems.found(format!("a layer was called that was not ready: {told}"));
     }

@@ -12,7 +12,7 @@ const HEARS: u64 = 2_000_000_000;
 const FEW: usize = 4;
 
 /// Acknowledged events have one answer, and one effect where they have any.
-pub fn has_one_outcome(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
+pub(super) fn has_one_outcome(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
     for (event, published) in &seen.published {
         let id = event.id();
         let answers = seen.answers.get(event).map_or(&[][..], Vec::as_slice);
@@ -52,7 +52,7 @@ pub fn has_one_outcome(seen: &Seen, counts: &mut Counts, problems: &mut Problems
 }
 
 /// At most as many runs as deliveries.
-pub fn delivery_is_run_once(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
+pub(super) fn delivery_is_run_once(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
     counts.runs = seen.runs.len() as u64;
     counts.taken_over = seen.runs.iter().filter(|run| run.deliveries > 1).count() as u64;
     let mut deliveries = HashMap::new();
@@ -64,7 +64,7 @@ pub fn delivery_is_run_once(seen: &Seen, counts: &mut Counts, problems: &mut Pro
 }
 
 /// Nothing but a failure costs an attempt: no death, no drain, no waiting.
-pub fn try_follows_a_failed_one(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
+pub(super) fn try_follows_a_failed_one(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
     let mut failed: HashMap<(Numbered, u32), bool> = HashMap::new();
     for run in &seen.runs {
         *failed.entry((run.event, run.attempt)).or_default() |=
@@ -84,7 +84,7 @@ pub fn try_follows_a_failed_one(seen: &Seen, counts: &mut Counts, problems: &mut
 }
 
 /// Who drains begins nothing, and who stood still begins nothing that another one has begun meanwhile.
-pub fn run_is_begun_by_who_may(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
+pub(super) fn run_is_begun_by_who_may(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
     let mut latest: HashMap<_, Vec<&Run>> = HashMap::new();
     for run in &seen.runs {
         latest.entry(run.entry).or_default().push(run);

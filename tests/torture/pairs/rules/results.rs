@@ -19,7 +19,11 @@ fn in_time(run: &Run) -> bool {
 
 /// A result is of a run of that event that went well and was in time, or of one with the same payload
 /// where a cache is.
-pub fn are_of_the_runs_that_made_them(seen: &Seen, counts: &mut Counts, problems: &mut Problems) {
+pub(super) fn are_of_the_runs_that_made_them(
+    seen: &Seen,
+    counts: &mut Counts,
+    problems: &mut Problems,
+) {
     let runs: HashMap<(&str, u64), &Run> = seen
         .runs
         .iter()
@@ -62,7 +66,7 @@ pub fn are_of_the_runs_that_made_them(seen: &Seen, counts: &mut Counts, problems
 }
 
 /// As long as a result is kept, an equal event is not run in that process.
-pub fn are_kept_while_they_live(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
+pub(super) fn are_kept_while_they_live(seen: &Seen, _: &mut Counts, problems: &mut Problems) {
     let mut equal: HashMap<_, Vec<&Run>> = HashMap::new();
     for run in seen
         .runs
