@@ -2,9 +2,9 @@
 //!
 //! It runs once per event, by `sh -c`: the payload as JSON on its standard input, the event's id, type
 //! and attempt in its environment, the result as JSON on its standard output, both in the exact form of
-//! [`json`]. [`verdict`] says what its exit status means. The status counts once the command
+//! [`json`]. `convoke worker --help` says what its exit status means. The status counts once the command
 //! itself has exited, whatever it left in the background; a run that is given up, or whose worker dies,
-//! ends with all its processes ([`warden`](crate::builtin::warden)).
+//! ends with all its processes (`builtin/warden.rs`).
 
 mod verdict;
 

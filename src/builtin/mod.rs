@@ -13,7 +13,7 @@ mod warden;
 use crate::handler::router::Registration;
 use rmpv::Value;
 
-/// All of them.
+/// All built-in handlers.
 pub fn registrations() -> Vec<Registration> {
     let mut all = system::registrations();
     all.extend(task::registrations());

@@ -60,8 +60,8 @@ impl Client {
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let client = Client::connect("redis://127.0.0.1").await?;
-    /// let answer = client.ask::<String>("text.upper", "hello").within(Duration::from_secs(5)).await;
-    /// match answer {
+    /// let asked = client.ask::<String>("text.upper", "hello");
+    /// match asked.within(Duration::from_secs(5)).await {
     ///     Ok(text) => println!("{text}"),
     ///     Err(error) if error.code() == Some(Code::NotFound) => println!("there is no such text"),
     ///     Err(error) => return Err(error.into()),

@@ -1,4 +1,4 @@
-//! What is published, and the three things that a publisher learns (PROTOCOL §4).
+//! What is published, and the three things that [a publisher knows](crate::docs::protocol#what-a-publisher-knows).
 //!
 //! *Stored*, *rejected* or *unknown*: an error reply of the server means that nothing was stored,
 //! for every command that is sent here; no reply at all means that nobody knows.

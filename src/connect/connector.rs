@@ -1,4 +1,4 @@
-//! Which connection for what.
+//! Connections: which one is used for what.
 //!
 //! - A **dedicated** connection per blocking reader: a blocked command on a shared connection
 //!   blocks everyone, and its time-out must be longer than the block.

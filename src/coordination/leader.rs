@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 static LEAD: LazyLock<Script> = LazyLock::new(|| script_with(&[VERSION], include_str!("lead.lua")));
 
-/// What contending came to.
+/// The outcome of contending for the lead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contest {
     /// The lead, if the one who called has it now.

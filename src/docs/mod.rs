@@ -1,6 +1,6 @@
 //! Pages for people: what a clone, the crate's documentation and `convoke docs NAME` show.
 
-/// A page.
+/// A page of the documentation.
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
     /// Its name.
@@ -11,73 +11,35 @@ pub struct Page {
     pub text: &'static str,
 }
 
-/// All of them.
-pub const PAGES: [Page; 8] = [
-    Page {
-        name: "protocol",
-        about: "the contract: streams, fields, payloads, error codes; for whoever writes a client",
-        text: include_str!("protocol.md"),
-    },
-    Page {
-        name: "guarantees",
-        about: "what holds, where it ends, and what was counted; for whoever builds on it",
-        text: include_str!("guarantees.md"),
-    },
-    Page {
-        name: "operating",
-        about: "needs, settings, commands, what to do at 3 a.m.; for operators",
-        text: include_str!("operating.md"),
-    },
-    Page {
-        name: "security",
-        about: "who is trusted with what, and what nobody is protected from; for operators",
-        text: include_str!("security.md"),
-    },
-    Page {
-        name: "testing",
-        about: "what the tests show and how; for whoever tests a handler, or doubts",
-        text: include_str!("testing.md"),
-    },
-    Page {
-        name: "architecture",
-        about: "how an event and a vote go through the program, file by file; for whoever changes it",
-        text: include_str!("architecture.md"),
-    },
-    Page {
-        name: "contributing",
-        about: "how to build, what must hold, how the code reads; for whoever sends a change",
-        text: include_str!("contributing.md"),
-    },
-    Page {
-        name: "changelog",
-        about: "what is new; for whoever upgrades",
-        text: include_str!("changelog.md"),
-    },
-];
+/// Declares the pages, and a module for each, so that the crate's documentation shows it.
+macro_rules! pages {
+    ($($name:ident: $about:literal,)*) => {
+        /// All pages.
+        pub const PAGES: [Page; 8] = [$(Page {
+            name: stringify!($name),
+            about: $about,
+            text: include_str!(concat!(stringify!($name), ".md")),
+        }),*];
 
-#[doc = include_str!("protocol.md")]
-pub mod protocol {}
+        $(
+            #[doc = $about]
+            #[doc = ""]
+            #[doc = include_str!(concat!(stringify!($name), ".md"))]
+            pub mod $name {}
+        )*
+    };
+}
 
-#[doc = include_str!("guarantees.md")]
-pub mod guarantees {}
-
-#[doc = include_str!("operating.md")]
-pub mod operating {}
-
-#[doc = include_str!("security.md")]
-pub mod security {}
-
-#[doc = include_str!("testing.md")]
-pub mod testing {}
-
-#[doc = include_str!("architecture.md")]
-pub mod architecture {}
-
-#[doc = include_str!("contributing.md")]
-pub mod contributing {}
-
-#[doc = include_str!("changelog.md")]
-pub mod changelog {}
+pages! {
+    protocol: "the contract: streams, fields, payloads, error codes; for whoever writes a client",
+    guarantees: "what holds, where it ends, and what was counted; for whoever builds on it",
+    operating: "needs, settings, commands, what to do at 3 a.m.; for operators",
+    security: "who is trusted with what, and what nobody is protected from; for operators",
+    testing: "what the tests show and how; for whoever tests a handler, or doubts",
+    architecture: "how an event and a vote go through the program, file by file; for whoever changes it",
+    contributing: "how to build, what must hold, how the code reads; for whoever sends a change",
+    changelog: "what is new; for whoever upgrades",
+}
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
@@ -109,15 +71,39 @@ mod tests {
     }
 
     #[test]
-    fn a_table_of_the_readme_is_read_at_a_glance() {
+    fn a_table_is_read_at_a_glance() {
         let readme = include_str!("../../README.md");
-        for row in readme.lines().filter(|line| line.starts_with('|')) {
+        let deploy = include_str!("../../deploy/README.md");
+        let texts = PAGES
+            .map(|page| page.text)
+            .into_iter()
+            .chain([readme, deploy]);
+        for row in texts
+            .flat_map(str::lines)
+            .filter(|line| line.starts_with('|'))
+        {
             for cell in row.split('|') {
                 assert!(cell.chars().count() <= 200, "{cell}");
             }
         }
+    }
+
+    #[test]
+    fn the_readme_leads_to_every_page() {
+        let readme = include_str!("../../README.md");
         for page in PAGES {
             assert!(readme.contains(&format!("](src/docs/{}.md)", page.name)));
+        }
+    }
+
+    #[test]
+    fn no_line_of_code_is_wider_than_the_window() {
+        for page in PAGES {
+            for code in page.text.split("```").skip(1).step_by(2) {
+                for line in code.lines() {
+                    assert!(line.chars().count() <= 92, "{}: {line}", page.name);
+                }
+            }
         }
     }
 

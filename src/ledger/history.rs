@@ -1,4 +1,4 @@
-//! Asking what happened.
+//! The history: asking the ledger what happened, by type, instance, task, batch, decision and time.
 
 use super::database::Database;
 use super::error::LedgerError;

@@ -1,4 +1,4 @@
-//! What is older goes.
+//! Retention: facts and ids that are older than a time are deleted.
 
 use super::database::Database;
 use super::error::LedgerError;

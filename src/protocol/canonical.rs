@@ -1,4 +1,4 @@
-//! The one form of a MessagePack value that all its encodings come to, so that bytes can be compared.
+//! The one form that stands for all encodings of a MessagePack value, so that bytes can be compared.
 //!
 //! MessagePack writes the same value in many ways: `1` in one byte or in nine, a map's pairs in any
 //! order. The canonical form has the shortest encoding of each integer, string, array and map, all

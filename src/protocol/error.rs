@@ -1,6 +1,6 @@
 //! The error codes of the protocol and the error that a handler returns.
 //!
-//! The names are gRPC's status codes in snake case (PROTOCOL §4). An error that crosses the bus uses
+//! The [names](crate::docs::protocol#error-codes) are gRPC's status codes in snake case. An error that crosses the bus uses
 //! these codes and no others.
 
 use std::borrow::Cow;

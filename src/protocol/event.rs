@@ -1,4 +1,4 @@
-//! An event: the fields of a stream entry ⇄ what they mean (PROTOCOL §2).
+//! An event: the fields of a stream entry ⇄ what they mean ([protocol](crate::docs::protocol#an-event)).
 //!
 //! An [`Event`] keeps the entry's fields as they came and knows where the protocol's own are. So
 //! retries and dead letters carry everything on, unknown fields included, and the hot path copies
@@ -10,7 +10,7 @@ use crate::protocol::keys;
 use crate::protocol::msgpack::{self, PayloadLimits};
 use std::borrow::Cow;
 
-/// Bounds on one event, checked before anything of it is decoded (PROTOCOL §2).
+/// Bounds on one event, checked before anything of it is decoded ([protocol](crate::docs::protocol#an-event)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Bounds on `data`.

@@ -1,4 +1,4 @@
-//! Every key name, once (PROTOCOL §1 and §9).
+//! Every key name, once ([protocol](crate::docs::protocol#names)).
 //!
 //! Two layouts give the same streams different names. *Plain* is for a standalone or Sentinel
 //! deployment. *Tagged* carries hash tags so that the keys that one atomic step touches share a

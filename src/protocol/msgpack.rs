@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-/// Bounds on one payload (PROTOCOL §2).
+/// Bounds on one payload ([protocol](crate::docs::protocol#an-event)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PayloadLimits {
     /// Bytes in the payload.

@@ -34,7 +34,8 @@ impl Client {
     ///
     /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
     /// let client = Client::connect("redis://127.0.0.1").await?;
-    /// client.publish(Event::new("image.resize", &80).subject("cat").id("order-7").dedup(true)).await?;
+    /// let event = Event::new("image.resize", &80).subject("cat").id("order-7").dedup(true);
+    /// client.publish(event).await?;
     /// # Ok(())
     /// # }
     /// ```

@@ -16,7 +16,11 @@
 //! struct Resized { pixels: u32 }
 //! struct Camera { height: u32 }
 //!
-//! async fn resize(ctx: Context, job: Resize, camera: State<Camera>) -> Result<Resized, HandlerError> {
+//! async fn resize(
+//!     ctx: Context,
+//!     job: Resize,
+//!     camera: State<Camera>,
+//! ) -> Result<Resized, HandlerError> {
 //!     if job.width == 0 {
 //!         return Err(HandlerError::invalid_argument("width: 0"));
 //!     }
@@ -31,7 +35,8 @@
 //! assert_eq!(run.result(), Ok(Resized { pixels: 160 }));
 //! assert_eq!(run.published::<Resized>("image.resized"), [Resized { pixels: 160 }]);
 //!
-//! let run = testing::run(resize, &Resize { width: 0 }).state(Camera { height: 2 }).attempt(2).await;
+//! let nothing = Resize { width: 0 };
+//! let run = testing::run(resize, &nothing).state(Camera { height: 2 }).attempt(2).await;
 //! assert_eq!(run.error().unwrap().message, "width: 0");
 //! assert_eq!(run.outcome(), Outcome::Failed);
 //! # }

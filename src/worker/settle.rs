@@ -1,4 +1,4 @@
-//! From the end of a run to what is written: reply, retry, dead letter (PROTOCOL §3–5).
+//! From the end of a run to what is written: reply, retry, dead letter ([delivery](crate::docs::protocol#delivery)).
 
 use crate::connect::clock::{NEVER, local_now, whole_ms};
 use crate::handler::function::{Encoded, encode};

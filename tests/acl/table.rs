@@ -55,8 +55,8 @@ impl Page {
         let text = fs::read_to_string(root().join("deploy/README.md")).expect("the page");
         let mut families: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for row in table(&text, "| family | plain |") {
-            let keys = quoted(row[1]).chain(quoted(row[2])).collect();
-            families.insert(row[0].to_owned(), keys);
+            let keys = quoted(row[1]).chain(quoted(row[2]));
+            families.entry(row[0].to_owned()).or_default().extend(keys);
         }
         families.insert(NO_KEY.to_owned(), Vec::new());
         let own: Commands = table(&text, "| stands for | commands |")

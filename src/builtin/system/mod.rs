@@ -1,4 +1,4 @@
-//! The `system.*` events (PROTOCOL §6).
+//! The `system.*` events ([protocol](crate::docs::protocol#system-events)).
 
 pub mod batch_process;
 mod discover;
@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Heartbeats that one source may send in a minute.
 const HEARTBEATS_A_MINUTE: u32 = 1000;
 
-/// All of them.
+/// The handlers of `system.*`.
 pub fn registrations() -> Vec<Registration> {
     let minute = Duration::from_secs(60);
     vec![

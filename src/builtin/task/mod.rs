@@ -1,4 +1,4 @@
-//! The `task.*` events (PROTOCOL §7).
+//! The `task.*` events ([protocol](crate::docs::protocol#tasks)).
 
 mod assigned;
 mod cancel;
@@ -13,7 +13,7 @@ use crate::handler::router::Registration;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// All of them.
+/// The handlers of `task.*`.
 pub fn registrations() -> Vec<Registration> {
     vec![
         Registration::new(

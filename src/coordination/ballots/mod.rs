@@ -77,7 +77,7 @@ pub struct Ballots {
     store: Store,
 }
 
-/// What a vote came to.
+/// The outcome of a vote.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Voted {
     /// Whether this vote is counted, by this call or by an earlier one.

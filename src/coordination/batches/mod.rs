@@ -97,7 +97,7 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// What asking for a batch came to.
+/// The outcome of asking for a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acquired {
     /// The asker holds it; the bitmap of what was finished before.
@@ -117,7 +117,7 @@ pub enum Acquired {
     Completed(Progress),
 }
 
-/// What committing progress came to.
+/// The outcome of committing a batch's progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Advanced {
     /// It is committed, and items are missing.
@@ -159,7 +159,7 @@ impl Batches {
     }
 
     /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
-    /// with [`BusError::OtherHistory`](crate::connect::error::BusError::OtherHistory).
+    /// with [`BusError::OtherHistory`].
     #[must_use]
     pub fn within(&self, history: u64) -> Self {
         Self {

@@ -97,7 +97,7 @@ pub struct Instances {
     answers: Option<Answers>,
 }
 
-/// What registering came to.
+/// The outcome of registering.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registered {
     /// The incarnation that the instance is now.
@@ -126,7 +126,7 @@ pub struct Seal {
     pub capabilities: BTreeSet<String>,
 }
 
-/// What a heartbeat came to.
+/// The outcome of a heartbeat.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulse {
     /// Whether the instance is alive; if not, it must register again.
@@ -143,7 +143,7 @@ pub struct Pulse {
     pub watch: Vec<Peer>,
 }
 
-/// What unregistering came to.
+/// The outcome of unregistering.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unregistered {
     /// Whether the instance is unregistered now, by this call or by an earlier one; false if it was

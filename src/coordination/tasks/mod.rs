@@ -33,7 +33,7 @@
 //! bounded amount of work; what it did not find then is looked at again with each sweep, which goes on
 //! where the last one stopped, so whoever can take a task is found.
 //!
-//! *Keys*: [`assignment`](crate::coordination::tasks::assignment).
+//! *Keys*: `coordination/tasks/assignment.rs`.
 
 pub(crate) mod assignment;
 pub mod list;
@@ -91,7 +91,7 @@ pub struct Tasks {
     max_payload: usize,
 }
 
-/// What creating came to.
+/// The outcome of creating a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Created {
     /// How the task is now.
