@@ -15,6 +15,7 @@ mod large;
 mod life;
 mod metrics;
 mod publish;
+mod raw;
 mod readme;
 mod refusals;
 mod replay;
