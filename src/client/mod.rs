@@ -466,7 +466,11 @@ impl Client {
             Ok(answer) => answer,
             Err(_) => Err(match doubt {
                 Some(unknown) => unknown.into(),
-                None => RequestError::TimedOut { id },
+                None => RequestError::TimedOut {
+                    kind: event.kind().to_owned(),
+                    id,
+                    within: timeout,
+                },
             }),
         }
     }

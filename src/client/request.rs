@@ -31,10 +31,16 @@ pub enum RequestError {
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// Nobody answered in time. It may have run, or, without a worker, wait until its deadline.
-    #[error("no reply in time to {id:?}")]
+    #[error(
+        "no reply in time to {kind} ({within:?}, event {id:?}): nobody handles it, or it still runs"
+    )]
     TimedOut {
+        /// The event's type.
+        kind: String,
         /// The event's id.
         id: String,
+        /// How long it was awaited.
+        within: Duration,
     },
     /// The handler failed.
     #[error(transparent)]

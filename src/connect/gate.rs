@@ -45,6 +45,8 @@ impl Gate {
                 *tries = Tries::default();
                 return Ok(made);
             }
+            // It says so itself.
+            Ok(Err(error @ BusError::Unreachable { .. })) => error.to_string(),
             Ok(Err(error)) => format!("cannot connect: {error}"),
             Err(_) => "cannot connect: no answer in time".to_owned(),
         };

@@ -4,6 +4,7 @@ use crate::handler::context::Context;
 use crate::handler::fence::Kept;
 use crate::handler::state::{State, Wanted};
 use crate::protocol::error::HandlerError;
+use crate::protocol::mismatch::mismatch;
 use futures_util::FutureExt;
 use futures_util::future::ready;
 use schemars::{JsonSchema, Schema};
@@ -22,7 +23,8 @@ use std::task::{self, Poll};
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler",
     label = "not `async fn(Context, P) -> Result<R, HandlerError>`, nor the same with `State<S>` after P",
-    note = "P must implement Deserialize and JsonSchema, R must implement Serialize and JsonSchema"
+    note = "P must implement Deserialize and JsonSchema, R must implement Serialize and JsonSchema",
+    note = "its future must be Send: it holds nothing like an Rc or a MutexGuard over an .await"
 )]
 pub trait Handler<P, R, W = ()>: Send + Sync + 'static {
     /// Runs it on one event.
@@ -203,21 +205,7 @@ fn decode<P: DeserializeOwned>(data: &[u8], takes_map: bool) -> Result<P, Handle
         }
         data => data,
     };
-    rmp_serde::from_slice(data).map_err(|_| explain::<P>(data))
-}
-
-/// The same decoding again, slower, to say which field is wrong.
-#[cold]
-fn explain<P: DeserializeOwned>(data: &[u8]) -> HandlerError {
-    let mut decoder = rmp_serde::Deserializer::from_read_ref(data);
-    match serde_path_to_error::deserialize::<_, P>(&mut decoder) {
-        Ok(_) => HandlerError::invalid_argument("data: not what the handler takes"),
-        Err(error) => {
-            let path = error.path().to_string();
-            let at = if path == "." { "data" } else { &path };
-            HandlerError::invalid_argument(format!("{at}: {}", error.inner()))
-        }
-    }
+    rmp_serde::from_slice(data).map_err(|_| HandlerError::invalid_argument(mismatch::<P>(data)))
 }
 
 /// Encodes a value as MessagePack, structs as maps.

@@ -9,6 +9,7 @@ pub mod event;
 pub mod histogram;
 pub mod json;
 pub mod keys;
+pub(crate) mod mismatch;
 pub mod msgpack;
 pub mod rate;
 pub mod reply;

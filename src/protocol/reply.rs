@@ -1,7 +1,8 @@
-//! A reply: the fields of its entry ⇄ what they mean (PROTOCOL §3).
+//! A reply: the fields of its entry ⇄ what they mean ([protocol](crate::docs::protocol#a-reply)).
 
 use crate::protocol::error::Code;
 use crate::protocol::event::{Entry, Limits};
+use crate::protocol::mismatch::mismatch;
 use crate::protocol::msgpack;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -141,7 +142,7 @@ impl Reply {
     /// # Errors
     /// Fails if the result is not one; the message names the field where it can.
     pub fn decode<T: DeserializeOwned>(&self) -> Result<T, MalformedReply> {
-        rmp_serde::from_slice(&self.data).map_err(|error| MalformedReply(format!("data: {error}")))
+        rmp_serde::from_slice(&self.data).map_err(|_| MalformedReply(mismatch::<T>(&self.data)))
     }
 }
 

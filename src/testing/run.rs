@@ -2,6 +2,7 @@
 
 use crate::handler::function::Encoded;
 use crate::protocol::error::HandlerError;
+use crate::protocol::mismatch::mismatch;
 use crate::streams::commit::{End, Publication, Settlement};
 use serde::de::DeserializeOwned;
 use std::any::type_name;
@@ -103,10 +104,11 @@ fn field<'a>(publication: &'a Publication, name: &str) -> &'a [u8] {
 fn decoded<T: DeserializeOwned>(what: &str, data: &[u8]) -> T {
     match rmp_serde::from_slice(data) {
         Ok(value) => value,
-        Err(error) => {
+        Err(_) => {
             let shown = rmp_serde::from_slice::<rmpv::Value>(data);
             let shown = shown.map_or_else(|error| error.to_string(), |value| value.to_string());
-            panic!("{what} is no {}: {error}: {shown}", type_name::<T>())
+            let wrong = mismatch::<T>(data);
+            panic!("{what} is no {}: {wrong}: {shown}", type_name::<T>())
         }
     }
 }
