@@ -7,10 +7,10 @@
 //! use convoke::{Context, HandlerError, Policy, State, Worker};
 //! use std::time::Duration;
 //!
-//! struct Camera { height: u32 }
+//! struct Lens { height: u32 }
 //!
-//! async fn resize(ctx: Context, width: u32, camera: State<Camera>) -> Result<u32, HandlerError> {
-//!     let pixels = width * camera.height;
+//! async fn resize(ctx: Context, width: u32, lens: State<Lens>) -> Result<u32, HandlerError> {
+//!     let pixels = width * lens.height;
 //!     ctx.publish("image.resized", &pixels)?;
 //!     Ok(pixels)
 //! }
@@ -19,12 +19,15 @@
 //! Worker::builder()
 //!     .redis("redis://127.0.0.1")
 //!     .handler_with("image.resize", resize, Policy::new().timeout(Duration::from_secs(5)))
-//!     .state(Camera { height: 480 })
+//!     .state(Lens { height: 480 })
 //!     .run()
 //!     .await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! A payload that is a struct derives `Deserialize` and `JsonSchema`, a result `Serialize` and `JsonSchema`: depend on `serde`,
+//! `schemars` 1 and `tokio`. [`run`](Worker::run) prints nothing: add a subscriber of `tracing` to see the worker's log.
 //!
 //! A **client** publishes events and asks for answers:
 //!
@@ -46,7 +49,7 @@
 //! |---|---|
 //! | a handler, and what it may do | [`Context`], [`State`], [`HandlerError`] |
 //! | how it is run: time-out, retries, rate, order, circuit breaker, layers | [`Policy`] |
-//! | SQL that takes effect once, and the outbox | [`Context::once`], [`ledger`] |
+//! | SQL that takes effect once, and the outbox | [`Context::once`], [`ledger::migrate`], [`ledger::outbox`] |
 //! | what can be set | [`Settings`] |
 //! | a client in another language, how all of it works, who is trusted with what | [`docs`] |
 //!

@@ -43,6 +43,11 @@ pub trait Dialect: sqlx::Database {
         commit: bool,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
+    /// Brings the ledger's schema up to date.
+    fn migrate(
+        pool: &sqlx::Pool<Self>,
+    ) -> impl Future<Output = Result<(), sqlx::migrate::MigrateError>> + Send;
+
     /// Notes an event; false if it was noted before. Waits for a transaction that is noting it.
     fn receive(
         connection: &mut Self::Connection,
@@ -71,12 +76,16 @@ pub trait Dialect: sqlx::Database {
 
 /// Has a database of sqlx's hold them: how its transactions begin and end, how it writes parameters.
 macro_rules! dialect {
-    ($database:ty, $connection:ty, $begin:literal, $end:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal]) => {
+    ($database:ty, $connection:ty, $begin:literal, $end:path, $migrations:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal]) => {
         impl $crate::ledger::dialect::Dialect for $database {
             const BEGIN: &'static str = $begin;
 
             async fn end(transaction: sqlx::Transaction<'static, Self>, commit: bool) -> Result<(), sqlx::Error> {
                 $end(transaction, commit).await
+            }
+
+            async fn migrate(pool: &sqlx::Pool<Self>) -> Result<(), sqlx::migrate::MigrateError> {
+                $migrations.run(pool).await
             }
 
             async fn receive(connection: &mut $connection, identity: &$crate::ledger::dialect::Identity) -> Result<bool, sqlx::Error> {

@@ -27,8 +27,8 @@ impl Context {
     /// is rolled back and the event may be tried again. Runs of one event wait for each other. On
     /// SQLite, await nothing in `effect` but the database: it holds the only lock for writing.
     ///
-    /// The database needs the ledger's schema: `convoke ledger migrate`, or
-    /// [`Database::migrate`](super::Database::migrate). Ids are forgotten after the ledger's
+    /// The database needs the ledger's schema: [`ledger::migrate`](super::migrate), or
+    /// `convoke ledger migrate`. Ids are forgotten after the ledger's
     /// retention, at the earliest after 30 days, where a worker with that `database_url` runs.
     ///
     /// ```no_run
@@ -152,7 +152,7 @@ fn identity(event: &Event, keys: &Keys) -> Result<Identity, HandlerError> {
 fn unavailable(error: sqlx::Error) -> HandlerError {
     if lacks_table(&error) {
         return HandlerError::failed_precondition(format!(
-            "the database lacks what `once` needs ({error}): run `convoke ledger migrate`"
+            "the database lacks what `once` needs ({error}): run `convoke ledger migrate`, or call convoke::ledger::migrate"
         ));
     }
     match super::LedgerError::from(error) {

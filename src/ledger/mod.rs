@@ -6,7 +6,7 @@
 //! | [`history`] | asks what happened |
 //! | [`inbox`] | a handler's own SQL takes effect once, however often its event runs |
 //! | [`outbox`], [`relay`] | a service's SQL and the event that announces it, in one transaction |
-//! | [`retention`] | what is older goes |
+//! | [`retention`] | deletes what is older than a time |
 //! | [`probe`] | whether PostgreSQL answers |
 //!
 //! A database that is down, slow, read-only, full or newer than this program delays the ledger and
@@ -35,3 +35,4 @@ mod store;
 
 pub use database::Database;
 pub use error::LedgerError;
+pub use schema::migrate;

@@ -173,6 +173,7 @@ dialect!(
     PgConnection,
     "BEGIN",
     end,
+    MIGRATIONS,
     ["$1", "$2", "$3", "$4", "$5", "$6"]
 );
 

@@ -1,5 +1,6 @@
 //! The schema: numbered migrations that ship in the binary, each with its way back.
 
+use super::dialect::Dialect;
 use super::error::LedgerError;
 use sqlx::SqlSafeStr;
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -60,6 +61,14 @@ pub(super) fn migrator(steps: [Step; VERSION as usize]) -> Migrator {
     let mut migrator = Migrator::with_migrations(migrations.collect());
     migrator.dangerous_set_table_name(TABLE);
     migrator
+}
+
+/// Brings the ledger's schema up to date in a database of your own, by its pool: `Context::once` and the outbox need it.
+///
+/// # Errors
+/// Whatever the database says.
+pub async fn migrate<DB: Dialect>(pool: &sqlx::Pool<DB>) -> Result<(), LedgerError> {
+    Ok(DB::migrate(pool).await?)
 }
 
 /// Fails unless the database has the version that this program needs.

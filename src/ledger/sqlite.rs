@@ -160,6 +160,7 @@ dialect!(
     SqliteConnection,
     "BEGIN IMMEDIATE",
     end,
+    MIGRATIONS,
     ["?1", "?2", "?3", "?4", "?5", "?6"]
 );
 

@@ -197,6 +197,9 @@ impl Worker {
     /// Runs until SIGTERM, SIGINT or SIGHUP, then drains; a second signal ends it without draining. The
     /// worker lives in this future, as in that of [`Worker::run_until`].
     ///
+    /// A server that cannot be reached is tried again, for good. What happens is told by `tracing`:
+    /// without a subscriber, such as that of `tracing_subscriber::fmt::init()`, nothing is printed.
+    ///
     /// # Errors
     /// See [`RunError`].
     pub async fn run(self) -> Result<(), RunError> {

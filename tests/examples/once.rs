@@ -3,10 +3,8 @@
 //!
 //!     cargo run --example once -- redis://127.0.0.1
 
-use convoke::ledger::Database;
-use convoke::settings::DatabaseUrl;
 use convoke::sqlx::{self, SqlitePool};
-use convoke::{Client, Context, Event, HandlerError, State, Worker};
+use convoke::{Client, Context, Event, HandlerError, State, Worker, ledger};
 use tokio_util::sync::CancellationToken;
 
 async fn charge(
@@ -29,12 +27,9 @@ async fn charge(
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let url = std::env::args().nth(1).ok_or("a Redis URL is missing")?;
     let file = std::env::temp_dir().join(format!("convoke-once-{}.db", std::process::id()));
-    let database = format!("sqlite:{}", file.display());
+    let pool = SqlitePool::connect(&format!("sqlite:{}?mode=rwc", file.display())).await?;
     // What `convoke ledger migrate` does.
-    Database::new(&DatabaseUrl::new(&database))?
-        .migrate()
-        .await?;
-    let pool = SqlitePool::connect(&database).await?;
+    ledger::migrate(&pool).await?;
     let table = sqlx::query("CREATE TABLE account AS SELECT 100 AS balance");
     table.execute(&pool).await?;
 

@@ -2,17 +2,18 @@
 
 use crate::rig::{Rig, Store};
 use crate::support;
-use convoke::ledger::dialect::Dialect;
+use convoke::ledger::{self, dialect::Dialect};
 use convoke::protocol::error::Code;
 use convoke::sqlx::{self, PgPool, Pool, Postgres, Row, Sqlite, SqlitePool};
-use convoke::{Context, HandlerError, testing};
+use convoke::{Context, HandlerError, State, testing};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 async fn postgres(store: &Store) -> PgPool {
-    store.database().migrate().await.unwrap();
     store.run("CREATE TABLE effects (event text)").await;
-    PgPool::connect(store.url().expose()).await.unwrap()
+    let pool = PgPool::connect(store.url().expose()).await.unwrap();
+    ledger::migrate(&pool).await.unwrap();
+    pool
 }
 
 async fn sqlite(store: &Store) -> SqlitePool {
@@ -299,4 +300,34 @@ async fn an_effect_for_which_there_is_no_room_leaves_its_connection_usable() {
     sqlx::query(limit(1 << 20)).execute(&pool).await.unwrap();
     assert_eq!(context.once(&pool, large).await.unwrap(), 1);
     assert_eq!(Either::Sqlite(pool).rows().await, 1);
+}
+
+#[tokio::test]
+async fn a_handlers_test_has_its_database_in_memory_and_the_error_says_what_is_missing() {
+    async fn count(
+        ctx: Context,
+        pieces: i64,
+        pool: State<SqlitePool>,
+    ) -> Result<i64, HandlerError> {
+        let add = sqlx::query("UPDATE stock SET pieces = pieces + ?").bind(pieces);
+        ctx.once(&pool, async |transaction| {
+            add.execute(&mut *transaction).await?;
+            let now = sqlx::query_scalar("SELECT pieces FROM stock");
+            Ok(now.fetch_one(transaction).await?)
+        })
+        .await
+    }
+    let one = sqlx::sqlite::SqlitePoolOptions::new().max_connections(1);
+    let pool = one.connect("sqlite::memory:").await.unwrap();
+    let stock = "CREATE TABLE stock (pieces integer); INSERT INTO stock VALUES (1)";
+    sqlx::raw_sql(stock).execute(&pool).await.unwrap();
+    let counted = || testing::run(count, &2).id("e-1").state(pool.clone());
+
+    let error = counted().await.result::<i64>().unwrap_err();
+    assert_eq!(error.code, Code::FailedPrecondition);
+    assert!(error.message.contains("ledger::migrate"), "{error}");
+    for _ in 0..2 {
+        ledger::migrate(&pool).await.unwrap();
+        assert_eq!(counted().await.result(), Ok(3));
+    }
 }
