@@ -337,6 +337,7 @@ mod tests {
             publications: Vec::new(),
             end: End::Done,
             history: None,
+            notes: Vec::new(),
         };
         let mut worker = Commands::default();
         for reply_history in [None, None, Some(load.history)] {

@@ -45,7 +45,7 @@ impl Limits {
 const BESIDES: usize = 64 * 1024;
 
 /// The fields that the protocol names, in the order of their slots.
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 13] = [
     "type",
     "data",
     "id",
@@ -58,6 +58,7 @@ const KNOWN: [&str; 12] = [
     "attempt",
     "notbefore",
     "datacontenttype",
+    "dedup",
 ];
 const TYPE: usize = 0;
 const DATA: usize = 1;
@@ -71,6 +72,7 @@ const TRACEPARENT: usize = 8;
 const ATTEMPT: usize = 9;
 const NOT_BEFORE: usize = 10;
 const CONTENT_TYPE: usize = 11;
+const DEDUP: usize = 12;
 
 /// The `datacontenttype` of a payload that is JSON text.
 pub const JSON: &str = "application/json";
@@ -85,16 +87,20 @@ pub const LAST_ERROR: &str = "lasterror";
 /// When the first attempt failed, in Unix ms, as the bus notes it on a retry.
 pub const FIRST_FAILED: &str = "firstfailed";
 
+/// How often an operator replayed an event.
+pub const REPLAYS: &str = "replays";
+
 /// MessagePack's nil: what an absent `data` means.
 const NIL: &[u8] = &[0xc0];
 
 fn slot(name: &[u8]) -> Option<usize> {
-    // By length first: a handful of byte comparisons instead of twelve.
+    // By length first: a handful of byte comparisons instead of thirteen.
     let slot = match (name.len(), name.first()?) {
         (2, _) => ID,
         (4, b't') if name[1] == b'y' => TYPE,
         (4, b't') => TIME,
         (4, _) => DATA,
+        (5, _) => DEDUP,
         (6, _) => SOURCE,
         (7, b's') => SUBJECT,
         (7, b'r') => REPLYTO,
@@ -117,8 +123,18 @@ pub struct Event {
     deadline: Option<u64>,
     not_before: Option<u64>,
     attempt: u32,
+    once: Option<Once>,
     /// The payload as MessagePack, where it came as JSON.
     packed: Option<Box<[u8]>>,
+}
+
+/// What the field `dedup` says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Once {
+    /// `1`, as a publisher writes it: the entry itself names the event.
+    Added,
+    /// The entry as which the event was added: the bus moved it since.
+    Moved(EntryId),
 }
 
 /// An entry that is no event: the message says why, naming the field.
@@ -171,6 +187,7 @@ impl Event {
                 deadline: fields.deadline,
                 not_before: fields.not_before,
                 attempt: fields.attempt,
+                once: fields.once,
                 packed: fields.packed,
             }),
             Err(message) => Err(Box::new(malformed(entry, message, limits, keys, events))),
@@ -254,6 +271,26 @@ impl Event {
         self.not_before
     }
 
+    /// The name of an event that is to take effect once within a window: the entry as which it was added.
+    /// It stays the same when the bus moves the event to another entry.
+    pub fn once(&self) -> Option<EntryId> {
+        Some(match self.once? {
+            Once::Added => self.entry.id,
+            Once::Moved(from) => from,
+        })
+    }
+
+    /// Whether such an event runs only if no other one of its id came before it. Not if an operator wants it
+    /// to run once more, nor if its name was lost: a worker that does not know the field moved it.
+    pub fn asks_once(&self) -> bool {
+        let named = match self.once {
+            None => false,
+            Some(Once::Added) => self.at[ATTEMPT] == 0,
+            Some(Once::Moved(_)) => true,
+        };
+        named && self.entry.get(REPLAYS).is_none()
+    }
+
     /// The W3C trace context.
     pub fn traceparent(&self) -> Option<&str> {
         self.text(TRACEPARENT)
@@ -310,6 +347,8 @@ impl Event {
 
     fn again(&self, attempt: u32) -> Vec<Vec<u8>> {
         let attempt = attempt.to_string().into_bytes();
+        // Whether or not anybody asked under it by now.
+        let once = self.once().filter(|_| self.asks_once());
         let mut fields = Vec::with_capacity(2 * KNOWN.len());
         for (name, value, place) in self.entry.places() {
             // It has waited, or it waits from here on.
@@ -317,9 +356,10 @@ impl Event {
                 continue;
             }
             fields.push(name.to_vec());
-            fields.push(match place == self.at[ATTEMPT] {
-                true => attempt.clone(),
-                false => value.to_vec(),
+            fields.push(match once {
+                _ if place == self.at[ATTEMPT] => attempt.clone(),
+                Some(once) if place == self.at[DEDUP] => once.to_string().into_bytes(),
+                _ => value.to_vec(),
             });
         }
         if self.at[ATTEMPT] == 0 {
@@ -338,6 +378,7 @@ struct Fields {
     deadline: Option<u64>,
     not_before: Option<u64>,
     attempt: u32,
+    once: Option<Once>,
     packed: Option<Box<[u8]>>,
 }
 
@@ -412,6 +453,15 @@ impl Fields {
         if value(ID).is_some_and(<[u8]>::is_empty) {
             return Err("id: empty".into());
         }
+        let once = match value(DEDUP) {
+            None => None,
+            Some(_) if value(ID).is_none() => return Err("dedup: needs an id".into()),
+            Some(b"1") => Some(Once::Added),
+            Some(name) => match moved_from(name) {
+                Some(entry) => Some(Once::Moved(entry)),
+                None => return Err(format!("dedup: \"{}\" is not 1", name.escape_ascii())),
+            },
+        };
         if let Some(key) = value(REPLYTO)
             && !allowed_reply(key, keys, events)
         {
@@ -468,9 +518,16 @@ impl Fields {
             deadline,
             not_before,
             attempt,
+            once,
             packed,
         })
     }
+}
+
+/// The entry that the bus noted in the field `dedup` when it moved the event.
+fn moved_from(name: &[u8]) -> Option<EntryId> {
+    let entry = EntryId::parse(name)?;
+    (entry.to_string().as_bytes() == name).then_some(entry)
 }
 
 /// Checks the fields of an event that is to be published on the stream `events`, as its reader will.
@@ -649,6 +706,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_moved_keeps_the_name_of_the_entry_as_which_it_was_added() {
+        let fields: [(&str, &[u8]); 3] = [("type", b"a.b"), ("id", b"e1"), ("dedup", b"1")];
+        let first = parse(&fields).unwrap();
+        assert!(first.asks_once());
+        let keys = Keys::new("cb").unwrap();
+        let mut event = first.clone();
+        for (ms, fails) in [(8, true), (9, false), (10, true)] {
+            let again = match fails {
+                true => event.next_attempt_after("no", 1),
+                false => event.same_attempt(),
+            };
+            let entry = Entry::new(EntryId { ms, seq: 0 }, again);
+            event = Event::parse(entry, &Limits::default(), &keys, "cb:events:a").unwrap();
+            assert_eq!((event.once(), event.asks_once()), (first.once(), true));
+        }
+        assert_eq!(event.once(), Some(EntryId { ms: 7, seq: 1 }));
+        assert_eq!(parse(&fields[..2]).unwrap().once(), None);
+        // It was moved by who did not note its name, or replayed.
+        for (name, value) in [("attempt", b"2"), ("replays", b"1")] {
+            let event = parse(&[&fields[..], &[(name, value)]].concat()).unwrap();
+            assert!(!event.asks_once(), "{name}");
+            let again = Entry::new(EntryId { ms: 8, seq: 0 }, event.same_attempt());
+            let again = Event::parse(again, &Limits::default(), &keys, "cb:events:a").unwrap();
+            assert!(!again.asks_once(), "{name}");
+        }
+    }
+
+    #[test]
     fn bad_fields_are_named() {
         assert!(refused(&[]).contains("no fields"));
         assert!(refused(&[("data", &[1])]).starts_with("type: missing"));
@@ -658,6 +743,11 @@ mod tests {
         assert!(refused(&[("type", b"a.b"), ("type", b"a.c")]).contains("given twice"));
         assert!(refused(&[("type", b"a.b"), ("id", b"\xff")]).starts_with("id:"));
         assert!(refused(&[("type", b"a.b"), ("id", b"")]).starts_with("id:"));
+        assert!(refused(&[("type", b"a.b"), ("dedup", b"1")]).starts_with("dedup: needs"));
+        for bad in [&b""[..], b"0", b"yes", b"7", b"07-1", b"7-"] {
+            let said = refused(&[("type", b"a.b"), ("id", b"e"), ("dedup", bad)]);
+            assert!(said.starts_with("dedup: \""), "{said}");
+        }
         assert!(refused(&[("type", b"a.b"), ("deadline", b"-1")]).starts_with("deadline:"));
         assert!(refused(&[("type", b"a.b"), ("attempt", b"4294967296")]).starts_with("attempt:"));
         assert!(refused(&[("type", b"a.b"), ("attempt", b"0")]).starts_with("attempt:"));

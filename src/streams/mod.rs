@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod commit;
 pub mod delay;
+pub mod first;
 pub mod open;
 pub mod read;
 pub mod remade;

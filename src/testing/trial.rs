@@ -311,6 +311,7 @@ fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerErro
         },
         stream: &stream,
         instance: context.instance(),
+        firsts: None,
     };
     let publications = context.take_outbox();
     let settlement = match &result {

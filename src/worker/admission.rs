@@ -31,6 +31,8 @@ pub(super) struct Waiting {
     pub entered: Option<Entered>,
     /// Whether time went by since it was read.
     pub waited: bool,
+    /// Whether it is known to be the first of its id, or need not be.
+    pub first: bool,
 }
 
 impl Waiting {
@@ -71,6 +73,22 @@ impl Share {
     }
 }
 
+/// Why an event is not in a queue yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Until {
+    /// It enters the gate before its handler, and may wait for others to end.
+    Gate,
+    /// It is asked whether it is the first of its id.
+    Judged,
+}
+
+struct Enters {
+    until: Until,
+    size: usize,
+    /// Ends with it.
+    _task: AbortOnDropHandle<()>,
+}
+
 /// See the module.
 pub(super) struct Admission {
     share: Share,
@@ -79,8 +97,8 @@ pub(super) struct Admission {
     queues: Vec<VecDeque<Waiting>>,
     /// The types of which something waits, the next one first.
     turns: VecDeque<usize>,
-    /// What enters the gate before its handler, with its size.
-    entering: HashMap<Lease, (AbortOnDropHandle<()>, usize)>,
+    /// What enters the gate before its handler, or is judged.
+    entering: HashMap<Lease, Enters>,
     loads: Vec<Load>,
     waiting: usize,
     /// How many events in the queues have a deadline.
@@ -126,24 +144,51 @@ impl Admission {
         queue.insert(at, waiting);
     }
 
-    /// Notes that an event enters the gate before its handler.
-    pub(super) fn enters(&mut self, lease: Lease, size: usize, task: AbortOnDropHandle<()>) {
+    /// Notes that an event enters the gate before its handler, or is judged.
+    pub(super) fn enters(
+        &mut self,
+        lease: Lease,
+        size: usize,
+        until: Until,
+        task: AbortOnDropHandle<()>,
+    ) {
         self.came(lease.stream, size);
-        self.entering.insert(lease, (task, size));
+        let enters = Enters {
+            until,
+            size,
+            _task: task,
+        };
+        self.entering.insert(lease, enters);
     }
 
     /// Notes that it has done so; false if it was given up before.
     pub(super) fn entered(&mut self, lease: &Lease) -> bool {
-        let Some((_, size)) = self.entering.remove(lease) else {
+        let Some(enters) = self.entering.remove(lease) else {
             return false;
         };
-        self.left(lease.stream, size);
+        self.left(lease.stream, enters.size);
         true
     }
 
-    /// Whether it does so.
-    pub(super) fn is_entering(&self, lease: &Lease) -> bool {
-        self.entering.contains_key(lease)
+    /// Whether it does so, and may wait for others to end.
+    pub(super) fn may_wait_for_others(&self, lease: &Lease) -> bool {
+        let enters = self.entering.get(lease);
+        enters.is_some_and(|enters| enters.until == Until::Gate)
+    }
+
+    /// Takes out one that waits in a queue.
+    pub(super) fn take(&mut self, lease: &Lease) -> Option<Waiting> {
+        let is_it = |waiting: &Waiting| waiting.lease == *lease;
+        let mut queues = self.queues.iter_mut().enumerate();
+        let (route, taken) = queues.find_map(|(route, queue)| {
+            let at = queue.iter().position(is_it)?;
+            Some((route, queue.remove(at)?))
+        })?;
+        if self.queues[route].is_empty() {
+            self.turns.retain(|turn| *turn != route);
+        }
+        self.unqueued(&taken);
+        Some(taken)
     }
 
     /// The next of those that waited, where this many slots are taken and one is free.

@@ -5,6 +5,7 @@
 //! that is ready at once runs inside the loop; one that waits becomes a task.
 
 mod give_back;
+mod once;
 mod run;
 mod turn;
 mod under_way;
@@ -295,7 +296,16 @@ impl Lane {
 
     /// Starts what may be started, for one slice of time; true if it left some.
     fn start_ready(&mut self) -> bool {
-        if self.alone.is_some() || self.doubtful {
+        if self.doubtful {
+            return false;
+        }
+        if let Some(alone) = self.alone {
+            // It may have been judged by now.
+            if self.running == 0
+                && let Some(waiting) = self.admission.take(&alone)
+            {
+                self.go(waiting, Instant::now());
+            }
             return false;
         }
         if let Some(suspect) = self.suspects.front() {
@@ -308,7 +318,7 @@ impl Lane {
                     self.start(suspect, Instant::now());
                 }
                 // It is alone again as soon as it runs; it may wait for others until then.
-                if self.admission.is_entering(&lease) {
+                if self.admission.may_wait_for_others(&lease) {
                     self.alone = None;
                 }
             }
@@ -350,12 +360,14 @@ impl Lane {
     }
 
     fn finish(&mut self, finished: Finished) {
-        if let Finished::Entered(waiting, entered) = finished {
-            return self.came_in(*waiting, entered);
-        }
+        let finished = match finished {
+            Finished::Entered(waiting, entered) => return self.came_in(*waiting, entered),
+            Finished::Judged(unjudged, verdict) => return self.judged(*unjudged, verdict),
+            finished => finished,
+        };
         self.running -= 1;
         match finished {
-            Finished::Entered(..) => {}
+            Finished::Entered(..) | Finished::Judged(..) => {}
             Finished::Run(ran) => {
                 self.admission.ended(ran.route());
                 self.ran(*ran);

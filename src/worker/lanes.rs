@@ -6,6 +6,7 @@ use super::inflight::InFlight;
 use super::keeper::describe;
 use super::lane::{Lane, LaneEvents};
 use super::shared::{Counts, Shared, Turned};
+use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::takeover::Trigger;
 use super::{Ending, RunError};
@@ -25,11 +26,12 @@ use crate::handler::router::{Registration, Router};
 use crate::protocol::keys::{self, Keys, Route};
 use crate::settings::Settings;
 use crate::streams::commit::{Committer, CommitterOptions};
+use crate::streams::first::Judge;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -235,6 +237,9 @@ impl Lanes {
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
+                judge: Judge::new(process.connector.clone()),
+                unasked: Mutex::new(Sparing::new(Instant::now())),
+                dedup_window: settings.dedup_window,
                 ignore: settings.ignore.clone().into(),
                 soon: Notify::new(),
                 counts: Counts::default(),
@@ -348,6 +353,7 @@ impl Lanes {
             totals.taken += counts.taken.load(Ordering::Relaxed);
             totals.expired += counts.expired.load(Ordering::Relaxed);
             totals.ignored += counts.ignored.load(Ordering::Relaxed);
+            totals.repeats += counts.repeats.load(Ordering::Relaxed);
         }
         totals
     }
@@ -361,6 +367,7 @@ pub(super) struct Totals {
     taken: u64,
     expired: u64,
     ignored: u64,
+    repeats: u64,
 }
 
 impl fmt::Display for Totals {
@@ -371,10 +378,11 @@ impl fmt::Display for Totals {
             taken,
             expired,
             ignored,
+            repeats,
         } = self;
         write!(
             f,
-            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored"
+            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored, {repeats} added before"
         )
     }
 }

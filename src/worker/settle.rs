@@ -8,7 +8,8 @@ use crate::protocol::error::{Code, HandlerError, Refusal};
 use crate::protocol::event::{Event, JSON, Malformed, is_json};
 use crate::protocol::json;
 use crate::protocol::msgpack::{self, PayloadLimits};
-use crate::streams::commit::{End, Lease, Publication, Reply, Settlement};
+use crate::streams::commit::{End, Lease, Note, Publication, Reply, Settlement};
+use crate::streams::first::{Firsts, Said};
 use rmpv::Value;
 use std::time::Duration;
 
@@ -21,6 +22,33 @@ pub(crate) struct Scene<'a> {
     pub stream: &'a str,
     /// This instance.
     pub instance: &'a str,
+    /// Where events of the stream that take effect once are remembered; nowhere, for those of an inbox.
+    pub firsts: Option<Firsts<'a>>,
+}
+
+impl Scene<'_> {
+    /// What whoever asks again is told from now on, where the event takes effect once and somebody asked for it.
+    fn said(self, event: &Event, status: &str, data: &[u8]) -> Option<Note> {
+        let (firsts, name, to) = (self.firsts?, event.once()?, event.reply_to()?);
+        Some(firsts.ended(name, &Said::ended(to, status, data)))
+    }
+
+    /// The same of an error.
+    fn told(self, event: &Event, error: &HandlerError) -> Vec<Note> {
+        match event.once() {
+            None => Vec::new(),
+            Some(_) => {
+                let note = self.said(event, error.code.as_str(), &body(error));
+                note.into_iter().collect()
+            }
+        }
+    }
+
+    /// That the event took effect.
+    fn took_effect(self, event: &Event) -> Option<Note> {
+        let (firsts, name, id) = (self.firsts?, event.once()?, event.given_id()?);
+        Some(firsts.took_effect(id, name))
+    }
 }
 
 /// A run that succeeded.
@@ -31,6 +59,10 @@ pub(crate) fn success(
     publications: Vec<Publication>,
     silent: bool,
 ) -> Settlement {
+    let took_effect = scene.took_effect(event).into_iter();
+    let notes = took_effect
+        .chain(scene.said(event, "ok", &result))
+        .collect();
     let reply = match event.reply_to() {
         Some(_) => Some(reply_to(event, "ok", result)),
         None if silent => None,
@@ -49,6 +81,7 @@ pub(crate) fn success(
         publications,
         end: End::Done,
         history: None,
+        notes,
     }
 }
 
@@ -75,13 +108,19 @@ pub(crate) fn failure(
         },
         None => told(scene, event, error),
     };
-    let answered = requested && !matches!(end, End::Later { .. });
+    let ends = !matches!(end, End::Later { .. });
+    let answered = requested && ends;
+    let notes = match ends {
+        true => scene.told(event, error),
+        false => Vec::new(),
+    };
     Settlement {
         lease: scene.lease,
         reply: answered.then(|| error_reply(event, error)),
         publications: Vec::new(),
         end,
         history: None,
+        notes,
     }
 }
 
@@ -122,6 +161,7 @@ pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
         publications: Vec::new(),
         end: End::Done,
         history: None,
+        notes: scene.told(event, &error),
     }
 }
 
@@ -133,6 +173,33 @@ pub(crate) fn ignored(scene: Scene<'_>) -> Settlement {
         publications: Vec::new(),
         end: End::Done,
         history: None,
+        notes: Vec::new(),
+    }
+}
+
+/// An event of an id of which another one came first, which is here: whoever asked is told what is known of that
+/// one, unless its reply has yet to come to the same place. It holds only in that history of the server.
+pub(super) fn repeat(
+    scene: Scene<'_>,
+    event: &Event,
+    first: &str,
+    said: Option<&Said>,
+    history: u64,
+) -> Settlement {
+    let known = said.and_then(Said::reply);
+    let reply = match (event.reply_to(), known) {
+        (None, _) => None,
+        (Some(_), Some((status, data))) => Some(reply_to(event, status, data.to_vec())),
+        (Some(to), None) if said.is_some_and(|said| said.will_come(to)) => None,
+        (Some(_), None) => {
+            let added = format!("id: the event was added before, as {first}");
+            Some(error_reply(event, &HandlerError::already_exists(added)))
+        }
+    };
+    Settlement {
+        reply,
+        history: Some(history),
+        ..ignored(scene)
     }
 }
 
@@ -147,6 +214,7 @@ pub(crate) fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settleme
             wait,
         },
         history: None,
+        notes: Vec::new(),
     }
 }
 
@@ -163,6 +231,7 @@ pub(crate) fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
         publications: Vec::new(),
         end: End::Dead(Box::new(letter(scene, event, &error))),
         history: None,
+        notes: scene.told(event, &error),
     }
 }
 
@@ -184,6 +253,7 @@ pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
         publications: Vec::new(),
         end: End::Dead(Box::new(letter)),
         history: None,
+        notes: scene.told(event, &error),
     }
 }
 
@@ -220,6 +290,7 @@ pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         publications: Vec::new(),
         end,
         history: None,
+        notes: Vec::new(),
     }
 }
 
@@ -283,4 +354,32 @@ fn body(error: &HandlerError) -> Encoded {
     // Details that nobody could read are left out.
     let body = whole.filter(fits).or_else(|| encoded(&map[..3]).ok());
     body.unwrap_or_else(|| vec![0xc0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::handler::assembly::testing;
+    use std::time::Instant;
+
+    #[test]
+    fn a_repeat_is_one_only_in_the_history_in_which_it_was_judged() {
+        let context = testing::context(&[]);
+        let scene = Scene {
+            lease: Lease {
+                stream: 0,
+                entry: context.event().entry_id(),
+                deliveries: 1,
+                claims: 0,
+                since: Instant::now(),
+            },
+            stream: "cb:events:a",
+            instance: "w-1",
+            firsts: None,
+        };
+        let repeat = repeat(scene, context.event(), "7-1", None, 3);
+        assert_eq!(repeat.history, Some(3));
+        assert!(matches!(repeat.end, End::Done));
+        assert!(repeat.publications.is_empty() && repeat.notes.is_empty());
+    }
 }

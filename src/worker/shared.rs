@@ -3,6 +3,8 @@
 use super::admission::Share;
 use super::inflight::InFlight;
 use super::settle::Scene;
+use super::sparing::Sparing;
+use crate::connect::error::{BusError, Reaction};
 use crate::connect::silence::Answers;
 use crate::coordination::instances::Instances;
 use crate::handler::context::Process;
@@ -11,8 +13,9 @@ use crate::handler::router::Router;
 use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::keys::{self, Route};
 use crate::streams::commit::{Claims, Lease};
-use std::sync::Arc;
+use crate::streams::first::{Firsts, Judge};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -57,6 +60,8 @@ pub(super) struct Counts {
     pub expired: AtomicU64,
     /// Events of types that nobody needs to handle.
     pub ignored: AtomicU64,
+    /// Events of an id of which another one came first.
+    pub repeats: AtomicU64,
     /// Events that will be tried again.
     pub retried: AtomicU64,
     /// Events that became dead letters.
@@ -104,6 +109,12 @@ pub(super) struct Shared {
     pub max_deliveries: u32,
     /// Retries of events without a handler's own schedule.
     pub retry: RetryPolicy,
+    /// Says which event of an id came first.
+    pub judge: Judge,
+    /// Keeps it short that nobody could be asked.
+    pub unasked: Mutex<Sparing>,
+    /// For how long that is remembered.
+    pub dedup_window: Duration,
     /// Types that nobody needs to handle.
     pub ignore: Arc<[String]>,
     /// Is told when an event was put off for so short a time that nobody may have looked by then.
@@ -169,12 +180,36 @@ impl Shared {
         (self.inflight.len() as u64).saturating_sub(ahead)
     }
 
+    /// Notes that nobody knows yet whether an event is the first of its id. That the server is away others say.
+    pub(super) fn unjudged(&self, error: &BusError) {
+        let mut unasked = self.unasked.lock().unwrap_or_else(PoisonError::into_inner);
+        let lane = self.name;
+        match error.reaction() == Reaction::GiveUp && unasked.allows(Instant::now()) {
+            true => {
+                tracing::warn!(lane, %error, "cannot ask which event of an id came first: it waits");
+            }
+            false => tracing::debug!(lane, %error, "asking again which event of an id came first"),
+        }
+    }
+
     /// Who settles a delivery, and what of.
     pub(super) fn scene(&self, lease: Lease) -> Scene<'_> {
         Scene {
             lease,
             stream: &self.routes[lease.stream].events,
             instance: self.instance(),
+            firsts: self.firsts(lease.stream),
         }
+    }
+
+    /// Where events of a stream that take effect once are remembered. An inbox holds those of any domain.
+    pub(super) fn firsts(&self, stream: usize) -> Option<Firsts<'_>> {
+        let (domain, partition) = &self.places[stream];
+        (self.inbox != Some(stream)).then_some(Firsts {
+            keys: &self.process.keys,
+            domain,
+            partition: *partition,
+            window: self.dedup_window,
+        })
     }
 }

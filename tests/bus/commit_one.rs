@@ -5,7 +5,7 @@ use crate::support::{Redis, users};
 use convoke::protocol::dead::DeadLetter;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::Keys;
-use convoke::streams::commit::{Committer, End, Report, Settlement};
+use convoke::streams::commit::{Committer, End, Note, Report, Settlement};
 use std::time::Duration;
 
 /// A bus with so many entries delivered to `w-1`.
@@ -71,6 +71,39 @@ async fn one_by_one_outcomes_are_written_in_the_order_of_the_batch() {
     let batch = held.iter().map(|h| stale(h.done())).collect();
     assert_eq!(committer.commit(batch).await.committed, 5);
     assert_eq!(bus.replied().await, ["e0", "e1", "e2", "e3", "e4"]);
+}
+
+#[tokio::test]
+async fn what_is_remembered_is_written_with_the_outcome_whatever_is_there_or_not_at_all() {
+    for slow in [false, true] {
+        let (mut bus, mut committer, held) = holding(2).await;
+        bus.run("RPUSH cb:said:image:e0 a b").await;
+        let pending = bus.pending().await;
+        let noted = |held: &Held| {
+            let note = Note {
+                key: format!("cb:said:image:{}", held.id()),
+                value: b"done".to_vec(),
+                kept: Duration::from_secs(60),
+            };
+            let settlement = Settlement {
+                notes: vec![note],
+                ..held.done()
+            };
+            match slow {
+                true => stale(settlement),
+                false => settlement,
+            }
+        };
+        let batch = held.iter().map(noted).collect();
+        bus.take("w-2", &pending[1..]).await;
+        let report = committer.commit(batch).await;
+        assert_eq!(counts(&report), (1, 1, 0), "slow: {slow}");
+        assert_eq!(bus.ask::<String>("GET cb:said:image:e0").await, "done");
+        let ttl = bus.ask::<i64>("PTTL cb:said:image:e0").await;
+        assert!((1..=60_000).contains(&ttl), "{ttl}");
+        assert_eq!(bus.ask::<u32>("EXISTS cb:said:image:e1").await, 0);
+        assert_eq!(bus.ask::<u32>("EXISTS cb:dead:image").await, 0);
+    }
 }
 
 #[tokio::test]

@@ -284,6 +284,7 @@ impl Held {
             }],
             end: End::Done,
             history: None,
+            notes: Vec::new(),
         }
     }
 

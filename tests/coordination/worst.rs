@@ -89,6 +89,7 @@ const BOUNDS: &[(&str, Bound)] = &[
         },
     ),
     ("drop.lua", most(52, 12)),
+    ("first.lua", most(4, 6)),
     ("forget.lua", most(2, 4)),
     ("give.lua", most(4, 10)),
     ("heartbeat.lua", most(50, 1030)),

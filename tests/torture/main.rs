@@ -27,6 +27,7 @@ mod pairs;
 mod planted;
 mod poison;
 mod power;
+mod repeats;
 mod rolling;
 mod server;
 mod soak;

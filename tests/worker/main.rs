@@ -20,6 +20,7 @@ mod history;
 mod kept;
 mod lifecycle;
 mod metrics;
+mod once;
 mod outages;
 mod pairs;
 mod places;

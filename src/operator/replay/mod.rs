@@ -17,6 +17,7 @@
 use crate::connect::error::BusError;
 use crate::connect::script::script;
 use crate::protocol::dead::Letter;
+pub use crate::protocol::event::REPLAYS;
 use crate::protocol::event::{Entry, EntryId};
 use crate::protocol::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
 use crate::streams::claim::{CLAIMS_TTL, Pending};
@@ -40,8 +41,6 @@ pub const STEP_BYTES: usize = 512 << 10;
 pub const WORDS: usize = 4000;
 /// How long a replay of a range remembers what it copied.
 pub const WINDOW: Duration = Duration::from_secs(24 * 3600);
-/// Counts how often an event was replayed.
-pub const REPLAYS: &str = "replays";
 /// Who mended an event's payload before it was replayed.
 pub const EDITED: &str = "edited";
 

@@ -12,7 +12,7 @@
 -- ARGV[2]   the consumer
 -- ARGV[3]   the entry's id
 -- ARGV[4]   its delivery count
--- ARGV[5..] for each effect: the type that its key must have if it exists, what becomes of the commit
+-- ARGV[5..] for each effect: the type that its key must have if it exists, or `any`; what becomes of the commit
 --           without it, the number of words, the words of the command without its key: name, then what
 --           follows the key. `needed`: nothing is committed. `optional`: the commit goes through. `there`:
 --           the same, and the key must exist. `instead`: it is only for where an earlier one is left out
@@ -46,7 +46,7 @@ for i = 2, #KEYS do
   local wanted, worth, words = ARGV[at], ARGV[at + 1], tonumber(ARGV[at + 2])
   local found = kinds[KEYS[i]] or redis.call('TYPE', KEYS[i]).ok
   kinds[KEYS[i]] = found
-  if found == wanted or (found == 'none' and worth ~= 'there') or (worth == 'instead' and not missing) then
+  if found == wanted or wanted == 'any' or (found == 'none' and worth ~= 'there') or (worth == 'instead' and not missing) then
     local command = { ARGV[at + 3], KEYS[i] }
     for word = 1, words - 1 do
       command[#command + 1] = ARGV[at + 3 + word]

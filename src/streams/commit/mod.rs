@@ -39,7 +39,7 @@ use crate::protocol::entry::Entry;
 use crate::protocol::keys::Route;
 pub use crate::streams::commit::claims::Claims;
 pub use crate::streams::commit::settlement::{
-    End, Lease, MAX_PUBLICATIONS, Publication, Reply, Report, Settlement,
+    End, Lease, MAX_PUBLICATIONS, Note, Publication, Reply, Report, Settlement,
 };
 use crate::streams::commit::settlement::{Place, Worth, is_inbox};
 use std::collections::{HashMap, HashSet};

@@ -48,6 +48,17 @@ impl Publication {
     }
 }
 
+/// What is remembered for a time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// Its key.
+    pub key: String,
+    /// What it says.
+    pub value: Vec<u8>,
+    /// For how long.
+    pub kept: Duration,
+}
+
 /// What becomes of the event itself.
 #[derive(Clone, Debug)]
 pub enum End {
@@ -95,6 +106,8 @@ pub struct Settlement {
     /// The history of the server in which the run began, where the outcome reports what the run wrote
     /// there by itself; `None` where it does not.
     pub history: Option<u64>,
+    /// What is remembered of the event.
+    pub notes: Vec<Note>,
 }
 
 /// How the settlements of a batch ended.
@@ -132,11 +145,14 @@ impl Report {
 pub struct Effect<'a> {
     /// Name, key, arguments.
     pub words: &'a [&'a [u8]],
-    /// The type that the key must have, or none.
+    /// The type that the key must have, or none; [`ANY`] replaces whatever is there.
     pub key_type: &'static str,
     /// What becomes of the settlement without it.
     pub worth: Worth,
 }
+
+/// The type of a key that may hold what it likes.
+pub const ANY: &str = "any";
 
 /// What becomes of a settlement where one of its commands has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,6 +245,14 @@ impl Settlement {
         }
         if let End::Told(letter) = &self.end {
             add(&route.dead, &letter.fields(), Worth::Instead, &mut give);
+        }
+        for Note { key, value, kept } in &self.notes {
+            let kept = Digits::of(whole_ms(*kept).max(1));
+            give(Effect {
+                words: &[b"SET", key.as_bytes(), value, b"PX", kept.as_ref()],
+                key_type: ANY,
+                worth: Worth::Needed,
+            });
         }
     }
 

@@ -34,7 +34,7 @@ impl Lane {
     /// instance unregisters. Where there is nobody it is given back, so that nothing stays pending.
     pub(super) fn give_back(&mut self) {
         let (waiting, entering) = self.admission.give_up();
-        self.shared.inflight.remove(entering.iter());
+        self.release(&entering);
         let waiting = waiting.into_iter();
         let waiting = waiting.map(|waiting| Unstarted::Admitted(waiting.lease, waiting.context));
         let read = self.ready.drain(..).chain(self.suspects.drain(..));

@@ -1,5 +1,6 @@
 //! One run of a handler in a lane: from a delivery to what is to be settled.
 
+use super::once::Unjudged;
 use super::{ALONE, Lane, Waiting};
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
@@ -10,6 +11,8 @@ use crate::handler::router::Route;
 use crate::protocol::error::{HandlerError, Refusal};
 use crate::protocol::event::Event;
 use crate::streams::commit::{End, Lease, Settlement};
+use crate::streams::first::Verdict;
+use crate::worker::admission::Until;
 use crate::worker::handover::Left;
 use crate::worker::settle;
 use crate::worker::shared::Delivery;
@@ -27,6 +30,8 @@ pub(super) enum Finished {
     Run(Box<Ran>),
     /// An event entered the gate before its handler, could not, or came too late (`None`).
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
+    /// Whether an event is the first of its id.
+    Judged(Box<Unjudged>, Verdict),
     Settled(Box<Settlement>),
     Given(Lease),
     /// What was read and not started: how it is settled, or that it stays as it is.
@@ -45,6 +50,18 @@ pub(super) struct Ran {
 }
 
 impl Ran {
+    /// Of an event that was refused before it could begin.
+    pub(super) fn refused(waiting: Waiting, error: HandlerError) -> Self {
+        Self {
+            lease: waiting.lease,
+            context: waiting.context,
+            route: waiting.route,
+            result: Err(error),
+            elapsed: Duration::ZERO,
+            back: None,
+        }
+    }
+
     /// Which handler's it is.
     pub(super) fn route(&self) -> usize {
         self.route.index
@@ -79,9 +96,9 @@ impl Lane {
             self.settled.push(settle::misplaced(scene, &event));
             return now;
         }
-        if lease.deliveries > shared.max_deliveries {
-            tracing::error!(stream, entry = %lease.entry, r#type = event.kind(), "poison: delivered too often without being committed");
-            self.settled.push(settle::poison(scene, &event));
+        let asks = scene.firsts.is_some() && event.asks_once();
+        // Another one of its id may have come first: then it never ran.
+        if !asks && self.is_poison(lease, &event) {
             return now;
         }
         if self.expires(lease, &event) {
@@ -98,7 +115,10 @@ impl Lane {
         let kind = context.event().kind();
         let Some(route) = shared.router.find(kind).cloned() else {
             let left = Left::without_handler(&shared, lease, kind);
-            self.leave(left, context, None);
+            match asks {
+                true => self.judge(Unjudged::Left(left, context)),
+                false => self.leave(left, context, None),
+            }
             return now;
         };
         let waiting = Waiting {
@@ -107,6 +127,7 @@ impl Lane {
             route,
             entered: None,
             waited: false,
+            first: !asks,
         };
         match waiting.route.gate {
             None => self.admit(waiting, now),
@@ -114,8 +135,23 @@ impl Lane {
         }
     }
 
+    /// Settles an event that was delivered too often; whether it was.
+    pub(super) fn is_poison(&mut self, lease: Lease, event: &Event) -> bool {
+        if lease.deliveries <= self.shared.max_deliveries {
+            return false;
+        }
+        let scene = self.shared.scene(lease);
+        tracing::error!(stream = scene.stream, entry = %lease.entry, r#type = event.kind(), "poison: delivered too often without being committed");
+        self.settled.push(settle::poison(scene, event));
+        true
+    }
+
     /// Runs an event if its type's share allows that, or has it wait.
     fn admit(&mut self, waiting: Waiting, now: Instant) -> Instant {
+        if !waiting.first {
+            self.judge(Unjudged::Admitted(waiting));
+            return now;
+        }
         if self.admission.admits(waiting.route.index, self.running) {
             return self.go(waiting, now);
         }
@@ -164,8 +200,8 @@ impl Lane {
                 .send(Finished::Entered(Box::new(waiting), entered))
                 .ok();
         });
-        self.admission
-            .enters(lease, size, AbortOnDropHandle::new(task));
+        let task = AbortOnDropHandle::new(task);
+        self.admission.enters(lease, size, Until::Gate, task);
         now
     }
 
@@ -183,7 +219,10 @@ impl Lane {
             None => self.expired(waiting.lease, waiting.context.event()),
             Some(Ok(entered)) => {
                 waiting.entered = Some(entered);
-                self.admission.wait(waiting);
+                match waiting.first {
+                    true => self.admission.wait(waiting),
+                    false => self.judge(Unjudged::Admitted(waiting)),
+                }
             }
             Some(Err(error)) => {
                 self.entered(waiting, Err(error), Instant::now());
@@ -203,14 +242,10 @@ impl Lane {
                 self.admit(waiting, now)
             }
             Err(error) => {
-                self.ran(Ran {
-                    lease: waiting.lease,
-                    context: waiting.context,
-                    route: waiting.route,
-                    result: Err(error),
-                    elapsed: Duration::ZERO,
-                    back: None,
-                });
+                match waiting.first {
+                    true => self.ran(Ran::refused(waiting, error)),
+                    false => self.judge(Unjudged::Refused(waiting, error)),
+                }
                 now
             }
         }
@@ -251,6 +286,7 @@ impl Lane {
             route,
             entered,
             waited,
+            first: _,
         } = waiting;
         if waited && self.shared.inflight.is_lost(&lease) {
             self.release(&[lease]);
@@ -345,6 +381,7 @@ impl Lane {
                 route,
                 entered: None,
                 waited: true,
+                first: true,
             };
             self.enter(waiting, places, after, Instant::now());
             return;

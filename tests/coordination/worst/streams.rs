@@ -17,8 +17,9 @@ use convoke::protocol::event::EntryId;
 use convoke::settings::RedisUrl;
 use convoke::streams::claim::{self, Handing, Pending};
 use convoke::streams::commit::MAX_PUBLICATIONS;
-use convoke::streams::commit::Publication;
+use convoke::streams::commit::{Note, Publication};
 use convoke::streams::delay;
+use convoke::streams::first::{Asks, Firsts, Judge, KEPT, Verdict};
 use convoke::streams::trim::{remove, trim};
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     waits(fleet, meter).await;
     trims(fleet, meter).await;
     holds(meter).await;
+    asks(meter).await;
     replays(meter).await;
 }
 
@@ -131,6 +133,48 @@ async fn trims(fleet: &mut Fleet, meter: &mut Meter) {
     }
 }
 
+fn noted(key: &str) -> Note {
+    Note {
+        key: key.to_owned(),
+        value: vec![b'x'; KEPT],
+        kept: Duration::from_secs(60),
+    }
+}
+
+/// Who came first: the first one, the same again, another one.
+async fn asks(meter: &mut Meter) {
+    let bus = Bus::start().await;
+    let connector = Connector::new(&RedisUrl::new(bus.redis.url()), 1).unwrap();
+    let judge = Judge::new(connector);
+    let (keys, window) = (bus.keys.clone(), Duration::from_secs(60));
+    let firsts = Firsts {
+        keys: &keys,
+        domain: "image",
+        partition: 0,
+        window,
+    };
+    let (id, to) = ("i".repeat(256), format!("cb:reply:{}", "c".repeat(128)));
+    meter
+        .of(&bus.redis, async {
+            for (ms, is_first) in [(1, true), (1, true), (2, false)] {
+                let asks = Asks {
+                    id: &id,
+                    name: EntryId { ms, seq: 0 },
+                    to: Some(&to),
+                };
+                let verdict = loop {
+                    // The first connection sees which history it is.
+                    match judge.ask(firsts, asks).await {
+                        Ok(verdict) => break verdict,
+                        Err(error) => assert_eq!(ms, 1, "{error}"),
+                    }
+                };
+                assert_eq!(verdict == Verdict::First, is_first);
+            }
+        })
+        .await;
+}
+
 /// A lane's share of pending entries is renewed, taken over, handed over; the largest commit.
 async fn holds(meter: &mut Meter) {
     let mut bus = Bus::start().await;
@@ -151,6 +195,7 @@ async fn holds(meter: &mut Meter) {
     let mut settled = held[0].done();
     settled.lease.claims = 0;
     settled.publications = publications;
+    settled.notes = ["cb:dedup:image:e", "cb:said:image:1-1"].map(noted).into();
     let leases: Vec<(EntryId, u32)> = held.iter().map(|h: &Held| (h.entry.id, 1)).collect();
     let mut connection = bus.redis.connection_for(users::WORKER).await;
     let redis = &bus.redis;

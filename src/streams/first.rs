@@ -1,0 +1,314 @@
+//! Which event of one id is the first within a window, and what the others get to know.
+//!
+//! An event is named by the entry as which it was added. The name stands in the event's field `dedup` once the
+//! bus has moved it to another entry, so it is the same whoever holds the event and however often it was tried.
+//! Two keys, both of them for the window only:
+//!
+//! - The **mark** of the id holds the first one's name (`first.lua`). Publishing with deduplication leaves the same
+//!   key, with the place of what it stored: that one came first, and does not ask.
+//! - What is **said** of an event that somebody asked for, by its name: where its reply goes and, once it has an end,
+//!   the reply.
+//!
+//! Asking changes nothing for whom asked before: the first is the first again. So whoever got no answer asks again.
+
+use crate::connect::clock::whole_ms;
+use crate::connect::connector::Connector;
+use crate::connect::error::{BusError, Reaction};
+use crate::connect::script::script;
+use crate::protocol::entry::EntryId;
+use crate::protocol::error::Code;
+use crate::protocol::keys::Keys;
+use crate::protocol::msgpack::{self, PayloadLimits};
+use crate::streams::commit::settlement::Note;
+use redis::Script;
+use redis::aio::MultiplexedConnection;
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+use std::fmt;
+use std::sync::LazyLock;
+use std::time::Duration;
+use tokio::sync::Mutex;
+
+static FIRST: LazyLock<Script> = LazyLock::new(|| script(include_str!("first.lua")));
+
+/// Bytes of a reply that is kept for whoever asks again, at the most.
+pub const KEPT: usize = 16 * 1024;
+
+/// What is said of an event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Said {
+    /// Where its reply goes.
+    to: String,
+    /// How it ended, if it has.
+    status: Option<String>,
+    /// What its reply held, if that is not too much to be kept: MessagePack.
+    data: Option<ByteBuf>,
+}
+
+impl Said {
+    /// Of an event that waits or runs.
+    pub fn begun(to: &str) -> Self {
+        Self {
+            to: to.to_owned(),
+            status: None,
+            data: None,
+        }
+    }
+
+    /// Of an event that ended with that reply.
+    pub fn ended(to: &str, status: &str, data: &[u8]) -> Self {
+        let kept = data.len() <= KEPT;
+        Self {
+            status: Some(status.to_owned()),
+            data: kept.then(|| ByteBuf::from(data)),
+            ..Self::begun(to)
+        }
+    }
+
+    /// Whether its reply has yet to come there.
+    pub fn will_come(&self, to: &str) -> bool {
+        self.status.is_none() && self.to == to
+    }
+
+    /// Status and payload of its reply, if they are known.
+    pub fn reply(&self) -> Option<(&'static str, &[u8])> {
+        let status = match self.status.as_deref()? {
+            "ok" => "ok",
+            code => Code::from_name(code)?.as_str(),
+        };
+        Some((status, self.data.as_ref()?))
+    }
+
+    fn encoded(&self) -> Vec<u8> {
+        // Text and bytes can always be encoded.
+        rmp_serde::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads one; `None` if it is something else, or its reply is no payload.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let limits = PayloadLimits::default();
+        let is_payload = |bytes: &[u8]| msgpack::scan(bytes, &limits).is_ok();
+        let said: Self = is_payload(bytes)
+            .then(|| rmp_serde::from_slice(bytes).ok())
+            .flatten()?;
+        let data = said.data.as_ref();
+        data.is_none_or(|data| data.len() <= KEPT && is_payload(data))
+            .then_some(said)
+    }
+}
+
+/// Whether an event is the first of its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is.
+    First,
+    /// Another one came before it.
+    Repeat {
+        /// Where that one is: its name, or when it is due.
+        first: String,
+        /// What is known of that one, where somebody wants to know.
+        said: Option<Said>,
+        /// The history of the server in which that was so: in a later one the first may not be there any more.
+        history: u64,
+    },
+}
+
+/// Where the events of one partition of a domain that take effect once are remembered.
+#[derive(Clone, Copy)]
+pub struct Firsts<'a> {
+    /// The key names.
+    pub keys: &'a Keys,
+    /// The domain.
+    pub domain: &'a str,
+    /// Its partition.
+    pub partition: u16,
+    /// For how long.
+    pub window: Duration,
+}
+
+impl fmt::Debug for Firsts<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Firsts({}:{})", self.domain, self.partition)
+    }
+}
+
+impl Firsts<'_> {
+    fn mark(&self, id: &str) -> String {
+        self.keys.dedup(self.domain, self.partition, id)
+    }
+
+    fn said(&self, name: &str) -> String {
+        self.keys.said(self.domain, self.partition, name)
+    }
+
+    /// That an event of that id took effect: written with its effect, so a failover that keeps the one keeps the
+    /// other.
+    pub fn took_effect(&self, id: &str, name: EntryId) -> Note {
+        Note {
+            key: self.mark(id),
+            value: name.to_string().into_bytes(),
+            kept: self.window,
+        }
+    }
+
+    /// How the event of that name ended.
+    pub fn ended(&self, name: EntryId, said: &Said) -> Note {
+        Note {
+            key: self.said(&name.to_string()),
+            value: said.encoded(),
+            kept: self.window,
+        }
+    }
+}
+
+/// An event that asks whether it is the first.
+#[derive(Clone, Copy, Debug)]
+pub struct Asks<'a> {
+    /// The publisher's id.
+    pub id: &'a str,
+    /// The entry as which it was added.
+    pub name: EntryId,
+    /// Where its reply goes.
+    pub to: Option<&'a str>,
+}
+
+/// Asks, on a connection of its own: handlers may hold all that are pooled.
+pub struct Judge {
+    connector: Connector,
+    connection: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    asked: Option<Asked>,
+    /// How many were made before it.
+    number: u64,
+}
+
+struct Asked {
+    generation: u64,
+    history: u64,
+    connection: MultiplexedConnection,
+}
+
+impl fmt::Debug for Judge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Judge")
+    }
+}
+
+impl Judge {
+    /// One that is not connected yet.
+    pub fn new(connector: Connector) -> Self {
+        Self {
+            connector,
+            connection: Mutex::default(),
+        }
+    }
+
+    /// Whether an event is the first of its id.
+    ///
+    /// # Errors
+    /// Without an answer nobody knows: it is to be asked again, under the same name.
+    pub async fn ask(&self, firsts: Firsts<'_>, event: Asks<'_>) -> Result<Verdict, BusError> {
+        let (mut connection, history, number) = self.connected().await?;
+        let asked = ask(&mut connection, firsts, event, history).await;
+        if let Err(error) = &asked
+            && error.reaction() == Reaction::Reconnect
+        {
+            let mut slot = self.connection.lock().await;
+            // Others that it failed may have another one already.
+            if slot.number == number {
+                slot.asked = None;
+            }
+        }
+        asked
+    }
+
+    /// The connection, the history of the server that it leads into, and its number.
+    async fn connected(&self) -> Result<(MultiplexedConnection, u64, u64), BusError> {
+        let mut slot = self.connection.lock().await;
+        if let Some(asked) = &slot.asked
+            && self.connector.check(asked.generation).is_ok()
+            && self.connector.check_history(asked.history).is_ok()
+        {
+            return Ok((asked.connection.clone(), asked.history, slot.number));
+        }
+        slot.asked = None;
+        let (generation, history) = (self.connector.generation(), self.connector.history());
+        let connection = self.connector.dedicated().await?;
+        // Another connection may have seen a later one meanwhile.
+        self.connector.check(generation)?;
+        self.connector.check_history(history)?;
+        slot.number += 1;
+        slot.asked = Some(Asked {
+            generation,
+            history,
+            connection: connection.clone(),
+        });
+        Ok((connection, history, slot.number))
+    }
+}
+
+async fn ask(
+    connection: &mut MultiplexedConnection,
+    firsts: Firsts<'_>,
+    event: Asks<'_>,
+    history: u64,
+) -> Result<Verdict, BusError> {
+    let name = event.name.to_string();
+    let mut call = FIRST.prepare_invoke();
+    call.key(firsts.mark(event.id));
+    call.arg(&name).arg(whole_ms(firsts.window).max(1));
+    if let Some(to) = event.to {
+        call.key(firsts.said(&name));
+        call.arg(Said::begun(to).encoded());
+    }
+    let first: String = call.invoke_async(connection).await?;
+    if first.is_empty() {
+        return Ok(Verdict::First);
+    }
+    let mut said = None;
+    if event.to.is_some() {
+        let mut get = redis::cmd("GET");
+        let kept: Option<Vec<u8>> = get.arg(firsts.said(&first)).query_async(connection).await?;
+        said = kept.and_then(|kept| Said::parse(&kept));
+    }
+    Ok(Verdict::Repeat {
+        first,
+        said,
+        history,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_a_payload_or_nothing() {
+        let begun = Said::begun("cb:reply:me");
+        assert_eq!(Said::parse(&begun.encoded()), Some(begun.clone()));
+        assert!(begun.will_come("cb:reply:me") && !begun.will_come("cb:reply:you"));
+        assert_eq!(begun.reply(), None);
+        let ended = Said::ended("cb:reply:me", "not_found", &[0x01]);
+        let ended = Said::parse(&ended.encoded()).unwrap();
+        assert_eq!(ended.reply(), Some(("not_found", &[0x01][..])));
+        assert!(!ended.will_come("cb:reply:me"));
+        // Too much to be kept: that it ended is known all the same.
+        let long = [&[0xc6, 0, 0, 0x40, 0][..], &[0; KEPT]].concat();
+        let long = Said::ended("cb:reply:me", "ok", &long);
+        assert_eq!(Said::parse(&long.encoded()), Some(long.clone()));
+        assert_eq!(long.reply(), None);
+        for bad in [
+            Said::ended("cb:reply:me", "ok", b"text\xc1").encoded(),
+            Said::ended("cb:reply:me", "ok", &[]).encoded(),
+            vec![],
+            vec![0xc1],
+            vec![0x93, 1, 2, 3],
+        ] {
+            assert_eq!(Said::parse(&bad), None, "{bad:?}");
+        }
+        assert_eq!(Said::ended("cb:reply:me", "made_up", &[1]).reply(), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! Events that take effect once within a window, however often they were added: the field `dedup`.
+//!
+//! # Who is the first, and why nothing is lost
+//!
+//! An event's **name** is the entry as which it was added. Each step that moves an event to another entry (a retry,
+//! what came early, what is given back) writes the name into the moved one's field, whether or not anybody asked
+//! under it. What stays on its entry (a takeover, a handover) stays under its name anyhow. So an event has one name
+//! for good, whoever holds it.
+//!
+//! Before it runs, an event asks under its name (see [`first`](crate::streams::first)). The answer to a name does not
+//! change while the mark of the id is there: the first is the first again. The mark is written by
+//!
+//! - the first one that asks, and again each time that it asks;
+//! - the commit of a run that succeeded, in the same step;
+//! - whoever publishes with deduplication, with the event.
+//!
+//! A repeat is settled unrun, and only while the mark names another event. That one asked and was told to run, or
+//! is stored, or took effect; it is not a repeat itself as long as the mark names it. So of all events of an id the
+//! one that the mark named last runs, or is a dead letter. Where a death or a lost answer may fall:
+//!
+//! - *Before it asked, or the answer is lost*: nothing was settled. It asks again, under the same name.
+//! - *The first, between its answer and its commit*: its entry is pending; whoever takes it over asks under the same
+//!   name, and is the first. Of two runs one is committed, as ever: the commit is fenced.
+//! - *A repeat, between its answer and its commit*: its entry is pending, and asks again.
+//! - *The mark is gone* (its window is over; a failover forgot it): the next one that asks is the first. One that ran
+//!   by then is a repeat when it is tried again, unless it asks before that.
+//! - *The server fell back to a state in which the first is not there*: a repeat is settled only in the history of the
+//!   data in which it was judged. In another one it asks again.
+//!
+//! # Where it is asked
+//!
+//! After the event has its place in the line of its subject, and its permit: it keeps both while it is judged, so no
+//! later event of its subject passes. A suspect is judged alone. What would end unrun (nobody has a handler, it was
+//! delivered too often, a layer refuses it) is judged first, so that there is one dead letter and not one for each
+//! repeat.
+
+use super::run::{Finished, Ran};
+use super::{Lane, Waiting};
+use crate::connect::connector::reconnect_delay;
+use crate::handler::context::Context;
+use crate::protocol::error::HandlerError;
+use crate::protocol::event::Event;
+use crate::streams::commit::Lease;
+use crate::streams::first::{Asks, Verdict};
+use crate::worker::admission::Until;
+use crate::worker::handover::Left;
+use crate::worker::settle;
+use crate::worker::shared::Shared;
+use std::sync::atomic::Ordering;
+use tokio_util::task::AbortOnDropHandle;
+
+/// An event of which nobody knows yet whether it is the first of its id, and what happens to it if it is.
+pub(super) enum Unjudged {
+    /// It runs.
+    Admitted(Waiting),
+    /// It ends so without a run.
+    Refused(Waiting, HandlerError),
+    /// It is left to who has a handler.
+    Left(Left, Context),
+}
+
+impl Unjudged {
+    fn lease(&self) -> Lease {
+        match self {
+            Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) => waiting.lease,
+            Unjudged::Left(left, _) => left.lease,
+        }
+    }
+
+    fn event(&self) -> &Event {
+        match self {
+            Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) => waiting.context.event(),
+            Unjudged::Left(_, context) => context.event(),
+        }
+    }
+}
+
+impl Lane {
+    /// Asks whether an event is the first of its id.
+    pub(super) fn judge(&mut self, unjudged: Unjudged) {
+        let (lease, size) = (unjudged.lease(), unjudged.event().entry().size());
+        if let Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) = &unjudged {
+            self.shared.inflight.waits(&lease, waiting.route.index);
+        }
+        let (shared, finished) = (self.shared.clone(), self.finished.clone());
+        let task = tokio::spawn(async move {
+            let verdict = asked(&shared, lease, unjudged.event()).await;
+            finished
+                .send(Finished::Judged(Box::new(unjudged), verdict))
+                .ok();
+        });
+        let task = AbortOnDropHandle::new(task);
+        self.admission.enters(lease, size, Until::Judged, task);
+    }
+
+    /// Takes the answer.
+    pub(super) fn judged(&mut self, unjudged: Unjudged, verdict: Verdict) {
+        let lease = unjudged.lease();
+        // It may have been given up in the meantime.
+        if !self.admission.entered(&lease) {
+            return;
+        }
+        let event = unjudged.event();
+        if let Verdict::Repeat {
+            first,
+            said,
+            history,
+        } = verdict
+        {
+            tracing::debug!(entry = %lease.entry, id = event.given_id(), first, "added before: not run");
+            self.shared.counts.repeats.fetch_add(1, Ordering::Relaxed);
+            let scene = self.shared.scene(lease);
+            let repeat = settle::repeat(scene, event, &first, said.as_ref(), history);
+            self.settled.push(repeat);
+            return;
+        }
+        if self.is_poison(lease, event) {
+            return;
+        }
+        match unjudged {
+            Unjudged::Admitted(waiting) => self.admission.wait(Waiting {
+                first: true,
+                ..waiting
+            }),
+            Unjudged::Refused(waiting, error) => self.ran(Ran::refused(waiting, error)),
+            Unjudged::Left(left, context) => self.leave(left, context, None),
+        }
+    }
+}
+
+/// Asks until there is an answer. What is held meanwhile is renewed like anything else that waits.
+async fn asked(shared: &Shared, lease: Lease, event: &Event) -> Verdict {
+    let (Some(firsts), Some(name), Some(id)) =
+        (shared.firsts(lease.stream), event.once(), event.given_id())
+    else {
+        return Verdict::First;
+    };
+    let asks = Asks {
+        id,
+        name,
+        to: event.reply_to(),
+    };
+    let mut failures = 0;
+    loop {
+        match shared.judge.ask(firsts, asks).await {
+            Ok(verdict) => return verdict,
+            Err(error) => shared.unjudged(&error),
+        }
+        tokio::time::sleep(reconnect_delay(failures)).await;
+        failures = failures.saturating_add(1);
+    }
+}
