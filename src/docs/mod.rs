@@ -31,14 +31,14 @@ macro_rules! pages {
 }
 
 pages! {
-    protocol: "the contract: streams, fields, payloads, error codes; for whoever writes a client",
-    guarantees: "what holds, where it ends, and what was counted; for whoever builds on it",
-    operating: "needs, settings, commands, what to do at 3 a.m.; for operators",
-    security: "who is trusted with what, and what nobody is protected from; for operators",
-    testing: "what the tests show and how; for whoever tests a handler, or doubts",
-    architecture: "how an event and a vote go through the program, file by file; for whoever changes it",
-    contributing: "how to build, what must hold, how the code reads; for whoever sends a change",
-    changelog: "what is new; for whoever upgrades",
+    protocol: "The contract: streams, fields, payloads, error codes; for whoever writes a client.",
+    guarantees: "What holds, where it ends, and what was counted; for whoever builds on it.",
+    operating: "Needs, settings, commands, what to do at 3 a.m.; for operators.",
+    security: "Who is trusted with what, and what nobody is protected from; for operators.",
+    testing: "What the tests show and how; for whoever tests a handler, or doubts.",
+    architecture: "How an event and a vote go through the program, file by file; for whoever changes it.",
+    contributing: "How to build, what must hold, how the code reads; for whoever sends a change.",
+    changelog: "What is new; for whoever upgrades.",
 }
 
 #[cfg(doctest)]

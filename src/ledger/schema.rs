@@ -65,6 +65,21 @@ pub(super) fn migrator(steps: [Step; VERSION as usize]) -> Migrator {
 
 /// Brings the ledger's schema up to date in a database of your own, by its pool: `Context::once` and the outbox need it.
 ///
+/// ```no_run
+/// use convoke::sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = SqlitePool::connect("sqlite:shop.db?mode=rwc").await?;
+/// convoke::ledger::migrate(&pool).await?;
+///
+/// // A test's, in memory: with one connection, since each has a database of its own.
+/// let one = SqlitePoolOptions::new().max_connections(1);
+/// let pool = one.connect("sqlite::memory:").await?;
+/// convoke::ledger::migrate(&pool).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// Whatever the database says.
 pub async fn migrate<DB: Dialect>(pool: &sqlx::Pool<DB>) -> Result<(), LedgerError> {
