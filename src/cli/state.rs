@@ -71,7 +71,7 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
     }
     let tasks = &state["tasks"];
     let count = |status: &str| format!("{} {status}", text(&tasks[status]));
-    let counts = ["pending", "assigned", "completed", "failed"].map(count);
+    let counts = ["pending", "assigned", "completed", "failed", "cancelled"].map(count);
     output.line(&output::printable(&format!("tasks: {}", counts.join(", "))))?;
     part(
         output,

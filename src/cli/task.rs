@@ -1,4 +1,6 @@
-//! `convoke task`: creates tasks and looks at them.
+//! `convoke task`: creates tasks, looks at them, and puts them right.
+
+mod words;
 
 use super::output;
 use super::output::printable;
@@ -20,6 +22,8 @@ Examples:
   convoke task list --status pending
   convoke task get order-17 --format json | jq .result
   convoke task cancel order-17 --reason 'ordered twice'
+  convoke task update order-17 --priority 90
+  convoke task assign order-17 --to w-2
 
 A task goes to the least loaded worker that has a handler for its kind; with nobody free it waits.";
 
@@ -65,6 +69,10 @@ enum Command {
     Cancel(Cancel),
     Complete(Complete),
     Fail(Fail),
+    Update(words::Update),
+    Assign(words::Assign),
+    Unassign(words::Unassign),
+    Claim(words::Claim),
 }
 
 /// Create a task
@@ -224,6 +232,10 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
             payload["retryable"] = (!flags.permanent).into();
             report(&session, "task.fail", &payload, &flags.reply).await
         }
+        Command::Update(flags) => words::update(&session, flags).await,
+        Command::Assign(flags) => words::assign(&session, flags).await,
+        Command::Unassign(flags) => words::unassign(&session, flags).await,
+        Command::Claim(flags) => words::claim(&session, flags).await,
     }
 }
 
@@ -253,9 +265,14 @@ async fn create(session: &Session, flags: Create) -> anyhow::Result<Outcome> {
         session.output.json(&created)?;
         return Ok(Outcome::Done);
     }
-    let (id, status) = (text(&created, "task_id"), text(&created, "status"));
-    let line = match created.get("assigned_to") {
-        Some(_) => format!("{id} assigned to {}", text(&created, "assigned_to")),
+    place(session, &created)
+}
+
+/// One line that says where a task is.
+fn place(session: &Session, task: &Value) -> anyhow::Result<Outcome> {
+    let (id, status) = (text(task, "task_id"), text(task, "status"));
+    let line = match task.get("assigned_to") {
+        Some(_) => format!("{id} assigned to {}", text(task, "assigned_to")),
         None => format!("{id} {status}"),
     };
     session.output.line(&printable(&line))?;
@@ -377,7 +394,7 @@ fn show(session: &Session, task: &Value) -> anyhow::Result<()> {
         let shown = match (name.as_str(), value) {
             ("created_at" | "changed_at", Value::Number(ms)) => time(ms.as_i64()),
             // As JSON, so that a text and what looks like it can be told apart.
-            ("payload" | "result", value) => output::json(value),
+            ("payload" | "result" | "metadata", value) => output::json(value),
             _ => text(task, name),
         };
         let label = format!("{name}:");
@@ -414,6 +431,14 @@ async fn answer(
     timeout: Duration,
 ) -> anyhow::Result<Option<Value>> {
     let event = Outgoing::encoded(kind, json::from_json(payload));
+    answer_to(session, event, timeout).await
+}
+
+async fn answer_to(
+    session: &Session,
+    event: Outgoing,
+    timeout: Duration,
+) -> anyhow::Result<Option<Value>> {
     match ask(session, event, timeout).await? {
         Ok(reply) => Ok(Some(result(&reply)?)),
         Err(error) => {

@@ -10,7 +10,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 const TABLE: &str = "convoke_migrations";
 
 /// The latest version.
-pub const VERSION: i64 = 3;
+pub const VERSION: i64 = 4;
 
 /// Asks which version a database has.
 pub(super) const FOUND: &str =
@@ -38,6 +38,12 @@ macro_rules! migrations {
                     "outbox",
                     include_str!(concat!("migrations/", $database, "/3_outbox.up.sql")),
                     include_str!(concat!("migrations/", $database, "/3_outbox.down.sql")),
+                ),
+                (
+                    4,
+                    "cancelled",
+                    include_str!(concat!("migrations/", $database, "/4_cancelled.up.sql")),
+                    include_str!(concat!("migrations/", $database, "/4_cancelled.down.sql")),
                 ),
             ])
         })

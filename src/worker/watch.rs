@@ -1,5 +1,5 @@
 //! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
-//! that were cancelled while they run here.
+//! that were cancelled, or taken away, while they run here.
 
 use super::lanes::Triggers;
 use super::shared::Shared;
@@ -8,7 +8,7 @@ use crate::connect::connector::{BLOCK, Connector, reconnect_delay};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::roster::gone_in;
-use crate::coordination::tasks::{Assignment, cancelled_in};
+use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
 use crate::streams::read;
 use redis::aio::MultiplexedConnection;
@@ -62,7 +62,7 @@ impl Watch {
             for entry in batches.iter().flat_map(|batch| &batch.entries) {
                 after = entry.id;
                 gone.extend(gone_in(entry));
-                if let Some(task) = cancelled_in(entry) {
+                if let Some(task) = ended_in(entry) {
                     self.cancel(&task);
                 }
             }
@@ -99,7 +99,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Tells a run of ours that its task was cancelled. What it still does is discarded anyway.
+    /// Tells a run of ours that its task is no more its own. What it still does is discarded anyway.
     fn cancel(&self, task: &Assignment) {
         for lane in self.lanes.iter().filter(|lane| lane.inbox.is_some()) {
             if lane.instance() == task.instance {

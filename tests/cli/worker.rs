@@ -263,6 +263,72 @@ fn tasks_are_created_waited_for_and_looked_at() {
 }
 
 #[test]
+fn a_task_is_changed_moved_and_claimed() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &["worker", "--id=w-1"]));
+    let says = |words: &[&str]| run(&redis, &[&["task"], words].concat()).done().out;
+    for id in ["t-1", "t-2"] {
+        let created = says(&["create", "by.hand", "--role", "hand", "--id", id]);
+        assert_eq!(created, format!("{id} pending\n"));
+    }
+    let updated = says(&[
+        "update",
+        "t-2",
+        "--priority",
+        "90",
+        "--metadata",
+        r#"{"n": 4}"#,
+    ]);
+    assert_eq!(updated, "t-2 pending\n");
+    let shown = says(&["get", "t-2"]);
+    assert!(
+        shown.contains("priority:     90\n") && shown.contains(r#"metadata:     {"n":4}"#),
+        "{shown}"
+    );
+    let register = r#"{"id": "mine", "roles": ["hand"], "capacity": 1}"#;
+    run(&redis, &["request", "system.register", "--data", register]).done();
+    let other = r#"{"id": "other", "roles": ["hand"], "capacity": 1}"#;
+    run(&redis, &["request", "system.register", "--data", other]).done();
+    let claim = ["claim", "--instance", "mine", "--limit", "5", "--id", "c-1"];
+    let claimed = says(&claim);
+    assert!(
+        claimed.contains("t-2") && claimed.contains("FENCE"),
+        "{claimed}"
+    );
+    assert_eq!(says(&claim), claimed, "the same claim");
+    let lines = run(
+        &redis,
+        &[&["task"], &claim[..], &["--format", "json"]].concat(),
+    )
+    .done();
+    assert_eq!(lines.json()["task_id"], "t-2");
+    let none = run(&redis, &["task", "claim", "--instance", "mine"]).done();
+    assert!(
+        none.out.is_empty() && none.err.contains("nothing waits"),
+        "{}",
+        none.err
+    );
+    let refused = ["task", "assign", "t-1", "--to", "mine"];
+    run(&redis, &refused).failed(1, &["failed_precondition", "no room"]);
+    assert_eq!(says(&["unassign", "t-1"]), "t-1 pending\n");
+    assert_eq!(
+        says(&["assign", "t-1", "--to", "other"]),
+        "t-1 assigned to other\n"
+    );
+    run(&redis, &["task", "update", "t-1", "--priority", "1"])
+        .failed(1, &["failed_precondition", "other holds t-1"]);
+    run(&redis, &["task", "update", "t-1"]).failed(2, &["--priority", "--metadata"]);
+    run(&redis, &["task", "claim", "--instance", "w-1"]).failed(1, &["permission_denied"]);
+    run(
+        &redis,
+        &["task", "claim", "--instance", "mine", "--limit", "51"],
+    )
+    .failed(2, &["51"]);
+    run(&redis, &["task", "assign", "t-1"]).failed(2, &["--to"]);
+    worker.stop().done();
+}
+
+#[test]
 fn a_task_is_completed_or_failed_in_the_place_of_its_holder() {
     let redis = Redis::start();
     let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &["worker", "--id=w-1"]));

@@ -220,7 +220,12 @@ async fn completing_stores_result_fact_and_publications_in_one_step_and_once() {
         "attempt": 1
     });
     let facts = fleet.facts().await;
-    assert_eq!(facts[1..], [("task.completed".into(), fact)]);
+    let created = json!({"task_id": "t-1", "kind": "a.b", "role": "worker", "priority": 50});
+    let told = [
+        ("task.created".into(), created),
+        ("task.completed".into(), fact),
+    ];
+    assert_eq!(facts[1..], told);
     assert_eq!(fleet.slot("w-1").await, (0, 1));
     let counts = fleet.tasks.counts().await.unwrap();
     assert_eq!((counts.assigned, counts.completed), (0, 1));

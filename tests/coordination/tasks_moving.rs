@@ -59,7 +59,9 @@ async fn a_large_instance_gets_all_that_waits_in_bounded_steps() {
     assert!(registered.new);
     assert_eq!(registered.assigned.len(), 100);
     assert_eq!(fleet.slot("w-1").await, (100, 1000));
-    assert_eq!(fleet.fact_names().await, ["instance.registered"]);
+    let mut facts = fleet.fact_names().await;
+    facts.retain(|fact| fact != "task.created");
+    assert_eq!(facts, ["instance.registered"]);
 }
 
 #[tokio::test]
@@ -116,7 +118,8 @@ async fn a_loss_moves_tasks_on_and_fails_those_on_their_last_attempt() {
     let failed = fleet.task("t-last").await;
     assert_eq!(failed.status, Status::Failed);
     assert!(failed.error.unwrap().contains("w-1"));
-    let facts = fleet.facts().await;
+    let mut facts = fleet.facts().await;
+    facts.retain(|(name, _)| name != "task.created");
     let names: Vec<&str> = facts.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(names[2..], ["task.failed", "instance.lost"]);
     assert_eq!(facts[3].1["tasks_reassigned"], json!(3));
@@ -204,14 +207,7 @@ async fn an_expired_instance_that_registers_again_is_lost_first_if_it_holds_task
     let after = fleet.assignment("t-000").await;
     assert!(after.instance == "w-1" && after.fence > before.fence);
     let facts = fleet.fact_names().await;
-    assert_eq!(
-        facts,
-        [
-            "instance.registered",
-            "instance.lost",
-            "instance.registered"
-        ]
-    );
+    assert_eq!(facts[3..], ["instance.lost", "instance.registered"]);
     // Without tasks it is not.
     fleet.complete("t-000").await;
     fleet.complete("t-001").await;

@@ -25,7 +25,7 @@ const SCRIPTS: [&str; 9] = [
 ];
 
 /// What they tell, and where.
-const TOLD: [&str; 15] = [
+const TOLD: [&str; 17] = [
     "batch.completed",
     "batch.progress",
     "batch.started",
@@ -40,7 +40,9 @@ const TOLD: [&str; 15] = [
     "task.assigned",
     "task.cancelled",
     "task.completed",
+    "task.created",
     "task.failed",
+    "task.unassigned",
 ];
 
 #[tokio::test]
@@ -122,6 +124,7 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
     }
     fleet.complete("t-1").await;
     fleet.fail("t-2", "no", false).await;
+    fleet.tasks.unassign("t-3", "").await.unwrap();
     fleet.tasks.cancel("t-3", "for a test").await.unwrap();
     fleet.instances.unregister("w-0", None).await.unwrap();
     for id in ["w-1", "w-2"] {

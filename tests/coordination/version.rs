@@ -9,6 +9,7 @@ use convoke::coordination::batches::{Acquired, Advanced};
 use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
 use convoke::coordination::tasks::task::NewTask;
+use convoke::coordination::tasks::update::Change;
 use convoke::coordination::view::View;
 use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
@@ -146,6 +147,57 @@ async fn each_change_of_an_instance_raises_it_and_a_pulse_that_says_nothing_new_
     watch.stayed("unregistered before").await;
     fleet.run("ZADD cb:instances:lost XX 1000 w-1").await;
     watch.rose("its loss is too long ago to be told").await;
+}
+
+#[tokio::test]
+async fn each_word_about_a_task_and_each_claim_raises_it() {
+    let fleet = Fleet::start().await;
+    let mut watch = Watch::of(&fleet).await;
+    let mut task = NewTask::new("t-5", "c.d");
+    task.priority = 9;
+    fleet.tasks.create(&task).await.unwrap();
+    watch.rose("waits").await;
+    let change = Change {
+        priority: Some(8),
+        ..Change::default()
+    };
+    for expected in [true, false] {
+        fleet.tasks.update("t-5", &change, "e-1").await.unwrap();
+        match expected {
+            true => watch.rose("updated").await,
+            false => watch.stayed("updated before").await,
+        }
+    }
+    let external = Registering::new("x-1", ["worker"]);
+    fleet.asked().register(&external).await.unwrap();
+    watch.rose("registered, with a task").await;
+    fleet.tasks.claim("x-1", 1, &[], "c-0").await.unwrap();
+    watch.rose("it claims from now on").await;
+    fleet.tasks.unassign("t-5", "e-2").await.unwrap();
+    watch.rose("unassigned").await;
+    fleet.tasks.unassign("t-5", "e-2").await.unwrap();
+    watch.stayed("unassigned before").await;
+    fleet.tasks.claim("x-1", 1, &[], "c-1").await.unwrap();
+    watch.rose("claimed").await;
+    for again in ["c-1", "c-2"] {
+        fleet.tasks.claim("x-1", 1, &[], again).await.unwrap();
+        watch.stayed("nothing was claimed").await;
+    }
+    for id in ["w-1", "w-2"] {
+        fleet.worker(id, 1, &["a.b"]).await;
+        watch.rose("registered").await;
+    }
+    fleet.create("t-4").await;
+    watch.rose("assigned").await;
+    let holder = fleet.assignment("t-4").await.instance;
+    let other = if holder == "w-1" { "w-2" } else { "w-1" };
+    for expected in [true, false] {
+        fleet.tasks.assign("t-4", other, "e-3").await.unwrap();
+        match expected {
+            true => watch.rose("assigned to another").await,
+            false => watch.stayed("assigned before").await,
+        }
+    }
 }
 
 #[tokio::test]

@@ -135,7 +135,9 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("replay_range.lua", most(155, 90)),
     ("shorten.lua", most(1001, 6)),
     ("take.lua", most(210, 10)),
+    ("task_assign.lua", of_tasks(300, 1000)),
     ("task_cancel.lua", of_tasks(370, 1000)),
+    ("task_claim.lua", of_tasks(880, 1000)),
     ("task_complete.lua", of_tasks(920, 1000)),
     ("task_create.lua", of_tasks(255, 1000)),
     ("task_fail.lua", of_tasks(385, 1000)),
@@ -148,6 +150,8 @@ const BOUNDS: &[(&str, Bound)] = &[
     ),
     ("task_release.lua", of_tasks(420, 1000)),
     ("task_retire.lua", of_tasks(5, 70)),
+    ("task_unassign.lua", of_tasks(400, 1000)),
+    ("task_update.lua", of_tasks(275, 1000)),
     (
         "trim.lua",
         Bound {

@@ -247,6 +247,11 @@ async fn the_views_tell_each_kind_of_fact() {
             &json!({"task_id": "t-1", "instance_id": "w-1", "error": "no"}),
         )
         .await;
+        rig.tell(
+            "task.cancelled",
+            &json!({"task_id": "t-2", "instance_id": "w-1", "reason": "twice"}),
+        )
+        .await;
         for (done, kind) in [(1, "batch.progress"), (2, "batch.completed")] {
             let failures = json!([{"item": 1, "error": "bad"}]);
             rig.tell(
@@ -283,6 +288,10 @@ async fn the_views_tell_each_kind_of_fact() {
             (
                 "SELECT task FROM convoke_task_outcomes WHERE status = 'failed' AND error = 'no'",
                 "t-1",
+            ),
+            (
+                "SELECT task FROM convoke_task_outcomes WHERE status = 'cancelled' AND reason = 'twice'",
+                "t-2",
             ),
             (
                 "SELECT status FROM convoke_batches WHERE batch = 'b-1' AND items_processed = 2",

@@ -209,6 +209,19 @@ fn good() -> Vec<(&'static str, Value)> {
             json!({"task_id": "t-1", "instance_id": "w-1", "fence": 1, "error": "x"}),
         ),
         ("task.cancel", json!({"task_id": "t-1", "reason": "x"})),
+        (
+            "task.update",
+            json!({"task_id": "t-1", "priority": 5, "payload": 7, "requires": ["a.b"], "metadata": {"n": 1}}),
+        ),
+        (
+            "task.assign",
+            json!({"task_id": "t-1", "instance_id": "x-1"}),
+        ),
+        ("task.unassign", json!({"task_id": "t-1"})),
+        (
+            "task.claim",
+            json!({"instance_id": "x-1", "limit": 2, "kinds": ["no.body"]}),
+        ),
         ("task.get", json!({"task_id": "t-1"})),
         ("task.list", json!({"status": "pending", "limit": 10})),
         ("system.unregister", json!({"instance_id": "x-1"})),

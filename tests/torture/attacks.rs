@@ -121,7 +121,7 @@ fn control_plane(dice: &mut Rng, serial: u64) -> Cmd {
     let named = Value::from(who.as_str());
     let system = |kind: &str, data| event("cb:events:system", kind, &data, serial);
     let task = |kind: &str, data| event("cb:events:task", kind, &data, serial);
-    match dice.u32(..17) {
+    match dice.u32(..18) {
         0 => system(
             "system.register",
             map(&[("id", named), ("roles", strings(&["worker".into()]))]),
@@ -224,10 +224,21 @@ fn control_plane(dice: &mut Rng, serial: u64) -> Cmd {
             ]),
         ),
         12 => task(
-            "task.cancel",
+            ["task.cancel", "task.unassign"][dice.usize(..2)],
             map(&[("task_id", made_up(dice, "task").into())]),
         ),
         13 => task("task.list", map(&[("limit", u64::MAX.into())])),
+        17 => task(
+            ["task.assign", "task.claim", "task.update"][dice.usize(..3)],
+            map(&[
+                ("task_id", made_up(dice, "task").into()),
+                ("instance_id", named),
+                ("limit", dice.u64(..60).into()),
+                ("kinds", anything(dice, 2)),
+                ("payload", anything(dice, 3)),
+                ("metadata", anything(dice, 2)),
+            ]),
+        ),
         14 => system("system.discover", map(&[])),
         15 => system("system.health", map(&[])),
         _ => system("system.register", anything(dice, 4)),

@@ -28,6 +28,8 @@ mod poor;
 mod rig;
 mod state;
 mod takeover;
+mod task_words;
 mod tasks;
 mod turns;
+mod values;
 mod whole;

@@ -22,6 +22,10 @@ pub(super) struct Detail {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<serde_json::Value>")]
     result: Option<Value>,
+    /// If it was given any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<std::collections::HashMap<String, serde_json::Value>>")]
+    metadata: Option<Value>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -58,6 +62,7 @@ pub(super) async fn get(context: Context, event: Get) -> Result<Detail, HandlerE
         task: found.task.into(),
         payload: unpacked(&found.payload)?,
         result: found.result.as_deref().map(unpacked).transpose()?,
+        metadata: found.metadata.as_deref().map(unpacked).transpose()?,
     })
 }
 
@@ -79,6 +84,6 @@ pub(super) async fn list(context: Context, event: List) -> Result<Listed, Handle
 }
 
 /// What was checked before it was stored.
-fn unpacked(mut data: &[u8]) -> Result<Value, HandlerError> {
+pub(super) fn unpacked(mut data: &[u8]) -> Result<Value, HandlerError> {
     Ok(rmpv::decode::read_value(&mut data)?)
 }

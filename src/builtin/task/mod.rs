@@ -1,12 +1,17 @@
 //! The `task.*` events ([protocol](crate::docs::protocol#tasks)).
 
+mod assign;
 mod assigned;
 mod cancel;
+mod claim;
 mod complete;
 mod create;
 mod fail;
 mod look;
+mod unassign;
+mod update;
 
+use crate::coordination::tasks::moves::Placed;
 use crate::coordination::tasks::task::Task;
 use crate::handler::policy::Policy;
 use crate::handler::router::Registration;
@@ -43,6 +48,34 @@ pub fn registrations() -> Vec<Registration> {
             ),
         ),
         Registration::new(
+            "task.update",
+            update::update,
+            Policy::new().stateful().describe(
+                "Changes the priority, the payload, the requirements or the metadata of a task that waits.",
+            ),
+        ),
+        Registration::new(
+            "task.assign",
+            assign::assign,
+            Policy::new().stateful().describe(
+                "Gives a task to an instance that is named, which must be able to take it and have room.",
+            ),
+        ),
+        Registration::new(
+            "task.unassign",
+            unassign::unassign,
+            Policy::new().stateful().describe(
+                "Takes a task from its holder: it goes to another instance, or waits.",
+            ),
+        ),
+        Registration::new(
+            "task.claim",
+            claim::claim,
+            Policy::new().stateful().describe(
+                "Gives an external instance tasks that it can take; the same event id again is answered the same.",
+            ),
+        ),
+        Registration::new(
             "task.get",
             look::get,
             Policy::new().describe("Shows a task with its payload and its result, live."),
@@ -63,6 +96,29 @@ pub fn registrations() -> Vec<Registration> {
                 .describe("Runs a task that was assigned to this instance; from its inbox only."),
         ),
     ]
+}
+
+/// Where a task is after somebody's word.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Moved {
+    task_id: String,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    assigned_to: Option<String>,
+    /// The number under which it was last assigned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fence: Option<u64>,
+}
+
+impl Moved {
+    fn of(task_id: String, placed: Placed) -> Self {
+        Self {
+            task_id,
+            status: placed.status.as_str(),
+            assigned_to: placed.assigned_to,
+            fence: placed.fence,
+        }
+    }
 }
 
 /// A task as it is answered.

@@ -134,6 +134,10 @@ local slot = slot_of(id) or { id = id, last = 0 }
 slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
 slot.roles, slot.any = roles, kinds == ''
+if not alive and slot.claims then
+  slot.claims = nil
+  redis.call('HDEL', K.data, id .. ' claims')
+end
 -- A long list of capabilities has cost as much as a search.
 looks = looks + math.floor((#can / 2 + #could) / 10)
 if inbox[id] then redis.call('PERSIST', inbox[id]) end

@@ -42,6 +42,8 @@ pub struct TaskDetail {
     pub payload: Vec<u8>,
     /// One MessagePack value, if it is completed.
     pub result: Option<Vec<u8>>,
+    /// A MessagePack map, if it was given any.
+    pub metadata: Option<Vec<u8>>,
 }
 
 impl Tasks {
@@ -59,12 +61,16 @@ impl Tasks {
         reads.cmd("HGET").arg(&keys.data).arg(id);
         let result_of = format!("{id} result");
         reads.cmd("HGET").arg(&keys.data).arg(result_of);
-        let [record, payload, result]: [Option<Vec<u8>>; 3] = self.store.ask(&reads).await?;
+        let metadata_of = format!("{id} metadata");
+        reads.cmd("HGET").arg(&keys.data).arg(metadata_of);
+        let [record, payload, result, metadata]: [Option<Vec<u8>>; 4] =
+            self.store.ask(&reads).await?;
         let task = record.and_then(|record| Task::from_record(id, &record));
         Ok(task.map(|task| TaskDetail {
             task,
             payload: payload.unwrap_or_else(|| vec![0xc0]),
             result,
+            metadata,
         }))
     }
 

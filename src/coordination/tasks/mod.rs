@@ -2,12 +2,16 @@
 //!
 //! | from | to | by |
 //! |---|---|---|
-//! | – | assigned, or pending where nobody has room | `create` |
+//! | – | assigned, or pending where nobody has room, `task.created` | `create` |
 //! | pending | assigned | whatever makes room: `complete`, `fail`, registering; else `assign_waiting` |
 //! | assigned | completed, `task.completed` | `complete` |
 //! | assigned | assigned to another, pending, or failed, `task.failed` | `fail` |
 //! | assigned | the same | its holder is lost; unregisters; begins anew |
 //! | pending, assigned | cancelled, `task.cancelled` | `cancel` |
+//! | pending | pending or assigned, changed | `update` |
+//! | pending, assigned | assigned to whom somebody names, `task.unassigned` | `assign` |
+//! | assigned | assigned to another or pending, `task.unassigned` | `unassign` |
+//! | pending | assigned to who asks | `claim` |
 //!
 //! *Fences*: each assignment has a number that no assignment had before: the greater of the last one
 //! plus 1 and the server's clock in microseconds. Whoever completes or fails a task names the number
@@ -21,7 +25,10 @@
 //! its last one first.
 //!
 //! *Attempts* count assignments. Losing the holder uses one up, and so does a failure; a holder that
-//! unregisters gives it back. When none is left the task has failed.
+//! unregisters, or loses the task by somebody's word, gives it back. When none is left the task has failed.
+//!
+//! *Words of operators* (`update`, `assign`, `unassign`) carry the id of the event that asks: the last few
+//! of a task are heeded once, so that an event that runs twice does not undo what came after it.
 //!
 //! *Order*: of those that wait the highest priority goes first, then the oldest. One that was
 //! assigned before keeps its place. Who waits goes before who comes: an instance that is picked for a
@@ -36,8 +43,11 @@
 //! *Keys*: `coordination/tasks/assignment.rs`.
 
 pub(crate) mod assignment;
+pub mod claim;
 pub mod list;
+pub mod moves;
 pub mod task;
+pub mod update;
 
 use super::error::CoordinationError;
 use super::outbox;
@@ -241,7 +251,7 @@ impl Tasks {
         publications: &[Publication],
     ) -> Result<(), CoordinationError> {
         assignment.check()?;
-        check_value("result", result, self.max_payload)?;
+        check_value("result", result, self.max_payload, 1)?;
         if let Some(long) = publications.iter().find(|p| p.fields.len() > MAX_WORDS) {
             return Err(CoordinationError::FailedPrecondition(format!(
                 "{} words for {} are more than the {MAX_WORDS} that one step can store",
@@ -450,23 +460,26 @@ impl Tasks {
     }
 }
 
-/// The assignment that ended with a cancellation, according to a fact of the broadcast; `None` if that is
-/// not what it says.
-pub fn cancelled_in(fact: &Entry) -> Option<Assignment> {
+/// The assignment that somebody's word ended, by a cancellation or by taking the task away, according to a
+/// fact of the broadcast; `None` if that is not what it says.
+pub fn ended_in(fact: &Entry) -> Option<Assignment> {
     #[derive(Deserialize)]
-    struct Cancelled {
+    struct Ended {
         task_id: String,
         instance_id: String,
         fence: u64,
     }
-    if fact.get("type") != Some(b"task.cancelled") {
+    if !matches!(
+        fact.get("type"),
+        Some(b"task.cancelled" | b"task.unassigned")
+    ) {
         return None;
     }
-    let cancelled: Cancelled = rmp_serde::from_slice(fact.get("data")?).ok()?;
+    let ended: Ended = rmp_serde::from_slice(fact.get("data")?).ok()?;
     Some(Assignment {
-        task: cancelled.task_id,
-        instance: cancelled.instance_id,
-        fence: cancelled.fence,
+        task: ended.task_id,
+        instance: ended.instance_id,
+        fence: ended.fence,
     })
 }
 

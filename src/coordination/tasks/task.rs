@@ -16,12 +16,16 @@ pub const MAX_PRIORITY: u8 = 100;
 pub const MAX_REQUIRES: usize = 16;
 /// How many attempts a task may have.
 pub const ATTEMPTS: RangeInclusive<u32> = 1..=100;
+/// Bytes of a task's metadata.
+pub const MAX_METADATA: usize = 4 * 1024;
 /// Bytes of an error, or of the reason of a cancellation, that are kept.
 pub const MAX_ERROR: usize = 1024;
 /// Bytes that the event which assigns a task needs besides the payload, at the most.
 const AROUND: usize = 1024;
 /// Values that it has besides the payload's.
 const VALUES_AROUND: usize = 16;
+/// How deep a payload lies in what carries it, at the most: in the list of a claim's answer.
+pub(crate) const INSIDE: usize = 3;
 
 const NIL: &[u8] = &[0xc0];
 
@@ -122,23 +126,8 @@ impl NewTask {
     pub(crate) fn check(&self, max_payload: usize) -> Result<BTreeSet<String>, CoordinationError> {
         check_task_id(&self.id)?;
         keys::check_event_type(&self.kind).map_err(|error| invalid(format!("kind: {error}")))?;
-        if self.priority > MAX_PRIORITY {
-            let priority = self.priority;
-            return Err(invalid(format!(
-                "priority: {priority} is not 0 to {MAX_PRIORITY}"
-            )));
-        }
+        check_priority(self.priority)?;
         keys::check_name("role", &self.role).map_err(|error| invalid(format!("role: {error}")))?;
-        if self.requires.len() > MAX_REQUIRES {
-            let count = self.requires.len();
-            return Err(invalid(format!(
-                "requires: {count} are over the limit of {MAX_REQUIRES}"
-            )));
-        }
-        for (at, kind) in self.requires.iter().enumerate() {
-            keys::check_event_type(kind)
-                .map_err(|error| invalid(format!("requires[{at}]: {error}")))?;
-        }
         if !ATTEMPTS.contains(&self.max_attempts) {
             let (least, most) = (ATTEMPTS.start(), ATTEMPTS.end());
             return Err(invalid(format!(
@@ -146,8 +135,32 @@ impl NewTask {
                 self.max_attempts
             )));
         }
-        check_value("payload", &self.payload, max_payload)?;
-        Ok(self.requires.iter().cloned().collect())
+        check_value("payload", &self.payload, max_payload, INSIDE)?;
+        check_requires(&self.requires)
+    }
+}
+
+/// The requirements sorted, without repetitions.
+pub(crate) fn check_requires(requires: &[String]) -> Result<BTreeSet<String>, CoordinationError> {
+    if requires.len() > MAX_REQUIRES {
+        let count = requires.len();
+        return Err(invalid(format!(
+            "requires: {count} are over the limit of {MAX_REQUIRES}"
+        )));
+    }
+    for (at, kind) in requires.iter().enumerate() {
+        keys::check_event_type(kind)
+            .map_err(|error| invalid(format!("requires[{at}]: {error}")))?;
+    }
+    Ok(requires.iter().cloned().collect())
+}
+
+pub(crate) fn check_priority(priority: u8) -> Result<(), CoordinationError> {
+    match priority > MAX_PRIORITY {
+        true => Err(invalid(format!(
+            "priority: {priority} is not 0 to {MAX_PRIORITY}"
+        ))),
+        false => Ok(()),
     }
 }
 
@@ -233,16 +246,18 @@ pub(crate) fn check_task_id(id: &str) -> Result<(), CoordinationError> {
     keys::check_name("task", id).map_err(|error| invalid(format!("task_id: {error}")))
 }
 
-/// One MessagePack value that fits into an event with what a task's event has around it.
+/// One MessagePack value that fits into an event with what a task's event has around it, and so many
+/// levels deep in it.
 pub(crate) fn check_value(
     field: &str,
     bytes: &[u8],
     max_payload: usize,
+    inside: usize,
 ) -> Result<(), CoordinationError> {
     let most = PayloadLimits::default();
     let limits = PayloadLimits {
         bytes: max_payload.saturating_sub(AROUND),
-        depth: most.depth - 1,
+        depth: most.depth - inside,
         values: most.values - VALUES_AROUND,
     };
     msgpack::scan(bytes, &limits).map_err(|error| invalid(format!("{field}: {error}")))
@@ -282,7 +297,10 @@ mod tests {
         }
         assert!(refused(|t| t.payload.clear()).starts_with("payload: "));
         assert!(refused(|t| t.payload = vec![0xc1]).starts_with("payload: "));
-        assert!(refused(|t| t.payload = [vec![0x91; 31], vec![0x90]].concat()).contains("payload"));
+        assert!(refused(|t| t.payload = [vec![0x91; 29], vec![0x90]].concat()).contains("payload"));
+        let mut deep = NewTask::new("t-1", "image.resize");
+        deep.payload = [vec![0x91; 28], vec![0x90]].concat();
+        assert!(deep.check(4096).is_ok());
         let long = |t: &mut NewTask| t.payload = [vec![0xc5, 0x0c, 0x00], vec![0; 3072]].concat();
         assert!(refused(long).starts_with("payload: "));
     }

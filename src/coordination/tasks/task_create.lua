@@ -1,6 +1,6 @@
 #!lua
--- Creates a task and, where someone is free, assigns it, in one step. The same call again changes
--- nothing and answers how the task is now.
+-- Creates a task with its fact and, where someone is free, assigns it, in one step. The same call again
+-- changes nothing and answers how the task is now.
 --
 -- KEYS  1–14 those of tasks.lua  15… the inboxes of ARGV[8], in its order
 -- ARGV  1 task id  2 kind  3 role  4 required capabilities, sorted words  5 priority
@@ -36,6 +36,7 @@ if not to then
 end
 redis.call('HINCRBY', K.counts, 'seq', 1)
 redis.call('HSET', K.data, id, ARGV[7])
+tell('created', { task_id = id, kind = task.kind, role = task.role, priority = task.priority })
 serve()
 if to then give(id, task, to) else enqueue(id, task) end
 save_slots()

@@ -17,7 +17,7 @@ local listed, bytes = {}, 0
 -- Adds those of the members whose records have that in them; a record that somebody deleted is left out.
 -- Returns the last member that was looked at.
 local function add(members, wanted)
-  for i, member in ipairs(members) do members[i] = string.match(member, '(%S+)$') end
+  for i, member in ipairs(members) do members[i] = string.match(member, '([^ *]+)$') end
   local at = 0
   while at < #members and bytes < BYTES do
     local last = math.min(at + PART, #members)

@@ -5,15 +5,17 @@
 -- knowing which tasks and instances it will meet; an inbox is the one thing that is named by state.
 --
 --   tasks    hash: task id → its record, a MessagePack map
---   data     hash: task id → payload, `task id result` → result
+--   data     hash: task id → payload, `task id result` → result, `task id metadata` → metadata;
+--            `instance claims` → its last claims
 --   waiting  lexical: `lane order id`, all that wait
 --   heads    lexical: `role kind order id`, the first of each lane; it is parked, with a `!` or a `"`
 --            before it, while nobody who names capabilities could take it, with room or without
 --   queue    lexical: `order id`, all that wait
---   held     lexical: `instance id`, all that are assigned
---   slots    hash: instance → `assigned capacity any released last-fence roles`
---   free     lexical: `role place instance`, the instances that have room; `*role` for those that
---            named no capabilities. A place is the load and, so that equals take turns, the last fence
+--   held     lexical: `instance id`, all that are assigned; `instance *id` once a claim was answered with it
+--   slots    hash: instance → `assigned capacity flags released last-fence roles`; flags: 1 it named no
+--            capabilities, 2 it claims
+--   free     lexical: `role place instance`, the instances that have room and do not claim; `*role` for
+--            those that named no capabilities. A place is the load and, so that equals take turns, the last fence
 --            that the instance was given
 --   done     sorted set: finished task → when, in ms
 --   counts   hash: seq, fence, completed, failed, cancelled, bytes (of the finished), waiting (bytes of
@@ -28,6 +30,8 @@
 -- the last one stopped: so whoever fits is found, only later.
 --
 -- *Who waits goes first*: whoever is picked for a task gets what waits for it and comes before that one.
+--
+-- *Who claims* takes work by itself (`task_claim.lua`), and is given none from its first claim on.
 --
 -- A script plans first: `seat` and `pick` reserve room in memory and note in `wanted` whose inbox is
 -- not declared. If that is anyone, the script answers with the names and has changed nothing. Then it
@@ -50,6 +54,7 @@ local SERVED = 24           -- tasks that wait which one call gives to somebody
 local INBOX_MS = 86400000   -- how long the inbox of an instance that is gone is kept
 local INBOX = 10000         -- entries that an inbox keeps at least, where no group reads it
 local TRIMMED = 1000        -- entries beyond that which one call removes
+local ASKED = 4             -- words of operators about a task that are not heeded twice
 
 local K, micros, now
 local fence
@@ -62,6 +67,10 @@ local evicted = 0
 -- By role, kind and requirements: what comes first there and is not planned yet.
 local lanes = {}
 local looks = 0
+-- The task that waits and is planned as if it did not.
+local aside
+-- The only kinds that are looked for, if not all.
+local only
 
 -- Asks the server for a search, which is bounded.
 local function look(...)
@@ -116,9 +125,9 @@ local function alive(id)
   return living[id]
 end
 
--- Where an instance stands among those that have room; nil if it has none.
+-- Where an instance stands among those that are given tasks; nil if it is none of them.
 local function place_of(is)
-  if is.assigned < is.capacity then
+  if is.assigned < is.capacity and not is.claims then
     return string.format('%012.0f%016.0f', is.assigned / is.capacity * 1e12, is.last)
   end
 end
@@ -131,10 +140,11 @@ end
 local function slot_from(id, text)
   local is = false
   if text then
-    local assigned, capacity, any, released, last, roles =
+    local assigned, capacity, flags, released, last, roles =
       string.match(text, '^(%d+) (%d+) (%d) (%d+) (%d+) ?(.*)$')
     is = { id = id, text = text, assigned = tonumber(assigned), capacity = tonumber(capacity),
-      any = any == '1', released = tonumber(released), last = tonumber(last), roles = roles }
+      any = flags % 2 == 1, claims = flags >= '2', released = tonumber(released),
+      last = tonumber(last), roles = roles }
     is.old_place, is.old_any, is.old_roles = place_of(is), is.any, roles
   end
   slots[id] = is
@@ -153,6 +163,7 @@ end
 local function save_slots()
   for id, is in pairs(slots) do
     if is then
+      local flags = (is.any and 1 or 0) + (is.claims and 2 or 0)
       local place = not is.gone and place_of(is) or nil
       if place ~= is.old_place or is.any ~= is.old_any or is.roles ~= is.old_roles then
         local out, into = {}, {}
@@ -166,10 +177,11 @@ local function save_slots()
         if #out > 0 then redis.call('ZREM', K.free, unpack(out)) end
         if #into > 0 then redis.call('ZADD', K.free, unpack(into)) end
       end
-      local text = string.format('%d %d %d %d %.0f %s', is.assigned, is.capacity, is.any and 1 or 0,
+      local text = string.format('%d %d %d %d %.0f %s', is.assigned, is.capacity, flags,
         is.released, is.last, is.roles)
       if is.gone then
         redis.call('HDEL', K.slots, id)
+        if is.claims then redis.call('HDEL', K.data, id .. ' claims') end
       elseif text ~= is.text then
         redis.call('HSET', K.slots, id, text)
       end
@@ -254,7 +266,7 @@ local function pick(task, not_to)
   local function consider(id)
     if id == not_to or inbox[id] == false then return end
     local is = slot_of(id)
-    if not is or is.assigned >= is.capacity then return end
+    if not is or is.claims or is.assigned >= is.capacity then return end
     local load = is.assigned / is.capacity
     if (not best or load < least) and alive(id) and (is.any or names(is, task.kind))
       and meets(is, task) then
@@ -368,8 +380,9 @@ local function unqueue(id, task)
   end
 end
 
--- Hands a task to an instance that has room reserved for it, under a fence that no assignment had.
-local function give(id, task, to)
+-- Notes that a task is with an instance that has room reserved for it, under a fence that no assignment
+-- had. `told`: a claim is answered with it.
+local function hand(id, task, to, told)
   if not fence then fence = tonumber(redis.call('HGET', K.counts, 'fence') or 0) end
   -- Microseconds, so that a server that lost its data does not fall back.
   fence = math.max(fence + 1, micros)
@@ -377,7 +390,13 @@ local function give(id, task, to)
   task.status, task.holder, task.fence, task.attempt = 'assigned', to, fence, task.attempt + 1
   slot_of(to).last = fence
   save_task(id, task)
-  redis.call('ZADD', K.held, 0, to .. ' ' .. id)
+  redis.call('ZADD', K.held, 0, to .. (told and ' *' or ' ') .. id)
+end
+
+-- Hands a task to an instance, and tells it; one that claims asks by itself.
+local function give(id, task, to)
+  hand(id, task, to)
+  if slot_of(to).claims then return end
   local pack = cmsgpack.pack
   redis.call('XADD', inbox[to], '*', 'type', 'task.assigned',
     'id', id .. '/' .. string.format('%.0f', fence), 'time', now,
@@ -394,7 +413,7 @@ end
 
 -- Takes a task from its holder, in memory and among the held.
 local function let_go(id, task)
-  redis.call('ZREM', K.held, task.holder .. ' ' .. id)
+  redis.call('ZREM', K.held, task.holder .. ' ' .. id, task.holder .. ' *' .. id)
   local is = slot_of(task.holder)
   if is then is.assigned = math.max(is.assigned - 1, 0) end
 end
@@ -412,18 +431,22 @@ local function evict()
     local size = task and task.size or 0
     changes = true
     redis.call('HDEL', K.tasks, id)
-    redis.call('HDEL', K.data, id, id .. ' result')
+    redis.call('HDEL', K.data, id, id .. ' result', id .. ' metadata')
     redis.call('ZREM', K.done, id)
     redis.call('HINCRBY', K.counts, 'bytes', 0 - size)
     over, bytes, evicted = over - 1, bytes - size, evicted + 1
   end
 end
 
+local function tell(what, fact)
+  redis.call('XADD', K.broadcast, '*', 'type', 'task.' .. what, 'time', now, 'data', cmsgpack.pack(fact))
+end
+
 -- Ends a task that nobody holds any more and that does not wait, with its fact. `result` is one
 -- MessagePack value.
 local function finish(id, task, status, result)
   task.status = status
-  task.size = #payload_of(id) + #(result or '')
+  task.size = #payload_of(id) + #(result or '') + (task.metadata or 0)
   save_task(id, task)
   if result then redis.call('HSET', K.data, id .. ' result', result) end
   redis.call('ZADD', K.done, now, id)
@@ -433,19 +456,8 @@ local function finish(id, task, status, result)
     attempt = task.attempt }
   fact.error = status == 'failed' and task.error or nil
   fact.reason = task.reason
-  redis.call('XADD', K.broadcast, '*', 'type', 'task.' .. status, 'time', now,
-    'data', cmsgpack.pack(fact))
+  tell(status, fact)
   evict()
-end
-
--- The lane that a member of `heads` is the first of; nil if somebody deleted its task.
-local function lane_at(head)
-  local order, id = string.match(head, '(%d+) (%S+)$')
-  local task = task_of(id)
-  if not task then return nil end
-  local key = lane_of(task)
-  if not lanes[key] then lanes[key] = { key = key, order = order, id = id, task = task } end
-  return lanes[key]
 end
 
 -- Goes on to the next task of a lane, whose `id` is nil behind the last.
@@ -460,7 +472,20 @@ local function advance(lane)
     end
     lane.order, lane.id = string.match(next, '^%S+ (%d+) (%S+)$')
     lane.task = task_of(lane.id)
-  until lane.task
+  until lane.task and lane.id ~= aside
+end
+
+-- The lane that a member of `heads` is the first of; nil if somebody deleted its task.
+local function lane_at(head)
+  local order, id = string.match(head, '(%d+) (%S+)$')
+  local task = task_of(id)
+  if not task then return nil end
+  local key = lane_of(task)
+  if not lanes[key] then
+    lanes[key] = { key = key, order = order, id = id, task = task }
+    if id == aside then advance(lanes[key]) end
+  end
+  return lanes[key]
 end
 
 -- The lanes that an instance can take, in no order. With `afresh`, which names its capabilities, also
@@ -491,7 +516,17 @@ local function lanes_for(is, afresh)
       if is.any or names(is, kind) then of_kind(mark, role, kind, SAME) end
     end
   end
-  for role in words(is.roles) do
+  for kind in words(only or '') do
+    if is.any or names(is, kind) then
+      for role in words(is.roles) do
+        if spent() then break end
+        of_kind('', role, kind, SAME)
+        of_kind('!', role, kind, SAME)
+        if not is.any then of_kind('"', role, kind, SAME) end
+      end
+    end
+  end
+  for role in words(only and '' or is.roles) do
     along('', role)
     if is.any then along('!', role) end
   end
@@ -556,7 +591,7 @@ end
 -- declared. With `afresh`, which names its capabilities, it may take what nobody could before.
 local function pull(to, limit, afresh)
   local is = slot_of(to)
-  if not is or not inbox[to] or not alive(to) then return {} end
+  if not is or is.claims or not inbox[to] or not alive(to) then return {} end
   if redis.call('EXISTS', K.queue) == 0 then return {} end
   if afresh then lanes_for(is, afresh) end
   while #planned < limit and moved < MOVED and is.assigned < is.capacity do
@@ -568,12 +603,35 @@ local function pull(to, limit, afresh)
   return serve()
 end
 
+-- Whether this was asked before, by the id of the event that asks; else it is noted, for the last few.
+-- What came of it may have changed since: it is not done twice.
+local function was_asked(task, what, asked)
+  if asked == '' then return false end
+  local word = redis.sha1hex(what .. ' ' .. asked)
+  local known = task.asked or {}
+  for _, before in ipairs(known) do
+    if before == word then return true end
+  end
+  known[#known + 1] = word
+  while #known > ASKED do table.remove(known, 1) end
+  task.asked = known
+  return false
+end
+
+-- Takes a task from its holder by somebody's word, which costs it no attempt, with the fact.
+local function take_away(id, task)
+  let_go(id, task)
+  tell('unassigned', { task_id = id, kind = task.kind, instance_id = task.holder, fence = task.fence,
+    attempt = task.attempt })
+  task.attempt = task.attempt - 1
+end
+
 -- Plans where a part of what an instance holds goes, the most urgent first. With `lost`, what has
 -- had its last attempt goes nowhere.
 local function plan_release(holder, lost)
   local plan, bytes = {}, 0
   for _, member in ipairs(under(K.held, holder, 'LIMIT', 0, CHUNK)) do
-    local id = string.sub(member, #holder + 2)
+    local id = string.match(member, '([^ *]+)$')
     local task = task_of(id)
     if task then
       plan[#plan + 1] = { id = id, task = task }

@@ -5,8 +5,10 @@ use super::seed::{FAR, KINDS, ROLES, Seed, Seeded, Waiting, kind, role};
 use crate::fleet::Fleet;
 use convoke::coordination::instances::SWEEP;
 use convoke::coordination::instances::instance::Registering;
+use convoke::coordination::tasks::claim::{MAX_CLAIMED, MAX_KINDS};
 use convoke::coordination::tasks::list::MAX_LISTED;
 use convoke::coordination::tasks::task::{MAX_REQUIRES, NewTask, Status};
+use convoke::coordination::tasks::update::Change;
 use convoke::coordination::tasks::{Assignment, KEPT};
 use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::Publication;
@@ -34,6 +36,7 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
         }
     }
     creates(fleet, meter).await;
+    claims(fleet, meter).await;
     lists(fleet, meter).await;
 }
 
@@ -125,8 +128,57 @@ async fn creates(fleet: &mut Fleet, meter: &mut Meter) {
                 let task = demanding(&format!("new-{number}"));
                 fleet.tasks.create(&task).await.ok();
             }
+            for number in 0..8u8 {
+                let change = Change {
+                    priority: Some(number),
+                    payload: Some(vec![7; 1]),
+                    requires: Some(requires()),
+                    metadata: Some(vec![0x80]),
+                };
+                let id = format!("t-{}", 1000 + usize::from(number));
+                fleet.tasks.update(&id, &change, "e-3").await.ok();
+            }
             for _ in 0..3 {
                 fleet.tasks.assign_waiting().await.unwrap();
+            }
+        })
+        .await;
+}
+
+/// One takes very much by itself: what it holds, what waits in one lane, and in very many.
+async fn claims(fleet: &mut Fleet, meter: &mut Meter) {
+    let mut seed = Seed::afresh(fleet).await;
+    seed_waiting(&mut seed).await;
+    let (kind, role) = (kind(1), role(0));
+    for number in 0..2 * MAX_CLAIMED {
+        let heads = (number == 0).then_some("");
+        let task = Waiting {
+            heads,
+            ..Waiting::new(200_000 + number, &kind, &role)
+        };
+        seed.waits(&task).await;
+    }
+    let (roles, all) = (roles(), kinds(KINDS));
+    seed.instance(&Seeded {
+        id: "x-0",
+        roles: &roles,
+        kinds: &all,
+        expires: FAR,
+        assigned: HELD as u32,
+        capacity: 1000,
+    })
+    .await;
+    seed_held(&mut seed, "x-0", 1).await;
+    seed.done().await;
+    let few = &all[KINDS - 200..][..MAX_KINDS];
+    meter
+        .of(&fleet.redis, async {
+            for (number, kinds) in [&[][..], few, &[], &all[1..2], few, &[]].iter().enumerate() {
+                let asked = format!("c-{number}");
+                for _ in 0..2 {
+                    let claimed = fleet.tasks.claim("x-0", MAX_CLAIMED, kinds, &asked);
+                    claimed.await.unwrap();
+                }
             }
         })
         .await;
@@ -193,6 +245,15 @@ async fn ends(fleet: &mut Fleet, meter: &mut Meter) {
             for number in 12..16 {
                 let task = held(number).task;
                 fleet.tasks.cancel(&task, "enough").await.unwrap();
+            }
+            for number in 16..20 {
+                let task = held(number).task;
+                fleet.tasks.unassign(&task, "e-1").await.unwrap();
+            }
+            let fits = format!("i-{NEARLY:03}");
+            for number in 20..24 {
+                let task = held(number).task;
+                fleet.tasks.assign(&task, &fits, "e-2").await.unwrap();
             }
         })
         .await;

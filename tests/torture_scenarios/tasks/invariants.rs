@@ -67,12 +67,12 @@ impl Scene {
         }
     }
 
-    /// What was told is what ended since.
+    /// What was told is what was created and what ended since.
     pub(super) fn told(&self, facts: &[Entry], all: &[Task]) {
         let facts = facts
             .iter()
             .map(fact)
-            .filter(|(kind, _)| kind.starts_with("task."));
+            .filter(|(kind, _)| kind.starts_with("task.") && kind != "task.unassigned");
         let mut told: Vec<(String, String)> = facts
             .map(|(kind, fact)| (kind, fact["task_id"].as_str().unwrap().to_owned()))
             .collect();
@@ -81,11 +81,12 @@ impl Scene {
             let before = self.tasks.get(&task.id);
             has_ended(task.status) && before.is_none_or(|before| !has_ended(before.status))
         });
-        let mut ended: Vec<(String, String)> = new
-            .map(|task| (format!("task.{}", task.status), task.id.clone()))
-            .collect();
-        ended.sort();
-        assert_eq!(told, ended, "what was told");
+        let ended = new.map(|task| (format!("task.{}", task.status), task.id.clone()));
+        let created = all.iter().filter(|task| !self.tasks.contains_key(&task.id));
+        let created = created.map(|task| ("task.created".to_owned(), task.id.clone()));
+        let mut happened: Vec<(String, String)> = created.chain(ended).collect();
+        happened.sort();
+        assert_eq!(told, happened, "what was told");
     }
 
     /// None was assigned past another one of its lane that waited already and comes first.
@@ -100,6 +101,7 @@ impl Scene {
             let passed = all.iter().find(|task| {
                 let before = self.tasks.get(&task.id);
                 task.status == Status::Assigned
+                    && self.out_of_turn.as_ref() != Some(&task.id)
                     && before.is_none_or(|before| before.fence != task.fence)
                     && lane(task) == lane(left)
                     && order(task) > order(left)
@@ -136,7 +138,7 @@ impl Scene {
                 .map(|word| word.parse::<u32>().unwrap_or(0));
             let slot = (words.next(), words.next());
             assert_eq!(slot, (Some(held), Some(member.capacity)), "{id}");
-            if held < member.capacity && alive.contains(id) && !self.unseen {
+            if held < member.capacity && alive.contains(id) && !member.claims && !self.unseen {
                 let mut waits = all.iter().filter(|task| task.status == Status::Pending);
                 let left = waits.find(|task| member.fits(task));
                 assert_eq!(left, None, "{id} has room");

@@ -1,6 +1,7 @@
 //! Tasks: each is in one place, with one holder under one fence, and ends once.
 
 mod invariants;
+mod words;
 
 use crate::run::Scenario;
 use crate::world::{DAY, HOUR, SECOND, Tail, World};
@@ -49,6 +50,14 @@ pub(crate) enum Step {
     /// Whether it may be tried again.
     Fail(u8, bool),
     Cancel(u8),
+    /// Changes one: its priority, or what it requires.
+    Update(u8, u8, Option<u8>),
+    Assign(u8, u8),
+    Unassign(u8),
+    /// The external instance takes so many, of these kinds if any.
+    Claim(u8, u8),
+    /// Makes an earlier claim again.
+    ClaimAgain(u8),
     /// Says again that an attempt failed that was said to have.
     Repeat(u16),
     /// Completes or fails under an assignment that was.
@@ -66,6 +75,8 @@ struct Member {
     kinds: BTreeSet<String>,
     roles: BTreeSet<String>,
     expires: u64,
+    /// Whether it takes its work by itself.
+    claims: bool,
 }
 
 impl Member {
@@ -83,6 +94,8 @@ impl Member {
 
 pub(crate) struct Scene {
     instances: Instances,
+    /// As events ask for changes.
+    asked: Instances,
     service: Tasks,
     members: BTreeMap<String, Member>,
     tasks: BTreeMap<String, Task>,
@@ -100,6 +113,14 @@ pub(crate) struct Scene {
     broadcast: Tail,
     inboxes: Vec<Tail>,
     delivered: BTreeSet<u64>,
+    /// The fences that claims were answered with.
+    told: BTreeSet<u64>,
+    /// The last claims, each with what it was answered.
+    claims: Vec<(String, Vec<(String, u64)>)>,
+    /// Events that asked for something.
+    words: u32,
+    /// What somebody's word gave past others in this step.
+    out_of_turn: Option<String>,
     /// How all are after the step, once that was asked.
     seen: Option<(TaskCounts, Vec<Task>)>,
 }
@@ -114,6 +135,9 @@ fn picked<'a>(names: &'a [&'a str], bits: u8) -> impl Iterator<Item = String> + 
 fn worker(number: u8) -> String {
     format!("w-{number}")
 }
+
+/// The one that no process registered.
+const EXTERNAL: u8 = INSTANCES - 1;
 
 fn name(task: u8) -> String {
     format!("t-{task:02}")
@@ -136,6 +160,14 @@ impl Scene {
         let mut all = self.all().await.iter();
         let found = all.find(|task| task.id == id);
         found.unwrap_or_else(|| panic!("no task {id}")).clone()
+    }
+
+    /// Through whom an instance registers, pulses and leaves.
+    fn registry(&self, instance: u8) -> &Instances {
+        match instance {
+            EXTERNAL => &self.asked,
+            _ => &self.instances,
+        }
     }
 
     fn held(&self, instance: &str) -> Vec<String> {
@@ -196,7 +228,11 @@ impl Scene {
             .into_iter()
             .map(|lost| (lost.id, lost.tasks_reassigned));
         if !lost {
-            assert_eq!(swept.collect::<Vec<_>>(), expected);
+            // External ones have a list of their own: whether it comes first is not said.
+            let (mut swept, outside) = (swept.collect::<Vec<_>>(), worker(EXTERNAL));
+            swept.sort_by_key(|(id, _)| *id == outside);
+            expected.sort_by_key(|(id, _)| *id == outside);
+            assert_eq!(swept, expected);
         }
     }
 
@@ -301,6 +337,14 @@ impl Scenario for Scene {
             6 => task().prop_map(Complete),
             3 => (task(), any::<bool>()).prop_map(|(task, again)| Fail(task, again)),
             2 => task().prop_map(Cancel),
+            2 => (task(), 0..3u8, prop::option::of(0..8u8)).prop_map(|(task, priority, requires)| {
+                Update(task, priority * 50, requires)
+            }),
+            3 => (task(), instance()).prop_map(|(task, instance)| Assign(task, instance)),
+            2 => task().prop_map(Unassign),
+            4 => (1..4u8, prop_oneof![4 => Just(0), 1 => 0..8u8])
+                .prop_map(|(limit, kinds)| Claim(limit, kinds)),
+            1 => any::<u8>().prop_map(ClaimAgain),
             2 => any::<u16>().prop_map(Repeat),
             2 => (any::<u16>(), any::<bool>()).prop_map(|(index, done)| Stale(index, done)),
             2 => Just(Look),
@@ -312,6 +356,7 @@ impl Scenario for Scene {
         let (connector, keys) = (world.connector.clone(), world.keys.clone());
         Self {
             instances: Instances::of_process(connector.clone(), keys.clone(), "test"),
+            asked: Instances::new(connector.clone(), keys.clone()),
             service: Tasks::new(connector, keys),
             members: BTreeMap::new(),
             tasks: BTreeMap::new(),
@@ -325,6 +370,10 @@ impl Scenario for Scene {
             broadcast: Tail::default(),
             inboxes: (0..INSTANCES).map(|_| Tail::default()).collect(),
             delivered: BTreeSet::new(),
+            told: BTreeSet::new(),
+            claims: Vec::new(),
+            words: 0,
+            out_of_turn: None,
             seen: None,
         }
     }
@@ -371,20 +420,30 @@ impl Scenario for Scene {
                 roles,
             } => {
                 let id = worker(instance);
+                let was = self.members.get(&id);
+                // One that nobody speaks for begins anew once it is past its expiry.
+                let ends = instance == EXTERNAL && was.is_none_or(|was| was.expires <= world.now);
                 let member = Member {
                     capacity,
                     kinds: picked(&KINDS, kinds).collect(),
                     roles: picked(&ROLES, roles).collect(),
                     expires: world.now + TTL,
+                    claims: !ends && was.is_some_and(|was| was.claims),
                 };
                 let mut registering = Registering::new(&id, member.roles.clone());
                 registering.capacity = capacity;
                 registering.capabilities = member.kinds.iter().cloned().collect();
                 if lost {
-                    self.instances.register(&registering).await.unwrap();
+                    let registry = self.registry(instance);
+                    registry.register(&registering).await.unwrap();
                 }
-                let before = self.held(&id);
-                let done = self.instances.register(&registering).await.unwrap();
+                let mut before = self.held(&id);
+                if ends {
+                    before.clear();
+                    self.claims.clear();
+                }
+                let registry = self.registry(instance);
+                let done = registry.register(&registering).await.unwrap();
                 self.members.insert(id.clone(), member);
                 self.alive.insert(id.clone());
                 let after = self.all().await;
@@ -403,11 +462,13 @@ impl Scenario for Scene {
             Pulse(instance) => {
                 let id = worker(instance);
                 let pulse = self
-                    .instances
+                    .registry(instance)
                     .heartbeat(&Beat::new(&id, None))
                     .await
                     .unwrap();
+                let revives = instance != EXTERNAL;
                 let member = self.members.get_mut(&id);
+                let member = member.filter(|member| revives || member.expires > world.now);
                 assert_eq!(pulse.alive, member.is_some());
                 if let Some(member) = member {
                     member.expires = world.now + TTL;
@@ -415,10 +476,11 @@ impl Scenario for Scene {
             }
             Unregister(instance) => {
                 let id = worker(instance);
+                let registry = self.registry(instance);
                 if lost {
-                    self.instances.unregister(&id, None).await.unwrap();
+                    registry.unregister(&id, None).await.unwrap();
                 }
-                let left = self.instances.unregister(&id, None).await.unwrap();
+                let left = registry.unregister(&id, None).await.unwrap();
                 let held = self.held(&id);
                 if self.members.remove(&id).is_some() {
                     assert_eq!(left.tasks_reassigned, held.len() as u64);
@@ -511,6 +573,10 @@ impl Scenario for Scene {
                     self.service.cancel(&id, "why").await.ok();
                 }
                 let cancelled = self.service.cancel(&id, "why").await;
+                if let (Some(assignment), false) = (self.assignment(&id), lost) {
+                    let late = self.service.complete(&assignment, &[0xc0], &[]).await;
+                    assert!(matches!(late, Err(CoordinationError::Aborted(_))));
+                }
                 match self.tasks.get(&id).map(|task| task.status) {
                     None => assert!(matches!(cancelled, Err(CoordinationError::NotFound(_)))),
                     Some(Status::Completed | Status::Failed) => assert!(matches!(
@@ -525,6 +591,16 @@ impl Scenario for Scene {
                     }
                 }
             }
+            Update(task, priority, requires) => {
+                self.update(&name(task), priority, requires, lost).await;
+            }
+            Assign(task, instance) => {
+                let (task, instance) = (name(task), worker(instance));
+                self.assign(world, &task, &instance, lost).await;
+            }
+            Unassign(task) => self.unassign(world, &name(task), lost).await,
+            Claim(limit, kinds) => self.claim(world, limit.into(), kinds, lost).await,
+            ClaimAgain(index) => self.claim_again(world, index).await,
             Stale(index, complete) => self.stale(index, complete).await,
             Look => {
                 let found = self.service.assign_waiting().await.unwrap();
@@ -568,6 +644,7 @@ impl Scenario for Scene {
         self.compare(&all);
         self.told(&facts, &all);
         self.in_order(&all);
+        self.out_of_turn = None;
         self.have_room(world, &all, &slots);
         self.tasks = all
             .into_iter()

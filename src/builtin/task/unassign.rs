@@ -1,0 +1,20 @@
+use crate::builtin::task::Moved;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::tasks::Tasks;
+use crate::{Context, HandlerError};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(super) struct Unassign {
+    task_id: String,
+}
+
+pub(super) async fn unassign(context: Context, event: Unassign) -> Result<Moved, HandlerError> {
+    let placed = context
+        .state::<Tasks>()?
+        .unassign(&event.task_id, &context.event().id())
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
+    Ok(Moved::of(event.task_id, placed))
+}

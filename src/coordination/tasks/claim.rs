@@ -1,0 +1,114 @@
+//! Work that an instance takes by itself.
+//!
+//! What is claimed is assigned to who claims it, as if the scheduler had done so: it counts against the
+//! capacity, has a fence, and goes to others when its holder is lost. A claim answers first what the
+//! instance holds and no claim was answered with: what was sent to its inbox before its first claim, and
+//! what somebody assigned to it since. So a program that never reads an inbox misses nothing.
+//!
+//! *A lost answer*: the claim's id is that of the event. The same id again, by the publisher or by the bus,
+//! takes nothing more and is answered the same, for the last 8 claims of an instance.
+//!
+//! *Who may*: anyone for an external instance. A sealed one is a worker that gets its tasks by its inbox: a
+//! claim in its name would be answered to somebody else.
+
+use crate::coordination::bounds::{check_id, invalid};
+use crate::coordination::error::CoordinationError;
+use crate::coordination::store::words;
+use crate::coordination::tasks::Tasks;
+use crate::coordination::tasks::assignment;
+use crate::protocol::keys;
+use redis::Script;
+use std::collections::BTreeSet;
+use std::sync::LazyLock;
+
+/// Tasks that one claim takes at the most.
+pub const MAX_CLAIMED: usize = 50;
+/// Kinds that one claim may name.
+pub const MAX_KINDS: usize = 16;
+/// Bytes of the payloads that one answer holds, if there are several, so that the values in them are not
+/// more than an event may hold either. A larger payload comes alone.
+pub const MAX_CLAIMED_BYTES: usize = 60_000;
+
+static CLAIM: LazyLock<Script> =
+    LazyLock::new(|| assignment::script(include_str!("task_claim.lua")));
+
+/// A task that was claimed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claimed {
+    /// Its id.
+    pub task: String,
+    /// The event type whose handler runs it.
+    pub kind: String,
+    /// One MessagePack value.
+    pub payload: Vec<u8>,
+    /// The number under which it is the instance's.
+    pub fence: u64,
+    /// How often it was assigned.
+    pub attempt: u32,
+}
+
+impl Tasks {
+    /// Gives an external instance at most `limit` tasks that it can take, the most urgent first, of these
+    /// `kinds` only if any are named. `asked` is the claim's id: of the same one again nothing more is
+    /// taken.
+    ///
+    /// # Errors
+    /// `Invalid` for a value out of bounds; `FailedPrecondition` if the instance is not active;
+    /// `PermissionDenied` if it is sealed; `Bus` else.
+    pub async fn claim(
+        &self,
+        instance: &str,
+        limit: usize,
+        kinds: &[String],
+        asked: &str,
+    ) -> Result<Vec<Claimed>, CoordinationError> {
+        check_id("instance_id", instance)?;
+        if !(1..=MAX_CLAIMED).contains(&limit) {
+            return Err(invalid(format!("limit: {limit} is not 1 to {MAX_CLAIMED}")));
+        }
+        if kinds.len() > MAX_KINDS {
+            let count = kinds.len();
+            return Err(invalid(format!(
+                "kinds: {count} are over the limit of {MAX_KINDS}"
+            )));
+        }
+        for (at, kind) in kinds.iter().enumerate() {
+            keys::check_event_type(kind)
+                .map_err(|error| invalid(format!("kinds[{at}]: {error}")))?;
+        }
+        let kinds: BTreeSet<String> = kinds.iter().cloned().collect();
+        let mut call = CLAIM.prepare_invoke();
+        call.key(self.store.keys.instance(instance));
+        assignment::declare(&mut call, &self.store.keys);
+        call.arg(instance)
+            .arg(asked)
+            .arg(limit)
+            .arg(words(&kinds))
+            .arg(MAX_CLAIMED_BYTES.min(self.max_payload / 2));
+        let (outcome, tasks): (String, Vec<Told>) = self.store.invoke(&call).await?;
+        match outcome.as_str() {
+            "claimed" => Ok(tasks.into_iter().map(Claimed::from).collect()),
+            "sealed" => Err(CoordinationError::PermissionDenied(format!(
+                "instance_id: {instance} is a worker that registered itself: it gets its tasks by its inbox, \
+                 and nobody claims for it"
+            ))),
+            _ => Err(CoordinationError::FailedPrecondition(format!(
+                "instance_id: {instance} is not active: register it, and pulse for it"
+            ))),
+        }
+    }
+}
+
+type Told = (String, String, Vec<u8>, u64, u32);
+
+impl From<Told> for Claimed {
+    fn from((task, kind, payload, fence, attempt): Told) -> Self {
+        Self {
+            task,
+            kind,
+            payload,
+            fence,
+            attempt,
+        }
+    }
+}

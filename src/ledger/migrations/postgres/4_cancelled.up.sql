@@ -1,0 +1,8 @@
+-- A task that was cancelled has an outcome too.
+DROP VIEW convoke_task_outcomes;
+
+CREATE VIEW convoke_task_outcomes AS
+SELECT namespace, at, seq, subject AS task, substr(kind, 6) AS status, instance, data ->> 'error' AS error,
+    data, data ->> 'reason' AS reason
+FROM convoke_facts
+WHERE reason IS NULL AND kind IN ('task.completed', 'task.failed', 'task.cancelled');
