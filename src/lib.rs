@@ -66,10 +66,16 @@
 //! | `cli` (default) | all of these, and the program |
 
 #![cfg_attr(not(test), warn(clippy::unwrap_used, clippy::expect_used))]
+// The front page links to what the features bring.
+#![cfg_attr(not(feature = "cli"), allow(rustdoc::broken_intra_doc_links))]
 
+// Tests and the program are other crates: what only they need is public and hidden. It may change at any time.
+#[doc(hidden)]
 pub mod builtin;
 pub mod client;
+#[doc(hidden)]
 pub mod connect;
+#[doc(hidden)]
 pub mod coordination;
 pub mod docs;
 pub mod handler;
@@ -79,6 +85,7 @@ pub mod ledger;
 pub mod operator;
 pub mod protocol;
 pub mod settings;
+#[doc(hidden)]
 pub mod streams;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -86,13 +93,12 @@ pub mod worker;
 
 pub use client::Client;
 pub use client::publish::Outgoing as Event;
-pub use handler::context::Context;
-pub use handler::policy::Policy;
-pub use handler::state::State;
-pub use protocol::error::HandlerError;
+pub use handler::{Context, Policy, State};
+pub use protocol::error::{Code, HandlerError};
 pub use settings::Settings;
 #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
 pub use sqlx;
 pub use worker::Worker;
 // Their types stand in signatures.
-pub use {redis, rmpv, schemars, tokio_util, tower};
+pub use tokio_util::sync::CancellationToken;
+pub use {redis, rmpv, schemars, tower};

@@ -1,15 +1,20 @@
 //! What publishes: for services, handlers, the command line and tests.
 
+#[doc(hidden)]
 pub mod ask;
 mod pipelines;
+#[doc(hidden)]
 pub mod publish;
+#[doc(hidden)]
 pub mod request;
 
+pub use ask::Ask;
+pub use publish::{Doubt, Outgoing, PublishError, Published};
+pub use request::RequestError;
+
 use crate::client::pipelines::Pipelines;
-use crate::client::publish::{
-    Answer, Confirm, Defaults, Doubt, Outgoing, PUBLISH, Prepared, PublishError, Published, When,
-};
-use crate::client::request::{Replies, ReplyStreams, RequestError};
+use crate::client::publish::{Answer, Confirm, Defaults, PUBLISH, Prepared, When};
+use crate::client::request::{Replies, ReplyStreams};
 use crate::connect::clock::{NEVER, local_now, whole_ms};
 use crate::connect::connector::{Connector, reconnect_delay};
 use crate::connect::link::{Lent, Link};

@@ -501,6 +501,7 @@ pub enum PublishError {
 
 /// Why nobody knows whether an event is stored for good.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Doubt {
     /// No reply came, or none that makes sense.
     #[error("no answer: {0}")]

@@ -124,6 +124,7 @@ impl Connector {
     ///
     /// # Errors
     /// As for [`Connector::of`].
+    #[doc(hidden)]
     pub fn prompt(
         options: impl Into<ConnectOptions>,
         pool_size: usize,
@@ -276,6 +277,7 @@ impl Connector {
     }
 
     /// What each Sentinel says; `None` if there are none.
+    #[doc(hidden)]
     pub async fn survey(&self) -> Option<Vec<Voice>> {
         match &self.place {
             Place::Server { .. } => None,
@@ -303,11 +305,13 @@ impl Connector {
     }
 
     /// A hand-written connection on which every answer arrives within [`ANSWER`].
+    #[doc(hidden)]
     pub async fn wire(&self) -> Result<Wire, BusError> {
         self.open_wire(ANSWER).await
     }
 
     /// A hand-written connection for commands that block for up to `block`.
+    #[doc(hidden)]
     pub async fn blocking_wire(&self, block: Duration) -> Result<Wire, BusError> {
         self.open_wire(block + Duration::from_secs(2)).await
     }
@@ -456,11 +460,13 @@ impl Connector {
     }
 
     /// What the server does not tell; nothing before the first connection.
+    #[doc(hidden)]
     pub fn lacks(&self) -> Lacks {
         self.known.lacks()
     }
 
     /// How the server is asked for its time; connects, if nothing was connected yet.
+    #[doc(hidden)]
     pub async fn clock(&self) -> Result<ClockSource, BusError> {
         if !self.known.is_greeted() {
             self.pooled().await?;

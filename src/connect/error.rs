@@ -5,6 +5,7 @@ use redis::{ConnectionAddr, ErrorKind, RedisError};
 
 /// A failure of the bus.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BusError {
     /// Redis, or the way to it, failed.
     #[error("redis: {redis}{advice}", redis = .0, advice = told(.0))]
@@ -98,6 +99,7 @@ impl BusError {
     }
 
     /// What to do about it.
+    #[doc(hidden)]
     pub fn reaction(&self) -> Reaction {
         match self {
             BusError::Redis(error) | BusError::Unreachable { error, .. } => reaction(error),

@@ -117,6 +117,7 @@ impl fmt::Debug for Context {
 
 impl Context {
     /// The context of one run of a handler.
+    #[doc(hidden)]
     pub fn new(event: Event, process: Arc<Process>) -> Self {
         Self::arrived(event, process, false)
     }
@@ -319,6 +320,7 @@ impl Context {
     }
 
     /// Takes what the handler published; the committer stores it. The run has ended.
+    #[doc(hidden)]
     pub fn take_outbox(&self) -> Vec<Publication> {
         self.outbox().take().unwrap_or_default()
     }

@@ -46,6 +46,7 @@ pub enum Unbegun {
     Late,
 }
 
+#[doc(hidden)]
 impl From<Unbegun> for HandlerError {
     fn from(why: Unbegun) -> Self {
         match why {
@@ -84,6 +85,7 @@ impl Context {
     ///
     /// # Errors
     /// If the wait ended before the part began: nothing of it was run.
+    #[doc(hidden)]
     pub async fn dispatch(&self, part: Part<'_>) -> Result<Done, Unbegun> {
         let started = match self.prepare(part) {
             Ok(started) => started,

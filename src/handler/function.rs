@@ -168,6 +168,7 @@ impl tower::Service<Context> for Endpoint {
 
 /// The JSON Schemas of what a handler takes and gives.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Schemas {
     /// Of the payload.
     pub input: Schema,

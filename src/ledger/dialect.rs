@@ -49,18 +49,21 @@ pub trait Dialect: sqlx::Database {
     ) -> impl Future<Output = Result<(), sqlx::migrate::MigrateError>> + Send;
 
     /// Notes an event; false if it was noted before. Waits for a transaction that is noting it.
+    #[doc(hidden)]
     fn receive(
         connection: &mut Self::Connection,
         identity: &Identity,
     ) -> impl Future<Output = Result<bool, sqlx::Error>> + Send;
 
     /// The result that was kept with a noted event.
+    #[doc(hidden)]
     fn received(
         connection: &mut Self::Connection,
         identity: &Identity,
     ) -> impl Future<Output = Result<Option<Vec<u8>>, sqlx::Error>> + Send;
 
     /// Keeps a result with a noted event.
+    #[doc(hidden)]
     fn keep(
         connection: &mut Self::Connection,
         identity: &Identity,
@@ -68,6 +71,7 @@ pub trait Dialect: sqlx::Database {
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
     /// Puts an event into the outbox.
+    #[doc(hidden)]
     fn post(
         connection: &mut Self::Connection,
         letter: &Letter,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 /// A failure of the database.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LedgerError {
     /// The URL is not valid.
     #[error("database_url: {0}")]

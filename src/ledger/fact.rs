@@ -17,6 +17,7 @@ const MAX_FIELDS: usize = 64;
 
 /// Which stream an entry came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Origin {
     /// The facts for everyone.
     Broadcast,

@@ -89,6 +89,7 @@ impl FromStr for Cursor {
 
 /// How much there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Extent {
     /// Rows.
     pub facts: i64,

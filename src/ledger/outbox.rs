@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 /// Why an event is not in the outbox.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PostError {
     /// It is no event; the message names the field.
     #[error("{0}")]

@@ -1,11 +1,13 @@
 //! Looking through streams and pending entries page by page, in bounded memory and in commands that
 //! the server answers at once.
 
+pub use crate::streams::claim::Pending;
+
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
 use crate::protocol::event::{Entry, EntryId};
-use crate::streams::claim::{self, Pending};
+use crate::streams::claim;
 use crate::streams::read;
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;

@@ -32,6 +32,7 @@ pub struct Stream {
 
 /// How much is in a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Size {
     /// Entries in it.
     pub length: u64,
@@ -64,6 +65,7 @@ pub struct Group {
 
 /// A consumer of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Consumer {
     /// Its name: an instance's id.
     pub name: String,
@@ -246,6 +248,7 @@ async fn groups(
 
 /// What a group has, without a look at any entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Standing {
     /// Entries delivered and not acknowledged.
     pub pending: u64,

@@ -6,3 +6,6 @@ pub mod memory;
 pub mod replay;
 pub mod rights;
 pub mod server;
+
+pub use crate::connect::connector::Connector;
+pub use crate::connect::options::ConnectOptions;

@@ -28,6 +28,7 @@ const SHIPPED: [&str; 7] = [
 
 /// What a user may do that it need not.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Excess {
     /// The user.
     pub user: String,

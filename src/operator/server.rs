@@ -1,11 +1,13 @@
 //! What a server tells about itself, as far as it lets the user look.
 
+pub use crate::connect::greeting::Lacks;
+pub use crate::connect::memory::Memory;
+
 use crate::connect::clock::{ClockSource, ServerTime};
 use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, allowed};
-use crate::connect::greeting::Lacks;
 use crate::connect::loaded;
-use crate::connect::memory::{Memory, pairs};
+use crate::connect::memory::pairs;
 use crate::operator::rights::{self, Excess};
 use crate::protocol::keys::Keys;
 use redis::aio::MultiplexedConnection;
@@ -34,6 +36,7 @@ const USERS: usize = 200;
 
 /// What was found out about a server.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Server {
     /// `INFO`; `None` if the user may not ask.
     pub info: Option<HashMap<String, String>>,

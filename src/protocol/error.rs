@@ -13,6 +13,7 @@ pub const MAX_MESSAGE: usize = 1024;
 
 /// An error code of the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Code {
     /// Malformed MessagePack, a wrong or missing field, a payload over the limit.
     InvalidArgument,
@@ -96,6 +97,7 @@ impl fmt::Display for Code {
 
 /// Why a layer did not run the handler at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Refusal {
     /// Its circuit is open.
     CircuitOpen,
@@ -122,6 +124,7 @@ pub enum Refusal {
 /// }
 /// ```
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct HandlerError {
     /// What kind of failure.
     pub code: Code,

@@ -12,6 +12,7 @@ use std::borrow::Cow;
 
 /// Bounds on one event, checked before anything of it is decoded ([protocol](crate::docs::protocol#an-event)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Limits {
     /// Bounds on `data`.
     pub payload: PayloadLimits,

@@ -22,6 +22,7 @@ const RESERVED: [&str; 3] = ["inbox", "broadcast", "reply"];
 
 /// A name that the protocol does not allow.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NameError {
     /// Not a namespace.
     #[error("namespace {0:?} is not 1 to 32 of the characters a-z 0-9 _ -")]
@@ -327,6 +328,7 @@ impl Keys {
     }
 
     /// The keys of one domain's partition.
+    #[doc(hidden)]
     pub fn route(&self, domain: &str, partition: u16) -> Route {
         Route {
             events: self.events(domain, partition),
@@ -339,6 +341,7 @@ impl Keys {
     /// The keys for the events of one instance's inbox. Its dead letters and results share one
     /// stream each, `inbox`, whatever the types. Its delay queue has no name that a publisher's
     /// pattern for those of domains fits: what is in it enters the inbox.
+    #[doc(hidden)]
     pub fn inbox_route(&self, instance: &str) -> Route {
         Route {
             events: self.inbox(instance),
@@ -475,6 +478,7 @@ impl Keys {
     }
 
     /// Where tasks are.
+    #[doc(hidden)]
     pub fn tasks(&self) -> TaskKeys {
         let part = |part: &str| self.control(format_args!("tasks:{part}"));
         TaskKeys {

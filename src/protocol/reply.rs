@@ -34,6 +34,7 @@ impl fmt::Debug for Reply {
 /// The reply of a handler that failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{code}: {message}")]
+#[non_exhaustive]
 pub struct RemoteError {
     /// What kind of failure; one that this version does not know is `internal`.
     pub code: Code,

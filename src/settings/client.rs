@@ -11,6 +11,7 @@ const POOL: usize = 1;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectError {
     /// A setting that is out of range; the message names it, its value and what would do.
     #[error(transparent)]

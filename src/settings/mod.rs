@@ -8,7 +8,7 @@ mod command;
 mod database_url;
 mod drivers;
 
-pub use crate::connect::sentinel_url::SentinelUrl;
+pub use crate::connect::sentinel_url::{Login, SentinelUrl};
 pub use crate::connect::url::RedisUrl;
 pub use client::ConnectError;
 pub use command::CommandLine;
@@ -275,6 +275,7 @@ pub(crate) const DAY: u64 = 24 * 60 * 60 * 1000;
 /// A setting that is out of range.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{setting}: {problem}")]
+#[non_exhaustive]
 pub struct SettingError {
     /// Its name.
     pub setting: &'static str,

@@ -9,6 +9,7 @@ use std::any::type_name;
 
 /// What a worker would do with the event after the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// It is done: acknowledged, answered, and what it published is stored.
     Done,

@@ -33,6 +33,7 @@ const POOL: usize = 16;
 
 /// Why a worker cannot be built.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BuildError {
     /// A name that the protocol does not allow.
     #[error(transparent)]

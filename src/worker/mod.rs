@@ -11,6 +11,7 @@
 
 mod activity;
 mod admission;
+#[doc(hidden)]
 pub mod builder;
 mod handover;
 mod inflight;
@@ -35,11 +36,10 @@ mod takeover;
 mod watch;
 
 use crate::connect::connector::reconnect_delay;
-use crate::connect::error::{BusError, Reaction};
+use crate::connect::error::Reaction;
 use crate::connect::silence::Answers;
 use crate::coordination::batches::leases::Leases;
 use crate::coordination::catalog::{Catalog, Method};
-use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
 use crate::coordination::metrics::OwnReport;
@@ -49,7 +49,6 @@ use crate::handler::router::Registration;
 use crate::settings::Settings;
 use crate::streams::claim;
 use crate::streams::commit::Committer;
-use builder::{BuildError, Builder};
 use keeper::{Begun, Keeper};
 use lanes::{Lanes, Running};
 use ledger::Ledger;
@@ -63,6 +62,9 @@ use std::time::Duration;
 use supervisor::{Failure, Supervisor};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use crate::connect::error::BusError;
+pub use crate::coordination::error::CoordinationError;
+pub use builder::{BuildError, Builder};
 #[cfg(feature = "failpoints")]
 pub use mortal::{Death, kill, parts};
 pub use supervisor::Why;
@@ -86,6 +88,7 @@ pub struct Worker {
 
 /// Why a worker ended that was not told to.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunError {
     /// It was not built: see [`Builder::run`].
     #[error(transparent)]

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 /// What became of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Why {
     /// It came to its end.
     Ended,

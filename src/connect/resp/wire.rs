@@ -131,6 +131,7 @@ pub enum Token<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoResp;
 
+#[doc(hidden)]
 impl From<NoResp> for BusError {
     fn from(_: NoResp) -> Self {
         BusError::Redis(RedisError::from((

@@ -7,6 +7,7 @@ use std::time::Duration;
 /// A part of a policy that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{part}: {problem}")]
+#[non_exhaustive]
 pub struct PolicyError {
     /// Which part.
     pub part: &'static str,

@@ -96,6 +96,7 @@ pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms
 
 /// Why a dead letter has no stream to go back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NoWayBack {
     /// Its type is missing or no event type.
     #[error("no event")]
@@ -166,6 +167,7 @@ pub async fn copied(
 
 /// What a step did.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct Step {
     /// For each entry, in order, its new id; `None` for one that was not there any more.
     pub moved: Vec<Option<EntryId>>,
