@@ -216,21 +216,23 @@ def takes_a_task(client):
     check(client.ask("task.get", {"task_id": "raw"}), status="completed", result={"n": 36}, attempt=2)
 
 
-def leaves_and_looks_back(client, worker):
+def leaves_and_looks_back(client):
     check(client.ask("system.unregister", {"instance_id": "raw-1"}), unregistered=True, tasks_reassigned=0)
-    told = []
-    for _, fields, data in client.redis.read("cb:broadcast"):
-        fact = unpack(data)
-        about = fact.get("id") or fact.get("decision") or fact.get("task_id")
-        if about != worker:
-            told.append((fields["type"], about))
-    assert told == [
+    wanted = [
         ("instance.registered", "raw-1"),
         ("instance.registered", "raw-2"),
         ("quorum.decided", "raw"),
         ("task.completed", "raw"),
         ("instance.unregistered", "raw-1"),
-    ], told
+    ]
+    told = []
+    for _, fields, data in client.redis.read("cb:broadcast"):
+        fact = unpack(data)
+        about = fact.get("id") or fact.get("decision") or fact.get("task_id")
+        told.append((fields["type"], about))
+    # Versions may add facts.
+    told = [fact for fact in told if fact in wanted]
+    assert told == wanted, told
 
 
 def main(worker, service, instance):
@@ -241,7 +243,7 @@ def main(worker, service, instance):
     registers_and_pulses(instance, worker)
     votes(instance, worker)
     takes_a_task(instance)
-    leaves_and_looks_back(instance, worker)
+    leaves_and_looks_back(instance)
 
 
 main(*sys.argv[1:])
