@@ -6,7 +6,7 @@ use super::request::{ask, complain};
 use super::{Misuse, Outcome, Session, input};
 use clap::{Args, Subcommand, ValueEnum};
 use convoke::client::publish::Outgoing;
-use convoke::coordination::batches::batch::{Batch, Mode, Status};
+use convoke::coordination::batches::batch::{Batch, BatchStatus, Mode};
 use convoke::coordination::batches::{Batches, LISTED};
 use rmpv::Value as Packed;
 use serde_json::{Value, json};
@@ -163,7 +163,7 @@ async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Re
             bar.clear();
             return Ok(missing(session, &id));
         };
-        if batch.status == Status::Completed {
+        if batch.status == BatchStatus::Completed {
             bar.clear();
             return show(session, &batch);
         }
@@ -206,7 +206,7 @@ fn show(session: &Session, batch: &Batch) -> anyhow::Result<Outcome> {
         }
     }
     Ok(match (batch.status, batch.failed) {
-        (Status::Completed, 1..) => Outcome::Failed,
+        (BatchStatus::Completed, 1..) => Outcome::Failed,
         _ => Outcome::Done,
     })
 }

@@ -5,7 +5,7 @@ use super::output::printable;
 use super::{Misuse, Outcome, Session, input, request};
 use clap::{Args, Subcommand};
 use convoke::client::publish::Outgoing;
-use convoke::coordination::ballots::ballot::{Ballot, Status};
+use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
 use convoke::coordination::ballots::{Ballots, LISTED};
 use convoke::coordination::instances::Instances;
 use convoke::protocol::json;
@@ -257,7 +257,7 @@ async fn list(session: &Session, limit: usize) -> anyhow::Result<Outcome> {
 /// How it stands, and what was decided.
 pub(super) fn result(ballot: &Ballot) -> String {
     match (&ballot.value, ballot.status) {
-        (Some(value), Status::Decided) => {
+        (Some(value), BallotStatus::Decided) => {
             format!("decided: {}", output::json(&as_json(value)))
         }
         (_, status) => status.as_str().to_owned(),

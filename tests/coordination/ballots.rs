@@ -1,7 +1,7 @@
 //! Ballots: every branch of the script, and what is read back.
 
 use crate::fleet::Fleet;
-use convoke::coordination::ballots::ballot::{Status, Vote};
+use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::ballots::{MAX_ELECTORATE, MAX_ELECTORS, MAX_OPEN, Voted};
 use convoke::coordination::error::CoordinationError;
 use convoke::protocol::json::{from_json, to_json};
@@ -20,7 +20,7 @@ fn in_role(vote: Vote, role: &str) -> Vote {
 }
 
 /// voted, status, votes counted, quorum, electorate
-fn told(voted: &Voted) -> (bool, Status, u64, u64, u64) {
+fn told(voted: &Voted) -> (bool, BallotStatus, u64, u64, u64) {
     let Voted {
         voted,
         status,
@@ -73,11 +73,11 @@ impl Fleet {
 async fn the_vote_that_reaches_quorum_decides_in_one_step_with_the_fact() {
     let mut fleet = Fleet::with_voters(3).await;
     let first = fleet.vote("w-1", json!("yes")).await;
-    assert_eq!(told(&first), (true, Status::Open, 1, 2, 3));
+    assert_eq!(told(&first), (true, BallotStatus::Open, 1, 2, 3));
     assert_eq!(first.decision, None);
     assert!(fleet.quorum_facts().await.is_empty());
     let second = fleet.vote("w-3", json!("yes")).await;
-    assert_eq!(told(&second), (true, Status::Decided, 2, 2, 3));
+    assert_eq!(told(&second), (true, BallotStatus::Decided, 2, 2, 3));
     assert_eq!(decided(&second), "yes");
     let fact = json!({
         "decision": "d", "value": "yes", "vote_count": 2, "quorum": 2, "electorate": 3,
@@ -96,7 +96,11 @@ async fn a_vote_after_the_decision_is_not_counted_and_is_told_it() {
     fleet.vote("w-2", json!("yes")).await;
     for value in ["no", "yes", "no"] {
         let late = fleet.vote("w-3", json!(value)).await;
-        assert_eq!(told(&late), (false, Status::Decided, 2, 2, 3), "{value}");
+        assert_eq!(
+            told(&late),
+            (false, BallotStatus::Decided, 2, 2, 3),
+            "{value}"
+        );
         assert_eq!(decided(&late), "yes");
     }
     let votes: Vec<String> = fleet.ask("HKEYS cb:ballot:d:votes").await;
@@ -115,7 +119,7 @@ async fn the_same_vote_again_changes_nothing_in_whatever_encoding() {
     fleet.vote("w-2", json!(1)).await;
     // It is still this instance's vote when the ballot has ended.
     let after = fleet.ballots.vote(&one(&[1])).await.unwrap();
-    assert_eq!(told(&after), (true, Status::Decided, 2, 2, 3));
+    assert_eq!(told(&after), (true, BallotStatus::Decided, 2, 2, 3));
     assert_eq!(fleet.quorum_facts().await.len(), 1);
 }
 
@@ -160,7 +164,7 @@ async fn the_electorate_is_who_was_active_at_the_first_vote() {
     // Who goes keeps the vote that it has, and still counts.
     fleet.instances.unregister("w-2", None).await.unwrap();
     let second = fleet.vote("w-2", json!(1)).await;
-    assert_eq!(told(&second), (true, Status::Decided, 2, 2, 3));
+    assert_eq!(told(&second), (true, BallotStatus::Decided, 2, 2, 3));
     let message = fleet.refused(&vote("late", json!(1))).await;
     assert!(message.contains("electorate"), "{message}");
 }
@@ -178,7 +182,7 @@ async fn with_a_role_only_its_active_holders_vote() {
     fleet.refused(&by_role("g-4")).await;
     assert!(fleet.ballot_keys().await.is_empty());
     let first = fleet.ballots.vote(&by_role("g-1")).await.unwrap();
-    assert_eq!(told(&first), (true, Status::Open, 1, 2, 3));
+    assert_eq!(told(&first), (true, BallotStatus::Open, 1, 2, 3));
     fleet.refused(&vote("w-1", json!(1))).await;
     let shown = fleet.ballots.show("d").await.unwrap().unwrap();
     let ids: Vec<&str> = shown.votes.iter().map(|(id, _)| id.as_str()).collect();
@@ -205,7 +209,7 @@ async fn a_vote_that_means_another_electorate_is_refused_and_another_time_is_ign
         ..vote("w-2", json!(1))
     };
     let second = fleet.ballots.vote(&other_time).await.unwrap();
-    assert_eq!(told(&second), (true, Status::Decided, 2, 2, 3));
+    assert_eq!(told(&second), (true, BallotStatus::Decided, 2, 2, 3));
     assert_eq!(
         fleet.ask::<u64>("HGET cb:ballot:d expires_at").await,
         before
@@ -240,7 +244,7 @@ async fn who_may_not_vote_opens_nothing() {
 async fn one_instance_alone_decides_with_its_first_vote() {
     let mut fleet = Fleet::with_voters(1).await;
     let only = fleet.vote("w-1", json!(true)).await;
-    assert_eq!(told(&only), (true, Status::Decided, 1, 1, 1));
+    assert_eq!(told(&only), (true, BallotStatus::Decided, 1, 1, 1));
     assert_eq!(fleet.quorum_facts().await.len(), 1);
 }
 
@@ -248,15 +252,15 @@ async fn one_instance_alone_decides_with_its_first_vote() {
 async fn a_ballot_that_can_not_reach_quorum_any_more_is_deadlocked_once() {
     let mut fleet = Fleet::with_voters(4).await;
     for (voter, value, status) in [
-        ("w-1", "a", Status::Open),
-        ("w-2", "b", Status::Open),
+        ("w-1", "a", BallotStatus::Open),
+        ("w-2", "b", BallotStatus::Open),
         // a: 1, b: 1, two left; 3 are needed: a or b could still have it.
-        ("w-3", "a", Status::Open),
+        ("w-3", "a", BallotStatus::Open),
     ] {
         assert_eq!(fleet.vote(voter, json!(value)).await.status, status);
     }
     let last = fleet.vote("w-4", json!("b")).await;
-    assert_eq!(told(&last), (true, Status::Deadlocked, 4, 3, 4));
+    assert_eq!(told(&last), (true, BallotStatus::Deadlocked, 4, 3, 4));
     assert_eq!(last.decision, None);
     fleet.vote("w-4", json!("b")).await;
     let votes = json!({"w-1": "a", "w-2": "b", "w-3": "a", "w-4": "b"});
@@ -280,13 +284,13 @@ async fn a_ballot_that_can_not_reach_quorum_any_more_is_deadlocked_once() {
         .vote(&Vote::new("e", "w-3", vec![3]))
         .await
         .unwrap();
-    assert_eq!(third.status, Status::Deadlocked);
+    assert_eq!(third.status, BallotStatus::Deadlocked);
     let late = fleet
         .ballots
         .vote(&Vote::new("e", "w-4", vec![3]))
         .await
         .unwrap();
-    assert_eq!(told(&late), (false, Status::Deadlocked, 3, 3, 4));
+    assert_eq!(told(&late), (false, BallotStatus::Deadlocked, 3, 3, 4));
 }
 
 #[tokio::test]
@@ -301,23 +305,23 @@ async fn a_ballot_expires_by_the_servers_clock_and_stays_so() {
     let shown = fleet.ballots.show("d").await.unwrap().unwrap();
     assert_eq!(
         (shown.ballot.status, shown.ballot.ended_at),
-        (Status::Expired, Some(1000))
+        (BallotStatus::Expired, Some(1000))
     );
     assert_eq!(
         fleet.ballots.list(9).await.unwrap()[0].status,
-        Status::Expired
+        BallotStatus::Expired
     );
     let late = fleet.vote("w-2", json!(1)).await;
-    assert_eq!(told(&late), (false, Status::Expired, 1, 2, 3));
+    assert_eq!(told(&late), (false, BallotStatus::Expired, 1, 2, 3));
     // The clock goes back: it does not open again.
     fleet.run("HSET cb:ballot:d expires_at 9000000000000").await;
     assert_eq!(
         told(&fleet.vote("w-3", json!(1)).await),
-        (false, Status::Expired, 1, 2, 3)
+        (false, BallotStatus::Expired, 1, 2, 3)
     );
     assert_eq!(
         told(&fleet.vote("w-1", json!(1)).await),
-        (true, Status::Expired, 1, 2, 3)
+        (true, BallotStatus::Expired, 1, 2, 3)
     );
     assert!(fleet.quorum_facts().await.is_empty());
     // Time does not undo a decision.
@@ -334,7 +338,7 @@ async fn a_ballot_expires_by_the_servers_clock_and_stays_so() {
         .vote(&Vote::new("e", "w-3", vec![2]))
         .await
         .unwrap();
-    assert_eq!(told(&late), (false, Status::Decided, 2, 2, 3));
+    assert_eq!(told(&late), (false, BallotStatus::Decided, 2, 2, 3));
 }
 
 #[tokio::test]
@@ -347,7 +351,7 @@ async fn a_ballot_of_a_moment_runs_out_by_itself() {
     fleet.ballots.vote(&short).await.unwrap();
     crate::support::until("it is expired", || async {
         let shown = fleet.ballots.show("d").await.unwrap().unwrap();
-        shown.ballot.status == Status::Expired
+        shown.ballot.status == BallotStatus::Expired
     })
     .await;
     assert!(!fleet.vote("w-2", json!(1)).await.voted);
@@ -469,7 +473,7 @@ async fn a_ballot_is_kept_for_a_day_after_its_end_and_then_goes_whole() {
     assert_eq!(fleet.ballots.show("d").await.unwrap(), None);
     assert!(fleet.ballots.list(10).await.unwrap().is_empty());
     let next = fleet.vote("w-3", json!(2)).await;
-    assert_eq!(told(&next), (true, Status::Open, 1, 2, 3));
+    assert_eq!(told(&next), (true, BallotStatus::Open, 1, 2, 3));
 }
 
 #[tokio::test]
@@ -478,7 +482,7 @@ async fn what_somebody_left_over_of_a_ballot_is_not_counted_in_the_next() {
     fleet.vote("w-1", json!(1)).await;
     fleet.run("DEL cb:ballot:d").await;
     let first = fleet.vote("w-2", json!(1)).await;
-    assert_eq!(told(&first), (true, Status::Open, 1, 2, 3));
+    assert_eq!(told(&first), (true, BallotStatus::Open, 1, 2, 3));
 }
 
 #[tokio::test]
@@ -628,7 +632,7 @@ async fn so_many_ballots_may_be_open_and_one_that_ends_makes_room() {
             .ballots
             .vote(&vote(&format!("d-{number}"), "w-1"))
             .await;
-        assert_eq!(opened.unwrap().status, Status::Open);
+        assert_eq!(opened.unwrap().status, BallotStatus::Open);
     }
     let refused = fleet.ballots.vote(&vote("over", "w-1")).await.unwrap_err();
     assert!(
@@ -643,7 +647,7 @@ async fn so_many_ballots_may_be_open_and_one_that_ends_makes_room() {
         0
     );
     let decided = fleet.ballots.vote(&vote("d-0", "w-2")).await.unwrap();
-    assert_eq!(decided.status, Status::Decided);
+    assert_eq!(decided.status, BallotStatus::Decided);
     fleet.ballots.vote(&vote("over", "w-1")).await.unwrap();
     assert!(fleet.ballots.vote(&vote("more", "w-1")).await.is_err());
     // Those whose time is over are not open any more.

@@ -4,7 +4,7 @@ use crate::fleet::Fleet;
 use crate::support::{Redis, users};
 use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
-use convoke::coordination::batches::batch::{MAX_FAILURES, Mode, Status, Wanted};
+use convoke::coordination::batches::batch::{BatchStatus, MAX_FAILURES, Mode, Wanted};
 use convoke::coordination::batches::{
     Acquired, Advanced, Asker, Batches, LISTED, Outcome, Progress,
 };
@@ -293,7 +293,7 @@ async fn the_step_that_commits_the_last_item_completes_the_batch_and_says_so() {
     let found = batches.find("b-1").await.unwrap().unwrap();
     assert_eq!(
         (found.status, found.processed, found.failed),
-        (Status::Completed, 2, 1)
+        (BatchStatus::Completed, 2, 1)
     );
     assert_eq!(
         (found.mode, found.item_type.as_str()),

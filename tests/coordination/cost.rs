@@ -5,7 +5,7 @@
 use crate::fleet::Fleet;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::Assignment;
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 
 const TASKS: usize = 1000;
 
@@ -43,7 +43,7 @@ fn registering(number: usize, capacity: u32) -> Registering {
 async fn complete_all(fleet: &Fleet) -> usize {
     let held = fleet
         .tasks
-        .list(Some(Status::Assigned), 1000)
+        .list(Some(TaskStatus::Assigned), 1000)
         .await
         .unwrap();
     for task in &held {

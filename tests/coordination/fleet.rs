@@ -5,7 +5,7 @@ use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::instances::{Instances, Registered};
-use convoke::coordination::tasks::task::{NewTask, Status, Task};
+use convoke::coordination::tasks::task::{NewTask, Task, TaskStatus};
 use convoke::coordination::tasks::{Assignment, Created, Tasks};
 use convoke::protocol::event::{Event, Limits};
 use convoke::protocol::keys::Keys;
@@ -107,7 +107,7 @@ impl Fleet {
         done.unwrap();
     }
 
-    pub(crate) async fn fail(&self, id: &str, error: &str, retryable: bool) -> Status {
+    pub(crate) async fn fail(&self, id: &str, error: &str, retryable: bool) -> TaskStatus {
         let assignment = self.assignment(id).await;
         let failed = self.tasks.fail(&assignment, error, retryable).await;
         failed.unwrap()

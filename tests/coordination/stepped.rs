@@ -8,7 +8,7 @@ use convoke::client::publish::{Outgoing, Published};
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::connect::silence::Answers;
-use convoke::coordination::ballots::ballot::{Status, Vote};
+use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::batches::Acquired;
 use convoke::coordination::batches::batch::{Mode, Wanted};
 use convoke::coordination::limits::{Decision, RateLimits};
@@ -67,7 +67,11 @@ async fn a_ballot_may_expire_early_and_is_forgotten_early() {
             let vote = Vote::new("d", id, vec![1]);
             fleet.ballots.vote(&vote).await
         };
-        assert_eq!(vote("w-1").await.unwrap().status, Status::Open, "{step} s");
+        assert_eq!(
+            vote("w-1").await.unwrap().status,
+            BallotStatus::Open,
+            "{step} s"
+        );
         fleet.redis.step_clock(step).await;
         // By the clock ahead its instance is expired, and only one that is alive opens a ballot.
         if step == DAY {
@@ -78,9 +82,9 @@ async fn a_ballot_may_expire_early_and_is_forgotten_early() {
         let is = (voted.status, voted.voted, voted.electorate);
         match step {
             // Longer than it is kept: another ballot.
-            DAY => assert_eq!(is, (Status::Decided, true, 1), "{step} s"),
-            HOUR => assert_eq!(is, (Status::Expired, false, 3), "{step} s"),
-            _ => assert_eq!(is, (Status::Decided, true, 3), "{step} s"),
+            DAY => assert_eq!(is, (BallotStatus::Decided, true, 1), "{step} s"),
+            HOUR => assert_eq!(is, (BallotStatus::Expired, false, 3), "{step} s"),
+            _ => assert_eq!(is, (BallotStatus::Decided, true, 3), "{step} s"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::tasks::{Assignment, KEPT};
 use convoke::streams::commit::Publication;
 use serde_json::json;
@@ -22,7 +22,7 @@ async fn a_task_goes_to_whoever_is_free_in_the_step_that_creates_it() {
     let mut task = NewTask::new("t-1", "a.b");
     task.payload = rmp_serde::to_vec_named(&json!({"n": 7, "deep": [{"x": "é"}]})).unwrap();
     let created = fleet.tasks.create(&task).await.unwrap();
-    assert_eq!(created.status, Status::Assigned);
+    assert_eq!(created.status, TaskStatus::Assigned);
     assert_eq!(created.assigned_to.as_deref(), Some("w-1"));
     let fence = fleet.assignment("t-1").await.fence;
     let event = json!({
@@ -68,7 +68,10 @@ async fn the_same_task_again_changes_nothing_and_another_of_its_id_is_refused() 
     }
     fleet.complete("t-1").await;
     let again = fleet.tasks.create(&task).await.unwrap();
-    assert_eq!((again.status, again.assigned_to), (Status::Completed, None));
+    assert_eq!(
+        (again.status, again.assigned_to),
+        (TaskStatus::Completed, None)
+    );
     assert_eq!(fleet.tasks.counts().await.unwrap().completed, 1);
 }
 
@@ -99,7 +102,7 @@ async fn the_lowest_load_for_its_capacity_gets_it_and_nobody_more_than_the_capac
     for (id, capacity) in [("w-1", 1), ("w-2", 2), ("w-4", 4)] {
         assert_eq!(fleet.slot(id).await, (capacity, capacity));
     }
-    assert_eq!(fleet.task("t-7").await.status, Status::Pending);
+    assert_eq!(fleet.task("t-7").await.status, TaskStatus::Pending);
 }
 
 #[tokio::test]
@@ -128,7 +131,7 @@ async fn it_goes_only_to_the_living_with_the_role_and_all_capabilities() {
     let mut demanding = NewTask::new("t-3", "x.y");
     demanding.requires = vec!["x.z".into()];
     let created = fleet.tasks.create(&demanding).await.unwrap();
-    assert_eq!(created.status, Status::Pending);
+    assert_eq!(created.status, TaskStatus::Pending);
     let mut gpu = NewTask::new("t-4", "a.b");
     gpu.role = "gpu".into();
     let created = fleet.tasks.create(&gpu).await.unwrap();
@@ -156,21 +159,29 @@ async fn those_that_wait_go_by_priority_then_age_as_room_appears() {
         let mut task = NewTask::new(id, kind);
         task.priority = priority;
         let created = fleet.tasks.create(&task).await.unwrap();
-        assert_eq!(created.status, Status::Pending);
+        assert_eq!(created.status, TaskStatus::Pending);
     };
     wait("low", "a.b", 0).await;
     wait("old", "a.b", 50).await;
     wait("young", "c.d", 50).await;
     wait("older-lane", "a.b", 50).await;
     wait("high", "c.d", 100).await;
-    let queued = fleet.tasks.list(Some(Status::Pending), 10).await.unwrap();
+    let queued = fleet
+        .tasks
+        .list(Some(TaskStatus::Pending), 10)
+        .await
+        .unwrap();
     let queued: Vec<&str> = queued.iter().map(|task| task.id.as_str()).collect();
     assert_eq!(queued, ["high", "old", "young", "older-lane", "low"]);
     let mut at = "first".to_owned();
     let mut order = Vec::new();
     for _ in 0..5 {
         fleet.complete(&at).await;
-        let held = fleet.tasks.list(Some(Status::Assigned), 10).await.unwrap();
+        let held = fleet
+            .tasks
+            .list(Some(TaskStatus::Assigned), 10)
+            .await
+            .unwrap();
         assert_eq!(held.len(), 1);
         at = held[0].id.clone();
         order.push(at.clone());
@@ -191,7 +202,7 @@ async fn a_task_that_nobody_can_take_stops_none_of_another_lane() {
     }
     fleet.create("second").await;
     fleet.complete("first").await;
-    assert_eq!(fleet.task("second").await.status, Status::Assigned);
+    assert_eq!(fleet.task("second").await.status, TaskStatus::Assigned);
 }
 
 #[tokio::test]
@@ -211,7 +222,7 @@ async fn completing_stores_result_fact_and_publications_in_one_step_and_once() {
         done.unwrap();
     }
     let detail = fleet.tasks.get("t-1").await.unwrap().unwrap();
-    assert_eq!(detail.task.status, Status::Completed);
+    assert_eq!(detail.task.status, TaskStatus::Completed);
     assert_eq!(detail.result, Some(result));
     assert_eq!(fleet.ask::<u32>("XLEN cb:events:x").await, 1);
     assert_eq!(fleet.ask::<u32>("XLEN cb:events:y").await, 1);
@@ -247,7 +258,7 @@ async fn what_can_not_be_published_completes_nothing() {
         Err(CoordinationError::FailedPrecondition(m)) => assert!(m.contains("cb:events:bad")),
         other => panic!("{other:?}"),
     }
-    assert_eq!(fleet.task("t-1").await.status, Status::Assigned);
+    assert_eq!(fleet.task("t-1").await.status, TaskStatus::Assigned);
     assert_eq!(fleet.ask::<u32>("EXISTS cb:events:good").await, 0);
     let result = [vec![0xc6, 0, 0x10, 0, 0], vec![0; 0x10_0000]].concat();
     let refused = fleet.tasks.complete(&assignment, &result, &[]).await;
@@ -287,7 +298,7 @@ async fn only_the_holder_with_its_fence_completes_or_fails_a_task() {
     assert!(!fleet.tasks.holds(&unknown).await.unwrap());
     // Failed on w-1, it is w-2's: the old fence is void, and completing it needs the new one.
     let status = fleet.tasks.fail(&held, "no", true).await.unwrap();
-    assert_eq!(status, Status::Assigned);
+    assert_eq!(status, TaskStatus::Assigned);
     aborted(fleet.tasks.complete(&held, &[0xc0], &[]).await);
     let now = fleet.assignment("t-1").await;
     assert_eq!(now.instance, "w-2");
@@ -309,22 +320,22 @@ async fn a_failure_goes_to_another_then_waits_or_comes_back_and_in_the_end_is_fi
         let failed = fleet.tasks.fail(assignment, "no image", true).await;
         failed.unwrap()
     };
-    assert_eq!(fail(&first).await, Status::Assigned);
+    assert_eq!(fail(&first).await, TaskStatus::Assigned);
     let second = fleet.assignment("t-1").await;
     assert_eq!(second.instance, "w-2");
     // The same again tells how it is, and changes nothing.
-    assert_eq!(fail(&first).await, Status::Assigned);
+    assert_eq!(fail(&first).await, TaskStatus::Assigned);
     assert_eq!(fleet.assignment("t-1").await, second);
     // The other one is full: it comes back to the same.
     fleet.worker("w-1", 0, &["a.b"]).await;
-    assert_eq!(fail(&second).await, Status::Assigned);
+    assert_eq!(fail(&second).await, TaskStatus::Assigned);
     let third = fleet.assignment("t-1").await;
     assert_eq!(
         (third.instance.as_str(), fleet.task("t-1").await.attempt),
         ("w-2", 3)
     );
-    assert_eq!(fail(&third).await, Status::Failed);
-    assert_eq!(fail(&third).await, Status::Failed);
+    assert_eq!(fail(&third).await, TaskStatus::Failed);
+    assert_eq!(fail(&third).await, TaskStatus::Failed);
     let is = fleet.task("t-1").await;
     assert_eq!(is.error.as_deref(), Some("no image"));
     let fact = json!({
@@ -345,15 +356,15 @@ async fn a_permanent_failure_is_final_at_once_and_one_without_room_waits() {
     fleet.worker("w-1", 1, &["a.b", "c.d"]).await;
     fleet.create("t-1").await;
     let long = "é".repeat(2000);
-    assert_eq!(fleet.fail("t-1", &long, false).await, Status::Failed);
+    assert_eq!(fleet.fail("t-1", &long, false).await, TaskStatus::Failed);
     assert_eq!(fleet.task("t-1").await.error.unwrap().len(), 1024);
     // What waits with a higher priority gets the room that the failure makes.
     fleet.create("t-2").await;
     let mut urgent = NewTask::new("urgent", "c.d");
     urgent.priority = 60;
     fleet.tasks.create(&urgent).await.unwrap();
-    assert_eq!(fleet.fail("t-2", "no", true).await, Status::Pending);
-    assert_eq!(fleet.task("urgent").await.status, Status::Assigned);
+    assert_eq!(fleet.fail("t-2", "no", true).await, TaskStatus::Pending);
+    assert_eq!(fleet.task("urgent").await.status, TaskStatus::Assigned);
     let is = fleet.task("t-2").await;
     assert_eq!((is.instance, is.attempt), (None, 1));
     assert_eq!(fleet.slot("w-1").await, (1, 1));
@@ -368,15 +379,15 @@ async fn lists_are_by_status_and_bounded() {
     }
     fleet.complete("t-0").await;
     fleet.fail("t-1", "no", false).await;
-    let list = async |status: Option<Status>, limit| {
+    let list = async |status: Option<TaskStatus>, limit| {
         let tasks = fleet.tasks.list(status, limit).await.unwrap();
         let ids: Vec<String> = tasks.into_iter().map(|task| task.id).collect();
         ids.join(" ")
     };
-    assert_eq!(list(Some(Status::Assigned), 9).await, "t-2 t-3 t-4");
-    assert_eq!(list(Some(Status::Pending), 9).await, "t-5");
-    assert_eq!(list(Some(Status::Completed), 9).await, "t-0");
-    assert_eq!(list(Some(Status::Failed), 9).await, "t-1");
+    assert_eq!(list(Some(TaskStatus::Assigned), 9).await, "t-2 t-3 t-4");
+    assert_eq!(list(Some(TaskStatus::Pending), 9).await, "t-5");
+    assert_eq!(list(Some(TaskStatus::Completed), 9).await, "t-0");
+    assert_eq!(list(Some(TaskStatus::Failed), 9).await, "t-1");
     let all = list(None, 100).await;
     let mut all: Vec<&str> = all.split(' ').collect();
     // Two that ended in the same millisecond may come either way.
@@ -518,7 +529,7 @@ async fn an_inbox_that_is_no_stream_gets_nothing() {
         fleet.create("t-1").await.assigned_to.as_deref(),
         Some("w-2")
     );
-    assert_eq!(fleet.create("t-2").await.status, Status::Pending);
+    assert_eq!(fleet.create("t-2").await.status, TaskStatus::Pending);
     fleet.complete("t-1").await;
     assert_eq!(fleet.task("t-2").await.instance.as_deref(), Some("w-2"));
 }

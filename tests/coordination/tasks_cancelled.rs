@@ -2,7 +2,7 @@
 
 use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::tasks::{MAX_WAITING, MAX_WAITING_BYTES};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -22,11 +22,11 @@ async fn a_task_that_waits_or_is_held_is_cancelled_once_with_its_fact() {
         fleet.tasks.cancel("held", "ordered twice").await.unwrap();
     }
     let held = fleet.task("held").await;
-    assert_eq!(held.status, Status::Cancelled);
+    assert_eq!(held.status, TaskStatus::Cancelled);
     assert_eq!(held.reason.as_deref(), Some("ordered twice"));
     assert_eq!(fleet.task("waits").await.reason, None);
     // Its room went to who waited.
-    assert_eq!(fleet.task("next").await.status, Status::Assigned);
+    assert_eq!(fleet.task("next").await.status, TaskStatus::Assigned);
     assert_eq!(fleet.slot("w-1").await, (1, 1));
     let late = fleet.tasks.complete(&assignment, &[0xc0], &[]).await;
     assert!(
@@ -45,7 +45,11 @@ async fn a_task_that_waits_or_is_held_is_cancelled_once_with_its_fact() {
     assert_eq!(told[1].1["fence"], json!(assignment.fence));
     let counts = fleet.tasks.counts().await.unwrap();
     assert_eq!((counts.cancelled, counts.pending), (2, 0));
-    let listed = fleet.tasks.list(Some(Status::Cancelled), 10).await.unwrap();
+    let listed = fleet
+        .tasks
+        .list(Some(TaskStatus::Cancelled), 10)
+        .await
+        .unwrap();
     assert_eq!(listed.len(), 2);
 }
 
@@ -102,7 +106,7 @@ async fn so_many_tasks_may_wait_and_one_that_need_not_is_taken_all_the_same() {
     fleet.worker("w-1", 1, &["c.d"]).await;
     let other = NewTask::new("other", "c.d");
     let created = fleet.tasks.create(&other).await.unwrap();
-    assert_eq!(created.status, Status::Assigned);
+    assert_eq!(created.status, TaskStatus::Assigned);
     fleet.tasks.cancel("t-0-0", "").await.unwrap();
     fleet.tasks.create(&over).await.unwrap();
 }
@@ -139,16 +143,16 @@ async fn a_failure_that_took_effect_is_answered_the_same_whatever_became_of_the_
     fleet.create("t-1").await;
     let first = fleet.assignment("t-1").await;
     let fail = async |of: &_| fleet.tasks.fail(of, "no", true).await;
-    assert_eq!(fail(&first).await.unwrap(), Status::Assigned);
+    assert_eq!(fail(&first).await.unwrap(), TaskStatus::Assigned);
     let second = fleet.assignment("t-1").await;
-    assert_eq!(fail(&first).await.unwrap(), Status::Assigned);
-    assert_eq!(fail(&second).await.unwrap(), Status::Assigned);
-    assert_eq!(fail(&first).await.unwrap(), Status::Assigned);
+    assert_eq!(fail(&first).await.unwrap(), TaskStatus::Assigned);
+    assert_eq!(fail(&second).await.unwrap(), TaskStatus::Assigned);
+    assert_eq!(fail(&first).await.unwrap(), TaskStatus::Assigned);
     fleet.complete("t-1").await;
     for old in [&first, &second] {
-        assert_eq!(fail(old).await.unwrap(), Status::Assigned);
+        assert_eq!(fail(old).await.unwrap(), TaskStatus::Assigned);
     }
-    assert_eq!(fleet.task("t-1").await.status, Status::Completed);
+    assert_eq!(fleet.task("t-1").await.status, TaskStatus::Completed);
     assert_eq!(fleet.task("t-1").await.attempt, 3);
 }
 
@@ -162,7 +166,7 @@ async fn a_list_misses_no_task_and_has_none_twice_while_they_move() {
     let tasks = fleet.tasks.clone();
     let moving = tokio::spawn(async move {
         loop {
-            let held = tasks.list(Some(Status::Assigned), 5).await.unwrap();
+            let held = tasks.list(Some(TaskStatus::Assigned), 5).await.unwrap();
             if held.is_empty() {
                 return;
             }
@@ -181,7 +185,7 @@ async fn a_list_misses_no_task_and_has_none_twice_while_they_move() {
         let (counts, all) = fleet.tasks.snapshot(None, 1000).await.unwrap();
         let ids: BTreeSet<&String> = all.iter().map(|task| &task.id).collect();
         assert_eq!((ids.len(), all.len()), (300, 300));
-        let pending = all.iter().filter(|task| task.status == Status::Pending);
+        let pending = all.iter().filter(|task| task.status == TaskStatus::Pending);
         assert_eq!(counts.pending, pending.count() as u64);
         looks += 1;
     }
@@ -207,7 +211,11 @@ async fn the_finished_of_one_status_are_found_behind_very_many_of_another() {
         .exec_async(&mut fleet.connection)
         .await
         .unwrap();
-    let failed = fleet.tasks.list(Some(Status::Failed), 10).await.unwrap();
+    let failed = fleet
+        .tasks
+        .list(Some(TaskStatus::Failed), 10)
+        .await
+        .unwrap();
     let ids: Vec<&str> = failed.iter().map(|task| task.id.as_str()).collect();
     assert_eq!(ids, ["failed"]);
 }

@@ -4,7 +4,7 @@ use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::claim::{Claimed, MAX_CLAIMED, MAX_CLAIMED_BYTES};
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::tasks::{Assignment, Tasks};
 use std::collections::BTreeSet;
 
@@ -59,7 +59,7 @@ async fn an_instance_takes_the_most_urgent_then_the_oldest_and_never_above_its_c
         task.priority = priority;
         task.payload = vec![7];
         let created = fleet.tasks.create(&task).await.unwrap();
-        assert_eq!(created.status, Status::Pending, "it takes by itself");
+        assert_eq!(created.status, TaskStatus::Pending, "it takes by itself");
     }
     let first = claimed(&fleet, "x-1", 2, "c-1").await;
     assert_eq!(ids(&first), ["high", "old"]);
@@ -76,9 +76,9 @@ async fn an_instance_takes_the_most_urgent_then_the_oldest_and_never_above_its_c
     assert_eq!(fleet.slot("x-1").await, (4, 4));
     assert_eq!(claim(&fleet, "x-1", 9, "c-3").await, [""; 0], "it is full");
     complete(&fleet.tasks, "x-1", &first[0]).await;
-    assert_eq!(fleet.task("low").await.status, Status::Pending);
+    assert_eq!(fleet.task("low").await.status, TaskStatus::Pending);
     assert_eq!(claim(&fleet, "x-1", 9, "c-4").await, ["low"]);
-    assert_eq!(fleet.task("other").await.status, Status::Pending);
+    assert_eq!(fleet.task("other").await.status, TaskStatus::Pending);
     assert!(!fleet.all_keys().await.contains(&"cb:inbox:x-1".to_owned()));
 }
 
@@ -108,7 +108,11 @@ async fn it_gets_only_what_it_fits_and_what_it_names() {
     assert_eq!(ids(&any.unwrap()), ["other"]);
     assert_eq!(claim(&fleet, "x-1", 9, "c-2").await, ["plain", "demands"]);
     assert_eq!(claim(&fleet, "x-any", 9, "c-2").await, [""; 0]);
-    let waits = fleet.tasks.list(Some(Status::Pending), 10).await.unwrap();
+    let waits = fleet
+        .tasks
+        .list(Some(TaskStatus::Pending), 10)
+        .await
+        .unwrap();
     assert_eq!(waits.len(), 2);
 }
 
@@ -156,7 +160,7 @@ async fn what_it_was_sent_before_its_first_claim_comes_first() {
     assert_eq!(fences[0]["fence"], first[0].fence, "as it was sent");
     // From now on nothing is sent, whatever room there is.
     complete(&fleet.tasks, "x-1", &first[0]).await;
-    assert_eq!(fleet.task("t-4").await.status, Status::Pending);
+    assert_eq!(fleet.task("t-4").await.status, TaskStatus::Pending);
     assert!(fleet.tasks.assign_waiting().await.unwrap().is_empty());
     assert!(external(&fleet, "x-1", 3, &["a.b"]).await.is_empty());
     assert_eq!(fleet.inbox("x-1").await.len(), 3);
@@ -181,7 +185,11 @@ async fn what_is_claimed_is_assigned_and_goes_to_others_with_its_holder() {
         fleet.create(id).await;
     }
     let first = claimed(&fleet, "x-1", 3, "c-1").await;
-    let listed = fleet.tasks.list(Some(Status::Assigned), 10).await.unwrap();
+    let listed = fleet
+        .tasks
+        .list(Some(TaskStatus::Assigned), 10)
+        .await
+        .unwrap();
     assert_eq!(listed.len(), 3);
     assert_eq!(fleet.tasks.counts().await.unwrap().assigned, 3);
     fleet.tasks.cancel("t-3", "").await.unwrap();
@@ -247,7 +255,7 @@ async fn nobody_claims_for_a_worker_or_for_one_who_is_not_there() {
             "{invalid}"
         );
     }
-    assert_eq!(fleet.task("t-1").await.status, Status::Pending);
+    assert_eq!(fleet.task("t-1").await.status, TaskStatus::Pending);
 }
 
 #[tokio::test]

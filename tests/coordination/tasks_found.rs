@@ -2,7 +2,7 @@
 
 use crate::fleet::Fleet;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use std::collections::HashMap;
 
 /// A look at what waits, as often as it takes to get that task to somebody; who that is.
@@ -72,7 +72,11 @@ async fn lanes_that_nobody_can_take_cost_nothing_until_somebody_comes() {
             fleet.create(&format!("{prefix}-{number}")).await;
         }
         for _ in 0..20 {
-            let held = fleet.tasks.list(Some(Status::Assigned), 9).await.unwrap();
+            let held = fleet
+                .tasks
+                .list(Some(TaskStatus::Assigned), 9)
+                .await
+                .unwrap();
             fleet.complete(&held[0].id).await;
         }
         commands(fleet).await
@@ -175,7 +179,7 @@ async fn who_comes_does_not_overtake_who_waits_while_an_instance_fills() {
     filling.await.unwrap();
     let held = fleet
         .tasks
-        .list(Some(Status::Assigned), 1000)
+        .list(Some(TaskStatus::Assigned), 1000)
         .await
         .unwrap();
     assert_eq!(held.len(), 300);

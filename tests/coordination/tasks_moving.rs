@@ -3,7 +3,7 @@
 use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::protocol::keys::Keys;
 use serde_json::json;
 
@@ -14,7 +14,7 @@ async fn create(fleet: &Fleet, count: usize) {
     }
 }
 
-async fn ids(fleet: &Fleet, status: Status) -> Vec<String> {
+async fn ids(fleet: &Fleet, status: TaskStatus) -> Vec<String> {
     let tasks = fleet.tasks.list(Some(status), 1000).await.unwrap();
     let mut ids: Vec<String> = tasks.into_iter().map(|task| task.id).collect();
     ids.sort();
@@ -44,7 +44,7 @@ async fn whoever_registers_gets_what_waits_for_it_in_the_same_step() {
     assert_eq!(fleet.slot("w-1").await, (4, 1));
     fleet.complete("t-000").await;
     assert_eq!(fleet.slot("w-1").await, (3, 1));
-    assert_eq!(ids(&fleet, Status::Pending).await, ["other", "t-004"]);
+    assert_eq!(ids(&fleet, TaskStatus::Pending).await, ["other", "t-004"]);
     // Another capability, another role.
     assert_eq!(fleet.worker("w-2", 9, &["c.d"]).await.assigned, ["other"]);
     let none = fleet.register("w-3", &["gpu"]).await.assigned;
@@ -76,7 +76,7 @@ async fn who_unregisters_leaves_its_tasks_to_others_under_higher_fences() {
     let after = fleet.assignment("t-000").await;
     assert_eq!(after.instance, "w-2");
     assert!(after.fence > before.fence);
-    assert_eq!(ids(&fleet, Status::Pending).await, ["t-003"]);
+    assert_eq!(ids(&fleet, TaskStatus::Pending).await, ["t-003"]);
     assert_eq!(
         (fleet.slot("w-1").await, fleet.slot("w-2").await),
         ((0, 0), (3, 3))
@@ -113,10 +113,10 @@ async fn a_loss_moves_tasks_on_and_fails_those_on_their_last_attempt() {
         (urgent.instance.as_deref(), urgent.attempt),
         (Some("w-2"), 2)
     );
-    assert_eq!(ids(&fleet, Status::Pending).await, ["t-000", "t-001"]);
+    assert_eq!(ids(&fleet, TaskStatus::Pending).await, ["t-000", "t-001"]);
     assert_eq!(fleet.task("t-000").await.attempt, 1);
     let failed = fleet.task("t-last").await;
-    assert_eq!(failed.status, Status::Failed);
+    assert_eq!(failed.status, TaskStatus::Failed);
     assert!(failed.error.unwrap().contains("w-1"));
     let mut facts = fleet.facts().await;
     facts.retain(|(name, _)| name != "task.created");
@@ -184,7 +184,7 @@ async fn a_process_that_begins_anew_costs_what_it_held_an_attempt() {
     assert_eq!(back.assigned, ["killer"]);
     assert!(fleet.assignment("killer").await.fence > before.fence);
     assert_eq!(fleet.tasks.release("w-1").await.unwrap(), 0);
-    assert_eq!(fleet.task("killer").await.status, Status::Failed);
+    assert_eq!(fleet.task("killer").await.status, TaskStatus::Failed);
     assert_eq!(fleet.tasks.release("nobody").await.unwrap(), 0);
 }
 
@@ -227,7 +227,7 @@ async fn an_expired_holder_may_complete_until_it_is_lost_but_gets_nothing() {
     create(&fleet, 2).await;
     fleet.expire("w-1").await;
     fleet.complete("t-000").await;
-    assert_eq!(fleet.task("t-001").await.status, Status::Pending);
+    assert_eq!(fleet.task("t-001").await.status, TaskStatus::Pending);
     assert!(fleet.tasks.assign_waiting().await.unwrap().is_empty());
 }
 
@@ -238,9 +238,9 @@ async fn one_that_retires_gets_nothing_and_keeps_what_it_has() {
     create(&fleet, 1).await;
     fleet.tasks.retire("w-1").await.unwrap();
     fleet.tasks.retire("nobody").await.unwrap();
-    assert_eq!(fleet.create("t-1").await.status, Status::Pending);
+    assert_eq!(fleet.create("t-1").await.status, TaskStatus::Pending);
     fleet.complete("t-000").await;
-    assert_eq!(fleet.task("t-1").await.status, Status::Pending);
+    assert_eq!(fleet.task("t-1").await.status, TaskStatus::Pending);
     assert_eq!(fleet.slot("w-1").await, (0, 0));
     assert_eq!(fleet.slot("nobody").await, (0, 0));
     assert_eq!(fleet.worker("w-1", 2, &["a.b"]).await.assigned, ["t-1"]);

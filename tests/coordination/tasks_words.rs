@@ -4,7 +4,7 @@ use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::MAX_WAITING_BYTES;
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::tasks::update::Change;
 use serde_json::json;
 
@@ -23,7 +23,11 @@ fn is_aborted<T: std::fmt::Debug>(done: Result<T, CoordinationError>) {
 }
 
 async fn waiting(fleet: &Fleet) -> Vec<String> {
-    let waits = fleet.tasks.list(Some(Status::Pending), 100).await.unwrap();
+    let waits = fleet
+        .tasks
+        .list(Some(TaskStatus::Pending), 100)
+        .await
+        .unwrap();
     waits.into_iter().map(|task| task.id).collect()
 }
 
@@ -45,7 +49,7 @@ async fn a_task_goes_to_whom_somebody_names_under_a_higher_fence() {
     let placed = fleet.tasks.assign("t-1", "w-2", "e-1").await.unwrap();
     assert_eq!(
         (placed.status, placed.assigned_to.as_deref()),
-        (Status::Assigned, Some("w-2"))
+        (TaskStatus::Assigned, Some("w-2"))
     );
     assert!(placed.fence > Some(before.fence));
     assert_eq!(fleet.task("t-1").await.attempt, 1, "nobody failed");
@@ -105,7 +109,7 @@ async fn room_role_and_capabilities_hold_against_everybodys_word_and_it_is_said_
     let mut task = NewTask::new("t-1", "a.b");
     task.requires = vec!["c.d".into()];
     let created = fleet.tasks.create(&task).await.unwrap();
-    assert_eq!(created.status, Status::Pending);
+    assert_eq!(created.status, TaskStatus::Pending);
     for (instance, why) in [
         ("full", "no room: it holds as many tasks as its capacity, 1"),
         ("other-role", "the role"),
@@ -122,7 +126,7 @@ async fn room_role_and_capabilities_hold_against_everybodys_word_and_it_is_said_
             "{said}"
         );
     }
-    assert_eq!(fleet.task("t-1").await.status, Status::Pending);
+    assert_eq!(fleet.task("t-1").await.status, TaskStatus::Pending);
     // One that named no capabilities takes any kind.
     fleet
         .tasks
@@ -143,13 +147,16 @@ async fn a_task_that_is_taken_away_goes_to_another_or_waits_and_its_holder_gets_
     let first = fleet.assignment("t-1").await;
     // Nobody else can take it: the holder gets the other one.
     let placed = fleet.tasks.unassign("t-1", "e-1").await.unwrap();
-    assert_eq!((placed.status, placed.assigned_to), (Status::Pending, None));
+    assert_eq!(
+        (placed.status, placed.assigned_to),
+        (TaskStatus::Pending, None)
+    );
     assert_eq!(fleet.assignment("t-2").await.instance, "w-1");
     assert_eq!(fleet.task("t-1").await.attempt, 0, "nobody failed");
     is_aborted(fleet.tasks.complete(&first, &[0xc0], &[]).await);
     // One that waits is left as it is.
     let same = fleet.tasks.unassign("t-1", "e-2").await.unwrap();
-    assert_eq!(same.status, Status::Pending);
+    assert_eq!(same.status, TaskStatus::Pending);
     // Then it is scheduled as usual.
     fleet.complete("t-2").await;
     let second = fleet.assignment("t-1").await;
@@ -216,7 +223,7 @@ async fn a_new_priority_keeps_the_age() {
         ..Change::default()
     };
     let placed = fleet.tasks.update("b", &to(50), "e-1").await.unwrap();
-    assert_eq!(placed.status, Status::Pending);
+    assert_eq!(placed.status, TaskStatus::Pending);
     assert_eq!(waiting(&fleet).await, ["d", "a", "b", "c"]);
     fleet.tasks.update("d", &to(0), "e-2").await.unwrap();
     assert_eq!(waiting(&fleet).await, ["a", "b", "c", "d"]);

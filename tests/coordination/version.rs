@@ -4,7 +4,7 @@ use crate::batches::{LEASE, asker, batches, failed, ok, wanted};
 use crate::fleet::Fleet;
 use crate::support::{Redis, users};
 use convoke::connect::connector::Connector;
-use convoke::coordination::ballots::ballot::{Status, Vote};
+use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::batches::{Acquired, Advanced};
 use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
@@ -320,13 +320,13 @@ async fn each_vote_and_each_end_of_a_ballot_raises_it() {
         };
         fleet.ballots.vote(&vote).await.unwrap().status
     };
-    assert_eq!(vote("d", "w-1", 60_000).await, Status::Open);
+    assert_eq!(vote("d", "w-1", 60_000).await, BallotStatus::Open);
     watch.rose("opened").await;
-    assert_eq!(vote("d", "w-1", 60_000).await, Status::Open);
+    assert_eq!(vote("d", "w-1", 60_000).await, BallotStatus::Open);
     watch.stayed("the same vote").await;
-    assert_eq!(vote("d", "w-2", 60_000).await, Status::Open);
+    assert_eq!(vote("d", "w-2", 60_000).await, BallotStatus::Open);
     watch.rose("another vote").await;
-    assert_eq!(vote("d", "w-3", 60_000).await, Status::Decided);
+    assert_eq!(vote("d", "w-3", 60_000).await, BallotStatus::Decided);
     watch.rose("decided").await;
     vote("d", "w-4", 60_000).await;
     watch.stayed("too late").await;
@@ -336,7 +336,7 @@ async fn each_vote_and_each_end_of_a_ballot_raises_it() {
         let ballots = fleet.ballots.list(10).await.unwrap();
         ballots
             .iter()
-            .any(|ballot| ballot.status == Status::Expired)
+            .any(|ballot| ballot.status == BallotStatus::Expired)
     })
     .await;
     watch.rose("expired by time alone").await;

@@ -1,6 +1,6 @@
 //! What ballots promise, as a model, and a search for an order of calls that the model allows.
 
-use convoke::coordination::ballots::ballot::{Status, Vote};
+use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::ballots::{Ballots, Voted};
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::Instances;
@@ -70,17 +70,17 @@ impl ModelBallot {
         values.find(|&value| self.support(value) >= self.quorum())
     }
 
-    pub(crate) fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> BallotStatus {
         let leading = self.votes.values().map(|&value| self.support(value)).max();
         let left = self.electorate.len() - self.votes.len();
         if self.decision().is_some() {
-            Status::Decided
+            BallotStatus::Decided
         } else if leading.unwrap_or(0) + left < self.quorum() {
-            Status::Deadlocked
+            BallotStatus::Deadlocked
         } else if self.expired {
-            Status::Expired
+            BallotStatus::Expired
         } else {
-            Status::Open
+            BallotStatus::Open
         }
     }
 
@@ -150,7 +150,7 @@ impl World {
         match ballot.votes.get(&voter) {
             Some(&said) if said != value => Answer::OtherValue,
             Some(_) => Answer::State(ballot.state(true)),
-            None if ballot.status() != Status::Open => Answer::State(ballot.state(false)),
+            None if ballot.status() != BallotStatus::Open => Answer::State(ballot.state(false)),
             None => {
                 ballot.votes.insert(voter, value);
                 Answer::State(ballot.state(true))

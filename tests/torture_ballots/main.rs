@@ -8,7 +8,7 @@ mod support;
 
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
-use convoke::coordination::ballots::ballot::Status;
+use convoke::coordination::ballots::ballot::BallotStatus;
 use convoke::coordination::instances::Instances;
 use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
@@ -57,7 +57,11 @@ fn next(site: u8, dice: &mut fastrand::Rng) -> Op {
 }
 
 /// One ballot in a namespace of its own: the calls and what the server has in the end.
-async fn one(connectors: Arc<Vec<Connector>>, url: String, number: u32) -> (usize, usize, Status) {
+async fn one(
+    connectors: Arc<Vec<Connector>>,
+    url: String,
+    number: u32,
+) -> (usize, usize, BallotStatus) {
     let keys = Keys::new(&format!("b{number}")).unwrap();
     let time = Arc::new(AtomicU64::new(1));
     let mut calls = Vec::new();
@@ -133,7 +137,7 @@ async fn settled(
     url: &str,
     all_ballots: &Ballots,
     ends: &std::collections::HashSet<World>,
-) -> Status {
+) -> BallotStatus {
     let shown = all_ballots.show(ballots::DECISION).await.unwrap();
     let shown = shown.expect("one of the many calls opened it");
     let votes: Vec<(u8, u8)> = shown
@@ -179,14 +183,14 @@ async fn settled(
         })
         .collect();
     match shown.ballot.status {
-        Status::Open | Status::Expired => assert!(facts.is_empty()),
+        BallotStatus::Open | BallotStatus::Expired => assert!(facts.is_empty()),
         status => {
             assert_eq!(facts.len(), 1, "{facts:?}");
             let kind = format!("quorum.{}", status.as_str());
             assert_eq!(facts[0].get("type"), Some(kind.as_bytes()));
         }
     }
-    if shown.ballot.status == Status::Decided {
+    if shown.ballot.status == BallotStatus::Decided {
         let value = shown.ballot.value.clone().unwrap();
         let support = votes.iter().filter(|(_, v)| [*v] == value[..]).count() as u64;
         assert!(support >= shown.ballot.quorum);

@@ -7,7 +7,7 @@ use convoke::client::Client;
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
 use convoke::coordination::batches::Batches;
-use convoke::coordination::batches::batch::{Batch, Status};
+use convoke::coordination::batches::batch::{Batch, BatchStatus};
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::settings::RedisUrl;
 use convoke::streams::read::entries_of;
@@ -89,7 +89,7 @@ impl Load {
         let mut found = Vec::new();
         for number in self.open.clone() {
             match self.batches.find(&id(number)).await.unwrap() {
-                Some(batch) if batch.status == Status::Completed => {
+                Some(batch) if batch.status == BatchStatus::Completed => {
                     self.open.remove(&number);
                 }
                 Some(batch) => found.push(batch),
@@ -166,7 +166,7 @@ async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_
                         client.ask(number).await;
                     }
                     let now = batches.find(&victim.id).await.unwrap().unwrap();
-                    now.fence > victim.fence || now.status == Status::Completed
+                    now.fence > victim.fence || now.status == BatchStatus::Completed
                 }
             })
             .await;

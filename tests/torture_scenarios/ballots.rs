@@ -3,7 +3,7 @@
 use crate::run::Scenario;
 use crate::support::ballots::{Answer, Claim, DECISION, HOLDERS, Op, World as Rule, id, perform};
 use crate::world::{DAY, HOUR, SECOND, Tail, World, fact};
-use convoke::coordination::ballots::ballot::{DEFAULT_EXPIRES_IN_MS, Status};
+use convoke::coordination::ballots::ballot::{BallotStatus, DEFAULT_EXPIRES_IN_MS};
 use convoke::coordination::ballots::{Ballots, KEPT};
 use convoke::coordination::instances::Instances;
 use proptest::prelude::*;
@@ -22,7 +22,7 @@ pub(crate) struct Scene {
     decided: Option<u8>,
     broadcast: Tail,
     /// Ends of ballots that were not told yet.
-    ended: Vec<Status>,
+    ended: Vec<BallotStatus>,
 }
 
 #[derive(Default)]
@@ -46,7 +46,7 @@ impl Scene {
         }
     }
 
-    fn status(&self) -> Option<Status> {
+    fn status(&self) -> Option<BallotStatus> {
         self.rule.ballot.as_ref().map(|ballot| ballot.status())
     }
 
@@ -69,13 +69,15 @@ impl Scene {
                         is_over,
                     };
                 }
-                if before != is && matches!(is, Some(Status::Decided | Status::Deadlocked)) {
+                if before != is
+                    && matches!(is, Some(BallotStatus::Decided | BallotStatus::Deadlocked))
+                {
                     self.ballot.kept = now + kept;
                     self.ended.extend(is);
                 }
                 // Those who are refused do not change it.
                 let counts = matches!(answer, Answer::State(_));
-                self.ballot.is_over |= counts && is == Some(Status::Expired);
+                self.ballot.is_over |= counts && is == Some(BallotStatus::Expired);
             }
         }
         answer

@@ -5,7 +5,7 @@ use crate::support::until;
 use crate::{client, connector};
 use convoke::client::publish::Outgoing;
 use convoke::coordination::batches::Batches;
-use convoke::coordination::batches::batch::Status;
+use convoke::coordination::batches::batch::BatchStatus;
 use convoke::protocol::keys::Keys;
 use serde_json::json;
 use std::ops::Range;
@@ -67,7 +67,7 @@ impl Running {
             until(&format!("{id} is completed"), || async {
                 let found = self.0.find(id).await.ok().flatten();
                 found.is_some_and(|batch| {
-                    let completed = batch.status == Status::Completed;
+                    let completed = batch.status == BatchStatus::Completed;
                     assert!(!completed || batch.processed == total, "{batch:?}");
                     completed
                 })

@@ -4,7 +4,7 @@ use crate::batches::{Runs, adding, batch, batches, ids, process, started, until_
 use crate::rig::Rig;
 use crate::support::{Redis, until};
 use convoke::client::publish::Outgoing;
-use convoke::coordination::batches::batch::Status;
+use convoke::coordination::batches::batch::BatchStatus;
 use convoke::protocol::error::Code;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
@@ -70,7 +70,7 @@ async fn a_batch_that_a_drained_worker_leaves_to_nobody_waits_for_whoever_comes(
         let left = batches(&rig).find("b-1").await.unwrap().unwrap();
         assert_eq!(
             (left.status, left.expires_at),
-            (Status::Running, 0),
+            (BatchStatus::Running, 0),
             "{mode}"
         );
         assert_eq!(rig.pending("cb:events:system").await, 1, "{mode}");
@@ -78,7 +78,7 @@ async fn a_batch_that_a_drained_worker_leaves_to_nobody_waits_for_whoever_comes(
         let done = until_done(&rig, "b-1", 200).await;
         assert_eq!(
             (done.status, done.processed),
-            (Status::Completed, 200),
+            (BatchStatus::Completed, 200),
             "{mode}"
         );
         assert_eq!(done.processor_id, "heir", "{mode}");
@@ -197,7 +197,7 @@ async fn a_batch_outlives_a_restart_of_the_server() {
         let done = until_done(&rig, "b-1", 100).await;
         assert_eq!(
             (done.status, done.processed),
-            (Status::Completed, 100),
+            (BatchStatus::Completed, 100),
             "{mode}"
         );
         assert_eq!(rig.entries("cb:events:effect").await.len(), 100, "{mode}");
@@ -249,7 +249,7 @@ async fn a_batch_that_makes_progress_never_becomes_poison() {
     })
     .await;
     let done = until_done(&rig, "b-1", 60).await;
-    assert_eq!((done.status, done.processed), (Status::Completed, 60));
+    assert_eq!((done.status, done.processed), (BatchStatus::Completed, 60));
     until("it is acknowledged", || async {
         pending().await.is_empty()
     })

@@ -4,7 +4,7 @@ use crate::rig::{Rig, Running, text};
 use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::coordination::batches::Batches;
-use convoke::coordination::batches::batch::{Batch, Status};
+use convoke::coordination::batches::batch::{Batch, BatchStatus};
 use convoke::handler::policy::RetryPolicy;
 use convoke::protocol::error::Code;
 use convoke::worker::builder::Builder;
@@ -376,13 +376,18 @@ async fn any_number_of_long_batches_delays_no_heartbeat() {
         rig.ask("system.heartbeat", &beat).await.unwrap();
     }
     let listed = batches.list(100).await.unwrap();
-    assert!(listed.len() == 16 && listed.iter().all(|batch| batch.status == Status::Running));
+    assert!(
+        listed.len() == 16
+            && listed
+                .iter()
+                .all(|batch| batch.status == BatchStatus::Running)
+    );
     open.cancel();
     until("all of them", || async {
         let listed = batches.list(100).await.unwrap();
         listed
             .iter()
-            .filter(|batch| batch.status == Status::Completed)
+            .filter(|batch| batch.status == BatchStatus::Completed)
             .count()
             == 60
     })

@@ -5,7 +5,7 @@ use crate::rig::{Rig, text};
 use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
-use convoke::coordination::batches::batch::Status;
+use convoke::coordination::batches::batch::BatchStatus;
 use convoke::protocol::error::Code;
 use convoke::settings::Settings;
 use convoke::worker::builder::Builder;
@@ -125,7 +125,7 @@ async fn an_item_waits_for_an_open_circuit_and_no_longer_than_its_deadline() {
     let batch = batches(&rig).find("b-1").await.unwrap().unwrap();
     assert_eq!(
         (batch.status, batch.processed, batch.failed),
-        (Status::Running, 0, 1)
+        (BatchStatus::Running, 0, 1)
     );
     running.stop().await;
     let policy = Policy::new().circuit(1, Duration::from_secs(3600));
@@ -167,7 +167,7 @@ async fn a_batch_that_waits_for_its_turn_keeps_its_lease_and_is_given_back_by_wh
     let stops = tokio::spawn(first.stop());
     until("the other one ran it", || async {
         let found = batches(&rig).find("b-1").await.unwrap();
-        found.is_some_and(|batch| batch.status == Status::Completed)
+        found.is_some_and(|batch| batch.status == BatchStatus::Completed)
     })
     .await;
     assert!(!stops.is_finished(), "what ran before runs on");

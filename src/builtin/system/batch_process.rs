@@ -10,7 +10,7 @@ use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::silence::Answers;
 use crate::coordination::batches;
-use crate::coordination::batches::batch::{Failure, Mode, Status, Wanted};
+use crate::coordination::batches::batch::{BatchStatus, Failure, Mode, Wanted};
 use crate::coordination::batches::leases::Leases;
 use crate::coordination::batches::{Acquired, Asker, Batches};
 use crate::coordination::error::CoordinationError;
@@ -128,7 +128,7 @@ pub struct Processed {
     items_failed: u64,
     total: u64,
     fence: u64,
-    status: Status,
+    status: BatchStatus,
     /// The first failures of a completed batch.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     failures: Vec<Failure>,
@@ -177,13 +177,13 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
         let acquired = runner.batches.acquire(&wanted, asker).await;
         match acquired.map_err(CoordinationError::into_handler_error)? {
             Acquired::Completed(progress) => {
-                return answer(&runner, &wanted, progress, Status::Completed).await;
+                return answer(&runner, &wanted, progress, BatchStatus::Completed).await;
             }
             Acquired::Busy {
                 progress,
                 same_event: false,
                 ..
-            } => return answer(&runner, &wanted, progress, Status::Running).await,
+            } => return answer(&runner, &wanted, progress, BatchStatus::Running).await,
             // The same request again, such as after a retry: its answer is the result.
             Acquired::Busy { left, .. } if place.is_some() && !draining => {
                 let pause = left.clamp(Duration::from_millis(10), Duration::from_secs(1));
@@ -216,7 +216,7 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
                     Ok(()) => Ok(holding.progress().clone()),
                     Err(stop) => Err(leave(holding, stop, &event).await),
                 };
-                return answer(&runner, &wanted, ended?, Status::Completed).await;
+                return answer(&runner, &wanted, ended?, BatchStatus::Completed).await;
             }
             Acquired::Free | Acquired::Busy { .. } => {
                 return Err(match (can_run, draining) {
@@ -254,10 +254,10 @@ async fn answer(
     runner: &Runner,
     wanted: &Wanted,
     progress: batches::Progress,
-    status: Status,
+    status: BatchStatus,
 ) -> Result<Processed, HandlerError> {
     let failures = match status {
-        Status::Completed if progress.failed > 0 => runner
+        BatchStatus::Completed if progress.failed > 0 => runner
             .batches
             .failures(wanted.id())
             .await
@@ -265,7 +265,7 @@ async fn answer(
         _ => Vec::new(),
     };
     Ok(Processed {
-        processed: status == Status::Completed,
+        processed: status == BatchStatus::Completed,
         processor_id: progress.processor_id,
         items_processed: progress.processed,
         items_failed: progress.failed,

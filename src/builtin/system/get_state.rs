@@ -1,4 +1,4 @@
-use crate::builtin::system::quorum_vote::{BallotStatus, decoded};
+use crate::builtin::system::quorum_vote::{StatusName, decoded};
 use crate::builtin::task::Shown;
 use crate::coordination::ballots::Ballots;
 use crate::coordination::ballots::ballot::Ballot;
@@ -174,7 +174,7 @@ impl From<Batch> for BatchState {
 #[derive(Debug, Serialize, JsonSchema)]
 struct Decision {
     decision: String,
-    status: BallotStatus,
+    status: StatusName,
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

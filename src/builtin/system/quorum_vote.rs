@@ -1,6 +1,6 @@
 use crate::builtin::system::encoded;
 use crate::coordination::ballots::Ballots;
-use crate::coordination::ballots::ballot::{DEFAULT_EXPIRES_IN_MS, Status, Vote};
+use crate::coordination::ballots::ballot::{BallotStatus, DEFAULT_EXPIRES_IN_MS, Vote};
 use crate::coordination::error::CoordinationError;
 use crate::{Context, HandlerError};
 use rmpv::Value;
@@ -30,20 +30,20 @@ fn five_minutes() -> u64 {
 /// How a ballot stands.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum BallotStatus {
+pub(super) enum StatusName {
     Open,
     Decided,
     Deadlocked,
     Expired,
 }
 
-impl From<Status> for BallotStatus {
-    fn from(status: Status) -> Self {
+impl From<BallotStatus> for StatusName {
+    fn from(status: BallotStatus) -> Self {
         match status {
-            Status::Open => BallotStatus::Open,
-            Status::Decided => BallotStatus::Decided,
-            Status::Deadlocked => BallotStatus::Deadlocked,
-            Status::Expired => BallotStatus::Expired,
+            BallotStatus::Open => StatusName::Open,
+            BallotStatus::Decided => StatusName::Decided,
+            BallotStatus::Deadlocked => StatusName::Deadlocked,
+            BallotStatus::Expired => StatusName::Expired,
         }
     }
 }
@@ -63,7 +63,7 @@ pub(super) struct QuorumVoted {
     quorum: u64,
     /// Instances that may vote.
     electorate: u64,
-    status: BallotStatus,
+    status: StatusName,
 }
 
 pub(super) async fn quorum_vote(
@@ -84,7 +84,7 @@ pub(super) async fn quorum_vote(
         .map_err(CoordinationError::into_handler_error)?;
     Ok(QuorumVoted {
         voted: voted.voted,
-        quorum_reached: voted.status == Status::Decided,
+        quorum_reached: voted.status == BallotStatus::Decided,
         final_decision: voted.decision.as_deref().map(decoded).transpose()?,
         vote_count: voted.vote_count,
         quorum: voted.quorum,

@@ -1,7 +1,7 @@
 use crate::builtin::task::Shown;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::Tasks;
-use crate::coordination::tasks::task::Status;
+use crate::coordination::tasks::task::TaskStatus;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -70,7 +70,7 @@ pub(super) async fn list(context: Context, event: List) -> Result<Listed, Handle
     let status = event
         .status
         .as_deref()
-        .map(str::parse::<Status>)
+        .map(str::parse::<TaskStatus>)
         .transpose();
     let status = status.map_err(CoordinationError::into_handler_error)?;
     let tasks = context

@@ -10,7 +10,7 @@ use super::row::{Content, Row};
 use super::sample::{Focus, Opened, Others, Sample};
 use super::state::{Key, Mode, Panel, State};
 use crate::cli::output::printable;
-use convoke::coordination::ballots::ballot::{Ballot, Status};
+use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
 use convoke::coordination::batches::batch::Batch;
 use convoke::coordination::instances::instance::Instance;
 use convoke::coordination::instances::roster::{Census, Condition};
@@ -119,7 +119,7 @@ fn sample(at: u64) -> Sample {
     });
     sample.ballots.push(Ballot {
         decision: "upgrade-42".into(),
-        status: Status::Open,
+        status: BallotStatus::Open,
         role: None,
         vote_count: 1,
         leading: 1,

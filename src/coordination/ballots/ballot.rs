@@ -82,7 +82,7 @@ pub(crate) fn check_decision(decision: &str) -> Result<(), CoordinationError> {
 
 /// How a ballot stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Status {
+pub enum BallotStatus {
     /// Votes are counted.
     Open,
     /// A value has quorum.
@@ -93,23 +93,23 @@ pub enum Status {
     Expired,
 }
 
-impl Status {
+impl BallotStatus {
     /// The name on the bus.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Status::Open => "open",
-            Status::Decided => "decided",
-            Status::Deadlocked => "deadlocked",
-            Status::Expired => "expired",
+            BallotStatus::Open => "open",
+            BallotStatus::Decided => "decided",
+            BallotStatus::Deadlocked => "deadlocked",
+            BallotStatus::Expired => "expired",
         }
     }
 
-    pub(crate) fn from_name(name: &str) -> Option<Status> {
+    pub(crate) fn from_name(name: &str) -> Option<BallotStatus> {
         [
-            Status::Open,
-            Status::Decided,
-            Status::Deadlocked,
-            Status::Expired,
+            BallotStatus::Open,
+            BallotStatus::Decided,
+            BallotStatus::Deadlocked,
+            BallotStatus::Expired,
         ]
         .into_iter()
         .find(|status| status.as_str() == name)
@@ -122,7 +122,7 @@ pub struct Ballot {
     /// The name of what is decided.
     pub decision: String,
     /// How it stands.
-    pub status: Status,
+    pub status: BallotStatus,
     /// The role whose holders may vote; without one all instances that were active.
     pub role: Option<String>,
     /// Votes that were counted, for whatever value.
@@ -155,8 +155,8 @@ impl Ballot {
         };
         let number = |name: &str| text(name).parse::<u64>().ok();
         let expires_at = number("expires_at")?;
-        let (status, ended_at) = match Status::from_name(text("status"))? {
-            Status::Open if expires_at <= now => (Status::Expired, Some(expires_at)),
+        let (status, ended_at) = match BallotStatus::from_name(text("status"))? {
+            BallotStatus::Open if expires_at <= now => (BallotStatus::Expired, Some(expires_at)),
             status => (status, number("ended_at")),
         };
         Some(Ballot {

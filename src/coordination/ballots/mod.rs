@@ -45,7 +45,9 @@ use crate::connect::clock::ServerTime;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::script_with;
-use crate::coordination::ballots::ballot::{Ballot, EXPIRES_IN_MS, Status, Vote, check_decision};
+use crate::coordination::ballots::ballot::{
+    Ballot, BallotStatus, EXPIRES_IN_MS, Vote, check_decision,
+};
 use crate::protocol::keys::Keys;
 use redis::Script;
 use std::collections::HashMap;
@@ -83,7 +85,7 @@ pub struct Voted {
     /// Whether this vote is counted, by this call or by an earlier one.
     pub voted: bool,
     /// How the ballot stands.
-    pub status: Status,
+    pub status: BallotStatus,
     /// What was decided: canonical MessagePack.
     pub decision: Option<Vec<u8>>,
     /// Votes that were counted, for whatever value.
@@ -171,7 +173,7 @@ impl Ballots {
         match answer.as_str() {
             "state" => Ok(Voted {
                 voted,
-                status: Status::from_name(&status).ok_or(SHAPE)?,
+                status: BallotStatus::from_name(&status).ok_or(SHAPE)?,
                 decision: decided,
                 vote_count,
                 quorum,

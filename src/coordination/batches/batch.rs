@@ -48,7 +48,7 @@ impl Mode {
 /// How far a batch is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Status {
+pub enum BatchStatus {
     /// Items are missing.
     #[default]
     Running,
@@ -56,12 +56,12 @@ pub enum Status {
     Completed,
 }
 
-impl Status {
+impl BatchStatus {
     /// The name on the bus.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Status::Running => "running",
-            Status::Completed => "completed",
+            BatchStatus::Running => "running",
+            BatchStatus::Completed => "completed",
         }
     }
 }
@@ -161,7 +161,7 @@ pub struct Batch {
     /// Who runs the items.
     pub mode: Mode,
     /// How far it is.
-    pub status: Status,
+    pub status: BatchStatus,
     /// The instance that holds it, or held it last.
     pub processor_id: String,
     /// Items that succeeded.
@@ -209,8 +209,8 @@ impl Batch {
                 _ => Mode::Exclusive,
             },
             status: match text("status") {
-                "completed" => Status::Completed,
-                _ => Status::Running,
+                "completed" => BatchStatus::Completed,
+                _ => BatchStatus::Running,
             },
             processor_id: text("processor").to_owned(),
             processed: number("processed"),

@@ -3,7 +3,7 @@
 use crate::coordination::bounds::invalid;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::Tasks;
-use crate::coordination::tasks::task::{Status, Task, check_task_id};
+use crate::coordination::tasks::task::{Task, TaskStatus, check_task_id};
 use redis::Script;
 use std::sync::LazyLock;
 
@@ -84,7 +84,7 @@ impl Tasks {
     /// `Invalid` if `limit` is over [`MAX_LISTED`]; `Bus` else.
     pub async fn list(
         &self,
-        status: Option<Status>,
+        status: Option<TaskStatus>,
         limit: usize,
     ) -> Result<Vec<Task>, CoordinationError> {
         Ok(self.snapshot(status, limit).await?.1)
@@ -96,7 +96,7 @@ impl Tasks {
     /// As [`list`](Self::list).
     pub async fn snapshot(
         &self,
-        status: Option<Status>,
+        status: Option<TaskStatus>,
         limit: usize,
     ) -> Result<(TaskCounts, Vec<Task>), CoordinationError> {
         if limit > MAX_LISTED {
@@ -113,7 +113,7 @@ impl Tasks {
                 .key(&keys.queue)
                 .key(&keys.done)
                 .key(&keys.counts)
-                .arg(status.map_or("", Status::as_str))
+                .arg(status.map_or("", TaskStatus::as_str))
                 .arg(limit - tasks.len())
                 .arg(&after)
                 .arg(PAGE);

@@ -56,7 +56,7 @@ use crate::connect::connector::Connector;
 use crate::coordination::bounds::check_id;
 use crate::coordination::tasks::assignment::{Inboxes, Named, TRIES};
 use crate::coordination::tasks::task::{
-    NewTask, Status, Task, bounded, check_task_id, check_value,
+    NewTask, Task, TaskStatus, bounded, check_task_id, check_value,
 };
 use crate::protocol::event::Entry;
 use crate::protocol::keys::Keys;
@@ -105,7 +105,7 @@ pub struct Tasks {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Created {
     /// How the task is now.
-    pub status: Status,
+    pub status: TaskStatus,
     /// Who holds it.
     pub assigned_to: Option<String>,
 }
@@ -293,7 +293,7 @@ impl Tasks {
         assignment: &Assignment,
         error: &str,
         retryable: bool,
-    ) -> Result<Status, CoordinationError> {
+    ) -> Result<TaskStatus, CoordinationError> {
         assignment.check()?;
         let mut inboxes = self.named.inboxes().without(&assignment.instance);
         for _ in 0..TRIES {
@@ -448,7 +448,7 @@ impl Tasks {
     pub async fn holds(&self, assignment: &Assignment) -> Result<bool, CoordinationError> {
         let task = self.record(&assignment.task).await?;
         Ok(task.is_some_and(|task: Task| {
-            task.status == Status::Assigned
+            task.status == TaskStatus::Assigned
                 && task.instance.as_deref() == Some(&assignment.instance)
                 && task.fence == Some(assignment.fence)
         }))

@@ -3,7 +3,7 @@
 use crate::coordination::bounds::check_id;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::assignment::{self, TRIES};
-use crate::coordination::tasks::task::{Status, check_task_id};
+use crate::coordination::tasks::task::{TaskStatus, check_task_id};
 use crate::coordination::tasks::{Tasks, contended, not_found};
 use redis::Script;
 use std::sync::LazyLock;
@@ -20,7 +20,7 @@ pub(super) type Answered = (String, String, String, u64, String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placed {
     /// How the task is now.
-    pub status: Status,
+    pub status: TaskStatus,
     /// Who holds it.
     pub assigned_to: Option<String>,
     /// The number under which it was last assigned.

@@ -32,7 +32,7 @@ const NIL: &[u8] = &[0xc0];
 /// How far a task is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Status {
+pub enum TaskStatus {
     /// It waits for an instance that has room.
     Pending,
     /// An instance holds it.
@@ -45,39 +45,39 @@ pub enum Status {
     Cancelled,
 }
 
-impl Status {
+impl TaskStatus {
     /// All of them, in the order of a task's life.
-    pub const ALL: [Status; 5] = [
-        Status::Pending,
-        Status::Assigned,
-        Status::Completed,
-        Status::Failed,
-        Status::Cancelled,
+    pub const ALL: [TaskStatus; 5] = [
+        TaskStatus::Pending,
+        TaskStatus::Assigned,
+        TaskStatus::Completed,
+        TaskStatus::Failed,
+        TaskStatus::Cancelled,
     ];
 
     /// The name on the bus.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Status::Pending => "pending",
-            Status::Assigned => "assigned",
-            Status::Completed => "completed",
-            Status::Failed => "failed",
-            Status::Cancelled => "cancelled",
+            TaskStatus::Pending => "pending",
+            TaskStatus::Assigned => "assigned",
+            TaskStatus::Completed => "completed",
+            TaskStatus::Failed => "failed",
+            TaskStatus::Cancelled => "cancelled",
         }
     }
 }
 
-impl fmt::Display for Status {
+impl fmt::Display for TaskStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl FromStr for Status {
+impl FromStr for TaskStatus {
     type Err = CoordinationError;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let found = Status::ALL.into_iter().find(|it| it.as_str() == name);
+        let found = TaskStatus::ALL.into_iter().find(|it| it.as_str() == name);
         found.ok_or_else(|| {
             let name: String = name.chars().take(32).collect();
             invalid(format!(
@@ -172,7 +172,7 @@ pub struct Task {
     /// The event type whose handler runs it.
     pub kind: String,
     /// How far it is.
-    pub status: Status,
+    pub status: TaskStatus,
     /// 0 to [`MAX_PRIORITY`].
     pub priority: u8,
     /// The role that an instance must hold.
@@ -201,7 +201,7 @@ pub struct Task {
 #[derive(Deserialize)]
 struct Record {
     kind: String,
-    status: Status,
+    status: TaskStatus,
     priority: u8,
     role: String,
     requires: String,
@@ -307,10 +307,10 @@ mod tests {
 
     #[test]
     fn statuses_have_names_and_an_error_is_cut_between_characters() {
-        for status in Status::ALL {
-            assert_eq!(status.as_str().parse::<Status>().unwrap(), status);
+        for status in TaskStatus::ALL {
+            assert_eq!(status.as_str().parse::<TaskStatus>().unwrap(), status);
         }
-        let error = "done".parse::<Status>().unwrap_err().to_string();
+        let error = "done".parse::<TaskStatus>().unwrap_err().to_string();
         assert!(error.contains("done") && error.contains("completed"));
         assert_eq!(bounded(&format!("x{}", "é".repeat(1000))).len(), 1023);
     }

@@ -7,7 +7,7 @@ use convoke::coordination::instances::SWEEP;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::claim::{MAX_CLAIMED, MAX_KINDS};
 use convoke::coordination::tasks::list::MAX_LISTED;
-use convoke::coordination::tasks::task::{MAX_REQUIRES, NewTask, Status};
+use convoke::coordination::tasks::task::{MAX_REQUIRES, NewTask, TaskStatus};
 use convoke::coordination::tasks::update::Change;
 use convoke::coordination::tasks::{Assignment, KEPT};
 use convoke::streams::commit::MAX_PUBLICATIONS;
@@ -309,9 +309,9 @@ async fn lists(fleet: &mut Fleet, meter: &mut Meter) {
         .of(&fleet.redis, async {
             for status in [
                 None,
-                Some(Status::Assigned),
-                Some(Status::Failed),
-                Some(Status::Completed),
+                Some(TaskStatus::Assigned),
+                Some(TaskStatus::Failed),
+                Some(TaskStatus::Completed),
             ] {
                 fleet.tasks.list(status, MAX_LISTED).await.unwrap();
             }

@@ -4,7 +4,7 @@ mod calls;
 
 use crate::run::Scenario;
 use crate::world::{DAY, HOUR, SECOND, Tail, World, fact};
-use convoke::coordination::batches::batch::{Mode, Status, Wanted};
+use convoke::coordination::batches::batch::{BatchStatus, Mode, Wanted};
 use convoke::coordination::batches::{
     ABANDONED, Acquired, Advanced, Asker, Batches, KEPT, Outcome, Progress as Far,
 };
@@ -326,7 +326,7 @@ impl Scenario for Scene {
                 found.total,
             );
             assert_eq!(is, (fence, &processor_id, processed, failed, total));
-            assert_eq!(found.status == Status::Completed, model.is_complete());
+            assert_eq!(found.status == BatchStatus::Completed, model.is_complete());
             assert_eq!(found.expires_at, model.expires);
             let told: BTreeSet<usize> =
                 found.failures.iter().map(|failure| failure.index).collect();

@@ -7,7 +7,7 @@ use crate::run::Scenario;
 use crate::support::ballots::id;
 use crate::world::{DAY, HOUR, MINUTE, SECOND, Tail, World};
 use convoke::coordination::ballots::ballot::{
-    DEFAULT_EXPIRES_IN_MS, Status as Ballot, Vote as NewVote,
+    BallotStatus as Ballot, DEFAULT_EXPIRES_IN_MS, Vote as NewVote,
 };
 use convoke::coordination::ballots::{Ballots, KEPT as BALLOTS_KEPT};
 use convoke::coordination::batches::batch::{Mode, Wanted};
@@ -18,7 +18,7 @@ use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::instances::{Instances, RECENTLY};
 use convoke::coordination::tasks::Tasks;
-use convoke::coordination::tasks::task::{NewTask, Status};
+use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::view::View;
 use convoke::protocol::event::Entry;
 use proptest::prelude::*;
@@ -88,7 +88,7 @@ pub(crate) struct Scene {
     leader: Option<(u8, u64, u64)>,
     /// Those that wait, in their order; and how many were cancelled.
     waiting: BTreeSet<(u8, u64, u8)>,
-    tasks: BTreeMap<u8, Status>,
+    tasks: BTreeMap<u8, TaskStatus>,
     created: u64,
     ended: BTreeMap<u8, u64>,
     cancelled: u64,
@@ -395,10 +395,10 @@ impl Scenario for Scene {
                         }
                         created => {
                             let is = created.unwrap().status;
-                            let known = self.tasks.entry(number).or_insert(Status::Pending);
+                            let known = self.tasks.entry(number).or_insert(TaskStatus::Pending);
                             assert_eq!(is, *known);
                             let mut known = self.waiting.iter().map(|(_, _, number)| number);
-                            if is == Status::Pending && known.all(|known| *known != number) {
+                            if is == TaskStatus::Pending && known.all(|known| *known != number) {
                                 self.created += 1;
                                 self.waiting.insert((100 - priority, self.created, number));
                             }
@@ -420,7 +420,7 @@ impl Scenario for Scene {
                             self.ended.remove(&number);
                             self.tasks.remove(&number);
                         }
-                        self.tasks.insert(number, Status::Cancelled);
+                        self.tasks.insert(number, TaskStatus::Cancelled);
                     }
                 }
                 Hold { batch, who } => self.hold(batch, who, now).await,

@@ -2,7 +2,7 @@
 
 use super::{STREAM, Scene, batch, decision, ms, task};
 use crate::support::ballots::id;
-use convoke::coordination::ballots::ballot::Status as Ballot;
+use convoke::coordination::ballots::ballot::BallotStatus as Ballot;
 use convoke::coordination::instances::RECENTLY;
 use convoke::coordination::instances::roster::{Condition, Detail};
 use convoke::coordination::view::StreamSize;

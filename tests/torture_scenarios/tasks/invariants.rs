@@ -2,7 +2,7 @@
 
 use super::{KEPT, Scene, has_ended, worker};
 use crate::world::{Tail, World, fact};
-use convoke::coordination::tasks::task::{Status, Task};
+use convoke::coordination::tasks::task::{Task, TaskStatus};
 use convoke::protocol::event::Entry;
 use std::collections::{BTreeSet, HashMap};
 
@@ -53,7 +53,7 @@ impl Scene {
                 }
             }
             assert!(task.attempt <= task.max_attempts);
-            if task.status == Status::Assigned {
+            if task.status == TaskStatus::Assigned {
                 let holder = task.instance.clone().unwrap();
                 assert!(self.members.contains_key(&holder), "{holder} is gone");
                 let assigned = (task.id.clone(), holder);
@@ -95,12 +95,13 @@ impl Scene {
         let order = |task: &Task| (100 - task.priority, self.serials[&task.id]);
         let waits = all.iter().filter(|task| {
             let before = self.tasks.get(&task.id);
-            task.status == Status::Pending && before.is_some_and(|b| b.status == Status::Pending)
+            task.status == TaskStatus::Pending
+                && before.is_some_and(|b| b.status == TaskStatus::Pending)
         });
         for left in waits {
             let passed = all.iter().find(|task| {
                 let before = self.tasks.get(&task.id);
-                task.status == Status::Assigned
+                task.status == TaskStatus::Assigned
                     && self.out_of_turn.as_ref() != Some(&task.id)
                     && before.is_none_or(|before| before.fence != task.fence)
                     && lane(task) == lane(left)
@@ -128,7 +129,7 @@ impl Scene {
         );
         for (id, member) in &self.members {
             let mine = all.iter().filter(|task| {
-                task.status == Status::Assigned && task.instance.as_ref() == Some(id)
+                task.status == TaskStatus::Assigned && task.instance.as_ref() == Some(id)
             });
             let held = mine.count() as u32;
             let before = self.held(id).len() as u32;
@@ -139,7 +140,7 @@ impl Scene {
             let slot = (words.next(), words.next());
             assert_eq!(slot, (Some(held), Some(member.capacity)), "{id}");
             if held < member.capacity && alive.contains(id) && !member.claims && !self.unseen {
-                let mut waits = all.iter().filter(|task| task.status == Status::Pending);
+                let mut waits = all.iter().filter(|task| task.status == TaskStatus::Pending);
                 let left = waits.find(|task| member.fits(task));
                 assert_eq!(left, None, "{id} has room");
             }

@@ -9,7 +9,7 @@ use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::{Beat, Registering};
 use convoke::coordination::tasks::list::TaskCounts;
-use convoke::coordination::tasks::task::{NewTask, Status, Task};
+use convoke::coordination::tasks::task::{NewTask, Task, TaskStatus};
 use convoke::coordination::tasks::{Assignment, Tasks};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -106,7 +106,7 @@ pub(crate) struct Scene {
     fences: BTreeMap<u64, (String, String)>,
     completed: BTreeSet<String>,
     /// Every report of a failure that took effect, with its answer.
-    failures: Vec<(Assignment, Status)>,
+    failures: Vec<(Assignment, TaskStatus)>,
     /// Whether somebody may have come back to life beside what waits: a look finds that.
     unseen: bool,
     alive: BTreeSet<String>,
@@ -143,8 +143,8 @@ fn name(task: u8) -> String {
     format!("t-{task:02}")
 }
 
-fn has_ended(status: Status) -> bool {
-    !matches!(status, Status::Pending | Status::Assigned)
+fn has_ended(status: TaskStatus) -> bool {
+    !matches!(status, TaskStatus::Pending | TaskStatus::Assigned)
 }
 
 impl Scene {
@@ -172,14 +172,14 @@ impl Scene {
 
     fn held(&self, instance: &str) -> Vec<String> {
         let held = self.tasks.values().filter(|task| {
-            task.status == Status::Assigned && task.instance.as_deref() == Some(instance)
+            task.status == TaskStatus::Assigned && task.instance.as_deref() == Some(instance)
         });
         held.map(|task| task.id.clone()).collect()
     }
 
     fn assignment(&self, task: &str) -> Option<Assignment> {
         let task = self.tasks.get(task)?;
-        (task.status == Status::Assigned).then(|| Assignment {
+        (task.status == TaskStatus::Assigned).then(|| Assignment {
             task: task.id.clone(),
             instance: task.instance.clone().unwrap(),
             fence: task.fence.unwrap(),
@@ -192,11 +192,11 @@ impl Scene {
         for id in held {
             let (was, is) = (self.tasks[id].clone(), self.task(id).await);
             let last = cost > 0 && was.attempt == was.max_attempts;
-            assert_eq!(is.status == Status::Failed, last, "{is:?}");
+            assert_eq!(is.status == TaskStatus::Failed, last, "{is:?}");
             failed += u64::from(last);
             if !last {
                 assert_ne!(is.instance.as_deref(), Some(instance));
-                let again = u32::from(is.status == Status::Assigned);
+                let again = u32::from(is.status == TaskStatus::Assigned);
                 assert_eq!(is.attempt, was.attempt - (1 - cost) + again);
             }
         }
@@ -246,7 +246,7 @@ impl Scene {
         // Every other time of one that somebody holds again, if there is such.
         let again = |task: &str| {
             let is = self.tasks.get(task).map(|task| task.status);
-            is == Some(Status::Assigned)
+            is == Some(TaskStatus::Assigned)
         };
         if index.is_multiple_of(2) && old.iter().any(|(_, (task, _))| again(task)) {
             old.retain(|(_, (task, _))| again(task));
@@ -403,8 +403,11 @@ impl Scenario for Scene {
                         let is = self.task(&id).await;
                         assert_eq!(created.status, is.status);
                         assert_eq!(created.assigned_to, is.instance);
-                        assert!(matches!(is.status, Status::Pending | Status::Assigned));
-                        assert_eq!(is.attempt, u32::from(is.status == Status::Assigned));
+                        assert!(matches!(
+                            is.status,
+                            TaskStatus::Pending | TaskStatus::Assigned
+                        ));
+                        assert_eq!(is.attempt, u32::from(is.status == TaskStatus::Assigned));
                         self.created += 1;
                         self.serials.insert(id, self.created);
                     }
@@ -448,7 +451,7 @@ impl Scenario for Scene {
                 self.alive.insert(id.clone());
                 let after = self.all().await;
                 let mine = after.iter().filter(|task| {
-                    task.status == Status::Assigned && task.instance.as_deref() == Some(&id)
+                    task.status == TaskStatus::Assigned && task.instance.as_deref() == Some(&id)
                 });
                 let new = mine.filter(|task| !before.contains(&task.id));
                 let new: BTreeSet<String> = new.map(|task| task.id.clone()).collect();
@@ -530,7 +533,7 @@ impl Scenario for Scene {
                             .unwrap();
                     }
                     assert!(self.completed.insert(id.clone()), "{id} completed twice");
-                    assert_eq!(self.task(&id).await.status, Status::Completed);
+                    assert_eq!(self.task(&id).await.status, TaskStatus::Completed);
                 }
             }
             Fail(task, retryable) => {
@@ -552,8 +555,8 @@ impl Scenario for Scene {
                     assert_eq!(is.status, status);
                     self.failures.push((assignment, status));
                     let last = !retryable || was.attempt == was.max_attempts;
-                    assert_eq!(is.status == Status::Failed, last);
-                    let again = u32::from(is.status == Status::Assigned);
+                    assert_eq!(is.status == TaskStatus::Failed, last);
+                    let again = u32::from(is.status == TaskStatus::Assigned);
                     assert_eq!(is.attempt, was.attempt + again);
                 }
             }
@@ -579,14 +582,14 @@ impl Scenario for Scene {
                 }
                 match self.tasks.get(&id).map(|task| task.status) {
                     None => assert!(matches!(cancelled, Err(CoordinationError::NotFound(_)))),
-                    Some(Status::Completed | Status::Failed) => assert!(matches!(
+                    Some(TaskStatus::Completed | TaskStatus::Failed) => assert!(matches!(
                         cancelled,
                         Err(CoordinationError::FailedPrecondition(_))
                     )),
                     Some(_) => {
                         cancelled.unwrap();
                         let is = self.task(&id).await;
-                        assert_eq!(is.status, Status::Cancelled);
+                        assert_eq!(is.status, TaskStatus::Cancelled);
                         assert_eq!(is.reason.as_deref(), Some("why"));
                     }
                 }
@@ -632,7 +635,7 @@ impl Scenario for Scene {
         let is = |status| all.iter().filter(|t| t.status == status).count() as u64;
         assert_eq!(
             (counts.pending, counts.assigned),
-            (is(Status::Pending), is(Status::Assigned))
+            (is(TaskStatus::Pending), is(TaskStatus::Assigned))
         );
         assert_eq!(
             waiting.unwrap_or(0),

@@ -5,7 +5,7 @@ use crate::world::World;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::tasks::claim::Claimed;
 use convoke::coordination::tasks::moves::Placed;
-use convoke::coordination::tasks::task::{Status, Task};
+use convoke::coordination::tasks::task::{Task, TaskStatus};
 use convoke::coordination::tasks::update::Change;
 use std::collections::BTreeSet;
 
@@ -63,7 +63,7 @@ impl Scene {
             return;
         };
         let is = self.task(id).await;
-        if was.status == Status::Assigned {
+        if was.status == TaskStatus::Assigned {
             assert!(matches!(
                 done,
                 Err(CoordinationError::FailedPrecondition(_))
@@ -76,7 +76,7 @@ impl Scene {
         assert_eq!(is.priority, priority);
         let wanted = change.requires.unwrap_or(was.requires);
         assert_eq!(is.requires, wanted);
-        let again = u32::from(is.status == Status::Assigned);
+        let again = u32::from(is.status == TaskStatus::Assigned);
         assert_eq!(is.attempt, was.attempt + again);
     }
 
@@ -89,7 +89,7 @@ impl Scene {
         let Some(was) = self.standing(id, &done) else {
             return;
         };
-        let same = was.status == Status::Assigned && was.instance.as_deref() == Some(to);
+        let same = was.status == TaskStatus::Assigned && was.instance.as_deref() == Some(to);
         let member = self.members.get(to);
         let may = member.is_some_and(|it| it.fits(&was) && self.has_room(to, it, world));
         let is = self.task(id).await;
@@ -109,7 +109,7 @@ impl Scene {
             return;
         }
         assert!(is.fence > was.fence);
-        let first = u32::from(was.status == Status::Pending);
+        let first = u32::from(was.status == TaskStatus::Pending);
         assert_eq!(is.attempt, was.attempt + first);
         self.out_of_turn = Some(id.to_owned());
         if self.members[to].claims {
@@ -133,13 +133,13 @@ impl Scene {
             (placed.status, &placed.assigned_to),
             (is.status, &is.instance)
         );
-        if was.status == Status::Pending {
+        if was.status == TaskStatus::Pending {
             assert_eq!(is, was);
             return;
         }
         let holder = was.instance.as_deref().unwrap();
         assert_ne!(is.instance.as_deref(), Some(holder));
-        let again = u32::from(is.status == Status::Assigned);
+        let again = u32::from(is.status == TaskStatus::Assigned);
         assert_eq!(is.attempt, was.attempt - 1 + again);
         let mut others = self.members.iter();
         let other = others.any(|(other, member)| {
@@ -149,10 +149,10 @@ impl Scene {
                 && self.has_room(other, member, world)
         });
         if !self.unseen {
-            assert_eq!(is.status == Status::Assigned, other, "{is:?}");
+            assert_eq!(is.status == TaskStatus::Assigned, other, "{is:?}");
         }
         // Its holder may get it at the next look.
-        self.unseen |= is.status == Status::Pending;
+        self.unseen |= is.status == TaskStatus::Pending;
     }
 
     pub(super) async fn claim(&mut self, world: &World, limit: usize, kinds: u8, lost: bool) {
@@ -176,7 +176,7 @@ impl Scene {
         }
         // What it holds and was not told, then what waits.
         let mine = self.tasks.values().filter(|task| {
-            let held = task.status == Status::Assigned && task.instance.as_ref() == Some(&id);
+            let held = task.status == TaskStatus::Assigned && task.instance.as_ref() == Some(&id);
             held && !self.told.contains(&task.fence.unwrap())
         });
         let old = mine.map(|task| task.id.clone()).take(limit);
@@ -186,7 +186,7 @@ impl Scene {
         let mut waits: Vec<&Task> = self.tasks.values().collect();
         waits.retain(|task| {
             let wanted = only.is_empty() || only.contains(&task.kind);
-            task.status == Status::Pending && member.fits(task) && wanted
+            task.status == TaskStatus::Pending && member.fits(task) && wanted
         });
         waits.sort_by_key(|task| (100 - task.priority, self.serials[&task.id]));
         let left = (limit - expected.len()).min(room);
