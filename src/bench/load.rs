@@ -4,7 +4,7 @@ use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
 use convoke::connect::resp::wire::{Commands, Token, Wire, server_error};
 use convoke::protocol::entry::EntryId;
-use convoke::protocol::keys::{Keys, Route};
+use convoke::protocol::keys::{Keys, StreamKeys};
 use convoke::streams::read;
 use redis::aio::MultiplexedConnection;
 use redis::{Pipeline, Value};
@@ -31,7 +31,7 @@ pub(crate) const SHORTEST: usize = AROUND + 17;
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
     /// The keys of each stream.
-    pub(crate) routes: Vec<Route>,
+    pub(crate) routes: Vec<StreamKeys>,
     /// The type of the events of each.
     pub(crate) kinds: Vec<String>,
     /// The stream that gets replies.

@@ -332,7 +332,7 @@ impl Connector {
         let opening = Wire::open(info, &self.tls, answer);
         let mut wire = self.reach(info.addr(), opening).await?;
         if let Place::Watched { sentinels, .. } = &self.place {
-            wire.route = Some(sentinels.route(generation));
+            wire.generation = Some(sentinels.made_in(generation));
         }
         self.known.greet(&mut wire).await?;
         if self.must_load().is_some() {

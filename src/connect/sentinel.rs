@@ -122,12 +122,12 @@ pub(crate) struct Primary {
 }
 
 /// The generation that a connection was made in.
-pub(crate) struct Route {
+pub(crate) struct Generation {
     sentinels: Arc<Sentinels>,
     generation: u64,
 }
 
-impl Route {
+impl Generation {
     /// Fails if the primary has moved since.
     pub(crate) fn check(&self) -> Result<(), BusError> {
         match self.sentinels.generation() == self.generation {
@@ -222,8 +222,8 @@ impl Sentinels {
     }
 
     /// For a connection of that generation.
-    pub(crate) fn route(self: &Arc<Self>, generation: u64) -> Route {
-        Route {
+    pub(crate) fn made_in(self: &Arc<Self>, generation: u64) -> Generation {
+        Generation {
             sentinels: self.clone(),
             generation,
         }

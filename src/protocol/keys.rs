@@ -150,7 +150,7 @@ impl fmt::Debug for Keys {
 
 /// The keys that the commit of an entry of one stream may touch. On a cluster they share a slot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
+pub struct StreamKeys {
     /// The stream that is read.
     pub events: String,
     /// Where results go that nobody asked for.
@@ -329,8 +329,8 @@ impl Keys {
 
     /// The keys of one domain's partition.
     #[doc(hidden)]
-    pub fn route(&self, domain: &str, partition: u16) -> Route {
-        Route {
+    pub fn route(&self, domain: &str, partition: u16) -> StreamKeys {
+        StreamKeys {
             events: self.events(domain, partition),
             results: self.results(domain, partition),
             dead: self.dead(domain, partition),
@@ -342,8 +342,8 @@ impl Keys {
     /// stream each, `inbox`, whatever the types. Its delay queue has no name that a publisher's
     /// pattern for those of domains fits: what is in it enters the inbox.
     #[doc(hidden)]
-    pub fn inbox_route(&self, instance: &str) -> Route {
-        Route {
+    pub fn inbox_route(&self, instance: &str) -> StreamKeys {
+        StreamKeys {
             events: self.inbox(instance),
             results: self.control(format_args!("results:inbox")),
             dead: self.control(format_args!("dead:inbox")),

@@ -23,7 +23,7 @@ use crate::handler::function::{Endpoint, Schemas};
 use crate::handler::layers::circuit::CircuitChange;
 use crate::handler::policy::{Policy, RetryPolicy};
 use crate::handler::router::{Registration, Router};
-use crate::protocol::keys::{self, Keys, Route};
+use crate::protocol::keys::{self, Keys, StreamKeys};
 use crate::settings::Settings;
 use crate::streams::commit::{Committer, CommitterOptions};
 use crate::streams::first::Judge;
@@ -86,7 +86,7 @@ const BESIDES: usize = 8;
 struct Plan {
     name: &'static str,
     concurrency: usize,
-    routes: Vec<Route>,
+    routes: Vec<StreamKeys>,
     places: Vec<(String, u16)>,
     inbox: Option<usize>,
     /// Runs that there is room for beside the others.
@@ -202,7 +202,7 @@ impl Lanes {
         let plans = plans(settings, &process.keys, &process.instance, &router);
         let triggered = [control_triggers, tasks_triggers, data_triggers];
         for (plan, triggers) in plans.into_iter().zip(triggered) {
-            let routes: Arc<[Route]> = plan.routes.into();
+            let routes: Arc<[StreamKeys]> = plan.routes.into();
             let claims_key = |(domain, partition): &(String, u16)| {
                 process.keys.claims(domain, *partition, &process.instance)
             };

@@ -11,7 +11,7 @@ use crate::handler::context::Process;
 use crate::handler::policy::RetryPolicy;
 use crate::handler::router::Router;
 use crate::protocol::event::{Entry, Event, Limits};
-use crate::protocol::keys::{self, Route};
+use crate::protocol::keys::{self, StreamKeys};
 use crate::streams::commit::{Claims, Lease};
 use crate::streams::first::{Firsts, Judge};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -76,7 +76,7 @@ pub(super) struct Shared {
     /// `control`, `tasks` or `data`.
     pub name: &'static str,
     /// The lane's streams.
-    pub routes: Arc<[Route]>,
+    pub routes: Arc<[StreamKeys]>,
     /// Domain and partition of each stream.
     pub places: Vec<(String, u16)>,
     /// Which of the streams is this instance's inbox.

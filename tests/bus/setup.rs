@@ -3,7 +3,7 @@
 use crate::support::{Redis, users};
 use convoke::connect::connector::Connector;
 use convoke::protocol::event::{Entry, EntryId};
-use convoke::protocol::keys::{Keys, Route};
+use convoke::protocol::keys::{Keys, StreamKeys};
 use convoke::settings::RedisUrl;
 use convoke::streams::claim::{self, Pending};
 use convoke::streams::commit::{Claims, Reply};
@@ -23,7 +23,7 @@ pub(crate) const NEXT: &str = "cb:events:next";
 pub(crate) struct Bus {
     pub(crate) redis: Redis,
     pub(crate) keys: Keys,
-    pub(crate) route: Route,
+    pub(crate) route: StreamKeys,
     /// A worker's.
     pub(crate) connection: MultiplexedConnection,
     /// The test's own, for seeding and looking.

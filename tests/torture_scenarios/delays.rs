@@ -4,7 +4,7 @@ use crate::run::Scenario;
 use crate::world::{BEGIN, DAY, HOUR, SECOND, Tail, World};
 use convoke::client::publish::{Outgoing, Published};
 use convoke::client::{Client, ClientOptions};
-use convoke::protocol::keys::Route;
+use convoke::protocol::keys::StreamKeys;
 use convoke::streams::delay::{Promoted, decode_member, promote};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ struct First {
 
 pub(crate) struct Scene {
     client: Client,
-    route: Route,
+    route: StreamKeys,
     window: u64,
     /// Events that wait: when each is due, and its number.
     queue: Vec<(u64, u64)>,

@@ -8,7 +8,7 @@
 use crate::connect::connector::CONNECT;
 use crate::connect::error::{BusError, is_crowded};
 use crate::connect::resp::sieve::{Shape, Sieve};
-use crate::connect::sentinel::Route;
+use crate::connect::sentinel::Generation;
 use crate::connect::tls::Tls;
 use crate::protocol::digits::Digits;
 use futures_util::FutureExt;
@@ -276,7 +276,7 @@ pub struct Wire {
     sifted: Vec<u8>,
     answer: Duration,
     /// Where the primary can move: whether it is where it was.
-    pub(crate) route: Option<Route>,
+    pub(crate) generation: Option<Generation>,
 }
 
 impl fmt::Debug for Wire {
@@ -304,7 +304,7 @@ impl Wire {
             begin: 0,
             sifted: Vec::new(),
             answer: answer.min(CONNECT),
-            route: None,
+            generation: None,
         };
         let settings = info.redis_settings();
         let mut commands = Commands::default();
@@ -337,8 +337,8 @@ impl Wire {
     /// # Errors
     /// `Redis`: what arrived is unknown; drop the wire. `Moved`: nothing was sent; drop the wire.
     pub async fn send(&mut self, commands: &mut Commands) -> Result<(), BusError> {
-        if let Some(route) = &self.route
-            && let Err(moved) = route.check()
+        if let Some(generation) = &self.generation
+            && let Err(moved) = generation.check()
         {
             commands.clear();
             return Err(moved);

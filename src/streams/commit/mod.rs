@@ -36,7 +36,7 @@ use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
 use crate::protocol::dead::DeadLetter;
 use crate::protocol::digits::Digits;
 use crate::protocol::entry::Entry;
-use crate::protocol::keys::Route;
+use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::claims::Claims;
 pub use crate::streams::commit::settlement::{
     End, Lease, MAX_PUBLICATIONS, Note, Publication, Reply, Report, Settlement,
@@ -57,7 +57,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Commits the outcomes of one lane.
 pub struct Committer {
     connector: Connector,
-    routes: Arc<[Route]>,
+    routes: Arc<[StreamKeys]>,
     group: String,
     consumer: String,
     claims: Arc<Claims>,
@@ -76,7 +76,7 @@ pub struct CommitterOptions {
     /// Where connections come from.
     pub connector: Connector,
     /// The keys of each stream of the lane.
-    pub routes: Arc<[Route]>,
+    pub routes: Arc<[StreamKeys]>,
     /// The claim counter's key of each stream of the lane.
     pub claims: Vec<String>,
     /// The consumer group.

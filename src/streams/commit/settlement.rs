@@ -5,7 +5,7 @@ use crate::connect::error::BusError;
 use crate::protocol::dead::DeadLetter;
 use crate::protocol::digits::{Digits, IdText};
 use crate::protocol::entry::EntryId;
-use crate::protocol::keys::Route;
+use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
 use redis::aio::ConnectionLike;
 use std::time::{Duration, Instant};
@@ -201,7 +201,7 @@ impl Effect<'_> {
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     /// The keys of the delivery's stream.
-    pub route: &'a Route,
+    pub route: &'a StreamKeys,
     /// This consumer.
     pub consumer: &'a str,
     /// Unix milliseconds on the server.

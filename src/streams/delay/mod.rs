@@ -8,7 +8,7 @@
 use crate::connect::clock::{ClockSource, ServerClock, ServerTime};
 use crate::connect::error::BusError;
 use crate::connect::script::script;
-use crate::protocol::keys::Route;
+use crate::protocol::keys::StreamKeys;
 use crate::protocol::msgpack::{self, PayloadLimits};
 use redis::aio::ConnectionLike;
 use redis::{Script, Value};
@@ -41,7 +41,7 @@ pub struct Promoted {
 /// Fails if the stream cannot be written; nothing leaves the queue then.
 pub async fn promote(
     connection: &mut impl ConnectionLike,
-    route: &Route,
+    route: &StreamKeys,
     limit: usize,
     most: usize,
 ) -> Result<Promoted, BusError> {
@@ -67,7 +67,7 @@ pub async fn promote(
 /// Fails without an answer. A queue that cannot be looked at counts as one with nothing due.
 pub async fn due_by(
     connection: &mut impl ConnectionLike,
-    routes: &[&Route],
+    routes: &[&StreamKeys],
     clock: ClockSource,
     until_ms: u64,
 ) -> Result<(Vec<bool>, ServerClock), BusError> {

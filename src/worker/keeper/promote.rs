@@ -4,7 +4,7 @@ use super::Chores;
 use crate::connect::clock::{ServerClock, local_now};
 use crate::connect::connector::reconnect_delay;
 use crate::connect::error::BusError;
-use crate::protocol::keys::Route;
+use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
 use crate::worker::shared::Shared;
 use std::sync::Arc;
@@ -56,7 +56,7 @@ async fn run_once(
     pause: Duration,
 ) -> Result<Duration, BusError> {
     let lanes = chores.lanes.iter();
-    let routes: Vec<&Route> = lanes.flat_map(|lane| lane.routes.iter()).collect();
+    let routes: Vec<&StreamKeys> = lanes.flat_map(|lane| lane.routes.iter()).collect();
     let mut connection = chores.connector.pooled().await?;
     let source = chores.connector.clock().await?;
     let until = clock.now() + pause.as_millis() as u64;
