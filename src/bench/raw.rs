@@ -279,7 +279,7 @@ mod tests {
     use super::*;
     use convoke::protocol::entry::EntryId;
     use convoke::protocol::keys::Keys;
-    use convoke::streams::commit::settlement::{End, Lease, Place, Reply, Settlement};
+    use convoke::streams::commit::settlement::{End, Place, Receipt, Reply, Settlement};
 
     /// The commands, as their words.
     fn words(commands: &Commands) -> Vec<Vec<Vec<u8>>> {
@@ -319,7 +319,7 @@ mod tests {
         Replies::new(&load, "bench-0").add(&batch, true, &mut raw);
 
         let settlement = Settlement {
-            lease: Lease {
+            receipt: Receipt {
                 stream: 0,
                 entry: id,
                 deliveries: 1,

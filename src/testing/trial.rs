@@ -15,7 +15,7 @@ use crate::protocol::error::HandlerError;
 use crate::protocol::event::{Entry, EntryId, Event};
 use crate::protocol::keys;
 use crate::settings::{RedisUrl, Settings};
-use crate::streams::commit::Lease;
+use crate::streams::commit::Receipt;
 use crate::worker::settle::{self, Scene};
 use futures_util::FutureExt;
 use schemars::JsonSchema;
@@ -302,7 +302,7 @@ fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerErro
     let event = context.event();
     let stream = context.keys().events(event.domain(), 0);
     let scene = Scene {
-        lease: Lease {
+        receipt: Receipt {
             stream: 0,
             entry: event.entry_id(),
             deliveries: context.deliveries(),

@@ -7,7 +7,7 @@
 use crate::handler::context::Context;
 use crate::handler::gate::Entered;
 use crate::handler::router::Route;
-use crate::streams::commit::Lease;
+use crate::streams::commit::Receipt;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
@@ -22,7 +22,7 @@ const BYTES: usize = 16 << 20;
 /// An event that was read and has a handler here.
 pub(super) struct Waiting {
     /// The delivery.
-    pub lease: Lease,
+    pub receipt: Receipt,
     /// What its handler will get.
     pub context: Context,
     /// Its handler.
@@ -98,7 +98,7 @@ pub(super) struct Admission {
     /// The types of which something waits, the next one first.
     turns: VecDeque<usize>,
     /// What enters the gate before its handler, or is judged.
-    entering: HashMap<Lease, Enters>,
+    entering: HashMap<Receipt, Enters>,
     loads: Vec<Load>,
     waiting: usize,
     /// How many events in the queues have a deadline.
@@ -132,53 +132,53 @@ impl Admission {
 
     /// Has an event wait behind those of its type that are older.
     pub(super) fn wait(&mut self, mut waiting: Waiting) {
-        self.came(waiting.lease.stream, waiting.size());
+        self.came(waiting.receipt.stream, waiting.size());
         waiting.waited = true;
         self.mortal += usize::from(waiting.context.event().deadline().is_some());
         let queue = &mut self.queues[waiting.route.index];
         if queue.is_empty() {
             self.turns.push_back(waiting.route.index);
         }
-        let entry = waiting.lease.entry;
-        let at = queue.partition_point(|before| before.lease.entry <= entry);
+        let entry = waiting.receipt.entry;
+        let at = queue.partition_point(|before| before.receipt.entry <= entry);
         queue.insert(at, waiting);
     }
 
     /// Notes that an event enters the gate before its handler, or is judged.
     pub(super) fn enters(
         &mut self,
-        lease: Lease,
+        receipt: Receipt,
         size: usize,
         until: Until,
         task: AbortOnDropHandle<()>,
     ) {
-        self.came(lease.stream, size);
+        self.came(receipt.stream, size);
         let enters = Enters {
             until,
             size,
             _task: task,
         };
-        self.entering.insert(lease, enters);
+        self.entering.insert(receipt, enters);
     }
 
     /// Notes that it has done so; false if it was given up before.
-    pub(super) fn entered(&mut self, lease: &Lease) -> bool {
-        let Some(enters) = self.entering.remove(lease) else {
+    pub(super) fn entered(&mut self, receipt: &Receipt) -> bool {
+        let Some(enters) = self.entering.remove(receipt) else {
             return false;
         };
-        self.left(lease.stream, enters.size);
+        self.left(receipt.stream, enters.size);
         true
     }
 
     /// Whether it does so, and may wait for others to end.
-    pub(super) fn may_wait_for_others(&self, lease: &Lease) -> bool {
-        let enters = self.entering.get(lease);
+    pub(super) fn may_wait_for_others(&self, receipt: &Receipt) -> bool {
+        let enters = self.entering.get(receipt);
         enters.is_some_and(|enters| enters.until == Until::Gate)
     }
 
     /// Takes out one that waits in a queue.
-    pub(super) fn take(&mut self, lease: &Lease) -> Option<Waiting> {
-        let is_it = |waiting: &Waiting| waiting.lease == *lease;
+    pub(super) fn take(&mut self, receipt: &Receipt) -> Option<Waiting> {
+        let is_it = |waiting: &Waiting| waiting.receipt == *receipt;
         let mut queues = self.queues.iter_mut().enumerate();
         let (route, taken) = queues.find_map(|(route, queue)| {
             let at = queue.iter().position(is_it)?;
@@ -210,7 +210,7 @@ impl Admission {
     }
 
     fn unqueued(&mut self, waiting: &Waiting) {
-        self.left(waiting.lease.stream, waiting.size());
+        self.left(waiting.receipt.stream, waiting.size());
         self.mortal -= usize::from(waiting.context.event().deadline().is_some());
     }
 
@@ -276,14 +276,14 @@ impl Admission {
     }
 
     /// Takes out all that waits, and what was on its way through a gate.
-    pub(super) fn give_up(&mut self) -> (Vec<Waiting>, Vec<Lease>) {
+    pub(super) fn give_up(&mut self) -> (Vec<Waiting>, Vec<Receipt>) {
         self.turns.clear();
         self.loads.fill(Load::default());
         self.waiting = 0;
         self.mortal = 0;
         let queues = self.queues.iter_mut().flat_map(|queue| queue.drain(..));
         let waiting = queues.collect();
-        let entering = self.entering.drain().map(|(lease, _)| lease);
+        let entering = self.entering.drain().map(|(receipt, _)| receipt);
         (waiting, entering.collect())
     }
 }

@@ -9,14 +9,14 @@ use crate::handler::policy::RetryPolicy;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
 use crate::streams::claim::{self, Given, Handing};
-use crate::streams::commit::{Lease, Publication, Settlement};
+use crate::streams::commit::{Publication, Receipt, Settlement};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// An event that is left for an active instance that can run it.
 pub(super) struct Left {
     /// The delivery.
-    pub lease: Lease,
+    pub receipt: Receipt,
     /// What happens to it if there is none.
     pub error: HandlerError,
     /// When it would be tried again then.
@@ -27,10 +27,10 @@ pub(super) struct Left {
 
 impl Left {
     /// An event without a handler here.
-    pub(super) fn without_handler(shared: &Shared, lease: Lease, kind: &str) -> Self {
+    pub(super) fn without_handler(shared: &Shared, receipt: Receipt, kind: &str) -> Self {
         let group = &shared.group;
         Self {
-            lease,
+            receipt,
             error: HandlerError::new(
                 Code::Unimplemented,
                 format!("no active worker in group {group} has a handler for {kind}"),
@@ -49,7 +49,7 @@ impl Left {
         besides: Option<&str>,
     ) -> Option<Settlement> {
         let needed = besides.unwrap_or(event.kind());
-        let error = match hand_over(shared, self.lease, event, besides).await {
+        let error = match hand_over(shared, self.receipt, event, besides).await {
             Ok(Handed::Over) => return None,
             _ if self.may_stay => return None,
             Ok(Handed::Late) => HandlerError::later(
@@ -58,7 +58,7 @@ impl Left {
             ),
             Ok(Handed::Nobody) if besides.is_none() && shared.ignores(event) => {
                 shared.counts.ignored.fetch_add(1, Ordering::Relaxed);
-                return Some(settle::ignored(shared.scene(self.lease)));
+                return Some(settle::ignored(shared.scene(self.receipt)));
             }
             Ok(Handed::Nobody) => self.error,
             Ok(Handed::TooOften) => HandlerError::new(
@@ -72,7 +72,7 @@ impl Left {
             ),
             Err(error) => error,
         };
-        let scene = shared.scene(self.lease);
+        let scene = shared.scene(self.receipt);
         Some(settle::failure(scene, event, &error, &self.retry))
     }
 }
@@ -91,11 +91,11 @@ const LATE: Duration = Duration::from_secs(1);
 
 async fn hand_over(
     shared: &Shared,
-    lease: Lease,
+    receipt: Receipt,
     event: &Event,
     besides: Option<&str>,
 ) -> Result<Handed, HandlerError> {
-    if shared.inbox == Some(lease.stream) {
+    if shared.inbox == Some(receipt.stream) {
         return Ok(Handed::Nobody);
     }
     let me = shared.instance();
@@ -109,15 +109,15 @@ async fn hand_over(
         Reader::Late => return Ok(Handed::Late),
         Reader::Nobody => return Ok(Handed::Nobody),
     };
-    let stream = &shared.routes[lease.stream].events;
-    let (domain, partition) = &shared.places[lease.stream];
+    let stream = &shared.routes[receipt.stream].events;
+    let (domain, partition) = &shared.places[receipt.stream];
     let keys = &shared.process.keys;
     let handing = Handing {
         from: me,
         to: &to,
-        entry: lease.entry,
-        deliveries: lease.deliveries,
-        handed: &keys.handed(domain, *partition, &lease.entry.to_string()),
+        entry: receipt.entry,
+        deliveries: receipt.deliveries,
+        handed: &keys.handed(domain, *partition, &receipt.entry.to_string()),
     };
     let mut connection = shared.process.connector.pooled().await?;
     let given = claim::give(&mut connection, stream, &shared.group, handing).await?;

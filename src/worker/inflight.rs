@@ -4,7 +4,7 @@ use super::activity::Activity;
 use super::shared::Delivery;
 use crate::handler::context::Context;
 use crate::protocol::event::EntryId;
-use crate::streams::commit::Lease;
+use crate::streams::commit::Receipt;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -20,12 +20,12 @@ struct Key {
     deliveries: u32,
 }
 
-impl From<&Lease> for Key {
-    fn from(lease: &Lease) -> Self {
+impl From<&Receipt> for Key {
+    fn from(receipt: &Receipt) -> Self {
         Self {
-            stream: lease.stream,
-            entry: lease.entry,
-            deliveries: lease.deliveries,
+            stream: receipt.stream,
+            entry: receipt.entry,
+            deliveries: receipt.deliveries,
         }
     }
 }
@@ -96,7 +96,7 @@ impl InFlight {
                 lost: false,
                 doing: Doing::Nothing,
             };
-            let key = Key::from(&delivery.lease());
+            let key = Key::from(&delivery.receipt());
             if let Some(held) = held.get_mut(&key) {
                 held.lost = false;
                 held.renewed = renewed;
@@ -109,8 +109,14 @@ impl InFlight {
 
     /// Notes that a run of that route began that takes its time. Its context can then be told when the
     /// lease is lost, and its task be ended.
-    pub(super) fn runs(&self, lease: &Lease, route: usize, context: Context, task: AbortHandle) {
-        if let Some(held) = self.held().get_mut(&lease.into()) {
+    pub(super) fn runs(
+        &self,
+        receipt: &Receipt,
+        route: usize,
+        context: Context,
+        task: AbortHandle,
+    ) {
+        if let Some(held) = self.held().get_mut(&receipt.into()) {
             held.doing = Doing::Runs {
                 route,
                 since: Instant::now(),
@@ -121,15 +127,17 @@ impl InFlight {
     }
 
     /// Notes that an event for that route waits, unstarted.
-    pub(super) fn waits(&self, lease: &Lease, route: usize) {
-        if let Some(held) = self.held().get_mut(&lease.into()) {
+    pub(super) fn waits(&self, receipt: &Receipt, route: usize) {
+        if let Some(held) = self.held().get_mut(&receipt.into()) {
             held.doing = Doing::Waits { route };
         }
     }
 
     /// Whether someone else owns that entry now.
-    pub(super) fn is_lost(&self, lease: &Lease) -> bool {
-        self.held().get(&lease.into()).is_some_and(|held| held.lost)
+    pub(super) fn is_lost(&self, receipt: &Receipt) -> bool {
+        self.held()
+            .get(&receipt.into())
+            .is_some_and(|held| held.lost)
     }
 
     /// Whether a lease that is not known to be lost was renewed so long ago.
@@ -166,10 +174,10 @@ impl InFlight {
     }
 
     /// Drops deliveries that are settled.
-    pub(super) fn remove<'a>(&self, leases: impl Iterator<Item = &'a Lease>) {
+    pub(super) fn remove<'a>(&self, receipts: impl Iterator<Item = &'a Receipt>) {
         let mut held = self.held();
-        for lease in leases {
-            held.remove(&lease.into());
+        for receipt in receipts {
+            held.remove(&receipt.into());
         }
     }
 
@@ -254,11 +262,11 @@ mod tests {
         for delivery in &both {
             let context = crate::handler::assembly::testing::context(&[]);
             let task = tokio::spawn(async {}).abort_handle();
-            inflight.runs(&delivery.lease(), 1, context, task);
+            inflight.runs(&delivery.receipt(), 1, context, task);
         }
         let mut third = vec![delivery(3)];
         inflight.add(&mut third);
-        inflight.waits(&third[0].lease(), 0);
+        inflight.waits(&third[0].receipt(), 0);
         let after = Instant::now();
         let [idle, busy] = inflight.activity(2)[..] else {
             panic!("two routes");
@@ -266,7 +274,7 @@ mod tests {
         assert_eq!((idle.running, idle.waiting), (0, 1));
         assert_eq!((busy.running, busy.waiting), (2, 0));
         assert!((before..=after).contains(&busy.oldest.unwrap()));
-        inflight.remove([both[0].lease()].iter());
+        inflight.remove([both[0].receipt()].iter());
         assert_eq!(inflight.activity(2)[1].running, 1);
         assert!(!inflight.any_renewed_before(Duration::from_secs(60)));
         assert!(inflight.any_renewed_before(Duration::ZERO));

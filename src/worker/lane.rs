@@ -15,7 +15,7 @@ use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::sparing::Sparing;
 use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
-use crate::streams::commit::{Committer, Lease, Report, Settlement};
+use crate::streams::commit::{Committer, Receipt, Report, Settlement};
 use crate::streams::trim;
 use run::Finished;
 use std::collections::VecDeque;
@@ -47,10 +47,10 @@ pub(super) struct Lane {
     ready: VecDeque<Delivery>,
     admission: Admission,
     suspects: VecDeque<Delivery>,
-    alone: Option<Lease>,
+    alone: Option<Receipt>,
     settled: Vec<Settlement>,
     /// What was too large to be held, and is to leave its stream once it is settled.
-    oversized: Vec<Lease>,
+    oversized: Vec<Receipt>,
     sparing: Sparing,
     running: usize,
     window: usize,
@@ -112,7 +112,7 @@ impl Lane {
         let mut reader = Some(Reader::new(self.shared.clone(), drain.clone()));
         let mut committer = Some(committer);
         let mut reading: Slot<(Reader, Read)> = None;
-        let mut committing: Slot<(Committer, Vec<Lease>, Report)> = None;
+        let mut committing: Slot<(Committer, Vec<Receipt>, Report)> = None;
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
         loop {
@@ -164,10 +164,10 @@ impl Lane {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return committer,
-                (free, leases, report) = occupied(&mut committing) => {
+                (free, receipts, report) = occupied(&mut committing) => {
                     committing = None;
                     committer = Some(free);
-                    self.committed(&leases, report);
+                    self.committed(&receipts, report);
                 }
                 Some(finished) = events.0.recv() => {
                     self.finish(finished);
@@ -228,9 +228,9 @@ impl Lane {
         let mut lost = Vec::new();
         for read in [&mut self.ready, &mut self.suspects] {
             read.retain(|delivery| {
-                let is_lost = inflight.is_lost(&delivery.lease());
+                let is_lost = inflight.is_lost(&delivery.receipt());
                 if is_lost {
-                    lost.push(delivery.lease());
+                    lost.push(delivery.receipt());
                 }
                 !is_lost
             });
@@ -244,7 +244,7 @@ impl Lane {
         }
         self.looked = Instant::now();
         for late in self.admission.late(self.shared.claims.server_now()) {
-            self.expired(late.lease, late.context.event());
+            self.expired(late.receipt, late.context.event());
         }
     }
 
@@ -311,14 +311,14 @@ impl Lane {
         if let Some(suspect) = self.suspects.front() {
             let beside = self.shared.inflight.len().saturating_sub(self.ahead());
             if beside == 0 {
-                let lease = suspect.lease();
-                self.alone = Some(lease);
+                let receipt = suspect.receipt();
+                self.alone = Some(receipt);
                 if let Some(suspect) = self.suspects.pop_front() {
                     self.tell_ahead();
                     self.start(suspect, Instant::now());
                 }
                 // It is alone again as soon as it runs; it may wait for others until then.
-                if self.admission.may_wait_for_others(&lease) {
+                if self.admission.may_wait_for_others(&receipt) {
                     self.alone = None;
                 }
             }
@@ -373,7 +373,7 @@ impl Lane {
                 self.ran(*ran);
             }
             Finished::Settled(settlement) => self.settled.push(*settlement),
-            Finished::Given(lease) => self.release(std::slice::from_ref(&lease)),
+            Finished::Given(receipt) => self.release(std::slice::from_ref(&receipt)),
             Finished::GivenBack(settlements, stays) => {
                 self.settled.extend(settlements);
                 self.release(&stays);
@@ -381,7 +381,7 @@ impl Lane {
         }
     }
 
-    fn committed(&mut self, leases: &[Lease], report: Report) {
+    fn committed(&mut self, receipts: &[Receipt], report: Report) {
         let counts = &self.shared.counts;
         counts
             .committed
@@ -396,14 +396,14 @@ impl Lane {
                 "outcomes discarded: someone else owns the entries now"
             );
         }
-        if let Some((lease, why)) = report.refused.first() {
+        if let Some((receipt, why)) = report.refused.first() {
             tracing::error!(
-                lane = self.shared.name, entry = %lease.entry, entries = report.refused.len(), why,
+                lane = self.shared.name, entry = %receipt.entry, entries = report.refused.len(), why,
                 "outcomes cannot be written; the entries stay pending"
             );
         }
-        self.release(leases);
-        self.remove_oversized(leases);
+        self.release(receipts);
+        self.remove_oversized(receipts);
         if report.outdated > 0 {
             tracing::info!(
                 lane = self.shared.name,
@@ -415,16 +415,16 @@ impl Lane {
     }
 
     /// As history it would cost everyone who looks at the stream. What does not work out is left to trimming.
-    fn remove_oversized(&mut self, leases: &[Lease]) {
-        for lease in self
+    fn remove_oversized(&mut self, receipts: &[Receipt]) {
+        for receipt in self
             .oversized
-            .extract_if(.., |lease| leases.contains(lease))
+            .extract_if(.., |receipt| receipts.contains(receipt))
         {
             let shared = self.shared.clone();
             tokio::spawn(async move {
-                let stream = &shared.routes[lease.stream].events;
+                let stream = &shared.routes[receipt.stream].events;
                 if let Ok(mut connection) = shared.process.connector.pooled().await {
-                    trim::remove(&mut connection, stream, lease.entry)
+                    trim::remove(&mut connection, stream, receipt.entry)
                         .await
                         .ok();
                 }
@@ -432,9 +432,9 @@ impl Lane {
         }
     }
 
-    fn release(&mut self, leases: &[Lease]) {
-        self.shared.inflight.remove(leases.iter());
-        if self.alone.is_some_and(|alone| leases.contains(&alone)) {
+    fn release(&mut self, receipts: &[Receipt]) {
+        self.shared.inflight.remove(receipts.iter());
+        if self.alone.is_some_and(|alone| receipts.contains(&alone)) {
             self.alone = None;
         }
     }

@@ -8,7 +8,7 @@ use crate::protocol::error::{Code, HandlerError, Refusal};
 use crate::protocol::event::{Event, JSON, Malformed, is_json};
 use crate::protocol::json;
 use crate::protocol::msgpack::{self, PayloadLimits};
-use crate::streams::commit::{End, Lease, Note, Publication, Reply, Settlement};
+use crate::streams::commit::{End, Note, Publication, Receipt, Reply, Settlement};
 use crate::streams::first::{Firsts, Said};
 use rmpv::Value;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scene<'a> {
     /// The delivery.
-    pub lease: Lease,
+    pub receipt: Receipt,
     /// The stream it came from.
     pub stream: &'a str,
     /// This instance.
@@ -76,7 +76,7 @@ pub(crate) fn success(
         }),
     };
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply,
         publications,
         end: End::Done,
@@ -115,7 +115,7 @@ pub(crate) fn failure(
         false => Vec::new(),
     };
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply: answered.then(|| error_reply(event, error)),
         publications: Vec::new(),
         end,
@@ -156,7 +156,7 @@ pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
     )
     .permanent();
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         end: End::Done,
@@ -168,7 +168,7 @@ pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
 /// An event of a type that nobody needs to handle.
 pub(crate) fn ignored(scene: Scene<'_>) -> Settlement {
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply: None,
         publications: Vec::new(),
         end: End::Done,
@@ -206,7 +206,7 @@ pub(super) fn repeat(
 /// An event that is not to run yet: it waits in the delay queue, and no attempt is spent.
 pub(crate) fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settlement {
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply: None,
         publications: Vec::new(),
         end: End::Later {
@@ -226,7 +226,7 @@ pub(crate) fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
         "type: {kind} runs from the stream of its own domain or from an inbox, not from {stream}"
     ));
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         end: End::Dead(Box::new(letter(scene, event, &error))),
@@ -240,7 +240,7 @@ pub(crate) fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
 pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
     let error = HandlerError::internal(format!(
         "delivered {} times and never committed: it kills its worker",
-        scene.lease.deliveries - 1
+        scene.receipt.deliveries - 1
     ))
     .permanent();
     let letter = DeadLetter {
@@ -248,7 +248,7 @@ pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
         ..letter(scene, event, &error)
     };
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         end: End::Dead(Box::new(letter)),
@@ -274,7 +274,7 @@ pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         reason: error.code.as_str().to_owned(),
         message: error.bounded_message().to_owned(),
         attempts: 0,
-        deliveries: scene.lease.deliveries,
+        deliveries: scene.receipt.deliveries,
         stream: scene.stream.to_owned(),
         instance: scene.instance.to_owned(),
         time: local_now(),
@@ -285,7 +285,7 @@ pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         None => End::Dead(letter),
     };
     Settlement {
-        lease: scene.lease,
+        receipt: scene.receipt,
         reply,
         publications: Vec::new(),
         end,
@@ -300,7 +300,7 @@ fn letter(scene: Scene<'_>, event: &Event, error: &HandlerError) -> DeadLetter {
         reason: error.code.as_str().to_owned(),
         message: error.bounded_message().to_owned(),
         attempts: event.attempt(),
-        deliveries: scene.lease.deliveries,
+        deliveries: scene.receipt.deliveries,
         stream: scene.stream.to_owned(),
         instance: scene.instance.to_owned(),
         time: local_now(),
@@ -366,7 +366,7 @@ mod tests {
     fn a_repeat_is_one_only_in_the_history_in_which_it_was_judged() {
         let context = testing::context(&[]);
         let scene = Scene {
-            lease: Lease {
+            receipt: Receipt {
                 stream: 0,
                 entry: context.event().entry_id(),
                 deliveries: 1,

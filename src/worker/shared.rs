@@ -12,7 +12,7 @@ use crate::handler::policy::RetryPolicy;
 use crate::handler::router::Router;
 use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::keys::{self, StreamKeys};
-use crate::streams::commit::{Claims, Lease};
+use crate::streams::commit::{Claims, Receipt};
 use crate::streams::first::{Firsts, Judge};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,8 +36,8 @@ pub(super) struct Delivery {
 
 impl Delivery {
     /// Which delivery it is.
-    pub(super) fn lease(&self) -> Lease {
-        Lease {
+    pub(super) fn receipt(&self) -> Receipt {
+        Receipt {
             stream: self.stream,
             entry: self.entry.id,
             deliveries: self.deliveries,
@@ -193,12 +193,12 @@ impl Shared {
     }
 
     /// Who settles a delivery, and what of.
-    pub(super) fn scene(&self, lease: Lease) -> Scene<'_> {
+    pub(super) fn scene(&self, receipt: Receipt) -> Scene<'_> {
         Scene {
-            lease,
-            stream: &self.routes[lease.stream].events,
+            receipt,
+            stream: &self.routes[receipt.stream].events,
             instance: self.instance(),
-            firsts: self.firsts(lease.stream),
+            firsts: self.firsts(receipt.stream),
         }
     }
 

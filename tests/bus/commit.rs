@@ -232,7 +232,7 @@ async fn what_was_read_before_the_connection_broke_is_compared_one_by_one() {
     bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
     assert_eq!(committer.commit(vec![held[0].done()]).await.committed, 1);
     // As after a failover to a server that has the counter and the event, but not the delivery.
-    let (stream, id) = (bus.route.events.clone(), held[1].lease.entry);
+    let (stream, id) = (bus.route.events.clone(), held[1].receipt.entry);
     bus.run(&format!("XACK {stream} workers {id}")).await;
     let report = committer.commit(vec![held[1].done()]).await;
     assert_eq!((report.committed, report.fenced), (0, 1));

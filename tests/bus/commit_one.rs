@@ -20,7 +20,7 @@ async fn holding(count: usize) -> (Bus, Committer, Vec<Held>) {
 
 /// The slow way: the lease is from before the last takeover.
 fn stale(mut settlement: Settlement) -> Settlement {
-    settlement.lease.claims = 0;
+    settlement.receipt.claims = 0;
     settlement
 }
 
@@ -47,15 +47,15 @@ async fn an_outcome_counts_for_the_delivery_that_it_is_of_and_no_other() {
     // Not pending, another owner, another delivery of ours, ours; handed to another as its first.
     bus.run(&format!(
         "XACK cb:events:image {GROUP} {}",
-        held[0].lease.entry
+        held[0].receipt.entry
     ))
     .await;
     let pending = bus.pending().await;
     bus.take("w-2", &pending[..1]).await;
     bus.take("w-1", &pending[1..2]).await;
-    bus.hand_on(held[4].lease.entry, "w-3").await;
+    bus.hand_on(held[4].receipt.entry, "w-3").await;
     let mut foreign = held[3].done();
-    foreign.lease.entry = EntryId { ms: 1, seq: 1 };
+    foreign.receipt.entry = EntryId { ms: 1, seq: 1 };
     let mut batch: Vec<Settlement> = held.iter().map(|h| stale(h.done())).collect();
     batch.push(stale(foreign));
     let report = committer.commit(batch).await;
@@ -168,7 +168,7 @@ async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
 #[tokio::test]
 async fn an_entry_that_was_deleted_is_not_committed() {
     let (mut bus, mut committer, held) = holding(2).await;
-    bus.run(&format!("XDEL cb:events:image {}", held[0].lease.entry))
+    bus.run(&format!("XDEL cb:events:image {}", held[0].receipt.entry))
         .await;
     let batch = held.iter().map(|held| stale(held.done())).collect();
     assert_eq!(counts(&committer.commit(batch).await), (1, 1, 0));
@@ -208,7 +208,7 @@ async fn a_reply_that_can_not_be_written_becomes_a_dead_letter_and_hurts_nobody_
             assert_eq!(text(letter, "status"), "ok");
             assert_eq!(text(letter, "deadreason"), "failed_precondition");
             assert_eq!(text(letter, "deadstream"), key);
-            assert_eq!(text(letter, "deadentry"), held.lease.entry.to_string());
+            assert_eq!(text(letter, "deadentry"), held.receipt.entry.to_string());
             assert_eq!(text(letter, "deaddeliveries"), "1");
             assert!(text(letter, "deadtime").parse::<u64>().unwrap() > 0);
         }
@@ -246,7 +246,7 @@ async fn an_outcome_whose_event_would_vanish_is_refused_with_nothing_written() {
     let refused: Vec<EntryId> = report
         .refused
         .iter()
-        .map(|(lease, _)| lease.entry)
+        .map(|(receipt, _)| receipt.entry)
         .collect();
     let held: Vec<EntryId> = held.iter().map(|held| held.entry.id).collect();
     assert_eq!(refused, held);
@@ -356,7 +356,7 @@ async fn every_reply_stream_gets_a_time_to_live_however_it_came_to_be() {
     for (held, slow) in held[1..5].iter().zip([true, false, true, false]) {
         bus.run(&format!("UNLINK {REPLY}")).await;
         let mut settlement = held.done();
-        settlement.lease.claims = if slow { 0 } else { committer.claims().known(0) };
+        settlement.receipt.claims = if slow { 0 } else { committer.claims().known(0) };
         assert_eq!(committer.commit(vec![settlement]).await.committed, 1);
         assert!(bus.ask::<i64>(&ttl).await > 500_000, "slow: {slow}");
     }

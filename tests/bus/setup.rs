@@ -7,7 +7,9 @@ use convoke::protocol::keys::{Keys, StreamKeys};
 use convoke::settings::RedisUrl;
 use convoke::streams::claim::{self, Pending};
 use convoke::streams::commit::{Claims, Reply};
-use convoke::streams::commit::{Committer, CommitterOptions, End, Lease, Publication, Settlement};
+use convoke::streams::commit::{
+    Committer, CommitterOptions, End, Publication, Receipt, Settlement,
+};
 use convoke::streams::read::{ensure_group, read_group};
 use redis::Value;
 use redis::aio::MultiplexedConnection;
@@ -244,19 +246,19 @@ pub(crate) fn text(entry: &HashMap<String, Vec<u8>>, field: &str) -> String {
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) entry: Entry,
-    pub(crate) lease: Lease,
+    pub(crate) receipt: Receipt,
 }
 
 impl Held {
     pub(crate) fn new(entry: Entry, deliveries: u32, claims: u64) -> Self {
-        let lease = Lease {
+        let receipt = Receipt {
             stream: 0,
             entry: entry.id,
             deliveries,
             claims,
             since: Instant::now(),
         };
-        Self { entry, lease }
+        Self { entry, receipt }
     }
 
     /// The event's own id.
@@ -267,7 +269,7 @@ impl Held {
     /// Done, with a reply and a publication that name the event.
     pub(crate) fn done(&self) -> Settlement {
         Settlement {
-            lease: self.lease,
+            receipt: self.receipt,
             reply: Some(Reply {
                 to: Some(REPLY.into()),
                 correlation_id: self.id(),

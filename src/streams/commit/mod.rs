@@ -39,7 +39,7 @@ use crate::protocol::entry::Entry;
 use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::claims::Claims;
 pub use crate::streams::commit::settlement::{
-    End, Lease, MAX_PUBLICATIONS, Note, Publication, Reply, Report, Settlement,
+    End, MAX_PUBLICATIONS, Note, Publication, Receipt, Reply, Report, Settlement,
 };
 use crate::streams::commit::settlement::{Place, Worth, is_inbox};
 use std::collections::{HashMap, HashSet};
@@ -94,7 +94,7 @@ pub struct CommitterOptions {
 enum Fast {
     /// Committed; which of the commands failed by themselves, and why.
     Done(Vec<(usize, String)>),
-    /// Nothing was written: a counter moved, or a lease is from before it did.
+    /// Nothing was written: a counter moved, or a receipt is from before it did.
     Nothing,
     /// Nothing was written: the server refused a command before running any.
     Aborted(BusError),
@@ -102,7 +102,7 @@ enum Fast {
 
 /// An effect of a committed settlement that could not be written.
 struct Lost {
-    lease: Lease,
+    receipt: Receipt,
     stream: String,
     fields: Vec<Vec<u8>>,
     message: String,
@@ -176,9 +176,9 @@ impl Committer {
         settlement.history.is_none_or(|history| history == now)
     }
 
-    fn place(&self, lease: &Lease) -> Place<'_> {
+    fn place(&self, receipt: &Receipt) -> Place<'_> {
         Place {
-            route: &self.routes[lease.stream],
+            route: &self.routes[receipt.stream],
             consumer: &self.consumer,
             now: self.claims.server_now(),
             reply_history: Some(self.reply_history),
@@ -239,9 +239,9 @@ impl Committer {
                 }
                 Ok(Slow::Fenced) => report.fenced += 1,
                 Ok(Slow::Outdated) => report.outdated += 1,
-                Ok(Slow::Refused(why)) => report.refused.push((settlement.lease, why)),
+                Ok(Slow::Refused(why)) => report.refused.push((settlement.receipt, why)),
                 Err(error) if error.reaction() == Reaction::GiveUp => {
-                    report.refused.push((settlement.lease, error.to_string()));
+                    report.refused.push((settlement.receipt, error.to_string()));
                 }
                 // Without the group nothing is pending any more: it will be delivered again.
                 Err(error) if error.reaction() == Reaction::RepairGroup => report.fenced += 1,
@@ -272,9 +272,9 @@ impl Committer {
     fn fits(&self, settlement: &Settlement, now: Instant) -> bool {
         matches!(settlement.end, End::Done | End::Told(_))
             && !settlement.may_not_reach()
-            && now.saturating_duration_since(settlement.lease.since) < FRESH
+            && now.saturating_duration_since(settlement.receipt.since) < FRESH
             && self.is_of_this_history(settlement)
-            && settlement.lease.claims == self.claims.known(settlement.lease.stream)
+            && settlement.receipt.claims == self.claims.known(settlement.receipt.stream)
     }
 
     /// Tries the whole batch in one transaction.
@@ -295,7 +295,7 @@ impl Committer {
         let mut commands = std::mem::take(&mut self.commands);
         commands.add(&[b"MULTI"]);
         for (at, settlement) in batch.iter().enumerate() {
-            let mut place = self.place(&settlement.lease);
+            let mut place = self.place(&settlement.receipt);
             // Trimming is a fifth of what a reply costs the server, and the last one's does for all.
             if let Some(next) = batch.get(at + 1)
                 && settlement.replies_where(next)
@@ -336,15 +336,16 @@ impl Committer {
 
     /// Adds one acknowledgement for each stream.
     fn acknowledge(&self, batch: &[Settlement], commands: &mut Commands) {
-        let mut leases: Vec<&Lease> = batch.iter().map(|settlement| &settlement.lease).collect();
-        leases.sort_by_key(|lease| lease.stream);
-        for leases in leases.chunk_by(|a, b| a.stream == b.stream) {
-            commands.begin(3 + leases.len());
+        let mut receipts: Vec<&Receipt> =
+            batch.iter().map(|settlement| &settlement.receipt).collect();
+        receipts.sort_by_key(|receipt| receipt.stream);
+        for receipts in receipts.chunk_by(|a, b| a.stream == b.stream) {
+            commands.begin(3 + receipts.len());
             commands.word(b"XACK");
-            commands.word(self.routes[leases[0].stream].events.as_bytes());
+            commands.word(self.routes[receipts[0].stream].events.as_bytes());
             commands.word(self.group.as_bytes());
-            for lease in leases {
-                commands.word(lease.entry_text().as_ref());
+            for receipt in receipts {
+                commands.word(receipt.entry_text().as_ref());
             }
         }
     }
@@ -393,7 +394,7 @@ impl Committer {
         let (mut lost, mut untold) = (Vec::new(), Vec::new());
         let mut next = 0;
         for settlement in batch {
-            settlement.effects(self.place(&settlement.lease), |effect| {
+            settlement.effects(self.place(&settlement.receipt), |effect| {
                 if effect.worth == Worth::Instead {
                     return;
                 }
@@ -404,12 +405,12 @@ impl Committer {
                 };
                 match &settlement.end {
                     End::Told(letter) if effect.worth != Worth::Needed => {
-                        untold.push((settlement.lease, letter));
+                        untold.push((settlement.receipt, letter));
                     }
                     // Nobody waits for it.
                     _ if effect.worth == Worth::There && message.is_empty() => {}
                     _ => lost.push(Lost {
-                        lease: settlement.lease,
+                        receipt: settlement.receipt,
                         stream: effect.stream(),
                         fields: effect.fields(),
                         message: message.clone(),
@@ -417,8 +418,8 @@ impl Committer {
                 }
             });
         }
-        for (lease, letter) in &untold {
-            self.keep(lease, letter).await;
+        for (receipt, letter) in &untold {
+            self.keep(receipt, letter).await;
         }
         self.bury(lost).await;
         untold.len() as u64
@@ -427,24 +428,24 @@ impl Committer {
     /// What could not be written becomes a dead letter of its own: the event is acknowledged already.
     async fn bury(&self, lost: Vec<Lost>) {
         for Lost {
-            lease,
+            receipt,
             stream,
             fields,
             message,
         } in lost
         {
-            let route = &self.routes[lease.stream];
+            let route = &self.routes[receipt.stream];
             let letter = DeadLetter {
-                entry: Entry::new(lease.entry, fields),
+                entry: Entry::new(receipt.entry, fields),
                 reason: "failed_precondition".into(),
                 message,
                 attempts: 0,
-                deliveries: lease.deliveries,
+                deliveries: receipt.deliveries,
                 stream,
                 instance: self.consumer.clone(),
                 time: self.claims.server_now(),
             };
-            let stored = self.keep(&lease, &letter).await;
+            let stored = self.keep(&receipt, &letter).await;
             tracing::error!(
                 stream = route.events,
                 error = letter.message,
@@ -457,9 +458,9 @@ impl Committer {
 
 impl Committer {
     /// Stores a dead letter by itself; whether that went well.
-    async fn keep(&self, lease: &Lease, letter: &DeadLetter) -> bool {
+    async fn keep(&self, receipt: &Receipt, letter: &DeadLetter) -> bool {
         let burial = Publication {
-            stream: self.routes[lease.stream].dead.clone(),
+            stream: self.routes[receipt.stream].dead.clone(),
             fields: letter.fields(),
         };
         match self.connector.pooled().await {

@@ -6,7 +6,7 @@ use crate::connect::resp::wire::Commands;
 use crate::connect::script::script;
 use crate::protocol::digits::Digits;
 use crate::streams::claim;
-use crate::streams::commit::settlement::{End, Lease, Settlement, Worth, is_inbox};
+use crate::streams::commit::settlement::{End, Receipt, Settlement, Worth, is_inbox};
 use crate::streams::commit::{Committer, Fast, Lost};
 use redis::aio::MultiplexedConnection;
 use redis::{Script, Value};
@@ -42,16 +42,16 @@ impl Committer {
         if self.wire.is_none() {
             self.arm().await?;
         }
-        let lease = settlement.lease;
+        let receipt = settlement.receipt;
         let mut call = COMMIT.prepare_invoke();
-        call.key(&self.routes[lease.stream].events);
+        call.key(&self.routes[receipt.stream].events);
         call.arg(&self.group)
             .arg(&self.consumer)
-            .arg(lease.entry_text().as_ref())
-            .arg(lease.deliveries);
+            .arg(receipt.entry_text().as_ref())
+            .arg(receipt.deliveries);
         let mut effects = Vec::new();
         let mut fits = true;
-        settlement.effects(self.place(&lease), |effect| {
+        settlement.effects(self.place(&receipt), |effect| {
             fits &= effect.words.len() <= SCRIPT_WORDS;
             call.key(effect.key());
             call.arg(effect.key_type).arg(effect.worth.as_str());
@@ -97,7 +97,7 @@ impl Committer {
                         // Nobody waits for it.
                         Worth::There if message.starts_with(b"NOKEY") => {}
                         _ => lost.push(Lost {
-                            lease,
+                            receipt,
                             stream: stream.clone(),
                             fields: fields.clone(),
                             message: String::from_utf8_lossy(message).into_owned(),
@@ -163,12 +163,12 @@ impl Committer {
     /// Commits one settlement with more words than a script can write at a time: asks who holds the
     /// entry, then runs the transaction, which a takeover since would undo.
     async fn large(&mut self, settlement: &Settlement) -> Result<Slow, BusError> {
-        let Lease {
+        let Receipt {
             stream,
             entry,
             deliveries,
             ..
-        } = settlement.lease;
+        } = settlement.receipt;
         for _ in 0..LARGE_TRIES {
             if self.wire.is_none() {
                 self.arm().await?;

@@ -79,7 +79,7 @@ pub enum End {
 
 /// Which delivery of which entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Lease {
+pub struct Receipt {
     /// Index of the stream among those of the committer.
     pub stream: usize,
     /// The entry.
@@ -96,7 +96,7 @@ pub struct Lease {
 #[derive(Clone, Debug)]
 pub struct Settlement {
     /// Which delivery.
-    pub lease: Lease,
+    pub receipt: Receipt,
     /// What the requester gets, or the results stream.
     pub reply: Option<Reply>,
     /// What the handler publishes.
@@ -124,7 +124,7 @@ pub struct Report {
     /// Left pending: the server is in a later history than the run, which is to be repeated.
     pub outdated: u64,
     /// Left pending: a key that must be written has the wrong type. With what happened.
-    pub refused: Vec<(Lease, String)>,
+    pub refused: Vec<(Receipt, String)>,
     /// Left pending since the committer was told to stop while the server was away.
     pub abandoned: u64,
 }
@@ -227,7 +227,7 @@ impl Settlement {
             End::Done | End::Told(_) => {}
             End::Later { fields, wait } => {
                 let due = Digits::of(place.now.saturating_add(whole_ms(*wait)));
-                let member = delay::encode_member(&self.lease.entry.to_string(), fields);
+                let member = delay::encode_member(&self.receipt.entry.to_string(), fields);
                 give(Effect {
                     words: &[b"ZADD", route.delayed.as_bytes(), due.as_ref(), &member],
                     key_type: "zset",
@@ -329,7 +329,7 @@ impl Reply {
     }
 }
 
-impl Lease {
+impl Receipt {
     /// The entry's id as text.
     pub(crate) fn entry_text(&self) -> IdText {
         self.entry.into()

@@ -6,7 +6,7 @@ use crate::coordination::instances::roster::Reader;
 use crate::handler::context::Context;
 use crate::protocol::error::HandlerError;
 use crate::protocol::event::Event;
-use crate::streams::commit::{Lease, Settlement};
+use crate::streams::commit::{Receipt, Settlement};
 use crate::worker::settle;
 use crate::worker::shared::{Delivery, Shared};
 use futures_util::FutureExt;
@@ -17,14 +17,14 @@ use std::time::Duration;
 /// An entry that was read and not started.
 enum Unstarted {
     Read(Delivery),
-    Admitted(Lease, Context),
+    Admitted(Receipt, Context),
 }
 
 impl Unstarted {
-    fn lease(&self) -> Lease {
+    fn receipt(&self) -> Receipt {
         match self {
-            Unstarted::Read(delivery) => delivery.lease(),
-            Unstarted::Admitted(lease, _) => *lease,
+            Unstarted::Read(delivery) => delivery.receipt(),
+            Unstarted::Admitted(receipt, _) => *receipt,
         }
     }
 }
@@ -36,7 +36,7 @@ impl Lane {
         let (waiting, entering) = self.admission.give_up();
         self.release(&entering);
         let waiting = waiting.into_iter();
-        let waiting = waiting.map(|waiting| Unstarted::Admitted(waiting.lease, waiting.context));
+        let waiting = waiting.map(|waiting| Unstarted::Admitted(waiting.receipt, waiting.context));
         let read = self.ready.drain(..).chain(self.suspects.drain(..));
         let unstarted: Vec<Unstarted> = waiting.chain(read.map(Unstarted::Read)).collect();
         if unstarted.is_empty() {
@@ -46,12 +46,16 @@ impl Lane {
         self.running += 1;
         let (shared, finished) = (self.shared.clone(), self.finished.clone());
         tokio::spawn(async move {
-            let leases: Vec<Lease> = unstarted.iter().map(Unstarted::lease).collect();
+            let receipts: Vec<Receipt> = unstarted.iter().map(Unstarted::receipt).collect();
             let back = given_back(&shared, unstarted);
             let back = AssertUnwindSafe(back).catch_unwind().await;
             let back = back.unwrap_or_default();
-            let goes = |lease: &Lease| back.iter().any(|settlement| settlement.lease == *lease);
-            let stays = leases.into_iter().filter(|lease| !goes(lease)).collect();
+            let goes =
+                |receipt: &Receipt| back.iter().any(|settlement| settlement.receipt == *receipt);
+            let stays = receipts
+                .into_iter()
+                .filter(|receipt| !goes(receipt))
+                .collect();
             finished.send(Finished::GivenBack(back, stays)).ok();
         });
     }
@@ -63,10 +67,10 @@ async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlemen
     let mut read_by_others: HashMap<String, bool> = HashMap::new();
     let mut back = Vec::new();
     for one in unstarted {
-        let lease = one.lease();
-        let stream = &shared.routes[lease.stream].events;
+        let receipt = one.receipt();
+        let stream = &shared.routes[receipt.stream].events;
         let keys = &shared.process.keys;
-        if lease.deliveries > 1 || shared.inbox == Some(lease.stream) {
+        if receipt.deliveries > 1 || shared.inbox == Some(receipt.stream) {
             continue;
         }
         let parsed;
@@ -95,7 +99,7 @@ async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlemen
             }
         };
         if !others {
-            let scene = shared.scene(lease);
+            let scene = shared.scene(receipt);
             // Nobody may have looked at it yet.
             let early = event.not_before().unwrap_or_default();
             let early = early.saturating_sub(shared.claims.server_now());

@@ -40,7 +40,7 @@ use crate::connect::connector::reconnect_delay;
 use crate::handler::context::Context;
 use crate::protocol::error::HandlerError;
 use crate::protocol::event::Event;
-use crate::streams::commit::Lease;
+use crate::streams::commit::Receipt;
 use crate::streams::first::{Asks, Verdict};
 use crate::worker::admission::Until;
 use crate::worker::handover::Left;
@@ -60,10 +60,10 @@ pub(super) enum Unjudged {
 }
 
 impl Unjudged {
-    fn lease(&self) -> Lease {
+    fn receipt(&self) -> Receipt {
         match self {
-            Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) => waiting.lease,
-            Unjudged::Left(left, _) => left.lease,
+            Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) => waiting.receipt,
+            Unjudged::Left(left, _) => left.receipt,
         }
     }
 
@@ -78,26 +78,26 @@ impl Unjudged {
 impl Lane {
     /// Asks whether an event is the first of its id.
     pub(super) fn judge(&mut self, unjudged: Unjudged) {
-        let (lease, size) = (unjudged.lease(), unjudged.event().entry().size());
+        let (receipt, size) = (unjudged.receipt(), unjudged.event().entry().size());
         if let Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) = &unjudged {
-            self.shared.inflight.waits(&lease, waiting.route.index);
+            self.shared.inflight.waits(&receipt, waiting.route.index);
         }
         let (shared, finished) = (self.shared.clone(), self.finished.clone());
         let task = tokio::spawn(async move {
-            let verdict = asked(&shared, lease, unjudged.event()).await;
+            let verdict = asked(&shared, receipt, unjudged.event()).await;
             finished
                 .send(Finished::Judged(Box::new(unjudged), verdict))
                 .ok();
         });
         let task = AbortOnDropHandle::new(task);
-        self.admission.enters(lease, size, Until::Judged, task);
+        self.admission.enters(receipt, size, Until::Judged, task);
     }
 
     /// Takes the answer.
     pub(super) fn judged(&mut self, unjudged: Unjudged, verdict: Verdict) {
-        let lease = unjudged.lease();
+        let receipt = unjudged.receipt();
         // It may have been given up in the meantime.
-        if !self.admission.entered(&lease) {
+        if !self.admission.entered(&receipt) {
             return;
         }
         let event = unjudged.event();
@@ -107,14 +107,14 @@ impl Lane {
             history,
         } = verdict
         {
-            tracing::debug!(entry = %lease.entry, id = event.given_id(), first, "added before: not run");
+            tracing::debug!(entry = %receipt.entry, id = event.given_id(), first, "added before: not run");
             self.shared.counts.repeats.fetch_add(1, Ordering::Relaxed);
-            let scene = self.shared.scene(lease);
+            let scene = self.shared.scene(receipt);
             let repeat = settle::repeat(scene, event, &first, said.as_ref(), history);
             self.settled.push(repeat);
             return;
         }
-        if self.is_poison(lease, event) {
+        if self.is_poison(receipt, event) {
             return;
         }
         match unjudged {
@@ -129,10 +129,12 @@ impl Lane {
 }
 
 /// Asks until there is an answer. What is held meanwhile is renewed like anything else that waits.
-async fn asked(shared: &Shared, lease: Lease, event: &Event) -> Verdict {
-    let (Some(firsts), Some(name), Some(id)) =
-        (shared.firsts(lease.stream), event.once(), event.given_id())
-    else {
+async fn asked(shared: &Shared, receipt: Receipt, event: &Event) -> Verdict {
+    let (Some(firsts), Some(name), Some(id)) = (
+        shared.firsts(receipt.stream),
+        event.once(),
+        event.given_id(),
+    ) else {
         return Verdict::First;
     };
     let asks = Asks {

@@ -10,7 +10,7 @@ use crate::handler::layers::timeout::exceeded;
 use crate::handler::router::Route;
 use crate::protocol::error::{HandlerError, Refusal};
 use crate::protocol::event::Event;
-use crate::streams::commit::{End, Lease, Settlement};
+use crate::streams::commit::{End, Receipt, Settlement};
 use crate::streams::first::Verdict;
 use crate::worker::admission::Until;
 use crate::worker::handover::Left;
@@ -33,14 +33,14 @@ pub(super) enum Finished {
     /// Whether an event is the first of its id.
     Judged(Box<Unjudged>, Verdict),
     Settled(Box<Settlement>),
-    Given(Lease),
+    Given(Receipt),
     /// What was read and not started: how it is settled, or that it stays as it is.
-    GivenBack(Vec<Settlement>, Vec<Lease>),
+    GivenBack(Vec<Settlement>, Vec<Receipt>),
 }
 
 /// A run that ended.
 pub(super) struct Ran {
-    lease: Lease,
+    receipt: Receipt,
     context: Context,
     route: Arc<Route>,
     result: Result<Encoded, HandlerError>,
@@ -53,7 +53,7 @@ impl Ran {
     /// Of an event that was refused before it could begin.
     pub(super) fn refused(waiting: Waiting, error: HandlerError) -> Self {
         Self {
-            lease: waiting.lease,
+            receipt: waiting.receipt,
             context: waiting.context,
             route: waiting.route,
             result: Err(error),
@@ -71,19 +71,19 @@ impl Ran {
 impl Lane {
     /// Starts one event, or has it wait; returns the time when that was.
     pub(super) fn start(&mut self, delivery: Delivery, now: Instant) -> Instant {
-        let lease = delivery.lease();
+        let receipt = delivery.receipt();
         let shared = self.shared.clone();
-        let scene = shared.scene(lease);
-        let stream = &shared.routes[lease.stream].events;
+        let scene = shared.scene(receipt);
+        let stream = &shared.routes[receipt.stream].events;
         let event = match Event::parse(delivery.entry, &shared.limits, &shared.process.keys, stream)
         {
             Ok(event) => event,
             Err(bad) => {
                 if let Some(bytes) = bad.entry.cut() {
                     if self.sparing.allows(now) {
-                        tracing::error!(stream, entry = %lease.entry, bytes, "an entry that is larger than any event: settled unread, and removed");
+                        tracing::error!(stream, entry = %receipt.entry, bytes, "an entry that is larger than any event: settled unread, and removed");
                     }
-                    self.oversized.push(lease);
+                    self.oversized.push(receipt);
                 }
                 self.settled.push(settle::malformed(scene, *bad));
                 return now;
@@ -91,30 +91,30 @@ impl Lane {
         };
         if !shared.process.keys.runs_from(event.kind(), stream) {
             if self.sparing.allows(now) {
-                tracing::warn!(stream, entry = %lease.entry, r#type = event.kind(), source = event.source(), "a type that does not run from this stream");
+                tracing::warn!(stream, entry = %receipt.entry, r#type = event.kind(), source = event.source(), "a type that does not run from this stream");
             }
             self.settled.push(settle::misplaced(scene, &event));
             return now;
         }
         let asks = scene.firsts.is_some() && event.asks_once();
         // Another one of its id may have come first: then it never ran.
-        if !asks && self.is_poison(lease, &event) {
+        if !asks && self.is_poison(receipt, &event) {
             return now;
         }
-        if self.expires(lease, &event) {
+        if self.expires(receipt, &event) {
             return now;
         }
         if let Some(wait) = self.until_due(&event) {
             self.settled
-                .push(settle::early(self.shared.scene(lease), &event, wait));
+                .push(settle::early(self.shared.scene(receipt), &event, wait));
             return now;
         }
-        let inbox = shared.inbox == Some(lease.stream);
+        let inbox = shared.inbox == Some(receipt.stream);
         let context =
-            Context::arrived(event, shared.process.clone(), inbox).delivered(lease.deliveries);
+            Context::arrived(event, shared.process.clone(), inbox).delivered(receipt.deliveries);
         let kind = context.event().kind();
         let Some(route) = shared.router.find(kind).cloned() else {
-            let left = Left::without_handler(&shared, lease, kind);
+            let left = Left::without_handler(&shared, receipt, kind);
             match asks {
                 true => self.judge(Unjudged::Left(left, context)),
                 false => self.leave(left, context, None),
@@ -122,7 +122,7 @@ impl Lane {
             return now;
         };
         let waiting = Waiting {
-            lease,
+            receipt,
             context,
             route,
             entered: None,
@@ -136,12 +136,12 @@ impl Lane {
     }
 
     /// Settles an event that was delivered too often; whether it was.
-    pub(super) fn is_poison(&mut self, lease: Lease, event: &Event) -> bool {
-        if lease.deliveries <= self.shared.max_deliveries {
+    pub(super) fn is_poison(&mut self, receipt: Receipt, event: &Event) -> bool {
+        if receipt.deliveries <= self.shared.max_deliveries {
             return false;
         }
-        let scene = self.shared.scene(lease);
-        tracing::error!(stream = scene.stream, entry = %lease.entry, r#type = event.kind(), "poison: delivered too often without being committed");
+        let scene = self.shared.scene(receipt);
+        tracing::error!(stream = scene.stream, entry = %receipt.entry, r#type = event.kind(), "poison: delivered too often without being committed");
         self.settled.push(settle::poison(scene, event));
         true
     }
@@ -156,7 +156,7 @@ impl Lane {
             return self.go(waiting, now);
         }
         let inflight = &self.shared.inflight;
-        inflight.waits(&waiting.lease, waiting.route.index);
+        inflight.waits(&waiting.receipt, waiting.route.index);
         self.admission.wait(waiting);
         now
     }
@@ -184,8 +184,8 @@ impl Lane {
         }
         let time = event.deadline();
         let time = time.map(|at| at.saturating_sub(self.shared.claims.server_now()));
-        let (lease, size) = (waiting.lease, waiting.size());
-        self.shared.inflight.waits(&lease, waiting.route.index);
+        let (receipt, size) = (waiting.receipt, waiting.size());
+        self.shared.inflight.waits(&receipt, waiting.route.index);
         let finished = self.finished.clone();
         let task = tokio::spawn(async move {
             let entered = match time {
@@ -201,7 +201,7 @@ impl Lane {
                 .ok();
         });
         let task = AbortOnDropHandle::new(task);
-        self.admission.enters(lease, size, Until::Gate, task);
+        self.admission.enters(receipt, size, Until::Gate, task);
         now
     }
 
@@ -212,11 +212,11 @@ impl Lane {
         entered: Option<Result<Entered, HandlerError>>,
     ) {
         // It may have been given up in the meantime.
-        if !self.admission.entered(&waiting.lease) {
+        if !self.admission.entered(&waiting.receipt) {
             return;
         }
         match entered {
-            None => self.expired(waiting.lease, waiting.context.event()),
+            None => self.expired(waiting.receipt, waiting.context.event()),
             Some(Ok(entered)) => {
                 waiting.entered = Some(entered);
                 match waiting.first {
@@ -260,43 +260,43 @@ impl Lane {
     }
 
     /// Whether an event's deadline has passed; it is settled then.
-    fn expires(&mut self, lease: Lease, event: &Event) -> bool {
+    fn expires(&mut self, receipt: Receipt, event: &Event) -> bool {
         let Some(deadline) = event.deadline() else {
             return false;
         };
-        let passed = is_past(deadline, self.shared.claims.server_now(), lease.entry.ms);
+        let passed = is_past(deadline, self.shared.claims.server_now(), receipt.entry.ms);
         if passed {
-            self.expired(lease, event);
+            self.expired(receipt, event);
         }
         passed
     }
 
     /// Settles an event whose deadline has passed.
-    pub(super) fn expired(&mut self, lease: Lease, event: &Event) {
+    pub(super) fn expired(&mut self, receipt: Receipt, event: &Event) {
         self.shared.counts.expired.fetch_add(1, Ordering::Relaxed);
-        let settlement = settle::expired(self.shared.scene(lease), event);
+        let settlement = settle::expired(self.shared.scene(receipt), event);
         self.settled.push(settlement);
     }
 
     /// Runs one event as far as it goes at once; returns the time when that was.
     pub(super) fn go(&mut self, waiting: Waiting, now: Instant) -> Instant {
         let Waiting {
-            lease,
+            receipt,
             context,
             route,
             entered,
             waited,
             first: _,
         } = waiting;
-        if waited && self.shared.inflight.is_lost(&lease) {
-            self.release(&[lease]);
+        if waited && self.shared.inflight.is_lost(&receipt) {
+            self.release(&[receipt]);
             return now;
         }
-        if waited && self.expires(lease, context.event()) {
+        if waited && self.expires(receipt, context.event()) {
             return now;
         }
-        if lease.deliveries >= ALONE {
-            self.alone = Some(lease);
+        if receipt.deliveries >= ALONE {
+            self.alone = Some(receipt);
         }
         let back = entered.is_some().then(Back::default);
         let span = span_of(&context);
@@ -319,7 +319,7 @@ impl Lane {
                 let result = run.instrument(span).await;
                 let elapsed = now.elapsed();
                 let ran = Ran {
-                    lease,
+                    receipt,
                     context,
                     route,
                     result,
@@ -331,7 +331,7 @@ impl Lane {
             });
             self.shared
                 .inflight
-                .runs(&lease, index, seen, task.abort_handle());
+                .runs(&receipt, index, seen, task.abort_handle());
             return now;
         };
         let end = Instant::now();
@@ -342,7 +342,7 @@ impl Lane {
             _ => result,
         };
         self.ran(Ran {
-            lease,
+            receipt,
             context,
             route,
             result,
@@ -354,7 +354,7 @@ impl Lane {
 
     pub(super) fn ran(&mut self, ran: Ran) {
         let Ran {
-            lease,
+            receipt,
             context,
             route,
             result,
@@ -368,15 +368,15 @@ impl Lane {
         {
             // Nothing of it has begun.
             if context.draining().is_cancelled() {
-                self.release(&[lease]);
+                self.release(&[receipt]);
                 return;
             }
-            if self.alone == Some(lease) {
+            if self.alone == Some(receipt) {
                 self.alone = None;
             }
             let after = error.retry_after;
             let waiting = Waiting {
-                lease,
+                receipt,
                 context,
                 route,
                 entered: None,
@@ -392,7 +392,7 @@ impl Lane {
         {
             stats.ran(elapsed, false);
             let left = Left {
-                lease,
+                receipt,
                 error: error.clone(),
                 retry: route.retry,
                 may_stay: context.draining().is_cancelled(),
@@ -405,13 +405,13 @@ impl Lane {
             .and_then(|result| context.answerable(result));
         stats.ran(elapsed, result.is_err());
         let published = context.take_outbox();
-        let scene = self.shared.scene(lease);
+        let scene = self.shared.scene(receipt);
         let mut settlement = match result {
             Ok(result) => settle::success(scene, event, result, published, route.policy.silent),
             Err(error) => {
                 let settlement = settle::failure(scene, event, &error, &route.retry);
                 tracing::debug!(
-                    r#type = event.kind(), entry = %lease.entry, attempt = event.attempt(),
+                    r#type = event.kind(), entry = %receipt.entry, attempt = event.attempt(),
                     code = error.code.as_str(), error = error.bounded_message(), "a run failed"
                 );
                 if matches!(settlement.end, End::Later { .. }) {
@@ -431,13 +431,13 @@ impl Lane {
         self.running += 1;
         let (shared, finished) = (self.shared.clone(), self.finished.clone());
         tokio::spawn(async move {
-            let lease = left.lease;
+            let receipt = left.receipt;
             let end = left.end(&shared, context.event(), besides.as_deref());
             // Its slot comes back whatever becomes of it.
             let end = AssertUnwindSafe(end).catch_unwind().await;
             let end = match end {
                 Ok(Some(settlement)) => Finished::Settled(Box::new(settlement)),
-                Ok(None) | Err(_) => Finished::Given(lease),
+                Ok(None) | Err(_) => Finished::Given(receipt),
             };
             finished.send(end).ok();
         });

@@ -1,7 +1,7 @@
 //! What goes on in a lane beside its runs: a read, a commit, a takeover, one of each at a time.
 
 use crate::connect::error::Reaction;
-use crate::streams::commit::{Committer, End, Lease, Report, Settlement};
+use crate::streams::commit::{Committer, End, Receipt, Report, Settlement};
 use crate::worker::keeper::SOON;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
@@ -24,9 +24,9 @@ pub(super) fn commit(
     mut committer: Committer,
     batch: Vec<Settlement>,
     shared: Arc<Shared>,
-) -> Boxed<(Committer, Vec<Lease>, Report)> {
+) -> Boxed<(Committer, Vec<Receipt>, Report)> {
     Box::pin(async move {
-        let leases = batch.iter().map(|settlement| settlement.lease).collect();
+        let receipts = batch.iter().map(|settlement| settlement.receipt).collect();
         let soon = batch.iter().any(|settlement| match settlement.end {
             End::Later { wait, .. } => wait < SOON,
             _ => false,
@@ -35,7 +35,7 @@ pub(super) fn commit(
         if soon {
             shared.soon.notify_one();
         }
-        (committer, leases, report)
+        (committer, receipts, report)
     })
 }
 

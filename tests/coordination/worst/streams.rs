@@ -193,7 +193,7 @@ async fn holds(meter: &mut Meter) {
         })
         .collect();
     let mut settled = held[0].done();
-    settled.lease.claims = 0;
+    settled.receipt.claims = 0;
     settled.publications = publications;
     settled.notes = ["cb:dedup:image:e", "cb:said:image:1-1"].map(noted).into();
     let leases: Vec<(EntryId, u32)> = held.iter().map(|h: &Held| (h.entry.id, 1)).collect();
