@@ -279,7 +279,7 @@ mod tests {
     use super::*;
     use convoke::protocol::entry::EntryId;
     use convoke::protocol::keys::Keys;
-    use convoke::streams::commit::settlement::{End, Place, Receipt, Reply, Settlement};
+    use convoke::streams::commit::settlement::{Outcome, Place, Receipt, Reply, Settlement};
 
     /// The commands, as their words.
     fn words(commands: &Commands) -> Vec<Vec<Vec<u8>>> {
@@ -335,7 +335,7 @@ mod tests {
                 content: None,
             }),
             publications: Vec::new(),
-            end: End::Done,
+            outcome: Outcome::Done,
             history: None,
             notes: Vec::new(),
         };

@@ -3,7 +3,7 @@
 use crate::handler::function::Encoded;
 use crate::protocol::error::HandlerError;
 use crate::protocol::mismatch::mismatch;
-use crate::streams::commit::{End, Publication, Settlement};
+use crate::streams::commit::{self, Publication, Settlement};
 use serde::de::DeserializeOwned;
 use std::any::type_name;
 
@@ -32,11 +32,11 @@ pub struct Run {
 impl Run {
     pub(super) fn new(result: Result<Encoded, HandlerError>, settlement: Settlement) -> Self {
         let refused = result.as_ref().is_err_and(|error| error.refusal.is_some());
-        let outcome = match settlement.end {
-            End::Done => Outcome::Done,
-            End::Later { .. } if refused => Outcome::Postponed,
-            End::Later { .. } => Outcome::Retried,
-            End::Told(_) | End::Dead(_) => Outcome::Failed,
+        let outcome = match settlement.outcome {
+            commit::Outcome::Done => Outcome::Done,
+            commit::Outcome::Later { .. } if refused => Outcome::Postponed,
+            commit::Outcome::Later { .. } => Outcome::Retried,
+            commit::Outcome::Told(_) | commit::Outcome::Dead(_) => Outcome::Failed,
         };
         Self {
             result,

@@ -8,7 +8,7 @@ use crate::protocol::error::{Code, HandlerError, Refusal};
 use crate::protocol::event::{Event, JSON, Malformed, is_json};
 use crate::protocol::json;
 use crate::protocol::msgpack::{self, PayloadLimits};
-use crate::streams::commit::{End, Note, Publication, Receipt, Reply, Settlement};
+use crate::streams::commit::{Note, Outcome, Publication, Receipt, Reply, Settlement};
 use crate::streams::first::{Firsts, Said};
 use rmpv::Value;
 use std::time::Duration;
@@ -79,7 +79,7 @@ pub(crate) fn success(
         receipt: scene.receipt,
         reply,
         publications,
-        end: End::Done,
+        outcome: Outcome::Done,
         history: None,
         notes,
     }
@@ -93,14 +93,14 @@ pub(crate) fn failure(
     retry: &RetryPolicy,
 ) -> Settlement {
     let requested = event.reply_to().is_some();
-    let end = match refused(error) {
+    let outcome = match refused(error) {
         Some(_) if requested && error.refusal != Some(Refusal::Busy) => told(scene, event, error),
-        Some(wait) => End::Later {
+        Some(wait) => Outcome::Later {
             fields: event.same_attempt(),
             wait,
         },
         None if error.retryable => match retry.delay(event.attempt()) {
-            Some(wait) => End::Later {
+            Some(wait) => Outcome::Later {
                 fields: event.next_attempt_after(&said(error), local_now()),
                 wait: wait.max(error.retry_after.unwrap_or_default()),
             },
@@ -108,7 +108,7 @@ pub(crate) fn failure(
         },
         None => told(scene, event, error),
     };
-    let ends = !matches!(end, End::Later { .. });
+    let ends = !matches!(outcome, Outcome::Later { .. });
     let answered = requested && ends;
     let notes = match ends {
         true => scene.told(event, error),
@@ -118,18 +118,18 @@ pub(crate) fn failure(
         receipt: scene.receipt,
         reply: answered.then(|| error_reply(event, error)),
         publications: Vec::new(),
-        end,
+        outcome,
         history: None,
         notes,
     }
 }
 
 /// Who asked is told; else the event is a dead letter.
-fn told(scene: Scene<'_>, event: &Event, error: &HandlerError) -> End {
+fn told(scene: Scene<'_>, event: &Event, error: &HandlerError) -> Outcome {
     let letter = Box::new(letter(scene, event, error));
     match event.reply_to() {
-        Some(_) => End::Told(letter),
-        None => End::Dead(letter),
+        Some(_) => Outcome::Told(letter),
+        None => Outcome::Dead(letter),
     }
 }
 
@@ -159,7 +159,7 @@ pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
         receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
-        end: End::Done,
+        outcome: Outcome::Done,
         history: None,
         notes: scene.told(event, &error),
     }
@@ -171,7 +171,7 @@ pub(crate) fn ignored(scene: Scene<'_>) -> Settlement {
         receipt: scene.receipt,
         reply: None,
         publications: Vec::new(),
-        end: End::Done,
+        outcome: Outcome::Done,
         history: None,
         notes: Vec::new(),
     }
@@ -209,7 +209,7 @@ pub(crate) fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settleme
         receipt: scene.receipt,
         reply: None,
         publications: Vec::new(),
-        end: End::Later {
+        outcome: Outcome::Later {
             fields: event.same_attempt(),
             wait,
         },
@@ -229,7 +229,7 @@ pub(crate) fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
         receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
-        end: End::Dead(Box::new(letter(scene, event, &error))),
+        outcome: Outcome::Dead(Box::new(letter(scene, event, &error))),
         history: None,
         notes: scene.told(event, &error),
     }
@@ -251,7 +251,7 @@ pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
         receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
-        end: End::Dead(Box::new(letter)),
+        outcome: Outcome::Dead(Box::new(letter)),
         history: None,
         notes: scene.told(event, &error),
     }
@@ -280,15 +280,15 @@ pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         time: local_now(),
     };
     let letter = Box::new(letter);
-    let end = match &reply {
-        Some(_) => End::Told(letter),
-        None => End::Dead(letter),
+    let outcome = match &reply {
+        Some(_) => Outcome::Told(letter),
+        None => Outcome::Dead(letter),
     };
     Settlement {
         receipt: scene.receipt,
         reply,
         publications: Vec::new(),
-        end,
+        outcome,
         history: None,
         notes: Vec::new(),
     }
@@ -379,7 +379,7 @@ mod tests {
         };
         let repeat = repeat(scene, context.event(), "7-1", None, 3);
         assert_eq!(repeat.history, Some(3));
-        assert!(matches!(repeat.end, End::Done));
+        assert!(matches!(repeat.outcome, Outcome::Done));
         assert!(repeat.publications.is_empty() && repeat.notes.is_empty());
     }
 }

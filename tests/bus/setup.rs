@@ -8,7 +8,7 @@ use convoke::settings::RedisUrl;
 use convoke::streams::claim::{self, Pending};
 use convoke::streams::commit::{Claims, Reply};
 use convoke::streams::commit::{
-    Committer, CommitterOptions, End, Publication, Receipt, Settlement,
+    Committer, CommitterOptions, Outcome, Publication, Receipt, Settlement,
 };
 use convoke::streams::read::{ensure_group, read_group};
 use redis::Value;
@@ -284,13 +284,16 @@ impl Held {
                     .map(Vec::from)
                     .into(),
             }],
-            end: End::Done,
+            outcome: Outcome::Done,
             history: None,
             notes: Vec::new(),
         }
     }
 
-    pub(crate) fn ending(&self, end: End) -> Settlement {
-        Settlement { end, ..self.done() }
+    pub(crate) fn ending(&self, outcome: Outcome) -> Settlement {
+        Settlement {
+            outcome,
+            ..self.done()
+        }
     }
 }

@@ -39,7 +39,7 @@ use crate::protocol::entry::Entry;
 use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::claims::Claims;
 pub use crate::streams::commit::settlement::{
-    End, MAX_PUBLICATIONS, Note, Publication, Receipt, Reply, Report, Settlement,
+    MAX_PUBLICATIONS, Note, Outcome, Publication, Receipt, Reply, Report, Settlement,
 };
 use crate::streams::commit::settlement::{Place, Worth, is_inbox};
 use std::collections::{HashMap, HashSet};
@@ -206,7 +206,7 @@ impl Committer {
         match self.fast(&batch).await {
             Ok(Fast::Done(failed)) => {
                 for settlement in &batch {
-                    report.count(&settlement.end);
+                    report.count(&settlement.outcome);
                 }
                 report.dead += self.make_good(&batch, &failed).await;
                 return report;
@@ -232,7 +232,7 @@ impl Committer {
         slow.reverse();
         while let Some(settlement) = slow.pop() {
             match self.slow(&settlement).await {
-                Ok(Slow::Committed) => report.count(&settlement.end),
+                Ok(Slow::Committed) => report.count(&settlement.outcome),
                 Ok(Slow::Untold) => {
                     report.committed += 1;
                     report.dead += 1;
@@ -270,7 +270,7 @@ impl Committer {
     /// counter (an operator's `XCLAIM`), nor that an entry was deleted: what was in hand for longer, and
     /// could meet that, goes the slow way, which sees it.
     fn fits(&self, settlement: &Settlement, now: Instant) -> bool {
-        matches!(settlement.end, End::Done | End::Told(_))
+        matches!(settlement.outcome, Outcome::Done | Outcome::Told(_))
             && !settlement.may_not_reach()
             && now.saturating_duration_since(settlement.receipt.since) < FRESH
             && self.is_of_this_history(settlement)
@@ -403,8 +403,8 @@ impl Committer {
                 let Some((_, message)) = failure else {
                     return;
                 };
-                match &settlement.end {
-                    End::Told(letter) if effect.worth != Worth::Needed => {
+                match &settlement.outcome {
+                    Outcome::Told(letter) if effect.worth != Worth::Needed => {
                         untold.push((settlement.receipt, letter));
                     }
                     // Nobody waits for it.

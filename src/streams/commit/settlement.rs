@@ -61,7 +61,7 @@ pub struct Note {
 
 /// What becomes of the event itself.
 #[derive(Clone, Debug)]
-pub enum End {
+pub enum Outcome {
     /// It is done with.
     Done,
     /// It runs again after a wait, as these fields.
@@ -102,7 +102,7 @@ pub struct Settlement {
     /// What the handler publishes.
     pub publications: Vec<Publication>,
     /// What becomes of the event.
-    pub end: End,
+    pub outcome: Outcome,
     /// The history of the server in which the run began, where the outcome reports what the run wrote
     /// there by itself; `None` where it does not.
     pub history: Option<u64>,
@@ -131,12 +131,12 @@ pub struct Report {
 
 impl Report {
     /// Counts one that was written.
-    pub(crate) fn count(&mut self, end: &End) {
+    pub(crate) fn count(&mut self, outcome: &Outcome) {
         self.committed += 1;
-        match end {
-            End::Done | End::Told(_) => {}
-            End::Later { .. } => self.retried += 1,
-            End::Dead(_) => self.dead += 1,
+        match outcome {
+            Outcome::Done | Outcome::Told(_) => {}
+            Outcome::Later { .. } => self.retried += 1,
+            Outcome::Dead(_) => self.dead += 1,
         }
     }
 }
@@ -223,9 +223,9 @@ impl Settlement {
     /// Gives each command, without the acknowledgement.
     pub fn effects(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
         let Place { route, .. } = place;
-        match &self.end {
-            End::Done | End::Told(_) => {}
-            End::Later { fields, wait } => {
+        match &self.outcome {
+            Outcome::Done | Outcome::Told(_) => {}
+            Outcome::Later { fields, wait } => {
                 let due = Digits::of(place.now.saturating_add(whole_ms(*wait)));
                 let member = delay::encode_member(&self.receipt.entry.to_string(), fields);
                 give(Effect {
@@ -234,7 +234,7 @@ impl Settlement {
                     worth: Worth::Needed,
                 });
             }
-            End::Dead(letter) => add(&route.dead, &letter.fields(), Worth::Needed, &mut give),
+            Outcome::Dead(letter) => add(&route.dead, &letter.fields(), Worth::Needed, &mut give),
         }
         for publication in &self.publications {
             let Publication { stream, fields } = publication;
@@ -243,7 +243,7 @@ impl Settlement {
         if let Some(reply) = &self.reply {
             reply.effect(place, &mut give);
         }
-        if let End::Told(letter) = &self.end {
+        if let Outcome::Told(letter) = &self.outcome {
             add(&route.dead, &letter.fields(), Worth::Instead, &mut give);
         }
         for Note { key, value, kept } in &self.notes {
@@ -259,7 +259,7 @@ impl Settlement {
     /// Whether whoever asked may be impossible to tell: its stream must be there already.
     pub(crate) fn may_not_reach(&self) -> bool {
         let to_inbox = |reply: &Reply| reply.to.as_deref().is_some_and(is_inbox);
-        matches!(self.end, End::Told(_)) && self.reply.as_ref().is_none_or(to_inbox)
+        matches!(self.outcome, Outcome::Told(_)) && self.reply.as_ref().is_none_or(to_inbox)
     }
 }
 

@@ -10,7 +10,7 @@ use crate::handler::layers::timeout::exceeded;
 use crate::handler::router::Route;
 use crate::protocol::error::{HandlerError, Refusal};
 use crate::protocol::event::Event;
-use crate::streams::commit::{End, Receipt, Settlement};
+use crate::streams::commit::{Outcome, Receipt, Settlement};
 use crate::streams::first::Verdict;
 use crate::worker::admission::Until;
 use crate::worker::handover::Left;
@@ -414,7 +414,7 @@ impl Lane {
                     r#type = event.kind(), entry = %receipt.entry, attempt = event.attempt(),
                     code = error.code.as_str(), error = error.bounded_message(), "a run failed"
                 );
-                if matches!(settlement.end, End::Later { .. }) {
+                if matches!(settlement.outcome, Outcome::Later { .. }) {
                     stats.retries.fetch_add(1, Ordering::Relaxed);
                 }
                 settlement

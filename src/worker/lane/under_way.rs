@@ -1,7 +1,7 @@
 //! What goes on in a lane beside its runs: a read, a commit, a takeover, one of each at a time.
 
 use crate::connect::error::Reaction;
-use crate::streams::commit::{Committer, End, Receipt, Report, Settlement};
+use crate::streams::commit::{Committer, Outcome, Receipt, Report, Settlement};
 use crate::worker::keeper::SOON;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
@@ -27,8 +27,8 @@ pub(super) fn commit(
 ) -> Boxed<(Committer, Vec<Receipt>, Report)> {
     Box::pin(async move {
         let receipts = batch.iter().map(|settlement| settlement.receipt).collect();
-        let soon = batch.iter().any(|settlement| match settlement.end {
-            End::Later { wait, .. } => wait < SOON,
+        let soon = batch.iter().any(|settlement| match settlement.outcome {
+            Outcome::Later { wait, .. } => wait < SOON,
             _ => false,
         });
         let report = committer.commit(batch).await;

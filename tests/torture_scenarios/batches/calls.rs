@@ -102,9 +102,9 @@ impl Scene {
             unreachable!("it finishes")
         };
         let items = usize::from(from)..usize::from(from + count).min(TOTAL);
-        let outcomes: Vec<Outcome> = items
+        let outcomes: Vec<Finished> = items
             .clone()
-            .map(|index| Outcome {
+            .map(|index| Finished {
                 index,
                 failure: fails.then(|| ("not_found", "x".to_owned())),
             })
