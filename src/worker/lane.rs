@@ -15,7 +15,7 @@ use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::sparing::Sparing;
 use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
-use crate::streams::commit::{Committer, Receipt, Report, Settlement};
+use crate::streams::commit::{Committer, Receipt, Settlement, Tally};
 use crate::streams::trim;
 use run::Finished;
 use std::collections::VecDeque;
@@ -112,7 +112,7 @@ impl Lane {
         let mut reader = Some(Reader::new(self.shared.clone(), drain.clone()));
         let mut committer = Some(committer);
         let mut reading: Slot<(Reader, Read)> = None;
-        let mut committing: Slot<(Committer, Vec<Receipt>, Report)> = None;
+        let mut committing: Slot<(Committer, Vec<Receipt>, Tally)> = None;
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
         loop {
@@ -381,7 +381,7 @@ impl Lane {
         }
     }
 
-    fn committed(&mut self, receipts: &[Receipt], report: Report) {
+    fn committed(&mut self, receipts: &[Receipt], report: Tally) {
         let counts = &self.shared.counts;
         counts
             .committed

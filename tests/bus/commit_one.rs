@@ -5,7 +5,7 @@ use crate::support::{Redis, users};
 use convoke::protocol::dead::DeadLetter;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::Keys;
-use convoke::streams::commit::{Committer, Note, Outcome, Report, Settlement};
+use convoke::streams::commit::{Committer, Note, Outcome, Settlement, Tally};
 use std::time::Duration;
 
 /// A bus with so many entries delivered to `w-1`.
@@ -37,7 +37,7 @@ fn dead(bus: &Bus, held: &Held) -> DeadLetter {
     }
 }
 
-fn counts(report: &Report) -> (u64, u64, usize) {
+fn counts(report: &Tally) -> (u64, u64, usize) {
     (report.committed, report.fenced, report.refused.len())
 }
 

@@ -39,7 +39,7 @@ use crate::protocol::entry::Entry;
 use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::claims::Claims;
 pub use crate::streams::commit::settlement::{
-    MAX_PUBLICATIONS, Note, Outcome, Publication, Receipt, Reply, Report, Settlement,
+    MAX_PUBLICATIONS, Note, Outcome, Publication, Receipt, Reply, Settlement, Tally,
 };
 use crate::streams::commit::settlement::{Place, Worth, is_inbox};
 use std::collections::{HashMap, HashSet};
@@ -187,8 +187,8 @@ impl Committer {
 
     /// Commits a batch. Returns when every settlement has an end; while the server is away that is
     /// when it is back, or when the committer is told to stop.
-    pub async fn commit(&mut self, batch: Vec<Settlement>) -> Report {
-        let mut report = Report::default();
+    pub async fn commit(&mut self, batch: Vec<Settlement>) -> Tally {
+        let mut tally = Tally::default();
         let now = Instant::now();
         let fits = |settlement: &Settlement| self.fits(settlement, now);
         let (batch, slow): (Vec<_>, Vec<_>) = match batch.iter().all(fits) {
@@ -196,20 +196,20 @@ impl Committer {
             false => batch.into_iter().partition(fits),
         };
         // What was delivered earlier is written earlier.
-        if !self.one_by_one(slow, &mut report).await {
-            report.abandoned += batch.len() as u64;
-            return report;
+        if !self.one_by_one(slow, &mut tally).await {
+            tally.abandoned += batch.len() as u64;
+            return tally;
         }
         if batch.is_empty() {
-            return report;
+            return tally;
         }
         match self.fast(&batch).await {
             Ok(Fast::Done(failed)) => {
                 for settlement in &batch {
-                    report.count(&settlement.outcome);
+                    tally.count(&settlement.outcome);
                 }
-                report.dead += self.make_good(&batch, &failed).await;
-                return report;
+                tally.dead += self.make_good(&batch, &failed).await;
+                return tally;
             }
             Ok(Fast::Nothing | Fast::Aborted(_)) => {}
             Err(error) => {
@@ -221,30 +221,30 @@ impl Committer {
                 }
             }
         }
-        self.one_by_one(batch, &mut report).await;
-        report
+        self.one_by_one(batch, &mut tally).await;
+        tally
     }
 
     /// Commits settlements by the script. False if it was told to stop before all had an end.
-    async fn one_by_one(&mut self, mut slow: Vec<Settlement>, report: &mut Report) -> bool {
+    async fn one_by_one(&mut self, mut slow: Vec<Settlement>, tally: &mut Tally) -> bool {
         let mut failures = 0;
         // They are taken from the end.
         slow.reverse();
         while let Some(settlement) = slow.pop() {
             match self.slow(&settlement).await {
-                Ok(Slow::Committed) => report.count(&settlement.outcome),
+                Ok(Slow::Committed) => tally.count(&settlement.outcome),
                 Ok(Slow::Untold) => {
-                    report.committed += 1;
-                    report.dead += 1;
+                    tally.committed += 1;
+                    tally.dead += 1;
                 }
-                Ok(Slow::Fenced) => report.fenced += 1,
-                Ok(Slow::Outdated) => report.outdated += 1,
-                Ok(Slow::Refused(why)) => report.refused.push((settlement.receipt, why)),
+                Ok(Slow::Fenced) => tally.fenced += 1,
+                Ok(Slow::Outdated) => tally.outdated += 1,
+                Ok(Slow::Refused(why)) => tally.refused.push((settlement.receipt, why)),
                 Err(error) if error.reaction() == Reaction::GiveUp => {
-                    report.refused.push((settlement.receipt, error.to_string()));
+                    tally.refused.push((settlement.receipt, error.to_string()));
                 }
                 // Without the group nothing is pending any more: it will be delivered again.
-                Err(error) if error.reaction() == Reaction::RepairGroup => report.fenced += 1,
+                Err(error) if error.reaction() == Reaction::RepairGroup => tally.fenced += 1,
                 Err(error) => {
                     slow.push(settlement);
                     if error.reaction() == Reaction::Reconnect {
@@ -254,7 +254,7 @@ impl Committer {
                     tokio::select! {
                         () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
                         () = self.stop.cancelled() => {
-                            report.abandoned = slow.len() as u64;
+                            tally.abandoned = slow.len() as u64;
                             return false;
                         }
                     }

@@ -112,7 +112,7 @@ pub struct Settlement {
 
 /// How the settlements of a batch ended.
 #[derive(Debug, Default)]
-pub struct Report {
+pub struct Tally {
     /// Written and acknowledged.
     pub committed: u64,
     /// Of those, events that are tried again.
@@ -129,7 +129,7 @@ pub struct Report {
     pub abandoned: u64,
 }
 
-impl Report {
+impl Tally {
     /// Counts one that was written.
     pub(crate) fn count(&mut self, outcome: &Outcome) {
         self.committed += 1;

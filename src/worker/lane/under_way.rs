@@ -1,7 +1,7 @@
 //! What goes on in a lane beside its runs: a read, a commit, a takeover, one of each at a time.
 
 use crate::connect::error::Reaction;
-use crate::streams::commit::{Committer, Outcome, Receipt, Report, Settlement};
+use crate::streams::commit::{Committer, Outcome, Receipt, Settlement, Tally};
 use crate::worker::keeper::SOON;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
@@ -24,7 +24,7 @@ pub(super) fn commit(
     mut committer: Committer,
     batch: Vec<Settlement>,
     shared: Arc<Shared>,
-) -> Boxed<(Committer, Vec<Receipt>, Report)> {
+) -> Boxed<(Committer, Vec<Receipt>, Tally)> {
     Box::pin(async move {
         let receipts = batch.iter().map(|settlement| settlement.receipt).collect();
         let soon = batch.iter().any(|settlement| match settlement.outcome {
