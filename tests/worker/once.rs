@@ -407,29 +407,72 @@ async fn a_suspect_is_judged_and_run_alone_and_poison_is_one_dead_letter() {
             format!("XCLAIM {EVENTS} workers gone 0 {entry} RETRYCOUNT {deliveries} FORCE JUSTID");
         rig.run(&claim).await;
     }
-    // More than run at a time: some of it is read and not begun when the suspect comes.
-    for n in 0..60 {
-        let id = format!("beside-{n}");
-        match n % 4 {
-            0 => once(&rig, &id, &[]).await,
-            _ => add(&rig, &[("type", "image.once"), ("id", &id)]).await,
-        };
-    }
     let settings = Settings {
         concurrency: 4,
+        claim_idle: Duration::from_secs(2),
         ..rig.settings()
     };
     let worker = rig.start(with(settings, &log));
-    rig.wait_for("cb:results:image", 5).await;
-    rig.run("HSET cb:instance:gone status lost").await;
-    rig.wait_for("cb:dead:image", 1).await;
+    // Nobody says that its holder is gone: it is taken once it is stale, while others are read and run.
+    let mut added = 0;
+    until("the suspects have an end", || {
+        added += 2;
+        let (rig, log, from) = (&rig, &log, added - 2);
+        async move {
+            for n in from..from + 2 {
+                let id = format!("beside-{n}");
+                match n % 4 {
+                    0 => once(rig, &id, &[]).await,
+                    _ => add(rig, &[("type", "image.once"), ("id", &id)]).await,
+                };
+            }
+            log.runs_of("suspect-1") > 0 && rig.exists("cb:dead:image").await
+        }
+    })
+    .await;
     settled(&rig).await;
     assert_eq!(log.runs_of("suspect-1"), 1);
     assert_eq!(log.running.lock().unwrap().1, 0, "others ran beside it");
     let dead = rig.entries("cb:dead:image").await;
     assert_eq!(dead.len(), 1);
     assert_eq!(text(&dead[0], "deadreason"), "poison");
-    assert_eq!(rig.entries("cb:results:image").await.len(), 61);
+    assert_eq!(rig.entries("cb:results:image").await.len(), added + 1);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_begins_beside_a_suspect_that_is_judged() {
+    let (mut rig, log) = (Rig::new().await, Log::new());
+    rig.redis.expect_refusals();
+    rig.run("XGROUP CREATE cb:events:image workers 0 MKSTREAM")
+        .await;
+    let entry = once(&rig, "suspect-1", &[]).await;
+    rig.run("XREADGROUP GROUP workers gone STREAMS cb:events:image >")
+        .await;
+    let claim = format!("XCLAIM {EVENTS} workers gone 0 {entry} RETRYCOUNT 3 FORCE JUSTID");
+    rig.run(&claim).await;
+    let user = crate::support::users::WORKER;
+    let worker = rig.start(with(rig.settings(), &log));
+    // It cannot be asked whether it is the first, from before it is taken over.
+    rig.run(&format!("ACL SETUSER {user} -set")).await;
+    rig.run("HSET cb:instance:gone status lost").await;
+    until("it was taken over", || async {
+        match rig.run("XPENDING cb:events:image workers - + 9 gone").await {
+            redis::Value::Array(held) => held.is_empty(),
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    for n in 0..50 {
+        let id = format!("beside-{n}");
+        add(&rig, &[("type", "image.once"), ("id", &id)]).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(log.runs(), Vec::<String>::new());
+    rig.run(&format!("ACL SETUSER {user} +set")).await;
+    settled(&rig).await;
+    assert_eq!(log.runs()[0], "suspect-1");
+    assert_eq!((log.runs().len(), log.running.lock().unwrap().1), (51, 0));
     worker.stop().await;
 }
 
