@@ -16,7 +16,8 @@
 //!
 //! So an expiry alone is no proof. Proof is that the server was there to be pulsed to, for as long as the
 //! instance may be silent: **an instance is lost if it expired, and the sweeper has had answers of the
-//! server without a gap for a whole ttl of that instance**. Each process that sweeps keeps an [`Answers`]
+//! server without a gap for five sixths of that instance's ttl**: two pulses are due in that time, each is
+//! tried again four times a third, and what is left of the ttl is for the sweep. Each process that sweeps keeps an [`Answers`]
 //! for that: when the server answered last, what its clock said, and *since when* there was no gap. A gap is
 //!
 //! - a third of the ttl without an answer (a pulse that is due in it arrives right after it: an instance has
@@ -26,8 +27,8 @@
 //! - another history of the data: a restart or a failover,
 //! - the time before the process began to look.
 //!
-//! After each the count begins anew, so nobody is lost for one ttl, and everybody who lives has pulsed by
-//! then. Who died in the gap, or before, has not: it is lost when that ttl is over.
+//! After each the count begins anew, so nobody is lost for five sixths of a ttl, and everybody who lives has
+//! pulsed by then. Who died in the gap, or before, has not: it is lost before a ttl is over.
 //!
 //! *What is under way.* A call may be sent before a gap and run after it: a server that was stopped finds it
 //! in its buffers and runs it first, before any pulse. So each such call carries between which times of the
@@ -54,8 +55,8 @@
 //! | takeover of what nobody renewed (`take.lua`) | idle entries | no gap for the whole claim time, and the span |
 //!
 //! *What it costs.* Nothing where the duties of the keeper ask the server for its time anyway; else one
-//! `TIME` an eighth of the ttl, at most one a second. And time: who dies within a ttl after a gap, or before
-//! it, is found a ttl after it.
+//! `TIME` an eighth of the ttl, at most one a second. And time: who died in a gap, or before it, is found
+//! within a ttl after it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

@@ -516,7 +516,7 @@ impl Fleet {
 
 /// Silence that counts is what lies behind the last gap.
 #[tokio::test]
-async fn nobody_is_lost_before_its_ttl_has_passed_since_the_last_gap() {
+async fn nobody_is_lost_before_five_sixths_of_its_ttl_have_passed_since_the_last_gap() {
     let mut fleet = Fleet::start().await;
     let mut registering = Registering::new("w-1", ["worker"]);
     registering.ttl_ms = 1200;
@@ -532,7 +532,7 @@ async fn nobody_is_lost_before_its_ttl_has_passed_since_the_last_gap() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert!(
-        began.elapsed() >= Duration::from_millis(1190),
+        began.elapsed() >= Duration::from_millis(990),
         "{:?}",
         began.elapsed()
     );

@@ -14,8 +14,8 @@
 -- Returns {again, roles, lost, incarnation, last seen, tasks reassigned, inboxes}. again = 1: the
 --       instance holds roles whose sets are not declared, or its tasks go to instances whose inboxes
 --       are not; nothing was changed; call again with them as well. again = 2: a part of its tasks
---       is reassigned; call again for the next. lost = 0: not active, not expired, not silent for a
---       ttl of the time that counts, or called at another time.
+--       is reassigned; call again for the next. lost = 0: not active, not expired, not silent for
+--       long enough of the time that counts, or called at another time.
 -- Cost  O((roles + capabilities + tasks of a part + looks of tasks.lua) * log n). Passes when
 --       memory is full: it adds no more than the payloads of its tasks.
 --
@@ -27,6 +27,7 @@ local hash, active, capabilities, lost, broadcast, external, lost_external = unp
 local id = ARGV[1]
 local OUTSIDE = 1000 -- recently lost external ones that are listed
 local LONG = 4096    -- bytes of capabilities that a call of their own takes away
+local QUIET = 5 / 6  -- of a ttl that must count as silence
 
 local role_key, at = {}, 8
 for role in string.gmatch(ARGV[2], '%S+') do
@@ -44,7 +45,7 @@ if now < tonumber(ARGV[7]) or now > tonumber(ARGV[8]) then return {0, '', 0, '0'
 local is = redis.call('HMGET', hash, 'incarnation', 'roles', 'capabilities', 'last_seen', 'ttl_ms')
 local incarnation, roles, kinds = is[1] or '0', is[2] or '', is[3] or ''
 local last_seen = tonumber(is[4] or expires)
-if ARGV[6] ~= '' and now - tonumber(ARGV[6]) < tonumber(is[5] or 0) then
+if ARGV[6] ~= '' and now - tonumber(ARGV[6]) < QUIET * tonumber(is[5] or 0) then
   return {0, '', 0, '0', 0, 0, ''}
 end
 for role in string.gmatch(roles, '%S+') do
