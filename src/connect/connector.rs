@@ -164,7 +164,8 @@ impl Connector {
         let client = Arc::new(Client::open(tls.apply(info)?)?);
         let known = Arc::<Known>::default();
         let config = answers_within(lending.answer);
-        let manager = Manager::new((*client).clone(), config, known.clone());
+        let place = client.get_connection_info().clone();
+        let manager = Manager::new(place, config, known.clone())?;
         let pool = pool_of(manager, lending)?;
         Ok(Self {
             place: Place::Server { client, pool },
@@ -486,7 +487,7 @@ impl PrimaryPool {
         known: Arc<Known>,
     ) -> Result<Self, BusError> {
         let spoiled = Arc::new(AtomicBool::new(false));
-        let manager = Manager::new(Client::open(info)?, answers_within(lending.answer), known);
+        let manager = Manager::new(info, answers_within(lending.answer), known)?;
         Ok(Self {
             generation,
             pool: pool_of(manager.of_a_primary(spoiled.clone()), lending)?,

@@ -8,7 +8,10 @@ use crate::connect::connector::RECYCLE;
 use crate::connect::greeting::Known;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, RedisFuture, Value};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, RedisError, RedisFuture,
+    Value,
+};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,10 +21,11 @@ use tokio::time::timeout;
 /// For how long a connection that answered counts as alive.
 const TRUSTED: Duration = Duration::from_secs(1);
 
-/// Makes the pool's connections.
+/// Makes the pool's connections by the manager of `deadpool_redis`. Whether one lives it asks by itself: that
+/// one's recycling sends an `UNWATCH` too, which nobody who borrows needs and not every user may send.
 pub(crate) struct Manager {
-    client: Client,
-    config: AsyncConnectionConfig,
+    makes: deadpool_redis::Manager,
+    address: ConnectionAddr,
     known: Arc<Known>,
     /// Where only a primary will do: whether one of the connections was of no use. Then the others
     /// are not tried, each might take its time.
@@ -42,13 +46,17 @@ pub(crate) struct Checked {
 pub struct Pooled(Object<Manager>);
 
 impl Manager {
-    pub(crate) fn new(client: Client, config: AsyncConnectionConfig, known: Arc<Known>) -> Self {
-        Self {
-            client,
-            config,
+    pub(crate) fn new(
+        place: ConnectionInfo,
+        config: AsyncConnectionConfig,
+        known: Arc<Known>,
+    ) -> Result<Self, RedisError> {
+        Ok(Self {
+            address: place.addr().clone(),
+            makes: deadpool_redis::Manager::new_with_config(place, config)?,
             known,
             spoiled: None,
-        }
+        })
     }
 
     /// Whose connections lead to a primary, each time that they are lent.
@@ -71,11 +79,8 @@ impl managed::Manager for Manager {
     type Error = RedisError;
 
     async fn create(&self) -> Result<Checked, RedisError> {
-        let opening = self
-            .client
-            .get_multiplexed_async_connection_with_config(&self.config);
-        let address = self.client.get_connection_info().addr();
-        let mut connection = self.known.opening.open(address, opening).await?;
+        let opening = self.makes.create();
+        let mut connection = self.known.opening.open(&self.address, opening).await?;
         self.known.greet_by(&mut connection).await?;
         Ok(Checked {
             connection,
