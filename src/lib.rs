@@ -57,7 +57,8 @@
 //!
 //! | feature | brings |
 //! |---|---|
-//! | none (`default-features = false`) | a client, a worker, the built-in handlers |
+//! | none (`default-features = false`) | a client |
+//! | `worker` | a worker, the built-in handlers |
 //! | `ledger-sqlite` | the ledger in SQLite; [`once`](Context::once) and the outbox for a service's own SQLite |
 //! | `ledger-postgres` | the same with PostgreSQL |
 //! | `mcp` | the health of an MCP server |
@@ -70,14 +71,17 @@
 #![cfg_attr(not(feature = "cli"), allow(rustdoc::broken_intra_doc_links))]
 
 // Tests and the program are other crates: what only they need is public and hidden. It may change at any time.
+#[cfg(feature = "worker")]
 #[doc(hidden)]
 pub mod builtin;
 pub mod client;
 #[doc(hidden)]
 pub mod connect;
+#[cfg(feature = "worker")]
 #[doc(hidden)]
 pub mod coordination;
 pub mod docs;
+#[cfg(feature = "worker")]
 pub mod handler;
 #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
 pub mod ledger;
@@ -89,16 +93,22 @@ pub mod settings;
 pub mod streams;
 #[cfg(feature = "testing")]
 pub mod testing;
+#[cfg(feature = "worker")]
 pub mod worker;
 
 pub use client::Client;
 pub use client::publish::Outgoing as Event;
+#[cfg(feature = "worker")]
 pub use handler::{Context, Policy, State};
 pub use protocol::error::{Code, HandlerError};
 pub use settings::Settings;
 #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
 pub use sqlx;
+#[cfg(feature = "worker")]
 pub use worker::Worker;
 // Their types stand in signatures.
+#[cfg(feature = "worker")]
 pub use tokio_util::sync::CancellationToken;
-pub use {redis, rmpv, schemars, tower};
+pub use {redis, rmpv};
+#[cfg(feature = "worker")]
+pub use {schemars, tower};

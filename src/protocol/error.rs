@@ -214,6 +214,7 @@ impl HandlerError {
     /// The same failure, if no other active instance has a handler for that type too: else the event
     /// is handed to one that has.
     #[must_use]
+    #[cfg(feature = "worker")]
     pub(crate) fn elsewhere(mut self, kind: &str) -> Self {
         self.elsewhere = Some(kind.into());
         self

@@ -1,6 +1,8 @@
 //! The words of the bus: names, fields, payloads and their bounds. Nothing here talks to a server.
 
 #[doc(hidden)]
+pub mod bounds;
+#[doc(hidden)]
 pub mod canonical;
 #[doc(hidden)]
 pub mod dead;

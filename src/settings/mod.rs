@@ -16,8 +16,7 @@ pub use database_url::{DatabaseKind, DatabaseUrl};
 
 use crate::client::{ClientOptions, DEDUP_WINDOW, REPLY_TTL, STREAM_HISTORY};
 use crate::connect::options::ConnectOptions;
-use crate::coordination::batches::batch::LEASE_MS;
-use crate::coordination::instances::instance::{MAX_CAPACITY, MAX_ROLES, TTL_MS};
+use crate::protocol::bounds::{LEASE_MS, MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use crate::protocol::event::Limits;
 use crate::protocol::keys::{self, Keys, NameError};
 use serde::{Deserialize, Serialize};

@@ -2,20 +2,18 @@
 
 use crate::coordination::bounds::invalid;
 use crate::coordination::error::CoordinationError;
+use crate::protocol::bounds::LEASE_MS;
 use crate::protocol::keys;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha1_smol::Sha1;
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// Items of one batch.
 pub const MAX_ITEMS: usize = 65_536;
 /// Bytes of all items of one batch. The payload limit of events is usually the smaller one.
 pub const MAX_BYTES: usize = 64 << 20;
-/// How long the holder of a batch may keep it without a sign of life, in ms.
-pub const LEASE_MS: RangeInclusive<u64> = 100..=86_400_000;
 /// Finished items that one commit covers at the most: this many are run again after a crash, and the
 /// one that was under way.
 pub const TOGETHER: usize = 32;

@@ -5,18 +5,12 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Seal;
 use crate::coordination::instances::gossip::{self, Observed};
 use crate::coordination::metrics::{Gauges, Report};
+use crate::protocol::bounds::{MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use crate::protocol::keys;
 use std::collections::{BTreeSet, HashMap};
-use std::ops::RangeInclusive;
 
-/// Roles that one instance may hold.
-pub const MAX_ROLES: usize = 32;
 /// Event types that one instance may have handlers for.
 pub const MAX_CAPABILITIES: usize = 1024;
-/// The highest capacity.
-pub const MAX_CAPACITY: u32 = 1_000_000;
-/// How long a pulse may keep an instance alive, in ms.
-pub const TTL_MS: RangeInclusive<u64> = 100..=3_600_000;
 /// Bytes of metadata.
 pub const MAX_METADATA: usize = 4 * 1024;
 /// Bytes of a pulse's metrics.
