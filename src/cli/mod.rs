@@ -21,6 +21,7 @@ mod output;
 mod owners;
 mod payload;
 mod pending;
+mod probe;
 mod publish;
 mod replay;
 mod request;
@@ -146,6 +147,7 @@ enum Command {
     Request(request::Flags),
     Tail(tail::Flags),
     Health(health::Flags),
+    Probe(probe::Flags),
     State(state::Flags),
     Metrics(metrics::Flags),
     Instances(instances::Flags),
@@ -233,6 +235,7 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
         Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
         Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
         Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
+        Command::Probe(flags) => probe::run(&session, &flags),
         Command::Metrics(flags) => runtime()?.block_on(metrics::run(session, flags)),
         Command::Streams(flags) => runtime()?.block_on(streams::run(session, flags)),
         Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),

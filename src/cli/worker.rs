@@ -5,6 +5,7 @@ use clap::Args;
 use convoke::Worker;
 use convoke::builtin::exec;
 use convoke::protocol::keys;
+use convoke::worker::vital::probe;
 use serde::Serialize;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -158,6 +159,11 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "CMD")]
     #[serde(skip_serializing_if = "Option::is_none")]
     mcp_server: Option<String>,
+    /// The directory of the socket that `convoke probe` asks [default: $RUNTIME_DIRECTORY,
+    /// $XDG_RUNTIME_DIR/convoke, or /tmp/convoke-UID]
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    runtime_dir: Option<String>,
 }
 
 fn command(text: &str) -> Result<(String, String), String> {
@@ -180,7 +186,11 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         )));
     }
     let max_output = session.settings.max_payload;
-    let mut builder = Worker::builder().settings(session.settings);
+    let mut settings = session.settings;
+    if settings.runtime_dir.is_empty() {
+        settings.runtime_dir = probe::directory().display().to_string();
+    }
+    let mut builder = Worker::builder().settings(settings);
     for (kind, command) in &flags.exec {
         builder = builder.register(exec::registration(kind, command, max_output));
     }

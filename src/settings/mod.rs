@@ -105,6 +105,10 @@ pub struct Settings {
     /// Empty: none, and `system.health` calls it disabled. It may hold a token: it shows in no output and
     /// no argument list.
     pub mcp_server: CommandLine,
+    /// The directory in which the worker keeps the socket that `convoke probe` asks: one of the user's own, made
+    /// if it is not there. Empty: a library's worker keeps none, and `convoke worker` takes the one of
+    /// [`directory`](crate::worker::vital::probe::directory).
+    pub runtime_dir: String,
 }
 
 impl Default for Settings {
@@ -140,6 +144,7 @@ impl Default for Settings {
             // A year.
             ledger_retention: Duration::from_secs(31_557_600),
             mcp_server: CommandLine::default(),
+            runtime_dir: String::new(),
         }
     }
 }

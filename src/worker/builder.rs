@@ -1,5 +1,6 @@
 //! What a worker is made of.
 
+use super::vital::Vital;
 use super::{RunError, Worker};
 use crate::builtin::services::Configured;
 use crate::builtin::system::batch_process::Runner;
@@ -197,6 +198,7 @@ impl Builder {
             group,
             LEDGER_GROUP,
         ));
+        let vital = Vital::new(&settings.id, settings.heartbeat_ttl, &answers);
         let catalog = Catalog::new(connector.clone(), keys.clone());
         states.insert(catalog.clone());
         for handler in &handlers {
@@ -228,6 +230,7 @@ impl Builder {
             own_report,
             leases,
             catalog,
+            vital,
         })
     }
 

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use turn::Turn;
 use under_way::{Slot, commit, occupied, read, take};
@@ -35,6 +36,8 @@ const AHEAD: usize = 3000;
 const DOUBT: Duration = Duration::from_millis(20);
 /// How often it looks for deadlines that have passed among what waits.
 const LATE: Duration = Duration::from_millis(50);
+/// How often it goes round at the least, to show that it lives.
+const ROUND: Duration = Duration::from_secs(1);
 /// How long the loop runs handlers before it looks after reads and commits again.
 const SLICE: Duration = Duration::from_millis(2);
 
@@ -101,6 +104,11 @@ impl Lane {
         self.shared.name
     }
 
+    /// What its parts share.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Runs until it is drained (`drain` ends reading) or told to `stop`; gives the committer back.
     pub(super) async fn run(
         mut self,
@@ -115,6 +123,8 @@ impl Lane {
         let mut committing: Slot<(Committer, Vec<Receipt>, Tally)> = None;
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
+        let mut round = tokio::time::interval(ROUND);
+        round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.look_at_leases();
             self.look_at_deadlines();
@@ -210,6 +220,7 @@ impl Lane {
                 () = tokio::time::sleep(DOUBT), if self.doubtful => {}
                 () = tokio::time::sleep(LATE), if self.admission.has_deadlines() => {}
                 () = tokio::task::yield_now(), if more => {}
+                _ = round.tick() => {}
             }
         }
     }

@@ -280,8 +280,11 @@ impl Lanes {
             let supervisor = supervisor.clone();
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let name = format!("lane {}", lane.name());
+                let shared = lane.shared().clone();
                 let run = lane.run(events, committer, drain.clone(), stop);
-                supervisor.run(&name, &drain, run).await.flatten()
+                let ended = supervisor.run(&name, &drain, run).await.flatten();
+                shared.turned.over();
+                ended
             }))
         });
         Ok(Running(started.collect()))

@@ -33,6 +33,7 @@ mod signals;
 mod sparing;
 mod supervisor;
 mod takeover;
+pub mod vital;
 mod watch;
 
 use crate::connect::connector::reconnect_delay;
@@ -55,12 +56,15 @@ use ledger::Ledger;
 use report::Reporter;
 use signals::Signals;
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
 use std::time::Duration;
 use supervisor::{Failure, Supervisor};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use vital::probe::Socket;
+use vital::{Notifier, Vital};
 
 pub use crate::connect::error::BusError;
 pub use crate::coordination::error::CoordinationError;
@@ -84,6 +88,7 @@ pub struct Worker {
     own_report: OwnReport,
     leases: Leases,
     catalog: Catalog,
+    vital: Vital,
 }
 
 /// Why a worker ended that was not told to.
@@ -208,6 +213,7 @@ impl Worker {
     pub async fn run(self) -> Result<(), RunError> {
         let ending = Ending::default();
         let signals = Signals::listen()?.end(ending.clone());
+        let _systemd = Notifier::start(&self.vital)?;
         tokio::select! {
             ended = self.live(ending) => ended,
             () = signals => Ok(()),
@@ -235,6 +241,7 @@ impl Worker {
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
+        let _probed = self.probed();
         // A worker runs once.
         self.process.draining.set(ending.drain.clone()).ok();
         let mut lanes = Lanes::new(
@@ -284,6 +291,7 @@ impl Worker {
         if !lacks.is_nothing() {
             tracing::warn!(redis = %self.settings.redis_url, "the server does not tell {lacks}: `convoke doctor` says which guarantees are weaker so");
         }
+        self.vital.works(lanes.shared());
         tracing::info!(
             instance = self.id(),
             incarnation,
@@ -316,6 +324,21 @@ impl Worker {
                 part: part.clone(),
                 why: why.clone(),
             }),
+        }
+    }
+
+    /// The socket that `convoke probe` asks, where one is wanted. A worker does its work without, too.
+    fn probed(&self) -> Option<Socket> {
+        if self.settings.runtime_dir.is_empty() {
+            return None;
+        }
+        let directory = Path::new(&self.settings.runtime_dir);
+        match Socket::open(directory, self.id(), &self.vital) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                tracing::warn!(directory = %directory.display(), %error, "nobody can probe this worker: its socket cannot be made; name another directory by runtime_dir");
+                None
+            }
         }
     }
 
@@ -435,6 +458,7 @@ impl Worker {
     ) -> Vec<Committer> {
         let limit = async {
             ending.drain.cancelled().await;
+            self.vital.drains();
             tracing::info!(
                 instance = self.id(),
                 in_flight = lanes.in_flight(),

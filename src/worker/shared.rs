@@ -147,7 +147,12 @@ impl Turned {
         self.ms.store(ms, Ordering::Relaxed);
     }
 
-    /// How long ago that was.
+    /// Notes that it goes round no more.
+    pub(super) fn over(&self) {
+        self.ms.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// How long ago that was; nothing once it is over.
     pub(super) fn ago(&self) -> Duration {
         let ms = self.ms.load(Ordering::Relaxed);
         self.began

@@ -14,6 +14,7 @@ mod guarantees;
 mod large;
 mod life;
 mod metrics;
+mod probe;
 mod publish;
 mod raw;
 mod readme;

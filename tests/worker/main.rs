@@ -25,6 +25,7 @@ mod outages;
 mod pairs;
 mod places;
 mod poor;
+mod probe;
 mod rig;
 mod state;
 mod takeover;

@@ -1,0 +1,153 @@
+//! Tells systemd how the worker is: `READY=1` once it has joined the bus, `STOPPING=1` when it drains, a
+//! status line, and `WATCHDOG=1` as long as its lanes go round.
+//!
+//! A lane stands still while a handler holds its thread. From a quarter of `WatchdogSec` on, nothing is told
+//! any more; systemd ends the process once it has heard nothing for the whole of it. So a worker whose lane
+//! hangs ends between three and five quarters of `WatchdogSec` later, and a handler that holds its thread
+//! for less than three quarters of it never costs a worker its life.
+
+use super::{Stage, Vital};
+use std::ffi::OsString;
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// How often the status is told where no watchdog asks for more.
+const STATUS: Duration = Duration::from_secs(10);
+/// How often it is looked whether the stage is another one.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A thread that tells systemd; dropped, it ends.
+#[derive(Debug)]
+pub(in crate::worker) struct Notifier {
+    over: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What systemd asked for in the environment.
+struct Asked {
+    socket: SocketAddr,
+    watchdog: Option<Duration>,
+}
+
+impl Asked {
+    fn of_environment() -> Option<Self> {
+        Self::of(|name| std::env::var_os(name))
+    }
+
+    fn of(variable: impl Fn(&str) -> Option<OsString>) -> Option<Self> {
+        let place = variable("NOTIFY_SOCKET")?;
+        let socket = match place.as_bytes() {
+            [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+            _ => SocketAddr::from_pathname(&place),
+        };
+        let number = |name: &str| -> Option<u64> { variable(name)?.to_str()?.parse().ok() };
+        let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let watchdog = number("WATCHDOG_USEC").filter(|usec| ours && *usec > 0);
+        Some(Self {
+            socket: socket.ok()?,
+            watchdog: watchdog.map(Duration::from_micros),
+        })
+    }
+}
+
+impl Notifier {
+    /// Starts if systemd asked for it.
+    pub(in crate::worker) fn start(vital: &Vital) -> io::Result<Option<Self>> {
+        let Some(asked) = Asked::of_environment() else {
+            return Ok(None);
+        };
+        let socket = UnixDatagram::unbound()?;
+        let (over, ends) = mpsc::channel::<()>();
+        let vital = vital.clone();
+        let tell = move || {
+            let say = |text: &str| {
+                if let Err(error) = socket.send_to_addr(text.as_bytes(), &asked.socket) {
+                    tracing::debug!(%error, "systemd was not told");
+                }
+            };
+            let quarter = asked.watchdog.map(|time| time / 4);
+            let pause = quarter.map_or(STATUS, |quarter| (quarter / 2).min(STATUS));
+            let (mut told, mut since) = (Stage::Starting, pause);
+            loop {
+                let signs = vital.signs();
+                if signs.stage != told {
+                    told = signs.stage;
+                    say(match told {
+                        Stage::Starting => "",
+                        Stage::Working => "READY=1",
+                        Stage::Draining => "STOPPING=1",
+                    });
+                    since = pause;
+                }
+                if since >= pause {
+                    since = Duration::ZERO;
+                    let alive = quarter.map(|quarter| signs.live(quarter));
+                    match alive {
+                        None => say(&format!("STATUS={signs}")),
+                        Some(Ok(())) => say(&format!("WATCHDOG=1\nSTATUS={signs}")),
+                        Some(Err(why)) => say(&format!("STATUS={why}")),
+                    }
+                }
+                let look = LOOK.min(pause);
+                match ends.recv_timeout(look) {
+                    Err(RecvTimeoutError::Timeout) => since += look,
+                    _ if told == Stage::Draining => return,
+                    // It drained in no time, or failed.
+                    _ => return say("STOPPING=1"),
+                }
+            }
+        };
+        let thread = thread::Builder::new().name("systemd".to_owned());
+        Ok(Some(Self {
+            thread: Some(thread.spawn(tell)?),
+            over: Some(over),
+        }))
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        drop(self.over.take());
+        if let Some(thread) = self.thread.take() {
+            thread.join().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_says_where_and_how_often() {
+        let asked = |pairs: &[(&str, &str)]| {
+            Asked::of(|name| {
+                let found = pairs.iter().find(|(is, _)| *is == name);
+                found.map(|(_, value)| value.into())
+            })
+        };
+        assert!(asked(&[]).is_none());
+        let plain = asked(&[("NOTIFY_SOCKET", "/run/notify")]).unwrap();
+        assert_eq!(
+            plain.socket.as_pathname().unwrap().to_str(),
+            Some("/run/notify")
+        );
+        assert_eq!(plain.watchdog, None);
+        let pid = std::process::id().to_string();
+        for (pid, watchdog) in [(&*pid, Some(Duration::from_secs(60))), ("1", None)] {
+            let asked = asked(&[
+                ("NOTIFY_SOCKET", "@notify"),
+                ("WATCHDOG_USEC", "60000000"),
+                ("WATCHDOG_PID", pid),
+            ]);
+            let asked = asked.unwrap();
+            assert_eq!(asked.socket.as_abstract_name(), Some(&b"notify"[..]));
+            assert_eq!(asked.watchdog, watchdog);
+        }
+    }
+}
