@@ -85,10 +85,9 @@ impl InFlight {
         })
     }
 
-    /// Adds what was delivered just now; what is held already (a server that fell back to an older
+    /// Adds what was delivered since that moment; what is held already (a server that fell back to an older
     /// state delivers again) is dropped, and is ours again.
-    pub(super) fn add(&self, deliveries: &mut Vec<Delivery>) {
-        let renewed = Instant::now();
+    pub(super) fn add(&self, deliveries: &mut Vec<Delivery>, renewed: Instant) {
         let mut held = self.held();
         deliveries.retain(|delivery| {
             let new = Held {
@@ -140,11 +139,11 @@ impl InFlight {
             .is_some_and(|held| held.lost)
     }
 
-    /// Whether a lease that is not known to be lost was renewed so long ago.
-    pub(super) fn any_renewed_before(&self, age: Duration) -> bool {
+    /// Whether a lease that is not known to be lost was renewed last before that moment.
+    pub(super) fn any_renewed_before(&self, moment: Instant) -> bool {
         let held = self.held();
         let mut ours = held.values().filter(|held| !held.lost);
-        ours.any(|held| held.renewed.elapsed() >= age)
+        ours.any(|held| held.renewed < moment)
     }
 
     /// What is done with the deliveries of each of that many routes.
@@ -191,12 +190,13 @@ impl InFlight {
         due.map(|(key, _)| (key.entry, key.deliveries)).collect()
     }
 
-    /// Notes a renewal; runs whose lease was lost are cancelled.
+    /// Notes a renewal that was asked for then; runs whose lease was lost are cancelled.
     pub(super) fn renewed(
         &self,
         stream: usize,
         entries: &[(EntryId, u32)],
         lost: &[(EntryId, u32)],
+        asked: Instant,
     ) {
         let mut all = self.held();
         for &(entry, deliveries) in entries {
@@ -206,7 +206,7 @@ impl InFlight {
                 deliveries,
             };
             if let Some(held) = all.get_mut(&key) {
-                held.renewed = Instant::now();
+                held.renewed = held.renewed.max(asked);
                 held.lost |= lost.contains(&(entry, deliveries));
                 if held.lost {
                     held.cancel();
@@ -257,7 +257,8 @@ mod tests {
     async fn what_runs_is_counted_with_its_oldest_start() {
         let inflight = InFlight::default();
         let mut both = vec![delivery(1), delivery(2)];
-        inflight.add(&mut both);
+        let asked = Instant::now();
+        inflight.add(&mut both, asked);
         let before = Instant::now();
         for delivery in &both {
             let context = crate::handler::assembly::testing::context(&[]);
@@ -265,7 +266,7 @@ mod tests {
             inflight.runs(&delivery.receipt(), 1, context, task);
         }
         let mut third = vec![delivery(3)];
-        inflight.add(&mut third);
+        inflight.add(&mut third, asked);
         inflight.waits(&third[0].receipt(), 0);
         let after = Instant::now();
         let [idle, busy] = inflight.activity(2)[..] else {
@@ -276,23 +277,30 @@ mod tests {
         assert!((before..=after).contains(&busy.oldest.unwrap()));
         inflight.remove([both[0].receipt()].iter());
         assert_eq!(inflight.activity(2)[1].running, 1);
-        assert!(!inflight.any_renewed_before(Duration::from_secs(60)));
-        assert!(inflight.any_renewed_before(Duration::ZERO));
+        assert!(!inflight.any_renewed_before(asked));
+        assert!(inflight.any_renewed_before(Instant::now()));
     }
 
     #[test]
     fn a_lost_delivery_is_renewed_no_more_and_the_next_of_its_entry_is() {
         let inflight = InFlight::default();
         let mut both = vec![delivery(1), delivery(2)];
-        inflight.add(&mut both);
+        let asked = Instant::now();
+        inflight.add(&mut both, asked);
         let held: Vec<_> = both.iter().map(|d| (d.entry.id, d.deliveries)).collect();
         let due = || inflight.due(0, Duration::ZERO);
         assert_eq!(due().len(), 2);
-        inflight.renewed(0, &held, &held[..1]);
+        let again = Instant::now();
+        inflight.renewed(0, &held, &held[..1], again);
         assert_eq!(due(), held[1..]);
+        // An answer that was under way for long tells nothing of what happened meanwhile.
+        assert!(!inflight.any_renewed_before(again));
+        inflight.renewed(0, &held[1..], &[], asked);
+        assert!(!inflight.any_renewed_before(again));
+        assert!(inflight.any_renewed_before(Instant::now()));
         // The server fell back and delivers it again.
         let mut again = vec![delivery(1)];
-        inflight.add(&mut again);
+        inflight.add(&mut again, Instant::now());
         assert!(again.is_empty(), "it is in hand");
         assert_eq!(due().len(), 2);
     }

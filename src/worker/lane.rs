@@ -62,8 +62,8 @@ pub(super) struct Lane {
     has_read: bool,
     /// A takeover is under way.
     takes: bool,
-    /// The loop stood still for long: nothing is started until the leases were renewed.
-    doubtful: bool,
+    /// Since when others may have taken what it holds: nothing is started until each lease was renewed after that.
+    doubtful: Option<Instant>,
     /// When it last looked for deadlines that have passed.
     looked: Instant,
 }
@@ -92,7 +92,7 @@ impl Lane {
             taking_fails: false,
             has_read: false,
             takes: false,
-            doubtful: false,
+            doubtful: None,
             looked: Instant::now(),
             shared,
         };
@@ -123,7 +123,7 @@ impl Lane {
         let mut committing: Slot<(Committer, Vec<Receipt>, Tally)> = None;
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
-        let mut round = tokio::time::interval(ROUND);
+        let mut round = tokio::time::interval(ROUND.min(self.shared.patience / 2));
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.look_at_leases();
@@ -190,7 +190,7 @@ impl Lane {
                     self.has_read = true;
                     reader = Some(free);
                     match read {
-                        Read::Entries(deliveries) => self.accept(deliveries),
+                        Read::Entries(deliveries, asked) => self.accept(deliveries, asked),
                         Read::Lost => self.jobs.add(&Trigger::Own, self.shared.routes.len()),
                     }
                 }
@@ -204,9 +204,9 @@ impl Lane {
                     }
                     if let Some(step) = step {
                         self.jobs.stepped(&step);
-                        if let Step::Took(deliveries) = step {
+                        if let Step::Took(deliveries, asked) = step {
                             self.shared.counts.taken.fetch_add(deliveries.len() as u64, Ordering::Relaxed);
-                            self.accept(deliveries);
+                            self.accept(deliveries, asked);
                             // What was delivered before is older.
                             let ready = self.ready.make_contiguous();
                             ready.sort_by_key(|delivery| delivery.entry.id);
@@ -217,7 +217,7 @@ impl Lane {
                     self.jobs.add(&trigger, self.shared.routes.len());
                 }
                 () = drain.cancelled(), if !draining => {}
-                () = tokio::time::sleep(DOUBT), if self.doubtful => {}
+                () = tokio::time::sleep(DOUBT), if self.doubtful.is_some() => {}
                 () = tokio::time::sleep(LATE), if self.admission.has_deadlines() => {}
                 () = tokio::task::yield_now(), if more => {}
                 _ = round.tick() => {}
@@ -225,17 +225,20 @@ impl Lane {
         }
     }
 
-    /// After the process stood still for long, its entries may be others': whether they are, a renewal
-    /// tells.
+    /// After the process stood still for long, its entries may be others': whether they are, a renewal that
+    /// was asked for after that tells.
     fn look_at_leases(&mut self) {
-        let claim_idle = self.shared.claim_idle;
-        self.doubtful |= self.shared.turned.ago() >= claim_idle / 2;
+        if self.shared.turned.ago() >= self.shared.patience {
+            self.doubt();
+        }
         self.shared.turned.now();
+        let Some(since) = self.doubtful else { return };
         let inflight = self.shared.inflight.clone();
-        if !self.doubtful || inflight.any_renewed_before(claim_idle * 2 / 3) {
+        if inflight.any_renewed_before(since) {
             return;
         }
-        self.doubtful = false;
+        self.doubtful = None;
+        self.shared.doubt.end();
         let mut lost = Vec::new();
         for read in [&mut self.ready, &mut self.suspects] {
             read.retain(|delivery| {
@@ -247,6 +250,11 @@ impl Lane {
             });
         }
         self.release(&lost);
+    }
+
+    fn doubt(&mut self) {
+        self.doubtful = Some(Instant::now());
+        self.shared.doubt.begin();
     }
 
     fn look_at_deadlines(&mut self) {
@@ -283,8 +291,13 @@ impl Lane {
         (closed.len() < streams).then_some(closed)
     }
 
-    fn accept(&mut self, mut deliveries: Vec<Delivery>) {
-        self.shared.inflight.add(&mut deliveries);
+    /// Takes in what was asked for then. An answer may be as old as that: whoever reads it after its process
+    /// stood still does not know whose the entries are by now.
+    fn accept(&mut self, mut deliveries: Vec<Delivery>, asked: Instant) {
+        self.shared.inflight.add(&mut deliveries, asked);
+        if !deliveries.is_empty() && asked.elapsed() >= self.shared.patience {
+            self.doubt();
+        }
         for delivery in deliveries {
             if delivery.deliveries >= ALONE {
                 self.suspects.push_back(delivery);
@@ -307,7 +320,7 @@ impl Lane {
 
     /// Starts what may be started, for one slice of time; true if it left some.
     fn start_ready(&mut self) -> bool {
-        if self.doubtful {
+        if self.doubtful.is_some() {
             return false;
         }
         if let Some(alone) = self.alone {

@@ -5,7 +5,7 @@ use super::handover::NUDGE;
 use super::inflight::InFlight;
 use super::keeper::describe;
 use super::lane::{Lane, LaneEvents};
-use super::shared::{Counts, Shared, Turned};
+use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::takeover::Trigger;
@@ -244,6 +244,8 @@ impl Lanes {
                 soon: Notify::new(),
                 counts: Counts::default(),
                 turned: Turned::default(),
+                doubt: Doubt::default(),
+                patience: settings.claim_idle.min(settings.heartbeat_ttl) / 3,
                 answers: answers.clone(),
             });
             shared.push(lane.clone());

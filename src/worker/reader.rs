@@ -31,6 +31,8 @@ pub(super) struct Reader {
     /// Streams whose groups were there once.
     read: BTreeSet<usize>,
     drain: CancellationToken,
+    /// How long a read waits: what comes at its end must not be as old as what others take.
+    block: Duration,
 }
 
 struct Connected {
@@ -43,8 +45,8 @@ struct Connected {
 /// What a read brought.
 #[derive(Debug)]
 pub(super) enum Read {
-    /// New entries, perhaps none.
-    Entries(Vec<Delivery>),
+    /// New entries, perhaps none, and when they were asked for.
+    Entries(Vec<Delivery>, Instant),
     /// It failed; entries may have been delivered to nobody.
     Lost,
 }
@@ -52,6 +54,7 @@ pub(super) enum Read {
 impl Reader {
     /// A reader that is not connected yet.
     pub(super) fn new(shared: Arc<Shared>, drain: CancellationToken) -> Self {
+        let block = BLOCK.min(shared.patience / 2);
         Self {
             shared,
             connection: None,
@@ -60,6 +63,7 @@ impl Reader {
             unreadable: Vec::new(),
             read: BTreeSet::new(),
             drain,
+            block,
         }
     }
 
@@ -67,9 +71,9 @@ impl Reader {
     /// cancelled; it returns within the block and answer times of `connect::connector`.
     pub(super) async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
         match self.read(count, closed).await {
-            Ok(entries) => {
+            Ok((entries, asked)) => {
                 self.failures = 0;
-                Read::Entries(entries)
+                Read::Entries(entries, asked)
             }
             Err(error) => {
                 self.connection = None;
@@ -87,7 +91,11 @@ impl Reader {
         }
     }
 
-    async fn read(&mut self, count: usize, closed: &[usize]) -> Result<Vec<Delivery>, BusError> {
+    async fn read(
+        &mut self,
+        count: usize,
+        closed: &[usize],
+    ) -> Result<(Vec<Delivery>, Instant), BusError> {
         let shared = self.shared.clone();
         if let Some(connected) = &self.connection
             && !self.unreadable.is_empty()
@@ -99,13 +107,13 @@ impl Reader {
             self.connection = Some(self.connect().await?);
         }
         let Some(connected) = &mut self.connection else {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), Instant::now()));
         };
         let open = connected.streams.iter().copied();
         let open: Vec<usize> = open.filter(|stream| !closed.contains(stream)).collect();
         if open.is_empty() {
-            tokio::time::sleep(BLOCK).await;
-            return Ok(Vec::new());
+            tokio::time::sleep(self.block).await;
+            return Ok((Vec::new(), Instant::now()));
         }
         let name = |stream: &usize| shared.routes[*stream].events.as_str();
         let streams: Vec<&str> = open.iter().map(name).collect();
@@ -114,13 +122,14 @@ impl Reader {
         let wire = &mut connected.wire;
         let me = shared.instance();
         let count = count.min(self.fit);
+        let asked = Instant::now();
         let read = read::read_group(
             wire,
             &shared.group,
             me,
             &streams,
             count,
-            BLOCK,
+            self.block,
             shared.limits.entry(),
         )
         .await;
@@ -153,7 +162,7 @@ impl Reader {
                 since,
             }));
         }
-        Ok(deliveries)
+        Ok((deliveries, asked))
     }
 
     async fn connect(&mut self) -> Result<Connected, BusError> {

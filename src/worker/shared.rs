@@ -14,7 +14,7 @@ use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::keys::{self, StreamKeys};
 use crate::streams::commit::{Claims, Receipt};
 use crate::streams::first::{Firsts, Judge};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -95,6 +95,11 @@ pub(super) struct Shared {
     pub inflight: Arc<InFlight>,
     /// When the loop last went round.
     pub turned: Turned,
+    /// Whether the lane waits for all its leases to be renewed.
+    pub doubt: Doubt,
+    /// How long the loop may stand still, or an answer be under way, before others may have taken what it holds:
+    /// a third of what they wait for.
+    pub patience: Duration,
     /// When the server answered.
     pub answers: Answers,
     /// The claim counters as last seen.
@@ -121,6 +126,33 @@ pub(super) struct Shared {
     pub soon: Notify,
     /// What happened so far.
     pub counts: Counts,
+}
+
+/// Whether a lane does not know if what it holds is still its own, told to whoever renews its leases.
+#[derive(Debug, Default)]
+pub(super) struct Doubt {
+    lasts: AtomicBool,
+    begun: Notify,
+}
+
+impl Doubt {
+    pub(super) fn begin(&self) {
+        self.lasts.store(true, Ordering::Release);
+        self.begun.notify_one();
+    }
+
+    pub(super) fn end(&self) {
+        self.lasts.store(false, Ordering::Release);
+    }
+
+    pub(super) fn lasts(&self) -> bool {
+        self.lasts.load(Ordering::Acquire)
+    }
+
+    /// Is ready when one has begun since the last call.
+    pub(super) async fn begun(&self) {
+        self.begun.notified().await;
+    }
 }
 
 /// When a lane's loop last went round, told to whoever renews its leases: a handler that blocks the

@@ -44,8 +44,8 @@ pub(super) struct Jobs(VecDeque<Job>);
 /// What one step of a job did.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// Took entries over; there may be more.
-    Took(Vec<Delivery>),
+    /// Took entries over, asked for then; there may be more.
+    Took(Vec<Delivery>, Instant),
     /// Nothing on this page; the next begins here.
     Onward(EntryId),
     /// Nothing is left.
@@ -166,6 +166,7 @@ impl Job {
             .cloned()
             .collect();
         let mut wire = shared.process.connector.wire().await?;
+        let asked = Instant::now();
         let mut taken = claim::take(
             &mut connection,
             stream,
@@ -203,7 +204,7 @@ impl Job {
                 since,
             });
         }
-        Ok(Step::Took(deliveries))
+        Ok(Step::Took(deliveries, asked))
     }
 }
 

@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 /// How far a worker is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Stage {
     /// It has not joined the bus yet.
     Starting,
@@ -46,6 +47,7 @@ impl fmt::Display for Stage {
 
 /// What a worker says of itself at one moment. Durations are in ms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Signs {
     /// The instance id.
     pub id: String,
@@ -70,6 +72,7 @@ pub struct Signs {
 
 /// One lane's sign of life.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LaneSign {
     /// Its name: `control`, `tasks`, `data`.
     pub name: String,

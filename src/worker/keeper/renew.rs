@@ -11,13 +11,17 @@ use std::time::{Duration, Instant};
 /// Entries of a busy lane that are looked at; more than it reads at a time.
 const PAGE: usize = 4000;
 
-/// Renews twice as often as it must.
+/// Renews twice as often as it must, and all that a lane holds as soon as it is in doubt.
 pub(super) async fn run(chores: &Chores) {
     let age = chores.settings.claim_idle / 3;
     let mut pause = age / 2;
     let mut sparing = Sparing::new(Instant::now());
     loop {
-        tokio::time::sleep(pause).await;
+        let doubts = chores.lanes.iter().map(|lane| Box::pin(lane.doubt.begun()));
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            _ = futures_util::future::select_all(doubts) => {}
+        }
         pause = match run_once(chores, age, &mut sparing).await {
             true => age / 2,
             false => age / 8,
@@ -32,7 +36,10 @@ async fn run_once(chores: &Chores, age: Duration, sparing: &mut Sparing) -> bool
         // A lane that does not go round may have been answered what it has not taken in yet.
         let blocked = lane.turned.ago() >= age;
         for (stream, route) in lane.routes.iter().enumerate() {
-            let mut due = lane.inflight.due(stream, age);
+            let mut due = match lane.doubt.lasts() {
+                true => lane.inflight.due(stream, Duration::ZERO),
+                false => lane.inflight.due(stream, age),
+            };
             if blocked {
                 match chores
                     .within(age / 2, pending(chores, lane, &route.events))
@@ -93,13 +100,13 @@ async fn renew(
 ) -> Result<usize, BusError> {
     let generation = chores.connector.generation();
     let mut connection = chores.connector.pooled().await?;
-    let me = lane.instance();
+    let (me, asked) = (lane.instance(), Instant::now());
     let lost = claim::renew(&mut connection, events, &lane.group, me, held).await?;
     if !lost.is_empty() {
         // The lane may hold what another primary gave it, and this one never heard of.
         chores.connector.check(generation)?;
         chores.connector.check_same(&lane.process.connector)?;
     }
-    lane.inflight.renewed(stream, held, &lost);
+    lane.inflight.renewed(stream, held, &lost, asked);
     Ok(lost.len())
 }
