@@ -246,8 +246,8 @@ pub(crate) fn check_task_id(id: &str) -> Result<(), CoordinationError> {
     keys::check_name("task", id).map_err(|error| invalid(format!("task_id: {error}")))
 }
 
-/// One MessagePack value that fits into an event with what a task's event has around it, and so many
-/// levels deep in it.
+/// One MessagePack value that fits into an event: with what a task's event has around it, and as deep in it as
+/// it stands there.
 pub(crate) fn check_value(
     field: &str,
     bytes: &[u8],

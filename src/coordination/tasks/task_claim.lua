@@ -1,5 +1,5 @@
 #!lua
--- Gives an instance that asks for work what it holds and was not told of, and then what waits for it, the
+-- Gives an instance that asks for work what it holds and was never told, and then what waits for it, the
 -- most urgent first, in one step. A claim of the same id again takes nothing more, and answers what the
 -- first one did as far as the instance still holds that, for the last 8 claims.
 --
