@@ -1,8 +1,10 @@
 //! How a handler is run: everything about it that is not its own code.
 
 mod check;
+mod open;
 
 pub use check::PolicyError;
+pub use open::OpenStack;
 
 use crate::connect::clock::NEVER;
 use crate::handler::context::Context;
@@ -241,7 +243,8 @@ impl Policy {
     }
 
     /// Any `tower::Layer` around the handler and its cache; the last added is the outermost. Order, rate,
-    /// circuit and concurrency decide before it when a run begins.
+    /// circuit and concurrency decide before it when a run begins. For layers that know nothing of handlers there is
+    /// [`tower`](Self::tower).
     #[must_use]
     pub fn layer<L>(mut self, layer: L) -> Self
     where

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 /// What each prints that runs by itself.
-const PRINTS: [(&str, &str); 7] = [
+const PRINTS: [(&str, &str); 8] = [
     ("layer", "text.upper succeeded: true\nHELLO\n"),
     ("once", "runs\n70 left\nruns\n70 left\n"),
     ("outbox", "order 2 was placed\n"),
@@ -17,6 +17,10 @@ const PRINTS: [(&str, &str); 7] = [
         "3 left\nfailed_precondition: only 3 are left\nada: 7 pieces\n",
     ),
     ("tasks", "completed: 42\n"),
+    (
+        "tower_layers",
+        "HELLO\nnot_found: no text\nunavailable: a layer: request timed out\n",
+    ),
     ("trial", "cancelled in time\n"),
     (
         "vote",
@@ -87,6 +91,11 @@ fn what_was_committed_is_told() {
 #[test]
 fn a_service_does_all_of_it() {
     prints("service");
+}
+
+#[test]
+fn towers_own_layers_fit() {
+    prints("tower_layers");
 }
 
 #[test]
