@@ -13,7 +13,7 @@ use convoke::settings::RedisUrl;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
-use support::fleet::{self, Fleet, TTL, tally};
+use support::fleet::{self, Fleet, TTL, each_entry, tally};
 use support::{Redis, signal, torture, until};
 use tokio_util::sync::CancellationToken;
 
@@ -237,12 +237,14 @@ async fn each_task_is_completed_once_however_workers_die_stand_still_and_join() 
         "an effect was stored twice"
     );
     let mut completed: HashMap<String, u32> = HashMap::new();
-    for (data, times) in tally(&redis, "cb:broadcast", "data").await {
-        let fact: Value = rmp_serde::from_slice(&data).unwrap();
-        if let Some(task) = fact["task_id"].as_str() {
-            *completed.entry(task.to_owned()).or_default() += times;
+    each_entry(&redis, "cb:broadcast", |fact| {
+        if fact.get("type") == Some(&b"task.completed"[..]) {
+            let told: Value = rmp_serde::from_slice(fact.get("data").unwrap()).unwrap();
+            let task = told["task_id"].as_str().unwrap();
+            *completed.entry(task.to_owned()).or_default() += 1;
         }
-    }
+    })
+    .await;
     assert_eq!(completed.len() as u64, count);
     assert!(
         completed.values().all(|n| *n == 1),
