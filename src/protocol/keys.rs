@@ -322,9 +322,10 @@ impl Keys {
         format!("{}:{id}", self.data("dedup", domain, partition))
     }
 
-    /// What is said to whoever asks again about an event that takes effect once, by the entry as which it was added.
-    pub fn said(&self, domain: &str, partition: u16, name: &str) -> String {
-        format!("{}:{name}", self.data("said", domain, partition))
+    /// What is said to whoever asks again about an event that takes effect once, by the entry as which it was added
+    /// and by its id: an entry can be guessed.
+    pub fn said(&self, domain: &str, partition: u16, name: &str, id: &str) -> String {
+        format!("{}:{name}:{id}", self.data("said", domain, partition))
     }
 
     /// The keys of one domain's partition.

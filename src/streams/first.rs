@@ -6,8 +6,9 @@
 //!
 //! - The **mark** of the id holds the first one's name (`first.lua`). Publishing with deduplication leaves the same
 //!   key, with the place of what it stored: that one came first, and does not ask.
-//! - What is **said** of an event that somebody asked for, by its name: where its reply goes and, once it has an end,
-//!   the reply.
+//! - What is **said** of an event that somebody asked for, by its name and its id: where its reply goes and, once it
+//!   has an end, the reply. The name alone is no secret, and a forged event may carry it: it says things only to
+//!   those of its own id.
 //!
 //! Asking changes nothing for whom asked before: the first is the first again. So whoever got no answer asks again.
 
@@ -137,8 +138,8 @@ impl Firsts<'_> {
         self.keys.dedup(self.domain, self.partition, id)
     }
 
-    fn said(&self, name: &str) -> String {
-        self.keys.said(self.domain, self.partition, name)
+    fn said(&self, name: &str, id: &str) -> String {
+        self.keys.said(self.domain, self.partition, name, id)
     }
 
     /// That an event of that id took effect: written with its effect, so a failover that keeps the one keeps the
@@ -151,10 +152,10 @@ impl Firsts<'_> {
         }
     }
 
-    /// How the event of that name ended.
-    pub fn ended(&self, name: EntryId, said: &Said) -> Note {
+    /// How the event of that id and name ended.
+    pub fn ended(&self, id: &str, name: EntryId, said: &Said) -> Note {
         Note {
-            key: self.said(&name.to_string()),
+            key: self.said(&name.to_string(), id),
             value: said.encoded(),
             kept: self.window,
         }
@@ -261,7 +262,7 @@ async fn ask(
     call.key(firsts.mark(event.id));
     call.arg(&name).arg(whole_ms(firsts.window).max(1));
     if let Some(to) = event.to {
-        call.key(firsts.said(&name));
+        call.key(firsts.said(&name, event.id));
         call.arg(Said::begun(to).encoded());
     }
     let first: String = call.invoke_async(connection).await?;
@@ -271,7 +272,8 @@ async fn ask(
     let mut said = None;
     if event.to.is_some() {
         let mut get = redis::cmd("GET");
-        let kept: Option<Vec<u8>> = get.arg(firsts.said(&first)).query_async(connection).await?;
+        get.arg(firsts.said(&first, event.id));
+        let kept: Option<Vec<u8>> = get.query_async(connection).await?;
         said = kept.and_then(|kept| Said::parse(&kept));
     }
     Ok(Verdict::Repeat {

@@ -29,8 +29,9 @@ pub(crate) struct Scene<'a> {
 impl Scene<'_> {
     /// What whoever asks again is told from now on, where the event takes effect once and somebody asked for it.
     fn said(self, event: &Event, status: &str, data: &[u8]) -> Option<Note> {
-        let (firsts, name, to) = (self.firsts?, event.once()?, event.reply_to()?);
-        Some(firsts.ended(name, &Said::ended(to, status, data)))
+        let (firsts, name, id) = (self.firsts?, event.once()?, event.given_id()?);
+        let said = Said::ended(event.reply_to()?, status, data);
+        Some(firsts.ended(id, name, &said))
     }
 
     /// The same of an error.

@@ -341,7 +341,7 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
         let route = keys.route(domain, 0);
         all.extend([route.events, route.results, route.dead, route.delayed]);
         all.insert(keys.dedup(domain, 0, "1"));
-        all.insert(keys.said(domain, 0, "1-1"));
+        all.insert(keys.said(domain, 0, "1-1", "1"));
         all.insert(keys.replayed(domain, 0, "1-1"));
         all.insert(keys.reply(domain, 0, "me"));
         all.insert(keys.claims(domain, 0, "w-1"));

@@ -251,6 +251,35 @@ async fn who_asks_again_gets_the_first_ones_reply_in_kind_or_is_told_that_it_cam
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_forges_the_name_of_an_event_says_nothing_to_those_of_another_id() {
+    let (rig, log) = (Rig::new().await, Log::new());
+    let worker = rig.start(with(rig.settings(), &log));
+    let victim = once(&rig, "slow", &[("replyto", "cb:reply:victim")]).await;
+    until("it runs", || async { log.runs_of("slow") == 1 }).await;
+    // Of another id, as that entry; it ends.
+    let to = "cb:reply:forger";
+    let forged = [("type", "image.once"), ("id", "forged"), ("replyto", to)];
+    add(&rig, &[&forged[..], &[("dedup", &victim)]].concat()).await;
+    let reply = rig.wait_for(to, 1).await.remove(0);
+    assert_eq!(text(&reply, "status"), "ok");
+    once(&rig, "slow", &[("replyto", "cb:reply:again")]).await;
+    let again = rig.wait_for("cb:reply:again", 1).await.remove(0);
+    assert_eq!(text(&again, "status"), "already_exists");
+    log.open.add_permits(1);
+    let first = rig.wait_for("cb:reply:victim", 1).await.remove(0);
+    // A mark of one's own id that names the entry finds nothing either.
+    rig.run(&format!("SET cb:dedup:image:spy {victim} PX 60000"))
+        .await;
+    once(&rig, "spy", &[("replyto", "cb:reply:spy")]).await;
+    let spied = rig.wait_for("cb:reply:spy", 1).await.remove(0);
+    assert_eq!(text(&spied, "status"), "already_exists");
+    once(&rig, "slow", &[("replyto", "cb:reply:again")]).await;
+    let again = rig.wait_for("cb:reply:again", 2).await.remove(1);
+    assert_eq!(data(&again), data(&first));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_judged_and_never_committed_runs_with_whoever_has_it_next() {
     let (rig, log) = (Rig::new().await, Log::new());
     rig.run("XGROUP CREATE cb:events:image workers 0 MKSTREAM")

@@ -195,7 +195,9 @@ async fn holds(meter: &mut Meter) {
     let mut settled = held[0].done();
     settled.receipt.claims = 0;
     settled.publications = publications;
-    settled.notes = ["cb:dedup:image:e", "cb:said:image:1-1"].map(noted).into();
+    settled.notes = ["cb:dedup:image:e", "cb:said:image:1-1:e"]
+        .map(noted)
+        .into();
     let leases: Vec<(EntryId, u32)> = held.iter().map(|h: &Held| (h.entry.id, 1)).collect();
     let mut connection = bus.redis.connection_for(users::WORKER).await;
     let redis = &bus.redis;
