@@ -349,6 +349,27 @@ async fn what_a_changed_task_leaves_is_no_place_in_any_lane() {
 }
 
 #[tokio::test]
+async fn a_task_is_not_in_its_own_way_where_it_stood_before() {
+    let mut fleet = Fleet::start().await;
+    fleet.worker("w-1", 3, &["a.b"]).await;
+    fleet.create("t-1").await;
+    // It waits, though its holder has room.
+    fleet.tasks.unassign("t-1", "").await.unwrap();
+    let later = Change {
+        priority: Some(10),
+        ..Change::default()
+    };
+    let placed = fleet.tasks.update("t-1", &later, "").await.unwrap();
+    assert_eq!(placed.assigned_to.as_deref(), Some("w-1"));
+    assert_eq!(fleet.slot("w-1").await, (1, 3));
+    assert_eq!(fleet.inbox("w-1").await.len(), 2);
+    assert_eq!(fleet.task("t-1").await.attempt, 1);
+    for key in ["waiting", "heads", "queue"] {
+        assert_eq!(fleet.ask::<u32>(&format!("ZCARD cb:tasks:{key}")).await, 0);
+    }
+}
+
+#[tokio::test]
 async fn so_many_bytes_may_wait_after_a_change_too() {
     let fleet = Fleet::start().await;
     let mut task = NewTask::new("", "a.b");
