@@ -238,6 +238,50 @@ async fn a_new_priority_keeps_the_age() {
 }
 
 #[tokio::test]
+async fn a_task_is_known_by_what_it_was_created_with_however_it_was_changed() {
+    let fleet = Fleet::start().await;
+    let mut task = NewTask::new("t-1", "a.b");
+    task.payload = vec![7];
+    task.requires = vec!["c.d".into()];
+    fleet.tasks.create(&task).await.unwrap();
+    let change = |priority, payload, requires: &str| Change {
+        priority: Some(priority),
+        payload: Some(vec![payload]),
+        requires: Some(vec![requires.into()]),
+        metadata: None,
+    };
+    for (at, changed) in [change(70, 8, "e.f"), change(71, 9, "g.h")]
+        .iter()
+        .enumerate()
+    {
+        let id = format!("e-{at}");
+        fleet.tasks.update("t-1", changed, &id).await.unwrap();
+        let again = fleet.tasks.create(&task).await.unwrap();
+        assert_eq!(again.status, TaskStatus::Pending);
+        let is = fleet.tasks.get("t-1").await.unwrap().unwrap();
+        assert_eq!(Some(is.task.priority), changed.priority);
+        // As it is now it was not created.
+        let mut other = task.clone();
+        other.priority = is.task.priority;
+        other.payload = is.payload;
+        other.requires = is.task.requires;
+        for other in [
+            other,
+            NewTask {
+                max_attempts: 9,
+                ..task.clone()
+            },
+        ] {
+            let differs = fleet.tasks.create(&other).await;
+            assert!(
+                matches!(differs, Err(CoordinationError::AlreadyExists(_))),
+                "{differs:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_task_is_changed_while_it_waits_only() {
     let mut fleet = Fleet::start().await;
     fleet.create("t-1").await;

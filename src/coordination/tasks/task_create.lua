@@ -7,17 +7,22 @@
 --       6 the most attempts  7 payload (MessagePack)  8 the instances whose inboxes are declared
 --       9 the most tasks that may wait  10 the most bytes of their payloads
 -- Returns {outcome, status, holder, inboxes}. Outcome `again`: nothing was changed; call again with
---       the inboxes named as well. `created`. `exists`: it was there. `differs`: another task of
---       that id is there. `many`, `much`: too many tasks wait, or too many bytes; nothing
+--       the inboxes named as well. `created`. `exists`: it was there, and was created with
+--       the same, whatever was changed since. `differs`: another task of that id is there. `many`, `much`: too many tasks wait, or too many bytes; nothing
 --       was changed.
 -- Cost  O(looks of tasks.lua * log n) for n instances and tasks. Refused when memory is full.
 open(1, ARGV[8])
 local id = ARGV[1]
 local task = task_of(id)
 if task then
-  local same = task.kind == ARGV[2] and task.role == ARGV[3] and task.requires == ARGV[4]
-    and task.priority == tonumber(ARGV[5]) and task.max_attempts == tonumber(ARGV[6])
-    and redis.call('HGET', K.data, id) == ARGV[7]
+  local same
+  if task.made then
+    same = task.made == made_of(ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
+  else
+    same = task.kind == ARGV[2] and task.role == ARGV[3] and task.requires == ARGV[4]
+      and task.priority == tonumber(ARGV[5]) and task.max_attempts == tonumber(ARGV[6])
+      and redis.call('HGET', K.data, id) == ARGV[7]
+  end
   local holder = task.status == 'assigned' and task.holder or ''
   return { same and 'exists' or 'differs', task.status, holder, '' }
 end

@@ -26,6 +26,9 @@ if task.status ~= 'pending' then return { 'ended', task.status, '', 0, '' } end
 
 local new = {}
 for name, value in pairs(task) do new[name] = value end
+-- The same creation again is known by what it was created with.
+new.made = task.made or made_of(task.kind, task.role, task.requires, task.priority, task.max_attempts,
+  payload_of(id))
 local payload = ARGV[7] ~= '' and ARGV[7] or payload_of(id)
 if ARGV[8] ~= '' then new.metadata = #ARGV[8] end
 new.bytes = #payload + (new.metadata or 0)

@@ -323,6 +323,11 @@ local function lane_of(task)
   return redis.sha1hex(task.role .. ' ' .. task.kind .. ' ' .. task.requires)
 end
 
+-- What a task was created with, in short.
+local function made_of(kind, role, requires, priority, max_attempts, payload)
+  return redis.sha1hex(table.concat({ kind, role, requires, priority, max_attempts, payload }, '\0'))
+end
+
 -- A member of `waiting` begins with a lane of this many bytes and a space.
 local LANE = 40
 
