@@ -3,7 +3,7 @@
 use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::tasks::claim::{Claimed, MAX_CLAIMED, MAX_CLAIMED_BYTES};
+use convoke::coordination::tasks::claim::{Claimed, MAX_CLAIMED, MAX_CLAIMED_BYTES, MAX_CLAIMS};
 use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::tasks::{Assignment, Tasks};
 use std::collections::BTreeSet;
@@ -138,12 +138,77 @@ async fn the_same_claim_again_takes_nothing_more_and_is_answered_the_same() {
     assert_eq!((again[0].task.as_str(), again[0].attempt), ("t-1", 2));
     // Another instance's claim of that id is another claim.
     assert_eq!(claim(&fleet, "x-2", 1, "c-1").await, ["t-4"]);
-    // One that found nothing takes nothing later.
+    // One that found nothing is not kept: it may find something when it comes again.
     external(&fleet, "x-3", 0, &["a.b"]).await;
     assert_eq!(claim(&fleet, "x-3", 1, "c-1").await, [""; 0]);
-    external(&fleet, "x-3", 1, &["a.b"]).await;
-    assert_eq!(claim(&fleet, "x-3", 1, "c-1").await, [""; 0]);
-    assert_eq!(claim(&fleet, "x-3", 1, "c-2").await, ["t-5"]);
+    external(&fleet, "x-3", 2, &["a.b"]).await;
+    assert_eq!(claim(&fleet, "x-3", 1, "c-1").await, ["t-5"]);
+    assert_eq!(claim(&fleet, "x-3", 1, "c-1").await, ["t-5"]);
+}
+
+/// The ids of the claims that are kept of an instance.
+async fn kept(fleet: &Fleet, id: &str) -> Vec<String> {
+    let log: Vec<u8> = redis::cmd("HGET")
+        .arg("cb:tasks:data")
+        .arg(format!("{id} claims"))
+        .query_async(&mut fleet.connection.clone())
+        .await
+        .unwrap();
+    let log = rmpv::decode::read_value(&mut &log[..]).unwrap();
+    let claims = log.as_array().unwrap().iter();
+    claims
+        .map(|claim| claim[0].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn a_claim_is_answered_the_same_as_long_as_any_of_its_tasks_is_held() {
+    let fleet = Fleet::start().await;
+    claimer(&fleet, "x-1", 200, &["a.b"]).await;
+    for number in 0..100 {
+        fleet.create(&format!("t-{number:03}")).await;
+    }
+    let first = claimed(&fleet, "x-1", 2, "c-0").await;
+    complete(&fleet.tasks, "x-1", &first[0]).await;
+    let first = &first[1..];
+    // However many come after it: those that took nothing, those whose tasks ended, and those that hold some.
+    external(&fleet, "x-1", 1, &["a.b"]).await;
+    for number in 0..20 {
+        let id = format!("vain-{number}");
+        assert_eq!(claim(&fleet, "x-1", 1, &id).await, [""; 0]);
+    }
+    assert_eq!(claimed(&fleet, "x-1", 2, "c-0").await, first);
+    assert_eq!(kept(&fleet, "x-1").await, ["c-0"]);
+    external(&fleet, "x-1", 200, &["a.b"]).await;
+    for number in 0..20 {
+        let one = claimed(&fleet, "x-1", 1, &format!("done-{number}")).await;
+        complete(&fleet.tasks, "x-1", &one[0]).await;
+    }
+    assert_eq!(claimed(&fleet, "x-1", 2, "c-0").await, first);
+    assert_eq!(kept(&fleet, "x-1").await.len(), 1 + 8);
+    let mut held = Vec::new();
+    for number in 1..MAX_CLAIMS + 8 {
+        held.extend(claimed(&fleet, "x-1", 1, &format!("held-{number}")).await);
+    }
+    assert_eq!(held.len(), MAX_CLAIMS + 7);
+    let refused = fleet.tasks.claim("x-1", 1, &[], "more").await.unwrap_err();
+    assert!(
+        matches!(&refused, CoordinationError::Exhausted(said) if said.contains("64 older claims")),
+        "{refused}"
+    );
+    assert_eq!(claimed(&fleet, "x-1", 2, "c-0").await, first);
+    assert_eq!(claimed(&fleet, "x-1", 1, "held-9").await, held[8..9]);
+    complete(&fleet.tasks, "x-1", &held[30]).await;
+    assert_eq!(claim(&fleet, "x-1", 1, "more").await.len(), 1);
+    let ids = kept(&fleet, "x-1").await;
+    assert!(ids.len() == MAX_CLAIMS + 8 && !ids.contains(&"held-31".to_owned()));
+    assert_eq!(claimed(&fleet, "x-1", 2, "c-0").await, first);
+    for task in first.iter().chain(&held).filter(|task| **task != held[30]) {
+        complete(&fleet.tasks, "x-1", task).await;
+    }
+    assert_eq!(claim(&fleet, "x-1", 1, "last").await.len(), 1);
+    let ids = kept(&fleet, "x-1").await;
+    assert!(ids.len() == 8 && ids[7] == "last", "{ids:?}");
 }
 
 #[tokio::test]

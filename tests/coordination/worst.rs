@@ -137,7 +137,7 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("take.lua", most(210, 10)),
     ("task_assign.lua", of_tasks(300, 1000)),
     ("task_cancel.lua", of_tasks(370, 1000)),
-    ("task_claim.lua", of_tasks(880, 1000)),
+    ("task_claim.lua", of_tasks(980, 1000)),
     ("task_complete.lua", of_tasks(920, 1000)),
     ("task_create.lua", of_tasks(255, 1000)),
     ("task_fail.lua", of_tasks(385, 1000)),

@@ -6,7 +6,8 @@
 //! what somebody assigned to it since. So a program that never reads an inbox misses nothing.
 //!
 //! *A lost answer*: the claim's id is that of the event. The same id again, by the publisher or by the bus,
-//! takes nothing more and is answered the same, for the last 8 claims of an instance.
+//! takes nothing more and is answered the same: as long as the instance holds anything that the claim took, and
+//! for the last 8 claims that took something. A claim that took nothing may take something when it comes again.
 //!
 //! *Who may*: anyone for an external instance. A sealed one is a worker that gets its tasks by its inbox: a
 //! claim in its name would be answered to somebody else.
@@ -25,6 +26,9 @@ use std::sync::LazyLock;
 pub const MAX_CLAIMED: usize = 50;
 /// Kinds that one claim may name.
 pub const MAX_KINDS: usize = 16;
+/// Claims before the last 8, of all of which an instance holds something: it claims more when it has ended
+/// some of those tasks.
+pub const MAX_CLAIMS: usize = 64;
 /// Bytes of the payloads that one answer holds, if there are several, so that the values in them are not
 /// more than an event may hold either. A larger payload comes alone.
 pub const MAX_CLAIMED_BYTES: usize = 60_000;
@@ -54,7 +58,8 @@ impl Tasks {
     ///
     /// # Errors
     /// `Invalid` for a value out of bounds; `FailedPrecondition` if the instance is not active;
-    /// `PermissionDenied` if it is sealed; `Bus` else.
+    /// `PermissionDenied` if it is sealed; `Exhausted` if it holds tasks of [`MAX_CLAIMS`] older
+    /// claims; `Bus` else.
     pub async fn claim(
         &self,
         instance: &str,
@@ -91,6 +96,10 @@ impl Tasks {
             "sealed" => Err(CoordinationError::PermissionDenied(format!(
                 "instance_id: {instance} is a worker that registered itself: it gets its tasks by its inbox, \
                  and nobody claims for it"
+            ))),
+            "many" => Err(CoordinationError::Exhausted(format!(
+                "instance_id: {instance} holds tasks of {MAX_CLAIMS} older claims, each of which may be \
+                 repeated: complete some of them, or fail them, and claim more at a time"
             ))),
             _ => Err(CoordinationError::FailedPrecondition(format!(
                 "instance_id: {instance} is not active: register it, and pulse for it"

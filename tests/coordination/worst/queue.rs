@@ -5,7 +5,7 @@ use super::seed::{FAR, KINDS, ROLES, Seed, Seeded, Waiting, kind, role};
 use crate::fleet::Fleet;
 use convoke::coordination::instances::SWEEP;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::tasks::claim::{MAX_CLAIMED, MAX_KINDS};
+use convoke::coordination::tasks::claim::{MAX_CLAIMED, MAX_CLAIMS, MAX_KINDS};
 use convoke::coordination::tasks::list::MAX_LISTED;
 use convoke::coordination::tasks::task::{MAX_REQUIRES, NewTask, TaskStatus};
 use convoke::coordination::tasks::update::Change;
@@ -170,6 +170,17 @@ async fn claims(fleet: &mut Fleet, meter: &mut Meter) {
     .await;
     seed_held(&mut seed, "x-0", 1).await;
     seed.done().await;
+    // It claimed very often and much, and holds nothing of that: there is much to forget.
+    let mut log = Vec::new();
+    let old: Vec<rmpv::Value> = (0..MAX_CLAIMS + 9).map(old_claim).collect();
+    rmpv::encode::write_value(&mut log, &rmpv::Value::Array(old)).unwrap();
+    let _: () = redis::cmd("HSET")
+        .arg(fleet.keys.tasks().data)
+        .arg("x-0 claims")
+        .arg(log)
+        .query_async(&mut fleet.connection.clone())
+        .await
+        .unwrap();
     let few = &all[KINDS - 200..][..MAX_KINDS];
     meter
         .of(&fleet.redis, async {
@@ -182,6 +193,14 @@ async fn claims(fleet: &mut Fleet, meter: &mut Meter) {
             }
         })
         .await;
+}
+
+fn old_claim(number: usize) -> rmpv::Value {
+    let mut claim = vec![rmpv::Value::from(format!("old-{number}"))];
+    for at in 0..MAX_CLAIMED {
+        claim.extend([format!("gone-{at}").into(), 1.into()]);
+    }
+    rmpv::Value::Array(claim)
 }
 
 async fn seed_held(seed: &mut Seed<'_>, holder: &str, attempt: u32) {

@@ -203,7 +203,11 @@ impl Scene {
         }
         self.members.get_mut(&id).unwrap().claims = true;
         let answered = claimed.into_iter().map(|task| (task.task, task.fence));
-        self.claims.push((asked, answered.collect()));
+        let answered: Vec<_> = answered.collect();
+        // One that took nothing is not known again.
+        if !answered.is_empty() {
+            self.claims.push((asked, answered));
+        }
         if self.claims.len() > REPEATED {
             self.claims.remove(0);
         }
