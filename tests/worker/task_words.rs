@@ -228,6 +228,12 @@ async fn what_stands_against_a_word_is_said_with_its_code() {
         ),
         (
             "task.claim",
+            json!({"instance_id": "x-1", "kinds": []}),
+            Code::InvalidArgument,
+            "kinds",
+        ),
+        (
+            "task.claim",
             json!({"limit": 1}),
             Code::InvalidArgument,
             "instance_id",
@@ -258,5 +264,77 @@ async fn the_deepest_payload_that_a_task_may_have_can_be_claimed() {
     }
     let claimed = ask(&rig, "task.claim", json!({"instance_id": "x-1"})).await;
     assert_eq!(claimed["tasks"][0]["payload"], deep(29));
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_that_no_answer_can_hold_ends_and_is_in_nobodys_way() {
+    let rig = Rig::new().await;
+    let worker = rig.start(rig.builder().settings(settings(&rig, "w-1", 1)));
+    let register = json!({"id": "x-1", "roles": ["cutter"], "capacity": 1});
+    ask(&rig, "system.register", register).await;
+    let create = async |id: &str, payload: rmpv::Value| {
+        let fields = [("task_id", id), ("kind", "a.b"), ("role", "cutter")];
+        let fields = fields.map(|(name, value)| (name.into(), value.into()));
+        let payload = [("payload".into(), payload)];
+        let task = rmpv::Value::Map(fields.into_iter().chain(payload).collect());
+        rig.ask("task.create", &task).await.unwrap();
+    };
+    // In JSON it is twice as long.
+    let large = rmpv::Value::Binary(vec![7; 600 << 10]);
+    create("large", large.clone()).await;
+    create("small", 7.into()).await;
+    let claimed = async |number: usize| -> Value {
+        let to = format!("cb:reply:{number}");
+        let asked = r#"{"instance_id":"x-1","limit":5}"#;
+        rig.run(&format!(
+            "XADD cb:events:task * type task.claim id c-{number} data {asked} \
+             datacontenttype application/json replyto {to}"
+        ))
+        .await;
+        let reply = rig.wait_for(&to, 1).await.remove(0);
+        assert_eq!(text(&reply, "status"), "ok", "{reply:?}");
+        serde_json::from_slice(reply.get("data").unwrap()).unwrap()
+    };
+    assert_eq!(claimed(1).await, json!({"tasks": []}));
+    let small = claimed(2).await;
+    assert_eq!(small["tasks"][0]["task_id"], "small");
+    let listed = ask(&rig, "task.list", json!({"status": "failed"})).await;
+    assert_eq!(listed["tasks"][0]["task_id"], "large");
+    let error = listed["tasks"][0]["error"].as_str().unwrap();
+    assert!(error.contains("JSON"), "{error}");
+    // Whoever reads MessagePack gets one as large.
+    let done =
+        json!({"task_id": "small", "instance_id": "x-1", "fence": small["tasks"][0]["fence"]});
+    ask(&rig, "task.complete", done).await;
+    create("packed", large).await;
+    let claim = json!({"instance_id": "x-1"});
+    let reply = rig.ask("task.claim", &claim).await.unwrap();
+    let answer: rmpv::Value = reply.decode().unwrap();
+    assert_eq!(answer["tasks"][0]["task_id"], "packed".into());
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_names_its_incarnation_is_refused_once_it_is_another_one() {
+    let rig = Rig::new().await;
+    let worker = rig.start(rig.builder().settings(settings(&rig, "w-1", 1)));
+    let register = json!({"id": "x-1", "roles": ["cutter"], "capacity": 1});
+    let registered = ask(&rig, "system.register", register).await;
+    let is = registered["incarnation"].as_u64().unwrap();
+    let claim = json!({"instance_id": "x-1", "incarnation": is});
+    let none = ask(&rig, "task.claim", claim.clone()).await;
+    assert_eq!(none, json!({"tasks": []}));
+    let create = json!({"task_id": "t-1", "kind": "a.b", "role": "cutter"});
+    ask(&rig, "task.create", create).await;
+    for wrong in [is - 1, is + 1, 0] {
+        let claim = json!({"instance_id": "x-1", "incarnation": wrong});
+        let (code, message) = refused(&rig, "task.claim", claim).await;
+        assert_eq!(code, Code::FailedPrecondition);
+        assert!(message.starts_with("incarnation"), "{message}");
+    }
+    assert_eq!(task(&rig, "t-1").await["status"], "pending");
+    let claimed = ask(&rig, "task.claim", claim).await;
+    assert_eq!(claimed["tasks"][0]["task_id"], "t-1");
     worker.stop().await;
 }

@@ -1,21 +1,24 @@
 use crate::builtin::task::look::unpacked;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::Tasks;
+use crate::coordination::tasks::{Assignment, Tasks, claim};
+use crate::handler::function::encode;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Claim {
     /// An external instance that is active.
     instance_id: String,
+    /// The incarnation that claims; another one is refused.
+    incarnation: Option<u64>,
     /// 1 to 50.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 50))]
     limit: usize,
-    /// The only kinds that it takes now; without them all that it can.
-    #[serde(default)]
+    /// The only kinds that it takes now, at least one; without it all that it can.
     kinds: Option<Vec<String>>,
 }
 
@@ -41,27 +44,59 @@ fn one() -> usize {
 }
 
 pub(super) async fn claim(context: Context, event: Claim) -> Result<Claimed, HandlerError> {
+    if event.kinds.as_ref().is_some_and(Vec::is_empty) {
+        return Err(HandlerError::invalid_argument(
+            "kinds: it names no kind; leave it out to claim all that the instance can take",
+        ));
+    }
     let kinds = event.kinds.unwrap_or_default();
-    let claimed = context
-        .state::<Tasks>()?
-        .claim(
+    let tasks = context.state::<Tasks>()?;
+    let asked = context.event().id();
+    let claimed = tasks
+        .claim_as(
             &event.instance_id,
+            event.incarnation,
             event.limit,
             &kinds,
-            &context.event().id(),
+            &asked,
         )
         .await
         .map_err(CoordinationError::into_handler_error)?;
-    let given = claimed.into_iter().map(|task| {
-        Ok(Given {
-            payload: unpacked(&task.payload)?,
-            task_id: task.task,
-            kind: task.kind,
+    let mut given = Vec::with_capacity(claimed.len());
+    for task in claimed {
+        let assignment = Assignment {
+            task: task.task.clone(),
+            instance: event.instance_id.clone(),
             fence: task.fence,
-            attempt: task.attempt,
-        })
-    });
-    Ok(Claimed {
-        tasks: given.collect::<Result<_, HandlerError>>()?,
-    })
+        };
+        match answerable(&context, task) {
+            Ok(task) => given.push(task),
+            // It would be held by one that never hears of it.
+            Err(why) => {
+                let why = format!("no answer to task.claim can hold it: {}", why.message);
+                match tasks.fail(&assignment, &why, false).await {
+                    // Whoever took it from the instance meanwhile decides.
+                    Ok(_) | Err(CoordinationError::Aborted(_) | CoordinationError::NotFound(_)) => {
+                    }
+                    Err(error) => return Err(error.into_handler_error()),
+                }
+            }
+        }
+    }
+    Ok(Claimed { tasks: given })
+}
+
+/// A task as it is answered, if an answer can hold it alone, in the encoding of who asks. Those that come
+/// together are small.
+fn answerable(context: &Context, task: claim::Claimed) -> Result<Given, HandlerError> {
+    let given = Given {
+        payload: unpacked(&task.payload)?,
+        task_id: task.task,
+        kind: task.kind,
+        fence: task.fence,
+        attempt: task.attempt,
+    };
+    let alone = encode(&BTreeMap::from([("tasks", [&given])]))?;
+    context.answerable(context.within_limits("the answer", alone)?)?;
+    Ok(given)
 }

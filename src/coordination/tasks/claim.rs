@@ -30,7 +30,8 @@ pub const MAX_KINDS: usize = 16;
 /// some of those tasks.
 pub const MAX_CLAIMS: usize = 64;
 /// Bytes of the payloads that one answer holds, if there are several, so that the values in them are not
-/// more than an event may hold either. A larger payload comes alone.
+/// more than an event may hold either. A larger payload comes alone. Where events have to be small it is
+/// less: a twelfth of those, since a value may be eleven times as long in JSON.
 pub const MAX_CLAIMED_BYTES: usize = 60_000;
 
 static CLAIM: LazyLock<Script> =
@@ -67,6 +68,21 @@ impl Tasks {
         kinds: &[String],
         asked: &str,
     ) -> Result<Vec<Claimed>, CoordinationError> {
+        self.claim_as(instance, None, limit, kinds, asked).await
+    }
+
+    /// The same for this `incarnation` of the instance only, if one is given.
+    ///
+    /// # Errors
+    /// As those of [`claim`](Self::claim); `FailedPrecondition` for another incarnation.
+    pub async fn claim_as(
+        &self,
+        instance: &str,
+        incarnation: Option<u64>,
+        limit: usize,
+        kinds: &[String],
+        asked: &str,
+    ) -> Result<Vec<Claimed>, CoordinationError> {
         check_id("instance_id", instance)?;
         if !(1..=MAX_CLAIMED).contains(&limit) {
             return Err(invalid(format!("limit: {limit} is not 1 to {MAX_CLAIMED}")));
@@ -89,13 +105,19 @@ impl Tasks {
             .arg(asked)
             .arg(limit)
             .arg(words(&kinds))
-            .arg(MAX_CLAIMED_BYTES.min(self.max_payload / 2));
+            .arg(MAX_CLAIMED_BYTES.min(self.max_payload / 12))
+            .arg(incarnation.map_or_else(String::new, |incarnation| incarnation.to_string()));
         let (outcome, tasks): (String, Vec<Told>) = self.store.invoke(&call).await?;
         match outcome.as_str() {
             "claimed" => Ok(tasks.into_iter().map(Claimed::from).collect()),
             "sealed" => Err(CoordinationError::PermissionDenied(format!(
                 "instance_id: {instance} is a worker that registered itself: it gets its tasks by its inbox, \
                  and nobody claims for it"
+            ))),
+            "other" => Err(CoordinationError::FailedPrecondition(format!(
+                "incarnation: {} of instance {instance} is not the one that is active: another program \
+                 registered under its id, or it was lost; register again",
+                incarnation.unwrap_or(0)
             ))),
             "many" => Err(CoordinationError::Exhausted(format!(
                 "instance_id: {instance} holds tasks of {MAX_CLAIMS} older claims, each of which may be \

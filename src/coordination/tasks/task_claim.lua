@@ -6,10 +6,10 @@
 --
 -- KEYS  1 the instance's hash  2–15 those of tasks.lua
 -- ARGV  1 instance  2 the claim's id  3 the most tasks  4 the only kinds of those that wait, or ''  5 the
---       most bytes of several payloads together
+--       most bytes of several payloads together  6 the instance's incarnation, or ''
 -- Returns {outcome, {{task id, kind, payload, fence, attempt}, …}}. Outcome `claimed`. `inactive`: it is not
---       registered, or past its expiry. `sealed`: it is a worker, and gets
---       its tasks by its inbox. `many`: it holds tasks of 64 claims before the last 8, and there is
+--       registered, or past its expiry. `other`: it is another incarnation. `sealed`: it is a worker, and
+--       gets its tasks by its inbox. `many`: it holds tasks of 64 claims before the last 8, and there is
 --       more for it; none was taken.
 -- Cost  O((looks of tasks.lua + tasks) * log n). Refused when memory is full.
 --
@@ -23,7 +23,9 @@ local id, asked, most, bytes = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARG
 open(2, '')
 local is = slot_of(id)
 if not is or not alive(id) then return { 'inactive', {} } end
-if redis.call('HGET', KEYS[1], 'sealed') == '1' then return { 'sealed', {} } end
+local as = redis.call('HMGET', KEYS[1], 'sealed', 'incarnation')
+if as[1] == '1' then return { 'sealed', {} } end
+if ARGV[6] ~= '' and as[2] ~= ARGV[6] then return { 'other', {} } end
 
 local told, count, total = {}, 0, 0
 local function add(task_id, task)
