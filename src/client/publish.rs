@@ -153,7 +153,8 @@ impl Outgoing {
         self
     }
 
-    /// A field of one's own: lower-case letters and digits, not one of the protocol's names.
+    /// A field of one's own: lower-case letters and digits, not one of the protocol's names. The field `dedup` of
+    /// a plain `XADD` is refused beside [`dedup`](Self::dedup): an event would be a repeat of itself.
     #[must_use]
     pub fn field(mut self, name: impl Into<String>, value: impl Into<Vec<u8>>) -> Self {
         self.extra.push((name.into(), value.into()));
@@ -319,7 +320,11 @@ impl Outgoing {
         let data = self.data.as_ref().map_err(PublishError::rejected)?;
         for (name, _) in &self.extra {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-            if name.is_empty() || !name.bytes().all(plain) || name == "attempt" {
+            if name.is_empty()
+                || !name.bytes().all(plain)
+                || name == "attempt"
+                || (self.dedup && name == "dedup")
+            {
                 return Err(PublishError::rejected(format_args!(
                     "field {name:?}: is the bus's, or not of lower-case letters and digits"
                 )));

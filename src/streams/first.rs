@@ -7,10 +7,13 @@
 //! - The **mark** of the id holds the first one's name (`first.lua`). Publishing with deduplication leaves the same
 //!   key, with the place of what it stored: that one came first, and does not ask.
 //! - What is **said** of an event that somebody asked for, by its name and its id: where its reply goes and, once it
-//!   has an end, the reply. The name alone is no secret, and a forged event may carry it: it says things only to
-//!   those of its own id.
+//!   has an end, the reply. Of one that ended unrun that is said, whoever asked. The name alone is no secret, and a
+//!   forged event may carry it: it says things only to those of its own id.
 //!
 //! Asking changes nothing for whom asked before: the first is the first again. So whoever got no answer asks again.
+//!
+//! A first one that ended unrun (its deadline passed, or a layer refused it and its requester was told) is no dead
+//! letter either, so it does not hold its id: the next one that asks takes the mark, if that still names it.
 
 use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
@@ -44,6 +47,9 @@ pub struct Said {
     status: Option<String>,
     /// What its reply held, if that is not too much to be kept: MessagePack.
     data: Option<ByteBuf>,
+    /// Whether it ended unrun: another one of its id may run.
+    #[serde(default)]
+    unrun: bool,
 }
 
 impl Said {
@@ -53,6 +59,7 @@ impl Said {
             to: to.to_owned(),
             status: None,
             data: None,
+            unrun: false,
         }
     }
 
@@ -63,6 +70,15 @@ impl Said {
             status: Some(status.to_owned()),
             data: kept.then(|| ByteBuf::from(data)),
             ..Self::begun(to)
+        }
+    }
+
+    /// Of an event that ended without a run, and is kept nowhere.
+    pub fn unrun(status: &str) -> Self {
+        Self {
+            status: Some(status.to_owned()),
+            unrun: true,
+            ..Self::begun("")
         }
     }
 
@@ -258,29 +274,73 @@ async fn ask(
     history: u64,
 ) -> Result<Verdict, BusError> {
     let name = event.name.to_string();
+    let mut unrun = None;
+    loop {
+        let first = first(connection, firsts, event, &name, unrun.as_deref()).await?;
+        if first.is_empty() {
+            return Ok(Verdict::First);
+        }
+        let said = said(connection, firsts, event.id, &first).await?;
+        // The mark may name another one by now, which is looked at as well.
+        if said.as_ref().is_some_and(|said| said.unrun) {
+            unrun = Some(first);
+            continue;
+        }
+        return Ok(Verdict::Repeat {
+            first,
+            said,
+            history,
+        });
+    }
+}
+
+/// Where the first one is, unless it is this one or the one that is known to have ended unrun.
+async fn first(
+    connection: &mut MultiplexedConnection,
+    firsts: Firsts<'_>,
+    event: Asks<'_>,
+    name: &str,
+    unrun: Option<&str>,
+) -> Result<String, BusError> {
     let mut call = FIRST.prepare_invoke();
     call.key(firsts.mark(event.id));
-    call.arg(&name).arg(whole_ms(firsts.window).max(1));
-    if let Some(to) = event.to {
-        call.key(firsts.said(&name, event.id));
-        call.arg(Said::begun(to).encoded());
+    call.arg(name).arg(whole_ms(firsts.window).max(1));
+    match event.to {
+        Some(to) => {
+            call.key(firsts.said(name, event.id));
+            call.arg(Said::begun(to).encoded());
+        }
+        None => {
+            call.arg("");
+        }
     }
-    let first: String = call.invoke_async(connection).await?;
-    if first.is_empty() {
-        return Ok(Verdict::First);
+    if let Some(unrun) = unrun {
+        call.arg(unrun);
     }
-    let mut said = None;
-    if event.to.is_some() {
-        let mut get = redis::cmd("GET");
-        get.arg(firsts.said(&first, event.id));
-        let kept: Option<Vec<u8>> = get.query_async(connection).await?;
-        said = kept.and_then(|kept| Said::parse(&kept));
-    }
-    Ok(Verdict::Repeat {
-        first,
-        said,
-        history,
-    })
+    Ok(call.invoke_async(connection).await?)
+}
+
+/// What is known of the event of that name: renewed as the mark was, so that it is known as long as the mark is
+/// there. What is no text is nothing: asking again would not change it.
+async fn said(
+    connection: &mut MultiplexedConnection,
+    firsts: Firsts<'_>,
+    id: &str,
+    name: &str,
+) -> Result<Option<Said>, BusError> {
+    let key = firsts.said(name, id);
+    let mut renew = redis::cmd("PEXPIRE");
+    renew
+        .arg(&key)
+        .arg(whole_ms(firsts.window).max(1))
+        .arg("GT");
+    renew.exec_async(connection).await?;
+    let kept = redis::cmd("GET").arg(&key).query_async(connection).await;
+    let kept: Option<Vec<u8>> = match kept {
+        Err(error) if error.code() == Some("WRONGTYPE") => None,
+        kept => kept?,
+    };
+    Ok(kept.and_then(|kept| Said::parse(&kept)))
 }
 
 #[cfg(test)]
@@ -291,6 +351,9 @@ mod tests {
     fn what_is_said_is_a_payload_or_nothing() {
         let begun = Said::begun("cb:reply:me");
         assert_eq!(Said::parse(&begun.encoded()), Some(begun.clone()));
+        let unrun = Said::unrun("deadline_exceeded");
+        assert_eq!(Said::parse(&unrun.encoded()), Some(unrun.clone()));
+        assert!(unrun.unrun && !begun.unrun && unrun.reply().is_none());
         assert!(begun.will_come("cb:reply:me") && !begun.will_come("cb:reply:you"));
         assert_eq!(begun.reply(), None);
         let ended = Said::ended("cb:reply:me", "not_found", &[0x01]);

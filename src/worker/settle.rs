@@ -45,6 +45,15 @@ impl Scene<'_> {
         }
     }
 
+    /// That the event ended unrun: it is kept nowhere, so the next one of its id that asks may run.
+    fn unrun(self, event: &Event, error: &HandlerError) -> Vec<Note> {
+        let note = || {
+            let (firsts, name, id) = (self.firsts?, event.once()?, event.given_id()?);
+            Some(firsts.ended(id, name, &Said::unrun(error.code.as_str())))
+        };
+        note().into_iter().collect()
+    }
+
     /// That the event took effect.
     fn took_effect(self, event: &Event) -> Option<Note> {
         let (firsts, name, id) = (self.firsts?, event.once()?, event.given_id()?);
@@ -94,7 +103,9 @@ pub(crate) fn failure(
     retry: &RetryPolicy,
 ) -> Settlement {
     let requested = event.reply_to().is_some();
-    let outcome = match refused(error) {
+    let refused = refused(error);
+    let is_refused = refused.is_some();
+    let outcome = match refused {
         Some(_) if requested && error.refusal != Some(Refusal::Busy) => told(scene, event, error),
         Some(wait) => Outcome::Later {
             fields: event.same_attempt(),
@@ -112,6 +123,7 @@ pub(crate) fn failure(
     let ends = !matches!(outcome, Outcome::Later { .. });
     let answered = requested && ends;
     let notes = match ends {
+        true if is_refused => scene.unrun(event, error),
         true => scene.told(event, error),
         false => Vec::new(),
     };
@@ -162,7 +174,7 @@ pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
         publications: Vec::new(),
         outcome: Outcome::Done,
         history: None,
-        notes: scene.told(event, &error),
+        notes: scene.unrun(event, &error),
     }
 }
 

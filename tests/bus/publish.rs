@@ -188,3 +188,19 @@ async fn a_domain_that_is_called_like_a_stream_of_the_bus_is_rejected() {
     let keys: Vec<String> = bus.ask("KEYS *inbox*").await;
     assert!(keys.is_empty(), "{keys:?}");
 }
+
+#[tokio::test]
+async fn the_field_by_which_an_event_would_be_a_repeat_of_itself_is_rejected() {
+    let mut bus = Bus::start().await;
+    let client = client(&bus);
+    for value in ["1", "7-1"] {
+        let event = || event("e0").field("dedup", value).dedup(true);
+        for event in [event(), event().delay(Duration::from_millis(1))] {
+            let why = code(client.publish(&event).await);
+            assert!(why.contains("dedup"), "{why}");
+        }
+    }
+    let stored: u32 = bus.ask(&format!("XLEN {STREAM}")).await;
+    let delayed: u32 = bus.ask("EXISTS cb:delayed:image").await;
+    assert_eq!((stored, delayed), (0, 0));
+}

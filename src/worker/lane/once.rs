@@ -16,7 +16,8 @@
 //!
 //! A repeat is settled unrun, and only while the mark names another event. That one asked and was told to run, or
 //! is stored, or took effect; it is not a repeat itself as long as the mark names it. So of all events of an id the
-//! one that the mark named last runs, or is a dead letter. Where a death or a lost answer may fall:
+//! one that the mark named last runs, or is a dead letter, or ends unrun: then its commit says so, and the next one
+//! that asks takes its place. Where a death or a lost answer may fall:
 //!
 //! - *Before it asked, or the answer is lost*: nothing was settled. It asks again, under the same name.
 //! - *The first, between its answer and its commit*: its entry is pending; whoever takes it over asks under the same
