@@ -24,6 +24,6 @@ pub mod state;
 pub use crate::connect::connector::Pooled;
 pub use context::Context;
 pub use function::{Encoded, Endpoint, Handler, Run, Schemas};
-pub use policy::{CircuitPolicy, Fallback, Policy, PolicyError, RetryPolicy, Stack};
+pub use policy::{CircuitPolicy, Fallback, OpenStack, Policy, PolicyError, RetryPolicy, Stack};
 pub use router::Registration;
 pub use state::{State, Wanted};
