@@ -295,7 +295,9 @@ impl Lane {
     /// stood still does not know whose the entries are by now.
     fn accept(&mut self, mut deliveries: Vec<Delivery>, asked: Instant) {
         self.shared.inflight.add(&mut deliveries, asked);
-        if !deliveries.is_empty() && asked.elapsed() >= self.shared.patience {
+        let is_old = self.doubtful.is_some_and(|since| asked < since)
+            || asked.elapsed() >= self.shared.patience;
+        if is_old && !deliveries.is_empty() {
             self.doubt();
         }
         for delivery in deliveries {
