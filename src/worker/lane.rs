@@ -294,10 +294,11 @@ impl Lane {
     /// Takes in what was asked for then. An answer may be as old as that: whoever reads it after its process
     /// stood still does not know whose the entries are by now.
     fn accept(&mut self, mut deliveries: Vec<Delivery>, asked: Instant) {
+        let brings = !deliveries.is_empty();
         self.shared.inflight.add(&mut deliveries, asked);
         let is_old = self.doubtful.is_some_and(|since| asked < since)
             || asked.elapsed() >= self.shared.patience;
-        if is_old && !deliveries.is_empty() {
+        if is_old && brings {
             self.doubt();
         }
         for delivery in deliveries {

@@ -286,6 +286,7 @@ impl Lanes {
                 let run = lane.run(events, committer, drain.clone(), stop);
                 let ended = supervisor.run(&name, &drain, run).await.flatten();
                 shared.turned.over();
+                shared.doubt.end();
                 ended
             }))
         });

@@ -48,6 +48,7 @@ impl Scene<'_> {
     /// That the event ended unrun: it is kept nowhere, so the next one of its id that asks may run.
     fn unrun(self, event: &Event, error: &HandlerError) -> Vec<Note> {
         let note = || {
+            event.asks_once().then_some(())?;
             let (firsts, name, id) = (self.firsts?, event.once()?, event.given_id()?);
             Some(firsts.ended(id, name, &Said::unrun(error.code.as_str())))
         };

@@ -19,7 +19,7 @@ pub(super) async fn run(chores: &Chores) {
     loop {
         tokio::time::sleep_until(next.into()).await;
         let began = Instant::now();
-        next = match run_once(chores).await {
+        next = match run_once(chores, failures).await {
             Ok(()) => {
                 if failures > 0 {
                     tracing::info!("pulsing again");
@@ -33,7 +33,7 @@ pub(super) async fn run(chores: &Chores) {
                 }
                 failures += 1;
                 // When the server is back, one try that had begun before is in vain, and the next must be early
-                // enough for a third one within the ttl.
+                // enough for a third one before anybody may be declared lost.
                 Instant::now() + reconnect_delay(failures).min(third / 4)
             }
         };
@@ -41,7 +41,7 @@ pub(super) async fn run(chores: &Chores) {
 }
 
 /// One pulse, and what it is a good time for.
-async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
+async fn run_once(chores: &Chores, failures: u32) -> Result<(), CoordinationError> {
     let report = chores.reporter.report();
     let standing = chores.standing().clone();
     let beat = Beat {
@@ -52,7 +52,9 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
     };
     let third = chores.settings.heartbeat_ttl / 3;
     let pulse = chores.instances.heartbeat(&beat);
-    let pulse = chores.within(third, pulse).await?;
+    // After a failure there is less time.
+    let most = if failures == 0 { third } else { third / 2 };
+    let pulse = chores.within(most, pulse).await?;
 
     if pulse.superseded {
         chores.reporter.acknowledged(report);

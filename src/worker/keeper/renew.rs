@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// Entries of a busy lane that are looked at; more than it reads at a time.
 const PAGE: usize = 4000;
+/// The longest pause while a lane waits for its leases to be renewed.
+const IN_DOUBT: Duration = Duration::from_millis(250);
 
 /// Renews twice as often as it must, and all that a lane holds as soon as it is in doubt.
 pub(super) async fn run(chores: &Chores) {
@@ -26,6 +28,10 @@ pub(super) async fn run(chores: &Chores) {
             true => age / 2,
             false => age / 8,
         };
+        // It starts nothing meanwhile.
+        if chores.lanes.iter().any(|lane| lane.doubt.lasts()) {
+            pause = pause.min(IN_DOUBT);
+        }
     }
 }
 
@@ -90,6 +96,11 @@ async fn pending(
     Ok(own.collect())
 }
 
+/// Whether the stream or its group is no more.
+fn is_gone(error: &BusError) -> bool {
+    matches!(error.code(), Some("NOGROUP" | "WRONGTYPE"))
+}
+
 /// Renews these, and says how many are somebody else's.
 async fn renew(
     chores: &Chores,
@@ -101,7 +112,12 @@ async fn renew(
     let generation = chores.connector.generation();
     let mut connection = chores.connector.pooled().await?;
     let (me, asked) = (lane.instance(), Instant::now());
-    let lost = claim::renew(&mut connection, events, &lane.group, me, held).await?;
+    let renewed = claim::renew(&mut connection, events, &lane.group, me, held).await;
+    let lost = match renewed {
+        // Nobody holds anything there any more; the lane's other streams must not wait for it.
+        Err(error) if lane.doubt.lasts() && is_gone(&error) => held.to_vec(),
+        renewed => renewed?,
+    };
     if !lost.is_empty() {
         // The lane may hold what another primary gave it, and this one never heard of.
         chores.connector.check(generation)?;

@@ -152,7 +152,8 @@ impl Lane {
             self.judge(Unjudged::Admitted(waiting));
             return now;
         }
-        if self.admission.admits(waiting.route.index, self.running) {
+        let may = self.doubtful.is_none();
+        if may && self.admission.admits(waiting.route.index, self.running) {
             return self.go(waiting, now);
         }
         let inflight = &self.shared.inflight;
@@ -332,7 +333,8 @@ impl Lane {
             self.shared
                 .inflight
                 .runs(&receipt, index, seen, task.abort_handle());
-            return now;
+            // Its first poll may have held the thread.
+            return Instant::now();
         };
         let end = Instant::now();
         let elapsed = end - now;

@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 /// Bytes of a socket's path at the most (`sockaddr_un`, with a zero at the end).
@@ -93,7 +93,6 @@ pub(in crate::worker) struct Socket {
     path: PathBuf,
     inode: u64,
     over: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Socket {
@@ -102,8 +101,7 @@ impl Socket {
         own(directory)?;
         let path = socket(directory, id);
         // Beside the name first: a process that was killed left its socket, and nobody finds none meanwhile.
-        let made = directory.join(format!("{}.new", std::process::id()));
-        fs::remove_file(&made).or_else(fine_if_absent)?;
+        let made = directory.join(format!("{:016x}.new", fastrand::u64(..)));
         let listener = UnixListener::bind(&made)?;
         fs::rename(&made, &path)?;
         let inode = fs::symlink_metadata(&path)?.ino();
@@ -121,15 +119,10 @@ impl Socket {
                 }
             }
         };
-        let thread = thread::Builder::new()
+        thread::Builder::new()
             .name("probe".to_owned())
             .spawn(answer)?;
-        Ok(Self {
-            path,
-            inode,
-            over,
-            thread: Some(thread),
-        })
+        Ok(Self { path, inode, over })
     }
 }
 
@@ -147,16 +140,20 @@ fn answer(mut stream: UnixStream, vital: &Vital) {
 impl Drop for Socket {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
-        // Another process of this id may have put its own in the place.
-        let ours = fs::symlink_metadata(&self.path).is_ok_and(|is| is.ino() == self.inode);
-        // The thread waits for someone who asks. Where it cannot be reached any more it waits on, and ends
-        // with the process.
-        if ours && UnixStream::connect(&self.path).is_ok() {
-            if let Some(thread) = self.thread.take() {
-                thread.join().ok();
-            }
+        // The thread waits for someone who asks. Nobody waits for it: another process of this id may put its own
+        // socket in the place at any time, and be the one that is reached.
+        if self.is_ours() {
+            UnixStream::connect(&self.path).ok();
+        }
+        if self.is_ours() {
             fs::remove_file(&self.path).ok();
         }
+    }
+}
+
+impl Socket {
+    fn is_ours(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|is| is.ino() == self.inode)
     }
 }
 
@@ -182,13 +179,6 @@ fn own(directory: &Path) -> io::Result<()> {
         ));
     }
     Ok(())
-}
-
-fn fine_if_absent(error: io::Error) -> io::Result<()> {
-    match error.kind() {
-        io::ErrorKind::NotFound => Ok(()),
-        _ => Err(error),
-    }
 }
 
 #[cfg(test)]

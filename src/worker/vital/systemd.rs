@@ -66,9 +66,9 @@ impl Notifier {
         let vital = vital.clone();
         let tell = move || {
             let say = |text: &str| {
-                if let Err(error) = socket.send_to_addr(text.as_bytes(), &asked.socket) {
-                    tracing::debug!(%error, "systemd was not told");
-                }
+                let sent = socket.send_to_addr(text.as_bytes(), &asked.socket);
+                sent.inspect_err(|error| tracing::debug!(%error, "systemd was not told"))
+                    .is_ok()
             };
             let quarter = asked.watchdog.map(|time| time / 4);
             let pause = quarter.map_or(STATUS, |quarter| (quarter / 2).min(STATUS));
@@ -76,29 +76,33 @@ impl Notifier {
             loop {
                 let signs = vital.signs();
                 if signs.stage != told {
-                    told = signs.stage;
-                    say(match told {
-                        Stage::Starting => "",
+                    let word = match signs.stage {
+                        Stage::Starting => "STATUS=starting",
                         Stage::Working => "READY=1",
                         Stage::Draining => "STOPPING=1",
-                    });
-                    since = pause;
+                    };
+                    if say(word) {
+                        told = signs.stage;
+                        since = pause;
+                    }
                 }
                 if since >= pause {
                     since = Duration::ZERO;
-                    let alive = quarter.map(|quarter| signs.live(quarter));
-                    match alive {
-                        None => say(&format!("STATUS={signs}")),
-                        Some(Ok(())) => say(&format!("WATCHDOG=1\nSTATUS={signs}")),
-                        Some(Err(why)) => say(&format!("STATUS={why}")),
-                    }
+                    say(&match quarter.map(|quarter| signs.live(quarter)) {
+                        None => format!("STATUS={signs}"),
+                        Some(Ok(())) => format!("WATCHDOG=1\nSTATUS={signs}"),
+                        Some(Err(why)) => format!("STATUS={why}"),
+                    });
                 }
                 let look = LOOK.min(pause);
                 match ends.recv_timeout(look) {
                     Err(RecvTimeoutError::Timeout) => since += look,
                     _ if told == Stage::Draining => return,
                     // It drained in no time, or failed.
-                    _ => return say("STOPPING=1"),
+                    _ => {
+                        say("STOPPING=1");
+                        return;
+                    }
                 }
             }
         };

@@ -1,0 +1,52 @@
+//! A lane that stood still does not know whose its entries are, and finds out.
+
+use crate::rig::Rig;
+use crate::support::until;
+use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
+use convoke::{Context, HandlerError};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stream_that_is_gone_keeps_no_other_waiting() {
+    let rig = Rig::new().await;
+    let (lets_go, held) = mpsc::channel::<()>();
+    let (held, began) = (Arc::new(Mutex::new(held)), Arc::new(AtomicU32::new(0)));
+    let begins = began.clone();
+    let holds = move |_: Context, (): ()| {
+        let held = held.clone();
+        begins.fetch_add(1, Ordering::Relaxed);
+        async move {
+            held.lock().unwrap().recv().ok();
+            Ok::<_, HandlerError>(())
+        }
+    };
+    let answers = async |_: Context, (): ()| Ok::<_, HandlerError>(7);
+    let settings = Settings {
+        concurrency: 1,
+        ..rig.settings()
+    };
+    let builder = rig.builder().settings(settings);
+    let builder = builder
+        .handler("gone.hold", holds)
+        .handler("stays.ask", answers);
+    // Read in one batch: the first holds the lane's thread, the others are in its hands, unstarted.
+    for _ in 0..4 {
+        let event = Outgoing::new("gone.hold", &());
+        rig.client.publish(&event).await.unwrap();
+    }
+    let running = rig.start(builder);
+    until("the first holds the thread", async || {
+        began.load(Ordering::Relaxed) == 1
+    })
+    .await;
+    rig.run("SET cb:events:gone x").await;
+    // For longer than the lane may stand still.
+    tokio::time::sleep(rig.settings().heartbeat_ttl / 2).await;
+    drop(lets_go);
+    let reply = rig.ask("stays.ask", &()).await.unwrap();
+    assert_eq!(reply.data, [7]);
+    assert_eq!(began.load(Ordering::Relaxed), 1, "none of the gone begins");
+    running.stop().await;
+}
