@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// How much of a ttl must count as silence.
+const QUIET: f64 = 5.0 / 6.0;
+
 impl Scene {
     fn by(&self, by: u8) -> &Instances {
         self.processes.get(usize::from(by)).unwrap_or(&self.asked)
@@ -208,7 +211,7 @@ impl Scene {
         for (_, id, is_sealed) in late {
             let is = self.all.get_mut(&id).unwrap();
             // A clock that went back since is no silence at all.
-            if (now as i64 - since as i64) < is.ttl as i64 {
+            if (now as f64 - since as f64) < QUIET * is.ttl as f64 {
                 continue;
             }
             let kept = if is_sealed { KEPT } else { RECENTLY };
