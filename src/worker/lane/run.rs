@@ -333,8 +333,7 @@ impl Lane {
             self.shared
                 .inflight
                 .runs(&receipt, index, seen, task.abort_handle());
-            // Its first poll may have held the thread.
-            return Instant::now();
+            return now;
         };
         let end = Instant::now();
         let elapsed = end - now;
