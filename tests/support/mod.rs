@@ -406,6 +406,27 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: i
     }
 }
 
+/// How many events of a domain are unread, pending and waiting for their time, all at one moment; -1 where
+/// that cannot be told.
+pub(crate) async fn left(
+    connection: &mut redis::aio::MultiplexedConnection,
+    domain: &str,
+) -> (i64, i64, i64) {
+    let mut look = redis::pipe();
+    look.atomic();
+    look.cmd("XINFO")
+        .arg(&["GROUPS", &format!("cb:events:{domain}")]);
+    look.cmd("ZCARD").arg(format!("cb:delayed:{domain}"));
+    let seen: Result<(Vec<HashMap<String, redis::Value>>, i64), _> =
+        look.query_async(connection).await;
+    let (groups, waiting) = seen.unwrap_or_else(|_| (Vec::new(), -1));
+    let number = |name: &str| match groups.first().and_then(|group| group.get(name)) {
+        Some(redis::Value::Int(number)) => *number,
+        _ => -1,
+    };
+    (number("lag"), number("pending"), waiting)
+}
+
 /// Sends a signal to a process of this test.
 pub(crate) fn signal(pid: u32, signal: &str) {
     let status = Command::new("kill")

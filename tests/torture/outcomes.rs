@@ -2,8 +2,8 @@
 
 use crate::history::{self, Record};
 use crate::load::{self, REPLIES};
-use crate::support::fleet::tally;
 use crate::support::torture::Report;
+use crate::support::{self, fleet::tally};
 use crate::worker::Fate;
 use crate::world::World;
 use std::collections::{HashMap, HashSet};
@@ -94,7 +94,7 @@ pub(crate) async fn settled_in(world: &World, domain: &str) {
     let mut connection = world.redis.connection().await;
     let began = Instant::now();
     loop {
-        let left = left(&mut connection, domain).await;
+        let left = support::left(&mut connection, domain).await;
         if left == (0, 0, 0) {
             return;
         }
@@ -104,25 +104,6 @@ pub(crate) async fn settled_in(world: &World, domain: &str) {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-async fn left(connection: &mut redis::aio::MultiplexedConnection, domain: &str) -> (i64, i64, i64) {
-    let groups: Vec<HashMap<String, redis::Value>> = redis::cmd("XINFO")
-        .arg(&["GROUPS", &format!("cb:events:{domain}")])
-        .query_async(connection)
-        .await
-        .unwrap_or_default();
-    let workers = groups.first();
-    let number = |name: &str| match workers.and_then(|group| group.get(name)) {
-        Some(redis::Value::Int(number)) => *number,
-        _ => -1,
-    };
-    let waiting: i64 = redis::cmd("ZCARD")
-        .arg(format!("cb:delayed:{domain}"))
-        .query_async(connection)
-        .await
-        .unwrap_or(-1);
-    (number("lag"), number("pending"), waiting)
 }
 
 /// What is stored in the end.

@@ -1,9 +1,9 @@
 //! Events that take effect once (the field `dedup`), each added several times while their workers are killed.
 
-use crate::hygiene;
-use crate::support::{Redis, torture, until};
+use crate::support::{Redis, torture};
 use crate::worker::{Fate, Work};
 use crate::world::{World, settings};
+use crate::{hygiene, outcomes};
 use convoke::streams::read::entries_of;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -76,23 +76,7 @@ async fn what_takes_effect_once_does_so_whoever_dies() {
         kills += 1;
     }
     adding.await.unwrap();
-    let connection = world.redis.connection().await;
-    let mut look = redis::pipe();
-    look.atomic();
-    look.cmd("EXISTS").arg("cb:delayed:load");
-    look.cmd("XINFO").arg("GROUPS").arg(EVENTS);
-    until("all is settled", || async {
-        let mut connection = connection.clone();
-        let seen: (bool, Vec<HashMap<String, redis::Value>>) =
-            look.query_async(&mut connection).await.unwrap();
-        let none = |name: &str| {
-            seen.1
-                .first()
-                .is_some_and(|group| group[name] == redis::Value::Int(0))
-        };
-        !seen.0 && none("lag") && none("pending")
-    })
-    .await;
+    outcomes::settled_in(&world, "load").await;
     let text = |value: &[u8]| Some(String::from_utf8_lossy(value).into_owned());
     let number = |value: &[u8]| {
         rmp_serde::from_slice::<u64>(value)

@@ -2,7 +2,7 @@
 //! nothing is lost by that.
 
 use crate::rig::{Rig, text};
-use crate::support::until;
+use crate::support::{left, until};
 use convoke::client::publish::Outgoing;
 use convoke::handler::policy::RetryPolicy;
 use convoke::protocol::event::Entry;
@@ -105,20 +105,9 @@ async fn effects(rig: &Rig) -> HashMap<String, usize> {
 
 /// Waits until nothing is added, pending or delayed, all at once.
 async fn settled(rig: &Rig) {
-    let mut look = redis::pipe();
-    look.atomic();
-    look.cmd("EXISTS").arg("cb:delayed:image");
-    look.cmd("XINFO").arg("GROUPS").arg(EVENTS);
     until("all is settled", || async {
         let mut connection = rig.connection.clone();
-        let seen: (bool, Vec<HashMap<String, redis::Value>>) =
-            look.query_async(&mut connection).await.unwrap();
-        let none = |name: &str| {
-            seen.1
-                .first()
-                .is_some_and(|group| group[name] == redis::Value::Int(0))
-        };
-        !seen.0 && none("lag") && none("pending")
+        left(&mut connection, "image").await == (0, 0, 0)
     })
     .await;
 }

@@ -17,10 +17,7 @@ open(1, to .. ' ' .. ARGV[4])
 local task = task_of(id)
 if not task then return { 'not_found', '', '', 0, '' } end
 local holder = task.status == 'assigned' and task.holder
-local function placed()
-  return { 'placed', task.status, task.status == 'assigned' and task.holder or '', task.fence or 0, '' }
-end
-if was_asked(task, 'assign', ARGV[3]) or holder == to then return placed() end
+if was_asked(task, 'assign', ARGV[3]) or holder == to then return placed(task) end
 if not holder and task.status ~= 'pending' then return { 'ended', task.status, '', 0, '' } end
 
 local is = slot_of(to)
@@ -44,4 +41,4 @@ is.assigned = is.assigned + 1
 give(id, task, to)
 if holder then pull(holder, FEW) end
 save_slots()
-return placed()
+return placed(task)

@@ -17,10 +17,7 @@ open(1, ARGV[3])
 local task = task_of(id)
 if not task then return { 'not_found', '', '', 0, '' } end
 local holder = task.status == 'assigned' and task.holder
-local function placed()
-  return { 'placed', task.status, task.status == 'assigned' and task.holder or '', task.fence or 0, '' }
-end
-if was_asked(task, 'unassign', ARGV[2]) or task.status == 'pending' then return placed() end
+if was_asked(task, 'unassign', ARGV[2]) or task.status == 'pending' then return placed(task) end
 if not holder then return { 'ended', task.status, '', 0, '' } end
 local to = seat(task, holder)
 local names = missing()
@@ -33,4 +30,4 @@ if to then give(id, task, to) end
 pull(holder, FEW)
 if not to then enqueue(id, task) end
 save_slots()
-return placed()
+return placed(task)

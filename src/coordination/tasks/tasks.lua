@@ -623,6 +623,12 @@ local function was_asked(task, what, asked)
   return false
 end
 
+-- What somebody's word is answered once it is heeded: how the task is now.
+local function placed(task)
+  local holder = task.status == 'assigned' and task.holder or ''
+  return { 'placed', task.status, holder, task.fence or 0, '' }
+end
+
 -- Takes a task from its holder by somebody's word, which costs it no attempt, with the fact.
 local function take_away(id, task)
   let_go(id, task)
