@@ -83,6 +83,22 @@ async fn an_instance_takes_the_most_urgent_then_the_oldest_and_never_above_its_c
 }
 
 #[tokio::test]
+async fn what_nobody_could_take_is_found_by_who_claims_and_comes_to_be_able_to() {
+    let fleet = Fleet::start().await;
+    claimer(&fleet, "x-1", 9, &["a.b"]).await;
+    let mut parked = NewTask::new("parked", "a.b");
+    parked.requires = vec!["c.d".to_owned()];
+    for task in [parked, NewTask::new("other", "c.d")] {
+        let created = fleet.tasks.create(&task).await.unwrap();
+        assert_eq!(created.status, TaskStatus::Pending);
+    }
+    assert_eq!(claim(&fleet, "x-1", 9, "c-1").await, [""; 0]);
+    let registered = external(&fleet, "x-1", 9, &["a.b", "c.d"]).await;
+    assert_eq!(registered, [""; 0], "it takes by itself");
+    assert_eq!(claim(&fleet, "x-1", 9, "c-2").await, ["parked", "other"]);
+}
+
+#[tokio::test]
 async fn it_gets_only_what_it_fits_and_what_it_names() {
     let fleet = Fleet::start().await;
     claimer(&fleet, "x-1", 9, &["a.b", "c.d"]).await;

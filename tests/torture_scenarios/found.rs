@@ -50,6 +50,31 @@ fn a_new_task_passed_those_of_a_higher_priority() {
 }
 
 #[test]
+fn who_claims_never_got_what_it_could_take_only_since_it_registered_again() {
+    let register = |kinds| tasks::Step::Register {
+        instance: tasks::EXTERNAL,
+        capacity: 1,
+        kinds,
+        roles: 1,
+    };
+    let requires = tasks::Step::Create {
+        task: 0,
+        kind: 0,
+        role: 0,
+        priority: 50,
+        attempts: 3,
+        requires: 2,
+    };
+    these::<tasks::Scene>(&[
+        Do(register(1)),
+        Do(tasks::Step::Claim(1, 0)),
+        Do(requires),
+        Do(register(3)),
+        Do(tasks::Step::Claim(1, 0)),
+    ]);
+}
+
+#[test]
 fn an_id_was_forgotten_before_its_event_was_due() {
     let publish = delays::Step::Publish {
         id: 0,

@@ -596,9 +596,11 @@ end
 -- declared. With `afresh`, which names its capabilities, it may take what nobody could before.
 local function pull(to, limit, afresh)
   local is = slot_of(to)
-  if not is or is.claims or not inbox[to] or not alive(to) then return {} end
+  if not is or not alive(to) then return {} end
   if redis.call('EXISTS', K.queue) == 0 then return {} end
+  -- What it may take from now on waits for its claim, too.
   if afresh then lanes_for(is, afresh) end
+  if is.claims or not inbox[to] then return {} end
   while #planned < limit and moved < MOVED and is.assigned < is.capacity do
     local lane = first_for(is)
     if not lane then break end

@@ -137,7 +137,7 @@ fn worker(number: u8) -> String {
 }
 
 /// The one that no process registered.
-const EXTERNAL: u8 = INSTANCES - 1;
+pub(crate) const EXTERNAL: u8 = INSTANCES - 1;
 
 fn name(task: u8) -> String {
     format!("t-{task:02}")
