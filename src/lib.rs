@@ -59,6 +59,8 @@
 //! |---|---|
 //! | none (`default-features = false`) | a client |
 //! | `worker` | a worker, the built-in handlers |
+//! | `config` | settings from a file and the environment: [`Settings::load`], [`Worker::from_env`] |
+//! | `logs` | a worker writes its logs to stderr where nobody else takes them |
 //! | `ledger-sqlite` | the ledger in SQLite; [`once`](Context::once) and the outbox for a service's own SQLite |
 //! | `ledger-postgres` | the same with PostgreSQL |
 //! | `mcp` | the health of an MCP server |

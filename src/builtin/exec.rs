@@ -17,6 +17,7 @@ use crate::handler::policy::Policy;
 use crate::handler::router::Registration;
 use crate::protocol::error::{HandlerError, MAX_MESSAGE};
 use crate::protocol::json;
+use crate::settings::variables::OF_COMMANDS;
 use std::io;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -25,15 +26,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin};
 use tokio::task::unconstrained;
 use verdict::judge;
-
-/// The variables that a command has of us: id, type and attempt of its event, and the mark by which its
-/// processes are found.
-pub const VARIABLES: [&str; 4] = [
-    "CONVOKE_EVENT_ID",
-    "CONVOKE_EVENT_TYPE",
-    "CONVOKE_EVENT_ATTEMPT",
-    warden::MARK,
-];
 
 /// How long the pipes of a command that has exited are read on, if what it left behind holds them open.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -117,7 +109,7 @@ fn spawn(command: &str, context: &Context) -> io::Result<(Child, Watched)> {
     run.stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    let [id, kind, attempt, _] = VARIABLES;
+    let [id, kind, attempt, _] = OF_COMMANDS;
     run.env(id, event.id())
         .env(kind, event.kind())
         .env(attempt, event.attempt().to_string());

@@ -9,13 +9,12 @@
 
 use crate::builtin::children::WaitedFor;
 use crate::builtin::process::shell;
+use crate::settings::variables::MARK;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Mutex, PoisonError};
 
-/// The name in a command's environment by which it and its children are found.
-pub(crate) const MARK: &str = "CONVOKE_MARK";
 /// What a command of ours begins with: it waits until it is watched, and does not begin if we died.
 pub(crate) const WAIT: &str = "read -r _ || exit 75\n";
 /// The line that lets it begin.

@@ -14,7 +14,6 @@ mod history;
 mod input;
 mod instances;
 mod ledger;
-mod logs;
 mod man;
 mod metrics;
 mod output;
@@ -44,6 +43,8 @@ use convoke::coordination::scripts;
 use convoke::operator::browse::Sight;
 use convoke::operator::replay::Operator;
 use convoke::settings::Settings;
+use convoke::settings::sources::{self, given};
+use convoke::worker::logs;
 use output::Output;
 use settings::BusFlags;
 use std::ffi::OsString;
@@ -224,7 +225,12 @@ fn execute(cli: Cli) -> anyhow::Result<Outcome> {
     let works = matches!(command, Command::Worker(_));
     let quiet = if works { "info" } else { "warn" };
     let filter = common.log.as_deref().unwrap_or(quiet);
-    let _logs = logs::start(filter, common.log_format, works)?;
+    let form = match common.log_format {
+        LogFormat::Text => logs::Form::Text,
+        LogFormat::Json => logs::Form::Json,
+    };
+    let _logs = logs::start(filter, form, works)
+        .map_err(|error| Misuse::error(format_args!("--log {filter:?}: {error}")))?;
     if works {
         logs::tell_panics();
     }
@@ -280,16 +286,18 @@ impl Session {
                 "--format {format} is for metrics only"
             )));
         }
-        let layer = match command {
-            Command::Worker(flags) => settings::flags(&flags.settings)?,
-            Command::Publish(flags) => settings::flags(&flags.settings)?,
-            Command::History(flags) => settings::flags(&flags.database)?,
-            Command::Ledger(flags) => settings::flags(flags.database())?,
+        let own = match command {
+            Command::Worker(flags) => given(&flags.settings)?,
+            Command::Publish(flags) => given(&flags.settings)?,
+            Command::History(flags) => given(&flags.database)?,
+            Command::Ledger(flags) => given(flags.database())?,
             _ => Default::default(),
         };
+        let mut flags = given(&common.bus)?;
+        flags.extend(own);
         // An empty variable counts as not set, as it does for the settings.
         let file = common.config.as_deref().filter(|path| !path.is_empty());
-        let settings = settings::load(file.map(Path::new), &common.bus, layer)?;
+        let settings = sources::load(file.map(Path::new), flags).map_err(Misuse::error)?;
         Ok(Self {
             settings,
             output: Output::new(common.format, common.absolute),

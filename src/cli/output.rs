@@ -3,6 +3,7 @@
 
 use super::Format;
 pub(super) use super::table::{Cell, Column, Table};
+use convoke::worker::logs::may_colour;
 use serde_json::Value;
 use std::borrow::Cow;
 use std::io::{self, IsTerminal, Write};
@@ -256,12 +257,6 @@ pub(super) fn wrapped(text: &str, indent: usize, width: Option<usize>) -> Vec<St
         }
     }
     lines
-}
-
-/// Whether colours are wanted where a terminal reads.
-pub(super) fn may_colour(terminal: bool) -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    terminal && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
 /// Says on stderr what went wrong.

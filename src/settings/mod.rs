@@ -7,12 +7,18 @@ mod client;
 mod command;
 mod database_url;
 mod drivers;
+#[cfg(feature = "config")]
+#[doc(hidden)]
+pub mod sources;
+pub(crate) mod variables;
 
 pub use crate::connect::sentinel_url::{Login, SentinelUrl};
 pub use crate::connect::url::RedisUrl;
 pub use client::ConnectError;
 pub use command::CommandLine;
 pub use database_url::{DatabaseKind, DatabaseUrl};
+#[cfg(feature = "config")]
+pub use sources::LoadError;
 
 use crate::client::{ClientOptions, DEDUP_WINDOW, REPLY_TTL, STREAM_HISTORY};
 use crate::connect::options::ConnectOptions;

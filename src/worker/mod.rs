@@ -23,6 +23,9 @@ mod ledger;
 #[cfg(not(any(feature = "ledger-sqlite", feature = "ledger-postgres")))]
 #[path = "no_ledger.rs"]
 mod ledger;
+#[cfg(feature = "logs")]
+#[doc(hidden)]
+pub mod logs;
 mod mortal;
 mod orphans;
 mod reader;
@@ -197,6 +200,16 @@ impl Worker {
         Builder::default()
     }
 
+    /// A worker by the settings of the file that `CONVOKE_CONFIG` names and of the environment: see
+    /// [`Settings::load`].
+    ///
+    /// # Errors
+    /// See [`LoadError`](crate::settings::LoadError).
+    #[cfg(feature = "config")]
+    pub fn from_env() -> Result<Builder, crate::settings::LoadError> {
+        Ok(Self::builder().settings(Settings::load()?))
+    }
+
     /// The instance id, which is also the consumer's name.
     pub fn id(&self) -> &str {
         &self.process.instance
@@ -205,12 +218,16 @@ impl Worker {
     /// Runs until SIGTERM, SIGINT or SIGHUP, then drains; a second signal ends it without draining. The
     /// worker lives in this future, as in that of [`Worker::run_until`].
     ///
-    /// A server that cannot be reached is tried again, for good. What happens is told by `tracing`:
-    /// without a subscriber, such as that of `tracing_subscriber::fmt::init()`, nothing is printed.
+    /// A server that cannot be reached is tried again, for good. What happens is told by `tracing`. Where the
+    /// program has no subscriber, such as that of `tracing_subscriber::fmt::init()`, and none of `log`, the
+    /// feature `logs` writes it to stderr: as `CONVOKE_LOG` says (`info`, or a filter such as
+    /// `convoke=debug`), and as JSON if `CONVOKE_LOG_FORMAT` is `json`.
     ///
     /// # Errors
     /// See [`RunError`].
     pub async fn run(self) -> Result<(), RunError> {
+        #[cfg(feature = "logs")]
+        let _logs = logs::unless_taken();
         let ending = Ending::default();
         let signals = Signals::listen()?.end(ending.clone());
         let _systemd = Notifier::start(&self.vital)?;

@@ -54,16 +54,22 @@ fn room(name: &str) -> PathBuf {
 fn start(name: &str, server: &Server) -> Child {
     let mut command = Command::new(program(name));
     command.arg(server.url()).stdin(Stdio::null());
+    command.env("CONVOKE_REDIS_URL", server.url());
     command.env("TMPDIR", room(name));
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().unwrap()
 }
 
-fn printed(name: &str, output: Output) -> String {
+/// What it printed, and what it said on stderr.
+fn both(name: &str, output: Output) -> (String, String) {
     fs::remove_dir_all(room(name)).unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{name}: {}: {said}", output.status);
-    String::from_utf8(output.stdout).unwrap()
+    (String::from_utf8(output.stdout).unwrap(), said)
+}
+
+fn printed(name: &str, output: Output) -> String {
+    both(name, output).0
 }
 
 fn prints(name: &str) {
@@ -120,13 +126,37 @@ fn a_client_has_its_answers_from_a_worker() {
     let client = start("client", &server).wait_with_output().unwrap();
     let ended = Command::new("kill").arg(worker.id().to_string()).status();
     assert!(ended.unwrap().success());
-    let worker = printed("worker", worker.wait_with_output().unwrap());
+    let (worker, said) = both("worker", worker.wait_with_output().unwrap());
     assert_eq!(
         printed("client", client),
         "stored again: false, then true\nwaits: true\n6400 pixels\n\
          invalid_argument: width: more than 10000\n"
     );
     assert_eq!(worker, "cat: 640 wide\n-: 80 wide\n");
+    assert!(said.contains(" INFO "), "nobody else took its logs: {said}");
+}
+
+#[test]
+fn a_worker_of_the_environment_says_which_variable_is_wrong() {
+    let of = |variable: &str, value: &str| {
+        let mut worker = Command::new(program("worker"));
+        let ended = worker.env(variable, value).output().unwrap();
+        assert!(!ended.status.success());
+        String::from_utf8(ended.stderr).unwrap()
+    };
+    for (variable, value) in [
+        ("CONVOKE_CAPACTY", "7"),
+        ("CONVOKE_CAPACITY", "seven"),
+        ("CONVOKE_CONFIG", "/no/such/file"),
+    ] {
+        let said = of(variable, value);
+        let expected = if variable == "CONVOKE_CONFIG" {
+            value
+        } else {
+            variable
+        };
+        assert!(said.contains(expected), "{said}");
+    }
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! A worker: one handler, run as its policy says, until SIGTERM or Ctrl-C; then it finishes what runs.
 //!
-//!     cargo run --example worker -- redis://127.0.0.1
+//! Its settings are those of the program `convoke`: `CONVOKE_REDIS_URL`, `CONVOKE_ID`, or a file that
+//! `CONVOKE_CONFIG` names.
+//!
+//!     cargo run --example worker
 
 use convoke::{Context, HandlerError, Policy, Worker};
 use schemars::JsonSchema;
@@ -36,10 +39,8 @@ async fn resize(context: Context, job: Resize) -> Result<Resized, HandlerError> 
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let url = std::env::args().nth(1).ok_or("a Redis URL is missing")?;
     let policy = Policy::new().timeout(Duration::from_secs(5)).concurrency(8);
-    Worker::builder()
-        .redis(url)
+    Worker::from_env()?
         .handler_with("image.resize", resize, policy)
         .run()
         .await?;

@@ -22,11 +22,12 @@ mod survey;
 #[cfg(test)]
 mod tests;
 
-use super::output::{may_colour, told_width};
+use super::output::told_width;
 use super::{Misuse, Outcome, Session};
 use brush::Brush;
 use clap::Args;
 use columns::UNBOUNDED;
+use convoke::worker::logs::may_colour;
 use fetch::Watcher;
 use sample::{Sample, Wish};
 use screen::{Screen, Told};

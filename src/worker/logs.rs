@@ -4,14 +4,16 @@
 //! and a worker's lines are put into a queue, which never waits; a thread writes them. What finds the
 //! queue full is dropped and counted.
 
-use super::{LogFormat, Misuse};
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write, stderr};
 use std::panic::PanicHookInfo;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Bytes that may wait for stderr.
 const WAITING: usize = 4 << 20;
@@ -19,7 +21,7 @@ const WAITING: usize = 4 << 20;
 const END: Duration = Duration::from_secs(1);
 
 /// The log of this process; dropped, it writes what waits.
-pub(super) struct Logs(Option<Arc<Queue>>);
+pub struct Logs(Option<Arc<Queue>>);
 
 #[derive(Default)]
 struct Queue {
@@ -35,10 +37,23 @@ struct Lines {
     writing: bool,
 }
 
-/// Starts logging what the filter lets through, by a thread of its own if `apart`.
-pub(super) fn start(filter: &str, format: LogFormat, apart: bool) -> anyhow::Result<Logs> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|error| Misuse::error(format_args!("--log {filter:?}: {error}")))?;
+/// How logs are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// For people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
+}
+
+/// Starts logging what the filter lets through, by a thread of its own if `apart`. It does nothing where
+/// somebody else has begun to take what is logged.
+///
+/// # Errors
+/// For a filter that cannot be read.
+pub fn start(filter: &str, form: Form, apart: bool) -> Result<Logs, ParseError> {
+    let filter = EnvFilter::try_new(filter)?;
     let queue = apart.then(Queue::written).flatten();
     let lines = queue.clone();
     let builder = tracing_subscriber::fmt()
@@ -46,16 +61,47 @@ pub(super) fn start(filter: &str, format: LogFormat, apart: bool) -> anyhow::Res
         .with_writer(move || Line(lines.clone()))
         // It would tell them on stderr, and panic where that fails.
         .log_internal_errors(false)
-        .with_ansi(super::output::may_colour(stderr().is_terminal()));
-    match format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+        .with_ansi(may_colour(stderr().is_terminal()));
+    // What fails is that there is one already.
+    match form {
+        Form::Text => builder.with_target(false).finish().try_init().ok(),
+        Form::Json => builder.json().flatten_event(true).finish().try_init().ok(),
+    };
     Ok(Logs(queue))
 }
 
+/// What a worker does whose program takes no logs, neither of `tracing` nor of `log`: they go to stderr, as
+/// `CONVOKE_LOG` and `CONVOKE_LOG_FORMAT` say.
+pub(super) fn unless_taken() -> Option<Logs> {
+    let traced = !tracing::dispatcher::get_default(|taken| taken.is::<NoSubscriber>());
+    if traced || log::max_level() != log::LevelFilter::Off {
+        return None;
+    }
+    let text = |name| std::env::var(name).unwrap_or_default();
+    let form = match text("CONVOKE_LOG_FORMAT").as_str() {
+        "json" => Form::Json,
+        _ => Form::Text,
+    };
+    let filter = text("CONVOKE_LOG");
+    let usual = || start("info", form, true).ok();
+    if filter.is_empty() {
+        return usual();
+    }
+    start(&filter, form, true).ok().or_else(|| {
+        let logs = usual();
+        tracing::warn!("CONVOKE_LOG={filter:?} is no filter; info is logged");
+        logs
+    })
+}
+
+/// Whether to colour what is written, where it is to a terminal.
+pub fn may_colour(terminal: bool) -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    terminal && !refused && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
 /// Has panics told by the log, as everything else.
-pub(super) fn tell_panics() {
+pub fn tell_panics() {
     std::panic::set_hook(Box::new(tell_panic));
 }
 

@@ -1,0 +1,298 @@
+//! Where the settings come from: defaults < file < environment < flags.
+
+use super::variables::{OF_COMMANDS, OF_THE_PROGRAM, PREFIX};
+use super::{DatabaseUrl, RedisUrl, Settings};
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use serde::Serialize;
+use std::env::{self, VarError};
+use std::fmt::Display;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// Letters to change from a name that was meant.
+const NEAR: usize = 3;
+
+/// Why there are no settings: the message names the setting, where it came from, and its value unless that
+/// may be secret.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LoadError(String);
+
+impl LoadError {
+    fn new(message: impl Display) -> Self {
+        Self(message.to_string())
+    }
+}
+
+impl Settings {
+    /// The settings of the file that `CONVOKE_CONFIG` names, if it names one, and of the variables
+    /// `CONVOKE_REDIS_URL`, `CONVOKE_ROLE` and so on, which win; an empty one counts as not set. All others
+    /// have their defaults.
+    ///
+    /// ```no_run
+    /// # fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// use convoke::settings::Settings;
+    ///
+    /// let settings = Settings::load()?;
+    /// let client = convoke::Client::of(&settings)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// For a file that cannot be read, a value that is out of range, and a setting or variable of that
+    /// beginning that there is not.
+    pub fn load() -> Result<Self, LoadError> {
+        let file = env::var_os("CONVOKE_CONFIG").filter(|path| !path.is_empty());
+        load(file.as_deref().map(Path::new), Dict::new())
+    }
+}
+
+/// What was given of a part of the settings, by their names.
+#[doc(hidden)]
+pub fn given<T: Serialize>(part: &T) -> Result<Dict, LoadError> {
+    match Value::serialize(part).map_err(LoadError::new)? {
+        Value::Dict(_, dict) => Ok(dict),
+        _ => Ok(Dict::new()),
+    }
+}
+
+/// Merges all sources and checks the result; `flags` are those of a command line.
+///
+/// # Errors
+/// See [`LoadError`].
+#[doc(hidden)]
+pub fn load(file: Option<&Path>, flags: Dict) -> Result<Settings, LoadError> {
+    for setting in SECRET {
+        if has_password(&flags, setting) {
+            return Err(LoadError::new(format_args!(
+                "{}: carries a password, and everyone on this machine can read arguments; \
+                 set {} or {setting} in the file of --config instead",
+                Source::Flags.place(setting),
+                variable(setting)
+            )));
+        }
+    }
+    let defaults = given(&Settings::default())?;
+    let mut figment = Figment::new();
+    if let Some(file) = file {
+        let layer = from_file(file, &defaults)?;
+        if SECRET
+            .iter()
+            .any(|setting| has_password(&layer.values, setting))
+        {
+            warn_if_open(file, "holds a password");
+        }
+        figment = figment.merge(layer);
+    }
+    figment = figment
+        .merge(from_environment(&defaults)?)
+        .merge(Layer::new(Source::Flags, flags));
+    let settings: Settings = figment.extract().map_err(|error| {
+        let setting = error.path.first().map_or("", String::as_str);
+        let place = place(error.metadata.as_ref(), setting);
+        LoadError::new(format_args!("{place}: {}", error.kind))
+    })?;
+    settings.check().map_err(|error| {
+        let place = place(figment.find_metadata(error.setting), error.setting);
+        LoadError::new(format_args!("{place}: {}", error.problem))
+    })?;
+    if !settings.tls_key.is_empty() {
+        warn_if_open(Path::new(&settings.tls_key), "is a private key");
+    }
+    Ok(settings)
+}
+
+/// Settings that may hold a password.
+const SECRET: [&str; 2] = ["redis_url", "database_url"];
+
+fn has_password(values: &Dict, setting: &str) -> bool {
+    values
+        .get(setting)
+        .and_then(Value::as_str)
+        .is_some_and(|url| match setting {
+            "redis_url" => RedisUrl::new(url).has_password(),
+            _ => DatabaseUrl::new(url).has_password(),
+        })
+}
+
+/// Warns of a secret that everyone on this machine can read.
+fn warn_if_open(file: &Path, secret: &str) {
+    const OTHERS_READ: u32 = 0o004;
+    if std::fs::metadata(file).is_ok_and(|file| file.mode() & OTHERS_READ != 0) {
+        let file = file.display();
+        tracing::warn!(
+            "{file} {secret}, and everyone on this machine can read it: chmod 600 {file}"
+        );
+    }
+}
+
+/// Values from one source.
+struct Layer {
+    source: Source,
+    values: Dict,
+}
+
+#[derive(Clone)]
+enum Source {
+    File(String),
+    Environment,
+    Flags,
+}
+
+impl Layer {
+    fn new(source: Source, values: Dict) -> Self {
+        Self { source, values }
+    }
+}
+
+impl Source {
+    /// How the setting is called there.
+    fn place(&self, setting: &str) -> String {
+        match self {
+            Source::File(path) => format!("{path}: {setting}"),
+            Source::Environment => variable(setting),
+            Source::Flags => format!("--{}", setting.replace('_', "-")),
+        }
+    }
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        let source = self.source.clone();
+        Metadata::named("settings").interpolater(move |_, path| {
+            let setting = path.first().copied().unwrap_or_default();
+            source.place(setting)
+        })
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// What an error calls the setting: by the form in which it was given.
+fn place(metadata: Option<&Metadata>, setting: &str) -> String {
+    metadata.map_or_else(
+        || setting.to_owned(),
+        |metadata| metadata.interpolate(&Profile::Default, &[setting]),
+    )
+}
+
+fn variable(setting: &str) -> String {
+    format!("{PREFIX}{}", setting.to_ascii_uppercase())
+}
+
+fn from_file(file: &Path, known: &Dict) -> Result<Layer, LoadError> {
+    let path = file.display();
+    let misuse = |problem: &str| LoadError::new(format_args!("{path}: {problem}"));
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| misuse(&format!("cannot be read: {error}")))?;
+    // The parser's whole message quotes the line, which may hold a password.
+    let values: Dict = Toml::from_str(&text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let line = 1 + text.as_bytes()[..at]
+            .iter()
+            .filter(|&&b| b == b'\n')
+            .count();
+        let problem = error.message().lines().next().unwrap_or("not TOML");
+        misuse(&format!("line {line}: {problem}"))
+    })?;
+    if let Some(key) = values.keys().find(|key| !known.contains_key(*key)) {
+        let names = known.keys().map(String::as_str);
+        return Err(misuse(&unknown(key, names)));
+    }
+    Ok(Layer::new(Source::File(path.to_string()), values))
+}
+
+/// The variables that name a setting. An empty one counts as not set.
+///
+/// What a variable holds is text: its setting's default, not its looks, says whether it is taken as
+/// a number or a list, so an id of 7 stays one.
+fn from_environment(known: &Dict) -> Result<Layer, LoadError> {
+    refuse_unknown(known)?;
+    let mut values = Dict::new();
+    for (setting, default) in known {
+        let variable = variable(setting);
+        let text = match env::var(&variable) {
+            Ok(text) if text.is_empty() => continue,
+            Ok(text) => text,
+            Err(VarError::NotPresent) => continue,
+            Err(VarError::NotUnicode(_)) => {
+                return Err(LoadError::new(format_args!("{variable}: not UTF-8")));
+            }
+        };
+        let value = match default {
+            Value::Num(..) => match text.trim().parse::<u64>() {
+                Ok(number) => Value::from(number),
+                Err(_) => {
+                    let problem = format_args!("{variable}: {text:?} is not a whole number");
+                    return Err(LoadError::new(problem));
+                }
+            },
+            Value::Array(..) => Value::from(items(&text)),
+            _ => Value::from(text),
+        };
+        values.insert(setting.clone(), value);
+    }
+    Ok(Layer::new(Source::Environment, values))
+}
+
+/// A variable that nobody reads is a slip, as an unknown setting in the file is.
+fn refuse_unknown(known: &Dict) -> Result<(), LoadError> {
+    let settings: Vec<String> = known.keys().map(|setting| variable(setting)).collect();
+    let others = OF_THE_PROGRAM.into_iter().chain(OF_COMMANDS);
+    let names: Vec<&str> = settings.iter().map(String::as_str).chain(others).collect();
+    for (name, value) in env::vars_os() {
+        let (name, value) = (name.to_string_lossy(), value.to_string_lossy());
+        if name.starts_with(PREFIX)
+            && !value.is_empty()
+            && !names.contains(&&*name)
+            && !is_link(&name)
+        {
+            let problem = unknown(&name, names.iter().copied());
+            return Err(LoadError::new(format_args!("{problem} (environment)")));
+        }
+    }
+    Ok(())
+}
+
+/// Whether that is a variable by which Kubernetes tells every container of a Service, whose name may
+/// begin with `convoke`.
+fn is_link(name: &str) -> bool {
+    let port = |part: &str| part.starts_with(|c: char| c.is_ascii_digit());
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name.split("_PORT_").skip(1).any(port)
+}
+
+/// What is said of a setting that there is not.
+fn unknown<'a>(name: &str, names: impl Iterator<Item = &'a str> + Clone) -> String {
+    let written = name.to_ascii_lowercase();
+    let distance =
+        |known: &&str| strsim::damerau_levenshtein(&written, &known.to_ascii_lowercase());
+    match names.clone().min_by_key(distance) {
+        Some(meant) if distance(&meant) <= NEAR => {
+            format!("unknown setting {name:?}; did you mean {meant}?")
+        }
+        _ => {
+            let names: Vec<&str> = names.collect();
+            format!("unknown setting {name:?}; there are {}", names.join(", "))
+        }
+    }
+}
+
+/// `a, b` or `["a", "b"]`.
+fn items(text: &str) -> Vec<String> {
+    let text = text.trim();
+    let inner = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    inner
+        .unwrap_or(text)
+        .split(',')
+        .map(|item| item.trim().trim_matches('"').to_owned())
+        .filter(|item| !item.is_empty())
+        .collect()
+}
