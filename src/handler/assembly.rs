@@ -212,7 +212,7 @@ mod tests {
     async fn a_fallback_answers_while_the_circuit_is_open() {
         let policy = Policy::new()
             .circuit(1, MINUTE)
-            .fallback(|context| Ok(context.event().data().to_vec()));
+            .fallback(|_, payload: u32| Ok(payload));
         let (handler, calls) = route(policy);
         assert!(run(&handler, 1).await.is_err());
         assert_eq!(run(&handler, 0).await, Ok(vec![0]));

@@ -113,11 +113,10 @@ impl Endpoint {
         P: DeserializeOwned + JsonSchema + Send + 'static,
         R: Serialize + 'static,
     {
-        let takes_map = Schemas::takes_map(&schemars::schema_for!(P));
+        let decode = decoding::<P>();
         let handler = Kept::new(handler);
         let run = move |context: Context| -> Run {
-            let payload = decode::<P>(context.event().data(), takes_map);
-            match payload {
+            match decode(context.event().data()) {
                 Ok(payload) => {
                     let run = handler.call(context, payload);
                     // Not an async block: that would keep the handler's future twice.
@@ -193,6 +192,15 @@ impl Schemas {
 
 const EMPTY_MAP: &[u8] = &[0x80];
 const NIL: u8 = 0xc0;
+
+/// Decodes payloads as a handler of that type takes them.
+pub(crate) fn decoding<P>() -> impl Fn(&[u8]) -> Result<P, HandlerError> + Copy + Send + Sync
+where
+    P: DeserializeOwned + JsonSchema,
+{
+    let takes_map = Schemas::takes_map(&schemars::schema_for!(P));
+    move |data| decode(data, takes_map)
+}
 
 /// Decodes one value. The bytes have been scanned already (depth, counts, rest).
 fn decode<P: DeserializeOwned>(data: &[u8], takes_map: bool) -> Result<P, HandlerError> {

@@ -9,10 +9,13 @@ pub use open::OpenStack;
 use crate::connect::clock::NEVER;
 use crate::handler::context::Context;
 use crate::handler::fence::Kept;
-use crate::handler::function::Encoded;
+use crate::handler::function::{Encoded, decoding, encode};
 use crate::protocol::error::HandlerError;
 use crate::protocol::rate::Rate;
 use crate::settings::Settings;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -186,14 +189,32 @@ impl Policy {
         self
     }
 
-    /// Answers while the circuit is open, instead of `unavailable`.
+    /// Answers while the circuit is open, instead of `unavailable`. It takes the payload and gives the result as
+    /// the handler does; a `serde_json::Value` is any payload.
+    ///
+    /// ```
+    /// use convoke::{Context, HandlerError, Policy};
+    /// use std::time::Duration;
+    ///
+    /// let policy = Policy::new()
+    ///     .circuit(5, Duration::from_secs(30))
+    ///     .fallback(|_: &Context, width: u32| Ok(format!("placeholder-{width}.png")));
+    /// # let _ = policy;
+    /// ```
     #[must_use]
-    pub fn fallback(
+    pub fn fallback<P, R>(
         mut self,
-        fallback: impl Fn(&Context) -> Result<Encoded, HandlerError> + Send + Sync + 'static,
-    ) -> Self {
-        let fallback = Kept::new(fallback);
-        self.fallback = Some(Arc::new(move |context| (*fallback)(context)));
+        fallback: impl Fn(&Context, P) -> Result<R, HandlerError> + Send + Sync + 'static,
+    ) -> Self
+    where
+        P: DeserializeOwned + JsonSchema + 'static,
+        R: Serialize,
+    {
+        let (decode, fallback) = (decoding::<P>(), Kept::new(fallback));
+        self.fallback = Some(Arc::new(move |context| {
+            let payload = decode(context.event().data())?;
+            encode(&(*fallback)(context, payload)?)
+        }));
         self
     }
 

@@ -255,7 +255,7 @@ fn places() -> Vec<(String, Registration, &'static str)> {
     ];
     let open = Policy::new()
         .circuit(1, LONG)
-        .fallback(|_| panic!("the fallback panics"));
+        .fallback(|_, (): ()| -> Result<(), _> { panic!("the fallback panics") });
     let broken = async |_: Context, (): ()| -> Result<(), HandlerError> {
         Err(HandlerError::internal("the fallback panics soon"))
     };

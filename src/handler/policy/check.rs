@@ -168,7 +168,7 @@ mod tests {
             (
                 "fallback",
                 "no circuit",
-                Policy::new().fallback(|_| Ok(Vec::new())),
+                Policy::new().fallback(|_, (): ()| Ok(())),
             ),
             ("concurrency", "0", Policy::new().concurrency(0)),
             ("cache", "0s", Policy::new().cache(never)),
@@ -193,7 +193,7 @@ mod tests {
             .retry(retry)
             .rate_limit(u32::MAX, always)
             .circuit(u32::MAX, always)
-            .fallback(|_| Ok(Vec::new()))
+            .fallback(|_, (): ()| Ok(()))
             .concurrency(usize::MAX)
             .cache(always);
         assert_eq!(policy.check(), Ok(()));
