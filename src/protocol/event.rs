@@ -4,6 +4,8 @@
 //! retries and dead letters carry everything on, unknown fields included, and the hot path copies
 //! nothing.
 
+mod slip;
+
 pub use crate::protocol::entry::{Entry, EntryId, ParseEntryIdError};
 use crate::protocol::json;
 use crate::protocol::keys;
@@ -127,6 +129,8 @@ pub struct Event {
     once: Option<Once>,
     /// The payload as MessagePack, where it came as JSON.
     packed: Option<Box<[u8]>>,
+    /// Whether a field's name looks like a slip.
+    slips: bool,
 }
 
 /// What the field `dedup` says.
@@ -190,6 +194,7 @@ impl Event {
                 attempt: fields.attempt,
                 once: fields.once,
                 packed: fields.packed,
+                slips: fields.slips,
             }),
             Err(message) => Err(Box::new(malformed(entry, message, limits, keys, events))),
         }
@@ -302,6 +307,16 @@ impl Event {
         self.attempt
     }
 
+    /// The names of fields that nobody reads and that look like others, each with the field that was most likely
+    /// meant: `reply_to` for `replyto`.
+    pub(crate) fn slips(&self) -> impl Iterator<Item = (&str, &'static str)> {
+        let places = self.slips.then(|| self.entry.places()).into_iter();
+        places.flatten().filter_map(|(name, _, _)| {
+            let meant = slip::meant(name)?;
+            Some((std::str::from_utf8(name).ok()?, meant))
+        })
+    }
+
     /// The entry as it came.
     pub fn entry(&self) -> &Entry {
         &self.entry
@@ -381,6 +396,7 @@ struct Fields {
     attempt: u32,
     once: Option<Once>,
     packed: Option<Box<[u8]>>,
+    slips: bool,
 }
 
 impl Fields {
@@ -393,6 +409,7 @@ impl Fields {
     ) -> Result<Self, String> {
         let mut at = [0u32; KNOWN.len()];
         let mut values = [None::<&[u8]>; KNOWN.len()];
+        let mut slips = false;
         let mut places = places.enumerate();
         let too_many = |count| format!("{count} fields are over the limit of {}", limits.fields);
         let mut count = 0;
@@ -423,6 +440,8 @@ impl Fields {
                 }
                 values[slot] = Some(value);
                 at[slot] = place;
+            } else {
+                slips |= slip::meant(name).is_some();
             }
         }
         let value = |slot: usize| values[slot];
@@ -521,6 +540,7 @@ impl Fields {
             attempt,
             once,
             packed,
+            slips,
         })
     }
 }

@@ -433,6 +433,21 @@ fn a_command_is_told_exactly_what_was_published_and_answers_exactly() {
 }
 
 #[test]
+fn the_log_names_a_field_that_was_most_likely_meant_as_another() {
+    let redis = Redis::start();
+    let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=demo.echo=cat"]);
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    let (events, fields) = ("cb:events:demo", "tenant a reply_to cb:reply:me");
+    super::rig::add(&redis, events, "*", "demo.echo", &Value::Null, fields);
+    // Who is answered came after it.
+    run(&redis, &["request", "demo.echo", "--data", "1"]).done();
+    let said = worker.stop().done().err;
+    assert!(said.contains("was replyto meant?"), "{said}");
+    assert!(said.contains("reply_to"), "{said}");
+    assert!(!said.contains("tenant"), "{said}");
+}
+
+#[test]
 fn the_log_sums_up_the_dead_letters_that_there_are() {
     let redis = Redis::start();
     let mut command = convoke(&redis, &["worker", "--id=w-1", "--exec=demo.fail=exit 65"]);

@@ -89,6 +89,11 @@ impl Lane {
                 return now;
             }
         };
+        if let Some((field, meant)) = event.slips().next()
+            && self.sparing.allows(now)
+        {
+            tracing::warn!(stream, entry = %receipt.entry, r#type = event.kind(), source = event.source(), field, "a field that nobody reads: was {meant} meant?");
+        }
         if !shared.process.keys.runs_from(event.kind(), stream) {
             if self.sparing.allows(now) {
                 tracing::warn!(stream, entry = %receipt.entry, r#type = event.kind(), source = event.source(), "a type that does not run from this stream");
