@@ -309,7 +309,7 @@ impl Event {
 
     /// The names of fields that nobody reads and that look like others, each with the field that was most likely
     /// meant: `reply_to` for `replyto`.
-    pub(crate) fn slips(&self) -> impl Iterator<Item = (&str, &'static str)> {
+    pub fn slips(&self) -> impl Iterator<Item = (&str, &'static str)> {
         let places = self.slips.then(|| self.entry.places()).into_iter();
         places.flatten().filter_map(|(name, _, _)| {
             let meant = slip::meant(name)?;
