@@ -123,6 +123,9 @@ impl Lane {
         let mut committing: Slot<(Committer, Vec<Receipt>, Tally)> = None;
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
+        while let Ok(trigger) = self.triggers.try_recv() {
+            self.jobs.add(&trigger, self.shared.routes.len());
+        }
         let mut round = tokio::time::interval(ROUND.min(self.shared.patience / 2));
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -9,12 +9,14 @@ use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::takeover::Trigger;
+use super::watch::gone_holders;
 use super::{Ending, RunError};
 use crate::builtin::system::batch_process::PLACES;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::silence::Answers;
 use crate::coordination::catalog::Method;
+use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::limits::RateLimits;
 use crate::handler::assembly::Surroundings;
@@ -291,6 +293,21 @@ impl Lanes {
             }))
         });
         Ok(Running(started.collect()))
+    }
+
+    /// Has the lanes begin with what the gone hold: it is older than all that a first read brings.
+    pub(super) async fn begin_with_the_gone(
+        &self,
+        process: &Process,
+        instances: &Instances,
+    ) -> Result<(), CoordinationError> {
+        let mut connection = process.connector.pooled().await?;
+        for id in gone_holders(&mut connection, instances, &self.shared).await? {
+            if id != process.instance {
+                self.triggers.send(&Trigger::Consumer(id));
+            }
+        }
+        Ok(())
     }
 
     /// What the parts of each lane share.

@@ -448,6 +448,13 @@ impl Worker {
                 "an instance of this id was alive already: this one takes its place"
             );
         }
+        let gone = lanes.begin_with_the_gone(&self.process, &self.instances);
+        match gone.await.map_err(RunError::Registration) {
+            Err(error) if error.passes() => return Err(error),
+            // The watcher looks for them again.
+            Err(error) => tracing::debug!(%error, "who is gone and holds entries is not known"),
+            Ok(()) => {}
+        }
         Ok((registered, lanes.start(supervisor).await?))
     }
 

@@ -11,7 +11,7 @@ use crate::coordination::instances::roster::gone_in;
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
 use crate::streams::read;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -82,20 +82,8 @@ impl Watch {
         &self,
         connection: &mut MultiplexedConnection,
     ) -> Result<(), CoordinationError> {
-        let mut holders = Vec::new();
-        for lane in &self.lanes {
-            for route in lane.routes.iter() {
-                match claim::holders(connection, &route.events, &lane.group).await {
-                    Ok(found) => holders.extend(found),
-                    // The reader creates the group.
-                    Err(error) if error.code() == Some("NOGROUP") => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        holders.sort_unstable();
-        holders.dedup();
-        self.take_over(self.instances.gone_among(&holders).await?);
+        let gone = gone_holders(connection, &self.instances, &self.lanes).await?;
+        self.take_over(gone);
         Ok(())
     }
 
@@ -115,4 +103,26 @@ impl Watch {
             }
         }
     }
+}
+
+/// Who holds entries of the lanes' streams, and is gone.
+pub(super) async fn gone_holders(
+    connection: &mut impl ConnectionLike,
+    instances: &Instances,
+    lanes: &[Arc<Shared>],
+) -> Result<Vec<String>, CoordinationError> {
+    let mut holders = Vec::new();
+    for lane in lanes {
+        for route in lane.routes.iter() {
+            match claim::holders(connection, &route.events, &lane.group).await {
+                Ok(found) => holders.extend(found),
+                // The reader creates the group, and says what is no stream.
+                Err(error) if matches!(error.code(), Some("NOGROUP" | "WRONGTYPE")) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    holders.sort_unstable();
+    holders.dedup();
+    instances.gone_among(&holders).await
 }

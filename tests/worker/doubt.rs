@@ -50,3 +50,51 @@ async fn a_stream_that_is_gone_keeps_no_other_waiting() {
     assert_eq!(began.load(Ordering::Relaxed), 1, "none of the gone begins");
     running.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_others_took_while_a_first_poll_held_the_thread_is_not_started() {
+    let rig = Rig::new().await;
+    let (lets_go, held) = mpsc::channel::<()>();
+    let (held, began) = (Arc::new(Mutex::new(held)), Arc::new(AtomicU32::new(0)));
+    let begins = began.clone();
+    let holds = move |context: Context, (): ()| {
+        let held = held.clone();
+        begins.fetch_add(1, Ordering::Relaxed);
+        async move {
+            held.lock().unwrap().recv().ok();
+            // Then it waits, as most handlers do.
+            context.draining().cancelled().await;
+            Ok::<_, HandlerError>(())
+        }
+    };
+    let answers = async |_: Context, (): ()| Ok::<_, HandlerError>(7);
+    let builder = rig.builder().handler("gone.hold", holds);
+    let builder = builder.handler("stays.ask", answers);
+    for _ in 0..4 {
+        let event = Outgoing::new("gone.hold", &());
+        rig.client.publish(&event).await.unwrap();
+    }
+    let running = rig.start(builder);
+    until("the first holds the thread", async || {
+        began.load(Ordering::Relaxed) == 1
+    })
+    .await;
+    let mut take = redis::cmd("XCLAIM");
+    take.arg(&["cb:events:gone", "workers", "other", "0"]);
+    for entry in &rig.entries("cb:events:gone").await[1..] {
+        take.arg(entry.id.to_string());
+    }
+    let mut connection = rig.connection.clone();
+    let _: redis::Value = take.query_async(&mut connection).await.unwrap();
+    // For longer than the lane may stand still.
+    tokio::time::sleep(rig.settings().heartbeat_ttl / 2).await;
+    drop(lets_go);
+    let reply = rig.ask("stays.ask", &()).await.unwrap();
+    assert_eq!(reply.data, [7]);
+    assert_eq!(
+        began.load(Ordering::Relaxed),
+        1,
+        "none of the others begins"
+    );
+    running.stop().await;
+}

@@ -22,6 +22,7 @@ mod kept;
 mod lifecycle;
 mod metrics;
 mod once;
+mod order;
 mod outages;
 mod pairs;
 mod places;

@@ -1,4 +1,14 @@
 //! What a lane read and did not start by the time it is to end.
+//!
+//! Where another worker reads the stream as well it stays pending, and is taken over as soon as this instance is gone.
+//! Where there is nobody it is given back: it waits in the delay queue, so that nothing stays pending. Some stay all the
+//! same:
+//!
+//! - An event whose handler runs those of a subject in order. Its place in the stream is its order: the one before it
+//!   may still be running, or wait, and stay pending; and what is given back comes behind all that the stream holds by
+//!   then. Who takes over takes the oldest first, and starts nothing new before that.
+//! - What was delivered before, since how often that was must not be forgotten.
+//! - What is on its way through a gate, or is judged.
 
 use super::Lane;
 use super::run::Finished;
@@ -30,8 +40,7 @@ impl Unstarted {
 }
 
 impl Lane {
-    /// Leaves it to those who read the stream as well: they take it, in its order, as soon as this
-    /// instance unregisters. Where there is nobody it is given back, so that nothing stays pending.
+    /// Leaves it to who reads the stream as well, or gives it back: see the module.
     pub(super) fn give_back(&mut self) {
         let (waiting, entering) = self.admission.give_up();
         self.release(&entering);
@@ -61,8 +70,7 @@ impl Lane {
     }
 }
 
-/// How those of them are settled that nobody else reads: they wait in the delay queue, without an attempt
-/// being spent. What was delivered before stays pending, since how often that was must not be forgotten.
+/// How those of them are settled that are given back, without an attempt being spent.
 async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlement> {
     let mut read_by_others: HashMap<String, bool> = HashMap::new();
     let mut back = Vec::new();
@@ -86,6 +94,9 @@ async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlemen
             }
         };
         let kind = event.kind();
+        if has_an_order(shared, event) {
+            continue;
+        }
         let others = match read_by_others.get(kind) {
             Some(others) => *others,
             None => {
@@ -111,4 +122,10 @@ async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlemen
         }
     }
     back
+}
+
+/// Whether it is to run behind those of its subject that came before it.
+fn has_an_order(shared: &Shared, event: &Event) -> bool {
+    let route = shared.router.find(event.kind());
+    event.subject().is_some() && route.is_some_and(|route| route.policy.ordered)
 }
