@@ -62,8 +62,6 @@ pub(super) struct Lane {
     has_read: bool,
     /// A takeover is under way.
     takes: bool,
-    /// Since when others may have taken what it holds: nothing is started until each lease was renewed after that.
-    doubtful: Option<Instant>,
     /// When it last looked for deadlines that have passed.
     looked: Instant,
 }
@@ -92,7 +90,6 @@ impl Lane {
             taking_fails: false,
             has_read: false,
             takes: false,
-            doubtful: None,
             looked: Instant::now(),
             shared,
         };
@@ -220,7 +217,7 @@ impl Lane {
                     self.jobs.add(&trigger, self.shared.routes.len());
                 }
                 () = drain.cancelled(), if !draining => {}
-                () = tokio::time::sleep(DOUBT), if self.doubtful.is_some() => {}
+                () = tokio::time::sleep(DOUBT), if self.shared.doubt.lasts() => {}
                 () = tokio::time::sleep(LATE), if self.admission.has_deadlines() => {}
                 () = tokio::task::yield_now(), if more => {}
                 _ = round.tick() => {}
@@ -232,15 +229,16 @@ impl Lane {
     /// was asked for after that tells.
     fn look_at_leases(&mut self) {
         if self.shared.turned.ago() >= self.shared.patience {
-            self.doubt();
+            self.shared.doubt.begin();
         }
         self.shared.turned.now();
-        let Some(since) = self.doubtful else { return };
+        let Some(since) = self.shared.doubt.since() else {
+            return;
+        };
         let inflight = self.shared.inflight.clone();
         if inflight.any_renewed_before(since) {
             return;
         }
-        self.doubtful = None;
         self.shared.doubt.end();
         let mut lost = Vec::new();
         for read in [&mut self.ready, &mut self.suspects] {
@@ -253,11 +251,6 @@ impl Lane {
             });
         }
         self.release(&lost);
-    }
-
-    fn doubt(&mut self) {
-        self.doubtful = Some(Instant::now());
-        self.shared.doubt.begin();
     }
 
     fn look_at_deadlines(&mut self) {
@@ -299,10 +292,11 @@ impl Lane {
     fn accept(&mut self, mut deliveries: Vec<Delivery>, asked: Instant) {
         let brings = !deliveries.is_empty();
         self.shared.inflight.add(&mut deliveries, asked);
-        let is_old = self.doubtful.is_some_and(|since| asked < since)
+        let doubt = &self.shared.doubt;
+        let is_old = doubt.since().is_some_and(|since| asked < since)
             || asked.elapsed() >= self.shared.patience;
         if is_old && brings {
-            self.doubt();
+            doubt.begin();
         }
         for delivery in deliveries {
             if delivery.deliveries >= ALONE {
@@ -326,7 +320,7 @@ impl Lane {
 
     /// Starts what may be started, for one slice of time; true if it left some.
     fn start_ready(&mut self) -> bool {
-        if self.doubtful.is_some() {
+        if self.shared.doubt.lasts() {
             return false;
         }
         if let Some(alone) = self.alone {

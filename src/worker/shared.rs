@@ -14,7 +14,7 @@ use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::keys::{self, StreamKeys};
 use crate::streams::commit::{Claims, Receipt};
 use crate::streams::first::{Firsts, Judge};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -95,7 +95,7 @@ pub(super) struct Shared {
     pub inflight: Arc<InFlight>,
     /// When the loop last went round.
     pub turned: Turned,
-    /// Whether the lane waits for all its leases to be renewed.
+    /// Since when the lane waits for all its leases to be renewed.
     pub doubt: Doubt,
     /// How long the loop may stand still, or an answer be under way, before others may have taken what it holds:
     /// a third of what they wait for.
@@ -128,25 +128,48 @@ pub(super) struct Shared {
     pub counts: Counts,
 }
 
-/// Whether a lane does not know if what it holds is still its own, told to whoever renews its leases.
-#[derive(Debug, Default)]
+/// Since when others may have taken what a lane holds, told to whoever renews its leases: the lane starts nothing
+/// until each of them was renewed after that.
+#[derive(Debug)]
 pub(super) struct Doubt {
-    lasts: AtomicBool,
+    made: Instant,
+    /// In ns after that, and 1; 0 while there is none.
+    since: AtomicU64,
     begun: Notify,
 }
 
+impl Default for Doubt {
+    fn default() -> Self {
+        Self {
+            made: Instant::now(),
+            since: AtomicU64::new(0),
+            begun: Notify::new(),
+        }
+    }
+}
+
 impl Doubt {
+    /// It begins now, or once more.
     pub(super) fn begin(&self) {
-        self.lasts.store(true, Ordering::Release);
+        let ns = self.made.elapsed().as_nanos() as u64;
+        self.since.store(ns + 1, Ordering::Release);
         self.begun.notify_one();
     }
 
     pub(super) fn end(&self) {
-        self.lasts.store(false, Ordering::Release);
+        self.since.store(0, Ordering::Release);
+    }
+
+    /// Since when it lasts, if it does.
+    pub(super) fn since(&self) -> Option<Instant> {
+        match self.since.load(Ordering::Acquire) {
+            0 => None,
+            ns => Some(self.made + Duration::from_nanos(ns)),
+        }
     }
 
     pub(super) fn lasts(&self) -> bool {
-        self.lasts.load(Ordering::Acquire)
+        self.since().is_some()
     }
 
     /// Is ready when one has begun since the last call.

@@ -157,7 +157,7 @@ impl Lane {
             self.judge(Unjudged::Admitted(waiting));
             return now;
         }
-        let may = self.doubtful.is_none();
+        let may = !self.shared.doubt.lasts();
         if may && self.admission.admits(waiting.route.index, self.running) {
             return self.go(waiting, now);
         }
