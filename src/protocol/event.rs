@@ -289,12 +289,11 @@ impl Event {
     /// Whether such an event runs only if no other one of its id came before it. Not if an operator wants it
     /// to run once more, nor if its name was lost: a worker that does not know the field moved it.
     pub fn asks_once(&self) -> bool {
-        let named = match self.once {
+        match self.once {
             None => false,
-            Some(Once::Added) => self.at[ATTEMPT] == 0,
+            Some(Once::Added) => self.at[ATTEMPT] == 0 && self.entry.get(REPLAYS).is_none(),
             Some(Once::Moved(_)) => true,
-        };
-        named && self.entry.get(REPLAYS).is_none()
+        }
     }
 
     /// The W3C trace context.

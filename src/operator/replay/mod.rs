@@ -67,6 +67,10 @@ pub struct Again {
 /// The fields with which an event is published again.
 pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms: u64) -> Again {
     let mut replays = 0u32;
+    // Unless its name was lost, or an operator wanted it to run once more.
+    let is_named = !fields
+        .chunks_exact(2)
+        .any(|pair| matches!(pair[0].as_slice(), b"replays" | b"attempt"));
     let mut kept: Vec<Vec<u8>> = Vec::with_capacity(fields.len() + 4);
     let mut has_id = false;
     let answered = source != Source::Pending;
@@ -77,6 +81,15 @@ pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms
             b"attempt" | b"lasterror" | b"firstfailed" => continue,
             b"replyto" if answered => continue,
             b"deadline" if answered && text().parse().is_ok_and(|at: u64| at <= now_ms) => continue,
+            // What is dead or done runs once more without asking whether it was the first of its id.
+            b"dedup" if answered && text().parse::<EntryId>().is_ok() => {
+                kept.extend([b"dedup".to_vec(), b"1".to_vec()]);
+            }
+            // What is pending is moved like by a retry: it asks, under the name that it has.
+            b"dedup" if !answered && is_named && pair[1] == b"1" => {
+                let name = own_id.map_or_else(|| "1".to_owned(), |id| id.to_string());
+                kept.extend([b"dedup".to_vec(), name.into_bytes()]);
+            }
             name => {
                 has_id |= name == b"id";
                 kept.extend_from_slice(pair);
