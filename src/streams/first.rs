@@ -118,7 +118,11 @@ impl Said {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is.
-    First,
+    First {
+        /// The history of the server in which that was so: in a later one the mark may not be there any more, and
+        /// another one be the first.
+        history: u64,
+    },
     /// Another one came before it.
     Repeat {
         /// Where that one is: its name, or when it is due.
@@ -278,7 +282,7 @@ async fn ask(
     loop {
         let first = first(connection, firsts, event, &name, unrun.as_deref()).await?;
         if first.is_empty() {
-            return Ok(Verdict::First);
+            return Ok(Verdict::First { history });
         }
         let said = said(connection, firsts, event.id, &first).await?;
         // The mark may name another one by now, which is looked at as well.

@@ -33,6 +33,8 @@ pub(super) struct Waiting {
     pub waited: bool,
     /// Whether it is known to be the first of its id, or need not be.
     pub first: bool,
+    /// The history of the server in which it is known to be that.
+    pub judged_in: Option<u64>,
 }
 
 impl Waiting {

@@ -2,10 +2,11 @@
 //! nothing is lost by that.
 
 use crate::rig::{Rig, text};
-use crate::support::{left, until};
+use crate::support::{Redis, left, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::handler::policy::RetryPolicy;
-use convoke::protocol::event::Entry;
+use convoke::operator::replay::{Source, again};
+use convoke::protocol::event::{Entry, EntryId};
 use convoke::settings::Settings;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
@@ -677,5 +678,75 @@ async fn what_is_said_is_renewed_with_the_mark_and_of_a_wrong_type_it_is_nothing
     rig.wait_for("cb:reply:slow", 1).await;
     settled(&rig).await;
     assert_eq!(log.runs_of("slow"), 1);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_first_one_counts_only_in_the_history_in_which_it_was_judged() {
+    if users::skip_without("INFO") {
+        return;
+    }
+    let (mut rig, log) = (Rig::on(Redis::durable()).await, Log::new());
+    let worker = rig.start(with(rig.settings(), &log));
+    let first = once(&rig, "slow-1", &[]).await;
+    until("it runs", || async { log.runs() == ["slow-1"] }).await;
+    // The server forgets what came last: that it was asked. Another one of the id is the first there.
+    rig.redis.restart();
+    rig.connection = rig.redis.connection().await;
+    let other = first.replace('-', "-9");
+    rig.run(&format!("SET cb:dedup:image:slow-1 {other} PX 60000"))
+        .await;
+    log.open.add_permits(2);
+    settled(&rig).await;
+    assert!(effects(&rig).await.is_empty(), "the other one's is to come");
+    assert_eq!(log.runs_of("slow-1"), 1, "asked again, it is a repeat");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeat_that_is_replayed_while_it_is_pending_asks_still() {
+    let (rig, log) = (Rig::new().await, Log::new());
+    let own = EntryId { ms: 7, seq: 1 };
+    let replayed = |id: &str, dedup: &str, source: Source| {
+        let fields = [("type", "image.once"), ("id", id), ("dedup", dedup)];
+        let fields = fields.iter().flat_map(|(name, value)| [*name, *value]);
+        let fields: Vec<Vec<u8>> = fields.map(Vec::from).collect();
+        again(&fields, Some(own), source, 0).fields
+    };
+    let twice = again(
+        &replayed("twice", "1", Source::Range),
+        Some(own),
+        Source::Pending,
+        0,
+    );
+    for (id, fields) in [
+        // Of each another one came first. This one was not judged yet.
+        ("repeat", replayed("repeat", "1", Source::Pending)),
+        ("moved", replayed("moved", "6-1", Source::Pending)),
+        // An operator wants these to run once more.
+        ("range", replayed("range", "1", Source::Range)),
+        ("dead", replayed("dead", "6-1", Source::Dead)),
+        ("twice", twice.fields),
+    ] {
+        rig.run(&format!("SET cb:dedup:image:{id} 5-1 PX 60000"))
+            .await;
+        let mut add = redis::cmd("XADD");
+        add.arg(EVENTS).arg("*").arg(fields);
+        let mut connection = rig.connection.clone();
+        add.exec_async(&mut connection).await.unwrap();
+    }
+    // The first one, whose entry was replayed before it took effect.
+    rig.run("SET cb:dedup:image:first 7-1 PX 60000").await;
+    let mut add = redis::cmd("XADD");
+    add.arg(EVENTS).arg("*");
+    add.arg(replayed("first", "1", Source::Pending));
+    let mut connection = rig.connection.clone();
+    add.exec_async(&mut connection).await.unwrap();
+    let worker = rig.start(with(rig.settings(), &log));
+    rig.wait_for("cb:events:effect", 4).await;
+    settled(&rig).await;
+    let mut ran = log.runs();
+    ran.sort_unstable();
+    assert_eq!(ran, ["dead", "first", "range", "twice"]);
     worker.stop().await;
 }

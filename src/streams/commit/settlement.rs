@@ -104,7 +104,7 @@ pub struct Settlement {
     /// What becomes of the event.
     pub outcome: Outcome,
     /// The history of the server in which the run began, where the outcome reports what the run wrote
-    /// there by itself; `None` where it does not.
+    /// there by itself, or in which the event was judged to be the first of its id, or a repeat; `None` for others.
     pub history: Option<u64>,
     /// What is remembered of the event.
     pub notes: Vec<Note>,

@@ -25,8 +25,8 @@
 //! - *A repeat, between its answer and its commit*: its entry is pending, and asks again.
 //! - *The mark is gone* (its window is over; a failover forgot it): the next one that asks is the first. One that ran
 //!   by then is a repeat when it is tried again, unless it asks before that.
-//! - *The server fell back to a state in which the first is not there*: a repeat is settled only in the history of the
-//!   data in which it was judged. In another one it asks again.
+//! - *The server fell back to a state in which the first, or its mark, is not there*: what was judged is settled only in
+//!   the history of the data in which it was judged, whether it is a repeat or the first. In another one it asks again.
 //!
 //! # Where it is asked
 //!
@@ -118,12 +118,18 @@ impl Lane {
         if self.is_poison(receipt, event) {
             return;
         }
+        let judged_in = match verdict {
+            Verdict::First { history } => Some(history),
+            Verdict::Repeat { .. } => None,
+        };
+        let first = |waiting: Waiting| Waiting {
+            first: true,
+            judged_in,
+            ..waiting
+        };
         match unjudged {
-            Unjudged::Admitted(waiting) => self.admission.wait(Waiting {
-                first: true,
-                ..waiting
-            }),
-            Unjudged::Refused(waiting, error) => self.ran(Ran::refused(waiting, error)),
+            Unjudged::Admitted(waiting) => self.admission.wait(first(waiting)),
+            Unjudged::Refused(waiting, error) => self.ran(Ran::refused(first(waiting), error)),
             Unjudged::Left(left, context) => self.leave(left, context, None),
         }
     }
@@ -136,7 +142,8 @@ async fn asked(shared: &Shared, receipt: Receipt, event: &Event) -> Verdict {
         event.once(),
         event.given_id(),
     ) else {
-        return Verdict::First;
+        let history = shared.process.connector.history();
+        return Verdict::First { history };
     };
     let asks = Asks {
         id,

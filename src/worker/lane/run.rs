@@ -47,6 +47,8 @@ pub(super) struct Ran {
     elapsed: Duration,
     /// Where its places are, if it was refused.
     back: Option<Back>,
+    /// The history of the server in which it was judged to be the first of its id, if it asked.
+    judged_in: Option<u64>,
 }
 
 impl Ran {
@@ -59,6 +61,7 @@ impl Ran {
             result: Err(error),
             elapsed: Duration::ZERO,
             back: None,
+            judged_in: waiting.judged_in,
         }
     }
 
@@ -133,6 +136,7 @@ impl Lane {
             entered: None,
             waited: false,
             first: !asks,
+            judged_in: None,
         };
         match waiting.route.gate {
             None => self.admit(waiting, now),
@@ -293,6 +297,7 @@ impl Lane {
             entered,
             waited,
             first: _,
+            judged_in,
         } = waiting;
         if waited && self.shared.inflight.is_lost(&receipt) {
             self.release(&[receipt]);
@@ -331,6 +336,7 @@ impl Lane {
                     result,
                     elapsed,
                     back,
+                    judged_in,
                 };
                 // A lane that stopped has nobody who commits.
                 finished.send(Finished::Run(Box::new(ran))).ok();
@@ -355,6 +361,7 @@ impl Lane {
             result,
             elapsed,
             back,
+            judged_in,
         });
         end
     }
@@ -367,6 +374,7 @@ impl Lane {
             result,
             elapsed,
             back,
+            judged_in,
         } = ran;
         let event = context.event();
         if let Err(error) = &result
@@ -389,6 +397,7 @@ impl Lane {
                 entered: None,
                 waited: true,
                 first: true,
+                judged_in,
             };
             self.enter(waiting, places, after, Instant::now());
             return;
@@ -428,7 +437,8 @@ impl Lane {
             }
         };
         let wrote = route.policy.stateful || context.wrote();
-        settlement.history = wrote.then(|| context.history());
+        // The mark that names it as the first may be lost with what a run wrote.
+        settlement.history = judged_in.or_else(|| wrote.then(|| context.history()));
         self.settled.push(settlement);
     }
 

@@ -169,7 +169,7 @@ async fn asks(meter: &mut Meter) {
                         Err(error) => assert_eq!(ms, 1, "{error}"),
                     }
                 };
-                assert_eq!(verdict == Verdict::First, is_first);
+                assert_eq!(matches!(verdict, Verdict::First { .. }), is_first);
             }
         })
         .await;
