@@ -338,3 +338,33 @@ async fn who_names_its_incarnation_is_refused_once_it_is_another_one() {
     assert_eq!(claimed["tasks"][0]["task_id"], "t-1");
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_word_under_the_same_id_is_heeded_and_the_same_one_once() {
+    let rig = Rig::new().await;
+    let worker = rig.start(rig.builder().settings(settings(&rig, "w-1", 1)));
+    for id in ["x-1", "x-2"] {
+        let register = json!({"id": id, "roles": ["cutter"], "capabilities": ["film.cut"]});
+        ask(&rig, "system.register", register).await;
+    }
+    let create = json!({"task_id": "t-1", "kind": "film.cut", "role": "cutter"});
+    ask(&rig, "task.create", create).await;
+    let word = async |id: &str, kind: &str, word: Value| {
+        let event = Outgoing::new(kind, &word).id(id);
+        let reply = rig.client.request(event, Duration::from_secs(20)).await;
+        reply.unwrap().decode::<Value>().unwrap()["assigned_to"].clone()
+    };
+    let assign = async |id: &str, to: &str| {
+        let payload = json!({"task_id": "t-1", "instance_id": to});
+        word(id, "task.assign", payload).await
+    };
+    assert_eq!(assign("begins", "x-1").await, "x-1");
+    assert_eq!(assign("t", "x-2").await, "x-2");
+    assert_eq!(assign("t", "x-1").await, "x-1", "another word");
+    assert_eq!(assign("t", "x-2").await, "x-1", "the same again");
+    // Nothing was to be changed then; since then somebody else had his way.
+    assert_eq!(assign("is", "x-1").await, "x-1");
+    assert_eq!(assign("moves", "x-2").await, "x-2");
+    assert_eq!(assign("is", "x-1").await, "x-2", "the same again");
+    worker.stop().await;
+}

@@ -17,7 +17,11 @@ open(1, to .. ' ' .. ARGV[4])
 local task = task_of(id)
 if not task then return { 'not_found', '', '', 0, '' } end
 local holder = task.status == 'assigned' and task.holder
-if was_asked(task, 'assign', ARGV[3]) or holder == to then return placed(task) end
+if was_asked(task, 'assign', ARGV[3], to) then return placed(task) end
+if holder == to then
+  note_asked(id, task, ARGV[3])
+  return placed(task)
+end
 if not holder and task.status ~= 'pending' then return { 'ended', task.status, '', 0, '' } end
 
 local is = slot_of(to)

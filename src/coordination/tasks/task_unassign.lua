@@ -17,7 +17,11 @@ open(1, ARGV[3])
 local task = task_of(id)
 if not task then return { 'not_found', '', '', 0, '' } end
 local holder = task.status == 'assigned' and task.holder
-if was_asked(task, 'unassign', ARGV[2]) or task.status == 'pending' then return placed(task) end
+if was_asked(task, 'unassign', ARGV[2]) then return placed(task) end
+if task.status == 'pending' then
+  note_asked(id, task, ARGV[2])
+  return placed(task)
+end
 if not holder then return { 'ended', task.status, '', 0, '' } end
 local to = seat(task, holder)
 local names = missing()

@@ -17,7 +17,7 @@ local id = ARGV[1]
 open(1, ARGV[3])
 local task = task_of(id)
 if not task then return { 'not_found', '', '', 0, '' } end
-if was_asked(task, 'update', ARGV[2]) then return placed(task) end
+if was_asked(task, 'update', ARGV[2], unpack(ARGV, 4, 8)) then return placed(task) end
 if task.status == 'assigned' then return { 'held', '', task.holder, 0, '' } end
 if task.status ~= 'pending' then return { 'ended', task.status, '', 0, '' } end
 

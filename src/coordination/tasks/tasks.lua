@@ -610,11 +610,11 @@ local function pull(to, limit, afresh)
   return serve()
 end
 
--- Whether this was asked before, by the id of the event that asks; else it is noted, for the last few.
--- What came of it may have changed since: it is not done twice.
-local function was_asked(task, what, asked)
+-- Whether this was asked before, by the id of the event that asks and by all that it asks for; else it is
+-- noted, for the last few. What came of it may have changed since: it is not done twice.
+local function was_asked(task, what, asked, ...)
   if asked == '' then return false end
-  local word = redis.sha1hex(what .. ' ' .. asked)
+  local word = redis.sha1hex(table.concat({ what, asked, ... }, '\0'))
   local known = task.asked or {}
   for _, before in ipairs(known) do
     if before == word then return true end
@@ -623,6 +623,11 @@ local function was_asked(task, what, asked)
   while #known > ASKED do table.remove(known, 1) end
   task.asked = known
   return false
+end
+
+-- Notes that it was, where the task is as it was asked for.
+local function note_asked(id, task, asked)
+  if asked ~= '' then redis.call('HSET', K.tasks, id, cmsgpack.pack(task)) end
 end
 
 -- What somebody's word is answered once it is heeded: how the task is now.
