@@ -1,7 +1,7 @@
 //! Failures: retries, dead letters, circuits, deadlines.
 
 use crate::rig::{Rig, text};
-use crate::support::until;
+use crate::support::{Redis, until};
 use convoke::client::publish::Outgoing;
 use convoke::handler::policy::RetryPolicy;
 use convoke::protocol::error::Code;
@@ -10,6 +10,7 @@ use convoke::{Context, HandlerError, Policy, Worker};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 type Log = Arc<Mutex<Vec<(u32, Instant)>>>;
 
@@ -248,5 +249,36 @@ async fn one_run_publishes_so_many_events_and_no_more() {
         rig.entries("cb:events:effect").await.len(),
         MAX_PUBLICATIONS
     );
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn that_a_circuit_opened_while_the_server_was_away_is_told_when_it_is_back() {
+    let mut rig = Rig::on(Redis::durable()).await;
+    let (began, ends) = (Arc::new(AtomicU32::new(0)), Arc::new(Semaphore::new(0)));
+    let (begins, ended) = (began.clone(), ends.clone());
+    let fails = move |_: Context, (): ()| {
+        begins.fetch_add(1, Ordering::SeqCst);
+        let ended = ended.clone();
+        async move {
+            ended.acquire().await.unwrap().forget();
+            Err::<(), _>(HandlerError::internal("down").permanent())
+        }
+    };
+    let policy = Policy::new().circuit(1, Duration::from_secs(60));
+    let builder = rig.builder().handler_with("mail.send", fails, policy);
+    let worker = rig.start(builder);
+    rig.client
+        .publish(&Outgoing::new("mail.send", &()))
+        .await
+        .unwrap();
+    until("it runs", || async { began.load(Ordering::SeqCst) == 1 }).await;
+    rig.redis.kill();
+    ends.add_permits(1);
+    // So that whoever tells it has tried in vain.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    rig.redis.restart();
+    rig.connection = rig.redis.connection().await;
+    rig.wait_for_fact("circuit.opened", 1).await;
     worker.stop().await;
 }

@@ -2,18 +2,26 @@
 
 use super::Chores;
 use crate::connect::clock::local_now;
-use crate::connect::error::BusError;
+use crate::connect::connector::reconnect_delay;
+use crate::connect::error::{BusError, Reaction};
 use crate::handler::layers::circuit::CircuitChange;
 use crate::protocol::json;
 use crate::streams::commit::Publication;
 
-/// Reports each change as it happens.
+/// Reports each change as it happens, and those of an outage when it is over.
 pub(super) async fn run(chores: &Chores) {
     let mut changes = chores.changes.lock().await;
     if let Some(changes) = &mut *changes {
         while let Some(change) = changes.recv().await {
-            if let Err(error) = run_once(chores, &change).await {
+            let fact = fact(chores, &change);
+            let mut failures = 0;
+            while let Err(error) = tell(chores, &fact).await {
                 tracing::debug!(%error, handler = &*change.kind, "a circuit's change was not announced");
+                if error.reaction() == Reaction::GiveUp {
+                    break;
+                }
+                tokio::time::sleep(reconnect_delay(failures)).await;
+                failures = failures.saturating_add(1);
             }
         }
     }
@@ -21,8 +29,7 @@ pub(super) async fn run(chores: &Chores) {
     std::future::pending().await
 }
 
-async fn run_once(chores: &Chores, change: &CircuitChange) -> Result<(), BusError> {
-    let fact = fact(chores, change);
+async fn tell(chores: &Chores, fact: &Publication) -> Result<(), BusError> {
     let mut connection = chores.connector.pooled().await?;
     fact.store(&mut connection).await
 }
