@@ -281,6 +281,8 @@ impl Lanes {
                 committer,
             } = prepared;
             let Ending { drain, stop } = self.ending.clone();
+            // They were made before the bus could be joined, perhaps long ago.
+            lane.shared().turned.now();
             let supervisor = supervisor.clone();
             AbortOnDropHandle::new(tokio::spawn(async move {
                 let name = format!("lane {}", lane.name());

@@ -4,7 +4,8 @@
 //! A lane stands still while a handler holds its thread. From a quarter of `WatchdogSec` on, nothing is told
 //! any more; systemd ends the process once it has heard nothing for the whole of it. So a worker whose lane
 //! hangs ends between three and five quarters of `WatchdogSec` later, and a handler that holds its thread
-//! for less than three quarters of it never costs a worker its life.
+//! for less than three quarters of it never costs a worker its life. Below 8 s it is two seconds instead of a quarter,
+//! since a lane that has nothing to do goes round once a second.
 
 use super::{Stage, Vital};
 use std::ffi::OsString;
@@ -20,6 +21,12 @@ use std::time::Duration;
 const STATUS: Duration = Duration::from_secs(10);
 /// How often it is looked whether the stage is another one.
 const LOOK: Duration = Duration::from_millis(250);
+/// How long a lane that has nothing to do may take to go round, with room to spare.
+const IDLE: Duration = Duration::from_secs(2);
+/// The shortest pause from one word to the next.
+const SHORTEST: Duration = Duration::from_millis(10);
+/// How long it waits for systemd to read what it is told.
+const READS: Duration = Duration::from_secs(1);
 
 /// A thread that tells systemd; dropped, it ends.
 #[derive(Debug)]
@@ -55,13 +62,29 @@ impl Asked {
     }
 }
 
+impl Asked {
+    /// How long a lane may stand still before nothing is told any more.
+    fn patience(&self) -> Option<Duration> {
+        self.watchdog.map(|time| (time / 4).max(IDLE))
+    }
+
+    /// From one word to the next.
+    fn pause(&self) -> Duration {
+        self.watchdog
+            .map_or(STATUS, |time| (time / 8).clamp(SHORTEST, STATUS))
+    }
+}
+
 impl Notifier {
     /// Starts if systemd asked for it.
     pub(in crate::worker) fn start(vital: &Vital) -> io::Result<Option<Self>> {
-        let Some(asked) = Asked::of_environment() else {
-            return Ok(None);
-        };
+        let asked = Asked::of_environment();
+        asked.map(|asked| Self::tell(asked, vital)).transpose()
+    }
+
+    fn tell(asked: Asked, vital: &Vital) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(READS))?;
         let (over, ends) = mpsc::channel::<()>();
         let vital = vital.clone();
         let tell = move || {
@@ -70,8 +93,7 @@ impl Notifier {
                 sent.inspect_err(|error| tracing::debug!(%error, "systemd was not told"))
                     .is_ok()
             };
-            let quarter = asked.watchdog.map(|time| time / 4);
-            let pause = quarter.map_or(STATUS, |quarter| (quarter / 2).min(STATUS));
+            let (patience, pause) = (asked.patience(), asked.pause());
             let (mut told, mut since) = (Stage::Starting, pause);
             loop {
                 let signs = vital.signs();
@@ -88,7 +110,7 @@ impl Notifier {
                 }
                 if since >= pause {
                     since = Duration::ZERO;
-                    say(&match quarter.map(|quarter| signs.live(quarter)) {
+                    say(&match patience.map(|patience| signs.live(patience)) {
                         None => format!("STATUS={signs}"),
                         Some(Ok(())) => format!("WATCHDOG=1\nSTATUS={signs}"),
                         Some(Err(why)) => format!("STATUS={why}"),
@@ -107,10 +129,10 @@ impl Notifier {
             }
         };
         let thread = thread::Builder::new().name("systemd".to_owned());
-        Ok(Some(Self {
+        Ok(Self {
             thread: Some(thread.spawn(tell)?),
             over: Some(over),
-        }))
+        })
     }
 }
 
@@ -153,5 +175,46 @@ mod tests {
             assert_eq!(asked.socket.as_abstract_name(), Some(&b"notify"[..]));
             assert_eq!(asked.watchdog, watchdog);
         }
+    }
+
+    #[test]
+    fn an_idle_lane_is_alive_however_short_the_watchdog_is() {
+        let of = |usec: &str| {
+            let variable = |name: &str| match name {
+                "NOTIFY_SOCKET" => Some("@notify".into()),
+                "WATCHDOG_USEC" => Some(usec.into()),
+                _ => None,
+            };
+            let asked = Asked::of(variable).unwrap();
+            (asked.patience(), asked.pause())
+        };
+        let ms = Duration::from_millis;
+        assert_eq!(of("60000000"), (Some(ms(15_000)), ms(7500)));
+        assert_eq!(of("1000000"), (Some(IDLE), ms(125)));
+        assert_eq!(of("1"), (Some(IDLE), SHORTEST));
+        assert_eq!(of("0"), (None, STATUS));
+    }
+
+    #[test]
+    fn who_reads_nothing_holds_no_worker_up() {
+        let name = format!("convoke-notify-{}", std::process::id());
+        let place = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
+        let reads_nothing = UnixDatagram::bind_addr(&place).unwrap();
+        // Each sends one: what may wait is bounded for a sender as well.
+        let fills = || {
+            let fills = UnixDatagram::unbound().unwrap();
+            fills.set_nonblocking(true).unwrap();
+            fills.send_to_addr(b"full", &place)
+        };
+        while fills().is_ok() {}
+        let asked = Asked {
+            socket: place,
+            watchdog: None,
+        };
+        let ttl = Duration::from_secs(3);
+        let vital = Vital::new("w-1", ttl, &crate::connect::silence::Answers::new(ttl));
+        vital.drains();
+        drop(Notifier::tell(asked, &vital).unwrap());
+        drop(reads_nothing);
     }
 }
