@@ -231,7 +231,8 @@ impl Batches {
     }
 
     /// Commits items as finished, and stores what they published in the same step. Renews the lease.
-    /// Items that are finished already are left alone, with what they published.
+    /// Where all of them are finished already nothing is stored: a call whose answer was lost is repeated as it was,
+    /// with no item more.
     ///
     /// # Errors
     /// `Invalid` for an item that the batch does not have; `FailedPrecondition` if a publication can
