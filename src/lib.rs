@@ -27,7 +27,8 @@
 //! ```
 //!
 //! A payload that is a struct derives `Deserialize` and `JsonSchema`, a result `Serialize` and `JsonSchema`: depend on `serde`,
-//! `schemars` 1 and `tokio`. [`run`](Worker::run) prints nothing: add a subscriber of `tracing` to see the worker's log.
+//! `schemars` 1 and `tokio`. Settings come from the environment and a file by [`Worker::from_env`]. The worker's log goes to stderr, unless
+//! the program has a subscriber of `tracing`.
 //!
 //! A **client** publishes events and asks for answers:
 //!

@@ -474,6 +474,7 @@ impl Client {
                 None => RequestError::TimedOut {
                     kind: event.kind().to_owned(),
                     id,
+                    stream: keys.events(keys::domain_of(event.kind()), partition),
                     within: timeout,
                 },
             }),

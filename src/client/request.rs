@@ -32,13 +32,16 @@ pub enum RequestError {
     Publish(#[from] PublishError),
     /// Nobody answered in time. It may have run, or, without a worker, wait until its deadline.
     #[error(
-        "no reply in time to {kind} ({within:?}, event {id:?}): nobody handles it, or it still runs"
+        "no reply in time to {kind} ({within:?}, event {id:?}): nobody reads {stream}, nobody who does handles it, \
+         or it still runs (convoke streams, convoke pending)"
     )]
     TimedOut {
         /// The event's type.
         kind: String,
         /// The event's id.
         id: String,
+        /// The stream in which it stands.
+        stream: String,
         /// How long it was awaited.
         within: Duration,
     },

@@ -4,6 +4,9 @@
 //! It takes nothing of the worker's for that. Then it **runs**: the circuit and the rate are asked at that
 //! moment, so what they allow is what runs. Where they refuse, the event keeps its places and enters again
 //! later; whoever cannot wait gets the refusal.
+//!
+//! A permit is of a semaphore here and not of tower's `ConcurrencyLimit`: that one is asked when a run is called,
+//! so what waits would hold a slot, and its order would be that of the calls instead of the subjects'.
 
 pub mod flights;
 pub mod lines;

@@ -75,10 +75,13 @@ type UserLayer = Arc<dyn Fn(Stack) -> Stack + Send + Sync>;
 /// | | `circuit` | a run that the circuit refuses costs no share; one that the rate refuses is no probe |
 /// | | `cache` | an answer that is known costs no share |
 /// | | retry | each try costs a share |
+/// | | time-out | waiting for a share is no part of a run: it has all of its time-out then |
 /// | `circuit` | time-out | counts as a failure, unless it is a probe that failed before: then the next one may probe |
 /// | | `fallback` | answers instead of waiting; without a circuit it is refused |
 /// | | `cache` | an answer that is known passes an open circuit |
-/// | `concurrency` | `cache` | an answer that is known needs no permit |
+/// | `concurrency` | `circuit` | a probe takes a permit too; who is refused gives its permit back |
+/// | | retry, time-out | the permit is given back when the run ends, however; each try asks for its own |
+/// | | `cache` | an answer that is known needs no permit |
 /// | `cache` | retry, time-out | a failure is not kept; those that waited for it run |
 /// | | `stateful` | refused: an answer from the cache does not do what the run did |
 /// | time-out | retry | each try has its own |

@@ -1,4 +1,7 @@
 //! Numbers and ids as text, without an allocation.
+//!
+//! An id is two numbers in one buffer, written in place: a crate for digits would write each into its own, to be
+//! copied from there.
 
 use crate::protocol::entry::EntryId;
 

@@ -74,12 +74,13 @@ pub enum BuildError {
 pub struct Builder {
     settings: Settings,
     redis: Option<RedisUrl>,
+    ignored: Vec<String>,
     handlers: Vec<Registration>,
     states: States,
 }
 
 impl Builder {
-    /// Replaces all settings, but for what [`redis`](Builder::redis) says.
+    /// Replaces all settings, but for what [`redis`](Builder::redis) and [`ignore`](Builder::ignore) say.
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;
@@ -90,6 +91,14 @@ impl Builder {
     #[must_use]
     pub fn redis(mut self, url: impl Into<String>) -> Self {
         self.redis = Some(RedisUrl::new(url));
+        self
+    }
+
+    /// A type that nobody needs to handle, such as `image.resized`, or those of a whole domain, `image.*`: beside
+    /// those of [`Settings::ignore`].
+    #[must_use]
+    pub fn ignore(mut self, pattern: impl Into<String>) -> Self {
+        self.ignored.push(pattern.into());
         self
     }
 
@@ -143,9 +152,11 @@ impl Builder {
         let Self {
             mut settings,
             redis,
+            ignored,
             handlers,
             mut states,
         } = self;
+        settings.ignore.extend(ignored);
         if let Some(url) = redis {
             settings.redis_url = url;
         }

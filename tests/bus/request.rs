@@ -101,11 +101,14 @@ async fn without_an_answer_a_request_times_out_and_a_late_one_reaches_nobody_els
     let event = Outgoing::new("image.echo", &1).id("r-1");
     let short = Duration::from_millis(500);
     match client.request(event, short).await {
-        Err(RequestError::TimedOut { kind, id, within }) => {
-            assert_eq!(
-                (kind.as_str(), id.as_str(), within),
-                ("image.echo", "r-1", short)
-            );
+        Err(RequestError::TimedOut {
+            kind,
+            id,
+            stream,
+            within,
+        }) => {
+            assert_eq!((kind.as_str(), id.as_str()), ("image.echo", "r-1"));
+            assert_eq!((stream.as_str(), within), ("cb:events:image", short));
         }
         other => panic!("{other:?}"),
     }

@@ -222,7 +222,8 @@ fn without_a_server_a_command_fails_with_1() {
 #[test]
 fn without_a_worker_a_request_times_out_and_health_fails() {
     let redis = Redis::start();
-    run(&redis, &["request", "a.b", "--timeout", "100ms"]).failed(1, &["no reply in time"]);
+    let unread = ["no reply in time to a.b", "nobody reads cb:events:a"];
+    run(&redis, &["request", "a.b", "--timeout", "100ms"]).failed(1, &unread);
     run(&redis, &["health", "--timeout", "100ms"]).failed(1, &["no reply in time"]);
     let ended = run(
         &redis,

@@ -8,7 +8,11 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 /// What each prints that runs by itself.
-const PRINTS: [(&str, &str); 8] = [
+const PRINTS: [(&str, &str); 9] = [
+    (
+        "batch",
+        "completed: 2 went well, 1 failed\nitem 2: too large\n",
+    ),
     ("layer", "text.upper succeeded: true\nHELLO\n"),
     ("once", "runs\n70 left\nruns\n70 left\n"),
     ("outbox", "order 2 was placed\n"),
@@ -77,6 +81,11 @@ fn prints(name: &str) {
     let output = start(name, &server).wait_with_output().unwrap();
     let (_, expected) = PRINTS.iter().find(|(of, _)| *of == name).unwrap();
     assert_eq!(printed(name, output), *expected, "{name}");
+}
+
+#[test]
+fn each_item_of_a_batch_counts() {
+    prints("batch");
 }
 
 #[test]

@@ -97,6 +97,40 @@ async fn a_failure_that_is_permanent_is_not_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_that_says_when_runs_no_sooner_and_later_costs_no_attempt() {
+    const WAIT: Duration = Duration::from_millis(700);
+    async fn fetch(context: Context, (): ()) -> Result<usize, HandlerError> {
+        let log = context.state::<Log>()?;
+        let attempt = context.event().attempt();
+        let mut log = log.lock().unwrap();
+        log.push((attempt, Instant::now()));
+        match log.len() {
+            1 => {
+                let mut busy = HandlerError::unavailable("too many requests");
+                busy.retry_after = Some(WAIT);
+                Err(busy)
+            }
+            2 => Err(HandlerError::later(WAIT, "the disk is full")),
+            runs => Ok(runs),
+        }
+    }
+    let rig = Rig::new().await;
+    let log = Log::default();
+    let builder = rig.builder().state(log.clone());
+    let worker = rig.start(builder.handler("web.fetch", fetch));
+    let reply = rig.ask("web.fetch", &()).await.unwrap();
+    assert_eq!(reply.decode::<usize>().unwrap(), 3);
+    let log = log.lock().unwrap().clone();
+    let attempts: Vec<u32> = log.iter().map(|(attempt, _)| *attempt).collect();
+    assert_eq!(attempts, [1, 2, 2]);
+    for pair in log.windows(2) {
+        let wait = pair[1].1 - pair[0].1;
+        assert!(wait >= WAIT, "{wait:?}");
+    }
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_takes_too_long_is_tried_again() {
     let rig = Rig::new().await;
     async fn slow_at_first(context: Context, (): ()) -> Result<u32, HandlerError> {
