@@ -2,7 +2,7 @@
 //!
 //! An event may have fields of its own, so such a name refuses nothing: the worker's log names it.
 
-use super::KNOWN;
+use super::fields::KNOWN;
 
 /// Other words for what a field says.
 const SYNONYMS: [(&str, &str); 12] = [

@@ -1,0 +1,199 @@
+//! The keys of the control plane: who is there, what they decide, do and count together.
+
+use super::Keys;
+
+/// Where tasks are. `tasks.lua` says what each holds and in which form.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskKeys {
+    /// The record of each task: a hash.
+    pub tasks: String,
+    /// Their payloads and results: a hash.
+    pub data: String,
+    /// The tasks that wait, by lane.
+    pub waiting: String,
+    /// The first one of each lane, by role.
+    pub heads: String,
+    /// The tasks that wait, by urgency.
+    pub queue: String,
+    /// The tasks that are assigned, by instance.
+    pub held: String,
+    /// Room and load of each instance: a hash.
+    pub slots: String,
+    /// The instances that have room, by role and load.
+    pub free: String,
+    /// The finished tasks by time.
+    pub done: String,
+    /// Serial numbers and totals: a hash.
+    pub counts: String,
+}
+
+impl Keys {
+    /// One registered instance.
+    pub fn instance(&self, id: &str) -> String {
+        self.control(format_args!("instance:{id}"))
+    }
+
+    /// The instance ids by expiry time.
+    pub fn active(&self) -> String {
+        self.control(format_args!("instances:active"))
+    }
+
+    /// The ids of the active instances that hold a role.
+    pub fn role(&self, role: &str) -> String {
+        self.control(format_args!("role:{role}"))
+    }
+
+    /// Who has a handler for what: a sorted set of `type id` members, all scores 0.
+    pub fn capabilities(&self) -> String {
+        self.control(format_args!("capabilities"))
+    }
+
+    /// The ids of the recently lost instances by the time of their loss.
+    pub fn lost(&self) -> String {
+        self.control(format_args!("instances:lost"))
+    }
+
+    /// The active instances that are external, by expiry time: an event registered them, not their own process.
+    pub fn external(&self) -> String {
+        self.control(format_args!("instances:external"))
+    }
+
+    /// The ids of the recently lost external instances by the time of their loss.
+    pub fn lost_external(&self) -> String {
+        self.control(format_args!("instances:external:lost"))
+    }
+
+    /// The current leader (`id`, `incarnation`), its `term` and `until` when it leads: a hash.
+    pub fn leader(&self) -> String {
+        self.control(format_args!("leader"))
+    }
+
+    /// One ballot: a hash.
+    pub fn ballot(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}"))
+    }
+
+    /// The instances that may vote in a ballot: a sorted set, by what was their expiry.
+    pub fn electorate(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:electorate"))
+    }
+
+    /// Who voted what in a ballot: a hash.
+    pub fn votes(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:votes"))
+    }
+
+    /// How many votes each value of a ballot has: a hash.
+    pub fn tally(&self, decision: &str) -> String {
+        self.control(format_args!("ballot:{decision}:tally"))
+    }
+
+    /// The decisions of the latest ballots, by the time at which they were opened.
+    pub fn ballots(&self) -> String {
+        self.control(format_args!("ballots"))
+    }
+
+    /// The decisions of the open ballots by their expiry: a sorted set.
+    pub fn ballots_open(&self) -> String {
+        self.control(format_args!("ballots:open"))
+    }
+
+    /// `electorate decision` of the ballots that are kept by the time until which they are: a sorted set.
+    pub fn ballots_kept(&self) -> String {
+        self.control(format_args!("ballots:kept"))
+    }
+
+    /// How many electors those have together.
+    pub fn electors(&self) -> String {
+        self.control(format_args!("ballots:electors"))
+    }
+
+    /// What a worker published of its handler of an event type.
+    pub fn method(&self, kind: &str) -> String {
+        self.control(format_args!("method:{kind}"))
+    }
+
+    /// The instances that read a type's stream in a group and have a handler for it, by the time until which
+    /// that holds: a sorted set that lapses.
+    pub fn readers(&self, group: &str, kind: &str) -> String {
+        self.control(format_args!("readers:{group}:{kind}"))
+    }
+
+    /// The domains that workers read, by when one of them last said so.
+    pub fn domains(&self) -> String {
+        self.control(format_args!("domains"))
+    }
+
+    /// Where tasks are.
+    #[doc(hidden)]
+    pub fn tasks(&self) -> TaskKeys {
+        let part = |part: &str| self.control(format_args!("tasks:{part}"));
+        TaskKeys {
+            tasks: self.control(format_args!("tasks")),
+            data: part("data"),
+            waiting: part("waiting"),
+            heads: part("heads"),
+            queue: part("queue"),
+            held: part("held"),
+            slots: part("slots"),
+            free: part("free"),
+            done: part("done"),
+            counts: part("counts"),
+        }
+    }
+
+    /// The suspect instances by the time until which the suspicion stands: a sorted set.
+    pub fn suspects(&self) -> String {
+        self.control(format_args!("instances:suspect"))
+    }
+
+    /// What observers last said of an instance: a hash by observer. It lapses with the reports.
+    pub fn reports(&self, id: &str) -> String {
+        self.control(format_args!("reports:{id}"))
+    }
+
+    /// The partition that was detected and has not healed: a hash.
+    pub fn partition(&self) -> String {
+        self.control(format_args!("partition"))
+    }
+
+    /// What all instances did so far, by event type: a hash.
+    pub fn metrics(&self) -> String {
+        self.control(format_args!("metrics"))
+    }
+
+    /// What one process of an instance last reported of what it did: a hash that lapses without reports.
+    pub fn reported(&self, id: &str, process: &str) -> String {
+        self.control(format_args!("metrics:of:{id}:{process}"))
+    }
+
+    /// The rate-limit state of one bucket.
+    pub fn limit(&self, kind: &str, source: &str) -> String {
+        self.control(format_args!("limit:{kind}:{source}"))
+    }
+
+    /// One batch: a hash.
+    pub fn batch(&self, id: &str) -> String {
+        self.control(format_args!("batch:{id}"))
+    }
+
+    /// The version of the state that is told, and what of it lapsed: a hash.
+    pub fn state(&self) -> String {
+        self.control(format_args!("state"))
+    }
+
+    /// The groups that were gone and were made again: a hash that lapses.
+    pub fn remade(&self) -> String {
+        self.control(format_args!("remade"))
+    }
+
+    /// Which items of a batch are finished: a bitmap.
+    pub fn batch_finished(&self, id: &str) -> String {
+        self.control(format_args!("batch:{id}:finished"))
+    }
+
+    /// The ids of running and recent batches by their last change.
+    pub fn batches(&self) -> String {
+        self.control(format_args!("batches"))
+    }
+}
