@@ -13,28 +13,30 @@
 //! Each new connection is asked who is there (see [`crate::connect::greeting`]). Where Sentinels watch the primary,
 //! they are asked for it first, and a pooled connection is asked for its role each time that it is lent.
 
+pub use crate::connect::backoff::reconnect_delay;
+pub use crate::connect::pool::Pooled;
+
+use super::lending::{Lending, PrimaryPool, answers_within, pool_of};
 use super::options::ConnectOptions;
+use super::socket::tcp_settings;
 use super::url::RedisUrl;
 use crate::connect::clock::ClockSource;
 use crate::connect::error::{BusError, CLUSTER};
 use crate::connect::greeting::{Known, Lacks};
 use crate::connect::loaded::Loads;
 use crate::connect::opening::Failure;
-pub use crate::connect::pool::Pooled;
 use crate::connect::pool::{Manager, Pool};
 use crate::connect::resp::wire::Wire;
-use crate::connect::sentinel::{Sentinels, Voice};
+use crate::connect::sentinel::Sentinels;
+use crate::connect::sentinel_view::Voice;
 use crate::connect::tls::Tls;
-use deadpool::Runtime;
-use deadpool::managed::{PoolError, Timeouts};
+use deadpool::managed::PoolError;
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::{TcpSettings, socket2};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo,
-    RedisConnectionInfo, Script,
+    Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
 };
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,13 +45,6 @@ use std::time::{Duration, Instant};
 pub const BLOCK: Duration = Duration::from_millis(1000);
 /// How long an answer may take that does not block.
 pub const ANSWER: Duration = Duration::from_secs(5);
-/// How long making a connection may take.
-pub const CONNECT: Duration = Duration::from_secs(3);
-/// How long what was sent may stay unacknowledged by the other side's kernel.
-#[cfg(target_os = "linux")]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
-/// How long a pooled connection may take to show that it is of use still.
-pub(crate) const RECYCLE: Duration = Duration::from_secs(1);
 /// The oldest server that has what the bus needs.
 const OLDEST: (u32, u32) = (7, 0);
 
@@ -74,31 +69,6 @@ enum Place {
         pool: Arc<Mutex<Option<PrimaryPool>>>,
         lending: Lending,
     },
-}
-
-/// How many connections a pool lends, and how long each may be waited for and wait.
-#[derive(Clone, Copy)]
-struct Lending {
-    size: usize,
-    answer: Duration,
-}
-
-impl Lending {
-    fn of(size: usize) -> Self {
-        Self {
-            size,
-            answer: ANSWER,
-        }
-    }
-}
-
-/// Connections to the primary of one generation.
-#[derive(Clone)]
-struct PrimaryPool {
-    generation: u64,
-    pool: Pool,
-    /// One connection was of no use, so the others are not tried: each might take its time.
-    spoiled: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for Connector {
@@ -477,73 +447,4 @@ impl Connector {
             false => ClockSource::Time,
         })
     }
-}
-
-impl PrimaryPool {
-    fn new(
-        info: ConnectionInfo,
-        generation: u64,
-        lending: Lending,
-        known: Arc<Known>,
-    ) -> Result<Self, BusError> {
-        let spoiled = Arc::new(AtomicBool::new(false));
-        let manager = Manager::new(info, answers_within(lending.answer), known)?;
-        Ok(Self {
-            generation,
-            pool: pool_of(manager.of_a_primary(spoiled.clone()), lending)?,
-            spoiled,
-        })
-    }
-}
-
-fn pool_of(manager: Manager, lending: Lending) -> Result<Pool, BusError> {
-    Pool::builder(manager)
-        .max_size(lending.size)
-        .timeouts(Timeouts {
-            wait: Some(lending.answer),
-            create: Some(CONNECT),
-            recycle: Some(RECYCLE.min(lending.answer)),
-        })
-        .runtime(Runtime::Tokio1)
-        .build()
-        .map_err(|error| BusError::Pool(error.to_string()))
-}
-
-/// What every connection of the client library has.
-pub(crate) fn tcp_settings() -> TcpSettings {
-    let tcp = TcpSettings::default()
-        .set_nodelay(true)
-        .set_keepalive(keepalive());
-    #[cfg(target_os = "linux")]
-    let tcp = tcp.set_user_timeout(UNACKNOWLEDGED);
-    tcp
-}
-
-/// A half-open link is noticed after 10 s and three probes.
-fn keepalive() -> socket2::TcpKeepalive {
-    socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(10))
-        .with_interval(Duration::from_secs(3))
-        .with_retries(3)
-}
-
-/// Sets on a socket what every connection has.
-pub(crate) fn tune(socket: &socket2::SockRef<'_>) -> std::io::Result<()> {
-    socket.set_tcp_nodelay(true)?;
-    socket.set_tcp_keepalive(&keepalive())?;
-    #[cfg(target_os = "linux")]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    Ok(())
-}
-
-fn answers_within(answer: Duration) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT))
-        .set_response_timeout(Some(answer))
-}
-
-/// The wait before the next try after this many failures in a row: doubling from 100 ms to 5 s, full jitter.
-pub fn reconnect_delay(failures: u32) -> Duration {
-    let ceiling = 100u64.saturating_mul(1 << failures.min(6)).min(5000);
-    Duration::from_millis(50 + fastrand::u64(0..ceiling))
 }

@@ -1,7 +1,8 @@
 //! One try at a time to connect.
 
-use crate::connect::connector::{CONNECT, reconnect_delay};
+use crate::connect::backoff::reconnect_delay;
 use crate::connect::error::BusError;
+use crate::connect::socket::CONNECT;
 use tokio::time::Instant;
 
 /// Lets one caller at a time try to connect. After a failure it waits before the next try, and all

@@ -1,11 +1,13 @@
 //! The way to the server: which connection for what, what is learned from it, and when it is given up.
 
+pub mod backoff;
 pub mod clock;
 pub mod connector;
 mod epoch;
 pub mod error;
 pub(crate) mod gate;
 pub mod greeting;
+mod lending;
 pub(crate) mod link;
 pub(crate) mod loaded;
 pub mod memory;
@@ -16,6 +18,8 @@ pub mod resp;
 pub mod script;
 pub mod sentinel;
 pub mod sentinel_url;
+pub mod sentinel_view;
 pub mod silence;
+pub(crate) mod socket;
 pub mod tls;
 pub mod url;

@@ -4,8 +4,8 @@
 //! borrow. So it is asked only where that is in doubt: after a pause, and after a failure. Where
 //! Sentinels watch the primary that is always: a server that was demoted answers all the same.
 
-use crate::connect::connector::RECYCLE;
 use crate::connect::greeting::Known;
+use crate::connect::lending::RECYCLE;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{

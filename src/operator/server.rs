@@ -268,7 +268,7 @@ async fn unfenced(
 async fn anonymous(target: ConnectionInfo) -> Option<bool> {
     let client = redis::Client::open(target).ok()?;
     let config = redis::AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(crate::connect::connector::CONNECT))
+        .set_connection_timeout(Some(crate::connect::socket::CONNECT))
         .set_response_timeout(Some(crate::connect::connector::ANSWER));
     let opened = client
         .get_multiplexed_async_connection_with_config(&config)

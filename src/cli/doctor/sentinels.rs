@@ -3,7 +3,7 @@
 use super::super::output::{count, span};
 use super::checks::names;
 use super::{Finding, Status};
-use convoke::connect::sentinel::{View, Voice};
+use convoke::connect::sentinel_view::{View, Voice};
 use convoke::settings::Settings;
 
 /// Until another primary serves after the old one was found down, in ms: a rough guess.
