@@ -2,106 +2,41 @@
 
 #[doc(hidden)]
 pub mod ask;
+mod confirming;
+mod options;
 mod pipelines;
 #[doc(hidden)]
 pub mod publish;
 #[doc(hidden)]
 pub mod request;
+mod scripted;
 
 pub use ask::Ask;
+pub use confirming::MAX_CONFIRM;
+pub use options::{ClientOptions, DEDUP_WINDOW, REPLY_TTL, STREAM_HISTORY};
 pub use publish::{Doubt, Outgoing, PublishError, Published};
 pub use request::RequestError;
 
 use crate::client::pipelines::Pipelines;
-use crate::client::publish::{Answer, Confirm, Defaults, PUBLISH, Prepared, When};
+use crate::client::publish::{Answer, Defaults, Prepared, When};
 use crate::client::request::{Replies, ReplyStreams};
 use crate::connect::clock::{NEVER, local_now, whole_ms};
 use crate::connect::connector::{Connector, reconnect_delay};
-use crate::connect::link::{Lent, Link};
-use crate::connect::loaded::{self, may_not_load};
-use crate::protocol::event::Limits;
+use crate::connect::link::Link;
 use crate::protocol::keys::{self, Keys, NameError};
 use crate::protocol::reply::Reply;
-use redis::aio::MultiplexedConnection;
-use redis::{Pipeline, RedisResult, Value};
+use scripted::{NOWHERE, ScriptState, is_no_script, lacks_script};
 use std::borrow::Borrow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// How long a published id is remembered, unless something else is set.
-pub const DEDUP_WINDOW: Duration = Duration::from_secs(3600);
-/// Entries that capped streams keep, about, unless something else is set.
-pub const STREAM_HISTORY: u64 = 10_000;
-/// How long a reply stream outlives its last reply, unless something else is set.
-pub const REPLY_TTL: Duration = Duration::from_secs(3600);
-/// The longest that a publish may wait for replicas.
-pub const MAX_CONFIRM: Duration = Duration::from_secs(10);
-
-/// The server's code where it lacks a script.
-const NO_SCRIPT: &str = "NOSCRIPT";
-
-/// How a client behaves.
-#[derive(Clone, Debug)]
-pub struct ClientOptions {
-    /// The client's name, unique among all that live: 1 to 128 of `A-Z a-z 0-9 . _ -`. It names the
-    /// reply stream. None means one made up.
-    pub name: Option<String>,
-    /// The `source` of its events.
-    pub source: Option<String>,
-    /// Bounds on events and replies.
-    pub limits: Limits,
-    /// How long an id that was published with `dedup` is remembered.
-    pub dedup_window: Duration,
-    /// Entries that the reply stream keeps, about.
-    pub stream_history: u64,
-    /// How long the reply stream outlives a client that vanished.
-    pub reply_ttl: Duration,
-    /// For how long a publish with `dedup` is repeated that got no answer, and one that needs a script
-    /// waits until somebody who may has loaded it. Zero: never.
-    pub patience: Duration,
-}
-
-impl Default for ClientOptions {
-    fn default() -> Self {
-        Self {
-            name: None,
-            source: None,
-            limits: Limits::default(),
-            dedup_window: DEDUP_WINDOW,
-            stream_history: STREAM_HISTORY,
-            reply_ttl: REPLY_TTL,
-            patience: Duration::from_secs(10),
-        }
-    }
-}
-
 /// Publishes events and awaits replies. Cheap to clone; all clones share their connections.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
-
-/// What is known of the script that publishes later, or once only.
-struct ScriptState {
-    /// The history of the server in which it was there, if it was seen.
-    seen_in: AtomicU64,
-    /// Whether it was refused to load it, so that others must.
-    barred: AtomicBool,
-}
-
-/// It was seen in no history.
-const NOWHERE: u64 = u64::MAX;
-
-impl Default for ScriptState {
-    fn default() -> Self {
-        Self {
-            seen_in: NOWHERE.into(),
-            barred: false.into(),
-        }
-    }
-}
 
 struct Inner {
     keys: Keys,
@@ -119,16 +54,7 @@ struct Inner {
     replies: Replies,
 }
 
-impl Inner {
-    fn history(&self) -> u64 {
-        self.link.connector().history()
-    }
-
-    fn saw_script(&self) {
-        let history = self.history();
-        self.script.seen_in.store(history, Ordering::Relaxed);
-    }
-}
+impl Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -281,116 +207,6 @@ impl Client {
         Ok(published)
     }
 
-    /// Has the server know the script that publishes later, or once only; false: it does not, and this
-    /// user may not load it.
-    async fn has_script(&self, connection: &mut MultiplexedConnection) -> RedisResult<bool> {
-        match loaded::known(connection, &[&PUBLISH]).await {
-            Ok(known) if known.first() == Some(&true) => return Ok(true),
-            Err(error) if error.code().is_none() => return Err(error),
-            _ => {}
-        }
-        if self.0.script.barred.load(Ordering::Relaxed) {
-            return Ok(false);
-        }
-        match PUBLISH.load_async(connection).await {
-            Ok(_) => Ok(true),
-            Err(error) if may_not_load(&error) => {
-                self.0.script.barred.store(true, Ordering::Relaxed);
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The same for what is sent in a pipeline, in which nobody loads a script; asks only once in each
-    /// history of the server.
-    async fn has_script_for(&self, link: &Link, lent: &mut Lent) -> RedisResult<bool> {
-        if self.0.script.seen_in.load(Ordering::Relaxed) == self.0.history() {
-            return Ok(true);
-        }
-        let sending = link.sending(lent);
-        let there = self.has_script(&mut lent.connection).await;
-        sending.done(&there.clone().map(Value::Boolean));
-        if matches!(there, Ok(true)) {
-            self.0.saw_script();
-        }
-        there
-    }
-
-    /// The same before many are published; it waits for others to load it.
-    async fn awaits_script(&self) -> bool {
-        let give_up = Instant::now() + self.0.patience;
-        let mut failures = 0;
-        loop {
-            let Ok(mut lent) = self.0.link.get().await else {
-                // Publishing finds out why.
-                return true;
-            };
-            let there = self.has_script_for(&self.0.link, &mut lent).await;
-            let pause = reconnect_delay(failures);
-            failures += 1;
-            if !matches!(there, Ok(false)) {
-                return true;
-            }
-            if Instant::now() + pause > give_up {
-                return false;
-            }
-            tokio::time::sleep(pause).await;
-        }
-    }
-
-    async fn store_confirmed(
-        &self,
-        event: &Outgoing,
-        prepared: &Prepared,
-        confirm: Confirm,
-    ) -> Result<Published, PublishError> {
-        if confirm.within > MAX_CONFIRM {
-            return Err(PublishError::rejected(format_args!(
-                "confirm: waits for {} s at most",
-                MAX_CONFIRM.as_secs()
-            )));
-        }
-        let _turn = self.0.turn.lock().await;
-        let link = &self.0.confirming;
-        let mut lent = link.get().await.map_err(PublishError::unsent)?;
-        if prepared.scripted {
-            let asked = self.has_script_for(link, &mut lent).await;
-            asked.map_err(PublishError::unsent)?;
-        }
-        let mut pipeline = Pipeline::new();
-        pipeline.add_command(prepared.command.clone());
-        pipeline.cmd("WAIT").arg(confirm.replicas);
-        pipeline.arg(confirm.within.as_millis().max(1) as u64);
-        let replies = send_all(link, &mut lent, &pipeline).await;
-        let replies = replies.map_err(|error| PublishError::after_sending(error, &event.id))?;
-        let stored = replies.first().unwrap_or(&Value::Nil);
-        let (published, covered) = Answer::from(stored).published(&event.id)?;
-        let confirmed = match replies.get(1) {
-            Some(Value::Int(replicas)) if covered => u32::try_from(*replicas).unwrap_or(0),
-            _ => 0,
-        };
-        let wanted = confirm.replicas;
-        if confirmed >= wanted {
-            return Ok(published);
-        }
-        let source = match replies.get(1) {
-            Some(Value::ServerError(error)) => Doubt::NoConfirmation {
-                published,
-                reason: error.to_string(),
-            },
-            _ => Doubt::Unconfirmed {
-                published,
-                confirmed,
-                wanted,
-            },
-        };
-        Err(PublishError::Unknown {
-            id: event.id.clone(),
-            source,
-        })
-    }
-
     /// Publishes many events, in order and in few round trips. The results stand in the order of
     /// the events; each is what [`publish`](Client::publish) would say, but nothing is repeated.
     /// Events that want to be confirmed are published one by one, after the others, and so are those
@@ -499,23 +315,6 @@ impl Client {
     }
 }
 
-/// The replies to a pipeline. It fails only without an answer.
-async fn send_all(link: &Link, lent: &mut Lent, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
-    let sending = link.sending(lent);
-    let sent = lent
-        .connection
-        .send_packed_commands(pipeline, 0, pipeline.len());
-    let replies = sent.await;
-    match &replies {
-        Ok(replies) => {
-            let refused = replies.iter().find(|r| matches!(r, Value::ServerError(_)));
-            sending.done(&Ok(refused.cloned().unwrap_or(Value::Nil)));
-        }
-        Err(error) => sending.done(&Err(error.clone())),
-    }
-    replies
-}
-
 fn is_unanswered(outcome: &Result<Published, PublishError>) -> bool {
     matches!(
         outcome,
@@ -524,13 +323,4 @@ fn is_unanswered(outcome: &Result<Published, PublishError>) -> bool {
             ..
         })
     )
-}
-
-fn is_no_script(reply: &RedisResult<Value>) -> bool {
-    matches!(reply, Ok(Value::ServerError(error)) if error.code() == NO_SCRIPT)
-}
-
-/// It was not stored, for want of a script that this user may not load: others may load it soon.
-fn lacks_script(outcome: &Result<Published, PublishError>) -> bool {
-    matches!(outcome, Err(PublishError::Rejected { code: Some(code), .. }) if code == NO_SCRIPT)
 }
