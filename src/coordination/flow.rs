@@ -3,17 +3,26 @@
 //! Read live and written nowhere, by commands that workers, operators and monitors may send. Each finding says
 //! what is wrong, why that matters, and how it is mended.
 
+mod fleet;
+#[cfg(test)]
+mod tests;
+mod trouble;
+mod waiting;
+
+pub use fleet::of_instances;
+pub use trouble::{CHECKS, Trouble};
+
 use super::error::CoordinationError;
-use super::metrics::Global;
 use super::store::Store;
 use crate::connect::connector::Connector;
-use crate::coordination::instances::roster::Census;
 use crate::protocol::event::EntryId;
 use crate::protocol::keys::{Keys, StreamKind, StreamName};
 use crate::streams::read::entries_of;
 use redis::{FromRedisValue, Value};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
+use trouble::{bounded, no_consumer, no_handler, nobody_reads, seconds, stalled};
+use waiting::Waiting;
 
 /// What waits for so long before it counts, in ms.
 const WAITS_MS: u64 = 10_000;
@@ -33,54 +42,6 @@ const CLOSE: usize = 50;
 const TYPES: usize = 4;
 /// Instances with a handler that are looked at.
 const HANDLERS: usize = 128;
-/// Findings of one kind that are told one by one.
-const TOLD: usize = 5;
-/// A run that is so old is worth a look, in ms.
-const LONG_MS: u64 = 60_000;
-/// Runs that hold all places for so long keep the others out, in ms.
-const HOLDS_MS: u64 = 10_000;
-
-/// Something that does not flow.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Trouble {
-    /// A short name: `stalled`, `no-handler`, …
-    pub check: &'static str,
-    /// Whether events stand still by it, or may be lost.
-    pub severe: bool,
-    /// What is wrong.
-    pub what: String,
-    /// Why that matters.
-    pub why: &'static str,
-    /// How it is mended.
-    pub mend: String,
-}
-
-/// The checks, in the order in which they are told.
-pub const CHECKS: [&str; 9] = [
-    "stalled",
-    "no-consumer",
-    "no-handler",
-    "unread",
-    "ledger",
-    "delayed",
-    "runs",
-    "lost",
-    "partition",
-];
-
-/// A group of a stream with something that it did not settle.
-#[derive(Clone, Debug)]
-struct Waiting {
-    stream: StreamName,
-    group: String,
-    consumers: u64,
-    pending: u64,
-    /// Entries that nobody was given yet, as far as the server can tell.
-    lag: Option<u64>,
-    delivered: String,
-    settled: Option<u64>,
-}
-
 /// Looks at the flow of one namespace. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Flow {
@@ -378,250 +339,5 @@ impl Flow {
             }
         }
         Ok(troubles)
-    }
-}
-
-impl Waiting {
-    fn read(name: &StreamName, group: &Value) -> Option<Self> {
-        let fields: HashMap<String, Value> = FromRedisValue::from_redis_value_ref(group).ok()?;
-        let number = |field: &str| match fields.get(field) {
-            Some(Value::Int(number)) => u64::try_from(*number).ok(),
-            _ => None,
-        };
-        let text = |field: &str| match fields.get(field) {
-            Some(Value::BulkString(bytes)) => Some(String::from_utf8_lossy(bytes).into_owned()),
-            _ => None,
-        };
-        let pending = number("pending")?;
-        let read = number("entries-read");
-        Some(Self {
-            stream: name.clone(),
-            group: text("name")?,
-            consumers: number("consumers")?,
-            pending,
-            lag: number("lag"),
-            delivered: text("last-delivered-id")?,
-            settled: read.map(|read| read.saturating_sub(pending)),
-        })
-    }
-
-    fn waits(&self) -> bool {
-        self.pending > 0 || self.lag != Some(0)
-    }
-
-    fn undelivered(&self) -> String {
-        match self.lag {
-            Some(lag) => format!("{lag} entries"),
-            None => "entries".to_owned(),
-        }
-    }
-}
-
-/// What there is to say of who runs what, of who is gone, and of a partition.
-pub fn of_instances(census: &Census, global: &Global) -> Vec<Trouble> {
-    let mut troubles = Vec::new();
-    for (kind, running) in &global.running {
-        let age = seconds(running.oldest_ms);
-        if running.full > 0 && running.oldest_ms >= HOLDS_MS {
-            troubles.push(Trouble {
-                check: "runs",
-                severe: true,
-                what: format!(
-                    "{kind} holds all places of {} with {} runs, the oldest for {age}",
-                    match running.full {
-                        1 => "an instance".to_owned(),
-                        full => format!("{full} instances"),
-                    },
-                    running.runs
-                ),
-                why: "no other type runs there until one of them ends",
-                mend: format!(
-                    "convoke pending --type {kind} --running 10s names them; give the handler a shorter timeout, or \
-                     a concurrency of its own below the worker's"
-                ),
-            });
-        } else if running.oldest_ms >= LONG_MS {
-            troubles.push(Trouble {
-                check: "runs",
-                severe: false,
-                what: format!("the oldest of {} runs of {kind} goes on for {age}", running.runs),
-                why: "it may hang: it keeps its place, and its event is not taken over while it renews its lease",
-                mend: format!(
-                    "convoke pending --type {kind} --running 1m names the events; give the handler a timeout"
-                ),
-            });
-        }
-    }
-    if census.recently_lost >= 3 && census.recently_lost * 10 >= census.known() {
-        troubles.push(Trouble {
-            check: "lost",
-            severe: census.recently_lost * 2 >= census.known(),
-            what: format!(
-                "{} instances were lost within ten minutes, {} are healthy",
-                census.recently_lost,
-                census.healthy()
-            ),
-            why: "what they ran is run again by the others, which may be too few; a fleet that dies again and again \
-                  does no work",
-            mend: "convoke instances names them; see their logs, and whether their machines reach redis".into(),
-        });
-    }
-    if census.is_partitioned() {
-        troubles.push(Trouble {
-            check: "partition",
-            severe: true,
-            what: format!(
-                "{} of {} known instances are healthy: a partition",
-                census.healthy(),
-                census.known()
-            ),
-            why: "most of the fleet does not reach redis: the rest carries all the work",
-            mend: "look at the network between the instances and redis; convoke instances names who is silent".into(),
-        });
-    }
-    bounded(troubles)
-}
-
-fn stalled(one: &Waiting, age: u64) -> Trouble {
-    Trouble {
-        check: "stalled",
-        severe: true,
-        what: format!(
-            "nothing goes out of {} while {} wait and {} are held; the next one waits for {}",
-            one.stream.key,
-            one.undelivered(),
-            one.pending,
-            seconds(age)
-        ),
-        why: "the workers of its group take nothing new and end nothing: their handlers hang, their circuits are \
-              open, or they have no place",
-        mend: "convoke top shows which handlers run and since when, convoke pending --running 10s names the events"
-            .into(),
-    }
-}
-
-fn no_consumer(one: &Waiting, age: u64) -> Trouble {
-    let (key, group) = (&one.stream.key, &one.group);
-    Trouble {
-        check: "no-consumer",
-        severe: false,
-        what: format!(
-            "{} of {key} wait for the group {group}, which has no consumer, the oldest for {}",
-            one.undelivered(),
-            seconds(age)
-        ),
-        why: "nobody reads them in that group, and the stream cannot be trimmed past them: it grows",
-        mend: format!(
-            "start what reads as {group}; if nothing will any more: redis-cli XGROUP DESTROY {key} {group}"
-        ),
-    }
-}
-
-fn no_handler(kind: &str, key: &str) -> Trouble {
-    Trouble {
-        check: "no-handler",
-        severe: false,
-        what: format!("{key} holds events of type {kind}, and no instance has a handler for it"),
-        why: "whoever reads one makes it a dead letter (unimplemented); where nobody reads, they wait for ever",
-        mend: format!(
-            "start a worker with a handler for {kind}; if the name is wrong, mend its publisher"
-        ),
-    }
-}
-
-fn nobody_reads(name: &StreamName, length: i64, group: &str) -> Trouble {
-    let key = &name.key;
-    Trouble {
-        check: "unread",
-        severe: false,
-        what: format!("{length} entries are on {key}, which has no group {group}"),
-        why: "nobody reads these events: no worker ever had a handler for their domain, or the group was destroyed",
-        mend: "start a worker with a handler for it, which makes the group".into(),
-    }
-}
-
-fn seconds(ms: u64) -> String {
-    match ms / 1000 {
-        s @ 0..120 => format!("{s} s"),
-        s @ 120..7200 => format!("{} min", s / 60),
-        s => format!("{} h", s / 3600),
-    }
-}
-
-/// Of each kind the first ones, and how many more there are.
-fn bounded(mut troubles: Vec<Trouble>) -> Vec<Trouble> {
-    troubles.sort_by_key(|trouble| CHECKS.iter().position(|check| *check == trouble.check));
-    let mut counts: HashMap<&'static str, usize> = HashMap::new();
-    for trouble in &troubles {
-        *counts.entry(trouble.check).or_default() += 1;
-    }
-    let mut told: HashMap<&'static str, usize> = HashMap::new();
-    troubles.retain_mut(|trouble| {
-        let nth = told.entry(trouble.check).or_default();
-        *nth += 1;
-        let more = counts[trouble.check].saturating_sub(TOLD);
-        if *nth == TOLD && more > 0 {
-            trouble
-                .what
-                .push_str(&format!("; {more} more are like that"));
-        }
-        *nth <= TOLD
-    });
-    troubles
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::coordination::metrics::Running;
-
-    fn checks(census: Census, running: Running) -> Vec<(&'static str, bool)> {
-        let global = Global {
-            running: [("image.resize".to_owned(), running)].into(),
-            ..Global::default()
-        };
-        let troubles = of_instances(&census, &global);
-        troubles
-            .iter()
-            .map(|trouble| (trouble.check, trouble.severe))
-            .collect()
-    }
-
-    #[test]
-    fn what_hangs_who_is_lost_and_a_partition_are_told() {
-        let census = |active, recently_lost| Census {
-            active,
-            recently_lost,
-            ..Census::default()
-        };
-        let runs = |runs, oldest_ms, full| Running {
-            runs,
-            oldest_ms,
-            full,
-        };
-        assert_eq!(checks(census(3, 0), runs(4, 9_000, 1)), []);
-        assert_eq!(checks(census(3, 0), runs(4, 10_000, 1)), [("runs", true)]);
-        assert_eq!(checks(census(3, 0), runs(4, 59_000, 0)), []);
-        assert_eq!(checks(census(3, 0), runs(4, 60_000, 0)), [("runs", false)]);
-        // A few of many are nothing.
-        assert_eq!(checks(census(100, 9), Running::default()), []);
-        assert_eq!(
-            checks(census(100, 12), Running::default()),
-            [("lost", false)]
-        );
-        assert_eq!(
-            checks(census(10, 300), Running::default()),
-            [("lost", true), ("partition", true)]
-        );
-    }
-
-    #[test]
-    fn of_many_like_each_other_the_first_are_told_and_how_many_more_there_are() {
-        let many: Vec<Trouble> = (0..20)
-            .map(|n| no_handler("a.b", &format!("s{n}")))
-            .collect();
-        let told = bounded(many);
-        assert_eq!(told.len(), TOLD);
-        assert!(told[TOLD - 1].what.ends_with("; 15 more are like that"));
     }
 }

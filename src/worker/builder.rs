@@ -13,7 +13,7 @@ use crate::coordination::batches::leases::Leases;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
-use crate::coordination::metrics::OwnReport;
+use crate::coordination::own_report::OwnReport;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;

@@ -46,7 +46,7 @@ use crate::coordination::batches::leases::Leases;
 use crate::coordination::catalog::{Catalog, Method};
 use crate::coordination::instances::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
-use crate::coordination::metrics::OwnReport;
+use crate::coordination::own_report::OwnReport;
 use crate::coordination::tasks::Tasks;
 use crate::handler::context::Process;
 use crate::handler::router::Registration;

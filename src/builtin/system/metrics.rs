@@ -1,7 +1,8 @@
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
-use crate::coordination::metrics::{Global, OwnReport};
+use crate::coordination::own_report::OwnReport;
 use crate::coordination::tasks::Tasks;
+use crate::coordination::totals::Global;
 use crate::protocol::histogram::Histogram;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;

@@ -6,9 +6,9 @@ use convoke::coordination::ballots::ballot::Ballot;
 use convoke::coordination::batches::batch::Batch;
 use convoke::coordination::instances::instance::Instance;
 use convoke::coordination::instances::roster::{Census, Condition};
-use convoke::coordination::metrics::Global;
 use convoke::coordination::tasks::list::TaskCounts;
 use convoke::coordination::tasks::task::Task;
+use convoke::coordination::totals::Global;
 use convoke::operator::inspect::Stream;
 use std::collections::HashMap;
 

@@ -13,8 +13,6 @@ use std::collections::{BTreeSet, HashMap};
 pub const MAX_CAPABILITIES: usize = 1024;
 /// Bytes of metadata.
 pub const MAX_METADATA: usize = 4 * 1024;
-/// Bytes of a pulse's metrics.
-pub const MAX_REPORT: usize = 64 * 1024;
 /// Peers of which one pulse tells.
 pub const MAX_OBSERVED: usize = 64;
 /// The highest load.
@@ -115,7 +113,7 @@ pub struct Beat {
     pub load: Option<f64>,
     /// What it thinks of at most [`MAX_OBSERVED`] peers.
     pub observed: Option<Observed>,
-    /// What it measured. What does not fit into [`MAX_REPORT`] bytes is left out, the histograms of
+    /// What it measured. What does not fit into [`MAX_REPORT`](crate::coordination::metrics::MAX_REPORT) bytes is left out, the histograms of
     /// the least used handlers first.
     pub metrics: Option<Report>,
     /// What its own process registered, to be compared with what is there.

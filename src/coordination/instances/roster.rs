@@ -1,14 +1,17 @@
 //! Looking at the instances: counts, lists, who can do what.
 
+mod readers;
+
+pub use readers::{Capable, LOOKED_AT, READS, Reader};
+
 use crate::connect::clock::ServerTime;
-use crate::connect::script::{script, script_with};
+use crate::connect::script::script_with;
 use crate::coordination::bounds::check_id;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::Instance;
 use crate::coordination::instances::{Instances, RECENTLY};
 use crate::coordination::scripts::SUSPECTS;
 use crate::protocol::event::Entry;
-use crate::protocol::keys;
 use redis::Script;
 use serde::Deserialize;
 use std::collections::{HashMap, HashSet};
@@ -17,21 +20,10 @@ use std::time::Duration;
 
 pub(crate) static CENSUS: LazyLock<Script> =
     LazyLock::new(|| script_with(&[SUSPECTS], include_str!("census.lua")));
-static CAPABLE: LazyLock<Script> = LazyLock::new(|| script(include_str!("capable.lua")));
-static READER: LazyLock<Script> = LazyLock::new(|| script(include_str!("reader.lua")));
-
-/// How long it is believed that an instance reads what it said.
-pub const READS: Duration = Duration::from_secs(3600);
-/// Instances with a handler for some type that one look finds at the most.
-pub const LOOKED_AT: usize = 128;
-
 /// Hashes read in one round trip. What they hold is bounded, so this bounds the answer.
 const PAGE: usize = 250;
 /// Ids asked about in one round trip.
 const ASKED: usize = 1000;
-/// Domains that are looked for at the most.
-const MAX_DOMAINS: usize = 1000;
-
 /// How many instances there are, at one moment of the server's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
@@ -128,29 +120,6 @@ pub struct Known {
     /// Each with its condition, by id: the suspect and the lost, and of the healthy as many as the
     /// limit leaves room for.
     pub listed: Vec<(Condition, Instance)>,
-}
-
-/// Instances that have a handler for some event type, by id, sorted; at most [`LOOKED_AT`].
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Capable {
-    /// Those that are alive.
-    pub alive: Vec<String>,
-    /// Those that missed their pulses and were not declared lost yet. After the server was away, or
-    /// failed over to a replica that heard nothing for a while, these are all: that none is alive then
-    /// does not mean that there is none.
-    pub expired: Vec<String>,
-}
-
-/// Who can have an event that its reader cannot run.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reader {
-    /// That instance, which is alive.
-    Found(String),
-    /// Those that could have it missed their pulses, and were not declared lost yet; or there are so
-    /// many that not all were looked at.
-    Late,
-    /// Nobody.
-    Nobody,
 }
 
 /// A census with the ids of expired instances.
@@ -345,103 +314,6 @@ impl Instances {
             total,
             listed,
         })
-    }
-
-    /// Active instances that have a handler for that event type, in whatever group.
-    ///
-    /// # Errors
-    /// `Bus`.
-    pub async fn capable(&self, kind: &str) -> Result<Capable, CoordinationError> {
-        let mut call = CAPABLE.prepare_invoke();
-        call.key(self.store.keys.capabilities())
-            .key(self.store.keys.active())
-            .arg(kind)
-            .arg(LOOKED_AT);
-        let (alive, expired) = self.store.invoke(&call).await?;
-        Ok(Capable { alive, expired })
-    }
-
-    /// Says that an instance reads the events of these types in a group, and has handlers for them; for
-    /// [`READS`], after which it must say so again. A registration alone does not: it may be another
-    /// group's, or of a program that takes tasks only.
-    ///
-    /// # Errors
-    /// `Bus`.
-    pub async fn reads(
-        &self,
-        group: &str,
-        id: &str,
-        kinds: &[String],
-    ) -> Result<(), CoordinationError> {
-        let now = self.store.now().await?;
-        let lasts = READS.as_millis() as u64;
-        for page in kinds.chunks(PAGE) {
-            let mut writes = redis::pipe();
-            for kind in page {
-                let readers = self.store.keys.readers(group, kind);
-                let add = writes.cmd("ZADD").arg(&readers).arg(now + lasts).arg(id);
-                add.ignore();
-                let lapsed = writes.cmd("ZREMRANGEBYSCORE").arg(&readers);
-                lapsed.arg("-inf").arg(now).ignore();
-                writes.cmd("PEXPIRE").arg(readers).arg(lasts).ignore();
-            }
-            self.store.ask::<()>(&writes).await?;
-        }
-        Ok(())
-    }
-
-    /// An instance, other than `not_it`, that reads the events of a type in that group and has a handler
-    /// for it, and for another type where that is needed too.
-    ///
-    /// # Errors
-    /// `Bus`.
-    pub async fn reader(
-        &self,
-        group: &str,
-        kind: &str,
-        besides: Option<&str>,
-        not_it: &str,
-    ) -> Result<Reader, CoordinationError> {
-        let mut call = READER.prepare_invoke();
-        call.key(self.store.keys.active())
-            .key(self.store.keys.readers(group, kind));
-        if let Some(kind) = besides {
-            call.key(self.store.keys.readers(group, kind));
-        }
-        call.arg(not_it).arg(fastrand::f64()).arg(LOOKED_AT);
-        let (found, late): (String, bool) = self.store.invoke(&call).await?;
-        Ok(match (found.is_empty(), late) {
-            (false, _) => Reader::Found(found),
-            (true, true) => Reader::Late,
-            (true, false) => Reader::Nobody,
-        })
-    }
-
-    /// The domains of the event types that instances have handlers for, sorted. O(log n) for each.
-    ///
-    /// # Errors
-    /// `Bus`.
-    pub async fn domains(&self) -> Result<Vec<String>, CoordinationError> {
-        let mut domains: Vec<String> = Vec::new();
-        let mut from = "-".to_owned();
-        while domains.len() < MAX_DOMAINS {
-            let mut next = redis::pipe();
-            next.cmd("ZRANGEBYLEX")
-                .arg(self.store.keys.capabilities())
-                .arg(&from)
-                .arg(&["+", "LIMIT", "0", "1"]);
-            let (found,): (Vec<String>,) = self.store.ask(&next).await?;
-            let Some(member) = found.first() else {
-                break;
-            };
-            let domain = keys::domain_of(member.split(' ').next().unwrap_or_default());
-            // '/' follows the dot, and no type contains it.
-            from = format!("[{domain}/");
-            domains.push(domain.to_owned());
-        }
-        domains.sort_unstable();
-        domains.dedup();
-        Ok(domains)
     }
 
     /// Those of the ids that are alive, in the order given.
