@@ -1,158 +1,30 @@
 //! `convoke replay`: publishes again what was published before.
 
 mod edit;
+mod flags;
+mod pace;
+mod planned;
 mod source;
+mod tally;
 
-use super::choose::Filters;
+pub(super) use flags::Flags;
+
 use super::confirm::confirm;
-use super::dead::Which;
-use super::output::{Cell, Column, FAINT, Table, count, number, span};
-use super::pending::Held;
+use super::output::{Column, Table, count, number, span};
 use super::{Misuse, Outcome, Session, output};
-use clap::{Args, Subcommand};
-use convoke::operator::replay::{EDITED, Move, Operator, STEP, STEP_BYTES, Source, Step};
+use convoke::operator::replay::{EDITED, Move, Operator, STEP_BYTES, Source, Step};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use flags::{Act, Command};
+use indicatif::ProgressBar;
+use pace::{Pace, bar};
+use planned::{planned, row};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 use source::{Candidate, From, Walk};
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tally::Tally;
 use tokio_util::sync::CancellationToken;
-
-/// Types that a question names.
-const NAMED: usize = 3;
-/// Reasons and types that are told apart; what comes on top is counted together.
-const TOLD: usize = 100;
-
-const EXAMPLES: &str = "\
-Examples:
-  convoke replay dead image --dry-run                  what would happen
-  convoke replay dead image --reason unavailable       asks, then does it
-  convoke replay dead --id 1700000000000-0 --edit      mend its payload first
-  convoke replay pending image --idle 10m --yes        nobody works on these
-  convoke replay range image --since 2h --until 1h     finished ones, once more
-
-Each dead letter or pending entry leaves where it was in the step that publishes it again, so a \
-replay can be interrupted at any moment and run again: nothing is lost, nothing is doubled.";
-
-/// Publish dead letters, pending entries or a part of a stream again
-#[derive(Args)]
-#[command(after_help = EXAMPLES)]
-pub(super) struct Flags {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    Dead(Dead),
-    Pending(Pending),
-    Range(Range),
-}
-
-/// Publish dead letters again
-#[derive(Args)]
-#[command(after_help = "\
-Examples:
-  convoke replay dead --dry-run
-  convoke replay dead image --type image.resize --reason unavailable --rate 100
-  convoke replay dead image --where user.name=ada --yes
-  convoke replay dead --id 1700000000000-0 --edit
-
-An event goes back to the stream that it stood on, keeps its id and its fields, and begins with its \
-first attempt. Whoever asked for it was answered when it died: it gets no second reply, and a \
-deadline that has passed is taken off. One that was replayed 3 times already is left alone, unless \
---force; its field `replays` counts. Other consumer groups of the stream get it again as well.")]
-struct Dead {
-    #[command(flatten)]
-    which: Which,
-    #[command(flatten)]
-    act: Act,
-}
-
-/// Publish pending entries again, and take them from whoever holds them
-#[derive(Args)]
-#[command(after_help = "\
-Examples:
-  convoke replay pending --dry-run
-  convoke replay pending image --consumer w-1
-  convoke replay pending image --idle 10m --min-deliveries 2 --yes
-
-Only what an instance holds that was lost or has unregistered, and what nobody renewed for --idle \
-(default: the setting claim_idle): a running handler renews its entry. --force takes any. The old \
-delivery is acknowledged in the same step, and its owner is fenced: whatever it still commits of it \
-is discarded. The copy stands at the end of the stream and was delivered to nobody yet.")]
-struct Pending {
-    /// Streams of events, or domains [default: all]
-    #[arg(value_name = "STREAM")]
-    streams: Vec<String>,
-    #[command(flatten)]
-    held: Held,
-    #[command(flatten)]
-    filters: Filters,
-    #[command(flatten)]
-    act: Act,
-}
-
-/// Publish copies of events that the group is done with
-#[derive(Args)]
-#[command(after_help = "\
-Examples:
-  convoke replay range image --since 2026-11-24T03:00Z --until 2h --dry-run
-  convoke replay range image --since 1h --type image.resize --limit 10
-  convoke replay range image --id 1700000000000-0,1700000000000-1 --yes
-
-Only entries that are still in the stream (stream_history), and that the group has acknowledged: \
-the others run anyway. Of an event that was retried or replayed, only its first entry. The originals \
-stay, and whoever asked for them gets no second reply. A marker for each entry is kept for 24h, so a run that \
-was interrupted can be repeated, and copies nothing twice; --force copies again what an earlier run \
-copied. A forced run that was interrupted is continued with the --run that it printed.")]
-struct Range {
-    /// Streams of events, or domains
-    #[arg(value_name = "STREAM", required = true)]
-    streams: Vec<String>,
-    /// The consumer group that must be done with them [default: the setting, workers]
-    #[arg(long, value_name = "GROUP")]
-    group: Option<String>,
-    #[command(flatten)]
-    filters: Filters,
-    #[command(flatten)]
-    act: Act,
-}
-
-/// How to go about it.
-#[derive(Args, Clone, Debug)]
-#[command(next_help_heading = "How")]
-struct Act {
-    /// Only show what would happen
-    #[arg(long)]
-    dry_run: bool,
-    /// Do not ask
-    #[arg(long, short)]
-    yes: bool,
-    /// At most this many a second
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    rate: Option<u32>,
-    /// End after this many
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
-    /// Also what is left alone for its own good: replayed too often, malformed, held by a live owner
-    #[arg(long)]
-    force: bool,
-    /// Mend the payload as JSON in $EDITOR before; for a single entry
-    #[arg(long, conflicts_with = "dry_run")]
-    edit: bool,
-    /// The name under which the facts on the broadcast report it [default: one made up]
-    #[arg(long, value_name = "NAME", value_parser = run_name)]
-    run: Option<String>,
-}
-
-fn run_name(text: &str) -> Result<String, convoke::protocol::keys::NameError> {
-    convoke::protocol::keys::check_name("run", text).map(|()| text.to_owned())
-}
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
@@ -178,62 +50,6 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         act,
     };
     replay.run().await
-}
-
-/// What a walk came to.
-#[derive(Default)]
-struct Tally {
-    chosen: u64,
-    types: BTreeMap<String, u64>,
-    streams: BTreeMap<String, u64>,
-    left: BTreeMap<String, u64>,
-}
-
-fn add(counts: &mut BTreeMap<String, u64>, what: &str) {
-    let known = counts.len() < TOLD || counts.contains_key(what);
-    *counts
-        .entry(if known { what } else { "…" }.to_owned())
-        .or_default() += 1;
-}
-
-impl Tally {
-    fn note(&mut self, candidate: &Candidate) {
-        match &candidate.left {
-            Some(why) => add(&mut self.left, why),
-            None => {
-                self.chosen += 1;
-                add(&mut self.types, &candidate.kind);
-                add(&mut self.streams, &candidate.to);
-            }
-        }
-    }
-
-    /// `image.resize 9,998, mail.send 2`
-    fn named(counts: &BTreeMap<String, u64>) -> String {
-        let mut most: Vec<_> = counts.iter().collect();
-        most.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
-        let named = most.iter().take(NAMED);
-        let mut text: Vec<String> = named
-            .map(|(name, n)| format!("{name} {}", number(**n)))
-            .collect();
-        if most.len() > NAMED {
-            text.push(format!("and {} more", most.len() - NAMED));
-        }
-        text.join(", ")
-    }
-
-    fn streams(&self) -> String {
-        let named: Vec<&str> = self
-            .streams
-            .keys()
-            .take(NAMED)
-            .map(String::as_str)
-            .collect();
-        match self.streams.len() {
-            n if n > NAMED => format!("{} streams", n),
-            _ => named.join(", "),
-        }
-    }
 }
 
 struct Replay<'a> {
@@ -560,86 +376,4 @@ fn goes_with(step: &[Candidate], candidate: &Candidate, limit: usize) -> bool {
         && size <= STEP_BYTES
         && first.stream == candidate.stream
         && first.to == candidate.to
-}
-
-/// Keeps to a rate: small steps, each at its time.
-struct Pace {
-    began: Instant,
-    rate: Option<u32>,
-    step: usize,
-}
-
-impl Pace {
-    fn new(rate: Option<u32>) -> Self {
-        let step = rate.map_or(STEP, |rate| (rate as usize / 10).clamp(1, STEP));
-        let began = Instant::now();
-        Self { began, rate, step }
-    }
-
-    /// Waits until this many may have been done.
-    async fn wait(&self, done: u64) {
-        if let Some(rate) = self.rate {
-            let due = Duration::from_secs_f64(done as f64 / f64::from(rate));
-            tokio::time::sleep(due.saturating_sub(self.began.elapsed())).await;
-        }
-    }
-}
-
-fn bar(total: u64, hidden: bool) -> ProgressBar {
-    let target = match hidden {
-        true => ProgressDrawTarget::hidden(),
-        false => ProgressDrawTarget::stderr(),
-    };
-    let bar = ProgressBar::with_draw_target(Some(total), target);
-    let form = "{wide_bar} {human_pos}/{human_len}  {rate}  {eta} left";
-    if let Ok(style) = ProgressStyle::with_template(form) {
-        let rate = |state: &ProgressState, text: &mut dyn Write| {
-            // Nobody who could be told that it cannot be written.
-            write!(text, "{}/s", number(state.per_sec().round() as u64)).ok();
-        };
-        bar.set_style(style.with_key("rate", rate));
-    }
-    bar
-}
-
-fn row(candidate: &Candidate) -> Vec<Cell> {
-    let what = match &candidate.left {
-        None => "replay".into(),
-        Some(why) => Cell::styled(format!("leave: {why}"), FAINT),
-    };
-    vec![
-        candidate.act.entry.to_string().into(),
-        candidate.kind.clone().into(),
-        super::choose::short(&candidate.stream).into(),
-        candidate.to.clone().into(),
-        candidate.replays.to_string().into(),
-        what,
-    ]
-}
-
-fn planned(candidate: &Candidate) -> Value {
-    let mut fields = Map::new();
-    for pair in candidate.act.fields.chunks_exact(2) {
-        if pair[0] != b"data" {
-            let name = String::from_utf8_lossy(&pair[0]).into_owned();
-            fields.insert(name, String::from_utf8_lossy(&pair[1]).into());
-        }
-    }
-    let data = candidate
-        .act
-        .fields
-        .chunks_exact(2)
-        .find(|pair| pair[0] == b"data");
-    let mut object = json!({
-        "would": if candidate.left.is_none() { "replay" } else { "leave" },
-        "why": candidate.left,
-        "stream": candidate.stream.key,
-        "entry": candidate.act.entry.to_string(),
-        "to": candidate.to,
-        "type": candidate.kind,
-        "replays": candidate.replays,
-        "fields": fields,
-    });
-    super::payload::describe(data.map(|pair| pair[1].as_slice()), &mut object);
-    object
 }
