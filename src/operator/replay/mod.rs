@@ -14,12 +14,17 @@
 //!
 //! Each step tells on the broadcast what it did: `operator.replayed`, `operator.dropped`.
 
+mod again;
+#[cfg(test)]
+mod tests;
+
+pub use crate::protocol::event::REPLAYS;
+pub use again::{Again, NoWayBack, Source, again, way_back};
+
 use crate::connect::error::BusError;
 use crate::connect::script::script;
-use crate::protocol::dead::Letter;
-pub use crate::protocol::event::REPLAYS;
-use crate::protocol::event::{Entry, EntryId};
-use crate::protocol::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
+use crate::protocol::event::EntryId;
+use crate::protocol::keys::{Keys, StreamName};
 use crate::streams::claim::{CLAIMS_TTL, Pending};
 use crate::streams::commit::Publication;
 use redis::aio::MultiplexedConnection;
@@ -43,112 +48,6 @@ pub const WORDS: usize = 4000;
 pub const WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// Who mended an event's payload before it was replayed.
 pub const EDITED: &str = "edited";
-
-/// Where an event is replayed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The dead letters.
-    Dead,
-    /// What is delivered and not acknowledged.
-    Pending,
-    /// Entries that the group is done with.
-    Range,
-}
-
-/// An event as it is to be published again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Again {
-    /// Names and values in turn.
-    pub fields: Vec<Vec<u8>>,
-    /// How often it has been replayed then.
-    pub replays: u32,
-}
-
-/// The fields with which an event is published again.
-pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms: u64) -> Again {
-    let mut replays = 0u32;
-    // Unless its name was lost, or an operator wanted it to run once more.
-    let is_named = !fields
-        .chunks_exact(2)
-        .any(|pair| matches!(pair[0].as_slice(), b"replays" | b"attempt"));
-    let mut kept: Vec<Vec<u8>> = Vec::with_capacity(fields.len() + 4);
-    let mut has_id = false;
-    let answered = source != Source::Pending;
-    for pair in fields.chunks_exact(2) {
-        let text = || std::str::from_utf8(&pair[1]).unwrap_or_default();
-        match pair[0].as_slice() {
-            b"replays" => replays = text().parse().unwrap_or(u32::MAX),
-            b"attempt" | b"lasterror" | b"firstfailed" => continue,
-            b"replyto" if answered => continue,
-            b"deadline" if answered && text().parse().is_ok_and(|at: u64| at <= now_ms) => continue,
-            // What is dead or done runs once more without asking whether it was the first of its id.
-            b"dedup" if answered && text().parse::<EntryId>().is_ok() => {
-                kept.extend([b"dedup".to_vec(), b"1".to_vec()]);
-            }
-            // What is pending is moved like by a retry: it asks, under the name that it has.
-            b"dedup" if !answered && is_named && pair[1] == b"1" => {
-                let name = own_id.map_or_else(|| "1".to_owned(), |id| id.to_string());
-                kept.extend([b"dedup".to_vec(), name.into_bytes()]);
-            }
-            name => {
-                has_id |= name == b"id";
-                kept.extend_from_slice(pair);
-            }
-        }
-    }
-    if let (false, Some(id)) = (has_id, own_id) {
-        kept.extend([b"id".to_vec(), id.to_string().into_bytes()]);
-    }
-    let replays = replays.saturating_add(1);
-    kept.extend([REPLAYS.into(), replays.to_string().into_bytes()]);
-    Again {
-        fields: kept,
-        replays,
-    }
-}
-
-/// Why a dead letter has no stream to go back to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum NoWayBack {
-    /// Its type is missing or no event type.
-    #[error("no event")]
-    NoEvent,
-    /// A reply that could not be stored.
-    #[error("a reply, not an event")]
-    Reply,
-    /// It stood in the inbox of one instance: what it told that instance is out of date.
-    #[error("from an inbox: its task was assigned anew")]
-    Inbox,
-    /// The stream that it stood on lies in another slot.
-    #[error("its stream lies in another slot")]
-    OtherSlot,
-}
-
-/// The events stream that a dead letter goes back to: the one it names if that is one of this
-/// namespace, else its type's.
-pub fn way_back(keys: &Keys, dead: &StreamName, letter: &Letter) -> Result<String, NoWayBack> {
-    let entry = Entry::new(EntryId::default(), &letter.fields);
-    let kind = entry.get("type").filter(|kind| is_event_type(kind));
-    let kind = kind.and_then(|kind| std::str::from_utf8(kind).ok());
-    let kind = kind.ok_or(NoWayBack::NoEvent)?;
-    if kind.ends_with(".result") && entry.get("correlationid").is_some() {
-        return Err(NoWayBack::Reply);
-    }
-    let named = letter
-        .stream
-        .as_deref()
-        .and_then(|key| keys.stream_name(key));
-    let to = match named {
-        Some(name) if name.kind == StreamKind::Inbox => return Err(NoWayBack::Inbox),
-        Some(name) if name.kind == StreamKind::Events => name.key,
-        _ => keys.events(domain_of(kind), dead.partition),
-    };
-    match keys.share_slot(&to, &dead.key) {
-        true => Ok(to),
-        false => Err(NoWayBack::OtherSlot),
-    }
-}
 
 /// One entry to be replayed.
 #[derive(Clone, Debug)]
@@ -460,82 +359,4 @@ fn step(answer: Vec<String>, asked: usize) -> Result<Step, BusError> {
         return Err(SHAPE);
     }
     Ok(Step { moved, stopped })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fields(pairs: &[(&str, &str)]) -> Vec<Vec<u8>> {
-        let words = pairs.iter().flat_map(|(name, value)| [*name, *value]);
-        words.map(|word| word.as_bytes().to_vec()).collect()
-    }
-
-    #[test]
-    fn an_event_begins_anew_and_stays_the_same_event() {
-        let was = fields(&[
-            ("type", "a.b"),
-            ("attempt", "5"),
-            ("x", "kept"),
-            ("replyto", "cb:reply:me"),
-            ("deadline", "100"),
-            ("lasterror", "internal: no"),
-            ("firstfailed", "7"),
-        ]);
-        let id = EntryId { ms: 7, seq: 1 };
-        let dead = again(&was, Some(id), Source::Dead, 101);
-        assert_eq!(dead.replays, 1);
-        let expected = fields(&[
-            ("type", "a.b"),
-            ("x", "kept"),
-            ("id", "7-1"),
-            ("replays", "1"),
-        ]);
-        assert_eq!(dead.fields, expected);
-        let soon = again(&was, Some(id), Source::Dead, 99);
-        assert!(soon.fields.contains(&b"deadline".to_vec()));
-        let pending = again(&was, Some(id), Source::Pending, 101);
-        for kept in ["replyto", "deadline"] {
-            assert!(pending.fields.contains(&kept.as_bytes().to_vec()), "{kept}");
-        }
-    }
-
-    #[test]
-    fn replays_are_counted_and_an_id_is_kept() {
-        let was = fields(&[("type", "a.b"), ("replays", "2"), ("id", "mine")]);
-        let twice = again(&was, Some(EntryId::default()), Source::Range, 0);
-        assert_eq!(twice.replays, 3);
-        let expected = fields(&[("type", "a.b"), ("id", "mine"), ("replays", "3")]);
-        assert_eq!(twice.fields, expected);
-        let forged = fields(&[("type", "a.b"), ("replays", "many")]);
-        let forged = again(&forged, None, Source::Range, 0);
-        assert_eq!(forged.replays, u32::MAX);
-    }
-
-    #[test]
-    fn a_letter_goes_back_to_an_events_stream_only() {
-        let keys = Keys::new("cb").unwrap();
-        let dead = keys.stream_name("cb:dead:a").unwrap();
-        let letter = |kind: &str, stream: &str| Letter {
-            fields: fields(&[("type", kind)]),
-            stream: Some(stream.to_owned()),
-            ..Letter::default()
-        };
-        let back = |letter: Letter| way_back(&keys, &dead, &letter);
-        assert_eq!(
-            back(letter("a.b", "cb:events:other")).unwrap(),
-            "cb:events:other"
-        );
-        assert_eq!(back(letter("a.b", "cb:leader")).unwrap(), "cb:events:a");
-        assert_eq!(back(letter("a.b", "x:events:a")).unwrap(), "cb:events:a");
-        assert_eq!(back(letter("a.b", "cb:inbox:w-1")), Err(NoWayBack::Inbox));
-        assert_eq!(back(letter("a", "cb:events:a")), Err(NoWayBack::NoEvent));
-        let mut reply = letter("a.b.result", "cb:results:a");
-        reply.fields.extend(fields(&[("correlationid", "1")]));
-        assert_eq!(back(reply), Err(NoWayBack::Reply));
-        let keys = Keys::tagged("cb", 4).unwrap();
-        let dead = keys.stream_name("{cb:a:1}:dead").unwrap();
-        let other = way_back(&keys, &dead, &letter("a.b", "{cb:a:2}:events"));
-        assert_eq!(other, Err(NoWayBack::OtherSlot));
-    }
 }

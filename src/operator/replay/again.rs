@@ -1,0 +1,111 @@
+//! An event as it is published again, and the stream that it goes back to.
+
+use crate::protocol::dead::Letter;
+use crate::protocol::event::{Entry, EntryId, REPLAYS};
+use crate::protocol::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
+
+/// Where an event is replayed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The dead letters.
+    Dead,
+    /// What is delivered and not acknowledged.
+    Pending,
+    /// Entries that the group is done with.
+    Range,
+}
+
+/// An event as it is to be published again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Again {
+    /// Names and values in turn.
+    pub fields: Vec<Vec<u8>>,
+    /// How often it has been replayed then.
+    pub replays: u32,
+}
+
+/// The fields with which an event is published again.
+pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms: u64) -> Again {
+    let mut replays = 0u32;
+    // Unless its name was lost, or an operator wanted it to run once more.
+    let is_named = !fields
+        .chunks_exact(2)
+        .any(|pair| matches!(pair[0].as_slice(), b"replays" | b"attempt"));
+    let mut kept: Vec<Vec<u8>> = Vec::with_capacity(fields.len() + 4);
+    let mut has_id = false;
+    let answered = source != Source::Pending;
+    for pair in fields.chunks_exact(2) {
+        let text = || std::str::from_utf8(&pair[1]).unwrap_or_default();
+        match pair[0].as_slice() {
+            b"replays" => replays = text().parse().unwrap_or(u32::MAX),
+            b"attempt" | b"lasterror" | b"firstfailed" => continue,
+            b"replyto" if answered => continue,
+            b"deadline" if answered && text().parse().is_ok_and(|at: u64| at <= now_ms) => continue,
+            // What is dead or done runs once more without asking whether it was the first of its id.
+            b"dedup" if answered && text().parse::<EntryId>().is_ok() => {
+                kept.extend([b"dedup".to_vec(), b"1".to_vec()]);
+            }
+            // What is pending is moved like by a retry: it asks, under the name that it has.
+            b"dedup" if !answered && is_named && pair[1] == b"1" => {
+                let name = own_id.map_or_else(|| "1".to_owned(), |id| id.to_string());
+                kept.extend([b"dedup".to_vec(), name.into_bytes()]);
+            }
+            name => {
+                has_id |= name == b"id";
+                kept.extend_from_slice(pair);
+            }
+        }
+    }
+    if let (false, Some(id)) = (has_id, own_id) {
+        kept.extend([b"id".to_vec(), id.to_string().into_bytes()]);
+    }
+    let replays = replays.saturating_add(1);
+    kept.extend([REPLAYS.into(), replays.to_string().into_bytes()]);
+    Again {
+        fields: kept,
+        replays,
+    }
+}
+
+/// Why a dead letter has no stream to go back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NoWayBack {
+    /// Its type is missing or no event type.
+    #[error("no event")]
+    NoEvent,
+    /// A reply that could not be stored.
+    #[error("a reply, not an event")]
+    Reply,
+    /// It stood in the inbox of one instance: what it told that instance is out of date.
+    #[error("from an inbox: its task was assigned anew")]
+    Inbox,
+    /// The stream that it stood on lies in another slot.
+    #[error("its stream lies in another slot")]
+    OtherSlot,
+}
+
+/// The events stream that a dead letter goes back to: the one it names if that is one of this
+/// namespace, else its type's.
+pub fn way_back(keys: &Keys, dead: &StreamName, letter: &Letter) -> Result<String, NoWayBack> {
+    let entry = Entry::new(EntryId::default(), &letter.fields);
+    let kind = entry.get("type").filter(|kind| is_event_type(kind));
+    let kind = kind.and_then(|kind| std::str::from_utf8(kind).ok());
+    let kind = kind.ok_or(NoWayBack::NoEvent)?;
+    if kind.ends_with(".result") && entry.get("correlationid").is_some() {
+        return Err(NoWayBack::Reply);
+    }
+    let named = letter
+        .stream
+        .as_deref()
+        .and_then(|key| keys.stream_name(key));
+    let to = match named {
+        Some(name) if name.kind == StreamKind::Inbox => return Err(NoWayBack::Inbox),
+        Some(name) if name.kind == StreamKind::Events => name.key,
+        _ => keys.events(domain_of(kind), dead.partition),
+    };
+    match keys.share_slot(&to, &dead.key) {
+        true => Ok(to),
+        false => Err(NoWayBack::OtherSlot),
+    }
+}
