@@ -18,10 +18,18 @@ fn blocks(language: &str) -> impl Iterator<Item = &'static str> {
 struct Worker(Child);
 
 impl Worker {
-    fn start(redis: &Redis, handler: &str) -> Self {
-        let mut worker = convoke(redis, &["worker", "--id", "w-1", "--exec", handler]);
+    fn start(redis: &Redis, handlers: &[&str]) -> Self {
+        let mut worker = convoke(redis, &["worker", "--id", "w-1"]);
+        worker.args(handlers.iter().flat_map(|handler| ["--exec", handler]));
         worker.stdout(Stdio::null()).stderr(Stdio::null());
-        Self(worker.spawn().unwrap())
+        let worker = Self(worker.spawn().unwrap());
+        let mut there = redis.connect();
+        eventually("the worker is there", || {
+            let mut exists = redis::cmd("EXISTS");
+            let alive: bool = exists.arg("cb:instance:w-1").query(&mut there).unwrap();
+            alive
+        });
+        worker
     }
 }
 
@@ -42,16 +50,8 @@ fn the_publisher_in_python_gets_its_reply() {
     let redis = Redis::start();
     let _worker = Worker::start(
         &redis,
-        r#"image.resize=sed 's/.*/{"url": "cat.png?width=640"}/'"#,
+        &[r#"image.resize=sed 's/.*/{"url": "cat.png?width=640"}/'"#],
     );
-    let mut there = redis.connect();
-    eventually("the worker is there", || {
-        let alive: bool = redis::cmd("EXISTS")
-            .arg("cb:instance:w-1")
-            .query(&mut there)
-            .unwrap();
-        alive
-    });
     let code = blocks("python").next().unwrap();
     let url = redis.url_for(users::PUBLISHER);
     let code = code.replace("redis.Redis()", &format!("redis.Redis.from_url({url:?})"));
@@ -60,6 +60,25 @@ fn the_publisher_in_python_gets_its_reply() {
         .args(["-c", &code])
         .output();
     assert_eq!(out(&ran.unwrap()), "ok {'url': 'cat.png?width=640'}\n");
+}
+
+#[test]
+fn the_publisher_in_python_shows_all_that_an_event_may_say() {
+    let redis = Redis::start();
+    let handlers = [
+        "text.upper=tr '[:lower:]' '[:upper:]'",
+        "text.fail=echo no such text >&2; exit 65",
+    ];
+    let _worker = Worker::start(&redis, &handlers);
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/examples/publisher.py");
+    let text = std::fs::read_to_string(program).unwrap();
+    assert!(handlers.iter().all(|handler| text.contains(handler)));
+    let mut ran = Command::new("/usr/bin/python3");
+    let ran = ran.args([program, &redis.url()]).output().unwrap();
+    assert_eq!(
+        out(&ran),
+        "CAT\ninternal: no such text\nLATER\nONCE 1\ninternal no such text\n"
+    );
 }
 
 #[test]
