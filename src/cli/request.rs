@@ -122,5 +122,6 @@ fn kind_of(error: &RequestError) -> &'static str {
         RequestError::Remote(_) => "remote",
         RequestError::Malformed(_) => "malformed",
         RequestError::Closed => "closed",
+        _ => "failed",
     }
 }

@@ -26,6 +26,7 @@ const COUNT: usize = 64;
 
 /// Why a request has no result.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// It was rejected, or it is unknown whether it was stored and no reply came in time.
     #[error(transparent)]

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 /// A call that failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum CoordinationError {
     /// A value that the protocol does not allow; the message begins with the field's name.
     #[error("{0}")]

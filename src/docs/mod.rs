@@ -2,6 +2,7 @@
 
 /// A page of the documentation.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct Page {
     /// Its name.
     pub name: &'static str,

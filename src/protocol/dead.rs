@@ -61,6 +61,7 @@ const TOLD: [&str; 8] = [
 
 /// A dead letter as it was read from its stream. What it tells was written by whoever may write there.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct Letter {
     /// Names and values of the event's own fields in turn.
     pub fields: Vec<Vec<u8>>,

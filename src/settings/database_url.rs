@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 /// Which kind of database a URL leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DatabaseKind {
     /// A file.
     Sqlite(PathBuf),

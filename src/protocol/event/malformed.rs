@@ -6,6 +6,7 @@ use crate::protocol::keys;
 
 /// An entry that is no event: the message says why, naming the field.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Malformed {
     /// The entry as it came.
     pub entry: Entry,

@@ -5,6 +5,7 @@ use super::{Keys, Layout};
 
 /// What a stream holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum StreamKind {
     /// Events that wait for a handler.
     Events,
