@@ -10,8 +10,33 @@ pub mod system;
 pub mod task;
 mod warden;
 
+use crate::coordination::ballots::Ballots;
+use crate::coordination::batches::Batches;
+use crate::coordination::catalog::Catalog;
+use crate::coordination::flow::Flow;
+use crate::coordination::instances::Instances;
+use crate::coordination::own_report::OwnReport;
+use crate::coordination::tasks::Tasks;
+use crate::coordination::view::View;
 use crate::handler::router::Registration;
 use rmpv::Value;
+use services::Configured;
+use system::batch_process::Runner;
+
+/// What the built-in handlers call. They take it as any handler takes its state.
+pub(crate) struct Services {
+    /// Speaks for events: what one asks for is not this worker's own word.
+    pub(crate) instances: Instances,
+    pub(crate) tasks: Tasks,
+    pub(crate) batches: Batches,
+    pub(crate) runner: Runner,
+    pub(crate) ballots: Ballots,
+    pub(crate) view: View,
+    pub(crate) flow: Flow,
+    pub(crate) catalog: Catalog,
+    pub(crate) own_report: OwnReport,
+    pub(crate) configured: Configured,
+}
 
 /// All built-in handlers.
 pub fn registrations() -> Vec<Registration> {

@@ -51,7 +51,6 @@ pub struct RemoteError {
 /// A reply or a result that does not follow the protocol; the message names the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the reply is malformed: {0}")]
-#[non_exhaustive]
 pub struct MalformedReply(pub String);
 
 /// What a failed handler's reply carries as data.

@@ -2,6 +2,7 @@
 
 use super::vital::Vital;
 use super::{RunError, Worker};
+use crate::builtin::Services;
 use crate::builtin::services::Configured;
 use crate::builtin::system::batch_process::Runner;
 use crate::connect::connector::Connector;
@@ -185,33 +186,24 @@ impl Builder {
         let name = uuid::Uuid::now_v7().simple().to_string();
         let instances = Instances::of_process(connector.clone(), keys.clone(), &name);
         let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
-        states.insert(asked);
-        states.insert(Configured::new(&settings));
-        states.insert(tasks.clone());
-        let own_report = OwnReport::default();
-        states.insert(own_report.clone());
-        let leases = Leases::default();
+        let (own_report, leases) = (OwnReport::default(), Leases::default());
         let answers = Answers::new(settings.heartbeat_ttl);
-        states.insert(Runner::new(
-            connector.clone(),
-            keys.clone(),
-            &settings,
-            leases.clone(),
-            answers.clone(),
-        )?);
-        states.insert(Batches::new(connector.clone(), keys.clone()));
-        states.insert(Ballots::new(connector.clone(), keys.clone()));
-        states.insert(View::new(connector.clone(), keys.clone()));
-        let group = settings.group.as_str();
-        states.insert(Flow::new(
-            connector.clone(),
-            keys.clone(),
-            group,
-            LEDGER_GROUP,
-        ));
-        let vital = Vital::new(&settings.id, settings.heartbeat_ttl, &answers);
         let catalog = Catalog::new(connector.clone(), keys.clone());
-        states.insert(catalog.clone());
+        let (group, of_ledger) = (settings.group.as_str(), LEDGER_GROUP);
+        let runs = (leases.clone(), answers.clone());
+        states.insert(Services {
+            instances: asked,
+            tasks: tasks.clone(),
+            batches: Batches::new(connector.clone(), keys.clone()),
+            runner: Runner::new(connector.clone(), keys.clone(), &settings, runs.0, runs.1)?,
+            ballots: Ballots::new(connector.clone(), keys.clone()),
+            view: View::new(connector.clone(), keys.clone()),
+            flow: Flow::new(connector.clone(), keys.clone(), group, of_ledger),
+            catalog: catalog.clone(),
+            own_report: own_report.clone(),
+            configured: Configured::new(&settings),
+        });
+        let vital = Vital::new(&settings.id, settings.heartbeat_ttl, &answers);
         for handler in &handlers {
             let wanted = handler.endpoint.wants();
             if let Some(lacks) = wanted.iter().find(|wanted| !states.has(wanted)) {

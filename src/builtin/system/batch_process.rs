@@ -4,6 +4,7 @@ mod exclusive;
 mod fan_out;
 mod holding;
 
+use crate::builtin::Services;
 use crate::builtin::system::encoded;
 use crate::client::{Client, ClientOptions};
 use crate::connect::connector::Connector;
@@ -14,7 +15,7 @@ use crate::coordination::batches::batch::{BatchStatus, Failure, Mode, Wanted};
 use crate::coordination::batches::leases::Leases;
 use crate::coordination::batches::{Acquired, Asker, Batches};
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::Instances;
+use crate::handler::state::State;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::keys::{Keys, NameError};
 use crate::settings::Settings;
@@ -139,8 +140,12 @@ pub struct Processed {
 /// # Errors
 /// `invalid_argument`, naming the field; `already_exists` if the batch has another content; `aborted`
 /// if the lease was lost; `unimplemented` if nobody has a handler for the items.
-pub async fn process(context: Context, mut event: Process) -> Result<Processed, HandlerError> {
-    let runner = context.state::<Runner>()?.clone();
+pub(super) async fn process(
+    context: Context,
+    mut event: Process,
+    services: State<Services>,
+) -> Result<Processed, HandlerError> {
+    let runner = services.runner.clone();
     let lease_ms = event.lease_ms.unwrap_or(runner.lease.as_millis() as u64);
     let items = std::mem::take(&mut event.items);
     let items: Vec<Vec<u8>> = items.iter().map(encoded).collect();
@@ -160,7 +165,7 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
     let place = runner.places.clone().try_acquire_owned().ok();
     let can_run = match event.mode {
         Mode::Exclusive => context.handles(&event.item_type),
-        Mode::FanOut => somebody_handles(&context, &event).await?,
+        Mode::FanOut => somebody_handles(&services, &context, &event).await?,
     };
     let run = Uuid::now_v7().to_string();
     loop {
@@ -233,13 +238,17 @@ pub async fn process(context: Context, mut event: Process) -> Result<Processed, 
 }
 
 /// Whether an active instance reads events of the items' type.
-async fn somebody_handles(context: &Context, event: &Process) -> Result<bool, HandlerError> {
+async fn somebody_handles(
+    services: &Services,
+    context: &Context,
+    event: &Process,
+) -> Result<bool, HandlerError> {
     let kind = &event.item_type;
     // This one is there, whether or not the server has heard of it since it was away.
     if context.handles(kind) {
         return Ok(true);
     }
-    let capable = context.state::<Instances>()?.capable(kind).await;
+    let capable = services.instances.capable(kind).await;
     let capable = capable.map_err(CoordinationError::into_handler_error)?;
     match capable.alive.is_empty() && !capable.expired.is_empty() {
         true => Err(HandlerError::later(

@@ -1,5 +1,7 @@
-use crate::coordination::catalog::{Catalog, Offered, RateLimit};
+use crate::builtin::Services;
+use crate::coordination::catalog::{Offered, RateLimit};
 use crate::coordination::error::CoordinationError;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -38,9 +40,13 @@ pub(super) struct Methods {
     omitted: Option<u64>,
 }
 
-pub(super) async fn discover(context: Context, event: Discover) -> Result<Methods, HandlerError> {
-    let found = context
-        .state::<Catalog>()?
+pub(super) async fn discover(
+    _: Context,
+    event: Discover,
+    services: State<Services>,
+) -> Result<Methods, HandlerError> {
+    let found = services
+        .catalog
         .discover(event.domain.as_deref())
         .await
         .map_err(CoordinationError::into_handler_error)?;

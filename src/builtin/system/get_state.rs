@@ -1,15 +1,13 @@
+use crate::builtin::Services;
 use crate::builtin::system::quorum_vote::{StatusName, decoded};
 use crate::builtin::task::Shown;
-use crate::coordination::ballots::Ballots;
 use crate::coordination::ballots::ballot::Ballot;
-use crate::coordination::batches::Batches;
 use crate::coordination::batches::batch::Batch;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::Instances;
 use crate::coordination::instances::instance::Instance;
 use crate::coordination::instances::roster::{Condition, Detail};
-use crate::coordination::tasks::Tasks;
-use crate::coordination::view::{self, MAX_RECENT, StreamSize, View};
+use crate::coordination::view::{self, MAX_RECENT, StreamSize};
+use crate::handler::state;
 use crate::protocol::event::Entry;
 use crate::{Context, HandlerError};
 use rmpv::Value;
@@ -254,21 +252,25 @@ impl Fact {
     }
 }
 
-pub(super) async fn get_state(context: Context, event: GetState) -> Result<State, HandlerError> {
+pub(super) async fn get_state(
+    _: Context,
+    event: GetState,
+    services: state::State<Services>,
+) -> Result<State, HandlerError> {
     if event.recent > MAX_RECENT {
         let recent = event.recent;
         return Err(HandlerError::invalid_argument(format!(
             "recent: {recent} is more than {MAX_RECENT}"
         )));
     }
-    let view = context.state::<View>()?;
+    let view = &services.view;
     // First: what changes meanwhile is of a later version.
     let version = view.version().await;
     let version = version.map_err(CoordinationError::into_handler_error)?;
-    let instances = context.state::<Instances>()?;
-    let batches = context.state::<Batches>()?;
-    let ballots = context.state::<Ballots>()?;
-    let tasks = context.state::<Tasks>()?;
+    let instances = &services.instances;
+    let batches = &services.batches;
+    let ballots = &services.ballots;
+    let tasks = &services.tasks;
     let (leader, known, (counts, items), batches, decisions, streams, facts, memory) =
         tokio::try_join!(
             instances.leader(),

@@ -1,9 +1,8 @@
-use crate::builtin::services::Configured;
+use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::flow::{Flow, Trouble, of_instances};
-use crate::coordination::instances::Instances;
+use crate::coordination::flow::{Trouble, of_instances};
 use crate::coordination::instances::roster::Census;
-use crate::coordination::view::View;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -68,7 +67,7 @@ impl Service {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
-struct Services {
+struct Probed {
     redis: Service,
     postgres: Service,
     mcp: Service,
@@ -87,7 +86,7 @@ struct Counted {
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub(super) struct Health {
     status: Status,
-    services: Services,
+    services: Probed,
     instances: Counted,
     /// Whether fewer than half of the known instances are healthy, or were and no more than 70 % are
     /// again.
@@ -122,9 +121,13 @@ impl From<Trouble> for Told {
     }
 }
 
-pub(super) async fn health(context: Context, _: Nothing) -> Result<Health, HandlerError> {
-    let instances = context.state::<Instances>()?;
-    let configured = context.state::<Configured>()?;
+pub(super) async fn health(
+    context: Context,
+    _: Nothing,
+    services: State<Services>,
+) -> Result<Health, HandlerError> {
+    let instances = &services.instances;
+    let configured = &services.configured;
     let redis = async {
         match instances.ping().await {
             Ok(latency) => match instances.census().await {
@@ -137,7 +140,7 @@ pub(super) async fn health(context: Context, _: Nothing) -> Result<Health, Handl
     let flows = async {
         let left = context.time_left().unwrap_or(PATIENCE);
         let twice = left >= PATIENCE;
-        tokio::time::timeout(left / 2, flow_of(&context, twice)).await
+        tokio::time::timeout(left / 2, flow_of(&services, twice)).await
     };
     let limit = context.time_left().map_or(Duration::MAX, |left| left / 2);
     let ((redis, census), flow, postgres, mcp) = tokio::join!(
@@ -146,21 +149,21 @@ pub(super) async fn health(context: Context, _: Nothing) -> Result<Health, Handl
         configured.postgres(limit),
         configured.mcp(limit)
     );
-    let services = Services {
+    let probed = Probed {
         redis: Service::probed(redis),
         postgres: postgres.map_or(Service::DISABLED, Service::probed),
         mcp: mcp.map_or(Service::DISABLED, Service::probed),
     };
-    let mut health = assess(services, census);
+    let mut health = assess(probed, census);
     // Who has no answer on the flow has one on the rest.
     health.flow = flow.ok().and_then(Result::ok);
     Ok(health)
 }
 
-async fn flow_of(context: &Context, twice: bool) -> Result<Vec<Told>, HandlerError> {
-    let instances = context.state::<Instances>()?;
-    let flow = context.state::<Flow>()?;
-    let names = context.state::<View>()?.stream_names().await;
+async fn flow_of(services: &Services, twice: bool) -> Result<Vec<Told>, HandlerError> {
+    let instances = &services.instances;
+    let flow = &services.flow;
+    let names = services.view.stream_names().await;
     let names = names.map_err(CoordinationError::into_handler_error)?;
     let (mut troubles, census, global) = tokio::try_join!(
         flow.look(&names, twice),
@@ -173,7 +176,7 @@ async fn flow_of(context: &Context, twice: bool) -> Result<Vec<Told>, HandlerErr
 }
 
 /// An instance is suspect if a peer says so, or if it expired and was not declared lost yet.
-fn assess(services: Services, census: Census) -> Health {
+fn assess(services: Probed, census: Census) -> Health {
     let instances = Counted {
         healthy: census.healthy(),
         suspect: census.suspect + census.expired,
@@ -221,7 +224,7 @@ mod tests {
     }
 
     fn of(redis: Service, postgres: Service, census: Census) -> Health {
-        let services = Services {
+        let services = Probed {
             redis,
             postgres,
             mcp: Service::DISABLED,

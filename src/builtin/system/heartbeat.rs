@@ -1,8 +1,9 @@
+use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::Instances;
 use crate::coordination::instances::gossip::Opinion;
 use crate::coordination::instances::instance::Beat;
 use crate::coordination::metrics::Report;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -40,7 +41,11 @@ struct Peer {
     left_ms: u64,
 }
 
-pub(super) async fn heartbeat(context: Context, event: Heartbeat) -> Result<Pulse, HandlerError> {
+pub(super) async fn heartbeat(
+    _: Context,
+    event: Heartbeat,
+    services: State<Services>,
+) -> Result<Pulse, HandlerError> {
     let metrics = match &event.metrics {
         None | Some(Value::Nil) => None,
         Some(map) if map.is_map() => Some(Report::from_map(map)),
@@ -54,8 +59,8 @@ pub(super) async fn heartbeat(context: Context, event: Heartbeat) -> Result<Puls
         metrics,
         seal: None,
     };
-    let pulse = context
-        .state::<Instances>()?
+    let pulse = services
+        .instances
         .heartbeat(&beat)
         .await
         .map_err(CoordinationError::into_handler_error)?;

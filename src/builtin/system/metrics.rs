@@ -1,8 +1,7 @@
+use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::Instances;
-use crate::coordination::own_report::OwnReport;
-use crate::coordination::tasks::Tasks;
 use crate::coordination::totals::Global;
+use crate::handler::state::State;
 use crate::protocol::histogram::Histogram;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
@@ -102,16 +101,20 @@ struct Scaling {
     load_balance: f64,
 }
 
-pub(super) async fn metrics(context: Context, ask: Ask) -> Result<Metrics, HandlerError> {
-    let instances = context.state::<Instances>()?;
+pub(super) async fn metrics(
+    _: Context,
+    ask: Ask,
+    services: State<Services>,
+) -> Result<Metrics, HandlerError> {
+    let instances = &services.instances;
     // Its own numbers are those of this moment, not of its last pulse.
-    let own = context.state::<OwnReport>()?.tell().await;
+    let own = services.own_report.tell().await;
     own.map_err(CoordinationError::into_handler_error)?;
     let global = instances
         .metrics(ask.detailed)
         .await
         .map_err(CoordinationError::into_handler_error)?;
-    let tasks = context.state::<Tasks>()?.counts();
+    let tasks = services.tasks.counts();
     let tasks = tasks.await.map_err(CoordinationError::into_handler_error)?;
     Ok(told(global, tasks.completed, &ask))
 }

@@ -1,7 +1,8 @@
+use crate::builtin::Services;
 use crate::builtin::system::encoded;
-use crate::coordination::ballots::Ballots;
 use crate::coordination::ballots::ballot::{BallotStatus, DEFAULT_EXPIRES_IN_MS, Vote};
 use crate::coordination::error::CoordinationError;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -67,8 +68,9 @@ pub(super) struct QuorumVoted {
 }
 
 pub(super) async fn quorum_vote(
-    context: Context,
+    _: Context,
     event: QuorumVote,
+    services: State<Services>,
 ) -> Result<QuorumVoted, HandlerError> {
     let vote = Vote {
         decision: event.decision,
@@ -77,8 +79,8 @@ pub(super) async fn quorum_vote(
         role: event.role,
         expires_in_ms: event.expires_in_ms,
     };
-    let voted = context
-        .state::<Ballots>()?
+    let voted = services
+        .ballots
         .vote(&vote)
         .await
         .map_err(CoordinationError::into_handler_error)?;

@@ -1,7 +1,8 @@
+use crate::builtin::Services;
 use crate::builtin::system::encoded;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::Instances;
 use crate::coordination::instances::instance::Registering;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -44,8 +45,9 @@ fn half_a_minute() -> u64 {
 }
 
 pub(super) async fn register(
-    context: Context,
+    _: Context,
     event: Register,
+    services: State<Services>,
 ) -> Result<Registered, HandlerError> {
     let registering = Registering {
         id: event.id,
@@ -56,8 +58,8 @@ pub(super) async fn register(
         ttl_ms: event.ttl_ms,
         incarnation: event.incarnation,
     };
-    let registered = context
-        .state::<Instances>()?
+    let registered = services
+        .instances
         .register(&registering)
         .await
         .map_err(CoordinationError::into_handler_error)?;

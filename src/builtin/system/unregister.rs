@@ -1,5 +1,6 @@
+use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::Instances;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,11 +18,12 @@ pub(super) struct Unregistered {
 }
 
 pub(super) async fn unregister(
-    context: Context,
+    _: Context,
     event: Unregister,
+    services: State<Services>,
 ) -> Result<Unregistered, HandlerError> {
-    let gone = context
-        .state::<Instances>()?
+    let gone = services
+        .instances
         .unregister(&event.instance_id, event.incarnation)
         .await
         .map_err(CoordinationError::into_handler_error)?;

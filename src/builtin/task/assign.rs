@@ -1,6 +1,7 @@
+use crate::builtin::Services;
 use crate::builtin::task::Moved;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::Tasks;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,9 +13,13 @@ pub(super) struct Assign {
     instance_id: String,
 }
 
-pub(super) async fn assign(context: Context, event: Assign) -> Result<Moved, HandlerError> {
-    let placed = context
-        .state::<Tasks>()?
+pub(super) async fn assign(
+    context: Context,
+    event: Assign,
+    services: State<Services>,
+) -> Result<Moved, HandlerError> {
+    let placed = services
+        .tasks
         .assign(&event.task_id, &event.instance_id, &context.event().id())
         .await
         .map_err(CoordinationError::into_handler_error)?;

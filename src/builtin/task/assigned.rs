@@ -3,12 +3,14 @@
 //! The entry in the inbox stays pending until the task is completed or has failed, so a process
 //! that comes back runs what it still holds. What it does not hold any more is skipped by the fence.
 
+use crate::builtin::Services;
 use crate::builtin::encoded;
 use crate::connect::connector::reconnect_delay;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::{Assignment, Tasks};
 use crate::handler::context::Context;
 use crate::handler::dispatch::{Done, Part, Unbegun};
+use crate::handler::state::State;
 use crate::protocol::error::{Code, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -41,14 +43,18 @@ fn nil() -> Value {
     Value::Nil
 }
 
-pub(super) async fn assigned(context: Context, task: Assigned) -> Result<Ran, HandlerError> {
+pub(super) async fn assigned(
+    context: Context,
+    task: Assigned,
+    services: State<Services>,
+) -> Result<Ran, HandlerError> {
     if !context.is_from_inbox() {
         return Err(HandlerError::new(
             Code::PermissionDenied,
             "task.assigned comes from the inbox of an instance only: publish task.create",
         ));
     }
-    let tasks = context.state::<Tasks>()?;
+    let tasks = &services.tasks;
     let assignment = Assignment {
         task: task.task_id,
         instance: context.instance().to_owned(),

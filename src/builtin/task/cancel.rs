@@ -1,5 +1,6 @@
+use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::Tasks;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,10 +18,14 @@ pub(super) struct Cancelled {
     status: &'static str,
 }
 
-pub(super) async fn cancel(context: Context, event: Cancel) -> Result<Cancelled, HandlerError> {
+pub(super) async fn cancel(
+    _: Context,
+    event: Cancel,
+    services: State<Services>,
+) -> Result<Cancelled, HandlerError> {
     let reason = event.reason.unwrap_or_default();
-    context
-        .state::<Tasks>()?
+    services
+        .tasks
         .cancel(&event.task_id, &reason)
         .await
         .map_err(CoordinationError::into_handler_error)?;

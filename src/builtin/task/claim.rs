@@ -1,7 +1,9 @@
+use crate::builtin::Services;
 use crate::builtin::task::look::unpacked;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::{Assignment, Tasks, claim};
+use crate::coordination::tasks::{Assignment, claim};
 use crate::handler::function::encode;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -43,14 +45,18 @@ fn one() -> usize {
     1
 }
 
-pub(super) async fn claim(context: Context, event: Claim) -> Result<Claimed, HandlerError> {
+pub(super) async fn claim(
+    context: Context,
+    event: Claim,
+    services: State<Services>,
+) -> Result<Claimed, HandlerError> {
     if event.kinds.as_ref().is_some_and(Vec::is_empty) {
         return Err(HandlerError::invalid_argument(
             "kinds: it names no kind; leave it out to claim all that the instance can take",
         ));
     }
     let kinds = event.kinds.unwrap_or_default();
-    let tasks = context.state::<Tasks>()?;
+    let tasks = &services.tasks;
     let asked = context.event().id();
     let claimed = tasks
         .claim_as(

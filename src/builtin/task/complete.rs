@@ -1,6 +1,8 @@
+use crate::builtin::Services;
 use crate::builtin::encoded;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::{Assignment, Tasks};
+use crate::coordination::tasks::Assignment;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -27,14 +29,18 @@ fn nil() -> Value {
     Value::Nil
 }
 
-pub(super) async fn complete(context: Context, event: Complete) -> Result<Completed, HandlerError> {
+pub(super) async fn complete(
+    _: Context,
+    event: Complete,
+    services: State<Services>,
+) -> Result<Completed, HandlerError> {
     let assignment = Assignment {
         task: event.task_id,
         instance: event.instance_id,
         fence: event.fence,
     };
-    context
-        .state::<Tasks>()?
+    services
+        .tasks
         .complete(&assignment, &encoded(&event.result), &[])
         .await
         .map_err(CoordinationError::into_handler_error)?;

@@ -1,7 +1,8 @@
+use crate::builtin::Services;
 use crate::builtin::encoded;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::Tasks;
 use crate::coordination::tasks::task::NewTask;
+use crate::handler::state::State;
 use crate::protocol::keys;
 use crate::{Context, HandlerError};
 use rmpv::Value;
@@ -54,7 +55,11 @@ fn three() -> u32 {
     3
 }
 
-pub(super) async fn create(context: Context, event: Create) -> Result<Created, HandlerError> {
+pub(super) async fn create(
+    context: Context,
+    event: Create,
+    services: State<Services>,
+) -> Result<Created, HandlerError> {
     let id = event.task_id.unwrap_or_else(|| invented(&context));
     let task = NewTask {
         kind: event.kind,
@@ -65,8 +70,8 @@ pub(super) async fn create(context: Context, event: Create) -> Result<Created, H
         max_attempts: event.max_attempts,
         id,
     };
-    let created = context
-        .state::<Tasks>()?
+    let created = services
+        .tasks
         .create(&task)
         .await
         .map_err(CoordinationError::into_handler_error)?;

@@ -1,5 +1,7 @@
+use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::{Assignment, Tasks};
+use crate::coordination::tasks::Assignment;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,14 +29,18 @@ fn yes() -> bool {
     true
 }
 
-pub(super) async fn fail(context: Context, event: Fail) -> Result<Failed, HandlerError> {
+pub(super) async fn fail(
+    _: Context,
+    event: Fail,
+    services: State<Services>,
+) -> Result<Failed, HandlerError> {
     let assignment = Assignment {
         task: event.task_id,
         instance: event.instance_id,
         fence: event.fence,
     };
-    let status = context
-        .state::<Tasks>()?
+    let status = services
+        .tasks
         .fail(&assignment, &event.error, event.retryable)
         .await
         .map_err(CoordinationError::into_handler_error)?;

@@ -1,7 +1,8 @@
+use crate::builtin::Services;
 use crate::builtin::task::Shown;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::Tasks;
 use crate::coordination::tasks::task::TaskStatus;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -46,9 +47,13 @@ fn hundred() -> usize {
     100
 }
 
-pub(super) async fn get(context: Context, event: Get) -> Result<Detail, HandlerError> {
-    let found = context
-        .state::<Tasks>()?
+pub(super) async fn get(
+    _: Context,
+    event: Get,
+    services: State<Services>,
+) -> Result<Detail, HandlerError> {
+    let found = services
+        .tasks
         .get(&event.task_id)
         .await
         .map_err(CoordinationError::into_handler_error)?;
@@ -66,15 +71,19 @@ pub(super) async fn get(context: Context, event: Get) -> Result<Detail, HandlerE
     })
 }
 
-pub(super) async fn list(context: Context, event: List) -> Result<Listed, HandlerError> {
+pub(super) async fn list(
+    _: Context,
+    event: List,
+    services: State<Services>,
+) -> Result<Listed, HandlerError> {
     let status = event
         .status
         .as_deref()
         .map(str::parse::<TaskStatus>)
         .transpose();
     let status = status.map_err(CoordinationError::into_handler_error)?;
-    let tasks = context
-        .state::<Tasks>()?
+    let tasks = services
+        .tasks
         .list(status, event.limit)
         .await
         .map_err(CoordinationError::into_handler_error)?;

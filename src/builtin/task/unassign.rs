@@ -1,6 +1,7 @@
+use crate::builtin::Services;
 use crate::builtin::task::Moved;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::Tasks;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -10,9 +11,13 @@ pub(super) struct Unassign {
     task_id: String,
 }
 
-pub(super) async fn unassign(context: Context, event: Unassign) -> Result<Moved, HandlerError> {
-    let placed = context
-        .state::<Tasks>()?
+pub(super) async fn unassign(
+    context: Context,
+    event: Unassign,
+    services: State<Services>,
+) -> Result<Moved, HandlerError> {
+    let placed = services
+        .tasks
         .unassign(&event.task_id, &context.event().id())
         .await
         .map_err(CoordinationError::into_handler_error)?;

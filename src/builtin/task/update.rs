@@ -1,8 +1,9 @@
+use crate::builtin::Services;
 use crate::builtin::encoded;
 use crate::builtin::task::Moved;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::Tasks;
 use crate::coordination::tasks::update::Change;
+use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -29,15 +30,19 @@ fn given<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error>
     Value::deserialize(value).map(Some)
 }
 
-pub(super) async fn update(context: Context, event: Update) -> Result<Moved, HandlerError> {
+pub(super) async fn update(
+    context: Context,
+    event: Update,
+    services: State<Services>,
+) -> Result<Moved, HandlerError> {
     let change = Change {
         priority: event.priority,
         payload: event.payload.as_ref().map(encoded),
         requires: event.requires,
         metadata: event.metadata.as_ref().map(encoded),
     };
-    let placed = context
-        .state::<Tasks>()?
+    let placed = services
+        .tasks
         .update(&event.task_id, &change, &context.event().id())
         .await
         .map_err(CoordinationError::into_handler_error)?;
