@@ -31,7 +31,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::block_in_place;
 
-const TTL: Duration = Duration::from_secs(2);
+/// Of the workers: `TORTURE_TTL_MS`. What it costs to notice and to connect is the less of a ttl, the longer it is.
+fn ttl() -> Duration {
+    Duration::from_millis(torture::size("TORTURE_TTL_MS", 2000, 2000))
+}
+
 const WORKERS: usize = 3;
 /// Events, and as many tasks, that run through an outage.
 const HELD: usize = 6;
@@ -68,7 +72,7 @@ struct Outage {
 
 impl Outage {
     fn length(&self) -> Duration {
-        TTL * self.tenths / 10
+        ttl() * self.tenths / 10
     }
 }
 
@@ -129,9 +133,9 @@ impl Scene {
             _ => Redis::start(),
         });
         let settings = Settings {
-            heartbeat_ttl: TTL,
+            heartbeat_ttl: ttl(),
             // As the default is to the ttl.
-            claim_idle: 2 * TTL,
+            claim_idle: 2 * ttl(),
             capacity: 4 * HELD as u32,
             ..settings()
         };
@@ -270,7 +274,7 @@ impl Scene {
     /// Waits until all workers have pulsed for two ttls since then, so that whoever is to be lost is lost,
     /// and until what ran through it is done.
     async fn settle(&mut self, since: u64) {
-        let then = since + 2 * TTL.as_millis() as u64;
+        let then = since + 2 * ttl().as_millis() as u64;
         let done = (self.counts.outages.len() + 1) * HELD;
         until("all workers pulse, and all is done", || async {
             let Ok(listed) = self.instances.list().await else {
@@ -349,6 +353,6 @@ async fn outages_of_the_server_cost_no_live_worker_and_start_nothing_twice() {
         counts.add(some);
         counts.load.add(outcomes);
     }
-    counts.none_was_harmed(3 * TTL + ANSWER);
-    counts.tell(TTL).tell("outages");
+    counts.none_was_harmed(3 * ttl() + ANSWER);
+    counts.tell(ttl()).tell("outages");
 }
