@@ -4,7 +4,7 @@ use crate::setup::{Bus, GROUP};
 use convoke::streams::claim::{self, CLAIMS_TTL, Given, Handing, Pending};
 use std::time::Duration;
 
-/// So many entries pending with `w-1`.
+/// This many entries pending with `w-1`.
 async fn held(count: usize) -> (Bus, Vec<Pending>) {
     let mut bus = Bus::start().await;
     bus.add(count).await;

@@ -8,7 +8,7 @@ use convoke::protocol::keys::Keys;
 use convoke::streams::commit::{Committer, Note, Outcome, Settlement, Tally};
 use std::time::Duration;
 
-/// A bus with so many entries delivered to `w-1`.
+/// A bus with this many entries delivered to `w-1`.
 async fn holding(count: usize) -> (Bus, Committer, Vec<Held>) {
     let mut bus = Bus::start().await;
     let mut committer = bus.committer("w-1");

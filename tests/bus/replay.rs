@@ -149,7 +149,7 @@ async fn dead_letters_are_dropped_once_with_the_fact() {
     assert_eq!(facts[0].1["entries"], serde_json::json!(["1-1", "3-1"]));
 }
 
-/// So many entries pending with `w-1`, and what the committer of it would commit of the first.
+/// This many entries pending with `w-1`, and what the committer of it would commit of the first.
 async fn delivered(count: usize) -> (Bus, Vec<Pending>) {
     let mut bus = Bus::start().await;
     bus.add(count).await;

@@ -97,7 +97,7 @@ impl Bus {
         self.keys.claims("image", 0, consumer)
     }
 
-    /// Adds so many events; their ids are `e0`, `e1`, …
+    /// Adds this many events; their ids are `e0`, `e1`, …
     pub(crate) async fn add(&mut self, count: usize) -> Vec<EntryId> {
         let mut ids = Vec::new();
         for number in 0..count {

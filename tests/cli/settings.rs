@@ -62,7 +62,7 @@ fn variables_of_other_parts_and_empty_ones_are_left_alone() {
     ] {
         command.env(name, "1");
     }
-    // What Kubernetes tells of Services called convoke and convoke-redis.
+    // What Kubernetes says of Services called convoke and convoke-redis.
     for name in [
         "CONVOKE_SERVICE_HOST",
         "CONVOKE_SERVICE_PORT",

@@ -371,7 +371,7 @@ async fn an_item_counts_once_and_what_it_published_is_stored_once_with_it() {
     }
     assert_eq!(fleet.ask::<u64>("XLEN cb:events:effect").await, 2);
     assert_eq!(fleet.ask::<u64>("XLEN cb:events:other").await, 1);
-    // A stream that is none: nothing is changed.
+    // No stream: nothing is changed.
     fleet.run("SET cb:events:broken 1").await;
     let unwritable = [effect("cb:events:effect", 3), effect("cb:events:broken", 3)];
     match batches

@@ -119,7 +119,7 @@ async fn commands(fleet: &mut Fleet) -> u64 {
 #[tokio::test]
 async fn a_lane_that_was_parked_is_found_by_a_later_look_at_what_waits() {
     let mut fleet = Fleet::start().await;
-    // So many of a kind that a registration does not look at all of them.
+    // Too many of a kind for a registration to look at all of them.
     for number in 0..300 {
         let mut task = NewTask::new(format!("t-{number:03}"), "a.b");
         task.requires = vec![format!("no.b{number:03}")];

@@ -1,4 +1,4 @@
-//! The version of the state: it rises with each change of what is told of it, and with nothing else.
+//! The version of the state: it rises with each change of what it shows, and with nothing else.
 
 use crate::batches::{LEASE, asker, batches, failed, ok, wanted};
 use crate::fleet::Fleet;

@@ -1,4 +1,4 @@
-//! A service writes to its database and tells of it, in one transaction: a worker publishes what was
+//! A service writes to its database and says so, in one transaction: a worker publishes what was
 //! committed, and nothing that was rolled back.
 //!
 //!     cargo run --example outbox -- redis://127.0.0.1

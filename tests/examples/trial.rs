@@ -10,7 +10,7 @@ struct Mailer {
     is_up: bool,
 }
 
-/// Sends a mail, and tells of it.
+/// Sends a mail, and says so.
 async fn send(context: Context, to: String, mailer: State<Mailer>) -> Result<u32, HandlerError> {
     if !to.contains('@') {
         return Err(HandlerError::invalid_argument(format!("{to}: no address")));

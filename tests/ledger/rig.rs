@@ -133,7 +133,7 @@ impl Rig {
             .unwrap()
     }
 
-    /// Adds so many facts of a kind, numbered from `from` on.
+    /// Adds this many facts of a kind, numbered from `from` on.
     pub(crate) async fn tell_many(&self, kind: &str, from: u64, count: u64) {
         for chunk in (from..from + count).collect::<Vec<_>>().chunks(2000) {
             let mut pipe = redis::pipe();

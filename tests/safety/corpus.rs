@@ -59,7 +59,7 @@ impl Subject {
         command.query(&mut self.redis.connect())
     }
 
-    /// Whether a good event is answered, by the same process, with so many more lines of log.
+    /// Whether a good event is answered, by the same process, with this many more lines of log.
     #[track_caller]
     pub(crate) fn works(&mut self, after: &str, lines: usize) {
         eventually(after, || {

@@ -1,5 +1,5 @@
-// Shows a server a clock that is wrong by so many seconds as a file says at the moment; or, where the file
-// has a second number, one that stands still at so many microseconds since 1970. The monotonic clock is
+// Shows a server a clock that is wrong by this many seconds as a file says at the moment; or, where the file
+// has a second number, one that stands still at this many microseconds since 1970. The monotonic clock is
 // left alone. (libfaketime clashes with the server's allocator.)
 #define _GNU_SOURCE
 #include <fcntl.h>

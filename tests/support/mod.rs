@@ -101,7 +101,7 @@ impl Redis {
         redis
     }
 
-    /// Has the server's clock be ahead by so many seconds from now on.
+    /// Has the server's clock be ahead by this many seconds from now on.
     pub(crate) fn set_clock(&self, seconds: i64) {
         self.show_clock([seconds, 0]);
     }

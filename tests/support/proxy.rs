@@ -15,7 +15,7 @@ use tokio::sync::watch;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mode {
     Pass,
-    /// Each piece waits so many ms at the most, at random.
+    /// Each piece waits this many ms at the most, at random.
     Delay(u64),
     /// Nothing comes through in either direction; new connections are accepted.
     Swallow,
@@ -120,7 +120,7 @@ impl Proxy {
         });
     }
 
-    /// Cuts so many connections as they do that, and passes all else.
+    /// Cuts this many connections as they do that, and passes all else.
     pub(crate) fn cut(&self, cut: Cut, command: Option<&'static str>, times: u32) {
         self.shared.left.store(times, Ordering::SeqCst);
         self.shared.state.send_modify(|state| {

@@ -26,7 +26,7 @@ const KEYS: usize = 4000;
 /// Memory of a worker at the most, in KiB.
 const RESIDENT: u64 = 256 * 1024;
 
-/// Sends so many commands a second; how many it sent, and how many the server refused.
+/// Sends this many commands a second; how many it sent, and how many the server refused.
 async fn attack(redis_url: String, rate: u64, stop: CancellationToken) -> (u64, u64) {
     let client = redis::Client::open(redis_url).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
@@ -105,7 +105,7 @@ async fn bounded(world: &World, published: usize, seconds: u64, problems: &mut P
         let most = match family.as_str() {
             // Each honest event is remembered for the window.
             "cb:dedup" => KEYS + published,
-            // So many may be open, each of a few keys, and as many more each time that those expire.
+            // That many may be open, each of a few keys, and as many more each time that those expire.
             "cb:ballot" => KEYS + 4 * MAX_OPEN * (1 + seconds as usize / 300),
             _ => KEYS,
         };

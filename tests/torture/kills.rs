@@ -14,7 +14,7 @@ use std::time::Duration;
 enum Act {
     /// `kill -9`; another process takes its place, under the same name or under a new one.
     Kill { same_name: bool },
-    /// It stops for so many leases, then goes on.
+    /// It stops for this many leases, then goes on.
     Stop { leases: f64 },
 }
 

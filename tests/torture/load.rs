@@ -89,7 +89,7 @@ pub(crate) struct Made {
 }
 
 impl Load {
-    /// So many events a second from now on.
+    /// This many events a second from now on.
     pub(crate) fn start(client: Client, history: Arc<History>, rate: impl Into<Rate>) -> Self {
         Self::of(made, client, history, rate)
     }

@@ -57,7 +57,7 @@ enum Kind {
 const KINDS: [Kind; 4] = [Kind::Stop, Kind::Kill, Kind::Pause, Kind::Cut];
 /// How wires are cut.
 const CUTS: [Mode; 4] = [Mode::Refuse, Mode::Swallow, Mode::Reset, Mode::Nowhere];
-/// Those of them that nobody tells of: who waits for an answer waits for as long as one may take.
+/// Those of them that nobody notices at once: who waits for an answer waits for as long as one may take.
 const SILENT: [Mode; 2] = [Mode::Swallow, Mode::Nowhere];
 
 #[derive(Clone, Copy, Debug)]
@@ -76,7 +76,7 @@ impl Outage {
     }
 }
 
-/// So many outages of each length; one of five has a death.
+/// This many outages of each length; one of five has a death.
 fn schedule(kind: Kind, lengths: &[u32], each: u64) -> Vec<Outage> {
     let mut dice = torture::dice(&format!("outages {kind:?} {lengths:?}"));
     let mut tenths: Vec<u32> = (0..each).flat_map(|_| lengths.to_vec()).collect();

@@ -32,7 +32,7 @@ const REPLIES: &str = "cb:reply:pairs";
 enum Act {
     /// `kill -9`; another process takes its place, under the same name or under a new one.
     Kill { same_name: bool },
-    /// It stops for so many ttls, then goes on.
+    /// It stops for this many ttls, then goes on.
     Stop { ttls: f64 },
     /// It is told to end, ends, and is started again.
     Drain { same_name: bool },

@@ -18,7 +18,7 @@ enum Fault {
     Wire(Mode),
     Cut(Cut, &'static str),
     Kill,
-    /// It stands still for so many leases, then goes on.
+    /// It stands still for this many leases, then goes on.
     Stop(f64),
 }
 

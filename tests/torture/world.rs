@@ -78,7 +78,7 @@ impl World {
         Self::with_threads(scenario, redis, workers, settings, 2).await
     }
 
-    /// The same with so many threads in each worker's runtime.
+    /// The same with this many threads in each worker's runtime.
     pub(crate) async fn with_threads(
         scenario: &'static str,
         redis: Redis,
@@ -118,7 +118,7 @@ impl World {
         world
     }
 
-    /// Starts so many workers, which have the handlers of this world's scenario besides.
+    /// Starts this many workers, which have the handlers of this world's scenario besides.
     pub(crate) async fn start_with_handlers(&mut self, workers: usize) {
         for number in 1..=workers {
             self.start_another(&format!("w-{number}")).await;
@@ -159,7 +159,7 @@ impl World {
         (client, proxy)
     }
 
-    /// Waits until so many instances are alive.
+    /// Waits until this many instances are alive.
     pub(crate) async fn until_alive(&self, count: usize) {
         let mut connection = self.redis.connection().await;
         support::until("the workers are there", || {

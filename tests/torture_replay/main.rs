@@ -103,7 +103,7 @@ fn killed_at_random(redis: &Redis, kills: u64, args: &[&str], mut check: impl Fn
     killed
 }
 
-/// How many entries the facts on the broadcast tell of.
+/// How many entries the facts on the broadcast count.
 fn told(connection: &mut Connection) -> u64 {
     let facts = redis::cmd("XRANGE")
         .arg(&["cb:broadcast", "-", "+"])
@@ -169,7 +169,7 @@ fn dead_letters_are_back_once_or_still_dead() {
         .tell("replay");
 }
 
-/// So many entries on the stream, delivered to an instance that is gone.
+/// This many entries on the stream, delivered to an instance that is gone.
 fn delivered(connection: &mut Connection, count: u64) {
     let mut pipe = redis::pipe();
     for n in 0..count {

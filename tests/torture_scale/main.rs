@@ -122,7 +122,7 @@ impl Working {
         if pulse.leader.is_none_or(|leader| leader == self.id) {
             instances.contend(&self.id, self.incarnation).await.unwrap();
         }
-        // More than a keeper says of peers that are in time: each third pulse tells of all.
+        // More than a keeper says of peers that are in time: each third pulse names all.
         if self.pulses.is_multiple_of(3) {
             let peers = pulse.watch.into_iter();
             let observed: Observed = peers.map(|peer| (peer.id, Opinion::Healthy)).collect();

@@ -16,9 +16,9 @@ const MOST: usize = 1 << 20;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum When {
     Now,
-    /// In so many seconds.
+    /// In this many seconds.
     After(u32),
-    /// So many seconds after the case began, or before that.
+    /// This many seconds after the case began, or before that.
     At(i32),
 }
 
@@ -254,7 +254,7 @@ impl Scenario for Scene {
 }
 
 impl Scene {
-    /// That so many came out: those that are due, the earliest first.
+    /// That this many came out: those that are due, the earliest first.
     async fn came_out(&mut self, world: &mut World, moved: u64, most: u64) {
         let due = self.queue.iter().filter(|(due, _)| *due <= world.now);
         assert_eq!(moved, most.min(due.count() as u64), "came out");

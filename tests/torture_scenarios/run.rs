@@ -21,7 +21,7 @@ pub(crate) enum Step<S> {
     Do(S),
     /// The answer is lost, and the call is made again.
     Lost(S),
-    /// The server's clock goes by so many ms.
+    /// The server's clock goes by this many ms.
     Clock(i64),
     /// The server forgets its scripts.
     Forget,

@@ -95,7 +95,7 @@ impl World {
         assert_eq!(self.time().await, shown);
     }
 
-    /// Moves the clock by so many ms.
+    /// Moves the clock by this many ms.
     pub(crate) async fn move_clock(&mut self, ms: i64) {
         self.set_clock(self.now.saturating_add_signed(ms)).await;
     }

@@ -101,7 +101,7 @@ async fn what_is_connected_to_a_demoted_primary_is_never_used_again() {
     assert_eq!(there, redis::Value::Int(2));
 }
 
-/// Publishes until each of so many workers has answered; how long that took, and what the refused
+/// Publishes until each of this many workers has answered; how long that took, and what the refused
 /// publishes said.
 async fn until_all_answer(client: &Client, workers: usize) -> (Duration, HashSet<String>) {
     let (began, mut refused, mut answered) = (Instant::now(), HashSet::new(), HashSet::new());

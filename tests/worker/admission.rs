@@ -342,7 +342,7 @@ async fn what_others_took_while_it_waited_is_not_started() {
         claim.arg(entry.id.to_string());
     }
     let _: redis::Value = claim.query_async(&mut connection).await.unwrap();
-    // One renewal tells of all leases: the first one's, and that the others are lost.
+    // One renewal answers for all leases: the first one's, and that the others are lost.
     let idle = async || -> u64 {
         let mut connection = rig.connection.clone();
         let first = entries[0].id.to_string();

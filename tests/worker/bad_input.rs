@@ -211,7 +211,7 @@ async fn bad_input_that_asks_for_a_reply_gets_one_that_names_the_field() {
         assert!(said["message"].as_str().unwrap().contains(named), "{said}");
     }
     worker.stop().await;
-    // Somebody was told of each.
+    // Somebody was answered for each.
     assert!(!rig.exists("cb:dead:job").await);
 }
 

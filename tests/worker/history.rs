@@ -1,4 +1,4 @@
-//! What tells of what its run wrote to the server itself, when the server may have lost that.
+//! Reports on what a run wrote to the server itself, when the server may have lost that.
 
 use crate::rig::Rig;
 use crate::support::{Redis, until, users};

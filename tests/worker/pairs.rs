@@ -54,7 +54,7 @@ struct Seen {
     runs: usize,
     /// Calls of the layer.
     layered: usize,
-    /// What the second try was told of the one that took too long.
+    /// What the second try was told about the one that took too long.
     timed_out: Option<String>,
 }
 
@@ -103,7 +103,7 @@ const EVENTS: u64 = 40;
 const FAIL: std::ops::Range<u64> = 10..16;
 /// One that takes too long on its first try, where there is a time-out.
 const LONG: u64 = 30;
-/// So many different payloads the others have where there is a cache, equal ones of one subject.
+/// As many different payloads the others have where there is a cache, equal ones of one subject.
 const EQUAL: u64 = 9;
 
 async fn step(context: Context, payload: u64) -> Result<u64, HandlerError> {

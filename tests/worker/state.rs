@@ -1,4 +1,4 @@
-//! What a worker tells of the whole: `system.get_state` and `system.discover`.
+//! What a worker says about the whole: `system.get_state` and `system.discover`.
 
 use crate::rig::Rig;
 use convoke::builtin::exec;

@@ -125,7 +125,7 @@ async fn pulses(fleet: &mut Fleet, meter: &mut Meter) {
     for number in 0..MAX_HANDLERS {
         report.handlers.insert(kind(number), HandlerSums::default());
     }
-    // So many buckets of each handler fit into one report.
+    // As many buckets of each handler fit into one report.
     const TOLD: u16 = 15;
     let mut pulse = async |first: u16, round: u64| {
         for sums in report.handlers.values_mut() {

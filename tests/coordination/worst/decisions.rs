@@ -39,7 +39,7 @@ fn elector(number: usize) -> String {
 }
 
 /// The largest electorate, of all instances and of a role; and the vote that ends it, when as many
-/// have voted as one fact can tell of.
+/// have voted as one fact can name.
 async fn votes(fleet: &mut Fleet, meter: &mut Meter) {
     let keys = fleet.keys.clone();
     let mut seed = Seed::afresh(fleet).await;

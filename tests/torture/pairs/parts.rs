@@ -106,7 +106,7 @@ const BURST: u64 = 48;
 /// What becomes of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
-    /// Done, after so many ms; 0 is at once.
+    /// Done, after this many ms; 0 is at once.
     Done(u64),
     /// The first try fails.
     Fails,

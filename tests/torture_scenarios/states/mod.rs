@@ -58,7 +58,7 @@ struct Member {
 struct Batched {
     fence: u64,
     finished: BTreeSet<u8>,
-    /// When it was told of last.
+    /// When it was reported last.
     told: u64,
     kept: u64,
     processor: u8,

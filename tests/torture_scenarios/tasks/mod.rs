@@ -54,7 +54,7 @@ pub(crate) enum Step {
     Update(u8, u8, Option<u8>),
     Assign(u8, u8),
     Unassign(u8),
-    /// The external instance takes so many, of these kinds if any.
+    /// The external instance takes this many, of these kinds if any.
     Claim(u8, u8),
     /// Makes an earlier claim again.
     ClaimAgain(u8),
