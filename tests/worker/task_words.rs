@@ -368,3 +368,43 @@ async fn another_word_under_the_same_id_is_heeded_and_the_same_one_once() {
     assert_eq!(assign("is", "x-1").await, "x-2", "the same again");
     worker.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_again_is_told_all_that_it_holds_and_takes_nothing() {
+    let rig = Rig::new().await;
+    let worker = rig.start(rig.builder().settings(settings(&rig, "w-1", 1)));
+    let register = json!({"id": "x-1", "roles": ["cutter"], "capacity": 3});
+    ask(&rig, "system.register", register).await;
+    let claim =
+        |limit: u32, again: bool| json!({"instance_id": "x-1", "limit": limit, "again": again});
+    let none = ask(&rig, "task.claim", claim(5, true)).await;
+    assert_eq!(none, json!({"tasks": []}));
+    for id in ["t-1", "t-2", "t-3"] {
+        let create = json!({"task_id": id, "kind": "film.cut", "role": "cutter"});
+        ask(&rig, "task.create", create).await;
+    }
+    // Somebody else claimed in its name, and one was given to it that no claim was answered with.
+    let claimed = ask(&rig, "task.claim", claim(1, false)).await;
+    assert_eq!(claimed["tasks"][0]["task_id"], "t-1");
+    let word = json!({"task_id": "t-3", "instance_id": "x-1"});
+    ask(&rig, "task.assign", word).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let again = ask(&rig, "task.claim", claim(5, true)).await;
+        held.push(again["tasks"].as_array().unwrap().clone());
+    }
+    assert_eq!(held[0], held[1]);
+    let ids: Vec<&Value> = held[0].iter().map(|task| &task["task_id"]).collect();
+    assert_eq!(ids, ["t-1", "t-3"]);
+    assert_eq!(held[0][0]["fence"], claimed["tasks"][0]["fence"]);
+    assert_eq!(task(&rig, "t-2").await["status"], "pending");
+    let done = json!({"task_id": "t-1", "instance_id": "x-1", "fence": held[0][0]["fence"]});
+    ask(&rig, "task.complete", done).await;
+    let left = ask(&rig, "task.claim", claim(5, true)).await;
+    assert_eq!(left["tasks"], json!([held[0][1]]));
+    // What it was told of it is not told once more without that.
+    let next = ask(&rig, "task.claim", claim(5, false)).await;
+    assert_eq!(next["tasks"][0]["task_id"], "t-2");
+    assert_eq!(next["tasks"].as_array().unwrap().len(), 1);
+    worker.stop().await;
+}

@@ -22,6 +22,9 @@ pub(super) struct Claim {
     limit: usize,
     /// The only kinds that it takes now, at least one; without it all that it can.
     kinds: Option<Vec<String>>,
+    /// It takes nothing, and is answered what the instance holds, also what a claim was answered with.
+    #[serde(default)]
+    again: bool,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -58,16 +61,12 @@ pub(super) async fn claim(
     let kinds = event.kinds.unwrap_or_default();
     let tasks = &services.tasks;
     let asked = context.event().id();
-    let claimed = tasks
-        .claim_as(
-            &event.instance_id,
-            event.incarnation,
-            event.limit,
-            &kinds,
-            &asked,
-        )
-        .await
-        .map_err(CoordinationError::into_handler_error)?;
+    let (id, incarnation, limit) = (&event.instance_id, event.incarnation, event.limit);
+    let claimed = match event.again {
+        true => tasks.held(id, incarnation, limit).await,
+        false => tasks.claim_as(id, incarnation, limit, &kinds, &asked).await,
+    };
+    let claimed = claimed.map_err(CoordinationError::into_handler_error)?;
     let mut given = Vec::with_capacity(claimed.len());
     for task in claimed {
         let assignment = Assignment {

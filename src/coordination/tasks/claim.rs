@@ -9,6 +9,8 @@
 //! takes nothing more and is answered the same: as long as the instance holds anything that the claim took, and
 //! for the last 8 claims that took something. A claim that took nothing may take something when it comes again.
 //!
+//! *Who lost track* of what it holds, because it began anew or somebody claimed in its name, asks for all of it.
+//!
 //! *Who may*: anyone for an external instance. A sealed one is a worker that gets its tasks by its inbox: a
 //! claim in its name would be answered to somebody else.
 
@@ -83,6 +85,33 @@ impl Tasks {
         kinds: &[String],
         asked: &str,
     ) -> Result<Vec<Claimed>, CoordinationError> {
+        self.ask(instance, incarnation, limit, kinds, asked, false)
+            .await
+    }
+
+    /// At most `limit` of the tasks that an external instance holds, whether or not a claim was answered with
+    /// them. It takes none.
+    ///
+    /// # Errors
+    /// As those of [`claim_as`](Self::claim_as).
+    pub async fn held(
+        &self,
+        instance: &str,
+        incarnation: Option<u64>,
+        limit: usize,
+    ) -> Result<Vec<Claimed>, CoordinationError> {
+        self.ask(instance, incarnation, limit, &[], "", true).await
+    }
+
+    async fn ask(
+        &self,
+        instance: &str,
+        incarnation: Option<u64>,
+        limit: usize,
+        kinds: &[String],
+        asked: &str,
+        again: bool,
+    ) -> Result<Vec<Claimed>, CoordinationError> {
         check_id("instance_id", instance)?;
         if !(1..=MAX_CLAIMED).contains(&limit) {
             return Err(invalid(format!("limit: {limit} is not 1 to {MAX_CLAIMED}")));
@@ -106,7 +135,8 @@ impl Tasks {
             .arg(limit)
             .arg(words(&kinds))
             .arg(MAX_CLAIMED_BYTES.min(self.max_payload / 12))
-            .arg(incarnation.map_or_else(String::new, |incarnation| incarnation.to_string()));
+            .arg(incarnation.map_or_else(String::new, |incarnation| incarnation.to_string()))
+            .arg(u8::from(again));
         let (outcome, tasks): (String, Vec<Told>) = self.store.invoke(&call).await?;
         match outcome.as_str() {
             "claimed" => Ok(tasks.into_iter().map(Claimed::from).collect()),

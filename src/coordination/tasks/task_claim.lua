@@ -6,7 +6,8 @@
 --
 -- KEYS  1 the instance's hash  2–15 those of tasks.lua
 -- ARGV  1 instance  2 the claim's id  3 the most tasks  4 the only kinds of those that wait, or ''  5 the
---       most bytes of several payloads together  6 the instance's incarnation, or ''
+--       most bytes of several payloads together  6 the instance's incarnation, or ''  7 `1`: it takes
+--       nothing, and is told what it holds, also what a claim was answered with
 -- Returns {outcome, {{task id, kind, payload, fence, attempt}, …}}. Outcome `claimed`. `inactive`: it is not
 --       registered, or past its expiry. `other`: it is another incarnation. `sealed`: it is a worker, and
 --       gets its tasks by its inbox. `many`: it holds tasks of 64 claims before the last 8, and there is
@@ -87,18 +88,25 @@ if #log >= MOST + CLAIMS then forget() end
 local full = #log >= MOST + CLAIMS
 
 is.claims = true
+local again = ARGV[7] == '1'
 -- A space and what a name begins with: those behind a `*` were told.
-for _, member in ipairs(redis.call('ZRANGEBYLEX', K.held, '[' .. id .. ' -', '(' .. id .. '!',
+local first = again and ' ' or ' -'
+for _, member in ipairs(redis.call('ZRANGEBYLEX', K.held, '[' .. id .. first, '(' .. id .. '!',
   'LIMIT', 0, most)) do
-  local task_id = string.sub(member, #id + 2)
+  local task_id = string.match(member, '([^ *]+)$')
   local task = task_of(task_id)
   if task and not fits(task) then break end
-  if task and full then return many() end
+  if task and full and not again then return many() end
   redis.call('ZREM', K.held, member)
   if task then
     redis.call('ZADD', K.held, 0, id .. ' *' .. task_id)
     add(task_id, task)
   end
+end
+
+if again then
+  save_slots()
+  return { 'claimed', told }
 end
 
 only = ARGV[4] ~= '' and ARGV[4] or nil
