@@ -3,7 +3,7 @@
 use super::output;
 use super::output::printable;
 use super::request::{ask, complain};
-use super::{Misuse, Outcome, Session, input};
+use super::{Exit, Misuse, Session, input};
 use clap::{Args, Subcommand, ValueEnum};
 use convoke::client::publish::Outgoing;
 use convoke::coordination::batches::batch::{Batch, BatchStatus, Mode};
@@ -100,7 +100,7 @@ struct List {
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let batches = Batches::new(session.connector()?, session.settings.keys()?);
     match flags.action {
         Action::Run(flags) => process(&session, &batches, flags).await,
@@ -112,7 +112,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     }
 }
 
-async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Result<Outcome> {
+async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Result<Exit> {
     let id = flags
         .id
         .unwrap_or_else(|| format!("batch-{}", Uuid::now_v7().simple()));
@@ -155,7 +155,7 @@ async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Re
     if let Err(error) = answered {
         bar.clear();
         complain(session, &error);
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     }
     // Whoever answered is done, or has told that another one is at it.
     loop {
@@ -177,17 +177,17 @@ async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Re
     }
 }
 
-fn missing(session: &Session, id: &str) -> Outcome {
+fn missing(session: &Session, id: &str) -> Exit {
     let namespace = &session.settings.namespace;
     let message = format!(
         "no batch {id} in namespace {namespace}: never begun, or completed more than a day ago"
     );
     output::complain(session.output.format(), &message);
-    Outcome::Failed
+    Exit::Failed
 }
 
 /// Prints a batch; failed if it is completed with failures.
-fn show(session: &Session, batch: &Batch) -> anyhow::Result<Outcome> {
+fn show(session: &Session, batch: &Batch) -> anyhow::Result<Exit> {
     let output = &session.output;
     if output.is_json() {
         output.json(&described(batch))?;
@@ -206,8 +206,8 @@ fn show(session: &Session, batch: &Batch) -> anyhow::Result<Outcome> {
         }
     }
     Ok(match (batch.status, batch.failed) {
-        (BatchStatus::Completed, 1..) => Outcome::Failed,
-        _ => Outcome::Done,
+        (BatchStatus::Completed, 1..) => Exit::Failed,
+        _ => Exit::Done,
     })
 }
 
@@ -224,18 +224,18 @@ fn summary(batch: &Batch) -> String {
     format!("{id}: {status} by {by}: {processed} processed, {failed} failed of {total}")
 }
 
-fn list(session: &Session, batches: Vec<Batch>) -> anyhow::Result<Outcome> {
+fn list(session: &Session, batches: Vec<Batch>) -> anyhow::Result<Exit> {
     let output = &session.output;
     if output.is_json() {
         for batch in &batches {
             output.json(&described(batch))?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     if batches.is_empty() {
         let namespace = &session.settings.namespace;
         output::complain_line(&format!("no batches in namespace {namespace}"));
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let rows: Vec<Vec<String>> = batches
         .iter()
@@ -263,7 +263,7 @@ fn list(session: &Session, batches: Vec<Batch>) -> anyhow::Result<Outcome> {
         "TOTAL",
     ];
     output.table(&headings, &rows)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 pub(super) fn described(batch: &Batch) -> Value {

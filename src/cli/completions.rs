@@ -1,6 +1,6 @@
 //! `convoke completions`: what a shell needs to complete the commands.
 
-use super::{Cli, Outcome, Session};
+use super::{Cli, Exit, Session};
 use clap::{Args, CommandFactory, ValueEnum};
 use clap_complete::{Shell, generate};
 use std::io::{self, Write};
@@ -28,7 +28,7 @@ enum For {
 }
 
 /// Runs the command.
-pub(super) fn run(_: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(_: Session, flags: &Flags) -> anyhow::Result<Exit> {
     let shell = match flags.shell {
         For::Bash => Shell::Bash,
         For::Zsh => Shell::Zsh,
@@ -37,5 +37,5 @@ pub(super) fn run(_: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     let mut script = Vec::new();
     generate(shell, &mut Cli::command(), "convoke", &mut script);
     io::stdout().write_all(&script)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }

@@ -6,7 +6,7 @@ mod show;
 
 use super::choose;
 use super::choose::{Filters, Span};
-use super::{Outcome, Session};
+use super::{Exit, Session};
 use clap::{Args, Subcommand};
 use convoke::operator::browse::{Pages, Sight};
 use convoke::operator::inspect;
@@ -142,7 +142,7 @@ impl Letters<'_> {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let mut connection = session.connector()?.dedicated().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,

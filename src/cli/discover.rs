@@ -1,6 +1,6 @@
 //! `convoke discover`: what the workers can be asked for.
 
-use super::{Outcome, Session, output, request};
+use super::{Exit, Session, output, request};
 use clap::Args;
 use convoke::client::publish::Outgoing;
 use serde_json::{Map, Value};
@@ -27,7 +27,7 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let mut payload = Map::new();
     if let Some(domain) = flags.domain {
         payload.insert("domain".into(), domain.into());
@@ -37,7 +37,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         Ok(reply) => request::result(&reply)?,
         Err(error) => {
             request::complain(&session, &error);
-            return Ok(Outcome::Failed);
+            return Ok(Exit::Failed);
         }
     };
     let methods = found["methods"].as_array().map_or(&[][..], Vec::as_slice);
@@ -57,7 +57,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
             "at least {omitted} more types did not fit into the answer: name a domain"
         ));
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 fn row(method: &Value) -> Vec<String> {

@@ -1,6 +1,6 @@
 //! `convoke docs`: the pages that the library's documentation shows, in the terminal.
 
-use super::{Misuse, Outcome, Session};
+use super::{Exit, Misuse, Session};
 use clap::Args;
 use convoke::docs::PAGES;
 
@@ -19,14 +19,14 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     let Some(name) = &flags.name else {
         for page in PAGES {
             session
                 .output
                 .line(&format!("{:14} {}", page.name, page.about))?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     };
     let page = PAGES.into_iter().find(|page| page.name == name);
     let Some(page) = page else {
@@ -37,5 +37,5 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         )));
     };
     session.output.line(page.text.trim_end())?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }

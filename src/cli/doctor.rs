@@ -9,7 +9,7 @@ mod streams;
 
 use super::output;
 use super::output::{FAINT, GREEN, Output, RED, Style, YELLOW};
-use super::{Outcome, Session};
+use super::{Exit, Session};
 use clap::Args;
 use convoke::coordination::scripts;
 use convoke::operator::server::Server;
@@ -130,7 +130,7 @@ impl Finding {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let connector = session.connector()?;
     let mut findings = match connector.survey().await {
         Some(voices) => sentinels::sentinels(&voices, &session.settings),
@@ -180,7 +180,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         ))?;
     }
     Ok(match danger {
-        0 => Outcome::Done,
-        _ => Outcome::Failed,
+        0 => Exit::Done,
+        _ => Exit::Failed,
     })
 }

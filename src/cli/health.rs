@@ -1,7 +1,7 @@
 //! `convoke health`: asks the workers how they are.
 
 use super::output::{GREEN, YELLOW, printable, wrapped};
-use super::{Outcome, Session, request};
+use super::{Exit, Session, request};
 use clap::Args;
 use convoke::client::publish::Outgoing;
 use serde_json::Value;
@@ -26,13 +26,13 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let event = Outgoing::new("system.health", &serde_json::Map::new());
     let health = match request::ask(&session, event, flags.timeout).await? {
         Ok(reply) => request::result(&reply)?,
         Err(error) => {
             request::complain(&session, &error);
-            return Ok(Outcome::Failed);
+            return Ok(Exit::Failed);
         }
     };
     if session.output.is_json() {
@@ -41,8 +41,8 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         print(&session, &health)?;
     }
     match health["status"].as_str() {
-        Some("healthy" | "degraded") => Ok(Outcome::Done),
-        _ => Ok(Outcome::Failed),
+        Some("healthy" | "degraded") => Ok(Exit::Done),
+        _ => Ok(Exit::Failed),
     }
 }
 

@@ -3,7 +3,7 @@
 use super::output;
 use super::output::printable;
 use super::settings::DatabaseFlags;
-use super::{Misuse, Outcome, Session};
+use super::{Exit, Misuse, Session};
 use clap::Args;
 use convoke::ledger::fact::Fact;
 use convoke::ledger::history::{Cursor, Filter};
@@ -84,7 +84,7 @@ fn time(text: &str) -> Result<i64, String> {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let filter = Filter {
         namespace: session.settings.namespace.clone(),
         kinds: flags.kinds,
@@ -120,7 +120,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         _ => {}
     }
     database.close().await;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// The ledger's database: the one that is set, else the file under the state directory.

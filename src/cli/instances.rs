@@ -1,6 +1,6 @@
 //! `convoke instances`: who is registered.
 
-use super::{Outcome, Session, input, output};
+use super::{Exit, Session, input, output};
 use clap::{Args, ValueEnum};
 use convoke::coordination::instances::instance::Instance;
 use convoke::coordination::instances::roster::{Condition, Detail};
@@ -45,7 +45,7 @@ enum Order {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     let instances = session.instances()?;
     let known = instances.known(Detail::Full, LIMIT).await?;
     // The server's clock, which also wrote the times of the pulses.
@@ -65,7 +65,7 @@ pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outco
         for (condition, instance) in &listed {
             session.output.json(&described(*condition, instance, now))?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     if listed.is_empty() {
         let namespace = &session.settings.namespace;
@@ -74,7 +74,7 @@ pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outco
             None => String::new(),
         };
         output::complain_line(&format!("no instances{role} in namespace {namespace}"));
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let rows: Vec<Vec<String>> = listed
         .iter()
@@ -106,7 +106,7 @@ pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Outco
         "HANDLERS",
     ];
     session.output.table(&headings, &rows)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// The load for the capacity.

@@ -1,7 +1,7 @@
 //! `convoke ledger`: the ledger's database.
 
 use super::settings::DatabaseFlags;
-use super::{Outcome, Session, history, output};
+use super::{Exit, Session, history, output};
 use clap::{Args, Subcommand};
 use convoke::coordination::instances::Instances;
 use convoke::ledger::fill::{self, Lag};
@@ -46,14 +46,14 @@ impl Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     match flags.command {
         Command::Migrate(_) => migrate(&session).await,
         Command::Status(_) => status(&session).await,
     }
 }
 
-async fn migrate(session: &Session) -> anyhow::Result<Outcome> {
+async fn migrate(session: &Session) -> anyhow::Result<Exit> {
     let database = Database::new(&history::url(session))?;
     let from = database.migrate().await;
     let from = from.map_err(|error| history::named(session, error))?;
@@ -69,10 +69,10 @@ async fn migrate(session: &Session) -> anyhow::Result<Outcome> {
             .output
             .line(&format!("the schema went from version {from} to {VERSION}"))?;
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
-async fn status(session: &Session) -> anyhow::Result<Outcome> {
+async fn status(session: &Session) -> anyhow::Result<Exit> {
     let database = history::open(session)?;
     let named = |error| history::named(session, error);
     let found = database.version().await.map_err(named)?;
@@ -136,7 +136,7 @@ async fn status(session: &Session) -> anyhow::Result<Outcome> {
     }
     database.close().await;
     match usable {
-        Ok(()) => Ok(Outcome::Done),
+        Ok(()) => Ok(Exit::Done),
         Err(error) => Err(named(error)),
     }
 }

@@ -1,6 +1,6 @@
 //! `convoke man`: the manual pages, from the same source as the help.
 
-use super::{Cli, Outcome, Session};
+use super::{Cli, Exit, Session};
 use anyhow::Context;
 use clap::{Args, CommandFactory, ValueHint};
 use clap_mangen::Man;
@@ -27,7 +27,7 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     let mut root = Cli::command().disable_help_subcommand(true);
     root.build();
     if let Some(dir) = &flags.dir {
@@ -37,7 +37,7 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         for page in written {
             session.output.line(&page.display().to_string())?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let mut command = &root;
     for name in &flags.command {
@@ -50,7 +50,7 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         })?;
     }
     io::stdout().write_all(&page(command)?)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 fn page(command: &clap::Command) -> io::Result<Vec<u8>> {

@@ -3,7 +3,7 @@
 mod exposition;
 
 use super::output::printable;
-use super::{Format, Outcome, Session, request};
+use super::{Exit, Format, Session, request};
 use clap::Args;
 use convoke::client::publish::Outgoing;
 use exposition::Dialect;
@@ -35,7 +35,7 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let dialect = match session.output.format() {
         Format::Prometheus => Some(Dialect::Prometheus),
         Format::OpenMetrics => Some(Dialect::OpenMetrics),
@@ -50,7 +50,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         Ok(reply) => request::result(&reply)?,
         Err(error) => {
             request::complain(&session, &error);
-            return Ok(Outcome::Failed);
+            return Ok(Exit::Failed);
         }
     };
     match dialect {
@@ -58,7 +58,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         None if session.output.is_json() => session.output.json(&metrics)?,
         None => print(&session, &metrics)?,
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {

@@ -172,7 +172,7 @@ enum Command {
 
 /// How a command ended, as its exit code tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Exit {
     /// 0
     Done,
     /// 1: it failed, or the reply was an error.
@@ -193,16 +193,16 @@ impl Misuse {
 }
 
 /// Runs one command and prints why it failed.
-pub(crate) fn run(cli: Cli) -> Outcome {
+pub(crate) fn run(cli: Cli) -> Exit {
     let format = cli.common.format;
     match execute(cli) {
         Ok(outcome) => outcome,
-        Err(error) if is_closed_pipe(&error) => Outcome::Done,
+        Err(error) if is_closed_pipe(&error) => Exit::Done,
         Err(error) => {
             output::complain(format, &whole(&error));
             match error.is::<Misuse>() {
-                true => Outcome::Misused,
-                false => Outcome::Failed,
+                true => Exit::Misused,
+                false => Exit::Failed,
             }
         }
     }
@@ -220,7 +220,7 @@ fn whole(error: &anyhow::Error) -> String {
     said
 }
 
-fn execute(cli: Cli) -> anyhow::Result<Outcome> {
+fn execute(cli: Cli) -> anyhow::Result<Exit> {
     let Cli { common, command } = cli;
     let works = matches!(command, Command::Worker(_));
     let quiet = if works { "info" } else { "warn" };

@@ -5,7 +5,7 @@ use super::choose::Filters;
 use super::output::{Cell, Column, GREEN, RED, Table, count, span};
 use super::owners::Owners;
 use super::payload;
-use super::{Outcome, Session, output};
+use super::{Exit, Session, output};
 use clap::Args;
 use convoke::operator::browse::{Contents, PendingPages};
 use convoke::operator::inspect;
@@ -79,7 +79,7 @@ impl Held {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let keys = session.settings.keys()?;
     let connector = session.connector()?;
     let mut connection = connector.dedicated().await?;
@@ -164,7 +164,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     }
     flags.filters.complain();
     if session.output.is_json() {
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let gone = match orphans {
         0 => String::new(),
@@ -174,7 +174,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
         "{}{gone}",
         count(shown, "pending entry", "pending entries")
     ));
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 fn columns(several: bool) -> Vec<Column> {

@@ -1,9 +1,9 @@
 //! `convoke probe`: asks the worker on this machine how it is.
 
-use super::{Misuse, Outcome, Session};
+use super::{Exit, Misuse, Session};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
-use convoke::worker::vital::{Signs, probe};
+use convoke::worker::vital::{VitalSigns, probe};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ enum Ask {
 }
 
 /// Runs the command.
-pub(super) fn run(session: &Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: &Session, flags: &Flags) -> anyhow::Result<Exit> {
     let signs = asked(session, flags)?;
     let answer = match flags.ask {
         Ask::Live => signs.live(flags.stands_still),
@@ -64,10 +64,10 @@ pub(super) fn run(session: &Session, flags: &Flags) -> anyhow::Result<Outcome> {
         session.output.line(&format!("{}: {signs}", signs.id))?;
     }
     answer.map_err(|why| anyhow!("{}: {why}", signs.id))?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
-fn asked(session: &Session, flags: &Flags) -> anyhow::Result<Signs> {
+fn asked(session: &Session, flags: &Flags) -> anyhow::Result<VitalSigns> {
     let set = &session.settings.runtime_dir;
     let directory = match &flags.runtime_dir {
         Some(directory) => directory.clone(),

@@ -2,7 +2,7 @@
 
 use super::output;
 use super::output::printable;
-use super::{Misuse, Outcome, Session, input};
+use super::{Exit, Misuse, Session, input};
 use clap::Args;
 use convoke::client::publish::{Outgoing, PublishError, Published};
 use convoke::client::{Client, MAX_CONFIRM};
@@ -109,7 +109,7 @@ fn confirm_within(text: &str) -> Result<Duration, String> {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     if flags.lines {
         if flags.data.as_deref() != Some("-") {
             return Err(Misuse::error("--lines: needs --data -"));
@@ -129,11 +129,11 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
             } else {
                 session.output.line(&shown(published))?;
             }
-            Ok(Outcome::Done)
+            Ok(Exit::Done)
         }
         Err(error) => {
             complain(&session, None, &error);
-            Ok(Outcome::Failed)
+            Ok(Exit::Failed)
         }
     }
 }
@@ -229,7 +229,7 @@ fn complain_of(session: &Session, line: Option<usize>, status: &str, message: &s
 type Line = (usize, Result<Vec<u8>, String>);
 
 /// Publishes line by line, many in one round trip when they come faster than the answers.
-async fn publish_lines(session: &Session, flags: Flags) -> anyhow::Result<Outcome> {
+async fn publish_lines(session: &Session, flags: Flags) -> anyhow::Result<Exit> {
     let client = session.client()?;
     let limit = session.settings.max_payload;
     let ahead = (READ_AHEAD / limit).clamp(LINES.1, LINES.0);
@@ -250,8 +250,8 @@ async fn publish_lines(session: &Session, flags: Flags) -> anyhow::Result<Outcom
         Err(_) => anyhow::bail!("reading standard input failed"),
     }
     match report.failed {
-        true => Ok(Outcome::Failed),
-        false => Ok(Outcome::Done),
+        true => Ok(Exit::Failed),
+        false => Ok(Exit::Done),
     }
 }
 

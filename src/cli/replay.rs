@@ -11,7 +11,7 @@ pub(super) use flags::Flags;
 
 use super::confirm::confirm;
 use super::output::{Column, Table, count, number, span};
-use super::{Misuse, Outcome, Session, output};
+use super::{Exit, Misuse, Session, output};
 use convoke::operator::replay::{EDITED, Move, Operator, STEP_BYTES, Source, Step};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
@@ -27,7 +27,7 @@ use tally::Tally;
 use tokio_util::sync::CancellationToken;
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let (from, act) = match flags.command {
         Command::Dead(flags) => (From::Dead(flags.which), flags.act),
         Command::Pending(flags) => (
@@ -61,13 +61,13 @@ struct Replay<'a> {
 }
 
 impl Replay<'_> {
-    async fn run(&mut self) -> anyhow::Result<Outcome> {
+    async fn run(&mut self) -> anyhow::Result<Exit> {
         let tally = self.look().await?;
         self.say_left(&tally)?;
         let what = self.what(tally.chosen);
         if self.act.dry_run || tally.chosen == 0 {
             self.say_planned(&tally, &what)?;
-            return Ok(Outcome::Done);
+            return Ok(Exit::Done);
         }
         let mended = match self.act.edit {
             true => Some(self.mend(&tally).await?),
@@ -80,7 +80,7 @@ impl Replay<'_> {
         );
         if !confirm(&output::printable(&question), self.act.yes)? {
             output::complain_line("nothing was replayed");
-            return Ok(Outcome::Failed);
+            return Ok(Exit::Failed);
         }
         self.go(tally.chosen, mended).await
     }
@@ -172,7 +172,7 @@ impl Replay<'_> {
     }
 
     /// Walks over it once more, and replays.
-    async fn go(&mut self, total: u64, mended: Option<Vec<u8>>) -> anyhow::Result<Outcome> {
+    async fn go(&mut self, total: u64, mended: Option<Vec<u8>>) -> anyhow::Result<Exit> {
         let stop = CancellationToken::new();
         let interrupted = stop.clone();
         tokio::spawn(async move {
@@ -321,7 +321,7 @@ impl Replay<'_> {
         total: u64,
         interrupted: bool,
         took: Duration,
-    ) -> anyhow::Result<Outcome> {
+    ) -> anyhow::Result<Exit> {
         let run = self.operator.run();
         let unfinished = interrupted || done.stopped.is_some();
         if self.session.output.is_json() {
@@ -350,11 +350,7 @@ impl Replay<'_> {
             let rest = number(total - done.replayed - done.gone);
             output::complain_line(&format!("interrupted: {rest} are where they were"));
         }
-        Ok(if unfinished {
-            Outcome::Failed
-        } else {
-            Outcome::Done
-        })
+        Ok(if unfinished { Exit::Failed } else { Exit::Done })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::output;
 use super::output::printable;
-use super::{Outcome, Session, input};
+use super::{Exit, Session, input};
 use clap::Args;
 use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
@@ -42,7 +42,7 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let limit = session.settings.max_payload;
     let mut event = match &flags.data {
         Some(data) => Outgoing::encoded(&flags.kind, input::payload(data, limit)?),
@@ -57,11 +57,11 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     match ask(&session, event, flags.timeout).await? {
         Ok(reply) => {
             session.output.value(&result(&reply)?)?;
-            Ok(Outcome::Done)
+            Ok(Exit::Done)
         }
         Err(error) => {
             complain(&session, &error);
-            Ok(Outcome::Failed)
+            Ok(Exit::Failed)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::output;
 use super::output::Output;
-use super::{Outcome, Session, request};
+use super::{Exit, Session, request};
 use clap::Args;
 use convoke::client::publish::Outgoing;
 use serde_json::{Value, json};
@@ -30,20 +30,20 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let event = Outgoing::new("system.get_state", &json!({ "recent": flags.recent }));
     let state = match request::ask(&session, event, flags.timeout).await? {
         Ok(reply) => request::result(&reply)?,
         Err(error) => {
             request::complain(&session, &error);
-            return Ok(Outcome::Failed);
+            return Ok(Exit::Failed);
         }
     };
     match session.output.is_json() {
         true => session.output.json(&state)?,
         false => print(&session.output, &state)?,
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// The columns of a part: heading, and what stands under it.

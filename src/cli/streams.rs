@@ -2,7 +2,7 @@
 
 use super::output::{Cell, Column, FAINT, GREEN, RED, Table, YELLOW, number, span};
 use super::owners::Owners;
-use super::{Outcome, Session, choose, output};
+use super::{Exit, Session, choose, output};
 use clap::Args;
 use convoke::operator::inspect::{self, Consumer, Group, Stream};
 use convoke::operator::memory;
@@ -39,7 +39,7 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let keys = session.settings.keys()?;
     let mut connection = session.connector()?.dedicated().await?;
@@ -136,7 +136,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     } else if !session.output.is_json() {
         table.finish()?;
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {

@@ -5,7 +5,7 @@ use super::choose::{Condition, Filters, Moment};
 use super::output;
 use super::output::{Output, printable};
 use super::payload;
-use super::{Outcome, Session};
+use super::{Exit, Session};
 use clap::Args;
 use convoke::connect::connector::{BLOCK, Connector, reconnect_delay};
 use convoke::connect::error::{BusError, Reaction};
@@ -78,7 +78,7 @@ fn since(text: &str) -> Result<Since, String> {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let keys = session.settings.keys()?;
     let wild = |name: &str| name.contains(['*', '?']);
     for name in flags.streams.iter().filter(|name| !wild(name)) {
@@ -106,7 +106,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     }
     if streams.is_empty() {
         output::complain_line("no stream is like that");
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     }
     let since = match flags.since {
         Since::End => None,
@@ -140,12 +140,12 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
             print(&session.output, &stream, &entry)?;
             left -= 1;
             if left == 0 {
-                return Ok(Outcome::Done);
+                return Ok(Exit::Done);
             }
         }
     }
     filters.complain();
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// Reads streams from where they were left, through cut connections.

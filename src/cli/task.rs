@@ -5,7 +5,7 @@ mod words;
 use super::output;
 use super::output::printable;
 use super::request::{ask, complain, result};
-use super::{Misuse, Outcome, Session, input};
+use super::{Exit, Misuse, Session, input};
 use clap::{Args, Subcommand};
 use convoke::client::publish::Outgoing;
 use convoke::protocol::json;
@@ -201,17 +201,17 @@ struct ReplyFlags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     match flags.command {
         Command::Create(flags) => create(&session, flags).await,
         Command::Get(flags) => {
             let payload = json!({"task_id": flags.id});
             let Some(task) = answer(&session, "task.get", &payload, flags.reply.timeout).await?
             else {
-                return Ok(Outcome::Failed);
+                return Ok(Exit::Failed);
             };
             show(&session, &task)?;
-            Ok(Outcome::Done)
+            Ok(Exit::Done)
         }
         Command::List(flags) => list(&session, flags).await,
         Command::Cancel(flags) => {
@@ -239,7 +239,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     }
 }
 
-async fn create(session: &Session, flags: Create) -> anyhow::Result<Outcome> {
+async fn create(session: &Session, flags: Create) -> anyhow::Result<Exit> {
     let began = Instant::now();
     let mut payload = json!({"kind": flags.kind, "payload": data(session, flags.data.as_deref())?});
     let optional = [
@@ -256,27 +256,27 @@ async fn create(session: &Session, flags: Create) -> anyhow::Result<Outcome> {
     payload["requires"] = flags.requires.into();
     let created = answer(session, "task.create", &payload, flags.timeout).await?;
     let Some(created) = created else {
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     };
     if flags.wait {
         return wait(session, &created, began, flags.timeout).await;
     }
     if session.output.is_json() {
         session.output.json(&created)?;
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     place(session, &created)
 }
 
 /// One line that says where a task is.
-fn place(session: &Session, task: &Value) -> anyhow::Result<Outcome> {
+fn place(session: &Session, task: &Value) -> anyhow::Result<Exit> {
     let (id, status) = (text(task, "task_id"), text(task, "status"));
     let line = match task.get("assigned_to") {
         Some(_) => format!("{id} assigned to {}", text(task, "assigned_to")),
         None => format!("{id} {status}"),
     };
     session.output.line(&printable(&line))?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// Looks at a task, ever more seldom, until it is done.
@@ -285,7 +285,7 @@ async fn wait(
     created: &Value,
     began: Instant,
     timeout: Duration,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     let id = text(created, "task_id");
     let mut pause = LOOK.0;
     loop {
@@ -293,29 +293,29 @@ async fn wait(
         let payload = json!({"task_id": id});
         let look = left.max(Duration::from_secs(1));
         let Some(task) = answer(session, "task.get", &payload, look).await? else {
-            return Ok(Outcome::Failed);
+            return Ok(Exit::Failed);
         };
         match text(&task, "status").as_str() {
             "completed" if session.output.is_json() => {
                 session.output.json(&task)?;
-                return Ok(Outcome::Done);
+                return Ok(Exit::Done);
             }
             "completed" => {
                 session.output.value(&task["result"])?;
-                return Ok(Outcome::Done);
+                return Ok(Exit::Done);
             }
             "failed" if session.output.is_json() => {
                 session.output.json(&task)?;
-                return Ok(Outcome::Failed);
+                return Ok(Exit::Failed);
             }
             "failed" => {
                 let line = format!("convoke: task {id} failed: {}", text(&task, "error"));
                 output::complain_line(&printable(&line));
-                return Ok(Outcome::Failed);
+                return Ok(Exit::Failed);
             }
             "cancelled" if session.output.is_json() => {
                 session.output.json(&task)?;
-                return Ok(Outcome::Failed);
+                return Ok(Exit::Failed);
             }
             "cancelled" => {
                 let why = match text(&task, "reason") {
@@ -324,7 +324,7 @@ async fn wait(
                 };
                 let line = format!("convoke: task {id} was cancelled{why}");
                 output::complain_line(&printable(&line));
-                return Ok(Outcome::Failed);
+                return Ok(Exit::Failed);
             }
             status if left.is_zero() => {
                 let message = format!("task {id} is still {status}; see: convoke task get {id}");
@@ -337,14 +337,14 @@ async fn wait(
     }
 }
 
-async fn list(session: &Session, flags: List) -> anyhow::Result<Outcome> {
+async fn list(session: &Session, flags: List) -> anyhow::Result<Exit> {
     let mut payload = json!({"limit": flags.limit});
     if let Some(status) = flags.status {
         payload["status"] = status.into();
     }
     let listed = answer(session, "task.list", &payload, flags.reply.timeout).await?;
     let Some(listed) = listed else {
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     };
     let none = Vec::new();
     let tasks = listed["tasks"].as_array().unwrap_or(&none);
@@ -352,11 +352,11 @@ async fn list(session: &Session, flags: List) -> anyhow::Result<Outcome> {
         for task in tasks {
             session.output.json(task)?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     if tasks.is_empty() {
         output::complain_line("no tasks");
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let rows: Vec<Vec<String>> = tasks
         .iter()
@@ -377,7 +377,7 @@ async fn list(session: &Session, flags: List) -> anyhow::Result<Outcome> {
         "ID", "KIND", "STATUS", "PRIORITY", "ATTEMPT", "INSTANCE", "ERROR",
     ];
     session.output.table(&headings, &rows)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// One line for each field that a task has.
@@ -410,9 +410,9 @@ async fn report(
     kind: &str,
     payload: &Value,
     flags: &ReplyFlags,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     let Some(reported) = answer(session, kind, payload, flags.timeout).await? else {
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     };
     match session.output.is_json() {
         true => session.output.json(&reported)?,
@@ -420,7 +420,7 @@ async fn report(
             .output
             .line(&printable(&text(&reported, "status")))?,
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// The result of a request; `None` if there is none, which has been said.

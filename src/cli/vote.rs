@@ -2,7 +2,7 @@
 
 use super::output;
 use super::output::printable;
-use super::{Misuse, Outcome, Session, input, request};
+use super::{Exit, Misuse, Session, input, request};
 use clap::{Args, Subcommand};
 use convoke::client::publish::Outgoing;
 use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
@@ -107,7 +107,7 @@ fn decision(text: &str) -> Result<String, keys::NameError> {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     match flags.action {
         Action::Cast(flags) => cast(&session, flags).await,
         Action::Show(flags) => show(&session, &flags.decision).await,
@@ -115,7 +115,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     }
 }
 
-async fn cast(session: &Session, flags: Cast) -> anyhow::Result<Outcome> {
+async fn cast(session: &Session, flags: Cast) -> anyhow::Result<Exit> {
     let value = input::encode(flags.value.as_bytes()).map_err(|problem| {
         Misuse::error(format_args!(
             "--value: {problem}; text stands in quotes: --value '\"yes\"'"
@@ -137,12 +137,12 @@ async fn cast(session: &Session, flags: Cast) -> anyhow::Result<Outcome> {
         Ok(reply) => request::result(&reply)?,
         Err(error) => {
             request::complain(session, &error);
-            return Ok(Outcome::Failed);
+            return Ok(Exit::Failed);
         }
     };
     if session.output.is_json() {
         session.output.json(&voted)?;
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let counted = match voted["voted"].as_bool() {
         Some(true) => "counted",
@@ -161,10 +161,10 @@ async fn cast(session: &Session, flags: Cast) -> anyhow::Result<Outcome> {
         count("electorate"),
         count("quorum"),
     ))?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
-async fn show(session: &Session, decision: &str) -> anyhow::Result<Outcome> {
+async fn show(session: &Session, decision: &str) -> anyhow::Result<Exit> {
     let ballots = Ballots::new(session.connector()?, session.settings.keys()?);
     let Some(shown) = ballots.show(decision).await? else {
         anyhow::bail!(
@@ -184,7 +184,7 @@ async fn show(session: &Session, decision: &str) -> anyhow::Result<Outcome> {
         });
         object["votes"] = votes.collect();
         session.output.json(&object)?;
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let ballot = &shown.ballot;
     let role = match &ballot.role {
@@ -213,22 +213,22 @@ async fn show(session: &Session, decision: &str) -> anyhow::Result<Outcome> {
         })
         .collect();
     output.table(&["INSTANCE", "VOTE"], &rows)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
-async fn list(session: &Session, limit: usize) -> anyhow::Result<Outcome> {
+async fn list(session: &Session, limit: usize) -> anyhow::Result<Exit> {
     let ballots = Ballots::new(session.connector()?, session.settings.keys()?);
     let listed = ballots.list(limit).await?;
     if session.output.is_json() {
         for ballot in &listed {
             session.output.json(&described(ballot))?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     if listed.is_empty() {
         let namespace = &session.settings.namespace;
         output::complain_line(&format!("no ballots in namespace {namespace}"));
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     // The server's clock, which also wrote the times of the ballots.
     let instances = Instances::new(session.connector()?, session.settings.keys()?);
@@ -251,7 +251,7 @@ async fn list(session: &Session, limit: usize) -> anyhow::Result<Outcome> {
         "DECISION", "VOTED", "LEADING", "QUORUM", "ROLE", "OPENED", "RESULT",
     ];
     session.output.table(&headings, &rows)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// How it stands, and what was decided.

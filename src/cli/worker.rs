@@ -1,6 +1,6 @@
 //! `convoke worker`: runs a worker with the built-in handlers and commands as handlers.
 
-use super::{Misuse, Outcome, Session};
+use super::{Exit, Misuse, Session};
 use clap::Args;
 use convoke::Worker;
 use convoke::builtin::exec;
@@ -178,7 +178,7 @@ fn command(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the command.
-pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     let mut kinds = HashSet::new();
     if let Some((kind, _)) = flags.exec.iter().find(|(kind, _)| !kinds.insert(kind)) {
         return Err(Misuse::error(format_args!(
@@ -200,5 +200,5 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
     // Not for ever: what hangs must not keep the process.
     runtime.shutdown_timeout(END);
     ended?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }

@@ -25,7 +25,7 @@ const WIRES: (usize, usize) = (16, 4);
 
 /// What became of an event; none if it is to be published by itself: it wants a confirmation, or the
 /// server lacks the script.
-pub(crate) type Outcome = Option<Result<Published, PublishError>>;
+pub(crate) type Sent = Option<Result<Published, PublishError>>;
 
 /// Publishes in pipelines.
 pub(crate) struct Pipelines {
@@ -98,7 +98,7 @@ impl Pipelines {
         events: &[Outgoing],
         keys: &Keys,
         defaults: &Defaults,
-    ) -> Vec<Outcome> {
+    ) -> Vec<Sent> {
         let mut call = Call::new(events, keys, defaults);
         while !call.is_over() {
             match self.borrow().await {
@@ -117,7 +117,7 @@ impl Pipelines {
 /// One caller's events and how far they are.
 struct Call<'a> {
     events: &'a [Outgoing],
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<Sent>,
     streams: Streams<'a>,
     defaults: &'a Defaults,
     /// The first that was not looked at yet.

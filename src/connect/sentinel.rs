@@ -15,7 +15,7 @@
 //! connections of an older one are not used any more.
 
 use super::sentinel_url::{Login, SentinelUrl};
-use super::sentinel_view::{View, Voice, address, agree, confirmed};
+use super::sentinel_view::{SentinelView, Voice, address, agree, confirmed};
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
 use crate::connect::socket::tcp_settings;
@@ -68,7 +68,7 @@ pub(crate) struct Sentinels {
     login: RedisConnectionInfo,
     seats: Vec<(String, ConnectionInfo)>,
     generation: AtomicU64,
-    named: Mutex<Option<View>>,
+    named: Mutex<Option<SentinelView>>,
     asking: tokio::sync::Mutex<Asking>,
     watching: Mutex<Option<JoinHandle<()>>>,
 }
@@ -77,7 +77,7 @@ pub(crate) struct Sentinels {
 struct Asking {
     /// Kept open from one time to the next.
     wires: Vec<Option<Wire>>,
-    last: Option<(Instant, Result<View, String>)>,
+    last: Option<(Instant, Result<SentinelView, String>)>,
 }
 
 impl fmt::Debug for Sentinels {
@@ -212,7 +212,8 @@ impl Sentinels {
                 return voices;
             };
             voices.push(voice);
-            let views: Vec<&View> = voices.iter().filter_map(|v| v.view.as_ref().ok()).collect();
+            let views: Vec<&SentinelView> =
+                voices.iter().filter_map(|v| v.view.as_ref().ok()).collect();
             let enough = views.len() > self.seats.len() / 2;
             // Where they differ, the others may confirm one of them.
             if !all && until.is_none() && enough && (!self.several() || agree(&views)) {
@@ -222,7 +223,11 @@ impl Sentinels {
     }
 
     /// Asks one, on the connection that was kept, or else on a new one.
-    async fn ask(&self, info: &ConnectionInfo, kept: &mut Option<Wire>) -> Result<View, BusError> {
+    async fn ask(
+        &self,
+        info: &ConnectionInfo,
+        kept: &mut Option<Wire>,
+    ) -> Result<SentinelView, BusError> {
         // Taken out: given up half-way it is of no use any more.
         if let Some(mut wire) = kept.take()
             && let Ok(view) = self.ask_on(&mut wire).await
@@ -237,10 +242,10 @@ impl Sentinels {
         Ok(view)
     }
 
-    async fn ask_on(&self, wire: &mut Wire) -> Result<View, BusError> {
+    async fn ask_on(&self, wire: &mut Wire) -> Result<SentinelView, BusError> {
         let words: [&[u8]; 3] = [b"SENTINEL", b"MASTER", self.service.as_bytes()];
         match wire.ask(&words).await {
-            Ok(reply) => View::parse(reply),
+            Ok(reply) => SentinelView::parse(reply),
             Err(BusError::Redis(error))
                 if error
                     .detail()
@@ -253,8 +258,9 @@ impl Sentinels {
     }
 
     /// Which of the answers holds.
-    fn judge(&self, voices: &[Voice]) -> Result<View, String> {
-        let views: Vec<&View> = voices.iter().filter_map(|v| v.view.as_ref().ok()).collect();
+    fn judge(&self, voices: &[Voice]) -> Result<SentinelView, String> {
+        let views: Vec<&SentinelView> =
+            voices.iter().filter_map(|v| v.view.as_ref().ok()).collect();
         let named = locked(&self.named).clone();
         if views.is_empty() {
             let failed = voices.iter().filter_map(|voice| {
@@ -298,7 +304,7 @@ impl Sentinels {
         self.seats.len() >= SEVERAL
     }
 
-    fn note(&self, view: View) {
+    fn note(&self, view: SentinelView) {
         let mut named = locked(&self.named);
         if let Some(before) = &*named
             && (&before.host, before.port) != (&view.host, view.port)
@@ -359,18 +365,18 @@ mod tests {
         Sentinels::new(&url.sentinels().unwrap().unwrap(), Tls::default()).unwrap()
     }
 
-    fn view(host: &str, epoch: u64) -> View {
+    fn view(host: &str, epoch: u64) -> SentinelView {
         let reply = format!(
             "*6\r\n$2\r\nip\r\n${}\r\n{host}\r\n$4\r\nport\r\n$4\r\n6379\r\n\
              $12\r\nconfig-epoch\r\n${}\r\n{epoch}\r\n",
             host.len(),
             epoch.to_string().len()
         );
-        View::parse(Tokens::new(reply.as_bytes())).unwrap()
+        SentinelView::parse(Tokens::new(reply.as_bytes())).unwrap()
     }
 
-    fn voices(views: [Option<View>; 3]) -> Vec<Voice> {
-        let voice = |view: Option<View>| Voice {
+    fn voices(views: [Option<SentinelView>; 3]) -> Vec<Voice> {
+        let voice = |view: Option<SentinelView>| Voice {
             sentinel: "s".into(),
             view: view.ok_or_else(|| "away".to_owned()),
         };
@@ -451,7 +457,7 @@ mod tests {
             "*9\r\n",
         ] {
             assert!(
-                View::parse(Tokens::new(reply.as_bytes())).is_err(),
+                SentinelView::parse(Tokens::new(reply.as_bytes())).is_err(),
                 "{reply}"
             );
         }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 /// What a Sentinel says about the primary.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct View {
+pub struct SentinelView {
     /// The primary's host.
     pub host: String,
     /// The primary's port.
@@ -25,7 +25,7 @@ pub struct View {
     pub flags: String,
 }
 
-impl View {
+impl SentinelView {
     /// Reads the answer to `SENTINEL MASTER`: names and values in turn.
     pub(super) fn parse(mut reply: Tokens<'_>) -> Result<Self, BusError> {
         const SHAPE: BusError = BusError::Reply {
@@ -78,23 +78,26 @@ pub struct Voice {
     /// Its address.
     pub sentinel: String,
     /// Its view, or why there is none.
-    pub view: Result<View, String>,
+    pub view: Result<SentinelView, String>,
 }
 
-fn same_place(a: &View, b: &View) -> bool {
+fn same_place(a: &SentinelView, b: &SentinelView) -> bool {
     (&a.host, a.port) == (&b.host, b.port)
 }
 
 /// Whether two of them name the same address.
-pub(super) fn agree(views: &[&View]) -> bool {
+pub(super) fn agree(views: &[&SentinelView]) -> bool {
     let mut pairs = views.iter().enumerate();
     pairs.any(|(at, a)| views[..at].iter().any(|b| same_place(a, b)))
 }
 
 /// The newest view that two confirm, or that one has of the address that is known already. Its epoch is
 /// the highest that both reach; of what is known, one alone raises none.
-pub(super) fn confirmed(views: &[&View], known: Option<&View>) -> Option<View> {
-    let supported = |view: &View| {
+pub(super) fn confirmed(
+    views: &[&SentinelView],
+    known: Option<&SentinelView>,
+) -> Option<SentinelView> {
+    let supported = |view: &SentinelView| {
         let mut epochs: Vec<u64> = views
             .iter()
             .filter(|other| same_place(view, other))
@@ -104,7 +107,7 @@ pub(super) fn confirmed(views: &[&View], known: Option<&View>) -> Option<View> {
         let known = known.filter(|known| same_place(known, view));
         let alone = known.map(|known| known.epoch.min(view.epoch));
         let epoch = epochs.get(1).copied().or(alone)?;
-        Some(View {
+        Some(SentinelView {
             epoch,
             ..view.clone()
         })

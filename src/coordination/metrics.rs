@@ -88,7 +88,7 @@ pub struct Gauges {
     /// What runs that takes its time, by event type; the longest of at most [`MAX_RUNNING`] types.
     pub running: BTreeMap<String, Running>,
     /// The runs that began first, at most [`MAX_RUNS`].
-    pub runs: Vec<Run>,
+    pub runs: Vec<OldestRun>,
 }
 
 /// The runs of one event type.
@@ -104,7 +104,7 @@ pub struct Running {
 
 /// One run.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Run {
+pub struct OldestRun {
     /// Whose; empty in an instance's own report.
     pub instance: String,
     /// The event type.

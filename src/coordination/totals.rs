@@ -1,6 +1,6 @@
 //! What all instances did, and how they are.
 
-use super::metrics::{ALL, CIRCUITS, Gauges, HandlerSums, Run, Running, Sums};
+use super::metrics::{ALL, CIRCUITS, Gauges, HandlerSums, OldestRun, Running, Sums};
 use crate::connect::clock::ServerTime;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
@@ -21,7 +21,7 @@ pub struct Global {
     /// What the living run that takes its time, by event type.
     pub running: BTreeMap<String, Running>,
     /// The runs that each of the living began first, the oldest first.
-    pub runs: Vec<Run>,
+    pub runs: Vec<OldestRun>,
     /// Instances that are alive.
     pub instances: u64,
     /// Their memory.
@@ -159,11 +159,12 @@ impl Global {
             running.full += more.full;
             running.oldest_ms = running.oldest_ms.max(more.oldest_ms + age);
         }
-        self.runs.extend(gauges.runs.into_iter().map(|run| Run {
-            instance: id.to_owned(),
-            age_ms: run.age_ms + age,
-            ..run
-        }));
+        self.runs
+            .extend(gauges.runs.into_iter().map(|run| OldestRun {
+                instance: id.to_owned(),
+                age_ms: run.age_ms + age,
+                ..run
+            }));
         let place = |state: &str| CIRCUITS.iter().position(|known| *known == state);
         for (kind, state) in gauges.circuits {
             let worst = self.circuits.entry(kind).or_insert(state);

@@ -17,7 +17,7 @@ pub struct Identity {
 
 /// A row of the outbox that is to be inserted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Letter {
+pub struct Posting {
     /// The event's id.
     pub event: String,
     /// The event type.
@@ -74,7 +74,7 @@ pub trait Dialect: sqlx::Database {
     #[doc(hidden)]
     fn post(
         connection: &mut Self::Connection,
-        letter: &Letter,
+        letter: &Posting,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 }
 
@@ -142,7 +142,7 @@ macro_rules! dialect {
                 Ok(())
             }
 
-            async fn post(connection: &mut $connection, letter: &$crate::ledger::dialect::Letter) -> Result<(), sqlx::Error> {
+            async fn post(connection: &mut $connection, letter: &$crate::ledger::dialect::Posting) -> Result<(), sqlx::Error> {
                 sqlx::query(concat!(
                     "INSERT INTO convoke_outbox (event, kind, subject, source, traceparent, data) VALUES (",
                     $a, ", ", $b, ", ", $c, ", ", $d, ", ", $e, ", ", $f, ")"

@@ -3,7 +3,7 @@
 //! A [`relay`](super::relay) publishes what was committed, and nothing that was rolled back. Any
 //! program may insert rows into `convoke_outbox`; see the table's definition.
 
-use super::dialect::{Dialect, Letter};
+use super::dialect::{Dialect, Posting};
 use crate::protocol::event::{Entry, EntryId, Event, Limits};
 use crate::protocol::keys::Keys;
 use serde::Serialize;
@@ -36,14 +36,14 @@ pub enum PostError {
 /// # }
 /// ```
 #[derive(Clone, Debug)]
-pub struct Post(Result<Letter, String>);
+pub struct Post(Result<Posting, String>);
 
 impl Post {
     /// An event with a payload; structs become maps. Its id is one made up, unless given.
     pub fn new<P: Serialize + ?Sized>(kind: impl Into<String>, payload: &P) -> Self {
         let data = rmp_serde::to_vec_named(payload);
         Self(match data {
-            Ok(data) => Ok(Letter {
+            Ok(data) => Ok(Posting {
                 event: Uuid::now_v7().to_string(),
                 kind: kind.into(),
                 subject: None,
@@ -55,7 +55,7 @@ impl Post {
         })
     }
 
-    fn set(mut self, set: impl FnOnce(&mut Letter)) -> Self {
+    fn set(mut self, set: impl FnOnce(&mut Posting)) -> Self {
         if let Ok(letter) = &mut self.0 {
             set(letter);
         }
@@ -103,7 +103,7 @@ impl Post {
 }
 
 /// The bus's own check, but for the size of the payload, which is the publisher's setting.
-fn check(letter: &Letter) -> Result<(), String> {
+fn check(letter: &Posting) -> Result<(), String> {
     let mut limits = Limits::default();
     limits.payload.bytes = usize::MAX;
     let mut fields: Vec<Vec<u8>> = Vec::with_capacity(12);

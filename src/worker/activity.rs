@@ -1,7 +1,7 @@
 //! What a worker is at, by event type: for who looks at it.
 
 use super::shared::Shared;
-use crate::coordination::metrics::{MAX_RUNS, Run, Running};
+use crate::coordination::metrics::{MAX_RUNS, OldestRun, Running};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +32,7 @@ impl Activity {
 }
 
 /// What runs in these lanes now, as a report tells it: by event type, and the runs that began first.
-pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<Run>) {
+pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<OldestRun>) {
     let now = Instant::now();
     let age = |since: Instant| now.saturating_duration_since(since).as_millis() as u64;
     let (mut running, mut runs) = (BTreeMap::<String, Running>::new(), Vec::new());
@@ -51,7 +51,7 @@ pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<
         let kinds: Vec<_> = lane.router.routes().collect();
         for (route, since, stream, entry) in lane.inflight.oldest(MAX_RUNS) {
             let kind = kinds.iter().find(|kind| kind.index == route);
-            runs.push(Run {
+            runs.push(OldestRun {
                 instance: String::new(),
                 kind: kind.map_or_else(String::new, |kind| kind.kind.clone()),
                 stream: lane.routes[stream].events.clone(),

@@ -6,7 +6,7 @@ use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
 use convoke::coordination::batches::batch::{BatchStatus, MAX_FAILURES, Mode, Wanted};
 use convoke::coordination::batches::{
-    Acquired, Advanced, Asker, Batches, Finished, LISTED, Progress,
+    Acquired, Advanced, Asker, Batches, FinishedItem, LISTED, Progress,
 };
 use convoke::coordination::error::CoordinationError;
 use convoke::protocol::keys::Keys;
@@ -40,16 +40,16 @@ pub(crate) fn asker<'a>(instance: &'a str, name: &'a str) -> Asker<'a> {
     }
 }
 
-pub(crate) fn ok(indexes: impl IntoIterator<Item = usize>) -> Vec<Finished> {
-    let outcomes = indexes.into_iter().map(|index| Finished {
+pub(crate) fn ok(indexes: impl IntoIterator<Item = usize>) -> Vec<FinishedItem> {
+    let outcomes = indexes.into_iter().map(|index| FinishedItem {
         index,
         failure: None,
     });
     outcomes.collect()
 }
 
-pub(crate) fn failed(index: usize, message: &str) -> Finished {
-    Finished {
+pub(crate) fn failed(index: usize, message: &str) -> FinishedItem {
+    FinishedItem {
         index,
         failure: Some(("not_found", message.to_owned())),
     }
@@ -62,7 +62,7 @@ async fn hold(batches: &Batches, wanted: &Wanted, asker: Asker<'_>) -> (Progress
     }
 }
 
-async fn running(batches: &Batches, wanted: &Wanted, fence: u64, done: &[Finished]) -> Progress {
+async fn running(batches: &Batches, wanted: &Wanted, fence: u64, done: &[FinishedItem]) -> Progress {
     match batches.progress(wanted, fence, done, &[]).await.unwrap() {
         Advanced::Running(progress) => progress,
         other => panic!("not running: {other:?}"),
@@ -397,7 +397,7 @@ async fn failures_are_all_counted_and_the_first_hundred_recorded() {
     let wanted = wanted("b-1", 200);
     let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
     let long = "é".repeat(300);
-    let outcomes: Vec<Finished> = (0..150).map(|n| failed(n, &long)).collect();
+    let outcomes: Vec<FinishedItem> = (0..150).map(|n| failed(n, &long)).collect();
     let progress = running(&batches, &wanted, held.fence, &outcomes).await;
     assert_eq!((progress.processed, progress.failed), (0, 150));
     let failures = batches.failures("b-1").await.unwrap();

@@ -2,7 +2,7 @@
 
 use crate::fleet::{Fleet, random_histories};
 use convoke::coordination::instances::instance::Beat;
-use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Run, Running, Sums};
+use convoke::coordination::metrics::{Gauges, HandlerSums, Report, OldestRun, Running, Sums};
 use convoke::protocol::histogram::{Histogram, bucket_of};
 use convoke::protocol::keys::Keys;
 use proptest::prelude::*;
@@ -223,11 +223,11 @@ async fn gauges_are_those_of_the_living() {
             window_ms: 10_000 << number,
             circuits: [("image.resize".to_owned(), circuit)].into(),
             running: [("image.resize".to_owned(), running)].into(),
-            runs: vec![Run {
+            runs: vec![OldestRun {
                 kind: "image.resize".into(),
                 stream: "cb:events:image".into(),
                 age_ms: running.oldest_ms,
-                ..Run::default()
+                ..OldestRun::default()
             }],
         };
         let metrics = Report {

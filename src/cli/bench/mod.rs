@@ -16,7 +16,7 @@ mod streams;
 mod text;
 
 use super::output::{printable, wrapped};
-use super::{Misuse, Outcome, Session, threads};
+use super::{Exit, Misuse, Session, threads};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use meter::{cores, server_cores};
@@ -150,7 +150,7 @@ impl Flags {
 }
 
 /// Runs the command.
-pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
+pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     if flags
         .soak
         .is_some_and(|millions| !(millions > 0.0 && millions <= 1e6))
@@ -177,7 +177,7 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Outcome> {
         let namespace = rig.keys.namespace();
         let cleaned = cleaned.with_context(|| format!("{namespace}:* may not be removed"));
         measured.and(cleaned)?;
-        Ok(Outcome::Done)
+        Ok(Exit::Done)
     })
 }
 

@@ -4,7 +4,7 @@ use super::Which;
 use super::list::Listing;
 use crate::cli::confirm::confirm;
 use crate::cli::output::{self, count};
-use crate::cli::{Misuse, Outcome, Session};
+use crate::cli::{Exit, Misuse, Session};
 use clap::Args;
 use convoke::operator::inspect;
 use convoke::operator::replay::STEP;
@@ -39,7 +39,7 @@ pub(super) async fn run(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     if flags.which.is_all() && !flags.all {
         return Err(Misuse::error(
             "say which (--type, --reason, --id, …), or --all",
@@ -66,11 +66,11 @@ pub(super) async fn run(
         if !session.output.is_json() {
             output::complain_line(&format!("{letters} would be dropped"));
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     if !confirm(&format!("Drop {letters} for good?"), flags.yes)? {
         output::complain_line("nothing was dropped");
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     }
     let operator = session.operator(None)?;
     let mut dropped = 0u64;
@@ -99,5 +99,5 @@ pub(super) async fn run(
             count(dropped, "dead letter", "dead letters")
         ))?,
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }

@@ -4,7 +4,7 @@ use super::show::described;
 use super::{Which, died};
 use crate::cli::choose;
 use crate::cli::output::{self, Cell, Column, RED, Table, count, number};
-use crate::cli::{Outcome, Session, payload};
+use crate::cli::{Exit, Session, payload};
 use clap::Args;
 use convoke::operator::inspect;
 use convoke::protocol::dead::Letter;
@@ -43,7 +43,7 @@ pub(super) async fn run(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     match flags.entries {
         true => entries(session, connection, flags).await,
         false => summary(session, connection, flags).await,
@@ -62,7 +62,7 @@ async fn summary(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;
     let mut sums: BTreeMap<(String, String, String), Sum> = BTreeMap::new();
     let mut total = 0;
@@ -107,7 +107,7 @@ async fn summary(
                 "message": sum.message,
             }))?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     if total > 0 {
         let columns = vec![
@@ -139,14 +139,14 @@ async fn summary(
         table.finish()?;
     }
     output::complain_line(&count(total, "dead letter", "dead letters"));
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 async fn entries(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;
     let sight = session.sight()?;
     let spans = flags.which.spans(session, connection).await?;
@@ -166,7 +166,7 @@ async fn entries(
     if !session.output.is_json() {
         output::complain_line(&count(shown, "dead letter", "dead letters"));
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// Dead letters one by one.

@@ -2,7 +2,7 @@
 
 use super::died;
 use crate::cli::output::{self, count};
-use crate::cli::{Outcome, Session, choose, payload};
+use crate::cli::{Exit, Session, choose, payload};
 use clap::Args;
 use convoke::operator::browse::Pages;
 use convoke::operator::inspect;
@@ -32,7 +32,7 @@ pub(super) async fn run(
     session: &Session,
     connection: &mut MultiplexedConnection,
     flags: &Flags,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     let keys = session.settings.keys()?;
     let kinds = [StreamKind::Dead];
     let streams = choose::streams(connection, &keys, &flags.streams, &kinds).await?;
@@ -56,7 +56,7 @@ pub(super) async fn run(
             flags.entry
         );
     }
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 /// The story of one dead letter, for people.

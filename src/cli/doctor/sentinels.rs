@@ -3,7 +3,7 @@
 use super::super::output::{count, span};
 use super::checks::names;
 use super::{Finding, Status};
-use convoke::connect::sentinel_view::{View, Voice};
+use convoke::connect::sentinel_view::{SentinelView, Voice};
 use convoke::settings::Settings;
 
 /// Until another primary serves after the old one was found down, in ms: a rough guess.
@@ -13,7 +13,7 @@ const SLOW_MS: u64 = 15_000;
 
 /// Everything about the Sentinels.
 pub(super) fn sentinels(voices: &[Voice], settings: &Settings) -> Vec<Finding> {
-    let views: Vec<&View> = voices
+    let views: Vec<&SentinelView> = voices
         .iter()
         .filter_map(|voice| voice.view.as_ref().ok())
         .collect();
@@ -75,7 +75,7 @@ fn reachable(voices: &[Voice], answered: usize) -> Finding {
     }
 }
 
-fn agreed(voices: &[Voice], newest: &View) -> Finding {
+fn agreed(voices: &[Voice], newest: &SentinelView) -> Finding {
     let check = "primary";
     let others = voices.iter().filter_map(|voice| {
         let view = voice.view.as_ref().ok()?;
@@ -113,7 +113,7 @@ fn agreed(voices: &[Voice], newest: &View) -> Finding {
     }
 }
 
-fn listed(listed: usize, newest: &View) -> Finding {
+fn listed(listed: usize, newest: &SentinelView) -> Finding {
     let check = "sentinels-listed";
     let known = newest.sentinels;
     if listed as u64 >= known {
@@ -131,7 +131,7 @@ fn listed(listed: usize, newest: &View) -> Finding {
     }
 }
 
-fn quorum(newest: &View, service: &str) -> Finding {
+fn quorum(newest: &SentinelView, service: &str) -> Finding {
     let check = "quorum";
     let (known, quorum) = (newest.sentinels, newest.quorum);
     if quorum > known {
@@ -162,7 +162,7 @@ fn quorum(newest: &View, service: &str) -> Finding {
     Finding::fine(check, format!("{quorum} of {known}"))
 }
 
-fn replicas(newest: &View) -> Finding {
+fn replicas(newest: &SentinelView) -> Finding {
     let check = "replicas";
     match newest.replicas {
         0 => Finding {
@@ -184,7 +184,7 @@ fn replicas(newest: &View) -> Finding {
     }
 }
 
-fn patience(newest: &View, settings: &Settings, service: &str) -> Finding {
+fn patience(newest: &SentinelView, settings: &Settings, service: &str) -> Finding {
     let check = "failover-time";
     let down = newest.down_after_ms;
     let ttl = settings.heartbeat_ttl.as_millis() as u64;

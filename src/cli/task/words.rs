@@ -2,7 +2,7 @@
 
 use super::{ReplyFlags, answer, answer_to, data, place, text};
 use crate::cli::output::{self, printable};
-use crate::cli::{Misuse, Outcome, Session, input};
+use crate::cli::{Exit, Misuse, Session, input};
 use clap::Args;
 use convoke::client::publish::Outgoing;
 use convoke::protocol::json;
@@ -113,7 +113,7 @@ pub(super) struct Claim {
     reply: ReplyFlags,
 }
 
-pub(super) async fn update(session: &Session, flags: Update) -> anyhow::Result<Outcome> {
+pub(super) async fn update(session: &Session, flags: Update) -> anyhow::Result<Exit> {
     let mut payload = json!({"task_id": flags.id});
     if let Some(priority) = flags.priority {
         payload["priority"] = priority.into();
@@ -135,17 +135,17 @@ pub(super) async fn update(session: &Session, flags: Update) -> anyhow::Result<O
     word(session, "task.update", &payload, &flags.reply).await
 }
 
-pub(super) async fn assign(session: &Session, flags: Assign) -> anyhow::Result<Outcome> {
+pub(super) async fn assign(session: &Session, flags: Assign) -> anyhow::Result<Exit> {
     let payload = json!({"task_id": flags.id, "instance_id": flags.to});
     word(session, "task.assign", &payload, &flags.reply).await
 }
 
-pub(super) async fn unassign(session: &Session, flags: Unassign) -> anyhow::Result<Outcome> {
+pub(super) async fn unassign(session: &Session, flags: Unassign) -> anyhow::Result<Exit> {
     let payload = json!({"task_id": flags.id});
     word(session, "task.unassign", &payload, &flags.reply).await
 }
 
-pub(super) async fn claim(session: &Session, flags: Claim) -> anyhow::Result<Outcome> {
+pub(super) async fn claim(session: &Session, flags: Claim) -> anyhow::Result<Exit> {
     let mut payload = json!({"instance_id": flags.instance, "limit": flags.limit});
     if !flags.kinds.is_empty() {
         payload["kinds"] = flags.kinds.into();
@@ -155,7 +155,7 @@ pub(super) async fn claim(session: &Session, flags: Claim) -> anyhow::Result<Out
         event = event.id(id);
     }
     let Some(claimed) = answer_to(session, event, flags.reply.timeout).await? else {
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     };
     let none = Vec::new();
     let tasks = claimed["tasks"].as_array().unwrap_or(&none);
@@ -163,11 +163,11 @@ pub(super) async fn claim(session: &Session, flags: Claim) -> anyhow::Result<Out
         for task in tasks {
             session.output.json(task)?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     if tasks.is_empty() {
         output::complain_line("nothing waits that it can take, or it has no room");
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let row = |task: &Value| {
         let texts = ["task_id", "kind", "attempt", "fence"].map(|field| text(task, field));
@@ -178,7 +178,7 @@ pub(super) async fn claim(session: &Session, flags: Claim) -> anyhow::Result<Out
     let rows: Vec<Vec<String>> = tasks.iter().map(row).collect();
     let headings = ["ID", "KIND", "ATTEMPT", "FENCE", "PAYLOAD"];
     session.output.table(&headings, &rows)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
 async fn word(
@@ -186,13 +186,13 @@ async fn word(
     kind: &str,
     payload: &Value,
     flags: &ReplyFlags,
-) -> anyhow::Result<Outcome> {
+) -> anyhow::Result<Exit> {
     let Some(placed) = answer(session, kind, payload, flags.timeout).await? else {
-        return Ok(Outcome::Failed);
+        return Ok(Exit::Failed);
     };
     if session.output.is_json() {
         session.output.json(&placed)?;
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     place(session, &placed)
 }

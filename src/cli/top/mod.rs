@@ -23,7 +23,7 @@ mod survey;
 mod tests;
 
 use super::output::told_width;
-use super::{Misuse, Outcome, Session};
+use super::{Exit, Misuse, Session};
 use brush::Brush;
 use clap::Args;
 use columns::UNBOUNDED;
@@ -68,7 +68,7 @@ pub(super) struct Flags {
 }
 
 /// Runs the command.
-pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcome> {
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     if flags.interval < LEAST {
         return Err(Misuse::error("--interval: 100ms or more"));
     }
@@ -86,7 +86,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Outcom
     watch(&session, flags.interval).await
 }
 
-async fn once(session: &Session, interval: Duration) -> anyhow::Result<Outcome> {
+async fn once(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
     let mut watcher = Watcher::new(session)?;
     let mut state = State::new(&session.settings.namespace);
     let wish = Wish::default();
@@ -97,16 +97,16 @@ async fn once(session: &Session, interval: Duration) -> anyhow::Result<Outcome> 
         if let Some(object) = object::of(&state) {
             session.output.json(&object)?;
         }
-        return Ok(Outcome::Done);
+        return Ok(Exit::Done);
     }
     let width = session.output.width().or_else(told_width);
     let width = width.and_then(|width| u16::try_from(width).ok());
     let page = draw::page(&state, width.unwrap_or(UNBOUNDED).min(UNBOUNDED));
     session.output.text(&page)?;
-    Ok(Outcome::Done)
+    Ok(Exit::Done)
 }
 
-async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome> {
+async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
     let mut watcher = Watcher::new(session)?;
     let mut state = State::new(&session.settings.namespace);
     // Without a server it fails before it takes the screen.
@@ -165,7 +165,7 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Outcome>
     };
     fetching.abort();
     drop(screen);
-    ended.map(|()| Outcome::Done)
+    ended.map(|()| Exit::Done)
 }
 
 /// Takes samples until nobody wants them, at once when something else is wished for.

@@ -130,7 +130,7 @@ pub enum Advanced {
 
 /// An item that is finished.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finished {
+pub struct FinishedItem {
     /// Which item, from 0.
     pub index: usize,
     /// Why it failed for good, if it did: an error code and a message.
@@ -241,7 +241,7 @@ impl Batches {
         &self,
         wanted: &Wanted,
         fence: u64,
-        outcomes: &[Finished],
+        outcomes: &[FinishedItem],
         publications: &[Publication],
     ) -> Result<Advanced, CoordinationError> {
         outbox::check(publications)?;

@@ -2,7 +2,7 @@
 
 use super::{
     ALL, CIRCUITS, Gauges, HIGHEST, HandlerSums, MAX_BUCKETS, MAX_HANDLERS, MAX_REPORT,
-    MAX_RUNNING, MAX_RUNS, Report, Run, Running, Sums,
+    MAX_RUNNING, MAX_RUNS, OldestRun, Report, Running, Sums,
 };
 use crate::protocol::histogram::{BUCKETS, Histogram};
 use redis::ScriptInvocation;
@@ -177,7 +177,7 @@ impl Gauges {
     }
 
     fn packed_runs(&self) -> Vec<Value> {
-        let run = |run: &Run| {
+        let run = |run: &OldestRun| {
             Value::Array(vec![
                 run.kind.as_str().into(),
                 run.stream.as_str().into(),
@@ -224,12 +224,12 @@ fn unpacked_running(packed: Option<&Value>) -> BTreeMap<String, Running> {
     running.take(MAX_RUNNING).collect()
 }
 
-fn unpacked_runs(packed: Option<&Value>) -> Vec<Run> {
+fn unpacked_runs(packed: Option<&Value>) -> Vec<OldestRun> {
     let runs = packed.and_then(Value::as_array).into_iter().flatten();
     let run = |run: &Value| {
         let parts = run.as_array()?;
         let text = |at: usize| parts.get(at).and_then(Value::as_str);
-        Some(Run {
+        Some(OldestRun {
             instance: String::new(),
             kind: text(0)?.to_owned(),
             stream: text(1)?.to_owned(),

@@ -26,7 +26,7 @@ const PROBING: Duration = Duration::from_secs(1);
 
 /// What a circuit lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum CircuitState {
     /// Everything.
     Closed,
     /// Nothing.
@@ -35,13 +35,13 @@ pub enum State {
     HalfOpen,
 }
 
-impl State {
+impl CircuitState {
     /// `closed`, `open` or `half-open`.
     pub const fn as_str(self) -> &'static str {
         match self {
-            State::Closed => "closed",
-            State::Open => "open",
-            State::HalfOpen => "half-open",
+            CircuitState::Closed => "closed",
+            CircuitState::Open => "open",
+            CircuitState::HalfOpen => "half-open",
         }
     }
 }
@@ -135,11 +135,11 @@ impl Breaker {
     }
 
     /// What it lets through now. Half-open from the moment at which it would admit a probe.
-    pub fn state(&self, now: Instant) -> State {
+    pub fn state(&self, now: Instant) -> CircuitState {
         match self.phase {
-            Phase::Closed { .. } => State::Closed,
-            Phase::Open { until, .. } if now < until => State::Open,
-            Phase::Open { .. } | Phase::HalfOpen { .. } => State::HalfOpen,
+            Phase::Closed { .. } => CircuitState::Closed,
+            Phase::Open { until, .. } if now < until => CircuitState::Open,
+            Phase::Open { .. } | Phase::HalfOpen { .. } => CircuitState::HalfOpen,
         }
     }
 

@@ -1,7 +1,7 @@
 //! Spares a handler that fails again and again, and asks it from time to time whether it works again.
 
 use crate::handler::function::Encoded;
-use crate::handler::layers::breaker::{Admission, Breaker, Change, State, Ticket, Verdict};
+use crate::handler::layers::breaker::{Admission, Breaker, Change, CircuitState, Ticket, Verdict};
 use crate::handler::policy::CircuitPolicy;
 use crate::protocol::error::{Code, HandlerError, Refusal};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -41,7 +41,7 @@ impl Circuit {
     }
 
     /// What it lets through now.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> CircuitState {
         self.lock().state(Instant::now())
     }
 

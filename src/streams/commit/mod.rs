@@ -24,7 +24,7 @@
 //! An outcome that reports what its run wrote to the server itself is committed only in the history of
 //! the data in which that run began (see `history.rs`).
 
-mod claims;
+mod counter;
 mod one;
 pub mod settlement;
 
@@ -37,7 +37,7 @@ use crate::protocol::dead::DeadLetter;
 use crate::protocol::digits::Digits;
 use crate::protocol::entry::Entry;
 use crate::protocol::keys::StreamKeys;
-pub use crate::streams::commit::claims::Claims;
+pub use crate::streams::commit::counter::Claims;
 pub use crate::streams::commit::settlement::{
     MAX_PUBLICATIONS, Note, Outcome, Publication, Receipt, Reply, Settlement, Tally,
 };

@@ -8,7 +8,7 @@ use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::MAX_ELECTORATE;
 use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::batches::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
-use convoke::coordination::batches::{Acquired, Advanced, Finished};
+use convoke::coordination::batches::{Acquired, Advanced, FinishedItem};
 use convoke::coordination::limits::RateLimits;
 use convoke::protocol::rate::Rate;
 use convoke::settings::RedisUrl;
@@ -106,7 +106,7 @@ async fn works(fleet: &mut Fleet, meter: &mut Meter) {
             fields: ["type", "a.b", "n", "1"].map(|word| word.into()).to_vec(),
         })
         .collect();
-    let finish = |from: usize, count: usize| -> Vec<Finished> {
+    let finish = |from: usize, count: usize| -> Vec<FinishedItem> {
         (from..from + count)
             .map(|index| failed(index, &"m".repeat(256)))
             .collect()

@@ -102,9 +102,9 @@ impl Scene {
             unreachable!("it finishes")
         };
         let items = usize::from(from)..usize::from(from + count).min(TOTAL);
-        let outcomes: Vec<Finished> = items
+        let outcomes: Vec<FinishedItem> = items
             .clone()
-            .map(|index| Finished {
+            .map(|index| FinishedItem {
                 index,
                 failure: fails.then(|| ("not_found", "x".to_owned())),
             })

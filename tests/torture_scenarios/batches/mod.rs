@@ -6,7 +6,7 @@ use crate::run::Scenario;
 use crate::world::{DAY, HOUR, SECOND, Tail, World, fact};
 use convoke::coordination::batches::batch::{BatchStatus, Mode, Wanted};
 use convoke::coordination::batches::{
-    ABANDONED, Acquired, Advanced, Asker, Batches, Finished, KEPT, Progress as Far,
+    ABANDONED, Acquired, Advanced, Asker, Batches, FinishedItem, KEPT, Progress as Far,
 };
 use convoke::coordination::error::CoordinationError;
 use convoke::streams::commit::Publication;

@@ -12,7 +12,7 @@ use convoke::coordination::ballots::ballot::{
 use convoke::coordination::ballots::{Ballots, KEPT as BALLOTS_KEPT};
 use convoke::coordination::batches::batch::{Mode, Wanted};
 use convoke::coordination::batches::{
-    ABANDONED, Acquired, Advanced, Asker, Batches, Finished, KEPT as BATCHES_KEPT,
+    ABANDONED, Acquired, Advanced, Asker, Batches, FinishedItem, KEPT as BATCHES_KEPT,
 };
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
@@ -181,7 +181,7 @@ impl Scene {
         let Some(held) = self.held.get_mut(&number) else {
             return;
         };
-        let outcome = Finished {
+        let outcome = FinishedItem {
             index: item.into(),
             failure: None,
         };

@@ -6,7 +6,7 @@ use crate::connect::connector::reconnect_delay;
 use crate::connect::error::{BusError, Reaction};
 use crate::coordination::batches::batch::{TOGETHER, Wanted};
 use crate::coordination::batches::leases::Held;
-use crate::coordination::batches::{Advanced, Batches, Finished, Progress};
+use crate::coordination::batches::{Advanced, Batches, FinishedItem, Progress};
 use crate::coordination::error::CoordinationError;
 use crate::handler::dispatch::Unbegun;
 use crate::protocol::error::HandlerError;
@@ -60,7 +60,7 @@ pub(super) struct Holding<'a> {
     lease: Held,
     progress: Progress,
     finished: Vec<u8>,
-    outcomes: Vec<Finished>,
+    outcomes: Vec<FinishedItem>,
     publications: Vec<Publication>,
     bytes: usize,
     due: Option<Instant>,
@@ -123,7 +123,7 @@ impl<'a> Holding<'a> {
             self.finished.resize(index / 8 + 1, 0);
         }
         self.finished[index / 8] |= 0x80 >> (index % 8);
-        self.outcomes.push(Finished { index, failure });
+        self.outcomes.push(FinishedItem { index, failure });
         let words = publications.iter().flat_map(|p| &p.fields);
         self.bytes += words.map(Vec::len).sum::<usize>();
         self.publications.extend(publications);

@@ -49,13 +49,13 @@ fn only_failures_in_a_row_open_it() {
         run(&mut breaker, Verdict::Bad, now);
         run(&mut breaker, Verdict::Good, now);
     }
-    assert_eq!(breaker.state(now), State::Closed);
+    assert_eq!(breaker.state(now), CircuitState::Closed);
     run(&mut breaker, Verdict::Bad, now);
     run(&mut breaker, Verdict::None, now);
     run(&mut breaker, Verdict::Bad, now);
     run(&mut breaker, Verdict::None, now);
     assert_eq!(run(&mut breaker, Verdict::Bad, now), Some(Change::Opened));
-    assert_eq!(breaker.state(now), State::Open);
+    assert_eq!(breaker.state(now), CircuitState::Open);
 }
 
 #[test]
@@ -66,16 +66,16 @@ fn the_open_time_doubles_to_the_cap_and_begins_anew_after_closing() {
         assert_eq!(refused(&mut breaker, now), expected * MS);
         now += expected * MS - MS;
         assert_eq!(refused(&mut breaker, now), MS);
-        assert_eq!(breaker.state(now), State::Open);
+        assert_eq!(breaker.state(now), CircuitState::Open);
         now += MS;
-        assert_eq!(breaker.state(now), State::HalfOpen);
+        assert_eq!(breaker.state(now), CircuitState::HalfOpen);
         let change = run(&mut breaker, Verdict::Bad, now);
         assert_eq!(change, Some(Change::Reopened));
     }
     now += 350 * MS;
     assert_eq!(run(&mut breaker, Verdict::Good, now), None);
     assert_eq!(run(&mut breaker, Verdict::Good, now), Some(Change::Closed));
-    assert_eq!(breaker.state(now), State::Closed);
+    assert_eq!(breaker.state(now), CircuitState::Closed);
     for _ in 0..3 {
         run(&mut breaker, Verdict::Bad, now);
     }
@@ -91,7 +91,7 @@ fn a_probe_without_a_verdict_frees_its_place() {
     let _second = admitted(&mut breaker, now);
     assert_eq!(refused(&mut breaker, now), PROBING);
     assert_eq!(breaker.finish(first, Verdict::None, now), None);
-    assert_eq!(breaker.state(now), State::HalfOpen);
+    assert_eq!(breaker.state(now), CircuitState::HalfOpen);
     admitted(&mut breaker, now);
     assert_eq!(refused(&mut breaker, now), PROBING);
 }
@@ -112,7 +112,7 @@ fn what_was_admitted_before_a_transition_has_no_say_after_it() {
     {
         assert_eq!(breaker.finish(ticket, verdict, now), None);
     }
-    assert_eq!(breaker.state(now), State::HalfOpen);
+    assert_eq!(breaker.state(now), CircuitState::HalfOpen);
     admitted(&mut breaker, now);
     assert_eq!(refused(&mut breaker, now), PROBING);
 }
@@ -219,7 +219,7 @@ proptest! {
                     Admission::Run(ticket) => {
                         probing += u32::from(open);
                         prop_assert!(probing <= probes.max(1));
-                        prop_assert_ne!(breaker.state(now), State::Open);
+                        prop_assert_ne!(breaker.state(now), CircuitState::Open);
                         running.push((ticket, open));
                     }
                     Admission::Refused(wait) => {
@@ -275,7 +275,7 @@ proptest! {
                     }
                 }
             }
-            prop_assert_eq!(breaker.state(now) == State::Closed, !open);
+            prop_assert_eq!(breaker.state(now) == CircuitState::Closed, !open);
         }
     }
 }
