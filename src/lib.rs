@@ -88,6 +88,7 @@ pub mod docs;
 pub mod handler;
 #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
 pub mod ledger;
+mod mutex;
 #[cfg(feature = "operator")]
 pub mod operator;
 pub mod protocol;

@@ -9,15 +9,15 @@ mod bench;
 mod cli;
 
 use clap::Parser;
-use cli::Outcome;
+use cli::Exit;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // Wrong usage ends here: clap explains on stderr and exits with 2.
     let cli = cli::Cli::parse();
     match cli::run(cli) {
-        Outcome::Done => ExitCode::SUCCESS,
-        Outcome::Failed => ExitCode::from(1),
-        Outcome::Misused => ExitCode::from(2),
+        Exit::Done => ExitCode::SUCCESS,
+        Exit::Failed => ExitCode::from(1),
+        Exit::Misused => ExitCode::from(2),
     }
 }

@@ -1,12 +1,13 @@
 //! The processes that this one started and waits for.
 
+use crate::mutex::locked;
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 static WAITED_FOR: Mutex<BTreeSet<u32>> = Mutex::new(BTreeSet::new());
 
 fn waited_for() -> MutexGuard<'static, BTreeSet<u32>> {
-    WAITED_FOR.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&WAITED_FOR)
 }
 
 /// Someone waits for that process, for as long as this lives: its exit status is nobody else's.

@@ -1,11 +1,12 @@
 //! What it takes to start a command, and what the system may not have at the moment: descriptors,
 //! processes, memory. That is no fault of the event. It is said once, and waited out.
 
+use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Descriptors that a command leaves for the worker itself: it must be able to connect and to pulse.
@@ -23,7 +24,7 @@ const CALM: Duration = Duration::from_secs(10);
 static SCARCE: Mutex<Option<Instant>> = Mutex::new(None);
 
 fn scarce() -> MutexGuard<'static, Option<Instant>> {
-    SCARCE.lock().unwrap_or_else(PoisonError::into_inner)
+    locked(&SCARCE)
 }
 
 /// Whether that is an error of a system that is short of something.

@@ -9,11 +9,12 @@
 
 use crate::builtin::children::WaitedFor;
 use crate::builtin::process::shell;
+use crate::mutex::locked;
 use crate::settings::variables::MARK;
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::process::{Child, ChildStdin, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// What a command of ours begins with: it waits until it is watched, and does not begin if we died.
 pub(crate) const WAIT: &str = "read -r _ || exit 75\n";
@@ -52,7 +53,7 @@ impl Warden {
 
 /// Tells the warden, which is started if there is none or the last one was killed.
 fn tell(word: char, leader: u32, mark: &str) -> io::Result<()> {
-    let mut warden = WARDEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut warden = locked(&WARDEN);
     if let Some(it) = &mut *warden {
         match word {
             '+' => it.running.insert(leader, mark.to_owned()),

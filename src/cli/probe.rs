@@ -3,7 +3,7 @@
 use super::{Exit, Misuse, Session};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
-use convoke::worker::vital::{VitalSigns, probe};
+use convoke::worker::vital::{Signs, probe};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,7 +67,7 @@ pub(super) fn run(session: &Session, flags: &Flags) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn asked(session: &Session, flags: &Flags) -> anyhow::Result<VitalSigns> {
+fn asked(session: &Session, flags: &Flags) -> anyhow::Result<Signs> {
     let set = &session.settings.runtime_dir;
     let directory = match &flags.runtime_dir {
         Some(directory) => directory.clone(),

@@ -9,11 +9,12 @@ use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::gate::Gate;
 use crate::connect::resp::wire::{Commands, Wire};
+use crate::mutex::locked;
 use crate::protocol::keys::Keys;
 use redis::ErrorKind;
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 /// Events in one pipeline, and about how many bytes of payload.
@@ -62,7 +63,7 @@ impl Pipelines {
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<Line>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.idle)
     }
 
     async fn borrow(&self) -> Result<Lent<'_>, String> {

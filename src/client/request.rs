@@ -8,13 +8,14 @@ use crate::client::publish::PublishError;
 use crate::connect::clock::{NEVER, whole_ms};
 use crate::connect::connector::{BLOCK, Connector, reconnect_delay};
 use crate::connect::error::BusError;
+use crate::mutex::locked;
 use crate::protocol::event::{Entry, EntryId, Limits};
 use crate::protocol::reply::{MalformedReply, RemoteError, Reply};
 use crate::streams::read::read_after;
 use redis::aio::MultiplexedConnection;
 use std::collections::HashMap;
 use std::collections::hash_map;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{OnceCell, oneshot};
 use tokio::time::Instant;
@@ -172,10 +173,6 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.shared.waiting().remove(&self.id);
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {

@@ -30,6 +30,7 @@ use crate::connect::resp::wire::Wire;
 use crate::connect::sentinel::Sentinels;
 use crate::connect::sentinel_view::Voice;
 use crate::connect::tls::Tls;
+use crate::mutex::locked;
 use deadpool::managed::PoolError;
 use redis::aio::MultiplexedConnection;
 use redis::{
@@ -37,7 +38,7 @@ use redis::{
 };
 use std::fmt;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// How long a blocking read may wait on the server. Short, because a read is never cancelled: this
@@ -355,7 +356,7 @@ impl Connector {
             return Err(BusError::Moved);
         };
         let current = |generation| {
-            let pool = pool.lock().unwrap_or_else(PoisonError::into_inner);
+            let pool = locked(pool);
             let usable = |pool: &&PrimaryPool| {
                 pool.generation == generation && !pool.spoiled.load(Ordering::Acquire)
             };
@@ -375,7 +376,7 @@ impl Connector {
             *lending,
             self.known.clone(),
         )?;
-        let mut slot = pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = locked(pool);
         if let Some(old) = slot.replace(made.clone()) {
             old.pool.close();
         }
@@ -398,7 +399,7 @@ impl Connector {
             }
             Place::Watched { pool, .. } => {
                 // Those that are lent out do not come back either.
-                let old = pool.lock().unwrap_or_else(PoisonError::into_inner).take();
+                let old = locked(pool).take();
                 if let Some(old) = old {
                     old.pool.close();
                 }

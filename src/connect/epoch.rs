@@ -6,8 +6,9 @@
 //! in a later one, it would report what nobody finds there any more.
 
 use crate::connect::greeting::field;
+use crate::mutex::locked;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// Numbers the histories that one process has seen.
 #[derive(Debug, Default)]
@@ -45,17 +46,14 @@ impl History {
 
     /// What that one is called.
     pub(crate) fn name(&self) -> Option<String> {
-        let named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let named = locked(&self.named);
         let name = named.as_ref()?;
         Some(format!("{} {}", name.run, name.data))
     }
 
     /// Whether both have seen the same one last.
     pub(crate) fn agrees_with(&self, other: &History) -> bool {
-        let name = |history: &History| {
-            let named = history.named.lock();
-            named.unwrap_or_else(PoisonError::into_inner).clone()
-        };
+        let name = |history: &History| locked(&history.named).clone();
         name(self) == name(other)
     }
 
@@ -65,7 +63,7 @@ impl History {
         let Some(name) = Name::parse(info) else {
             return;
         };
-        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut named = locked(&self.named);
         if named.as_ref() != Some(&name) {
             self.number.fetch_add(1, Ordering::AcqRel);
             *named = Some(name);

@@ -10,11 +10,12 @@ use crate::connect::epoch::History;
 use crate::connect::error::{BusError, not_the_primary};
 use crate::connect::opening::Opening;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
+use crate::mutex::locked;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Pipeline, RedisError, Value};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 const ROLE: &[&str] = &["ROLE"];
 const INFO: &[&str] = &["INFO", "server", "replication"];
@@ -203,7 +204,7 @@ impl Known {
     }
 
     fn last(&self) -> MutexGuard<'_, Option<Greeting>> {
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.last)
     }
 
     /// Whether any connection was made.

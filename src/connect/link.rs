@@ -3,10 +3,11 @@
 use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::gate::Gate;
+use crate::mutex::locked;
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -66,7 +67,7 @@ impl Link {
     }
 
     fn current(&self) -> MutexGuard<'_, Option<Lent>> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.current)
     }
 
     /// The connection; a new one if there is none. After a failure it waits before the next try,

@@ -7,9 +7,10 @@
 
 use crate::connect::error::{BusError, is_crowded};
 use crate::connect::resp::wire::server_error;
+use crate::mutex::locked;
 use redis::{ConnectionAddr, ErrorKind, RedisError};
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -101,7 +102,7 @@ impl Opening {
     }
 
     fn last(&self) -> MutexGuard<'_, Option<Refusal>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 }
 

@@ -58,7 +58,8 @@
 //! `TIME` an eighth of the ttl, at most one a second. And time: who died in a gap, or before it, is found
 //! within a ttl after it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::mutex::locked;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// When the server answered, as one process saw it. Cheap to clone; clones share it.
@@ -207,7 +208,7 @@ impl Answers {
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.seen)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::handler::fence::drop_fenced;
 use crate::handler::function::{Encoded, encode};
 use crate::handler::router::Router;
 use crate::handler::state::Wanted;
+use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
 use crate::protocol::json;
@@ -19,7 +20,7 @@ use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -299,7 +300,7 @@ impl Context {
     }
 
     fn outbox(&self) -> MutexGuard<'_, Option<Vec<Publication>>> {
-        self.0.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0.outbox)
     }
 
     /// Notes what the cache answers.

@@ -20,12 +20,13 @@ use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::rate_limit::RateRule;
 use crate::handler::layers::timeout::exceeded;
 use crate::handler::policy::{Fallback, Stack};
+use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
 use flights::{Boarding, Flight, Flights};
 use lines::{Lines, Place};
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -97,12 +98,12 @@ pub struct Back(Arc<Mutex<Option<Places>>>);
 
 impl Back {
     fn put(&self, places: Places) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(places);
+        *locked(&self.0) = Some(places);
     }
 
     /// The places, if the run was refused before it began.
     pub fn take(&self) -> Option<Places> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        locked(&self.0).take()
     }
 }
 

@@ -4,9 +4,10 @@ use super::error::LedgerError;
 use super::fact::Fact;
 use super::schema;
 use super::store::{ACQUIRE, KINDS, STATEMENT, Store, within};
+use crate::mutex::locked;
 use crate::settings::DatabaseUrl;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How long bringing the schema up to date may take.
@@ -105,7 +106,7 @@ impl Database {
     }
 
     fn checked(&self) -> MutexGuard<'_, Option<Instant>> {
-        self.checked.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.checked)
     }
 
     /// Writes facts in one transaction, each once; how many were new.

@@ -6,12 +6,13 @@
 
 use super::sqlite::Pools;
 use super::store::{ACQUIRE, CONNECTIONS, LIFETIME, LOCK, STATEMENT};
+use crate::mutex::locked;
 use sqlx::ConnectOptions;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tracing::log::LevelFilter;
 
@@ -68,7 +69,7 @@ impl File {
         let Some(found) = self.found() else {
             return false;
         };
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = locked(&self.seen);
         match *seen {
             Some((last, since)) if last == found => age <= since.elapsed(),
             _ => {

@@ -3,11 +3,12 @@
 use super::activity::Activity;
 use super::shared::Delivery;
 use crate::handler::context::Context;
+use crate::mutex::locked;
 use crate::protocol::event::EntryId;
 use crate::streams::commit::Receipt;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
 
@@ -68,7 +69,7 @@ pub(super) struct InFlight(Mutex<HashMap<Key, Held, RandomState>>);
 
 impl InFlight {
     fn held(&self) -> MutexGuard<'_, HashMap<Key, Held, RandomState>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 
     /// How many.

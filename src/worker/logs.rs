@@ -4,6 +4,7 @@
 //! and a worker's lines are put into a queue, which never waits; a thread writes them. What finds the
 //! queue full is dropped and counted.
 
+use crate::mutex::locked;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write, stderr};
@@ -128,7 +129,7 @@ impl Queue {
     }
 
     fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.lines)
     }
 
     fn add(&self, line: &[u8]) {

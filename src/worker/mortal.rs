@@ -15,9 +15,10 @@ pub(super) use on_demand::mortal;
 
 #[cfg(feature = "failpoints")]
 mod on_demand {
+    use crate::mutex::locked;
     use std::collections::BTreeMap;
     use std::pin::pin;
-    use std::sync::{Mutex, MutexGuard, PoisonError};
+    use std::sync::{Mutex, MutexGuard};
     use std::task::{Poll, Waker};
 
     /// How a part dies.
@@ -40,7 +41,7 @@ mod on_demand {
     static PARTS: Mutex<BTreeMap<(String, String), Mortal>> = Mutex::new(BTreeMap::new());
 
     fn all() -> MutexGuard<'static, BTreeMap<(String, String), Mortal>> {
-        PARTS.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&PARTS)
     }
 
     /// The parts of an instance that live.

@@ -6,9 +6,10 @@ use super::lanes::Lanes;
 use super::shared::Shared;
 use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
 use crate::handler::router::{Route, Router};
+use crate::mutex::locked;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// The time over which the rate is taken, at least, once the worker has run so long.
@@ -111,15 +112,13 @@ impl Reporter {
     }
 
     fn known(&self) -> MutexGuard<'_, BTreeMap<String, HandlerSums>> {
-        self.acknowledged
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        locked(&self.acknowledged)
     }
 
     /// The time since the youngest sample that is old enough, and what was processed in it.
     fn window(&self, processed: u64) -> (Duration, u64) {
         let now = Instant::now();
-        let mut samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples = locked(&self.samples);
         while samples
             .get(1)
             .is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW)

@@ -10,12 +10,13 @@ use crate::coordination::instances::Instances;
 use crate::handler::context::Process;
 use crate::handler::policy::RetryPolicy;
 use crate::handler::router::Router;
+use crate::mutex::locked;
 use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::keys::{self, StreamKeys};
 use crate::streams::commit::{Claims, Receipt};
 use crate::streams::first::{Firsts, Judge};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -242,7 +243,7 @@ impl Shared {
 
     /// Notes that nobody knows yet whether an event is the first of its id. That the server is away others say.
     pub(super) fn unjudged(&self, error: &BusError) {
-        let mut unasked = self.unasked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unasked = locked(&self.unasked);
         let lane = self.name;
         match error.reaction() == Reaction::GiveUp && unasked.allows(Instant::now()) {
             true => {

@@ -48,7 +48,7 @@ impl fmt::Display for Stage {
 /// What a worker says of itself at one moment. Durations are in ms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
-pub struct VitalSigns {
+pub struct Signs {
     /// The instance id.
     pub id: String,
     /// Its process.
@@ -80,7 +80,7 @@ pub struct LaneSign {
     pub turned_ms: u64,
 }
 
-impl VitalSigns {
+impl Signs {
     /// Why it is not live, if it is not: a lane has stood still for so long.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl VitalSigns {
     }
 }
 
-impl fmt::Display for VitalSigns {
+impl fmt::Display for Signs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}, {} in flight", self.stage, self.in_flight)?;
         match self.answered_ms {
@@ -179,14 +179,14 @@ impl Vital {
     }
 
     /// What there is to say now.
-    pub(super) fn signs(&self) -> VitalSigns {
+    pub(super) fn signs(&self) -> Signs {
         let is = &*self.0;
         let lanes = is.lanes.get().map_or(&[][..], Vec::as_slice);
         let sign = |lane: &Arc<Shared>| LaneSign {
             name: lane.name.to_owned(),
             turned_ms: lane.turned.ago().as_millis() as u64,
         };
-        VitalSigns {
+        Signs {
             id: is.id.clone(),
             pid: std::process::id(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -210,8 +210,8 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
-    fn signs(stage: Stage, turned_ms: u64, answered_ms: Option<u64>) -> VitalSigns {
-        VitalSigns {
+    fn signs(stage: Stage, turned_ms: u64, answered_ms: Option<u64>) -> Signs {
+        Signs {
             id: "w-1".to_owned(),
             pid: 1,
             version: "1".to_owned(),

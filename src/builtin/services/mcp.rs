@@ -3,13 +3,14 @@
 
 use crate::builtin::process::shell;
 use crate::builtin::warden::{self, Watched};
+use crate::mutex::locked;
 use crate::settings::Settings;
 use rmcp::model::{ClientCapabilities, ClientConfig, ClientRequest, Implementation, PingRequest};
 use rmcp::service::{RoleClient, RunningService, ServiceError, serve_client};
 use rmcp::transport::TokioChildProcess;
 use std::fmt;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot};
@@ -55,7 +56,7 @@ impl Mcp {
 
     /// Who owns the server; a new one where the last one is gone.
     fn keeper(&self) -> mpsc::Sender<Asked> {
-        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut keeper = locked(&self.keeper);
         match &*keeper {
             Some(keeper) if !keeper.is_closed() => keeper.clone(),
             _ => {

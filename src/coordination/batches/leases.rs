@@ -2,7 +2,8 @@
 //! blocks its thread does not lose its batch.
 
 use crate::coordination::batches::Batches;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use crate::mutex::locked;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -125,8 +126,4 @@ impl Leases {
             }
         }
     }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,7 +1,8 @@
 //! Equal runs at once: the first one runs, the others wait for what it leaves in the cache.
 
+use crate::mutex::locked;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::watch;
 
 /// The payloads that are being run.
@@ -31,7 +32,7 @@ pub struct Landing(watch::Receiver<()>);
 
 impl Flights {
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<[u8]>, watch::Receiver<()>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 
     /// Begins a run of that payload, unless one is under way.

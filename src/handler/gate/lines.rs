@@ -1,9 +1,10 @@
 //! Lines in which events wait for their turn, one for each name.
 
+use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
 use crate::protocol::event::EntryId;
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 /// Those behind the head, the oldest entry first.
@@ -17,7 +18,7 @@ pub struct Lines(Mutex<HashMap<Arc<str>, Line>>);
 
 impl Lines {
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Line>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 
     /// Whether anyone has a place in that line.

@@ -5,9 +5,10 @@ use crate::handler::context::Context;
 use crate::handler::function::{Encoded, Run};
 use crate::handler::layers::instrument::Stats;
 use crate::handler::layers::{Always, always_ready};
+use crate::mutex::locked;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 use tower::{Layer, Service};
@@ -85,7 +86,7 @@ impl Results {
     }
 
     fn lock(&self) -> MutexGuard<'_, Store> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.0)
     }
 
     /// The result for that payload.

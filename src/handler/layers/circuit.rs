@@ -3,8 +3,9 @@
 use crate::handler::function::Encoded;
 use crate::handler::layers::breaker::{Admission, Breaker, Change, CircuitState, Ticket, Verdict};
 use crate::handler::policy::CircuitPolicy;
+use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError, Refusal};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
@@ -46,7 +47,7 @@ impl Circuit {
     }
 
     fn lock(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.breaker)
     }
 
     /// Leave for one run, or how long until one may be given.

@@ -2,10 +2,11 @@
 
 use crate::coordination::limits::{Decision, RateLimits};
 use crate::handler::layers::instrument::Stats;
+use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError, Refusal};
 use crate::protocol::rate::Rate;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -88,7 +89,7 @@ impl RateRule {
     }
 
     fn unasked(&self, reason: String) -> HandlerError {
-        let mut unasked = self.unasked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unasked = locked(&self.unasked);
         let due = unasked.count(Instant::now());
         drop(unasked);
         let kind = &*self.kind;

@@ -3,11 +3,12 @@
 use crate::connect::clock::{self, ClockSource, ServerClock, local_now};
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
+use crate::mutex::locked;
 use crate::protocol::digits::Digits;
 use crate::streams::claim::CLAIMS_TTL;
 use redis::aio::ConnectionLike;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 /// What a committer last learned from the server: the claim counters, one for each of its counter
 /// keys, and the time.
@@ -39,7 +40,7 @@ impl Claims {
 
     /// The server's clock, in Unix milliseconds; the local one before the first connection.
     pub fn server_now(&self) -> u64 {
-        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let clock = *locked(&self.clock);
         clock.map_or_else(local_now, |clock| clock.now())
     }
 
@@ -69,7 +70,7 @@ impl Claims {
         }
         let beside = self.keys.first().map_or("", String::as_str);
         let clock = ServerClock::read(wire, source, beside).await?;
-        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
+        *locked(&self.clock) = Some(clock);
         for (key, known) in self.keys.iter().zip(&self.known) {
             raise(wire, key, known.load(Ordering::Acquire), clock.now()).await?;
         }

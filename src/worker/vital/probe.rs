@@ -1,9 +1,9 @@
 //! The socket on which a worker's process says how it is, and who asks there.
 //!
-//! A Unix socket in a directory of the user's own; who connects gets one line of JSON ([`VitalSigns`]) and the
+//! A Unix socket in a directory of the user's own; who connects gets one line of JSON ([`Signs`]) and the
 //! end. Nothing is read from it.
 
-use super::{Vital, VitalSigns};
+use super::{Signs, Vital};
 use sha1_smol::Sha1;
 use std::fs::{self, DirBuilder};
 use std::io::{self, Read, Write};
@@ -54,7 +54,7 @@ pub fn socket(directory: &Path, id: &str) -> PathBuf {
 ///
 /// # Errors
 /// Nobody listens there, it did not answer in time, or what it said is of another program.
-pub fn ask(socket: &Path, within: Duration) -> io::Result<VitalSigns> {
+pub fn ask(socket: &Path, within: Duration) -> io::Result<Signs> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(within))?;
     let mut line = Vec::new();
