@@ -6,6 +6,7 @@ use super::request::{ask, complain};
 use super::{Exit, Misuse, Session, input};
 use clap::{Args, Subcommand, ValueEnum};
 use convoke::client::publish::Outgoing;
+use convoke::connect::clock::whole_ms;
 use convoke::coordination::batches::batch::{Batch, BatchStatus, Mode};
 use convoke::coordination::batches::{Batches, LISTED};
 use rmpv::Value as Packed;
@@ -132,7 +133,7 @@ async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Re
         ("mode".into(), mode.as_str().into()),
     ];
     if let Some(lease) = flags.lease {
-        fields.push(("lease_ms".into(), (lease.as_millis() as u64).into()));
+        fields.push(("lease_ms".into(), whole_ms(lease).into()));
     }
     let event = Outgoing::new("system.batch.process", &Packed::Map(fields));
     let deadline = Instant::now() + flags.timeout;

@@ -7,6 +7,7 @@ use super::owners::Owners;
 use super::payload;
 use super::{Exit, Session, output};
 use clap::Args;
+use convoke::connect::clock::whole_ms;
 use convoke::operator::browse::{Contents, PendingPages};
 use convoke::operator::inspect;
 use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED, LAST_ERROR, payload_of};
@@ -96,7 +97,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         .into_iter()
         .map(|run| ((run.stream, run.entry), run.age_ms))
         .collect();
-    let least = flags.running.map(|least| least.as_millis() as u64);
+    let least = flags.running.map(whole_ms);
     let now = inspect::now(&mut connection).await?;
     let (from, to) = flags.filters.bounds(now);
     let mut waiting = Vec::new();
@@ -229,7 +230,7 @@ impl One<'_> {
             self.text("type").unwrap_or_default().into(),
             self.text("subject").unwrap_or_default().into(),
             owner,
-            span(self.pending.idle.as_millis() as u64).into(),
+            span(whole_ms(self.pending.idle)).into(),
             self.running_ms.map_or_else(String::new, span).into(),
             self.pending.deliveries.to_string().into(),
             self.text(LAST_ERROR).unwrap_or_default().into(),
@@ -254,7 +255,7 @@ impl One<'_> {
             "source": self.text("source"),
             "owner": self.pending.consumer,
             "owner_alive": self.alive,
-            "idle_ms": self.pending.idle.as_millis() as u64,
+            "idle_ms": whole_ms(self.pending.idle),
             "running_ms": self.running_ms,
             "age_ms": now.saturating_sub(self.pending.id.ms),
             "deliveries": self.pending.deliveries,

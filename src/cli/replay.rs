@@ -12,6 +12,7 @@ pub(super) use flags::Flags;
 use super::confirm::confirm;
 use super::output::{Column, Table, count, number, span};
 use super::{Exit, Misuse, Session, output};
+use convoke::connect::clock::whole_ms;
 use convoke::operator::replay::{EDITED, Move, Operator, STEP_BYTES, Source, Step};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
@@ -334,7 +335,7 @@ impl Replay<'_> {
                 "stopped": done.stopped,
             }))?;
         } else {
-            let took = span(took.as_millis() as u64);
+            let took = span(whole_ms(took));
             let what = self.what(done.replayed);
             self.session
                 .output

@@ -5,6 +5,7 @@ use super::output::printable;
 use super::{Exit, Misuse, Session, input, request};
 use clap::{Args, Subcommand};
 use convoke::client::publish::Outgoing;
+use convoke::connect::clock::whole_ms;
 use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
 use convoke::coordination::ballots::{Ballots, LISTED};
 use convoke::coordination::instances::Instances;
@@ -130,7 +131,7 @@ async fn cast(session: &Session, flags: Cast) -> anyhow::Result<Exit> {
         payload["role"] = role.into();
     }
     if let Some(expires_in) = flags.expires_in {
-        payload["expires_in_ms"] = (expires_in.as_millis() as u64).into();
+        payload["expires_in_ms"] = whole_ms(expires_in).into();
     }
     let event = Outgoing::encoded("system.quorum.vote", json::from_json(&payload));
     let voted = match request::ask(session, event, flags.timeout).await? {

@@ -58,6 +58,7 @@
 //! `TIME` an eighth of the ttl, at most one a second. And time: who died in a gap, or before it, is found
 //! within a ttl after it.
 
+use crate::connect::clock::whole_ms;
 use crate::mutex::locked;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -184,9 +185,9 @@ impl Answers {
         let seen = self.seen();
         let last = seen.last?;
         let age = now.saturating_duration_since(last.answered);
-        let gap = self.gap.as_millis() as u64;
+        let gap = whole_ms(self.gap);
         (age <= self.gap).then(|| {
-            let now = last.ms + age.as_millis() as u64;
+            let now = last.ms + whole_ms(age);
             Span {
                 since: seen.since,
                 from: now.saturating_sub(gap),
@@ -198,8 +199,8 @@ impl Answers {
     /// The same if there was no gap for so long.
     pub fn steady_for(&self, time: Duration) -> Option<Span> {
         let span = self.span()?;
-        let gap = self.gap.as_millis() as u64;
-        (span.until - gap >= span.since + time.as_millis() as u64).then_some(span)
+        let gap = whole_ms(self.gap);
+        (span.until - gap >= span.since + whole_ms(time)).then_some(span)
     }
 
     /// How many gaps there were, the first answer among them.

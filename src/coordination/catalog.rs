@@ -173,7 +173,7 @@ impl Catalog {
                     .arg(self.store.keys.method(kind))
                     .arg(method.encode())
                     .arg("PX")
-                    .arg(KEPT.as_millis() as u64);
+                    .arg(whole_ms(KEPT));
             }
             self.store.ask::<()>(&writes).await?;
         }
@@ -191,7 +191,7 @@ impl Catalog {
         for domain in domains {
             heard_of.arg(now).arg(domain);
         }
-        let oldest = now.saturating_sub(DOMAINS_KEPT.as_millis() as u64);
+        let oldest = now.saturating_sub(whole_ms(DOMAINS_KEPT));
         writes
             .cmd("ZREMRANGEBYSCORE")
             .arg(&key)

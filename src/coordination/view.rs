@@ -6,6 +6,7 @@ use super::error::CoordinationError;
 use super::scripts::VERSION;
 use super::store::Store;
 use super::{batches, instances};
+use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
 use crate::connect::memory::Memory;
 use crate::connect::script::script_with;
@@ -86,9 +87,9 @@ impl View {
             .key(keys.ballots_open())
             .key(keys.ballots_kept())
             .key(keys.batches())
-            .arg(instances::RECENTLY.as_millis() as u64)
-            .arg(batches::KEPT.as_millis() as u64)
-            .arg(batches::ABANDONED.as_millis() as u64)
+            .arg(whole_ms(instances::RECENTLY))
+            .arg(whole_ms(batches::KEPT))
+            .arg(whole_ms(batches::ABANDONED))
             .arg(self.store.connector.history_name().unwrap_or_default())
             .arg(self.version.load(Ordering::Relaxed));
         let version: u64 = self.store.invoke(&call).await?;

@@ -3,6 +3,7 @@
 use super::database::Database;
 use super::error::LedgerError;
 use super::store::{Old, STATEMENT, within};
+use crate::connect::clock::whole_ms;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -19,7 +20,7 @@ impl Database {
     /// same database are kept for as long as their own workers say.
     pub async fn forget(&self, namespace: &str, facts: Duration) -> Result<u64, LedgerError> {
         let now = jiff::Timestamp::now().as_millisecond();
-        let before = |age: Duration| now.saturating_sub_unsigned(age.as_millis() as u64);
+        let before = |age: Duration| now.saturating_sub_unsigned(whole_ms(age));
         let old = self.delete(Old::Facts, namespace, before(facts)).await?;
         let received = self
             .delete(Old::Received, namespace, before(facts.max(INBOX)))

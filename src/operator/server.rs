@@ -3,6 +3,7 @@
 pub use crate::connect::greeting::Lacks;
 pub use crate::connect::memory::Memory;
 
+use crate::connect::clock::whole_ms;
 use crate::connect::clock::{ClockSource, ServerTime};
 use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, allowed};
@@ -310,7 +311,7 @@ async fn skew(connection: &mut MultiplexedConnection) -> Result<(i64, u64), BusE
             .map_or(Duration::ZERO, |since| since.saturating_sub(half));
         let skew = i64::try_from(server).unwrap_or(i64::MAX)
             - i64::try_from(local.as_millis()).unwrap_or(0);
-        let half = half.as_millis() as u64;
+        let half = whole_ms(half);
         if best.is_none_or(|(_, best)| half < best) {
             best = Some((skew, half));
         }

@@ -4,6 +4,7 @@
 //! client library's values; its ready-made stream type builds maps and copies, and alone makes the
 //! client slower than the server.
 
+use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::resp::sieve::Shape;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, number, server_error};
@@ -46,7 +47,7 @@ pub async fn read_group(
     command.word(b"COUNT");
     command.word(Digits::of(count as u64).as_ref());
     command.word(b"BLOCK");
-    command.word(Digits::of(block.as_millis() as u64).as_ref());
+    command.word(Digits::of(whole_ms(block)).as_ref());
     command.word(b"STREAMS");
     for stream in streams {
         command.word(stream.as_bytes());
@@ -138,7 +139,7 @@ pub async fn read_news(
     command.word(b"COUNT");
     command.word(Digits::of(count as u64).as_ref());
     command.word(b"BLOCK");
-    command.word(Digits::of(block.as_millis() as u64).as_ref());
+    command.word(Digits::of(whole_ms(block)).as_ref());
     command.word(b"STREAMS");
     for name in &names {
         command.word(name.as_bytes());
@@ -227,7 +228,7 @@ pub async fn read_after(
         .arg("COUNT")
         .arg(count)
         .arg("BLOCK")
-        .arg(block.as_millis() as u64)
+        .arg(whole_ms(block))
         .arg("STREAMS");
     let names: Vec<&str> = streams.iter().map(|(name, _)| *name).collect();
     for name in &names {

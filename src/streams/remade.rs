@@ -1,6 +1,7 @@
 //! Groups that were gone under their workers and were made again: what a worker notes of it, so that
 //! somebody finds out why events run again.
 
+use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::protocol::keys::Keys;
 use redis::aio::ConnectionLike;
@@ -46,7 +47,7 @@ pub async fn note(
     set.arg(format!("{group} {stream}"))
         .arg(format!("{at} {entries}"));
     let expire = writes.cmd("PEXPIRE").arg(keys.remade());
-    expire.arg(KEPT.as_millis() as u64);
+    expire.arg(whole_ms(KEPT));
     Ok(writes.exec_async(connection).await?)
 }
 

@@ -1,6 +1,7 @@
 //! What a worker is at, by event type: for who looks at it.
 
 use super::shared::Shared;
+use crate::connect::clock::whole_ms;
 use crate::coordination::metrics::{MAX_RUNS, OldestRun, Running};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,7 +35,7 @@ impl Activity {
 /// What runs in these lanes now, as a report tells it: by event type, and the runs that began first.
 pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<OldestRun>) {
     let now = Instant::now();
-    let age = |since: Instant| now.saturating_duration_since(since).as_millis() as u64;
+    let age = |since: Instant| whole_ms(now.saturating_duration_since(since));
     let (mut running, mut runs) = (BTreeMap::<String, Running>::new(), Vec::new());
     for lane in lanes {
         for (kind, activity) in of(std::slice::from_ref(lane)) {

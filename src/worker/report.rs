@@ -4,6 +4,7 @@ use super::activity;
 use super::handover::NUDGE;
 use super::lanes::Lanes;
 use super::shared::Shared;
+use crate::connect::clock::whole_ms;
 use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
 use crate::handler::router::{Route, Router};
 use crate::mutex::locked;
@@ -54,7 +55,7 @@ impl Reporter {
             memory_bytes: resident_bytes(),
             in_flight,
             window_events: events,
-            window_ms: window.as_millis() as u64,
+            window_ms: whole_ms(window),
             ..Gauges::default()
         };
         let mut handlers = BTreeMap::new();

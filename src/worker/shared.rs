@@ -4,6 +4,7 @@ use super::admission::Share;
 use super::inflight::InFlight;
 use super::settle::Scene;
 use super::sparing::Sparing;
+use crate::connect::clock::whole_ms;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::silence::Answers;
 use crate::coordination::instances::Instances;
@@ -199,7 +200,7 @@ impl Default for Turned {
 impl Turned {
     /// Notes that it goes round now.
     pub(super) fn now(&self) {
-        let ms = self.began.elapsed().as_millis() as u64;
+        let ms = whole_ms(self.began.elapsed());
         self.ms.store(ms, Ordering::Relaxed);
     }
 

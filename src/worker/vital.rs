@@ -15,6 +15,7 @@ mod systemd;
 pub(super) use systemd::Notifier;
 
 use super::shared::Shared;
+use crate::connect::clock::whole_ms;
 use crate::connect::silence::Answers;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -184,7 +185,7 @@ impl Vital {
         let lanes = is.lanes.get().map_or(&[][..], Vec::as_slice);
         let sign = |lane: &Arc<Shared>| LaneSign {
             name: lane.name.to_owned(),
-            turned_ms: lane.turned.ago().as_millis() as u64,
+            turned_ms: whole_ms(lane.turned.ago()),
         };
         Signs {
             id: is.id.clone(),
@@ -195,11 +196,11 @@ impl Vital {
                 1 => Stage::Working,
                 _ => Stage::Draining,
             },
-            up_ms: is.began.elapsed().as_millis() as u64,
+            up_ms: whole_ms(is.began.elapsed()),
             in_flight: lanes.iter().map(|lane| lane.inflight.len() as u64).sum(),
             lanes: lanes.iter().map(sign).collect(),
-            answered_ms: is.answers.age().map(|age| age.as_millis() as u64),
-            patience_ms: is.patience.as_millis() as u64,
+            answered_ms: is.answers.age().map(whole_ms),
+            patience_ms: whole_ms(is.patience),
         }
     }
 }

@@ -7,6 +7,7 @@ mod holding;
 use crate::builtin::Services;
 use crate::builtin::system::encoded;
 use crate::client::{Client, ClientOptions};
+use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::silence::Answers;
@@ -146,7 +147,7 @@ pub(super) async fn process(
     services: State<Services>,
 ) -> Result<Processed, HandlerError> {
     let runner = services.runner.clone();
-    let lease_ms = event.lease_ms.unwrap_or(runner.lease.as_millis() as u64);
+    let lease_ms = event.lease_ms.unwrap_or(whole_ms(runner.lease));
     let items = std::mem::take(&mut event.items);
     let items: Vec<Vec<u8>> = items.iter().map(encoded).collect();
     let wanted = Wanted::new(

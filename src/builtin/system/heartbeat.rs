@@ -1,4 +1,5 @@
 use crate::builtin::Services;
+use crate::connect::clock::whole_ms;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::gossip::Opinion;
 use crate::coordination::instances::instance::Beat;
@@ -73,7 +74,7 @@ pub(super) async fn heartbeat(
             .into_iter()
             .map(|peer| Peer {
                 id: peer.id,
-                left_ms: peer.left.as_millis() as u64,
+                left_ms: whole_ms(peer.left),
             })
             .collect(),
     })

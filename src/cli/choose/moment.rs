@@ -1,5 +1,6 @@
 //! Points of time, as people say them.
 
+use convoke::connect::clock::whole_ms;
 use convoke::protocol::event::EntryId;
 use std::time::Duration;
 
@@ -35,7 +36,7 @@ impl Moment {
 
     fn ms(self, now: u64) -> u64 {
         match self {
-            Moment::Ago(ago) => now.saturating_sub(ago.as_millis() as u64),
+            Moment::Ago(ago) => now.saturating_sub(whole_ms(ago)),
             Moment::At(ms) => ms,
             Moment::Entry(id) => id.ms,
         }

@@ -3,6 +3,7 @@
 use super::super::output::{count, span};
 use super::checks::names;
 use super::{Finding, Status};
+use convoke::connect::clock::whole_ms;
 use convoke::connect::sentinel_view::{SentinelView, Voice};
 use convoke::settings::Settings;
 
@@ -187,7 +188,7 @@ fn replicas(newest: &SentinelView) -> Finding {
 fn patience(newest: &SentinelView, settings: &Settings, service: &str) -> Finding {
     let check = "failover-time";
     let down = newest.down_after_ms;
-    let ttl = settings.heartbeat_ttl.as_millis() as u64;
+    let ttl = whole_ms(settings.heartbeat_ttl);
     if ttl < down + ELECTION_MS {
         return Finding {
             check,

@@ -5,6 +5,7 @@ use super::super::output::{count, date, number, span};
 use super::super::owners::Owners;
 use super::checks::names;
 use super::{Finding, Status};
+use convoke::connect::clock::whole_ms;
 use convoke::connect::error::{BusError, allowed};
 use convoke::operator::inspect::{self, Consumer, Stream};
 use convoke::protocol::event::EntryId;
@@ -70,7 +71,7 @@ pub(super) async fn streams(
     if let Ok(census) = session.instances()?.census().await {
         alive = Some(census.active);
     }
-    let claim_idle = session.settings.claim_idle.as_millis() as u64;
+    let claim_idle = whole_ms(session.settings.claim_idle);
     Ok(vec![
         last_id(&seen, allowed(inspect::now(connection).await)?),
         groups(&seen, group),
@@ -239,7 +240,7 @@ fn remade(seen: &[Seen], noted: Option<Vec<Remade>>, group: &str, key: &str) -> 
 
 fn consumers(seen: &[Seen], owners: &Owners, session: &Session) -> Finding {
     let group = &session.settings.group;
-    let left_over = LEFT_OVER_AFTER * session.settings.claim_idle.as_millis() as u64;
+    let left_over = LEFT_OVER_AFTER * whole_ms(session.settings.claim_idle);
     let check = "consumers";
     let mut left = Vec::new();
     let mut one_name = String::new();

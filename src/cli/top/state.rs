@@ -7,6 +7,7 @@ use super::panels;
 use super::row::Row;
 use super::sample::{Focus, LISTED, Sample, Wish};
 use crate::cli::output::number;
+use convoke::connect::clock::whole_ms;
 use convoke::operator::inspect::Stream;
 use convoke::protocol::keys::StreamKind;
 use std::collections::HashMap;
@@ -174,14 +175,14 @@ impl State {
 
     /// Notes that there was no answer, and for how long there has been none.
     pub(super) fn miss(&mut self, why: String, since: Duration) {
-        let for_ms = since.as_millis() as u64;
+        let for_ms = whole_ms(since);
         self.trouble = Some(Trouble { why, for_ms });
     }
 
     /// Notes that there is still no answer.
     pub(super) fn misses(&mut self, since: Duration) {
         if let Some(trouble) = &mut self.trouble {
-            trouble.for_ms = since.as_millis() as u64;
+            trouble.for_ms = whole_ms(since);
         }
     }
 

@@ -42,6 +42,7 @@ use super::error::CoordinationError;
 use super::scripts::VERSION;
 use super::store::Store;
 use crate::connect::clock::ServerTime;
+use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::script_with;
@@ -129,7 +130,7 @@ impl Ballots {
         } = vote;
         let keys = &self.store.keys;
         let role = vote.role.as_deref().unwrap_or_default();
-        let kept = KEPT.as_millis() as u64;
+        let kept = whole_ms(KEPT);
         let mut call = ADD_QUORUM_VOTE.prepare_invoke();
         call.key(keys.ballot(decision))
             .key(keys.electorate(decision))

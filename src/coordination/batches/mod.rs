@@ -28,6 +28,7 @@ use super::error::CoordinationError;
 use super::outbox;
 use super::scripts::VERSION;
 use super::store::Store;
+use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
@@ -178,7 +179,7 @@ impl Batches {
             .key(keys.state())
             .arg(action)
             .arg(id)
-            .arg(millis(KEPT));
+            .arg(whole_ms(KEPT));
         call
     }
 
@@ -203,7 +204,7 @@ impl Batches {
             .arg(asker.event)
             .arg(wanted.lease_ms)
             .arg(u8::from(asker.may_hold))
-            .arg(millis(ABANDONED))
+            .arg(whole_ms(ABANDONED))
             .arg(LISTED)
             .arg(asker.deliveries);
         let span = self.answers.as_ref().map_or(Some(Span::ANY), Answers::span);
@@ -247,9 +248,9 @@ impl Batches {
         outbox::check(publications)?;
         let mut call = self.coordinate("progress", &wanted.id);
         call.arg(fence)
-            .arg(millis(TELL))
+            .arg(whole_ms(TELL))
             .arg(MAX_FAILURES)
-            .arg(millis(ABANDONED))
+            .arg(whole_ms(ABANDONED))
             .arg(outcomes.len());
         for outcome in outcomes {
             if outcome.index >= wanted.total {
@@ -289,7 +290,7 @@ impl Batches {
         fence: u64,
         lease: Duration,
     ) -> Result<bool, CoordinationError> {
-        self.set_lease(id, fence, millis(lease).max(1)).await
+        self.set_lease(id, fence, whole_ms(lease).max(1)).await
     }
 
     /// Gives the lease back: whoever asks next holds the batch. False if the fence is not the last
@@ -307,7 +308,7 @@ impl Batches {
             .key(self.store.keys.batch_finished(id))
             .arg(fence)
             .arg(ms)
-            .arg(millis(ABANDONED));
+            .arg(whole_ms(ABANDONED));
         Ok(self.store.invoke(&call).await?)
     }
 
@@ -415,8 +416,4 @@ fn unexpected() -> CoordinationError {
 
 fn cut(message: &str) -> &str {
     &message[..message.floor_char_boundary(MAX_MESSAGE)]
-}
-
-fn millis(duration: Duration) -> u64 {
-    duration.as_millis() as u64
 }

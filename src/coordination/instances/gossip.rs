@@ -28,6 +28,7 @@
 //! anybody for time in which the server did not answer: after such a gap an observer says nothing of a peer
 //! until that could pulse again for a whole ttl ([`crate::connect::silence`]).
 
+use crate::connect::clock::whole_ms;
 use crate::connect::script::script_with;
 use crate::coordination::bounds::{check_id, invalid, within};
 use crate::coordination::error::CoordinationError;
@@ -185,7 +186,7 @@ impl Instances {
             .key(keys.partition())
             .key(keys.broadcast())
             .key(keys.external())
-            .arg(RECENTLY.as_millis() as u64);
+            .arg(whole_ms(RECENTLY));
         let (is, was, healthy, total) = self.store.invoke(&call).await?;
         Ok(Partition {
             is,

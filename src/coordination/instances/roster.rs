@@ -5,6 +5,7 @@ mod readers;
 pub use readers::{Capable, LOOKED_AT, READS, Reader};
 
 use crate::connect::clock::ServerTime;
+use crate::connect::clock::whole_ms;
 use crate::connect::script::script_with;
 use crate::coordination::bounds::check_id;
 use crate::coordination::error::CoordinationError;
@@ -174,7 +175,7 @@ impl Instances {
             .key(self.store.keys.leader())
             .key(self.store.keys.external())
             .arg(limit)
-            .arg(RECENTLY.as_millis() as u64);
+            .arg(whole_ms(RECENTLY));
         let (
             at,
             active,
@@ -242,12 +243,12 @@ impl Instances {
     /// `Bus`.
     pub async fn known(&self, detail: Detail, limit: usize) -> Result<Known, CoordinationError> {
         let now = self.store.now().await?;
-        let recently = now.saturating_sub(RECENTLY.as_millis() as u64);
+        let recently = now.saturating_sub(whole_ms(RECENTLY));
         let mut reads = redis::pipe();
         let active = self.store.keys.active();
         let lost = self.store.keys.lost();
         let lost_external = self.store.keys.lost_external();
-        let soon = (now + RECENTLY.as_millis() as u64).to_string();
+        let soon = (now + whole_ms(RECENTLY)).to_string();
         for (key, least, most) in [
             (&lost, format!("({recently}"), soon.clone()),
             (&lost_external, format!("({recently}"), soon),

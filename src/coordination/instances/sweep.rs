@@ -1,6 +1,7 @@
 //! Instances whose silence counts are declared lost, and what they held goes to others.
 
 use super::{Instances, KEPT, RECENTLY, TRIES, contended, learn};
+use crate::connect::clock::whole_ms;
 use crate::connect::script::script;
 use crate::connect::silence::Span;
 use crate::coordination::error::CoordinationError;
@@ -98,7 +99,7 @@ impl Instances {
                 .key(keys.inbox_route(id).delayed)
                 .arg(id);
             self.declare(&mut call, &declared);
-            call.arg(millis(KEPT)).arg(millis(RECENTLY));
+            call.arg(whole_ms(KEPT)).arg(whole_ms(RECENTLY));
             assignment::declare(&mut call, keys);
             inboxes.declare(&mut call, keys);
             let since = silent.then(|| span.since.to_string());
@@ -141,7 +142,7 @@ impl Instances {
     /// `Bus`.
     pub async fn shorten(&self, own_ttl: Duration) -> Result<u64, CoordinationError> {
         let keys = &self.store.keys;
-        let (mut shortened, mut from) = (0, self.store.now().await? + millis(own_ttl));
+        let (mut shortened, mut from) = (0, self.store.now().await? + whole_ms(own_ttl));
         loop {
             let mut far = redis::pipe();
             far.cmd("ZRANGEBYSCORE")
@@ -162,8 +163,4 @@ impl Instances {
             shortened += self.store.invoke::<u64>(&call).await?;
         }
     }
-}
-
-pub(super) fn millis(duration: Duration) -> u64 {
-    duration.as_millis() as u64
 }

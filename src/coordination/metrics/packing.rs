@@ -4,6 +4,7 @@ use super::{
     ALL, CIRCUITS, Gauges, HIGHEST, HandlerSums, MAX_BUCKETS, MAX_HANDLERS, MAX_REPORT,
     MAX_RUNNING, MAX_RUNS, OldestRun, Report, Running, Sums,
 };
+use crate::connect::clock::whole_ms;
 use crate::protocol::histogram::{BUCKETS, Histogram};
 use redis::ScriptInvocation;
 use rmpv::Value;
@@ -42,7 +43,7 @@ impl Packed {
     /// Declares what was done as the last arguments of a pulse; it is kept for that long.
     pub(in crate::coordination) fn declare(self, call: &mut ScriptInvocation<'_>, kept: Duration) {
         call.arg(self.process)
-            .arg(kept.as_millis() as u64)
+            .arg(whole_ms(kept))
             .arg(MAX_TYPES)
             .arg(ALL)
             .arg(self.sums);

@@ -21,6 +21,7 @@ mod tests;
 pub use crate::protocol::event::REPLAYS;
 pub use again::{Again, NoWayBack, Source, again, way_back};
 
+use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::script::script;
 use crate::protocol::event::EntryId;
@@ -179,7 +180,7 @@ impl Operator {
         call.arg(&self.run)
             .arg(&self.by)
             .arg(group)
-            .arg(CLAIMS_TTL.as_millis() as u64)
+            .arg(whole_ms(CLAIMS_TTL))
             .arg(owners.len());
         for owner in &owners {
             call.arg(*owner);
@@ -195,7 +196,7 @@ impl Operator {
             call.arg(one.entry.to_string())
                 .arg(owner)
                 .arg(seen.deliveries)
-                .arg(idle.as_millis() as u64);
+                .arg(whole_ms(*idle));
             words(&mut call, one);
         }
         let step = step(call.invoke_async(connection).await?, seen.len())?;
@@ -230,7 +231,7 @@ impl Operator {
         let told = self.tell(&mut call, key);
         call.arg(&self.run)
             .arg(&self.by)
-            .arg(WINDOW.as_millis() as u64)
+            .arg(whole_ms(WINDOW))
             .arg(u8::from(force))
             .arg(moves.len());
         for one in moves {

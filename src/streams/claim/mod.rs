@@ -4,6 +4,7 @@
 //! Every rule compares the owner **and** the delivery count that the caller saw: a consumer's name
 //! alone does not tell a process from the one that was started in its place.
 
+use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
 use crate::connect::script::script;
@@ -139,7 +140,7 @@ pub async fn take(
             idle.within.from,
             idle.within.until
         ))
-        .arg(CLAIMS_TTL.as_millis() as u64)
+        .arg(whole_ms(CLAIMS_TTL))
         .arg(owners.len());
     for owner in &owners {
         call.arg(*owner);
@@ -253,7 +254,7 @@ pub async fn give(
         .arg(handing.entry.to_string())
         .arg(handing.deliveries)
         .arg(HANDOVERS)
-        .arg(CLAIMS_TTL.as_millis() as u64);
+        .arg(whole_ms(CLAIMS_TTL));
     match call.invoke_async::<u8>(connection).await? {
         0 => Ok(Given::Lost),
         1 => Ok(Given::Given),

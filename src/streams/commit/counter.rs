@@ -1,5 +1,6 @@
 //! The claim counters of a consumer as its committer knows them (see [`crate::streams::commit`]).
 
+use crate::connect::clock::whole_ms;
 use crate::connect::clock::{self, ClockSource, ServerClock, local_now};
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
@@ -54,7 +55,7 @@ impl Claims {
         for key in &self.keys {
             redis::cmd("PEXPIRE")
                 .arg(key)
-                .arg(CLAIMS_TTL.as_millis() as u64)
+                .arg(whole_ms(CLAIMS_TTL))
                 .exec_async(connection)
                 .await?;
         }
@@ -139,7 +140,7 @@ impl Claims {
 /// it may be another one, or the same with older data, that knows nothing of those deliveries.
 async fn raise(wire: &mut Wire, key: &str, known: u64, now: u64) -> Result<(), BusError> {
     let key = key.as_bytes();
-    let (now, ttl) = (Digits::of(now), Digits::of(CLAIMS_TTL.as_millis() as u64));
+    let (now, ttl) = (Digits::of(now), Digits::of(whole_ms(CLAIMS_TTL)));
     let mut commands = Commands::default();
     commands.add(&[b"SET", key, now.as_ref(), b"PX", ttl.as_ref(), b"NX"]);
     commands.add(&[b"INCR", key]);

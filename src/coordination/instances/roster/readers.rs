@@ -1,6 +1,7 @@
 //! Who has handlers for what, and who reads it in which group.
 
 use super::PAGE;
+use crate::connect::clock::whole_ms;
 use crate::connect::script::script;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
@@ -69,7 +70,7 @@ impl Instances {
         kinds: &[String],
     ) -> Result<(), CoordinationError> {
         let now = self.store.now().await?;
-        let lasts = READS.as_millis() as u64;
+        let lasts = whole_ms(READS);
         for page in kinds.chunks(PAGE) {
             let mut writes = redis::pipe();
             for kind in page {
