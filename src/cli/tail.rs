@@ -7,7 +7,8 @@ use super::output::{Output, printable};
 use super::payload;
 use super::{Exit, Session};
 use clap::Args;
-use convoke::connect::connector::{BLOCK, Connector, reconnect_delay};
+use convoke::connect::backoff::Backoff;
+use convoke::connect::connector::{BLOCK, Connector};
 use convoke::connect::error::{BusError, Reaction};
 use convoke::connect::resp::wire::Wire;
 use convoke::operator::browse::{Appetite, Sight};
@@ -270,15 +271,14 @@ impl Follower {
     }
 
     async fn reconnect(&mut self) -> Result<(), BusError> {
-        for failures in 0.. {
-            tokio::time::sleep(reconnect_delay(failures)).await;
+        let mut backoff = Backoff::default();
+        loop {
+            tokio::time::sleep(backoff.failed()).await;
             match self.reopen().await {
-                Ok(()) => break,
-                Err(error) if error.reaction() == Reaction::GiveUp => return Err(error),
-                Err(_) => {}
+                Err(error) if error.reaction() != Reaction::GiveUp => {}
+                ended => return ended,
             }
         }
-        Ok(())
     }
 
     async fn reopen(&mut self) -> Result<(), BusError> {

@@ -20,8 +20,9 @@ pub use request::RequestError;
 use crate::client::pipelines::Pipelines;
 use crate::client::publish::{Answer, Defaults, Prepared, When};
 use crate::client::request::{Replies, ReplyStreams};
+use crate::connect::backoff::Backoff;
 use crate::connect::clock::{NEVER, local_now, whole_ms};
-use crate::connect::connector::{Connector, reconnect_delay};
+use crate::connect::connector::Connector;
 use crate::connect::link::Link;
 use crate::protocol::keys::{self, Keys, NameError};
 use crate::protocol::reply::Reply;
@@ -159,13 +160,12 @@ impl Client {
     ) -> Result<Published, PublishError> {
         let give_up = Instant::now() + self.0.patience.min(NEVER);
         let mut outcome = self.store(event, prepared).await;
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         while event.dedup && is_unanswered(&outcome) || lacks_script(&outcome) {
             if lacks_script(&outcome) {
                 self.0.script.seen_in.store(NOWHERE, Ordering::Relaxed);
             }
-            let pause = reconnect_delay(failures);
-            failures += 1;
+            let pause = backoff.failed();
             if Instant::now() + pause > give_up {
                 break;
             }

@@ -5,8 +5,9 @@
 //! and the place to read from is known, before the first request is sent, so no reply is missed.
 
 use crate::client::publish::PublishError;
+use crate::connect::backoff::Backoff;
 use crate::connect::clock::{NEVER, whole_ms};
-use crate::connect::connector::{BLOCK, Connector, reconnect_delay};
+use crate::connect::connector::{BLOCK, Connector};
 use crate::connect::error::BusError;
 use crate::mutex::locked;
 use crate::protocol::event::{Entry, EntryId, Limits};
@@ -240,19 +241,18 @@ struct Reader {
 
 impl Reader {
     async fn run(mut self, mut connection: MultiplexedConnection) {
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         while !self.shared.closed.is_cancelled() {
             match self.step(&mut connection).await {
-                Ok(()) => failures = 0,
+                Ok(()) => _ = backoff.worked(),
                 Err(error) => {
-                    if failures == 0 {
+                    if !backoff.is_failing() {
                         warn!(stream = %self.stream, %error, "reading replies failed; trying again");
                     }
-                    match self.reconnect(failures).await {
+                    match self.reconnect(&mut backoff).await {
                         Some(new) => connection = new,
                         None => return,
                     }
-                    failures = failures.saturating_add(1);
                 }
             }
         }
@@ -286,10 +286,9 @@ impl Reader {
     }
 
     /// A new connection; none if the client was closed meanwhile.
-    async fn reconnect(&mut self, failures: u32) -> Option<MultiplexedConnection> {
-        let mut failures = failures;
+    async fn reconnect(&mut self, backoff: &mut Backoff) -> Option<MultiplexedConnection> {
         loop {
-            let pause = tokio::time::sleep(reconnect_delay(failures));
+            let pause = tokio::time::sleep(backoff.failed());
             tokio::select! {
                 () = self.shared.closed.cancelled() => return None,
                 () = pause => {}
@@ -300,10 +299,7 @@ impl Reader {
                     self.go_on_from(last);
                     return Some(connection);
                 }
-                Err(error) => {
-                    debug!(stream = %self.stream, %error, "reconnecting failed");
-                    failures = failures.saturating_add(1);
-                }
+                Err(error) => debug!(stream = %self.stream, %error, "reconnecting failed"),
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::publish::{PublishError, Published};
 use super::{Client, Inner};
 use crate::client::publish::PUBLISH;
-use crate::connect::connector::reconnect_delay;
+use crate::connect::backoff::Backoff;
 use crate::connect::link::{Lent, Link};
 use crate::connect::loaded::{self, may_not_load};
 use redis::aio::MultiplexedConnection;
@@ -88,18 +88,17 @@ impl Client {
     /// The same before many are published; it waits for others to load it.
     pub(super) async fn awaits_script(&self) -> bool {
         let give_up = Instant::now() + self.0.patience;
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         loop {
             let Ok(mut lent) = self.0.link.get().await else {
                 // Publishing finds out why.
                 return true;
             };
             let there = self.has_script_for(&self.0.link, &mut lent).await;
-            let pause = reconnect_delay(failures);
-            failures += 1;
             if !matches!(there, Ok(false)) {
                 return true;
             }
+            let pause = backoff.failed();
             if Instant::now() + pause > give_up {
                 return false;
             }

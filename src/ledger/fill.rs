@@ -7,7 +7,8 @@
 use super::database::Database;
 use super::error::LedgerError;
 use super::fact::{Fact, Origin};
-use crate::connect::connector::{BLOCK, Connector, reconnect_delay};
+use crate::connect::backoff::Backoff;
+use crate::connect::connector::{BLOCK, Connector};
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
 use crate::protocol::event::{Entry, EntryId};
@@ -162,7 +163,7 @@ impl From<Undone> for Stopped {
 impl Filler {
     /// Runs until it is told to drain. What it holds then stays pending, for the others.
     pub async fn run(mut self) {
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         while !self.drain.is_cancelled() {
             let began = Instant::now();
             match self.follow().await {
@@ -170,13 +171,13 @@ impl Filler {
                 Err(Stopped::Drained) => break,
                 Err(Stopped::Bus(error)) => {
                     if began.elapsed() > 2 * BLOCK {
-                        failures = 0;
+                        backoff.worked();
                     }
-                    if failures == 0 {
+                    if !backoff.is_failing() {
                         tracing::warn!(%error, "the ledger cannot read redis; trying again");
                     }
                     tokio::select! {
-                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                        () = tokio::time::sleep(backoff.failed()) => {}
                         () = self.drain.cancelled() => break,
                     }
                 }
@@ -384,7 +385,7 @@ impl Filler {
     /// Writes facts, trying again until the database takes them or it is time to end.
     async fn store(&self, facts: &[Fact]) -> Result<u64, Undone> {
         let mut trouble: Option<(LedgerError, Instant)> = None;
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         loop {
             match self.try_to_store(facts).await {
                 Ok(new) => {
@@ -407,7 +408,7 @@ impl Filler {
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                () = tokio::time::sleep(backoff.failed()) => {}
                 () = self.drain.cancelled() => return Err(Undone),
             }
         }

@@ -10,7 +10,8 @@ use super::error::LedgerError;
 use super::store::{ACQUIRE, STATEMENT, within};
 use crate::client::publish::{Outgoing, PublishError};
 use crate::client::{Client, ClientOptions};
-use crate::connect::connector::{Connector, reconnect_delay};
+use crate::connect::backoff::Backoff;
+use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::protocol::json;
 use crate::settings::Settings;
@@ -67,23 +68,22 @@ impl Relay {
 
     /// Publishes again and again until told to stop.
     pub async fn run(self, stop: CancellationToken) {
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         loop {
             let pause = match self.run_once().await {
                 Ok((_, false)) => {
-                    failures = 0;
+                    backoff.worked();
                     Duration::ZERO
                 }
                 Ok((_, true)) => {
-                    failures = 0;
+                    backoff.worked();
                     PAUSE.mul_f64(fastrand::f64() / 2.0 + 0.75)
                 }
                 Err(error) => {
-                    if failures == 0 {
+                    if !backoff.is_failing() {
                         tracing::debug!(error, "the outbox waits");
                     }
-                    failures += 1;
-                    PAUSE + reconnect_delay(failures)
+                    PAUSE + backoff.failed()
                 }
             };
             tokio::select! {

@@ -1,7 +1,8 @@
 //! Reads a lane's streams on a connection of its own, and repairs what keeps it from reading.
 
 use super::shared::{Delivery, Shared};
-use crate::connect::connector::{BLOCK, reconnect_delay};
+use crate::connect::backoff::Backoff;
+use crate::connect::connector::BLOCK;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::resp::wire::Wire;
 use crate::protocol::entry::Entry;
@@ -23,7 +24,7 @@ const LEFT_ALONE: Duration = Duration::from_secs(10);
 pub(super) struct Reader {
     shared: Arc<Shared>,
     connection: Option<Connected>,
-    failures: u32,
+    backoff: Backoff,
     /// Entries that are [`BYTES`] together if they are like those of the last read.
     fit: usize,
     /// Streams whose key is of another type: the others are read all the same.
@@ -58,7 +59,7 @@ impl Reader {
         Self {
             shared,
             connection: None,
-            failures: 0,
+            backoff: Backoff::default(),
             fit: usize::MAX,
             unreadable: Vec::new(),
             read: BTreeSet::new(),
@@ -72,16 +73,15 @@ impl Reader {
     pub(super) async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
         match self.read(count, closed).await {
             Ok((entries, asked)) => {
-                self.failures = 0;
+                self.backoff.worked();
                 Read::Entries(entries, asked)
             }
             Err(error) => {
                 self.connection = None;
-                if self.failures == 0 {
+                if !self.backoff.is_failing() {
                     tracing::warn!(lane = self.shared.name, %error, "reading failed; trying again");
                 }
-                let wait = reconnect_delay(self.failures);
-                self.failures = self.failures.saturating_add(1);
+                let wait = self.backoff.failed();
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = self.drain.cancelled() => {}
@@ -199,7 +199,7 @@ impl Reader {
         }
         self.unreadable = unreadable;
         self.read.extend(&streams);
-        if self.failures > 0 {
+        if self.backoff.is_failing() {
             tracing::info!(lane = shared.name, "reading again");
         }
         Ok(Connected {

@@ -4,7 +4,8 @@
 use super::lanes::Triggers;
 use super::shared::Shared;
 use super::takeover::Trigger;
-use crate::connect::connector::{BLOCK, Connector, reconnect_delay};
+use crate::connect::backoff::Backoff;
+use crate::connect::connector::{BLOCK, Connector};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::roster::gone_in;
@@ -33,17 +34,15 @@ pub(super) struct Watch {
 impl Watch {
     /// Watches for ever.
     pub(super) async fn run(&self) {
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         loop {
             let began = Instant::now();
             let Err(error) = self.follow().await;
             tracing::debug!(%error, "watching the broadcast failed; trying again");
-            failures = if began.elapsed() > BLOCK {
-                0
-            } else {
-                failures + 1
-            };
-            tokio::time::sleep(reconnect_delay(failures)).await;
+            if began.elapsed() > BLOCK {
+                backoff.worked();
+            }
+            tokio::time::sleep(backoff.failed()).await;
         }
     }
 

@@ -5,7 +5,7 @@
 
 use crate::builtin::Services;
 use crate::builtin::encoded;
-use crate::connect::connector::reconnect_delay;
+use crate::connect::backoff::Backoff;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::{Assignment, Tasks};
 use crate::handler::context::Context;
@@ -161,7 +161,7 @@ async fn persist<T, F>(context: &Context, mut call: impl FnMut() -> F) -> Result
 where
     F: Future<Output = Result<T, CoordinationError>>,
 {
-    let mut failures = 0;
+    let mut backoff = Backoff::default();
     loop {
         let error = match call().await {
             Ok(done) => return Ok(done),
@@ -171,8 +171,7 @@ where
             return Err(error);
         }
         tracing::debug!(%error, "a task cannot be settled; trying again");
-        wait_for(context, reconnect_delay(failures)).await?;
-        failures += 1;
+        wait_for(context, backoff.failed()).await?;
     }
 }
 

@@ -29,8 +29,9 @@ mod one;
 pub mod settlement;
 
 use self::one::{Scripts, Slow};
+use crate::connect::backoff::Backoff;
 use crate::connect::clock::whole_ms;
-use crate::connect::connector::{Connector, reconnect_delay};
+use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
 use crate::protocol::dead::DeadLetter;
@@ -227,7 +228,7 @@ impl Committer {
 
     /// Commits settlements by the script. False if it was told to stop before all had an end.
     async fn one_by_one(&mut self, mut slow: Vec<Settlement>, tally: &mut Tally) -> bool {
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         // They are taken from the end.
         slow.reverse();
         while let Some(settlement) = slow.pop() {
@@ -252,7 +253,7 @@ impl Committer {
                         self.scripts = None;
                     }
                     tokio::select! {
-                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                        () = tokio::time::sleep(backoff.failed()) => {}
                         () = self.stop.cancelled() => {
                             tally.abandoned = slow.len() as u64;
                             return false;
@@ -261,7 +262,7 @@ impl Committer {
                     continue;
                 }
             }
-            failures = 0;
+            backoff.worked();
         }
         true
     }

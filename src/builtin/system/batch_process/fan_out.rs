@@ -12,7 +12,8 @@
 use crate::builtin::system::batch_process::Runner;
 use crate::builtin::system::batch_process::holding::{Holding, Stop};
 use crate::client::publish::{Outgoing, PublishError};
-use crate::connect::connector::{BLOCK, reconnect_delay};
+use crate::connect::backoff::Backoff;
+use crate::connect::connector::BLOCK;
 use crate::connect::error::BusError;
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::error::{Code, HandlerError};
@@ -94,7 +95,7 @@ pub(super) async fn run(
 impl FanOut<'_> {
     async fn all(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
         let mut connection = None;
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         loop {
             holding.check().await?;
             self.publish(holding).await?;
@@ -105,7 +106,7 @@ impl FanOut<'_> {
             let replies = holding.until_drained(self.read(&mut connection)).await?;
             match replies {
                 Ok(batches) => {
-                    failures = 0;
+                    backoff.worked();
                     for batch in batches {
                         for entry in &batch.entries {
                             self.positions[batch.stream] = entry.id;
@@ -119,9 +120,8 @@ impl FanOut<'_> {
                     // A failover may have forgotten some. What is there still is not stored twice.
                     self.waiting
                         .extend(self.under_way.drain().map(|(index, _)| index));
-                    let pause = tokio::time::sleep(reconnect_delay(failures));
+                    let pause = tokio::time::sleep(backoff.failed());
                     holding.until_drained(pause).await?;
-                    failures += 1;
                 }
             }
         }

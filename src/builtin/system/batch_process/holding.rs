@@ -2,7 +2,7 @@
 //! to stop.
 
 use crate::Context;
-use crate::connect::connector::reconnect_delay;
+use crate::connect::backoff::Backoff;
 use crate::connect::error::{BusError, Reaction};
 use crate::coordination::batches::batch::{TOGETHER, Wanted};
 use crate::coordination::batches::leases::Held;
@@ -140,7 +140,7 @@ impl<'a> Holding<'a> {
         if self.outcomes.is_empty() {
             return Ok(());
         }
-        let mut failures = 0;
+        let mut backoff = Backoff::default();
         let batches = match self.history() {
             Some(history) => &self.batches.within(history),
             None => self.batches,
@@ -161,8 +161,7 @@ impl<'a> Holding<'a> {
                     if error.reaction() != Reaction::GiveUp && self.lease.is_valid() =>
                 {
                     tracing::debug!(batch = self.id(), %error, "progress was not committed; trying again");
-                    tokio::time::sleep(reconnect_delay(failures)).await;
-                    failures += 1;
+                    tokio::time::sleep(backoff.failed()).await;
                 }
                 Err(error) => return Err(Stop::Failed(error.into_handler_error())),
             }
