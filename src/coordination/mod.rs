@@ -1,6 +1,7 @@
 //! State that instances share. Each rule is one Lua script beside the Rust that calls it: atomic,
 //! idempotent, on the server's clock.
 
+mod answer;
 pub mod ballots;
 pub mod batches;
 mod bounds;

@@ -2,6 +2,7 @@
 
 use super::metrics::{ALL, CIRCUITS, Gauges, HandlerSums, OldestRun, Running, Sums};
 use crate::connect::clock::ServerTime;
+use crate::coordination::answer::answer;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use std::collections::{BTreeMap, HashMap};
@@ -101,15 +102,17 @@ impl Instances {
                 ]);
             }
             let rows: Vec<Living> = self.store.ask(&reads).await?;
-            for (id, (gauges, reported, load, capacity, sealed, did)) in page.iter().zip(rows) {
-                let gauges = gauges.and_then(|packed| Gauges::unpacked(&packed));
-                if sealed.is_none() {
-                    let did = did.and_then(|packed| Sums::unpacked(&packed));
+            for (id, row) in page.iter().zip(rows) {
+                let gauges = row.gauges.and_then(|packed| Gauges::unpacked(&packed));
+                if row.sealed.is_none() {
+                    let did = row.did.and_then(|packed| Sums::unpacked(&packed));
                     global.external.add(gauges, did.unwrap_or_default());
                     continue;
                 }
-                global.add(id, gauges, reported.map(|at| now.saturating_sub(at)));
-                busy.push(load.unwrap_or(0.0) / capacity.unwrap_or(0).max(1) as f64);
+                let age = row.reported_at.map(|at| now.saturating_sub(at));
+                global.add(id, gauges, age);
+                let capacity = row.capacity.unwrap_or(0).max(1) as f64;
+                busy.push(row.load.unwrap_or(0.0) / capacity);
             }
         }
         global.runs.sort_by_key(|run| std::cmp::Reverse(run.age_ms));
@@ -118,15 +121,18 @@ impl Instances {
     }
 }
 
-/// Gauges, when they were reported, load, capacity, whether it is sealed, what it did if it is not.
-type Living = (
-    Option<Vec<u8>>,
-    Option<u64>,
-    Option<f64>,
-    Option<u64>,
-    Option<u8>,
-    Option<Vec<u8>>,
-);
+answer! {
+    /// What the hash of an instance says of it.
+    struct Living {
+        gauges: Option<Vec<u8>>,
+        reported_at: Option<u64>,
+        load: Option<f64>,
+        capacity: Option<u64>,
+        sealed: Option<u8>,
+        /// What it did, if it is external.
+        did: Option<Vec<u8>>,
+    }
+}
 
 impl External {
     fn add(&mut self, gauges: Option<Gauges>, did: Sums) {

@@ -46,6 +46,7 @@ use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::script_with;
+use crate::coordination::answer::answer;
 use crate::coordination::ballots::ballot::{
     Ballot, BallotStatus, EXPIRES_IN_MS, Vote, check_decision,
 };
@@ -106,6 +107,21 @@ pub struct Shown {
     pub votes: Vec<(String, Option<Vec<u8>>)>,
 }
 
+answer! {
+    /// What `add_quorum_vote.lua` answers.
+    struct Counted {
+        answer: String,
+        voted: bool,
+        status: String,
+        vote_count: u64,
+        quorum: u64,
+        electorate: u64,
+        decided: Option<Vec<u8>>,
+        /// The role whose instances the electorate was taken from.
+        pinned: String,
+    }
+}
+
 impl Ballots {
     /// The ballots of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
@@ -157,27 +173,19 @@ impl Ballots {
             .arg(LISTED)
             .arg(MAX_OPEN)
             .arg(MAX_ELECTORS);
-        let (answer, voted, status, vote_count, quorum, electorate, decided, pinned): (
-            String,
-            bool,
-            String,
-            u64,
-            u64,
-            u64,
-            Option<Vec<u8>>,
-            String,
-        ) = self.store.invoke(&call).await?;
+        let told: Counted = self.store.invoke(&call).await?;
+        let (status, electorate, pinned) = (&told.status, told.electorate, &told.pinned);
         let of = |role: &str| match role {
             "" => "all instances".to_owned(),
             role => format!("the instances of role {role}"),
         };
-        match answer.as_str() {
+        match told.answer.as_str() {
             "state" => Ok(Voted {
-                voted,
-                status: BallotStatus::from_name(&status).ok_or(SHAPE)?,
-                decision: decided,
-                vote_count,
-                quorum,
+                voted: told.voted,
+                status: BallotStatus::from_name(status).ok_or(SHAPE)?,
+                decision: told.decided,
+                vote_count: told.vote_count,
+                quorum: told.quorum,
                 electorate,
             }),
             "absent" => Err(CoordinationError::FailedPrecondition(format!(
@@ -200,11 +208,11 @@ impl Ballots {
             "stranger" => Err(CoordinationError::FailedPrecondition(format!(
                 "instance_id: {instance_id} is not in the electorate of {decision}, which is {} \
                  that were active when its ballot was opened",
-                of(&pinned)
+                of(pinned)
             ))),
             "role" => Err(CoordinationError::FailedPrecondition(format!(
                 "role: the electorate of {decision} is {}, not {}: leave role out to vote in it",
-                of(&pinned),
+                of(pinned),
                 of(role)
             ))),
             "value" => Err(CoordinationError::AlreadyExists(format!(

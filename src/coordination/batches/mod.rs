@@ -33,6 +33,7 @@ use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
 use crate::connect::silence::{Answers, Span};
+use crate::coordination::answer::answer;
 use crate::coordination::batches::batch::{
     Batch, Failure, MAX_FAILURES, MAX_MESSAGE, Wanted, check_id,
 };
@@ -138,8 +139,21 @@ pub struct FinishedItem {
     pub failure: Option<(&'static str, String)>,
 }
 
-/// What the script answers.
-type Answer = (String, u64, String, u64, u64, u64, u64, String, Vec<u8>);
+answer! {
+    /// What `coordinate_batch.lua` answers.
+    struct Coordinated {
+        state: String,
+        fence: u64,
+        processor_id: String,
+        processed: u64,
+        failed: u64,
+        total: u64,
+        left: u64,
+        event: String,
+        /// Which items are finished; or the stream to which an item cannot publish.
+        bits: Vec<u8>,
+    }
+}
 
 impl Batches {
     /// The batches of the namespace of `keys`.
@@ -212,14 +226,13 @@ impl Batches {
         let span = span.unwrap_or(Span::NEVER);
         call.arg(span.since).arg(span.from).arg(span.until);
         call.arg(unguessable());
-        let answer: Answer = self.store.invoke(&call).await?;
-        let (state, left, event, bits) = (&answer.0, answer.6, &answer.7, &answer.8);
-        match state.as_str() {
-            "held" => Ok(Acquired::Held(progress(&answer), bits.clone())),
+        let answer: Coordinated = self.store.invoke(&call).await?;
+        match answer.state.as_str() {
+            "held" => Ok(Acquired::Held(progress(&answer), answer.bits)),
             "busy" => Ok(Acquired::Busy {
                 progress: progress(&answer),
-                left: Duration::from_millis(left),
-                same_event: event == asker.event,
+                left: Duration::from_millis(answer.left),
+                same_event: answer.event == asker.event,
             }),
             "free" => Ok(Acquired::Free),
             "completed" => Ok(Acquired::Completed(progress(&answer))),
@@ -266,14 +279,14 @@ impl Batches {
             call.arg(outcome.index).arg(code).arg(message);
         }
         outbox::publish(&mut call, publications);
-        let answer: Answer = self.store.invoke(&call).await?;
-        match answer.0.as_str() {
+        let answer: Coordinated = self.store.invoke(&call).await?;
+        match answer.state.as_str() {
             "held" => Ok(Advanced::Running(progress(&answer))),
             "completed" => Ok(Advanced::Completed(progress(&answer))),
             "lost" => Ok(Advanced::Lost(progress(&answer))),
             "unwritable" => Err(CoordinationError::FailedPrecondition(format!(
                 "an item publishes to {}, which holds no stream",
-                String::from_utf8_lossy(&answer.8)
+                String::from_utf8_lossy(&answer.bits)
             ))),
             _ => Err(unexpected()),
         }
@@ -394,13 +407,13 @@ impl Batches {
     }
 }
 
-fn progress(answer: &Answer) -> Progress {
+fn progress(answer: &Coordinated) -> Progress {
     Progress {
-        fence: answer.1,
-        processor_id: answer.2.clone(),
-        processed: answer.3,
-        failed: answer.4,
-        total: answer.5,
+        fence: answer.fence,
+        processor_id: answer.processor_id.clone(),
+        processed: answer.processed,
+        failed: answer.failed,
+        total: answer.total,
     }
 }
 

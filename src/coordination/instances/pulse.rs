@@ -2,6 +2,7 @@
 
 use super::{Instances, KEPT, or_empty, sealed};
 use crate::connect::script::script_with;
+use crate::coordination::answer::answer;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::gossip::{PING, Peer, WATCHED, peers};
 use crate::coordination::instances::instance::Beat;
@@ -64,7 +65,8 @@ impl Instances {
         };
         let rest = parts.split_off(1);
         let first = parts.pop().flatten();
-        let (state, ttl_ms, leader, watch) = self.pulse(beat, first, beat.seal.as_ref()).await?;
+        let beaten = self.pulse(beat, first, beat.seal.as_ref()).await?;
+        let state = beaten.state;
         if matches!(state, 1..=3) {
             for part in rest {
                 self.pulse(beat, part, None).await?;
@@ -81,9 +83,9 @@ impl Instances {
             alive,
             changed: state == 2,
             superseded: state == 3,
-            ttl_ms,
-            leader,
-            watch: peers(watch)?,
+            ttl_ms: beaten.ttl_ms,
+            leader: beaten.leader,
+            watch: peers(beaten.watch)?,
         })
     }
 
@@ -127,5 +129,12 @@ impl Instances {
     }
 }
 
-/// State, ttl in ms, leader, peers to watch.
-type Beaten = (u8, u64, Option<String>, Vec<String>);
+answer! {
+    /// What `heartbeat.lua` answers.
+    struct Beaten {
+        state: u8,
+        ttl_ms: u64,
+        leader: Option<String>,
+        watch: Vec<String>,
+    }
+}

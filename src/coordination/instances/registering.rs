@@ -1,8 +1,9 @@
 //! Instances come and go: registering, and unregistering.
 
-use super::sweep::millis;
 use super::{Instances, KEPT, TRIES, contended, learn, or_empty, sealed};
+use crate::connect::clock::whole_ms;
 use crate::connect::silence::Span;
+use crate::coordination::answer::answer;
 use crate::coordination::bounds::check_id;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::Registering;
@@ -48,6 +49,30 @@ pub struct Unregistered {
     pub unregistered: bool,
     /// Its tasks that went to others or wait for them.
     pub tasks_reassigned: u64,
+}
+
+answer! {
+    /// What `register.lua` answers.
+    struct Admitted {
+        again: u8,
+        held: String,
+        incarnation: u64,
+        new: bool,
+        leader: Option<String>,
+        given: Vec<String>,
+        seal: String,
+    }
+}
+
+answer! {
+    /// What `unregister.lua` answers.
+    struct Released {
+        again: u8,
+        held: String,
+        unregistered: bool,
+        tasks_reassigned: u64,
+        named: String,
+    }
 }
 
 impl Instances {
@@ -120,40 +145,38 @@ impl Instances {
                 .arg(u8::from(begins))
                 .arg(or_empty(registering.incarnation))
                 .arg(MAX_EXTERNAL);
-            let (again, held, incarnation, new, leader, given, seal): (
-                u8,
-                String,
-                u64,
-                bool,
-                Option<String>,
-                Vec<String>,
-                String,
-            ) = self.store.invoke(&call).await?;
-            match again {
+            let told: Admitted = self.store.invoke(&call).await?;
+            match told.again {
                 0 => {
                     // Its room, or the bounds of one step, ended there.
-                    let more = !given.is_empty();
-                    assigned.extend(given);
-                    let new = *first.get_or_insert(new);
+                    let more = !told.given.is_empty();
+                    assigned.extend(told.given);
+                    let new = *first.get_or_insert(told.new);
                     if more {
                         tries = 0;
                         continue;
                     }
                     return Ok(Some(Registered {
-                        incarnation,
+                        incarnation: told.incarnation,
                         ttl_ms: registering.ttl_ms,
-                        leader,
+                        leader: told.leader,
                         new,
                         assigned,
-                        seal,
+                        seal: told.seal,
                     }));
                 }
-                1 => learn(&mut declared, &held),
+                1 => learn(&mut declared, &told.held),
                 // By its own word: no silence is judged.
                 2 => _ = self.lose(id, Some(Span::ANY), false).await?,
                 3 => return Err(sealed(id, "register")),
                 4 => return Ok(None),
-                5 => return Err(other_incarnation(id, registering.incarnation, incarnation)),
+                5 => {
+                    return Err(other_incarnation(
+                        id,
+                        registering.incarnation,
+                        told.incarnation,
+                    ));
+                }
                 _ => {
                     return Err(CoordinationError::ResourceExhausted(format!(
                         "id: {id} would be one more than the {MAX_EXTERNAL} instances that events may have registered at a time; unregister some, or let them expire"
@@ -192,27 +215,21 @@ impl Instances {
                 .arg(or_empty(incarnation))
                 .arg(self.process());
             self.declare(&mut call, &declared);
-            call.arg(millis(KEPT));
+            call.arg(whole_ms(KEPT));
             assignment::declare(&mut call, &self.store.keys);
             inboxes.declare(&mut call, &self.store.keys);
-            let (again, held, unregistered, tasks_reassigned, named): (
-                u8,
-                String,
-                bool,
-                u64,
-                String,
-            ) = self.store.invoke(&call).await?;
-            match again {
+            let told: Released = self.store.invoke(&call).await?;
+            match told.again {
                 0 => {
                     return Ok(Unregistered {
-                        unregistered,
-                        tasks_reassigned,
+                        unregistered: told.unregistered,
+                        tasks_reassigned: told.tasks_reassigned,
                     });
                 }
                 1 => {
                     tries += 1;
-                    learn(&mut declared, &held);
-                    inboxes.learn(&named);
+                    learn(&mut declared, &told.held);
+                    inboxes.learn(&told.named);
                 }
                 2 => tries = 0,
                 3 => return Err(sealed(id, "unregister")),
@@ -220,7 +237,7 @@ impl Instances {
                     return Err(other_incarnation(
                         id,
                         incarnation,
-                        held.parse().unwrap_or(0),
+                        told.held.parse().unwrap_or(0),
                     ));
                 }
             }

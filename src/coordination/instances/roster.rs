@@ -7,6 +7,7 @@ pub use readers::{Capable, LOOKED_AT, READS, Reader};
 use crate::connect::clock::ServerTime;
 use crate::connect::clock::whole_ms;
 use crate::connect::script::script_with;
+use crate::coordination::answer::answer;
 use crate::coordination::bounds::check_id;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::Instance;
@@ -176,31 +177,20 @@ impl Instances {
             .key(self.store.keys.external())
             .arg(limit)
             .arg(whole_ms(RECENTLY));
-        let (
-            at,
-            active,
-            expired,
-            recently_lost,
-            named,
-            suspect,
-            partition,
-            leader,
-            external,
-            outside,
-        ): Counted = self.store.invoke(&call).await?;
+        let counted: Counted = self.store.invoke(&call).await?;
         Ok(Named {
-            leader,
-            expired: expired + outside,
+            leader: counted.leader,
+            expired: counted.expired + counted.expired_external,
             counts: Census {
-                at,
-                active,
-                suspect,
-                expired,
-                recently_lost,
-                partition,
-                external,
+                at: counted.at,
+                active: counted.active,
+                suspect: counted.suspect,
+                expired: counted.expired,
+                recently_lost: counted.recently_lost,
+                partition: counted.partition,
+                external: counted.external,
             },
-            named,
+            named: counted.named,
         })
     }
 
@@ -265,21 +255,16 @@ impl Instances {
             .arg(self.store.keys.suspects())
             .arg(format!("({now}"))
             .arg("+inf");
-        type Counted = (Vec<String>, u64);
-        let (lost, outside, expired, alive): (Counted, Counted, Counted, Counted);
-        let suspects: HashSet<String>;
-        {
-            let (a, b, c, d, e, f, g, h, i) = self.store.ask(&reads).await?;
-            (lost, outside, expired, alive, suspects) = ((a, b), (c, d), (e, f), (g, h), i);
-        }
-        let total = lost.1 + outside.1 + expired.1 + alive.1;
+        let lists: Lists = self.store.ask(&reads).await?;
+        let total = lists.all_lost + lists.all_lost_external + lists.all_expired + lists.all_alive;
+        let alive = lists.alive.into_iter();
         let (suspect, healthy): (Vec<String>, Vec<String>) =
-            alive.0.into_iter().partition(|id| suspects.contains(id));
+            alive.partition(|id| lists.suspects.contains(id));
         let ids: Vec<(Condition, String)> = [
-            (Condition::Suspect, expired.0),
+            (Condition::Suspect, lists.expired),
             (Condition::Suspect, suspect),
-            (Condition::Lost, lost.0),
-            (Condition::Lost, outside.0),
+            (Condition::Lost, lists.lost),
+            (Condition::Lost, lists.lost_external),
             (Condition::Healthy, healthy),
         ]
         .into_iter()
@@ -378,16 +363,33 @@ pub fn gone_in(fact: &Entry) -> Option<String> {
     Some(gone.id)
 }
 
-/// What the script returns, in its order.
-type Counted = (
-    u64,
-    u64,
-    u64,
-    u64,
-    Vec<String>,
-    u64,
-    bool,
-    Option<String>,
-    u64,
-    u64,
-);
+answer! {
+    /// What `census.lua` answers.
+    struct Counted {
+        at: u64,
+        active: u64,
+        expired: u64,
+        recently_lost: u64,
+        named: Vec<String>,
+        suspect: u64,
+        partition: bool,
+        leader: Option<String>,
+        external: u64,
+        expired_external: u64,
+    }
+}
+
+answer! {
+    /// Who is known, each list with how many there are of it.
+    struct Lists {
+        lost: Vec<String>,
+        all_lost: u64,
+        lost_external: Vec<String>,
+        all_lost_external: u64,
+        expired: Vec<String>,
+        all_expired: u64,
+        alive: Vec<String>,
+        all_alive: u64,
+        suspects: HashSet<String>,
+    }
+}

@@ -4,6 +4,7 @@ use super::{Instances, KEPT, RECENTLY, TRIES, contended, learn};
 use crate::connect::clock::whole_ms;
 use crate::connect::script::script;
 use crate::connect::silence::Span;
+use crate::coordination::answer::answer;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::assignment::{self, Inboxes};
 use redis::Script;
@@ -45,6 +46,19 @@ pub struct Swept {
     /// Whether a partition begins or ends, as it was before the sweep's own losses (which change
     /// nothing about it): time for [`Instances::watch_partition`].
     pub partition_turns: bool,
+}
+
+answer! {
+    /// What `lose.lua` answers.
+    struct Loss {
+        again: u8,
+        held: String,
+        lost: bool,
+        incarnation: u64,
+        last_seen: u64,
+        tasks_reassigned: u64,
+        named: String,
+    }
 }
 
 impl Instances {
@@ -106,28 +120,20 @@ impl Instances {
             call.arg(since.unwrap_or_default())
                 .arg(span.from)
                 .arg(span.until);
-            let (again, held, lost, incarnation, last_seen, tasks_reassigned, named): (
-                u8,
-                String,
-                bool,
-                u64,
-                u64,
-                u64,
-                String,
-            ) = self.store.invoke(&call).await?;
-            match again {
+            let told: Loss = self.store.invoke(&call).await?;
+            match told.again {
                 0 => {
-                    return Ok(lost.then(|| Lost {
+                    return Ok(told.lost.then(|| Lost {
                         id: id.to_owned(),
-                        incarnation,
-                        last_seen,
-                        tasks_reassigned,
+                        incarnation: told.incarnation,
+                        last_seen: told.last_seen,
+                        tasks_reassigned: told.tasks_reassigned,
                     }));
                 }
                 1 => {
                     tries += 1;
-                    learn(&mut declared, &held);
-                    inboxes.learn(&named);
+                    learn(&mut declared, &told.held);
+                    inboxes.learn(&told.named);
                 }
                 _ => tries = 0,
             }
