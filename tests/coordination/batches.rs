@@ -62,7 +62,12 @@ async fn hold(batches: &Batches, wanted: &Wanted, asker: Asker<'_>) -> (Progress
     }
 }
 
-async fn running(batches: &Batches, wanted: &Wanted, fence: u64, done: &[FinishedItem]) -> Progress {
+async fn running(
+    batches: &Batches,
+    wanted: &Wanted,
+    fence: u64,
+    done: &[FinishedItem],
+) -> Progress {
     match batches.progress(wanted, fence, done, &[]).await.unwrap() {
         Advanced::Running(progress) => progress,
         other => panic!("not running: {other:?}"),

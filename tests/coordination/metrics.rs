@@ -2,7 +2,7 @@
 
 use crate::fleet::{Fleet, random_histories};
 use convoke::coordination::instances::instance::Beat;
-use convoke::coordination::metrics::{Gauges, HandlerSums, Report, OldestRun, Running, Sums};
+use convoke::coordination::metrics::{Gauges, HandlerSums, OldestRun, Report, Running, Sums};
 use convoke::protocol::histogram::{Histogram, bucket_of};
 use convoke::protocol::keys::Keys;
 use proptest::prelude::*;
