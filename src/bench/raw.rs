@@ -336,7 +336,7 @@ mod tests {
             }),
             publications: Vec::new(),
             outcome: Outcome::Done,
-            history: None,
+            epoch: None,
             notes: Vec::new(),
         };
         let mut worker = Commands::default();

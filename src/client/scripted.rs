@@ -4,6 +4,7 @@ use super::publish::{PublishError, Published};
 use super::{Client, Inner};
 use crate::client::publish::PUBLISH;
 use crate::connect::backoff::Backoff;
+use crate::connect::epoch::Epoch;
 use crate::connect::link::{Lent, Link};
 use crate::connect::loaded::{self, may_not_load};
 use redis::aio::MultiplexedConnection;
@@ -35,13 +36,13 @@ impl Default for ScriptState {
 }
 
 impl Inner {
-    fn history(&self) -> u64 {
-        self.link.connector().history()
+    fn epoch(&self) -> Epoch {
+        self.link.connector().epoch()
     }
 
     pub(super) fn saw_script(&self) {
-        let history = self.history();
-        self.script.seen_in.store(history, Ordering::Relaxed);
+        let epoch = self.epoch();
+        self.script.seen_in.store(epoch.0, Ordering::Relaxed);
     }
 }
 
@@ -73,7 +74,7 @@ impl Client {
     /// The same for what is sent in a pipeline, in which nobody loads a script; asks only once in each
     /// history of the server.
     pub(super) async fn has_script_for(&self, link: &Link, lent: &mut Lent) -> RedisResult<bool> {
-        if self.0.script.seen_in.load(Ordering::Relaxed) == self.0.history() {
+        if self.0.script.seen_in.load(Ordering::Relaxed) == self.0.epoch().0 {
             return Ok(true);
         }
         let sending = link.sending(lent);

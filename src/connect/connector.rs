@@ -21,6 +21,7 @@ use super::options::ConnectOptions;
 use super::socket::tcp_settings;
 use super::url::RedisUrl;
 use crate::connect::clock::ClockSource;
+use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, CLUSTER};
 use crate::connect::greeting::{Known, Lacks};
 use crate::connect::loaded::Loads;
@@ -158,18 +159,19 @@ impl Connector {
     ///
     /// # Errors
     /// The server does not answer.
+    #[doc(hidden)]
     pub async fn keep_loaded(&self) -> Result<(), BusError> {
         if let Some(loads) = &self.loads {
             let mut connection = self.pooled().await?;
-            loads.load(&mut connection, self.history()).await?;
+            loads.load(&mut connection, self.epoch()).await?;
         }
         Ok(())
     }
 
     /// Whether the server was not given yet what this process loads for everyone.
     fn must_load(&self) -> Option<&Loads> {
-        let history = self.history();
-        self.loads.as_deref().filter(|loads| loads.are_due(history))
+        let epoch = self.epoch();
+        self.loads.as_deref().filter(|loads| loads.are_due(epoch))
     }
 
     /// Where the primary is now, and the generation that it belongs to.
@@ -196,6 +198,7 @@ impl Connector {
     }
 
     /// How often the primary has moved, as far as is known: what was connected before leads elsewhere.
+    #[doc(hidden)]
     pub fn generation(&self) -> u64 {
         match &self.place {
             Place::Server { .. } => 0,
@@ -207,6 +210,7 @@ impl Connector {
     ///
     /// # Errors
     /// `Moved`.
+    #[doc(hidden)]
     pub fn check(&self, generation: u64) -> Result<(), BusError> {
         match self.generation() == generation {
             true => Ok(()),
@@ -217,34 +221,38 @@ impl Connector {
     /// Which history of the server's data was seen last, counted from the first. Each connection sees it
     /// when it is made: what is written from now on is in this one or a later one, and what is asked on
     /// a connection that is there already, in this one or an earlier one.
-    pub fn history(&self) -> u64 {
-        self.known.history.number()
+    #[doc(hidden)]
+    pub fn epoch(&self) -> Epoch {
+        self.known.epochs.last()
     }
 
     /// What the server calls that one: the same for every process; `None` where it does not tell.
-    pub fn history_name(&self) -> Option<String> {
-        self.known.history.name()
+    #[doc(hidden)]
+    pub fn epoch_name(&self) -> Option<String> {
+        self.known.epochs.name()
     }
 
     /// Fails if the connections of another connector lead elsewhere, as far as both know.
     ///
     /// # Errors
-    /// `OtherHistory`.
+    /// `OtherEpoch`.
+    #[doc(hidden)]
     pub fn check_same(&self, other: &Connector) -> Result<(), BusError> {
-        match self.known.history.agrees_with(&other.known.history) {
+        match self.known.epochs.agrees_with(&other.known.epochs) {
             true => Ok(()),
-            false => Err(BusError::OtherHistory),
+            false => Err(BusError::OtherEpoch),
         }
     }
 
     /// Fails if a later history than that was seen.
     ///
     /// # Errors
-    /// `OtherHistory`.
-    pub fn check_history(&self, history: u64) -> Result<(), BusError> {
-        match self.history() == history {
+    /// `OtherEpoch`.
+    #[doc(hidden)]
+    pub fn check_epoch(&self, epoch: Epoch) -> Result<(), BusError> {
+        match self.epoch() == epoch {
             true => Ok(()),
-            false => Err(BusError::OtherHistory),
+            false => Err(BusError::OtherEpoch),
         }
     }
 
@@ -322,7 +330,7 @@ impl Connector {
         let mut connection = self.reach(address, opening).await?;
         self.known.greet_by(&mut connection).await?;
         if let Some(loads) = self.must_load() {
-            loads.load(&mut connection, self.history()).await?;
+            loads.load(&mut connection, self.epoch()).await?;
         }
         Ok(connection)
     }
@@ -392,6 +400,7 @@ impl Connector {
     }
 
     /// Throws all pooled connections away that idle now: after a failover they lead to a replica.
+    #[doc(hidden)]
     pub fn forget_pooled(&self) {
         match &self.place {
             Place::Server { pool, .. } => {

@@ -10,9 +10,13 @@ use crate::mutex::locked;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// A history of the server's data, as this process numbers those that it has seen; 0 before the first one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Epoch(pub(crate) u64);
+
 /// Numbers the histories that one process has seen.
 #[derive(Debug, Default)]
-pub(crate) struct History {
+pub(crate) struct Epochs {
     number: AtomicU64,
     named: Mutex<Option<Name>>,
 }
@@ -33,15 +37,15 @@ impl Name {
     }
 }
 
-impl History {
+impl Epochs {
     /// Whether an answer to `INFO` names one.
     pub(crate) fn is_in(info: &str) -> bool {
         Name::parse(info).is_some()
     }
 
     /// The number of the one that was seen last.
-    pub(crate) fn number(&self) -> u64 {
-        self.number.load(Ordering::Acquire)
+    pub(crate) fn last(&self) -> Epoch {
+        Epoch(self.number.load(Ordering::Acquire))
     }
 
     /// What that one is called.
@@ -52,8 +56,8 @@ impl History {
     }
 
     /// Whether both have seen the same one last.
-    pub(crate) fn agrees_with(&self, other: &History) -> bool {
-        let name = |history: &History| locked(&history.named).clone();
+    pub(crate) fn agrees_with(&self, other: &Epochs) -> bool {
+        let name = |epoch: &Epochs| locked(&epoch.named).clone();
         name(self) == name(other)
     }
 
@@ -89,7 +93,7 @@ mod tests {
 
     #[test]
     fn those_agree_that_saw_the_same_history_last() {
-        let [one, other] = [History::default(), History::default()];
+        let [one, other] = [Epochs::default(), Epochs::default()];
         assert!(one.agrees_with(&other), "neither saw any");
         one.see("run_id:a\nmaster_replid:b\n");
         assert!(!one.agrees_with(&other));
@@ -97,6 +101,6 @@ mod tests {
         assert!(!one.agrees_with(&other));
         one.see("run_id:c\nmaster_replid:b\n");
         assert!(one.agrees_with(&other), "whatever their numbers");
-        assert_eq!((one.number(), other.number()), (2, 1));
+        assert_eq!((one.last(), other.last()), (Epoch(2), Epoch(1)));
     }
 }

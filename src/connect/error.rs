@@ -36,7 +36,7 @@ pub enum BusError {
     /// The server failed over or restarted since what this belongs to began, and may have lost a part
     /// of it.
     #[error("the server failed over or restarted meanwhile: this is to be done again")]
-    OtherHistory,
+    OtherEpoch,
     /// No pooled connection could be had in time.
     #[error("no connection to redis: {0}")]
     Pool(String),
@@ -107,7 +107,7 @@ impl BusError {
             BusError::Reply { .. }
             | BusError::Unsupported(_)
             | BusError::Tls(_)
-            | BusError::OtherHistory
+            | BusError::OtherEpoch
             | BusError::Name(_) => Reaction::GiveUp,
         }
     }

@@ -6,7 +6,7 @@
 //! by itself. What stays unknown makes a guarantee weaker; [`Lacks`] says what, so that nobody has to
 //! find out by losing it.
 
-use crate::connect::epoch::History;
+use crate::connect::epoch::Epochs;
 use crate::connect::error::{BusError, not_the_primary};
 use crate::connect::opening::Opening;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
@@ -29,7 +29,7 @@ pub struct Lacks {
     /// Neither `ROLE` nor `INFO` says whether it is a primary.
     pub role: bool,
     /// `INFO` does not name the server process and the history of its data.
-    pub history: bool,
+    pub epoch: bool,
     /// There is no `TIME`.
     pub time: bool,
 }
@@ -54,7 +54,7 @@ impl fmt::Display for Lacks {
         let all = [
             (self.role, "its role (ROLE, INFO replication)"),
             (
-                self.history,
+                self.epoch,
                 "the history of its data (INFO server replication)",
             ),
             (self.time, "the time (TIME)"),
@@ -76,7 +76,7 @@ pub(crate) struct Greeting {
 /// What the servers at the other end told last.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    pub history: History,
+    pub epochs: Epochs,
     pub opening: Opening,
     timeless: AtomicBool,
     last: Mutex<Option<Greeting>>,
@@ -97,7 +97,7 @@ impl Greeting {
     fn lacks(&self) -> Lacks {
         Lacks {
             role: self.leads().is_none(),
-            history: !self.info.as_deref().is_some_and(History::is_in),
+            epoch: !self.info.as_deref().is_some_and(Epochs::is_in),
             time: !self.has_time,
         }
     }
@@ -196,7 +196,7 @@ impl Known {
             return Err(not_the_primary());
         }
         if let Some(info) = &greeting.info {
-            self.history.see(info);
+            self.epochs.see(info);
         }
         self.timeless.store(!greeting.has_time, Ordering::Release);
         *self.last() = Some(greeting);
@@ -315,11 +315,7 @@ mod tests {
 
     #[test]
     fn what_is_not_told_is_lacking() {
-        let lacks = |role, history, time| Lacks {
-            role,
-            history,
-            time,
-        };
+        let lacks = |role, epoch, time| Lacks { role, epoch, time };
         let whole = "run_id:a\r\nrole:master\r\nmaster_replid:b\r\n";
         assert!(greeting(Some(true), Some(whole)).lacks().is_nothing());
         assert!(greeting(None, Some(whole)).lacks().is_nothing());

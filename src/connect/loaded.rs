@@ -5,6 +5,7 @@
 //! replica that is promoted never had them, and `SCRIPT FLUSH` takes them. So whoever loads does it when
 //! it connects to a server in a history that it has not seen yet, and a worker looks again at each pulse.
 
+use crate::connect::epoch::Epoch;
 use redis::aio::ConnectionLike;
 use redis::{RedisError, Script};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,27 +21,27 @@ const NEVER: u64 = u64::MAX;
 pub(crate) struct Loads {
     scripts: Vec<&'static Script>,
     /// The history of the server in which they were loaded last.
-    history: AtomicU64,
+    epoch: AtomicU64,
 }
 
 impl Loads {
     pub(crate) fn new(scripts: Vec<&'static Script>) -> Self {
         Self {
             scripts,
-            history: NEVER.into(),
+            epoch: NEVER.into(),
         }
     }
 
     /// Whether they were not loaded in that history of the server.
-    pub(crate) fn are_due(&self, history: u64) -> bool {
-        self.history.load(Ordering::Acquire) != history
+    pub(crate) fn are_due(&self, epoch: Epoch) -> bool {
+        self.epoch.load(Ordering::Acquire) != epoch.0
     }
 
     /// Loads those that the server lacks. A user who may not load them leaves it to others.
     pub(crate) async fn load(
         &self,
         connection: &mut impl ConnectionLike,
-        history: u64,
+        epoch: Epoch,
     ) -> Result<(), RedisError> {
         let loaded = self.load_missing(connection).await;
         match loaded {
@@ -48,7 +49,7 @@ impl Loads {
             Err(error) => tracing::debug!(%error, "scripts are left to others to load"),
             Ok(()) => {}
         }
-        self.history.store(history, Ordering::Release);
+        self.epoch.store(epoch.0, Ordering::Release);
         Ok(())
     }
 

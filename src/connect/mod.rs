@@ -3,7 +3,7 @@
 pub mod backoff;
 pub mod clock;
 pub mod connector;
-mod epoch;
+pub mod epoch;
 pub mod error;
 pub(crate) mod gate;
 pub mod greeting;

@@ -59,6 +59,7 @@
 //! within a ttl after it.
 
 use crate::connect::clock::whole_ms;
+use crate::connect::epoch::Epoch;
 use crate::mutex::locked;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -86,7 +87,7 @@ struct Answer {
     asked: Instant,
     answered: Instant,
     ms: u64,
-    history: u64,
+    epoch: Epoch,
 }
 
 /// In which time of the server's clock a call belongs, in Unix ms.
@@ -136,12 +137,12 @@ impl Answers {
 
     /// Notes that the server answered just now, in that history, that it was so late (Unix ms). It was
     /// asked then.
-    pub fn heard(&self, asked: Instant, ms: u64, history: u64) {
+    pub fn heard(&self, asked: Instant, ms: u64, epoch: Epoch) {
         self.note(Answer {
             asked,
             answered: Instant::now(),
             ms,
-            history,
+            epoch,
         });
     }
 
@@ -171,7 +172,7 @@ impl Answers {
         let slack = self.gap.as_millis() as i128 / 2;
         let least = between(last.answered, new.asked) - slack;
         let most = between(last.asked, new.answered) + slack;
-        new.history == last.history
+        new.epoch == last.epoch
             && new.answered.saturating_duration_since(last.answered) <= self.gap
             && (least..=most).contains(&moved)
     }
@@ -231,7 +232,7 @@ mod tests {
                 asked: began + ms(asked),
                 answered: began + ms(answered),
                 ms: said,
-                history: 1,
+                epoch: Epoch(1),
             });
         }
     }
@@ -257,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_pause_a_jump_and_another_history_are_gaps() {
-        for (what, asked, said, history) in [
+        for (what, asked, said, epoch) in [
             ("a pause", 1100, 6100, 1),
             ("a jump ahead", 500, 6100, 1),
             ("an hour ahead", 500, 3_605_500, 1),
@@ -271,7 +272,7 @@ mod tests {
                 asked: began + ms(asked),
                 answered: began + ms(asked + 2),
                 ms: said,
-                history,
+                epoch: Epoch(epoch),
             });
             let span = answers.span_at(began + ms(asked + 2)).unwrap();
             assert_eq!((span.since, answers.gaps()), (said, 2), "{what}");

@@ -67,7 +67,7 @@ impl CoordinationError {
             CoordinationError::Aborted(_) => Code::Aborted,
             CoordinationError::Exhausted(_) => Code::ResourceExhausted,
             CoordinationError::Contended { .. } => Code::Unavailable,
-            CoordinationError::Bus(BusError::OtherHistory) => Code::Aborted,
+            CoordinationError::Bus(BusError::OtherEpoch) => Code::Aborted,
             CoordinationError::Bus(error) if error.reaction() == Reaction::GiveUp => Code::Internal,
             CoordinationError::Bus(_) => return HandlerError::later(AWAY, message),
         };
@@ -104,7 +104,7 @@ mod tests {
         }
         for refused in [
             CoordinationError::Bus(BusError::Reply { what: "TIME" }).into_handler_error(),
-            CoordinationError::Bus(BusError::OtherHistory).into_handler_error(),
+            CoordinationError::Bus(BusError::OtherEpoch).into_handler_error(),
             CoordinationError::Invalid("field: bad".into()).into_handler_error(),
         ] {
             assert_eq!(refused.refusal, None, "{refused}");

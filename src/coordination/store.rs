@@ -2,6 +2,7 @@
 
 use crate::connect::clock::ServerTime;
 use crate::connect::connector::{Connector, Pooled};
+use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, Reaction};
 use crate::protocol::keys::Keys;
 use redis::{FromRedisValue, Pipeline, ScriptInvocation};
@@ -13,7 +14,7 @@ pub(super) struct Store {
     pub connector: Connector,
     pub keys: Keys,
     /// The only history of the server in which calls are made; `None`: in any.
-    pub history: Option<u64>,
+    pub epoch: Option<Epoch>,
 }
 
 impl Store {
@@ -21,14 +22,14 @@ impl Store {
         Self {
             connector,
             keys,
-            history: None,
+            epoch: None,
         }
     }
 
     /// The same for calls that belong to what was written in that history: in another one they fail.
-    pub(super) fn within(&self, history: u64) -> Self {
+    pub(super) fn within(&self, epoch: Epoch) -> Self {
         Self {
-            history: Some(history),
+            epoch: Some(epoch),
             ..self.clone()
         }
     }
@@ -36,8 +37,8 @@ impl Store {
     async fn pooled(&self) -> Result<Pooled, BusError> {
         let connection = self.connector.pooled().await?;
         // After it was lent: it leads into a history that was seen.
-        if let Some(history) = self.history {
-            self.connector.check_history(history)?;
+        if let Some(epoch) = self.epoch {
+            self.connector.check_epoch(epoch)?;
         }
         Ok(connection)
     }

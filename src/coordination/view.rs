@@ -90,7 +90,7 @@ impl View {
             .arg(whole_ms(instances::RECENTLY))
             .arg(whole_ms(batches::KEPT))
             .arg(whole_ms(batches::ABANDONED))
-            .arg(self.store.connector.history_name().unwrap_or_default())
+            .arg(self.store.connector.epoch_name().unwrap_or_default())
             .arg(self.version.load(Ordering::Relaxed));
         let version: u64 = self.store.invoke(&call).await?;
         self.version.fetch_max(version, Ordering::Relaxed);

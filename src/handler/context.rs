@@ -2,6 +2,7 @@
 
 use crate::connect::clock::local_now;
 use crate::connect::connector::{Connector, Pooled};
+use crate::connect::epoch::Epoch;
 use crate::connect::error::Reaction;
 use crate::handler::fence::drop_fenced;
 use crate::handler::function::{Encoded, encode};
@@ -92,7 +93,7 @@ struct Call {
     /// Whether its own SQL took effect, in this run or in an earlier one, or is about to.
     effect: AtomicBool,
     /// The history of the server in which the run began.
-    history: u64,
+    epoch: Epoch,
     /// Whether the handler asked for a connection, and may have written there.
     wrote: AtomicBool,
     event: Event,
@@ -127,7 +128,7 @@ impl Context {
     pub(crate) fn arrived(event: Event, process: Arc<Process>, inbox: bool) -> Self {
         Self(Arc::new(Call {
             effect: AtomicBool::new(false),
-            history: process.connector.history(),
+            epoch: process.connector.epoch(),
             wrote: AtomicBool::new(false),
             event,
             process,
@@ -257,8 +258,8 @@ impl Context {
     }
 
     /// The history of the server in which the run began.
-    pub(crate) fn history(&self) -> u64 {
-        self.0.history
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.0.epoch
     }
 
     /// Notes that this run, or a part of it, writes to the server by itself.

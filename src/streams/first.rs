@@ -17,6 +17,7 @@
 
 use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
+use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::script::script;
 use crate::protocol::entry::EntryId;
@@ -121,7 +122,7 @@ pub enum Verdict {
     First {
         /// The history of the server in which that was so: in a later one the mark may not be there any more, and
         /// another one be the first.
-        history: u64,
+        epoch: Epoch,
     },
     /// Another one came before it.
     Repeat {
@@ -130,7 +131,7 @@ pub enum Verdict {
         /// What is known of that one, where somebody wants to know.
         said: Option<Said>,
         /// The history of the server in which that was so: in a later one the first may not be there any more.
-        history: u64,
+        epoch: Epoch,
     },
 }
 
@@ -208,7 +209,7 @@ struct Slot {
 
 struct Asked {
     generation: u64,
-    history: u64,
+    epoch: Epoch,
     connection: MultiplexedConnection,
 }
 
@@ -232,8 +233,8 @@ impl Judge {
     /// # Errors
     /// Without an answer nobody knows: it is to be asked again, under the same name.
     pub async fn ask(&self, firsts: Firsts<'_>, event: Asks<'_>) -> Result<Verdict, BusError> {
-        let (mut connection, history, number) = self.connected().await?;
-        let asked = ask(&mut connection, firsts, event, history).await;
+        let (mut connection, epoch, number) = self.connected().await?;
+        let asked = ask(&mut connection, firsts, event, epoch).await;
         if let Err(error) = &asked
             && error.reaction() == Reaction::Reconnect
         {
@@ -247,27 +248,27 @@ impl Judge {
     }
 
     /// The connection, the history of the server that it leads into, and its number.
-    async fn connected(&self) -> Result<(MultiplexedConnection, u64, u64), BusError> {
+    async fn connected(&self) -> Result<(MultiplexedConnection, Epoch, u64), BusError> {
         let mut slot = self.connection.lock().await;
         if let Some(asked) = &slot.asked
             && self.connector.check(asked.generation).is_ok()
-            && self.connector.check_history(asked.history).is_ok()
+            && self.connector.check_epoch(asked.epoch).is_ok()
         {
-            return Ok((asked.connection.clone(), asked.history, slot.number));
+            return Ok((asked.connection.clone(), asked.epoch, slot.number));
         }
         slot.asked = None;
-        let (generation, history) = (self.connector.generation(), self.connector.history());
+        let (generation, epoch) = (self.connector.generation(), self.connector.epoch());
         let connection = self.connector.dedicated().await?;
         // Another connection may have seen a later one meanwhile.
         self.connector.check(generation)?;
-        self.connector.check_history(history)?;
+        self.connector.check_epoch(epoch)?;
         slot.number += 1;
         slot.asked = Some(Asked {
             generation,
-            history,
+            epoch,
             connection: connection.clone(),
         });
-        Ok((connection, history, slot.number))
+        Ok((connection, epoch, slot.number))
     }
 }
 
@@ -275,14 +276,14 @@ async fn ask(
     connection: &mut MultiplexedConnection,
     firsts: Firsts<'_>,
     event: Asks<'_>,
-    history: u64,
+    epoch: Epoch,
 ) -> Result<Verdict, BusError> {
     let name = event.name.to_string();
     let mut unrun = None;
     loop {
         let first = first(connection, firsts, event, &name, unrun.as_deref()).await?;
         if first.is_empty() {
-            return Ok(Verdict::First { history });
+            return Ok(Verdict::First { epoch });
         }
         let said = said(connection, firsts, event.id, &first).await?;
         // The mark may name another one by now, which is looked at as well.
@@ -290,11 +291,7 @@ async fn ask(
             unrun = Some(first);
             continue;
         }
-        return Ok(Verdict::Repeat {
-            first,
-            said,
-            history,
-        });
+        return Ok(Verdict::Repeat { first, said, epoch });
     }
 }
 

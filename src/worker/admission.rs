@@ -4,6 +4,7 @@
 //! back when the worker drains. What waits goes before what was read later, in order within its type,
 //! and types take turns. A stream of which too much waits is not read for a while, so memory is bounded.
 
+use crate::connect::epoch::Epoch;
 use crate::handler::context::Context;
 use crate::handler::gate::Entered;
 use crate::handler::router::Route;
@@ -34,7 +35,7 @@ pub(super) struct Waiting {
     /// Whether it is known to be the first of its id, or need not be.
     pub first: bool,
     /// The history of the server in which it is known to be that.
-    pub judged_in: Option<u64>,
+    pub judged_in: Option<Epoch>,
 }
 
 impl Waiting {

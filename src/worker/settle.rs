@@ -1,6 +1,7 @@
 //! From the end of a run to what is written: reply, retry, dead letter ([delivery](crate::docs::protocol#delivery)).
 
 use crate::connect::clock::{NEVER, local_now, whole_ms};
+use crate::connect::epoch::Epoch;
 use crate::handler::function::{Encoded, encode};
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::dead::{DeadLetter, POISON};
@@ -91,7 +92,7 @@ pub(crate) fn success(
         reply,
         publications,
         outcome: Outcome::Done,
-        history: None,
+        epoch: None,
         notes,
     }
 }
@@ -133,7 +134,7 @@ pub(crate) fn failure(
         reply: answered.then(|| error_reply(event, error)),
         publications: Vec::new(),
         outcome,
-        history: None,
+        epoch: None,
         notes,
     }
 }
@@ -174,7 +175,7 @@ pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         outcome: Outcome::Done,
-        history: None,
+        epoch: None,
         notes: scene.unrun(event, &error),
     }
 }
@@ -186,7 +187,7 @@ pub(crate) fn ignored(scene: Scene<'_>) -> Settlement {
         reply: None,
         publications: Vec::new(),
         outcome: Outcome::Done,
-        history: None,
+        epoch: None,
         notes: Vec::new(),
     }
 }
@@ -198,7 +199,7 @@ pub(super) fn repeat(
     event: &Event,
     first: &str,
     said: Option<&Said>,
-    history: u64,
+    epoch: Epoch,
 ) -> Settlement {
     let known = said.and_then(Said::reply);
     let reply = match (event.reply_to(), known) {
@@ -212,7 +213,7 @@ pub(super) fn repeat(
     };
     Settlement {
         reply,
-        history: Some(history),
+        epoch: Some(epoch),
         ..ignored(scene)
     }
 }
@@ -227,7 +228,7 @@ pub(crate) fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settleme
             fields: event.same_attempt(),
             wait,
         },
-        history: None,
+        epoch: None,
         notes: Vec::new(),
     }
 }
@@ -244,7 +245,7 @@ pub(crate) fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         outcome: Outcome::Dead(Box::new(letter(scene, event, &error))),
-        history: None,
+        epoch: None,
         notes: scene.told(event, &error),
     }
 }
@@ -266,7 +267,7 @@ pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
         outcome: Outcome::Dead(Box::new(letter)),
-        history: None,
+        epoch: None,
         notes: scene.told(event, &error),
     }
 }
@@ -303,7 +304,7 @@ pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         reply,
         publications: Vec::new(),
         outcome,
-        history: None,
+        epoch: None,
         notes: Vec::new(),
     }
 }
@@ -391,8 +392,8 @@ mod tests {
             instance: "w-1",
             firsts: None,
         };
-        let repeat = repeat(scene, context.event(), "7-1", None, 3);
-        assert_eq!(repeat.history, Some(3));
+        let repeat = repeat(scene, context.event(), "7-1", None, Epoch(3));
+        assert_eq!(repeat.epoch, Some(Epoch(3)));
         assert!(matches!(repeat.outcome, Outcome::Done));
         assert!(repeat.publications.is_empty() && repeat.notes.is_empty());
     }

@@ -1,7 +1,8 @@
 //! Taking over, renewing, handing over: only what is still as the caller saw it.
 
 use crate::setup::{Bus, GROUP};
-use convoke::streams::claim::{self, CLAIMS_TTL, Given, Handing, Pending};
+use convoke::connect::silence::Span;
+use convoke::streams::claim::{self, CLAIMS_TTL, Given, Handing, Idle, Pending};
 use std::time::Duration;
 
 /// This many entries pending with `w-1`.
@@ -82,6 +83,27 @@ async fn an_entry_that_is_not_idle_for_long_enough_stays() {
     let taken = taken.await.unwrap();
     assert_eq!(taken.len(), 1);
     assert_eq!(taken[0].entry.id, id);
+}
+
+#[tokio::test]
+async fn a_call_that_runs_at_another_time_takes_nothing() {
+    let (mut bus, pending) = held(1).await;
+    let (stream, keys) = (bus.route.events.clone(), bus.keys.clone());
+    let clock: (u64, u64) = bus.ask("TIME").await;
+    let now = clock.0 * 1000;
+    for (from, until, takes) in [
+        (now + 60_000, now + 120_000, 0),
+        (now - 120_000, now - 60_000, 0),
+        (now - 60_000, now + 60_000, 1),
+    ] {
+        let (since, least) = (0, Duration::ZERO);
+        let within = Span { since, from, until };
+        let idle = Idle { least, within };
+        let claims = |owner: &str| keys.claims("image", 0, owner);
+        let connection = &mut bus.connection;
+        let taken = claim::take(connection, &stream, GROUP, "w-2", idle, &pending, claims);
+        assert_eq!(taken.await.unwrap().len(), takes, "{from} to {until}");
+    }
 }
 
 #[tokio::test]

@@ -393,11 +393,11 @@ async fn what_tells_of_another_history_of_the_server_is_left_pending() {
     let connector = options.connector.clone();
     let mut committer = Committer::new(options);
     committer.start().await.unwrap();
-    let began = connector.history();
+    let began = connector.epoch();
     bus.add(5).await;
     let held = bus.deliver("w-1", &committer.claims(), 5).await;
-    let of = |at: usize, history| Settlement {
-        history,
+    let of = |at: usize, epoch| Settlement {
+        epoch,
         ..held[at].done()
     };
     assert_eq!(
@@ -419,8 +419,6 @@ async fn what_tells_of_another_history_of_the_server_is_left_pending() {
     assert_eq!(bus.replied().await, ["e0", "e1", "e2", "e4"]);
     assert_eq!(bus.pending().await.len(), 1);
     // A run that began since then.
-    let report = committer
-        .commit(vec![of(3, Some(connector.history()))])
-        .await;
+    let report = committer.commit(vec![of(3, Some(connector.epoch()))]).await;
     assert_eq!(report.committed, 1, "{report:?}");
 }

@@ -285,7 +285,7 @@ impl Held {
                     .into(),
             }],
             outcome: Outcome::Done,
-            history: None,
+            epoch: None,
             notes: Vec::new(),
         }
     }

@@ -609,14 +609,14 @@ async fn replies_are_removed_only_where_the_batch_was_completed() {
         connection.exists(&streams[..]).await.unwrap()
     };
     assert_eq!(batches.find("b-1").await.unwrap(), None);
-    let history = connector.history();
+    let epoch = connector.epoch();
     redis.restart();
-    let refused = batches.within(history).forget_replies(&streams).await;
-    let other = CoordinationError::Bus(BusError::OtherHistory);
+    let refused = batches.within(epoch).forget_replies(&streams).await;
+    let other = CoordinationError::Bus(BusError::OtherEpoch);
     assert_eq!(refused.unwrap_err().to_string(), other.to_string());
     assert_eq!(left(&redis).await, 2);
-    let now = connector.history();
-    assert!(batches.check_history(history).is_err() && batches.check_history(now).is_ok());
+    let now = connector.epoch();
+    assert!(batches.check_epoch(epoch).is_err() && batches.check_epoch(now).is_ok());
     batches.within(now).forget_replies(&streams).await.unwrap();
     assert_eq!(left(&redis).await, 0);
 }

@@ -1,6 +1,7 @@
 //! Who may say what of an instance: its own process, events, other processes of its id.
 
 use crate::fleet::Fleet;
+use convoke::connect::epoch::Epoch;
 use convoke::connect::silence::{Answers, Span};
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::gossip::{Observed, Opinion};
@@ -543,32 +544,29 @@ async fn nobody_is_lost_before_five_sixths_of_its_ttl_have_passed_since_the_last
 async fn a_call_that_was_under_way_in_a_gap_changes_nothing() {
     let fleet = Fleet::start().await;
     for id in ["w-1", "w-2", "w-3"] {
-        let mut registering = Registering::new(id, ["worker"]);
-        registering.ttl_ms = 100;
-        fleet.instances.register(&registering).await.unwrap();
+        fleet.register(id, &["worker"]).await;
     }
-    let answers = Answers::new(Duration::from_secs(30));
-    let sweeper = fleet.judging(&answers);
+    let observed: Observed = [("w-2".to_owned(), Opinion::Suspect)].into();
+    let suspects = async || fleet.instances.census().await.unwrap().suspect;
+    let heard = |then| {
+        let answers = Answers::new(Duration::from_secs(30));
+        answers.heard(Instant::now(), then, Epoch::default());
+        fleet.instances.clone().judging_by(answers)
+    };
     let now = fleet.instances.server_time().await.unwrap();
     // As if it had been told a minute ago or ahead: the call is for another time.
     for then in [now - 60_000, now + 60_000] {
-        let answers = Answers::new(Duration::from_secs(30));
-        answers.heard(Instant::now(), then, 0);
-        let stale = fleet.judging(&answers);
-        let observed: Observed = [("w-2".to_owned(), Opinion::Suspect)].into();
-        for observer in ["w-1", "w-3"] {
-            let lost = stale.observe(observer, None, &observed).await.unwrap();
-            assert!(lost.is_empty());
-        }
+        let lost = heard(then).observe("w-1", None, &observed).await.unwrap();
+        assert!(lost.is_empty());
+        assert_eq!(suspects().await, 0);
     }
-    assert_eq!(fleet.instances.census().await.unwrap().suspect, 0);
-    let span = sweeper
-        .sweep(16)
-        .await
-        .map(|_| answers.span())
-        .unwrap()
-        .unwrap();
-    assert!(span.from < now && span.until > now && span.until < Span::ANY.until);
+    let now = fleet.instances.server_time().await.unwrap();
+    heard(now).observe("w-1", None, &observed).await.unwrap();
+    assert_eq!(suspects().await, 1);
+    let answers = Answers::new(Duration::from_secs(30));
+    fleet.judging(&answers).sweep(16).await.unwrap();
+    let span = answers.span().unwrap();
+    assert!(span.from <= now && span.until > now && span.until < Span::ANY.until);
 }
 
 #[tokio::test]

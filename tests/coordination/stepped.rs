@@ -7,6 +7,7 @@ use crate::support::{Redis, users};
 use convoke::client::publish::{Outgoing, Published};
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
+use convoke::connect::epoch::Epoch;
 use convoke::connect::silence::Answers;
 use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::batches::Acquired;
@@ -117,7 +118,7 @@ async fn a_holder_has_a_whole_lease_after_a_step() {
         let hear = async || {
             let asked = Instant::now();
             let ms = fleet.instances.server_time().await.unwrap();
-            answers.heard(asked, ms, 1);
+            answers.heard(asked, ms, Epoch::default());
         };
         let batches = batches(&fleet).judging_by(answers.clone());
         let items = [vec![1], vec![2]];

@@ -516,7 +516,8 @@ async fn a_rate_is_checked_while_handlers_hold_every_connection() {
     }
     let policy = Policy::new().rate_limit(2, MINUTES);
     let builder = worker(&rig, &gate, |settings| settings.concurrency = 64)
-        .handler("load.hold", hold)
+        // Nothing but the test ends them.
+        .handler_with("load.hold", hold, Policy::new().no_timeout())
         .handler_with("load.count", count, policy);
     let running = rig.start(builder);
     publish(&rig, "load.hold", 16).await;

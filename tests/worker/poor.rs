@@ -164,7 +164,7 @@ async fn sections_of_info_that_tell_nothing_are_no_obstacle() {
     let url = RedisUrl::new(url);
     let told = Connector::new(&url, 1).unwrap();
     told.pooled().await.unwrap();
-    assert!(told.lacks().history, "INFO tells which history this is");
+    assert!(told.lacks().epoch, "INFO tells which history this is");
     plays(&rig, url, &["what INFO says"]).await;
 }
 

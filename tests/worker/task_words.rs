@@ -402,7 +402,7 @@ async fn who_asks_again_is_told_all_that_it_holds_and_takes_nothing() {
     ask(&rig, "task.complete", done).await;
     let left = ask(&rig, "task.claim", claim(5, true)).await;
     assert_eq!(left["tasks"], json!([held[0][1]]));
-    // What it was told of it is not told once more without that.
+    // What it was told is not told once more without that.
     let next = ask(&rig, "task.claim", claim(5, false)).await;
     assert_eq!(next["tasks"][0]["task_id"], "t-2");
     assert_eq!(next["tasks"].as_array().unwrap().len(), 1);

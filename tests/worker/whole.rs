@@ -50,7 +50,8 @@ async fn a_worker_ends_with_the_future_that_runs_it() {
     let seen = Seen::default();
     let settings = |id: &str| Settings {
         id: id.to_owned(),
-        // Nothing here is to wait for it.
+        // Nothing here is to wait for it, nor to be ended by it.
+        handler_timeout: Duration::from_secs(600),
         heartbeat_ttl: Duration::from_secs(60),
         claim_idle: Duration::from_secs(60),
         ..rig.settings()

@@ -296,7 +296,7 @@ async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> Handler
         Stop::Again => HandlerError::later(Duration::ZERO, "it goes on as a new entry"),
         Stop::Outdated => {
             holding.let_go().await;
-            return HandlerError::later(Duration::ZERO, BusError::OtherHistory.to_string());
+            return HandlerError::later(Duration::ZERO, BusError::OtherEpoch.to_string());
         }
         Stop::Failed(error) => error,
     };

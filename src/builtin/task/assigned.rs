@@ -82,7 +82,7 @@ pub(super) async fn assigned(
     };
     // What the handler wrote to the server must be there where its task is told to be completed.
     let tasks = match context.wrote() {
-        true => &tasks.within(context.history()),
+        true => &tasks.within(context.epoch()),
         false => tasks,
     };
     let settled = settle(&context, tasks, &assignment, done).await;

@@ -51,7 +51,7 @@ fn primary(server: &Server) -> Finding {
 
 fn one_history(server: &Server) -> Finding {
     let check = "one-history";
-    if !server.lacks.history {
+    if !server.lacks.epoch {
         return Finding::fine(check, "a failover or a restart of the server is noticed");
     }
     Finding {

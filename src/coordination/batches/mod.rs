@@ -30,6 +30,7 @@ use super::scripts::VERSION;
 use super::store::Store;
 use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
+use crate::connect::epoch::Epoch;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
 use crate::connect::silence::{Answers, Span};
@@ -174,11 +175,11 @@ impl Batches {
     }
 
     /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
-    /// with [`BusError::OtherHistory`].
+    /// with [`BusError::OtherEpoch`].
     #[must_use]
-    pub fn within(&self, history: u64) -> Self {
+    pub fn within(&self, epoch: Epoch) -> Self {
         Self {
-            store: self.store.within(history),
+            store: self.store.within(epoch),
             ..self.clone()
         }
     }
@@ -339,9 +340,9 @@ impl Batches {
     /// Fails if a later history of the server than that was seen.
     ///
     /// # Errors
-    /// `OtherHistory`.
-    pub fn check_history(&self, history: u64) -> Result<(), BusError> {
-        self.store.connector.check_history(history)
+    /// `OtherEpoch`.
+    pub fn check_epoch(&self, epoch: Epoch) -> Result<(), BusError> {
+        self.store.connector.check_epoch(epoch)
     }
 
     /// Removes the streams that the replies of a batch's items were on, once it is completed.

@@ -52,6 +52,7 @@ pub use sweep::{Lost, SWEEP, Swept};
 use super::error::CoordinationError;
 use super::store::{Store, words};
 use crate::connect::connector::Connector;
+use crate::connect::epoch::Epoch;
 use crate::connect::silence::{Answers, Span};
 use crate::protocol::keys::Keys;
 use redis::ScriptInvocation;
@@ -104,11 +105,11 @@ impl Instances {
     }
 
     /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
-    /// with [`BusError::OtherHistory`](crate::connect::error::BusError::OtherHistory).
+    /// with [`BusError::OtherEpoch`](crate::connect::error::BusError::OtherEpoch).
     #[must_use]
-    pub fn within(&self, history: u64) -> Self {
+    pub fn within(&self, epoch: Epoch) -> Self {
         Self {
-            store: self.store.within(history),
+            store: self.store.within(epoch),
             ..self.clone()
         }
     }

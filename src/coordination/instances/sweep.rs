@@ -72,7 +72,7 @@ impl Instances {
         let asked = Instant::now();
         let census = self.census_naming(limit).await?;
         if let Some(answers) = &self.answers {
-            answers.heard(asked, census.counts.at, self.store.connector.history());
+            answers.heard(asked, census.counts.at, self.store.connector.epoch());
         }
         let mut lost = Vec::new();
         for id in &census.named {

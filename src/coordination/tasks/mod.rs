@@ -53,6 +53,7 @@ use super::error::CoordinationError;
 use super::outbox;
 use super::store::{Store, words};
 use crate::connect::connector::Connector;
+use crate::connect::epoch::Epoch;
 use crate::coordination::bounds::check_id;
 use crate::coordination::tasks::assignment::{Inboxes, Named, TRIES};
 use crate::coordination::tasks::task::{
@@ -164,11 +165,11 @@ impl Tasks {
     }
 
     /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
-    /// with [`BusError::OtherHistory`](crate::connect::error::BusError::OtherHistory).
+    /// with [`BusError::OtherEpoch`](crate::connect::error::BusError::OtherEpoch).
     #[must_use]
-    pub fn within(&self, history: u64) -> Self {
+    pub fn within(&self, epoch: Epoch) -> Self {
         Self {
-            store: self.store.within(history),
+            store: self.store.within(epoch),
             ..self.clone()
         }
     }

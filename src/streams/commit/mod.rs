@@ -172,9 +172,9 @@ impl Committer {
     }
 
     /// Whether what the run wrote to the server is still there, for all that is known.
-    fn is_of_this_history(&self, settlement: &Settlement) -> bool {
-        let now = self.connector.history();
-        settlement.history.is_none_or(|history| history == now)
+    fn is_of_this_epoch(&self, settlement: &Settlement) -> bool {
+        let now = self.connector.epoch();
+        settlement.epoch.is_none_or(|epoch| epoch == now)
     }
 
     fn place(&self, receipt: &Receipt) -> Place<'_> {
@@ -274,7 +274,7 @@ impl Committer {
         matches!(settlement.outcome, Outcome::Done | Outcome::Told(_))
             && !settlement.may_not_reach()
             && now.saturating_duration_since(settlement.receipt.since) < FRESH
-            && self.is_of_this_history(settlement)
+            && self.is_of_this_epoch(settlement)
             && settlement.receipt.claims == self.claims.known(settlement.receipt.stream)
     }
 

@@ -73,7 +73,7 @@ impl Committer {
             call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
         }
         let mut scripts = self.scripts().await?;
-        if !self.is_of_this_history(settlement) {
+        if !self.is_of_this_epoch(settlement) {
             return Ok(Slow::Outdated);
         }
         let answer: Vec<Value> = call.invoke_async(&mut scripts).await?;
@@ -176,7 +176,7 @@ impl Committer {
             let routes = self.routes.clone();
             let (events, group) = (&routes[stream].events, self.group.clone());
             let mut scripts = self.scripts().await?;
-            if !self.is_of_this_history(settlement) {
+            if !self.is_of_this_epoch(settlement) {
                 return Ok(Slow::Outdated);
             }
             let page = claim::pending(&mut scripts, events, &group, entry, 1, None);

@@ -13,7 +13,7 @@ pub(super) async fn run(chores: &Chores) {
             let asked = Instant::now();
             let third = chores.settings.heartbeat_ttl / 3;
             match chores.within(third, chores.instances.server_time()).await {
-                Ok(ms) => answers.heard(asked, ms, chores.connector.history()),
+                Ok(ms) => answers.heard(asked, ms, chores.connector.epoch()),
                 Err(error) => {
                     tracing::debug!(%error, "the server does not tell its time");
                     tokio::time::sleep(answers.pause()).await;

@@ -63,8 +63,8 @@ async fn run_once(
     let asked = Instant::now();
     let (due, told) = delay::due_by(&mut connection, &routes, source, until).await?;
     *clock = told;
-    let history = chores.connector.history();
-    chores.answers.heard(asked, clock.now(), history);
+    let epoch = chores.connector.epoch();
+    chores.answers.heard(asked, clock.now(), epoch);
     let now = clock.now();
     // Not all workers at the same moment.
     let mut pause = pause.mul_f64(fastrand::f64() / 2.0 + 0.5);

@@ -55,8 +55,8 @@ async fn run_once(
         }
         *gaps = now;
     }
-    let history = chores.connector.history();
-    let swept = chores.instances.within(history).sweep(SWEEP).await?;
+    let epoch = chores.connector.epoch();
+    let swept = chores.instances.within(epoch).sweep(SWEEP).await?;
     // Anyone may register instances that are never heard of again.
     let told = swept.lost.iter().filter(|_| sparing.allows(Instant::now()));
     for lost in told {

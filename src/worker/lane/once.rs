@@ -102,16 +102,11 @@ impl Lane {
             return;
         }
         let event = unjudged.event();
-        if let Verdict::Repeat {
-            first,
-            said,
-            history,
-        } = verdict
-        {
+        if let Verdict::Repeat { first, said, epoch } = verdict {
             tracing::debug!(entry = %receipt.entry, id = event.given_id(), first, "added before: not run");
             self.shared.counts.repeats.fetch_add(1, Ordering::Relaxed);
             let scene = self.shared.scene(receipt);
-            let repeat = settle::repeat(scene, event, &first, said.as_ref(), history);
+            let repeat = settle::repeat(scene, event, &first, said.as_ref(), epoch);
             self.settled.push(repeat);
             return;
         }
@@ -119,7 +114,7 @@ impl Lane {
             return;
         }
         let judged_in = match verdict {
-            Verdict::First { history } => Some(history),
+            Verdict::First { epoch } => Some(epoch),
             Verdict::Repeat { .. } => None,
         };
         let first = |waiting: Waiting| Waiting {
@@ -142,8 +137,8 @@ async fn asked(shared: &Shared, receipt: Receipt, event: &Event) -> Verdict {
         event.once(),
         event.given_id(),
     ) else {
-        let history = shared.process.connector.history();
-        return Verdict::First { history };
+        let epoch = shared.process.connector.epoch();
+        return Verdict::First { epoch };
     };
     let asks = Asks {
         id,

@@ -2,6 +2,7 @@
 
 use super::once::Unjudged;
 use super::{ALONE, Lane, Waiting};
+use crate::connect::epoch::Epoch;
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
 use crate::handler::function::Encoded;
@@ -48,7 +49,7 @@ pub(super) struct Ran {
     /// Where its places are, if it was refused.
     back: Option<Back>,
     /// The history of the server in which it was judged to be the first of its id, if it asked.
-    judged_in: Option<u64>,
+    judged_in: Option<Epoch>,
 }
 
 impl Ran {
@@ -438,7 +439,7 @@ impl Lane {
         };
         let wrote = route.policy.stateful || context.wrote();
         // The mark that names it as the first may be lost with what a run wrote.
-        settlement.history = judged_in.or_else(|| wrote.then(|| context.history()));
+        settlement.epoch = judged_in.or_else(|| wrote.then(|| context.epoch()));
         self.settled.push(settlement);
     }
 

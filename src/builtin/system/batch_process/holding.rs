@@ -3,6 +3,7 @@
 
 use crate::Context;
 use crate::connect::backoff::Backoff;
+use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, Reaction};
 use crate::coordination::batches::batch::{TOGETHER, Wanted};
 use crate::coordination::batches::leases::Held;
@@ -141,8 +142,8 @@ impl<'a> Holding<'a> {
             return Ok(());
         }
         let mut backoff = Backoff::default();
-        let batches = match self.history() {
-            Some(history) => &self.batches.within(history),
+        let batches = match self.epoch() {
+            Some(epoch) => &self.batches.within(epoch),
             None => self.batches,
         };
         let advanced = loop {
@@ -156,7 +157,7 @@ impl<'a> Holding<'a> {
                     self.lease.renewed(begun);
                     break advanced;
                 }
-                Err(CoordinationError::Bus(BusError::OtherHistory)) => return Err(Stop::Outdated),
+                Err(CoordinationError::Bus(BusError::OtherEpoch)) => return Err(Stop::Outdated),
                 Err(CoordinationError::Bus(error))
                     if error.reaction() != Reaction::GiveUp && self.lease.is_valid() =>
                 {
@@ -188,9 +189,9 @@ impl<'a> Holding<'a> {
 
     /// The only history of the server in which progress is committed, if items wrote there apart from
     /// it: what they wrote must be there where the progress is.
-    fn history(&self) -> Option<u64> {
+    fn epoch(&self) -> Option<Epoch> {
         let wrote = self.apart || self.context.wrote();
-        wrote.then(|| self.context.history())
+        wrote.then(|| self.context.epoch())
     }
 
     /// The word that only those know who work on the batch.
@@ -202,7 +203,7 @@ impl<'a> Holding<'a> {
     /// Removes the streams that the items' replies were on, where the batch is completed. What remains
     /// expires by itself.
     pub(super) async fn forget_replies(&self, streams: &[String]) {
-        let batches = self.batches.within(self.context.history());
+        let batches = self.batches.within(self.context.epoch());
         if let Err(error) = batches.forget_replies(streams).await {
             tracing::debug!(batch = self.id(), %error, "the replies were not removed; they expire");
         }
@@ -233,8 +234,8 @@ impl<'a> Holding<'a> {
             return Err(Stop::Cancelled);
         }
         // It could commit nothing any more, and replies that it read may be none there.
-        if let Some(history) = self.history()
-            && self.batches.check_history(history).is_err()
+        if let Some(epoch) = self.epoch()
+            && self.batches.check_epoch(epoch).is_err()
         {
             return Err(Stop::Outdated);
         }
