@@ -187,7 +187,7 @@ async fn a_publish_that_can_not_be_confirmed_says_so() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_in_cluster_mode_is_named() {
-    let redis = Redis::with(&["--save", "", "--cluster-enabled", "yes"]);
+    let redis = Redis::in_cluster_mode();
     let slots = redis::cmd("CLUSTER")
         .arg(&["ADDSLOTSRANGE", "0", "16383"])
         .exec(&mut redis.connect());
