@@ -55,8 +55,6 @@ struct Inner {
     replies: Replies,
 }
 
-impl Inner {}
-
 impl Drop for Inner {
     fn drop(&mut self) {
         self.replies.close();

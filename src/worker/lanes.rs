@@ -9,7 +9,7 @@ use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::takeover::Trigger;
-use super::watch::gone_holders;
+use super::watch::{gone_holders, oldest_of};
 use super::{Ending, RunError};
 use crate::builtin::system::batch_process::PLACES;
 use crate::connect::connector::Connector;
@@ -304,10 +304,16 @@ impl Lanes {
         instances: &Instances,
     ) -> Result<(), CoordinationError> {
         let mut connection = process.connector.pooled().await?;
+        let mut gone = Vec::new();
         for id in gone_holders(&mut connection, instances, &self.shared).await? {
             if id != process.instance {
-                self.triggers.send(&Trigger::Consumer(id));
+                gone.push((oldest_of(&mut connection, &self.shared, &id).await, id));
             }
+        }
+        // Whoever left last holds what is older: it began with that.
+        gone.sort_unstable();
+        for (_, id) in gone {
+            self.triggers.send(&Trigger::Consumer(id));
         }
         Ok(())
     }

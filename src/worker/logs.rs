@@ -71,7 +71,7 @@ pub fn start(filter: &str, form: Form, apart: bool) -> Result<Logs, ParseError> 
     Ok(Logs(queue))
 }
 
-/// What a worker does whose program takes no logs, neither of `tracing` nor of `log`: they go to stderr, as
+/// What a worker does whose program takes no logs by then, neither of `tracing` nor of `log`: they go to stderr, as
 /// `CONVOKE_LOG` and `CONVOKE_LOG_FORMAT` say.
 pub(super) fn unless_taken() -> Option<Logs> {
     let traced = !tracing::dispatcher::get_default(|taken| taken.is::<NoSubscriber>());

@@ -221,7 +221,7 @@ impl Worker {
     /// A server that cannot be reached is tried again, for good. What happens is told by `tracing`. Where the
     /// program has no subscriber, such as that of `tracing_subscriber::fmt::init()`, and none of `log`, the
     /// feature `logs` writes it to stderr: as `CONVOKE_LOG` says (`info`, or a filter such as
-    /// `convoke=debug`), and as JSON if `CONVOKE_LOG_FORMAT` is `json`.
+    /// `convoke=debug`), and as JSON if `CONVOKE_LOG_FORMAT` is `json`. A program that takes logs begins so before this.
     ///
     /// # Errors
     /// See [`RunError`].

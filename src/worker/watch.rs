@@ -10,6 +10,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::roster::gone_in;
 use crate::coordination::tasks::{Assignment, ended_in};
+use crate::protocol::event::EntryId;
 use crate::streams::claim;
 use crate::streams::read;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
@@ -102,6 +103,26 @@ impl Watch {
             }
         }
     }
+}
+
+/// The oldest entry of the lanes' streams that one holds; of streams that cannot be read, nothing.
+pub(super) async fn oldest_of(
+    connection: &mut impl ConnectionLike,
+    lanes: &[Arc<Shared>],
+    id: &str,
+) -> Option<EntryId> {
+    let mut oldest = None;
+    for lane in lanes {
+        for route in lane.routes.iter() {
+            let (stream, from) = (&route.events, EntryId::default());
+            let held = claim::pending(connection, stream, &lane.group, from, 1, Some(id)).await;
+            let first = held
+                .ok()
+                .and_then(|held| held.first().map(|entry| entry.id));
+            oldest = oldest.into_iter().chain(first).min();
+        }
+    }
+    oldest
 }
 
 /// Who holds entries of the lanes' streams, and is gone.

@@ -96,3 +96,27 @@ async fn none_of_a_subject_passes_another_where_its_worker_leaves_and_the_next_o
     assert_eq!(of_subject, [1, 2, 4, 6]);
     assert_eq!(rig.pending(EVENTS).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_comes_begins_with_the_older_one_of_what_two_that_are_gone_hold() {
+    let rig = Rig::new().await;
+    let log = Log {
+        began: Arc::default(),
+        ends: Arc::new(Semaphore::new(0)),
+    };
+    for n in 1..=4 {
+        publish(&rig, n, Some("s")).await;
+    }
+    rig.run(&format!("XGROUP CREATE {EVENTS} workers 0")).await;
+    // By name the one that holds the newer ones comes first.
+    for (gone, count) in [("z-gone", 2), ("a-gone", 2)] {
+        let read = format!("XREADGROUP GROUP workers {gone} COUNT {count} STREAMS {EVENTS} >");
+        rig.run(&read).await;
+        rig.run(&format!("HSET cb:instance:{gone} status unregistered"))
+            .await;
+    }
+    let next = rig.start(worker(&rig, "next", &log));
+    until("all ran", async || log.began().len() == 4).await;
+    assert_eq!(log.began(), [1, 2, 3, 4]);
+    next.stop().await;
+}

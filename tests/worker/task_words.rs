@@ -406,5 +406,30 @@ async fn who_asks_again_is_told_all_that_it_holds_and_takes_nothing() {
     let next = ask(&rig, "task.claim", claim(5, false)).await;
     assert_eq!(next["tasks"][0]["task_id"], "t-2");
     assert_eq!(next["tasks"].as_array().unwrap().len(), 1);
+    for id in ["t-2", "t-3"] {
+        ask(&rig, "task.cancel", json!({"task_id": id})).await;
+    }
+    // One that an answer in JSON cannot hold is nobody's fault.
+    let bytes = rmpv::Value::Binary(vec![7; 600_000]);
+    let large = rmpv::Value::Map(vec![
+        ("task_id".into(), "t-0".into()),
+        ("kind".into(), "film.cut".into()),
+        ("role".into(), "cutter".into()),
+        ("priority".into(), 90.into()),
+        ("payload".into(), bytes),
+    ]);
+    rig.ask("task.create", &large).await.unwrap();
+    let word = json!({"task_id": "t-0", "instance_id": "x-1"});
+    ask(&rig, "task.assign", word).await;
+    let asked = claim(5, true).to_string();
+    let as_json = "datacontenttype application/json replyto cb:reply:me";
+    rig.run(&format!(
+        "XADD cb:events:task * type task.claim {as_json} data {asked}"
+    ))
+    .await;
+    let refused = rig.wait_for("cb:reply:me", 1).await.remove(0);
+    assert_eq!(text(&refused, "status"), "internal");
+    let held = ask(&rig, "task.list", json!({"status": "assigned"})).await;
+    assert_eq!(held["tasks"][0]["task_id"], "t-0", "who holds it goes on");
     worker.stop().await;
 }

@@ -76,6 +76,8 @@ pub(super) async fn claim(
         };
         match answerable(&context, task) {
             Ok(task) => given.push(task),
+            // It may well work at it.
+            Err(why) if event.again => return Err(why),
             // It would be held by one that never hears of it.
             Err(why) => {
                 let why = format!("no answer to task.claim can hold it: {}", why.message);

@@ -22,7 +22,7 @@
 //! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
 //!
 //! An outcome that reports what its run wrote to the server itself is committed only in the history of
-//! the data in which that run began (see `history.rs`).
+//! the data in which that run began (see `connect/epoch.rs`).
 
 mod counter;
 mod one;

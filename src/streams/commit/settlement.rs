@@ -282,15 +282,15 @@ fn add(stream: &str, fields: &[Vec<u8>], worth: Worth, give: &mut impl FnMut(Eff
 
 impl Reply {
     fn effect(&self, place: Place<'_>, give: &mut impl FnMut(Effect<'_>)) {
-        let epoch = place.reply_history.filter(|_| self.to.is_some());
-        let most = Digits::of(epoch.unwrap_or_default());
+        let kept = place.reply_history.filter(|_| self.to.is_some());
+        let most = Digits::of(kept.unwrap_or_default());
         let now = Digits::of(place.now);
         let key = self.to.as_deref().unwrap_or(&place.route.results);
         let inbox = self.to.as_deref().is_some_and(is_inbox);
         // An inbox that a reply would make is nobody's, and would stay for good. A result stream is trimmed
         // by the workers, with an eye on its groups.
         let make_none: Option<&[u8]> = inbox.then_some(b"NOMKSTREAM");
-        let cap = |word: &'static [u8]| epoch.map(|_| word);
+        let cap = |word: &'static [u8]| kept.map(|_| word);
         let mut words: [&[u8]; 21] = [b""; 21];
         let mut length = 0;
         for word in [
@@ -299,7 +299,7 @@ impl Reply {
             make_none,
             cap(b"MAXLEN"),
             cap(b"~"),
-            epoch.map(|_| most.as_ref()),
+            kept.map(|_| most.as_ref()),
             Some(b"*"),
             Some(b"correlationid"),
             Some(self.correlation_id.as_bytes()),
