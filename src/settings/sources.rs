@@ -13,6 +13,8 @@ use std::path::Path;
 
 /// Letters to change from a name that was meant.
 const NEAR: usize = 3;
+/// Settings that may hold a password.
+const SECRET: [&str; 2] = ["redis_url", "database_url"];
 
 /// Why there are no settings: the message names the setting, where it came from, and its value unless that
 /// may be secret.
@@ -104,9 +106,6 @@ pub fn load(file: Option<&Path>, flags: Dict) -> Result<Settings, LoadError> {
     }
     Ok(settings)
 }
-
-/// Settings that may hold a password.
-const SECRET: [&str; 2] = ["redis_url", "database_url"];
 
 fn has_password(values: &Dict, setting: &str) -> bool {
     values

@@ -1,12 +1,28 @@
 //! A lane that stood still does not know whose its entries are, and finds out.
 
-use crate::rig::Rig;
+use crate::rig::{Rig, Running};
 use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::settings::Settings;
+use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+
+/// Starts a worker that reads four in one batch: the first holds the lane's thread, the others are in its hands,
+/// unstarted.
+async fn held_by_the_first(rig: &Rig, builder: Builder, began: &AtomicU32) -> Running {
+    for _ in 0..4 {
+        let event = Outgoing::new("gone.hold", &());
+        rig.client.publish(&event).await.unwrap();
+    }
+    let running = rig.start(builder);
+    until("the first holds the thread", async || {
+        began.load(Ordering::Relaxed) == 1
+    })
+    .await;
+    running
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_stream_that_is_gone_keeps_no_other_waiting() {
@@ -31,16 +47,7 @@ async fn a_stream_that_is_gone_keeps_no_other_waiting() {
     let builder = builder
         .handler("gone.hold", holds)
         .handler("stays.ask", answers);
-    // Read in one batch: the first holds the lane's thread, the others are in its hands, unstarted.
-    for _ in 0..4 {
-        let event = Outgoing::new("gone.hold", &());
-        rig.client.publish(&event).await.unwrap();
-    }
-    let running = rig.start(builder);
-    until("the first holds the thread", async || {
-        began.load(Ordering::Relaxed) == 1
-    })
-    .await;
+    let running = held_by_the_first(&rig, builder, &began).await;
     rig.run("SET cb:events:gone x").await;
     // For longer than the lane may stand still.
     tokio::time::sleep(rig.settings().heartbeat_ttl / 2).await;
@@ -70,15 +77,7 @@ async fn what_others_took_while_a_first_poll_held_the_thread_is_not_started() {
     let answers = async |_: Context, (): ()| Ok::<_, HandlerError>(7);
     let builder = rig.builder().handler("gone.hold", holds);
     let builder = builder.handler("stays.ask", answers);
-    for _ in 0..4 {
-        let event = Outgoing::new("gone.hold", &());
-        rig.client.publish(&event).await.unwrap();
-    }
-    let running = rig.start(builder);
-    until("the first holds the thread", async || {
-        began.load(Ordering::Relaxed) == 1
-    })
-    .await;
+    let running = held_by_the_first(&rig, builder, &began).await;
     let mut take = redis::cmd("XCLAIM");
     take.arg(&["cb:events:gone", "workers", "other", "0"]);
     for entry in &rig.entries("cb:events:gone").await[1..] {

@@ -60,9 +60,7 @@ impl Asked {
             watchdog: watchdog.map(Duration::from_micros),
         })
     }
-}
 
-impl Asked {
     /// How long a lane may stand still before nothing is told any more.
     fn patience(&self) -> Option<Duration> {
         self.watchdog.map(|time| (time / 4).max(IDLE))
