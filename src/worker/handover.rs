@@ -3,6 +3,7 @@
 
 use super::settle;
 use super::shared::Shared;
+use super::unbegun;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::roster::Reader;
 use crate::handler::policy::RetryPolicy;
@@ -51,7 +52,11 @@ impl Left {
         let needed = besides.unwrap_or(event.kind());
         let error = match hand_over(shared, self.receipt, event, besides).await {
             Ok(Handed::Over) => return None,
-            _ if self.may_stay => return None,
+            _ if self.may_stay => {
+                // Its run said at once that it is another one's.
+                unbegun::undeliver(shared, &[self.receipt]).await;
+                return None;
+            }
             Ok(Handed::Late) => HandlerError::later(
                 LATE,
                 format!("those that have a handler for {needed} missed their pulses"),

@@ -36,6 +36,7 @@ mod signals;
 mod sparing;
 mod supervisor;
 mod takeover;
+mod unbegun;
 pub mod vital;
 mod watch;
 

@@ -6,6 +6,7 @@
 //! alone. The killer ends alone, is counted, and is found out as poison; its neighbours get through.
 
 use super::shared::{Delivery, Shared};
+use super::unbegun;
 use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::event::EntryId;
@@ -181,9 +182,14 @@ impl Job {
         let held: Vec<_> = there
             .map(|taken| (taken.entry.id, taken.deliveries))
             .collect();
-        tokio::select! {
-            read = claim::fields(&mut wire, stream, &mut taken, shared.limits.entry()) => read?,
+        let read = tokio::select! {
+            read = claim::fields(&mut wire, stream, &mut taken, shared.limits.entry()) => read,
             never = keep(shared, connection, stream, &held) => match never {},
+        };
+        if let Err(error) = read {
+            // It is taken again, as often as it cannot be read.
+            unbegun::of_stream(shared, self.stream, &held).await.ok();
+            return Err(error);
         }
         let since = Instant::now();
         let mut deliveries = Vec::with_capacity(taken.len());

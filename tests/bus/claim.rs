@@ -2,6 +2,7 @@
 
 use crate::setup::{Bus, GROUP};
 use convoke::connect::silence::Span;
+use convoke::protocol::event::EntryId;
 use convoke::streams::claim::{self, CLAIMS_TTL, Given, Handing, Idle, Pending};
 use std::time::Duration;
 
@@ -166,6 +167,62 @@ async fn a_renewed_lease_is_young_again_and_was_not_delivered_again() {
     assert_eq!((renewed.consumer.as_str(), renewed.deliveries), ("w-1", 1));
     assert!(renewed.idle < Duration::from_secs(60));
     assert_eq!(counter(&mut bus, "w-1").await, Some(2));
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_taken_back_does_not_count_and_only_its_own_consumer_takes_it_back() {
+    let (mut bus, pending) = held(6).await;
+    let stream = bus.route.events.clone();
+    let hour = 3_600_000;
+    let id = pending[0].id;
+    bus.run(&format!(
+        "XCLAIM {stream} {GROUP} w-1 0 {id} IDLE {hour} RETRYCOUNT 1 JUSTID"
+    ))
+    .await;
+    // Taken over, delivered again, acknowledged, deleted.
+    bus.take("w-2", &pending[1..2]).await;
+    bus.take("w-1", &pending[2..3]).await;
+    bus.run(&format!("XACK {stream} {GROUP} {}", pending[3].id))
+        .await;
+    bus.run(&format!("XDEL {stream} {}", pending[4].id)).await;
+    let mut connection = bus.connection.clone();
+    let mut undeliver = async |held: &[(EntryId, u32)]| {
+        claim::undeliver(&mut connection, &stream, GROUP, "w-1", held)
+            .await
+            .unwrap()
+    };
+    let all: Vec<_> = pending.iter().map(|p| (p.id, p.deliveries)).collect();
+    assert_eq!(undeliver(&all[..5]).await, 1);
+    // Another time there is nothing to take back, nor below zero.
+    assert_eq!(undeliver(&all[..5]).await, 0);
+    assert_eq!(undeliver(&[(pending[0].id, 0)]).await, 0);
+    // What was delivered again is one delivery less.
+    assert_eq!(undeliver(&[(pending[2].id, 2)]).await, 1);
+    let now = bus.pending().await;
+    let now: Vec<_> = now
+        .iter()
+        .map(|p| {
+            (
+                p.id,
+                p.consumer.as_str(),
+                p.deliveries,
+                p.idle.as_secs() >= 3600,
+            )
+        })
+        .collect();
+    assert_eq!(
+        now,
+        [
+            (pending[0].id, "w-1", 0, true),
+            (pending[1].id, "w-2", 2, false),
+            (pending[2].id, "w-1", 1, false),
+            (pending[5].id, "w-1", 1, false),
+        ]
+    );
+    // Whoever takes it has it as if it were new.
+    let now = bus.pending().await;
+    let taken = bus.take("w-2", &now[..1]).await;
+    assert_eq!(taken[0].deliveries, 1);
 }
 
 #[tokio::test]

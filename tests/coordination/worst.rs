@@ -159,6 +159,7 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(12, 1000)
         },
     ),
+    ("undeliver.lua", most(502, 12)),
     ("unregister.lua", of_tasks(425, 1030)),
     (
         "update_gossip_health.lua",

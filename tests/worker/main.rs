@@ -34,5 +34,6 @@ mod takeover;
 mod task_words;
 mod tasks;
 mod turns;
+mod unbegun;
 mod values;
 mod whole;

@@ -19,13 +19,14 @@ use std::time::Duration;
 /// How long the claim counter of a consumer that is gone is kept.
 pub const CLAIMS_TTL: Duration = Duration::from_secs(24 * 3600);
 
-/// Entries whose lease one call renews at the most.
+/// Entries whose lease one call renews, or whose delivery it takes back, at the most.
 pub const RENEWED: usize = 250;
 /// Entries that one call takes over at the most.
 pub const TAKEN: usize = 100;
 
 static TAKE: LazyLock<Script> = LazyLock::new(|| script(include_str!("take.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew.lua")));
+static UNDELIVER: LazyLock<Script> = LazyLock::new(|| script(include_str!("undeliver.lua")));
 static GIVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("give.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| script(include_str!("forget.lua")));
 
@@ -207,6 +208,26 @@ pub async fn renew(
     lost.into_iter()
         .map(|at| entry(at).ok_or(BusError::Reply { what: "renew.lua" }))
         .collect()
+}
+
+/// Takes back at most [`RENEWED`] deliveries (id, delivery count) of which nothing was begun, so that they are not
+/// counted; returns how many were still `me`'s.
+///
+/// To be called once for a delivery, and only by who drops it: where the answer is lost, a second call could take
+/// back the delivery of whoever came next under the same name.
+pub async fn undeliver(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    me: &str,
+    unbegun: &[(EntryId, u32)],
+) -> Result<usize, BusError> {
+    let mut call = UNDELIVER.prepare_invoke();
+    call.key(stream).arg(group).arg(me);
+    for (id, deliveries) in unbegun {
+        call.arg(id.to_string()).arg(*deliveries);
+    }
+    Ok(call.invoke_async(connection).await?)
 }
 
 /// An entry that is to be handed over, and to whom.

@@ -9,6 +9,8 @@
 //!   then. Who takes over takes the oldest first, and starts nothing new before that.
 //! - What was delivered before, since how often that was must not be forgotten.
 //! - What is on its way through a gate, or is judged.
+//!
+//! What stays was never begun, and its delivery does not count (see [`unbegun`]).
 
 use super::Lane;
 use super::run::Finished;
@@ -19,6 +21,7 @@ use crate::protocol::event::Event;
 use crate::streams::commit::{Receipt, Settlement};
 use crate::worker::settle;
 use crate::worker::shared::{Delivery, Shared};
+use crate::worker::unbegun;
 use futures_util::FutureExt;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -43,28 +46,40 @@ impl Lane {
     /// Leaves it to who reads the stream as well, or gives it back: see the module.
     pub(super) fn give_back(&mut self) {
         let (waiting, entering) = self.admission.give_up();
-        self.release(&entering);
         let waiting = waiting.into_iter();
         let waiting = waiting.map(|waiting| Unstarted::Admitted(waiting.receipt, waiting.context));
         let read = self.ready.drain(..).chain(self.suspects.drain(..));
         let unstarted: Vec<Unstarted> = waiting.chain(read.map(Unstarted::Read)).collect();
-        if unstarted.is_empty() {
+        self.put_down(unstarted, entering);
+    }
+
+    /// Leaves one of which nothing was begun as it is.
+    pub(super) fn leave_unbegun(&mut self, receipt: Receipt) {
+        self.put_down(Vec::new(), vec![receipt]);
+    }
+
+    /// Gives back those that may be, and has the others count as not delivered.
+    fn put_down(&mut self, unstarted: Vec<Unstarted>, stay: Vec<Receipt>) {
+        if unstarted.is_empty() && stay.is_empty() {
             return;
         }
         self.tell_ahead();
         self.running += 1;
         let (shared, finished) = (self.shared.clone(), self.finished.clone());
         tokio::spawn(async move {
-            let receipts: Vec<Receipt> = unstarted.iter().map(Unstarted::receipt).collect();
+            let receipts = unstarted.iter().map(Unstarted::receipt).chain(stay);
+            let receipts: Vec<Receipt> = receipts.collect();
             let back = given_back(&shared, unstarted);
             let back = AssertUnwindSafe(back).catch_unwind().await;
             let back = back.unwrap_or_default();
             let goes =
                 |receipt: &Receipt| back.iter().any(|settlement| settlement.receipt == *receipt);
-            let stays = receipts
-                .into_iter()
-                .filter(|receipt| !goes(receipt))
-                .collect();
+            let stays = receipts.into_iter().filter(|receipt| !goes(receipt));
+            let stays: Vec<Receipt> = stays.collect();
+            // Nothing renews them any more: they would look like somebody else's.
+            shared.inflight.remove(stays.iter());
+            let counts_not = unbegun::undeliver(&shared, &stays);
+            AssertUnwindSafe(counts_not).catch_unwind().await.ok();
             finished.send(Finished::GivenBack(back, stays)).ok();
         });
     }

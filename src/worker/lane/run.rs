@@ -384,7 +384,7 @@ impl Lane {
         {
             // Nothing of it has begun.
             if context.draining().is_cancelled() {
-                self.release(&[receipt]);
+                self.leave_unbegun(receipt);
                 return;
             }
             if self.alone == Some(receipt) {

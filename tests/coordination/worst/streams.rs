@@ -180,12 +180,13 @@ async fn holds(meter: &mut Meter) {
     let mut bus = Bus::start().await;
     let mut committer = bus.committer("w-1");
     committer.start().await.unwrap();
-    bus.add(claim::RENEWED).await;
-    let held = bus
-        .deliver("w-1", &committer.claims(), claim::RENEWED)
-        .await;
+    bus.add(2 * claim::RENEWED).await;
+    let claims = committer.claims();
+    let held = bus.deliver("w-1", &claims, claim::RENEWED).await;
     assert_eq!(held.len(), claim::RENEWED);
     let pending = bus.pending().await;
+    let unbegun = bus.deliver("w-1", &claims, claim::RENEWED).await;
+    let unbegun: Vec<(EntryId, u32)> = unbegun.iter().map(|h: &Held| (h.entry.id, 1)).collect();
     let publications: Vec<Publication> = (0..MAX_PUBLICATIONS)
         .map(|n| Publication {
             stream: format!("cb:events:domain_{n}"),
@@ -207,6 +208,8 @@ async fn holds(meter: &mut Meter) {
             let connection = &mut connection;
             let lost = claim::renew(connection, EVENTS, GROUP, "w-1", &leases).await;
             assert!(lost.unwrap().is_empty());
+            let back = claim::undeliver(connection, EVENTS, GROUP, "w-1", &unbegun).await;
+            assert_eq!(back.unwrap(), claim::RENEWED);
             assert_eq!(committer.commit(vec![settled]).await.committed, 1);
             let handed = keys.handed("image", 0, "1-1");
             let handing = Handing {
