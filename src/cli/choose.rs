@@ -7,8 +7,8 @@ mod streams;
 mod tests;
 
 pub(super) use condition::{Condition, condition};
-pub(super) use moment::{Moment, moment};
-pub(super) use streams::{Span, any_streams, short, stream_keys, streams};
+pub(super) use moment::{Due, Moment, due, moment};
+pub(super) use streams::{Span, any_streams, named, short, stream_keys, streams};
 
 use clap::Args;
 use convoke::protocol::event::{Entry, EntryId, payload_of};
@@ -23,15 +23,23 @@ pub(super) struct Filters {
     /// Only these entry ids; from a file, or - for standard input, with blanks, commas or lines between them
     #[arg(long = "id", value_name = "ENTRY,…|@FILE|-", value_parser = ids)]
     pub(crate) ids: Vec<Ids>,
-    /// Only types like this: * stands for any characters, ? for one
-    #[arg(long = "type", value_name = "GLOB")]
-    pub(crate) kind: Option<String>,
+    #[command(flatten)]
+    pub(crate) what: What,
     /// Only entries from then on: 10m (ago), a date such as 2026-11-24T03:00Z, or an entry id
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub(crate) since: Option<Moment>,
     /// Only entries up to then
     #[arg(long, value_name = "TIME", value_parser = moment)]
     pub(crate) until: Option<Moment>,
+}
+
+/// Which events, by what they hold.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Which entries (all conditions must hold)")]
+pub(super) struct What {
+    /// Only types like this: * stands for any characters, ? for one
+    #[arg(long = "type", value_name = "GLOB")]
+    pub(crate) kind: Option<String>,
     /// Only entries with this field, or with this value in it: of the payload (user.name=ada, width=80), or
     /// of the event itself (source=shop, subject, id, lasterror)
     #[arg(long = "where", value_name = "FIELD[=VALUE]", value_parser = condition)]
@@ -41,11 +49,7 @@ pub(super) struct Filters {
 impl Filters {
     /// Whether nothing was said.
     pub(super) fn is_empty(&self) -> bool {
-        self.ids.is_empty()
-            && self.kind.is_none()
-            && self.since.is_none()
-            && self.until.is_none()
-            && self.payload.is_empty()
+        self.ids.is_empty() && self.since.is_none() && self.until.is_none() && self.what.is_empty()
     }
 
     /// The first and the last id that may fit.
@@ -75,6 +79,23 @@ impl Filters {
         self.ids.iter().any(|ids| ids.0.contains(&id))
     }
 
+    /// Says which fields no entry has.
+    pub(super) fn complain(&self) {
+        self.what.complain();
+    }
+
+    /// Whether an entry fits whose id does.
+    pub(super) fn fit(&self, entry: &Entry) -> bool {
+        self.what.fit(entry)
+    }
+}
+
+impl What {
+    /// Whether nothing was said.
+    pub(super) fn is_empty(&self) -> bool {
+        self.kind.is_none() && self.payload.is_empty()
+    }
+
     /// Says which fields no entry has, so that a word that is misspelt is not taken for one that fits nothing.
     pub(super) fn complain(&self) {
         for condition in &self.payload {
@@ -82,7 +103,7 @@ impl Filters {
         }
     }
 
-    /// Whether an entry fits whose id does.
+    /// Whether an entry fits.
     pub(super) fn fit(&self, entry: &Entry) -> bool {
         if let Some(glob) = &self.kind {
             let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());

@@ -6,6 +6,7 @@ mod choose;
 mod completions;
 mod confirm;
 mod dead;
+mod delayed;
 mod discover;
 mod docs;
 mod doctor;
@@ -158,6 +159,7 @@ enum Command {
     Streams(streams::Flags),
     Pending(pending::Flags),
     Dead(dead::Flags),
+    Delayed(delayed::Flags),
     Replay(replay::Flags),
     Top(top::Flags),
     Doctor(doctor::Flags),
@@ -246,6 +248,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Streams(flags) => runtime()?.block_on(streams::run(session, flags)),
         Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),
         Command::Dead(flags) => runtime()?.block_on(dead::run(session, flags)),
+        Command::Delayed(flags) => runtime()?.block_on(delayed::run(session, flags)),
         Command::Replay(flags) => runtime()?.block_on(replay::run(session, flags)),
         Command::Top(flags) => runtime()?.block_on(top::run(session, flags)),
         Command::Doctor(flags) => runtime()?.block_on(doctor::run(session, flags)),
@@ -309,6 +312,8 @@ impl Session {
                     | Command::Discover(_)
                     | Command::Task(_)
                     | Command::Replay(_)
+                    | Command::Streams(_)
+                    | Command::Delayed(_)
             ),
         })
     }

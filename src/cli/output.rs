@@ -119,6 +119,17 @@ impl Output {
         }
     }
 
+    /// A point of time that lies ahead, for people.
+    pub(super) fn ahead(&self, at: u64, now: u64) -> String {
+        if self.is_absolute() {
+            return date(at);
+        }
+        match at.checked_sub(now) {
+            Some(left) if left > 0 => format!("in {}", span(left)),
+            _ => "now".into(),
+        }
+    }
+
     /// Whether times are wanted as dates.
     pub(super) fn is_absolute(&self) -> bool {
         self.absolute

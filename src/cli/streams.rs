@@ -4,11 +4,14 @@ use super::output::{Cell, Column, FAINT, GREEN, RED, Table, YELLOW, number, span
 use super::owners::Owners;
 use super::{Exit, Session, choose, output};
 use clap::Args;
+use convoke::operator::delayed::{self, Depth, Queue};
 use convoke::operator::inspect::{self, Consumer, Group, Stream};
 use convoke::operator::memory;
 use convoke::protocol::event::EntryId;
-use convoke::protocol::keys::StreamKind;
+use convoke::protocol::keys::{Keys, StreamKind, StreamName};
+use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 
 /// Consumers of a group that are shown.
 const SHOWN: usize = 10;
@@ -23,7 +26,7 @@ Examples:
 Of a stream: its entries, and about how many BYTES of the server's memory they take (- where the user may \
 not ask). Of a group: LAG, what nobody was given yet, PENDING, what was given and \
 not acknowledged, OLDEST, since when the oldest of both waits. Of a consumer: what it holds, and \
-since when it asked for nothing (IDLE). A consumer is an instance; one that is gone and holds \
+since when it asked for nothing (IDLE). Delayed is what waits for its time: `convoke delayed` shows it. A consumer is an instance; one that is gone and holds \
 entries loses them to the others soon. Streams of replies are shown with --all.";
 
 /// Show streams, groups and consumers: length, lag, pending, oldest, idle
@@ -47,7 +50,15 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     if flags.all || !flags.streams.is_empty() {
         kinds.push(Reply);
     }
-    let names = choose::streams(&mut connection, &keys, &flags.streams, &kinds).await?;
+    let mut names = choose::streams(&mut connection, &keys, &flags.streams, &kinds).await?;
+    if flags.streams.is_empty() {
+        // What was published for later only has no stream yet.
+        let queues = delayed::queues(&mut connection, &keys).await?;
+        names.extend(queues.into_iter().map(|queue| queue.stream));
+        names.sort();
+        names.dedup();
+    }
+    let depths = depths(&mut connection, &keys, &names).await?;
     let mut owners = Owners::new(session.instances()?);
     let now = inspect::now(&mut connection).await?;
     let mut table = Table::new(
@@ -64,8 +75,11 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     );
     let mut found = 0;
     for name in names {
-        let Some(stream) = inspect::stream(&mut connection, &name).await? else {
-            continue;
+        let depth = depths.get(&name.key).copied().unwrap_or_default();
+        let stream = match inspect::stream(&mut connection, &name).await? {
+            Some(stream) => stream,
+            None if depth.count > 0 => Stream::empty(&name),
+            None => continue,
         };
         found += 1;
         let size = memory::of_keys(&mut connection, &[&name.key]).await?;
@@ -92,7 +106,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             });
             session
                 .output
-                .json(&described(&stream, size, groups.collect(), now))?;
+                .json(&described(&stream, size, depth, groups.collect(), now))?;
             continue;
         }
         let dead = stream.name.kind == StreamKind::Dead && stream.length > 0;
@@ -114,6 +128,9 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             let mut row = vec![Cell::styled("  no group: nobody reads it", YELLOW)];
             row.resize(7, "".into());
             table.row(row)?;
+        }
+        if depth.count > 0 {
+            table.row(delayed_row(depth, &session.output, now))?;
         }
         for (group, consumers) in &groups {
             table.row(group_row(group, &session.output, now))?;
@@ -137,6 +154,32 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         table.finish()?;
     }
     Ok(Exit::Done)
+}
+
+/// What waits in the delay queues of those streams, by their keys.
+async fn depths(
+    connection: &mut MultiplexedConnection,
+    keys: &Keys,
+    names: &[StreamName],
+) -> anyhow::Result<HashMap<String, Depth>> {
+    let queues = names.iter().filter_map(|name| Queue::of(keys, name));
+    let queues: Vec<Queue> = queues.collect();
+    let asked: Vec<&Queue> = queues.iter().collect();
+    let depths = delayed::depths(connection, &asked).await?;
+    let keys = queues.into_iter().map(|queue| queue.stream.key);
+    Ok(keys.zip(depths).collect())
+}
+
+fn delayed_row(depth: Depth, output: &output::Output, now: u64) -> Vec<Cell> {
+    let next = depth.next_due_ms.map_or_else(String::new, |due| {
+        format!(", next {}", output.ahead(due, now))
+    });
+    let mut row = vec![
+        format!("  delayed{next}").into(),
+        number(depth.count).into(),
+    ];
+    row.resize(7, "".into());
+    row
 }
 
 fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {
@@ -179,7 +222,13 @@ fn consumer_row(consumer: &Consumer, alive: bool) -> Vec<Cell> {
     ]
 }
 
-fn described(stream: &Stream, size: Option<u64>, groups: Vec<Value>, now: u64) -> Value {
+fn described(
+    stream: &Stream,
+    size: Option<u64>,
+    depth: Depth,
+    groups: Vec<Value>,
+    now: u64,
+) -> Value {
     let id = |id: EntryId| id.to_string();
     json!({
         "stream": stream.name.key,
@@ -189,6 +238,7 @@ fn described(stream: &Stream, size: Option<u64>, groups: Vec<Value>, now: u64) -
         "last_entry": id(stream.last),
         "age_ms": stream.first.map(|first| now.saturating_sub(first.ms)),
         "bytes": size,
+        "delayed": { "count": depth.count, "next_due_at": depth.next_due_ms },
         "groups": groups,
     })
 }

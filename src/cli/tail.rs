@@ -1,7 +1,7 @@
 //! `convoke tail`: follows streams without taking anything from anyone.
 
 use super::choose;
-use super::choose::{Condition, Filters, Moment};
+use super::choose::{Condition, Moment, What};
 use super::output;
 use super::output::{Output, printable};
 use super::payload;
@@ -121,10 +121,9 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         }
     };
     drop(connection);
-    let filters = Filters {
+    let filters = What {
         kind: flags.kind,
         payload: flags.payload,
-        ..Filters::default()
     };
     let mut follower =
         Follower::start(session.connector()?, session.sight()?, streams, since).await?;

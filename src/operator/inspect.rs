@@ -30,6 +30,20 @@ pub struct Stream {
     pub groups: Vec<Group>,
 }
 
+impl Stream {
+    /// One that does not exist yet.
+    pub fn empty(name: &StreamName) -> Self {
+        Self {
+            name: name.clone(),
+            length: 0,
+            first: None,
+            last: EntryId::default(),
+            added: None,
+            groups: Vec::new(),
+        }
+    }
+}
+
 /// How much is in a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -80,6 +94,16 @@ pub async fn streams(
     connection: &mut MultiplexedConnection,
     keys: &Keys,
 ) -> Result<Vec<StreamName>, BusError> {
+    scan(connection, keys, "stream", |key| keys.stream_name(key)).await
+}
+
+/// What the keys of one Redis type in the namespace stand for, sorted.
+pub(super) async fn scan<T: Ord>(
+    connection: &mut MultiplexedConnection,
+    keys: &Keys,
+    redis_type: &str,
+    stands_for: impl Fn(&str) -> Option<T>,
+) -> Result<Vec<T>, BusError> {
     let mut found = BTreeSet::new();
     for pattern in keys.patterns() {
         let mut cursor = "0".to_owned();
@@ -91,13 +115,12 @@ pub async fn streams(
                 .arg("COUNT")
                 .arg(STEP)
                 .arg("TYPE")
-                .arg("stream")
+                .arg(redis_type)
                 .query_async(connection)
                 .await?;
-            let names = page.into_iter().filter_map(|key| {
-                let key = String::from_utf8(key).ok()?;
-                keys.stream_name(&key)
-            });
+            let names = page
+                .into_iter()
+                .filter_map(|key| stands_for(&String::from_utf8(key).ok()?));
             found.extend(names);
             cursor = next;
             if cursor == "0" {

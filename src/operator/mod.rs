@@ -1,6 +1,7 @@
 //! What people look at and put right: streams, pending entries, dead letters, the server itself.
 
 pub mod browse;
+pub mod delayed;
 pub mod inspect;
 pub mod memory;
 pub mod replay;

@@ -68,6 +68,7 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
         (format!("DEL {events}"), &[WORKER]),
         (format!("SET {control} x"), &[WORKER]),
         (format!("DEL {delayed}"), &[WORKER]),
+        (format!("ZREM {delayed} m"), &[WORKER, OPERATOR]),
         (format!("PEXPIRE {delayed} 1"), &[WORKER]),
         (format!("XDEL {dead} 1-1"), &[WORKER, OPERATOR]),
         (format!("DEL {dead}"), &[WORKER]),

@@ -288,7 +288,7 @@ async fn a_retry_waits_in_the_delay_queue_as_its_next_attempt() {
     assert_eq!(queue.len(), 1);
     let due = queue[0].1 as u64;
     assert!((before + 60_000..before + 120_000).contains(&due));
-    let fields = convoke::streams::delay::decode_member(&queue[0].0, 1 << 20).unwrap();
+    let (_, fields) = convoke::streams::delay::decode_member(&queue[0].0, 1 << 20).unwrap();
     let attempt = fields.chunks(2).find(|pair| pair[0] == b"attempt").unwrap();
     assert_eq!(attempt[1], b"2");
 }

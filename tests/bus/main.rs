@@ -6,6 +6,7 @@ mod support;
 mod claim;
 mod commit;
 mod commit_one;
+mod delayed;
 mod history;
 mod later;
 mod outage;

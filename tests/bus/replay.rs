@@ -11,7 +11,7 @@ use std::time::Duration;
 const DEAD: &str = "cb:dead:image";
 const EVENTS: &str = "cb:events:image";
 
-fn operator(keys: &Keys) -> Operator {
+pub(crate) fn operator(keys: &Keys) -> Operator {
     Operator::new(keys.clone(), "run-1", "ada@desk")
 }
 
@@ -56,7 +56,7 @@ async fn bury(bus: &mut Bus, count: u64) {
 }
 
 /// The facts on the broadcast: type and payload.
-async fn facts(bus: &mut Bus, broadcast: &str) -> Vec<(String, serde_json::Value)> {
+pub(crate) async fn facts(bus: &mut Bus, broadcast: &str) -> Vec<(String, serde_json::Value)> {
     let facts = bus.entries(broadcast).await;
     let facts = facts.iter();
     facts
@@ -99,7 +99,9 @@ async fn a_dead_letter_is_moved_once_with_the_fact() {
 }
 
 /// With the fields in one order: the server's encoder has none.
-fn sorted(value: &serde_json::Value) -> std::collections::BTreeMap<String, serde_json::Value> {
+pub(crate) fn sorted(
+    value: &serde_json::Value,
+) -> std::collections::BTreeMap<String, serde_json::Value> {
     serde_json::from_value(value.clone()).unwrap()
 }
 

@@ -9,6 +9,7 @@ mod batch;
 mod bench;
 mod coordination;
 mod dead;
+mod delayed;
 mod doctor;
 mod guarantees;
 mod large;

@@ -236,7 +236,7 @@ impl Scenario for Scene {
         let mut waits: Vec<(u64, u64)> = waiting
             .iter()
             .map(|(member, due)| {
-                let fields = decode_member(member, MOST).unwrap();
+                let (_, fields) = decode_member(member, MOST).unwrap();
                 (*due, number_in(fields.iter().map(Vec::as_slice)))
             })
             .collect();

@@ -72,3 +72,31 @@ pub(in crate::cli) fn moment(text: &str) -> Result<Moment, String> {
             )
         })
 }
+
+/// A point of time that may lie ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::cli) enum Due {
+    In(Duration),
+    At(u64),
+}
+
+impl Due {
+    /// In Unix ms.
+    pub(in crate::cli) fn ms(self, now: u64) -> u64 {
+        match self {
+            Due::In(ahead) => now.saturating_add(whole_ms(ahead)),
+            Due::At(ms) => ms,
+        }
+    }
+}
+
+/// Parses a [`Due`].
+pub(in crate::cli) fn due(text: &str) -> Result<Due, String> {
+    match moment(text) {
+        Ok(Moment::Ago(ahead)) => Ok(Due::In(ahead)),
+        Ok(Moment::At(ms)) => Ok(Due::At(ms)),
+        Ok(Moment::Entry(_)) | Err(_) => Err(format!(
+            "{text:?} is no time: write 10m (from now), 2030-01-31, 2030-01-31T06:00Z, or Unix milliseconds"
+        )),
+    }
+}

@@ -17,27 +17,35 @@ pub(in crate::cli) async fn streams(
     names: &[String],
     kinds: &[StreamKind],
 ) -> anyhow::Result<Vec<StreamName>> {
-    let mut found: Vec<StreamName> = Vec::new();
-    let mut all = None;
     let wild = names.iter().any(|name| name.contains(['*', '?']));
-    if names.is_empty() || wild {
-        let there = inspect::streams(connection, keys).await?;
-        if names.is_empty() {
-            return Ok(there
-                .into_iter()
-                .filter(|name| kinds.contains(&name.kind))
-                .collect());
-        }
-        all = Some(there);
+    let there = match names.is_empty() || wild {
+        true => inspect::streams(connection, keys).await?,
+        false => Vec::new(),
+    };
+    named(keys, names, kinds, &there)
+}
+
+/// The same of those that are there.
+pub(in crate::cli) fn named(
+    keys: &Keys,
+    names: &[String],
+    kinds: &[StreamKind],
+    there: &[StreamName],
+) -> anyhow::Result<Vec<StreamName>> {
+    let mut found: Vec<StreamName> = Vec::new();
+    if names.is_empty() {
+        let there = there.iter().filter(|name| kinds.contains(&name.kind));
+        return Ok(there.cloned().collect());
     }
     for name in names {
         let full = match name.contains(':') || name == "broadcast" {
             true => name.clone(),
             false => format!("{}:{name}", kinds[0].as_str()),
         };
-        let there = all.iter().flatten();
         if full.contains(['*', '?']) {
-            let fitting = there.filter(|s| fits(&full, &s.key) || fits(&full, &plain(s)));
+            let fitting = there
+                .iter()
+                .filter(|s| fits(&full, &s.key) || fits(&full, &plain(s)));
             found.extend(fitting.cloned());
             continue;
         }

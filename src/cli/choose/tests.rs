@@ -114,3 +114,17 @@ fn conditions_look_into_payloads_and_then_at_the_events_own_fields() {
         assert!(condition(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn a_due_time_lies_ahead() {
+    assert_eq!(due("10m"), Ok(Due::In(Duration::from_secs(600))));
+    assert_eq!(Due::In(Duration::from_secs(600)).ms(1000), 601_000);
+    let at = Due::At(1_896_048_000_000);
+    for text in ["2030-01-31", "2030-01-31T00:00Z", "1896048000000"] {
+        assert_eq!(due(text), Ok(at), "{text}");
+    }
+    assert_eq!(at.ms(5), 1_896_048_000_000);
+    for text in ["1700000000000-0", "soon", ""] {
+        assert!(due(text).unwrap_err().contains("from now"), "{text}");
+    }
+}

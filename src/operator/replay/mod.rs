@@ -88,6 +88,27 @@ pub struct Step {
     pub stopped: Option<String>,
 }
 
+impl Step {
+    /// Reads a script's answer: an error, then for each of those `asked` its new id.
+    pub(super) fn read(answer: Vec<String>, asked: usize) -> Result<Self, BusError> {
+        const SHAPE: BusError = BusError::Reply { what: "a replay" };
+        let mut answer = answer.into_iter();
+        let error = answer.next().ok_or(SHAPE)?;
+        let mut moved = Vec::with_capacity(asked);
+        for id in answer {
+            moved.push(match id.as_str() {
+                "" => None,
+                id => Some(id.parse().map_err(|_| SHAPE)?),
+            });
+        }
+        let stopped = (!error.is_empty()).then_some(error);
+        if stopped.is_none() && moved.len() != asked {
+            return Err(SHAPE);
+        }
+        Ok(Step { moved, stopped })
+    }
+}
+
 /// Changes streams on an operator's behalf, and tells so.
 #[derive(Debug)]
 pub struct Operator {
@@ -145,10 +166,10 @@ impl Operator {
             call.arg(one.entry.to_string());
             words(&mut call, one);
         }
-        let step = step(call.invoke_async(connection).await?, moves.len())?;
+        let step = Step::read(call.invoke_async(connection).await?, moves.len())?;
         if !told {
-            let fact = ("operator.replayed", Some("dead"), dead, Some(to));
-            self.tell_after(connection, fact, moves, &step).await?;
+            let fact = ("operator.replayed", Some("dead"), dead);
+            self.tell_after(connection, fact, to, moves, &step).await?;
         }
         Ok(step)
     }
@@ -199,15 +220,10 @@ impl Operator {
                 .arg(whole_ms(*idle));
             words(&mut call, one);
         }
-        let step = step(call.invoke_async(connection).await?, seen.len())?;
+        let step = Step::read(call.invoke_async(connection).await?, seen.len())?;
         if !told {
-            let fact = (
-                "operator.replayed",
-                Some("pending"),
-                key.as_str(),
-                Some(key.as_str()),
-            );
-            self.tell_after(connection, fact, moves, &step).await?;
+            let fact = ("operator.replayed", Some("pending"), key.as_str());
+            self.tell_after(connection, fact, key, moves, &step).await?;
         }
         Ok(step)
     }
@@ -238,15 +254,10 @@ impl Operator {
             call.arg(one.entry.to_string());
             words(&mut call, one);
         }
-        let step = step(call.invoke_async(connection).await?, moves.len())?;
+        let step = Step::read(call.invoke_async(connection).await?, moves.len())?;
         if !told {
-            let fact = (
-                "operator.replayed",
-                Some("range"),
-                key.as_str(),
-                Some(key.as_str()),
-            );
-            self.tell_after(connection, fact, moves, &step).await?;
+            let fact = ("operator.replayed", Some("range"), key.as_str());
+            self.tell_after(connection, fact, key, moves, &step).await?;
         }
         Ok(step)
     }
@@ -269,14 +280,14 @@ impl Operator {
         if !told {
             let gone = entries.iter().zip(&dropped).filter(|(_, there)| **there);
             let entries = gone.map(|(id, _)| id.to_string()).collect();
-            let fact = ("operator.dropped", None, dead, None);
-            self.store(connection, fact, entries).await?;
+            let fact = ("operator.dropped", None, dead);
+            self.store(connection, fact, None, entries).await?;
         }
         Ok(dropped)
     }
 
     /// Has the script tell what it did, if the broadcast is within its reach.
-    fn tell(&self, call: &mut ScriptInvocation<'_>, beside: &str) -> bool {
+    pub(super) fn tell(&self, call: &mut ScriptInvocation<'_>, beside: &str) -> bool {
         let broadcast = self.keys.broadcast();
         let reach = self.keys.share_slot(&broadcast, beside);
         if reach {
@@ -288,21 +299,23 @@ impl Operator {
     async fn tell_after(
         &self,
         connection: &mut MultiplexedConnection,
-        fact: (&str, Option<&str>, &str, Option<&str>),
+        fact: (&str, Option<&str>, &str),
+        to: &str,
         moves: &[Move],
         step: &Step,
     ) -> Result<(), BusError> {
         let moved = moves.iter().zip(&step.moved).filter(|(_, to)| to.is_some());
         let entries = moved.map(|(one, _)| one.entry.to_string()).collect();
-        self.store(connection, fact, entries).await
+        self.store(connection, fact, Some(to), entries).await
     }
 
     /// In a cluster the broadcast lies in another slot than the data streams: the fact follows the
     /// step. A crash between the two loses the fact of that step.
-    async fn store(
+    pub(super) async fn store(
         &self,
         connection: &mut MultiplexedConnection,
-        (kind, from, stream, to): (&str, Option<&str>, &str, Option<&str>),
+        (kind, from, stream): (&str, Option<&str>, &str),
+        to: Option<&str>,
         entries: Vec<String>,
     ) -> Result<(), BusError> {
         if entries.is_empty() {
@@ -342,22 +355,4 @@ fn words(call: &mut ScriptInvocation<'_>, one: &Move) {
     for word in &one.fields {
         call.arg(word.as_slice());
     }
-}
-
-fn step(answer: Vec<String>, asked: usize) -> Result<Step, BusError> {
-    const SHAPE: BusError = BusError::Reply { what: "a replay" };
-    let mut answer = answer.into_iter();
-    let error = answer.next().ok_or(SHAPE)?;
-    let mut moved = Vec::with_capacity(asked);
-    for id in answer {
-        moved.push(match id.as_str() {
-            "" => None,
-            id => Some(id.parse().map_err(|_| SHAPE)?),
-        });
-    }
-    let stopped = (!error.is_empty()).then_some(error);
-    if stopped.is_none() && moved.len() != asked {
-        return Err(SHAPE);
-    }
-    Ok(Step { moved, stopped })
 }

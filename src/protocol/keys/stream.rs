@@ -91,6 +91,27 @@ impl Keys {
         made(StreamKind::parse(word)?, part, 0)
     }
 
+    /// The delay queue of a stream of events or of an inbox; `None` for any other.
+    pub fn delay_queue(&self, stream: &StreamName) -> Option<String> {
+        match stream.kind {
+            StreamKind::Events => Some(self.delayed(&stream.part, stream.partition)),
+            StreamKind::Inbox => Some(self.inbox_route(&stream.part).delayed),
+            _ => None,
+        }
+    }
+
+    /// The stream that the events of a delay queue enter; `None` if the key is no delay queue of this namespace.
+    pub fn fed_by(&self, queue: &str) -> Option<StreamName> {
+        let events = match queue.strip_suffix("}:delayed") {
+            Some(tag) => format!("{tag}}}:events"),
+            None => queue.replacen(":delayed:", ":events:", 1),
+        };
+        let inbox = queue.replacen(":inbox_delayed:", ":inbox:", 1);
+        let streams = [events, inbox].into_iter();
+        let mut streams = streams.filter_map(|key| self.stream_name(&key));
+        streams.find(|stream| self.delay_queue(stream).as_deref() == Some(queue))
+    }
+
     /// Whether one atomic step may touch both keys.
     pub fn share_slot(&self, a: &str, b: &str) -> bool {
         let tag = |key: &str| key.split_once('}').map(|(tag, _)| tag.to_owned());

@@ -59,6 +59,29 @@ fn tagged_names_share_a_slot() {
 }
 
 #[test]
+fn a_delay_queue_is_known_by_the_stream_that_it_feeds() {
+    let (plain, tagged) = (Keys::new("cb").unwrap(), Keys::tagged("cb", 4).unwrap());
+    for keys in [&plain, &tagged] {
+        for domain in ["image", "delayed", "system", "events"] {
+            let partition = keys.partitions(domain) - 1;
+            let route = keys.route(domain, partition);
+            let stream = keys.fed_by(&route.delayed).expect(domain);
+            assert_eq!(stream.key, route.events);
+            assert_eq!(keys.delay_queue(&stream), Some(route.delayed));
+            let dead = keys.stream_name(&route.dead).expect(domain);
+            assert_eq!(keys.delay_queue(&dead), None);
+            assert_eq!(keys.fed_by(&route.events), None);
+        }
+        let inbox = keys.inbox_route("w-1");
+        let stream = keys.fed_by(&inbox.delayed).expect("an inbox");
+        assert_eq!(stream.key, inbox.events);
+        assert_eq!(keys.fed_by(&keys.old_inbox_delayed("w-1")), None);
+        assert_eq!(keys.fed_by("cbx:delayed:image"), None);
+        assert_eq!(keys.fed_by("cb:instances:active"), None);
+    }
+}
+
+#[test]
 fn stream_names_are_taken_apart() {
     let (plain, tagged) = (Keys::new("cb").unwrap(), Keys::tagged("cb", 4).unwrap());
     for (keys, key, kind, part, partition) in [

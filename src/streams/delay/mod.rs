@@ -7,7 +7,7 @@
 
 use crate::connect::clock::{ClockSource, ServerClock, ServerTime};
 use crate::connect::error::BusError;
-use crate::connect::script::script;
+use crate::connect::script::script_with;
 use crate::protocol::keys::StreamKeys;
 use crate::protocol::msgpack::{self, PayloadLimits};
 use redis::aio::ConnectionLike;
@@ -15,7 +15,11 @@ use redis::{Script, Value};
 use serde_bytes::ByteBuf;
 use std::sync::LazyLock;
 
-static PROMOTE: LazyLock<Script> = LazyLock::new(|| script(include_str!("promote.lua")));
+/// What tells a member that is an event from others: put before the scripts that take members apart.
+pub(crate) const MEMBER: &str = include_str!("member.lua");
+
+static PROMOTE: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[MEMBER], include_str!("promote.lua")));
 
 /// The latest due time, Unix ms.
 pub const MAX_DUE: u64 = crate::protocol::event::LATEST;
@@ -109,9 +113,9 @@ pub fn encode_member<F: AsRef<[u8]>>(token: &str, fields: &[F]) -> Vec<u8> {
 const ARRAY_32: u8 = 0xdd;
 const STR_32: u8 = 0xdb;
 
-/// The fields in a member of a delay queue, names and values in turn; `None` if it is no event.
-/// `limit` bounds its bytes.
-pub fn decode_member(member: &[u8], limit: usize) -> Option<Vec<Vec<u8>>> {
+/// The token and the fields of a member of a delay queue, names and values in turn; `None` if it is no
+/// event. `limit` bounds its bytes.
+pub fn decode_member(member: &[u8], limit: usize) -> Option<(String, Vec<Vec<u8>>)> {
     let limits = PayloadLimits {
         bytes: limit,
         depth: 1,
@@ -122,7 +126,9 @@ pub fn decode_member(member: &[u8], limit: usize) -> Option<Vec<Vec<u8>>> {
     if parts.len() < 3 || parts.len().is_multiple_of(2) {
         return None;
     }
-    Some(parts.into_iter().skip(1).map(ByteBuf::into_vec).collect())
+    let mut parts = parts.into_iter().map(ByteBuf::into_vec);
+    let token = String::from_utf8_lossy(&parts.next()?).into_owned();
+    Some((token, parts.collect()))
 }
 
 #[cfg(test)]
@@ -138,7 +144,8 @@ mod tests {
             vec![0xff; 70_000],
         ];
         let member = encode_member("1-0", &fields);
-        assert_eq!(decode_member(&member, 1 << 20), Some(fields.to_vec()));
+        let decoded = Some(("1-0".to_owned(), fields.to_vec()));
+        assert_eq!(decode_member(&member, 1 << 20), decoded);
         assert_eq!(decode_member(&member, 1000), None);
         assert_ne!(member, encode_member("1-1", &fields));
     }

@@ -10,8 +10,9 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub(super) const PARTS: [&str; 6] = [
+pub(super) const PARTS: [&str; 7] = [
     "suspects.lua",
+    "member.lua",
     "entry_ids.lua",
     "version.lua",
     "tasks.lua",

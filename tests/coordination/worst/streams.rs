@@ -4,7 +4,7 @@
 #[path = "../../bus/setup.rs"]
 mod setup;
 
-use self::setup::{Bus, GROUP, Held};
+use self::setup::{Bus, GROUP, Held, connector};
 use super::meter::Meter;
 use super::seed::Seed;
 use crate::fleet::Fleet;
@@ -12,6 +12,7 @@ use crate::support::users;
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
+use convoke::operator::delayed::{Change, Pages, Queue};
 use convoke::operator::replay::{Move, Operator, STEP, WORDS};
 use convoke::protocol::event::EntryId;
 use convoke::settings::RedisUrl;
@@ -33,6 +34,7 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     holds(meter).await;
     asks(meter).await;
     replays(meter).await;
+    delayed(meter).await;
 }
 
 async fn publishes(fleet: &mut Fleet, meter: &mut Meter) {
@@ -231,6 +233,43 @@ async fn holds(meter: &mut Meter) {
                     .await
                     .unwrap()
             );
+        })
+        .await;
+}
+
+/// The largest steps that an operator does with what waits.
+async fn delayed(meter: &mut Meter) {
+    let mut bus = Bus::start().await;
+    let queue = Queue::of(&bus.keys, &bus.keys.stream_name(EVENTS).unwrap()).unwrap();
+    let fields: Vec<String> = (0..128).map(|n| format!("f{n}")).collect();
+    for n in 0..5 * STEP {
+        let member = delay::encode_member(&n.to_string(), &fields);
+        let mut add = redis::cmd("ZADD");
+        add.arg(&queue.key)
+            .arg(4_102_444_800_000_u64)
+            .arg(&member[..]);
+        let () = add.query_async(&mut bus.connection).await.unwrap();
+    }
+    let operator = Operator::new(bus.keys.clone(), "run-1", "ada@desk");
+    let mut connection = bus.redis.connection_for(users::OPERATOR).await;
+    let connector = connector(&bus.redis.url_for(users::OPERATOR));
+    let mut pages = Pages::of(&connector, &queue, 0, 1 << 20).await.unwrap();
+    let redis = &bus.redis;
+    meter
+        .of(redis, async {
+            let connection = &mut connection;
+            let page = pages.next().await.unwrap();
+            assert_eq!(page.len(), 5 * STEP);
+            let change = Change::new().data(vec![1]).due_ms(5_000_000_000_000);
+            let step = &page[..STEP];
+            let changed = operator.change_delayed(connection, &queue, step, &change);
+            assert!(changed.await.unwrap().iter().all(|done| *done));
+            let step = &page[STEP..2 * STEP];
+            let ran = operator.run_delayed(connection, &queue, step).await;
+            assert!(ran.unwrap().moved.iter().all(Option::is_some));
+            let step = &page[2 * STEP..3 * STEP];
+            let gone = operator.drop_delayed(connection, &queue, step).await;
+            assert!(gone.unwrap().iter().all(|done| *done));
         })
         .await;
 }

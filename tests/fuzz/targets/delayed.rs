@@ -6,9 +6,9 @@ use convoke::streams::delay::{decode_member, encode_member};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    if let Some(fields) = decode_member(data, 1 << 20) {
+    if let Some((token, fields)) = decode_member(data, 1 << 20) {
         assert!(!fields.is_empty() && fields.len() % 2 == 0);
-        let member = encode_member("1-0", &fields);
-        assert_eq!(decode_member(&member, 1 << 22), Some(fields));
+        let member = encode_member(&token, &fields);
+        assert_eq!(decode_member(&member, 1 << 22), Some((token, fields)));
     }
 });

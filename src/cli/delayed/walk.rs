@@ -1,0 +1,65 @@
+//! Going through delay queues.
+
+use super::Which;
+use crate::cli::Session;
+use convoke::connect::connector::Connector;
+use convoke::operator::delayed::{Pages, Queue, Waiting};
+use std::vec;
+
+/// What fits, page by page, in the order of the queues and of the due times.
+pub(super) struct Walk<'a> {
+    which: &'a Which,
+    connector: Connector,
+    limit: usize,
+    /// Due times: the first and the last that may fit.
+    span: (u64, u64),
+    queues: vec::IntoIter<Queue>,
+    at: Option<(Queue, Pages)>,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn begin(
+        session: &Session,
+        which: &'a Which,
+        queues: Vec<Queue>,
+        now: u64,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            which,
+            connector: session.connector()?,
+            limit: session.settings.limits().entry(),
+            span: (
+                which.due_after.map_or(0, |due| due.ms(now)),
+                which.due_before.map_or(u64::MAX, |due| due.ms(now)),
+            ),
+            queues: queues.into_iter(),
+            at: None,
+        })
+    }
+
+    /// The next page, of one queue; it may hold nothing. `None` at the end.
+    pub(super) async fn next(&mut self) -> anyhow::Result<Option<(Queue, Vec<Waiting>)>> {
+        loop {
+            let (queue, mut pages) = match self.at.take() {
+                Some(at) => at,
+                None => {
+                    let Some(queue) = self.queues.next() else {
+                        return Ok(None);
+                    };
+                    let pages = Pages::of(&self.connector, &queue, self.span.0, self.limit);
+                    let pages = pages.await?;
+                    (queue, pages)
+                }
+            };
+            let mut page = pages.next().await?;
+            let Some(last) = page.last() else {
+                continue;
+            };
+            if last.due_ms <= self.span.1 {
+                self.at = Some((queue.clone(), pages));
+            }
+            page.retain(|one| one.due_ms <= self.span.1 && self.which.fit(one));
+            return Ok(Some((queue, page)));
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! What waits for its time: seen whole, changed once, and only as it was seen.
+
+use crate::replay::{facts, operator, sorted};
+use crate::setup::{Bus, connector, text};
+use crate::support::users;
+use convoke::connect::connector::Connector;
+use convoke::operator::delayed::{Change, Pages, Queue, Waiting, depths, queues};
+use convoke::protocol::keys::Keys;
+use convoke::streams::delay::encode_member;
+use serde_json::json;
+use std::collections::BTreeSet;
+
+const EVENTS: &str = "cb:events:image";
+const QUEUE: &str = "cb:delayed:image";
+/// Bytes of a member that are held at the most.
+const MOST: usize = 1 << 20;
+/// The year 2100.
+const FAR: u64 = 4_102_444_800_000;
+
+fn queue(keys: &Keys) -> Queue {
+    let stream = keys.stream_name(&keys.events("image", 0)).unwrap();
+    Queue::of(keys, &stream).unwrap()
+}
+
+async fn put(bus: &mut Bus, due: u64, member: &[u8]) {
+    let mut cmd = redis::cmd("ZADD");
+    cmd.arg(QUEUE).arg(due).arg(member);
+    let () = cmd.query_async(&mut bus.connection).await.unwrap();
+}
+
+async fn put_event(bus: &mut Bus, due: u64, token: &str) {
+    let fields = ["type", "image.made", "notbefore", "5", "n", token];
+    put(bus, due, &encode_member(token, &fields)).await;
+}
+
+async fn looking(bus: &Bus) -> Connector {
+    connector(&bus.redis.url_for(users::OPERATOR))
+}
+
+/// All that waits from that time on.
+async fn all(bus: &Bus, from: u64) -> Vec<Waiting> {
+    let connector = looking(bus).await;
+    let mut pages = Pages::of(&connector, &queue(&bus.keys), from, MOST)
+        .await
+        .unwrap();
+    let mut all = Vec::new();
+    loop {
+        let page = pages.next().await.unwrap();
+        if page.is_empty() {
+            return all;
+        }
+        all.extend(page);
+    }
+}
+
+fn tokens(waiting: &[Waiting]) -> Vec<&str> {
+    waiting.iter().map(|one| one.token.as_str()).collect()
+}
+
+#[tokio::test]
+async fn all_that_waits_is_shown_in_the_order_in_which_it_is_due() {
+    let mut bus = Bus::start().await;
+    for n in 0..600 {
+        put_event(&mut bus, FAR, &format!("tie-{n:03}")).await;
+    }
+    put_event(&mut bus, FAR - 1, "first").await;
+    put_event(&mut bus, FAR + 1, "last").await;
+    let shown = all(&bus, 0).await;
+    assert_eq!(shown.len(), 602);
+    assert_eq!(
+        (shown[0].token.as_str(), shown[0].due_ms),
+        ("first", FAR - 1)
+    );
+    assert_eq!(shown[601].token, "last");
+    let once: BTreeSet<&str> = tokens(&shown).into_iter().collect();
+    assert_eq!(once.len(), 602);
+    let event = shown[0].event.as_ref().unwrap();
+    assert_eq!(event.get("n"), Some(&b"first"[..]));
+    assert_eq!(tokens(&all(&bus, FAR + 1).await), ["last"]);
+    assert_eq!(all(&bus, FAR).await.len(), 601);
+}
+
+#[tokio::test]
+async fn what_leaves_between_two_pages_hides_nothing() {
+    let mut bus = Bus::start().await;
+    for n in 0..600 {
+        put_event(&mut bus, FAR + n, &format!("{n:03}")).await;
+    }
+    let connector = looking(&bus).await;
+    let mut pages = Pages::of(&connector, &queue(&bus.keys), 0, MOST)
+        .await
+        .unwrap();
+    let mut seen = pages.next().await.unwrap().len() as u64;
+    assert!(seen < 600, "{seen}");
+    // With the one that the page ended with.
+    bus.run(&format!("ZREMRANGEBYSCORE {QUEUE} 0 {}", FAR + seen - 1))
+        .await;
+    let next = pages.next().await.unwrap();
+    assert_eq!(next[0].token, format!("{seen:03}"));
+    seen += next.len() as u64;
+    bus.run(&format!("ZREMRANGEBYSCORE {QUEUE} 0 {}", FAR + seen - 10))
+        .await;
+    let rest = pages.next().await.unwrap();
+    assert_eq!(rest[0].token, format!("{seen:03}"));
+    assert_eq!(seen + rest.len() as u64, 600);
+    assert!(pages.next().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_member_larger_than_any_event_is_cut_and_stands_in_nobodys_way() {
+    let mut bus = Bus::start().await;
+    for n in 0..300 {
+        let mut large = vec![b'x'; MOST + 1 + n];
+        large[..3].copy_from_slice(format!("{n:03}").as_bytes());
+        put(&mut bus, FAR, &large).await;
+    }
+    put(&mut bus, FAR + 1, b"no event").await;
+    put_event(&mut bus, FAR + 2, "behind").await;
+    let shown = all(&bus, 0).await;
+    assert_eq!(shown.len(), 302);
+    let large = &shown[299];
+    assert!(!large.is_whole() && large.event.is_none());
+    assert_eq!(large.bytes, (MOST + 300) as u64);
+    assert!(shown[300].is_whole() && shown[300].event.is_none());
+    assert_eq!(shown[301].token, "behind");
+}
+
+#[tokio::test]
+async fn what_is_run_now_enters_its_stream_once_with_the_fact() {
+    let mut bus = Bus::start().await;
+    for token in ["a", "b", "c"] {
+        put_event(&mut bus, FAR, token).await;
+    }
+    put(&mut bus, FAR, b"no event").await;
+    let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
+    let mut shown = all(&bus, 0).await;
+    shown.retain(|one| one.token != "c");
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    let step = operator.run_delayed(connection, &queue, &shown).await;
+    let moved = step.unwrap().moved;
+    let there: Vec<bool> = moved.iter().map(Option::is_some).collect();
+    assert_eq!(there.iter().filter(|there| **there).count(), 2, "{there:?}");
+    let again = operator.run_delayed(connection, &queue, &shown).await;
+    assert!(again.unwrap().moved.iter().all(Option::is_none));
+    let events = bus.entries(EVENTS).await;
+    assert_eq!(events.len(), 2);
+    assert_eq!(text(&events[0], "n"), "a");
+    assert!(!events[0].contains_key("notbefore"), "{:?}", events[0]);
+    assert_eq!(bus.ask::<u64>(&format!("ZCARD {QUEUE}")).await, 2);
+    let facts = facts(&mut bus, "cb:broadcast").await;
+    assert_eq!(facts.len(), 1);
+    assert_eq!(facts[0].0, "operator.replayed");
+    let expected = json!({
+        "run": "run-1", "by": "ada@desk", "from": "delayed", "stream": QUEUE, "to": EVENTS,
+        "count": 2, "entries": ["a", "b"],
+    });
+    assert_eq!(sorted(&facts[0].1), sorted(&expected));
+}
+
+#[tokio::test]
+async fn what_cannot_enter_its_stream_still_waits() {
+    let mut bus = Bus::start().await;
+    put_event(&mut bus, FAR, "a").await;
+    let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
+    let shown = all(&bus, 0).await;
+    for full in [
+        format!("SET {EVENTS} x"),
+        format!("XADD {EVENTS} 18446744073709551615-18446744073709551615 type a.b"),
+    ] {
+        bus.run(&format!("DEL {EVENTS}")).await;
+        bus.run(&full).await;
+        let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+        let step = operator.run_delayed(connection, &queue, &shown).await;
+        let step = step.unwrap();
+        assert!(step.stopped.is_some() && step.moved.is_empty(), "{step:?}");
+        assert_eq!(all(&bus, 0).await[0].due_ms, FAR);
+    }
+    assert!(bus.entries("cb:broadcast").await.is_empty());
+}
+
+#[tokio::test]
+async fn what_waits_is_changed_once_as_it_was_seen() {
+    let mut bus = Bus::start().await;
+    put_event(&mut bus, FAR, "a").await;
+    put_event(&mut bus, FAR + 1, "b").await;
+    let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
+    let shown = all(&bus, 0).await;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    let change = Change::new().data(vec![7]);
+    assert!(!change.is_done(&shown[0]));
+    for expected in [[true, true], [false, false]] {
+        let done = operator
+            .change_delayed(connection, &queue, &shown, &change)
+            .await
+            .unwrap();
+        assert_eq!(done, expected);
+    }
+    let changed = all(&bus, 0).await;
+    assert_eq!((changed[0].due_ms, changed[1].due_ms), (FAR, FAR + 1));
+    let event = changed[0].event.as_ref().unwrap();
+    assert_eq!(event.get("data"), Some(&[7][..]));
+    assert_eq!(event.get("n"), Some(&b"a"[..]));
+    assert_eq!(tokens(&changed), ["a", "b"]);
+    assert!(change.is_done(&changed[0]));
+    let later = Change::new().due_ms(FAR + 9);
+    let done = operator
+        .change_delayed(connection, &queue, &changed[..1], &later)
+        .await
+        .unwrap();
+    assert_eq!(done, [true]);
+    let moved = all(&bus, 0).await;
+    assert_eq!(tokens(&moved), ["b", "a"]);
+    assert_eq!(moved[1].due_ms, FAR + 9);
+    let facts = facts(&mut bus, "cb:broadcast").await;
+    let told: Vec<_> = facts
+        .iter()
+        .map(|(kind, data)| (kind.as_str(), data["entries"].clone(), data["due"].clone()))
+        .collect();
+    let expected = [
+        ("operator.changed", json!(["a", "b"]), json!(null)),
+        ("operator.changed", json!(["a"]), json!(FAR + 9)),
+    ];
+    assert_eq!(told, expected);
+}
+
+#[tokio::test]
+async fn what_waits_is_dropped_once_with_the_fact() {
+    let mut bus = Bus::start().await;
+    put_event(&mut bus, FAR, "a").await;
+    put(&mut bus, FAR + 1, b"no event").await;
+    put_event(&mut bus, FAR + 2, "c").await;
+    let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
+    let shown = all(&bus, 0).await;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    for expected in [[true, true], [false, false]] {
+        let done = operator
+            .drop_delayed(connection, &queue, &shown[..2])
+            .await
+            .unwrap();
+        assert_eq!(done, expected);
+    }
+    assert_eq!(tokens(&all(&bus, 0).await), ["c"]);
+    let facts = facts(&mut bus, "cb:broadcast").await;
+    assert_eq!(facts.len(), 1);
+    assert_eq!(facts[0].0, "operator.dropped");
+    assert_eq!(facts[0].1["entries"], json!(["a", ""]));
+}
+
+#[tokio::test]
+async fn queues_are_found_and_counted_and_in_a_cluster_the_fact_follows() {
+    let keys = Keys::tagged("cb", 2).unwrap();
+    let mut bus = Bus::with(keys.clone()).await;
+    let member = encode_member("a", &["type", "image.made"]);
+    let route = keys.route("image", 1);
+    let mut add = redis::cmd("ZADD");
+    add.arg(&route.delayed).arg(FAR).arg(&member[..]);
+    let () = add.query_async(&mut bus.connection).await.unwrap();
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    let found = queues(connection, &keys).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].stream.key, route.events);
+    let other = keys.stream_name(&keys.events("image", 0)).unwrap();
+    let other = Queue::of(&keys, &other).unwrap();
+    let depths = depths(connection, &[&other, &found[0]]).await.unwrap();
+    assert_eq!((depths[0].count, depths[0].next_due_ms), (0, None));
+    assert_eq!((depths[1].count, depths[1].next_due_ms), (1, Some(FAR)));
+    let connector = looking(&bus).await;
+    let mut pages = Pages::of(&connector, &found[0], 0, MOST).await.unwrap();
+    let shown = pages.next().await.unwrap();
+    let operator = operator(&keys);
+    let step = operator.run_delayed(connection, &found[0], &shown).await;
+    assert_eq!(step.unwrap().moved.len(), 1);
+    let dropped = operator.drop_delayed(connection, &found[0], &shown).await;
+    assert_eq!(dropped.unwrap(), [false]);
+    let facts = facts(&mut bus, "{cb}:broadcast").await;
+    assert_eq!(facts.len(), 1);
+    assert_eq!(facts[0].1["to"], route.events);
+    assert_eq!(facts[0].1["from"], "delayed");
+}
