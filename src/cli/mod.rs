@@ -10,6 +10,7 @@ mod delayed;
 mod discover;
 mod docs;
 mod doctor;
+mod group;
 mod health;
 mod history;
 mod input;
@@ -160,6 +161,7 @@ enum Command {
     Pending(pending::Flags),
     Dead(dead::Flags),
     Delayed(delayed::Flags),
+    Group(group::Flags),
     Replay(replay::Flags),
     Top(top::Flags),
     Doctor(doctor::Flags),
@@ -248,6 +250,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Streams(flags) => runtime()?.block_on(streams::run(session, flags)),
         Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),
         Command::Dead(flags) => runtime()?.block_on(dead::run(session, flags)),
+        Command::Group(flags) => runtime()?.block_on(group::run(session, flags)),
         Command::Delayed(flags) => runtime()?.block_on(delayed::run(session, flags)),
         Command::Replay(flags) => runtime()?.block_on(replay::run(session, flags)),
         Command::Top(flags) => runtime()?.block_on(top::run(session, flags)),
@@ -314,6 +317,7 @@ impl Session {
                     | Command::Replay(_)
                     | Command::Streams(_)
                     | Command::Delayed(_)
+                    | Command::Group(_)
             ),
         })
     }

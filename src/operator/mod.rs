@@ -2,6 +2,7 @@
 
 pub mod browse;
 pub mod delayed;
+pub mod groups;
 pub mod inspect;
 pub mod memory;
 pub mod replay;

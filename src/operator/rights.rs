@@ -65,6 +65,8 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
             &[WORKER],
         ),
         (format!("XTRIM {events} MAXLEN 0"), &[WORKER]),
+        (format!("XGROUP DESTROY {events} g"), &[OPERATOR]),
+        (format!("XGROUP SETID {events} g 0"), &[OPERATOR]),
         (format!("DEL {events}"), &[WORKER]),
         (format!("SET {control} x"), &[WORKER]),
         (format!("DEL {delayed}"), &[WORKER]),

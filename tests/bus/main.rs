@@ -7,6 +7,7 @@ mod claim;
 mod commit;
 mod commit_one;
 mod delayed;
+mod groups;
 mod history;
 mod later;
 mod outage;

@@ -11,6 +11,7 @@ mod coordination;
 mod dead;
 mod delayed;
 mod doctor;
+mod group;
 mod guarantees;
 mod large;
 mod life;

@@ -73,6 +73,7 @@ async fn streams_groups_and_consumers_are_counted() {
             "last_entry",
             "age_ms",
             "bytes",
+            "delayed",
             "groups"
         ]
     );

@@ -96,6 +96,23 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("first.lua", most(4, 6)),
     ("forget.lua", most(2, 4)),
     ("give.lua", most(4, 10)),
+    (
+        "group_drop.lua",
+        Bound {
+            whole: &[
+                ("XINFO", "the groups of one stream"),
+                ("XGROUP", "what was pending"),
+            ],
+            ..most(5, 12)
+        },
+    ),
+    (
+        "group_reset.lua",
+        Bound {
+            whole: &[("XINFO", "the groups of one stream")],
+            ..most(6, 12)
+        },
+    ),
     ("heartbeat.lua", most(50, 1030)),
     ("lead.lua", most(6, 8)),
     ("limit.lua", most(3, 5)),

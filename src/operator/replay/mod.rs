@@ -330,8 +330,17 @@ impl Operator {
             count: entries.len(),
             entries,
         };
-        let data =
-            rmp_serde::to_vec_named(&fact).map_err(|_| BusError::Reply { what: "a fact" })?;
+        self.publish(connection, kind, &fact).await
+    }
+
+    /// Puts a fact on the broadcast.
+    pub(super) async fn publish(
+        &self,
+        connection: &mut MultiplexedConnection,
+        kind: &str,
+        fact: &impl Serialize,
+    ) -> Result<(), BusError> {
+        let data = rmp_serde::to_vec_named(fact).map_err(|_| BusError::Reply { what: "a fact" })?;
         let now = crate::operator::inspect::now(connection).await?;
         let fields = [
             ("type", kind.as_bytes().to_vec()),

@@ -1,0 +1,121 @@
+//! `convoke group`: who reads which stream, and what of it nobody needs any more.
+
+mod drop;
+mod list;
+mod reset;
+
+use super::choose;
+use super::owners::Owners;
+use super::{Exit, Session};
+use clap::{Args, Subcommand};
+use convoke::operator::inspect::{self, Group, Stream};
+use convoke::protocol::keys::{StreamKind, StreamName};
+use redis::aio::MultiplexedConnection;
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke group list                              who reads what, and how far
+  convoke group drop reports --dry-run            what would be lost
+  convoke group drop reports image
+  convoke group reset audit image --to 2026-11-24T03:00Z --dry-run";
+
+/// Show consumer groups; drop them, or move them to another place of their stream
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    List(list::Flags),
+    Drop(drop::Flags),
+    Reset(reset::Flags),
+}
+
+/// Streams that may have groups. An inbox is its instance's own.
+const KINDS: [StreamKind; 4] = [
+    StreamKind::Events,
+    StreamKind::Dead,
+    StreamKind::Results,
+    StreamKind::Broadcast,
+];
+
+/// Who reads asks at least every second; whoever did not for this long, in ms, reads for another group by now.
+const READS_WITHIN_MS: u64 = 60_000;
+
+/// A group of a stream, with those of its consumers that are instances which live and read for it.
+struct Seen {
+    stream: Stream,
+    group: Group,
+    readers: Vec<String>,
+}
+
+impl Seen {
+    /// What the group has not settled yet.
+    fn waiting(&self) -> Option<u64> {
+        Some(self.group.pending + self.group.lag?)
+    }
+}
+
+/// The groups of these streams, sorted by name; all, or those of one name.
+async fn look(
+    session: &Session,
+    connection: &mut MultiplexedConnection,
+    streams: &[String],
+    named: Option<&str>,
+) -> anyhow::Result<Vec<Seen>> {
+    let keys = session.settings.keys()?;
+    let streams = choose::streams(connection, &keys, streams, &KINDS).await?;
+    let mut owners = Owners::new(session.instances()?);
+    let mut seen = Vec::new();
+    for name in &streams {
+        seen.extend(groups_of(connection, &mut owners, name, named).await?);
+    }
+    seen.sort_by(|a, b| {
+        let key = |seen: &Seen| (seen.group.name.clone(), seen.stream.name.clone());
+        key(a).cmp(&key(b))
+    });
+    Ok(seen)
+}
+
+async fn groups_of(
+    connection: &mut MultiplexedConnection,
+    owners: &mut Owners,
+    name: &StreamName,
+    named: Option<&str>,
+) -> anyhow::Result<Vec<Seen>> {
+    let mut seen = Vec::new();
+    let Some(mut stream) = inspect::stream(connection, name).await? else {
+        return Ok(seen);
+    };
+    for group in std::mem::take(&mut stream.groups) {
+        if named.is_some_and(|named| named != group.name) {
+            continue;
+        }
+        let consumers = inspect::consumers(connection, &name.key, &group.name).await?;
+        let asks = consumers
+            .into_iter()
+            .filter(|one| one.idle_ms < READS_WITHIN_MS);
+        let mut readers: Vec<String> = asks.map(|one| one.name).collect();
+        owners.learn(readers.iter().map(String::as_str)).await?;
+        readers.retain(|reader| owners.lives(reader));
+        seen.push(Seen {
+            stream: stream.clone(),
+            group,
+            readers,
+        });
+    }
+    Ok(seen)
+}
+
+/// Runs the command.
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
+    let mut connection = session.connector()?.dedicated().await?;
+    match flags.command {
+        Command::List(flags) => list::run(&session, &mut connection, &flags).await,
+        Command::Drop(flags) => drop::run(&session, &mut connection, &flags).await,
+        Command::Reset(flags) => reset::run(&session, &mut connection, &flags).await,
+    }
+}
