@@ -15,7 +15,7 @@ use redis::aio::MultiplexedConnection;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke delayed list                            how much waits, and until when
+  convoke delayed list                    how much waits, and until when
   convoke delayed list image --entries --due-before 10m
   convoke delayed show order-4711
   convoke delayed run-now mail --type 'mail.*' --dry-run

@@ -33,6 +33,7 @@ mod table;
 mod tail;
 mod task;
 mod top;
+mod trace;
 mod vote;
 mod worker;
 
@@ -159,6 +160,7 @@ enum Command {
     Task(task::Flags),
     Streams(streams::Flags),
     Pending(pending::Flags),
+    Trace(trace::Flags),
     Dead(dead::Flags),
     Delayed(delayed::Flags),
     Group(group::Flags),
@@ -248,6 +250,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Probe(flags) => probe::run(&session, &flags),
         Command::Metrics(flags) => runtime()?.block_on(metrics::run(session, flags)),
         Command::Streams(flags) => runtime()?.block_on(streams::run(session, flags)),
+        Command::Trace(flags) => runtime()?.block_on(trace::run(session, flags)),
         Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),
         Command::Dead(flags) => runtime()?.block_on(dead::run(session, flags)),
         Command::Group(flags) => runtime()?.block_on(group::run(session, flags)),
@@ -296,6 +299,7 @@ impl Session {
             Command::Worker(flags) => given(&flags.settings)?,
             Command::Publish(flags) => given(&flags.settings)?,
             Command::History(flags) => given(&flags.database)?,
+            Command::Trace(flags) => given(&flags.database)?,
             Command::Ledger(flags) => given(flags.database())?,
             _ => Default::default(),
         };
@@ -318,6 +322,7 @@ impl Session {
                     | Command::Streams(_)
                     | Command::Delayed(_)
                     | Command::Group(_)
+                    | Command::Trace(_)
             ),
         })
     }

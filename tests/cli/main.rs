@@ -28,6 +28,7 @@ mod shell;
 mod streams;
 mod tail;
 mod top;
+mod trace;
 mod worker;
 
 use serde_json::Value;
@@ -158,6 +159,17 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "dead list",
         "dead show",
         "dead drop",
+        "delayed",
+        "delayed list",
+        "delayed show",
+        "delayed run-now",
+        "delayed edit",
+        "delayed drop",
+        "group",
+        "group list",
+        "group drop",
+        "group reset",
+        "trace",
         "replay",
         "replay dead",
         "replay pending",

@@ -268,6 +268,34 @@ async fn the_command_prints_text_and_json_and_where_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_trace_goes_on_in_the_ledger_and_tells_nothing_twice() {
+    for store in Store::both() {
+        let rig = filled(store).await;
+        let deaths = |rig: &Rig| -> Vec<String> {
+            let shown = convoke(rig, &["trace", "same", "--ledger", "--format", "json"]);
+            let lines = text(&shown.stdout);
+            let steps = lines
+                .lines()
+                .map(|line| serde_json::from_str(line).unwrap());
+            let died = steps.filter(|step: &Value| step["step"] == "died");
+            died.map(|step| step["said"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let there = deaths(&rig);
+        assert!(!there.is_empty() && there.iter().all(|said| !said.contains("ledger")));
+        redis::cmd("DEL")
+            .arg(DEAD)
+            .exec(&mut rig.redis.connect())
+            .unwrap();
+        let gone = convoke(&rig, &["trace", "same"]);
+        assert_eq!(gone.status.code(), Some(1), "{gone:?}");
+        let kept = deaths(&rig);
+        assert_eq!(kept.len(), there.len(), "{kept:?}");
+        assert!(kept[0].contains("dead: internal") && kept[0].contains("(ledger)"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_ledger_the_command_says_so_and_makes_none() {
     let rig = Rig::new(Store::file()).await;
     let Store::File(path) = &rig.store else {
