@@ -18,10 +18,10 @@ use step::{Deed, Step};
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke trace order-4711                     one event, by its id or its entry's
-  convoke trace --subject shop-7 --since 1h    all about a subject
+  convoke trace order-4711                    one event, by its id or its entry
+  convoke trace --subject shop-7 --since 1h   all about a subject
   convoke trace --source checkout --in image --since 10m --format json
-  convoke trace order-4711 --ledger            also what was trimmed from Redis
+  convoke trace order-4711 --ledger           also what was trimmed from Redis
 
 Each step in the order of time: published, delivered and held by whom, tried again and why, settled, answered, dead, \
 replayed or changed by whom. What a stream has trimmed is not in Redis any more (stream_history); of an event of which \
