@@ -42,7 +42,7 @@ fn busy() -> Redis {
         "source shop",
     );
     deliver(&redis, "w-1");
-    say(&redis, "XACK cb:events:image workers 2000-1 3000-1 4000-1");
+    say(&redis, "XACK cb:events:image workers 2000-1 3000-1");
     add(&redis, image, "5000-1", "image.make", &json!(5), "id e");
     let answer = "correlationid b status internal source w-1 time 2100";
     let failed = json!({"code": "internal", "message": "disk full", "retryable": true});
