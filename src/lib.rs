@@ -105,6 +105,7 @@ pub use client::publish::Outgoing as Event;
 #[cfg(feature = "worker")]
 pub use handler::{Context, Policy, State};
 pub use protocol::error::{Code, HandlerError};
+pub use protocol::progress::Progress;
 pub use settings::Settings;
 #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
 pub use sqlx;

@@ -1,5 +1,7 @@
 //! `convoke request`: publishes an event and prints the reply.
 
+mod progress;
+
 use super::output;
 use super::output::printable;
 use super::{Exit, Session, input};
@@ -8,6 +10,7 @@ use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
 use convoke::protocol::json;
 use convoke::protocol::reply::Reply;
+use progress::Shown;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -15,9 +18,10 @@ const EXAMPLES: &str = "\
 Examples:
   convoke request image.resize --data '{\"width\": 80}'
   convoke request system.get_state | jq .leader
-  convoke request report.make --data @report.json --timeout 5m
+  convoke request report.make --data @report.json --timeout 5m --progress
 
-Prints the result as JSON. An error reply is printed on stderr as `code: message` (with --format json \
+Prints the result as JSON. With --progress, what the handler tells of its progress goes to stderr: as a bar \
+on a terminal, else a line each time (with --format json an object {\"progress\": {done, total?, note?}}). An error reply is printed on stderr as `code: message` (with --format json \
 as an object), and the exit code is 1.";
 
 /// Publish an event and print the reply's result
@@ -39,6 +43,9 @@ pub(super) struct Flags {
     /// The ordering and partition key
     #[arg(long, value_name = "KEY")]
     subject: Option<String>,
+    /// Show how far the handler is, if it tells
+    #[arg(long)]
+    progress: bool,
 }
 
 /// Runs the command.
@@ -54,7 +61,11 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     if let Some(subject) = flags.subject {
         event = event.subject(subject);
     }
-    match ask(&session, event, flags.timeout).await? {
+    let answer = match flags.progress {
+        false => ask(&session, event, flags.timeout).await?,
+        true => ask_and_watch(&session, event, flags.timeout).await?,
+    };
+    match answer {
         Ok(reply) => {
             session.output.value(&result(&reply)?)?;
             Ok(Exit::Done)
@@ -74,6 +85,21 @@ pub(super) async fn ask(
 ) -> anyhow::Result<Result<Reply, RequestError>> {
     let client = session.client()?;
     let answer = client.request(event, timeout).await;
+    client.close().await;
+    Ok(answer)
+}
+
+/// The same, and shows what the handler tells of its progress meanwhile.
+async fn ask_and_watch(
+    session: &Session,
+    event: Outgoing,
+    timeout: Duration,
+) -> anyhow::Result<Result<Reply, RequestError>> {
+    let client = session.client()?;
+    let shown = Shown::new(session.output.is_json());
+    let hear = |progress| shown.show(&progress);
+    let answer = client.request_with_progress(event, timeout, hear).await;
+    shown.end();
     client.close().await;
     Ok(answer)
 }

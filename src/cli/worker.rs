@@ -33,6 +33,8 @@ Commands of --exec:
   a signal, 129-192 internal, tried again (a shell makes 128 + n of signal n)
   any other         internal, tried again
 
+  A command cannot report progress: a requester sees its result alone.
+
   The status counts once the command has exited, also if a child of it holds the output open; that
   child lives on. A run that is given up (time-out, lost lease, shutdown) is killed with all its
   children, and so is what runs when the worker dies; on Linux also children that left its process

@@ -4,6 +4,7 @@ use super::Client;
 use super::publish::Outgoing;
 use super::request::RequestError;
 use crate::protocol::error::Code;
+use crate::protocol::progress::Progress;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
@@ -20,6 +21,7 @@ pub struct Ask<'a, T> {
     client: &'a Client,
     event: Outgoing,
     patience: Duration,
+    hear: Option<Box<dyn FnMut(Progress) + Send + 'a>>,
     answer: PhantomData<fn() -> T>,
 }
 
@@ -29,11 +31,26 @@ impl<T> fmt::Debug for Ask<'_, T> {
     }
 }
 
-impl<T> Ask<'_, T> {
+impl<'a, T> Ask<'a, T> {
     /// How long the answer is awaited, and how long the event may still be begun: 30 s if nothing is
     /// said.
     pub fn within(mut self, patience: Duration) -> Self {
         self.patience = patience;
+        self
+    }
+
+    /// Who hears how far the handler is, as often as it tells: see [`Progress`].
+    ///
+    /// ```no_run
+    /// # async fn example(client: convoke::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// let asked = client.ask::<u64>("table.import", "orders.csv");
+    /// let asked = asked.progress(|told| println!("{} rows", told.done));
+    /// println!("{} rows in all", asked.await?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn progress(mut self, hear: impl FnMut(Progress) + Send + 'a) -> Self {
+        self.hear = Some(Box::new(hear));
         self
     }
 }
@@ -44,7 +61,15 @@ impl<'a, T: DeserializeOwned + 'a> IntoFuture for Ask<'a, T> {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let reply = self.client.request(self.event, self.patience).await?;
+            let Self {
+                client,
+                event,
+                patience,
+                mut hear,
+                ..
+            } = self;
+            let hear = hear.as_mut().map(|hear| &mut **hear as _);
+            let reply = client.answer_to(event, patience, hear).await?;
             Ok(reply.decode()?)
         })
     }
@@ -90,6 +115,7 @@ impl Client {
             client: self,
             event,
             patience: PATIENCE,
+            hear: None,
             answer: PhantomData,
         }
     }

@@ -3,8 +3,7 @@
 use super::Client;
 use super::publish::{Doubt, Outgoing, PublishError, Published};
 use crate::client::publish::{Answer, Confirm, Prepared};
-use crate::connect::link::{Lent, Link};
-use redis::{Pipeline, RedisResult, Value};
+use redis::{Pipeline, Value};
 use std::time::Duration;
 
 /// The longest that a publish may wait for replicas.
@@ -34,7 +33,7 @@ impl Client {
         pipeline.add_command(prepared.command.clone());
         pipeline.cmd("WAIT").arg(confirm.replicas);
         pipeline.arg(confirm.within.as_millis().max(1) as u64);
-        let replies = send_all(link, &mut lent, &pipeline).await;
+        let replies = link.send_all(&mut lent, &pipeline).await;
         let replies = replies.map_err(|error| PublishError::after_sending(error, &event.id))?;
         let stored = replies.first().unwrap_or(&Value::Nil);
         let (published, covered) = Answer::from(stored).published(&event.id)?;
@@ -62,21 +61,4 @@ impl Client {
             source,
         })
     }
-}
-
-/// The replies to a pipeline. It fails only without an answer.
-async fn send_all(link: &Link, lent: &mut Lent, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
-    let sending = link.sending(lent);
-    let sent = lent
-        .connection
-        .send_packed_commands(pipeline, 0, pipeline.len());
-    let replies = sent.await;
-    match &replies {
-        Ok(replies) => {
-            let refused = replies.iter().find(|r| matches!(r, Value::ServerError(_)));
-            sending.done(&Ok(refused.cloned().unwrap_or(Value::Nil)));
-        }
-        Err(error) => sending.done(&Err(error.clone())),
-    }
-    replies
 }

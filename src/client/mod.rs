@@ -19,12 +19,13 @@ pub use request::RequestError;
 
 use crate::client::pipelines::Pipelines;
 use crate::client::publish::{Answer, Defaults, Prepared, When};
-use crate::client::request::{Replies, ReplyStreams};
+use crate::client::request::{Hear, Replies, ReplyStreams};
 use crate::connect::backoff::Backoff;
 use crate::connect::clock::{NEVER, local_now, whole_ms};
 use crate::connect::connector::Connector;
 use crate::connect::link::Link;
 use crate::protocol::keys::{self, Keys, NameError};
+use crate::protocol::progress::Progress;
 use crate::protocol::reply::Reply;
 use scripted::{NOWHERE, ScriptState, is_no_script, lacks_script};
 use std::borrow::Borrow;
@@ -244,10 +245,29 @@ impl Client {
     ///
     /// # Errors
     /// See [`RequestError`]; an error reply is [`RequestError::Remote`].
-    pub async fn request(
+    pub async fn request(&self, event: Outgoing, timeout: Duration) -> Result<Reply, RequestError> {
+        self.answer_to(event, timeout, None).await
+    }
+
+    /// The same; `hear` is called with what the handler tells of its progress meanwhile. One that is called slowly, or
+    /// takes its time, misses some.
+    ///
+    /// # Errors
+    /// As for [`request`](Client::request).
+    pub async fn request_with_progress(
+        &self,
+        event: Outgoing,
+        timeout: Duration,
+        mut hear: impl FnMut(Progress) + Send,
+    ) -> Result<Reply, RequestError> {
+        self.answer_to(event, timeout, Some(&mut hear)).await
+    }
+
+    async fn answer_to(
         &self,
         mut event: Outgoing,
         timeout: Duration,
+        mut hear: Hear<'_>,
     ) -> Result<Reply, RequestError> {
         let until = Instant::now() + timeout.min(NEVER);
         if event.when != When::Now {
@@ -266,20 +286,20 @@ impl Client {
         event.reply_to = Some(stream.clone());
         // Before it opens a stream for what is refused anyway.
         let prepared = event.prepare(keys, partition, &self.0.defaults)?;
-        let mut waiting = self.0.replies.wait_for(&id)?;
+        let mut waiting = self.0.replies.wait_for(&id, hear.is_some())?;
         let mut doubt = None;
         let answer = async {
             self.0.replies.open(&stream).await?;
             tokio::select! {
                 biased;
-                answer = waiting.answer() => return answer,
+                answer = waiting.answer(&mut hear) => return answer,
                 outcome = self.publish_prepared(&event, &prepared) => match outcome {
                     Ok(_) => {}
                     Err(refused @ PublishError::Rejected { .. }) => return Err(refused.into()),
                     Err(unknown) => doubt = Some(unknown),
                 },
             }
-            waiting.answer().await
+            waiting.answer(&mut hear).await
         };
         match tokio::time::timeout_at(until, answer).await {
             Ok(answer) => answer,

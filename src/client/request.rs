@@ -11,6 +11,7 @@ use crate::connect::connector::{BLOCK, Connector};
 use crate::connect::error::BusError;
 use crate::mutex::locked;
 use crate::protocol::event::{Entry, EntryId, Limits};
+use crate::protocol::progress::Progress;
 use crate::protocol::reply::{MalformedReply, RemoteError, Reply};
 use crate::streams::read::read_after;
 use redis::aio::MultiplexedConnection;
@@ -18,13 +19,15 @@ use std::collections::HashMap;
 use std::collections::hash_map;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 /// Replies that are read at a time: bounds the memory that one read may take.
 const COUNT: usize = 64;
+/// Reports of progress that wait for whoever hears them; what comes beyond that is dropped.
+const UNHEARD: usize = 64;
 
 /// Why a request has no result.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +64,9 @@ pub enum RequestError {
 
 type Answer = Result<Reply, RequestError>;
 
+/// Who hears of a request's progress.
+pub(crate) type Hear<'a> = Option<&'a mut (dyn FnMut(Progress) + Send)>;
+
 /// How a client's reply streams are kept.
 #[derive(Clone)]
 pub(crate) struct ReplyStreams {
@@ -80,8 +86,15 @@ struct Shared {
     connector: Connector,
     streams: ReplyStreams,
     /// By the event's id.
-    waiting: Mutex<HashMap<String, oneshot::Sender<Answer>>>,
+    waiting: Mutex<HashMap<String, Waits>>,
     closed: CancellationToken,
+}
+
+/// The other end of a request in flight.
+struct Waits {
+    answer: oneshot::Sender<Answer>,
+    /// `None` where nobody hears it.
+    progress: Option<mpsc::Sender<Progress>>,
 }
 
 impl Replies {
@@ -126,20 +139,22 @@ impl Replies {
         Ok(())
     }
 
-    /// From now on the reply to that event is kept for the caller.
-    pub(crate) fn wait_for(&self, id: &str) -> Result<Waiting<'_>, RequestError> {
-        let (sender, receiver) = oneshot::channel();
+    /// From now on the reply to that event is kept for the caller, and its progress where that is heard.
+    pub(crate) fn wait_for(&self, id: &str, hears: bool) -> Result<Waiting<'_>, RequestError> {
+        let (answer, receiver) = oneshot::channel();
+        let (progress, told) = hears.then(|| mpsc::channel(UNHEARD)).unzip();
         match self.shared.waiting().entry(id.to_owned()) {
             hash_map::Entry::Occupied(_) => {
                 let reason = "id: a request with this id is in flight";
                 return Err(PublishError::rejected(reason).into());
             }
-            hash_map::Entry::Vacant(place) => place.insert(sender),
+            hash_map::Entry::Vacant(place) => place.insert(Waits { answer, progress }),
         };
         Ok(Waiting {
             shared: &self.shared,
             id: id.to_owned(),
             receiver,
+            told,
         })
     }
 
@@ -159,14 +174,24 @@ pub(crate) struct Waiting<'a> {
     shared: &'a Shared,
     id: String,
     receiver: oneshot::Receiver<Answer>,
+    told: Option<mpsc::Receiver<Progress>>,
 }
 
 impl Waiting<'_> {
-    /// Its reply. Cancel safe.
-    pub(crate) async fn answer(&mut self) -> Answer {
-        (&mut self.receiver)
-            .await
-            .unwrap_or(Err(RequestError::Closed))
+    /// Its reply, behind all of its progress. Cancel safe.
+    pub(crate) async fn answer(&mut self, hear: &mut Hear<'_>) -> Answer {
+        let answer = match (&mut self.told, hear) {
+            (Some(told), Some(hear)) => loop {
+                // The sender of both is one: it is gone with the answer.
+                tokio::select! {
+                    biased;
+                    Some(progress) = told.recv() => hear(progress),
+                    answer = &mut self.receiver => break answer,
+                }
+            },
+            _ => (&mut self.receiver).await,
+        };
+        answer.unwrap_or(Err(RequestError::Closed))
     }
 }
 
@@ -177,7 +202,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<String, oneshot::Sender<Answer>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<String, Waits>> {
         locked(&self.waiting)
     }
 
@@ -213,10 +238,11 @@ impl Shared {
 
     fn deliver(&self, entry: &Entry) {
         let id = entry.get("correlationid").unwrap_or_default();
-        let waits = std::str::from_utf8(id)
-            .ok()
-            .and_then(|id| self.waiting().remove(id));
-        let Some(waits) = waits else {
+        let id = std::str::from_utf8(id).unwrap_or_default();
+        if Progress::is_in(entry) {
+            return self.tell(id, entry);
+        }
+        let Some(waits) = self.waiting().remove(id) else {
             debug!(entry = %entry.id, "a reply that nobody waits for");
             return;
         };
@@ -225,7 +251,19 @@ impl Shared {
             Ok(Err(failure)) => Err(failure.into()),
             Err(malformed) => Err(malformed.into()),
         };
-        waits.send(answer).ok();
+        waits.answer.send(answer).ok();
+    }
+
+    /// Hands progress to whoever hears it; a request that hears none goes on waiting for its reply.
+    fn tell(&self, id: &str, entry: &Entry) {
+        let waiting = self.waiting();
+        let told = waiting.get(id).and_then(|waits| waits.progress.as_ref());
+        if let Some(told) = told {
+            match Progress::parse(entry, &self.streams.limits) {
+                Ok(progress) => _ = told.try_send(progress),
+                Err(error) => debug!(entry = %entry.id, %error, "progress that nobody can read"),
+            }
+        }
     }
 }
 

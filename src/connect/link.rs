@@ -5,7 +5,7 @@ use crate::connect::error::{BusError, Reaction};
 use crate::connect::gate::Gate;
 use crate::mutex::locked;
 use redis::aio::MultiplexedConnection;
-use redis::{RedisResult, Value};
+use redis::{Pipeline, RedisResult, Value};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -104,6 +104,26 @@ impl Link {
             since: Instant::now(),
             answered: false,
         }
+    }
+
+    /// Sends a pipeline: the answers, refusals among them. It fails only without an answer.
+    pub(crate) async fn send_all(
+        &self,
+        lent: &mut Lent,
+        pipeline: &Pipeline,
+    ) -> RedisResult<Vec<Value>> {
+        let sending = self.sending(lent);
+        let connection = &mut lent.connection;
+        let answers = connection.send_packed_commands(pipeline, 0, pipeline.len());
+        let answers = answers.await;
+        match &answers {
+            Ok(answers) => {
+                let refused = answers.iter().find(|r| matches!(r, Value::ServerError(_)));
+                sending.done(&Ok(refused.cloned().unwrap_or(Value::Nil)));
+            }
+            Err(error) => sending.done(&Err(error.clone())),
+        }
+        answers
     }
 
     fn unanswered(&self, number: u64) {

@@ -130,6 +130,7 @@ pub(crate) mod testing {
             states: States::default(),
             router: Default::default(),
             draining: Default::default(),
+            progress: Default::default(),
         })
     }
 

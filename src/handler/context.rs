@@ -6,6 +6,7 @@ use crate::connect::epoch::Epoch;
 use crate::connect::error::Reaction;
 use crate::handler::fence::drop_fenced;
 use crate::handler::function::{Encoded, encode};
+use crate::handler::progress::{Told, Wire};
 use crate::handler::router::Router;
 use crate::handler::state::Wanted;
 use crate::mutex::locked;
@@ -83,6 +84,8 @@ pub struct Process {
     pub router: OnceLock<Arc<Router>>,
     /// Is cancelled when the worker is to shut down, once it runs.
     pub draining: OnceLock<CancellationToken>,
+    /// The way to whoever writes what runs tell of their progress.
+    pub progress: Wire,
 }
 
 /// What a handler knows of its event and may do besides returning a result. Cheap to clone.
@@ -105,6 +108,7 @@ struct Call {
     /// What the cache answers, found before the run began.
     answer: OnceLock<Vec<u8>>,
     deliveries: OnceLock<u32>,
+    told: Told,
     trace: OnceLock<Option<TraceContext>>,
 }
 
@@ -137,6 +141,7 @@ impl Context {
             cancelled: OnceLock::new(),
             answer: OnceLock::new(),
             deliveries: OnceLock::new(),
+            told: Told::default(),
             trace: OnceLock::new(),
         }))
     }
@@ -349,6 +354,16 @@ impl Context {
     /// stops between two parts of it.
     pub fn draining(&self) -> CancellationToken {
         self.0.process.draining.get().cloned().unwrap_or_default()
+    }
+
+    /// How far the run is, as it told last.
+    pub(super) fn told(&self) -> &Told {
+        &self.0.told
+    }
+
+    /// Whether it is the same run's.
+    pub(crate) fn is(&self, other: &Context) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// What all handlers of this process share.

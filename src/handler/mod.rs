@@ -17,6 +17,8 @@ pub mod layers;
 #[doc(hidden)]
 pub mod policy;
 #[doc(hidden)]
+pub mod progress;
+#[doc(hidden)]
 pub mod router;
 #[doc(hidden)]
 pub mod state;

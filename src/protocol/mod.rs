@@ -24,6 +24,8 @@ pub(crate) mod mismatch;
 #[doc(hidden)]
 pub mod msgpack;
 #[doc(hidden)]
+pub mod progress;
+#[doc(hidden)]
 pub mod rate;
 #[doc(hidden)]
 pub mod reply;
@@ -36,5 +38,6 @@ pub use error::{Code, HandlerError, Refusal};
 pub use event::{Event, Limits, Malformed};
 pub use keys::{Keys, NameError, StreamKind, StreamName};
 pub use msgpack::PayloadLimits;
+pub use progress::Progress;
 pub use reply::{MalformedReply, RemoteError, Reply};
 pub use trace::TraceContext;

@@ -1,7 +1,7 @@
 //! A handler's test without a server, and a server of one's own where a test needs one.
 //!
 //! A trial runs a handler on a payload as a worker would: decoded, behind its policy, with its time-out; a
-//! panic is a failure. What it returned and published is there to be looked at, what the bus would do with
+//! panic is a failure. What it returned, published and told of its progress is there to be looked at, what the bus would do with
 //! the event as well. Nothing is connected, unless the trial is given a server.
 //!
 //! ```
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
     use crate::connect::clock::local_now;
     use crate::protocol::error::Code;
-    use crate::{Context, HandlerError, Policy};
+    use crate::{Context, HandlerError, Policy, Progress};
     use std::sync::Arc;
     use std::time::Duration;
     use tokio::sync::Notify;
@@ -135,6 +135,26 @@ mod tests {
             left <= 60 && left + (local_now() - before) / 1000 + 1 >= 60,
             "{left}"
         );
+    }
+
+    #[tokio::test]
+    async fn all_progress_is_there_in_order_however_the_run_ended() {
+        let counts = async |context: Context, rows: u64| {
+            for done in 1..=rows {
+                context.progress(Progress::new(done).of(rows));
+            }
+            match rows {
+                2 => Ok(()),
+                _ => Err(HandlerError::internal("a row is missing")),
+            }
+        };
+        for rows in [2, 3] {
+            let run = run(counts, &rows).await;
+            let told: Vec<u64> = run.progress().iter().map(|told| told.done).collect();
+            assert_eq!(told, (1..=rows).collect::<Vec<u64>>());
+            assert_eq!(run.progress()[0].total, Some(rows));
+        }
+        assert!(run(tell, &[1]).await.progress().is_empty());
     }
 
     #[tokio::test(start_paused = true)]

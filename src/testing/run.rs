@@ -3,6 +3,7 @@
 use crate::handler::function::Encoded;
 use crate::protocol::error::HandlerError;
 use crate::protocol::mismatch::mismatch;
+use crate::protocol::progress::Progress;
 use crate::streams::commit::{self, Publication, Settlement};
 use serde::de::DeserializeOwned;
 use std::any::type_name;
@@ -27,10 +28,15 @@ pub struct Run {
     result: Result<Encoded, HandlerError>,
     outcome: Outcome,
     published: Vec<Publication>,
+    progress: Vec<Progress>,
 }
 
 impl Run {
-    pub(super) fn new(result: Result<Encoded, HandlerError>, settlement: Settlement) -> Self {
+    pub(super) fn new(
+        result: Result<Encoded, HandlerError>,
+        settlement: Settlement,
+        progress: Vec<Progress>,
+    ) -> Self {
         let refused = result.as_ref().is_err_and(|error| error.refusal.is_some());
         let outcome = match settlement.outcome {
             commit::Outcome::Done => Outcome::Done,
@@ -42,6 +48,7 @@ impl Run {
             result,
             outcome,
             published: settlement.publications,
+            progress,
         }
     }
 
@@ -68,6 +75,11 @@ impl Run {
     /// What a worker would do with the event.
     pub fn outcome(&self) -> Outcome {
         self.outcome
+    }
+
+    /// All that the handler told of its progress, in order. A requester sees fewer where they come fast.
+    pub fn progress(&self) -> &[Progress] {
+        &self.progress
     }
 
     /// The payloads of the events of that type that are published with the outcome, in order: none if the

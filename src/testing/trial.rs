@@ -213,6 +213,7 @@ fn process(
         states,
         router: Default::default(),
         draining: Default::default(),
+        progress: Default::default(),
     })
 }
 
@@ -247,6 +248,7 @@ impl Trial<Registration> {
         let route = route(registration, &settings, &context);
         async move {
             let draining = context.draining();
+            context.keeps_progress();
             let moments = futures_util::future::join(
                 at(cancel, context.cancellation().clone()),
                 at(drain, draining),
@@ -324,7 +326,7 @@ fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerErro
         ),
         Err(error) => settle::failure(scene, event, error, &route.retry),
     };
-    Run::new(result, settlement)
+    Run::new(result, settlement, context.kept_progress())
 }
 
 impl IntoFuture for Trial<Registration> {

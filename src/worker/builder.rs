@@ -221,6 +221,7 @@ impl Builder {
             states,
             router: Default::default(),
             draining: Default::default(),
+            progress: Default::default(),
         });
         Ok(Worker {
             settings,

@@ -272,6 +272,7 @@ impl Worker {
         )?;
         let methods = lanes.methods(self.settings.handler_timeout);
         let registering = self.registering(&lanes);
+        let told = self.process.progress.open();
         let Some(begin) = self
             .join(&mut lanes, &registering, &methods, &ending)
             .await?
@@ -289,6 +290,7 @@ impl Worker {
             registering,
             registered: begin.registered,
             methods,
+            told,
         };
         let supervisor = begin.supervisor.clone();
         let started =
@@ -335,7 +337,7 @@ impl Worker {
         match supervisor.failure() {
             None => {
                 self.leave(&lanes, committers).await;
-                tracing::info!(instance = self.id(), counts = %lanes.counts(), "stopped");
+                tracing::info!(instance = self.id(), counts = %lanes.counts(), progress_dropped = self.process.progress.dropped(), "stopped");
                 Ok(())
             }
             Some(Failure { part, why }) => Err(RunError::Part {

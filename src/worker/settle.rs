@@ -340,7 +340,7 @@ fn reply_to(event: &Event, status: &'static str, data: Encoded) -> Reply {
 }
 
 /// A payload for somebody who writes JSON, or MessagePack.
-fn in_kind(data: Encoded, as_json: bool) -> (Encoded, Option<&'static str>) {
+pub(super) fn in_kind(data: Encoded, as_json: bool) -> (Encoded, Option<&'static str>) {
     let text = as_json.then(|| json::to_json(&data));
     match text {
         Some(Ok(value)) => (value.to_string().into_bytes(), Some(JSON)),

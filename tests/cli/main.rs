@@ -31,7 +31,7 @@ mod top;
 mod trace;
 mod worker;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -291,6 +291,12 @@ fn a_result_is_printed_as_json_on_one_line() {
 
 /// Answers the next request on `image` by hand.
 fn reply(redis: &Redis, status: &str, data: &str) {
+    let data: Value = serde_json::from_str(data).unwrap();
+    answer(redis, &[("result", Some(status), data)]);
+}
+
+/// Adds these to the reply stream of the next request on `image`: what their types end with, status, data.
+fn answer(redis: &Redis, entries: &[(&str, Option<&str>, Value)]) {
     let mut connection = redis.connect();
     let mut asked = None;
     support::eventually("the request is published", || {
@@ -305,27 +311,53 @@ fn reply(redis: &Redis, status: &str, data: &str) {
         asked.is_some()
     });
     let asked = asked.unwrap();
-    let data: Value = serde_json::from_str(data).unwrap();
-    let _: String = redis::cmd("XADD")
-        .arg(asked.get("replyto").unwrap())
-        .arg("*")
-        .arg(&["correlationid".as_bytes(), asked.get("id").unwrap()])
-        .arg(&[
-            "type",
-            "image.resize.result",
-            "status",
-            status,
-            "source",
-            "w-1",
-        ])
-        .arg("data")
-        .arg(rmp_serde::to_vec_named(&data).unwrap())
-        .query(&mut connection)
-        .unwrap();
+    for (suffix, status, data) in entries {
+        let mut add = redis::cmd("XADD");
+        add.arg(asked.get("replyto").unwrap()).arg("*");
+        add.arg("correlationid").arg(asked.get("id").unwrap());
+        add.arg("type").arg(format!("image.resize.{suffix}"));
+        if let Some(status) = status {
+            add.arg("status").arg(status);
+        }
+        add.arg("source").arg("w-1");
+        add.arg("data").arg(rmp_serde::to_vec_named(data).unwrap());
+        add.exec(&mut connection).unwrap();
+    }
     let _: i64 = redis::cmd("DEL")
         .arg("cb:events:image")
         .query(&mut connection)
         .unwrap();
+}
+
+#[test]
+fn progress_goes_to_stderr_where_it_is_asked_for() {
+    let redis = Redis::start();
+    for (flags, says) in [
+        (&["--progress"][..], "3\n5 of 8 half \\u{1b}[2Jway\n"),
+        (
+            &["--progress", "--format=json"],
+            "{\"progress\":{\"done\":3}}\n\
+             {\"progress\":{\"done\":5,\"note\":\"half \\u001b[2Jway\",\"total\":8}}\n",
+        ),
+        (&[], ""),
+    ] {
+        let child = convoke(&redis, &["request", "image.resize"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let half = json!({"done": 5, "total": 8, "note": "half \u{1b}[2Jway"});
+        let entries = [
+            ("progress", None, json!({"done": 3})),
+            ("progress", None, half),
+            ("result", Some("ok"), json!(7)),
+        ];
+        answer(&redis, &entries);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8(output.stderr).unwrap(), says);
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "7\n");
+    }
 }
 
 #[tokio::test]

@@ -26,9 +26,11 @@ def publish(kind, payload, **fields):
 
 
 def first_after(stream, place):
-    """Waits for the next entry of a stream."""
-    [[_, [[_, entry]]]] = bus.xread({stream: place}, count=1, block=30_000)
-    return {name.decode(): value for name, value in entry.items()}
+    """Waits for the next entry of a stream that does not only say how far a handler is."""
+    while True:
+        [[_, [[place, entry]]]] = bus.xread({stream: place}, count=1, block=30_000)
+        if not entry[b"type"].endswith(b".progress"):
+            return {name.decode(): value for name, value in entry.items()}
 
 
 def last(stream):

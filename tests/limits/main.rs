@@ -273,6 +273,7 @@ async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none(
         states: States::default(),
         router: Default::default(),
         draining: Default::default(),
+        progress: Default::default(),
     });
     let policy = Policy::new()
         .cache(SLOW.period)

@@ -28,6 +28,7 @@ mod pairs;
 mod places;
 mod poor;
 mod probe;
+mod progress;
 mod rig;
 mod state;
 mod takeover;

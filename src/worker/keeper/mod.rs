@@ -15,6 +15,7 @@
 //! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
 //! | `announce`: reports circuits as they change | |
+//! | `tell`: writes how far runs are to those who asked | when they tell it |
 //! | `summary`: sums up failures in the log | 10 s |
 
 mod announce;
@@ -27,6 +28,7 @@ mod renew;
 mod signs;
 mod summary;
 mod sweep;
+mod tell;
 mod trim;
 mod upkeep;
 
@@ -49,6 +51,7 @@ use crate::coordination::leader::Lead;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::handler::layers::circuit::CircuitChange;
+use crate::handler::progress::Tell;
 use crate::settings::Settings;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,6 +91,8 @@ pub(super) struct Begun {
     pub registered: Registered,
     /// What it published of its handlers.
     pub methods: Vec<(String, Method)>,
+    /// What runs tell of their progress.
+    pub told: UnboundedReceiver<Tell>,
 }
 
 /// What the duties share.
@@ -110,6 +115,7 @@ struct Chores {
     methods: Vec<(String, Method)>,
     broadcast: String,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
+    told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
     signs: Signs,
 }
 
@@ -169,6 +175,7 @@ impl Keeper {
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
+            told: tokio::sync::Mutex::new(begun.told),
             signs: Signs::default(),
         });
         let stop = CancellationToken::new();
@@ -271,6 +278,7 @@ impl Chores {
         duties.begin("leftovers", async |all| upkeep::name_leftovers(&all).await);
         duties.begin("describe", async |all| describe::run(&all).await);
         duties.begin("announce", async |all| announce::run(&all).await);
+        duties.begin("tell", async |all| tell::run(&all).await);
         duties.begin("summary", async |all| summary::run(&all).await);
         duties.begin("watch", async |all| all.watch().await);
         tokio::select! {

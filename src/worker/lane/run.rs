@@ -23,8 +23,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{self, Poll};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, Span};
+
+/// How long the end of a run waits for what it told last of its progress to be written.
+const LAST: Duration = Duration::from_secs(1);
 
 /// What a task of the lane reports to it.
 pub(super) enum Finished {
@@ -440,7 +444,21 @@ impl Lane {
         let wrote = route.policy.stateful || context.wrote();
         // The mark that names it as the first may be lost with what a run wrote.
         settlement.epoch = judged_in.or_else(|| wrote.then(|| context.epoch()));
-        self.settled.push(settlement);
+        match context.end_progress() {
+            None => self.settled.push(settlement),
+            Some(written) => self.settle_behind(written, settlement),
+        }
+    }
+
+    /// Settles a run once its progress is written, which its reply is not to overtake.
+    fn settle_behind(&mut self, written: oneshot::Receiver<()>, settlement: Settlement) {
+        self.running += 1;
+        let finished = self.finished.clone();
+        tokio::spawn(async move {
+            // Where it cannot be written in time it is given up.
+            tokio::time::timeout(LAST, written).await.ok();
+            finished.send(Finished::Settled(Box::new(settlement))).ok();
+        });
     }
 
     /// Leaves an event to an instance that has a handler for its type, and for another one where that is
