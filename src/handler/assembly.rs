@@ -92,6 +92,8 @@ pub fn gate(
     }))
 }
 
+/// For tests that [`crate::testing`] does not fit: several runs behind one gate (a trial makes its own), parts of another
+/// run, payloads as bytes.
 #[cfg(test)]
 pub(crate) mod testing {
     use super::*;

@@ -256,14 +256,13 @@ mod tests {
 
     #[test]
     fn a_run_keeps_its_future_once() {
-        use crate::handler::assembly::testing::context;
         let large = async |_: Context, (): ()| -> Result<(), HandlerError> {
             let held = [1_u8; 8192];
             tokio::task::yield_now().await;
             std::hint::black_box(held);
             Ok(())
         };
-        let run = Endpoint::new(large).start(context(&[]));
+        let run = Endpoint::new(large).start(crate::testing::event(&()).context());
         let size = size_of_val(&*run);
         assert!((8192..2 * 8192).contains(&size), "{size}");
     }

@@ -262,7 +262,7 @@ mod tests {
         inflight.add(&mut both, asked);
         let before = Instant::now();
         for delivery in &both {
-            let context = crate::handler::assembly::testing::context(&[]);
+            let context = crate::testing::event(&()).context();
             let task = tokio::spawn(async {}).abort_handle();
             inflight.runs(&delivery.receipt(), 1, context, task);
         }

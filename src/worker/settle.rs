@@ -374,12 +374,12 @@ fn body(error: &HandlerError) -> Encoded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handler::assembly::testing;
+    use crate::testing;
     use std::time::Instant;
 
     #[test]
     fn a_repeat_is_one_only_in_the_history_in_which_it_was_judged() {
-        let context = testing::context(&[]);
+        let context = testing::event(&()).context();
         let scene = Scene {
             receipt: Receipt {
                 stream: 0,

@@ -158,7 +158,7 @@ fn verdict(result: &Result<Encoded, HandlerError>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::handler::assembly::testing::{context, endpoint};
+    use crate::handler::assembly::testing::endpoint;
     use crate::handler::context::Context;
     use crate::handler::function::{Endpoint, Run};
     use futures_util::FutureExt;
@@ -215,7 +215,7 @@ mod tests {
         }
 
         fn start(&mut self, payload: u8) -> Run {
-            let context = context(&[("data", &[payload])]);
+            let context = crate::testing::event(&payload).context();
             let admitted = match self.circuit.admit() {
                 Ok(admitted) => admitted,
                 Err(wait) => {
