@@ -337,7 +337,7 @@ fn progress_goes_to_stderr_where_it_is_asked_for() {
         (
             &["--progress", "--format=json"],
             "{\"progress\":{\"done\":3}}\n\
-             {\"progress\":{\"done\":5,\"note\":\"half \\u001b[2Jway\",\"total\":8}}\n",
+             {\"progress\":{\"done\":5,\"total\":8,\"note\":\"half \\u001b[2Jway\"}}\n",
         ),
         (&[], ""),
     ] {
