@@ -114,6 +114,6 @@ pub use worker::Worker;
 // Their types stand in signatures.
 #[cfg(feature = "worker")]
 pub use tokio_util::sync::CancellationToken;
-pub use {redis, rmpv};
+pub use {redis, rmpv, serde_json};
 #[cfg(feature = "worker")]
 pub use {schemars, tower};

@@ -23,7 +23,7 @@ impl Backoff {
         pause
     }
 
-    /// It worked; whether it had failed before, so that its end is worth a line in the log.
+    /// Notes that it worked; whether it had failed before, so that its end is worth a line in the log.
     pub fn worked(&mut self) -> bool {
         std::mem::take(self).is_failing()
     }

@@ -91,7 +91,7 @@ pub struct ServerClock {
 }
 
 impl ServerClock {
-    /// It is so late now, in Unix milliseconds.
+    /// The time that the server told, in Unix milliseconds.
     pub fn told(ms: u64) -> Self {
         let at = Instant::now();
         Self { at, ms }

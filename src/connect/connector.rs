@@ -345,7 +345,7 @@ impl Connector {
                 lent.inspect_err(|_| self.forget_pooled())
             }
         };
-        lent.map(Pooled::from).map_err(|error| {
+        lent.map(Pooled::of).map_err(|error| {
             BusError::Pool(match error {
                 PoolError::Backend(error) => BusError::from(error).to_string(),
                 other => other.to_string(),

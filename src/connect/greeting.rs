@@ -30,7 +30,7 @@ pub struct Lacks {
     pub role: bool,
     /// `INFO` does not name the server process and the history of its data.
     pub epoch: bool,
-    /// There is no `TIME`.
+    /// `TIME` is not there.
     pub time: bool,
 }
 

@@ -114,12 +114,6 @@ impl managed::Manager for Manager {
     }
 }
 
-impl From<Object<Manager>> for Pooled {
-    fn from(lent: Object<Manager>) -> Self {
-        Self(lent)
-    }
-}
-
 impl fmt::Debug for Pooled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Pooled")
@@ -127,6 +121,11 @@ impl fmt::Debug for Pooled {
 }
 
 impl Pooled {
+    /// A connection as the pool lends it.
+    pub(super) fn of(lent: Object<Manager>) -> Self {
+        Self(lent)
+    }
+
     /// What failed without an answer of the server is asked before it is lent again.
     fn note<T>(&mut self, outcome: &Result<T, RedisError>) {
         if outcome.as_ref().is_err_and(|error| error.code().is_none()) {

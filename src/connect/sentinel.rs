@@ -112,7 +112,7 @@ fn settings(login: &Login) -> RedisConnectionInfo {
 }
 
 impl Sentinels {
-    /// Those that the URL names; asks nobody yet.
+    /// The Sentinels that the URL names; asks nobody yet.
     pub(crate) fn new(url: &SentinelUrl, tls: Tls) -> Result<Self, BusError> {
         let mut seats = Vec::with_capacity(url.sentinels.len());
         for (host, port) in &url.sentinels {

@@ -68,7 +68,7 @@ impl Commands {
         self.count == 0
     }
 
-    /// They as they are sent.
+    /// The commands as they are sent.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }

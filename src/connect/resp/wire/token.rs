@@ -39,7 +39,7 @@ impl From<NoResp> for BusError {
 pub struct Tokens<'a>(&'a [u8]);
 
 impl<'a> Tokens<'a> {
-    /// Those in `bytes`.
+    /// The tokens in `bytes`.
     pub fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
