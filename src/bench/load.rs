@@ -204,14 +204,14 @@ impl Race {
         }
     }
 
-    /// This many more have arrived.
+    /// Counts this many more as arrived.
     pub(crate) fn take(&self, events: u64) {
         if events > 0 && self.taken.fetch_add(events, Ordering::Relaxed) == 0 {
             (self.first)();
         }
     }
 
-    /// This many more are acknowledged.
+    /// Counts this many more as acknowledged.
     pub(crate) fn settle(&self, events: u64) {
         let before = self.settled.fetch_add(events, Ordering::Relaxed);
         if before + events >= self.total {

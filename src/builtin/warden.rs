@@ -111,7 +111,7 @@ impl Watched {
         })
     }
 
-    /// It ended by itself. What it left in the background is its own matter.
+    /// Lets a command go that ended by itself. What it left in the background is its own matter.
     pub(crate) fn ended(mut self) {
         self.tell('-');
         self.leader = 0;

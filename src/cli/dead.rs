@@ -107,7 +107,7 @@ impl Which {
         Ok(spans)
     }
 
-    /// Those of a span that fit.
+    /// The letters of a span that fit.
     fn letters(&self, sight: &Sight, span: &Span) -> Letters<'_> {
         Letters {
             which: self,

@@ -221,7 +221,7 @@ pub(super) fn number(number: u64) -> String {
     text
 }
 
-/// This many bytes: `512 B`, `1.5 KiB`, `340 MiB`.
+/// A number of bytes: `512 B`, `1.5 KiB`, `340 MiB`.
 pub(super) fn bytes(bytes: u64) -> String {
     let mut size = bytes as f64;
     let mut unit = "B";
@@ -239,7 +239,7 @@ pub(super) fn bytes(bytes: u64) -> String {
     }
 }
 
-/// This many of something: `1 entry`, `2,000 entries`.
+/// A number of something: `1 entry`, `2,000 entries`.
 pub(super) fn count(how_many: u64, one: &str, more: &str) -> String {
     let what = if how_many == 1 { one } else { more };
     format!("{} {what}", number(how_many))

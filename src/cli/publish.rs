@@ -55,7 +55,7 @@ pub(super) struct Flags {
     /// The stream that gets the reply: a reply stream or an inbox, as its whole key
     #[arg(long, value_name = "STREAM")]
     reply_to: Option<String>,
-    /// It is not run later than this from now
+    /// Do not run it later than this from now
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     deadline: Option<Duration>,
     /// Store it once, however often it is published with this --id
@@ -67,7 +67,7 @@ pub(super) struct Flags {
     /// Run it no sooner than at this time: RFC 3339, or Unix milliseconds
     #[arg(long, value_name = "TIME", value_parser = unix_ms)]
     at: Option<u64>,
-    /// It counts as stored when this many replicas have it
+    /// Count it as stored only when this many replicas have it
     #[arg(long, value_name = "REPLICAS", value_parser = clap::value_parser!(u32).range(1..))]
     confirm: Option<u32>,
     /// How long --confirm waits, at most 10s

@@ -20,7 +20,7 @@ Examples:
   convoke request system.get_state | jq .leader
   convoke request report.make --data @report.json --timeout 5m --progress
 
-Prints the result as JSON. With --progress, what the handler tells of its progress goes to stderr: as a bar \
+Prints the result as JSON. With --progress, what the handler reports of its progress goes to stderr: as a bar \
 on a terminal, else a line each time (with --format json an object {\"progress\": {done, total?, note?}}). An error reply is printed on stderr as `code: message` (with --format json \
 as an object), and the exit code is 1.";
 
@@ -89,7 +89,7 @@ pub(super) async fn ask(
     Ok(answer)
 }
 
-/// The same, and shows what the handler tells of its progress meanwhile.
+/// The same, and shows what the handler reports of its progress meanwhile.
 async fn ask_and_watch(
     session: &Session,
     event: Outgoing,

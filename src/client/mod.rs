@@ -249,7 +249,7 @@ impl Client {
         self.answer_to(event, timeout, None).await
     }
 
-    /// The same; `hear` is called with what the handler tells of its progress meanwhile. One that is called slowly, or
+    /// The same; `hear` is called with what the handler reports of its progress meanwhile. One that is called slowly, or
     /// takes its time, misses some.
     ///
     /// # Errors

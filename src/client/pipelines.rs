@@ -242,7 +242,7 @@ impl<'a> Call<'a> {
         self.next = end;
     }
 
-    /// These events were certainly not sent.
+    /// Notes that these events were certainly not sent.
     fn reject(&mut self, events: Range<usize>, reason: &str) {
         for at in events {
             if self.events[at].confirm.is_none() && self.outcomes[at].is_none() {

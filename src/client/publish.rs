@@ -43,7 +43,7 @@ pub struct Outgoing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum When {
     Now,
-    /// This many ms from now by the server's clock.
+    /// A number of ms from now by the server's clock.
     After(u64),
     /// At that time, Unix ms by the server's clock.
     At(u64),
@@ -168,21 +168,21 @@ impl Outgoing {
         self
     }
 
-    /// It is to run no sooner than after `delay`.
+    /// Has the event run no sooner than after `delay`.
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {
         self.when = When::After(u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         self
     }
 
-    /// It is to run no sooner than at that time (Unix ms, server clock).
+    /// Has the event run no sooner than at that time (Unix ms, server clock).
     #[must_use]
     pub fn at(mut self, unix_ms: u64) -> Self {
         self.when = When::At(unix_ms);
         self
     }
 
-    /// It counts as stored only when this many replicas have it, at least 1, within that time. A failover
+    /// Counts the event as stored only when this many replicas have it, at least 1, within that time. A failover
     /// keeps it for sure if that is all of them: which one is promoted does not depend on who has it.
     #[must_use]
     pub fn confirm(mut self, replicas: u32, within: Duration) -> Self {

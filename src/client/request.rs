@@ -33,7 +33,7 @@ const UNHEARD: usize = 64;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RequestError {
-    /// It was rejected, or it is unknown whether it was stored and no reply came in time.
+    /// The request was rejected, or it is unknown whether it was stored and no reply came in time.
     #[error(transparent)]
     Publish(#[from] PublishError),
     /// Nobody answered in time. It may have run, or, without a worker, wait until its deadline.

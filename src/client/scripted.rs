@@ -23,7 +23,7 @@ pub(super) struct ScriptState {
     barred: AtomicBool,
 }
 
-/// It was seen in no history.
+/// The script was seen in no history.
 pub(super) const NOWHERE: u64 = u64::MAX;
 
 impl Default for ScriptState {
@@ -112,7 +112,7 @@ pub(super) fn is_no_script(reply: &RedisResult<Value>) -> bool {
     matches!(reply, Ok(Value::ServerError(error)) if error.code() == NO_SCRIPT)
 }
 
-/// It was not stored, for want of a script that this user may not load: others may load it soon.
+/// Whether an event was not stored for want of a script that this user may not load: others may load it soon.
 pub(super) fn lacks_script(outcome: &Result<Published, PublishError>) -> bool {
     matches!(outcome, Err(PublishError::Rejected { code: Some(code), .. }) if code == NO_SCRIPT)
 }

@@ -63,7 +63,7 @@ pub struct Method {
     pub timeout_ms: Option<u64>,
 }
 
-/// This many runs in so long.
+/// How many runs there may be in which time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RateLimit {
     /// Runs.

@@ -24,13 +24,13 @@ pub enum CoordinationError {
     /// Who calls may not do this.
     #[error("{0}")]
     PermissionDenied(String),
-    /// There are as many of them as there may be.
+    /// The most there may be are there.
     #[error("{0}")]
     ResourceExhausted(String),
     /// A fence or a lease was lost: someone else owns it now.
     #[error("{0}")]
     Aborted(String),
-    /// There is so much of it already that there may not be more.
+    /// So much of it is there already that there may not be more.
     #[error("{0}")]
     Exhausted(String),
     /// Others changed the same thing again and again meanwhile. Nothing was changed by this call.

@@ -20,9 +20,9 @@ const LONGEST: u128 = 366 * 24 * 3600 * 1_000_000;
 /// What became of a run that asked for its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// It may go on, and is counted.
+    /// The call may go on, and is counted.
     Allowed,
-    /// It came too early and is not counted. The time, in whole ms, until one more is allowed, if no
+    /// The call came too early and is not counted. The time, in whole ms, until one more is allowed, if no
     /// other comes first.
     Refused(Duration),
 }

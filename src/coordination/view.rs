@@ -135,7 +135,7 @@ impl View {
         Ok(sizes)
     }
 
-    /// Those streams by name, whether they exist or not.
+    /// The streams by name, whether they exist or not.
     ///
     /// # Errors
     /// `Bus`.

@@ -84,7 +84,7 @@ pub struct Process {
     pub router: OnceLock<Arc<Router>>,
     /// Is cancelled when the worker is to shut down, once it runs.
     pub draining: OnceLock<CancellationToken>,
-    /// The way to whoever writes what runs tell of their progress.
+    /// The way to whoever writes what runs say about their progress.
     pub progress: Wire,
 }
 
@@ -379,7 +379,7 @@ impl Context {
             .ok();
     }
 
-    /// This run's own span in the trace that the event came with; `None` if it came with none.
+    /// The run's own span in the trace that the event came with; `None` if it came with none.
     pub fn trace(&self) -> Option<TraceContext> {
         *self.0.trace.get_or_init(|| {
             let parent = self.0.event.traceparent()?;

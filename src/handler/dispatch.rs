@@ -299,7 +299,7 @@ mod tests {
         assert!(child.cancellation().is_cancelled());
     }
 
-    /// One whose circuit is open for so long.
+    /// A run whose circuit is open for so long.
     async fn broken(open: Duration, fields: &[&str]) -> Context {
         let parent = parent_of(Policy::new().circuit(1, open), fields);
         let failed = parent.dispatch(part("number.double", 0)).await.unwrap();

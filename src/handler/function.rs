@@ -176,7 +176,7 @@ pub struct Schemas {
 }
 
 impl Schemas {
-    /// Those of a payload and a result type.
+    /// The schemas of a payload and a result type.
     pub fn of<P: JsonSchema, R: JsonSchema>() -> Self {
         Self {
             input: schemars::schema_for!(P),

@@ -83,7 +83,7 @@ pub struct Entered {
 /// How an event enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
-    /// It waits in line behind others of its source that are over the rate.
+    /// The event waits in line behind others of its source that are over the rate.
     Patient,
     /// Somebody waits for its answer, which may be a refusal.
     Urgent,

@@ -14,9 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 /// A message of a run to whoever writes.
 #[derive(Debug)]
 pub enum Tell {
-    /// There is something new of it.
+    /// A run has something new to tell.
     News(Context),
-    /// It has ended. What is left is written now, and then that is said.
+    /// A run has ended. What is left is written now, and then that is said.
     Last(Context, oneshot::Sender<()>),
 }
 
@@ -58,7 +58,7 @@ pub(super) struct Told(OnceLock<Box<Mutex<Newest>>>);
 #[derive(Debug, Default)]
 struct Newest {
     progress: Progress,
-    /// It was not written yet.
+    /// The newest was not written yet.
     unsent: bool,
     /// When one was written last.
     written: Option<Instant>,

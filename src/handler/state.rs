@@ -63,7 +63,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// That type.
+    /// The type as it is wanted.
     pub fn of<S: 'static>() -> Self {
         Self {
             id: TypeId::of::<S>(),

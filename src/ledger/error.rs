@@ -14,15 +14,15 @@ pub enum LedgerError {
     /// Nobody answers there, or it is starting or stopping.
     #[error("the database cannot be reached: {0}")]
     Unreachable(String),
-    /// It took too long.
+    /// The database took too long.
     #[error("the database did not answer within {}", humantime::format_duration(*.0))]
     Slow(Duration),
-    /// It takes no writes.
+    /// The database takes no writes.
     #[error(
         "the database is read-only: a standby, a primary that was demoted, or a file without write permission"
     )]
     ReadOnly,
-    /// It has no room.
+    /// The database has no room.
     #[error("the database is full: {0}")]
     Full(String),
     /// Somebody else holds its lock.
@@ -51,7 +51,7 @@ pub enum LedgerError {
         /// The latest version that this program has.
         known: i64,
     },
-    /// It does not take these values, now or ever.
+    /// The database does not take these values, now or ever.
     #[error("the database refused a value: {0}")]
     Refused(String),
     /// A migration failed.

@@ -226,7 +226,7 @@ where
     query
 }
 
-/// One of them.
+/// A fact of those that a database answered.
 pub(super) fn fact<R: Row>(row: &R) -> Result<Fact, sqlx::Error>
 where
     for<'i> &'i str: ColumnIndex<R>,

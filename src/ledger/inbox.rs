@@ -111,7 +111,7 @@ impl Context {
     }
 }
 
-/// This event's own SQL in a run; dropped, it was undone.
+/// The event's own SQL in a run; dropped, it was undone.
 struct Effect<'a>(Option<&'a AtomicBool>);
 
 impl<'a> Effect<'a> {
@@ -121,7 +121,7 @@ impl<'a> Effect<'a> {
         (!begun).then_some(Self(Some(effect)))
     }
 
-    /// It is committed.
+    /// Notes that it is committed.
     fn took(mut self) {
         self.0 = None;
     }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PostError {
-    /// It is no event; the message names the field.
+    /// The row is no event; the message names the field.
     #[error("{0}")]
     Invalid(String),
     /// The database refused.

@@ -171,7 +171,7 @@ impl Relay {
     }
 }
 
-/// One of what a database answered to [`WAITING`].
+/// A row of what a database answered to [`WAITING`].
 pub(super) fn row<R: Row>(row: &R) -> Result<Waiting, sqlx::Error>
 where
     for<'i> &'i str: ColumnIndex<R>,

@@ -16,7 +16,7 @@ pub const VERSION: i64 = 4;
 pub(super) const FOUND: &str =
     "SELECT CAST(coalesce(max(version), 0) AS bigint) FROM convoke_migrations WHERE success";
 
-/// Those of one kind of database.
+/// The migrations of one kind of database.
 macro_rules! migrations {
     ($database:literal) => {
         std::sync::LazyLock::new(|| {

@@ -33,7 +33,7 @@ pub(super) struct Kind {
     pub(super) meaning: fn(&dyn DatabaseError) -> Option<LedgerError>,
 }
 
-/// Those that this build has.
+/// The kinds of databases that this build has.
 pub(super) const KINDS: &[Kind] = &[
     #[cfg(feature = "ledger-sqlite")]
     super::sqlite::KIND,

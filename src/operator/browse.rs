@@ -32,7 +32,7 @@ impl Default for Appetite {
 }
 
 impl Appetite {
-    /// This many.
+    /// How many there are.
     pub fn count(self) -> usize {
         self.0
     }

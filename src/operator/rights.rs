@@ -102,7 +102,7 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
     ]
 }
 
-/// Those of the users who may do more than they need.
+/// The users who may do more than they need.
 pub(crate) async fn excess(
     connection: &mut MultiplexedConnection,
     users: &[String],

@@ -11,7 +11,7 @@ use rmpv::Value;
 /// Why a value has no canonical form.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CanonicalError {
-    /// It is not one value within the limits.
+    /// The bytes are not one value within the limits.
     #[error(transparent)]
     Malformed(#[from] ScanError),
     /// Not a number, which does not even equal itself.

@@ -13,7 +13,7 @@ pub struct Digits {
 }
 
 impl Digits {
-    /// Those of `number`.
+    /// The digits of `number`.
     pub fn of(mut number: u64) -> Self {
         let mut digits = Self {
             bytes: [0; 20],

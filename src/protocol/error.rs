@@ -103,7 +103,7 @@ pub enum Refusal {
     CircuitOpen,
     /// Its rate limit for this source.
     RateLimited,
-    /// This instance has no place for it now. It runs later, here or elsewhere, and a requester
+    /// No place is free for it on this instance now. It runs later, here or elsewhere, and a requester
     /// waits.
     Busy,
 }

@@ -4,7 +4,7 @@
 #[cfg(feature = "config")]
 pub(crate) const PREFIX: &str = "CONVOKE_";
 
-/// Those that are no settings.
+/// The variables that are no settings.
 #[cfg(feature = "config")]
 pub(crate) const OF_THE_PROGRAM: [&str; 3] =
     ["CONVOKE_CONFIG", "CONVOKE_LOG", "CONVOKE_LOG_FORMAT"];

@@ -118,7 +118,7 @@ impl Said {
 /// Whether an event is the first of its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is.
+    /// The event is the first.
     First {
         /// The history of the server in which that was so: in a later one the mark may not be there any more, and
         /// another one be the first.
@@ -163,7 +163,7 @@ impl Firsts<'_> {
         self.keys.said(self.domain, self.partition, name, id)
     }
 
-    /// That an event of that id took effect: written with its effect, so a failover that keeps the one keeps the
+    /// A note that an event of that id took effect: written with its effect, so a failover that keeps the one keeps the
     /// other.
     pub fn took_effect(&self, id: &str, name: EntryId) -> Note {
         Note {
@@ -220,7 +220,7 @@ impl fmt::Debug for Judge {
 }
 
 impl Judge {
-    /// One that is not connected yet.
+    /// A judge that is not connected yet.
     pub fn new(connector: Connector) -> Self {
         Self {
             connector,

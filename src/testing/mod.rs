@@ -1,7 +1,7 @@
 //! A handler's test without a server, and a server of one's own where a test needs one.
 //!
 //! A trial runs a handler on a payload as a worker would: decoded, behind its policy, with its time-out; a
-//! panic is a failure. What it returned, published and told of its progress is there to be looked at, what the bus would do with
+//! panic is a failure. What it returned, published and reported is there to be looked at, what the bus would do with
 //! the event as well. Nothing is connected, unless the trial is given a server.
 //!
 //! ```

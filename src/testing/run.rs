@@ -12,13 +12,13 @@ use std::any::type_name;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is done: acknowledged, answered, and what it published is stored.
+    /// The event is done: acknowledged, answered, and what it published is stored.
     Done,
-    /// It runs again after a wait, as the next attempt.
+    /// The event runs again after a wait, as the next attempt.
     Retried,
-    /// It runs again after a wait, and no attempt is spent.
+    /// The event runs again after a wait, and no attempt is spent.
     Postponed,
-    /// It does not run again: whoever asked is told, and where nobody asked it is a dead letter.
+    /// The event does not run again: whoever asked is told, and where nobody asked it is a dead letter.
     Failed,
 }
 
@@ -77,7 +77,7 @@ impl Run {
         self.outcome
     }
 
-    /// All that the handler told of its progress, in order. A requester sees fewer where they come fast.
+    /// Each progress that the handler reported, in order. A requester sees fewer where they come fast.
     pub fn progress(&self) -> &[Progress] {
         &self.progress
     }

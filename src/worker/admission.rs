@@ -79,9 +79,9 @@ impl Share {
 /// Why an event is not in a queue yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Until {
-    /// It enters the gate before its handler, and may wait for others to end.
+    /// The event enters the gate before its handler, and may wait for others to end.
     Gate,
-    /// It is asked whether it is the first of its id.
+    /// Somebody is asked whether the event is the first of its id.
     Judged,
 }
 

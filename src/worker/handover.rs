@@ -85,7 +85,7 @@ impl Left {
 /// What became of an event that another instance is to have.
 enum Handed {
     Over,
-    /// Those that could have it missed their pulses, and were not declared lost yet.
+    /// Instances that could have it missed their pulses, and were not declared lost yet.
     Late,
     Nobody,
     TooOften,

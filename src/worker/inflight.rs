@@ -42,11 +42,11 @@ struct Held {
 /// What is done with a delivery, where it takes its time.
 #[derive(Debug)]
 enum Doing {
-    /// It was read, and not looked at yet; or its run ended.
+    /// The entry was read, and not looked at yet; or its run ended.
     Nothing,
-    /// It waits, unstarted.
+    /// The event waits, unstarted.
     Waits { route: usize },
-    /// It runs.
+    /// The event runs.
     Runs {
         route: usize,
         since: Instant,

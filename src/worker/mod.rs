@@ -99,7 +99,7 @@ pub struct Worker {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// It was not built: see [`Builder::run`].
+    /// The worker was not built: see [`Builder::run`].
     #[error(transparent)]
     Build(#[from] BuildError),
     /// Redis cannot be used: it refused the credentials, or it is too old.

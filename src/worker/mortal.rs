@@ -26,9 +26,9 @@ mod on_demand {
     pub enum Death {
         /// By a panic.
         Panic,
-        /// It ends by itself.
+        /// The part ends by itself.
         Return,
-        /// It holds its thread for ever.
+        /// The part holds its thread for ever.
         Hang,
     }
 

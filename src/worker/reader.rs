@@ -48,7 +48,7 @@ struct Connected {
 pub(super) enum Read {
     /// New entries, perhaps none, and when they were asked for.
     Entries(Vec<Delivery>, Instant),
-    /// It failed; entries may have been delivered to nobody.
+    /// The read failed; entries may have been delivered to nobody.
     Lost,
 }
 

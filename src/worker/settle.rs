@@ -21,7 +21,7 @@ pub(crate) struct Scene<'a> {
     pub receipt: Receipt,
     /// The stream it came from.
     pub stream: &'a str,
-    /// This instance.
+    /// The instance's id.
     pub instance: &'a str,
     /// Where events of the stream that take effect once are remembered; nowhere, for those of an inbox.
     pub firsts: Option<Firsts<'a>>,
@@ -46,7 +46,7 @@ impl Scene<'_> {
         }
     }
 
-    /// That the event ended unrun: it is kept nowhere, so the next one of its id that asks may run.
+    /// A note that the event ended unrun: it is kept nowhere, so the next one of its id that asks may run.
     fn unrun(self, event: &Event, error: &HandlerError) -> Vec<Note> {
         let note = || {
             event.asks_once().then_some(())?;
@@ -56,7 +56,7 @@ impl Scene<'_> {
         note().into_iter().collect()
     }
 
-    /// That the event took effect.
+    /// A note that the event took effect.
     fn took_effect(self, event: &Event) -> Option<Note> {
         let (firsts, name, id) = (self.firsts?, event.once()?, event.given_id()?);
         Some(firsts.took_effect(id, name))

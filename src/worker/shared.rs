@@ -151,7 +151,7 @@ impl Default for Doubt {
 }
 
 impl Doubt {
-    /// It begins now, or once more.
+    /// Begins now, or once more.
     pub(super) fn begin(&self) {
         let ns = self.made.elapsed().as_nanos() as u64;
         self.since.store(ns + 1, Ordering::Release);
@@ -219,7 +219,7 @@ impl Turned {
 }
 
 impl Shared {
-    /// This instance, which is the consumer's name.
+    /// The instance's id, which is the consumer's name.
     pub(super) fn instance(&self) -> &str {
         &self.process.instance
     }

@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Why {
-    /// It came to its end.
+    /// The part came to its end.
     Ended,
-    /// It panicked.
+    /// The part panicked.
     Panicked(String),
-    /// It gives no sign of life.
+    /// The part gives no sign of life.
     Hangs,
 }
 

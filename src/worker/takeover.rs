@@ -26,7 +26,7 @@ pub(super) enum Trigger {
     Given,
     /// A consumer is gone.
     Consumer(String),
-    /// It is time to look for entries that nobody renewed.
+    /// The time has come to look for entries that nobody renewed.
     Stale,
 }
 

@@ -28,11 +28,11 @@ use std::time::{Duration, Instant};
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum Stage {
-    /// It has not joined the bus yet.
+    /// The worker has not joined the bus yet.
     Starting,
-    /// It reads and runs events.
+    /// The worker reads and runs events.
     Working,
-    /// It reads nothing more, and finishes what runs.
+    /// The worker reads nothing more, and finishes what runs.
     Draining,
 }
 
@@ -168,13 +168,13 @@ impl Vital {
         }))
     }
 
-    /// These lanes run.
+    /// Notes that these lanes run.
     pub(super) fn works(&self, lanes: &[Arc<Shared>]) {
         self.0.lanes.set(lanes.to_vec()).ok();
         self.0.stage.fetch_max(1, Ordering::Relaxed);
     }
 
-    /// It was told to end.
+    /// Notes that the worker was told to end.
     pub(super) fn drains(&self) {
         self.0.stage.fetch_max(2, Ordering::Relaxed);
     }

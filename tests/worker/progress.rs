@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Tells of each of that many rows, as fast as it can; now and then it waits.
+/// Reports each of that many rows, as fast as it can; now and then it waits.
 async fn count(context: Context, (rows, waits): (u64, bool)) -> Result<u64, HandlerError> {
     for done in 1..=rows {
         context.progress(Progress::new(done).of(rows).note("rows"));

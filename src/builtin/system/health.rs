@@ -78,7 +78,7 @@ struct Counted {
     healthy: u64,
     suspect: u64,
     lost: u64,
-    /// Those that an event registered and that are alive. They are in none of the others: anyone may make
+    /// Instances that an event registered and that are alive. They are in none of the others: anyone may make
     /// some up.
     external: u64,
 }

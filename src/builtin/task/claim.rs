@@ -22,7 +22,7 @@ pub(super) struct Claim {
     limit: usize,
     /// The only kinds that it takes now, at least one; without it all that it can.
     kinds: Option<Vec<String>>,
-    /// It takes nothing, and is answered what the instance holds, also what a claim was answered with.
+    /// The claim takes nothing, and is answered what the instance holds, also what a claim was answered with.
     #[serde(default)]
     again: bool,
 }

@@ -111,7 +111,7 @@ impl Rig {
         })
     }
 
-    /// This many streams of events of this many bytes each; of the shortest, if none are told.
+    /// Makes this many streams of events of this many bytes each; of the shortest, if none are told.
     pub(super) fn load(&self, streams: usize, payload: Option<usize>) -> Load {
         let domains = (0..streams).map(|n| format!("bench{n}"));
         Load {

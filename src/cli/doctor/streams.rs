@@ -17,7 +17,7 @@ use redis::aio::MultiplexedConnection;
 const AHEAD_MS: u64 = 60_000;
 /// A consumer that holds nothing and asked for nothing for this many claim times is left over.
 const LEFT_OVER_AFTER: u64 = 10;
-/// This many of them are no leak yet.
+/// How many of them are no leak yet.
 const LEFT_OVER: usize = 10;
 
 /// A stream with the consumers of the workers' group.

@@ -164,7 +164,7 @@ impl Cell {
 pub(super) struct Row {
     /// Its name, which stays the same from sample to sample.
     pub(crate) id: String,
-    /// One for each column.
+    /// A cell for each column.
     pub(crate) cells: Vec<Cell>,
     /// What is shown of it when it is opened, besides the cells.
     pub(crate) more: Vec<(&'static str, String)>,

@@ -58,13 +58,13 @@ impl Panel {
 /// What the keys mean now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// They move about.
+    /// Keys move about.
     Looking,
-    /// They are the text of a filter.
+    /// Keys are the text of a filter.
     Filtering,
-    /// They scroll what was opened.
+    /// Keys scroll what was opened.
     Opened { scroll: usize },
-    /// They end the help.
+    /// Any key ends the help.
     Helping,
 }
 

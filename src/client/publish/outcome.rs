@@ -75,7 +75,7 @@ pub enum Doubt {
     /// No reply came, or none that makes sense.
     #[error("no answer: {0}")]
     NoAnswer(#[source] BusError),
-    /// It is stored, but fewer replicas confirmed it than were asked for.
+    /// The event is stored, but fewer replicas confirmed it than were asked for.
     #[error("stored, but confirmed by {confirmed} of {wanted} replicas in time")]
     Unconfirmed {
         /// Where it is.
@@ -85,7 +85,7 @@ pub enum Doubt {
         /// Replicas that were asked for.
         wanted: u32,
     },
-    /// It is stored, and the server cannot tell how many replicas have it.
+    /// The event is stored, and the server cannot tell how many replicas have it.
     #[error("stored, but it cannot be confirmed here, the server refuses WAIT: {reason}")]
     NoConfirmation {
         /// Where it is.
@@ -109,7 +109,7 @@ impl PublishError {
         }
     }
 
-    /// There was no connection to send it on.
+    /// A refusal for want of a connection to send the event on.
     pub(crate) fn unsent(reason: impl fmt::Display) -> Self {
         PublishError::Rejected {
             reason: reason.to_string(),

@@ -116,16 +116,16 @@ pub enum Acquired {
     },
     /// Nobody holds it, and the asker may not.
     Free,
-    /// It is completed.
+    /// The batch is completed.
     Completed(Progress),
 }
 
 /// The outcome of committing a batch's progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Advanced {
-    /// It is committed, and items are missing.
+    /// The item is committed, and others are missing.
     Running(Progress),
-    /// It is committed, and was the last of it.
+    /// The item is committed, and was the last of its batch.
     Completed(Progress),
     /// Nothing was changed: somebody else holds the batch, or it is gone.
     Lost(Progress),

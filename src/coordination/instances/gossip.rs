@@ -59,9 +59,9 @@ const TOLD: usize = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Opinion {
-    /// It answers, or has pulsed lately.
+    /// The peer answers, or has pulsed lately.
     Healthy,
-    /// It has not.
+    /// The peer has done neither.
     Suspect,
 }
 

@@ -33,7 +33,7 @@ pub struct Census {
     pub at: u64,
     /// Instances that are alive.
     pub active: u64,
-    /// Those of them that a peer suspects.
+    /// Active instances that a peer suspects.
     pub suspect: u64,
     /// Expired instances that were not swept yet.
     pub expired: u64,
@@ -69,11 +69,11 @@ impl Census {
 /// Whether an instance can be counted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// It is alive.
+    /// The instance is alive.
     Healthy,
     /// A peer misses it, or its last pulse is too old and it was not declared lost yet.
     Suspect,
-    /// It was declared lost within [`RECENTLY`] and did not register again.
+    /// The instance was declared lost within [`RECENTLY`] and did not register again.
     Lost,
 }
 
@@ -93,7 +93,7 @@ impl Condition {
 pub enum Detail {
     /// All but its capabilities and metadata.
     Brief,
-    /// Those as well.
+    /// All, its capabilities and metadata as well.
     Full,
 }
 
@@ -302,7 +302,7 @@ impl Instances {
         })
     }
 
-    /// Those of the ids that are alive, in the order given.
+    /// The ids that are alive, in the order given.
     ///
     /// # Errors
     /// `Bus`.
@@ -321,7 +321,7 @@ impl Instances {
         Ok(alive)
     }
 
-    /// Those of the ids that were lost or unregistered lately and have not come back; an id that was
+    /// The ids that were lost or unregistered lately and have not come back; an id that was
     /// never registered is not among them.
     ///
     /// # Errors

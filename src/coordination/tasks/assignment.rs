@@ -48,7 +48,7 @@ pub(crate) fn declare(call: &mut ScriptInvocation<'_>, keys: &Keys) {
 pub(crate) struct Inboxes(BTreeSet<String>);
 
 impl Inboxes {
-    /// That of one instance.
+    /// The inbox of one instance.
     pub(crate) fn of(id: &str) -> Self {
         Self(BTreeSet::from([id.to_owned()]))
     }
@@ -78,7 +78,7 @@ impl Inboxes {
 pub(crate) struct Named(Arc<Mutex<VecDeque<String>>>);
 
 impl Named {
-    /// Those whose inboxes a call declares first.
+    /// The instances whose inboxes a call declares first.
     pub(crate) fn inboxes(&self) -> Inboxes {
         let named = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         Inboxes(named.iter().cloned().collect())

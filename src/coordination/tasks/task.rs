@@ -33,13 +33,13 @@ const NIL: &[u8] = &[0xc0];
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskStatus {
-    /// It waits for an instance that has room.
+    /// The task waits for an instance that has room.
     Pending,
     /// An instance holds it.
     Assigned,
     /// Done.
     Completed,
-    /// It will not be tried again.
+    /// The task will not be tried again.
     Failed,
     /// Somebody cancelled it.
     Cancelled,

@@ -12,7 +12,7 @@ pub struct Flights(Mutex<HashMap<Arc<[u8]>, watch::Receiver<()>>>);
 /// What becomes of a run whose payload may be under way already.
 #[derive(Debug)]
 pub enum Boarding {
-    /// It is the first.
+    /// The run is the first.
     First(Flight),
     /// An equal one is under way.
     Behind(Landing),

@@ -7,7 +7,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
-/// Those behind the head, the oldest entry first.
+/// Who stands behind the head, the oldest entry first.
 type Line = VecDeque<(EntryId, oneshot::Sender<()>)>;
 
 /// A line for each name that somebody is at the head of; those behind the head wait in it.

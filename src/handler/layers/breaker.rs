@@ -49,11 +49,11 @@ impl CircuitState {
 /// What a run says of its handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It works.
+    /// The run works.
     Good,
-    /// It fails.
+    /// The run fails.
     Bad,
-    /// It fails, with an event that failed before: that may be the event's fault.
+    /// The run fails, with an event that failed before: that may be the event's fault.
     Doubtful,
     /// Nothing: the run did not get so far.
     None,
@@ -65,11 +65,11 @@ const DOUBTS: u32 = 8;
 /// A transition that others may want to know of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// It was closed and is open now.
+    /// The breaker was closed and is open now.
     Opened,
     /// A probe failed, so it is open again for longer.
     Reopened,
-    /// It is closed again.
+    /// The breaker is closed again.
     Closed,
 }
 
@@ -82,9 +82,9 @@ pub struct Ticket {
 /// What became of a run that asked.
 #[derive(Debug)]
 pub enum Admission {
-    /// It may run.
+    /// The run may begin.
     Run(Ticket),
-    /// It may not; trying again may help after this time.
+    /// The run may not begin; trying again may help after this time.
     Refused(Duration),
 }
 

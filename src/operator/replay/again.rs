@@ -77,7 +77,7 @@ pub enum NoWayBack {
     /// A reply that could not be stored.
     #[error("a reply, not an event")]
     Reply,
-    /// It stood in the inbox of one instance: what it told that instance is out of date.
+    /// The event stood in the inbox of one instance: what it told that instance is out of date.
     #[error("from an inbox: its task was assigned anew")]
     Inbox,
     /// The stream that it stood on lies in another slot.

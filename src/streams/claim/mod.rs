@@ -250,9 +250,9 @@ pub struct Handing<'a> {
 pub enum Given {
     /// The receiver has it.
     Given,
-    /// It was no longer the giver's.
+    /// The entry was no longer the giver's.
     Lost,
-    /// It was handed over [`HANDOVERS`] times already.
+    /// The entry was handed over [`HANDOVERS`] times already.
     TooOften,
 }
 

@@ -82,7 +82,7 @@ pub struct CommitterOptions {
     pub claims: Vec<String>,
     /// The consumer group.
     pub group: String,
-    /// This consumer.
+    /// The consumer's name.
     pub consumer: String,
     /// How long a reply stream outlives its last reply.
     pub reply_ttl: Duration,

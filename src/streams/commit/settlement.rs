@@ -63,18 +63,18 @@ pub struct Note {
 /// What becomes of the event itself.
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    /// It is done with.
+    /// The event is done with.
     Done,
-    /// It runs again after a wait, as these fields.
+    /// The event runs again after a wait, as these fields.
     Later {
         /// The fields of the event that will be published.
         fields: Vec<Vec<u8>>,
         /// From now on.
         wait: Duration,
     },
-    /// It will not run again, and its reply says so; where that cannot be written, this is kept.
+    /// The event will not run again, and its reply says so; where that cannot be written, this is kept.
     Told(Box<DeadLetter>),
-    /// It will not run again.
+    /// The event will not run again.
     Dead(Box<DeadLetter>),
 }
 
@@ -158,11 +158,11 @@ pub const ANY: &str = "any";
 /// What becomes of a settlement where one of its commands has no effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Worth {
-    /// It does not go through.
+    /// The settlement does not go through.
     Needed,
-    /// It goes through.
+    /// The settlement goes through.
     Optional,
-    /// It goes through; the command needs a key that is there, and makes none.
+    /// The settlement goes through; the command needs a key that is there, and makes none.
     There,
     /// The command is run only where the one before it could not be.
     Instead,
@@ -203,7 +203,7 @@ impl Effect<'_> {
 pub struct Place<'a> {
     /// The keys of the delivery's stream.
     pub route: &'a StreamKeys,
-    /// This consumer.
+    /// The consumer's name.
     pub consumer: &'a str,
     /// Unix milliseconds on the server.
     pub now: u64,

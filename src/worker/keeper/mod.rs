@@ -91,7 +91,7 @@ pub(super) struct Begun {
     pub registered: Registered,
     /// What it published of its handlers.
     pub methods: Vec<(String, Method)>,
-    /// What runs tell of their progress.
+    /// What runs say about their progress.
     pub told: UnboundedReceiver<Tell>,
 }
 

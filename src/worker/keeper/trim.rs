@@ -17,7 +17,7 @@ struct Trim<'a> {
     trimmer: Trimmer,
     /// The streams of this worker's own domains, and its inbox.
     own: Vec<(String, u64)>,
-    /// Those of the control plane.
+    /// Streams of the control plane.
     shared: Vec<(String, u64)>,
     committed: u64,
     at: Option<Instant>,

@@ -52,11 +52,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// An event of which nobody knows yet whether it is the first of its id, and what happens to it if it is.
 pub(super) enum Unjudged {
-    /// It runs.
+    /// The event runs.
     Admitted(Waiting),
-    /// It ends so without a run.
+    /// The event ends so without a run.
     Refused(Waiting, HandlerError),
-    /// It is left to who has a handler.
+    /// The event is left to who has a handler.
     Left(Left, Context),
 }
 

@@ -7,11 +7,11 @@
 /// How a lane stands.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Turn {
-    /// There is something to take over, or it is under way.
+    /// Something is to be taken over, or that is under way.
     pub job: bool,
-    /// It is this consumer's own.
+    /// What is to be taken over is this consumer's own.
     pub own: bool,
-    /// It is under way.
+    /// Taking over is under way.
     pub taking: bool,
     /// The last time it failed.
     pub fails: bool,

@@ -33,12 +33,12 @@ pub(super) enum Stop {
     Draining,
     /// The event is no longer this worker's, or the drain time is over.
     Cancelled,
-    /// It goes on as a new entry: it makes progress, and its event was delivered so often that it will
+    /// The batch goes on as a new entry: it makes progress, and its event was delivered so often that it will
     /// soon count as poison; or the server forgot some of the progress.
     Again,
     /// The server failed over or restarted, and may lack what the items did there.
     Outdated,
-    /// It cannot go on.
+    /// The batch cannot go on.
     Failed(HandlerError),
 }
 

@@ -152,7 +152,7 @@ pub(super) fn scripts(server: &Server) -> Finding {
     }
 }
 
-/// This many names, and how many more.
+/// Names, as many as fit, and how many more.
 pub(in crate::cli::doctor) fn names(names: &[String]) -> String {
     const SHOWN: usize = 3;
     let shown = names[..names.len().min(SHOWN)].join(", ");

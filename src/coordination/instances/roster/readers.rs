@@ -22,9 +22,9 @@ const MAX_DOMAINS: usize = 1000;
 /// Instances that have a handler for some event type, by id, sorted; at most [`LOOKED_AT`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capable {
-    /// Those that are alive.
+    /// Readers that are alive.
     pub alive: Vec<String>,
-    /// Those that missed their pulses and were not declared lost yet. After the server was away, or
+    /// Readers that missed their pulses and were not declared lost yet. After the server was away, or
     /// failed over to a replica that heard nothing for a while, these are all: that none is alive then
     /// does not mean that there is none.
     pub expired: Vec<String>,
@@ -33,9 +33,9 @@ pub struct Capable {
 /// Who can have an event that its reader cannot run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reader {
-    /// That instance, which is alive.
+    /// An instance that reads it and is alive.
     Found(String),
-    /// Those that could have it missed their pulses, and were not declared lost yet; or there are so
+    /// Instances that could have it missed their pulses, and were not declared lost yet; or there are so
     /// many that not all were looked at.
     Late,
     /// Nobody.
