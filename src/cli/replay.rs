@@ -2,6 +2,7 @@
 
 mod edit;
 mod flags;
+mod mend;
 mod pace;
 mod planned;
 mod source;
@@ -13,16 +14,18 @@ use super::confirm::confirm;
 use super::output::{Column, Table, count, number, span};
 use super::{Exit, Misuse, Session, output};
 use convoke::connect::clock::whole_ms;
-use convoke::operator::replay::{EDITED, Move, Operator, STEP_BYTES, Source, Step};
+use convoke::operator::replay::{Move, Operator, STEP_BYTES, Source, Step};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
 use flags::{Act, Command};
 use indicatif::ProgressBar;
+use mend::Program;
 use pace::{Pace, bar};
 use planned::{planned, row};
 use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 use source::{Candidate, From, Walk};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tally::Tally;
 use tokio_util::sync::CancellationToken;
@@ -42,8 +45,10 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     };
     let operator = session.operator(act.run.as_deref())?;
     let mut connection = session.connector()?.dedicated().await?;
-    let walk = Walk::begin(&session, &mut connection, from, act.force, operator.run()).await?;
+    let walk = Walk::begin(&session, &mut connection, from, &act, &operator).await?;
+    let program = Program::of(&act, &session, operator.by());
     let mut replay = Replay {
+        program,
         session: &session,
         connection,
         operator,
@@ -55,6 +60,8 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
 
 struct Replay<'a> {
     session: &'a Session,
+    /// What mends the payloads.
+    program: Option<Program>,
     connection: MultiplexedConnection,
     operator: Operator,
     walk: Walk,
@@ -108,7 +115,10 @@ impl Replay<'_> {
         let mut table = Table::new(&self.session.output, columns);
         let mut rows = 0u64;
         let limit = self.act.limit.unwrap_or(u64::MAX);
-        'walk: while let Some(page) = self.walk.next(&mut self.connection).await? {
+        'walk: while let Some(mut page) = self.walk.next(&mut self.connection).await? {
+            if let Some(program) = self.program.as_ref().filter(|_| self.act.dry_run) {
+                page = program.mend(page, &self.walk).await;
+            }
             for candidate in &page {
                 tally.note(candidate);
                 if self.act.dry_run {
@@ -188,15 +198,22 @@ impl Replay<'_> {
         self.walk.rewind();
         let mut step: Vec<Candidate> = Vec::new();
         'walk: while left > 0 && !stop.is_cancelled() {
-            let Some(page) = self.walk.next(&mut self.connection).await? else {
+            let Some(mut page) = self.walk.next(&mut self.connection).await? else {
                 break;
             };
+            page.retain(|candidate| candidate.left.is_none());
+            page.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            if let Some(program) = &self.program {
+                page = program.mend(page, &self.walk).await;
+            }
             for mut candidate in page {
-                if candidate.left.is_some() {
+                if let Some(why) = &candidate.left {
+                    done.leave(why);
+                    left -= 1;
                     continue;
                 }
                 if let Some(data) = &mended {
-                    self.replace(&mut candidate.act, data);
+                    mend::replace(&mut candidate.act, data, self.operator.by());
                 }
                 if !goes_with(&step, &candidate, pace.step) {
                     self.step(&mut step, &mut done, &bar, &mut pace, &stop)
@@ -218,22 +235,6 @@ impl Replay<'_> {
         }
         bar.finish_and_clear();
         self.say_done(&done, total, stop.is_cancelled(), pace.began.elapsed())
-    }
-
-    /// Puts the mended payload in, and who did it.
-    fn replace(&self, act: &mut Move, data: &[u8]) {
-        // What is put in is MessagePack.
-        let mut pairs = act.fields.chunks_exact(2);
-        if let Some(at) = pairs.position(|pair| pair[0] == b"datacontenttype") {
-            act.fields.drain(2 * at..2 * at + 2);
-        }
-        for (name, value) in [("data", data), (EDITED, self.operator.by().as_bytes())] {
-            let mut pairs = act.fields.chunks_exact(2);
-            match pairs.rposition(|pair| pair[0] == name.as_bytes()) {
-                Some(at) => act.fields[2 * at + 1] = value.to_vec(),
-                None => act.fields.extend([name.into(), value.to_vec()]),
-            }
-        }
     }
 
     /// One atomic step.
@@ -284,7 +285,7 @@ impl Replay<'_> {
             }
         }
         done.stopped = answer.stopped;
-        bar.set_position(done.replayed + done.gone);
+        bar.set_position(done.replayed + done.gone + done.left_alone());
         Ok(())
     }
 
@@ -330,6 +331,7 @@ impl Replay<'_> {
                 "run": run,
                 "replayed_total": done.replayed,
                 "gone_meanwhile": done.gone,
+                "left": done.left,
                 "of": total,
                 "interrupted": interrupted,
                 "stopped": done.stopped,
@@ -343,15 +345,20 @@ impl Replay<'_> {
             if done.gone > 0 {
                 output::complain_line(&format!("{} were gone meanwhile", number(done.gone)));
             }
+            for (why, n) in &done.left {
+                let why = output::printable(why);
+                output::complain_line(&format!("{} left alone: {why}", number(*n)));
+            }
         }
         if let Some(error) = &done.stopped {
             anyhow::bail!("the server refused the next one: {error}");
         }
         if interrupted && !self.session.output.is_json() {
-            let rest = number(total - done.replayed - done.gone);
+            let rest = number(total - done.replayed - done.gone - done.left_alone());
             output::complain_line(&format!("interrupted: {rest} are where they were"));
         }
-        Ok(if unfinished { Exit::Failed } else { Exit::Done })
+        let failed = unfinished || !done.left.is_empty();
+        Ok(if failed { Exit::Failed } else { Exit::Done })
     }
 }
 
@@ -359,7 +366,19 @@ impl Replay<'_> {
 struct Done {
     replayed: u64,
     gone: u64,
+    /// What could not be mended, by the reason.
+    left: BTreeMap<String, u64>,
     stopped: Option<String>,
+}
+
+impl Done {
+    fn leave(&mut self, why: &str) {
+        tally::add(&mut self.left, why);
+    }
+
+    fn left_alone(&self) -> u64 {
+        self.left.values().sum()
+    }
 }
 
 /// Whether a candidate may be part of the same step.

@@ -157,6 +157,7 @@ fn dead_letters_are_chosen_limited_and_paced() {
             "run",
             "replayed_total",
             "gone_meanwhile",
+            "left",
             "of",
             "interrupted",
             "stopped"
@@ -438,5 +439,90 @@ fn an_interrupt_ends_it_between_two_steps() {
     assert!(
         err.contains(&format!("{dead} are where they were")),
         "{err}"
+    );
+}
+
+#[test]
+fn payloads_are_mended_by_a_program_and_what_it_cannot_mend_stays() {
+    let redis = graveyard(30);
+    let mend = "grep -v '\"n\":7}' | sed \"s/\\\"n\\\"/\\\"$CONVOKE_EVENT_ID\\\"/\" | grep . || { echo no seven >&2; exit 3; }";
+    let with = format!("--edit-with={mend}");
+    let dry = run(
+        &redis,
+        &["replay", "dead", "--format=json", "--dry-run", &with],
+    )
+    .done();
+    let planned = lines(&dry.out);
+    assert_eq!(planned.len(), 31);
+    assert_eq!(
+        (&planned[0]["before"], &planned[0]["data"]),
+        (&json!({"n": 1}), &json!({"e-1": 1}))
+    );
+    assert_eq!(planned[6]["would"], "leave");
+    assert_eq!(planned[30]["would_replay"], 29);
+    assert_eq!(entries(&redis, DEAD).len(), 30);
+    let told = run(&redis, &["replay", "dead", "--dry-run", "--limit=1", &with]).done();
+    assert!(told.out.contains(r#"{"n":1} → {"e-1":1}"#), "{}", told.out);
+    let done = run(&redis, &["replay", "dead", "--yes", &with]);
+    let done = done.failed(1, &["1 left alone: --edit-with: exit status: 3: no seven"]);
+    assert!(
+        done.out.contains("replayed 29 dead letters"),
+        "{}",
+        done.out
+    );
+    let events = entries(&redis, EVENTS);
+    assert_eq!(events.len(), 29);
+    let of = |n: usize| {
+        let data = convoke::protocol::json::to_json(events[n].get("data").unwrap()).unwrap();
+        (
+            text(&events[n], "id"),
+            data,
+            text(&events[n], "edited").is_empty(),
+        )
+    };
+    assert_eq!(of(1), ("e-2".into(), json!({"e-2": 2}), false));
+    let left = entries(&redis, DEAD);
+    assert_eq!((left.len(), text(&left[0], "id")), (1, "e-7".into()));
+    // What leaves it as it is edits nothing; what prints no JSON mends nothing.
+    let same = ["replay", "dead", "--yes", "--edit-with=cat"];
+    let no_json = ["replay", "dead", "--yes", "--edit-with=echo oops"];
+    run(&redis, &no_json).failed(1, &["1 left alone: --edit-with: not JSON"]);
+    run(&redis, &same).done();
+    assert!(entries(&redis, EVENTS)[29].get("edited").is_none());
+}
+
+#[test]
+fn a_misspelt_type_is_put_right_and_goes_to_its_domain() {
+    let redis = graveyard(3);
+    let to = |kind: &str, id: &str| {
+        let (kind, id) = (format!("--to-type={kind}"), format!("--id={id}"));
+        run(&redis, &["replay", "dead", "--yes", &kind, &id])
+    };
+    to("image.resized", "1-1").done();
+    let event = &entries(&redis, EVENTS)[0];
+    assert_eq!(
+        (text(event, "type"), text(event, "edited").is_empty()),
+        ("image.resized".into(), false)
+    );
+    to("mail.send", "2-1").done();
+    assert_eq!(
+        text(&entries(&redis, "cb:events:mail")[0], "type"),
+        "mail.send"
+    );
+    to("nodot", "3-1").failed(2, &["nodot"]);
+    deliver(&redis, "w-1");
+    say(&redis, "XACK cb:events:image workers 1-1");
+    let range = [
+        "replay",
+        "range",
+        "image",
+        "--to-type=mail.send",
+        "--force",
+        "--dry-run",
+    ];
+    let dry = run(&redis, &range).done();
+    assert!(
+        dry.err.contains("0 finished events would be replayed"),
+        "{dry:?}"
     );
 }

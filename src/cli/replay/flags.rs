@@ -2,6 +2,7 @@
 
 use crate::cli::choose::Filters;
 use crate::cli::dead::Which;
+use crate::cli::input;
 use crate::cli::pending::Held;
 use clap::{Args, Subcommand};
 
@@ -10,6 +11,7 @@ Examples:
   convoke replay dead image --dry-run                  what would happen
   convoke replay dead image --reason unavailable       asks, then does it
   convoke replay dead --id 1700000000000-0 --edit      mend its payload first
+  convoke replay dead --edit-with 'jq -c .v=2'         mend them all
   convoke replay pending image --idle 10m --yes        nobody works on these
   convoke replay range image --since 2h --until 1h     finished ones, once more
 
@@ -39,8 +41,11 @@ Examples:
   convoke replay dead image --type image.resize --reason unavailable --rate 100
   convoke replay dead image --where user.name=ada --yes
   convoke replay dead --id 1700000000000-0 --edit
+  convoke replay dead order --edit-with 'jq -c .version=2' --dry-run
+  convoke replay dead order --type order.craete --to-type order.create
 
-An event goes back to the stream that it stood on, keeps its id and its fields, and begins with its \
+--edit-with runs the command once for each, with CONVOKE_EVENT_ID and CONVOKE_EVENT_TYPE in its environment; where it \
+fails, or prints no JSON, the event is left where it is. An event that was mended says by whom (`edited`). An event goes back to the stream that it stood on, keeps its id and its fields, and begins with its \
 first attempt. Whoever asked for it was answered when it died: it gets no second reply, and a \
 deadline that has passed is taken off. One that was replayed 3 times already is left alone, unless \
 --force; its field `replays` counts. Other consumer groups of the stream get it again as well.")]
@@ -123,6 +128,12 @@ pub(super) struct Act {
     /// Mend the payload as JSON in $EDITOR before; for a single entry
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) edit: bool,
+    /// Mend each payload by this command before: JSON on its standard input, what it is to be on its standard output
+    #[arg(long, value_name = "CMD", conflicts_with = "edit")]
+    pub(super) edit_with: Option<String>,
+    /// Publish them as events of this type
+    #[arg(long, value_name = "TYPE", value_parser = input::event_type)]
+    pub(super) to_type: Option<String>,
     /// The name under which the facts on the broadcast report it [default: one made up]
     #[arg(long, value_name = "NAME", value_parser = run_name)]
     pub(super) run: Option<String>,

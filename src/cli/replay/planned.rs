@@ -2,11 +2,21 @@
 
 use super::source::Candidate;
 use crate::cli::output::{Cell, FAINT};
+use crate::cli::payload;
 use serde_json::{Map, Value, json};
 
 pub(super) fn row(candidate: &Candidate) -> Vec<Cell> {
     let what = match &candidate.left {
-        None => "replay".into(),
+        None => match &candidate.before {
+            None => "replay".into(),
+            Some(before) => {
+                let before = payload::preview(Some(before));
+                let mut after = candidate.act.fields.chunks_exact(2);
+                let after = after.rfind(|pair| pair[0] == b"data");
+                let after = payload::preview(after.map(|pair| pair[1].as_slice()));
+                format!("replay: {before} → {after}").into()
+            }
+        },
         Some(why) => Cell::styled(format!("leave: {why}"), FAINT),
     };
     vec![
@@ -42,6 +52,11 @@ pub(super) fn planned(candidate: &Candidate) -> Value {
         "replays": candidate.replays,
         "fields": fields,
     });
-    crate::cli::payload::describe(data.map(|pair| pair[1].as_slice()), &mut object);
+    payload::describe(data.map(|pair| pair[1].as_slice()), &mut object);
+    if let Some(before) = &candidate.before {
+        let mut was = json!({});
+        payload::describe(Some(before), &mut was);
+        object["before"] = was["data"].take();
+    }
     object
 }

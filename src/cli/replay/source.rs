@@ -6,12 +6,16 @@ use super::super::dead::Which;
 use super::super::output;
 use super::super::pending::Held;
 use super::super::{Misuse, Session};
+use super::flags::Act;
+use super::mend::set;
 use convoke::coordination::instances::Instances;
 use convoke::operator::browse::{Contents, Pages, PendingPages, Sight};
 use convoke::operator::inspect;
-use convoke::operator::replay::{self, Again, Move, REPLAYS, Source, WORDS};
+use convoke::operator::replay::{
+    self, Again, EDITED, Move, NoWayBack, Operator, REPLAYS, Source, WORDS,
+};
 use convoke::protocol::event::{Entry, EntryId, Event, Limits};
-use convoke::protocol::keys::{Keys, StreamKind, StreamName};
+use convoke::protocol::keys::{Keys, StreamKind, StreamName, domain_of};
 use convoke::streams::claim::Pending;
 use redis::aio::MultiplexedConnection;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -39,6 +43,8 @@ pub(super) struct Candidate {
     pub(crate) replays: u32,
     /// What will be done.
     pub(crate) act: Move,
+    /// Its payload before a program mended it.
+    pub(crate) before: Option<Vec<u8>>,
     /// Why it is left alone, if it is.
     pub(crate) left: Option<String>,
 }
@@ -53,6 +59,8 @@ pub(super) struct Walk {
     bound: Duration,
     force: bool,
     run: String,
+    /// The type that the events get, and who gives it to them.
+    to_type: Option<(String, String)>,
     instances: Instances,
     spans: Vec<Span>,
     at: usize,
@@ -74,8 +82,8 @@ impl Walk {
         session: &Session,
         connection: &mut MultiplexedConnection,
         from: From,
-        force: bool,
-        run: &str,
+        act: &Act,
+        operator: &Operator,
     ) -> anyhow::Result<Self> {
         let keys = session.settings.keys()?;
         let now = inspect::now(connection).await?;
@@ -111,8 +119,12 @@ impl Walk {
             sight,
             group,
             bound: idle.unwrap_or(session.settings.claim_idle),
-            force,
-            run: run.to_owned(),
+            force: act.force,
+            run: operator.run().to_owned(),
+            to_type: act
+                .to_type
+                .clone()
+                .map(|kind| (kind, operator.by().to_owned())),
             instances: session.instances()?,
             spans,
             at: 0,
@@ -222,17 +234,17 @@ impl Walk {
     }
 
     /// What holds for all sources: whether it is an event, and how often it came back.
-    fn check(&self, to: &str, again: &Again) -> Option<String> {
-        if again.fields.len() > WORDS {
+    pub(super) fn check(&self, to: &str, fields: &[Vec<u8>], replays: u32) -> Option<String> {
+        if fields.len() > WORDS {
             return Some("it has too many fields".into());
         }
         if self.force {
             return None;
         }
-        if again.replays > TOO_OFTEN {
+        if replays > TOO_OFTEN {
             return Some(format!("replayed {TOO_OFTEN} times already (--force)"));
         }
-        let entry = Entry::new(EntryId::default(), &again.fields);
+        let entry = Entry::new(EntryId::default(), fields);
         match Event::parse(entry, &self.limits, &self.keys, to) {
             Ok(event) if !self.keys.runs_from(event.kind(), to) => Some(format!(
                 "no worker takes it: {} does not run from {to} (--force)",
@@ -247,18 +259,24 @@ impl Walk {
         &self,
         entry: &Entry,
         to: String,
-        again: Again,
+        mut again: Again,
         left: Option<String>,
     ) -> Candidate {
-        let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
+        let mut kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
+        if let Some((to_type, by)) = &self.to_type {
+            set(&mut again.fields, "type", to_type.as_bytes());
+            set(&mut again.fields, EDITED, by.as_bytes());
+            kind = to_type.into();
+        }
         Candidate {
             stream: self.spans[self.at].stream.clone(),
             left: too_large(entry)
                 .or(left)
-                .or_else(|| self.check(&to, &again)),
+                .or_else(|| self.check(&to, &again.fields, again.replays)),
             to,
             kind: kind.into_owned(),
             replays: again.replays,
+            before: None,
             act: Move {
                 entry: entry.id,
                 fields: again.fields,
@@ -280,13 +298,29 @@ impl Walk {
                 // What never stood on a stream by itself has no entry that could serve as its id.
                 let own_id = letter.entry.filter(|_| letter.attempts > 0);
                 let again = replay::again(&letter.fields, own_id, Source::Dead, self.now);
-                let (to, left) = match replay::way_back(&self.keys, stream, &letter) {
+                let way = replay::way_back(&self.keys, stream, &letter);
+                let (to, left) = match way.and_then(|to| self.of_type(to, stream)) {
                     Ok(to) => (to, None),
                     Err(why) => (String::new(), Some(why.to_string())),
                 };
                 self.candidate(entry, to, again, left)
             })
             .collect()
+    }
+
+    /// The stream of the type that the events get: that of its domain.
+    fn of_type(&self, to: String, dead: &StreamName) -> Result<String, NoWayBack> {
+        let Some((kind, _)) = &self.to_type else {
+            return Ok(to);
+        };
+        if self.keys.runs_from(kind, &to) {
+            return Ok(to);
+        }
+        let to = self.keys.events(domain_of(kind), dead.partition);
+        match self.keys.share_slot(&to, &dead.key) {
+            true => Ok(to),
+            false => Err(NoWayBack::OtherSlot),
+        }
     }
 
     async fn range(

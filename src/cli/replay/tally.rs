@@ -18,7 +18,8 @@ pub(super) struct Tally {
     pub(super) left: BTreeMap<String, u64>,
 }
 
-fn add(counts: &mut BTreeMap<String, u64>, what: &str) {
+/// Counts one more of that.
+pub(super) fn add(counts: &mut BTreeMap<String, u64>, what: &str) {
     let known = counts.len() < TOLD || counts.contains_key(what);
     *counts
         .entry(if known { what } else { "…" }.to_owned())
