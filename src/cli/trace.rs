@@ -49,7 +49,7 @@ pub(super) struct Flags {
     /// Only what was published from then on: 10m (ago), a date such as 2026-11-24T03:00Z, or an entry id
     #[arg(long, value_name = "TIME", value_parser = moment)]
     since: Option<Moment>,
-    /// Follow so many events at the most, the first ones
+    /// Follow this many events at the most, the first ones
     #[arg(long, value_name = "N", default_value_t = EVENTS, value_parser = clap::value_parser!(u64).range(1..=EVENTS))]
     limit: u64,
     /// Ask the ledger as well; for a single event
