@@ -16,8 +16,8 @@
 //!
 //! So an expiry alone is no proof. Proof is that the server was there to be pulsed to, for as long as the
 //! instance may be silent: **an instance is lost if it expired, and the sweeper has had answers of the
-//! server without a gap for five sixths of that instance's ttl**: two pulses are due in that time, each is
-//! tried again four times a third, and what is left of the ttl is for the sweep. Each process that sweeps keeps an [`Answers`]
+//! server without a gap for five sixths of that instance's ttl** ([`quiet`]): two pulses are due in that time, and each
+//! is tried again four times a third. Each process that sweeps keeps an [`Answers`]
 //! for that: when the server answered last, what its clock said, and *since when* there was no gap. A gap is
 //!
 //! - a third of the ttl without an answer (a pulse that is due in it arrives right after it: an instance has
@@ -28,7 +28,18 @@
 //! - the time before the process began to look.
 //!
 //! After each the count begins anew, so nobody is lost for five sixths of a ttl, and everybody who lives has
-//! pulsed by then. Who died in the gap, or before, has not: it is lost before a ttl is over.
+//! pulsed by then. Who died in the gap, or before, has not: it is lost before a ttl is over. That adds up:
+//!
+//! | part of a ttl | for what |
+//! |---|---|
+//! | 1/12 | until the sweeper is answered: while there is no answer it asks that often, each time on a new connection, so that it waits for nothing that was asked in the gap ([`Answers::again`]) |
+//! | 5/6 | in which silence must count |
+//! | 1/24 | until it sweeps: it does so when its count is full, whatever its turn is, but not all at once ([`SPREAD`]) |
+//! | 1/24 | for the calls themselves: to connect, to be answered, to look and to declare |
+//!
+//! It holds where the sweeper's ttl is not longer than the instance's, one that can connect is left, and connecting
+//! and these calls take no longer than a 24th of the ttl. Otherwise the dead are found later; the living never
+//! are.
 //!
 //! *What is under way.* A call may be sent before a gap and run after it: a server that was stopped finds it
 //! in its buffers and runs it first, before any pulse. So each such call carries between which times of the
@@ -116,6 +127,14 @@ impl Span {
     };
 }
 
+/// How long silence must count before an instance of that ttl is lost; `lose.lua` has the same.
+pub fn quiet(ttl: Duration) -> Duration {
+    ttl * 5 / 6
+}
+
+/// The part of a ttl in which processes sweep one after the other as soon as silence counts.
+pub const SPREAD: u32 = 24;
+
 impl Answers {
     /// For instances that pulse every third of that.
     pub fn new(ttl: Duration) -> Self {
@@ -128,6 +147,26 @@ impl Answers {
     /// How often the server must be asked at the least.
     pub fn pause(&self) -> Duration {
         (self.gap * 3 / 8).clamp(Duration::from_millis(20), Duration::from_secs(1))
+    }
+
+    /// How often the server is asked while it does not answer.
+    pub fn again(&self) -> Duration {
+        (self.gap / 4).clamp(Duration::from_millis(1), Duration::from_secs(1))
+    }
+
+    /// How long an answer may take that counts: of one that took longer nobody knows when the server read its
+    /// clock.
+    pub fn patience(&self) -> Duration {
+        self.gap / 2
+    }
+
+    /// When silence has counted for so long, if nothing happens until then; `None` before the first answer.
+    pub fn counted(&self, time: Duration) -> Option<Instant> {
+        let seen = self.seen();
+        let last = seen.last?;
+        // Its clock may be a ms further.
+        let full = seen.since + whole_ms(time) + 1;
+        Some(last.answered + Duration::from_millis(full.saturating_sub(last.ms)))
     }
 
     /// How long ago the last answer came; `None` before the first.
@@ -147,8 +186,7 @@ impl Answers {
     }
 
     fn note(&self, new: Answer) {
-        // Nobody knows when the server read its clock.
-        if new.answered.saturating_duration_since(new.asked) > self.gap / 2 {
+        if new.answered.saturating_duration_since(new.asked) > self.patience() {
             return;
         }
         let mut seen = self.seen();
@@ -276,6 +314,35 @@ mod tests {
             });
             let span = answers.span_at(began + ms(asked + 2)).unwrap();
             assert_eq!((span.since, answers.gaps()), (said, 2), "{what}");
+        }
+    }
+
+    #[test]
+    fn silence_has_counted_when_the_servers_clock_says_so() {
+        let (answers, began) = (Answers::new(TTL), Instant::now());
+        assert_eq!(answers.counted(quiet(TTL)), None);
+        // The server is 4 s ahead of what is local here; then it is away, and then it goes on.
+        heard(&answers, began, &[(0, 2, 4001), (900, 910, 4905)]);
+        assert_eq!(
+            answers.counted(quiet(TTL)),
+            Some(began + ms(910 + 2500 - 903))
+        );
+        heard(&answers, began, &[(5000, 5020, 9010)]);
+        assert_eq!(answers.counted(quiet(TTL)), Some(began + ms(5020 + 2501)));
+        heard(&answers, began, &[(5900, 5901, 9900), (6800, 6804, 10_800)]);
+        let counted = answers.counted(quiet(TTL));
+        assert_eq!(counted, Some(began + ms(6804 + 2501 - 1790)));
+        let span = answers.span_at(began + ms(6804)).unwrap();
+        assert_eq!(span.since, 9010);
+        assert_eq!(answers.counted(ms(100)), Some(began + ms(6804)), "it has");
+    }
+
+    #[test]
+    fn who_died_in_a_gap_is_found_within_a_ttl_after_it() {
+        for millis in [100, 300, 2000, 30_000, 3_600_000] {
+            let ttl = ms(millis);
+            let parts = Answers::new(ttl).again() + quiet(ttl) + ttl / SPREAD;
+            assert!(parts <= ttl - ttl / 25, "{ttl:?}: {parts:?}");
         }
     }
 

@@ -27,7 +27,7 @@ local hash, active, capabilities, lost, broadcast, external, lost_external = unp
 local id = ARGV[1]
 local OUTSIDE = 1000 -- recently lost external ones that are listed
 local LONG = 4096    -- bytes of capabilities that a call of their own takes away
-local QUIET = 5 / 6  -- of a ttl that must count as silence
+local QUIET = 5 / 6  -- of a ttl that must count as silence; `silence.rs` has the same
 
 local role_key, at = {}, 8
 for role in string.gmatch(ARGV[2], '%S+') do

@@ -2,6 +2,7 @@
 //! times a second; reports partitions, and contends where the leader is gone.
 
 use super::Chores;
+use crate::connect::silence::{SPREAD, quiet};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::SWEEP;
 use crate::worker::sparing::Sparing;
@@ -14,12 +15,16 @@ const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1
 pub(super) async fn run(chores: &Chores) {
     let ttl = chores.settings.heartbeat_ttl;
     let alone = (ttl / 40).clamp(PAUSES[0], PAUSES[1]);
+    // All count from about the same moment after an outage.
+    let turn = (ttl / SPREAD).mul_f64(fastrand::f64());
     let mut pause = alone;
     let mut gaps = 0;
     let mut sparing = Sparing::new(Instant::now());
     loop {
         let spread = fastrand::f64() / 2.0 + 0.75;
-        tokio::time::sleep(pause.mul_f64(spread)).await;
+        let ends = Instant::now() + pause.mul_f64(spread);
+        let counted = || Some(chores.answers.counted(quiet(ttl))? + turn);
+        rest(ends, ttl / 12, counted).await;
         match run_once(chores, &mut gaps, &mut sparing).await {
             // Where there are very many, the leader still looks so often.
             Ok(_) if chores.leads() => pause = alone,
@@ -31,6 +36,22 @@ pub(super) async fn run(chores: &Chores) {
                 tracing::debug!(%error, "sweeping failed; trying again");
             }
         }
+    }
+}
+
+/// Waits until then, or until silence has counted for long enough after a gap: who died in it is to be found at once.
+/// That there was a gap is noticed after `step` at the latest.
+async fn rest(ends: Instant, step: Duration, counted: impl Fn() -> Option<Instant>) {
+    let now = || tokio::time::Instant::now().into_std();
+    let began = now();
+    loop {
+        let counted = counted().filter(|counted| *counted > began);
+        let until = counted.map_or(ends, |counted| counted.min(ends));
+        let now = now();
+        if until <= now {
+            return;
+        }
+        tokio::time::sleep_until(until.min(now + step).into()).await;
     }
 }
 
@@ -82,4 +103,35 @@ async fn run_once(
         chores.contend().await?;
     }
     Ok(swept.active)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_swept_when_silence_has_counted_even_if_the_gap_ended_while_it_waited() {
+        let now = || tokio::time::Instant::now().into_std();
+        let (second, began) = (Duration::from_secs(1), now());
+        let until = async |ends: u32, counted: &dyn Fn() -> Option<Instant>| {
+            let at = now();
+            rest(at + second * ends, second, counted).await;
+            (now() - at).as_secs_f64().round() as u32
+        };
+        // Nobody answered yet; it has counted; it will have, before the turn or behind it.
+        assert_eq!(until(10, &|| None).await, 10);
+        assert_eq!(until(10, &|| Some(began)).await, 10);
+        let at = now();
+        assert_eq!(until(10, &|| Some(at + second * 4)).await, 4);
+        assert_eq!(until(3, &|| Some(at + second * 40)).await, 3);
+        // The gap ends after two and a half seconds.
+        let (at, looks) = (now(), Cell::new(0));
+        let counted = || {
+            looks.set(looks.get() + 1);
+            (now() >= at + second * 5 / 2).then(|| at + second * 7)
+        };
+        assert_eq!(until(10, &counted).await, 7);
+        assert!(looks.get() <= 9);
+    }
 }
