@@ -3,6 +3,7 @@
 use crate::rig::{Rig, text};
 use crate::support::{Redis, until};
 use convoke::client::publish::Outgoing;
+use convoke::connect::clock::local_now;
 use convoke::handler::policy::RetryPolicy;
 use convoke::protocol::error::Code;
 use convoke::streams::commit::MAX_PUBLICATIONS;
@@ -308,11 +309,16 @@ async fn that_a_circuit_opened_while_the_server_was_away_is_told_when_it_is_back
         .unwrap();
     until("it runs", || async { began.load(Ordering::SeqCst) == 1 }).await;
     rig.redis.kill();
+    let before = local_now();
     ends.add_permits(1);
     // So that whoever tells it has tried in vain.
     tokio::time::sleep(Duration::from_millis(500)).await;
+    let back = local_now();
     rig.redis.restart();
     rig.connection = rig.redis.connection().await;
-    rig.wait_for_fact("circuit.opened", 1).await;
+    let opened = rig.wait_for_fact("circuit.opened", 1).await;
+    let data: serde_json::Value = rmp_serde::from_slice(opened[0].get("data").unwrap()).unwrap();
+    let at = data["at"].as_u64().unwrap();
+    assert!((before..back).contains(&at), "{before} {at} {back}");
     worker.stop().await;
 }

@@ -1,5 +1,6 @@
 //! Spares a handler that fails again and again, and asks it from time to time whether it works again.
 
+use crate::connect::clock::local_now;
 use crate::handler::function::Encoded;
 use crate::handler::layers::breaker::{Admission, Breaker, Change, CircuitState, Ticket, Verdict};
 use crate::handler::policy::CircuitPolicy;
@@ -17,6 +18,8 @@ pub struct CircuitChange {
     pub kind: Arc<str>,
     /// Whether it opened.
     pub opened: bool,
+    /// When it did, in Unix ms.
+    pub at: u64,
 }
 
 /// The circuit of one handler in this process.
@@ -75,6 +78,7 @@ impl Circuit {
             let _ = changes.send(CircuitChange {
                 kind: self.kind.clone(),
                 opened: change == Change::Opened,
+                at: local_now(),
             });
         }
         drop(breaker);

@@ -1,8 +1,8 @@
 //! Tells everyone which circuits opened and closed.
 
 use super::Chores;
+use crate::connect::backoff::Backoff;
 use crate::connect::clock::local_now;
-use crate::connect::connector::reconnect_delay;
 use crate::connect::error::{BusError, Reaction};
 use crate::handler::layers::circuit::CircuitChange;
 use crate::protocol::json;
@@ -14,14 +14,13 @@ pub(super) async fn run(chores: &Chores) {
     if let Some(changes) = &mut *changes {
         while let Some(change) = changes.recv().await {
             let fact = fact(chores, &change);
-            let mut failures = 0;
+            let mut backoff = Backoff::default();
             while let Err(error) = tell(chores, &fact).await {
                 tracing::debug!(%error, handler = &*change.kind, "a circuit's change was not announced");
                 if error.reaction() == Reaction::GiveUp {
                     break;
                 }
-                tokio::time::sleep(reconnect_delay(failures)).await;
-                failures = failures.saturating_add(1);
+                tokio::time::sleep(backoff.failed()).await;
             }
         }
     }
@@ -39,7 +38,7 @@ fn fact(chores: &Chores, change: &CircuitChange) -> Publication {
         true => "circuit.opened",
         false => "circuit.closed",
     };
-    let data = serde_json::json!({"type": &*change.kind, "instance": chores.id()});
+    let data = serde_json::json!({"type": &*change.kind, "instance": chores.id(), "at": change.at});
     let fields = [
         ("type", kind.as_bytes().to_vec()),
         ("data", json::from_json(&data)),
