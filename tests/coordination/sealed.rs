@@ -1,8 +1,9 @@
 //! Who may say what of an instance: its own process, events, other processes of its id.
 
 use crate::fleet::Fleet;
+use convoke::connect::clock::whole_ms;
 use convoke::connect::epoch::Epoch;
-use convoke::connect::silence::{Answers, Span};
+use convoke::connect::silence::{Answers, Span, quiet};
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
@@ -567,6 +568,59 @@ async fn a_call_that_was_under_way_in_a_gap_changes_nothing() {
     fleet.judging(&answers).sweep(16).await.unwrap();
     let span = answers.span().unwrap();
     assert!(span.from <= now && span.until > now && span.until < Span::ANY.until);
+}
+
+/// A sweep looks, and then declares: in between there may be a gap.
+#[tokio::test]
+async fn a_loss_is_declared_only_in_the_time_in_which_it_was_judged() {
+    const HOUR: i64 = 3_600_000;
+    let mut fleet = Fleet::start().await;
+    fleet.register("w-1", &["worker"]).await;
+    fleet.expire("w-1").await;
+    let now = fleet.instances.server_time().await.unwrap();
+    // Who was told that it was so late, in hours from now, one after the other.
+    let judging = |told: &[i64]| {
+        // Four hours are a gap, and two no jump.
+        let answers = Answers::new(Duration::from_secs(12 * 3600));
+        for (at, hours) in (0..).zip(told) {
+            // What a sweep asks for itself came before, and changes nothing.
+            let asked = Instant::now() + Duration::from_secs(1000 + at);
+            let told = now.checked_add_signed(hours * HOUR).unwrap();
+            answers.heard(asked, told, Epoch::default());
+        }
+        assert_eq!(answers.gaps(), 1);
+        fleet.judging(&answers)
+    };
+    // By all of them it has been silent for hours; the call belongs to what is over, or to what is yet to come.
+    let (late, early) = (judging(&[-7, -6, -5]), judging(&[-1, 0, 1, 2, 3, 4, 5]));
+    for other in [late, early] {
+        assert!(other.sweep(16).await.unwrap().lost.is_empty());
+    }
+    let lost = judging(&[-1, 0]).sweep(16).await.unwrap().lost;
+    assert_eq!(lost[0].id, "w-1");
+}
+
+/// To the millisecond, as far as a test can tell.
+#[tokio::test]
+async fn five_sixths_of_a_ttl_are_silence_enough_and_less_is_not() {
+    let mut fleet = Fleet::start().await;
+    let mut long = Registering::new("w-1", ["worker"]);
+    long.ttl_ms = 3_600_000;
+    fleet.instances.register(&long).await.unwrap();
+    fleet.expire("w-1").await;
+    let now = fleet.instances.server_time().await.unwrap();
+    let enough = whole_ms(quiet(Duration::from_millis(long.ttl_ms)));
+    let silent_for = async |ms: u64| {
+        // Two hours are no jump, and what a sweep asks for itself came before.
+        let answers = Answers::new(Duration::from_secs(12 * 3600));
+        for (at, told) in (0..).zip([now - ms, now]) {
+            let asked = Instant::now() + Duration::from_secs(1000 + at);
+            answers.heard(asked, told, Epoch::default());
+        }
+        fleet.judging(&answers).sweep(16).await.unwrap().lost.len()
+    };
+    assert_eq!(silent_for(enough - 60_000).await, 0);
+    assert_eq!(silent_for(enough).await, 1);
 }
 
 #[tokio::test]

@@ -118,9 +118,10 @@ async fn renew(
         Err(error) if lane.doubt.lasts() && is_gone(&error) => held.to_vec(),
         renewed => renewed?,
     };
+    // One that is no primary any more knows nothing of what others took since.
+    chores.connector.check(generation)?;
     if !lost.is_empty() {
         // The lane may hold what another primary gave it, and this one never heard of.
-        chores.connector.check(generation)?;
         chores.connector.check_same(&lane.process.connector)?;
     }
     lane.inflight.renewed(stream, held, &lost, asked);
