@@ -157,7 +157,7 @@ impl Lane {
                     reading: reading.is_some(),
                 };
                 let (takes, reads) = turn.next();
-                if takes && let Some(job) = job {
+                if takes && let Some(job) = self.jobs.begin() {
                     taking = Some(take(job, self.shared.clone(), room));
                 }
                 if reads
@@ -379,7 +379,7 @@ impl Lane {
     fn takes_over(&self) -> bool {
         let new = self.ready.front().is_some_and(|next| next.deliveries == 1);
         let job = self.jobs.next();
-        let job = job.is_some_and(|job| job.is_of_a_gone_consumer());
+        let job = job.is_some_and(|job| job.is_of_the_gone());
         new && job && !self.taking_fails && (self.takes || self.room() > 0)
     }
 

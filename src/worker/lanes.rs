@@ -9,7 +9,7 @@ use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::takeover::Trigger;
-use super::watch::{gone_holders, oldest_of};
+use super::watch::gone_holders;
 use super::{Ending, RunError};
 use crate::builtin::system::batch_process::PLACES;
 use crate::connect::connector::Connector;
@@ -304,16 +304,11 @@ impl Lanes {
         instances: &Instances,
     ) -> Result<(), CoordinationError> {
         let mut connection = process.connector.pooled().await?;
-        let mut gone = Vec::new();
-        for id in gone_holders(&mut connection, instances, &self.shared).await? {
-            if id != process.instance {
-                gone.push((oldest_of(&mut connection, &self.shared, &id).await, id));
-            }
-        }
-        // Whoever left last holds what is older: it began with that.
-        gone.sort_unstable();
-        for (_, id) in gone {
-            self.triggers.send(&Trigger::Consumer(id));
+        let gone = gone_holders(&mut connection, instances, &self.shared).await?;
+        let others = gone.into_iter().filter(|id| *id != process.instance);
+        let gone: BTreeSet<String> = others.collect();
+        if !gone.is_empty() {
+            self.triggers.send(&Trigger::Gone(gone));
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::coordination::error::CoordinationError;
 use crate::protocol::event::EntryId;
 use crate::streams::claim::{self, Idle, Pending};
 use redis::aio::ConnectionLike;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -24,8 +24,9 @@ pub(super) enum Trigger {
     Own,
     /// Something was handed to us: the same, at once.
     Given,
-    /// A consumer is gone.
-    Consumer(String),
+    /// These consumers are gone. What they hold is taken by its age, whoever holds it: parts of one subject may be
+    /// with several of them.
+    Gone(BTreeSet<String>),
     /// The time has come to look for entries that nobody renewed.
     Stale,
 }
@@ -36,6 +37,8 @@ pub(super) struct Job {
     trigger: Trigger,
     stream: usize,
     from: EntryId,
+    /// More are gone since its last step began: that one may be past what they hold.
+    grew: bool,
 }
 
 /// What is still to be looked through.
@@ -49,6 +52,8 @@ pub(super) enum Step {
     Took(Vec<Delivery>, Instant),
     /// Nothing on this page; the next begins here.
     Onward(EntryId),
+    /// One of those that were gone is back, and keeps what it holds.
+    Back(String),
     /// Nothing is left.
     Done,
 }
@@ -70,16 +75,45 @@ impl Jobs {
     /// Adds what a trigger asks for, unless it waits already.
     pub(super) fn add(&mut self, trigger: &Trigger, streams: usize) {
         for stream in 0..streams {
+            if self.grows(trigger, stream) {
+                continue;
+            }
             let job = Job {
                 trigger: trigger.clone(),
                 stream,
                 from: EntryId::default(),
+                grew: false,
             };
             // The front one may be under way already, and past what the trigger is about.
             if !self.0.iter().skip(1).any(|waiting| *waiting == job) {
                 self.0.push_back(job);
             }
         }
+    }
+
+    /// Whether there is a job for what the gone hold of a stream, to which these are added.
+    fn grows(&mut self, trigger: &Trigger, stream: usize) -> bool {
+        let Trigger::Gone(more) = trigger else {
+            return false;
+        };
+        let mut jobs = self.0.iter_mut().filter(|job| job.stream == stream);
+        let grown = jobs.find_map(|job| match &mut job.trigger {
+            Trigger::Gone(gone) => Some((gone, &mut job.from, &mut job.grew)),
+            _ => None,
+        });
+        let Some((gone, from, grew)) = grown else {
+            return false;
+        };
+        gone.extend(more.iter().cloned());
+        (*from, *grew) = (EntryId::default(), true);
+        true
+    }
+
+    /// The next job; its step begins now.
+    pub(super) fn begin(&mut self) -> Option<Job> {
+        let job = self.0.front_mut()?;
+        job.grew = false;
+        Some(job.clone())
     }
 
     /// The next job.
@@ -90,7 +124,13 @@ impl Jobs {
     /// Notes what a step of the next job did.
     pub(super) fn stepped(&mut self, step: &Step) {
         match (step, self.0.front_mut()) {
+            (_, Some(job)) if job.grew => {}
             (Step::Onward(from), Some(job)) => job.from = *from,
+            (Step::Back(back), Some(job)) => {
+                if let Trigger::Gone(gone) = &mut job.trigger {
+                    gone.remove(back);
+                }
+            }
             (Step::Done, _) => {
                 self.0.pop_front();
             }
@@ -105,9 +145,9 @@ impl Job {
         self.trigger == Trigger::Own
     }
 
-    /// Whether it is for what a consumer held that is gone.
-    pub(super) fn is_of_a_gone_consumer(&self) -> bool {
-        matches!(self.trigger, Trigger::Consumer(_))
+    /// Whether it is for what those hold that are gone.
+    pub(super) fn is_of_the_gone(&self) -> bool {
+        matches!(self.trigger, Trigger::Gone(_))
     }
 
     /// Takes the next part, of at most `room` entries.
@@ -115,21 +155,29 @@ impl Job {
         let stream = &shared.routes[self.stream].events;
         let group = &shared.group;
         let me = shared.instance();
-        let (owner, idle) = match &self.trigger {
-            Trigger::Own | Trigger::Given => (Some(me), Duration::ZERO.into()),
-            Trigger::Consumer(consumer) => (Some(consumer.as_str()), Duration::ZERO.into()),
+        let mut gone: Vec<&str> = Vec::new();
+        if let Trigger::Gone(all) = &self.trigger {
+            gone.extend(all.iter().map(String::as_str).filter(|gone| *gone != me));
+        }
+        let (owners, idle): (Vec<Option<&str>>, Idle) = match &self.trigger {
+            Trigger::Own | Trigger::Given => (vec![Some(me)], Duration::ZERO.into()),
+            Trigger::Gone(_) => (
+                gone.iter().copied().map(Some).collect(),
+                Duration::ZERO.into(),
+            ),
             // Nobody could renew anything while the server did not answer.
             Trigger::Stale => match shared.answers.steady_for(shared.claim_idle) {
                 Some(within) => {
                     let least = shared.claim_idle;
-                    (None, Idle { least, within })
+                    (vec![None], Idle { least, within })
                 }
                 None => return Ok(Step::Done),
             },
         };
         let claims = shared.claims.known(self.stream);
         let mut connection = shared.process.connector.pooled().await?;
-        let page = claim::pending(&mut connection, stream, group, self.from, PAGE, owner).await?;
+        let (page, ends) =
+            claim::pending_with(&mut connection, stream, group, self.from, PAGE, &owners).await?;
         let wanted = |entry: &&Pending| {
             entry.idle >= idle.least
                 // What was handed over was not delivered yet; what was may be what a read brings just now.
@@ -141,28 +189,28 @@ impl Job {
         };
         let Some(first) = page.iter().find(wanted) else {
             return match page.last() {
-                Some(last) if page.len() == PAGE => Ok(Step::Onward(last.id.next())),
+                Some(last) if !ends => Ok(Step::Onward(last.id.next())),
                 _ => {
-                    if let Trigger::Consumer(gone) = &self.trigger
-                        && gone != me
-                    {
+                    for gone in gone {
                         claim::forget(&mut connection, stream, group, gone).await?;
                     }
                     Ok(Step::Done)
                 }
             };
         };
-        if let Trigger::Consumer(gone) = &self.trigger
-            && gone != me
-            && !is_still_gone(shared, gone).await?
-        {
-            return Ok(Step::Done);
+        let back = match gone.is_empty() {
+            true => None,
+            false => first_back(shared, &page).await?,
+        };
+        if let Some(back) = back {
+            return Ok(Step::Back(back));
         }
         let level = first.deliveries.max(1);
         let chosen: Vec<Pending> = page
             .iter()
             .filter(wanted)
-            .filter(|entry| entry.deliveries.max(1) == level)
+            // None passes one that was delivered more or less often: they may be of one subject.
+            .take_while(|entry| entry.deliveries.max(1) == level)
             .take(part(level).min(room))
             .cloned()
             .collect();
@@ -214,13 +262,16 @@ impl Job {
     }
 }
 
-/// Whether nobody has come back under the id of a consumer. Asked *after* its entries were listed: what they
+/// One of those who hold these that came back under its id. Asked *after* the entries were listed: what they
 /// are then was delivered before it went, and whoever begins under its id later takes that back by itself, under
 /// another delivery count.
-async fn is_still_gone(shared: &Shared, consumer: &str) -> Result<bool, BusError> {
-    let ids = [consumer.to_owned()];
-    match shared.instances.gone_among(&ids).await {
-        Ok(gone) => Ok(!gone.is_empty()),
+async fn first_back(shared: &Shared, page: &[Pending]) -> Result<Option<String>, BusError> {
+    let owners = page.iter().map(|entry| entry.consumer.clone());
+    let mut owners: Vec<String> = owners.collect();
+    owners.sort_unstable();
+    owners.dedup();
+    match shared.instances.gone_among(&owners).await {
+        Ok(gone) => Ok(owners.into_iter().find(|owner| !gone.contains(owner))),
         Err(CoordinationError::Bus(error)) => Err(error),
         Err(error) => Err(BusError::Pool(error.to_string())),
     }

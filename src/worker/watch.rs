@@ -10,10 +10,10 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::roster::gone_in;
 use crate::coordination::tasks::{Assignment, ended_in};
-use crate::protocol::event::EntryId;
 use crate::streams::claim;
 use crate::streams::read;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,32 +97,12 @@ impl Watch {
     }
 
     fn take_over(&self, gone: Vec<String>) {
-        for id in gone {
-            if self.lanes.iter().all(|lane| lane.instance() != id) {
-                self.triggers.send(&Trigger::Consumer(id));
-            }
+        let others = |id: &String| self.lanes.iter().all(|lane| lane.instance() != *id);
+        let gone: BTreeSet<String> = gone.into_iter().filter(others).collect();
+        if !gone.is_empty() {
+            self.triggers.send(&Trigger::Gone(gone));
         }
     }
-}
-
-/// The oldest entry of the lanes' streams that one holds; of streams that cannot be read, nothing.
-pub(super) async fn oldest_of(
-    connection: &mut impl ConnectionLike,
-    lanes: &[Arc<Shared>],
-    id: &str,
-) -> Option<EntryId> {
-    let mut oldest = None;
-    for lane in lanes {
-        for route in lane.routes.iter() {
-            let (stream, from) = (&route.events, EntryId::default());
-            let held = claim::pending(connection, stream, &lane.group, from, 1, Some(id)).await;
-            let first = held
-                .ok()
-                .and_then(|held| held.first().map(|entry| entry.id));
-            oldest = oldest.into_iter().chain(first).min();
-        }
-    }
-    oldest
 }
 
 /// Who holds entries of the lanes' streams, and is gone.

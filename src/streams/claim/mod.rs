@@ -30,6 +30,9 @@ static UNDELIVER: LazyLock<Script> = LazyLock::new(|| script(include_str!("undel
 static GIVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("give.lua")));
 static FORGET: LazyLock<Script> = LazyLock::new(|| script(include_str!("forget.lua")));
 
+/// Entries of each consumer that a page of many consumers' has room for at the least.
+const FEWEST: usize = 4;
+
 /// A pending entry as the group knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
@@ -83,20 +86,47 @@ pub async fn pending(
     count: usize,
     consumer: Option<&str>,
 ) -> Result<Vec<Pending>, BusError> {
-    let mut command = redis::cmd("XPENDING");
-    command
-        .arg(stream)
-        .arg(group)
-        .arg(from.to_string())
-        .arg("+")
-        .arg(count);
-    if let Some(consumer) = consumer {
-        command.arg(consumer);
+    let consumers = [consumer];
+    let page = pending_with(connection, stream, group, from, count, &consumers);
+    Ok(page.await?.0)
+}
+
+/// The same of several consumers together, `None` for all; and whether that is the last page. Where there are
+/// many, a page may hold up to [`FEWEST`] of each.
+pub(crate) async fn pending_with(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    from: EntryId,
+    count: usize,
+    consumers: &[Option<&str>],
+) -> Result<(Vec<Pending>, bool), BusError> {
+    if consumers.is_empty() {
+        return Ok((Vec::new(), true));
     }
-    let rows: Vec<(String, Vec<u8>, u64, u32)> = command.query_async(connection).await?;
-    rows.into_iter()
-        .map(|(id, consumer, idle, deliveries)| {
-            Ok(Pending {
+    let each = (count / consumers.len()).max(FEWEST.min(count));
+    let mut asks = redis::pipe();
+    for consumer in consumers {
+        asks.cmd("XPENDING")
+            .arg(stream)
+            .arg(group)
+            .arg(from.to_string())
+            .arg("+")
+            .arg(each);
+        if let Some(consumer) = consumer {
+            asks.arg(*consumer);
+        }
+    }
+    type Row = (String, Vec<u8>, u64, u32);
+    let told = connection.req_packed_commands(&asks, 0, consumers.len());
+    let (mut page, mut horizon) = (Vec::new(), None);
+    for rows in told.await? {
+        // Not as a pipeline's error, which has no code.
+        let rows = Vec::<Row>::from_redis_value(rows.extract_error()?)
+            .map_err(|_| BusError::Reply { what: "XPENDING" })?;
+        let is_full = rows.len() == each;
+        for (id, consumer, idle, deliveries) in rows {
+            page.push(Pending {
                 id: id
                     .parse()
                     .map_err(|_| BusError::Reply { what: "XPENDING" })?,
@@ -104,9 +134,19 @@ pub async fn pending(
                 consumer_bytes: consumer,
                 idle: Duration::from_millis(idle),
                 deliveries,
-            })
-        })
-        .collect()
+            });
+        }
+        // What this one holds besides is younger than that, and what others hold may be younger still.
+        if is_full && let Some(last) = page.last() {
+            let last: EntryId = last.id;
+            horizon = Some(horizon.map_or(last, |horizon: EntryId| horizon.min(last)));
+        }
+    }
+    page.sort_unstable_by_key(|entry| entry.id);
+    if let Some(horizon) = horizon {
+        page.retain(|entry| entry.id <= horizon);
+    }
+    Ok((page, horizon.is_none()))
 }
 
 /// Takes entries over, if they are still pending as `wanted` says and idle for so long.
