@@ -3,7 +3,9 @@
 use crate::fleet::Fleet;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::tasks::claim::{Claimed, MAX_CLAIMED, MAX_CLAIMED_BYTES, MAX_CLAIMS};
+use convoke::coordination::tasks::claim::{
+    Claim, Claimed, MAX_CLAIMED, MAX_CLAIMED_BYTES, MAX_CLAIMS,
+};
 use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::tasks::{Assignment, Tasks};
 use std::collections::BTreeSet;
@@ -23,7 +25,11 @@ async fn external(fleet: &Fleet, id: &str, capacity: u32, kinds: &[&str]) -> Vec
 }
 
 async fn claimed(fleet: &Fleet, id: &str, limit: usize, asked: &str) -> Vec<Claimed> {
-    fleet.tasks.claim(id, limit, &[], asked).await.unwrap()
+    fleet
+        .tasks
+        .claim(Claim::new(id, limit, &[], asked))
+        .await
+        .unwrap()
 }
 
 fn ids(claimed: &[Claimed]) -> Vec<String> {
@@ -118,9 +124,16 @@ async fn it_gets_only_what_it_fits_and_what_it_names() {
     }
     let only = |kinds: &[&str]| -> Vec<String> { kinds.iter().map(|&kind| kind.into()).collect() };
     let kinds = only(&["c.d", "e.f"]);
-    let named = fleet.tasks.claim("x-1", 9, &kinds, "c-1").await.unwrap();
+    let named = fleet
+        .tasks
+        .claim(Claim::new("x-1", 9, &kinds, "c-1"))
+        .await
+        .unwrap();
     assert_eq!(ids(&named), ["named"]);
-    let any = fleet.tasks.claim("x-any", 9, &only(&["e.f"]), "c-1").await;
+    let any = fleet
+        .tasks
+        .claim(Claim::new("x-any", 9, &only(&["e.f"]), "c-1"))
+        .await;
     assert_eq!(ids(&any.unwrap()), ["other"]);
     assert_eq!(claim(&fleet, "x-1", 9, "c-2").await, ["plain", "demands"]);
     assert_eq!(claim(&fleet, "x-any", 9, "c-2").await, [""; 0]);
@@ -207,7 +220,11 @@ async fn a_claim_is_answered_the_same_as_long_as_any_of_its_tasks_is_held() {
         held.extend(claimed(&fleet, "x-1", 1, &format!("held-{number}")).await);
     }
     assert_eq!(held.len(), MAX_CLAIMS + 7);
-    let refused = fleet.tasks.claim("x-1", 1, &[], "more").await.unwrap_err();
+    let refused = fleet
+        .tasks
+        .claim(Claim::new("x-1", 1, &[], "more"))
+        .await
+        .unwrap_err();
     assert!(
         matches!(&refused, CoordinationError::Exhausted(said) if said.contains("64 older claims")),
         "{refused}"
@@ -288,7 +305,7 @@ async fn what_is_claimed_is_assigned_and_goes_to_others_with_its_holder() {
         !left.iter().any(|field| field.contains("claims")),
         "{left:?}"
     );
-    let done = fleet.tasks.claim("x-1", 1, &[], "c-2").await;
+    let done = fleet.tasks.claim(Claim::new("x-1", 1, &[], "c-2")).await;
     assert!(matches!(
         done,
         Err(CoordinationError::FailedPrecondition(_))
@@ -311,7 +328,10 @@ async fn nobody_claims_for_a_worker_or_for_one_who_is_not_there() {
     fleet.create("held").await;
     fleet.create("t-1").await;
     let refused = async |instance: &str, limit: usize, kinds: &[String]| {
-        let done = fleet.tasks.claim(instance, limit, kinds, "c-1").await;
+        let done = fleet
+            .tasks
+            .claim(Claim::new(instance, limit, kinds, "c-1"))
+            .await;
         done.unwrap_err()
     };
     let sealed = refused("w-1", 1, &[]).await;
@@ -401,7 +421,7 @@ async fn a_claimer_finds_its_kind_behind_very_many_others() {
     external(&fleet, "x-any", 1, &[]).await;
     let found = fleet
         .tasks
-        .claim("x-any", 1, &["z.last".into()], "c-1")
+        .claim(Claim::new("x-any", 1, &["z.last".into()], "c-1"))
         .await;
     assert_eq!(ids(&found.unwrap()), ["t-1"]);
 }
@@ -423,10 +443,10 @@ async fn many_who_claim_at_once_never_get_the_same_and_none_is_left() {
                 let mut got: Vec<(String, u64)> = Vec::new();
                 for turn in 0.. {
                     let asked = format!("c-{turn}");
-                    let mut claimed = tasks.claim(&id, 7, &[], &asked).await.unwrap();
+                    let mut claimed = tasks.claim(Claim::new(&id, 7, &[], &asked)).await.unwrap();
                     // Every answer is lost once.
                     claimed = match turn % 2 {
-                        0 => tasks.claim(&id, 7, &[], &asked).await.unwrap(),
+                        0 => tasks.claim(Claim::new(&id, 7, &[], &asked)).await.unwrap(),
                         _ => claimed,
                     };
                     assert!(claimed.len() <= 5);

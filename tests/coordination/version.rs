@@ -8,6 +8,7 @@ use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::batches::{Acquired, Advanced};
 use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::coordination::tasks::claim::Claim;
 use convoke::coordination::tasks::task::NewTask;
 use convoke::coordination::tasks::update::Change;
 use convoke::coordination::view::View;
@@ -171,16 +172,28 @@ async fn each_word_about_a_task_and_each_claim_raises_it() {
     let external = Registering::new("x-1", ["worker"]);
     fleet.asked().register(&external).await.unwrap();
     watch.rose("registered, with a task").await;
-    fleet.tasks.claim("x-1", 1, &[], "c-0").await.unwrap();
+    fleet
+        .tasks
+        .claim(Claim::new("x-1", 1, &[], "c-0"))
+        .await
+        .unwrap();
     watch.rose("it claims from now on").await;
     fleet.tasks.unassign("t-5", "e-2").await.unwrap();
     watch.rose("unassigned").await;
     fleet.tasks.unassign("t-5", "e-2").await.unwrap();
     watch.stayed("unassigned before").await;
-    fleet.tasks.claim("x-1", 1, &[], "c-1").await.unwrap();
+    fleet
+        .tasks
+        .claim(Claim::new("x-1", 1, &[], "c-1"))
+        .await
+        .unwrap();
     watch.rose("claimed").await;
     for again in ["c-1", "c-2"] {
-        fleet.tasks.claim("x-1", 1, &[], again).await.unwrap();
+        fleet
+            .tasks
+            .claim(Claim::new("x-1", 1, &[], again))
+            .await
+            .unwrap();
         watch.stayed("nothing was claimed").await;
     }
     for id in ["w-1", "w-2"] {

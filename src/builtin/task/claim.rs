@@ -61,12 +61,17 @@ pub(super) async fn claim(
     let kinds = event.kinds.unwrap_or_default();
     let tasks = &services.tasks;
     let asked = context.event().id();
-    let (id, incarnation, limit) = (&event.instance_id, event.incarnation, event.limit);
-    let claimed = match event.again {
-        true => tasks.held(id, incarnation, limit).await,
-        false => tasks.claim_as(id, incarnation, limit, &kinds, &asked).await,
-    };
-    let claimed = claimed.map_err(CoordinationError::into_handler_error)?;
+    let claimed = tasks.claim(claim::Claim {
+        instance: &event.instance_id,
+        incarnation: event.incarnation,
+        limit: event.limit,
+        kinds: &kinds,
+        asked: &asked,
+        held: event.again,
+    });
+    let claimed = claimed
+        .await
+        .map_err(CoordinationError::into_handler_error)?;
     let mut given = Vec::with_capacity(claimed.len());
     for task in claimed {
         let assignment = Assignment {

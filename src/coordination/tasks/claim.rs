@@ -54,64 +54,54 @@ pub struct Claimed {
     pub attempt: u32,
 }
 
+/// What an instance asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Claim<'a> {
+    /// Whose tasks they are, or will be.
+    pub instance: &'a str,
+    /// Only this incarnation of it, if one is given.
+    pub incarnation: Option<u64>,
+    /// Tasks at the most.
+    pub limit: usize,
+    /// Of these kinds only, if any are named.
+    pub kinds: &'a [String],
+    /// The claim's id: of the same one again nothing more is taken.
+    pub asked: &'a str,
+    /// It takes none, and is answered with what the instance holds of any kind, whether or not a claim was
+    /// answered with it before.
+    pub held: bool,
+}
+
+impl<'a> Claim<'a> {
+    /// A claim of what waits, for whatever incarnation is active.
+    pub fn new(instance: &'a str, limit: usize, kinds: &'a [String], asked: &'a str) -> Self {
+        Self {
+            instance,
+            incarnation: None,
+            limit,
+            kinds,
+            asked,
+            held: false,
+        }
+    }
+}
+
 impl Tasks {
-    /// Gives an external instance at most `limit` tasks that it can take, the most urgent first, of these
-    /// `kinds` only if any are named. `asked` is the claim's id: of the same one again nothing more is
-    /// taken.
+    /// Gives an external instance tasks that it can take, the most urgent first.
     ///
     /// # Errors
-    /// `Invalid` for a value out of bounds; `FailedPrecondition` if the instance is not active;
-    /// `PermissionDenied` if it is sealed; `Exhausted` if it holds tasks of [`MAX_CLAIMS`] older
-    /// claims; `Bus` else.
-    pub async fn claim(
-        &self,
-        instance: &str,
-        limit: usize,
-        kinds: &[String],
-        asked: &str,
-    ) -> Result<Vec<Claimed>, CoordinationError> {
-        self.claim_as(instance, None, limit, kinds, asked).await
-    }
-
-    /// The same for this `incarnation` of the instance only, if one is given.
-    ///
-    /// # Errors
-    /// As those of [`claim`](Self::claim); `FailedPrecondition` for another incarnation.
-    pub async fn claim_as(
-        &self,
-        instance: &str,
-        incarnation: Option<u64>,
-        limit: usize,
-        kinds: &[String],
-        asked: &str,
-    ) -> Result<Vec<Claimed>, CoordinationError> {
-        self.ask(instance, incarnation, limit, kinds, asked, false)
-            .await
-    }
-
-    /// At most `limit` of the tasks that an external instance holds, whether or not a claim was answered with
-    /// them. It takes none.
-    ///
-    /// # Errors
-    /// As those of [`claim_as`](Self::claim_as).
-    pub async fn held(
-        &self,
-        instance: &str,
-        incarnation: Option<u64>,
-        limit: usize,
-    ) -> Result<Vec<Claimed>, CoordinationError> {
-        self.ask(instance, incarnation, limit, &[], "", true).await
-    }
-
-    async fn ask(
-        &self,
-        instance: &str,
-        incarnation: Option<u64>,
-        limit: usize,
-        kinds: &[String],
-        asked: &str,
-        again: bool,
-    ) -> Result<Vec<Claimed>, CoordinationError> {
+    /// `Invalid` for a value out of bounds; `FailedPrecondition` if the instance, or that incarnation of it, is not
+    /// active; `PermissionDenied` if it is sealed; `Exhausted` if it holds tasks of [`MAX_CLAIMS`] older claims;
+    /// `Bus` else.
+    pub async fn claim(&self, claim: Claim<'_>) -> Result<Vec<Claimed>, CoordinationError> {
+        let Claim {
+            instance,
+            incarnation,
+            limit,
+            kinds,
+            asked,
+            held,
+        } = claim;
         check_id("instance_id", instance)?;
         if !(1..=MAX_CLAIMED).contains(&limit) {
             return Err(invalid(format!("limit: {limit} is not 1 to {MAX_CLAIMED}")));
@@ -136,7 +126,7 @@ impl Tasks {
             .arg(words(&kinds))
             .arg(MAX_CLAIMED_BYTES.min(self.max_payload / 12))
             .arg(incarnation.map_or_else(String::new, |incarnation| incarnation.to_string()))
-            .arg(u8::from(again));
+            .arg(u8::from(held));
         let (outcome, tasks): (String, Vec<Told>) = self.store.invoke(&call).await?;
         match outcome.as_str() {
             "claimed" => Ok(tasks.into_iter().map(Claimed::from).collect()),

@@ -5,7 +5,7 @@ use super::seed::{FAR, KINDS, ROLES, Seed, Seeded, Waiting, kind, role};
 use crate::fleet::Fleet;
 use convoke::coordination::instances::SWEEP;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::tasks::claim::{MAX_CLAIMED, MAX_CLAIMS, MAX_KINDS};
+use convoke::coordination::tasks::claim::{Claim, MAX_CLAIMED, MAX_CLAIMS, MAX_KINDS};
 use convoke::coordination::tasks::list::MAX_LISTED;
 use convoke::coordination::tasks::task::{MAX_REQUIRES, NewTask, TaskStatus};
 use convoke::coordination::tasks::update::Change;
@@ -187,7 +187,9 @@ async fn claims(fleet: &mut Fleet, meter: &mut Meter) {
             for (number, kinds) in [&[][..], few, &[], &all[1..2], few, &[]].iter().enumerate() {
                 let asked = format!("c-{number}");
                 for _ in 0..2 {
-                    let claimed = fleet.tasks.claim("x-0", MAX_CLAIMED, kinds, &asked);
+                    let claimed = fleet
+                        .tasks
+                        .claim(Claim::new("x-0", MAX_CLAIMED, kinds, &asked));
                     claimed.await.unwrap();
                 }
             }

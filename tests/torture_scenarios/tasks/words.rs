@@ -3,7 +3,7 @@
 use super::{EXTERNAL, KINDS, Member, Scene, has_ended, picked, worker};
 use crate::world::World;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::tasks::claim::Claimed;
+use convoke::coordination::tasks::claim::{Claim, Claimed};
 use convoke::coordination::tasks::moves::Placed;
 use convoke::coordination::tasks::task::{Task, TaskStatus};
 use convoke::coordination::tasks::update::Change;
@@ -159,10 +159,17 @@ impl Scene {
         let (id, asked) = (worker(EXTERNAL), self.word());
         let only: Vec<String> = picked(&KINDS, kinds).collect();
         let first = match lost {
-            true => self.service.claim(&id, limit, &only, &asked).await.ok(),
+            true => self
+                .service
+                .claim(Claim::new(&id, limit, &only, &asked))
+                .await
+                .ok(),
             false => None,
         };
-        let done = self.service.claim(&id, limit, &only, &asked).await;
+        let done = self
+            .service
+            .claim(Claim::new(&id, limit, &only, &asked))
+            .await;
         let Some(member) = self.members.get(&id).filter(|it| it.expires > world.now) else {
             assert!(matches!(
                 done,
@@ -223,7 +230,11 @@ impl Scene {
             return;
         }
         let (asked, answered) = &self.claims[usize::from(index) % self.claims.len()];
-        let again = self.service.claim(&id, 50, &[], asked).await.unwrap();
+        let again = self
+            .service
+            .claim(Claim::new(&id, 50, &[], asked))
+            .await
+            .unwrap();
         let held: BTreeSet<(String, u64)> = self
             .held(&id)
             .into_iter()
