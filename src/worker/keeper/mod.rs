@@ -61,7 +61,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use signs::Signs;
+use signs::ThreadSigns;
 
 pub(super) use promote::IDLE as SOON;
 
@@ -116,7 +116,7 @@ struct Chores {
     broadcast: String,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
-    signs: Signs,
+    signs: ThreadSigns,
 }
 
 /// As what this worker is registered now.
@@ -176,7 +176,7 @@ impl Keeper {
             broadcast: keys.broadcast(),
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
             told: tokio::sync::Mutex::new(begun.told),
-            signs: Signs::default(),
+            signs: ThreadSigns::default(),
         });
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread()

@@ -11,13 +11,13 @@ const LOOKS: u32 = 6;
 
 /// What the thread shows, and who looks at it.
 #[derive(Debug, Default)]
-pub(super) struct Signs {
+pub(super) struct ThreadSigns {
     shown: AtomicU64,
     /// Where the kernel describes the thread.
     thread: OnceLock<PathBuf>,
 }
 
-impl Signs {
+impl ThreadSigns {
     /// Shows that the thread that calls this lives, for as long as it does.
     pub(super) async fn show(&self, patience: Duration) -> ! {
         if let Ok(this) = fs::read_link("/proc/thread-self") {
@@ -74,7 +74,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_millis(120);
 
-    fn thread(signs: &Arc<Signs>, then: impl FnOnce() + Send + 'static) {
+    fn thread(signs: &Arc<ThreadSigns>, then: impl FnOnce() + Send + 'static) {
         let signs = signs.clone();
         std::thread::spawn(move || {
             let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -90,12 +90,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_gives_no_sign_is_told_with_what_it_does() {
-        let signs = Arc::new(Signs::default());
+        let signs = Arc::new(ThreadSigns::default());
         thread(&signs, || std::thread::sleep(Duration::from_secs(60)));
         let said = signs.missing(PATIENCE).await;
         assert!(said.starts_with("it sleeps"), "{said}");
 
-        let signs = Arc::new(Signs::default());
+        let signs = Arc::new(ThreadSigns::default());
         thread(&signs, || {});
         assert_eq!(signs.missing(PATIENCE).await, "it is gone");
     }
