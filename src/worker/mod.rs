@@ -40,7 +40,7 @@ mod unbegun;
 pub mod vital;
 mod watch;
 
-use crate::connect::connector::reconnect_delay;
+use crate::connect::backoff::Backoff;
 use crate::connect::error::Reaction;
 use crate::connect::silence::Answers;
 use crate::coordination::batches::leases::Leases;
@@ -372,7 +372,7 @@ impl Worker {
         ending: &Ending,
     ) -> Result<Option<Begin>, RunError> {
         let supervisor = Supervisor::new(self.id(), ending);
-        let (mut failures, mut incarnation) = (0, None);
+        let (mut backoff, mut incarnation) = (Backoff::default(), None);
         let given_up = loop {
             let begun = self.begin(lanes, registering, methods, &supervisor, &mut incarnation);
             match begun.await {
@@ -385,11 +385,11 @@ impl Worker {
                 }
                 Err(error) if !error.passes() => break Err(error),
                 Err(error) => {
-                    if failures == 0 {
+                    if !backoff.is_failing() {
                         tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
                     }
                     tokio::select! {
-                        () = tokio::time::sleep(reconnect_delay(failures)) => failures += 1,
+                        () = tokio::time::sleep(backoff.failed()) => {}
                         () = ending.drain.cancelled() => break Ok(None),
                     }
                 }

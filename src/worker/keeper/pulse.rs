@@ -2,7 +2,7 @@
 //! somebody changed what it registered.
 
 use super::{Chores, Standing, peers};
-use crate::connect::connector::reconnect_delay;
+use crate::connect::backoff::Backoff;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::Beat;
 use std::time::Instant;
@@ -10,7 +10,7 @@ use std::time::Instant;
 /// Pulses every third of the time to live.
 pub(super) async fn run(chores: &Chores) {
     let third = chores.settings.heartbeat_ttl / 3;
-    let mut failures = 0;
+    let mut backoff = Backoff::default();
     // The registration was the first pulse.
     let mut next = Instant::now() + third;
     if let Err(error) = chores.contend().await {
@@ -19,29 +19,27 @@ pub(super) async fn run(chores: &Chores) {
     loop {
         tokio::time::sleep_until(next.into()).await;
         let began = Instant::now();
-        next = match run_once(chores, failures).await {
+        next = match run_once(chores, backoff.is_failing()).await {
             Ok(()) => {
-                if failures > 0 {
+                if backoff.worked() {
                     tracing::info!("pulsing again");
                 }
-                failures = 0;
                 began + third
             }
             Err(error) => {
-                if failures == 0 {
+                if !backoff.is_failing() {
                     tracing::warn!(%error, "a pulse failed; trying again");
                 }
-                failures += 1;
                 // When the server is back, one try that had begun before is in vain, and the next must be early
                 // enough for a third one before anybody may be declared lost.
-                Instant::now() + reconnect_delay(failures).min(third / 4)
+                Instant::now() + backoff.failed().min(third / 4)
             }
         };
     }
 }
 
 /// One pulse, and what it is a good time for.
-async fn run_once(chores: &Chores, failures: u32) -> Result<(), CoordinationError> {
+async fn run_once(chores: &Chores, fails: bool) -> Result<(), CoordinationError> {
     let report = chores.reporter.report();
     let standing = chores.standing().clone();
     let beat = Beat {
@@ -53,7 +51,7 @@ async fn run_once(chores: &Chores, failures: u32) -> Result<(), CoordinationErro
     let third = chores.settings.heartbeat_ttl / 3;
     let pulse = chores.instances.heartbeat(&beat);
     // After a failure there is less time.
-    let most = if failures == 0 { third } else { third / 2 };
+    let most = if fails { third / 2 } else { third };
     let pulse = chores.within(most, pulse).await?;
 
     if pulse.superseded {

@@ -37,7 +37,7 @@
 
 use super::run::{Finished, Ran};
 use super::{Lane, Waiting};
-use crate::connect::connector::reconnect_delay;
+use crate::connect::backoff::Backoff;
 use crate::handler::context::Context;
 use crate::protocol::error::HandlerError;
 use crate::protocol::event::Event;
@@ -145,13 +145,12 @@ async fn asked(shared: &Shared, receipt: Receipt, event: &Event) -> Verdict {
         name,
         to: event.reply_to(),
     };
-    let mut failures = 0;
+    let mut backoff = Backoff::default();
     loop {
         match shared.judge.ask(firsts, asks).await {
             Ok(verdict) => return verdict,
             Err(error) => shared.unjudged(&error),
         }
-        tokio::time::sleep(reconnect_delay(failures)).await;
-        failures = failures.saturating_add(1);
+        tokio::time::sleep(backoff.failed()).await;
     }
 }
