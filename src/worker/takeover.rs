@@ -299,3 +299,30 @@ async fn keep(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gone(ids: &[&str]) -> Trigger {
+        Trigger::Gone(ids.iter().map(|&id| id.to_owned()).collect())
+    }
+
+    #[test]
+    fn who_goes_while_the_gone_are_taken_over_from_is_looked_at_from_the_oldest_on() {
+        let mut jobs = Jobs::default();
+        jobs.add(&gone(&["w-1"]), 1);
+        assert_eq!(jobs.begin().map(|job| job.trigger), Some(gone(&["w-1"])));
+        jobs.stepped(&Step::Onward(EntryId { ms: 7, seq: 0 }));
+        assert_eq!(jobs.begin().map(|job| job.from.ms), Some(7));
+        jobs.add(&gone(&["w-2"]), 1);
+        // What that step found was the first one's alone.
+        jobs.stepped(&Step::Done);
+        let job = jobs.begin().unwrap();
+        assert_eq!((job.trigger, job.from.ms), (gone(&["w-1", "w-2"]), 0));
+        jobs.stepped(&Step::Back("w-1".to_owned()));
+        assert_eq!(jobs.begin().map(|job| job.trigger), Some(gone(&["w-2"])));
+        jobs.stepped(&Step::Done);
+        assert!(jobs.next().is_none());
+    }
+}
