@@ -24,7 +24,7 @@ pub(super) enum Trigger {
     Own,
     /// Something was handed to us: the same, at once.
     Given,
-    /// These consumers are gone. What they hold is taken by its age, whoever holds it: parts of one subject may be
+    /// Consumers that are gone. What they hold is taken by its age, whoever holds it: parts of one subject may be
     /// with several of them.
     Gone(BTreeSet<String>),
     /// The time has come to look for entries that nobody renewed.
@@ -52,7 +52,7 @@ pub(super) enum Step {
     Took(Vec<Delivery>, Instant),
     /// Nothing on this page; the next begins here.
     Onward(EntryId),
-    /// One of those that were gone is back, and keeps what it holds.
+    /// A consumer of those that were gone is back, and keeps what it holds.
     Back(String),
     /// Nothing is left.
     Done,
@@ -262,7 +262,7 @@ impl Job {
     }
 }
 
-/// One of those who hold these that came back under its id. Asked *after* the entries were listed: what they
+/// A consumer that holds one of these and came back under its id. Asked *after* the entries were listed: what they
 /// are then was delivered before it went, and whoever begins under its id later takes that back by itself, under
 /// another delivery count.
 async fn first_back(shared: &Shared, page: &[Pending]) -> Result<Option<String>, BusError> {

@@ -67,8 +67,8 @@ pub struct Claim<'a> {
     pub kinds: &'a [String],
     /// The claim's id: of the same one again nothing more is taken.
     pub asked: &'a str,
-    /// It takes none, and is answered with what the instance holds of any kind, whether or not a claim was
-    /// answered with it before.
+    /// Whether it takes none, and is answered with what the instance holds of any kind, also where a claim was
+    /// answered with that before.
     pub held: bool,
 }
 
