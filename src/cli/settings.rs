@@ -12,6 +12,10 @@ pub(super) struct BusFlags {
     #[arg(long, global = true, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     redis_url: Option<String>,
+    /// The file that holds the URL, which may have a password; it is read again for each new connection
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis_url_file: Option<String>,
     /// A PEM file of authorities to trust, in the place of the system's
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,4 +46,8 @@ pub(super) struct DatabaseFlags {
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     database_url: Option<String>,
+    /// The file that holds its URL, which may have a password
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url_file: Option<String>,
 }

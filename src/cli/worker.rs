@@ -1,7 +1,7 @@
 //! `convoke worker`: runs a worker with the built-in handlers and commands as handlers.
 
 use super::{Exit, Misuse, Session};
-use clap::Args;
+use clap::{Args, ValueHint};
 use convoke::Worker;
 use convoke::builtin::exec;
 use convoke::protocol::keys;
@@ -18,7 +18,7 @@ Examples:
   convoke worker
   convoke worker --role worker,gpu --capacity 4 --exec 'a.b=./run.sh'
   convoke worker --config convoke.toml --log-format json
-  CONVOKE_REDIS_URL=$(cat /run/secrets/redis-url) convoke worker --id w-1
+  CONVOKE_REDIS_URL_FILE=/run/secrets/redis-url convoke worker --id w-1
 
 Commands of --exec:
   A command runs once per event, by sh -c. It gets the payload as one line of JSON on its standard
@@ -153,6 +153,10 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     database_url: Option<String>,
+    /// The file that holds that URL, which may have a password; it is read again for new connections
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    database_url_file: Option<String>,
     /// How long the ledger keeps a fact; 0s: for good [default: 1y]
     #[arg(long, value_name = "DURATION")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -161,6 +165,10 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "CMD")]
     #[serde(skip_serializing_if = "Option::is_none")]
     mcp_server: Option<String>,
+    /// The file that holds that command, which may have a token
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mcp_server_file: Option<String>,
     /// The directory of the socket that `convoke probe` asks [default: $RUNTIME_DIRECTORY,
     /// $XDG_RUNTIME_DIR/convoke, or /tmp/convoke-UID]
     #[arg(long, value_name = "DIR")]

@@ -53,6 +53,8 @@ const OLDEST: (u32, u32) = (7, 0);
 /// Makes connections to one server, or to the primary that Sentinels watch.
 #[derive(Clone)]
 pub struct Connector {
+    /// Who logs in may change where it stands in a file.
+    url: RedisUrl,
     place: Place,
     tls: Tls,
     known: Arc<Known>,
@@ -116,14 +118,16 @@ impl Connector {
     }
 
     fn with(url: &RedisUrl, tls: Tls, lending: Lending) -> Result<Self, BusError> {
-        if let Some(url) = url.sentinels() {
-            let url = url.map_err(BusError::Unsupported)?;
+        if let Some(watchers) = url.sentinels() {
+            let watchers = watchers.map_err(BusError::Unsupported)?;
+            let sentinels = Sentinels::new(&watchers, tls.clone())?.following(url);
             let place = Place::Watched {
-                sentinels: Arc::new(Sentinels::new(&url, tls.clone())?),
+                sentinels: Arc::new(sentinels),
                 pool: Arc::default(),
                 lending,
             };
             return Ok(Self {
+                url: url.clone(),
                 place,
                 tls,
                 known: Arc::default(),
@@ -137,9 +141,10 @@ impl Connector {
         let known = Arc::<Known>::default();
         let config = answers_within(lending.answer);
         let place = client.get_connection_info().clone();
-        let manager = Manager::new(place, config, known.clone())?;
+        let manager = Manager::new(url, place, config, known.clone())?;
         let pool = pool_of(manager, lending)?;
         Ok(Self {
+            url: url.clone(),
             place: Place::Server { client, pool },
             tls,
             known,
@@ -177,7 +182,10 @@ impl Connector {
     /// Where the primary is now, and the generation that it belongs to.
     async fn find(&self) -> Result<(Arc<Client>, u64), BusError> {
         match &self.place {
-            Place::Server { client, .. } => Ok((client.clone(), 0)),
+            Place::Server { client, .. } => match self.url.renewed(client.get_connection_info()) {
+                Some(info) => Ok((Arc::new(Client::open(info)?), 0)),
+                None => Ok((client.clone(), 0)),
+            },
             Place::Watched { sentinels, .. } => {
                 let primary = sentinels.primary().await?;
                 Ok((
@@ -302,7 +310,11 @@ impl Connector {
         address: &ConnectionAddr,
         opening: impl Future<Output = Result<T, E>>,
     ) -> Result<T, BusError> {
-        let opened = self.known.opening.open(address, opening).await;
+        let opened = self
+            .known
+            .opening
+            .open(self.url.changes(), address, opening)
+            .await;
         opened.map_err(|error| error.into().at(address))
     }
 
@@ -379,6 +391,7 @@ impl Connector {
             return Ok(current);
         }
         let made = PrimaryPool::new(
+            &self.url,
             self.tls.apply(primary.info)?,
             primary.generation,
             *lending,

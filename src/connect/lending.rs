@@ -5,6 +5,7 @@ use super::socket::CONNECT;
 use crate::connect::error::BusError;
 use crate::connect::greeting::Known;
 use crate::connect::pool::{Manager, Pool};
+use crate::connect::url::RedisUrl;
 use deadpool::Runtime;
 use deadpool::managed::Timeouts;
 use redis::{AsyncConnectionConfig, ConnectionInfo};
@@ -42,13 +43,14 @@ pub(super) struct PrimaryPool {
 
 impl PrimaryPool {
     pub(super) fn new(
+        url: &RedisUrl,
         info: ConnectionInfo,
         generation: u64,
         lending: Lending,
         known: Arc<Known>,
     ) -> Result<Self, BusError> {
         let spoiled = Arc::new(AtomicBool::new(false));
-        let manager = Manager::new(info, answers_within(lending.answer), known)?;
+        let manager = Manager::new(url, info, answers_within(lending.answer), known)?;
         Ok(Self {
             generation,
             pool: pool_of(manager.of_a_primary(spoiled.clone()), lending)?,

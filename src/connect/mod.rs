@@ -16,6 +16,7 @@ pub mod options;
 mod pool;
 pub mod resp;
 pub mod script;
+pub(crate) mod secret;
 pub mod sentinel;
 pub mod sentinel_url;
 pub mod sentinel_view;

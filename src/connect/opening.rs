@@ -32,6 +32,8 @@ struct Refusal {
     error: RedisError,
     until: Instant,
     times: u32,
+    /// Which credentials were refused.
+    login: u64,
 }
 
 impl fmt::Debug for Refusal {
@@ -61,14 +63,17 @@ impl Failure for BusError {
 }
 
 impl Opening {
-    /// Opens a connection to that address. Within the pause after a refusal it is refused here.
+    /// Opens a connection to that address. Within the pause after a refusal of the same credentials, counted
+    /// by `login`, it is refused here.
     pub(crate) async fn open<T, E: Failure>(
         &self,
+        login: u64,
         address: &ConnectionAddr,
         open: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
         if let Some(refusal) = &*self.last()
             && Instant::now() < refusal.until
+            && login == refusal.login
         {
             return Err(refusal.error.clone().into());
         }
@@ -80,7 +85,9 @@ impl Opening {
             Err(failure) => failure,
         };
         match failure.redis() {
-            Some(error) if error.kind() == ErrorKind::AuthenticationFailed => self.note(error),
+            Some(error) if error.kind() == ErrorKind::AuthenticationFailed => {
+                self.note(error, login)
+            }
             Some(error) if error.is_connection_dropped() => {
                 if let Some(said) = last_words(address).await {
                     return Err(said.into());
@@ -91,13 +98,15 @@ impl Opening {
         Err(failure)
     }
 
-    fn note(&self, error: &RedisError) {
+    fn note(&self, error: &RedisError, login: u64) {
         let mut last = self.last();
-        let times = last.as_ref().map_or(0, |refusal| refusal.times);
+        let same = last.as_ref().filter(|refusal| refusal.login == login);
+        let times = same.map_or(0, |refusal| refusal.times);
         *last = Some(Refusal {
             error: error.clone(),
             until: Instant::now() + pause(times),
             times: times.saturating_add(1),
+            login,
         });
     }
 
@@ -143,9 +152,9 @@ mod tests {
     async fn refused_credentials_are_not_tried_again_at_once() {
         let (opening, tries) = (Opening::default(), Cell::new(0));
         let nowhere = ConnectionAddr::Unix("/nowhere".into());
-        let attempt = |accepted: bool| {
+        let attempt_as = |login: u64, accepted: bool| {
             let tries = &tries;
-            opening.open(&nowhere, async move {
+            opening.open(login, &nowhere, async move {
                 tries.set(tries.get() + 1);
                 match accepted {
                     true => Ok(()),
@@ -156,6 +165,7 @@ mod tests {
                 }
             })
         };
+        let attempt = |accepted| attempt_as(0, accepted);
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(60) {
             assert!(attempt(false).await.is_err());
@@ -170,5 +180,9 @@ mod tests {
         tokio::time::sleep(FIRST).await;
         assert!(attempt(true).await.is_ok());
         assert_eq!(tries.get(), 10);
+        // Others are tried at once.
+        assert!(attempt(false).await.is_err());
+        assert!(attempt_as(1, true).await.is_ok());
+        assert_eq!(tries.get(), 12);
     }
 }

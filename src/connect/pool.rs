@@ -6,12 +6,10 @@
 
 use crate::connect::greeting::Known;
 use crate::connect::lending::RECYCLE;
+use crate::connect::url::RedisUrl;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{
-    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, RedisError, RedisFuture,
-    Value,
-};
+use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Pipeline, RedisError, RedisFuture, Value};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +23,10 @@ const TRUSTED: Duration = Duration::from_secs(1);
 /// one's recycling sends an `UNWATCH` too, which nobody who borrows needs and not every user may send.
 pub(crate) struct Manager {
     makes: deadpool_redis::Manager,
-    address: ConnectionAddr,
+    place: ConnectionInfo,
+    config: AsyncConnectionConfig,
+    /// Who logs in may change.
+    url: RedisUrl,
     known: Arc<Known>,
     /// Where only a primary will do: whether one of the connections was of no use. Then the others
     /// are not tried, each might take its time.
@@ -47,13 +48,16 @@ pub struct Pooled(Object<Manager>);
 
 impl Manager {
     pub(crate) fn new(
+        url: &RedisUrl,
         place: ConnectionInfo,
         config: AsyncConnectionConfig,
         known: Arc<Known>,
     ) -> Result<Self, RedisError> {
         Ok(Self {
-            address: place.addr().clone(),
-            makes: deadpool_redis::Manager::new_with_config(place, config)?,
+            makes: deadpool_redis::Manager::new_with_config(place.clone(), config.clone())?,
+            place,
+            config,
+            url: url.clone(),
             known,
             spoiled: None,
         })
@@ -79,8 +83,18 @@ impl managed::Manager for Manager {
     type Error = RedisError;
 
     async fn create(&self) -> Result<Checked, RedisError> {
-        let opening = self.makes.create();
-        let mut connection = self.known.opening.open(&self.address, opening).await?;
+        let renewed = self.url.renewed(&self.place);
+        let renewed = match renewed {
+            Some(place) => {
+                let config = self.config.clone();
+                Some(deadpool_redis::Manager::new_with_config(place, config)?)
+            }
+            None => None,
+        };
+        // Apart: it is large, and whoever borrows would have it on the stack.
+        let opening = Box::pin(renewed.as_ref().unwrap_or(&self.makes).create());
+        let (login, address) = (self.url.changes(), self.place.addr());
+        let mut connection = self.known.opening.open(login, address, opening).await?;
         self.known.greet_by(&mut connection).await?;
         Ok(Checked {
             connection,

@@ -14,8 +14,9 @@
 //! still, does not tell its clients that another one took its place. Each move raises the *generation*;
 //! connections of an older one are not used any more.
 
-use super::sentinel_url::{Login, SentinelUrl};
+use super::sentinel_url::SentinelUrl;
 use super::sentinel_view::{SentinelView, Voice, address, agree, confirmed};
+use super::url::{RedisUrl, settings};
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
 use crate::connect::socket::tcp_settings;
@@ -67,6 +68,8 @@ pub(crate) struct Sentinels {
     encrypted: bool,
     tls: Tls,
     login: RedisConnectionInfo,
+    /// Where it stands in a file, it says anew who logs in.
+    url: RedisUrl,
     seats: Vec<(String, ConnectionInfo)>,
     generation: AtomicU64,
     named: Mutex<Option<SentinelView>>,
@@ -100,17 +103,6 @@ fn endpoint(tls: bool, host: &str, port: u16) -> ConnectionAddr {
     }
 }
 
-fn settings(login: &Login) -> RedisConnectionInfo {
-    let mut settings = RedisConnectionInfo::default();
-    if let Some(user) = &login.user {
-        settings = settings.set_username(user);
-    }
-    if let Some(password) = &login.password {
-        settings = settings.set_password(password);
-    }
-    settings
-}
-
 impl Sentinels {
     /// The Sentinels that the URL names; asks nobody yet.
     pub(crate) fn new(url: &SentinelUrl, tls: Tls) -> Result<Self, BusError> {
@@ -125,6 +117,7 @@ impl Sentinels {
             encrypted: url.tls,
             tls,
             login: settings(&url.nodes).set_db(url.db),
+            url: RedisUrl::default(),
             asking: tokio::sync::Mutex::new(Asking {
                 wires: seats.iter().map(|_| None).collect(),
                 last: None,
@@ -134,6 +127,12 @@ impl Sentinels {
             named: Mutex::default(),
             watching: Mutex::default(),
         })
+    }
+
+    /// The same, for a URL that may stand in a file.
+    pub(crate) fn following(self, url: &RedisUrl) -> Self {
+        let url = url.clone();
+        Self { url, ..self }
     }
 
     /// How often the primary has moved, as far as is known.
@@ -158,10 +157,11 @@ impl Sentinels {
         let generation = self.generation();
         let named = named.as_ref().ok_or(BusError::Moved)?;
         let info = endpoint(self.encrypted, &named.host, named.port).into_connection_info()?;
+        let info = info
+            .set_redis_settings(self.login.clone())
+            .set_tcp_settings(tcp_settings());
         Ok(Primary {
-            info: info
-                .set_redis_settings(self.login.clone())
-                .set_tcp_settings(tcp_settings()),
+            info: self.url.renewed(&info).unwrap_or(info),
             generation,
         })
     }
@@ -233,7 +233,8 @@ impl Sentinels {
             return Ok(view);
         }
         // The limit of this whole try is shorter, and says more.
-        let mut wire = Wire::open(info, &self.tls, 2 * ASK).await?;
+        let renewed = self.url.renewed_sentinel(info);
+        let mut wire = Wire::open(renewed.as_ref().unwrap_or(info), &self.tls, 2 * ASK).await?;
         let view = self.ask_on(&mut wire).await?;
         *kept = Some(wire);
         Ok(view)

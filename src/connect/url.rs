@@ -1,6 +1,8 @@
 //! The URL of a Redis server. It may carry a password, so it never prints itself whole.
 
-use crate::connect::sentinel_url::SentinelUrl;
+use crate::connect::secret::SecretFile;
+use crate::connect::sentinel_url::{Login, SentinelUrl};
+use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
@@ -13,34 +15,49 @@ const ESCAPES: &str = "in a user or password of a URL, special characters are wr
 pub(crate) const NO_PASSWORD: &str =
     "a user without a password would be ignored: name both, or none";
 
-/// A Redis URL. It may carry a password, so it never prints itself whole.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RedisUrl(String);
+/// A Redis URL. It may carry a password, so it never prints itself whole; one that stands in a file prints
+/// that file's name.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct RedisUrl {
+    text: String,
+    /// Where it stands; who connects looks there again.
+    file: Option<SecretFile>,
+}
 
 impl RedisUrl {
     /// Wraps a URL.
     pub fn new(url: impl Into<String>) -> Self {
-        Self(url.into())
+        Self {
+            text: url.into(),
+            file: None,
+        }
+    }
+
+    /// The same, which that file holds.
+    #[cfg(feature = "config")]
+    pub(crate) fn of_file(self, file: SecretFile) -> Self {
+        let file = Some(file);
+        Self { file, ..self }
     }
 
     /// The URL with its password: for opening connections, nothing else.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Whether it carries a password. In doubt it does: an unescaped password may end what a parser
     /// takes for the host.
     pub fn has_password(&self) -> bool {
-        let parsed = redis::parse_redis_url(&self.0).is_some_and(|url| {
+        let parsed = redis::parse_redis_url(&self.text).is_some_and(|url| {
             url.password().is_some() || url.query_pairs().any(|(name, _)| name == "pass")
         });
         let asks = |url: &str| match url.split_once('?') {
             Some((_, query)) => query.to_ascii_lowercase().contains("pass") || query.contains('%'),
             None => false,
         };
-        let of_sentinels = self.sentinels().is_some() && asks(&self.0);
-        parsed || of_sentinels || names_password(&self.0)
+        let of_sentinels = self.sentinels().is_some() && asks(&self.text);
+        parsed || of_sentinels || names_password(&self.text)
     }
 
     /// The Sentinels that it names; `None` if it names a server.
@@ -48,7 +65,7 @@ impl RedisUrl {
     /// # Errors
     /// What is wrong with it, without its secrets.
     pub fn sentinels(&self) -> Option<Result<SentinelUrl, String>> {
-        SentinelUrl::parse(&self.0)
+        SentinelUrl::parse(&self.text)
     }
 
     /// Fails if it cannot be parsed, with the reason but for its secrets.
@@ -63,12 +80,12 @@ impl RedisUrl {
     }
 
     fn check_server(&self) -> Result<(), String> {
-        let parsed = redis::parse_redis_url(&self.0);
+        let parsed = redis::parse_redis_url(&self.text);
         let usable = redis::IntoConnectionInfo::into_connection_info(self.expose());
         let (Some(url), Ok(_)) = (parsed, usable) else {
             let form = "not a URL such as redis://host:6379/0, rediss://host (TLS), or \
                         redis+sentinel://host:26379,host:26379,host:26379/SERVICE";
-            return Err(match is_unescaped(&self.0) {
+            return Err(match is_unescaped(&self.text) {
                 true => format!("{form}; {ESCAPES}"),
                 false => form.to_owned(),
             });
@@ -111,6 +128,64 @@ impl RedisUrl {
         Ok(())
     }
 
+    /// How often who logs in has changed.
+    pub(crate) fn changes(&self) -> u64 {
+        self.file.as_ref().map_or(0, SecretFile::changes)
+    }
+
+    /// That place with who logs in there as the file says it now; `None` if the URL stands in no file.
+    pub(crate) fn renewed(&self, place: &ConnectionInfo) -> Option<ConnectionInfo> {
+        let login = self.now()?.login()?;
+        Some(place.clone().set_redis_settings(login))
+    }
+
+    /// The same for one of the Sentinels.
+    pub(crate) fn renewed_sentinel(&self, place: &ConnectionInfo) -> Option<ConnectionInfo> {
+        let url = self.now()?.sentinels()?.ok()?;
+        Some(place.clone().set_redis_settings(settings(&url.own)))
+    }
+
+    /// What the file holds now.
+    fn now(&self) -> Option<Self> {
+        let file = self.file.as_ref()?;
+        Some(Self::new(file.read_again(|text| {
+            let url = Self::new(text);
+            // It has no file, so that an error would quote it.
+            let checked = match url.sentinels() {
+                Some(parsed) => parsed.map(|_| ()),
+                None => url.check_server(),
+            };
+            checked.map_err(|_| "it holds no URL of a Redis server".to_owned())?;
+            match self.leads_to() == url.leads_to() {
+                true => Ok(()),
+                false => Err("it names another place than before, and only who logs in may change while a process runs: restart it".into()),
+            }
+        })))
+    }
+
+    /// The place without who logs in there.
+    fn leads_to(&self) -> Option<String> {
+        if let Some(url) = self.sentinels() {
+            let url = url.ok()?;
+            return Some(format!(
+                "{:?} {} {} {}",
+                url.sentinels, url.service, url.db, url.tls
+            ));
+        }
+        let info = self.text.as_str().into_connection_info().ok()?;
+        Some(format!("{} {}", info.addr(), info.redis_settings().db()))
+    }
+
+    /// Who logs in at a server.
+    fn login(&self) -> Option<RedisConnectionInfo> {
+        if let Some(url) = self.sentinels() {
+            let url = url.ok()?;
+            return Some(settings(&url.nodes).set_db(url.db));
+        }
+        let info = self.text.as_str().into_connection_info().ok()?;
+        Some(info.redis_settings().clone())
+    }
+
     /// Whether the connection is one by TLS.
     pub(crate) fn is_tls(&self) -> bool {
         if let Some(sentinels) = self.sentinels() {
@@ -123,13 +198,36 @@ impl RedisUrl {
 
 impl Default for RedisUrl {
     fn default() -> Self {
-        Self("redis://127.0.0.1:6379".into())
+        Self::new("redis://127.0.0.1:6379")
     }
 }
 
+impl From<String> for RedisUrl {
+    fn from(url: String) -> Self {
+        Self::new(url)
+    }
+}
+
+impl From<RedisUrl> for String {
+    fn from(url: RedisUrl) -> Self {
+        url.text
+    }
+}
+
+impl PartialEq for RedisUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for RedisUrl {}
+
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        without_secrets(&self.0, f)
+        if let Some(file) = &self.file {
+            return file.path().display().fmt(f);
+        }
+        without_secrets(&self.text, f)
     }
 }
 
@@ -137,6 +235,18 @@ impl fmt::Debug for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// Who logs in, as a connection has it.
+pub(crate) fn settings(login: &Login) -> RedisConnectionInfo {
+    let mut settings = RedisConnectionInfo::default();
+    if let Some(user) = &login.user {
+        settings = settings.set_username(user);
+    }
+    if let Some(password) = &login.password {
+        settings = settings.set_password(password);
+    }
+    settings
 }
 
 /// Whether a character that ends the host stands before an `@`: it is of a password, most likely.
@@ -252,6 +362,42 @@ mod tests {
         assert!(!RedisUrl::new("redis://u@h").has_password());
         assert!(!RedisUrl::default().has_password());
         assert!(!RedisUrl::new("redis+sentinel://u@a/bus?sentinel_user=u").has_password());
+    }
+
+    #[cfg(feature = "config")]
+    #[test]
+    fn what_the_file_says_of_who_logs_in_holds_for_nodes_and_sentinels() {
+        let path = std::env::temp_dir().join(format!("convoke-url-{}", std::process::id()));
+        let say = |url: &str| std::fs::write(&path, url).unwrap();
+        let seat = "redis://seat".into_connection_info().unwrap();
+        let watched = "a:1,b:1/bus/3?sentinel_user=s&sentinel_password=";
+        say(&format!("redis+sentinel://u:one@{watched}one"));
+        let file = SecretFile::open(&path).unwrap();
+        let text = file.read_again(|_| Ok(()));
+        let url = RedisUrl::new(text).of_file(file);
+        let held = |password: &str| {
+            let node = url.renewed(&seat).unwrap();
+            let own = url.renewed_sentinel(&seat).unwrap();
+            assert_eq!(node.addr(), seat.addr());
+            let (node, own) = (node.redis_settings(), own.redis_settings());
+            assert_eq!((node.username(), node.db()), (Some("u"), 3));
+            assert_eq!(node.password(), Some(password));
+            assert_eq!(
+                (own.username(), own.password()),
+                (Some("s"), Some(password))
+            );
+        };
+        held("one");
+        say(&format!("redis+sentinel://u:two@{watched}two"));
+        held("two");
+        for other in ["redis+sentinel://u:three@c:1/bus/3", "redis://a", "three"] {
+            say(other);
+            held("two");
+        }
+        assert_eq!(url.changes(), 1);
+        assert_eq!(url.to_string(), path.display().to_string());
+        assert!(RedisUrl::default().renewed(&seat).is_none());
+        std::fs::remove_file(&path).unwrap();
     }
 
     #[test]

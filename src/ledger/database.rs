@@ -17,6 +17,7 @@ const MIGRATION: Duration = Duration::from_secs(5 * 60);
 #[derive(Clone)]
 pub struct Database {
     pub(super) store: Arc<dyn Store>,
+    url: DatabaseUrl,
     /// When the schema was last found in order.
     checked: Arc<Mutex<Option<Instant>>>,
 }
@@ -38,6 +39,7 @@ impl Database {
         let none = || LedgerError::Url(format!("{url} is of no kind that this program has"));
         Ok(Self {
             store: store.ok_or_else(none)??,
+            url: url.clone(),
             checked: Arc::default(),
         })
     }
@@ -54,6 +56,7 @@ impl Database {
 
     /// The version of its schema; 0 without one.
     pub async fn version(&self) -> Result<i64, LedgerError> {
+        self.store.renew(&self.url)?;
         within(ACQUIRE + STATEMENT, self.store.version()).await?
     }
 

@@ -47,17 +47,6 @@ fn open(url: &DatabaseUrl, kind: &DatabaseKind) -> Opened {
 
 /// A pool for the server at `url`. Connects nothing yet.
 pub(super) fn pool_at(url: &DatabaseUrl, connections: u32) -> Result<PgPool, LedgerError> {
-    let ms = |limit: Duration| limit.as_millis().to_string();
-    let options = PgConnectOptions::from_str(url.expose())
-        .map_err(|_| LedgerError::Url(format!("{url} cannot be parsed")))?
-        .application_name("convoke")
-        .options([
-            ("statement_timeout", ms(STATEMENT - Duration::from_secs(1))),
-            ("lock_timeout", ms(LOCK)),
-            ("idle_in_transaction_session_timeout", ms(STATEMENT)),
-        ])
-        .log_statements(LevelFilter::Trace)
-        .log_slow_statements(LevelFilter::Trace, STATEMENT);
     let pool = PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE)
@@ -74,13 +63,40 @@ pub(super) fn pool_at(url: &DatabaseUrl, connections: u32) -> Result<PgPool, Led
                 }
             })
         })
-        .connect_lazy_with(options);
+        .connect_lazy_with(options(url)?);
     Ok(pool)
+}
+
+fn options(url: &DatabaseUrl) -> Result<PgConnectOptions, LedgerError> {
+    let ms = |limit: Duration| limit.as_millis().to_string();
+    let options = PgConnectOptions::from_str(url.expose())
+        .map_err(|_| LedgerError::Url(format!("{url} cannot be parsed")))?
+        .application_name("convoke")
+        .options([
+            ("statement_timeout", ms(STATEMENT - Duration::from_secs(1))),
+            ("lock_timeout", ms(LOCK)),
+            ("idle_in_transaction_session_timeout", ms(STATEMENT)),
+        ])
+        .log_statements(LevelFilter::Trace)
+        .log_slow_statements(LevelFilter::Trace, STATEMENT);
+    Ok(options)
+}
+
+/// Has new connections of the pool be made as the URL's file says now.
+pub(super) fn renew(pool: &PgPool, url: &DatabaseUrl) -> Result<(), LedgerError> {
+    if let Some(url) = url.now() {
+        pool.set_connect_options(options(&url)?);
+    }
+    Ok(())
 }
 
 impl Store for PgPool {
     fn kind(&self) -> &'static str {
         "postgres"
+    }
+
+    fn renew(&self, url: &DatabaseUrl) -> Result<(), LedgerError> {
+        renew(self, url)
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

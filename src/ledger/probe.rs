@@ -1,7 +1,7 @@
 //! Whether PostgreSQL answers: by a query, on connections of its own, within a time.
 
 use super::error::LedgerError;
-use super::postgres::pool_at;
+use super::postgres::{pool_at, renew};
 use super::store::within;
 use crate::settings::{DatabaseUrl, Settings};
 use sqlx::{PgPool, Row};
@@ -32,6 +32,7 @@ impl Probe {
 
     fn pool(&self) -> Result<&PgPool, LedgerError> {
         if let Some(pool) = self.pool.get() {
+            renew(pool, &self.url)?;
             return Ok(pool);
         }
         let made = pool_at(&self.url, CONNECTIONS)?;

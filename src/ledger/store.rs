@@ -56,6 +56,11 @@ pub(super) trait Store: Send + Sync {
     /// `sqlite` or `postgres`.
     fn kind(&self) -> &'static str;
 
+    /// Has new connections be made as the URL's file says now, where it stands in one.
+    fn renew(&self, _: &DatabaseUrl) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
     /// Closes all connections.
     fn close(&self) -> BoxFuture<'_, ()>;
 

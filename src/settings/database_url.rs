@@ -1,6 +1,7 @@
 //! The URL of a database. It may carry a password, so it never prints itself whole.
 
 use super::drivers;
+use crate::connect::secret::SecretFile;
 use crate::connect::url::{names_password, without_secrets};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -17,15 +18,41 @@ pub enum DatabaseKind {
 }
 
 /// A database's URL: empty, `sqlite:…` or `postgres://…`. It may carry a password, so it never
-/// prints itself whole.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct DatabaseUrl(String);
+/// prints itself whole; one that stands in a file prints that file's name.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(from = "String", into = "String")]
+pub struct DatabaseUrl {
+    text: String,
+    /// Where it stands; who connects looks there again.
+    file: Option<SecretFile>,
+}
 
 impl DatabaseUrl {
     /// Wraps a URL.
     pub fn new(url: impl Into<String>) -> Self {
-        Self(url.into())
+        Self {
+            text: url.into(),
+            file: None,
+        }
+    }
+
+    /// The same, which that file holds.
+    #[cfg(feature = "config")]
+    pub(crate) fn of_file(self, file: SecretFile) -> Self {
+        let file = Some(file);
+        Self { file, ..self }
+    }
+
+    /// As the file says it now; `None` if it stands in no file.
+    #[cfg(feature = "ledger-postgres")]
+    pub(crate) fn now(&self) -> Option<Self> {
+        let file = self.file.as_ref()?;
+        let text = file.read_again(|text| match Self::new(text).kind() {
+            Ok(DatabaseKind::Postgres) => Ok(()),
+            _ => Err("it holds no URL of a PostgreSQL server".to_owned()),
+        });
+        let file = self.file.clone();
+        Some(Self { text, file })
     }
 
     /// The SQLite file under the state directory.
@@ -35,24 +62,24 @@ impl DatabaseUrl {
 
     /// The URL with its password: for opening connections, nothing else.
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.text
     }
 
     /// Whether none is set.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.text.is_empty()
     }
 
     /// Whether it leads to a PostgreSQL server.
     pub fn is_postgres(&self) -> bool {
-        self.0.starts_with("postgres://") || self.0.starts_with("postgresql://")
+        self.text.starts_with("postgres://") || self.text.starts_with("postgresql://")
     }
 
     /// Whether it carries a password. In doubt it does.
     pub fn has_password(&self) -> bool {
-        let asked = self.0.split_once('?').map_or("", |(_, query)| query);
-        !self.0.starts_with("sqlite:")
-            && (names_password(&self.0) || asked.to_ascii_lowercase().contains("pass"))
+        let asked = self.text.split_once('?').map_or("", |(_, query)| query);
+        !self.text.starts_with("sqlite:")
+            && (names_password(&self.text) || asked.to_ascii_lowercase().contains("pass"))
     }
 
     /// Where it leads.
@@ -63,7 +90,7 @@ impl DatabaseUrl {
         if self.is_postgres() {
             return drivers::postgres(self);
         }
-        let Some(rest) = self.0.strip_prefix("sqlite:") else {
+        let Some(rest) = self.text.strip_prefix("sqlite:") else {
             return Err(format!(
                 "{self} is neither postgres://user@host/name nor sqlite:PATH"
             ));
@@ -85,9 +112,32 @@ impl DatabaseUrl {
     }
 }
 
+impl From<String> for DatabaseUrl {
+    fn from(url: String) -> Self {
+        Self::new(url)
+    }
+}
+
+impl From<DatabaseUrl> for String {
+    fn from(url: DatabaseUrl) -> Self {
+        url.text
+    }
+}
+
+impl PartialEq for DatabaseUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for DatabaseUrl {}
+
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        without_secrets(&self.0, f)
+        if let Some(file) = &self.file {
+            return file.path().display().fmt(f);
+        }
+        without_secrets(&self.text, f)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::variables::{OF_COMMANDS, OF_THE_PROGRAM, PREFIX};
 use super::{DatabaseUrl, RedisUrl, Settings};
+use crate::connect::secret::SecretFile;
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
@@ -13,8 +14,12 @@ use std::path::Path;
 
 /// Letters to change from a name that was meant.
 const NEAR: usize = 3;
-/// Settings that may hold a password.
-const SECRET: [&str; 2] = ["redis_url", "database_url"];
+/// Settings that may hold a secret, and by which name a file is given that holds it.
+const SECRETS: [(&str, &str); 3] = [
+    ("redis_url", "redis_url_file"),
+    ("database_url", "database_url_file"),
+    ("mcp_server", "mcp_server_file"),
+];
 
 /// Why there are no settings: the message names the setting, where it came from, and its value unless that
 /// may be secret.
@@ -32,6 +37,10 @@ impl Settings {
     /// The settings of the file that `CONVOKE_CONFIG` names, if it names one, and of the variables
     /// `CONVOKE_REDIS_URL`, `CONVOKE_ROLE` and so on, which win; an empty one counts as not set. All others
     /// have their defaults.
+    ///
+    /// What may hold a secret can stand in a file of its own, which `CONVOKE_REDIS_URL_FILE`,
+    /// `CONVOKE_DATABASE_URL_FILE` or `CONVOKE_MCP_SERVER_FILE` names. That one is read again for each new
+    /// connection, so a password that was rotated is used from then on.
     ///
     /// ```no_run
     /// # fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -67,38 +76,46 @@ pub fn given<T: Serialize>(part: &T) -> Result<Dict, LoadError> {
 /// See [`LoadError`].
 #[doc(hidden)]
 pub fn load(file: Option<&Path>, flags: Dict) -> Result<Settings, LoadError> {
-    for setting in SECRET {
+    for (setting, in_file) in SECRETS {
         if has_password(&flags, setting) {
             return Err(LoadError::new(format_args!(
                 "{}: carries a password, and everyone on this machine can read arguments; \
-                 set {} or {setting} in the file of --config instead",
+                 set {}, {setting} in the file of --config, or {} instead",
                 Source::Flags.place(setting),
-                variable(setting)
+                variable(setting),
+                Source::Flags.place(in_file)
             )));
         }
     }
-    let defaults = given(&Settings::default())?;
+    let mut known = given(&Settings::default())?;
+    known.extend(SECRETS.map(|(_, in_file)| (in_file.to_owned(), Value::from(""))));
+    let mut files = SecretFiles::new();
     let mut figment = Figment::new();
     if let Some(file) = file {
-        let layer = from_file(file, &defaults)?;
-        if SECRET
+        let layer = from_file(file, &known)?;
+        if SECRETS
             .iter()
-            .any(|setting| has_password(&layer.values, setting))
+            .any(|(setting, _)| has_password(&layer.values, setting))
         {
             warn_if_open(file, "holds a password");
         }
-        figment = figment.merge(layer);
+        figment = figment.merge(layer.with_secrets(&mut files)?);
     }
-    figment = figment
-        .merge(from_environment(&defaults)?)
-        .merge(Layer::new(Source::Flags, flags));
-    let settings: Settings = figment.extract().map_err(|error| {
+    for layer in [from_environment(&known)?, Layer::new(Source::Flags, flags)] {
+        figment = figment.merge(layer.with_secrets(&mut files)?);
+    }
+    let mut settings: Settings = figment.extract().map_err(|error| {
         let setting = error.path.first().map_or("", String::as_str);
         let place = place(error.metadata.as_ref(), setting);
         LoadError::new(format_args!("{place}: {}", error.kind))
     })?;
+    let place_of_file = |setting: &str| Some(files.get(setting)?.1.clone());
+    for (setting, (file, _)) in &files {
+        settings.follow(setting, file);
+    }
     settings.check().map_err(|error| {
-        let place = place(figment.find_metadata(error.setting), error.setting);
+        let place = place_of_file(error.setting)
+            .unwrap_or_else(|| place(figment.find_metadata(error.setting), error.setting));
         LoadError::new(format_args!("{place}: {}", error.problem))
     })?;
     if !settings.tls_key.is_empty() {
@@ -113,7 +130,8 @@ fn has_password(values: &Dict, setting: &str) -> bool {
         .and_then(Value::as_str)
         .is_some_and(|url| match setting {
             "redis_url" => RedisUrl::new(url).has_password(),
-            _ => DatabaseUrl::new(url).has_password(),
+            "database_url" => DatabaseUrl::new(url).has_password(),
+            _ => false,
         })
 }
 
@@ -144,6 +162,56 @@ enum Source {
 impl Layer {
     fn new(source: Source, values: Dict) -> Self {
         Self { source, values }
+    }
+}
+
+/// The files that hold secrets, by setting, with what each is called where it was given.
+type SecretFiles = Map<&'static str, (SecretFile, String)>;
+
+impl Layer {
+    /// The same with what the files hold that it names, which are noted. What it gives itself is not in a file
+    /// any more that an earlier source named.
+    fn with_secrets(mut self, files: &mut SecretFiles) -> Result<Self, LoadError> {
+        for (setting, in_file) in SECRETS {
+            let place = self.source.place(in_file);
+            let path = match self.values.remove(in_file) {
+                Some(Value::String(_, path)) => Some(path).filter(|path| !path.is_empty()),
+                Some(_) => return Err(LoadError::new(format_args!("{place}: not a path"))),
+                None => None,
+            };
+            match path {
+                Some(_) if self.values.contains_key(setting) => {
+                    return Err(LoadError::new(format_args!(
+                        "{place}: {} is set as well: leave one of them out",
+                        self.source.place(setting)
+                    )));
+                }
+                Some(path) => {
+                    let file = SecretFile::open(Path::new(&path))
+                        .map_err(|problem| LoadError::new(format_args!("{place}: {problem}")))?;
+                    let held = file.read_again(|_| Ok(()));
+                    self.values.insert(setting.to_owned(), Value::from(held));
+                    files.insert(setting, (file, place));
+                }
+                None if self.values.contains_key(setting) => {
+                    files.remove(setting);
+                }
+                None => {}
+            }
+        }
+        Ok(self)
+    }
+}
+
+impl Settings {
+    /// Has the setting be what that file holds, now and later.
+    fn follow(&mut self, setting: &str, file: &SecretFile) {
+        let file = file.clone();
+        match setting {
+            "redis_url" => self.redis_url = self.redis_url.clone().of_file(file),
+            "database_url" => self.database_url = self.database_url.clone().of_file(file),
+            _ => self.mcp_server = self.mcp_server.clone().of_file(file),
+        }
     }
 }
 

@@ -23,6 +23,7 @@ mod readme;
 mod refusals;
 mod replay;
 mod rig;
+mod secrets;
 mod settings;
 mod shell;
 mod streams;

@@ -4,13 +4,13 @@
 use crate::builtin::process::shell;
 use crate::builtin::warden::{self, Watched};
 use crate::mutex::locked;
-use crate::settings::Settings;
+use crate::settings::{CommandLine, Settings};
 use rmcp::model::{ClientCapabilities, ClientConfig, ClientRequest, Implementation, PingRequest};
 use rmcp::service::{RoleClient, RunningService, ServiceError, serve_client};
 use rmcp::transport::TokioChildProcess;
 use std::fmt;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tokio::process::Command;
 use tokio::sync::{mpsc, oneshot};
@@ -34,7 +34,7 @@ type Asked = oneshot::Sender<Answer>;
 
 /// Asks a server how it is.
 pub(super) struct Mcp {
-    command: Arc<str>,
+    command: CommandLine,
     keeper: Mutex<Option<mpsc::Sender<Asked>>>,
 }
 
@@ -47,9 +47,9 @@ impl fmt::Debug for Mcp {
 impl Mcp {
     /// The server that the command line in the settings starts, if there is one. Starts nothing yet.
     pub(super) fn of(settings: &Settings) -> Option<Self> {
-        let command = settings.mcp_server.expose().trim();
-        (!command.is_empty()).then(|| Self {
-            command: command.into(),
+        let command = &settings.mcp_server;
+        (!command.expose().trim().is_empty()).then(|| Self {
+            command: command.clone(),
             keeper: Mutex::default(),
         })
     }
@@ -90,7 +90,7 @@ impl Mcp {
 
 /// Owns the server. It ends, and the server with it, when nobody can ask any more.
 struct Keeper {
-    command: Arc<str>,
+    command: CommandLine,
     server: Option<Server>,
     failures: u32,
     not_before: Instant,
@@ -105,7 +105,7 @@ struct Server {
 }
 
 impl Keeper {
-    fn new(command: Arc<str>) -> Self {
+    fn new(command: CommandLine) -> Self {
         Self {
             command,
             server: None,
@@ -147,7 +147,7 @@ impl Keeper {
             let seconds = wait.as_secs() + 1;
             return Err(format!("{}; starting again in {seconds} s", self.trouble));
         }
-        match start(&self.command).await {
+        match start(self.command.now().trim()).await {
             Ok(mut server) => {
                 let answer = server.ping().await;
                 self.server = Some(server);
