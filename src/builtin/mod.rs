@@ -3,6 +3,8 @@
 
 pub(crate) mod children;
 pub mod exec;
+#[doc(hidden)]
+pub mod exposition;
 mod process;
 mod scarce;
 pub mod services;

@@ -1,13 +1,13 @@
 //! `convoke metrics`: asks a worker what all of them did.
 
-mod exposition;
-
-use super::output::printable;
-use super::{Exit, Format, Session, request};
-use clap::Args;
+use super::output::{self, printable};
+use super::{Exit, Format, Misuse, Session, request};
+use anyhow::Context as _;
+use clap::{Args, ValueHint};
+use convoke::builtin::exposition::{self, Dialect};
 use convoke::client::publish::Outgoing;
-use exposition::Dialect;
 use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -16,11 +16,14 @@ Examples:
   convoke metrics --detailed
   convoke metrics --detailed --format json | jq .handlers
   convoke metrics --format prometheus > convoke.prom
+  convoke metrics --watch /var/lib/prometheus/node-exporter/convoke.prom --every 30s
 
 A worker answers it: with its own numbers of this moment, and those that the others sent with their
 last pulse. Counters go on counting what instances did that are gone. --format prometheus writes the
 text format of Prometheus (0.0.4), which node_exporter's textfile collector reads, --format openmetrics
-that of OpenMetrics 1.0; both always in detail, with the histograms.";
+that of OpenMetrics 1.0; both always in detail, with the histograms. --watch writes FILE so again and \
+again, each time as a whole, until it is told to end; while nobody answers the file stays as it is, and \
+grows old. A worker does it by itself with --metrics-file.";
 
 /// Ask the workers what they did and how they are
 #[derive(Args)]
@@ -32,6 +35,12 @@ pub(super) struct Flags {
     /// How long to wait for the answer
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
     timeout: Duration,
+    /// Write it into this file, for Prometheus unless --format says otherwise, and do not end
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    watch: Option<PathBuf>,
+    /// How often
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15s", requires = "watch")]
+    every: Duration,
 }
 
 /// Runs the command.
@@ -39,8 +48,15 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let dialect = match session.output.format() {
         Format::Prometheus => Some(Dialect::Prometheus),
         Format::OpenMetrics => Some(Dialect::OpenMetrics),
+        Format::Text if flags.watch.is_some() => Some(Dialect::Prometheus),
         Format::Text | Format::Json => None,
     };
+    if let Some(file) = &flags.watch {
+        let dialect = dialect.ok_or_else(|| {
+            Misuse::error("--watch writes --format prometheus or openmetrics, not json")
+        })?;
+        return watch(&session, &flags, dialect, file).await;
+    }
     let ask = json!({
         "detailed": flags.detailed || dialect.is_some(),
         "histograms": dialect.is_some(),
@@ -54,11 +70,54 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         }
     };
     match dialect {
-        Some(dialect) => session.output.text(&exposition::of(metrics, dialect)?)?,
+        Some(dialect) => session.output.text(&text_of(metrics, dialect)?)?,
         None if session.output.is_json() => session.output.json(&metrics)?,
         None => print(&session, &metrics)?,
     }
     Ok(Exit::Done)
+}
+
+fn text_of(metrics: Value, dialect: Dialect) -> anyhow::Result<String> {
+    exposition::of(metrics, dialect)
+        .context("the answer lacks what this version tells on: the worker may be older")
+}
+
+/// Writes the file for ever. What goes wrong is told when it begins; the first time it ends the command.
+async fn watch(
+    session: &Session,
+    flags: &Flags,
+    dialect: Dialect,
+    file: &Path,
+) -> anyhow::Result<Exit> {
+    let mut told = None;
+    loop {
+        let written = write_once(session, flags.timeout, dialect, file).await;
+        match written {
+            Err(error) if told.is_none() => return Err(error),
+            Err(error) => {
+                let error = format!("{error:#}");
+                if told.as_ref() != Some(&error) {
+                    output::complain(session.output.format(), &error);
+                }
+                told = Some(error);
+            }
+            Ok(()) => told = Some(String::new()),
+        }
+        tokio::time::sleep(flags.every).await;
+    }
+}
+
+async fn write_once(
+    session: &Session,
+    timeout: Duration,
+    dialect: Dialect,
+    file: &Path,
+) -> anyhow::Result<()> {
+    let ask = json!({"detailed": true, "histograms": true});
+    let event = Outgoing::new("system.metrics", &ask);
+    let reply = request::ask(session, event, timeout).await??;
+    let text = text_of(request::result(&reply)?, dialect)?;
+    exposition::write(file, &text).with_context(|| format!("{} cannot be written", file.display()))
 }
 
 fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {

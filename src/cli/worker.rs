@@ -174,6 +174,10 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "DIR")]
     #[serde(skip_serializing_if = "Option::is_none")]
     runtime_dir: Option<String>,
+    /// Write the metrics of the bus there every 15 s, for the textfile collector: a name that ends in .prom
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metrics_file: Option<String>,
 }
 
 fn command(text: &str) -> Result<(String, String), String> {

@@ -23,7 +23,7 @@ struct Known {
     text: String,
     /// How often it changed.
     changes: u64,
-    /// What was told of the last try to read it.
+    /// What was wrong with it when it was read last.
     trouble: Option<String>,
 }
 

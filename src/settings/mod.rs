@@ -115,6 +115,10 @@ pub struct Settings {
     /// if it is not there. Empty: a library's worker keeps none, and `convoke worker` takes the one of
     /// [`directory`](crate::worker::vital::probe::directory).
     pub runtime_dir: String,
+    /// The file into which the worker writes the metrics of the bus every 15 s, as a whole, in Prometheus's
+    /// text format: for the textfile collector of `node_exporter`, which wants a name that ends in `.prom`. Empty:
+    /// none.
+    pub metrics_file: String,
 }
 
 impl Default for Settings {
@@ -151,6 +155,7 @@ impl Default for Settings {
             ledger_retention: Duration::from_secs(31_557_600),
             mcp_server: CommandLine::default(),
             runtime_dir: String::new(),
+            metrics_file: String::new(),
         }
     }
 }

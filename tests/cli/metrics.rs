@@ -2,7 +2,7 @@
 
 use super::worker::Worker;
 use super::{File, convoke, end, run};
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -214,6 +214,136 @@ fn the_text_of_each_format_is_valid_and_its_histograms_are_whole() {
         let (types, samples) = read_back(&told.out, is_open);
         check(&types, &samples);
     }
+}
+
+/// What a file holds by now that is written again and again.
+fn written(file: &File) -> String {
+    let mut text = String::new();
+    support::eventually("the file is written", || {
+        text = std::fs::read_to_string(file.path()).unwrap_or_default();
+        !text.is_empty()
+    });
+    text
+}
+
+#[test]
+fn a_file_for_the_collector_is_whole_and_readable_whenever_it_is_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let redis = Redis::start();
+    let (own, watched) = (File::new("own.prom", ""), File::new("watched.prom", ""));
+    let open = File::new("watched.om", "");
+    let mut command = Command::new("sh");
+    // As the unit has it; the collector is another user.
+    command.args([
+        "-c",
+        "umask 077; exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_convoke"),
+    ]);
+    command.args([
+        "worker",
+        "--id=w-1",
+        "--exec=demo.echo=cat",
+        "--metrics-file",
+    ]);
+    command
+        .arg(own.path())
+        .env("CONVOKE_REDIS_URL", redis.url());
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    let check_text = |text: &str, is_open: bool| {
+        let (types, _) = read_back(text, is_open);
+        let counter = if is_open {
+            "convoke_events_processed"
+        } else {
+            "convoke_events_processed_total"
+        };
+        assert_eq!(types[counter], "counter");
+    };
+    check_text(&written(&own), false);
+    let mode = std::fs::metadata(own.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+    let watch = |file: &File, more: &[&str]| {
+        let mut command = convoke(&redis, &["metrics", "--every=20ms", "--timeout=10s"]);
+        command.args(more).arg("--watch").arg(file.path());
+        command.stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let mut watching = watch(&watched, &[]);
+    let mut also = watch(&open, &["--format=openmetrics"]);
+    check_text(&written(&open), true);
+    also.kill().unwrap();
+    also.wait().unwrap();
+    // No look finds a part of a text, and the collector none of the files beside it.
+    let mut texts = BTreeSet::new();
+    written(&watched);
+    support::eventually("several texts were seen", || {
+        let text = std::fs::read_to_string(watched.path()).unwrap();
+        check_text(&text, false);
+        texts.insert(text);
+        texts.len() >= 5
+    });
+    // Nobody answers: what is there stays, and that is told once.
+    worker.stop();
+    let stays = |_: &()| {
+        std::fs::metadata(watched.path())
+            .unwrap()
+            .modified()
+            .unwrap()
+    };
+    let mut last = stays(&());
+    support::eventually("it is not written any more", || {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let before = std::mem::replace(&mut last, stays(&()));
+        before == last
+    });
+    assert!(watching.try_wait().unwrap().is_none(), "it ended");
+    check_text(&std::fs::read_to_string(watched.path()).unwrap(), false);
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    let directory = std::path::Path::new(own.path()).parent().unwrap();
+    let name = std::path::Path::new(own.path())
+        .file_name()
+        .unwrap()
+        .to_string_lossy()
+        .into_owned();
+    let beside = std::fs::read_dir(directory).unwrap().filter(|file| {
+        let found = file
+            .as_ref()
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .into_owned();
+        found.starts_with(&name) && found != name
+    });
+    assert_eq!(beside.count(), 0, "files are left beside it");
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_told_at_once() {
+    let redis = Redis::start();
+    let _worker = with_work(&redis, 0);
+    let watch = ["metrics", "--watch", "/nowhere/convoke.prom"];
+    run(&redis, &watch).failed(1, &["/nowhere/convoke.prom", "cannot be written"]);
+    let mut json = convoke(&redis, &watch);
+    end(json.args(["--format", "json"])).failed(2, &["--watch", "json"]);
+}
+
+#[test]
+fn the_alert_rules_and_the_dashboard_ask_for_what_is_told() {
+    const RULES: &str = include_str!("../../deploy/prometheus/convoke.rules.yml");
+    const BOARD: &str = include_str!("../../deploy/grafana/convoke.json");
+    let redis = Redis::start();
+    let _worker = with_work(&redis, 1);
+    let told = run(&redis, &["metrics", "--format", "prometheus"]).done();
+    let (_, samples) = read_back(&told.out, false);
+    let told: BTreeSet<&str> = samples.iter().map(|sample| sample.0.as_str()).collect();
+    let words = |text: &'static str| text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let asked: BTreeSet<&str> = [RULES, BOARD].into_iter().flat_map(words).collect();
+    let asked = asked
+        .into_iter()
+        .filter(|word| word.starts_with("convoke_"));
+    // It is told where a handler has a circuit only.
+    let asked = asked.filter(|word| *word != "convoke_handler_circuit");
+    let untold: Vec<&str> = asked.filter(|word| !told.contains(word)).collect();
+    assert!(untold.is_empty(), "{untold:?}");
 }
 
 fn check(types: &BTreeMap<String, String>, samples: &[Sample]) {

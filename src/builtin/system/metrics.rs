@@ -1,5 +1,7 @@
 use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Instances;
+use crate::coordination::tasks::Tasks;
 use crate::coordination::totals::Global;
 use crate::handler::state::State;
 use crate::protocol::histogram::Histogram;
@@ -19,7 +21,7 @@ pub(super) struct Ask {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Metrics {
+pub(in crate::builtin) struct Metrics {
     /// Events whose outcome was committed, by all instances that there were.
     events_processed: u64,
     /// Runs of handlers that failed, likewise.
@@ -117,6 +119,19 @@ pub(super) async fn metrics(
     let tasks = services.tasks.counts();
     let tasks = tasks.await.map_err(CoordinationError::into_handler_error)?;
     Ok(told(global, tasks.completed, &ask))
+}
+
+/// Everything, of all instances, as they last reported it.
+pub(in crate::builtin) async fn whole(
+    instances: &Instances,
+    tasks: &Tasks,
+) -> Result<Metrics, CoordinationError> {
+    let ask = Ask {
+        detailed: true,
+        histograms: true,
+    };
+    let global = instances.metrics(ask.detailed).await?;
+    Ok(told(global, tasks.counts().await?.completed, &ask))
 }
 
 fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {

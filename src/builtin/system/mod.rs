@@ -13,6 +13,8 @@ use crate::builtin::encoded;
 mod metrics;
 mod ping;
 
+pub(super) use metrics::whole as whole_metrics;
+
 use crate::coordination::instances::gossip::PING;
 use crate::handler::policy::Policy;
 use crate::handler::router::Registration;

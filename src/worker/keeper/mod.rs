@@ -16,11 +16,13 @@
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
 //! | `announce`: reports circuits as they change | |
 //! | `tell`: writes how far runs are to those who asked | when they tell it |
+//! | `exposition`: writes the metrics of the bus into a file, if one is set | 15 s |
 //! | `summary`: sums up failures in the log | 10 s |
 
 mod announce;
 mod attend;
 pub(super) mod describe;
+mod exposition;
 mod peers;
 mod promote;
 mod pulse;
@@ -279,6 +281,7 @@ impl Chores {
         duties.begin("describe", async |all| describe::run(&all).await);
         duties.begin("announce", async |all| announce::run(&all).await);
         duties.begin("tell", async |all| tell::run(&all).await);
+        duties.begin("exposition", async |all| exposition::run(&all).await);
         duties.begin("summary", async |all| summary::run(&all).await);
         duties.begin("watch", async |all| all.watch().await);
         tokio::select! {

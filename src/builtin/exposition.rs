@@ -4,15 +4,21 @@
 //! `…_total` by Prometheus, and without it by OpenMetrics, whose samples bear the suffix; a unit has a line
 //! of its own in OpenMetrics only, which also wants an end mark and quotes escaped in help texts.
 
-use crate::cli::output::printable;
-use anyhow::Context as _;
+use crate::builtin::system;
+use crate::coordination::instances::Instances;
+use crate::coordination::tasks::Tasks;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Dialect {
+pub enum Dialect {
     /// Text format 0.0.4.
     Prometheus,
     /// OpenMetrics 1.0.
@@ -62,10 +68,48 @@ struct Scaling {
     load_balance: f64,
 }
 
+/// What all instances did, for Prometheus.
+pub(crate) async fn tell(
+    instances: &Instances,
+    tasks: &Tasks,
+) -> Result<String, Box<dyn Error + Send + Sync>> {
+    let metrics = system::whole_metrics(instances, tasks).await?;
+    Ok(of(serde_json::to_value(&metrics)?, Dialect::Prometheus)?)
+}
+
+/// Writes the file as a whole: who reads it at any moment finds the old text or the new one. Everybody may
+/// read it, whatever this process's mask: the collector is another user.
+///
+/// # Errors
+/// It cannot be written; the old one is left then.
+pub fn write(file: &Path, text: &str) -> io::Result<()> {
+    const MODE: u32 = 0o644;
+    let mut beside = file.as_os_str().to_owned();
+    // A collector reads what ends in .prom.
+    beside.push(format!(".{:016x}", fastrand::u64(..)));
+    let beside = PathBuf::from(beside);
+    let written = || {
+        let mut options = OpenOptions::new();
+        let mut made = options
+            .write(true)
+            .create_new(true)
+            .mode(MODE)
+            .open(&beside)?;
+        made.set_permissions(Permissions::from_mode(MODE))?;
+        made.write_all(text.as_bytes())?;
+        fs::rename(&beside, file)
+    };
+    written().inspect_err(|_| {
+        fs::remove_file(&beside).ok();
+    })
+}
+
 /// What `system.metrics` answered, as exposition text.
-pub(super) fn of(metrics: Value, dialect: Dialect) -> anyhow::Result<String> {
-    let metrics: Metrics = serde_json::from_value(metrics)
-        .context("the answer lacks what this version tells on: the worker may be older")?;
+///
+/// # Errors
+/// The answer lacks something: its worker is older.
+pub fn of(metrics: Value, dialect: Dialect) -> Result<String, serde_json::Error> {
+    let metrics: Metrics = serde_json::from_value(metrics)?;
     let mut text = Text {
         dialect,
         out: String::new(),
@@ -180,7 +224,14 @@ impl From<f64> for Number {
 
 /// What a line may hold; a terminal could be told something by the rest, which a type's name never has.
 fn escaped(text: &str, quotes: bool) -> String {
-    let mut escaped = printable(text).replace('\\', "\\\\");
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c.is_ascii() && !c.is_control() {
+            true => printable.push(c),
+            false => printable.extend(c.escape_default()),
+        }
+    }
+    let mut escaped = printable.replace('\\', "\\\\");
     if quotes {
         escaped = escaped.replace('"', "\\\"");
     }
