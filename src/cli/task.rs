@@ -1,5 +1,6 @@
 //! `convoke task`: creates tasks, looks at them, and puts them right.
 
+mod waits;
 mod words;
 
 use super::output;
@@ -206,11 +207,24 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         Command::Create(flags) => create(&session, flags).await,
         Command::Get(flags) => {
             let payload = json!({"task_id": flags.id});
-            let Some(task) = answer(&session, "task.get", &payload, flags.reply.timeout).await?
+            let Some(mut task) =
+                answer(&session, "task.get", &payload, flags.reply.timeout).await?
             else {
                 return Ok(Exit::Failed);
             };
+            // Who may ask about a task need not see the instances.
+            let why = waits::reason(&session, &task).await.ok().flatten();
+            if session.output.is_json() {
+                if let Some(why) = &why {
+                    task["why_it_waits"] = why.as_str().into();
+                }
+                session.output.json(&task)?;
+                return Ok(Exit::Done);
+            }
             show(&session, &task)?;
+            if let Some(why) = why {
+                output::complain_line(&printable(&format!("it waits: {why}")));
+            }
             Ok(Exit::Done)
         }
         Command::List(flags) => list(&session, flags).await,

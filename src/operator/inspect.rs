@@ -31,7 +31,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// One that does not exist yet.
+    /// A stream that does not exist yet.
     pub fn empty(name: &StreamName) -> Self {
         Self {
             name: name.clone(),

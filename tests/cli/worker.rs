@@ -241,6 +241,13 @@ fn tasks_are_created_waited_for_and_looked_at() {
     }
     let waits = ["task", "create", "no.body", "--id", "t-3"];
     assert_eq!(run(&redis, &waits).done().out, "t-3 pending\n");
+    let told = run(&redis, &["task", "get", "t-3"]).done();
+    let why = "it waits: 1 instance of role worker, and none with a handler for no.body";
+    assert!(told.err.contains(why), "{}", told.err);
+    let told = run(&redis, &["task", "get", "t-3", "--format=json"]).done();
+    assert!(told.json()["why_it_waits"].is_string(), "{}", told.out);
+    let told = run(&redis, &["task", "get", "t-1", "--format=json"]).done();
+    assert!(told.json()["why_it_waits"].is_null(), "{}", told.out);
     let cancel = ["task", "cancel", "t-3", "--reason", "ordered twice"];
     for _ in 0..2 {
         assert_eq!(run(&redis, &cancel).done().out, "cancelled\n");
