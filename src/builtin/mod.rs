@@ -18,6 +18,7 @@ use crate::coordination::catalog::Catalog;
 use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
+use crate::coordination::patterns::Patterns;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
 use crate::handler::router::Registration;
@@ -37,6 +38,7 @@ pub(crate) struct Services {
     pub(crate) flow: Flow,
     pub(crate) catalog: Catalog,
     pub(crate) own_report: OwnReport,
+    pub(crate) patterns: Patterns,
     pub(crate) configured: Configured,
 }
 

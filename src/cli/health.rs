@@ -1,6 +1,6 @@
 //! `convoke health`: asks the workers how they are.
 
-use super::output::{GREEN, YELLOW, printable, wrapped};
+use super::output::{GREEN, YELLOW, printable, span, wrapped};
 use super::{Exit, Session, request};
 use clap::Args;
 use convoke::client::publish::Outgoing;
@@ -76,6 +76,18 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
             }
         }
         None => output.line(&output.faint("whether events flow could not be looked at"))?,
+    }
+    if let Some(reports) = health["reports"].as_object() {
+        let count = |name: &str| reports.get(name).and_then(Value::as_u64).unwrap_or(0);
+        let age = span(health["age_ms"].as_u64().unwrap_or(0));
+        let missing = match count("missing") {
+            0 => String::new(),
+            missing => format!("; {missing} have not reported"),
+        };
+        let given = count("given");
+        output.line(&output.faint(&format!(
+            "from the reports of {given}, up to {age} old{missing}"
+        )))?;
     }
     let services = health["services"].as_object();
     let rows: Vec<Vec<String>> = services

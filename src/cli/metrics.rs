@@ -19,7 +19,7 @@ Examples:
   convoke metrics --watch /var/lib/prometheus/node-exporter/convoke.prom --every 30s
 
 A worker answers it: with its own numbers of this moment, and those that the others sent with their
-last pulse. Counters go on counting what instances did that are gone. --format prometheus writes the
+last pulse, or report now where that is chosen (`convoke pattern`). Counters go on counting what instances did that are gone. --format prometheus writes the
 text format of Prometheus (0.0.4), which node_exporter's textfile collector reads, --format openmetrics
 that of OpenMetrics 1.0; both always in detail, with the histograms. --watch writes FILE so again and \
 again, each time as a whole, until it is told to end; while nobody answers the file stays as it is, and \
@@ -141,6 +141,15 @@ fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {
         let events = external["events_processed"].as_u64().unwrap_or(0);
         let said = format!("{count} instances, which say that they processed {events} events");
         lines.push(("external", said));
+    }
+    if let Some(missing) = metrics["missing_total"]
+        .as_u64()
+        .filter(|missing| *missing > 0)
+    {
+        let named = metrics["missing"].as_array().into_iter().flatten();
+        let named: Vec<&str> = named.filter_map(Value::as_str).collect();
+        let named = printable(&named.join(", ")).into_owned();
+        lines.push(("not reported", format!("{missing}: {named}")));
     }
     if let Some(in_flight) = metrics["queue"]["in_flight"].as_u64() {
         lines.push(("in flight", in_flight.to_string()));

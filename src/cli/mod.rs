@@ -20,6 +20,7 @@ mod man;
 mod metrics;
 mod output;
 mod owners;
+mod pattern;
 mod payload;
 mod pending;
 mod probe;
@@ -157,6 +158,7 @@ enum Command {
     Instances(instances::Flags),
     History(history::Flags),
     Ledger(ledger::Flags),
+    Pattern(pattern::Flags),
     Task(task::Flags),
     Streams(streams::Flags),
     Pending(pending::Flags),
@@ -269,6 +271,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
         Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
         Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
+        Command::Pattern(flags) => runtime()?.block_on(pattern::run(session, flags)),
         Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
     }
 }
@@ -318,6 +321,7 @@ impl Session {
                     | Command::State(_)
                     | Command::Discover(_)
                     | Command::Task(_)
+                    | Command::Pattern(_)
                     | Command::Replay(_)
                     | Command::Streams(_)
                     | Command::Delayed(_)

@@ -69,6 +69,13 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
         };
         output.line(&format!("redis: {} of {limit}", output::bytes(used)))?;
     }
+    if let Some(patterns) = state["patterns"].as_object().filter(|all| !all.is_empty()) {
+        let told = patterns
+            .iter()
+            .map(|(event, pattern)| format!("{event} {}", text(pattern)));
+        let told = told.collect::<Vec<_>>().join(", ");
+        output.line(&output::printable(&format!("patterns: {told}")))?;
+    }
     let tasks = &state["tasks"];
     let count = |status: &str| format!("{} {status}", text(&tasks[status]));
     let counts = ["pending", "assigned", "completed", "failed", "cancelled"].map(count);

@@ -5,8 +5,9 @@ use clap::{Args, ValueHint};
 use convoke::Worker;
 use convoke::builtin::exec;
 use convoke::protocol::keys;
+use convoke::protocol::pattern::Patterned;
 use convoke::worker::vital::probe;
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -169,6 +170,11 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     mcp_server_file: Option<String>,
+    /// In which pattern a system event is answered where the bus says nothing, such as
+    /// health=distributed; may be repeated. See `convoke docs patterns`
+    #[arg(long = "pattern", value_name = "EVENT=PATTERN", value_parser = pattern)]
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "table")]
+    patterns: Vec<(String, String)>,
     /// The directory of the socket that `convoke probe` asks [default: $RUNTIME_DIRECTORY,
     /// $XDG_RUNTIME_DIR/convoke, or /tmp/convoke-UID]
     #[arg(long, value_name = "DIR")]
@@ -189,6 +195,19 @@ fn command(text: &str) -> Result<(String, String), String> {
         return Err(format!("no command for {kind}"));
     }
     Ok((kind.to_owned(), command.to_owned()))
+}
+
+fn pattern(text: &str) -> Result<(String, String), String> {
+    let (event, pattern) = text
+        .split_once('=')
+        .ok_or("write it as EVENT=PATTERN, such as health=distributed")?;
+    let event = Patterned::named(event)?;
+    let pattern = event.pattern(pattern)?;
+    Ok((event.to_string(), pattern.to_string()))
+}
+
+fn table<S: Serializer>(pairs: &[(String, String)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(pairs.iter().map(|(name, value)| (name, value)))
 }
 
 /// Runs the command.

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod metrics;
 mod outbox;
 pub mod own_report;
+pub mod patterns;
 pub mod scripts;
 mod store;
 pub mod tasks;

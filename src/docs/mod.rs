@@ -16,7 +16,7 @@ pub struct Page {
 macro_rules! pages {
     ($($name:ident: $about:literal,)*) => {
         /// All pages.
-        pub const PAGES: [Page; 8] = [$(Page {
+        pub const PAGES: [Page; 9] = [$(Page {
             name: stringify!($name),
             about: $about,
             text: include_str!(concat!(stringify!($name), ".md")),
@@ -35,6 +35,7 @@ pages! {
     protocol: "The contract: streams, fields, payloads, error codes; for whoever writes a client.",
     guarantees: "What holds, where it ends, and what was counted; for whoever builds on it.",
     operating: "Needs, settings, commands, what to do at 3 a.m.; for operators.",
+    patterns: "Who does the work behind a system event, what each way costs, which to choose; for operators.",
     security: "Who is trusted with what, and what nobody is protected from; for operators.",
     testing: "What the tests show and how; for whoever tests a handler, or doubts.",
     architecture: "How an event and a vote go through the program, file by file; for whoever changes it.",

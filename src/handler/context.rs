@@ -43,7 +43,7 @@ impl States {
         self.0.get(&TypeId::of::<S>())?.downcast_ref()
     }
 
-    fn share<S: Send + Sync + 'static>(&self) -> Option<Arc<S>> {
+    pub(crate) fn share<S: Send + Sync + 'static>(&self) -> Option<Arc<S>> {
         self.0.get(&TypeId::of::<S>())?.clone().downcast().ok()
     }
 

@@ -23,6 +23,7 @@ pub mod keys;
 pub(crate) mod mismatch;
 #[doc(hidden)]
 pub mod msgpack;
+pub mod pattern;
 #[doc(hidden)]
 pub mod progress;
 #[doc(hidden)]

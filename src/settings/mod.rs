@@ -25,6 +25,7 @@ use crate::connect::options::ConnectOptions;
 use crate::protocol::bounds::{LEASE_MS, MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use crate::protocol::event::Limits;
 use crate::protocol::keys::{self, Keys, NameError};
+use crate::protocol::pattern::{Patterned, Patterns};
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -111,6 +112,9 @@ pub struct Settings {
     /// Empty: none, and `system.health` calls it disabled. It may hold a token: it shows in no output and
     /// no argument list.
     pub mcp_server: CommandLine,
+    /// In which pattern system events are answered where the bus says nothing of it: see
+    /// [`patterns`](crate::docs::patterns).
+    pub patterns: Patterns,
     /// The directory in which the worker keeps the socket that `convoke probe` asks: one of the user's own, made
     /// if it is not there. Empty: a library's worker keeps none, and `convoke worker` takes the one of
     /// [`directory`](crate::worker::vital::probe::directory).
@@ -154,6 +158,7 @@ impl Default for Settings {
             // A year.
             ledger_retention: Duration::from_secs(31_557_600),
             mcp_server: CommandLine::default(),
+            patterns: Patterns::default(),
             runtime_dir: String::new(),
             metrics_file: String::new(),
         }
@@ -241,6 +246,11 @@ impl Settings {
                 self.ledger_retention,
                 DAY..=36_500 * DAY,
             )?;
+        }
+        for event in Patterned::ALL {
+            if let Err(problem) = event.check(self.patterns.of(event)) {
+                return Err(SettingError::new(event.setting(), problem));
+            }
         }
         if self.backoff_cap < self.backoff_base {
             let problem = format!(

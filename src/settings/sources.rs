@@ -105,8 +105,7 @@ pub fn load(file: Option<&Path>, flags: Dict) -> Result<Settings, LoadError> {
         figment = figment.merge(layer.with_secrets(&mut files)?);
     }
     let mut settings: Settings = figment.extract().map_err(|error| {
-        let setting = error.path.first().map_or("", String::as_str);
-        let place = place(error.metadata.as_ref(), setting);
+        let place = place(error.metadata.as_ref(), &error.path.join("."));
         LoadError::new(format_args!("{place}: {}", error.kind))
     })?;
     let place_of_file = |setting: &str| Some(files.get(setting)?.1.clone());
@@ -221,6 +220,7 @@ impl Source {
         match self {
             Source::File(path) => format!("{path}: {setting}"),
             Source::Environment => variable(setting),
+            Source::Flags if setting.starts_with("patterns") => "--pattern".to_owned(),
             Source::Flags => format!("--{}", setting.replace('_', "-")),
         }
     }
@@ -229,10 +229,7 @@ impl Source {
 impl Provider for Layer {
     fn metadata(&self) -> Metadata {
         let source = self.source.clone();
-        Metadata::named("settings").interpolater(move |_, path| {
-            let setting = path.first().copied().unwrap_or_default();
-            source.place(setting)
-        })
+        Metadata::named("settings").interpolater(move |_, path| source.place(&path.join(".")))
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
@@ -249,7 +246,7 @@ fn place(metadata: Option<&Metadata>, setting: &str) -> String {
 }
 
 fn variable(setting: &str) -> String {
-    format!("{PREFIX}{}", setting.to_ascii_uppercase())
+    format!("{PREFIX}{}", setting.replace('.', "_").to_ascii_uppercase())
 }
 
 fn from_file(file: &Path, known: &Dict) -> Result<Layer, LoadError> {
@@ -281,8 +278,8 @@ fn from_file(file: &Path, known: &Dict) -> Result<Layer, LoadError> {
 fn from_environment(known: &Dict) -> Result<Layer, LoadError> {
     refuse_unknown(known)?;
     let mut values = Dict::new();
-    for (setting, default) in known {
-        let variable = variable(setting);
+    for (setting, default) in leaves(known) {
+        let variable = variable(&setting);
         let text = match env::var(&variable) {
             Ok(text) if text.is_empty() => continue,
             Ok(text) => text,
@@ -302,14 +299,39 @@ fn from_environment(known: &Dict) -> Result<Layer, LoadError> {
             Value::Array(..) => Value::from(items(&text)),
             _ => Value::from(text),
         };
-        values.insert(setting.clone(), value);
+        match setting.split_once('.') {
+            None => drop(values.insert(setting, value)),
+            Some((table, name)) => {
+                let table = values.entry(table.to_owned());
+                if let Value::Dict(_, table) = table.or_insert_with(|| Dict::new().into()) {
+                    table.insert(name.to_owned(), value);
+                }
+            }
+        }
     }
     Ok(Layer::new(Source::Environment, values))
 }
 
+/// The settings that have one value each; those of a table are written `table.name`.
+fn leaves(known: &Dict) -> Vec<(String, &Value)> {
+    let mut found = Vec::new();
+    for (setting, default) in known {
+        match default {
+            Value::Dict(_, table) => found.extend(
+                table
+                    .iter()
+                    .map(|(name, default)| (format!("{setting}.{name}"), default)),
+            ),
+            _ => found.push((setting.clone(), default)),
+        }
+    }
+    found
+}
+
 /// A variable that nobody reads is a slip, as an unknown setting in the file is.
 fn refuse_unknown(known: &Dict) -> Result<(), LoadError> {
-    let settings: Vec<String> = known.keys().map(|setting| variable(setting)).collect();
+    let settings = leaves(known).into_iter();
+    let settings: Vec<String> = settings.map(|(setting, _)| variable(&setting)).collect();
     let others = OF_THE_PROGRAM.into_iter().chain(OF_COMMANDS);
     let names: Vec<&str> = settings.iter().map(String::as_str).chain(others).collect();
     for (name, value) in env::vars_os() {

@@ -15,6 +15,7 @@ use crate::coordination::catalog::Catalog;
 use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
+use crate::coordination::patterns::Patterns;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
@@ -189,6 +190,7 @@ impl Builder {
         let (own_report, leases) = (OwnReport::default(), Leases::default());
         let answers = Answers::new(settings.heartbeat_ttl);
         let catalog = Catalog::new(connector.clone(), keys.clone());
+        let patterns = Patterns::new(connector.clone(), keys.clone(), settings.patterns);
         let (group, of_ledger) = (settings.group.as_str(), LEDGER_GROUP);
         let runs = (leases.clone(), answers.clone());
         states.insert(Services {
@@ -201,6 +203,7 @@ impl Builder {
             flow: Flow::new(connector.clone(), keys.clone(), group, of_ledger),
             catalog: catalog.clone(),
             own_report: own_report.clone(),
+            patterns: patterns.clone(),
             configured: Configured::new(&settings),
         });
         let vital = Vital::new(&settings.id, settings.heartbeat_ttl, &answers);
@@ -232,6 +235,7 @@ impl Builder {
             instances,
             tasks,
             own_report,
+            patterns,
             leases,
             catalog,
             vital,

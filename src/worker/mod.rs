@@ -7,6 +7,7 @@
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
 //! | keeper | pulses, watches peers, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
 //! | ledger | writes what happened into the database, where one is set | tasks |
+//! | patterns | looks at this instance's own services, where system events are answered so | a task |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
 mod activity;
@@ -28,6 +29,7 @@ mod ledger;
 pub mod logs;
 mod mortal;
 mod orphans;
+mod patterns;
 mod reader;
 mod report;
 pub(crate) mod settle;
@@ -48,6 +50,7 @@ use crate::coordination::catalog::{Catalog, Method};
 use crate::coordination::instances::instance::Registering;
 use crate::coordination::instances::{Instances, Registered};
 use crate::coordination::own_report::OwnReport;
+use crate::coordination::patterns::Patterns;
 use crate::coordination::tasks::Tasks;
 use crate::handler::context::Process;
 use crate::handler::router::Registration;
@@ -90,6 +93,7 @@ pub struct Worker {
     instances: Instances,
     tasks: Tasks,
     own_report: OwnReport,
+    patterns: Patterns,
     leases: Leases,
     catalog: Catalog,
     vital: Vital,
@@ -320,6 +324,8 @@ impl Worker {
             redis = %self.settings.redis_url,
             "working"
         );
+        let leads = keeper.leads();
+        let _patterns = patterns::start(&self, &ending.drain, &supervisor, leads);
         let drained = self.until_drained(&lanes, begin.running, &ending, &supervisor);
         let hangs = async {
             keeper.hangs().await;
@@ -445,6 +451,9 @@ impl Worker {
         let registered = self.instances.register(registering).await;
         let registered = registered.map_err(RunError::Registration)?;
         *as_which = Some(registered.incarnation);
+        if let Err(error) = self.patterns.refresh().await {
+            tracing::debug!(%error, "which patterns were chosen is not known yet");
+        }
         if !registered.new {
             tracing::warn!(
                 instance = self.id(),

@@ -1,5 +1,5 @@
 //! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
-//! that were cancelled, or taken away, while they run here.
+//! that were cancelled, or taken away, while they run here; and for the choice of another pattern.
 
 use super::lanes::Triggers;
 use super::shared::Shared;
@@ -9,6 +9,7 @@ use crate::connect::connector::{BLOCK, Connector};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::roster::gone_in;
+use crate::coordination::patterns::{Patterns, is_choice};
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
 use crate::streams::read;
@@ -28,6 +29,7 @@ pub(super) struct Watch {
     pub lanes: Vec<Arc<Shared>>,
     pub triggers: Triggers,
     pub broadcast: String,
+    pub patterns: Patterns,
     /// How often consumers are compared with instances, besides the facts.
     pub compare: Duration,
 }
@@ -52,6 +54,8 @@ impl Watch {
         let mut connection = self.connector.blocking(BLOCK).await?;
         // The position first: who goes from here on is told, who went before is found by comparing.
         let mut after = read::last_id(&mut connection, &self.broadcast).await?;
+        // Whoever chose before is found by reading it.
+        self.patterns.told();
         self.compare(&mut connection).await?;
         let mut compared = Instant::now();
         loop {
@@ -62,6 +66,9 @@ impl Watch {
             for entry in batches.iter().flat_map(|batch| &batch.entries) {
                 after = entry.id;
                 gone.extend(gone_in(entry));
+                if is_choice(entry) {
+                    self.patterns.told();
+                }
                 if let Some(task) = ended_in(entry) {
                     self.cancel(&task);
                 }

@@ -174,6 +174,33 @@ fn every_other_measurement_runs_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
+    let redis = Redis::start();
+    let (lines, _) = bench(&redis, &["patterns", "--requests=100"]);
+    let figures = figures(&lines);
+    let which: Vec<(&str, &str)> = figures.iter().map(|(m, c, _)| (*m, *c)).collect();
+    let killed = |event: &str| format!("system.{event}, the leader of 3 killed, ttl 3s");
+    let (health, metrics) = (killed("health"), killed("metrics"));
+    assert_eq!(
+        which,
+        [
+            "what each of 9 instances keeps of its health every third of its ttl",
+            "system.health, 10 instances",
+            "system.metrics, 10 instances",
+            &health,
+            &metrics,
+        ]
+        .map(|case| ("patterns", case))
+    );
+    for (at, sides) in [(1, 3), (2, 2)] {
+        let sides_of = figures[at].2["sides"].as_array().unwrap();
+        assert_eq!(sides_of.len(), sides);
+        assert_eq!(sides_of[0]["side"], "centralized");
+    }
+    assert!(is_empty(&redis));
+}
+
+#[test]
 fn an_idle_worker_is_watched_and_ends() {
     let redis = Redis::start();
     let (lines, _) = bench(&redis, &["idle"]);

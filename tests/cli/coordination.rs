@@ -2,7 +2,7 @@
 
 use super::worker::Worker;
 use super::{bare, convoke, end, run};
-use crate::support::Redis;
+use crate::support::{Redis, eventually};
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::{Beat, Registering};
@@ -115,6 +115,40 @@ fn wrong_usage_of_votes_ends_with_2() {
     end(bare().args(["vote", "list", "--limit", "0"])).failed(2, &["--limit"]);
     end(bare().args(["instances", "--sort", "height"])).failed(2, &["height", "load"]);
     end(bare().args(["state", "--recent", "101"])).failed(2, &["--recent"]);
+}
+
+#[test]
+fn a_pattern_is_chosen_for_all_workers_and_taken_back() {
+    let redis = Redis::start();
+    let mut command = convoke(&redis, &["worker", "--id=w-1"]);
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    let set = run(&redis, &["pattern", "set", "health", "hybrid"])
+        .done()
+        .out;
+    assert_eq!(set, "health: hybrid, version 1\n");
+    let listed = run(&redis, &["pattern", "list"]).done().out;
+    for part in ["health", "hybrid", "bus", "centralized,distributed,hybrid"] {
+        assert!(listed.contains(part), "{part} is not in {listed}");
+    }
+    let state = run(&redis, &["state"]).done().out;
+    assert!(state.contains("patterns: health hybrid"), "{state}");
+    let top = run(&redis, &["top", "--once"]).done().out;
+    assert!(top.contains("health hybrid"), "{top}");
+    let late = ["pattern", "set", "health", "distributed", "--version", "7"];
+    run(&redis, &late).failed(1, &["aborted", "version 1"]);
+    let health = || run(&redis, &["health"]).done().out;
+    eventually("it is put together", || {
+        health().contains("from the reports of 1, up to")
+    });
+    let cleared = ["pattern", "clear", "system.health", "--format=json"];
+    let cleared = run(&redis, &cleared).done().json();
+    assert_eq!(
+        (&cleared["version"], &cleared["pattern"]),
+        (&2.into(), &Value::Null)
+    );
+    worker.stop().done();
+    end(bare().args(["pattern", "set", "discover", "hybrid"])).failed(2, &["health"]);
+    end(bare().args(["pattern"])).failed(2, &["Usage"]);
 }
 
 #[test]

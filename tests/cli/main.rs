@@ -189,6 +189,7 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "task assign",
         "task unassign",
         "task claim",
+        "pattern",
         "batch",
         "metrics",
         "bench",

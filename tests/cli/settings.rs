@@ -1,5 +1,6 @@
 //! Where settings come from.
 
+use super::worker::Worker;
 use super::{File, bare, convoke, end, run};
 use crate::support::Redis;
 
@@ -105,6 +106,66 @@ fn a_wrong_setting_is_told_with_its_source_and_value() {
     let range = file("range.toml", "max_attempts = 0\n");
     end(publish().args(["--config", range.path()]))
         .failed(2, &[range.path(), "max_attempts", "0", "1 to 1000"]);
+}
+
+#[test]
+fn the_pattern_of_an_event_is_set_in_every_form_and_refused_with_what_there_is() {
+    let redis = Redis::start();
+    let file = File::new("patterns.toml", "[patterns]\nhealth = \"distributed\"\n");
+    let shows = |name: &str, given: &dyn Fn(&mut std::process::Command), pattern: &str| {
+        let mut command = convoke(&redis, &["worker", "--id", name]);
+        given(&mut command);
+        let worker = Worker::start(&redis, name, &mut command);
+        let listed = run(&redis, &["pattern", "list", "--format=json"])
+            .done()
+            .out;
+        let first = listed.lines().next().unwrap();
+        let listed: serde_json::Value = serde_json::from_str(first).unwrap();
+        assert_eq!(listed["pattern"], pattern, "{listed}");
+        assert_eq!(listed["from"], "setting");
+        worker.stop().done();
+    };
+    shows("w-1", &|_| {}, "centralized");
+    let of_file = |command: &mut std::process::Command| {
+        command.args(["--config", file.path()]);
+    };
+    shows("w-2", &of_file, "distributed");
+    let of_both = |command: &mut std::process::Command| {
+        of_file(command);
+        command.env("CONVOKE_PATTERNS_HEALTH", "hybrid");
+    };
+    shows("w-3", &of_both, "hybrid");
+    let of_all = |command: &mut std::process::Command| {
+        of_both(command);
+        command.args(["--pattern", "health=centralized"]);
+    };
+    shows("w-4", &of_all, "centralized");
+
+    let worker = |words: &[&str]| {
+        let mut command = bare();
+        command.arg("worker").args(words);
+        command
+    };
+    end(&mut worker(&["--pattern", "health=anarchic"])).failed(2, &["anarchic", "distributed"]);
+    end(&mut worker(&["--pattern", "discover=hybrid"])).failed(2, &["discover", "health"]);
+    end(worker(&[]).env("CONVOKE_PATTERNS_HEALTH", "anarchic"))
+        .failed(2, &["CONVOKE_PATTERNS_HEALTH", "anarchic", "distributed"]);
+    end(worker(&[]).env("CONVOKE_PATTERNS_HEALHT", "hybrid"))
+        .failed(2, &["mean CONVOKE_PATTERNS_HEALTH?"]);
+    let wrong = File::new("wrong-pattern.toml", "[patterns]\nhealth = \"anarchic\"\n");
+    end(&mut worker(&["--config", wrong.path()]))
+        .failed(2, &[wrong.path(), "patterns.health", "anarchic"]);
+    end(&mut worker(&["--pattern", "metrics=hybrid"]))
+        .failed(2, &["there are centralized, distributed"]);
+    end(worker(&[]).env("CONVOKE_PATTERNS_METRICS", "hybrid")).failed(
+        2,
+        &[
+            "CONVOKE_PATTERNS_METRICS",
+            "there are centralized, distributed",
+        ],
+    );
+    let unknown = File::new("no-pattern.toml", "[patterns]\ndiscover = \"hybrid\"\n");
+    end(&mut worker(&["--config", unknown.path()])).failed(2, &[unknown.path(), "discover"]);
 }
 
 #[test]

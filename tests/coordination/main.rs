@@ -12,6 +12,7 @@ mod fleet;
 mod gossip;
 mod leader;
 mod metrics;
+mod patterns;
 mod register;
 mod sealed;
 mod stepped;

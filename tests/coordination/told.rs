@@ -7,25 +7,27 @@ use convoke::coordination::batches::Acquired;
 use convoke::coordination::tasks::task::NewTask;
 use convoke::protocol::event::{Event, Limits};
 use convoke::protocol::msgpack::{self, PayloadLimits};
+use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::streams::read::entries_of;
 use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The scripts that add entries. Whoever writes another one has its entries added below.
-const SCRIPTS: [&str; 9] = [
+const SCRIPTS: [&str; 10] = [
     "add_quorum_vote.lua",
     "coordinate_batch.lua",
     "lead.lua",
     "lose.lua",
     "partition.lua",
     "register.lua",
+    "set_pattern.lua",
     "task_complete.lua",
     "tasks.lua",
     "unregister.lua",
 ];
 
 /// What they tell, and where.
-const TOLD: [&str; 17] = [
+const TOLD: [&str; 18] = [
     "batch.completed",
     "batch.progress",
     "batch.started",
@@ -35,6 +37,7 @@ const TOLD: [&str; 17] = [
     "leader.elected",
     "partition.detected",
     "partition.healed",
+    "pattern.changed",
     "quorum.deadlocked",
     "quorum.decided",
     "task.assigned",
@@ -130,6 +133,12 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
     for id in ["w-1", "w-2"] {
         fleet.expire(id).await;
     }
+    let patterns = crate::patterns::patterns(&fleet, Pattern::Centralized);
+    let hybrid = Some(Pattern::Hybrid);
+    patterns
+        .choose(Patterned::Health, hybrid, None, "ann")
+        .await
+        .unwrap();
     fleet.instances.watch_partition().await.unwrap();
     fleet.instances.sweep(16).await.unwrap();
     for id in ["w-1", "w-2"] {

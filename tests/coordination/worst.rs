@@ -154,6 +154,7 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("replay_dead.lua", most(155, 90)),
     ("replay_pending.lua", most(155, 90)),
     ("replay_range.lua", most(155, 90)),
+    ("set_pattern.lua", most(9, 12)),
     ("shorten.lua", most(1001, 6)),
     ("take.lua", most(210, 10)),
     ("task_assign.lua", of_tasks(300, 1000)),

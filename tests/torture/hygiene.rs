@@ -11,7 +11,7 @@ const LINES: usize = 100;
 const CONSUMERS: usize = 10;
 
 /// Keys that live for good: each is bounded by something else than time.
-const LASTING: [&str; 19] = [
+const LASTING: [&str; 20] = [
     "cb:events:",
     "cb:results:",
     "cb:dead:",
@@ -31,6 +31,7 @@ const LASTING: [&str; 19] = [
     "cb:tasks",
     "cb:batches",
     "cb:ballots",
+    "cb:patterns",
 ];
 
 /// What was found.

@@ -3,6 +3,8 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod patterns;
+
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::protocol::event::Entry;

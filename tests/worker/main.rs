@@ -25,6 +25,7 @@ mod once;
 mod order;
 mod outages;
 mod pairs;
+mod patterns;
 mod places;
 mod poor;
 mod probe;

@@ -9,10 +9,12 @@ use crate::coordination::instances::roster::{Condition, Detail};
 use crate::coordination::view::{self, MAX_RECENT, StreamSize};
 use crate::handler::state;
 use crate::protocol::event::Entry;
+use crate::protocol::pattern::Patterned;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Instances in one answer.
 const MAX_INSTANCES: usize = 1000;
@@ -60,6 +62,8 @@ pub(super) struct State {
     recent_events: Vec<Fact>,
     /// What the server uses of its memory; nil if it does not tell.
     redis: Option<Memory>,
+    /// In which pattern the one who answers answers system events of which there are several.
+    patterns: BTreeMap<&'static str, &'static str>,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -307,5 +311,9 @@ pub(super) async fn get_state(
             used_bytes: memory.used,
             limit_bytes: Some(memory.limit).filter(|limit| *limit > 0),
         }),
+        patterns: Patterned::ALL
+            .into_iter()
+            .map(|event| (event.as_str(), services.patterns.of(event).as_str()))
+            .collect(),
     })
 }

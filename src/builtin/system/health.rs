@@ -1,20 +1,29 @@
+//! `system.health`, in three patterns ([`pattern`](crate::protocol::pattern)).
+
+mod centralized;
+mod distributed;
+mod flowing;
+mod hybrid;
+mod own;
+
 use crate::builtin::Services;
-use crate::coordination::error::CoordinationError;
-use crate::coordination::flow::{Trouble, of_instances};
+use crate::coordination::flow::Trouble;
 use crate::coordination::instances::roster::Census;
 use crate::handler::state::State;
+use crate::protocol::pattern::{Pattern, Patterned};
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::time::Duration;
 
-/// With that much time there are two looks at what waits: whether anything goes out takes a moment to see.
-const PATIENCE: Duration = Duration::from_secs(4);
+pub(crate) use hybrid::put_together;
+pub(crate) use own::report;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Nothing {}
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Status {
     Healthy,
@@ -22,7 +31,7 @@ enum Status {
     Unhealthy,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum ServiceStatus {
     Up,
@@ -30,7 +39,7 @@ enum ServiceStatus {
     Disabled,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 struct Service {
     status: ServiceStatus,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,14 +75,14 @@ impl Service {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 struct Probed {
     redis: Service,
     postgres: Service,
     mcp: Service,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 struct Counted {
     healthy: u64,
     suspect: u64,
@@ -83,7 +92,7 @@ struct Counted {
     external: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Health {
     status: Status,
     services: Probed,
@@ -96,29 +105,51 @@ pub(super) struct Health {
     /// What does not flow: what waits though nobody takes it, who is missing, what hangs. It does not change
     /// the status; nil: it could not be looked at.
     flow: Option<Vec<Told>>,
+    /// How old the oldest part of the answer is, in ms; 0: all of it was looked at now.
+    age_ms: u64,
+    /// What it was put together from, where others looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reports: Option<Reports>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 struct Told {
     /// `stalled`, `no-consumer`, `no-handler`, `unread`, `ledger`, `delayed`, `runs`, `lost` or `partition`.
-    check: &'static str,
+    check: Cow<'static, str>,
     /// Whether events stand still by it, or may be lost.
     severe: bool,
     what: String,
-    why: &'static str,
+    why: Cow<'static, str>,
     mend: String,
 }
 
 impl From<Trouble> for Told {
     fn from(trouble: Trouble) -> Self {
         Self {
-            check: trouble.check,
+            check: trouble.check.into(),
             severe: trouble.severe,
             what: trouble.what,
-            why: trouble.why,
+            why: trouble.why.into(),
             mend: trouble.mend,
         }
     }
+}
+
+/// How many instances' reports an answer was made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+struct Reports {
+    /// Living workers that had reported.
+    given: u64,
+    /// Living workers that had not, or not within their time to live.
+    missing: u64,
+    /// The oldest reports, the oldest first; at most 10.
+    oldest: Vec<Aged>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+struct Aged {
+    instance: String,
+    age_ms: u64,
 }
 
 pub(super) async fn health(
@@ -126,53 +157,16 @@ pub(super) async fn health(
     _: Nothing,
     services: State<Services>,
 ) -> Result<Health, HandlerError> {
-    let instances = &services.instances;
-    let configured = &services.configured;
-    let redis = async {
-        match instances.ping().await {
-            Ok(latency) => match instances.census().await {
-                Ok(census) => (Ok(latency), census),
-                Err(error) => (Err(error.to_string()), Census::default()),
-            },
-            Err(error) => (Err(error.to_string()), Census::default()),
-        }
+    let answer = match services.patterns.of(Patterned::Health) {
+        Pattern::Centralized => None,
+        Pattern::Distributed => distributed::answer(&services).await.ok().flatten(),
+        Pattern::Hybrid => hybrid::answer(&services).await.ok().flatten(),
     };
-    let flows = async {
-        let left = context.time_left().unwrap_or(PATIENCE);
-        let twice = left >= PATIENCE;
-        tokio::time::timeout(left / 2, flow_of(&services, twice)).await
-    };
-    let limit = context.time_left().map_or(Duration::MAX, |left| left / 2);
-    let ((redis, census), flow, postgres, mcp) = tokio::join!(
-        redis,
-        flows,
-        configured.postgres(limit),
-        configured.mcp(limit)
-    );
-    let probed = Probed {
-        redis: Service::probed(redis),
-        postgres: postgres.map_or(Service::DISABLED, Service::probed),
-        mcp: mcp.map_or(Service::DISABLED, Service::probed),
-    };
-    let mut health = assess(probed, census);
-    // Who has no answer on the flow has one on the rest.
-    health.flow = flow.ok().and_then(Result::ok);
-    Ok(health)
-}
-
-async fn flow_of(services: &Services, twice: bool) -> Result<Vec<Told>, HandlerError> {
-    let instances = &services.instances;
-    let flow = &services.flow;
-    let names = services.view.stream_names().await;
-    let names = names.map_err(CoordinationError::into_handler_error)?;
-    let (mut troubles, census, global) = tokio::try_join!(
-        flow.look(&names, twice),
-        instances.census(),
-        instances.metrics(false)
-    )
-    .map_err(CoordinationError::into_handler_error)?;
-    troubles.extend(of_instances(&census, &global));
-    Ok(troubles.into_iter().map(Told::from).collect())
+    Ok(match answer {
+        Some(health) => health,
+        // Where there is nothing to put together, whoever is asked looks.
+        None => centralized::answer(&context, &services).await,
+    })
 }
 
 /// An instance is suspect if a peer says so, or if it expired and was not declared lost yet.
@@ -199,6 +193,8 @@ fn assess(services: Probed, census: Census) -> Health {
         partition: census.is_partitioned(),
         at: census.at,
         flow: None,
+        age_ms: 0,
+        reports: None,
     }
 }
 

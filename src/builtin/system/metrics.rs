@@ -5,10 +5,12 @@ use crate::coordination::tasks::Tasks;
 use crate::coordination::totals::Global;
 use crate::handler::state::State;
 use crate::protocol::histogram::Histogram;
+use crate::protocol::pattern::{Pattern, Patterned};
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Ask {
@@ -42,6 +44,12 @@ pub(in crate::builtin) struct Metrics {
     oldest_report_ms: u64,
     /// What external instances say of themselves: those that an event registered. Nothing above is of them.
     external: Outside,
+    /// Living workers that were asked to report and did not within the deadline, where all are asked; at most 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing: Option<Vec<String>>,
+    /// How many those are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    missing_total: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Buckets>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,8 +111,13 @@ struct Scaling {
     load_balance: f64,
 }
 
+/// How long all have to report, at most.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// How many of those who did not are named.
+const NAMED: usize = 100;
+
 pub(super) async fn metrics(
-    _: Context,
+    context: Context,
     ask: Ask,
     services: State<Services>,
 ) -> Result<Metrics, HandlerError> {
@@ -112,13 +125,29 @@ pub(super) async fn metrics(
     // Its own numbers are those of this moment, not of its last pulse.
     let own = services.own_report.tell().await;
     own.map_err(CoordinationError::into_handler_error)?;
+    let missing = match services.patterns.of(Patterned::Metrics) {
+        // What all report now is in the totals before they are read: by the same step as with a pulse, so
+        // nothing is counted twice, and what the dead did stays.
+        Pattern::Distributed => {
+            let wait = context.time_left().map_or(DEADLINE, |left| left / 2);
+            let asked = instances.pull(context.instance(), wait.min(DEADLINE)).await;
+            Some(asked.map_err(CoordinationError::into_handler_error)?)
+        }
+        _ => None,
+    };
     let global = instances
         .metrics(ask.detailed)
         .await
         .map_err(CoordinationError::into_handler_error)?;
     let tasks = services.tasks.counts();
     let tasks = tasks.await.map_err(CoordinationError::into_handler_error)?;
-    Ok(told(global, tasks.completed, &ask))
+    let mut metrics = told(global, tasks.completed, &ask);
+    metrics.missing_total = missing.as_ref().map(|missing| missing.len() as u64);
+    metrics.missing = missing;
+    if let Some(missing) = &mut metrics.missing {
+        missing.truncate(NAMED);
+    }
+    Ok(metrics)
 }
 
 /// Everything, of all instances, as they last reported it.
@@ -160,6 +189,8 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
             throughput: global.external.throughput,
             memory_bytes: global.external.memory_bytes,
         },
+        missing: None,
+        missing_total: None,
         latency: buckets(latency),
         handlers: None,
         queue: None,

@@ -3,7 +3,7 @@
 pub mod batch_process;
 mod discover;
 mod get_state;
-mod health;
+pub(crate) mod health;
 mod heartbeat;
 mod quorum_vote;
 mod register;
@@ -11,11 +11,14 @@ mod unregister;
 
 use crate::builtin::encoded;
 mod metrics;
+mod pattern;
 mod ping;
+mod report;
 
 pub(super) use metrics::whole as whole_metrics;
 
 use crate::coordination::instances::gossip::PING;
+use crate::coordination::instances::pull::REPORT;
 use crate::handler::policy::Policy;
 use crate::handler::router::Registration;
 use std::time::Duration;
@@ -67,6 +70,13 @@ pub fn registrations() -> Vec<Registration> {
                 .describe("Answers. Peers ask it over the inbox when an instance's pulse is late."),
         ),
         Registration::new(
+            REPORT,
+            report::report,
+            Policy::new().silent().describe(
+                "Reports what it did, now. Who adds up all instances asks it over the inbox.",
+            ),
+        ),
+        Registration::new(
             batch_process::KIND,
             batch_process::process,
             batch_process::policy(),
@@ -82,6 +92,25 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new()
                 .stateful()
                 .describe("Counts one instance's vote; the first one opens the ballot."),
+        ),
+        Registration::new(
+            "system.pattern.set",
+            pattern::set,
+            Policy::new()
+                .stateful()
+                .describe("Chooses for all instances in which pattern a system event is answered."),
+        ),
+        Registration::new(
+            "system.pattern.clear",
+            pattern::clear,
+            Policy::new()
+                .stateful()
+                .describe("Takes such a choice back: each instance's setting counts again."),
+        ),
+        Registration::new(
+            "system.pattern.get",
+            pattern::get,
+            Policy::new().describe("Lists in which patterns system events are answered."),
         ),
         Registration::new(
             "system.discover",

@@ -6,6 +6,7 @@ mod figure;
 mod idle;
 mod meter;
 mod mixed;
+mod patterns;
 mod publish;
 mod replicas;
 mod request;
@@ -95,6 +96,8 @@ enum Measurement {
     Streams,
     /// Streams of 10,000 to 1,000,000 entries, and of --events if that is more
     Entries,
+    /// The patterns of system events, at 10 to 1,000 instances, and when the leader is killed
+    Patterns,
     /// What a worker costs that has nothing to do
     Idle,
     /// All of these
@@ -131,7 +134,7 @@ impl Flags {
         let named = &self.measurements;
         if named.contains(&All) {
             return vec![
-                Drain, Publish, Request, Mixed, Sizes, Replicas, Streams, Entries, Idle,
+                Drain, Publish, Request, Mixed, Sizes, Replicas, Streams, Entries, Patterns, Idle,
             ];
         }
         match named.is_empty() {
@@ -238,6 +241,7 @@ async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
             Measurement::Replicas => replicas::measure(rig).await?,
             Measurement::Streams => streams::measure(rig).await?,
             Measurement::Entries => entries::measure(rig).await?,
+            Measurement::Patterns => patterns::measure(rig).await?,
             Measurement::Idle => idle::measure(rig).await?,
             Measurement::All => {}
         }

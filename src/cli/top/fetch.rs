@@ -14,6 +14,7 @@ use convoke::coordination::ballots::Ballots;
 use convoke::coordination::batches::Batches;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::roster::Detail;
+use convoke::coordination::patterns::Patterns;
 use convoke::coordination::tasks::Tasks;
 use convoke::operator::browse::Sight;
 use convoke::operator::inspect;
@@ -42,6 +43,7 @@ pub(super) struct Watcher {
     tasks: Tasks,
     batches: Batches,
     ballots: Ballots,
+    patterns: Patterns,
     survey: Survey,
     /// Whether the server does not tell how large a key is.
     sizes_refused: bool,
@@ -55,6 +57,7 @@ impl Watcher {
             tasks: Tasks::new(connector.clone(), keys.clone()),
             batches: Batches::new(connector.clone(), keys.clone()),
             ballots: Ballots::new(connector.clone(), keys.clone()),
+            patterns: Patterns::new(connector.clone(), keys.clone(), Default::default()),
             connection: None,
             sight: session.sight()?,
             connector,
@@ -87,6 +90,10 @@ impl Watcher {
         sample.instances = note(&mut sample, "instances", known).listed;
         let global = self.instances.metrics(true).await;
         sample.global = note(&mut sample, "metrics", global);
+        let chosen = self.patterns.list().await;
+        let chosen = note(&mut sample, "patterns", chosen).into_iter();
+        let chosen = chosen.filter(|one| one.is_chosen());
+        sample.patterns = chosen.map(|one| (one.event, one.pattern)).collect();
         let counts = self.tasks.counts().await;
         sample.tasks = note(&mut sample, "tasks", counts);
         let tasks = self.tasks.list(None, LISTED).await;

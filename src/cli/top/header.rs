@@ -60,6 +60,9 @@ impl Brush {
             }
             None => first.push(self.piece(Tone::Warn, "no leader")),
         }
+        for (event, pattern) in &sample.patterns {
+            first.push(self.piece(Tone::Plain, format!("{event} {pattern}")));
+        }
         let (rate_in, rate_out) = state.totals();
         let said = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), rate);
         let waiting: u64 = state.backlog();

@@ -10,6 +10,7 @@ use convoke::coordination::tasks::list::TaskCounts;
 use convoke::coordination::tasks::task::Task;
 use convoke::coordination::totals::Global;
 use convoke::operator::inspect::Stream;
+use convoke::protocol::pattern::{Pattern, Patterned};
 use std::collections::HashMap;
 
 /// Tasks, batches, ballots that are listed, of each.
@@ -36,6 +37,8 @@ pub(super) struct Sample {
     pub(crate) memory: Option<Memory>,
     /// What all instances did and how they are.
     pub(crate) global: Global,
+    /// The patterns that were chosen for all instances.
+    pub(crate) patterns: Vec<(Patterned, Pattern)>,
     /// How many tasks there are.
     pub(crate) tasks: TaskCounts,
     /// The assigned, the waiting, the finished.

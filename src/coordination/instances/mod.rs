@@ -39,7 +39,9 @@
 
 pub mod gossip;
 pub mod instance;
+mod parts;
 mod ping;
+pub mod pull;
 mod pulse;
 mod registering;
 pub mod roster;

@@ -142,6 +142,21 @@ impl Keys {
         }
     }
 
+    /// In which pattern system events are answered, by event: a hash.
+    pub fn chosen_patterns(&self) -> String {
+        self.control(format_args!("patterns"))
+    }
+
+    /// What an instance last found of its own services.
+    pub fn own_health(&self, id: &str) -> String {
+        self.control(format_args!("health:of:{id}"))
+    }
+
+    /// What the leader last put together of these.
+    pub fn merged_health(&self) -> String {
+        self.control(format_args!("health:merged"))
+    }
+
     /// The suspect instances by the time until which the suspicion stands: a sorted set.
     pub fn suspects(&self) -> String {
         self.control(format_args!("instances:suspect"))

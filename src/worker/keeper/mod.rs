@@ -50,6 +50,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, Registered, Seal};
 use crate::coordination::leader::Lead;
+use crate::coordination::patterns::Patterns;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::handler::layers::circuit::CircuitChange;
@@ -116,6 +117,7 @@ struct Chores {
     catalog: Catalog,
     methods: Vec<(String, Method)>,
     broadcast: String,
+    patterns: Patterns,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
     signs: ThreadSigns,
@@ -176,6 +178,7 @@ impl Keeper {
             methods: begun.methods,
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
+            patterns: worker.patterns.clone(),
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
             told: tokio::sync::Mutex::new(begun.told),
             signs: ThreadSigns::default(),
@@ -207,6 +210,12 @@ impl Keeper {
         let patience = self.chores.patience();
         let state = self.chores.signs.missing(patience).await;
         tracing::error!(state, "the keeper gave no sign of life for {patience:?}");
+    }
+
+    /// Tells whether this instance leads, as far as it can know without asking.
+    pub(super) fn leads(&self) -> impl Fn() -> bool + Send + Sync + 'static {
+        let chores = self.chores.clone();
+        move || chores.leads()
     }
 
     /// Stops the thread, which takes the instance out of the active ones. Where the thread is not
@@ -306,6 +315,7 @@ impl Chores {
             lanes: self.lanes.clone(),
             triggers: self.triggers.clone(),
             broadcast: self.broadcast.clone(),
+            patterns: self.patterns.clone(),
             compare: self.settings.heartbeat_ttl,
         };
         watch.run().await;

@@ -10,6 +10,7 @@ use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::batches::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
 use convoke::coordination::batches::{Acquired, Advanced, FinishedItem};
 use convoke::coordination::limits::RateLimits;
+use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::protocol::rate::Rate;
 use convoke::settings::RedisUrl;
 use convoke::streams::commit::MAX_PUBLICATIONS;
@@ -19,6 +20,16 @@ use std::time::Duration;
 pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     votes(fleet, meter).await;
     works(fleet, meter).await;
+    let patterns = crate::patterns::patterns(fleet, Pattern::Centralized);
+    meter
+        .of(&fleet.redis, async {
+            for pattern in [Pattern::Hybrid, Pattern::Distributed] {
+                let by = "x".repeat(1000);
+                let chosen = patterns.choose(Patterned::Health, Some(pattern), None, &by);
+                chosen.await.unwrap();
+            }
+        })
+        .await;
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
     let limits = RateLimits::new(connector, fleet.keys.clone());
     let rate = Rate {

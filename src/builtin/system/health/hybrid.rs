@@ -1,0 +1,34 @@
+//! Hybrid: each instance looks at its own services; the leader keeps their reports together with what it saw of
+//! the flow, and the answer reads that. What nobody renews lapses with the leader's pulse, and whoever is asked
+//! then looks.
+
+use super::{Health, distributed, flowing};
+use crate::builtin::Services;
+use crate::coordination::error::CoordinationError;
+use std::time::Duration;
+
+/// The answer; `None` where no leader keeps one.
+pub(super) async fn answer(services: &Services) -> Result<Option<Health>, CoordinationError> {
+    let (now, kept) = services.instances.merged_health().await?;
+    let health: Option<Health> = kept.and_then(|kept| rmp_serde::from_slice(&kept).ok());
+    Ok(health.map(|health| Health {
+        age_ms: health.age_ms + now.saturating_sub(health.at),
+        ..health
+    }))
+}
+
+/// Puts together what all reported, and keeps it for that long: the leader's duty. Two of them do no harm, the
+/// answer says how old it is.
+pub(crate) async fn put_together(
+    services: &Services,
+    kept: Duration,
+) -> Result<(), CoordinationError> {
+    let Some(mut health) = distributed::answer(services).await? else {
+        return Ok(());
+    };
+    let flow = tokio::time::timeout(kept / 6, flowing::look(services, true)).await;
+    health.flow = flow.ok().and_then(Result::ok);
+    // What is made of strings and numbers is always encoded.
+    let bytes = rmp_serde::to_vec_named(&health).unwrap_or_default();
+    services.instances.keep_merged_health(&bytes, kept).await
+}

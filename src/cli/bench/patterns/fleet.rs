@@ -1,0 +1,197 @@
+//! Instances that are data: registered, with reports, and with inboxes that one task answers.
+
+use crate::cli::bench::rig::Rig;
+use anyhow::Context as _;
+use convoke::connect::connector::Connector;
+use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
+use convoke::protocol::histogram::Histogram;
+use convoke::protocol::keys::Keys;
+use futures_util::{StreamExt, TryStreamExt};
+use redis::Value;
+use redis::streams::{StreamReadOptions, StreamReadReply};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio_util::task::AbortOnDropHandle;
+
+/// How long they live without a pulse: longer than what is measured.
+const TTL: Duration = Duration::from_secs(3600);
+/// The name of the process that speaks for them.
+const PROCESS: &str = "bench-fleet";
+/// Entries that one read brings.
+const COUNT: usize = 1000;
+/// Reports at a time.
+const AT_ONCE: usize = 16;
+
+pub(super) struct Fleet<'a> {
+    rig: &'a Rig,
+    instances: Instances,
+    ids: Arc<Mutex<Vec<String>>>,
+    _answering: AbortOnDropHandle<()>,
+}
+
+impl<'a> Fleet<'a> {
+    pub(super) fn new(rig: &'a Rig) -> anyhow::Result<Self> {
+        let connector = Connector::of(&rig.settings, AT_ONCE)?;
+        let instances = Instances::of_process(connector, rig.keys.clone(), PROCESS);
+        let ids = Arc::<Mutex<Vec<String>>>::default();
+        let answering = Answering {
+            connector: rig.connector.clone(),
+            keys: rig.keys.clone(),
+            instances: instances.clone(),
+            ids: ids.clone(),
+        };
+        let answering = tokio::spawn(async move {
+            if let Err(error) = answering.run().await {
+                tracing::warn!(%error, "inboxes are answered no more");
+            }
+        });
+        Ok(Self {
+            rig,
+            instances,
+            ids,
+            _answering: AbortOnDropHandle::new(answering),
+        })
+    }
+
+    pub(super) fn size(&self) -> usize {
+        locked(&self.ids).len()
+    }
+
+    /// Registers more of them, this many together with the worker that is asked.
+    pub(super) async fn grow(&mut self, size: usize) -> anyhow::Result<()> {
+        for place in self.size()..size - 1 {
+            let id = format!("bench-data-{place}");
+            let mut registering = Registering::new(&id, ["bench-data"]);
+            registering.ttl_ms = TTL.as_millis() as u64;
+            self.instances.register(&registering).await?;
+            let mut connection = self.rig.connector.pooled().await?;
+            let mut open = redis::cmd("XADD");
+            open.arg(self.rig.keys.inbox(&id))
+                .arg(&["*", "type", "bench.opened"]);
+            open.exec_async(&mut connection).await?;
+            self.instances.heartbeat(&beat(&id)).await?;
+            locked(&self.ids).push(id);
+            self.keep_health(place).await?;
+        }
+        Ok(())
+    }
+
+    /// One instance's part of a round.
+    pub(super) async fn keep_health(&self, place: usize) -> anyhow::Result<()> {
+        let id = locked(&self.ids)
+            .get(place)
+            .cloned()
+            .context("no such instance")?;
+        let (at, _) = self.instances.moment().await?;
+        let up = json!({"status": "up", "latency_ms": 0.3});
+        let services = json!({"redis": up, "postgres": up, "mcp": {"status": "disabled"}});
+        let report = json!({"at": at, "services": services, "flow": []});
+        let report = rmp_serde::to_vec_named(&report)?;
+        Ok(self.instances.keep_health(&id, &report, TTL).await?)
+    }
+}
+
+/// What an instance of ten handlers reports.
+fn beat(id: &str) -> Beat {
+    let latency = Histogram {
+        counts: (0..20).map(|bucket| (bucket * 8, 100)).collect(),
+        sum: 1_000_000,
+    };
+    let handlers = (0..10).map(|number| {
+        let sums = HandlerSums {
+            calls: 2000,
+            latency: Some(latency.clone()),
+            ..HandlerSums::default()
+        };
+        (format!("bench{number}.work"), sums)
+    });
+    let report = Report {
+        process: PROCESS.to_owned(),
+        sums: Sums {
+            events_processed: 20_000,
+            latency: latency.clone(),
+            ..Sums::default()
+        },
+        handlers: handlers.collect::<BTreeMap<_, _>>(),
+        gauges: Gauges {
+            memory_bytes: 12 << 20,
+            ..Gauges::default()
+        },
+    };
+    Beat {
+        metrics: Some(report),
+        ..Beat::new(id, None)
+    }
+}
+
+/// Answers what arrives in the inboxes, as a worker does: it reports, then it replies.
+struct Answering {
+    connector: Connector,
+    keys: Keys,
+    instances: Instances,
+    ids: Arc<Mutex<Vec<String>>>,
+}
+
+impl Answering {
+    async fn run(self) -> anyhow::Result<()> {
+        let mut connection = self.connector.dedicated().await?;
+        let mut after: BTreeMap<String, String> = BTreeMap::new();
+        loop {
+            let ids = locked(&self.ids).clone();
+            if ids.is_empty() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+            let inboxes: Vec<String> = ids.iter().map(|id| self.keys.inbox(id)).collect();
+            let from: Vec<String> = inboxes
+                .iter()
+                .map(|inbox| after.get(inbox).cloned().unwrap_or_else(|| "0".to_owned()))
+                .collect();
+            let options = StreamReadOptions::default().count(COUNT).block(20);
+            let read: Option<StreamReadReply> =
+                redis::AsyncCommands::xread_options(&mut connection, &inboxes, &from, &options)
+                    .await?;
+            let mut replies = redis::pipe();
+            let mut reporting = Vec::new();
+            for stream in read.into_iter().flat_map(|read| read.keys) {
+                let id = ids
+                    .iter()
+                    .zip(&inboxes)
+                    .find(|(_, inbox)| **inbox == stream.key);
+                let Some((id, _)) = id else {
+                    continue;
+                };
+                for entry in stream.ids {
+                    after.insert(stream.key.clone(), entry.id.clone());
+                    let Some(reply_to) = entry.get::<String>("replyto") else {
+                        continue;
+                    };
+                    reporting.push(id.clone());
+                    let reply = replies.cmd("XADD").arg(reply_to).arg("*");
+                    reply.arg(&["type", "system.report.result", "status", "ok", "source", id]);
+                    reply
+                        .arg(&["correlationid", &entry.id])
+                        .arg("data")
+                        .arg(&[0x80][..]);
+                }
+            }
+            if !reporting.is_empty() {
+                let reports = futures_util::stream::iter(reporting)
+                    .map(async |id| self.instances.heartbeat(&beat(&id)).await);
+                reports
+                    .buffer_unordered(AT_ONCE)
+                    .try_for_each(async |_| Ok(()))
+                    .await?;
+                replies.query_async::<Value>(&mut connection).await?;
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

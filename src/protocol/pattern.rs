@@ -1,0 +1,194 @@
+//! Patterns: in which way a system event is answered. The event and its result are the same in each.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Who does the work behind an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Pattern {
+    /// The one who is asked does all of it, now.
+    #[default]
+    Centralized,
+    /// Each instance does its part; who is asked puts the parts together.
+    Distributed,
+    /// Each instance does its part, and one coordinator keeps them together.
+    Hybrid,
+}
+
+impl Pattern {
+    /// All of them.
+    pub const ALL: [Pattern; 3] = [Pattern::Centralized, Pattern::Distributed, Pattern::Hybrid];
+
+    /// The name on the bus and in the settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Pattern::Centralized => "centralized",
+            Pattern::Distributed => "distributed",
+            Pattern::Hybrid => "hybrid",
+        }
+    }
+
+    /// The pattern of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|pattern| pattern.as_str() == name)
+    }
+}
+
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A system event that is answered in more than one pattern.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Patterned {
+    /// `system.health`.
+    Health,
+    /// `system.metrics`.
+    Metrics,
+}
+
+impl Patterned {
+    /// All of them.
+    pub const ALL: [Patterned; 2] = [Patterned::Health, Patterned::Metrics];
+
+    /// The event's name without its domain.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Patterned::Health => "health",
+            Patterned::Metrics => "metrics",
+        }
+    }
+
+    /// The name of its setting.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Patterned::Health => "patterns.health",
+            Patterned::Metrics => "patterns.metrics",
+        }
+    }
+
+    /// The event of that name, with or without its domain.
+    ///
+    /// # Errors
+    /// What would do.
+    pub fn named(name: &str) -> Result<Self, String> {
+        let short = name.strip_prefix("system.").unwrap_or(name);
+        let event = Self::ALL.into_iter().find(|event| event.as_str() == short);
+        event.ok_or_else(|| {
+            let names = Self::ALL.map(Self::as_str).join(", ");
+            format!("{name:?} is answered in one way only; there are patterns for {names}")
+        })
+    }
+
+    /// The patterns that there are for it.
+    pub const fn built(self) -> &'static [Pattern] {
+        match self {
+            Patterned::Health => &Pattern::ALL,
+            Patterned::Metrics => &[Pattern::Centralized, Pattern::Distributed],
+        }
+    }
+
+    /// Whether that is one of them.
+    ///
+    /// # Errors
+    /// What would do.
+    pub fn check(self, pattern: Pattern) -> Result<Pattern, String> {
+        if self.built().contains(&pattern) {
+            return Ok(pattern);
+        }
+        Err(self.refused(pattern.as_str()))
+    }
+
+    /// The pattern of that name, if there is one for this event.
+    ///
+    /// # Errors
+    /// What would do.
+    pub fn pattern(self, name: &str) -> Result<Pattern, String> {
+        match Pattern::named(name) {
+            Some(pattern) => self.check(pattern),
+            None => Err(self.refused(name)),
+        }
+    }
+
+    fn refused(self, name: &str) -> String {
+        let built: Vec<&str> = self
+            .built()
+            .iter()
+            .map(|pattern| pattern.as_str())
+            .collect();
+        let built = built.join(", ");
+        format!(
+            "{name:?} is not a pattern of {}; there are {built}",
+            self.as_str()
+        )
+    }
+}
+
+impl fmt::Display for Patterned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The pattern of each event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Patterns {
+    /// Of `system.health`.
+    pub health: Pattern,
+    /// Of `system.metrics`.
+    pub metrics: Pattern,
+}
+
+impl Patterns {
+    /// The one of that event.
+    pub const fn of(&self, event: Patterned) -> Pattern {
+        match event {
+            Patterned::Health => self.health,
+            Patterned::Metrics => self.metrics,
+        }
+    }
+
+    /// Sets the one of that event.
+    pub const fn set(&mut self, event: Patterned, pattern: Pattern) {
+        match event {
+            Patterned::Health => self.health = pattern,
+            Patterned::Metrics => self.metrics = pattern,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written_and_others_are_refused_with_what_would_do() {
+        for event in Patterned::ALL {
+            assert_eq!(Patterned::named(event.as_str()), Ok(event));
+            assert_eq!(Patterned::named(&format!("system.{event}")), Ok(event));
+            for pattern in event.built() {
+                assert_eq!(event.pattern(pattern.as_str()), Ok(*pattern));
+                let mut patterns = Patterns::default();
+                patterns.set(event, *pattern);
+                assert_eq!(patterns.of(event), *pattern);
+            }
+            let refused = event.pattern("anarchic").expect_err("no pattern");
+            assert!(refused.contains("centralized"), "{refused}");
+        }
+        let refused = Patterned::Metrics.pattern("hybrid");
+        let refused = refused.expect_err("not built");
+        assert!(
+            refused.contains("there are centralized, distributed"),
+            "{refused}"
+        );
+        let refused = Patterned::named("discover").expect_err("one way only");
+        assert!(refused.contains("health"), "{refused}");
+    }
+}

@@ -1,0 +1,83 @@
+//! Follows which patterns were chosen, and does this instance's part where a system event is answered by parts.
+//!
+//! It runs where the handlers run, not on the keeper's thread: what it looks at may take its time.
+
+use super::Worker;
+use super::supervisor::Supervisor;
+use crate::builtin::Services;
+use crate::builtin::system::health;
+use crate::coordination::error::CoordinationError;
+use crate::protocol::pattern::{Pattern, Patterned};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Begins; dropped, what this returns ends it.
+pub(super) fn start(
+    worker: &Worker,
+    drain: &CancellationToken,
+    supervisor: &Supervisor,
+    leads: impl Fn() -> bool + Send + Sync + 'static,
+) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    let Some(services) = worker.process.states.share::<Services>() else {
+        return tasks;
+    };
+    let part = Part {
+        services,
+        id: worker.id().to_owned(),
+        ttl: worker.settings.heartbeat_ttl,
+        leads: Box::new(leads),
+    };
+    let (supervisor, drain) = (supervisor.clone(), drain.clone());
+    tasks.spawn(async move {
+        let until = async {
+            tokio::select! {
+                () = Box::pin(part.run()) => {}
+                () = drain.cancelled() => {}
+            }
+        };
+        supervisor.run("patterns", &drain, until).await;
+    });
+    tasks
+}
+
+struct Part {
+    services: Arc<Services>,
+    id: String,
+    ttl: Duration,
+    leads: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Part {
+    /// Each third of the ttl, and where somebody chose.
+    async fn run(&self) {
+        let third = self.ttl / 3;
+        loop {
+            let done = tokio::time::timeout(third, Box::pin(self.run_once())).await;
+            if let Ok(Err(error)) = done {
+                tracing::debug!(%error, "this instance's part was not done; it is tried again");
+            }
+            let spread = fastrand::f64() / 2.0 + 0.75;
+            tokio::select! {
+                () = tokio::time::sleep(third.mul_f64(spread)) => {}
+                () = self.services.patterns.changed() => {}
+            }
+        }
+    }
+
+    async fn run_once(&self) -> Result<(), CoordinationError> {
+        let services = &*self.services;
+        services.patterns.refresh().await?;
+        let pattern = services.patterns.of(Patterned::Health);
+        if pattern == Pattern::Centralized {
+            return Ok(());
+        }
+        health::report(services, &self.id, pattern, self.ttl).await?;
+        if pattern == Pattern::Hybrid && (self.leads)() {
+            health::put_together(services, self.ttl).await?;
+        }
+        Ok(())
+    }
+}
