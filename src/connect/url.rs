@@ -133,7 +133,7 @@ impl RedisUrl {
         self.file.as_ref().map_or(0, SecretFile::changes)
     }
 
-    /// That place with who logs in there as the file says it now; `None` if the URL stands in no file.
+    /// Puts into that place who logs in there, as the file says it now; `None` if the URL stands in no file.
     pub(crate) fn renewed(&self, place: &ConnectionInfo) -> Option<ConnectionInfo> {
         let login = self.now()?.login()?;
         Some(place.clone().set_redis_settings(login))
