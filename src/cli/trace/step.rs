@@ -7,13 +7,13 @@ use serde_json::{Value, json};
 /// What happened, in the order in which it does where the times are equal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Deed {
-    /// It entered its stream.
+    /// The event entered its stream.
     Published,
     /// An operator replayed, changed or dropped it.
     Operated,
-    /// It was answered.
+    /// The event was answered.
     Answered,
-    /// It became a dead letter.
+    /// The event became a dead letter.
     Died,
     /// How it stands now.
     Stands,

@@ -30,12 +30,12 @@ pub struct Dropped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reset {
-    /// It is there; it was there.
+    /// The group is there; it was there.
     Moved {
         /// What had been delivered last.
         from: EntryId,
     },
-    /// It stays, since an entry behind the new place is pending.
+    /// The group stays, since an entry behind the new place is pending.
     Held {
         /// The first of them.
         entry: EntryId,
