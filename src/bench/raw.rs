@@ -279,7 +279,7 @@ mod tests {
     use super::*;
     use convoke::protocol::entry::EntryId;
     use convoke::protocol::keys::Keys;
-    use convoke::streams::commit::settlement::{Outcome, Place, Receipt, Reply, Settlement};
+    use convoke::streams::commit::settlement::{Outcome, Place, Receipt, ReplyEntry, Settlement};
 
     /// The commands, as their words.
     fn words(commands: &Commands) -> Vec<Vec<Vec<u8>>> {
@@ -326,7 +326,7 @@ mod tests {
                 claims: 0,
                 since: std::time::Instant::now(),
             },
-            reply: Some(Reply {
+            reply: Some(ReplyEntry {
                 to: Some(load.reply_to.clone()),
                 correlation_id: id.to_string(),
                 kind: "bench0.work.result".into(),

@@ -46,7 +46,7 @@ mod run;
 mod server;
 mod trial;
 
-pub use run::{Outcome, Run};
+pub use run::{Ended, Outcome};
 pub use server::Server;
 pub use trial::{Trial, event, run};
 

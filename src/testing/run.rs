@@ -24,14 +24,14 @@ pub enum Outcome {
 
 /// A run of a handler that has ended.
 #[derive(Clone, Debug)]
-pub struct Run {
+pub struct Ended {
     result: Result<Encoded, HandlerError>,
     outcome: Outcome,
     published: Vec<Publication>,
     progress: Vec<Progress>,
 }
 
-impl Run {
+impl Ended {
     pub(super) fn new(
         result: Result<Encoded, HandlerError>,
         settlement: Settlement,

@@ -1,6 +1,6 @@
 //! A handler, an event, and what surrounds them.
 
-use super::run::Run;
+use super::run::Ended;
 use super::server::Server;
 use crate::connect::clock::{local_now, whole_ms};
 use crate::connect::connector::Connector;
@@ -238,7 +238,7 @@ impl Trial<Registration> {
     }
 
     #[track_caller]
-    fn start(mut self) -> impl Future<Output = Run> + Send {
+    fn start(mut self) -> impl Future<Output = Ended> + Send {
         let (cancel, drain) = (self.cancel.take(), self.drain.take());
         let registration = Registration {
             kind: self.kind.clone(),
@@ -300,7 +300,7 @@ async fn at(moment: Option<Moment>, token: CancellationToken) -> Infallible {
 }
 
 /// What a worker writes after a run, as the trial's own instance.
-fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerError>) -> Run {
+fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerError>) -> Ended {
     let event = context.event();
     let stream = context.keys().events(event.domain(), 0);
     let scene = Scene {
@@ -326,12 +326,12 @@ fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerErro
         ),
         Err(error) => settle::failure(scene, event, error, &route.retry),
     };
-    Run::new(result, settlement, context.kept_progress())
+    Ended::new(result, settlement, context.kept_progress())
 }
 
 impl IntoFuture for Trial<Registration> {
-    type Output = Run;
-    type IntoFuture = Pin<Box<dyn Future<Output = Run> + Send>>;
+    type Output = Ended;
+    type IntoFuture = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
     #[track_caller]
     fn into_future(self) -> Self::IntoFuture {

@@ -9,7 +9,7 @@ use crate::protocol::error::{Code, HandlerError, Refusal};
 use crate::protocol::event::{Event, JSON, Malformed, is_json};
 use crate::protocol::json;
 use crate::protocol::msgpack::{self, PayloadLimits};
-use crate::streams::commit::{Note, Outcome, Publication, Receipt, Reply, Settlement};
+use crate::streams::commit::{Note, Outcome, Publication, Receipt, ReplyEntry, Settlement};
 use crate::streams::first::{Firsts, Said};
 use rmpv::Value;
 use std::time::Duration;
@@ -78,7 +78,7 @@ pub(crate) fn success(
     let reply = match event.reply_to() {
         Some(_) => Some(reply_to(event, "ok", result)),
         None if silent => None,
-        None => Some(Reply {
+        None => Some(ReplyEntry {
             to: None,
             correlation_id: event.id(),
             kind: result_of(event.kind()),
@@ -276,7 +276,7 @@ pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
 pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
     let error = HandlerError::invalid_argument(bad.message.clone());
     let (data, content) = in_kind(body(&error), is_json(&bad.entry));
-    let reply = bad.reply_to.clone().map(|to| Reply {
+    let reply = bad.reply_to.clone().map(|to| ReplyEntry {
         to: Some(to),
         correlation_id: bad.correlation_id(),
         kind: result_of(bad.kind.as_deref().unwrap_or("unknown")),
@@ -322,14 +322,14 @@ fn letter(scene: Scene<'_>, event: &Event, error: &HandlerError) -> DeadLetter {
     }
 }
 
-fn error_reply(event: &Event, error: &HandlerError) -> Reply {
+fn error_reply(event: &Event, error: &HandlerError) -> ReplyEntry {
     reply_to(event, error.code.as_str(), body(error))
 }
 
 /// A reply to whoever asked, in kind.
-fn reply_to(event: &Event, status: &'static str, data: Encoded) -> Reply {
+fn reply_to(event: &Event, status: &'static str, data: Encoded) -> ReplyEntry {
     let (data, content) = in_kind(data, event.is_json());
-    Reply {
+    ReplyEntry {
         to: event.reply_to().map(str::to_owned),
         correlation_id: event.id(),
         kind: result_of(event.kind()),

@@ -6,7 +6,7 @@ use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::{Keys, StreamKeys};
 use convoke::settings::RedisUrl;
 use convoke::streams::claim::{self, Pending};
-use convoke::streams::commit::{Claims, Reply};
+use convoke::streams::commit::{Claims, ReplyEntry};
 use convoke::streams::commit::{
     Committer, CommitterOptions, Outcome, Publication, Receipt, Settlement,
 };
@@ -270,7 +270,7 @@ impl Held {
     pub(crate) fn done(&self) -> Settlement {
         Settlement {
             receipt: self.receipt,
-            reply: Some(Reply {
+            reply: Some(ReplyEntry {
                 to: Some(REPLY.into()),
                 correlation_id: self.id(),
                 kind: "image.made.result".into(),

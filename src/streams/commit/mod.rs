@@ -40,7 +40,7 @@ use crate::protocol::entry::Entry;
 use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::counter::Claims;
 pub use crate::streams::commit::settlement::{
-    MAX_PUBLICATIONS, Note, Outcome, Publication, Receipt, Reply, Settlement, Tally,
+    MAX_PUBLICATIONS, Note, Outcome, Publication, Receipt, ReplyEntry, Settlement, Tally,
 };
 use crate::streams::commit::settlement::{Place, Worth, is_inbox};
 use std::collections::{HashMap, HashSet};

@@ -16,7 +16,7 @@ pub const MAX_PUBLICATIONS: usize = 250;
 
 /// A reply or a result, ready to be stored.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct ReplyEntry {
     /// The stream that the requester named; `None` for the results of the domain.
     pub to: Option<String>,
     /// The event's id.
@@ -99,7 +99,7 @@ pub struct Settlement {
     /// Which delivery.
     pub receipt: Receipt,
     /// What the requester gets, or the results stream.
-    pub reply: Option<Reply>,
+    pub reply: Option<ReplyEntry>,
     /// What the handler publishes.
     pub publications: Vec<Publication>,
     /// What becomes of the event.
@@ -259,7 +259,7 @@ impl Settlement {
 
     /// Whether whoever asked may be impossible to tell: its stream must be there already.
     pub(crate) fn may_not_reach(&self) -> bool {
-        let to_inbox = |reply: &Reply| reply.to.as_deref().is_some_and(is_inbox);
+        let to_inbox = |reply: &ReplyEntry| reply.to.as_deref().is_some_and(is_inbox);
         matches!(self.outcome, Outcome::Told(_)) && self.reply.as_ref().is_none_or(to_inbox)
     }
 }
@@ -280,7 +280,7 @@ fn add(stream: &str, fields: &[Vec<u8>], worth: Worth, give: &mut impl FnMut(Eff
     });
 }
 
-impl Reply {
+impl ReplyEntry {
     fn effect(&self, place: Place<'_>, give: &mut impl FnMut(Effect<'_>)) {
         let kept = place.reply_history.filter(|_| self.to.is_some());
         let most = Digits::of(kept.unwrap_or_default());
