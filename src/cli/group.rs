@@ -42,10 +42,11 @@ const KINDS: [StreamKind; 4] = [
     StreamKind::Broadcast,
 ];
 
-/// Who reads asks at least every second; whoever did not for this long, in ms, reads for another group by now.
-const READS_WITHIN_MS: u64 = 60_000;
+/// Whoever asked for something within this long, in ms, reads for a group. One that is full asks for nothing, so an
+/// instance that lives is waited for longer: by then it reads for another group.
+const ASKED_WITHIN_MS: (u64, u64) = (60_000, 600_000);
 
-/// A group of a stream, with those of its consumers that are instances which live and read for it.
+/// A group of a stream, with those of its consumers that read for it.
 struct Seen {
     stream: Stream,
     group: Group,
@@ -95,12 +96,14 @@ async fn groups_of(
             continue;
         }
         let consumers = inspect::consumers(connection, &name.key, &group.name).await?;
-        let asks = consumers
+        owners
+            .learn(consumers.iter().map(|one| one.name.as_str()))
+            .await?;
+        let (any, alive) = ASKED_WITHIN_MS;
+        let reads = consumers
             .into_iter()
-            .filter(|one| one.idle_ms < READS_WITHIN_MS);
-        let mut readers: Vec<String> = asks.map(|one| one.name).collect();
-        owners.learn(readers.iter().map(String::as_str)).await?;
-        readers.retain(|reader| owners.lives(reader));
+            .filter(|one| one.idle_ms < any || one.idle_ms < alive && owners.lives(&one.name));
+        let readers = reads.map(|one| one.name).collect();
         seen.push(Seen {
             stream: stream.clone(),
             group,

@@ -16,7 +16,7 @@ Examples:
   convoke metrics --detailed
   convoke metrics --detailed --format json | jq .handlers
   convoke metrics --format prometheus > convoke.prom
-  convoke metrics --watch /var/lib/prometheus/node-exporter/convoke.prom --every 30s
+  convoke metrics --watch /var/lib/node_exporter/convoke.prom --every 30s
 
 A worker answers it: with its own numbers of this moment, and those that the others sent with their
 last pulse, or report now where that is chosen (`convoke pattern`). Counters go on counting what instances did that are gone. --format prometheus writes the

@@ -14,6 +14,7 @@ use super::confirm::confirm;
 use super::output::{Column, Table, count, number, span};
 use super::{Exit, Misuse, Session, output};
 use convoke::connect::clock::whole_ms;
+use convoke::operator::replay::edit as edit_payload;
 use convoke::operator::replay::{Move, Operator, STEP_BYTES, Source, Step};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
@@ -117,7 +118,17 @@ impl Replay<'_> {
         let limit = self.act.limit.unwrap_or(u64::MAX);
         'walk: while let Some(mut page) = self.walk.next(&mut self.connection).await? {
             if let Some(program) = self.program.as_ref().filter(|_| self.act.dry_run) {
+                // As many as the run itself would take.
+                let mut wanted = limit.saturating_sub(tally.chosen + tally.unmended);
+                page.retain(|candidate| {
+                    let taken = candidate.left.is_some() || wanted > 0;
+                    wanted -= u64::from(taken && candidate.left.is_none());
+                    taken
+                });
+                let chosen = page.iter().filter(|one| one.left.is_none()).count();
                 page = program.mend(page, &self.walk).await;
+                let mended = page.iter().filter(|one| one.left.is_none()).count();
+                tally.unmended += (chosen - mended) as u64;
             }
             for candidate in &page {
                 tally.note(candidate);
@@ -131,6 +142,9 @@ impl Replay<'_> {
                 if tally.chosen == limit {
                     break 'walk;
                 }
+            }
+            if tally.chosen + tally.unmended >= limit {
+                break;
             }
         }
         if rows > 0 && !self.session.output.is_json() {
@@ -204,7 +218,10 @@ impl Replay<'_> {
             page.retain(|candidate| candidate.left.is_none());
             page.truncate(usize::try_from(left).unwrap_or(usize::MAX));
             if let Some(program) = &self.program {
-                page = program.mend(page, &self.walk).await;
+                page = tokio::select! {
+                    page = program.mend(page, &self.walk) => page,
+                    () = stop.cancelled() => break,
+                };
             }
             for mut candidate in page {
                 if let Some(why) = &candidate.left {
@@ -213,7 +230,7 @@ impl Replay<'_> {
                     continue;
                 }
                 if let Some(data) = &mended {
-                    mend::replace(&mut candidate.act, data, self.operator.by());
+                    edit_payload(&mut candidate.act.fields, data, self.operator.by());
                 }
                 if !goes_with(&step, &candidate, pace.step) {
                     self.step(&mut step, &mut done, &bar, &mut pace, &stop)

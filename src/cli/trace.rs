@@ -24,7 +24,7 @@ Examples:
   convoke trace order-4711 --ledger           also what was trimmed from Redis
 
 Each step in the order of time: published, delivered and held by whom, tried again and why, settled, answered, dead, \
-replayed or changed by whom. What a stream has trimmed is not in Redis any more (stream_history); of an event of which \
+changed by whom; of one that was replayed, how often (its id before that leads to who did it). What a stream has trimmed is not in Redis any more (stream_history); of an event of which \
 only its answer or its death is left, that is shown. Nothing is changed.";
 
 /// Events that are followed at the most.

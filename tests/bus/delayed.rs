@@ -1,5 +1,6 @@
 //! What waits for its time: seen whole, changed once, and only as it was seen.
 
+use crate::publish::{client, event};
 use crate::replay::{facts, operator, sorted};
 use crate::setup::{Bus, connector, text};
 use crate::support::users;
@@ -13,7 +14,7 @@ use std::collections::BTreeSet;
 const EVENTS: &str = "cb:events:image";
 const QUEUE: &str = "cb:delayed:image";
 /// Bytes of a member that are held at the most.
-const MOST: usize = 1 << 20;
+const MOST: usize = 4096;
 /// The year 2100.
 const FAR: u64 = 4_102_444_800_000;
 
@@ -124,6 +125,46 @@ async fn a_member_larger_than_any_event_is_cut_and_stands_in_nobodys_way() {
     assert_eq!(large.bytes, (MOST + 300) as u64);
     assert!(shown[300].is_whole() && shown[300].event.is_none());
     assert_eq!(shown[301].token, "behind");
+}
+
+#[tokio::test]
+async fn too_large_ones_among_others_of_one_due_time_end_no_walk_and_hide_nothing() {
+    let mut bus = Bus::start().await;
+    for n in 0..520 {
+        match n % 3 {
+            0 => put_event(&mut bus, FAR, &format!("{n:03}")).await,
+            // Of a length that stands before and behind the others.
+            _ => {
+                let mut large = vec![b'a' + (n % 2) as u8 * 0x80; MOST + 1];
+                large[1..4].copy_from_slice(format!("{n:03}").as_bytes());
+                put(&mut bus, FAR, &large).await;
+            }
+        }
+    }
+    let shown = all(&bus, 0).await;
+    assert_eq!(shown.len(), 520);
+    let whole = shown.iter().filter(|one| one.is_whole()).count();
+    assert_eq!(whole, 174);
+    // All that is whole leaves while the pages are walked over, one page behind.
+    let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
+    let connector = looking(&bus).await;
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    let mut pages = Pages::of(&connector, &queue, 0, MOST).await.unwrap();
+    let mut page = pages.next().await.unwrap();
+    let mut dropped = 0;
+    for _ in 0..1000 {
+        if page.is_empty() {
+            break;
+        }
+        let next = pages.next().await.unwrap();
+        page.retain(|one| one.is_whole() && one.event.is_some());
+        if !page.is_empty() {
+            let gone = operator.drop_delayed(connection, &queue, &page).await;
+            dropped += gone.unwrap().into_iter().filter(|gone| *gone).count();
+        }
+        page = next;
+    }
+    assert_eq!(dropped, 174);
 }
 
 #[tokio::test]
@@ -245,6 +286,73 @@ async fn what_waits_is_dropped_once_with_the_fact() {
     assert_eq!(facts.len(), 1);
     assert_eq!(facts[0].0, "operator.dropped");
     assert_eq!(facts[0].1["entries"], json!(["a", ""]));
+}
+
+#[tokio::test]
+async fn what_marks_an_id_moves_and_goes_with_its_event() {
+    let mut bus = Bus::start().await;
+    let client = client(&bus);
+    let event = || event("once").id("once").dedup(true);
+    let later = || event().at(FAR);
+    client.publish(&later()).await.unwrap();
+    let ttl = |bus: &Bus| {
+        let mut ask = redis::cmd("PTTL");
+        ask.arg("cb:dedup:image:once");
+        ask.query::<i64>(&mut bus.redis.connect()).unwrap()
+    };
+    let before = ttl(&bus);
+    let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    let shown = all(&bus, 0).await;
+    let change = Change::new().due_ms(FAR + 1_000_000_000);
+    let done = operator.change_delayed(connection, &queue, &shown, &change);
+    assert_eq!(done.await.unwrap(), [true]);
+    let longer = ttl(&bus) - before;
+    assert!((990_000_000..=1_000_000_000).contains(&longer), "{longer}");
+    assert!(client.publish(&later()).await.unwrap().is_duplicate());
+    let shown = all(&bus, 0).await;
+    let dropped = operator.drop_delayed(connection, &queue, &shown).await;
+    assert_eq!(dropped.unwrap(), [true]);
+    assert!(!client.publish(&event()).await.unwrap().is_duplicate());
+    // The mark of one that is in its stream is not that of one which waits.
+    let member = encode_member("other", &["type", "image.made", "id", "once"]);
+    put(&mut bus, FAR, &member).await;
+    let shown = all(&bus, 0).await;
+    let dropped = operator.drop_delayed(connection, &queue, &shown).await;
+    assert_eq!(dropped.unwrap(), [true]);
+    assert!(client.publish(&event()).await.unwrap().is_duplicate());
+    client.close().await;
+}
+
+#[tokio::test]
+async fn a_payload_is_changed_in_the_form_that_it_is_in_and_says_by_whom() {
+    let mut bus = Bus::start().await;
+    let fields = [
+        "type",
+        "image.made",
+        "datacontenttype",
+        "application/json",
+        "data",
+        "{\"a\":1}",
+    ];
+    put(&mut bus, FAR, &encode_member("a", &fields)).await;
+    put_event(&mut bus, FAR + 1, "b").await;
+    let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    let shown = all(&bus, 0).await;
+    let change = Change::new().data(vec![0x81, 0xa1, b'a', 2]);
+    let done = operator.change_delayed(connection, &queue, &shown, &change);
+    assert_eq!(done.await.unwrap(), [true, true]);
+    let changed = all(&bus, 0).await;
+    let of = |n: usize, name| changed[n].event.as_ref().unwrap().get(name);
+    assert_eq!(of(0, "data"), Some(&b"{\"a\":2}"[..]));
+    assert_eq!(of(0, "datacontenttype"), Some(&b"application/json"[..]));
+    assert_eq!(of(1, "data"), Some(&[0x81, 0xa1, b'a', 2][..]));
+    assert_eq!(
+        (of(0, "edited"), of(1, "edited")),
+        (Some(&b"ada@desk"[..]), of(0, "edited"))
+    );
+    assert!(changed.iter().all(|one| change.is_done(one)));
 }
 
 #[tokio::test]

@@ -75,18 +75,20 @@ async fn a_group_goes_back_only_to_where_nothing_behind_is_pending() {
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     for behind in [EntryId::default(), id(2), id(3)] {
         let held = operator
-            .reset_group(connection, EVENTS, GROUP, behind)
+            .reset_group(connection, EVENTS, GROUP, id(4), behind)
             .await;
         let entry = if behind == id(3) { id(4) } else { id(3) };
         assert_eq!(held.unwrap(), Some(Reset::Held { entry }), "{behind}");
     }
     assert!(bus.entries("cb:broadcast").await.is_empty());
     bus.run(&format!("XACK {EVENTS} {GROUP} 3-1 4-1")).await;
-    let moved = operator.reset_group(connection, EVENTS, GROUP, id(2)).await;
+    let moved = operator
+        .reset_group(connection, EVENTS, GROUP, id(4), id(2))
+        .await;
     assert!(matches!(moved.unwrap(), Some(Reset::Moved { from, .. }) if from == id(4)));
     assert_eq!(next(&mut bus).await.as_deref(), Some("3-1"));
     let gone = operator
-        .reset_group(connection, EVENTS, "other", id(2))
+        .reset_group(connection, EVENTS, "other", id(4), id(2))
         .await;
     assert_eq!(gone.unwrap(), None);
 }
@@ -98,7 +100,9 @@ async fn a_group_goes_forward_past_what_is_left_out() {
     let operator = operator(&bus.keys);
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     for _ in 0..2 {
-        let moved = operator.reset_group(connection, EVENTS, GROUP, id(5)).await;
+        let moved = operator
+            .reset_group(connection, EVENTS, GROUP, id(4), id(5))
+            .await;
         assert!(matches!(moved.unwrap(), Some(Reset::Moved { .. })));
     }
     assert_eq!(bus.pending().await.len(), 2);
@@ -122,7 +126,7 @@ async fn in_a_cluster_the_fact_of_a_group_follows() {
     let operator = operator(&keys);
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let moved = operator
-        .reset_group(connection, &events, "audit", id(1))
+        .reset_group(connection, &events, "audit", EntryId::default(), id(1))
         .await;
     assert!(matches!(moved.unwrap(), Some(Reset::Moved { .. })));
     let dropped = operator.drop_group(connection, &events, "audit").await;
@@ -134,4 +138,19 @@ async fn in_a_cluster_the_fact_of_a_group_follows() {
         (&facts[0].1["to"], &facts[1].1["delivered"]),
         (&json!("1-1"), &json!("1-1"))
     );
+}
+
+#[tokio::test]
+async fn a_group_that_went_on_meanwhile_stays() {
+    let mut bus = Bus::start().await;
+    half_read(&mut bus).await;
+    let operator = operator(&bus.keys);
+    let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
+    let stays = operator
+        .reset_group(connection, EVENTS, GROUP, id(3), id(5))
+        .await;
+    let delivered = id(4);
+    assert_eq!(stays.unwrap(), Some(Reset::WentOn { delivered }));
+    assert_eq!(next(&mut bus).await.as_deref(), Some("5-1"));
+    assert!(bus.entries("cb:broadcast").await.is_empty());
 }

@@ -71,8 +71,7 @@ async fn groups_are_listed_with_who_reads_for_them() {
 async fn a_group_is_dropped_with_its_loss_said_first_and_never_under_its_readers() {
     let redis = groups();
     register(&redis, "w-1").await;
-    run(&redis, &["group", "drop", "workers", "--yes"])
-        .failed(2, &["w-1 read for it", "stop them"]);
+    run(&redis, &["group", "drop", "workers", "--yes"]).failed(2, &["w-1 reads for it", "stop it"]);
     run(&redis, &["group", "drop", "none", "--yes"]).failed(1, &["none: no stream has a group"]);
     let dry = run(&redis, &["group", "drop", "old", "--dry-run"]).done();
     assert!(
@@ -110,7 +109,7 @@ fn a_group_is_moved_with_what_that_means_said_first() {
         (&plan[0]["again"], &plan[0]["left_out"]),
         (&json!(null), &json!(2))
     );
-    reset("start", &["--yes"]).failed(1, &["not moved, since 1-1 behind that place is pending"]);
+    reset("start", &["--yes"]).failed(1, &["not moved: 1-1 behind that place is pending"]);
     say(&redis, "XACK cb:events:image workers 1-1 2-1 3-1");
     reset("start", &[]).failed(2, &["Move the group workers?"]);
     let moved = reset("start", &["--yes"]).done();

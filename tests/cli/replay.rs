@@ -267,15 +267,14 @@ fn a_payload_is_mended_in_the_editor() {
     let anew = editor("anew", "echo 7 > \"$1\"");
     edit(&anew, &["--id", "10-1", "--force"]).done();
     assert_eq!(data(2), json!(7));
-    // What came as JSON text is shown as that, and goes back as what needs no field to say so.
+    // What came as JSON text goes back as that: a reply is JSON too.
     let words = "XADD cb:dead:image 99-1 type image.raw data {\"n\":1} datacontenttype application/json \
                  deadreason internal";
     super::rig::say(&redis, words);
     edit(&mends, &["--id", "99-1"]).done();
     let last = entries(&redis, EVENTS).pop().unwrap();
-    assert_eq!(last.get("datacontenttype"), None);
-    let data = convoke::protocol::json::to_json(last.get("data").unwrap()).unwrap();
-    assert_eq!(data, json!({"n": "mended"}));
+    assert_eq!(text(&last, "datacontenttype"), "application/json");
+    assert_eq!(text(&last, "data"), r#"{"n":"mended"}"#);
 }
 
 /// One entry with a living instance, one with one that was lost, one with a stranger.
@@ -510,8 +509,23 @@ fn a_misspelt_type_is_put_right_and_goes_to_its_domain() {
         "mail.send"
     );
     to("nodot", "3-1").failed(2, &["nodot"]);
+    bury(
+        &redis,
+        "9-1",
+        "Image.Resize",
+        "invalid_argument",
+        &json!(9),
+        "id e-9",
+    );
+    to("image.resize", "9-1").done();
+    let put_right = entries(&redis, EVENTS).pop().unwrap();
+    assert_eq!(
+        (text(&put_right, "id"), text(&put_right, "type")),
+        ("e-9".into(), "image.resize".into())
+    );
     deliver(&redis, "w-1");
-    say(&redis, "XACK cb:events:image workers 1-1");
+    let id = entries(&redis, EVENTS)[0].id;
+    say(&redis, &format!("XACK cb:events:image workers {id}"));
     let range = [
         "replay",
         "range",

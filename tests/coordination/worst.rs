@@ -88,8 +88,8 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(620, 30)
         },
     ),
-    ("delayed_change.lua", most(153, 12)),
-    ("delayed_drop.lua", most(52, 12)),
+    ("delayed_change.lua", most(353, 12)),
+    ("delayed_drop.lua", most(252, 12)),
     ("delayed_look.lua", most(252, 12)),
     ("delayed_run.lua", most(155, 135)),
     ("drop.lua", most(52, 12)),

@@ -1,6 +1,6 @@
 //! `convoke group drop`: a group that nobody needs any more.
 
-use super::{list, look};
+use super::{Seen, list, look};
 use crate::cli::confirm::confirm;
 use crate::cli::output::{self, count, number, printable};
 use crate::cli::{Exit, Misuse, Session};
@@ -17,8 +17,8 @@ Examples:
   convoke group drop reports
   convoke group drop reports image --yes
 
-Says first what the group has not settled. Refused while instances read for it: they would make it again, and all \
-that is still in the stream would run again. The entries stay in their streams until they are trimmed, and other groups \
+Says first what the group has not settled. Refused while somebody reads for it, and up to a minute after: a worker makes its group again, \
+and all that is still in the stream runs again. The entries stay in their streams until they are trimmed, and other groups \
 are not touched; what was pending can be replayed as long as it is there (replay range). Who dropped it is told on the \
 broadcast (operator.group_dropped).")]
 pub(super) struct Flags {
@@ -52,15 +52,9 @@ pub(super) async fn run(
     if flags.dry_run || !session.output.is_json() {
         list::show(session, &seen, now)?;
     }
-    let readers = seen.iter().flat_map(|one| &one.readers);
-    if let Some(reader) = readers.min() {
-        let reader = printable(reader);
-        return Err(Misuse::error(format_args!(
-            "{group}: instances such as {reader} read for it, and would make it again at the beginning of its streams; stop them first"
-        )));
-    }
+    refuse_under_readers(&group, &seen)?;
     let pending: u64 = seen.iter().map(|one| one.group.pending).sum();
-    let lost: Option<u64> = seen.iter().map(super::Seen::waiting).sum();
+    let lost: Option<u64> = seen.iter().map(Seen::waiting).sum();
     let lost = lost.map_or_else(
         || format!("{} pending and an unknown number unread", number(pending)),
         |all| {
@@ -78,12 +72,21 @@ pub(super) async fn run(
         }
         return Ok(Exit::Done);
     }
+    let again = match flags.group == session.settings.group {
+        true => {
+            " The next worker of this group makes it again, and runs all that is in its streams."
+        }
+        false => "",
+    };
     let question =
-        format!("Drop the group {group} from {streams}? What it did not settle: {lost}.");
+        format!("Drop the group {group} from {streams}? What it did not settle: {lost}.{again}");
     if !confirm(&question, flags.yes)? {
         output::complain_line("nothing was dropped");
         return Ok(Exit::Failed);
     }
+    // Whoever came while it was asked would make the group again.
+    let seen = look(session, connection, &flags.streams, Some(&flags.group)).await?;
+    refuse_under_readers(&group, &seen)?;
     let operator = session.operator(None)?;
     let mut dropped = 0;
     for one in &seen {
@@ -101,4 +104,15 @@ pub(super) async fn run(
         ))?,
     }
     Ok(Exit::Done)
+}
+
+fn refuse_under_readers(group: &str, seen: &[Seen]) -> anyhow::Result<()> {
+    let readers = seen.iter().flat_map(|one| &one.readers);
+    let Some(reader) = readers.min() else {
+        return Ok(());
+    };
+    let reader = printable(reader);
+    Err(Misuse::error(format_args!(
+        "{group}: {reader} reads for it, and would make it again at the beginning of its streams; stop it, and wait a minute"
+    )))
 }

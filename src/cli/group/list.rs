@@ -15,7 +15,7 @@ Examples:
   convoke group list
   convoke group list image --format json | jq 'select(.readers == [])'
 
-READERS are instances that live and asked within a minute. A group that nobody reads for holds its stream: no entry is trimmed before every \
+READERS asked for something within a minute; instances that live, within ten. A group that nobody reads for holds its stream: no entry is trimmed before every \
 group has settled it. LAG is what was not delivered, PENDING what was delivered and not acknowledged.")]
 pub(super) struct Flags {
     /// Streams, or domains [default: all]

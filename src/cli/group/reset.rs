@@ -25,7 +25,8 @@ Examples:
   convoke group reset audit image --to end --yes
 
 Says first how many entries are delivered again, or never. A group goes back only to where nothing behind is pending: \
-what somebody still holds would be run twice. An event that is delivered again runs again, also where it was answered. \
+what somebody still holds would be run twice. An event that is delivered again runs again, also where it was answered, and once for each of its entries if it was \
+retried. Until the group has caught up, the server may not know its lag. \
 Who moved the group is told on the broadcast (operator.group_reset).")]
 pub(super) struct Flags {
     /// The group
@@ -65,7 +66,9 @@ fn place(text: &str) -> Result<Place, String> {
 impl Place {
     /// The last entry that counts as delivered.
     fn before(self, one: &Seen, now: u64) -> EntryId {
-        match self {
+        // Farther than the stream's end would leave out what is to come.
+        let end = one.stream.last.max(one.group.delivered);
+        let place = match self {
             Place::Start => EntryId::default(),
             Place::End => one.stream.last,
             Place::At(Moment::Entry(id)) => id,
@@ -73,7 +76,8 @@ impl Place {
                 ms: moment.first(now).ms.saturating_sub(1),
                 seq: u64::MAX,
             },
-        }
+        };
+        place.min(end)
     }
 }
 
@@ -127,35 +131,40 @@ pub(super) async fn run(
         return Ok(Exit::Failed);
     }
     let operator = session.operator(None)?;
-    let mut held = None;
+    let mut stays = false;
     for plan in &plans {
         let key = &plan.seen.stream.name.key;
+        let seen = plan.seen.group.delivered;
         let done = operator
-            .reset_group(connection, key, &flags.group, plan.to)
+            .reset_group(connection, key, &flags.group, seen, plan.to)
             .await?;
-        match done {
-            Some(Reset::Held { entry }) => {
-                held = Some(format!(
-                    "{key}: not moved, since {entry} behind that place is pending; let it finish, or `convoke replay pending`"
-                ));
-                output::complain_line(held.as_deref().unwrap_or_default());
+        let why = match done {
+            Some(Reset::Moved { .. }) => None,
+            Some(Reset::Held { entry }) => Some(format!(
+                "{entry} behind that place is pending; let it finish, or `convoke replay pending`"
+            )),
+            Some(Reset::WentOn { delivered }) => {
+                Some(format!("it went on to {delivered} meanwhile; look again"))
             }
-            None => output::complain_line(&format!("{key}: the group is gone")),
-            Some(_) if session.output.is_json() => {}
-            Some(_) => session
+            Some(_) | None => Some("the group is gone".to_owned()),
+        };
+        stays |= why.is_some();
+        match &why {
+            _ if session.output.is_json() => session.output.json(&json!({
+                "stream": key,
+                "moved": why.is_none(),
+                "why": why,
+                "run": operator.run(),
+            }))?,
+            None => session
                 .output
                 .line(&format!("{key}: moved to {}", plan.to))?,
+            Some(why) => output::complain_line(&format!("{key}: not moved: {why}")),
         }
     }
-    if session.output.is_json() {
-        let moved = held.is_none();
-        session
-            .output
-            .json(&json!({ "moved": moved, "run": operator.run() }))?;
-    }
-    Ok(match held {
-        Some(_) => Exit::Failed,
-        None => Exit::Done,
+    Ok(match stays {
+        true => Exit::Failed,
+        false => Exit::Done,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::flags::Act;
 use super::source::{Candidate, Walk};
 use crate::cli::{Session, input};
-use convoke::operator::replay::{EDITED, Move};
+use convoke::operator::replay::edit;
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::json;
 use futures_util::StreamExt;
@@ -15,25 +15,6 @@ use tokio::process::Command;
 
 /// Characters of a command's complaint that are told.
 const TOLD: usize = 120;
-
-/// Sets a field: the last one of that name, which is the one that counts, or a new one.
-pub(super) fn set(fields: &mut Vec<Vec<u8>>, name: &str, value: &[u8]) {
-    let mut pairs = fields.chunks_exact(2);
-    match pairs.rposition(|pair| pair[0] == name.as_bytes()) {
-        Some(at) => fields[2 * at + 1] = value.to_vec(),
-        None => fields.extend([name.into(), value.to_vec()]),
-    }
-}
-
-/// Puts a mended payload in, MessagePack, and who did it.
-pub(super) fn replace(act: &mut Move, data: &[u8], by: &str) {
-    let mut pairs = act.fields.chunks_exact(2);
-    if let Some(at) = pairs.position(|pair| pair[0] == b"datacontenttype") {
-        act.fields.drain(2 * at..2 * at + 2);
-    }
-    set(&mut act.fields, "data", data);
-    set(&mut act.fields, EDITED, by.as_bytes());
-}
 
 /// A command that mends payloads, one run for each.
 pub(super) struct Program {
@@ -71,7 +52,7 @@ impl Program {
         match self.payload(&candidate, &event, &before).await {
             Ok(None) => {}
             Ok(Some(data)) => {
-                replace(&mut candidate.act, &data, &self.by);
+                edit(&mut candidate.act.fields, &data, &self.by);
                 let fields = &candidate.act.fields;
                 candidate.left = walk.check(&candidate.to, fields, candidate.replays);
                 candidate.before = Some(before);
@@ -135,22 +116,25 @@ async fn run(mut command: Command, input: Vec<u8>, limit: usize) -> std::io::Res
         // A command may end without having read it all.
         stdin.write_all(&input).await.ok();
         drop(stdin);
+        Ok(())
     };
     let mut shown = stdout.take(most + 1);
+    let print = async {
+        shown.read_to_end(&mut printed).await?;
+        match printed.len() as u64 > most {
+            true => Err(std::io::Error::other(
+                "it prints more than any payload takes",
+            )),
+            false => Ok(()),
+        }
+    };
     let complain = async {
         let mut told = stderr.take(4096);
         told.read_to_end(&mut complaint).await?;
         // The rest goes nowhere; unread it would hold the command up.
         tokio::io::copy(&mut told.into_inner(), &mut tokio::io::sink()).await
     };
-    let ((), read, complained) = tokio::join!(write, shown.read_to_end(&mut printed), complain);
-    read?;
-    complained?;
-    if printed.len() as u64 > most {
-        return Err(std::io::Error::other(
-            "it prints more than any payload takes",
-        ));
-    }
+    tokio::try_join!(write, print, complain)?;
     let status = child.wait().await?;
     Ok((
         status,

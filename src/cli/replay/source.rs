@@ -7,7 +7,6 @@ use super::super::output;
 use super::super::pending::Held;
 use super::super::{Misuse, Session};
 use super::flags::Act;
-use super::mend::set;
 use convoke::coordination::instances::Instances;
 use convoke::operator::browse::{Contents, Pages, PendingPages, Sight};
 use convoke::operator::inspect;
@@ -238,6 +237,11 @@ impl Walk {
         if fields.len() > WORDS {
             return Some("it has too many fields".into());
         }
+        if let Some((kind, _)) = &self.to_type
+            && !self.keys.runs_from(kind, to)
+        {
+            return Some(format!("{kind} does not run from {to}"));
+        }
         if self.force {
             return None;
         }
@@ -264,8 +268,8 @@ impl Walk {
     ) -> Candidate {
         let mut kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
         if let Some((to_type, by)) = &self.to_type {
-            set(&mut again.fields, "type", to_type.as_bytes());
-            set(&mut again.fields, EDITED, by.as_bytes());
+            replay::set_field(&mut again.fields, "type", to_type.as_bytes());
+            replay::set_field(&mut again.fields, EDITED, by.as_bytes());
             kind = to_type.into();
         }
         Candidate {
@@ -294,7 +298,10 @@ impl Walk {
             .iter()
             .filter_map(|entry| Some((entry, which.fit(entry)?)));
         fitting
-            .map(|(entry, letter)| {
+            .map(|(entry, mut letter)| {
+                if let Some((to_type, _)) = &self.to_type {
+                    replay::set_field(&mut letter.fields, "type", to_type.as_bytes());
+                }
                 // What never stood on a stream by itself has no entry that could serve as its id.
                 let own_id = letter.entry.filter(|_| letter.attempts > 0);
                 let again = replay::again(&letter.fields, own_id, Source::Dead, self.now);

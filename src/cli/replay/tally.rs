@@ -13,6 +13,8 @@ const TOLD: usize = 100;
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) chosen: u64,
+    /// What a program could not mend.
+    pub(super) unmended: u64,
     pub(super) types: BTreeMap<String, u64>,
     pub(super) streams: BTreeMap<String, u64>,
     pub(super) left: BTreeMap<String, u64>,

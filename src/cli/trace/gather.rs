@@ -19,6 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Places that are looked at for events.
 const PLACES: [StreamKind; 2] = [StreamKind::Events, StreamKind::Inbox];
+/// Steps that are told at the most.
+const STEPS: usize = 100_000;
 /// The end of every stream.
 const END: EntryId = EntryId {
     ms: u64::MAX,
@@ -37,8 +39,8 @@ pub(super) struct Gathering<'a> {
     from: EntryId,
     /// The type of each event by its id.
     events: BTreeMap<String, Option<String>>,
-    /// Events by what operators' facts name them: ids of entries, and tokens.
-    named: BTreeMap<String, String>,
+    /// Events by what operators' facts name them: a stream or a queue, and in it the id of an entry or a token.
+    named: BTreeMap<(String, String), String>,
     steps: Vec<Step>,
     cut: bool,
 }
@@ -86,13 +88,14 @@ impl<'a> Gathering<'a> {
     }
 
     /// Takes an event in, unless there are too many: whether it is followed.
-    fn follow(&mut self, id: &str, name: String, event: &Entry) -> bool {
-        if !self.events.contains_key(id) && self.events.len() as u64 >= self.flags.limit {
+    fn follow(&mut self, id: &str, place: &str, name: String, event: &Entry) -> bool {
+        let is_new = !self.events.contains_key(id);
+        if is_new && self.events.len() as u64 >= self.flags.limit || self.steps.len() >= STEPS {
             self.cut = true;
             return false;
         }
         self.events.insert(id.to_owned(), text(event, "type"));
-        self.named.insert(name, id.to_owned());
+        self.named.insert((place.to_owned(), name), id.to_owned());
         true
     }
 
@@ -108,14 +111,13 @@ impl<'a> Gathering<'a> {
             let seen = inspect::stream(&mut self.connection, &stream).await?;
             let groups = seen.map(|stream| stream.groups).unwrap_or_default();
             for (id, entry) in found {
-                self.published(&stream, &id, &entry);
                 for group in &groups {
-                    self.stands(&stream, &id, &entry, group).await?;
+                    self.stands(&stream, &id, entry, group).await?;
                 }
                 if groups.is_empty() {
                     let said = "nobody reads the stream: no group".to_owned();
                     self.add(
-                        Step::new(Deed::Stands, self.now, &id, &stream.key, said).entry(entry.id),
+                        Step::new(Deed::Stands, self.now, &id, &stream.key, said).entry(entry),
                     );
                 }
             }
@@ -124,7 +126,7 @@ impl<'a> Gathering<'a> {
     }
 
     /// The entries of a stream that are meant, with their events' ids.
-    async fn of_stream(&mut self, stream: &StreamName) -> anyhow::Result<Vec<(String, Entry)>> {
+    async fn of_stream(&mut self, stream: &StreamName) -> anyhow::Result<Vec<(String, EntryId)>> {
         let mut found = Vec::new();
         let mut pages = Entries::new(&self.sight, &stream.key, self.from, END);
         loop {
@@ -136,8 +138,9 @@ impl<'a> Gathering<'a> {
                 let name = entry.id.to_string();
                 if self.flags.fit(&entry, &name) {
                     let id = text(&entry, "id").unwrap_or_else(|| name.clone());
-                    if self.follow(&id, name, &entry) {
-                        found.push((id, entry));
+                    if self.follow(&id, &stream.key, name, &entry) {
+                        self.published(stream, &id, &entry);
+                        found.push((id, entry.id));
                     }
                 }
             }
@@ -177,16 +180,16 @@ impl<'a> Gathering<'a> {
         &mut self,
         stream: &StreamName,
         id: &str,
-        entry: &Entry,
+        entry: EntryId,
         group: &Group,
     ) -> anyhow::Result<()> {
         let mut by = None;
-        let said = if entry.id > group.delivered {
+        let said = if entry > group.delivered {
             format!("not delivered to group {} yet", group.name)
         } else {
             let (name, key) = (&group.name, &stream.key);
-            let held = claim::pending(&mut self.connection, key, name, entry.id, 1, None).await?;
-            match held.into_iter().find(|held| held.id == entry.id) {
+            let held = claim::pending(&mut self.connection, key, name, entry, 1, None).await?;
+            match held.into_iter().find(|held| held.id == entry) {
                 None => format!("settled by group {name}"),
                 Some(held) => {
                     by = Some(held.consumer.clone());
@@ -201,7 +204,7 @@ impl<'a> Gathering<'a> {
         };
         self.add(
             Step::new(Deed::Stands, self.now, id, &stream.key, said)
-                .entry(entry.id)
+                .entry(entry)
                 .by(by),
         );
         Ok(())
@@ -228,8 +231,12 @@ impl<'a> Gathering<'a> {
                         continue;
                     };
                     let id = waiting.id();
-                    if !self.flags.fit(event, &waiting.token)
-                        || !self.follow(&id, waiting.token.clone(), event)
+                    let entry = waiting.token.parse().ok();
+                    let since = entry.map(|entry: EntryId| entry.ms);
+                    let since = number(event, "time").or(since).unwrap_or(u64::MAX);
+                    if since < self.from.ms
+                        || !self.flags.fit(event, &waiting.token)
+                        || !self.follow(&id, &queue.key, waiting.token.clone(), event)
                     {
                         continue;
                     }
@@ -262,11 +269,12 @@ impl<'a> Gathering<'a> {
                     let letter = Letter::read(&entry);
                     let own = Entry::new(entry.id, &letter.fields);
                     let stood = letter.entry.map(|id| id.to_string()).unwrap_or_default();
-                    if !self.flags.fit(&own, &stood) {
+                    let is_older = letter.entry.is_some_and(|entry| entry < self.from);
+                    if is_older || !self.flags.fit(&own, &stood) {
                         continue;
                     }
                     let id = text(&own, "id").unwrap_or(stood);
-                    if !self.follow(&id, entry.id.to_string(), &own) {
+                    if !self.follow(&id, &stream.key, entry.id.to_string(), &own) {
                         continue;
                     }
                     let tries = count(letter.attempts, "try", "tries");
@@ -335,10 +343,7 @@ impl<'a> Gathering<'a> {
 
     /// What operators did to them, as the broadcast tells.
     pub(super) async fn deeds_of_operators(&mut self) -> anyhow::Result<()> {
-        if let Some(entry) = self.flags.entry() {
-            let name = entry.to_string();
-            self.named.entry(name.clone()).or_insert(name);
-        }
+        let asked = self.flags.entry().map(|entry| entry.to_string());
         let broadcast = self.keys.broadcast();
         let mut pages = Entries::new(&self.sight, &broadcast, self.from, END);
         loop {
@@ -354,8 +359,15 @@ impl<'a> Gathering<'a> {
                 let data = payload_of(&entry).and_then(|data| json::to_json(&data).ok());
                 let data = data.unwrap_or_default();
                 let names = data["entries"].as_array().into_iter().flatten();
+                let place = data["stream"].as_str().unwrap_or_default();
                 let meant: BTreeSet<String> = names
-                    .filter_map(|name| self.named.get(name.as_str()?).cloned())
+                    .filter_map(|name| {
+                        let name = name.as_str()?;
+                        let known = self.named.get(&(place.to_owned(), name.to_owned()));
+                        known
+                            .or(asked.as_ref().filter(|asked| *asked == name))
+                            .cloned()
+                    })
                     .collect();
                 let by = text(&entry, "source");
                 for id in meant {

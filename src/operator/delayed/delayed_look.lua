@@ -1,12 +1,12 @@
 -- Shows a part of a delay queue, in the order in which its members become due. Changes nothing.
 --
--- A page follows the member that ended the last one. Where that one has left the queue since, or was too large
--- to be named, the page begins at its due time: so none is passed over.
+-- A page goes on from a member that was shown whole, and leaves out those that were cut behind it. Where that member
+-- has left the queue since, the page begins at its due time: so none is passed over.
 --
 -- KEYS[1]  the delay queue
--- ARGV[1]  the due time (ms) that the last page ended with; empty for the first page
--- ARGV[2]  the member that the last page ended with; empty if it was cut
--- ARGV[3]  how many of that due time to leave out where the member is not there
+-- ARGV[1]  the due time (ms) of the member to go on from; empty for the beginning
+-- ARGV[2]  that member; empty if there is none
+-- ARGV[3]  how many behind it to leave out
 -- ARGV[4]  members at most
 -- ARGV[5]  bytes of a member that are shown at most
 -- Returns  for each member: its due time (ms), its bytes, and itself, cut where it is larger
@@ -15,14 +15,13 @@ local BYTES = 524288
 local KEPT = 1024 -- bytes that are shown of a member that is too large
 local most = tonumber(ARGV[5])
 local from = 0
-if ARGV[1] ~= '' then
-  local rank = ARGV[2] ~= '' and redis.call('ZRANK', KEYS[1], ARGV[2])
-  if rank then
-    from = rank + 1
-  else
-    from = redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. ARGV[1]) + ARGV[3]
-  end
+local rank = ARGV[2] ~= '' and redis.call('ZRANK', KEYS[1], ARGV[2])
+if rank then
+  from = rank + 1
+elseif ARGV[1] ~= '' then
+  from = redis.call('ZCOUNT', KEYS[1], '-inf', '(' .. ARGV[1])
 end
+from = from + ARGV[3]
 local page, bytes = {}, 0
 for at = from, from + ARGV[4] - 1 do
   local found = redis.call('ZRANGE', KEYS[1], at, at, 'WITHSCORES')

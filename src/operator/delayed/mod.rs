@@ -9,8 +9,8 @@ use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
 use crate::operator::inspect;
-use crate::operator::replay::{Operator, Step};
-use crate::protocol::event::{Entry, EntryId};
+use crate::operator::replay::{Operator, Step, edit};
+use crate::protocol::event::{Entry, EntryId, payload_of};
 use crate::protocol::keys::{Keys, StreamName};
 use crate::streams::delay::{self, MEMBER};
 use redis::aio::MultiplexedConnection;
@@ -95,14 +95,27 @@ pub async fn depths(
         };
         let first = match count {
             0 => None,
-            _ => page(connection, &queue.key, None, 1, 1).await?.pop(),
+            _ => first(connection, queue).await?,
         };
         depths.push(Depth {
             count,
-            next_due_ms: first.map(|(due, ..)| due_ms(due)),
+            next_due_ms: first,
         });
     }
     Ok(depths)
+}
+
+/// When the first of a queue is due; `None` also to a user who may not load the script that tells it, while
+/// nobody else has.
+async fn first(
+    connection: &mut MultiplexedConnection,
+    queue: &Queue,
+) -> Result<Option<u64>, BusError> {
+    match page(connection, &queue.key, &After::default(), 1, 1).await {
+        Ok(shown) => Ok(shown.first().map(|(due, ..)| due_ms(*due))),
+        Err(error) if error.code() == Some("NOPERM") => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// An event that waits.
@@ -143,30 +156,26 @@ fn due_ms(due: f64) -> u64 {
 
 type Shown = (f64, u64, Vec<u8>);
 
-/// Where the next page begins: after that due time and member, and how many of that time were shown.
-#[derive(Clone, Debug)]
+/// Where the next page begins: behind the last member that was shown whole, and what was cut behind it.
+#[derive(Clone, Debug, Default)]
 struct After {
-    due: f64,
+    due: String,
     member: Vec<u8>,
-    shown: usize,
+    cut: usize,
 }
 
 async fn page(
     connection: &mut MultiplexedConnection,
     queue: &str,
-    after: Option<&After>,
+    after: &After,
     count: usize,
     limit: usize,
 ) -> Result<Vec<Shown>, BusError> {
     let mut call = LOOK.prepare_invoke();
     call.key(queue);
-    match after {
-        None => call.arg(&["", "", "0"]),
-        Some(after) => call
-            .arg(format!("{}", after.due))
-            .arg(after.member.as_slice())
-            .arg(after.shown),
-    };
+    call.arg(after.due.as_str())
+        .arg(after.member.as_slice())
+        .arg(after.cut);
     let page = call.arg(count).arg(limit).invoke_async(connection).await?;
     Ok(page)
 }
@@ -177,7 +186,7 @@ pub struct Pages {
     connection: MultiplexedConnection,
     queue: String,
     limit: usize,
-    after: Option<After>,
+    after: After,
     is_over: bool,
 }
 
@@ -193,15 +202,17 @@ impl Pages {
         limit: usize,
     ) -> Result<Self, BusError> {
         let from = After {
-            due: due_ms as f64,
-            member: Vec::new(),
-            shown: 0,
+            due: match due_ms {
+                0 => String::new(),
+                due => due.to_string(),
+            },
+            ..After::default()
         };
         Ok(Self {
             connection: connector.dedicated().await?,
             queue: queue.key.clone(),
             limit,
-            after: (due_ms > 0).then_some(from),
+            after: from,
             is_over: false,
         })
     }
@@ -214,28 +225,23 @@ impl Pages {
         if self.is_over {
             return Ok(Vec::new());
         }
-        let after = self.after.as_ref();
+        let after = &self.after;
         let shown = page(&mut self.connection, &self.queue, after, PAGE, self.limit).await?;
-        let Some((due, bytes, member)) = shown.last().cloned() else {
+        if shown.is_empty() {
             self.is_over = true;
             return Ok(Vec::new());
-        };
-        let same = shown.iter().filter(|(of, ..)| *of == due).count();
-        self.after = Some(match member.len() as u64 == bytes {
-            true => After {
-                due,
-                member,
-                shown: 0,
-            },
-            false => {
-                let before = after.filter(|after| after.due == due);
-                After {
-                    due,
-                    member: Vec::new(),
-                    shown: same + before.map_or(0, |after| after.shown),
-                }
+        }
+        let whole = |(_, bytes, member): &Shown| member.len() as u64 == *bytes;
+        match shown.iter().rposition(whole) {
+            Some(at) => {
+                self.after = After {
+                    due: shown[at].0.to_string(),
+                    member: shown[at].2.clone(),
+                    cut: shown.len() - 1 - at,
+                };
             }
-        });
+            None => self.after.cut += shown.len(),
+        }
         let limit = self.limit;
         Ok(shown.into_iter().map(|one| waiting(one, limit)).collect())
     }
@@ -286,19 +292,20 @@ impl Change {
 
     /// Whether the event is so already.
     pub fn is_done(&self, waiting: &Waiting) -> bool {
-        self.due_ms.is_none_or(|due| due == waiting.due_ms) && self.of(waiting) == waiting.member
+        let same = |data: &Vec<u8>| {
+            let held = waiting.event.as_ref().and_then(payload_of);
+            held.is_some_and(|held| *held == **data)
+        };
+        self.due_ms.is_none_or(|due| due == waiting.due_ms) && self.data.as_ref().is_none_or(same)
     }
 
-    /// The member that a changed event is.
-    fn of(&self, waiting: &Waiting) -> Vec<u8> {
+    /// The member that an event is once `by` has changed it.
+    fn of(&self, waiting: &Waiting, by: &str) -> Vec<u8> {
         let (Some(event), Some(data)) = (&waiting.event, &self.data) else {
             return waiting.member.clone();
         };
-        let others = event
-            .pairs()
-            .filter(|(name, _)| !matches!(*name, b"data" | b"datacontenttype"));
-        let mut words: Vec<&[u8]> = others.flat_map(|(name, value)| [name, value]).collect();
-        words.extend([&b"data"[..], data]);
+        let mut words: Vec<Vec<u8>> = event.words().map(<[u8]>::to_vec).collect();
+        edit(&mut words, data, by);
         delay::encode_member(&waiting.token, &words)
     }
 }
@@ -346,6 +353,7 @@ impl Operator {
     ) -> Result<Vec<bool>, BusError> {
         let mut call = CHANGE.prepare_invoke();
         call.key(&queue.key);
+        self.marks(&mut call, queue, events);
         let told = self.tell(&mut call, &queue.key);
         let due = change.due_ms.map(|due| due.to_string());
         call.arg(self.run()).arg(self.by());
@@ -353,7 +361,7 @@ impl Operator {
         for one in events {
             call.arg(one.token.as_str())
                 .arg(one.member.as_slice())
-                .arg(change.of(one));
+                .arg(change.of(one, self.by()));
         }
         self.settle_delayed(connection, call, told, queue, events, "operator.changed")
             .await
@@ -371,6 +379,7 @@ impl Operator {
     ) -> Result<Vec<bool>, BusError> {
         let mut call = DROP.prepare_invoke();
         call.key(&queue.key);
+        self.marks(&mut call, queue, events);
         let told = self.tell(&mut call, &queue.key);
         call.arg(self.run()).arg(self.by());
         for one in events {
@@ -378,6 +387,14 @@ impl Operator {
         }
         self.settle_delayed(connection, call, told, queue, events, "operator.dropped")
             .await
+    }
+
+    /// The keys that mark the events' ids within the deduplication window.
+    fn marks(&self, call: &mut ScriptInvocation<'_>, queue: &Queue, events: &[Waiting]) {
+        let stream = &queue.stream;
+        for one in events {
+            call.key(self.keys().dedup(&stream.part, stream.partition, &one.id()));
+        }
     }
 
     async fn settle_delayed(

@@ -10,8 +10,9 @@
 -- ARGV[3]  the group
 -- ARGV[4]  the last entry that counts as delivered
 -- ARGV[5]  the id that follows it
--- Returns  {what was delivered last, the first pending entry behind the new place: empty if it was moved}; nil
---          if there is no such group
+-- ARGV[6]  what was delivered last when it was decided: the group stays if that is different now
+-- Returns  {what was delivered last, the first pending entry behind the new place if it is held by that, whether it is
+--          there}; nil if there is no such group
 -- Cost     O(groups + log pending entries)
 if redis.call('EXISTS', KEYS[1]) == 0 then return false end
 local delivered
@@ -21,8 +22,9 @@ for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   if of.name == ARGV[3] then delivered = of['last-delivered-id'] end
 end
 if not delivered then return false end
+if delivered ~= ARGV[6] and delivered ~= ARGV[4] then return { delivered, '', 0 } end
 local held = redis.call('XPENDING', KEYS[1], ARGV[3], ARGV[5], '+', 1)
-if #held > 0 then return { delivered, held[1][1] } end
+if #held > 0 then return { delivered, held[1][1], 0 } end
 redis.call('XGROUP', 'SETID', KEYS[1], ARGV[3], ARGV[4])
 if KEYS[2] and delivered ~= ARGV[4] then
   local time = redis.call('TIME')
@@ -31,4 +33,4 @@ if KEYS[2] and delivered ~= ARGV[4] then
     cmsgpack.pack({ run = ARGV[1], by = ARGV[2], stream = KEYS[1], group = ARGV[3], from = delivered,
       to = ARGV[4] }))
 end
-return { delivered, '' }
+return { delivered, '', 1 }

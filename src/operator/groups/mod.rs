@@ -30,10 +30,15 @@ pub struct Dropped {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reset {
-    /// The group is there; it was there.
+    /// The group is at the new place.
     Moved {
         /// What had been delivered last.
         from: EntryId,
+    },
+    /// The group went on since it was looked at, and stays.
+    WentOn {
+        /// What was delivered last.
+        delivered: EntryId,
     },
     /// The group stays, since an entry behind the new place is pending.
     Held {
@@ -97,7 +102,9 @@ impl Operator {
         Ok(Some(Dropped { pending, delivered }))
     }
 
-    /// Moves a group so that the entry after `to` is delivered next; `None` if there is no such group.
+    /// Moves a group so that the entry after `to` is delivered next, unless it went on since `seen` was what it had been
+    /// delivered last; `None` if there is no such group. What lies ahead of its stream's last entry would leave out what
+    /// is to come: `to` is at most that.
     ///
     /// # Errors
     /// `Bus`.
@@ -106,6 +113,7 @@ impl Operator {
         connection: &mut MultiplexedConnection,
         stream: &str,
         group: &str,
+        seen: EntryId,
         to: EntryId,
     ) -> Result<Option<Reset>, BusError> {
         let mut call = RESET.prepare_invoke();
@@ -115,9 +123,10 @@ impl Operator {
             .arg(self.by())
             .arg(group)
             .arg(to.to_string())
-            .arg(to.next().to_string());
-        let answer: Option<(String, String)> = call.invoke_async(connection).await?;
-        let Some((from, held)) = answer else {
+            .arg(to.next().to_string())
+            .arg(seen.to_string());
+        let answer: Option<(String, String, bool)> = call.invoke_async(connection).await?;
+        let Some((from, held, moved)) = answer else {
             return Ok(None);
         };
         if !held.is_empty() {
@@ -125,6 +134,9 @@ impl Operator {
             return Ok(Some(Reset::Held { entry }));
         }
         let from: EntryId = from.parse().map_err(|_| SHAPE)?;
+        if !moved {
+            return Ok(Some(Reset::WentOn { delivered: from }));
+        }
         if !told && from != to {
             let fact = ResetFact {
                 run: self.run(),

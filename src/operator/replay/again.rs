@@ -1,7 +1,9 @@
 //! An event as it is published again, and the stream that it goes back to.
 
+use super::EDITED;
 use crate::protocol::dead::Letter;
-use crate::protocol::event::{Entry, EntryId, REPLAYS};
+use crate::protocol::event::{Entry, EntryId, JSON, REPLAYS};
+use crate::protocol::json;
 use crate::protocol::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
 
 /// Where an event is replayed from.
@@ -65,6 +67,34 @@ pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms
         fields: kept,
         replays,
     }
+}
+
+/// Sets a field: the last one of that name, which is the one that counts, or a new one.
+pub fn set_field(fields: &mut Vec<Vec<u8>>, name: &str, value: &[u8]) {
+    let mut pairs = fields.chunks_exact(2);
+    match pairs.rposition(|pair| pair[0] == name.as_bytes()) {
+        Some(at) => fields[2 * at + 1] = value.to_vec(),
+        None => fields.extend([name.into(), value.to_vec()]),
+    }
+}
+
+/// Puts another payload (MessagePack) into an event, in the form that it is in, and notes who did it.
+pub fn edit(fields: &mut Vec<Vec<u8>>, data: &[u8], by: &str) {
+    let is_json = fields
+        .chunks_exact(2)
+        .any(|pair| pair[0] == b"datacontenttype" && pair[1] == JSON.as_bytes());
+    let text = json::to_json(data).ok().filter(|_| is_json);
+    match text {
+        Some(value) => set_field(fields, "data", value.to_string().as_bytes()),
+        None => {
+            let mut pairs = fields.chunks_exact(2);
+            if let Some(at) = pairs.position(|pair| pair[0] == b"datacontenttype") {
+                fields.drain(2 * at..2 * at + 2);
+            }
+            set_field(fields, "data", data);
+        }
+    }
+    set_field(fields, EDITED, by.as_bytes());
 }
 
 /// Why a dead letter has no stream to go back to.

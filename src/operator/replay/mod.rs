@@ -19,7 +19,7 @@ mod again;
 mod tests;
 
 pub use crate::protocol::event::REPLAYS;
-pub use again::{Again, NoWayBack, Source, again, way_back};
+pub use again::{Again, NoWayBack, Source, again, edit, set_field, way_back};
 
 use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
@@ -138,6 +138,11 @@ impl Operator {
             run: run.into(),
             by: by.into(),
         }
+    }
+
+    /// The names of the keys.
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     /// The name of the run.

@@ -271,7 +271,8 @@ async fn delayed(meter: &mut Meter) {
             let gone = operator.drop_delayed(connection, &queue, step).await;
             assert!(gone.unwrap().iter().all(|done| *done));
             let to = EntryId { ms: 1, seq: 0 };
-            let moved = operator.reset_group(connection, EVENTS, GROUP, to).await;
+            let moved = operator.reset_group(connection, EVENTS, GROUP, EntryId::default(), to);
+            let moved = moved.await;
             assert!(moved.unwrap().is_some());
             let gone = operator.drop_group(connection, EVENTS, GROUP).await;
             assert!(gone.unwrap().is_some());
