@@ -18,7 +18,7 @@ use support::{Redis, signal, until};
 
 #[test]
 fn a_worker_process() {
-    fleet::worker_process(|worker| worker);
+    fleet::worker_process(|worker| worker.handler("load.work", fleet::work));
 }
 
 /// A fact: when, its type, its data.
