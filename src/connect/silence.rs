@@ -38,8 +38,9 @@
 //! | 1/24 | for the calls themselves: to connect, to be answered, to look and to declare |
 //!
 //! It holds where the sweeper's ttl is not longer than the instance's, one that can connect is left, and connecting
-//! and these calls take no longer than a 24th of the ttl. Otherwise the dead are found later; the living never
-//! are.
+//! and these calls take no longer than a 24th of the ttl. Otherwise the dead are found later. The living are never
+//! found where all have one ttl: what is a gap goes by the sweeper's own, so an instance with a much shorter one may
+//! miss more pulses in what is no gap to its sweeper than it has to spare.
 //!
 //! *What is under way.* A call may be sent before a gap and run after it: a server that was stopped finds it
 //! in its buffers and runs it first, before any pulse. So each such call carries between which times of the
@@ -160,13 +161,19 @@ impl Answers {
         self.gap / 2
     }
 
-    /// When silence has counted for so long, if nothing happens until then; `None` before the first answer.
+    /// When silence will have counted for so long, if nothing happens until then, or when it had: an answer
+    /// that comes after that does not move it. `None` before the first answer.
     pub fn counted(&self, time: Duration) -> Option<Instant> {
         let seen = self.seen();
         let last = seen.last?;
         // Its clock may be a ms further.
         let full = seen.since + whole_ms(time) + 1;
-        Some(last.answered + Duration::from_millis(full.saturating_sub(last.ms)))
+        match full.checked_sub(last.ms) {
+            Some(left) => Some(last.answered + Duration::from_millis(left)),
+            None => last
+                .answered
+                .checked_sub(Duration::from_millis(last.ms - full)),
+        }
     }
 
     /// How long ago the last answer came; `None` before the first.
@@ -334,7 +341,14 @@ mod tests {
         assert_eq!(counted, Some(began + ms(6804 + 2501 - 1790)));
         let span = answers.span_at(began + ms(6804)).unwrap();
         assert_eq!(span.since, 9010);
-        assert_eq!(answers.counted(ms(100)), Some(began + ms(6804)), "it has");
+        let had = Some(began + ms(6804 + 101 - 1790));
+        assert_eq!(answers.counted(ms(100)), had, "it had");
+        heard(
+            &answers,
+            began,
+            &[(7300, 7304, 11_300), (8000, 8004, 12_000)],
+        );
+        assert_eq!(answers.counted(ms(100)), had, "and answers do not move it");
     }
 
     #[test]

@@ -378,9 +378,7 @@ impl Lane {
     /// Whether what is new waits, because what a gone consumer held is being taken over.
     fn takes_over(&self) -> bool {
         let new = self.ready.front().is_some_and(|next| next.deliveries == 1);
-        let job = self.jobs.next();
-        let job = job.is_some_and(|job| job.is_of_the_gone());
-        new && job && !self.taking_fails && (self.takes || self.room() > 0)
+        new && self.jobs.are_of_the_gone() && !self.taking_fails && (self.takes || self.room() > 0)
     }
 
     fn finish(&mut self, finished: Finished) {

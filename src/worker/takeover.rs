@@ -74,6 +74,8 @@ fn part(deliveries: u32) -> usize {
 impl Jobs {
     /// Adds what a trigger asks for, unless it waits already.
     pub(super) fn add(&mut self, trigger: &Trigger, streams: usize) {
+        // New events wait while the gone are taken over from: that goes before what is not as urgent.
+        let mut first = 1;
         for stream in 0..streams {
             if self.grows(trigger, stream) {
                 continue;
@@ -85,9 +87,14 @@ impl Jobs {
                 grew: false,
             };
             // The front one may be under way already, and past what the trigger is about.
-            if !self.0.iter().skip(1).any(|waiting| *waiting == job) {
-                self.0.push_back(job);
+            if self.0.iter().skip(1).any(|waiting| *waiting == job) {
+                continue;
             }
+            match job.is_of_the_gone() && first < self.0.len() {
+                true => self.0.insert(first, job),
+                false => self.0.push_back(job),
+            }
+            first += 1;
         }
     }
 
@@ -114,6 +121,11 @@ impl Jobs {
         let job = self.0.front_mut()?;
         job.grew = false;
         Some(job.clone())
+    }
+
+    /// Whether what the gone held is still to be looked through.
+    pub(super) fn are_of_the_gone(&self) -> bool {
+        self.0.iter().any(Job::is_of_the_gone)
     }
 
     /// The next job.
@@ -306,6 +318,30 @@ mod tests {
 
     fn gone(ids: &[&str]) -> Trigger {
         Trigger::Gone(ids.iter().map(|&id| id.to_owned()).collect())
+    }
+
+    #[test]
+    fn the_gone_are_taken_over_from_before_all_that_waits_and_new_events_wait_for_it() {
+        let mut jobs = Jobs::default();
+        jobs.add(&Trigger::Stale, 2);
+        assert!(!jobs.are_of_the_gone());
+        jobs.add(&gone(&["w-1"]), 2);
+        assert!(jobs.are_of_the_gone(), "though another one is under way");
+        let order: Vec<(Trigger, usize)> = std::iter::from_fn(|| {
+            let job = jobs.begin()?;
+            jobs.stepped(&Step::Done);
+            Some((job.trigger, job.stream))
+        })
+        .collect();
+        let gone = || gone(&["w-1"]);
+        let expected = [
+            (Trigger::Stale, 0),
+            (gone(), 0),
+            (gone(), 1),
+            (Trigger::Stale, 1),
+        ];
+        assert_eq!(order, expected);
+        assert!(!jobs.are_of_the_gone());
     }
 
     #[test]

@@ -26,7 +26,8 @@ pub(crate) async fn put_together(
     let Some(mut health) = distributed::answer(services).await? else {
         return Ok(());
     };
-    let flow = tokio::time::timeout(kept / 6, flowing::look(services, true)).await;
+    // A third of this is there for its own services, which may hang, and for this together.
+    let flow = tokio::time::timeout(kept / 12, flowing::look(services, true)).await;
     health.flow = flow.ok().and_then(Result::ok);
     // What is made of strings and numbers is always encoded.
     let bytes = rmp_serde::to_vec_named(&health).unwrap_or_default();
