@@ -3,7 +3,7 @@
 use crate::client::publish::PUBLISH;
 use crate::coordination::instances::roster::CENSUS;
 use crate::coordination::tasks::list::LIST;
-use crate::operator::delayed::LOOK;
+use crate::streams::delay::LOOK;
 use redis::Script;
 
 /// What raises the version of the state: put before the scripts that change any of it.

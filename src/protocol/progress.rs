@@ -63,7 +63,7 @@ impl Progress {
     }
 
     /// The type of the entry that reports progress of an event of that type.
-    pub(crate) fn kind_of(event: &str) -> String {
+    pub fn kind_of(event: &str) -> String {
         [event, SUFFIX].concat()
     }
 

@@ -10,6 +10,10 @@ use std::fmt;
 pub struct CommandLine {
     text: String,
     /// Where it stands; who starts it looks there again.
+    #[cfg_attr(
+        not(feature = "mcp"),
+        expect(dead_code, reason = "nothing else starts it")
+    )]
     file: Option<SecretFile>,
 }
 

@@ -12,13 +12,11 @@ use crate::operator::inspect;
 use crate::operator::replay::{Operator, Step, edit};
 use crate::protocol::event::{Entry, EntryId, payload_of};
 use crate::protocol::keys::{Keys, StreamName};
-use crate::streams::delay::{self, MEMBER};
+use crate::streams::delay::{self, LOOK, MEMBER};
 use redis::aio::MultiplexedConnection;
 use redis::{Script, ScriptInvocation, Value};
 use std::sync::LazyLock;
 
-/// What shows a part of a delay queue; workers and operators load it for those who may not load scripts.
-pub static LOOK: LazyLock<Script> = LazyLock::new(|| script(include_str!("delayed_look.lua")));
 static RUN: LazyLock<Script> =
     LazyLock::new(|| script_with(&[MEMBER], include_str!("delayed_run.lua")));
 static CHANGE: LazyLock<Script> = LazyLock::new(|| script(include_str!("delayed_change.lua")));

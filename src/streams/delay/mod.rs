@@ -7,7 +7,7 @@
 
 use crate::connect::clock::{ClockSource, ServerClock, ServerTime};
 use crate::connect::error::BusError;
-use crate::connect::script::script_with;
+use crate::connect::script::{script, script_with};
 use crate::protocol::keys::StreamKeys;
 use crate::protocol::msgpack::{self, PayloadLimits};
 use redis::aio::ConnectionLike;
@@ -16,8 +16,10 @@ use serde_bytes::ByteBuf;
 use std::sync::LazyLock;
 
 /// What tells a member that is an event from others: put before the scripts that take members apart.
-pub(crate) const MEMBER: &str = include_str!("member.lua");
+pub const MEMBER: &str = include_str!("member.lua");
 
+/// What shows a part of a delay queue; workers and operators load it for those who may not load scripts.
+pub static LOOK: LazyLock<Script> = LazyLock::new(|| script(include_str!("delayed_look.lua")));
 static PROMOTE: LazyLock<Script> =
     LazyLock::new(|| script_with(&[MEMBER], include_str!("promote.lua")));
 
