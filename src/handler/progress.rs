@@ -107,12 +107,14 @@ impl Context {
     }
 
     /// Keeps all that the run tells from now on, for whoever looks at it afterwards.
+    #[cfg(feature = "testing")]
     pub(crate) fn keeps_progress(&self) {
         let told = self.told().0.get_or_init(Box::default);
         locked(told).all.get_or_insert_default();
     }
 
     /// All that the run told, where it was kept.
+    #[cfg(feature = "testing")]
     pub(crate) fn kept_progress(&self) -> Vec<Progress> {
         let told = self.told().0.get();
         told.and_then(|told| locked(told).all.take())
