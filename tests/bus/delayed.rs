@@ -2,12 +2,12 @@
 
 use crate::publish::{client, event};
 use crate::replay::{facts, operator, sorted};
-use crate::setup::{Bus, connector, text};
+use crate::setup::{Bus, text};
 use crate::support::users;
-use convoke::connect::connector::Connector;
 use convoke::operator::delayed::{Change, Pages, Queue, Waiting, depths, queues};
 use convoke::protocol::keys::Keys;
 use convoke::streams::delay::encode_member;
+use redis::aio::MultiplexedConnection;
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -34,16 +34,14 @@ async fn put_event(bus: &mut Bus, due: u64, token: &str) {
     put(bus, due, &encode_member(token, &fields)).await;
 }
 
-async fn looking(bus: &Bus) -> Connector {
-    connector(&bus.redis.url_for(users::OPERATOR))
+async fn looking(bus: &Bus) -> MultiplexedConnection {
+    bus.redis.connection_for(users::OPERATOR).await
 }
 
 /// All that waits from that time on.
 async fn all(bus: &Bus, from: u64) -> Vec<Waiting> {
-    let connector = looking(bus).await;
-    let mut pages = Pages::of(&connector, &queue(&bus.keys), from, MOST)
-        .await
-        .unwrap();
+    let looking = looking(bus).await;
+    let mut pages = Pages::of(&looking, &queue(&bus.keys), from, MOST);
     let mut all = Vec::new();
     for _ in 0..1000 {
         let page = pages.next().await.unwrap();
@@ -88,10 +86,8 @@ async fn what_leaves_between_two_pages_hides_nothing() {
     for n in 0..600 {
         put_event(&mut bus, FAR + n, &format!("{n:03}")).await;
     }
-    let connector = looking(&bus).await;
-    let mut pages = Pages::of(&connector, &queue(&bus.keys), 0, MOST)
-        .await
-        .unwrap();
+    let looking = looking(&bus).await;
+    let mut pages = Pages::of(&looking, &queue(&bus.keys), 0, MOST);
     let mut seen = pages.next().await.unwrap().len() as u64;
     assert!(seen < 600, "{seen}");
     // With the one that the page ended with.
@@ -147,9 +143,9 @@ async fn too_large_ones_among_others_of_one_due_time_end_no_walk_and_hide_nothin
     assert_eq!(whole, 174);
     // All that is whole leaves while the pages are walked over, one page behind.
     let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
-    let connector = looking(&bus).await;
+    let looking = looking(&bus).await;
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
-    let mut pages = Pages::of(&connector, &queue, 0, MOST).await.unwrap();
+    let mut pages = Pages::of(&looking, &queue, 0, MOST);
     let mut page = pages.next().await.unwrap();
     let mut dropped = 0;
     for _ in 0..1000 {
@@ -373,8 +369,8 @@ async fn queues_are_found_and_counted_and_in_a_cluster_the_fact_follows() {
     let depths = depths(connection, &[&other, &found[0]]).await.unwrap();
     assert_eq!((depths[0].count, depths[0].next_due_ms), (0, None));
     assert_eq!((depths[1].count, depths[1].next_due_ms), (1, Some(FAR)));
-    let connector = looking(&bus).await;
-    let mut pages = Pages::of(&connector, &found[0], 0, MOST).await.unwrap();
+    let looking = looking(&bus).await;
+    let mut pages = Pages::of(&looking, &found[0], 0, MOST);
     let shown = pages.next().await.unwrap();
     let operator = operator(&keys);
     let step = operator.run_delayed(connection, &found[0], &shown).await;

@@ -205,7 +205,7 @@ async fn act(
     let (verb, how_so, done_so) = deed.words();
     let mut listing = Listing::new(session, queues.len() > 1, now);
     let mut total = 0u64;
-    let mut walk = Walk::begin(session, which, queues.clone(), now)?;
+    let mut walk = Walk::begin(session, connection, which, queues.clone(), now);
     while let Some((queue, page)) = walk.next().await? {
         for waiting in page.iter().filter(|waiting| deed.is_needed(waiting)) {
             total += 1;
@@ -229,7 +229,7 @@ async fn act(
     }
     let operator = session.operator(None)?;
     let mut done = 0u64;
-    let mut walk = Walk::begin(session, which, queues, now)?;
+    let mut walk = Walk::begin(session, connection, which, queues, now);
     let mut next = walk.next().await?;
     while let Some((queue, page)) = next {
         // The next page is read first: it follows the last event of this one, which is about to leave.

@@ -64,7 +64,7 @@ async fn summary(
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;
     let queues = flags.which.queues(session, connection, &LOOKED_AT).await?;
-    let mut walk = Walk::begin(session, &flags.which, queues, now)?;
+    let mut walk = Walk::begin(session, connection, &flags.which, queues, now);
     let mut sums: BTreeMap<(String, String), Sum> = BTreeMap::new();
     let mut total = 0;
     while let Some((queue, page)) = walk.next().await? {
@@ -133,7 +133,7 @@ async fn entries(
     let now = inspect::now(connection).await?;
     let queues = flags.which.queues(session, connection, &LOOKED_AT).await?;
     let mut listing = Listing::new(session, queues.len() > 1, now);
-    let mut walk = Walk::begin(session, &flags.which, queues, now)?;
+    let mut walk = Walk::begin(session, connection, &flags.which, queues, now);
     let limit = flags.limit.unwrap_or(u64::MAX);
     'queues: while let Some((queue, page)) = walk.next().await? {
         for waiting in page {

@@ -40,7 +40,7 @@ pub(super) async fn run(
     };
     let now = inspect::now(connection).await?;
     let queues = which.queues(session, connection, &LOOKED_AT).await?;
-    let mut walk = Walk::begin(session, &which, queues, now)?;
+    let mut walk = Walk::begin(session, connection, &which, queues, now);
     let mut found = false;
     while let Some((queue, page)) = walk.next().await? {
         for waiting in page {

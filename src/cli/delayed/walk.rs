@@ -2,14 +2,14 @@
 
 use super::Which;
 use crate::cli::Session;
-use convoke::connect::connector::Connector;
 use convoke::operator::delayed::{Pages, Queue, Waiting};
+use redis::aio::MultiplexedConnection;
 use std::vec;
 
 /// What fits, page by page, in the order of the queues and of the due times.
 pub(super) struct Walk<'a> {
     which: &'a Which,
-    connector: Connector,
+    connection: MultiplexedConnection,
     limit: usize,
     /// Due times: the first and the last that may fit.
     span: (u64, u64),
@@ -20,13 +20,14 @@ pub(super) struct Walk<'a> {
 impl<'a> Walk<'a> {
     pub(super) fn begin(
         session: &Session,
+        connection: &MultiplexedConnection,
         which: &'a Which,
         queues: Vec<Queue>,
         now: u64,
-    ) -> anyhow::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             which,
-            connector: session.connector()?,
+            connection: connection.clone(),
             limit: session.settings.limits().entry(),
             span: (
                 which.due_after.map_or(0, |due| due.ms(now)),
@@ -34,7 +35,7 @@ impl<'a> Walk<'a> {
             ),
             queues: queues.into_iter(),
             at: None,
-        })
+        }
     }
 
     /// The next page, of one queue; it may hold nothing. `None` at the end.
@@ -46,8 +47,7 @@ impl<'a> Walk<'a> {
                     let Some(queue) = self.queues.next() else {
                         return Ok(None);
                     };
-                    let pages = Pages::of(&self.connector, &queue, self.span.0, self.limit);
-                    let pages = pages.await?;
+                    let pages = Pages::of(&self.connection, &queue, self.span.0, self.limit);
                     (queue, pages)
                 }
             };

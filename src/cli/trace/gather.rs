@@ -29,7 +29,6 @@ const END: EntryId = EntryId {
 
 /// Collects steps.
 pub(super) struct Gathering<'a> {
-    session: &'a Session,
     flags: &'a Flags,
     connection: MultiplexedConnection,
     sight: Sight,
@@ -56,13 +55,12 @@ fn number(entry: &Entry, name: &str) -> Option<u64> {
 
 impl<'a> Gathering<'a> {
     pub(super) fn begin(
-        session: &'a Session,
+        session: &Session,
         flags: &'a Flags,
         connection: MultiplexedConnection,
         now: u64,
     ) -> anyhow::Result<Self> {
         Ok(Self {
-            session,
             flags,
             connection,
             sight: session.sight()?,
@@ -215,12 +213,11 @@ impl<'a> Gathering<'a> {
         let all = delayed::queues(&mut self.connection, &self.keys).await?;
         let there: Vec<StreamName> = all.into_iter().map(|queue| queue.stream).collect();
         let streams = choose::named(&self.keys, &self.flags.streams, &PLACES, &there)?;
-        let connector = self.session.connector()?;
         for stream in streams {
             let Some(queue) = Queue::of(&self.keys, &stream) else {
                 continue;
             };
-            let mut pages = Delayed::of(&connector, &queue, 0, self.sight.limit()).await?;
+            let mut pages = Delayed::of(&self.connection, &queue, 0, self.sight.limit());
             loop {
                 let page = pages.next().await?;
                 if page.is_empty() {

@@ -5,7 +5,6 @@
 //! at any moment and run again. Each step tells on the broadcast what it did: `operator.replayed`,
 //! `operator.changed`, `operator.dropped`.
 
-use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
 use crate::operator::inspect;
@@ -190,15 +189,12 @@ pub struct Pages {
 
 impl Pages {
     /// Begins with what is due first from `due_ms` on (Unix ms). Of a member over `limit` bytes a part is held.
-    ///
-    /// # Errors
-    /// `Bus`.
-    pub async fn of(
-        connector: &Connector,
+    pub fn of(
+        connection: &MultiplexedConnection,
         queue: &Queue,
         due_ms: u64,
         limit: usize,
-    ) -> Result<Self, BusError> {
+    ) -> Self {
         let from = After {
             due: match due_ms {
                 0 => String::new(),
@@ -206,13 +202,13 @@ impl Pages {
             },
             ..After::default()
         };
-        Ok(Self {
-            connection: connector.dedicated().await?,
+        Self {
+            connection: connection.clone(),
             queue: queue.key.clone(),
             limit,
             after: from,
             is_over: false,
-        })
+        }
     }
 
     /// The next page; empty at the end.

@@ -4,7 +4,7 @@
 #[path = "../../bus/setup.rs"]
 mod setup;
 
-use self::setup::{Bus, GROUP, Held, connector};
+use self::setup::{Bus, GROUP, Held};
 use super::meter::Meter;
 use super::seed::Seed;
 use crate::fleet::Fleet;
@@ -252,8 +252,7 @@ async fn delayed(meter: &mut Meter) {
     }
     let operator = Operator::new(bus.keys.clone(), "run-1", "ada@desk");
     let mut connection = bus.redis.connection_for(users::OPERATOR).await;
-    let connector = connector(&bus.redis.url_for(users::OPERATOR));
-    let mut pages = Pages::of(&connector, &queue, 0, 1 << 20).await.unwrap();
+    let mut pages = Pages::of(&connection, &queue, 0, 1 << 20);
     let redis = &bus.redis;
     meter
         .of(redis, async {
