@@ -4,6 +4,8 @@
 //! goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
 //! that is ready at once runs inside the loop; one that waits becomes a task.
 
+mod arrive;
+mod finished;
 mod give_back;
 mod once;
 mod run;
@@ -17,7 +19,7 @@ use super::sparing::Sparing;
 use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
 use crate::streams::commit::{Committer, Receipt, Settlement, Tally};
 use crate::streams::trim;
-use run::Finished;
+use finished::Finished;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

@@ -14,8 +14,10 @@ mod activity;
 mod admission;
 #[doc(hidden)]
 pub mod builder;
+mod drain;
 mod handover;
 mod inflight;
+mod join;
 mod keeper;
 mod lane;
 mod lanes;
@@ -42,23 +44,18 @@ mod unbegun;
 pub mod vital;
 mod watch;
 
-use crate::connect::backoff::Backoff;
-use crate::connect::error::Reaction;
 use crate::connect::silence::Answers;
 use crate::coordination::batches::leases::Leases;
-use crate::coordination::catalog::{Catalog, Method};
-use crate::coordination::instances::instance::Registering;
-use crate::coordination::instances::{Instances, Registered};
+use crate::coordination::catalog::Catalog;
+use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::Patterns;
 use crate::coordination::tasks::Tasks;
 use crate::handler::context::Process;
 use crate::handler::router::Registration;
 use crate::settings::Settings;
-use crate::streams::claim;
-use crate::streams::commit::Committer;
 use keeper::{Begun, Keeper};
-use lanes::{Lanes, Running};
+use lanes::Lanes;
 use ledger::Ledger;
 use report::Reporter;
 use signals::Signals;
@@ -67,8 +64,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
-use std::time::Duration;
-use supervisor::{Failure, Supervisor};
+use supervisor::Failure;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vital::probe::Socket;
 use vital::{Notifier, Vital};
@@ -129,19 +125,6 @@ pub enum RunError {
     },
 }
 
-impl RunError {
-    /// Whether it may come right by itself: the same again, later.
-    fn passes(&self) -> bool {
-        match self {
-            RunError::Bus(error) | RunError::Registration(CoordinationError::Bus(error)) => {
-                error.reaction() != Reaction::GiveUp
-            }
-            RunError::Registration(error) => matches!(error, CoordinationError::Contended { .. }),
-            _ => false,
-        }
-    }
-}
-
 /// How a worker ends.
 #[derive(Clone, Debug, Default)]
 struct Ending {
@@ -149,13 +132,6 @@ struct Ending {
     drain: CancellationToken,
     /// Finish nothing.
     stop: CancellationToken,
-}
-
-/// What a worker began.
-struct Begin {
-    registered: Registered,
-    running: Running,
-    supervisor: Supervisor,
 }
 
 /// The future in which a worker lives: dropped, it tells all parts to end before it drops them.
@@ -171,9 +147,6 @@ impl Future for Life {
         self.work.as_mut().poll(cx)
     }
 }
-
-/// How long a lane may take to stop that was told to; a handler that holds its thread holds it too.
-const STOPS: Duration = Duration::from_secs(5);
 
 impl Worker {
     /// Starts collecting what a worker is made of.
@@ -365,198 +338,6 @@ impl Worker {
                 tracing::warn!(directory = %directory.display(), %error, "nobody can probe this worker: its socket cannot be made; name another directory by runtime_dir");
                 None
             }
-        }
-    }
-
-    /// Joins registry and bus and starts the lanes, as soon as the bus can be joined; `None` if the
-    /// worker is to end before that.
-    async fn join(
-        &self,
-        lanes: &mut Lanes,
-        registering: &Registering,
-        methods: &[(String, Method)],
-        ending: &Ending,
-    ) -> Result<Option<Begin>, RunError> {
-        let supervisor = Supervisor::new(self.id(), ending);
-        let (mut backoff, mut incarnation) = (Backoff::default(), None);
-        let given_up = loop {
-            let begun = self.begin(lanes, registering, methods, &supervisor, &mut incarnation);
-            match begun.await {
-                Ok((registered, running)) => {
-                    return Ok(Some(Begin {
-                        registered,
-                        running,
-                        supervisor,
-                    }));
-                }
-                Err(error) if !error.passes() => break Err(error),
-                Err(error) => {
-                    if !backoff.is_failing() {
-                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(backoff.failed()) => {}
-                        () = ending.drain.cancelled() => break Ok(None),
-                    }
-                }
-            }
-        };
-        if let Some(incarnation) = incarnation {
-            self.unregister(incarnation).await;
-        }
-        given_up
-    }
-
-    /// Takes the instance out of the active ones.
-    async fn unregister(&self, incarnation: u64) {
-        let id = self.id();
-        if let Err(error) = self.instances.unregister(id, Some(incarnation)).await {
-            tracing::warn!(instance = id, %error, "not unregistered; it will be declared lost");
-        }
-    }
-
-    /// Joins registry and bus, as which incarnation, which is told as soon as it is registered; can be
-    /// repeated.
-    async fn begin(
-        &self,
-        lanes: &mut Lanes,
-        registering: &Registering,
-        methods: &[(String, Method)],
-        supervisor: &Supervisor,
-        as_which: &mut Option<u64>,
-    ) -> Result<(Registered, Running), RunError> {
-        self.process.connector.check_server().await?;
-        // Before it is registered: whoever sees that it has a handler also sees what that one is.
-        match self.catalog.publish(methods).await {
-            Err(CoordinationError::Bus(error)) if error.reaction() != Reaction::GiveUp => {
-                return Err(error.into());
-            }
-            Err(error) => {
-                tracing::warn!(%error, "what the handlers are could not be published; trying again later");
-            }
-            Ok(()) => {}
-        }
-        let (group, kinds) = (&self.settings.group, &registering.capabilities);
-        let reads = self.instances.reads(group, self.id(), kinds).await;
-        reads.map_err(RunError::Registration)?;
-        // What an older process of this id was at when it died would run here again, and kill this
-        // one too if that was why.
-        let left = self.tasks.release(self.id()).await;
-        if left.map_err(RunError::Registration)? > 0 {
-            tracing::warn!(
-                instance = self.id(),
-                "an older process of this id left tasks behind: they were assigned again"
-            );
-        }
-        let registered = self.instances.register(registering).await;
-        let registered = registered.map_err(RunError::Registration)?;
-        *as_which = Some(registered.incarnation);
-        if let Err(error) = self.patterns.refresh().await {
-            tracing::debug!(%error, "which patterns were chosen is not known yet");
-        }
-        if !registered.new {
-            tracing::warn!(
-                instance = self.id(),
-                "an instance of this id was alive already: this one takes its place"
-            );
-        }
-        let gone = lanes.begin_with_the_gone(&self.process, &self.instances);
-        match gone.await.map_err(RunError::Registration) {
-            Err(error) if error.passes() => return Err(error),
-            // The watcher looks for them again.
-            Err(error) => tracing::debug!(%error, "who is gone and holds entries is not known"),
-            Ok(()) => {}
-        }
-        Ok((registered, lanes.start(supervisor).await?))
-    }
-
-    fn registering(&self, lanes: &Lanes) -> Registering {
-        let settings = &self.settings;
-        Registering {
-            id: settings.id.clone(),
-            roles: settings.role.clone(),
-            capacity: settings.capacity,
-            capabilities: lanes.capabilities(),
-            metadata: Vec::new(),
-            ttl_ms: settings.heartbeat_ttl.as_millis() as u64,
-            incarnation: None,
-        }
-    }
-
-    /// Runs the lanes to their end, at most the drain time long once they were told to end. Their
-    /// committers come back, where they are free.
-    async fn until_drained(
-        &self,
-        lanes: &Lanes,
-        running: Running,
-        ending: &Ending,
-        supervisor: &Supervisor,
-    ) -> Vec<Committer> {
-        let limit = async {
-            ending.drain.cancelled().await;
-            self.vital.drains();
-            tracing::info!(
-                instance = self.id(),
-                in_flight = lanes.in_flight(),
-                "draining"
-            );
-            let over = async {
-                tokio::select! {
-                    () = tokio::time::sleep(self.patience(supervisor)) => {}
-                    () = ending.stop.cancelled() => {}
-                }
-            };
-            let (_, ()) = tokio::join!(self.tasks.retire(self.id()), over);
-            let left = lanes.in_flight();
-            tracing::warn!(
-                instance = self.id(),
-                left,
-                "not all finished in time; the others take over"
-            );
-            ending.stop.cancel();
-            tokio::time::sleep(STOPS).await;
-            tracing::error!(
-                instance = self.id(),
-                "a handler holds a thread; the worker ends without it"
-            );
-        };
-        tokio::select! {
-            committers = running.ended() => committers,
-            () = limit => Vec::new(),
-        }
-    }
-
-    /// How long draining may take. Without a keeper the instance is lost soon: it must be gone by then.
-    fn patience(&self, supervisor: &Supervisor) -> Duration {
-        let Settings {
-            drain_timeout,
-            heartbeat_ttl,
-            ..
-        } = self.settings;
-        match supervisor.failure() {
-            Some(failure) if failure.part == keeper::NAME => drain_timeout.min(heartbeat_ttl / 6),
-            _ => drain_timeout,
-        }
-    }
-
-    /// Removes what this consumer left behind on streams where nothing is pending with it.
-    async fn leave(&self, lanes: &Lanes, committers: Vec<Committer>) {
-        let left = async {
-            let mut connection = self.process.connector.pooled().await?;
-            let mut clean = true;
-            for stream in lanes.streams() {
-                clean &=
-                    claim::forget(&mut connection, stream, &self.settings.group, self.id()).await?;
-            }
-            if clean {
-                for committer in committers {
-                    committer.finish().await?;
-                }
-            }
-            Ok::<_, BusError>(())
-        };
-        if let Err(error) = left.await {
-            tracing::warn!(instance = self.id(), %error, "the consumer was not removed");
         }
     }
 }

@@ -13,7 +13,7 @@
 //! What stays was never begun, and its delivery does not count (see [`unbegun`]).
 
 use super::Lane;
-use super::run::Finished;
+use super::finished::Finished;
 use crate::coordination::instances::roster::Reader;
 use crate::handler::context::Context;
 use crate::protocol::error::HandlerError;

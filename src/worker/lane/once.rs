@@ -35,46 +35,17 @@
 //! delivered too often, a layer refuses it) is judged first, so that there is one dead letter and not one for each
 //! repeat.
 
-use super::run::{Finished, Ran};
+use super::finished::{Finished, Ran, Unjudged};
 use super::{Lane, Waiting};
 use crate::connect::backoff::Backoff;
-use crate::handler::context::Context;
-use crate::protocol::error::HandlerError;
 use crate::protocol::event::Event;
 use crate::streams::commit::Receipt;
 use crate::streams::first::{Asks, Verdict};
 use crate::worker::admission::Until;
-use crate::worker::handover::Left;
 use crate::worker::settle;
 use crate::worker::shared::Shared;
 use std::sync::atomic::Ordering;
 use tokio_util::task::AbortOnDropHandle;
-
-/// An event of which nobody knows yet whether it is the first of its id, and what happens to it if it is.
-pub(super) enum Unjudged {
-    /// The event runs.
-    Admitted(Waiting),
-    /// The event ends so without a run.
-    Refused(Waiting, HandlerError),
-    /// The event is left to who has a handler.
-    Left(Left, Context),
-}
-
-impl Unjudged {
-    fn receipt(&self) -> Receipt {
-        match self {
-            Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) => waiting.receipt,
-            Unjudged::Left(left, _) => left.receipt,
-        }
-    }
-
-    fn event(&self) -> &Event {
-        match self {
-            Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) => waiting.context.event(),
-            Unjudged::Left(_, context) => context.event(),
-        }
-    }
-}
 
 impl Lane {
     /// Asks whether an event is the first of its id.

@@ -1,0 +1,140 @@
+//! How a worker joins the bus and the registry, as often as it takes.
+
+use super::lanes::{Lanes, Running};
+use super::supervisor::Supervisor;
+use super::{Ending, RunError, Worker};
+use crate::connect::backoff::Backoff;
+use crate::connect::error::Reaction;
+use crate::coordination::catalog::Method;
+use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Registered;
+use crate::coordination::instances::instance::Registering;
+
+/// What a worker began.
+pub(super) struct Begin {
+    pub(super) registered: Registered,
+    pub(super) running: Running,
+    pub(super) supervisor: Supervisor,
+}
+
+impl RunError {
+    /// Whether it may come right by itself: the same again, later.
+    fn passes(&self) -> bool {
+        match self {
+            RunError::Bus(error) | RunError::Registration(CoordinationError::Bus(error)) => {
+                error.reaction() != Reaction::GiveUp
+            }
+            RunError::Registration(error) => matches!(error, CoordinationError::Contended { .. }),
+            _ => false,
+        }
+    }
+}
+
+impl Worker {
+    /// Joins registry and bus and starts the lanes, as soon as the bus can be joined; `None` if the
+    /// worker is to end before that.
+    pub(super) async fn join(
+        &self,
+        lanes: &mut Lanes,
+        registering: &Registering,
+        methods: &[(String, Method)],
+        ending: &Ending,
+    ) -> Result<Option<Begin>, RunError> {
+        let supervisor = Supervisor::new(self.id(), ending);
+        let (mut backoff, mut incarnation) = (Backoff::default(), None);
+        let given_up = loop {
+            let begun = self.begin(lanes, registering, methods, &supervisor, &mut incarnation);
+            match begun.await {
+                Ok((registered, running)) => {
+                    return Ok(Some(Begin {
+                        registered,
+                        running,
+                        supervisor,
+                    }));
+                }
+                Err(error) if !error.passes() => break Err(error),
+                Err(error) => {
+                    if !backoff.is_failing() {
+                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
+                    }
+                    tokio::select! {
+                        () = tokio::time::sleep(backoff.failed()) => {}
+                        () = ending.drain.cancelled() => break Ok(None),
+                    }
+                }
+            }
+        };
+        if let Some(incarnation) = incarnation {
+            self.unregister(incarnation).await;
+        }
+        given_up
+    }
+
+    /// Joins registry and bus, as which incarnation, which is told as soon as it is registered; can be
+    /// repeated.
+    async fn begin(
+        &self,
+        lanes: &mut Lanes,
+        registering: &Registering,
+        methods: &[(String, Method)],
+        supervisor: &Supervisor,
+        as_which: &mut Option<u64>,
+    ) -> Result<(Registered, Running), RunError> {
+        self.process.connector.check_server().await?;
+        // Before it is registered: whoever sees that it has a handler also sees what that one is.
+        match self.catalog.publish(methods).await {
+            Err(CoordinationError::Bus(error)) if error.reaction() != Reaction::GiveUp => {
+                return Err(error.into());
+            }
+            Err(error) => {
+                tracing::warn!(%error, "what the handlers are could not be published; trying again later");
+            }
+            Ok(()) => {}
+        }
+        let (group, kinds) = (&self.settings.group, &registering.capabilities);
+        let reads = self.instances.reads(group, self.id(), kinds).await;
+        reads.map_err(RunError::Registration)?;
+        // What an older process of this id was at when it died would run here again, and kill this
+        // one too if that was why.
+        let left = self.tasks.release(self.id()).await;
+        if left.map_err(RunError::Registration)? > 0 {
+            tracing::warn!(
+                instance = self.id(),
+                "an older process of this id left tasks behind: they were assigned again"
+            );
+        }
+        let registered = self.instances.register(registering).await;
+        let registered = registered.map_err(RunError::Registration)?;
+        *as_which = Some(registered.incarnation);
+        if let Err(error) = self.patterns.refresh().await {
+            tracing::debug!(%error, "which patterns were chosen is not known yet");
+        }
+        if !registered.new {
+            tracing::warn!(
+                instance = self.id(),
+                "an instance of this id was alive already: this one takes its place"
+            );
+        }
+        let gone = lanes.begin_with_the_gone(&self.process, &self.instances);
+        match gone.await.map_err(RunError::Registration) {
+            Err(error) if error.passes() => return Err(error),
+            // The watcher looks for them again.
+            Err(error) => tracing::debug!(%error, "who is gone and holds entries is not known"),
+            Ok(()) => {}
+        }
+        Ok((registered, lanes.start(supervisor).await?))
+    }
+
+    pub(super) fn registering(&self, lanes: &Lanes) -> Registering {
+        let settings = &self.settings;
+        Registering {
+            id: settings.id.clone(),
+            roles: settings.role.clone(),
+            capacity: settings.capacity,
+            capabilities: lanes.capabilities(),
+            metadata: Vec::new(),
+            ttl_ms: settings.heartbeat_ttl.as_millis() as u64,
+            incarnation: None,
+        }
+    }
+}
