@@ -173,6 +173,39 @@ impl Connector {
         Ok(())
     }
 
+    /// The same with a pool of its own, of one connection that is not there yet: what hangs on this one's is not
+    /// waited for. It is lent, and answers, within `answer`.
+    ///
+    /// # Errors
+    /// The address cannot be used.
+    #[doc(hidden)]
+    pub fn apart(&self, answer: Duration) -> Result<Self, BusError> {
+        let lending = Lending {
+            size: 1,
+            answer: answer.min(ANSWER),
+        };
+        let place = match &self.place {
+            Place::Server { client, .. } => {
+                let config = answers_within(lending.answer);
+                let place = client.get_connection_info().clone();
+                let manager = Manager::new(&self.url, place, config, self.known.clone())?;
+                Place::Server {
+                    client: client.clone(),
+                    pool: pool_of(manager, lending)?,
+                }
+            }
+            Place::Watched { sentinels, .. } => Place::Watched {
+                sentinels: sentinels.clone(),
+                pool: Arc::default(),
+                lending,
+            },
+        };
+        Ok(Self {
+            place,
+            ..self.clone()
+        })
+    }
+
     /// Whether the server was not given yet what this process loads for everyone.
     fn must_load(&self) -> Option<&Loads> {
         let epoch = self.epoch();
@@ -412,15 +445,16 @@ impl Connector {
         Ok(began.elapsed())
     }
 
-    /// Throws all pooled connections away that idle now: after a failover they lead to a replica.
+    /// Gives up all pooled connections, those that are lent now as well: after a failover they lead to a replica,
+    /// and wires that died silently would be waited for one after the other.
     #[doc(hidden)]
     pub fn forget_pooled(&self) {
         match &self.place {
             Place::Server { pool, .. } => {
+                pool.manager().forget();
                 pool.retain(|_, _| false);
             }
             Place::Watched { pool, .. } => {
-                // Those that are lent out do not come back either.
                 let old = locked(pool).take();
                 if let Some(old) = old {
                     old.pool.close();

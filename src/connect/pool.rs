@@ -1,8 +1,9 @@
 //! Connections that are borrowed for a few commands.
 //!
 //! To ask a connection before each use whether it is alive would double the round trips of all who
-//! borrow. So it is asked only where that is in doubt: after a pause, and after a failure. Where
-//! Sentinels watch the primary that is always: a server that was demoted answers all the same.
+//! borrow. So it is asked only where that is in doubt: after a pause, and where a call was left before its
+//! answer. One that failed is not lent again. Where Sentinels watch the primary that is
+//! always: a server that was demoted answers all the same.
 
 use crate::connect::greeting::Known;
 use crate::connect::lending::RECYCLE;
@@ -12,7 +13,7 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Pipeline, RedisError, RedisFuture, Value};
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::time::timeout;
 
@@ -31,6 +32,8 @@ pub(crate) struct Manager {
     /// Where only a primary will do: whether one of the connections was of no use. Then the others
     /// are not tried, each might take its time.
     spoiled: Option<Arc<AtomicBool>>,
+    /// How often all that were made so far were given up.
+    forgotten: AtomicU64,
 }
 
 /// The pool.
@@ -39,8 +42,12 @@ pub(crate) type Pool = managed::Pool<Manager>;
 /// A connection, and what is known of it.
 pub(crate) struct Checked {
     connection: MultiplexedConnection,
-    /// When it answered last that it is alive; never, once it failed.
+    /// When it answered last that it is alive; nobody knows once a call was left before its answer.
     alive: Option<Instant>,
+    /// Whether it failed without an answer of the server.
+    failed: bool,
+    /// How often those before it had been given up when it began to be made.
+    made_after: u64,
 }
 
 /// A connection from the pool.
@@ -60,7 +67,13 @@ impl Manager {
             url: url.clone(),
             known,
             spoiled: None,
+            forgotten: AtomicU64::new(0),
         })
+    }
+
+    /// Gives up all connections that were made so far, those that are lent now as well: they are not lent again.
+    pub(crate) fn forget(&self) {
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Whose connections lead to a primary, each time that they are lent.
@@ -83,6 +96,7 @@ impl managed::Manager for Manager {
     type Error = RedisError;
 
     async fn create(&self) -> Result<Checked, RedisError> {
+        let made_after = self.forgotten.load(Ordering::Acquire);
         let renewed = self.url.renewed(&self.place);
         let renewed = match renewed {
             Some(place) => {
@@ -99,10 +113,15 @@ impl managed::Manager for Manager {
         Ok(Checked {
             connection,
             alive: Some(Instant::now()),
+            failed: false,
+            made_after,
         })
     }
 
     async fn recycle(&self, checked: &mut Checked, _: &Metrics) -> RecycleResult<RedisError> {
+        if checked.failed || checked.made_after != self.forgotten.load(Ordering::Acquire) {
+            return Err(RecycleError::message("it was given up"));
+        }
         if let Some(spoiled) = &self.spoiled {
             if spoiled.load(Ordering::Acquire) {
                 return Err(RecycleError::message("the pool is given up"));
@@ -140,21 +159,23 @@ impl Pooled {
         Self(lent)
     }
 
-    /// What failed without an answer of the server is asked before it is lent again.
-    fn note<T>(&mut self, outcome: &Result<T, RedisError>) {
-        if outcome.as_ref().is_err_and(|error| error.code().is_none()) {
-            self.0.alive = None;
-        }
+    /// What failed without an answer of the server is not lent again, and what was left before its answer is
+    /// asked first.
+    async fn noting<T>(
+        &mut self,
+        call: impl AsyncFnOnce(&mut MultiplexedConnection) -> Result<T, RedisError>,
+    ) -> Result<T, RedisError> {
+        let alive = self.0.alive.take();
+        let outcome = call(&mut self.0.connection).await;
+        self.0.failed = outcome.as_ref().is_err_and(|error| error.code().is_none());
+        self.0.alive = alive;
+        outcome
     }
 }
 
 impl ConnectionLike for Pooled {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move {
-            let outcome = self.0.connection.send_packed_command(command).await;
-            self.note(&outcome);
-            outcome
-        })
+        Box::pin(self.noting(async move |to| to.send_packed_command(command).await))
     }
 
     fn req_packed_commands<'a>(
@@ -163,15 +184,9 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(async move {
-            let sent = self
-                .0
-                .connection
-                .send_packed_commands(commands, offset, count);
-            let outcome = sent.await;
-            self.note(&outcome);
-            outcome
-        })
+        Box::pin(
+            self.noting(async move |to| to.send_packed_commands(commands, offset, count).await),
+        )
     }
 
     fn get_db(&self) -> i64 {

@@ -34,6 +34,14 @@ impl Store {
         }
     }
 
+    /// The same by another way to the same server.
+    pub(super) fn by(&self, connector: Connector) -> Self {
+        Self {
+            connector,
+            ..self.clone()
+        }
+    }
+
     async fn pooled(&self) -> Result<Pooled, BusError> {
         let connection = self.connector.pooled().await?;
         // After it was lent: it leads into a history that was seen.

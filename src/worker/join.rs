@@ -1,5 +1,6 @@
 //! How a worker joins the bus and the registry, as often as it takes.
 
+use super::keeper::Pulsed;
 use super::lanes::{Lanes, Running};
 use super::supervisor::Supervisor;
 use super::{Ending, RunError, Worker};
@@ -9,10 +10,13 @@ use crate::coordination::catalog::Method;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Registered;
 use crate::coordination::instances::instance::Registering;
+use std::time::Instant;
 
 /// What a worker began.
 pub(super) struct Begin {
     pub(super) registered: Registered,
+    /// When it pulsed so far.
+    pub(super) pulsed: Pulsed,
     pub(super) running: Running,
     pub(super) supervisor: Supervisor,
 }
@@ -41,36 +45,48 @@ impl Worker {
         ending: &Ending,
     ) -> Result<Option<Begin>, RunError> {
         let supervisor = Supervisor::new(self.id(), ending);
-        let (mut backoff, mut incarnation) = (Backoff::default(), None);
-        let given_up = loop {
-            let begun = self.begin(lanes, registering, methods, &supervisor, &mut incarnation);
-            match begun.await {
-                Ok((registered, running)) => {
-                    return Ok(Some(Begin {
-                        registered,
-                        running,
-                        supervisor,
-                    }));
-                }
-                Err(error) if !error.passes() => break Err(error),
-                Err(error) => {
-                    if !backoff.is_failing() {
-                        tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
-                    }
-                    tokio::select! {
-                        () = tokio::time::sleep(backoff.failed()) => {}
-                        () = ending.drain.cancelled() => break Ok(None),
+        let pulsed = Pulsed::default();
+        let begun = async {
+            let mut backoff = Backoff::default();
+            loop {
+                let begun = self.begin(lanes, registering, methods, &supervisor, &pulsed);
+                match begun.await {
+                    Ok(begun) => break Ok(Some(begun)),
+                    Err(error) if !error.passes() => break Err(error),
+                    Err(error) => {
+                        if !backoff.is_failing() {
+                            tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
+                        }
+                        tokio::select! {
+                            () = tokio::time::sleep(backoff.failed()) => {}
+                            () = ending.drain.cancelled() => break Ok(None),
+                        }
                     }
                 }
             }
         };
-        if let Some(incarnation) = incarnation {
-            self.unregister(incarnation).await;
+        // What is asked between registration and work may hang, and the keeper is not there yet.
+        let begun = tokio::select! {
+            begun = begun => begun,
+            never = pulsed.keep(self) => match never {},
+        };
+        match begun {
+            Ok(Some((registered, running))) => Ok(Some(Begin {
+                registered,
+                pulsed,
+                running,
+                supervisor,
+            })),
+            given_up => {
+                if let Some(incarnation) = pulsed.incarnation() {
+                    self.unregister(incarnation).await;
+                }
+                given_up.map(|_| None)
+            }
         }
-        given_up
     }
 
-    /// Joins registry and bus, as which incarnation, which is told as soon as it is registered; can be
+    /// Joins registry and bus, and notes as which incarnation as soon as it is registered; can be
     /// repeated.
     async fn begin(
         &self,
@@ -78,7 +94,7 @@ impl Worker {
         registering: &Registering,
         methods: &[(String, Method)],
         supervisor: &Supervisor,
-        as_which: &mut Option<u64>,
+        pulsed: &Pulsed,
     ) -> Result<(Registered, Running), RunError> {
         self.process.connector.check_server().await?;
         // Before it is registered: whoever sees that it has a handler also sees what that one is.
@@ -103,9 +119,10 @@ impl Worker {
                 "an older process of this id left tasks behind: they were assigned again"
             );
         }
+        let asked = Instant::now();
         let registered = self.instances.register(registering).await;
         let registered = registered.map_err(RunError::Registration)?;
-        *as_which = Some(registered.incarnation);
+        pulsed.note(registered.incarnation, asked);
         if let Err(error) = self.patterns.refresh().await {
             tracing::debug!(%error, "which patterns were chosen is not known yet");
         }

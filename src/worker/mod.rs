@@ -266,10 +266,11 @@ impl Worker {
         let begun = Begun {
             registering,
             registered: begin.registered,
+            pulsed: begin.pulsed,
             methods,
             told,
         };
-        let supervisor = begin.supervisor.clone();
+        let supervisor = begin.supervisor;
         let started =
             Keeper::start(&self, &mut lanes, reporter, begun, &supervisor).and_then(|keeper| {
                 let ledger = Ledger::start(&self, lanes.dead(), &ending.drain, &supervisor)?;

@@ -1,7 +1,8 @@
 //! Borrowed connections: asked whether they live only where that is in doubt.
 
 use crate::setup::{Bus, connector};
-use convoke::connect::connector::Connector;
+use convoke::connect::connector::{Connector, Pooled};
+use convoke::settings::RedisUrl;
 use std::time::Duration;
 
 async fn get(connector: &Connector) -> redis::RedisResult<Option<String>> {
@@ -79,4 +80,27 @@ async fn a_server_that_refused_the_password_is_asked_seldom_on_every_kind_of_con
         (1..=most).contains(&tries),
         "{tries} tries, {most} at the most"
     );
+}
+
+#[tokio::test]
+async fn what_was_given_up_while_it_was_lent_is_not_lent_again() {
+    let bus = Bus::start().await;
+    let connector = Connector::new(&RedisUrl::new(bus.redis.url()), 1).unwrap();
+    async fn number(connection: &mut Pooled) -> u64 {
+        let mut ask = redis::cmd("CLIENT");
+        ask.arg("ID").query_async(connection).await.unwrap()
+    }
+    let mut lent = connector.pooled().await.unwrap();
+    let first = number(&mut lent).await;
+    connector.forget_pooled();
+    assert_eq!(number(&mut lent).await, first, "who has it may end with it");
+    drop(lent);
+    let mut next = connector.pooled().await.unwrap();
+    let second = number(&mut next).await;
+    assert_ne!(second, first);
+    // All of the pool is lent.
+    let apart = connector.apart(Duration::from_secs(5)).unwrap();
+    assert!(number(&mut apart.pooled().await.unwrap()).await > second);
+    drop(next);
+    assert_eq!(number(&mut connector.pooled().await.unwrap()).await, second);
 }

@@ -46,6 +46,8 @@ pub(crate) enum Cut {
     After,
     /// Half of what the server answers next arrives.
     Half,
+    /// The server does not get the command, and nobody hears of that: the connection stays open and silent.
+    Silent,
 }
 
 /// Cuts that are still to be made.
@@ -328,6 +330,10 @@ impl Wire {
                     cut = true;
                     break;
                 }
+                Some(Cut::Silent) if self.take_ticket() => {
+                    (self.deaf, self.mute) = (true, true);
+                    break;
+                }
                 Some(cut @ (Cut::After | Cut::Half)) if self.armed.is_none() => {
                     self.armed = self.take_ticket().then_some(cut);
                 }
@@ -336,7 +342,10 @@ impl Wire {
             whole += length;
         }
         let sent = self.server.write_all(&self.up[..whole]).await;
-        self.up.drain(..whole);
+        match self.deaf {
+            true => self.up.clear(),
+            false => drop(self.up.drain(..whole)),
+        }
         match sent {
             _ if cut => Turn::Cut,
             Ok(()) => Turn::On,

@@ -5,7 +5,8 @@ use crate::support::proxy::{Cut, Proxy};
 use crate::support::{until, users};
 use convoke::client::publish::Outgoing;
 use convoke::protocol::error::Code;
-use convoke::settings::RedisUrl;
+use convoke::protocol::event::Entry;
+use convoke::settings::{RedisUrl, Settings};
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
@@ -452,6 +453,38 @@ async fn what_a_handler_publishes_carries_the_trace_on() {
     assert_eq!(carried[..36], parent[..36]);
     assert_ne!(carried, parent);
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_lives_while_what_it_asks_between_registration_and_work_hangs() {
+    let rig = Rig::new().await;
+    let settings = Settings {
+        heartbeat_ttl: Duration::from_secs(1),
+        ..rig.settings()
+    };
+    let named = |id: &str| Settings {
+        id: id.into(),
+        ..settings.clone()
+    };
+    // Who would declare the other one lost; what it began makes the streams.
+    let builder = Worker::builder().settings(named("w-judge"));
+    let judge = rig.start(builder.handler("text.echo", echo));
+    rig.ask("text.echo", &"a").await.unwrap();
+    let proxy = Proxy::to(rig.redis.port()).await;
+    proxy.cut(Cut::Silent, Some("XPENDING"), 1);
+    let settings = Settings {
+        redis_url: RedisUrl::new(proxy.url_for(users::WORKER)),
+        ..named("w-slow")
+    };
+    let builder = Worker::builder().settings(settings);
+    let worker = rig.start(builder.handler("text.slow", echo));
+    until("the wire is silent", async || proxy.has_cut()).await;
+    rig.ask("text.slow", &"a").await.unwrap();
+    let facts = rig.entries("cb:broadcast").await;
+    let lost = |fact: &Entry| crate::rig::text(fact, "type") == "instance.lost";
+    assert_eq!(facts.iter().filter(|fact| lost(fact)).count(), 0);
+    worker.stop().await;
+    judge.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -116,6 +116,15 @@ impl Instances {
         }
     }
 
+    /// The same by another way to the same server.
+    #[must_use]
+    pub fn by(&self, connector: Connector) -> Self {
+        Self {
+            store: self.store.by(connector),
+            ..self.clone()
+        }
+    }
+
     /// Which process speaks; '' if events ask.
     pub(super) fn process(&self) -> &str {
         self.process.as_deref().unwrap_or_default()

@@ -22,13 +22,16 @@ pub(super) async fn run(chores: &Chores) {
             continue;
         }
         let asked = Instant::now();
-        let told = chores.within(answers.patience(), chores.instances.server_time());
+        // All that may be lent may hang: it is asked anew long before that would be a gap.
+        let told = chores.within(answers.again(), chores.instances.server_time());
         match told.await {
             Ok(ms) => answers.heard(asked, ms, chores.connector.epoch()),
             Err(error) => {
                 tracing::debug!(%error, "the server does not tell its time");
                 let third = chores.settings.heartbeat_ttl / 3;
                 until_told(answers.again(), third, || anew(chores)).await;
+                // What is asked next must not wait for a wire that died in between.
+                chores.connector.forget_pooled();
             }
         }
     }

@@ -67,6 +67,7 @@ use tokio_util::sync::CancellationToken;
 use signs::ThreadSigns;
 
 pub(super) use promote::IDLE as SOON;
+pub(super) use pulse::Pulsed;
 
 /// Connections of the keeper's pool.
 const POOL: usize = 4;
@@ -92,6 +93,8 @@ pub(super) struct Begun {
     pub registering: Registering,
     /// As what.
     pub registered: Registered,
+    /// When it pulsed last.
+    pub pulsed: Pulsed,
     /// What it published of its handlers.
     pub methods: Vec<(String, Method)>,
     /// What runs say about their progress.
@@ -111,6 +114,8 @@ struct Chores {
     reporter: Arc<Reporter>,
     registering: Registering,
     standing: Mutex<Standing>,
+    /// When the worker pulsed before the keeper did.
+    pulsed: Pulsed,
     answers: Answers,
     superseded: AtomicBool,
     lead: Mutex<Option<Lead>>,
@@ -173,6 +178,7 @@ impl Keeper {
             reporter,
             registering: begun.registering,
             standing: standing.into(),
+            pulsed: begun.pulsed,
             answers,
             superseded: AtomicBool::default(),
             methods: begun.methods,

@@ -1,29 +1,78 @@
 //! Says that the instance lives and what it did; registers again after having been declared lost, and where
 //! somebody changed what it registered.
+//!
+//! Nothing may make a pulse late: what else it is a good time for is left to the next one where it takes until then,
+//! and after a failed pulse each try has a connection of its own, which waits for nothing that hangs.
 
-use super::{Chores, Standing, peers};
+use super::{Chores, Standing, Worker, peers};
 use crate::connect::backoff::Backoff;
 use crate::coordination::error::CoordinationError;
+use crate::coordination::instances::Pulse;
 use crate::coordination::instances::instance::Beat;
+use std::convert::Infallible;
 use std::time::Instant;
+use tokio::sync::watch;
+
+/// When a worker pulsed last that has no keeper yet, and as which incarnation; the registration is a pulse.
+#[derive(Debug, Default)]
+pub(in crate::worker) struct Pulsed(watch::Sender<Option<(u64, Instant)>>);
+
+impl Pulsed {
+    /// It was asked for then.
+    pub(in crate::worker) fn note(&self, incarnation: u64, asked: Instant) {
+        self.0.send_replace(Some((incarnation, asked)));
+    }
+
+    /// As which incarnation the worker is registered, if it is.
+    pub(in crate::worker) fn incarnation(&self) -> Option<u64> {
+        self.0.borrow().map(|(incarnation, _)| incarnation)
+    }
+
+    fn last(&self) -> Option<Instant> {
+        self.0.borrow().map(|(_, last)| last)
+    }
+
+    /// Keeps the worker alive from its registration on.
+    pub(in crate::worker) async fn keep(&self, worker: &Worker) -> Infallible {
+        let third = worker.settings.heartbeat_ttl / 3;
+        let mut registered = self.0.subscribe();
+        // It cannot be closed while this one borrows it.
+        registered.wait_for(Option::is_some).await.ok();
+        let mut next = self.last().unwrap_or_else(Instant::now) + third;
+        loop {
+            tokio::time::sleep_until(next.into()).await;
+            let (asked, incarnation) = (Instant::now(), self.incarnation());
+            let pulse = async {
+                let connector = worker.process.connector.apart(third / 2)?;
+                let beat = Beat::new(worker.id(), incarnation);
+                worker.instances.by(connector).heartbeat(&beat).await
+            };
+            next = match (tokio::time::timeout(third / 2, pulse).await, incarnation) {
+                (Ok(Ok(_)), Some(incarnation)) => {
+                    self.note(incarnation, asked);
+                    asked + third
+                }
+                _ => Instant::now() + third / 4,
+            };
+        }
+    }
+}
 
 /// Pulses every third of the time to live.
 pub(super) async fn run(chores: &Chores) {
     let third = chores.settings.heartbeat_ttl / 3;
     let mut backoff = Backoff::default();
-    // The registration was the first pulse.
-    let mut next = Instant::now() + third;
-    if let Err(error) = chores.contend().await {
-        tracing::debug!(%error, "could not contend for the lead; the next pulse does");
-    }
+    let mut next = chores.pulsed.last().unwrap_or_else(Instant::now) + third;
+    by(next, "contending for the lead", chores.contend()).await;
     loop {
         tokio::time::sleep_until(next.into()).await;
         let began = Instant::now();
         next = match run_once(chores, backoff.is_failing()).await {
-            Ok(()) => {
+            Ok(pulse) => {
                 if backoff.worked() {
                     tracing::info!("pulsing again");
                 }
+                by(began + third, "what follows a pulse", follow(chores, pulse)).await;
                 began + third
             }
             Err(error) => {
@@ -38,8 +87,25 @@ pub(super) async fn run(chores: &Chores) {
     }
 }
 
-/// One pulse, and what it is a good time for.
-async fn run_once(chores: &Chores, fails: bool) -> Result<(), CoordinationError> {
+/// Does it until then; what it did not do by then the next pulse does.
+async fn by(then: Instant, what: &str, duty: impl Future<Output = Result<(), CoordinationError>>) {
+    match tokio::time::timeout_at(then.into(), duty).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "{what} failed; the next pulse does it"),
+        Err(_) => tracing::debug!("{what} took too long; the next pulse does it"),
+    }
+}
+
+/// One pulse.
+async fn run_once(chores: &Chores, fails: bool) -> Result<Option<Pulse>, CoordinationError> {
+    let third = chores.settings.heartbeat_ttl / 3;
+    // After a failure there is less time.
+    let most = if fails { third / 2 } else { third };
+    let anew = match fails {
+        true => Some(chores.instances.by(chores.connector.apart(most)?)),
+        false => None,
+    };
+    let instances = anew.as_ref().unwrap_or(&chores.instances);
     let report = chores.reporter.report();
     let standing = chores.standing().clone();
     let beat = Beat {
@@ -48,37 +114,38 @@ async fn run_once(chores: &Chores, fails: bool) -> Result<(), CoordinationError>
         seal: Some(standing.seal),
         ..Beat::new(chores.id(), Some(standing.incarnation))
     };
-    let third = chores.settings.heartbeat_ttl / 3;
-    let pulse = chores.instances.heartbeat(&beat);
-    // After a failure there is less time.
-    let most = if fails { third / 2 } else { third };
-    let pulse = chores.within(most, pulse).await?;
-
+    let pulse = chores.within(most, instances.heartbeat(&beat)).await?;
     if pulse.superseded {
         chores.reporter.acknowledged(report);
         chores.set_lead(None);
         chores.superseded();
-        return Ok(());
+        return Ok(None);
     }
-    if !pulse.alive {
+    if pulse.alive {
+        chores.reporter.acknowledged(report);
+    } else {
         chores.reporter.forget();
         chores.set_lead(None);
-        let why = "was declared lost, or what it registered was deleted";
-        return register_again(chores, why).await;
     }
-    chores.reporter.acknowledged(report);
-    if pulse.changed {
-        let why = "what it registered was changed by somebody else";
-        return register_again(chores, why).await;
-    }
+    let why = match pulse {
+        Pulse { alive: false, .. } => "was declared lost, or what it registered was deleted",
+        Pulse { changed: true, .. } => "what it registered was changed by somebody else",
+        _ => return Ok(Some(pulse)),
+    };
+    chores.within(third, register_again(chores, why)).await?;
+    Ok(None)
+}
+
+/// What a pulse is a good time for.
+async fn follow(chores: &Chores, pulse: Option<Pulse>) -> Result<(), CoordinationError> {
+    let Some(pulse) = pulse else {
+        return Ok(());
+    };
     match pulse.leader {
         Some(leader) if leader != chores.id() => chores.set_lead(None),
         _ => chores.contend().await?,
     }
-    if let Err(error) = peers::run_once(chores, pulse.watch).await {
-        tracing::debug!(%error, "peers were not looked after; the next pulse does");
-    }
-    Ok(())
+    peers::run_once(chores, pulse.watch).await
 }
 
 async fn register_again(chores: &Chores, why: &str) -> Result<(), CoordinationError> {
@@ -102,4 +169,20 @@ async fn register_again(chores: &Chores, why: &str) -> Result<(), CoordinationEr
     *chores.standing() = standing;
     tracing::warn!(incarnation, why, "registered again");
     chores.contend().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_hangs_is_left_when_the_next_pulse_is_due() {
+        let began = tokio::time::Instant::now();
+        let due = (began + Duration::from_secs(3)).into_std();
+        by(due, "a duty", std::future::pending()).await;
+        assert_eq!(began.elapsed().as_secs(), 3);
+        by(due, "a duty", async { Ok(()) }).await;
+        assert_eq!(began.elapsed().as_secs(), 3);
+    }
 }
