@@ -44,7 +44,8 @@
 //!
 //! *What is under way.* A call may be sent before a gap and run after it: a server that was stopped finds it
 //! in its buffers and runs it first, before any pulse. So each such call carries between which times of the
-//! server's clock it may be run ([`Span`]), and at any other time it changes nothing.
+//! server's clock it may be run ([`Span`]), and at any other time it changes nothing. So does the pulse of a process
+//! ([`Answers::until`]): one that was sent before its process died, and is run after the gap, is no sign of life.
 //!
 //! *The living go on as who they were.* Until somebody declares it lost, the own pulse of a sealed instance
 //! renews it although it expired: same incarnation, same tasks, same entries. That is safe, since whoever
@@ -247,6 +248,13 @@ impl Answers {
         let span = self.span()?;
         let gap = whole_ms(self.gap);
         (span.until - gap >= span.since + whole_ms(time)).then_some(span)
+    }
+
+    /// Until when, by the server's clock, a call that is sent now may be run, within a gap as well; `None` before the
+    /// first answer.
+    pub fn until(&self) -> Option<u64> {
+        let last = self.seen().last?;
+        Some(last.ms + whole_ms(last.answered.elapsed()) + whole_ms(self.gap))
     }
 
     /// How many gaps there were, the first answer among them.

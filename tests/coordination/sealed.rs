@@ -570,6 +570,29 @@ async fn a_call_that_was_under_way_in_a_gap_changes_nothing() {
     assert!(span.from <= now && span.until > now && span.until < Span::ANY.until);
 }
 
+#[tokio::test]
+async fn a_pulse_that_was_under_way_in_a_gap_is_no_sign_of_life() {
+    let mut fleet = Fleet::start().await;
+    fleet.register("w-1", &["worker"]).await;
+    fleet.expire("w-1").await;
+    let now = fleet.instances.server_time().await.unwrap();
+    let pulse = async |told| {
+        let answers = Answers::new(Duration::from_secs(30));
+        answers.heard(Instant::now(), told, Epoch::default());
+        let own = fleet.instances.clone().judging_by(answers);
+        own.heartbeat(&Beat::new("w-1", None)).await
+    };
+    let active = async || fleet.instances.list().await.unwrap().len();
+    // It was sent a minute ago, and is waited for only a third of a ttl.
+    let late = pulse(now - 60_000).await.unwrap_err();
+    assert!(late.to_string().contains("waited for no longer"), "{late}");
+    assert_eq!(active().await, 0);
+    // A clock that is behind makes none too late.
+    let pulse = pulse(now + 60_000).await.unwrap();
+    assert!(pulse.alive);
+    assert_eq!(active().await, 1);
+}
+
 /// A sweep looks, and then declares: in between there may be a gap.
 #[tokio::test]
 async fn a_loss_is_declared_only_in_the_time_in_which_it_was_judged() {

@@ -10,13 +10,15 @@
 --       4 how many peers it watches at most  5 load, or ''  6 how it is now (MessagePack), or ''
 --       7 the process that pulses by itself, or '': an event says so  8 the seal of what that process
 --       registered, or '' (not compared)  9 the roles that it registered  10 the capabilities
---       11… what it did, if it reports: see `aggregate_global_metrics.lua`
+--       11 until when that process waits for it, in ms, or '': run later, it says nothing of who lives
+--       12… what it did, if it reports: see `aggregate_global_metrics.lua`
 -- Returns {state, ttl in ms, leader, {peer, ms until its expiry, …}}. state:
 --       0 not registered, expired, or another incarnation: nothing was changed
 --       1 alive
 --       2 alive, and not as it registered: somebody changed the hash, or took it out of a set
 --       3 another process has the id since; what this one did is counted, nothing else was changed
 --       4 sealed, and not its own process says so: nothing was changed
+--       5 run too late: nothing was changed
 -- Cost  O(peers * log n), and that of the report; for its own process O((roles + capabilities) * log n)
 --       more.
 --
@@ -32,6 +34,7 @@ local id, process, seal = ARGV[1], ARGV[7], ARGV[8]
 local own = process ~= ''
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+if own and now > tonumber(ARGV[11] ~= '' and ARGV[11] or now) then return {5, 0, false, {}} end
 
 local leads = redis.call('HMGET', KEYS[3], 'id', 'until')
 local leader = leads[1]
@@ -45,7 +48,7 @@ local is = redis.call('HMGET', KEYS[1], 'status', 'incarnation', 'ttl_ms', 'seal
 local sealed = is[1] == 'active' and is[4] == '1' and expiries[1]
 if sealed and not own then return {4, 0, leader, {}} end
 if sealed and is[5] ~= process then
-  if ARGV[11] then aggregate(KEYS[7], KEYS[8], 11) end
+  if ARGV[12] then aggregate(KEYS[7], KEYS[8], 12) end
   return {3, 0, leader, {}}
 end
 if is[1] ~= 'active' or not expiries[1] or (ARGV[2] ~= '' and ARGV[2] ~= is[2])
@@ -57,13 +60,13 @@ redis.call('ZADD', KEYS[2], 'XX', now + ttl, id)
 if not own then redis.call('ZADD', KEYS[9], now + ttl, id) end
 local how = {'last_seen', now}
 if ARGV[5] ~= '' then how[3], how[4] = 'load', ARGV[5] end
-if ARGV[11] then
+if ARGV[12] then
   local n = #how
   how[n + 1], how[n + 2], how[n + 3], how[n + 4] = 'metrics', ARGV[6], 'reported_at', now
   if own then
-    aggregate(KEYS[7], KEYS[8], 11)
+    aggregate(KEYS[7], KEYS[8], 12)
   else
-    how[n + 5], how[n + 6] = 'did', ARGV[15]
+    how[n + 5], how[n + 6] = 'did', ARGV[16]
   end
 end
 redis.call('HSET', KEYS[1], unpack(how))

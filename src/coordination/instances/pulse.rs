@@ -2,6 +2,7 @@
 
 use super::{Instances, KEPT, or_empty, sealed};
 use crate::connect::script::script_with;
+use crate::connect::silence::Answers;
 use crate::coordination::answer::answer;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::gossip::{PING, Peer, WATCHED, peers};
@@ -72,6 +73,10 @@ impl Instances {
                 self.pulse(beat, part, None).await?;
             }
         }
+        if state == 5 {
+            let late = "the server ran a pulse that was waited for no longer: it does not count";
+            return Err(CoordinationError::FailedPrecondition(late.into()));
+        }
         if state == 4 {
             return Err(sealed(&beat.id, "pulse for"));
         }
@@ -122,6 +127,8 @@ impl Instances {
         call.arg(&seal.digest);
         self.declare(&mut call, &seal.roles);
         call.arg(words(&seal.capabilities));
+        let until = self.answers.as_ref().and_then(Answers::until);
+        call.arg(or_empty(until));
         if let Some(report) = report {
             report.declare(&mut call, KEPT);
         }
