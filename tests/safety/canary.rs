@@ -1,187 +1,19 @@
 //! A secret in every place that can hold one, every way of failing forced, everything logged: nobody
 //! sees it.
 
+mod seen;
+
 use crate::certificates::Authority;
 use crate::support::postgres::Postgres;
 use crate::support::{Redis, eventually, free_port, signal, users};
 use convoke::connect::connector::Connector;
 use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
 use convoke::{Context, HandlerError, Worker};
-use std::collections::BTreeMap;
+use seen::{DATABASE, Dir, PASSWORD, Seen, TOKEN, bare, dump, family, holds, look, rows};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-
-/// What every secret of these tests has in it.
-const CANARY: &str = "k4n4ry";
-const PASSWORD: &str = "k4n4ry-p4ss";
-const DATABASE: &str = "k4n4ry-d4t4";
-const TOKEN: &str = "k4n4ry-t0ken";
-
-/// A directory of one test's own.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-canary-{}-{serial}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
-    }
-
-    fn file(&self, name: &str) -> String {
-        self.0.join(name).to_string_lossy().into_owned()
-    }
-
-    /// A file that holds a text, for its owner or for everyone.
-    fn write(&self, name: &str, text: &str, mode: u32) -> String {
-        let path = self.file(name);
-        fs::write(&path, text).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
-        path
-    }
-}
-
-impl Drop for Dir {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.0).ok();
-    }
-}
-
-/// What was seen, by where.
-#[derive(Default)]
-struct Seen(BTreeMap<String, Vec<u8>>);
-
-impl Seen {
-    fn add(&mut self, place: impl Into<String>, bytes: impl AsRef<[u8]>) {
-        let all = self.0.entry(place.into()).or_default();
-        all.extend_from_slice(bytes.as_ref());
-        all.push(b'\n');
-    }
-
-    /// The places where the canary is, each with the line.
-    fn hits(&self) -> Vec<String> {
-        let mut hits = Vec::new();
-        for (place, bytes) in &self.0 {
-            for line in bytes.split(|byte| *byte == b'\n') {
-                if holds(line, CANARY) {
-                    hits.push(format!("{place}: {}", String::from_utf8_lossy(line)));
-                }
-            }
-        }
-        hits
-    }
-
-    #[track_caller]
-    fn must_be_clean(&self, least: usize) {
-        assert!(self.0.len() >= least, "only {} places", self.0.len());
-        let bytes: usize = self.0.values().map(Vec::len).sum();
-        println!("{} places, {bytes} bytes", self.0.len());
-        assert_eq!(self.hits(), Vec::<String>::new());
-    }
-}
-
-fn holds(bytes: &[u8], what: &str) -> bool {
-    bytes
-        .windows(what.len())
-        .any(|window| window.eq_ignore_ascii_case(what.as_bytes()))
-}
-
-/// The command with nothing set but what the test sets.
-fn bare(words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("CONVOKE_") {
-            command.env_remove(name);
-        }
-    }
-    command.args(words).stdin(Stdio::null());
-    command
-}
-
-/// Runs it to its end; both outputs are seen.
-fn look(seen: &mut Seen, command: &mut Command) -> i32 {
-    let place = format!("{:?}", command.get_args().collect::<Vec<_>>());
-    let ended = command.output().unwrap();
-    seen.add(format!("stdout of {place}"), &ended.stdout);
-    seen.add(format!("stderr of {place}"), &ended.stderr);
-    ended.status.code().expect("not killed")
-}
-
-/// A process and all that descend from it, by pid.
-fn family(root: u32) -> Vec<u32> {
-    let mut family = vec![root];
-    let mut at = 0;
-    while let Some(parent) = family.get(at) {
-        let mut found: Vec<u32> = fs::read_dir(format!("/proc/{parent}/task"))
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|task| fs::read_to_string(task.path().join("children")).ok())
-            .flat_map(|pids| {
-                let pids = pids.split_whitespace().map(str::parse);
-                pids.collect::<Result<Vec<u32>, _>>().unwrap()
-            })
-            .collect();
-        found.retain(|pid| !family.contains(pid));
-        family.extend(found);
-        at += 1;
-    }
-    family
-}
-
-/// Everything that a server holds.
-fn dump(seen: &mut Seen, redis: &Redis) {
-    let mut connection = redis.connect();
-    let ask = |connection: &mut redis::Connection, words: &[&str]| -> String {
-        let answer: redis::RedisResult<redis::Value> =
-            redis::cmd(words[0]).arg(&words[1..]).query(connection);
-        match answer {
-            Ok(value) => readable(&value),
-            Err(error) => error.to_string(),
-        }
-    };
-    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut connection).unwrap();
-    assert!(keys.len() > 10, "{keys:?}");
-    for key in keys {
-        let kind: String = redis::cmd("TYPE").arg(&key).query(&mut connection).unwrap();
-        let told = match kind.as_str() {
-            "stream" => ask(&mut connection, &["XRANGE", &key, "-", "+"]),
-            "hash" => ask(&mut connection, &["HGETALL", &key]),
-            "set" => ask(&mut connection, &["SMEMBERS", &key]),
-            "zset" => ask(&mut connection, &["ZRANGE", &key, "0", "-1"]),
-            _ => ask(&mut connection, &["GET", &key]),
-        };
-        seen.add(format!("key {key}"), told);
-    }
-    seen.add("CLIENT LIST", ask(&mut connection, &["CLIENT", "LIST"]));
-    seen.add("SLOWLOG", ask(&mut connection, &["SLOWLOG", "GET", "-1"]));
-}
-
-/// A value with all its bytes as text.
-fn readable(value: &redis::Value) -> String {
-    match value {
-        redis::Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
-        redis::Value::Array(parts) => parts.iter().map(readable).collect::<Vec<_>>().join("\n"),
-        other => format!("{other:?}"),
-    }
-}
-
-/// Every row of every table, as text.
-fn rows(seen: &mut Seen, postgres: &Postgres) {
-    let tables = postgres
-        .sql("select string_agg(tablename, ' ') from pg_tables where tablename like 'convoke_%'");
-    let tables: Vec<String> = tables.split_whitespace().map(str::to_owned).collect();
-    assert!(tables.contains(&"convoke_facts".to_owned()), "{tables:?}");
-    for table in tables {
-        let rows = postgres.sql(&format!("select t::text from {table} t"));
-        seen.add(format!("table {table}"), rows);
-    }
-}
+use std::path::Path;
+use std::process::{Child, Stdio};
 
 /// A worker that ends with its test.
 struct Running(Child);

@@ -1,6 +1,8 @@
 //! Tasks: each is in one place, with one holder under one fence, and ends once.
 
 mod invariants;
+mod model;
+mod step;
 mod words;
 
 use crate::run::Scenario;
@@ -13,6 +15,9 @@ use convoke::coordination::tasks::task::{NewTask, Task, TaskStatus};
 use convoke::coordination::tasks::{Assignment, Tasks};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use step::Step::*;
+
+pub(crate) use step::Step;
 
 const KINDS: [&str; 3] = ["a.b", "c.d", "e.f"];
 const ROLES: [&str; 2] = ["worker", "gpu"];
@@ -21,52 +26,6 @@ const TASKS: u8 = 12;
 const TTL: u64 = 30_000;
 /// How long what has ended is kept.
 const KEPT: u64 = DAY as u64;
-
-#[derive(Clone, Debug)]
-pub(crate) enum Step {
-    Create {
-        task: u8,
-        kind: u8,
-        role: u8,
-        priority: u8,
-        attempts: u32,
-        requires: u8,
-    },
-    Register {
-        instance: u8,
-        capacity: u32,
-        kinds: u8,
-        roles: u8,
-    },
-    Pulse(u8),
-    Unregister(u8),
-    /// It dies, and somebody sweeps.
-    Lose(u8),
-    Sweep,
-    /// Its process begins anew.
-    Begin(u8),
-    Retire(u8),
-    Complete(u8),
-    /// Whether it may be tried again.
-    Fail(u8, bool),
-    Cancel(u8),
-    /// Changes one: its priority, or what it requires.
-    Update(u8, u8, Option<u8>),
-    Assign(u8, u8),
-    Unassign(u8),
-    /// The external instance takes this many, of these kinds if any.
-    Claim(u8, u8),
-    /// Makes an earlier claim again.
-    ClaimAgain(u8),
-    /// Says again that an attempt failed that was said to have.
-    Repeat(u16),
-    /// Completes or fails under an assignment that was.
-    Stale(u16, bool),
-    /// Looks at what waits.
-    Look,
-}
-
-use Step::*;
 
 /// What an instance said of itself, as far as it is active.
 #[derive(Clone, Debug)]
@@ -145,142 +104,6 @@ fn name(task: u8) -> String {
 
 fn has_ended(status: TaskStatus) -> bool {
     !matches!(status, TaskStatus::Pending | TaskStatus::Assigned)
-}
-
-impl Scene {
-    /// All, as they are after the step.
-    async fn all(&mut self) -> &[Task] {
-        if self.seen.is_none() {
-            self.seen = Some(self.service.snapshot(None, 1000).await.unwrap());
-        }
-        self.seen.as_ref().map_or(&[], |(_, all)| all)
-    }
-
-    async fn task(&mut self, id: &str) -> Task {
-        let mut all = self.all().await.iter();
-        let found = all.find(|task| task.id == id);
-        found.unwrap_or_else(|| panic!("no task {id}")).clone()
-    }
-
-    /// Through whom an instance registers, pulses and leaves.
-    fn registry(&self, instance: u8) -> &Instances {
-        match instance {
-            EXTERNAL => &self.asked,
-            _ => &self.instances,
-        }
-    }
-
-    fn held(&self, instance: &str) -> Vec<String> {
-        let held = self.tasks.values().filter(|task| {
-            task.status == TaskStatus::Assigned && task.instance.as_deref() == Some(instance)
-        });
-        held.map(|task| task.id.clone()).collect()
-    }
-
-    fn assignment(&self, task: &str) -> Option<Assignment> {
-        let task = self.tasks.get(task)?;
-        (task.status == TaskStatus::Assigned).then(|| Assignment {
-            task: task.id.clone(),
-            instance: task.instance.clone().unwrap(),
-            fence: task.fence.unwrap(),
-        })
-    }
-
-    /// What an instance held went to others, waits, or failed if that used its last attempt up.
-    async fn expect_gone(&mut self, instance: &str, held: &[String], cost: u32) -> u64 {
-        let mut failed = 0;
-        for id in held {
-            let (was, is) = (self.tasks[id].clone(), self.task(id).await);
-            let last = cost > 0 && was.attempt == was.max_attempts;
-            assert_eq!(is.status == TaskStatus::Failed, last, "{is:?}");
-            failed += u64::from(last);
-            if !last {
-                assert_ne!(is.instance.as_deref(), Some(instance));
-                let again = u32::from(is.status == TaskStatus::Assigned);
-                assert_eq!(is.attempt, was.attempt - (1 - cost) + again);
-            }
-        }
-        failed
-    }
-
-    async fn sweep(&mut self, world: &World, lost: bool) {
-        if lost {
-            self.instances.sweep(16).await.unwrap();
-        }
-        let swept = self.instances.sweep(16).await.unwrap();
-        let late = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.expires <= world.now);
-        let mut late: Vec<(u64, String)> = late
-            .map(|(id, member)| (member.expires, id.clone()))
-            .collect();
-        late.sort();
-        let mut expected = Vec::new();
-        for (_, id) in late {
-            self.members.remove(&id);
-            let held = self.held(&id);
-            let failed = self.expect_gone(&id, &held, 1).await;
-            expected.push((id, held.len() as u64 - failed));
-        }
-        let swept = swept
-            .lost
-            .into_iter()
-            .map(|lost| (lost.id, lost.tasks_reassigned));
-        if !lost {
-            // External ones have a list of their own: whether it comes first is not said.
-            let (mut swept, outside) = (swept.collect::<Vec<_>>(), worker(EXTERNAL));
-            swept.sort_by_key(|(id, _)| *id == outside);
-            expected.sort_by_key(|(id, _)| *id == outside);
-            assert_eq!(swept, expected);
-        }
-    }
-
-    async fn stale(&self, index: u16, complete: bool) {
-        let current: BTreeSet<Option<u64>> = self.tasks.values().map(|task| task.fence).collect();
-        let old = self
-            .fences
-            .iter()
-            .filter(|(fence, _)| !current.contains(&Some(**fence)));
-        let mut old: Vec<_> = old.collect();
-        // Every other time of one that somebody holds again, if there is such.
-        let again = |task: &str| {
-            let is = self.tasks.get(task).map(|task| task.status);
-            is == Some(TaskStatus::Assigned)
-        };
-        if index.is_multiple_of(2) && old.iter().any(|(_, (task, _))| again(task)) {
-            old.retain(|(_, (task, _))| again(task));
-        }
-        if old.is_empty() {
-            return;
-        }
-        let (fence, (task, instance)) = old[usize::from(index / 2) % old.len()];
-        let (task, instance, fence) = (task.clone(), instance.clone(), *fence);
-        let assignment = Assignment {
-            task,
-            instance,
-            fence,
-        };
-        let known = self.tasks.get(&assignment.task);
-        let done = match complete {
-            true => self
-                .service
-                .complete(&assignment, &[0xc0], &[])
-                .await
-                .map(|()| None),
-            false => self.service.fail(&assignment, "late", true).await.map(Some),
-        };
-        let failed = self
-            .failures
-            .iter()
-            .find(|(failed, _)| *failed == assignment);
-        match (done, failed.filter(|_| !complete)) {
-            (Ok(Some(status)), Some((_, told))) => assert_eq!(status, *told),
-            (Err(CoordinationError::Aborted(_)), None) => assert!(known.is_some()),
-            (Err(CoordinationError::NotFound(_)), None) => assert!(known.is_none()),
-            other => panic!("{other:?}"),
-        }
-    }
 }
 
 impl Scenario for Scene {
