@@ -64,7 +64,7 @@ pub(super) fn pool_of(manager: Manager, lending: Lending) -> Result<Pool, BusErr
         .max_size(lending.size)
         .timeouts(Timeouts {
             wait: Some(lending.answer),
-            create: Some(CONNECT),
+            create: Some(CONNECT.min(lending.answer)),
             recycle: Some(RECYCLE.min(lending.answer)),
         })
         .runtime(Runtime::Tokio1)
@@ -74,6 +74,6 @@ pub(super) fn pool_of(manager: Manager, lending: Lending) -> Result<Pool, BusErr
 
 pub(super) fn answers_within(answer: Duration) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT))
+        .set_connection_timeout(Some(CONNECT.min(answer)))
         .set_response_timeout(Some(answer))
 }

@@ -1,8 +1,10 @@
 //! Borrowed connections: asked whether they live only where that is in doubt.
 
 use crate::setup::{Bus, connector};
+use crate::support::proxy::{Mode, Proxy};
+use crate::support::users;
 use convoke::connect::connector::{Connector, Pooled};
-use convoke::settings::RedisUrl;
+use convoke::settings::{RedisUrl, Settings};
 use std::time::Duration;
 
 async fn get(connector: &Connector) -> redis::RedisResult<Option<String>> {
@@ -103,4 +105,20 @@ async fn what_was_given_up_while_it_was_lent_is_not_lent_again() {
     assert!(number(&mut apart.pooled().await.unwrap()).await > second);
     drop(next);
     assert_eq!(number(&mut connector.pooled().await.unwrap()).await, second);
+}
+
+#[tokio::test]
+async fn who_has_no_time_does_not_wait_for_a_connection_that_is_not_made() {
+    let bus = Bus::start().await;
+    let proxy = Proxy::to(bus.redis.port()).await;
+    proxy.set(Mode::Nowhere);
+    let url = RedisUrl::new(proxy.url_for(users::WORKER));
+    let settings = Settings {
+        redis_url: url,
+        ..Settings::default()
+    };
+    let connector = Connector::prompt(&settings, 1, Duration::from_millis(100)).unwrap();
+    // Others wait for three seconds.
+    let lent = tokio::time::timeout(Duration::from_secs(2), connector.pooled());
+    assert!(lent.await.expect("it is given up").is_err());
 }

@@ -153,6 +153,10 @@ async fn what_one_instance_cannot_reach_is_in_every_answer_that_is_put_together(
         let names = health.as_object().unwrap().keys();
         names.filter(|name| *name != "reports").cloned().collect()
     };
+    until("all are there", async || {
+        health(&rig).await["instances"]["healthy"] == 3
+    })
+    .await;
     let plain = health(&rig).await;
     assert_eq!((&plain["age_ms"], plain.get("reports")), (&json!(0), None));
     for pattern in [Pattern::Distributed, Pattern::Hybrid] {
@@ -194,11 +198,14 @@ async fn who_is_gone_is_in_no_answer_and_where_nobody_keeps_one_the_asked_looks(
     // An old answer of a leader that is gone would be one that nobody renews: it is not there.
     choose(&rig, Pattern::Hybrid).await;
     health_of(&rig, 1).await;
-    let left = rig.run("PTTL cb:health:merged").await;
-    let redis::Value::Int(left) = left else {
-        panic!("{left:?}");
-    };
-    assert!(0 < left && left <= 3_000, "{left}");
+    // Whoever is left takes the lead first.
+    until("it is kept for no longer than a time to live", async || {
+        matches!(
+            rig.run("PTTL cb:health:merged").await,
+            redis::Value::Int(1..=3_000)
+        )
+    })
+    .await;
     stays.stop().await;
     rig.run("DEL cb:health:merged cb:health:of:w-1").await;
     let alone = {

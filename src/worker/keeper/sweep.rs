@@ -61,13 +61,13 @@ async fn run_once(
     gaps: &mut u64,
     sparing: &mut Sparing,
 ) -> Result<u64, CoordinationError> {
+    let ttl = chores.settings.heartbeat_ttl;
+    // What was asked in a gap and hangs must be over long before silence counts again.
+    let third = ttl / 3;
     let now = chores.answers.gaps();
     if now != *gaps {
         // The clock may have gone back: then the dead would never expire.
-        let shortened = chores
-            .instances
-            .shorten(chores.settings.heartbeat_ttl)
-            .await?;
+        let shortened = chores.within(third, chores.instances.shorten(ttl)).await?;
         if shortened > 0 {
             tracing::warn!(
                 instances = shortened,
@@ -77,7 +77,8 @@ async fn run_once(
         *gaps = now;
     }
     let epoch = chores.connector.epoch();
-    let swept = chores.instances.within(epoch).sweep(SWEEP).await?;
+    let instances = chores.instances.within(epoch);
+    let swept = chores.within(third, instances.sweep(SWEEP)).await?;
     // Anyone may register instances that are never heard of again.
     let told = swept.lost.iter().filter(|_| sparing.allows(Instant::now()));
     for lost in told {
