@@ -95,6 +95,9 @@ pub mod protocol;
 pub mod settings;
 #[doc(hidden)]
 pub mod streams;
+#[cfg(feature = "worker")]
+#[doc(hidden)]
+pub mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 #[cfg(feature = "worker")]

@@ -184,6 +184,19 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics_file: Option<String>,
+    /// Add spans, metrics and the log for OpenTelemetry there, as JSON lines of OTLP; -: standard output.
+    /// {id} in the name stands for the instance's id
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    telemetry_file: Option<String>,
+    /// Which part of the traces that begin at this worker is told, 0 to 1 [default: 1]
+    #[arg(long, value_name = "PART")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    telemetry_sample: Option<f64>,
+    /// Bytes of that file, at which it is put aside as FILE.1 [default: 67108864]
+    #[arg(long, value_name = "BYTES")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    telemetry_size: Option<u64>,
 }
 
 fn command(text: &str) -> Result<(String, String), String> {

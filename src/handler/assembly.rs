@@ -133,6 +133,7 @@ pub(crate) mod testing {
             router: Default::default(),
             draining: Default::default(),
             progress: Default::default(),
+            telemetry: None,
         })
     }
 

@@ -17,6 +17,7 @@ use crate::protocol::keys::{self, Keys};
 use crate::protocol::msgpack::{self, PayloadLimits};
 use crate::protocol::trace::TraceContext;
 use crate::streams::commit::{MAX_PUBLICATIONS, Publication};
+use crate::telemetry::Telemetry;
 use serde::Serialize;
 use std::any::{Any, TypeId, type_name};
 use std::collections::HashMap;
@@ -86,6 +87,9 @@ pub struct Process {
     pub draining: OnceLock<CancellationToken>,
     /// The way to whoever writes what runs say about their progress.
     pub progress: Wire,
+    /// Who reports runs, where telemetry is wanted.
+    #[doc(hidden)]
+    pub telemetry: Option<Telemetry>,
 }
 
 /// What a handler knows of its event and may do besides returning a result. Cheap to clone.
@@ -224,6 +228,11 @@ impl Context {
             partition_key = Some(subject.to_owned());
         }
         if let Some(trace) = self.trace() {
+            // Storing it is reported as a span of its own.
+            let trace = match self.told_by() {
+                Some(_) => trace.child(),
+                None => trace,
+            };
             fields.extend([b"traceparent".to_vec(), trace.to_string().into_bytes()]);
         }
         let domain = keys::domain_of(kind);
@@ -326,6 +335,11 @@ impl Context {
             .is_some_and(|outbox| !outbox.is_empty())
     }
 
+    /// Looks at each event that the handler published.
+    pub(crate) fn look_at_outbox(&self, look: impl FnMut(&Publication)) {
+        self.outbox().iter().flatten().for_each(look);
+    }
+
     /// Takes what the handler published; the committer stores it. The run has ended.
     #[doc(hidden)]
     pub fn take_outbox(&self) -> Vec<Publication> {
@@ -379,12 +393,25 @@ impl Context {
             .ok();
     }
 
-    /// The run's own span in the trace that the event came with; `None` if it came with none.
+    /// The run's own span in the trace that the event came with. Where it came with none it begins one if the worker
+    /// reports its runs (see [`telemetry_file`](crate::settings::Settings::telemetry_file)), else it is `None`.
     pub fn trace(&self) -> Option<TraceContext> {
-        *self.0.trace.get_or_init(|| {
-            let parent = self.0.event.traceparent()?;
-            Some(TraceContext::parse(parent)?.child())
+        *self.0.trace.get_or_init(|| match self.trace_parent() {
+            Some(parent) => Some(parent.child()),
+            None => Some(self.0.process.telemetry.as_ref()?.root(&self.0.event)),
         })
+    }
+
+    /// The span of whoever published the event.
+    pub(crate) fn trace_parent(&self) -> Option<TraceContext> {
+        TraceContext::parse(self.0.event.traceparent()?)
+    }
+
+    /// Who reports this run, and its span, where it is sampled.
+    pub(crate) fn told_by(&self) -> Option<(&Telemetry, TraceContext)> {
+        let telemetry = self.0.process.telemetry.as_ref()?;
+        let own = self.trace().filter(TraceContext::is_sampled)?;
+        Some((telemetry, own))
     }
 
     /// How long until the event's deadline by the local clock; `None` without one.

@@ -6,10 +6,13 @@ use crate::handler::function::Encoded;
 use crate::handler::gate::{Back, Gate, Manner, Places};
 use crate::handler::policy::RetryPolicy;
 use crate::handler::router::Route;
+use crate::handler::telling::{error_of, sent};
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::msgpack::PayloadLimits;
+use crate::protocol::trace::TraceContext;
 use crate::streams::commit::Publication;
+use crate::telemetry::{self, Message, Span, Telemetry, Work};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,6 +111,9 @@ impl Context {
         };
         let result = result.and_then(|result| context.within_limits("the result", result));
         route.stats.ran(elapsed, result.is_err());
+        if let Some((telemetry, own)) = context.told_by() {
+            self.tell_part(telemetry, own, &context, &result, elapsed);
+        }
         if context.wrote() {
             self.writes();
         }
@@ -120,6 +126,35 @@ impl Context {
             },
             result,
         })
+    }
+
+    /// Reports a part that ran, and what it published if that counts.
+    #[cold]
+    fn tell_part(
+        &self,
+        telemetry: &Telemetry,
+        own: TraceContext,
+        part: &Context,
+        result: &Result<Encoded, HandlerError>,
+        elapsed: Duration,
+    ) {
+        let times = telemetry::lasted(elapsed);
+        telemetry.tell(Span {
+            own,
+            parent: self.trace(),
+            work: Work::Part,
+            message: Message::of(part.event(), "", self.deliveries()),
+            times,
+            error: result.as_ref().err().map(error_of),
+        });
+        if result.is_ok() {
+            let times = (times.1, times.1);
+            part.look_at_outbox(|publication| {
+                if let Some(span) = sent(own, publication) {
+                    telemetry.tell(Span { times, ..span });
+                }
+            });
+        }
     }
 
     /// Has a part go through the gate before its handler; refused there, it keeps its places and comes

@@ -22,6 +22,7 @@ pub mod progress;
 pub mod router;
 #[doc(hidden)]
 pub mod state;
+pub(crate) mod telling;
 
 pub use crate::connect::connector::Pooled;
 pub use context::Context;

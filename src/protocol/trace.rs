@@ -29,6 +29,34 @@ impl TraceContext {
         })
     }
 
+    /// The first span of that trace, which is told or not; a trace whose id is 0 is not one, and gets another.
+    #[cfg(feature = "worker")]
+    pub(crate) fn begin(trace: u128, told: bool) -> Self {
+        Self {
+            trace: trace.max(1),
+            span: fastrand::u64(1..),
+            flags: u8::from(told),
+        }
+    }
+
+    /// Whether who began the trace wants it to be told.
+    #[cfg(feature = "worker")]
+    pub(crate) fn is_sampled(&self) -> bool {
+        self.flags & 1 == 1
+    }
+
+    /// Its flags.
+    #[cfg(feature = "worker")]
+    pub(crate) fn flags(&self) -> u8 {
+        self.flags
+    }
+
+    /// Whether the other one is another span of the same trace.
+    #[cfg(feature = "worker")]
+    pub(crate) fn is_beside(&self, other: &Self) -> bool {
+        self.trace == other.trace && self.span != other.span
+    }
+
     /// A new span in the same trace, whose parent is this one.
     #[must_use]
     pub fn child(&self) -> Self {

@@ -123,6 +123,15 @@ pub struct Settings {
     /// text format: for the textfile collector of `node_exporter`, which wants a name that ends in `.prom`. Empty:
     /// none.
     pub metrics_file: String,
+    /// The file to which the worker adds spans, metrics and its log for OpenTelemetry, as JSON lines of OTLP; `-` is
+    /// standard output, and `{id}` in it stands for the instance's id. Empty: none. See
+    /// [`operating`](crate::docs::operating#telemetry).
+    pub telemetry_file: String,
+    /// Which part of the traces that begin at this worker is told, 0 to 1. One that a publisher began is told if
+    /// the publisher says so.
+    pub telemetry_sample: f64,
+    /// Bytes of that file at the most: then it is put aside as `.1`, in the place of the one before.
+    pub telemetry_size: u64,
 }
 
 impl Default for Settings {
@@ -161,6 +170,9 @@ impl Default for Settings {
             patterns: Patterns::default(),
             runtime_dir: String::new(),
             metrics_file: String::new(),
+            telemetry_file: String::new(),
+            telemetry_sample: 1.0,
+            telemetry_size: 64 << 20,
         }
     }
 }
@@ -231,6 +243,11 @@ impl Settings {
         within("max_deliveries", self.max_deliveries.into(), 1..=1000)?;
         within("max_payload", self.max_payload as u64, 1..=512 << 20)?;
         within("stream_history", self.stream_history, 1..=1_000_000_000)?;
+        if !(0.0..=1.0).contains(&self.telemetry_sample) {
+            let problem = format!("{} is not 0 to 1", self.telemetry_sample);
+            return Err(SettingError::new("telemetry_sample", problem));
+        }
+        within("telemetry_size", self.telemetry_size, 1 << 20..=1 << 40)?;
         lasting("heartbeat_ttl", self.heartbeat_ttl, TTL_MS)?;
         lasting("claim_idle", self.claim_idle, 100..=DAY)?;
         lasting("handler_timeout", self.handler_timeout, 1..=DAY)?;
@@ -398,7 +415,7 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 31] = [
+        let changes: [(&str, &str, Change); 34] = [
             ("redis_url", "no service", |s| {
                 s.redis_url = RedisUrl::new("redis+sentinel://h")
             }),
@@ -438,6 +455,9 @@ mod tests {
             }),
             ("drain_timeout", "0s", |s| s.drain_timeout = Duration::ZERO),
             ("stream_history", "0", |s| s.stream_history = 0),
+            ("telemetry_sample", "1.5", |s| s.telemetry_sample = 1.5),
+            ("telemetry_sample", "NaN", |s| s.telemetry_sample = f64::NAN),
+            ("telemetry_size", "1", |s| s.telemetry_size = 1),
             ("database_url", "mysql://***@h", |s| {
                 s.database_url = DatabaseUrl::new("mysql://u:p@h")
             }),

@@ -214,6 +214,7 @@ fn process(
         router: Default::default(),
         draining: Default::default(),
         progress: Default::default(),
+        telemetry: None,
     })
 }
 

@@ -25,6 +25,7 @@ use crate::handler::policy::{Policy, PolicyError};
 use crate::handler::router::Registration;
 use crate::protocol::keys::{self, LEDGER_GROUP, NameError};
 use crate::settings::{RedisUrl, SettingError, Settings};
+use crate::telemetry::{self, Telemetry};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -206,6 +207,14 @@ impl Builder {
             patterns: patterns.clone(),
             configured: Configured::new(&settings),
         });
+        let telemetry = Telemetry::new(&telemetry::Options {
+            path: &settings.telemetry_file,
+            sample: settings.telemetry_sample,
+            size: settings.telemetry_size,
+            instance: &settings.id,
+            group: &settings.group,
+            namespace: &settings.namespace,
+        });
         let vital = Vital::new(&settings.id, settings.heartbeat_ttl, &answers);
         for handler in &handlers {
             let wanted = handler.endpoint.wants();
@@ -225,6 +234,7 @@ impl Builder {
             router: Default::default(),
             draining: Default::default(),
             progress: Default::default(),
+            telemetry,
         });
         Ok(Worker {
             settings,

@@ -9,6 +9,7 @@ mod finished;
 mod give_back;
 mod once;
 mod run;
+mod told;
 mod turn;
 mod under_way;
 
@@ -20,13 +21,14 @@ use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
 use crate::streams::commit::{Committer, Receipt, Settlement, Tally};
 use crate::streams::trim;
 use finished::Finished;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use told::Followed;
 use turn::Turn;
 use under_way::{Slot, commit, occupied, read, take};
 
@@ -57,6 +59,8 @@ pub(super) struct Lane {
     /// What was too large to be held, and is to leave its stream once it is settled.
     oversized: Vec<Receipt>,
     sparing: Sparing,
+    /// What is told once its outcome is committed.
+    followed: HashMap<Receipt, Followed>,
     running: usize,
     window: usize,
     taking_fails: bool,
@@ -87,6 +91,7 @@ impl Lane {
             settled: Vec::new(),
             oversized: Vec::new(),
             sparing: Sparing::new(Instant::now()),
+            followed: HashMap::new(),
             running: 0,
             window: shared.concurrency,
             taking_fails: false,
@@ -140,10 +145,12 @@ impl Lane {
             if !self.settled.is_empty()
                 && let Some(free) = committer.take()
             {
+                let to_tell = self.what_to_tell();
                 committing = Some(commit(
                     free,
                     std::mem::take(&mut self.settled),
                     self.shared.clone(),
+                    to_tell,
                 ));
             }
             let room = self.room();

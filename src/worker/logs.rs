@@ -5,6 +5,7 @@
 //! queue full is dropped and counted.
 
 use crate::mutex::locked;
+use crate::telemetry::logs::ToTelemetry;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Write, stderr};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tracing::subscriber::NoSubscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Bytes that may wait for stderr.
@@ -57,17 +59,18 @@ pub fn start(filter: &str, form: Form, apart: bool) -> Result<Logs, ParseError> 
     let filter = EnvFilter::try_new(filter)?;
     let queue = apart.then(Queue::written).flatten();
     let lines = queue.clone();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let layer = tracing_subscriber::fmt::layer()
         .with_writer(move || Line(lines.clone()))
         // It would tell them on stderr, and panic where that fails.
         .log_internal_errors(false)
         .with_ansi(may_colour(stderr().is_terminal()));
-    // What fails is that there is one already.
-    match form {
-        Form::Text => builder.with_target(false).finish().try_init().ok(),
-        Form::Json => builder.json().flatten_event(true).finish().try_init().ok(),
+    let layer = match form {
+        Form::Text => layer.with_target(false).boxed(),
+        Form::Json => layer.json().flatten_event(true).boxed(),
     };
+    let all = tracing_subscriber::registry().with(filter);
+    // What fails is that there is one already.
+    all.with(layer).with(ToTelemetry).try_init().ok();
     Ok(Logs(queue))
 }
 

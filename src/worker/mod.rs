@@ -54,6 +54,7 @@ use crate::coordination::tasks::Tasks;
 use crate::handler::context::Process;
 use crate::handler::router::Registration;
 use crate::settings::Settings;
+use crate::telemetry::Telemetry;
 use keeper::{Begun, Keeper};
 use lanes::Lanes;
 use ledger::Ledger;
@@ -64,6 +65,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{self, Poll};
+use std::time::SystemTime;
 use supervisor::Failure;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use vital::probe::Socket;
@@ -236,7 +238,9 @@ impl Worker {
     }
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
-        let _probed = self.probed();
+        let (_probed, since) = (self.probed(), SystemTime::now());
+        let telemetry = self.process.telemetry.as_ref();
+        let _telling = telemetry.map(Telemetry::start).transpose()?;
         // A worker runs once.
         self.process.draining.set(ending.drain.clone()).ok();
         let mut lanes = Lanes::new(
@@ -269,8 +273,10 @@ impl Worker {
             pulsed: begin.pulsed,
             methods,
             told,
+            since,
         };
         let supervisor = begin.supervisor;
+        let last = reporter.clone();
         let started =
             Keeper::start(&self, &mut lanes, reporter, begun, &supervisor).and_then(|keeper| {
                 let ledger = Ledger::start(&self, lanes.dead(), &ending.drain, &supervisor)?;
@@ -312,6 +318,9 @@ impl Worker {
         };
         if let Some(ledger) = ledger {
             ledger.ended().await;
+        }
+        if let Some(telemetry) = telemetry {
+            telemetry.measured(keeper::measures::measures(&last, since));
         }
         keeper.stop(&self.instances, &supervisor).await;
         match supervisor.failure() {

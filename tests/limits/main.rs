@@ -274,6 +274,7 @@ async fn a_limited_handler_runs_its_share_and_what_the_cache_answers_costs_none(
         router: Default::default(),
         draining: Default::default(),
         progress: Default::default(),
+        telemetry: None,
     });
     let policy = Policy::new()
         .cache(SLOW.period)

@@ -35,6 +35,7 @@ mod state;
 mod takeover;
 mod task_words;
 mod tasks;
+mod telemetry;
 mod turns;
 mod unbegun;
 mod values;

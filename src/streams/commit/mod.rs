@@ -199,6 +199,8 @@ impl Committer {
         // What was delivered earlier is written earlier.
         if !self.one_by_one(slow, &mut tally).await {
             tally.abandoned += batch.len() as u64;
+            let left = batch.iter().map(|settlement| settlement.receipt);
+            tally.unwritten.extend(left);
             return tally;
         }
         if batch.is_empty() {
@@ -232,6 +234,7 @@ impl Committer {
         // They are taken from the end.
         slow.reverse();
         while let Some(settlement) = slow.pop() {
+            let (before, receipt) = (tally.committed, settlement.receipt);
             match self.slow(&settlement).await {
                 Ok(Slow::Committed) => tally.count(&settlement.outcome),
                 Ok(Slow::Untold) => {
@@ -256,11 +259,16 @@ impl Committer {
                         () = tokio::time::sleep(backoff.failed()) => {}
                         () = self.stop.cancelled() => {
                             tally.abandoned = slow.len() as u64;
+                            let left = slow.iter().map(|settlement| settlement.receipt);
+                            tally.unwritten.extend(left);
                             return false;
                         }
                     }
                     continue;
                 }
+            }
+            if tally.committed == before {
+                tally.unwritten.push(receipt);
             }
             backoff.worked();
         }

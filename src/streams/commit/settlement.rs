@@ -128,6 +128,8 @@ pub struct Tally {
     pub refused: Vec<(Receipt, String)>,
     /// Left pending since the committer was told to stop while the server was away.
     pub abandoned: u64,
+    /// Which ones were not written, for whatever reason.
+    pub unwritten: Vec<Receipt>,
 }
 
 impl Tally {

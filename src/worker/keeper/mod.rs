@@ -17,12 +17,14 @@
 //! | `announce`: reports circuits as they change | |
 //! | `tell`: writes how far runs are to those who asked | when they tell it |
 //! | `exposition`: writes the metrics of the bus into a file, if one is set | 15 s |
+//! | `measures`: tells OpenTelemetry what was counted, if there is a file for it | 15 s |
 //! | `summary`: sums up failures in the log | 10 s |
 
 mod announce;
 mod attend;
 pub(super) mod describe;
 mod exposition;
+pub(super) mod measures;
 mod peers;
 mod promote;
 mod pulse;
@@ -58,7 +60,7 @@ use crate::handler::progress::Tell;
 use crate::settings::Settings;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -99,6 +101,8 @@ pub(super) struct Begun {
     pub methods: Vec<(String, Method)>,
     /// What runs say about their progress.
     pub told: UnboundedReceiver<Tell>,
+    /// When the worker began.
+    pub since: SystemTime,
 }
 
 /// What the duties share.
@@ -126,6 +130,7 @@ struct Chores {
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
     signs: ThreadSigns,
+    since: SystemTime,
 }
 
 /// As what this worker is registered now.
@@ -188,6 +193,7 @@ impl Keeper {
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
             told: tokio::sync::Mutex::new(begun.told),
             signs: ThreadSigns::default(),
+            since: begun.since,
         });
         let stop = CancellationToken::new();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -297,6 +303,7 @@ impl Chores {
         duties.begin("announce", async |all| announce::run(&all).await);
         duties.begin("tell", async |all| tell::run(&all).await);
         duties.begin("exposition", async |all| exposition::run(&all).await);
+        duties.begin("measures", async |all| measures::run(&all).await);
         duties.begin("summary", async |all| summary::run(&all).await);
         duties.begin("watch", async |all| all.watch().await);
         tokio::select! {

@@ -153,6 +153,7 @@ impl Lane {
             .and_then(|result| context.within_limits("the result", result))
             .and_then(|result| context.answerable(result));
         stats.ran(elapsed, result.is_err());
+        self.tell_run(receipt, &context, &result, elapsed);
         let published = context.take_outbox();
         let scene = self.shared.scene(receipt);
         let mut settlement = match result {

@@ -1,5 +1,6 @@
 //! What goes on in a lane beside its runs: a read, a commit, a takeover, one of each at a time.
 
+use super::told::ToTell;
 use crate::connect::error::Reaction;
 use crate::streams::commit::{Committer, Outcome, Receipt, Settlement, Tally};
 use crate::worker::keeper::SOON;
@@ -24,6 +25,7 @@ pub(super) fn commit(
     mut committer: Committer,
     batch: Vec<Settlement>,
     shared: Arc<Shared>,
+    to_tell: ToTell,
 ) -> Boxed<(Committer, Vec<Receipt>, Tally)> {
     Box::pin(async move {
         let receipts = batch.iter().map(|settlement| settlement.receipt).collect();
@@ -32,6 +34,7 @@ pub(super) fn commit(
             _ => false,
         });
         let report = committer.commit(batch).await;
+        to_tell.tell(&report);
         if soon {
             shared.soon.notify_one();
         }
