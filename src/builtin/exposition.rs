@@ -422,3 +422,32 @@ impl Buckets {
         (self.sum_ms / 1000.0, below, buckets)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn who_has_opened_the_old_text_reads_all_of_it_and_whoever_comes_later_the_new_one() {
+        let place = std::env::temp_dir().join(format!("convoke-prom-{:x}", fastrand::u64(..)));
+        fs::create_dir(&place).unwrap();
+        let file = place.join("convoke.prom");
+        write(&file, "old\n").unwrap();
+        let mut reads = fs::File::open(&file).unwrap();
+        write(&file, "newer\n").unwrap();
+        let mut text = String::new();
+        reads.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "old\n");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "newer\n");
+        // What cannot be put in the place leaves nothing beside it.
+        let taken = place.join("taken.prom");
+        fs::create_dir(&taken).unwrap();
+        assert!(write(&taken, "text\n").is_err());
+        let names = fs::read_dir(&place).unwrap();
+        let mut names: Vec<_> = names.map(|file| file.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["convoke.prom", "taken.prom"]);
+        fs::remove_dir_all(place).unwrap();
+    }
+}

@@ -280,6 +280,13 @@ fn a_file_for_the_collector_is_whole_and_readable_whenever_it_is_read() {
         texts.insert(text);
         texts.len() >= 5
     });
+    // The worker writes its own again and again, too: the run of a request is in it.
+    run(&redis, &["request", "demo.echo", "--data", "1"]).done();
+    support::eventually("what the worker did since is in its own file", || {
+        let text = std::fs::read_to_string(own.path()).unwrap();
+        check_text(&text, false);
+        text.contains("demo.echo")
+    });
     // Nobody answers: what is there stays, and that is told once.
     worker.stop();
     let stays = |_: &()| {
