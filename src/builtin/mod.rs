@@ -19,6 +19,7 @@ use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::Patterns;
+use crate::coordination::schedules::Schedules;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
 use crate::handler::router::Registration;
@@ -39,6 +40,7 @@ pub(crate) struct Services {
     pub(crate) catalog: Catalog,
     pub(crate) own_report: OwnReport,
     pub(crate) patterns: Patterns,
+    pub(crate) schedules: Schedules,
     pub(crate) configured: Configured,
 }
 

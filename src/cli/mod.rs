@@ -27,6 +27,7 @@ mod probe;
 mod publish;
 mod replay;
 mod request;
+mod schedule;
 mod settings;
 mod state;
 mod streams;
@@ -159,6 +160,7 @@ enum Command {
     History(history::Flags),
     Ledger(ledger::Flags),
     Pattern(pattern::Flags),
+    Schedule(schedule::Flags),
     Task(task::Flags),
     Streams(streams::Flags),
     Pending(pending::Flags),
@@ -272,6 +274,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
         Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
         Command::Pattern(flags) => runtime()?.block_on(pattern::run(session, flags)),
+        Command::Schedule(flags) => runtime()?.block_on(schedule::run(session, flags)),
         Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
     }
 }
@@ -322,6 +325,7 @@ impl Session {
                     | Command::Discover(_)
                     | Command::Task(_)
                     | Command::Pattern(_)
+                    | Command::Schedule(_)
                     | Command::Replay(_)
                     | Command::Streams(_)
                     | Command::Delayed(_)

@@ -90,7 +90,7 @@ pub(super) struct SettingFlags {
     dedup_window: Option<String>,
 }
 
-fn unix_ms(text: &str) -> Result<u64, String> {
+pub(super) fn unix_ms(text: &str) -> Result<u64, String> {
     if let Ok(ms) = text.parse() {
         return Ok(ms);
     }

@@ -15,6 +15,7 @@ pub mod metrics;
 mod outbox;
 pub mod own_report;
 pub mod patterns;
+pub mod schedules;
 pub mod scripts;
 mod store;
 pub mod tasks;

@@ -92,6 +92,7 @@ impl Fact {
                     "task" => of_data("task_id"),
                     "batch" => of_data("batch_id"),
                     "quorum" => of_data("decision"),
+                    "schedule" => of_data("name"),
                     "circuit" => of_data("type"),
                     _ => None,
                 };
@@ -259,6 +260,12 @@ mod tests {
                 json!({"type": "a.b", "instance": "w-1"}),
                 Some("a.b"),
                 Some("w-1"),
+            ),
+            (
+                "schedule.missed",
+                json!({"name": "nightly", "count": 3}),
+                Some("nightly"),
+                None,
             ),
             ("operator.paused", json!({}), None, None),
         ] {

@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use control::TaskKeys;
+pub use control::{ScheduleKeys, TaskKeys};
 pub use names::{
     MAX_NAME, MAX_TYPE, NameError, check_event_type, check_name, covers, domain_of, is_control,
     is_event_type, is_name, reserved_domain,

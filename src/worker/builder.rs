@@ -16,6 +16,7 @@ use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::Patterns;
+use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
@@ -205,6 +206,7 @@ impl Builder {
             catalog: catalog.clone(),
             own_report: own_report.clone(),
             patterns: patterns.clone(),
+            schedules: Schedules::new(connector.clone(), keys.clone()),
             configured: Configured::new(&settings),
         });
         let telemetry = Telemetry::new(&telemetry::Options {

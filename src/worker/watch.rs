@@ -1,5 +1,6 @@
 //! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
-//! that were cancelled, or taken away, while they run here; and for the choice of another pattern.
+//! that were cancelled, or taken away, while they run here; and for the choice of
+//! another pattern, and for schedules that somebody changed.
 
 use super::lanes::Triggers;
 use super::shared::Shared;
@@ -10,6 +11,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::roster::gone_in;
 use crate::coordination::patterns::{Patterns, is_choice};
+use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
 use crate::streams::read;
@@ -30,6 +32,7 @@ pub(super) struct Watch {
     pub triggers: Triggers,
     pub broadcast: String,
     pub patterns: Patterns,
+    pub schedules: Schedules,
     /// How often consumers are compared with instances, besides the facts.
     pub compare: Duration,
 }
@@ -68,6 +71,9 @@ impl Watch {
                 gone.extend(gone_in(entry));
                 if is_choice(entry) {
                     self.patterns.told();
+                }
+                if schedules::is_change(entry) {
+                    self.schedules.told();
                 }
                 if let Some(task) = ended_in(entry) {
                     self.cancel(&task);

@@ -14,6 +14,7 @@ mod leader;
 mod metrics;
 mod patterns;
 mod register;
+mod schedules;
 mod sealed;
 mod stepped;
 mod sweep;

@@ -4,6 +4,7 @@ use crate::batches::{asker, batches, failed, wanted};
 use crate::fleet::Fleet;
 use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::batches::Acquired;
+use convoke::coordination::schedules::Missed;
 use convoke::coordination::tasks::task::NewTask;
 use convoke::protocol::event::{Event, Limits};
 use convoke::protocol::msgpack::{self, PayloadLimits};
@@ -13,13 +14,16 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The scripts that add entries. Whoever writes another one has its entries added below.
-const SCRIPTS: [&str; 10] = [
+const SCRIPTS: [&str; 13] = [
     "add_quorum_vote.lua",
     "coordinate_batch.lua",
     "lead.lua",
     "lose.lua",
     "partition.lua",
     "register.lua",
+    "schedule_delete.lua",
+    "schedule_fire.lua",
+    "schedule_put.lua",
     "set_pattern.lua",
     "task_complete.lua",
     "tasks.lua",
@@ -27,7 +31,7 @@ const SCRIPTS: [&str; 10] = [
 ];
 
 /// What they tell, and where.
-const TOLD: [&str; 18] = [
+const TOLD: [&str; 20] = [
     "batch.completed",
     "batch.progress",
     "batch.started",
@@ -40,6 +44,8 @@ const TOLD: [&str; 18] = [
     "pattern.changed",
     "quorum.deadlocked",
     "quorum.decided",
+    "schedule.changed",
+    "schedule.missed",
     "task.assigned",
     "task.cancelled",
     "task.completed",
@@ -139,6 +145,14 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
         .choose(Patterned::Health, hybrid, None, "ann")
         .await
         .unwrap();
+    let schedules = crate::schedules::schedules(&fleet);
+    let wanted = crate::schedules::each_second("s-1", Missed::Once);
+    schedules.put(&wanted, None, "ann").await.unwrap();
+    crate::schedules::miss(&mut fleet, "s-1").await;
+    schedules.fire_due("w-3").await.unwrap();
+    // Its event is what somebody wanted.
+    fleet.run("DEL cb:events:a").await;
+    schedules.delete("s-1", "ann").await.unwrap();
     fleet.instances.watch_partition().await.unwrap();
     fleet.instances.sweep(16).await.unwrap();
     for id in ["w-1", "w-2"] {

@@ -31,6 +31,7 @@ mod poor;
 mod probe;
 mod progress;
 mod rig;
+mod schedules;
 mod state;
 mod takeover;
 mod task_words;

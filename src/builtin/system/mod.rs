@@ -14,6 +14,7 @@ mod metrics;
 mod pattern;
 mod ping;
 mod report;
+mod schedule;
 
 pub(super) use metrics::whole as whole_metrics;
 
@@ -111,6 +112,30 @@ pub fn registrations() -> Vec<Registration> {
             "system.pattern.get",
             pattern::get,
             Policy::new().describe("Lists in which patterns system events are answered."),
+        ),
+        Registration::new(
+            "system.schedule.put",
+            schedule::put,
+            Policy::new().stateful().describe(
+                "Puts a schedule, which publishes an event at times; or pauses one, or has it go on.",
+            ),
+        ),
+        Registration::new(
+            "system.schedule.delete",
+            schedule::delete,
+            Policy::new()
+                .stateful()
+                .describe("Deletes a schedule."),
+        ),
+        Registration::new(
+            "system.schedule.list",
+            schedule::list,
+            Policy::new().describe("Lists schedules with their next times and their last event."),
+        ),
+        Registration::new(
+            "system.schedule.run",
+            schedule::run,
+            Policy::new().describe("Publishes a schedule's event now, besides its ticks."),
         ),
         Registration::new(
             "system.discover",

@@ -27,6 +27,19 @@ pub struct TaskKeys {
     pub counts: String,
 }
 
+/// Where schedules are, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScheduleKeys {
+    /// What each is: a hash.
+    pub schedules: String,
+    /// Its event, but for what each one has of its own: a hash.
+    pub events: String,
+    /// How far it is: a hash.
+    pub states: String,
+    /// When it is to be looked at next: a sorted set.
+    pub due: String,
+}
+
 impl Keys {
     /// One registered instance.
     pub fn instance(&self, id: &str) -> String {
@@ -139,6 +152,18 @@ impl Keys {
             free: part("free"),
             done: part("done"),
             counts: part("counts"),
+        }
+    }
+
+    /// Where schedules are.
+    #[doc(hidden)]
+    pub fn schedules(&self) -> ScheduleKeys {
+        let part = |part: &str| self.control(format_args!("schedules:{part}"));
+        ScheduleKeys {
+            schedules: self.control(format_args!("schedules")),
+            events: part("events"),
+            states: part("states"),
+            due: part("due"),
         }
     }
 

@@ -11,6 +11,7 @@
 //! | `attend`: sees when the server answers, and what its clock does | an eighth of the ttl, at most a second, unless others did |
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, reports partitions | all instances together one to four times a second |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
+//! | `schedule`: stores the events of schedules whose tick is due | when one is due; looks for more every 5 s, and when it is told |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
@@ -29,6 +30,7 @@ mod peers;
 mod promote;
 mod pulse;
 mod renew;
+mod schedule;
 mod signs;
 mod summary;
 mod sweep;
@@ -53,6 +55,7 @@ use crate::coordination::instances::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, Registered, Seal};
 use crate::coordination::leader::Lead;
 use crate::coordination::patterns::Patterns;
+use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::handler::layers::circuit::CircuitChange;
@@ -127,6 +130,7 @@ struct Chores {
     methods: Vec<(String, Method)>,
     broadcast: String,
     patterns: Patterns,
+    schedules: Schedules,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
     signs: ThreadSigns,
@@ -177,6 +181,7 @@ impl Keeper {
             catalog: Catalog::new(connector.clone(), keys.clone()),
             leases: worker.leases.clone(),
             batches: Batches::new(connector.clone(), keys.clone()),
+            schedules: Schedules::new(connector.clone(), keys.clone()),
             connector,
             lanes: lanes.shared().to_vec(),
             triggers: lanes.triggers(),
@@ -294,6 +299,7 @@ impl Chores {
         duties.begin("attend", async |all| attend::run(&all).await);
         duties.begin("sweep", async |all| sweep::run(&all).await);
         duties.begin("promote", async |all| promote::run(&all).await);
+        duties.begin("schedule", async |all| schedule::run(&all).await);
         duties.begin("trim", async |all| trim::run(&all).await);
         duties.begin("stale", async |all| upkeep::look_for_stale(&all).await);
         duties.begin("claims", async |all| upkeep::keep_claims(&all).await);
@@ -329,6 +335,7 @@ impl Chores {
             triggers: self.triggers.clone(),
             broadcast: self.broadcast.clone(),
             patterns: self.patterns.clone(),
+            schedules: self.schedules.clone(),
             compare: self.settings.heartbeat_ttl,
         };
         watch.run().await;

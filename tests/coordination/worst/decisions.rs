@@ -10,6 +10,7 @@ use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::batches::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
 use convoke::coordination::batches::{Acquired, Advanced, FinishedItem};
 use convoke::coordination::limits::RateLimits;
+use convoke::coordination::schedules::Missed;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::protocol::rate::Rate;
 use convoke::settings::RedisUrl;
@@ -28,6 +29,23 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
                 let chosen = patterns.choose(Patterned::Health, Some(pattern), None, &by);
                 chosen.await.unwrap();
             }
+        })
+        .await;
+    let schedules = crate::schedules::schedules(fleet);
+    let mut wanted = crate::schedules::each_second("s-1", Missed::Once);
+    (wanted.payload, wanted.subject) = (Some(vec![0xc0; 1]), Some("x".repeat(256)));
+    meter
+        .of(&fleet.redis, async {
+            schedules.put(&wanted, None, "ann").await.unwrap();
+            wanted.when.every_ms = Some(2000);
+            schedules.put(&wanted, None, "ann").await.unwrap();
+        })
+        .await;
+    crate::schedules::miss(fleet, "s-1").await;
+    meter
+        .of(&fleet.redis, async {
+            schedules.fire_due("w-1").await.unwrap();
+            schedules.delete("s-1", "ann").await.unwrap();
         })
         .await;
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
