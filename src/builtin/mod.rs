@@ -5,6 +5,7 @@ pub(crate) mod children;
 pub mod exec;
 #[doc(hidden)]
 pub mod exposition;
+pub(crate) mod pipe;
 mod process;
 mod scarce;
 pub mod services;

@@ -1,5 +1,7 @@
 //! `convoke worker`: runs a worker with the built-in handlers and commands as handlers.
 
+mod pipes;
+
 use super::{Exit, Misuse, Session};
 use clap::{Args, ValueHint};
 use convoke::Worker;
@@ -7,6 +9,7 @@ use convoke::builtin::exec;
 use convoke::protocol::keys;
 use convoke::protocol::pattern::Patterned;
 use convoke::worker::vital::probe;
+use pipes::PipeFlags;
 use serde::{Serialize, Serializer};
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   convoke worker
   convoke worker --role worker,gpu --capacity 4 --exec 'a.b=./run.sh'
+  convoke worker --pipe 'text.upper=python3 upper.py' --pipe-workers 2
   convoke worker --config convoke.toml --log-format json
   CONVOKE_REDIS_URL_FILE=/run/secrets/redis-url convoke worker --id w-1
 
@@ -47,6 +51,20 @@ Commands of --exec:
   not strings, or stand twice, or that would look like one of these. Integers beyond 64 bits, a name
   that stands twice and an id with a NUL are refused, with the place.
 
+Programs of --pipe:
+  A program is started once, by sh -c, and stays. Each event is one line of JSON on its standard
+  input, {\"id\", \"type\", \"attempt\", \"subject\"?, \"deadline_ms\"?, \"data\"}; it answers in any order
+  with lines on standard output:
+
+  {\"id\": …, \"ok\": RESULT}
+  {\"id\": …, \"error\": {\"code\": \"internal\", \"message\": \"…\", \"retryable\": true}}
+  {\"id\": …, \"progress\": {\"done\": 1, \"total\": 8, \"note\": \"…\"}}
+  {\"id\": …, \"publish\": {\"type\": \"a.b\", \"data\": …, \"subject\": \"…\"}}
+
+  What it writes on standard error is logged with its event. When it dies, or writes what is no
+  answer, what it held fails and is tried again; a run that times out ends it. At the worker's end
+  its input is closed, and 5 s later it is killed. The whole contract: convoke docs protocol.
+
 SIGTERM, SIGINT and SIGHUP end the worker: it stops reading, finishes what runs (--drain-timeout), \
 exits 0. Should a part of it fail, it does the same and exits 1. As the first process of a container it \
 reaps orphans.";
@@ -58,6 +76,8 @@ pub(super) struct Flags {
     /// A command that handles a type of event; may be repeated
     #[arg(long, value_name = "TYPE=CMD", value_parser = command)]
     exec: Vec<(String, String)>,
+    #[command(flatten)]
+    pipes: PipeFlags,
     #[command(flatten)]
     pub(crate) settings: SettingFlags,
 }
@@ -233,6 +253,7 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     }
     let max_output = session.settings.max_payload;
     let mut settings = session.settings;
+    flags.pipes.add_to(&mut settings)?;
     if settings.runtime_dir.is_empty() {
         settings.runtime_dir = probe::directory().display().to_string();
     }

@@ -57,6 +57,7 @@ pub fn gate(
     let plain = circuit.is_none()
         && policy.rate.is_none()
         && policy.concurrency.is_none()
+        && policy.permits.is_none()
         && !policy.ordered
         && policy.cache.is_none()
         && policy.layers.is_empty();
@@ -86,7 +87,7 @@ pub fn gate(
         subjects: policy.ordered.then(Arc::default),
         rate,
         circuit: circuit.map(|circuit| (circuit.clone(), policy.fallback.clone())),
-        permits: policy.concurrency.map(permits),
+        permits: policy.permits.clone().or(policy.concurrency.map(permits)),
         layered: !policy.layers.is_empty(),
         service: Kept::new(service),
     }))

@@ -211,7 +211,17 @@ impl Context {
     /// `internal`, not retryable, if `kind` is no event type, the payload cannot be encoded or is over a
     /// limit, or the run has ended.
     pub fn publish<P: Serialize>(&self, kind: &str, payload: &P) -> Result<(), HandlerError> {
-        let data = self.within_limits(format_args!("publish {kind}"), encode(payload)?)?;
+        self.publish_encoded(kind, encode(payload)?, None)
+    }
+
+    /// Publishes what is encoded, under that subject or this event's.
+    pub(crate) fn publish_encoded(
+        &self,
+        kind: &str,
+        data: Encoded,
+        subject: Option<&str>,
+    ) -> Result<(), HandlerError> {
+        let data = self.within_limits(format_args!("publish {kind}"), data)?;
         keys::check_event_type(kind)
             .map_err(|error| HandlerError::internal(error.to_string()).permanent())?;
         let mut fields: Vec<Vec<u8>> = vec![
@@ -223,7 +233,7 @@ impl Context {
             self.instance().into(),
         ];
         let mut partition_key = None;
-        if let Some(subject) = self.0.event.subject() {
+        if let Some(subject) = subject.or(self.0.event.subject()) {
             fields.extend([b"subject".to_vec(), subject.into()]);
             partition_key = Some(subject.to_owned());
         }

@@ -19,6 +19,7 @@ use serde::de::DeserializeOwned;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tower::Layer;
 use tower::Service;
 use tower::util::BoxCloneSyncService;
@@ -95,6 +96,8 @@ pub struct Policy {
     pub(crate) circuit: Option<CircuitPolicy>,
     pub(crate) fallback: Option<Fallback>,
     pub(crate) concurrency: Option<usize>,
+    /// Permits that somebody else gives and takes, in the place of `concurrency`.
+    pub(crate) permits: Option<Arc<Semaphore>>,
     pub(crate) ordered: bool,
     pub(crate) cache: Option<Duration>,
     pub(crate) silent: bool,
@@ -225,6 +228,13 @@ impl Policy {
     #[must_use]
     pub fn concurrency(mut self, limit: usize) -> Self {
         self.concurrency = Some(limit);
+        self
+    }
+
+    /// As many runs at a time as there are permits, which come and go.
+    #[must_use]
+    pub(crate) fn permitted_by(mut self, permits: Arc<Semaphore>) -> Self {
+        self.permits = Some(permits);
         self
     }
 

@@ -161,6 +161,14 @@ fn big_endian(bytes: &[u8]) -> usize {
 /// Costs one pass; allocates only for nesting. Text is not checked for UTF-8: whoever decodes a
 /// string does that.
 pub fn scan(bytes: &[u8], limits: &PayloadLimits) -> Result<(), ScanError> {
+    match first(bytes, limits)? {
+        end if end == bytes.len() => Ok(()),
+        end => Err(ScanError::Trailing { offset: end }),
+    }
+}
+
+/// Where the first value of `bytes` ends, if it is one within the limits.
+pub(crate) fn first(bytes: &[u8], limits: &PayloadLimits) -> Result<usize, ScanError> {
     if bytes.len() > limits.bytes {
         return Err(ScanError::TooLong {
             bytes: bytes.len(),
@@ -218,8 +226,7 @@ pub fn scan(bytes: &[u8], limits: &PayloadLimits) -> Result<(), ScanError> {
         }
         loop {
             match open.last_mut() {
-                None if at == bytes.len() => return Ok(()),
-                None => return Err(ScanError::Trailing { offset: at }),
+                None => return Ok(at),
                 Some(1) => {
                     open.pop();
                 }

@@ -7,6 +7,7 @@ mod client;
 mod command;
 mod database_url;
 mod drivers;
+mod pipe;
 #[cfg(feature = "config")]
 #[doc(hidden)]
 pub mod sources;
@@ -17,6 +18,7 @@ pub use crate::connect::url::RedisUrl;
 pub use client::ConnectError;
 pub use command::CommandLine;
 pub use database_url::{DatabaseKind, DatabaseUrl};
+pub use pipe::{Pipe, PipeFormat};
 #[cfg(feature = "config")]
 pub use sources::LoadError;
 
@@ -27,6 +29,7 @@ use crate::protocol::event::Limits;
 use crate::protocol::keys::{self, Keys, NameError};
 use crate::protocol::pattern::{Patterned, Patterns};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -112,6 +115,8 @@ pub struct Settings {
     /// Empty: none, and `system.health` calls it disabled. It may hold a token: it shows in no output and
     /// no argument list.
     pub mcp_server: CommandLine,
+    /// Programs that stay alive and handle a type of event, by that type.
+    pub pipe: BTreeMap<String, Pipe>,
     /// In which pattern system events are answered where the bus says nothing of it: see
     /// [`patterns`](crate::docs::patterns).
     pub patterns: Patterns,
@@ -167,6 +172,7 @@ impl Default for Settings {
             // A year.
             ledger_retention: Duration::from_secs(31_557_600),
             mcp_server: CommandLine::default(),
+            pipe: BTreeMap::new(),
             patterns: Patterns::default(),
             runtime_dir: String::new(),
             metrics_file: String::new(),
@@ -263,6 +269,15 @@ impl Settings {
                 self.ledger_retention,
                 DAY..=36_500 * DAY,
             )?;
+        }
+        for (kind, pipe) in &self.pipe {
+            let problem = match keys::is_event_type(kind.as_bytes()) {
+                true => pipe.problem(),
+                false => Some("not an event type".to_owned()),
+            };
+            if let Some(problem) = problem {
+                return Err(SettingError::new("pipe", format!("{kind}: {problem}")));
+            }
         }
         for event in Patterned::ALL {
             if let Err(problem) = event.check(self.patterns.of(event)) {
@@ -415,7 +430,7 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 34] = [
+        let changes: [(&str, &str, Change); 37] = [
             ("redis_url", "no service", |s| {
                 s.redis_url = RedisUrl::new("redis+sentinel://h")
             }),
@@ -454,6 +469,21 @@ mod tests {
                 s.max_payload = (512 << 20) + 1
             }),
             ("drain_timeout", "0s", |s| s.drain_timeout = Duration::ZERO),
+            ("pipe", "nodot: not an event type", |s| {
+                s.pipe.insert("nodot".into(), Pipe::new("a"));
+            }),
+            ("pipe", "a.b: no command", |s| {
+                s.pipe.insert("a.b".into(), Pipe::new(" "));
+            }),
+            ("pipe", "workers: 0", |s| {
+                s.pipe.insert(
+                    "a.b".into(),
+                    Pipe {
+                        workers: 0,
+                        ..Pipe::new("a")
+                    },
+                );
+            }),
             ("stream_history", "0", |s| s.stream_history = 0),
             ("telemetry_sample", "1.5", |s| s.telemetry_sample = 1.5),
             ("telemetry_sample", "NaN", |s| s.telemetry_sample = f64::NAN),

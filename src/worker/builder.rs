@@ -3,6 +3,7 @@
 use super::vital::Vital;
 use super::{RunError, Worker};
 use crate::builtin::Services;
+use crate::builtin::pipe::Pipe;
 use crate::builtin::services::Configured;
 use crate::builtin::system::batch_process::Runner;
 use crate::connect::connector::Connector;
@@ -169,7 +170,12 @@ impl Builder {
         }
         settings.check()?;
         let built_in = crate::builtin::registrations().into_iter();
-        let handlers: Vec<Registration> = built_in.chain(handlers).collect();
+        let piped = settings.pipe.iter();
+        let pipes: Vec<Pipe> = piped
+            .map(|(kind, pipe)| Pipe::new(kind, pipe, settings.max_payload))
+            .collect();
+        let piped = pipes.iter().map(Pipe::registration);
+        let handlers: Vec<Registration> = built_in.chain(handlers).chain(piped).collect();
         let mut kinds = HashSet::new();
         for handler in &handlers {
             let kind = &handler.kind;
@@ -241,6 +247,7 @@ impl Builder {
         Ok(Worker {
             settings,
             handlers,
+            pipes,
             process,
             name,
             answers,

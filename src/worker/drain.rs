@@ -3,10 +3,12 @@
 use super::lanes::{Lanes, Running};
 use super::supervisor::Supervisor;
 use super::{Ending, Worker, keeper};
+use crate::builtin::pipe::Pipe;
 use crate::connect::error::BusError;
 use crate::settings::Settings;
 use crate::streams::claim;
 use crate::streams::commit::Committer;
+use futures_util::future::join_all;
 use std::time::Duration;
 
 /// How long a lane may take to stop that was told to; a handler that holds its thread holds it too.
@@ -61,6 +63,14 @@ impl Worker {
         tokio::select! {
             committers = running.ended() => committers,
             () = limit => Vec::new(),
+        }
+    }
+
+    /// Has the processes of pipes end by themselves, unless the worker is to finish nothing.
+    pub(super) async fn end_pipes(&self, ending: &Ending) {
+        tokio::select! {
+            _ = join_all(self.pipes.iter().map(Pipe::end)) => {}
+            () = ending.stop.cancelled() => {}
         }
     }
 

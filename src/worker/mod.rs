@@ -44,6 +44,7 @@ mod unbegun;
 pub mod vital;
 mod watch;
 
+use crate::builtin::pipe::Pipe;
 use crate::connect::silence::Answers;
 use crate::coordination::batches::leases::Leases;
 use crate::coordination::catalog::Catalog;
@@ -83,6 +84,7 @@ pub use supervisor::Why;
 pub struct Worker {
     settings: Settings,
     handlers: Vec<Registration>,
+    pipes: Vec<Pipe>,
     process: Arc<Process>,
     /// The name that no other process has.
     name: String,
@@ -304,6 +306,9 @@ impl Worker {
             redis = %self.settings.redis_url,
             "working"
         );
+        for pipe in &self.pipes {
+            pipe.start();
+        }
         let leads = keeper.leads();
         let _patterns = patterns::start(&self, &ending.drain, &supervisor, leads);
         let drained = self.until_drained(&lanes, begin.running, &ending, &supervisor);
@@ -316,6 +321,7 @@ impl Worker {
             committers = drained => committers,
             never = hangs => never,
         };
+        self.end_pipes(&ending).await;
         if let Some(ledger) = ledger {
             ledger.ended().await;
         }

@@ -16,6 +16,7 @@ mod guarantees;
 mod large;
 mod life;
 mod metrics;
+mod pipe;
 mod probe;
 mod publish;
 mod raw;

@@ -1,0 +1,176 @@
+//! Programs that stay alive (`worker --pipe`), in whatever language there is.
+
+use super::rig::{entries, text};
+use super::worker::Worker;
+use super::{File, convoke, run};
+use crate::support::{self, Redis};
+use convoke::protocol::json;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::process::Command;
+
+/// What each program of these tests begins with: it answers what its function `handle` returns.
+const PYTHON: &str = r#"
+import json, os, sys, time
+def say(**answer):
+    print(json.dumps(answer), flush=True)
+def each(handle):
+    for line in sys.stdin:
+        event = json.loads(line)
+        say(id=event["id"], **handle(event))
+"#;
+
+fn program(name: &str, text: &str) -> File {
+    File::new(&format!("{name}.py"), &format!("{PYTHON}{text}"))
+}
+
+fn worker(redis: &Redis, pipe: &str, flags: &[&str]) -> Worker {
+    let mut command = convoke(redis, &["worker", "--id=w-1", "--pipe", pipe]);
+    Worker::start(redis, "w-1", command.args(flags))
+}
+
+fn request(redis: &Redis, kind: &str, data: &str) -> super::Ended {
+    run(redis, &["request", kind, "--data", data, "--timeout=60s"])
+}
+
+/// The results of a domain's events, by the event's id: how many, and the last.
+fn results(redis: &Redis, domain: &str) -> BTreeMap<String, (usize, Value)> {
+    let mut found = BTreeMap::new();
+    for entry in entries(redis, &format!("cb:results:{domain}")) {
+        let result = json::to_json(entry.get("data").unwrap_or(&[0xc0])).unwrap();
+        let counted = found.entry(text(&entry, "correlationid"));
+        let (count, last) = counted.or_insert((0, Value::Null));
+        (*count, *last) = (*count + 1, result);
+    }
+    found
+}
+
+fn there_is(program: &str) -> bool {
+    let asked = Command::new(program).arg("--version").output();
+    asked.is_ok_and(|asked| asked.status.success())
+}
+
+#[test]
+fn the_examples_in_other_languages_work() {
+    for (program, file) in [
+        ("python3", "piped.py"),
+        ("node", "piped.mjs"),
+        ("sh", "piped.sh"),
+    ] {
+        // Not everyone has Node.
+        if program == "node" && !there_is(program) {
+            eprintln!("{program} is not installed: {file} was not run");
+            continue;
+        }
+        let redis = Redis::start();
+        let file = format!("{}/tests/examples/{file}", env!("CARGO_MANIFEST_DIR"));
+        let pipe = format!("text.upper={program} {file}");
+        let worker = worker(&redis, &pipe, &["--pipe-workers=2"]);
+        for (data, upper) in [(r#""abc""#, "\"ABC\"\n"), (r#""x y""#, "\"X Y\"\n")] {
+            assert_eq!(
+                request(&redis, "text.upper", data).done().out,
+                upper,
+                "{program}"
+            );
+        }
+        let refused = run(
+            &redis,
+            &["request", "text.upper", "--data", "7", "--format=json"],
+        );
+        let error: Value = serde_json::from_str(&refused.err).unwrap();
+        assert_eq!(error["retryable"], false, "{program}: {error}");
+        worker.stop().done();
+    }
+}
+
+#[test]
+fn a_program_speaks_messagepack_if_it_likes() {
+    let redis = Redis::start();
+    let program = program(
+        "packed",
+        r#"
+while True:
+    length = sys.stdin.buffer.read(4)
+    if not length:
+        break
+    event = sys.stdin.buffer.read(int.from_bytes(length, "big"))
+    at = event.index(b"\xa2id") + 3
+    id = event[at:at + 1 + (event[at] & 31)]
+    if event[at] == 0xd9:
+        id = event[at:at + 2 + event[at + 1]]
+    data = event[event.rindex(b"\xa4data") + 5:]
+    answer = b"\x82\xa2id" + id + b"\xa2ok" + data
+    sys.stdout.buffer.write(len(answer).to_bytes(4, "big") + answer)
+    sys.stdout.buffer.flush()
+"#,
+    );
+    let pipe = format!("demo.echo=python3 {}", program.path());
+    let worker = worker(&redis, &pipe, &["--pipe-format=demo.echo=msgpack"]);
+    for data in [r#"{"$float":"nan"}"#, r#"{"a":[1,"é"]}"#] {
+        let echoed = request(&redis, "demo.echo", data).done();
+        assert_eq!(echoed.out, format!("{data}\n"));
+    }
+    worker.stop().done();
+}
+
+#[test]
+fn a_drained_program_answers_what_it_holds_sees_the_end_and_may_clear_up() {
+    let redis = Redis::start();
+    let (begun, left) = (File::new("begun", ""), File::new("left", ""));
+    let program = program(
+        "drained",
+        r#"
+def handle(event):
+    open(sys.argv[1], "w").write("yes")
+    time.sleep(1)
+    return {"ok": "done"}
+each(handle)
+open(sys.argv[2], "w").write("in order")
+"#,
+    );
+    let (program, begins) = (program.path(), begun.path());
+    let pipe = format!("demo.slow=python3 {program} {begins} {}", left.path());
+    let worker = worker(&redis, &pipe, &[]);
+    run(&redis, &["publish", "demo.slow", "--id=e-1"]).done();
+    support::eventually("it has begun", || {
+        !std::fs::read_to_string(begins).unwrap().is_empty()
+    });
+    worker.stop().done();
+    assert_eq!(results(&redis, "demo")["e-1"], (1, "done".into()));
+    assert_eq!(std::fs::read_to_string(left.path()).unwrap(), "in order");
+}
+
+#[test]
+fn what_is_no_answer_ends_the_process_with_the_reason() {
+    let redis = Redis::start();
+    let pipe = "demo.noise=while read -r line; do echo Processing; done";
+    let flags = ["--max-attempts=1", "--max-payload=1000"];
+    let worker = worker(
+        &redis,
+        pipe,
+        &[&flags[..], &["--pipe", "demo.much=cat /dev/zero"]].concat(),
+    );
+    request(&redis, "demo.noise", "1").failed(1, &["no answer", "Processing"]);
+    support::eventually("what is too much is refused", || {
+        let asked = request(&redis, "demo.much", "1");
+        asked.code == 1 && asked.err.contains("a message of more than 66536 bytes")
+    });
+    worker.stop().done();
+}
+
+#[test]
+fn what_makes_no_sense_of_a_pipe_is_refused() {
+    let redis = Redis::start();
+    let worker = |args: &[&str]| run(&redis, &[&["worker"], args].concat());
+    worker(&["--pipe", "cat"]).failed(2, &["--pipe", "TYPE=CMD"]);
+    worker(&["--pipe", "a.b=cat", "--pipe", "a.b=true"]).failed(2, &["a.b has two commands"]);
+    worker(&["--pipe-workers", "a.b=2"]).failed(2, &["--pipe-workers", "no --pipe for a.b"]);
+    worker(&["--pipe", "a.b=cat", "--pipe-workers", "0"]).failed(2, &["workers: 0"]);
+    worker(&["--pipe", "a.b=cat", "--pipe-format", "xml"]).failed(2, &["json or msgpack"]);
+    worker(&["--pipe", "a.b=cat", "--exec", "a.b=cat"]).failed(1, &["a.b has two handlers"]);
+    let file = File::new(
+        "pipe.toml",
+        "[pipe.\"a.b\"]\ncommand = \"cat\"\nworkers = 300\n",
+    );
+    worker(&["--config", file.path()]).failed(2, &["a.b: workers: 300"]);
+}
