@@ -345,6 +345,7 @@ mod tests {
                 route: &load.routes[0],
                 consumer: "bench-0",
                 now: 7,
+                outbox: false,
                 reply_history,
             };
             settlement.effects(place, |effect| worker.add(effect.words));

@@ -142,7 +142,7 @@ fn reason(event: &Entry) -> String {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.connector()?.dedicated().await?;
+    let mut connection = session.server()?.dedicated().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Show(flags) => show::run(&session, &mut connection, &flags).await,

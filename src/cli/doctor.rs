@@ -131,7 +131,7 @@ impl Finding {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let connector = session.connector()?;
+    let connector = session.server()?;
     let mut findings = match connector.survey().await {
         Some(voices) => sentinels::sentinels(&voices, &session.settings),
         None => Vec::new(),

@@ -115,7 +115,7 @@ async fn groups_of(
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.connector()?.dedicated().await?;
+    let mut connection = session.server()?.dedicated().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Drop(flags) => drop::run(&session, &mut connection, &flags).await,

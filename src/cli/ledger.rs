@@ -144,7 +144,7 @@ async fn status(session: &Session) -> anyhow::Result<Exit> {
 /// What waits in Redis for the ledger.
 async fn waiting(session: &Session) -> anyhow::Result<Vec<Lag>> {
     let keys = session.settings.keys()?;
-    let connector = session.connector()?;
+    let connector = session.server()?;
     let domains = Instances::new(connector.clone(), keys.clone())
         .domains()
         .await?;

@@ -335,6 +335,17 @@ impl Session {
         })
     }
 
+    /// The same, for a command that looks at streams as they are on one server.
+    fn server(&self) -> anyhow::Result<Connector> {
+        match self.settings.redis_url.is_cluster() {
+            true => Err(Misuse::error(
+                "this command does not look at the nodes of a cluster yet: on one there are worker, publish, \
+                 request, health, state, metrics, instances, discover, task, batch and vote",
+            )),
+            false => self.connector(),
+        }
+    }
+
     fn connector(&self) -> anyhow::Result<Connector> {
         let connector = Connector::of(&self.settings, 2)?;
         Ok(match self.loads {

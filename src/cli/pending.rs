@@ -82,7 +82,7 @@ impl Held {
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let keys = session.settings.keys()?;
-    let connector = session.connector()?;
+    let connector = session.server()?;
     let mut connection = connector.dedicated().await?;
     let sight = session.sight()?;
     let kinds = [StreamKind::Events, StreamKind::Inbox];

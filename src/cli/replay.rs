@@ -45,7 +45,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         ),
     };
     let operator = session.operator(act.run.as_deref())?;
-    let mut connection = session.connector()?.dedicated().await?;
+    let mut connection = session.server()?.dedicated().await?;
     let walk = Walk::begin(&session, &mut connection, from, &act, &operator).await?;
     let program = Program::of(&act, &session, operator.by());
     let mut replay = Replay {

@@ -45,7 +45,7 @@ pub(super) struct Flags {
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let keys = session.settings.keys()?;
-    let mut connection = session.connector()?.dedicated().await?;
+    let mut connection = session.server()?.dedicated().await?;
     let mut kinds = vec![Events, Inbox, Dead, Results, Broadcast];
     if flags.all || !flags.streams.is_empty() {
         kinds.push(Reply);

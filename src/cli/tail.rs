@@ -85,7 +85,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     for name in flags.streams.iter().filter(|name| !wild(name)) {
         choose::stream_keys(&keys, name)?;
     }
-    let mut connection = session.connector()?.dedicated().await?;
+    let mut connection = session.server()?.dedicated().await?;
     let mut streams = Vec::new();
     for name in &flags.streams {
         let found = match wild(name) {
@@ -125,8 +125,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         kind: flags.kind,
         payload: flags.payload,
     };
-    let mut follower =
-        Follower::start(session.connector()?, session.sight()?, streams, since).await?;
+    let mut follower = Follower::start(session.server()?, session.sight()?, streams, since).await?;
     let mut left = flags.limit.unwrap_or(u64::MAX);
     while !(flags.no_follow && follower.is_at_end()) {
         let entries = follower.read().await?;

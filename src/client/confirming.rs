@@ -1,7 +1,7 @@
 //! Publishes that count only when replicas have them.
 
-use super::Client;
 use super::publish::{Doubt, Outgoing, PublishError, Published};
+use super::ways::Way;
 use crate::client::publish::{Answer, Confirm, Prepared};
 use redis::{Pipeline, Value};
 use std::time::Duration;
@@ -9,7 +9,7 @@ use std::time::Duration;
 /// The longest that a publish may wait for replicas.
 pub const MAX_CONFIRM: Duration = Duration::from_secs(10);
 
-impl Client {
+impl Way {
     pub(super) async fn store_confirmed(
         &self,
         event: &Outgoing,
@@ -22,8 +22,8 @@ impl Client {
                 MAX_CONFIRM.as_secs()
             )));
         }
-        let _turn = self.0.turn.lock().await;
-        let link = &self.0.confirming;
+        let _turn = self.turn.lock().await;
+        let link = &self.confirming;
         let mut lent = link.get().await.map_err(PublishError::unsent)?;
         if prepared.scripted {
             let asked = self.has_script_for(link, &mut lent).await;

@@ -10,6 +10,7 @@ pub mod publish;
 #[doc(hidden)]
 pub mod request;
 mod scripted;
+mod ways;
 
 pub use ask::Ask;
 pub use confirming::MAX_CONFIRM;
@@ -17,24 +18,24 @@ pub use options::{ClientOptions, DEDUP_WINDOW, REPLY_TTL, STREAM_HISTORY};
 pub use publish::{Doubt, Outgoing, PublishError, Published};
 pub use request::RequestError;
 
-use crate::client::pipelines::Pipelines;
 use crate::client::publish::{Answer, Defaults, Prepared, When};
 use crate::client::request::{Hear, Replies, ReplyStreams};
 use crate::connect::backoff::Backoff;
 use crate::connect::clock::{NEVER, local_now, whole_ms};
 use crate::connect::connector::Connector;
-use crate::connect::link::Link;
 use crate::protocol::keys::{self, Keys, NameError};
 use crate::protocol::progress::Progress;
 use crate::protocol::reply::Reply;
-use scripted::{NOWHERE, ScriptState, is_no_script, lacks_script};
+use scripted::{NOWHERE, is_no_script, lacks_script};
 use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
 use uuid::Uuid;
+use ways::{Way, Ways};
 
 /// Publishes events and awaits replies. Cheap to clone; all clones share their connections.
 #[derive(Clone)]
@@ -45,14 +46,7 @@ struct Inner {
     name: String,
     defaults: Defaults,
     patience: Duration,
-    script: ScriptState,
-    /// Publishes share it.
-    link: Link,
-    /// For many publishes at a time.
-    pipelines: Pipelines,
-    /// `WAIT` blocks its connection and counts what that one connection wrote.
-    confirming: Link,
-    turn: tokio::sync::Mutex<()>,
+    ways: Ways,
     replies: Replies,
 }
 
@@ -100,11 +94,7 @@ impl Client {
                 dedup_window: options.dedup_window,
             },
             patience: options.patience,
-            script: ScriptState::default(),
-            link: Link::new(connector.clone(), Duration::ZERO),
-            pipelines: Pipelines::new(connector.clone()),
-            confirming: Link::new(connector, MAX_CONFIRM),
-            turn: tokio::sync::Mutex::default(),
+            ways: Ways::new(connector),
             replies,
         })))
     }
@@ -114,7 +104,7 @@ impl Client {
     /// # Errors
     /// The server cannot be reached: why.
     pub async fn reach(&self) -> Result<(), String> {
-        self.0.link.get().await?;
+        self.0.ways.home.link.get().await?;
         Ok(())
     }
 
@@ -149,27 +139,41 @@ impl Client {
         let event = event.borrow();
         let partition = event.partition(&self.0.keys);
         let prepared = event.prepare(&self.0.keys, partition, &self.0.defaults)?;
-        self.publish_prepared(event, &prepared).await
+        let way = self.way(event, partition);
+        self.publish_prepared(event, &prepared, &way).await
+    }
+
+    /// The way to where an event of that partition goes.
+    fn way(&self, event: &Outgoing, partition: u16) -> Arc<Way> {
+        let domain = keys::domain_of(event.kind());
+        match self.0.ways.are_many() {
+            true => self.0.ways.to(&self.0.keys.events(domain, partition)),
+            false => self.0.ways.home.clone(),
+        }
     }
 
     async fn publish_prepared(
         &self,
         event: &Outgoing,
         prepared: &Prepared,
+        way: &Way,
     ) -> Result<Published, PublishError> {
         let give_up = Instant::now() + self.0.patience.min(NEVER);
-        let mut outcome = self.store(event, prepared).await;
+        let mut outcome = self.store(event, prepared, way).await;
         let mut backoff = Backoff::default();
-        while event.dedup && is_unanswered(&outcome) || lacks_script(&outcome) {
+        while event.dedup && is_unanswered(&outcome)
+            || lacks_script(&outcome)
+            || is_elsewhere(&outcome)
+        {
             if lacks_script(&outcome) {
-                self.0.script.seen_in.store(NOWHERE, Ordering::Relaxed);
+                way.script.seen_in.store(NOWHERE, Ordering::Relaxed);
             }
             let pause = backoff.failed();
             if Instant::now() + pause > give_up {
                 break;
             }
             tokio::time::sleep(pause).await;
-            match self.store(event, prepared).await {
+            match self.store(event, prepared, way).await {
                 // Rejected now says nothing of the try before, which may have been stored.
                 Err(PublishError::Rejected { .. }) if is_unanswered(&outcome) => {}
                 again => outcome = again,
@@ -182,16 +186,17 @@ impl Client {
         &self,
         event: &Outgoing,
         prepared: &Prepared,
+        way: &Way,
     ) -> Result<Published, PublishError> {
         if let Some(confirm) = event.confirm {
-            return self.store_confirmed(event, prepared, confirm).await;
+            return way.store_confirmed(event, prepared, confirm).await;
         }
-        let link = &self.0.link;
+        let link = &way.link;
         let mut lent = link.get().await.map_err(PublishError::unsent)?;
         let sending = link.sending(&lent);
         let mut reply = lent.connection.send_packed_command(&prepared.command).await;
         if is_no_script(&reply) {
-            reply = match self.has_script(&mut lent.connection).await {
+            reply = match way.has_script(&mut lent.connection).await {
                 Ok(true) => lent.connection.send_packed_command(&prepared.command).await,
                 Ok(false) => reply,
                 Err(error) => Err(error),
@@ -201,7 +206,7 @@ impl Client {
         let reply = reply.map_err(|error| PublishError::after_sending(error, &event.id))?;
         let (published, _) = Answer::from(&reply).published(&event.id)?;
         if prepared.scripted {
-            self.0.saw_script();
+            way.saw_script();
         }
         Ok(published)
     }
@@ -211,15 +216,44 @@ impl Client {
     /// Events that want to be confirmed are published one by one, after the others, and so are those
     /// whose script the server forgot meanwhile.
     pub async fn publish_many(&self, events: &[Outgoing]) -> Vec<Result<Published, PublishError>> {
-        let Inner {
-            keys,
-            defaults,
-            pipelines,
-            ..
-        } = &*self.0;
-        let scripted = |event: &Outgoing| event.confirm.is_none() && event.is_scripted();
-        let mut lacks = events.iter().any(scripted) && !self.awaits_script().await;
-        let results = pipelines.publish(events, keys, defaults).await;
+        if !self.0.ways.are_many() {
+            let all: Vec<&Outgoing> = events.iter().collect();
+            return self
+                .publish_in_pipelines(&all, &self.0.ways.home, None)
+                .await;
+        }
+        let mut places: BTreeMap<(&str, u16), Vec<usize>> = BTreeMap::new();
+        for (at, event) in events.iter().enumerate() {
+            let place = (keys::domain_of(event.kind()), event.partition(&self.0.keys));
+            places.entry(place).or_default().push(at);
+        }
+        let sent = places.into_iter().map(|((_, partition), at)| async move {
+            let some: Vec<&Outgoing> = at.iter().map(|at| &events[*at]).collect();
+            let way = self.way(some[0], partition);
+            let results = self.publish_in_pipelines(&some, &way, Some(partition));
+            at.into_iter().zip(results.await)
+        });
+        let sent = futures_util::future::join_all(sent).await;
+        let mut sent: Vec<_> = sent.into_iter().flatten().collect();
+        sent.sort_unstable_by_key(|(at, _)| *at);
+        sent.into_iter().map(|(_, result)| result).collect()
+    }
+
+    /// The same for events that go one way.
+    async fn publish_in_pipelines(
+        &self,
+        events: &[&Outgoing],
+        way: &Way,
+        partition: Option<u16>,
+    ) -> Vec<Result<Published, PublishError>> {
+        let Inner { keys, defaults, .. } = &*self.0;
+        let scripted = |event: &&&Outgoing| event.confirm.is_none() && event.is_scripted();
+        let scripted = events.iter().find(scripted).is_some();
+        let mut lacks = scripted && !way.awaits_script(self.0.patience).await;
+        let results = way
+            .pipelines
+            .publish(events, keys, partition, defaults)
+            .await;
         let mut done = Vec::with_capacity(events.len());
         for (event, result) in events.iter().zip(results) {
             done.push(match result {
@@ -227,7 +261,7 @@ impl Client {
                 // It was waited for once.
                 None if lacks && event.is_scripted() => Err(PublishError::no_script()),
                 None => {
-                    let result = self.publish(event).await;
+                    let result = self.publish(*event).await;
                     lacks |= lacks_script(&result);
                     result
                 }
@@ -286,6 +320,7 @@ impl Client {
         event.reply_to = Some(stream.clone());
         // Before it opens a stream for what is refused anyway.
         let prepared = event.prepare(keys, partition, &self.0.defaults)?;
+        let way = self.way(&event, partition);
         let mut waiting = self.0.replies.wait_for(&id, hear.is_some())?;
         let mut doubt = None;
         let answer = async {
@@ -293,7 +328,7 @@ impl Client {
             tokio::select! {
                 biased;
                 answer = waiting.answer(&mut hear) => return answer,
-                outcome = self.publish_prepared(&event, &prepared) => match outcome {
+                outcome = self.publish_prepared(&event, &prepared, &way) => match outcome {
                     Ok(_) => {}
                     Err(refused @ PublishError::Rejected { .. }) => return Err(refused.into()),
                     Err(unknown) => doubt = Some(unknown),
@@ -319,18 +354,28 @@ impl Client {
     /// in flight included; publishing still works. Dropping the last clone does the same a little
     /// later, and if the process ends first, the streams expire.
     pub async fn close(&self) {
-        let streams = self.0.replies.close();
-        if streams.is_empty() {
-            return;
-        }
-        if let Ok(mut lent) = self.0.link.get().await {
+        for stream in self.0.replies.close() {
+            let way = self.0.ways.to(&stream);
+            let Ok(mut lent) = way.link.get().await else {
+                return;
+            };
             let mut command = redis::cmd("UNLINK");
-            command.arg(&streams);
-            let sending = self.0.link.sending(&lent);
+            command.arg(&stream);
+            let sending = way.link.sending(&lent);
             let reply = lent.connection.send_packed_command(&command).await;
             sending.done(&reply);
         }
     }
+}
+
+/// Whether an event was not stored since its slot is on another node, or on its way there.
+fn is_elsewhere(outcome: &Result<Published, PublishError>) -> bool {
+    matches!(outcome, Err(PublishError::Rejected { code: Some(code), .. }) if is_of_slots(code))
+}
+
+/// Whether that is what a node of a cluster refuses a command with whose slot it does not have, or not wholly.
+fn is_of_slots(code: &str) -> bool {
+    matches!(code, "MOVED" | "ASK" | "TRYAGAIN")
 }
 
 fn is_unanswered(outcome: &Result<Published, PublishError>) -> bool {

@@ -4,6 +4,7 @@
 //! Each caller borrows a [`Wire`] of its own, so its events stay in order and callers do not wait for
 //! each other. A wire is given back only when all that was asked on it is answered.
 
+use crate::client::is_of_slots;
 use crate::client::publish::{Answer, Defaults, Outgoing, PublishError, Published, Streams};
 use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, Reaction};
@@ -96,11 +97,13 @@ impl Pipelines {
     /// Publishes events in order, but for those that are to be published by themselves.
     pub(super) async fn publish(
         &self,
-        events: &[Outgoing],
+        events: &[&Outgoing],
         keys: &Keys,
+        partition: Option<u16>,
         defaults: &Defaults,
     ) -> Vec<Sent> {
         let mut call = Call::new(events, keys, defaults);
+        call.partition = partition;
         while !call.is_over() {
             match self.borrow().await {
                 Ok(mut lent) => match call.go_on(&mut lent.line).await {
@@ -117,7 +120,9 @@ impl Pipelines {
 
 /// One caller's events and how far they are.
 struct Call<'a> {
-    events: &'a [Outgoing],
+    events: &'a [&'a Outgoing],
+    /// Of all of them, where that was chosen.
+    partition: Option<u16>,
     outcomes: Vec<Sent>,
     streams: Streams<'a>,
     defaults: &'a Defaults,
@@ -127,11 +132,12 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn new(events: &'a [Outgoing], keys: &'a Keys, defaults: &'a Defaults) -> Self {
+    fn new(events: &'a [&'a Outgoing], keys: &'a Keys, defaults: &'a Defaults) -> Self {
         let mut outcomes = Vec::new();
         outcomes.resize_with(events.len(), || None);
         Self {
             events,
+            partition: None,
             outcomes,
             streams: Streams::of(keys),
             defaults,
@@ -184,7 +190,8 @@ impl<'a> Call<'a> {
             if event.confirm.is_some() {
                 continue;
             }
-            let partition = event.partition(self.streams.keys());
+            let chosen = self.partition;
+            let partition = chosen.unwrap_or_else(|| event.partition(self.streams.keys()));
             match event.write(commands, &mut self.streams, partition, self.defaults) {
                 Ok(_) => bytes += event.size(),
                 Err(error) => self.outcomes[at] = Some(Err(error)),
@@ -208,6 +215,11 @@ impl<'a> Call<'a> {
             if let Answer::Refused(error) = &answer {
                 // To be published by itself, when the script is there.
                 if error.code() == Some("NOSCRIPT") {
+                    continue;
+                }
+                // The same, to where its slot is.
+                if error.code().is_some_and(is_of_slots) {
+                    usable = false;
                     continue;
                 }
                 usable &= BusError::from(error.clone()).reaction() != Reaction::Reconnect;

@@ -120,10 +120,12 @@ impl Replies {
             .or_default()
             .clone();
         cell.get_or_try_init(|| async {
-            let generation = self.shared.connector.generation();
-            let (connection, after) = self.shared.open(stream).await?;
+            let connector = self.shared.connector.toward(stream);
+            let generation = connector.generation();
+            let (connection, after) = self.shared.open(&connector, stream).await?;
             let reader = Reader {
                 shared: self.shared.clone(),
+                connector,
                 generation,
                 stream: stream.to_owned(),
                 after,
@@ -207,8 +209,12 @@ impl Shared {
     }
 
     /// A connection for reading the stream, which exists then, and the last id in it.
-    async fn open(&self, stream: &str) -> Result<(MultiplexedConnection, EntryId), BusError> {
-        let mut connection = self.connector.blocking(BLOCK).await?;
+    async fn open(
+        &self,
+        connector: &Connector,
+        stream: &str,
+    ) -> Result<(MultiplexedConnection, EntryId), BusError> {
+        let mut connection = connector.blocking(BLOCK).await?;
         let last = self.create(&mut connection, stream).await?;
         Ok((connection, last))
     }
@@ -270,6 +276,8 @@ impl Shared {
 /// Reads one reply stream until the client is closed; lives through the server's restarts.
 struct Reader {
     shared: Arc<Shared>,
+    /// The way to the stream.
+    connector: Connector,
     /// The primary that the connection leads to.
     generation: u64,
     stream: String,
@@ -302,7 +310,7 @@ impl Reader {
     }
 
     async fn step(&mut self, connection: &mut MultiplexedConnection) -> Result<(), BusError> {
-        self.shared.connector.check(self.generation)?;
+        self.connector.check(self.generation)?;
         if Instant::now() >= self.refresh {
             let mut command = redis::cmd("PEXPIRE");
             command.arg(&self.stream).arg(self.shared.ttl_ms());
@@ -331,8 +339,8 @@ impl Reader {
                 () = self.shared.closed.cancelled() => return None,
                 () = pause => {}
             }
-            self.generation = self.shared.connector.generation();
-            match self.shared.open(&self.stream).await {
+            self.generation = self.connector.generation();
+            match self.shared.open(&self.connector, &self.stream).await {
                 Ok((connection, last)) => {
                     self.go_on_from(last);
                     return Some(connection);

@@ -1,7 +1,7 @@
 //! The script that publishes later, or once only: whether the server knows it, and who loads it.
 
 use super::publish::{PublishError, Published};
-use super::{Client, Inner};
+use super::ways::Way;
 use crate::client::publish::PUBLISH;
 use crate::connect::backoff::Backoff;
 use crate::connect::epoch::Epoch;
@@ -10,6 +10,7 @@ use crate::connect::loaded::{self, may_not_load};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// The server's code where it lacks a script.
@@ -35,7 +36,7 @@ impl Default for ScriptState {
     }
 }
 
-impl Inner {
+impl Way {
     fn epoch(&self) -> Epoch {
         self.link.connector().epoch()
     }
@@ -44,9 +45,7 @@ impl Inner {
         let epoch = self.epoch();
         self.script.seen_in.store(epoch.0, Ordering::Relaxed);
     }
-}
 
-impl Client {
     /// Has the server know the script that publishes later, or once only; false: it does not, and this
     /// user may not load it.
     pub(super) async fn has_script(
@@ -58,13 +57,13 @@ impl Client {
             Err(error) if error.code().is_none() => return Err(error),
             _ => {}
         }
-        if self.0.script.barred.load(Ordering::Relaxed) {
+        if self.script.barred.load(Ordering::Relaxed) {
             return Ok(false);
         }
         match PUBLISH.load_async(connection).await {
             Ok(_) => Ok(true),
             Err(error) if may_not_load(&error) => {
-                self.0.script.barred.store(true, Ordering::Relaxed);
+                self.script.barred.store(true, Ordering::Relaxed);
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -74,28 +73,28 @@ impl Client {
     /// The same for what is sent in a pipeline, in which nobody loads a script; asks only once in each
     /// history of the server.
     pub(super) async fn has_script_for(&self, link: &Link, lent: &mut Lent) -> RedisResult<bool> {
-        if self.0.script.seen_in.load(Ordering::Relaxed) == self.0.epoch().0 {
+        if self.script.seen_in.load(Ordering::Relaxed) == self.epoch().0 {
             return Ok(true);
         }
         let sending = link.sending(lent);
         let there = self.has_script(&mut lent.connection).await;
         sending.done(&there.clone().map(Value::Boolean));
         if matches!(there, Ok(true)) {
-            self.0.saw_script();
+            self.saw_script();
         }
         there
     }
 
     /// The same before many are published; it waits for others to load it.
-    pub(super) async fn awaits_script(&self) -> bool {
-        let give_up = Instant::now() + self.0.patience;
+    pub(super) async fn awaits_script(&self, patience: Duration) -> bool {
+        let give_up = Instant::now() + patience;
         let mut backoff = Backoff::default();
         loop {
-            let Ok(mut lent) = self.0.link.get().await else {
+            let Ok(mut lent) = self.link.get().await else {
                 // Publishing finds out why.
                 return true;
             };
-            let there = self.has_script_for(&self.0.link, &mut lent).await;
+            let there = self.has_script_for(&self.link, &mut lent).await;
             if !matches!(there, Ok(false)) {
                 return true;
             }

@@ -12,6 +12,9 @@
 //!
 //! Each new connection is asked who is there (see [`crate::connect::greeting`]). Where Sentinels watch the primary,
 //! they are asked for it first, and a pooled connection is asked for its role each time that it is lent.
+//!
+//! On a cluster a connector leads to the node of one slot: that of the control plane, unless it is asked for the one
+//! [toward](Connector::toward) a key. What is sent on its pooled connections goes to the node of its own key.
 
 pub use crate::connect::backoff::reconnect_delay;
 pub use crate::connect::pool::Pooled;
@@ -21,22 +24,28 @@ use super::options::ConnectOptions;
 use super::socket::tcp_settings;
 use super::url::RedisUrl;
 use crate::connect::clock::ClockSource;
+use crate::connect::cluster::Cluster;
+use crate::connect::cluster::pooled::Routed;
+use crate::connect::cluster_url::ClusterUrl;
 use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, CLUSTER};
 use crate::connect::greeting::{Known, Lacks};
 use crate::connect::loaded::Loads;
+use crate::connect::locator::Locator;
 use crate::connect::opening::Failure;
-use crate::connect::pool::{Manager, Pool};
+use crate::connect::pool::{Lent, Manager, Pool};
 use crate::connect::resp::wire::Wire;
 use crate::connect::sentinel::Sentinels;
 use crate::connect::sentinel_view::Voice;
 use crate::connect::tls::Tls;
 use crate::mutex::locked;
+use crate::protocol::keys::slot_of;
 use deadpool::managed::PoolError;
 use redis::aio::MultiplexedConnection;
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
 };
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -50,7 +59,7 @@ pub const ANSWER: Duration = Duration::from_secs(5);
 /// The oldest server that has what the bus needs.
 const OLDEST: (u32, u32) = (7, 0);
 
-/// Makes connections to one server, or to the primary that Sentinels watch.
+/// Makes connections to one server, to the primary that Sentinels watch, or to the node of a cluster's slot.
 #[derive(Clone)]
 pub struct Connector {
     /// Who logs in may change where it stands in a file.
@@ -68,11 +77,24 @@ enum Place {
         client: Arc<Client>,
         pool: Pool,
     },
-    Watched {
-        sentinels: Arc<Sentinels>,
+    Moving {
+        locator: Locator,
         pool: Arc<Mutex<Option<PrimaryPool>>>,
         lending: Lending,
+        /// The connectors to other slots of the same cluster.
+        family: Arc<Family>,
     },
+}
+
+/// The connectors of one cluster, by slot: each slot has a history and a pool of its own.
+#[derive(Default)]
+struct Family(Mutex<HashMap<u16, Member>>);
+
+#[derive(Clone, Default)]
+struct Member {
+    known: Arc<Known>,
+    pool: Arc<Mutex<Option<PrimaryPool>>>,
+    loads: Option<Arc<Loads>>,
 }
 
 impl fmt::Debug for Connector {
@@ -90,7 +112,16 @@ impl Connector {
     pub fn of(options: impl Into<ConnectOptions>, pool_size: usize) -> Result<Self, BusError> {
         let options = options.into();
         let lending = Lending::of(pool_size);
-        Self::with(&options.url, Tls::read(&options)?, lending)
+        let made = Self::with(&options.url, Tls::read(&options)?, lending)?;
+        Ok(made.toward_control(&options.namespace))
+    }
+
+    /// To the slot of the control plane, where there are any.
+    fn toward_control(self, namespace: &str) -> Self {
+        match self.slot() {
+            Some(_) => self.toward(&format!("{{{namespace}}}")),
+            None => self,
+        }
     }
 
     /// The same, for who has no time to wait: a pooled connection is lent, and answers, within `answer`,
@@ -109,7 +140,8 @@ impl Connector {
             size: pool_size,
             answer: answer.min(ANSWER),
         };
-        Self::with(&options.url, Tls::read(&options)?, lending)
+        let made = Self::with(&options.url, Tls::read(&options)?, lending)?;
+        Ok(made.toward_control(&options.namespace))
     }
 
     /// Prepares for what `url` names, trusting what the system trusts.
@@ -121,18 +153,14 @@ impl Connector {
         if let Some(watchers) = url.sentinels() {
             let watchers = watchers.map_err(BusError::Unsupported)?;
             let sentinels = Sentinels::new(&watchers, tls.clone())?.following(url);
-            let place = Place::Watched {
-                sentinels: Arc::new(sentinels),
-                pool: Arc::default(),
-                lending,
-            };
-            return Ok(Self {
-                url: url.clone(),
-                place,
-                tls,
-                known: Arc::default(),
-                loads: None,
-            });
+            let locator = Locator::Sentinels(Arc::new(sentinels));
+            return Ok(Self::moving(url, tls, locator, lending));
+        }
+        if let Some(nodes) = ClusterUrl::parse(url.expose()) {
+            let nodes = nodes.map_err(BusError::Unsupported)?;
+            let cluster = Arc::new(Cluster::new(&nodes, url, tls.clone()));
+            let locator = Locator::Slot(cluster, 0);
+            return Ok(Self::moving(url, tls, locator, lending));
         }
         url.check().map_err(BusError::Unsupported)?;
         let info = url.expose().into_connection_info()?;
@@ -152,6 +180,102 @@ impl Connector {
         })
     }
 
+    fn moving(url: &RedisUrl, tls: Tls, locator: Locator, lending: Lending) -> Self {
+        let place = Place::Moving {
+            locator,
+            pool: Arc::default(),
+            lending,
+            family: Arc::default(),
+        };
+        Self {
+            url: url.clone(),
+            place,
+            tls,
+            known: Arc::default(),
+            loads: None,
+        }
+    }
+
+    /// The way to the node that has the key: on a cluster that of its slot, elsewhere this one.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn toward(&self, key: &str) -> Self {
+        self.toward_slot(slot_of(key.as_bytes()))
+    }
+
+    /// Whether it leads to a cluster, which refuses commands whose keys are in several slots.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.slot().is_some()
+    }
+
+    /// Where keys are on a cluster: its slot; `None` elsewhere.
+    fn slot(&self) -> Option<u16> {
+        match &self.place {
+            Place::Moving {
+                locator: Locator::Slot(_, slot),
+                ..
+            } => Some(*slot),
+            _ => None,
+        }
+    }
+
+    fn toward_slot(&self, slot: u16) -> Self {
+        let Place::Moving {
+            locator: Locator::Slot(cluster, here),
+            pool,
+            lending,
+            family,
+        } = &self.place
+        else {
+            return self.clone();
+        };
+        let mut members = locked(&family.0);
+        members.entry(*here).or_insert_with(|| Member {
+            known: self.known.clone(),
+            pool: pool.clone(),
+            loads: self.loads.clone(),
+        });
+        let member = members.entry(slot).or_insert_with(|| Member {
+            loads: self
+                .loads
+                .as_deref()
+                .map(|loads| Arc::new(loads.elsewhere())),
+            ..Member::default()
+        });
+        Self {
+            url: self.url.clone(),
+            place: Place::Moving {
+                locator: Locator::Slot(cluster.clone(), slot),
+                pool: member.pool.clone(),
+                lending: *lending,
+                family: family.clone(),
+            },
+            tls: self.tls.clone(),
+            known: member.known.clone(),
+            loads: member.loads.clone(),
+        }
+    }
+
+    /// One connector for each node that has data: the only one there is, or one for each node of a cluster.
+    ///
+    /// # Errors
+    /// No node of the cluster tells which there are.
+    #[doc(hidden)]
+    pub async fn nodes(&self) -> Result<Vec<Self>, BusError> {
+        let Place::Moving {
+            locator: Locator::Slot(cluster, _),
+            ..
+        } = &self.place
+        else {
+            return Ok(vec![self.clone()]);
+        };
+        let slots = cluster.slot_of_each().await?;
+        Ok(slots
+            .into_iter()
+            .map(|slot| self.toward_slot(slot))
+            .collect())
+    }
+
     /// The same for a process whose user may load scripts: it loads these for everyone, as soon as it
     /// connects to a server that it has not seen yet.
     #[must_use]
@@ -166,6 +290,16 @@ impl Connector {
     /// The server does not answer.
     #[doc(hidden)]
     pub async fn keep_loaded(&self) -> Result<(), BusError> {
+        if let Place::Moving { family, .. } = &self.place {
+            let slots: Vec<u16> = locked(&family.0).keys().copied().collect();
+            for slot in slots {
+                self.toward_slot(slot).keep_loaded_here().await?;
+            }
+        }
+        self.keep_loaded_here().await
+    }
+
+    async fn keep_loaded_here(&self) -> Result<(), BusError> {
         if let Some(loads) = &self.loads {
             let mut connection = self.pooled().await?;
             loads.load(&mut connection, self.epoch()).await?;
@@ -194,10 +328,11 @@ impl Connector {
                     pool: pool_of(manager, lending)?,
                 }
             }
-            Place::Watched { sentinels, .. } => Place::Watched {
-                sentinels: sentinels.clone(),
+            Place::Moving { locator, .. } => Place::Moving {
+                locator: locator.clone(),
                 pool: Arc::default(),
                 lending,
+                family: Arc::default(),
             },
         };
         Ok(Self {
@@ -219,8 +354,8 @@ impl Connector {
                 Some(info) => Ok((Arc::new(Client::open(info)?), 0)),
                 None => Ok((client.clone(), 0)),
             },
-            Place::Watched { sentinels, .. } => {
-                let primary = sentinels.primary().await?;
+            Place::Moving { locator, .. } => {
+                let primary = locator.primary().await?;
                 Ok((
                     Arc::new(Client::open(self.tls.apply(primary.info)?)?),
                     primary.generation,
@@ -243,7 +378,7 @@ impl Connector {
     pub fn generation(&self) -> u64 {
         match &self.place {
             Place::Server { .. } => 0,
-            Place::Watched { sentinels, .. } => sentinels.generation(),
+            Place::Moving { locator, .. } => locator.generation(),
         }
     }
 
@@ -264,7 +399,7 @@ impl Connector {
     /// a connection that is there already, in this one or an earlier one.
     #[doc(hidden)]
     pub fn epoch(&self) -> Epoch {
-        self.known.epochs.last()
+        self.known.epochs.last().of_slot(self.slot())
     }
 
     /// What the server calls that one: the same for every process; `None` where it does not tell.
@@ -291,7 +426,12 @@ impl Connector {
     /// `OtherEpoch`.
     #[doc(hidden)]
     pub fn check_epoch(&self, epoch: Epoch) -> Result<(), BusError> {
-        match self.epoch() == epoch {
+        let here = match epoch.slot() {
+            slot if slot == self.slot() => self.epoch(),
+            Some(slot) => self.toward_slot(slot).epoch(),
+            None => self.epoch(),
+        };
+        match here == epoch {
             true => Ok(()),
             false => Err(BusError::OtherEpoch),
         }
@@ -301,8 +441,11 @@ impl Connector {
     #[doc(hidden)]
     pub async fn survey(&self) -> Option<Vec<Voice>> {
         match &self.place {
-            Place::Server { .. } => None,
-            Place::Watched { sentinels, .. } => Some(sentinels.survey().await),
+            Place::Moving {
+                locator: Locator::Sentinels(sentinels),
+                ..
+            } => Some(sentinels.survey().await),
+            Place::Server { .. } | Place::Moving { .. } => None,
         }
     }
 
@@ -356,8 +499,8 @@ impl Connector {
         let info = client.get_connection_info();
         let opening = Wire::open(info, &self.tls, answer);
         let mut wire = self.reach(info.addr(), opening).await?;
-        if let Place::Watched { sentinels, .. } = &self.place {
-            wire.generation = Some(sentinels.made_in(generation));
+        if let Place::Moving { locator, .. } = &self.place {
+            wire.generation = Some(locator.made_in(generation));
         }
         self.known.greet(&mut wire).await?;
         if self.must_load().is_some() {
@@ -380,17 +523,36 @@ impl Connector {
         Ok(connection)
     }
 
-    /// A connection from the pool, for a few commands that do not block.
+    /// A connection from the pool, for a few commands that do not block. On a cluster each goes to the node of its
+    /// key.
     pub async fn pooled(&self) -> Result<Pooled, BusError> {
+        let lent = self.lent().await?;
+        Ok(match self.slot() {
+            Some(slot) => Pooled::routed(Routed::new(self.clone(), slot, lent)),
+            None => Pooled::of(lent),
+        })
+    }
+
+    /// A connection to that slot's node.
+    pub(super) async fn lent_for(&self, slot: u16) -> Result<Lent, BusError> {
+        self.toward_slot(slot).lent().await
+    }
+
+    /// Has the next connection to that slot's node be a new one.
+    pub(super) fn forget_slot(&self, slot: u16) {
+        self.toward_slot(slot).forget_pooled();
+    }
+
+    async fn lent(&self) -> Result<Lent, BusError> {
         let lent = match &self.place {
             Place::Server { pool, .. } => pool.get().await,
-            Place::Watched { .. } => {
+            Place::Moving { .. } => {
                 let lent = self.primary_pool().await?.pool.get().await;
                 // The next one asks the Sentinels again.
                 lent.inspect_err(|_| self.forget_pooled())
             }
         };
-        lent.map(Pooled::of).map_err(|error| {
+        lent.map(Lent::of).map_err(|error| {
             BusError::Pool(match error {
                 PoolError::Backend(error) => BusError::from(error).to_string(),
                 other => other.to_string(),
@@ -400,10 +562,11 @@ impl Connector {
 
     /// The pool of the primary as it is known now.
     async fn primary_pool(&self) -> Result<PrimaryPool, BusError> {
-        let Place::Watched {
-            sentinels,
+        let Place::Moving {
+            locator,
             pool,
             lending,
+            ..
         } = &self.place
         else {
             return Err(BusError::Moved);
@@ -415,10 +578,10 @@ impl Connector {
             };
             pool.as_ref().filter(usable).cloned()
         };
-        if let Some(current) = current(sentinels.generation()) {
+        if let Some(current) = current(locator.generation()) {
             return Ok(current);
         }
-        let primary = sentinels.primary().await?;
+        let primary = locator.primary().await?;
         // Another one may have made it meanwhile.
         if let Some(current) = current(primary.generation) {
             return Ok(current);
@@ -429,6 +592,7 @@ impl Connector {
             primary.generation,
             *lending,
             self.known.clone(),
+            self.slot().is_some(),
         )?;
         let mut slot = locked(pool);
         if let Some(old) = slot.replace(made.clone()) {
@@ -454,7 +618,7 @@ impl Connector {
                 pool.manager().forget();
                 pool.retain(|_, _| false);
             }
-            Place::Watched { pool, .. } => {
+            Place::Moving { pool, .. } => {
                 let old = locked(pool).take();
                 if let Some(old) = old {
                     old.pool.close();
@@ -467,9 +631,9 @@ impl Connector {
     /// not tell is no reason.
     pub async fn check_server(&self) -> Result<(), BusError> {
         self.dedicated().await?;
-        if self.known.is_cluster() {
+        if self.known.is_cluster() && self.slot().is_none() {
             return Err(BusError::Unsupported(format!(
-                "the server runs in cluster mode, and a worker needs one server: {CLUSTER}"
+                "the server runs in cluster mode: {CLUSTER}"
             )));
         }
         let Some(version) = self.known.version() else {

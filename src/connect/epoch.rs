@@ -10,9 +10,26 @@ use crate::mutex::locked;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A history of the server's data, as this process numbers those that it has seen; 0 before the first one.
+/// A history of the server's data, as this process numbers those that it has seen; 0 before the first one. On a cluster
+/// it is one of a slot's data, which stands in the upper bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Epoch(pub(crate) u64);
+
+/// Where the slot begins in a number, counted from 1 there.
+const SLOT: u32 = 48;
+
+impl Epoch {
+    /// The same of that slot's data.
+    pub(crate) fn of_slot(self, slot: Option<u16>) -> Self {
+        let slot = slot.map_or(0, |slot| u64::from(slot) + 1);
+        Self(self.0 & ((1 << SLOT) - 1) | slot << SLOT)
+    }
+
+    /// Of which slot's data it is, on a cluster.
+    pub(crate) fn slot(self) -> Option<u16> {
+        u16::try_from((self.0 >> SLOT).checked_sub(1)?).ok()
+    }
+}
 
 /// Numbers the histories that one process has seen.
 #[derive(Debug, Default)]

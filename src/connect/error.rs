@@ -114,12 +114,12 @@ impl BusError {
 }
 
 /// What to do about a server in cluster mode.
-pub(crate) const CLUSTER: &str = "its keys would lie in slots of several nodes; use a server with \
-     cluster-enabled no, or a primary that Sentinels watch";
+pub(crate) const CLUSTER: &str = "its keys would lie in slots of several nodes; write redis+cluster:// or \
+     rediss+cluster:// in redis_url";
 
 /// What to do where only a command tells that the server runs in cluster mode.
-const CROSSES: &str = "the server runs in cluster mode, and a worker needs one server: use one with \
-     cluster-enabled no, or a primary that Sentinels watch";
+const CROSSES: &str =
+    "the server runs in cluster mode: write redis+cluster:// or rediss+cluster:// in redis_url";
 
 /// What to do about refused credentials.
 const CREDENTIALS: &str = "check user and password in redis_url; special characters in them are written \
@@ -158,12 +158,10 @@ fn reaction(error: &RedisError) -> Reaction {
         // Told on a connection that is closed at once; others will be let go.
         Some("ERR") if is_crowded(error) => Reaction::Reconnect,
         // MASTERDOWN is told by a replica: the primary is another server.
-        Some("READONLY" | "MASTERDOWN" | "UNBLOCKED" | "NOAUTH" | "MOVED" | "ASK") => {
-            Reaction::Reconnect
-        }
+        Some("READONLY" | "MASTERDOWN" | "UNBLOCKED" | "NOAUTH" | "MOVED") => Reaction::Reconnect,
         Some(
-            "LOADING" | "CLUSTERDOWN" | "TRYAGAIN" | "BUSY" | "OOM" | "MISCONF" | "NOREPLICAS"
-            | "EXECABORT",
+            "LOADING" | "CLUSTERDOWN" | "ASK" | "TRYAGAIN" | "BUSY" | "OOM" | "MISCONF"
+            | "NOREPLICAS" | "EXECABORT",
         ) => Reaction::Wait,
         Some(_) => Reaction::GiveUp,
         None => match error.kind() {

@@ -48,12 +48,18 @@ impl PrimaryPool {
         generation: u64,
         lending: Lending,
         known: Arc<Known>,
+        tells: bool,
     ) -> Result<Self, BusError> {
         let spoiled = Arc::new(AtomicBool::new(false));
         let manager = Manager::new(url, info, answers_within(lending.answer), known)?;
+        // A node of a cluster says by itself that it is no primary any more.
+        let manager = match tells {
+            true => manager,
+            false => manager.of_a_primary(spoiled.clone()),
+        };
         Ok(Self {
             generation,
-            pool: pool_of(manager.of_a_primary(spoiled.clone()), lending)?,
+            pool: pool_of(manager, lending)?,
             spoiled,
         })
     }

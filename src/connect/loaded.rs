@@ -32,6 +32,11 @@ impl Loads {
         }
     }
 
+    /// The same scripts, for another server.
+    pub(crate) fn elsewhere(&self) -> Self {
+        Self::new(self.scripts.clone())
+    }
+
     /// Whether they were not loaded in that history of the server.
     pub(crate) fn are_due(&self, epoch: Epoch) -> bool {
         self.epoch.load(Ordering::Acquire) != epoch.0

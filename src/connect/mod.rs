@@ -2,6 +2,8 @@
 
 pub mod backoff;
 pub mod clock;
+pub(crate) mod cluster;
+pub(crate) mod cluster_url;
 pub mod connector;
 pub mod epoch;
 pub mod error;
@@ -10,6 +12,7 @@ pub mod greeting;
 mod lending;
 pub(crate) mod link;
 pub(crate) mod loaded;
+pub(crate) mod locator;
 pub mod memory;
 mod opening;
 pub mod options;

@@ -5,6 +5,7 @@
 //! answer. One that failed is not lent again. Where Sentinels watch the primary that is
 //! always: a server that was demoted answers all the same.
 
+use crate::connect::cluster::pooled::Routed;
 use crate::connect::greeting::Known;
 use crate::connect::lending::RECYCLE;
 use crate::connect::url::RedisUrl;
@@ -50,8 +51,16 @@ pub(crate) struct Checked {
     made_after: u64,
 }
 
-/// A connection from the pool.
-pub struct Pooled(Object<Manager>);
+/// A connection as the pool lends it.
+pub(crate) struct Lent(Object<Manager>);
+
+/// A connection from the pool; on a cluster one for each slot that it is used for.
+pub struct Pooled(Way);
+
+enum Way {
+    Server(Lent),
+    Cluster(Box<Routed>),
+}
 
 impl Manager {
     pub(crate) fn new(
@@ -154,7 +163,18 @@ impl fmt::Debug for Pooled {
 }
 
 impl Pooled {
-    /// A connection as the pool lends it.
+    /// A connection to a server.
+    pub(super) fn of(lent: Lent) -> Self {
+        Self(Way::Server(lent))
+    }
+
+    /// Connections to the slots of a cluster.
+    pub(super) fn routed(routed: Routed) -> Self {
+        Self(Way::Cluster(Box::new(routed)))
+    }
+}
+
+impl Lent {
     pub(super) fn of(lent: Object<Manager>) -> Self {
         Self(lent)
     }
@@ -171,11 +191,31 @@ impl Pooled {
         self.0.alive = alive;
         outcome
     }
+
+    pub(crate) async fn command(&mut self, command: &Cmd) -> Result<Value, RedisError> {
+        self.noting(async move |to| to.send_packed_command(command).await)
+            .await
+    }
+
+    pub(crate) async fn commands(
+        &mut self,
+        commands: &Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> Result<Vec<Value>, RedisError> {
+        self.noting(async move |to| to.send_packed_commands(commands, offset, count).await)
+            .await
+    }
 }
 
 impl ConnectionLike for Pooled {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(self.noting(async move |to| to.send_packed_command(command).await))
+        Box::pin(async move {
+            match &mut self.0 {
+                Way::Server(lent) => lent.command(command).await,
+                Way::Cluster(routed) => routed.command(command).await,
+            }
+        })
     }
 
     fn req_packed_commands<'a>(
@@ -184,12 +224,19 @@ impl ConnectionLike for Pooled {
         offset: usize,
         count: usize,
     ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(
-            self.noting(async move |to| to.send_packed_commands(commands, offset, count).await),
-        )
+        Box::pin(async move {
+            match &mut self.0 {
+                Way::Server(lent) => lent.commands(commands, offset, count).await,
+                Way::Cluster(routed) => routed.commands(commands, offset, count).await,
+            }
+        })
     }
 
     fn get_db(&self) -> i64 {
-        self.0.connection.get_db()
+        match &self.0 {
+            Way::Server(lent) => lent.0.connection.get_db(),
+            // A cluster has no other.
+            Way::Cluster(_) => 0,
+        }
     }
 }

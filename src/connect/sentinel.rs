@@ -46,22 +46,6 @@ pub(crate) struct Primary {
     pub generation: u64,
 }
 
-/// The generation that a connection was made in.
-pub(crate) struct Generation {
-    sentinels: Arc<Sentinels>,
-    generation: u64,
-}
-
-impl Generation {
-    /// Fails if the primary has moved since.
-    pub(crate) fn check(&self) -> Result<(), BusError> {
-        match self.sentinels.generation() == self.generation {
-            true => Ok(()),
-            false => Err(BusError::Moved),
-        }
-    }
-}
-
 /// The Sentinels of one primary.
 pub(crate) struct Sentinels {
     service: String,
@@ -90,7 +74,7 @@ impl fmt::Debug for Sentinels {
     }
 }
 
-fn endpoint(tls: bool, host: &str, port: u16) -> ConnectionAddr {
+pub(super) fn endpoint(tls: bool, host: &str, port: u16) -> ConnectionAddr {
     let host = host.to_owned();
     match tls {
         true => ConnectionAddr::TcpTls {
@@ -138,14 +122,6 @@ impl Sentinels {
     /// How often the primary has moved, as far as is known.
     pub(crate) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
-    }
-
-    /// For a connection of that generation.
-    pub(crate) fn made_in(self: &Arc<Self>, generation: u64) -> Generation {
-        Generation {
-            sentinels: self.clone(),
-            generation,
-        }
     }
 
     /// Asks where the primary is. Those who ask while others ask share the answer.

@@ -79,7 +79,8 @@ impl SentinelUrl {
         for (index, host) in hosts.split(',').enumerate() {
             // Not told as it is: it may be a password that lost its @.
             let number = index + 1;
-            let place = place(host).ok_or_else(|| format!("Sentinel {number} is no host:port"))?;
+            let place =
+                place(host, PORT).ok_or_else(|| format!("Sentinel {number} is no host:port"))?;
             // It would have two voices.
             if sentinels.contains(&place) {
                 return Err(format!("Sentinel {number} is one of those before it"));
@@ -115,7 +116,7 @@ impl SentinelUrl {
 }
 
 /// `host`, `host:port`, `[address]` or `[address]:port`.
-fn place(text: &str) -> Option<(String, u16)> {
+pub(crate) fn place(text: &str, usual: u16) -> Option<(String, u16)> {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => match rest.split_once(']')? {
             (host, "") => (host, None),
@@ -126,12 +127,12 @@ fn place(text: &str) -> Option<(String, u16)> {
             None => (text, None),
         },
     };
-    let port = port.map_or(Some(PORT), |port| port.parse().ok())?;
+    let port = port.map_or(Some(usual), |port| port.parse().ok())?;
     (!host.is_empty() && port > 0).then(|| (host.to_owned(), port))
 }
 
 /// `user:password`, `:password` or `user`.
-fn named(login: &str) -> Result<Login, String> {
+pub(crate) fn named(login: &str) -> Result<Login, String> {
     let (user, password) = match login.split_once(':') {
         Some((user, password)) => (user, Some(password)),
         None => (login, None),

@@ -1,5 +1,6 @@
 //! The URL of a Redis server. It may carry a password, so it never prints itself whole.
 
+use crate::connect::cluster_url::ClusterUrl;
 use crate::connect::secret::SecretFile;
 use crate::connect::sentinel_url::{Login, SentinelUrl};
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
@@ -68,6 +69,15 @@ impl RedisUrl {
         SentinelUrl::parse(&self.text)
     }
 
+    /// Whether it names a cluster.
+    pub fn is_cluster(&self) -> bool {
+        ClusterUrl::is_one(&self.text)
+    }
+
+    fn cluster(&self) -> Option<Result<ClusterUrl, String>> {
+        ClusterUrl::parse(&self.text)
+    }
+
     /// Fails if it cannot be parsed, with the reason but for its secrets.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.sentinels() {
@@ -80,11 +90,15 @@ impl RedisUrl {
     }
 
     fn check_server(&self) -> Result<(), String> {
+        if let Some(parsed) = self.cluster() {
+            return parsed.map(|_| ());
+        }
         let parsed = redis::parse_redis_url(&self.text);
         let usable = redis::IntoConnectionInfo::into_connection_info(self.expose());
         let (Some(url), Ok(_)) = (parsed, usable) else {
             let form = "not a URL such as redis://host:6379/0, rediss://host (TLS), or \
-                        redis+sentinel://host:26379,host:26379,host:26379/SERVICE";
+                        redis+sentinel://host:26379,host:26379,host:26379/SERVICE, or \
+                        redis+cluster://host:6379,host:6379";
             return Err(match is_unescaped(&self.text) {
                 true => format!("{form}; {ESCAPES}"),
                 false => form.to_owned(),
@@ -172,6 +186,10 @@ impl RedisUrl {
                 url.sentinels, url.service, url.db, url.tls
             ));
         }
+        if let Some(url) = self.cluster() {
+            let url = url.ok()?;
+            return Some(format!("{:?} {}", url.nodes, url.tls));
+        }
         let info = self.text.as_str().into_connection_info().ok()?;
         Some(format!("{} {}", info.addr(), info.redis_settings().db()))
     }
@@ -182,6 +200,9 @@ impl RedisUrl {
             let url = url.ok()?;
             return Some(settings(&url.nodes).set_db(url.db));
         }
+        if let Some(url) = self.cluster() {
+            return Some(settings(&url.ok()?.login));
+        }
         let info = self.text.as_str().into_connection_info().ok()?;
         Some(info.redis_settings().clone())
     }
@@ -190,6 +211,9 @@ impl RedisUrl {
     pub(crate) fn is_tls(&self) -> bool {
         if let Some(sentinels) = self.sentinels() {
             return sentinels.is_ok_and(|url| url.tls);
+        }
+        if let Some(cluster) = self.cluster() {
+            return cluster.is_ok_and(|url| url.tls);
         }
         let parsed = redis::IntoConnectionInfo::into_connection_info(self.expose());
         parsed.is_ok_and(|info| matches!(info.addr(), redis::ConnectionAddr::TcpTls { .. }))

@@ -15,6 +15,7 @@ use crate::protocol::event::{Entry, EntryId};
 use crate::protocol::keys::Keys;
 pub use crate::protocol::keys::LEDGER_GROUP as GROUP;
 use crate::streams::claim;
+use crate::streams::outbox::is_beside;
 use crate::streams::read;
 use redis::Value;
 use redis::aio::MultiplexedConnection;
@@ -67,6 +68,13 @@ pub fn sources(keys: &Keys, own: &[String], domains: &[String]) -> Vec<Source> {
         origin: Origin::Dead,
     });
     [broadcast].into_iter().chain(dead).collect()
+}
+
+/// The sources that one step can read on a cluster: those of the control plane.
+pub(crate) fn in_control_slot(sources: Vec<Source>, keys: &Keys) -> Vec<Source> {
+    let broadcast = keys.broadcast();
+    let beside = |source: &Source| is_beside(&source.stream, &broadcast);
+    sources.into_iter().filter(beside).collect()
 }
 
 /// What a stream holds for the ledger.

@@ -23,6 +23,8 @@ use std::sync::Arc;
 
 /// The consumer group that fills the ledger.
 pub const LEDGER_GROUP: &str = "ledger";
+/// How many slots a Redis Cluster has.
+pub(crate) const SLOTS: u16 = 16384;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
@@ -54,6 +56,8 @@ pub struct StreamKeys {
     pub dead: String,
     /// The delay queue (sorted set): retries and scheduled events, by due time.
     pub delayed: String,
+    /// Where events wait that runs publish into other slots of a cluster.
+    pub outbox: String,
 }
 
 impl Keys {
@@ -137,6 +141,35 @@ impl Keys {
         self.data("delayed", domain, partition)
     }
 
+    /// Where events wait that runs of a partition publish into other slots; the control plane has one.
+    pub fn outbox(&self, domain: &str, partition: u16) -> String {
+        match self.layout {
+            Layout::Tagged { .. } if !is_control(domain) => {
+                format!("{{{}:{domain}:{partition}}}:outbox", self.namespace)
+            }
+            _ => self.control(format_args!("outbox")),
+        }
+    }
+
+    /// What was moved from outboxes into the slot of that stream, by outbox: a hash.
+    pub fn moved_beside(&self, stream: &str) -> String {
+        match stream.split_once('}') {
+            Some((tag, _)) if self.layout != Layout::Plain => format!("{tag}}}:moved"),
+            _ => self.control(format_args!("moved")),
+        }
+    }
+
+    /// Whether a key is one of this namespace.
+    pub(crate) fn is_own(&self, key: &str) -> bool {
+        let rest = match self.layout {
+            Layout::Plain => key.strip_prefix(self.namespace.as_ref()),
+            Layout::Tagged { .. } => key
+                .strip_prefix('{')
+                .and_then(|rest| rest.strip_prefix(self.namespace.as_ref())),
+        };
+        rest.is_some_and(|rest| rest.starts_with([':', '}']))
+    }
+
     /// Marks a published event id for the deduplication window.
     pub fn dedup(&self, domain: &str, partition: u16, id: &str) -> String {
         format!("{}:{id}", self.data("dedup", domain, partition))
@@ -156,6 +189,7 @@ impl Keys {
             results: self.results(domain, partition),
             dead: self.dead(domain, partition),
             delayed: self.delayed(domain, partition),
+            outbox: self.outbox(domain, partition),
         }
     }
 
@@ -169,6 +203,7 @@ impl Keys {
             results: self.control(format_args!("results:inbox")),
             dead: self.control(format_args!("dead:inbox")),
             delayed: self.control(format_args!("inbox_delayed:{instance}")),
+            outbox: self.control(format_args!("outbox")),
         }
     }
 
@@ -231,6 +266,17 @@ impl Keys {
             }
         }
     }
+}
+
+/// The slot of a key on a Redis Cluster: of what stands in its first braces, or of all of it.
+pub(crate) fn slot_of(key: &[u8]) -> u16 {
+    let open = key.iter().position(|&b| b == b'{');
+    let inside = open.and_then(|open| {
+        let rest = &key[open + 1..];
+        let close = rest.iter().position(|&b| b == b'}')?;
+        Some(&rest[..close]).filter(|inside| !inside.is_empty())
+    });
+    crc16(inside.unwrap_or(key)) % SLOTS
 }
 
 /// CRC16 (XMODEM), as Redis Cluster computes slots.

@@ -38,7 +38,8 @@ use std::time::Duration;
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
     /// Where Redis is: `redis://` or `rediss://` (TLS); or the Sentinels that watch it:
-    /// `redis+sentinel://` or `rediss+sentinel://`, see [`SentinelUrl`].
+    /// `redis+sentinel://` or `rediss+sentinel://`, see [`SentinelUrl`]; or nodes of a cluster:
+    /// `redis+cluster://host:port,host:port` or `rediss+cluster://`.
     pub redis_url: RedisUrl,
     /// The file (PEM) of the authorities that a `rediss://` server's certificate may be of, in the
     /// place of those that the system trusts. Read at the start.
@@ -53,7 +54,7 @@ pub struct Settings {
     pub database_url: DatabaseUrl,
     /// The first part of every key: 1 to 32 of `a-z 0-9 _ -`.
     pub namespace: String,
-    /// Streams that each data domain is split over; 0 means plain names without hash tags (no cluster).
+    /// Streams that each data domain is split over; 0 means plain names without hash tags, and 1 on a cluster.
     pub partitions: u16,
     /// The consumer group of the workers.
     pub group: String,
@@ -187,7 +188,7 @@ impl Settings {
     /// The key names.
     pub fn keys(&self) -> Result<Keys, NameError> {
         match self.partitions {
-            0 => Keys::new(&self.namespace),
+            0 if !self.redis_url.is_cluster() => Keys::new(&self.namespace),
             partitions => Keys::tagged(&self.namespace, partitions),
         }
     }
@@ -310,6 +311,7 @@ impl From<&Settings> for ConnectOptions {
             tls_ca: settings.tls_ca.clone(),
             tls_cert: settings.tls_cert.clone(),
             tls_key: settings.tls_key.clone(),
+            namespace: settings.namespace.clone(),
         }
     }
 }

@@ -5,6 +5,7 @@ pub mod commit;
 pub mod delay;
 pub mod first;
 pub mod open;
+pub mod outbox;
 pub mod read;
 pub mod remade;
 pub mod trim;

@@ -25,7 +25,8 @@ use crate::handler::function::{Endpoint, Schemas};
 use crate::handler::layers::circuit::CircuitChange;
 use crate::handler::policy::{Policy, RetryPolicy};
 use crate::handler::router::{Registration, Router};
-use crate::protocol::keys::{self, Keys, StreamKeys};
+use crate::mutex::locked;
+use crate::protocol::keys::{self, StreamKeys};
 use crate::settings::Settings;
 use crate::streams::commit::{Committer, CommitterOptions};
 use crate::streams::first::Judge;
@@ -38,13 +39,20 @@ use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Sends a trigger to every lane.
-#[derive(Clone, Debug)]
-pub(super) struct Triggers(Vec<mpsc::UnboundedSender<Trigger>>);
+#[derive(Clone, Debug, Default)]
+pub(super) struct Triggers(Arc<Mutex<Vec<mpsc::UnboundedSender<Trigger>>>>);
 
 impl Triggers {
+    /// One more lane: what it hears.
+    fn add(&self) -> mpsc::UnboundedReceiver<Trigger> {
+        let (lane, triggered) = mpsc::unbounded_channel();
+        locked(&self.0).push(lane);
+        triggered
+    }
+
     /// Has every lane look for what the trigger is about.
     pub(super) fn send(&self, trigger: &Trigger) {
-        for lane in &self.0 {
+        for lane in locked(&self.0).iter() {
             // A lane that ended takes nothing over any more.
             lane.send(trigger.clone()).ok();
         }
@@ -99,7 +107,11 @@ struct Plan {
 
 /// The inbox has a lane of its own: tasks may run long, as many at a time as the capacity says, and
 /// a `system` event must not wait for any of them.
-fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> Vec<Plan> {
+///
+/// On a cluster a lane's streams are in one slot: each partition of a domain has a lane of its own, and all of them
+/// share the concurrency evenly.
+fn plans(settings: &Settings, process: &Process, router: &Router) -> Vec<Plan> {
+    let (keys, instance) = (&process.keys, process.instance.as_str());
     let mut control = Plan {
         name: "control",
         concurrency: settings.concurrency,
@@ -131,11 +143,24 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
     let ignored = settings.ignore.iter().map(String::as_str);
     let read = of_data.iter().copied().chain(ignored);
     let domains: BTreeSet<&str> = read.map(keys::domain_of).collect();
-    let mut data = Plan {
+    let places = domains.into_iter().flat_map(|domain| {
+        (0..keys.partitions(domain)).map(|partition| (domain.to_owned(), partition))
+    });
+    let places: Vec<(String, u16)> = places.collect();
+    let lanes: Vec<Vec<(String, u16)>> = match process.connector.is_cluster() {
+        true => places.into_iter().map(|place| vec![place]).collect(),
+        false if places.is_empty() => Vec::new(),
+        false => vec![places],
+    };
+    let concurrency = settings.concurrency.div_ceil(lanes.len().max(1));
+    let data = lanes.into_iter().map(|places| Plan {
         name: "data",
-        concurrency: settings.concurrency,
-        routes: Vec::new(),
-        places: Vec::new(),
+        concurrency,
+        routes: places
+            .iter()
+            .map(|(domain, partition)| keys.route(domain, *partition))
+            .collect(),
+        places,
         inbox: None,
         beside: 0,
         // One that has no neighbours starves none.
@@ -143,17 +168,9 @@ fn plans(settings: &Settings, keys: &Keys, instance: &str, router: &Router) -> V
             1 => 100,
             _ => settings.type_share,
         },
-    };
-    for domain in domains {
-        for partition in 0..keys.partitions(domain) {
-            data.routes.push(keys.route(domain, partition));
-            data.places.push((domain.to_owned(), partition));
-        }
-    }
+    });
     let mut plans = vec![control, tasks];
-    if !data.routes.is_empty() {
-        plans.push(data);
-    }
+    plans.extend(data);
     plans
 }
 
@@ -189,10 +206,7 @@ impl Lanes {
             limits: RateLimits::new(Connector::of(settings, ASKING)?, process.keys.clone()),
             circuits: Some(circuits),
         };
-        let (control, control_triggers) = mpsc::unbounded_channel();
-        let (tasks, tasks_triggers) = mpsc::unbounded_channel();
-        let (data, data_triggers) = mpsc::unbounded_channel();
-        let triggers = Triggers(vec![control, tasks, data]);
+        let triggers = Triggers::default();
         let mut registrations = handlers.to_vec();
         registrations.push(nudge(triggers.clone()));
         let router =
@@ -201,15 +215,16 @@ impl Lanes {
         process.router.set(router.clone()).ok();
         let mut shared = Vec::new();
         let mut prepared = Vec::new();
-        let plans = plans(settings, &process.keys, &process.instance, &router);
-        let triggered = [control_triggers, tasks_triggers, data_triggers];
-        for (plan, triggers) in plans.into_iter().zip(triggered) {
+        for plan in plans(settings, process, &router) {
+            let triggered = triggers.add();
+            let connector = process.connector.toward(&plan.routes[0].events);
+            let judge = Judge::new(connector.clone());
             let routes: Arc<[StreamKeys]> = plan.routes.into();
             let claims_key = |(domain, partition): &(String, u16)| {
                 process.keys.claims(domain, *partition, &process.instance)
             };
             let committer = Committer::new(CommitterOptions {
-                connector: process.connector.clone(),
+                connector: connector.clone(),
                 routes: routes.clone(),
                 claims: plan.places.iter().map(claims_key).collect(),
                 group: settings.group.clone(),
@@ -224,6 +239,7 @@ impl Lanes {
                 places: plan.places,
                 inbox: plan.inbox,
                 group: settings.group.clone(),
+                connector,
                 process: process.clone(),
                 router: router.clone(),
                 instances: instances.clone(),
@@ -239,7 +255,7 @@ impl Lanes {
                 claim_idle: settings.claim_idle,
                 max_deliveries: settings.max_deliveries,
                 retry,
-                judge: Judge::new(process.connector.clone()),
+                judge,
                 unasked: Mutex::new(Sparing::new(Instant::now())),
                 dedup_window: settings.dedup_window,
                 ignore: settings.ignore.clone().into(),
@@ -251,7 +267,7 @@ impl Lanes {
                 answers: answers.clone(),
             });
             shared.push(lane.clone());
-            let (lane, events) = Lane::new(lane, triggers);
+            let (lane, events) = Lane::new(lane, triggered);
             prepared.push(Prepared {
                 lane,
                 events,

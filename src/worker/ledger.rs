@@ -9,8 +9,8 @@ use super::{RunError, Worker};
 use crate::connect::connector::Connector;
 use crate::coordination::instances::Instances;
 use crate::ledger::database::Database;
-use crate::ledger::fill::{Counts, Filler, Source, sources};
-use crate::ledger::{relay, retention};
+use crate::ledger::fill::{Counts, Filler, Source, in_control_slot};
+use crate::ledger::{fill, relay, retention};
 use crate::protocol::keys::Keys;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -49,7 +49,8 @@ impl Ledger {
         let connector = Connector::of(settings, POOL)?;
         let database = Database::new(&settings.database_url)?;
         let counts = Arc::<Counts>::default();
-        let (sender, sources) = watch::channel(sources(&keys, &own, &[]));
+        let cluster = connector.is_cluster();
+        let (sender, sources) = watch::channel(sources(cluster, &keys, &own, &[]));
         let filler = Filler {
             connector: connector.clone(),
             keys: keys.clone(),
@@ -69,7 +70,7 @@ impl Ledger {
         };
         parts.begin("ledger fill", filler.run());
         let instances = worker.instances.clone();
-        let looking = look(instances, keys, own, sender, drain.clone());
+        let looking = look(instances, keys, cluster, own, sender, drain.clone());
         parts.begin("ledger domains", looking);
         parts.begin("ledger relay", relay.run(drain.clone()));
         if !settings.ledger_retention.is_zero() {
@@ -119,10 +120,20 @@ impl Parts<'_> {
     }
 }
 
+/// What the ledger reads.
+fn sources(cluster: bool, keys: &Keys, own: &[String], domains: &[String]) -> Vec<Source> {
+    let all = fill::sources(keys, own, domains);
+    match cluster {
+        true => in_control_slot(all, keys),
+        false => all,
+    }
+}
+
 /// Looks for the domains of all active instances: theirs may keep no ledger.
 async fn look(
     instances: Instances,
     keys: Keys,
+    cluster: bool,
     own: Vec<String>,
     sender: watch::Sender<Vec<Source>>,
     stop: CancellationToken,
@@ -135,7 +146,7 @@ async fn look(
                 seen.extend(domains);
                 seen.sort_unstable();
                 seen.dedup();
-                let now = sources(&keys, &own, &seen);
+                let now = sources(cluster, &keys, &own, &seen);
                 sender.send_if_modified(|before| {
                     let changed = *before != now;
                     *before = now;

@@ -167,7 +167,7 @@ impl Reader {
 
     async fn connect(&mut self) -> Result<Connected, BusError> {
         let shared = &self.shared;
-        let wire = shared.process.connector.blocking_wire(BLOCK).await?;
+        let wire = shared.connector.blocking_wire(BLOCK).await?;
         let mut connection = shared.process.connector.pooled().await?;
         let mut streams = Vec::new();
         let mut unreadable = Vec::new();

@@ -5,6 +5,7 @@ use super::inflight::InFlight;
 use super::settle::Scene;
 use super::sparing::Sparing;
 use crate::connect::clock::whole_ms;
+use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::silence::Answers;
 use crate::coordination::instances::Instances;
@@ -85,6 +86,8 @@ pub(super) struct Shared {
     pub inbox: Option<usize>,
     /// The consumer group.
     pub group: String,
+    /// The way to the lane's streams.
+    pub connector: Connector,
     /// The process.
     pub process: Arc<Process>,
     /// Who handles what.

@@ -226,7 +226,7 @@ impl Job {
             .take(part(level).min(room))
             .cloned()
             .collect();
-        let mut wire = shared.process.connector.wire().await?;
+        let mut wire = shared.connector.wire().await?;
         let asked = Instant::now();
         let mut taken = claim::take(
             &mut connection,

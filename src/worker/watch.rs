@@ -15,7 +15,7 @@ use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
 use crate::streams::read;
-use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::aio::ConnectionLike;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ impl Watch {
         let mut after = read::last_id(&mut connection, &self.broadcast).await?;
         // Whoever chose before is found by reading it.
         self.patterns.told();
-        self.compare(&mut connection).await?;
+        self.compare().await?;
         let mut compared = Instant::now();
         loop {
             self.connector.check(generation)?;
@@ -84,18 +84,16 @@ impl Watch {
                 self.take_over(self.instances.gone_among(&gone).await?);
             }
             if compared.elapsed() >= self.compare {
-                self.compare(&mut connection).await?;
+                self.compare().await?;
                 compared = Instant::now();
             }
         }
     }
 
     /// Compares those who hold entries with those who are gone: a fact may have been missed.
-    async fn compare(
-        &self,
-        connection: &mut MultiplexedConnection,
-    ) -> Result<(), CoordinationError> {
-        let gone = gone_holders(connection, &self.instances, &self.lanes).await?;
+    async fn compare(&self) -> Result<(), CoordinationError> {
+        let mut connection = self.connector.pooled().await?;
+        let gone = gone_holders(&mut connection, &self.instances, &self.lanes).await?;
         self.take_over(gone);
         Ok(())
     }

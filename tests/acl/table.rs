@@ -339,7 +339,14 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
     let mut all = BTreeSet::new();
     for domain in ["image", "system", "task"] {
         let route = keys.route(domain, 0);
-        all.extend([route.events, route.results, route.dead, route.delayed]);
+        all.extend([
+            route.events,
+            route.results,
+            route.dead,
+            route.delayed,
+            route.outbox,
+        ]);
+        all.insert(keys.moved_beside(&keys.events(domain, 0)));
         all.insert(keys.dedup(domain, 0, "1"));
         all.insert(keys.said(domain, 0, "1-1", "1"));
         all.insert(keys.replayed(domain, 0, "1-1"));

@@ -119,6 +119,7 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("lose.lua", of_tasks(570, 1030)),
     ("offered.lua", most(180, 205)),
     ("partition.lua", most(12, 510)),
+    ("move.lua", most(102, 70)),
     (
         "promote.lua",
         Bound {

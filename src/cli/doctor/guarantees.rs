@@ -24,7 +24,7 @@ fn cluster(server: &Server) -> Finding {
             what: "the server runs in cluster mode".into(),
             why: "publishing works, but a worker does not start: what it does in one step touches keys of \
                   several slots, which a cluster refuses (CROSSSLOT)",
-            fix: "use a server with cluster-enabled no, or a primary that Sentinels watch".into(),
+            fix: "write redis+cluster:// or rediss+cluster:// in redis_url".into(),
         },
         Some(_) => Finding::fine(check, "the server is no node of a cluster"),
         None => Finding::unknown(

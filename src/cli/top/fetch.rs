@@ -51,7 +51,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     pub(super) fn new(session: &Session) -> anyhow::Result<Self> {
-        let (connector, keys) = (session.connector()?, session.settings.keys()?);
+        let (connector, keys) = (session.server()?, session.settings.keys()?);
         Ok(Self {
             instances: Instances::new(connector.clone(), keys.clone()),
             tasks: Tasks::new(connector.clone(), keys.clone()),

@@ -16,8 +16,8 @@ pub(crate) use token::number;
 pub use token::{NoResp, Token, Tokens};
 
 use crate::connect::error::{BusError, is_crowded};
+use crate::connect::locator::Generation;
 use crate::connect::resp::sieve::{Shape, Sieve};
-use crate::connect::sentinel::Generation;
 use crate::connect::socket::CONNECT;
 use crate::connect::tls::Tls;
 use dial::{Stream, connect};

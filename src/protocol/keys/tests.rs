@@ -155,6 +155,15 @@ fn stream_names_are_taken_apart() {
 #[test]
 fn crc16_is_redis_clusters() {
     assert_eq!(crc16(b"123456789"), 0x31C3);
+    // As `CLUSTER KEYSLOT` tells them.
+    for (key, slot) in [
+        ("foo", 12182),
+        ("{foo}:bar", 12182),
+        ("x{foo}{bar}", 12182),
+        ("{}foo", 9500),
+    ] {
+        assert_eq!(slot_of(key.as_bytes()), slot, "{key}");
+    }
 }
 
 #[test]

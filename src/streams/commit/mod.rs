@@ -173,8 +173,8 @@ impl Committer {
 
     /// Whether what the run wrote to the server is still there, for all that is known.
     fn is_of_this_epoch(&self, settlement: &Settlement) -> bool {
-        let now = self.connector.epoch();
-        settlement.epoch.is_none_or(|epoch| epoch == now)
+        let is_now = |epoch| self.connector.check_epoch(epoch).is_ok();
+        settlement.epoch.is_none_or(is_now)
     }
 
     fn place(&self, receipt: &Receipt) -> Place<'_> {
@@ -182,6 +182,7 @@ impl Committer {
             route: &self.routes[receipt.stream],
             consumer: &self.consumer,
             now: self.claims.server_now(),
+            outbox: self.connector.is_cluster(),
             reply_history: Some(self.reply_history),
         }
     }

@@ -8,6 +8,7 @@ use crate::protocol::digits::{Digits, IdText};
 use crate::protocol::entry::EntryId;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
+use crate::streams::outbox;
 use redis::aio::ConnectionLike;
 use std::time::{Duration, Instant};
 
@@ -209,6 +210,8 @@ pub struct Place<'a> {
     pub consumer: &'a str,
     /// Unix milliseconds on the server.
     pub now: u64,
+    /// Whether what is published into another slot goes through the outbox.
+    pub outbox: bool,
     /// About how many replies a reply stream keeps; `None` where the next reply to it, in the same
     /// transaction, sees to that.
     pub reply_history: Option<u64>,
@@ -241,7 +244,19 @@ impl Settlement {
         }
         for publication in &self.publications {
             let Publication { stream, fields } = publication;
-            add(stream, fields, Worth::Needed, &mut give);
+            if !place.outbox || outbox::is_beside(stream, &route.events) {
+                add(stream, fields, Worth::Needed, &mut give);
+                continue;
+            }
+            let mut words: Vec<&[u8]> = Vec::with_capacity(5 + fields.len());
+            words.extend([&b"XADD"[..], route.outbox.as_bytes(), b"*"]);
+            words.extend([outbox::TO.as_bytes(), stream.as_bytes()]);
+            words.extend(fields.iter().map(Vec::as_slice));
+            give(Effect {
+                words: &words,
+                key_type: "stream",
+                worth: Worth::Needed,
+            });
         }
         if let Some(reply) = &self.reply {
             reply.effect(place, &mut give);

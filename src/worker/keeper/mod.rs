@@ -12,6 +12,7 @@
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, reports partitions | all instances together one to four times a second |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `schedule`: stores the events of schedules whose tick is due | when one is due; looks for more every 5 s, and when it is told |
+//! | `outbox`: on a cluster, moves what runs published into other slots | 5 ms when busy, else up to 200 ms |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
@@ -26,6 +27,7 @@ mod attend;
 pub(super) mod describe;
 mod exposition;
 pub(super) mod measures;
+mod outbox;
 mod peers;
 mod promote;
 mod pulse;
@@ -306,6 +308,7 @@ impl Chores {
         duties.begin("scripts", async |all| upkeep::keep_scripts(&all).await);
         duties.begin("leftovers", async |all| upkeep::name_leftovers(&all).await);
         duties.begin("describe", async |all| describe::run(&all).await);
+        duties.begin("outbox", async |all| outbox::run(&all).await);
         duties.begin("announce", async |all| announce::run(&all).await);
         duties.begin("tell", async |all| tell::run(&all).await);
         duties.begin("exposition", async |all| exposition::run(&all).await);

@@ -13,6 +13,7 @@ use crate::handler::progress::Tell;
 use crate::protocol::progress::Progress;
 use crate::streams::commit::settlement::is_inbox;
 use crate::worker::settle::in_kind;
+use redis::aio::ConnectionLike;
 use redis::{Pipeline, Value};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -106,7 +107,7 @@ async fn write(chores: &Chores, link: &Link, due: &[Waiting]) {
     if entries == 0 {
         return;
     }
-    let dropped = match send(link, &pipeline).await {
+    let dropped = match send(chores, link, &pipeline).await {
         Ok(0) => return,
         Ok(refused) => refused,
         Err(error) => {
@@ -151,9 +152,20 @@ fn add(pipeline: &mut Pipeline, chores: &Chores, run: &Context, progress: &Progr
 }
 
 /// Sends it: how many of its entries the server refused.
-async fn send(link: &Link, pipeline: &Pipeline) -> Result<u64, String> {
-    let mut lent = link.get().await?;
-    let answers = link.send_all(&mut lent, pipeline).await;
+async fn send(chores: &Chores, link: &Link, pipeline: &Pipeline) -> Result<u64, String> {
+    let answers = match chores.connector.is_cluster() {
+        // Each to its own slot.
+        true => {
+            let connection = chores.connector.pooled().await;
+            let mut connection = connection.map_err(|error| error.to_string())?;
+            let sent = connection.req_packed_commands(pipeline, 0, pipeline.len());
+            sent.await
+        }
+        false => {
+            let mut lent = link.get().await?;
+            link.send_all(&mut lent, pipeline).await
+        }
+    };
     let answers = answers.map_err(|error| error.to_string())?;
     let refused = answers.iter().filter_map(|answer| match answer {
         Value::ServerError(error) => Some(error),

@@ -108,7 +108,7 @@ async fn asked(shared: &Shared, receipt: Receipt, event: &Event) -> Verdict {
         event.once(),
         event.given_id(),
     ) else {
-        let epoch = shared.process.connector.epoch();
+        let epoch = shared.connector.epoch();
         return Verdict::First { epoch };
     };
     let asks = Asks {

@@ -172,7 +172,11 @@ impl Lane {
         };
         let wrote = route.policy.stateful || context.wrote();
         // The mark that names it as the first may be lost with what a run wrote.
-        settlement.epoch = judged_in.or_else(|| wrote.then(|| context.epoch()));
+        let began = wrote.then(|| context.epoch());
+        // On a cluster the two are of different slots.
+        let connector = &context.process().connector;
+        let outdated = began.filter(|epoch| connector.check_epoch(*epoch).is_err());
+        settlement.epoch = outdated.or(judged_in).or(began);
         match context.end_progress() {
             None => self.settled.push(settlement),
             Some(written) => self.settle_behind(written, settlement),

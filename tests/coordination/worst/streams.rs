@@ -21,6 +21,7 @@ use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::{Note, Publication};
 use convoke::streams::delay;
 use convoke::streams::first::{Asks, Firsts, Judge, KEPT, Verdict};
+use convoke::streams::outbox;
 use convoke::streams::trim::{remove, trim};
 use std::time::Duration;
 
@@ -35,6 +36,7 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     asks(meter).await;
     replays(meter).await;
     delayed(meter).await;
+    moves(fleet, meter).await;
 }
 
 async fn publishes(fleet: &mut Fleet, meter: &mut Meter) {
@@ -102,6 +104,38 @@ async fn waits(fleet: &mut Fleet, meter: &mut Meter) {
         let promoted = meter.of(&fleet.redis, promotes).await.unwrap();
         assert!(promoted.moved + promoted.dead > 0);
     }
+}
+
+/// As many as are moved at a time, with as many fields as there may be.
+async fn moves(fleet: &mut Fleet, meter: &mut Meter) {
+    fleet.run("FLUSHALL").await;
+    let outbox = fleet.keys.outbox("image", 0);
+    let mut seed = Seed::more(fleet);
+    for _ in 0..100 {
+        let mut add = redis::cmd("XADD");
+        add.arg(&outbox).arg("*").arg("@stream").arg(EVENTS);
+        for field in 0..32 {
+            add.arg(format!("f{field}")).arg("x");
+        }
+        seed.add(add).await;
+    }
+    seed.done().await;
+    let keys = fleet.keys.clone();
+    let mut connection = fleet.redis.connection_for(users::WORKER).await;
+    let moves = outbox::empty(&mut connection, &keys, &outbox);
+    let moved = meter.of(&fleet.redis, moves).await.unwrap();
+    assert_eq!(moved.moved, 100);
+    // Once more nothing of it comes.
+    let again = outbox::empty(&mut connection, &keys, &outbox)
+        .await
+        .unwrap();
+    let mut length = redis::cmd("XLEN");
+    let length: u64 = length
+        .arg(EVENTS)
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!((again.moved, length), (0, 100));
 }
 
 /// Far more than the history, of which nobody needs any; and of which a group needs the end.

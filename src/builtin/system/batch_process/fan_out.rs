@@ -13,7 +13,7 @@ use crate::builtin::system::batch_process::Runner;
 use crate::builtin::system::batch_process::holding::{Holding, Stop};
 use crate::client::publish::{Outgoing, PublishError};
 use crate::connect::backoff::Backoff;
-use crate::connect::connector::BLOCK;
+use crate::connect::connector::{BLOCK, Connector};
 use crate::connect::error::BusError;
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::error::{Code, HandlerError};
@@ -32,6 +32,8 @@ const WINDOW: usize = 64;
 const COUNT: usize = 256;
 /// How long a read waits while items are to be published again.
 const SOON: Duration = Duration::from_millis(100);
+/// How long each of several streams is waited for, while the others are too.
+const TURN: Duration = Duration::from_millis(20);
 
 struct FanOut<'a> {
     kind: &'a str,
@@ -90,6 +92,25 @@ pub(super) async fn run(
     holding.complete().await?;
     holding.forget_replies(&work.streams).await;
     Ok(())
+}
+
+/// A connection for reading replies.
+struct Connected {
+    connector: Connector,
+    /// The primary that it leads to.
+    generation: u64,
+    connection: MultiplexedConnection,
+}
+
+impl Connected {
+    async fn read(
+        &mut self,
+        from: &[(&str, EntryId)],
+        block: Duration,
+    ) -> Result<Vec<Batch>, BusError> {
+        self.connector.check(self.generation)?;
+        read::read_after(&mut self.connection, from, COUNT, block).await
+    }
 }
 
 impl FanOut<'_> {
@@ -260,23 +281,48 @@ impl FanOut<'_> {
         }
     }
 
-    async fn read(
-        &self,
-        connection: &mut Option<(u64, MultiplexedConnection)>,
-    ) -> Result<Vec<Batch>, BusError> {
-        let connector = &self.runner.connector;
-        let (generation, connection) = match connection {
-            Some(connection) => connection,
-            none => {
-                let generation = connector.generation();
-                none.insert((generation, connector.blocking(BLOCK).await?))
-            }
-        };
-        connector.check(*generation)?;
+    async fn read(&self, connections: &mut Option<Vec<Connected>>) -> Result<Vec<Batch>, BusError> {
         let names = self.streams.iter().map(String::as_str);
         let from: Vec<(&str, EntryId)> = names.zip(self.positions.iter().copied()).collect();
-        let block = if self.refused.is_empty() { BLOCK } else { SOON };
-        read::read_after(connection, &from, COUNT, block).await
+        // On a cluster each stream has a slot of its own.
+        let at_once = match self.runner.connector.is_cluster() {
+            true => 1,
+            false => from.len().max(1),
+        };
+        let parts: Vec<_> = from.chunks(at_once).collect();
+        let connections = match connections {
+            Some(connections) => connections,
+            none => {
+                let mut made = Vec::with_capacity(parts.len());
+                for part in &parts {
+                    let connector = self.runner.connector.toward(part[0].0);
+                    let generation = connector.generation();
+                    let connection = connector.blocking(BLOCK).await?;
+                    made.push(Connected {
+                        connector,
+                        generation,
+                        connection,
+                    });
+                }
+                none.insert(made)
+            }
+        };
+        let block = match self.refused.is_empty() {
+            _ if parts.len() > 1 => TURN,
+            true => BLOCK,
+            false => SOON,
+        };
+        let reads = connections.iter_mut().zip(&parts);
+        let reads = reads.map(|(connected, part)| connected.read(part, block));
+        let answers = futures_util::future::join_all(reads).await;
+        let mut all = Vec::new();
+        for (at, read) in answers.into_iter().enumerate() {
+            all.extend(read?.into_iter().map(|batch| Batch {
+                stream: batch.stream + at * at_once,
+                ..batch
+            }));
+        }
+        Ok(all)
     }
 
     async fn reply(&mut self, holding: &mut Holding<'_>, entry: &Entry) -> Result<(), Stop> {

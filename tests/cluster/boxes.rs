@@ -1,0 +1,58 @@
+//! What a run publishes into another slot.
+
+use crate::rig::{builder, client, counted_in, double, left, start};
+use crate::support::cluster::Cluster;
+use crate::support::until;
+use convoke::client::publish::Outgoing;
+use convoke::{Context, HandlerError};
+
+const EVENTS: usize = 300;
+
+/// Publishes three events, and fails at its first try after it did.
+async fn spread(context: Context, number: i64) -> Result<i64, HandlerError> {
+    for part in 0..3 {
+        context.publish("far.double", &(10 * number + part))?;
+    }
+    match context.event().attempt() {
+        1 if number % 3 == 0 => Err(HandlerError::internal("once")),
+        _ => Ok(number),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_into_another_slot_arrives_once_whoever_moves_it() {
+    let cluster = Cluster::of_three();
+    let partitions = 3;
+    // All of them move all that there is.
+    let workers: Vec<_> = (0..3)
+        .map(|_| {
+            start(
+                builder(&cluster, partitions)
+                    .handler("near.spread", spread)
+                    .handler("far.double", double),
+            )
+        })
+        .collect();
+    let client = client(&cluster, partitions);
+    let events: Vec<Outgoing> = (0..EVENTS as i64)
+        .map(|number| Outgoing::new("near.spread", &number).subject(format!("s-{number}")))
+        .collect();
+    for published in client.publish_many(&events).await {
+        published.unwrap();
+    }
+    until("all is done", || async {
+        left(&cluster, "near", partitions) == 0
+            && (0..partitions).all(|partition| {
+                let outbox = format!("{{cb:near:{partition}}}:outbox");
+                matches!(cluster.try_at(&outbox, &["XLEN", &outbox]), Ok(0_u64))
+            })
+            && left(&cluster, "far", partitions) == 0
+    })
+    .await;
+    let arrived = counted_in(&cluster, "far", partitions, "events", "data");
+    assert_eq!(arrived.len(), 3 * EVENTS, "lost");
+    assert!(arrived.values().all(|count| *count == 1), "doubled");
+    for worker in workers {
+        worker.stop().await;
+    }
+}

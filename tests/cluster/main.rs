@@ -1,0 +1,9 @@
+//! The bus on a Redis Cluster.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod boxes;
+mod moves;
+mod paths;
+mod rig;

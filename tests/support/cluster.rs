@@ -1,0 +1,234 @@
+//! A Redis Cluster on loopback: primaries that share the slots, and replicas of them.
+
+#![allow(dead_code)] // Each test binary uses a part.
+
+use super::{Redis, eventually, free_port, users};
+use std::ops::Range;
+
+/// How many slots there are.
+const SLOTS: u16 = 16384;
+
+/// The nodes: primaries first, then a replica of each, if there are any.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Redis>,
+    primaries: usize,
+}
+
+fn run<T: redis::FromRedisValue>(node: &Redis, words: &[&str]) -> redis::RedisResult<T> {
+    let mut connection = node.connect();
+    redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
+}
+
+fn node(timeout_ms: u32) -> Redis {
+    // The port of its bus would be 10000 higher by itself, where outgoing connections are.
+    let (bus, timeout) = (free_port().to_string(), timeout_ms.to_string());
+    Redis::with(&[
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--cluster-enabled",
+        "yes",
+        "--cluster-port",
+        &bus,
+        "--cluster-node-timeout",
+        &timeout,
+        "--repl-diskless-sync-delay",
+        "0",
+    ])
+}
+
+impl Cluster {
+    /// One node that has all slots.
+    pub(crate) fn alone() -> Self {
+        Self::start(1, false, 15_000)
+    }
+
+    /// Three primaries.
+    pub(crate) fn of_three() -> Self {
+        Self::start(3, false, 15_000)
+    }
+
+    /// Three primaries, each with a replica that takes its place soon after it died.
+    pub(crate) fn with_replicas() -> Self {
+        Self::start(3, true, 5_000)
+    }
+
+    fn start(primaries: usize, replicas: bool, timeout_ms: u32) -> Self {
+        let count = if replicas { 2 * primaries } else { primaries };
+        let nodes: Vec<Redis> = (0..count).map(|_| node(timeout_ms)).collect();
+        let cluster = Self { nodes, primaries };
+        for number in 0..primaries {
+            let slots = cluster.slots(number);
+            let (from, to) = (slots.start.to_string(), (slots.end - 1).to_string());
+            cluster.run(number, &["CLUSTER", "ADDSLOTSRANGE", &from, &to]);
+        }
+        for other in &cluster.nodes[1..] {
+            let (port, bus) = (other.port().to_string(), bus_port(other));
+            cluster.run(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        }
+        eventually("all nodes know all", || {
+            cluster.nodes.iter().all(|node| {
+                let known: String = run(node, &["CLUSTER", "NODES"]).unwrap_or_default();
+                let lines = known.lines().filter(|line| !line.contains("handshake"));
+                lines.count() == count
+            })
+        });
+        if replicas {
+            for number in 0..primaries {
+                let id: String = run(&cluster.nodes[number], &["CLUSTER", "MYID"]).expect("an id");
+                let replica = &cluster.nodes[primaries + number];
+                eventually("a replica knows its primary", || {
+                    run::<()>(replica, &["CLUSTER", "REPLICATE", &id]).is_ok()
+                });
+            }
+        }
+        eventually("the cluster serves all slots", || {
+            cluster.nodes.iter().all(|node| {
+                let info: String = run(node, &["CLUSTER", "INFO"]).unwrap_or_default();
+                info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")
+            })
+        });
+        if replicas {
+            eventually("the replicas follow", || {
+                cluster.nodes[primaries..].iter().all(|node| {
+                    let info: String = run(node, &["INFO", "replication"]).unwrap_or_default();
+                    info.contains("master_link_status:up")
+                })
+            });
+        }
+        cluster
+    }
+
+    /// The slots that a primary has at the start.
+    fn slots(&self, number: usize) -> Range<u16> {
+        let share = |number: usize| (usize::from(SLOTS) * number / self.primaries) as u16;
+        share(number)..share(number + 1)
+    }
+
+    /// Runs a command at a node.
+    pub(crate) fn run(&self, number: usize, words: &[&str]) {
+        let done: redis::RedisResult<redis::Value> = run(&self.nodes[number], words);
+        done.unwrap_or_else(|error| panic!("{words:?}: {error}"));
+    }
+
+    /// `redis+cluster://…` for a worker.
+    pub(crate) fn url(&self) -> String {
+        self.url_for(users::WORKER)
+    }
+
+    /// `redis+cluster://…` for a user of `deploy/users.acl`.
+    pub(crate) fn url_for(&self, user: &str) -> String {
+        let nodes = self.nodes.iter();
+        let nodes: Vec<String> = nodes
+            .map(|node| format!("127.0.0.1:{}", node.port()))
+            .collect();
+        let password = users::PASSWORD;
+        format!("redis+cluster://{user}:{password}@{}", nodes.join(","))
+    }
+
+    /// The slot of a key.
+    pub(crate) fn slot_of(&self, key: &str) -> u16 {
+        let alive = self.alive();
+        run(alive, &["CLUSTER", "KEYSLOT", key]).expect("a slot")
+    }
+
+    fn alive(&self) -> &Redis {
+        let mut nodes = self.nodes.iter();
+        let answers =
+            |node: &&Redis| std::net::TcpStream::connect(("127.0.0.1", node.port())).is_ok();
+        nodes.find(answers).expect("a node that answers")
+    }
+
+    /// Which node has a key's slot now.
+    pub(crate) fn owner(&self, key: &str) -> usize {
+        let slot = self.slot_of(key);
+        type Row = Vec<redis::Value>;
+        let rows: Vec<Row> = run(self.alive(), &["CLUSTER", "SLOTS"]).expect("the slots");
+        let number = |value: &redis::Value| match value {
+            redis::Value::Int(number) => *number,
+            other => panic!("{other:?}"),
+        };
+        let row = rows
+            .iter()
+            .find(|row| (number(&row[0])..=number(&row[1])).contains(&i64::from(slot)));
+        let Some(redis::Value::Array(primary)) = row.and_then(|row| row.get(2)) else {
+            panic!("nobody has slot {slot}");
+        };
+        let port = number(&primary[1]);
+        let mut nodes = self.nodes.iter();
+        let found = nodes.position(|node| i64::from(node.port()) == port);
+        found.expect("a node of this cluster")
+    }
+
+    /// `kill -9` for the primary of a key, and waits until another node has its place.
+    pub(crate) fn kill_primary_of(&self, key: &str) {
+        let killed = self.owner(key);
+        super::signal(self.nodes[killed].pid(), "KILL");
+        eventually("a replica is promoted", || {
+            let port = self.nodes[killed].port();
+            if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                return false;
+            }
+            let info: String = run(self.alive(), &["CLUSTER", "INFO"]).unwrap_or_default();
+            info.contains("cluster_state:ok") && self.owner(key) != killed
+        });
+    }
+
+    /// What a command answers that is sent to the node of its key.
+    pub(crate) fn at<T: redis::FromRedisValue>(&self, key: &str, words: &[&str]) -> T {
+        let answer = self.try_at(key, words);
+        answer.unwrap_or_else(|error| panic!("{words:?}: {error}"))
+    }
+
+    /// The same, where it may be refused.
+    pub(crate) fn try_at<T: redis::FromRedisValue>(
+        &self,
+        key: &str,
+        words: &[&str],
+    ) -> redis::RedisResult<T> {
+        run(&self.nodes[self.owner(key)], words)
+    }
+
+    /// Moves the slot of a key to a node as `redis-cli --cluster reshard` does, one key after the other; the slot is
+    /// open for `open` at the least.
+    pub(crate) fn move_slot(&self, key: &str, to: usize, open: std::time::Duration) {
+        let (from, slot) = (self.owner(key), self.slot_of(key).to_string());
+        if from == to {
+            return;
+        }
+        let id = |number: usize| -> String {
+            run(&self.nodes[number], &["CLUSTER", "MYID"]).expect("an id")
+        };
+        let (source, target) = (id(from), id(to));
+        let port = self.nodes[to].port().to_string();
+        self.run(to, &["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source]);
+        self.run(from, &["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target]);
+        std::thread::sleep(open / 2);
+        loop {
+            let keys: Vec<String> =
+                run(&self.nodes[from], &["CLUSTER", "GETKEYSINSLOT", &slot, "1"])
+                    .expect("the keys of the slot");
+            let Some(key) = keys.first() else {
+                break;
+            };
+            let words = ["MIGRATE", "127.0.0.1", &port, key, "0", "5000"];
+            let moved: redis::RedisResult<redis::Value> = run(&self.nodes[from], &words);
+            // It may have gone by itself meanwhile.
+            moved.unwrap_or_else(|error| panic!("{words:?}: {error}"));
+        }
+        std::thread::sleep(open / 2);
+        self.run(to, &["CLUSTER", "SETSLOT", &slot, "NODE", &target]);
+        self.run(from, &["CLUSTER", "SETSLOT", &slot, "NODE", &target]);
+        for number in 0..self.primaries {
+            if number != from && number != to {
+                self.run(number, &["CLUSTER", "SETSLOT", &slot, "NODE", &target]);
+            }
+        }
+    }
+}
+
+fn bus_port(node: &Redis) -> String {
+    let config: Vec<String> = run(node, &["CONFIG", "GET", "cluster-port"]).expect("its port");
+    config[1].clone()
+}
