@@ -4,7 +4,7 @@ use super::variables::{OF_COMMANDS, OF_THE_PROGRAM, PREFIX};
 use super::{DatabaseUrl, RedisUrl, Settings};
 use crate::connect::secret::SecretFile;
 use figment::providers::{Format as _, Toml};
-use figment::value::{Dict, Map, Value};
+use figment::value::{Dict, Map, Num, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
 use std::env::{self, VarError};
@@ -289,6 +289,13 @@ fn from_environment(known: &Dict) -> Result<Layer, LoadError> {
             }
         };
         let value = match default {
+            Value::Num(_, Num::F64(_)) => match text.trim().parse::<f64>() {
+                Ok(number) => Value::from(number),
+                Err(_) => {
+                    let problem = format_args!("{variable}: {text:?} is not a number");
+                    return Err(LoadError::new(problem));
+                }
+            },
             Value::Num(..) => match text.trim().parse::<u64>() {
                 Ok(number) => Value::from(number),
                 Err(_) => {

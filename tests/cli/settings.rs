@@ -95,6 +95,13 @@ fn a_wrong_setting_is_told_with_its_source_and_value() {
     end(publish().env("CONVOKE_ROLE", "worker, a b")).failed(2, &["CONVOKE_ROLE", "\"a b\""]);
     end(publish().env("CONVOKE_CAPACITY", "99999999999"))
         .failed(2, &["CONVOKE_CAPACITY", "99999999999"]);
+    for (value, problem) in [
+        ("half", "\"half\" is not a number"),
+        ("1.5", "1.5 is not 0 to 1"),
+    ] {
+        end(publish().env("CONVOKE_TELEMETRY_SAMPLE", value))
+            .failed(2, &["CONVOKE_TELEMETRY_SAMPLE", problem]);
+    }
     end(publish().args(["--namespace", "UP"])).failed(2, &["--namespace", "UP"]);
     end(publish().args(["--dedup-window", "5x"])).failed(2, &["--dedup-window", "5x"]);
     end(publish().args(["--config", "/nowhere.toml"])).failed(2, &["/nowhere.toml"]);
