@@ -114,12 +114,13 @@ pub(super) fn share(instance: &Instance) -> f64 {
     instance.load / f64::from(instance.capacity.max(1))
 }
 
-/// Its condition, and whether it is external.
+/// The condition of an instance, and whether it is external, drains or is quiet.
 pub(super) fn standing(condition: Condition, instance: &Instance) -> String {
     let condition = condition.as_str();
-    match instance.sealed {
-        true => condition.to_owned(),
-        false => format!("{condition}, external"),
+    match (instance.sealed, instance.mode.word()) {
+        (true, "") => condition.to_owned(),
+        (true, mode) => format!("{condition}, {mode}"),
+        (false, _) => format!("{condition}, external"),
     }
 }
 
@@ -137,6 +138,9 @@ pub(super) fn described(condition: Condition, instance: &Instance, now: u64) -> 
         "started_at": instance.started_at,
         "restarts": instance.restarts,
         "external": !instance.sealed,
+        "mode": instance.mode.word(),
+        "version": instance.mode.version,
+        "concurrency": instance.mode.concurrency,
         "incarnation": instance.incarnation,
         "capabilities": instance.capabilities,
         "metadata": json::to_json(&instance.metadata).unwrap_or_default(),

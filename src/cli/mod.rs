@@ -10,6 +10,7 @@ mod delayed;
 mod discover;
 mod docs;
 mod doctor;
+mod drain;
 mod group;
 mod health;
 mod history;
@@ -160,6 +161,9 @@ enum Command {
     History(history::Flags),
     Ledger(ledger::Flags),
     Pattern(pattern::Flags),
+    Drain(drain::Drain),
+    Quiet(drain::Quiet),
+    Scale(drain::Scale),
     Schedule(schedule::Flags),
     Task(task::Flags),
     Streams(streams::Flags),
@@ -274,6 +278,9 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
         Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
         Command::Pattern(flags) => runtime()?.block_on(pattern::run(session, flags)),
+        Command::Drain(flags) => runtime()?.block_on(drain::drain(session, flags)),
+        Command::Quiet(flags) => runtime()?.block_on(drain::quiet(session, flags)),
+        Command::Scale(flags) => runtime()?.block_on(drain::scale(session, flags)),
         Command::Schedule(flags) => runtime()?.block_on(schedule::run(session, flags)),
         Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
     }
@@ -326,6 +333,9 @@ impl Session {
                     | Command::Task(_)
                     | Command::Pattern(_)
                     | Command::Schedule(_)
+                    | Command::Drain(_)
+                    | Command::Quiet(_)
+                    | Command::Scale(_)
                     | Command::Replay(_)
                     | Command::Streams(_)
                     | Command::Delayed(_)

@@ -204,6 +204,11 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics_file: Option<String>,
+    /// What this version of the program is called; `convoke drain --version` finds workers by it
+    /// [default: that of convoke]
+    #[arg(long, value_name = "VERSION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    app_version: Option<String>,
     /// Add spans, metrics and the log for OpenTelemetry there, as JSON lines of OTLP; -: standard output.
     /// {id} in the name stands for the instance's id
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]

@@ -129,6 +129,8 @@ pub struct Settings {
     /// text format: for the textfile collector of `node_exporter`, which wants a name that ends in `.prom`. Empty:
     /// none.
     pub metrics_file: String,
+    /// What this version of the program is called, at most 64 bytes: `convoke drain --version` finds workers by it.
+    pub app_version: String,
     /// The file to which the worker adds spans, metrics and its log for OpenTelemetry, as JSON lines of OTLP; `-` is
     /// standard output, and `{id}` in it stands for the instance's id. Empty: none. See
     /// [`operating`](crate::docs::operating#telemetry).
@@ -177,6 +179,7 @@ impl Default for Settings {
             patterns: Patterns::default(),
             runtime_dir: String::new(),
             metrics_file: String::new(),
+            app_version: env!("CARGO_PKG_VERSION").into(),
             telemetry_file: String::new(),
             telemetry_sample: 1.0,
             telemetry_size: 64 << 20,

@@ -45,7 +45,7 @@ pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<
             let sum = running.entry(kind).or_default();
             sum.runs += activity.running as u64;
             sum.oldest_ms = sum.oldest_ms.max(age(oldest));
-            if activity.running >= lane.concurrency {
+            if activity.running >= lane.concurrency() {
                 sum.full = 1;
             }
         }

@@ -123,6 +123,11 @@ impl Admission {
         }
     }
 
+    /// Has the lane another number of slots from now on.
+    pub(super) fn resize(&mut self, share: Share) {
+        self.share = share;
+    }
+
     /// How many events wait.
     pub(super) fn len(&self) -> usize {
         self.waiting

@@ -85,7 +85,7 @@ impl Lane {
             finished,
             jobs: Jobs::default(),
             ready: VecDeque::new(),
-            admission: Admission::new(shared.share, routes, streams),
+            admission: Admission::new(shared.share(), routes, streams),
             suspects: VecDeque::new(),
             alone: None,
             settled: Vec::new(),
@@ -93,7 +93,7 @@ impl Lane {
             sparing: Sparing::new(Instant::now()),
             followed: HashMap::new(),
             running: 0,
-            window: shared.concurrency,
+            window: shared.concurrency(),
             taking_fails: false,
             has_read: false,
             takes: false,
@@ -135,6 +135,7 @@ impl Lane {
         loop {
             self.look_at_leases();
             self.look_at_deadlines();
+            self.admission.resize(self.shared.share());
             let draining = drain.is_cancelled();
             if draining {
                 self.give_back();
@@ -155,7 +156,7 @@ impl Lane {
             }
             let room = self.room();
             let calm = self.suspects.is_empty() && self.alone.is_none();
-            if !draining && calm && room > 0 {
+            if !draining && !self.shared.is_quiet() && calm && room > 0 {
                 let job = self.jobs.next();
                 let turn = Turn {
                     job: job.is_some(),
@@ -278,7 +279,7 @@ impl Lane {
     fn room(&self) -> usize {
         let waiting = self.admission.len();
         let limit = if self.running > 0 || waiting > 0 {
-            2 * self.shared.concurrency
+            2 * self.shared.concurrency()
         } else {
             self.window
         };
@@ -359,7 +360,7 @@ impl Lane {
         }
         let began = Instant::now();
         let mut now = began;
-        while self.running < self.shared.concurrency && self.alone.is_none() {
+        while self.running < self.shared.concurrency() && self.alone.is_none() {
             // Before it runs, since it may ask, and after it, since it may wait.
             if let Some(waiting) = self.admission.next(self.running) {
                 self.tell_ahead();
@@ -371,7 +372,7 @@ impl Lane {
                 now = self.start(delivery, now);
             } else {
                 if self.running == 0 {
-                    self.window = (self.window * 2).min(AHEAD.max(self.shared.concurrency));
+                    self.window = (self.window * 2).min(AHEAD.max(self.shared.concurrency()));
                 }
                 return false;
             }
@@ -380,7 +381,7 @@ impl Lane {
                 return !self.ready.is_empty() || self.admission.len() > 0;
             }
         }
-        self.window = self.shared.concurrency;
+        self.window = self.shared.concurrency();
         false
     }
 

@@ -32,7 +32,7 @@ use crate::streams::commit::{Committer, CommitterOptions};
 use crate::streams::first::Judge;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
@@ -246,7 +246,8 @@ impl Lanes {
                 limits: settings.limits(),
                 inflight: Arc::new(InFlight::default()),
                 claims: committer.claims(),
-                concurrency: plan.concurrency + plan.beside,
+                slots: AtomicUsize::new(plan.concurrency),
+                quiet: AtomicBool::new(false),
                 share: Share {
                     slots: plan.concurrency + plan.beside,
                     beside: plan.beside,

@@ -17,7 +17,7 @@ use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::keys::{self, StreamKeys};
 use crate::streams::commit::{Claims, Receipt};
 use crate::streams::first::{Firsts, Judge};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -109,10 +109,12 @@ pub(super) struct Shared {
     pub answers: Answers,
     /// The claim counters as last seen.
     pub claims: Arc<Claims>,
-    /// Handlers that may wait at a time.
-    pub concurrency: usize,
-    /// How many of those one type may take.
+    /// Handlers that may wait at a time, but for what there is room for beside them.
+    pub slots: AtomicUsize,
+    /// How many of those one type may take, as the lane began.
     pub share: Share,
+    /// Nothing more is read.
+    pub quiet: AtomicBool,
     /// How long an entry may be idle before it is taken over.
     pub claim_idle: Duration,
     /// Deliveries before an event counts as poison.
@@ -225,6 +227,41 @@ impl Shared {
     /// The instance's id, which is the consumer's name.
     pub(super) fn instance(&self) -> &str {
         &self.process.instance
+    }
+
+    /// Handlers that may wait at a time, but for what there is room for beside them.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.load(Ordering::Relaxed)
+    }
+
+    /// Handlers that may wait at a time.
+    pub(super) fn concurrency(&self) -> usize {
+        self.slots() + self.share.beside
+    }
+
+    /// How many of those one type may take.
+    pub(super) fn share(&self) -> Share {
+        Share {
+            slots: self.concurrency(),
+            ..self.share
+        }
+    }
+
+    /// Has that many handlers wait at a time. What runs beyond that ends as it would.
+    pub(super) fn scale(&self, slots: usize) {
+        self.slots.store(slots.max(1), Ordering::Relaxed);
+    }
+
+    /// Has it read nothing more, or go on reading. The control plane is read all the same, and the inbox: those who
+    /// give tasks are told by others.
+    pub(super) fn be_quiet(&self, quiet: bool) {
+        let reads = self.name == "data";
+        self.quiet.store(quiet && reads, Ordering::Relaxed);
+    }
+
+    /// Whether nothing more is read.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed)
     }
 
     /// Whether nobody needs to handle an event: its type is one of those, and nobody waits for an answer.

@@ -9,6 +9,7 @@ use crate::connect::backoff::Backoff;
 use crate::connect::connector::{BLOCK, Connector};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
+use crate::coordination::instances::orders;
 use crate::coordination::instances::roster::gone_in;
 use crate::coordination::patterns::{Patterns, is_choice};
 use crate::coordination::schedules::{self, Schedules};
@@ -20,6 +21,7 @@ use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// Facts that one read brings at the most.
 const COUNT: usize = 256;
@@ -33,6 +35,9 @@ pub(super) struct Watch {
     pub broadcast: String,
     pub patterns: Patterns,
     pub schedules: Schedules,
+    pub id: String,
+    /// Is told when something is ordered of this instance.
+    pub ordered: Arc<Notify>,
     /// How often consumers are compared with instances, besides the facts.
     pub compare: Duration,
 }
@@ -71,6 +76,9 @@ impl Watch {
                 gone.extend(gone_in(entry));
                 if is_choice(entry) {
                     self.patterns.told();
+                }
+                if orders::is_order_to(entry, &self.id) {
+                    self.ordered.notify_one();
                 }
                 if schedules::is_change(entry) {
                     self.schedules.told();

@@ -4,6 +4,7 @@ use crate::batches::{asker, batches, failed, wanted};
 use crate::fleet::Fleet;
 use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::batches::Acquired;
+use convoke::coordination::instances::orders::{What, Whom};
 use convoke::coordination::schedules::Missed;
 use convoke::coordination::tasks::task::NewTask;
 use convoke::protocol::event::{Event, Limits};
@@ -14,11 +15,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The scripts that add entries. Whoever writes another one has its entries added below.
-const SCRIPTS: [&str; 13] = [
+const SCRIPTS: [&str; 14] = [
     "add_quorum_vote.lua",
     "coordinate_batch.lua",
     "lead.lua",
     "lose.lua",
+    "order.lua",
     "partition.lua",
     "register.lua",
     "schedule_delete.lua",
@@ -31,11 +33,12 @@ const SCRIPTS: [&str; 13] = [
 ];
 
 /// What they tell, and where.
-const TOLD: [&str; 20] = [
+const TOLD: [&str; 21] = [
     "batch.completed",
     "batch.progress",
     "batch.started",
     "instance.lost",
+    "instance.ordered",
     "instance.registered",
     "instance.unregistered",
     "leader.elected",
@@ -86,6 +89,12 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
     fleet
         .asked()
         .register(&convoke::coordination::instances::instance::Registering::new("x-1", ["worker"]))
+        .await
+        .unwrap();
+    let whom = Whom::Id("w-3".into());
+    fleet
+        .asked()
+        .order(&whom, What::Scale(7), "ann")
         .await
         .unwrap();
     fleet.instances.contend("w-3", incarnation).await.unwrap();

@@ -117,7 +117,9 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("lead.lua", most(6, 8)),
     ("limit.lua", most(3, 5)),
     ("lose.lua", of_tasks(570, 1030)),
+    ("mode.lua", most(6, 8)),
     ("offered.lua", most(180, 205)),
+    ("order.lua", most(9, 12)),
     ("partition.lua", most(12, 510)),
     ("move.lua", most(102, 70)),
     (

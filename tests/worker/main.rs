@@ -23,6 +23,7 @@ mod lifecycle;
 mod metrics;
 mod once;
 mod order;
+mod orders;
 mod outages;
 mod pairs;
 mod patterns;

@@ -31,6 +31,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Waits until it is gone by itself.
+    pub(crate) async fn ended(self) {
+        self.task.await.unwrap();
+    }
+
     /// Drains it and waits until it is gone.
     pub(crate) async fn stop(self) {
         self.drain.cancel();

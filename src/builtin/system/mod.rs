@@ -15,6 +15,7 @@ mod pattern;
 mod ping;
 mod report;
 mod schedule;
+mod workers;
 
 pub(super) use metrics::whole as whole_metrics;
 
@@ -112,6 +113,20 @@ pub fn registrations() -> Vec<Registration> {
             "system.pattern.get",
             pattern::get,
             Policy::new().describe("Lists in which patterns system events are answered."),
+        ),
+        Registration::new(
+            "system.drain",
+            workers::drain,
+            Policy::new().stateful().describe(
+                "Has workers finish what runs and leave; or stay, and read nothing more.",
+            ),
+        ),
+        Registration::new(
+            "system.scale",
+            workers::scale,
+            Policy::new()
+                .stateful()
+                .describe("Has a worker run another number of handlers at a time."),
         ),
         Registration::new(
             "system.schedule.put",

@@ -4,6 +4,7 @@ use crate::coordination::bounds::{check_id, check_map, invalid, named, within};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Seal;
 use crate::coordination::instances::gossip::{self, Observed};
+use crate::coordination::instances::orders::Mode;
 use crate::coordination::metrics::{Gauges, Report};
 use crate::protocol::bounds::{MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use crate::protocol::keys;
@@ -174,6 +175,8 @@ pub struct Instance {
     pub gauges: Option<Gauges>,
     /// Whether a peer suspects it.
     pub suspect: bool,
+    /// How it says to be.
+    pub mode: Mode,
 }
 
 impl Instance {
@@ -188,6 +191,8 @@ impl Instance {
         let gauges = hash.remove("metrics");
         let gauges = gauges.and_then(|packed| Gauges::unpacked(&packed));
         let metadata = hash.remove("metadata").unwrap_or_default();
+        let mode = hash.remove("mode");
+        let mode = mode.and_then(|packed| rmp_serde::from_slice(&packed).ok());
         let text = |name: &str| {
             hash.get(name)
                 .and_then(|value| std::str::from_utf8(value).ok())
@@ -212,6 +217,7 @@ impl Instance {
             metadata,
             gauges,
             suspect: false,
+            mode: mode.unwrap_or_default(),
         }
     }
 }

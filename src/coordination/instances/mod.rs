@@ -39,6 +39,7 @@
 
 pub mod gossip;
 pub mod instance;
+pub mod orders;
 mod parts;
 mod ping;
 pub mod pull;

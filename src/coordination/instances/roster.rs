@@ -97,7 +97,7 @@ pub enum Detail {
     Full,
 }
 
-const BRIEF: [&str; 11] = [
+const BRIEF: [&str; 12] = [
     "id",
     "roles",
     "capacity",
@@ -109,6 +109,7 @@ const BRIEF: [&str; 11] = [
     "sealed",
     "last_seen",
     "load",
+    "mode",
 ];
 const FULL: [&str; 2] = ["capabilities", "metadata"];
 

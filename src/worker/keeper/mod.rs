@@ -10,6 +10,7 @@
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
 //! | `attend`: sees when the server answers, and what its clock does | an eighth of the ttl, at most a second, unless others did |
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, reports partitions | all instances together one to four times a second |
+//! | `obey`: does what operators order it (leave, be quiet, another concurrency), says how it is | a third of the ttl, and when it is told |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `schedule`: stores the events of schedules whose tick is due | when one is due; looks for more every 5 s, and when it is told |
 //! | `outbox`: on a cluster, moves what runs published into other slots | 5 ms when busy, else up to 200 ms |
@@ -27,6 +28,7 @@ mod attend;
 pub(super) mod describe;
 mod exposition;
 pub(super) mod measures;
+mod obey;
 mod outbox;
 mod peers;
 mod promote;
@@ -67,7 +69,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -133,6 +135,8 @@ struct Chores {
     broadcast: String,
     patterns: Patterns,
     schedules: Schedules,
+    /// Something is ordered.
+    ordered: Arc<Notify>,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
     signs: ThreadSigns,
@@ -196,6 +200,7 @@ impl Keeper {
             methods: begun.methods,
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
+            ordered: Arc::default(),
             patterns: worker.patterns.clone(),
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
             told: tokio::sync::Mutex::new(begun.told),
@@ -301,6 +306,7 @@ impl Chores {
         duties.begin("attend", async |all| attend::run(&all).await);
         duties.begin("sweep", async |all| sweep::run(&all).await);
         duties.begin("promote", async |all| promote::run(&all).await);
+        duties.begin("obey", async |all| obey::run(&all).await);
         duties.begin("schedule", async |all| schedule::run(&all).await);
         duties.begin("trim", async |all| trim::run(&all).await);
         duties.begin("stale", async |all| upkeep::look_for_stale(&all).await);
@@ -339,6 +345,8 @@ impl Chores {
             broadcast: self.broadcast.clone(),
             patterns: self.patterns.clone(),
             schedules: self.schedules.clone(),
+            id: self.id().to_owned(),
+            ordered: self.ordered.clone(),
             compare: self.settings.heartbeat_ttl,
         };
         watch.run().await;
@@ -376,6 +384,17 @@ impl Chores {
         let process = self.lanes.first().map(|lane| &lane.process);
         let draining = process.and_then(|process| process.draining.get());
         draining.is_some_and(CancellationToken::is_cancelled)
+    }
+
+    /// The lane of the events of others.
+    fn data(&self) -> Option<&Shared> {
+        let data = self.lanes.iter().find(|lane| lane.name == "data");
+        data.map(Arc::as_ref)
+    }
+
+    /// Whether it is ordered to read nothing more.
+    fn quiet(&self) -> bool {
+        self.lanes.iter().any(|lane| lane.is_quiet())
     }
 
     /// Whether this instance leads, as far as it can know without asking.

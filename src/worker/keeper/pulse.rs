@@ -148,16 +148,16 @@ async fn follow(chores: &Chores, pulse: Option<Pulse>) -> Result<(), Coordinatio
     peers::run_once(chores, pulse.watch).await
 }
 
-async fn register_again(chores: &Chores, why: &str) -> Result<(), CoordinationError> {
+pub(super) async fn register_again(chores: &Chores, why: &str) -> Result<(), CoordinationError> {
     // The server may have lost this too.
     chores.publish().await?;
     let mut registering = chores.registering.clone();
-    if chores.draining() {
+    if chores.draining() || chores.quiet() {
         registering.capacity = 0;
     }
     let registered = chores.instances.register_again(&registering).await?;
     // It may have begun meanwhile.
-    if chores.draining() {
+    if chores.draining() || chores.quiet() {
         chores.tasks.retire(chores.id()).await?;
     }
     let Some(registered) = registered else {

@@ -9,6 +9,7 @@ use convoke::coordination::ballots::MAX_ELECTORATE;
 use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::batches::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
 use convoke::coordination::batches::{Acquired, Advanced, FinishedItem};
+use convoke::coordination::instances::orders::{self, What, Whom};
 use convoke::coordination::limits::RateLimits;
 use convoke::coordination::schedules::Missed;
 use convoke::protocol::pattern::{Pattern, Patterned};
@@ -29,6 +30,18 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
                 let chosen = patterns.choose(Patterned::Health, Some(pattern), None, &by);
                 chosen.await.unwrap();
             }
+        })
+        .await;
+    let own = fleet.register("w-1", &["worker"]).await;
+    assert!(own.new);
+    meter
+        .of(&fleet.redis, async {
+            for what in [What::Drain, What::Quiet, What::Scale(7)] {
+                let whom = Whom::Id("w-1".into());
+                fleet.asked().order(&whom, what, "ann").await.unwrap();
+            }
+            let mode = orders::Mode::default();
+            fleet.instances.look_for_orders("w-1", &mode).await.unwrap();
         })
         .await;
     let schedules = crate::schedules::schedules(fleet);
