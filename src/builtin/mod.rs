@@ -27,6 +27,7 @@ use crate::handler::router::Registration;
 use rmpv::Value;
 use services::Configured;
 use system::batch_process::Runner;
+use tokio::sync::Notify;
 
 /// What the built-in handlers call. They take it as any handler takes its state.
 pub(crate) struct Services {
@@ -42,6 +43,8 @@ pub(crate) struct Services {
     pub(crate) own_report: OwnReport,
     pub(crate) patterns: Patterns,
     pub(crate) schedules: Schedules,
+    /// Something may wait for this worker, or it has room again.
+    pub(crate) nudged: Notify,
     pub(crate) configured: Configured,
 }
 

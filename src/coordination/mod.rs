@@ -12,6 +12,7 @@ pub mod instances;
 pub mod leader;
 pub mod limits;
 pub mod metrics;
+pub mod nudge;
 mod outbox;
 pub mod own_report;
 pub mod patterns;

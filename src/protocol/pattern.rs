@@ -51,17 +51,28 @@ pub enum Patterned {
     Health,
     /// `system.metrics`.
     Metrics,
+    /// `system.register`.
+    Register,
+    /// `system.heartbeat`.
+    Heartbeat,
 }
 
 impl Patterned {
     /// All of them.
-    pub const ALL: [Patterned; 2] = [Patterned::Health, Patterned::Metrics];
+    pub const ALL: [Patterned; 4] = [
+        Patterned::Health,
+        Patterned::Metrics,
+        Patterned::Register,
+        Patterned::Heartbeat,
+    ];
 
     /// The event's name without its domain.
     pub const fn as_str(self) -> &'static str {
         match self {
             Patterned::Health => "health",
             Patterned::Metrics => "metrics",
+            Patterned::Register => "register",
+            Patterned::Heartbeat => "heartbeat",
         }
     }
 
@@ -70,6 +81,8 @@ impl Patterned {
         match self {
             Patterned::Health => "patterns.health",
             Patterned::Metrics => "patterns.metrics",
+            Patterned::Register => "patterns.register",
+            Patterned::Heartbeat => "patterns.heartbeat",
         }
     }
 
@@ -89,8 +102,9 @@ impl Patterned {
     /// The patterns that there are for it.
     pub const fn built(self) -> &'static [Pattern] {
         match self {
-            Patterned::Health => &Pattern::ALL,
+            Patterned::Health | Patterned::Register => &Pattern::ALL,
             Patterned::Metrics => &[Pattern::Centralized, Pattern::Distributed],
+            Patterned::Heartbeat => &[Pattern::Centralized, Pattern::Hybrid],
         }
     }
 
@@ -144,6 +158,10 @@ pub struct Patterns {
     pub health: Pattern,
     /// Of `system.metrics`.
     pub metrics: Pattern,
+    /// Of `system.register`: how those that register come by tasks.
+    pub register: Pattern,
+    /// Of `system.heartbeat`: who writes the pulses of workers.
+    pub heartbeat: Pattern,
 }
 
 impl Patterns {
@@ -152,6 +170,8 @@ impl Patterns {
         match event {
             Patterned::Health => self.health,
             Patterned::Metrics => self.metrics,
+            Patterned::Register => self.register,
+            Patterned::Heartbeat => self.heartbeat,
         }
     }
 
@@ -160,6 +180,8 @@ impl Patterns {
         match event {
             Patterned::Health => self.health = pattern,
             Patterned::Metrics => self.metrics = pattern,
+            Patterned::Register => self.register = pattern,
+            Patterned::Heartbeat => self.heartbeat = pattern,
         }
     }
 }

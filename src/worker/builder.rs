@@ -213,6 +213,7 @@ impl Builder {
             own_report: own_report.clone(),
             patterns: patterns.clone(),
             schedules: Schedules::new(connector.clone(), keys.clone()),
+            nudged: Default::default(),
             configured: Configured::new(&settings),
         });
         let telemetry = Telemetry::new(&telemetry::Options {

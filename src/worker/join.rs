@@ -10,6 +10,7 @@ use crate::coordination::catalog::Method;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Registered;
 use crate::coordination::instances::instance::Registering;
+use crate::protocol::pattern::{Pattern, Patterned};
 use std::time::Instant;
 
 /// What a worker began.
@@ -152,6 +153,7 @@ impl Worker {
             metadata: Vec::new(),
             ttl_ms: settings.heartbeat_ttl.as_millis() as u64,
             incarnation: None,
+            announces: self.patterns.of(Patterned::Register) != Pattern::Centralized,
         }
     }
 }

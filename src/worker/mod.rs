@@ -7,6 +7,7 @@
 //! | lane *data* | runs the events of all other domains that have a handler | a task |
 //! | keeper | pulses, watches peers, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
 //! | ledger | writes what happened into the database, where one is set | tasks |
+//! | pulling | takes tasks into the inbox, where workers do so by themselves | a task |
 //! | patterns | looks at this instance's own services, where system events are answered so | a task |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
@@ -32,6 +33,7 @@ pub mod logs;
 mod mortal;
 mod orphans;
 mod patterns;
+mod pulling;
 mod reader;
 mod report;
 pub(crate) mod settle;
@@ -311,6 +313,7 @@ impl Worker {
         }
         let leads = keeper.leads();
         let _patterns = patterns::start(&self, &ending.drain, &supervisor, leads);
+        let _pulling = pulling::start(&self, &ending.drain, &supervisor);
         let drained = self.until_drained(&lanes, begin.running, &ending, &supervisor);
         let hangs = async {
             keeper.hangs().await;

@@ -70,6 +70,8 @@ impl Part {
     async fn run_once(&self) -> Result<(), CoordinationError> {
         let services = &*self.services;
         services.patterns.refresh().await?;
+        // It may come by its tasks in another way now.
+        services.nudged.notify_one();
         let pattern = services.patterns.of(Patterned::Health);
         if pattern == Pattern::Centralized {
             return Ok(());

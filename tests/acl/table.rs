@@ -383,6 +383,7 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
         keys.leader(),
         keys.reports("w-1"),
         keys.partition(),
+        keys.pulses(),
         keys.metrics(),
         keys.reported("w-1", "p"),
         keys.external(),

@@ -76,6 +76,13 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("assign_task_with_load_balancing.lua", of_tasks(450, 1000)),
     ("capable.lua", most(3, 130)),
     ("census.lua", most(16, 600)),
+    (
+        "collect_pulses.lua",
+        Bound {
+            whole: &[("DEL", "what 32 observers said of one peer")],
+            ..most(270, 140)
+        },
+    ),
     ("commit.lua", most(580, 30)),
     (
         "coordinate_batch.lua",
@@ -176,6 +183,7 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(15, 1010)
         },
     ),
+    ("task_pull.lua", of_tasks(400, 1000)),
     ("task_release.lua", of_tasks(420, 1000)),
     ("task_retire.lua", of_tasks(5, 70)),
     ("task_unassign.lua", of_tasks(400, 1000)),

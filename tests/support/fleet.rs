@@ -11,6 +11,7 @@ use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::Keys;
+use convoke::protocol::pattern::{Patterned, Patterns};
 use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
 use convoke::streams::read::entries_of;
 use convoke::worker::builder::Builder;
@@ -48,6 +49,22 @@ pub(crate) async fn work(context: Context, work: Work) -> Result<u64, HandlerErr
     Ok(work.n)
 }
 
+/// The patterns of the workers, such as `register=hybrid heartbeat=hybrid`.
+const PATTERNS: &str = "TORTURE_PATTERNS";
+
+fn patterns() -> Patterns {
+    let mut patterns = Patterns::default();
+    let told = std::env::var(PATTERNS).unwrap_or_default();
+    for (event, pattern) in told
+        .split_whitespace()
+        .filter_map(|one| one.split_once('='))
+    {
+        let event = Patterned::named(event).unwrap();
+        patterns.set(event, event.pattern(pattern).unwrap());
+    }
+    patterns
+}
+
 /// The body of the test `a_worker_process`: a worker with those handlers.
 pub(crate) fn worker_process(with: impl FnOnce(Builder) -> Builder) {
     let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
@@ -68,6 +85,7 @@ pub(crate) fn worker_process(with: impl FnOnce(Builder) -> Builder) {
         // What is tortured here is loss and repetition; poison has tests of its own.
         max_deliveries: 1000,
         stream_history: 10_000_000,
+        patterns: patterns(),
         ..Settings::default()
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();

@@ -11,7 +11,7 @@ const LINES: usize = 100;
 const CONSUMERS: usize = 10;
 
 /// Keys that live for good: each is bounded by something else than time.
-const LASTING: [&str; 20] = [
+const LASTING: [&str; 21] = [
     "cb:events:",
     "cb:results:",
     "cb:dead:",
@@ -32,6 +32,7 @@ const LASTING: [&str; 20] = [
     "cb:batches",
     "cb:ballots",
     "cb:patterns",
+    "cb:pulses",
 ];
 
 /// What was found.

@@ -36,6 +36,7 @@ impl Hands {
             metadata: Vec::new(),
             ttl_ms: 500,
             incarnation: None,
+            announces: false,
         }
     }
 

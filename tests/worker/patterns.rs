@@ -1,5 +1,8 @@
 //! System events in each of their patterns: the same event, the same result.
 
+mod heartbeat;
+mod register;
+
 use crate::rig::Rig;
 use crate::support::until;
 use convoke::client::Client;

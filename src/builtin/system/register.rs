@@ -3,6 +3,7 @@ use crate::builtin::system::encoded;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::Registering;
 use crate::handler::state::State;
+use crate::protocol::pattern::{Pattern, Patterned};
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -57,6 +58,7 @@ pub(super) async fn register(
         metadata: event.metadata.as_ref().map(encoded).unwrap_or_default(),
         ttl_ms: event.ttl_ms,
         incarnation: event.incarnation,
+        announces: services.patterns.of(Patterned::Register) != Pattern::Centralized,
     };
     let registered = services
         .instances

@@ -86,6 +86,7 @@ pub(super) async fn assigned(
         false => tasks,
     };
     let settled = settle(&context, tasks, &assignment, done).await;
+    services.nudged.notify_one();
     match settled {
         Ok(()) => Ok(Ran { run: true }),
         Err(error) if matches!(error.code, Code::Aborted | Code::NotFound) => {

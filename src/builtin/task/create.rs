@@ -1,9 +1,11 @@
 use crate::builtin::Services;
 use crate::builtin::encoded;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::task::NewTask;
+use crate::coordination::nudge::nudge;
+use crate::coordination::tasks::task::{NewTask, TaskStatus};
 use crate::handler::state::State;
 use crate::protocol::keys;
+use crate::protocol::pattern::{Pattern, Patterned};
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
@@ -75,6 +77,13 @@ pub(super) async fn create(
         .create(&task)
         .await
         .map_err(CoordinationError::into_handler_error)?;
+    let waits = created.status == TaskStatus::Pending;
+    if waits && services.patterns.of(Patterned::Register) == Pattern::Hybrid {
+        let nudged = nudge(&services.instances, &services.tasks, &task.kind).await;
+        if let Err(error) = nudged {
+            tracing::debug!(%error, task = task.id, "nobody was nudged; who sweeps does so");
+        }
+    }
     Ok(Created {
         task_id: task.id,
         status: created.status.as_str(),

@@ -8,10 +8,12 @@ mod complete;
 mod create;
 mod fail;
 mod look;
+mod nudge;
 mod unassign;
 mod update;
 
 use crate::coordination::tasks::moves::Placed;
+use crate::coordination::tasks::pull::NUDGE;
 use crate::coordination::tasks::task::Task;
 use crate::handler::policy::Policy;
 use crate::handler::router::Registration;
@@ -84,6 +86,13 @@ pub fn registrations() -> Vec<Registration> {
             "task.list",
             look::list,
             Policy::new().describe("Lists tasks, live."),
+        ),
+        Registration::new(
+            NUDGE,
+            nudge::nudge,
+            Policy::new()
+                .silent()
+                .describe("Looks at what waits, where workers take their tasks by themselves."),
         ),
         Registration::new(
             assigned::KIND,

@@ -5,6 +5,7 @@
 //! and answers what is asked. Those that are killed are processes.
 
 mod fleet;
+mod heartbeat;
 mod killed;
 
 use super::figure::{Check, Figure, Samples, Spread};
@@ -25,6 +26,8 @@ use std::time::{Duration, Instant};
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the worker has to follow a choice.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(60);
+/// The events whose answers are compared.
+const ANSWERED: [Patterned; 2] = [Patterned::Health, Patterned::Metrics];
 /// The name of the worker that is asked.
 const ASKED: &str = "bench-asked";
 
@@ -49,7 +52,8 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     for size in sizes {
         fleet.grow(*size).await?;
         own_part(rig, &fleet).await?;
-        for event in Patterned::ALL {
+        heartbeat::measure(rig, &fleet).await?;
+        for event in ANSWERED {
             asker.compare(event, *size).await?;
         }
     }

@@ -40,6 +40,8 @@ pub struct Registering {
     pub ttl_ms: u64,
     /// The incarnation that is to be replaced, if an event names it; another one is refused.
     pub incarnation: Option<u64>,
+    /// Whether it only announces itself: no waiting task is given to it in the same step.
+    pub announces: bool,
 }
 
 impl Registering {
@@ -56,6 +58,7 @@ impl Registering {
             metadata: Vec::new(),
             ttl_ms: 30_000,
             incarnation: None,
+            announces: false,
         }
     }
 

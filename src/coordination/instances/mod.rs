@@ -10,6 +10,7 @@
 //! | expired, not swept | active, a higher incarnation, `instance.registered` | `register`, which has it declared lost first if it holds tasks |
 //! | expired, not swept, sealed | alive, the same incarnation | its own process: `heartbeat`, `register` |
 //! | alive | alive for another ttl, no suspicion | `heartbeat`; it does nothing for anyone else |
+//! | alive | alive for another ttl after it was sent | `send_pulse`, and `collect_pulses` of the leader ([`collecting`]) |
 //! | alive | expired | `observe`, when a majority of observers says so ([`crate::coordination::instances::gossip`]) |
 //! | active | gone, `instance.unregistered` | `unregister` |
 //! | expired | gone, `instance.lost`, once | `sweep`, by whoever comes first, as far as its silence counts ([`crate::connect::silence`]) |
@@ -37,6 +38,7 @@
 //! in. A script that meets a role whose set was not declared changes nothing and names the roles;
 //! the call is repeated with them as well.
 
+pub mod collecting;
 pub mod gossip;
 pub mod instance;
 pub mod orders;

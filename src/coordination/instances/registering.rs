@@ -117,6 +117,7 @@ impl Instances {
         let mut assigned = Vec::new();
         // The first registration's answer, where tasks were left for further ones.
         let mut first = None;
+        let takes = if registering.announces { 0 } else { TAKES };
         let mut tries = 0;
         while tries < TRIES {
             let mut call = REGISTER.prepare_invoke();
@@ -140,7 +141,7 @@ impl Instances {
             self.declare(&mut call, &declared);
             assignment::declare(&mut call, keys);
             call.key(keys.inbox(id))
-                .arg(TAKES)
+                .arg(takes)
                 .arg(self.process())
                 .arg(u8::from(begins))
                 .arg(or_empty(registering.incarnation))

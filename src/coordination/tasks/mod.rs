@@ -11,7 +11,7 @@
 //! | pending | pending or assigned, changed | `update` |
 //! | pending, assigned | assigned to whom somebody names, `task.unassigned` | `assign` |
 //! | assigned | assigned to another or pending, `task.unassigned` | `unassign` |
-//! | pending | assigned to who asks | `claim` |
+//! | pending | assigned to who asks | `claim`, and `pull` of a worker |
 //!
 //! *Fences*: each assignment has a number that no assignment had before: the greater of the last one
 //! plus 1 and the server's clock in microseconds. Whoever completes or fails a task names the number
@@ -46,6 +46,7 @@ pub(crate) mod assignment;
 pub mod claim;
 pub mod list;
 pub mod moves;
+pub mod pull;
 pub mod task;
 pub mod update;
 

@@ -13,8 +13,8 @@
 --   queue    lexical: `order id`, all that wait
 --   held     lexical: `instance id`, all that are assigned; `instance *id` once a claim was answered with it
 --   slots    hash: instance → `assigned capacity flags released last-fence roles`; flags: 1 it named no
---            capabilities, 2 it claims
---   free     lexical: `role place instance`, the instances that have room and do not claim; `*role` for
+--            capabilities, 2 it claims, 4 it pulls
+--   free     lexical: `role place instance`, the instances that have room and neither claim nor pull; `*role` for
 --            those that named no capabilities. A place is the load and, so that equals take turns, the last fence
 --            that the instance was given
 --   done     sorted set: finished task → when, in ms
@@ -31,7 +31,8 @@
 --
 -- *Who waits goes first*: whoever is picked for a task gets what waits for it and comes before that one.
 --
--- *Who claims* takes work by itself (`task_claim.lua`), and is given none from its first claim on.
+-- *Who claims* takes work by itself (`task_claim.lua`), and is given none from its first claim on. *Who pulls*, a
+-- worker, does so too (`task_pull.lua`), and is told by its inbox what is its.
 --
 -- A script plans first: `seat` and `pick` reserve room in memory and note in `wanted` whose inbox is
 -- not declared. If that is anyone, the script answers with the names and has changed nothing. Then it
@@ -127,7 +128,7 @@ end
 
 -- Where an instance stands among those that are given tasks; nil if it is none of them.
 local function place_of(is)
-  if is.assigned < is.capacity and not is.claims then
+  if is.assigned < is.capacity and not is.claims and not is.pulls then
     return string.format('%012.0f%016.0f', is.assigned / is.capacity * 1e12, is.last)
   end
 end
@@ -143,7 +144,7 @@ local function slot_from(id, text)
     local assigned, capacity, flags, released, last, roles =
       string.match(text, '^(%d+) (%d+) (%d) (%d+) (%d+) ?(.*)$')
     is = { id = id, text = text, assigned = tonumber(assigned), capacity = tonumber(capacity),
-      any = flags % 2 == 1, claims = flags >= '2', released = tonumber(released),
+      any = flags % 2 == 1, claims = flags % 4 >= 2, pulls = flags >= '4', released = tonumber(released),
       last = tonumber(last), roles = roles }
     is.old_place, is.old_any, is.old_roles = place_of(is), is.any, roles
   end
@@ -163,7 +164,7 @@ end
 local function save_slots()
   for id, is in pairs(slots) do
     if is then
-      local flags = (is.any and 1 or 0) + (is.claims and 2 or 0)
+      local flags = (is.any and 1 or 0) + (is.claims and 2 or 0) + (is.pulls and 4 or 0)
       local place = not is.gone and place_of(is) or nil
       if place ~= is.old_place or is.any ~= is.old_any or is.roles ~= is.old_roles then
         local out, into = {}, {}
@@ -266,7 +267,7 @@ local function pick(task, not_to)
   local function consider(id)
     if id == not_to or inbox[id] == false then return end
     local is = slot_of(id)
-    if not is or is.claims or is.assigned >= is.capacity then return end
+    if not is or is.claims or is.pulls or is.assigned >= is.capacity then return end
     local load = is.assigned / is.capacity
     if (not best or load < least) and alive(id) and (is.any or names(is, task.kind))
       and meets(is, task) then
@@ -600,7 +601,7 @@ local function pull(to, limit, afresh)
   if redis.call('EXISTS', K.queue) == 0 then return {} end
   -- What it may take from now on waits for its claim, too.
   if afresh then lanes_for(is, afresh) end
-  if is.claims or not inbox[to] then return {} end
+  if is.claims or is.pulls or not inbox[to] then return {} end
   while #planned < limit and moved < MOVED and is.assigned < is.capacity do
     local lane = first_for(is)
     if not lane then break end

@@ -167,6 +167,11 @@ impl Keys {
         }
     }
 
+    /// The pulses that wait for whoever collects them: a stream.
+    pub fn pulses(&self) -> String {
+        self.control(format_args!("pulses"))
+    }
+
     /// In which pattern system events are answered, by event: a hash.
     pub fn chosen_patterns(&self) -> String {
         self.control(format_args!("patterns"))

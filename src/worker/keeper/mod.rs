@@ -7,6 +7,7 @@
 //! | duty | how often |
 //! |---|---|
 //! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
+//! | `collect`: writes the pulses of all, where that is chosen; the leader's only | 4 to 50 times a second |
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
 //! | `attend`: sees when the server answers, and what its clock does | an eighth of the ttl, at most a second, unless others did |
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, reports partitions | all instances together one to four times a second |
@@ -25,6 +26,7 @@
 
 mod announce;
 mod attend;
+mod collect;
 pub(super) mod describe;
 mod exposition;
 pub(super) mod measures;
@@ -35,6 +37,7 @@ mod promote;
 mod pulse;
 mod renew;
 mod schedule;
+mod send;
 mod signs;
 mod summary;
 mod sweep;
@@ -301,6 +304,7 @@ impl Chores {
             tasks: JoinSet::new(),
         };
         duties.begin("pulse", async |all| pulse::run(&all).await);
+        duties.begin("collect", async |all| collect::run(&all).await);
         duties.begin("renew", async |all| renew::run(&all).await);
         duties.begin("leases", async |all| all.leases.keep(&all.batches).await);
         duties.begin("attend", async |all| attend::run(&all).await);

@@ -4,7 +4,7 @@
 //! Nothing may make a pulse late: what else it is a good time for is left to the next one where it takes until then,
 //! and after a failed pulse each try has a connection of its own, which waits for nothing that hangs.
 
-use super::{Chores, Standing, Worker, peers};
+use super::{Chores, Standing, Worker, peers, send};
 use crate::connect::backoff::Backoff;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Pulse;
@@ -61,17 +61,28 @@ impl Pulsed {
 /// Pulses every third of the time to live.
 pub(super) async fn run(chores: &Chores) {
     let third = chores.settings.heartbeat_ttl / 3;
-    let mut backoff = Backoff::default();
+    let (mut backoff, mut own) = (Backoff::default(), None);
     let mut next = chores.pulsed.last().unwrap_or_else(Instant::now) + third;
     by(next, "contending for the lead", chores.contend()).await;
     loop {
         tokio::time::sleep_until(next.into()).await;
         let began = Instant::now();
+        let sent = match backoff.is_failing() {
+            true => None,
+            false => send::send(chores, own.as_ref()).await,
+        };
+        if let Some(watch) = sent {
+            let peers = peers::run_once(chores, watch);
+            by(began + third, "what follows a pulse", peers).await;
+            next = began + third;
+            continue;
+        }
         next = match run_once(chores, backoff.is_failing()).await {
             Ok(pulse) => {
                 if backoff.worked() {
                     tracing::info!("pulsing again");
                 }
+                own = pulse.as_ref().map(|pulse| send::Own::of(began, pulse));
                 by(began + third, "what follows a pulse", follow(chores, pulse)).await;
                 began + third
             }

@@ -5,6 +5,8 @@ use super::Chores;
 use crate::connect::silence::{SPREAD, quiet};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::SWEEP;
+use crate::coordination::nudge::nudge_waiting;
+use crate::protocol::pattern::{Pattern, Patterned};
 use crate::worker::sparing::Sparing;
 use std::time::{Duration, Instant};
 
@@ -90,6 +92,9 @@ async fn run_once(
         );
     }
     chores.tasks.assign_waiting().await?;
+    if chores.patterns.of(Patterned::Register) == Pattern::Hybrid {
+        nudge_waiting(&chores.instances, &chores.tasks).await?;
+    }
     if swept.partition_turns {
         let partition = chores.instances.watch_partition().await?;
         if partition.is != partition.was {

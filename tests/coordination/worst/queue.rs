@@ -4,6 +4,7 @@ use super::meter::Meter;
 use super::seed::{FAR, KINDS, ROLES, Seed, Seeded, Waiting, kind, role};
 use crate::fleet::Fleet;
 use convoke::coordination::instances::SWEEP;
+use convoke::coordination::instances::collecting::TOGETHER;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::claim::{Claim, MAX_CLAIMED, MAX_CLAIMS, MAX_KINDS};
 use convoke::coordination::tasks::list::MAX_LISTED;
@@ -12,6 +13,7 @@ use convoke::coordination::tasks::update::Change;
 use convoke::coordination::tasks::{Assignment, KEPT};
 use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::Publication;
+use std::time::Duration;
 
 /// Tasks that wait, each in a lane of its own: more than any call can look at.
 const WAITING: usize = 3000;
@@ -37,6 +39,8 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     }
     creates(fleet, meter).await;
     claims(fleet, meter).await;
+    pulls(fleet, meter).await;
+    collects(fleet, meter).await;
     lists(fleet, meter).await;
 }
 
@@ -192,6 +196,49 @@ async fn claims(fleet: &mut Fleet, meter: &mut Meter) {
                         .claim(Claim::new("x-0", MAX_CLAIMED, kinds, &asked));
                     claimed.await.unwrap();
                 }
+            }
+        })
+        .await;
+}
+
+/// Many pulses of workers that somebody suspects.
+async fn collects(fleet: &mut Fleet, meter: &mut Meter) {
+    for number in 0..TOGETHER {
+        let id = format!("p-{number:03}");
+        fleet.register(&id, &["worker"]).await;
+        let suspects = fleet.keys.suspects();
+        fleet
+            .run(&format!("ZADD {suspects} 9999999999999 {id}"))
+            .await;
+        // Two milliseconds with the same expiry would be one pulse.
+        let active = fleet.keys.active();
+        fleet.run(&format!("ZINCRBY {active} -100 {id}")).await;
+        let incarnation = fleet.register(&id, &["worker"]).await.incarnation;
+        fleet.run(&format!("ZINCRBY {active} -100 {id}")).await;
+        let sent = fleet.instances.send_pulse(&id, incarnation, 7.0, &[]);
+        assert!(sent.await.unwrap().left.is_some());
+    }
+    meter
+        .of(&fleet.redis, async {
+            let collected = fleet
+                .instances
+                .collect_pulses(None, Duration::from_secs(60));
+            assert_eq!(collected.await.unwrap().1, TOGETHER as u64);
+        })
+        .await;
+}
+
+/// A worker with much room takes what it can of very much.
+async fn pulls(fleet: &mut Fleet, meter: &mut Meter) {
+    let mut hash = redis::cmd("HSET");
+    hash.arg(fleet.keys.instance("x-0")).arg("process").arg("p");
+    let mut connection = fleet.connection.clone();
+    hash.query_async::<()>(&mut connection).await.unwrap();
+    meter
+        .of(&fleet.redis, async {
+            for by_itself in [true, true, false] {
+                let pulled = fleet.tasks.pull("x-0", "p", by_itself).await.unwrap();
+                assert!(pulled.is_some());
             }
         })
         .await;

@@ -30,6 +30,7 @@ pub(super) struct Fleet<'a> {
     rig: &'a Rig,
     instances: Instances,
     ids: Arc<Mutex<Vec<String>>>,
+    incarnations: Vec<u64>,
     _answering: AbortOnDropHandle<()>,
 }
 
@@ -53,6 +54,7 @@ impl<'a> Fleet<'a> {
             rig,
             instances,
             ids,
+            incarnations: Vec::new(),
             _answering: AbortOnDropHandle::new(answering),
         })
     }
@@ -67,25 +69,51 @@ impl<'a> Fleet<'a> {
             let id = format!("bench-data-{place}");
             let mut registering = Registering::new(&id, ["bench-data"]);
             registering.ttl_ms = TTL.as_millis() as u64;
-            self.instances.register(&registering).await?;
+            let registered = self.instances.register(&registering).await?;
+            self.incarnations.push(registered.incarnation);
             let mut connection = self.rig.connector.pooled().await?;
             let mut open = redis::cmd("XADD");
             open.arg(self.rig.keys.inbox(&id))
                 .arg(&["*", "type", "bench.opened"]);
             open.exec_async(&mut connection).await?;
-            self.instances.heartbeat(&beat(&id)).await?;
+            self.instances.heartbeat(&beat(&id, 0)).await?;
             locked(&self.ids).push(id);
             self.keep_health(place).await?;
         }
         Ok(())
     }
 
+    /// One instance's own pulse, with what it did in that round.
+    pub(super) async fn pulse(&self, place: usize, round: u64) -> anyhow::Result<()> {
+        let id = self.id(place)?;
+        self.instances.heartbeat(&beat(&id, round)).await?;
+        Ok(())
+    }
+
+    /// One instance's pulse to a collector.
+    pub(super) async fn send_pulse(&self, place: usize, peers: &[String]) -> anyhow::Result<()> {
+        let id = self.id(place)?;
+        let incarnation = self.incarnations[place];
+        self.instances
+            .send_pulse(&id, incarnation, 0.0, peers)
+            .await?;
+        Ok(())
+    }
+
+    /// What a collector does once in a while; returns where it goes on.
+    pub(super) async fn collect(&self, after: Option<String>) -> anyhow::Result<Option<String>> {
+        let collected = self.instances.collect_pulses(after, TTL).await?;
+        Ok(collected.0)
+    }
+
+    fn id(&self, place: usize) -> anyhow::Result<String> {
+        let ids = locked(&self.ids);
+        ids.get(place).cloned().context("no such instance")
+    }
+
     /// One instance's part of a round.
     pub(super) async fn keep_health(&self, place: usize) -> anyhow::Result<()> {
-        let id = locked(&self.ids)
-            .get(place)
-            .cloned()
-            .context("no such instance")?;
+        let id = self.id(place)?;
         let (at, _) = self.instances.moment().await?;
         let up = json!({"status": "up", "latency_ms": 0.3});
         let services = json!({"redis": up, "postgres": up, "mcp": {"status": "disabled"}});
@@ -95,15 +123,15 @@ impl<'a> Fleet<'a> {
     }
 }
 
-/// What an instance of ten handlers reports.
-fn beat(id: &str) -> Beat {
+/// What an instance of ten handlers reports that did more in each round.
+fn beat(id: &str, round: u64) -> Beat {
     let latency = Histogram {
-        counts: (0..20).map(|bucket| (bucket * 8, 100)).collect(),
-        sum: 1_000_000,
+        counts: (0..20).map(|bucket| (bucket * 8, 100 + round)).collect(),
+        sum: 1_000_000 + round,
     };
     let handlers = (0..10).map(|number| {
         let sums = HandlerSums {
-            calls: 2000,
+            calls: 2000 + 20 * round,
             latency: Some(latency.clone()),
             ..HandlerSums::default()
         };
@@ -176,12 +204,12 @@ impl Answering {
                     reply
                         .arg(&["correlationid", &entry.id])
                         .arg("data")
-                        .arg(&[0x80][..]);
+                        .arg(&[0x80u8][..]);
                 }
             }
             if !reporting.is_empty() {
                 let reports = futures_util::stream::iter(reporting)
-                    .map(async |id| self.instances.heartbeat(&beat(&id)).await);
+                    .map(async |id| self.instances.heartbeat(&beat(&id, 0)).await);
                 reports
                     .buffer_unordered(AT_ONCE)
                     .try_for_each(async |_| Ok(()))

@@ -1,6 +1,6 @@
 //! Three workers, each a process; the leader is killed while one asks again and again.
 
-use super::{Asker, age};
+use super::{ANSWERED, Asker, age};
 use crate::bench::load::remove_namespace;
 use crate::cli::bench::figure::{Check, Figure, Samples, Spread};
 use crate::cli::bench::meter::Sample;
@@ -38,7 +38,7 @@ pub(super) async fn measure(rig: &Rig, asker: &Asker<'_>) -> anyhow::Result<()> 
     let kills = if rig.plan.quick { 1 } else { 5 };
     // Those that were data are gone with what the rig removes; here they would count as alive.
     remove_namespace(&rig.connector, &rig.keys).await?;
-    for event in Patterned::ALL {
+    for event in ANSWERED {
         let mut sides: Vec<(&'static str, After)> = Vec::new();
         for pattern in event.built() {
             let mut after = After::default();
