@@ -17,7 +17,8 @@
 //! | the events stream cannot be written | the tick waits; it is tried again with each look |
 //! | the server loses its last second | the schedule stands where it stood: with the lost events |
 //!
-//! Times are ms on the server. A schedule of one time (`at`) is kept for a day after it.
+//! On a cluster an event for another slot is added to the outbox of the control plane in that step, and moved from there
+//! once. Times are ms on the server. A schedule of one time (`at`) is kept for a day after it.
 
 mod cron;
 mod plan;
@@ -41,6 +42,7 @@ use crate::protocol::event::Entry;
 use crate::protocol::keys::Keys;
 use crate::streams::commit::Publication;
 use crate::streams::delay;
+use crate::streams::outbox;
 use plan::{Clockwork, Plan};
 use redis::{Script, ScriptInvocation};
 use schedule::{MAX_BY, event_id};
@@ -407,8 +409,15 @@ impl Schedules {
         let id = plan.fire.map(|fire| event_id(name, fire.at));
         let mut call = FIRE.prepare_invoke();
         self.declare(&mut call);
-        if let Some(id) = &id {
-            call.key(definition.stream(&self.store.keys, id));
+        let keys = &self.store.keys;
+        let stream = id.as_ref().map(|id| definition.stream(keys, id));
+        // One step writes to one slot: what is for another one goes through the outbox.
+        let (outbox, broadcast) = (keys.route("system", 0).outbox, keys.broadcast());
+        let is_cluster = self.store.connector.is_cluster();
+        let apart = |stream: &&String| is_cluster && !outbox::is_beside(stream, &broadcast);
+        let to = stream.as_ref().filter(apart);
+        if let Some(stream) = &stream {
+            call.key(if to.is_some() { &outbox } else { stream });
         }
         let kept = || self.kept_until(tick, plan);
         call.arg(name)
@@ -423,6 +432,7 @@ impl Schedules {
             .arg(by);
         if let (Some(fire), Some(id)) = (plan.fire, id) {
             call.arg(fire.at).arg(fire.due).arg(id);
+            call.arg(to.map_or("", String::as_str));
         }
         Ok(self.store.invoke(&call).await?)
     }
