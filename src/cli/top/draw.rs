@@ -36,7 +36,9 @@ CALLS/S      of the last half minute, once there are 5 seconds of it
 BUSY         the load for the capacity
 CIRCUIT      the worst of any instance: open lets nothing through
 
-Nothing here changes anything on the bus.";
+d, u         on an instance: drain it, have it be quiet
+c            on a task: cancel it
+             What would happen is said first, y does it; with --read-only no key does";
 
 /// How much was to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,10 +80,12 @@ pub(super) fn draw(state: &State, brush: Brush, area: Rect, buffer: &mut Buffer)
             let lines = brush.details(state, area.width);
             drawn = brush.lines(buffer, body(top), &lines, scroll);
         }
-        Mode::Looking | Mode::Filtering if area.width >= GRID.0 && area.height >= GRID.1 => {
+        Mode::Looking | Mode::Filtering | Mode::Asking
+            if area.width >= GRID.0 && area.height >= GRID.1 =>
+        {
             drawn.page = brush.grid(state, body(top), buffer);
         }
-        Mode::Looking | Mode::Filtering => {
+        Mode::Looking | Mode::Filtering | Mode::Asking => {
             if top < bottom {
                 brush.line(buffer, area, top, &brush.tabs(state, area.width));
                 let rows = state.rows(state.panel);

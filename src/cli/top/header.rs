@@ -1,5 +1,6 @@
 //! What stands above and below the panels.
 
+use super::act::Act;
 use super::brush::{Brush, Piece};
 use super::panels;
 use super::row::{Tone, rate};
@@ -120,6 +121,16 @@ impl Brush {
             let text = format!("filter: {filter}_   Enter keeps it, Esc ends it");
             return self.piece(Tone::Warn, text);
         }
+        if let Some(question) = state.question() {
+            let text = format!(
+                "{}   y does it, any other key does not",
+                printable(&question)
+            );
+            return self.piece(Tone::Warn, text);
+        }
+        if let Some(said) = &state.said {
+            return self.piece(Tone::Warn, printable(said).into_owned());
+        }
         let problem = state.sample().and_then(|sample| sample.problems.first());
         if let Some(problem) = problem {
             return self.piece(Tone::Warn, format!("not seen: {}", printable(problem)));
@@ -138,6 +149,9 @@ impl Brush {
                 if let (Some(column), _) = state.order(state.panel) {
                     let column = panels::columns(state.panel)[column].heading;
                     told.push_str(&format!("sorted by {column} · "));
+                }
+                if state.acts {
+                    told.push_str(Act::hints(state.panel));
                 }
                 self.piece(Tone::Faint, told + HINTS)
             }

@@ -3,6 +3,7 @@
 //! `fetch` takes samples of the bus, `state` keeps what follows from them and from the keys, `draw`
 //! makes a frame of it. A slow server never holds up the keys.
 
+mod act;
 mod brush;
 mod columns;
 mod details;
@@ -33,6 +34,7 @@ use sample::{Sample, Wish};
 use screen::{Screen, Told};
 use state::State;
 use std::io::{self, IsTerminal};
+use std::pin::Pin;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -51,8 +53,9 @@ Examples:
   convoke top --once --format json | jq .waiting
 
 Keys: Tab or 1 to 7 another panel, arrows another row, Enter opens it, s sorts, / filters, p \
-pauses, ? tells more, q quits. Asks Redis directly, so it works without a worker, and changes \
-nothing. Rates need two looks: --once takes them --interval apart, and writes lines as long as they are, \
+pauses, ? tells more, q quits. On an instance d drains it and u has it be quiet, on a task c cancels it: what \
+would happen is said first, and y does it; --read-only leaves these keys out. Looks at Redis directly, so it \
+works without a worker. Rates need two looks: --once takes them --interval apart, and writes lines as long as they are, \
 or as COLUMNS says.";
 
 /// Watch the bus live: instances, streams, handlers, tasks, batches, ballots, dead letters
@@ -65,6 +68,9 @@ pub(super) struct Flags {
     /// How long from one look to the next, 100ms or more
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "1s")]
     interval: Duration,
+    /// Only look: no key changes anything
+    #[arg(long)]
+    read_only: bool,
 }
 
 /// Runs the command.
@@ -83,7 +89,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             "top needs a terminal; top --once prints one look anywhere",
         ));
     }
-    watch(&session, flags.interval).await
+    watch(&session, &flags).await
 }
 
 async fn once(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
@@ -106,9 +112,11 @@ async fn once(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
+async fn watch(session: &Session, flags: &Flags) -> anyhow::Result<Exit> {
+    let interval = flags.interval;
     let mut watcher = Watcher::new(session)?;
     let mut state = State::new(&session.settings.namespace);
+    state.acts = !flags.read_only;
     // Without a server it fails before it takes the screen.
     state.apply(watcher.sample(&Wish::default()).await?);
     let (wish, wished) = watch::channel(Wish::default());
@@ -122,6 +130,7 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
         colours: may_colour(true),
     };
     let mut screen = Screen::open()?;
+    let mut doing: Option<Pin<Box<dyn Future<Output = String> + '_>>> = None;
     let ended = loop {
         let drawn = screen.draw(|area, buffer| draw::draw(&state, brush, area, buffer));
         let page = match drawn {
@@ -135,6 +144,9 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
             told = screen.told() => match told {
                 Told::Key(key) if state.press(key, page) => break Ok(()),
                 Told::Key(_) => {
+                    if let Some(act) = state.take_act() {
+                        doing = Some(Box::pin(async move { act.run(session).await }));
+                    }
                     wish.send_if_modified(|held| {
                         let wanted = state.wish();
                         let differs = *held != wanted;
@@ -156,6 +168,10 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
                 }
                 None => break Err(anyhow::anyhow!("nothing looks at the bus any more")),
             },
+            told = done(&mut doing), if doing.is_some() => {
+                doing = None;
+                state.tell(told);
+            }
             _ = tick.tick(), if since.is_some() => {
                 state.misses(since.map(|since| since.elapsed()).unwrap_or_default());
             }
@@ -166,6 +182,14 @@ async fn watch(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
     fetching.abort();
     drop(screen);
     ended.map(|()| Exit::Done)
+}
+
+/// What became of what is being done.
+async fn done(doing: &mut Option<Pin<Box<dyn Future<Output = String> + '_>>>) -> String {
+    match doing {
+        Some(doing) => doing.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Takes samples until nobody wants them, at once when something else is wished for.

@@ -1,6 +1,7 @@
 //! What the screen is made of: the last sample, what changed since the ones before, and what the
 //! person at the keyboard chose. Knows neither the bus nor the terminal.
 
+use super::act::Act;
 use super::flow::{Flow, measured};
 use super::lately::{Lately, Marks};
 use super::panels;
@@ -66,6 +67,8 @@ pub(super) enum Mode {
     Opened { scroll: usize },
     /// Any key ends the help.
     Helping,
+    /// Y does what is asked, any other key does not.
+    Asking,
 }
 
 /// A key, whatever terminal it came from.
@@ -116,6 +119,12 @@ pub(super) struct State {
     pub(crate) paused: bool,
     /// Why there is no newer sample, and for how long.
     pub(crate) trouble: Option<Trouble>,
+    /// Whether keys may change anything on the bus.
+    pub(crate) acts: bool,
+    /// What became of the last thing that was done.
+    pub(crate) said: Option<String>,
+    asked: Option<Act>,
+    confirmed: Option<Act>,
     sample: Option<Sample>,
     elapsed_ms: Option<u64>,
     flows: HashMap<String, Flow>,
@@ -131,6 +140,10 @@ impl State {
             mode: Mode::Looking,
             paused: false,
             trouble: None,
+            acts: false,
+            said: None,
+            asked: None,
+            confirmed: None,
             sample: None,
             elapsed_ms: None,
             flows: HashMap::new(),
@@ -344,6 +357,22 @@ impl State {
         }
     }
 
+    /// What is asked now.
+    pub(super) fn question(&self) -> Option<String> {
+        let asked = self.asked.as_ref().filter(|_| self.mode == Mode::Asking);
+        asked.map(Act::question)
+    }
+
+    /// What is to be done now.
+    pub(super) fn take_act(&mut self) -> Option<Act> {
+        self.confirmed.take()
+    }
+
+    /// Notes what became of it.
+    pub(super) fn tell(&mut self, said: String) {
+        self.said = Some(said);
+    }
+
     /// What a key does. True if it ends all. `page` is how many rows are seen at once.
     pub(super) fn press(&mut self, key: Key, page: usize) -> bool {
         if key == Key::Interrupt {
@@ -376,6 +405,11 @@ impl State {
                 Key::Char('q') => return true,
                 _ => self.mode = Mode::Looking,
             },
+            Mode::Asking => {
+                let asked = self.asked.take();
+                self.confirmed = asked.filter(|_| matches!(key, Key::Char('y' | 'Y')));
+                self.mode = Mode::Looking;
+            }
         }
         false
     }
@@ -388,6 +422,14 @@ impl State {
     }
 
     fn look(&mut self, key: Key, page: usize) -> bool {
+        self.said = None;
+        if let Key::Char(letter) = key
+            && let Some(act) = self.act_of(letter)
+        {
+            self.asked = Some(act);
+            self.mode = Mode::Asking;
+            return false;
+        }
         let page = page.max(1) as isize;
         let at = self.panel as usize;
         let panels = Panel::ALL.len();
@@ -428,6 +470,17 @@ impl State {
             _ => {}
         }
         false
+    }
+
+    /// What a letter does to the selected row.
+    fn act_of(&mut self, letter: char) -> Option<Act> {
+        let rows = self.acts.then(|| self.rows(self.panel))?;
+        let row = self.selected(self.panel, &rows)?;
+        let id = rows[row].id.as_str();
+        let act = Act::of(self.panel, letter, id)?;
+        // What is asked stays about this row, whatever the next sample brings.
+        self.views[self.panel as usize].selected = Some(id.to_owned());
+        Some(act)
     }
 
     fn edit(&mut self, key: Key) {

@@ -2,6 +2,7 @@
 
 mod drawn;
 
+use super::act::Act;
 use super::flow::HISTORY;
 use super::row::{Content, Row};
 use super::sample::{Focus, Others, Sample};
@@ -434,4 +435,39 @@ proptest! {
         let drawn = draw::draw(&state, COLOURS, area, &mut buffer);
         prop_assert!(drawn.page <= usize::from(height));
     }
+}
+
+#[test]
+fn what_changes_something_is_said_first_and_done_with_y_only() {
+    let mut state = state();
+    state.panel = Panel::Instances;
+    let asked = |state: &mut State, answer: char| {
+        state.press(Key::Char('d'), 10);
+        assert_eq!(state.mode, Mode::Asking);
+        let question = state.question().unwrap();
+        // Another sample asks no other question.
+        state.apply(sample(AT + 1000));
+        assert_eq!(state.question().as_ref(), Some(&question));
+        state.press(Key::Char(answer), 10);
+        assert_eq!(state.mode, Mode::Looking);
+        (question, state.take_act())
+    };
+    state.acts = true;
+    let drain = Act::Drain("w-1".into());
+    let (question, act) = asked(&mut state, 'y');
+    assert!(question.starts_with("drain w-1? "), "{question}");
+    assert_eq!(act, Some(drain));
+    assert_eq!(state.take_act(), None, "once");
+    for other in ['n', 'd', 'q', ' '] {
+        assert_eq!(asked(&mut state, other).1, None, "{other}");
+    }
+    state.tell("w-1 drains".into());
+    assert!(frame(&state, 100, 20).contains("w-1 drains"));
+    // Where it may only look, and where the key means nothing.
+    state.panel = Panel::Streams;
+    state.press(Key::Char('d'), 10);
+    assert_eq!(state.mode, Mode::Looking);
+    (state.panel, state.acts) = (Panel::Instances, false);
+    state.press(Key::Char('d'), 10);
+    assert_eq!(state.mode, Mode::Looking);
 }

@@ -1,0 +1,104 @@
+//! What the person at the keyboard can have done to the row under the cursor: said first, asked, told.
+
+use super::state::Panel;
+use crate::cli::request::result;
+use crate::cli::{Session, who};
+use convoke::client::publish::Outgoing;
+use convoke::client::request::RequestError;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long an answer is waited for.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Something that can be done to a row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Act {
+    /// A worker finishes what it runs, and leaves.
+    Drain(String),
+    /// A worker reads nothing more.
+    Quiet(String),
+    /// A task is taken away.
+    Cancel(String),
+}
+
+impl Act {
+    /// What a key does to a row of that panel.
+    pub(super) fn of(panel: Panel, key: char, id: &str) -> Option<Self> {
+        let id = id.to_owned();
+        match (panel, key) {
+            (Panel::Instances, 'd') => Some(Act::Drain(id)),
+            (Panel::Instances, 'u') => Some(Act::Quiet(id)),
+            (Panel::Tasks, 'c') => Some(Act::Cancel(id)),
+            _ => None,
+        }
+    }
+
+    /// The keys that do something to a panel's rows.
+    pub(super) const fn hints(panel: Panel) -> &'static str {
+        match panel {
+            Panel::Instances => "d drains · u quiets · ",
+            Panel::Tasks => "c cancels · ",
+            _ => "",
+        }
+    }
+
+    /// What would happen.
+    pub(super) fn question(&self) -> String {
+        match self {
+            Act::Drain(id) => {
+                format!("drain {id}? It finishes what it runs, and leaves")
+            }
+            Act::Quiet(id) => {
+                format!(
+                    "quiet {id}? It finishes what it runs, and reads nothing more until it is scaled"
+                )
+            }
+            Act::Cancel(id) => {
+                format!("cancel task {id}? What its holder completes later is discarded")
+            }
+        }
+    }
+
+    fn asked(&self) -> (&'static str, Value) {
+        match self {
+            Act::Drain(id) => ("system.drain", json!({"instance_id": id})),
+            Act::Quiet(id) => ("system.drain", json!({"instance_id": id, "quiet": true})),
+            Act::Cancel(id) => (
+                "task.cancel",
+                json!({"task_id": id, "reason": "cancelled in top"}),
+            ),
+        }
+    }
+
+    fn done(&self, said: &Value) -> String {
+        match self {
+            Act::Drain(id) => format!("{id} drains"),
+            Act::Quiet(id) => format!("{id} is quiet"),
+            Act::Cancel(id) => format!(
+                "task {id} is {}",
+                said["status"].as_str().unwrap_or("cancelled")
+            ),
+        }
+    }
+
+    /// Has it done; what became of it, in one line.
+    pub(super) async fn run(&self, session: &Session) -> String {
+        let told = async {
+            let (kind, data) = self.asked();
+            let client = session.client()?;
+            let request = Outgoing::new(kind, &data).source(who());
+            let answer = client.request(request, WAIT).await;
+            client.close().await;
+            Ok::<_, anyhow::Error>(match answer {
+                Ok(reply) => self.done(&result(&reply)?),
+                Err(RequestError::Remote(error)) => {
+                    format!("refused: {}: {}", error.code.as_str(), error.message)
+                }
+                Err(error) => format!("not known: {error}"),
+            })
+        };
+        told.await
+            .unwrap_or_else(|error| format!("failed: {error:#}"))
+    }
+}
