@@ -255,11 +255,10 @@ impl Shared {
     /// Has it read nothing more, or go on reading. The control plane is read all the same, and the inbox: those who
     /// give tasks are told by others.
     pub(super) fn be_quiet(&self, quiet: bool) {
-        let reads = self.name == "data";
-        self.quiet.store(quiet && reads, Ordering::Relaxed);
+        self.quiet.store(quiet, Ordering::Relaxed);
     }
 
-    /// Whether nothing more is read.
+    /// Whether it was told to read nothing more, if it is one that follows.
     pub(super) fn is_quiet(&self) -> bool {
         self.quiet.load(Ordering::Relaxed)
     }

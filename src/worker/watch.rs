@@ -62,8 +62,10 @@ impl Watch {
         let mut connection = self.connector.blocking(BLOCK).await?;
         // The position first: who goes from here on is told, who went before is found by comparing.
         let mut after = read::last_id(&mut connection, &self.broadcast).await?;
-        // Whoever chose before is found by reading it.
+        // What was said before is found by reading it.
         self.patterns.told();
+        self.ordered.notify_one();
+        self.schedules.told();
         self.compare().await?;
         let mut compared = Instant::now();
         loop {

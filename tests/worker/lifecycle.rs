@@ -458,8 +458,9 @@ async fn what_a_handler_publishes_carries_the_trace_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_lives_while_what_it_asks_between_registration_and_work_hangs() {
     let rig = Rig::new().await;
+    // The silent wire is waited for longer.
     let settings = Settings {
-        heartbeat_ttl: Duration::from_secs(1),
+        heartbeat_ttl: Duration::from_secs(3),
         ..rig.settings()
     };
     let named = |id: &str| Settings {

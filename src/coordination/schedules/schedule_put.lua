@@ -19,8 +19,8 @@ local kept = redis.call('HGET', KEYS[1], name)
 local before = decoded(kept)
 local state = decoded(redis.call('HGET', KEYS[3], name)) or {}
 local version = tonumber(state.version) or 0
-if ARGV[8] ~= '' and tonumber(ARGV[8]) ~= version then return {2, version} end
 if kept == definition and redis.call('HGET', KEYS[2], name) == event then return {1, version} end
+if ARGV[8] ~= '' and tonumber(ARGV[8]) ~= version then return {2, version} end
 if not kept and redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[7]) then return {3, version} end
 
 local after = cmsgpack.unpack(definition)

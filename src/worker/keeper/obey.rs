@@ -43,6 +43,12 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
 async fn follow(chores: &Chores, order: &Order, mode: &Mode) -> Result<bool, CoordinationError> {
     let by = order.by.as_str();
     let mut changed = false;
+    // First: what else is ordered may fail, and is tried again.
+    if order.drain && !mode.draining {
+        tracing::info!(by, "leaves: it is ordered to");
+        chores.drain().cancel();
+        changed = true;
+    }
     if let Some(concurrency) = order.concurrency.filter(|it| *it != mode.concurrency)
         && let Some(data) = chores.data()
     {
@@ -64,15 +70,17 @@ async fn follow(chores: &Chores, order: &Order, mode: &Mode) -> Result<bool, Coo
             lane.be_quiet(order.quiet);
         }
         changed = true;
-        match order.quiet {
-            true => chores.tasks.retire(chores.id()).await?,
-            false => super::pulse::register_again(chores, "takes tasks again").await?,
+        let told = match order.quiet {
+            true => chores.tasks.retire(chores.id()).await,
+            false => super::pulse::register_again(chores, "takes tasks again").await,
+        };
+        if let Err(error) = told {
+            // So that the next look does it again.
+            for lane in &chores.lanes {
+                lane.be_quiet(mode.quiet);
+            }
+            return Err(error);
         }
-    }
-    if order.drain && !mode.draining {
-        tracing::info!(by, "leaves: it is ordered to");
-        chores.drain().cancel();
-        changed = true;
     }
     Ok(changed)
 }
