@@ -22,7 +22,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 const DRAIN_EXAMPLES: &str = "\
 Examples:
   convoke drain shop-3                      one worker, by its id
-  convoke drain --version 1.4.1 --yes       all of an old version, once the new one runs
+  convoke drain --version 1.4.1 --yes       all of a version
   convoke drain --role gpu --within 10m
 
 They finish what runs, commit, unregister and exit with 0, as they do at SIGTERM: what starts them anew (a \

@@ -15,12 +15,12 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  convoke schedule put nightly report.make --cron '30 2 * * *' --time-zone Europe/Berlin
+  convoke schedule put night r.make --cron '30 2 * * *' --time-zone Asia/Tokyo
   convoke schedule put beat health.check --every 30s --jitter 5s --missed skip
-  convoke schedule put launch mail.send --at 2030-01-31T06:00:00Z --data @mail.json
+  convoke schedule put go mail.send --at 2030-01-31T06:00:00Z --data @m.json
   convoke schedule list
-  convoke schedule pause nightly; convoke schedule resume nightly
-  convoke schedule run nightly                       now, besides its ticks
+  convoke schedule pause night; convoke schedule resume night
+  convoke schedule run night                         now, besides its ticks
 
 Any worker publishes what is due, once for each tick, whoever dies: the event's id is NAME@TICK. \
 `convoke docs protocol` says what becomes of missed ticks and of the nights when the clock changes.";
@@ -66,7 +66,7 @@ struct One {
 
 const PUT_EXAMPLES: &str = "\
 Examples:
-  convoke schedule put nightly report.make --cron '30 2 * * *' --time-zone Europe/Berlin
+  convoke schedule put night r.make --cron '30 2 * * *' --time-zone Asia/Tokyo
   convoke schedule put shift rota.turn --cron '0 0 6,14,22 * * *' --missed all
   convoke schedule put beat health.check --every 30s --jitter 5s --missed skip
 
