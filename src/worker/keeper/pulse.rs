@@ -18,7 +18,7 @@ use tokio::sync::watch;
 pub(in crate::worker) struct Pulsed(watch::Sender<Option<(u64, Instant)>>);
 
 impl Pulsed {
-    /// It was asked for then.
+    /// Notes a pulse that was asked for then.
     pub(in crate::worker) fn note(&self, incarnation: u64, asked: Instant) {
         self.0.send_replace(Some((incarnation, asked)));
     }

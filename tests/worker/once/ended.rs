@@ -1,4 +1,4 @@
-//! What the first of an id ended as, and what the others of that id are told of it.
+//! What the first of an id ended as, and what the others of that id hear about it.
 
 use super::{EVENTS, Log, add, effects, once, run, settled, with};
 use crate::rig::{Rig, text};
