@@ -5,9 +5,11 @@ use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::nudge::{nudge, nudge_waiting};
-use convoke::coordination::tasks::pull::MAX_PULLED;
+use convoke::coordination::tasks::pull::{MAX_PULLED, NUDGE};
 use convoke::coordination::tasks::task::{NewTask, TaskStatus};
+use convoke::protocol::event::{Event, Limits};
 use convoke::settings::RedisUrl;
+use convoke::streams::read::entries_of;
 
 /// A worker of a process of its own that has said that it takes its work by itself.
 async fn puller(fleet: &Fleet, id: &str, capacity: u32) -> Instances {
@@ -78,6 +80,18 @@ async fn only_the_workers_own_process_takes_and_a_part_at_a_time() {
 }
 
 #[tokio::test]
+async fn who_restarts_under_its_id_and_is_given_its_work_is_given_it_at_once() {
+    let fleet = Fleet::start().await;
+    puller(&fleet, "w-1", 2).await;
+    assert_eq!(pull(&fleet, "w-1", true).await, [""; 0]);
+    assert_eq!(create(&fleet, "t-1", 50).await, TaskStatus::Pending);
+    // Its lease is not over, and it says nothing of how it comes by its work.
+    let registered = fleet.worker("w-1", 2, &["a.b"]).await;
+    assert_eq!(registered.assigned, ["t-1"]);
+    assert_eq!(create(&fleet, "t-2", 50).await, TaskStatus::Assigned);
+}
+
+#[tokio::test]
 async fn what_a_lost_worker_took_waits_for_whoever_takes_it_with_a_higher_fence() {
     let mut fleet = Fleet::start().await;
     puller(&fleet, "w-1", 2).await;
@@ -130,4 +144,12 @@ async fn who_has_room_and_a_handler_is_nudged_and_nobody_else() {
     );
     // Beside what opened the inboxes: one task, two nudges.
     assert_eq!(lengths, (2, 3));
+    // A nudge is an event that a worker can read: an empty map.
+    let reply = fleet.ask("XREVRANGE cb:inbox:w-2 + - COUNT 1").await;
+    let nudge = entries_of(reply).unwrap().remove(0);
+    let inbox = fleet.keys.inbox("w-2");
+    let nudge = Event::parse(nudge, &Limits::default(), &fleet.keys, &inbox).unwrap();
+    assert_eq!(nudge.kind(), NUDGE);
+    let says: serde_json::Value = rmp_serde::from_slice(nudge.data()).unwrap();
+    assert_eq!(says, serde_json::json!({}));
 }

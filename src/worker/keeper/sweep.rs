@@ -93,7 +93,11 @@ async fn run_once(
     }
     chores.tasks.assign_waiting().await?;
     if chores.patterns.of(Patterned::Register) == Pattern::Hybrid {
-        nudge_waiting(&chores.instances, &chores.tasks).await?;
+        // A nudge is a hint: what else a sweep is for does not wait for it.
+        let nudged = nudge_waiting(&chores.instances, &chores.tasks).await;
+        if let Err(error) = nudged {
+            tracing::debug!(%error, "nobody was nudged; the next sweep does it");
+        }
     }
     if swept.partition_turns {
         let partition = chores.instances.watch_partition().await?;
