@@ -357,7 +357,8 @@ impl Client {
         for stream in self.0.replies.close() {
             let way = self.0.ways.to(&stream);
             let Ok(mut lent) = way.link.get().await else {
-                return;
+                // Its node is away: it expires.
+                continue;
             };
             let mut command = redis::cmd("UNLINK");
             command.arg(&stream);

@@ -287,16 +287,17 @@ impl Connector {
     /// Has the server know what this process loads for everyone; it may have been made to forget.
     ///
     /// # Errors
-    /// The server does not answer.
+    /// A server does not answer; the others know it all the same.
     #[doc(hidden)]
     pub async fn keep_loaded(&self) -> Result<(), BusError> {
+        let mut outcome = Ok(());
         if let Place::Moving { family, .. } = &self.place {
             let slots: Vec<u16> = locked(&family.0).keys().copied().collect();
             for slot in slots {
-                self.toward_slot(slot).keep_loaded_here().await?;
+                outcome = outcome.and(self.toward_slot(slot).keep_loaded_here().await);
             }
         }
-        self.keep_loaded_here().await
+        outcome.and(self.keep_loaded_here().await)
     }
 
     async fn keep_loaded_here(&self) -> Result<(), BusError> {

@@ -1,6 +1,8 @@
 //! How a worker leaves: what runs is finished, at most for a while, and nothing of its consumer is left behind.
 
+use super::keeper::outbox;
 use super::lanes::{Lanes, Running};
+use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::{Ending, Worker, keeper};
 use crate::builtin::pipe::Pipe;
@@ -9,7 +11,8 @@ use crate::settings::Settings;
 use crate::streams::claim;
 use crate::streams::commit::Committer;
 use futures_util::future::join_all;
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 /// How long a lane may take to stop that was told to; a handler that holds its thread holds it too.
 const STOPS: Duration = Duration::from_secs(5);
@@ -105,6 +108,23 @@ impl Worker {
         };
         if let Err(error) = left.await {
             tracing::warn!(instance = self.id(), %error, "the consumer was not removed");
+        }
+        self.empty_outboxes(lanes).await;
+    }
+
+    /// On a cluster, moves what runs published into other slots: nobody may be left who looks there.
+    async fn empty_outboxes(&self, lanes: &Lanes) {
+        let connector = &self.process.connector;
+        if !connector.is_cluster() {
+            return;
+        }
+        let said = Mutex::new(Sparing::new(Instant::now()));
+        let emptied = outbox::run_once(connector, lanes.shared(), &said);
+        if tokio::time::timeout(STOPS, emptied).await.is_err() {
+            tracing::warn!(
+                instance = self.id(),
+                "what runs published into other slots may wait there for another worker"
+            );
         }
     }
 }

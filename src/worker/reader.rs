@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 const BYTES: usize = 4 << 20;
 /// Entries that a read asks for at the least if it may, however large the last ones were.
 const FEW: usize = 16;
-/// How long a stream is left alone whose key is of another type.
+/// How long a stream is left alone whose key is of another type, or gone on a cluster.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 
 /// One reader of a lane.
@@ -27,7 +27,7 @@ pub(super) struct Reader {
     backoff: Backoff,
     /// Entries that are [`BYTES`] together if they are like those of the last read.
     fit: usize,
-    /// Streams whose key is of another type: the others are read all the same.
+    /// Streams whose key is of another type, or gone on a cluster: the others are read all the same.
     unreadable: Vec<usize>,
     /// Streams whose groups were there once.
     read: BTreeSet<usize>,
@@ -172,6 +172,21 @@ impl Reader {
         let mut streams = Vec::new();
         let mut unreadable = Vec::new();
         for (index, route) in shared.routes.iter().enumerate() {
+            if self.read.contains(&index) && shared.connector.is_cluster() {
+                let mut exists = redis::cmd("EXISTS");
+                exists.arg(&route.events);
+                // An empty one that is made now would hide the one that is on its way.
+                if !exists.query_async::<bool>(&mut connection).await? {
+                    if !self.unreadable.contains(&index) {
+                        tracing::error!(
+                            stream = route.events,
+                            "the stream is gone: if its slot was being moved, run `redis-cli --cluster fix`; looking again every 10 s"
+                        );
+                    }
+                    unreadable.push(index);
+                    continue;
+                }
+            }
             match read::ensure_group(&mut connection, &route.events, &shared.group).await {
                 Ok(made) => {
                     // It was there before.

@@ -66,7 +66,7 @@ impl Watch {
         self.patterns.told();
         self.ordered.notify_one();
         self.schedules.told();
-        self.compare().await?;
+        self.compare().await.or_else(|error| self.go_on(error))?;
         let mut compared = Instant::now();
         loop {
             self.connector.check(generation)?;
@@ -94,7 +94,7 @@ impl Watch {
                 self.take_over(self.instances.gone_among(&gone).await?);
             }
             if compared.elapsed() >= self.compare {
-                self.compare().await?;
+                self.compare().await.or_else(|error| self.go_on(error))?;
                 compared = Instant::now();
             }
         }
@@ -106,6 +106,17 @@ impl Watch {
         let gone = gone_holders(&mut connection, &self.instances, &self.lanes).await?;
         self.take_over(gone);
         Ok(())
+    }
+
+    /// On a cluster the nodes of the streams may be away while the one of the facts is not: those are followed.
+    fn go_on(&self, error: CoordinationError) -> Result<(), CoordinationError> {
+        match self.connector.is_cluster() {
+            true => {
+                tracing::debug!(%error, "who holds entries and is gone is not known; asking again");
+                Ok(())
+            }
+            false => Err(error),
+        }
     }
 
     /// Tells a run of ours that its task is no more its own. What it still does is discarded anyway.
@@ -139,6 +150,10 @@ pub(super) async fn gone_holders(
                 Ok(found) => holders.extend(found),
                 // The reader creates the group, and says what is no stream.
                 Err(error) if matches!(error.code(), Some("NOGROUP" | "WRONGTYPE")) => {}
+                // The node of one partition is away: of the others it is known.
+                Err(error) if lane.connector.is_cluster() => {
+                    tracing::debug!(stream = route.events, %error, "who holds entries is not known");
+                }
                 Err(error) => return Err(error.into()),
             }
         }

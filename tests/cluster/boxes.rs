@@ -40,6 +40,11 @@ async fn what_is_published_into_another_slot_arrives_once_whoever_moves_it() {
     for published in client.publish_many(&events).await {
         published.unwrap();
     }
+    // The delay queues hold some of it for a while: what arrived is counted first.
+    until("all arrived", || async {
+        counted_in(&cluster, "far", partitions, "events", "data").len() == 3 * EVENTS
+    })
+    .await;
     until("all is done", || async {
         left(&cluster, "near", partitions) == 0
             && (0..partitions).all(|partition| {

@@ -100,6 +100,11 @@ impl Cluster {
         cluster
     }
 
+    /// Whether a primary has a replica.
+    pub(crate) fn has_replicas(&self) -> bool {
+        self.nodes.len() > self.primaries
+    }
+
     /// The slots that a primary has at the start.
     fn slots(&self, number: usize) -> Range<u16> {
         let share = |number: usize| (usize::from(SLOTS) * number / self.primaries) as u16;

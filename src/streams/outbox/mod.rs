@@ -11,25 +11,29 @@ use crate::protocol::keys::{Keys, slot_of};
 use crate::streams::read::entries_of;
 use redis::aio::ConnectionLike;
 use redis::{Script, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 static MOVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("move.lua")));
 
 /// The field that names the stream which an event is for. No event has one of that name.
 pub(crate) const TO: &str = "@stream";
-/// Entries that are looked at at a time.
-const PAGE: usize = 100;
+/// Entries that are looked at at a time: as large as they may be, one answer holds them.
+const PAGE: usize = 16;
+/// Pages that are looked at in one round.
+const PAGES: usize = 64;
 /// Bytes that a call of the script moves, about.
 const BYTES: u64 = 1 << 20;
 
 /// How moving went.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Entries that left the outbox.
     pub moved: usize,
     /// Whether there may be more.
     pub more: bool,
+    /// What stays since its stream takes none, and why: its stream and what the server said.
+    pub refused: Option<(String, String)>,
 }
 
 /// Whether one step may write to both keys.
@@ -47,67 +51,121 @@ pub async fn empty(
     keys: &Keys,
     outbox: &str,
 ) -> Result<Moved, BusError> {
-    let entries = first_of(connection, outbox).await?;
-    let mut slots: BTreeMap<u16, Vec<(&str, &Entry)>> = BTreeMap::new();
-    let mut done: Vec<EntryId> = Vec::with_capacity(entries.len());
-    for entry in &entries {
-        let to = entry.get(TO).and_then(|to| std::str::from_utf8(to).ok());
-        match to.filter(|to| keys.is_own(to)) {
-            Some(to) => slots
-                .entry(slot_of(to.as_bytes()))
-                .or_default()
-                .push((to, entry)),
-            None => {
-                tracing::error!(outbox, entry = %entry.id, "an entry of an outbox that names no stream is removed");
-                done.push(entry.id);
-            }
+    let mut round = Round::default();
+    let mut after = EntryId::default();
+    for _ in 0..PAGES {
+        let entries = page_of(connection, outbox, after).await?;
+        round.more = entries.len() == PAGE;
+        if let Some(last) = entries.last() {
+            after = last.id;
+            round.take(connection, keys, outbox, &entries).await?;
+        }
+        if !round.more {
+            break;
         }
     }
-    let mut failed = None;
-    for (_, entries) in slots {
-        match move_to_slot(connection, keys, outbox, &entries).await {
-            Ok(moved) => done.extend(entries.iter().take(moved).map(|(_, entry)| entry.id)),
-            Err(error) => failed = Some(error),
-        }
-    }
-    if !done.is_empty() {
-        let mut remove = redis::cmd("XDEL");
-        remove.arg(outbox);
-        for id in &done {
-            remove.arg(id.to_string());
-        }
-        remove.exec_async(connection).await?;
-    }
-    match failed {
-        Some(error) if done.is_empty() => Err(error),
+    match round.failed {
+        Some(error) if round.moved == 0 => Err(error),
         _ => Ok(Moved {
-            moved: done.len(),
-            more: !done.is_empty() && entries.len() == PAGE,
+            moved: round.moved,
+            more: round.more && round.moved > 0,
+            refused: round.refused,
         }),
     }
 }
 
-/// The first entries of an outbox.
-async fn first_of(
+/// One way through an outbox.
+#[derive(Default)]
+struct Round {
+    moved: usize,
+    more: bool,
+    /// Slots that something could not be moved to. What is behind it must not overtake it.
+    stuck: BTreeSet<u16>,
+    failed: Option<BusError>,
+    refused: Option<(String, String)>,
+}
+
+impl Round {
+    /// Moves what it can of a page.
+    async fn take(
+        &mut self,
+        connection: &mut impl ConnectionLike,
+        keys: &Keys,
+        outbox: &str,
+        entries: &[Entry],
+    ) -> Result<(), BusError> {
+        let mut slots: BTreeMap<u16, Vec<(&str, &Entry)>> = BTreeMap::new();
+        let mut done: Vec<EntryId> = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let to = entry.get(TO).and_then(|to| std::str::from_utf8(to).ok());
+            match to.filter(|to| keys.is_own(to)) {
+                Some(to) => slots
+                    .entry(slot_of(to.as_bytes()))
+                    .or_default()
+                    .push((to, entry)),
+                None => {
+                    tracing::error!(outbox, entry = %entry.id, "an entry of an outbox that names no stream is removed");
+                    done.push(entry.id);
+                }
+            }
+        }
+        for (slot, entries) in slots {
+            if self.stuck.contains(&slot) {
+                continue;
+            }
+            let (moved, stuck) = move_to_slot(connection, keys, outbox, &entries).await;
+            done.extend(entries.iter().take(moved).map(|(_, entry)| entry.id));
+            match stuck {
+                None => continue,
+                Some(Stuck::Unknown(error)) => self.failed = Some(error),
+                Some(Stuck::Refused(stream, why)) => self.refused = Some((stream, why)),
+            }
+            self.stuck.insert(slot);
+        }
+        if !done.is_empty() {
+            let mut remove = redis::cmd("XDEL");
+            remove.arg(outbox);
+            for id in &done {
+                remove.arg(id.to_string());
+            }
+            remove.exec_async(connection).await?;
+            self.moved += done.len();
+        }
+        Ok(())
+    }
+}
+
+/// Why entries stay in the outbox.
+enum Stuck {
+    /// Whether they were moved is not known.
+    Unknown(BusError),
+    /// The stream takes none, and why.
+    Refused(String, String),
+}
+
+/// The entries of an outbox behind one of them.
+async fn page_of(
     connection: &mut impl ConnectionLike,
     outbox: &str,
+    after: EntryId,
 ) -> Result<Vec<Entry>, BusError> {
     let mut page = redis::cmd("XREAD");
     page.arg("COUNT").arg(PAGE).arg("STREAMS").arg(outbox);
-    let streams: Option<Vec<(Value, Value)>> = page.arg("0").query_async(connection).await?;
+    page.arg(after.to_string());
+    let streams: Option<Vec<(Value, Value)>> = page.query_async(connection).await?;
     match streams.unwrap_or_default().pop() {
         Some((_, entries)) => entries_of(entries),
         None => Ok(Vec::new()),
     }
 }
 
-/// Moves entries to the streams of one slot: how many of them.
+/// Moves entries to the streams of one slot: how many of them, and why not more.
 async fn move_to_slot(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
     outbox: &str,
     entries: &[(&str, &Entry)],
-) -> Result<usize, BusError> {
+) -> (usize, Option<Stuck>) {
     let mut rest = entries;
     let mut done = 0;
     while let Some((first, _)) = rest.first() {
@@ -142,18 +200,16 @@ async fn move_to_slot(
                 call.arg(word);
             }
         }
-        let (moved, why): (usize, Option<String>) = call.invoke_async(connection).await?;
+        let answer: Result<(usize, Option<String>), _> = call.invoke_async(connection).await;
+        let (moved, why) = match answer {
+            Ok(answer) => answer,
+            Err(error) => return (done, Some(Stuck::Unknown(error.into()))),
+        };
         done += moved;
         if let Some(why) = why {
-            let stream = some.get(moved).map(|(to, _)| *to);
-            tracing::error!(
-                outbox,
-                stream,
-                why,
-                "an event stays in the outbox: its stream takes none"
-            );
-            break;
+            let stream = some.get(moved).map_or("", |(to, _)| *to).to_owned();
+            return (done, Some(Stuck::Refused(stream, why)));
         }
     }
-    Ok(done)
+    (done, None)
 }

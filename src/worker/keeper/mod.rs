@@ -31,7 +31,7 @@ pub(super) mod describe;
 mod exposition;
 pub(super) mod measures;
 mod obey;
-mod outbox;
+pub(super) mod outbox;
 mod peers;
 mod promote;
 mod pulse;
@@ -68,7 +68,7 @@ use crate::coordination::tasks::Tasks;
 use crate::handler::layers::circuit::CircuitChange;
 use crate::handler::progress::Tell;
 use crate::settings::Settings;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -140,6 +140,8 @@ struct Chores {
     schedules: Schedules,
     /// Something is ordered.
     ordered: Arc<Notify>,
+    /// Handlers of the events of others that may run at a time, in all lanes.
+    concurrency: AtomicU64,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
     signs: ThreadSigns,
@@ -204,6 +206,7 @@ impl Keeper {
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
             ordered: Arc::default(),
+            concurrency: AtomicU64::new(worker.settings.concurrency as u64),
             patterns: worker.patterns.clone(),
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
             told: tokio::sync::Mutex::new(begun.told),
@@ -390,10 +393,10 @@ impl Chores {
         draining.is_some_and(CancellationToken::is_cancelled)
     }
 
-    /// The lane of the events of others.
-    fn data(&self) -> Option<&Shared> {
-        let data = self.lanes.iter().find(|lane| lane.name == "data");
-        data.map(Arc::as_ref)
+    /// The lanes of the events of others: one, or on a cluster one for each partition.
+    fn data(&self) -> Vec<&Shared> {
+        let data = self.lanes.iter().filter(|lane| lane.name == "data");
+        data.map(Arc::as_ref).collect()
     }
 
     /// Whether it is ordered to read nothing more.
@@ -425,13 +428,7 @@ impl Chores {
         limit: Duration,
         answer: impl Future<Output = Result<T, E>>,
     ) -> Result<T, E> {
-        match tokio::time::timeout(limit, answer).await {
-            Ok(answer) => answer,
-            Err(_) => {
-                self.connector.forget_pooled();
-                Err(BusError::Pool(format!("no answer within {limit:?}")).into())
-            }
-        }
+        within(&self.connector, limit, answer).await
     }
 
     /// Says once that another process has the id.
@@ -459,5 +456,20 @@ impl Chores {
             .await?;
         self.set_lead(contest.lead);
         Ok(())
+    }
+}
+
+/// Waits for what is asked by way of a connector, and no longer than that; the next call has another connection.
+async fn within<T, E: From<BusError>>(
+    connector: &Connector,
+    limit: Duration,
+    answer: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer,
+        Err(_) => {
+            connector.forget_pooled();
+            Err(BusError::Pool(format!("no answer within {limit:?}")).into())
+        }
     }
 }

@@ -6,6 +6,7 @@
 use super::Chores;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::orders::{Mode, Order};
+use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 /// Looks again and again; at once when it begins to leave, so that this is seen.
@@ -50,14 +51,19 @@ async fn follow(chores: &Chores, order: &Order, mode: &Mode) -> Result<bool, Coo
         changed = true;
     }
     if let Some(concurrency) = order.concurrency.filter(|it| *it != mode.concurrency)
-        && let Some(data) = chores.data()
+        && let data = chores.data()
+        && !data.is_empty()
     {
         tracing::info!(
             concurrency,
             by,
             "runs another number of handlers at a time: it is ordered to"
         );
-        data.scale(usize::try_from(concurrency).unwrap_or(usize::MAX));
+        let each = usize::try_from(concurrency).unwrap_or(usize::MAX);
+        for lane in &data {
+            lane.scale(each.div_ceil(data.len()));
+        }
+        chores.concurrency.store(concurrency, Ordering::Relaxed);
         changed = true;
     }
     if order.quiet != mode.quiet {
@@ -87,10 +93,9 @@ async fn follow(chores: &Chores, order: &Order, mode: &Mode) -> Result<bool, Coo
 
 impl Chores {
     fn mode(&self) -> Mode {
-        let data = self.data();
         Mode {
             version: self.settings.app_version.clone(),
-            concurrency: data.map_or(self.settings.concurrency, |data| data.slots()) as u64,
+            concurrency: self.concurrency.load(Ordering::Relaxed),
             quiet: self.quiet(),
             draining: self.draining(),
         }

@@ -1,12 +1,13 @@
 //! Moves retries and scheduled events that are due to their streams.
 
 use super::Chores;
-use crate::connect::clock::{ServerClock, local_now};
-use crate::connect::connector::reconnect_delay;
+use crate::connect::clock::{ClockSource, ServerClock, local_now};
+use crate::connect::connector::{Connector, reconnect_delay};
 use crate::connect::error::BusError;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
 use crate::worker::shared::Shared;
+use futures_util::future::join_all;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -49,7 +50,7 @@ pub(super) async fn run(chores: &Chores) {
 }
 
 /// Looks at each queue once; returns how long to wait, `pause` at the most. To look is one round trip for
-/// all queues; only where something is due before the next look does the script run, which tells when.
+/// all queues of a server; only where something is due before the next look does the script run, which tells when.
 async fn run_once(
     chores: &Chores,
     clock: &mut ServerClock,
@@ -57,35 +58,86 @@ async fn run_once(
 ) -> Result<Duration, BusError> {
     let lanes = chores.lanes.iter();
     let routes: Vec<&StreamKeys> = lanes.flat_map(|lane| lane.routes.iter()).collect();
-    let mut connection = chores.connector.pooled().await?;
-    let source = chores.connector.clock().await?;
-    let until = clock.now() + pause.as_millis() as u64;
-    let asked = Instant::now();
-    let (due, told) = delay::due_by(&mut connection, &routes, source, until).await?;
-    *clock = told;
-    let epoch = chores.connector.epoch();
-    chores.answers.heard(asked, clock.now(), epoch);
-    let now = clock.now();
+    let look = Look {
+        chores,
+        source: chores.connector.clock().await?,
+        until: clock.now() + pause.as_millis() as u64,
+    };
     // Not all workers at the same moment.
-    let mut pause = pause.mul_f64(fastrand::f64() / 2.0 + 0.5);
-    let mut refused = false;
-    for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
-        let most = chores.settings.limits().entry();
-        match delay::promote(&mut connection, route, delay::AT_ONCE, most).await {
-            Ok(promoted) => {
-                let next = promoted.next_due_ms.unwrap_or(u64::MAX);
-                pause = pause.min(Duration::from_millis(next.saturating_sub(now)));
-            }
+    let pause = pause.mul_f64(fastrand::f64() / 2.0 + 0.5);
+    let asked = Instant::now();
+    let control = async |routes: &[&StreamKeys]| {
+        let (told, next) = look.at(&chores.connector, routes).await?;
+        let epoch = chores.connector.epoch();
+        chores.answers.heard(asked, told.now(), epoch);
+        Ok::<_, BusError>((told, next))
+    };
+    if !chores.connector.is_cluster() {
+        let (told, next) = control(&routes).await?;
+        *clock = told;
+        return Ok(match next {
+            Next::In(next) => pause.min(next),
+            // The stream is of another type, or the server takes no writes.
+            Next::Refused => pause.max(reconnect_delay(3)),
+        });
+    }
+    // The queues of a node that is away keep none of the others waiting.
+    let each = join_all(routes.iter().map(async |route| {
+        let connector = chores.connector.toward(&route.delayed);
+        match look.at(&connector, &[*route]).await {
+            Ok((_, Next::In(next))) => next,
+            Ok((_, Next::Refused)) => pause,
             Err(error) => {
-                tracing::debug!(stream = route.events, %error, "nothing leaves the delay queue");
-                refused = true;
+                tracing::debug!(stream = route.events, %error, "the delay queue could not be looked at");
+                pause
             }
         }
+    }));
+    let (control, each) = tokio::join!(control(&[]), each);
+    *clock = control?.0;
+    Ok(each.into_iter().fold(pause, Duration::min))
+}
+
+/// When to look again.
+enum Next {
+    In(Duration),
+    Refused,
+}
+
+/// One look at delay queues.
+struct Look<'a> {
+    chores: &'a Chores,
+    source: ClockSource,
+    until: u64,
+}
+
+impl Look<'_> {
+    /// Looks at the queues of one server, and moves what is due: what its clock says, and when to look again.
+    async fn at(
+        &self,
+        connector: &Connector,
+        routes: &[&StreamKeys],
+    ) -> Result<(ServerClock, Next), BusError> {
+        let mut connection = connector.pooled().await?;
+        let (due, clock) = delay::due_by(&mut connection, routes, self.source, self.until).await?;
+        let now = clock.now();
+        let mut next = Next::In(Duration::MAX);
+        for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
+            let most = self.chores.settings.limits().entry();
+            match delay::promote(&mut connection, route, delay::AT_ONCE, most).await {
+                Ok(promoted) => {
+                    let due = promoted.next_due_ms.unwrap_or(u64::MAX);
+                    let wait = Duration::from_millis(due.saturating_sub(now));
+                    if let Next::In(soonest) = &mut next {
+                        *soonest = wait.min(*soonest);
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(stream = route.events, %error, "nothing leaves the delay queue");
+                    next = Next::Refused;
+                }
+            }
+        }
+        Ok((clock, next))
     }
-    // The stream is of another type, or the server takes no writes.
-    Ok(if refused {
-        pause.max(reconnect_delay(3))
-    } else {
-        pause
-    })
 }

@@ -1,11 +1,15 @@
 //! Renews the lease of what has been in hand for a third of the claim time.
 
-use super::Chores;
+use super::{Chores, within};
+use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
+use crate::mutex::locked;
 use crate::protocol::event::EntryId;
 use crate::streams::claim::{self, RENEWED};
 use crate::worker::shared::Shared;
 use crate::worker::sparing::Sparing;
+use futures_util::future::join_all;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Entries of a busy lane that are looked at; more than it reads at a time.
@@ -17,14 +21,17 @@ const IN_DOUBT: Duration = Duration::from_millis(250);
 pub(super) async fn run(chores: &Chores) {
     let age = chores.settings.claim_idle / 3;
     let mut pause = age / 2;
-    let mut sparing = Sparing::new(Instant::now());
+    let said = Mutex::new(Sparing::new(Instant::now()));
     loop {
         let doubts = chores.lanes.iter().map(|lane| Box::pin(lane.doubt.begun()));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = futures_util::future::select_all(doubts) => {}
         }
-        pause = match run_once(chores, age, &mut sparing).await {
+        // Those whose node hangs keep none of the others waiting.
+        let lanes = chores.lanes.iter();
+        let renewed = join_all(lanes.map(|lane| run_lane(chores, lane, age, &said))).await;
+        pause = match renewed.into_iter().all(|done| done) {
             true => age / 2,
             false => age / 8,
         };
@@ -35,47 +42,45 @@ pub(super) async fn run(chores: &Chores) {
     }
 }
 
-/// Whether all that was due was renewed.
-async fn run_once(chores: &Chores, age: Duration, sparing: &mut Sparing) -> bool {
+/// Whether all that was due of a lane was renewed.
+async fn run_lane(chores: &Chores, lane: &Shared, age: Duration, said: &Mutex<Sparing>) -> bool {
+    let may_say = || locked(said).allows(Instant::now());
     let mut done = true;
-    for lane in &chores.lanes {
-        // A lane that does not go round may have been answered what it has not taken in yet.
-        let blocked = lane.turned.ago() >= age;
-        for (stream, route) in lane.routes.iter().enumerate() {
-            let mut due = match lane.doubt.lasts() {
-                true => lane.inflight.due(stream, Duration::ZERO),
-                false => lane.inflight.due(stream, age),
-            };
-            if blocked {
-                match chores
-                    .within(age / 2, pending(chores, lane, &route.events))
-                    .await
-                {
-                    Ok(pending) => {
-                        due.extend(pending);
-                        due.sort_unstable();
-                        due.dedup();
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "leases of a busy lane were not renewed; trying again");
-                    }
+    // A lane that does not go round may have been answered what it has not taken in yet.
+    let blocked = lane.turned.ago() >= age;
+    for (stream, route) in lane.routes.iter().enumerate() {
+        let connector = chores.connector.toward(&route.events);
+        let mut due = match lane.doubt.lasts() {
+            true => lane.inflight.due(stream, Duration::ZERO),
+            false => lane.inflight.due(stream, age),
+        };
+        if blocked {
+            let pending = pending(&connector, lane, &route.events);
+            match within(&connector, age / 2, pending).await {
+                Ok(pending) => {
+                    due.extend(pending);
+                    due.sort_unstable();
+                    due.dedup();
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "leases of a busy lane were not renewed; trying again");
                 }
             }
-            for held in due.chunks(RENEWED) {
-                let renewed = renew(chores, lane, stream, &route.events, held);
-                match chores.within(age / 2, renewed).await {
-                    Ok(0) => {}
-                    // Where wires are bad for long it is the same again and again.
-                    Ok(lost) if sparing.allows(Instant::now()) => tracing::warn!(
-                        stream = route.events,
-                        entries = lost,
-                        "leases were lost: someone else owns the entries now"
-                    ),
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::debug!(%error, "leases were not renewed; trying again");
-                        done = false;
-                    }
+        }
+        for held in due.chunks(RENEWED) {
+            let renewed = renew(&connector, lane, stream, &route.events, held);
+            match within(&connector, age / 2, renewed).await {
+                Ok(0) => {}
+                // Where wires are bad for long it is the same again and again.
+                Ok(lost) if may_say() => tracing::warn!(
+                    stream = route.events,
+                    entries = lost,
+                    "leases were lost: someone else owns the entries now"
+                ),
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%error, "leases were not renewed; trying again");
+                    done = false;
                 }
             }
         }
@@ -85,11 +90,11 @@ async fn run_once(chores: &Chores, age: Duration, sparing: &mut Sparing) -> bool
 
 /// The entries of this consumer that were not renewed of late, in hand or not.
 async fn pending(
-    chores: &Chores,
+    connector: &Connector,
     lane: &Shared,
     events: &str,
 ) -> Result<Vec<(EntryId, u32)>, BusError> {
-    let mut connection = chores.connector.pooled().await?;
+    let mut connection = connector.pooled().await?;
     let (first, me) = (EntryId::default(), Some(lane.instance()));
     let page = claim::pending(&mut connection, events, &lane.group, first, PAGE, me).await?;
     let own = page.into_iter().map(|entry| (entry.id, entry.deliveries));
@@ -103,14 +108,14 @@ fn is_gone(error: &BusError) -> bool {
 
 /// Renews these, and says how many are somebody else's.
 async fn renew(
-    chores: &Chores,
+    connector: &Connector,
     lane: &Shared,
     stream: usize,
     events: &str,
     held: &[(EntryId, u32)],
 ) -> Result<usize, BusError> {
-    let generation = chores.connector.generation();
-    let mut connection = chores.connector.pooled().await?;
+    let generation = connector.generation();
+    let mut connection = connector.pooled().await?;
     let (me, asked) = (lane.instance(), Instant::now());
     let renewed = claim::renew(&mut connection, events, &lane.group, me, held).await;
     let lost = match renewed {
@@ -119,10 +124,10 @@ async fn renew(
         renewed => renewed?,
     };
     // One that is no primary any more knows nothing of what others took since.
-    chores.connector.check(generation)?;
+    connector.check(generation)?;
     if !lost.is_empty() {
         // The lane may hold what another primary gave it, and this one never heard of.
-        chores.connector.check_same(&lane.process.connector)?;
+        connector.check_same(&lane.connector)?;
     }
     lane.inflight.renewed(stream, held, &lost, asked);
     Ok(lost.len())
