@@ -61,3 +61,31 @@ async fn what_is_published_into_another_slot_arrives_once_whoever_moves_it() {
         worker.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_stream_does_not_take_keeps_no_other_slot_waiting() {
+    let cluster = Cluster::of_three();
+    let (outbox, blocked, free) = (
+        "{cb:near:0}:outbox",
+        "{cb:blocked:0}:events",
+        "{cb:far:0}:events",
+    );
+    // No stream: it takes nothing.
+    cluster.at::<()>(blocked, &["SET", blocked, "x"]);
+    // More than is looked at at a time.
+    for number in 0..120 {
+        let number = number.to_string();
+        let words = ["XADD", outbox, "*", "@stream", blocked, "id", &number];
+        cluster.at::<String>(outbox, &words);
+    }
+    let words = ["XADD", outbox, "*", "@stream", free, "id", "free"];
+    cluster.at::<String>(outbox, &words);
+    let worker = start(builder(&cluster, 1).handler("near.spread", spread));
+    until("the other one is moved", || async {
+        matches!(cluster.try_at(free, &["XLEN", free]), Ok(1_u64))
+    })
+    .await;
+    worker.stop().await;
+    let kept: u64 = cluster.at(outbox, &["XLEN", outbox]);
+    assert_eq!(kept, 120, "what could not be moved stays");
+}
