@@ -36,9 +36,8 @@ CALLS/S      of the last half minute, once there are 5 seconds of it
 BUSY         the load for the capacity
 CIRCUIT      the worst of any instance: open lets nothing through
 
-d, u         on an instance: drain it, have it be quiet
-c            on a task: cancel it
-             What would happen is said first, y does it; with --read-only no key does";
+d, u, c      drain or quiet an instance, cancel a task: what would happen
+             is said first, and y does it; not with --read-only";
 
 /// How much was to be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
