@@ -62,8 +62,9 @@ Programs of --pipe:
   {\"id\": …, \"publish\": {\"type\": \"a.b\", \"data\": …, \"subject\": \"…\"}}
 
   What it writes on standard error is logged with its event. When it dies, or writes what is no
-  answer, what it held fails and is tried again; a run that times out ends it. At the worker's end
-  its input is closed, and 5 s later it is killed. The whole contract: convoke docs protocol.
+  answer, what it held fails and is tried again; a run that times out ends it. What it needs to
+  start counts for the run that it is given first (--handler-timeout). At the worker's end its input
+  is closed, and 5 s later it is killed. The whole contract: convoke docs protocol.
 
 SIGTERM, SIGINT and SIGHUP end the worker: it stops reading, finishes what runs (--drain-timeout), \
 exits 0. Should a part of it fail, it does the same and exits 1. As the first process of a container it \

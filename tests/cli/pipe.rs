@@ -84,6 +84,60 @@ fn the_examples_in_other_languages_work() {
 }
 
 #[test]
+fn a_program_publishes_if_it_succeeds_and_what_it_says_on_stderr_names_the_event() {
+    let redis = Redis::start();
+    let program = program(
+        "publishes",
+        r#"
+def handle(event):
+    print("looking at", event["data"], file=sys.stderr, flush=True)
+    if "subject" in event:
+        say(id=event["id"], progress={"done": 1, "total": 2})
+    say(id="nobody's", ok=1)
+    say(id=event["id"], publish={"type": "audit.seen", "data": event["data"], "subject": "s-1"})
+    if event["data"] == "bad":
+        return {"error": {"code": "not_found", "message": "no such thing"}}
+    if event["data"] == "odd":
+        say(id=event["id"], publish={"type": "nodot"})
+    return {"ok": [event["type"], event["attempt"], event["data"]]}
+each(handle)
+"#,
+    );
+    let pipe = format!("demo.look=python3 {}", program.path());
+    let worker = worker(&redis, &pipe, &[]);
+    let good = request(&redis, "demo.look", r#"{"$bin":"00ff"}"#).done();
+    assert_eq!(good.out, "[\"demo.look\",1,{\"$bin\":\"00ff\"}]\n");
+    request(&redis, "demo.look", r#""bad""#).failed(1, &["no such thing"]);
+    request(&redis, "demo.look", r#""odd""#).failed(1, &["nodot"]);
+    let seen = entries(&redis, "cb:events:audit");
+    assert_eq!(seen.len(), 1);
+    assert_eq!(text(&seen[0], "subject"), "s-1");
+    assert_eq!(seen[0].get("data"), Some(&[0xc4, 2, 0, 0xff][..]));
+    run(
+        &redis,
+        &["publish", "demo.look", "--id=e-7", "--data=\"good\""],
+    )
+    .done();
+    support::eventually("it is looked at", || {
+        results(&redis, "demo").contains_key("e-7")
+    });
+    let args = [
+        "request",
+        "demo.look",
+        "--data=1",
+        "--subject=a",
+        "--progress",
+        "--format=json",
+    ];
+    let told = run(&redis, &args).done();
+    assert!(told.err.contains("\"done\":1"), "{told:?}");
+    let log = worker.stop().done().err;
+    let line = log.lines().find(|line| line.contains("looking at good"));
+    assert!(line.is_some_and(|line| line.contains("e-7")), "{log}");
+    assert!(log.contains("does not hold"), "{log}");
+}
+
+#[test]
 fn a_program_speaks_messagepack_if_it_likes() {
     let redis = Redis::start();
     let program = program(
@@ -125,11 +179,14 @@ def handle(event):
     time.sleep(1)
     return {"ok": "done"}
 each(handle)
+# Its output is closed; it has time all the same.
+os.dup2(2, 1)
+time.sleep(1)
 open(sys.argv[2], "w").write("in order")
 "#,
     );
     let (program, begins) = (program.path(), begun.path());
-    let pipe = format!("demo.slow=python3 {program} {begins} {}", left.path());
+    let pipe = format!("demo.slow=exec python3 {program} {begins} {}", left.path());
     let worker = worker(&redis, &pipe, &[]);
     run(&redis, &["publish", "demo.slow", "--id=e-1"]).done();
     support::eventually("it has begun", || {
@@ -138,6 +195,48 @@ open(sys.argv[2], "w").write("in order")
     worker.stop().done();
     assert_eq!(results(&redis, "demo")["e-1"], (1, "done".into()));
     assert_eq!(std::fs::read_to_string(left.path()).unwrap(), "in order");
+}
+
+#[test]
+fn a_result_beyond_a_limit_fails_its_event_alone_and_names_the_limit() {
+    let redis = Redis::start();
+    let program = program(
+        "limits",
+        r#"
+deep = 1
+for _ in range(40):
+    deep = [deep]
+results = {
+    "deep": deep,
+    "many": [0] * 70000,
+    "long": "x" * (1 << 20),
+    # Within the limits, and longer than them as JSON.
+    "bytes": {"$bin": "00" * 600000},
+    "process": os.getpid(),
+}
+def handle(event):
+    return {"ok": results[event["data"]]}
+each(handle)
+"#,
+    );
+    let pipe = format!("demo.give=python3 {}", program.path());
+    let worker = worker(&redis, &pipe, &[]);
+    let process = request(&redis, "demo.give", "\"process\"").done().out;
+    for (result, limit) in [
+        ("\"deep\"", "deeper than 32"),
+        ("\"many\"", "more than 65536 values"),
+        ("\"long\"", "over the limit of 1048576"),
+    ] {
+        request(&redis, "demo.give", result).failed(1, &[limit]);
+    }
+    let bytes = request(&redis, "demo.give", "\"bytes\"").done().out;
+    assert_eq!(
+        bytes,
+        format!("{{\"$bin\":\"{}\"}}\n", "00".repeat(600_000))
+    );
+    let same = request(&redis, "demo.give", "\"process\"").done().out;
+    assert_eq!(same, process);
+    worker.stop().done();
 }
 
 #[test]
@@ -153,7 +252,7 @@ fn what_is_no_answer_ends_the_process_with_the_reason() {
     request(&redis, "demo.noise", "1").failed(1, &["no answer", "Processing"]);
     support::eventually("what is too much is refused", || {
         let asked = request(&redis, "demo.much", "1");
-        asked.code == 1 && asked.err.contains("a message of more than 66536 bytes")
+        asked.code == 1 && asked.err.contains("a message of more than 71536 bytes")
     });
     worker.stop().done();
 }

@@ -105,7 +105,7 @@ impl Pool {
             kind: kind.to_owned(),
             command: setting.command.clone(),
             format: setting.format,
-            longest: max_message.saturating_add(AROUND),
+            longest: longest(setting.format, max_message),
             limits: PayloadLimits {
                 bytes: max_message,
                 ..PayloadLimits::default()
@@ -332,6 +332,15 @@ impl Pool {
         self.place(state);
         self.permit(state);
     }
+}
+
+/// Bytes of a message around a result of that size. JSON needs up to six bytes for one.
+fn longest(format: PipeFormat, max_message: usize) -> usize {
+    let result = match format {
+        PipeFormat::Json => max_message.saturating_mul(6),
+        PipeFormat::Msgpack => max_message,
+    };
+    result.saturating_add(AROUND)
 }
 
 impl State {

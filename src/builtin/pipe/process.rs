@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, ChildStdout};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// How long what a process has written is read on after it ended, if what it left behind holds its output open.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -80,8 +80,21 @@ async fn live(pool: &Pool, seat: usize, answers: &AtomicBool) -> Result<(), Stri
             // Before the answer: what it said of an event before that is still known as the event's.
             () = &mut errors, if !logged => logged = true,
             problem = &mut read => {
-                // It closed its output: nothing more can come of it.
-                let status = timeout(MOMENT, child.wait()).await;
+                // It closed its output: nothing more can come of it. Told to end, it may still clear up.
+                let until = match closed {
+                    true => parting.deadline(),
+                    false => Instant::now() + MOMENT,
+                };
+                let ended = async {
+                    let mut ended = std::pin::pin!(child.wait());
+                    loop {
+                        tokio::select! {
+                            status = &mut ended => return status,
+                            () = &mut errors, if !logged => logged = true,
+                        }
+                    }
+                };
+                let status = timeout_at(until, ended).await;
                 break match (problem, status) {
                     (Some(problem), _) => problem,
                     (None, Ok(Ok(status))) => status.to_string(),
@@ -98,7 +111,7 @@ async fn live(pool: &Pool, seat: usize, answers: &AtomicBool) -> Result<(), Stri
             }
             () = &mut write, if !closed => {
                 closed = true;
-                parting.as_mut().reset(tokio::time::Instant::now() + PARTING);
+                parting.as_mut().reset(Instant::now() + PARTING);
             }
             () = &mut parting, if closed => break "it did not end when its input was closed".to_owned(),
         }
@@ -155,6 +168,8 @@ async fn read(
     let mut incoming = Incoming::new(pool.format, pool.longest);
     let mut chunk = vec![0; CHUNK];
     while let Ok(count @ 1..) = stdout.read(&mut chunk).await {
+        // What it said on its standard error before that is heard first.
+        tokio::task::yield_now().await;
         incoming.add(&chunk[..count]);
         loop {
             let message = match incoming.next() {

@@ -15,7 +15,7 @@ use std::borrow::Cow;
 /// Bytes shown of a message that is no answer.
 const SHOWN: usize = 60;
 
-/// Nested values, and values, that a message has around its own.
+/// Nested values that a message has around its own.
 const AROUND: usize = 64;
 
 /// What a process says about one event.
@@ -77,35 +77,39 @@ pub(in crate::builtin::pipe) fn answer(
             }
         },
     };
-    let limits = PayloadLimits {
+    // Whether it can be read at all. A result beyond the limits is its event's alone.
+    let readable = PayloadLimits {
         bytes: usize::MAX,
         depth: limits.depth + AROUND,
-        values: limits.values + AROUND,
+        values: usize::MAX,
     };
-    if let Err(error) = msgpack::scan(&packed, &limits) {
+    if let Err(error) = msgpack::scan(&packed, &readable) {
         return Err(nameless(message, &error.to_string()));
     }
-    let fields = Fields::of(&packed, &limits).unwrap_or_default();
+    let fields = Fields::of(&packed, &readable).unwrap_or_default();
     let Some(id) = fields.text("id") else {
         return Err(nameless(message, "a map with an id is expected"));
     };
     Ok(Answer {
         id: id.to_owned(),
-        says: said(&fields, &limits),
+        says: said(&fields, limits, &readable),
     })
 }
 
-fn said(fields: &Fields<'_>, limits: &PayloadLimits) -> Says {
+fn said(fields: &Fields<'_>, limits: &PayloadLimits, readable: &PayloadLimits) -> Says {
     let [ok, error, progress, publish] =
         ["ok", "error", "progress", "publish"].map(|name| fields.get(name));
     match (ok, error, progress, publish) {
-        (Some(result), None, None, None) => Says::Ok(result.to_vec()),
+        (Some(result), None, None, None) => match msgpack::scan(result, limits) {
+            Ok(_) => Says::Ok(result.to_vec()),
+            Err(error) => unclear(format!("ok: {error}")),
+        },
         (None, Some(error), None, None) => Says::Error(failure(error)),
         (None, None, Some(progress), None) => match rmp_serde::from_slice(progress) {
             Ok(progress) => Says::Progress(progress),
             Err(_) => unclear(format!("progress: {}", mismatch::<Progress>(progress))),
         },
-        (None, None, None, Some(event)) => publication(event, limits),
+        (None, None, None, Some(event)) => publication(event, readable),
         _ => unclear("one of ok, error, progress and publish is expected".to_owned()),
     }
 }
@@ -131,8 +135,8 @@ fn failure(error: &[u8]) -> HandlerError {
     failed
 }
 
-fn publication(event: &[u8], limits: &PayloadLimits) -> Says {
-    let fields = Fields::of(event, limits).unwrap_or_default();
+fn publication(event: &[u8], readable: &PayloadLimits) -> Says {
+    let fields = Fields::of(event, readable).unwrap_or_default();
     let Some(kind) = fields.text("type") else {
         return unclear("publish: a map with a type is expected".to_owned());
     };
