@@ -2,7 +2,7 @@
 
 use super::rig::{entries, text};
 use super::worker::Worker;
-use super::{File, convoke, run};
+use super::{File, convoke, run, run_with_input};
 use crate::support::{self, Redis};
 use convoke::protocol::json;
 use serde_json::Value;
@@ -43,6 +43,12 @@ fn results(redis: &Redis, domain: &str) -> BTreeMap<String, (usize, Value)> {
         (*count, *last) = (*count + 1, result);
     }
     found
+}
+
+/// Publishes one event for each line.
+fn publish_lines(redis: &Redis, kind: &str, lines: &str) {
+    let args = ["publish", kind, "--data=-", "--lines"];
+    run_with_input(redis, &args, lines.as_bytes()).done();
 }
 
 fn there_is(program: &str) -> bool {
@@ -164,6 +170,146 @@ while True:
         let echoed = request(&redis, "demo.echo", data).done();
         assert_eq!(echoed.out, format!("{data}\n"));
     }
+    worker.stop().done();
+}
+
+#[test]
+fn processes_that_die_lose_and_double_nothing() {
+    const EVENTS: usize = 150;
+    let redis = Redis::start();
+    // Each dies in the middle of its sixteenth event: some 10 times in all.
+    let program = program(
+        "dies",
+        r#"
+count = 0
+def handle(event):
+    global count
+    count += 1
+    say(id=event["id"], publish={"type": "audit.seen", "data": event["id"]})
+    if count == 16:
+        os.kill(os.getpid(), 9)
+    return {"ok": event["data"]}
+each(handle)
+"#,
+    );
+    let pipe = format!("demo.count=exec python3 {}", program.path());
+    let flags = [
+        "--max-attempts=100",
+        "--backoff-base=1ms",
+        "--backoff-cap=20ms",
+    ];
+    let worker = worker(&redis, &pipe, &[&flags[..], &["--pipe-workers=2"]].concat());
+    let lines: String = (0..EVENTS).map(|n| format!("{n}\n")).collect();
+    publish_lines(&redis, "demo.count", &lines);
+    support::eventually("all are handled", || {
+        results(&redis, "demo").len() == EVENTS
+    });
+    let log = worker.stop().done().err;
+    let mut counted: Vec<u64> = Vec::new();
+    for (id, (count, result)) in results(&redis, "demo") {
+        assert_eq!(count, 1, "{id}");
+        counted.push(result.as_u64().unwrap());
+    }
+    counted.sort_unstable();
+    assert_eq!(counted, (0..EVENTS as u64).collect::<Vec<_>>());
+    let mut seen = BTreeMap::new();
+    for entry in entries(&redis, "cb:events:audit") {
+        let id = json::to_json(entry.get("data").unwrap()).unwrap();
+        *seen.entry(id.to_string()).or_insert(0) += 1;
+    }
+    assert_eq!(seen.len(), EVENTS);
+    assert!(seen.values().all(|count| *count == 1), "{seen:?}");
+    assert_eq!(entries(&redis, "cb:dead:demo").len(), 0);
+    let deaths = log.matches("signal: 9").count();
+    assert!(deaths >= EVENTS / 16 - 2, "{deaths}");
+}
+
+#[test]
+fn an_event_that_ends_its_process_takes_the_others_along_once() {
+    let redis = Redis::start();
+    let program = program(
+        "poisoned",
+        r#"
+def handle(event):
+    if event["data"] == "poison":
+        print("I cannot take this", file=sys.stderr, flush=True)
+        os._exit(3)
+    return {"ok": event["attempt"]}
+each(handle)
+"#,
+    );
+    let pipe = format!("demo.take=exec python3 {}", program.path());
+    let flags = [
+        "--pipe-outstanding=8",
+        "--max-attempts=3",
+        "--backoff-base=1ms",
+        "--backoff-cap=5ms",
+    ];
+    let worker = worker(&redis, &pipe, &flags);
+    let lines = "\"poison\"\n1\n2\n3\n4\n5\n6\n7\n";
+    publish_lines(&redis, "demo.take", lines);
+    support::eventually("all are handled", || {
+        let dead = entries(&redis, "cb:dead:demo");
+        results(&redis, "demo").len() == 7 && !dead.is_empty()
+    });
+    let dead = entries(&redis, "cb:dead:demo");
+    assert_eq!(dead.len(), 1);
+    for (id, (_, attempt)) in results(&redis, "demo") {
+        assert!(attempt == 1 || attempt == 2, "{id}: {attempt}");
+    }
+    assert_eq!(dead[0].get("data"), Some(&b"\xa6poison"[..]));
+    let why = text(&dead[0], "deadmessage");
+    assert!(
+        why.contains("exit status: 3") && why.contains("I cannot take this"),
+        "{why}"
+    );
+    worker.stop().done();
+}
+
+#[test]
+fn a_run_that_takes_too_long_ends_its_process_and_no_other_run_spends_an_attempt() {
+    let redis = Redis::start();
+    let mark = format!("{}", 400_000 + u32::from(redis.port()));
+    let program = program(
+        "hangs",
+        r#"
+import subprocess
+def handle(event):
+    if event["data"] == "hang":
+        subprocess.run(["sleep", sys.argv[1]])
+    return {"ok": event["attempt"]}
+each(handle)
+"#,
+    );
+    let pipe = format!("demo.try=python3 {} {mark}; true", program.path());
+    let flags = [
+        "--pipe-outstanding=4",
+        "--max-attempts=1",
+        "--handler-timeout=20s",
+    ];
+    let worker = worker(&redis, &pipe, &flags);
+    run(
+        &redis,
+        &["publish", "demo.try", "--id=hangs", "--data=\"hang\""],
+    )
+    .done();
+    let sleeps = || {
+        let found = Command::new("pgrep")
+            .args(["-f", &format!("^sleep {mark}")])
+            .output();
+        !found.unwrap().stdout.is_empty()
+    };
+    support::eventually("it hangs", sleeps);
+    // Given to the same process, which cannot answer.
+    assert_eq!(request(&redis, "demo.try", "1").done().out, "1\n");
+    support::eventually("it timed out", || {
+        !entries(&redis, "cb:dead:demo").is_empty()
+    });
+    let dead = entries(&redis, "cb:dead:demo");
+    assert_eq!(dead.len(), 1);
+    assert_eq!(text(&dead[0], "id"), "hangs");
+    assert_eq!(text(&dead[0], "deadreason"), "deadline_exceeded");
+    support::eventually("its children have ended", || !sleeps());
     worker.stop().done();
 }
 
