@@ -67,10 +67,8 @@ async fn a_pulse_revives_nobody_and_is_the_word_of_its_own_process_and_incarnati
     let other = Fleet::seen_from(&fleet.redis, &fleet.keys);
     fleet.run("ZINCRBY cb:instances:active -1000 w-1").await;
     let before = expiry(&mut fleet, "w-1").await;
-    other
-        .send_pulse("w-1", incarnation, 9.0, &[])
-        .await
-        .unwrap();
+    let by_other = other.send_pulse("w-1", incarnation, 9.0, &[]).await;
+    assert_eq!(by_other.unwrap().left, None, "the lease is not its own");
     assert_eq!(collect(&other).await, 0);
     fleet
         .instances
@@ -84,6 +82,7 @@ async fn a_pulse_revives_nobody_and_is_the_word_of_its_own_process_and_incarnati
     let late = format!("id w-1 incarnation {incarnation} process {process} load 1 until");
     fleet.run(&format!("XADD cb:pulses * {late} 1000")).await;
     assert_eq!(collect(&other).await, 0);
+    assert_eq!(expiry(&mut fleet, "w-1").await, before);
     fleet
         .run(&format!("XADD cb:pulses * {late} 9999999999999"))
         .await;

@@ -35,7 +35,8 @@ static COLLECT: LazyLock<Script> =
 /// How things stood when a pulse was sent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// How long the instance's last written pulse still keeps it alive; `None`: it is not active.
+    /// How long the instance's last written pulse still keeps it alive; `None`: it is not active, or another process
+    /// has its id.
     pub left: Option<Duration>,
     /// The same of the peers that were asked for.
     pub watch: Vec<Peer>,
@@ -86,6 +87,9 @@ impl Instances {
         let keys = &self.store.keys;
         let mut pulse = redis::pipe();
         self.store.ask_time(&mut pulse).await?;
+        // Where another process took the id, the pulses that are written are that one's.
+        let holder = pulse.cmd("HGET").arg(keys.instance(id));
+        holder.arg("process");
         let look = pulse.cmd("ZMSCORE").arg(keys.active());
         look.arg(id).arg(peers);
         let send = pulse.cmd("XADD").arg(keys.pulses());
@@ -96,12 +100,14 @@ impl Instances {
         send.arg("load").arg((load + 0.0).to_string());
         let until = self.answers.as_ref().and_then(Answers::until);
         send.arg("until").arg(or_empty(until)).ignore();
-        let (ServerTime(now), expiries): (_, Vec<Option<f64>>) = self.store.ask(&pulse).await?;
+        let (ServerTime(now), holder, expiries): (_, Option<String>, Vec<Option<f64>>) =
+            self.store.ask(&pulse).await?;
         let mut left = expiries.into_iter().map(|expires| {
             let left = expires? - now as f64;
             (left > 0.0).then(|| Duration::from_millis(left as u64))
         });
         let own = left.next().flatten();
+        let own = own.filter(|_| holder.as_deref() == Some(self.process()));
         let watch = peers.iter().zip(left).map(|(peer, left)| Peer {
             id: peer.clone(),
             left: left.unwrap_or_default(),

@@ -24,6 +24,23 @@ async fn more_pulses(rig: &Rig, more: usize) {
     rig.wait_for("cb:pulses", count + more).await;
 }
 
+/// When a worker was seen last.
+async fn seen(rig: &Rig, id: &str) -> u64 {
+    let key = format!("cb:instance:{id}");
+    rig.hash(&key, "last_seen").await.parse().unwrap()
+}
+
+/// Waits until a collector wrote a pulse of that worker after `since`. With its own pulses it reports, too; so if it
+/// was seen later than it reported, somebody else wrote that.
+async fn is_collected(rig: &Rig, id: &str, since: u64) {
+    let key = format!("cb:instance:{id}");
+    until("a collector wrote a pulse", || async {
+        let reported: u64 = rig.hash(&key, "reported_at").await.parse().unwrap();
+        seen(rig, id).await > reported.max(since)
+    })
+    .await;
+}
+
 async fn nobody_was_lost(rig: &Rig) {
     let lost = facts(rig.wait_for_fact("instance.lost", 0).await);
     assert!(lost.is_empty(), "{lost:?}");
@@ -42,12 +59,30 @@ async fn a_collector_keeps_all_alive_and_whoever_comes_after_it_does_so_too() {
     .await;
     let leader = rig.hash("cb:leader", "id").await;
     let place = workers.iter().position(|(id, _)| *id == leader).unwrap();
-    workers.remove(place).1.stop().await;
+    let leading = workers.remove(place).1;
+    for (id, _) in &workers {
+        is_collected(&rig, id, 0).await;
+    }
+    leading.stop().await;
+    let mut since = Vec::new();
+    for (id, _) in &workers {
+        since.push((*id, seen(&rig, id).await));
+    }
     more_pulses(&rig, 15).await;
+    // Who leads pulses by itself only.
+    let next = rig.hash("cb:leader", "id").await;
+    for (id, since) in since.into_iter().filter(|(id, _)| *id != next) {
+        is_collected(&rig, id, since).await;
+    }
     until("the other three are healthy", || async {
         health(&rig).await["instances"]["healthy"] == 3
     })
     .await;
+    // A pulse says until when somebody waits for it.
+    for pulse in rig.entries("cb:pulses").await {
+        let until = std::str::from_utf8(pulse.get("until").unwrap()).unwrap();
+        assert!(until.parse::<u64>().unwrap() > pulse.id.ms, "{until}");
+    }
     nobody_was_lost(&rig).await;
     for (_, worker) in workers {
         worker.stop().await;
