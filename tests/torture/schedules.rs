@@ -35,9 +35,10 @@ fn acts(workers: u64, servers: u64) -> Vec<Act> {
 async fn ask(client: &Client, kind: &str, data: Value) -> Value {
     loop {
         let event = Outgoing::new(kind, &data).source("ann");
-        // Nobody may be there to answer, just now.
-        if let Ok(reply) = client.request(event, Duration::from_secs(5)).await {
-            return reply.decode().unwrap();
+        match client.request(event, Duration::from_secs(5)).await {
+            Ok(reply) => return reply.decode().unwrap(),
+            // Nobody may be there to answer, just now.
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
         }
     }
 }
@@ -97,6 +98,8 @@ async fn schedules_store_each_tick_once_whoever_dies() {
         }
     }
     tokio::time::sleep(pause).await;
+    // The one of before says deadlines by the clock that was stepped.
+    let (client, _wire) = world.client().await;
     let mut stands = BTreeMap::new();
     for missed in MISSED {
         let paused = json!({"name": missed, "paused": true});
