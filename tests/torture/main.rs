@@ -29,7 +29,6 @@ mod poison;
 mod power;
 mod repeats;
 mod rolling;
-mod schedules;
 mod server;
 mod soak;
 mod takeover;
