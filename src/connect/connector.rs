@@ -25,7 +25,7 @@ use super::socket::tcp_settings;
 use super::url::RedisUrl;
 use crate::connect::clock::ClockSource;
 use crate::connect::cluster::Cluster;
-use crate::connect::cluster::pooled::Routed;
+use crate::connect::cluster::family::Family;
 use crate::connect::cluster_url::ClusterUrl;
 use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, CLUSTER};
@@ -33,21 +33,16 @@ use crate::connect::greeting::{Known, Lacks};
 use crate::connect::loaded::Loads;
 use crate::connect::locator::Locator;
 use crate::connect::opening::Failure;
-use crate::connect::pool::{Lent, Manager, Pool};
+use crate::connect::pool::{Manager, Pool};
 use crate::connect::resp::wire::Wire;
 use crate::connect::sentinel::Sentinels;
 use crate::connect::sentinel_view::Voice;
 use crate::connect::tls::Tls;
-use crate::mutex::locked;
-use crate::protocol::keys::slot_of;
-use deadpool::managed::PoolError;
 use redis::aio::MultiplexedConnection;
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
 };
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -63,16 +58,16 @@ const OLDEST: (u32, u32) = (7, 0);
 #[derive(Clone)]
 pub struct Connector {
     /// Who logs in may change where it stands in a file.
-    url: RedisUrl,
-    place: Place,
-    tls: Tls,
-    known: Arc<Known>,
+    pub(super) url: RedisUrl,
+    pub(super) place: Place,
+    pub(super) tls: Tls,
+    pub(super) known: Arc<Known>,
     /// What this process loads into the server for everyone.
-    loads: Option<Arc<Loads>>,
+    pub(super) loads: Option<Arc<Loads>>,
 }
 
 #[derive(Clone)]
-enum Place {
+pub(super) enum Place {
     Server {
         client: Arc<Client>,
         pool: Pool,
@@ -84,17 +79,6 @@ enum Place {
         /// The connectors to other slots of the same cluster.
         family: Arc<Family>,
     },
-}
-
-/// The connectors of one cluster, by slot: each slot has a history and a pool of its own.
-#[derive(Default)]
-struct Family(Mutex<HashMap<u16, Member>>);
-
-#[derive(Clone, Default)]
-struct Member {
-    known: Arc<Known>,
-    pool: Arc<Mutex<Option<PrimaryPool>>>,
-    loads: Option<Arc<Loads>>,
 }
 
 impl fmt::Debug for Connector {
@@ -196,86 +180,6 @@ impl Connector {
         }
     }
 
-    /// The way to the node that has the key: on a cluster that of its slot, elsewhere this one.
-    #[doc(hidden)]
-    #[must_use]
-    pub fn toward(&self, key: &str) -> Self {
-        self.toward_slot(slot_of(key.as_bytes()))
-    }
-
-    /// Whether it leads to a cluster, which refuses commands whose keys are in several slots.
-    pub(crate) fn is_cluster(&self) -> bool {
-        self.slot().is_some()
-    }
-
-    /// Where keys are on a cluster: its slot; `None` elsewhere.
-    fn slot(&self) -> Option<u16> {
-        match &self.place {
-            Place::Moving {
-                locator: Locator::Slot(_, slot),
-                ..
-            } => Some(*slot),
-            _ => None,
-        }
-    }
-
-    fn toward_slot(&self, slot: u16) -> Self {
-        let Place::Moving {
-            locator: Locator::Slot(cluster, here),
-            pool,
-            lending,
-            family,
-        } = &self.place
-        else {
-            return self.clone();
-        };
-        let mut members = locked(&family.0);
-        members.entry(*here).or_insert_with(|| Member {
-            known: self.known.clone(),
-            pool: pool.clone(),
-            loads: self.loads.clone(),
-        });
-        let member = members.entry(slot).or_insert_with(|| Member {
-            loads: self
-                .loads
-                .as_deref()
-                .map(|loads| Arc::new(loads.elsewhere())),
-            ..Member::default()
-        });
-        Self {
-            url: self.url.clone(),
-            place: Place::Moving {
-                locator: Locator::Slot(cluster.clone(), slot),
-                pool: member.pool.clone(),
-                lending: *lending,
-                family: family.clone(),
-            },
-            tls: self.tls.clone(),
-            known: member.known.clone(),
-            loads: member.loads.clone(),
-        }
-    }
-
-    /// One connector for each node that has data: the only one there is, or one for each node of a cluster.
-    ///
-    /// # Errors
-    /// No node of the cluster tells which there are.
-    #[doc(hidden)]
-    pub async fn nodes(&self) -> Result<Vec<Self>, BusError> {
-        let Place::Moving {
-            locator: Locator::Slot(cluster, _),
-            ..
-        } = &self.place
-        else {
-            return Ok(vec![self.clone()]);
-        };
-        let slots = cluster.slot_of_each().await?;
-        Ok(slots
-            .into_iter()
-            .map(|slot| self.toward_slot(slot))
-            .collect())
-    }
-
     /// The same for a process whose user may load scripts: it loads these for everyone, as soon as it
     /// connects to a server that it has not seen yet.
     #[must_use]
@@ -292,8 +196,7 @@ impl Connector {
     pub async fn keep_loaded(&self) -> Result<(), BusError> {
         let mut outcome = Ok(());
         if let Place::Moving { family, .. } = &self.place {
-            let slots: Vec<u16> = locked(&family.0).keys().copied().collect();
-            for slot in slots {
+            for slot in family.slots() {
                 outcome = outcome.and(self.toward_slot(slot).keep_loaded_here().await);
             }
         }
@@ -524,108 +427,12 @@ impl Connector {
         Ok(connection)
     }
 
-    /// A connection from the pool, for a few commands that do not block. On a cluster each goes to the node of its
-    /// key.
-    pub async fn pooled(&self) -> Result<Pooled, BusError> {
-        let lent = self.lent().await?;
-        Ok(match self.slot() {
-            Some(slot) => Pooled::routed(Routed::new(self.clone(), slot, lent)),
-            None => Pooled::of(lent),
-        })
-    }
-
-    /// A connection to that slot's node.
-    pub(super) async fn lent_for(&self, slot: u16) -> Result<Lent, BusError> {
-        self.toward_slot(slot).lent().await
-    }
-
-    /// Has the next connection to that slot's node be a new one.
-    pub(super) fn forget_slot(&self, slot: u16) {
-        self.toward_slot(slot).forget_pooled();
-    }
-
-    async fn lent(&self) -> Result<Lent, BusError> {
-        let lent = match &self.place {
-            Place::Server { pool, .. } => pool.get().await,
-            Place::Moving { .. } => {
-                let lent = self.primary_pool().await?.pool.get().await;
-                // The next one asks the Sentinels again.
-                lent.inspect_err(|_| self.forget_pooled())
-            }
-        };
-        lent.map(Lent::of).map_err(|error| {
-            BusError::Pool(match error {
-                PoolError::Backend(error) => BusError::from(error).to_string(),
-                other => other.to_string(),
-            })
-        })
-    }
-
-    /// The pool of the primary as it is known now.
-    async fn primary_pool(&self) -> Result<PrimaryPool, BusError> {
-        let Place::Moving {
-            locator,
-            pool,
-            lending,
-            ..
-        } = &self.place
-        else {
-            return Err(BusError::Moved);
-        };
-        let current = |generation| {
-            let pool = locked(pool);
-            let usable = |pool: &&PrimaryPool| {
-                pool.generation == generation && !pool.spoiled.load(Ordering::Acquire)
-            };
-            pool.as_ref().filter(usable).cloned()
-        };
-        if let Some(current) = current(locator.generation()) {
-            return Ok(current);
-        }
-        let primary = locator.primary().await?;
-        // Another one may have made it meanwhile.
-        if let Some(current) = current(primary.generation) {
-            return Ok(current);
-        }
-        let made = PrimaryPool::new(
-            &self.url,
-            self.tls.apply(primary.info)?,
-            primary.generation,
-            *lending,
-            self.known.clone(),
-            self.slot().is_some(),
-        )?;
-        let mut slot = locked(pool);
-        if let Some(old) = slot.replace(made.clone()) {
-            old.pool.close();
-        }
-        Ok(made)
-    }
-
     /// Asks the server whether it is there; how long it took to have the answer.
     pub async fn ping(&self) -> Result<Duration, BusError> {
         let began = Instant::now();
         let mut connection = self.pooled().await?;
         redis::cmd("PING").exec_async(&mut connection).await?;
         Ok(began.elapsed())
-    }
-
-    /// Gives up all pooled connections, those that are lent now as well: after a failover they lead to a replica,
-    /// and wires that died silently would be waited for one after the other.
-    #[doc(hidden)]
-    pub fn forget_pooled(&self) {
-        match &self.place {
-            Place::Server { pool, .. } => {
-                pool.manager().forget();
-                pool.retain(|_, _| false);
-            }
-            Place::Moving { pool, .. } => {
-                let old = locked(pool).take();
-                if let Some(old) = old {
-                    old.pool.close();
-                }
-            }
-        }
     }
 
     /// Fails if the server is one that workers cannot use: too old, or a node of a cluster. What it does

@@ -1,16 +1,18 @@
 //! The connections that are lent: how many, and those of a primary that may move.
 
-use super::connector::ANSWER;
+use super::connector::{ANSWER, Connector, Place};
 use super::socket::CONNECT;
+use crate::connect::cluster::pooled::Routed;
 use crate::connect::error::BusError;
 use crate::connect::greeting::Known;
-use crate::connect::pool::{Manager, Pool};
+use crate::connect::pool::{Lent, Manager, Pool, Pooled};
 use crate::connect::url::RedisUrl;
+use crate::mutex::locked;
 use deadpool::Runtime;
-use deadpool::managed::Timeouts;
+use deadpool::managed::{PoolError, Timeouts};
 use redis::{AsyncConnectionConfig, ConnectionInfo};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How long a pooled connection may take to show that it is of use still.
@@ -82,4 +84,92 @@ pub(super) fn answers_within(answer: Duration) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT.min(answer)))
         .set_response_timeout(Some(answer))
+}
+
+impl Connector {
+    /// A connection from the pool, for a few commands that do not block. On a cluster each goes to the node of its
+    /// key.
+    pub async fn pooled(&self) -> Result<Pooled, BusError> {
+        let lent = self.lent().await?;
+        Ok(match self.slot() {
+            Some(slot) => Pooled::routed(Routed::new(self.clone(), slot, lent)),
+            None => Pooled::of(lent),
+        })
+    }
+
+    pub(super) async fn lent(&self) -> Result<Lent, BusError> {
+        let lent = match &self.place {
+            Place::Server { pool, .. } => pool.get().await,
+            Place::Moving { .. } => {
+                let lent = self.primary_pool().await?.pool.get().await;
+                // The next one asks the Sentinels again.
+                lent.inspect_err(|_| self.forget_pooled())
+            }
+        };
+        lent.map(Lent::of).map_err(|error| {
+            BusError::Pool(match error {
+                PoolError::Backend(error) => BusError::from(error).to_string(),
+                other => other.to_string(),
+            })
+        })
+    }
+
+    /// The pool of the primary as it is known now.
+    async fn primary_pool(&self) -> Result<PrimaryPool, BusError> {
+        let Place::Moving {
+            locator,
+            pool,
+            lending,
+            ..
+        } = &self.place
+        else {
+            return Err(BusError::Moved);
+        };
+        let current = |generation| {
+            let pool = locked(pool);
+            let usable = |pool: &&PrimaryPool| {
+                pool.generation == generation && !pool.spoiled.load(Ordering::Acquire)
+            };
+            pool.as_ref().filter(usable).cloned()
+        };
+        if let Some(current) = current(locator.generation()) {
+            return Ok(current);
+        }
+        let primary = locator.primary().await?;
+        // Another one may have made it meanwhile.
+        if let Some(current) = current(primary.generation) {
+            return Ok(current);
+        }
+        let made = PrimaryPool::new(
+            &self.url,
+            self.tls.apply(primary.info)?,
+            primary.generation,
+            *lending,
+            self.known.clone(),
+            self.slot().is_some(),
+        )?;
+        let mut slot = locked(pool);
+        if let Some(old) = slot.replace(made.clone()) {
+            old.pool.close();
+        }
+        Ok(made)
+    }
+
+    /// Gives up all pooled connections, those that are lent now as well: after a failover they lead to a replica,
+    /// and wires that died silently would be waited for one after the other.
+    #[doc(hidden)]
+    pub fn forget_pooled(&self) {
+        match &self.place {
+            Place::Server { pool, .. } => {
+                pool.manager().forget();
+                pool.retain(|_, _| false);
+            }
+            Place::Moving { pool, .. } => {
+                let old = locked(pool).take();
+                if let Some(old) = old {
+                    old.pool.close();
+                }
+            }
+        }
+    }
 }

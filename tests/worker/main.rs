@@ -19,6 +19,7 @@ mod fields;
 mod handover;
 mod history;
 mod kept;
+mod leaving;
 mod lifecycle;
 mod metrics;
 mod once;

@@ -11,6 +11,7 @@ mod draw;
 mod fetch;
 mod flow;
 mod header;
+mod keys;
 mod lately;
 mod listing;
 mod object;

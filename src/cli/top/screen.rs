@@ -1,7 +1,7 @@
 //! The terminal: taken over and given back as it was, whatever happens in between.
 
 use super::draw::Drawn;
-use super::state::Key;
+use super::keys::Key;
 use ratatui::DefaultTerminal;
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};

@@ -4,9 +4,10 @@ mod drawn;
 
 use super::act::Act;
 use super::flow::HISTORY;
+use super::keys::Key;
 use super::row::{Content, Row};
 use super::sample::{Focus, Others, Sample};
-use super::state::{Key, Mode, Panel, State};
+use super::state::{Mode, Panel, State};
 use super::{draw, object, panels};
 use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
 use convoke::coordination::batches::batch::Batch;

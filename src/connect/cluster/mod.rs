@@ -9,6 +9,7 @@
 //! The *generation* of a slot is the number of its node: a connection that was made in another one is not used any
 //! more.
 
+pub(super) mod family;
 mod map;
 pub(crate) mod pooled;
 mod routing;

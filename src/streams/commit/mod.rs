@@ -25,6 +25,7 @@
 //! the data in which that run began (see `connect/epoch.rs`).
 
 mod counter;
+mod lost;
 mod one;
 pub mod settlement;
 
@@ -34,9 +35,7 @@ use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
-use crate::protocol::dead::DeadLetter;
 use crate::protocol::digits::Digits;
-use crate::protocol::entry::Entry;
 use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::counter::Claims;
 pub use crate::streams::commit::settlement::{
@@ -99,14 +98,6 @@ enum Fast {
     Nothing,
     /// Nothing was written: the server refused a command before running any.
     Aborted(BusError),
-}
-
-/// An effect of a committed settlement that could not be written.
-struct Lost {
-    receipt: Receipt,
-    stream: String,
-    fields: Vec<Vec<u8>>,
-    message: String,
 }
 
 impl fmt::Debug for Committer {
@@ -394,91 +385,9 @@ impl Committer {
         self.replies
             .extend(told.into_iter().map(|stream| (stream, now)));
     }
-
-    /// Finds the effects of a committed transaction that failed by themselves (a key of the wrong
-    /// type). Returns how many events became dead letters, since who asked could not be told.
-    async fn make_good(&self, batch: &[Settlement], failed: &[(usize, String)]) -> u64 {
-        if failed.is_empty() {
-            return 0;
-        }
-        let (mut lost, mut untold) = (Vec::new(), Vec::new());
-        let mut next = 0;
-        for settlement in batch {
-            settlement.effects(self.place(&settlement.receipt), |effect| {
-                if effect.worth == Worth::Instead {
-                    return;
-                }
-                let failure = failed.iter().find(|(number, _)| *number == next);
-                next += 1;
-                let Some((_, message)) = failure else {
-                    return;
-                };
-                match &settlement.outcome {
-                    Outcome::Told(letter) if effect.worth != Worth::Needed => {
-                        untold.push((settlement.receipt, letter));
-                    }
-                    // Nobody waits for it.
-                    _ if effect.worth == Worth::There && message.is_empty() => {}
-                    _ => lost.push(Lost {
-                        receipt: settlement.receipt,
-                        stream: effect.stream(),
-                        fields: effect.fields(),
-                        message: message.clone(),
-                    }),
-                }
-            });
-        }
-        for (receipt, letter) in &untold {
-            self.keep(receipt, letter).await;
-        }
-        self.bury(lost).await;
-        untold.len() as u64
-    }
-
-    /// What could not be written becomes a dead letter of its own: the event is acknowledged already.
-    async fn bury(&self, lost: Vec<Lost>) {
-        for Lost {
-            receipt,
-            stream,
-            fields,
-            message,
-        } in lost
-        {
-            let route = &self.routes[receipt.stream];
-            let letter = DeadLetter {
-                entry: Entry::new(receipt.entry, fields),
-                reason: "failed_precondition".into(),
-                message,
-                attempts: 0,
-                deliveries: receipt.deliveries,
-                stream,
-                instance: self.consumer.clone(),
-                time: self.claims.server_now(),
-            };
-            let stored = self.keep(&receipt, &letter).await;
-            tracing::error!(
-                stream = route.events,
-                error = letter.message,
-                dead_letter = stored,
-                "a committed event's reply or publication could not be written"
-            );
-        }
-    }
 }
 
-impl Committer {
-    /// Stores a dead letter by itself; whether that went well.
-    async fn keep(&self, receipt: &Receipt, letter: &DeadLetter) -> bool {
-        let burial = Publication {
-            stream: self.routes[receipt.stream].dead.clone(),
-            fields: letter.fields(),
-        };
-        match self.connector.pooled().await {
-            Ok(mut connection) => burial.store(&mut connection).await.is_ok(),
-            Err(_) => false,
-        }
-    }
-}
+impl Committer {}
 
 /// What the answer of `EXEC` says.
 fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {

@@ -2,9 +2,10 @@
 
 use super::super::brush::Brush;
 use super::super::draw::text_of;
+use super::super::keys::Key;
 use super::super::row::Content;
 use super::super::sample::{Opened, Sample};
-use super::super::state::{Key, State};
+use super::super::state::State;
 use super::super::{draw, object};
 use super::{AT, handler, press, sample, state, stream};
 use crate::cli::output::printable;

@@ -1,0 +1,123 @@
+//! The connectors of one cluster, one for each slot that was asked for: each has a history and a pool of its own.
+
+use crate::connect::connector::{Connector, Place};
+use crate::connect::error::BusError;
+use crate::connect::greeting::Known;
+use crate::connect::lending::PrimaryPool;
+use crate::connect::loaded::Loads;
+use crate::connect::locator::Locator;
+use crate::connect::pool::Lent;
+use crate::mutex::locked;
+use crate::protocol::keys::slot_of;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// The connectors of one cluster, by slot.
+#[derive(Default)]
+pub(in crate::connect) struct Family(Mutex<HashMap<u16, Member>>);
+
+#[derive(Clone, Default)]
+struct Member {
+    known: Arc<Known>,
+    pool: Arc<Mutex<Option<PrimaryPool>>>,
+    loads: Option<Arc<Loads>>,
+}
+
+impl Family {
+    /// The slots that were asked for.
+    pub(in crate::connect) fn slots(&self) -> Vec<u16> {
+        locked(&self.0).keys().copied().collect()
+    }
+}
+
+impl Connector {
+    /// The way to the node that has the key: on a cluster that of its slot, elsewhere this one.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn toward(&self, key: &str) -> Self {
+        self.toward_slot(slot_of(key.as_bytes()))
+    }
+
+    /// Whether it leads to a cluster, which refuses commands whose keys are in several slots.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.slot().is_some()
+    }
+
+    /// Where keys are on a cluster: its slot; `None` elsewhere.
+    pub(in crate::connect) fn slot(&self) -> Option<u16> {
+        match &self.place {
+            Place::Moving {
+                locator: Locator::Slot(_, slot),
+                ..
+            } => Some(*slot),
+            _ => None,
+        }
+    }
+
+    pub(in crate::connect) fn toward_slot(&self, slot: u16) -> Self {
+        let Place::Moving {
+            locator: Locator::Slot(cluster, here),
+            pool,
+            lending,
+            family,
+        } = &self.place
+        else {
+            return self.clone();
+        };
+        let mut members = locked(&family.0);
+        members.entry(*here).or_insert_with(|| Member {
+            known: self.known.clone(),
+            pool: pool.clone(),
+            loads: self.loads.clone(),
+        });
+        let member = members.entry(slot).or_insert_with(|| Member {
+            loads: self
+                .loads
+                .as_deref()
+                .map(|loads| Arc::new(loads.elsewhere())),
+            ..Member::default()
+        });
+        Self {
+            url: self.url.clone(),
+            place: Place::Moving {
+                locator: Locator::Slot(cluster.clone(), slot),
+                pool: member.pool.clone(),
+                lending: *lending,
+                family: family.clone(),
+            },
+            tls: self.tls.clone(),
+            known: member.known.clone(),
+            loads: member.loads.clone(),
+        }
+    }
+
+    /// One connector for each node that has data: the only one there is, or one for each node of a cluster.
+    ///
+    /// # Errors
+    /// No node of the cluster tells which there are.
+    #[doc(hidden)]
+    pub async fn nodes(&self) -> Result<Vec<Self>, BusError> {
+        let Place::Moving {
+            locator: Locator::Slot(cluster, _),
+            ..
+        } = &self.place
+        else {
+            return Ok(vec![self.clone()]);
+        };
+        let slots = cluster.slot_of_each().await?;
+        Ok(slots
+            .into_iter()
+            .map(|slot| self.toward_slot(slot))
+            .collect())
+    }
+
+    /// A connection to that slot's node.
+    pub(super) async fn lent_for(&self, slot: u16) -> Result<Lent, BusError> {
+        self.toward_slot(slot).lent().await
+    }
+
+    /// Has the next connection to that slot's node be a new one.
+    pub(super) fn forget_slot(&self, slot: u16) {
+        self.toward_slot(slot).forget_pooled();
+    }
+}
