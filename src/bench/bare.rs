@@ -257,7 +257,7 @@ fn size(batch: &Batch) -> u64 {
     batch.iter().map(|(_, ids)| ids.len() as u64).sum()
 }
 
-/// Sends a pipeline whose replies do not matter but for the last.
+/// Sends a pipeline whose replies do not matter except for the last.
 async fn send(connection: &mut MultiplexedConnection, pipe: &Pipeline) -> Result<(), BusError> {
     let last = pipe.len() - 1;
     let replies = connection.send_packed_commands(pipe, last, 1).await?;

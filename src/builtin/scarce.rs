@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const LATER: Duration = Duration::from_secs(1);
 /// The pause between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
-/// How long nothing must have been scarce before that is told, and can be told anew.
+/// How long nothing must have been scarce before that is told, and can be told again.
 const CALM: Duration = Duration::from_secs(10);
 
 /// When something was scarce last; none after it was told that it is not any more.

@@ -51,7 +51,7 @@ impl Warden {
     }
 }
 
-/// Tells the warden, which is started if there is none or the last one was killed.
+/// Tells the warden, which is started if it was not yet or was killed.
 fn tell(word: char, leader: u32, mark: &str) -> io::Result<()> {
     let mut warden = locked(&WARDEN);
     if let Some(it) = &mut *warden {

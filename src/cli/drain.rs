@@ -25,7 +25,7 @@ Examples:
   convoke drain --version 1.4.1 --yes       all of a version
   convoke drain --role gpu --within 10m
 
-They finish what runs, commit, unregister and exit with 0, as they do at SIGTERM: what starts them anew (a \
+They finish what runs, commit, unregister and exit with 0, as they do at SIGTERM: what starts them again (a \
 service manager, a deployment) may do so. Exits 1 if some are still there after --within.";
 
 /// Have workers finish what runs and leave, from afar
@@ -45,7 +45,7 @@ Examples:
   convoke scale shop-3 64                   has it work again
 
 They stay, finish what runs, take no task and read no event but those to the system; their leases are \
-kept. They are quiet until they are scaled, or started anew.";
+kept. They are quiet until they are scaled, or started again.";
 
 /// Have workers finish what runs and read nothing more, from afar
 #[derive(Args)]
@@ -62,7 +62,7 @@ Examples:
   convoke scale shop-3 16
   convoke instances --format json | jq '{id, concurrency, mode}'
 
-It holds until the worker is started anew, and ends its being quiet.";
+It holds until the worker is started again, and ends its being quiet.";
 
 /// Have a worker run another number of handlers at a time, from afar
 #[derive(Args)]

@@ -104,7 +104,7 @@ struct Put {
     /// What becomes of missed ticks: the last is made up for, none is, or each is
     #[arg(long, value_name = "POLICY", value_parser = ["once", "skip", "all"], default_value = "once")]
     missed: String,
-    /// Store each event up to so much later than its tick
+    /// Store each event up to this much later than its tick
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     jitter: Option<Duration>,
     /// Put it paused

@@ -437,7 +437,7 @@ async fn report(
     Ok(Exit::Done)
 }
 
-/// The result of a request; `None` if there is none, which has been said.
+/// The result of a request; `None` if it has failed, which has been said.
 async fn answer(
     session: &Session,
     kind: &str,

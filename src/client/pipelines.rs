@@ -94,7 +94,7 @@ impl Pipelines {
         }
     }
 
-    /// Publishes events in order, but for those that are to be published by themselves.
+    /// Publishes events in order, except for those that are to be published by themselves.
     pub(super) async fn publish(
         &self,
         events: &[&Outgoing],

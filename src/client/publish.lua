@@ -1,7 +1,7 @@
 -- Publishes an event now or later, and once only within a window if it has a deduplication key.
 --
 -- The key is written before the event, so whatever could forbid that does so while nothing is
--- stored; it names the event's place once there is one. An error reply thus always means that
+-- stored; it names the event's place once there is one. So an error reply always means that
 -- nothing was stored.
 --
 -- KEYS: 1 the events stream, 2 the delay queue, 3 the deduplication key (absent: no deduplication)

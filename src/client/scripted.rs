@@ -111,7 +111,7 @@ pub(super) fn is_no_script(reply: &RedisResult<Value>) -> bool {
     matches!(reply, Ok(Value::ServerError(error)) if error.code() == NO_SCRIPT)
 }
 
-/// Whether an event was not stored for want of a script that this user may not load: others may load it soon.
+/// Whether an event was not stored since the script is missing, which this user may not load: others may load it soon.
 pub(super) fn lacks_script(outcome: &Result<Published, PublishError>) -> bool {
     matches!(outcome, Err(PublishError::Rejected { code: Some(code), .. }) if code == NO_SCRIPT)
 }

@@ -341,7 +341,7 @@ impl Connector {
         }
     }
 
-    /// What each Sentinel says; `None` if there are none.
+    /// What each Sentinel says; `None` without Sentinels.
     #[doc(hidden)]
     pub async fn survey(&self) -> Option<Vec<Voice>> {
         match &self.place {

@@ -70,7 +70,7 @@ impl Link {
         locked(&self.current)
     }
 
-    /// The connection; a new one if there is none. After a failure it waits before the next try,
+    /// The connection; a new one if it has none. After a failure it waits before the next try,
     /// and all who waited for the same try share its failure.
     ///
     /// Cancel safe.

@@ -52,7 +52,7 @@ pub(crate) struct Sentinels {
     encrypted: bool,
     tls: Tls,
     login: RedisConnectionInfo,
-    /// Where it stands in a file, it says anew who logs in.
+    /// Where it stands in a file, that is read again for who logs in.
     url: RedisUrl,
     seats: Vec<(String, ConnectionInfo)>,
     generation: AtomicU64,
@@ -262,7 +262,7 @@ impl Sentinels {
             ));
         };
         let known = named.map_or(0, |named| named.epoch);
-        // A few that were cut off know only of what was; most of them may have been set up anew.
+        // A few that were cut off know only of what was; most of them may have been set up again.
         if newest.epoch < known && views.len() * 2 <= self.seats.len() {
             return Err(format!(
                 "{} of {} Sentinels answer, with older news than was known",
@@ -393,7 +393,7 @@ mod tests {
         two.note(view("::1", 3));
         let few = two.judge(&voices([old.clone(), None, None])).unwrap_err();
         assert!(few.contains("1 of 2"), "{few}");
-        // They were set up anew.
+        // They were set up again.
         assert_eq!(judged([old.clone(), old, None]).unwrap(), "old:6379");
     }
 

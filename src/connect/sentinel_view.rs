@@ -77,7 +77,7 @@ pub(super) fn address(host: &str, port: u16) -> String {
 pub struct Voice {
     /// Its address.
     pub sentinel: String,
-    /// Its view, or why there is none.
+    /// Its view, or why it did not answer.
     pub view: Result<SentinelView, String>,
 }
 

@@ -27,7 +27,7 @@
 //! - another history of the data: a restart or a failover,
 //! - the time before the process began to look.
 //!
-//! After each the count begins anew, so nobody is lost for five sixths of a ttl, and everybody who lives has
+//! After each the count starts again, so nobody is lost for five sixths of a ttl, and everybody who lives has
 //! pulsed by then. Who died in the gap, or before, has not: it is lost before a ttl is over. That adds up:
 //!
 //! | part of a ttl | for what |

@@ -135,7 +135,7 @@ impl Tls {
     }
 }
 
-/// The certificates in PEM; `None` if there are none, or one is damaged.
+/// The certificates in PEM; `None` if the file has none, or one is damaged.
 fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     found.ok().filter(|found| !found.is_empty())

@@ -78,7 +78,7 @@ impl RedisUrl {
         ClusterUrl::parse(&self.text)
     }
 
-    /// Fails if it cannot be parsed, with the reason but for its secrets.
+    /// Fails if it cannot be parsed, with the reason except for its secrets.
     pub(crate) fn check(&self) -> Result<(), String> {
         match self.sentinels() {
             Some(Ok(_)) => Ok(()),

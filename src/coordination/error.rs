@@ -30,7 +30,7 @@ pub enum CoordinationError {
     /// A fence or a lease was lost: someone else owns it now.
     #[error("{0}")]
     Aborted(String),
-    /// So much of it is there already that there may not be more.
+    /// As much of it is there already as there may be.
     #[error("{0}")]
     Exhausted(String),
     /// Others changed the same thing again and again meanwhile. Nothing was changed by this call.

@@ -9,7 +9,7 @@
 //!   (programs of others, which have no such duties) never contend.
 //! - The *term* rises with each election and never falls, not even if the server lost its data: it
 //!   is the greater of the last one plus 1 and the server's clock in µs. No two elections have the
-//!   same one, and the same id in a new incarnation is elected anew.
+//!   same one, and the same id in a new incarnation is elected again.
 //!
 //! Nothing is safe only because there is one leader: every duty may be done by two at once, or by
 //! nobody for a while. The duties are: trimming the streams of the control plane, which all workers

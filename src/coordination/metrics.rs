@@ -9,7 +9,7 @@
 //! up when somebody asks.
 //!
 //! What an instance did after its last report is lost with it: at most a third of its ttl. A process
-//! that was away for longer than [`KEPT`](crate::coordination::instances::KEPT) and goes on counting is counted anew. The last report is kept for
+//! that was away for longer than [`KEPT`](crate::coordination::instances::KEPT) and goes on counting is counted a second time. The last report is kept for
 //! each process: one that drains while another one has its id already goes on counting where it was.
 //!
 //! Only what sealed instances report of themselves enters totals and gauges. External ones, which anyone may

@@ -4,7 +4,7 @@
 -- KEYS  1 capabilities  2 active
 -- ARGV  1 a domain: only its types; or ''  2 begin after this type; or ''  3 about how many look-ups
 -- Returns {after, {type, instances, …}} in the order of the types; a type that only expired
---       instances have is left out. after: call again with it for the rest; '': there is none.
+--       instances have is left out. after: call again with it for the rest; '': nothing is left out.
 -- Cost  O(types * log n + expired instances looked at), within ARGV[3] or one type. So that it is bounded,
 --       the instances that expired and were not swept yet are left out of a count only where they, or
 --       those with a handler of the type, are at most 200.

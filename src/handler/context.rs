@@ -173,7 +173,7 @@ impl Context {
     /// The state of that type that the worker was built with.
     ///
     /// # Errors
-    /// `internal`, not retryable, if there is none. A handler that takes [`State`](crate::State) as an
+    /// `internal`, not retryable, if the worker has no such state. A handler that takes [`State`](crate::State) as an
     /// argument finds that out when its worker is built.
     pub fn state<S: Send + Sync + 'static>(&self) -> Result<&S, HandlerError> {
         self.0.process.states.get().ok_or_else(lacks::<S>)

@@ -32,7 +32,7 @@ pub struct Part<'a> {
 /// What became of a part.
 #[derive(Debug)]
 pub struct Done {
-    /// Its result, or why there is none.
+    /// Its result, or why it failed.
     pub result: Result<Encoded, HandlerError>,
     /// What it published: for the caller to commit with the part's completion. Empty if it failed.
     pub publications: Vec<Publication>,

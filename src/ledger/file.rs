@@ -123,7 +123,7 @@ fn pool(connections: u32, file: &Arc<File>) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)
         .after_connect(move |_, _| {
-            // It may have been deleted and made anew.
+            // It may have been deleted and made again.
             opened.take_from_others();
             opened.is_of(Duration::ZERO);
             Box::pin(std::future::ready(Ok(())))

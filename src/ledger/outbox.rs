@@ -102,7 +102,7 @@ impl Post {
     }
 }
 
-/// The bus's own check, but for the size of the payload, which is the publisher's setting.
+/// The bus's own check, except for the size of the payload, which is the publisher's setting.
 fn check(letter: &Posting) -> Result<(), String> {
     let mut limits = Limits::default();
     limits.payload.bytes = usize::MAX;

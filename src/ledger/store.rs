@@ -51,7 +51,7 @@ pub(super) enum Old {
     Received,
 }
 
-/// A database as the ledger sees it. Whoever asks bounds the time, but for [`insert`](Store::insert).
+/// A database as the ledger sees it. Whoever asks bounds the time, except for [`insert`](Store::insert).
 pub(super) trait Store: Send + Sync {
     /// `sqlite` or `postgres`.
     fn kind(&self) -> &'static str;

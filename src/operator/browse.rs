@@ -75,7 +75,7 @@ impl Sight {
         self.limit
     }
 
-    /// The connection, which is not kept if its use does not come to an end.
+    /// The connection, which is not kept if its use does not end.
     async fn lend(&self) -> Result<(MutexGuard<'_, Option<Wire>>, Wire), BusError> {
         let mut slot = self.wire.lock().await;
         let wire = match slot.take() {

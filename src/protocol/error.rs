@@ -140,7 +140,7 @@ pub struct HandlerError {
     /// The earliest time at which trying again may help.
     pub retry_after: Option<Duration>,
     /// The event is to be left for an active instance that has a handler for this type too; the
-    /// failure holds if there is none.
+    /// failure holds if none is given.
     pub(crate) elsewhere: Option<Box<str>>,
 }
 

@@ -28,7 +28,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// So much is done.
+    /// How much is done.
     pub fn new(done: u64) -> Self {
         Self {
             done,
@@ -36,7 +36,7 @@ impl Progress {
         }
     }
 
-    /// So much there is to do.
+    /// How much there is to do.
     #[must_use]
     pub fn of(self, total: u64) -> Self {
         Self {

@@ -24,7 +24,7 @@ pub struct Batch {
 }
 
 /// Reads new entries of several streams for a consumer: at most `count` from each, waiting for up
-/// to `block` if there are none.
+/// to `block` if there are no new ones.
 ///
 /// Not cancel safe: the server hands the next entry to a read that was given up. Always await it to
 /// its end, on a connection of its own. Of an entry over `limit` bytes only a part is held (see

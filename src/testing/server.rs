@@ -38,7 +38,7 @@ impl Server {
     /// Starts the `redis-server` that is found in `PATH`, and waits until it listens.
     ///
     /// # Errors
-    /// There is none, or it does not start: what it said last.
+    /// No redis-server is found, or it does not start: what it said last.
     pub fn start() -> io::Result<Self> {
         let start = Instant::now();
         loop {

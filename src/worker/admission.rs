@@ -278,7 +278,7 @@ impl Admission {
         self.held[route] -= 1;
     }
 
-    /// Whether so much of that stream waits that it is not read for now.
+    /// Whether that stream is not read for now, since too much of it waits.
     pub(super) fn is_full(&self, stream: usize) -> bool {
         self.loads[stream].full
     }

@@ -85,7 +85,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Replaces all settings, but for what [`redis`](Builder::redis) and [`ignore`](Builder::ignore) say.
+    /// Replaces all settings, except for what [`redis`](Builder::redis) and [`ignore`](Builder::ignore) say.
     #[must_use]
     pub fn settings(mut self, settings: Settings) -> Self {
         self.settings = settings;

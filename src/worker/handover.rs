@@ -18,7 +18,7 @@ use std::time::Duration;
 pub(super) struct Left {
     /// The delivery.
     pub receipt: Receipt,
-    /// What happens to it if there is none.
+    /// What happens to it if nobody can have it.
     pub error: HandlerError,
     /// When it would be tried again then.
     pub retry: RetryPolicy,
@@ -42,7 +42,7 @@ impl Left {
     }
 
     /// Hands it to an instance of the group that has a handler for its type, and for another one where
-    /// that is needed too; what happens to it where there is none.
+    /// that is needed too; what happens to it where nobody has it.
     pub(super) async fn end(
         self,
         shared: &Shared,

@@ -59,7 +59,7 @@ impl Pulling {
         loop {
             let pattern = self.services.patterns.of(Patterned::Register);
             let by_itself = pattern != Pattern::Centralized;
-            // It may have begun anew since: then it is one that is given tasks.
+            // It may have started again since: then it is one that is given tasks.
             let due = by_itself != told || (by_itself && told_at.elapsed() >= self.third);
             let took = match self.run_once(by_itself, due).await {
                 Ok(took) => {

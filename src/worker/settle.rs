@@ -193,7 +193,7 @@ pub(crate) fn ignored(scene: Scene<'_>) -> Settlement {
 }
 
 /// An event of an id of which another one came first, which is here: whoever asked is told what is known of that
-/// one, unless its reply has yet to come to the same place. It holds only in that history of the server.
+/// one, unless its reply is still to be written to the same place. It holds only in that history of the server.
 pub(super) fn repeat(
     scene: Scene<'_>,
     event: &Event,

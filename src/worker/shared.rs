@@ -109,7 +109,7 @@ pub(super) struct Shared {
     pub answers: Answers,
     /// The claim counters as last seen.
     pub claims: Arc<Claims>,
-    /// Handlers that may wait at a time, but for what there is room for beside them.
+    /// Handlers that may wait at a time, except for what there is room for beside them.
     pub slots: AtomicUsize,
     /// How many of those one type may take, as the lane began.
     pub share: Share,
@@ -140,7 +140,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Doubt {
     made: Instant,
-    /// In ns after that, and 1; 0 while there is none.
+    /// In ns after that, and 1; 0 while nothing is in doubt.
     since: AtomicU64,
     begun: Notify,
 }
@@ -229,7 +229,7 @@ impl Shared {
         &self.process.instance
     }
 
-    /// Handlers that may wait at a time, but for what there is room for beside them.
+    /// Handlers that may wait at a time, except for what there is room for beside them.
     pub(super) fn slots(&self) -> usize {
         self.slots.load(Ordering::Relaxed)
     }

@@ -352,7 +352,7 @@ async fn every_reply_stream_gets_a_time_to_live_however_it_came_to_be() {
     bus.run(&format!("INCR {}", bus.claims("w-1"))).await;
     committer.commit(vec![held[0].done()]).await;
     assert!(bus.ask::<i64>(&ttl).await > 500_000);
-    // The requester removed it, and another reply makes it anew.
+    // The requester removed it, and another reply makes it again.
     for (held, slow) in held[1..5].iter().zip([true, false, true, false]) {
         bus.run(&format!("UNLINK {REPLY}")).await;
         let mut settlement = held.done();

@@ -305,7 +305,7 @@ fn one_observer_never_kills_and_partitions_begin_and_end_in_turn() {
 
 async fn history(fleet: &mut Fleet, steps: Vec<Step>) {
     let id = |who: usize| format!("w-{who}");
-    // Who suspects whom, by the rule: the last word, until the peer pulses or begins anew.
+    // Who suspects whom, by the rule: the last word, until the peer pulses or starts again.
     let mut suspecting: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); 5];
     for step in steps {
         match step {

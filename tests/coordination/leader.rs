@@ -82,7 +82,7 @@ async fn the_seat_is_vacant_when_the_leader_is_expired_lost_or_unregistered_or_r
     let mut fleet = Fleet::start().await;
     let other = fleet.register("w-2", &[]).await.incarnation;
     let mut last = 0;
-    for end in ["expired", "lost", "unregistered", "lapsed", "anew"] {
+    for end in ["expired", "lost", "unregistered", "lapsed", "again"] {
         let me = fleet.register("w-1", &[]).await.incarnation;
         let term = fleet.leads("w-1", me).await.unwrap();
         assert!(term > last, "{end}");
@@ -97,11 +97,11 @@ async fn the_seat_is_vacant_when_the_leader_is_expired_lost_or_unregistered_or_r
                 fleet.instances.unregister("w-1", None).await.unwrap();
             }
         }
-        if end == "anew" {
+        if end == "again" {
             // Within the old lead, under the old name: the new incarnation does not inherit it.
-            let anew = fleet.register("w-1", &[]).await.incarnation;
+            let again = fleet.register("w-1", &[]).await.incarnation;
             assert_eq!(fleet.leads("w-1", me).await, None);
-            last = fleet.leads("w-1", anew).await.unwrap();
+            last = fleet.leads("w-1", again).await.unwrap();
             assert!(last > term);
             continue;
         }

@@ -287,7 +287,7 @@ async fn an_hour_ahead_is_made_up_for_as_it_says_and_an_hour_back_brings_no_tick
             assert!(next > Duration::from_secs(3000), "{next:?}");
             tokio::time::sleep(Duration::from_millis(60)).await;
         }
-        // Nor if it is put anew meanwhile.
+        // Nor if it is put again meanwhile.
         let mut other = each_second("s-1", missed);
         other.when.every_ms = Some(2000);
         let next = one.put(&other, None, "ann").await.unwrap().next;

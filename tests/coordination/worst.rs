@@ -1,4 +1,4 @@
-//! No script does more than so much, whatever it is given: each is driven to its worst allowed input,
+//! The work of every script is bounded, whatever it is given: each is driven to its worst allowed input,
 //! and what it then does is counted in commands, not in time.
 //!
 //! How long that takes a server is printed by

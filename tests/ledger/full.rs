@@ -14,7 +14,7 @@ use std::process::Command;
 const ROOM: &str = "LEDGER_TEST_ROOM";
 
 /// The small file system. In the first process of a test it is made, and the test runs in a second
-/// one; then, or if making one is not permitted here, there is none.
+/// one; `None` then, and where making one is not permitted.
 fn room(test: &str) -> Option<PathBuf> {
     if let Some(room) = std::env::var_os(ROOM) {
         return Some(room.into());

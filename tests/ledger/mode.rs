@@ -26,7 +26,7 @@ async fn the_ledger_and_what_lies_beside_it_are_its_owners_in_a_directory_that_e
     let running = rig.fill("w-1");
     for replaced in [false, true] {
         if replaced {
-            // Somebody deletes it while it is open: the next one is made anew.
+            // Somebody deletes it while it is open: the next one is made again.
             fs::remove_file(&path).unwrap();
         }
         rig.tell("task.completed", &json!({"task_id": "t"})).await;

@@ -204,7 +204,7 @@ fn fields_that_are_damaged_are_answered_once_each() {
     let mut total: BTreeMap<String, usize> = BTreeMap::new();
     for round in 0..ROUNDS {
         for (kind, payload) in good() {
-            // A batch that is made anew waits for its items: what is damaged elsewhere is enough.
+            // A batch that is made again waits for its items: what is damaged elsewhere is enough.
             let damaged = damaged(&payload);
             for (status, count) in subject.ask_all(kind, &damaged) {
                 assert_ne!(

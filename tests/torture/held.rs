@@ -15,7 +15,7 @@ use std::time::Duration;
 
 /// What each type's events wait for: a permit, their turn, the rate, their type's share of the slots.
 const KINDS: [&str; 4] = ["held.permit", "held.turn", "held.rate", "held.share"];
-/// Events of each type that wait; one more runs, but for the share.
+/// Events of each type that wait; one more runs, except for the share.
 const WAITING: u64 = 8;
 /// Slots of a lane; not all of the last type's events have one.
 const SLOTS: usize = 8;

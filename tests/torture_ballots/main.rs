@@ -19,7 +19,7 @@ use std::time::Duration;
 use support::ballots::{self, Call, Claim, HOLDERS, Op, World};
 use support::{Redis, torture};
 
-/// Processes, as it were: each with connections of its own.
+/// Stands for processes: each with connections of its own.
 const SITES: usize = 6;
 /// Calls of each.
 const CALLS: usize = 5;

@@ -136,8 +136,8 @@ async fn a_stopped_leader_finds_another_one_when_it_goes_on_and_registers_anew()
     assert!(next["term"].as_u64().unwrap() > term);
     let goes_on = look.now().await;
     signal(fleet.pid(place), "CONT");
-    let (_, _, anew) = look.fact("instance.registered", goes_on, registered).await;
-    assert!(anew["incarnation"].as_u64() > first["incarnation"].as_u64());
+    let (_, _, again) = look.fact("instance.registered", goes_on, registered).await;
+    assert!(again["incarnation"].as_u64() > first["incarnation"].as_u64());
     // It leads no more, and what it does as one of the others it does.
     let (_, _, still) = look.fact("leader.elected", stopped, |_| true).await;
     assert_eq!(still, next);

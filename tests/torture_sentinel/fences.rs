@@ -44,7 +44,7 @@ impl Hands {
         Wanted::new("b-1", "a.b", Mode::Exclusive, &[vec![1], vec![2]], 30_000).unwrap()
     }
 
-    /// Registers anew, is elected, takes the batch over, is given the task again.
+    /// Registers again, is elected, takes the batch over, is given the task again.
     async fn next(&self, run: &str) -> Numbers {
         self.instances.unregister("w-1", None).await.ok();
         let registered = self.instances.register(&self.worker()).await.unwrap();

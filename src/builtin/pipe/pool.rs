@@ -54,7 +54,7 @@ struct State {
 
 #[derive(Default)]
 struct Seat {
-    /// Ends the process; `None` while there is none that may be given anything.
+    /// Ends the process; `None` while it may be given nothing.
     end: Option<CancellationToken>,
     held: Vec<Held>,
     /// What it holds runs alone.

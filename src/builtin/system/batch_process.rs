@@ -290,7 +290,7 @@ async fn answer(
 async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> HandlerError {
     let error = match stop {
         Stop::Lost if holding.is_overtaken().await => return lost(&event.batch_id),
-        Stop::Lost => return HandlerError::later(Duration::ZERO, "it asks for the batch anew"),
+        Stop::Lost => return HandlerError::later(Duration::ZERO, "it asks for the batch again"),
         Stop::Draining => leaving(event),
         Stop::Cancelled => taken(&event.batch_id),
         Stop::Again => HandlerError::later(Duration::ZERO, "it goes on as a new entry"),

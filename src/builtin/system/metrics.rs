@@ -73,7 +73,7 @@ struct Handler {
     cache_hits: u64,
     /// Runs of the living now that take their time.
     running: u64,
-    /// How long the oldest of them goes on, in ms; null if there are none.
+    /// How long the oldest of them goes on, in ms; null if nothing runs.
     oldest_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Buckets>,

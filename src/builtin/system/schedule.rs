@@ -34,7 +34,7 @@ pub(super) struct PutSchedule {
     /// What becomes of missed ticks: `once` (the last of them, the default), `skip` or `all`.
     #[serde(default = "once")]
     missed: String,
-    /// Each event is stored up to so much later than its tick, always equally much for the same tick.
+    /// Each event is stored up to this much later than its tick, always equally much for the same tick.
     #[serde(default)]
     jitter_ms: u64,
     /// Whether it does not tick for now.

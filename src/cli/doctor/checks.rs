@@ -22,9 +22,9 @@ const ROOM: u64 = 2;
 const BUSY_MS: u64 = 1000;
 /// Idle connections are closed by the server sooner than that, in seconds.
 const TIMEOUT_S: u64 = 300;
-/// Clocks may differ by so much, in ms.
+/// By how much clocks may differ, in ms.
 const SKEW_MS: u64 = 1000;
-/// Clocks that differ by so much break deadlines, in ms.
+/// The difference between clocks that breaks deadlines, in ms.
 const BAD_SKEW_MS: u64 = 60_000;
 
 /// Everything about the server itself.
@@ -166,7 +166,7 @@ fn timeout(server: &Server) -> Finding {
             status: Status::Warning,
             what: format!("timeout is {seconds} s"),
             why: "redis closes idle connections under the workers' hands: each time a commit has to connect \
-                  anew, and goes the slow way",
+                  again, and goes the slow way",
             fix: set("timeout", "0"),
         },
         Some(0) => Finding::fine(check, "timeout 0"),

@@ -177,7 +177,7 @@ fn replicas(newest: &SentinelView) -> Finding {
             check,
             status: Status::Warning,
             what: "there is 1 replica".into(),
-            why: "after a failover there is none: confirmed publishes stay unknown, and with \
+            why: "after a failover no replica is left: confirmed publishes stay unknown, and with \
                   min-replicas-to-write nothing is written until the old primary is back",
             fix: "start a second replica".into(),
         },

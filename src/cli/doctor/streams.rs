@@ -195,7 +195,7 @@ fn remade(seen: &[Seen], noted: Option<Vec<Remade>>, group: &str, key: &str) -> 
                     "ran again"
                 },
             ),
-            why: "somebody destroyed the group, or deleted what it was in: a group that is made anew has read \
+            why: "somebody destroyed the group, or deleted what it was in: a group that is made again has read \
                   nothing, so every event that is still in the stream runs once more, also what was done before",
             fix: match going_on {
                 true => format!(

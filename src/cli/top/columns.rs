@@ -9,7 +9,7 @@ pub(super) const GAP: u16 = 2;
 const FEW: usize = 3;
 /// The widest graph, and where there is room for everything.
 const WIDEST: (u16, u16) = (60, 20);
-/// So much room that nothing is to fill it.
+/// More room than anything fills.
 pub(super) const UNBOUNDED: u16 = 1000;
 
 /// The width of each column; `None` where there is no room for it.

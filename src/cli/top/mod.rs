@@ -42,7 +42,7 @@ use tokio::sync::{mpsc, watch};
 
 /// The shortest time between two looks.
 const LEAST: Duration = Duration::from_millis(100);
-/// How often it is told anew for how long there has been no answer.
+/// How often it is told again for how long there has been no answer.
 const TICK: Duration = Duration::from_secs(1);
 
 const EXAMPLES: &str = "\

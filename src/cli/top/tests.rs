@@ -365,7 +365,7 @@ fn key() -> impl Strategy<Value = Key> {
     ]
 }
 
-/// What happens: a key, or a sample with this many streams so much later.
+/// What happens: a key, or a sample with this many streams that much later.
 #[derive(Clone, Debug)]
 enum Step {
     Press(Key),

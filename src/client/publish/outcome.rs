@@ -109,7 +109,7 @@ impl PublishError {
         }
     }
 
-    /// A refusal for want of a connection to send the event on.
+    /// A refusal since there is no connection to send the event on.
     pub(crate) fn unsent(reason: impl fmt::Display) -> Self {
         PublishError::Rejected {
             reason: reason.to_string(),

@@ -53,7 +53,7 @@ pub(crate) struct Cluster {
     tls: bool,
     certificates: Tls,
     login: RedisConnectionInfo,
-    /// Where it stands in a file, it says anew who logs in.
+    /// Where it stands in a file, that is read again for who logs in.
     url: RedisUrl,
     /// The number of each slot's node, counted from 1; 0: nobody has it, as far as is known.
     owners: Box<[AtomicU16]>,
@@ -289,7 +289,7 @@ impl Cluster {
             ));
         };
         let mut known = locked(&self.known);
-        // A few that were cut off know only of what was; most of them may have been set up anew.
+        // A few that were cut off know only of what was; most of them may have been set up again.
         if newest.epoch < known.epoch && told * 2 <= asked {
             return Err(format!(
                 "{told} of {asked} nodes of the cluster answer, with older news than was known"

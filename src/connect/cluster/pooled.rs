@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 /// Connections to other slots that one borrower holds at a time.
 const HELD: usize = 8;
-/// For how long what is refused for the slot's sake is sent again.
+/// For how long what is refused since its slot moves is sent again.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// The first pause before that, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(200));

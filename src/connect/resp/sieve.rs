@@ -1,8 +1,8 @@
 //! Keeps what stands in a stream from filling the reader's memory.
 //!
 //! Who may add to a stream may add entries of any size, and the server sends them whole. A [`Sieve`] takes the
-//! reply to a read as it arrives and passes it on, but for the fields of entries that are over a bound: of
-//! those it keeps so much that one can still tell what they were and who asked. It holds no more than one
+//! reply to a read as it arrives and passes it on, except for the fields of entries that are over a bound: of
+//! those it keeps enough to tell what they were and who asked. It holds no more than one
 //! line of the reply by itself.
 
 use crate::connect::resp::wire::{NoResp, Token, Tokens, number};
@@ -244,7 +244,7 @@ fn kept(number: u64, length: usize) -> usize {
     })
 }
 
-/// Writes so much as is kept of fields of which a part has arrived.
+/// Writes what is kept of fields of which a part has arrived.
 fn cut(arrived: &[u8], words: u64, on: &mut Vec<u8>) -> Result<(), NoResp> {
     let mut tokens = Tokens::new(arrived);
     tokens.token()?;

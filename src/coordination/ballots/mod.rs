@@ -258,7 +258,7 @@ impl Ballots {
         Ok(ballots)
     }
 
-    /// One ballot with who voted what, at one moment; `None` if there is none, or not any more.
+    /// One ballot with who voted what, at one moment; `None` if it does not exist, or not any more.
     ///
     /// # Errors
     /// `Invalid` for a malformed name, `Bus` else.

@@ -357,7 +357,7 @@ impl Batches {
         Ok(self.store.ask(&removals).await?)
     }
 
-    /// One batch; `None` if there is none of that id, or it was completed longer than [`KEPT`] ago.
+    /// One batch; `None` if no batch has that id, or it was completed longer than [`KEPT`] ago.
     ///
     /// # Errors
     /// `Invalid` if it is no id; `Bus`.

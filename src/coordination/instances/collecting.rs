@@ -118,7 +118,7 @@ impl Instances {
         })
     }
 
-    /// Writes the pulses that were sent after `after`, an id of the stream, or within that time where there is none;
+    /// Writes the pulses that were sent after `after`, an id of the stream, or within that time where nothing was sent yet;
     /// returns the id behind which the next look begins, and how many counted.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 --
 -- KEYS  1 instance hash  2 the version of the state
 -- ARGV  1 the process that has the id  2 how it is (MessagePack map)
--- Returns the order (MessagePack map), or '': there is none, or another process has the id.
+-- Returns the order (MessagePack map), or '': it has no order, or another process has the id.
 -- Cost  O(1). Called again it changes nothing. Passes when memory is full: it keeps one small field.
 local is = redis.call('HMGET', KEYS[1], 'status', 'process', 'order', 'mode')
 if is[1] ~= 'active' or is[2] ~= ARGV[1] then return '' end

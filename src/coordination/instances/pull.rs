@@ -17,7 +17,7 @@ const PAGE: usize = 500;
 const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
 
 impl Instances {
-    /// Asks all living instances that registered themselves, but for `from`, to report, and waits that long
+    /// Asks all living instances that registered themselves, except for `from`, to report, and waits that long
     /// at most; returns who did not, by id. What they report is in the totals before they answer.
     ///
     /// # Errors

@@ -133,7 +133,7 @@ changes = changes or changed or expires <= now or before[11] ~= ttl
 local slot = slot_of(id) or { id = id, last = 0 }
 slots[id] = slot
 slot.assigned, slot.capacity, slot.released = holds(id), tonumber(capacity), 0
--- How it comes by its work it says anew.
+-- How it comes by its work it says again.
 if not alive or (own and not mine) then slot.pulls = false end
 slot.roles, slot.any = roles, kinds == ''
 if not alive and slot.claims then

@@ -254,6 +254,6 @@ fn other_incarnation(id: &str, named: Option<u64>, is: u64) -> CoordinationError
         is => format!("the last one is {is}"),
     };
     CoordinationError::FailedPrecondition(format!(
-        "incarnation: {named} of instance {id} is not alive ({is}); leave it out to register anew"
+        "incarnation: {named} of instance {id} is not alive ({is}); leave it out to register again"
     ))
 }

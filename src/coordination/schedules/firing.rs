@@ -34,7 +34,7 @@ struct MissedFact<'a> {
 }
 
 impl Schedules {
-    /// Does what is due; says how long it is until the next is, `None` if there is none. `by` is the source of the
+    /// Does what is due; says how long it is until the next is, `None` if nothing is to come. `by` is the source of the
     /// events.
     ///
     /// # Errors

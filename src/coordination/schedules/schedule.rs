@@ -39,7 +39,7 @@ pub struct Wanted {
     pub paused: bool,
 }
 
-/// What is kept of it, but for the payload.
+/// What is kept of it, except for the payload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Definition {
     /// When it ticks.
@@ -125,7 +125,7 @@ impl Wanted {
         self.when.timing()
     }
 
-    /// The fields of its events, but for what each has of its own.
+    /// The fields of its events, except for what each has of its own.
     pub(super) fn words(&self) -> Vec<Vec<u8>> {
         let mut words = vec![b"type".to_vec(), self.kind.clone().into_bytes()];
         if let Some(payload) = &self.payload {

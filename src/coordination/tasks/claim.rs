@@ -9,7 +9,7 @@
 //! takes nothing more and is answered the same: as long as the instance holds anything that the claim took, and
 //! for the last 8 claims that took something. A claim that took nothing may take something when it comes again.
 //!
-//! *Who lost track* of what it holds, because it began anew or somebody claimed in its name, asks for all of it.
+//! *Who lost track* of what it holds, because it started again or somebody claimed in its name, asks for all of it.
 //!
 //! *Who may*: anyone for an external instance. A sealed one is a worker that gets its tasks by its inbox: a
 //! claim in its name would be answered to somebody else.

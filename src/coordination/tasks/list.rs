@@ -47,7 +47,7 @@ pub struct TaskDetail {
 }
 
 impl Tasks {
-    /// One task; `None` if there is none, or if it ended so long ago that it is forgotten.
+    /// One task; `None` if it does not exist, or if it ended so long ago that it is forgotten.
     ///
     /// # Errors
     /// `Invalid` for a malformed id; `Bus` else.

@@ -6,7 +6,7 @@
 //! | pending | assigned | whatever makes room: `complete`, `fail`, registering; else `assign_waiting` |
 //! | assigned | completed, `task.completed` | `complete` |
 //! | assigned | assigned to another, pending, or failed, `task.failed` | `fail` |
-//! | assigned | the same | its holder is lost; unregisters; begins anew |
+//! | assigned | the same | its holder is lost; unregisters; starts again |
 //! | pending, assigned | cancelled, `task.cancelled` | `cancel` |
 //! | pending | pending or assigned, changed | `update` |
 //! | pending, assigned | assigned to whom somebody names, `task.unassigned` | `assign` |
@@ -353,7 +353,7 @@ impl Tasks {
     }
 
     /// Takes what an instance holds from it, as if it had been lost; how many tasks went to others or
-    /// wait for them. For a process that begins anew under an id, before it registers.
+    /// wait for them. For a process that starts again under an id, before it registers.
     ///
     /// # Errors
     /// `Invalid` for a malformed id; `Contended` as for [`fail`](Self::fail); `Bus` else. What was

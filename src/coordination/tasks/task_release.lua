@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Takes what an instance holds from it, as lost, in parts: for a process that begins anew under the
+-- Takes what an instance holds from it, as lost, in parts: for a process that starts again under the
 -- id. Each part goes in one step to others, to those that wait, or to its end. The instance gets
 -- nothing from the first part on until it registers.
 --

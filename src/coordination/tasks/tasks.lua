@@ -550,7 +550,7 @@ local function lanes_for(is, afresh)
 end
 
 -- The lane whose first task comes first for an instance, and before `order` if that is given; nil if
--- there is none.
+-- no lane has one.
 local function first_for(is, order)
   local first
   for _, lane in ipairs(lanes_for(is)) do

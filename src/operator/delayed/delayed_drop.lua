@@ -1,7 +1,7 @@
 -- Takes events out of a delay queue for good, and tells so.
 --
 -- Atomically with the fact `operator.dropped`. What marks the id of an event that was published for later goes with it:
--- the id may be published anew. Repeating a call takes nothing out twice and tells nothing.
+-- the id may be published again. Repeating a call takes nothing out twice and tells nothing.
 --
 -- KEYS[1]  the delay queue
 -- KEYS[2..] for each event the key that marks its id; then the broadcast, unless it lies in another slot

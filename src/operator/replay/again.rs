@@ -108,7 +108,7 @@ pub enum NoWayBack {
     #[error("a reply, not an event")]
     Reply,
     /// The event stood in the inbox of one instance: what it told that instance is out of date.
-    #[error("from an inbox: its task was assigned anew")]
+    #[error("from an inbox: its task was assigned again")]
     Inbox,
     /// The stream that it stood on lies in another slot.
     #[error("its stream lies in another slot")]

@@ -179,7 +179,7 @@ impl Operator {
         Ok(step)
     }
 
-    /// Publishes pending entries anew and acknowledges the old deliveries; their owners are fenced.
+    /// Publishes pending entries again and acknowledges the old deliveries; their owners are fenced.
     pub async fn replay_pending(
         &self,
         connection: &mut MultiplexedConnection,

@@ -1,7 +1,7 @@
 -- Publishes pending entries again and takes them from the consumers that hold them.
 --
 -- Atomically for each entry: only if it is still pending with the owner and the delivery count that
--- the caller saw, and has been idle for long enough, the event enters its stream anew and the old
+-- the caller saw, and has been idle for long enough, the event enters its stream again and the old
 -- delivery is acknowledged. The claim counter of every owner that lost an entry is raised in the same
 -- step, so that a commit that the owner has under way finds out (see commit.rs). Repeating a call
 -- replays nothing twice. What was replayed is told as `operator.replayed` in the same step.

@@ -29,7 +29,7 @@ pub(super) fn meant(name: &[u8]) -> Option<&'static str> {
     (name != meant.as_bytes()).then_some(meant)
 }
 
-/// Whether a name is that word but for capitals and what parts words.
+/// Whether a name is that word except for capitals and what parts words.
 fn is_form_of(name: &[u8], word: &str) -> bool {
     let letters = name
         .iter()

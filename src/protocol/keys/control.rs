@@ -32,7 +32,7 @@ pub struct TaskKeys {
 pub struct ScheduleKeys {
     /// What each is: a hash.
     pub schedules: String,
-    /// Its event, but for what each one has of its own: a hash.
+    /// Its event, except for what each one has of its own: a hash.
     pub events: String,
     /// How far it is: a hash.
     pub states: String,

@@ -48,7 +48,7 @@ pub struct StreamName {
     pub kind: StreamKind,
     /// The domain, the instance or the requester; empty for the broadcast.
     pub part: String,
-    /// The domain's partition; 0 where there are none.
+    /// The domain's partition; 0 where the domain has none.
     pub partition: u16,
     /// The key.
     pub key: String,

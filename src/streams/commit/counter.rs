@@ -50,7 +50,7 @@ impl Claims {
         self.known[self.of_stream[stream]].load(Ordering::Acquire)
     }
 
-    /// Sets the counters' time to live anew; costs one batch its fast way.
+    /// Renews the counters' time to live; costs one batch its fast way.
     pub async fn keep(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
         for key in &self.keys {
             redis::cmd("PEXPIRE")

@@ -352,8 +352,8 @@ impl Committer {
     }
 
     /// Reply streams go away some time after the last reply. Each batch gives one to those that have
-    /// none (they may be new, or made anew behind a requester that went away); now and then it is
-    /// set anew. Returns the streams for which it is.
+    /// none (they may be new, or made again behind a requester that went away); now and then it is
+    /// renewed. Returns the streams for which it is.
     fn prolong_replies(&self, batch: &[Settlement], commands: &mut Commands) -> Vec<String> {
         let ttl = Digits::of(whole_ms(self.reply_ttl));
         let (mut seen, mut told) = (HashSet::new(), Vec::new());

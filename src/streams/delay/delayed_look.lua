@@ -5,7 +5,7 @@
 --
 -- KEYS[1]  the delay queue
 -- ARGV[1]  the due time (ms) of the member to go on from; empty for the beginning
--- ARGV[2]  that member; empty if there is none
+-- ARGV[2]  that member; empty for the beginning
 -- ARGV[3]  how many behind it to leave out
 -- ARGV[4]  members at most
 -- ARGV[5]  bytes of a member that are shown at most

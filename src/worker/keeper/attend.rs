@@ -22,14 +22,14 @@ pub(super) async fn run(chores: &Chores) {
             continue;
         }
         let asked = Instant::now();
-        // All that may be lent may hang: it is asked anew long before that would be a gap.
+        // All that may be lent may hang: it is asked again long before that would be a gap.
         let told = chores.within(answers.again(), chores.instances.server_time());
         match told.await {
             Ok(ms) => answers.heard(asked, ms, chores.connector.epoch()),
             Err(error) => {
                 tracing::debug!(%error, "the server does not tell its time");
                 let third = chores.settings.heartbeat_ttl / 3;
-                until_told(answers.again(), third, || anew(chores)).await;
+                until_told(answers.again(), third, || ask_again(chores)).await;
                 // What is asked next must not wait for a wire that died in between.
                 chores.connector.forget_pooled();
             }
@@ -46,7 +46,7 @@ fn pause(chores: &Chores) -> Duration {
 }
 
 /// Asks on a new connection, unless somebody was answered meanwhile.
-async fn anew(chores: &Chores) -> Result<(), BusError> {
+async fn ask_again(chores: &Chores) -> Result<(), BusError> {
     if !pause(chores).is_zero() {
         return Ok(());
     }

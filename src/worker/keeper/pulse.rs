@@ -112,11 +112,11 @@ async fn run_once(chores: &Chores, fails: bool) -> Result<Option<Pulse>, Coordin
     let third = chores.settings.heartbeat_ttl / 3;
     // After a failure there is less time.
     let most = if fails { third / 2 } else { third };
-    let anew = match fails {
+    let apart = match fails {
         true => Some(chores.instances.by(chores.connector.apart(most)?)),
         false => None,
     };
-    let instances = anew.as_ref().unwrap_or(&chores.instances);
+    let instances = apart.as_ref().unwrap_or(&chores.instances);
     let report = chores.reporter.report();
     let standing = chores.standing().clone();
     let beat = Beat {

@@ -18,7 +18,7 @@ use redis::{Pipeline, Value};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// The least time between two entries of one run, but for its last.
+/// The least time between two entries of one run, except for its last.
 const APART: Duration = Duration::from_millis(200);
 
 /// A run that has something to tell, and from when on it may.

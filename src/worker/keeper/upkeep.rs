@@ -5,7 +5,7 @@ use crate::connect::error::BusError;
 use crate::worker::takeover::Trigger;
 use std::time::Duration;
 
-/// How often the claim counters' time to live is set anew.
+/// How often the claim counters' time to live is renewed.
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
 
 /// Has the lanes look for entries that nobody renewed, several times in the claim time.
@@ -41,7 +41,7 @@ pub(super) async fn keep_scripts(chores: &Chores) {
 }
 
 /// Says so where events wait under the name that earlier versions gave the inbox's delay queue. They are
-/// left alone: publishers can write there, and the tasks that they announced were assigned anew when this
+/// left alone: publishers can write there, and the tasks that they announced were assigned again when this
 /// worker started. Says it once, and never ends, as no duty does.
 pub(super) async fn name_leftovers(chores: &Chores) {
     let keys = &chores.lanes[0].process.keys;

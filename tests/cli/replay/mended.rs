@@ -54,7 +54,7 @@ fn a_payload_is_mended_in_the_editor() {
         entries(&redis, EVENTS)[1].get("data").unwrap(),
         b"\x82\xa1n\x01\xa3raw\xc4\x01\xff"
     );
-    // What could not be decoded is written anew.
+    // What could not be decoded is written again.
     crate::rig::send(
         &redis,
         &[
@@ -69,8 +69,8 @@ fn a_payload_is_mended_in_the_editor() {
             b"invalid_argument",
         ],
     );
-    let anew = editor("anew", "echo 7 > \"$1\"");
-    edit(&anew, &["--id", "10-1", "--force"]).done();
+    let renewed = editor("renewed", "echo 7 > \"$1\"");
+    edit(&renewed, &["--id", "10-1", "--force"]).done();
     assert_eq!(data(2), json!(7));
     // What came as JSON text goes back as that: a reply is JSON too.
     let words = "XADD cb:dead:image 99-1 type image.raw data {\"n\":1} datacontenttype application/json \

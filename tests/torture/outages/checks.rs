@@ -23,7 +23,7 @@ pub(super) struct Counts {
     pub(crate) load: outcomes::Counts,
     held: u64,
     lost: Vec<String>,
-    anew: Vec<String>,
+    again: Vec<String>,
     failed: Vec<String>,
     twice: Vec<String>,
 }
@@ -38,7 +38,7 @@ impl Counts {
             match kind.as_str() {
                 "instance.lost" if who != dead => self.lost.push(told),
                 // Who lives goes on as who it was.
-                "instance.registered" if who != dead => self.anew.push(told),
+                "instance.registered" if who != dead => self.again.push(told),
                 "task.failed" => self.failed.push(told),
                 _ => {}
             }
@@ -81,7 +81,7 @@ impl Counts {
         }
         self.held += other.held;
         self.lost.extend(other.lost);
-        self.anew.extend(other.anew);
+        self.again.extend(other.again);
         self.failed.extend(other.failed);
         self.twice.extend(other.twice);
     }
@@ -91,7 +91,7 @@ impl Counts {
         let mut problems = Problems::default();
         let all = [
             ("a live worker was lost", &self.lost),
-            ("a live worker registered anew", &self.anew),
+            ("a live worker registered again", &self.again),
             ("a task failed", &self.failed),
             ("started twice", &self.twice),
         ];

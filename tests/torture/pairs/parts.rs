@@ -76,7 +76,7 @@ impl Pair {
         format!("pair.{}", name.to_lowercase())
     }
 
-    /// Its policy, but for layers.
+    /// Its policy, except for layers.
     pub(super) fn policy(self) -> Policy {
         let parts = self.parts().into_iter();
         parts.fold(Policy::new(), |policy, part| match part {

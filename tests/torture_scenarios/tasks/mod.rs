@@ -247,7 +247,7 @@ impl Scenario for Scene {
             } => {
                 let id = worker(instance);
                 let was = self.members.get(&id);
-                // One that nobody speaks for begins anew once it is past its expiry.
+                // One that nobody speaks for starts again once it is past its expiry.
                 let ends = instance == EXTERNAL && was.is_none_or(|was| was.expires <= world.now);
                 let member = Member {
                     capacity,

@@ -21,7 +21,7 @@ pub(crate) enum Step {
     /// It dies, and somebody sweeps.
     Lose(u8),
     Sweep,
-    /// Its process begins anew.
+    /// Its process starts again.
     Begin(u8),
     Retire(u8),
     Complete(u8),

@@ -200,7 +200,7 @@ async fn a_suspect_is_judged_and_run_alone_and_poison_is_one_dead_letter() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_begins_beside_a_suspect_that_is_judged() {
-    // Where there is none, a worker keeps a clock by SET, which is taken away here.
+    // Without TIME, a worker keeps a clock by SET, which is taken away here.
     if crate::support::users::skip_without("TIME") {
         return;
     }

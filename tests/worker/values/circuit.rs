@@ -83,7 +83,7 @@ async fn a_circuit_opens_after_five_failures_and_closes_after_three_successes() 
         let failed = code(&rig, kind, json!(what));
         async move { failed.await.0 }
     };
-    // A refusal says nothing of the handler, a success begins anew; a time-out is a failure too.
+    // A refusal says nothing of the handler, a success starts again; a time-out is a failure too.
     for _ in 0..4 {
         assert_eq!(failed("shop.sell", "fail").await, Code::Internal);
     }

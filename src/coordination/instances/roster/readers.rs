@@ -26,7 +26,7 @@ pub struct Capable {
     pub alive: Vec<String>,
     /// Readers that missed their pulses and were not declared lost yet. After the server was away, or
     /// failed over to a replica that heard nothing for a while, these are all: that none is alive then
-    /// does not mean that there is none.
+    /// does not mean that nobody reads.
     pub expired: Vec<String>,
 }
 

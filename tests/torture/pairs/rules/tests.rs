@@ -95,7 +95,7 @@ impl Story {
 
 use Part::{Cache, Circuit, Concurrency, Layer, Ordered, Rate, Timeout};
 
-/// What is wrong with such a story, which is right but for what is done to it.
+/// What is wrong with such a story, which is right except for what is done to it.
 #[track_caller]
 fn breaks(said: &str, tell: impl FnOnce(&mut Story)) {
     let mut story = Story::new();
