@@ -5,7 +5,6 @@ use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -52,12 +51,8 @@ impl Server {
     }
 
     fn spawn() -> io::Result<Self> {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-server-{}-{serial}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        fs::create_dir_all(&dir)?;
+        let dir = new_directory()?;
         let mut command = Command::new("redis-server");
         command.args(["--bind", "127.0.0.1", "--port", &port.to_string()]);
         command.args(["--save", "", "--appendonly", "no", "--dir"]);
@@ -94,6 +89,20 @@ impl Server {
     /// Its URL, for a worker, a client or a trial.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+}
+
+/// A process id is given again while the directory of a process that was killed is still there.
+fn new_directory() -> io::Result<PathBuf> {
+    loop {
+        let (process, number) = (std::process::id(), fastrand::u32(..));
+        let name = format!("convoke-server-{process}-{number:08x}");
+        let dir = std::env::temp_dir().join(name);
+        match fs::create_dir(&dir) {
+            Ok(()) => return Ok(dir),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

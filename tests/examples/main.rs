@@ -56,6 +56,8 @@ fn room(name: &str) -> PathBuf {
 }
 
 fn start(name: &str, server: &Server) -> Child {
+    // A process id is given again: what an earlier process left is not this example's.
+    fs::remove_dir_all(room(name)).unwrap();
     let mut command = Command::new(program(name));
     command.arg(server.url()).stdin(Stdio::null());
     command.env("CONVOKE_REDIS_URL", server.url());

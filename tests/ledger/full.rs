@@ -3,6 +3,7 @@
 
 use crate::outage::complete;
 use crate::rig::{BROADCAST, Rig, Store};
+use crate::support::new_directory;
 use convoke::ledger::LedgerError;
 use convoke::ledger::fact::Fact;
 use serde_json::{Value, json};
@@ -19,8 +20,7 @@ fn room(test: &str) -> Option<PathBuf> {
     if let Some(room) = std::env::var_os(ROOM) {
         return Some(room.into());
     }
-    let room = std::env::temp_dir().join(format!("convoke-room-{}", std::process::id()));
-    std::fs::create_dir_all(&room).unwrap();
+    let room = new_directory("room");
     let inside = |program: &[&str]| {
         let root = std::fs::metadata("/proc/self").is_ok_and(|me| {
             use std::os::unix::fs::MetadataExt;

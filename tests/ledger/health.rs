@@ -1,7 +1,7 @@
 //! `system.health` tells the truth about PostgreSQL and MCP, in time.
 
 use crate::rig::{Rig, Store};
-use crate::support::{self, mcp, signal};
+use crate::support::{self, mcp, new_directory, signal};
 use convoke::Worker;
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
@@ -19,8 +19,7 @@ struct Note(PathBuf);
 
 impl Note {
     fn new(name: &str) -> Self {
-        let file = format!("convoke-mcp-{}-{name}", std::process::id());
-        Self(std::env::temp_dir().join(file))
+        Self(new_directory("mcp").join(name))
     }
 
     /// Notes the process and becomes the server.
@@ -39,7 +38,7 @@ impl Note {
 
 impl Drop for Note {
     fn drop(&mut self) {
-        std::fs::remove_file(&self.0).ok();
+        std::fs::remove_dir_all(self.0.parent().unwrap()).ok();
     }
 }
 

@@ -1,9 +1,9 @@
 //! Certificates of an authority of one test's own, made by the command `openssl`.
 
+use crate::support::new_directory;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// An authority, and the files that it signed: `NAME.pem` and `NAME.key`.
 pub(crate) struct Authority {
@@ -27,11 +27,7 @@ commonName = supplied
 
 impl Authority {
     pub(crate) fn new() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-certificates-{}-{serial}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
+        let dir = new_directory("certificates");
         fs::write(dir.join("index"), "").unwrap();
         fs::write(dir.join("config"), CONFIG).unwrap();
         let authority = Self { dir };

@@ -7,6 +7,9 @@ use std::ops::Range;
 
 /// How many slots there are.
 const SLOTS: u16 = 16384;
+/// How long a replica may need to take its primary's place. One whose election fails begins the next one four node
+/// time-outs later.
+const PROMOTION: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The nodes: primaries first, then a replica of each, if there are any.
 pub(crate) struct Cluster {
@@ -170,14 +173,31 @@ impl Cluster {
     pub(crate) fn kill_primary_of(&self, key: &str) {
         let killed = self.owner(key);
         super::signal(self.nodes[killed].pid(), "KILL");
-        eventually("a replica is promoted", || {
+        let began = std::time::Instant::now();
+        let promoted = || {
             let port = self.nodes[killed].port();
             if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
                 return false;
             }
             let info: String = run(self.alive(), &["CLUSTER", "INFO"]).unwrap_or_default();
             info.contains("cluster_state:ok") && self.owner(key) != killed
+        };
+        while !promoted() {
+            let waited = began.elapsed();
+            assert!(waited < PROMOTION, "no replica is promoted:{}", self.logs());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+
+    /// What the nodes said last.
+    fn logs(&self) -> String {
+        let logs = self.nodes.iter().map(|node| {
+            let log = std::fs::read_to_string(node.dir().join("log")).unwrap_or_default();
+            let last: Vec<&str> = log.lines().rev().take(12).collect();
+            let last: Vec<&str> = last.into_iter().rev().collect();
+            format!("\n--- port {}\n{}", node.port(), last.join("\n"))
         });
+        logs.collect()
     }
 
     /// What a command answers that is sent to the node of its key.

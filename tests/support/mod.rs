@@ -57,14 +57,9 @@ impl Redis {
 
     /// A server with further options of the command line.
     pub(crate) fn with(options: &[&str]) -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let dir =
-            std::env::temp_dir().join(format!("convoke-test-{}-{serial}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory for the server");
         let mut redis = Self {
             port: free_port(),
-            dir,
+            dir: new_directory("test"),
             child: None,
             options: options.iter().map(|&option| option.to_owned()).collect(),
             environment: Vec::new(),
@@ -381,6 +376,20 @@ fn answers(port: u16, answer: &[u8]) -> bool {
         && stream.write_all(b"PING\r\n").is_ok()
         && stream.read_exact(&mut reply).is_ok()
         && reply == answer
+}
+
+/// A new directory of one test's own. A process id is given again while the directory of a test that was killed is
+/// still there, so it is not enough for a name.
+pub(crate) fn new_directory(kind: &str) -> PathBuf {
+    loop {
+        let (process, number) = (std::process::id(), fastrand::u32(..));
+        let dir = std::env::temp_dir().join(format!("convoke-{kind}-{process}-{number:08x}"));
+        match fs::create_dir(&dir) {
+            Ok(()) => return dir,
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => panic!("{}: {error}", dir.display()),
+        }
+    }
 }
 
 /// A port that nobody listens on.

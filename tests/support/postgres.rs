@@ -2,13 +2,12 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
-use super::{eventually, free_port, signal};
+use super::{eventually, free_port, new_directory, signal};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(crate) struct Postgres {
     port: u16,
@@ -19,11 +18,7 @@ pub(crate) struct Postgres {
 impl Postgres {
     /// A new server with an empty database.
     pub(crate) fn start() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let dir =
-            std::env::temp_dir().join(format!("convoke-postgres-{}-{serial}", std::process::id()));
-        fs::create_dir_all(&dir).expect("a directory for the server");
+        let dir = new_directory("postgres");
         give(&dir);
         let mut permissions = fs::metadata(&dir).expect("the directory").permissions();
         permissions.set_mode(0o700);
@@ -160,8 +155,7 @@ fn template() -> PathBuf {
         return place;
     }
     let process = std::process::id();
-    let work = std::env::temp_dir().join(format!("convoke-initdb-{process}"));
-    fs::create_dir_all(&work).expect("a directory");
+    let work = new_directory("initdb");
     give(&work);
     let made = command("initdb", &work)
         .args(["-A", "trust", "-U", "postgres", "-E", "UTF8"])

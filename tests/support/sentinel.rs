@@ -6,7 +6,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
-use super::{Redis, eventually, free_port, users};
+use super::{Redis, eventually, free_port, new_directory, users};
 use redis::Value;
 use std::collections::HashMap;
 use std::fs;
@@ -200,11 +200,7 @@ pub(crate) struct Sentinel {
 
 impl Sentinel {
     fn start(number: usize, primary: u16) -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-sentinel-{}-{serial}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).expect("a directory");
+        let dir = new_directory("sentinel");
         let port = free_port();
         let config = format!(
             "port {port}\nbind 127.0.0.1\nbind-source-addr 127.0.{PEERS}.{}\ndir {}\n\

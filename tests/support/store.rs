@@ -2,11 +2,11 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
+use super::new_directory;
 use super::postgres::Postgres;
 use convoke::ledger::Database;
 use convoke::settings::DatabaseUrl;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A database of one test's own.
 pub(crate) enum Store {
@@ -16,10 +16,7 @@ pub(crate) enum Store {
 
 impl Store {
     pub(crate) fn file() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-ledger-{}-{serial}", std::process::id());
-        Self::File(std::env::temp_dir().join(name).join("ledger.db"))
+        Self::File(new_directory("ledger").join("state/ledger.db"))
     }
 
     pub(crate) fn server() -> Self {
@@ -63,7 +60,8 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         if let Store::File(path) = self {
-            std::fs::remove_dir_all(path.parent().unwrap()).ok();
+            let ours = path.ancestors().nth(2);
+            std::fs::remove_dir_all(ours.unwrap()).ok();
         }
     }
 }

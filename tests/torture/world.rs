@@ -13,7 +13,6 @@ use std::fs::{self, File};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 /// What all workers of a scenario have.
@@ -86,12 +85,7 @@ impl World {
         settings: Settings,
         threads: usize,
     ) -> Self {
-        // A scenario may have several.
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-torture-{scenario}-{}-{serial}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
+        let dir = support::new_directory(&format!("torture-{scenario}"));
         let seed = torture::seed();
         let history = Arc::new(History::begin(&dir.join("history"), scenario, seed));
         let launch = Arc::new(Launch {

@@ -271,19 +271,12 @@ async fn publish(client: Client, stop: CancellationToken) -> u64 {
     published
 }
 
-fn directory() -> PathBuf {
-    let name = format!("convoke-deaths-{}", std::process::id());
-    let dir = std::env::temp_dir().join(name);
-    std::fs::create_dir_all(&dir).unwrap();
-    dir
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_dies_in_a_worker_leaves_no_ghost() {
     let deaths = torture::size("TORTURE_DEATHS", 12, 100);
     let world = Arc::new(World {
         redis: Redis::start(),
-        dir: directory(),
+        dir: support::new_directory("deaths"),
         expected: Mutex::default(),
     });
     let url = RedisUrl::new(world.redis.url_for(users::PUBLISHER));

@@ -1,13 +1,12 @@
 //! Everything that was shown, and whether the secret is in it.
 
-use crate::support::Redis;
 use crate::support::postgres::Postgres;
+use crate::support::{Redis, new_directory};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What every secret of these tests has in it.
 pub(super) const CANARY: &str = "k4n4ry";
@@ -23,12 +22,7 @@ pub(super) struct Dir(PathBuf);
 
 impl Dir {
     pub(super) fn new() -> Self {
-        static SERIAL: AtomicU32 = AtomicU32::new(0);
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        let name = format!("convoke-canary-{}-{serial}", std::process::id());
-        let dir = std::env::temp_dir().join(name);
-        fs::create_dir_all(&dir).unwrap();
-        Self(dir)
+        Self(new_directory("canary"))
     }
 
     pub(super) fn file(&self, name: &str) -> String {
