@@ -66,6 +66,12 @@ impl Cluster {
             let (from, to) = (slots.start.to_string(), (slots.end - 1).to_string());
             cluster.run(number, &["CLUSTER", "ADDSLOTSRANGE", &from, &to]);
         }
+        // Each has its own epoch before they meet, or they fight about one: a replica that saw its primary with the
+        // lower one is never elected.
+        for number in 0..count {
+            let epoch = (number + 1).to_string();
+            cluster.run(number, &["CLUSTER", "SET-CONFIG-EPOCH", &epoch]);
+        }
         for other in &cluster.nodes[1..] {
             let (port, bus) = (other.port().to_string(), bus_port(other));
             cluster.run(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
