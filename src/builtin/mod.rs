@@ -19,7 +19,7 @@ use crate::coordination::catalog::Catalog;
 use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
-use crate::coordination::patterns::Patterns;
+use crate::coordination::patterns::PatternStore;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
@@ -41,7 +41,7 @@ pub(crate) struct Services {
     pub(crate) flow: Flow,
     pub(crate) catalog: Catalog,
     pub(crate) own_report: OwnReport,
-    pub(crate) patterns: Patterns,
+    pub(crate) patterns: PatternStore,
     pub(crate) schedules: Schedules,
     /// Something may wait for this worker, or it has room again.
     pub(crate) nudged: Notify,

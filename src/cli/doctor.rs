@@ -12,7 +12,7 @@ use super::output::{FAINT, GREEN, Output, RED, Style, YELLOW};
 use super::{Exit, Session};
 use clap::Args;
 use convoke::coordination::scripts;
-use convoke::operator::server::Server;
+use convoke::operator::server::ServerReport;
 pub(super) use memory::{FULL, TIGHT};
 use serde_json::json;
 
@@ -145,7 +145,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             return Err(error.into());
         }
     };
-    let server = Server::look(
+    let server = ServerReport::look(
         &mut connection,
         &connector,
         &session.settings.keys()?,

@@ -5,7 +5,7 @@ use super::ways::Way;
 use crate::client::publish::PUBLISH;
 use crate::connect::backoff::Backoff;
 use crate::connect::epoch::Epoch;
-use crate::connect::link::{Lent, Link};
+use crate::connect::link::{Link, SharedConnection};
 use crate::connect::loaded::{self, may_not_load};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, Value};
@@ -72,7 +72,11 @@ impl Way {
 
     /// The same for what is sent in a pipeline, in which nobody loads a script; asks only once in each
     /// history of the server.
-    pub(super) async fn has_script_for(&self, link: &Link, lent: &mut Lent) -> RedisResult<bool> {
+    pub(super) async fn has_script_for(
+        &self,
+        link: &Link,
+        lent: &mut SharedConnection,
+    ) -> RedisResult<bool> {
         if self.script.seen_in.load(Ordering::Relaxed) == self.epoch().0 {
             return Ok(true);
         }

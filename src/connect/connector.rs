@@ -59,7 +59,7 @@ const OLDEST: (u32, u32) = (7, 0);
 pub struct Connector {
     /// Who logs in may change where it stands in a file.
     pub(super) url: RedisUrl,
-    pub(super) place: Place,
+    pub(super) place: Destination,
     pub(super) tls: Tls,
     pub(super) known: Arc<Known>,
     /// What this process loads into the server for everyone.
@@ -67,7 +67,7 @@ pub struct Connector {
 }
 
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum Destination {
     Server {
         client: Arc<Client>,
         pool: Pool,
@@ -157,7 +157,7 @@ impl Connector {
         let pool = pool_of(manager, lending)?;
         Ok(Self {
             url: url.clone(),
-            place: Place::Server { client, pool },
+            place: Destination::Server { client, pool },
             tls,
             known,
             loads: None,
@@ -165,7 +165,7 @@ impl Connector {
     }
 
     fn moving(url: &RedisUrl, tls: Tls, locator: Locator, lending: Lending) -> Self {
-        let place = Place::Moving {
+        let place = Destination::Moving {
             locator,
             pool: Arc::default(),
             lending,
@@ -195,7 +195,7 @@ impl Connector {
     #[doc(hidden)]
     pub async fn keep_loaded(&self) -> Result<(), BusError> {
         let mut outcome = Ok(());
-        if let Place::Moving { family, .. } = &self.place {
+        if let Destination::Moving { family, .. } = &self.place {
             for slot in family.slots() {
                 outcome = outcome.and(self.toward_slot(slot).keep_loaded_here().await);
             }
@@ -223,16 +223,16 @@ impl Connector {
             answer: answer.min(ANSWER),
         };
         let place = match &self.place {
-            Place::Server { client, .. } => {
+            Destination::Server { client, .. } => {
                 let config = answers_within(lending.answer);
                 let place = client.get_connection_info().clone();
                 let manager = Manager::new(&self.url, place, config, self.known.clone())?;
-                Place::Server {
+                Destination::Server {
                     client: client.clone(),
                     pool: pool_of(manager, lending)?,
                 }
             }
-            Place::Moving { locator, .. } => Place::Moving {
+            Destination::Moving { locator, .. } => Destination::Moving {
                 locator: locator.clone(),
                 pool: Arc::default(),
                 lending,
@@ -254,11 +254,13 @@ impl Connector {
     /// Where the primary is now, and the generation that it belongs to.
     async fn find(&self) -> Result<(Arc<Client>, u64), BusError> {
         match &self.place {
-            Place::Server { client, .. } => match self.url.renewed(client.get_connection_info()) {
-                Some(info) => Ok((Arc::new(Client::open(info)?), 0)),
-                None => Ok((client.clone(), 0)),
-            },
-            Place::Moving { locator, .. } => {
+            Destination::Server { client, .. } => {
+                match self.url.renewed(client.get_connection_info()) {
+                    Some(info) => Ok((Arc::new(Client::open(info)?), 0)),
+                    None => Ok((client.clone(), 0)),
+                }
+            }
+            Destination::Moving { locator, .. } => {
                 let primary = locator.primary().await?;
                 Ok((
                     Arc::new(Client::open(self.tls.apply(primary.info)?)?),
@@ -281,8 +283,8 @@ impl Connector {
     #[doc(hidden)]
     pub fn generation(&self) -> u64 {
         match &self.place {
-            Place::Server { .. } => 0,
-            Place::Moving { locator, .. } => locator.generation(),
+            Destination::Server { .. } => 0,
+            Destination::Moving { locator, .. } => locator.generation(),
         }
     }
 
@@ -345,11 +347,11 @@ impl Connector {
     #[doc(hidden)]
     pub async fn survey(&self) -> Option<Vec<Voice>> {
         match &self.place {
-            Place::Moving {
+            Destination::Moving {
                 locator: Locator::Sentinels(sentinels),
                 ..
             } => Some(sentinels.survey().await),
-            Place::Server { .. } | Place::Moving { .. } => None,
+            Destination::Server { .. } | Destination::Moving { .. } => None,
         }
     }
 
@@ -403,7 +405,7 @@ impl Connector {
         let info = client.get_connection_info();
         let opening = Wire::open(info, &self.tls, answer);
         let mut wire = self.reach(info.addr(), opening).await?;
-        if let Place::Moving { locator, .. } = &self.place {
+        if let Destination::Moving { locator, .. } = &self.place {
             wire.generation = Some(locator.made_in(generation));
         }
         self.known.greet(&mut wire).await?;

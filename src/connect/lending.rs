@@ -1,6 +1,6 @@
 //! The connections that are lent: how many, and those of a primary that may move.
 
-use super::connector::{ANSWER, Connector, Place};
+use super::connector::{ANSWER, Connector, Destination};
 use super::socket::CONNECT;
 use crate::connect::cluster::pooled::Routed;
 use crate::connect::error::BusError;
@@ -99,8 +99,8 @@ impl Connector {
 
     pub(super) async fn lent(&self) -> Result<Lent, BusError> {
         let lent = match &self.place {
-            Place::Server { pool, .. } => pool.get().await,
-            Place::Moving { .. } => {
+            Destination::Server { pool, .. } => pool.get().await,
+            Destination::Moving { .. } => {
                 let lent = self.primary_pool().await?.pool.get().await;
                 // The next one asks the Sentinels again.
                 lent.inspect_err(|_| self.forget_pooled())
@@ -116,7 +116,7 @@ impl Connector {
 
     /// The pool of the primary as it is known now.
     async fn primary_pool(&self) -> Result<PrimaryPool, BusError> {
-        let Place::Moving {
+        let Destination::Moving {
             locator,
             pool,
             lending,
@@ -160,11 +160,11 @@ impl Connector {
     #[doc(hidden)]
     pub fn forget_pooled(&self) {
         match &self.place {
-            Place::Server { pool, .. } => {
+            Destination::Server { pool, .. } => {
                 pool.manager().forget();
                 pool.retain(|_, _| false);
             }
-            Place::Moving { pool, .. } => {
+            Destination::Moving { pool, .. } => {
                 let old = locked(pool).take();
                 if let Some(old) = old {
                     old.pool.close();

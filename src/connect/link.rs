@@ -22,7 +22,7 @@ const GIVEN_UP: Duration = Duration::from_millis(500);
 pub(crate) struct Link {
     connector: Connector,
     block: Duration,
-    current: Mutex<Option<Lent>>,
+    current: Mutex<Option<SharedConnection>>,
     timeouts: AtomicU32,
     made: AtomicU64,
     gate: Gate,
@@ -30,7 +30,7 @@ pub(crate) struct Link {
 
 /// The shared connection, as lent out.
 #[derive(Clone)]
-pub(crate) struct Lent {
+pub(crate) struct SharedConnection {
     pub connection: MultiplexedConnection,
     /// Which of the link's connections it is.
     number: u64,
@@ -57,16 +57,16 @@ impl Link {
     }
 
     /// The connection, unless the primary has moved since it was made.
-    fn usable(&self) -> Option<Lent> {
+    fn usable(&self) -> Option<SharedConnection> {
         let mut current = self.current();
-        let stands = |lent: &mut Lent| self.connector.check(lent.generation).is_ok();
+        let stands = |lent: &mut SharedConnection| self.connector.check(lent.generation).is_ok();
         if !current.as_mut().is_some_and(stands) {
             *current = None;
         }
         current.clone()
     }
 
-    fn current(&self) -> MutexGuard<'_, Option<Lent>> {
+    fn current(&self) -> MutexGuard<'_, Option<SharedConnection>> {
         locked(&self.current)
     }
 
@@ -74,12 +74,12 @@ impl Link {
     /// and all who waited for the same try share its failure.
     ///
     /// Cancel safe.
-    pub(crate) async fn get(&self) -> Result<Lent, String> {
+    pub(crate) async fn get(&self) -> Result<SharedConnection, String> {
         let find = || self.usable();
         self.gate.pass(find, self.make()).await
     }
 
-    async fn make(&self) -> Result<Lent, BusError> {
+    async fn make(&self) -> Result<SharedConnection, BusError> {
         let generation = self.connector.generation();
         let connection = if self.block.is_zero() {
             self.connector.dedicated().await?
@@ -87,7 +87,7 @@ impl Link {
             self.connector.blocking(self.block).await?
         };
         self.timeouts.store(0, Ordering::Relaxed);
-        let lent = Lent {
+        let lent = SharedConnection {
             connection,
             number: self.made.fetch_add(1, Ordering::Relaxed),
             generation,
@@ -97,7 +97,7 @@ impl Link {
     }
 
     /// To be called before a command is sent on what was lent.
-    pub(crate) fn sending(&self, lent: &Lent) -> Sending<'_> {
+    pub(crate) fn sending(&self, lent: &SharedConnection) -> Sending<'_> {
         Sending {
             link: self,
             number: lent.number,
@@ -109,7 +109,7 @@ impl Link {
     /// Sends a pipeline: the answers, refusals among them. It fails only without an answer.
     pub(crate) async fn send_all(
         &self,
-        lent: &mut Lent,
+        lent: &mut SharedConnection,
         pipeline: &Pipeline,
     ) -> RedisResult<Vec<Value>> {
         let sending = self.sending(lent);

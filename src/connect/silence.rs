@@ -44,7 +44,7 @@
 //!
 //! *What is under way.* A call may be sent before a gap and run after it: a server that was stopped finds it
 //! in its buffers and runs it first, before any pulse. So each such call carries between which times of the
-//! server's clock it may be run ([`Span`]), and at any other time it changes nothing. So does the pulse of a process
+//! server's clock it may be run ([`CallTime`]), and at any other time it changes nothing. So does the pulse of a process
 //! ([`Answers::until`]): one that was sent before its process died, and is run after the gap, is no sign of life.
 //!
 //! *The living go on as who they were.* Until somebody declares it lost, the own pulse of a sealed instance
@@ -105,7 +105,7 @@ struct Answer {
 
 /// In which time of the server's clock a call belongs, in Unix ms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub struct CallTime {
     /// Silence counts from here on.
     pub since: u64,
     /// The call may be run from here,
@@ -114,15 +114,15 @@ pub struct Span {
     pub until: u64,
 }
 
-impl Span {
+impl CallTime {
     /// For calls that are right at any time.
-    pub const ANY: Span = Span {
+    pub const ANY: CallTime = CallTime {
         since: 0,
         from: 0,
         until: 1 << 53,
     };
     /// For calls that are never made at the right time.
-    pub const NEVER: Span = Span {
+    pub const NEVER: CallTime = CallTime {
         since: 0,
         from: 1 << 53,
         until: 0,
@@ -224,18 +224,18 @@ impl Answers {
     }
 
     /// In which time a call that is sent now belongs; `None` within a gap, and before the first answer.
-    pub fn span(&self) -> Option<Span> {
+    pub fn span(&self) -> Option<CallTime> {
         self.span_at(Instant::now())
     }
 
-    fn span_at(&self, now: Instant) -> Option<Span> {
+    fn span_at(&self, now: Instant) -> Option<CallTime> {
         let seen = self.seen();
         let last = seen.last?;
         let age = now.saturating_duration_since(last.answered);
         let gap = whole_ms(self.gap);
         (age <= self.gap).then(|| {
             let now = last.ms + whole_ms(age);
-            Span {
+            CallTime {
                 since: seen.since,
                 from: now.saturating_sub(gap),
                 until: now + gap,
@@ -244,7 +244,7 @@ impl Answers {
     }
 
     /// The same if there was no gap for so long.
-    pub fn steady_for(&self, time: Duration) -> Option<Span> {
+    pub fn steady_for(&self, time: Duration) -> Option<CallTime> {
         let span = self.span()?;
         let gap = whole_ms(self.gap);
         (span.until - gap >= span.since + whole_ms(time)).then_some(span)

@@ -19,7 +19,7 @@ const LONGEST: u128 = 366 * 24 * 3600 * 1_000_000;
 
 /// What became of a run that asked for its share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum RateDecision {
     /// The call may go on, and is counted.
     Allowed,
     /// The call came too early and is not counted. The time, in whole ms, until one more is allowed, if no
@@ -59,9 +59,9 @@ impl RateLimits {
         kind: &str,
         source: Option<&str>,
         rate: Rate,
-    ) -> Result<Decision, BusError> {
+    ) -> Result<RateDecision, BusError> {
         if rate.limit == 0 {
-            return Ok(Decision::Refused(rate.period));
+            return Ok(RateDecision::Refused(rate.period));
         }
         let period = rate.period.as_micros().min(LONGEST) as u64;
         let period = period + (period / 50).clamp(1000, 250_000);
@@ -72,8 +72,8 @@ impl RateLimits {
         // One that counts twice does less harm than one that fails.
         let wait: u64 = self.store.invoke(&call).await?;
         Ok(match wait {
-            0 => Decision::Allowed,
-            ms => Decision::Refused(Duration::from_millis(ms)),
+            0 => RateDecision::Allowed,
+            ms => RateDecision::Refused(Duration::from_millis(ms)),
         })
     }
 }

@@ -29,7 +29,7 @@ const MAX_BY: usize = 256;
 
 /// The patterns of one namespace, as one process knows them. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Patterns {
+pub struct PatternStore {
     store: Store,
     settings: pattern::Patterns,
     held: Arc<Held>,
@@ -73,7 +73,7 @@ impl Chosen {
     }
 }
 
-impl Patterns {
+impl PatternStore {
     /// The patterns of the namespace of `keys`, by the settings where the bus says nothing.
     pub fn new(connector: Connector, keys: Keys, settings: pattern::Patterns) -> Self {
         Self {

@@ -6,9 +6,9 @@ use crate::connect::epoch::Epoch;
 use crate::connect::error::Reaction;
 use crate::handler::fence::drop_fenced;
 use crate::handler::function::{Encoded, encode};
-use crate::handler::progress::{Told, Wire};
+use crate::handler::progress::{ProgressChannel, Told};
 use crate::handler::router::Router;
-use crate::handler::state::Wanted;
+use crate::handler::state::StateType;
 use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
@@ -49,7 +49,7 @@ impl States {
     }
 
     /// Whether there is one of that type.
-    pub(crate) fn has(&self, wanted: &Wanted) -> bool {
+    pub(crate) fn has(&self, wanted: &StateType) -> bool {
         self.0.contains_key(&wanted.id())
     }
 }
@@ -86,7 +86,7 @@ pub struct Process {
     /// Is cancelled when the worker is to shut down, once it runs.
     pub draining: OnceLock<CancellationToken>,
     /// The way to whoever writes what runs say about their progress.
-    pub progress: Wire,
+    pub progress: ProgressChannel,
     /// Who reports runs, where telemetry is wanted.
     #[doc(hidden)]
     pub telemetry: Option<Telemetry>,

@@ -2,7 +2,7 @@
 
 use crate::handler::context::Context;
 use crate::handler::fence::Kept;
-use crate::handler::state::{State, Wanted};
+use crate::handler::state::{State, StateType};
 use crate::protocol::error::HandlerError;
 use crate::protocol::mismatch::mismatch;
 use futures_util::FutureExt;
@@ -35,7 +35,7 @@ pub trait Handler<P, R, W = ()>: Send + Sync + 'static {
     ) -> impl Future<Output = Result<R, HandlerError>> + Send + 'static;
 
     /// The types of state that it takes as arguments.
-    fn wants() -> Vec<Wanted> {
+    fn wants() -> Vec<StateType> {
         Vec::new()
     }
 }
@@ -75,8 +75,8 @@ macro_rules! with_state {
                 }
             }
 
-            fn wants() -> Vec<Wanted> {
-                vec![$(Wanted::of::<$S>()),+]
+            fn wants() -> Vec<StateType> {
+                vec![$(StateType::of::<$S>()),+]
             }
         }
     };
@@ -96,7 +96,7 @@ pub type Run = Pin<Box<dyn Future<Output = Result<Encoded, HandlerError>> + Send
 #[derive(Clone)]
 pub struct Endpoint {
     run: Arc<dyn Fn(Context) -> Run + Send + Sync>,
-    wants: fn() -> Vec<Wanted>,
+    wants: fn() -> Vec<StateType>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -141,7 +141,7 @@ impl Endpoint {
     }
 
     /// The types of state that the handler takes as arguments.
-    pub fn wants(&self) -> Vec<Wanted> {
+    pub fn wants(&self) -> Vec<StateType> {
         (self.wants)()
     }
 

@@ -23,7 +23,7 @@ use crate::handler::policy::{Fallback, Stack};
 use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
 use flights::{Boarding, Flight, Flights};
-use lines::{Lines, Place};
+use lines::{InLine, Lines};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -66,8 +66,8 @@ impl fmt::Debug for Gate {
 /// What an event keeps while it waits, however often it enters.
 #[derive(Debug, Default)]
 pub struct Places {
-    subject: Option<Place>,
-    source: Option<Place>,
+    subject: Option<InLine>,
+    source: Option<InLine>,
     flight: Option<Flight>,
 }
 

@@ -29,4 +29,4 @@ pub use context::Context;
 pub use function::{Encoded, Endpoint, Handler, Run, Schemas};
 pub use policy::{CircuitPolicy, Fallback, OpenStack, Policy, PolicyError, RetryPolicy, Stack};
 pub use router::Registration;
-pub use state::{State, Wanted};
+pub use state::{State, StateType};

@@ -22,12 +22,12 @@ pub enum Tell {
 
 /// The way from all runs of a process to whoever writes; nobody does until it is opened.
 #[derive(Debug, Default)]
-pub struct Wire {
+pub struct ProgressChannel {
     to: OnceLock<mpsc::UnboundedSender<Tell>>,
     dropped: AtomicU64,
 }
 
-impl Wire {
+impl ProgressChannel {
     /// Opens it, once: what comes out.
     pub(crate) fn open(&self) -> mpsc::UnboundedReceiver<Tell> {
         let (sender, receiver) = mpsc::unbounded_channel();

@@ -57,12 +57,12 @@ impl<S> fmt::Debug for State<S> {
 
 /// A type of state that a handler takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct StateType {
     id: TypeId,
     name: &'static str,
 }
 
-impl Wanted {
+impl StateType {
     /// The type as it is wanted.
     pub fn of<S: 'static>() -> Self {
         Self {

@@ -44,7 +44,7 @@ const SCHEMA: Duration = Duration::from_secs(5);
 
 /// A stream that the ledger reads.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct LedgerStream {
     /// Its key.
     pub stream: String,
     /// What is in it.
@@ -52,18 +52,18 @@ pub struct Source {
 }
 
 /// The streams of the ledger: the broadcast, the dead letters of those streams and of those domains.
-pub fn sources(keys: &Keys, own: &[String], domains: &[String]) -> Vec<Source> {
+pub fn sources(keys: &Keys, own: &[String], domains: &[String]) -> Vec<LedgerStream> {
     let others = domains.iter().flat_map(|domain| {
         (0..keys.partitions(domain)).map(|partition| keys.dead(domain, partition))
     });
     let mut dead: Vec<String> = own.iter().cloned().chain(others).collect();
     dead.sort_unstable();
     dead.dedup();
-    let broadcast = Source {
+    let broadcast = LedgerStream {
         stream: keys.broadcast(),
         origin: Origin::Broadcast,
     };
-    let dead = dead.into_iter().map(|stream| Source {
+    let dead = dead.into_iter().map(|stream| LedgerStream {
         stream,
         origin: Origin::Dead,
     });
@@ -71,9 +71,9 @@ pub fn sources(keys: &Keys, own: &[String], domains: &[String]) -> Vec<Source> {
 }
 
 /// The sources that one step can read on a cluster: those of the control plane.
-pub(crate) fn in_control_slot(sources: Vec<Source>, keys: &Keys) -> Vec<Source> {
+pub(crate) fn in_control_slot(sources: Vec<LedgerStream>, keys: &Keys) -> Vec<LedgerStream> {
     let broadcast = keys.broadcast();
-    let beside = |source: &Source| is_beside(&source.stream, &broadcast);
+    let beside = |source: &LedgerStream| is_beside(&source.stream, &broadcast);
     sources.into_iter().filter(beside).collect()
 }
 
@@ -137,7 +137,7 @@ pub struct Filler {
     /// Where the facts go.
     pub database: Database,
     /// What it reads; may change.
-    pub sources: watch::Receiver<Vec<Source>>,
+    pub sources: watch::Receiver<Vec<LedgerStream>>,
     /// How long an entry may be idle with another consumer before it is taken over.
     pub claim_idle: Duration,
     /// A larger payload is left out.
@@ -272,7 +272,7 @@ impl Filler {
         &self,
         wire: &mut Wire,
         connection: &mut MultiplexedConnection,
-        source: &Source,
+        source: &LedgerStream,
     ) -> Result<(), Stopped> {
         let count = match source.origin {
             Origin::Broadcast => FACTS,
@@ -299,7 +299,7 @@ impl Filler {
         &self,
         wire: &mut Wire,
         connection: &mut MultiplexedConnection,
-        source: &Source,
+        source: &LedgerStream,
         owner: Option<&str>,
     ) -> Result<(), Stopped> {
         let stream = &source.stream;
@@ -360,7 +360,7 @@ impl Filler {
     async fn write(
         &self,
         connection: &mut MultiplexedConnection,
-        source: &Source,
+        source: &LedgerStream,
         entries: &[Entry],
     ) -> Result<(), Stopped> {
         if entries.is_empty() {

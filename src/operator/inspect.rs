@@ -272,7 +272,7 @@ async fn groups(
 /// What a group has, without a look at any entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Standing {
+pub struct GroupStanding {
     /// Entries delivered and not acknowledged.
     pub pending: u64,
     /// What was delivered last.
@@ -287,7 +287,7 @@ pub async fn standing(
     connection: &mut MultiplexedConnection,
     key: &str,
     group: &str,
-) -> Result<Option<Standing>, BusError> {
+) -> Result<Option<GroupStanding>, BusError> {
     let infos = redis::cmd("XINFO")
         .arg("GROUPS")
         .arg(key)
@@ -300,7 +300,7 @@ pub async fn standing(
     for info in infos {
         let mut info = named(info);
         if text(&mut info, "name")? == group {
-            return Ok(Some(Standing {
+            return Ok(Some(GroupStanding {
                 pending: number(&mut info, "pending")?,
                 delivered: id(&mut info, "last-delivered-id")?,
             }));

@@ -38,7 +38,7 @@ const USERS: usize = 200;
 /// What was found out about a server.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Server {
+pub struct ServerReport {
     /// `INFO`; `None` if the user may not ask.
     pub info: Option<HashMap<String, String>>,
     /// Settings; `None` if the user may not ask. A password is only told to be there.
@@ -66,7 +66,7 @@ pub struct Server {
     pub waits: Option<bool>,
 }
 
-impl Server {
+impl ServerReport {
     /// Looks at everything: at who may read and write as the workers of `group`, and at `scripts`, which users
     /// call who may not load any.
     ///

@@ -117,7 +117,7 @@ impl Said {
 
 /// Whether an event is the first of its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum FirstCheck {
     /// The event is the first.
     First {
         /// The history of the server in which that was so: in a later one the mark may not be there any more, and
@@ -232,7 +232,7 @@ impl Judge {
     ///
     /// # Errors
     /// Without an answer nobody knows: it is to be asked again, under the same name.
-    pub async fn ask(&self, firsts: Firsts<'_>, event: Asks<'_>) -> Result<Verdict, BusError> {
+    pub async fn ask(&self, firsts: Firsts<'_>, event: Asks<'_>) -> Result<FirstCheck, BusError> {
         let (mut connection, epoch, number) = self.connected().await?;
         let asked = ask(&mut connection, firsts, event, epoch).await;
         if let Err(error) = &asked
@@ -277,13 +277,13 @@ async fn ask(
     firsts: Firsts<'_>,
     event: Asks<'_>,
     epoch: Epoch,
-) -> Result<Verdict, BusError> {
+) -> Result<FirstCheck, BusError> {
     let name = event.name.to_string();
     let mut unrun = None;
     loop {
         let first = first(connection, firsts, event, &name, unrun.as_deref()).await?;
         if first.is_empty() {
-            return Ok(Verdict::First { epoch });
+            return Ok(FirstCheck::First { epoch });
         }
         let said = said(connection, firsts, event.id, &first).await?;
         // The mark may name another one by now, which is looked at as well.
@@ -291,7 +291,7 @@ async fn ask(
             unrun = Some(first);
             continue;
         }
-        return Ok(Verdict::Repeat { first, said, epoch });
+        return Ok(FirstCheck::Repeat { first, said, epoch });
     }
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Entries of one stream, in order.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Batch {
+pub struct Arrivals {
     /// Which of the streams that were asked for.
     pub stream: usize,
     /// The entries.
@@ -37,7 +37,7 @@ pub async fn read_group(
     count: usize,
     block: Duration,
     limit: usize,
-) -> Result<Vec<Batch>, BusError> {
+) -> Result<Vec<Arrivals>, BusError> {
     let mut command = Commands::default();
     command.begin(9 + 2 * streams.len());
     command.word(b"XREADGROUP");
@@ -131,7 +131,7 @@ pub async fn read_news(
     count: usize,
     block: Duration,
     limit: usize,
-) -> Result<Vec<Batch>, BusError> {
+) -> Result<Vec<Arrivals>, BusError> {
     let names: Vec<&str> = streams.iter().map(|(name, _)| *name).collect();
     let mut command = Commands::default();
     command.begin(6 + 2 * streams.len());
@@ -152,7 +152,7 @@ pub async fn read_news(
 }
 
 /// The entries in the reply of a group read.
-fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Batch>, BusError> {
+fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Arrivals>, BusError> {
     let length = match reply.token()? {
         Token::Nil => return Ok(Vec::new()),
         Token::Array(length) => length,
@@ -172,7 +172,7 @@ fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Batch>, BusE
         for _ in 0..count {
             entries.push(delivered_entry(&mut reply)?);
         }
-        batches.push(Batch {
+        batches.push(Arrivals {
             stream: stream.ok_or(SHAPE)?,
             entries,
         });
@@ -222,7 +222,7 @@ pub async fn read_after(
     streams: &[(&str, EntryId)],
     count: usize,
     block: Duration,
-) -> Result<Vec<Batch>, BusError> {
+) -> Result<Vec<Arrivals>, BusError> {
     let mut command = redis::cmd("XREAD");
     command
         .arg("COUNT")
@@ -287,7 +287,7 @@ const SHAPE: BusError = BusError::Reply {
     what: "a stream read",
 };
 
-fn batches(reply: Value, streams: &[&str]) -> Result<Vec<Batch>, BusError> {
+fn batches(reply: Value, streams: &[&str]) -> Result<Vec<Arrivals>, BusError> {
     let replies = match reply {
         Value::Nil => return Ok(Vec::new()),
         Value::Array(replies) => replies,
@@ -304,7 +304,7 @@ fn batches(reply: Value, streams: &[&str]) -> Result<Vec<Batch>, BusError> {
             return Err(SHAPE);
         };
         let stream = streams.iter().position(|s| s.as_bytes() == name);
-        batches.push(Batch {
+        batches.push(Arrivals {
             stream: stream.ok_or(SHAPE)?,
             entries: entries_of(entries)?,
         });

@@ -16,7 +16,7 @@ use crate::coordination::catalog::Catalog;
 use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
-use crate::coordination::patterns::Patterns;
+use crate::coordination::patterns::PatternStore;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
@@ -198,7 +198,7 @@ impl Builder {
         let (own_report, leases) = (OwnReport::default(), Leases::default());
         let answers = Answers::new(settings.heartbeat_ttl);
         let catalog = Catalog::new(connector.clone(), keys.clone());
-        let patterns = Patterns::new(connector.clone(), keys.clone(), settings.patterns);
+        let patterns = PatternStore::new(connector.clone(), keys.clone(), settings.patterns);
         let (group, of_ledger) = (settings.group.as_str(), LEDGER_GROUP);
         let runs = (leases.clone(), answers.clone());
         states.insert(Services {

@@ -9,7 +9,7 @@ use super::{RunError, Worker};
 use crate::connect::connector::Connector;
 use crate::coordination::instances::Instances;
 use crate::ledger::database::Database;
-use crate::ledger::fill::{Counts, Filler, Source, in_control_slot};
+use crate::ledger::fill::{Counts, Filler, LedgerStream, in_control_slot};
 use crate::ledger::{fill, relay, retention};
 use crate::protocol::keys::Keys;
 use std::sync::Arc;
@@ -121,7 +121,7 @@ impl Parts<'_> {
 }
 
 /// What the ledger reads.
-fn sources(cluster: bool, keys: &Keys, own: &[String], domains: &[String]) -> Vec<Source> {
+fn sources(cluster: bool, keys: &Keys, own: &[String], domains: &[String]) -> Vec<LedgerStream> {
     let all = fill::sources(keys, own, domains);
     match cluster {
         true => in_control_slot(all, keys),
@@ -135,7 +135,7 @@ async fn look(
     keys: Keys,
     cluster: bool,
     own: Vec<String>,
-    sender: watch::Sender<Vec<Source>>,
+    sender: watch::Sender<Vec<LedgerStream>>,
     stop: CancellationToken,
 ) {
     let mut seen: Vec<String> = Vec::new();

@@ -52,7 +52,7 @@ use crate::coordination::batches::leases::Leases;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
-use crate::coordination::patterns::Patterns;
+use crate::coordination::patterns::PatternStore;
 use crate::coordination::tasks::Tasks;
 use crate::handler::context::Process;
 use crate::handler::router::Registration;
@@ -95,7 +95,7 @@ pub struct Worker {
     instances: Instances,
     tasks: Tasks,
     own_report: OwnReport,
-    patterns: Patterns,
+    patterns: PatternStore,
     leases: Leases,
     catalog: Catalog,
     vital: Vital,

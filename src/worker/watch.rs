@@ -11,7 +11,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::orders;
 use crate::coordination::instances::roster::gone_in;
-use crate::coordination::patterns::{Patterns, is_choice};
+use crate::coordination::patterns::{PatternStore, is_choice};
 use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
@@ -33,7 +33,7 @@ pub(super) struct Watch {
     pub lanes: Vec<Arc<Shared>>,
     pub triggers: Triggers,
     pub broadcast: String,
-    pub patterns: Patterns,
+    pub patterns: PatternStore,
     pub schedules: Schedules,
     pub id: String,
     /// Is told when something is ordered of this instance.

@@ -1,7 +1,7 @@
 //! Taking over, renewing, handing over: only what is still as the caller saw it.
 
 use crate::setup::{Bus, GROUP};
-use convoke::connect::silence::Span;
+use convoke::connect::silence::CallTime;
 use convoke::protocol::event::EntryId;
 use convoke::streams::claim::{self, CLAIMS_TTL, Given, Handing, Idle, Pending};
 use std::time::Duration;
@@ -98,7 +98,7 @@ async fn a_call_that_runs_at_another_time_takes_nothing() {
         (now - 60_000, now + 60_000, 1),
     ] {
         let (since, least) = (0, Duration::ZERO);
-        let within = Span { since, from, until };
+        let within = CallTime { since, from, until };
         let idle = Idle { least, within };
         let claims = |owner: &str| keys.claims("image", 0, owner);
         let connection = &mut bus.connection;

@@ -4,7 +4,7 @@ use crate::publish::{client, event};
 use crate::replay::{facts, operator, sorted};
 use crate::setup::{Bus, text};
 use crate::support::users;
-use convoke::operator::delayed::{Change, Pages, Queue, Waiting, depths, queues};
+use convoke::operator::delayed::{DelayedChange, DelayedPages, Queue, Waiting, depths, queues};
 use convoke::protocol::keys::Keys;
 use convoke::streams::delay::encode_member;
 use redis::aio::MultiplexedConnection;
@@ -41,7 +41,7 @@ async fn looking(bus: &Bus) -> MultiplexedConnection {
 /// All that waits from that time on.
 async fn all(bus: &Bus, from: u64) -> Vec<Waiting> {
     let looking = looking(bus).await;
-    let mut pages = Pages::of(&looking, &queue(&bus.keys), from, MOST);
+    let mut pages = DelayedPages::of(&looking, &queue(&bus.keys), from, MOST);
     let mut all = Vec::new();
     for _ in 0..1000 {
         let page = pages.next().await.unwrap();
@@ -87,7 +87,7 @@ async fn what_leaves_between_two_pages_hides_nothing() {
         put_event(&mut bus, FAR + n, &format!("{n:03}")).await;
     }
     let looking = looking(&bus).await;
-    let mut pages = Pages::of(&looking, &queue(&bus.keys), 0, MOST);
+    let mut pages = DelayedPages::of(&looking, &queue(&bus.keys), 0, MOST);
     let mut seen = pages.next().await.unwrap().len() as u64;
     assert!(seen < 600, "{seen}");
     // With the one that the page ended with.
@@ -145,7 +145,7 @@ async fn too_large_ones_among_others_of_one_due_time_end_no_walk_and_hide_nothin
     let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
     let looking = looking(&bus).await;
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
-    let mut pages = Pages::of(&looking, &queue, 0, MOST);
+    let mut pages = DelayedPages::of(&looking, &queue, 0, MOST);
     let mut page = pages.next().await.unwrap();
     let mut dropped = 0;
     for _ in 0..1000 {
@@ -224,7 +224,7 @@ async fn what_waits_is_changed_once_as_it_was_seen() {
     let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
     let shown = all(&bus, 0).await;
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
-    let change = Change::new().data(vec![7]);
+    let change = DelayedChange::new().data(vec![7]);
     assert!(!change.is_done(&shown[0]));
     for expected in [[true, true], [false, false]] {
         let done = operator
@@ -240,7 +240,7 @@ async fn what_waits_is_changed_once_as_it_was_seen() {
     assert_eq!(event.get("n"), Some(&b"a"[..]));
     assert_eq!(tokens(&changed), ["a", "b"]);
     assert!(change.is_done(&changed[0]));
-    let later = Change::new().due_ms(FAR + 9);
+    let later = DelayedChange::new().due_ms(FAR + 9);
     let done = operator
         .change_delayed(connection, &queue, &changed[..1], &later)
         .await
@@ -300,7 +300,7 @@ async fn what_marks_an_id_moves_and_goes_with_its_event() {
     let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let shown = all(&bus, 0).await;
-    let change = Change::new().due_ms(FAR + 1_000_000_000);
+    let change = DelayedChange::new().due_ms(FAR + 1_000_000_000);
     let done = operator.change_delayed(connection, &queue, &shown, &change);
     assert_eq!(done.await.unwrap(), [true]);
     let longer = ttl(&bus) - before;
@@ -336,7 +336,7 @@ async fn a_payload_is_changed_in_the_form_that_it_is_in_and_says_by_whom() {
     let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let shown = all(&bus, 0).await;
-    let change = Change::new().data(vec![0x81, 0xa1, b'a', 2]);
+    let change = DelayedChange::new().data(vec![0x81, 0xa1, b'a', 2]);
     let done = operator.change_delayed(connection, &queue, &shown, &change);
     assert_eq!(done.await.unwrap(), [true, true]);
     let changed = all(&bus, 0).await;
@@ -370,7 +370,7 @@ async fn queues_are_found_and_counted_and_in_a_cluster_the_fact_follows() {
     assert_eq!((depths[0].count, depths[0].next_due_ms), (0, None));
     assert_eq!((depths[1].count, depths[1].next_due_ms), (1, Some(FAR)));
     let looking = looking(&bus).await;
-    let mut pages = Pages::of(&looking, &found[0], 0, MOST);
+    let mut pages = DelayedPages::of(&looking, &found[0], 0, MOST);
     let shown = pages.next().await.unwrap();
     let operator = operator(&keys);
     let step = operator.run_delayed(connection, &found[0], &shown).await;

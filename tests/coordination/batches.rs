@@ -6,9 +6,9 @@ use crate::fleet::Fleet;
 use crate::support::{Redis, users};
 use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
-use convoke::coordination::batches::batch::{BatchStatus, MAX_FAILURES, Mode, Wanted};
+use convoke::coordination::batches::batch::{BatchPlan, BatchStatus, MAX_FAILURES, Mode};
 use convoke::coordination::batches::{
-    Acquired, Advanced, Asker, Batches, FinishedItem, LISTED, Progress,
+    Acquired, Advanced, Asker, BatchProgress, Batches, FinishedItem, LISTED,
 };
 use convoke::coordination::error::CoordinationError;
 use convoke::protocol::keys::Keys;
@@ -25,9 +25,9 @@ pub(crate) fn batches(fleet: &Fleet) -> Batches {
     Batches::new(connector, fleet.keys.clone())
 }
 
-pub(crate) fn wanted(id: &str, total: usize) -> Wanted {
+pub(crate) fn wanted(id: &str, total: usize) -> BatchPlan {
     let items: Vec<Vec<u8>> = (0..total).map(|n| vec![n as u8]).collect();
-    Wanted::new(id, "number.add", Mode::Exclusive, &items, 30_000).unwrap()
+    BatchPlan::new(id, "number.add", Mode::Exclusive, &items, 30_000).unwrap()
 }
 
 /// An asker whose run, entry and event all have that name.
@@ -57,7 +57,7 @@ pub(crate) fn failed(index: usize, message: &str) -> FinishedItem {
     }
 }
 
-async fn hold(batches: &Batches, wanted: &Wanted, asker: Asker<'_>) -> (Progress, Vec<u8>) {
+async fn hold(batches: &Batches, wanted: &BatchPlan, asker: Asker<'_>) -> (BatchProgress, Vec<u8>) {
     match batches.acquire(wanted, asker).await.unwrap() {
         Acquired::Held(progress, finished) => (progress, finished),
         other => panic!("not held: {other:?}"),
@@ -66,10 +66,10 @@ async fn hold(batches: &Batches, wanted: &Wanted, asker: Asker<'_>) -> (Progress
 
 async fn running(
     batches: &Batches,
-    wanted: &Wanted,
+    wanted: &BatchPlan,
     fence: u64,
     done: &[FinishedItem],
-) -> Progress {
+) -> BatchProgress {
     match batches.progress(wanted, fence, done, &[]).await.unwrap() {
         Advanced::Running(progress) => progress,
         other => panic!("not running: {other:?}"),

@@ -4,7 +4,7 @@ use crate::fleet::Fleet;
 use convoke::connect::connector::Connector;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
-use convoke::coordination::patterns::Patterns;
+use convoke::coordination::patterns::PatternStore;
 use convoke::coordination::view::View;
 use convoke::protocol::pattern::{self, Pattern, Patterned};
 use convoke::settings::RedisUrl;
@@ -13,11 +13,11 @@ use std::time::Duration;
 
 const HEALTH: Patterned = Patterned::Health;
 
-pub(crate) fn patterns(fleet: &Fleet, setting: Pattern) -> Patterns {
+pub(crate) fn patterns(fleet: &Fleet, setting: Pattern) -> PatternStore {
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
     let mut settings = pattern::Patterns::default();
     settings.set(HEALTH, setting);
-    Patterns::new(connector, fleet.keys.clone(), settings)
+    PatternStore::new(connector, fleet.keys.clone(), settings)
 }
 
 async fn version(fleet: &Fleet) -> u64 {

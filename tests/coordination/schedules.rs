@@ -5,7 +5,7 @@ use crate::support::Redis;
 use convoke::connect::connector::Connector;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::schedules::{
-    Listed, MAX_PAYLOAD, MAX_SCHEDULES, Missed, Schedules, Wanted, When,
+    Listed, MAX_PAYLOAD, MAX_SCHEDULES, Missed, ScheduleDraft, Schedules, When,
 };
 use convoke::protocol::event::{Entry, Event, Limits};
 use convoke::protocol::keys::Keys;
@@ -21,8 +21,8 @@ pub(crate) fn schedules(fleet: &Fleet) -> Schedules {
 }
 
 /// A schedule that ticks each second.
-pub(crate) fn each_second(name: &str, missed: Missed) -> Wanted {
-    Wanted {
+pub(crate) fn each_second(name: &str, missed: Missed) -> ScheduleDraft {
+    ScheduleDraft {
         name: name.into(),
         when: When {
             every_ms: Some(1000),
@@ -380,7 +380,7 @@ async fn what_has_no_bounds_is_refused_with_its_field() {
     let mut fleet = Fleet::start().await;
     let one = schedules(&fleet);
     let good = each_second("s-1", Missed::Once);
-    let with = |change: &dyn Fn(&mut Wanted)| {
+    let with = |change: &dyn Fn(&mut ScheduleDraft)| {
         let mut wanted = good.clone();
         change(&mut wanted);
         wanted

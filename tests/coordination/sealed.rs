@@ -5,7 +5,7 @@ mod external;
 use crate::fleet::Fleet;
 use convoke::connect::clock::whole_ms;
 use convoke::connect::epoch::Epoch;
-use convoke::connect::silence::{Answers, Span, quiet};
+use convoke::connect::silence::{Answers, CallTime, quiet};
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
@@ -324,7 +324,7 @@ async fn a_call_that_was_under_way_in_a_gap_changes_nothing() {
     let answers = Answers::new(Duration::from_secs(30));
     fleet.judging(&answers).sweep(16).await.unwrap();
     let span = answers.span().unwrap();
-    assert!(span.from <= now && span.until > now && span.until < Span::ANY.until);
+    assert!(span.from <= now && span.until > now && span.until < CallTime::ANY.until);
 }
 
 #[tokio::test]

@@ -11,8 +11,8 @@ use convoke::connect::epoch::Epoch;
 use convoke::connect::silence::Answers;
 use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::batches::Acquired;
-use convoke::coordination::batches::batch::{Mode, Wanted};
-use convoke::coordination::limits::{Decision, RateLimits};
+use convoke::coordination::batches::batch::{BatchPlan, Mode};
+use convoke::coordination::limits::{RateDecision, RateLimits};
 use convoke::protocol::keys::Keys;
 use convoke::protocol::rate::Rate;
 use convoke::settings::RedisUrl;
@@ -42,8 +42,8 @@ async fn a_rate_lets_one_burst_more_through_and_nobody_waits_longer() {
             let mut allowed = 0;
             loop {
                 match limits.take("a.b", None, rate).await.unwrap() {
-                    Decision::Allowed => allowed += 1,
-                    Decision::Refused(wait) => return (allowed, wait),
+                    RateDecision::Allowed => allowed += 1,
+                    RateDecision::Refused(wait) => return (allowed, wait),
                 }
             }
         };
@@ -122,7 +122,7 @@ async fn a_holder_has_a_whole_lease_after_a_step() {
         };
         let batches = batches(&fleet).judging_by(answers.clone());
         let items = [vec![1], vec![2]];
-        let wanted = Wanted::new(
+        let wanted = BatchPlan::new(
             "b-1",
             "a.b",
             Mode::Exclusive,

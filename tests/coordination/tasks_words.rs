@@ -5,7 +5,7 @@ use convoke::coordination::error::CoordinationError;
 use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::MAX_WAITING_BYTES;
 use convoke::coordination::tasks::task::{NewTask, TaskStatus};
-use convoke::coordination::tasks::update::Change;
+use convoke::coordination::tasks::update::TaskChange;
 use serde_json::json;
 
 fn refused<T: std::fmt::Debug>(done: Result<T, CoordinationError>) -> String {
@@ -218,9 +218,9 @@ async fn a_new_priority_keeps_the_age() {
         with_priority(&fleet, id, priority).await;
     }
     assert_eq!(waiting(&fleet).await, ["d", "a", "c", "b"]);
-    let to = |priority| Change {
+    let to = |priority| TaskChange {
         priority: Some(priority),
-        ..Change::default()
+        ..TaskChange::default()
     };
     let placed = fleet.tasks.update("b", &to(50), "e-1").await.unwrap();
     assert_eq!(placed.status, TaskStatus::Pending);
@@ -244,7 +244,7 @@ async fn a_task_is_known_by_what_it_was_created_with_however_it_was_changed() {
     task.payload = vec![7];
     task.requires = vec!["c.d".into()];
     fleet.tasks.create(&task).await.unwrap();
-    let change = |priority, payload, requires: &str| Change {
+    let change = |priority, payload, requires: &str| TaskChange {
         priority: Some(priority),
         payload: Some(vec![payload]),
         requires: Some(vec![requires.into()]),
@@ -285,7 +285,7 @@ async fn a_task_is_known_by_what_it_was_created_with_however_it_was_changed() {
 async fn a_task_is_changed_while_it_waits_only() {
     let mut fleet = Fleet::start().await;
     fleet.create("t-1").await;
-    let change = Change {
+    let change = TaskChange {
         priority: Some(70),
         payload: Some(vec![7]),
         requires: Some(vec!["c.d".into(), "c.d".into()]),
@@ -305,9 +305,9 @@ async fn a_task_is_changed_while_it_waits_only() {
     assert_eq!(bytes, 5, "a payload and its metadata");
     // What is left out stays; and whoever can take it as it is now gets it in the same step.
     assert!(fleet.worker("w-1", 1, &["a.b"]).await.assigned.is_empty());
-    let free = Change {
+    let free = TaskChange {
         requires: Some(vec![]),
-        ..Change::default()
+        ..TaskChange::default()
     };
     let placed = fleet.tasks.update("t-1", &free, "e-2").await.unwrap();
     assert_eq!(placed.assigned_to.as_deref(), Some("w-1"));
@@ -329,30 +329,30 @@ async fn a_task_is_changed_while_it_waits_only() {
     assert!(matches!(nothing, Err(CoordinationError::NotFound(_))));
     for (wrong, field) in [
         (
-            Change {
+            TaskChange {
                 priority: Some(101),
-                ..Change::default()
+                ..TaskChange::default()
             },
             "priority",
         ),
         (
-            Change {
+            TaskChange {
                 payload: Some(vec![0xc1]),
-                ..Change::default()
+                ..TaskChange::default()
             },
             "payload",
         ),
         (
-            Change {
+            TaskChange {
                 requires: Some(vec!["x".into()]),
-                ..Change::default()
+                ..TaskChange::default()
             },
             "requires[0]",
         ),
         (
-            Change {
+            TaskChange {
                 metadata: Some(vec![7]),
-                ..Change::default()
+                ..TaskChange::default()
             },
             "metadata",
         ),
@@ -374,9 +374,9 @@ async fn what_a_changed_task_leaves_is_no_place_in_any_lane() {
     for id in ["a", "b", "c"] {
         fleet.create(id).await;
     }
-    let demands = Change {
+    let demands = TaskChange {
         requires: Some(vec!["x.y".into()]),
-        ..Change::default()
+        ..TaskChange::default()
     };
     // The first of its lane, one in the middle, and the last.
     for id in ["a", "c", "b"] {
@@ -399,9 +399,9 @@ async fn a_task_is_not_in_its_own_way_where_it_stood_before() {
     fleet.create("t-1").await;
     // It waits, though its holder has room.
     fleet.tasks.unassign("t-1", "").await.unwrap();
-    let later = Change {
+    let later = TaskChange {
         priority: Some(10),
-        ..Change::default()
+        ..TaskChange::default()
     };
     let placed = fleet.tasks.update("t-1", &later, "").await.unwrap();
     assert_eq!(placed.assigned_to.as_deref(), Some("w-1"));
@@ -423,9 +423,9 @@ async fn so_many_bytes_may_wait_after_a_change_too() {
         fleet.tasks.create(&task).await.unwrap();
     }
     fleet.create("small").await;
-    let grows = Change {
+    let grows = TaskChange {
         payload: Some(task.payload.clone()),
-        ..Change::default()
+        ..TaskChange::default()
     };
     let done = fleet.tasks.update("small", &grows, "").await;
     let said = match done {
@@ -438,9 +438,9 @@ async fn so_many_bytes_may_wait_after_a_change_too() {
         [0xc0]
     );
     // One that shrinks always may.
-    let shrinks = Change {
+    let shrinks = TaskChange {
         payload: Some(vec![1]),
-        ..Change::default()
+        ..TaskChange::default()
     };
     fleet.tasks.update("t-0", &shrinks, "").await.unwrap();
     fleet.tasks.update("small", &grows, "").await.unwrap();

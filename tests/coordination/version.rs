@@ -10,7 +10,7 @@ use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
 use convoke::coordination::tasks::claim::Claim;
 use convoke::coordination::tasks::task::NewTask;
-use convoke::coordination::tasks::update::Change;
+use convoke::coordination::tasks::update::TaskChange;
 use convoke::coordination::view::View;
 use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
@@ -158,9 +158,9 @@ async fn each_word_about_a_task_and_each_claim_raises_it() {
     task.priority = 9;
     fleet.tasks.create(&task).await.unwrap();
     watch.rose("waits").await;
-    let change = Change {
+    let change = TaskChange {
         priority: Some(8),
-        ..Change::default()
+        ..TaskChange::default()
     };
     for expected in [true, false] {
         fleet.tasks.update("t-5", &change, "e-1").await.unwrap();

@@ -5,7 +5,7 @@ pub(crate) use crate::support::store::Store;
 use convoke::connect::connector::Connector;
 use convoke::ledger::Database;
 use convoke::ledger::fact::{Fact, Origin};
-use convoke::ledger::fill::{Counts, Filler, GROUP, Source};
+use convoke::ledger::fill::{Counts, Filler, GROUP, LedgerStream};
 use convoke::ledger::history::Filter;
 use convoke::protocol::json;
 use convoke::protocol::keys::Keys;
@@ -87,7 +87,7 @@ impl Rig {
     pub(crate) fn fill_into(&self, consumer: &str, database: Database) -> Running {
         let settings = self.settings();
         let sources = [(BROADCAST, Origin::Broadcast), (DEAD, Origin::Dead)];
-        let sources = sources.map(|(stream, origin)| Source {
+        let sources = sources.map(|(stream, origin)| LedgerStream {
             stream: stream.into(),
             origin,
         });

@@ -6,7 +6,7 @@
 mod support;
 
 use convoke::connect::connector::Connector;
-use convoke::coordination::limits::{Decision, RateLimits};
+use convoke::coordination::limits::{RateDecision, RateLimits};
 use convoke::handler::assembly::Surroundings;
 use convoke::handler::context::{Context, Process, States};
 use convoke::handler::policy::{Policy, RetryPolicy};
@@ -36,13 +36,13 @@ fn limits(redis: &support::Redis) -> RateLimits {
     RateLimits::new(connector, Keys::new("cb").unwrap())
 }
 
-async fn take(limits: &RateLimits, source: Option<&str>, rate: Rate) -> Decision {
+async fn take(limits: &RateLimits, source: Option<&str>, rate: Rate) -> RateDecision {
     limits.take("image.resize", source, rate).await.unwrap()
 }
 
 async fn allowed(limits: &RateLimits, source: Option<&str>, rate: Rate) -> u32 {
     let mut count = 0;
-    while take(limits, source, rate).await == Decision::Allowed {
+    while take(limits, source, rate).await == RateDecision::Allowed {
         count += 1;
         assert!(count < 100, "no end of it");
     }
@@ -71,7 +71,7 @@ async fn a_burst_of_the_limit_is_allowed_and_the_next_one_is_told_how_long_to_wa
     let limits = limits(&redis);
     assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
     let kept: Vec<u8> = redis.connect().get(KEY).unwrap();
-    let Decision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
+    let RateDecision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
         panic!("allowed");
     };
     assert!(wait <= SLOW.period + MARGIN, "{wait:?}");
@@ -93,7 +93,7 @@ async fn no_period_wherever_it_begins_holds_more_runs_than_the_limit() {
         let (mut now, began) = (Duration::ZERO, Instant::now());
         for step in 0..if limit > 64 { 500 } else { 150_u32 } {
             let before = allowed.len();
-            while take(&limits, Some("w-1"), rate).await == Decision::Allowed {
+            while take(&limits, Some("w-1"), rate).await == RateDecision::Allowed {
                 allowed.push(now + began.elapsed());
                 // Not all at once: a few here, the rest of the limit at some other time.
                 if (allowed.len() - before) as u32 > (step * 7) % limit {
@@ -154,7 +154,7 @@ async fn two_processes_share_a_bucket() {
         take(limits, Some("w-1"), rate)
     });
     let decisions = futures_util::future::join_all(asks).await;
-    let allowed = decisions.iter().filter(|d| **d == Decision::Allowed);
+    let allowed = decisions.iter().filter(|d| **d == RateDecision::Allowed);
     assert_eq!(allowed.count(), 20);
 }
 
@@ -167,7 +167,7 @@ async fn sources_have_buckets_of_their_own_and_those_without_share_one() {
     assert_eq!(allowed(&limits, Some("-"), SLOW).await, 3);
     assert_eq!(allowed(&limits, Some("w-1"), SLOW).await, 3);
     let decision = limits.take("image.crop", None, SLOW).await.unwrap();
-    assert_eq!(decision, Decision::Allowed);
+    assert_eq!(decision, RateDecision::Allowed);
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn absurd_rates_are_bounded() {
     let year = Duration::from_secs(366 * 24 * 3600);
     let slowest = rate(1, Duration::MAX);
     assert_eq!(allowed(&limits, Some("w-1"), slowest).await, 1);
-    let Decision::Refused(wait) = take(&limits, Some("w-1"), slowest).await else {
+    let RateDecision::Refused(wait) = take(&limits, Some("w-1"), slowest).await else {
         panic!("allowed");
     };
     assert!(wait <= year + MARGIN, "{wait:?}");
@@ -199,10 +199,10 @@ async fn absurd_rates_are_bounded() {
         ("w-4", rate(10, Duration::from_micros(1))),
     ] {
         let decision = take(&limits, Some(source), fast).await;
-        assert_eq!(decision, Decision::Allowed);
+        assert_eq!(decision, RateDecision::Allowed);
     }
     let none = rate(0, Duration::from_secs(1));
-    let refused = Decision::Refused(none.period);
+    let refused = RateDecision::Refused(none.period);
     assert_eq!(take(&limits, Some("w-5"), none).await, refused);
 }
 
@@ -225,7 +225,7 @@ async fn a_clock_that_went_back_or_a_rate_that_was_lowered_locks_nobody_out() {
         .connect()
         .set(KEY, rmp_serde::to_vec(&runs).unwrap())
         .unwrap();
-    let Decision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
+    let RateDecision::Refused(wait) = take(&limits, Some("w-1"), SLOW).await else {
         panic!("allowed");
     };
     assert!(wait <= SLOW.period + MARGIN, "{wait:?}");
@@ -236,7 +236,10 @@ async fn a_clock_that_went_back_or_a_rate_that_was_lowered_locks_nobody_out() {
         b"\x81\x01\x01",
     ] {
         let _: () = redis.connect().set(KEY, junk).unwrap();
-        assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+        assert_eq!(
+            take(&limits, Some("w-1"), SLOW).await,
+            RateDecision::Allowed
+        );
         assert!(redis.connect().pttl::<_, i64>(KEY).unwrap() > 0);
     }
 }
@@ -256,9 +259,15 @@ async fn the_limit_holds_when_memory_is_full() {
 async fn a_restart_of_the_server_costs_no_answer() {
     let mut redis = support::Redis::start();
     let limits = limits(&redis);
-    assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+    assert_eq!(
+        take(&limits, Some("w-1"), SLOW).await,
+        RateDecision::Allowed
+    );
     redis.restart();
-    assert_eq!(take(&limits, Some("w-1"), SLOW).await, Decision::Allowed);
+    assert_eq!(
+        take(&limits, Some("w-1"), SLOW).await,
+        RateDecision::Allowed
+    );
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use crate::connector;
 use crate::support::sentinel::Deployment;
-use convoke::coordination::batches::batch::{Mode, Wanted};
+use convoke::coordination::batches::batch::{BatchPlan, Mode};
 use convoke::coordination::batches::{Acquired, Asker, Batches};
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
@@ -40,8 +40,8 @@ impl Hands {
         }
     }
 
-    fn wanted(&self) -> Wanted {
-        Wanted::new("b-1", "a.b", Mode::Exclusive, &[vec![1], vec![2]], 30_000).unwrap()
+    fn wanted(&self) -> BatchPlan {
+        BatchPlan::new("b-1", "a.b", Mode::Exclusive, &[vec![1], vec![2]], 30_000).unwrap()
     }
 
     /// Registers again, is elected, takes the batch over, is given the task again.

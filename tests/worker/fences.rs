@@ -378,8 +378,8 @@ async fn no_time_is_too_long() {
 
 #[test]
 fn a_worker_that_makes_no_sense_is_not_built() {
-    type Change = fn(&mut Settings);
-    let changes: [(&str, Change); 8] = [
+    type TaskChange = fn(&mut Settings);
+    let changes: [(&str, TaskChange); 8] = [
         ("concurrency: 0", |s| s.concurrency = 0),
         ("claim_idle: 0s", |s| s.claim_idle = Duration::ZERO),
         ("max_deliveries: 0", |s| s.max_deliveries = 0),

@@ -21,7 +21,7 @@ const MOST: usize = 64;
 /// Bytes of a message around a result that may have `max_payload`.
 const AROUND: usize = 64 * 1024;
 
-type Outcome = Result<Encoded, HandlerError>;
+type RunResult = Result<Encoded, HandlerError>;
 
 /// The seats of a pipe.
 pub(super) struct Pool {
@@ -72,7 +72,7 @@ struct Job {
     frame: Vec<u8>,
     alone: bool,
     context: Context,
-    to: oneshot::Sender<Outcome>,
+    to: oneshot::Sender<RunResult>,
 }
 
 /// An event that a process holds.
@@ -80,7 +80,7 @@ struct Held {
     number: u64,
     id: String,
     context: Context,
-    to: oneshot::Sender<Outcome>,
+    to: oneshot::Sender<RunResult>,
     given: Instant,
     /// Why what it is to publish cannot be.
     refused: Option<HandlerError>,
@@ -376,7 +376,7 @@ impl Seat {
 pub(super) struct Ticket {
     pool: Arc<Pool>,
     number: u64,
-    answer: oneshot::Receiver<Outcome>,
+    answer: oneshot::Receiver<RunResult>,
     given: bool,
     ended: bool,
 }
@@ -388,7 +388,7 @@ impl Ticket {
     }
 
     /// What became of it.
-    pub(super) async fn answer(&mut self) -> Outcome {
+    pub(super) async fn answer(&mut self) -> RunResult {
         let answer = (&mut self.answer).await;
         self.ended = true;
         answer.unwrap_or_else(|_| {

@@ -20,7 +20,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// What a check came to: how long the answer took, or why there was none. `None`: not configured.
-pub type Checked = Option<Result<Duration, String>>;
+pub type CheckResult = Option<Result<Duration, String>>;
 
 /// Checks the services. Nothing is connected or started before the first check.
 #[derive(Debug)]
@@ -42,14 +42,14 @@ impl Configured {
     }
 
     /// Asks PostgreSQL. Returns within `limit`, and within 2 s.
-    pub async fn postgres(&self, limit: Duration) -> Checked {
+    pub async fn postgres(&self, limit: Duration) -> CheckResult {
         let probe = self.postgres.as_ref()?;
         let answer = probe.ask(limit.min(self.limit)).await;
         Some(answer.map_err(|error| error.to_string()))
     }
 
     /// Asks the MCP server. Returns within `limit`, and within 2 s.
-    pub async fn mcp(&self, limit: Duration) -> Checked {
+    pub async fn mcp(&self, limit: Duration) -> CheckResult {
         let mcp = self.mcp.as_ref()?;
         Some(mcp.ask(limit.min(self.limit)).await)
     }

@@ -12,7 +12,7 @@ use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::silence::Answers;
 use crate::coordination::batches;
-use crate::coordination::batches::batch::{BatchStatus, Failure, Mode, Wanted};
+use crate::coordination::batches::batch::{BatchPlan, BatchStatus, Failure, Mode};
 use crate::coordination::batches::leases::Leases;
 use crate::coordination::batches::{Acquired, Asker, Batches};
 use crate::coordination::error::CoordinationError;
@@ -150,7 +150,7 @@ pub(super) async fn process(
     let lease_ms = event.lease_ms.unwrap_or(whole_ms(runner.lease));
     let items = std::mem::take(&mut event.items);
     let items: Vec<Vec<u8>> = items.iter().map(encoded).collect();
-    let wanted = Wanted::new(
+    let wanted = BatchPlan::new(
         &event.batch_id,
         &event.item_type,
         event.mode,
@@ -262,8 +262,8 @@ async fn somebody_handles(
 
 async fn answer(
     runner: &Runner,
-    wanted: &Wanted,
-    progress: batches::Progress,
+    wanted: &BatchPlan,
+    progress: batches::BatchProgress,
     status: BatchStatus,
 ) -> Result<Processed, HandlerError> {
     let failures = match status {

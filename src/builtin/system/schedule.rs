@@ -2,7 +2,7 @@
 
 use crate::builtin::{Services, encoded};
 use crate::coordination::error::CoordinationError;
-use crate::coordination::schedules::{Listed, Missed, Put, Stored, Wanted, When};
+use crate::coordination::schedules::{Listed, Missed, Put, ScheduleDraft, Stored, When};
 use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
@@ -207,11 +207,11 @@ pub(super) async fn put(
 }
 
 impl PutSchedule {
-    fn wanted(self) -> Result<Wanted, HandlerError> {
+    fn wanted(self) -> Result<ScheduleDraft, HandlerError> {
         let missing = || HandlerError::invalid_argument("type: missing; the type of its events");
         let missed = Missed::named(&self.missed)
             .ok_or_else(|| HandlerError::invalid_argument("missed: is skip, once or all"))?;
-        Ok(Wanted {
+        Ok(ScheduleDraft {
             name: self.name,
             when: When {
                 cron: self.cron,

@@ -2,7 +2,7 @@ use crate::builtin::Services;
 use crate::builtin::encoded;
 use crate::builtin::task::Moved;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::tasks::update::Change;
+use crate::coordination::tasks::update::TaskChange;
 use crate::handler::state::State;
 use crate::{Context, HandlerError};
 use rmpv::Value;
@@ -35,7 +35,7 @@ pub(super) async fn update(
     event: Update,
     services: State<Services>,
 ) -> Result<Moved, HandlerError> {
-    let change = Change {
+    let change = TaskChange {
         priority: event.priority,
         payload: event.payload.as_ref().map(encoded),
         requires: event.requires,

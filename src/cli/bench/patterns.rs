@@ -14,7 +14,7 @@ use super::rig::{Rig, Start};
 use anyhow::{Context as _, ensure};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
-use convoke::coordination::patterns::Patterns;
+use convoke::coordination::patterns::PatternStore;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use fleet::Fleet;
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let asker = Asker {
         rig,
         client,
-        patterns: Patterns::new(rig.connector.clone(), rig.keys.clone(), Default::default()),
+        patterns: PatternStore::new(rig.connector.clone(), rig.keys.clone(), Default::default()),
         ages: RefCell::default(),
     };
     asker.ask(Patterned::Health).await?;
@@ -66,7 +66,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
 struct Asker<'a> {
     rig: &'a Rig,
     client: Client,
-    patterns: Patterns,
+    patterns: PatternStore,
     /// How old the answers were, in ms, by pattern.
     ages: RefCell<BTreeMap<&'static str, Vec<f64>>>,
 }

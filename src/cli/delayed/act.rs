@@ -8,7 +8,7 @@ use crate::cli::confirm::confirm;
 use crate::cli::output::{self, count};
 use crate::cli::{Exit, Misuse, Session, input};
 use clap::Args;
-use convoke::operator::delayed::{Change, Queue, Waiting};
+use convoke::operator::delayed::{DelayedChange, Queue, Waiting};
 use convoke::operator::inspect;
 use convoke::operator::replay::{Operator, STEP, STEP_BYTES};
 use convoke::protocol::keys::StreamKind;
@@ -94,7 +94,7 @@ pub(super) struct Drop {
 /// What is done to events.
 enum Deed {
     RunNow,
-    Edit(Change),
+    Edit(DelayedChange),
     Drop,
 }
 
@@ -161,7 +161,7 @@ pub(super) async fn edit(
     if flags.due.is_none() && flags.data.is_none() {
         return Err(Misuse::error("say what becomes of them: --due, --data"));
     }
-    let mut change = Change::new();
+    let mut change = DelayedChange::new();
     if let Some(due) = flags.due {
         change = change.due_ms(due.ms(inspect::now(connection).await?));
     }

@@ -2,7 +2,7 @@
 
 use super::Which;
 use crate::cli::Session;
-use convoke::operator::delayed::{Pages, Queue, Waiting};
+use convoke::operator::delayed::{DelayedPages, Queue, Waiting};
 use redis::aio::MultiplexedConnection;
 use std::vec;
 
@@ -14,7 +14,7 @@ pub(super) struct Walk<'a> {
     /// Due times: the first and the last that may fit.
     span: (u64, u64),
     queues: vec::IntoIter<Queue>,
-    at: Option<(Queue, Pages)>,
+    at: Option<(Queue, DelayedPages)>,
 }
 
 impl<'a> Walk<'a> {
@@ -47,7 +47,7 @@ impl<'a> Walk<'a> {
                     let Some(queue) = self.queues.next() else {
                         return Ok(None);
                     };
-                    let pages = Pages::of(&self.connection, &queue, self.span.0, self.limit);
+                    let pages = DelayedPages::of(&self.connection, &queue, self.span.0, self.limit);
                     (queue, pages)
                 }
             };

@@ -8,7 +8,7 @@ pub(super) use access::names;
 use super::super::output::{number, span};
 use super::{Finding, Status};
 use access::{default_user, encryption, own_rights, protected, scripts, transactions, users};
-use convoke::operator::server::Server;
+use convoke::operator::server::ServerReport;
 use convoke::settings::Settings;
 use keeping::{diskless, eviction, fsync, maxmemory, min_replicas, persistence, replica_buffer};
 
@@ -28,7 +28,7 @@ const SKEW_MS: u64 = 1000;
 const BAD_SKEW_MS: u64 = 60_000;
 
 /// Everything about the server itself.
-pub(super) fn server(server: &Server, settings: &Settings) -> Vec<Finding> {
+pub(super) fn server(server: &ServerReport, settings: &Settings) -> Vec<Finding> {
     vec![
         version(server),
         role(server),
@@ -61,7 +61,7 @@ const MAY_NOT_CONFIG: &str = "the user may not run CONFIG GET, or the server lac
 const MAY_NOT_INFO: &str = "the user may not run INFO, or the server does not tell it there";
 const NOT_TOLD: &str = "the server's INFO does not tell it";
 
-fn version(server: &Server) -> Finding {
+fn version(server: &ServerReport) -> Finding {
     let check = "version";
     let Some(info) = &server.info else {
         return Finding::unknown(check, MAY_NOT_INFO);
@@ -84,7 +84,7 @@ fn version(server: &Server) -> Finding {
     }
 }
 
-fn role(server: &Server) -> Finding {
+fn role(server: &ServerReport) -> Finding {
     let check = "role";
     let Some(info) = &server.info else {
         return Finding::unknown(check, MAY_NOT_INFO);
@@ -106,7 +106,7 @@ fn role(server: &Server) -> Finding {
     }
 }
 
-fn bulk(server: &Server, settings: &Settings) -> Finding {
+fn bulk(server: &ServerReport, settings: &Settings) -> Finding {
     let check = "bulk-length";
     let Some(limit) = server.setting_number("proto-max-bulk-len") else {
         return Finding::unknown(check, MAY_NOT_CONFIG);
@@ -139,7 +139,7 @@ fn bulk(server: &Server, settings: &Settings) -> Finding {
     Finding::fine(check, format!("proto-max-bulk-len {}", number(limit)))
 }
 
-fn busy(server: &Server) -> Finding {
+fn busy(server: &ServerReport) -> Finding {
     let check = "busy-scripts";
     match server.setting_number("busy-reply-threshold") {
         None => Finding::unknown(check, MAY_NOT_CONFIG),
@@ -157,7 +157,7 @@ fn busy(server: &Server) -> Finding {
     }
 }
 
-fn timeout(server: &Server) -> Finding {
+fn timeout(server: &ServerReport) -> Finding {
     let check = "timeout";
     match server.setting_number("timeout") {
         None => Finding::unknown(check, MAY_NOT_CONFIG),
@@ -174,7 +174,7 @@ fn timeout(server: &Server) -> Finding {
     }
 }
 
-fn clock(server: &Server) -> Finding {
+fn clock(server: &ServerReport) -> Finding {
     let check = "clock";
     let Some((skew, half)) = server.skew else {
         return Finding::unknown(check, "the user may not run TIME");

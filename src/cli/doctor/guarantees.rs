@@ -1,10 +1,10 @@
 //! Which guarantees are weaker on this server, because it leaves out what others tell.
 
 use super::{Finding, Status};
-use convoke::operator::server::Server;
+use convoke::operator::server::ServerReport;
 
 /// Everything that depends on what the server tells.
-pub(super) fn guarantees(server: &Server) -> Vec<Finding> {
+pub(super) fn guarantees(server: &ServerReport) -> Vec<Finding> {
     vec![
         cluster(server),
         primary(server),
@@ -14,7 +14,7 @@ pub(super) fn guarantees(server: &Server) -> Vec<Finding> {
     ]
 }
 
-fn cluster(server: &Server) -> Finding {
+fn cluster(server: &ServerReport) -> Finding {
     let check = "cluster";
     let mode = server.info.as_ref().and_then(|info| info.get("redis_mode"));
     match mode.map(String::as_str) {
@@ -34,7 +34,7 @@ fn cluster(server: &Server) -> Finding {
     }
 }
 
-fn primary(server: &Server) -> Finding {
+fn primary(server: &ServerReport) -> Finding {
     let check = "primary-told";
     if !server.lacks.role {
         return Finding::fine(check, "the server tells whether it is a primary");
@@ -49,7 +49,7 @@ fn primary(server: &Server) -> Finding {
     }
 }
 
-fn one_history(server: &Server) -> Finding {
+fn one_history(server: &ServerReport) -> Finding {
     let check = "one-history";
     if !server.lacks.epoch {
         return Finding::fine(check, "a failover or a restart of the server is noticed");
@@ -66,7 +66,7 @@ fn one_history(server: &Server) -> Finding {
     }
 }
 
-fn server_time(server: &Server) -> Finding {
+fn server_time(server: &ServerReport) -> Finding {
     let check = "server-time";
     if !server.lacks.time {
         return Finding::fine(check, "the server tells the time");
@@ -82,7 +82,7 @@ fn server_time(server: &Server) -> Finding {
     }
 }
 
-fn confirm(server: &Server) -> Finding {
+fn confirm(server: &ServerReport) -> Finding {
     let check = "confirm";
     match server.waits {
         Some(true) => Finding::fine(check, "publishes can be confirmed by replicas"),

@@ -4,7 +4,7 @@ use super::super::Session;
 use super::super::output::bytes;
 use super::{Finding, Status};
 use convoke::operator::memory;
-use convoke::operator::server::Server;
+use convoke::operator::server::ServerReport;
 use convoke::protocol::keys::StreamKind;
 use redis::aio::MultiplexedConnection;
 
@@ -18,7 +18,7 @@ const NAMED: usize = 3;
 pub(super) async fn memory(
     session: &Session,
     connection: &mut MultiplexedConnection,
-    server: &Server,
+    server: &ServerReport,
 ) -> anyhow::Result<Finding> {
     let check = "memory";
     let Some(memory) = server.memory() else {

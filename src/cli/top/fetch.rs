@@ -14,7 +14,7 @@ use convoke::coordination::ballots::Ballots;
 use convoke::coordination::batches::Batches;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::roster::Detail;
-use convoke::coordination::patterns::Patterns;
+use convoke::coordination::patterns::PatternStore;
 use convoke::coordination::tasks::Tasks;
 use convoke::operator::browse::Sight;
 use convoke::operator::inspect;
@@ -43,7 +43,7 @@ pub(super) struct Watcher {
     tasks: Tasks,
     batches: Batches,
     ballots: Ballots,
-    patterns: Patterns,
+    patterns: PatternStore,
     survey: Survey,
     /// Whether the server does not tell how large a key is.
     sizes_refused: bool,
@@ -57,7 +57,7 @@ impl Watcher {
             tasks: Tasks::new(connector.clone(), keys.clone()),
             batches: Batches::new(connector.clone(), keys.clone()),
             ballots: Ballots::new(connector.clone(), keys.clone()),
-            patterns: Patterns::new(connector.clone(), keys.clone(), Default::default()),
+            patterns: PatternStore::new(connector.clone(), keys.clone(), Default::default()),
             connection: None,
             sight: session.sight()?,
             connector,

@@ -9,7 +9,7 @@ pub(super) const HISTORY: usize = 120;
 
 /// What went through a group, or into a stream without one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Flow {
+pub(super) struct Throughput {
     added: Option<u64>,
     settled: Option<u64>,
     /// Entries added a second; `None`: not known.
@@ -22,15 +22,15 @@ pub(super) struct Flow {
     pub(crate) waiting: VecDeque<f64>,
 }
 
-impl Flow {
+impl Throughput {
     /// What follows from the flow before and what was counted `elapsed_ms` later.
     pub(super) fn after(
-        before: Option<Flow>,
+        before: Option<Throughput>,
         added: Option<u64>,
         settled: Option<u64>,
         waiting: u64,
         elapsed_ms: Option<u64>,
-    ) -> Flow {
+    ) -> Throughput {
         let mut flow = before.unwrap_or_default();
         let since = |then: Option<u64>, now: Option<u64>| rate(then?, now?, elapsed_ms?);
         flow.rate_in = since(flow.added, added);

@@ -2,7 +2,7 @@
 //! person at the keyboard chose. Knows neither the bus nor the terminal.
 
 use super::act::Act;
-use super::flow::{Flow, measured};
+use super::flow::{Throughput, measured};
 use super::lately::{Lately, Marks};
 use super::panels;
 use super::row::Row;
@@ -106,7 +106,7 @@ pub(super) struct State {
     pub(super) confirmed: Option<Act>,
     sample: Option<Sample>,
     elapsed_ms: Option<u64>,
-    flows: HashMap<String, Flow>,
+    flows: HashMap<String, Throughput>,
     marks: Marks,
     pub(super) views: [View; Panel::ALL.len()],
 }
@@ -156,7 +156,8 @@ impl State {
         for stream in &sample.streams {
             for (id, settled, waiting) in measured(stream) {
                 let before = self.flows.remove(&id);
-                let flow = Flow::after(before, stream.added, settled, waiting, self.elapsed_ms);
+                let flow =
+                    Throughput::after(before, stream.added, settled, waiting, self.elapsed_ms);
                 flows.insert(id, flow);
             }
         }
@@ -179,7 +180,7 @@ impl State {
     }
 
     /// What went through there.
-    pub(super) fn flow(&self, id: &str) -> Option<&Flow> {
+    pub(super) fn flow(&self, id: &str) -> Option<&Throughput> {
         self.flows.get(id)
     }
 

@@ -6,8 +6,8 @@ use crate::cli::choose;
 use crate::cli::output::{self, count, span};
 use crate::cli::{Session, payload};
 use convoke::connect::clock::whole_ms;
-use convoke::operator::browse::{Pages as Entries, Sight};
-use convoke::operator::delayed::{self, Pages as Delayed, Queue};
+use convoke::operator::browse::{Pages, Sight};
+use convoke::operator::delayed::{self, DelayedPages, Queue};
 use convoke::operator::inspect::{self, Group};
 use convoke::protocol::dead::Letter;
 use convoke::protocol::event::{Entry, EntryId, LAST_ERROR, payload_of};
@@ -126,7 +126,7 @@ impl<'a> Gathering<'a> {
     /// The entries of a stream that are meant, with their events' ids.
     async fn of_stream(&mut self, stream: &StreamName) -> anyhow::Result<Vec<(String, EntryId)>> {
         let mut found = Vec::new();
-        let mut pages = Entries::new(&self.sight, &stream.key, self.from, END);
+        let mut pages = Pages::new(&self.sight, &stream.key, self.from, END);
         loop {
             let page = pages.next().await?;
             if page.is_empty() {
@@ -217,7 +217,7 @@ impl<'a> Gathering<'a> {
             let Some(queue) = Queue::of(&self.keys, &stream) else {
                 continue;
             };
-            let mut pages = Delayed::of(&self.connection, &queue, 0, self.sight.limit());
+            let mut pages = DelayedPages::of(&self.connection, &queue, 0, self.sight.limit());
             loop {
                 let page = pages.next().await?;
                 if page.is_empty() {
@@ -256,7 +256,7 @@ impl<'a> Gathering<'a> {
     pub(super) async fn dead(&mut self) -> anyhow::Result<()> {
         let dead = self.beside(StreamKind::Dead).await?;
         for stream in dead {
-            let mut pages = Entries::new(&self.sight, &stream.key, self.from, END);
+            let mut pages = Pages::new(&self.sight, &stream.key, self.from, END);
             loop {
                 let page = pages.next().await?;
                 if page.is_empty() {
@@ -298,7 +298,7 @@ impl<'a> Gathering<'a> {
         streams.extend(self.all(StreamKind::Reply).await?);
         streams.extend(self.all(StreamKind::Inbox).await?);
         for stream in streams {
-            let mut pages = Entries::new(&self.sight, &stream.key, self.from, END);
+            let mut pages = Pages::new(&self.sight, &stream.key, self.from, END);
             loop {
                 let page = pages.next().await?;
                 if page.is_empty() {
@@ -342,7 +342,7 @@ impl<'a> Gathering<'a> {
     pub(super) async fn deeds_of_operators(&mut self) -> anyhow::Result<()> {
         let asked = self.flags.entry().map(|entry| entry.to_string());
         let broadcast = self.keys.broadcast();
-        let mut pages = Entries::new(&self.sight, &broadcast, self.from, END);
+        let mut pages = Pages::new(&self.sight, &broadcast, self.from, END);
         loop {
             let page = pages.next().await?;
             if page.is_empty() {

@@ -1,6 +1,6 @@
 //! The connectors of one cluster, one for each slot that was asked for: each has a history and a pool of its own.
 
-use crate::connect::connector::{Connector, Place};
+use crate::connect::connector::{Connector, Destination};
 use crate::connect::error::BusError;
 use crate::connect::greeting::Known;
 use crate::connect::lending::PrimaryPool;
@@ -46,7 +46,7 @@ impl Connector {
     /// Where keys are on a cluster: its slot; `None` elsewhere.
     pub(in crate::connect) fn slot(&self) -> Option<u16> {
         match &self.place {
-            Place::Moving {
+            Destination::Moving {
                 locator: Locator::Slot(_, slot),
                 ..
             } => Some(*slot),
@@ -55,7 +55,7 @@ impl Connector {
     }
 
     pub(in crate::connect) fn toward_slot(&self, slot: u16) -> Self {
-        let Place::Moving {
+        let Destination::Moving {
             locator: Locator::Slot(cluster, here),
             pool,
             lending,
@@ -79,7 +79,7 @@ impl Connector {
         });
         Self {
             url: self.url.clone(),
-            place: Place::Moving {
+            place: Destination::Moving {
                 locator: Locator::Slot(cluster.clone(), slot),
                 pool: member.pool.clone(),
                 lending: *lending,
@@ -97,7 +97,7 @@ impl Connector {
     /// No node of the cluster tells which there are.
     #[doc(hidden)]
     pub async fn nodes(&self) -> Result<Vec<Self>, BusError> {
-        let Place::Moving {
+        let Destination::Moving {
             locator: Locator::Slot(cluster, _),
             ..
         } = &self.place

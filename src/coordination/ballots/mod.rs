@@ -100,7 +100,7 @@ pub struct Voted {
 
 /// A ballot with its votes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Shown {
+pub struct BallotVotes {
     /// The ballot.
     pub ballot: Ballot,
     /// The electorate, by id: what each voted for, as canonical MessagePack; `None`: not yet.
@@ -262,7 +262,7 @@ impl Ballots {
     ///
     /// # Errors
     /// `Invalid` for a malformed name, `Bus` else.
-    pub async fn show(&self, decision: &str) -> Result<Option<Shown>, CoordinationError> {
+    pub async fn show(&self, decision: &str) -> Result<Option<BallotVotes>, CoordinationError> {
         check_decision(decision)?;
         let keys = &self.store.keys;
         let mut reads = redis::pipe();
@@ -294,11 +294,11 @@ impl Ballots {
                 (id, value)
             })
             .collect();
-        Ok(Some(Shown { ballot, votes }))
+        Ok(Some(BallotVotes { ballot, votes }))
     }
 }
 
-impl Shown {
+impl BallotVotes {
     /// The values that were voted for, with how many voted so, the most first.
     pub fn tally(&self) -> Vec<(&[u8], usize)> {
         let mut counts: HashMap<&[u8], usize> = HashMap::new();

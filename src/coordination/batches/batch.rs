@@ -66,7 +66,7 @@ impl BatchStatus {
 
 /// What is to be done, as far as the shared state knows it: the items themselves stay with the event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Wanted {
+pub struct BatchPlan {
     pub(crate) id: String,
     pub(crate) item_type: String,
     pub(crate) mode: Mode,
@@ -75,7 +75,7 @@ pub struct Wanted {
     pub(crate) digest: String,
 }
 
-impl Wanted {
+impl BatchPlan {
     /// Checks a batch; each item is one encoded MessagePack value.
     ///
     /// # Errors
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     fn refused(id: &str, kind: &str, items: &[Vec<u8>], lease_ms: u64) -> String {
-        match Wanted::new(id, kind, Mode::Exclusive, items, lease_ms) {
+        match BatchPlan::new(id, kind, Mode::Exclusive, items, lease_ms) {
             Err(CoordinationError::Invalid(message)) => message,
             other => panic!("not refused: {other:?}"),
         }
@@ -240,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_is_bounded_and_the_message_names_the_field() {
-        assert!(Wanted::new("b", "a.b", Mode::Exclusive, &[], 100).is_ok());
+        assert!(BatchPlan::new("b", "a.b", Mode::Exclusive, &[], 100).is_ok());
         assert!(refused("", "a.b", &[], 100).starts_with("batch_id: "));
         assert!(refused("a b", "a.b", &[], 100).starts_with("batch_id: "));
         assert!(refused("b", "a", &[], 100).starts_with("item_type: "));
@@ -256,7 +256,7 @@ mod tests {
     fn another_content_has_another_digest() {
         let of = |kind: &str, mode: Mode, items: &[&[u8]]| {
             let items: Vec<Vec<u8>> = items.iter().map(|item| item.to_vec()).collect();
-            Wanted::new("b", kind, mode, &items, 100).unwrap().digest
+            BatchPlan::new("b", kind, mode, &items, 100).unwrap().digest
         };
         let digests = [
             of("a.b", Mode::Exclusive, &[b"xy", b"z"]),

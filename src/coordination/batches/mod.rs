@@ -33,10 +33,10 @@ use crate::connect::connector::Connector;
 use crate::connect::epoch::Epoch;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
-use crate::connect::silence::{Answers, Span};
+use crate::connect::silence::{Answers, CallTime};
 use crate::coordination::answer::answer;
 use crate::coordination::batches::batch::{
-    Batch, Failure, MAX_FAILURES, MAX_MESSAGE, Wanted, check_id,
+    Batch, BatchPlan, Failure, MAX_FAILURES, MAX_MESSAGE, check_id,
 };
 use crate::protocol::keys::Keys;
 use crate::streams::commit::Publication;
@@ -87,7 +87,7 @@ pub struct Asker<'a> {
 
 /// How far a batch is and who holds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Progress {
+pub struct BatchProgress {
     /// The holder's fence.
     pub fence: u64,
     /// The holder, or the last one.
@@ -104,11 +104,11 @@ pub struct Progress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acquired {
     /// The asker holds it; the bitmap of what was finished before.
-    Held(Progress, Vec<u8>),
+    Held(BatchProgress, Vec<u8>),
     /// Another one holds it.
     Busy {
         /// Who, and how far.
-        progress: Progress,
+        progress: BatchProgress,
         /// What is left of its lease.
         left: Duration,
         /// Whether the holder's event has the asker's event id: it is the same request.
@@ -117,18 +117,18 @@ pub enum Acquired {
     /// Nobody holds it, and the asker may not.
     Free,
     /// The batch is completed.
-    Completed(Progress),
+    Completed(BatchProgress),
 }
 
 /// The outcome of committing a batch's progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Advanced {
     /// The item is committed, and others are missing.
-    Running(Progress),
+    Running(BatchProgress),
     /// The item is committed, and was the last of its batch.
-    Completed(Progress),
+    Completed(BatchProgress),
     /// Nothing was changed: somebody else holds the batch, or it is gone.
-    Lost(Progress),
+    Lost(BatchProgress),
 }
 
 /// An item that is finished.
@@ -205,7 +205,7 @@ impl Batches {
     /// `AlreadyExists` if a batch of that id has another content; `Bus` else.
     pub async fn acquire(
         &self,
-        wanted: &Wanted,
+        wanted: &BatchPlan,
         asker: Asker<'_>,
     ) -> Result<Acquired, CoordinationError> {
         let mut call = self.coordinate("acquire", &wanted.id);
@@ -222,9 +222,12 @@ impl Batches {
             .arg(whole_ms(ABANDONED))
             .arg(LISTED)
             .arg(asker.deliveries);
-        let span = self.answers.as_ref().map_or(Some(Span::ANY), Answers::span);
+        let span = self
+            .answers
+            .as_ref()
+            .map_or(Some(CallTime::ANY), Answers::span);
         // Within a gap nobody can say whether the holder is silent.
-        let span = span.unwrap_or(Span::NEVER);
+        let span = span.unwrap_or(CallTime::NEVER);
         call.arg(span.since).arg(span.from).arg(span.until);
         call.arg(unguessable());
         let answer: Coordinated = self.store.invoke(&call).await?;
@@ -254,7 +257,7 @@ impl Batches {
     /// not be stored, nothing was changed; `Bus` else.
     pub async fn progress(
         &self,
-        wanted: &Wanted,
+        wanted: &BatchPlan,
         fence: u64,
         outcomes: &[FinishedItem],
         publications: &[Publication],
@@ -408,8 +411,8 @@ impl Batches {
     }
 }
 
-fn progress(answer: &Coordinated) -> Progress {
-    Progress {
+fn progress(answer: &Coordinated) -> BatchProgress {
+    BatchProgress {
         fence: answer.fence,
         processor_id: answer.processor_id.clone(),
         processed: answer.processed,

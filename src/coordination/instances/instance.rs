@@ -4,7 +4,7 @@ use crate::coordination::bounds::{check_id, check_map, invalid, named, within};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Seal;
 use crate::coordination::instances::gossip::{self, Observed};
-use crate::coordination::instances::orders::Mode;
+use crate::coordination::instances::orders::WorkerMode;
 use crate::coordination::metrics::{Gauges, Report};
 use crate::protocol::bounds::{MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use crate::protocol::keys;
@@ -179,7 +179,7 @@ pub struct Instance {
     /// Whether a peer suspects it.
     pub suspect: bool,
     /// How it says to be.
-    pub mode: Mode,
+    pub mode: WorkerMode,
 }
 
 impl Instance {

@@ -58,7 +58,7 @@ use super::error::CoordinationError;
 use super::store::{Store, words};
 use crate::connect::connector::Connector;
 use crate::connect::epoch::Epoch;
-use crate::connect::silence::{Answers, Span};
+use crate::connect::silence::{Answers, CallTime};
 use crate::protocol::keys::Keys;
 use redis::ScriptInvocation;
 use std::collections::BTreeSet;
@@ -134,9 +134,9 @@ impl Instances {
     }
 
     /// In which time of the server a call belongs that is made now; `None` where nobody can say.
-    pub(super) fn span(&self) -> Option<Span> {
+    pub(super) fn span(&self) -> Option<CallTime> {
         let answers = self.answers.as_ref();
-        answers.map_or(Some(Span::ANY), Answers::span)
+        answers.map_or(Some(CallTime::ANY), Answers::span)
     }
 
     /// Declares role sets: their keys, and their names as one argument.

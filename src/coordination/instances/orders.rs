@@ -73,7 +73,7 @@ pub struct Order {
 /// How a worker is, by its own word.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Mode {
+pub struct WorkerMode {
     /// The version of the program, as its settings name it.
     pub version: String,
     /// Handlers that it runs at a time.
@@ -84,7 +84,7 @@ pub struct Mode {
     pub draining: bool,
 }
 
-impl Mode {
+impl WorkerMode {
     /// The word for it: `draining`, `quiet`, or empty where it works.
     pub fn word(&self) -> &'static str {
         match (self.draining, self.quiet) {
@@ -191,7 +191,7 @@ impl Instances {
     pub async fn look_for_orders(
         &self,
         id: &str,
-        mode: &Mode,
+        mode: &WorkerMode,
     ) -> Result<Option<Order>, CoordinationError> {
         let mode = rmp_serde::to_vec_named(mode).map_err(|error| invalid(error.to_string()))?;
         let mut call = MODE.prepare_invoke();

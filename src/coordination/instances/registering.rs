@@ -2,7 +2,7 @@
 
 use super::{Instances, KEPT, TRIES, contended, learn, or_empty, sealed};
 use crate::connect::clock::whole_ms;
-use crate::connect::silence::Span;
+use crate::connect::silence::CallTime;
 use crate::coordination::answer::answer;
 use crate::coordination::bounds::check_id;
 use crate::coordination::error::CoordinationError;
@@ -168,7 +168,7 @@ impl Instances {
                 }
                 1 => learn(&mut declared, &told.held),
                 // By its own word: no silence is judged.
-                2 => _ = self.lose(id, Some(Span::ANY), false).await?,
+                2 => _ = self.lose(id, Some(CallTime::ANY), false).await?,
                 3 => return Err(sealed(id, "register")),
                 4 => return Ok(None),
                 5 => {

@@ -115,7 +115,7 @@ const FULL: [&str; 2] = ["capabilities", "metadata"];
 
 /// The instances that are known, at about one moment of the server's clock.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Known {
+pub struct KnownInstances {
     /// The moment, in Unix ms.
     pub at: u64,
     /// How many are known, listed or not.
@@ -232,7 +232,11 @@ impl Instances {
     ///
     /// # Errors
     /// `Bus`.
-    pub async fn known(&self, detail: Detail, limit: usize) -> Result<Known, CoordinationError> {
+    pub async fn known(
+        &self,
+        detail: Detail,
+        limit: usize,
+    ) -> Result<KnownInstances, CoordinationError> {
         let now = self.store.now().await?;
         let recently = now.saturating_sub(whole_ms(RECENTLY));
         let mut reads = redis::pipe();
@@ -296,7 +300,7 @@ impl Instances {
             }
         }
         listed.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
-        Ok(Known {
+        Ok(KnownInstances {
             at: now,
             total,
             listed,

@@ -3,7 +3,7 @@
 use super::{Instances, KEPT, RECENTLY, TRIES, contended, learn};
 use crate::connect::clock::whole_ms;
 use crate::connect::script::script;
-use crate::connect::silence::Span;
+use crate::connect::silence::CallTime;
 use crate::coordination::answer::answer;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::tasks::assignment::{self, Inboxes};
@@ -91,7 +91,7 @@ impl Instances {
     pub(in crate::coordination) async fn lose(
         &self,
         id: &str,
-        span: Option<Span>,
+        span: Option<CallTime>,
         silent: bool,
     ) -> Result<Option<Lost>, CoordinationError> {
         let Some(span) = span else {

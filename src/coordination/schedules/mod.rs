@@ -29,7 +29,9 @@ mod tests;
 mod timing;
 
 pub use plan::Missed;
-pub use schedule::{Definition, MAX_PAYLOAD, MAX_SCHEDULES, SHOWN, Standing, Stored, Wanted};
+pub use schedule::{
+    Definition, MAX_PAYLOAD, MAX_SCHEDULES, SHOWN, ScheduleDraft, Standing, Stored,
+};
 pub use timing::When;
 
 use super::answer::answer;
@@ -123,7 +125,7 @@ impl Schedules {
     /// one; `Exhausted` if there are as many as there may be; `Bus` else, and the call can be repeated.
     pub async fn put(
         &self,
-        wanted: &Wanted,
+        wanted: &ScheduleDraft,
         version: Option<u64>,
         by: &str,
     ) -> Result<Put, CoordinationError> {
@@ -191,7 +193,7 @@ impl Schedules {
                 .find(|pair| pair[0] == name)
                 .map(|pair| pair[1].clone())
         };
-        let wanted = Wanted {
+        let wanted = ScheduleDraft {
             name: name.to_owned(),
             when: definition.when,
             kind: definition.kind,

@@ -20,7 +20,7 @@ pub const SHOWN: usize = 5;
 
 /// A schedule as somebody wants it.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct ScheduleDraft {
     /// Its name.
     pub name: String,
     /// When it ticks.
@@ -94,7 +94,7 @@ pub struct Stored {
     pub stream: String,
 }
 
-impl Wanted {
+impl ScheduleDraft {
     /// Checks it, and says when it ticks.
     pub(super) fn check(&self, keys: &Keys) -> Result<Timing, CoordinationError> {
         named("name", keys::check_name("schedule", &self.name))?;

@@ -17,7 +17,7 @@ static UPDATE: LazyLock<Script> =
 
 /// What changes; the rest stays.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Change {
+pub struct TaskChange {
     /// 0 to 100.
     pub priority: Option<u8>,
     /// One MessagePack value.
@@ -39,7 +39,7 @@ impl Tasks {
     pub async fn update(
         &self,
         id: &str,
-        change: &Change,
+        change: &TaskChange,
         asked: &str,
     ) -> Result<Placed, CoordinationError> {
         check_task_id(id)?;

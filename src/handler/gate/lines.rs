@@ -27,7 +27,7 @@ impl Lines {
     }
 
     /// Takes a place in that line, now: at its head if nobody is there, else behind what is older.
-    pub fn join(self: &Arc<Self>, name: &str, entry: EntryId) -> Place {
+    pub fn join(self: &Arc<Self>, name: &str, entry: EntryId) -> InLine {
         let mut lines = self.lock();
         let (name, turn) = match lines.get_key_value(name) {
             None => {
@@ -44,7 +44,7 @@ impl Lines {
                 (name, Some(turn))
             }
         };
-        Place {
+        InLine {
             lines: self.clone(),
             name,
             turn,
@@ -54,13 +54,13 @@ impl Lines {
 
 /// A place in a line: at its head (`turn` is `None`), or waiting for its turn.
 #[derive(Debug)]
-pub struct Place {
+pub struct InLine {
     lines: Arc<Lines>,
     name: Arc<str>,
     turn: Option<oneshot::Receiver<()>>,
 }
 
-impl Place {
+impl InLine {
     /// Waits until it is at the head.
     pub async fn head(&mut self) -> Result<(), HandlerError> {
         if let Some(turn) = &mut self.turn {
@@ -73,7 +73,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for InLine {
     fn drop(&mut self) {
         let mut lines = self.lines.lock();
         if let Some(turn) = &mut self.turn {
@@ -105,7 +105,7 @@ mod tests {
         EntryId { ms: 1, seq }
     }
 
-    fn at_head(place: &mut Place) -> bool {
+    fn at_head(place: &mut InLine) -> bool {
         place.head().now_or_never().is_some()
     }
 

@@ -64,7 +64,7 @@ const DOUBTS: u32 = 8;
 
 /// A transition that others may want to know of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
+pub enum Transition {
     /// The breaker was closed and is open now.
     Opened,
     /// A probe failed, so it is open again for longer.
@@ -81,7 +81,7 @@ pub struct Ticket {
 
 /// What became of a run that asked.
 #[derive(Debug)]
-pub enum Admission {
+pub enum Passage {
     /// The run may begin.
     Run(Ticket),
     /// The run may not begin; trying again may help after this time.
@@ -144,11 +144,11 @@ impl Breaker {
     }
 
     /// Asks for leave to run.
-    pub fn admit(&mut self, now: Instant) -> Admission {
+    pub fn admit(&mut self, now: Instant) -> Passage {
         if let Phase::Open { until, length } = self.phase {
             if now < until {
                 // A clock that went back must not make anyone wait longer than it is open.
-                return Admission::Refused((until - now).min(length));
+                return Passage::Refused((until - now).min(length));
             }
             self.enter(Phase::HalfOpen {
                 probes: 0,
@@ -159,17 +159,17 @@ impl Breaker {
         }
         if let Phase::HalfOpen { probes, .. } = &mut self.phase {
             if *probes >= self.policy.probes {
-                return Admission::Refused(PROBING);
+                return Passage::Refused(PROBING);
             }
             *probes += 1;
         }
-        Admission::Run(Ticket {
+        Passage::Run(Ticket {
             period: self.period,
         })
     }
 
     /// Takes the verdict of a run that was admitted.
-    pub fn finish(&mut self, ticket: Ticket, verdict: Verdict, now: Instant) -> Option<Change> {
+    pub fn finish(&mut self, ticket: Ticket, verdict: Verdict, now: Instant) -> Option<Transition> {
         if ticket.period != self.period {
             return None;
         }
@@ -184,7 +184,7 @@ impl Breaker {
                     return None;
                 }
                 self.open(self.policy.open_for, now);
-                Some(Change::Opened)
+                Some(Transition::Opened)
             }
             Phase::HalfOpen {
                 probes,
@@ -200,7 +200,7 @@ impl Breaker {
                     Verdict::Bad | Verdict::Doubtful => {
                         let longer = length.saturating_mul(2).min(self.policy.open_cap);
                         self.open(longer, now);
-                        return Some(Change::Reopened);
+                        return Some(Transition::Reopened);
                     }
                     Verdict::None => {}
                 }
@@ -208,7 +208,7 @@ impl Breaker {
                     return None;
                 }
                 self.enter(Phase::Closed { failures: 0 });
-                Some(Change::Closed)
+                Some(Transition::Closed)
             }
             // Nothing is admitted in this period.
             Phase::Open { .. } => None,

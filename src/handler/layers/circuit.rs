@@ -2,7 +2,9 @@
 
 use crate::connect::clock::local_now;
 use crate::handler::function::Encoded;
-use crate::handler::layers::breaker::{Admission, Breaker, Change, CircuitState, Ticket, Verdict};
+use crate::handler::layers::breaker::{
+    Breaker, CircuitState, Passage, Ticket, Transition, Verdict,
+};
 use crate::handler::policy::CircuitPolicy;
 use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError, Refusal};
@@ -56,11 +58,11 @@ impl Circuit {
     /// Leave for one run, or how long until one may be given.
     pub fn admit(self: &Arc<Self>) -> Result<Admitted, Duration> {
         match self.lock().admit(Instant::now()) {
-            Admission::Run(ticket) => Ok(Admitted {
+            Passage::Run(ticket) => Ok(Admitted {
                 circuit: self.clone(),
                 ticket: Some(ticket),
             }),
-            Admission::Refused(wait) => Err(wait),
+            Passage::Refused(wait) => Err(wait),
         }
     }
 
@@ -72,21 +74,21 @@ impl Circuit {
         let failures = breaker.policy().failures;
         // Told under the lock, so that changes are told in the order in which they happened.
         if let Some(changes) = &self.changes
-            && change != Change::Reopened
+            && change != Transition::Reopened
         {
             // Nobody listens any more when the worker ends.
             let _ = changes.send(CircuitChange {
                 kind: self.kind.clone(),
-                opened: change == Change::Opened,
+                opened: change == Transition::Opened,
                 at: local_now(),
             });
         }
         drop(breaker);
         let kind = &*self.kind;
         match change {
-            Change::Opened => tracing::warn!(kind, failures, "circuit opened"),
-            Change::Reopened => tracing::debug!(kind, "circuit stays open: a probe failed"),
-            Change::Closed => tracing::info!(kind, "circuit closed"),
+            Transition::Opened => tracing::warn!(kind, failures, "circuit opened"),
+            Transition::Reopened => tracing::debug!(kind, "circuit stays open: a probe failed"),
+            Transition::Closed => tracing::info!(kind, "circuit closed"),
         }
     }
 

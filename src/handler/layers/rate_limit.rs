@@ -1,6 +1,6 @@
 //! A rate of runs per source, the same for all replicas.
 
-use crate::coordination::limits::{Decision, RateLimits};
+use crate::coordination::limits::{RateDecision, RateLimits};
 use crate::handler::layers::instrument::Stats;
 use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError, Refusal};
@@ -76,8 +76,8 @@ impl RateRule {
     pub async fn check(&self, source: Option<&str>, again: bool) -> Result<(), HandlerError> {
         let asked = self.limits.take(&self.kind, source, self.rate);
         match timeout(PATIENCE, asked).await {
-            Ok(Ok(Decision::Allowed)) => Ok(()),
-            Ok(Ok(Decision::Refused(wait))) => {
+            Ok(Ok(RateDecision::Allowed)) => Ok(()),
+            Ok(Ok(RateDecision::Refused(wait))) => {
                 if !again {
                     self.held_back();
                 }

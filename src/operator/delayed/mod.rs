@@ -179,7 +179,7 @@ async fn page(
 
 /// What waits in a queue, in the order in which it is due, in bounded memory.
 #[derive(Debug)]
-pub struct Pages {
+pub struct DelayedPages {
     connection: MultiplexedConnection,
     queue: String,
     limit: usize,
@@ -187,7 +187,7 @@ pub struct Pages {
     is_over: bool,
 }
 
-impl Pages {
+impl DelayedPages {
     /// Begins with what is due first from `due_ms` on (Unix ms). Of a member over `limit` bytes a part is held.
     pub fn of(
         connection: &MultiplexedConnection,
@@ -259,14 +259,14 @@ fn waiting((due, bytes, member): Shown, limit: usize) -> Waiting {
 /// What is to become of events that wait.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct Change {
+pub struct DelayedChange {
     /// Their payload, MessagePack; `None` leaves it as it is.
     pub data: Option<Vec<u8>>,
     /// When they are due (Unix ms, server clock); `None` leaves it as it is.
     pub due_ms: Option<u64>,
 }
 
-impl Change {
+impl DelayedChange {
     /// What changes nothing yet.
     pub fn new() -> Self {
         Self::default()
@@ -343,7 +343,7 @@ impl Operator {
         connection: &mut MultiplexedConnection,
         queue: &Queue,
         events: &[Waiting],
-        change: &Change,
+        change: &DelayedChange,
     ) -> Result<Vec<bool>, BusError> {
         let mut call = CHANGE.prepare_invoke();
         call.key(&queue.key);

@@ -8,7 +8,7 @@ use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
 use crate::connect::script::script;
-use crate::connect::silence::Span;
+use crate::connect::silence::CallTime;
 use crate::protocol::event::{Entry, EntryId};
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Script, Value};
@@ -54,12 +54,12 @@ pub struct Idle {
     /// At least so long.
     pub least: Duration,
     /// At another time nothing is taken (see [`crate::connect::silence`]).
-    pub within: Span,
+    pub within: CallTime,
 }
 
 impl From<Duration> for Idle {
     fn from(least: Duration) -> Self {
-        let within = Span::ANY;
+        let within = CallTime::ANY;
         Self { least, within }
     }
 }

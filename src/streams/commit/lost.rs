@@ -6,7 +6,7 @@ use crate::protocol::dead::DeadLetter;
 use crate::protocol::entry::Entry;
 
 /// An effect of a committed settlement that could not be written.
-pub(super) struct Lost {
+pub(super) struct Unwritten {
     pub(super) receipt: Receipt,
     pub(super) stream: String,
     pub(super) fields: Vec<Vec<u8>>,
@@ -38,7 +38,7 @@ impl Committer {
                     }
                     // Nobody waits for it.
                     _ if effect.worth == Worth::There && message.is_empty() => {}
-                    _ => lost.push(Lost {
+                    _ => lost.push(Unwritten {
                         receipt: settlement.receipt,
                         stream: effect.stream(),
                         fields: effect.fields(),
@@ -55,8 +55,8 @@ impl Committer {
     }
 
     /// What could not be written becomes a dead letter of its own: the event is acknowledged already.
-    pub(super) async fn bury(&self, lost: Vec<Lost>) {
-        for Lost {
+    pub(super) async fn bury(&self, lost: Vec<Unwritten>) {
+        for Unwritten {
             receipt,
             stream,
             fields,

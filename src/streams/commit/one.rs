@@ -6,7 +6,7 @@ use crate::connect::resp::wire::Commands;
 use crate::connect::script::script;
 use crate::protocol::digits::Digits;
 use crate::streams::claim;
-use crate::streams::commit::lost::Lost;
+use crate::streams::commit::lost::Unwritten;
 use crate::streams::commit::settlement::{Outcome, Receipt, Settlement, Worth, is_inbox};
 use crate::streams::commit::{Committer, Fast};
 use redis::aio::MultiplexedConnection;
@@ -97,7 +97,7 @@ impl Committer {
                         Worth::Optional | Worth::There if untold => buried = true,
                         // Nobody waits for it.
                         Worth::There if message.starts_with(b"NOKEY") => {}
-                        _ => lost.push(Lost {
+                        _ => lost.push(Unwritten {
                             receipt,
                             stream: stream.clone(),
                             fields: fields.clone(),

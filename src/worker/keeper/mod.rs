@@ -61,7 +61,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, Registered, Seal};
 use crate::coordination::leader::Lead;
-use crate::coordination::patterns::Patterns;
+use crate::coordination::patterns::PatternStore;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
@@ -136,7 +136,7 @@ struct Chores {
     catalog: Catalog,
     methods: Vec<(String, Method)>,
     broadcast: String,
-    patterns: Patterns,
+    patterns: PatternStore,
     schedules: Schedules,
     /// Something is ordered.
     ordered: Arc<Notify>,

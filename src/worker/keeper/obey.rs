@@ -5,7 +5,7 @@
 
 use super::Chores;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::instances::orders::{Mode, Order};
+use crate::coordination::instances::orders::{Order, WorkerMode};
 use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +41,11 @@ async fn run_once(chores: &Chores) -> Result<(), CoordinationError> {
 }
 
 /// Does what is ordered; whether that changed something.
-async fn follow(chores: &Chores, order: &Order, mode: &Mode) -> Result<bool, CoordinationError> {
+async fn follow(
+    chores: &Chores,
+    order: &Order,
+    mode: &WorkerMode,
+) -> Result<bool, CoordinationError> {
     let by = order.by.as_str();
     let mut changed = false;
     // First: what else is ordered may fail, and is tried again.
@@ -92,8 +96,8 @@ async fn follow(chores: &Chores, order: &Order, mode: &Mode) -> Result<bool, Coo
 }
 
 impl Chores {
-    fn mode(&self) -> Mode {
-        Mode {
+    fn mode(&self) -> WorkerMode {
+        WorkerMode {
             version: self.settings.app_version.clone(),
             concurrency: self.concurrency.load(Ordering::Relaxed),
             quiet: self.quiet(),

@@ -9,7 +9,7 @@ use crate::handler::router::Route;
 use crate::protocol::error::HandlerError;
 use crate::protocol::event::Event;
 use crate::streams::commit::{Receipt, Settlement};
-use crate::streams::first::Verdict;
+use crate::streams::first::FirstCheck;
 use crate::worker::handover::Left;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(super) enum Finished {
     /// An event entered the gate before its handler, could not, or came too late (`None`).
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
     /// Whether an event is the first of its id.
-    Judged(Box<Unjudged>, Verdict),
+    Judged(Box<Unjudged>, FirstCheck),
     Settled(Box<Settlement>),
     Given(Receipt),
     /// What was read and not started: how it is settled, or that it stays as it is.

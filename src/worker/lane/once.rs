@@ -40,7 +40,7 @@ use super::{Lane, Waiting};
 use crate::connect::backoff::Backoff;
 use crate::protocol::event::Event;
 use crate::streams::commit::Receipt;
-use crate::streams::first::{Asks, Verdict};
+use crate::streams::first::{Asks, FirstCheck};
 use crate::worker::admission::Until;
 use crate::worker::settle;
 use crate::worker::shared::Shared;
@@ -66,14 +66,14 @@ impl Lane {
     }
 
     /// Takes the answer.
-    pub(super) fn judged(&mut self, unjudged: Unjudged, verdict: Verdict) {
+    pub(super) fn judged(&mut self, unjudged: Unjudged, verdict: FirstCheck) {
         let receipt = unjudged.receipt();
         // It may have been given up in the meantime.
         if !self.admission.entered(&receipt) {
             return;
         }
         let event = unjudged.event();
-        if let Verdict::Repeat { first, said, epoch } = verdict {
+        if let FirstCheck::Repeat { first, said, epoch } = verdict {
             tracing::debug!(entry = %receipt.entry, id = event.given_id(), first, "added before: not run");
             self.shared.counts.repeats.fetch_add(1, Ordering::Relaxed);
             let scene = self.shared.scene(receipt);
@@ -85,8 +85,8 @@ impl Lane {
             return;
         }
         let judged_in = match verdict {
-            Verdict::First { epoch } => Some(epoch),
-            Verdict::Repeat { .. } => None,
+            FirstCheck::First { epoch } => Some(epoch),
+            FirstCheck::Repeat { .. } => None,
         };
         let first = |waiting: Waiting| Waiting {
             first: true,
@@ -102,14 +102,14 @@ impl Lane {
 }
 
 /// Asks until there is an answer. What is held meanwhile is renewed like anything else that waits.
-async fn asked(shared: &Shared, receipt: Receipt, event: &Event) -> Verdict {
+async fn asked(shared: &Shared, receipt: Receipt, event: &Event) -> FirstCheck {
     let (Some(firsts), Some(name), Some(id)) = (
         shared.firsts(receipt.stream),
         event.once(),
         event.given_id(),
     ) else {
         let epoch = shared.connector.epoch();
-        return Verdict::First { epoch };
+        return FirstCheck::First { epoch };
     };
     let asks = Asks {
         id,

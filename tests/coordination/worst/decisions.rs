@@ -7,7 +7,7 @@ use crate::fleet::Fleet;
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::MAX_ELECTORATE;
 use convoke::coordination::ballots::ballot::Vote;
-use convoke::coordination::batches::batch::{MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER, Wanted};
+use convoke::coordination::batches::batch::{BatchPlan, MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER};
 use convoke::coordination::batches::{Acquired, Advanced, FinishedItem};
 use convoke::coordination::instances::orders::{self, What, Whom};
 use convoke::coordination::limits::RateLimits;
@@ -40,7 +40,7 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
                 let whom = Whom::Id("w-1".into());
                 fleet.asked().order(&whom, what, "ann").await.unwrap();
             }
-            let mode = orders::Mode::default();
+            let mode = orders::WorkerMode::default();
             fleet.instances.look_for_orders("w-1", &mode).await.unwrap();
         })
         .await;
@@ -141,7 +141,7 @@ async fn works(fleet: &mut Fleet, meter: &mut Meter) {
     fleet.run("FLUSHALL").await;
     let batches = batches(fleet);
     let items = vec![vec![7]; MAX_ITEMS];
-    let wanted = Wanted::new("b-1", "number.add", Mode::Exclusive, &items, 30_000).unwrap();
+    let wanted = BatchPlan::new("b-1", "number.add", Mode::Exclusive, &items, 30_000).unwrap();
     let publications: Vec<Publication> = (0..MAX_PUBLICATIONS)
         .map(|n| Publication {
             stream: format!("cb:events:domain_{n}"),

@@ -9,7 +9,7 @@ use convoke::coordination::instances::instance::Registering;
 use convoke::coordination::tasks::claim::{Claim, MAX_CLAIMED, MAX_CLAIMS, MAX_KINDS};
 use convoke::coordination::tasks::list::MAX_LISTED;
 use convoke::coordination::tasks::task::{MAX_REQUIRES, NewTask, TaskStatus};
-use convoke::coordination::tasks::update::Change;
+use convoke::coordination::tasks::update::TaskChange;
 use convoke::coordination::tasks::{Assignment, KEPT};
 use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::Publication;
@@ -133,7 +133,7 @@ async fn creates(fleet: &mut Fleet, meter: &mut Meter) {
                 fleet.tasks.create(&task).await.ok();
             }
             for number in 0..8u8 {
-                let change = Change {
+                let change = TaskChange {
                     priority: Some(number),
                     payload: Some(vec![7; 1]),
                     requires: Some(requires()),

@@ -12,7 +12,7 @@ use crate::support::users;
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
-use convoke::operator::delayed::{Change, Pages, Queue};
+use convoke::operator::delayed::{DelayedChange, DelayedPages, Queue};
 use convoke::operator::replay::{Move, Operator, STEP, WORDS};
 use convoke::protocol::event::EntryId;
 use convoke::settings::RedisUrl;
@@ -20,7 +20,7 @@ use convoke::streams::claim::{self, Handing, Pending};
 use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::{Note, Publication};
 use convoke::streams::delay;
-use convoke::streams::first::{Asks, Firsts, Judge, KEPT, Verdict};
+use convoke::streams::first::{Asks, FirstCheck, Firsts, Judge, KEPT};
 use convoke::streams::outbox;
 use convoke::streams::trim::{remove, trim};
 use std::time::Duration;
@@ -205,7 +205,7 @@ async fn asks(meter: &mut Meter) {
                         Err(error) => assert_eq!(ms, 1, "{error}"),
                     }
                 };
-                assert_eq!(matches!(verdict, Verdict::First { .. }), is_first);
+                assert_eq!(matches!(verdict, FirstCheck::First { .. }), is_first);
             }
         })
         .await;
@@ -286,14 +286,14 @@ async fn delayed(meter: &mut Meter) {
     }
     let operator = Operator::new(bus.keys.clone(), "run-1", "ada@desk");
     let mut connection = bus.redis.connection_for(users::OPERATOR).await;
-    let mut pages = Pages::of(&connection, &queue, 0, 1 << 20);
+    let mut pages = DelayedPages::of(&connection, &queue, 0, 1 << 20);
     let redis = &bus.redis;
     meter
         .of(redis, async {
             let connection = &mut connection;
             let page = pages.next().await.unwrap();
             assert_eq!(page.len(), 5 * STEP);
-            let change = Change::new().data(vec![1]).due_ms(5_000_000_000_000);
+            let change = DelayedChange::new().data(vec![1]).due_ms(5_000_000_000_000);
             let step = &page[..STEP];
             let changed = operator.change_delayed(connection, &queue, step, &change);
             assert!(changed.await.unwrap().iter().all(|done| *done));

@@ -4,9 +4,9 @@ mod calls;
 
 use crate::run::Scenario;
 use crate::world::{DAY, HOUR, SECOND, Tail, World, fact};
-use convoke::coordination::batches::batch::{BatchStatus, Mode, Wanted};
+use convoke::coordination::batches::batch::{BatchPlan, BatchStatus, Mode};
 use convoke::coordination::batches::{
-    ABANDONED, Acquired, Advanced, Asker, Batches, FinishedItem, KEPT, Progress as Far,
+    ABANDONED, Acquired, Advanced, Asker, BatchProgress, Batches, FinishedItem, KEPT,
 };
 use convoke::coordination::error::CoordinationError;
 use convoke::streams::commit::Publication;
@@ -73,8 +73,8 @@ impl Model {
         self.finished.len() == TOTAL
     }
 
-    fn progress(&self) -> Far {
-        Far {
+    fn progress(&self) -> BatchProgress {
+        BatchProgress {
             fence: self.fence,
             processor_id: format!("w-{}", self.processor),
             processed: (self.finished.len() - self.failed.len()) as u64,
@@ -102,9 +102,9 @@ fn id(batch: u8) -> String {
     format!("b-{batch}")
 }
 
-fn wanted(batch: u8, total: usize) -> Wanted {
+fn wanted(batch: u8, total: usize) -> BatchPlan {
     let items: Vec<Vec<u8>> = (0..total).map(|n| vec![n as u8]).collect();
-    Wanted::new(&id(batch), "number.add", Mode::Exclusive, &items, LEASE).unwrap()
+    BatchPlan::new(&id(batch), "number.add", Mode::Exclusive, &items, LEASE).unwrap()
 }
 
 fn ms(duration: Duration) -> u64 {
@@ -311,7 +311,7 @@ impl Scenario for Scene {
                 );
                 continue;
             };
-            let Far {
+            let BatchProgress {
                 fence,
                 processor_id,
                 processed,

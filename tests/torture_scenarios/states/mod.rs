@@ -10,7 +10,7 @@ use convoke::coordination::ballots::ballot::{
     BallotStatus as Ballot, DEFAULT_EXPIRES_IN_MS, Vote as NewVote,
 };
 use convoke::coordination::ballots::{Ballots, KEPT as BALLOTS_KEPT};
-use convoke::coordination::batches::batch::{Mode, Wanted};
+use convoke::coordination::batches::batch::{BatchPlan, Mode};
 use convoke::coordination::batches::{
     ABANDONED, Acquired, Advanced, Asker, Batches, FinishedItem, KEPT as BATCHES_KEPT,
 };
@@ -120,9 +120,9 @@ fn ms(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
-fn wanted(number: u8) -> Wanted {
+fn wanted(number: u8) -> BatchPlan {
     let items: Vec<Vec<u8>> = (0..TOTAL).map(|n| vec![n as u8]).collect();
-    Wanted::new(&batch(number), "number.add", Mode::Exclusive, &items, LEASE).unwrap()
+    BatchPlan::new(&batch(number), "number.add", Mode::Exclusive, &items, LEASE).unwrap()
 }
 
 impl Scene {

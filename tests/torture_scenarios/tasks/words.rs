@@ -6,7 +6,7 @@ use convoke::coordination::error::CoordinationError;
 use convoke::coordination::tasks::claim::{Claim, Claimed};
 use convoke::coordination::tasks::moves::Placed;
 use convoke::coordination::tasks::task::{Task, TaskStatus};
-use convoke::coordination::tasks::update::Change;
+use convoke::coordination::tasks::update::TaskChange;
 use std::collections::BTreeSet;
 
 /// Claims of an instance that can be repeated.
@@ -49,7 +49,7 @@ impl Scene {
         lost: bool,
     ) {
         let asked = self.word();
-        let change = Change {
+        let change = TaskChange {
             priority: Some(priority),
             payload: Some(vec![priority / 50]),
             requires: requires.map(|bits| picked(&KINDS, bits).collect()),

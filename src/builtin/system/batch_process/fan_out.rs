@@ -21,7 +21,7 @@ use crate::protocol::event::{Entry, EntryId, Limits};
 use crate::protocol::keys;
 use crate::protocol::reply::Reply;
 use crate::streams::open;
-use crate::streams::read::{self, Batch};
+use crate::streams::read::{self, Arrivals};
 use redis::aio::MultiplexedConnection;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -107,7 +107,7 @@ impl Connected {
         &mut self,
         from: &[(&str, EntryId)],
         block: Duration,
-    ) -> Result<Vec<Batch>, BusError> {
+    ) -> Result<Vec<Arrivals>, BusError> {
         self.connector.check(self.generation)?;
         read::read_after(&mut self.connection, from, COUNT, block).await
     }
@@ -281,7 +281,10 @@ impl FanOut<'_> {
         }
     }
 
-    async fn read(&self, connections: &mut Option<Vec<Connected>>) -> Result<Vec<Batch>, BusError> {
+    async fn read(
+        &self,
+        connections: &mut Option<Vec<Connected>>,
+    ) -> Result<Vec<Arrivals>, BusError> {
         let names = self.streams.iter().map(String::as_str);
         let from: Vec<(&str, EntryId)> = names.zip(self.positions.iter().copied()).collect();
         // On a cluster each stream has a slot of its own.
@@ -317,7 +320,7 @@ impl FanOut<'_> {
         let answers = futures_util::future::join_all(reads).await;
         let mut all = Vec::new();
         for (at, read) in answers.into_iter().enumerate() {
-            all.extend(read?.into_iter().map(|batch| Batch {
+            all.extend(read?.into_iter().map(|batch| Arrivals {
                 stream: batch.stream + at * at_once,
                 ..batch
             }));

@@ -5,9 +5,9 @@ use crate::Context;
 use crate::connect::backoff::Backoff;
 use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, Reaction};
-use crate::coordination::batches::batch::{TOGETHER, Wanted};
+use crate::coordination::batches::batch::{BatchPlan, TOGETHER};
 use crate::coordination::batches::leases::Held;
-use crate::coordination::batches::{Advanced, Batches, FinishedItem, Progress};
+use crate::coordination::batches::{Advanced, BatchProgress, Batches, FinishedItem};
 use crate::coordination::error::CoordinationError;
 use crate::handler::dispatch::Unbegun;
 use crate::protocol::error::HandlerError;
@@ -57,9 +57,9 @@ pub(super) struct Holding<'a> {
     /// The run of the batch's event.
     pub context: &'a Context,
     batches: &'a Batches,
-    wanted: &'a Wanted,
+    wanted: &'a BatchPlan,
     lease: Held,
-    progress: Progress,
+    progress: BatchProgress,
     finished: Vec<u8>,
     outcomes: Vec<FinishedItem>,
     publications: Vec<Publication>,
@@ -73,9 +73,9 @@ impl<'a> Holding<'a> {
     pub(super) fn new(
         context: &'a Context,
         batches: &'a Batches,
-        wanted: &'a Wanted,
+        wanted: &'a BatchPlan,
         lease: Held,
-        progress: Progress,
+        progress: BatchProgress,
         finished: Vec<u8>,
         apart: bool,
     ) -> Self {
@@ -100,7 +100,7 @@ impl<'a> Holding<'a> {
     }
 
     /// As last committed.
-    pub(super) fn progress(&self) -> &Progress {
+    pub(super) fn progress(&self) -> &BatchProgress {
         &self.progress
     }
 
@@ -213,7 +213,7 @@ impl<'a> Holding<'a> {
     /// one that lacks some of the progress: what it does not know of has to run again.
     pub(super) async fn complete(&mut self) -> Result<(), Stop> {
         self.commit().await?;
-        let Progress {
+        let BatchProgress {
             processed,
             failed,
             total,

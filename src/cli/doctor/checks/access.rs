@@ -3,9 +3,9 @@
 use super::MAY_NOT_CONFIG;
 use crate::cli::doctor::{Finding, Status};
 use crate::cli::output::count;
-use convoke::operator::server::Server;
+use convoke::operator::server::ServerReport;
 
-pub(super) fn protected(server: &Server) -> Finding {
+pub(super) fn protected(server: &ServerReport) -> Finding {
     let check = "protected-mode";
     let Some(mode) = server.setting("protected-mode") else {
         return Finding::unknown(check, MAY_NOT_CONFIG);
@@ -24,7 +24,7 @@ pub(super) fn protected(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn default_user(server: &Server) -> Finding {
+pub(super) fn default_user(server: &ServerReport) -> Finding {
     let check = "default-user";
     let password = server.setting("requirepass");
     let (what, why) = match (server.anonymous, password) {
@@ -55,7 +55,7 @@ pub(super) fn default_user(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn encryption(server: &Server) -> Finding {
+pub(super) fn encryption(server: &ServerReport) -> Finding {
     let check = "encryption";
     if !server.in_the_clear {
         return Finding::fine(check, "TLS, or the server is on this machine");
@@ -69,7 +69,7 @@ pub(super) fn encryption(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn own_rights(server: &Server) -> Finding {
+pub(super) fn own_rights(server: &ServerReport) -> Finding {
     let check = "own-rights";
     match (server.may_flush, &server.user) {
         (Some(true), user) => Finding {
@@ -88,7 +88,7 @@ pub(super) fn own_rights(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn transactions(server: &Server) -> Finding {
+pub(super) fn transactions(server: &ServerReport) -> Finding {
     let check = "transactions";
     let Some(users) = &server.unfenced else {
         return Finding::unknown(check, "the user may not run ACL USERS and ACL DRYRUN");
@@ -109,7 +109,7 @@ pub(super) fn transactions(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn users(server: &Server) -> Finding {
+pub(super) fn users(server: &ServerReport) -> Finding {
     let check = "users";
     let Some(excess) = &server.excess else {
         return Finding::unknown(check, "the user may not run ACL USERS and ACL DRYRUN");
@@ -135,7 +135,7 @@ pub(super) fn users(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn scripts(server: &Server) -> Finding {
+pub(super) fn scripts(server: &ServerReport) -> Finding {
     let check = "scripts";
     match server.has_scripts {
         None => Finding::unknown(check, "the user may not run SCRIPT EXISTS"),

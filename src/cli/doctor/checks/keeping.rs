@@ -3,12 +3,12 @@
 use super::{MAY_NOT_CONFIG, MAY_NOT_INFO, NOT_TOLD, set};
 use crate::cli::doctor::{Finding, Status};
 use crate::cli::output::number;
-use convoke::operator::server::Server;
+use convoke::operator::server::ServerReport;
 
 /// Below this a replica that resynchronizes under load is cut off again and again, in bytes.
 const REPLICA_BUFFER: u64 = 32 << 20;
 
-pub(super) fn eviction(server: &Server) -> Finding {
+pub(super) fn eviction(server: &ServerReport) -> Finding {
     let check = "eviction";
     let Some(info) = &server.info else {
         return Finding::unknown(check, MAY_NOT_INFO);
@@ -26,7 +26,7 @@ pub(super) fn eviction(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn persistence(server: &Server) -> Finding {
+pub(super) fn persistence(server: &ServerReport) -> Finding {
     let check = "persistence";
     match server.info_number("aof_enabled") {
         None => Finding::unknown(check, MAY_NOT_INFO),
@@ -42,7 +42,7 @@ pub(super) fn persistence(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn fsync(server: &Server) -> Finding {
+pub(super) fn fsync(server: &ServerReport) -> Finding {
     let check = "fsync";
     match server.setting("appendfsync") {
         None => Finding::unknown(check, MAY_NOT_CONFIG),
@@ -60,7 +60,7 @@ pub(super) fn fsync(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn min_replicas(server: &Server) -> Finding {
+pub(super) fn min_replicas(server: &ServerReport) -> Finding {
     let check = "min-replicas";
     let Some(replicas) = server.info_number("connected_slaves") else {
         return Finding::unknown(check, MAY_NOT_INFO);
@@ -88,7 +88,7 @@ pub(super) fn min_replicas(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn diskless(server: &Server) -> Finding {
+pub(super) fn diskless(server: &ServerReport) -> Finding {
     let check = "empty-primary";
     let (Some(replicas), Some(aof)) = (
         server.info_number("connected_slaves"),
@@ -114,7 +114,7 @@ pub(super) fn diskless(server: &Server) -> Finding {
     Finding::fine(check, "a restart does not empty the replicas")
 }
 
-pub(super) fn maxmemory(server: &Server) -> Finding {
+pub(super) fn maxmemory(server: &ServerReport) -> Finding {
     let check = "maxmemory";
     match server.info_number("maxmemory") {
         None => Finding::unknown(check, MAY_NOT_INFO),
@@ -130,7 +130,7 @@ pub(super) fn maxmemory(server: &Server) -> Finding {
     }
 }
 
-pub(super) fn replica_buffer(server: &Server) -> Finding {
+pub(super) fn replica_buffer(server: &ServerReport) -> Finding {
     let check = "replica-buffer";
     let Some(limits) = server.setting("client-output-buffer-limit") else {
         return Finding::unknown(check, MAY_NOT_CONFIG);

@@ -15,19 +15,19 @@ fn policy() -> CircuitPolicy {
 
 fn admitted(breaker: &mut Breaker, now: Instant) -> Ticket {
     match breaker.admit(now) {
-        Admission::Run(ticket) => ticket,
-        Admission::Refused(wait) => panic!("refused for {wait:?}"),
+        Passage::Run(ticket) => ticket,
+        Passage::Refused(wait) => panic!("refused for {wait:?}"),
     }
 }
 
 fn refused(breaker: &mut Breaker, now: Instant) -> Duration {
     match breaker.admit(now) {
-        Admission::Run(_) => panic!("admitted"),
-        Admission::Refused(wait) => wait,
+        Passage::Run(_) => panic!("admitted"),
+        Passage::Refused(wait) => wait,
     }
 }
 
-fn run(breaker: &mut Breaker, verdict: Verdict, now: Instant) -> Option<Change> {
+fn run(breaker: &mut Breaker, verdict: Verdict, now: Instant) -> Option<Transition> {
     let ticket = admitted(breaker, now);
     breaker.finish(ticket, verdict, now)
 }
@@ -36,7 +36,10 @@ fn opened(now: Instant) -> Breaker {
     let mut breaker = Breaker::new(policy());
     assert_eq!(run(&mut breaker, Verdict::Bad, now), None);
     assert_eq!(run(&mut breaker, Verdict::Bad, now), None);
-    assert_eq!(run(&mut breaker, Verdict::Bad, now), Some(Change::Opened));
+    assert_eq!(
+        run(&mut breaker, Verdict::Bad, now),
+        Some(Transition::Opened)
+    );
     breaker
 }
 
@@ -54,7 +57,10 @@ fn only_failures_in_a_row_open_it() {
     run(&mut breaker, Verdict::None, now);
     run(&mut breaker, Verdict::Bad, now);
     run(&mut breaker, Verdict::None, now);
-    assert_eq!(run(&mut breaker, Verdict::Bad, now), Some(Change::Opened));
+    assert_eq!(
+        run(&mut breaker, Verdict::Bad, now),
+        Some(Transition::Opened)
+    );
     assert_eq!(breaker.state(now), CircuitState::Open);
 }
 
@@ -70,11 +76,14 @@ fn the_open_time_doubles_to_the_cap_and_begins_anew_after_closing() {
         now += MS;
         assert_eq!(breaker.state(now), CircuitState::HalfOpen);
         let change = run(&mut breaker, Verdict::Bad, now);
-        assert_eq!(change, Some(Change::Reopened));
+        assert_eq!(change, Some(Transition::Reopened));
     }
     now += 350 * MS;
     assert_eq!(run(&mut breaker, Verdict::Good, now), None);
-    assert_eq!(run(&mut breaker, Verdict::Good, now), Some(Change::Closed));
+    assert_eq!(
+        run(&mut breaker, Verdict::Good, now),
+        Some(Transition::Closed)
+    );
     assert_eq!(breaker.state(now), CircuitState::Closed);
     for _ in 0..3 {
         run(&mut breaker, Verdict::Bad, now);
@@ -126,14 +135,17 @@ fn events_that_failed_before_do_not_keep_it_open_for_others_but_a_handler_that_i
         assert_eq!(run(&mut breaker, Verdict::Doubtful, now), None);
     }
     assert_eq!(run(&mut breaker, Verdict::Good, now), None);
-    assert_eq!(run(&mut breaker, Verdict::Good, now), Some(Change::Closed));
+    assert_eq!(
+        run(&mut breaker, Verdict::Good, now),
+        Some(Transition::Closed)
+    );
     let mut breaker = opened(now);
     let now = now + 100 * MS;
     for _ in 1..DOUBTS {
         assert_eq!(run(&mut breaker, Verdict::Doubtful, now), None);
     }
     let change = run(&mut breaker, Verdict::Doubtful, now);
-    assert_eq!(change, Some(Change::Reopened));
+    assert_eq!(change, Some(Transition::Reopened));
 }
 
 #[test]
@@ -146,10 +158,16 @@ fn absurd_policies_are_bounded() {
         probes: 0,
         successes: 0,
     });
-    assert_eq!(run(&mut breaker, Verdict::Bad, now), Some(Change::Opened));
+    assert_eq!(
+        run(&mut breaker, Verdict::Bad, now),
+        Some(Transition::Opened)
+    );
     assert_eq!(refused(&mut breaker, now), LONGEST);
     let now = now + LONGEST;
-    assert_eq!(run(&mut breaker, Verdict::Good, now), Some(Change::Closed));
+    assert_eq!(
+        run(&mut breaker, Verdict::Good, now),
+        Some(Transition::Closed)
+    );
     let mut breaker = Breaker::new(CircuitPolicy {
         open_for: Duration::ZERO,
         open_cap: Duration::ZERO,
@@ -216,13 +234,13 @@ proptest! {
                 Step::Wait(ms) => now += Duration::from_millis(ms),
                 Step::Back(ms) => now -= Duration::from_millis(ms),
                 Step::Ask => match breaker.admit(now) {
-                    Admission::Run(ticket) => {
+                    Passage::Run(ticket) => {
                         probing += u32::from(open);
                         prop_assert!(probing <= probes.max(1));
                         prop_assert_ne!(breaker.state(now), CircuitState::Open);
                         running.push((ticket, open));
                     }
-                    Admission::Refused(wait) => {
+                    Passage::Refused(wait) => {
                         prop_assert!(open);
                         prop_assert!(wait <= cap || probing == probes.max(1));
                     }
@@ -246,15 +264,15 @@ proptest! {
                     let change = breaker.finish(ticket, verdict, now);
                     match change {
                         None => {}
-                        Some(Change::Opened) => {
+                        Some(Transition::Opened) => {
                             prop_assert!(!open);
                             prop_assert_eq!(in_a_row, failures.max(1));
                             open = true;
                         }
-                        Some(Change::Reopened) => {
+                        Some(Transition::Reopened) => {
                             prop_assert!(open && probe && verdict == Verdict::Bad);
                         }
-                        Some(Change::Closed) => {
+                        Some(Transition::Closed) => {
                             prop_assert!(open && probe);
                             prop_assert_eq!(good_probes, successes.max(1));
                             open = false;
@@ -264,7 +282,7 @@ proptest! {
                     if change.is_some() {
                         (probing, good_probes, in_a_row) = (0, 0, 0);
                     }
-                    if let (Some(Change::Opened | Change::Reopened), Phase::Open { length, .. }) =
+                    if let (Some(Transition::Opened | Transition::Reopened), Phase::Open { length, .. }) =
                         (change, &breaker.phase)
                     {
                         prop_assert!(*length <= cap);
