@@ -15,6 +15,8 @@ pub mod gate;
 #[doc(hidden)]
 pub mod layers;
 #[doc(hidden)]
+pub mod pace;
+#[doc(hidden)]
 pub mod policy;
 #[doc(hidden)]
 pub mod progress;

@@ -6,6 +6,7 @@ use crate::handler::function::{Endpoint, Handler, Run, Schemas};
 use crate::handler::gate::Gate;
 use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::instrument::Stats;
+use crate::handler::pace::Pace;
 use crate::handler::policy::{Policy, RetryPolicy};
 use crate::protocol::keys::{self, NameError};
 use foldhash::fast::RandomState;
@@ -67,6 +68,8 @@ pub struct Route {
     pub circuit: Option<Arc<Circuit>>,
     /// What its policy asks for before a run begins.
     pub gate: Option<Arc<Gate>>,
+    /// How long it holds its thread.
+    pub pace: Pace,
     endpoint: Endpoint,
 }
 
@@ -129,6 +132,7 @@ impl Router {
                 stats,
                 circuit,
                 gate,
+                pace: Pace::default(),
                 endpoint,
             };
             routes.insert(kind.into_bytes().into_boxed_slice(), route);

@@ -106,11 +106,14 @@ pub(super) struct Admission {
     waiting: usize,
     /// How many events in the queues have a deadline.
     mortal: usize,
+    /// How many runs may be in a long first poll at a time; `None` where runs go to no other thread.
+    cores: Option<usize>,
+    computing: usize,
 }
 
 impl Admission {
     /// For a lane with that many handlers and streams.
-    pub(super) fn new(share: Share, routes: usize, streams: usize) -> Self {
+    pub(super) fn new(share: Share, routes: usize, streams: usize, cores: Option<usize>) -> Self {
         Self {
             share,
             held: vec![0; routes],
@@ -120,6 +123,8 @@ impl Admission {
             loads: vec![Load::default(); streams],
             waiting: 0,
             mortal: 0,
+            cores,
+            computing: 0,
         }
     }
 
@@ -134,8 +139,24 @@ impl Admission {
     }
 
     /// Whether an event of that type may start now, before those of its type that wait.
-    pub(super) fn admits(&self, route: usize, taken: usize) -> bool {
-        self.share.allows(self.held[route], taken)
+    pub(super) fn admits(&self, route: &Route, taken: usize) -> bool {
+        let computes = !self.spreads(route) || self.cores > Some(self.computing);
+        computes && self.share.allows(self.held[route.index], taken)
+    }
+
+    /// Whether runs of that handler go to other threads before they begin.
+    pub(super) fn spreads(&self, route: &Route) -> bool {
+        self.cores.is_some() && route.pace.first.are_long()
+    }
+
+    /// Notes that such a run begins.
+    pub(super) fn computes(&mut self) {
+        self.computing += 1;
+    }
+
+    /// Notes that such a run is over its first poll.
+    pub(super) fn computed(&mut self) {
+        self.computing -= 1;
     }
 
     /// Has an event wait behind those of its type that are older.
@@ -203,7 +224,8 @@ impl Admission {
     pub(super) fn next(&mut self, taken: usize) -> Option<Waiting> {
         for _ in 0..self.turns.len() {
             let route = self.turns.pop_front()?;
-            if !self.share.allows(self.held[route], taken) {
+            let may = |next: &Waiting| self.admits(&next.route, taken);
+            if !self.queues[route].front().is_some_and(may) {
                 self.turns.push_back(route);
                 continue;
             }

@@ -2,13 +2,14 @@
 //!
 //! Three things go on at a time: a read, the runs, a commit. What finished while a commit was under way
 //! goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
-//! that is ready at once runs inside the loop; one that waits becomes a task.
+//! that is ready at once runs inside the loop; one that waits becomes a task, and one that computes is begun as one.
 
 mod arrive;
 mod finished;
 mod give_back;
 mod once;
 mod run;
+mod spread;
 mod told;
 mod turn;
 mod under_way;
@@ -85,7 +86,7 @@ impl Lane {
             finished,
             jobs: Jobs::default(),
             ready: VecDeque::new(),
-            admission: Admission::new(shared.share(), routes, streams),
+            admission: Admission::new(shared.share(), routes, streams, spread::room()),
             suspects: VecDeque::new(),
             alone: None,
             settled: Vec::new(),
@@ -397,11 +398,12 @@ impl Lane {
         let finished = match finished {
             Finished::Entered(waiting, entered) => return self.came_in(*waiting, entered),
             Finished::Judged(unjudged, verdict) => return self.judged(*unjudged, verdict),
+            Finished::Computed => return self.admission.computed(),
             finished => finished,
         };
         self.running -= 1;
         match finished {
-            Finished::Entered(..) | Finished::Judged(..) => {}
+            Finished::Entered(..) | Finished::Judged(..) | Finished::Computed => {}
             Finished::Run(ran) => {
                 self.admission.ended(ran.route());
                 self.ran(*ran);

@@ -12,6 +12,7 @@ mod basics;
 mod batch_takeover;
 mod batches;
 mod clocks;
+mod cores;
 mod doubt;
 mod failures;
 mod fences;

@@ -107,7 +107,7 @@ impl Lane {
             return now;
         }
         let may = !self.shared.doubt.lasts();
-        if may && self.admission.admits(waiting.route.index, self.running) {
+        if may && self.admission.admits(&waiting.route, self.running) {
             return self.go(waiting, now);
         }
         let inflight = &self.shared.inflight;

@@ -17,6 +17,8 @@ use std::time::Duration;
 /// What a task of the lane reports to it.
 pub(super) enum Finished {
     Run(Box<Ran>),
+    /// A run is over its long first poll.
+    Computed,
     /// An event entered the gate before its handler, could not, or came too late (`None`).
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
     /// Whether an event is the first of its id.

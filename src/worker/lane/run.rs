@@ -1,6 +1,7 @@
 //! One run of a handler in a lane: from where it starts to what is to be settled.
 
 use super::finished::{Finished, Ran};
+use super::spread::{Timed, begin, unbegun};
 use super::{ALONE, Lane, Waiting};
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
@@ -45,21 +46,37 @@ impl Lane {
         let back = entered.is_some().then(Back::default);
         let span = span_of(&context);
         let inside = span.enter();
-        // Polled once right here; coming back costs nothing if it is done.
-        let mut run = Fenced::start(|| match (&route.gate, entered, &back) {
-            (Some(gate), Some(entered), Some(back)) => {
-                gate.run(entered, context.clone(), back.clone())
+        let computes = self.admission.spreads(&route).then(|| self.computes());
+        let (run, first) = match computes.is_some() {
+            true => {
+                let run = unbegun(&route, context.clone(), entered, back.clone());
+                (run, Poll::Pending)
             }
-            _ => route.start(context.clone()),
-        });
-        let first = run.poll_once();
+            // Polled once right here; coming back costs nothing if it is done.
+            false => {
+                let start = || begin(&route, context.clone(), entered, back.clone());
+                let mut run = Fenced::start(start);
+                let first = run.poll_once();
+                (run, first)
+            }
+        };
         drop(inside);
         let Poll::Ready(result) = first else {
             self.running += 1;
             self.admission.began(route.index);
             let (finished, seen, index) = (self.finished.clone(), context.clone(), route.index);
+            let mut end = now;
+            if computes.is_none() {
+                end = Instant::now();
+                route.pace.first.took(end - now);
+            }
             let task = tokio::spawn(async move {
+                let now = match computes {
+                    None => now,
+                    Some(_) => Instant::now(),
+                };
                 let run = run.within(&route.kind, route.timeout);
+                let run = Timed::new(run, route.clone(), computes);
                 let result = run.instrument(span).await;
                 let elapsed = now.elapsed();
                 let ran = Ran {
@@ -78,10 +95,11 @@ impl Lane {
                 .inflight
                 .runs(&receipt, index, seen, task.abort_handle());
             // Its first poll may have held the thread.
-            return Instant::now();
+            return end;
         };
         let end = Instant::now();
         let elapsed = end - now;
+        route.pace.first.took(elapsed);
         // It held its thread for so long.
         let result = match route.timeout {
             Some(limit) if elapsed > limit => Err(exceeded("a run", &route.kind, limit)),
