@@ -10,7 +10,7 @@ use std::time::Duration;
 const LONG: u32 = 300_000;
 /// A mean up to which it is short again.
 const SHORT: u32 = 100_000;
-/// One poll counts so much of the mean: one part in so many.
+/// One poll counts as one part in this many of the mean.
 const WEIGHT: u32 = 8;
 /// One poll counts as this at the most: a thread that the system held up once is no long poll.
 const MOST: u32 = LONG * WEIGHT;

@@ -18,6 +18,9 @@ use tokio_util::sync::CancellationToken;
 const EVENTS: &str = "cb:events:sum";
 const RESULTS: &str = "cb:results:sum";
 
+/// Subject, number, attempt, and whether the run ended, or began.
+type Step = (String, u64, u32, bool);
+
 /// What runs do: all of it holds their threads.
 #[derive(Clone, Default)]
 struct Bench {
@@ -26,8 +29,7 @@ struct Bench {
     began: Arc<AtomicUsize>,
     let_go: Arc<AtomicUsize>,
     ended: Arc<AtomicUsize>,
-    /// Subject, number, attempt, and whether the run began or ended.
-    history: Arc<Mutex<Vec<(String, u64, u32, bool)>>>,
+    history: Arc<Mutex<Vec<Step>>>,
 }
 
 impl Bench {
@@ -258,7 +260,7 @@ async fn the_order_of_each_subject_holds_on_many_threads_whatever_is_tried_again
     running.stop().await;
     assert!(bench.began.load(Ordering::SeqCst) > 1, "some ran at once");
     let history = bench.history.lock().unwrap().clone();
-    let mut subjects: BTreeMap<&str, Vec<&(String, u64, u32, bool)>> = BTreeMap::new();
+    let mut subjects: BTreeMap<&str, Vec<&Step>> = BTreeMap::new();
     for step in &history {
         subjects.entry(&step.0).or_default().push(step);
     }

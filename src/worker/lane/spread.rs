@@ -1,7 +1,7 @@
 //! Runs on other threads than the lane's: of handlers that hold theirs for long.
 //!
 //! Where the first polls of a type's runs are long (see [`Pace`](crate::handler::pace)), the lane gives a run to a task before
-//! anything of it has begun. Only so many such runs are in their first poll at a time as there are cores and one: the
+//! anything of it has begun. At most as many such runs are in their first poll at a time as there are cores and one: the
 //! others wait in the admission, unstarted, where their deadlines are watched and a drain gives them back.
 //!
 //! A long poll gives its thread's place among the runtime's to another thread first. Otherwise, on as many threads as
@@ -59,7 +59,7 @@ pub(super) fn unbegun(
     Fenced::start(|| Box::pin(async move { begin(&route, context, entered, back).await }))
 }
 
-/// One of the places for long first polls; dropped, it is free.
+/// A place for a long first poll; dropped, it is free.
 pub(super) struct Computes(mpsc::UnboundedSender<Finished>);
 
 impl Drop for Computes {
