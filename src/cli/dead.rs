@@ -13,7 +13,7 @@ use convoke::operator::inspect;
 use convoke::protocol::dead::Letter;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::StreamKind;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use std::vec;
 
 const EXAMPLES: &str = "\
@@ -88,11 +88,11 @@ impl Which {
     pub(super) async fn spans(
         &self,
         session: &Session,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
     ) -> anyhow::Result<Vec<Span>> {
         let keys = session.settings.keys()?;
         let kinds = [StreamKind::Dead];
-        let streams = choose::streams(connection, &keys, &self.streams, &kinds).await?;
+        let streams = choose::streams(&session.connector()?, &keys, &self.streams, &kinds).await?;
         let now = inspect::now(connection).await?;
         let (from, to) = self.filters.bounds(now);
         let sight = session.sight()?;
@@ -143,7 +143,7 @@ impl Letters<'_> {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.server()?.dedicated().await?;
+    let mut connection = session.connector()?.pooled().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Show(flags) => show::run(&session, &mut connection, &flags).await,

@@ -11,7 +11,6 @@ use clap::{Args, Subcommand};
 use convoke::operator::delayed::{Queue, Waiting, queues};
 use convoke::protocol::event::{Entry, LAST_ERROR};
 use convoke::protocol::keys::{StreamKind, StreamName};
-use redis::aio::MultiplexedConnection;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -99,14 +98,9 @@ impl Which {
     }
 
     /// The queues of streams of these kinds in which it may be.
-    async fn queues(
-        &self,
-        session: &Session,
-        connection: &mut MultiplexedConnection,
-        kinds: &[StreamKind],
-    ) -> anyhow::Result<Vec<Queue>> {
+    async fn queues(&self, session: &Session, kinds: &[StreamKind]) -> anyhow::Result<Vec<Queue>> {
         let keys = session.settings.keys()?;
-        let all = queues(connection, &keys).await?;
+        let all = queues(&session.connector()?, &keys).await?;
         let there: Vec<StreamName> = all.into_iter().map(|queue| queue.stream).collect();
         let streams = choose::named(&keys, &self.streams, kinds, &there)?;
         let queues = streams.iter().filter_map(|stream| Queue::of(&keys, stream));
@@ -142,7 +136,7 @@ fn reason(event: &Entry) -> String {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.server()?.dedicated().await?;
+    let mut connection = session.connector()?.pooled().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Show(flags) => show::run(&session, &mut connection, &flags).await,

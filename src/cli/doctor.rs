@@ -1,6 +1,7 @@
 //! `convoke doctor`: what is set up dangerously, and how to mend it.
 
 mod checks;
+mod cluster;
 mod flow;
 mod guarantees;
 mod memory;
@@ -11,6 +12,7 @@ use super::output;
 use super::output::{FAINT, GREEN, Output, RED, Style, YELLOW};
 use super::{Exit, Session};
 use clap::Args;
+use convoke::connect::connector::Connector;
 use convoke::coordination::scripts;
 use convoke::operator::server::ServerReport;
 pub(super) use memory::{FULL, TIGHT};
@@ -129,35 +131,54 @@ impl Finding {
     }
 }
 
+/// What may be wrong with the server, or with each node of the cluster, whose address stands before it then.
+async fn nodes(
+    session: &Session,
+    connector: &Connector,
+    findings: &mut Vec<Finding>,
+) -> anyhow::Result<()> {
+    let keys = session.settings.keys()?;
+    let is_cluster = session.settings.redis_url.is_cluster();
+    for node in connector.nodes().await? {
+        let mut connection = node.unchecked().await?;
+        let server = ServerReport::look(
+            &mut connection,
+            &node,
+            &keys,
+            &session.settings.group,
+            &scripts::called_by_others(),
+        )
+        .await?;
+        let mut of_node = checks::server(&server, &session.settings);
+        of_node.push(memory::memory(session, &server).await?);
+        of_node.extend(guarantees::guarantees(&server, is_cluster));
+        if is_cluster {
+            let address = node.address().await?;
+            for finding in &mut of_node {
+                finding.what = format!("{}: {}", address.addr(), finding.what);
+            }
+        }
+        findings.extend(of_node);
+    }
+    Ok(())
+}
+
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let connector = session.server()?;
+    let connector = session.connector()?;
     let mut findings = match connector.survey().await {
         Some(voices) => sentinels::sentinels(&voices, &session.settings),
         None => Vec::new(),
     };
-    let mut connection = match connector.unchecked().await {
-        Ok(connection) => connection,
-        Err(error) => {
-            for finding in &findings {
-                finding.print(&session.output)?;
-            }
-            return Err(error.into());
+    if let Err(error) = nodes(&session, &connector, &mut findings).await {
+        for finding in &findings {
+            finding.print(&session.output)?;
         }
-    };
-    let server = ServerReport::look(
-        &mut connection,
-        &connector,
-        &session.settings.keys()?,
-        &session.settings.group,
-        &scripts::called_by_others(),
-    )
-    .await?;
-    findings.extend(checks::server(&server, &session.settings));
-    findings.push(memory::memory(&session, &mut connection, &server).await?);
-    findings.extend(guarantees::guarantees(&server));
+        return Err(error);
+    }
+    let mut connection = connector.pooled().await?;
     findings.extend(streams::streams(&session, &mut connection).await?);
-    findings.extend(flow::flow(&session, &mut connection).await?);
+    findings.extend(flow::flow(&session).await?);
     let count = |status| findings.iter().filter(|f| f.status == status).count();
     let (danger, warning) = (count(Status::Danger), count(Status::Warning));
     for status in [

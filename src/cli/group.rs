@@ -10,7 +10,7 @@ use super::{Exit, Session};
 use clap::{Args, Subcommand};
 use convoke::operator::inspect::{self, Group, Stream};
 use convoke::protocol::keys::{StreamKind, StreamName};
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -63,12 +63,12 @@ impl Seen {
 /// The groups of these streams, sorted by name; all, or those of one name.
 async fn look(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     streams: &[String],
     named: Option<&str>,
 ) -> anyhow::Result<Vec<Seen>> {
     let keys = session.settings.keys()?;
-    let streams = choose::streams(connection, &keys, streams, &KINDS).await?;
+    let streams = choose::streams(&session.connector()?, &keys, streams, &KINDS).await?;
     let mut owners = Owners::new(session.instances()?);
     let mut seen = Vec::new();
     for name in &streams {
@@ -82,7 +82,7 @@ async fn look(
 }
 
 async fn groups_of(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     owners: &mut Owners,
     name: &StreamName,
     named: Option<&str>,
@@ -115,7 +115,7 @@ async fn groups_of(
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.server()?.dedicated().await?;
+    let mut connection = session.connector()?.pooled().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Drop(flags) => drop::run(&session, &mut connection, &flags).await,

@@ -57,6 +57,7 @@ use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::OnceLock;
 use tokio::runtime::{Builder, Runtime};
 use uuid::Uuid;
 
@@ -286,12 +287,17 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
     }
 }
 
+/// Connections that a command holds at a time at the most.
+const POOLED: usize = 4;
+
 /// What a command works with.
 struct Session {
     settings: Settings,
     output: Output,
     /// Whether it loads the scripts that others call: an operator's commands do.
     loads: bool,
+    /// One for all that the command asks.
+    connector: OnceLock<Connector>,
 }
 
 impl Session {
@@ -342,26 +348,30 @@ impl Session {
                     | Command::Group(_)
                     | Command::Trace(_)
             ),
+            connector: OnceLock::new(),
         })
     }
 
-    /// The same, for a command that looks at streams as they are on one server.
+    /// The way to the server, for a command that knows one server only.
     fn server(&self) -> anyhow::Result<Connector> {
         match self.settings.redis_url.is_cluster() {
             true => Err(Misuse::error(
-                "this command does not look at the nodes of a cluster yet: on one there are worker, publish, \
-                 request, health, state, metrics, instances, discover, task, batch and vote",
+                "this command does not know clusters yet: doctor and ledger look at one server",
             )),
             false => self.connector(),
         }
     }
 
     fn connector(&self) -> anyhow::Result<Connector> {
-        let connector = Connector::of(&self.settings, 2)?;
-        Ok(match self.loads {
+        if let Some(connector) = self.connector.get() {
+            return Ok(connector.clone());
+        }
+        let connector = Connector::of(&self.settings, POOLED)?;
+        let connector = match self.loads {
             true => connector.loading(scripts::called_by_others()),
             false => connector,
-        })
+        };
+        Ok(self.connector.get_or_init(|| connector).clone())
     }
 
     /// Looks at entries, of which no more is held than a worker would.

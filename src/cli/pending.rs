@@ -82,11 +82,10 @@ impl Held {
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let keys = session.settings.keys()?;
-    let connector = session.server()?;
-    let mut connection = connector.dedicated().await?;
+    let mut connection = session.connector()?.pooled().await?;
     let sight = session.sight()?;
     let kinds = [StreamKind::Events, StreamKind::Inbox];
-    let streams = choose::streams(&mut connection, &keys, &flags.streams, &kinds).await?;
+    let streams = choose::streams(&session.connector()?, &keys, &flags.streams, &kinds).await?;
     let group = flags.held.group.as_ref().unwrap_or(&session.settings.group);
     let mut owners = Owners::new(session.instances()?);
     let runs = match flags.running.is_some() || session.output.is_json() {

@@ -14,6 +14,7 @@ use super::confirm::confirm;
 use super::output::{Column, Table, count, number, span};
 use super::{Exit, Misuse, Session, output};
 use convoke::connect::clock::whole_ms;
+use convoke::connect::connector::Pooled;
 use convoke::operator::replay::edit as edit_payload;
 use convoke::operator::replay::{Move, Operator, STEP_BYTES, Source, Step};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
@@ -23,7 +24,6 @@ use indicatif::ProgressBar;
 use mend::Program;
 use pace::{Pace, bar};
 use planned::{planned, row};
-use redis::aio::MultiplexedConnection;
 use serde_json::{Map, Value, json};
 use source::{Candidate, From, Walk};
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         ),
     };
     let operator = session.operator(act.run.as_deref())?;
-    let mut connection = session.server()?.dedicated().await?;
+    let mut connection = session.connector()?.pooled().await?;
     let walk = Walk::begin(&session, &mut connection, from, &act, &operator).await?;
     let program = Program::of(&act, &session, operator.by());
     let mut replay = Replay {
@@ -63,7 +63,7 @@ struct Replay<'a> {
     session: &'a Session,
     /// What mends the payloads.
     program: Option<Program>,
-    connection: MultiplexedConnection,
+    connection: Pooled,
     operator: Operator,
     walk: Walk,
     act: Act,

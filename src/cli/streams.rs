@@ -9,7 +9,7 @@ use convoke::operator::inspect::{self, Consumer, Group, Stream};
 use convoke::operator::memory;
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -45,15 +45,15 @@ pub(super) struct Flags {
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let keys = session.settings.keys()?;
-    let mut connection = session.server()?.dedicated().await?;
+    let mut connection = session.connector()?.pooled().await?;
     let mut kinds = vec![Events, Inbox, Dead, Results, Broadcast];
     if flags.all || !flags.streams.is_empty() {
         kinds.push(Reply);
     }
-    let mut names = choose::streams(&mut connection, &keys, &flags.streams, &kinds).await?;
+    let mut names = choose::streams(&session.connector()?, &keys, &flags.streams, &kinds).await?;
     if flags.streams.is_empty() {
         // What was published for later only has no stream yet.
-        let queues = delayed::queues(&mut connection, &keys).await?;
+        let queues = delayed::queues(&session.connector()?, &keys).await?;
         names.extend(queues.into_iter().map(|queue| queue.stream));
         names.sort();
         names.dedup();
@@ -158,7 +158,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
 
 /// What waits in the delay queues of those streams, by their keys.
 async fn depths(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     keys: &Keys,
     names: &[StreamName],
 ) -> anyhow::Result<HashMap<String, Depth>> {

@@ -15,6 +15,7 @@ use convoke::operator::browse::{Appetite, Sight};
 use convoke::operator::inspect;
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::streams::read::read_news;
+use futures_util::future::try_join_all;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::io;
@@ -25,6 +26,8 @@ use tracing::warn;
 const COUNT: usize = 64;
 /// How long a read waits while something is held back.
 const AT_ONCE: Duration = Duration::from_millis(1);
+/// The pause before several nodes are asked again that had nothing new.
+const PAUSE: Duration = Duration::from_millis(100);
 
 const EXAMPLES: &str = "\
 Examples:
@@ -85,13 +88,13 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     for name in flags.streams.iter().filter(|name| !wild(name)) {
         choose::stream_keys(&keys, name)?;
     }
-    let mut connection = session.server()?.dedicated().await?;
+    let mut connection = session.connector()?.pooled().await?;
     let mut streams = Vec::new();
     for name in &flags.streams {
         let found = match wild(name) {
             true => {
                 let names = std::slice::from_ref(name);
-                let found = choose::any_streams(&mut connection, &keys, names).await?;
+                let found = choose::any_streams(&session.connector()?, &keys, names).await?;
                 found.into_iter().map(|stream| stream.key).collect()
             }
             false => choose::stream_keys(&keys, name)?,
@@ -125,7 +128,8 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         kind: flags.kind,
         payload: flags.payload,
     };
-    let mut follower = Follower::start(session.server()?, session.sight()?, streams, since).await?;
+    let mut follower =
+        Follower::start(session.connector()?, session.sight()?, streams, since).await?;
     let mut left = flags.limit.unwrap_or(u64::MAX);
     while !(flags.no_follow && follower.is_at_end()) {
         let entries = follower.read().await?;
@@ -149,13 +153,57 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
 
 /// Reads streams from where they were left, through cut connections.
 struct Follower {
+    lines: Vec<Line>,
+    sight: Sight,
+    appetite: Appetite,
+    streams: Vec<Followed>,
+}
+
+/// A connection, and the streams that are read on it: all, or on a cluster those of one slot.
+struct Line {
     connector: Connector,
     /// The primary that the connection leads to.
     generation: u64,
     wire: Wire,
-    sight: Sight,
-    appetite: Appetite,
-    streams: Vec<Followed>,
+    streams: Vec<usize>,
+}
+
+impl Line {
+    async fn open(connector: Connector, streams: Vec<usize>) -> Result<Self, BusError> {
+        let generation = connector.generation();
+        let wire = connector.blocking_wire(BLOCK).await?;
+        Ok(Self {
+            connector,
+            generation,
+            wire,
+            streams,
+        })
+    }
+
+    /// What came after each of those ids, with the streams' places.
+    async fn read(
+        &mut self,
+        streams: &[Followed],
+        count: usize,
+        block: Duration,
+        limit: usize,
+    ) -> Result<Vec<(usize, Vec<Entry>)>, BusError> {
+        let wanted = self.streams.iter().copied();
+        let wanted: Vec<usize> = wanted.filter(|at| streams[*at].held.is_empty()).collect();
+        if wanted.is_empty() {
+            return Ok(Vec::new());
+        }
+        let from = wanted
+            .iter()
+            .map(|at| (streams[*at].name.as_str(), streams[*at].after));
+        let from: Vec<(&str, EntryId)> = from.collect();
+        self.connector.check(self.generation)?;
+        let batches = read_news(&mut self.wire, &from, count, block, limit).await?;
+        let batches = batches.into_iter();
+        Ok(batches
+            .map(|batch| (wanted[batch.stream], batch.entries))
+            .collect())
+    }
 }
 
 /// A stream that is followed.
@@ -178,8 +226,11 @@ impl Follower {
         names: Vec<String>,
         since: Option<EntryId>,
     ) -> Result<Self, BusError> {
-        let generation = connector.generation();
-        let wire = connector.blocking_wire(BLOCK).await?;
+        let keys: Vec<&str> = names.iter().map(String::as_str).collect();
+        let mut lines = Vec::new();
+        for (connector, places) in connector.toward_each(&keys) {
+            lines.push(Line::open(connector, places).await?);
+        }
         let mut streams = Vec::with_capacity(names.len());
         for name in names {
             let end = sight.last_id(&name).await?;
@@ -192,9 +243,7 @@ impl Follower {
             });
         }
         Ok(Self {
-            connector,
-            generation,
-            wire,
+            lines,
             sight,
             appetite: Appetite::default(),
             streams,
@@ -217,25 +266,21 @@ impl Follower {
     /// A stream is read a few entries at a time. What is younger than the last of those, where there are more,
     /// is held back, and its stream is not read on meanwhile.
     async fn read(&mut self) -> Result<Vec<(String, Entry)>, BusError> {
-        let wanted = (0..self.streams.len()).filter(|at| self.streams[*at].held.is_empty());
-        let wanted: Vec<usize> = wanted.collect();
-        let from: Vec<(&str, EntryId)> = wanted
-            .iter()
-            .map(|at| (self.streams[*at].name.as_str(), self.streams[*at].after))
-            .collect();
-        let block = match self.holds_back() {
+        // Where several nodes are asked, one that waits would hold up what the others have.
+        let alone = self.lines.len() == 1;
+        let block = match self.holds_back() || !alone {
             true => AT_ONCE,
             false => BLOCK,
         };
         let count = self.appetite.count().min(COUNT);
-        let read = match self.connector.check(self.generation) {
-            Ok(()) => {
-                let limit = self.sight.limit();
-                read_news(&mut self.wire, &from, count, block, limit).await
-            }
-            Err(moved) => Err(moved),
-        };
-        let batches = match read {
+        let limit = self.sight.limit();
+        let streams = &self.streams;
+        let wanted = (0..streams.len()).filter(|at| streams[*at].held.is_empty());
+        let wanted: Vec<usize> = wanted.collect();
+        let lines = self.lines.iter_mut();
+        let reads = lines.map(|line| line.read(streams, count, block, limit));
+        let read = try_join_all(reads).await;
+        let batches: Vec<(usize, Vec<Entry>)> = match read.map(|read| read.concat()) {
             Ok(batches) => batches,
             Err(error) if error.reaction() == Reaction::GiveUp => return Err(error),
             Err(error) => {
@@ -248,12 +293,15 @@ impl Follower {
             self.streams[*at].more = false;
         }
         self.appetite
-            .learn(batches.iter().flat_map(|batch| &batch.entries));
-        for batch in batches {
-            let stream = &mut self.streams[wanted[batch.stream]];
-            stream.more = batch.entries.len() == count;
-            stream.after = batch.entries.last().map_or(stream.after, |last| last.id);
-            stream.held.extend(batch.entries);
+            .learn(batches.iter().flat_map(|(_, entries)| entries));
+        if batches.is_empty() && !alone && !self.holds_back() {
+            tokio::time::sleep(PAUSE).await;
+        }
+        for (at, entries) in batches {
+            let stream = &mut self.streams[at];
+            stream.more = entries.len() == count;
+            stream.after = entries.last().map_or(stream.after, |last| last.id);
+            stream.held.extend(entries);
         }
         let unfinished = self.streams.iter().filter(|stream| stream.more);
         let bound = unfinished.map(|stream| stream.after).min();
@@ -280,8 +328,9 @@ impl Follower {
     }
 
     async fn reopen(&mut self) -> Result<(), BusError> {
-        self.generation = self.connector.generation();
-        self.wire = self.connector.blocking_wire(BLOCK).await?;
+        for line in &mut self.lines {
+            *line = Line::open(line.connector.clone(), line.streams.clone()).await?;
+        }
         for stream in &mut self.streams {
             // After a loss of data a stream may begin again below what was read.
             if self.sight.last_id(&stream.name).await? < stream.after {

@@ -9,7 +9,8 @@ use crate::connect::resp::wire::Wire;
 use crate::protocol::event::{Entry, EntryId};
 use crate::streams::claim;
 use crate::streams::read;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
+use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{Mutex, MutexGuard};
 
@@ -52,13 +53,17 @@ impl Appetite {
     }
 }
 
-/// Looks at entries: of one that is larger than any event only a part is held. Clones share a connection.
+/// Looks at entries: of one that is larger than any event only a part is held. Clones share a connection, on a cluster
+/// one for each node.
 #[derive(Clone, Debug)]
 pub struct Sight {
     connector: Connector,
     limit: usize,
-    wire: Arc<Mutex<Option<Wire>>>,
+    /// By the node that they lead to.
+    wires: Arc<Mutex<Wires>>,
 }
+
+type Wires = HashMap<u64, Wire>;
 
 impl Sight {
     /// Of an entry over `limit` bytes a part is held.
@@ -66,7 +71,7 @@ impl Sight {
         Self {
             connector,
             limit,
-            wire: Arc::default(),
+            wires: Arc::default(),
         }
     }
 
@@ -75,14 +80,15 @@ impl Sight {
         self.limit
     }
 
-    /// The connection, which is not kept if its use does not end.
-    async fn lend(&self) -> Result<(MutexGuard<'_, Option<Wire>>, Wire), BusError> {
-        let mut slot = self.wire.lock().await;
-        let wire = match slot.take() {
+    /// The connection to the stream's node, which is not kept if its use does not end, and where it is kept.
+    async fn lend(&self, stream: &str) -> Result<(MutexGuard<'_, Wires>, u64, Wire), BusError> {
+        let connector = self.connector.toward(stream);
+        let mut wires = self.wires.lock().await;
+        let wire = match wires.remove(&connector.generation()) {
             Some(wire) => wire,
-            None => self.connector.wire().await?,
+            None => connector.wire().await?,
         };
-        Ok((slot, wire))
+        Ok((wires, connector.generation(), wire))
     }
 
     async fn range(
@@ -92,17 +98,17 @@ impl Sight {
         ends: (&str, &str),
         count: usize,
     ) -> Result<Vec<Entry>, BusError> {
-        let (mut slot, mut wire) = self.lend().await?;
+        let (mut wires, node, mut wire) = self.lend(stream).await?;
         let read = read::read_range(&mut wire, command, stream, ends, count, self.limit);
         let entries = read.await?;
-        *slot = Some(wire);
+        wires.insert(node, wire);
         Ok(entries)
     }
 
     async fn each(&self, stream: &str, ids: &[EntryId]) -> Result<Vec<Option<Entry>>, BusError> {
-        let (mut slot, mut wire) = self.lend().await?;
+        let (mut wires, node, mut wire) = self.lend(stream).await?;
         let entries = read::read_each(&mut wire, stream, ids, self.limit).await?;
-        *slot = Some(wire);
+        wires.insert(node, wire);
         Ok(entries)
     }
 
@@ -199,7 +205,7 @@ impl PendingPages {
     /// The next page; `None` at the end. A missing stream or group has nothing pending.
     pub async fn next(
         &mut self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
     ) -> Result<Option<Vec<Pending>>, BusError> {
         let Some(from) = self.from else {
             return Ok(None);

@@ -1,12 +1,13 @@
 //! Streams, groups and consumers as the server counts them.
 
 use crate::connect::clock::{ClockSource, ServerTime, local_now};
+use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::greeting::offered;
 use crate::protocol::event::EntryId;
 use crate::protocol::keys::{Keys, StreamKind, StreamName};
 use crate::streams::read::entries_of;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Value};
 use std::collections::{BTreeSet, HashMap};
 
@@ -89,42 +90,46 @@ pub struct Consumer {
     pub idle_ms: u64,
 }
 
-/// The streams of the namespace, sorted by kind and name. Walks all keys of the server in small steps.
-pub async fn streams(
-    connection: &mut MultiplexedConnection,
-    keys: &Keys,
-) -> Result<Vec<StreamName>, BusError> {
-    scan(connection, keys, "stream", |key| keys.stream_name(key)).await
+/// The streams of the namespace, sorted by kind and name. Walks all keys of the server, or of each node of the
+/// cluster, in small steps.
+///
+/// # Errors
+/// `Bus`: what one node does not tell would be missing without a word.
+pub async fn streams(connector: &Connector, keys: &Keys) -> Result<Vec<StreamName>, BusError> {
+    scan(connector, keys, "stream", |key| keys.stream_name(key)).await
 }
 
 /// What the keys of one Redis type in the namespace stand for, sorted.
 pub(super) async fn scan<T: Ord>(
-    connection: &mut MultiplexedConnection,
+    connector: &Connector,
     keys: &Keys,
     redis_type: &str,
     stands_for: impl Fn(&str) -> Option<T>,
 ) -> Result<Vec<T>, BusError> {
     let mut found = BTreeSet::new();
-    for pattern in keys.patterns() {
-        let mut cursor = "0".to_owned();
-        loop {
-            let (next, page): (String, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                .arg(&cursor)
-                .arg("MATCH")
-                .arg(&pattern)
-                .arg("COUNT")
-                .arg(STEP)
-                .arg("TYPE")
-                .arg(redis_type)
-                .query_async(connection)
-                .await?;
-            let names = page
-                .into_iter()
-                .filter_map(|key| stands_for(&String::from_utf8(key).ok()?));
-            found.extend(names);
-            cursor = next;
-            if cursor == "0" {
-                break;
+    for node in connector.nodes().await? {
+        let connection = &mut node.pooled().await?;
+        for pattern in keys.patterns() {
+            let mut cursor = "0".to_owned();
+            loop {
+                let (next, page): (String, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                    .arg(&cursor)
+                    .arg("MATCH")
+                    .arg(&pattern)
+                    .arg("COUNT")
+                    .arg(STEP)
+                    .arg("TYPE")
+                    .arg(redis_type)
+                    .query_async(connection)
+                    .await?;
+                let names = page
+                    .into_iter()
+                    .filter_map(|key| stands_for(&String::from_utf8(key).ok()?));
+                found.extend(names);
+                cursor = next;
+                if cursor == "0" {
+                    break;
+                }
             }
         }
     }
@@ -133,7 +138,7 @@ pub(super) async fn scan<T: Ord>(
 
 /// Looks at one stream; `None` if it does not exist.
 pub async fn stream(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     name: &StreamName,
 ) -> Result<Option<Stream>, BusError> {
     let info = redis::cmd("XINFO")
@@ -163,7 +168,7 @@ pub async fn stream(
 
 /// How much is in each of these streams, without a look at their entries; nothing in one that is gone.
 pub async fn sizes(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     names: &[&StreamName],
 ) -> Result<Vec<Size>, BusError> {
     let mut reads = redis::pipe();
@@ -220,7 +225,7 @@ fn size(kind: StreamKind, length: u64, groups: Option<Value>) -> Size {
 }
 
 async fn groups(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     key: &str,
     last: EntryId,
 ) -> Result<Vec<Group>, BusError> {
@@ -284,7 +289,7 @@ pub struct GroupStanding {
 /// # Errors
 /// `Bus`.
 pub async fn standing(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     key: &str,
     group: &str,
 ) -> Result<Option<GroupStanding>, BusError> {
@@ -311,7 +316,7 @@ pub async fn standing(
 
 /// The consumers of a group, sorted by name; none if the group is gone.
 pub async fn consumers(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     key: &str,
     group: &str,
 ) -> Result<Vec<Consumer>, BusError> {
@@ -339,7 +344,7 @@ pub async fn consumers(
 }
 
 /// The server's time, in Unix ms; this machine's, where the server does not tell it.
-pub async fn now(connection: &mut MultiplexedConnection) -> Result<u64, BusError> {
+pub async fn now(connection: &mut impl ConnectionLike) -> Result<u64, BusError> {
     let told = ClockSource::Time.question("").query_async(connection).await;
     Ok(match offered(told)? {
         Some(ServerTime(now)) => now,

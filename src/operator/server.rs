@@ -18,10 +18,12 @@ use std::net::ToSocketAddrs;
 use std::time::{Duration, Instant, SystemTime};
 
 /// Settings of the server that are asked for.
-const ASKED: [&str; 11] = [
+const ASKED: [&str; 13] = [
     "appendfsync",
     "busy-reply-threshold",
     "client-output-buffer-limit",
+    "cluster-node-timeout",
+    "cluster-require-full-coverage",
     "maxmemory",
     "min-replicas-to-write",
     "proto-max-bulk-len",

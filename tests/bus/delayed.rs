@@ -4,8 +4,10 @@ use crate::publish::{client, event};
 use crate::replay::{facts, operator, sorted};
 use crate::setup::{Bus, text};
 use crate::support::users;
+use convoke::connect::connector::Connector;
 use convoke::operator::delayed::{DelayedChange, DelayedPages, Queue, Waiting, depths, queues};
 use convoke::protocol::keys::Keys;
+use convoke::settings::RedisUrl;
 use convoke::streams::delay::encode_member;
 use redis::aio::MultiplexedConnection;
 use serde_json::json;
@@ -40,11 +42,11 @@ async fn looking(bus: &Bus) -> MultiplexedConnection {
 
 /// All that waits from that time on.
 async fn all(bus: &Bus, from: u64) -> Vec<Waiting> {
-    let looking = looking(bus).await;
-    let mut pages = DelayedPages::of(&looking, &queue(&bus.keys), from, MOST);
+    let mut looking = looking(bus).await;
+    let mut pages = DelayedPages::of(&queue(&bus.keys), from, MOST);
     let mut all = Vec::new();
     for _ in 0..1000 {
-        let page = pages.next().await.unwrap();
+        let page = pages.next(&mut looking).await.unwrap();
         if page.is_empty() {
             return all;
         }
@@ -86,22 +88,22 @@ async fn what_leaves_between_two_pages_hides_nothing() {
     for n in 0..600 {
         put_event(&mut bus, FAR + n, &format!("{n:03}")).await;
     }
-    let looking = looking(&bus).await;
-    let mut pages = DelayedPages::of(&looking, &queue(&bus.keys), 0, MOST);
-    let mut seen = pages.next().await.unwrap().len() as u64;
+    let mut looking = looking(&bus).await;
+    let mut pages = DelayedPages::of(&queue(&bus.keys), 0, MOST);
+    let mut seen = pages.next(&mut looking).await.unwrap().len() as u64;
     assert!(seen < 600, "{seen}");
     // With the one that the page ended with.
     bus.run(&format!("ZREMRANGEBYSCORE {QUEUE} 0 {}", FAR + seen - 1))
         .await;
-    let next = pages.next().await.unwrap();
+    let next = pages.next(&mut looking).await.unwrap();
     assert_eq!(next[0].token, format!("{seen:03}"));
     seen += next.len() as u64;
     bus.run(&format!("ZREMRANGEBYSCORE {QUEUE} 0 {}", FAR + seen - 10))
         .await;
-    let rest = pages.next().await.unwrap();
+    let rest = pages.next(&mut looking).await.unwrap();
     assert_eq!(rest[0].token, format!("{seen:03}"));
     assert_eq!(seen + rest.len() as u64, 600);
-    assert!(pages.next().await.unwrap().is_empty());
+    assert!(pages.next(&mut looking).await.unwrap().is_empty());
 }
 
 #[tokio::test]
@@ -143,16 +145,16 @@ async fn too_large_ones_among_others_of_one_due_time_end_no_walk_and_hide_nothin
     assert_eq!(whole, 174);
     // All that is whole leaves while the pages are walked over, one page behind.
     let (operator, queue) = (operator(&bus.keys), queue(&bus.keys));
-    let looking = looking(&bus).await;
+    let mut looking = looking(&bus).await;
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
-    let mut pages = DelayedPages::of(&looking, &queue, 0, MOST);
-    let mut page = pages.next().await.unwrap();
+    let mut pages = DelayedPages::of(&queue, 0, MOST);
+    let mut page = pages.next(&mut looking).await.unwrap();
     let mut dropped = 0;
     for _ in 0..1000 {
         if page.is_empty() {
             break;
         }
-        let next = pages.next().await.unwrap();
+        let next = pages.next(&mut looking).await.unwrap();
         page.retain(|one| one.is_whole() && one.event.is_some());
         if !page.is_empty() {
             let gone = operator.drop_delayed(connection, &queue, &page).await;
@@ -361,7 +363,8 @@ async fn queues_are_found_and_counted_and_in_a_cluster_the_fact_follows() {
     add.arg(&route.delayed).arg(FAR).arg(&member[..]);
     let () = add.query_async(&mut bus.connection).await.unwrap();
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
-    let found = queues(connection, &keys).await.unwrap();
+    let connector = Connector::new(&RedisUrl::new(bus.redis.url_for(users::OPERATOR)), 2).unwrap();
+    let found = queues(&connector, &keys).await.unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].stream.key, route.events);
     let other = keys.stream_name(&keys.events("image", 0)).unwrap();
@@ -369,9 +372,9 @@ async fn queues_are_found_and_counted_and_in_a_cluster_the_fact_follows() {
     let depths = depths(connection, &[&other, &found[0]]).await.unwrap();
     assert_eq!((depths[0].count, depths[0].next_due_ms), (0, None));
     assert_eq!((depths[1].count, depths[1].next_due_ms), (1, Some(FAR)));
-    let looking = looking(&bus).await;
-    let mut pages = DelayedPages::of(&looking, &found[0], 0, MOST);
-    let shown = pages.next().await.unwrap();
+    let mut looking = looking(&bus).await;
+    let mut pages = DelayedPages::of(&found[0], 0, MOST);
+    let shown = pages.next(&mut looking).await.unwrap();
     let operator = operator(&keys);
     let step = operator.run_delayed(connection, &found[0], &shown).await;
     assert_eq!(step.unwrap().moved.len(), 1);

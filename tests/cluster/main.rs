@@ -5,5 +5,6 @@ mod support;
 
 mod boxes;
 mod moves;
+mod operators;
 mod paths;
 mod rig;

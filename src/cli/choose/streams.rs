@@ -2,24 +2,24 @@
 
 use super::fits;
 use crate::cli::Misuse;
+use convoke::connect::connector::Connector;
 use convoke::operator::inspect;
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::{self, Keys, StreamKind, StreamName};
-use redis::aio::MultiplexedConnection;
 
 /// The streams that names on the command line mean; without names, all of these kinds.
 ///
 /// A name without a kind (`image`) is a domain, and means its stream of the first kind; a `*` stands
 /// for any characters.
 pub(in crate::cli) async fn streams(
-    connection: &mut MultiplexedConnection,
+    connector: &Connector,
     keys: &Keys,
     names: &[String],
     kinds: &[StreamKind],
 ) -> anyhow::Result<Vec<StreamName>> {
     let wild = names.iter().any(|name| name.contains(['*', '?']));
     let there = match names.is_empty() || wild {
-        true => inspect::streams(connection, keys).await?,
+        true => inspect::streams(connector, keys).await?,
         false => Vec::new(),
     };
     named(keys, names, kinds, &there)
@@ -71,13 +71,13 @@ pub(in crate::cli) fn named(
 
 /// The streams of any kind that patterns on the command line mean.
 pub(in crate::cli) async fn any_streams(
-    connection: &mut MultiplexedConnection,
+    connector: &Connector,
     keys: &Keys,
     names: &[String],
 ) -> anyhow::Result<Vec<StreamName>> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let kinds = [Events, Inbox, Dead, Results, Broadcast, Reply];
-    streams(connection, keys, names, &kinds).await
+    streams(connector, keys, names, &kinds).await
 }
 
 /// A stream, with the first and the last id that may fit.

@@ -8,7 +8,7 @@ use crate::cli::{Exit, Misuse, Session};
 use clap::Args;
 use convoke::operator::inspect;
 use convoke::operator::replay::STEP;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::json;
 
 /// Delete dead letters for good
@@ -37,7 +37,7 @@ pub(super) struct Flags {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     if flags.which.is_all() && !flags.all {

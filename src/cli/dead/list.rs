@@ -10,7 +10,7 @@ use convoke::operator::inspect;
 use convoke::protocol::dead::Letter;
 use convoke::protocol::event::Entry;
 use convoke::protocol::keys::StreamName;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 
@@ -41,7 +41,7 @@ pub(super) struct Flags {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     match flags.entries {
@@ -60,7 +60,7 @@ struct Sum {
 
 async fn summary(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;
@@ -144,7 +144,7 @@ async fn summary(
 
 async fn entries(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;

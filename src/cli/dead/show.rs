@@ -9,7 +9,7 @@ use convoke::operator::inspect;
 use convoke::protocol::dead::Letter;
 use convoke::protocol::event::{Entry, EntryId, FIRST_FAILED, payload_of};
 use convoke::protocol::keys::{StreamKind, StreamName};
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::{Map, Value, json};
 
 /// Show one dead letter with its whole story
@@ -30,12 +30,12 @@ pub(super) struct Flags {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let keys = session.settings.keys()?;
     let kinds = [StreamKind::Dead];
-    let streams = choose::streams(connection, &keys, &flags.streams, &kinds).await?;
+    let streams = choose::streams(&session.connector()?, &keys, &flags.streams, &kinds).await?;
     let now = inspect::now(connection).await?;
     let sight = session.sight()?;
     let mut found = false;

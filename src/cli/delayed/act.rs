@@ -12,7 +12,7 @@ use convoke::operator::delayed::{DelayedChange, Queue, Waiting};
 use convoke::operator::inspect;
 use convoke::operator::replay::{Operator, STEP, STEP_BYTES};
 use convoke::protocol::keys::StreamKind;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::json;
 
 /// How to go about it.
@@ -121,7 +121,7 @@ impl Deed {
     async fn step(
         &self,
         operator: &Operator,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         queue: &Queue,
         step: &[Waiting],
     ) -> anyhow::Result<u64> {
@@ -147,7 +147,7 @@ impl Deed {
 
 pub(super) async fn run_now(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &RunNow,
 ) -> anyhow::Result<Exit> {
     act(session, connection, &flags.which, &flags.act, Deed::RunNow).await
@@ -155,7 +155,7 @@ pub(super) async fn run_now(
 
 pub(super) async fn edit(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Edit,
 ) -> anyhow::Result<Exit> {
     if flags.due.is_none() && flags.data.is_none() {
@@ -180,7 +180,7 @@ pub(super) async fn edit(
 
 pub(super) async fn drop(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Drop,
 ) -> anyhow::Result<Exit> {
     act(session, connection, &flags.which, &flags.act, Deed::Drop).await
@@ -188,7 +188,7 @@ pub(super) async fn drop(
 
 async fn act(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     which: &Which,
     how: &Act,
     deed: Deed,
@@ -199,14 +199,12 @@ async fn act(
         ));
     }
     let now = inspect::now(connection).await?;
-    let queues = which
-        .queues(session, connection, &[StreamKind::Events])
-        .await?;
+    let queues = which.queues(session, &[StreamKind::Events]).await?;
     let (verb, how_so, done_so) = deed.words();
     let mut listing = Listing::new(session, queues.len() > 1, now);
     let mut total = 0u64;
-    let mut walk = Walk::begin(session, connection, which, queues.clone(), now);
-    while let Some((queue, page)) = walk.next().await? {
+    let mut walk = Walk::begin(session, which, queues.clone(), now);
+    while let Some((queue, page)) = walk.next(connection).await? {
         for waiting in page.iter().filter(|waiting| deed.is_needed(waiting)) {
             total += 1;
             if how.dry_run {
@@ -229,11 +227,11 @@ async fn act(
     }
     let operator = session.operator(None)?;
     let mut done = 0u64;
-    let mut walk = Walk::begin(session, connection, which, queues, now);
-    let mut next = walk.next().await?;
+    let mut walk = Walk::begin(session, which, queues, now);
+    let mut next = walk.next(connection).await?;
     while let Some((queue, page)) = next {
         // The next page is read first: it follows the last event of this one, which is about to leave.
-        next = walk.next().await?;
+        next = walk.next(connection).await?;
         let page: Vec<Waiting> = page.into_iter().filter(|one| deed.is_needed(one)).collect();
         for step in steps(&page) {
             done += deed.step(&operator, connection, &queue, step).await?;

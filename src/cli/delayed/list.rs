@@ -9,7 +9,7 @@ use clap::Args;
 use convoke::operator::delayed::{Queue, Waiting};
 use convoke::operator::inspect;
 use convoke::protocol::event::payload_of;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::json;
 use std::collections::BTreeMap;
 
@@ -40,7 +40,7 @@ pub(super) struct Flags {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     match flags.entries {
@@ -59,15 +59,15 @@ struct Sum {
 
 async fn summary(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;
-    let queues = flags.which.queues(session, connection, &LOOKED_AT).await?;
-    let mut walk = Walk::begin(session, connection, &flags.which, queues, now);
+    let queues = flags.which.queues(session, &LOOKED_AT).await?;
+    let mut walk = Walk::begin(session, &flags.which, queues, now);
     let mut sums: BTreeMap<(String, String), Sum> = BTreeMap::new();
     let mut total = 0;
-    while let Some((queue, page)) = walk.next().await? {
+    while let Some((queue, page)) = walk.next(connection).await? {
         for waiting in page {
             total += 1;
             let event = waiting.event.as_ref();
@@ -127,15 +127,15 @@ async fn summary(
 
 async fn entries(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;
-    let queues = flags.which.queues(session, connection, &LOOKED_AT).await?;
+    let queues = flags.which.queues(session, &LOOKED_AT).await?;
     let mut listing = Listing::new(session, queues.len() > 1, now);
-    let mut walk = Walk::begin(session, connection, &flags.which, queues, now);
+    let mut walk = Walk::begin(session, &flags.which, queues, now);
     let limit = flags.limit.unwrap_or(u64::MAX);
-    'queues: while let Some((queue, page)) = walk.next().await? {
+    'queues: while let Some((queue, page)) = walk.next(connection).await? {
         for waiting in page {
             listing.add(&queue, &waiting)?;
             if listing.shown == limit {

@@ -9,7 +9,7 @@ use clap::Args;
 use convoke::operator::delayed::{Queue, Waiting};
 use convoke::operator::inspect;
 use convoke::protocol::event::{FIRST_FAILED, LAST_ERROR, payload_of};
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::{Map, Value, json};
 
 /// Show one event that waits, whole
@@ -30,7 +30,7 @@ pub(super) struct Flags {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let which = Which {
@@ -39,10 +39,10 @@ pub(super) async fn run(
         ..Which::default()
     };
     let now = inspect::now(connection).await?;
-    let queues = which.queues(session, connection, &LOOKED_AT).await?;
-    let mut walk = Walk::begin(session, connection, &which, queues, now);
+    let queues = which.queues(session, &LOOKED_AT).await?;
+    let mut walk = Walk::begin(session, &which, queues, now);
     let mut found = false;
-    while let Some((queue, page)) = walk.next().await? {
+    while let Some((queue, page)) = walk.next(connection).await? {
         for waiting in page {
             found = true;
             match session.output.is_json() {

@@ -3,13 +3,12 @@
 use super::Which;
 use crate::cli::Session;
 use convoke::operator::delayed::{DelayedPages, Queue, Waiting};
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use std::vec;
 
 /// What fits, page by page, in the order of the queues and of the due times.
 pub(super) struct Walk<'a> {
     which: &'a Which,
-    connection: MultiplexedConnection,
     limit: usize,
     /// Due times: the first and the last that may fit.
     span: (u64, u64),
@@ -18,16 +17,9 @@ pub(super) struct Walk<'a> {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn begin(
-        session: &Session,
-        connection: &MultiplexedConnection,
-        which: &'a Which,
-        queues: Vec<Queue>,
-        now: u64,
-    ) -> Self {
+    pub(super) fn begin(session: &Session, which: &'a Which, queues: Vec<Queue>, now: u64) -> Self {
         Self {
             which,
-            connection: connection.clone(),
             limit: session.settings.limits().entry(),
             span: (
                 which.due_after.map_or(0, |due| due.ms(now)),
@@ -39,7 +31,10 @@ impl<'a> Walk<'a> {
     }
 
     /// The next page, of one queue; it may hold nothing. `None` at the end.
-    pub(super) async fn next(&mut self) -> anyhow::Result<Option<(Queue, Vec<Waiting>)>> {
+    pub(super) async fn next(
+        &mut self,
+        connection: &mut impl ConnectionLike,
+    ) -> anyhow::Result<Option<(Queue, Vec<Waiting>)>> {
         loop {
             let (queue, mut pages) = match self.at.take() {
                 Some(at) => at,
@@ -47,11 +42,11 @@ impl<'a> Walk<'a> {
                     let Some(queue) = self.queues.next() else {
                         return Ok(None);
                     };
-                    let pages = DelayedPages::of(&self.connection, &queue, self.span.0, self.limit);
+                    let pages = DelayedPages::of(&queue, self.span.0, self.limit);
                     (queue, pages)
                 }
             };
-            let mut page = pages.next().await?;
+            let mut page = pages.next(connection).await?;
             let Some(last) = page.last() else {
                 continue;
             };

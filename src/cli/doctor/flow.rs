@@ -6,27 +6,24 @@ use convoke::coordination::error::CoordinationError;
 use convoke::coordination::flow::{CHECKS, Flow, Trouble, of_instances};
 use convoke::ledger::fill::GROUP;
 use convoke::operator::inspect;
-use redis::aio::MultiplexedConnection;
 
 /// What the checks of the streams themselves say already.
 const TOLD: &str = "unread";
 
 /// Everything about the flow.
-pub(super) async fn flow(
-    session: &Session,
-    connection: &mut MultiplexedConnection,
-) -> anyhow::Result<Vec<Finding>> {
+pub(super) async fn flow(session: &Session) -> anyhow::Result<Vec<Finding>> {
     let checks = CHECKS.into_iter().filter(|check| *check != TOLD);
     let keys = session.settings.keys()?;
+    let connector = session.connector()?;
     let flow = Flow::new(
-        session.connector()?,
+        connector.clone(),
         keys.clone(),
         session.settings.group.as_str(),
         GROUP,
     );
     let instances = session.instances()?;
     let look = async {
-        let streams = inspect::streams(connection, &keys).await?;
+        let streams = inspect::streams(&connector, &keys).await?;
         let mut troubles = flow.look(&streams, true).await?;
         let census = instances.census().await?;
         let global = instances.metrics(true).await?;

@@ -1,20 +1,24 @@
 //! Which guarantees are weaker on this server, because it leaves out what others tell.
 
-use super::{Finding, Status};
+use super::{Finding, Status, cluster};
 use convoke::operator::server::ServerReport;
 
 /// Everything that depends on what the server tells.
-pub(super) fn guarantees(server: &ServerReport) -> Vec<Finding> {
-    vec![
-        cluster(server),
+pub(super) fn guarantees(server: &ServerReport, is_cluster: bool) -> Vec<Finding> {
+    let cluster = match is_cluster {
+        true => cluster::node(server),
+        false => vec![no_cluster(server)],
+    };
+    let all = vec![
         primary(server),
         one_history(server),
         server_time(server),
         confirm(server),
-    ]
+    ];
+    cluster.into_iter().chain(all).collect()
 }
 
-fn cluster(server: &ServerReport) -> Finding {
+fn no_cluster(server: &ServerReport) -> Finding {
     let check = "cluster";
     let mode = server.info.as_ref().and_then(|info| info.get("redis_mode"));
     match mode.map(String::as_str) {

@@ -6,12 +6,13 @@ use super::super::owners::Owners;
 use super::checks::names;
 use super::{Finding, Status};
 use convoke::connect::clock::whole_ms;
+use convoke::connect::connector::Connector;
 use convoke::connect::error::{BusError, allowed};
 use convoke::operator::inspect::{self, Consumer, Stream};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::StreamKind;
 use convoke::streams::remade::{self, Remade};
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 
 /// Ids may be so far ahead of the server's clock, in ms.
 const AHEAD_MS: u64 = 60_000;
@@ -29,7 +30,7 @@ struct Seen {
 /// Everything about the streams.
 pub(super) async fn streams(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
 ) -> anyhow::Result<Vec<Finding>> {
     const CHECKS: [&str; 6] = [
         "last-id",
@@ -39,7 +40,7 @@ pub(super) async fn streams(
         "stuck",
         "workers",
     ];
-    let seen = match look(session, connection).await {
+    let seen = match look(session, &session.connector()?, connection).await {
         Ok(seen) => seen,
         Err(error) if error.code() == Some("NOPERM") => {
             let may_not = "the user may not run SCAN and XINFO";
@@ -84,11 +85,12 @@ pub(super) async fn streams(
 
 async fn look(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connector: &Connector,
+    connection: &mut impl ConnectionLike,
 ) -> Result<Vec<Seen>, BusError> {
     let keys = session.settings.keys()?;
     let mut seen = Vec::new();
-    for name in inspect::streams(connection, &keys).await? {
+    for name in inspect::streams(connector, &keys).await? {
         let Some(stream) = inspect::stream(connection, &name).await? else {
             continue;
         };

@@ -6,7 +6,7 @@ use crate::cli::output::{self, count, number, printable};
 use crate::cli::{Exit, Misuse, Session};
 use clap::Args;
 use convoke::operator::inspect;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::json;
 
 /// Drop a consumer group: it reads no more, and holds no entry back
@@ -38,7 +38,7 @@ pub(super) struct Flags {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;

@@ -5,7 +5,7 @@ use crate::cli::output::{self, Cell, Column, RED, Table, YELLOW, count, number};
 use crate::cli::{Exit, Session, choose};
 use clap::Args;
 use convoke::operator::inspect;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::{Value, json};
 
 /// Show consumer groups: who reads which stream, and how far
@@ -25,7 +25,7 @@ pub(super) struct Flags {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;

@@ -10,7 +10,7 @@ use convoke::operator::browse::{Pages, Sight};
 use convoke::operator::groups::Reset;
 use convoke::operator::inspect;
 use convoke::protocol::event::EntryId;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde_json::json;
 
 /// Entries between two places that are counted one by one.
@@ -104,7 +104,7 @@ impl Plan<'_> {
 
 pub(super) async fn run(
     session: &Session,
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;

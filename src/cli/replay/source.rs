@@ -16,7 +16,7 @@ use convoke::operator::replay::{
 use convoke::protocol::event::{Entry, EntryId, Event, Limits};
 use convoke::protocol::keys::{Keys, StreamKind, StreamName, domain_of};
 use convoke::streams::claim::Pending;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ impl Walk {
     /// Prepares to walk over what is there now.
     pub(super) async fn begin(
         session: &Session,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         from: From,
         act: &Act,
         operator: &Operator,
@@ -97,7 +97,7 @@ impl Walk {
         let spans = match &from {
             From::Dead(which) => which.spans(session, connection).await?,
             From::Pending(names, _, filters) | From::Range(names, _, filters) => {
-                let streams = choose::streams(connection, &keys, names, &events).await?;
+                let streams = choose::streams(&session.connector()?, &keys, names, &events).await?;
                 let (from, to) = filters.bounds(now);
                 let mut spans = Vec::new();
                 for stream in streams {
@@ -155,7 +155,7 @@ impl Walk {
     /// What fits on the next page; `None` at the end.
     pub(super) async fn next(
         &mut self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
     ) -> anyhow::Result<Option<Vec<Candidate>>> {
         while self.at < self.spans.len() {
             if matches!(self.pages, Open::Nothing) {
@@ -170,7 +170,7 @@ impl Walk {
         Ok(None)
     }
 
-    async fn open(&mut self, connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
+    async fn open(&mut self, connection: &mut impl ConnectionLike) -> anyhow::Result<()> {
         let Span { stream, from, to } = &self.spans[self.at];
         self.pages = match &self.from {
             From::Dead(_) => Open::Entries(Pages::new(&self.sight, &stream.key, *from, *to)),
@@ -196,7 +196,7 @@ impl Walk {
 
     async fn page(
         &mut self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
     ) -> anyhow::Result<Option<Vec<Candidate>>> {
         match &mut self.pages {
             Open::Nothing => Ok(None),
@@ -332,7 +332,7 @@ impl Walk {
 
     async fn range(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         page: Vec<Entry>,
         delivered: EntryId,
     ) -> anyhow::Result<Vec<Candidate>> {

@@ -7,7 +7,7 @@ use super::survey::Survey;
 use crate::cli::output::{date, json, span};
 use crate::cli::owners::Owners;
 use crate::cli::{Session, payload, vote};
-use convoke::connect::connector::Connector;
+use convoke::connect::connector::{Connector, Pooled};
 use convoke::connect::error::BusError;
 use convoke::connect::memory::Memory;
 use convoke::coordination::ballots::Ballots;
@@ -21,7 +21,6 @@ use convoke::operator::inspect;
 use convoke::operator::memory;
 use convoke::protocol::dead::Letter;
 use convoke::protocol::keys::Keys;
-use redis::aio::MultiplexedConnection;
 use std::fmt::Display;
 
 /// Instances that are listed.
@@ -36,7 +35,7 @@ const LETTERS: usize = 10;
 /// Takes samples.
 pub(super) struct Watcher {
     connector: Connector,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Pooled>,
     keys: Keys,
     sight: Sight,
     instances: Instances,
@@ -51,7 +50,7 @@ pub(super) struct Watcher {
 
 impl Watcher {
     pub(super) fn new(session: &Session) -> anyhow::Result<Self> {
-        let (connector, keys) = (session.server()?, session.settings.keys()?);
+        let (connector, keys) = (session.connector()?, session.settings.keys()?);
         Ok(Self {
             instances: Instances::new(connector.clone(), keys.clone()),
             tasks: Tasks::new(connector.clone(), keys.clone()),
@@ -74,7 +73,7 @@ impl Watcher {
     pub(super) async fn sample(&mut self, wish: &Wish) -> anyhow::Result<Sample> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => self.connector.dedicated().await?,
+            None => self.connector.pooled().await?,
         };
         let mut sample = Sample {
             at: inspect::now(&mut connection).await?,
@@ -114,13 +113,17 @@ impl Watcher {
 
     async fn streams(
         &mut self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Pooled,
         wish: &Wish,
         sample: &mut Sample,
     ) -> Result<(), BusError> {
-        let look = self
-            .survey
-            .look(connection, &self.keys, &wish.filters, sample.at);
+        let look = self.survey.look(
+            &self.connector,
+            connection,
+            &self.keys,
+            &wish.filters,
+            sample.at,
+        );
         (sample.streams, sample.others) = look.await?;
         sample.memory = Memory::look(connection).await?;
         let keys: Vec<&str> = sample.streams.iter().map(|s| s.name.key.as_str()).collect();
@@ -141,7 +144,7 @@ impl Watcher {
     /// More about one row than its panel shows.
     async fn open(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Pooled,
         focus: &Focus,
         sample: &Sample,
     ) -> anyhow::Result<Vec<String>> {
@@ -170,7 +173,7 @@ impl Watcher {
 
     async fn consumers(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Pooled,
         focus: &Focus,
         sample: &Sample,
     ) -> anyhow::Result<Vec<String>> {

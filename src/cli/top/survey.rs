@@ -7,10 +7,10 @@
 use super::flow::rate;
 use super::sample::Others;
 use crate::cli::choose;
+use convoke::connect::connector::{Connector, Pooled};
 use convoke::connect::error::BusError;
 use convoke::operator::inspect::{self, Size, Stream};
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
-use redis::aio::MultiplexedConnection;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -46,13 +46,14 @@ impl Survey {
     /// Looks at the streams: closely at some, and how much is in the others.
     pub(super) async fn look(
         &mut self,
-        connection: &mut MultiplexedConnection,
+        connector: &Connector,
+        connection: &mut Pooled,
         keys: &Keys,
         filters: &[String; 2],
         now: u64,
     ) -> Result<(Vec<Stream>, Others), BusError> {
         if self.searched.is_none_or(|at| at.elapsed() >= SEARCH) {
-            let mut found = inspect::streams(connection, keys).await?;
+            let mut found = inspect::streams(connector, keys).await?;
             found.retain(|name| name.kind != StreamKind::Reply);
             self.found = found;
             self.next = (0..self.found.len()).collect();
@@ -70,11 +71,7 @@ impl Survey {
     }
 
     /// Asks how much is in some of the streams: in those that were never asked about, and in the next ones.
-    async fn ask(
-        &mut self,
-        connection: &mut MultiplexedConnection,
-        now: u64,
-    ) -> Result<(), BusError> {
+    async fn ask(&mut self, connection: &mut Pooled, now: u64) -> Result<(), BusError> {
         let known: HashSet<&str> = self.found.iter().map(|name| name.key.as_str()).collect();
         self.seen.retain(|key, _| known.contains(key.as_str()));
         let is_new = |at: &usize| !self.seen.contains_key(&self.found[*at].key);

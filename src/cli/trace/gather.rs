@@ -6,6 +6,7 @@ use crate::cli::choose;
 use crate::cli::output::{self, count, span};
 use crate::cli::{Session, payload};
 use convoke::connect::clock::whole_ms;
+use convoke::connect::connector::{Connector, Pooled};
 use convoke::operator::browse::{Pages, Sight};
 use convoke::operator::delayed::{self, DelayedPages, Queue};
 use convoke::operator::inspect::{self, Group};
@@ -14,7 +15,6 @@ use convoke::protocol::event::{Entry, EntryId, LAST_ERROR, payload_of};
 use convoke::protocol::json;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use convoke::streams::claim;
-use redis::aio::MultiplexedConnection;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Places that are looked at for events.
@@ -30,7 +30,8 @@ const END: EntryId = EntryId {
 /// Collects steps.
 pub(super) struct Gathering<'a> {
     flags: &'a Flags,
-    connection: MultiplexedConnection,
+    connector: Connector,
+    connection: Pooled,
     sight: Sight,
     keys: Keys,
     now: u64,
@@ -57,11 +58,12 @@ impl<'a> Gathering<'a> {
     pub(super) fn begin(
         session: &Session,
         flags: &'a Flags,
-        connection: MultiplexedConnection,
+        connection: Pooled,
         now: u64,
     ) -> anyhow::Result<Self> {
         Ok(Self {
             flags,
+            connector: session.connector()?,
             connection,
             sight: session.sight()?,
             keys: session.settings.keys()?,
@@ -100,7 +102,7 @@ impl<'a> Gathering<'a> {
     /// The events themselves, and how they stand.
     pub(super) async fn events(&mut self) -> anyhow::Result<()> {
         let names = &self.flags.streams;
-        let streams = choose::streams(&mut self.connection, &self.keys, names, &PLACES).await?;
+        let streams = choose::streams(&self.connector, &self.keys, names, &PLACES).await?;
         for stream in streams {
             let found = self.of_stream(&stream).await?;
             if found.is_empty() {
@@ -210,16 +212,16 @@ impl<'a> Gathering<'a> {
 
     /// Events that wait for their time.
     pub(super) async fn delayed(&mut self) -> anyhow::Result<()> {
-        let all = delayed::queues(&mut self.connection, &self.keys).await?;
+        let all = delayed::queues(&self.connector, &self.keys).await?;
         let there: Vec<StreamName> = all.into_iter().map(|queue| queue.stream).collect();
         let streams = choose::named(&self.keys, &self.flags.streams, &PLACES, &there)?;
         for stream in streams {
             let Some(queue) = Queue::of(&self.keys, &stream) else {
                 continue;
             };
-            let mut pages = DelayedPages::of(&self.connection, &queue, 0, self.sight.limit());
+            let mut pages = DelayedPages::of(&queue, 0, self.sight.limit());
             loop {
-                let page = pages.next().await?;
+                let page = pages.next(&mut self.connection).await?;
                 if page.is_empty() {
                     break;
                 }
@@ -390,7 +392,7 @@ impl<'a> Gathering<'a> {
             return Ok(all);
         }
         let names = &self.flags.streams;
-        let streams = choose::streams(&mut self.connection, &self.keys, names, &PLACES).await?;
+        let streams = choose::streams(&self.connector, &self.keys, names, &PLACES).await?;
         let parts: BTreeSet<&str> = streams
             .iter()
             .map(|stream| match stream.kind {
@@ -405,7 +407,7 @@ impl<'a> Gathering<'a> {
     }
 
     async fn all(&mut self, kind: StreamKind) -> anyhow::Result<Vec<StreamName>> {
-        choose::streams(&mut self.connection, &self.keys, &[], &[kind]).await
+        choose::streams(&self.connector, &self.keys, &[], &[kind]).await
     }
 
     fn add(&mut self, mut step: Step) {

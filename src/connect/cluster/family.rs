@@ -9,7 +9,7 @@ use crate::connect::locator::Locator;
 use crate::connect::pool::Lent;
 use crate::mutex::locked;
 use crate::protocol::keys::slot_of;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 /// The connectors of one cluster, by slot.
@@ -89,6 +89,23 @@ impl Connector {
             known: member.known.clone(),
             loads: member.loads.clone(),
         }
+    }
+
+    /// The ways to the nodes that have these keys, each with the places of its keys: one way for all, or on a cluster
+    /// one for each of their slots.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn toward_each(&self, keys: &[&str]) -> Vec<(Self, Vec<usize>)> {
+        if !self.is_cluster() {
+            return vec![(self.clone(), (0..keys.len()).collect())];
+        }
+        let mut by_slot: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+        for (at, key) in keys.iter().enumerate() {
+            by_slot.entry(slot_of(key.as_bytes())).or_default().push(at);
+        }
+        let ways = by_slot.into_iter();
+        ways.map(|(slot, places)| (self.toward_slot(slot), places))
+            .collect()
     }
 
     /// One connector for each node that has data: the only one there is, or one for each node of a cluster.

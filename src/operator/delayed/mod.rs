@@ -5,6 +5,7 @@
 //! at any moment and run again. Each step tells on the broadcast what it did: `operator.replayed`,
 //! `operator.changed`, `operator.dropped`.
 
+use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
 use crate::operator::inspect;
@@ -12,7 +13,7 @@ use crate::operator::replay::{Operator, Step, edit};
 use crate::protocol::event::{Entry, EntryId, payload_of};
 use crate::protocol::keys::{Keys, StreamName};
 use crate::streams::delay::{self, LOOK, MEMBER};
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use redis::{Script, ScriptInvocation, Value};
 use std::sync::LazyLock;
 
@@ -44,16 +45,14 @@ impl Queue {
     }
 }
 
-/// The delay queues of the namespace, sorted by their streams. Walks all keys of the server in small steps.
+/// The delay queues of the namespace, sorted by their streams. Walks all keys of the server, or of each node of the
+/// cluster, in small steps.
 ///
 /// # Errors
 /// `Bus`.
-pub async fn queues(
-    connection: &mut MultiplexedConnection,
-    keys: &Keys,
-) -> Result<Vec<Queue>, BusError> {
+pub async fn queues(connector: &Connector, keys: &Keys) -> Result<Vec<Queue>, BusError> {
     let queue = |key: &str| Queue::of(keys, &keys.fed_by(key)?);
-    inspect::scan(connection, keys, "zset", queue).await
+    inspect::scan(connector, keys, "zset", queue).await
 }
 
 /// How much waits in a queue.
@@ -71,7 +70,7 @@ pub struct Depth {
 /// # Errors
 /// `Bus`.
 pub async fn depths(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     queues: &[&Queue],
 ) -> Result<Vec<Depth>, BusError> {
     let mut ask = redis::pipe();
@@ -105,7 +104,7 @@ pub async fn depths(
 /// When the first of a queue is due; `None` also to a user who may not load the script that tells it, while
 /// nobody else has.
 async fn first(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     queue: &Queue,
 ) -> Result<Option<u64>, BusError> {
     match page(connection, &queue.key, &After::default(), 1, 1).await {
@@ -162,7 +161,7 @@ struct After {
 }
 
 async fn page(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     queue: &str,
     after: &After,
     count: usize,
@@ -180,7 +179,6 @@ async fn page(
 /// What waits in a queue, in the order in which it is due, in bounded memory.
 #[derive(Debug)]
 pub struct DelayedPages {
-    connection: MultiplexedConnection,
     queue: String,
     limit: usize,
     after: After,
@@ -189,12 +187,7 @@ pub struct DelayedPages {
 
 impl DelayedPages {
     /// Begins with what is due first from `due_ms` on (Unix ms). Of a member over `limit` bytes a part is held.
-    pub fn of(
-        connection: &MultiplexedConnection,
-        queue: &Queue,
-        due_ms: u64,
-        limit: usize,
-    ) -> Self {
+    pub fn of(queue: &Queue, due_ms: u64, limit: usize) -> Self {
         let from = After {
             due: match due_ms {
                 0 => String::new(),
@@ -203,7 +196,6 @@ impl DelayedPages {
             ..After::default()
         };
         Self {
-            connection: connection.clone(),
             queue: queue.key.clone(),
             limit,
             after: from,
@@ -215,12 +207,15 @@ impl DelayedPages {
     ///
     /// # Errors
     /// `Bus`.
-    pub async fn next(&mut self) -> Result<Vec<Waiting>, BusError> {
+    pub async fn next(
+        &mut self,
+        connection: &mut impl ConnectionLike,
+    ) -> Result<Vec<Waiting>, BusError> {
         if self.is_over {
             return Ok(Vec::new());
         }
         let after = &self.after;
-        let shown = page(&mut self.connection, &self.queue, after, PAGE, self.limit).await?;
+        let shown = page(connection, &self.queue, after, PAGE, self.limit).await?;
         if shown.is_empty() {
             self.is_over = true;
             return Ok(Vec::new());
@@ -311,7 +306,7 @@ impl Operator {
     /// `Bus`.
     pub async fn run_delayed(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         queue: &Queue,
         events: &[Waiting],
     ) -> Result<Step, BusError> {
@@ -340,7 +335,7 @@ impl Operator {
     /// `Bus`.
     pub async fn change_delayed(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         queue: &Queue,
         events: &[Waiting],
         change: &DelayedChange,
@@ -367,7 +362,7 @@ impl Operator {
     /// `Bus`.
     pub async fn drop_delayed(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         queue: &Queue,
         events: &[Waiting],
     ) -> Result<Vec<bool>, BusError> {
@@ -393,7 +388,7 @@ impl Operator {
 
     async fn settle_delayed(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         call: ScriptInvocation<'_>,
         told: bool,
         queue: &Queue,

@@ -7,7 +7,7 @@ use crate::connect::script::script;
 use crate::operator::replay::Operator;
 use crate::protocol::event::EntryId;
 use redis::Script;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use serde::Serialize;
 use std::sync::LazyLock;
 
@@ -74,7 +74,7 @@ impl Operator {
     /// `Bus`.
     pub async fn drop_group(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         stream: &str,
         group: &str,
     ) -> Result<Option<Dropped>, BusError> {
@@ -110,7 +110,7 @@ impl Operator {
     /// `Bus`.
     pub async fn reset_group(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         stream: &str,
         group: &str,
         seen: EntryId,

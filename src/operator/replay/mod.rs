@@ -28,7 +28,7 @@ use crate::protocol::event::EntryId;
 use crate::protocol::keys::{Keys, StreamName};
 use crate::streams::claim::{CLAIMS_TTL, Pending};
 use crate::streams::commit::Publication;
-use redis::aio::MultiplexedConnection;
+use redis::aio::ConnectionLike;
 use redis::{Script, ScriptInvocation};
 use serde::Serialize;
 use std::sync::LazyLock;
@@ -63,7 +63,7 @@ pub struct Move {
 
 /// The run that copied each entry within the window, if one did.
 pub async fn copied(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     keys: &Keys,
     stream: &StreamName,
     entries: &[EntryId],
@@ -158,7 +158,7 @@ impl Operator {
     /// Moves dead letters to a stream.
     pub async fn replay_dead(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         dead: &str,
         to: &str,
         moves: &[Move],
@@ -182,7 +182,7 @@ impl Operator {
     /// Publishes pending entries again and acknowledges the old deliveries; their owners are fenced.
     pub async fn replay_pending(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         stream: &StreamName,
         group: &str,
         moves: &[Move],
@@ -237,7 +237,7 @@ impl Operator {
     /// if this run copied it.
     pub async fn replay_range(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         stream: &StreamName,
         moves: &[Move],
         force: bool,
@@ -270,7 +270,7 @@ impl Operator {
     /// Deletes dead letters for good; says for each whether it was there.
     pub async fn drop_dead(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         dead: &str,
         entries: &[EntryId],
     ) -> Result<Vec<bool>, BusError> {
@@ -303,7 +303,7 @@ impl Operator {
 
     async fn tell_after(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         fact: (&str, Option<&str>, &str),
         to: &str,
         moves: &[Move],
@@ -318,7 +318,7 @@ impl Operator {
     /// step. A crash between the two loses the fact of that step.
     pub(super) async fn store(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         (kind, from, stream): (&str, Option<&str>, &str),
         to: Option<&str>,
         entries: Vec<String>,
@@ -341,7 +341,7 @@ impl Operator {
     /// Puts a fact on the broadcast.
     pub(super) async fn publish(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut impl ConnectionLike,
         kind: &str,
         fact: &impl Serialize,
     ) -> Result<(), BusError> {

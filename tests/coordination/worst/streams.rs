@@ -286,12 +286,12 @@ async fn delayed(meter: &mut Meter) {
     }
     let operator = Operator::new(bus.keys.clone(), "run-1", "ada@desk");
     let mut connection = bus.redis.connection_for(users::OPERATOR).await;
-    let mut pages = DelayedPages::of(&connection, &queue, 0, 1 << 20);
+    let mut pages = DelayedPages::of(&queue, 0, 1 << 20);
     let redis = &bus.redis;
     meter
         .of(redis, async {
             let connection = &mut connection;
-            let page = pages.next().await.unwrap();
+            let page = pages.next(connection).await.unwrap();
             assert_eq!(page.len(), 5 * STEP);
             let change = DelayedChange::new().data(vec![1]).due_ms(5_000_000_000_000);
             let step = &page[..STEP];

@@ -1,0 +1,180 @@
+//! What operators see and put right on a cluster: streams of several nodes, as one.
+
+use crate::rig::{builder, client, counted, counted_in, double, left, start};
+use crate::support::cluster::Cluster;
+use crate::support::{until, users};
+use convoke::client::publish::Outgoing;
+use convoke::{Context, HandlerError};
+use serde_json::Value;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+const PARTITIONS: u16 = 5;
+
+async fn refuses(_: Context, _: i64) -> Result<i64, HandlerError> {
+    Err(HandlerError::internal("never").permanent())
+}
+
+fn convoke(cluster: &Cluster, words: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
+    let user = users::of_command(words).unwrap_or(users::OPERATOR);
+    command.env("CONVOKE_REDIS_URL", cluster.url_for(user));
+    command.env("CONVOKE_PARTITIONS", PARTITIONS.to_string());
+    command.args(words).stdin(Stdio::null());
+    command
+}
+
+fn ended(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    let code = output.status.code().unwrap();
+    (code, text(output.stdout), text(output.stderr))
+}
+
+/// What a command prints, line by line.
+#[track_caller]
+fn lines(cluster: &Cluster, words: &[&str]) -> Vec<Value> {
+    let words = [words, &["--format", "json"]].concat();
+    let (code, out, err) = ended(convoke(cluster, &words).output().unwrap());
+    assert_eq!(code, 0, "{words:?}: {out}{err}");
+    let lines = out.lines();
+    lines
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+fn texts(lines: &[Value], name: &str) -> Vec<String> {
+    let mut texts: Vec<String> = lines
+        .iter()
+        .map(|line| line[name].as_str().unwrap_or_default().to_owned())
+        .collect();
+    texts.sort();
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn operators_look_at_all_nodes_as_one_and_put_right_what_lies_on_them() {
+    let cluster = Cluster::of_three();
+    let worker = start(builder(&cluster, PARTITIONS).handler("math.never", refuses));
+    let client = client(&cluster, PARTITIONS);
+    let all: Vec<String> = (0..40).map(|number| format!("e-{number:02}")).collect();
+    for id in &all {
+        let event = Outgoing::new("math.never", &7)
+            .id(id)
+            .subject(id)
+            .source("shop");
+        client.publish(&event).await.unwrap();
+    }
+    let letters = || counted_in(&cluster, "math", PARTITIONS, "dead", "id");
+    until("all are dead letters", || async {
+        left(&cluster, "math", PARTITIONS) == 0 && letters().len() == all.len()
+    })
+    .await;
+    let held = (0..PARTITIONS).filter(|n| {
+        let dead = format!("{{cb:math:{n}}}:dead");
+        !counted(&cluster, &dead, "id").is_empty()
+    });
+    assert!(held.count() > 2, "the letters lie in several slots");
+
+    let streams = lines(&cluster, &["streams", "events:math", "dead:math"]);
+    assert_eq!(streams.len(), 2 * usize::from(PARTITIONS), "{streams:?}");
+    let all_streams = texts(&lines(&cluster, &["streams"]), "stream");
+    for stream in ["{cb}:broadcast", "{cb:math:0}:events", "{cb:math:4}:dead"] {
+        assert!(
+            all_streams.iter().any(|seen| seen == stream),
+            "{stream}: {all_streams:?}"
+        );
+    }
+    let dead = lines(&cluster, &["dead", "list", "--entries"]);
+    assert_eq!(texts(&dead, "id"), all);
+    let groups = lines(&cluster, &["group", "list", "events:math"]);
+    assert_eq!(groups.len(), usize::from(PARTITIONS), "{groups:?}");
+    let story = lines(&cluster, &["trace", "e-07"]);
+    assert!(
+        story.iter().any(|step| step.to_string().contains("never")),
+        "{story:?}"
+    );
+    let told = lines(
+        &cluster,
+        &["tail", "dead:math", "--since", "0", "--no-follow"],
+    );
+    assert_eq!(told.len(), all.len());
+    let found = ended(convoke(&cluster, &["doctor", "--all"]).output().unwrap()).1;
+    assert!(found.contains("cluster-replicas"), "{found}");
+    assert_eq!(found.matches("cluster-coverage").count(), 3, "{found}");
+
+    worker.stop().await;
+    let worker = start(builder(&cluster, PARTITIONS).handler("math.never", double));
+    let replayed = convoke(&cluster, &["replay", "dead", "math", "--yes"]).output();
+    let (code, out, err) = ended(replayed.unwrap());
+    assert_eq!(code, 0, "{out}{err}");
+    until("all are done", || async {
+        letters().is_empty()
+            && left(&cluster, "math", PARTITIONS) == 0
+            && counted_in(&cluster, "math", PARTITIONS, "results", "correlationid").len() == 40
+    })
+    .await;
+    let results = counted_in(&cluster, "math", PARTITIONS, "results", "correlationid");
+    assert!(results.values().all(|count| *count == 1), "{results:?}");
+    let facts = lines(
+        &cluster,
+        &["tail", "broadcast", "--since", "0", "--no-follow"],
+    );
+    let replayed = facts
+        .iter()
+        .filter(|fact| fact["type"] == "operator.replayed");
+    let entries: u64 = replayed
+        .map(|fact| fact["data"]["count"].as_u64().unwrap())
+        .sum();
+    assert_eq!(entries, 40);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_its_time_is_seen_and_run_on_each_node() {
+    let cluster = Cluster::of_three();
+    let worker = start(builder(&cluster, PARTITIONS).handler("math.double", double));
+    let client = client(&cluster, PARTITIONS);
+    for number in 0..20 {
+        let event = Outgoing::new("math.double", &number)
+            .id(format!("e-{number:02}"))
+            .delay(Duration::from_secs(3600));
+        client.publish(&event).await.unwrap();
+    }
+    let listed = lines(&cluster, &["delayed", "list", "--entries"]);
+    assert_eq!(listed.len(), 20, "{listed:?}");
+    let dropped = convoke(&cluster, &["delayed", "drop", "--id", "e-00,e-01", "--yes"]);
+    let (code, out, err) = ended({ dropped }.output().unwrap());
+    assert_eq!(code, 0, "{out}{err}");
+    let ran = convoke(&cluster, &["delayed", "run-now", "--all", "--yes"]);
+    let (code, out, err) = ended({ ran }.output().unwrap());
+    assert_eq!(code, 0, "{out}{err}");
+    until("the rest ran", || async {
+        counted_in(&cluster, "math", PARTITIONS, "results", "correlationid").len() == 18
+            && left(&cluster, "math", PARTITIONS) == 0
+    })
+    .await;
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_runs_is_seen_as_pending_wherever_it_lies() {
+    async fn stands_still(context: Context, _: i64) -> Result<(), HandlerError> {
+        context.cancellation().cancelled().await;
+        Ok(())
+    }
+    let cluster = Cluster::of_three();
+    let worker = start(builder(&cluster, PARTITIONS).handler("math.still", stands_still));
+    let client = client(&cluster, PARTITIONS);
+    for number in 0..12 {
+        let id = format!("e-{number:02}");
+        let event = Outgoing::new("math.still", &number).id(&id).subject(&id);
+        client.publish(&event).await.unwrap();
+    }
+    until("all are being run", || async {
+        lines(&cluster, &["pending"]).len() == 12
+    })
+    .await;
+    let pending = lines(&cluster, &["pending", "--where", "source", "--limit", "3"]);
+    assert!(pending.len() <= 3);
+    drop(worker);
+}
