@@ -144,11 +144,11 @@ async fn status(session: &Session) -> anyhow::Result<Exit> {
 /// What waits in Redis for the ledger.
 async fn waiting(session: &Session) -> anyhow::Result<Vec<Lag>> {
     let keys = session.settings.keys()?;
-    let connector = session.server()?;
+    let connector = session.connector()?;
     let domains = Instances::new(connector.clone(), keys.clone())
         .domains()
         .await?;
-    let mut connection = connector.dedicated().await?;
+    let mut connection = connector.pooled().await?;
     let mut lags = Vec::new();
     for source in fill::sources(&keys, &[], &domains) {
         lags.extend(fill::lag(&mut connection, &source.stream).await?);

@@ -296,7 +296,7 @@ struct Session {
     output: Output,
     /// Whether it loads the scripts that others call: an operator's commands do.
     loads: bool,
-    /// One for all that the command asks.
+    /// The way to the server, for all that the command asks.
     connector: OnceLock<Connector>,
 }
 
@@ -350,16 +350,6 @@ impl Session {
             ),
             connector: OnceLock::new(),
         })
-    }
-
-    /// The way to the server, for a command that knows one server only.
-    fn server(&self) -> anyhow::Result<Connector> {
-        match self.settings.redis_url.is_cluster() {
-            true => Err(Misuse::error(
-                "this command does not know clusters yet: doctor and ledger look at one server",
-            )),
-            false => self.connector(),
-        }
     }
 
     fn connector(&self) -> anyhow::Result<Connector> {

@@ -228,8 +228,8 @@ impl Follower {
     ) -> Result<Self, BusError> {
         let keys: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut lines = Vec::new();
-        for (connector, places) in connector.toward_each(&keys) {
-            lines.push(Line::open(connector, places).await?);
+        for way in connector.ways_to(&keys) {
+            lines.push(Line::open(way.connector, way.places).await?);
         }
         let mut streams = Vec::with_capacity(names.len());
         for name in names {

@@ -15,10 +15,9 @@ use crate::protocol::event::{Entry, EntryId};
 use crate::protocol::keys::Keys;
 pub use crate::protocol::keys::LEDGER_GROUP as GROUP;
 use crate::streams::claim;
-use crate::streams::outbox::is_beside;
 use crate::streams::read;
 use redis::Value;
-use redis::aio::MultiplexedConnection;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -70,13 +69,6 @@ pub fn sources(keys: &Keys, own: &[String], domains: &[String]) -> Vec<LedgerStr
     [broadcast].into_iter().chain(dead).collect()
 }
 
-/// The sources that one step can read on a cluster: those of the control plane.
-pub(crate) fn in_control_slot(sources: Vec<LedgerStream>, keys: &Keys) -> Vec<LedgerStream> {
-    let broadcast = keys.broadcast();
-    let beside = |source: &LedgerStream| is_beside(&source.stream, &broadcast);
-    sources.into_iter().filter(beside).collect()
-}
-
 /// What a stream holds for the ledger.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Lag {
@@ -88,7 +80,7 @@ pub struct Lag {
 
 /// What a stream holds for the ledger; none if the ledger was never filled from it.
 pub async fn lag(
-    connection: &mut MultiplexedConnection,
+    connection: &mut impl ConnectionLike,
     stream: &str,
 ) -> Result<Option<Lag>, BusError> {
     let groups: Result<Vec<HashMap<String, Value>>, _> = redis::cmd("XINFO")
@@ -125,8 +117,8 @@ pub struct Counts {
     pub failures: AtomicU64,
 }
 
-/// One consumer of the group.
-#[derive(Debug)]
+/// One consumer of the group. All that it reads lies in one slot.
+#[derive(Clone, Debug)]
 pub struct Filler {
     /// Where Redis is.
     pub connector: Connector,

@@ -9,9 +9,10 @@ use super::{RunError, Worker};
 use crate::connect::connector::Connector;
 use crate::coordination::instances::Instances;
 use crate::ledger::database::Database;
-use crate::ledger::fill::{Counts, Filler, LedgerStream, in_control_slot};
+use crate::ledger::fill::{Counts, Filler, LedgerStream};
 use crate::ledger::{fill, relay, retention};
 use crate::protocol::keys::Keys;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -49,28 +50,31 @@ impl Ledger {
         let connector = Connector::of(settings, POOL)?;
         let database = Database::new(&settings.database_url)?;
         let counts = Arc::<Counts>::default();
-        let cluster = connector.is_cluster();
-        let (sender, sources) = watch::channel(sources(cluster, &keys, &own, &[]));
         let filler = Filler {
-            connector: connector.clone(),
+            connector,
             keys: keys.clone(),
             consumer: settings.id.clone(),
             database: database.clone(),
-            sources,
+            sources: watch::channel(Vec::new()).1,
             claim_idle: settings.claim_idle,
             max_payload: settings.max_payload,
             counts: counts.clone(),
             drain: drain.clone(),
         };
+        let mut fillers = Fillers {
+            like: filler,
+            supervisor: supervisor.clone(),
+            sources: BTreeMap::new(),
+            tasks: JoinSet::new(),
+        };
+        fillers.fill_from(fill::sources(&keys, &own, &[]));
         let relay = relay::Relay::new(database.clone(), settings)?;
         let mut parts = Parts {
             supervisor,
             drain,
             tasks: JoinSet::new(),
         };
-        parts.begin("ledger fill", filler.run());
-        let instances = worker.instances.clone();
-        let looking = look(instances, keys, cluster, own, sender, drain.clone());
+        let looking = look(worker.instances.clone(), keys, own, fillers);
         parts.begin("ledger domains", looking);
         parts.begin("ledger relay", relay.run(drain.clone()));
         if !settings.ledger_retention.is_zero() {
@@ -120,44 +124,64 @@ impl Parts<'_> {
     }
 }
 
-/// What the ledger reads.
-fn sources(cluster: bool, keys: &Keys, own: &[String], domains: &[String]) -> Vec<LedgerStream> {
-    let all = fill::sources(keys, own, domains);
-    match cluster {
-        true => in_control_slot(all, keys),
-        false => all,
+/// The fillers: one, or on a cluster one for each slot that something is read from.
+struct Fillers {
+    /// What they have in common.
+    like: Filler,
+    supervisor: Supervisor,
+    /// What each reads, by its slot.
+    sources: BTreeMap<Option<u16>, watch::Sender<Vec<LedgerStream>>>,
+    tasks: JoinSet<()>,
+}
+
+impl Fillers {
+    /// Has each of them read what lies in its slot.
+    fn fill_from(&mut self, all: Vec<LedgerStream>) {
+        let keys: Vec<&str> = all.iter().map(|source| source.stream.as_str()).collect();
+        for way in self.like.connector.ways_to(&keys) {
+            let now: Vec<LedgerStream> = way.places.iter().map(|at| all[*at].clone()).collect();
+            if let Some(sender) = self.sources.get(&way.slot) {
+                sender.send_if_modified(|before| {
+                    let changed = *before != now;
+                    *before = now;
+                    changed
+                });
+                continue;
+            }
+            let (sender, sources) = watch::channel(now);
+            self.sources.insert(way.slot, sender);
+            let filler = Filler {
+                connector: way.connector,
+                sources,
+                ..self.like.clone()
+            };
+            let (supervisor, drain) = (self.supervisor.clone(), self.like.drain.clone());
+            self.tasks.spawn(async move {
+                supervisor.run("ledger fill", &drain, filler.run()).await;
+            });
+        }
     }
 }
 
-/// Looks for the domains of all active instances: theirs may keep no ledger.
-async fn look(
-    instances: Instances,
-    keys: Keys,
-    cluster: bool,
-    own: Vec<String>,
-    sender: watch::Sender<Vec<LedgerStream>>,
-    stop: CancellationToken,
-) {
+/// Looks for the domains of all active instances: theirs may keep no ledger. Ends when all fillers have.
+async fn look(instances: Instances, keys: Keys, own: Vec<String>, mut fillers: Fillers) {
     let mut seen: Vec<String> = Vec::new();
-    loop {
+    let stop = fillers.like.drain.clone();
+    while !stop.is_cancelled() {
         match instances.domains().await {
             Ok(domains) => {
                 // A domain that nobody handles any more may still have dead letters.
                 seen.extend(domains);
                 seen.sort_unstable();
                 seen.dedup();
-                let now = sources(cluster, &keys, &own, &seen);
-                sender.send_if_modified(|before| {
-                    let changed = *before != now;
-                    *before = now;
-                    changed
-                });
+                fillers.fill_from(fill::sources(&keys, &own, &seen));
             }
             Err(error) => tracing::debug!(%error, "the domains could not be looked at"),
         }
         tokio::select! {
             () = tokio::time::sleep(LOOK) => {}
-            () = stop.cancelled() => return,
+            () = stop.cancelled() => {}
         }
     }
+    while fillers.tasks.join_next().await.is_some() {}
 }

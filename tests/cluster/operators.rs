@@ -1,11 +1,14 @@
 //! What operators see and put right on a cluster: streams of several nodes, as one.
 
-use crate::rig::{builder, client, counted, counted_in, double, left, start};
+use crate::rig::{builder, client, counted, counted_in, double, left, settings, start};
 use crate::support::cluster::Cluster;
-use crate::support::{until, users};
+use crate::support::{new_directory, until, users};
 use convoke::client::publish::Outgoing;
-use convoke::{Context, HandlerError};
+use convoke::ledger::Database;
+use convoke::settings::{DatabaseUrl, Settings};
+use convoke::{Context, HandlerError, Worker};
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -177,4 +180,44 @@ async fn what_runs_is_seen_as_pending_wherever_it_lies() {
     let pending = lines(&cluster, &["pending", "--where", "source", "--limit", "3"]);
     assert!(pending.len() <= 3);
     drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_ledger_is_filled_from_every_slot() {
+    let cluster = Cluster::of_three();
+    let dir = new_directory("ledger");
+    let url = format!("sqlite:{}", dir.join("ledger.db").display());
+    let database_url = DatabaseUrl::new(url.as_str());
+    Database::new(&database_url)
+        .unwrap()
+        .migrate()
+        .await
+        .unwrap();
+    let settings = Settings {
+        database_url,
+        ..settings(&cluster, PARTITIONS)
+    };
+    let worker = Worker::builder().settings(settings);
+    let worker = start(worker.handler("math.never", refuses));
+    let client = client(&cluster, PARTITIONS);
+    let all: Vec<String> = (0..20).map(|number| format!("e-{number:02}")).collect();
+    for id in &all {
+        let event = Outgoing::new("math.never", &7).id(id).subject(id);
+        client.publish(&event).await.unwrap();
+    }
+    let kept = || {
+        let words = ["history", "--dead", "--database-url", &url];
+        let facts = lines(&cluster, &words);
+        let events = facts
+            .iter()
+            .map(|fact| fact["fields"]["id"].as_str().unwrap_or_default());
+        events.map(str::to_owned).collect::<BTreeSet<_>>()
+    };
+    let wanted: BTreeSet<String> = all.into_iter().collect();
+    until("all dead letters are in the ledger", || async {
+        kept() == wanted
+    })
+    .await;
+    worker.stop().await;
+    std::fs::remove_dir_all(dir).unwrap();
 }

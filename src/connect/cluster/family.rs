@@ -23,6 +23,18 @@ struct Member {
     loads: Option<Arc<Loads>>,
 }
 
+/// The way to the node that has some of several keys.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct Way {
+    /// To there.
+    pub connector: Connector,
+    /// The keys' slot; `None` where there are no slots.
+    pub slot: Option<u16>,
+    /// Which of the keys.
+    pub places: Vec<usize>,
+}
+
 impl Family {
     /// The slots that were asked for.
     pub(in crate::connect) fn slots(&self) -> Vec<u16> {
@@ -91,21 +103,25 @@ impl Connector {
         }
     }
 
-    /// The ways to the nodes that have these keys, each with the places of its keys: one way for all, or on a cluster
-    /// one for each of their slots.
+    /// The ways to the nodes that have these keys: one for all, or on a cluster one for each of their slots.
     #[doc(hidden)]
     #[must_use]
-    pub fn toward_each(&self, keys: &[&str]) -> Vec<(Self, Vec<usize>)> {
-        if !self.is_cluster() {
-            return vec![(self.clone(), (0..keys.len()).collect())];
-        }
-        let mut by_slot: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
+    pub fn ways_to(&self, keys: &[&str]) -> Vec<Way> {
+        let mut ways: BTreeMap<Option<u16>, Vec<usize>> = BTreeMap::new();
         for (at, key) in keys.iter().enumerate() {
-            by_slot.entry(slot_of(key.as_bytes())).or_default().push(at);
+            let slot = self.is_cluster().then(|| slot_of(key.as_bytes()));
+            ways.entry(slot).or_default().push(at);
         }
-        let ways = by_slot.into_iter();
-        ways.map(|(slot, places)| (self.toward_slot(slot), places))
-            .collect()
+        let toward = |slot| match slot {
+            Some(slot) => self.toward_slot(slot),
+            None => self.clone(),
+        };
+        let ways = ways.into_iter().map(|(slot, places)| Way {
+            connector: toward(slot),
+            slot,
+            places,
+        });
+        ways.collect()
     }
 
     /// One connector for each node that has data: the only one there is, or one for each node of a cluster.
