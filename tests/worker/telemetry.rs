@@ -2,14 +2,16 @@
 
 use crate::batches::batch;
 use crate::rig::Rig;
+use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::settings::Settings;
 use convoke::worker::logs;
 use convoke::{Context, HandlerError};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 /// Trace and span of a publisher.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -274,4 +276,58 @@ async fn the_items_of_a_batch_are_under_its_run() {
             told.one(trace, sent, "process cb:events:other");
         }
     }
+}
+
+/// A worker's spans where its handler publishes, and the test takes the entry away before that run ends.
+async fn told_of_what_was_taken_away() -> Told {
+    let _alone = ALONE.lock().await;
+    let _logs = logs::start("info", logs::Form::Text, true).unwrap();
+    let rig = Rig::new().await;
+    let place = place();
+    let settings = Settings {
+        id: "w-1".to_owned(),
+        telemetry_file: place.join("w-1.jsonl").display().to_string(),
+        // Nobody renews it meanwhile: the commit finds out.
+        claim_idle: Duration::from_secs(60),
+        ..rig.settings()
+    };
+    let go = Arc::new(Semaphore::new(0));
+    let gate = go.clone();
+    let slow = move |context: Context, (): ()| {
+        let gate = gate.clone();
+        async move {
+            context.publish("other.thing", &1)?;
+            gate.acquire().await.unwrap().forget();
+            Ok::<_, HandlerError>(())
+        }
+    };
+    let builder = convoke::Worker::builder().settings(settings);
+    let worker = rig.start(builder.handler("text.slow", slow));
+    let event = Outgoing::new("text.slow", &()).traceparent(parent(TRACE, "01"));
+    rig.client.publish(&event).await.unwrap();
+    until("it is in hand", || async {
+        rig.pending("cb:events:text").await == 1
+    })
+    .await;
+    // Only what has been in hand for a moment is looked at like that.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    let entry = rig.entries("cb:events:text").await[0].id;
+    rig.run(&format!("XCLAIM cb:events:text workers human 0 {entry}"))
+        .await;
+    go.add_permits(1);
+    worker.stop().await;
+    let told = Told::read(&place.join("w-1.jsonl"));
+    std::fs::remove_dir_all(place).unwrap();
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_committed_published_nothing_and_its_settlement_says_so() {
+    let told = told_of_what_was_taken_away().await;
+    let publisher = serde_json::json!({"spanId": SPAN});
+    let run = told.one(TRACE, &publisher, "process cb:events:text");
+    let ack = told.one(TRACE, run, "ack cb:events:text");
+    assert_eq!(says(ack, "error.type"), "not_committed");
+    assert_eq!(ack["status"]["code"], 2);
+    assert_eq!(told.spans.len(), 2, "{:#?}", told.spans);
 }
