@@ -26,9 +26,8 @@
 //! # }
 //! ```
 //!
-//! A payload that is a struct derives `Deserialize` and `JsonSchema`, a result `Serialize` and `JsonSchema`: depend on `serde`,
-//! `schemars` 1 and `tokio`. Settings come from the environment and a file by [`Worker::from_env`]. The worker's log goes to stderr, unless
-//! the program has a subscriber of `tracing`.
+//! A payload that is a struct derives `Deserialize` and `JsonSchema`, a result `Serialize` and `JsonSchema`. Settings come from the
+//! environment and a file by [`Worker::from_env`]. The worker's log goes to stderr, unless the program has a subscriber of `tracing`.
 //!
 //! A **client** publishes events and asks for answers:
 //!
@@ -44,13 +43,55 @@
 //! # }
 //! ```
 //!
-//! A **test** of a handler needs no server: see [`testing`].
+//! **SQL** takes effect once, however often its event is run (feature `ledger-sqlite` or `ledger-postgres`). A **test** of a handler needs
+//! no server (feature [`testing`]):
+//!
+//! ```
+//! use convoke::sqlx::{self, SqlitePool};
+//! use convoke::{Context, HandlerError, State, ledger, testing};
+//!
+//! async fn charge(
+//!     ctx: Context,
+//!     cents: i64,
+//!     pool: State<SqlitePool>,
+//! ) -> Result<i64, HandlerError> {
+//!     let update = "UPDATE account SET cents = cents - ? RETURNING cents";
+//!     ctx.once(&pool, async |transaction| {
+//!         let left = sqlx::query_scalar(update).bind(cents);
+//!         Ok(left.fetch_one(transaction).await?)
+//!     })
+//!     .await
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let pool = SqlitePool::connect("sqlite::memory:").await?;
+//! ledger::migrate(&pool).await?;
+//! sqlx::query("CREATE TABLE account AS SELECT 100 AS cents").execute(&pool).await?;
+//! let run = testing::run(charge, &30).state(pool).await;
+//! assert_eq!(run.result(), Ok(70));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What such a service depends on:
+//!
+//! ```toml
+//! [dependencies]
+//! convoke = { path = "…", default-features = false, features = ["worker", "config", "logs", "ledger-sqlite"] }
+//! schemars = "1"
+//! serde = { version = "1", features = ["derive"] }
+//! tokio = { version = "1", features = ["full"] }
+//!
+//! [dev-dependencies]
+//! convoke = { path = "…", default-features = false, features = ["testing"] }
+//! ```
 //!
 //! | for | look at |
 //! |---|---|
 //! | a handler, and what it may do | [`Context`], [`State`], [`HandlerError`] |
 //! | how it is run: time-out, retries, rate, order, circuit breaker, layers | [`Policy`] |
-//! | SQL that takes effect once, and the outbox | [`Context::once`], [`ledger::migrate`], [`ledger::outbox`] |
+//! | SQL that takes effect once, and the outbox | [`Context::once`], [`ledger::migrate`], [`ledger::Post`] |
 //! | what can be set | [`Settings`] |
 //! | a client in another language, how all of it works, who is trusted with what | [`docs`] |
 //!

@@ -17,6 +17,7 @@ mod history;
 mod input;
 mod instances;
 mod ledger;
+mod listing;
 mod man;
 mod metrics;
 mod output;

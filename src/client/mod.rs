@@ -1,4 +1,28 @@
-//! What publishes: for services, handlers, the command line and tests.
+//! What publishes and asks: for services, handlers, the command line and tests.
+//!
+//! ```no_run
+//! use convoke::client::{PublishError, RequestError};
+//! use convoke::{Client, Event};
+//! use std::time::Duration;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("redis://127.0.0.1").await?;
+//! let event = Event::new("mail.send", &"Hello").subject("ada").id("order-4711").dedup(true);
+//! match client.publish(event).await {
+//!     Ok(published) => println!("{published:?}"),
+//!     // With an id and `dedup` it may be published again, and takes effect once.
+//!     Err(PublishError::Unknown { .. }) => println!("perhaps stored: publish it again"),
+//!     Err(error) => return Err(error.into()),
+//! }
+//! let asked = client.ask::<u32>("image.resize", &640).within(Duration::from_secs(5));
+//! match asked.await {
+//!     Ok(pixels) => println!("{pixels}"),
+//!     Err(RequestError::Remote(error)) => println!("{}: {}", error.code, error.message),
+//!     Err(error) => return Err(error.into()),
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 #[doc(hidden)]
 pub mod ask;

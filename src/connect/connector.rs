@@ -355,7 +355,7 @@ impl Connector {
         }
     }
 
-    /// A connection of one's own on which every answer arrives within [`ANSWER`].
+    /// A connection of one's own on which every answer arrives within 5 s.
     pub async fn dedicated(&self) -> Result<MultiplexedConnection, BusError> {
         self.open(ANSWER).await
     }
@@ -374,7 +374,7 @@ impl Connector {
         self.reach(address, opening).await
     }
 
-    /// A hand-written connection on which every answer arrives within [`ANSWER`].
+    /// A hand-written connection on which every answer arrives within 5 s.
     #[doc(hidden)]
     pub async fn wire(&self) -> Result<Wire, BusError> {
         self.open_wire(ANSWER).await

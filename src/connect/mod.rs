@@ -20,6 +20,7 @@ mod pool;
 pub mod resp;
 pub mod script;
 pub(crate) mod secret;
+pub(crate) mod secret_url;
 pub mod sentinel;
 pub mod sentinel_url;
 pub mod sentinel_view;

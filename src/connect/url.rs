@@ -2,10 +2,10 @@
 
 use crate::connect::cluster_url::ClusterUrl;
 use crate::connect::secret::SecretFile;
+use crate::connect::secret_url::{SecretUrl, names_password};
 use crate::connect::sentinel_url::{Login, SentinelUrl};
 use redis::{ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo};
 use serde::{Deserialize, Serialize};
-use std::borrow::Cow;
 use std::fmt;
 
 /// What to do about a password that ends a URL early.
@@ -18,47 +18,39 @@ pub(crate) const NO_PASSWORD: &str =
 
 /// A Redis URL. It may carry a password, so it never prints itself whole; one that stands in a file prints
 /// that file's name.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub struct RedisUrl {
-    text: String,
-    /// Where it stands; who connects looks there again.
-    file: Option<SecretFile>,
-}
+pub struct RedisUrl(SecretUrl);
 
 impl RedisUrl {
     /// Wraps a URL.
     pub fn new(url: impl Into<String>) -> Self {
-        Self {
-            text: url.into(),
-            file: None,
-        }
+        Self(SecretUrl::from(url.into()))
     }
 
     /// The same, which that file holds.
     #[cfg(feature = "config")]
     pub(crate) fn of_file(self, file: SecretFile) -> Self {
-        let file = Some(file);
-        Self { file, ..self }
+        Self(self.0.of_file(file))
     }
 
     /// The URL with its password: for opening connections, nothing else.
     pub fn expose(&self) -> &str {
-        &self.text
+        self.0.expose()
     }
 
     /// Whether it carries a password. In doubt it does: an unescaped password may end what a parser
     /// takes for the host.
     pub fn has_password(&self) -> bool {
-        let parsed = redis::parse_redis_url(&self.text).is_some_and(|url| {
+        let parsed = redis::parse_redis_url(self.expose()).is_some_and(|url| {
             url.password().is_some() || url.query_pairs().any(|(name, _)| name == "pass")
         });
         let asks = |url: &str| match url.split_once('?') {
             Some((_, query)) => query.to_ascii_lowercase().contains("pass") || query.contains('%'),
             None => false,
         };
-        let of_sentinels = self.sentinels().is_some() && asks(&self.text);
-        parsed || of_sentinels || names_password(&self.text)
+        let of_sentinels = self.sentinels().is_some() && asks(self.expose());
+        parsed || of_sentinels || names_password(self.expose())
     }
 
     /// The Sentinels that it names; `None` if it names a server.
@@ -66,16 +58,16 @@ impl RedisUrl {
     /// # Errors
     /// What is wrong with it, without its secrets.
     pub fn sentinels(&self) -> Option<Result<SentinelUrl, String>> {
-        SentinelUrl::parse(&self.text)
+        SentinelUrl::parse(self.expose())
     }
 
     /// Whether it names a cluster.
     pub fn is_cluster(&self) -> bool {
-        ClusterUrl::is_one(&self.text)
+        ClusterUrl::is_one(self.expose())
     }
 
     fn cluster(&self) -> Option<Result<ClusterUrl, String>> {
-        ClusterUrl::parse(&self.text)
+        ClusterUrl::parse(self.expose())
     }
 
     /// Fails if it cannot be parsed, with the reason except for its secrets.
@@ -93,13 +85,13 @@ impl RedisUrl {
         if let Some(parsed) = self.cluster() {
             return parsed.map(|_| ());
         }
-        let parsed = redis::parse_redis_url(&self.text);
+        let parsed = redis::parse_redis_url(self.expose());
         let usable = redis::IntoConnectionInfo::into_connection_info(self.expose());
         let (Some(url), Ok(_)) = (parsed, usable) else {
             let form = "not a URL such as redis://host:6379/0, rediss://host (TLS), or \
                         redis+sentinel://host:26379,host:26379,host:26379/SERVICE, or \
                         redis+cluster://host:6379,host:6379";
-            return Err(match is_unescaped(&self.text) {
+            return Err(match is_unescaped(self.expose()) {
                 true => format!("{form}; {ESCAPES}"),
                 false => form.to_owned(),
             });
@@ -144,7 +136,7 @@ impl RedisUrl {
 
     /// How often who logs in has changed.
     pub(crate) fn changes(&self) -> u64 {
-        self.file.as_ref().map_or(0, SecretFile::changes)
+        self.0.file().map_or(0, SecretFile::changes)
     }
 
     /// Puts into that place who logs in there, as the file says it now; `None` if the URL stands in no file.
@@ -161,7 +153,7 @@ impl RedisUrl {
 
     /// What the file holds now.
     fn now(&self) -> Option<Self> {
-        let file = self.file.as_ref()?;
+        let file = self.0.file()?;
         Some(Self::new(file.read_again(|text| {
             let url = Self::new(text);
             // It has no file, so that an error would quote it.
@@ -190,7 +182,7 @@ impl RedisUrl {
             let url = url.ok()?;
             return Some(format!("{:?} {}", url.nodes, url.tls));
         }
-        let info = self.text.as_str().into_connection_info().ok()?;
+        let info = self.expose().into_connection_info().ok()?;
         Some(format!("{} {}", info.addr(), info.redis_settings().db()))
     }
 
@@ -203,7 +195,7 @@ impl RedisUrl {
         if let Some(url) = self.cluster() {
             return Some(settings(&url.ok()?.login));
         }
-        let info = self.text.as_str().into_connection_info().ok()?;
+        let info = self.expose().into_connection_info().ok()?;
         Some(info.redis_settings().clone())
     }
 
@@ -234,24 +226,13 @@ impl From<String> for RedisUrl {
 
 impl From<RedisUrl> for String {
     fn from(url: RedisUrl) -> Self {
-        url.text
+        url.0.into_text()
     }
 }
-
-impl PartialEq for RedisUrl {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for RedisUrl {}
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            return file.path().display().fmt(f);
-        }
-        without_secrets(&self.text, f)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 
@@ -278,66 +259,6 @@ fn is_unescaped(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let end = rest.find(['/', '?', '#']);
     end.is_some_and(|end| rest[end..].contains('@'))
-}
-
-/// Whether there is a password before the host. In doubt there is: an unescaped one may end what a
-/// parser takes for the host.
-pub(crate) fn names_password(url: &str) -> bool {
-    let after_scheme = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let before_host = after_scheme.rsplit_once('@').map_or("", |(info, _)| info);
-    before_host.contains(':')
-}
-
-/// Writes any URL without what may be a secret in it.
-pub(crate) fn without_secrets(url: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-    let plain = |s: &&str| s.bytes().all(|b| b.is_ascii_alphabetic() || b == b'+');
-    let scheme = scheme.filter(plain);
-    // Whether a ? before an @ is of the password, or the @ of the query, nobody can tell.
-    if url
-        .find('?')
-        .is_some_and(|asked| url.rfind('@') > Some(asked))
-    {
-        return write!(f, "{}://***", scheme.unwrap_or("***"));
-    }
-    // A password may hold any character, so everything before the last @ goes, and the query,
-    // which may name one for a socket.
-    let (shown, asked) = match url.rsplit_once('@') {
-        Some((_, host)) => host
-            .split_once('?')
-            .map_or((host, false), |(h, _)| (h, true)),
-        None => match url.split_once('?') {
-            Some((shown, _)) => (shown, true),
-            None => (url, false),
-        },
-    };
-    if url.contains('@') {
-        if let Some(scheme) = scheme {
-            write!(f, "{scheme}://")?;
-        }
-        f.write_str("***@")?;
-    }
-    let shown = without_odd_port(shown, url.contains('@'));
-    f.write_str(&shown)?;
-    f.write_str(if asked { "?***" } else { "" })
-}
-
-/// A host whose port is not a number: what stands there may be the password of a URL without its `@`.
-fn without_odd_port(shown: &str, is_host: bool) -> Cow<'_, str> {
-    let begin = match shown.find("://") {
-        Some(scheme) => scheme + 3,
-        None if is_host => 0,
-        None => return shown.into(),
-    };
-    let end = shown[begin..]
-        .find('/')
-        .map_or(shown.len(), |at| begin + at);
-    match shown[begin..end].rsplit_once(':') {
-        Some((host, port)) if !port.bytes().all(|b| b.is_ascii_digit()) && !port.ends_with(']') => {
-            format!("{}{host}:***{}", &shown[..begin], &shown[end..]).into()
-        }
-        _ => shown.into(),
-    }
 }
 
 #[cfg(test)]

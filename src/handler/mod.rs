@@ -1,4 +1,24 @@
 //! What events mean to this process: handlers by event type, each with its policy.
+//!
+//! A handler is an `async fn` of a [`Context`], the payload and up to three [`State`]s. A [`Policy`] says how it is run:
+//!
+//! ```
+//! use convoke::{Context, HandlerError, Policy, State};
+//! use std::time::Duration;
+//!
+//! struct Postman;
+//!
+//! async fn send(ctx: Context, text: String, _: State<Postman>) -> Result<(), HandlerError> {
+//!     if text.is_empty() {
+//!         // For good. Any other error by `?` is tried again.
+//!         return Err(HandlerError::invalid_argument("the text is empty"));
+//!     }
+//!     ctx.publish("mail.sent", &text)
+//! }
+//!
+//! let policy = Policy::new().timeout(Duration::from_secs(5)).attempts(3).ordered();
+//! let builder = convoke::Worker::builder().handler_with("mail.send", send, policy);
+//! ```
 
 #[doc(hidden)]
 pub mod assembly;

@@ -1,14 +1,15 @@
 //! The ledger: SQL for what must outlive Redis.
 //!
-//! | part | what it does |
+//! | for | look at |
 //! |---|---|
-//! | [`fill`] | the consumer group `ledger` writes what happened into the database: one transaction a batch, acknowledged after the commit, each entry once |
-//! | [`history`] | asks what happened |
-//! | [`inbox`] | a handler's own SQL takes effect once, however often its event runs |
-//! | [`outbox`], [`relay`] | a service's SQL and the event that announces it, in one transaction |
-//! | [`retention`] | deletes what is older than a time |
-//! | [`probe`] | whether PostgreSQL answers |
+//! | a handler's own SQL, once, however often its event runs | [`Context::once`](crate::Context::once), [`migrate`] |
+//! | a service's SQL and the event that announces it, in one transaction | [`Post`]; a worker with that `database_url` publishes it, or a [`Relay`] of your own |
+//! | what happened: instances, tasks, batches, decisions, dead letters, what operators did | [`Database`], [`Filter`], [`Fact`] |
 //!
+//! Pools and transactions are those of [`sqlx`](crate::sqlx).
+//!
+//! A worker that has a `database_url` writes what happened there, as the consumer group `ledger`: one transaction a batch,
+//! acknowledged after the commit, each entry once; and deletes what is older than the retention.
 //! A database that is down, slow, read-only, full or newer than this program delays the ledger and
 //! loses nothing: what is not acknowledged stays in Redis, and trimming does not go past it.
 

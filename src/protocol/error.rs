@@ -128,7 +128,7 @@ pub enum Refusal {
 pub struct HandlerError {
     /// What kind of failure.
     pub code: Code,
-    /// What happened, with which value, and what to do. At most [`MAX_MESSAGE`] bytes reach the bus.
+    /// What happened, with which value, and what to do. At most 1,024 bytes reach the bus.
     pub message: Cow<'static, str>,
     /// Whether trying again may help.
     pub retryable: bool,
@@ -227,7 +227,7 @@ impl HandlerError {
         self
     }
 
-    /// The message, cut at a character boundary to [`MAX_MESSAGE`] bytes.
+    /// The message, cut at a character boundary to 1,024 bytes.
     pub fn bounded_message(&self) -> &str {
         let mut end = self.message.len().min(MAX_MESSAGE);
         while !self.message.is_char_boundary(end) {

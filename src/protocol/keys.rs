@@ -238,7 +238,7 @@ impl Keys {
     }
 
     /// The claim counter of a consumer: raised by whoever takes entries over from it (see
-    /// [`crate::streams::commit`]). In the slot of the partition whose commits it guards.
+    /// `streams/commit`). In the slot of the partition whose commits it guards.
     pub fn claims(&self, domain: &str, partition: u16, consumer: &str) -> String {
         match self.layout {
             Layout::Tagged { .. } if !is_control(domain) => {

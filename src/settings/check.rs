@@ -149,7 +149,7 @@ fn ignorable(pattern: &str) -> Result<(), SettingError> {
 }
 
 /// What is wrong with a setting that is of no use in this build.
-fn lacks(feature: &str) -> String {
+pub(super) fn lacks(feature: &str) -> String {
     format!(
         "needs the feature `{feature}` of the crate convoke, and this program is built without it"
     )

@@ -1,8 +1,7 @@
 //! The URL of a database. It may carry a password, so it never prints itself whole.
 
 use super::drivers;
-use crate::connect::secret::SecretFile;
-use crate::connect::url::{names_password, without_secrets};
+use crate::connect::secret_url::{SecretUrl, names_password};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::PathBuf;
@@ -19,40 +18,33 @@ pub enum DatabaseKind {
 
 /// A database's URL: empty, `sqlite:…` or `postgres://…`. It may carry a password, so it never
 /// prints itself whole; one that stands in a file prints that file's name.
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub struct DatabaseUrl {
-    text: String,
-    /// Where it stands; who connects looks there again.
-    file: Option<SecretFile>,
-}
+pub struct DatabaseUrl(SecretUrl);
 
 impl DatabaseUrl {
     /// Wraps a URL.
     pub fn new(url: impl Into<String>) -> Self {
-        Self {
-            text: url.into(),
-            file: None,
-        }
+        Self(SecretUrl::from(url.into()))
     }
 
     /// The same, which that file holds.
     #[cfg(feature = "config")]
-    pub(crate) fn of_file(self, file: SecretFile) -> Self {
-        let file = Some(file);
-        Self { file, ..self }
+    pub(crate) fn of_file(self, file: crate::connect::secret::SecretFile) -> Self {
+        Self(self.0.of_file(file))
     }
 
     /// As the file says it now; `None` if it stands in no file.
     #[cfg(feature = "ledger-postgres")]
     pub(crate) fn now(&self) -> Option<Self> {
-        let file = self.file.as_ref()?;
-        let text = file.read_again(|text| match Self::new(text).kind() {
-            Ok(DatabaseKind::Postgres) => Ok(()),
-            _ => Err("it holds no URL of a PostgreSQL server".to_owned()),
-        });
-        let file = self.file.clone();
-        Some(Self { text, file })
+        let text = self
+            .0
+            .file()?
+            .read_again(|text| match Self::new(text).kind() {
+                Ok(DatabaseKind::Postgres) => Ok(()),
+                _ => Err("it holds no URL of a PostgreSQL server".to_owned()),
+            });
+        Some(Self(self.0.with(text)))
     }
 
     /// The SQLite file under the state directory.
@@ -62,24 +54,24 @@ impl DatabaseUrl {
 
     /// The URL with its password: for opening connections, nothing else.
     pub fn expose(&self) -> &str {
-        &self.text
+        self.0.expose()
     }
 
     /// Whether none is set.
     pub fn is_empty(&self) -> bool {
-        self.text.is_empty()
+        self.expose().is_empty()
     }
 
     /// Whether it leads to a PostgreSQL server.
     pub fn is_postgres(&self) -> bool {
-        self.text.starts_with("postgres://") || self.text.starts_with("postgresql://")
+        self.expose().starts_with("postgres://") || self.expose().starts_with("postgresql://")
     }
 
     /// Whether it carries a password. In doubt it does.
     pub fn has_password(&self) -> bool {
-        let asked = self.text.split_once('?').map_or("", |(_, query)| query);
-        !self.text.starts_with("sqlite:")
-            && (names_password(&self.text) || asked.to_ascii_lowercase().contains("pass"))
+        let asked = self.expose().split_once('?').map_or("", |(_, query)| query);
+        !self.expose().starts_with("sqlite:")
+            && (names_password(self.expose()) || asked.to_ascii_lowercase().contains("pass"))
     }
 
     /// Where it leads.
@@ -90,7 +82,7 @@ impl DatabaseUrl {
         if self.is_postgres() {
             return drivers::postgres(self);
         }
-        let Some(rest) = self.text.strip_prefix("sqlite:") else {
+        let Some(rest) = self.expose().strip_prefix("sqlite:") else {
             return Err(format!(
                 "{self} is neither postgres://user@host/name nor sqlite:PATH"
             ));
@@ -120,24 +112,13 @@ impl From<String> for DatabaseUrl {
 
 impl From<DatabaseUrl> for String {
     fn from(url: DatabaseUrl) -> Self {
-        url.text
+        url.0.into_text()
     }
 }
-
-impl PartialEq for DatabaseUrl {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for DatabaseUrl {}
 
 impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(file) = &self.file {
-            return file.path().display().fmt(f);
-        }
-        without_secrets(&self.text, f)
+        fmt::Display::fmt(&self.0, f)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The settings: one documented struct with every default.
 //!
 //! The command line fills it from a file, the environment and flags (flags win); a library user
-//! sets fields through [`crate::Worker::builder`].
+//! sets fields through [`Worker::builder`](crate::Worker::builder), or loads the same sources by [`Worker::from_env`](crate::Worker::from_env).
 
 mod check;
 mod client;

@@ -1,5 +1,8 @@
 //! A worker: joins the bus and the registry, and keeps both going.
 //!
+//! [`Worker::builder`] or [`Worker::from_env`] collect its handlers and states; `run` of the [`Builder`] works until SIGTERM or SIGINT,
+//! then finishes what runs. Inside:
+//!
 //! | part | what it does | where it runs |
 //! |---|---|---|
 //! | lane *control* | runs `system` and `task` events | a task |

@@ -1,7 +1,7 @@
 //! `convoke dead drop`: deletes dead letters for good.
 
 use super::Which;
-use super::list::Listing;
+use super::list::{add, listing};
 use crate::cli::confirm::confirm;
 use crate::cli::output::{self, count};
 use crate::cli::{Exit, Misuse, Session};
@@ -48,14 +48,14 @@ pub(super) async fn run(
     let now = inspect::now(connection).await?;
     let sight = session.sight()?;
     let spans = flags.which.spans(session, connection).await?;
-    let mut listing = Listing::new(session, spans.len() > 1, now);
+    let mut listing = listing(session, spans.len() > 1);
     let mut total = 0u64;
     for span in &spans {
         let mut letters = flags.which.letters(&sight, span);
         while let Some((entry, letter)) = letters.next().await? {
             total += 1;
             if flags.dry_run {
-                listing.add(&span.stream, &entry, &letter)?;
+                add(&mut listing, &span.stream, &entry, &letter, now)?;
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::show::described;
 use super::{Which, died};
 use crate::cli::choose;
+use crate::cli::listing::Listing;
 use crate::cli::output::{self, Cell, Column, RED, Table, count, number};
 use crate::cli::{Exit, Session, payload};
 use clap::Args;
@@ -150,12 +151,12 @@ async fn entries(
     let now = inspect::now(connection).await?;
     let sight = session.sight()?;
     let spans = flags.which.spans(session, connection).await?;
-    let mut listing = Listing::new(session, spans.len() > 1, now);
+    let mut listing = listing(session, spans.len() > 1);
     let limit = flags.limit.unwrap_or(u64::MAX);
     'streams: for span in spans {
         let mut letters = flags.which.letters(&sight, &span);
         while let Some((entry, letter)) = letters.next().await? {
-            listing.add(&span.stream, &entry, &letter)?;
+            add(&mut listing, &span.stream, &entry, &letter, now)?;
             if listing.shown == limit {
                 break 'streams;
             }
@@ -170,73 +171,41 @@ async fn entries(
 }
 
 /// Dead letters one by one.
-pub(super) struct Listing<'a> {
-    session: &'a Session,
-    table: Table<'a>,
-    several: bool,
-    now: u64,
-    shown: u64,
+pub(super) fn listing(session: &Session, several: bool) -> Listing<'_> {
+    let columns = vec![
+        Column::new("ENTRY"),
+        Column::new("TYPE").shrinks(10),
+        Column::new("REASON"),
+        Column::number("TRIES"),
+        Column::number("DIED"),
+        Column::new("INSTANCE").shrinks(8),
+        Column::new("MESSAGE").wraps(),
+    ];
+    Listing::new(session, several, columns)
 }
 
-impl<'a> Listing<'a> {
-    pub(super) fn new(session: &'a Session, several: bool, now: u64) -> Self {
-        let mut columns = vec![
-            Column::new("ENTRY"),
-            Column::new("TYPE").shrinks(10),
-            Column::new("REASON"),
-            Column::number("TRIES"),
-            Column::number("DIED"),
-            Column::new("INSTANCE").shrinks(8),
-            Column::new("MESSAGE").wraps(),
-        ];
-        if several {
-            columns.insert(0, Column::new("STREAM").shrinks(8));
-        }
-        Self {
-            session,
-            table: Table::new(&session.output, columns),
-            several,
-            now,
-            shown: 0,
-        }
-    }
-
-    pub(super) fn add(
-        &mut self,
-        stream: &StreamName,
-        entry: &Entry,
-        letter: &Letter,
-    ) -> anyhow::Result<()> {
-        self.shown += 1;
-        if self.session.output.is_json() {
-            let object = described(stream, entry, letter);
-            return Ok(self.session.output.json(&object)?);
-        }
-        let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
-        let mut row = vec![
+/// Shows one of them.
+pub(super) fn add(
+    listing: &mut Listing<'_>,
+    stream: &StreamName,
+    entry: &Entry,
+    letter: &Letter,
+    now: u64,
+) -> anyhow::Result<()> {
+    let output = &listing.session.output;
+    let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
+    let row = || {
+        vec![
             entry.id.to_string().into(),
             kind.into_owned().into(),
             Cell::styled(letter.reason.clone(), RED),
             letter.attempts.to_string().into(),
-            self.session
-                .output
-                .moment(died(letter, entry), self.now)
-                .into(),
+            output.moment(died(letter, entry), now).into(),
             letter.instance.clone().unwrap_or_default().into(),
             payload::too_large(entry)
                 .unwrap_or_else(|| letter.message.clone())
                 .into(),
-        ];
-        if self.several {
-            row.insert(0, choose::short(stream).into());
-        }
-        Ok(self.table.row(row)?)
-    }
-
-    pub(super) fn finish(self) -> anyhow::Result<u64> {
-        if self.shown > 0 && !self.session.output.is_json() {
-            self.table.finish()?;
-        }
-        Ok(self.shown)
-    }
+        ]
+    };
+    listing.add(stream, || described(stream, entry, letter), row)
 }

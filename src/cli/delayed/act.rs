@@ -1,7 +1,7 @@
 //! `convoke delayed run-now`, `edit` and `drop`: changing what waits.
 
 use super::Which;
-use super::list::Listing;
+use super::list::{add, listing};
 use super::walk::Walk;
 use crate::cli::choose::{self, Due};
 use crate::cli::confirm::confirm;
@@ -201,14 +201,14 @@ async fn act(
     let now = inspect::now(connection).await?;
     let queues = which.queues(session, &[StreamKind::Events]).await?;
     let (verb, how_so, done_so) = deed.words();
-    let mut listing = Listing::new(session, queues.len() > 1, now);
+    let mut listing = listing(session, queues.len() > 1);
     let mut total = 0u64;
     let mut walk = Walk::begin(session, which, queues.clone(), now);
     while let Some((queue, page)) = walk.next(connection).await? {
         for waiting in page.iter().filter(|waiting| deed.is_needed(waiting)) {
             total += 1;
             if how.dry_run {
-                listing.add(&queue, waiting)?;
+                add(&mut listing, &queue, waiting, now)?;
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::show::described;
 use super::walk::Walk;
 use super::{LOOKED_AT, Which, attempt, reason, text};
+use crate::cli::listing::Listing;
 use crate::cli::output::{self, Cell, Column, RED, Table, count, number};
 use crate::cli::{Exit, Session, choose, payload};
 use clap::Args;
@@ -132,12 +133,12 @@ async fn entries(
 ) -> anyhow::Result<Exit> {
     let now = inspect::now(connection).await?;
     let queues = flags.which.queues(session, &LOOKED_AT).await?;
-    let mut listing = Listing::new(session, queues.len() > 1, now);
+    let mut listing = listing(session, queues.len() > 1);
     let mut walk = Walk::begin(session, &flags.which, queues, now);
     let limit = flags.limit.unwrap_or(u64::MAX);
     'queues: while let Some((queue, page)) = walk.next(connection).await? {
         for waiting in page {
-            listing.add(&queue, &waiting)?;
+            add(&mut listing, &queue, &waiting, now)?;
             if listing.shown == limit {
                 break 'queues;
             }
@@ -152,72 +153,47 @@ async fn entries(
 }
 
 /// Events that wait, one by one.
-pub(super) struct Listing<'a> {
-    session: &'a Session,
-    table: Table<'a>,
-    several: bool,
-    now: u64,
-    pub(super) shown: u64,
+pub(super) fn listing(session: &Session, several: bool) -> Listing<'_> {
+    let columns = vec![
+        Column::new("ID").shrinks(10),
+        Column::new("TYPE").shrinks(10),
+        Column::new("SUBJECT").shrinks(6).optional(),
+        Column::number("DUE"),
+        Column::new("WHY").shrinks(10).optional(),
+        Column::new("PAYLOAD").shrinks(8),
+    ];
+    Listing::new(session, several, columns)
 }
 
-impl<'a> Listing<'a> {
-    pub(super) fn new(session: &'a Session, several: bool, now: u64) -> Self {
-        let mut columns = vec![
-            Column::new("ID").shrinks(10),
-            Column::new("TYPE").shrinks(10),
-            Column::new("SUBJECT").shrinks(6).optional(),
-            Column::number("DUE"),
-            Column::new("WHY").shrinks(10).optional(),
-            Column::new("PAYLOAD").shrinks(8),
-        ];
-        if several {
-            columns.insert(0, Column::new("STREAM").shrinks(8));
-        }
-        Self {
-            session,
-            table: Table::new(&session.output, columns),
-            several,
-            now,
-            shown: 0,
-        }
-    }
-
-    pub(super) fn add(&mut self, queue: &Queue, waiting: &Waiting) -> anyhow::Result<()> {
-        self.shown += 1;
-        if self.session.output.is_json() {
-            let object = described(queue, waiting, self.now);
-            return Ok(self.session.output.json(&object)?);
-        }
-        let event = waiting.event.as_ref();
-        let text = |name| {
-            event
-                .and_then(|event| text(event, name))
-                .unwrap_or_default()
-        };
-        let payload = match event {
-            Some(event) => payload::preview(payload_of(event).as_deref()).into(),
-            None => Cell::styled(no_event(waiting), RED),
-        };
-        let mut row: Vec<Cell> = vec![
+/// Shows one of them.
+pub(super) fn add(
+    listing: &mut Listing<'_>,
+    queue: &Queue,
+    waiting: &Waiting,
+    now: u64,
+) -> anyhow::Result<()> {
+    let output = &listing.session.output;
+    let event = waiting.event.as_ref();
+    let text = |name| {
+        event
+            .and_then(|event| text(event, name))
+            .unwrap_or_default()
+    };
+    let payload = || match event {
+        Some(event) => payload::preview(payload_of(event).as_deref()).into(),
+        None => Cell::styled(no_event(waiting), RED),
+    };
+    let row = || {
+        vec![
             waiting.id().into(),
             text("type").into(),
             text("subject").into(),
-            self.session.output.ahead(waiting.due_ms, self.now).into(),
+            output.ahead(waiting.due_ms, now).into(),
             event.map_or_else(String::new, reason).into(),
-            payload,
-        ];
-        if self.several {
-            row.insert(0, choose::short(&queue.stream).into());
-        }
-        Ok(self.table.row(row)?)
-    }
-
-    pub(super) fn finish(self) -> anyhow::Result<u64> {
-        if self.shown > 0 && !self.session.output.is_json() {
-            self.table.finish()?;
-        }
-        Ok(self.shown)
-    }
+            payload(),
+        ]
+    };
+    listing.add(&queue.stream, || described(queue, waiting, now), row)
 }
 
 /// What is said of a member that is no event.

@@ -174,7 +174,7 @@ impl Batches {
         }
     }
 
-    /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
+    /// The same in one history of the server only ([`Connector::epoch`]): in another one calls fail
     /// with [`BusError::OtherEpoch`].
     #[must_use]
     pub fn within(&self, epoch: Epoch) -> Self {

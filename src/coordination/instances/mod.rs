@@ -109,7 +109,7 @@ impl Instances {
         }
     }
 
-    /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
+    /// The same in one history of the server only ([`Connector::epoch`]): in another one calls fail
     /// with [`BusError::OtherEpoch`](crate::connect::error::BusError::OtherEpoch).
     #[must_use]
     pub fn within(&self, epoch: Epoch) -> Self {

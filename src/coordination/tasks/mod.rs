@@ -165,7 +165,7 @@ impl Tasks {
         }
     }
 
-    /// The same in one history of the server only ([`Connector::history`]): in another one calls fail
+    /// The same in one history of the server only ([`Connector::epoch`]): in another one calls fail
     /// with [`BusError::OtherEpoch`](crate::connect::error::BusError::OtherEpoch).
     #[must_use]
     pub fn within(&self, epoch: Epoch) -> Self {

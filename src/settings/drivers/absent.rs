@@ -1,7 +1,7 @@
 //! A driver that this build does not have.
 
+use crate::settings::check::lacks;
 use crate::settings::database_url::{DatabaseKind, DatabaseUrl};
-use crate::settings::lacks;
 
 /// Refuses a server's URL.
 #[cfg(not(feature = "ledger-postgres"))]
