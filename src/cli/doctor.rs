@@ -14,6 +14,7 @@ use super::{Exit, Session};
 use clap::Args;
 use convoke::connect::connector::Connector;
 use convoke::coordination::scripts;
+use convoke::operator::inspect;
 use convoke::operator::server::ServerReport;
 pub(super) use memory::{FULL, TIGHT};
 use serde_json::json;
@@ -150,7 +151,7 @@ async fn nodes(
         )
         .await?;
         let mut of_node = checks::server(&server, &session.settings);
-        of_node.push(memory::memory(session, &server).await?);
+        of_node.push(memory::memory(session, &mut connection, &server).await?);
         of_node.extend(guarantees::guarantees(&server, is_cluster));
         if is_cluster {
             let address = node.address().await?;
@@ -176,9 +177,21 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         }
         return Err(error);
     }
-    let mut connection = connector.pooled().await?;
-    findings.extend(streams::streams(&session, &mut connection).await?);
-    findings.extend(flow::flow(&session).await?);
+    let keys = session.settings.keys()?;
+    if session.settings.redis_url.is_cluster() {
+        let mut connection = connector.pooled().await?;
+        let names = async || inspect::streams(&connector, &keys).await;
+        let of_streams = streams::streams(&session, &mut connection, names().await).await?;
+        findings.extend(of_streams);
+        findings.extend(flow::flow(&session, names().await).await?);
+    } else {
+        // A replica is looked at as well.
+        let mut connection = connector.unchecked().await?;
+        let names = inspect::streams_on(&mut connection, &keys).await;
+        findings.extend(streams::streams(&session, &mut connection, names).await?);
+        let names = inspect::streams_on(&mut connection, &keys).await;
+        findings.extend(flow::flow(&session, names).await?);
+    }
     let count = |status| findings.iter().filter(|f| f.status == status).count();
     let (danger, warning) = (count(Status::Danger), count(Status::Warning));
     for status in [

@@ -98,17 +98,24 @@ impl Connector {
     }
 
     pub(super) async fn lent(&self) -> Result<Lent, BusError> {
-        let lent = match &self.place {
-            Destination::Server { pool, .. } => pool.get().await,
-            Destination::Moving { .. } => {
-                let lent = self.primary_pool().await?.pool.get().await;
-                // The next one asks the Sentinels again.
-                lent.inspect_err(|_| self.forget_pooled())
-            }
+        let pool = match &self.place {
+            Destination::Server { pool, .. } => pool.clone(),
+            Destination::Moving { .. } => self.primary_pool().await?.pool,
         };
+        let lent = pool.get().await.inspect_err(|_| {
+            if let Destination::Moving { .. } = &self.place {
+                // The next one asks the Sentinels again.
+                self.forget_pooled();
+            }
+        });
         lent.map(Lent::of).map_err(|error| {
             BusError::Pool(match error {
-                PoolError::Backend(error) => BusError::from(error).to_string(),
+                PoolError::Backend(error) => {
+                    match BusError::from(error).at(pool.manager().addr()) {
+                        BusError::Unreachable { address, error } => format!("{address}: {error}"),
+                        other => other.to_string(),
+                    }
+                }
                 other => other.to_string(),
             })
         })

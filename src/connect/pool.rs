@@ -11,7 +11,10 @@ use crate::connect::lending::RECYCLE;
 use crate::connect::url::RedisUrl;
 use deadpool::managed::{self, Metrics, Object, RecycleError, RecycleResult};
 use redis::aio::{ConnectionLike, MultiplexedConnection};
-use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Pipeline, RedisError, RedisFuture, Value};
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, Pipeline, RedisError, RedisFuture,
+    Value,
+};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -78,6 +81,11 @@ impl Manager {
             spoiled: None,
             forgotten: AtomicU64::new(0),
         })
+    }
+
+    /// Where its connections lead.
+    pub(crate) fn addr(&self) -> &ConnectionAddr {
+        self.place.addr()
     }
 
     /// Gives up all connections that were made so far, those that are lent now as well: they are not lent again.

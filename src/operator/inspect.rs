@@ -99,6 +99,18 @@ pub async fn streams(connector: &Connector, keys: &Keys) -> Result<Vec<StreamNam
     scan(connector, keys, "stream", |key| keys.stream_name(key)).await
 }
 
+/// The same of one server, a replica as well.
+///
+/// # Errors
+/// `Bus`.
+pub async fn streams_on(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+) -> Result<Vec<StreamName>, BusError> {
+    let found = scan_on(connection, keys, "stream", |key| keys.stream_name(key)).await?;
+    Ok(found.into_iter().collect())
+}
+
 /// What the keys of one Redis type in the namespace stand for, sorted.
 pub(super) async fn scan<T: Ord>(
     connector: &Connector,
@@ -109,31 +121,42 @@ pub(super) async fn scan<T: Ord>(
     let mut found = BTreeSet::new();
     for node in connector.nodes().await? {
         let connection = &mut node.pooled().await?;
-        for pattern in keys.patterns() {
-            let mut cursor = "0".to_owned();
-            loop {
-                let (next, page): (String, Vec<Vec<u8>>) = redis::cmd("SCAN")
-                    .arg(&cursor)
-                    .arg("MATCH")
-                    .arg(&pattern)
-                    .arg("COUNT")
-                    .arg(STEP)
-                    .arg("TYPE")
-                    .arg(redis_type)
-                    .query_async(connection)
-                    .await?;
-                let names = page
-                    .into_iter()
-                    .filter_map(|key| stands_for(&String::from_utf8(key).ok()?));
-                found.extend(names);
-                cursor = next;
-                if cursor == "0" {
-                    break;
-                }
+        found.extend(scan_on(connection, keys, redis_type, &stands_for).await?);
+    }
+    Ok(found.into_iter().collect())
+}
+
+async fn scan_on<T: Ord>(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+    redis_type: &str,
+    stands_for: impl Fn(&str) -> Option<T>,
+) -> Result<BTreeSet<T>, BusError> {
+    let mut found = BTreeSet::new();
+    for pattern in keys.patterns() {
+        let mut cursor = "0".to_owned();
+        loop {
+            let (next, page): (String, Vec<Vec<u8>>) = redis::cmd("SCAN")
+                .arg(&cursor)
+                .arg("MATCH")
+                .arg(&pattern)
+                .arg("COUNT")
+                .arg(STEP)
+                .arg("TYPE")
+                .arg(redis_type)
+                .query_async(connection)
+                .await?;
+            let names = page
+                .into_iter()
+                .filter_map(|key| stands_for(&String::from_utf8(key).ok()?));
+            found.extend(names);
+            cursor = next;
+            if cursor == "0" {
+                break;
             }
         }
     }
-    Ok(found.into_iter().collect())
+    Ok(found)
 }
 
 /// Looks at one stream; `None` if it does not exist.

@@ -1,6 +1,5 @@
 //! Which keys use the server's memory.
 
-use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, allowed};
 use crate::protocol::keys::Keys;
 use redis::Value;
@@ -40,48 +39,44 @@ pub async fn of_keys(
     Ok(answers.into_iter().map(bytes).collect())
 }
 
-/// The largest keys of the namespace with their bytes, the largest first; none if the user may not ask.
-/// Walks the keys of the server, or of each node of the cluster, in small steps, and looks at 50,000 of a node at the
-/// most.
+/// The largest keys of the namespace on that server with their bytes, the largest first; none if the user may not ask.
+/// Walks the server's keys in small steps, and looks at 50,000 of them at the most.
 ///
 /// # Errors
 /// If the server cannot be asked.
 pub async fn largest(
-    connector: &Connector,
+    connection: &mut impl ConnectionLike,
     keys: &Keys,
     count: usize,
 ) -> Result<Vec<(String, u64)>, BusError> {
     let mut largest: Vec<(String, u64)> = Vec::new();
-    for node in connector.nodes().await? {
-        let connection = &mut node.pooled().await?;
-        let mut seen = 0;
-        for pattern in keys.patterns() {
-            let mut cursor = "0".to_owned();
-            loop {
-                let page = redis::cmd("SCAN")
-                    .arg(&cursor)
-                    .arg("MATCH")
-                    .arg(&pattern)
-                    .arg("COUNT")
-                    .arg(STEP)
-                    .query_async(connection)
-                    .await;
-                let page: Option<(String, Vec<String>)> = allowed(page.map_err(BusError::from))?;
-                let Some((next, page)) = page else {
-                    return Ok(largest);
-                };
-                seen += page.len();
-                let names: Vec<&str> = page.iter().map(String::as_str).collect();
-                let bytes = of_keys(connection, &names).await?;
-                let sized = page.into_iter().zip(bytes);
-                largest.extend(sized.filter_map(|(key, bytes)| Some((key, bytes?))));
-                largest.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-                largest.dedup();
-                largest.truncate(count);
-                cursor = next;
-                if cursor == "0" || seen >= LOOKED_AT {
-                    break;
-                }
+    let mut seen = 0;
+    for pattern in keys.patterns() {
+        let mut cursor = "0".to_owned();
+        loop {
+            let page = redis::cmd("SCAN")
+                .arg(&cursor)
+                .arg("MATCH")
+                .arg(&pattern)
+                .arg("COUNT")
+                .arg(STEP)
+                .query_async(connection)
+                .await;
+            let page: Option<(String, Vec<String>)> = allowed(page.map_err(BusError::from))?;
+            let Some((next, page)) = page else {
+                return Ok(largest);
+            };
+            seen += page.len();
+            let names: Vec<&str> = page.iter().map(String::as_str).collect();
+            let bytes = of_keys(connection, &names).await?;
+            let sized = page.into_iter().zip(bytes);
+            largest.extend(sized.filter_map(|(key, bytes)| Some((key, bytes?))));
+            largest.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+            largest.dedup();
+            largest.truncate(count);
+            cursor = next;
+            if cursor == "0" || seen >= LOOKED_AT {
+                break;
             }
         }
     }

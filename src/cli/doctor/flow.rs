@@ -2,29 +2,31 @@
 
 use super::super::Session;
 use super::{Finding, Status};
+use convoke::connect::error::BusError;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::flow::{CHECKS, Flow, Trouble, of_instances};
 use convoke::ledger::fill::GROUP;
-use convoke::operator::inspect;
+use convoke::protocol::keys::StreamName;
 
 /// What the checks of the streams themselves say already.
 const TOLD: &str = "unread";
 
 /// Everything about the flow.
-pub(super) async fn flow(session: &Session) -> anyhow::Result<Vec<Finding>> {
+pub(super) async fn flow(
+    session: &Session,
+    names: Result<Vec<StreamName>, BusError>,
+) -> anyhow::Result<Vec<Finding>> {
     let checks = CHECKS.into_iter().filter(|check| *check != TOLD);
     let keys = session.settings.keys()?;
-    let connector = session.connector()?;
     let flow = Flow::new(
-        connector.clone(),
+        session.connector()?,
         keys.clone(),
         session.settings.group.as_str(),
         GROUP,
     );
     let instances = session.instances()?;
     let look = async {
-        let streams = inspect::streams(&connector, &keys).await?;
-        let mut troubles = flow.look(&streams, true).await?;
+        let mut troubles = flow.look(&names?, true).await?;
         let census = instances.census().await?;
         let global = instances.metrics(true).await?;
         troubles.extend(of_instances(&census, &global));

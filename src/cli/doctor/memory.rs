@@ -6,6 +6,7 @@ use super::{Finding, Status};
 use convoke::operator::memory;
 use convoke::operator::server::ServerReport;
 use convoke::protocol::keys::StreamKind;
+use redis::aio::ConnectionLike;
 
 /// From that part of its limit on a memory will soon be full.
 pub(crate) const TIGHT: f64 = 0.80;
@@ -14,7 +15,11 @@ pub(crate) const FULL: f64 = 0.95;
 /// Keys that are named.
 const NAMED: usize = 3;
 
-pub(super) async fn memory(session: &Session, server: &ServerReport) -> anyhow::Result<Finding> {
+pub(super) async fn memory(
+    session: &Session,
+    node: &mut impl ConnectionLike,
+    server: &ServerReport,
+) -> anyhow::Result<Finding> {
     let check = "memory";
     let Some(memory) = server.memory() else {
         let may_not = "the user may not run INFO, or the server does not tell it there";
@@ -37,7 +42,7 @@ pub(super) async fn memory(session: &Session, server: &ServerReport) -> anyhow::
         return Ok(Finding::fine(check, what));
     }
     let keys = session.settings.keys()?;
-    let largest = memory::largest(&session.connector()?, &keys, NAMED).await?;
+    let largest = memory::largest(node, &keys, NAMED).await?;
     let sized: Vec<String> = largest
         .iter()
         .map(|(key, size)| format!("{key} with {}", bytes(*size)))

@@ -6,11 +6,10 @@ use super::super::owners::Owners;
 use super::checks::names;
 use super::{Finding, Status};
 use convoke::connect::clock::whole_ms;
-use convoke::connect::connector::Connector;
 use convoke::connect::error::{BusError, allowed};
 use convoke::operator::inspect::{self, Consumer, Stream};
 use convoke::protocol::event::EntryId;
-use convoke::protocol::keys::StreamKind;
+use convoke::protocol::keys::{StreamKind, StreamName};
 use convoke::streams::remade::{self, Remade};
 use redis::aio::ConnectionLike;
 
@@ -31,6 +30,7 @@ struct Seen {
 pub(super) async fn streams(
     session: &Session,
     connection: &mut impl ConnectionLike,
+    names: Result<Vec<StreamName>, BusError>,
 ) -> anyhow::Result<Vec<Finding>> {
     const CHECKS: [&str; 6] = [
         "last-id",
@@ -40,7 +40,7 @@ pub(super) async fn streams(
         "stuck",
         "workers",
     ];
-    let seen = match look(session, &session.connector()?, connection).await {
+    let seen = match look(session, connection, names).await {
         Ok(seen) => seen,
         Err(error) if error.code() == Some("NOPERM") => {
             let may_not = "the user may not run SCAN and XINFO";
@@ -85,12 +85,11 @@ pub(super) async fn streams(
 
 async fn look(
     session: &Session,
-    connector: &Connector,
     connection: &mut impl ConnectionLike,
+    names: Result<Vec<StreamName>, BusError>,
 ) -> Result<Vec<Seen>, BusError> {
-    let keys = session.settings.keys()?;
     let mut seen = Vec::new();
-    for name in inspect::streams(connector, &keys).await? {
+    for name in names? {
         let Some(stream) = inspect::stream(connection, &name).await? else {
             continue;
         };
