@@ -13,7 +13,7 @@ const SHORT: u32 = 100_000;
 /// One poll counts as one part in this many of the mean.
 const WEIGHT: u32 = 8;
 /// One poll counts as this at the most: a thread that the system held up once is no long poll.
-const MOST: u32 = LONG * WEIGHT;
+const MOST: u32 = LONG / 3 * 2 * WEIGHT;
 
 /// Whether some kind of poll is long.
 #[derive(Debug, Default)]
