@@ -91,6 +91,7 @@
 //! |---|---|
 //! | a handler, and what it may do | [`Context`], [`State`], [`HandlerError`] |
 //! | how it is run: time-out, retries, rate, order, circuit breaker, layers | [`Policy`] |
+//! | many events at once | [`Batches`], [`Batch`], [`Builder::batch_handler`](worker::builder::Builder::batch_handler) |
 //! | SQL that takes effect once, and the outbox | [`Context::once`], [`ledger::migrate`], [`ledger::Post`] |
 //! | what can be set | [`Settings`] |
 //! | a client in another language, how all of it works, who is trusted with what | [`docs`] |
@@ -147,7 +148,7 @@ pub mod worker;
 pub use client::Client;
 pub use client::publish::Outgoing as Event;
 #[cfg(feature = "worker")]
-pub use handler::{Context, Policy, State};
+pub use handler::{Batch, Batches, Context, Policy, State};
 pub use protocol::error::{Code, HandlerError};
 pub use protocol::progress::Progress;
 pub use settings::Settings;

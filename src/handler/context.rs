@@ -114,6 +114,8 @@ struct Call {
     deliveries: OnceLock<u32>,
     told: Told,
     trace: OnceLock<Option<TraceContext>>,
+    /// Is cancelled when the thread is free that the run blocks, or may.
+    thread: OnceLock<CancellationToken>,
 }
 
 impl fmt::Debug for Context {
@@ -147,6 +149,7 @@ impl Context {
             deliveries: OnceLock::new(),
             told: Told::default(),
             trace: OnceLock::new(),
+            thread: OnceLock::new(),
         }))
     }
 
@@ -372,6 +375,17 @@ impl Context {
     /// worker's drain time is over. A handler that runs long watches it.
     pub fn cancellation(&self) -> &CancellationToken {
         self.0.cancelled.get_or_init(CancellationToken::new)
+    }
+
+    /// Notes that the run has a thread of its own, until what it gives is cancelled.
+    pub(crate) fn holds_a_thread(&self) -> CancellationToken {
+        self.0.thread.get_or_init(CancellationToken::new).clone()
+    }
+
+    /// The thread that the run holds still, though it has ended: its time was over, and it blocks.
+    pub(crate) fn left_behind(&self) -> Option<CancellationToken> {
+        let thread = self.0.thread.get()?;
+        (!thread.is_cancelled()).then(|| thread.clone())
     }
 
     /// Is cancelled when the worker is to shut down. A handler that runs for as long as there is work

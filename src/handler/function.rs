@@ -1,8 +1,10 @@
 //! Plain async functions as handlers.
 
+use crate::handler::batch::Lots;
 use crate::handler::context::Context;
 use crate::handler::fence::Kept;
 use crate::handler::state::{State, StateType};
+use crate::handler::threads::{self, Threads};
 use crate::protocol::error::HandlerError;
 use crate::protocol::mismatch::mismatch;
 use futures_util::FutureExt;
@@ -97,6 +99,8 @@ pub type Run = Pin<Box<dyn Future<Output = Result<Encoded, HandlerError>> + Send
 pub struct Endpoint {
     run: Arc<dyn Fn(Context) -> Run + Send + Sync>,
     wants: fn() -> Vec<StateType>,
+    /// The same for many events at once, where the handler takes them so.
+    lots: Option<Lots>,
 }
 
 impl fmt::Debug for Endpoint {
@@ -128,6 +132,7 @@ impl Endpoint {
         Self {
             run: Arc::new(run),
             wants: <H as Handler<P, R, W>>::wants,
+            lots: None,
         }
     }
 
@@ -137,6 +142,35 @@ impl Endpoint {
         Self {
             run: Arc::new(move |context| (*run)(context)),
             wants: Vec::new,
+            lots: None,
+        }
+    }
+
+    /// The same, of a handler that takes many events at once.
+    pub(crate) fn with(self, lots: Lots) -> Self {
+        Self {
+            lots: Some(lots),
+            ..self
+        }
+    }
+
+    /// The handler as it takes many events at once, if it does.
+    pub(crate) fn lots(&self) -> Option<&Lots> {
+        self.lots.as_ref()
+    }
+
+    /// The same, on threads that may block.
+    pub(crate) fn on(self, threads: Threads) -> Self {
+        let Self { run, wants, lots } = self;
+        let lots = lots.map(|lots| lots.on(threads.clone()));
+        let run = move |context: Context| {
+            let (run, same) = (run.clone(), context.clone());
+            threads::run(&threads, &same, move || run(context))
+        };
+        Self {
+            run: Arc::new(run),
+            wants,
+            lots,
         }
     }
 

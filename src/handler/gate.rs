@@ -274,11 +274,20 @@ impl Gate {
             places.source = None;
         }
         let tried = context.event().attempt() > 1;
-        let result = self.call(service, context).await;
+        let result = self.call(service, context.clone()).await;
         if let Some(admitted) = admitted {
             admitted.judge(&result, tried);
         }
-        drop((places, permit));
+        match context.left_behind() {
+            None => drop((places, permit)),
+            // Nothing of its subject passes what still goes on.
+            Some(thread) => {
+                tokio::spawn(async move {
+                    thread.cancelled().await;
+                    drop((places, permit));
+                });
+            }
+        }
         result
     }
 

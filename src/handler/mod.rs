@@ -23,6 +23,8 @@
 #[doc(hidden)]
 pub mod assembly;
 #[doc(hidden)]
+pub mod batch;
+#[doc(hidden)]
 pub mod context;
 #[doc(hidden)]
 pub mod dispatch;
@@ -45,8 +47,11 @@ pub mod router;
 #[doc(hidden)]
 pub mod state;
 pub(crate) mod telling;
+#[doc(hidden)]
+pub mod threads;
 
 pub use crate::connect::connector::Pooled;
+pub use batch::{Batch, BatchHandler, Batches};
 pub use context::Context;
 pub use function::{Encoded, Endpoint, Handler, Run, Schemas};
 pub use policy::{CircuitPolicy, Fallback, OpenStack, Policy, PolicyError, RetryPolicy, Stack};

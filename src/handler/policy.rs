@@ -102,6 +102,7 @@ pub struct Policy {
     pub(crate) cache: Option<Duration>,
     pub(crate) silent: bool,
     pub(crate) stateful: bool,
+    pub(crate) blocking: bool,
     pub(crate) description: Option<String>,
     pub(crate) layers: Vec<UserLayer>,
 }
@@ -120,6 +121,7 @@ impl fmt::Debug for Policy {
             .field("cache", &self.cache)
             .field("silent", &self.silent)
             .field("stateful", &self.stateful)
+            .field("blocking", &self.blocking)
             .field("layers", &self.layers.len())
             .finish()
     }
@@ -266,6 +268,29 @@ impl Policy {
     #[must_use]
     pub fn stateful(mut self) -> Self {
         self.stateful = true;
+        self
+    }
+
+    /// Runs the handler on threads that may block: it calls a driver, a library or a program and waits in that call,
+    /// where an `async` one would `.await`. As many of its runs block at a time as the worker's concurrency allows.
+    ///
+    /// A run that blocks beyond its time-out has failed like any other; what it does after that is not
+    /// committed, and it keeps its slot, and its place before later events of its subject, until its thread is free. A
+    /// worker that drains waits for that as long as its drain time.
+    ///
+    /// ```
+    /// use convoke::{Context, HandlerError, Policy, Worker};
+    ///
+    /// async fn hash(_: Context, path: String) -> Result<usize, HandlerError> {
+    ///     Ok(std::fs::read(path)?.len())
+    /// }
+    ///
+    /// let worker = Worker::builder().handler_with("file.hash", hash, Policy::new().blocking());
+    /// # let _ = worker;
+    /// ```
+    #[must_use]
+    pub fn blocking(mut self) -> Self {
+        self.blocking = true;
         self
     }
 

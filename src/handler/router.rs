@@ -1,6 +1,7 @@
 //! From an event type to its handler.
 
 use crate::handler::assembly::{self, Surroundings};
+use crate::handler::batch::Lots;
 use crate::handler::context::Context;
 use crate::handler::function::{Endpoint, Handler, Run, Schemas};
 use crate::handler::gate::Gate;
@@ -8,6 +9,7 @@ use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::instrument::Stats;
 use crate::handler::pace::Pace;
 use crate::handler::policy::{Policy, RetryPolicy};
+use crate::handler::threads::Threads;
 use crate::protocol::keys::{self, NameError};
 use foldhash::fast::RandomState;
 use schemars::JsonSchema;
@@ -68,6 +70,8 @@ pub struct Route {
     pub circuit: Option<Arc<Circuit>>,
     /// What its policy asks for before a run begins.
     pub gate: Option<Arc<Gate>>,
+    /// The handler as it takes many events at once, if it does.
+    pub lots: Option<Lots>,
     /// How long it holds its thread.
     pub pace: Pace,
     endpoint: Endpoint,
@@ -100,6 +104,7 @@ impl Router {
         surroundings: &Surroundings,
     ) -> Result<Self, NameError> {
         let mut routes: HashMap<Box<[u8]>, Route, RandomState> = HashMap::default();
+        let threads = Threads::default();
         for registration in registrations {
             let Registration {
                 kind,
@@ -107,17 +112,28 @@ impl Router {
                 policy,
                 schemas,
             } = registration;
+            let mut policy = policy;
+            policy.ordered |= endpoint.lots().is_some_and(|lots| lots.batches.by_subject);
             keys::check_event_type(&kind)?;
+            let endpoint = match policy.blocking {
+                true => endpoint.on(threads.clone()),
+                false => endpoint,
+            };
             let stats = Arc::new(Stats::default());
             let circuit = assembly::circuit_of(&kind, &policy, surroundings);
-            let gate = assembly::gate(
-                &kind,
-                &policy,
-                endpoint.clone(),
-                &stats,
-                circuit.as_ref(),
-                surroundings,
-            );
+            let lots = endpoint.lots().cloned();
+            let gate = match &lots {
+                // What a policy of a batch handler may have is asked for where batches are made.
+                Some(_) => None,
+                None => assembly::gate(
+                    &kind,
+                    &policy,
+                    endpoint.clone(),
+                    &stats,
+                    circuit.as_ref(),
+                    surroundings,
+                ),
+            };
             let timeout = match gate {
                 None => assembly::timeout_of(&policy, surroundings),
                 Some(_) => None,
@@ -132,6 +148,7 @@ impl Router {
                 stats,
                 circuit,
                 gate,
+                lots,
                 pace: Pace::default(),
                 endpoint,
             };

@@ -70,6 +70,42 @@ pub trait Dialect: sqlx::Database {
         result: Vec<u8>,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
+    /// Takes a note back.
+    #[doc(hidden)]
+    fn forget(
+        connection: &mut Self::Connection,
+        identity: &Identity,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Notes many events of one type, in that order: whether each was noted for the first time.
+    #[doc(hidden)]
+    fn receive_all(
+        connection: &mut Self::Connection,
+        identities: &[Identity],
+    ) -> impl Future<Output = Result<Vec<bool>, sqlx::Error>> + Send {
+        async move {
+            let mut firsts = Vec::with_capacity(identities.len());
+            for identity in identities {
+                firsts.push(Self::receive(connection, identity).await?);
+            }
+            Ok(firsts)
+        }
+    }
+
+    /// Keeps a result with each of many noted events of one type.
+    #[doc(hidden)]
+    fn keep_all(
+        connection: &mut Self::Connection,
+        results: Vec<(Identity, Vec<u8>)>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send {
+        async move {
+            for (identity, result) in results {
+                Self::keep(connection, &identity, result).await?;
+            }
+            Ok(())
+        }
+    }
+
     /// Puts an event into the outbox.
     #[doc(hidden)]
     fn post(
@@ -80,7 +116,7 @@ pub trait Dialect: sqlx::Database {
 
 /// Has a database of sqlx's hold them: how its transactions begin and end, how it writes parameters.
 macro_rules! dialect {
-    ($database:ty, $connection:ty, $begin:literal, $end:path, $migrations:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal]) => {
+    ($database:ty, $connection:ty, $begin:literal, $end:path, $migrations:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal] $(, { $($own:tt)* })?) => {
         impl $crate::ledger::dialect::Dialect for $database {
             const BEGIN: &'static str = $begin;
 
@@ -141,6 +177,25 @@ macro_rules! dialect {
                 .await?;
                 Ok(())
             }
+
+            async fn forget(
+                connection: &mut $connection,
+                identity: &$crate::ledger::dialect::Identity,
+            ) -> Result<(), sqlx::Error> {
+                sqlx::query(concat!(
+                    "DELETE FROM convoke_inbox WHERE namespace = ", $a, " AND kind = ", $b,
+                    " AND source = ", $c, " AND event = ", $d
+                ))
+                .bind(&identity.namespace)
+                .bind(&identity.kind)
+                .bind(&identity.source)
+                .bind(&identity.event)
+                .execute(connection)
+                .await?;
+                Ok(())
+            }
+
+            $($($own)*)?
 
             async fn post(connection: &mut $connection, letter: &$crate::ledger::dialect::Posting) -> Result<(), sqlx::Error> {
                 sqlx::query(concat!(

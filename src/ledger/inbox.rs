@@ -4,6 +4,8 @@
 //! event (after a crash between that transaction and the commit on the bus, or by a worker that was
 //! paused and overtaken) finds the identity and changes nothing; it returns the first one's result.
 
+mod batch;
+
 use super::dialect::{Dialect, Identity};
 use super::schema::lacks_table;
 use crate::HandlerError;

@@ -1,7 +1,7 @@
 //! PostgreSQL: a pool with a limit on everything, whose connections are asked whether they may write
 //! before each use: a demoted primary answers pings all the same.
 
-use super::dialect::dialect;
+use super::dialect::{Identity, dialect};
 use super::error::LedgerError;
 use super::fact::Fact;
 use super::history::{self, EXTENT, Extent, Filter};
@@ -16,6 +16,7 @@ use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions};
 use sqlx::{ConnectOptions, PgConnection, PgPool, Postgres, Row, Transaction};
+use std::collections::HashSet;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -34,6 +35,16 @@ FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::
     $8::text[], $9::text[], $10::text[], $11::text[], $12::text[])
     AS row (namespace, stream, at, seq, kind, time, source, subject, instance, reason, data, fields)
 ON CONFLICT DO NOTHING";
+
+/// In the order in which they are given: who notes some of them at the same time waits, and nobody for each other.
+const RECEIVE_ALL: &str = "\
+INSERT INTO convoke_inbox (namespace, kind, source, event)
+SELECT $1, $2, source, event FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS row (source, event, at) ORDER BY at
+ON CONFLICT DO NOTHING RETURNING source, event";
+const KEEP_ALL: &str = "\
+UPDATE convoke_inbox AS inbox SET result = row.result
+FROM unnest($3::text[], $4::text[], $5::bytea[]) AS row (source, event, result)
+WHERE inbox.namespace = $1 AND inbox.kind = $2 AND inbox.source = row.source AND inbox.event = row.event";
 
 const OLD_FACTS: &str = "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE namespace = $1 AND at < $2 ORDER BY at LIMIT $3)";
 const OLD_RECEIVED: &str = "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE namespace = $1 AND at < $2 LIMIT $3)";
@@ -190,7 +201,62 @@ dialect!(
     "BEGIN",
     end,
     MIGRATIONS,
-    ["$1", "$2", "$3", "$4", "$5", "$6"]
+    ["$1", "$2", "$3", "$4", "$5", "$6"],
+    {
+        async fn receive_all(
+            connection: &mut PgConnection,
+            identities: &[Identity],
+        ) -> Result<Vec<bool>, sqlx::Error> {
+            let Some(Identity {
+                namespace, kind, ..
+            }) = identities.first()
+            else {
+                return Ok(Vec::new());
+            };
+            let names = identities.iter();
+            let names = names.map(|one| (one.source.as_str(), one.event.as_str()));
+            let (sources, events): (Vec<&str>, Vec<&str>) = names.clone().unzip();
+            let noted: Vec<(String, String)> = sqlx::query_as(RECEIVE_ALL)
+                .bind(namespace)
+                .bind(kind)
+                .bind(sources)
+                .bind(events)
+                .fetch_all(connection)
+                .await?;
+            let noted = noted
+                .iter()
+                .map(|(source, event)| (source.as_str(), event.as_str()));
+            let noted: HashSet<(&str, &str)> = noted.collect();
+            Ok(names.map(|name| noted.contains(&name)).collect())
+        }
+
+        async fn keep_all(
+            connection: &mut PgConnection,
+            results: Vec<(Identity, Vec<u8>)>,
+        ) -> Result<(), sqlx::Error> {
+            let Some((
+                Identity {
+                    namespace, kind, ..
+                },
+                _,
+            )) = results.first().cloned()
+            else {
+                return Ok(());
+            };
+            let (identities, results): (Vec<Identity>, Vec<Vec<u8>>) = results.into_iter().unzip();
+            let names = identities.into_iter().map(|one| (one.source, one.event));
+            let (sources, events): (Vec<String>, Vec<String>) = names.unzip();
+            sqlx::query(KEEP_ALL)
+                .bind(namespace)
+                .bind(kind)
+                .bind(sources)
+                .bind(events)
+                .bind(results)
+                .execute(connection)
+                .await?;
+            Ok(())
+        }
+    }
 );
 
 /// Inserts facts, each once. One statement is a transaction of its own.

@@ -42,10 +42,13 @@ pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<
             let Some(oldest) = activity.oldest else {
                 continue;
             };
+            let route = lane.router.find(&kind);
+            // A batch has one slot for all its events.
+            let has_batches = route.is_some_and(|route| route.lots.is_some());
             let sum = running.entry(kind).or_default();
             sum.runs += activity.running as u64;
             sum.oldest_ms = sum.oldest_ms.max(age(oldest));
-            if activity.running >= lane.concurrency() {
+            if !has_batches && activity.running >= lane.concurrency() {
                 sum.full = 1;
             }
         }

@@ -4,11 +4,16 @@
 //! back when the worker drains. What waits goes before what was read later, in order within its type,
 //! and types take turns. A stream of which too much waits is not read for a while, so memory is bounded.
 
+mod gather;
+
+pub(super) use gather::Held;
+
 use crate::connect::epoch::Epoch;
 use crate::handler::context::Context;
 use crate::handler::gate::Entered;
 use crate::handler::router::Route;
 use crate::streams::commit::Receipt;
+use gather::Gathers;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use tokio_util::task::AbortOnDropHandle;
@@ -109,6 +114,7 @@ pub(super) struct Admission {
     /// How many runs may be in a long first poll at a time; `None` where runs go to no other thread.
     cores: Option<usize>,
     computing: usize,
+    gathers: Gathers,
 }
 
 impl Admission {
@@ -125,6 +131,7 @@ impl Admission {
             mortal: 0,
             cores,
             computing: 0,
+            gathers: Gathers::default(),
         }
     }
 
@@ -165,8 +172,10 @@ impl Admission {
         waiting.waited = true;
         self.mortal += usize::from(waiting.context.event().deadline().is_some());
         let queue = &mut self.queues[waiting.route.index];
-        if queue.is_empty() {
-            self.turns.push_back(waiting.route.index);
+        match &waiting.route.lots {
+            Some(lots) => self.gathers.comes(waiting.route.index, lots),
+            None if queue.is_empty() => self.turns.push_back(waiting.route.index),
+            None => {}
         }
         let entry = waiting.receipt.entry;
         let at = queue.partition_point(|before| before.receipt.entry <= entry);
@@ -272,8 +281,15 @@ impl Admission {
         all
     }
 
+    /// Events of one stream that wait at the most: two batches find room.
+    fn most(&self) -> usize {
+        (EACH * self.share.slots)
+            .max(FEW)
+            .max(2 * self.gathers.most)
+    }
+
     fn came(&mut self, stream: usize, size: usize) {
-        let most = (EACH * self.share.slots).max(FEW);
+        let most = self.most();
         let load = &mut self.loads[stream];
         load.events += 1;
         load.bytes += size;
@@ -282,7 +298,7 @@ impl Admission {
     }
 
     fn left(&mut self, stream: usize, size: usize) {
-        let most = (EACH * self.share.slots).max(FEW);
+        let most = self.most();
         let load = &mut self.loads[stream];
         load.events -= 1;
         load.bytes -= size;

@@ -10,7 +10,7 @@ use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::silence::Answers;
 use crate::coordination::ballots::Ballots;
-use crate::coordination::batches::Batches;
+use crate::coordination::batches::Batches as Held;
 use crate::coordination::batches::leases::Leases;
 use crate::coordination::catalog::Catalog;
 use crate::coordination::flow::Flow;
@@ -21,6 +21,7 @@ use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
+use crate::handler::batch::{BatchHandler, Batches};
 use crate::handler::context::{Process, States};
 use crate::handler::function::Handler;
 use crate::handler::policy::{Policy, PolicyError};
@@ -134,6 +135,74 @@ impl Builder {
         self.register(Registration::new(kind, handler, policy))
     }
 
+    /// Adds a handler that takes many events of that type at once: what would cost the most for each, such as a
+    /// transaction, is had once for all.
+    ///
+    /// Each event keeps an outcome, attempts and a dead letter of its own. A time-out, a panic and an error instead of
+    /// outcomes are every event's. An event that may have killed its worker runs alone.
+    ///
+    /// ```no_run
+    /// use convoke::sqlx::{PgPool, QueryBuilder};
+    /// use convoke::{Batch, Batches, HandlerError, Worker};
+    /// use std::time::Duration;
+    ///
+    /// async fn insert(
+    ///     batch: Batch,
+    ///     rows: Vec<i64>,
+    /// ) -> Result<Vec<Result<(), HandlerError>>, HandlerError> {
+    ///     let pool = batch.state::<PgPool>()?;
+    ///     // Those that an earlier run has inserted are not among the new ones.
+    ///     batch
+    ///         .once(pool, async |transaction, new| {
+    ///             let mut insert = QueryBuilder::new("INSERT INTO measured (value) ");
+    ///             insert.push_values(&new, |mut row, at| _ = row.push_bind(rows[*at]));
+    ///             insert.build().execute(transaction).await?;
+    ///             Ok(new.iter().map(|_| Ok(())).collect())
+    ///         })
+    ///         .await
+    /// }
+    ///
+    /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = PgPool::connect("postgres://localhost/shop").await?;
+    /// let batches = Batches::of(500).within(Duration::from_millis(10));
+    /// Worker::builder().batch_handler("row.insert", insert, batches).state(pool).run().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn batch_handler<H, P, R>(
+        self,
+        kind: impl Into<String>,
+        handler: H,
+        batches: Batches,
+    ) -> Self
+    where
+        H: BatchHandler<P, R>,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema + 'static,
+    {
+        self.batch_handler_with(kind, handler, batches, Policy::new())
+    }
+
+    /// The same, run as the policy says. `ordered` is [`Batches::by_subject`]; `concurrency` bounds the batches that run
+    /// at a time, which are 4 otherwise. A rate limit, a circuit, a cache and layers decide event by event: a batch
+    /// handler cannot have them.
+    #[must_use]
+    pub fn batch_handler_with<H, P, R>(
+        self,
+        kind: impl Into<String>,
+        handler: H,
+        batches: Batches,
+        policy: Policy,
+    ) -> Self
+    where
+        H: BatchHandler<P, R>,
+        P: DeserializeOwned + JsonSchema + Send + 'static,
+        R: Serialize + JsonSchema + 'static,
+    {
+        self.register(Registration::batch(kind, handler, batches, policy))
+    }
+
     /// Adds a handler that was registered elsewhere.
     #[must_use]
     pub fn register(mut self, registration: Registration) -> Self {
@@ -183,7 +252,12 @@ impl Builder {
             if !kinds.insert(kind.as_str()) {
                 return Err(BuildError::TwoHandlers { kind: kind.clone() });
             }
-            handler.policy.check().map_err(|error| BuildError::Policy {
+            let lots = handler.endpoint.lots();
+            let checked = handler.policy.check().and_then(|()| match lots {
+                Some(lots) => handler.policy.check_of_batches(&lots.batches),
+                None => Ok(()),
+            });
+            checked.map_err(|error| BuildError::Policy {
                 kind: kind.clone(),
                 error,
             })?;
@@ -204,7 +278,7 @@ impl Builder {
         states.insert(Services {
             instances: asked,
             tasks: tasks.clone(),
-            batches: Batches::new(connector.clone(), keys.clone()),
+            batches: Held::new(connector.clone(), keys.clone()),
             runner: Runner::new(connector.clone(), keys.clone(), &settings, runs.0, runs.1)?,
             ballots: Ballots::new(connector.clone(), keys.clone()),
             view: View::new(connector.clone(), keys.clone()),

@@ -7,6 +7,7 @@
 mod arrive;
 mod finished;
 mod give_back;
+mod lot;
 mod once;
 mod run;
 mod spread;
@@ -63,6 +64,8 @@ pub(super) struct Lane {
     /// What is told once its outcome is committed.
     followed: HashMap<Receipt, Followed>,
     running: usize,
+    /// Events of the batches that run, except one of each.
+    batched: usize,
     window: usize,
     taking_fails: bool,
     /// A read has ended since it failed.
@@ -94,6 +97,7 @@ impl Lane {
             sparing: Sparing::new(Instant::now()),
             followed: HashMap::new(),
             running: 0,
+            batched: 0,
             window: shared.concurrency(),
             taking_fails: false,
             has_read: false,
@@ -180,6 +184,10 @@ impl Lane {
                     reading = Some(read(free, room.min(READ), closed));
                 }
             }
+            let gathers = match self.running < self.shared.concurrency() && !draining {
+                true => self.admission.next_due(self.running),
+                false => None,
+            };
             let busy = reading.is_some() || committing.is_some() || taking.is_some();
             if draining && self.running == 0 && self.settled.is_empty() && !busy {
                 return committer;
@@ -232,6 +240,7 @@ impl Lane {
                 () = drain.cancelled(), if !draining => {}
                 () = tokio::time::sleep(DOUBT), if self.shared.doubt.lasts() => {}
                 () = tokio::time::sleep(LATE), if self.admission.has_deadlines() => {}
+                () = gathered(gathers) => {}
                 () = tokio::task::yield_now(), if more => {}
                 _ = round.tick() => {}
             }
@@ -286,7 +295,7 @@ impl Lane {
         } else {
             self.window
         };
-        (limit + waiting).saturating_sub(self.shared.inflight.len())
+        (limit + waiting + self.batched).saturating_sub(self.shared.inflight.len())
     }
 
     /// The streams that are not read for now; `None` if that is all of them.
@@ -363,6 +372,11 @@ impl Lane {
         }
         let began = Instant::now();
         let mut now = began;
+        if self.running < self.shared.concurrency()
+            && let Some(lot) = self.admission.next_lot(self.running, false, now)
+        {
+            now = self.go_many(lot, now);
+        }
         while self.running < self.shared.concurrency() && self.alone.is_none() {
             // Before it runs, since it may ask, and after it, since it may wait.
             if let Some(waiting) = self.admission.next(self.running) {
@@ -373,6 +387,9 @@ impl Lane {
             {
                 self.tell_ahead();
                 now = self.start(delivery, now);
+            } else if let Some(lot) = self.admission.next_lot(self.running, true, now) {
+                self.tell_ahead();
+                now = self.go_many(lot, now);
             } else {
                 if self.running == 0 {
                     self.window = (self.window * 2).min(AHEAD.max(self.shared.concurrency()));
@@ -399,22 +416,39 @@ impl Lane {
             Finished::Entered(waiting, entered) => return self.came_in(*waiting, entered),
             Finished::Judged(unjudged, verdict) => return self.judged(*unjudged, verdict),
             Finished::Computed => return self.admission.computed(),
+            Finished::Run(ran) => {
+                if !ran.blocks {
+                    self.ended(ran.route());
+                }
+                return self.ran(*ran);
+            }
+            Finished::Freed(route) => return self.ended(route),
+            Finished::Lot(ran, held) => {
+                if let Some(held) = held {
+                    self.running -= 1;
+                    self.batched -= held.events - 1;
+                    self.admission.ended_lot(&held);
+                }
+                return ran.into_iter().for_each(|ran| self.ran(ran));
+            }
             finished => finished,
         };
         self.running -= 1;
         match finished {
-            Finished::Entered(..) | Finished::Judged(..) | Finished::Computed => {}
-            Finished::Run(ran) => {
-                self.admission.ended(ran.route());
-                self.ran(*ran);
-            }
             Finished::Settled(settlement) => self.settled.push(*settlement),
             Finished::Given(receipt) => self.release(std::slice::from_ref(&receipt)),
             Finished::GivenBack(settlements, stays) => {
                 self.settled.extend(settlements);
                 self.release(&stays);
             }
+            _ => {}
         }
+    }
+
+    /// Notes that a run gave its slot back.
+    fn ended(&mut self, route: usize) {
+        self.running -= 1;
+        self.admission.ended(route);
     }
 
     fn committed(&mut self, receipts: &[Receipt], report: Tally) {
@@ -480,6 +514,14 @@ impl Drop for Lane {
     /// Nothing that it started goes on without it.
     fn drop(&mut self) {
         self.shared.inflight.end_all();
+    }
+}
+
+/// Ends when a batch is due; never where none is.
+async fn gathered(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,7 +5,8 @@ use crate::support;
 use convoke::ledger::{self, dialect::Dialect};
 use convoke::protocol::error::Code;
 use convoke::sqlx::{self, PgPool, Pool, Postgres, Row, Sqlite, SqlitePool};
-use convoke::{Context, HandlerError, State, testing};
+use convoke::{Batch, Context, HandlerError, State, testing};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -56,6 +57,20 @@ impl Either {
         }
     }
 
+    /// Inserts the rows of those that are new, except of those that fail; which were new.
+    async fn charge_many(&self, batch: &Batch, fails: &[usize], seen: &Seen) -> Many {
+        match self {
+            Either::Sqlite(pool) => {
+                charge_many::<Sqlite>(batch, pool, "INSERT INTO effects VALUES (?)", fails, seen)
+                    .await
+            }
+            Either::Postgres(pool) => {
+                charge_many::<Postgres>(batch, pool, "INSERT INTO effects VALUES ($1)", fails, seen)
+                    .await
+            }
+        }
+    }
+
     async fn rows(&self) -> i64 {
         let query = "SELECT count(*) FROM effects";
         match self {
@@ -63,6 +78,42 @@ impl Either {
             Either::Postgres(pool) => sqlx::query(query).fetch_one(pool).await.unwrap().get(0),
         }
     }
+}
+
+type Seen = Mutex<Vec<Vec<usize>>>;
+type Many = Result<Vec<Result<usize, HandlerError>>, HandlerError>;
+
+async fn charge_many<DB: Dialect>(
+    batch: &Batch,
+    pool: &Pool<DB>,
+    insert: &'static str,
+    fails: &[usize],
+    seen: &Seen,
+) -> Many
+where
+    for<'c> &'c mut DB::Connection: sqlx::Executor<'c, Database = DB>,
+    DB::Arguments: sqlx::IntoArguments<DB>,
+    for<'q> String: sqlx::Encode<'q, DB> + sqlx::Type<DB>,
+{
+    batch
+        .once(pool, async |connection, new: Vec<usize>| {
+            seen.lock().unwrap().push(new.clone());
+            let mut outcomes = Vec::new();
+            for at in new {
+                if fails.contains(&at) {
+                    outcomes.push(Err(HandlerError::unavailable("not this one")));
+                    continue;
+                }
+                let id = batch.events()[at].event().id();
+                sqlx::query(insert)
+                    .bind(id)
+                    .execute(&mut *connection)
+                    .await?;
+                outcomes.push(Ok(at));
+            }
+            Ok(outcomes)
+        })
+        .await
 }
 
 async fn charge<DB: Dialect>(
@@ -95,6 +146,64 @@ async fn a_second_run_changes_nothing_and_has_the_first_ones_result() {
         }
         assert_eq!(pool.charge(&run_of(rig, "e-2"), &runs).await.unwrap(), 2);
         assert_eq!((pool.rows().await, runs.into_inner()), (2, 2));
+    })
+    .await;
+}
+
+fn batch_of(rig: &Rig, ids: &[&str]) -> Batch {
+    Batch::new(ids.iter().map(|id| run_of(rig, id)).collect())
+}
+
+fn oks(outcomes: Many) -> Vec<Option<usize>> {
+    outcomes.unwrap().into_iter().map(Result::ok).collect()
+}
+
+#[tokio::test]
+async fn each_event_of_a_batch_takes_effect_once_and_one_that_failed_may_be_tried_again() {
+    both(async |rig, pool| {
+        let seen = Seen::default();
+        // One comes twice in it.
+        let first = batch_of(rig, &["a", "b", "a", "c"]);
+        let outcomes = oks(pool.charge_many(&first, &[3], &seen).await);
+        assert_eq!(outcomes, [Some(0), Some(1), Some(0), None]);
+        assert_eq!(pool.rows().await, 2);
+        // A second call in one run would take the first one's results for its own.
+        let refused = pool.charge_many(&first, &[], &seen).await.unwrap_err();
+        assert_eq!((refused.code, refused.retryable), (Code::Internal, false));
+        let second = batch_of(rig, &["c", "d", "b"]);
+        let outcomes = oks(pool.charge_many(&second, &[], &seen).await);
+        assert_eq!(outcomes, [Some(0), Some(1), Some(1)]);
+        assert_eq!(pool.rows().await, 4);
+        // Nothing of this one is new.
+        let third = batch_of(rig, &["d", "c", "b", "a"]);
+        let outcomes = oks(pool.charge_many(&third, &[], &seen).await);
+        assert_eq!(outcomes, [Some(1), Some(0), Some(1), Some(0)]);
+        assert_eq!(pool.rows().await, 4);
+        let seen = seen.into_inner().unwrap();
+        assert_eq!(seen, [vec![0, 1, 3], vec![0, 1]]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn batches_that_share_events_wait_for_each_other_and_not_in_a_circle() {
+    both(async |rig, pool| {
+        let seen = Seen::default();
+        for round in 0..10 {
+            let name = |n: usize| format!("{round}-{n}");
+            let ids: Vec<String> = (0..20).map(name).collect();
+            let mut ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+            let there = batch_of(rig, &ids);
+            ids.reverse();
+            let back = batch_of(rig, &ids);
+            let (there, back) = tokio::join!(
+                pool.charge_many(&there, &[], &seen),
+                pool.charge_many(&back, &[], &seen)
+            );
+            assert_eq!(oks(there).len() + oks(back).len(), 40);
+        }
+        assert_eq!(pool.rows().await, 200);
+        assert_eq!(seen.into_inner().unwrap().len(), 10);
     })
     .await;
 }

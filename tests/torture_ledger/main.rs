@@ -16,7 +16,7 @@ use convoke::protocol::keys::Keys;
 use convoke::settings::{DatabaseUrl, RedisUrl};
 use convoke::sqlx::{self, Row};
 use convoke::streams::read::entries_of;
-use convoke::{Context, HandlerError};
+use convoke::{Batch, Batches, Context, HandlerError};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,6 +34,11 @@ fn a_worker_process() {
         worker
             .state(Pool::open(&database))
             .handler("account.charge", charge)
+            .batch_handler(
+                "account.many",
+                charge_many,
+                Batches::of(50).within(Duration::from_millis(20)),
+            )
             .handler("account.broken", broken)
     });
 }
@@ -84,17 +89,53 @@ async fn charge(context: Context, work: Work) -> Result<u64, HandlerError> {
     Ok(work.n)
 }
 
+/// Writes the rows of all that are new, in one transaction.
+async fn charge_many(
+    batch: Batch,
+    work: Vec<Work>,
+) -> Result<Vec<Result<u64, HandlerError>>, HandlerError> {
+    let pause = Duration::from_millis(work[0].ms);
+    let ids = batch.events().iter().map(|context| context.event().id());
+    let ids: Vec<String> = ids.collect();
+    let done = match batch.state::<Pool>()? {
+        Pool::Sqlite(pool) => {
+            let once = batch.once(pool, async |connection, new: Vec<usize>| {
+                for at in &new {
+                    let insert = sqlx::query("INSERT INTO effects (event) VALUES (?)");
+                    insert.bind(&ids[*at]).execute(&mut *connection).await?;
+                }
+                Ok(new.iter().map(|at| Ok(work[*at].n)).collect())
+            });
+            once.await?
+        }
+        Pool::Postgres(pool) => {
+            let once = batch.once(pool, async |connection, new: Vec<usize>| {
+                let rows: Vec<&String> = new.iter().map(|at| &ids[*at]).collect();
+                let insert = "INSERT INTO effects (event) SELECT * FROM unnest($1::text[])";
+                let insert = sqlx::query(insert).bind(rows);
+                insert.execute(connection).await?;
+                tokio::time::sleep(pause).await;
+                Ok(new.iter().map(|at| Ok(work[*at].n)).collect())
+            });
+            once.await?
+        }
+    };
+    // Time to die between the effect and the commit on the bus.
+    tokio::time::sleep(pause).await;
+    Ok(done)
+}
+
 async fn broken(_: Context, _: u64) -> Result<u64, HandlerError> {
     Err(HandlerError::internal("broken").permanent())
 }
 
 /// Publishes until told to stop; every fifth event has a second entry, as of a publisher that forgot that
 /// it published it. How many events, and how many entries besides.
-async fn publish(redis: Redis, stop: CancellationToken) -> (Redis, u64, u64) {
+async fn publish(redis: Redis, kind: &'static str, stop: CancellationToken) -> (Redis, u64, u64) {
     let client = fleet::client(&redis);
     let (mut n, mut besides) = (0, 0);
     while !stop.is_cancelled() {
-        let event = Outgoing::new("account.charge", &Work { n, ms: n % 8 }).id(format!("e-{n}"));
+        let event = Outgoing::new(kind, &Work { n, ms: n % 8 }).id(format!("e-{n}"));
         match client.publish(&event.clone().dedup(true)).await {
             Ok(_) => {
                 if n.is_multiple_of(5) && client.publish(&event).await.is_ok() {
@@ -139,6 +180,16 @@ async fn length(redis: &Redis, stream: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
     let kills = torture::size("TORTURE_LEDGER_KILLS", 25, 250);
+    killed("account.charge", kills).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_event_of_a_batch_has_its_row_once_however_often_worker_and_database_are_killed() {
+    let kills = torture::size("TORTURE_BATCH_KILLS", 12, 100);
+    killed("account.many", kills).await;
+}
+
+async fn killed(kind: &'static str, kills: u64) {
     fastrand::seed(torture::seed());
     for mut store in Store::both() {
         store.database().migrate().await.unwrap();
@@ -146,7 +197,7 @@ async fn an_effect_happens_once_however_often_worker_and_database_are_killed() {
         let redis = Redis::start();
         let mut fleet = Fleet::with_database(&redis, 2, &store.url());
         let stop = CancellationToken::new();
-        let publishing = tokio::spawn(publish(redis, stop.clone()));
+        let publishing = tokio::spawn(publish(redis, kind, stop.clone()));
         let (began, mut of_database) = (Instant::now(), 0);
         for kill in 0..kills {
             tokio::time::sleep(Duration::from_millis(fastrand::u64(100..900))).await;

@@ -1,5 +1,6 @@
 //! What makes no sense in a policy is refused before the worker runs.
 
+use crate::handler::batch::Batches;
 use crate::handler::policy::{CircuitPolicy, Policy, RetryPolicy};
 use crate::protocol::rate::Rate;
 use std::time::Duration;
@@ -52,6 +53,28 @@ impl Policy {
             if self.stateful {
                 let problem = "an answer from the cache does not do what a stateful run does";
                 return refuse("cache", problem.to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Policy {
+    /// Checks what a handler of batches cannot have.
+    ///
+    /// # Errors
+    /// The first part that it cannot have, and what would do.
+    pub(crate) fn check_of_batches(&self, batches: &Batches) -> Result<(), PolicyError> {
+        counts("batches", batches.most as u64, "no batch would ever begin")?;
+        for (part, is_set) in [
+            ("rate_limit", self.rate.is_some()),
+            ("circuit", self.circuit.is_some()),
+            ("cache", self.cache.is_some()),
+            ("layer", !self.layers.is_empty()),
+        ] {
+            if is_set {
+                let problem = "it decides event by event: a batch handler cannot have it";
+                return refuse(part, problem.to_owned());
             }
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! An event's way into a lane: from its delivery to where its handler may start, or to its end without a run.
 
 use super::finished::{Finished, Ran, Unjudged};
-use super::{Lane, Waiting};
+use super::{ALONE, Lane, Waiting};
 use crate::handler::context::Context;
 use crate::handler::gate::{Entered, Manner, Places};
 use crate::protocol::error::HandlerError;
@@ -106,7 +106,9 @@ impl Lane {
             self.judge(Unjudged::Admitted(waiting));
             return now;
         }
-        let may = !self.shared.doubt.lasts();
+        // A suspect runs alone, the others in batches.
+        let gathers = waiting.route.lots.is_some() && waiting.receipt.deliveries < ALONE;
+        let may = !self.shared.doubt.lasts() && !gathers;
         if may && self.admission.admits(&waiting.route, self.running) {
             return self.go(waiting, now);
         }

@@ -10,6 +10,7 @@ use crate::protocol::error::HandlerError;
 use crate::protocol::event::Event;
 use crate::streams::commit::{Receipt, Settlement};
 use crate::streams::first::FirstCheck;
+use crate::worker::admission::Held;
 use crate::worker::handover::Left;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,10 @@ pub(super) enum Finished {
     Run(Box<Ran>),
     /// A run is over its long first poll.
     Computed,
+    /// A batch ended, with an outcome for each event; what it held comes back, now or later.
+    Lot(Vec<Ran>, Option<Held>),
+    /// The thread is free that a run of that route held beyond its end.
+    Freed(usize),
     /// An event entered the gate before its handler, could not, or came too late (`None`).
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
     /// Whether an event is the first of its id.
@@ -40,6 +45,8 @@ pub(super) struct Ran {
     pub(super) back: Option<Back>,
     /// The history of the server in which it was judged to be the first of its id, if it asked.
     pub(super) judged_in: Option<Epoch>,
+    /// Whether its thread still blocks, and keeps its slot.
+    pub(super) blocks: bool,
 }
 
 impl Ran {
@@ -53,6 +60,7 @@ impl Ran {
             elapsed: Duration::ZERO,
             back: None,
             judged_in: waiting.judged_in,
+            blocks: false,
         }
     }
 

@@ -24,6 +24,9 @@ const LAST: Duration = Duration::from_secs(1);
 impl Lane {
     /// Runs one event as far as it goes at once; returns the time when that was.
     pub(super) fn go(&mut self, waiting: Waiting, now: Instant) -> Instant {
+        if waiting.route.lots.is_some() {
+            return self.go_many(vec![waiting], now);
+        }
         let Waiting {
             receipt,
             context,
@@ -79,6 +82,8 @@ impl Lane {
                 let run = Timed::new(run, route.clone(), computes);
                 let result = run.instrument(span).await;
                 let elapsed = now.elapsed();
+                let behind = context.left_behind();
+                let kind = route.clone();
                 let ran = Ran {
                     receipt,
                     context,
@@ -87,9 +92,15 @@ impl Lane {
                     elapsed,
                     back,
                     judged_in,
+                    blocks: behind.is_some(),
                 };
                 // A lane that stopped has nobody who commits.
                 finished.send(Finished::Run(Box::new(ran))).ok();
+                if let Some(thread) = behind {
+                    tracing::warn!(r#type = kind.kind, entry = %receipt.entry, "a run took too long and still blocks its thread: it keeps its slot");
+                    thread.cancelled().await;
+                    finished.send(Finished::Freed(index)).ok();
+                }
             });
             self.shared
                 .inflight
@@ -113,6 +124,7 @@ impl Lane {
             elapsed,
             back,
             judged_in,
+            blocks: false,
         });
         end
     }
@@ -126,6 +138,7 @@ impl Lane {
             elapsed,
             back,
             judged_in,
+            blocks: _,
         } = ran;
         let event = context.event();
         if let Err(error) = &result
@@ -232,7 +245,7 @@ impl Lane {
 }
 
 /// One span for each run, with the trace that the event came with; free where nobody listens.
-fn span_of(context: &Context) -> Span {
+pub(super) fn span_of(context: &Context) -> Span {
     let event = context.event();
     let span = tracing::info_span!(
         "event",
