@@ -134,6 +134,35 @@ fn heartbeats_of_many_rounds_stay_below_what_a_source_may_send() {
 }
 
 #[test]
+fn handlers_that_take_their_time_are_held_against_the_same_work_without_a_bus() {
+    let redis = Redis::start();
+    let (lines, _) = bench(&redis, &["compute", "block", "wait", "batch"]);
+    assert!(is_empty(&redis));
+    let figures = figures(&lines);
+    let sides: Vec<(&str, Vec<&str>)> = figures
+        .iter()
+        .map(|(measurement, _, figure)| {
+            let sides = figure["sides"].as_array().unwrap().iter();
+            let sides = sides.map(|side| side["side"].as_str().unwrap());
+            (*measurement, sides.collect())
+        })
+        .collect();
+    let expected = [
+        ("compute", vec!["n x 1 thread", "n threads", "worker"]),
+        ("block", vec!["ideal", "worker"]),
+        ("wait", vec!["timer", "worker"]),
+        ("batch", vec!["one at a time", "500 an insert"]),
+    ];
+    assert_eq!(sides, expected);
+    for (_, _, figure) in &figures {
+        assert!(
+            figure["checks"][0]["median"].as_f64().unwrap() > 0.0,
+            "{figure}"
+        );
+    }
+}
+
+#[test]
 fn every_other_measurement_runs_and_leaves_nothing_behind() {
     let redis = Redis::start();
     let args = [

@@ -3,7 +3,9 @@
 mod drain;
 mod entries;
 mod figure;
+mod handlers;
 mod idle;
+mod inserts;
 mod meter;
 mod mixed;
 mod patterns;
@@ -98,6 +100,14 @@ enum Measurement {
     Entries,
     /// The patterns of system events, at 10 to 1,000 instances, and when the leader is killed
     Patterns,
+    /// Handlers that compute, on all cores that this process may use (do not pin it)
+    Compute,
+    /// Handlers that block their threads
+    Block,
+    /// Handlers that wait for a timer
+    Wait,
+    /// Rows that are inserted once each: one at a time, and by a batch handler
+    Batch,
     /// What a worker costs that has nothing to do
     Idle,
     /// All of these
@@ -134,7 +144,8 @@ impl Flags {
         let named = &self.measurements;
         if named.contains(&All) {
             return vec![
-                Drain, Publish, Request, Mixed, Sizes, Replicas, Streams, Entries, Patterns, Idle,
+                Drain, Publish, Request, Mixed, Sizes, Replicas, Streams, Entries, Patterns,
+                Compute, Block, Wait, Batch, Idle,
             ];
         }
         match named.is_empty() {
@@ -242,6 +253,10 @@ async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
             Measurement::Streams => streams::measure(rig).await?,
             Measurement::Entries => entries::measure(rig).await?,
             Measurement::Patterns => patterns::measure(rig).await?,
+            Measurement::Compute => handlers::measure_compute(rig).await?,
+            Measurement::Block => handlers::measure_block(rig).await?,
+            Measurement::Wait => handlers::measure_wait(rig).await?,
+            Measurement::Batch => inserts::measure(rig).await?,
             Measurement::Idle => idle::measure(rig).await?,
             Measurement::All => {}
         }

@@ -12,6 +12,7 @@ use convoke::operator::server::Usage;
 use convoke::protocol::keys::Keys;
 use convoke::settings::{DatabaseUrl, Settings};
 use convoke::worker::RunError;
+use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -42,6 +43,8 @@ async fn handle(context: Context, _: Work) -> Result<(), HandlerError> {
 /// The server and the namespace.
 pub(super) struct Rig {
     pub(crate) settings: Settings,
+    /// The one that was named, or that is the default.
+    pub(crate) database: DatabaseUrl,
     pub(crate) keys: Keys,
     pub(crate) connector: Connector,
     pub(crate) output: Output,
@@ -92,6 +95,7 @@ impl Rig {
         settings.namespace = format!("bench-{:08x}", fastrand::u32(..));
         settings.partitions = 0;
         settings.id = "bench".into();
+        let database = settings.database_url.clone();
         // Nothing of it belongs into anybody's ledger, nor costs what another service costs.
         settings.database_url = DatabaseUrl::default();
         settings.mcp_server = Default::default();
@@ -103,6 +107,7 @@ impl Rig {
         Ok(Self {
             keys: settings.keys()?,
             settings,
+            database,
             connector,
             output: session.output,
             plan,
@@ -131,13 +136,27 @@ impl Rig {
         load: &Load,
         race: &Arc<Race>,
     ) -> anyhow::Result<Running> {
+        let policy = || Policy::new().silent();
+        self.start(id, load, race, |builder, kind| {
+            builder.handler_with(kind, handle, policy())
+        })
+    }
+
+    /// The same with other handlers.
+    pub(super) fn start(
+        &self,
+        id: &str,
+        load: &Load,
+        race: &Arc<Race>,
+        handled: impl Fn(Builder, &str) -> Builder,
+    ) -> anyhow::Result<Running> {
         let settings = Settings {
             id: id.to_owned(),
             ..self.settings.clone()
         };
         let mut builder = Worker::builder().settings(settings).state(race.clone());
         for kind in &load.kinds {
-            builder = builder.handler_with(kind, handle, Policy::new().silent());
+            builder = handled(builder, kind);
         }
         let worker = builder.build()?;
         let drain = self.stop.child_token();
