@@ -82,6 +82,20 @@ fn the_publisher_in_python_shows_all_that_an_event_may_say() {
 }
 
 #[test]
+fn fifty_lines_without_a_library_ask_register_vote_and_take_a_task() {
+    let redis = Redis::start();
+    let _worker = Worker::start(&redis, &["text.echo=cat"]);
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/examples/raw.py");
+    let mut ran = Command::new("/usr/bin/python3");
+    let ran = ran.args([program, &redis.port().to_string()]).output();
+    assert_eq!(
+        out(&ran.unwrap()),
+        "published True\nasked ('ok', 'hello')\nregistered ok\npulsed True\nvoted True\n\
+         created assigned\ncompleted 3\nleft True\n"
+    );
+}
+
+#[test]
 fn the_commands_do_what_they_say() {
     let redis = Redis::start();
     let block = blocks("sh").find(|block| block.contains("--exec")).unwrap();

@@ -101,22 +101,8 @@ impl Fields {
             if count > limits.fields + ADDED {
                 return Err(too_many(count + places.count()));
             }
-            if name.len() > limits.name {
-                return Err(format!(
-                    "a field name of {} bytes is over the limit of {}",
-                    name.len(),
-                    limits.name
-                ));
-            }
             let slot = slot(name);
-            if value.len() > limits.value && slot != Some(DATA) {
-                return Err(format!(
-                    "{}: {} bytes are over the limit of {}",
-                    name.escape_ascii(),
-                    value.len(),
-                    limits.value
-                ));
-            }
+            bounded(name, value, slot, limits)?;
             if let Some(slot) = slot {
                 if values[slot].is_some() {
                     return Err(format!("{}: given twice", KNOWN[slot]));
@@ -128,26 +114,12 @@ impl Fields {
             }
         }
         let value = |slot: usize| values[slot];
+        let number = |slot: usize| value(slot).map(|value| number(slot, value)).transpose();
         let added = if value(ATTEMPT).is_some() { ADDED } else { 0 };
         if count > limits.fields + added {
             return Err(too_many(count));
         }
-        match value(TYPE) {
-            None => return Err("type: missing".into()),
-            Some(kind) if !keys::is_event_type(kind) => {
-                if let Some(domain) = keys::reserved_domain(kind) {
-                    return Err(format!(
-                        "type: \"{}\": a domain cannot be called \"{domain}\"",
-                        kind.escape_ascii()
-                    ));
-                }
-                return Err(format!(
-                    "type: \"{}\" is not domain.action of a-z 0-9 _",
-                    kind.escape_ascii()
-                ));
-            }
-            Some(_) => {}
-        }
+        check_type(value(TYPE))?;
         for slot in [ID, SOURCE, TIME, SUBJECT, TRACEPARENT] {
             if value(slot).is_some_and(|value| std::str::from_utf8(value).is_err()) {
                 return Err(format!("{}: not UTF-8", KNOWN[slot]));
@@ -156,15 +128,10 @@ impl Fields {
         if value(ID).is_some_and(<[u8]>::is_empty) {
             return Err("id: empty".into());
         }
-        let once = match value(DEDUP) {
-            None => None,
-            Some(_) if value(ID).is_none() => return Err("dedup: needs an id".into()),
-            Some(b"1") => Some(Once::Added),
-            Some(name) => match moved_from(name) {
-                Some(entry) => Some(Once::Moved(entry)),
-                None => return Err(format!("dedup: \"{}\" is not 1", name.escape_ascii())),
-            },
-        };
+        if value(DEDUP).is_some() && value(ID).is_none() {
+            return Err("dedup: needs an id".into());
+        }
+        let once = value(DEDUP).map(once).transpose()?;
         if let Some(key) = value(REPLYTO)
             && !allowed_reply(key, keys, events)
         {
@@ -173,19 +140,7 @@ impl Fields {
                 key.escape_ascii()
             ));
         }
-        let number = |slot: usize| match value(slot) {
-            None => Ok(None),
-            Some(value) => match std::str::from_utf8(value).ok().and_then(|v| v.parse().ok()) {
-                Some(number) => Ok(Some(number)),
-                None => Err(format!(
-                    "{}: \"{}\" is not a whole number from 0 to {}",
-                    KNOWN[slot],
-                    value.escape_ascii(),
-                    u64::MAX
-                )),
-            },
-        };
-        let deadline: Option<u64> = number(DEADLINE)?;
+        let deadline = number(DEADLINE)?;
         let attempt = match number(ATTEMPT)? {
             None => 1,
             Some(attempt @ 1..=1_000_000) => attempt as u32,
@@ -197,19 +152,9 @@ impl Fields {
             }
             time => time,
         };
-        let json = match value(CONTENT_TYPE) {
-            None => false,
-            Some(kind) if kind == JSON.as_bytes() => true,
-            Some(kind) if kind == MESSAGEPACK.as_bytes() => false,
-            Some(kind) => {
-                return Err(format!(
-                    "datacontenttype: \"{}\" is neither {MESSAGEPACK} nor {JSON}",
-                    kind.escape_ascii()
-                ));
-            }
-        };
+        let json = value(CONTENT_TYPE).map(is_json).transpose()?;
         let packed = match value(DATA) {
-            Some(data) if json => Some(packed(data, &limits.payload)?),
+            Some(data) if json == Some(true) => Some(packed(data, &limits.payload)?),
             Some(data) => {
                 msgpack::scan(data, &limits.payload).map_err(|error| not_msgpack(data, &error))?;
                 None
@@ -226,6 +171,75 @@ impl Fields {
             slips,
         })
     }
+}
+
+fn bounded(name: &[u8], value: &[u8], slot: Option<usize>, limits: &Limits) -> Result<(), String> {
+    if name.len() > limits.name {
+        return Err(format!(
+            "a field name of {} bytes is over the limit of {}",
+            name.len(),
+            limits.name
+        ));
+    }
+    if value.len() > limits.value && slot != Some(DATA) {
+        return Err(format!(
+            "{}: {} bytes are over the limit of {}",
+            name.escape_ascii(),
+            value.len(),
+            limits.value
+        ));
+    }
+    Ok(())
+}
+
+fn check_type(kind: Option<&[u8]>) -> Result<(), String> {
+    let Some(kind) = kind else {
+        return Err("type: missing".into());
+    };
+    if keys::is_event_type(kind) {
+        return Ok(());
+    }
+    let shown = kind.escape_ascii();
+    Err(match keys::reserved_domain(kind) {
+        Some(domain) => format!("type: \"{shown}\": a domain cannot be called \"{domain}\""),
+        None => format!("type: \"{shown}\" is not domain.action of a-z 0-9 _"),
+    })
+}
+
+/// What the field `dedup` says.
+fn once(value: &[u8]) -> Result<Once, String> {
+    if value == b"1" {
+        return Ok(Once::Added);
+    }
+    match moved_from(value) {
+        Some(entry) => Ok(Once::Moved(entry)),
+        None => Err(format!("dedup: \"{}\" is not 1", value.escape_ascii())),
+    }
+}
+
+fn number(slot: usize, value: &[u8]) -> Result<u64, String> {
+    let text = std::str::from_utf8(value).ok();
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| {
+        format!(
+            "{}: \"{}\" is not a whole number from 0 to {}",
+            KNOWN[slot],
+            value.escape_ascii(),
+            u64::MAX
+        )
+    })
+}
+
+fn is_json(content_type: &[u8]) -> Result<bool, String> {
+    if content_type == JSON.as_bytes() {
+        return Ok(true);
+    }
+    if content_type == MESSAGEPACK.as_bytes() {
+        return Ok(false);
+    }
+    Err(format!(
+        "datacontenttype: \"{}\" is neither {MESSAGEPACK} nor {JSON}",
+        content_type.escape_ascii()
+    ))
 }
 
 /// The entry that the bus noted in the field `dedup` when it moved the event.
