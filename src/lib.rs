@@ -91,7 +91,7 @@
 //! |---|---|
 //! | a handler, and what it may do | [`Context`], [`State`], [`HandlerError`] |
 //! | how it is run: time-out, retries, rate, order, circuit breaker, layers | [`Policy`] |
-//! | many events at once | [`Batches`], [`Batch`], [`Builder::batch_handler`](worker::builder::Builder::batch_handler) |
+//! | many events at once | [`Batches`], [`Batch`], [`Builder::batch_handler`](worker::Builder::batch_handler) |
 //! | SQL that takes effect once, and the outbox | [`Context::once`], [`ledger::migrate`], [`ledger::Post`] |
 //! | what can be set | [`Settings`] |
 //! | a client in another language, how all of it works, who is trusted with what | [`docs`] |
