@@ -117,7 +117,8 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     measured?;
     if !rig.database.is_postgres() {
         if !rig.output.is_json() {
-            let more = "\nbatch: with --database-url postgres://… PostgreSQL is measured, too";
+            let more =
+                "\nbatch: with CONVOKE_DATABASE_URL=postgres://… PostgreSQL is measured, too";
             rig.output.line(more)?;
         }
         return Ok(());

@@ -38,6 +38,7 @@ Examples:
   convoke bench --quick            does it run here? Its figures say little
   convoke bench drain --rounds 5
   convoke bench request mixed
+  convoke bench compute block wait batch
   convoke bench --soak 10          ten million events: does memory grow?
 
 What is compared, on the same events in the same run:
