@@ -20,6 +20,7 @@ use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::PatternStore;
+use crate::coordination::policies::Policies;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
@@ -42,6 +43,7 @@ pub(crate) struct Services {
     pub(crate) catalog: Catalog,
     pub(crate) own_report: OwnReport,
     pub(crate) patterns: PatternStore,
+    pub(crate) policies: Policies,
     pub(crate) schedules: Schedules,
     /// Something may wait for this worker, or it has room again.
     pub(crate) nudged: Notify,

@@ -25,6 +25,7 @@ mod owners;
 mod pattern;
 mod payload;
 mod pending;
+mod policy;
 mod probe;
 mod publish;
 mod replay;
@@ -163,6 +164,9 @@ enum Command {
     History(history::Flags),
     Ledger(ledger::Flags),
     Pattern(pattern::Flags),
+    Pause(policy::Pause),
+    Resume(policy::Resume),
+    Policy(policy::Flags),
     Drain(drain::Drain),
     Quiet(drain::Quiet),
     Scale(drain::Scale),
@@ -280,6 +284,9 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
         Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
         Command::Pattern(flags) => runtime()?.block_on(pattern::run(session, flags)),
+        Command::Pause(flags) => runtime()?.block_on(policy::pause(session, flags)),
+        Command::Resume(flags) => runtime()?.block_on(policy::resume(session, flags)),
+        Command::Policy(flags) => runtime()?.block_on(policy::run(session, flags)),
         Command::Drain(flags) => runtime()?.block_on(drain::drain(session, flags)),
         Command::Quiet(flags) => runtime()?.block_on(drain::quiet(session, flags)),
         Command::Scale(flags) => runtime()?.block_on(drain::scale(session, flags)),
@@ -340,6 +347,9 @@ impl Session {
                     | Command::Task(_)
                     | Command::Pattern(_)
                     | Command::Schedule(_)
+                    | Command::Pause(_)
+                    | Command::Resume(_)
+                    | Command::Policy(_)
                     | Command::Drain(_)
                     | Command::Quiet(_)
                     | Command::Scale(_)

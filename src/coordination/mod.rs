@@ -16,6 +16,7 @@ pub mod nudge;
 mod outbox;
 pub mod own_report;
 pub mod patterns;
+pub mod policies;
 pub mod schedules;
 pub mod scripts;
 mod store;

@@ -93,6 +93,7 @@ impl Fact {
                     "batch" => of_data("batch_id"),
                     "quorum" => of_data("decision"),
                     "schedule" => of_data("name"),
+                    "policy" => of_data("scope"),
                     "circuit" => of_data("type"),
                     _ => None,
                 };

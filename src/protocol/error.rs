@@ -103,6 +103,8 @@ pub enum Refusal {
     CircuitOpen,
     /// Its rate limit for this source.
     RateLimited,
+    /// An operator paused its type, its domain or its subject.
+    Paused,
     /// No place is free for it on this instance now. It runs later, here or elsewhere, and a requester
     /// waits.
     Busy,

@@ -58,6 +58,15 @@ pub struct StreamKeys {
     pub delayed: String,
     /// Where events wait that runs publish into other slots of a cluster.
     pub outbox: String,
+    /// The types of which something is parked, or was released and is not begun: a hash.
+    pub parked: String,
+}
+
+impl StreamKeys {
+    /// Where the events of a type are parked: a sorted set, by their places.
+    pub fn parked_of(&self, kind: &str) -> String {
+        format!("{}:{kind}", self.parked)
+    }
 }
 
 impl Keys {
@@ -190,6 +199,7 @@ impl Keys {
             dead: self.dead(domain, partition),
             delayed: self.delayed(domain, partition),
             outbox: self.outbox(domain, partition),
+            parked: self.data("parked", domain, partition),
         }
     }
 
@@ -204,6 +214,7 @@ impl Keys {
             dead: self.control(format_args!("dead:inbox")),
             delayed: self.control(format_args!("inbox_delayed:{instance}")),
             outbox: self.control(format_args!("outbox")),
+            parked: self.control(format_args!("inbox_parked:{instance}")),
         }
     }
 

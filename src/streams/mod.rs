@@ -6,6 +6,7 @@ pub mod delay;
 pub mod first;
 pub mod open;
 pub mod outbox;
+pub mod park;
 pub mod read;
 pub mod remade;
 pub mod trim;

@@ -41,6 +41,8 @@ pub(super) struct Waiting {
     pub first: bool,
     /// The history of the server in which it is known to be that.
     pub judged_in: Option<Epoch>,
+    /// As of when it is known that nothing of its subject waits before it, where something was paused.
+    pub weighed: Option<u32>,
 }
 
 impl Waiting {
@@ -88,13 +90,15 @@ pub(super) enum Until {
     Gate,
     /// Somebody is asked whether the event is the first of its id.
     Judged,
+    /// Somebody is asked whether the event may begin, where something is paused.
+    Weighed,
 }
 
 struct Enters {
     until: Until,
     size: usize,
     /// Ends with it.
-    _task: AbortOnDropHandle<()>,
+    _task: Option<AbortOnDropHandle<()>>,
 }
 
 /// See the module.
@@ -190,6 +194,21 @@ impl Admission {
         until: Until,
         task: AbortOnDropHandle<()>,
     ) {
+        self.is_under_way(receipt, size, until, Some(task));
+    }
+
+    /// Notes that somebody is asked whether an event may begin.
+    pub(super) fn weighs(&mut self, receipt: Receipt, size: usize) {
+        self.is_under_way(receipt, size, Until::Weighed, None);
+    }
+
+    fn is_under_way(
+        &mut self,
+        receipt: Receipt,
+        size: usize,
+        until: Until,
+        task: Option<AbortOnDropHandle<()>>,
+    ) {
         self.came(receipt.stream, size);
         let enters = Enters {
             until,
@@ -260,14 +279,18 @@ impl Admission {
 
     /// Takes out what is in the queues and has a deadline at that time or before.
     pub(super) fn late(&mut self, now: u64) -> Vec<Waiting> {
+        self.take_those(|waiting| {
+            let deadline = waiting.context.event().deadline();
+            deadline.is_some_and(|deadline| deadline <= now)
+        })
+    }
+
+    /// Takes out those of the queues, in their order.
+    pub(super) fn take_those(&mut self, those: impl Fn(&Waiting) -> bool) -> Vec<Waiting> {
         let mut all = Vec::new();
         for queue in &mut self.queues {
-            let late = |waiting: &Waiting| {
-                let deadline = waiting.context.event().deadline();
-                deadline.is_some_and(|deadline| deadline <= now)
-            };
             for waiting in std::mem::take(queue) {
-                match late(&waiting) {
+                match those(&waiting) {
                     true => all.push(waiting),
                     false => queue.push_back(waiting),
                 }

@@ -17,6 +17,7 @@ use crate::coordination::flow::Flow;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::PatternStore;
+use crate::coordination::policies::Policies;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
@@ -273,6 +274,7 @@ impl Builder {
         let answers = Answers::new(settings.heartbeat_ttl);
         let catalog = Catalog::new(connector.clone(), keys.clone());
         let patterns = PatternStore::new(connector.clone(), keys.clone(), settings.patterns);
+        let policies = Policies::new(connector.clone(), keys.clone());
         let (group, of_ledger) = (settings.group.as_str(), LEDGER_GROUP);
         let runs = (leases.clone(), answers.clone());
         states.insert(Services {
@@ -286,6 +288,7 @@ impl Builder {
             catalog: catalog.clone(),
             own_report: own_report.clone(),
             patterns: patterns.clone(),
+            policies: policies.clone(),
             schedules: Schedules::new(connector.clone(), keys.clone()),
             nudged: Default::default(),
             configured: Configured::new(&settings),
@@ -330,6 +333,7 @@ impl Builder {
             tasks,
             own_report,
             patterns,
+            policies,
             leases,
             catalog,
             vital,

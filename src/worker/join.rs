@@ -127,6 +127,17 @@ impl Worker {
         if let Err(error) = self.patterns.refresh().await {
             tracing::debug!(%error, "which patterns were chosen is not known yet");
         }
+        // What is paused is not to begin.
+        match self.policies.refresh().await {
+            Err(CoordinationError::Bus(error)) if error.reaction() != Reaction::GiveUp => {
+                return Err(error.into());
+            }
+            Err(error) => tracing::warn!(%error, "what is paused is not known yet"),
+            Ok(_) => {}
+        }
+        for lane in lanes.shared().iter().take(1) {
+            lane.pausing.changed();
+        }
         if !registered.new {
             tracing::warn!(
                 instance = self.id(),

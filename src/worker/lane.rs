@@ -14,6 +14,7 @@ mod spread;
 mod told;
 mod turn;
 mod under_way;
+mod weigh;
 
 use super::admission::{Admission, Waiting};
 use super::reader::{Read, Reader};
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use told::Followed;
 use turn::Turn;
 use under_way::{Slot, commit, occupied, read, take};
+use weigh::Weigher;
 
 /// Entries that one read asks for at the most.
 const READ: usize = 1000;
@@ -74,6 +76,10 @@ pub(super) struct Lane {
     takes: bool,
     /// When it last looked for deadlines that have passed.
     looked: Instant,
+    /// As of which change of the policies it looked at what waits.
+    changes: u64,
+    /// Weighs what is paused, once something is.
+    weigher: Option<Weigher>,
 }
 
 impl Lane {
@@ -103,6 +109,8 @@ impl Lane {
             has_read: false,
             takes: false,
             looked: Instant::now(),
+            changes: 0,
+            weigher: None,
             shared,
         };
         (lane, LaneEvents(events))
@@ -140,6 +148,7 @@ impl Lane {
         loop {
             self.look_at_leases();
             self.look_at_deadlines();
+            self.look_at_pauses();
             self.admission.resize(self.shared.share());
             let draining = drain.is_cancelled();
             if draining {
@@ -416,6 +425,7 @@ impl Lane {
             Finished::Entered(waiting, entered) => return self.came_in(*waiting, entered),
             Finished::Judged(unjudged, verdict) => return self.judged(*unjudged, verdict),
             Finished::Computed => return self.admission.computed(),
+            Finished::Weighed(weighing, weighed) => return self.weighed(*weighing, weighed),
             Finished::Run(ran) => {
                 if !ran.blocks {
                     self.ended(ran.route());

@@ -5,6 +5,7 @@ use super::handover::NUDGE;
 use super::inflight::InFlight;
 use super::keeper::describe;
 use super::lane::{Lane, LaneEvents};
+use super::pausing::Pausing;
 use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
 use super::supervisor::Supervisor;
@@ -19,6 +20,7 @@ use crate::coordination::catalog::Method;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::limits::RateLimits;
+use crate::coordination::policies::Policies;
 use crate::handler::assembly::Surroundings;
 use crate::handler::context::Process;
 use crate::handler::function::{Endpoint, Schemas};
@@ -196,6 +198,7 @@ impl Lanes {
         process: &Arc<Process>,
         instances: &Instances,
         answers: &Answers,
+        policies: &Policies,
         ending: &Ending,
     ) -> Result<Self, RunError> {
         let retry = RetryPolicy::from(settings);
@@ -213,6 +216,7 @@ impl Lanes {
             Arc::new(Router::new(registrations, retry, &surroundings).map_err(BusError::from)?);
         // A worker makes its lanes once.
         process.router.set(router.clone()).ok();
+        let pausing = Arc::new(Pausing::new(policies.clone(), &router));
         let mut shared = Vec::new();
         let mut prepared = Vec::new();
         for plan in plans(settings, process, &router) {
@@ -242,6 +246,7 @@ impl Lanes {
                 connector,
                 process: process.clone(),
                 router: router.clone(),
+                pausing: pausing.clone(),
                 instances: instances.clone(),
                 limits: settings.limits(),
                 inflight: Arc::new(InFlight::default()),

@@ -36,6 +36,7 @@ pub mod logs;
 mod mortal;
 mod orphans;
 mod patterns;
+mod pausing;
 mod pulling;
 mod reader;
 mod report;
@@ -56,6 +57,7 @@ use crate::coordination::catalog::Catalog;
 use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::PatternStore;
+use crate::coordination::policies::Policies;
 use crate::coordination::tasks::Tasks;
 use crate::handler::context::Process;
 use crate::handler::router::Registration;
@@ -99,6 +101,7 @@ pub struct Worker {
     tasks: Tasks,
     own_report: OwnReport,
     patterns: PatternStore,
+    policies: Policies,
     leases: Leases,
     catalog: Catalog,
     vital: Vital,
@@ -256,6 +259,7 @@ impl Worker {
             &self.process,
             &self.instances,
             &self.answers,
+            &self.policies,
             &ending,
         )?;
         let methods = lanes.methods(self.settings.handler_timeout);

@@ -2,6 +2,7 @@
 
 use super::admission::Share;
 use super::inflight::InFlight;
+use super::pausing::Pausing;
 use super::settle::Scene;
 use super::sparing::Sparing;
 use crate::connect::clock::whole_ms;
@@ -65,6 +66,8 @@ pub(super) struct Counts {
     pub ignored: AtomicU64,
     /// Events of an id of which another one came first.
     pub repeats: AtomicU64,
+    /// Events that were parked since they are paused, or behind such ones.
+    pub parked: AtomicU64,
     /// Events that will be tried again.
     pub retried: AtomicU64,
     /// Events that became dead letters.
@@ -92,6 +95,8 @@ pub(super) struct Shared {
     pub process: Arc<Process>,
     /// Who handles what.
     pub router: Arc<Router>,
+    /// What is paused.
+    pub pausing: Arc<Pausing>,
     /// Who else there is.
     pub instances: Instances,
     /// Bounds on events.

@@ -1,6 +1,6 @@
 //! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
 //! that were cancelled, or taken away, while they run here; and for the choice of
-//! another pattern, and for schedules that somebody changed.
+//! another pattern, and for schedules and policies that somebody changed.
 
 use super::lanes::Triggers;
 use super::shared::Shared;
@@ -12,6 +12,7 @@ use crate::coordination::instances::Instances;
 use crate::coordination::instances::orders;
 use crate::coordination::instances::roster::gone_in;
 use crate::coordination::patterns::{PatternStore, is_choice};
+use crate::coordination::policies::{self, Policies};
 use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
@@ -35,6 +36,7 @@ pub(super) struct Watch {
     pub broadcast: String,
     pub patterns: PatternStore,
     pub schedules: Schedules,
+    pub policies: Policies,
     pub id: String,
     /// Is told when something is ordered of this instance.
     pub ordered: Arc<Notify>,
@@ -66,6 +68,7 @@ impl Watch {
         self.patterns.told();
         self.ordered.notify_one();
         self.schedules.told();
+        self.policies.told();
         self.compare().await.or_else(|error| self.go_on(error))?;
         let mut compared = Instant::now();
         loop {
@@ -81,6 +84,9 @@ impl Watch {
                 }
                 if orders::is_order_to(entry, &self.id) {
                     self.ordered.notify_one();
+                }
+                if policies::is_change(entry) {
+                    self.policies.told();
                 }
                 if schedules::is_change(entry) {
                     self.schedules.told();

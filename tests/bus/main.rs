@@ -11,6 +11,7 @@ mod groups;
 mod history;
 mod later;
 mod outage;
+mod park;
 mod pool;
 mod publish;
 mod replay;

@@ -17,6 +17,7 @@ mod large;
 mod life;
 mod metrics;
 mod pipe;
+mod policies;
 mod probe;
 mod publish;
 mod raw;

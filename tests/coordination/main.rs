@@ -14,6 +14,7 @@ mod gossip;
 mod leader;
 mod metrics;
 mod patterns;
+mod policies;
 mod register;
 mod schedules;
 mod sealed;

@@ -15,13 +15,14 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The scripts that add entries. Whoever writes another one has its entries added below.
-const SCRIPTS: [&str; 14] = [
+const SCRIPTS: [&str; 15] = [
     "add_quorum_vote.lua",
     "coordinate_batch.lua",
     "lead.lua",
     "lose.lua",
     "order.lua",
     "partition.lua",
+    "policy_put.lua",
     "register.lua",
     "schedule_delete.lua",
     "schedule_fire.lua",
@@ -33,7 +34,7 @@ const SCRIPTS: [&str; 14] = [
 ];
 
 /// What they tell, and where.
-const TOLD: [&str; 21] = [
+const TOLD: [&str; 22] = [
     "batch.completed",
     "batch.progress",
     "batch.started",
@@ -45,6 +46,7 @@ const TOLD: [&str; 21] = [
     "partition.detected",
     "partition.healed",
     "pattern.changed",
+    "policy.changed",
     "quorum.deadlocked",
     "quorum.decided",
     "schedule.changed",
@@ -154,6 +156,10 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
         .choose(Patterned::Health, hybrid, None, "ann")
         .await
         .unwrap();
+    let policies = crate::policies::policies(&fleet);
+    let paused = crate::policies::paused("for a test");
+    let scope = crate::policies::scope("domain:mail");
+    policies.set(&scope, &paused, None, "ann").await.unwrap();
     let schedules = crate::schedules::schedules(&fleet);
     let wanted = crate::schedules::each_second("s-1", Missed::Once);
     schedules.put(&wanted, None, "ann").await.unwrap();

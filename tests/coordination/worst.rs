@@ -153,6 +153,21 @@ const BOUNDS: &[(&str, Bound)] = &[
         },
     ),
     (
+        "park.lua",
+        Bound {
+            whole: &[("XINFO", "the groups of one stream")],
+            ..most(800, 12)
+        },
+    ),
+    ("policy_put.lua", most(9, 14)),
+    (
+        "release.lua",
+        Bound {
+            whole: &[("XINFO", "the groups of one stream")],
+            ..most(3000, 90)
+        },
+    ),
+    (
         "remove.lua",
         Bound {
             whole: &[("XINFO", "the groups of one stream")],

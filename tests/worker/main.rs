@@ -31,6 +31,7 @@ mod orders;
 mod outages;
 mod pairs;
 mod patterns;
+mod pauses;
 mod places;
 mod poor;
 mod probe;

@@ -13,6 +13,7 @@ use crate::builtin::encoded;
 mod metrics;
 mod pattern;
 mod ping;
+mod policy;
 mod report;
 mod schedule;
 mod workers;
@@ -113,6 +114,25 @@ pub fn registrations() -> Vec<Registration> {
             "system.pattern.get",
             pattern::get,
             Policy::new().describe("Lists in which patterns system events are answered."),
+        ),
+        Registration::new(
+            "system.policy.set",
+            policy::set,
+            Policy::new()
+                .stateful()
+                .describe("Has the events of a type, a domain or a subject wait."),
+        ),
+        Registration::new(
+            "system.policy.clear",
+            policy::clear,
+            Policy::new()
+                .stateful()
+                .describe("Takes that back: they go on."),
+        ),
+        Registration::new(
+            "system.policy.get",
+            policy::get,
+            Policy::new().describe("Lists what operators ask of types, domains and subjects."),
         ),
         Registration::new(
             "system.drain",

@@ -177,6 +177,11 @@ impl Keys {
         self.control(format_args!("patterns"))
     }
 
+    /// What operators ask of types, domains and subjects, by scope: a hash.
+    pub fn policies(&self) -> String {
+        self.control(format_args!("policies"))
+    }
+
     /// What an instance last found of its own services.
     pub fn own_health(&self, id: &str) -> String {
         self.control(format_args!("health:of:{id}"))

@@ -12,6 +12,7 @@
 //! | `attend`: sees when the server answers, and what its clock does | an eighth of the ttl, at most a second, unless others did |
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, reports partitions | all instances together one to four times a second |
 //! | `obey`: does what operators order it (leave, be quiet, another concurrency), says how it is | a third of the ttl, and when it is told |
+//! | `pauses`: reads the policies; releases what is parked and not paused any more | a third of the ttl, and when it is told; four times a second while something is paused |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `schedule`: stores the events of schedules whose tick is due | when one is due; looks for more every 5 s, and when it is told |
 //! | `outbox`: on a cluster, moves what runs published into other slots | 5 ms when busy, else up to 200 ms |
@@ -32,6 +33,7 @@ mod exposition;
 pub(super) mod measures;
 mod obey;
 pub(super) mod outbox;
+mod pauses;
 mod peers;
 mod promote;
 mod pulse;
@@ -62,6 +64,7 @@ use crate::coordination::instances::instance::{Beat, Registering};
 use crate::coordination::instances::{Instances, Registered, Seal};
 use crate::coordination::leader::Lead;
 use crate::coordination::patterns::PatternStore;
+use crate::coordination::policies::Policies;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
@@ -137,6 +140,7 @@ struct Chores {
     methods: Vec<(String, Method)>,
     broadcast: String,
     patterns: PatternStore,
+    policies: Policies,
     schedules: Schedules,
     /// Something is ordered.
     ordered: Arc<Notify>,
@@ -193,6 +197,7 @@ impl Keeper {
             leases: worker.leases.clone(),
             batches: Batches::new(connector.clone(), keys.clone()),
             schedules: Schedules::new(connector.clone(), keys.clone()),
+            policies: worker.policies.by(connector.clone()),
             connector,
             lanes: lanes.shared().to_vec(),
             triggers: lanes.triggers(),
@@ -314,6 +319,7 @@ impl Chores {
         duties.begin("sweep", async |all| sweep::run(&all).await);
         duties.begin("promote", async |all| promote::run(&all).await);
         duties.begin("obey", async |all| obey::run(&all).await);
+        duties.begin("pauses", async |all| pauses::run(&all).await);
         duties.begin("schedule", async |all| schedule::run(&all).await);
         duties.begin("trim", async |all| trim::run(&all).await);
         duties.begin("stale", async |all| upkeep::look_for_stale(&all).await);
@@ -352,6 +358,7 @@ impl Chores {
             broadcast: self.broadcast.clone(),
             patterns: self.patterns.clone(),
             schedules: self.schedules.clone(),
+            policies: self.policies.clone(),
             id: self.id().to_owned(),
             ordered: self.ordered.clone(),
             compare: self.settings.heartbeat_ttl,

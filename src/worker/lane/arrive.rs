@@ -82,6 +82,14 @@ impl Lane {
             waited: false,
             first: !asks,
             judged_in: None,
+            weighed: None,
+        };
+        let waiting = match shared.pausing.concerns(waiting.route.index) {
+            false => waiting,
+            true => match self.unless_paused(waiting, false) {
+                Some(waiting) => waiting,
+                None => return now,
+            },
         };
         match waiting.route.gate {
             None => self.admit(waiting, now),

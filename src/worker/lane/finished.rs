@@ -1,6 +1,7 @@
 //! What comes back to a lane from the tasks that it began.
 
 use super::Waiting;
+use super::weigh::Weighing;
 use crate::connect::epoch::Epoch;
 use crate::handler::context::Context;
 use crate::handler::function::Encoded;
@@ -10,6 +11,7 @@ use crate::protocol::error::HandlerError;
 use crate::protocol::event::Event;
 use crate::streams::commit::{Receipt, Settlement};
 use crate::streams::first::FirstCheck;
+use crate::streams::park::Weighed;
 use crate::worker::admission::Held;
 use crate::worker::handover::Left;
 use std::sync::Arc;
@@ -28,6 +30,8 @@ pub(super) enum Finished {
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
     /// Whether an event is the first of its id.
     Judged(Box<Unjudged>, FirstCheck),
+    /// Whether an event that is paused, or may be behind such ones, may begin.
+    Weighed(Box<Weighing>, Weighed),
     Settled(Box<Settlement>),
     Given(Receipt),
     /// What was read and not started: how it is settled, or that it stays as it is.

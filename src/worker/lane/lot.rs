@@ -13,6 +13,14 @@ use tracing::Instrument;
 impl Lane {
     /// Runs some events of one batch handler, in a task.
     pub(super) fn go_many(&mut self, mut lot: Vec<Waiting>, now: Instant) -> Instant {
+        if let Some(first) = lot.first()
+            && self.shared.pausing.concerns(first.route.index)
+        {
+            let lot_before = std::mem::take(&mut lot).into_iter();
+            lot = lot_before
+                .filter_map(|waiting| self.unless_paused_now(waiting))
+                .collect();
+        }
         lot.retain(|waiting| {
             let receipt = waiting.receipt;
             if waiting.waited && self.shared.inflight.is_lost(&receipt) {

@@ -23,9 +23,15 @@ use tracing::{Instrument, Span};
 const LAST: Duration = Duration::from_secs(1);
 impl Lane {
     /// Runs one event as far as it goes at once; returns the time when that was.
-    pub(super) fn go(&mut self, waiting: Waiting, now: Instant) -> Instant {
+    pub(super) fn go(&mut self, mut waiting: Waiting, now: Instant) -> Instant {
         if waiting.route.lots.is_some() {
             return self.go_many(vec![waiting], now);
+        }
+        if self.shared.pausing.concerns(waiting.route.index) {
+            match self.unless_paused_now(waiting) {
+                Some(may) => waiting = may,
+                None => return now,
+            }
         }
         let Waiting {
             receipt,
@@ -35,6 +41,7 @@ impl Lane {
             waited,
             first: _,
             judged_in,
+            weighed: _,
         } = waiting;
         if waited && self.shared.inflight.is_lost(&receipt) {
             self.release(&[receipt]);
@@ -162,6 +169,7 @@ impl Lane {
                 waited: true,
                 first: true,
                 judged_in,
+                weighed: None,
             };
             self.enter(waiting, places, after, Instant::now());
             return;

@@ -44,6 +44,17 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
             fleet.instances.look_for_orders("w-1", &mode).await.unwrap();
         })
         .await;
+    let policies = crate::policies::policies(fleet);
+    let scope = crate::policies::scope(&format!("subject:mail:{}", "x".repeat(256)));
+    meter
+        .of(&fleet.redis, async {
+            for reason in ["a", "b"] {
+                let paused = crate::policies::paused(&reason.repeat(256));
+                policies.set(&scope, &paused, None, "ann").await.unwrap();
+            }
+            policies.clear(&scope, &[], None, "ann").await.unwrap();
+        })
+        .await;
     let schedules = crate::schedules::schedules(fleet);
     let mut wanted = crate::schedules::each_second("s-1", Missed::Once);
     (wanted.payload, wanted.subject) = (Some(vec![0xc0; 1]), Some("x".repeat(256)));

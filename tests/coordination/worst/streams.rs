@@ -22,6 +22,7 @@ use convoke::streams::commit::{Note, Publication};
 use convoke::streams::delay;
 use convoke::streams::first::{Asks, FirstCheck, Firsts, Judge, KEPT};
 use convoke::streams::outbox;
+use convoke::streams::park::{self, How};
 use convoke::streams::trim::{remove, trim};
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     replays(meter).await;
     delayed(meter).await;
     moves(fleet, meter).await;
+    parks(meter).await;
 }
 
 async fn publishes(fleet: &mut Fleet, meter: &mut Meter) {
@@ -104,6 +106,92 @@ async fn waits(fleet: &mut Fleet, meter: &mut Meter) {
         let promoted = meter.of(&fleet.redis, promotes).await.unwrap();
         assert!(promoted.moved + promoted.dead > 0);
     }
+}
+
+/// As many as are weighed at a time, each behind released ones that are done with; and as many as are released, beside
+/// those of as many paused subjects as there may be.
+async fn parks(meter: &mut Meter) {
+    const KIND: &str = "image.made";
+    const PAUSED: usize = 1000;
+    let mut bus = Bus::start().await;
+    let route = bus.route.clone();
+    let mut connection = bus.redis.connection_for(users::WORKER).await;
+    let subjects: Vec<String> = (0..PAUSED).map(|n| format!("s-{n}")).collect();
+    let fields = |n: usize| -> Vec<String> { (0..64).map(|at| format!("f{at}-{n}")).collect() };
+    let mut parked = 0;
+    for round in 0..(PAUSED / park::WEIGHED) + 3 {
+        bus.add(park::WEIGHED).await;
+        let committer = bus.committer("me");
+        let held: Vec<Held> = bus.deliver("me", &committer.claims(), park::WEIGHED).await;
+        let pending: Vec<park::Candidate<'_>> = held
+            .iter()
+            .enumerate()
+            .map(|(at, held)| {
+                // The last ones are of one subject; the others each of its own.
+                let many = round * park::WEIGHED + at;
+                let of = subjects.get(many).map_or("last", String::as_str);
+                park::Candidate {
+                    entry: held.entry.id,
+                    deliveries: 1,
+                    subject: Some(of),
+                    how: if of == "last" {
+                        How::Type
+                    } else {
+                        How::Subject
+                    },
+                    member: delay::encode_member("1-0", &fields(many)),
+                }
+            })
+            .collect();
+        let weighs = park::weigh(&mut connection, &route, GROUP, "me", KIND, &pending);
+        parked += meter.of(&bus.redis, weighs).await.unwrap().len();
+    }
+    assert!(parked > PAUSED);
+    let paused = || subjects.iter().map(String::as_str);
+    for limit in [park::RELEASED, park::RELEASED] {
+        let releases = park::release(
+            &mut connection,
+            &route,
+            GROUP,
+            KIND,
+            limit,
+            1 << 20,
+            paused(),
+        );
+        meter.of(&bus.redis, releases).await.unwrap();
+    }
+    // The released ones end, unweighed, and others of their subject come.
+    let committer = bus.committer("me");
+    let back: Vec<Held> = bus.deliver("me", &committer.claims(), 1000).await;
+    for held in back {
+        let stream = &bus.route.events.clone();
+        bus.run(&format!("XACK {stream} {GROUP} {}", held.entry.id))
+            .await;
+    }
+    bus.add(park::WEIGHED).await;
+    let held: Vec<Held> = bus.deliver("me", &committer.claims(), park::WEIGHED).await;
+    let pending: Vec<park::Candidate<'_>> = held
+        .iter()
+        .map(|held| park::Candidate {
+            entry: held.entry.id,
+            deliveries: 1,
+            subject: Some("last"),
+            how: How::Not,
+            member: delay::encode_member("1-0", &fields(0)),
+        })
+        .collect();
+    let weighs = park::weigh(&mut connection, &route, GROUP, "me", KIND, &pending);
+    meter.of(&bus.redis, weighs).await.unwrap();
+    let releases = park::release(
+        &mut connection,
+        &route,
+        GROUP,
+        KIND,
+        park::RELEASED,
+        1 << 20,
+        paused(),
+    );
+    meter.of(&bus.redis, releases).await.unwrap();
 }
 
 /// As many as are moved at a time, with as many fields as there may be.

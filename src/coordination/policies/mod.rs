@@ -1,0 +1,376 @@
+//! Policies: what operators ask of the events of a type, a domain or a subject, while all goes on.
+//!
+//! One document for each scope, in one hash of the control plane. A change is checked against the version that it
+//! replaces, and told by the fact `policy.changed` in the same step. Workers hold the documents in memory: they read
+//! them when they start, and again where the number of the last change is another one. They look at that number with
+//! each pulse, and when the fact is told.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | `pause` | what it names waits, in order, until the pause is taken back or its time passes |
+
+mod held;
+mod scope;
+
+pub use held::{Documents, Paused};
+pub use scope::Scope;
+
+use super::bounds::invalid;
+use super::error::CoordinationError;
+use super::store::Store;
+use crate::connect::clock::ServerTime;
+use crate::connect::connector::Connector;
+use crate::connect::script::script;
+use crate::mutex::locked;
+use crate::protocol::event::{Entry, LATEST};
+use crate::protocol::keys::Keys;
+use redis::Script;
+use serde::Deserialize;
+use serde_bytes::ByteBuf;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, LazyLock, Mutex};
+use tokio::sync::Notify;
+
+static PUT: LazyLock<Script> = LazyLock::new(|| script(include_str!("policy_put.lua")));
+
+/// Documents at the most.
+pub const MAX_DOCUMENTS: usize = 1000;
+/// Bytes of a reason at the most.
+pub const MAX_REASON: usize = 256;
+/// Bytes of the name of who changed a document.
+const MAX_BY: usize = 256;
+/// How often a change is tried that names no version, while others change the same document.
+const TRIES: u32 = 8;
+/// The field of the hash that counts changes; scopes have a colon.
+const CHANGES: &str = "version";
+
+/// A pause.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Pause {
+    /// When it ends by itself, in Unix ms on the server.
+    #[serde(default)]
+    pub until: Option<u64>,
+    /// Why: requesters are told.
+    #[serde(default)]
+    pub reason: String,
+}
+
+impl Pause {
+    /// Whether it lasts at that time.
+    pub fn lasts(&self, now: u64) -> bool {
+        self.until.is_none_or(|until| now < until)
+    }
+}
+
+/// What operators ask of one scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Document {
+    /// What it names waits.
+    pub pause: Option<Pause>,
+    /// Rises with each change.
+    pub version: u64,
+    /// Who changed it last.
+    pub by: String,
+    /// When, in Unix ms on the server.
+    pub at: u64,
+}
+
+/// A part of a document that is to be there from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyPart {
+    /// See [`Document::pause`].
+    Pause {
+        /// When it ends by itself.
+        ends: Ends,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// When a pause ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Only when somebody takes it back.
+    Never,
+    /// At that Unix ms on the server.
+    At(u64),
+    /// After that time in ms, by the server's clock.
+    In(u64),
+}
+
+/// The parts that this version knows.
+pub const PARTS: [&str; 1] = ["pause"];
+
+/// A document as it is kept. Parts of a later version stay as they are.
+#[derive(Deserialize)]
+struct Kept {
+    parts: ByteBuf,
+    version: u64,
+    by: String,
+    at: u64,
+}
+
+type Parts = BTreeMap<String, rmpv::Value>;
+
+impl Kept {
+    fn parse(bytes: &[u8]) -> Option<(Self, Parts)> {
+        let kept: Self = rmp_serde::from_slice(bytes).ok()?;
+        let parts = rmp_serde::from_slice(&kept.parts).ok()?;
+        Some((kept, parts))
+    }
+
+    fn document(bytes: &[u8]) -> Option<Document> {
+        let (kept, mut parts) = Self::parse(bytes)?;
+        let pause = parts.remove("pause");
+        Some(Document {
+            pause: pause.and_then(|pause| rmpv::ext::from_value(pause).ok()),
+            version: kept.version,
+            by: kept.by,
+            at: kept.at,
+        })
+    }
+}
+
+/// The policies of one namespace, as one process knows them. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Policies {
+    store: Store,
+    known: Arc<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    held: Mutex<Arc<Documents>>,
+    told: Notify,
+}
+
+impl Policies {
+    /// The policies of the namespace of `keys`.
+    pub fn new(connector: Connector, keys: Keys) -> Self {
+        Self {
+            store: Store::new(connector, keys),
+            known: Arc::default(),
+        }
+    }
+
+    /// The same, what is known included, by another way to the same server.
+    pub fn by(&self, connector: Connector) -> Self {
+        Self {
+            store: self.store.by(connector),
+            known: self.known.clone(),
+        }
+    }
+
+    /// The documents as this process knows them.
+    pub fn held(&self) -> Arc<Documents> {
+        locked(&self.known.held).clone()
+    }
+
+    /// Reads the documents if one changed since they were read; whether they did.
+    ///
+    /// # Errors
+    /// `Bus`. What was known before stays.
+    pub async fn refresh(&self) -> Result<bool, CoordinationError> {
+        let mut read = redis::pipe();
+        read.cmd("HGET")
+            .arg(self.store.keys.policies())
+            .arg(CHANGES);
+        let (version,): (Option<u64>,) = self.store.ask(&read).await?;
+        if version.unwrap_or_default() == self.held().version() {
+            return Ok(false);
+        }
+        let (version, all) = self.read().await?;
+        let held = Documents::of(version, all);
+        *locked(&self.known.held) = Arc::new(held);
+        Ok(true)
+    }
+
+    async fn read(&self) -> Result<(u64, Vec<(Scope, Document)>), CoordinationError> {
+        let mut read = redis::pipe();
+        read.cmd("HGETALL").arg(self.store.keys.policies());
+        let (mut said,): (HashMap<String, Vec<u8>>,) = self.store.ask(&read).await?;
+        let version = said.remove(CHANGES);
+        let version = version.and_then(|text| String::from_utf8(text).ok()?.parse().ok());
+        let all = said.into_iter().filter_map(|(scope, bytes)| {
+            // A later version may know scopes that this one does not.
+            Some((Scope::parse(&scope).ok()?, Kept::document(&bytes)?))
+        });
+        Ok((version.unwrap_or_default(), all.collect()))
+    }
+
+    /// The documents by scope, and the server's time.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn list(&self) -> Result<(Vec<(Scope, Document)>, u64), CoordinationError> {
+        let (_, mut all) = self.read().await?;
+        all.sort_by_cached_key(|(scope, _)| scope.to_string());
+        Ok((all, self.store.now().await?))
+    }
+
+    /// Puts parts of a scope's document; its other parts stay. The same again changes nothing. Returns the version.
+    ///
+    /// # Errors
+    /// `Invalid` for a value out of bounds; `Aborted` where `version` is not the present one; `Exhausted` if there are
+    /// as many documents as there may be; `Bus` else, and the call can be repeated.
+    pub async fn set(
+        &self,
+        scope: &Scope,
+        parts: &[PolicyPart],
+        version: Option<u64>,
+        by: &str,
+    ) -> Result<u64, CoordinationError> {
+        let now = self.store.now().await?;
+        let mut put = Parts::new();
+        for part in parts {
+            let PolicyPart::Pause { ends, reason } = part;
+            put.insert("pause".to_owned(), value(pause(*ends, reason, now)?));
+        }
+        self.change(scope, version, by, |kept| {
+            kept.extend(put.iter().map(|(name, part)| (name.clone(), part.clone())));
+        })
+        .await
+    }
+
+    /// Takes parts of a scope's document away; without names, all of it. Returns the version, 0 where there was
+    /// no document.
+    ///
+    /// # Errors
+    /// `Invalid` for a part that there is not; else as [`set`](Self::set).
+    pub async fn clear(
+        &self,
+        scope: &Scope,
+        parts: &[String],
+        version: Option<u64>,
+        by: &str,
+    ) -> Result<u64, CoordinationError> {
+        if let Some(odd) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
+            let odd: String = odd.chars().take(64).collect();
+            let known = PARTS.join(", ");
+            return Err(invalid(format!("parts: \"{odd}\" is not one of {known}")));
+        }
+        self.change(scope, version, by, |kept| match parts {
+            [] => kept.clear(),
+            parts => kept.retain(|name, _| !parts.contains(name)),
+        })
+        .await
+    }
+
+    async fn change(
+        &self,
+        scope: &Scope,
+        version: Option<u64>,
+        by: &str,
+        change: impl Fn(&mut Parts),
+    ) -> Result<u64, CoordinationError> {
+        let keys = &self.store.keys;
+        let by = &by[..by.floor_char_boundary(MAX_BY)];
+        let name = scope.to_string();
+        for _ in 0..TRIES {
+            let mut read = redis::pipe();
+            read.cmd("HGET").arg(keys.policies()).arg(&name);
+            let (kept,): (Option<Vec<u8>>,) = self.store.ask(&read).await?;
+            let kept = kept.and_then(|bytes| Kept::parse(&bytes));
+            let (is, mut parts) = match kept {
+                Some((kept, parts)) => (kept.version, parts),
+                None => (0, Parts::new()),
+            };
+            change(&mut parts);
+            let bytes = match parts.is_empty() {
+                true => Vec::new(),
+                false => rmp_serde::to_vec_named(&parts)
+                    .map_err(|error| invalid(format!("the document: {error}")))?,
+            };
+            let mut call = PUT.prepare_invoke();
+            call.key(keys.policies())
+                .key(keys.broadcast())
+                .arg(&name)
+                .arg(bytes)
+                .arg(by)
+                .arg(version.unwrap_or(is))
+                .arg(MAX_DOCUMENTS);
+            let (state, is): (u8, u64) = self.store.invoke(&call).await?;
+            match (state, version) {
+                (1, _) => {
+                    self.told();
+                    return Ok(is);
+                }
+                // Somebody else changed it since it was read.
+                (0, None) => {}
+                (0, Some(_)) => {
+                    return Err(CoordinationError::Aborted(format!(
+                        "version: {scope} is at version {is}: somebody else changed it meanwhile"
+                    )));
+                }
+                _ => {
+                    return Err(CoordinationError::Exhausted(format!(
+                        "there are {MAX_DOCUMENTS} policies, which is the most there may be: clear one"
+                    )));
+                }
+            }
+        }
+        Err(CoordinationError::Contended {
+            what: name,
+            tries: TRIES,
+        })
+    }
+
+    /// The server's time in Unix ms.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn now(&self) -> Result<u64, CoordinationError> {
+        let mut reads = redis::pipe();
+        self.store.ask_time(&mut reads).await?;
+        let (ServerTime(now),) = self.store.ask(&reads).await?;
+        Ok(now)
+    }
+
+    /// Somebody changed a document: who waits for that reads it.
+    pub fn told(&self) {
+        self.known.told.notify_one();
+    }
+
+    /// Is ready when somebody changed one since the last time. For one who waits at a time.
+    pub async fn changed(&self) {
+        self.known.told.notified().await;
+    }
+}
+
+fn pause(ends: Ends, reason: &str, now: u64) -> Result<Pause, CoordinationError> {
+    if reason.len() > MAX_REASON {
+        let bytes = reason.len();
+        return Err(invalid(format!(
+            "pause.reason: {bytes} bytes are over the limit of {MAX_REASON}"
+        )));
+    }
+    let until = match ends {
+        Ends::Never => None,
+        Ends::At(at) => Some(at),
+        Ends::In(ms) => Some(now.saturating_add(ms)),
+    };
+    if let Some(at) = until
+        && !(now..=LATEST).contains(&at)
+    {
+        return Err(invalid(format!(
+            "pause.until: {at} is not between now ({now}) and {LATEST}, in Unix ms"
+        )));
+    }
+    Ok(Pause {
+        until,
+        reason: reason.to_owned(),
+    })
+}
+
+fn value(pause: Pause) -> rmpv::Value {
+    let mut fields = vec![("reason".into(), pause.reason.into())];
+    if let Some(until) = pause.until {
+        fields.push(("until".into(), until.into()));
+    }
+    rmpv::Value::Map(fields)
+}
+
+/// Whether a fact is one of a changed policy.
+pub fn is_change(fact: &Entry) -> bool {
+    fact.get("type") == Some(b"policy.changed")
+}

@@ -1,0 +1,170 @@
+//! Events that are paused wait beside their stream, in order: parked.
+//!
+//! What waits in a stream is in the way of what comes behind it, is held in memory by whoever read it, and keeps the
+//! stream from being trimmed. So what is paused leaves the stream in the step in which it is settled ([`weigh`]), and
+//! comes back to its end when the pause is over ([`release`]): it is in one of the two at any time, whoever dies. No
+//! attempt is spent.
+//!
+//! # Order
+//!
+//! Of the events with one subject (a *line*) those that came first are begun first, however often they are paused. What
+//! was parked keeps its **place**: the entry as which it was parked first. As long as one of a line waits (parked, or
+//! released and not begun) whatever is behind it by its place is parked as well, paused or not. Whether that is so is
+//! looked up in the step that parks or lets begin, in what is kept there, and by no count. What was released and ended
+//! unweighed (its deadline passed, somebody deleted it) is found by its entry: neither pending nor unread.
+//!
+//! Events without a subject have no order among them. Those that were parked come back in the order in which they were.
+
+use crate::connect::error::BusError;
+use crate::connect::script::script_with;
+use crate::protocol::entry::EntryId;
+use crate::protocol::keys::StreamKeys;
+use crate::streams::delay::MEMBER;
+use redis::Script;
+use redis::aio::ConnectionLike;
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+const PLACES: &str = include_str!("places.lua");
+static PARK: LazyLock<Script> = LazyLock::new(|| script_with(&[PLACES], include_str!("park.lua")));
+static RELEASE: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[PLACES, MEMBER], include_str!("release.lua")));
+
+/// Entries that one call weighs at the most.
+pub const WEIGHED: usize = 32;
+/// Events that one call releases at the most.
+pub const RELEASED: usize = 100;
+
+/// How an event is paused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// Not paused.
+    Not,
+    /// All of its type are.
+    Type,
+    /// All of its subject are.
+    Subject,
+}
+
+/// A pending entry that may begin, or is to be parked.
+#[derive(Clone, Debug)]
+pub struct Candidate<'a> {
+    /// The entry.
+    pub entry: EntryId,
+    /// Its delivery count.
+    pub deliveries: u32,
+    /// Its subject.
+    pub subject: Option<&'a str>,
+    /// How it is paused.
+    pub how: How,
+    /// The event as a member of a delay queue.
+    pub member: Vec<u8>,
+}
+
+/// What becomes of such an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weighed {
+    /// Another consumer's by now, or nobody's.
+    Gone,
+    /// Parked.
+    Parked,
+    /// Free to begin.
+    May,
+}
+
+/// Weighs pending entries of one type, in their order. Repeated after a lost answer, what was parked is
+/// [`Gone`](Weighed::Gone).
+///
+/// # Errors
+/// Without an answer nobody knows what is parked.
+pub async fn weigh(
+    connection: &mut impl ConnectionLike,
+    route: &StreamKeys,
+    group: &str,
+    consumer: &str,
+    kind: &str,
+    entries: &[Candidate<'_>],
+) -> Result<Vec<Weighed>, BusError> {
+    let mut call = PARK.prepare_invoke();
+    call.key(&route.events)
+        .key(route.parked_of(kind))
+        .key(&route.parked)
+        .arg(group)
+        .arg(consumer)
+        .arg(kind);
+    for one in entries {
+        let how = match one.how {
+            How::Not => "n",
+            How::Type => "t",
+            How::Subject => "s",
+        };
+        call.arg(one.entry.to_string())
+            .arg(one.deliveries)
+            .arg(one.subject.unwrap_or_default())
+            .arg(how)
+            .arg(one.member.as_slice());
+    }
+    let said: Vec<u8> = call.invoke_async(connection).await?;
+    if said.len() != entries.len() {
+        return Err(BusError::Reply { what: "park.lua" });
+    }
+    Ok(said
+        .into_iter()
+        .map(|one| match one {
+            2 => Weighed::May,
+            1 => Weighed::Parked,
+            _ => Weighed::Gone,
+        })
+        .collect())
+}
+
+/// Releases parked events of one type, except for those of subjects that are paused. Returns how many, and whether there
+/// may be more.
+///
+/// # Errors
+/// Fails if the stream cannot be written; what did not fit stays parked.
+pub async fn release(
+    connection: &mut impl ConnectionLike,
+    route: &StreamKeys,
+    group: &str,
+    kind: &str,
+    limit: usize,
+    most: usize,
+    paused: impl Iterator<Item = &str>,
+) -> Result<(u64, bool), BusError> {
+    let mut call = RELEASE.prepare_invoke();
+    call.key(&route.events)
+        .key(route.parked_of(kind))
+        .key(&route.parked)
+        .key(&route.dead)
+        .arg(group)
+        .arg(kind)
+        .arg(limit)
+        .arg(most);
+    for subject in paused {
+        call.arg(subject);
+    }
+    Ok(call.invoke_async(connection).await?)
+}
+
+/// The types of which something is parked in each of these streams, or was released and is not begun.
+///
+/// # Errors
+/// Fails without an answer. A key that cannot be looked at counts as one that is not there.
+pub async fn kinds(
+    connection: &mut impl ConnectionLike,
+    routes: &[&StreamKeys],
+) -> Result<Vec<Vec<String>>, BusError> {
+    let mut look = redis::pipe();
+    for route in routes {
+        look.cmd("HGETALL").arg(&route.parked);
+    }
+    let replies = connection.req_packed_commands(&look, 0, look.len()).await?;
+    Ok(replies
+        .into_iter()
+        .map(|reply| {
+            let map: Result<HashMap<String, String>, _> = redis::from_redis_value(reply);
+            map.unwrap_or_default().into_keys().collect()
+        })
+        .collect())
+}

@@ -1,0 +1,126 @@
+//! Policies: one document for each scope, checked against its version, told as it changes.
+
+use crate::fleet::Fleet;
+use convoke::connect::connector::Connector;
+use convoke::coordination::error::CoordinationError;
+use convoke::coordination::policies::{Ends, MAX_DOCUMENTS, Policies, PolicyPart, Scope};
+use convoke::settings::RedisUrl;
+use serde_json::json;
+
+pub(crate) fn policies(fleet: &Fleet) -> Policies {
+    let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
+    Policies::new(connector, fleet.keys.clone())
+}
+
+pub(crate) fn paused(reason: &str) -> [PolicyPart; 1] {
+    [PolicyPart::Pause {
+        ends: Ends::Never,
+        reason: reason.into(),
+    }]
+}
+
+pub(crate) fn scope(text: &str) -> Scope {
+    Scope::parse(text).unwrap()
+}
+
+#[tokio::test]
+async fn a_document_is_there_until_it_is_cleared_and_each_change_is_told() {
+    let mut fleet = Fleet::start().await;
+    let policies = policies(&fleet);
+    let of_type = scope("type:mail.send");
+    assert!(!policies.refresh().await.unwrap());
+    let set = policies.set(&of_type, &paused("r"), None, "ann").await;
+    assert_eq!(set.unwrap(), 1);
+    // The same again changes nothing, and is told to nobody.
+    let again = policies.set(&of_type, &paused("r"), None, "bob").await;
+    assert_eq!(again.unwrap(), 1);
+    assert!(policies.refresh().await.unwrap());
+    let held = policies.held();
+    let found = held.pause_of_type("mail.send", "mail", 5).unwrap();
+    assert_eq!(found.reason(), "type:mail.send is paused: r");
+    assert!(held.pause_of_type("mail.read", "mail", 5).is_none());
+    let cleared = policies.clear(&of_type, &[], None, "bob").await;
+    assert_eq!(cleared.unwrap(), 2);
+    assert!(policies.refresh().await.unwrap());
+    assert!(!policies.held().names("mail.send", "mail"));
+    let cleared = policies.clear(&of_type, &[], None, "bob").await;
+    assert_eq!(cleared.unwrap(), 0, "no document");
+    // The number does not come back.
+    let set = policies.set(&of_type, &paused("r"), Some(0), "ann").await;
+    assert_eq!(set.unwrap(), 3);
+    let parts = json!({"pause": {"reason": "r"}});
+    let facts = fleet.facts().await;
+    let fact = |version: u64, by: &str, before: bool, after: bool| {
+        let mut data = json!({"scope": "type:mail.send", "version": version, "by": by});
+        if before {
+            data["before"] = parts.clone();
+        }
+        if after {
+            data["after"] = parts.clone();
+        }
+        ("policy.changed".to_owned(), data)
+    };
+    assert_eq!(
+        facts,
+        [
+            fact(1, "ann", false, true),
+            fact(2, "bob", true, false),
+            fact(3, "ann", false, true)
+        ]
+    );
+}
+
+#[tokio::test]
+async fn of_two_who_replace_the_same_version_one_is_refused() {
+    let fleet = Fleet::start().await;
+    let policies = policies(&fleet);
+    let domain = scope("domain:mail");
+    let first = policies.set(&domain, &paused("a"), Some(0), "ann").await;
+    assert_eq!(first.unwrap(), 1);
+    let second = policies.set(&domain, &paused("b"), Some(0), "bob").await;
+    let Err(CoordinationError::Aborted(message)) = second else {
+        panic!("{second:?}");
+    };
+    assert!(message.contains("is at version 1"), "{message}");
+    // Whoever names none changes what is there.
+    let third = policies.set(&domain, &paused("b"), None, "bob").await;
+    assert_eq!(third.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn there_are_only_so_many_documents_and_values_are_checked() {
+    let mut fleet = Fleet::start().await;
+    let policies = policies(&fleet);
+    for n in 0..MAX_DOCUMENTS {
+        let line = format!("HSET cb:policies subject:mail:s-{n} x");
+        fleet.run(&line).await;
+    }
+    fleet.run("HSET cb:policies version 7").await;
+    let one_more = policies
+        .set(&scope("domain:mail"), &paused(""), None, "ann")
+        .await;
+    assert!(matches!(one_more, Err(CoordinationError::Exhausted(_))));
+    fleet.run("HDEL cb:policies subject:mail:s-1").await;
+    let set = policies
+        .set(&scope("domain:mail"), &paused(""), None, "ann")
+        .await;
+    assert_eq!(set.unwrap(), 8);
+    // What nobody can read is passed over.
+    policies.refresh().await.unwrap();
+    assert!(policies.held().pause_of_type("mail.x", "mail", 0).is_some());
+    for (ends, reason) in [
+        (Ends::At(1), "r".to_owned()),
+        (Ends::In(u64::MAX), "r".to_owned()),
+        (Ends::Never, "r".repeat(300)),
+    ] {
+        let part = [PolicyPart::Pause { ends, reason }];
+        let set = policies
+            .set(&scope("domain:mail"), &part, None, "ann")
+            .await;
+        assert!(matches!(set, Err(CoordinationError::Invalid(_))), "{set:?}");
+    }
+    let cleared = policies
+        .clear(&scope("domain:mail"), &["pulse".into()], None, "ann")
+        .await;
+    assert!(matches!(cleared, Err(CoordinationError::Invalid(_))));
+}
