@@ -15,7 +15,6 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fmt;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,7 +35,9 @@ pub struct Batches {
 }
 
 impl Batches {
-    /// At most this many events at a time. A batch takes what is there, and waits for no more.
+    /// At most this many events at a time, up to 10,000. A batch takes what is there, and waits for no more.
+    ///
+    /// An event that failed before runs in a batch of its own, so that one that makes a whole batch fail does so once.
     pub fn of(most: usize) -> Self {
         Self {
             most,
@@ -45,7 +46,8 @@ impl Batches {
         }
     }
 
-    /// A batch that is not full waits so long for more, from when its oldest event arrived.
+    /// A batch that is not full waits so long for more, from when its oldest event arrived; and no longer than half of
+    /// the time that one of its events has left until its deadline.
     #[must_use]
     pub fn within(mut self, within: Duration) -> Self {
         self.within = within;
@@ -63,17 +65,11 @@ impl Batches {
 
 /// A batch that runs: its events, and what they share. Cheap to clone.
 #[derive(Clone)]
-pub struct Batch(Arc<Lot>);
-
-struct Lot {
-    events: Vec<Context>,
-    /// Whether the batch's own SQL took effect in this run, or is about to.
-    effect: AtomicBool,
-}
+pub struct Batch(Arc<[Context]>);
 
 impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Batch({})", self.0.events.len())
+        write!(f, "Batch({})", self.0.len())
     }
 }
 
@@ -81,14 +77,13 @@ impl Batch {
     /// A batch of these events.
     #[doc(hidden)]
     pub fn new(events: Vec<Context>) -> Self {
-        let effect = AtomicBool::new(false);
-        Self(Arc::new(Lot { events, effect }))
+        Self(events.into())
     }
 
     /// What there is of each event, in the order of the payloads: what one publishes there is stored with that event's
     /// outcome, and is dropped if it failed.
     pub fn events(&self) -> &[Context] {
-        &self.0.events
+        &self.0
     }
 
     /// The state of that type that the worker was built with.
@@ -105,30 +100,22 @@ impl Batch {
     /// # Errors
     /// See [`Context::redis`].
     pub async fn redis(&self) -> Result<Pooled, HandlerError> {
-        self.0.events.iter().for_each(Context::writes);
+        self.0.iter().for_each(Context::writes);
         self.one()?.redis().await
     }
 
     /// Any of them: a batch has at least one event.
     fn one(&self) -> Result<&Context, HandlerError> {
         let none = || HandlerError::internal("a batch without an event");
-        self.0.events.first().ok_or_else(none)
-    }
-
-    /// Whether the batch's own SQL took effect, or may in this run.
-    #[cfg_attr(
-        not(any(feature = "ledger-sqlite", feature = "ledger-postgres")),
-        allow(dead_code)
-    )]
-    pub(crate) fn effect(&self) -> &AtomicBool {
-        &self.0.effect
+        self.0.first().ok_or_else(none)
     }
 }
 
 /// A batch handler: any `async fn(Batch, Vec<P>) -> Result<Vec<Result<R, HandlerError>>, HandlerError>`.
 ///
 /// The payloads are those of the events that could be decoded; the outcomes are in their order. An error
-/// instead of outcomes is that of every event; so is a wrong number of outcomes.
+/// instead of outcomes is that of every event; so is a wrong number of outcomes, a panic or a time-out. Each is
+/// tried again in a batch of its own.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a batch handler",
     label = "not `async fn(Batch, Vec<P>) -> Result<Vec<Result<R, HandlerError>>, HandlerError>`",

@@ -62,7 +62,7 @@ impl Context {
     /// took effect or is under way: all effects of an event go into one call. `unavailable` if the database
     /// cannot be reached, `internal` if it refuses. `failed_precondition`, not retryable, where the ledger's
     /// schema is missing; and for an event without an id on a bus that splits its domain into partitions:
-    /// there an entry id names nothing for good.
+    /// there an entry id names nothing for good. `invalid_argument` for an id or a source with a U+0000.
     pub async fn once<DB, T, F>(&self, pool: &Pool<DB>, effect: F) -> Result<T, HandlerError>
     where
         DB: Dialect,
@@ -143,11 +143,19 @@ fn identity(event: &Event, keys: &Keys) -> Result<Identity, HandlerError> {
             "id: missing; on a partitioned bus an event whose effect is to happen once needs one";
         return Err(HandlerError::failed_precondition(message));
     }
+    let (source, id) = (event.source().unwrap_or_default(), event.id());
+    for (field, value) in [("source", source), ("id", id.as_str())] {
+        // PostgreSQL has no text with it.
+        if value.contains('\0') {
+            let message = format!("{field}: {value:?} has a U+0000, which cannot be stored");
+            return Err(HandlerError::invalid_argument(message));
+        }
+    }
     Ok(Identity {
         namespace: keys.namespace().to_owned(),
         kind: event.kind().to_owned(),
-        source: event.source().unwrap_or_default().to_owned(),
-        event: event.id(),
+        source: source.to_owned(),
+        event: id,
     })
 }
 

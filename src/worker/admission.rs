@@ -16,6 +16,7 @@ use crate::streams::commit::Receipt;
 use gather::Gathers;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Events of one stream that wait at the most, for each slot of the lane.
@@ -43,6 +44,8 @@ pub(super) struct Waiting {
     pub judged_in: Option<Epoch>,
     /// As of when it is known that nothing of its subject waits before it, where something was paused.
     pub weighed: Option<u32>,
+    /// When a batch with it is due at the latest, since its deadline comes.
+    pub hurry: Option<Instant>,
 }
 
 impl Waiting {
@@ -83,13 +86,33 @@ impl Share {
     }
 }
 
+/// The place of an event in the line of its subject.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Line {
+    route: usize,
+    subject: String,
+}
+
+impl Line {
+    /// The line of an event whose batch handler takes those of a subject in order.
+    pub(super) fn of(waiting: &Waiting) -> Option<Self> {
+        let route = &waiting.route;
+        let is_in_line = route.lots.is_some() && route.policy.ordered;
+        let subject = waiting.context.event().subject()?;
+        is_in_line.then(|| Self {
+            route: route.index,
+            subject: subject.to_owned(),
+        })
+    }
+}
+
 /// Why an event is not in a queue yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Until {
     /// The event enters the gate before its handler, and may wait for others to end.
     Gate,
-    /// Somebody is asked whether the event is the first of its id.
-    Judged,
+    /// Somebody is asked whether the event is the first of its id; no later one of its line goes before it.
+    Judged(Option<Line>),
     /// Somebody is asked whether the event may begin, where something is paused.
     Weighed,
 }
@@ -308,7 +331,7 @@ impl Admission {
     fn most(&self) -> usize {
         (EACH * self.share.slots)
             .max(FEW)
-            .max(2 * self.gathers.most)
+            .max(self.gathers.most.saturating_mul(2))
     }
 
     fn came(&mut self, stream: usize, size: usize) {

@@ -193,7 +193,11 @@ impl Lane {
                     reading = Some(read(free, room.min(READ), closed));
                 }
             }
-            let gathers = match self.running < self.shared.concurrency() && !draining {
+            // Where it may not start now, the end of what is in its way wakes the loop.
+            let may =
+                !self.shared.doubt.lasts() && self.suspects.is_empty() && self.alone.is_none();
+            let may = may && !draining && self.running < self.shared.concurrency();
+            let gathers = match may {
                 true => self.admission.next_due(self.running),
                 false => None,
             };

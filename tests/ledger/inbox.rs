@@ -159,6 +159,22 @@ fn oks(outcomes: Many) -> Vec<Option<usize>> {
 }
 
 #[tokio::test]
+async fn an_id_that_no_database_stores_fails_alone() {
+    both(async |rig, pool| {
+        let seen = Seen::default();
+        let batch = batch_of(rig, &["a", "n\0l", "b"]);
+        let outcomes = pool.charge_many(&batch, &[], &seen).await.unwrap();
+        let error = outcomes[1].as_ref().unwrap_err();
+        assert_eq!(error.code, Code::InvalidArgument);
+        assert_eq!(oks(Ok(outcomes)), [Some(0), None, Some(2)]);
+        // The batch has taken the events' own effects for its own.
+        let second = pool.charge(&batch.events()[0], &AtomicU32::new(0)).await;
+        assert!(second.unwrap_err().message.contains("a second time"));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn each_event_of_a_batch_takes_effect_once_and_one_that_failed_may_be_tried_again() {
     both(async |rig, pool| {
         let seen = Seen::default();

@@ -8,8 +8,9 @@ use convoke::worker::builder::Builder;
 use convoke::{Batch, Batches, Context, HandlerError, Policy};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
 
 const EVENTS: &str = "cb:events:row";
@@ -138,7 +139,7 @@ async fn each_event_of_a_batch_ends_as_its_own_outcome_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_panic_a_wrong_number_of_outcomes_and_a_time_out_are_every_events_failure() {
+async fn a_panic_a_wrong_number_of_outcomes_and_a_time_out_fail_each_event_and_its_retry_alone() {
     let rig = Rig::new().await;
     for (row, code) in [
         (-3, "internal"),
@@ -150,14 +151,17 @@ async fn a_panic_a_wrong_number_of_outcomes_and_a_time_out_are_every_events_fail
         let policy = Policy::new().timeout(Duration::from_millis(400));
         let batches = Batches::of(3).within(Duration::from_secs(20));
         let before = rig.entries(RESULTS).await.len();
-        // The one that never ends is a dead letter, each time with the others in its batch.
+        // The one that never ends is a dead letter; the others of its batch succeed alone.
         let running = rig.start(worker(&rig, &log, batches, policy.attempts(2)));
         match row {
-            -5 => drop(rig.wait_for(DEAD, 3).await),
+            -5 => {
+                rig.wait_for(DEAD, 1).await;
+                rig.wait_for(RESULTS, before + 2).await;
+            }
             _ => drop(rig.wait_for(RESULTS, before + 3).await),
         }
         running.stop().await;
-        assert_eq!(log.sizes(), [3, 3], "{row}: all of it twice");
+        assert_eq!(log.sizes(), [3, 1, 1, 1], "{row}");
         for letter in rig.entries(DEAD).await {
             assert_eq!(text(&letter, "deadreason"), code);
             assert_eq!(text(&letter, "attempt"), "2");
@@ -219,6 +223,105 @@ async fn batches_of_subjects_have_one_each_in_order_and_none_beside_another_of_i
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_of_a_subject_keeps_its_place_while_it_is_judged() {
+    let rig = Rig::new().await;
+    let log = Log::new(1000);
+    for row in 0..40 {
+        let event = Outgoing::new("row.insert", &row).subject("a");
+        let event = match row % 4 {
+            0 => event.id(format!("e-{row}")).field("dedup", "1"),
+            _ => event,
+        };
+        rig.client.publish(&event).await.unwrap();
+    }
+    let batches = Batches::of(5).by_subject();
+    let running = rig.start(worker(&rig, &log, batches, Policy::new()));
+    rig.wait_for(RESULTS, 40).await;
+    running.stop().await;
+    let sent: Vec<i64> = (0..40).collect();
+    assert_eq!(log.batches().concat(), sent);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_subject_of_which_there_is_always_a_full_batch_does_not_hold_up_an_older_one() {
+    let rig = Rig::new().await;
+    let log = Log::new(1000);
+    for row in 0..20 {
+        let subject = if row == 0 { "quiet" } else { "busy" };
+        let event = Outgoing::new("row.insert", &row).subject(subject);
+        rig.client.publish(&event).await.unwrap();
+    }
+    let batches = Batches::of(2).by_subject();
+    let policy = Policy::new().concurrency(1);
+    let running = rig.start(worker(&rig, &log, batches, policy));
+    rig.wait_for(RESULTS, 20).await;
+    running.stop().await;
+    assert_eq!(log.batches()[0], [0]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_is_due_does_not_wait_for_the_end_of_a_backlog() {
+    let rig = Rig::new().await;
+    let done = Arc::new(AtomicUsize::new(0));
+    let (counted, seen) = (done.clone(), Arc::new(AtomicUsize::new(0)));
+    let busy = move |_: Context, (): ()| {
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_micros(100) {
+            std::hint::spin_loop();
+        }
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Ok::<_, HandlerError>(()) }
+    };
+    let at = seen.clone();
+    let insert = move |_: Batch, rows: Vec<i64>| {
+        at.store(done.load(Ordering::SeqCst), Ordering::SeqCst);
+        async { Ok::<_, HandlerError>(rows.into_iter().map(Ok).collect::<Vec<_>>()) }
+    };
+    let work = |count| (0..count).map(|_| Outgoing::new("row.compute", &()));
+    let mut events: Vec<Outgoing> = work(100).collect();
+    events.push(Outgoing::new("row.insert", &7));
+    events.extend(work(3000));
+    for published in rig.client.publish_many(&events).await {
+        published.unwrap();
+    }
+    let builder = rig.builder().handler("row.compute", busy);
+    let running = rig.start(builder.batch_handler("row.insert", insert, Batches::of(100)));
+    rig.wait_for(RESULTS, events.len()).await;
+    running.stop().await;
+    let before = seen.load(Ordering::SeqCst);
+    assert!(before < 1500, "{before} others went before it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_waits_for_no_more_where_a_deadline_comes() {
+    let rig = Rig::new().await;
+    let log = Log::new(1000);
+    let hour = Batches::of(3).within(Duration::from_secs(3600));
+    let running = rig.start(worker(&rig, &log, hour, Policy::new()));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let soon = now.unwrap().as_millis() as u64 + 6000;
+    publish(&rig, &[0]).await;
+    let event = Outgoing::new("row.insert", &1).deadline(soon);
+    rig.client.publish(&event).await.unwrap();
+    until("they run", async || log.batches() == [[0, 1]]).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_longest_time_is_one_that_a_batch_may_wait() {
+    let rig = Rig::new().await;
+    let log = Log::new(1000);
+    let for_ever = Batches::of(3).within(Duration::MAX);
+    let running = rig.start(worker(&rig, &log, for_ever, Policy::new()));
+    publish(&rig, &[0, 1]).await;
+    until("they wait", async || rig.pending(EVENTS).await == 2).await;
+    publish(&rig, &[2]).await;
+    rig.wait_for(RESULTS, 3).await;
+    running.stop().await;
+    assert_eq!(log.sizes(), [3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn at_most_four_batches_of_a_type_run_and_other_types_are_not_held_up() {
     let rig = Rig::new().await;
     let log = Log::new(0);
@@ -245,6 +348,7 @@ async fn what_a_batch_handler_cannot_have_is_refused() {
     let minute = Duration::from_secs(60);
     for (part, batches, policy) in [
         ("batches", Batches::of(0), Policy::new()),
+        ("batches", Batches::of(usize::MAX), Policy::new()),
         (
             "rate_limit",
             Batches::of(5),

@@ -5,6 +5,9 @@ use crate::handler::policy::{CircuitPolicy, Policy, RetryPolicy};
 use crate::protocol::rate::Rate;
 use std::time::Duration;
 
+/// Events that a batch may have at the most: all of them are held and settled together.
+const MOST: usize = 10_000;
+
 /// A part of a policy that makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{part}: {problem}")]
@@ -66,6 +69,10 @@ impl Policy {
     /// The first part that it cannot have, and what would do.
     pub(crate) fn check_of_batches(&self, batches: &Batches) -> Result<(), PolicyError> {
         counts("batches", batches.most as u64, "no batch would ever begin")?;
+        if batches.most > MOST {
+            let problem = format!("{}: a batch has {MOST} events at the most", batches.most);
+            return refuse("batches", problem);
+        }
         for (part, is_set) in [
             ("rate_limit", self.rate.is_some()),
             ("circuit", self.circuit.is_some()),

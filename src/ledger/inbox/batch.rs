@@ -1,9 +1,10 @@
 //! The same for a batch: one transaction, with the identity of every event in it.
 
 use super::{Effect, TAKEN, identity, unavailable};
-use crate::HandlerError;
 use crate::handler::batch::Batch;
+use crate::handler::context::Context;
 use crate::ledger::dialect::{Dialect, Identity};
+use crate::protocol::error::HandlerError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Pool;
@@ -34,7 +35,9 @@ impl Batch {
             Vec<usize>,
         ) -> Result<Vec<Result<R, HandlerError>>, HandlerError>,
     {
-        let Some(once) = Effect::begin(self.effect()) else {
+        let of_each = self.events().iter().map(Context::effect);
+        let begun: Option<Vec<Effect<'_>>> = of_each.map(Effect::begin).collect();
+        let Some(once) = begun else {
             let message = "once: called a second time in one run: put all effects into one";
             return Err(HandlerError::internal(message).permanent());
         };
@@ -89,7 +92,7 @@ impl Batch {
         done?;
         // Without an answer it may have been committed: the next run finds out.
         ended.map_err(unavailable)?;
-        once.took();
+        once.into_iter().for_each(Effect::took);
         Ok(lot.outcomes())
     }
 }

@@ -1,13 +1,17 @@
 //! The events of batch handlers, which wait until a batch of them is due: as many as a batch has at the most, or what
 //! came within its time.
 
-use super::{Admission, Waiting};
-use crate::handler::batch::Lots;
+use super::{Admission, Until, Waiting};
+use crate::connect::clock::NEVER;
+use crate::handler::batch::{Batches, Lots};
+use crate::protocol::event::EntryId;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Batches of a type that run at a time, where its policy does not say.
 const BATCHES: usize = 4;
+/// How long a batch that is due waits at the most for what was read and is not begun.
+const OVERDUE: Duration = Duration::from_millis(10);
 
 /// What is known of the batches of a lane.
 #[derive(Default)]
@@ -44,17 +48,33 @@ impl Gathers {
     }
 }
 
-/// Some events of a queue, by their places in it.
+/// A batch that could be next: some events of a queue, by their places in it.
+#[derive(Default)]
 struct Found {
     places: Vec<usize>,
     /// When they are due at the latest.
-    due: Instant,
+    due: Option<Instant>,
+    /// Whether it waits for no more.
     full: bool,
+}
+
+impl Found {
+    fn add(&mut self, at: usize, waiting: &Waiting, batches: &Batches) {
+        let due = waiting.receipt.since + batches.within.min(NEVER);
+        let due = waiting.hurry.map_or(due, |hurry| hurry.min(due));
+        self.due = Some(self.due.map_or(due, |before| before.min(due)));
+        self.places.push(at);
+        self.full = self.places.len() >= batches.most;
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
 }
 
 impl Admission {
     /// The next batch that is due, where this many slots are taken and one is free. `all` of what was read is here: a
-    /// batch that waits for no more is due.
+    /// batch that waits for no more is due. Before that it is once it is overdue, so that no backlog holds it up.
     pub(in crate::worker) fn next_lot(
         &mut self,
         taken: usize,
@@ -64,8 +84,10 @@ impl Admission {
         for _ in 0..self.gathers.kinds.len() {
             let route = self.gathers.kinds.pop_front()?;
             self.gathers.kinds.push_back(route);
-            if let Some(found) = self.found(route, taken)
-                && (found.full || (all && found.due <= now))
+            if let Some(found) = self.found(route, taken, now)
+                && (found.full
+                    || found.is_due(now) && all
+                    || found.due.is_some_and(|due| due + OVERDUE <= now))
             {
                 return Some(self.take_out(route, &found.places));
             }
@@ -75,54 +97,86 @@ impl Admission {
 
     /// When the next batch is due that may run.
     pub(in crate::worker) fn next_due(&self, taken: usize) -> Option<Instant> {
+        let now = Instant::now();
         let kinds = self.gathers.kinds.iter();
-        let found = kinds.filter_map(|route| self.found(*route, taken));
-        found.map(|found| found.due).min()
+        let found = kinds.filter_map(|route| self.found(*route, taken, now));
+        found.filter_map(|found| found.due).min()
     }
 
     /// The next batch of a type, due or not.
-    fn found(&self, route: usize, taken: usize) -> Option<Found> {
+    fn found(&self, route: usize, taken: usize, now: Instant) -> Option<Found> {
         let queue = &self.queues[route];
         let next = &queue.front()?.route;
-        let batches = next.lots.as_ref()?.batches;
+        let batches = &next.lots.as_ref()?.batches;
         let most = next.policy.concurrency.unwrap_or(BATCHES);
         if self.held[route] >= most || !self.share.allows(self.held[route], taken) {
             return None;
         }
-        let places = match next.policy.ordered {
-            false => (0..queue.len().min(batches.most)).collect(),
-            true => self.of_a_subject(route, queue, batches.most)?,
+        let mut found = match next.policy.ordered {
+            false => of_any(queue, batches, now)?,
+            true => self.of_a_subject(route, queue, batches, now)?,
         };
-        let first = &queue[*places.first()?].receipt;
-        Some(Found {
-            due: first.since + batches.within,
-            full: places.len() >= batches.most || self.loads[first.stream].full,
-            places,
-        })
+        let of_a_full_stream = |waiting: &Waiting| self.loads[waiting.receipt.stream].full;
+        found.full |= self.loads.iter().any(|load| load.full) && queue.iter().any(of_a_full_stream);
+        Some(found)
     }
 
-    /// The places of the events of one subject: of one of which a batch is full, else of the oldest event's.
+    /// The events of one subject: of the one that is due first, or of one of which a batch is full before that.
     fn of_a_subject(
         &self,
         route: usize,
         queue: &VecDeque<Waiting>,
-        most: usize,
-    ) -> Option<Vec<usize>> {
-        let mut places: HashMap<Option<&str>, Vec<usize>> = HashMap::new();
-        let mut oldest = None;
+        batches: &Batches,
+        now: Instant,
+    ) -> Option<Found> {
+        let judged = self.first_judged(route);
+        let mut of_each: HashMap<Option<&str>, Found> = HashMap::new();
+        let mut first_full = None;
         for (at, waiting) in queue.iter().enumerate() {
             let subject = waiting.context.event().subject();
-            if self.gathers.runs(route, subject) {
+            let before = subject.and_then(|subject| judged.get(subject));
+            let passes = before.is_some_and(|before| *before < waiting.receipt.entry);
+            if passes || self.gathers.runs(route, subject) {
                 continue;
             }
-            oldest = oldest.or(Some(subject));
-            let places_of = places.entry(subject).or_default();
-            places_of.push(at);
-            if places_of.len() >= most {
-                return places.remove(&subject);
+            let found = of_each.entry(subject).or_default();
+            if found.full {
+                continue;
+            }
+            match (runs_alone(waiting), found.places.is_empty()) {
+                // What is before it runs first.
+                (true, false) => found.full = true,
+                (alone, _) => {
+                    found.add(at, waiting, batches);
+                    found.full |= alone;
+                }
+            }
+            if found.full {
+                first_full = first_full.or(Some(subject));
             }
         }
-        places.remove(&oldest?)
+        let due = of_each
+            .iter()
+            .min_by_key(|(_, found)| (found.due, found.places.first()));
+        let due = due.map(|(subject, found)| (*subject, found.is_due(now)));
+        match (due?, first_full) {
+            ((_, false), Some(full)) => of_each.remove(&full),
+            ((due, _), _) => of_each.remove(&due),
+        }
+    }
+
+    /// The oldest event of each subject that has its place in line and is judged.
+    fn first_judged(&self, route: usize) -> HashMap<&str, EntryId> {
+        let mut first = HashMap::new();
+        for (receipt, enters) in &self.entering {
+            if let Until::Judged(Some(line)) = &enters.until
+                && line.route == route
+            {
+                let entry = first.entry(line.subject.as_str()).or_insert(receipt.entry);
+                *entry = receipt.entry.min(*entry);
+            }
+        }
+        first
     }
 
     fn take_out(&mut self, route: usize, places: &[usize]) -> Vec<Waiting> {
@@ -177,4 +231,31 @@ impl Admission {
             subjects.remove(subject);
         }
     }
+}
+
+/// Whether an event runs in a batch of its own: it has failed before, and may be why others of its batch did.
+fn runs_alone(waiting: &Waiting) -> bool {
+    waiting.context.event().attempt() > 1
+}
+
+/// The first events of a queue; or one that runs alone, if it is older, or they are not due.
+fn of_any(queue: &VecDeque<Waiting>, batches: &Batches, now: Instant) -> Option<Found> {
+    let (mut found, mut alone) = (Found::default(), None);
+    for (at, waiting) in queue.iter().enumerate() {
+        match runs_alone(waiting) {
+            true => alone = alone.or(Some(at)),
+            false if found.full => break,
+            false => found.add(at, waiting, batches),
+        }
+        if alone == Some(0) {
+            break;
+        }
+    }
+    let Some(at) = alone.filter(|at| *at == 0 || !found.full && !found.is_due(now)) else {
+        return (!found.places.is_empty()).then_some(found);
+    };
+    let mut lone = Found::default();
+    lone.add(at, queue.get(at)?, batches);
+    lone.full = true;
+    Some(lone)
 }

@@ -2,6 +2,7 @@
 
 use super::finished::{Finished, Ran, Unjudged};
 use super::{ALONE, Lane, Waiting};
+use crate::connect::clock::NEVER;
 use crate::handler::context::Context;
 use crate::handler::gate::{Entered, Manner, Places};
 use crate::protocol::error::HandlerError;
@@ -74,6 +75,7 @@ impl Lane {
             }
             return now;
         };
+        let hurry = self.hurry(context.event());
         let waiting = Waiting {
             receipt,
             context,
@@ -83,6 +85,7 @@ impl Lane {
             first: !asks,
             judged_in: None,
             weighed: None,
+            hurry,
         };
         let waiting = match shared.pausing.concerns(waiting.route.index) {
             false => waiting,
@@ -222,6 +225,14 @@ impl Lane {
             .not_before()?
             .checked_sub(self.shared.claims.server_now())?;
         (wait > 0).then(|| Duration::from_millis(wait))
+    }
+
+    /// When a batch with that event is due, with half of its time left.
+    fn hurry(&self, event: &Event) -> Option<Instant> {
+        let left = event
+            .deadline()?
+            .saturating_sub(self.shared.claims.server_now());
+        Some(Instant::now() + Duration::from_millis(left / 2).min(NEVER))
     }
 
     /// Whether an event's deadline has passed; it is settled then.

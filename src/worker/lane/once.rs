@@ -31,7 +31,7 @@
 //! # Where it is asked
 //!
 //! After the event has its place in the line of its subject, and its permit: it keeps both while it is judged, so no
-//! later event of its subject passes. A suspect is judged alone. What would end unrun (nobody has a handler, it was
+//! later event of its subject passes. What a batch handler takes by subject keeps its place in that line alike. A suspect is judged alone. What would end unrun (nobody has a handler, it was
 //! delivered too often, a layer refuses it) is judged first, so that there is one dead letter and not one for each
 //! repeat.
 
@@ -41,7 +41,7 @@ use crate::connect::backoff::Backoff;
 use crate::protocol::event::Event;
 use crate::streams::commit::Receipt;
 use crate::streams::first::{Asks, FirstCheck};
-use crate::worker::admission::Until;
+use crate::worker::admission::{Line, Until};
 use crate::worker::settle;
 use crate::worker::shared::Shared;
 use std::sync::atomic::Ordering;
@@ -51,6 +51,10 @@ impl Lane {
     /// Asks whether an event is the first of its id.
     pub(super) fn judge(&mut self, unjudged: Unjudged) {
         let (receipt, size) = (unjudged.receipt(), unjudged.event().entry().size());
+        let line = match &unjudged {
+            Unjudged::Admitted(waiting) => Line::of(waiting),
+            _ => None,
+        };
         if let Unjudged::Admitted(waiting) | Unjudged::Refused(waiting, _) = &unjudged {
             self.shared.inflight.waits(&receipt, waiting.route.index);
         }
@@ -61,8 +65,9 @@ impl Lane {
                 .send(Finished::Judged(Box::new(unjudged), verdict))
                 .ok();
         });
+        let until = Until::Judged(line);
         let task = AbortOnDropHandle::new(task);
-        self.admission.enters(receipt, size, Until::Judged, task);
+        self.admission.enters(receipt, size, until, task);
     }
 
     /// Takes the answer.

@@ -42,6 +42,7 @@ impl Lane {
             first: _,
             judged_in,
             weighed: _,
+            hurry: _,
         } = waiting;
         if waited && self.shared.inflight.is_lost(&receipt) {
             self.release(&[receipt]);
@@ -170,6 +171,7 @@ impl Lane {
                 first: true,
                 judged_in,
                 weighed: None,
+                hurry: None,
             };
             self.enter(waiting, places, after, Instant::now());
             return;
