@@ -9,10 +9,11 @@ use convoke::settings::Settings;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use std::collections::BTreeMap;
-use std::panic::panic_any;
+use std::panic::{catch_unwind, panic_any};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
 const EVENTS: &str = "cb:events:sum";
@@ -72,6 +73,29 @@ async fn sum(context: Context, what: String) -> Result<String, HandlerError> {
     Ok(what)
 }
 
+/// Computes and yields as tokio recommends. Ends only if nobody stops it.
+async fn patient(context: Context, what: String) -> Result<String, HandlerError> {
+    let bench = context.state::<Bench>()?.clone();
+    let began = Instant::now();
+    while what == "for long" && began.elapsed() < Duration::from_secs(4) {
+        spin(Duration::from_micros(20));
+        tokio::task::consume_budget().await;
+    }
+    spin(Duration::from_millis(4));
+    bench.ended.fetch_add(1, Ordering::SeqCst);
+    Ok(what)
+}
+
+/// Whether it may block on a future.
+async fn enter(_: Context, what: String) -> Result<String, HandlerError> {
+    spin(Duration::from_millis(4));
+    let enters = || Handle::current().block_on(async {});
+    Ok(match catch_unwind(enters) {
+        Ok(()) => what,
+        Err(_) => "panicked".to_owned(),
+    })
+}
+
 async fn echo(_: Context, text: String) -> Result<String, HandlerError> {
     Ok(text)
 }
@@ -92,6 +116,14 @@ fn worker(rig: &Rig, id: &str, bench: &Bench) -> Builder {
                 .timeout(Duration::from_millis(300))
                 .attempts(1),
         )
+        .handler_with(
+            "sum.patient",
+            patient,
+            Policy::new()
+                .timeout(Duration::from_millis(300))
+                .attempts(1),
+        )
+        .handler("sum.enter", enter)
         .handler("text.echo", echo)
 }
 
@@ -145,6 +177,33 @@ async fn a_run_on_another_thread_that_panics_or_takes_too_long_has_failed_as_oth
     assert_eq!(late.code, Code::DeadlineExceeded);
     running.stop().await;
     assert_eq!(rig.pending(EVENTS).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_computes_and_yields_is_stopped_by_its_time_out() {
+    let rig = Rig::new().await;
+    let bench = Bench::default();
+    let running = rig.start(worker(&rig, "w-1", &bench));
+    learned(&rig, "sum.patient").await;
+    let ended = bench.ended.load(Ordering::SeqCst);
+    let late = rig.refused("sum.patient", &"for long").await;
+    assert_eq!(late.code, Code::DeadlineExceeded);
+    assert_eq!(bench.ended.load(Ordering::SeqCst), ended, "it is stopped");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_handler_may_not_block_on_a_future_however_long_its_type_computes() {
+    let rig = Rig::new().await;
+    let running = rig.start(worker(&rig, "w-1", &Bench::default()));
+    for _ in 0..2 {
+        learned(&rig, "sum.enter").await;
+    }
+    running.stop().await;
+    for result in rig.entries(RESULTS).await {
+        let said: String = rmp_serde::from_slice(result.get("data").unwrap()).unwrap();
+        assert_eq!(said, "panicked");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ use crate::handler::function::{Encoded, Run};
 use crate::handler::gate::{Back, Entered};
 use crate::handler::router::Route;
 use crate::protocol::error::HandlerError;
+use std::future::poll_fn;
 use std::num::NonZero;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -112,7 +113,12 @@ impl Future for Timed {
         };
         let began = Instant::now();
         let polled = match this.leaves && holds.are_long() {
-            true => block_in_place(|| Pin::new(&mut this.run).poll(cx)),
+            true => {
+                // Its thread has tokio's budget and is the runtime's there, as it is elsewhere.
+                let runtime = Handle::current();
+                let mut polled = || Poll::Ready(Pin::new(&mut this.run).poll(cx));
+                block_in_place(|| runtime.block_on(poll_fn(|_| polled())))
+            }
             false => Pin::new(&mut this.run).poll(cx),
         };
         holds.took(began.elapsed());
