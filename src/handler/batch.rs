@@ -6,7 +6,7 @@ use crate::handler::fence::Kept;
 use crate::handler::function::{Encoded, Endpoint, Run, Schemas, decoding, encode};
 use crate::handler::policy::Policy;
 use crate::handler::router::Registration;
-use crate::handler::threads::{self, Threads};
+use crate::handler::threads::{self, Ends, Threads};
 use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
 use futures_util::FutureExt;
@@ -235,12 +235,13 @@ impl Lots {
     /// The same on threads that may block.
     pub(crate) fn on(self, threads: Threads) -> Self {
         let Self { batches, start } = self;
-        let start = move |events: Vec<Context>, outcomes: Outcomes| -> Run {
+        let start = move |mut events: Vec<Context>, outcomes: Outcomes| -> Run {
+            let ends = Ends::of(&mut events);
             let Some(first) = events.first().cloned() else {
                 return start(events, outcomes);
             };
             let start = start.clone();
-            threads::run(&threads, &first, move || start(events, outcomes))
+            threads::run(&threads, &first, ends, move || start(events, outcomes))
         };
         Self {
             batches,

@@ -9,6 +9,7 @@ use crate::handler::function::{Encoded, encode};
 use crate::handler::progress::{ProgressChannel, Told};
 use crate::handler::router::Router;
 use crate::handler::state::StateType;
+use crate::handler::threads::Holds;
 use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
@@ -94,7 +95,11 @@ pub struct Process {
 
 /// What a handler knows of its event and may do besides returning a result. Cheap to clone.
 #[derive(Clone)]
-pub struct Context(Arc<Call>);
+pub struct Context(
+    Arc<Call>,
+    /// The cancellation of one call of the handler, where that ends before the run's.
+    Option<CancellationToken>,
+);
 
 struct Call {
     /// Whether its own SQL took effect, in this run or in an earlier one, or is about to.
@@ -114,8 +119,7 @@ struct Call {
     deliveries: OnceLock<u32>,
     told: Told,
     trace: OnceLock<Option<TraceContext>>,
-    /// Is cancelled when the thread is free that the run blocks, or may.
-    thread: OnceLock<CancellationToken>,
+    holds: Holds,
 }
 
 impl fmt::Debug for Context {
@@ -136,7 +140,7 @@ impl Context {
 
     /// The context of one run of a handler, on an event that arrived in this instance's inbox or not.
     pub(crate) fn arrived(event: Event, process: Arc<Process>, inbox: bool) -> Self {
-        Self(Arc::new(Call {
+        let call = Call {
             effect: AtomicBool::new(false),
             epoch: process.connector.epoch(),
             wrote: AtomicBool::new(false),
@@ -149,8 +153,9 @@ impl Context {
             deliveries: OnceLock::new(),
             told: Told::default(),
             trace: OnceLock::new(),
-            thread: OnceLock::new(),
-        }))
+            holds: Holds::default(),
+        };
+        Self(Arc::new(call), None)
     }
 
     /// The event as it arrived.
@@ -373,19 +378,22 @@ impl Context {
 
     /// Is cancelled when the run cannot be committed any more (its lease was lost), or when the
     /// worker's drain time is over. A handler that runs long watches it.
+    ///
+    /// Where the handler blocks ([`Policy::blocking`](crate::Policy::blocking)) it is cancelled too when the run's time
+    /// is over and when the worker is dropped: nothing else reaches a thread that blocks.
     pub fn cancellation(&self) -> &CancellationToken {
-        self.0.cancelled.get_or_init(CancellationToken::new)
+        let run = || self.0.cancelled.get_or_init(CancellationToken::new);
+        self.1.as_ref().unwrap_or_else(run)
     }
 
-    /// Notes that the run has a thread of its own, until what it gives is cancelled.
-    pub(crate) fn holds_a_thread(&self) -> CancellationToken {
-        self.0.thread.get_or_init(CancellationToken::new).clone()
+    /// The same run's context for one call of the handler, whose cancellation may come before the run's.
+    pub(super) fn of_a_call(&self) -> Self {
+        Self(self.0.clone(), Some(self.cancellation().child_token()))
     }
 
-    /// The thread that the run holds still, though it has ended: its time was over, and it blocks.
-    pub(crate) fn left_behind(&self) -> Option<CancellationToken> {
-        let thread = self.0.thread.get()?;
-        (!thread.is_cancelled()).then(|| thread.clone())
+    /// The threads that the run holds.
+    pub(super) fn holds(&self) -> &Holds {
+        &self.0.holds
     }
 
     /// Is cancelled when the worker is to shut down. A handler that runs for as long as there is work

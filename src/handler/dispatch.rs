@@ -109,6 +109,10 @@ impl Context {
                 (result, began.elapsed())
             }
         };
+        // A thread that the part blocks still is this run's, which begins no more until that is free.
+        if let Some(thread) = context.left_behind() {
+            thread.cancelled().await;
+        }
         let result = result.and_then(|result| context.within_limits("the result", result));
         route.stats.ran(elapsed, result.is_err());
         if let Some((telemetry, own)) = context.told_by() {
@@ -241,6 +245,7 @@ impl Context {
             .map_err(|bad| HandlerError::invalid_argument(bad.message))?;
         let context = Context::new(event, self.process().clone());
         context.cancelled_with(self);
+        context.is_part_of(self);
         if route.policy.stateful {
             context.writes();
         }

@@ -4,7 +4,7 @@ use crate::handler::batch::Lots;
 use crate::handler::context::Context;
 use crate::handler::fence::Kept;
 use crate::handler::state::{State, StateType};
-use crate::handler::threads::{self, Threads};
+use crate::handler::threads::{self, Ends, Threads};
 use crate::protocol::error::HandlerError;
 use crate::protocol::mismatch::mismatch;
 use futures_util::FutureExt;
@@ -163,9 +163,10 @@ impl Endpoint {
     pub(crate) fn on(self, threads: Threads) -> Self {
         let Self { run, wants, lots } = self;
         let lots = lots.map(|lots| lots.on(threads.clone()));
-        let run = move |context: Context| {
+        let run = move |mut context: Context| {
+            let ends = Ends::of(std::slice::from_mut(&mut context));
             let (run, same) = (run.clone(), context.clone());
-            threads::run(&threads, &same, move || run(context))
+            threads::run(&threads, &same, ends, move || run(context))
         };
         Self {
             run: Arc::new(run),

@@ -29,6 +29,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
@@ -274,20 +275,12 @@ impl Gate {
             places.source = None;
         }
         let tried = context.event().attempt() > 1;
-        let result = self.call(service, context.clone()).await;
+        let holding = Holding(context.clone(), Some((places, permit)));
+        let result = self.call(service, context).await;
         if let Some(admitted) = admitted {
             admitted.judge(&result, tried);
         }
-        match context.left_behind() {
-            None => drop((places, permit)),
-            // Nothing of its subject passes what still goes on.
-            Some(thread) => {
-                tokio::spawn(async move {
-                    thread.cancelled().await;
-                    drop((places, permit));
-                });
-            }
-        }
+        drop(holding);
         result
     }
 
@@ -311,6 +304,21 @@ impl Gate {
             let entered = entering.await?;
             gate.running(entered, context, None).await
         })
+    }
+}
+
+/// What a run has in its gate. However the run ends, nothing of its subject passes a thread that it blocks still.
+struct Holding(Context, Option<(Places, Option<OwnedSemaphorePermit>)>);
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let kept = self.1.take();
+        if let (Some(thread), Ok(runtime)) = (self.0.left_behind(), Handle::try_current()) {
+            runtime.spawn(async move {
+                thread.cancelled().await;
+                drop(kept);
+            });
+        }
     }
 }
 

@@ -276,7 +276,8 @@ impl Policy {
     ///
     /// A run that blocks beyond its time-out has failed like any other; what it does after that is not
     /// committed, and it keeps its slot, and its place before later events of its subject, until its thread is free. A
-    /// worker that drains waits for that as long as its drain time.
+    /// worker that drains waits for that as long as its drain time. Nothing ends what blocks: a handler that loops looks at
+    /// [`Context::cancellation`], which is cancelled when its time is over.
     ///
     /// ```
     /// use convoke::{Context, HandlerError, Policy, Worker};

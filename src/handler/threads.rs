@@ -9,13 +9,14 @@ use crate::handler::function::{Encoded, Run};
 use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
 use std::collections::VecDeque;
-use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread::Builder;
 use std::time::Duration;
+use std::{fmt, iter, mem};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 /// How long a thread waits for something to do.
 const IDLE: Duration = Duration::from_secs(10);
@@ -23,7 +24,7 @@ const IDLE: Duration = Duration::from_secs(10);
 type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads of a process. They come when they are needed, and go when they were idle for a while; how many are needed
-/// at a time, the slots of the lanes bound.
+/// at a time, the slots of the lanes bound: a run holds its slot for what its parts block, too.
 #[derive(Clone, Default)]
 pub struct Threads(Arc<Pool>);
 
@@ -92,11 +93,96 @@ impl Pool {
     }
 }
 
+/// The threads that an event's run holds, or may. A layer may have the handler called more than once.
+#[derive(Default)]
+pub(super) struct Holds {
+    /// How many, and what is cancelled when the last one is free.
+    now: Mutex<Option<(usize, CancellationToken)>>,
+    /// The run that it is a part of: that one holds them as well.
+    whole: OnceLock<Context>,
+}
+
+impl Context {
+    /// The threads that the run holds still, though it has ended: its time was over, and it blocks. Is cancelled when
+    /// they are free.
+    pub(crate) fn left_behind(&self) -> Option<CancellationToken> {
+        let now = locked(&self.holds().now);
+        now.as_ref().map(|(_, free)| free.clone())
+    }
+
+    /// Notes which run it is a part of, before it begins.
+    pub(super) fn is_part_of(&self, whole: &Context) {
+        self.holds().whole.set(whole.clone()).ok();
+    }
+
+    fn and_wholes(&self) -> impl Iterator<Item = &Context> {
+        iter::successors(Some(self), |one| one.holds().whole.get())
+    }
+}
+
+/// A thread that a run holds.
+struct Held(Context);
+
+impl Held {
+    fn new(context: &Context) -> Self {
+        for one in context.and_wholes() {
+            let mut now = locked(&one.holds().now);
+            now.get_or_insert_default().0 += 1;
+        }
+        Self(context.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Who waits for the part finds the whole one free.
+        let all: Vec<_> = self.0.and_wholes().collect();
+        for one in all.into_iter().rev() {
+            let mut now = locked(&one.holds().now);
+            match now.as_mut() {
+                Some((more, _)) if *more > 1 => *more -= 1,
+                _ => {
+                    let last = now.take();
+                    drop(now);
+                    if let Some((_, free)) = last {
+                        free.cancel();
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The end of a call: dropped before it, it cancels what the handler watches.
+pub(crate) struct Ends(Vec<CancellationToken>);
+
+impl Ends {
+    /// Has the contexts be those of one call.
+    pub(crate) fn of(contexts: &mut [Context]) -> Self {
+        let ends = contexts.iter_mut().map(|context| {
+            *context = context.of_a_call();
+            context.cancellation().clone()
+        });
+        Self(ends.collect())
+    }
+
+    fn came(mut self) {
+        mem::take(&mut self.0);
+    }
+}
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.iter().for_each(CancellationToken::cancel);
+    }
+}
+
 /// A run on one of the threads, begun in its first poll. Dropped, it ends at the next moment at which it waits for
-/// something; what blocks goes on until then.
+/// something; what blocks goes on until then, unless it watches its cancellation.
 pub(crate) fn run(
     threads: &Threads,
     context: &Context,
+    ends: Ends,
     start: impl FnOnce() -> Run + Send + 'static,
 ) -> Run {
     let (threads, context) = (threads.clone(), context.clone());
@@ -105,11 +191,12 @@ pub(crate) fn run(
         let runtime = Handle::current();
         let stop = CancellationToken::new();
         let _stops = stop.clone().drop_guard();
-        let busy = context.holds_a_thread().drop_guard();
+        let held = Held::new(&context);
+        let span = Span::current();
         let job = move || {
             // All of it is dropped here, on the thread that may block.
-            let result = catch(|| runtime.block_on(unless(stop, start)));
-            drop(busy);
+            let result = catch(|| runtime.block_on(unless(stop, start).instrument(span)));
+            drop(held);
             if let Some(result) = result.unwrap_or_else(|error| Some(Err(error))) {
                 sender.send(result).ok();
             }
@@ -119,7 +206,9 @@ pub(crate) fn run(
             return Err(HandlerError::later(Duration::from_secs(1), message));
         }
         let gone = || HandlerError::internal("the run's thread ended without a result");
-        ended.await.unwrap_or_else(|_| Err(gone()))
+        let result = ended.await.unwrap_or_else(|_| Err(gone()));
+        ends.came();
+        result
     })
 }
 
