@@ -4,7 +4,9 @@ use crate::rig::{Rig, Store};
 use crate::support;
 use convoke::ledger::outbox::{Post, PostError};
 use convoke::ledger::relay::Relay;
+use convoke::protocol::event::Entry;
 use convoke::sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
+use convoke::streams::read::entries_of;
 use std::collections::HashMap;
 use tokio_util::sync::CancellationToken;
 
@@ -36,17 +38,22 @@ async fn insert(store: &Store, posts: Vec<Post>, commit: bool) -> Result<(), Pos
     Ok(())
 }
 
-/// (id, subject, data) of what was published.
-async fn published(rig: &Rig) -> Vec<(String, String, Vec<u8>)> {
+/// What was published.
+async fn entries(rig: &Rig) -> Vec<Entry> {
     let reply = redis::cmd("XRANGE")
         .arg(&[EVENTS, "-", "+"])
         .query_async(&mut rig.connection.clone())
         .await
         .unwrap();
+    entries_of(reply).unwrap()
+}
+
+/// (id, subject, data) of what was published.
+async fn published(rig: &Rig) -> Vec<(String, String, Vec<u8>)> {
     let text =
         |bytes: Option<&[u8]>| String::from_utf8(bytes.unwrap_or_default().to_vec()).unwrap();
-    convoke::streams::read::entries_of(reply)
-        .unwrap()
+    entries(rig)
+        .await
         .iter()
         .map(|entry| {
             (
@@ -102,6 +109,20 @@ async fn what_was_committed_is_published_once_and_what_was_rolled_back_is_not() 
                 .iter()
                 .any(|(id, _, data)| id.starts_with("outbox-") && *data == noted)
         );
+    }
+}
+
+#[tokio::test]
+async fn the_trace_of_the_run_that_wrote_an_event_goes_on_in_who_runs_it() {
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for store in Store::both() {
+        let rig = ready(store).await;
+        let posts = vec![Post::new("order.placed", &7).traceparent(trace)];
+        insert(&rig.store, posts, true).await.unwrap();
+        assert_eq!(relay(&rig).run_once().await.unwrap(), (1, true));
+        let found = entries(&rig).await;
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].get("traceparent"), Some(trace.as_bytes()));
     }
 }
 
