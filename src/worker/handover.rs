@@ -1,9 +1,12 @@
 //! An event that this worker cannot run is handed to an active instance that can, and that reads its
-//! stream in the same group; a few times at most.
+//! stream in the same group; a few times at most. One that is paused waits like any other that is.
 
+use super::pausing::refusal;
 use super::settle;
 use super::shared::Shared;
 use super::unbegun;
+use crate::connect::backoff::Backoff;
+use crate::connect::error::{BusError, Reaction};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::roster::Reader;
 use crate::handler::policy::RetryPolicy;
@@ -11,6 +14,7 @@ use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::Event;
 use crate::streams::claim::{self, Given, Handing};
 use crate::streams::commit::{Publication, Receipt, Settlement};
+use crate::streams::park::{self, Candidate, How, Weighed};
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -49,6 +53,11 @@ impl Left {
         event: &Event,
         besides: Option<&str>,
     ) -> Option<Settlement> {
+        if besides.is_none()
+            && let Some(end) = self.unless_paused(shared, event).await
+        {
+            return end;
+        }
         let needed = besides.unwrap_or(event.kind());
         let error = match hand_over(shared, self.receipt, event, besides).await {
             Ok(Handed::Over) => return None,
@@ -79,6 +88,68 @@ impl Left {
         };
         let scene = shared.scene(self.receipt);
         Some(settle::failure(scene, event, &error, &self.retry))
+    }
+}
+
+impl Left {
+    /// What becomes of it where it is paused: whoever runs its type may have stopped for just that.
+    async fn unless_paused(&self, shared: &Shared, event: &Event) -> Option<Option<Settlement>> {
+        let receipt = self.receipt;
+        if shared.inbox == Some(receipt.stream) {
+            return None;
+        }
+        let now = shared.claims.server_now();
+        let subject = event.subject().filter(|subject| !subject.is_empty());
+        let (how, paused) = shared.pausing.how_of(event.kind(), subject, now)?;
+        if event.reply_to().is_some() {
+            let (scene, error) = (shared.scene(receipt), refusal(&paused, now));
+            return Some(Some(settle::failure(scene, event, &error, &self.retry)));
+        }
+        match park(shared, receipt, event, how).await {
+            // Without the group nothing is pending any more: it will be delivered again.
+            Err(error) if error.reaction() != Reaction::RepairGroup => {
+                let stream = &shared.routes[receipt.stream].events;
+                tracing::warn!(stream, entry = %receipt.entry, r#type = event.kind(), %error, "it is paused and cannot be parked: it stays pending, and is tried again later");
+                unbegun::undeliver(shared, &[receipt]).await;
+            }
+            Ok(weighed) if weighed.contains(&Weighed::Parked) => {
+                shared.counts.parked.fetch_add(1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        Some(None)
+    }
+}
+
+/// How often it is tried at once to park an event.
+const TRIES: u32 = 3;
+
+async fn park(
+    shared: &Shared,
+    receipt: Receipt,
+    event: &Event,
+    how: How,
+) -> Result<Vec<Weighed>, BusError> {
+    let pending = [Candidate::of(event, &receipt, how)];
+    let (route, group) = (&shared.routes[receipt.stream], &shared.group);
+    let mut backoff = Backoff::default();
+    let mut tries = 1;
+    loop {
+        let parked = async {
+            let mut connection = shared.connector.pooled().await?;
+            let (me, kind) = (shared.instance(), event.kind());
+            park::weigh(&mut connection, route, group, me, kind, &pending).await
+        };
+        match parked.await {
+            Err(error)
+                if tries < TRIES
+                    && matches!(error.reaction(), Reaction::Reconnect | Reaction::Wait) =>
+            {
+                tries += 1;
+            }
+            answer => return answer,
+        }
+        tokio::time::sleep(backoff.failed()).await;
     }
 }
 

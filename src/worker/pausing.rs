@@ -5,15 +5,18 @@
 //! may be parked, or were released and are not begun. Where neither is so, that is one comparison. The keeper brings
 //! the documents, and looks whether anything is parked.
 
+use crate::connect::clock::NEVER;
 use crate::coordination::policies::{Documents, Paused, Policies};
 use crate::handler::router::Router;
 use crate::mutex::locked;
+use crate::protocol::error::{Code, HandlerError, Refusal};
 use crate::protocol::keys;
 use crate::streams::park::{How, Weighed};
 use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A document names events of the handler.
 const NAMED: u8 = 1;
@@ -119,11 +122,21 @@ impl Pausing {
         if handler.flags.load(Ordering::Relaxed) & NAMED == 0 {
             return None;
         }
-        let (held, domain) = (self.policies.held(), keys::domain_of(&handler.kind));
+        self.how_of(&handler.kind, subject, now)
+    }
+
+    /// The same of an event of any type, whether or not it has a handler here.
+    pub(super) fn how_of(
+        &self,
+        kind: &str,
+        subject: Option<&str>,
+        now: u64,
+    ) -> Option<(How, Paused)> {
+        let (held, domain) = (self.policies.held(), keys::domain_of(kind));
         let of_subject = subject.and_then(|subject| held.pause_of_subject(domain, subject, now));
         match of_subject {
             Some(paused) => Some((How::Subject, paused)),
-            None => Some((How::Type, held.pause_of_type(&handler.kind, domain, now)?)),
+            None => Some((How::Type, held.pause_of_type(kind, domain, now)?)),
         }
     }
 
@@ -200,6 +213,15 @@ impl Pausing {
             }
         }
     }
+}
+
+/// What whoever asks for an event is told while that is paused.
+pub(super) fn refusal(paused: &Paused, now: u64) -> HandlerError {
+    let mut error = HandlerError::new(Code::Unavailable, paused.reason());
+    error.refusal = Some(Refusal::Paused);
+    let left = paused.pause.until.map(|until| until.saturating_sub(now));
+    error.retry_after = left.map(|ms| Duration::from_millis(ms).min(NEVER));
+    error
 }
 
 /// See [`Pausing::before_a_look`].

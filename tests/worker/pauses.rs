@@ -206,6 +206,42 @@ async fn a_requester_is_told_why_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_paused_waits_while_its_only_handler_is_stopped() {
+    let rig = Rig::new().await;
+    let log = Log::default();
+    let stopped = rig.start(worker(&rig, "w-1", &log));
+    let settings = Settings {
+        id: "w-2".into(),
+        ..rig.settings()
+    };
+    let other = Worker::builder().settings(settings);
+    let other = rig.start(other.handler("mail.read", read));
+    rig.wait_for_fact("instance.registered", 2).await;
+    pause(&rig, "type:mail.send").await;
+    let known = is_known(&rig).await;
+    stopped.stop().await;
+    let before = log.count();
+    for n in 1..=20 {
+        publish(&rig, "mail.send", Some("s"), n).await;
+    }
+    let error = rig.refused("mail.send", &1).await;
+    assert_eq!(error.code, Code::Unavailable, "{}", error.message);
+    until("all are parked", async || {
+        parked(&rig).await == known + 20 && rig.pending(EVENTS).await == 0
+    })
+    .await;
+    assert!(rig.entries("cb:dead:mail").await.is_empty());
+    let again = rig.start(worker(&rig, "w-3", &log));
+    rig.wait_for_fact("instance.registered", 3).await;
+    resume(&rig, "type:mail.send").await;
+    rig.wait_for(RESULTS, before + 20 + known as usize).await;
+    again.stop().await;
+    other.stop().await;
+    let expected: Vec<u64> = (1..=20).collect();
+    assert_eq!(log.by_subject()["s"], expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_subject_waits_alone_and_its_pause_ends_by_itself() {
     let rig = Rig::new().await;
     let log = Log::default();

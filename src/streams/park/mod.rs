@@ -18,8 +18,10 @@
 use crate::connect::error::BusError;
 use crate::connect::script::script_with;
 use crate::protocol::entry::EntryId;
+use crate::protocol::event::Event;
 use crate::protocol::keys::StreamKeys;
-use crate::streams::delay::MEMBER;
+use crate::streams::commit::Receipt;
+use crate::streams::delay::{self, MEMBER};
 use redis::Script;
 use redis::aio::ConnectionLike;
 use std::collections::HashMap;
@@ -59,6 +61,19 @@ pub struct Candidate<'a> {
     pub how: How,
     /// The event as a member of a delay queue.
     pub member: Vec<u8>,
+}
+
+impl<'a> Candidate<'a> {
+    /// Of an event that was delivered so.
+    pub fn of(event: &'a Event, receipt: &Receipt, how: How) -> Self {
+        Self {
+            entry: receipt.entry,
+            deliveries: receipt.deliveries,
+            subject: event.subject(),
+            how,
+            member: delay::encode_member(&receipt.entry.to_string(), &event.same_attempt()),
+        }
+    }
 }
 
 /// What becomes of such an entry.

@@ -8,17 +8,15 @@
 use super::finished::{Finished, Ran, Unjudged};
 use super::{Lane, Waiting};
 use crate::connect::backoff::Backoff;
-use crate::connect::clock::NEVER;
 use crate::connect::error::{BusError, Reaction};
 use crate::handler::gate::Places;
-use crate::protocol::error::{Code, HandlerError, Refusal};
-use crate::streams::delay;
 use crate::streams::park::{self, Candidate, How, WEIGHED, Weighed};
+use crate::worker::pausing::refusal;
 use crate::worker::shared::Shared;
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -61,10 +59,7 @@ impl Lane {
         let now = self.shared.claims.server_now();
         let how = match pausing.how(handler, subject, now) {
             Some((_, paused)) if event.reply_to().is_some() => {
-                let mut error = HandlerError::new(Code::Unavailable, paused.reason());
-                error.refusal = Some(Refusal::Paused);
-                let left = paused.pause.until.map(|until| until.saturating_sub(now));
-                error.retry_after = left.map(|ms| Duration::from_millis(ms).min(NEVER));
+                let error = refusal(&paused, now);
                 match waiting.first {
                     true => self.ran(Ran::refused(waiting, error)),
                     false => self.judge(Unjudged::Refused(waiting, error)),
@@ -237,16 +232,7 @@ async fn ask(
     };
     let pending: Vec<Candidate<'_>> = batch
         .iter()
-        .map(|one| {
-            let (event, receipt) = (one.waiting.context.event(), one.waiting.receipt);
-            Candidate {
-                entry: receipt.entry,
-                deliveries: receipt.deliveries,
-                subject: event.subject(),
-                how: one.how,
-                member: delay::encode_member(&receipt.entry.to_string(), &event.same_attempt()),
-            }
-        })
+        .map(|one| Candidate::of(one.waiting.context.event(), &one.waiting.receipt, one.how))
         .collect();
     let Some(first) = batch.first() else {
         return Ok(Vec::new());
