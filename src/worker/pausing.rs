@@ -166,10 +166,10 @@ impl Pausing {
     }
 
     /// Notes the answer.
-    pub(super) fn answered(&self, handler: usize, subject: Option<&str>, weighed: Weighed) {
+    pub(super) fn answered(&self, handler: usize, subject: Option<&str>, weighed: Option<Weighed>) {
         let mut asked = locked(&self.handlers[handler].asked);
         asked.now -= 1;
-        if weighed != Weighed::May {
+        if weighed != Some(Weighed::May) {
             asked.is_parked(subject);
         }
     }

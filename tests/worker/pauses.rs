@@ -242,6 +242,33 @@ async fn what_is_paused_waits_while_its_only_handler_is_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_type_that_cannot_be_parked_holds_up_no_other_one_and_is_tried_again() {
+    let rig = Rig::new().await;
+    let log = Log::default();
+    let running = rig.start(worker(&rig, "w-1", &log));
+    rig.wait_for_fact("instance.registered", 1).await;
+    // A key of another type stands where it is to be parked.
+    pause(&rig, "domain:mail").await;
+    is_known(&rig).await;
+    rig.run(&format!("DEL {PARKED}")).await;
+    rig.run(&format!("SET {PARKED} x")).await;
+    for n in 1..=3 {
+        publish(&rig, "mail.send", Some("s"), n).await;
+    }
+    publish(&rig, "mail.hold", Some("s"), 1).await;
+    until("those of the other type are parked", async || {
+        rig.exists("cb:parked:mail:mail.hold").await
+    })
+    .await;
+    rig.run(&format!("DEL {PARKED}")).await;
+    until("they are parked as well", async || {
+        rig.pending(EVENTS).await == 0 && is_read(&rig).await
+    })
+    .await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_subject_waits_alone_and_its_pause_ends_by_itself() {
     let rig = Rig::new().await;
     let log = Log::default();

@@ -30,8 +30,8 @@ pub(super) enum Finished {
     Entered(Box<Waiting>, Option<Result<Entered, HandlerError>>),
     /// Whether an event is the first of its id.
     Judged(Box<Unjudged>, FirstCheck),
-    /// Whether an event that is paused, or may be behind such ones, may begin.
-    Weighed(Box<Weighing>, Weighed),
+    /// Whether an event that is paused, or may be behind such ones, may begin; `None` if the server refuses to say.
+    Weighed(Box<Weighing>, Option<Weighed>),
     Settled(Box<Settlement>),
     Given(Receipt),
     /// What was read and not started: how it is settled, or that it stays as it is.

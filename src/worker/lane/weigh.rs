@@ -112,7 +112,7 @@ impl Lane {
     }
 
     /// Takes the answer.
-    pub(super) fn weighed(&mut self, weighing: Weighing, weighed: Weighed) {
+    pub(super) fn weighed(&mut self, weighing: Weighing, weighed: Option<Weighed>) {
         let Weighing {
             mut waiting,
             as_of,
@@ -125,13 +125,18 @@ impl Lane {
             return;
         }
         match weighed {
-            Weighed::Gone | Weighed::Parked => {
+            // It stays pending, in nobody's hands, until somebody takes it again.
+            None => {
+                drop(waiting);
+                self.leave_unbegun(receipt);
+            }
+            Some(Weighed::Gone | Weighed::Parked) => {
                 self.shared.counts.parked.fetch_add(1, Ordering::Relaxed);
                 // Its place in line first: who is behind it is weighed behind it.
                 drop(waiting);
                 self.release(&[receipt]);
             }
-            Weighed::May => {
+            Some(Weighed::May) => {
                 waiting.weighed = Some(as_of);
                 match begins {
                     true => self.admission.wait(waiting),
@@ -180,7 +185,8 @@ async fn run(
             });
             let count = those.count();
             let answers = weighed(&shared, &mut link, &batch[..count]).await;
-            for (one, answer) in batch.drain(..count).zip(answers) {
+            for (at, one) in batch.drain(..count).enumerate() {
+                let answer = answers.as_ref().and_then(|all| all.get(at).copied());
                 let (route, event) = (&one.waiting.route, one.waiting.context.event());
                 let subject = event.subject();
                 shared.pausing.answered(route.index, subject, answer);
@@ -190,15 +196,28 @@ async fn run(
     }
 }
 
-/// Asks until there is an answer. What is held meanwhile is renewed like anything else that waits.
-async fn weighed(shared: &Shared, link: &mut Option<Link>, batch: &[Weighing]) -> Vec<Weighed> {
+/// Asks until there is an answer; `None` where the server refuses it, so that nothing else waits behind these. What is
+/// held meanwhile is renewed like anything else that waits.
+async fn weighed(
+    shared: &Shared,
+    link: &mut Option<Link>,
+    batch: &[Weighing],
+) -> Option<Vec<Weighed>> {
     let mut backoff = Backoff::default();
     loop {
         match ask(shared, link, batch).await {
-            Ok(answers) => return answers,
+            Ok(answers) => return Some(answers),
             Err(error) => {
-                if error.reaction() == Reaction::Reconnect {
-                    *link = None;
+                match error.reaction() {
+                    Reaction::Reconnect => *link = None,
+                    Reaction::Wait => {}
+                    // Without the group nothing is pending any more: it will be delivered again.
+                    Reaction::RepairGroup => return Some(vec![Weighed::Gone; batch.len()]),
+                    Reaction::GiveUp => {
+                        let kind = batch.first().map(|one| one.waiting.route.kind.as_str());
+                        tracing::warn!(lane = shared.name, r#type = kind, entries = batch.len(), %error, "what may be paused cannot be weighed: it stays pending, and is tried again later");
+                        return None;
+                    }
                 }
                 tracing::debug!(lane = shared.name, %error, "asking again what of the paused may begin");
             }
