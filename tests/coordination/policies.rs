@@ -124,3 +124,53 @@ async fn there_are_only_so_many_documents_and_values_are_checked() {
         .await;
     assert!(matches!(cleared, Err(CoordinationError::Invalid(_))));
 }
+
+#[tokio::test]
+async fn ended_pauses_make_room_for_new_ones() {
+    let mut fleet = Fleet::start().await;
+    let policies = policies(&fleet);
+    let ended = [PolicyPart::Pause {
+        ends: Ends::In(1),
+        reason: String::new(),
+    }];
+    for n in 0..3 {
+        let scope = scope(&format!("subject:mail:ended-{n}"));
+        policies.set(&scope, &ended, None, "ann").await.unwrap();
+    }
+    let now = policies.now().await.unwrap();
+    policies.refresh().await.unwrap();
+    assert!(!policies.held().has_pauses(now + 10));
+    for n in 3..MAX_DOCUMENTS {
+        let line = format!("HSET cb:policies subject:mail:s-{n} x");
+        fleet.run(&line).await;
+    }
+    crate::support::until("their time has passed", async || {
+        policies.now().await.unwrap() > now + 10
+    })
+    .await;
+    let domain = scope("domain:mail");
+    let set = policies.set(&domain, &paused("r"), None, "bob").await;
+    assert!(set.is_ok(), "{set:?}");
+    let (left, _) = policies.list().await.unwrap();
+    let left: Vec<_> = left.iter().map(|(scope, _)| scope.to_string()).collect();
+    assert_eq!(left, ["domain:mail"]);
+}
+
+#[tokio::test]
+async fn a_field_that_nobody_can_read_hides_no_other_one() {
+    let mut fleet = Fleet::start().await;
+    let policies = policies(&fleet);
+    let domain = scope("domain:mail");
+    let set = policies.set(&domain, &paused("r"), None, "ann").await;
+    set.unwrap();
+    let mut odd = redis::cmd("HSET");
+    odd.arg("cb:policies").arg(b"\xff\xfe").arg("x");
+    let mut connection = fleet.redis.connection().await;
+    odd.query_async::<()>(&mut connection).await.unwrap();
+    assert!(policies.refresh().await.unwrap());
+    assert!(policies.held().pause_of_type("mail.x", "mail", 0).is_some());
+    fleet.run("HSET cb:policies version many").await;
+    assert!(policies.refresh().await.unwrap());
+    assert!(!policies.refresh().await.unwrap(), "it is read once");
+    assert!(policies.held().pause_of_type("mail.x", "mail", 0).is_some());
+}

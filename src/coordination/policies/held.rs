@@ -56,15 +56,15 @@ impl Documents {
         self.version
     }
 
-    /// Whether anything is paused, or was and the document is there still.
-    pub fn has_pauses(&self) -> bool {
+    /// Whether anything is paused at that time.
+    pub fn has_pauses(&self, now: u64) -> bool {
         let subjects = self.subjects.values().flat_map(HashMap::values);
         let mut all = self
             .types
             .values()
             .chain(self.domains.values())
             .chain(subjects);
-        all.any(|document| document.pause.is_some())
+        all.any(|document| document.pause.as_ref().is_some_and(|one| one.lasts(now)))
     }
 
     /// Whether a document is about events of that type, or some of them.

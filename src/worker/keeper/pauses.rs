@@ -72,9 +72,10 @@ async fn run_once(chores: &Chores) -> Result<Found, CoordinationError> {
     }
     pausing.looked(&look, &waits);
     let held = pausing.held();
+    let now = chores.lanes[0].claims.server_now();
     Ok(match () {
         () if more => Found::More,
-        () if !waits.is_empty() || held.has_pauses() => Found::Parked,
+        () if !waits.is_empty() || held.has_pauses(now) => Found::Parked,
         () => Found::Nothing,
     })
 }
