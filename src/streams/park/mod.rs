@@ -22,8 +22,8 @@ use crate::protocol::event::Event;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::commit::Receipt;
 use crate::streams::delay::{self, MEMBER};
-use redis::Script;
 use redis::aio::ConnectionLike;
+use redis::{RedisError, Script, Value};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -165,7 +165,7 @@ pub async fn release(
 /// The types of which something is parked in each of these streams, or was released and is not begun.
 ///
 /// # Errors
-/// Fails without an answer. A key that cannot be looked at counts as one that is not there.
+/// Fails without an answer. A key of another type, or that the user may not see, counts as one that is not there.
 pub async fn kinds(
     connection: &mut impl ConnectionLike,
     routes: &[&StreamKeys],
@@ -175,11 +175,33 @@ pub async fn kinds(
         look.cmd("HGETALL").arg(&route.parked);
     }
     let replies = connection.req_packed_commands(&look, 0, look.len()).await?;
-    Ok(replies
-        .into_iter()
-        .map(|reply| {
-            let map: Result<HashMap<String, String>, _> = redis::from_redis_value(reply);
-            map.unwrap_or_default().into_keys().collect()
-        })
+    replies.into_iter().map(fields).collect()
+}
+
+/// The fields of a hash, without those that are no text.
+fn fields(reply: Value) -> Result<Vec<String>, BusError> {
+    let reply = match reply.extract_error() {
+        Err(error) if matches!(error.code(), Some("WRONGTYPE" | "NOPERM")) => return Ok(Vec::new()),
+        reply => reply?,
+    };
+    let map: HashMap<Vec<u8>, Vec<u8>> =
+        redis::from_redis_value(reply).map_err(RedisError::from)?;
+    let names = map.into_keys();
+    Ok(names
+        .filter_map(|name| String::from_utf8(name).ok())
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fields;
+
+    #[test]
+    fn a_server_that_cannot_answer_now_does_not_say_that_nothing_is_parked() {
+        let said = |text: &str| fields(redis::parse_redis_value(text.as_bytes()).unwrap());
+        assert!(said("-LOADING Redis is loading\r\n").is_err());
+        assert!(said("-CLUSTERDOWN The cluster is down\r\n").is_err());
+        let of_another_type = said("-WRONGTYPE Operation against a key\r\n");
+        assert!(of_another_type.unwrap().is_empty());
+    }
 }
