@@ -183,7 +183,12 @@ impl Pausing {
     pub(super) fn changed(&self) {
         let held = self.policies.held();
         for handler in &self.handlers {
-            match held.names(&handler.kind, keys::domain_of(&handler.kind)) {
+            let names = held.names(&handler.kind, keys::domain_of(&handler.kind));
+            // Others may have parked some of its events: until somebody has looked.
+            if names || handler.flags.load(Ordering::Relaxed) & NAMED != 0 {
+                handler.flags.fetch_or(WAIT, Ordering::Relaxed);
+            }
+            match names {
                 true => handler.flags.fetch_or(NAMED, Ordering::Relaxed),
                 false => handler.flags.fetch_and(!NAMED, Ordering::Relaxed),
             };
@@ -226,3 +231,32 @@ pub(super) fn refusal(paused: &Paused, now: u64) -> HandlerError {
 
 /// See [`Pausing::before_a_look`].
 pub(super) struct Look(Vec<Asked>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connect::connector::Connector;
+    use crate::protocol::keys::Keys;
+    use crate::settings::RedisUrl;
+
+    #[test]
+    fn what_was_named_may_wait_until_somebody_has_looked() {
+        let connector = Connector::new(&RedisUrl::new("redis://127.0.0.1:1"), 1).unwrap();
+        let handler = Handler {
+            kind: "mail.send".to_owned(),
+            flags: AtomicU8::new(NAMED),
+            asked: Mutex::default(),
+        };
+        let pausing = Pausing {
+            policies: Policies::new(connector, Keys::new("cb").unwrap()),
+            handlers: vec![handler],
+            changes: AtomicU64::new(0),
+        };
+        // The pause is over, and another worker has parked some.
+        pausing.changed();
+        assert!(pausing.may_be_behind(0, "s", None));
+        let look = pausing.before_a_look();
+        pausing.looked(&look, &HashSet::new());
+        assert!(!pausing.concerns(0));
+    }
+}
