@@ -229,6 +229,18 @@ pub(super) fn refusal(paused: &Paused, now: u64) -> HandlerError {
     error
 }
 
+/// The same while others of its subject, which were paused, run first.
+pub(super) fn behind() -> HandlerError {
+    let why = "events of its subject were paused and run first: ask again later";
+    let mut error = HandlerError::new(Code::Unavailable, why);
+    error.refusal = Some(Refusal::Paused);
+    error.retry_after = Some(SOON);
+    error
+}
+
+/// When to ask again for what is behind others.
+const SOON: Duration = Duration::from_secs(1);
+
 /// See [`Pausing::before_a_look`].
 pub(super) struct Look(Vec<Asked>);
 

@@ -203,3 +203,17 @@ async fn what_is_no_event_stands_in_nobodys_way() {
     assert_eq!(bus.entries("cb:dead:image").await.len(), 1);
     assert_eq!(parked(&mut bus).await, 0);
 }
+
+#[tokio::test]
+async fn what_somebody_asks_for_is_not_parked_behind_others() {
+    let mut bus = Bus::start().await;
+    bus.add(2).await;
+    let held = deliver(&mut bus, 2).await;
+    let first = pending(held[0].0, &held[0].1, Some("s"), How::Asked);
+    assert_eq!(weigh(&mut bus, &[first]).await, [Weighed::May]);
+    let first = pending(held[0].0, &held[0].1, Some("s"), How::Subject);
+    assert_eq!(weigh(&mut bus, &[first]).await, [Weighed::Parked]);
+    let second = pending(held[1].0, &held[1].1, Some("s"), How::Asked);
+    assert_eq!(weigh(&mut bus, &[second]).await, [Weighed::Behind]);
+    assert_eq!(bus.pending().await.len(), 1, "it is to be answered");
+}

@@ -42,6 +42,8 @@ pub const RELEASED: usize = 100;
 pub enum How {
     /// Not paused.
     Not,
+    /// Not paused, and not to be parked: somebody waits for its answer.
+    Asked,
     /// All of its type are.
     Type,
     /// All of its subject are.
@@ -85,6 +87,8 @@ pub enum Weighed {
     Parked,
     /// Free to begin.
     May,
+    /// Behind others of its subject, and not to be parked.
+    Behind,
 }
 
 /// Weighs pending entries of one type, in their order. Repeated after a lost answer, what was parked is
@@ -110,6 +114,7 @@ pub async fn weigh(
     for one in entries {
         let how = match one.how {
             How::Not => "n",
+            How::Asked => "a",
             How::Type => "t",
             How::Subject => "s",
         };
@@ -126,6 +131,7 @@ pub async fn weigh(
     Ok(said
         .into_iter()
         .map(|one| match one {
+            3 => Weighed::Behind,
             2 => Weighed::May,
             1 => Weighed::Parked,
             _ => Weighed::Gone,

@@ -7,8 +7,9 @@
 --
 -- KEYS  1 the stream  2 what is parked of the type  3 the types of which something is
 -- ARGV  1 the group  2 the consumer  3 the type  4.. for each entry: its id, its delivery count, its subject or '',
---       how it is paused ('t': its type or domain; 's': its subject; 'n': not), the event as a member of a delay queue
--- Returns for each entry: 0 not the caller's any more; 1 parked; 2 it may begin. Called again, what was parked is not
+--       how it is paused ('t': its type or domain; 's': its subject; 'n': not; 'a': not, and it is not to be parked,
+--       since somebody waits for its answer), the event as a member of a delay queue
+-- Returns for each entry: 0 not the caller's any more; 1 parked; 2 it may begin; 3 it would be parked. Called again, what was parked is not
 --       the caller's any more. Fails, with what is left neither parked nor begun, if the server takes no writes now.
 -- Cost  O(log n) for each entry, of n parked and pending
 local stream, parked, kinds = KEYS[1], KEYS[2], KEYS[3]
@@ -36,7 +37,11 @@ local function weigh(id, count, subject, how, event)
   local place = entry
   local back = subject ~= '' and first_from(parked, 'r' .. entry) or nil
   if back then place = string.sub(back, 2 + PLACE + LINE) end
-  if how == 'n' and subject ~= '' and is_behind(line, place) then how = 't' end
+  if (how == 'n' or how == 'a') and subject ~= '' and is_behind(line, place) then
+    if how == 'a' then return 3 end
+    how = 't'
+  end
+  if how == 'a' then how = 'n' end
   if how == 'n' then
     -- Its place is known until it is done with: it may be paused once more before it begins.
     if back then redis.call('ZREM', parked, 'o' .. line .. place .. entry) end

@@ -10,8 +10,9 @@ use super::{Lane, Waiting};
 use crate::connect::backoff::Backoff;
 use crate::connect::error::{BusError, Reaction};
 use crate::handler::gate::Places;
+use crate::protocol::error::HandlerError;
 use crate::streams::park::{self, Candidate, How, WEIGHED, Weighed};
-use crate::worker::pausing::refusal;
+use crate::worker::pausing::{behind, refusal};
 use crate::worker::shared::Shared;
 use redis::aio::MultiplexedConnection;
 use std::sync::Arc;
@@ -60,10 +61,7 @@ impl Lane {
         let how = match pausing.how(handler, subject, now) {
             Some((_, paused)) if event.reply_to().is_some() => {
                 let error = refusal(&paused, now);
-                match waiting.first {
-                    true => self.ran(Ran::refused(waiting, error)),
-                    false => self.judge(Unjudged::Refused(waiting, error)),
-                }
+                self.refuse(waiting, error);
                 return None;
             }
             Some((how, _)) => how,
@@ -74,8 +72,20 @@ impl Lane {
         if how == How::Not && !behind {
             return Some(waiting);
         }
+        // Nobody waits for hours for an answer.
+        let how = match how {
+            How::Not if event.reply_to().is_some() => How::Asked,
+            how => how,
+        };
         self.weigh(waiting, how, begins);
         None
+    }
+
+    fn refuse(&mut self, waiting: Waiting, error: HandlerError) {
+        match waiting.first {
+            true => self.ran(Ran::refused(waiting, error)),
+            false => self.judge(Unjudged::Refused(waiting, error)),
+        }
     }
 
     /// The same of one that is to begin.
@@ -91,7 +101,7 @@ impl Lane {
         self.shared.inflight.waits(&receipt, handler);
         self.admission.weighs(receipt, size);
         let subject = waiting.context.event().subject();
-        let is_paused = how != How::Not;
+        let is_paused = !matches!(how, How::Not | How::Asked);
         let as_of = self.shared.pausing.asks(handler, subject, is_paused);
         let weighing = Weighing {
             waiting,
@@ -136,6 +146,7 @@ impl Lane {
                 drop(waiting);
                 self.release(&[receipt]);
             }
+            Some(Weighed::Behind) => self.refuse(waiting, behind()),
             Some(Weighed::May) => {
                 waiting.weighed = Some(as_of);
                 match begins {
