@@ -352,7 +352,7 @@ impl Policies {
                 .arg(by)
                 .arg(document.version)
                 .arg(MAX_DOCUMENTS);
-            // Where another version is there by now, somebody paused it anew.
+            // Where another version is there by now, somebody paused it again.
             let (state, _): (u8, u64) = self.store.invoke(&call).await?;
             any |= state == 1;
         }
