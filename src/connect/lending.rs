@@ -3,7 +3,7 @@
 use super::connector::{ANSWER, Connector, Destination};
 use super::socket::CONNECT;
 use crate::connect::cluster::pooled::Routed;
-use crate::connect::error::BusError;
+use crate::connect::error::{BusError, told};
 use crate::connect::greeting::Known;
 use crate::connect::pool::{Lent, Manager, Pool, Pooled};
 use crate::connect::url::RedisUrl;
@@ -112,7 +112,9 @@ impl Connector {
             BusError::Pool(match error {
                 PoolError::Backend(error) => {
                     match BusError::from(error).at(pool.manager().addr()) {
-                        BusError::Unreachable { address, error } => format!("{address}: {error}"),
+                        BusError::Unreachable { address, error } => {
+                            format!("{address}: {error}{}", told(&error))
+                        }
                         other => other.to_string(),
                     }
                 }
