@@ -5,12 +5,14 @@ use super::lanes::{Lanes, Running};
 use super::supervisor::Supervisor;
 use super::{Ending, RunError, Worker};
 use crate::connect::backoff::Backoff;
-use crate::connect::error::Reaction;
+use crate::connect::error::{BusError, Reaction};
 use crate::coordination::catalog::Method;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Registered;
 use crate::coordination::instances::instance::Registering;
 use crate::protocol::pattern::{Pattern, Patterned};
+use crate::streams::park;
+use std::collections::HashSet;
 use std::time::Instant;
 
 /// What a worker began.
@@ -127,17 +129,7 @@ impl Worker {
         if let Err(error) = self.patterns.refresh().await {
             tracing::debug!(%error, "which patterns were chosen is not known yet");
         }
-        // What is paused is not to begin.
-        match self.policies.refresh().await {
-            Err(CoordinationError::Bus(error)) if error.reaction() != Reaction::GiveUp => {
-                return Err(error.into());
-            }
-            Err(error) => tracing::warn!(%error, "what is paused is not known yet"),
-            Ok(_) => {}
-        }
-        for lane in lanes.shared().iter().take(1) {
-            lane.pausing.changed();
-        }
+        self.know_what_waits(lanes).await?;
         if !registered.new {
             tracing::warn!(
                 instance = self.id(),
@@ -152,6 +144,39 @@ impl Worker {
             Ok(()) => {}
         }
         Ok((registered, lanes.start(supervisor).await?))
+    }
+
+    /// Learns what is paused, which is not to begin, and of which types something waits: nothing else is weighed, so
+    /// that the first events begin in their order.
+    async fn know_what_waits(&self, lanes: &Lanes) -> Result<(), RunError> {
+        match self.policies.refresh().await {
+            Err(CoordinationError::Bus(error)) if error.reaction() != Reaction::GiveUp => {
+                return Err(error.into());
+            }
+            Err(error) => tracing::warn!(%error, "what is paused is not known yet"),
+            Ok(_) => {}
+        }
+        let Some(pausing) = lanes.shared().first().map(|lane| lane.pausing.clone()) else {
+            return Ok(());
+        };
+        pausing.changed();
+        let before = pausing.before_a_look();
+        let found = async {
+            let mut waits = HashSet::new();
+            for lane in lanes.shared().iter().filter(|lane| lane.name == "data") {
+                let routes: Vec<_> = lane.routes.iter().collect();
+                let mut connection = lane.connector.pooled().await?;
+                let found = park::kinds(&mut connection, &routes).await?;
+                waits.extend(found.into_iter().flatten());
+            }
+            Ok::<_, BusError>(waits)
+        };
+        match found.await {
+            Ok(waits) => pausing.looked(&before, &waits),
+            // The keeper looks again; until then they are weighed.
+            Err(error) => tracing::debug!(%error, "whether anything is parked is not known"),
+        }
+        Ok(())
     }
 
     pub(super) fn registering(&self, lanes: &Lanes) -> Registering {
