@@ -106,8 +106,10 @@ async fn what_waits_for_its_share_is_bounded_and_given_back_when_the_worker_drai
     let running = rig.start(worker(&rig, &gate, |_| {}));
     // As many as wait at the most.
     let most = 64;
-    publish(&rig, "image.hang", 400).await;
+    // Who is idle asks for more at a time.
+    publish(&rig, "image.hang", 20).await;
     until("its share runs", || async { gate.begun() == 6 }).await;
+    publish(&rig, "image.hang", 380).await;
     until("enough wait", || async {
         rig.pending("cb:events:image").await >= 6 + most
     })
