@@ -6,7 +6,7 @@
 //! | a service's SQL and the event that announces it, in one transaction | [`Post`]; a worker with that `database_url` publishes it, or a [`Relay`] of your own |
 //! | what happened: instances, tasks, batches, decisions, dead letters, what operators did | [`Database`], [`Filter`], [`Fact`] |
 //!
-//! Pools and transactions are those of [`sqlx`](crate::sqlx).
+//! Pools and transactions are those of [`sqlx`].
 //!
 //! A worker that has a `database_url` writes what happened there, as the consumer group `ledger`: one transaction a batch,
 //! acknowledged after the commit, each entry once; and deletes what is older than the retention.
