@@ -275,13 +275,10 @@ impl Follower {
         let count = self.appetite.count().min(COUNT);
         let limit = self.sight.limit();
         let streams = &self.streams;
-        let wanted = (0..streams.len()).filter(|at| streams[*at].held.is_empty());
-        let wanted: Vec<usize> = wanted.collect();
         let lines = self.lines.iter_mut();
         let reads = lines.map(|line| line.read(streams, count, block, limit));
-        let read = try_join_all(reads).await;
-        let batches: Vec<(usize, Vec<Entry>)> = match read.map(|read| read.concat()) {
-            Ok(batches) => batches,
+        let batches: Vec<(usize, Vec<Entry>)> = match try_join_all(reads).await {
+            Ok(read) => read.into_iter().flatten().collect(),
             Err(error) if error.reaction() == Reaction::GiveUp => return Err(error),
             Err(error) => {
                 warn!(%error, "reading failed; trying again");
@@ -289,8 +286,9 @@ impl Follower {
                 return Ok(Vec::new());
             }
         };
-        for at in &wanted {
-            self.streams[*at].more = false;
+        for stream in &mut self.streams {
+            // The others were not read.
+            stream.more &= !stream.held.is_empty();
         }
         self.appetite
             .learn(batches.iter().flat_map(|(_, entries)| entries));
