@@ -279,7 +279,9 @@ mod tests {
     use super::*;
     use convoke::protocol::entry::EntryId;
     use convoke::protocol::keys::Keys;
-    use convoke::streams::commit::settlement::{Outcome, Place, Receipt, ReplyEntry, Settlement};
+    use convoke::streams::commit::settlement::{
+        Disposition, Place, Receipt, ReplyEntry, Settlement,
+    };
 
     /// The commands, as their words.
     fn words(commands: &Commands) -> Vec<Vec<Vec<u8>>> {
@@ -335,7 +337,7 @@ mod tests {
                 content: None,
             }),
             publications: Vec::new(),
-            outcome: Outcome::Done,
+            disposition: Disposition::Done,
             epoch: None,
             notes: Vec::new(),
         };

@@ -38,11 +38,11 @@ impl Ended {
         progress: Vec<Progress>,
     ) -> Self {
         let refused = result.as_ref().is_err_and(|error| error.refusal.is_some());
-        let outcome = match settlement.outcome {
-            commit::Outcome::Done => Outcome::Done,
-            commit::Outcome::Later { .. } if refused => Outcome::Postponed,
-            commit::Outcome::Later { .. } => Outcome::Retried,
-            commit::Outcome::Told(_) | commit::Outcome::Dead(_) => Outcome::Failed,
+        let outcome = match settlement.disposition {
+            commit::Disposition::Done => Outcome::Done,
+            commit::Disposition::Later { .. } if refused => Outcome::Postponed,
+            commit::Disposition::Later { .. } => Outcome::Retried,
+            commit::Disposition::Told(_) | commit::Disposition::Dead(_) => Outcome::Failed,
         };
         Self {
             result,

@@ -11,6 +11,7 @@ mod lot;
 mod once;
 mod run;
 mod spread;
+mod start;
 mod told;
 mod turn;
 mod under_way;
@@ -38,17 +39,12 @@ use weigh::Weigher;
 
 /// Entries that one read asks for at the most.
 const READ: usize = 1000;
-/// Entries in flight at the most while every handler is ready at once.
-const AHEAD: usize = 3000;
 /// How long it waits before it asks again whether its leases were renewed.
 const DOUBT: Duration = Duration::from_millis(20);
 /// How often it looks for deadlines that have passed among what waits.
 const LATE: Duration = Duration::from_millis(50);
 /// How often it goes round at the least, to show that it lives.
 const ROUND: Duration = Duration::from_secs(1);
-/// How long the loop runs handlers before it looks after reads and commits again.
-const SLICE: Duration = Duration::from_millis(2);
-
 /// One lane of a worker.
 pub(super) struct Lane {
     shared: Arc<Shared>,
@@ -298,30 +294,6 @@ impl Lane {
         }
     }
 
-    /// How many more entries may be read. While handlers wait, a worker reads no further ahead than it
-    /// can run at a time, so that other replicas get their share. What waits in the admission has bounds
-    /// of its own.
-    fn room(&self) -> usize {
-        let waiting = self.admission.len();
-        let limit = if self.running > 0 || waiting > 0 {
-            2 * self.shared.concurrency()
-        } else {
-            self.window
-        };
-        (limit + waiting + self.batched).saturating_sub(self.shared.inflight.len())
-    }
-
-    /// The streams that are not read for now; `None` if that is all of them.
-    fn closed(&self) -> Option<Vec<usize>> {
-        if self.admission.len() == 0 {
-            return Some(Vec::new());
-        }
-        let streams = self.shared.routes.len();
-        let closed = (0..streams).filter(|stream| self.admission.is_full(*stream));
-        let closed: Vec<usize> = closed.collect();
-        (closed.len() < streams).then_some(closed)
-    }
-
     /// Takes in what was asked for then. An answer may be as old as that: whoever reads it after its process
     /// stood still does not know whose the entries are by now.
     fn accept(&mut self, mut deliveries: Vec<Delivery>, asked: Instant) {
@@ -341,87 +313,6 @@ impl Lane {
             }
         }
         self.tell_ahead();
-    }
-
-    /// Entries that were read and not started.
-    fn ahead(&self) -> usize {
-        self.suspects.len() + self.ready.len() + self.admission.len()
-    }
-
-    fn tell_ahead(&self) {
-        let ahead = self.ahead() as u64;
-        self.shared.counts.ahead.store(ahead, Ordering::Relaxed);
-    }
-
-    /// Starts what may be started, for one slice of time; true if it left some.
-    fn start_ready(&mut self) -> bool {
-        if self.shared.doubt.lasts() {
-            return false;
-        }
-        if let Some(alone) = self.alone {
-            // It may have been judged by now.
-            if self.running == 0
-                && let Some(waiting) = self.admission.take(&alone)
-            {
-                self.go(waiting, Instant::now());
-            }
-            return false;
-        }
-        if let Some(suspect) = self.suspects.front() {
-            let beside = self.shared.inflight.len().saturating_sub(self.ahead());
-            if beside == 0 {
-                let receipt = suspect.receipt();
-                self.alone = Some(receipt);
-                if let Some(suspect) = self.suspects.pop_front() {
-                    self.tell_ahead();
-                    self.start(suspect, Instant::now());
-                }
-                // It is alone again as soon as it runs; it may wait for others until then.
-                if self.admission.may_wait_for_others(&receipt) {
-                    self.alone = None;
-                }
-            }
-            return false;
-        }
-        let began = Instant::now();
-        let mut now = began;
-        if self.running < self.shared.concurrency()
-            && let Some(lot) = self.admission.next_lot(self.running, false, now)
-        {
-            now = self.go_many(lot, now);
-        }
-        while self.running < self.shared.concurrency() && self.alone.is_none() {
-            // Before it runs, since it may ask, and after it, since it may wait.
-            if let Some(waiting) = self.admission.next(self.running) {
-                self.tell_ahead();
-                now = self.go(waiting, now);
-            } else if !self.takes_over()
-                && let Some(delivery) = self.ready.pop_front()
-            {
-                self.tell_ahead();
-                now = self.start(delivery, now);
-            } else if let Some(lot) = self.admission.next_lot(self.running, true, now) {
-                self.tell_ahead();
-                now = self.go_many(lot, now);
-            } else {
-                if self.running == 0 {
-                    self.window = (self.window * 2).min(AHEAD.max(self.shared.concurrency()));
-                }
-                return false;
-            }
-            self.tell_ahead();
-            if now - began > SLICE {
-                return !self.ready.is_empty() || self.admission.len() > 0;
-            }
-        }
-        self.window = self.shared.concurrency();
-        false
-    }
-
-    /// Whether what is new waits, because what a gone consumer held is being taken over.
-    fn takes_over(&self) -> bool {
-        let new = self.ready.front().is_some_and(|next| next.deliveries == 1);
-        new && self.jobs.are_of_the_gone() && !self.taking_fails && (self.takes || self.room() > 0)
     }
 
     fn finish(&mut self, finished: Finished) {

@@ -9,7 +9,7 @@ use crate::protocol::error::{Code, HandlerError, Refusal};
 use crate::protocol::event::{Event, JSON, Malformed, is_json};
 use crate::protocol::json;
 use crate::protocol::msgpack::{self, PayloadLimits};
-use crate::streams::commit::{Note, Outcome, Publication, Receipt, ReplyEntry, Settlement};
+use crate::streams::commit::{Disposition, Note, Publication, Receipt, ReplyEntry, Settlement};
 use crate::streams::first::{Firsts, Said};
 use rmpv::Value;
 use std::time::Duration;
@@ -91,7 +91,7 @@ pub(crate) fn success(
         receipt: scene.receipt,
         reply,
         publications,
-        outcome: Outcome::Done,
+        disposition: Disposition::Done,
         epoch: None,
         notes,
     }
@@ -107,14 +107,14 @@ pub(crate) fn failure(
     let requested = event.reply_to().is_some();
     let refused = refused(error);
     let is_refused = refused.is_some();
-    let outcome = match refused {
+    let disposition = match refused {
         Some(_) if requested && error.refusal != Some(Refusal::Busy) => told(scene, event, error),
-        Some(wait) => Outcome::Later {
+        Some(wait) => Disposition::Later {
             fields: event.same_attempt(),
             wait,
         },
         None if error.retryable => match retry.delay(event.attempt()) {
-            Some(wait) => Outcome::Later {
+            Some(wait) => Disposition::Later {
                 fields: event.next_attempt_after(&said(error), local_now()),
                 wait: wait.max(error.retry_after.unwrap_or_default()),
             },
@@ -122,7 +122,7 @@ pub(crate) fn failure(
         },
         None => told(scene, event, error),
     };
-    let ends = !matches!(outcome, Outcome::Later { .. });
+    let ends = !matches!(disposition, Disposition::Later { .. });
     let answered = requested && ends;
     let notes = match ends {
         true if is_refused => scene.unrun(event, error),
@@ -133,18 +133,18 @@ pub(crate) fn failure(
         receipt: scene.receipt,
         reply: answered.then(|| error_reply(event, error)),
         publications: Vec::new(),
-        outcome,
+        disposition,
         epoch: None,
         notes,
     }
 }
 
 /// Who asked is told; else the event is a dead letter.
-fn told(scene: Scene<'_>, event: &Event, error: &HandlerError) -> Outcome {
+fn told(scene: Scene<'_>, event: &Event, error: &HandlerError) -> Disposition {
     let letter = Box::new(letter(scene, event, error));
     match event.reply_to() {
-        Some(_) => Outcome::Told(letter),
-        None => Outcome::Dead(letter),
+        Some(_) => Disposition::Told(letter),
+        None => Disposition::Dead(letter),
     }
 }
 
@@ -174,7 +174,7 @@ pub(crate) fn expired(scene: Scene<'_>, event: &Event) -> Settlement {
         receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
-        outcome: Outcome::Done,
+        disposition: Disposition::Done,
         epoch: None,
         notes: scene.unrun(event, &error),
     }
@@ -186,7 +186,7 @@ pub(crate) fn ignored(scene: Scene<'_>) -> Settlement {
         receipt: scene.receipt,
         reply: None,
         publications: Vec::new(),
-        outcome: Outcome::Done,
+        disposition: Disposition::Done,
         epoch: None,
         notes: Vec::new(),
     }
@@ -224,7 +224,7 @@ pub(crate) fn early(scene: Scene<'_>, event: &Event, wait: Duration) -> Settleme
         receipt: scene.receipt,
         reply: None,
         publications: Vec::new(),
-        outcome: Outcome::Later {
+        disposition: Disposition::Later {
             fields: event.same_attempt(),
             wait,
         },
@@ -244,7 +244,7 @@ pub(crate) fn misplaced(scene: Scene<'_>, event: &Event) -> Settlement {
         receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
-        outcome: Outcome::Dead(Box::new(letter(scene, event, &error))),
+        disposition: Disposition::Dead(Box::new(letter(scene, event, &error))),
         epoch: None,
         notes: scene.told(event, &error),
     }
@@ -266,7 +266,7 @@ pub(crate) fn poison(scene: Scene<'_>, event: &Event) -> Settlement {
         receipt: scene.receipt,
         reply: event.reply_to().map(|_| error_reply(event, &error)),
         publications: Vec::new(),
-        outcome: Outcome::Dead(Box::new(letter)),
+        disposition: Disposition::Dead(Box::new(letter)),
         epoch: None,
         notes: scene.told(event, &error),
     }
@@ -295,15 +295,15 @@ pub(crate) fn malformed(scene: Scene<'_>, bad: Malformed) -> Settlement {
         time: local_now(),
     };
     let letter = Box::new(letter);
-    let outcome = match &reply {
-        Some(_) => Outcome::Told(letter),
-        None => Outcome::Dead(letter),
+    let disposition = match &reply {
+        Some(_) => Disposition::Told(letter),
+        None => Disposition::Dead(letter),
     };
     Settlement {
         receipt: scene.receipt,
         reply,
         publications: Vec::new(),
-        outcome,
+        disposition,
         epoch: None,
         notes: Vec::new(),
     }
@@ -394,7 +394,7 @@ mod tests {
         };
         let repeat = repeat(scene, context.event(), "7-1", None, Epoch(3));
         assert_eq!(repeat.epoch, Some(Epoch(3)));
-        assert!(matches!(repeat.outcome, Outcome::Done));
+        assert!(matches!(repeat.disposition, Disposition::Done));
         assert!(repeat.publications.is_empty() && repeat.notes.is_empty());
     }
 }

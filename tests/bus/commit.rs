@@ -4,7 +4,7 @@ use crate::setup::{Bus, NEXT, REPLY, text};
 use crate::support::proxy::{Cut, Proxy};
 use crate::support::users;
 use convoke::protocol::dead::DeadLetter;
-use convoke::streams::commit::Outcome;
+use convoke::streams::commit::Disposition;
 use std::time::Duration;
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn a_discarded_outcome_counts_no_dead_letter_and_no_retry() {
             instance: "w-1".into(),
             time: 9,
         };
-        held.ending(Outcome::Dead(letter.into()))
+        held.ending(Disposition::Dead(letter.into()))
     });
     let report = committer.commit(ends.collect()).await;
     assert_eq!((report.fenced, report.committed), (2, 0));
@@ -276,7 +276,7 @@ async fn a_retry_waits_in_the_delay_queue_as_its_next_attempt() {
     let parse = |entry| convoke::protocol::event::Event::parse(entry, &limits, &bus.keys, &stream);
     let event = parse(held[0].entry.clone()).unwrap();
     let before = committer.claims().server_now();
-    let mut settlement = held[0].ending(Outcome::Later {
+    let mut settlement = held[0].ending(Disposition::Later {
         fields: event.next_attempt(),
         wait: Duration::from_secs(60),
     });
@@ -312,7 +312,7 @@ async fn a_dead_letter_keeps_the_original_fields_and_says_why() {
         time: 9,
     };
     let report = committer
-        .commit(vec![held[0].ending(Outcome::Dead(letter.into()))])
+        .commit(vec![held[0].ending(Disposition::Dead(letter.into()))])
         .await;
     assert_eq!((report.committed, report.dead), (1, 1));
     let dead: redis::Value = bus.ask("XRANGE cb:dead:image - +").await;

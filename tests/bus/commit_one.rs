@@ -5,7 +5,7 @@ use crate::support::{Redis, users};
 use convoke::protocol::dead::DeadLetter;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::Keys;
-use convoke::streams::commit::{Committer, Note, Outcome, Settlement, Tally};
+use convoke::streams::commit::{Committer, Disposition, Note, Settlement, Tally};
 use std::time::Duration;
 
 /// A bus with this many entries delivered to `w-1`.
@@ -122,7 +122,7 @@ async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
             REPLY,
         ];
         let batch = held.iter().zip(places).map(|(held, to)| {
-            let mut settlement = held.ending(Outcome::Told(dead(&bus, held).into()));
+            let mut settlement = held.ending(Disposition::Told(dead(&bus, held).into()));
             settlement.reply.as_mut().unwrap().to = Some(to.into());
             settlement.publications.clear();
             match slow {
@@ -155,7 +155,7 @@ async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
             .iter()
             .zip(["cb:inbox:ghost", REPLY])
             .map(|(held, to)| {
-                let mut settlement = held.ending(Outcome::Told(dead(&bus, held).into()));
+                let mut settlement = held.ending(Disposition::Told(dead(&bus, held).into()));
                 settlement.reply.as_mut().unwrap().to = Some(to.into());
                 stale(settlement)
             });
@@ -230,8 +230,8 @@ async fn an_outcome_whose_event_would_vanish_is_refused_with_nothing_written() {
     full.publications[0].stream = "cb:events:full".into();
     let report = committer
         .commit(vec![
-            held[0].ending(Outcome::Dead(dead(&bus, &held[0]).into())),
-            held[1].ending(Outcome::Later {
+            held[0].ending(Disposition::Dead(dead(&bus, &held[0]).into())),
+            held[1].ending(Disposition::Later {
                 fields: held[1].entry.words().map(<[u8]>::to_vec).collect(),
                 wait: Duration::ZERO,
             }),
@@ -277,7 +277,7 @@ async fn an_event_of_many_thousand_fields_can_be_a_dead_letter() {
         let mut letter = dead(&bus, held);
         let words = (0..20_000).map(|n| n.to_string());
         letter.entry = Entry::new(letter.entry.id, words);
-        batch.push(held.ending(Outcome::Dead(letter.into())));
+        batch.push(held.ending(Disposition::Dead(letter.into())));
     }
     let pending = bus.pending().await;
     bus.take("w-2", &pending[..1]).await;

@@ -8,7 +8,7 @@ use convoke::settings::RedisUrl;
 use convoke::streams::claim::{self, Pending};
 use convoke::streams::commit::{Claims, ReplyEntry};
 use convoke::streams::commit::{
-    Committer, CommitterOptions, Outcome, Publication, Receipt, Settlement,
+    Committer, CommitterOptions, Disposition, Publication, Receipt, Settlement,
 };
 use convoke::streams::read::{ensure_group, read_group};
 use redis::Value;
@@ -284,15 +284,15 @@ impl Held {
                     .map(Vec::from)
                     .into(),
             }],
-            outcome: Outcome::Done,
+            disposition: Disposition::Done,
             epoch: None,
             notes: Vec::new(),
         }
     }
 
-    pub(crate) fn ending(&self, outcome: Outcome) -> Settlement {
+    pub(crate) fn ending(&self, disposition: Disposition) -> Settlement {
         Settlement {
-            outcome,
+            disposition,
             ..self.done()
         }
     }

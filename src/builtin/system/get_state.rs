@@ -37,7 +37,7 @@ fn ten() -> usize {
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct State {
+pub(super) struct Snapshot {
     /// Of the instances, the leader, tasks, batches and decisions: it rises with each change of what is told
     /// of them, `last_seen` aside, and never falls. The answer is of this version or a later one.
     version: u64,
@@ -260,7 +260,7 @@ pub(super) async fn get_state(
     _: Context,
     event: GetState,
     services: state::State<Services>,
-) -> Result<State, HandlerError> {
+) -> Result<Snapshot, HandlerError> {
     if event.recent > MAX_RECENT {
         let recent = event.recent;
         return Err(HandlerError::invalid_argument(format!(
@@ -288,7 +288,7 @@ pub(super) async fn get_state(
         )
         .map_err(CoordinationError::into_handler_error)?;
     let decisions: Result<Vec<_>, _> = decisions.into_iter().map(Decision::of).collect();
-    Ok(State {
+    Ok(Snapshot {
         version,
         worker_version: env!("CARGO_PKG_VERSION"),
         at: known.at,

@@ -6,14 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 #[derive(Debug, Deserialize, JsonSchema)]
-pub(super) struct Report {}
+pub(super) struct ReportNow {}
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Reported {}
 
 pub(super) async fn report(
     _: Context,
-    _: Report,
+    _: ReportNow,
     services: State<Services>,
 ) -> Result<Reported, HandlerError> {
     let told = services.own_report.tell().await;

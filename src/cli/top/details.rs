@@ -3,13 +3,13 @@
 use super::brush::{Brush, Piece, bar, spark};
 use super::panels;
 use super::row::{Content, Tone};
-use super::state::State;
+use super::state::Model;
 use crate::cli::output::{printable, wrapped};
 use ratatui::style::{Modifier, Style};
 
 impl Brush {
     /// What is known of the row that is open.
-    pub(super) fn details(self, state: &State, width: u16) -> Vec<Vec<Piece>> {
+    pub(super) fn details(self, state: &Model, width: u16) -> Vec<Vec<Piece>> {
         let Some(focus) = state.focus() else {
             return Vec::new();
         };

@@ -5,7 +5,7 @@ use super::brush::{Brush, Piece};
 use super::header::title;
 use super::listing::nothing;
 use super::row::Row;
-use super::state::{Mode, Panel, State};
+use super::state::{Mode, Model, Panel};
 use crate::cli::output::printable;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -49,7 +49,7 @@ pub(super) struct Drawn {
 }
 
 /// Draws a frame.
-pub(super) fn draw(state: &State, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {
+pub(super) fn draw(state: &Model, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {
     let mut drawn = Drawn::default();
     if area.width == 0 || area.height == 0 {
         return drawn;
@@ -96,7 +96,7 @@ pub(super) fn draw(state: &State, brush: Brush, area: Rect, buffer: &mut Buffer)
 }
 
 /// Everything on one page of that width, as text.
-pub(super) fn page(state: &State, width: u16) -> String {
+pub(super) fn page(state: &Model, width: u16) -> String {
     let brush = Brush { colours: false };
     let width = width.max(20);
     let header = brush.header(state, width);
@@ -169,7 +169,7 @@ pub(super) fn text_of(buffer: &Buffer) -> String {
 
 impl Brush {
     /// All panels: streams and instances on the left, the others on the right.
-    fn grid(self, state: &State, area: Rect, buffer: &mut Buffer) -> usize {
+    fn grid(self, state: &Model, area: Rect, buffer: &mut Buffer) -> usize {
         use Panel::{Ballots, Batches, Dead, Handlers, Instances, Streams, Tasks};
         let left = area.width / 2;
         let halves = [

@@ -5,7 +5,7 @@ use super::brush::{Brush, Piece};
 use super::panels;
 use super::row::{Tone, rate};
 use super::sample::Sample;
-use super::state::{Mode, Panel, State};
+use super::state::{Mode, Model, Panel};
 use crate::cli::doctor::{FULL, TIGHT};
 use crate::cli::output::{bytes, date, number, printable, span};
 use ratatui::style::{Modifier, Style};
@@ -18,7 +18,7 @@ const HINTS: &str =
     "Tab panel · ↑↓ move · Enter open · s sort · / filter · p pause · ? help · q quit";
 
 impl Brush {
-    pub(super) fn header(self, state: &State, width: u16) -> [Vec<Piece>; 2] {
+    pub(super) fn header(self, state: &Model, width: u16) -> [Vec<Piece>; 2] {
         let bold = Style::new().add_modifier(Modifier::BOLD);
         let mut first = vec![(format!("convoke top {}", printable(&state.namespace)), bold)];
         if state.paused {
@@ -115,7 +115,7 @@ impl Brush {
         self.piece(tone, format!("redis {used} of {}", bytes(memory.limit)))
     }
 
-    pub(super) fn footer(self, state: &State) -> Piece {
+    pub(super) fn footer(self, state: &Model) -> Piece {
         let filter = printable(state.filter(state.panel));
         if state.mode == Mode::Filtering {
             let text = format!("filter: {filter}_   Enter keeps it, Esc ends it");
@@ -158,7 +158,7 @@ impl Brush {
         }
     }
 
-    pub(super) fn tabs(self, state: &State, width: u16) -> Vec<Piece> {
+    pub(super) fn tabs(self, state: &Model, width: u16) -> Vec<Piece> {
         let tabs = |long: bool| -> Vec<Piece> {
             let mut pieces = Vec::new();
             for (at, panel) in Panel::ALL.into_iter().enumerate() {
@@ -178,7 +178,7 @@ impl Brush {
         }
     }
 
-    pub(super) fn title_style(self, state: &State, panel: Panel) -> Style {
+    pub(super) fn title_style(self, state: &Model, panel: Panel) -> Style {
         match state.panel == panel {
             true => Style::new().add_modifier(Modifier::BOLD | Modifier::REVERSED),
             false => Style::new().add_modifier(Modifier::BOLD),
@@ -187,7 +187,7 @@ impl Brush {
 }
 
 /// A panel's title, with how much there is.
-pub(super) fn title(state: &State, panel: Panel) -> String {
+pub(super) fn title(state: &Model, panel: Panel) -> String {
     format!("{} {}", panel.title(), state.count(panel))
 }
 

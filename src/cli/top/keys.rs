@@ -2,7 +2,7 @@
 
 use super::act::Act;
 use super::panels;
-use super::state::{Mode, Panel, State};
+use super::state::{Mode, Model, Panel};
 
 /// Characters of a filter.
 const MAX_FILTER: usize = 60;
@@ -25,7 +25,7 @@ pub(super) enum Key {
     Interrupt,
 }
 
-impl State {
+impl Model {
     /// What a key does. True if it ends all. `page` is how many rows are seen at once.
     pub(super) fn press(&mut self, key: Key, page: usize) -> bool {
         if key == Key::Interrupt {

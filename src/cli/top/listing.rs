@@ -4,7 +4,7 @@ use super::brush::{Brush, bar, spark};
 use super::columns;
 use super::panels;
 use super::row::{Cell, Column, Content, Row, Tone};
-use super::state::{Panel, State};
+use super::state::{Model, Panel};
 use crate::cli::table::clip;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -15,7 +15,7 @@ impl Brush {
     /// Headings and rows; says how many rows there is room for.
     pub(super) fn table(
         self,
-        state: &State,
+        state: &Model,
         panel: Panel,
         rows: &[Row],
         focused: bool,

@@ -33,7 +33,7 @@ use convoke::worker::logs::may_colour;
 use fetch::Watcher;
 use sample::{Sample, Wish};
 use screen::{Screen, Told};
-use state::State;
+use state::Model;
 use std::io::{self, IsTerminal};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
 
 async fn once(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
     let mut watcher = Watcher::new(session)?;
-    let mut state = State::new(&session.settings.namespace);
+    let mut state = Model::new(&session.settings.namespace);
     let wish = Wish::default();
     state.apply(watcher.sample(&wish).await?);
     tokio::time::sleep(interval).await;
@@ -116,7 +116,7 @@ async fn once(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
 async fn watch(session: &Session, flags: &Flags) -> anyhow::Result<Exit> {
     let interval = flags.interval;
     let mut watcher = Watcher::new(session)?;
-    let mut state = State::new(&session.settings.namespace);
+    let mut state = Model::new(&session.settings.namespace);
     state.acts = !flags.read_only;
     // Without a server it fails before it takes the screen.
     state.apply(watcher.sample(&Wish::default()).await?);

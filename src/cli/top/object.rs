@@ -1,7 +1,7 @@
 //! One look as JSON: a contract that may grow fields, never lose one.
 
 use super::flow::{group_id, waiting};
-use super::state::State;
+use super::state::Model;
 use crate::cli::{batch, instances, vote};
 use convoke::coordination::metrics::HandlerSums;
 use convoke::operator::inspect::{Group, Stream};
@@ -9,7 +9,7 @@ use convoke::protocol::keys::StreamKind;
 use serde_json::{Value, json};
 
 /// The state as one object; `None` before the first sample.
-pub(super) fn of(state: &State) -> Option<Value> {
+pub(super) fn of(state: &Model) -> Option<Value> {
     let sample = state.sample()?;
     let (rate_in, rate_out) = state.totals();
     let global = &sample.global;
@@ -67,7 +67,7 @@ pub(super) fn of(state: &State) -> Option<Value> {
     }))
 }
 
-fn of_stream(state: &State, stream: &Stream, now: u64) -> Value {
+fn of_stream(state: &Model, stream: &Stream, now: u64) -> Value {
     let key = stream.name.key.as_str();
     let group = |group: &Group| {
         let flow = state.flow(&group_id(key, &group.name));
@@ -92,11 +92,11 @@ fn of_stream(state: &State, stream: &Stream, now: u64) -> Value {
     })
 }
 
-fn bytes(state: &State, key: &str) -> Option<u64> {
+fn bytes(state: &Model, key: &str) -> Option<u64> {
     state.sample()?.sizes.get(key).copied()
 }
 
-fn of_dead(state: &State, stream: &Stream, now: u64) -> Value {
+fn of_dead(state: &Model, stream: &Stream, now: u64) -> Value {
     let key = stream.name.key.as_str();
     json!({
         "stream": key,
@@ -107,7 +107,7 @@ fn of_dead(state: &State, stream: &Stream, now: u64) -> Value {
     })
 }
 
-fn handlers(state: &State) -> Vec<Value> {
+fn handlers(state: &Model) -> Vec<Value> {
     let Some(global) = state.sample().map(|sample| &sample.global) else {
         return Vec::new();
     };

@@ -3,7 +3,7 @@
 use super::flow::group_id;
 use super::row::{Cell, Column, Row, Tone, count, graph, latency, name, rate, text};
 use super::sample::Sample;
-use super::state::{Panel, State};
+use super::state::{Model, Panel};
 use crate::cli::output::{date, span};
 use crate::cli::{choose, instances, vote};
 use convoke::coordination::ballots::ballot::BallotStatus;
@@ -131,7 +131,7 @@ pub(super) const fn columns(panel: Panel) -> &'static [Column] {
 }
 
 /// The rows of a panel, in their own order.
-pub(super) fn rows(state: &State, panel: Panel) -> Vec<Row> {
+pub(super) fn rows(state: &Model, panel: Panel) -> Vec<Row> {
     match panel {
         Panel::Streams => streams(state),
         Panel::Instances => of_instances(state),
@@ -143,7 +143,7 @@ pub(super) fn rows(state: &State, panel: Panel) -> Vec<Row> {
     }
 }
 
-fn streams(state: &State) -> Vec<Row> {
+fn streams(state: &Model) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
@@ -161,7 +161,7 @@ fn streams(state: &State) -> Vec<Row> {
     rows
 }
 
-fn stream_row(state: &State, sample: &Sample, stream: &Stream, group: Option<&Group>) -> Row {
+fn stream_row(state: &Model, sample: &Sample, stream: &Stream, group: Option<&Group>) -> Row {
     let (now, sizes) = (sample.at, &sample.sizes);
     let key = &stream.name.key;
     let id = group.map_or_else(|| key.clone(), |group| group_id(key, &group.name));
@@ -226,7 +226,7 @@ fn stream_row(state: &State, sample: &Sample, stream: &Stream, group: Option<&Gr
     )
 }
 
-fn of_instances(state: &State) -> Vec<Row> {
+fn of_instances(state: &Model) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
@@ -267,7 +267,7 @@ fn of_instances(state: &State) -> Vec<Row> {
     sample.instances.iter().map(row).collect()
 }
 
-fn handlers(state: &State) -> Vec<Row> {
+fn handlers(state: &Model) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
@@ -343,7 +343,7 @@ fn handlers(state: &State) -> Vec<Row> {
     kinds.into_iter().map(row).collect()
 }
 
-fn tasks(state: &State) -> Vec<Row> {
+fn tasks(state: &Model) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
@@ -379,7 +379,7 @@ fn tasks(state: &State) -> Vec<Row> {
     sample.listed_tasks.iter().map(row).collect()
 }
 
-fn batches(state: &State) -> Vec<Row> {
+fn batches(state: &Model) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
@@ -415,7 +415,7 @@ fn batches(state: &State) -> Vec<Row> {
     sample.batches.iter().map(row).collect()
 }
 
-fn ballots(state: &State) -> Vec<Row> {
+fn ballots(state: &Model) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };
@@ -451,7 +451,7 @@ fn ballots(state: &State) -> Vec<Row> {
     sample.ballots.iter().map(row).collect()
 }
 
-fn dead(state: &State) -> Vec<Row> {
+fn dead(state: &Model) -> Vec<Row> {
     let Some(sample) = state.sample() else {
         return Vec::new();
     };

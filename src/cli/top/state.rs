@@ -87,7 +87,7 @@ pub(super) struct Trouble {
 }
 
 /// Everything that a frame shows.
-pub(super) struct State {
+pub(super) struct Model {
     /// Whose streams.
     pub(crate) namespace: String,
     /// Which panel has the keys.
@@ -111,7 +111,7 @@ pub(super) struct State {
     pub(super) views: [View; Panel::ALL.len()],
 }
 
-impl State {
+impl Model {
     pub(super) fn new(namespace: impl Into<String>) -> Self {
         Self {
             namespace: namespace.into(),

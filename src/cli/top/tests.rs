@@ -7,7 +7,7 @@ use super::flow::HISTORY;
 use super::keys::Key;
 use super::row::{Content, Row};
 use super::sample::{Focus, Others, Sample};
-use super::state::{Mode, Panel, State};
+use super::state::{Mode, Model, Panel};
 use super::{draw, object, panels};
 use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
 use convoke::coordination::batches::batch::Batch;
@@ -130,8 +130,8 @@ fn sample(at: u64) -> Sample {
     sample
 }
 
-fn state() -> State {
-    let mut state = State::new("cb");
+fn state() -> Model {
+    let mut state = Model::new("cb");
     state.apply(sample(AT));
     state
 }
@@ -140,7 +140,7 @@ fn ids(rows: &[Row]) -> Vec<&str> {
     rows.iter().map(|row| row.id.as_str()).collect()
 }
 
-fn press(state: &mut State, keys: &str) {
+fn press(state: &mut Model, keys: &str) {
     for key in keys.chars() {
         assert!(!state.press(Key::Char(key), 10), "{key} ends it");
     }
@@ -398,7 +398,7 @@ proptest! {
         width in 0..220u16,
         height in 0..60u16,
     ) {
-        let mut state = State::new("cb");
+        let mut state = Model::new("cb");
         let mut at = AT;
         for step in steps {
             match step {
@@ -442,7 +442,7 @@ proptest! {
 fn what_changes_something_is_said_first_and_done_with_y_only() {
     let mut state = state();
     state.panel = Panel::Instances;
-    let asked = |state: &mut State, answer: char| {
+    let asked = |state: &mut Model, answer: char| {
         state.press(Key::Char('d'), 10);
         assert_eq!(state.mode, Mode::Asking);
         let question = state.question().unwrap();

@@ -1,7 +1,7 @@
 //! The effects of a committed transaction that failed by themselves: what is lost becomes a dead letter of its own.
 
 use super::Committer;
-use super::settlement::{Outcome, Publication, Receipt, Settlement, Worth};
+use super::settlement::{Disposition, Publication, Receipt, Settlement, Worth};
 use crate::protocol::dead::DeadLetter;
 use crate::protocol::entry::Entry;
 
@@ -32,8 +32,8 @@ impl Committer {
                 let Some((_, message)) = failure else {
                     return;
                 };
-                match &settlement.outcome {
-                    Outcome::Told(letter) if effect.worth != Worth::Needed => {
+                match &settlement.disposition {
+                    Disposition::Told(letter) if effect.worth != Worth::Needed => {
                         untold.push((settlement.receipt, letter));
                     }
                     // Nobody waits for it.

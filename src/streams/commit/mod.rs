@@ -39,7 +39,7 @@ use crate::protocol::digits::Digits;
 use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::counter::Claims;
 pub use crate::streams::commit::settlement::{
-    MAX_PUBLICATIONS, Note, Outcome, Publication, Receipt, ReplyEntry, Settlement, Tally,
+    Disposition, MAX_PUBLICATIONS, Note, Publication, Receipt, ReplyEntry, Settlement, Tally,
 };
 use crate::streams::commit::settlement::{Place, Worth, is_inbox};
 use std::collections::{HashMap, HashSet};
@@ -201,7 +201,7 @@ impl Committer {
         match self.fast(&batch).await {
             Ok(Fast::Done(failed)) => {
                 for settlement in &batch {
-                    tally.count(&settlement.outcome);
+                    tally.count(&settlement.disposition);
                 }
                 tally.dead += self.make_good(&batch, &failed).await;
                 return tally;
@@ -228,7 +228,7 @@ impl Committer {
         while let Some(settlement) = slow.pop() {
             let (before, receipt) = (tally.committed, settlement.receipt);
             match self.slow(&settlement).await {
-                Ok(Slow::Committed) => tally.count(&settlement.outcome),
+                Ok(Slow::Committed) => tally.count(&settlement.disposition),
                 Ok(Slow::Untold) => {
                     tally.committed += 1;
                     tally.dead += 1;
@@ -271,8 +271,10 @@ impl Committer {
     /// counter (an operator's `XCLAIM`), nor that an entry was deleted: what was in hand for longer, and
     /// could meet that, goes the slow way, which sees it.
     fn fits(&self, settlement: &Settlement, now: Instant) -> bool {
-        matches!(settlement.outcome, Outcome::Done | Outcome::Told(_))
-            && !settlement.may_not_reach()
+        matches!(
+            settlement.disposition,
+            Disposition::Done | Disposition::Told(_)
+        ) && !settlement.may_not_reach()
             && now.saturating_duration_since(settlement.receipt.since) < FRESH
             && self.is_of_this_epoch(settlement)
             && settlement.receipt.claims == self.claims.known(settlement.receipt.stream)

@@ -7,7 +7,7 @@ use crate::connect::script::script;
 use crate::protocol::digits::Digits;
 use crate::streams::claim;
 use crate::streams::commit::lost::Unwritten;
-use crate::streams::commit::settlement::{Outcome, Receipt, Settlement, Worth, is_inbox};
+use crate::streams::commit::settlement::{Disposition, Receipt, Settlement, Worth, is_inbox};
 use crate::streams::commit::{Committer, Fast};
 use redis::aio::MultiplexedConnection;
 use redis::{Script, Value};
@@ -88,7 +88,7 @@ impl Committer {
                     let at = usize::try_from(*number).ok()?.checked_sub(1)?;
                     Some((effects.get(at)?, message))
                 });
-                let untold = matches!(settlement.outcome, Outcome::Told(_));
+                let untold = matches!(settlement.disposition, Disposition::Told(_));
                 let mut lost = Vec::new();
                 let mut buried = false;
                 for ((worth, stream, fields), message) in left_out {

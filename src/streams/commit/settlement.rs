@@ -63,7 +63,7 @@ pub struct Note {
 
 /// What becomes of the event itself.
 #[derive(Clone, Debug)]
-pub enum Outcome {
+pub enum Disposition {
     /// The event is done with.
     Done,
     /// The event runs again after a wait, as these fields.
@@ -104,7 +104,7 @@ pub struct Settlement {
     /// What the handler publishes.
     pub publications: Vec<Publication>,
     /// What becomes of the event.
-    pub outcome: Outcome,
+    pub disposition: Disposition,
     /// The history of the server in which the run began, where the outcome reports what the run wrote
     /// there by itself, or in which the event was judged to be the first of its id, or a repeat; `None` for others.
     pub epoch: Option<Epoch>,
@@ -135,12 +135,12 @@ pub struct Tally {
 
 impl Tally {
     /// Counts one that was written.
-    pub(crate) fn count(&mut self, outcome: &Outcome) {
+    pub(crate) fn count(&mut self, disposition: &Disposition) {
         self.committed += 1;
-        match outcome {
-            Outcome::Done | Outcome::Told(_) => {}
-            Outcome::Later { .. } => self.retried += 1,
-            Outcome::Dead(_) => self.dead += 1,
+        match disposition {
+            Disposition::Done | Disposition::Told(_) => {}
+            Disposition::Later { .. } => self.retried += 1,
+            Disposition::Dead(_) => self.dead += 1,
         }
     }
 }
@@ -229,9 +229,9 @@ impl Settlement {
     /// Gives each command, without the acknowledgement.
     pub fn effects(&self, place: Place<'_>, mut give: impl FnMut(Effect<'_>)) {
         let Place { route, .. } = place;
-        match &self.outcome {
-            Outcome::Done | Outcome::Told(_) => {}
-            Outcome::Later { fields, wait } => {
+        match &self.disposition {
+            Disposition::Done | Disposition::Told(_) => {}
+            Disposition::Later { fields, wait } => {
                 let due = Digits::of(place.now.saturating_add(whole_ms(*wait)));
                 let member = delay::encode_member(&self.receipt.entry.to_string(), fields);
                 give(Effect {
@@ -240,7 +240,9 @@ impl Settlement {
                     worth: Worth::Needed,
                 });
             }
-            Outcome::Dead(letter) => add(&route.dead, &letter.fields(), Worth::Needed, &mut give),
+            Disposition::Dead(letter) => {
+                add(&route.dead, &letter.fields(), Worth::Needed, &mut give)
+            }
         }
         for publication in &self.publications {
             let Publication { stream, fields } = publication;
@@ -261,7 +263,7 @@ impl Settlement {
         if let Some(reply) = &self.reply {
             reply.effect(place, &mut give);
         }
-        if let Outcome::Told(letter) = &self.outcome {
+        if let Disposition::Told(letter) = &self.disposition {
             add(&route.dead, &letter.fields(), Worth::Instead, &mut give);
         }
         for Note { key, value, kept } in &self.notes {
@@ -277,7 +279,7 @@ impl Settlement {
     /// Whether whoever asked may be impossible to tell: its stream must be there already.
     pub(crate) fn may_not_reach(&self) -> bool {
         let to_inbox = |reply: &ReplyEntry| reply.to.as_deref().is_some_and(is_inbox);
-        matches!(self.outcome, Outcome::Told(_)) && self.reply.as_ref().is_none_or(to_inbox)
+        matches!(self.disposition, Disposition::Told(_)) && self.reply.as_ref().is_none_or(to_inbox)
     }
 }
 

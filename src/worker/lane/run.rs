@@ -8,7 +8,7 @@ use crate::handler::fence::Fenced;
 use crate::handler::gate::Back;
 use crate::handler::layers::timeout::exceeded;
 use crate::protocol::error::Refusal;
-use crate::streams::commit::{Outcome, Settlement};
+use crate::streams::commit::{Disposition, Settlement};
 use crate::worker::handover::Left;
 use crate::worker::settle;
 use futures_util::FutureExt;
@@ -205,7 +205,7 @@ impl Lane {
                     r#type = event.kind(), entry = %receipt.entry, attempt = event.attempt(),
                     code = error.code.as_str(), error = error.bounded_message(), "a run failed"
                 );
-                if matches!(settlement.outcome, Outcome::Later { .. }) {
+                if matches!(settlement.disposition, Disposition::Later { .. }) {
                     stats.retries.fetch_add(1, Ordering::Relaxed);
                 }
                 settlement

@@ -7,7 +7,7 @@ use crate::handler::function::Encoded;
 use crate::handler::telling::{error_of, sent};
 use crate::protocol::error::HandlerError;
 use crate::protocol::trace::TraceContext;
-use crate::streams::commit::{Outcome, Receipt, Settlement, Tally};
+use crate::streams::commit::{Disposition, Receipt, Settlement, Tally};
 use crate::telemetry::{Message, Settling, Span, Telemetry, Work, lasted};
 use std::time::{Duration, Instant};
 
@@ -72,10 +72,10 @@ impl Lane {
 }
 
 fn settling(own: TraceContext, message: Message, settlement: &Settlement) -> Ended {
-    let how = match settlement.outcome {
-        Outcome::Done | Outcome::Told(_) => Settling::Ack,
-        Outcome::Later { .. } => Settling::Retry,
-        Outcome::Dead(_) => Settling::Dead,
+    let how = match settlement.disposition {
+        Disposition::Done | Disposition::Told(_) => Settling::Ack,
+        Disposition::Later { .. } => Settling::Retry,
+        Disposition::Dead(_) => Settling::Dead,
     };
     let published = settlement.publications.iter();
     Ended {

@@ -2,7 +2,7 @@
 
 use super::told::ToTell;
 use crate::connect::error::Reaction;
-use crate::streams::commit::{Committer, Outcome, Receipt, Settlement, Tally};
+use crate::streams::commit::{Committer, Disposition, Receipt, Settlement, Tally};
 use crate::worker::keeper::SOON;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
@@ -29,8 +29,8 @@ pub(super) fn commit(
 ) -> Boxed<(Committer, Vec<Receipt>, Tally)> {
     Box::pin(async move {
         let receipts = batch.iter().map(|settlement| settlement.receipt).collect();
-        let soon = batch.iter().any(|settlement| match settlement.outcome {
-            Outcome::Later { wait, .. } => wait < SOON,
+        let soon = batch.iter().any(|settlement| match settlement.disposition {
+            Disposition::Later { wait, .. } => wait < SOON,
             _ => false,
         });
         let report = committer.commit(batch).await;

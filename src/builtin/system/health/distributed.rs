@@ -1,7 +1,7 @@
 //! Distributed: each instance looks at its own services by a clock of its own; the answer merges what they
 //! reported, and says how old that is.
 
-use super::own::Report;
+use super::own::Findings;
 use super::{Aged, Health, Probed, Reports, Service, ServiceStatus, assess};
 use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
@@ -16,15 +16,15 @@ pub(super) async fn answer(services: &Services) -> Result<Option<Health>, Coordi
     let instances = &services.instances;
     let (census, (now, kept)) = tokio::try_join!(instances.census(), instances.healths())?;
     let reports = kept.into_iter().map(|(id, report)| {
-        let report = report.and_then(|report| Report::decoded(&report));
+        let report = report.and_then(|report| Findings::decoded(&report));
         (id, report)
     });
     Ok(merged(now, reports.collect(), census))
 }
 
-fn merged(now: u64, kept: Vec<(String, Option<Report>)>, census: Census) -> Option<Health> {
+fn merged(now: u64, kept: Vec<(String, Option<Findings>)>, census: Census) -> Option<Health> {
     let all = kept.len() as u64;
-    let mut given: Vec<(String, Report)> = kept
+    let mut given: Vec<(String, Findings)> = kept
         .into_iter()
         .filter_map(|(id, report)| Some((id, report?)))
         .collect();
@@ -77,20 +77,20 @@ mod tests {
     use crate::builtin::system::health::Status;
     use std::time::Duration;
 
-    fn report(at: u64, postgres: Service) -> Option<Report> {
+    fn report(at: u64, postgres: Service) -> Option<Findings> {
         let services = Probed {
             redis: Service::probed(Ok(Duration::from_millis(at))),
             postgres,
             mcp: Service::DISABLED,
         };
-        Some(Report {
+        Some(Findings {
             at,
             services,
             flow: None,
         })
     }
 
-    fn kept(reports: Vec<Option<Report>>) -> Vec<(String, Option<Report>)> {
+    fn kept(reports: Vec<Option<Findings>>) -> Vec<(String, Option<Findings>)> {
         let names = (0..).map(|number| format!("w-{number}"));
         names.zip(reports).collect()
     }

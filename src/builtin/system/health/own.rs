@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 const LOOK: f64 = 4.0;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Report {
+pub(super) struct Findings {
     /// When it began to look, in Unix ms on the server.
     pub at: u64,
     pub services: Probed,
@@ -19,7 +19,7 @@ pub(super) struct Report {
     pub flow: Option<Vec<Told>>,
 }
 
-impl Report {
+impl Findings {
     pub(super) fn decoded(bytes: &[u8]) -> Option<Self> {
         rmp_serde::from_slice(bytes).ok()
     }
@@ -48,7 +48,7 @@ pub(crate) async fn report(
     };
     let (flow, postgres, mcp) =
         tokio::join!(flow, configured.postgres(limit), configured.mcp(limit));
-    let report = Report {
+    let report = Findings {
         at,
         services: Probed {
             redis: Service::probed(Ok(redis)),

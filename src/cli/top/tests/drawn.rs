@@ -5,7 +5,7 @@ use super::super::draw::text_of;
 use super::super::keys::Key;
 use super::super::row::Content;
 use super::super::sample::{Opened, Sample};
-use super::super::state::State;
+use super::super::state::Model;
 use super::super::{draw, object};
 use super::{AT, handler, press, sample, state, stream};
 use crate::cli::output::printable;
@@ -16,7 +16,7 @@ use ratatui::style::{Color, Modifier};
 
 pub(super) const COLOURS: Brush = Brush { colours: true };
 
-pub(super) fn drawn(state: &State, brush: Brush, width: u16, height: u16) -> Buffer {
+pub(super) fn drawn(state: &Model, brush: Brush, width: u16, height: u16) -> Buffer {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
     terminal
         .draw(|frame| {
@@ -27,7 +27,7 @@ pub(super) fn drawn(state: &State, brush: Brush, width: u16, height: u16) -> Buf
     terminal.backend().buffer().clone()
 }
 
-pub(super) fn frame(state: &State, width: u16, height: u16) -> String {
+pub(super) fn frame(state: &Model, width: u16, height: u16) -> String {
     text_of(&drawn(state, COLOURS, width, height))
 }
 
@@ -126,7 +126,7 @@ fn nothing_from_the_bus_drives_the_terminal() {
     sample.batches[0].processor_id = evil.into();
     sample.problems.push(evil.into());
     sample.global.handlers.insert(evil.into(), handler(1, 0, 1));
-    let mut state = State::new("cb");
+    let mut state = Model::new("cb");
     state.apply(sample);
     for key in "1234567".chars() {
         press(&mut state, &key.to_string());
