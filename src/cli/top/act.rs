@@ -1,6 +1,6 @@
 //! What the person at the keyboard can have done to the row under the cursor: said first, asked, told.
 
-use super::state::Panel;
+use super::panel::Panel;
 use crate::cli::request::result;
 use crate::cli::{Session, who};
 use convoke::client::publish::Outgoing;

@@ -1,6 +1,5 @@
 //! The one place that knows colours, and the graphs of block characters.
 
-use super::draw::Drawn;
 use super::row::Tone;
 use crate::cli::table::clip;
 use ratatui::buffer::Buffer;
@@ -8,6 +7,15 @@ use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
 
 const SPARKS: [&str; 8] = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
+
+/// How much was to be seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Drawn {
+    /// Rows of the panel that has the keys, or lines of what is open.
+    pub(crate) page: usize,
+    /// How far what is open can be scrolled.
+    pub(crate) scroll: usize,
+}
 
 /// A brush: whether it may colour.
 #[derive(Clone, Copy, Debug)]

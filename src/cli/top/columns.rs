@@ -90,8 +90,8 @@ fn grow(width: &mut Option<u16>, most: u16, spare: &mut u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::top::panels::columns;
-    use crate::cli::top::state::Panel;
+    use crate::cli::top::panel::Panel;
+    use crate::cli::top::panel::columns;
     use proptest::prelude::*;
 
     fn used(widths: &[Option<u16>]) -> u32 {

@@ -1,16 +1,16 @@
 //! Everything that is known of the row that is open.
 
 use super::brush::{Brush, Piece, bar, spark};
-use super::panels;
+use super::model::Model;
 use super::row::{Content, Tone};
-use super::state::Model;
+use super::{panel, panels};
 use crate::cli::output::{printable, wrapped};
 use ratatui::style::{Modifier, Style};
 
 impl Brush {
     /// What is known of the row that is open.
-    pub(super) fn details(self, state: &Model, width: u16) -> Vec<Vec<Piece>> {
-        let Some(focus) = state.focus() else {
+    pub(super) fn details(self, model: &Model, width: u16) -> Vec<Vec<Piece>> {
+        let Some(focus) = model.focus() else {
             return Vec::new();
         };
         let bold = Style::new().add_modifier(Modifier::BOLD);
@@ -21,12 +21,12 @@ impl Brush {
             )],
             Vec::new(),
         ];
-        let rows = panels::rows(state, focus.panel);
+        let rows = panels::rows(model, focus.panel);
         let Some(row) = rows.iter().find(|row| row.id == focus.id) else {
             lines.push(vec![self.piece(Tone::Faint, "it is not there any more")]);
             return lines;
         };
-        for (column, cell) in panels::columns(focus.panel).iter().zip(&row.cells) {
+        for (column, cell) in panel::columns(focus.panel).iter().zip(&row.cells) {
             let room = width.saturating_sub(18).clamp(1, 60);
             let text = match &cell.content {
                 Content::Text(text) => text.clone(),
@@ -45,7 +45,7 @@ impl Brush {
                 self.piece(Tone::Plain, text.as_str()),
             ]);
         }
-        let opened = state.sample().and_then(|sample| sample.opened.as_ref());
+        let opened = model.sample().and_then(|sample| sample.opened.as_ref());
         let told = opened.filter(|opened| opened.focus == focus);
         if told.is_some_and(|opened| !opened.lines.is_empty()) {
             lines.push(Vec::new());

@@ -1,11 +1,12 @@
-//! Draws the state: the same state and size always give the same frame. Colours are the terminal's
+//! Draws the model: the same model and size always give the same frame. Colours are the terminal's
 //! own and nothing sets a background, so it can be read on a light one as well.
 
-use super::brush::{Brush, Piece};
+use super::brush::{Brush, Drawn, Piece};
 use super::header::title;
 use super::listing::nothing;
+use super::model::{Mode, Model};
+use super::panel::Panel;
 use super::row::Row;
-use super::state::{Mode, Model, Panel};
 use crate::cli::output::printable;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -39,35 +40,26 @@ CIRCUIT      the worst of any instance: open lets nothing through
 d, u, c      drain or quiet an instance, cancel a task: what would happen
              is said first, and y does it; not with --read-only";
 
-/// How much was to be seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Drawn {
-    /// Rows of the panel that has the keys, or lines of what is open.
-    pub(crate) page: usize,
-    /// How far what is open can be scrolled.
-    pub(crate) scroll: usize,
-}
-
 /// Draws a frame.
-pub(super) fn draw(state: &Model, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {
+pub(super) fn draw(model: &Model, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {
     let mut drawn = Drawn::default();
     if area.width == 0 || area.height == 0 {
         return drawn;
     }
     let (mut top, bottom) = (area.y, area.bottom() - 1);
-    for line in brush.header(state, area.width) {
+    for line in brush.header(model, area.width) {
         if top < bottom {
             brush.line(buffer, area, top, &line);
             top += 1;
         }
     }
-    brush.line(buffer, area, bottom, &[brush.footer(state)]);
+    brush.line(buffer, area, bottom, &[brush.footer(model)]);
     let body = |top: u16| Rect {
         y: top,
         height: bottom.saturating_sub(top),
         ..area
     };
-    match state.mode {
+    match model.mode {
         Mode::Helping => {
             let lines: Vec<Vec<Piece>> = HELP
                 .lines()
@@ -76,19 +68,19 @@ pub(super) fn draw(state: &Model, brush: Brush, area: Rect, buffer: &mut Buffer)
             drawn = brush.lines(buffer, body(top + 1), &lines, 0);
         }
         Mode::Opened { scroll } => {
-            let lines = brush.details(state, area.width);
+            let lines = brush.details(model, area.width);
             drawn = brush.lines(buffer, body(top), &lines, scroll);
         }
         Mode::Looking | Mode::Filtering | Mode::Asking
             if area.width >= GRID.0 && area.height >= GRID.1 =>
         {
-            drawn.page = brush.grid(state, body(top), buffer);
+            drawn.page = brush.grid(model, body(top), buffer);
         }
         Mode::Looking | Mode::Filtering | Mode::Asking => {
             if top < bottom {
-                brush.line(buffer, area, top, &brush.tabs(state, area.width));
-                let rows = state.rows(state.panel);
-                drawn.page = brush.table(state, state.panel, &rows, true, body(top + 1), buffer);
+                brush.line(buffer, area, top, &brush.tabs(model, area.width));
+                let rows = model.rows(model.panel);
+                drawn.page = brush.table(model, model.panel, &rows, true, body(top + 1), buffer);
             }
         }
     }
@@ -96,14 +88,14 @@ pub(super) fn draw(state: &Model, brush: Brush, area: Rect, buffer: &mut Buffer)
 }
 
 /// Everything on one page of that width, as text.
-pub(super) fn page(state: &Model, width: u16) -> String {
+pub(super) fn page(model: &Model, width: u16) -> String {
     let brush = Brush { colours: false };
     let width = width.max(20);
-    let header = brush.header(state, width);
+    let header = brush.header(model, width);
     let parts: Vec<(Panel, Vec<Row>, usize)> = Panel::ALL
         .iter()
         .map(|&panel| {
-            let mut rows = state.rows(panel);
+            let mut rows = model.rows(panel);
             let more = rows.len().saturating_sub(PAGE_ROWS);
             rows.truncate(PAGE_ROWS);
             (panel, rows, more)
@@ -113,7 +105,7 @@ pub(super) fn page(state: &Model, width: u16) -> String {
         0 => 2,
         rows => 3 + rows + usize::from(*more > 0),
     };
-    let problems = state.sample().map_or(&[][..], |sample| &sample.problems);
+    let problems = model.sample().map_or(&[][..], |sample| &sample.problems);
     let all = header.len() + parts.iter().map(height).sum::<usize>() + problems.len();
     let area = Rect::new(0, 0, width, all as u16);
     let mut buffer = Buffer::empty(area);
@@ -132,13 +124,13 @@ pub(super) fn page(state: &Model, width: u16) -> String {
             y += 1;
             continue;
         }
-        say(y, title(state, *panel));
+        say(y, title(model, *panel));
         let height = 1 + rows.len() as u16;
         if *more > 0 {
             say(y + 1 + height, format!("… and {more} more"));
         }
         let place = Rect::new(0, y + 1, width, height);
-        brush.table(state, *panel, rows, false, place, &mut buffer);
+        brush.table(model, *panel, rows, false, place, &mut buffer);
         y += 1 + height + u16::from(*more > 0);
     }
     for problem in problems {
@@ -169,7 +161,7 @@ pub(super) fn text_of(buffer: &Buffer) -> String {
 
 impl Brush {
     /// All panels: streams and instances on the left, the others on the right.
-    fn grid(self, state: &Model, area: Rect, buffer: &mut Buffer) -> usize {
+    fn grid(self, model: &Model, area: Rect, buffer: &mut Buffer) -> usize {
         use Panel::{Ballots, Batches, Dead, Handlers, Instances, Streams, Tasks};
         let left = area.width / 2;
         let halves = [
@@ -191,7 +183,7 @@ impl Brush {
         ];
         let mut page = 0;
         for (half, panels) in halves {
-            let all: Vec<Vec<Row>> = panels.iter().map(|panel| state.rows(*panel)).collect();
+            let all: Vec<Vec<Row>> = panels.iter().map(|panel| model.rows(*panel)).collect();
             // A blank line, the title, the headings.
             let wants: Vec<u16> = all
                 .iter()
@@ -205,16 +197,16 @@ impl Brush {
                     continue;
                 }
                 let at = 1 + *panel as usize;
-                let title = format!(" {at} {} ", title(state, *panel));
-                let style = self.title_style(state, *panel);
+                let title = format!(" {at} {} ", title(model, *panel));
+                let style = self.title_style(model, *panel);
                 self.line(buffer, place, place.y + 1, &[(title, style)]);
                 let place = Rect {
                     y: place.y + 2,
                     height: height - 2,
                     ..place
                 };
-                let focused = state.panel == *panel;
-                let shown = self.table(state, *panel, rows, focused, place, buffer);
+                let focused = model.panel == *panel;
+                let shown = self.table(model, *panel, rows, focused, place, buffer);
                 if focused {
                     page = shown;
                 }

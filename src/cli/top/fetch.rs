@@ -1,8 +1,8 @@
 //! Looks at the bus: asks Redis directly, reads only, in steps that are small for the server.
 
 use super::flow::group_id;
+use super::panel::Panel;
 use super::sample::{Focus, LISTED, Opened, Sample, Wish};
-use super::state::Panel;
 use super::survey::Survey;
 use crate::cli::output::{date, json, span};
 use crate::cli::owners::Owners;

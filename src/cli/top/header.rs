@@ -2,10 +2,10 @@
 
 use super::act::Act;
 use super::brush::{Brush, Piece};
-use super::panels;
+use super::model::{Mode, Model};
+use super::panel::{self, Panel};
 use super::row::{Tone, rate};
 use super::sample::Sample;
-use super::state::{Mode, Model, Panel};
 use crate::cli::doctor::{FULL, TIGHT};
 use crate::cli::output::{bytes, date, number, printable, span};
 use ratatui::style::{Modifier, Style};
@@ -18,23 +18,23 @@ const HINTS: &str =
     "Tab panel · ↑↓ move · Enter open · s sort · / filter · p pause · ? help · q quit";
 
 impl Brush {
-    pub(super) fn header(self, state: &Model, width: u16) -> [Vec<Piece>; 2] {
+    pub(super) fn header(self, model: &Model, width: u16) -> [Vec<Piece>; 2] {
         let bold = Style::new().add_modifier(Modifier::BOLD);
-        let mut first = vec![(format!("convoke top {}", printable(&state.namespace)), bold)];
-        if state.paused {
+        let mut first = vec![(format!("convoke top {}", printable(&model.namespace)), bold)];
+        if model.paused {
             first.push(self.piece(Tone::Warn, "PAUSED"));
         }
-        if let Some(trouble) = &state.trouble {
+        if let Some(trouble) = &model.trouble {
             let away = format!("REDIS DOES NOT ANSWER for {}", span(trouble.for_ms));
             first.push(self.piece(Tone::Bad, away));
-            if let Some(sample) = state.sample() {
+            if let Some(sample) = model.sample() {
                 let last = format!("last news {}", date(sample.at));
                 first.push(self.piece(Tone::Bad, last));
             }
             let why = format!("{}; what is shown is old", printable(&trouble.why));
             return [fit(first, width), vec![self.piece(Tone::Bad, why)]];
         }
-        let Some(sample) = state.sample() else {
+        let Some(sample) = model.sample() else {
             first.push(self.piece(Tone::Faint, "waiting for the first look"));
             return [fit(first, width), Vec::new()];
         };
@@ -64,10 +64,10 @@ impl Brush {
         for (event, pattern) in &sample.patterns {
             first.push(self.piece(Tone::Plain, format!("{event} {pattern}")));
         }
-        let (rate_in, rate_out) = state.totals();
+        let (rate_in, rate_out) = model.totals();
         let said = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), rate);
-        let waiting: u64 = state.backlog();
-        let dead = state.dead_letters();
+        let waiting: u64 = model.backlog();
+        let dead = model.dead_letters();
         let tasks = &sample.tasks;
         let second = vec![
             self.piece(Tone::Plain, format!("in {}/s", said(rate_in))),
@@ -115,58 +115,58 @@ impl Brush {
         self.piece(tone, format!("redis {used} of {}", bytes(memory.limit)))
     }
 
-    pub(super) fn footer(self, state: &Model) -> Piece {
-        let filter = printable(state.filter(state.panel));
-        if state.mode == Mode::Filtering {
+    pub(super) fn footer(self, model: &Model) -> Piece {
+        let filter = printable(model.filter(model.panel));
+        if model.mode == Mode::Filtering {
             let text = format!("filter: {filter}_   Enter keeps it, Esc ends it");
             return self.piece(Tone::Warn, text);
         }
-        if let Some(question) = state.question() {
+        if let Some(question) = model.question() {
             let text = format!(
                 "{}   y does it, any other key does not",
                 printable(&question)
             );
             return self.piece(Tone::Warn, text);
         }
-        if let Some(said) = &state.said {
+        if let Some(said) = &model.said {
             return self.piece(Tone::Warn, printable(said).into_owned());
         }
-        let problem = state.sample().and_then(|sample| sample.problems.first());
+        let problem = model.sample().and_then(|sample| sample.problems.first());
         if let Some(problem) = problem {
             return self.piece(Tone::Warn, format!("not seen: {}", printable(problem)));
         }
-        match state.mode {
+        match model.mode {
             Mode::Opened { .. } => self.piece(Tone::Faint, "↑↓ scroll · Esc back · q quit"),
             Mode::Helping => self.piece(Tone::Faint, "any key goes back · q quit"),
             _ => {
                 let mut told = String::new();
-                if state.is_cut(state.panel) {
+                if model.is_cut(model.panel) {
                     told = "those with the most are shown, / finds any · ".to_owned();
                 }
                 if !filter.is_empty() {
                     told.push_str(&format!("filter: {filter} (Esc ends it) · "));
                 }
-                if let (Some(column), _) = state.order(state.panel) {
-                    let column = panels::columns(state.panel)[column].heading;
+                if let (Some(column), _) = model.order(model.panel) {
+                    let column = panel::columns(model.panel)[column].heading;
                     told.push_str(&format!("sorted by {column} · "));
                 }
-                if state.acts {
-                    told.push_str(Act::hints(state.panel));
+                if model.acts {
+                    told.push_str(Act::hints(model.panel));
                 }
                 self.piece(Tone::Faint, told + HINTS)
             }
         }
     }
 
-    pub(super) fn tabs(self, state: &Model, width: u16) -> Vec<Piece> {
+    pub(super) fn tabs(self, model: &Model, width: u16) -> Vec<Piece> {
         let tabs = |long: bool| -> Vec<Piece> {
             let mut pieces = Vec::new();
             for (at, panel) in Panel::ALL.into_iter().enumerate() {
                 let text = match long {
-                    true => format!(" {} {} ", at + 1, title(state, panel)),
+                    true => format!(" {} {} ", at + 1, title(model, panel)),
                     false => format!(" {} {} ", at + 1, panel.title()),
                 };
-                pieces.push((text, self.title_style(state, panel)));
+                pieces.push((text, self.title_style(model, panel)));
             }
             pieces
         };
@@ -178,8 +178,8 @@ impl Brush {
         }
     }
 
-    pub(super) fn title_style(self, state: &Model, panel: Panel) -> Style {
-        match state.panel == panel {
+    pub(super) fn title_style(self, model: &Model, panel: Panel) -> Style {
+        match model.panel == panel {
             true => Style::new().add_modifier(Modifier::BOLD | Modifier::REVERSED),
             false => Style::new().add_modifier(Modifier::BOLD),
         }
@@ -187,8 +187,8 @@ impl Brush {
 }
 
 /// A panel's title, with how much there is.
-pub(super) fn title(state: &Model, panel: Panel) -> String {
-    format!("{} {}", panel.title(), state.count(panel))
+pub(super) fn title(model: &Model, panel: Panel) -> String {
+    format!("{} {}", panel.title(), model.count(panel))
 }
 
 /// As many pieces as there is room for, with space between them.

@@ -1,8 +1,8 @@
 //! What each key does.
 
 use super::act::Act;
-use super::panels;
-use super::state::{Mode, Model, Panel};
+use super::model::{Mode, Model};
+use super::panel::{self, Panel};
 
 /// Characters of a filter.
 const MAX_FILTER: usize = 60;
@@ -95,7 +95,7 @@ impl Model {
             Key::Home | Key::Char('g') => self.move_by(isize::MIN),
             Key::End | Key::Char('G') => self.move_by(isize::MAX),
             Key::Char('s') => {
-                let columns = panels::columns(self.panel).len();
+                let columns = panel::columns(self.panel).len();
                 let view = &mut self.views[at];
                 view.sort = match view.sort {
                     None => Some(0),

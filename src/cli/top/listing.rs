@@ -2,9 +2,9 @@
 
 use super::brush::{Brush, bar, spark};
 use super::columns;
-use super::panels;
+use super::model::Model;
+use super::panel::{self, Panel};
 use super::row::{Cell, Column, Content, Row, Tone};
-use super::state::{Model, Panel};
 use crate::cli::table::clip;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -15,7 +15,7 @@ impl Brush {
     /// Headings and rows; says how many rows there is room for.
     pub(super) fn table(
         self,
-        state: &Model,
+        model: &Model,
         panel: Panel,
         rows: &[Row],
         focused: bool,
@@ -26,18 +26,18 @@ impl Brush {
             return 0;
         }
         if rows.is_empty() {
-            let text = match state.filter(panel) {
-                "" if state.sample().is_none() => String::new(),
+            let text = match model.filter(panel) {
+                "" if model.sample().is_none() => String::new(),
                 "" => nothing(panel),
                 _ => "no row passes the filter".to_owned(),
             };
             self.line(buffer, area, area.y, &[self.piece(Tone::Faint, text)]);
             return 0;
         }
-        let columns = panels::columns(panel);
-        let headings = headings(columns, state.order(panel));
+        let columns = panel::columns(panel);
+        let headings = headings(columns, model.order(panel));
         let room = usize::from(area.height) - 1;
-        let selected = state.selected(panel, rows).filter(|_| focused);
+        let selected = model.selected(panel, rows).filter(|_| focused);
         let from = selected.map_or(0, |at| (at + 1).saturating_sub(room));
         // All rows count, so that scrolling moves no column.
         let widths = columns::widths(columns, &headings, rows, area.width);

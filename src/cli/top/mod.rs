@@ -1,6 +1,6 @@
 //! `convoke top`: the bus live in the terminal.
 //!
-//! `fetch` takes samples of the bus, `state` keeps what follows from them and from the keys, `draw`
+//! `fetch` takes samples of the bus, `model` keeps what follows from them and from the keys, `draw`
 //! makes a frame of it. A slow server never holds up the keys.
 
 mod act;
@@ -14,12 +14,13 @@ mod header;
 mod keys;
 mod lately;
 mod listing;
+mod model;
 mod object;
+mod panel;
 mod panels;
 mod row;
 mod sample;
 mod screen;
-mod state;
 mod survey;
 #[cfg(test)]
 mod tests;
@@ -31,9 +32,9 @@ use clap::Args;
 use columns::UNBOUNDED;
 use convoke::worker::logs::may_colour;
 use fetch::Watcher;
+use model::Model;
 use sample::{Sample, Wish};
 use screen::{Screen, Told};
-use state::Model;
 use std::io::{self, IsTerminal};
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -95,20 +96,20 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
 
 async fn once(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
     let mut watcher = Watcher::new(session)?;
-    let mut state = Model::new(&session.settings.namespace);
+    let mut model = Model::new(&session.settings.namespace);
     let wish = Wish::default();
-    state.apply(watcher.sample(&wish).await?);
+    model.apply(watcher.sample(&wish).await?);
     tokio::time::sleep(interval).await;
-    state.apply(watcher.sample(&wish).await?);
+    model.apply(watcher.sample(&wish).await?);
     if session.output.is_json() {
-        if let Some(object) = object::of(&state) {
+        if let Some(object) = object::of(&model) {
             session.output.json(&object)?;
         }
         return Ok(Exit::Done);
     }
     let width = session.output.width().or_else(told_width);
     let width = width.and_then(|width| u16::try_from(width).ok());
-    let page = draw::page(&state, width.unwrap_or(UNBOUNDED).min(UNBOUNDED));
+    let page = draw::page(&model, width.unwrap_or(UNBOUNDED).min(UNBOUNDED));
     session.output.text(&page)?;
     Ok(Exit::Done)
 }
@@ -116,10 +117,10 @@ async fn once(session: &Session, interval: Duration) -> anyhow::Result<Exit> {
 async fn watch(session: &Session, flags: &Flags) -> anyhow::Result<Exit> {
     let interval = flags.interval;
     let mut watcher = Watcher::new(session)?;
-    let mut state = Model::new(&session.settings.namespace);
-    state.acts = !flags.read_only;
+    let mut model = Model::new(&session.settings.namespace);
+    model.acts = !flags.read_only;
     // Without a server it fails before it takes the screen.
-    state.apply(watcher.sample(&Wish::default()).await?);
+    model.apply(watcher.sample(&Wish::default()).await?);
     let (wish, wished) = watch::channel(Wish::default());
     let (taken, mut samples) = mpsc::channel(1);
     let fetching = tokio::spawn(fetch(watcher, interval, wished, taken));
@@ -133,23 +134,23 @@ async fn watch(session: &Session, flags: &Flags) -> anyhow::Result<Exit> {
     let mut screen = Screen::open()?;
     let mut doing: Option<Pin<Box<dyn Future<Output = String> + '_>>> = None;
     let ended = loop {
-        let drawn = screen.draw(|area, buffer| draw::draw(&state, brush, area, buffer));
+        let drawn = screen.draw(|area, buffer| draw::draw(&model, brush, area, buffer));
         let page = match drawn {
             Ok(drawn) => {
-                state.bound_scroll(drawn.scroll);
+                model.bound_scroll(drawn.scroll);
                 drawn.page
             }
             Err(error) => break Err(error.into()),
         };
         tokio::select! {
             told = screen.told() => match told {
-                Told::Key(key) if state.press(key, page) => break Ok(()),
+                Told::Key(key) if model.press(key, page) => break Ok(()),
                 Told::Key(_) => {
-                    if let Some(act) = state.take_act() {
+                    if let Some(act) = model.take_act() {
                         doing = Some(Box::pin(async move { act.run(session).await }));
                     }
                     wish.send_if_modified(|held| {
-                        let wanted = state.wish();
+                        let wanted = model.wish();
                         let differs = *held != wanted;
                         *held = wanted;
                         differs
@@ -161,20 +162,20 @@ async fn watch(session: &Session, flags: &Flags) -> anyhow::Result<Exit> {
             sample = samples.recv() => match sample {
                 Some(Ok(sample)) => {
                     since = None;
-                    state.apply(sample);
+                    model.apply(sample);
                 }
                 Some(Err(error)) => {
                     let since = since.get_or_insert_with(Instant::now);
-                    state.miss(super::whole(&error), since.elapsed());
+                    model.miss(super::whole(&error), since.elapsed());
                 }
                 None => break Err(anyhow::anyhow!("nothing looks at the bus any more")),
             },
             told = done(&mut doing), if doing.is_some() => {
                 doing = None;
-                state.tell(told);
+                model.tell(told);
             }
             _ = tick.tick(), if since.is_some() => {
-                state.misses(since.map(|since| since.elapsed()).unwrap_or_default());
+                model.misses(since.map(|since| since.elapsed()).unwrap_or_default());
             }
             _ = terminated.recv() => break Ok(()),
             _ = hung_up.recv() => break Ok(()),

@@ -1,17 +1,17 @@
 //! One look as JSON: a contract that may grow fields, never lose one.
 
 use super::flow::{group_id, waiting};
-use super::state::Model;
+use super::model::Model;
 use crate::cli::{batch, instances, vote};
 use convoke::coordination::metrics::HandlerSums;
 use convoke::operator::inspect::{Group, Stream};
 use convoke::protocol::keys::StreamKind;
 use serde_json::{Value, json};
 
-/// The state as one object; `None` before the first sample.
-pub(super) fn of(state: &Model) -> Option<Value> {
-    let sample = state.sample()?;
-    let (rate_in, rate_out) = state.totals();
+/// The model as one object; `None` before the first sample.
+pub(super) fn of(model: &Model) -> Option<Value> {
+    let sample = model.sample()?;
+    let (rate_in, rate_out) = model.totals();
     let global = &sample.global;
     let census = &sample.census;
     let (dead, alive): (Vec<&Stream>, Vec<&Stream>) = sample
@@ -29,9 +29,9 @@ pub(super) fn of(state: &Model) -> Option<Value> {
         object
     });
     Some(json!({
-        "namespace": state.namespace,
+        "namespace": model.namespace,
         "at": sample.at,
-        "interval_ms": state.elapsed_ms(),
+        "interval_ms": model.elapsed_ms(),
         "leader": sample.leader,
         "partition": census.partition,
         "healthy": census.healthy(),
@@ -39,8 +39,8 @@ pub(super) fn of(state: &Model) -> Option<Value> {
         "lost": census.recently_lost,
         "in_per_s": rate_in,
         "out_per_s": rate_out,
-        "waiting": state.backlog(),
-        "dead_letters": state.dead_letters(),
+        "waiting": model.backlog(),
+        "dead_letters": model.dead_letters(),
         "in_flight": global.in_flight,
         "memory_bytes": global.memory_bytes,
         "redis": sample.memory.map(|memory| json!({
@@ -57,20 +57,20 @@ pub(super) fn of(state: &Model) -> Option<Value> {
             "cancelled": sample.tasks.cancelled,
         },
         "instances": instances.collect::<Vec<_>>(),
-        "streams": alive.iter().map(|stream| of_stream(state, stream, sample.at)).collect::<Vec<_>>(),
+        "streams": alive.iter().map(|stream| of_stream(model, stream, sample.at)).collect::<Vec<_>>(),
         "streams_found": sample.streams.len() + sample.others.streams + sample.others.dead_streams,
-        "handlers": handlers(state),
+        "handlers": handlers(model),
         "batches": sample.batches.iter().map(batch::described).collect::<Vec<_>>(),
         "ballots": sample.ballots.iter().map(vote::described).collect::<Vec<_>>(),
-        "dead": dead.iter().map(|stream| of_dead(state, stream, sample.at)).collect::<Vec<_>>(),
+        "dead": dead.iter().map(|stream| of_dead(model, stream, sample.at)).collect::<Vec<_>>(),
         "problems": sample.problems,
     }))
 }
 
-fn of_stream(state: &Model, stream: &Stream, now: u64) -> Value {
+fn of_stream(model: &Model, stream: &Stream, now: u64) -> Value {
     let key = stream.name.key.as_str();
     let group = |group: &Group| {
-        let flow = state.flow(&group_id(key, &group.name));
+        let flow = model.flow(&group_id(key, &group.name));
         json!({
             "group": group.name,
             "out_per_s": flow.and_then(|flow| flow.rate_out),
@@ -81,38 +81,38 @@ fn of_stream(state: &Model, stream: &Stream, now: u64) -> Value {
         })
     };
     let ids = stream.groups.iter().map(|group| group_id(key, &group.name));
-    let mut flows = ids.chain([key.to_owned()]).filter_map(|id| state.flow(&id));
+    let mut flows = ids.chain([key.to_owned()]).filter_map(|id| model.flow(&id));
     json!({
         "stream": key,
         "kind": stream.name.kind.as_str(),
         "length": stream.length,
-        "bytes": bytes(state, key),
+        "bytes": bytes(model, key),
         "in_per_s": flows.next().and_then(|flow| flow.rate_in),
         "groups": stream.groups.iter().map(group).collect::<Vec<_>>(),
     })
 }
 
-fn bytes(state: &Model, key: &str) -> Option<u64> {
-    state.sample()?.sizes.get(key).copied()
+fn bytes(model: &Model, key: &str) -> Option<u64> {
+    model.sample()?.sizes.get(key).copied()
 }
 
-fn of_dead(state: &Model, stream: &Stream, now: u64) -> Value {
+fn of_dead(model: &Model, stream: &Stream, now: u64) -> Value {
     let key = stream.name.key.as_str();
     json!({
         "stream": key,
         "length": stream.length,
-        "bytes": bytes(state, key),
-        "in_per_s": state.flow(key).and_then(|flow| flow.rate_in),
+        "bytes": bytes(model, key),
+        "in_per_s": model.flow(key).and_then(|flow| flow.rate_in),
         "oldest_ms": stream.first.map(|first| now.saturating_sub(first.ms)),
     })
 }
 
-fn handlers(state: &Model) -> Vec<Value> {
-    let Some(global) = state.sample().map(|sample| &sample.global) else {
+fn handlers(model: &Model) -> Vec<Value> {
+    let Some(global) = model.sample().map(|sample| &sample.global) else {
         return Vec::new();
     };
     let one = |(kind, sums): (&String, &HandlerSums)| {
-        let lately = state.lately(kind);
+        let lately = model.lately(kind);
         let latency = sums.latency.as_ref().filter(|all| all.count() > 0);
         json!({
             "type": kind,

@@ -1,9 +1,10 @@
 //! The rows of each panel, as text that no terminal takes for commands.
 
 use super::flow::group_id;
-use super::row::{Cell, Column, Row, Tone, count, graph, latency, name, rate, text};
+use super::model::Model;
+use super::panel::Panel;
+use super::row::{Cell, Row, Tone, latency, rate};
 use super::sample::Sample;
-use super::state::{Model, Panel};
 use crate::cli::output::{date, span};
 use crate::cli::{choose, instances, vote};
 use convoke::coordination::ballots::ballot::BallotStatus;
@@ -16,135 +17,41 @@ use std::collections::VecDeque;
 
 /// What waits longer is worth a look, and what waits longer than the second is wrong, in ms.
 const SLOW_MS: [u64; 2] = [10_000, 60_000];
-/// The columns of a panel.
-pub(super) const fn columns(panel: Panel) -> &'static [Column] {
-    match panel {
-        Panel::Streams => {
-            const {
-                &[
-                    name("STREAM", 0, 14),
-                    text("GROUP", 6),
-                    count("LENGTH", 5),
-                    count("BYTES", 7),
-                    count("IN/S", 0),
-                    count("OUT/S", 0),
-                    count("LAG", 0),
-                    count("PENDING", 0),
-                    count("OLDEST", 0),
-                    graph("WAITING", 2, 8),
-                    graph("ARRIVING", 4, 8),
-                ]
-            }
+
+impl Model {
+    /// The rows of a panel that pass its filter, in its order.
+    pub(super) fn rows(&self, panel: Panel) -> Vec<Row> {
+        let view = &self.views[panel as usize];
+        let mut rows = rows(self, panel);
+        if !view.filter.is_empty() {
+            let wanted = view.filter.to_lowercase();
+            rows.retain(|row| row.contains(&wanted));
         }
-        Panel::Instances => {
-            const {
-                &[
-                    name("INSTANCE", 0, 12),
-                    text("STATUS", 0),
-                    name("ROLES", 2, 14),
-                    count("LOAD", 0),
-                    count("CAPACITY", 0),
-                    graph("BUSY", 5, 8),
-                    count("PULSE", 0),
-                    count("UP", 4),
-                    count("RESTARTS", 1),
-                ]
-            }
+        if let Some(column) = view.sort {
+            rows.sort_by(|a, b| a.rank(column).compare(b.rank(column)));
         }
-        Panel::Handlers => {
-            const {
-                &[
-                    name("HANDLER", 0, 24),
-                    count("CALLS/S", 0),
-                    count("P50", 0),
-                    count("P99", 0),
-                    count("RUNNING", 0),
-                    count("OLDEST", 1),
-                    count("ERRORS/S", 2),
-                    text("CIRCUIT", 0),
-                    count("CALLS", 4),
-                    count("ERRORS", 3),
-                    count("RETRIES", 5),
-                    count("LIMITED", 6),
-                    count("CACHED", 7),
-                ]
-            }
+        if view.reversed {
+            rows.reverse();
         }
-        Panel::Tasks => {
-            const {
-                &[
-                    name("TASK", 0, 12),
-                    text("STATUS", 0),
-                    name("KIND", 1, 10),
-                    count("PRIORITY", 5),
-                    count("ATTEMPT", 3),
-                    name("INSTANCE", 2, 8),
-                    count("CHANGED", 0),
-                    name("ERROR", 4, 8),
-                ]
-            }
-        }
-        Panel::Batches => {
-            const {
-                &[
-                    name("BATCH", 0, 12),
-                    text("STATUS", 0),
-                    name("TYPE", 4, 10),
-                    graph("PROGRESS", 0, 10),
-                    count("DONE", 0),
-                    count("FAILED", 0),
-                    count("TOTAL", 2),
-                    name("HOLDER", 3, 8),
-                    count("CHANGED", 1),
-                ]
-            }
-        }
-        Panel::Ballots => {
-            const {
-                &[
-                    name("DECISION", 0, 12),
-                    name("STATUS", 0, 10),
-                    graph("VOTES", 2, 10),
-                    count("VOTED", 0),
-                    count("ELECTORATE", 0),
-                    count("LEADING", 1),
-                    count("QUORUM", 0),
-                    count("OPENED", 0),
-                    count("EXPIRES", 3),
-                ]
-            }
-        }
-        Panel::Dead => {
-            const {
-                &[
-                    name("STREAM", 0, 14),
-                    count("LENGTH", 0),
-                    count("BYTES", 2),
-                    count("IN/S", 0),
-                    count("OLDEST", 0),
-                    count("NEWEST", 0),
-                    graph("LENGTH, LATELY", 1, 14),
-                ]
-            }
-        }
+        rows
     }
 }
 
 /// The rows of a panel, in their own order.
-pub(super) fn rows(state: &Model, panel: Panel) -> Vec<Row> {
+pub(super) fn rows(model: &Model, panel: Panel) -> Vec<Row> {
     match panel {
-        Panel::Streams => streams(state),
-        Panel::Instances => of_instances(state),
-        Panel::Handlers => handlers(state),
-        Panel::Tasks => tasks(state),
-        Panel::Batches => batches(state),
-        Panel::Ballots => ballots(state),
-        Panel::Dead => dead(state),
+        Panel::Streams => streams(model),
+        Panel::Instances => of_instances(model),
+        Panel::Handlers => handlers(model),
+        Panel::Tasks => tasks(model),
+        Panel::Batches => batches(model),
+        Panel::Ballots => ballots(model),
+        Panel::Dead => dead(model),
     }
 }
 
-fn streams(state: &Model) -> Vec<Row> {
-    let Some(sample) = state.sample() else {
+fn streams(model: &Model) -> Vec<Row> {
+    let Some(sample) = model.sample() else {
         return Vec::new();
     };
     let alive = sample.streams.iter();
@@ -152,20 +59,20 @@ fn streams(state: &Model) -> Vec<Row> {
     let mut rows = Vec::new();
     for stream in alive {
         if stream.groups.is_empty() {
-            rows.push(stream_row(state, sample, stream, None));
+            rows.push(stream_row(model, sample, stream, None));
         }
         for group in &stream.groups {
-            rows.push(stream_row(state, sample, stream, Some(group)));
+            rows.push(stream_row(model, sample, stream, Some(group)));
         }
     }
     rows
 }
 
-fn stream_row(state: &Model, sample: &Sample, stream: &Stream, group: Option<&Group>) -> Row {
+fn stream_row(model: &Model, sample: &Sample, stream: &Stream, group: Option<&Group>) -> Row {
     let (now, sizes) = (sample.at, &sample.sizes);
     let key = &stream.name.key;
     let id = group.map_or_else(|| key.clone(), |group| group_id(key, &group.name));
-    let flow = state.flow(&id).cloned().unwrap_or_default();
+    let flow = model.flow(&id).cloned().unwrap_or_default();
     // Without a group everything in it waits, for a worker with a handler.
     let unread = group.is_none() && stream.name.kind == StreamKind::Events;
     let lag = match group {
@@ -226,8 +133,8 @@ fn stream_row(state: &Model, sample: &Sample, stream: &Stream, group: Option<&Gr
     )
 }
 
-fn of_instances(state: &Model) -> Vec<Row> {
-    let Some(sample) = state.sample() else {
+fn of_instances(model: &Model) -> Vec<Row> {
+    let Some(sample) = model.sample() else {
         return Vec::new();
     };
     let now = sample.at;
@@ -267,8 +174,8 @@ fn of_instances(state: &Model) -> Vec<Row> {
     sample.instances.iter().map(row).collect()
 }
 
-fn handlers(state: &Model) -> Vec<Row> {
-    let Some(sample) = state.sample() else {
+fn handlers(model: &Model) -> Vec<Row> {
+    let Some(sample) = model.sample() else {
         return Vec::new();
     };
     let circuits = &sample.global.circuits;
@@ -285,7 +192,7 @@ fn handlers(state: &Model) -> Vec<Row> {
             .get(kind)
             .cloned()
             .unwrap_or_default();
-        let lately = state.lately(kind);
+        let lately = model.lately(kind);
         let runs = running.get(kind).copied().unwrap_or_default();
         let all = sums.latency.as_ref().filter(|all| all.count() > 0);
         let quantile = |part: f64| match (&lately.latency, all) {
@@ -301,7 +208,7 @@ fn handlers(state: &Model) -> Vec<Row> {
             None => Cell::unknown(),
             Some("closed") => Cell::text("closed").tone(Tone::Good),
             Some("open") => Cell::text("open").tone(Tone::Bad),
-            Some(state) => Cell::text(state).tone(Tone::Warn),
+            Some(model) => Cell::text(model).tone(Tone::Warn),
         };
         let failing = lately.errors.is_some_and(|errors| errors > 0.0);
         Row::new(
@@ -343,8 +250,8 @@ fn handlers(state: &Model) -> Vec<Row> {
     kinds.into_iter().map(row).collect()
 }
 
-fn tasks(state: &Model) -> Vec<Row> {
-    let Some(sample) = state.sample() else {
+fn tasks(model: &Model) -> Vec<Row> {
+    let Some(sample) = model.sample() else {
         return Vec::new();
     };
     let row = |task: &convoke::coordination::tasks::task::Task| {
@@ -379,8 +286,8 @@ fn tasks(state: &Model) -> Vec<Row> {
     sample.listed_tasks.iter().map(row).collect()
 }
 
-fn batches(state: &Model) -> Vec<Row> {
-    let Some(sample) = state.sample() else {
+fn batches(model: &Model) -> Vec<Row> {
+    let Some(sample) = model.sample() else {
         return Vec::new();
     };
     let row = |batch: &convoke::coordination::batches::batch::Batch| {
@@ -415,8 +322,8 @@ fn batches(state: &Model) -> Vec<Row> {
     sample.batches.iter().map(row).collect()
 }
 
-fn ballots(state: &Model) -> Vec<Row> {
-    let Some(sample) = state.sample() else {
+fn ballots(model: &Model) -> Vec<Row> {
+    let Some(sample) = model.sample() else {
         return Vec::new();
     };
     let row = |ballot: &convoke::coordination::ballots::ballot::Ballot| {
@@ -451,15 +358,15 @@ fn ballots(state: &Model) -> Vec<Row> {
     sample.ballots.iter().map(row).collect()
 }
 
-fn dead(state: &Model) -> Vec<Row> {
-    let Some(sample) = state.sample() else {
+fn dead(model: &Model) -> Vec<Row> {
+    let Some(sample) = model.sample() else {
         return Vec::new();
     };
     let dead = sample.streams.iter();
     let dead = dead.filter(|stream| stream.name.kind == StreamKind::Dead);
     let row = |stream: &Stream| {
         let key = &stream.name.key;
-        let flow = state.flow(key).cloned().unwrap_or_default();
+        let flow = model.flow(key).cloned().unwrap_or_default();
         let coming = flow.rate_in.is_some_and(|rate| rate > 0.0);
         let there = stream.length > 0;
         let newest = match there {

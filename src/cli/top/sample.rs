@@ -1,6 +1,6 @@
 //! What was seen of the bus at one moment.
 
-use super::state::Panel;
+use super::panel::Panel;
 use convoke::connect::memory::Memory;
 use convoke::coordination::ballots::ballot::Ballot;
 use convoke::coordination::batches::batch::Batch;

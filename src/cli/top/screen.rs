@@ -1,6 +1,6 @@
 //! The terminal: taken over and given back as it was, whatever happens in between.
 
-use super::draw::Drawn;
+use super::brush::Drawn;
 use super::keys::Key;
 use ratatui::DefaultTerminal;
 use ratatui::buffer::Buffer;

@@ -1,14 +1,15 @@
-//! The state and what is drawn of it, without a bus and without a terminal.
+//! The model and what is drawn of it, without a bus and without a terminal.
 
 mod drawn;
 
 use super::act::Act;
 use super::flow::HISTORY;
 use super::keys::Key;
+use super::model::{Mode, Model};
+use super::panel::Panel;
 use super::row::{Content, Row};
 use super::sample::{Focus, Others, Sample};
-use super::state::{Mode, Model, Panel};
-use super::{draw, object, panels};
+use super::{draw, object, panel};
 use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
 use convoke::coordination::batches::batch::Batch;
 use convoke::coordination::instances::instance::Instance;
@@ -130,57 +131,57 @@ fn sample(at: u64) -> Sample {
     sample
 }
 
-fn state() -> Model {
-    let mut state = Model::new("cb");
-    state.apply(sample(AT));
-    state
+fn model() -> Model {
+    let mut model = Model::new("cb");
+    model.apply(sample(AT));
+    model
 }
 
 fn ids(rows: &[Row]) -> Vec<&str> {
     rows.iter().map(|row| row.id.as_str()).collect()
 }
 
-fn press(state: &mut Model, keys: &str) {
+fn press(model: &mut Model, keys: &str) {
     for key in keys.chars() {
-        assert!(!state.press(Key::Char(key), 10), "{key} ends it");
+        assert!(!model.press(Key::Char(key), 10), "{key} ends it");
     }
 }
 
 #[test]
 fn rates_are_what_came_between_two_samples() {
-    let mut state = state();
-    assert_eq!(state.totals(), (None, None));
+    let mut model = model();
+    assert_eq!(model.totals(), (None, None));
     let mut next = sample(AT + 2_000);
     next.streams[0] = stream("cb:events:image", 150, 130, 15);
-    state.apply(next);
-    let flow = state.flow("cb:events:image workers").unwrap();
+    model.apply(next);
+    let flow = model.flow("cb:events:image workers").unwrap();
     // 50 came in 2 s; settled were 85, now 115.
     assert_eq!((flow.rate_in, flow.rate_out), (Some(25.0), Some(15.0)));
     assert_eq!(flow.waiting, [15.0, 35.0]);
-    assert_eq!(state.totals(), (Some(25.0), Some(15.0)));
-    assert_eq!(state.backlog(), 35);
-    assert_eq!(state.dead_letters(), 3);
+    assert_eq!(model.totals(), (Some(25.0), Some(15.0)));
+    assert_eq!(model.backlog(), 35);
+    assert_eq!(model.dead_letters(), 3);
 }
 
 #[test]
 fn a_counter_that_began_again_and_a_clock_that_went_back_give_no_rate() {
-    let mut state = state();
+    let mut model = model();
     let mut next = sample(AT + 1_000);
     next.streams[0] = stream("cb:events:image", 1, 1, 0);
-    state.apply(next);
-    let flow = state.flow("cb:events:image workers").unwrap();
+    model.apply(next);
+    let flow = model.flow("cb:events:image workers").unwrap();
     assert_eq!((flow.rate_in, flow.rate_out), (None, None));
     for at in [AT + 1_000, AT] {
-        state.apply(sample(at));
-        assert_eq!(state.elapsed_ms(), None);
-        assert_eq!(state.totals(), (None, None));
-        assert_eq!(state.lately("image.resize").calls, None);
+        model.apply(sample(at));
+        assert_eq!(model.elapsed_ms(), None);
+        assert_eq!(model.totals(), (None, None));
+        assert_eq!(model.lately("image.resize").calls, None);
     }
 }
 
 #[test]
 fn totals_are_of_all_streams_and_what_is_not_shown_is_said() {
-    let mut state = state();
+    let mut model = model();
     let mut next = sample(AT + 2_000);
     next.others = Others {
         streams: 5_000,
@@ -190,10 +191,10 @@ fn totals_are_of_all_streams_and_what_is_not_shown_is_said() {
         rate_in: Some(7.0),
         rate_out: None,
     };
-    state.apply(next);
-    assert_eq!(state.totals(), (Some(7.0), Some(0.0)));
-    assert_eq!((state.backlog(), state.dead_letters()), (6_015, 100_003));
-    let shown = frame(&state, 200, 50);
+    model.apply(next);
+    assert_eq!(model.totals(), (Some(7.0), Some(0.0)));
+    assert_eq!((model.backlog(), model.dead_letters()), (6_015, 100_003));
+    let shown = frame(&model, 200, 50);
     for part in [
         "6,015 waiting",
         "100,003 dead",
@@ -203,13 +204,13 @@ fn totals_are_of_all_streams_and_what_is_not_shown_is_said() {
     ] {
         assert!(shown.contains(part), "{part} is not in\n{shown}");
     }
-    let object = object::of(&state).unwrap();
+    let object = object::of(&model).unwrap();
     assert_eq!(object["streams_found"], 105_003);
 }
 
 #[test]
 fn dead_letters_have_a_rate_whoever_reads_them() {
-    let mut state = state();
+    let mut model = model();
     let read_by_a_ledger = |added: u64| {
         let mut dead = stream("cb:dead:image", added, 0, 0);
         dead.groups = stream("cb:events:x", added, added, 0).groups;
@@ -218,8 +219,8 @@ fn dead_letters_have_a_rate_whoever_reads_them() {
     let mut rate = |at: u64, dead: Stream| {
         let mut next = sample(at);
         next.streams[2] = dead;
-        state.apply(next);
-        state
+        model.apply(next);
+        model
             .flow("cb:dead:image")
             .map(|flow| (flow.rate_in, flow.waiting.back().copied()))
     };
@@ -231,17 +232,17 @@ fn dead_letters_have_a_rate_whoever_reads_them() {
 
 #[test]
 fn what_is_gone_from_the_bus_is_forgotten() {
-    let mut state = state();
+    let mut model = model();
     let mut next = sample(AT + 1_000);
     next.streams.remove(0);
-    state.apply(next);
-    assert!(state.flow("cb:events:image workers").is_none());
-    assert!(state.flow("cb:events:report workers").is_some());
+    model.apply(next);
+    assert!(model.flow("cb:events:image workers").is_none());
+    assert!(model.flow("cb:events:report workers").is_some());
 }
 
 #[test]
 fn quantiles_are_of_lately() {
-    let mut state = state();
+    let mut model = model();
     let mut next = sample(AT + 10_000);
     let mut now = handler(50, 2, 20_000);
     // A hundred more, all slower.
@@ -250,8 +251,8 @@ fn quantiles_are_of_lately() {
     let slow = handler(100, 0, 800_000).latency.unwrap();
     now.latency.as_mut().unwrap().add(&slow);
     next.global.handlers.insert("image.resize".into(), now);
-    state.apply(next);
-    let lately = state.lately("image.resize");
+    model.apply(next);
+    let lately = model.lately("image.resize");
     assert_eq!((lately.calls, lately.errors), (Some(10.0), Some(0.5)));
     let latency = lately.latency.unwrap();
     assert_eq!(latency.count(), 100);
@@ -260,98 +261,98 @@ fn quantiles_are_of_lately() {
 
 #[test]
 fn a_pause_holds_what_is_shown() {
-    let mut state = state();
-    press(&mut state, "p");
-    let shown = frame(&state, 80, 24);
+    let mut model = model();
+    press(&mut model, "p");
+    let shown = frame(&model, 80, 24);
     assert!(shown.contains("PAUSED"));
     let mut next = sample(AT + 1_000);
     next.streams.clear();
-    state.apply(next);
-    assert_eq!(frame(&state, 80, 24), shown);
-    press(&mut state, "p");
-    state.apply(sample(AT + 3_000));
-    assert_eq!(state.elapsed_ms(), Some(3_000));
+    model.apply(next);
+    assert_eq!(frame(&model, 80, 24), shown);
+    press(&mut model, "p");
+    model.apply(sample(AT + 3_000));
+    assert_eq!(model.elapsed_ms(), Some(3_000));
 }
 
 #[test]
 fn the_selection_stays_with_its_row() {
-    let mut state = state();
+    let mut model = model();
     assert_eq!(
-        ids(&state.rows(Panel::Streams)),
+        ids(&model.rows(Panel::Streams)),
         ["cb:events:image workers", "cb:events:report workers"]
     );
-    state.press(Key::Down, 10);
-    press(&mut state, "ssr");
-    let rows = state.rows(Panel::Streams);
+    model.press(Key::Down, 10);
+    press(&mut model, "ssr");
+    let rows = model.rows(Panel::Streams);
     assert_eq!(rows[1].id, "cb:events:image workers", "by group, reversed");
-    let at = state.selected(Panel::Streams, &rows);
+    let at = model.selected(Panel::Streams, &rows);
     assert_eq!(at, Some(0), "the second row went up");
-    state.press(Key::End, 10);
-    state.press(Key::Enter, 10);
+    model.press(Key::End, 10);
+    model.press(Key::Enter, 10);
     let focus = Focus {
         panel: Panel::Streams,
         id: "cb:events:image workers".into(),
     };
-    assert_eq!(state.focus(), Some(focus));
-    state.press(Key::Escape, 10);
-    assert_eq!((state.focus(), state.mode), (None, Mode::Looking));
+    assert_eq!(model.focus(), Some(focus));
+    model.press(Key::Escape, 10);
+    assert_eq!((model.focus(), model.mode), (None, Mode::Looking));
 }
 
 #[test]
 fn every_column_sorts_and_then_none_does() {
-    let mut state = state();
-    press(&mut state, "2");
+    let mut model = model();
+    press(&mut model, "2");
     // LOAD is the fourth column; the highest comes first.
-    press(&mut state, "ssss");
-    assert_eq!(ids(&state.rows(Panel::Instances)), ["w-2", "w-1"]);
-    assert!(frame(&state, 80, 24).contains("LOAD▾"));
-    press(&mut state, "r");
-    assert_eq!(ids(&state.rows(Panel::Instances)), ["w-1", "w-2"]);
-    assert!(frame(&state, 80, 24).contains("LOAD▴"));
-    press(&mut state, "r");
-    for _ in panels::columns(Panel::Instances).iter().skip(3) {
-        press(&mut state, "s");
+    press(&mut model, "ssss");
+    assert_eq!(ids(&model.rows(Panel::Instances)), ["w-2", "w-1"]);
+    assert!(frame(&model, 80, 24).contains("LOAD▾"));
+    press(&mut model, "r");
+    assert_eq!(ids(&model.rows(Panel::Instances)), ["w-1", "w-2"]);
+    assert!(frame(&model, 80, 24).contains("LOAD▴"));
+    press(&mut model, "r");
+    for _ in panel::columns(Panel::Instances).iter().skip(3) {
+        press(&mut model, "s");
     }
-    assert_eq!(state.order(Panel::Instances), (None, false));
+    assert_eq!(model.order(Panel::Instances), (None, false));
 }
 
 #[test]
 fn a_filter_leaves_what_contains_it() {
-    let mut state = state();
-    press(&mut state, "/RepQ");
-    state.press(Key::Backspace, 10);
-    assert!(frame(&state, 80, 24).contains("filter: Rep_"));
+    let mut model = model();
+    press(&mut model, "/RepQ");
+    model.press(Key::Backspace, 10);
+    assert!(frame(&model, 80, 24).contains("filter: Rep_"));
     assert_eq!(
-        ids(&state.rows(Panel::Streams)),
+        ids(&model.rows(Panel::Streams)),
         ["cb:events:report workers"]
     );
-    state.press(Key::Enter, 10);
+    model.press(Key::Enter, 10);
     // It is one panel's own, and Esc ends nothing else.
-    assert_eq!(state.rows(Panel::Instances).len(), 2);
-    assert_eq!(state.wish().filters, ["rep".to_owned(), String::new()]);
-    assert!(!state.press(Key::Escape, 10));
-    assert_eq!(state.rows(Panel::Streams).len(), 2);
-    assert!(!state.press(Key::Escape, 10));
-    press(&mut state, "/q");
-    assert!(state.press(Key::Interrupt, 10), "Ctrl-C ends it always");
+    assert_eq!(model.rows(Panel::Instances).len(), 2);
+    assert_eq!(model.wish().filters, ["rep".to_owned(), String::new()]);
+    assert!(!model.press(Key::Escape, 10));
+    assert_eq!(model.rows(Panel::Streams).len(), 2);
+    assert!(!model.press(Key::Escape, 10));
+    press(&mut model, "/q");
+    assert!(model.press(Key::Interrupt, 10), "Ctrl-C ends it always");
 }
 
 #[test]
 fn trouble_is_told_until_there_is_news() {
-    let mut state = state();
-    state.miss("connection refused".into(), Duration::from_secs(3));
-    state.misses(Duration::from_secs(75));
-    let shown = frame(&state, 120, 24);
+    let mut model = model();
+    model.miss("connection refused".into(), Duration::from_secs(3));
+    model.misses(Duration::from_secs(75));
+    let shown = frame(&model, 120, 24);
     for part in [
         "REDIS DOES NOT ANSWER for 1m15s  last news 2023-11-14T22:13:20.000Z",
         "connection refused; what is shown is old",
     ] {
         assert!(shown.contains(part), "{part} is not in\n{shown}");
     }
-    assert!(frame(&state, 80, 24).contains("REDIS DOES NOT ANSWER for 1m15s"));
-    press(&mut state, "p");
-    state.apply(sample(AT + 1_000));
-    assert!(!frame(&state, 80, 24).contains("NOT ANSWER"));
+    assert!(frame(&model, 80, 24).contains("REDIS DOES NOT ANSWER for 1m15s"));
+    press(&mut model, "p");
+    model.apply(sample(AT + 1_000));
+    assert!(!frame(&model, 80, 24).contains("NOT ANSWER"));
 }
 
 fn key() -> impl Strategy<Value = Key> {
@@ -398,12 +399,12 @@ proptest! {
         width in 0..220u16,
         height in 0..60u16,
     ) {
-        let mut state = Model::new("cb");
+        let mut model = Model::new("cb");
         let mut at = AT;
         for step in steps {
             match step {
                 Step::Press(key) => {
-                    if state.press(key, 5) {
+                    if model.press(key, 5) {
                         break;
                     }
                 }
@@ -412,12 +413,12 @@ proptest! {
                     let mut next = sample(at);
                     let names = (0..streams).map(|n| format!("cb:events:d{n}"));
                     next.streams = names.map(|key| stream(&key, added, added, pending)).collect();
-                    state.apply(next);
+                    model.apply(next);
                 }
             }
             for panel in Panel::ALL {
-                let rows = state.rows(panel);
-                let selected = state.selected(panel, &rows);
+                let rows = model.rows(panel);
+                let selected = model.selected(panel, &rows);
                 prop_assert_eq!(selected.is_none(), rows.is_empty());
                 prop_assert!(selected.is_none_or(|at| at < rows.len()));
                 for row in &rows {
@@ -429,46 +430,46 @@ proptest! {
                     }
                 }
             }
-            prop_assert_eq!(state.focus().is_some(), matches!(state.mode, Mode::Opened { .. }));
+            prop_assert_eq!(model.focus().is_some(), matches!(model.mode, Mode::Opened { .. }));
         }
         let area = Rect::new(0, 0, width, height);
         let mut buffer = Buffer::empty(area);
-        let drawn = draw::draw(&state, COLOURS, area, &mut buffer);
+        let drawn = draw::draw(&model, COLOURS, area, &mut buffer);
         prop_assert!(drawn.page <= usize::from(height));
     }
 }
 
 #[test]
 fn what_changes_something_is_said_first_and_done_with_y_only() {
-    let mut state = state();
-    state.panel = Panel::Instances;
-    let asked = |state: &mut Model, answer: char| {
-        state.press(Key::Char('d'), 10);
-        assert_eq!(state.mode, Mode::Asking);
-        let question = state.question().unwrap();
+    let mut model = model();
+    model.panel = Panel::Instances;
+    let asked = |model: &mut Model, answer: char| {
+        model.press(Key::Char('d'), 10);
+        assert_eq!(model.mode, Mode::Asking);
+        let question = model.question().unwrap();
         // Another sample asks no other question.
-        state.apply(sample(AT + 1000));
-        assert_eq!(state.question().as_ref(), Some(&question));
-        state.press(Key::Char(answer), 10);
-        assert_eq!(state.mode, Mode::Looking);
-        (question, state.take_act())
+        model.apply(sample(AT + 1000));
+        assert_eq!(model.question().as_ref(), Some(&question));
+        model.press(Key::Char(answer), 10);
+        assert_eq!(model.mode, Mode::Looking);
+        (question, model.take_act())
     };
-    state.acts = true;
+    model.acts = true;
     let drain = Act::Drain("w-1".into());
-    let (question, act) = asked(&mut state, 'y');
+    let (question, act) = asked(&mut model, 'y');
     assert!(question.starts_with("drain w-1? "), "{question}");
     assert_eq!(act, Some(drain));
-    assert_eq!(state.take_act(), None, "once");
+    assert_eq!(model.take_act(), None, "once");
     for other in ['n', 'd', 'q', ' '] {
-        assert_eq!(asked(&mut state, other).1, None, "{other}");
+        assert_eq!(asked(&mut model, other).1, None, "{other}");
     }
-    state.tell("w-1 drains".into());
-    assert!(frame(&state, 100, 20).contains("w-1 drains"));
+    model.tell("w-1 drains".into());
+    assert!(frame(&model, 100, 20).contains("w-1 drains"));
     // Where it may only look, and where the key means nothing.
-    state.panel = Panel::Streams;
-    state.press(Key::Char('d'), 10);
-    assert_eq!(state.mode, Mode::Looking);
-    (state.panel, state.acts) = (Panel::Instances, false);
-    state.press(Key::Char('d'), 10);
-    assert_eq!(state.mode, Mode::Looking);
+    model.panel = Panel::Streams;
+    model.press(Key::Char('d'), 10);
+    assert_eq!(model.mode, Mode::Looking);
+    (model.panel, model.acts) = (Panel::Instances, false);
+    model.press(Key::Char('d'), 10);
+    assert_eq!(model.mode, Mode::Looking);
 }

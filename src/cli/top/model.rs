@@ -4,7 +4,7 @@
 use super::act::Act;
 use super::flow::{Throughput, measured};
 use super::lately::{Lately, Marks};
-use super::panels;
+use super::panel::Panel;
 use super::row::Row;
 use super::sample::{Focus, LISTED, Sample, Wish};
 use crate::cli::output::number;
@@ -13,45 +13,6 @@ use convoke::operator::inspect::Stream;
 use convoke::protocol::keys::StreamKind;
 use std::collections::HashMap;
 use std::time::Duration;
-
-/// What can be looked at.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Panel {
-    #[default]
-    Streams,
-    Instances,
-    Handlers,
-    Tasks,
-    Batches,
-    Ballots,
-    Dead,
-}
-
-impl Panel {
-    /// In the order of their keys.
-    pub(super) const ALL: [Panel; 7] = [
-        Panel::Streams,
-        Panel::Instances,
-        Panel::Handlers,
-        Panel::Tasks,
-        Panel::Batches,
-        Panel::Ballots,
-        Panel::Dead,
-    ];
-
-    /// Its title.
-    pub(super) const fn title(self) -> &'static str {
-        match self {
-            Panel::Streams => "Streams",
-            Panel::Instances => "Instances",
-            Panel::Handlers => "Handlers",
-            Panel::Tasks => "Tasks",
-            Panel::Batches => "Batches",
-            Panel::Ballots => "Ballots",
-            Panel::Dead => "Dead",
-        }
-    }
-}
 
 /// What the keys mean now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -280,23 +241,6 @@ impl Model {
         let now = self.sample.as_ref();
         let now = now.and_then(|sample| Some((sample.at, sample.global.handlers.get(kind)?)));
         now.map_or_else(Lately::default, |(at, now)| self.marks.since(at, kind, now))
-    }
-
-    /// The rows of a panel that pass its filter, in its order.
-    pub(super) fn rows(&self, panel: Panel) -> Vec<Row> {
-        let view = &self.views[panel as usize];
-        let mut rows = panels::rows(self, panel);
-        if !view.filter.is_empty() {
-            let wanted = view.filter.to_lowercase();
-            rows.retain(|row| row.contains(&wanted));
-        }
-        if let Some(column) = view.sort {
-            rows.sort_by(|a, b| a.rank(column).compare(b.rank(column)));
-        }
-        if view.reversed {
-            rows.reverse();
-        }
-        rows
     }
 
     /// Where the selected one of these rows is; the first if it is gone.
