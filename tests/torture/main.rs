@@ -29,6 +29,7 @@ mod poison;
 mod power;
 mod repeats;
 mod rolling;
+mod schedules;
 mod server;
 mod soak;
 mod takeover;
