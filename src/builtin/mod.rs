@@ -21,6 +21,7 @@ use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::PatternStore;
 use crate::coordination::policies::Policies;
+use crate::coordination::repairs::Repairs;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
@@ -45,6 +46,7 @@ pub(crate) struct Services {
     pub(crate) patterns: PatternStore,
     pub(crate) policies: Policies,
     pub(crate) schedules: Schedules,
+    pub(crate) repairs: Repairs,
     /// Something may wait for this worker, or it has room again.
     pub(crate) nudged: Notify,
     pub(crate) configured: Configured,

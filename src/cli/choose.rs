@@ -11,6 +11,7 @@ pub(super) use moment::{Due, Moment, due, moment};
 pub(super) use streams::{Span, any_streams, named, short, stream_keys, streams};
 
 use clap::Args;
+pub(super) use convoke::operator::replay::wanted::fits;
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::json;
 use std::collections::BTreeSet;
@@ -127,7 +128,7 @@ impl What {
 
 /// Entry ids.
 #[derive(Clone, Debug)]
-pub(super) struct Ids(BTreeSet<EntryId>);
+pub(super) struct Ids(pub(crate) BTreeSet<EntryId>);
 
 /// Parses [`Ids`].
 fn ids(text: &str) -> Result<Ids, String> {
@@ -154,33 +155,4 @@ fn ids(text: &str) -> Result<Ids, String> {
         true => Err("no entry id is there".to_owned()),
         false => Ok(Ids(ids)),
     }
-}
-
-/// Whether the type is like the pattern.
-pub(super) fn fits(glob: &str, kind: &str) -> bool {
-    let (glob, kind) = (glob.as_bytes(), kind.as_bytes());
-    let (mut g, mut k) = (0, 0);
-    // Where to go on when what follows the last * did not fit.
-    let mut again: Option<(usize, usize)> = None;
-    while k < kind.len() {
-        match glob.get(g) {
-            Some(b'*') => {
-                again = Some((g, k));
-                g += 1;
-            }
-            Some(&b) if b == b'?' || b == kind[k] => {
-                g += 1;
-                k += 1;
-            }
-            _ => match again {
-                Some((star, from)) => {
-                    again = Some((star, from + 1));
-                    g = star + 1;
-                    k = from + 1;
-                }
-                None => return false,
-            },
-        }
-    }
-    glob[g..].iter().all(|&b| b == b'*')
 }

@@ -1,10 +1,11 @@
 //! `convoke replay`: publishes again what was published before.
 
+mod bar;
 mod edit;
 mod flags;
 mod mend;
-mod pace;
 mod planned;
+mod repair;
 mod source;
 mod tally;
 
@@ -13,19 +14,20 @@ pub(super) use flags::Flags;
 use super::confirm::confirm;
 use super::output::{Column, Table, count, number, span};
 use super::{Exit, Misuse, Session, output};
+use bar::bar;
 use convoke::connect::clock::whole_ms;
 use convoke::connect::connector::Pooled;
 use convoke::operator::replay::edit as edit_payload;
-use convoke::operator::replay::{Move, Operator, STEP_BYTES, Source, Step};
+use convoke::operator::replay::planning::Candidate;
+use convoke::operator::replay::{Move, Operator, Pace, Source, Step};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
-use flags::{Act, Command};
+use flags::{Act, Command, HandOver};
 use indicatif::ProgressBar;
 use mend::Program;
-use pace::{Pace, bar};
 use planned::{planned, row};
 use serde_json::{Map, Value, json};
-use source::{Candidate, From, Walk};
+use source::{From, Walk};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tally::Tally;
@@ -33,16 +35,21 @@ use tokio_util::sync::CancellationToken;
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let (from, act) = match flags.command {
-        Command::Dead(flags) => (From::Dead(flags.which), flags.act),
+    let (from, act, over) = match flags.command {
+        Command::Dead(flags) => (From::Dead(flags.which), flags.act, Some(flags.over)),
         Command::Pending(flags) => (
             From::Pending(flags.streams, flags.held, flags.filters),
             flags.act,
+            None,
         ),
         Command::Range(flags) => (
             From::Range(flags.streams, flags.group, flags.filters),
             flags.act,
+            None,
         ),
+        Command::Follow(flags) => return repair::follow(&session, &flags).await,
+        Command::List(_) => return repair::list(&session).await,
+        Command::Cancel(flags) => return repair::cancel(&session, &flags).await,
     };
     let operator = session.operator(act.run.as_deref())?;
     let mut connection = session.connector()?.pooled().await?;
@@ -55,6 +62,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         operator,
         walk,
         act,
+        over: over.filter(|over| over.detach),
     };
     replay.run().await
 }
@@ -67,6 +75,8 @@ struct Replay<'a> {
     operator: Operator,
     walk: Walk,
     act: Act,
+    /// How it is handed to the workers, if it is.
+    over: Option<HandOver>,
 }
 
 impl Replay<'_> {
@@ -90,6 +100,11 @@ impl Replay<'_> {
         if !confirm(&output::printable(&question), self.act.yes)? {
             output::complain_line("nothing was replayed");
             return Ok(Exit::Failed);
+        }
+        if let Some(over) = &self.over {
+            let (session, walk, act) = (self.session, &self.walk, &self.act);
+            let total = tally.chosen;
+            return repair::hand_over(session, walk, act, over, &self.operator, total).await;
         }
         self.go(tally.chosen, mended).await
     }
@@ -232,7 +247,7 @@ impl Replay<'_> {
                 if let Some(data) = &mended {
                     edit_payload(&mut candidate.act.fields, data, self.operator.by());
                 }
-                if !goes_with(&step, &candidate, pace.step) {
+                if !candidate.goes_with(&step, pace.step) {
                     self.step(&mut step, &mut done, &bar, &mut pace, &stop)
                         .await?;
                     if stop.is_cancelled() || done.stopped.is_some() {
@@ -396,17 +411,4 @@ impl Done {
     fn left_alone(&self) -> u64 {
         self.left.values().sum()
     }
-}
-
-/// Whether a candidate may be part of the same step.
-fn goes_with(step: &[Candidate], candidate: &Candidate, limit: usize) -> bool {
-    let bytes = |one: &Candidate| one.act.fields.iter().map(Vec::len).sum::<usize>();
-    let Some(first) = step.first() else {
-        return true;
-    };
-    let size = step.iter().map(bytes).sum::<usize>() + bytes(candidate);
-    step.len() < limit
-        && size <= STEP_BYTES
-        && first.stream == candidate.stream
-        && first.to == candidate.to
 }

@@ -17,6 +17,7 @@ mod outbox;
 pub mod own_report;
 pub mod patterns;
 pub mod policies;
+pub mod repairs;
 pub mod schedules;
 pub mod scripts;
 mod store;

@@ -59,7 +59,7 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
             format!("XADD {control} * type a.b"),
             &[WORKER, OPERATOR, PUBLISHER, INSTANCE],
         ),
-        (format!("XRANGE {events} - +"), &[OPERATOR, MONITOR]),
+        (format!("XRANGE {events} - +"), &[WORKER, OPERATOR, MONITOR]),
         (
             format!("XREADGROUP GROUP g c STREAMS {events} >"),
             &[WORKER],

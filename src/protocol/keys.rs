@@ -11,7 +11,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
-pub use control::{ScheduleKeys, TaskKeys};
+pub use control::{RepairKeys, ScheduleKeys, TaskKeys};
 pub use names::{
     MAX_NAME, MAX_TYPE, NameError, check_event_type, check_name, covers, domain_of, is_control,
     is_event_type, is_name, reserved_domain,
@@ -265,6 +265,16 @@ impl Keys {
     /// Marks an entry that was copied by a replay of a range.
     pub fn replayed(&self, domain: &str, partition: u16, entry: &str) -> String {
         format!("{}:{entry}", self.data("replayed", domain, partition))
+    }
+
+    /// How far a repair is among the dead letters of one stream: a hash in its slot, that lapses.
+    #[doc(hidden)]
+    pub fn repair_beside(&self, dead: &StreamName, repair: &str) -> String {
+        let rest = format_args!("repair:{}:{repair}", dead.part);
+        match dead.key.split_once('}') {
+            Some((tag, _)) if self.layout != Layout::Plain => format!("{tag}}}:{rest}"),
+            _ => self.control(rest),
+        }
     }
 
     /// Patterns for `SCAN` that find every key of the namespace.

@@ -18,6 +18,7 @@ use crate::coordination::instances::Instances;
 use crate::coordination::own_report::OwnReport;
 use crate::coordination::patterns::PatternStore;
 use crate::coordination::policies::Policies;
+use crate::coordination::repairs::Repairs;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
@@ -290,6 +291,7 @@ impl Builder {
             patterns: patterns.clone(),
             policies: policies.clone(),
             schedules: Schedules::new(connector.clone(), keys.clone()),
+            repairs: Repairs::new(connector.clone(), keys.clone()),
             nudged: Default::default(),
             configured: Configured::new(&settings),
         });

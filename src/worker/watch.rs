@@ -1,6 +1,6 @@
 //! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
 //! that were cancelled, or taken away, while they run here; and for the choice of
-//! another pattern, and for schedules and policies that somebody changed.
+//! another pattern, and for schedules, policies and repairs that somebody changed.
 
 use super::lanes::Triggers;
 use super::shared::Shared;
@@ -13,6 +13,7 @@ use crate::coordination::instances::orders;
 use crate::coordination::instances::roster::gone_in;
 use crate::coordination::patterns::{PatternStore, is_choice};
 use crate::coordination::policies::{self, Policies};
+use crate::coordination::repairs::{self, Repairs};
 use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::claim;
@@ -37,6 +38,7 @@ pub(super) struct Watch {
     pub patterns: PatternStore,
     pub schedules: Schedules,
     pub policies: Policies,
+    pub repairs: Repairs,
     pub id: String,
     /// Is told when something is ordered of this instance.
     pub ordered: Arc<Notify>,
@@ -69,6 +71,7 @@ impl Watch {
         self.ordered.notify_one();
         self.schedules.told();
         self.policies.told();
+        self.repairs.told();
         self.compare().await.or_else(|error| self.go_on(error))?;
         let mut compared = Instant::now();
         loop {
@@ -87,6 +90,9 @@ impl Watch {
                 }
                 if policies::is_change(entry) {
                     self.policies.told();
+                }
+                if repairs::is_change(entry) {
+                    self.repairs.told();
                 }
                 if schedules::is_change(entry) {
                     self.schedules.told();

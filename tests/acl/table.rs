@@ -354,6 +354,17 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
         all.insert(keys.claims(domain, 0, "w-1"));
     }
     let inbox = keys.inbox_route("w-1");
+    for dead in [
+        keys.dead("image", 0),
+        keys.dead("system", 0),
+        keys.dead("task", 0),
+        inbox.dead.clone(),
+    ] {
+        let dead = keys.stream_name(&dead).expect("a stream");
+        all.insert(keys.repair_beside(&dead, "r"));
+    }
+    let repairs = keys.repairs();
+    all.extend([repairs.plans, repairs.states]);
     all.extend([inbox.events, inbox.results, inbox.dead, inbox.delayed]);
     let tasks = keys.tasks();
     all.extend([

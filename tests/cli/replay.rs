@@ -1,6 +1,7 @@
 //! `convoke replay`.
 
 mod mended;
+mod repairs;
 
 use super::rig::{add, bury, deliver, entries, lines, names, register, say, text};
 use super::{convoke, run};

@@ -16,6 +16,7 @@ mod metrics;
 mod patterns;
 mod policies;
 mod register;
+mod repairs;
 mod schedules;
 mod sealed;
 mod stepped;

@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The scripts that add entries. Whoever writes another one has its entries added below.
-const SCRIPTS: [&str; 15] = [
+const SCRIPTS: [&str; 17] = [
     "add_quorum_vote.lua",
     "coordinate_batch.lua",
     "lead.lua",
@@ -24,6 +24,8 @@ const SCRIPTS: [&str; 15] = [
     "partition.lua",
     "policy_put.lua",
     "register.lua",
+    "repair_end.lua",
+    "repair_put.lua",
     "schedule_delete.lua",
     "schedule_fire.lua",
     "schedule_put.lua",
@@ -34,7 +36,7 @@ const SCRIPTS: [&str; 15] = [
 ];
 
 /// What they tell, and where.
-const TOLD: [&str; 22] = [
+const TOLD: [&str; 23] = [
     "batch.completed",
     "batch.progress",
     "batch.started",
@@ -49,6 +51,7 @@ const TOLD: [&str; 22] = [
     "policy.changed",
     "quorum.deadlocked",
     "quorum.decided",
+    "repair.changed",
     "schedule.changed",
     "schedule.missed",
     "task.assigned",
@@ -160,6 +163,10 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
     let paused = crate::policies::paused("for a test");
     let scope = crate::policies::scope("domain:mail");
     policies.set(&scope, &paused, None, "ann").await.unwrap();
+    let repairs = crate::repairs::repairs(&fleet);
+    let draft = crate::repairs::draft("r-1");
+    repairs.start(&draft, "ann").await.unwrap();
+    repairs.cancel("r-1", "bob").await.unwrap();
     let schedules = crate::schedules::schedules(&fleet);
     let wanted = crate::schedules::each_second("s-1", Missed::Once);
     schedules.put(&wanted, None, "ann").await.unwrap();

@@ -176,6 +176,16 @@ const BOUNDS: &[(&str, Bound)] = &[
     ),
     ("renew.lua", most(502, 10)),
     ("renew_batch.lua", most(5, 8)),
+    ("repair_end.lua", most(6, 12)),
+    ("repair_hold.lua", most(5, 5)),
+    (
+        "repair_put.lua",
+        Bound {
+            whole: &[("HGETALL", "100 states")],
+            ..most(12, 12)
+        },
+    ),
+    ("repair_step.lua", most(260, 90)),
     ("replay_dead.lua", most(155, 90)),
     ("replay_pending.lua", most(155, 90)),
     ("replay_range.lua", most(155, 90)),

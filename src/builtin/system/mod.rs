@@ -14,6 +14,7 @@ mod metrics;
 mod pattern;
 mod ping;
 mod policy;
+mod repair;
 mod report;
 mod schedule;
 mod workers;
@@ -147,6 +148,25 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new()
                 .stateful()
                 .describe("Has a worker run another number of handlers at a time."),
+        ),
+        Registration::new(
+            "system.repair.start",
+            repair::start,
+            Policy::new()
+                .stateful()
+                .describe("Has workers replay dead letters, and change them on their way."),
+        ),
+        Registration::new(
+            "system.repair.cancel",
+            repair::cancel,
+            Policy::new()
+                .stateful()
+                .describe("Ends that: what is not replayed stays where it is."),
+        ),
+        Registration::new(
+            "system.repair.list",
+            repair::list,
+            Policy::new().describe("Lists the repairs that run and the last ones, and how far each is."),
         ),
         Registration::new(
             "system.schedule.put",

@@ -1,9 +1,10 @@
 //! Changing events before they are published again: what they hold, by a program of the operator's.
 
 use super::flags::Act;
-use super::source::{Candidate, Walk};
+use super::source::Walk;
 use crate::cli::{Session, input};
 use convoke::operator::replay::edit;
+use convoke::operator::replay::planning::Candidate;
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::json;
 use futures_util::StreamExt;
@@ -54,7 +55,9 @@ impl Program {
             Ok(Some(data)) => {
                 edit(&mut candidate.act.fields, &data, &self.by);
                 let fields = &candidate.act.fields;
-                candidate.left = walk.check(&candidate.to, fields, candidate.replays);
+                candidate.left = walk
+                    .planner()
+                    .check(&candidate.to, fields, candidate.replays);
                 candidate.before = Some(before);
             }
             Err(why) => candidate.left = Some(format!("--edit-with: {why}")),

@@ -1,8 +1,8 @@
 //! What would happen, as a row and as JSON.
 
-use super::source::Candidate;
 use crate::cli::output::{Cell, FAINT};
 use crate::cli::payload;
+use convoke::operator::replay::planning::Candidate;
 use serde_json::{Map, Value, json};
 
 pub(super) fn row(candidate: &Candidate) -> Vec<Cell> {

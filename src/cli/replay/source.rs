@@ -3,25 +3,20 @@
 use super::super::choose;
 use super::super::choose::{Filters, Span};
 use super::super::dead::Which;
-use super::super::output;
 use super::super::pending::Held;
 use super::super::{Misuse, Session};
 use super::flags::Act;
 use convoke::coordination::instances::Instances;
 use convoke::operator::browse::{Contents, Pages, PendingPages, Sight};
 use convoke::operator::inspect;
-use convoke::operator::replay::{
-    self, Again, EDITED, Move, NoWayBack, Operator, REPLAYS, Source, WORDS,
-};
-use convoke::protocol::event::{Entry, EntryId, Event, Limits};
-use convoke::protocol::keys::{Keys, StreamKind, StreamName, domain_of};
+use convoke::operator::replay::planning::{Candidate, Planner, too_large};
+use convoke::operator::replay::{self, Operator, REPLAYS, Source};
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::protocol::keys::StreamKind;
 use convoke::streams::claim::Pending;
 use redis::aio::ConnectionLike;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
-
-/// Replays after which an event came back too often.
-pub(super) const TOO_OFTEN: u32 = 3;
 
 /// What is chosen from.
 pub(super) enum From {
@@ -30,36 +25,14 @@ pub(super) enum From {
     Range(Vec<String>, Option<String>, Filters),
 }
 
-/// An entry that the conditions fit.
-pub(super) struct Candidate {
-    /// The stream where it is.
-    pub(crate) stream: StreamName,
-    /// The stream that it goes to.
-    pub(crate) to: String,
-    /// Its type.
-    pub(crate) kind: String,
-    /// How often it has been replayed then.
-    pub(crate) replays: u32,
-    /// What will be done.
-    pub(crate) act: Move,
-    /// Its payload before a program mended it.
-    pub(crate) before: Option<Vec<u8>>,
-    /// Why it is left alone, if it is.
-    pub(crate) left: Option<String>,
-}
-
 /// Walks over all that fits, any number of times: what comes later is not met.
 pub(super) struct Walk {
     from: From,
-    keys: Keys,
-    limits: Limits,
+    planner: Planner,
     sight: Sight,
     group: String,
     bound: Duration,
-    force: bool,
     run: String,
-    /// The type that the events get, and who gives it to them.
-    to_type: Option<(String, String)>,
     instances: Instances,
     spans: Vec<Span>,
     at: usize,
@@ -113,17 +86,18 @@ impl Walk {
         };
         Ok(Self {
             from,
-            keys,
-            limits: session.settings.limits(),
+            planner: Planner {
+                keys,
+                limits: session.settings.limits(),
+                force: act.force,
+                to_type: act.to_type.clone(),
+                mends: act.mends()?,
+                by: operator.by().to_owned(),
+            },
             sight,
             group,
             bound: idle.unwrap_or(session.settings.claim_idle),
-            force: act.force,
             run: operator.run().to_owned(),
-            to_type: act
-                .to_type
-                .clone()
-                .map(|kind| (kind, operator.by().to_owned())),
             instances: session.instances()?,
             spans,
             at: 0,
@@ -232,61 +206,19 @@ impl Walk {
         }
     }
 
-    /// What holds for all sources: whether it is an event, and how often it came back.
-    pub(super) fn check(&self, to: &str, fields: &[Vec<u8>], replays: u32) -> Option<String> {
-        if fields.len() > WORDS {
-            return Some("it has too many fields".into());
-        }
-        if let Some((kind, _)) = &self.to_type
-            && !self.keys.runs_from(kind, to)
-        {
-            return Some(format!("{kind} does not run from {to}"));
-        }
-        if self.force {
-            return None;
-        }
-        if replays > TOO_OFTEN {
-            return Some(format!("replayed {TOO_OFTEN} times already (--force)"));
-        }
-        let entry = Entry::new(EntryId::default(), fields);
-        match Event::parse(entry, &self.limits, &self.keys, to) {
-            Ok(event) if !self.keys.runs_from(event.kind(), to) => Some(format!(
-                "no worker takes it: {} does not run from {to} (--force)",
-                event.kind()
-            )),
-            Ok(_) => None,
-            Err(bad) => Some(format!("no worker takes it: {} (--force)", bad.message)),
-        }
+    /// How events are changed on their way back.
+    pub(super) fn planner(&self) -> &Planner {
+        &self.planner
     }
 
-    fn candidate(
-        &self,
-        entry: &Entry,
-        to: String,
-        mut again: Again,
-        left: Option<String>,
-    ) -> Candidate {
-        let mut kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
-        if let Some((to_type, by)) = &self.to_type {
-            replay::set_field(&mut again.fields, "type", to_type.as_bytes());
-            replay::set_field(&mut again.fields, EDITED, by.as_bytes());
-            kind = to_type.into();
-        }
-        Candidate {
-            stream: self.spans[self.at].stream.clone(),
-            left: too_large(entry)
-                .or(left)
-                .or_else(|| self.check(&to, &again.fields, again.replays)),
-            to,
-            kind: kind.into_owned(),
-            replays: again.replays,
-            before: None,
-            act: Move {
-                entry: entry.id,
-                fields: again.fields,
-                pending: None,
-            },
-        }
+    /// Where it looks.
+    pub(super) fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    /// What is chosen from.
+    pub(super) fn from(&self) -> &From {
+        &self.from
     }
 
     fn dead(&self, page: Vec<Entry>) -> Vec<Candidate> {
@@ -298,36 +230,8 @@ impl Walk {
             .iter()
             .filter_map(|entry| Some((entry, which.fit(entry)?)));
         fitting
-            .map(|(entry, mut letter)| {
-                if let Some((to_type, _)) = &self.to_type {
-                    replay::set_field(&mut letter.fields, "type", to_type.as_bytes());
-                }
-                // What never stood on a stream by itself has no entry that could serve as its id.
-                let own_id = letter.entry.filter(|_| letter.attempts > 0);
-                let again = replay::again(&letter.fields, own_id, Source::Dead, self.now);
-                let way = replay::way_back(&self.keys, stream, &letter);
-                let (to, left) = match way.and_then(|to| self.of_type(to, stream)) {
-                    Ok(to) => (to, None),
-                    Err(why) => (String::new(), Some(why.to_string())),
-                };
-                self.candidate(entry, to, again, left)
-            })
+            .map(|(entry, letter)| self.planner.letter(stream, entry, letter, self.now))
             .collect()
-    }
-
-    /// The stream of the type that the events get: that of its domain.
-    fn of_type(&self, to: String, dead: &StreamName) -> Result<String, NoWayBack> {
-        let Some((kind, _)) = &self.to_type else {
-            return Ok(to);
-        };
-        if self.keys.runs_from(kind, &to) {
-            return Ok(to);
-        }
-        let to = self.keys.events(domain_of(kind), dead.partition);
-        match self.keys.share_slot(&to, &dead.key) {
-            true => Ok(to),
-            false => Err(NoWayBack::OtherSlot),
-        }
     }
 
     async fn range(
@@ -354,7 +258,7 @@ impl Walk {
             .filter(|e| filters.fit_id(e.id) && filters.fit(e));
         let fitting: Vec<&Entry> = fitting.collect();
         let ids: Vec<EntryId> = fitting.iter().map(|entry| entry.id).collect();
-        let copied = replay::copied(connection, &self.keys, stream, &ids).await?;
+        let copied = replay::copied(connection, &self.planner.keys, stream, &ids).await?;
         let pairs = fitting.into_iter().zip(copied);
         Ok(pairs
             .map(|(entry, copied)| {
@@ -362,7 +266,7 @@ impl Walk {
                     let text = entry.get(name).and_then(|v| std::str::from_utf8(v).ok());
                     text.and_then(|text| text.parse::<u32>().ok()).unwrap_or(0)
                 };
-                let named = self.force || filters.names(entry.id);
+                let named = self.planner.force || filters.names(entry.id);
                 let left = if entry.id > delivered {
                     Some("not delivered yet: it will run anyway")
                 } else if running.contains(&entry.id) {
@@ -373,13 +277,16 @@ impl Walk {
                 } else {
                     match copied {
                         Some(run) if run == self.run => Some("copied by this run already"),
-                        Some(_) if !self.force => Some("copied already in the last 24h (--force)"),
+                        Some(_) if !self.planner.force => {
+                            Some("copied already in the last 24h (--force)")
+                        }
                         _ => None,
                     }
                 };
                 let again = replay::again(&fields(entry), Some(entry.id), Source::Range, self.now);
-                let left = left.map(str::to_owned);
-                self.candidate(entry, stream.key.clone(), again, left)
+                let left = too_large(entry).or(left.map(str::to_owned));
+                let to = stream.key.clone();
+                self.planner.candidate(stream, entry, to, again, left)
             })
             .collect())
     }
@@ -397,7 +304,7 @@ impl Walk {
         owners.dedup();
         let gone = self.instances.gone_among(&owners).await?;
         let gone: HashMap<&str, ()> = gone.iter().map(|id| (id.as_str(), ())).collect();
-        let to = &self.spans[self.at].stream.key;
+        let stream = &self.spans[self.at].stream;
         let mut candidates = Vec::new();
         for (pending, entry) in pending.into_iter().zip(entries) {
             let is_there = entry.is_some();
@@ -405,7 +312,7 @@ impl Walk {
             if is_there && !filters.fit(&entry) {
                 continue;
             }
-            let needed = match self.force || gone.contains_key(pending.consumer.as_str()) {
+            let needed = match self.planner.force || gone.contains_key(pending.consumer.as_str()) {
                 true => Duration::ZERO,
                 false => self.bound,
             };
@@ -421,20 +328,13 @@ impl Walk {
                 None
             };
             let again = replay::again(&fields(&entry), Some(entry.id), Source::Pending, self.now);
-            let mut candidate = self.candidate(&entry, to.clone(), again, left);
+            let (to, left) = (stream.key.clone(), too_large(&entry).or(left));
+            let mut candidate = self.planner.candidate(stream, &entry, to, again, left);
             candidate.act.pending = Some((pending, needed));
             candidates.push(candidate);
         }
         Ok(candidates)
     }
-}
-
-/// Why an entry that is larger than any event is left alone: only a part of it was read.
-fn too_large(entry: &Entry) -> Option<String> {
-    let bytes = output::bytes(entry.cut()?);
-    Some(format!(
-        "too large: {bytes}, and no worker takes an event of that size"
-    ))
 }
 
 /// Names and values in turn.

@@ -1,7 +1,7 @@
 //! What a walk found, counted by type and by stream.
 
-use super::source::Candidate;
 use crate::cli::output::number;
+use convoke::operator::replay::planning::Candidate;
 use std::collections::BTreeMap;
 
 /// Types that a question names.

@@ -15,15 +15,26 @@
 //! Each step tells on the broadcast what it did: `operator.replayed`, `operator.dropped`.
 
 mod again;
+#[doc(hidden)]
+pub mod mending;
+mod pace;
+#[doc(hidden)]
+pub mod planning;
+#[doc(hidden)]
+pub mod repair;
 #[cfg(test)]
 mod tests;
+#[doc(hidden)]
+pub mod wanted;
 
 pub use crate::protocol::event::REPLAYS;
 pub use again::{Again, NoWayBack, Source, again, edit, set_field, way_back};
+#[doc(hidden)]
+pub use pace::Pace;
 
 use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
-use crate::connect::script::script;
+use crate::connect::script::{script, script_with};
 use crate::protocol::event::EntryId;
 use crate::protocol::keys::{Keys, StreamName};
 use crate::streams::claim::{CLAIMS_TTL, Pending};
@@ -34,7 +45,9 @@ use serde::Serialize;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-static DEAD: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_dead.lua")));
+const LETTERS: &str = include_str!("letters.lua");
+static DEAD: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[LETTERS], include_str!("replay_dead.lua")));
 static PENDING: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_pending.lua")));
 static RANGE: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_range.lua")));
 static DROP: LazyLock<Script> = LazyLock::new(|| script(include_str!("drop.lua")));

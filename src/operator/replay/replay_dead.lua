@@ -13,31 +13,6 @@
 -- Returns  {error, then for each entry its id as an event}: '' for one that was no dead letter any
 --          more. After an error (empty: none) nothing more was moved.
 -- Cost     O(entries)
-local answer, moved, at = { '' }, {}, 3
-local kind = redis.call('TYPE', KEYS[2]).ok
-if kind ~= 'none' and kind ~= 'stream' then
-  return { 'WRONGTYPE ' .. KEYS[2] .. ' holds a ' .. kind }
-end
-while at <= #ARGV do
-  local id, words = ARGV[at], tonumber(ARGV[at + 1])
-  local added = ''
-  if #redis.call('XRANGE', KEYS[1], id, id) > 0 then
-    added = redis.pcall('XADD', KEYS[2], '*', unpack(ARGV, at + 2, at + 1 + words))
-    if type(added) == 'table' and added.err then
-      answer[1] = added.err
-      break
-    end
-    redis.call('XDEL', KEYS[1], id)
-    moved[#moved + 1] = id
-  end
-  answer[#answer + 1] = added
-  at = at + 2 + words
-end
-if KEYS[3] and #moved > 0 then
-  local time = redis.call('TIME')
-  local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-  redis.call('XADD', KEYS[3], '*', 'type', 'operator.replayed', 'source', ARGV[2], 'time', now, 'data',
-    cmsgpack.pack({ run = ARGV[1], by = ARGV[2], from = 'dead', stream = KEYS[1], to = KEYS[2],
-      count = #moved, entries = moved }))
-end
+local answer, moved = move_letters(KEYS[1], KEYS[2], 3)
+tell_moved(KEYS[3], ARGV[1], ARGV[2], KEYS[1], KEYS[2], moved)
 return answer

@@ -40,6 +40,15 @@ pub struct ScheduleKeys {
     pub due: String,
 }
 
+/// Where repairs are, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepairKeys {
+    /// What each does: a hash.
+    pub plans: String,
+    /// Who does it, and whether it is done: a hash.
+    pub states: String,
+}
+
 impl Keys {
     /// One registered instance.
     pub fn instance(&self, id: &str) -> String {
@@ -164,6 +173,15 @@ impl Keys {
             events: part("events"),
             states: part("states"),
             due: part("due"),
+        }
+    }
+
+    /// Where repairs are. How far each is stands beside the streams of dead letters.
+    #[doc(hidden)]
+    pub fn repairs(&self) -> RepairKeys {
+        RepairKeys {
+            plans: self.control(format_args!("repairs")),
+            states: self.control(format_args!("repairs:states")),
         }
     }
 

@@ -15,6 +15,7 @@
 //! | `pauses`: reads the policies; releases what is parked and not paused any more | a third of the ttl, and when it is told; four times a second while something is paused |
 //! | `promote`: moves what is due from the delay queues | when it is due; looks for more twice to eight times a second |
 //! | `schedule`: stores the events of schedules whose tick is due | when one is due; looks for more every 5 s, and when it is told |
+//! | `repair`: replays dead letters that somebody had workers replay, if no other worker does | looks every 5 s, and when it is told |
 //! | `outbox`: on a cluster, moves what runs published into other slots | 5 ms when busy, else up to 200 ms |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
@@ -38,6 +39,7 @@ mod peers;
 mod promote;
 mod pulse;
 mod renew;
+mod repair;
 mod schedule;
 mod send;
 mod signs;
@@ -65,11 +67,13 @@ use crate::coordination::instances::{Instances, Registered, Seal};
 use crate::coordination::leader::Lead;
 use crate::coordination::patterns::PatternStore;
 use crate::coordination::policies::Policies;
+use crate::coordination::repairs::Repairs;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
 use crate::coordination::tasks::Tasks;
 use crate::handler::layers::circuit::CircuitChange;
 use crate::handler::progress::Tell;
+use crate::protocol::keys::Keys;
 use crate::settings::Settings;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -121,6 +125,7 @@ pub(super) struct Begun {
 /// What the duties share.
 struct Chores {
     settings: Settings,
+    keys: Keys,
     connector: Connector,
     instances: Instances,
     tasks: Tasks,
@@ -142,6 +147,7 @@ struct Chores {
     patterns: PatternStore,
     policies: Policies,
     schedules: Schedules,
+    repairs: Repairs,
     /// Something is ordered.
     ordered: Arc<Notify>,
     /// Handlers of the events of others that may run at a time, in all lanes.
@@ -191,12 +197,14 @@ impl Keeper {
         let standing = Standing::of(&begun.registering, begun.registered);
         let chores = Arc::new(Chores {
             settings: worker.settings.clone(),
+            keys: keys.clone(),
             instances: instances.judging_by(answers.clone()),
             tasks: Tasks::new(connector.clone(), keys.clone()),
             catalog: Catalog::new(connector.clone(), keys.clone()),
             leases: worker.leases.clone(),
             batches: Batches::new(connector.clone(), keys.clone()),
             schedules: Schedules::new(connector.clone(), keys.clone()),
+            repairs: Repairs::new(connector.clone(), keys.clone()),
             policies: worker.policies.by(connector.clone()),
             connector,
             lanes: lanes.shared().to_vec(),
@@ -321,6 +329,7 @@ impl Chores {
         duties.begin("obey", async |all| obey::run(&all).await);
         duties.begin("pauses", async |all| pauses::run(&all).await);
         duties.begin("schedule", async |all| schedule::run(&all).await);
+        duties.begin("repair", async |all| repair::run(&all).await);
         duties.begin("trim", async |all| trim::run(&all).await);
         duties.begin("stale", async |all| upkeep::look_for_stale(&all).await);
         duties.begin("claims", async |all| upkeep::keep_claims(&all).await);
@@ -359,6 +368,7 @@ impl Chores {
             patterns: self.patterns.clone(),
             schedules: self.schedules.clone(),
             policies: self.policies.clone(),
+            repairs: self.repairs.clone(),
             id: self.id().to_owned(),
             ordered: self.ordered.clone(),
             compare: self.settings.heartbeat_ttl,

@@ -11,6 +11,7 @@ use convoke::coordination::batches::batch::{BatchPlan, MAX_FAILURES, MAX_ITEMS, 
 use convoke::coordination::batches::{Acquired, Advanced, FinishedItem};
 use convoke::coordination::instances::orders::{self, What, Whom};
 use convoke::coordination::limits::RateLimits;
+use convoke::coordination::repairs::{MAX_REPAIRS, Right};
 use convoke::coordination::schedules::Missed;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::protocol::rate::Rate;
@@ -53,6 +54,27 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
                 policies.set(&scope, &paused, None, "ann").await.unwrap();
             }
             policies.clear(&scope, &[], None, "ann").await.unwrap();
+        })
+        .await;
+    let repairs = crate::repairs::repairs(fleet);
+    for n in 1..MAX_REPAIRS {
+        let draft = crate::repairs::draft(&format!("r-{n}"));
+        repairs.start(&draft, "ann").await.unwrap();
+    }
+    repairs.cancel("r-9", "ann").await.unwrap();
+    meter
+        .of(&fleet.redis, async {
+            for n in 0..2 {
+                let mut draft = crate::repairs::draft(&format!("s-{n}"));
+                draft.why = "x".repeat(256);
+                repairs.start(&draft, "ann").await.unwrap();
+            }
+            let lease = Duration::from_secs(9);
+            let held = repairs.take("s-0", "w-1", lease).await.unwrap();
+            assert_eq!(held, Right::Held(1));
+            let note = "x".repeat(256);
+            repairs.keep("s-0", "w-1", 1, lease, &note).await.unwrap();
+            repairs.finish("s-0", "w-1", 1).await.unwrap();
         })
         .await;
     let schedules = crate::schedules::schedules(fleet);

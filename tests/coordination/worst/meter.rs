@@ -10,7 +10,8 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub(super) const PARTS: [&str; 9] = [
+pub(super) const PARTS: [&str; 10] = [
+    "letters.lua",
     "places.lua",
     "decoded.lua",
     "suspects.lua",

@@ -13,6 +13,8 @@ use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::operator::delayed::{DelayedChange, DelayedPages, Queue};
+use convoke::operator::replay::planning::Candidate;
+use convoke::operator::replay::repair::{RepairStep, Stepped};
 use convoke::operator::replay::{Move, Operator, STEP, WORDS};
 use convoke::protocol::event::EntryId;
 use convoke::settings::RedisUrl;
@@ -406,7 +408,8 @@ async fn replays(meter: &mut Meter) {
     let mut bus = Bus::start().await;
     let operator = Operator::new(bus.keys.clone(), "run-1", "ada@desk");
     let mut connection = bus.redis.connection_for(users::OPERATOR).await;
-    for ms in 1..=2 * STEP {
+    let mut of_worker = bus.redis.connection_for(users::WORKER).await;
+    for ms in 1..=3 * STEP {
         let add = format!("XADD {DEAD} {ms}-1 type image.made deadreason internal");
         bus.run(&add).await;
     }
@@ -427,6 +430,21 @@ async fn replays(meter: &mut Meter) {
     let dead: Vec<Move> = (1..=STEP).map(|ms| one(id(ms), None)).collect();
     let seen = pending.iter();
     let seen: Vec<Move> = seen.map(|is| one(is.id, Some(is.clone()))).collect();
+    let repaired = (2 * STEP + 1..=3 * STEP).map(|ms| one(id(ms), None));
+    let name = bus.keys.stream_name(DEAD).unwrap();
+    let candidate = |act: Move, left: Option<String>| Candidate {
+        stream: name.clone(),
+        to: EVENTS.into(),
+        kind: "image.made".into(),
+        replays: 1,
+        act,
+        before: None,
+        left,
+    };
+    let repaired: Vec<Candidate> = repaired.map(|act| candidate(act, None)).collect();
+    let left =
+        (0..40).map(|n| candidate(one(id(1), None), Some(format!("{n} {}", "x".repeat(200)))));
+    let left: Vec<Candidate> = left.collect();
     let dropped: Vec<EntryId> = (STEP + 1..=2 * STEP).map(id).collect();
     let stream = bus.keys.stream_name(EVENTS).unwrap();
     let redis = &bus.redis;
@@ -443,6 +461,16 @@ async fn replays(meter: &mut Meter) {
                 .replay_range(connection, &stream, &dead, false)
                 .await;
             assert_eq!(moved.unwrap().moved.len(), STEP);
+            let step = RepairStep {
+                dead: &name,
+                fence: 1,
+                before: None,
+                after: id(3 * STEP),
+                left: &left,
+                moves: &repaired,
+            };
+            let stepped = operator.step_repair(&mut of_worker, step).await.unwrap();
+            assert!(matches!(stepped, Stepped::Done(done) if done.replayed == STEP as u64));
             let gone = operator.drop_dead(connection, DEAD, &dropped).await;
             assert_eq!(gone.unwrap().len(), STEP);
         })
