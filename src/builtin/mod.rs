@@ -26,6 +26,7 @@ use crate::coordination::schedules::Schedules;
 use crate::coordination::tasks::Tasks;
 use crate::coordination::view::View;
 use crate::handler::router::Registration;
+use crate::streams::cancel::Canceller;
 use rmpv::Value;
 use services::Configured;
 use system::batch_process::Runner;
@@ -47,6 +48,7 @@ pub(crate) struct Services {
     pub(crate) policies: Policies,
     pub(crate) schedules: Schedules,
     pub(crate) repairs: Repairs,
+    pub(crate) canceller: Canceller,
     /// Something may wait for this worker, or it has room again.
     pub(crate) nudged: Notify,
     pub(crate) configured: Configured,

@@ -2,6 +2,7 @@
 
 mod batch;
 mod bench;
+mod cancel;
 mod choose;
 mod completions;
 mod confirm;
@@ -167,6 +168,7 @@ enum Command {
     Pause(policy::Pause),
     Resume(policy::Resume),
     Policy(policy::Flags),
+    Cancel(cancel::Flags),
     Drain(drain::Drain),
     Quiet(drain::Quiet),
     Scale(drain::Scale),
@@ -287,6 +289,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Pause(flags) => runtime()?.block_on(policy::pause(session, flags)),
         Command::Resume(flags) => runtime()?.block_on(policy::resume(session, flags)),
         Command::Policy(flags) => runtime()?.block_on(policy::run(session, flags)),
+        Command::Cancel(flags) => runtime()?.block_on(cancel::run(session, flags)),
         Command::Drain(flags) => runtime()?.block_on(drain::drain(session, flags)),
         Command::Quiet(flags) => runtime()?.block_on(drain::quiet(session, flags)),
         Command::Scale(flags) => runtime()?.block_on(drain::scale(session, flags)),
@@ -350,6 +353,7 @@ impl Session {
                     | Command::Pause(_)
                     | Command::Resume(_)
                     | Command::Policy(_)
+                    | Command::Cancel(_)
                     | Command::Drain(_)
                     | Command::Quiet(_)
                     | Command::Scale(_)

@@ -26,10 +26,14 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// How long an event waits whose run was given no connection.
 const AWAY: Duration = Duration::from_millis(500);
+
+/// How long a run has to end by itself once its event was cancelled.
+const CLEANS_UP: Duration = Duration::from_secs(2);
 
 /// State by type: what a worker was built with and its handlers share.
 #[derive(Clone, Default)]
@@ -114,6 +118,10 @@ struct Call {
     /// What the handler published; `None` once the run has ended.
     outbox: Mutex<Option<Vec<Publication>>>,
     cancelled: OnceLock<CancellationToken>,
+    /// Why the event is cancelled.
+    void: OnceLock<Arc<str>>,
+    /// Is told when it is.
+    voided: Notify,
     /// What the cache answers, found before the run began.
     answer: OnceLock<Vec<u8>>,
     deliveries: OnceLock<u32>,
@@ -149,6 +157,8 @@ impl Context {
             inbox,
             outbox: Mutex::new(Some(Vec::new())),
             cancelled: OnceLock::new(),
+            void: OnceLock::new(),
+            voided: Notify::new(),
             answer: OnceLock::new(),
             deliveries: OnceLock::new(),
             told: Told::default(),
@@ -376,14 +386,37 @@ impl Context {
         self
     }
 
-    /// Is cancelled when the run cannot be committed any more (its lease was lost), or when the
-    /// worker's drain time is over. A handler that runs long watches it.
+    /// Is cancelled when the run cannot be committed any more (its lease was lost, or its event was
+    /// [cancelled](Self::cancel_reason)), or when the worker's drain time is over. A handler that runs long watches it.
     ///
     /// Where the handler blocks ([`Policy::blocking`](crate::Policy::blocking)) it is cancelled too when the run's time
     /// is over and when the worker is dropped: nothing else reaches a thread that blocks.
     pub fn cancellation(&self) -> &CancellationToken {
         let run = || self.0.cancelled.get_or_init(CancellationToken::new);
         self.1.as_ref().unwrap_or_else(run)
+    }
+
+    /// Why the event is cancelled, and by whom, if somebody did that while it runs: then [`cancellation`](Self::cancellation)
+    /// is cancelled too, and nothing of this run is committed. A run that does not end by itself within 2 s is dropped, unless it is a batch's.
+    pub fn cancel_reason(&self) -> Option<&str> {
+        self.0.void.get().map(|why| &**why)
+    }
+
+    /// Notes why the event is cancelled. Before its cancellation is told.
+    pub(crate) fn void(&self, why: &Arc<str>) {
+        if self.0.void.set(why.clone()).is_ok() {
+            self.0.voided.notify_one();
+        }
+    }
+
+    /// Ends when the event was cancelled and the run had time to end by itself; never otherwise. For who runs it.
+    pub(crate) async fn given_up(&self) -> HandlerError {
+        self.0.voided.notified().await;
+        tokio::time::sleep(CLEANS_UP).await;
+        HandlerError::new(
+            Code::Cancelled,
+            self.cancel_reason().unwrap_or_default().to_owned(),
+        )
     }
 
     /// The same run's context for one call of the handler, whose cancellation may come before the run's.

@@ -67,11 +67,13 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
         (format!("XTRIM {events} MAXLEN 0"), &[WORKER]),
         (format!("XGROUP DESTROY {events} g"), &[OPERATOR]),
         (format!("XGROUP SETID {events} g 0"), &[OPERATOR]),
+        (format!("XDEL {events} 1-1"), &[WORKER, OPERATOR]),
         (format!("DEL {events}"), &[WORKER]),
         (format!("SET {control} x"), &[WORKER]),
         (format!("DEL {delayed}"), &[WORKER]),
         (format!("ZREM {delayed} m"), &[WORKER, OPERATOR]),
         (format!("PEXPIRE {delayed} 1"), &[WORKER]),
+        (format!("XADD {dead} * type a.b"), &[WORKER, OPERATOR]),
         (format!("XDEL {dead} 1-1"), &[WORKER, OPERATOR]),
         (format!("DEL {dead}"), &[WORKER]),
         (

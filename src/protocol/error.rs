@@ -37,11 +37,13 @@ pub enum Code {
     DeadlineExceeded,
     /// The handler failed or panicked.
     Internal,
+    /// Somebody cancelled the event.
+    Cancelled,
 }
 
 impl Code {
     /// Every code, in the protocol's order.
-    pub const ALL: [Code; 11] = [
+    pub const ALL: [Code; 12] = [
         Code::InvalidArgument,
         Code::Unimplemented,
         Code::NotFound,
@@ -53,6 +55,7 @@ impl Code {
         Code::Unavailable,
         Code::DeadlineExceeded,
         Code::Internal,
+        Code::Cancelled,
     ];
 
     /// The name on the bus.
@@ -69,6 +72,7 @@ impl Code {
             Code::Unavailable => "unavailable",
             Code::DeadlineExceeded => "deadline_exceeded",
             Code::Internal => "internal",
+            Code::Cancelled => "cancelled",
         }
     }
 

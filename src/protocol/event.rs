@@ -15,6 +15,7 @@ pub use crate::protocol::entry::{Entry, EntryId, ParseEntryIdError};
 pub use fields::LATEST;
 pub(crate) use fields::check;
 pub use malformed::Malformed;
+pub(crate) use payload::in_kind;
 pub use payload::{JSON, is_json, payload_of};
 
 use crate::protocol::keys;

@@ -190,6 +190,11 @@ impl Keys {
         format!("{}:{name}:{id}", self.data("said", domain, partition))
     }
 
+    /// The note that an event was cancelled, by its id or its entry.
+    pub fn cancelled(&self, domain: &str, partition: u16, id: &str) -> String {
+        format!("{}:{id}", self.data("cancelled", domain, partition))
+    }
+
     /// The keys of one domain's partition.
     #[doc(hidden)]
     pub fn route(&self, domain: &str, partition: u16) -> StreamKeys {

@@ -5,6 +5,7 @@ use crate::client::{Client, ClientOptions};
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::protocol::keys::NameError;
+use crate::streams::cancel::CancellerOptions;
 
 /// Pooled connections of a client: it publishes and reads replies on connections of its own.
 const POOL: usize = 1;
@@ -25,6 +26,18 @@ pub enum ConnectError {
     /// The server cannot be reached.
     #[error("{0}")]
     Unreachable(String),
+}
+
+impl From<&Settings> for CancellerOptions {
+    fn from(settings: &Settings) -> Self {
+        Self {
+            group: settings.group.clone(),
+            limits: settings.limits(),
+            dedup_window: settings.dedup_window,
+            reply_ttl: settings.reply_ttl,
+            reply_history: settings.stream_history,
+        }
+    }
 }
 
 impl Client {

@@ -1,5 +1,6 @@
 //! The worker's half of the bus: what is done with a stream's entries, each rule with its scripts.
 
+pub mod cancel;
 pub mod claim;
 pub mod commit;
 pub mod delay;

@@ -30,6 +30,7 @@ use crate::handler::policy::{Policy, PolicyError};
 use crate::handler::router::Registration;
 use crate::protocol::keys::{self, LEDGER_GROUP, NameError};
 use crate::settings::{RedisUrl, SettingError, Settings};
+use crate::streams::cancel::Canceller;
 use crate::telemetry::{self, Telemetry};
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -292,6 +293,7 @@ impl Builder {
             policies: policies.clone(),
             schedules: Schedules::new(connector.clone(), keys.clone()),
             repairs: Repairs::new(connector.clone(), keys.clone()),
+            canceller: Canceller::new(connector.clone(), keys.clone(), &settings),
             nudged: Default::default(),
             configured: Configured::new(&settings),
         });

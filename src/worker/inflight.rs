@@ -8,6 +8,8 @@ use crate::protocol::event::EntryId;
 use crate::streams::commit::Receipt;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::task::AbortHandle;
@@ -36,6 +38,8 @@ struct Held {
     renewed: Instant,
     /// Someone else owns the entry now.
     lost: bool,
+    /// Why the event is cancelled.
+    void: Option<Arc<str>>,
     doing: Doing,
 }
 
@@ -58,6 +62,9 @@ enum Doing {
 impl Held {
     fn cancel(&self) {
         if let Doing::Runs { context, .. } = &self.doing {
+            if let Some(why) = &self.void {
+                context.void(why);
+            }
             context.cancellation().cancel();
         }
     }
@@ -65,11 +72,15 @@ impl Held {
 
 /// The deliveries that a lane holds, shared with whoever renews their leases.
 #[derive(Debug, Default)]
-pub(super) struct InFlight(Mutex<HashMap<Key, Held, RandomState>>);
+pub(super) struct InFlight {
+    held: Mutex<HashMap<Key, Held, RandomState>>,
+    /// Whether one was ever taken away by somebody who cancelled its event.
+    voided: AtomicBool,
+}
 
 impl InFlight {
     fn held(&self) -> MutexGuard<'_, HashMap<Key, Held, RandomState>> {
-        locked(&self.0)
+        locked(&self.held)
     }
 
     /// How many.
@@ -94,11 +105,13 @@ impl InFlight {
             let new = Held {
                 renewed,
                 lost: false,
+                void: None,
                 doing: Doing::Nothing,
             };
             let key = Key::from(&delivery.receipt());
             if let Some(held) = held.get_mut(&key) {
                 held.lost = false;
+                held.void = None;
                 held.renewed = renewed;
                 return false;
             }
@@ -123,6 +136,10 @@ impl InFlight {
                 context,
                 task,
             };
+            // Its event was cancelled in the moment in which it began.
+            if held.void.is_some() {
+                held.cancel();
+            }
         }
     }
 
@@ -138,6 +155,36 @@ impl InFlight {
         self.held()
             .get(&receipt.into())
             .is_some_and(|held| held.lost)
+    }
+
+    /// Whether an event may have been cancelled since it was read.
+    pub(super) fn has_voided(&self) -> bool {
+        self.voided.load(Ordering::Acquire)
+    }
+
+    /// Notes that an event was taken away, for that reason, by somebody who cancelled it: it does not begin, and its run
+    /// is cancelled. Whether it is here.
+    pub(super) fn void(&self, stream: usize, entry: EntryId, why: &str) -> bool {
+        let mut all = self.held();
+        let mut found = false;
+        let here = all.iter_mut();
+        for (_, held) in here.filter(|(key, _)| key.stream == stream && key.entry == entry) {
+            found = true;
+            held.lost = true;
+            held.void.get_or_insert_with(|| why.into());
+            held.cancel();
+        }
+        if found {
+            self.voided.store(true, Ordering::Release);
+        }
+        found
+    }
+
+    /// Whether the event of that delivery was cancelled.
+    pub(super) fn is_void(&self, receipt: &Receipt) -> bool {
+        let held = self.held();
+        held.get(&receipt.into())
+            .is_some_and(|held| held.void.is_some())
     }
 
     /// Whether a lease that is not known to be lost was renewed last before that moment.

@@ -363,12 +363,16 @@ impl Lane {
             .fetch_add(report.committed, Ordering::Relaxed);
         counts.retried.fetch_add(report.retried, Ordering::Relaxed);
         counts.dead.fetch_add(report.dead, Ordering::Relaxed);
-        counts.fenced.fetch_add(report.fenced, Ordering::Relaxed);
-        if report.fenced > 0 {
+        let void = report.unwritten.iter();
+        let void = void.filter(|receipt| self.is_void(receipt)).count() as u64;
+        counts.cancelled.fetch_add(void, Ordering::Relaxed);
+        let fenced = report.fenced.saturating_sub(void);
+        counts.fenced.fetch_add(fenced, Ordering::Relaxed);
+        if fenced > 0 {
             tracing::info!(
                 lane = self.shared.name,
-                entries = report.fenced,
-                "outcomes discarded: someone else owns the entries now"
+                entries = fenced,
+                "outcomes discarded: someone else owns the entries now, or their events were cancelled"
             );
         }
         if let Some((receipt, why)) = report.refused.first() {

@@ -398,6 +398,7 @@ impl Lanes {
             let counts = &lane.counts;
             totals.committed += counts.committed.load(Ordering::Relaxed);
             totals.fenced += counts.fenced.load(Ordering::Relaxed);
+            totals.cancelled += counts.cancelled.load(Ordering::Relaxed);
             totals.taken += counts.taken.load(Ordering::Relaxed);
             totals.expired += counts.expired.load(Ordering::Relaxed);
             totals.ignored += counts.ignored.load(Ordering::Relaxed);
@@ -412,6 +413,7 @@ impl Lanes {
 pub(super) struct Totals {
     committed: u64,
     fenced: u64,
+    cancelled: u64,
     taken: u64,
     expired: u64,
     ignored: u64,
@@ -423,6 +425,7 @@ impl fmt::Display for Totals {
         let Self {
             committed,
             fenced,
+            cancelled,
             taken,
             expired,
             ignored,
@@ -430,7 +433,7 @@ impl fmt::Display for Totals {
         } = self;
         write!(
             f,
-            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {expired} past their deadline, {ignored} ignored, {repeats} added before"
+            "{committed} committed, {taken} taken over, {fenced} outcomes discarded, {cancelled} cancelled, {expired} past their deadline, {ignored} ignored, {repeats} added before"
         )
     }
 }

@@ -6,8 +6,7 @@ use crate::handler::function::{Encoded, encode};
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::dead::{DeadLetter, POISON};
 use crate::protocol::error::{Code, HandlerError, Refusal};
-use crate::protocol::event::{Event, JSON, Malformed, is_json};
-use crate::protocol::json;
+use crate::protocol::event::{Event, Malformed, in_kind, is_json};
 use crate::protocol::msgpack::{self, PayloadLimits};
 use crate::streams::commit::{Disposition, Note, Publication, Receipt, ReplyEntry, Settlement};
 use crate::streams::first::{Firsts, Said};
@@ -336,15 +335,6 @@ fn reply_to(event: &Event, status: &'static str, data: Encoded) -> ReplyEntry {
         status,
         data,
         content,
-    }
-}
-
-/// A payload for somebody who writes JSON, or MessagePack.
-pub(super) fn in_kind(data: Encoded, as_json: bool) -> (Encoded, Option<&'static str>) {
-    let text = as_json.then(|| json::to_json(&data));
-    match text {
-        Some(Ok(value)) => (value.to_string().into_bytes(), Some(JSON)),
-        _ => (data, None),
     }
 }
 

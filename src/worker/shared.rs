@@ -58,6 +58,8 @@ pub(super) struct Counts {
     pub committed: AtomicU64,
     /// Outcomes discarded since someone else owned the entry.
     pub fenced: AtomicU64,
+    /// Events that were cancelled while they were in hand.
+    pub cancelled: AtomicU64,
     /// Entries that were delivered before, to whomever.
     pub taken: AtomicU64,
     /// Events dropped since their deadline had passed.

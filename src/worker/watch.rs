@@ -1,5 +1,5 @@
 //! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
-//! that were cancelled, or taken away, while they run here; and for the choice of
+//! and events that were cancelled, or taken away, while they run here; and for the choice of
 //! another pattern, and for schedules, policies and repairs that somebody changed.
 
 use super::lanes::Triggers;
@@ -16,6 +16,7 @@ use crate::coordination::policies::{self, Policies};
 use crate::coordination::repairs::{self, Repairs};
 use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
+use crate::streams::cancel::{Taken, taken_in};
 use crate::streams::claim;
 use crate::streams::read;
 use redis::aio::ConnectionLike;
@@ -100,6 +101,9 @@ impl Watch {
                 if let Some(task) = ended_in(entry) {
                     self.cancel(&task);
                 }
+                if let Some(taken) = taken_in(entry) {
+                    self.void(&taken);
+                }
             }
             if !gone.is_empty() {
                 // A fact may be old: whoever is back by now keeps what it holds.
@@ -136,6 +140,28 @@ impl Watch {
         for lane in self.lanes.iter().filter(|lane| lane.inbox.is_some()) {
             if lane.instance() == task.instance {
                 lane.inflight.cancel(&task.event_id());
+            }
+        }
+    }
+
+    /// Has an event that was taken away here not begin, or its run end. What it still does is discarded anyway.
+    fn void(&self, taken: &Taken) {
+        let Some(entry) = taken.entry() else {
+            return;
+        };
+        for lane in self
+            .lanes
+            .iter()
+            .filter(|lane| lane.instance() == taken.instance)
+        {
+            let stream = lane
+                .routes
+                .iter()
+                .position(|route| route.events == taken.stream);
+            if let Some(stream) = stream
+                && lane.inflight.void(stream, entry, &taken.why())
+            {
+                tracing::info!(stream = taken.stream, %entry, by = taken.by, reason = taken.reason, "an event that was in hand is cancelled");
             }
         }
     }

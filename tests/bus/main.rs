@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cancel;
 mod claim;
 mod commit;
 mod commit_one;

@@ -7,6 +7,7 @@ mod support;
 
 mod batch;
 mod bench;
+mod cancel;
 mod coordination;
 mod dead;
 mod delayed;

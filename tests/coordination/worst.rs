@@ -74,6 +74,21 @@ const BOUNDS: &[(&str, Bound)] = &[
         },
     ),
     ("assign_task_with_load_balancing.lua", of_tasks(450, 1000)),
+    (
+        "cancel.lua",
+        Bound {
+            whole: &[("XINFO", "the groups of one stream")],
+            ..most(40, 90)
+        },
+    ),
+    (
+        "cancel_find.lua",
+        Bound {
+            whole: &[("XINFO", "the groups of one stream")],
+            ..most(560, 70)
+        },
+    ),
+    ("cancel_parked.lua", most(502, 6)),
     ("capable.lua", most(3, 130)),
     ("census.lua", most(16, 600)),
     (

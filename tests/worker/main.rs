@@ -13,6 +13,7 @@ mod batch_handlers;
 mod batch_takeover;
 mod batches;
 mod blocking;
+mod cancel;
 mod clocks;
 mod cores;
 mod doubt;

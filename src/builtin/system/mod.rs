@@ -1,6 +1,7 @@
 //! The `system.*` events ([protocol](crate::docs::protocol#system-events)).
 
 pub mod batch_process;
+mod cancel;
 mod discover;
 mod get_state;
 pub(crate) mod health;
@@ -134,6 +135,13 @@ pub fn registrations() -> Vec<Registration> {
             "system.policy.get",
             policy::get,
             Policy::new().describe("Lists what operators ask of types, domains and subjects."),
+        ),
+        Registration::new(
+            "system.cancel",
+            cancel::cancel,
+            Policy::new().stateful().describe(
+                "Cancels an event that waits, is delayed or runs; whoever asked for it is told.",
+            ),
         ),
         Registration::new(
             "system.drain",

@@ -15,6 +15,7 @@ use convoke::protocol::event::{Entry, EntryId, LAST_ERROR, payload_of};
 use convoke::protocol::json;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use convoke::streams::claim;
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Places that are looked at for events.
@@ -352,11 +353,14 @@ impl<'a> Gathering<'a> {
             }
             for entry in page {
                 let kind = text(&entry, "type").unwrap_or_default();
+                let data = payload_of(&entry).and_then(|data| json::to_json(&data).ok());
+                let data = data.unwrap_or_default();
+                if kind == "event.cancelled" {
+                    self.cancellation(&entry, &data, &broadcast);
+                }
                 let Some(verb) = kind.strip_prefix("operator.") else {
                     continue;
                 };
-                let data = payload_of(&entry).and_then(|data| json::to_json(&data).ok());
-                let data = data.unwrap_or_default();
                 let names = data["entries"].as_array().into_iter().flatten();
                 let place = data["stream"].as_str().unwrap_or_default();
                 let meant: BTreeSet<String> = names
@@ -383,6 +387,24 @@ impl<'a> Gathering<'a> {
                 }
             }
         }
+    }
+
+    /// A cancellation, which may have left nothing else of its event.
+    fn cancellation(&mut self, fact: &Entry, data: &Value, broadcast: &str) {
+        let said = |name: &str| data[name].as_str().unwrap_or_default();
+        let (id, entry) = (said("id"), said("entry"));
+        let place = (said("stream").to_owned(), entry.to_owned());
+        let named = self.flags.id.as_deref();
+        if !self.named.contains_key(&place) && named != Some(id) && named != Some(entry) {
+            return;
+        }
+        let mut told = format!("cancelled while {} by {}", said("state"), said("by"));
+        if !said("reason").is_empty() {
+            told.push_str(&format!(": {}", said("reason")));
+        }
+        let by = Some(said("by").to_owned());
+        let step = Step::new(Deed::Operated, fact.id.ms, id, broadcast, told);
+        self.add(step.entry(fact.id).by(by));
     }
 
     /// The streams of that kind of the domains that are meant.

@@ -155,9 +155,11 @@ fn verdict(result: &Result<Encoded, HandlerError>) -> Verdict {
         | Code::FailedPrecondition
         | Code::PermissionDenied => Verdict::Good,
         // The event's own fault, or someone else's.
-        Code::InvalidArgument | Code::Unimplemented | Code::Aborted | Code::ResourceExhausted => {
-            Verdict::None
-        }
+        Code::InvalidArgument
+        | Code::Unimplemented
+        | Code::Aborted
+        | Code::ResourceExhausted
+        | Code::Cancelled => Verdict::None,
     }
 }
 

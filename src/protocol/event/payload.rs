@@ -37,6 +37,15 @@ pub fn is_json(entry: &Entry) -> bool {
     entry.get(KNOWN[CONTENT_TYPE]) == Some(JSON.as_bytes())
 }
 
+/// A payload for somebody who writes JSON, or MessagePack; and what it is then.
+pub(crate) fn in_kind(data: Vec<u8>, as_json: bool) -> (Vec<u8>, Option<&'static str>) {
+    let text = as_json.then(|| json::to_json(&data));
+    match text {
+        Some(Ok(value)) => (value.to_string().into_bytes(), Some(JSON)),
+        _ => (data, None),
+    }
+}
+
 /// The payload of an entry as MessagePack, as far as that can be said: what is called JSON and is not comes as
 /// it is.
 pub fn payload_of(entry: &Entry) -> Option<Cow<'_, [u8]>> {

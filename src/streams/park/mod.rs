@@ -27,11 +27,14 @@ use redis::{RedisError, Script, Value};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-const PLACES: &str = include_str!("places.lua");
+/// What takes a parked member apart: put before the scripts that do.
+pub(crate) const PLACES: &str = include_str!("places.lua");
 static PARK: LazyLock<Script> = LazyLock::new(|| script_with(&[PLACES], include_str!("park.lua")));
 static RELEASE: LazyLock<Script> =
     LazyLock::new(|| script_with(&[PLACES, MEMBER], include_str!("release.lua")));
 
+/// Bytes of a parked member before its event: a letter, its place and its line.
+pub(crate) const HEAD: usize = 1 + 41 + 40;
 /// Entries that one call weighs at the most.
 pub const WEIGHED: usize = 32;
 /// Events that one call releases at the most.

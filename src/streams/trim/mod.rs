@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::LazyLock;
 
 /// What compares entry ids.
-const IDS: &str = include_str!("entry_ids.lua");
+pub(crate) const IDS: &str = include_str!("entry_ids.lua");
 
 static TRIM: LazyLock<Script> = LazyLock::new(|| script_with(&[IDS], include_str!("trim.lua")));
 static REMOVE: LazyLock<Script> = LazyLock::new(|| script_with(&[IDS], include_str!("remove.lua")));

@@ -23,7 +23,7 @@ impl Lane {
         }
         lot.retain(|waiting| {
             let receipt = waiting.receipt;
-            if waiting.waited && self.shared.inflight.is_lost(&receipt) {
+            if self.is_lost(&receipt, waiting.waited) {
                 self.release(&[receipt]);
                 return false;
             }

@@ -5,10 +5,12 @@ use super::spread::{Timed, begin, unbegun};
 use super::{ALONE, Lane, Waiting};
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
+use crate::handler::function::Encoded;
 use crate::handler::gate::Back;
 use crate::handler::layers::timeout::exceeded;
-use crate::protocol::error::Refusal;
-use crate::streams::commit::{Disposition, Settlement};
+use crate::handler::router::Route;
+use crate::protocol::error::{HandlerError, Refusal};
+use crate::streams::commit::{Disposition, Receipt, Settlement};
 use crate::worker::handover::Left;
 use crate::worker::settle;
 use futures_util::FutureExt;
@@ -44,7 +46,7 @@ impl Lane {
             weighed: _,
             hurry: _,
         } = waiting;
-        if waited && self.shared.inflight.is_lost(&receipt) {
+        if self.is_lost(&receipt, waited) {
             self.release(&[receipt]);
             return now;
         }
@@ -88,7 +90,12 @@ impl Lane {
                 };
                 let run = run.within(&route.kind, route.timeout);
                 let run = Timed::new(run, route.clone(), computes);
-                let result = run.instrument(span).await;
+                // Dropped in the middle of what it does, as by its time-out, where its event is cancelled.
+                let result = tokio::select! {
+                    biased;
+                    result = run.instrument(span) => result,
+                    cancelled = context.given_up() => Err(cancelled),
+                };
                 let elapsed = now.elapsed();
                 let behind = context.left_behind();
                 let kind = route.clone();
@@ -148,6 +155,10 @@ impl Lane {
             judged_in,
             blocks: _,
         } = ran;
+        if self.is_void(&receipt) {
+            self.voided(receipt, &context, &result, &route, elapsed);
+            return;
+        }
         let event = context.event();
         if let Err(error) = &result
             && let Some(places) = back.and_then(|back| back.take())
@@ -222,6 +233,41 @@ impl Lane {
             None => self.settled.push(settlement),
             Some(written) => self.settle_behind(written, settlement),
         }
+    }
+
+    /// Whether an event is not ours any more, so that it is not to begin. One that did not wait can only have been
+    /// cancelled.
+    pub(super) fn is_lost(&self, receipt: &Receipt, waited: bool) -> bool {
+        let inflight = &self.shared.inflight;
+        let lost = (waited || inflight.has_voided()) && inflight.is_lost(receipt);
+        if lost && self.is_void(receipt) {
+            self.shared.counts.cancelled.fetch_add(1, Ordering::Relaxed);
+        }
+        lost
+    }
+
+    /// Whether the event of that delivery was cancelled.
+    pub(super) fn is_void(&self, receipt: &Receipt) -> bool {
+        let inflight = &self.shared.inflight;
+        inflight.has_voided() && inflight.is_void(receipt)
+    }
+
+    /// Drops the outcome of a run whose event was cancelled: there is nothing left to commit it for.
+    fn voided(
+        &mut self,
+        receipt: Receipt,
+        context: &Context,
+        result: &Result<Encoded, HandlerError>,
+        route: &Route,
+        elapsed: Duration,
+    ) {
+        route.stats.ran(elapsed, false);
+        self.shared.counts.cancelled.fetch_add(1, Ordering::Relaxed);
+        self.tell_run(receipt, context, result, elapsed);
+        self.followed.remove(&receipt);
+        context.take_outbox();
+        context.end_progress();
+        self.release(&[receipt]);
     }
 
     /// Settles a run once its progress is written, which its reply is not to overtake.

@@ -17,7 +17,8 @@ use convoke::operator::replay::planning::Candidate;
 use convoke::operator::replay::repair::{RepairStep, Stepped};
 use convoke::operator::replay::{Move, Operator, STEP, WORDS};
 use convoke::protocol::event::EntryId;
-use convoke::settings::RedisUrl;
+use convoke::settings::{RedisUrl, Settings};
+use convoke::streams::cancel::{self, Canceller, Name, Order};
 use convoke::streams::claim::{self, Handing, Pending};
 use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::{Note, Publication};
@@ -41,6 +42,58 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     delayed(meter).await;
     moves(fleet, meter).await;
     parks(meter).await;
+    cancels(meter).await;
+}
+
+/// As many names as are looked for at a time, among many small and the largest entries; what was parked; and the largest
+/// event is kept.
+async fn cancels(meter: &mut Meter) {
+    let mut bus = Bus::start().await;
+    let connector = Connector::new(&RedisUrl::new(bus.redis.url_for(users::OPERATOR)), 2).unwrap();
+    let canceller = Canceller::new(connector, bus.keys.clone(), &Settings::default());
+    let mut order = Order::default();
+    (order.by, order.reason, order.keep) = ("ada@desk".into(), "x".repeat(256), true);
+    for group in 0..8 {
+        bus.run(&format!("XGROUP CREATE {EVENTS} group-{group} 0"))
+            .await;
+    }
+    bus.add(2000).await;
+    let fields: String = (0..30).map(|n| format!(" f{n} x")).collect();
+    let dedup = "dedup 1 replyto cb:reply:me";
+    bus.run(&format!(
+        "XADD {EVENTS} * type image.made id wide {dedup}{fields}"
+    ))
+    .await;
+    let mut committer = bus.committer("w-1");
+    committer.start().await.unwrap();
+    bus.deliver("w-1", &committer.claims(), 1000).await;
+    let mut connection = bus.connection.clone();
+    for n in 0..600 {
+        let place = format!("{:020}-{:020}", n + 1, 0);
+        let line = "-".repeat(40);
+        let event = delay::encode_member("1-1", &["type", "image.made", "n", &n.to_string()]);
+        let member = [format!("t{place}{line}").into_bytes(), event].concat();
+        let mut add = redis::cmd("ZADD");
+        add.arg(bus.route.parked_of("image.made"))
+            .arg(0)
+            .arg(member);
+        let () = add.query_async(&mut connection).await.unwrap();
+    }
+    bus.run("HSET cb:parked:image image.made 1").await;
+    let large = "x".repeat(1 << 20);
+    for _ in 0..3 {
+        let mut add = redis::cmd("XADD");
+        add.arg(&[EVENTS, "*", "type", "image.made", "data", &large]);
+        let () = add.query_async(&mut connection).await.unwrap();
+    }
+    let mut names: Vec<Name> = (0..cancel::NAMES - 1)
+        .map(|n| Name::Id(format!("e{}", 3 * n)))
+        .collect();
+    names.push(Name::Id("wide".into()));
+    let (all, redis) = (usize::MAX, &bus.redis);
+    let fates = meter.of(redis, canceller.cancel("image", &names, &order, all));
+    let fates = fates.await.unwrap();
+    assert!(fates.iter().all(|fate| fate.cancelled));
 }
 
 async fn publishes(fleet: &mut Fleet, meter: &mut Meter) {
