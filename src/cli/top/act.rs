@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// How long an answer is waited for.
 const WAIT: Duration = Duration::from_secs(5);
+/// How long a pause lasts. Who wants another says so with `convoke pause`.
+const PAUSE_MINUTES: u64 = 20;
 
 /// Something that can be done to a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,16 +22,25 @@ pub(super) enum Act {
     Quiet(String),
     /// A task is taken away.
     Cancel(String),
+    /// A wait for the events of a scope (`type:…`, `domain:…`).
+    Pause(String),
+    /// An end of their wait.
+    Resume(String),
 }
 
 impl Act {
-    /// What a key does to a row of that panel.
+    /// What a key does to a row of that panel: of a handler the id is its type, of a stream the domain of its
+    /// events.
     pub(super) fn of(panel: Panel, key: char, id: &str) -> Option<Self> {
         let id = id.to_owned();
         match (panel, key) {
             (Panel::Instances, 'd') => Some(Act::Drain(id)),
             (Panel::Instances, 'u') => Some(Act::Quiet(id)),
             (Panel::Tasks, 'c') => Some(Act::Cancel(id)),
+            (Panel::Handlers, 'z') => Some(Act::Pause(format!("type:{id}"))),
+            (Panel::Handlers, 'a') => Some(Act::Resume(format!("type:{id}"))),
+            (Panel::Streams, 'z') => Some(Act::Pause(format!("domain:{id}"))),
+            (Panel::Streams, 'a') => Some(Act::Resume(format!("domain:{id}"))),
             _ => None,
         }
     }
@@ -39,6 +50,7 @@ impl Act {
         match panel {
             Panel::Instances => "d drains · u quiets · ",
             Panel::Tasks => "c cancels · ",
+            Panel::Handlers | Panel::Streams => "z pauses · a goes on · ",
             _ => "",
         }
     }
@@ -57,6 +69,10 @@ impl Act {
             Act::Cancel(id) => {
                 format!("cancel task {id}? What its holder completes later is discarded")
             }
+            Act::Pause(scope) => format!(
+                "pause {scope} for {PAUSE_MINUTES} minutes? Its events wait in order, who asks is refused"
+            ),
+            Act::Resume(scope) => format!("have {scope} go on? What waits comes first"),
         }
     }
 
@@ -67,6 +83,14 @@ impl Act {
             Act::Cancel(id) => (
                 "task.cancel",
                 json!({"task_id": id, "reason": "cancelled in top"}),
+            ),
+            Act::Pause(scope) => {
+                let pause = json!({"reason": "paused in top", "for_ms": PAUSE_MINUTES * 60_000});
+                ("system.policy.set", json!({"scope": scope, "pause": pause}))
+            }
+            Act::Resume(scope) => (
+                "system.policy.clear",
+                json!({"scope": scope, "parts": ["pause"]}),
             ),
         }
     }
@@ -79,6 +103,9 @@ impl Act {
                 "task {id} is {}",
                 said["status"].as_str().unwrap_or("cancelled")
             ),
+            Act::Pause(scope) => format!("{scope} is paused for {PAUSE_MINUTES} minutes"),
+            Act::Resume(scope) if said["version"] == 0 => format!("{scope} was not paused"),
+            Act::Resume(scope) => format!("{scope} goes on"),
         }
     }
 

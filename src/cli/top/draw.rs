@@ -37,8 +37,8 @@ CALLS/S      of the last half minute, once there are 5 seconds of it
 BUSY         the load for the capacity
 CIRCUIT      the worst of any instance: open lets nothing through
 
-d, u, c      drain or quiet an instance, cancel a task: what would happen
-             is said first, and y does it; not with --read-only";
+d, u, c      drain or quiet an instance, cancel a task; z, a: pause a handler's
+             type or a stream's domain, have it go on. y does what is said first";
 
 /// Draws a frame.
 pub(super) fn draw(model: &Model, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {

@@ -123,7 +123,10 @@ impl Model {
         let rows = self.acts.then(|| self.rows(self.panel))?;
         let row = self.selected(self.panel, &rows)?;
         let id = rows[row].id.as_str();
-        let act = Act::of(self.panel, letter, id)?;
+        let act = match self.panel {
+            Panel::Streams => Act::of(self.panel, letter, self.domain_of(id)?),
+            _ => Act::of(self.panel, letter, id),
+        }?;
         // What is asked stays about this row, whatever the next sample brings.
         self.views[self.panel as usize].selected = Some(id.to_owned());
         Some(act)

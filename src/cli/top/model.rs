@@ -236,6 +236,15 @@ impl Model {
         }
     }
 
+    /// The domain whose events a row of the streams shows.
+    pub(super) fn domain_of(&self, id: &str) -> Option<&str> {
+        let streams = &self.sample.as_ref()?.streams;
+        let events = |stream: &&Stream| stream.name.kind == StreamKind::Events;
+        let shown = |stream: &&Stream| measured(stream).any(|(row, ..)| row == id);
+        let stream = streams.iter().filter(events).find(shown)?;
+        Some(&stream.name.part)
+    }
+
     /// What a handler did lately.
     pub(super) fn lately(&self, kind: &str) -> Lately {
         let now = self.sample.as_ref();

@@ -465,6 +465,25 @@ fn what_changes_something_is_said_first_and_done_with_y_only() {
     }
     model.tell("w-1 drains".into());
     assert!(frame(&model, 100, 20).contains("w-1 drains"));
+    // Of a handler its type, of a stream its domain.
+    for (panel, row, scope) in [
+        (Panel::Handlers, "image.resize", "type:image.resize"),
+        (Panel::Streams, "cb:events:image workers", "domain:image"),
+    ] {
+        model.panel = panel;
+        let rows = model.rows(panel);
+        assert!(rows.iter().any(|shown| shown.id == row), "{row}");
+        model.views[panel as usize].selected = Some(row.to_owned());
+        for (key, act) in [
+            ('z', Act::Pause(scope.into())),
+            ('a', Act::Resume(scope.into())),
+        ] {
+            model.press(Key::Char(key), 10);
+            assert!(model.question().unwrap().contains(scope));
+            model.press(Key::Char('y'), 10);
+            assert_eq!(model.take_act(), Some(act));
+        }
+    }
     // Where it may only look, and where the key means nothing.
     model.panel = Panel::Streams;
     model.press(Key::Char('d'), 10);
