@@ -167,6 +167,7 @@ enum Command {
     Pattern(pattern::Flags),
     Pause(policy::Pause),
     Resume(policy::Resume),
+    Limit(policy::Limit),
     Policy(policy::Flags),
     Cancel(cancel::Flags),
     Drain(drain::Drain),
@@ -288,6 +289,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Pattern(flags) => runtime()?.block_on(pattern::run(session, flags)),
         Command::Pause(flags) => runtime()?.block_on(policy::pause(session, flags)),
         Command::Resume(flags) => runtime()?.block_on(policy::resume(session, flags)),
+        Command::Limit(flags) => runtime()?.block_on(policy::limit(session, flags)),
         Command::Policy(flags) => runtime()?.block_on(policy::run(session, flags)),
         Command::Cancel(flags) => runtime()?.block_on(cancel::run(session, flags)),
         Command::Drain(flags) => runtime()?.block_on(drain::drain(session, flags)),
@@ -352,6 +354,7 @@ impl Session {
                     | Command::Schedule(_)
                     | Command::Pause(_)
                     | Command::Resume(_)
+                    | Command::Limit(_)
                     | Command::Policy(_)
                     | Command::Cancel(_)
                     | Command::Drain(_)

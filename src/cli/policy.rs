@@ -1,4 +1,10 @@
-//! `convoke pause`, `resume` and `policy`: what operators ask of types, domains and subjects.
+//! `convoke pause`, `resume`, `limit` and `policy`: what operators ask of types, domains and subjects.
+
+mod history;
+mod limit;
+mod words;
+
+pub(super) use limit::{Limit, limit};
 
 use super::output::{self, Cell, Column, FAINT, Table, YELLOW};
 use super::request::{ask, complain, result};
@@ -9,6 +15,9 @@ use convoke::connect::clock::{local_now, whole_ms};
 use convoke::protocol::json::from_json;
 use serde_json::{Value, json};
 use std::time::Duration;
+
+/// Whose runs a rate counts together.
+const PER: [&str; 3] = ["source", "subject", "type"];
 
 const PAUSE_EXAMPLES: &str = "\
 Examples:
@@ -93,12 +102,13 @@ const POLICY_EXAMPLES: &str = "\
 Examples:
   convoke policy list
   convoke policy show type:mail.send
-  convoke history --type policy.changed --since 7d     who changed what
+  convoke policy history type:mail.send                who changed what, and why
+  convoke history --type policy.changed --since 90d    the same from the ledger
   convoke pause mail.send; convoke resume mail.send
 
 Scopes are type:TYPE, domain:DOMAIN and subject:DOMAIN:SUBJECT.";
 
-/// Show what is paused, by whom and why
+/// Show what is paused and limited, by whom and why
 #[derive(Args)]
 #[command(after_help = POLICY_EXAMPLES)]
 pub(super) struct Flags {
@@ -118,6 +128,15 @@ enum Command {
         /// type:TYPE, domain:DOMAIN or subject:DOMAIN:SUBJECT
         #[arg(value_name = "SCOPE")]
         scope: String,
+    },
+    /// List the last changes, the newest first: the bus keeps 1,000
+    History {
+        /// Only those of this scope
+        #[arg(value_name = "SCOPE")]
+        scope: Option<String>,
+        /// Show this many
+        #[arg(long, value_name = "N", default_value = "50", value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
     },
 }
 
@@ -142,14 +161,25 @@ async fn asked(
 async fn change(
     session: &Session,
     kind: &str,
-    mut data: Value,
+    data: Value,
     how: &How,
     done: &str,
 ) -> anyhow::Result<Exit> {
-    if let Some(version) = how.version {
+    change_of(session, kind, data, how.version, how.timeout, done).await
+}
+
+async fn change_of(
+    session: &Session,
+    kind: &str,
+    mut data: Value,
+    version: Option<u64>,
+    wait: Duration,
+    done: &str,
+) -> anyhow::Result<Exit> {
+    if let Some(version) = version {
         data["version"] = version.into();
     }
-    let Some(said) = asked(session, kind, &data, how.timeout).await? else {
+    let Some(said) = asked(session, kind, &data, wait).await? else {
         return Ok(Exit::Failed);
     };
     let output = &session.output;
@@ -190,6 +220,10 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let data = match &flags.command {
         Command::List => json!({}),
         Command::Show { scope } => json!({"scope": scope}),
+        Command::History { scope, limit } => {
+            let limit = usize::from(*limit);
+            return history::show(&session, scope.as_deref(), limit, flags.timeout).await;
+        }
     };
     let Some(said) = asked(&session, "system.policy.get", &data, flags.timeout).await? else {
         return Ok(Exit::Failed);
@@ -209,6 +243,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let columns = vec![
         Column::new("SCOPE").shrinks(16),
         Column::new("PAUSED"),
+        Column::new("LIMITS").shrinks(12),
         Column::new("REASON").shrinks(12),
         Column::number("VERSION"),
         Column::new("BY").optional(),
@@ -229,7 +264,11 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         table.row(vec![
             text(&one["scope"]).into(),
             paused,
-            text(&pause["reason"]).into(),
+            words::limits(one).into(),
+            match one["reason"].is_null() {
+                true => text(&pause["reason"]).into(),
+                false => text(&one["reason"]).into(),
+            },
             one["version"].to_string().into(),
             text(&one["by"]).into(),
             session.output.moment(changed, now).into(),

@@ -1,11 +1,11 @@
-//! Rates of runs per source, counted in Redis, so that all replicas share them.
+//! Rates of runs, per source, per subject or of a whole type, counted in Redis, so that all replicas share them.
 
 use super::store::Store;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::script::script;
 use crate::protocol::keys::Keys;
-use crate::protocol::rate::Rate;
+use crate::protocol::rate::{Per, Rate};
 use redis::Script;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -60,13 +60,26 @@ impl RateLimits {
         source: Option<&str>,
         rate: Rate,
     ) -> Result<RateDecision, BusError> {
+        self.take_of(kind, &bucket(source), rate).await
+    }
+
+    /// The same of any bucket.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) async fn take_of(
+        &self,
+        kind: &str,
+        bucket: &str,
+        rate: Rate,
+    ) -> Result<RateDecision, BusError> {
         if rate.limit == 0 {
             return Ok(RateDecision::Refused(rate.period));
         }
         let period = rate.period.as_micros().min(LONGEST) as u64;
         let period = period + (period / 50).clamp(1000, 250_000);
         let mut call = LIMIT.prepare_invoke();
-        call.key(self.store.keys.limit(kind, &bucket(source)))
+        call.key(self.store.keys.limit(kind, bucket))
             .arg(period)
             .arg(rate.limit);
         // One that counts twice does less harm than one that fails.
@@ -75,6 +88,15 @@ impl RateLimits {
             0 => RateDecision::Allowed,
             ms => RateDecision::Refused(Duration::from_millis(ms)),
         })
+    }
+}
+
+/// The name of the bucket in which a run of an event counts. Those of sources begin with `-`, `=` or `+`.
+pub(crate) fn bucket_of(per: Per, source: Option<&str>, subject: Option<&str>) -> String {
+    match per {
+        Per::Source => bucket(source),
+        Per::Subject => format!("s{}", bucket(subject)),
+        Per::Type => "*".to_owned(),
     }
 }
 

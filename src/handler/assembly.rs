@@ -5,14 +5,16 @@ use crate::handler::context::Process;
 use crate::handler::fence::Kept;
 use crate::handler::function::Endpoint;
 use crate::handler::gate::Gate;
+use crate::handler::gate::permits::Permits;
 use crate::handler::layers::cache::{CacheLayer, Results};
 use crate::handler::layers::circuit::{Circuit, CircuitChange};
 use crate::handler::layers::instrument::Stats;
 use crate::handler::layers::rate_limit::RateRule;
-use crate::handler::policy::{Policy, Stack};
+use crate::handler::limits::{Limits, LiveLimits};
+use crate::handler::policy::{Policy, RetryPolicy, Stack};
+use crate::protocol::rate::Metered;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio::sync::mpsc::UnboundedSender;
 use tower::Layer;
 
@@ -29,9 +31,16 @@ pub struct Surroundings {
     pub circuits: Option<UnboundedSender<CircuitChange>>,
 }
 
-/// The timeout of a policy's handler, if it has one.
-pub fn timeout_of(policy: &Policy, surroundings: &Surroundings) -> Option<Duration> {
-    policy.timeout.unwrap_or(Some(surroundings.handler_timeout))
+/// What a policy asks for by itself.
+pub fn limits_of(policy: &Policy, defaults: RetryPolicy, surroundings: &Surroundings) -> Limits {
+    let timeout = policy.timeout.unwrap_or(Some(surroundings.handler_timeout));
+    let per = policy.rate_per;
+    Limits {
+        timeout,
+        retry: policy.retries(defaults),
+        metered: policy.rate.map(|rate| Metered { rate, per }),
+        concurrency: policy.concurrency,
+    }
 }
 
 /// The circuit of a policy's handler, if it has one.
@@ -44,7 +53,7 @@ pub fn circuit_of(
     Some(Arc::new(circuit))
 }
 
-/// The gate before a handler, with the layers around it that its policy asks for; `None` if it asks for
+/// The gate before a handler, with the layers around it that its policy asks for. It stands open where that asks for
 /// nothing but a timeout.
 pub fn gate(
     kind: &str,
@@ -52,45 +61,39 @@ pub fn gate(
     endpoint: Endpoint,
     stats: &Arc<Stats>,
     circuit: Option<&Arc<Circuit>>,
+    limits: &Arc<LiveLimits>,
     surroundings: &Surroundings,
-) -> Option<Arc<Gate>> {
-    let plain = circuit.is_none()
+) -> Arc<Gate> {
+    let is_plain = circuit.is_none()
         && policy.rate.is_none()
         && policy.concurrency.is_none()
         && policy.permits.is_none()
         && !policy.ordered
         && policy.cache.is_none()
         && policy.layers.is_empty();
-    if plain {
-        return None;
-    }
     let mut service = Stack::new(endpoint);
     let cache = policy.cache.map(|ttl| (Results::new(ttl), Arc::default()));
     if let Some((results, _)) = &cache {
-        let timeout = timeout_of(policy, surroundings);
-        let layer = CacheLayer::new(results.clone(), timeout, stats.clone());
+        let layer = CacheLayer::new(results.clone(), limits.clone(), stats.clone());
         service = Stack::new(layer.layer(service));
     }
     for layer in &policy.layers {
         service = layer(service);
     }
-    let rate = policy.rate.map(|rate| {
-        let limits = surroundings.limits.clone();
-        let rule = RateRule::new(kind.into(), rate, limits, stats.clone());
-        (rule, Arc::default())
-    });
-    let permits = |limit: usize| Arc::new(Semaphore::new(limit.clamp(1, Semaphore::MAX_PERMITS)));
-    Some(Arc::new(Gate {
+    Arc::new(Gate {
         kind: kind.into(),
-        timeout: timeout_of(policy, surroundings),
+        is_own: !is_plain,
+        limits: limits.clone(),
         cache,
         subjects: policy.ordered.then(Arc::default),
-        rate,
+        meter: RateRule::new(kind.into(), surroundings.limits.clone(), stats.clone()),
+        over: Arc::default(),
         circuit: circuit.map(|circuit| (circuit.clone(), policy.fallback.clone())),
-        permits: policy.permits.clone().or(policy.concurrency.map(permits)),
+        permits: Arc::new(Permits::new(policy.concurrency)),
+        lent: policy.permits.clone(),
         layered: !policy.layers.is_empty(),
         service: Kept::new(service),
-    }))
+    })
 }
 
 /// For tests that [`crate::testing`] does not fit: several runs behind one gate (a trial makes its own), parts of another
@@ -253,15 +256,16 @@ mod tests {
         let circuit = circuit_of("image.resize", &policy, &surroundings);
         let hangs = endpoint(async |_| std::future::pending().await);
         let stats = Arc::default();
+        let limits = limits_of(&policy, RetryPolicy::default(), &surroundings);
         let gate = gate(
             "image.resize",
             &policy,
             hangs,
             &stats,
             circuit.as_ref(),
+            &Arc::new(LiveLimits::new(limits)),
             &surroundings,
         );
-        let gate = gate.unwrap();
         let first = gate.start(context(&[("subject", b"s")]));
         let second = gate.start(context(&[("subject", b"s")]));
         let (first, second) = tokio::join!(first, second);
@@ -284,15 +288,17 @@ mod tests {
             let circuit = circuit_of("a.b", &policy, &surroundings);
             let inner = endpoint(async |_| Ok(Vec::new()));
             let stats = Arc::default();
-            gate(
+            let limits = limits_of(&policy, RetryPolicy::default(), &surroundings);
+            let gate = gate(
                 "a.b",
                 &policy,
                 inner,
                 &stats,
                 circuit.as_ref(),
+                &Arc::new(LiveLimits::new(limits)),
                 &surroundings,
-            )
-            .is_some()
+            );
+            gate.stands()
         };
         assert!(!layered(Policy::new().timeout(MINUTE).silent()));
         assert!(layered(Policy::new().cache(MINUTE)));

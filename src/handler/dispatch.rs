@@ -75,7 +75,7 @@ impl Context {
 
     /// When a failed run of the handler of that type is tried again; `None` if this process has none.
     pub fn retries_of(&self, kind: &str) -> Option<RetryPolicy> {
-        Some(self.route(kind)?.retry)
+        Some(self.route(kind)?.retry())
     }
 
     /// Runs a part of this event's work with the handler that this process has for its type, under
@@ -100,12 +100,13 @@ impl Context {
             }
         };
         let (context, route) = started;
-        let (result, elapsed) = match &route.gate {
+        let (result, elapsed) = match route.gate() {
             Some(gate) => self.in_turn(gate, &context).await?,
             None => {
-                let began = Instant::now();
-                let run = Fenced::start(|| route.start(context.clone()));
-                let result = run.within(&route.kind, route.timeout).await;
+                let (began, _counted) = (Instant::now(), route.counted());
+                let timeout = route.limits.now().timeout;
+                let run = Fenced::start(|| route.start_bare(context.clone()));
+                let result = run.within(&route.kind, timeout).await;
                 (result, began.elapsed())
             }
         };

@@ -10,8 +10,10 @@
 
 pub mod flights;
 pub mod lines;
+pub mod permits;
 
 use crate::connect::clock::NEVER;
+use crate::coordination::limits::bucket_of;
 use crate::handler::context::Context;
 use crate::handler::fence::{Fenced, Kept, catch};
 use crate::handler::function::{Encoded, Run};
@@ -19,11 +21,14 @@ use crate::handler::layers::cache::Results;
 use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::rate_limit::RateRule;
 use crate::handler::layers::timeout::exceeded;
+use crate::handler::limits::LiveLimits;
 use crate::handler::policy::{Fallback, Stack};
 use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
+use crate::protocol::rate::Metered;
 use flights::{Boarding, Flight, Flights};
 use lines::{InLine, Lines};
+use permits::{Permit, Permits};
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -34,22 +39,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 
-/// The gate before one handler.
+/// The gate before one handler. What is limited may change while events wait in it; their places stay.
 pub struct Gate {
     /// The event type.
     pub kind: Arc<str>,
-    /// How long a run may take, and its layers until they are ready.
-    pub timeout: Option<Duration>,
+    /// Whether the handler's own policy asks for it; else it stands open until operators ask something.
+    pub is_own: bool,
+    /// What holds now: how long a run may take, and its layers until they are ready; the rate; how many run.
+    pub limits: Arc<LiveLimits>,
     /// The results of earlier runs, and the runs that are under way.
     pub cache: Option<(Results, Arc<Flights>)>,
     /// A line for each subject.
     pub subjects: Option<Arc<Lines>>,
-    /// The rate, and a line for each source that is over it.
-    pub rate: Option<(RateRule, Arc<Lines>)>,
+    /// Counts runs where there is a rate.
+    pub meter: RateRule,
+    /// A line for each source, or whose runs count together, that is over the rate.
+    pub over: Arc<Lines>,
     /// The circuit, and what answers while it is open.
     pub circuit: Option<(Arc<Circuit>, Option<Fallback>)>,
     /// Runs at a time.
-    pub permits: Option<Arc<Semaphore>>,
+    pub permits: Arc<Permits>,
+    /// Permits that somebody else gives and takes.
+    pub lent: Option<Arc<Semaphore>>,
     /// Whether the user's layers are to be asked whether they are ready.
     pub layered: bool,
     /// The handler with the cache and the user's layers around it.
@@ -70,12 +81,21 @@ pub struct Places {
     subject: Option<InLine>,
     source: Option<InLine>,
     flight: Option<Flight>,
+    /// The rate that it was over.
+    over: Option<Metered>,
+}
+
+/// What a run holds of what is counted.
+#[derive(Debug, Default)]
+struct Held {
+    _permit: Option<Permit>,
+    _lent: Option<OwnedSemaphorePermit>,
 }
 
 /// An event that may run as far as this process knows.
 pub struct Entered {
     places: Places,
-    permit: Option<OwnedSemaphorePermit>,
+    held: Held,
     service: Kept<Stack>,
     /// The cache answers: nothing is run.
     cached: bool,
@@ -109,6 +129,11 @@ impl Back {
 }
 
 impl Gate {
+    /// Whether events have to enter it.
+    pub fn stands(&self) -> bool {
+        self.is_own || self.limits.is_asked()
+    }
+
     /// Has an event enter, at once or after that time. Its place in line is taken in the first poll.
     pub fn enter(
         self: &Arc<Self>,
@@ -159,31 +184,39 @@ impl Gate {
                 return Ok(answered);
             }
         }
-        if let Some((rule, lines)) = &self.rate
+        if let Some(metered) = self.limits.now().metered
             && manner == Manner::Patient
+            && places.source.is_none()
         {
-            let source = event.source().unwrap_or_default();
-            if places.source.is_none() && (after.is_some() || lines.is_taken(source)) {
+            let line = bucket_of(metered.per, event.source(), event.subject());
+            if after.is_some() || self.over.is_taken(&line) {
                 if after.is_none() {
-                    rule.held_back();
+                    self.meter.held_back();
                 }
-                places.source = Some(lines.join(source, entry));
+                places.source = Some(self.over.join(&line, entry));
             }
-            if let Some(place) = &mut places.source {
-                place.head().await?;
-            }
+        }
+        if let Some(place) = &mut places.source {
+            place.head().await?;
         }
         if let Some(until) = until {
-            tokio::time::sleep_until(until).await;
+            self.limits.sleep_under(places.over.take(), until).await;
         }
-        let permit = match &self.permits {
+        let permit = match self.limits.now().concurrency {
+            Some(_) => self.permits.acquire().await,
+            None => self.permits.begin(),
+        };
+        let lent = match &self.lent {
             // Nothing closes it.
-            Some(permits) => permits.clone().acquire_owned().await.ok(),
+            Some(lent) => lent.clone().acquire_owned().await.ok(),
             None => None,
         };
         Ok(Entered {
             places,
-            permit,
+            held: Held {
+                _permit: Some(permit),
+                _lent: lent,
+            },
             service: self.ready().await?,
             cached: false,
         })
@@ -199,7 +232,7 @@ impl Gate {
         context.answered(result);
         Ok(Some(Entered {
             places: Places::default(),
-            permit: None,
+            held: Held::default(),
             service: self.ready().await?,
             cached: true,
         }))
@@ -215,7 +248,7 @@ impl Gate {
             service.get_mut().ready().await?;
             Ok::<(), HandlerError>(())
         };
-        match self.timeout {
+        match self.limits.now().timeout {
             None => ready.await?,
             Some(limit) => match tokio::time::timeout(limit, ready).await {
                 Ok(ready) => ready?,
@@ -238,7 +271,7 @@ impl Gate {
     ) -> Result<Encoded, HandlerError> {
         let Entered {
             mut places,
-            permit,
+            held,
             service,
             cached,
         } = entered;
@@ -258,24 +291,25 @@ impl Gate {
                 }
             },
         };
-        if let Some((rule, _)) = &self.rate {
+        if let Some(metered) = self.limits.now().metered {
             let again = places.source.is_some();
-            let mut checked = rule.check(context.event().source(), again).await;
+            let mut checked = self.meter.check(metered, context.event(), again).await;
             // The answer may have taken its time.
             if checked.is_ok() && back.is_some() && may_not_begin_any_more(&context) {
                 checked = Err(HandlerError::later(Duration::ZERO, "not begun in time"));
             }
             if let Err(error) = checked {
                 if let Some(back) = back {
+                    places.over = Some(metered);
                     back.put(places);
                 }
                 return Err(error);
             }
-            // The next one of its source may ask.
-            places.source = None;
         }
+        // The next one of its source may ask.
+        places.source = None;
         let tried = context.event().attempt() > 1;
-        let holding = Holding(context.clone(), Some((places, permit)));
+        let holding = Holding(context.clone(), Some((places, held)));
         let result = self.call(service, context).await;
         if let Some(admitted) = admitted {
             admitted.judge(&result, tried);
@@ -290,7 +324,7 @@ impl Gate {
         context: Context,
     ) -> Result<Encoded, HandlerError> {
         let run = Fenced::start(|| service.get_mut().call(context));
-        let result = run.within(&self.kind, self.timeout).await;
+        let result = run.within(&self.kind, self.limits.now().timeout).await;
         // A panic of its drop is the run's failure.
         let dropped = catch(|| drop(service.take()));
         result.and_then(|result| dropped.map(|()| result))
@@ -308,7 +342,7 @@ impl Gate {
 }
 
 /// What a run has in its gate. However the run ends, nothing of its subject passes a thread that it blocks still.
-struct Holding(Context, Option<(Places, Option<OwnedSemaphorePermit>)>);
+struct Holding(Context, Option<(Places, Held)>);
 
 impl Drop for Holding {
     fn drop(&mut self) {

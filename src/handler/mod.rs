@@ -37,6 +37,8 @@ pub mod gate;
 #[doc(hidden)]
 pub mod layers;
 #[doc(hidden)]
+pub mod limits;
+#[doc(hidden)]
 pub mod pace;
 #[doc(hidden)]
 pub mod policy;

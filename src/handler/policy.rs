@@ -11,7 +11,7 @@ use crate::handler::context::Context;
 use crate::handler::fence::Kept;
 use crate::handler::function::{Encoded, decoding, encode};
 use crate::protocol::error::HandlerError;
-use crate::protocol::rate::Rate;
+use crate::protocol::rate::{Per, Rate};
 use crate::settings::Settings;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -93,6 +93,8 @@ pub struct Policy {
     pub(crate) retry: Option<RetryPolicy>,
     pub(crate) attempts: Option<u32>,
     pub(crate) rate: Option<Rate>,
+    /// Whose runs it counts together.
+    pub(crate) rate_per: Per,
     pub(crate) circuit: Option<CircuitPolicy>,
     pub(crate) fallback: Option<Fallback>,
     pub(crate) concurrency: Option<usize>,

@@ -1,12 +1,15 @@
 //! From an event type to its handler.
 
+use crate::coordination::policies::RunLimits;
 use crate::handler::assembly::{self, Surroundings};
 use crate::handler::batch::Lots;
 use crate::handler::context::Context;
 use crate::handler::function::{Endpoint, Handler, Run, Schemas};
 use crate::handler::gate::Gate;
+use crate::handler::gate::permits::Permit;
 use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::instrument::Stats;
+use crate::handler::limits::LiveLimits;
 use crate::handler::pace::Pace;
 use crate::handler::policy::{Policy, RetryPolicy};
 use crate::handler::threads::Threads;
@@ -58,32 +61,72 @@ pub struct Route {
     pub kind: String,
     /// How it is run.
     pub policy: Policy,
-    /// When it is tried again.
-    pub retry: RetryPolicy,
+    /// What holds for its runs now.
+    pub limits: Arc<LiveLimits>,
     /// What it takes and gives.
     pub schemas: Schemas,
-    /// How long a run may take, where that is not the gate's business.
-    pub timeout: Option<Duration>,
     /// What it did so far.
     pub stats: Arc<Stats>,
     /// Its circuit, if its policy has one.
     pub circuit: Option<Arc<Circuit>>,
-    /// What its policy asks for before a run begins.
-    pub gate: Option<Arc<Gate>>,
     /// The handler as it takes many events at once, if it does.
     pub lots: Option<Lots>,
     /// How long it holds its thread.
     pub pace: Pace,
+    /// What its policy, or operators, ask for before a run begins. A batch handler has none.
+    gate: Option<Arc<Gate>>,
     endpoint: Endpoint,
 }
 
 impl Route {
     /// Starts a run.
     pub fn start(&self, context: Context) -> Run {
-        match &self.gate {
+        match self.gate() {
             None => self.endpoint.start(context),
             Some(gate) => gate.start(context),
         }
+    }
+
+    /// Starts a run as it is without a gate.
+    pub fn start_bare(&self, context: Context) -> Run {
+        self.endpoint.start(context)
+    }
+
+    /// The gate before its handler, if events have to enter one now.
+    pub fn gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref().filter(|gate| gate.stands())
+    }
+
+    /// The gate by which an event entered.
+    pub fn entered_gate(&self) -> Option<&Arc<Gate>> {
+        self.gate.as_ref()
+    }
+
+    /// When a failed run is tried again.
+    pub fn retry(&self) -> RetryPolicy {
+        self.limits.now().retry
+    }
+
+    /// How long a run may take, where that is not the gate's business.
+    pub fn timeout(&self) -> Option<Duration> {
+        match self.gate() {
+            None => self.limits.now().timeout,
+            Some(_) => None,
+        }
+    }
+
+    /// Counts a run that goes on and has entered no gate, for those that will have to.
+    pub fn counted(&self) -> Option<Permit> {
+        Some(self.gate.as_ref()?.permits.begin())
+    }
+
+    /// Has its runs be limited so from now on, in the place of its own policy; whether that changes anything.
+    pub fn ask(&self, asked: RunLimits) -> bool {
+        let changes = self.limits.ask(asked);
+        if changes && let Some(gate) = &self.gate {
+            gate.permits.resize(self.limits.now().concurrency);
+        }
+        changes
     }
 }
 
@@ -121,27 +164,25 @@ impl Router {
             };
             let stats = Arc::new(Stats::default());
             let circuit = assembly::circuit_of(&kind, &policy, surroundings);
+            let limits = assembly::limits_of(&policy, defaults, surroundings);
+            let limits = Arc::new(LiveLimits::new(limits));
             let lots = endpoint.lots().cloned();
             let gate = match &lots {
                 // What a policy of a batch handler may have is asked for where batches are made.
                 Some(_) => None,
-                None => assembly::gate(
+                None => Some(assembly::gate(
                     &kind,
                     &policy,
                     endpoint.clone(),
                     &stats,
                     circuit.as_ref(),
+                    &limits,
                     surroundings,
-                ),
-            };
-            let timeout = match gate {
-                None => assembly::timeout_of(&policy, surroundings),
-                Some(_) => None,
+                )),
             };
             let route = Route {
                 index: 0,
-                timeout,
-                retry: policy.retries(defaults),
+                limits,
                 kind: kind.clone(),
                 policy,
                 schemas,

@@ -255,7 +255,7 @@ impl Trial<Registration> {
                 at(drain, draining),
             );
             let run = Fenced::start(|| route.start(context.clone()));
-            let run = run.within(&route.kind, route.timeout);
+            let run = run.within(&route.kind, route.timeout());
             let result = tokio::select! {
                 biased;
                 (never, _) = moments => match never {},
@@ -325,7 +325,7 @@ fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerErro
             publications,
             route.policy.silent,
         ),
-        Err(error) => settle::failure(scene, event, error, &route.retry),
+        Err(error) => settle::failure(scene, event, error, &route.retry()),
     };
     Ended::new(result, settlement, context.kept_progress())
 }

@@ -2,6 +2,7 @@
 
 use super::keeper::Pulsed;
 use super::lanes::{Lanes, Running};
+use super::limiting;
 use super::supervisor::Supervisor;
 use super::{Ending, RunError, Worker};
 use crate::connect::backoff::Backoff;
@@ -160,6 +161,7 @@ impl Worker {
             return Ok(());
         };
         pausing.changed();
+        limiting::follow(lanes.router(), &pausing.held());
         let before = pausing.before_a_look();
         let found = async {
             let mut waits = HashSet::new();

@@ -30,6 +30,7 @@ mod ledger;
 #[cfg(not(any(feature = "ledger-sqlite", feature = "ledger-postgres")))]
 #[path = "no_ledger.rs"]
 mod ledger;
+mod limiting;
 #[cfg(feature = "logs")]
 #[doc(hidden)]
 pub mod logs;

@@ -35,3 +35,109 @@ async fn what_is_paused_is_listed_until_it_is_resumed() {
     run(&redis, &["pause", "mail.send", "--domain", "mail"]).failed(2, &["cannot be used with"]);
     drop(worker);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn limits_are_set_shown_and_taken_back_and_who_did_so_is_told() {
+    let redis = Redis::start();
+    let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &["worker", "--id=w-1"]));
+    let limited = run(
+        &redis,
+        &[
+            "limit",
+            "mail.send",
+            "--rate",
+            "10/s",
+            "--per",
+            "source",
+            "--concurrency",
+            "4",
+            "--timeout",
+            "5s",
+            "--attempts",
+            "3",
+            "--reason",
+            "the relay",
+        ],
+    );
+    assert_eq!(limited.done().out, "type:mail.send: limited, version 1\n");
+    run(&redis, &["pause", "mail.send"]).done();
+    let shown = run(&redis, &["policy", "list", "--format", "json"]).done();
+    let shown = shown.json();
+    assert_eq!(
+        shown["rate"],
+        json!({"limit": 10, "period_ms": 1000, "per": "source"})
+    );
+    assert_eq!(shown["concurrency"], json!({"worker": 4}));
+    assert_eq!(
+        (&shown["timeout_ms"], &shown["max_attempts"]),
+        (&json!(5000), &json!(3))
+    );
+    let shown = run(&redis, &["policy", "show", "type:mail.send"]).done();
+    for part in [
+        "until resumed",
+        "rate 10/s per source",
+        "concurrency 4",
+        "timeout 5s",
+        "attempts 3",
+    ] {
+        assert!(shown.out.contains(part), "{part}: {}", shown.out);
+    }
+    run(
+        &redis,
+        &[
+            "limit",
+            "mail.send",
+            "--clear",
+            "rate",
+            "attempts",
+            "--version",
+            "9",
+        ],
+    )
+    .failed(1, &["aborted", "is at version 2"]);
+    let cleared = run(
+        &redis,
+        &["limit", "mail.send", "--clear", "rate", "attempts"],
+    )
+    .done();
+    assert_eq!(
+        cleared.out,
+        "type:mail.send: not limited any more, version 3\n"
+    );
+    run(&redis, &["resume", "mail.send"]).done();
+    run(
+        &redis,
+        &["limit", "mail.send", "--clear", "--reason", "it is well"],
+    )
+    .done();
+    run(&redis, &["policy", "show", "type:mail.send"]).failed(1, &["no policy"]);
+    let told = run(&redis, &["policy", "history", "type:mail.send"]).done();
+    for part in [
+        "the relay",
+        "it is well",
+        "rate 10/s per source",
+        "concurrency 4, paused",
+    ] {
+        assert!(told.out.contains(part), "{part}: {}", told.out);
+    }
+    let told = run(
+        &redis,
+        &["policy", "history", "--limit", "2", "--format", "json"],
+    )
+    .done();
+    let versions: Vec<u64> = told
+        .out
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .map(|one| one["version"].as_u64().unwrap())
+        .collect();
+    assert_eq!(versions, [5, 4]);
+    run(&redis, &["limit", "--domain", "mail", "--timeout", "5s"]).done();
+    run(&redis, &["limit", "--domain", "mail", "--rate", "1/s"])
+        .failed(1, &["domain:mail can have pause, timeout_ms, max_attempts"]);
+    run(&redis, &["limit", "mail.send"]).failed(2, &["give a limit"]);
+    run(&redis, &["limit", "mail.send", "--rate", "fast"]).failed(2, &["RUNS/PERIOD"]);
+    run(&redis, &["limit", "mail.send", "--rate", "1/s", "--clear"]).failed(2, &["cannot be used"]);
+    run(&redis, &["limit", "mail.send", "--rate", "0/s"]).failed(1, &["pause it"]);
+    drop(worker);
+}

@@ -3,9 +3,12 @@
 use crate::fleet::Fleet;
 use convoke::connect::connector::Connector;
 use convoke::coordination::error::CoordinationError;
-use convoke::coordination::policies::{Ends, MAX_DOCUMENTS, Policies, PolicyPart, Scope};
+use convoke::coordination::policies::{
+    Author, Ends, KEPT_CHANGES, MAX_DOCUMENTS, Policies, PolicyPart, RunLimits, Scope,
+};
 use convoke::settings::RedisUrl;
 use serde_json::json;
+use std::time::Duration;
 
 pub(crate) fn policies(fleet: &Fleet) -> Policies {
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
@@ -173,4 +176,116 @@ async fn a_field_that_nobody_can_read_hides_no_other_one() {
     assert!(policies.refresh().await.unwrap());
     assert!(!policies.refresh().await.unwrap(), "it is read once");
     assert!(policies.held().pause_of_type("mail.x", "mail", 0).is_some());
+}
+
+#[tokio::test]
+async fn limits_are_known_with_those_of_the_domain_behind_them_and_a_pause_beside_them() {
+    let fleet = Fleet::start().await;
+    let policies = policies(&fleet);
+    let limits = async |kind: &str| {
+        policies.refresh().await.unwrap();
+        policies.held().limits_of(kind, "mail")
+    };
+    assert_eq!(limits("mail.send").await, RunLimits::default());
+    let (of_type, of_domain) = (scope("type:mail.send"), scope("domain:mail"));
+    let both = [PolicyPart::Timeout(5000), PolicyPart::MaxAttempts(2)];
+    let set = policies.set(&of_domain, &both, None, "ann").await;
+    set.unwrap();
+    let own = [
+        PolicyPart::Timeout(1000),
+        PolicyPart::Concurrency { worker: 3 },
+    ];
+    policies.set(&of_type, &own, None, "ann").await.unwrap();
+    let expected = RunLimits {
+        worker: Some(3),
+        timeout: Some(Duration::from_secs(1)),
+        max_attempts: Some(2),
+        rate: None,
+    };
+    assert_eq!(limits("mail.send").await, expected);
+    assert!(
+        !policies.held().names("mail.send", "mail"),
+        "nothing is paused"
+    );
+    // A pause leaves the limits as they are, and goes alone.
+    let set = policies.set(&of_type, &paused("r"), None, "ann").await;
+    set.unwrap();
+    assert_eq!(limits("mail.send").await, expected);
+    assert!(policies.held().names("mail.send", "mail"));
+    let parts = ["timeout_ms".to_owned(), "pause".to_owned()];
+    policies.clear(&of_type, &parts, None, "ann").await.unwrap();
+    let expected = RunLimits {
+        timeout: Some(Duration::from_secs(5)),
+        ..expected
+    };
+    assert_eq!(limits("mail.send").await, expected);
+    assert_eq!(limits("mail.read").await.worker, None);
+}
+
+#[tokio::test]
+async fn the_last_changes_are_kept_with_who_and_why_and_no_more_of_them() {
+    let mut fleet = Fleet::start().await;
+    let policies = policies(&fleet);
+    for n in 0..KEPT_CHANGES {
+        fleet
+            .run(&format!("XADD cb:policies:changes * type old data x{n}"))
+            .await;
+    }
+    let of_type = scope("type:mail.send");
+    let why = Author {
+        by: "ann",
+        reason: "the relay",
+    };
+    let attempts = |most| [PolicyPart::MaxAttempts(most)];
+    policies
+        .set(&of_type, &attempts(1), None, why)
+        .await
+        .unwrap();
+    let other = scope("domain:mail");
+    policies
+        .set(&other, &attempts(3), None, "bob")
+        .await
+        .unwrap();
+    policies
+        .set(&of_type, &attempts(2), None, "bob")
+        .await
+        .unwrap();
+    // The same again is no change.
+    policies
+        .set(&of_type, &attempts(2), None, why)
+        .await
+        .unwrap();
+    let kept: usize = fleet.ask("XLEN cb:policies:changes").await;
+    assert_eq!(kept, KEPT_CHANGES);
+    let all = policies.history(None, None, 50).await.unwrap();
+    let said: Vec<_> = all
+        .iter()
+        .map(|one| {
+            (
+                one.scope.as_str(),
+                one.version,
+                one.by.as_str(),
+                one.reason.as_str(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        said,
+        [
+            ("type:mail.send", 3, "bob", ""),
+            ("domain:mail", 2, "bob", ""),
+            ("type:mail.send", 1, "ann", "the relay"),
+        ]
+    );
+    assert!(all.iter().all(|one| one.at > 0));
+    let last = policies.history(Some(&of_type), Some(3), 1).await.unwrap();
+    assert_eq!(last.len(), 1);
+    assert_eq!(last[0].version, 1);
+    assert!(last[0].before.is_none() && last[0].after.is_some());
+    let long = Author {
+        by: "ann",
+        reason: &"r".repeat(300),
+    };
+    let set = policies.set(&of_type, &attempts(5), None, long).await;
+    assert!(matches!(set, Err(CoordinationError::Invalid(_))), "{set:?}");
 }

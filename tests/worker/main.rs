@@ -25,6 +25,7 @@ mod history;
 mod kept;
 mod leaving;
 mod lifecycle;
+mod limited;
 mod metrics;
 mod once;
 mod order;

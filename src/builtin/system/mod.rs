@@ -122,14 +122,14 @@ pub fn registrations() -> Vec<Registration> {
             policy::set,
             Policy::new()
                 .stateful()
-                .describe("Has the events of a type, a domain or a subject wait."),
+                .describe("Pauses or limits the events of a type, a domain or a subject."),
         ),
         Registration::new(
             "system.policy.clear",
             policy::clear,
             Policy::new()
                 .stateful()
-                .describe("Takes that back: they go on."),
+                .describe("Takes that back: they go on, by their handler's own policy."),
         ),
         Registration::new(
             "system.policy.get",
@@ -142,6 +142,11 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new().stateful().describe(
                 "Cancels an event that waits, is delayed or runs; whoever asked for it is told.",
             ),
+        ),
+        Registration::new(
+            "system.policy.history",
+            policy::history,
+            Policy::new().describe("Lists the last changes of that, with who and why."),
         ),
         Registration::new(
             "system.drain",

@@ -1,9 +1,17 @@
 //! `system.policy.*`: what operators ask of types, domains and subjects, while all goes on.
 
+mod history;
+
+pub(super) use history::history;
+
 use crate::builtin::Services;
+use crate::connect::clock::whole_ms;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::policies::{Document, Ends, PolicyPart, Scope};
+use crate::coordination::policies::{
+    Author, Document, Ends, PolicyPart, RunLimits, Scope, period_ms,
+};
 use crate::handler::state::State;
+use crate::protocol::rate::Per;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +23,16 @@ pub(super) struct Set {
     scope: String,
     /// What the scope names waits.
     pause: Option<Pause>,
+    /// How many runs of a type begin in a period, over all workers.
+    rate: Option<AskedRate>,
+    /// How many runs of a type go on at a time.
+    concurrency: Option<Concurrency>,
+    /// How long a run of a type, or of any of a domain, may take.
+    timeout_ms: Option<u64>,
+    /// How often an event of a type, or of any of a domain, is tried, the first time included.
+    max_attempts: Option<u32>,
+    /// Why: for the record.
+    reason: Option<String>,
     /// The version that this replaces; another one is refused. 0: there is no document.
     version: Option<u64>,
 }
@@ -33,12 +51,37 @@ struct Pause {
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+struct AskedRate {
+    /// Runs.
+    limit: u32,
+    /// The period in milliseconds.
+    period_ms: u64,
+    /// `source` or `subject`: each may have that rate; without it, all of the type together.
+    per: Option<String>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Concurrency {
+    /// Runs in each worker.
+    worker: Option<u32>,
+    /// Refused: nobody counts runs over all workers.
+    total: Option<u32>,
+    /// Refused as well: a handler that is `ordered` has one run of each subject.
+    per_subject: Option<u32>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Clear {
     /// The scope.
     scope: String,
     /// Which parts, such as `pause`; without them all.
     #[serde(default)]
     parts: Vec<String>,
+    /// Why: for the record.
+    #[serde(default)]
+    reason: String,
     /// The version that this replaces; another one is refused.
     version: Option<u64>,
 }
@@ -69,8 +112,32 @@ struct One {
     by: String,
     /// When, in Unix milliseconds on the server.
     at: u64,
+    /// Why.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pause: Option<Paused>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<SetRate>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    concurrency: Option<SetConcurrency>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timeout_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_attempts: Option<u32>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct SetRate {
+    limit: u32,
+    period_ms: u64,
+    /// Whose runs count together: `source`, `subject` or `type`.
+    per: String,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct SetConcurrency {
+    worker: u32,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -85,7 +152,22 @@ struct Paused {
 
 impl One {
     fn of(scope: &Scope, document: Document, now: u64) -> Self {
+        let RunLimits {
+            rate,
+            worker,
+            timeout,
+            max_attempts,
+        } = document.limits;
         Self {
+            reason: document.reason,
+            rate: rate.map(|metered| SetRate {
+                limit: metered.rate.limit,
+                period_ms: period_ms(metered.rate),
+                per: metered.per.to_string(),
+            }),
+            concurrency: worker.map(|worker| SetConcurrency { worker }),
+            timeout_ms: timeout.map(whole_ms),
+            max_attempts,
             scope: scope.to_string(),
             version: document.version,
             by: document.by,
@@ -99,6 +181,86 @@ impl One {
     }
 }
 
+impl Set {
+    /// The parts, and why they are set.
+    fn parts(self) -> Result<(Vec<PolicyPart>, String), HandlerError> {
+        let mut parts = Vec::new();
+        let mut why = self.reason.unwrap_or_default();
+        if let Some(pause) = self.pause {
+            let ends = match (pause.until, pause.for_ms) {
+                (None, None) => Ends::Never,
+                (Some(at), None) => Ends::At(at),
+                (None, Some(ms)) => Ends::In(ms),
+                (Some(_), Some(_)) => {
+                    return Err(HandlerError::invalid_argument(
+                        "pause: until and for_ms say the same: give one of them",
+                    ));
+                }
+            };
+            if why.is_empty() {
+                why.clone_from(&pause.reason);
+            }
+            let reason = pause.reason;
+            parts.push(PolicyPart::Pause { ends, reason });
+        }
+        if let Some(rate) = self.rate {
+            parts.push(rate.part()?);
+        }
+        if let Some(concurrency) = self.concurrency {
+            parts.push(concurrency.part()?);
+        }
+        parts.extend(self.timeout_ms.map(PolicyPart::Timeout));
+        parts.extend(self.max_attempts.map(PolicyPart::MaxAttempts));
+        match parts.is_empty() {
+            false => Ok((parts, why)),
+            true => Err(HandlerError::invalid_argument(
+                "pause, rate, concurrency, timeout_ms, max_attempts: all missing; a policy says something",
+            )),
+        }
+    }
+}
+
+impl AskedRate {
+    fn part(self) -> Result<PolicyPart, HandlerError> {
+        let per = match self.per.as_deref() {
+            None => Per::Type,
+            Some(name) => Per::named(name).ok_or_else(|| {
+                let name = name.escape_default();
+                HandlerError::invalid_argument(format!(
+                    "rate.per: \"{name}\" is not source, subject or type"
+                ))
+            })?,
+        };
+        Ok(PolicyPart::Rate {
+            limit: self.limit,
+            period_ms: self.period_ms,
+            per,
+        })
+    }
+}
+
+impl Concurrency {
+    fn part(self) -> Result<PolicyPart, HandlerError> {
+        for (name, is_asked) in [
+            ("total", self.total.is_some()),
+            ("per_subject", self.per_subject.is_some()),
+        ] {
+            if is_asked {
+                return Err(HandlerError::invalid_argument(format!(
+                    "concurrency.{name}: workers cannot count that yet; set worker, \
+                     which is of each worker, or a rate, which is of all together"
+                )));
+            }
+        }
+        let Some(worker) = self.worker else {
+            return Err(HandlerError::invalid_argument(
+                "concurrency.worker: missing; a limit says something",
+            ));
+        };
+        Ok(PolicyPart::Concurrency { worker })
+    }
+}
+
 fn scope(text: &str) -> Result<Scope, HandlerError> {
     Scope::parse(text).map_err(CoordinationError::into_handler_error)
 }
@@ -109,29 +271,13 @@ pub(super) async fn set(
     services: State<Services>,
 ) -> Result<Changed, HandlerError> {
     let scope = scope(&asked.scope)?;
-    let Some(Pause {
-        until,
-        for_ms,
-        reason,
-    }) = asked.pause
-    else {
-        return Err(HandlerError::invalid_argument(
-            "pause: missing; a policy says something",
-        ));
+    let version = asked.version;
+    let (parts, why) = asked.parts()?;
+    let author = Author {
+        by: context.event().source().unwrap_or_default(),
+        reason: &why,
     };
-    let ends = match (until, for_ms) {
-        (None, None) => Ends::Never,
-        (Some(at), None) => Ends::At(at),
-        (None, Some(ms)) => Ends::In(ms),
-        (Some(_), Some(_)) => {
-            return Err(HandlerError::invalid_argument(
-                "pause: until and for_ms say the same: give one of them",
-            ));
-        }
-    };
-    let by = context.event().source().unwrap_or_default();
-    let parts = [PolicyPart::Pause { ends, reason }];
-    let set = services.policies.set(&scope, &parts, asked.version, by);
+    let set = services.policies.set(&scope, &parts, version, author);
     Ok(Changed {
         version: set.await.map_err(CoordinationError::into_handler_error)?,
         scope: scope.to_string(),
@@ -144,9 +290,12 @@ pub(super) async fn clear(
     services: State<Services>,
 ) -> Result<Changed, HandlerError> {
     let scope = scope(&asked.scope)?;
-    let by = context.event().source().unwrap_or_default();
+    let author = Author {
+        by: context.event().source().unwrap_or_default(),
+        reason: &asked.reason,
+    };
     let policies = &services.policies;
-    let cleared = policies.clear(&scope, &asked.parts, asked.version, by);
+    let cleared = policies.clear(&scope, &asked.parts, asked.version, author);
     Ok(Changed {
         version: cleared
             .await

@@ -1,6 +1,6 @@
 //! The documents as one process holds them, so that an event is looked up without asking anybody.
 
-use super::{Document, Pause, Scope};
+use super::{Document, Pause, RunLimits, Scope};
 use std::collections::HashMap;
 
 /// See the module.
@@ -67,11 +67,20 @@ impl Documents {
         all.any(|document| document.pause.as_ref().is_some_and(|one| one.lasts(now)))
     }
 
-    /// Whether a document is about events of that type, or some of them.
+    /// Whether a document pauses events of that type, or some of them, or did until its time passed.
     pub fn names(&self, kind: &str, domain: &str) -> bool {
-        self.types.contains_key(kind)
-            || self.domains.contains_key(domain)
+        let pauses = |document: &Document| document.pause.is_some();
+        self.types.get(kind).is_some_and(pauses)
+            || self.domains.get(domain).is_some_and(pauses)
             || self.subjects.contains_key(domain)
+    }
+
+    /// What holds for the runs of that type, in the place of its handler's own policy.
+    pub fn limits_of(&self, kind: &str, domain: &str) -> RunLimits {
+        let limits = |document: Option<&Document>| {
+            document.map_or_else(RunLimits::default, |one| one.limits)
+        };
+        limits(self.types.get(kind)).or(limits(self.domains.get(domain)))
     }
 
     /// Whether all events of that type are paused at that time (Unix ms on the server), and by what.

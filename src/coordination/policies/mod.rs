@@ -5,14 +5,22 @@
 //! them when they start, and again where the number of the last change is another one. They look at that number with
 //! each pulse, and when the fact is told.
 //!
-//! | part | what it does |
-//! |---|---|
-//! | `pause` | what it names waits, in order, until the pause is taken back or its time passes |
+//! | part | of | what it does |
+//! |---|---|---|
+//! | `pause` | type, domain, subject | what it names waits, in order, until the pause is taken back or its time passes |
+//! | `rate`, `concurrency` | type | at most this many runs begin in a period, or go on in each worker |
+//! | `timeout_ms`, `max_attempts` | type, domain | how long a run may take, and how often an event is tried |
+//!
+//! A limit stands in for that of the handler's own policy. What a type's document says goes before its domain's.
 
 mod held;
+mod history;
+mod parts;
 mod scope;
 
 pub use held::{Documents, Paused};
+pub use history::{KEPT_CHANGES, MAX_CHANGES, PolicyChange};
+pub use parts::{Ends, MAX_REASON, PARTS, Pause, PolicyPart, RunLimits, period_ms};
 pub use scope::Scope;
 
 use super::bounds::invalid;
@@ -22,12 +30,13 @@ use crate::connect::clock::ServerTime;
 use crate::connect::connector::Connector;
 use crate::connect::script::script;
 use crate::mutex::locked;
-use crate::protocol::event::{Entry, LATEST};
+use crate::protocol::event::Entry;
 use crate::protocol::keys::Keys;
+use parts::{Parts, check_reason, limits_of, pause_of};
 use redis::Script;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
 use tokio::sync::Notify;
 
@@ -35,8 +44,6 @@ static PUT: LazyLock<Script> = LazyLock::new(|| script(include_str!("policy_put.
 
 /// Documents at the most.
 pub const MAX_DOCUMENTS: usize = 1000;
-/// Bytes of a reason at the most.
-pub const MAX_REASON: usize = 256;
 /// Bytes of the name of who changed a document.
 const MAX_BY: usize = 256;
 /// How often a change is tried that names no version, while others change the same document.
@@ -46,64 +53,39 @@ const CLEARED: usize = 32;
 /// The field of the hash that counts changes; scopes have a colon.
 const CHANGES: &str = "version";
 
-/// A pause.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Pause {
-    /// When it ends by itself, in Unix ms on the server.
-    #[serde(default)]
-    pub until: Option<u64>,
-    /// Why: requesters are told.
-    #[serde(default)]
-    pub reason: String,
-}
-
-impl Pause {
-    /// Whether it lasts at that time.
-    pub fn lasts(&self, now: u64) -> bool {
-        self.until.is_none_or(|until| now < until)
-    }
-}
-
 /// What operators ask of one scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Document {
     /// What it names waits.
     pub pause: Option<Pause>,
+    /// What holds for the runs of what it names.
+    pub limits: RunLimits,
     /// Rises with each change.
     pub version: u64,
     /// Who changed it last.
     pub by: String,
     /// When, in Unix ms on the server.
     pub at: u64,
-    /// Whether it has parts that this version does not know.
+    /// Why.
+    pub reason: String,
+    /// Whether it has other parts than a pause.
     pub(crate) has_others: bool,
 }
 
-/// A part of a document that is to be there from now on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PolicyPart {
-    /// See [`Document::pause`].
-    Pause {
-        /// When it ends by itself.
-        ends: Ends,
-        /// Why.
-        reason: String,
-    },
+/// Who changes a document, and why.
+#[derive(Clone, Copy, Debug)]
+pub struct Author<'a> {
+    /// Who.
+    pub by: &'a str,
+    /// Why.
+    pub reason: &'a str,
 }
 
-/// When a pause ends by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ends {
-    /// Only when somebody takes it back.
-    Never,
-    /// At that Unix ms on the server.
-    At(u64),
-    /// After that time in ms, by the server's clock.
-    In(u64),
+impl<'a> From<&'a str> for Author<'a> {
+    fn from(by: &'a str) -> Self {
+        Self { by, reason: "" }
+    }
 }
-
-/// The parts that this version knows.
-pub const PARTS: [&str; 1] = ["pause"];
 
 /// A document as it is kept. Parts of a later version stay as they are.
 #[derive(Deserialize)]
@@ -112,9 +94,9 @@ struct Kept {
     version: u64,
     by: String,
     at: u64,
+    #[serde(default)]
+    reason: String,
 }
-
-type Parts = BTreeMap<String, rmpv::Value>;
 
 impl Kept {
     fn parse(bytes: &[u8]) -> Option<(Self, Parts)> {
@@ -124,14 +106,15 @@ impl Kept {
     }
 
     fn document(bytes: &[u8]) -> Option<Document> {
-        let (kept, mut parts) = Self::parse(bytes)?;
-        let pause = parts.remove("pause");
+        let (kept, parts) = Self::parse(bytes)?;
         Some(Document {
-            pause: pause.and_then(|pause| rmpv::ext::from_value(pause).ok()),
+            pause: pause_of(&parts),
+            limits: limits_of(&parts),
             version: kept.version,
             by: kept.by,
             at: kept.at,
-            has_others: !parts.is_empty(),
+            reason: kept.reason,
+            has_others: parts.keys().any(|part| part != "pause"),
         })
     }
 }
@@ -235,15 +218,14 @@ impl Policies {
         scope: &Scope,
         parts: &[PolicyPart],
         version: Option<u64>,
-        by: &str,
+        by: impl Into<Author<'_>>,
     ) -> Result<u64, CoordinationError> {
         let now = self.store.now().await?;
         let mut put = Parts::new();
         for part in parts {
-            let PolicyPart::Pause { ends, reason } = part;
-            put.insert("pause".to_owned(), value(pause(*ends, reason, now)?));
+            part.put(&mut put, scope, now)?;
         }
-        self.change(scope, version, by, |kept| {
+        self.change(scope, version, by.into(), |kept| {
             kept.extend(put.iter().map(|(name, part)| (name.clone(), part.clone())));
         })
         .await
@@ -259,14 +241,14 @@ impl Policies {
         scope: &Scope,
         parts: &[String],
         version: Option<u64>,
-        by: &str,
+        by: impl Into<Author<'_>>,
     ) -> Result<u64, CoordinationError> {
         if let Some(odd) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
             let odd: String = odd.chars().take(64).collect();
             let known = PARTS.join(", ");
             return Err(invalid(format!("parts: \"{odd}\" is not one of {known}")));
         }
-        self.change(scope, version, by, |kept| match parts {
+        self.change(scope, version, by.into(), |kept| match parts {
             [] => kept.clear(),
             parts => kept.retain(|name, _| !parts.contains(name)),
         })
@@ -277,11 +259,11 @@ impl Policies {
         &self,
         scope: &Scope,
         version: Option<u64>,
-        by: &str,
+        author: Author<'_>,
         change: impl Fn(&mut Parts),
     ) -> Result<u64, CoordinationError> {
+        check_reason("reason", author.reason)?;
         let keys = &self.store.keys;
-        let by = &by[..by.floor_char_boundary(MAX_BY)];
         let name = scope.to_string();
         let mut is_full = false;
         for _ in 0..TRIES {
@@ -299,15 +281,8 @@ impl Policies {
                 false => rmp_serde::to_vec_named(&parts)
                     .map_err(|error| invalid(format!("the document: {error}")))?,
             };
-            let mut call = PUT.prepare_invoke();
-            call.key(keys.policies())
-                .key(keys.broadcast())
-                .arg(&name)
-                .arg(bytes)
-                .arg(by)
-                .arg(version.unwrap_or(is))
-                .arg(MAX_DOCUMENTS);
-            let (state, is): (u8, u64) = self.store.invoke(&call).await?;
+            let is = version.unwrap_or(is);
+            let (state, is) = self.put(&name, &bytes, is, author).await?;
             match (state, version) {
                 (1, _) => {
                     self.told();
@@ -320,7 +295,7 @@ impl Policies {
                         "version: {scope} is at version {is}: somebody else changed it meanwhile"
                     )));
                 }
-                _ if !is_full && self.clear_ended(by).await? => is_full = true,
+                _ if !is_full && self.clear_ended(author.by).await? => is_full = true,
                 _ => {
                     return Err(CoordinationError::Exhausted(format!(
                         "there are {MAX_DOCUMENTS} policies, which is the most there may be: clear one"
@@ -344,19 +319,38 @@ impl Policies {
         });
         let mut any = false;
         for (scope, document) in ended.take(CLEARED) {
-            let mut call = PUT.prepare_invoke();
-            call.key(self.store.keys.policies())
-                .key(self.store.keys.broadcast())
-                .arg(scope.to_string())
-                .arg("")
-                .arg(by)
-                .arg(document.version)
-                .arg(MAX_DOCUMENTS);
+            let author = Author {
+                by,
+                reason: "its time had passed",
+            };
             // Where another version is there by now, somebody paused it again.
-            let (state, _): (u8, u64) = self.store.invoke(&call).await?;
-            any |= state == 1;
+            let scope = scope.to_string();
+            any |= self.put(&scope, &[], document.version, author).await?.0 == 1;
         }
         Ok(any)
+    }
+
+    /// Puts a document in the place of that version; what the script says.
+    async fn put(
+        &self,
+        scope: &str,
+        parts: &[u8],
+        version: u64,
+        author: Author<'_>,
+    ) -> Result<(u8, u64), CoordinationError> {
+        let (keys, by) = (&self.store.keys, author.by);
+        let mut call = PUT.prepare_invoke();
+        call.key(keys.policies())
+            .key(keys.broadcast())
+            .key(keys.policy_changes())
+            .arg(scope)
+            .arg(parts)
+            .arg(&by[..by.floor_char_boundary(MAX_BY)])
+            .arg(version)
+            .arg(MAX_DOCUMENTS)
+            .arg(author.reason)
+            .arg(KEPT_CHANGES);
+        Ok(self.store.invoke(&call).await?)
     }
 
     /// The server's time in Unix ms.
@@ -387,39 +381,6 @@ const ODD: u64 = u64::MAX;
 fn number(text: &[u8]) -> u64 {
     let number = str::from_utf8(text).ok().and_then(|text| text.parse().ok());
     number.unwrap_or(ODD)
-}
-
-fn pause(ends: Ends, reason: &str, now: u64) -> Result<Pause, CoordinationError> {
-    if reason.len() > MAX_REASON {
-        let bytes = reason.len();
-        return Err(invalid(format!(
-            "pause.reason: {bytes} bytes are over the limit of {MAX_REASON}"
-        )));
-    }
-    let until = match ends {
-        Ends::Never => None,
-        Ends::At(at) => Some(at),
-        Ends::In(ms) => Some(now.saturating_add(ms)),
-    };
-    if let Some(at) = until
-        && !(now..=LATEST).contains(&at)
-    {
-        return Err(invalid(format!(
-            "pause.until: {at} is not between now ({now}) and {LATEST}, in Unix ms"
-        )));
-    }
-    Ok(Pause {
-        until,
-        reason: reason.to_owned(),
-    })
-}
-
-fn value(pause: Pause) -> rmpv::Value {
-    let mut fields = vec![("reason".into(), pause.reason.into())];
-    if let Some(until) = pause.until {
-        fields.push(("until".into(), until.into()));
-    }
-    rmpv::Value::Map(fields)
 }
 
 /// Whether a fact is one of a changed policy.

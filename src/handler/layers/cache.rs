@@ -5,6 +5,7 @@ use crate::handler::context::Context;
 use crate::handler::function::{Encoded, Run};
 use crate::handler::layers::instrument::Stats;
 use crate::handler::layers::{Always, always_ready};
+use crate::handler::limits::LiveLimits;
 use crate::mutex::locked;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::Ordering;
@@ -103,16 +104,16 @@ impl Results {
 #[derive(Clone, Debug)]
 pub struct CacheLayer {
     results: Results,
-    timeout: Option<Duration>,
+    limits: Arc<LiveLimits>,
     stats: Arc<Stats>,
 }
 
 impl CacheLayer {
-    /// Answers with those results, and keeps new ones there of runs that took no longer.
-    pub fn new(results: Results, timeout: Option<Duration>, stats: Arc<Stats>) -> Self {
+    /// Answers with those results, and keeps new ones there of runs that took no longer than they may.
+    pub fn new(results: Results, limits: Arc<LiveLimits>, stats: Arc<Stats>) -> Self {
         Self {
             results,
-            timeout,
+            limits,
             stats,
         }
     }
@@ -152,7 +153,8 @@ impl<S: Always> Service<Context> for Cache<S> {
         Box::pin(async move {
             let result = run.await?;
             // It may have held its thread: then it ended well, and too late.
-            let late = layer.timeout.is_some_and(|limit| began.elapsed() > limit);
+            let timeout = layer.limits.now().timeout;
+            let late = timeout.is_some_and(|limit| began.elapsed() > limit);
             let effect = context.effect().load(Ordering::Acquire);
             if !late && !context.has_published() && !context.wrote() && !effect {
                 layer
@@ -169,6 +171,8 @@ impl<S: Always> Service<Context> for Cache<S> {
 mod tests {
     use super::*;
     use crate::handler::assembly::testing::{context, endpoint};
+    use crate::handler::limits::Limits;
+    use crate::handler::policy::RetryPolicy;
     use crate::protocol::error::HandlerError;
     use proptest::prelude::*;
     use std::sync::atomic::AtomicU8;
@@ -180,6 +184,12 @@ mod tests {
     /// has an effect on 0x7e, takes too long on 0x7d.
     fn counting() -> (Cache<crate::handler::function::Endpoint>, Arc<Stats>) {
         let stats = Arc::new(Stats::default());
+        let limits = Arc::new(LiveLimits::new(Limits {
+            timeout: Some(LIMIT),
+            retry: RetryPolicy::default(),
+            metered: None,
+            concurrency: None,
+        }));
         let calls = Arc::new(AtomicU8::new(0));
         let inner = endpoint(move |context: Context| {
             let call = calls.fetch_add(1, Ordering::SeqCst);
@@ -196,7 +206,7 @@ mod tests {
             }
         });
         (
-            CacheLayer::new(Results::new(TTL), Some(LIMIT), stats.clone()).layer(inner),
+            CacheLayer::new(Results::new(TTL), limits, stats.clone()).layer(inner),
             stats,
         )
     }

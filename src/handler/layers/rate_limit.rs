@@ -1,10 +1,11 @@
-//! A rate of runs per source, the same for all replicas.
+//! A rate of runs, the same for all replicas.
 
-use crate::coordination::limits::{RateDecision, RateLimits};
+use crate::coordination::limits::{RateDecision, RateLimits, bucket_of};
 use crate::handler::layers::instrument::Stats;
 use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError, Refusal};
-use crate::protocol::rate::Rate;
+use crate::protocol::event::Event;
+use crate::protocol::rate::{Metered, Per, Rate};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,14 +18,13 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// The time between two warnings that runs wait for an answer.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Refuses what arrives too often from one source with `resource_exhausted`.
+/// Refuses what arrives too often with `resource_exhausted`.
 ///
 /// What cannot be asked for is not run: the event waits a moment, and asks again. A warning each ten
 /// seconds says so.
 #[derive(Clone, Debug)]
 pub struct RateRule {
     kind: Arc<str>,
-    rate: Rate,
     limits: RateLimits,
     stats: Arc<Stats>,
     unasked: Arc<Mutex<Unasked>>,
@@ -54,10 +54,9 @@ impl Unasked {
 
 impl RateRule {
     /// Limits the runs of the handler of `kind`.
-    pub fn new(kind: Arc<str>, rate: Rate, limits: RateLimits, stats: Arc<Stats>) -> Self {
+    pub fn new(kind: Arc<str>, limits: RateLimits, stats: Arc<Stats>) -> Self {
         Self {
             kind,
-            rate,
             limits,
             stats,
             unasked: Arc::default(),
@@ -69,19 +68,25 @@ impl RateRule {
         self.stats.rate_limited.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes one run's share; `again` if the event was counted as held back before.
+    /// Takes the share of one run of that event; `again` if the event was counted as held back before.
     ///
     /// # Errors
     /// A refusal: over the limit, or nobody could be asked.
-    pub async fn check(&self, source: Option<&str>, again: bool) -> Result<(), HandlerError> {
-        let asked = self.limits.take(&self.kind, source, self.rate);
+    pub async fn check(
+        &self,
+        metered: Metered,
+        event: &Event,
+        again: bool,
+    ) -> Result<(), HandlerError> {
+        let bucket = bucket_of(metered.per, event.source(), event.subject());
+        let asked = self.limits.take_of(&self.kind, &bucket, metered.rate);
         match timeout(PATIENCE, asked).await {
             Ok(Ok(RateDecision::Allowed)) => Ok(()),
             Ok(Ok(RateDecision::Refused(wait))) => {
                 if !again {
                     self.held_back();
                 }
-                Err(self.refusal(source, wait))
+                Err(self.refusal(metered, event, wait))
             }
             Ok(Err(error)) => Err(self.unasked(error.to_string())),
             Err(_) => Err(self.unasked("no answer in time".to_owned())),
@@ -105,14 +110,17 @@ impl RateRule {
         HandlerError::later(AGAIN, message)
     }
 
-    fn refusal(&self, source: Option<&str>, wait: Duration) -> HandlerError {
-        let Rate { limit, period } = self.rate;
+    fn refusal(&self, metered: Metered, event: &Event, wait: Duration) -> HandlerError {
+        let Rate { limit, period } = metered.rate;
         let period = humantime::format_duration(period);
         let wait_text = humantime::format_duration(wait);
         let kind = &self.kind;
-        let who = match source {
-            Some(source) => format!("source {source:?}"),
-            None => "the events without a source".to_owned(),
+        let who = match (metered.per, event.source(), event.subject()) {
+            (Per::Source, Some(source), _) => format!("source {source:?}"),
+            (Per::Source, None, _) => "the events without a source".to_owned(),
+            (Per::Subject, _, Some(subject)) => format!("subject {subject:?}"),
+            (Per::Subject, ..) => "the events without a subject".to_owned(),
+            (Per::Type, ..) => "all of the type".to_owned(),
         };
         let mut error = HandlerError::new(
             Code::ResourceExhausted,
@@ -130,21 +138,35 @@ impl RateRule {
 mod tests {
     use super::*;
     use crate::connect::connector::Connector;
+    use crate::handler::assembly::testing::context;
     use crate::protocol::keys::Keys;
     use crate::settings::RedisUrl;
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    fn limited(limit: u32, url: &str) -> (RateRule, Arc<Stats>) {
+    fn limited(url: &str) -> (RateRule, Arc<Stats>) {
         let url = RedisUrl::new(url);
         let limits = RateLimits::new(Connector::new(&url, 1).unwrap(), Keys::new("cb").unwrap());
         let stats = Arc::new(Stats::default());
-        let rate = Rate {
-            limit,
-            period: MINUTE,
-        };
-        let rule = RateRule::new("image.resize".into(), rate, limits, stats.clone());
+        let rule = RateRule::new("image.resize".into(), limits, stats.clone());
         (rule, stats)
+    }
+
+    fn of(limit: u32, per: Per) -> Metered {
+        let period = MINUTE;
+        let rate = Rate { limit, period };
+        Metered { rate, per }
+    }
+
+    async fn check(
+        rule: &RateRule,
+        metered: Metered,
+        fields: &[(&str, &[u8])],
+        again: bool,
+    ) -> HandlerError {
+        let context = context(fields);
+        let checked = rule.check(metered, context.event(), again).await;
+        checked.unwrap_err()
     }
 
     fn waits(error: &HandlerError) {
@@ -156,9 +178,9 @@ mod tests {
     #[tokio::test]
     async fn runs_wait_while_redis_cannot_be_asked() {
         // Port 1: nobody listens there.
-        let (rule, stats) = limited(1, "redis://127.0.0.1:1");
+        let (rule, stats) = limited("redis://127.0.0.1:1");
         for _ in 0..3 {
-            waits(&rule.check(None, false).await.unwrap_err());
+            waits(&check(&rule, of(1, Per::Source), &[], false).await);
         }
         assert_eq!(stats.rate_limited.load(Ordering::Relaxed), 0);
         // The first was warned of, the others wait for the next warning.
@@ -168,16 +190,17 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_server_that_does_not_answer_holds_no_slot_for_long() {
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let (rule, _) = limited(1, &format!("redis://{}", silent.local_addr().unwrap()));
+        let (rule, _) = limited(&format!("redis://{}", silent.local_addr().unwrap()));
         let start = Instant::now();
-        waits(&rule.check(None, false).await.unwrap_err());
+        waits(&check(&rule, of(1, Per::Source), &[], false).await);
         assert!(start.elapsed() <= PATIENCE + Duration::from_millis(1));
     }
 
     #[tokio::test]
     async fn a_refusal_names_source_type_limit_and_time() {
-        let (rule, stats) = limited(0, "redis://127.0.0.1:1");
-        let error = rule.check(Some("w-1"), false).await.unwrap_err();
+        let (rule, stats) = limited("redis://127.0.0.1:1");
+        let sent: [(&str, &[u8]); 2] = [("source", b"w-1"), ("subject", b"shop-7")];
+        let error = check(&rule, of(0, Per::Source), &sent, false).await;
         assert_eq!(error.code, Code::ResourceExhausted);
         assert!(!error.retryable);
         assert_eq!(error.refusal, Some(Refusal::RateLimited));
@@ -185,7 +208,11 @@ mod tests {
         for part in ["\"w-1\"", "image.resize", " 0 ", "1m"] {
             assert!(error.message.contains(part), "{part}: {error}");
         }
-        rule.check(Some("w-1"), true).await.unwrap_err();
+        check(&rule, of(0, Per::Source), &sent, true).await;
+        let error = check(&rule, of(0, Per::Subject), &sent, true).await;
+        assert!(error.message.contains("subject \"shop-7\""), "{error}");
+        let error = check(&rule, of(0, Per::Type), &sent, true).await;
+        assert!(error.message.contains("all of the type"), "{error}");
         assert_eq!(stats.rate_limited.load(Ordering::Relaxed), 1);
     }
 

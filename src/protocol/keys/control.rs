@@ -200,6 +200,12 @@ impl Keys {
         self.control(format_args!("policies"))
     }
 
+    /// The last changes of these: a stream.
+    #[doc(hidden)]
+    pub fn policy_changes(&self) -> String {
+        self.control(format_args!("policies:changes"))
+    }
+
     /// What an instance last found of its own services.
     pub fn own_health(&self, id: &str) -> String {
         self.control(format_args!("health:of:{id}"))

@@ -108,7 +108,7 @@ impl Admission {
         let queue = &self.queues[route];
         let next = &queue.front()?.route;
         let batches = &next.lots.as_ref()?.batches;
-        let most = next.policy.concurrency.unwrap_or(BATCHES);
+        let most = next.limits.now().concurrency.unwrap_or(BATCHES);
         if self.held[route] >= most || !self.share.allows(self.held[route], taken) {
             return None;
         }

@@ -10,6 +10,7 @@ use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::keys;
 use crate::streams::park::{self, RELEASED};
+use crate::worker::limiting;
 use crate::worker::shared::Shared;
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -56,6 +57,7 @@ async fn run_once(chores: &Chores) -> Result<Found, CoordinationError> {
     };
     if chores.policies.refresh().await? {
         pausing.changed();
+        limiting::follow(&chores.lanes[0].router, &pausing.held());
     }
     let look = pausing.before_a_look();
     let (mut waits, mut more) = (HashSet::new(), false);

@@ -94,7 +94,7 @@ impl Lane {
                 None => return now,
             },
         };
-        match waiting.route.gate {
+        match waiting.route.gate() {
             None => self.admit(waiting, now),
             Some(_) => self.enter(waiting, Places::default(), None, now),
         }
@@ -137,7 +137,7 @@ impl Lane {
         after: Option<Duration>,
         now: Instant,
     ) -> Instant {
-        let Some(gate) = &waiting.route.gate else {
+        let Some(gate) = waiting.route.gate() else {
             return self.admit(waiting, now);
         };
         let event = waiting.context.event();
@@ -170,6 +170,17 @@ impl Lane {
         });
         let task = AbortOnDropHandle::new(task);
         self.admission.enters(receipt, size, Until::Gate, task);
+        now
+    }
+
+    /// The same of one that was to begin, and has entered no gate.
+    pub(super) fn enter_late(&mut self, waiting: Waiting, now: Instant) -> Instant {
+        let receipt = waiting.receipt;
+        let now = self.enter(waiting, Places::default(), None, now);
+        // It is alone again as soon as it runs; it may wait for others until then.
+        if self.alone == Some(receipt) && self.admission.may_wait_for_others(&receipt) {
+            self.alone = None;
+        }
         now
     }
 

@@ -46,13 +46,14 @@ impl Lane {
         let of_each = lot.iter().map(|one| (one.receipt, one.context.clone()));
         let of_each: Vec<_> = of_each.collect();
         let (finished, kind) = (self.finished.clone(), Arc::clone(&route));
+        let timeout = route.timeout();
         let task = tokio::spawn(async move {
             let began = Instant::now();
             let outcomes = Outcomes::default();
             let told = outcomes.clone();
             // Its payloads are decoded here, and not in the lane.
             let run = Fenced::start(|| Box::pin(async move { lots.start(contexts, told).await }));
-            let run = run.within(&kind.kind, kind.timeout);
+            let run = run.within(&kind.kind, timeout);
             let run = Timed::new(run, kind.clone(), None);
             let result = run.instrument(span).await;
             let elapsed = began.elapsed();

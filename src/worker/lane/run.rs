@@ -35,6 +35,10 @@ impl Lane {
                 None => return now,
             }
         }
+        // Operators may have limited its type since it came.
+        if waiting.entered.is_none() && waiting.route.gate().is_some() {
+            return self.enter_late(waiting, now);
+        }
         let Waiting {
             receipt,
             context,
@@ -56,6 +60,12 @@ impl Lane {
         if receipt.deliveries >= ALONE {
             self.alone = Some(receipt);
         }
+        // The gate counts the time of what entered it.
+        let timeout = match entered {
+            None => route.limits.now().timeout,
+            Some(_) => None,
+        };
+        let is_bare = entered.is_none();
         let back = entered.is_some().then(Back::default);
         let span = span_of(&context);
         let inside = span.enter();
@@ -75,6 +85,7 @@ impl Lane {
         };
         drop(inside);
         let Poll::Ready(result) = first else {
+            let counted = is_bare.then(|| route.counted());
             self.running += 1;
             self.admission.began(route.index);
             let (finished, seen, index) = (self.finished.clone(), context.clone(), route.index);
@@ -88,7 +99,7 @@ impl Lane {
                     None => now,
                     Some(_) => Instant::now(),
                 };
-                let run = run.within(&route.kind, route.timeout);
+                let run = run.within(&route.kind, timeout);
                 let run = Timed::new(run, route.clone(), computes);
                 // Dropped in the middle of what it does, as by its time-out, where its event is cancelled.
                 let result = tokio::select! {
@@ -116,6 +127,7 @@ impl Lane {
                     thread.cancelled().await;
                     finished.send(Finished::Freed(index)).ok();
                 }
+                drop(counted);
             });
             self.shared
                 .inflight
@@ -127,7 +139,7 @@ impl Lane {
         let elapsed = end - now;
         route.pace.first.took(elapsed);
         // It held its thread for so long.
-        let result = match route.timeout {
+        let result = match timeout {
             Some(limit) if elapsed > limit => Err(exceeded("a run", &route.kind, limit)),
             _ => result,
         };
@@ -195,7 +207,7 @@ impl Lane {
             let left = Left {
                 receipt,
                 error: error.clone(),
-                retry: route.retry,
+                retry: route.retry(),
                 may_stay: context.draining().is_cancelled(),
             };
             self.leave(left, context, Some(kind));
@@ -211,7 +223,7 @@ impl Lane {
         let mut settlement = match result {
             Ok(result) => settle::success(scene, event, result, published, route.policy.silent),
             Err(error) => {
-                let settlement = settle::failure(scene, event, &error, &route.retry);
+                let settlement = settle::failure(scene, event, &error, &route.retry());
                 tracing::debug!(
                     r#type = event.kind(), entry = %receipt.entry, attempt = event.attempt(),
                     code = error.code.as_str(), error = error.bounded_message(), "a run failed"

@@ -43,9 +43,9 @@ pub(super) fn begin(
     entered: Option<Entered>,
     back: Option<Back>,
 ) -> Run {
-    match (&route.gate, entered, back) {
+    match (route.entered_gate(), entered, back) {
         (Some(gate), Some(entered), Some(back)) => gate.run(entered, context, back),
-        _ => route.start(context),
+        _ => route.start_bare(context),
     }
 }
 
