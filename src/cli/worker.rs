@@ -22,6 +22,7 @@ Examples:
   convoke worker
   convoke worker --role worker,gpu --capacity 4 --exec 'a.b=./run.sh'
   convoke worker --pipe 'text.upper=python3 upper.py' --pipe-workers 2
+  convoke worker --exec 'a.b=./run.sh' --limit a.b=2,rate:10/s,timeout:5s
   convoke worker --config convoke.toml --log-format json
   CONVOKE_REDIS_URL_FILE=/run/secrets/redis-url convoke worker --id w-1
 
@@ -113,6 +114,11 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "PERCENT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     type_share: Option<u8>,
+    /// By what the handler of a type is limited; may be repeated: mail.send=4 is a concurrency,
+    /// mail.send=concurrency:4,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5/30s has all of them
+    #[arg(long, value_name = "TYPE=LIMITS")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    limit: Vec<String>,
     /// The consumer group [default: workers]
     #[arg(long, value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -252,7 +258,8 @@ fn table<S: Serializer>(pairs: &[(String, String)], to: S) -> Result<S::Ok, S::E
 /// Runs the command.
 pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     let mut kinds = HashSet::new();
-    if let Some((kind, _)) = flags.exec.iter().find(|(kind, _)| !kinds.insert(kind)) {
+    let mut commands = flags.exec.iter();
+    if let Some((kind, _)) = commands.find(|(kind, _)| !kinds.insert(kind.as_str())) {
         return Err(Misuse::error(format_args!(
             "--exec: {kind} has two commands"
         )));
@@ -260,6 +267,19 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
     let max_output = session.settings.max_payload;
     let mut settings = session.settings;
     flags.pipes.add_to(&mut settings)?;
+    let limited = flags
+        .settings
+        .limit
+        .iter()
+        .flat_map(|limit| limit.split(','));
+    let limited = limited.filter_map(|limit| Some(limit.split_once('=')?.0.trim()));
+    for kind in limited {
+        if !kinds.contains(kind) && !settings.pipe.contains_key(kind) {
+            return Err(Misuse::error(format_args!(
+                "--limit: no --exec and no --pipe for {kind}"
+            )));
+        }
+    }
     if settings.runtime_dir.is_empty() {
         settings.runtime_dir = probe::directory().display().to_string();
     }

@@ -78,6 +78,7 @@ impl Settings {
         for pattern in &self.ignore {
             ignorable(pattern)?;
         }
+        self.handler_limits()?;
         within("capacity", self.capacity.into(), 0..=MAX_CAPACITY.into())?;
         within("concurrency", self.concurrency as u64, 1..=65_536)?;
         within("type_share", self.type_share.into(), 1..=100)?;

@@ -8,6 +8,7 @@ mod client;
 mod command;
 mod database_url;
 mod drivers;
+mod limit;
 mod pipe;
 #[cfg(feature = "config")]
 #[doc(hidden)]
@@ -74,6 +75,10 @@ pub struct Settings {
     /// types leave, so that a type that hangs starves no other; 1 to 100. At least one run of each; a
     /// worker with one handler has no others to spare anything for.
     pub type_share: u8,
+    /// By what the handlers of a type are limited, in the place of what their policy says, such as
+    /// `mail.send=concurrency:4,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5/30s`. Without `per` a rate is
+    /// that of the whole type; `mail.send=4` is a concurrency.
+    pub limit: Vec<String>,
     /// How long an instance counts as alive after a pulse. It pulses every third of it.
     #[serde(with = "duration")]
     pub heartbeat_ttl: Duration,
@@ -159,6 +164,7 @@ impl Default for Settings {
             capacity: 10,
             concurrency: 64,
             type_share: 75,
+            limit: Vec::new(),
             heartbeat_ttl: Duration::from_secs(30),
             claim_idle: Duration::from_secs(60),
             handler_timeout: Duration::from_secs(30),

@@ -1,5 +1,6 @@
 //! What a worker is made of.
 
+use super::limiting;
 use super::vital::Vital;
 use super::{RunError, Worker};
 use crate::builtin::Services;
@@ -247,7 +248,8 @@ impl Builder {
             .map(|(kind, pipe)| Pipe::new(kind, pipe, settings.max_payload))
             .collect();
         let piped = pipes.iter().map(Pipe::registration);
-        let handlers: Vec<Registration> = built_in.chain(handlers).chain(piped).collect();
+        let mut handlers: Vec<Registration> = built_in.chain(handlers).chain(piped).collect();
+        limiting::begin(&mut handlers, &settings)?;
         let mut kinds = HashSet::new();
         for handler in &handlers {
             let kind = &handler.kind;

@@ -487,3 +487,52 @@ fn the_log_sums_up_the_dead_letters_that_there_are() {
     assert_eq!(summed, 5);
     assert_eq!(super::rig::entries(&redis, "cb:dead:demo").len(), 5);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_and_programs_are_limited_by_flag_variable_and_file() {
+    let redis = Redis::start();
+    let file = File::new(
+        "limits.toml",
+        "limit = [\"a.quick=attempts:1,timeout:200ms\"]\n",
+    );
+    let args = [
+        "worker",
+        "--config",
+        file.path(),
+        "--exec=a.quick=sleep 30",
+        "--exec=a.once=exit 1",
+        "--pipe=a.rated=sh tests/examples/piped.sh",
+    ];
+    let worker = Worker::start(&redis, "w-1", convoke(&redis, &args).arg("--id=w-1"));
+    run(&redis, &["request", "a.quick"]).failed(1, &["timeout of 200ms"]);
+    worker.stop();
+    let mut limited = convoke(&redis, &args);
+    limited.env("CONVOKE_LIMIT", "a.once=attempts:1,a.rated=rate:1/h");
+    let worker = Worker::start(&redis, "w-2", limited.arg("--id=w-2"));
+    run(&redis, &["request", "a.once"]).failed(1, &["internal"]);
+    run(&redis, &["request", "a.rated", "--data", "\"x\""]).done();
+    run(&redis, &["request", "a.rated", "--data", "\"x\""])
+        .failed(1, &["resource_exhausted", "1 a.rated in 1h"]);
+    worker.stop();
+    let mut flags = args.to_vec();
+    flags.extend(["--id=w-3", "--limit=a.rated=rate:2/h,a.once=1"]);
+    let worker = Worker::start(&redis, "w-3", &mut convoke(&redis, &flags));
+    run(&redis, &["request", "a.rated", "--data", "\"x\""]).done();
+    run(&redis, &["request", "a.rated", "--data", "\"x\""]).failed(1, &["2 a.rated in 1h"]);
+    drop(worker);
+    for (limit, why) in [
+        ("b.c=4", "--limit: no --exec and no --pipe for b.c"),
+        ("a.once=fast", "\"fast\" is not a whole number"),
+        (
+            "a.once=rate:1",
+            "--limit: a.once: rate: write it as RUNS/PERIOD",
+        ),
+        ("rate:1/s", "of no type"),
+    ] {
+        run(
+            &redis,
+            &["worker", "--exec=a.once=exit 1", "--limit", limit],
+        )
+        .failed(2, &[why]);
+    }
+}
