@@ -5,6 +5,7 @@ use clap::{Args, ValueEnum};
 use convoke::coordination::instances::instance::Instance;
 use convoke::coordination::instances::roster::{Condition, Detail};
 use convoke::protocol::json;
+use convoke::protocol::pattern::Patterns;
 use serde_json::{Value, json};
 
 /// Instances that are read at the most.
@@ -19,7 +20,8 @@ Examples:
 Reads Redis directly, so it works without a worker. Besides the healthy ones it shows those that are
 suspect (the last pulse is too old) and those that were lost in the last ten minutes. External ones were
 registered by an event, not by their own process: whoever publishes system events can make one up.
-UP is how long the process runs; RESTARTS, how many others had the id before it.";
+UP is how long the process runs; RESTARTS, how many others had the id before it. PATTERNS, shown where
+any differs, are those in which a worker answers system events otherwise than by default.";
 
 /// List the registered instances
 #[derive(Args)]
@@ -76,10 +78,11 @@ pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit>
         output::complain_line(&format!("no instances{role} in namespace {namespace}"));
         return Ok(Exit::Done);
     }
+    let differs = listed.iter().any(|(_, one)| others(one) != "-");
     let rows: Vec<Vec<String>> = listed
         .iter()
         .map(|(condition, instance)| {
-            vec![
+            let mut row = vec![
                 instance.id.clone(),
                 standing(*condition, instance),
                 instance.roles.join(","),
@@ -90,10 +93,14 @@ pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit>
                 instance.restarts.to_string(),
                 instance.incarnation.to_string(),
                 instance.capabilities.len().to_string(),
-            ]
+            ];
+            if differs {
+                row.push(others(instance));
+            }
+            row
         })
         .collect();
-    let headings = [
+    let mut headings = vec![
         "ID",
         "STATUS",
         "ROLES",
@@ -105,8 +112,32 @@ pub(super) async fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit>
         "INCARNATION",
         "HANDLERS",
     ];
+    if differs {
+        headings.push("PATTERNS");
+    }
     session.output.table(&headings, &rows)?;
     Ok(Exit::Done)
+}
+
+/// All patterns in which an instance answers; none where it is external or older.
+pub(super) fn patterns(instance: &Instance) -> String {
+    told(instance.mode.patterns.iter())
+}
+
+fn told<'a>(patterns: impl Iterator<Item = (&'a String, &'a String)>) -> String {
+    let named = patterns.map(|(event, pattern)| format!("{event}={pattern}"));
+    match named.collect::<Vec<_>>().join(",") {
+        none if none.is_empty() => "-".to_owned(),
+        named => named,
+    }
+}
+
+/// The patterns of an instance that are not the default.
+fn others(instance: &Instance) -> String {
+    let default = Patterns::default().names();
+    let others = instance.mode.patterns.iter();
+    let others = others.filter(|(event, pattern)| default.get(*event) != Some(*pattern));
+    told(others)
 }
 
 /// The load for the capacity.
@@ -141,6 +172,7 @@ pub(super) fn described(condition: Condition, instance: &Instance, now: u64) -> 
         "mode": instance.mode.word(),
         "version": instance.mode.version,
         "concurrency": instance.mode.concurrency,
+        "patterns": instance.mode.patterns,
         "incarnation": instance.incarnation,
         "capabilities": instance.capabilities,
         "metadata": json::to_json(&instance.metadata).unwrap_or_default(),

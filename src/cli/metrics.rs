@@ -29,7 +29,7 @@ grows old. A worker does it by itself with --metrics-file.";
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Flags {
-    /// Also each handler, what is in flight, and how the load is spread
+    /// Also each handler, each pattern of system events, what is in flight, and how the load is spread
     #[arg(long)]
     detailed: bool,
     /// How long to wait for the answer
@@ -183,6 +183,40 @@ fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {
         .collect();
     let headings = [
         "HANDLER", "CALLS", "ERRORS", "RETRIES", "P50", "P99", "CIRCUIT", "LIMITED", "CACHED",
+    ];
+    session.output.table(&headings, &rows)?;
+    print_patterns(session, &metrics["patterns"])
+}
+
+/// How system events were answered, where any that has patterns was.
+fn print_patterns(session: &Session, patterns: &Value) -> anyhow::Result<()> {
+    let events = patterns.as_object().into_iter().flatten();
+    let mut rows = Vec::new();
+    for (event, patterns) in events {
+        for (pattern, answers) in patterns.as_object().into_iter().flatten() {
+            let count = |name: &str| answers[name].as_u64().unwrap_or(0).to_string();
+            let age = |name: &str| match &answers[name] {
+                Value::Null => "-".to_owned(),
+                age => milliseconds(age),
+            };
+            rows.push(vec![
+                printable(event).into_owned(),
+                printable(pattern).into_owned(),
+                count("calls"),
+                count("errors"),
+                milliseconds(&answers["p50_ms"]),
+                milliseconds(&answers["p99_ms"]),
+                age("age_p50_ms"),
+                age("age_p99_ms"),
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return Ok(());
+    }
+    session.output.line("")?;
+    let headings = [
+        "EVENT", "PATTERN", "CALLS", "ERRORS", "P50", "P99", "AGE P50", "AGE P99",
     ];
     Ok(session.output.table(&headings, &rows)?)
 }

@@ -2,6 +2,7 @@
 //! idempotent, on the server's clock.
 
 mod answer;
+pub mod answered;
 pub mod ballots;
 pub mod batches;
 mod bounds;

@@ -5,8 +5,10 @@
 //! memory: they read it when they start, with each of their pulses, and at the fact. So for a moment after a
 //! change two of them may answer in two patterns; each answer is right in any of them.
 
+use super::answered::Answered;
 use super::bounds::invalid;
 use super::error::CoordinationError;
+use super::metrics::HandlerSums;
 use super::scripts::VERSION;
 use super::store::Store;
 use crate::connect::connector::Connector;
@@ -19,6 +21,7 @@ use redis::Script;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 static SET: LazyLock<Script> =
@@ -38,6 +41,7 @@ pub struct PatternStore {
 #[derive(Debug, Default)]
 struct Held {
     chosen: Mutex<Option<pattern::Patterns>>,
+    answered: Answered,
     told: Notify,
 }
 
@@ -85,7 +89,31 @@ impl PatternStore {
 
     /// In which pattern that event is answered, as far as this process knows.
     pub fn of(&self, event: Patterned) -> Pattern {
-        locked(&self.held.chosen).unwrap_or(self.settings).of(event)
+        self.all().of(event)
+    }
+
+    /// The patterns of all events, as far as this process knows.
+    pub fn all(&self) -> pattern::Patterns {
+        locked(&self.held.chosen).unwrap_or(self.settings)
+    }
+
+    /// Counts an answer that was begun then in that pattern. `age` says how old the oldest part of it is, where it
+    /// has an age.
+    pub fn answered<T, E>(
+        &self,
+        of: (Patterned, Pattern),
+        began: Instant,
+        answer: &Result<T, E>,
+        age: impl FnOnce(&T) -> Option<Duration>,
+    ) {
+        let aged = answer.as_ref().ok().and_then(age);
+        let failed = answer.is_err();
+        self.held.answered.note(of, began.elapsed(), failed, aged);
+    }
+
+    /// What was answered by this process so far, as it is reported.
+    pub fn sums(&self) -> Vec<(String, HandlerSums)> {
+        self.held.answered.sums()
     }
 
     /// Reads what the bus says.

@@ -1,5 +1,6 @@
 //! What all instances did, and how they are.
 
+use super::answered::{self, Answers};
 use super::metrics::{ALL, CIRCUITS, Gauges, HandlerSums, OldestRun, Running, Sums};
 use crate::connect::clock::ServerTime;
 use crate::coordination::answer::answer;
@@ -17,6 +18,8 @@ pub struct Global {
     pub sums: Sums,
     /// Likewise, by event type; empty unless asked for.
     pub handlers: BTreeMap<String, HandlerSums>,
+    /// How system events were answered, by event and by pattern; empty unless asked for.
+    pub answered: BTreeMap<String, BTreeMap<String, Answers>>,
     /// The worst circuit of each event type among the living, where any has one.
     pub circuits: BTreeMap<String, &'static str>,
     /// What the living run that takes its time, by event type.
@@ -79,6 +82,7 @@ impl Instances {
             global.handlers = handlers
                 .filter_map(|(kind, packed)| Some((kind, HandlerSums::unpacked(&packed)?)))
                 .collect();
+            global.answered = answered::taken_from(&mut global.handlers);
         }
         let mut living = redis::pipe();
         living

@@ -1,6 +1,7 @@
 //! Patterns: in which way a system event is answered. The event and its result are the same in each.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Who does the work behind an answer.
@@ -173,6 +174,12 @@ impl Patterns {
             Patterned::Register => self.register,
             Patterned::Heartbeat => self.heartbeat,
         }
+    }
+
+    /// All of them, by the names of event and pattern.
+    pub fn names(&self) -> BTreeMap<String, String> {
+        let name = |event: Patterned| (event.to_string(), self.of(event).to_string());
+        Patterned::ALL.map(name).into()
     }
 
     /// Sets the one of that event.

@@ -273,7 +273,7 @@ impl Worker {
             return Ok(());
         };
         let incarnation = begin.registered.incarnation;
-        let reporter = Arc::new(Reporter::new(&lanes, &self.name));
+        let reporter = Arc::new(Reporter::new(&lanes, &self.name, &self.patterns));
         // The process, which the reporter holds on to, holds this one.
         let own = Arc::downgrade(&reporter);
         let instances = self.instances.clone();

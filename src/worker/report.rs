@@ -6,6 +6,7 @@ use super::lanes::Lanes;
 use super::shared::Shared;
 use crate::connect::clock::whole_ms;
 use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
+use crate::coordination::patterns::PatternStore;
 use crate::handler::router::{Route, Router};
 use crate::mutex::locked;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,17 +24,19 @@ pub(super) struct Reporter {
     process: String,
     lanes: Vec<Arc<Shared>>,
     router: Arc<Router>,
+    patterns: PatternStore,
     samples: Mutex<VecDeque<(Instant, u64)>>,
     acknowledged: Mutex<BTreeMap<String, HandlerSums>>,
 }
 
 impl Reporter {
     /// The reporter of a worker with these lanes, in the process of that name.
-    pub(super) fn new(lanes: &Lanes, process: &str) -> Self {
+    pub(super) fn new(lanes: &Lanes, process: &str, patterns: &PatternStore) -> Self {
         Self {
             process: process.to_owned(),
             lanes: lanes.shared().to_vec(),
             router: lanes.router().clone(),
+            patterns: patterns.clone(),
             samples: Mutex::new([(Instant::now(), 0)].into()),
             acknowledged: Mutex::default(),
         }
@@ -73,6 +76,7 @@ impl Reporter {
                 handlers.insert(route.kind.clone(), did);
             }
         }
+        handlers.extend(self.patterns.sums());
         Report {
             process: self.process.clone(),
             sums,

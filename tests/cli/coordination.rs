@@ -131,9 +131,22 @@ fn a_pattern_is_chosen_for_all_workers_and_taken_back() {
         assert!(listed.contains(part), "{part} is not in {listed}");
     }
     let state = run(&redis, &["state"]).done().out;
-    assert!(state.contains("patterns: health hybrid"), "{state}");
+    assert!(state.contains("health hybrid"), "{state}");
     let top = run(&redis, &["top", "--once"]).done().out;
     assert!(top.contains("health hybrid"), "{top}");
+    let json = ["instances", "--format", "json"];
+    eventually("it says that it follows", || {
+        let listed = run(&redis, &json).done().out;
+        lines(&listed)[0]["patterns"]["health"] == "hybrid"
+    });
+    let listed = run(&redis, &["instances"]).done().out;
+    assert!(listed.contains("health=hybrid"), "{listed}");
+    run(&redis, &["health"]).done();
+    let told = run(&redis, &["metrics", "--detailed"]).done().out;
+    assert!(
+        told.contains("PATTERN") && told.contains("AGE P99"),
+        "{told}"
+    );
     let late = ["pattern", "set", "health", "distributed", "--version", "7"];
     run(&redis, &late).failed(1, &["aborted", "version 1"]);
     let health = || run(&redis, &["health"]).done().out;

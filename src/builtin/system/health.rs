@@ -15,7 +15,7 @@ use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use hybrid::put_together;
 pub(crate) use own::report;
@@ -157,16 +157,23 @@ pub(super) async fn health(
     _: Nothing,
     services: State<Services>,
 ) -> Result<Health, HandlerError> {
-    let answer = match services.patterns.of(Patterned::Health) {
+    let began = Instant::now();
+    let pattern = services.patterns.of(Patterned::Health);
+    let answer = match pattern {
         Pattern::Centralized => None,
         Pattern::Distributed => distributed::answer(&services).await.ok().flatten(),
         Pattern::Hybrid => hybrid::answer(&services).await.ok().flatten(),
     };
-    Ok(match answer {
+    let answer = Ok(match answer {
         Some(health) => health,
         // Where there is nothing to put together, whoever is asked looks.
         None => centralized::answer(&context, &services).await,
-    })
+    });
+    let of = (Patterned::Health, pattern);
+    services.patterns.answered(of, began, &answer, |health| {
+        Some(Duration::from_millis(health.age_ms))
+    });
+    answer
 }
 
 /// An instance is suspect if a peer says so, or if it expired and was not declared lost yet.

@@ -1,4 +1,5 @@
 use crate::builtin::Services;
+use crate::coordination::answered::Answers;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::tasks::Tasks;
@@ -10,11 +11,11 @@ use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Ask {
-    /// Whether to report each handler, of what is in flight and of how the load is spread.
+    /// Whether to report each handler, each pattern, what is in flight and how the load is spread.
     #[serde(default)]
     detailed: bool,
     /// Whether to add the histograms themselves.
@@ -54,6 +55,9 @@ pub(in crate::builtin) struct Metrics {
     latency: Option<Buckets>,
     #[serde(skip_serializing_if = "Option::is_none")]
     handlers: Option<BTreeMap<String, Handler>>,
+    /// How system events that have patterns were answered, by event and by pattern.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patterns: Option<BTreeMap<String, BTreeMap<String, Answering>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     queue: Option<Queue>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,6 +81,25 @@ struct Handler {
     oldest_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     latency: Option<Buckets>,
+}
+
+/// How an event was answered in one pattern, by all instances that there were.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Answering {
+    /// Answers, and attempts that failed.
+    calls: u64,
+    errors: u64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// How old the oldest part of an answer was; left out where answers have no age.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_p50_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_p99_ms: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    latency: Option<Buckets>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age: Option<Buckets>,
 }
 
 /// What the living external instances last reported.
@@ -121,11 +144,27 @@ pub(super) async fn metrics(
     ask: Ask,
     services: State<Services>,
 ) -> Result<Metrics, HandlerError> {
+    let began = Instant::now();
+    let pattern = services.patterns.of(Patterned::Metrics);
+    let answer = answered(&context, &ask, &services, pattern).await;
+    let of = (Patterned::Metrics, pattern);
+    services.patterns.answered(of, began, &answer, |metrics| {
+        Some(Duration::from_millis(metrics.oldest_report_ms))
+    });
+    answer
+}
+
+async fn answered(
+    context: &Context,
+    ask: &Ask,
+    services: &Services,
+    pattern: Pattern,
+) -> Result<Metrics, HandlerError> {
     let instances = &services.instances;
     // Its own numbers are those of this moment, not of its last pulse.
     let own = services.own_report.tell().await;
     own.map_err(CoordinationError::into_handler_error)?;
-    let missing = match services.patterns.of(Patterned::Metrics) {
+    let missing = match pattern {
         // What all report now is in the totals before they are read: by the same step as with a pulse, so
         // nothing is counted twice, and what the dead did stays.
         Pattern::Distributed => {
@@ -141,7 +180,7 @@ pub(super) async fn metrics(
         .map_err(CoordinationError::into_handler_error)?;
     let tasks = services.tasks.counts();
     let tasks = tasks.await.map_err(CoordinationError::into_handler_error)?;
-    let mut metrics = told(global, tasks.completed, &ask);
+    let mut metrics = told(global, tasks.completed, ask);
     metrics.missing_total = missing.as_ref().map(|missing| missing.len() as u64);
     metrics.missing = missing;
     if let Some(missing) = &mut metrics.missing {
@@ -193,6 +232,7 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
         missing_total: None,
         latency: buckets(latency),
         handlers: None,
+        patterns: None,
         queue: None,
         scaling: None,
     };
@@ -222,6 +262,26 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
         (kind, handler)
     });
     metrics.handlers = Some(handlers.collect());
+    let answering = |answers: Answers| {
+        let aged = answers.age.count() > 0;
+        let age = |part| aged.then(|| answers.age.quantile_ms(part));
+        Answering {
+            calls: answers.calls,
+            errors: answers.errors,
+            p50_ms: answers.latency.quantile_ms(0.5),
+            p99_ms: answers.latency.quantile_ms(0.99),
+            age_p50_ms: age(0.5),
+            age_p99_ms: age(0.99),
+            latency: buckets(&answers.latency),
+            age: buckets(&answers.age).filter(|_| aged),
+        }
+    };
+    let patterns = global.answered.into_iter().map(|(event, patterns)| {
+        let patterns = patterns.into_iter();
+        let patterns = patterns.map(|(pattern, answers)| (pattern, answering(answers)));
+        (event, patterns.collect())
+    });
+    metrics.patterns = Some(patterns.collect());
     metrics.queue = Some(Queue {
         in_flight: global.in_flight,
     });

@@ -8,6 +8,7 @@ use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Register {
@@ -50,6 +51,8 @@ pub(super) async fn register(
     event: Register,
     services: State<Services>,
 ) -> Result<Registered, HandlerError> {
+    let began = Instant::now();
+    let pattern = services.patterns.of(Patterned::Register);
     let registering = Registering {
         id: event.id,
         roles: event.roles,
@@ -58,13 +61,16 @@ pub(super) async fn register(
         metadata: event.metadata.as_ref().map(encoded).unwrap_or_default(),
         ttl_ms: event.ttl_ms,
         incarnation: event.incarnation,
-        announces: services.patterns.of(Patterned::Register) != Pattern::Centralized,
+        announces: pattern != Pattern::Centralized,
     };
     let registered = services
         .instances
         .register(&registering)
         .await
-        .map_err(CoordinationError::into_handler_error)?;
+        .map_err(CoordinationError::into_handler_error);
+    let of = (Patterned::Register, pattern);
+    services.patterns.answered(of, began, &registered, |_| None);
+    let registered = registered?;
     Ok(Registered {
         registered: true,
         incarnation: registered.incarnation,

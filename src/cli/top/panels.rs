@@ -170,6 +170,7 @@ fn of_instances(model: &Model) -> Vec<Row> {
         .more("registered at", date(instance.registered_at))
         .more("incarnation", instance.incarnation.to_string())
         .more("ttl", span(instance.ttl_ms))
+        .more("patterns", instances::patterns(instance))
     };
     sample.instances.iter().map(row).collect()
 }

@@ -14,6 +14,7 @@ use crate::protocol::event::Entry;
 use crate::protocol::keys;
 use redis::Script;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::LazyLock;
 
@@ -82,6 +83,8 @@ pub struct WorkerMode {
     pub quiet: bool,
     /// Whether it finishes what runs, and leaves then.
     pub draining: bool,
+    /// In which pattern it answers each event that has several, by their names; empty in one of an earlier version.
+    pub patterns: BTreeMap<String, String>,
 }
 
 impl WorkerMode {

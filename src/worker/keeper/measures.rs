@@ -1,6 +1,7 @@
 //! Tells OpenTelemetry what this worker counted, where somebody is to be told.
 
 use super::Chores;
+use crate::coordination::answered;
 use crate::telemetry::measures::{Handled, Measures};
 use crate::worker::report::Reporter;
 use std::time::{Duration, SystemTime};
@@ -27,6 +28,7 @@ pub(super) async fn run(chores: &Chores) {
 pub(in crate::worker) fn measures(reporter: &Reporter, since: SystemTime) -> Measures {
     let report = reporter.report();
     let handlers = report.handlers.into_iter();
+    let handlers = handlers.filter(|(kind, _)| !answered::is_name(kind));
     Measures {
         since,
         at: SystemTime::now(),

@@ -102,6 +102,7 @@ impl Chores {
             concurrency: self.concurrency.load(Ordering::Relaxed),
             quiet: self.quiet(),
             draining: self.draining(),
+            patterns: self.patterns.all().names(),
         }
     }
 

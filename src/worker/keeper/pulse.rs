@@ -9,8 +9,9 @@ use crate::connect::backoff::Backoff;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Pulse;
 use crate::coordination::instances::instance::Beat;
+use crate::protocol::pattern::{Pattern, Patterned};
 use std::convert::Infallible;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// When a worker pulsed last that has no keeper yet, and as which incarnation; the registration is a pulse.
@@ -125,7 +126,13 @@ async fn run_once(chores: &Chores, fails: bool) -> Result<Option<Pulse>, Coordin
         seal: Some(standing.seal),
         ..Beat::new(chores.id(), Some(standing.incarnation))
     };
-    let pulse = chores.within(most, instances.heartbeat(&beat)).await?;
+    let began = Instant::now();
+    let pulse = chores.within(most, instances.heartbeat(&beat)).await;
+    // A pulse of its own is written at once, in whatever pattern it had to be.
+    let of = (Patterned::Heartbeat, Pattern::Centralized);
+    let age = |_: &Pulse| Some(Duration::ZERO);
+    chores.patterns.answered(of, began, &pulse, age);
+    let pulse = pulse?;
     if pulse.superseded {
         chores.reporter.acknowledged(report);
         chores.set_lead(None);
@@ -185,7 +192,6 @@ pub(super) async fn register_again(chores: &Chores, why: &str) -> Result<(), Coo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn what_hangs_is_left_when_the_next_pulse_is_due() {

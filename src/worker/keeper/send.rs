@@ -2,6 +2,7 @@
 
 use super::Chores;
 use crate::coordination::instances::Pulse;
+use crate::coordination::instances::collecting::Sent;
 use crate::coordination::instances::gossip::Peer;
 use crate::protocol::pattern::{Pattern, Patterned};
 use std::time::Instant;
@@ -35,7 +36,13 @@ pub(super) async fn send(chores: &Chores, last: Option<&Own>) -> Option<Vec<Peer
     let load = chores.reporter.tasks() as f64;
     let (instances, incarnation) = (&chores.instances, chores.incarnation());
     let pulse = instances.send_pulse(chores.id(), incarnation, load, &last.watch);
-    let sent = match chores.within(ttl / 6, pulse).await {
+    let began = Instant::now();
+    let sent = chores.within(ttl / 6, pulse).await;
+    // How long ago the last pulse was sent that somebody wrote.
+    let age = |sent: &Sent| Some(ttl.saturating_sub(sent.left?));
+    let of = (Patterned::Heartbeat, Pattern::Hybrid);
+    chores.patterns.answered(of, began, &sent, age);
+    let sent = match sent {
         Ok(sent) => sent,
         Err(error) => {
             tracing::debug!(%error, "a pulse was not sent to the collector");
