@@ -30,7 +30,7 @@ use crate::streams::cancel::Canceller;
 use rmpv::Value;
 use services::Configured;
 use system::batch_process::Runner;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 
 /// What the built-in handlers call. They take it as any handler takes its state.
 pub(crate) struct Services {
@@ -49,6 +49,8 @@ pub(crate) struct Services {
     pub(crate) schedules: Schedules,
     pub(crate) repairs: Repairs,
     pub(crate) canceller: Canceller,
+    /// Places of votes that wait for an arbiter.
+    pub(crate) arbitration: Semaphore,
     /// Something may wait for this worker, or it has room again.
     pub(crate) nudged: Notify,
     pub(crate) configured: Configured,

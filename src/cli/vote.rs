@@ -280,6 +280,7 @@ pub(super) fn described(ballot: &Ballot) -> Value {
         "opened_at": ballot.opened_at,
         "expires_at": ballot.expires_at,
         "kept_until": ballot.kept_until,
+        "pattern": ballot.pattern.as_str(),
     });
     if let Some(role) = &ballot.role {
         object["role"] = role.as_str().into();

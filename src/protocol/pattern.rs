@@ -56,24 +56,39 @@ pub enum Patterned {
     Register,
     /// `system.heartbeat`.
     Heartbeat,
+    /// `system.quorum.vote`.
+    Quorum,
 }
 
 impl Patterned {
     /// All of them.
-    pub const ALL: [Patterned; 4] = [
+    pub const ALL: [Patterned; 5] = [
         Patterned::Health,
         Patterned::Metrics,
         Patterned::Register,
         Patterned::Heartbeat,
+        Patterned::Quorum,
     ];
 
-    /// The event's name without its domain.
+    /// The event's short name, which the settings have.
     pub const fn as_str(self) -> &'static str {
         match self {
             Patterned::Health => "health",
             Patterned::Metrics => "metrics",
             Patterned::Register => "register",
             Patterned::Heartbeat => "heartbeat",
+            Patterned::Quorum => "quorum",
+        }
+    }
+
+    /// The event's type.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Patterned::Health => "system.health",
+            Patterned::Metrics => "system.metrics",
+            Patterned::Register => "system.register",
+            Patterned::Heartbeat => "system.heartbeat",
+            Patterned::Quorum => "system.quorum.vote",
         }
     }
 
@@ -84,6 +99,7 @@ impl Patterned {
             Patterned::Metrics => "patterns.metrics",
             Patterned::Register => "patterns.register",
             Patterned::Heartbeat => "patterns.heartbeat",
+            Patterned::Quorum => "patterns.quorum",
         }
     }
 
@@ -92,8 +108,9 @@ impl Patterned {
     /// # Errors
     /// What would do.
     pub fn named(name: &str) -> Result<Self, String> {
-        let short = name.strip_prefix("system.").unwrap_or(name);
-        let event = Self::ALL.into_iter().find(|event| event.as_str() == short);
+        let event = Self::ALL
+            .into_iter()
+            .find(|event| event.as_str() == name || event.kind() == name);
         event.ok_or_else(|| {
             let names = Self::ALL.map(Self::as_str).join(", ");
             format!("{name:?} is answered in one way only; there are patterns for {names}")
@@ -103,7 +120,7 @@ impl Patterned {
     /// The patterns that there are for it.
     pub const fn built(self) -> &'static [Pattern] {
         match self {
-            Patterned::Health | Patterned::Register => &Pattern::ALL,
+            Patterned::Health | Patterned::Register | Patterned::Quorum => &Pattern::ALL,
             Patterned::Metrics => &[Pattern::Centralized, Pattern::Distributed],
             Patterned::Heartbeat => &[Pattern::Centralized, Pattern::Hybrid],
         }
@@ -152,7 +169,7 @@ impl fmt::Display for Patterned {
 }
 
 /// The pattern of each event.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Patterns {
     /// Of `system.health`.
@@ -163,6 +180,20 @@ pub struct Patterns {
     pub register: Pattern,
     /// Of `system.heartbeat`: who writes the pulses of workers.
     pub heartbeat: Pattern,
+    /// Of `system.quorum.vote`: who counts the votes of a ballot that is opened.
+    pub quorum: Pattern,
+}
+
+impl Default for Patterns {
+    fn default() -> Self {
+        Self {
+            health: Pattern::Centralized,
+            metrics: Pattern::Centralized,
+            register: Pattern::Centralized,
+            heartbeat: Pattern::Centralized,
+            quorum: Pattern::Hybrid,
+        }
+    }
 }
 
 impl Patterns {
@@ -173,6 +204,7 @@ impl Patterns {
             Patterned::Metrics => self.metrics,
             Patterned::Register => self.register,
             Patterned::Heartbeat => self.heartbeat,
+            Patterned::Quorum => self.quorum,
         }
     }
 
@@ -189,6 +221,7 @@ impl Patterns {
             Patterned::Metrics => self.metrics = pattern,
             Patterned::Register => self.register = pattern,
             Patterned::Heartbeat => self.heartbeat = pattern,
+            Patterned::Quorum => self.quorum = pattern,
         }
     }
 }
@@ -201,7 +234,7 @@ mod tests {
     fn names_are_read_as_they_are_written_and_others_are_refused_with_what_would_do() {
         for event in Patterned::ALL {
             assert_eq!(Patterned::named(event.as_str()), Ok(event));
-            assert_eq!(Patterned::named(&format!("system.{event}")), Ok(event));
+            assert_eq!(Patterned::named(event.kind()), Ok(event));
             for pattern in event.built() {
                 assert_eq!(event.pattern(pattern.as_str()), Ok(*pattern));
                 let mut patterns = Patterns::default();

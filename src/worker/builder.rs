@@ -7,6 +7,7 @@ use crate::builtin::Services;
 use crate::builtin::pipe::Pipe;
 use crate::builtin::services::Configured;
 use crate::builtin::system::batch_process::Runner;
+use crate::builtin::system::quorum_vote::counting::PLACES;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::silence::Answers;
@@ -38,6 +39,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// Connections that handlers and coordination share.
 const POOL: usize = 16;
@@ -297,6 +299,7 @@ impl Builder {
             repairs: Repairs::new(connector.clone(), keys.clone()),
             canceller: Canceller::new(connector.clone(), keys.clone(), &settings),
             nudged: Default::default(),
+            arbitration: Semaphore::new(PLACES),
             configured: Configured::new(&settings),
         });
         let telemetry = Telemetry::new(&telemetry::Options {

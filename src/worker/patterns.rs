@@ -6,6 +6,7 @@ use super::Worker;
 use super::supervisor::Supervisor;
 use crate::builtin::Services;
 use crate::builtin::system::health;
+use crate::builtin::system::quorum_vote::counting;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::pattern::{Pattern, Patterned};
 use std::sync::Arc;
@@ -73,13 +74,13 @@ impl Part {
         // It may come by its tasks in another way now.
         services.nudged.notify_one();
         let pattern = services.patterns.of(Patterned::Health);
-        if pattern == Pattern::Centralized {
-            return Ok(());
+        if pattern != Pattern::Centralized {
+            health::report(services, &self.id, pattern, self.ttl).await?;
         }
-        health::report(services, &self.id, pattern, self.ttl).await?;
         if pattern == Pattern::Hybrid && (self.leads)() {
             health::put_together(services, self.ttl).await?;
         }
-        Ok(())
+        // Whatever is chosen: a ballot keeps the pattern in which it was opened.
+        counting::count_left(services, &self.id, (self.leads)()).await
     }
 }

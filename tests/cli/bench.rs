@@ -217,12 +217,13 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
             "a pulse, 10 instances that are busy",
             "system.health, 10 instances",
             "system.metrics, 10 instances",
+            "a vote of 9 instances, of which 5 decide",
             &health,
             &metrics,
         ]
         .map(|case| ("patterns", case))
     );
-    for (at, sides) in [(1, 2), (2, 3), (3, 2)] {
+    for (at, sides) in [(1, 2), (2, 3), (3, 2), (4, 3)] {
         let sides_of = figures[at].2["sides"].as_array().unwrap();
         assert_eq!(sides_of.len(), sides);
         assert_eq!(sides_of[0]["side"], "centralized");

@@ -1,5 +1,6 @@
 //! Ballots: every branch of the script, and what is read back.
 
+mod counted;
 mod kept;
 
 use crate::fleet::Fleet;

@@ -16,7 +16,7 @@ use std::path::Path;
 
 /// The scripts that add entries. Whoever writes another one has its entries added below.
 const SCRIPTS: [&str; 17] = [
-    "add_quorum_vote.lua",
+    "ballot.lua",
     "coordinate_batch.lua",
     "lead.lua",
     "lose.lua",

@@ -100,6 +100,13 @@ const BOUNDS: &[(&str, Bound)] = &[
     ),
     ("commit.lua", most(580, 30)),
     (
+        "count_votes.lua",
+        Bound {
+            whole: &[("HGETALL", "the votes, if they fit into 32 KiB")],
+            ..most(25, 35)
+        },
+    ),
+    (
         "coordinate_batch.lua",
         Bound {
             whole: &[
@@ -209,6 +216,20 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("schedule_put.lua", most(13, 12)),
     ("set_pattern.lua", most(9, 12)),
     ("shorten.lua", most(1001, 6)),
+    (
+        "store_vote.lua",
+        Bound {
+            whole: &[
+                ("ZINTERSTORE", "an electorate: 5,000"),
+                (
+                    "ZREMRANGEBYSCORE",
+                    "1,000 open ballots, 1,000 listed ones, an electorate",
+                ),
+                ("ZREMRANGEBYRANK", "one more than the listed ones"),
+            ],
+            ..most(45, 110)
+        },
+    ),
     ("take.lua", most(210, 10)),
     ("task_assign.lua", of_tasks(300, 1000)),
     ("task_cancel.lua", of_tasks(370, 1000)),

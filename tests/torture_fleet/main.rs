@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod ballots;
 mod patterns;
 
 use convoke::connect::connector::Connector;
@@ -35,6 +36,14 @@ impl Look {
         let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
         let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
         Self { redis, instances }
+    }
+
+    fn connector(&self) -> Connector {
+        Connector::new(&RedisUrl::new(self.redis.url()), 4).unwrap()
+    }
+
+    fn keys(&self) -> Keys {
+        Keys::new("cb").unwrap()
     }
 
     async fn facts(&self) -> Vec<Fact> {

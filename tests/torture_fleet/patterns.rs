@@ -61,7 +61,7 @@ async fn keep_counting(client: Client, over: Arc<AtomicBool>) -> u64 {
     answers
 }
 
-async fn choose(client: &Client, event: Patterned, pattern: Pattern) {
+pub(super) async fn choose(client: &Client, event: Patterned, pattern: Pattern) {
     let data = json!({"event": event.as_str(), "pattern": pattern.as_str()});
     loop {
         let event = Outgoing::new("system.pattern.set", &data);

@@ -2,6 +2,7 @@
 
 mod counted;
 mod heartbeat;
+mod quorum;
 mod register;
 
 use crate::rig::Rig;

@@ -6,7 +6,7 @@ mod discover;
 mod get_state;
 pub(crate) mod health;
 mod heartbeat;
-mod quorum_vote;
+pub(crate) mod quorum_vote;
 mod register;
 mod unregister;
 
@@ -97,6 +97,14 @@ pub fn registrations() -> Vec<Registration> {
             Policy::new()
                 .stateful()
                 .describe("Counts one instance's vote; the first one opens the ballot."),
+        ),
+        Registration::new(
+            quorum_vote::counting::COUNT,
+            quorum_vote::counting::count,
+            Policy::new()
+                .stateful()
+                .silent()
+                .describe("Counts the votes of a ballot. The leader is asked it over its inbox."),
         ),
         Registration::new(
             "system.pattern.set",

@@ -1,12 +1,18 @@
+//! `system.quorum.vote`, in three patterns ([`pattern`](crate::protocol::pattern)).
+
+pub(crate) mod counting;
+
 use crate::builtin::Services;
 use crate::builtin::system::encoded;
 use crate::coordination::ballots::ballot::{BallotStatus, DEFAULT_EXPIRES_IN_MS, Vote};
 use crate::coordination::error::CoordinationError;
 use crate::handler::state::State;
+use crate::protocol::pattern::Patterned;
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::time::Instant;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct QuorumVote {
@@ -68,7 +74,7 @@ pub(super) struct QuorumVoted {
 }
 
 pub(super) async fn quorum_vote(
-    _: Context,
+    context: Context,
     event: QuorumVote,
     services: State<Services>,
 ) -> Result<QuorumVoted, HandlerError> {
@@ -79,11 +85,16 @@ pub(super) async fn quorum_vote(
         role: event.role,
         expires_in_ms: event.expires_in_ms,
     };
-    let voted = services
-        .ballots
-        .vote(&vote)
-        .await
-        .map_err(CoordinationError::into_handler_error)?;
+    let began = Instant::now();
+    let pattern = services.patterns.of(Patterned::Quorum);
+    let voted = match services.ballots.take(&vote, pattern).await {
+        Ok(taken) => counting::counted(&context, &services, &vote.decision, taken).await,
+        Err(error) => Err(error),
+    };
+    let voted = voted.map_err(CoordinationError::into_handler_error);
+    let of = (Patterned::Quorum, pattern);
+    services.patterns.answered(of, began, &voted, |_| None);
+    let voted = voted?;
     Ok(QuorumVoted {
         voted: voted.voted,
         quorum_reached: voted.status == BallotStatus::Decided,

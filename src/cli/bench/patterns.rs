@@ -7,6 +7,7 @@
 mod fleet;
 mod heartbeat;
 mod killed;
+mod quorum;
 
 use super::figure::{Check, Figure, Samples, Spread};
 use super::meter::{Mark, Sample};
@@ -14,6 +15,7 @@ use super::rig::{Rig, Start};
 use anyhow::{Context as _, ensure};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
+use convoke::coordination::instances::Instances;
 use convoke::coordination::patterns::PatternStore;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use fleet::Fleet;
@@ -30,6 +32,10 @@ const FOLLOWS_WITHIN: Duration = Duration::from_secs(60);
 const ANSWERED: [Patterned; 2] = [Patterned::Health, Patterned::Metrics];
 /// The name of the worker that is asked.
 const ASKED: &str = "bench-asked";
+/// The name of the one beside it, where one is not enough.
+const OTHER: &str = "bench-other";
+/// Answers in a row that say that all follow a choice.
+const FOLLOW: usize = 10;
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let sizes: &[usize] = match rig.plan.quick {
@@ -56,6 +62,11 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
         for event in ANSWERED {
             asker.compare(event, *size).await?;
         }
+        // Of two workers one leads, and the other one may have what is to be done.
+        let other = rig.worker(OTHER, &load, &race)?;
+        asker.wait_for(OTHER).await?;
+        quorum::measure(&asker, &fleet).await?;
+        other.stop().await?;
     }
     drop(fleet);
     worker.stop().await?;
@@ -76,6 +87,41 @@ impl Asker<'_> {
         let event = Outgoing::new(format!("system.{event}"), &json!({}));
         let reply = self.client.request(event, TIMEOUT).await?;
         Ok(reply.decode()?)
+    }
+
+    async fn request(&self, kind: &str, data: &Value) -> anyhow::Result<Value> {
+        let event = Outgoing::new(kind, data);
+        Ok(self.client.request(event, TIMEOUT).await?.decode()?)
+    }
+
+    /// Waits until that worker is there.
+    async fn wait_for(&self, id: &str) -> anyhow::Result<()> {
+        let instances = Instances::new(self.rig.connector.clone(), self.rig.keys.clone());
+        let began = Instant::now();
+        while instances.active_among(&[id.to_owned()]).await?.is_empty() {
+            ensure!(began.elapsed() < FOLLOWS_WITHIN, "{id} does not begin");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+
+    /// Chooses a pattern, and waits until whoever answers follows.
+    async fn follow(&self, event: Patterned, pattern: Pattern) -> anyhow::Result<()> {
+        self.patterns
+            .choose(event, Some(pattern), None, "bench")
+            .await?;
+        let (began, mut follow) = (Instant::now(), 0);
+        while follow < FOLLOW {
+            let state = self
+                .request("system.get_state", &json!({"recent": 0}))
+                .await?;
+            follow = match state["patterns"][event.as_str()] == pattern.as_str() {
+                true => follow + 1,
+                false => 0,
+            };
+            ensure!(began.elapsed() < FOLLOWS_WITHIN, "nobody follows a choice");
+        }
+        Ok(())
     }
 
     /// Chooses a pattern, and waits until answers are made so.

@@ -355,6 +355,7 @@ fn ballots(model: &Model) -> Vec<Row> {
         )
         .more("opened at", date(ballot.opened_at))
         .more("expires at", date(ballot.expires_at))
+        .more("pattern", ballot.pattern.as_str())
     };
     sample.ballots.iter().map(row).collect()
 }

@@ -19,6 +19,7 @@ use convoke::operator::inspect::{Group, Stream};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::histogram::{Histogram, bucket_of};
 use convoke::protocol::keys::Keys;
+use convoke::protocol::pattern::Pattern;
 use drawn::{COLOURS, frame};
 use proptest::prelude::*;
 use ratatui::buffer::Buffer;
@@ -127,6 +128,7 @@ fn sample(at: u64) -> Sample {
         ended_at: None,
         kept_until: at + 100_000,
         value: None,
+        pattern: Pattern::Hybrid,
     });
     sample
 }

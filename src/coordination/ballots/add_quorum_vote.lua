@@ -28,68 +28,15 @@
 --
 -- A vote is one field of a hash, so it cannot count twice; the electorate is only written where
 -- there is no ballot. What was decided is never written again: only an open ballot gets that far.
-local ballot, electorate, votes, tally, index, active, broadcast, open, all_kept, electors, state, role_set =
-  unpack(KEYS, 1, 12)
+local ballot, electorate, votes, tally, state = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[11]
 local decision, id, value, role = unpack(ARGV, 1, 4)
-local lasts, kept, longest = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local told_at_most = 32 * 1024
+local kept = tonumber(ARGV[6])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
-local function whole(number)
-  return string.format('%.0f', number)
-end
--- The head of a MessagePack map of this many pairs, at most 65,535.
-local function map_of(n)
-  if n < 16 then return string.char(0x80 + n) end
-  return string.char(0xde, math.floor(n / 256), n % 256)
-end
-local function keep_until(time)
-  for _, key in ipairs({ballot, electorate, votes, tally}) do
-    redis.call('PEXPIREAT', key, whole(time))
-  end
-end
-
 if redis.call('EXISTS', ballot) == 0 then
-  local may = tonumber(redis.call('ZSCORE', active, id) or 0) > now
-    and (not role_set or redis.call('SISMEMBER', role_set, id) == 1)
-  if not may then return {'absent', 0, '', 0, 0, 0, false, ''} end
-  local asked = role_set and redis.call('SCARD', role_set) or redis.call('ZCARD', active)
-  if asked > tonumber(ARGV[8]) then return {'crowd', 0, '', 0, 0, asked, false, ''} end
-  redis.call('ZREMRANGEBYSCORE', open, '-inf', whole(now))
-  if redis.call('ZCARD', open) >= tonumber(ARGV[10]) then return {'many', 0, '', 0, 0, 0, false, ''} end
-  local lapsed = redis.call('ZRANGEBYSCORE', all_kept, '-inf', whole(now), 'LIMIT', 0, 100)
-  if #lapsed > 0 then
-    local sum = 0
-    for _, one in ipairs(lapsed) do sum = sum + string.match(one, '^%d+') end
-    redis.call('ZREM', all_kept, unpack(lapsed))
-    redis.call('INCRBY', electors, -sum)
-  end
-  if tonumber(redis.call('GET', electors) or 0) + asked > tonumber(ARGV[11]) then
-    return {'much', 0, '', 0, 0, 0, false, ''}
-  end
-  -- All first, then without the expired: ZRANGESTORE, which grows its result, takes four times as long.
-  if role_set then
-    redis.call('ZINTERSTORE', electorate, 2, active, role_set, 'WEIGHTS', 1, 0)
-  else
-    redis.call('ZINTERSTORE', electorate, 1, active)
-  end
-  redis.call('ZREMRANGEBYSCORE', electorate, '-inf', whole(now))
-  local members = redis.call('ZCARD', electorate)
-  -- Left over, if somebody deleted the ballot by hand.
-  redis.call('UNLINK', votes, tally)
-  redis.call('HSET', ballot, 'decision', decision, 'status', 'open', 'role', role,
-    'electorate', members, 'quorum', math.floor(members / 2) + 1, 'vote_count', 0, 'leading', 0, 'said', 0,
-    'opened_at', whole(now), 'expires_at', whole(now + lasts), 'kept_until', whole(now + lasts + kept))
-  redis.call('ZADD', index, whole(now), decision)
-  redis.call('ZREMRANGEBYSCORE', index, '-inf', whole(now - longest))
-  redis.call('ZREMRANGEBYRANK', index, 0, -1 - ARGV[9])
-  redis.call('ZADD', open, whole(now + lasts), decision)
-  redis.call('ZADD', all_kept, whole(now + lasts + kept), members .. ' ' .. decision)
-  redis.call('INCRBY', electors, members)
-  for _, key in ipairs({index, open, all_kept, electors}) do
-    redis.call('PEXPIRE', key, whole(longest))
-  end
+  local refused, asked = open_ballot(KEYS, KEYS[12], ARGV, 'open', 'hybrid', now)
+  if refused then return {refused, 0, '', 0, 0, asked, false, ''} end
 end
 
 local is = redis.call('HMGET', ballot, 'status', 'role', 'electorate', 'quorum', 'leading',
@@ -129,32 +76,10 @@ elseif leading + members - count < quorum then
   status = 'deadlocked'
 end
 if status == 'open' then
-  if count == 1 then keep_until(tonumber(is[7])) end
+  if count == 1 then keep_ballot_until(KEYS, tonumber(is[7])) end
   return answer('state', 1)
 end
 
-redis.call('HSET', ballot, 'status', status, 'ended_at', whole(now), 'kept_until', whole(now + kept))
-keep_until(now + kept)
-redis.call('ZREM', open, decision)
-redis.call('ZADD', all_kept, 'XX', whole(now + kept), members .. ' ' .. decision)
-local pairs_told = 4
-local data = cmsgpack.pack('decision', decision, 'vote_count', count, 'quorum', quorum,
-  'electorate', members)
-if status == 'decided' then
-  -- The value is MessagePack already.
-  pairs_told = pairs_told + 1
-  data = data .. cmsgpack.pack('value') .. value
-end
-local parts, bytes = {}, 0
-local said_by = said_bytes <= told_at_most and redis.call('HGETALL', votes) or {}
-for at = 1, #said_by, 2 do
-  parts[#parts + 1] = cmsgpack.pack(said_by[at]) .. said_by[at + 1]
-  bytes = bytes + #parts[#parts]
-end
-if #said_by > 0 and bytes <= told_at_most then
-  pairs_told = pairs_told + 1
-  data = data .. cmsgpack.pack('votes') .. map_of(#parts) .. table.concat(parts)
-end
-data = map_of(pairs_told) .. data
-redis.call('XADD', broadcast, '*', 'type', 'quorum.' .. status, 'time', whole(now), 'data', data)
+end_ballot(KEYS, decision, status, is[8], {votes = count, quorum = quorum, electorate = members,
+  said = said_bytes}, kept, now)
 return answer('state', 1)

@@ -5,6 +5,7 @@ use crate::coordination::error::CoordinationError;
 use crate::protocol::canonical::canonical;
 use crate::protocol::keys;
 use crate::protocol::msgpack::PayloadLimits;
+use crate::protocol::pattern::Pattern;
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
@@ -18,6 +19,9 @@ pub const VALUE: PayloadLimits = PayloadLimits {
 pub const EXPIRES_IN_MS: RangeInclusive<u64> = 1..=7 * 24 * 3_600_000;
 /// How long a ballot is open unless the opening vote says otherwise, in ms.
 pub const DEFAULT_EXPIRES_IN_MS: u64 = 300_000;
+
+/// The status of a ballot whose votes are stored, and counted by others than the script that stores them.
+pub(super) const VOTING: &str = "voting";
 
 /// One vote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +109,9 @@ impl BallotStatus {
     }
 
     pub(crate) fn from_name(name: &str) -> Option<BallotStatus> {
+        if name == VOTING {
+            return Some(BallotStatus::Open);
+        }
         [
             BallotStatus::Open,
             BallotStatus::Decided,
@@ -143,6 +150,8 @@ pub struct Ballot {
     pub kept_until: u64,
     /// What was decided: canonical MessagePack.
     pub value: Option<Vec<u8>>,
+    /// Who counts: the pattern in which it was opened.
+    pub pattern: Pattern,
 }
 
 impl Ballot {
@@ -156,7 +165,10 @@ impl Ballot {
         let number = |name: &str| text(name).parse::<u64>().ok();
         let expires_at = number("expires_at")?;
         let (status, ended_at) = match BallotStatus::from_name(text("status"))? {
-            BallotStatus::Open if expires_at <= now => (BallotStatus::Expired, Some(expires_at)),
+            // Where others count, it is open until somebody has counted all: its votes may decide it.
+            BallotStatus::Open if expires_at <= now && text("status") != VOTING => {
+                (BallotStatus::Expired, Some(expires_at))
+            }
             status => (status, number("ended_at")),
         };
         Some(Ballot {
@@ -172,6 +184,7 @@ impl Ballot {
             ended_at,
             kept_until: number("kept_until")?,
             value: hash.get("value").cloned(),
+            pattern: Pattern::named(text("pattern")).unwrap_or(Pattern::Hybrid),
         })
     }
 }

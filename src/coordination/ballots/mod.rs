@@ -23,6 +23,9 @@
 //! and is taken. Another `expires_in_ms` is ignored: voters need not agree on it, and one that
 //! repeats its vote may have less time left than before.
 //!
+//! *Who counts* is the pattern in which the ballot was opened, and stays so ([`counting`]): the script that takes the
+//! vote, an arbiter, or everyone.
+//!
 //! *Crashes*: a vote is one script, with its fact. Whoever does not know whether its vote was counted
 //! votes again: it is counted once.
 //!
@@ -37,6 +40,7 @@
 //! `deadline`. The fact on the broadcast tells the decision for good to whoever stores it.
 
 pub mod ballot;
+pub mod counting;
 
 use super::error::CoordinationError;
 use super::scripts::VERSION;
@@ -48,10 +52,11 @@ use crate::connect::error::BusError;
 use crate::connect::script::script_with;
 use crate::coordination::answer::answer;
 use crate::coordination::ballots::ballot::{
-    Ballot, BallotStatus, EXPIRES_IN_MS, Vote, check_decision,
+    Ballot, BallotStatus, EXPIRES_IN_MS, VOTING, Vote, check_decision,
 };
 use crate::protocol::keys::Keys;
-use redis::Script;
+use crate::protocol::pattern::Pattern;
+use redis::{Script, ScriptInvocation};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -72,8 +77,11 @@ pub const LISTED: usize = 1000;
 /// Ballots read in one round trip.
 const PAGE: usize = 100;
 
+/// What the scripts of ballots share.
+const BALLOT: &str = include_str!("ballot.lua");
+
 static ADD_QUORUM_VOTE: LazyLock<Script> =
-    LazyLock::new(|| script_with(&[VERSION], include_str!("add_quorum_vote.lua")));
+    LazyLock::new(|| script_with(&[VERSION, BALLOT], include_str!("add_quorum_vote.lua")));
 
 /// The ballots of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
@@ -129,7 +137,7 @@ impl Ballots {
         Self { store }
     }
 
-    /// Counts a vote, if it counts. The same vote can be given any number of times.
+    /// Takes a vote, if it counts, and counts it where the script does. The same vote can be given any number of times.
     ///
     /// # Errors
     /// `Invalid` for a value out of bounds; `FailedPrecondition` for an instance that is not in the
@@ -138,32 +146,52 @@ impl Ballots {
     /// than [`MAX_ELECTORS`]; `AlreadyExists` if the instance voted for another value before; `Bus`
     /// else.
     pub async fn vote(&self, vote: &Vote) -> Result<Voted, CoordinationError> {
+        Ok(self.take(vote, Pattern::Hybrid).await?.voted)
+    }
+
+    /// Has the script count a vote; `None`: it does not count this ballot.
+    async fn add(&self, vote: &Vote) -> Result<Option<Voted>, CoordinationError> {
         let value = vote.check()?;
-        let Vote {
-            decision,
-            instance_id,
-            ..
-        } = vote;
-        let keys = &self.store.keys;
+        let mut call = ADD_QUORUM_VOTE.prepare_invoke();
+        self.declare(&mut call, vote, &value, None);
+        let told: Counted = self.store.invoke(&call).await?;
+        let status = &told.status;
+        match told.answer.as_str() {
+            "state" if status == VOTING => Ok(None),
+            "state" => Ok(Some(Voted {
+                voted: told.voted,
+                status: BallotStatus::from_name(status).ok_or(SHAPE)?,
+                decision: told.decided,
+                vote_count: told.vote_count,
+                quorum: told.quorum,
+                electorate: told.electorate,
+            })),
+            answer => Err(refused(vote, answer, status, told.electorate, &told.pinned)),
+        }
+    }
+
+    /// The keys and arguments that the scripts of a vote have in common; `more` is one key besides.
+    fn declare(
+        &self,
+        call: &mut ScriptInvocation<'_>,
+        vote: &Vote,
+        value: &[u8],
+        more: Option<String>,
+    ) {
+        let (keys, decision) = (&self.store.keys, &vote.decision);
         let role = vote.role.as_deref().unwrap_or_default();
         let kept = whole_ms(KEPT);
-        let mut call = ADD_QUORUM_VOTE.prepare_invoke();
-        call.key(keys.ballot(decision))
-            .key(keys.electorate(decision))
-            .key(keys.votes(decision))
-            .key(keys.tally(decision))
-            .key(keys.ballots())
-            .key(keys.active())
-            .key(keys.broadcast())
-            .key(keys.ballots_open())
-            .key(keys.ballots_kept())
-            .key(keys.electors())
-            .key(keys.state());
+        for key in self.keys_of(decision) {
+            call.key(key);
+        }
+        if let Some(more) = more {
+            call.key(more);
+        }
         if !role.is_empty() {
             call.key(keys.role(role));
         }
         call.arg(decision)
-            .arg(instance_id)
+            .arg(&vote.instance_id)
             .arg(value)
             .arg(role)
             .arg(vote.expires_in_ms)
@@ -173,54 +201,24 @@ impl Ballots {
             .arg(LISTED)
             .arg(MAX_OPEN)
             .arg(MAX_ELECTORS);
-        let told: Counted = self.store.invoke(&call).await?;
-        let (status, electorate, pinned) = (&told.status, told.electorate, &told.pinned);
-        let of = |role: &str| match role {
-            "" => "all instances".to_owned(),
-            role => format!("the instances of role {role}"),
-        };
-        match told.answer.as_str() {
-            "state" => Ok(Voted {
-                voted: told.voted,
-                status: BallotStatus::from_name(status).ok_or(SHAPE)?,
-                decision: told.decided,
-                vote_count: told.vote_count,
-                quorum: told.quorum,
-                electorate,
-            }),
-            "absent" => Err(CoordinationError::FailedPrecondition(format!(
-                "instance_id: {instance_id} is not active among {}, so it cannot open a ballot on \
-                 {decision}: register it first",
-                of(role)
-            ))),
-            "crowd" => Err(CoordinationError::FailedPrecondition(format!(
-                "decision: {electorate} instances are more than the {MAX_ELECTORATE} that may vote \
-                 on {decision}: name a role that fewer hold"
-            ))),
-            "many" => Err(CoordinationError::Exhausted(format!(
-                "decision: {MAX_OPEN} ballots are open already, and {decision} would be one more: vote \
-                 in those, or wait until some have expired"
-            ))),
-            "much" => Err(CoordinationError::Exhausted(format!(
-                "decision: the ballots that are kept have {MAX_ELECTORS} electors together, and those of \
-                 {decision} would be more: name a role that few hold, or wait until some are forgotten"
-            ))),
-            "stranger" => Err(CoordinationError::FailedPrecondition(format!(
-                "instance_id: {instance_id} is not in the electorate of {decision}, which is {} \
-                 that were active when its ballot was opened",
-                of(pinned)
-            ))),
-            "role" => Err(CoordinationError::FailedPrecondition(format!(
-                "role: the electorate of {decision} is {}, not {}: leave role out to vote in it",
-                of(pinned),
-                of(role)
-            ))),
-            "value" => Err(CoordinationError::AlreadyExists(format!(
-                "value: {instance_id} voted for another value in {decision} (the ballot is {status}), \
-                 and a vote stays as it is"
-            ))),
-            _ => Err(SHAPE.into()),
-        }
+    }
+
+    /// The first keys of each script of a ballot, see `ballot.lua`.
+    fn keys_of(&self, decision: &str) -> [String; 11] {
+        let keys = &self.store.keys;
+        [
+            keys.ballot(decision),
+            keys.electorate(decision),
+            keys.votes(decision),
+            keys.tally(decision),
+            keys.ballots(),
+            keys.active(),
+            keys.broadcast(),
+            keys.ballots_open(),
+            keys.ballots_kept(),
+            keys.electors(),
+            keys.state(),
+        ]
     }
 
     /// The ballots that were opened last, at most `limit` of them and at most [`LISTED`]; the last
@@ -308,6 +306,57 @@ impl BallotVotes {
         let mut tally: Vec<_> = counts.into_iter().collect();
         tally.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(b.0)));
         tally
+    }
+}
+
+/// Why a script refused a vote.
+fn refused(
+    vote: &Vote,
+    answer: &str,
+    status: &str,
+    electorate: u64,
+    pinned: &str,
+) -> CoordinationError {
+    let (decision, instance_id) = (&vote.decision, &vote.instance_id);
+    let role = vote.role.as_deref().unwrap_or_default();
+    let of = |role: &str| match role {
+        "" => "all instances".to_owned(),
+        role => format!("the instances of role {role}"),
+    };
+    match answer {
+        "absent" => CoordinationError::FailedPrecondition(format!(
+            "instance_id: {instance_id} is not active among {}, so it cannot open a ballot on \
+             {decision}: register it first",
+            of(role)
+        )),
+        "crowd" => CoordinationError::FailedPrecondition(format!(
+            "decision: {electorate} instances are more than the {MAX_ELECTORATE} that may vote \
+             on {decision}: name a role that fewer hold"
+        )),
+        "many" => CoordinationError::Exhausted(format!(
+            "decision: {MAX_OPEN} ballots are open already, and {decision} would be one more: vote \
+             in those, or wait until some have expired"
+        )),
+        "much" => CoordinationError::Exhausted(format!(
+            "decision: the ballots that are kept have {MAX_ELECTORS} electors together, and those of \
+             {decision} would be more: name a role that few hold, or wait until some are forgotten"
+        )),
+        "stranger" => CoordinationError::FailedPrecondition(format!(
+            "instance_id: {instance_id} is not in the electorate of {decision}, which is {} \
+             that were active when its ballot was opened",
+            of(pinned)
+        )),
+        "role" => CoordinationError::FailedPrecondition(format!(
+            "role: the electorate of {decision} is {}, not {}: leave role out to vote in it",
+            of(pinned),
+            of(role)
+        )),
+        "value" => CoordinationError::AlreadyExists(format!(
+            "value: {instance_id} voted for another value in {decision} (the ballot is {}), \
+             and a vote stays as it is",
+            BallotStatus::from_name(status).map_or("unknown", BallotStatus::as_str)
+        )),
+        _ => SHAPE.into(),
     }
 }
 

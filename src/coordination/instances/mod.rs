@@ -38,6 +38,7 @@
 //! in. A script that meets a role whose set was not declared changes nothing and names the roles;
 //! the call is repeated with them as well.
 
+pub mod asking;
 pub mod collecting;
 pub mod gossip;
 pub mod instance;

@@ -120,6 +120,12 @@ impl Keys {
         self.control(format_args!("ballots:open"))
     }
 
+    /// The decisions of the ballots that an arbiter or everyone counts, and nobody did to their end, by their expiry: a
+    /// sorted set.
+    pub fn ballots_uncounted(&self) -> String {
+        self.control(format_args!("ballots:uncounted"))
+    }
+
     /// `electorate decision` of the ballots that are kept by the time until which they are: a sorted set.
     pub fn ballots_kept(&self) -> String {
         self.control(format_args!("ballots:kept"))

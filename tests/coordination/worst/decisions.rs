@@ -7,6 +7,7 @@ use crate::fleet::Fleet;
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::MAX_ELECTORATE;
 use convoke::coordination::ballots::ballot::Vote;
+use convoke::coordination::ballots::counting::Counter;
 use convoke::coordination::batches::batch::{BatchPlan, MAX_FAILURES, MAX_ITEMS, Mode, TOGETHER};
 use convoke::coordination::batches::{Acquired, Advanced, FinishedItem};
 use convoke::coordination::instances::orders::{self, What, Whom};
@@ -167,6 +168,33 @@ async fn votes(fleet: &mut Fleet, meter: &mut Meter) {
     let last = vote("all", quorum, None);
     let ended = meter.of(&fleet.redis, fleet.ballots.vote(&last)).await;
     assert!(ended.unwrap().decision.is_some());
+    // The same, where the script does not count.
+    let mut seed = Seed::more(fleet);
+    // Room among the electors, and as many that are over as before.
+    seed.add(redis::cmd("SET").arg(keys.electors()).arg(1000).to_owned())
+        .await;
+    let over = (0..1000).map(|n| format!("1 gone-{n}"));
+    seed.scored(&keys.ballots_kept(), 1000, over).await;
+    seed.done().await;
+    let everyone = Pattern::Distributed;
+    let first = vote("told", 0, None);
+    let opened = fleet.ballots.take(&first, everyone);
+    let opened = meter.of(&fleet.redis, opened).await.unwrap();
+    assert_eq!(opened.voted.electorate, MAX_ELECTORATE as u64);
+    let mut seed = Seed::more(fleet);
+    for number in 1..quorum - 1 {
+        let mut set = redis::cmd("HSET");
+        set.arg(keys.votes("told")).arg(elector(number));
+        seed.add(set.arg(&[1u8][..]).to_owned()).await;
+    }
+    seed.done().await;
+    let last = vote("told", quorum, None);
+    let taken = fleet.ballots.take(&last, everyone);
+    let taken = meter.of(&fleet.redis, taken).await.unwrap();
+    assert_eq!(taken.counts, Some(everyone));
+    let counted = fleet.ballots.count("told", Counter::Everyone);
+    let counted = meter.of(&fleet.redis, counted).await.unwrap();
+    assert!(counted.decision.is_some());
 }
 
 /// The largest batch, with all that one step may finish, at its end, with failures to be told.

@@ -10,8 +10,9 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub(super) const PARTS: [&str; 10] = [
+pub(super) const PARTS: [&str; 11] = [
     "letters.lua",
+    "ballot.lua",
     "places.lua",
     "decoded.lua",
     "suspects.lua",

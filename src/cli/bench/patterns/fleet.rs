@@ -106,7 +106,7 @@ impl<'a> Fleet<'a> {
         Ok(collected.0)
     }
 
-    fn id(&self, place: usize) -> anyhow::Result<String> {
+    pub(super) fn id(&self, place: usize) -> anyhow::Result<String> {
         let ids = locked(&self.ids);
         ids.get(place).cloned().context("no such instance")
     }
