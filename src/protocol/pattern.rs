@@ -58,16 +58,19 @@ pub enum Patterned {
     Heartbeat,
     /// `system.quorum.vote`.
     Quorum,
+    /// `system.batch.process`.
+    Batch,
 }
 
 impl Patterned {
     /// All of them.
-    pub const ALL: [Patterned; 5] = [
+    pub const ALL: [Patterned; 6] = [
         Patterned::Health,
         Patterned::Metrics,
         Patterned::Register,
         Patterned::Heartbeat,
         Patterned::Quorum,
+        Patterned::Batch,
     ];
 
     /// The event's short name, which the settings have.
@@ -78,6 +81,7 @@ impl Patterned {
             Patterned::Register => "register",
             Patterned::Heartbeat => "heartbeat",
             Patterned::Quorum => "quorum",
+            Patterned::Batch => "batch",
         }
     }
 
@@ -89,6 +93,7 @@ impl Patterned {
             Patterned::Register => "system.register",
             Patterned::Heartbeat => "system.heartbeat",
             Patterned::Quorum => "system.quorum.vote",
+            Patterned::Batch => "system.batch.process",
         }
     }
 
@@ -100,6 +105,7 @@ impl Patterned {
             Patterned::Register => "patterns.register",
             Patterned::Heartbeat => "patterns.heartbeat",
             Patterned::Quorum => "patterns.quorum",
+            Patterned::Batch => "patterns.batch",
         }
     }
 
@@ -120,7 +126,9 @@ impl Patterned {
     /// The patterns that there are for it.
     pub const fn built(self) -> &'static [Pattern] {
         match self {
-            Patterned::Health | Patterned::Register | Patterned::Quorum => &Pattern::ALL,
+            Patterned::Health | Patterned::Register | Patterned::Quorum | Patterned::Batch => {
+                &Pattern::ALL
+            }
             Patterned::Metrics => &[Pattern::Centralized, Pattern::Distributed],
             Patterned::Heartbeat => &[Pattern::Centralized, Pattern::Hybrid],
         }
@@ -182,6 +190,8 @@ pub struct Patterns {
     pub heartbeat: Pattern,
     /// Of `system.quorum.vote`: who counts the votes of a ballot that is opened.
     pub quorum: Pattern,
+    /// Of `system.batch.process`: who has the items of a batch run.
+    pub batch: Pattern,
 }
 
 impl Default for Patterns {
@@ -192,6 +202,7 @@ impl Default for Patterns {
             register: Pattern::Centralized,
             heartbeat: Pattern::Centralized,
             quorum: Pattern::Hybrid,
+            batch: Pattern::Hybrid,
         }
     }
 }
@@ -205,6 +216,7 @@ impl Patterns {
             Patterned::Register => self.register,
             Patterned::Heartbeat => self.heartbeat,
             Patterned::Quorum => self.quorum,
+            Patterned::Batch => self.batch,
         }
     }
 
@@ -222,6 +234,7 @@ impl Patterns {
             Patterned::Register => self.register = pattern,
             Patterned::Heartbeat => self.heartbeat = pattern,
             Patterned::Quorum => self.quorum = pattern,
+            Patterned::Batch => self.batch = pattern,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Batches: every branch of the scripts.
 
 mod lease;
+mod shared;
 
 use crate::fleet::Fleet;
 use crate::support::{Redis, users};

@@ -1,5 +1,6 @@
 //! System events in each of their patterns: the same event, the same result.
 
+mod batch;
 mod counted;
 mod heartbeat;
 mod quorum;

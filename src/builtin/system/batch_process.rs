@@ -3,6 +3,7 @@
 mod exclusive;
 mod fan_out;
 mod holding;
+mod managed;
 
 use crate::builtin::Services;
 use crate::builtin::system::encoded;
@@ -19,6 +20,7 @@ use crate::coordination::error::CoordinationError;
 use crate::handler::state::State;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::keys::{Keys, NameError};
+use crate::protocol::pattern::{Pattern, Patterned};
 use crate::settings::Settings;
 use crate::{Context, Policy};
 use holding::{Holding, Stop};
@@ -119,7 +121,7 @@ pub struct Process {
 }
 
 /// How far it is.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Processed {
     /// Whether every item is finished; if not, `processor_id` is at it.
     processed: bool,
@@ -132,7 +134,7 @@ pub struct Processed {
     fence: u64,
     status: BatchStatus,
     /// The first failures of a completed batch.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     failures: Vec<Failure>,
 }
 
@@ -143,8 +145,31 @@ pub struct Processed {
 /// if the lease was lost; `unimplemented` if nobody has a handler for the items.
 pub(super) async fn process(
     context: Context,
-    mut event: Process,
+    event: Process,
     services: State<Services>,
+) -> Result<Processed, HandlerError> {
+    let (began, pattern) = (Instant::now(), services.patterns.of(Patterned::Batch));
+    // Whoever handed it to this one has chosen.
+    let handed = context.is_from_inbox();
+    let processed = process_in(&context, event, &services, pattern, handed).await;
+    // One that runs later is counted then, and one that was handed on by whoever did that.
+    let later = |error: &HandlerError| error.retry_after.is_some();
+    if !handed && !processed.as_ref().is_err_and(later) {
+        let of = (Patterned::Batch, pattern);
+        services.patterns.answered(of, began, &processed, |_| None);
+    }
+    processed.map_err(|error| match handed {
+        true => error.here(),
+        false => error,
+    })
+}
+
+async fn process_in(
+    context: &Context,
+    mut event: Process,
+    services: &Services,
+    pattern: Pattern,
+    handed: bool,
 ) -> Result<Processed, HandlerError> {
     let runner = services.runner.clone();
     let lease_ms = event.lease_ms.unwrap_or(whole_ms(runner.lease));
@@ -166,8 +191,17 @@ pub(super) async fn process(
     let place = runner.places.clone().try_acquire_owned().ok();
     let can_run = match event.mode {
         Mode::Exclusive => context.handles(&event.item_type),
-        Mode::FanOut => somebody_handles(&services, &context, &event).await?,
+        Mode::FanOut => somebody_handles(services, context, &event).await?,
     };
+    if pattern == Pattern::Centralized && !handed {
+        if place.is_none() {
+            return Err(no_place());
+        }
+        if let Some(processed) = managed::by_leader(context, services, &event, &items).await? {
+            return Ok(processed);
+        }
+    }
+    let shares = pattern == Pattern::Distributed && event.mode == Mode::FanOut;
     let run = Uuid::now_v7().to_string();
     loop {
         let draining = context.draining().is_cancelled();
@@ -180,7 +214,11 @@ pub(super) async fn process(
             may_hold: place.is_some() && can_run && !draining,
         };
         let begun = Instant::now();
-        let acquired = runner.batches.acquire(&wanted, asker).await;
+        let acquired = match shares {
+            true => runner.batches.share(&wanted, asker).await,
+            false => runner.batches.acquire(&wanted, asker).await,
+        };
+        let shared = matches!(acquired, Ok(Acquired::Shared(..)));
         match acquired.map_err(CoordinationError::into_handler_error)? {
             Acquired::Completed(progress) => {
                 return answer(&runner, &wanted, progress, BatchStatus::Completed).await;
@@ -198,13 +236,13 @@ pub(super) async fn process(
                     () = context.cancellation().cancelled() => return Err(taken(&event.batch_id)),
                 }
             }
-            Acquired::Held(progress, finished) => {
+            Acquired::Held(progress, finished) | Acquired::Shared(progress, finished) => {
                 let length = Duration::from_millis(lease_ms);
                 let held = runner
                     .leases
                     .hold(wanted.id(), progress.fence, length, begun);
                 let mut holding = Holding::new(
-                    &context,
+                    context,
                     &runner.batches,
                     &wanted,
                     held,
@@ -215,7 +253,8 @@ pub(super) async fn process(
                 let ended = match event.mode {
                     Mode::Exclusive => exclusive::run(&mut holding, &event.item_type, &items).await,
                     Mode::FanOut => {
-                        fan_out::run(&mut holding, &runner, &event.item_type, &items).await
+                        let kind = &event.item_type;
+                        fan_out::run(&mut holding, &runner, kind, &items, shared).await
                     }
                 };
                 let ended = match ended {
@@ -228,14 +267,15 @@ pub(super) async fn process(
                 return Err(match (can_run, draining) {
                     (false, _) => unknown(&event),
                     (_, true) => leaving(&event),
-                    _ => HandlerError::later(
-                        NO_PLACE,
-                        format!("{PLACES} batches are under way here"),
-                    ),
+                    _ => no_place(),
                 });
             }
         }
     }
+}
+
+fn no_place() -> HandlerError {
+    HandlerError::later(NO_PLACE, format!("{PLACES} batches are under way here"))
 }
 
 /// Whether an active instance reads events of the items' type.

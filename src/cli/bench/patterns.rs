@@ -4,6 +4,7 @@
 //! Instances are data here: registered, with an inbox that one task answers for all of them. One worker is real
 //! and answers what is asked. Those that are killed are processes.
 
+mod batch;
 mod fleet;
 mod heartbeat;
 mod killed;
@@ -66,6 +67,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
         let other = rig.worker(OTHER, &load, &race)?;
         asker.wait_for(OTHER).await?;
         quorum::measure(&asker, &fleet).await?;
+        batch::measure(&asker, &fleet).await?;
         other.stop().await?;
     }
     drop(fleet);

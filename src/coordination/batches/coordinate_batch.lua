@@ -6,6 +6,9 @@
 --           if the holder worked on an earlier delivery of the very entry that the caller has now: the
 --           bus took it over, so nothing that the holder still does can be committed. Whoever has an
 --           earlier delivery than the last holder's waits for one lease more.
+-- A batch that is nobody's is gone on with by whoever has its event, or anyone if nobody was at it for a lease. All
+-- of them have the same fence, which then only says which batch it is: each item is marked once, whoever does it.
+--
 -- progress  marks items as finished; nothing with another fence than the last.
 --
 -- KEYS  1 the batch: a hash  2 its finished items: a bitmap  3 the batches by their last change
@@ -16,13 +19,14 @@
 --       batch is kept that nobody goes on with, in ms  15 batches that are listed at the most
 --       16 which delivery of the entry  17 since when silence counts, 18 from when and 19 until when the
 --       call may be run, in ms (see `silence.rs`); else silence counts from now on
---       20 a word that nobody can guess; the batch keeps its first one
+--       20 a word that nobody can guess; the batch keeps its first one  21 1 if a new batch is nobody's
 -- ARGV  1 'progress'  2 batch id  3 as above  4 fence  5 ms from one batch.progress to the next
 --       6 failures that are recorded at the most  7 how long a batch is kept that nobody goes on with
 --       8 number of items; for each its index, '' or the error code, the message; then for each
 --       publication the number of its words, the words
 -- Returns {state, fence, processor, processed, failed, total, ms left of the lease, event, bitmap}
---       acquire:  held (the caller holds it; only then with the bitmap), busy (another one does),
+--       acquire:  held (the caller holds it), shared (it is nobody's, and the caller goes on with it); only
+--                 these two with the bitmap; busy (another one does),
 --                 free (it could be held), completed, differs (it has another content)
 --       progress: held, completed, lost (the fence is not the last one's), unwritable (the key in
 --                 the place of the bitmap holds no stream); nothing was changed by the last two
@@ -36,7 +40,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local is = {}
 local fields = {'digest', 'status', 'fence', 'processor', 'run', 'entry', 'event', 'delivery', 'expires',
-  'processed', 'failed', 'total', 'told', 'lease_ms', 'word'}
+  'processed', 'failed', 'total', 'told', 'lease_ms', 'word', 'shared'}
 for at, value in ipairs(redis.call('HMGET', batch, unpack(fields))) do is[fields[at]] = value end
 
 local function answer(state, last)
@@ -88,7 +92,21 @@ if action == 'acquire' then
   local word = ARGV[20]
   if is.digest and is.digest ~= digest then return answer('differs') end
   if is.status == 'completed' then return answer('completed') end
-  if is.run == run then return answer('held', redis.call('GET', finished)) end
+  local function mine() return answer(is.shared == '1' and 'shared' or 'held', redis.call('GET', finished)) end
+  if is.run == run then return mine() end
+  if is.shared == '1' then
+    local at_it = tonumber(is.expires or 0) > now
+    if at_it and (is.event ~= event or may ~= '1') then return answer('busy') end
+    if may ~= '1' then return answer('free') end
+    raise_version(KEYS[5], clock[1] * 1000000 + clock[2])
+    is.processor, is.event, is.expires = me, event, math.max(tonumber(is.expires or 0), now + lease)
+    redis.call('HSET', batch, 'processor', me, 'event', event, 'expires', is.expires, 'updated_at', now,
+      'told', now)
+    redis.call('PEXPIRE', batch, abandoned)
+    redis.call('PEXPIRE', finished, abandoned)
+    tell('batch.progress')
+    return mine()
+  end
   local same = is.entry == entry and is.event == event
   local later = same and tonumber(delivery) > tonumber(is.delivery or 0)
   local stale = same and tonumber(delivery) < tonumber(is.delivery or 0)
@@ -114,6 +132,10 @@ if action == 'acquire' then
     is.processed, is.failed, is.total = 0, 0, total
     redis.call('HSET', batch, 'id', id, 'item_type', kind, 'mode', mode, 'digest', digest,
       'total', total, 'processed', 0, 'failed', 0, 'status', 'running', 'started_at', now)
+    if ARGV[21] == '1' then
+      is.shared = '1'
+      redis.call('HSET', batch, 'shared', 1)
+    end
     -- Left over, if somebody deleted the batch by hand.
     redis.call('DEL', finished)
   end
@@ -123,7 +145,7 @@ if action == 'acquire' then
   tell(new and 'batch.started' or 'batch.progress')
   redis.call('ZREMRANGEBYRANK', batches, 0, -1 - listed)
   if complete() then return answer('completed') end
-  return answer('held', redis.call('GET', finished))
+  return mine()
 end
 
 if is.fence ~= ARGV[4] then return answer('lost') end

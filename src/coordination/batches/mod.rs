@@ -18,6 +18,10 @@
 //! id brings the same items, which the digest makes sure of. The state is a few numbers, a bit an
 //! item and the first failures, and no payload is copied through a script.
 //!
+//! *A batch that is nobody's* ([`share`](Batches::share)) has no holder: whoever has its event goes on with it, and who
+//! was thought dead may still be at it. All have the same fence. That is safe where the effects of an item are committed
+//! apart from its progress, and once: as an event of its own.
+//!
 //! *Progress is a set*, not a position: the bit of an item is set once, by whichever holder, so a
 //! repeated commit counts nothing twice, and items may be finished in any order.
 
@@ -105,6 +109,8 @@ pub struct BatchProgress {
 pub enum Acquired {
     /// The asker holds it; the bitmap of what was finished before.
     Held(BatchProgress, Vec<u8>),
+    /// A batch of nobody's, with which the asker goes on, perhaps beside others; the same bitmap.
+    Shared(BatchProgress, Vec<u8>),
     /// Another one holds it.
     Busy {
         /// Who, and how far.
@@ -208,6 +214,27 @@ impl Batches {
         wanted: &BatchPlan,
         asker: Asker<'_>,
     ) -> Result<Acquired, CoordinationError> {
+        self.ask_for(wanted, asker, false).await
+    }
+
+    /// The same; a batch that is new is nobody's: whoever has its event goes on with it.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    pub async fn share(
+        &self,
+        wanted: &BatchPlan,
+        asker: Asker<'_>,
+    ) -> Result<Acquired, CoordinationError> {
+        self.ask_for(wanted, asker, true).await
+    }
+
+    async fn ask_for(
+        &self,
+        wanted: &BatchPlan,
+        asker: Asker<'_>,
+        shared: bool,
+    ) -> Result<Acquired, CoordinationError> {
         let mut call = self.coordinate("acquire", &wanted.id);
         call.arg(&wanted.item_type)
             .arg(wanted.mode.as_str())
@@ -229,10 +256,11 @@ impl Batches {
         // Within a gap nobody can say whether the holder is silent.
         let span = span.unwrap_or(CallTime::NEVER);
         call.arg(span.since).arg(span.from).arg(span.until);
-        call.arg(unguessable());
+        call.arg(unguessable()).arg(u8::from(shared));
         let answer: Coordinated = self.store.invoke(&call).await?;
         match answer.state.as_str() {
             "held" => Ok(Acquired::Held(progress(&answer), answer.bits)),
+            "shared" => Ok(Acquired::Shared(progress(&answer), answer.bits)),
             "busy" => Ok(Acquired::Busy {
                 progress: progress(&answer),
                 left: Duration::from_millis(answer.left),

@@ -53,6 +53,7 @@ impl Scene {
                 assert_eq!(same_event, own.is_some());
             }
             Acquired::Free => assert!(!again && is_free && !may_hold, "{step:?}"),
+            Acquired::Shared(..) => panic!("each has a holder"),
             Acquired::Held(progress, bits) => {
                 let model = self.models.entry(batch).or_default();
                 if !again {

@@ -174,6 +174,7 @@ impl Scene {
             Acquired::Busy { .. } => assert!(known.is_some_and(|is| is.runs && is.expires > now)),
             Acquired::Completed(_) => assert!(known.is_some_and(|known| !known.runs)),
             Acquired::Free => panic!("it may hold"),
+            Acquired::Shared(..) => panic!("each has a holder"),
         }
     }
 

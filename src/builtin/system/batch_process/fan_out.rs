@@ -28,6 +28,8 @@ use std::time::{Duration, Instant};
 
 /// Items that are under way at a time.
 const WINDOW: usize = 64;
+/// Items that are published together where as many may be under way as there are.
+const PAGE: usize = 256;
 /// Replies that one read brings at the most.
 const COUNT: usize = 256;
 /// How long a read waits while items are to be published again.
@@ -52,6 +54,10 @@ struct FanOut<'a> {
     prefix: String,
     /// How often an item was refused.
     tries: HashMap<usize, u32>,
+    /// Whether others may be at the batch besides.
+    shared: bool,
+    /// Where that is so: which event of an item is under way, 0 for the first one.
+    turns: HashMap<usize, u32>,
 }
 
 /// An item that was published and not answered yet.
@@ -67,6 +73,7 @@ pub(super) async fn run(
     runner: &Runner,
     kind: &str,
     items: &[Vec<u8>],
+    shared: bool,
 ) -> Result<(), Stop> {
     let keys = holding.context.keys();
     let domain = keys::domain_of(kind);
@@ -87,6 +94,8 @@ pub(super) async fn run(
         under_way: HashMap::new(),
         prefix: format!("{}/{word}/", holding.id()),
         tries: HashMap::new(),
+        shared,
+        turns: HashMap::new(),
     };
     work.all(holding).await?;
     holding.complete().await?;
@@ -120,6 +129,11 @@ impl FanOut<'_> {
         loop {
             holding.check().await?;
             self.publish(holding).await?;
+            // Nobody holds these back: whoever dies here, they run.
+            while self.shared && !self.waiting.is_empty() {
+                holding.check().await?;
+                self.publish(holding).await?;
+            }
             if self.under_way.is_empty() && self.waiting.is_empty() && self.refused.is_empty() {
                 return Ok(());
             }
@@ -152,13 +166,16 @@ impl FanOut<'_> {
     async fn publish(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
         let now = Instant::now();
         let mut chosen: Vec<(usize, bool)> = Vec::new();
-        let room =
-            |chosen: &Vec<_>, under_way: &HashMap<_, _>| chosen.len() + under_way.len() < WINDOW;
+        let shared = self.shared;
+        let room = |chosen: &Vec<_>, under_way: &HashMap<_, _>| match shared {
+            true => chosen.len() < PAGE,
+            false => chosen.len() + under_way.len() < WINDOW,
+        };
         while room(&chosen, &self.under_way)
             && let Some(at) = self.refused.iter().position(|(due, _)| *due <= now)
         {
-            // The first one's id is taken: a repetition must be stored all the same.
-            chosen.push((self.refused.swap_remove(at).1, false));
+            // The first one's id is taken: a repetition must be stored all the same, by one of those who are at it.
+            chosen.push((self.refused.swap_remove(at).1, self.shared));
         }
         while room(&chosen, &self.under_way)
             && let Some(index) = self.waiting.pop_front()
@@ -256,6 +273,7 @@ impl FanOut<'_> {
                         "an item is without an answer and with nobody; publishing it again"
                     );
                     self.under_way.remove(&index);
+                    self.next_turn(index, self.turn_of(index));
                     self.refused.push((Instant::now(), index));
                 }
             }
@@ -263,8 +281,23 @@ impl FanOut<'_> {
         Ok(())
     }
 
+    fn turn_of(&self, index: usize) -> u32 {
+        self.turns.get(&index).copied().unwrap_or(0)
+    }
+
+    /// An item is to be published once more. Where several are at it, each turn has an id that all of them know: so it
+    /// is stored once.
+    fn next_turn(&mut self, index: usize, after: u32) {
+        if self.shared {
+            self.turns.insert(index, after + 1);
+        }
+    }
+
     fn id_of(&self, index: usize) -> String {
-        format!("{}{index}", self.prefix)
+        match self.turn_of(index) {
+            0 => format!("{}{index}", self.prefix),
+            turn => format!("{}{index}~{turn}", self.prefix),
+        }
     }
 
     fn event(&self, holding: &Holding<'_>, index: usize, dedup: bool) -> Outgoing {
@@ -332,8 +365,8 @@ impl FanOut<'_> {
         let of_kind = entry
             .get("type")
             .and_then(|kind| kind.strip_prefix(self.kind.as_bytes()));
-        let Some(index) =
-            index_of(entry, &self.prefix, self.items.len()).filter(|_| of_kind == Some(b".result"))
+        let Some((index, turn)) =
+            item_of(entry, &self.prefix, self.items.len()).filter(|_| of_kind == Some(b".result"))
         else {
             return Ok(());
         };
@@ -343,12 +376,18 @@ impl FanOut<'_> {
         let failure = match Reply::parse(entry, &Limits::default()) {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => {
+                // Of a turn that is over already.
+                if is_refusal(error.code) && turn < self.turn_of(index) {
+                    return Ok(());
+                }
                 let tries = self.tries.entry(index).or_default();
                 *tries += 1;
                 if is_refusal(error.code)
                     && let Some(wait) = RetryPolicy::default().delay(*tries)
                 {
                     self.under_way.remove(&index);
+                    self.waiting.retain(|waiting| *waiting != index);
+                    self.next_turn(index, turn);
                     self.refused.push((Instant::now() + wait, index));
                     return Ok(());
                 }
@@ -372,9 +411,13 @@ fn is_refusal(code: Code) -> bool {
     matches!(code, Code::Unavailable | Code::ResourceExhausted)
 }
 
-/// Which item a reply is about.
-fn index_of(entry: &Entry, prefix: &str, items: usize) -> Option<usize> {
+/// Which item a reply is about, and which turn of it.
+fn item_of(entry: &Entry, prefix: &str, items: usize) -> Option<(usize, u32)> {
     let id = std::str::from_utf8(entry.get("correlationid")?).ok()?;
-    let index = id.strip_prefix(prefix)?.parse().ok()?;
-    (index < items).then_some(index)
+    let (index, turn) = match id.strip_prefix(prefix)?.split_once('~') {
+        Some((index, turn)) => (index, turn.parse().ok()?),
+        None => (id.strip_prefix(prefix)?, 0),
+    };
+    let index = index.parse().ok()?;
+    (index < items).then_some((index, turn))
 }

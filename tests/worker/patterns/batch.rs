@@ -1,0 +1,234 @@
+//! Batches in each pattern of `system.batch.process`.
+
+use super::{ask, choose_for, facts};
+use crate::batches::{Runs, adding, batch, batches, ids, process};
+use crate::rig::{Rig, Running};
+use crate::support::until;
+use convoke::coordination::batches::batch::BatchStatus;
+use convoke::protocol::pattern::{Pattern, Patterned};
+use convoke::settings::Settings;
+use convoke::worker::builder::Builder;
+use convoke::{Context, HandlerError, Policy, Worker};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+fn short(rig: &Rig, id: &str, pattern: Pattern) -> Settings {
+    let mut settings = rig.settings();
+    settings.id = id.into();
+    settings.heartbeat_ttl = Duration::from_secs(3);
+    settings.patterns.batch = pattern;
+    settings
+}
+
+/// Two workers that answer so, whose items take so long.
+fn two(rig: &Rig, pattern: Pattern, ms: u64, runs: &Runs) -> Vec<(&'static str, Running)> {
+    let start = |id| {
+        let builder: Builder = adding(rig, id, ms, runs);
+        (id, rig.start(builder.settings(short(rig, id, pattern))))
+    };
+    ["w-1", "w-2"].map(start).into()
+}
+
+async fn leader(rig: &Rig, among: usize) -> String {
+    until("all are there, and one leads", || async {
+        let health = ask(&rig.client, "system.health", json!({})).await;
+        health["instances"]["healthy"] == among && rig.exists("cb:leader").await
+    })
+    .await;
+    rig.hash("cb:leader", "id").await
+}
+
+async fn effects(rig: &Rig, count: usize) -> BTreeSet<u64> {
+    let made = rig.wait_for("cb:events:effect", count).await;
+    assert_eq!(made.len(), count, "an effect was doubled");
+    let numbers = made
+        .iter()
+        .map(|made| rmp_serde::from_slice(made.get("data").unwrap()));
+    numbers.map(|number| number.unwrap()).collect()
+}
+
+async fn completed(rig: &Rig, count: usize) -> Vec<Value> {
+    let told = facts(rig.wait_for_fact("batch.completed", count).await);
+    assert_eq!(told.len(), count, "{told:?}");
+    told
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_has_the_same_answer_and_the_same_effects_in_each_pattern() {
+    let mut all: Vec<Value> = Vec::new();
+    for pattern in Pattern::ALL {
+        for mode in ["exclusive", "fan_out"] {
+            let rig = Rig::new().await;
+            let runs = Runs::default();
+            let workers = two(&rig, pattern, 0, &runs);
+            let leader = leader(&rig, 2).await;
+            // Whoever reads it.
+            for name in ["b-1", "b-2", "b-3", "b-4"] {
+                let wanted = batch(name, mode, 0..100);
+                let mut told = process(&rig, &wanted).await;
+                assert_eq!(process(&rig, &wanted).await, told, "again");
+                if pattern == Pattern::Centralized {
+                    assert_eq!(told["processor_id"], leader, "{told}");
+                }
+                let told = told.as_object_mut().unwrap();
+                assert!(told.remove("fence").unwrap().as_u64() > Some(1_700_000_000_000_000));
+                told.remove("processor_id").unwrap();
+                all.push(Value::Object(told.clone()));
+            }
+            assert_eq!(effects(&rig, 4 * 99).await.len(), 99);
+            assert_eq!(ids(&runs).len(), 400);
+            let told = completed(&rig, 4).await;
+            assert!(told.iter().all(|told| told["items_processed"] == 99));
+            for (_, worker) in workers {
+                worker.stop().await;
+            }
+        }
+    }
+    let expected = json!({
+        "processed": true, "items_processed": 99, "items_failed": 1, "total": 100, "status": "completed",
+        "failures": [{"index": 13, "code": "not_found", "message": "no 13"}],
+    });
+    assert!(all.iter().all(|told| *told == expected), "{all:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_leads_next_goes_on_with_the_batches_of_the_one_that_went() {
+    let rig = Rig::new().await;
+    let runs = Runs::default();
+    let mut workers = two(&rig, Pattern::Centralized, 20, &runs);
+    let first = leader(&rig, 2).await;
+    let asking = {
+        let client = rig.client.clone();
+        let wanted = batch("b-1", "exclusive", 100..400);
+        tokio::spawn(async move { ask(&client, "system.batch.process", wanted).await })
+    };
+    until("some items are committed", || async {
+        let found = batches(&rig).find("b-1").await.unwrap();
+        found.is_some_and(|batch| batch.processed > 3)
+    })
+    .await;
+    let place = workers.iter().position(|(id, _)| *id == first).unwrap();
+    workers.remove(place).1.stop().await;
+    let told = asking.await.unwrap();
+    assert_eq!(
+        (&told["processed"], &told["items_processed"]),
+        (&json!(true), &json!(300))
+    );
+    assert_eq!(told["processor_id"], workers[0].0);
+    assert_eq!(effects(&rig, 300).await.len(), 300);
+    completed(&rig, 1).await;
+    for (_, worker) in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_the_handler_leaves_a_batch_to_whoever_has_it() {
+    let rig = Rig::new().await;
+    let bare = Worker::builder().settings(short(&rig, "w-bare", Pattern::Centralized));
+    let bare = rig.start(bare);
+    assert_eq!(leader(&rig, 1).await, "w-bare");
+    let runs = Runs::default();
+    let able = adding(&rig, "w-able", 0, &runs);
+    let able = rig.start(able.settings(short(&rig, "w-able", Pattern::Centralized)));
+    leader(&rig, 2).await;
+    for name in ["b-1", "b-2", "b-3"] {
+        let told = process(&rig, &batch(name, "exclusive", 100..110)).await;
+        assert_eq!(told["processor_id"], "w-able", "{told}");
+    }
+    able.stop().await;
+    bare.stop().await;
+}
+
+/// Two workers whose items wait until the gate is open.
+fn gated(rig: &Rig, gate: &watch::Sender<bool>) -> Vec<(&'static str, Running)> {
+    let start = |id| {
+        let gate = gate.subscribe();
+        let add = move |context: Context, n: u64| {
+            let mut gate = gate.clone();
+            async move {
+                gate.wait_for(|open| *open).await.ok();
+                context.publish("effect.made", &n)?;
+                Ok::<u64, HandlerError>(n)
+            }
+        };
+        let builder = Worker::builder().settings(short(rig, id, Pattern::Distributed));
+        (id, rig.start(builder.handler("number.add", add)))
+    };
+    ["w-1", "w-2"].map(start).into()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_nobody_holds_run_on_when_the_one_who_published_them_is_gone() {
+    let rig = Rig::new().await;
+    let gate = watch::Sender::new(false);
+    let mut workers = gated(&rig, &gate);
+    leader(&rig, 2).await;
+    let asking = {
+        let client = rig.client.clone();
+        let wanted = batch("b-1", "fan_out", 100..400);
+        tokio::spawn(async move { ask(&client, "system.batch.process", wanted).await })
+    };
+    // All are on the stream, though none has run.
+    rig.wait_for("cb:events:number", 300).await;
+    let found = batches(&rig).find("b-1").await.unwrap().unwrap();
+    assert_eq!(found.status, BatchStatus::Running);
+    let place = workers.iter().position(|(id, _)| *id == found.processor_id);
+    let leaving = workers.remove(place.unwrap()).1;
+    let leaving = tokio::spawn(leaving.stop());
+    until("the other one goes on with it", || async {
+        let now = batches(&rig).find("b-1").await.unwrap().unwrap();
+        now.processor_id == workers[0].0
+    })
+    .await;
+    gate.send_replace(true);
+    leaving.await.unwrap();
+    let told = asking.await.unwrap();
+    assert_eq!(
+        (&told["processed"], &told["items_processed"]),
+        (&json!(true), &json!(300))
+    );
+    assert_eq!(told["fence"], found.fence, "nobody took it from anybody");
+    assert_eq!(effects(&rig, 300).await.len(), 300);
+    completed(&rig, 1).await;
+    for (_, worker) in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_its_circuit_refused_is_published_again_under_a_name_that_all_know() {
+    let rig = Rig::new().await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let flaky = move |_: Context, n: u64| {
+        let counted = counted.clone();
+        async move {
+            match counted.fetch_add(1, Ordering::SeqCst) {
+                0 => Err(HandlerError::internal("broken").permanent()),
+                _ => Ok(n),
+            }
+        }
+    };
+    let policy = Policy::new().circuit(1, Duration::from_millis(300));
+    let builder = Worker::builder().settings(short(&rig, "w-1", Pattern::Distributed));
+    let worker = rig.start(builder.handler_with("number.add", flaky, policy));
+    let told = process(&rig, &batch("b-1", "fan_out", 0..3)).await;
+    assert_eq!(
+        (&told["items_processed"], &told["items_failed"]),
+        (&json!(2), &json!(1))
+    );
+    let ids = rig.entries("cb:events:number").await;
+    let ids: BTreeSet<String> = ids
+        .iter()
+        .map(|item| crate::rig::text(item, "id"))
+        .collect();
+    let again = ids.iter().filter(|id| id.ends_with("~1")).count();
+    assert!(again > 0, "{ids:?}");
+    choose_for(&rig, Patterned::Batch, Pattern::Hybrid).await;
+    worker.stop().await;
+}
