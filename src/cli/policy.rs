@@ -243,6 +243,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let columns = vec![
         Column::new("SCOPE").shrinks(16),
         Column::new("PAUSED"),
+        Column::number("PARKED").optional(),
         Column::new("LIMITS").shrinks(12),
         Column::new("REASON").shrinks(12),
         Column::number("VERSION"),
@@ -264,6 +265,10 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         table.row(vec![
             text(&one["scope"]).into(),
             paused,
+            one["parked"]
+                .as_u64()
+                .map_or_else(|| "-".to_owned(), output::number)
+                .into(),
             words::limits(one).into(),
             match one["reason"].is_null() {
                 true => text(&pause["reason"]).into(),

@@ -158,6 +158,17 @@ async fn a_paused_type_waits_in_order_and_blocks_no_other_one() {
     })
     .await;
     assert_eq!(log.count(), before, "nothing runs");
+    // Those that were published until the pause was known are of no subject.
+    pause(&rig, "subject:mail:s").await;
+    for (scope, count) in [
+        ("type:mail.send", Some(first + 300)),
+        ("subject:mail:s", Some(0)),
+    ] {
+        let reply = rig.ask("system.policy.get", &json!({"scope": scope})).await;
+        let said: serde_json::Value = rmp_serde::from_slice(&reply.unwrap().data).unwrap();
+        assert_eq!(said["policies"][0]["parked"].as_u64(), count, "{scope}");
+    }
+    resume(&rig, "subject:mail:s").await;
     // All was read and acknowledged: trimming goes on.
     let trimmed: u64 = redis::cmd("XTRIM")
         .arg(&[EVENTS, "MAXLEN", "0"])
@@ -181,8 +192,8 @@ async fn a_paused_type_waits_in_order_and_blocks_no_other_one() {
             .iter()
             .all(|(_, _, attempt)| *attempt == 1)
     );
-    let told = rig.wait_for_fact("policy.changed", 2).await;
-    assert_eq!(told.len(), 2);
+    let told = rig.wait_for_fact("policy.changed", 4).await;
+    assert_eq!(told.len(), 4);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -283,6 +294,9 @@ async fn a_paused_subject_waits_alone_and_its_pause_ends_by_itself() {
     })
     .await;
     let held = log.by_subject().get("s").map_or(0, Vec::len);
+    let reply = rig.ask("system.policy.get", &json!({"scope": scope})).await;
+    let said: serde_json::Value = rmp_serde::from_slice(&reply.unwrap().data).unwrap();
+    assert!(said["policies"][0]["parked"].as_u64() > Some(0), "{said}");
     for n in 2..=5 {
         publish(&rig, "mail.send", Some("s"), n).await;
         publish(&rig, "mail.send", Some("t"), n).await;

@@ -6,12 +6,14 @@ pub(super) use history::history;
 
 use crate::builtin::Services;
 use crate::connect::clock::whole_ms;
+use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::policies::{
     Author, Document, Ends, PolicyPart, RunLimits, Scope, period_ms,
 };
 use crate::handler::state::State;
 use crate::protocol::rate::Per;
+use crate::streams::park;
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -117,6 +119,9 @@ struct One {
     reason: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pause: Option<Paused>,
+    /// How many events are parked, where one scope is asked for that is paused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parked: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate: Option<SetRate>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -160,6 +165,7 @@ impl One {
         } = document.limits;
         Self {
             reason: document.reason,
+            parked: None,
             rate: rate.map(|metered| SetRate {
                 limit: metered.rate.limit,
                 period_ms: period_ms(metered.rate),
@@ -304,8 +310,29 @@ pub(super) async fn clear(
     })
 }
 
+/// How many events that a scope names are parked.
+async fn parked(context: &Context, scope: &Scope) -> Result<u64, HandlerError> {
+    let (keys, domain) = (context.keys(), scope.domain());
+    let (kind, subject) = match scope {
+        Scope::Type(kind) => (Some(kind.as_str()), None),
+        Scope::Domain(_) => (None, None),
+        Scope::Subject { subject, .. } => (None, Some(subject.as_str())),
+    };
+    let failed = |error: BusError| HandlerError::unavailable(error.to_string());
+    let mut count = 0;
+    for partition in 0..keys.partitions(domain) {
+        let route = keys.route(domain, partition);
+        let connector = context.process().connector.toward(&route.events);
+        let mut connection = connector.pooled().await.map_err(failed)?;
+        count += park::count(&mut connection, &route, kind, subject)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(count)
+}
+
 pub(super) async fn get(
-    _: Context,
+    context: Context,
     asked: Get,
     services: State<Services>,
 ) -> Result<All, HandlerError> {
@@ -314,9 +341,13 @@ pub(super) async fn get(
     let (all, now) = listed.map_err(CoordinationError::into_handler_error)?;
     let all = all.into_iter();
     let those = all.filter(|(scope, _)| only.as_ref().is_none_or(|only| only == scope));
-    Ok(All {
-        policies: those
-            .map(|(scope, document)| One::of(&scope, document, now))
-            .collect(),
-    })
+    let mut policies: Vec<One> = those
+        .map(|(scope, document)| One::of(&scope, document, now))
+        .collect();
+    if let (Some(scope), [one]) = (&only, &mut policies[..])
+        && one.pause.is_some()
+    {
+        one.parked = Some(parked(&context, scope).await?);
+    }
+    Ok(All { policies })
 }

@@ -187,6 +187,43 @@ pub async fn kinds(
     replies.into_iter().map(fields).collect()
 }
 
+/// How many events are parked beside a stream: those of one type, of one subject that is paused, or all.
+///
+/// # Errors
+/// Fails without an answer.
+pub async fn count(
+    connection: &mut impl ConnectionLike,
+    route: &StreamKeys,
+    kind: Option<&str>,
+    subject: Option<&str>,
+) -> Result<u64, BusError> {
+    let kinds = match kind {
+        Some(kind) => vec![kind.to_owned()],
+        None => {
+            let found = kinds(connection, &[route]).await?;
+            found.into_iter().flatten().collect()
+        }
+    };
+    let (from, to) = match subject {
+        None => ("[s".to_owned(), "(u".to_owned()),
+        // Digits follow its line.
+        Some(subject) => {
+            let line = sha1_smol::Sha1::from(subject).digest();
+            (format!("[s{line}"), format!("(s{line}~"))
+        }
+    };
+    let mut counts = redis::pipe();
+    for kind in &kinds {
+        let key = route.parked_of(kind);
+        counts.cmd("ZLEXCOUNT").arg(key).arg(&from).arg(&to);
+    }
+    if kinds.is_empty() {
+        return Ok(0);
+    }
+    let counts: Vec<u64> = counts.query_async(connection).await?;
+    Ok(counts.into_iter().sum())
+}
+
 /// The fields of a hash, without those that are no text.
 fn fields(reply: Value) -> Result<Vec<String>, BusError> {
     let reply = match reply.extract_error() {
