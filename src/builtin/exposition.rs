@@ -30,6 +30,9 @@ pub enum Dialect {
 struct Metrics {
     events_processed: u64,
     events_failed: u64,
+    /// A worker from before it was counted says nothing.
+    #[serde(default)]
+    events_cancelled: u64,
     tasks_completed: u64,
     throughput: f64,
     memory_bytes: u64,
@@ -252,6 +255,11 @@ impl Metrics {
                 "convoke_events_failed",
                 "Runs of handlers that failed.",
                 self.events_failed,
+            ),
+            (
+                "convoke_events_cancelled",
+                "Events that were cancelled in the hands of a worker.",
+                self.events_cancelled,
             ),
             (
                 "convoke_tasks_completed",

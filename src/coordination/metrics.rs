@@ -51,6 +51,8 @@ pub struct Sums {
     pub events_processed: u64,
     /// Runs of handlers that failed.
     pub events_failed: u64,
+    /// Events that were cancelled in the hands of a worker.
+    pub events_cancelled: u64,
     /// How long the runs took.
     pub latency: Histogram,
 }
@@ -138,7 +140,7 @@ impl Report {
     /// | key | value |
     /// |---|---|
     /// | `process` | text: another one began at zero |
-    /// | `events_processed`, `events_failed` | counters |
+    /// | `events_processed`, `events_failed`, `events_cancelled` | counters |
     /// | `latency` | `{sum_us, buckets: {bucket: count}}`, see [`crate::protocol::histogram`] |
     /// | `handlers` | `{event type: {calls, errors, retries, rate_limited, cache_hits, circuit, latency}}` |
     /// | `memory_bytes`, `in_flight` | how it is now |
@@ -152,6 +154,7 @@ impl Report {
             sums: Sums {
                 events_processed: counter(map, "events_processed"),
                 events_failed: counter(map, "events_failed"),
+                events_cancelled: counter(map, "events_cancelled"),
                 latency: histogram(map).unwrap_or_default(),
             },
             gauges: Gauges {

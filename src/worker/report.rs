@@ -45,8 +45,10 @@ impl Reporter {
     /// What it did since it began and how it is now.
     pub(super) fn report(&self) -> Report {
         let committed = |lane: &Arc<Shared>| lane.counts.committed.load(Ordering::Relaxed);
+        let cancelled = |lane: &Arc<Shared>| lane.counts.cancelled.load(Ordering::Relaxed);
         let mut sums = Sums {
             events_processed: self.lanes.iter().map(committed).sum(),
+            events_cancelled: self.lanes.iter().map(cancelled).sum(),
             ..Sums::default()
         };
         let in_flight = self.lanes.iter().map(|lane| lane.under_way()).sum();

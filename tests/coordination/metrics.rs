@@ -35,6 +35,7 @@ fn report(process: &str, micros: &[u64]) -> Report {
             events_processed: calls,
             events_failed: calls / 2,
             latency: times(micros),
+            ..Sums::default()
         },
         handlers: [("image.resize".to_owned(), sums)].into(),
         gauges: Gauges::default(),

@@ -204,6 +204,11 @@ async fn what_runs_is_told_why_and_nothing_of_it_is_committed() {
         (&json!("unknown"), &json!(false))
     );
     assert_eq!(rig.wait_for_fact("event.cancelled", 2).await.len(), 2);
+    until("they are counted", async || {
+        let told = rig.ask("system.metrics", &json!({})).await.unwrap();
+        told.decode::<Value>().unwrap()["events_cancelled"] == 2
+    })
+    .await;
     running.stop().await;
 }
 

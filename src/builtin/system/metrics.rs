@@ -29,6 +29,8 @@ pub(in crate::builtin) struct Metrics {
     events_processed: u64,
     /// Runs of handlers that failed, likewise.
     events_failed: u64,
+    /// Events that were cancelled in the hands of a worker, likewise.
+    events_cancelled: u64,
     /// Tasks that were completed.
     tasks_completed: u64,
     /// Of all runs.
@@ -213,6 +215,7 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
     let mut metrics = Metrics {
         events_processed: global.sums.events_processed,
         events_failed: global.sums.events_failed,
+        events_cancelled: global.sums.events_cancelled,
         tasks_completed,
         average_latency_ms: latency.mean_ms(),
         p50_ms: latency.quantile_ms(0.5),

@@ -90,7 +90,13 @@ impl Report {
 
 impl Sums {
     fn packed(&self) -> Vec<u8> {
-        let counters = [self.events_processed, self.events_failed, 0, 0, 0];
+        let counters = [
+            self.events_processed,
+            self.events_failed,
+            self.events_cancelled,
+            0,
+            0,
+        ];
         pack(counters, Some(&self.latency))
     }
 }
@@ -110,10 +116,11 @@ impl HandlerSums {
 
 impl Sums {
     pub(in crate::coordination) fn unpacked(packed: &[u8]) -> Option<Sums> {
-        let ([events_processed, events_failed, ..], latency) = unpack(packed)?;
+        let ([events_processed, events_failed, events_cancelled, ..], latency) = unpack(packed)?;
         Some(Sums {
             events_processed,
             events_failed,
+            events_cancelled,
             latency,
         })
     }
