@@ -225,6 +225,24 @@ impl<'a> Holding<'a> {
         }
     }
 
+    /// Whether all is done, by whoever else may be at the batch; what this one has finished is committed first.
+    pub(super) async fn is_completed(&mut self) -> Result<bool, Stop> {
+        self.commit().await?;
+        let fence = self.lease.fence;
+        match self.batches.progress(self.wanted, fence, &[], &[]).await {
+            Ok(Advanced::Completed(progress)) => {
+                self.progress = progress;
+                Ok(true)
+            }
+            Ok(Advanced::Running(_)) => Ok(false),
+            Ok(Advanced::Lost(_)) => Err(self.stop_items()),
+            Err(error) => {
+                tracing::debug!(batch = self.id(), %error, "how far it is was not read; trying again");
+                Ok(false)
+            }
+        }
+    }
+
     /// Before an item is begun: whether to go on.
     pub(super) async fn check(&mut self) -> Result<(), Stop> {
         if self.context.draining().is_cancelled() {
