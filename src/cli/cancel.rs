@@ -182,17 +182,17 @@ async fn domains(session: &Session) -> anyhow::Result<Vec<String>> {
         .collect())
 }
 
-/// How they stand: of each what is most alive in any of the domains.
+/// How they stand: all that is alive of each, in any of the domains; else what is known of it.
 async fn look(
     canceller: &Canceller,
     domains: &[String],
     names: &[Name],
 ) -> anyhow::Result<Vec<(String, Fate)>> {
-    let mut all: Vec<Option<(String, Fate)>> = vec![None; names.len()];
+    let mut all: Vec<Vec<(String, Fate)>> = vec![Vec::new(); names.len()];
     for domain in domains {
         let fates = canceller.look(domain, names, usize::MAX).await?;
-        for (best, fate) in all.iter_mut().zip(fates) {
-            take_in(best, domain, fate);
+        for (known, fate) in all.iter_mut().zip(fates) {
+            take_in(known, domain, fate);
         }
     }
     Ok(told(all, names))
@@ -205,37 +205,40 @@ async fn act(
     names: &[Name],
     order: &Order,
 ) -> anyhow::Result<Vec<(String, Fate)>> {
-    let mut all: Vec<Option<(String, Fate)>> = vec![None; names.len()];
+    let mut all: Vec<Vec<(String, Fate)>> = vec![Vec::new(); names.len()];
     for domain in domains {
         let fates = canceller.cancel(domain, names, order, usize::MAX).await?;
-        for (best, fate) in all.iter_mut().zip(fates) {
-            take_in(best, domain, fate);
+        for (known, fate) in all.iter_mut().zip(fates) {
+            take_in(known, domain, fate);
         }
     }
     Ok(told(all, names))
 }
 
-fn take_in(best: &mut Option<(String, Fate)>, domain: &str, fate: Fate) {
-    let rank = |fate: &Fate| {
-        (
-            fate.cancelled && fate.earlier.is_none(),
-            fate.state,
-            fate.cancelled,
-        )
-    };
-    if best
-        .as_ref()
-        .is_none_or(|(_, before)| rank(before) < rank(&fate))
-    {
-        *best = Some((domain.to_owned(), fate));
+/// Whether it is one that is cancelled by this call, or would be.
+fn counts(fate: &Fate) -> bool {
+    fate.state > Standing::Finished || fate.cancelled && fate.earlier.is_none()
+}
+
+/// Keeps each one that counts; without one, what is known best.
+fn take_in(known: &mut Vec<(String, Fate)>, domain: &str, fate: Fate) {
+    let rank = |fate: &Fate| (counts(fate), fate.state, fate.cancelled);
+    match known.last().map(|(_, before)| before) {
+        Some(before) if counts(before) && counts(&fate) => {}
+        Some(before) if rank(before) >= rank(&fate) => return,
+        _ => known.clear(),
     }
+    known.push((domain.to_owned(), fate));
 }
 
 /// Without a domain nobody knows any of them.
-fn told(all: Vec<Option<(String, Fate)>>, names: &[Name]) -> Vec<(String, Fate)> {
+fn told(all: Vec<Vec<(String, Fate)>>, names: &[Name]) -> Vec<(String, Fate)> {
     let all = all.into_iter().zip(names);
-    all.map(|(one, name)| one.unwrap_or_else(|| (String::new(), Fate::of(name))))
-        .collect()
+    all.flat_map(|(known, name)| match known.is_empty() {
+        true => vec![(String::new(), Fate::of(name))],
+        false => known,
+    })
+    .collect()
 }
 
 /// What became of them, one by one.

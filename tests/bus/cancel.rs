@@ -10,6 +10,7 @@ use convoke::streams::cancel::{CancelError, Canceller, Fate, Name, Order, Standi
 use convoke::streams::commit::Disposition;
 use convoke::streams::delay::encode_member;
 use convoke::streams::park::{self, Candidate, How, Weighed};
+use convoke::streams::trim::Trimmer;
 use std::time::Duration;
 
 const EVENTS: &str = "cb:events:image";
@@ -383,4 +384,131 @@ async fn an_id_is_found_in_every_partition_and_an_entry_of_two_is_nobodys() {
     // The fact follows, since the broadcast is in another slot.
     let facts: u64 = bus.ask("XLEN {cb}:broadcast").await;
     assert_eq!(facts, 1);
+}
+
+#[tokio::test]
+async fn a_search_never_copies_many_large_entries_at_once() {
+    let mut bus = Bus::start().await;
+    bus.add(20).await;
+    let data = vec![b'x'; 1 << 20];
+    for _ in 0..64 {
+        let mut add = redis::cmd("XADD");
+        add.arg(&[EVENTS, "*", "type", "image.made", "data"]);
+        let () = add
+            .arg(&data)
+            .query_async(&mut bus.connection)
+            .await
+            .unwrap();
+    }
+    let name = Name::Id("nobody".into());
+    let looked = canceller(&bus).look("image", &[name], MANY).await.unwrap();
+    assert_eq!(looked[0].state, Standing::Unknown);
+    let memory: String = bus.ask("INFO memory").await;
+    let bytes = |name: &str| -> u64 {
+        let of = memory.lines().find_map(|line| line.strip_prefix(name));
+        of.unwrap().trim_start_matches(':').parse().unwrap()
+    };
+    let more = bytes("used_memory_peak:") - bytes("used_memory_dataset:");
+    assert!(more < 32 << 20, "{more} bytes at once");
+}
+
+#[tokio::test]
+async fn an_id_is_looked_for_among_as_many_entries_as_was_said_of_whatever_size() {
+    let mut bus = Bus::start().await;
+    let data = vec![b'x'; 20 << 10];
+    for n in 0..600 {
+        let mut add = redis::cmd("XADD");
+        add.arg(&[
+            EVENTS,
+            "*",
+            "type",
+            "image.made",
+            "id",
+            &format!("n{n}"),
+            "data",
+        ]);
+        let () = add
+            .arg(&data)
+            .query_async(&mut bus.connection)
+            .await
+            .unwrap();
+    }
+    let name = [Name::Id("n599".into())];
+    let looked = canceller(&bus).look("image", &name, 1000).await.unwrap();
+    assert_eq!(looked[0].state, Standing::Waiting);
+    let few = canceller(&bus).look("image", &name, 500).await;
+    assert!(matches!(few, Err(CancelError::TooMany { .. })), "{few:?}");
+}
+
+#[tokio::test]
+async fn all_copies_of_an_event_with_dedup_are_cancelled_by_the_entry_of_one() {
+    let mut bus = Bus::start().await;
+    let add = format!("XADD {EVENTS} * type image.made id twice dedup 1 replyto {REPLY}");
+    let _: String = bus.ask(&add).await;
+    let second: String = bus.ask(&add).await;
+    bus.add(1).await;
+    let fate = cancel_name(&bus, Name::Entry(second.parse().unwrap())).await;
+    assert_eq!((fate.state, fate.cancelled), (Standing::Waiting, true));
+    let left = bus.entries(EVENTS).await;
+    let left: Vec<String> = left.iter().map(|one| text(one, "id")).collect();
+    assert_eq!(
+        left,
+        ["e0"],
+        "the first one is not left to vanish as a repeat"
+    );
+    let replies = bus.entries(REPLY).await;
+    assert!(replies.iter().all(|one| text(one, "status") == "cancelled"));
+    assert_eq!(replies.len(), 2);
+}
+
+#[tokio::test]
+async fn where_an_event_may_not_be_taken_away_nobody_is_told_that_it_was() {
+    let mut bus = Bus::start().await;
+    bus.run(&format!(
+        "XADD {EVENTS} * type image.made id asked replyto {REPLY}"
+    ))
+    .await;
+    let mut admin = bus.redis.connection().await;
+    let all = ["clearselectors", "~*", "&*", "+@all", "-xdel"];
+    let mut less = redis::cmd("ACL");
+    less.arg("SETUSER").arg(users::OPERATOR).arg(&all);
+    let () = less.query_async(&mut admin).await.unwrap();
+    for keep in [false, true] {
+        let order = Order { keep, ..order() };
+        let name = [Name::Id("asked".into())];
+        let refused = canceller(&bus).cancel("image", &name, &order, MANY).await;
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("XDEL"), "{refused}");
+    }
+    assert_eq!(bus.entries(EVENTS).await.len(), 1);
+    assert!(bus.entries(REPLY).await.is_empty(), "it will run");
+    assert!(bus.entries(DEAD).await.is_empty());
+    assert!(facts(&mut bus).await.is_empty());
+    let noted: u64 = bus.ask("EXISTS cb:cancelled:image:asked").await;
+    assert_eq!(noted, 0);
+}
+
+#[tokio::test]
+async fn a_stream_of_which_an_unread_event_was_cancelled_is_trimmed_all_the_same() {
+    let mut bus = Bus::start().await;
+    let claims = bus.committer("w-1").claims();
+    let mut ends = bus.add(999).await;
+    ends.pop();
+    for held in bus.deliver("w-1", &claims, 998).await {
+        bus.run(&format!("XACK {EVENTS} {GROUP} {}", held.entry.id))
+            .await;
+    }
+    assert!(cancel(&bus, "e998").await.cancelled);
+    bus.run(&format!("XADD {EVENTS} * type image.made id last"))
+        .await;
+    for held in bus.deliver("w-1", &claims, 10).await {
+        bus.run(&format!("XACK {EVENTS} {GROUP} {}", held.entry.id))
+            .await;
+    }
+    let streams = [(EVENTS.to_owned(), 250)];
+    let trimmed = Trimmer::default()
+        .run_once(&mut bus.connection, &streams)
+        .await
+        .remove(0);
+    assert_eq!(trimmed.unwrap().removed, 700);
 }

@@ -116,3 +116,29 @@ fn the_processes_of_a_cancelled_command_are_ended_and_its_requester_is_told() {
     );
     drop(worker);
 }
+
+#[test]
+fn events_of_several_domains_that_have_one_id_are_all_shown_and_counted() {
+    let redis = Redis::start();
+    for domain in ["image", "mail"] {
+        let (stream, kind) = (format!("cb:events:{domain}"), format!("{domain}.send"));
+        add(&redis, &stream, "7-1", &kind, &json!(1), "id order");
+    }
+    let shown = run(&redis, &["cancel", "order", "--dry-run"]).done();
+    for part in ["image.send", "mail.send"] {
+        assert!(shown.out.contains(part), "{part}: {}", shown.out);
+    }
+    assert!(shown.err.contains("2 events would"), "{}", shown.err);
+    let words = ["cancel", "order", "nobody", "--yes", "--format=json"];
+    let done = run(&redis, &words);
+    assert_eq!(done.code, 1, "{done:?}");
+    let told = lines(&done.out);
+    let domains: Vec<&str> = told
+        .iter()
+        .filter_map(|one| one["domain"].as_str())
+        .collect();
+    assert_eq!(domains[..2], ["image", "mail"], "{told:?}");
+    assert_eq!(told.len(), 3, "{told:?}");
+    let again = run(&redis, &["cancel", "order", "--yes"]).done();
+    assert!(again.err.contains("cancelled 0 events"), "{}", again.err);
+}

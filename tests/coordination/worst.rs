@@ -85,7 +85,7 @@ const BOUNDS: &[(&str, Bound)] = &[
         "cancel_find.lua",
         Bound {
             whole: &[("XINFO", "the groups of one stream")],
-            ..most(560, 70)
+            ..most(640, 70)
         },
     ),
     ("cancel_parked.lua", most(502, 6)),

@@ -5,7 +5,8 @@
 -- delay queue or what is parked, and all effects are written. One that a consumer has in hand is acknowledged, and the
 -- claim counter of that consumer is raised in the same step, so that a commit which it has under way finds out (see
 -- commit.rs): what it commits of the event later is discarded. Keys of the wrong type are found before anything is
--- written. Repeating a call cancels nothing twice.
+-- written, and so is a user who may not take the event away: nobody is told what did not happen. Repeating a call
+-- cancels nothing twice.
 --
 -- KEYS[1]  the stream
 -- KEYS[2]  the delay queue
@@ -47,6 +48,21 @@ end
 
 local how, by = stands()
 if how ~= 'here' then return { how, by } end
+
+-- An older server has no way to ask.
+local function may(...)
+  return not redis.acl_check_cmd or redis.acl_check_cmd(...)
+end
+local denied
+if place == 'delayed' then
+  denied = not may('ZREM', queue, what) and 'ZREM on ' .. queue
+elseif place == 'parked' then
+  denied = not may('ZREM', parked, what) and 'ZREM on ' .. parked or not may('HDEL', kinds, ARGV[6]) and 'HDEL on ' .. kinds
+else
+  denied = not may('XDEL', stream, what) and 'XDEL on ' .. stream
+  if owner ~= '' and not may('XACK', stream, group, what) then denied = 'XACK on ' .. stream end
+end
+if denied then return { 'refused', 'NOPERM this user needs ' .. denied } end
 
 local answer, effects, at = { 'done' }, {}, 7
 for i = 6, #KEYS do

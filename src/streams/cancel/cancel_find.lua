@@ -10,12 +10,14 @@
 -- ARGV[4]  entries to look at, at most
 -- ARGV[5]  bytes of an entry that are shown at most
 -- ARGV[6..] the names of the events; without any, all entries are found
--- Returns  {now (ms), the entry to go on from or '', then for each that was found: {its entry, how it stands, its
---          delivery count, its fields}}. It stands `unread`, `settled`, or `held` with `:` and its consumer
--- Cost     O(entries + found * log n); ends early once it has looked at half a MiB
+-- Returns  {now (ms), the entry to go on from or '', how many entries it looked at, then for each that was found: {its
+--          entry, how it stands, its delivery count, its fields}}. It stands `unread`, `settled`, or `held` with `:` and its consumer
+-- Cost     O(entries + found * log n); ends early once it has looked at half a MiB. It reads no more than four entries
+--          at a time, and one by one where they are large: anybody may add some of any size
 local stream, group = KEYS[1], ARGV[1]
 local BYTES = 524288
-local STEP = 4 -- entries that are read at a time, as long as they are large
+local STEP = 4 -- entries that are read at a time
+local LARGE = 16384 -- bytes of those behind which they are read one by one
 local most = tonumber(ARGV[5])
 local wanted = {}
 for i = 6, #ARGV do wanted[ARGV[i]] = true end
@@ -38,8 +40,8 @@ local function name_of(id, fields)
   return id
 end
 
-local answer, bytes, from, left = { now, '' }, 0, ARGV[2], tonumber(ARGV[4])
-local step = STEP
+local answer, bytes, from, left = { now, '', 0 }, 0, ARGV[2], tonumber(ARGV[4])
+local step = 1
 while left > 0 and bytes < BYTES do
   local count = math.min(step, left)
   local page = redis.call('XRANGE', stream, from, ARGV[3], 'COUNT', count)
@@ -54,10 +56,10 @@ while left > 0 and bytes < BYTES do
       answer[#answer + 1] = { id, stands, pending and pending[4] or 0, own <= most and fields or {} }
     end
   end
-  bytes, left = bytes + size, left - count
+  bytes, left, answer[3] = bytes + size, left - count, answer[3] + #page
   if #page < count then return answer end
   from = '(' .. page[count][1]
-  step = size < 16384 and math.min(step * 4, 64) or STEP
+  step = size < LARGE and STEP or 1
 end
 answer[2] = from
 return answer

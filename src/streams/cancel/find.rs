@@ -31,6 +31,8 @@ struct Page {
     now: u64,
     /// Where to go on; empty at the end.
     next: String,
+    /// How many entries were looked at.
+    looked: usize,
     found: Vec<Found>,
 }
 
@@ -74,20 +76,32 @@ impl Canceller {
             }
             let mut known = words(&fates[at].name, &fates[at]);
             known.extend(own.iter().map(Found::id));
-            match own.iter().any(Found::is_live) {
+            // Copies of an event with `dedup` are one event.
+            let has_copies = own.iter().any(|one| one.is_live() && one.asks_once());
+            match own.iter().any(Found::is_live) && !has_copies {
                 true => all.push((at, own)),
-                false => rest.push((at, known)),
+                false => {
+                    let partitions = own.iter().map(|one| one.partition);
+                    let only: Vec<u16> = partitions.filter(|_| has_copies).collect();
+                    rest.push((at, known, only));
+                }
             }
         }
         if rest.is_empty() {
             return Ok(all);
         }
-        let mut wanted: Vec<String> = rest.iter().flat_map(|(_, words)| words.clone()).collect();
+        let mut wanted: Vec<String> = rest
+            .iter()
+            .flat_map(|(_, words, _)| words.clone())
+            .collect();
         wanted.sort_unstable();
         wanted.dedup();
         let found = self.find(domain, &wanted, limit).await?;
-        all.extend(rest.into_iter().map(|(at, words)| {
-            let fits = |one: &&Found| words.iter().any(|word| one.fits(word));
+        all.extend(rest.into_iter().map(|(at, words, only)| {
+            let fits = |one: &&Found| {
+                (only.is_empty() || only.contains(&one.partition))
+                    && words.iter().any(|word| one.fits(word))
+            };
             (at, found.iter().filter(fits).cloned().collect())
         }));
         Ok(all)
@@ -150,7 +164,7 @@ impl Canceller {
             if page.next.is_empty() {
                 return Ok(page.now);
             }
-            budget.spend(PAGE)?;
+            budget.spend(page.looked)?;
             from = page.next;
         }
     }
@@ -175,6 +189,7 @@ impl Canceller {
         };
         let now = read(answer.next().ok_or_else(shape)?)?;
         let next = read(answer.next().ok_or_else(shape)?)?;
+        let looked = read(answer.next().ok_or_else(shape)?)?;
         let mut found = Vec::new();
         for one in answer {
             let (entry, stands, deliveries, fields): (String, Vec<u8>, u32, Vec<Vec<u8>>) =
@@ -193,7 +208,12 @@ impl Canceller {
             };
             found.push(Found::new(scope, state, place, fields, &self.options.limits).at(now));
         }
-        Ok(Page { now, next, found })
+        Ok(Page {
+            now,
+            next,
+            looked,
+            found,
+        })
     }
 
     async fn delayed(
@@ -258,10 +278,12 @@ impl Canceller {
                 call.key(scope.route.parked_of(&kind));
                 call.arg(&from).arg(PAGE).arg(most).arg(wanted);
                 let page = call.invoke_async(connection).await;
-                let page: Vec<Vec<u8>> = page.map_err(BusError::from)?;
+                let page: Vec<Value> = page.map_err(BusError::from)?;
                 let mut page = page.into_iter();
-                from = page.next().unwrap_or_default();
+                from = read(page.next().unwrap_or(Value::Nil))?;
+                let looked = read(page.next().unwrap_or(Value::Nil))?;
                 for member in page {
+                    let member: Vec<u8> = read(member)?;
                     let event = member.get(park::HEAD..).unwrap_or_default();
                     let Some((token, fields)) = delay::decode_member(event, most) else {
                         continue;
@@ -283,7 +305,7 @@ impl Canceller {
                 if from.is_empty() {
                     break;
                 }
-                budget.spend(PAGE)?;
+                budget.spend(looked)?;
             }
         }
         Ok(())

@@ -121,6 +121,11 @@ impl Found {
         self.state > Standing::Finished
     }
 
+    /// Whether it is one of several copies that run once.
+    pub(super) fn asks_once(&self) -> bool {
+        matches!(&self.event, Ok(event) if event.asks_once())
+    }
+
     pub(super) fn fits(&self, name: &str) -> bool {
         self.place.token() == name || self.id() == name
     }

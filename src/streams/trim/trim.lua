@@ -32,10 +32,6 @@ for _, flat in ipairs(groups) do
   local group = map(flat)
   local needed = group['last-delivered-id']
   local read, lag = group['entries-read'], group['lag']
-  -- Neither is known where entries were deleted, or a group was set somewhere.
-  if lag ~= 0 then
-    idle = false
-  end
   if read and (not count or read > count) then
     count, place, more = read, needed, lag
   end
@@ -51,9 +47,8 @@ for _, flat in ipairs(groups) do
   end
 end
 if idle and bound and redis.call('XLEN', KEYS[1]) > history then
-  -- The last entry is acknowledged by all, so it is no larger than any event.
-  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  if last and before(bound, last[1]) then
+  -- Neither how many a group was given nor its lag can be relied on where an entry was deleted before it was read.
+  if #redis.call('XREVRANGE', KEYS[1], '+', '(' .. bound, 'COUNT', 1) > 0 then
     idle = false
   end
 end
