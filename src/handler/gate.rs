@@ -311,7 +311,10 @@ impl Gate {
         let tried = context.event().attempt() > 1;
         let holding = Holding(context.clone(), Some((places, held)));
         let result = self.call(service, context).await;
-        if let Some(admitted) = admitted {
+        // How a run ends whose event was cancelled says nothing of its handler.
+        if let Some(admitted) = admitted
+            && holding.0.cancel_reason().is_none()
+        {
             admitted.judge(&result, tried);
         }
         drop(holding);

@@ -348,3 +348,29 @@ async fn what_nobody_reads_is_taken_out_of_its_stream_and_what_cannot_be_is_refu
     }
     running.stop().await;
 }
+
+/// Fails once it is cancelled.
+async fn break_off(context: Context, (): ()) -> Result<(), HandlerError> {
+    let log = context.state::<Log>()?.clone();
+    log.begin(&context);
+    context.cancellation().cancelled().await;
+    Err(HandlerError::internal("broken off"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_fails_because_it_is_cancelled_does_not_count_for_its_circuit() {
+    let rig = Rig::new().await;
+    let log = Log::default();
+    let policy = Policy::new().circuit(1, Duration::from_secs(600));
+    let worker = worker(&rig, &log).handler_with("job.break", break_off, policy);
+    let running = rig.start(worker);
+    rig.wait_for_fact("instance.registered", 1).await;
+    for id in ["one", "two"] {
+        publish(&rig, "job.break", id).await;
+        log.until_began(id).await;
+        let said = cancel(&rig, json!({"id": id, "reason": "enough"})).await;
+        assert_eq!(said["state"], "running");
+    }
+    goes_on(&rig, "next", 1).await;
+    running.stop().await;
+}
