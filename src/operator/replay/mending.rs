@@ -30,7 +30,7 @@ pub enum Mend {
 }
 
 impl Mend {
-    /// Checks the paths.
+    /// Checks the paths, and how deep they lead.
     ///
     /// # Errors
     /// Names the one that is not valid.
@@ -40,17 +40,47 @@ impl Mend {
             Mend::Rename { from, to } => [from, to],
         };
         let odd = |path: &&&String| path.len() > 1024 || path.split('.').any(str::is_empty);
-        match paths.iter().find(odd) {
-            Some(path) => {
-                let path: String = path.chars().take(64).collect();
-                Err(format!("{path:?} is no path such as user.name"))
-            }
-            None => Ok(()),
+        if let Some(path) = paths.iter().find(odd) {
+            return Err(format!("{:?} is no path such as user.name", start(path)));
         }
+        let most = PayloadLimits::default().depth;
+        let value = match self {
+            Mend::Set { value, .. } => value,
+            Mend::Unset { .. } | Mend::Rename { .. } => &Value::Nil,
+        };
+        paths.iter().try_for_each(|path| deep(path, value, most))
     }
 }
 
-/// The payload (MessagePack) with these changes, one after the other; `None` if they leave it as it is.
+/// Refuses a value that would lie deeper there than a payload may be nested: what walks over it later recurses.
+fn deep(path: &str, value: &Value, most: usize) -> Result<(), String> {
+    let names = path.split('.').count();
+    match most.checked_sub(names) {
+        Some(rest) if fits(value, rest) => Ok(()),
+        _ => Err(format!(
+            "{}: nested deeper there than the limit of {most}",
+            start(path)
+        )),
+    }
+}
+
+/// Whether at most `depth` arrays and maps are nested in it.
+fn fits(value: &Value, depth: usize) -> bool {
+    let inside = |inner: &Value| fits(inner, depth - 1);
+    match value {
+        Value::Array(items) => depth > 0 && items.iter().all(inside),
+        Value::Map(pairs) => depth > 0 && pairs.iter().all(|(k, v)| inside(k) && inside(v)),
+        _ => true,
+    }
+}
+
+/// As much of a path as a message takes.
+fn start(path: &str) -> &str {
+    &path[..path.floor_char_boundary(64)]
+}
+
+/// The payload (MessagePack) with these changes, one after the other; `None` if they leave it as it is. Neither in between
+/// nor in the end is it nested deeper than the limits allow; in the end it is no larger either.
 ///
 /// # Errors
 /// Says which change it does not take.
@@ -65,7 +95,10 @@ pub fn mend(
     let mut value = before.clone();
     for mend in mends {
         match mend {
-            Mend::Set { path, value: to } => set(&mut value, path, to.clone())?,
+            Mend::Set { path, value: to } => {
+                deep(path, to, limits.depth)?;
+                set(&mut value, path, to.clone())?;
+            }
             Mend::Unset { path } => {
                 take(&mut value, path);
             }
@@ -76,6 +109,7 @@ pub fn mend(
                 if find(&value, to).is_some() {
                     return Err(format!("{to}: something is there already"));
                 }
+                deep(to, &moved, limits.depth)?;
                 set(&mut value, to, moved)?;
             }
         }
@@ -85,6 +119,7 @@ pub fn mend(
     }
     let mut mended = Vec::with_capacity(data.len() + 64);
     rmpv::encode::write_value(&mut mended, &value).map_err(|error| error.to_string())?;
+    msgpack::scan(&mended, limits).map_err(|error| error.to_string())?;
     Ok(Some(mended))
 }
 
@@ -223,6 +258,46 @@ mod tests {
         let twice = set_to("a..b", 1).check();
         assert!(twice.unwrap_err().contains("a..b"));
         assert!(mend(b"\xc1", &[], &PayloadLimits::default()).is_err());
+    }
+
+    #[test]
+    fn chained_renames_nest_no_deeper_than_a_payload_may() {
+        let long = |name: &str| vec![name; 512].join(".");
+        let rename = |from: &str, to: String| Mend::Rename {
+            from: from.into(),
+            to,
+        };
+        let there_and_back = |_| [rename("b", long("a")), rename("a", long("b"))];
+        let mut mends = vec![set_to("b", 1)];
+        mends.extend((0..49).flat_map(there_and_back));
+        // As a worker has it: a thread of 2 MiB.
+        let tried = std::thread::spawn(move || {
+            let data = json::from_json(&json!(null));
+            let checked = mends.iter().try_for_each(Mend::check);
+            (mend(&data, &mends, &PayloadLimits::default()), checked)
+        });
+        let (refused, checked) = tried.join().unwrap();
+        assert!(refused.unwrap_err().contains("deeper"));
+        assert!(checked.unwrap_err().contains("deeper"));
+        // Each path by itself is short enough.
+        let path = |name: &str| vec![name; 20].join(".");
+        let mends = [
+            set_to("b", 1),
+            rename("b", path("a")),
+            rename("a", path("b")),
+        ];
+        assert_eq!(mends.iter().try_for_each(Mend::check), Ok(()));
+        assert!(mended(json!(null), &mends).unwrap_err().contains("deeper"));
+        let most = vec!["a"; 32].join(".");
+        assert!(mended(json!(null), &[set_to(&most, 1)]).is_ok());
+        assert!(mended(json!(null), &[set_to(&most, Value::Array(vec![]))]).is_err());
+    }
+
+    #[test]
+    fn what_is_mended_is_no_larger_than_a_payload_may_be() {
+        let half = "x".repeat(600 << 10);
+        let too_large = mended(json!({"a": half}), &[set_to("b", half.as_str())]);
+        assert!(too_large.unwrap_err().contains("limit"));
     }
 
     #[test]
