@@ -17,9 +17,10 @@ use super::{Exit, Misuse, Session, output};
 use bar::bar;
 use convoke::connect::clock::whole_ms;
 use convoke::connect::connector::Pooled;
+use convoke::operator::inspect;
 use convoke::operator::replay::edit as edit_payload;
 use convoke::operator::replay::planning::Candidate;
-use convoke::operator::replay::{Move, Operator, Pace, Source, Step};
+use convoke::operator::replay::{Move, Operator, Pace, Source, Step, drop_deadline};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::protocol::keys::StreamName;
 use flags::{Act, Command, HandOver};
@@ -287,10 +288,17 @@ impl Replay<'_> {
             () = stop.cancelled() => return Ok(()),
         }
         let (stream, to) = (first.stream.clone(), first.to.clone());
-        let (shown, moves): (Vec<_>, Vec<_>) = step
+        let (shown, mut moves): (Vec<_>, Vec<_>) = step
             .into_iter()
             .map(|one| ((one.act.entry, one.kind, one.replays), one.act))
             .unzip();
+        if self.walk.source() != Source::Pending {
+            // They may have waited for hours, by a rate, a question or a program.
+            let now = inspect::now(&mut self.connection).await?;
+            for act in &mut moves {
+                drop_deadline(&mut act.fields, now);
+            }
+        }
         let answer = self.send(&stream, &to, &moves).await;
         let answer = answer.map_err(|error| {
             let so_far = number(done.replayed);

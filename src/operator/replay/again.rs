@@ -69,6 +69,26 @@ pub fn again(fields: &[Vec<u8>], own_id: Option<EntryId>, source: Source, now_ms
     }
 }
 
+/// How much time an event has at the least, where it is replayed with a deadline.
+const TIME_LEFT_MS: u64 = 60_000;
+
+/// Takes off a deadline that has passed by now, or soon will: nobody waits for what was dead or done, and past its
+/// deadline it would only be dropped.
+pub fn drop_deadline(fields: &mut Vec<Vec<u8>>, now_ms: u64) {
+    let soon = now_ms.saturating_add(TIME_LEFT_MS);
+    let pairs = fields.chunks_exact(2).enumerate();
+    let past = pairs.filter(|(_, pair)| {
+        let at = std::str::from_utf8(&pair[1])
+            .ok()
+            .and_then(|at| at.parse().ok());
+        pair[0] == b"deadline" && at.is_some_and(|at: u64| at <= soon)
+    });
+    let past: Vec<usize> = past.map(|(place, _)| place).collect();
+    for place in past.into_iter().rev() {
+        fields.drain(2 * place..2 * place + 2);
+    }
+}
+
 /// Sets a field: the last one of that name, which is the one that counts, or a new one.
 pub fn set_field(fields: &mut Vec<Vec<u8>>, name: &str, value: &[u8]) {
     let mut pairs = fields.chunks_exact(2);

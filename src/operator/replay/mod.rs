@@ -28,6 +28,8 @@ mod tests;
 pub mod wanted;
 
 pub use crate::protocol::event::REPLAYS;
+#[doc(hidden)]
+pub use again::drop_deadline;
 pub use again::{Again, NoWayBack, Source, again, edit, set_field, way_back};
 #[doc(hidden)]
 pub use pace::Pace;

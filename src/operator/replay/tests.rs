@@ -73,3 +73,15 @@ fn a_letter_goes_back_to_an_events_stream_only() {
     let other = way_back(&keys, &dead, &letter("a.b", "{cb:a:2}:events"));
     assert_eq!(other, Err(NoWayBack::OtherSlot));
 }
+
+#[test]
+fn a_deadline_goes_when_it_has_passed_or_soon_will() {
+    let left = |deadline: &str| {
+        let fields = ["type", "a.b", "deadline", deadline, "x", "deadline"];
+        let mut fields = fields.map(|word| word.as_bytes().to_vec()).to_vec();
+        drop_deadline(&mut fields, 1000);
+        fields.len()
+    };
+    assert_eq!((left("5"), left("61000")), (4, 4));
+    assert_eq!((left("61001"), left("later")), (6, 6));
+}

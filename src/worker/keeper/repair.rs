@@ -8,7 +8,7 @@ use crate::operator::browse::{Pages, Sight};
 use crate::operator::inspect;
 use crate::operator::replay::planning::{Candidate, Planner};
 use crate::operator::replay::repair::{Plan, Progress, RepairStep, Stepped};
-use crate::operator::replay::{Operator, Pace};
+use crate::operator::replay::{Operator, Pace, drop_deadline};
 use crate::protocol::event::EntryId;
 use crate::protocol::keys::StreamName;
 use std::time::{Duration, Instant};
@@ -234,7 +234,7 @@ impl Doing<'_> {
         left: &mut Vec<Candidate>,
         upto: Option<EntryId>,
     ) -> Result<(), Stop> {
-        let (moves, left) = (std::mem::take(step), std::mem::take(left));
+        let (mut moves, left) = (std::mem::take(step), std::mem::take(left));
         let last = |all: &[Candidate]| all.last().map(|one| one.act.entry);
         let Some(after) = upto.or(last(&moves).max(last(&left))) else {
             return Ok(());
@@ -243,6 +243,13 @@ impl Doing<'_> {
         stand.pace.wait(done).await;
         self.keep().await?;
         let connector = self.chores.connector.toward(&stand.dead.key);
+        if !moves.is_empty() {
+            // They may have waited for hours, by a rate.
+            let now = inspect::now(&mut connector.pooled().await?).await?;
+            for one in &mut moves {
+                drop_deadline(&mut one.act.fields, now);
+            }
+        }
         let mut again = false;
         loop {
             let step = RepairStep {
