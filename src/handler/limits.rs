@@ -38,7 +38,8 @@ impl Limits {
     }
 }
 
-/// The limits of one handler. Where nobody asks anything of its type, they cost one look at a flag.
+/// The limits of one handler. Where nobody asks anything of its type, they cost one look at a flag, and an atomic number
+/// for each run that waits for something.
 #[derive(Debug)]
 pub struct LiveLimits {
     own: Limits,

@@ -6,7 +6,7 @@ use crate::handler::batch::Lots;
 use crate::handler::context::Context;
 use crate::handler::function::{Endpoint, Handler, Run, Schemas};
 use crate::handler::gate::Gate;
-use crate::handler::gate::permits::Permit;
+use crate::handler::gate::permits::Bare;
 use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::instrument::Stats;
 use crate::handler::limits::LiveLimits;
@@ -116,8 +116,8 @@ impl Route {
     }
 
     /// Counts a run that goes on and has entered no gate, for those that will have to.
-    pub fn counted(&self) -> Option<Permit> {
-        Some(self.gate.as_ref()?.permits.begin())
+    pub fn counted(&self) -> Option<Bare> {
+        Some(self.gate.as_ref()?.permits.bare())
     }
 
     /// Has its runs be limited so from now on, in the place of its own policy; whether that changes anything.
