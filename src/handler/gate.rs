@@ -25,6 +25,7 @@ use crate::handler::limits::LiveLimits;
 use crate::handler::policy::{Fallback, Stack};
 use crate::mutex::locked;
 use crate::protocol::error::HandlerError;
+use crate::protocol::event::Event;
 use crate::protocol::rate::Metered;
 use flights::{Boarding, Flight, Flights};
 use lines::{InLine, Lines};
@@ -88,7 +89,7 @@ pub struct Places {
 /// What a run holds of what is counted.
 #[derive(Debug, Default)]
 struct Held {
-    _permit: Option<Permit>,
+    permit: Option<Permit>,
     _lent: Option<OwnedSemaphorePermit>,
 }
 
@@ -99,6 +100,19 @@ pub struct Entered {
     service: Kept<Stack>,
     /// The cache answers: nothing is run.
     cached: bool,
+}
+
+impl Entered {
+    /// Whether more runs than there are to be by now have entered.
+    pub fn is_one_too_many(&self) -> bool {
+        let permit = self.held.permit.as_ref();
+        permit.is_some_and(Permit::is_one_too_many)
+    }
+
+    /// Its places, with which it may enter again: its permit is for another one.
+    pub fn into_places(self) -> Places {
+        self.places
+    }
 }
 
 /// How an event enters.
@@ -153,7 +167,7 @@ impl Gate {
         mut places: Places,
         after: Option<Duration>,
     ) -> Result<Entered, HandlerError> {
-        let until = after.map(|after| Instant::now() + after.min(NEVER));
+        let mut until = after.map(|after| Instant::now() + after.min(NEVER));
         let event = context.event();
         if let Some(answered) = self.answered(&context).await? {
             return Ok(answered);
@@ -184,23 +198,32 @@ impl Gate {
                 return Ok(answered);
             }
         }
-        if let Some(metered) = self.limits.now().metered
-            && manner == Manner::Patient
-            && places.source.is_none()
-        {
-            let line = bucket_of(metered.per, event.source(), event.subject());
-            if after.is_some() || self.over.is_taken(&line) {
-                if after.is_none() {
-                    self.meter.held_back();
+        loop {
+            if let Some(line) = self.line(event).filter(|_| manner == Manner::Patient) {
+                // Operators may have changed whose runs count together since it took its place.
+                let is_elsewhere = places
+                    .source
+                    .take_if(|place| place.name() != line)
+                    .is_some();
+                if places.source.is_none()
+                    && (is_elsewhere || after.is_some() || self.over.is_taken(&line))
+                {
+                    if after.is_none() && !is_elsewhere {
+                        self.meter.held_back();
+                    }
+                    places.source = Some(self.over.join(&line, entry));
                 }
-                places.source = Some(self.over.join(&line, entry));
             }
-        }
-        if let Some(place) = &mut places.source {
-            place.head().await?;
-        }
-        if let Some(until) = until {
-            self.limits.sleep_under(places.over.take(), until).await;
+            if let Some(place) = &mut places.source {
+                place.head().await?;
+            }
+            if let Some(until) = until.take() {
+                self.limits.sleep_under(places.over.take(), until).await;
+            }
+            let stays = |place: &InLine| self.line(event).is_none_or(|line| place.name() == line);
+            if places.source.as_ref().is_none_or(stays) {
+                break;
+            }
         }
         let permit = match self.limits.now().concurrency {
             Some(_) => self.permits.acquire().await,
@@ -214,12 +237,18 @@ impl Gate {
         Ok(Entered {
             places,
             held: Held {
-                _permit: Some(permit),
+                permit: Some(permit),
                 _lent: lent,
             },
             service: self.ready().await?,
             cached: false,
         })
+    }
+
+    /// The name of the line of those that an event counts with, where there is a rate.
+    fn line(&self, event: &Event) -> Option<String> {
+        let metered = self.limits.now().metered?;
+        Some(bucket_of(metered.per, event.source(), event.subject()))
     }
 
     /// An event that the cache answers: it waits for nothing but the layers around the cache.

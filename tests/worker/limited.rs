@@ -110,6 +110,7 @@ fn worker(rig: &Rig, id: &str, runs: &Runs) -> Builder {
         .state(runs.clone())
         .handler("mail.hold", hold)
         .handler("mail.send", send)
+        .handler_with("mail.row", hold, Policy::new().ordered())
         .handler_with("mail.line", send, Policy::new().ordered())
         .handler_with("mail.fail", fail, Policy::new().attempts(3))
         .handler_with("mail.sleep", sleep, short)
@@ -201,6 +202,48 @@ async fn as_many_runs_go_on_in_each_worker_as_operators_say() {
     for running in [first, second, other] {
         running.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_slot_in_its_handlers_own_gate_is_limited_too() {
+    let rig = Rig::new().await;
+    let runs = Runs::new();
+    let running = rig.start(worker(&rig, "w-1", &runs));
+    rig.wait_for_fact("instance.registered", 1).await;
+    for n in 0..30 {
+        publish(&rig, "mail.row", None, n).await;
+    }
+    until("some run, the others are read", async || {
+        runs.now() == 6 && rig.pending(EVENTS).await == 30
+    })
+    .await;
+    let one = json!({"concurrency": {"worker": 1}});
+    limit(&rig, "type:mail.row", one).await;
+    let slow = json!({"rate": {"limit": 1, "period_ms": 3_600_000}});
+    limit(&rig, "type:mail.send", slow).await;
+    until("the limits are known", async || {
+        rig.ask("mail.send", &0).await.is_err()
+    })
+    .await;
+    runs.0.ends.add_permits(5);
+    until("one runs", async || {
+        runs.now() == 1 && rig.pending(EVENTS).await == 25
+    })
+    .await;
+    runs.0.most.store(0, Ordering::SeqCst);
+    for left in (15..25).rev() {
+        runs.0.ends.add_permits(1);
+        until("one more has run", async || {
+            rig.pending(EVENTS).await == left
+        })
+        .await;
+    }
+    assert_eq!(runs.0.most.load(Ordering::SeqCst), 1);
+    clear(&rig, "type:mail.row").await;
+    until("more of them run", async || runs.now() == 6).await;
+    runs.0.ends.add_permits(100);
+    until("all have run", async || rig.pending(EVENTS).await == 0).await;
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -299,6 +342,37 @@ async fn a_rate_per_source_or_subject_is_of_each() {
     until("one of them runs", async || runs.ran() == before + 4).await;
     clear(&rig, "type:mail.send").await;
     until("all have run", async || runs.ran() == before + 9).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waited_as_one_of_the_type_waits_for_its_source_alone_once_the_rate_is_of_each() {
+    let rig = Rig::new().await;
+    let runs = Runs::new();
+    let running = rig.start(worker(&rig, "w-1", &runs));
+    rig.wait_for_fact("instance.registered", 1).await;
+    let of = |limit: u32, per: &str| json!({"rate": {"limit": limit, "period_ms": 3_600_000, "per": per}});
+    limit(&rig, "type:mail.send", of(1, "type")).await;
+    until("the limit is known", async || {
+        rig.ask("mail.send", &0).await.is_err()
+    })
+    .await;
+    let before = runs.ran();
+    for (n, source) in (1..).zip(["a", "a", "a", "a", "b", "b", "b"]) {
+        let event = Outgoing::new("mail.send", &n).source(source);
+        rig.client.publish(&event.subject(source)).await.unwrap();
+    }
+    until("they wait", async || rig.pending(EVENTS).await == 7).await;
+    limit(&rig, "type:mail.send", of(2, "source")).await;
+    until("two of each have run", async || {
+        runs.ran() == before + 4 && rig.pending(EVENTS).await == 3
+    })
+    .await;
+    let ran = runs.0.ran.lock().unwrap()[before..].to_vec();
+    let of_source = |source: &str| ran.iter().filter(|one| one.0 == source).count();
+    assert_eq!([of_source("a"), of_source("b")], [2, 2]);
+    clear(&rig, "type:mail.send").await;
+    until("all have run", async || runs.ran() == before + 7).await;
     running.stop().await;
 }
 

@@ -19,7 +19,8 @@ Examples:
 
 A limit stands in for that of the handler's own policy until it is cleared; the workers follow at once. \
 What waits for it holds no slot, and spends no attempt. A rate is counted over all workers, \
---concurrency is of each worker. A batch handler has no rate.";
+--concurrency is of each worker. A batch handler has no rate. What waits for a rate fills its \
+stream in the end, and holds up the other types of its domain: to stop one type alone, pause it.";
 
 /// The limits, by the names that they have here and in the protocol.
 const LIMITS: [(&str, &str); 4] = [

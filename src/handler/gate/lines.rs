@@ -61,6 +61,11 @@ pub struct InLine {
 }
 
 impl InLine {
+    /// Whose line it is.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Waits until it is at the head.
     pub async fn head(&mut self) -> Result<(), HandlerError> {
         if let Some(turn) = &mut self.turn {

@@ -173,10 +173,10 @@ impl Lane {
         now
     }
 
-    /// The same of one that was to begin, and has entered no gate.
-    pub(super) fn enter_late(&mut self, waiting: Waiting, now: Instant) -> Instant {
+    /// The same of one that was to begin, where a limit came meanwhile.
+    pub(super) fn enter_late(&mut self, waiting: Waiting, places: Places, now: Instant) -> Instant {
         let receipt = waiting.receipt;
-        let now = self.enter(waiting, Places::default(), None, now);
+        let now = self.enter(waiting, places, None, now);
         // It is alone again as soon as it runs; it may wait for others until then.
         if self.alone == Some(receipt) && self.admission.may_wait_for_others(&receipt) {
             self.alone = None;

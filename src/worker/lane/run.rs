@@ -6,7 +6,7 @@ use super::{ALONE, Lane, Waiting};
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
 use crate::handler::function::Encoded;
-use crate::handler::gate::Back;
+use crate::handler::gate::{Back, Entered};
 use crate::handler::layers::timeout::exceeded;
 use crate::handler::router::Route;
 use crate::protocol::error::{HandlerError, Refusal};
@@ -36,8 +36,13 @@ impl Lane {
             }
         }
         // Operators may have limited its type since it came.
-        if waiting.entered.is_none() && waiting.route.gate().is_some() {
-            return self.enter_late(waiting, now);
+        let is_limited = match &waiting.entered {
+            None => waiting.route.gate().is_some(),
+            Some(entered) => entered.is_one_too_many(),
+        };
+        if is_limited {
+            let places = waiting.entered.take().map(Entered::into_places);
+            return self.enter_late(waiting, places.unwrap_or_default(), now);
         }
         let Waiting {
             receipt,
