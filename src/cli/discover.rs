@@ -74,7 +74,10 @@ fn row(method: &Value) -> Vec<String> {
         time(&method["timeout_ms"]).unwrap_or_else(|| "-".into()),
         rate.map_or_else(
             || "-".into(),
-            |(runs, period)| format!("{runs} in {period}"),
+            |(runs, period)| match limit["per"].as_str() {
+                None => format!("{runs} in {period}"),
+                Some(per) => format!("{runs} in {period} per {per}"),
+            },
         ),
         text("description"),
     ]

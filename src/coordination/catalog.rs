@@ -18,7 +18,7 @@ use crate::connect::connector::Connector;
 use crate::connect::script::script;
 use crate::protocol::keys::{self, Keys};
 use crate::protocol::msgpack::{self, PayloadLimits};
-use crate::protocol::rate::Rate;
+use crate::protocol::rate::{Metered, Per};
 use redis::Script;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -57,26 +57,31 @@ pub struct Method {
     pub input_schema: Value,
     /// The JSON Schema of the result.
     pub output_schema: Value,
-    /// Runs that one source may have.
+    /// Runs that it may have.
     pub rate_limit: Option<RateLimit>,
     /// How long a run may take, in ms; `None`: as long as it takes, or not known.
     pub timeout_ms: Option<u64>,
 }
 
 /// How many runs there may be in which time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RateLimit {
     /// Runs.
     pub limit: u32,
     /// How many ms from now.
     pub period_ms: u64,
+    /// Whose runs count together: `subject` or `type`; nil: those of a source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per: Option<String>,
 }
 
-impl From<Rate> for RateLimit {
-    fn from(rate: Rate) -> Self {
+impl From<Metered> for RateLimit {
+    fn from(metered: Metered) -> Self {
+        let Metered { rate, per } = metered;
         Self {
             limit: rate.limit,
             period_ms: whole_ms(rate.period),
+            per: (per != Per::Source).then(|| per.to_string()),
         }
     }
 }
@@ -298,6 +303,7 @@ mod tests {
             rate_limit: Some(RateLimit {
                 limit: 5,
                 period_ms: 1000,
+                per: Some("subject".into()),
             }),
             timeout_ms: Some(30_000),
         }

@@ -421,6 +421,26 @@ async fn a_types_attempts_and_timeout_go_before_its_domains_and_those_before_the
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_discovers_a_handler_is_told_whose_runs_its_rate_counts_together() {
+    let rig = Rig::new().await;
+    let settings = Settings {
+        limit: vec!["mail.send=rate:10/m".into()],
+        ..rig.settings()
+    };
+    let running = rig.start(worker(&rig, "w-1", &Runs::new()).settings(settings));
+    until("it is known", async || {
+        let reply = rig.ask("system.discover", &json!({})).await.unwrap();
+        let found: Value = rmp_serde::from_slice(&reply.data).unwrap();
+        let mut methods = found["methods"].as_array().unwrap().iter();
+        let send = methods.find(|one| one["type"] == "mail.send");
+        let rate = json!({"limit": 10, "period_ms": 60_000, "per": "type"});
+        send.is_some_and(|send| send["rate_limit"] == rate)
+    })
+    .await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_makes_no_sense_is_refused_and_says_what_would_do() {
     let rig = Rig::new().await;
     let running = answering(&rig);

@@ -22,7 +22,7 @@ pub(super) struct Method {
     input_schema: Value,
     /// The JSON Schema of the result; true is anything.
     output_schema: Value,
-    /// Runs that one source may have.
+    /// Runs that it may have.
     #[serde(skip_serializing_if = "Option::is_none")]
     rate_limit: Option<RateLimit>,
     /// How long a run may take; nil: as long as it takes, or not known.

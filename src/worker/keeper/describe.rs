@@ -4,6 +4,7 @@ use super::Chores;
 use crate::connect::clock::whole_ms;
 use crate::coordination::catalog::{self, Method, RateLimit};
 use crate::handler::router::Route;
+use crate::protocol::rate::Metered;
 use std::time::Duration;
 
 /// The pause after a failure.
@@ -13,11 +14,13 @@ const PAUSE: Duration = Duration::from_secs(60);
 pub(crate) fn method(route: &Route, handler_timeout: Duration) -> Method {
     let policy = &route.policy;
     let timeout = policy.timeout.unwrap_or(Some(handler_timeout));
+    let per = policy.rate_per;
+    let metered = policy.rate.map(|rate| Metered { rate, per });
     Method {
         description: policy.description.clone().unwrap_or_default(),
         input_schema: route.schemas.input.clone().into(),
         output_schema: route.schemas.output.clone().into(),
-        rate_limit: policy.rate.map(RateLimit::from),
+        rate_limit: metered.map(RateLimit::from),
         timeout_ms: timeout.map(whole_ms),
     }
 }
