@@ -161,8 +161,10 @@ pub(crate) mod testing {
 mod tests {
     use super::testing::{context, endpoint, limits, process};
     use super::*;
+    use crate::coordination::policies::RunLimits;
     use crate::handler::context::Context;
     use crate::handler::function::Encoded;
+    use crate::handler::gate::{Manner, Places};
     use crate::handler::policy::RetryPolicy;
     use crate::handler::router::{Registration, Route, Router};
     use crate::protocol::error::{HandlerError, Refusal};
@@ -274,6 +276,29 @@ mod tests {
         assert_eq!(first.refusal, None);
         assert_eq!(second.unwrap_err().refusal, Some(Refusal::CircuitOpen));
         assert!(changes.try_recv().unwrap().opened);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_began_without_a_limit_counts_when_one_comes() {
+        let (route, _) = route(Policy::new());
+        let began = route.counted();
+        assert!(route.gate().is_none());
+        let asked = RunLimits {
+            worker: Some(1),
+            ..RunLimits::default()
+        };
+        assert!(route.ask(asked));
+        let gate = route.gate().unwrap();
+        let enter = || gate.enter(context(&[]), Manner::Patient, Places::default(), None);
+        let mut waits = enter();
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        drop(began);
+        let entered = waits.await.unwrap();
+        assert!(futures_util::poll!(enter()).is_pending());
+        drop(entered);
+        assert!(futures_util::poll!(enter()).is_ready());
+        assert!(route.ask(RunLimits::default()));
+        assert!(route.gate().is_none());
     }
 
     #[test]
