@@ -81,6 +81,10 @@ async fn status(session: &Session) -> anyhow::Result<Exit> {
         Ok(()) => Some(database.extent().await.map_err(named)?),
         Err(_) => None,
     };
+    let outcomes = match usable {
+        Ok(()) => Some(database.outcomes_extent().await.map_err(named)?),
+        Err(_) => None,
+    };
     let waiting = waiting(session).await;
     let count = |pick: fn(&Lag) -> u64| {
         waiting
@@ -99,6 +103,7 @@ async fn status(session: &Session) -> anyhow::Result<Exit> {
             "oldest": extent.and_then(|e| e.oldest),
             "newest": extent.and_then(|e| e.newest),
             "outbox": extent.map(|e| json!({"waiting": e.outbox_waiting, "refused": e.outbox_refused})),
+            "outcomes": outcomes.map(|o| json!({"kept": o.rows, "lost": o.lost})),
             "backlog": {"unread": unread, "pending": pending},
             "error": usable.as_ref().err().map(LedgerError::to_string),
         }))?;
@@ -127,6 +132,10 @@ async fn status(session: &Session) -> anyhow::Result<Exit> {
                     ),
                 ),
             ]);
+        }
+        if let Some(outcomes) = outcomes {
+            let said = format!("{} kept, {} lost", outcomes.rows, outcomes.lost);
+            rows.push(("outcomes", said));
         }
         rows.extend([("unread", number(unread)), ("pending", number(pending))]);
         for (name, value) in rows {

@@ -10,6 +10,7 @@ use super::settings::DatabaseFlags;
 use super::{Exit, Misuse, Session};
 use clap::Args;
 use convoke::ledger::history::Filter;
+use convoke::ledger::outcomes::OutcomeFilter;
 use convoke::operator::inspect;
 use convoke::protocol::event::{Entry, EntryId};
 use gather::Gathering;
@@ -22,13 +23,22 @@ Examples:
   convoke trace --subject shop-7 --since 1h   all about a subject
   convoke trace --source checkout --in image --since 10m --format json
   convoke trace order-4711 --ledger           also what was trimmed from Redis
+  convoke trace --subject shop-7 --since 30d --ledger
 
 Each step in the order of time: published, delivered and held by whom, tried again and why, settled, answered, dead, \
-changed by whom; of one that was replayed, how often (its id before that leads to who did it). What a stream has trimmed is not in Redis any more (stream_history); of an event of which \
+changed by whom; of one that was replayed, how often (its id before that leads to who did it). Under a single event stand those that its \
+runs published, and theirs. With --ledger also the outcomes that the setting ledger_outcomes keeps: each run, by whom, how \
+long, how it ended. What a stream has trimmed is not in Redis any more (stream_history); of an event of which \
 only its answer or its death is left, that is shown. Nothing is changed.";
 
 /// Events that are followed at the most.
 const EVENTS: u64 = 1000;
+/// Generations of events that are followed.
+const DEPTH: usize = 16;
+/// Outcomes that the ledger is asked for at a time.
+const OUTCOMES: u32 = 10_000;
+/// Events whose runs' events are asked for at a time.
+const CAUSES: usize = 1000;
 
 /// Show what became of an event, step by step
 #[derive(Args)]
@@ -52,8 +62,8 @@ pub(super) struct Flags {
     /// Follow this many events at the most, the first ones
     #[arg(long, value_name = "N", default_value_t = EVENTS, value_parser = clap::value_parser!(u64).range(1..=EVENTS))]
     limit: u64,
-    /// Ask the ledger as well; for a single event
-    #[arg(long, requires = "id")]
+    /// Ask the ledger as well
+    #[arg(long)]
     ledger: bool,
     #[command(flatten)]
     pub(crate) database: DatabaseFlags,
@@ -96,8 +106,8 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let mut steps = gathering.finish();
     if flags.ledger {
         let told: BTreeSet<_> = steps.iter().map(Step::place).collect();
-        let mut kept = ledger(&session, &flags).await?;
-        kept.retain(|step| !told.contains(&step.place()));
+        let mut kept = ledger(&session, &flags, now).await?;
+        kept.retain(|step| step.deed == Deed::Ran || !told.contains(&step.place()));
         steps.extend(kept);
     }
     if steps.is_empty() {
@@ -123,8 +133,15 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         }
         of.push(step);
     }
+    let mut tree = Tree::of(&order, &events);
     for event in &order {
-        tell(&session, event, &events[event])?;
+        if tree.is_root(event) {
+            tree.tell(&session, event, 0)?;
+        }
+    }
+    // What goes in a circle has no root.
+    for event in &order {
+        tree.tell(&session, event, 0)?;
     }
     if cut {
         output::complain_line(&format!(
@@ -135,12 +152,62 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     Ok(Exit::Done)
 }
 
+/// Events, each under the one whose run published it.
+struct Tree<'a> {
+    events: &'a BTreeMap<String, Vec<Step>>,
+    /// What the runs of an event published.
+    children: BTreeMap<&'a str, Vec<&'a str>>,
+    /// Events that are not told yet.
+    left: BTreeSet<&'a str>,
+}
+
+impl<'a> Tree<'a> {
+    fn of(order: &'a [String], events: &'a BTreeMap<String, Vec<Step>>) -> Self {
+        let mut children: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for event in order {
+            if let Some(cause) = cause_of(&events[event]) {
+                children.entry(cause).or_default().push(event);
+            }
+        }
+        Self {
+            events,
+            children,
+            left: order.iter().map(String::as_str).collect(),
+        }
+    }
+
+    fn is_root(&self, event: &str) -> bool {
+        let cause = cause_of(&self.events[event]);
+        cause.is_none_or(|cause| !self.events.contains_key(cause))
+    }
+
+    /// The story of an event, for people, then those of what its runs published.
+    fn tell(&mut self, session: &Session, event: &str, depth: usize) -> anyhow::Result<()> {
+        let mut waiting = vec![(event, depth)];
+        while let Some((event, depth)) = waiting.pop() {
+            if !self.left.remove(event) {
+                continue;
+            }
+            tell(session, event, &self.events[event], depth)?;
+            let children = self.children.get(event).into_iter().flatten().rev();
+            waiting.extend(children.map(|child| (*child, depth + 1)));
+        }
+        Ok(())
+    }
+}
+
+fn cause_of(steps: &[Step]) -> Option<&str> {
+    steps.iter().find_map(|step| step.cause.as_deref())
+}
+
 /// The story of one event, for people.
-fn tell(session: &Session, event: &str, steps: &[Step]) -> anyhow::Result<()> {
+fn tell(session: &Session, event: &str, steps: &[Step], depth: usize) -> anyhow::Result<()> {
     let output = &session.output;
     let kind = steps.iter().find_map(|step| step.kind.clone());
+    let inset = "  ".repeat(depth.min(DEPTH));
     let title = format!("{event} {}", kind.unwrap_or_default());
-    output.line(&output.bold(&printable(title.trim_end())))?;
+    let title = output.bold(&printable(title.trim_end()));
+    output.line(&format!("{inset}{title}"))?;
     for step in steps {
         let place = match step.entry {
             Some(entry) => format!("{} {entry}", step.stream),
@@ -153,23 +220,59 @@ fn tell(session: &Session, event: &str, steps: &[Step]) -> anyhow::Result<()> {
         };
         let time = output.faint(&output::date(step.at));
         let place = output.faint(&printable(&place));
-        output.line(&format!("  {time}  {said}  {place}"))?;
+        output.line(&format!("{inset}  {time}  {said}  {place}"))?;
     }
     Ok(())
 }
 
-/// What the ledger holds about one event: its deaths.
-async fn ledger(session: &Session, flags: &Flags) -> anyhow::Result<Vec<Step>> {
+/// What the ledger holds about the events that are meant: the deaths of a single one, and the outcomes that are kept.
+async fn ledger(session: &Session, flags: &Flags, now: u64) -> anyhow::Result<Vec<Step>> {
     let database = history::open(session)?;
-    let filter = Filter {
-        namespace: session.settings.namespace.clone(),
+    let namespace = session.settings.namespace.clone();
+    let mut steps = Vec::new();
+    if let Some(id) = &flags.id {
+        let filter = Filter {
+            namespace: namespace.clone(),
+            event: Some(id.clone()),
+            oldest_first: true,
+            ..Filter::default()
+        };
+        let asked = database.history(&filter, 1000).await;
+        let facts = asked.map_err(|error| history::named(session, error))?;
+        steps.extend(facts.iter().map(|fact| Step::of_fact(id, fact)));
+    }
+    let mut filter = OutcomeFilter {
+        namespace: namespace.clone(),
         event: flags.id.clone(),
-        oldest_first: true,
-        ..Filter::default()
+        entry: flags.entry(),
+        subject: flags.subject.clone(),
+        source: flags.source.clone(),
+        since: flags.since.map(|at| at.first(now).ms.cast_signed()),
+        ..OutcomeFilter::default()
     };
-    let asked = database.history(&filter, 1000).await;
-    let facts = asked.map_err(|error| history::named(session, error))?;
+    let mut known = BTreeSet::new();
+    for _ in 0..=DEPTH {
+        let asked = database.outcomes(&filter, OUTCOMES).await;
+        let found = asked.map_err(|error| history::named(session, error))?;
+        let mut causes = Vec::new();
+        for outcome in &found {
+            steps.push(Step::published(outcome));
+            steps.push(Step::of_outcome(outcome));
+            if known.insert(outcome.event.clone()) {
+                causes.push(outcome.event.clone());
+            }
+        }
+        // What else the events of a subject brought about is another story.
+        if causes.is_empty() || flags.id.is_none() {
+            break;
+        }
+        causes.truncate(CAUSES);
+        filter = OutcomeFilter {
+            namespace: namespace.clone(),
+            causes,
+            ..OutcomeFilter::default()
+        };
+    }
     database.close().await;
-    let id = flags.id.as_deref().unwrap_or_default();
-    Ok(facts.iter().map(|fact| Step::of_fact(id, fact)).collect())
+    Ok(steps)
 }

@@ -102,6 +102,15 @@ pub(super) struct SettingFlags {
     #[arg(long, value_name = "TYPE", value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     ignore: Vec<String>,
+    /// Of which events the ledger keeps outcomes: DOMAIN=all, DOMAIN=1/N or DOMAIN=none, * for the other domains; may be
+    /// repeated [default: of none]
+    #[arg(long, value_name = "DOMAIN=HOW", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ledger_outcomes: Vec<String>,
+    /// How long it keeps them [default: 30d]
+    #[arg(long, value_name = "DURATION")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ledger_outcomes_retention: Option<String>,
     /// Tasks that may be assigned to it at a time [default: 10]
     #[arg(long, value_name = "N")]
     #[serde(skip_serializing_if = "Option::is_none")]

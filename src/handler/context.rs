@@ -12,7 +12,7 @@ use crate::handler::state::StateType;
 use crate::handler::threads::Holds;
 use crate::mutex::locked;
 use crate::protocol::error::{Code, HandlerError};
-use crate::protocol::event::Event;
+use crate::protocol::event::{CAUSE, Event};
 use crate::protocol::json;
 use crate::protocol::keys::{self, Keys};
 use crate::protocol::msgpack::{self, PayloadLimits};
@@ -223,7 +223,7 @@ impl Context {
 
     /// Publishes an event when, and only if, this run is committed.
     ///
-    /// It carries this event's trace context on, and this instance as its `source`.
+    /// It carries this event's trace context on, this instance as its `source`, and this event's id as its `causationid`.
     ///
     /// # Errors
     /// `internal`, not retryable, if `kind` is no event type, the payload cannot be encoded or is over a
@@ -250,6 +250,7 @@ impl Context {
             b"source".to_vec(),
             self.instance().into(),
         ];
+        fields.extend([CAUSE.into(), self.0.event.id().into_bytes()]);
         let mut partition_key = None;
         if let Some(subject) = subject.or(self.0.event.subject()) {
             fields.extend([b"subject".to_vec(), subject.into()]);

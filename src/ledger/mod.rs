@@ -31,6 +31,8 @@ pub mod history;
 pub mod inbox;
 #[doc(hidden)]
 pub mod outbox;
+#[doc(hidden)]
+pub mod outcomes;
 #[cfg(feature = "ledger-postgres")]
 mod postgres;
 #[cfg(feature = "ledger-postgres")]

@@ -5,17 +5,19 @@ use super::dialect::{Identity, dialect};
 use super::error::LedgerError;
 use super::fact::Fact;
 use super::history::{self, EXTENT, Extent, Filter};
+use super::outcomes::{self, OutcomeExtent, OutcomeFilter};
 use super::relay::{self, WAITING, Waiting};
 use super::schema::{self, migrations};
 use super::store::{
     ACQUIRE, Answer, CONNECTIONS, Kind, LIFETIME, LOCK, Old, Opened, STATEMENT, Store, within,
 };
+use crate::protocol::outcome::EventOutcome;
 use crate::settings::{DatabaseKind, DatabaseUrl};
 use futures_util::future::BoxFuture;
 use sqlx::migrate::Migrator;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions};
-use sqlx::{ConnectOptions, PgConnection, PgPool, Postgres, Row, Transaction};
+use sqlx::{ConnectOptions, Connection, PgConnection, PgPool, Postgres, Row, Transaction};
 use std::collections::HashSet;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
@@ -47,6 +49,7 @@ FROM unnest($3::text[], $4::text[], $5::bytea[]) AS row (source, event, result)
 WHERE inbox.namespace = $1 AND inbox.kind = $2 AND inbox.source = row.source AND inbox.event = row.event";
 
 const OLD_FACTS: &str = "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE namespace = $1 AND at < $2 ORDER BY at LIMIT $3)";
+const OLD_OUTCOMES: &str = "DELETE FROM convoke_outcomes WHERE (namespace, stream, at, seq) IN (SELECT namespace, stream, at, seq FROM convoke_outcomes WHERE namespace = $1 AND ended < $2 LIMIT $3)";
 const OLD_RECEIVED: &str = "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE namespace = $1 AND at < $2 LIMIT $3)";
 
 fn open(url: &DatabaseUrl, kind: &DatabaseKind) -> Opened {
@@ -164,9 +167,49 @@ impl Store for PgPool {
             let query = match old {
                 Old::Facts => OLD_FACTS,
                 Old::Received => OLD_RECEIVED,
+                Old::Outcomes => OLD_OUTCOMES,
             };
             let query = sqlx::query(query).bind(namespace).bind(before).bind(rows);
             Ok(query.execute(self).await?.rows_affected())
+        })
+    }
+
+    fn insert_outcomes<'a>(
+        &'a self,
+        namespace: &'a str,
+        instance: &'a str,
+        outcomes: &'a [EventOutcome],
+        lost: u64,
+    ) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let mut connection = self.acquire().await?;
+            let written = within(STATEMENT, async {
+                let mut transaction = connection.begin().await?;
+                insert_outcomes(&mut transaction, namespace, instance, outcomes, lost).await?;
+                Ok(transaction.commit().await?)
+            });
+            let written = written.await;
+            settle(connection, written)
+        })
+    }
+
+    fn outcomes<'a>(
+        &'a self,
+        filter: &'a OutcomeFilter,
+        limit: u32,
+    ) -> Answer<'a, Vec<EventOutcome>> {
+        Box::pin(async move {
+            let mut query = outcomes::query::<Postgres>(filter, limit);
+            let rows = query.build().fetch_all(self).await?;
+            let found: Result<Vec<_>, _> = rows.iter().map(outcomes::outcome).collect();
+            Ok(found?)
+        })
+    }
+
+    fn outcomes_extent(&self) -> Answer<'_, OutcomeExtent> {
+        Box::pin(async move {
+            let row = sqlx::query(outcomes::EXTENT).fetch_one(self).await?;
+            Ok(outcomes::extent(&row)?)
         })
     }
 
@@ -302,6 +345,24 @@ async fn end(transaction: Transaction<'static, Postgres>, commit: bool) -> Resul
         true => transaction.commit().await,
         false => transaction.rollback().await,
     }
+}
+
+async fn insert_outcomes(
+    connection: &mut PgConnection,
+    namespace: &str,
+    instance: &str,
+    outcomes: &[EventOutcome],
+    lost: u64,
+) -> Result<(), sqlx::Error> {
+    for mut insert in outcomes::inserts::<Postgres>(namespace, outcomes) {
+        let insert = insert.build().persistent(false);
+        insert.execute(&mut *connection).await?;
+    }
+    if lost > 0 {
+        let mut insert = outcomes::insert_lost::<Postgres>(namespace, instance, lost);
+        insert.build().execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 fn meaning(error: &dyn sqlx::error::DatabaseError) -> Option<LedgerError> {

@@ -28,6 +28,20 @@ impl Database {
         Ok(old + received)
     }
 
+    /// Deletes a namespace's outcomes that are older than that; how many.
+    ///
+    /// # Errors
+    /// Whatever the database says.
+    pub async fn forget_outcomes(
+        &self,
+        namespace: &str,
+        age: Duration,
+    ) -> Result<u64, LedgerError> {
+        let now = jiff::Timestamp::now().as_millisecond();
+        let before = now.saturating_sub_unsigned(whole_ms(age));
+        self.delete(Old::Outcomes, namespace, before).await
+    }
+
     async fn delete(&self, old: Old, namespace: &str, before: i64) -> Result<u64, LedgerError> {
         let mut deleted = 0;
         loop {
@@ -43,14 +57,16 @@ impl Database {
     }
 }
 
-/// Deletes what a namespace has that is older than `keep`, again and again, until told to stop.
+/// Deletes a namespace's facts and outcomes that are older than is set for each, again and again, until told to stop. Zero:
+/// they are kept for good.
 pub async fn keep_for(
     database: Database,
     namespace: String,
-    keep: Duration,
+    facts: Duration,
+    outcomes: Duration,
     stop: CancellationToken,
 ) {
-    if keep.is_zero() {
+    if facts.is_zero() && outcomes.is_zero() {
         return;
     }
     // Replicas that were started together do not delete together.
@@ -61,10 +77,26 @@ pub async fn keep_for(
             () = stop.cancelled() => return,
         }
         pause = PAUSE.mul_f64(fastrand::f64() / 2.0 + 0.75);
-        match database.forget(&namespace, keep).await {
+        match forget_both(&database, &namespace, facts, outcomes).await {
             Ok(0) => {}
             Ok(rows) => tracing::info!(rows, "old rows were deleted from the ledger"),
             Err(error) => tracing::debug!(%error, "old rows were not deleted; trying again later"),
         }
     }
+}
+
+async fn forget_both(
+    database: &Database,
+    namespace: &str,
+    facts: Duration,
+    outcomes: Duration,
+) -> Result<u64, LedgerError> {
+    let mut rows = 0;
+    if !facts.is_zero() {
+        rows += database.forget(namespace, facts).await?;
+    }
+    if !outcomes.is_zero() {
+        rows += database.forget_outcomes(namespace, outcomes).await?;
+    }
+    Ok(rows)
 }

@@ -10,7 +10,7 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 const TABLE: &str = "convoke_migrations";
 
 /// The latest version.
-pub const VERSION: i64 = 4;
+pub const VERSION: i64 = 5;
 
 /// Asks which version a database has.
 pub(super) const FOUND: &str =
@@ -44,6 +44,12 @@ macro_rules! migrations {
                     "cancelled",
                     include_str!(concat!("migrations/", $database, "/4_cancelled.up.sql")),
                     include_str!(concat!("migrations/", $database, "/4_cancelled.down.sql")),
+                ),
+                (
+                    5,
+                    "outcomes",
+                    include_str!(concat!("migrations/", $database, "/5_outcomes.up.sql")),
+                    include_str!(concat!("migrations/", $database, "/5_outcomes.down.sql")),
                 ),
             ])
         })

@@ -7,9 +7,11 @@ use super::error::LedgerError;
 use super::fact::Fact;
 use super::file::{self, File};
 use super::history::{self, EXTENT, Extent, Filter};
+use super::outcomes::{self, OutcomeExtent, OutcomeFilter};
 use super::relay::{self, WAITING, Waiting};
 use super::schema::{self, migrations};
 use super::store::{ACQUIRE, Answer, Kind, Old, Opened, STATEMENT, Store, within};
+use crate::protocol::outcome::EventOutcome;
 use crate::settings::{DatabaseKind, DatabaseUrl};
 use futures_util::future::BoxFuture;
 use sqlx::migrate::Migrator;
@@ -27,6 +29,7 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT DO NOTHING";
 
 const OLD_FACTS: &str = "DELETE FROM convoke_facts WHERE (stream, at, seq) IN (SELECT stream, at, seq FROM convoke_facts WHERE namespace = ? AND at < ? ORDER BY at LIMIT ?)";
+const OLD_OUTCOMES: &str = "DELETE FROM convoke_outcomes WHERE (namespace, stream, at, seq) IN (SELECT namespace, stream, at, seq FROM convoke_outcomes WHERE namespace = ? AND ended < ? LIMIT ?)";
 const OLD_RECEIVED: &str = "DELETE FROM convoke_inbox WHERE (namespace, kind, source, event) IN (SELECT namespace, kind, source, event FROM convoke_inbox WHERE namespace = ? AND at < ? LIMIT ?)";
 
 /// The ways to one file.
@@ -123,9 +126,49 @@ impl Store for Pools {
             let query = match old {
                 Old::Facts => OLD_FACTS,
                 Old::Received => OLD_RECEIVED,
+                Old::Outcomes => OLD_OUTCOMES,
             };
             let query = sqlx::query(query).bind(namespace).bind(before).bind(rows);
             Ok(query.execute(&self.writer).await?.rows_affected())
+        })
+    }
+
+    fn insert_outcomes<'a>(
+        &'a self,
+        namespace: &'a str,
+        instance: &'a str,
+        outcomes: &'a [EventOutcome],
+        lost: u64,
+    ) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.file.make_private();
+            let mut transaction = self.writer.begin_with(Sqlite::BEGIN).await?;
+            let done = insert_outcomes(&mut transaction, namespace, instance, outcomes, lost).await;
+            let ended = end(transaction, done.is_ok()).await;
+            done?;
+            Ok(ended?)
+        })
+    }
+
+    fn outcomes<'a>(
+        &'a self,
+        filter: &'a OutcomeFilter,
+        limit: u32,
+    ) -> Answer<'a, Vec<EventOutcome>> {
+        Box::pin(async move {
+            let mut query = outcomes::query::<Sqlite>(filter, limit);
+            let rows = query.build().fetch_all(&self.reader).await?;
+            let found: Result<Vec<_>, _> = rows.iter().map(outcomes::outcome).collect();
+            Ok(found?)
+        })
+    }
+
+    fn outcomes_extent(&self) -> Answer<'_, OutcomeExtent> {
+        Box::pin(async move {
+            let row = sqlx::query(outcomes::EXTENT)
+                .fetch_one(&self.reader)
+                .await?;
+            Ok(outcomes::extent(&row)?)
         })
     }
 
@@ -212,6 +255,24 @@ async fn insert_into(
         new += done.rows_affected();
     }
     Ok(new)
+}
+
+async fn insert_outcomes(
+    connection: &mut SqliteConnection,
+    namespace: &str,
+    instance: &str,
+    outcomes: &[EventOutcome],
+    lost: u64,
+) -> Result<(), sqlx::Error> {
+    for mut insert in outcomes::inserts::<Sqlite>(namespace, outcomes) {
+        let insert = insert.build().persistent(false);
+        insert.execute(&mut *connection).await?;
+    }
+    if lost > 0 {
+        let mut insert = outcomes::insert_lost::<Sqlite>(namespace, instance, lost);
+        insert.build().execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 fn meaning(error: &dyn sqlx::error::DatabaseError) -> Option<LedgerError> {

@@ -3,7 +3,9 @@
 use super::error::LedgerError;
 use super::fact::Fact;
 use super::history::{Extent, Filter};
+use super::outcomes::{OutcomeExtent, OutcomeFilter};
 use super::relay::Waiting;
+use crate::protocol::outcome::EventOutcome;
 use crate::settings::{DatabaseKind, DatabaseUrl};
 use futures_util::future::BoxFuture;
 use sqlx::error::DatabaseError;
@@ -49,6 +51,7 @@ pub(super) type Answer<'a, T> = BoxFuture<'a, Result<T, LedgerError>>;
 pub(super) enum Old {
     Facts,
     Received,
+    Outcomes,
 }
 
 /// A database as the ledger sees it. Whoever asks bounds the time, except for [`insert`](Store::insert).
@@ -90,6 +93,25 @@ pub(super) trait Store: Send + Sync {
         before: i64,
         rows: i64,
     ) -> Answer<'a, u64>;
+
+    /// Writes outcomes in one transaction, each once, and how many were lost before them.
+    fn insert_outcomes<'a>(
+        &'a self,
+        namespace: &'a str,
+        instance: &'a str,
+        outcomes: &'a [EventOutcome],
+        lost: u64,
+    ) -> Answer<'a, ()>;
+
+    /// The first `limit` outcomes that the filter lets through.
+    fn outcomes<'a>(
+        &'a self,
+        filter: &'a OutcomeFilter,
+        limit: u32,
+    ) -> Answer<'a, Vec<EventOutcome>>;
+
+    /// How many outcomes there are.
+    fn outcomes_extent(&self) -> Answer<'_, OutcomeExtent>;
 
     /// The oldest rows of the outbox.
     fn waiting(&self) -> Answer<'_, Vec<Waiting>>;

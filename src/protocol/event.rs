@@ -26,6 +26,9 @@ use fields::{
 };
 use malformed::malformed;
 
+/// The field with the id of the event whose run published an event.
+pub const CAUSE: &str = "causationid";
+
 /// Bounds on one event, checked before anything of it is decoded ([protocol](crate::docs::protocol#an-event)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -220,6 +223,11 @@ impl Event {
     /// The W3C trace context.
     pub fn traceparent(&self) -> Option<&str> {
         self.text(TRACEPARENT)
+    }
+
+    /// The id of the event whose run published it.
+    pub fn cause(&self) -> Option<&str> {
+        std::str::from_utf8(self.entry.get(CAUSE)?).ok()
     }
 
     /// 1 on the first try.

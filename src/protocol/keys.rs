@@ -306,7 +306,7 @@ pub(crate) fn slot_of(key: &[u8]) -> u16 {
 }
 
 /// CRC16 (XMODEM), as Redis Cluster computes slots.
-fn crc16(bytes: &[u8]) -> u16 {
+pub(crate) fn crc16(bytes: &[u8]) -> u16 {
     bytes.iter().fold(0, |crc: u16, &b| {
         (0..8).fold(crc ^ (u16::from(b) << 8), |crc, _| {
             if crc & 0x8000 != 0 {

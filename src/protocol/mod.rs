@@ -23,6 +23,8 @@ pub mod keys;
 pub(crate) mod mismatch;
 #[doc(hidden)]
 pub mod msgpack;
+#[doc(hidden)]
+pub mod outcome;
 pub mod pattern;
 #[doc(hidden)]
 pub mod progress;

@@ -1,6 +1,7 @@
 //! The range of each setting.
 
 use super::Settings;
+use super::outcomes::OutcomesKept;
 use crate::protocol::bounds::{LEASE_MS, MAX_CAPACITY, MAX_ROLES, TTL_MS};
 use crate::protocol::keys;
 use crate::protocol::pattern::Patterned;
@@ -107,6 +108,16 @@ impl Settings {
                 DAY..=36_500 * DAY,
             )?;
         }
+        if !self.ledger_outcomes_retention.is_zero() {
+            let (setting, kept) = ("ledger_outcomes_retention", self.ledger_outcomes_retention);
+            lasting(setting, kept, 60_000..=36_500 * DAY)?;
+        }
+        let kept = OutcomesKept::parse(&self.ledger_outcomes)
+            .map_err(|problem| SettingError::new("ledger_outcomes", problem))?;
+        if !kept.is_nothing() && self.database_url.is_empty() {
+            let problem = "outcomes are kept in the ledger: it needs database_url beside it".into();
+            return Err(SettingError::new("ledger_outcomes", problem));
+        }
         for (kind, pipe) in &self.pipe {
             let problem = match keys::is_event_type(kind.as_bytes()) {
                 true => pipe.problem(),
@@ -202,7 +213,7 @@ mod tests {
     #[test]
     fn every_range_is_checked_and_the_error_names_setting_and_value() {
         type Change = fn(&mut Settings);
-        let changes: [(&str, &str, Change); 37] = [
+        let changes: [(&str, &str, Change); 40] = [
             ("redis_url", "no service", |s| {
                 s.redis_url = RedisUrl::new("redis+sentinel://h")
             }),
@@ -268,6 +279,15 @@ mod tests {
             ("tls_ca", "ca.pem", |s| s.tls_ca = "ca.pem".into()),
             ("tls_cert", "c.pem", |s| {
                 (s.tls_cert, s.tls_key) = ("c.pem".into(), "k.pem".into())
+            }),
+            ("ledger_outcomes", "\"order\"", |s| {
+                s.ledger_outcomes = vec!["order".into()]
+            }),
+            ("ledger_outcomes", "database_url", |s| {
+                s.ledger_outcomes = vec!["order=all".into()]
+            }),
+            ("ledger_outcomes_retention", "1s", |s| {
+                s.ledger_outcomes_retention = Duration::from_secs(1)
             }),
             ("ledger_retention", "1h", |s| {
                 s.ledger_retention = Duration::from_secs(3600)

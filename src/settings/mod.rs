@@ -9,6 +9,8 @@ mod command;
 mod database_url;
 mod drivers;
 mod limit;
+#[doc(hidden)]
+pub mod outcomes;
 mod pipe;
 #[cfg(feature = "config")]
 #[doc(hidden)]
@@ -117,6 +119,12 @@ pub struct Settings {
     /// How long the ledger keeps a fact; zero means for good.
     #[serde(with = "duration")]
     pub ledger_retention: Duration,
+    /// Of which events the ledger keeps what became of their runs: `DOMAIN=all`, `DOMAIN=1/N` (one of N, by the event's id)
+    /// or `DOMAIN=none` each; `*` stands for the domains that are not named. Empty: of none.
+    pub ledger_outcomes: Vec<String>,
+    /// How long it keeps them; zero means for good.
+    #[serde(with = "duration")]
+    pub ledger_outcomes_retention: Duration,
     /// The command of an MCP server that speaks over its standard input and output, for `sh -c`.
     /// Empty: none, and `system.health` calls it disabled. It may hold a token: it shows in no output and
     /// no argument list.
@@ -180,6 +188,8 @@ impl Default for Settings {
             reply_ttl: REPLY_TTL,
             // A year.
             ledger_retention: Duration::from_secs(31_557_600),
+            ledger_outcomes: Vec::new(),
+            ledger_outcomes_retention: Duration::from_secs(30 * 24 * 3600),
             mcp_server: CommandLine::default(),
             pipe: BTreeMap::new(),
             patterns: Patterns::default(),

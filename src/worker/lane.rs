@@ -18,6 +18,7 @@ mod under_way;
 mod weigh;
 
 use super::admission::{Admission, Waiting};
+use super::outcomes::{Noted, Outcomes};
 use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::sparing::Sparing;
@@ -61,6 +62,8 @@ pub(super) struct Lane {
     sparing: Sparing,
     /// What is told once its outcome is committed.
     followed: HashMap<Receipt, Followed>,
+    /// What the ledger keeps once its outcome is committed.
+    noted: Noted,
     running: usize,
     /// Events of the batches that run, except one of each.
     batched: usize,
@@ -83,6 +86,7 @@ impl Lane {
     pub(super) fn new(
         shared: Arc<Shared>,
         triggers: mpsc::UnboundedReceiver<Trigger>,
+        outcomes: Option<Outcomes>,
     ) -> (Self, LaneEvents) {
         let (finished, events) = mpsc::unbounded_channel();
         let (routes, streams) = (shared.router.routes().count(), shared.routes.len());
@@ -98,6 +102,7 @@ impl Lane {
             oversized: Vec::new(),
             sparing: Sparing::new(Instant::now()),
             followed: HashMap::new(),
+            noted: Noted::new(outcomes),
             running: 0,
             batched: 0,
             window: shared.concurrency(),
@@ -157,11 +162,13 @@ impl Lane {
                 && let Some(free) = committer.take()
             {
                 let to_tell = self.what_to_tell();
+                let to_note = self.noted.of(&self.settled);
                 committing = Some(commit(
                     free,
                     std::mem::take(&mut self.settled),
                     self.shared.clone(),
                     to_tell,
+                    to_note,
                 ));
             }
             let room = self.room();

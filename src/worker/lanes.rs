@@ -5,6 +5,7 @@ use super::handover::NUDGE;
 use super::inflight::InFlight;
 use super::keeper::describe;
 use super::lane::{Lane, LaneEvents};
+use super::outcomes::{Outcomes, OutcomesReceiver};
 use super::pausing::Pausing;
 use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
@@ -75,6 +76,7 @@ pub(super) struct Lanes {
     answers: Answers,
     router: Arc<Router>,
     changes: Option<mpsc::UnboundedReceiver<CircuitChange>>,
+    outcomes: Option<OutcomesReceiver>,
     ending: Ending,
 }
 
@@ -202,6 +204,7 @@ impl Lanes {
         ending: &Ending,
     ) -> Result<Self, RunError> {
         let retry = RetryPolicy::from(settings);
+        let (noted, outcomes) = Outcomes::of(settings).unzip();
         let (circuits, changes) = mpsc::unbounded_channel();
         let surroundings = Surroundings {
             process: process.clone(),
@@ -273,7 +276,7 @@ impl Lanes {
                 answers: answers.clone(),
             });
             shared.push(lane.clone());
-            let (lane, events) = Lane::new(lane, triggered);
+            let (lane, events) = Lane::new(lane, triggered, noted.clone());
             prepared.push(Prepared {
                 lane,
                 events,
@@ -287,6 +290,7 @@ impl Lanes {
             answers: answers.clone(),
             router,
             changes: Some(changes),
+            outcomes,
             ending: ending.clone(),
         })
     }
@@ -353,6 +357,11 @@ impl Lanes {
     /// Makes lanes look for entries.
     pub(super) fn triggers(&self) -> Triggers {
         self.triggers.clone()
+    }
+
+    /// The outcomes of events, for whoever keeps them first.
+    pub(super) fn take_outcomes(&mut self) -> Option<OutcomesReceiver> {
+        self.outcomes.take()
     }
 
     /// The circuits that open and close, for who announces them first.

@@ -4,6 +4,9 @@
 //! without one keeps no ledger: its facts would be scattered over files on many machines, and the
 //! group would keep streams from being trimmed after the last such worker is gone.
 
+mod keeping;
+
+use super::outcomes::OutcomesReceiver;
 use super::supervisor::Supervisor;
 use super::{RunError, Worker};
 use crate::connect::connector::Connector;
@@ -12,6 +15,7 @@ use crate::ledger::database::Database;
 use crate::ledger::fill::{Counts, Filler, LedgerStream};
 use crate::ledger::{fill, relay, retention};
 use crate::protocol::keys::Keys;
+use keeping::Keeping;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,6 +36,8 @@ pub(super) struct Ledger {
     tasks: JoinSet<()>,
     database: Database,
     counts: Arc<Counts>,
+    /// Nothing is committed any more.
+    last: CancellationToken,
 }
 
 impl Ledger {
@@ -39,6 +45,7 @@ impl Ledger {
     pub(super) fn start(
         worker: &Worker,
         own: Vec<String>,
+        outcomes: Option<OutcomesReceiver>,
         drain: &CancellationToken,
         supervisor: &Supervisor,
     ) -> Result<Option<Self>, RunError> {
@@ -77,11 +84,28 @@ impl Ledger {
         let looking = look(worker.instances.clone(), keys, own, fillers);
         parts.begin("ledger domains", looking);
         parts.begin("ledger relay", relay.run(drain.clone()));
-        if !settings.ledger_retention.is_zero() {
+        let last = CancellationToken::new();
+        if let Some(outcomes) = outcomes {
+            let keeping = Keeping {
+                outcomes,
+                database: database.clone(),
+                namespace: settings.namespace.clone(),
+                instance: settings.id.clone(),
+                last: last.clone(),
+            };
+            parts.begin("ledger outcomes", keeping.run());
+        }
+        let retained = [
+            settings.ledger_retention,
+            settings.ledger_outcomes_retention,
+        ];
+        if retained.iter().any(|age| !age.is_zero()) {
+            let [facts, outcomes] = retained;
             let kept = retention::keep_for(
                 database.clone(),
                 settings.namespace.clone(),
-                settings.ledger_retention,
+                facts,
+                outcomes,
                 drain.clone(),
             );
             parts.begin("ledger retention", kept);
@@ -92,11 +116,13 @@ impl Ledger {
             tasks,
             database,
             counts,
+            last,
         }))
     }
 
     /// Waits until it has ended, which it was told to; not for long.
     pub(super) async fn ended(mut self) {
+        self.last.cancel();
         let ended = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(END, ended).await.is_err() {
             tracing::warn!("the ledger did not end in time; what it held comes again");

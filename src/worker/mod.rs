@@ -36,6 +36,7 @@ mod limiting;
 pub mod logs;
 mod mortal;
 mod orphans;
+mod outcomes;
 mod patterns;
 mod pausing;
 mod pulling;
@@ -291,7 +292,13 @@ impl Worker {
         let last = reporter.clone();
         let started =
             Keeper::start(&self, &mut lanes, reporter, begun, &supervisor).and_then(|keeper| {
-                let ledger = Ledger::start(&self, lanes.dead(), &ending.drain, &supervisor)?;
+                let ledger = Ledger::start(
+                    &self,
+                    lanes.dead(),
+                    lanes.take_outcomes(),
+                    &ending.drain,
+                    &supervisor,
+                )?;
                 Ok((keeper, ledger))
             });
         let (keeper, ledger) = match started {

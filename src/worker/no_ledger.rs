@@ -1,5 +1,6 @@
 //! A build without a database: no worker of it keeps a ledger, and settings that name one are refused.
 
+use super::outcomes::OutcomesReceiver;
 use super::supervisor::Supervisor;
 use super::{RunError, Worker};
 use tokio_util::sync::CancellationToken;
@@ -12,6 +13,7 @@ impl Ledger {
     pub(super) fn start(
         _: &Worker,
         _: Vec<String>,
+        _: Option<OutcomesReceiver>,
         _: &CancellationToken,
         _: &Supervisor,
     ) -> Result<Option<Self>, RunError> {

@@ -1,8 +1,9 @@
 //! `convoke trace`.
 
 use super::rig::{add, bury, deliver, lines, names, say};
-use super::run;
-use crate::support::Redis;
+use super::worker::Worker;
+use super::{File, convoke, run};
+use crate::support::{self, Redis};
 use serde_json::{Value, json};
 
 /// One event that is held, one that was answered and settled, one that waits for its next try, one that died.
@@ -203,8 +204,138 @@ fn what_operators_did_is_part_of_the_story() {
     assert_eq!(
         names(&steps[0]),
         [
-            "at", "event", "type", "step", "by", "stream", "entry", "said"
+            "at", "event", "type", "step", "by", "stream", "entry", "said", "cause"
         ]
     );
     assert_eq!(steps[0]["type"], "image.make");
+}
+
+#[test]
+fn what_the_runs_of_an_event_published_stands_under_it() {
+    let redis = Redis::start();
+    let event = |key: &str, id: &str, kind: &str, fields: &str| {
+        add(&redis, key, id, kind, &json!(1), fields);
+    };
+    // In an order in which no child follows its parent.
+    event(
+        "cb:events:audit",
+        "3000-1",
+        "audit.note",
+        "id note causationid mail",
+    );
+    event(
+        "cb:events:mail",
+        "2000-1",
+        "mail.send",
+        "id mail causationid 1000-1",
+    );
+    event(
+        "cb:events:mail",
+        "2000-2",
+        "mail.send",
+        "id other causationid 999-1",
+    );
+    event("cb:events:order", "1000-1", "order.make", "source shop");
+    event(
+        "cb:events:stock",
+        "2500-1",
+        "stock.take",
+        "causationid 1000-1",
+    );
+    let traced = traced(&redis, &["1000-1"]);
+    let published = traced.iter().filter(|(_, step, _)| step == "published");
+    let events: Vec<&str> = published.map(|(event, ..)| event.as_str()).collect();
+    assert_eq!(events, ["1000-1", "mail", "2500-1", "note"]);
+    let told = run(&redis, &["trace", "1000-1"]).done().out;
+    let titles: Vec<&str> = told
+        .lines()
+        .filter(|line| !line.contains("cb:events:"))
+        .collect();
+    let expected = [
+        "1000-1 order.make",
+        "  mail mail.send",
+        "    note audit.note",
+        "  2500-1 stock.take",
+    ];
+    assert_eq!(titles, expected, "{told}");
+    let steps = lines(&run(&redis, &["trace", "mail", "--format=json"]).done().out);
+    assert_eq!(steps[0]["cause"], "1000-1");
+}
+
+#[test]
+fn events_that_name_each_other_as_their_cause_are_told_once() {
+    let redis = Redis::start();
+    let event = |id: &str, fields: &str| {
+        add(
+            &redis,
+            "cb:events:image",
+            id,
+            "image.make",
+            &json!(1),
+            fields,
+        );
+    };
+    event("1000-1", "id a causationid b");
+    event("2000-1", "id b causationid a");
+    let told = run(&redis, &["trace", "a"]).done().out;
+    assert_eq!(told.matches("published").count(), 2, "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_became_of_events_is_shown_when_their_stream_has_forgotten_them() {
+    let redis = Redis::start();
+    let file = File::new("outcomes.db", "");
+    let database = format!("--database-url=sqlite:{}", file.path());
+    let args = [
+        "worker",
+        "--id=w-1",
+        &database,
+        "--ledger-outcomes=order=all",
+    ];
+    let mut command = convoke(&redis, &args);
+    command.args(["--exec", "order.make=exit 65", "--exec", "order.ship=cat"]);
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    for (kind, id) in [("order.make", "o-1"), ("order.ship", "o-2")] {
+        let id = format!("--id={id}");
+        let args = ["publish", kind, &id, "--subject=shop-7", "--source=shop"];
+        run(&redis, &args).done();
+    }
+    let ledger = |words: &[&str]| {
+        let all = [&["trace", "--ledger", "--format=json", &database], words].concat();
+        run(&redis, &all)
+    };
+    let ran = |words: &[&str]| -> Vec<(Value, String)> {
+        let steps = lines(&ledger(words).out);
+        let ran = steps.into_iter().filter(|step| step["step"] == "ran");
+        ran.map(|step| {
+            (
+                step["event"].clone(),
+                step["said"].as_str().unwrap().to_owned(),
+            )
+        })
+        .collect()
+    };
+    support::eventually("both are kept", || ran(&["--subject=shop-7"]).len() == 2);
+    say(&redis, "DEL cb:events:order cb:dead:order cb:results:order");
+    let failed = ran(&["o-1"]);
+    assert_eq!(failed.len(), 1);
+    assert!(failed[0].1.starts_with("attempt 1 by w-1, "), "{failed:?}");
+    assert!(failed[0].1.contains(": dead, "), "{failed:?}");
+    let by_source = ran(&["--source=shop", "--since=1h"]);
+    assert_eq!(by_source.len(), 2);
+    assert!(
+        by_source
+            .iter()
+            .any(|(id, said)| *id == "o-2" && said.contains(": done"))
+    );
+    let text = run(&redis, &["trace", "o-2", "--ledger", &database])
+        .done()
+        .out;
+    assert!(
+        text.contains("published by shop, subject shop-7 (ledger)"),
+        "{text}"
+    );
+    let status = run(&redis, &["ledger", "status", &database]).done().out;
+    assert!(status.contains("2 kept, 0 lost"), "{status}");
+    worker.stop().done();
 }

@@ -13,5 +13,6 @@ mod inbox;
 mod mode;
 mod outage;
 mod outbox;
+mod outcomes;
 mod rig;
 mod schema;

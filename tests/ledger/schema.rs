@@ -33,14 +33,14 @@ async fn a_schema_of_a_later_version_delays_the_ledger_and_loses_nothing() {
         let rig = Rig::new(store).await;
         rig.store.database().migrate().await.unwrap();
         rig.store
-            .run("INSERT INTO convoke_migrations (version, description, success, checksum, execution_time) SELECT 5, 'later', success, checksum, 0 FROM convoke_migrations WHERE version = 1")
+            .run("INSERT INTO convoke_migrations (version, description, success, checksum, execution_time) SELECT 6, 'later', success, checksum, 0 FROM convoke_migrations WHERE version = 1")
             .await;
         let error = rig.store.database().migrate().await.unwrap_err();
         assert!(
             matches!(
                 error,
                 LedgerError::Ahead {
-                    found: 5,
+                    found: 6,
                     known: VERSION
                 }
             ),
@@ -52,7 +52,7 @@ async fn a_schema_of_a_later_version_delays_the_ledger_and_loses_nothing() {
         running.until_in_vain(2).await;
         assert_eq!(rig.backlog(BROADCAST).await, 1, "not acknowledged");
         rig.store
-            .run("DELETE FROM convoke_migrations WHERE version = 5")
+            .run("DELETE FROM convoke_migrations WHERE version = 6")
             .await;
         rig.until_written().await;
         running.stop().await;

@@ -262,7 +262,7 @@ async fn events_of_one_subject_run_in_order_where_the_handler_asks_for_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_handler_publishes_carries_the_trace_on() {
+async fn what_a_handler_publishes_carries_the_trace_on_and_names_its_cause() {
     let rig = Rig::new().await;
     async fn fan(context: Context, (): ()) -> Result<(), HandlerError> {
         context.publish("other.thing", &1)
@@ -271,12 +271,14 @@ async fn what_a_handler_publishes_carries_the_trace_on() {
     let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
     let event = Outgoing::new("text.fan", &())
         .traceparent(parent)
+        .id("e-1")
         .subject("s");
     rig.client.publish(&event).await.unwrap();
     let made = rig.wait_for("cb:events:other", 1).await;
     let carried = crate::rig::text(&made[0], "traceparent");
     assert_eq!(carried[..36], parent[..36]);
     assert_ne!(carried, parent);
+    assert_eq!(crate::rig::text(&made[0], "causationid"), "e-1");
     worker.stop().await;
 }
 

@@ -1,7 +1,7 @@
 //! What Redis knows about events, place by place.
 
-use super::Flags;
 use super::step::{Deed, Step};
+use super::{DEPTH, Flags};
 use crate::cli::choose;
 use crate::cli::output::{self, count, span};
 use crate::cli::{Session, payload};
@@ -11,7 +11,7 @@ use convoke::operator::browse::{Pages, Sight};
 use convoke::operator::delayed::{self, DelayedPages, Queue};
 use convoke::operator::inspect::{self, Group};
 use convoke::protocol::dead::Letter;
-use convoke::protocol::event::{Entry, EntryId, LAST_ERROR, payload_of};
+use convoke::protocol::event::{CAUSE, Entry, EntryId, LAST_ERROR, payload_of};
 use convoke::protocol::json;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use convoke::streams::claim;
@@ -38,8 +38,10 @@ pub(super) struct Gathering<'a> {
     now: u64,
     /// From here on; before that nothing was published that is meant.
     from: EntryId,
-    /// The type of each event by its id.
-    events: BTreeMap<String, Option<String>>,
+    /// The type of each event by its id, and whose run published it.
+    events: BTreeMap<String, (Option<String>, Option<String>)>,
+    /// The events whose runs' events are looked for; empty: those that are meant themselves.
+    parents: BTreeSet<String>,
     /// Events by what operators' facts name them: a stream or a queue, and in it the id of an entry or a token.
     named: BTreeMap<(String, String), String>,
     steps: Vec<Step>,
@@ -73,6 +75,7 @@ impl<'a> Gathering<'a> {
                 .since
                 .map_or_else(EntryId::default, |at| at.first(now)),
             events: BTreeMap::new(),
+            parents: BTreeSet::new(),
             named: BTreeMap::new(),
             steps: Vec::new(),
             cut: false,
@@ -95,7 +98,8 @@ impl<'a> Gathering<'a> {
             self.cut = true;
             return false;
         }
-        self.events.insert(id.to_owned(), text(event, "type"));
+        let about = (text(event, "type"), text(event, CAUSE));
+        self.events.insert(id.to_owned(), about);
         self.named.insert((place.to_owned(), name), id.to_owned());
         true
     }
@@ -104,16 +108,45 @@ impl<'a> Gathering<'a> {
     pub(super) async fn events(&mut self) -> anyhow::Result<()> {
         let names = &self.flags.streams;
         let streams = choose::streams(&self.connector, &self.keys, names, &PLACES).await?;
+        self.look(&streams).await?;
+        // What an event's runs published, what the runs of that did, and so on.
+        for _ in 0..DEPTH {
+            if self.flags.id.is_none() || self.events.is_empty() || self.cut {
+                break;
+            }
+            let before = self.events.len();
+            self.parents = self.events.keys().cloned().collect();
+            self.look(&streams).await?;
+            if self.events.len() == before {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is one of an event that is followed, or that a run of one published.
+    fn is_meant(&self, event: &Entry, entry: &str) -> bool {
+        match self.parents.is_empty() {
+            true => self.flags.fit(event, entry),
+            false => {
+                let cause = text(event, CAUSE);
+                cause.is_some_and(|cause| self.parents.contains(&cause))
+            }
+        }
+    }
+
+    /// Looks through streams once.
+    async fn look(&mut self, streams: &[StreamName]) -> anyhow::Result<()> {
         for stream in streams {
-            let found = self.of_stream(&stream).await?;
+            let found = self.of_stream(stream).await?;
             if found.is_empty() {
                 continue;
             }
-            let seen = inspect::stream(&mut self.connection, &stream).await?;
+            let seen = inspect::stream(&mut self.connection, stream).await?;
             let groups = seen.map(|stream| stream.groups).unwrap_or_default();
             for (id, entry) in found {
                 for group in &groups {
-                    self.stands(&stream, &id, entry, group).await?;
+                    self.stands(stream, &id, entry, group).await?;
                 }
                 if groups.is_empty() {
                     let said = "nobody reads the stream: no group".to_owned();
@@ -137,7 +170,8 @@ impl<'a> Gathering<'a> {
             }
             for entry in page {
                 let name = entry.id.to_string();
-                if self.flags.fit(&entry, &name) {
+                let place = (stream.key.clone(), name.clone());
+                if self.is_meant(&entry, &name) && !self.named.contains_key(&place) {
                     let id = text(&entry, "id").unwrap_or_else(|| name.clone());
                     if self.follow(&id, &stream.key, name, &entry) {
                         self.published(stream, &id, &entry);
@@ -236,6 +270,7 @@ impl<'a> Gathering<'a> {
                     let since = number(event, "time").or(since).unwrap_or(u64::MAX);
                     if since < self.from.ms
                         || !self.flags.fit(event, &waiting.token)
+                            && !self.is_meant(event, &waiting.token)
                         || !self.follow(&id, &queue.key, waiting.token.clone(), event)
                     {
                         continue;
@@ -270,7 +305,8 @@ impl<'a> Gathering<'a> {
                     let own = Entry::new(entry.id, &letter.fields);
                     let stood = letter.entry.map(|id| id.to_string()).unwrap_or_default();
                     let is_older = letter.entry.is_some_and(|entry| entry < self.from);
-                    if is_older || !self.flags.fit(&own, &stood) {
+                    let is_meant = self.flags.fit(&own, &stood) || self.is_meant(&own, &stood);
+                    if is_older || !is_meant {
                         continue;
                     }
                     let id = text(&own, "id").unwrap_or(stood);
@@ -433,7 +469,7 @@ impl<'a> Gathering<'a> {
     }
 
     fn add(&mut self, mut step: Step) {
-        step.kind = self.events.get(&step.event).cloned().flatten();
+        (step.kind, step.cause) = self.events.get(&step.event).cloned().unwrap_or_default();
         self.steps.push(step);
     }
 }

@@ -223,6 +223,8 @@ impl Lane {
             .and_then(|result| context.answerable(result));
         stats.ran(elapsed, result.is_err());
         self.tell_run(receipt, &context, &result, elapsed);
+        let stream = &self.shared.routes[receipt.stream].events;
+        self.noted.ran(receipt, stream, &context, &result, elapsed);
         let published = context.take_outbox();
         let scene = self.shared.scene(receipt);
         let mut settlement = match result {

@@ -4,6 +4,7 @@ use super::told::ToTell;
 use crate::connect::error::Reaction;
 use crate::streams::commit::{Committer, Disposition, Receipt, Settlement, Tally};
 use crate::worker::keeper::SOON;
+use crate::worker::outcomes::ToNote;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
 use crate::worker::takeover::{Job, Step};
@@ -26,6 +27,7 @@ pub(super) fn commit(
     batch: Vec<Settlement>,
     shared: Arc<Shared>,
     to_tell: ToTell,
+    to_note: ToNote,
 ) -> Boxed<(Committer, Vec<Receipt>, Tally)> {
     Box::pin(async move {
         let receipts = batch.iter().map(|settlement| settlement.receipt).collect();
@@ -35,6 +37,7 @@ pub(super) fn commit(
         });
         let report = committer.commit(batch).await;
         to_tell.tell(&report);
+        to_note.keep(&report);
         if soon {
             shared.soon.notify_one();
         }

@@ -1,0 +1,2 @@
+DROP TABLE convoke_outcomes_lost;
+DROP TABLE convoke_outcomes;
