@@ -2,8 +2,8 @@
 
 use super::output;
 use super::output::printable;
-use super::request::{ask, complain};
-use super::{Exit, Misuse, Session, input};
+use super::request::{ask, complain, result};
+use super::{Exit, Misuse, Session, input, who};
 use clap::{Args, Subcommand, ValueEnum};
 use convoke::client::publish::Outgoing;
 use convoke::connect::clock::whole_ms;
@@ -22,6 +22,7 @@ Examples:
   convoke batch run image.resize --items @jobs.json --id nightly --mode fan_out
   convoke batch show nightly
   convoke batch list --format json | jq -r 'select(.status == \"running\").id'
+  convoke batch cancel nightly --reason 'an item hangs'
 
 The handler of the type is run for every item. Asked for again with the same id and items, a batch
 goes on where it stopped; a completed one answers with its result, for a day.";
@@ -48,6 +49,7 @@ enum Action {
     Run(Run),
     Show(Show),
     List(List),
+    Cancel(Cancel),
 }
 
 /// Have a batch processed and wait for it
@@ -97,6 +99,28 @@ struct List {
     limit: usize,
 }
 
+const CANCEL_EXAMPLES: &str = "\
+Examples:
+  convoke batch cancel nightly --reason 'an item hangs'
+
+What was finished stays. The item that runs is told to end, and nothing more of it is kept; with
+fan_out, items that were given out already may run, and do not count.";
+
+/// Have nobody go on with a batch
+#[derive(Args)]
+#[command(after_help = CANCEL_EXAMPLES)]
+struct Cancel {
+    /// The batch's id
+    #[arg(value_parser = input::batch)]
+    id: String,
+    /// Why: whoever asked for the batch is told
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// How long to wait for the answer
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+    timeout: Duration,
+}
+
 /// Pause between two looks at a batch that somebody works on.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -109,8 +133,40 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             Some(batch) => show(&session, &batch),
             None => Ok(missing(&session, &flags.id)),
         },
+        Action::Cancel(flags) => cancel(&session, flags).await,
         Action::List(flags) => list(&session, batches.list(flags.limit.min(LISTED)).await?),
     }
+}
+
+async fn cancel(session: &Session, flags: Cancel) -> anyhow::Result<Exit> {
+    let data = json!({"batch_id": flags.id, "reason": flags.reason});
+    let event = Outgoing::new("system.batch.cancel", &data).source(who());
+    let said = match ask(session, event, flags.timeout).await? {
+        Ok(reply) => result(&reply)?,
+        Err(error) => {
+            complain(session, &error);
+            return Ok(Exit::Failed);
+        }
+    };
+    let output = &session.output;
+    let cancelled = said["status"] == "cancelled";
+    if output.is_json() {
+        output.json(&said)?;
+    } else {
+        let number = |field: &str| said[field].as_u64().unwrap_or_default();
+        let (done, failed) = (number("items_processed"), number("items_failed"));
+        let (id, status) = (&flags.id, said["status"].as_str().unwrap_or_default());
+        let total = number("total");
+        let mut line = format!("{id}: {status}: {done} processed, {failed} failed of {total}");
+        if let (true, Some(by)) = (cancelled, said["by"].as_str().filter(|by| *by != who())) {
+            line += &format!(", by {by}");
+        }
+        output.line(&printable(&line))?;
+    }
+    Ok(match cancelled {
+        true => Exit::Done,
+        false => Exit::Failed,
+    })
 }
 
 async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Result<Exit> {
@@ -164,7 +220,7 @@ async fn process(session: &Session, batches: &Batches, flags: Run) -> anyhow::Re
             bar.clear();
             return Ok(missing(session, &id));
         };
-        if batch.status == BatchStatus::Completed {
+        if batch.status != BatchStatus::Running {
             bar.clear();
             return show(session, &batch);
         }
@@ -207,7 +263,7 @@ fn show(session: &Session, batch: &Batch) -> anyhow::Result<Exit> {
         }
     }
     Ok(match (batch.status, batch.failed) {
-        (BatchStatus::Completed, 1..) => Exit::Failed,
+        (BatchStatus::Completed, 1..) | (BatchStatus::Cancelled, _) => Exit::Failed,
         _ => Exit::Done,
     })
 }
@@ -222,7 +278,16 @@ fn summary(batch: &Batch) -> String {
     } = batch;
     let status = batch.status.as_str();
     let by = &batch.processor_id;
-    format!("{id}: {status} by {by}: {processed} processed, {failed} failed of {total}")
+    let mut line =
+        format!("{id}: {status} by {by}: {processed} processed, {failed} failed of {total}");
+    if let Some((by, reason)) = &batch.cancelled {
+        line =
+            format!("{id}: cancelled by {by}: {processed} processed, {failed} failed of {total}");
+        if !reason.is_empty() {
+            line += &format!("; {reason}");
+        }
+    }
+    line
 }
 
 fn list(session: &Session, batches: Vec<Batch>) -> anyhow::Result<Exit> {
@@ -282,6 +347,7 @@ pub(super) fn described(batch: &Batch) -> Value {
         "started_at": batch.started_at,
         "updated_at": batch.updated_at,
         "failures": batch.failures,
+        "cancelled": batch.cancelled.as_ref().map(|(by, reason)| json!({"by": by, "reason": reason})),
     })
 }
 

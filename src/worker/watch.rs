@@ -1,5 +1,5 @@
-//! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks
-//! and events that were cancelled, or taken away, while they run here; and for the choice of
+//! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks,
+//! batches and events that were cancelled, or taken away, while they run here; and for the choice of
 //! another pattern, and for schedules, policies and repairs that somebody changed.
 
 use super::lanes::Triggers;
@@ -7,6 +7,7 @@ use super::shared::Shared;
 use super::takeover::Trigger;
 use crate::connect::backoff::Backoff;
 use crate::connect::connector::{BLOCK, Connector};
+use crate::coordination::batches::leases::Leases;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::orders;
@@ -40,6 +41,7 @@ pub(super) struct Watch {
     pub schedules: Schedules,
     pub policies: Policies,
     pub repairs: Repairs,
+    pub leases: Leases,
     pub id: String,
     /// Is told when something is ordered of this instance.
     pub ordered: Arc<Notify>,
@@ -101,6 +103,7 @@ impl Watch {
                 if let Some(task) = ended_in(entry) {
                     self.cancel(&task);
                 }
+                self.leases.hear(entry);
                 if let Some(taken) = taken_in(entry) {
                     self.void(&taken);
                 }

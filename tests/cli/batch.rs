@@ -2,7 +2,7 @@
 
 use super::worker::Worker;
 use super::{Ended, File, convoke, run};
-use crate::support::Redis;
+use crate::support::{Redis, eventually};
 use serde_json::{Value, json};
 
 fn with_worker(redis: &Redis) -> Worker {
@@ -19,6 +19,38 @@ fn lines(ended: &Ended) -> Vec<Value> {
     lines
         .map(|line| serde_json::from_str(line).unwrap())
         .collect()
+}
+
+#[test]
+fn a_batch_that_hangs_is_cancelled_with_a_reason() {
+    let redis = Redis::start();
+    let mut command = convoke(
+        &redis,
+        &["worker", "--id=w-1", "--exec=demo.hang=sleep 600"],
+    );
+    let worker = Worker::start(&redis, "w-1", &mut command);
+    run(&redis, &["batch", "cancel", "b-1"]).failed(1, &["no batch is named b-1"]);
+    let batch = json!({"batch_id": "b-1", "item_type": "demo.hang", "items": [1, 2]}).to_string();
+    run(
+        &redis,
+        &["publish", "system.batch.process", "--data", &batch],
+    )
+    .done();
+    eventually("it runs", || {
+        run(&redis, &["batch", "list"])
+            .done()
+            .out
+            .contains("running")
+    });
+    let cancelled = run(&redis, &["batch", "cancel", "b-1", "--reason", "it hangs"]).done();
+    assert_eq!(
+        cancelled.out,
+        "b-1: cancelled: 0 processed, 0 failed of 2\n"
+    );
+    let shown = run(&redis, &["batch", "show", "b-1"]).failed(1, &[]);
+    assert!(shown.out.starts_with("b-1: cancelled by "), "{}", shown.out);
+    assert!(shown.out.ends_with("; it hangs\n"), "{}", shown.out);
+    worker.stop();
 }
 
 #[test]

@@ -134,6 +134,72 @@ async fn the_step_that_commits_the_last_item_completes_the_batch_and_says_so() {
 }
 
 #[tokio::test]
+async fn a_cancelled_batch_is_nobodys_any_more_and_keeps_what_was_finished() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let unknown = batches.cancel("b-1", "ann", "").await.unwrap_err();
+    assert!(
+        matches!(unknown, CoordinationError::NotFound(_)),
+        "{unknown}"
+    );
+    let refused = batches.cancel("b 1", "ann", "").await.unwrap_err();
+    assert!(
+        matches!(refused, CoordinationError::Invalid(_)),
+        "{refused}"
+    );
+    let wanted = wanted("b-1", 3);
+    let (held, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    running(&batches, &wanted, held.fence, &ok([2])).await;
+    let version: u64 = fleet.ask("HGET cb:state version").await;
+    let cancelled = batches.cancel("b-1", "ann", "it hangs").await.unwrap();
+    assert_eq!(cancelled.status, BatchStatus::Cancelled);
+    assert_eq!(
+        (cancelled.progress.processed, cancelled.progress.total),
+        (1, 3)
+    );
+    assert!(fleet.ask::<u64>("HGET cb:state version").await > version);
+    // Whoever held it commits nothing more, and nobody goes on: neither its own entry nor another's.
+    let late = batches
+        .progress(&wanted, held.fence, &ok([0, 1]), &[])
+        .await;
+    assert!(matches!(late.unwrap(), Advanced::Lost(_)));
+    assert!(!batches.renew("b-1", held.fence, LEASE).await.unwrap());
+    for asked in [asker("w-1", "e-1"), asker("w-2", "e-2")] {
+        let told = batches.acquire(&wanted, asked).await.unwrap();
+        assert_eq!(told, Acquired::Cancelled("ann: it hangs".into()));
+    }
+    // Again it says by whom.
+    let again = batches.cancel("b-1", "bob", "me too").await.unwrap();
+    assert_eq!(again, cancelled);
+    assert_eq!(
+        (again.by.as_str(), again.reason.as_str()),
+        ("ann", "it hangs")
+    );
+    let found = batches.find("b-1").await.unwrap().unwrap();
+    assert_eq!((found.status, found.processed), (BatchStatus::Cancelled, 1));
+    assert_eq!(found.cancelled, Some(("ann".into(), "it hangs".into())));
+    let facts = fleet.facts().await;
+    let told: Vec<_> = facts
+        .iter()
+        .filter(|(kind, _)| kind == "batch.cancelled")
+        .collect();
+    let fact = json!({"batch_id": "b-1", "processor_id": "w-1", "items_processed": 1, "items_failed": 0,
+        "total": 3, "fence": found.fence, "by": "ann", "reason": "it hangs"});
+    assert_eq!(told, [&("batch.cancelled".to_owned(), fact)]);
+    assert_eq!(fleet.ask::<u64>("EXISTS cb:batch:b-1:finished").await, 0);
+    let ttl: i64 = fleet.ask("PTTL cb:batch:b-1").await;
+    assert!((86_000_000..=86_400_000).contains(&ttl), "{ttl}");
+    // One that is completed stays so.
+    let whole = BatchPlan::new("b-2", "number.add", Mode::Exclusive, &[], 30_000).unwrap();
+    batches.acquire(&whole, asker("w-1", "e-3")).await.unwrap();
+    let late = batches.cancel("b-2", "ann", "").await.unwrap();
+    assert_eq!(
+        (late.status, late.by.as_str()),
+        (BatchStatus::Completed, "")
+    );
+}
+
+#[tokio::test]
 async fn an_empty_batch_is_completed_when_it_is_asked_for() {
     let mut fleet = Fleet::start().await;
     let batches = batches(&fleet);

@@ -15,8 +15,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The scripts that add entries. Whoever writes another one has its entries added below.
-const SCRIPTS: [&str; 17] = [
+const SCRIPTS: [&str; 18] = [
     "ballot.lua",
+    "cancel_batch.lua",
     "coordinate_batch.lua",
     "lead.lua",
     "lose.lua",
@@ -36,7 +37,8 @@ const SCRIPTS: [&str; 17] = [
 ];
 
 /// What they tell, and where.
-const TOLD: [&str; 23] = [
+const TOLD: [&str; 24] = [
+    "batch.cancelled",
     "batch.completed",
     "batch.progress",
     "batch.started",
@@ -139,6 +141,7 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
         .acquire(&wanted("b-2", 2), asker("w-2", "r-2"))
         .await
         .unwrap();
+    batches.cancel("b-2", "ann", "enough").await.unwrap();
     for id in ["t-1", "t-2", "t-3"] {
         let mut task = NewTask::new(id, "a.b");
         task.max_attempts = 1;

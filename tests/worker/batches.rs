@@ -5,6 +5,7 @@ mod fanned_out;
 use crate::rig::{Rig, Running, text};
 use crate::support::until;
 use convoke::client::publish::Outgoing;
+use convoke::client::request::RequestError;
 use convoke::coordination::batches::Batches;
 use convoke::coordination::batches::batch::{Batch, BatchStatus};
 use convoke::handler::policy::RetryPolicy;
@@ -200,6 +201,72 @@ async fn whoever_asks_meanwhile_is_told_who_is_at_it() {
     assert_eq!(runs.lock().unwrap().len(), 40);
     first.stop().await;
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_whose_item_hangs_is_cancelled_and_whoever_asked_is_told() {
+    for mode in ["exclusive", "fan_out"] {
+        let rig = Rig::new().await;
+        let hangs = Arc::new(Mutex::new(None));
+        let hung = hangs.clone();
+        let handler = move |context: Context, n: u64| {
+            let hung = hung.clone();
+            async move {
+                if n == 0 {
+                    *hung.lock().unwrap() = Some(context.cancellation().clone());
+                    std::future::pending::<()>().await;
+                }
+                Ok::<_, HandlerError>(n)
+            }
+        };
+        let mut settings = rig.settings();
+        settings.id = format!("w-{}", mode.replace('_', "-"));
+        // Nobody finds it out by the lease.
+        settings.batch_lease = Duration::from_secs(600);
+        let policy = Policy::new().no_timeout();
+        let builder = Worker::builder().settings(settings);
+        let worker = started(&rig, builder.handler_with("number.add", handler, policy)).await;
+        let asking = {
+            let (client, wanted) = (rig.client.clone(), batch(mode, mode, 0..4));
+            tokio::spawn(async move {
+                let event = Outgoing::new("system.batch.process", &wanted);
+                client.request(event, Duration::from_secs(60)).await
+            })
+        };
+        until("an item hangs", || async {
+            hangs.lock().unwrap().is_some()
+        })
+        .await;
+        let cancel = json!({"batch_id": mode, "reason": "it hangs"});
+        let event = Outgoing::new("system.batch.cancel", &cancel).source("ann");
+        let told = rig.client.request(event, Duration::from_secs(20)).await;
+        let told: Value = told.unwrap().decode().unwrap();
+        assert_eq!(
+            (&told["status"], &told["by"]),
+            (&json!("cancelled"), &json!("ann"))
+        );
+        match asking.await.unwrap() {
+            Err(RequestError::Remote(error)) => {
+                assert_eq!(error.code, Code::Cancelled);
+                assert!(error.message.contains("ann: it hangs"), "{}", error.message);
+            }
+            other => panic!("{mode}: {other:?}"),
+        }
+        if mode == "exclusive" {
+            let token = hangs.lock().unwrap().clone().unwrap();
+            until("the item is told", || async { token.is_cancelled() }).await;
+        }
+        // Asked for again it does not begin again.
+        let again = rig
+            .refused("system.batch.process", &batch(mode, mode, 0..4))
+            .await;
+        assert_eq!(again.code, Code::Cancelled);
+        let facts = facts(&rig).await;
+        let told = facts.iter().filter(|fact| fact.0 == "batch.cancelled");
+        assert_eq!(told.count(), 1);
+        // What was given out hangs on, and would hold up the end of its worker.
+        drop(worker);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

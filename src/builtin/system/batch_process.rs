@@ -223,6 +223,7 @@ async fn process_in(
             Acquired::Completed(progress) => {
                 return answer(&runner, &wanted, progress, BatchStatus::Completed).await;
             }
+            Acquired::Cancelled(why) => return Err(cancelled(&event.batch_id, &why)),
             Acquired::Busy {
                 progress,
                 same_event: false,
@@ -329,6 +330,7 @@ async fn answer(
 /// Ends a holding before the batch is completed.
 async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> HandlerError {
     let error = match stop {
+        // It asks for the batch again where it was cancelled, and is told so.
         Stop::Lost if holding.is_overtaken().await => return lost(&event.batch_id),
         Stop::Lost => return HandlerError::later(Duration::ZERO, "it asks for the batch again"),
         Stop::Draining => leaving(event),
@@ -342,6 +344,13 @@ async fn leave(mut holding: Holding<'_>, stop: Stop, event: &Process) -> Handler
     };
     holding.give_back().await;
     error
+}
+
+fn cancelled(id: &str, why: &str) -> HandlerError {
+    HandlerError::new(
+        Code::Cancelled,
+        format!("the batch {id} was cancelled by {why}"),
+    )
 }
 
 fn lost(id: &str) -> HandlerError {

@@ -1,5 +1,6 @@
 //! The `system.*` events ([protocol](crate::docs::protocol#system-events)).
 
+mod batch_cancel;
 pub mod batch_process;
 mod cancel;
 mod discover;
@@ -85,6 +86,13 @@ pub fn registrations() -> Vec<Registration> {
             batch_process::KIND,
             batch_process::process,
             batch_process::policy(),
+        ),
+        Registration::new(
+            "system.batch.cancel",
+            batch_cancel::cancel,
+            Policy::new()
+                .stateful()
+                .describe("Has nobody go on with a batch: what was finished stays."),
         ),
         Registration::new(
             "system.get_state",

@@ -26,6 +26,8 @@ pub(super) enum Act {
     Pause(String),
     /// An end of their wait.
     Resume(String),
+    /// An end for a batch.
+    CancelBatch(String),
 }
 
 impl Act {
@@ -41,6 +43,7 @@ impl Act {
             (Panel::Handlers, 'a') => Some(Act::Resume(format!("type:{id}"))),
             (Panel::Streams, 'z') => Some(Act::Pause(format!("domain:{id}"))),
             (Panel::Streams, 'a') => Some(Act::Resume(format!("domain:{id}"))),
+            (Panel::Batches, 'c') => Some(Act::CancelBatch(id)),
             _ => None,
         }
     }
@@ -49,8 +52,8 @@ impl Act {
     pub(super) const fn hints(panel: Panel) -> &'static str {
         match panel {
             Panel::Instances => "d drains · u quiets · ",
-            Panel::Tasks => "c cancels · ",
             Panel::Handlers | Panel::Streams => "z pauses · a goes on · ",
+            Panel::Tasks | Panel::Batches => "c cancels · ",
             _ => "",
         }
     }
@@ -73,6 +76,9 @@ impl Act {
                 "pause {scope} for {PAUSE_MINUTES} minutes? Its events wait in order, who asks is refused"
             ),
             Act::Resume(scope) => format!("have {scope} go on? What waits comes first"),
+            Act::CancelBatch(id) => {
+                format!("cancel batch {id}? What it finished stays, and nobody goes on with it")
+            }
         }
     }
 
@@ -92,6 +98,10 @@ impl Act {
                 "system.policy.clear",
                 json!({"scope": scope, "parts": ["pause"]}),
             ),
+            Act::CancelBatch(id) => (
+                "system.batch.cancel",
+                json!({"batch_id": id, "reason": "cancelled in top"}),
+            ),
         }
     }
 
@@ -106,6 +116,10 @@ impl Act {
             Act::Pause(scope) => format!("{scope} is paused for {PAUSE_MINUTES} minutes"),
             Act::Resume(scope) if said["version"] == 0 => format!("{scope} was not paused"),
             Act::Resume(scope) => format!("{scope} goes on"),
+            Act::CancelBatch(id) => format!(
+                "batch {id} is {}",
+                said["status"].as_str().unwrap_or("cancelled")
+            ),
         }
     }
 

@@ -37,7 +37,7 @@ CALLS/S      of the last half minute, once there are 5 seconds of it
 BUSY         the load for the capacity
 CIRCUIT      the worst of any instance: open lets nothing through
 
-d, u, c      drain or quiet an instance, cancel a task; z, a: pause a handler's
+d, u, c      drain or quiet an instance, cancel a task or a batch; z, a: pause a
              type or a stream's domain, have it go on. y does what is said first";
 
 /// Draws a frame.

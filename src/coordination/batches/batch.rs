@@ -19,6 +19,8 @@ pub const MAX_BYTES: usize = 64 << 20;
 pub const TOGETHER: usize = 32;
 /// Failures of items that are recorded with a batch; all of them are counted.
 pub const MAX_FAILURES: usize = 100;
+/// Bytes of the reason why a batch is cancelled, and of who cancels it.
+pub const MAX_REASON: usize = 256;
 /// Bytes of a recorded failure's message.
 pub const MAX_MESSAGE: usize = 256;
 
@@ -52,6 +54,8 @@ pub enum BatchStatus {
     Running,
     /// Every item is finished.
     Completed,
+    /// Somebody cancelled it: what was finished stays, and nothing more is.
+    Cancelled,
 }
 
 impl BatchStatus {
@@ -60,6 +64,7 @@ impl BatchStatus {
         match self {
             BatchStatus::Running => "running",
             BatchStatus::Completed => "completed",
+            BatchStatus::Cancelled => "cancelled",
         }
     }
 }
@@ -178,6 +183,8 @@ pub struct Batch {
     pub updated_at: u64,
     /// The first [`MAX_FAILURES`] failures, by index.
     pub failures: Vec<Failure>,
+    /// By whom it was cancelled, and why.
+    pub cancelled: Option<(String, String)>,
 }
 
 impl Batch {
@@ -208,6 +215,7 @@ impl Batch {
             },
             status: match text("status") {
                 "completed" => BatchStatus::Completed,
+                "cancelled" => BatchStatus::Cancelled,
                 _ => BatchStatus::Running,
             },
             processor_id: text("processor").to_owned(),
@@ -219,6 +227,8 @@ impl Batch {
             started_at: number("started_at"),
             updated_at: number("updated_at"),
             failures,
+            cancelled: (text("status") == "cancelled")
+                .then(|| (text("by").to_owned(), text("reason").to_owned())),
         })
     }
 }

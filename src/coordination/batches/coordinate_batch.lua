@@ -27,7 +27,8 @@
 -- Returns {state, fence, processor, processed, failed, total, ms left of the lease, event, bitmap}
 --       acquire:  held (the caller holds it), shared (it is nobody's, and the caller goes on with it); only
 --                 these two with the bitmap; busy (another one does),
---                 free (it could be held), completed, differs (it has another content)
+--                 free (it could be held), completed, cancelled (by whom and why in the place of the bitmap),
+--                 differs (it has another content)
 --       progress: held, completed, lost (the fence is not the last one's), unwritable (the key in
 --                 the place of the bitmap holds no stream); nothing was changed by the last two
 --       A call that is repeated changes nothing.
@@ -40,7 +41,7 @@ local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 local is = {}
 local fields = {'digest', 'status', 'fence', 'processor', 'run', 'entry', 'event', 'delivery', 'expires',
-  'processed', 'failed', 'total', 'told', 'lease_ms', 'word', 'shared'}
+  'processed', 'failed', 'total', 'told', 'lease_ms', 'word', 'shared', 'by', 'reason'}
 for at, value in ipairs(redis.call('HMGET', batch, unpack(fields))) do is[fields[at]] = value end
 
 local function answer(state, last)
@@ -92,6 +93,7 @@ if action == 'acquire' then
   local word = ARGV[20]
   if is.digest and is.digest ~= digest then return answer('differs') end
   if is.status == 'completed' then return answer('completed') end
+  if is.status == 'cancelled' then return answer('cancelled', is.by .. ': ' .. is.reason) end
   local function mine() return answer(is.shared == '1' and 'shared' or 'held', redis.call('GET', finished)) end
   if is.run == run then return mine() end
   if is.shared == '1' then

@@ -3,6 +3,8 @@
 
 use crate::coordination::batches::Batches;
 use crate::mutex::locked;
+use crate::protocol::event::Entry;
+use serde::Deserialize;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
@@ -108,6 +110,25 @@ impl Leases {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.0.changed.notified() => {}
+            }
+        }
+    }
+
+    /// Ends a lease whose batch was cancelled, if that is what this fact says.
+    pub fn hear(&self, fact: &Entry) {
+        #[derive(Deserialize)]
+        struct Cancelled {
+            batch_id: String,
+            fence: u64,
+        }
+        if fact.get("type") != Some(b"batch.cancelled") {
+            return;
+        }
+        let told = fact.get("data").map(rmp_serde::from_slice::<Cancelled>);
+        let Some(Ok(cancelled)) = told else { return };
+        for lease in locked(&self.0.held).iter() {
+            if lease.id == cancelled.batch_id && lease.fence < cancelled.fence {
+                lease.lost.cancel();
             }
         }
     }

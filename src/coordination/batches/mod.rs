@@ -8,7 +8,8 @@
 //! | running, held | items finished, the lease renewed, now and then `batch.progress` | `progress` with the last fence |
 //! | running, the last item | completed, `batch.completed` | the same |
 //! | running, held | held for another lease, or given back | `renew`, `give_back` with the last fence |
-//! | completed | unknown, after [`KEPT`] | time |
+//! | running | cancelled, `batch.cancelled`: nobody holds it from then on | `cancel` |
+//! | completed, cancelled | unknown, after [`KEPT`] | time |
 //!
 //! *Fences only rise*: a new one is the greater of the last one plus 1 and the server's clock in
 //! microseconds, so a server that lost its data does not fall back.
@@ -40,7 +41,7 @@ use crate::connect::script::{script, script_with};
 use crate::connect::silence::{Answers, CallTime};
 use crate::coordination::answer::answer;
 use crate::coordination::batches::batch::{
-    Batch, BatchPlan, Failure, MAX_FAILURES, MAX_MESSAGE, check_id,
+    Batch, BatchPlan, BatchStatus, Failure, MAX_FAILURES, MAX_MESSAGE, MAX_REASON, check_id,
 };
 use crate::protocol::keys::Keys;
 use crate::streams::commit::Publication;
@@ -64,6 +65,8 @@ const PAGE: usize = 64;
 static COORDINATE: LazyLock<Script> =
     LazyLock::new(|| script_with(&[VERSION], include_str!("coordinate_batch.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew_batch.lua")));
+static CANCEL: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[VERSION], include_str!("cancel_batch.lua")));
 
 /// The batches of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
@@ -124,6 +127,21 @@ pub enum Acquired {
     Free,
     /// The batch is completed.
     Completed(BatchProgress),
+    /// Somebody cancelled it: who, and why.
+    Cancelled(String),
+}
+
+/// A batch that somebody asked to cancel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CancelledBatch {
+    /// Cancelled, now or before; or completed.
+    pub status: BatchStatus,
+    /// How far it was.
+    pub progress: BatchProgress,
+    /// Who cancelled it.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// The outcome of committing a batch's progress.
@@ -159,6 +177,19 @@ answer! {
         event: String,
         /// Which items are finished; or the stream to which an item cannot publish.
         bits: Vec<u8>,
+    }
+}
+
+answer! {
+    /// What `cancel_batch.lua` answers.
+    struct Cancelling {
+        state: String,
+        processor_id: String,
+        processed: u64,
+        failed: u64,
+        total: u64,
+        by: String,
+        reason: String,
     }
 }
 
@@ -268,6 +299,9 @@ impl Batches {
             }),
             "free" => Ok(Acquired::Free),
             "completed" => Ok(Acquired::Completed(progress(&answer))),
+            "cancelled" => Ok(Acquired::Cancelled(
+                String::from_utf8_lossy(&answer.bits).into_owned(),
+            )),
             "differs" => Err(CoordinationError::AlreadyExists(format!(
                 "batch_id: {} is there with another item_type, mode or items: give this one another id",
                 wanted.id
@@ -324,6 +358,53 @@ impl Batches {
         }
     }
 
+    /// Cancels a batch that runs: whoever holds it commits nothing more. The same call again changes nothing.
+    ///
+    /// # Errors
+    /// `Invalid` if it is no id; `NotFound` if no batch has it; `Bus`.
+    pub async fn cancel(
+        &self,
+        id: &str,
+        by: &str,
+        reason: &str,
+    ) -> Result<CancelledBatch, CoordinationError> {
+        check_id(id)?;
+        let keys = &self.store.keys;
+        let mut call = CANCEL.prepare_invoke();
+        call.key(keys.batch(id))
+            .key(keys.batch_finished(id))
+            .key(keys.batches())
+            .key(keys.broadcast())
+            .key(keys.state())
+            .arg(id)
+            .arg(&by[..by.floor_char_boundary(MAX_REASON)])
+            .arg(&reason[..reason.floor_char_boundary(MAX_REASON)])
+            .arg(whole_ms(KEPT));
+        let answer: Cancelling = self.store.invoke(&call).await?;
+        let status = match answer.state.as_str() {
+            "cancelled" => BatchStatus::Cancelled,
+            "completed" => BatchStatus::Completed,
+            "unknown" => return Err(not_there(id)),
+            _ => {
+                return Err(CoordinationError::Bus(BusError::Reply {
+                    what: "cancel_batch.lua",
+                }));
+            }
+        };
+        Ok(CancelledBatch {
+            status,
+            progress: BatchProgress {
+                fence: 0,
+                processor_id: answer.processor_id,
+                processed: answer.processed,
+                failed: answer.failed,
+                total: answer.total,
+            },
+            by: answer.by,
+            reason: answer.reason,
+        })
+    }
+
     /// Renews the lease; false if the fence is not the last holder's. Works when the server's memory
     /// is full.
     ///
@@ -365,7 +446,7 @@ impl Batches {
         let mut reads = redis::pipe();
         reads.cmd("HGET").arg(self.store.keys.batch(id)).arg("word");
         let (word,): (Option<String>,) = self.store.ask(&reads).await?;
-        word.ok_or_else(|| CoordinationError::NotFound(format!("batch_id: there is no batch {id}")))
+        word.ok_or_else(|| not_there(id))
     }
 
     /// Fails if a later history of the server than that was seen.
@@ -447,6 +528,10 @@ fn progress(answer: &Coordinated) -> BatchProgress {
         failed: answer.failed,
         total: answer.total,
     }
+}
+
+fn not_there(id: &str) -> CoordinationError {
+    CoordinationError::NotFound(format!("batch_id: no batch is named {id}"))
 }
 
 fn unguessable() -> String {

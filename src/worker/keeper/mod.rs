@@ -369,6 +369,7 @@ impl Chores {
             schedules: self.schedules.clone(),
             policies: self.policies.clone(),
             repairs: self.repairs.clone(),
+            leases: self.leases.clone(),
             id: self.id().to_owned(),
             ordered: self.ordered.clone(),
             compare: self.settings.heartbeat_ttl,

@@ -254,4 +254,11 @@ async fn works(fleet: &mut Fleet, meter: &mut Meter) {
             batches.give_back("b-1", fence).await.unwrap();
         })
         .await;
+    let other = BatchPlan::new("b-2", "number.add", Mode::Exclusive, &items, 30_000).unwrap();
+    let who = asker("w-0", "z");
+    let held = batches.acquire(&other, who).await.unwrap();
+    assert!(matches!(held, Acquired::Held(..)));
+    let reason = "r".repeat(256);
+    let cancelled = batches.cancel("b-2", &reason, &reason);
+    meter.of(&fleet.redis, cancelled).await.unwrap();
 }

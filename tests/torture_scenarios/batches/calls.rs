@@ -54,6 +54,7 @@ impl Scene {
             }
             Acquired::Free => assert!(!again && is_free && !may_hold, "{step:?}"),
             Acquired::Shared(..) => panic!("each has a holder"),
+            Acquired::Cancelled(why) => panic!("nobody cancels: {why}"),
             Acquired::Held(progress, bits) => {
                 let model = self.models.entry(batch).or_default();
                 if !again {

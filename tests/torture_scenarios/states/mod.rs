@@ -175,6 +175,7 @@ impl Scene {
             Acquired::Completed(_) => assert!(known.is_some_and(|known| !known.runs)),
             Acquired::Free => panic!("it may hold"),
             Acquired::Shared(..) => panic!("each has a holder"),
+            Acquired::Cancelled(why) => panic!("nobody cancels: {why}"),
         }
     }
 

@@ -310,10 +310,11 @@ impl<'a> Holding<'a> {
     }
 
     /// Whether somebody was given the batch after this holder. If nobody was, the server was away for
-    /// long, or failed over to one that never heard of this holder.
+    /// long, or failed over to one that never heard of this holder; or the batch was cancelled.
     pub(super) async fn is_overtaken(&self) -> bool {
         let found = self.batches.find(self.id()).await;
-        matches!(found, Ok(Some(batch)) if batch.fence > self.lease.fence)
+        let mine = self.lease.fence;
+        matches!(found, Ok(Some(batch)) if batch.fence > mine && batch.cancelled.is_none())
     }
 
     /// Commits what is finished and lets the next one have the batch.
