@@ -34,6 +34,8 @@ use uuid::Uuid;
 
 /// The event type.
 pub const KIND: &str = "system.batch.process";
+/// Items of a batch of nobody's that are under way at the most, whatever a stream of replies keeps.
+const AHEAD: usize = 4096;
 /// Batches that one process works on, or waits for, at a time. The control lane has room for this many
 /// beside everything else, so they delay no heartbeat; what is over it runs later, here or elsewhere.
 pub const PLACES: usize = 16;
@@ -62,6 +64,8 @@ pub struct Runner {
     group: String,
     /// How long an item may be without an answer before it is looked for.
     patience: Duration,
+    /// Items of a batch of nobody's that are under way at the most: their replies are kept until they are read.
+    ahead: usize,
 }
 
 impl Runner {
@@ -91,8 +95,15 @@ impl Runner {
             lease: settings.batch_lease,
             group: settings.group.clone(),
             patience: patience(settings),
+            ahead: ahead(settings.stream_history),
         })
     }
+}
+
+/// Half of what a stream of replies keeps about.
+fn ahead(history: u64) -> usize {
+    let half = usize::try_from(history / 2).unwrap_or(usize::MAX);
+    half.clamp(1, AHEAD)
 }
 
 /// By then an item that nobody runs has been taken over from whoever held it, and one that failed has had

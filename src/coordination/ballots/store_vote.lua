@@ -19,6 +19,7 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
 if redis.call('EXISTS', ballot) == 0 then
+  if ARGV[12] == 'hybrid' then return {'script', 0, '', 0, 0, 0, false, '', '', 0} end
   local many, refused, asked = redis.call('ZCARD', uncounted) >= tonumber(ARGV[10]), 'many', 0
   if not many then refused, asked = open_ballot(KEYS, KEYS[13], ARGV, 'voting', ARGV[12], now) end
   if refused then return {refused, 0, '', 0, 0, asked, false, '', '', 0} end

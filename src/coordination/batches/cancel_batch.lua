@@ -29,7 +29,8 @@ local fence = string.format('%.0f', math.max(tonumber(is.fence or 0) + 1, micros
 redis.call('HSET', batch, 'status', 'cancelled', 'fence', fence, 'expires', 0, 'updated_at', now, 'by', by,
   'reason', why)
 redis.call('HDEL', batch, 'run', 'entry', 'event', 'delivery')
-redis.call('DEL', finished)
+-- A worker that does not know of cancelling goes on with what is left, not with all of it.
+redis.call('PEXPIRE', finished, kept)
 redis.call('PEXPIRE', batch, kept)
 redis.call('ZADD', batches, now, id)
 redis.call('XADD', broadcast, '*', 'type', 'batch.cancelled', 'time', now, 'data', cmsgpack.pack({

@@ -2,14 +2,15 @@
 -- Renews the lease of a batch, or gives it back.
 --
 -- KEYS  1 the batch  2 its finished items
--- ARGV  1 fence  2 lease in ms; 0 gives it back: whoever asks next holds it  3 how long a batch is
+-- ARGV  1 fence  2 lease in ms; 0 gives it back: whoever asks next holds it; a batch of nobody's stays as it is,
+--       since others may be at it  3 how long a batch is
 --       kept that nobody goes on with, in ms
 -- Returns 1; 0 if the fence is not the last holder's: nothing was changed.
 -- Cost  O(1). Passes when memory is full, or every holder would lose its batch just then; nothing
 --       grows by it.
-local is = redis.call('HMGET', KEYS[1], 'fence', 'status')
+local is = redis.call('HMGET', KEYS[1], 'fence', 'status', 'shared')
 if is[1] ~= ARGV[1] then return 0 end
-if is[2] == 'completed' then return 1 end
+if is[2] == 'completed' or (is[3] == '1' and ARGV[2] == '0') then return 1 end
 local expires = 0
 if ARGV[2] ~= '0' then
   local clock = redis.call('TIME')

@@ -11,7 +11,7 @@ use crate::coordination::instances::Pulse;
 use crate::coordination::instances::instance::Beat;
 use crate::protocol::pattern::{Pattern, Patterned};
 use std::convert::Infallible;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// When a worker pulsed last that has no keeper yet, and as which incarnation; the registration is a pulse.
@@ -130,8 +130,7 @@ async fn run_once(chores: &Chores, fails: bool) -> Result<Option<Pulse>, Coordin
     let pulse = chores.within(most, instances.heartbeat(&beat)).await;
     // A pulse of its own is written at once, in whatever pattern it had to be.
     let of = (Patterned::Heartbeat, Pattern::Centralized);
-    let age = |_: &Pulse| Some(Duration::ZERO);
-    chores.patterns.answered(of, began, &pulse, age);
+    chores.patterns.answered(of, began, &pulse, |_| None);
     let pulse = pulse?;
     if pulse.superseded {
         chores.reporter.acknowledged(report);

@@ -53,6 +53,29 @@ async fn all_who_go_on_with_a_batch_have_one_fence_and_an_item_counts_once() {
 }
 
 #[tokio::test]
+async fn who_leaves_a_batch_of_nobodys_takes_it_from_nobody() {
+    let fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 3);
+    let (first, _) = share(&batches, &wanted, asker("w-1", "e-1")).await;
+    let beside = Asker {
+        run: "r-2",
+        deliveries: 2,
+        ..asker("w-2", "e-1")
+    };
+    share(&batches, &wanted, beside).await;
+    assert!(batches.give_back("b-1", first.fence).await.unwrap());
+    assert!(batches.renew("b-1", first.fence, LEASE).await.unwrap());
+    // The one who is at it dies, and its event goes to a third one.
+    let third = Asker {
+        run: "r-3",
+        deliveries: 3,
+        ..asker("w-3", "e-1")
+    };
+    share(&batches, &wanted, third).await;
+}
+
+#[tokio::test]
 async fn who_asks_with_another_event_is_told_who_is_at_it_until_nobody_is() {
     let mut fleet = Fleet::start().await;
     let batches = batches(&fleet);

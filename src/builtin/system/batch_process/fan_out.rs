@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 /// Items that are under way at a time.
 const WINDOW: usize = 64;
-/// Items that are published together where as many may be under way as there are.
+/// Items that are published together where many may be under way.
 const PAGE: usize = 256;
 /// Replies that one read brings at the most.
 const COUNT: usize = 256;
@@ -130,7 +130,10 @@ impl FanOut<'_> {
             holding.check().await?;
             self.publish(holding).await?;
             // Nobody holds these back: whoever dies here, they run.
-            while self.shared && !self.waiting.is_empty() {
+            while self.shared
+                && !self.waiting.is_empty()
+                && self.under_way.len() < self.runner.ahead
+            {
                 holding.check().await?;
                 self.publish(holding).await?;
             }
@@ -171,9 +174,9 @@ impl FanOut<'_> {
     async fn publish(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
         let now = Instant::now();
         let mut chosen: Vec<(usize, bool)> = Vec::new();
-        let shared = self.shared;
+        let (shared, ahead) = (self.shared, self.runner.ahead);
         let room = |chosen: &Vec<_>, under_way: &HashMap<_, _>| match shared {
-            true => chosen.len() < PAGE,
+            true => chosen.len() < PAGE && chosen.len() + under_way.len() < ahead,
             false => chosen.len() + under_way.len() < WINDOW,
         };
         while room(&chosen, &self.under_way)
