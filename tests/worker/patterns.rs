@@ -168,9 +168,15 @@ async fn what_one_instance_cannot_reach_is_in_every_answer_that_is_put_together(
     for pattern in [Pattern::Distributed, Pattern::Hybrid] {
         choose(&rig, pattern).await;
         health_of(&rig, 3).await;
-        for _ in 0..10 {
+        let mut together = 0;
+        while together < 10 {
             let health = health(&rig).await;
             assert_eq!(shape(&health), shape(&plain));
+            // On a slow machine a part may have lapsed, or all of it: then the asked looks alone.
+            if health["reports"]["given"] != 3 {
+                continue;
+            }
+            together += 1;
             assert_eq!(health["status"], "degraded", "{pattern}: {health}");
             assert_eq!(health["services"]["mcp"]["status"], "down");
             assert_eq!(health["services"]["redis"]["status"], "up");
