@@ -191,6 +191,7 @@ pub(super) async fn register_again(chores: &Chores, why: &str) -> Result<(), Coo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[tokio::test(start_paused = true)]
     async fn what_hangs_is_left_when_the_next_pulse_is_due() {
