@@ -48,6 +48,7 @@ impl Database {
     ///
     /// # Errors
     /// Whatever the database says; then nothing is written.
+    #[doc(hidden)]
     pub async fn insert_outcomes(
         &self,
         namespace: &str,
@@ -65,6 +66,7 @@ impl Database {
     ///
     /// # Errors
     /// [`LedgerError::Behind`] and [`LedgerError::Ahead`], and whatever the database says.
+    #[doc(hidden)]
     pub async fn outcomes(
         &self,
         filter: &OutcomeFilter,
@@ -78,6 +80,7 @@ impl Database {
     ///
     /// # Errors
     /// Whatever the database says.
+    #[doc(hidden)]
     pub async fn outcomes_extent(&self) -> Result<OutcomeExtent, LedgerError> {
         within(ACQUIRE + STATEMENT, self.store.outcomes_extent()).await?
     }

@@ -32,6 +32,7 @@ impl Database {
     ///
     /// # Errors
     /// Whatever the database says.
+    #[doc(hidden)]
     pub async fn forget_outcomes(
         &self,
         namespace: &str,
