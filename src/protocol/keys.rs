@@ -274,8 +274,8 @@ impl Keys {
 
     /// How far a repair is among the dead letters of one stream: a hash in its slot, that lapses.
     #[doc(hidden)]
-    pub fn repair_beside(&self, dead: &StreamName, repair: &str) -> String {
-        let rest = format_args!("repair:{}:{repair}", dead.part);
+    pub fn repair_beside(&self, dead: &StreamName, noted: &str) -> String {
+        let rest = format_args!("repair:{}:{noted}", dead.part);
         match dead.key.split_once('}') {
             Some((tag, _)) if self.layout != Layout::Plain => format!("{tag}}}:{rest}"),
             _ => self.control(rest),

@@ -6,7 +6,8 @@ use convoke::coordination::error::CoordinationError;
 use convoke::coordination::repairs::{MAX_REPAIRS, RepairDraft, Repairs, Right};
 use convoke::operator::replay::mending::Mend;
 use convoke::operator::replay::planning::Candidate;
-use convoke::operator::replay::repair::{Plan, RepairStep, Stepped, Stretch};
+use convoke::operator::replay::repair::{Plan, Progress, RepairStep, Stepped, Stretch};
+use convoke::operator::replay::wanted::Where;
 use convoke::operator::replay::{Move, Operator};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::{Keys, StreamName};
@@ -75,6 +76,14 @@ fn candidate(keys: &Keys, ms: u64, left: Option<&str>) -> Candidate {
     }
 }
 
+/// How the repair r-1 is noted, where it is one.
+async fn noted(fleet: &Fleet) -> String {
+    match repairs(fleet).read("r-1").await {
+        Ok((_, state)) => state.noted("r-1"),
+        Err(_) => "r-1:0".into(),
+    }
+}
+
 /// Replays these, from one position to the other.
 async fn step(
     fleet: &mut Fleet,
@@ -92,6 +101,7 @@ async fn step(
         .collect();
     let step = RepairStep {
         dead: &dead(&keys),
+        noted: &noted(fleet).await,
         fence,
         before: before.map(id),
         after: id(after),
@@ -128,7 +138,7 @@ async fn a_step_that_is_repeated_moves_and_counts_nothing_twice() {
     let told = fleet.facts().await;
     let counts: Vec<_> = told.iter().map(|(_, fact)| fact["count"].clone()).collect();
     assert_eq!(counts, [2, 2]);
-    let all = repairs(&fleet).progress("r-1", &draft("r-1").plan).await;
+    let all = repairs(&fleet).progress("r-1:0", &draft("r-1").plan).await;
     assert_eq!(all.unwrap().why, BTreeMap::from([("odd".to_owned(), 1)]));
 }
 
@@ -150,7 +160,9 @@ async fn whoever_has_lost_the_right_moves_nothing_more() {
     assert_eq!(kept.unwrap(), Right::Others);
     let operator = Operator::new(fleet.keys.clone(), "r-1", "ann");
     let name = dead(&fleet.keys);
-    let taken = operator.take_repair(&mut fleet.connection, &name, 2).await;
+    let noted = noted(&fleet).await;
+    let connection = &mut fleet.connection;
+    let taken = operator.take_repair(connection, &name, &noted, 2).await;
     assert_eq!(done(taken.unwrap()).0, 1);
     let stale = step(&mut fleet, 1, (Some(1), 2), &[2], &[]).await;
     assert_eq!(stale, Stepped::Lost);
@@ -231,6 +243,22 @@ async fn a_plan_is_bounded_and_holds_nothing_that_a_worker_does_not_know() {
     let mut large = plan.clone();
     large.wanted.entries = (0..100_000).map(|ms| (1_700_000_000_000 + ms, 0)).collect();
     refused(large, "over the limit of 524288").await;
+    let mut twice = plan.clone();
+    twice.stretches.push(plan.stretches[0].clone());
+    refused(twice, "twice").await;
+    let mut slow = plan.clone();
+    let anything = Where {
+        path: "n".into(),
+        value: None,
+    };
+    slow.wanted.fields = vec![anything; 101];
+    refused(slow, "over the limit of 100").await;
+    let uncounted = RepairDraft {
+        total: Some(u64::MAX),
+        ..draft("r-1")
+    };
+    let error = repairs.start(&uncounted, "ann").await.unwrap_err();
+    assert!(error.to_string().contains("total"), "{error}");
     let mut odd = plan.clone();
     odd.mends = vec![Mend::Unset {
         path: "a..b".into(),
@@ -263,4 +291,50 @@ async fn the_same_repair_is_there_once_and_those_that_ended_make_room() {
     let all = repairs.list().await.unwrap();
     assert_eq!(all.len(), MAX_REPAIRS);
     assert!(all.contains_key("new") && !all.contains_key("r-7"));
+}
+
+#[tokio::test]
+async fn a_repair_that_has_ended_does_not_start_again_and_whoever_asks_is_told() {
+    let fleet = Fleet::start().await;
+    let repairs = repairs(&fleet);
+    repairs.start(&draft("r-1"), "ann").await.unwrap();
+    repairs.cancel("r-1", "bob").await.unwrap();
+    let again = repairs.start(&draft("r-1"), "ann").await.unwrap_err();
+    assert!(matches!(again, CoordinationError::FailedPrecondition(_)));
+    assert!(again.to_string().contains("cancelled by bob"), "{again}");
+}
+
+#[tokio::test]
+async fn a_name_that_is_used_again_begins_at_the_beginning() {
+    let mut fleet = Fleet::start().await;
+    bury(&mut fleet, 2).await;
+    let repairs = repairs(&fleet);
+    repairs.start(&draft("r-1"), "ann").await.unwrap();
+    assert_eq!(done(step(&mut fleet, 5, (None, 1), &[1], &[]).await).0, 1);
+    let (plan, state) = repairs.read("r-1").await.unwrap();
+    // As a hundred later ones have it forgotten.
+    fleet.run("DEL cb:repairs cb:repairs:states").await;
+    loop {
+        let now: (u64, u64) = fleet.ask("TIME").await;
+        if now.0 * 1000 + now.1 / 1000 > state.at {
+            break;
+        }
+    }
+    repairs.start(&draft("r-1"), "ann").await.unwrap();
+    let begun = repairs.progress(&noted(&fleet).await, &plan).await;
+    assert_eq!(begun.unwrap(), Progress::default());
+    assert_eq!(done(step(&mut fleet, 1, (None, 2), &[2], &[]).await).0, 1);
+}
+
+#[tokio::test]
+async fn a_lease_from_before_the_clock_stepped_back_holds_nobody_up() {
+    let fleet = Fleet::start().await;
+    let repairs = repairs(&fleet);
+    repairs.start(&draft("r-1"), "ann").await.unwrap();
+    // An hour ahead, as a clock that then stepped back by an hour had it.
+    let ahead = Duration::from_secs(3600);
+    let held = repairs.take("r-1", "w-1", ahead).await.unwrap();
+    assert_eq!(held, Right::Held(1));
+    let taken = repairs.take("r-1", "w-2", LEASE).await.unwrap();
+    assert_eq!(taken, Right::Held(2));
 }

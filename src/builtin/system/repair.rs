@@ -155,7 +155,7 @@ pub(super) async fn list(
         }
         // One whose plan only a later version reads is listed all the same.
         let done = match repairs.read(&name).await {
-            Ok((plan, _)) => repairs.progress(&name, &plan).await,
+            Ok((plan, _)) => repairs.progress(&state.noted(&name), &plan).await,
             Err(CoordinationError::Bus(error)) => Err(error.into()),
             Err(_) => Ok(Progress::default()),
         };

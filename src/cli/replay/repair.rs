@@ -123,7 +123,7 @@ async fn watch(session: &Session, name: &str) -> anyhow::Result<Exit> {
     loop {
         // The state first: what it says has ended is counted whole.
         let (_, state) = repairs.read(name).await?;
-        let done = repairs.progress(name, &plan).await?;
+        let done = repairs.progress(&state.noted(name), &plan).await?;
         if !state.runs() {
             shown.finish_and_clear();
             return end(session, name, &state, &done);
@@ -223,7 +223,7 @@ pub(super) async fn list(session: &Session) -> anyhow::Result<Exit> {
     let now = local_now();
     for (name, state) in all {
         let done = match repairs.read(&name).await {
-            Ok((plan, _)) => repairs.progress(&name, &plan).await?,
+            Ok((plan, _)) => repairs.progress(&state.noted(&name), &plan).await?,
             // What only a later version can read is listed all the same.
             Err(_) => Progress::default(),
         };

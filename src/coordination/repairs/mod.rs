@@ -46,6 +46,8 @@ static END: LazyLock<Script> =
 pub const MAX_REPAIRS: usize = 100;
 /// Bytes of the text that says why.
 pub const MAX_REASON: usize = 256;
+/// Letters that a repair may be said to be about: what scripts count exactly.
+const MAX_TOTAL: u64 = 1 << 53;
 /// Bytes of a note.
 const MAX_NOTE: usize = 256;
 
@@ -81,6 +83,11 @@ impl RepairState {
     /// Whether it goes on.
     pub fn runs(&self) -> bool {
         self.state == "running"
+    }
+
+    /// The name under which it is noted how far it is: a later repair that is named alike begins at the beginning.
+    pub fn noted(&self, name: &str) -> String {
+        format!("{name}:{}", self.at)
     }
 }
 
@@ -132,11 +139,11 @@ impl Repairs {
         }
     }
 
-    /// Has workers begin a repair. The same again changes nothing.
+    /// Has workers begin a repair. The same again changes nothing while it runs.
     ///
     /// # Errors
-    /// `Invalid` for a plan that cannot be; `AlreadyExists` where another one has the name; `Exhausted` if as many run as
-    /// may; `Bus` else, and the call can be repeated.
+    /// `Invalid` for a plan that cannot be; `AlreadyExists` where another one has the name; `FailedPrecondition` where the
+    /// same one has ended; `Exhausted` if as many run as may; `Bus` else, and the call can be repeated.
     pub async fn start(&self, wanted: &RepairDraft, by: &str) -> Result<(), CoordinationError> {
         named("name", keys::check_name("run", &wanted.name))?;
         wanted.plan.check(&self.store.keys).map_err(invalid)?;
@@ -144,6 +151,11 @@ impl Repairs {
             let bytes = wanted.why.len();
             return Err(invalid(format!(
                 "why: {bytes} bytes are over the limit of {MAX_REASON}"
+            )));
+        }
+        if let Some(total) = wanted.total.filter(|total| *total > MAX_TOTAL) {
+            return Err(invalid(format!(
+                "total: {total} is over the limit of {MAX_TOTAL}"
             )));
         }
         let plan = rmp_serde::to_vec_named(&wanted.plan)
@@ -174,10 +186,23 @@ impl Repairs {
                 "another repair is named {}",
                 wanted.name
             ))),
+            4 => Err(self.ended(&wanted.name).await),
             _ => Err(CoordinationError::Exhausted(format!(
                 "{MAX_REPAIRS} repairs run, which is the most that may: cancel one"
             ))),
         }
+    }
+
+    async fn ended(&self, name: &str) -> CoordinationError {
+        let state = match self.read(name).await {
+            Ok((_, state)) => state,
+            Err(error) => return error,
+        };
+        let by = state.ended_by.unwrap_or_default();
+        CoordinationError::FailedPrecondition(format!(
+            "{name} has ended ({} by {by}): take another name",
+            state.state
+        ))
     }
 
     /// All that are kept, by name.
@@ -215,17 +240,17 @@ impl Repairs {
         Ok((plan, rmp_serde::from_slice(&state).map_err(odd)?))
     }
 
-    /// How far it is: what was done, in all streams together.
+    /// How far one is that is [noted](RepairState::noted) like that: what was done, in all streams together.
     ///
     /// # Errors
     /// `Bus`.
-    pub async fn progress(&self, name: &str, plan: &Plan) -> Result<Progress, CoordinationError> {
+    pub async fn progress(&self, noted: &str, plan: &Plan) -> Result<Progress, CoordinationError> {
         let keys = &self.store.keys;
         let mut all = Progress::default();
         for stretch in &plan.stretches {
             let dead = plan.stream(keys, &stretch.stream).map_err(invalid)?;
             let mut connection = self.store.connector.toward(&dead.key).pooled().await?;
-            all.add(&Progress::read(&mut connection, keys, &dead, name).await?);
+            all.add(&Progress::read(&mut connection, keys, &dead, noted).await?);
         }
         Ok(all)
     }
@@ -312,7 +337,8 @@ impl Repairs {
             }
         }
         self.told();
-        let (plan, _) = self.read(name).await?;
+        let (plan, state) = self.read(name).await?;
+        let noted = state.noted(name);
         let operator = Operator::new(self.store.keys.clone(), name, by);
         for stretch in &plan.stretches {
             let dead = plan.stream(&self.store.keys, &stretch.stream);
@@ -320,10 +346,10 @@ impl Repairs {
             let mut connection = self.store.connector.toward(&dead.key).pooled().await?;
             // From here on whoever does it moves nothing more in that stream.
             operator
-                .take_repair(&mut connection, &dead, answer.fence)
+                .take_repair(&mut connection, &dead, &noted, answer.fence)
                 .await?;
         }
-        self.progress(name, &plan).await
+        self.progress(&noted, &plan).await
     }
 
     async fn end(

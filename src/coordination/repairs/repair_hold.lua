@@ -12,7 +12,10 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local fence = tonumber(state.fence) or 0
 if ARGV[3] == '' then
-  if (tonumber(state['until']) or 0) > now and state.holder ~= ARGV[2] then return {2, fence} end
+  local till = tonumber(state['until']) or 0
+  -- What ends later than any lease from now on was given before the clock stepped back.
+  local held = till > now and till <= now + tonumber(ARGV[4])
+  if held and state.holder ~= ARGV[2] then return {2, fence} end
   fence = fence + 1
 elseif tonumber(ARGV[3]) ~= fence then
   return {2, fence}

@@ -4,12 +4,16 @@
 --
 -- KEYS  1 plans  2 states  3 broadcast
 -- ARGV  1 name  2 plan (MessagePack map)  3 who asks  4 why  5 how many letters it is about, or ''  6 how many may be
--- Returns 1: it is there, now or before; 2: another one of that name is; 3: there are as many as there may be, and none
---       of them has ended.
+-- Returns 1: it runs, now or before; 2: another one of that name is there; 3: there are as many as there may be, and none
+--       of them has ended; 4: the same one has ended.
 -- Cost  O(repairs), where there are as many as there may be; else O(1)
 local name, plan = ARGV[1], ARGV[2]
 local kept = redis.call('HGET', KEYS[1], name)
-if kept then return kept == plan and 1 or 2 end
+if kept then
+  if kept ~= plan then return 2 end
+  local state = decoded(redis.call('HGET', KEYS[2], name))
+  return state and state.state == 'running' and 1 or 4
+end
 if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[6]) then
   local oldest, ended
   local all = redis.call('HGETALL', KEYS[2])

@@ -16,7 +16,7 @@ use crate::protocol::keys::{Keys, StreamKind, StreamName};
 use redis::Script;
 use redis::aio::ConnectionLike;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const MAX_STRETCHES: usize = 1000;
 /// Changes of a payload, at the most.
 pub const MAX_MENDS: usize = 100;
+/// Conditions on what a letter holds, at the most.
+pub const MAX_WHERES: usize = 100;
 /// Bytes of a plan, at the most.
 pub const MAX_PLAN: usize = 512 << 10;
 /// Bytes of a reason for which letters are left alone.
@@ -81,14 +83,19 @@ impl Plan {
         let counts = [
             ("stretches", self.stretches.len(), MAX_STRETCHES),
             ("mends", self.mends.len(), MAX_MENDS),
+            ("where", self.wanted.fields.len(), MAX_WHERES),
         ];
         for (field, count, most) in counts {
             if count > most {
                 return Err(format!("{field}: {count} are over the limit of {most}"));
             }
         }
+        let mut named = BTreeSet::new();
         for stretch in &self.stretches {
             self.stream(keys, &stretch.stream)?;
+            if !named.insert(&stretch.stream) {
+                return Err(format!("stretches: {} is there twice", stretch.stream));
+            }
         }
         if self.rate == Some(0) {
             return Err("rate: 0 would never end".into());
@@ -152,10 +159,10 @@ impl Progress {
         connection: &mut impl ConnectionLike,
         keys: &Keys,
         dead: &StreamName,
-        repair: &str,
+        noted: &str,
     ) -> Result<Self, BusError> {
         let mut command = redis::cmd("HGETALL");
-        command.arg(keys.repair_beside(dead, repair));
+        command.arg(keys.repair_beside(dead, noted));
         let noted: HashMap<String, String> = command.query_async(connection).await?;
         let number = |name: &str| noted.get(name).and_then(|text| text.parse().ok());
         let why = noted.iter().filter_map(|(name, count)| {
@@ -187,6 +194,8 @@ impl Progress {
 pub struct RepairStep<'a> {
     /// The dead letters' stream.
     pub dead: &'a StreamName,
+    /// The name under which it is noted how far the repair is.
+    pub noted: &'a str,
     /// The fence of the right to the repair.
     pub fence: u64,
     /// Where it stands.
@@ -223,10 +232,12 @@ impl Operator {
         &self,
         connection: &mut impl ConnectionLike,
         dead: &StreamName,
+        noted: &str,
         fence: u64,
     ) -> Result<Stepped, BusError> {
         let step = RepairStep {
             dead,
+            noted,
             fence,
             before: None,
             after: EntryId::default(),
@@ -267,7 +278,7 @@ impl Operator {
         };
         let mut call = SCRIPT.prepare_invoke();
         call.key(&dead.key)
-            .key(self.keys().repair_beside(dead, self.run()))
+            .key(self.keys().repair_beside(dead, step.noted))
             .key(&to);
         let told = self.tell(&mut call, &dead.key);
         let text = |at: Option<EntryId>| at.map_or_else(String::new, |at| at.to_string());

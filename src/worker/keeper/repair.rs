@@ -19,6 +19,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 const LEASE: Duration = Duration::from_secs(10);
 /// How long a repair waits that was held up.
 const HELD_UP: Duration = Duration::from_secs(5);
+/// How much later than the repair began a letter may have died that it still meets: clocks differ.
+const LATE_MS: u64 = 60_000;
 
 /// Why a repair is not gone on with here.
 enum Stop {
@@ -54,17 +56,21 @@ pub(super) async fn run(chores: &Chores) {
     }
 }
 
-/// Does each repair that nobody does, until it is done.
+/// Does each repair that nobody does, until it is done. One that fails holds no other one up.
 async fn look(chores: &Chores) -> Result<(), CoordinationError> {
+    let mut all = Ok(());
     for (name, state) in chores.repairs.list().await? {
         if !state.runs() || chores.leaves() {
             continue;
         }
-        if let Right::Held(fence) = chores.repairs.take(&name, chores.id(), LEASE).await? {
-            do_it(chores, &name, fence).await?;
-        }
+        let done = match chores.repairs.take(&name, chores.id(), LEASE).await {
+            Ok(Right::Held(fence)) => do_it(chores, &name, fence).await,
+            Ok(Right::Others | Right::Over) => Ok(()),
+            Err(error) => Err(error),
+        };
+        all = all.and(done);
     }
-    Ok(())
+    all
 }
 
 async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), CoordinationError> {
@@ -79,7 +85,11 @@ async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), Coordinati
         repairs.keep(name, chores.id(), fence, lease, &note).await
     };
     match doing.run().await {
-        Ok(()) => repairs.finish(name, chores.id(), fence).await,
+        Ok(()) => match repairs.finish(name, chores.id(), fence).await {
+            // It was cancelled just then, or somebody else has it.
+            Err(CoordinationError::Aborted(_)) => Ok(()),
+            finished => finished,
+        },
         Err(Stop::Lost) => Ok(()),
         Err(Stop::Leaving) => keep(Duration::ZERO, String::new()).await.map(|_| ()),
         Err(Stop::HeldUp(why)) => {
@@ -120,6 +130,7 @@ struct Stand<'a> {
     operator: &'a Operator,
     planner: &'a Planner,
     plan: &'a Plan,
+    noted: &'a str,
     dead: StreamName,
     pace: &'a mut Pace,
     /// What was done in the streams before, and in this one.
@@ -149,7 +160,13 @@ impl Doing<'_> {
         let operator = Operator::new(keys.clone(), self.name, state.by.as_str());
         let planner = plan.planner(keys, limits, &state.by);
         let mut pace = Pace::new(plan.rate);
-        let done = self.chores.repairs.progress(self.name, &plan).await?;
+        let noted = state.noted(self.name);
+        let done = self.chores.repairs.progress(&noted, &plan).await?;
+        // What dies again while it goes on is not met again, wherever a stretch ends.
+        let last = EntryId {
+            ms: state.at.saturating_add(LATE_MS),
+            seq: u64::MAX,
+        };
         let mut before = 0;
         for stretch in &plan.stretches {
             let dead = plan.stream(keys, &stretch.stream);
@@ -157,14 +174,15 @@ impl Doing<'_> {
                 operator: &operator,
                 planner: &planner,
                 plan: &plan,
+                noted: &noted,
                 dead: dead.map_err(Stop::HeldUp)?,
                 pace: &mut pace,
                 before,
                 here: Progress::default(),
                 until_now: done.replayed,
             };
-            self.stream(&mut stand, entry(stretch.from), entry(stretch.to))
-                .await?;
+            let (from, to) = (entry(stretch.from), entry(stretch.to).min(last));
+            self.stream(&mut stand, from, to).await?;
             before = stand.replayed();
         }
         Ok(())
@@ -178,9 +196,10 @@ impl Doing<'_> {
     ) -> Result<(), Stop> {
         let connector = self.chores.connector.toward(&stand.dead.key);
         let mut connection = connector.pooled().await?;
-        let taken = stand
-            .operator
-            .take_repair(&mut connection, &stand.dead, self.fence);
+        let taken =
+            stand
+                .operator
+                .take_repair(&mut connection, &stand.dead, stand.noted, self.fence);
         match taken.await? {
             Stepped::Done(progress) => stand.here = progress,
             _ => return Err(Stop::Lost),
@@ -254,6 +273,7 @@ impl Doing<'_> {
         loop {
             let step = RepairStep {
                 dead: &stand.dead,
+                noted: stand.noted,
                 fence: self.fence,
                 before: stand.here.at,
                 after,

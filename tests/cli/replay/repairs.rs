@@ -8,6 +8,7 @@ use convoke::protocol::json;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const EVENTS: &str = "cb:events:order";
 const DEAD: &str = "cb:dead:order";
@@ -266,4 +267,58 @@ fn payloads_are_mended_by_what_is_given_from_the_terminal_too() {
     }
     run(&redis, &["replay", "dead", "--set=version=2", "--yes"]).done();
     each_once(&redis, 2);
+}
+
+/// Replays letters at two a second whose deadlines are fine when it begins, and not when the last one's turn comes.
+fn deadlines_pass_meanwhile(redis: &Redis, by: &[&str]) {
+    let deadline = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(62);
+    for n in 1..=8 {
+        let told = format!(
+            "id o-{n} deadreason internal deadattempts 5 deadline {}",
+            deadline.as_millis()
+        );
+        let (id, data) = (format!("{n}-1"), json!({"n": n}));
+        add(redis, DEAD, &id, "order.make", &data, &told);
+    }
+    let args = ["replay", "dead", "order", "--yes", "--rate=2"];
+    run(redis, &[&args[..], by].concat()).done();
+    let events = entries(redis, EVENTS);
+    assert_eq!(events.len(), 8);
+    let last = events.last().unwrap();
+    assert_eq!(last.get("deadline"), None, "it would be dropped unseen");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_that_passes_while_a_repair_waits_is_taken_off() {
+    let redis = Redis::start();
+    let _worker = worker(&redis, "w-1");
+    deadlines_pass_meanwhile(&redis, &["--detach", "--follow"]);
+}
+
+#[test]
+fn a_deadline_that_passes_while_the_terminal_replays_is_taken_off() {
+    let redis = Redis::start();
+    deadlines_pass_meanwhile(&redis, &[]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repair_meets_nothing_that_dies_long_after_it_began() {
+    let redis = Redis::start();
+    let _worker = worker(&redis, "w-1");
+    orders(&redis, 1);
+    let later = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(3600);
+    let (id, told) = (
+        format!("{}-1", later.as_millis()),
+        "id o-9 deadreason internal",
+    );
+    add(&redis, DEAD, &id, "order.make", &json!({}), told);
+    let all = json!([{"stream": DEAD, "from": [0, 0], "to": [u64::MAX, u64::MAX]}]);
+    let asked = json!({"name": "all", "plan": {"stretches": all, "force": true}}).to_string();
+    run(
+        &redis,
+        &["request", "system.repair.start", "--data", &asked],
+    )
+    .done();
+    run(&redis, &["replay", "follow", "all"]).done();
+    assert_eq!((length(&redis, EVENTS), length(&redis, DEAD)), (1, 1));
 }

@@ -516,6 +516,7 @@ async fn replays(meter: &mut Meter) {
             assert_eq!(moved.unwrap().moved.len(), STEP);
             let step = RepairStep {
                 dead: &name,
+                noted: "r-1:1",
                 fence: 1,
                 before: None,
                 after: id(3 * STEP),
