@@ -226,14 +226,6 @@ impl HandlerError {
         self
     }
 
-    /// The same failure; the event is handed to nobody.
-    #[must_use]
-    #[cfg(feature = "worker")]
-    pub(crate) fn here(mut self) -> Self {
-        self.elsewhere = None;
-        self
-    }
-
     /// The same failure with details for a program to read.
     #[must_use]
     pub fn with_details(mut self, details: rmpv::Value) -> Self {

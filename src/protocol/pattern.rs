@@ -126,9 +126,8 @@ impl Patterned {
     /// The patterns that there are for it.
     pub const fn built(self) -> &'static [Pattern] {
         match self {
-            Patterned::Health | Patterned::Register | Patterned::Quorum | Patterned::Batch => {
-                &Pattern::ALL
-            }
+            Patterned::Health | Patterned::Register | Patterned::Quorum => &Pattern::ALL,
+            Patterned::Batch => &[Pattern::Distributed, Pattern::Hybrid],
             Patterned::Metrics => &[Pattern::Centralized, Pattern::Distributed],
             Patterned::Heartbeat => &[Pattern::Centralized, Pattern::Hybrid],
         }

@@ -123,12 +123,6 @@ async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_and_stopped_leaders_lose_no_item_of_the_batches_that_all_hand_to_them() {
-    let (kills, stops) = fewer();
-    holders_die(Some(Pattern::Centralized), kills, stops).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batches_that_nobody_holds_are_whole_and_once_whoever_is_killed_and_stopped() {
     let (kills, stops) = fewer();
     holders_die(Some(Pattern::Distributed), kills, stops).await;
@@ -247,7 +241,6 @@ async fn holders_die(pattern: Option<Pattern>, kills: u64, stops: u64) {
         .event(counts.aborted as u64, "holders answered aborted")
         .note(format!("{} facts of batches in order", counts.facts))
         .tell(match pattern {
-            Some(Pattern::Centralized) => "batches of the leader",
             Some(Pattern::Distributed) => "batches of nobody",
             _ => "batches",
         });

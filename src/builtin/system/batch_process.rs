@@ -3,7 +3,6 @@
 mod exclusive;
 mod fan_out;
 mod holding;
-mod managed;
 
 use crate::builtin::Services;
 use crate::builtin::system::encoded;
@@ -160,19 +159,14 @@ pub(super) async fn process(
     services: State<Services>,
 ) -> Result<Processed, HandlerError> {
     let (began, pattern) = (Instant::now(), services.patterns.of(Patterned::Batch));
-    // Whoever handed it to this one has chosen.
-    let handed = context.is_from_inbox();
-    let processed = process_in(&context, event, &services, pattern, handed).await;
-    // One that runs later is counted then, and one that was handed on by whoever did that.
+    let processed = process_in(&context, event, &services, pattern).await;
+    // One that runs later is counted then.
     let later = |error: &HandlerError| error.retry_after.is_some();
-    if !handed && !processed.as_ref().is_err_and(later) {
+    if !processed.as_ref().is_err_and(later) {
         let of = (Patterned::Batch, pattern);
         services.patterns.answered(of, began, &processed, |_| None);
     }
-    processed.map_err(|error| match handed {
-        true => error.here(),
-        false => error,
-    })
+    processed
 }
 
 async fn process_in(
@@ -180,7 +174,6 @@ async fn process_in(
     mut event: Process,
     services: &Services,
     pattern: Pattern,
-    handed: bool,
 ) -> Result<Processed, HandlerError> {
     let runner = services.runner.clone();
     let lease_ms = event.lease_ms.unwrap_or(whole_ms(runner.lease));
@@ -204,14 +197,6 @@ async fn process_in(
         Mode::Exclusive => context.handles(&event.item_type),
         Mode::FanOut => somebody_handles(services, context, &event).await?,
     };
-    if pattern == Pattern::Centralized && !handed {
-        if place.is_none() {
-            return Err(no_place());
-        }
-        if let Some(processed) = managed::by_leader(context, services, &event, &items).await? {
-            return Ok(processed);
-        }
-    }
     let shares = pattern == Pattern::Distributed && event.mode == Mode::FanOut;
     let run = Uuid::now_v7().to_string();
     loop {

@@ -60,20 +60,17 @@ async fn completed(rig: &Rig, count: usize) -> Vec<Value> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_has_the_same_answer_and_the_same_effects_in_each_pattern() {
     let mut all: Vec<Value> = Vec::new();
-    for pattern in Pattern::ALL {
+    for pattern in Patterned::Batch.built().iter().copied() {
         for mode in ["exclusive", "fan_out"] {
             let rig = Rig::new().await;
             let runs = Runs::default();
             let workers = two(&rig, pattern, 0, &runs);
-            let leader = leader(&rig, 2).await;
+            leader(&rig, 2).await;
             // Whoever reads it.
             for name in ["b-1", "b-2", "b-3", "b-4"] {
                 let wanted = batch(name, mode, 0..100);
                 let mut told = process(&rig, &wanted).await;
                 assert_eq!(process(&rig, &wanted).await, told, "again");
-                if pattern == Pattern::Centralized {
-                    assert_eq!(told["processor_id"], leader, "{told}");
-                }
                 let told = told.as_object_mut().unwrap();
                 assert!(told.remove("fence").unwrap().as_u64() > Some(1_700_000_000_000_000));
                 told.remove("processor_id").unwrap();
@@ -93,55 +90,6 @@ async fn a_batch_has_the_same_answer_and_the_same_effects_in_each_pattern() {
         "failures": [{"index": 13, "code": "not_found", "message": "no 13"}],
     });
     assert!(all.iter().all(|told| *told == expected), "{all:#?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_leads_next_goes_on_with_the_batches_of_the_one_that_went() {
-    let rig = Rig::new().await;
-    let runs = Runs::default();
-    let mut workers = two(&rig, Pattern::Centralized, 20, &runs);
-    let first = leader(&rig, 2).await;
-    let asking = {
-        let client = rig.client.clone();
-        let wanted = batch("b-1", "exclusive", 100..400);
-        tokio::spawn(async move { ask(&client, "system.batch.process", wanted).await })
-    };
-    until("some items are committed", || async {
-        let found = batches(&rig).find("b-1").await.unwrap();
-        found.is_some_and(|batch| batch.processed > 3)
-    })
-    .await;
-    let place = workers.iter().position(|(id, _)| *id == first).unwrap();
-    workers.remove(place).1.stop().await;
-    let told = asking.await.unwrap();
-    assert_eq!(
-        (&told["processed"], &told["items_processed"]),
-        (&json!(true), &json!(300))
-    );
-    assert_eq!(told["processor_id"], workers[0].0);
-    assert_eq!(effects(&rig, 300).await.len(), 300);
-    completed(&rig, 1).await;
-    for (_, worker) in workers {
-        worker.stop().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_leader_without_the_handler_leaves_a_batch_to_whoever_has_it() {
-    let rig = Rig::new().await;
-    let bare = Worker::builder().settings(short(&rig, "w-bare", Pattern::Centralized));
-    let bare = rig.start(bare);
-    assert_eq!(leader(&rig, 1).await, "w-bare");
-    let runs = Runs::default();
-    let able = adding(&rig, "w-able", 0, &runs);
-    let able = rig.start(able.settings(short(&rig, "w-able", Pattern::Centralized)));
-    leader(&rig, 2).await;
-    for name in ["b-1", "b-2", "b-3"] {
-        let told = process(&rig, &batch(name, "exclusive", 100..110)).await;
-        assert_eq!(told["processor_id"], "w-able", "{told}");
-    }
-    able.stop().await;
-    bare.stop().await;
 }
 
 /// Two workers whose items wait until the gate is open.
