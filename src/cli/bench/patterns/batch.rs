@@ -18,7 +18,6 @@ pub(super) async fn measure(asker: &Asker<'_>, fleet: &Fleet<'_>) -> anyhow::Res
     let rig = asker.rig;
     let batches = (rig.plan.requests / 400).clamp(1, 20);
     let number = Cell::new(0);
-    let mode = Cell::new("fan_out");
     let one = async |side: &'static str, _| {
         let pattern = Pattern::named(side).unwrap_or_default();
         asker.follow(Patterned::Batch, pattern).await?;
@@ -28,7 +27,7 @@ pub(super) async fn measure(asker: &Asker<'_>, fleet: &Fleet<'_>) -> anyhow::Res
             number.set(number.get() + 1);
             let batch = json!({
                 "batch_id": format!("bench-{}", number.get()), "item_type": "system.ping",
-                "items": vec![json!({}); ITEMS as usize], "mode": mode.get(),
+                "items": vec![json!({}); ITEMS as usize], "mode": "fan_out",
             });
             let asked = Instant::now();
             let told = asker.request("system.batch.process", &batch).await?;
@@ -38,27 +37,14 @@ pub(super) async fn measure(asker: &Asker<'_>, fleet: &Fleet<'_>) -> anyhow::Res
         let (after, end) = (rig.usage().await?, Mark::now());
         Ok(Sample::between([begin, end], [&before, &after], batches).with_times(times))
     };
-    let case = |mode: &str| {
-        let size = fleet.size() + 2;
-        format!("a batch of {ITEMS} items, {mode}, {size} instances of which two work")
-    };
-    let names = Pattern::ALL.map(Pattern::as_str);
+    let size = fleet.size() + 2;
+    let case = format!("a batch of {ITEMS} items, fanned out, {size} instances of which two work");
+    let names = [Pattern::Distributed, Pattern::Hybrid].map(Pattern::as_str);
     let samples = rig.rounds(names, batches, one).await?;
     let shown: Vec<_> = names.into_iter().zip(&samples).collect();
-    let mut figure = Figure::new("patterns", case("fanned out"), "us", batches, &shown);
-    for (side, of) in &shown[..2] {
-        let what = format!("server CPU, {side} / hybrid");
-        figure = figure.ratio(what, of, &samples[2], |sample| sample.server_cpu, None);
-    }
-    rig.tell(figure)?;
-    // Where nobody holds a batch, one that is exclusive is held all the same.
-    mode.set("exclusive");
-    let names = [Pattern::Centralized, Pattern::Hybrid].map(Pattern::as_str);
-    let samples = rig.rounds(names, batches, one).await?;
-    let shown: Vec<_> = names.into_iter().zip(&samples).collect();
-    let figure = Figure::new("patterns", case("exclusive"), "us", batches, &shown);
+    let figure = Figure::new("patterns", case, "us", batches, &shown);
     rig.tell(figure.ratio(
-        "server CPU, centralized / hybrid".to_owned(),
+        "server CPU, distributed / hybrid".to_owned(),
         &samples[0],
         &samples[1],
         |sample| sample.server_cpu,
