@@ -309,7 +309,7 @@ async fn without_a_ledger_the_command_says_so_and_makes_none() {
     );
     assert!(!path.exists());
     let migrated = convoke(&rig, &["ledger", "migrate", "--format", "json"]);
-    assert_eq!(text(&migrated.stdout), "{\"from\":0,\"to\":4}\n");
+    assert_eq!(text(&migrated.stdout), "{\"from\":0,\"to\":5}\n");
     let nowhere = "postgres://127.0.0.1:1/none";
     for command in [
         &["history"][..],
