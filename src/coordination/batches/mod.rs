@@ -27,6 +27,7 @@
 //! repeated commit counts nothing twice, and items may be finished in any order.
 
 pub mod batch;
+pub mod cancel;
 pub mod leases;
 
 use super::error::CoordinationError;
@@ -41,7 +42,7 @@ use crate::connect::script::{script, script_with};
 use crate::connect::silence::{Answers, CallTime};
 use crate::coordination::answer::answer;
 use crate::coordination::batches::batch::{
-    Batch, BatchPlan, BatchStatus, Failure, MAX_FAILURES, MAX_MESSAGE, MAX_REASON, check_id,
+    Batch, BatchPlan, Failure, MAX_FAILURES, MAX_MESSAGE, check_id,
 };
 use crate::protocol::keys::Keys;
 use crate::streams::commit::Publication;
@@ -65,8 +66,6 @@ const PAGE: usize = 64;
 static COORDINATE: LazyLock<Script> =
     LazyLock::new(|| script_with(&[VERSION], include_str!("coordinate_batch.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew_batch.lua")));
-static CANCEL: LazyLock<Script> =
-    LazyLock::new(|| script_with(&[VERSION], include_str!("cancel_batch.lua")));
 
 /// The batches of one namespace. Cheap to clone; every clone and every process sees the same.
 #[derive(Clone, Debug)]
@@ -131,19 +130,6 @@ pub enum Acquired {
     Cancelled(String),
 }
 
-/// A batch that somebody asked to cancel.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CancelledBatch {
-    /// Cancelled, now or before; or completed.
-    pub status: BatchStatus,
-    /// How far it was.
-    pub progress: BatchProgress,
-    /// Who cancelled it.
-    pub by: String,
-    /// Why.
-    pub reason: String,
-}
-
 /// The outcome of committing a batch's progress.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Advanced {
@@ -177,19 +163,6 @@ answer! {
         event: String,
         /// Which items are finished; or the stream to which an item cannot publish.
         bits: Vec<u8>,
-    }
-}
-
-answer! {
-    /// What `cancel_batch.lua` answers.
-    struct Cancelling {
-        state: String,
-        processor_id: String,
-        processed: u64,
-        failed: u64,
-        total: u64,
-        by: String,
-        reason: String,
     }
 }
 
@@ -356,53 +329,6 @@ impl Batches {
             ))),
             _ => Err(unexpected()),
         }
-    }
-
-    /// Cancels a batch that runs: whoever holds it commits nothing more. The same call again changes nothing.
-    ///
-    /// # Errors
-    /// `Invalid` if it is no id; `NotFound` if no batch has it; `Bus`.
-    pub async fn cancel(
-        &self,
-        id: &str,
-        by: &str,
-        reason: &str,
-    ) -> Result<CancelledBatch, CoordinationError> {
-        check_id(id)?;
-        let keys = &self.store.keys;
-        let mut call = CANCEL.prepare_invoke();
-        call.key(keys.batch(id))
-            .key(keys.batch_finished(id))
-            .key(keys.batches())
-            .key(keys.broadcast())
-            .key(keys.state())
-            .arg(id)
-            .arg(&by[..by.floor_char_boundary(MAX_REASON)])
-            .arg(&reason[..reason.floor_char_boundary(MAX_REASON)])
-            .arg(whole_ms(KEPT));
-        let answer: Cancelling = self.store.invoke(&call).await?;
-        let status = match answer.state.as_str() {
-            "cancelled" => BatchStatus::Cancelled,
-            "completed" => BatchStatus::Completed,
-            "unknown" => return Err(not_there(id)),
-            _ => {
-                return Err(CoordinationError::Bus(BusError::Reply {
-                    what: "cancel_batch.lua",
-                }));
-            }
-        };
-        Ok(CancelledBatch {
-            status,
-            progress: BatchProgress {
-                fence: 0,
-                processor_id: answer.processor_id,
-                processed: answer.processed,
-                failed: answer.failed,
-                total: answer.total,
-            },
-            by: answer.by,
-            reason: answer.reason,
-        })
     }
 
     /// Renews the lease; false if the fence is not the last holder's. Works when the server's memory
