@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use support::fleet::{self, Fleet};
-use support::{Redis, torture, until, users};
+use support::{Redis, signal, torture, until, users};
 
 /// Events that are published before they are cancelled.
 const AT_A_TIME: u64 = 20;
@@ -103,8 +103,14 @@ async fn each_event_is_finished_or_cancelled_never_both_and_never_neither() {
     let connector = Connector::new(&url, CALLS).unwrap();
     let canceller = Canceller::new(connector, client.keys().clone(), &Settings::default());
     let mut called: BTreeMap<String, (Standing, bool)> = BTreeMap::new();
-    let (mut published, mut killed) = (0, 0);
+    let (mut published, mut killed, mut round) = (0, 0, 0);
     while published < events {
+        // Now and then nobody reads, so that some wait for sure.
+        round += 1;
+        let stopped = round % 4 == 0;
+        for index in (0..fleet.len()).filter(|_| stopped) {
+            signal(fleet.pid(index), "STOP");
+        }
         let mut some: Vec<u64> = Vec::new();
         while (some.len() as u64) < AT_A_TIME && published < events {
             client.publish(&event(published, &mut dice)).await.unwrap();
@@ -131,6 +137,10 @@ async fn each_event_is_finished_or_cancelled_never_both_and_never_neither() {
         for call in calls {
             let (id, fate) = call.await.unwrap();
             called.insert(id, (fate.state, fate.cancelled));
+        }
+        // Whoever was killed has another one in its place by now.
+        for index in (0..fleet.len()).filter(|_| stopped) {
+            signal(fleet.pid(index), "CONT");
         }
     }
     until("everything has ended", async || {
