@@ -131,7 +131,7 @@ pub struct Process {
 }
 
 /// How far it is.
-#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Processed {
     /// Whether every item is finished; if not, `processor_id` is at it.
     processed: bool,
@@ -144,7 +144,7 @@ pub struct Processed {
     fence: u64,
     status: BatchStatus,
     /// The first failures of a completed batch.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     failures: Vec<Failure>,
 }
 

@@ -144,7 +144,7 @@ impl BatchPlan {
 }
 
 /// An item that failed for good.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Failure {
     /// Which item, from 0.
     pub index: usize,

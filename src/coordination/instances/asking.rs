@@ -22,62 +22,43 @@ pub struct Ask<'a> {
     pub id: &'a str,
     /// Its payload.
     pub data: &'a [u8],
-    /// Until when it is to be begun, in Unix ms on the server.
-    pub deadline: Option<u64>,
 }
 
-/// Where the answer comes.
-#[derive(Clone, Debug)]
-pub struct Mailbox(String);
-
 impl Instances {
-    /// A mailbox that nobody else has.
-    pub fn mailbox(&self) -> Mailbox {
-        let name = format!("ask-{:016x}", fastrand::u64(..));
-        Mailbox(self.store.keys.reply("system", 0, &name))
-    }
-
-    /// Asks an instance over its inbox; false: it has none, so it is gone, or no worker.
-    ///
-    /// # Errors
-    /// `Bus`. Then it may be asked all the same.
-    pub async fn ask_to(
+    /// Asks an instance over its inbox, to be begun by then, in Unix ms on the server; false: it has none, so it is gone,
+    /// or no worker.
+    async fn ask_to(
         &self,
         id: &str,
         ask: Ask<'_>,
-        mailbox: &Mailbox,
+        mailbox: &str,
+        deadline: u64,
     ) -> Result<bool, CoordinationError> {
         let mut asks = redis::pipe();
         let add = asks.cmd("XADD").arg(self.store.keys.inbox(id));
         add.arg(&["NOMKSTREAM", "*", "type", ask.kind, "source", ask.from])
-            .arg(&["id", ask.id, "replyto", &mailbox.0]);
-        if let Some(deadline) = ask.deadline {
-            add.arg("deadline").arg(deadline);
-        }
-        add.arg("data").arg(ask.data);
+            .arg(&["id", ask.id, "replyto", mailbox])
+            .arg("deadline")
+            .arg(deadline)
+            .arg("data")
+            .arg(ask.data);
         let (stored,): (Value,) = self.store.ask(&asks).await?;
         Ok(stored != Value::Nil)
     }
 
     /// The reply, if it is there.
-    ///
-    /// # Errors
-    /// `Bus`.
-    pub async fn answer_in(&self, mailbox: &Mailbox) -> Result<Option<Entry>, CoordinationError> {
+    async fn answer_in(&self, mailbox: &str) -> Result<Option<Entry>, CoordinationError> {
         let mut read = redis::pipe();
-        read.cmd("XREVRANGE").arg(&mailbox.0);
+        read.cmd("XREVRANGE").arg(mailbox);
         read.arg(&["+", "-", "COUNT", "1"]);
         let (reply,): (Value,) = self.store.ask(&read).await?;
         Ok(entries_of(reply)?.into_iter().next())
     }
 
-    /// Removes the mailbox.
-    ///
-    /// # Errors
-    /// `Bus`. Then it lapses.
-    pub async fn forget(&self, mailbox: &Mailbox) -> Result<(), CoordinationError> {
+    /// Removes the mailbox; where that fails it lapses.
+    async fn forget(&self, mailbox: &str) -> Result<(), CoordinationError> {
         let mut forget = redis::pipe();
-        forget.cmd("UNLINK").arg(&mailbox.0);
+        forget.cmd("UNLINK").arg(mailbox);
         self.store.ask::<Value>(&forget).await?;
         Ok(())
     }
@@ -92,13 +73,11 @@ impl Instances {
         ask: Ask<'_>,
         wait: Duration,
     ) -> Result<Option<Entry>, CoordinationError> {
-        let mailbox = self.mailbox();
+        // One that nobody else has.
+        let name = format!("ask-{:016x}", fastrand::u64(..));
+        let mailbox = self.store.keys.reply("system", 0, &name);
         let deadline = self.store.now().await? + whole_ms(wait);
-        let ask = Ask {
-            deadline: Some(deadline),
-            ..ask
-        };
-        if !self.ask_to(id, ask, &mailbox).await? {
+        if !self.ask_to(id, ask, &mailbox, deadline).await? {
             return Ok(None);
         }
         let (began, mut pause) = (Instant::now(), PAUSES[0]);

@@ -174,10 +174,12 @@ impl FanOut<'_> {
     async fn publish(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
         let now = Instant::now();
         let mut chosen: Vec<(usize, bool)> = Vec::new();
-        let (shared, ahead) = (self.shared, self.runner.ahead);
-        let room = |chosen: &Vec<_>, under_way: &HashMap<_, _>| match shared {
-            true => chosen.len() < PAGE && chosen.len() + under_way.len() < ahead,
-            false => chosen.len() + under_way.len() < WINDOW,
+        let (page, most) = match self.shared {
+            true => (PAGE, self.runner.ahead),
+            false => (WINDOW, WINDOW),
+        };
+        let room = |chosen: &Vec<_>, under_way: &HashMap<_, _>| {
+            chosen.len() < page && chosen.len() + under_way.len() < most
         };
         while room(&chosen, &self.under_way)
             && let Some(at) = self.refused.iter().position(|(due, _)| *due <= now)

@@ -105,7 +105,6 @@ async fn arbitrated(
                     kind: COUNT,
                     id: decision,
                     data: &data,
-                    deadline: None,
                 };
                 let answer = services.instances.ask_one(&leader, ask, turn).await?;
                 if answer.is_some_and(|reply| reply.get("status") == Some(b"ok")) {
