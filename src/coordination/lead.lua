@@ -2,7 +2,7 @@
 -- Takes the lead if nobody has it, in one step with the fact, or renews it for who has it already.
 --
 -- KEYS  1 leader  2 active  3 hash of the instance that calls  4 broadcast  5 the version of the state
--- ARGV  1 id  2 incarnation
+-- ARGV  1 id  2 incarnation  3 the highest term that the process has seen, or 0
 -- Returns {term, ms that it leads from now on, leader}. Term 0: it does not lead; the leader is the
 --       one who does, if anyone.
 -- Cost  O(log n). Called again it changes nothing but the end of the lead. Passes when memory is
@@ -29,9 +29,10 @@ if leader and leader ~= id then return {'0', 0, leader} end
 
 local term = is[3]
 if not leader or is[2] ~= incarnation then
-  -- Microseconds outlive the hash: after a FLUSHALL the term still rises.
+  -- Microseconds outlive the hash, and the process knows its last one: after a FLUSHALL the term still
+  -- rises, even where the clock stepped back.
   local micros = clock[1] * 1000000 + clock[2]
-  term = string.format('%.0f', math.max(tonumber(term or 0) + 1, micros))
+  term = string.format('%.0f', math.max(tonumber(term or 0) + 1, tonumber(ARGV[3]) + 1, micros))
   raise_version(KEYS[5], micros)
   redis.call('HSET', KEYS[1], 'id', id, 'incarnation', incarnation, 'term', term,
     'elected_at', now)

@@ -7,9 +7,10 @@
 //! - The *seat is vacant* otherwise. Any instance that does the duties contends with each pulse and
 //!   after each sweep that finds it vacant; who comes first has it. Instances that only registered
 //!   (programs of others, which have no such duties) never contend.
-//! - The *term* rises with each election and never falls, not even if the server lost its data: it
-//!   is the greater of the last one plus 1 and the server's clock in µs. No two elections have the
-//!   same one, and the same id in a new incarnation is elected again.
+//! - The *term* rises with each election and does not fall if the server lost its data: it is the
+//!   greatest of the last one plus 1, the last one of the process that contends plus 1, and the server's
+//!   clock in µs. No two elections have the same one, and the same id in a new incarnation is elected
+//!   again.
 //!
 //! Nothing is safe only because there is one leader: every duty may be done by two at once, or by
 //! nobody for a while. The duties are: trimming the streams of the control plane, which all workers
@@ -76,10 +77,12 @@ impl Instances {
             .key(self.store.keys.broadcast())
             .key(self.store.keys.state())
             .arg(id)
-            .arg(incarnation);
+            .arg(incarnation)
+            .arg(self.seen.term.highest());
         // The time that the answer takes counts as led.
         let called = Instant::now();
         let (term, ms, leader): (u64, u64, Option<String>) = self.store.invoke(&call).await?;
+        self.seen.term.note(term);
         let lead = (term > 0).then(|| Lead {
             term,
             ends: called + Duration::from_millis(ms),

@@ -208,22 +208,25 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
     let (lines, _) = bench(&redis, &["patterns", "--requests=100"]);
     let figures = figures(&lines);
     let which: Vec<(&str, &str)> = figures.iter().map(|(m, c, _)| (*m, *c)).collect();
-    let killed = |event: &str| format!("system.{event}, the leader of 3 killed, ttl 3s");
-    let (health, metrics) = (killed("health"), killed("metrics"));
-    assert_eq!(
-        which,
+    let of_size = |size: u32| {
+        let (others, decide, all) = (size - 1, (size - 1) / 2 + 1, size + 1);
         [
-            "what each of 9 instances keeps of its health every third of its ttl",
-            "a pulse, 10 instances that are busy",
-            "system.health, 10 instances",
-            "system.metrics, 10 instances",
-            "a vote of 9 instances, of which 5 decide",
-            "a batch of 200 items, fanned out, 11 instances of which two work",
-            &health,
-            &metrics,
+            format!("what each of {others} instances keeps of its health every third of its ttl"),
+            format!("a pulse, {size} instances that are busy"),
+            format!("system.health, {size} instances"),
+            format!("system.metrics, {size} instances"),
+            format!("a vote of {others} instances, of which {decide} decide"),
+            format!("a batch of 200 items, fanned out, {all} instances of which two work"),
         ]
-        .map(|case| ("patterns", case))
-    );
+    };
+    let killed = |event: &str| format!("system.{event}, the leader of 3 killed, ttl 3s");
+    let [small, large] = [10, 20].map(of_size);
+    let cases = [&small[..], &large, &[killed("health"), killed("metrics")]].concat();
+    let cases: Vec<_> = cases
+        .iter()
+        .map(|case| ("patterns", case.as_str()))
+        .collect();
+    assert_eq!(which, cases);
     for (at, sides, first) in [
         (1, 2, "centralized"),
         (2, 3, "centralized"),
@@ -231,9 +234,11 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
         (4, 3, "centralized"),
         (5, 2, "distributed"),
     ] {
-        let sides_of = figures[at].2["sides"].as_array().unwrap();
-        assert_eq!(sides_of.len(), sides);
-        assert_eq!(sides_of[0]["side"], first);
+        for at in [at, at + small.len()] {
+            let sides_of = figures[at].2["sides"].as_array().unwrap();
+            assert_eq!(sides_of.len(), sides);
+            assert_eq!(sides_of[0]["side"], first);
+        }
     }
     assert!(is_empty(&redis));
 }

@@ -1,6 +1,7 @@
 //! The leader: one at a time, terms that only rise.
 
 use crate::fleet::{Fleet, random_histories};
+use crate::support::Redis;
 use convoke::coordination::instances::instance::Beat;
 use convoke::coordination::leader::Contest;
 use convoke::protocol::keys::Keys;
@@ -160,6 +161,20 @@ async fn the_term_rises_after_a_flush_and_above_one_from_the_future() {
     assert_eq!(fleet.leads("w-1", me).await, Some(future + 1));
     let keys = fleet.all_keys().await;
     assert!(keys.iter().all(|key| key.starts_with("{cb}:")), "{keys:?}");
+}
+
+#[tokio::test]
+async fn what_a_process_was_rises_though_the_data_is_lost_and_the_clock_steps_back() {
+    let mut fleet = Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await;
+    let mut last = (0, 0);
+    for step in [0, -3600] {
+        fleet.redis.step_clock(step).await;
+        fleet.run("FLUSHALL").await;
+        let me = fleet.register("w-1", &[]).await.incarnation;
+        let term = fleet.leads("w-1", me).await.unwrap();
+        assert!(me > last.0 && term > last.1, "{step} s: {:?}", (me, term));
+        last = (me, term);
+    }
 }
 
 #[tokio::test]

@@ -23,9 +23,9 @@
 //! held by the worker and its keeper alone. A process has a name of its own. If another one begins under
 //! the same id, that one has it from then on; the older one is told, is counted on, and changes nothing.
 //!
-//! *Incarnations only rise*: a new one is the greater of the last one plus 1 and the server's clock
-//! in microseconds, so no memory of ids that are gone is needed, and a server that lost its data
-//! does not fall back.
+//! *Incarnations only rise*: a new one is the greatest of the last one plus 1, the last one that the
+//! process itself had plus 1, and the server's clock in microseconds. So no memory of ids that are gone
+//! is needed, and a process does not fall back where the server lost its data and its clock stepped back.
 //!
 //! *Crashes*: each transition is one script with its fact, so there is nothing between two states.
 //! A caller that does not know whether its call took effect repeats it.
@@ -49,6 +49,7 @@ pub mod pull;
 mod pulse;
 mod registering;
 pub mod roster;
+mod seen;
 mod sweep;
 
 pub use pulse::{Pulse, Seal};
@@ -62,6 +63,7 @@ use crate::connect::epoch::Epoch;
 use crate::connect::silence::{Answers, CallTime};
 use crate::protocol::keys::Keys;
 use redis::ScriptInvocation;
+use seen::Seen;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,6 +83,7 @@ pub struct Instances {
     /// The process that speaks for its own instance; `None`: events ask.
     pub(super) process: Option<Arc<str>>,
     answers: Option<Answers>,
+    pub(super) seen: Arc<Seen>,
 }
 
 impl Instances {
@@ -90,6 +93,7 @@ impl Instances {
             store: Store::new(connector, keys),
             process: None,
             answers: None,
+            seen: Arc::default(),
         }
     }
 

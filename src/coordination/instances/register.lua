@@ -12,7 +12,7 @@
 --       7 the roles whose sets are declared: at least those of ARGV[5]  8 the most tasks that it
 --       gets  9 the process that registers itself, or '': an event asks for it  10 1 if that process
 --       begins, 0 if it registers again  11 the incarnation that the event names, or ''  12 external
---       instances at the most
+--       instances at the most  13 the highest incarnation that the process has seen of its own, or 0
 --       Lists are words with one space between them, in sorted order.
 -- Returns {again, roles, incarnation, new, leader, tasks, seal}. again = 1: the instance holds roles
 --       whose sets are not declared; nothing was changed; call again with them as well. again = 2: it
@@ -84,11 +84,12 @@ if known then
   if #could > 0 then redis.call('ZREM', capabilities, unpack(could)) end
 end
 
--- Microseconds outlive the hash: after a FLUSHALL the number still rises.
+-- Microseconds outlive the hash, and the process knows its last one: after a FLUSHALL the number still
+-- rises, even where the clock stepped back.
 local incarnation = before[2]
 if not alive then
   local last = tonumber(before[2] or 0)
-  incarnation = string.format('%.0f', math.max(last + 1, micros))
+  incarnation = string.format('%.0f', math.max(last + 1, tonumber(ARGV[13]) + 1, micros))
   redis.call('DEL', hash, voices)
   redis.call('ZREM', suspects, id)
   redis.call('HSET', hash, 'registered_at', now, 'load', 0)

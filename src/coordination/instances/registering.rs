@@ -145,8 +145,12 @@ impl Instances {
                 .arg(self.process())
                 .arg(u8::from(begins))
                 .arg(or_empty(registering.incarnation))
-                .arg(MAX_EXTERNAL);
+                .arg(MAX_EXTERNAL)
+                .arg(self.seen.incarnation.highest());
             let told: Admitted = self.store.invoke(&call).await?;
+            if told.again == 0 && self.process.is_some() {
+                self.seen.incarnation.note(told.incarnation);
+            }
             match told.again {
                 0 => {
                     // Its room, or the bounds of one step, ended there.

@@ -26,7 +26,7 @@ pub(super) async fn measure(asker: &Asker<'_>, fleet: &Fleet<'_>) -> anyhow::Res
         for _ in 0..batches {
             number.set(number.get() + 1);
             let batch = json!({
-                "batch_id": format!("bench-{}", number.get()), "item_type": "system.ping",
+                "batch_id": format!("bench-{}-{}", fleet.size(), number.get()), "item_type": "system.ping",
                 "items": vec![json!({}); ITEMS as usize], "mode": "fan_out",
             });
             let asked = Instant::now();

@@ -26,7 +26,7 @@ pub(super) async fn measure(asker: &Asker<'_>, fleet: &Fleet<'_>) -> anyhow::Res
         let mut times = Vec::new();
         for _ in 0..ballots {
             number.set(number.get() + 1);
-            let decision = format!("bench-{}", number.get());
+            let decision = format!("bench-{size}-{}", number.get());
             for place in 0..quorum as usize {
                 let vote = json!({
                     "decision": decision, "instance_id": fleet.id(place)?, "value": true, "role": "bench-data",
