@@ -126,9 +126,10 @@ impl Patterned {
     /// The patterns that there are for it.
     pub const fn built(self) -> &'static [Pattern] {
         match self {
-            Patterned::Health | Patterned::Register | Patterned::Quorum => &Pattern::ALL,
+            Patterned::Health | Patterned::Metrics | Patterned::Register | Patterned::Quorum => {
+                &Pattern::ALL
+            }
             Patterned::Batch => &[Pattern::Distributed, Pattern::Hybrid],
-            Patterned::Metrics => &[Pattern::Centralized, Pattern::Distributed],
             Patterned::Heartbeat => &[Pattern::Centralized, Pattern::Hybrid],
         }
     }

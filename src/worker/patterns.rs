@@ -6,6 +6,7 @@ use super::Worker;
 use super::supervisor::Supervisor;
 use crate::builtin::Services;
 use crate::builtin::system::health;
+use crate::builtin::system::metrics;
 use crate::builtin::system::quorum_vote::counting;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::pattern::{Pattern, Patterned};
@@ -79,6 +80,9 @@ impl Part {
         }
         if pattern == Pattern::Hybrid && (self.leads)() {
             health::put_together(services, self.ttl).await?;
+        }
+        if services.patterns.of(Patterned::Metrics) == Pattern::Hybrid && (self.leads)() {
+            metrics::put_together(services, self.ttl).await?;
         }
         // Whatever is chosen: a ballot keeps the pattern in which it was opened.
         counting::count_left(services, &self.id, (self.leads)()).await

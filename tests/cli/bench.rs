@@ -215,6 +215,7 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
             format!("a pulse, {size} instances that are busy"),
             format!("system.health, {size} instances"),
             format!("system.metrics, {size} instances"),
+            format!("system.get_state, {size} instances"),
             format!("a vote of {others} instances, of which {decide} decide"),
             format!("a batch of 200 items, fanned out, {all} instances of which two work"),
         ]
@@ -230,9 +231,10 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
     for (at, sides, first) in [
         (1, 2, "centralized"),
         (2, 3, "centralized"),
-        (3, 2, "centralized"),
-        (4, 3, "centralized"),
-        (5, 2, "distributed"),
+        (3, 3, "centralized"),
+        (4, 1, "centralized"),
+        (5, 3, "centralized"),
+        (6, 2, "distributed"),
     ] {
         for at in [at, at + small.len()] {
             let sides_of = figures[at].2["sides"].as_array().unwrap();

@@ -3,6 +3,7 @@
 mod batch;
 mod counted;
 mod heartbeat;
+mod metrics;
 mod quorum;
 mod register;
 

@@ -1,3 +1,7 @@
+//! `system.metrics`, in three patterns ([`pattern`](crate::protocol::pattern)).
+
+mod hybrid;
+
 use crate::builtin::Services;
 use crate::coordination::answered::Answers;
 use crate::coordination::error::CoordinationError;
@@ -10,8 +14,11 @@ use crate::protocol::pattern::{Pattern, Patterned};
 use crate::{Context, HandlerError};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+
+pub(crate) use hybrid::put_together;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Ask {
@@ -23,7 +30,7 @@ pub(super) struct Ask {
     histograms: bool,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(in crate::builtin) struct Metrics {
     /// Events whose outcome was committed, by all instances that there were.
     events_processed: u64,
@@ -45,6 +52,9 @@ pub(in crate::builtin) struct Metrics {
     instances: u64,
     /// How old the oldest report is that this was made of, in ms.
     oldest_report_ms: u64,
+    /// How long ago the leader put this together, in ms, where it does so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merged_ms: Option<u64>,
     /// What external instances say of themselves: those that an event registered. Nothing above is of them.
     external: Outside,
     /// Living workers that were asked to report and did not within the deadline, where all are asked; at most 100.
@@ -66,7 +76,7 @@ pub(in crate::builtin) struct Metrics {
     scaling: Option<Scaling>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Handler {
     calls: u64,
     errors: u64,
@@ -74,7 +84,7 @@ struct Handler {
     p50_ms: f64,
     p99_ms: f64,
     /// The worst of the living: `closed`, `half-open` or `open`; null where none has one.
-    circuit: Option<&'static str>,
+    circuit: Option<Cow<'static, str>>,
     rate_limited: u64,
     cache_hits: u64,
     /// Runs of the living now that take their time.
@@ -86,7 +96,7 @@ struct Handler {
 }
 
 /// How an event was answered in one pattern, by all instances that there were.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Answering {
     /// Answers, and attempts that failed.
     calls: u64,
@@ -105,7 +115,7 @@ struct Answering {
 }
 
 /// What the living external instances last reported.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Outside {
     instances: u64,
     events_processed: u64,
@@ -115,7 +125,7 @@ struct Outside {
 }
 
 /// How many runs took how long.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Buckets {
     /// All of them together, in ms.
     sum_ms: f64,
@@ -123,13 +133,13 @@ struct Buckets {
     below_us: Vec<(u64, u64)>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Queue {
     /// Events started and not settled, by the living.
     in_flight: u64,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Scaling {
     instance_count: u64,
     /// 1 if all are equally busy for their capacity, towards 1 / instances if one has it all.
@@ -163,6 +173,12 @@ async fn answered(
     pattern: Pattern,
 ) -> Result<Metrics, HandlerError> {
     let instances = &services.instances;
+    if pattern == Pattern::Hybrid {
+        // Where nobody keeps one, whoever is asked puts it together.
+        if let Ok(Some(kept)) = hybrid::answer(services, ask).await {
+            return Ok(kept);
+        }
+    }
     // Its own numbers are those of this moment, not of its last pulse.
     let own = services.own_report.tell().await;
     own.map_err(CoordinationError::into_handler_error)?;
@@ -224,6 +240,7 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
         memory_bytes: global.memory_bytes,
         instances: global.instances,
         oldest_report_ms: global.oldest_ms,
+        merged_ms: None,
         external: Outside {
             instances: global.external.instances,
             events_processed: global.external.events_processed,
@@ -255,7 +272,7 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
             retries: sums.retries,
             p50_ms: latency.quantile_ms(0.5),
             p99_ms: latency.quantile_ms(0.99),
-            circuit: global.circuits.get(&kind).copied(),
+            circuit: global.circuits.get(&kind).map(|&state| state.into()),
             rate_limited: sums.rate_limited,
             cache_hits: sums.cache_hits,
             running: global.running.get(&kind).map_or(0, |running| running.runs),

@@ -12,7 +12,7 @@ mod register;
 mod unregister;
 
 use crate::builtin::encoded;
-mod metrics;
+pub(crate) mod metrics;
 mod pattern;
 mod ping;
 mod policy;

@@ -10,7 +10,7 @@ mod heartbeat;
 mod killed;
 mod quorum;
 
-use super::figure::{Check, Figure, Samples, Spread};
+use super::figure::{Check, Figure, Spread};
 use super::meter::{Mark, Sample};
 use super::rig::{Rig, Start};
 use anyhow::{Context as _, ensure};
@@ -63,6 +63,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
         for event in ANSWERED {
             asker.compare(event, *size).await?;
         }
+        asker.state(*size).await?;
         // Of two workers one leads, and the other one may have what is to be done.
         let other = rig.worker(OTHER, &load, &race)?;
         asker.wait_for(OTHER).await?;
@@ -137,8 +138,11 @@ impl Asker<'_> {
             (Patterned::Health, Pattern::Distributed) => answer.get("reports").is_some(),
             // What the leader keeps was put together before: its part of it is older than the asking.
             (Patterned::Health, Pattern::Hybrid) => answer.get("reports").is_some(),
-            (_, Pattern::Centralized) => answer.get("missing").is_none(),
-            _ => answer.get("missing").is_some(),
+            (_, Pattern::Centralized) => {
+                answer.get("missing").is_none() && answer.get("merged_ms").is_none()
+            }
+            (_, Pattern::Distributed) => answer.get("missing").is_some(),
+            (_, Pattern::Hybrid) => answer.get("merged_ms").is_some(),
         };
         loop {
             let list = Outgoing::new("system.get_state", &json!({"recent": 0}));
@@ -160,23 +164,9 @@ impl Asker<'_> {
         let one = async |side: &'static str, requests| self.sample(event, side, requests).await;
         let case = format!("system.{event}, {size} instances");
         let rig = self.rig;
-        let mut sides: Vec<(&'static str, Samples)> = Vec::new();
-        match event.built().len() {
-            2 => {
-                let names = [Pattern::Centralized, Pattern::Distributed].map(Pattern::as_str);
-                let samples = rig.rounds(names, requests, one).await?;
-                sides.extend(names.into_iter().zip(samples));
-            }
-            _ => {
-                let names = Pattern::ALL.map(Pattern::as_str);
-                let samples = rig.rounds(names, requests, one).await?;
-                sides.extend(names.into_iter().zip(samples));
-            }
-        }
-        let shown: Vec<(&'static str, &Samples)> = sides
-            .iter()
-            .map(|(side, samples)| (*side, samples))
-            .collect();
+        let names = Pattern::ALL.map(Pattern::as_str);
+        let sides = rig.rounds(names, requests, one).await?;
+        let shown: Vec<_> = names.into_iter().zip(&sides).collect();
         let mut figure = Figure::new("patterns", case, "us", requests, &shown);
         let (first, others) = shown.split_first().context("no pattern")?;
         for (side, samples) in others {
@@ -203,6 +193,27 @@ impl Asker<'_> {
                 .push(Check::new(what, Spread::of(ages.iter().copied()), None));
         }
         rig.tell(figure)
+    }
+
+    /// The state, which has one pattern: what it is made of is on the server, and nobody else has it.
+    async fn state(&self, size: usize) -> anyhow::Result<()> {
+        let requests = (self.rig.plan.requests / 10 / (1 + size as u64 / 100)).max(5);
+        let one = async |_, requests| {
+            let (before, begin) = (self.rig.usage().await?, Mark::now());
+            let mut times = Vec::new();
+            for _ in 0..requests {
+                let asked = Instant::now();
+                self.request("system.get_state", &json!({})).await?;
+                times.push(asked.elapsed().as_secs_f64());
+            }
+            let (after, end) = (self.rig.usage().await?, Mark::now());
+            Ok(Sample::between([begin, end], [&before, &after], requests).with_times(times))
+        };
+        let [state] = self.rig.rounds(["centralized"], requests, one).await?;
+        let case = format!("system.get_state, {size} instances");
+        let shown = [("centralized", &state)];
+        self.rig
+            .tell(Figure::new("patterns", case, "us", requests, &shown))
     }
 
     async fn sample(

@@ -50,6 +50,20 @@ impl Instances {
         self.keep(&key, health, kept).await
     }
 
+    /// Keeps what the leader made of the metrics of all.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn keep_merged_metrics(
+        &self,
+        detailed: bool,
+        metrics: &[u8],
+        kept: Duration,
+    ) -> Result<(), CoordinationError> {
+        let key = self.store.keys.merged_metrics(detailed);
+        self.keep(&key, metrics, kept).await
+    }
+
     async fn keep(&self, key: &str, part: &[u8], kept: Duration) -> Result<(), CoordinationError> {
         let mut write = redis::pipe();
         write.cmd("SET").arg(key).arg(part);
@@ -104,9 +118,24 @@ impl Instances {
     /// # Errors
     /// `Bus`.
     pub async fn merged_health(&self) -> Result<(u64, Option<Vec<u8>>), CoordinationError> {
+        self.kept(&self.store.keys.merged_health()).await
+    }
+
+    /// The same of the metrics of all.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn merged_metrics(
+        &self,
+        detailed: bool,
+    ) -> Result<(u64, Option<Vec<u8>>), CoordinationError> {
+        self.kept(&self.store.keys.merged_metrics(detailed)).await
+    }
+
+    async fn kept(&self, key: &str) -> Result<(u64, Option<Vec<u8>>), CoordinationError> {
         let mut reads = redis::pipe();
         self.store.ask_time(&mut reads).await?;
-        reads.cmd("GET").arg(self.store.keys.merged_health());
+        reads.cmd("GET").arg(key);
         let (ServerTime(now), kept) = self.store.ask(&reads).await?;
         Ok((now, kept))
     }

@@ -242,6 +242,13 @@ impl Keys {
         self.control(format_args!("metrics"))
     }
 
+    /// What the leader last put together of the metrics of all: short, and in detail.
+    #[doc(hidden)]
+    pub fn merged_metrics(&self, detailed: bool) -> String {
+        let which = if detailed { "detailed" } else { "short" };
+        self.control(format_args!("metrics:merged:{which}"))
+    }
+
     /// What one process of an instance last reported of what it did: a hash that lapses without reports.
     pub fn reported(&self, id: &str, process: &str) -> String {
         self.control(format_args!("metrics:of:{id}:{process}"))
