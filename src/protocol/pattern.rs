@@ -60,17 +60,20 @@ pub enum Patterned {
     Quorum,
     /// `system.batch.process`.
     Batch,
+    /// `system.get_state`.
+    State,
 }
 
 impl Patterned {
     /// All of them.
-    pub const ALL: [Patterned; 6] = [
+    pub const ALL: [Patterned; 7] = [
         Patterned::Health,
         Patterned::Metrics,
         Patterned::Register,
         Patterned::Heartbeat,
         Patterned::Quorum,
         Patterned::Batch,
+        Patterned::State,
     ];
 
     /// The event's short name, which the settings have.
@@ -82,6 +85,7 @@ impl Patterned {
             Patterned::Heartbeat => "heartbeat",
             Patterned::Quorum => "quorum",
             Patterned::Batch => "batch",
+            Patterned::State => "state",
         }
     }
 
@@ -94,6 +98,7 @@ impl Patterned {
             Patterned::Heartbeat => "system.heartbeat",
             Patterned::Quorum => "system.quorum.vote",
             Patterned::Batch => "system.batch.process",
+            Patterned::State => "system.get_state",
         }
     }
 
@@ -106,6 +111,7 @@ impl Patterned {
             Patterned::Heartbeat => "patterns.heartbeat",
             Patterned::Quorum => "patterns.quorum",
             Patterned::Batch => "patterns.batch",
+            Patterned::State => "patterns.state",
         }
     }
 
@@ -130,7 +136,7 @@ impl Patterned {
                 &Pattern::ALL
             }
             Patterned::Batch => &[Pattern::Distributed, Pattern::Hybrid],
-            Patterned::Heartbeat => &[Pattern::Centralized, Pattern::Hybrid],
+            Patterned::Heartbeat | Patterned::State => &[Pattern::Centralized, Pattern::Hybrid],
         }
     }
 
@@ -192,6 +198,8 @@ pub struct Patterns {
     pub quorum: Pattern,
     /// Of `system.batch.process`: who has the items of a batch run.
     pub batch: Pattern,
+    /// Of `system.get_state`.
+    pub state: Pattern,
 }
 
 impl Default for Patterns {
@@ -203,6 +211,7 @@ impl Default for Patterns {
             heartbeat: Pattern::Centralized,
             quorum: Pattern::Hybrid,
             batch: Pattern::Hybrid,
+            state: Pattern::Centralized,
         }
     }
 }
@@ -217,6 +226,7 @@ impl Patterns {
             Patterned::Heartbeat => self.heartbeat,
             Patterned::Quorum => self.quorum,
             Patterned::Batch => self.batch,
+            Patterned::State => self.state,
         }
     }
 
@@ -235,6 +245,7 @@ impl Patterns {
             Patterned::Heartbeat => self.heartbeat = pattern,
             Patterned::Quorum => self.quorum = pattern,
             Patterned::Batch => self.batch = pattern,
+            Patterned::State => self.state = pattern,
         }
     }
 }
@@ -258,10 +269,10 @@ mod tests {
             let would_do = event.built()[0].as_str();
             assert!(refused.contains(would_do), "{refused}");
         }
-        let refused = Patterned::Metrics.pattern("hybrid");
+        let refused = Patterned::State.pattern("distributed");
         let refused = refused.expect_err("not built");
         assert!(
-            refused.contains("there are centralized, distributed"),
+            refused.contains("there are centralized, hybrid"),
             "{refused}"
         );
         let refused = Patterned::named("discover").expect_err("one way only");

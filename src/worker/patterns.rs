@@ -5,6 +5,7 @@
 use super::Worker;
 use super::supervisor::Supervisor;
 use crate::builtin::Services;
+use crate::builtin::system::get_state;
 use crate::builtin::system::health;
 use crate::builtin::system::metrics;
 use crate::builtin::system::quorum_vote::counting;
@@ -83,6 +84,12 @@ impl Part {
         }
         if services.patterns.of(Patterned::Metrics) == Pattern::Hybrid && (self.leads)() {
             metrics::put_together(services, self.ttl).await?;
+        }
+        if services.patterns.of(Patterned::State) == Pattern::Hybrid
+            && (self.leads)()
+            && let Err(error) = get_state::put_together(services, self.ttl).await
+        {
+            tracing::debug!(%error, "the state was not kept; it is tried again");
         }
         // Whatever is chosen: a ballot keeps the pattern in which it was opened.
         counting::count_left(services, &self.id, (self.leads)()).await

@@ -232,7 +232,7 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
         (1, 2, "centralized"),
         (2, 3, "centralized"),
         (3, 3, "centralized"),
-        (4, 1, "centralized"),
+        (4, 2, "centralized"),
         (5, 3, "centralized"),
         (6, 2, "distributed"),
     ] {

@@ -162,14 +162,11 @@ fn the_pattern_of_an_event_is_set_in_every_form_and_refused_with_what_there_is()
     let wrong = File::new("wrong-pattern.toml", "[patterns]\nhealth = \"anarchic\"\n");
     end(&mut worker(&["--config", wrong.path()]))
         .failed(2, &[wrong.path(), "patterns.health", "anarchic"]);
-    end(&mut worker(&["--pattern", "metrics=hybrid"]))
-        .failed(2, &["there are centralized, distributed"]);
-    end(worker(&[]).env("CONVOKE_PATTERNS_METRICS", "hybrid")).failed(
+    end(&mut worker(&["--pattern", "state=distributed"]))
+        .failed(2, &["there are centralized, hybrid"]);
+    end(worker(&[]).env("CONVOKE_PATTERNS_STATE", "distributed")).failed(
         2,
-        &[
-            "CONVOKE_PATTERNS_METRICS",
-            "there are centralized, distributed",
-        ],
+        &["CONVOKE_PATTERNS_STATE", "there are centralized, hybrid"],
     );
     let unknown = File::new("no-pattern.toml", "[patterns]\ndiscover = \"hybrid\"\n");
     end(&mut worker(&["--config", unknown.path()])).failed(2, &[unknown.path(), "discover"]);

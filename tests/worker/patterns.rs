@@ -6,6 +6,7 @@ mod heartbeat;
 mod metrics;
 mod quorum;
 mod register;
+mod state;
 
 use crate::rig::Rig;
 use crate::support::until;

@@ -1,3 +1,7 @@
+//! `system.get_state`, in two patterns ([`pattern`](crate::protocol::pattern)).
+
+mod hybrid;
+
 use crate::builtin::Services;
 use crate::builtin::system::quorum_vote::{StatusName, decoded};
 use crate::builtin::task::Shown;
@@ -9,12 +13,16 @@ use crate::coordination::instances::roster::{Condition, Detail};
 use crate::coordination::view::{self, MAX_RECENT, StreamSize};
 use crate::handler::state;
 use crate::protocol::event::Entry;
-use crate::protocol::pattern::Patterned;
+use crate::protocol::pattern::{Pattern, Patterned};
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+pub(crate) use hybrid::put_together;
 
 /// Instances in one answer.
 const MAX_INSTANCES: usize = 1000;
@@ -36,15 +44,18 @@ fn ten() -> usize {
     10
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub(super) struct Snapshot {
     /// Of the instances, the leader, tasks, batches and decisions: it rises with each change of what is told
     /// of them, `last_seen` aside, and never falls. The answer is of this version or a later one.
     version: u64,
     /// The version of the worker that answers.
-    worker_version: &'static str,
+    worker_version: Cow<'static, str>,
     /// When, in Unix milliseconds on the server.
     at: u64,
+    /// How long ago the leader put this together, in ms, where it does so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    merged_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     leader: Option<String>,
     /// By id; at most 1000, the healthy ones being left out first.
@@ -63,17 +74,17 @@ pub(super) struct Snapshot {
     /// What the server uses of its memory; nil if it does not tell.
     redis: Option<Memory>,
     /// In which pattern the one who answers answers system events of which there are several.
-    patterns: BTreeMap<&'static str, &'static str>,
+    patterns: BTreeMap<Cow<'static, str>, Cow<'static, str>>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Memory {
     used_bytes: u64,
     /// Nil: no limit.
     limit_bytes: Option<u64>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct TasksSeen {
     pending: u64,
     assigned: u64,
@@ -87,7 +98,7 @@ struct TasksSeen {
     items: Vec<Shown>,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Seen {
     id: String,
     status: Health,
@@ -106,7 +117,7 @@ struct Seen {
     external: bool,
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Health {
     Healthy,
@@ -137,14 +148,14 @@ impl Seen {
     }
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct BatchState {
     batch_id: String,
     item_type: String,
     /// `exclusive` or `fan_out`.
-    mode: &'static str,
+    mode: Cow<'static, str>,
     /// `running` or `completed`.
-    status: &'static str,
+    status: Cow<'static, str>,
     /// Who holds it, or held it last.
     processor_id: String,
     items_processed: u64,
@@ -160,8 +171,8 @@ impl From<Batch> for BatchState {
         Self {
             batch_id: batch.id,
             item_type: batch.item_type,
-            mode: batch.mode.as_str(),
-            status: batch.status.as_str(),
+            mode: batch.mode.as_str().into(),
+            status: batch.status.as_str().into(),
             processor_id: batch.processor_id,
             items_processed: batch.processed,
             items_failed: batch.failed,
@@ -173,7 +184,7 @@ impl From<Batch> for BatchState {
     }
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Decision {
     decision: String,
     status: StatusName,
@@ -211,7 +222,7 @@ impl Decision {
     }
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Stream {
     name: String,
     length: u64,
@@ -233,7 +244,7 @@ impl From<StreamSize> for Stream {
     }
 }
 
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Fact {
     id: String,
     r#type: String,
@@ -267,6 +278,26 @@ pub(super) async fn get_state(
             "recent: {recent} is more than {MAX_RECENT}"
         )));
     }
+    let began = Instant::now();
+    let pattern = services.patterns.of(Patterned::State);
+    let kept = match pattern {
+        Pattern::Hybrid => hybrid::answer(&services, event.recent).await.ok().flatten(),
+        _ => None,
+    };
+    let answer = match kept {
+        Some(kept) => Ok(kept),
+        // Where nobody keeps one, whoever is asked looks.
+        None => look(&services, event.recent).await,
+    };
+    let of = (Patterned::State, pattern);
+    services.patterns.answered(of, began, &answer, |state| {
+        Some(Duration::from_millis(state.merged_ms.unwrap_or(0)))
+    });
+    answer
+}
+
+/// Looks now; tells that many of the latest facts.
+async fn look(services: &Services, recent: usize) -> Result<Snapshot, HandlerError> {
     let view = &services.view;
     // First: what changes meanwhile is of a later version.
     let version = view.version().await;
@@ -283,15 +314,16 @@ pub(super) async fn get_state(
             batches.list(MAX_BATCHES),
             ballots.list(MAX_DECISIONS),
             view.streams(),
-            view.recent(event.recent),
+            view.recent(recent),
             view.memory(),
         )
         .map_err(CoordinationError::into_handler_error)?;
     let decisions: Result<Vec<_>, _> = decisions.into_iter().map(Decision::of).collect();
     Ok(Snapshot {
         version,
-        worker_version: env!("CARGO_PKG_VERSION"),
+        worker_version: env!("CARGO_PKG_VERSION").into(),
         at: known.at,
+        merged_ms: None,
         leader,
         instances: known.listed.into_iter().map(Seen::of).collect(),
         instances_total: known.total,
@@ -311,9 +343,17 @@ pub(super) async fn get_state(
             used_bytes: memory.used,
             limit_bytes: Some(memory.limit).filter(|limit| *limit > 0),
         }),
-        patterns: Patterned::ALL
-            .into_iter()
-            .map(|event| (event.as_str(), services.patterns.of(event).as_str()))
-            .collect(),
+        patterns: patterns_of(services),
     })
+}
+
+/// In which pattern this worker answers what.
+fn patterns_of(services: &Services) -> BTreeMap<Cow<'static, str>, Cow<'static, str>> {
+    let of = |event: Patterned| {
+        (
+            event.as_str().into(),
+            services.patterns.of(event).as_str().into(),
+        )
+    };
+    Patterned::ALL.map(of).into()
 }

@@ -4,7 +4,7 @@ mod batch_cancel;
 pub mod batch_process;
 mod cancel;
 mod discover;
-mod get_state;
+pub(crate) mod get_state;
 pub(crate) mod health;
 mod heartbeat;
 pub(crate) mod quorum_vote;

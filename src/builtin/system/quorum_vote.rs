@@ -35,7 +35,7 @@ fn five_minutes() -> u64 {
 }
 
 /// How a ballot stands.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum StatusName {
     Open,

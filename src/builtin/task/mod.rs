@@ -18,7 +18,8 @@ use crate::coordination::tasks::task::Task;
 use crate::handler::policy::Policy;
 use crate::handler::router::Registration;
 use schemars::JsonSchema;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 
 /// The handlers of `task.*`.
 pub fn registrations() -> Vec<Registration> {
@@ -131,11 +132,11 @@ impl Moved {
 }
 
 /// A task as it is answered.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Shown {
     task_id: String,
     kind: String,
-    status: &'static str,
+    status: Cow<'static, str>,
     #[schemars(range(max = 100))]
     priority: u8,
     role: String,
@@ -166,7 +167,7 @@ impl From<Task> for Shown {
         Self {
             task_id: task.id,
             kind: task.kind,
-            status: task.status.as_str(),
+            status: task.status.as_str().into(),
             priority: task.priority,
             role: task.role,
             requires: task.requires,

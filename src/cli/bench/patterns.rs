@@ -10,7 +10,7 @@ mod heartbeat;
 mod killed;
 mod quorum;
 
-use super::figure::{Check, Figure, Spread};
+use super::figure::{Check, Figure, Samples, Spread};
 use super::meter::{Mark, Sample};
 use super::rig::{Rig, Start};
 use anyhow::{Context as _, ensure};
@@ -60,10 +60,9 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
         fleet.grow(*size).await?;
         own_part(rig, &fleet).await?;
         heartbeat::measure(rig, &fleet).await?;
-        for event in ANSWERED {
+        for event in ANSWERED.into_iter().chain([Patterned::State]) {
             asker.compare(event, *size).await?;
         }
-        asker.state(*size).await?;
         // Of two workers one leads, and the other one may have what is to be done.
         let other = rig.worker(OTHER, &load, &race)?;
         asker.wait_for(OTHER).await?;
@@ -87,7 +86,7 @@ struct Asker<'a> {
 
 impl Asker<'_> {
     async fn ask(&self, event: Patterned) -> anyhow::Result<Value> {
-        let event = Outgoing::new(format!("system.{event}"), &json!({}));
+        let event = Outgoing::new(event.kind(), &json!({}));
         let reply = self.client.request(event, TIMEOUT).await?;
         Ok(reply.decode()?)
     }
@@ -162,11 +161,28 @@ impl Asker<'_> {
         let requests = (self.rig.plan.requests / 10 / (1 + size as u64 / 100)).max(5);
         self.ages.borrow_mut().clear();
         let one = async |side: &'static str, requests| self.sample(event, side, requests).await;
-        let case = format!("system.{event}, {size} instances");
+        let case = format!("{}, {size} instances", event.kind());
         let rig = self.rig;
-        let names = Pattern::ALL.map(Pattern::as_str);
-        let sides = rig.rounds(names, requests, one).await?;
-        let shown: Vec<_> = names.into_iter().zip(&sides).collect();
+        let mut sides: Vec<(&'static str, Samples)> = Vec::new();
+        match event {
+            Patterned::State => {
+                let names = [Pattern::Centralized, Pattern::Hybrid].map(Pattern::as_str);
+                sides.extend(
+                    names
+                        .into_iter()
+                        .zip(rig.rounds(names, requests, one).await?),
+                );
+            }
+            _ => {
+                let names = Pattern::ALL.map(Pattern::as_str);
+                sides.extend(
+                    names
+                        .into_iter()
+                        .zip(rig.rounds(names, requests, one).await?),
+                );
+            }
+        }
+        let shown: Vec<_> = sides.iter().map(|(side, of)| (*side, of)).collect();
         let mut figure = Figure::new("patterns", case, "us", requests, &shown);
         let (first, others) = shown.split_first().context("no pattern")?;
         for (side, samples) in others {
@@ -195,27 +211,6 @@ impl Asker<'_> {
         rig.tell(figure)
     }
 
-    /// The state, which has one pattern: what it is made of is on the server, and nobody else has it.
-    async fn state(&self, size: usize) -> anyhow::Result<()> {
-        let requests = (self.rig.plan.requests / 10 / (1 + size as u64 / 100)).max(5);
-        let one = async |_, requests| {
-            let (before, begin) = (self.rig.usage().await?, Mark::now());
-            let mut times = Vec::new();
-            for _ in 0..requests {
-                let asked = Instant::now();
-                self.request("system.get_state", &json!({})).await?;
-                times.push(asked.elapsed().as_secs_f64());
-            }
-            let (after, end) = (self.rig.usage().await?, Mark::now());
-            Ok(Sample::between([begin, end], [&before, &after], requests).with_times(times))
-        };
-        let [state] = self.rig.rounds(["centralized"], requests, one).await?;
-        let case = format!("system.get_state, {size} instances");
-        let shown = [("centralized", &state)];
-        self.rig
-            .tell(Figure::new("patterns", case, "us", requests, &shown))
-    }
-
     async fn sample(
         &self,
         event: Patterned,
@@ -242,7 +237,8 @@ impl Asker<'_> {
 fn age(answer: &Value) -> f64 {
     let age = answer
         .get("age_ms")
-        .or_else(|| answer.get("oldest_report_ms"));
+        .or_else(|| answer.get("oldest_report_ms"))
+        .or_else(|| answer.get("merged_ms"));
     age.and_then(Value::as_f64).unwrap_or(0.0)
 }
 

@@ -64,6 +64,19 @@ impl Instances {
         self.keep(&key, metrics, kept).await
     }
 
+    /// Keeps the state as the leader saw it.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn keep_merged_state(
+        &self,
+        state: &[u8],
+        kept: Duration,
+    ) -> Result<(), CoordinationError> {
+        self.keep(&self.store.keys.merged_state(), state, kept)
+            .await
+    }
+
     async fn keep(&self, key: &str, part: &[u8], kept: Duration) -> Result<(), CoordinationError> {
         let mut write = redis::pipe();
         write.cmd("SET").arg(key).arg(part);
@@ -130,6 +143,14 @@ impl Instances {
         detailed: bool,
     ) -> Result<(u64, Option<Vec<u8>>), CoordinationError> {
         self.kept(&self.store.keys.merged_metrics(detailed)).await
+    }
+
+    /// The same of the state.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn merged_state(&self) -> Result<(u64, Option<Vec<u8>>), CoordinationError> {
+        self.kept(&self.store.keys.merged_state()).await
     }
 
     async fn kept(&self, key: &str) -> Result<(u64, Option<Vec<u8>>), CoordinationError> {

@@ -249,6 +249,12 @@ impl Keys {
         self.control(format_args!("metrics:merged:{which}"))
     }
 
+    /// The state as the leader last saw it.
+    #[doc(hidden)]
+    pub fn merged_state(&self) -> String {
+        self.control(format_args!("state:merged"))
+    }
+
     /// What one process of an instance last reported of what it did: a hash that lapses without reports.
     pub fn reported(&self, id: &str, process: &str) -> String {
         self.control(format_args!("metrics:of:{id}:{process}"))
