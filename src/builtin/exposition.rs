@@ -33,6 +33,8 @@ struct Metrics {
     /// A worker from before it was counted says nothing.
     #[serde(default)]
     events_cancelled: u64,
+    #[serde(default)]
+    events_misplaced: u64,
     tasks_completed: u64,
     throughput: f64,
     memory_bytes: u64,
@@ -260,6 +262,11 @@ impl Metrics {
                 "convoke_events_cancelled",
                 "Events that were cancelled in the hands of a worker.",
                 self.events_cancelled,
+            ),
+            (
+                "convoke_events_misplaced",
+                "Events that lay in another partition than that of their subject or id.",
+                self.events_misplaced,
             ),
             (
                 "convoke_tasks_completed",

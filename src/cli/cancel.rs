@@ -63,7 +63,7 @@ pub(super) struct Flags {
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let names = names(&flags)?;
-    let keys = session.settings.keys()?;
+    let keys = session.keys().await?;
     let canceller = Canceller::new(session.connector()?, keys, &session.settings);
     let domains = match &flags.domain {
         Some(domain) => vec![domain.clone()],
@@ -168,7 +168,7 @@ fn names(flags: &Flags) -> anyhow::Result<Vec<Name>> {
 
 /// The domains of which something is there.
 async fn domains(session: &Session) -> anyhow::Result<Vec<String>> {
-    let (connector, keys) = (session.connector()?, session.settings.keys()?);
+    let (connector, keys) = (session.connector()?, session.keys().await?);
     let streams = inspect::streams(&connector, &keys).await?;
     let queues = delayed::queues(&connector, &keys).await?;
     let streams = streams

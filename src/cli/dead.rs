@@ -90,7 +90,7 @@ impl Which {
         session: &Session,
         connection: &mut impl ConnectionLike,
     ) -> anyhow::Result<Vec<Span>> {
-        let keys = session.settings.keys()?;
+        let keys = session.keys().await?;
         let kinds = [StreamKind::Dead];
         let streams = choose::streams(&session.connector()?, &keys, &self.streams, &kinds).await?;
         let now = inspect::now(connection).await?;

@@ -99,7 +99,7 @@ impl Which {
 
     /// The queues of streams of these kinds in which it may be.
     async fn queues(&self, session: &Session, kinds: &[StreamKind]) -> anyhow::Result<Vec<Queue>> {
-        let keys = session.settings.keys()?;
+        let keys = session.keys().await?;
         let all = queues(&session.connector()?, &keys).await?;
         let there: Vec<StreamName> = all.into_iter().map(|queue| queue.stream).collect();
         let streams = choose::named(&keys, &self.streams, kinds, &there)?;

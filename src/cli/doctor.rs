@@ -2,6 +2,7 @@
 
 mod checks;
 mod cluster;
+mod domains;
 mod flow;
 mod guarantees;
 mod memory;
@@ -183,12 +184,16 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         let names = async || inspect::streams(&connector, &keys).await;
         let of_streams = streams::streams(&session, &mut connection, names().await).await?;
         findings.extend(of_streams);
+        let named = names().await.unwrap_or_default();
+        findings.extend(domains::partitions(&session, &mut connection, &named).await?);
         findings.extend(flow::flow(&session, names().await).await?);
     } else {
         // A replica is looked at as well.
         let mut connection = connector.unchecked().await?;
         let names = inspect::streams_on(&mut connection, &keys).await;
+        let named = names.as_ref().map(Vec::clone).unwrap_or_default();
         findings.extend(streams::streams(&session, &mut connection, names).await?);
+        findings.extend(domains::partitions(&session, &mut connection, &named).await?);
         let names = inspect::streams_on(&mut connection, &keys).await;
         findings.extend(flow::flow(&session, names).await?);
     }

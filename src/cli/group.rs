@@ -67,7 +67,7 @@ async fn look(
     streams: &[String],
     named: Option<&str>,
 ) -> anyhow::Result<Vec<Seen>> {
-    let keys = session.settings.keys()?;
+    let keys = session.keys().await?;
     let streams = choose::streams(&session.connector()?, &keys, streams, &KINDS).await?;
     let mut owners = Owners::new(session.instances()?);
     let mut seen = Vec::new();

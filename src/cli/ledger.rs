@@ -152,7 +152,7 @@ async fn status(session: &Session) -> anyhow::Result<Exit> {
 
 /// What waits in Redis for the ledger.
 async fn waiting(session: &Session) -> anyhow::Result<Vec<Lag>> {
-    let keys = session.settings.keys()?;
+    let keys = session.keys().await?;
     let connector = session.connector()?;
     let domains = Instances::new(connector.clone(), keys.clone())
         .domains()

@@ -130,6 +130,7 @@ fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {
         ("events processed", count("events_processed")),
         ("events failed", count("events_failed")),
         ("events cancelled", count("events_cancelled")),
+        ("events misplaced", count("events_misplaced")),
         ("tasks completed", count("tasks_completed")),
         ("throughput", format!("{throughput:.1} events/s")),
         ("latency, mean", ms("average_latency_ms")),

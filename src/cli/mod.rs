@@ -11,6 +11,7 @@ mod delayed;
 mod discover;
 mod docs;
 mod doctor;
+mod domain;
 mod drain;
 mod group;
 mod health;
@@ -51,8 +52,10 @@ use convoke::coordination::instances::Instances;
 use convoke::coordination::scripts;
 use convoke::operator::browse::Sight;
 use convoke::operator::replay::Operator;
+use convoke::protocol::keys::Keys;
 use convoke::settings::Settings;
 use convoke::settings::sources::{self, given};
+use convoke::streams::domains::Domains;
 use convoke::worker::logs;
 use output::Output;
 use settings::BusFlags;
@@ -184,6 +187,7 @@ enum Command {
     Replay(replay::Flags),
     Top(top::Flags),
     Doctor(doctor::Flags),
+    Domain(domain::Flags),
     Batch(batch::Flags),
     Discover(discover::Flags),
     Vote(vote::Flags),
@@ -275,6 +279,7 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         Command::Replay(flags) => runtime()?.block_on(replay::run(session, flags)),
         Command::Top(flags) => runtime()?.block_on(top::run(session, flags)),
         Command::Doctor(flags) => runtime()?.block_on(doctor::run(session, flags)),
+        Command::Domain(flags) => runtime()?.block_on(domain::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Completions(flags) => completions::run(session, &flags),
         Command::Docs(flags) => docs::run(session, &flags),
@@ -336,6 +341,10 @@ impl Session {
             _ => Default::default(),
         };
         let mut flags = given(&common.bus)?;
+        if matches!(command, Command::Domain(flags) if flags.sets()) {
+            // It has the same name, and says how many there are to be.
+            flags.remove("partitions");
+        }
         flags.extend(own);
         // An empty variable counts as not set, as it does for the settings.
         let file = common.config.as_deref().filter(|path| !path.is_empty());
@@ -363,6 +372,7 @@ impl Session {
                     | Command::Replay(_)
                     | Command::Streams(_)
                     | Command::Delayed(_)
+                    | Command::Domain(_)
                     | Command::Group(_)
                     | Command::Trace(_)
             ),
@@ -386,6 +396,16 @@ impl Session {
     fn sight(&self) -> anyhow::Result<Sight> {
         let limit = self.settings.limits().entry();
         Ok(Sight::new(self.connector()?, limit))
+    }
+
+    /// The key names, and what the bus says of its domains, as far as it does.
+    async fn keys(&self) -> anyhow::Result<Keys> {
+        let keys = self.settings.keys()?;
+        let domains = Domains::new(self.connector()?, keys.clone());
+        if let Err(error) = domains.learn_all().await {
+            tracing::debug!(%error, "how many partitions the domains have is not known");
+        }
+        Ok(keys)
     }
 
     fn instances(&self) -> anyhow::Result<Instances> {

@@ -81,7 +81,7 @@ impl Held {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let keys = session.settings.keys()?;
+    let keys = session.keys().await?;
     let mut connection = session.connector()?.pooled().await?;
     let sight = session.sight()?;
     let kinds = [StreamKind::Events, StreamKind::Inbox];

@@ -44,7 +44,7 @@ pub(super) struct Flags {
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
-    let keys = session.settings.keys()?;
+    let keys = session.keys().await?;
     let mut connection = session.connector()?.pooled().await?;
     let mut kinds = vec![Events, Inbox, Dead, Results, Broadcast];
     if flags.all || !flags.streams.is_empty() {

@@ -83,7 +83,7 @@ fn since(text: &str) -> Result<Since, String> {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let keys = session.settings.keys()?;
+    let keys = session.keys().await?;
     let wild = |name: &str| name.contains(['*', '?']);
     for name in flags.streams.iter().filter(|name| !wild(name)) {
         choose::stream_keys(&keys, name)?;

@@ -27,6 +27,7 @@
 #[doc(hidden)]
 pub mod ask;
 mod confirming;
+mod looking;
 mod options;
 mod pipelines;
 #[doc(hidden)]
@@ -50,6 +51,7 @@ use crate::connect::connector::Connector;
 use crate::protocol::keys::{self, Keys, NameError};
 use crate::protocol::progress::Progress;
 use crate::protocol::reply::Reply;
+use looking::Looked;
 use scripted::{NOWHERE, is_no_script, lacks_script};
 use std::borrow::Borrow;
 use std::collections::BTreeMap;
@@ -71,6 +73,7 @@ struct Inner {
     defaults: Defaults,
     patience: Duration,
     ways: Ways,
+    looked: Looked,
     replies: Replies,
 }
 
@@ -119,6 +122,7 @@ impl Client {
             },
             patience: options.patience,
             ways: Ways::new(connector),
+            looked: Looked::default(),
             replies,
         })))
     }
@@ -161,6 +165,7 @@ impl Client {
     /// [`PublishError::Rejected`]: certainly not stored. [`PublishError::Unknown`]: may be stored.
     pub async fn publish(&self, event: impl Borrow<Outgoing>) -> Result<Published, PublishError> {
         let event = event.borrow();
+        self.look(&[event]).await?;
         let partition = event.partition(&self.0.keys);
         let prepared = event.prepare(&self.0.keys, partition, &self.0.defaults)?;
         let way = self.way(event, partition);
@@ -240,8 +245,13 @@ impl Client {
     /// Events that want to be confirmed are published one by one, after the others, and so are those
     /// whose script the server forgot meanwhile.
     pub async fn publish_many(&self, events: &[Outgoing]) -> Vec<Result<Published, PublishError>> {
+        let all: Vec<&Outgoing> = events.iter().collect();
+        if let Err(error) = self.look(&all).await {
+            let reason = error.to_string();
+            let unsent = || Err(PublishError::unsent(&reason));
+            return events.iter().map(|_| unsent()).collect();
+        }
         if !self.0.ways.are_many() {
-            let all: Vec<&Outgoing> = events.iter().collect();
             return self
                 .publish_in_pipelines(&all, &self.0.ways.home, None)
                 .await;
@@ -338,6 +348,13 @@ impl Client {
             .clone();
         let deadline = local_now().saturating_add(whole_ms(timeout));
         event.deadline.get_or_insert(deadline);
+        match tokio::time::timeout_at(until, self.look(&[&event])).await {
+            Ok(looked) => looked?,
+            Err(_) => {
+                let unsent = "how many partitions the domain has was not said in time";
+                return Err(PublishError::unsent(unsent).into());
+            }
+        }
         let keys = &self.0.keys;
         let partition = event.partition(keys);
         let stream = keys.reply(keys::domain_of(event.kind()), partition, &self.0.name);

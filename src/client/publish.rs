@@ -37,6 +37,8 @@ pub struct Outgoing {
     pub(crate) dedup: bool,
     pub(crate) when: When,
     pub(crate) confirm: Option<Confirm>,
+    /// The partition that it was given to, whatever the bus says by now.
+    place: Option<u16>,
 }
 
 /// When an event is to run.
@@ -100,6 +102,7 @@ impl Outgoing {
             dedup: false,
             when: When::Now,
             confirm: None,
+            place: None,
         }
     }
 
@@ -203,8 +206,18 @@ impl Outgoing {
         }
     }
 
+    /// Gives it to a partition, where its `replyto` lies.
+    #[cfg(feature = "worker")]
+    pub(crate) fn in_partition(mut self, partition: u16) -> Self {
+        self.place = Some(partition);
+        self
+    }
+
     /// Which partition of its domain it belongs to: by subject, else by id, else any.
     pub(crate) fn partition(&self, keys: &Keys) -> u16 {
+        if let Some(partition) = self.place {
+            return partition;
+        }
         let domain = keys::domain_of(&self.kind);
         match self.subject.as_ref().or(self.id.as_ref()) {
             Some(key) => keys.partition_of(domain, key),

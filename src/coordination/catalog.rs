@@ -190,7 +190,7 @@ impl Catalog {
             return Ok(());
         }
         let now = self.store.now().await?;
-        let key = self.store.keys.domains();
+        let key = self.store.keys.read_domains();
         let mut writes = redis::pipe();
         let heard_of = writes.cmd("ZADD").arg(&key);
         for domain in domains {
@@ -218,7 +218,7 @@ impl Catalog {
         let mut reads = redis::pipe();
         reads
             .cmd("ZRANGE")
-            .arg(self.store.keys.domains())
+            .arg(self.store.keys.read_domains())
             .arg(0)
             .arg(-1);
         let (mut domains,): (Vec<String>,) = self.store.ask(&reads).await?;

@@ -53,6 +53,8 @@ pub struct Sums {
     pub events_failed: u64,
     /// Events that were cancelled in the hands of a worker.
     pub events_cancelled: u64,
+    /// Events that lay in another partition than that of their subject or id.
+    pub events_misplaced: u64,
     /// How long the runs took.
     pub latency: Histogram,
 }
@@ -140,7 +142,7 @@ impl Report {
     /// | key | value |
     /// |---|---|
     /// | `process` | text: another one began at zero |
-    /// | `events_processed`, `events_failed`, `events_cancelled` | counters |
+    /// | `events_processed`, `events_failed`, `events_cancelled`, `events_misplaced` | counters |
     /// | `latency` | `{sum_us, buckets: {bucket: count}}`, see [`crate::protocol::histogram`] |
     /// | `handlers` | `{event type: {calls, errors, retries, rate_limited, cache_hits, circuit, latency}}` |
     /// | `memory_bytes`, `in_flight` | how it is now |
@@ -155,6 +157,7 @@ impl Report {
                 events_processed: counter(map, "events_processed"),
                 events_failed: counter(map, "events_failed"),
                 events_cancelled: counter(map, "events_cancelled"),
+                events_misplaced: counter(map, "events_misplaced"),
                 latency: histogram(map).unwrap_or_default(),
             },
             gauges: Gauges {

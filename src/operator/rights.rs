@@ -84,6 +84,8 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
         (format!("ZADD {} 1 m", inbox.delayed), &[WORKER]),
         (format!("HSET {} a b", keys.instance("w-1")), &[WORKER]),
         (format!("SET {} a", keys.leader()), &[WORKER]),
+        (format!("HSETNX {} a b", keys.domains()), publishers),
+        (format!("HSET {} a b", keys.domains()), &[WORKER, OPERATOR]),
         ("GET session:1".into(), &[]),
         ("SET session:1 a".into(), &[]),
         ("SCAN 0".into(), &[OPERATOR, MONITOR]),

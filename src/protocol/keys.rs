@@ -18,8 +18,11 @@ pub use names::{
 };
 pub use stream::{StreamKind, StreamName};
 
+use super::domain::Domain;
+use crate::mutex::locked;
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// The consumer group that fills the ledger.
 pub const LEDGER_GROUP: &str = "ledger";
@@ -32,11 +35,13 @@ enum Layout {
     Tagged { partitions: u16 },
 }
 
-/// The names of all keys of one namespace.
+/// The names of all keys of one namespace. All clones know the same of its domains.
 #[derive(Clone)]
 pub struct Keys {
     namespace: Arc<str>,
     layout: Layout,
+    /// What the bus says of domains, as far as that is known.
+    domains: Arc<Mutex<HashMap<String, Domain>>>,
 }
 
 impl fmt::Debug for Keys {
@@ -75,7 +80,8 @@ impl Keys {
         Self::with_layout(namespace, Layout::Plain)
     }
 
-    /// The names with hash tags, for Redis Cluster; every data domain has that many partitions.
+    /// The names with hash tags, for Redis Cluster; a data domain of which the bus says nothing yet has that many
+    /// partitions.
     pub fn tagged(namespace: &str, partitions: u16) -> Result<Self, NameError> {
         let partitions = partitions.max(1);
         Self::with_layout(namespace, Layout::Tagged { partitions })
@@ -92,6 +98,7 @@ impl Keys {
         Ok(Self {
             namespace: namespace.into(),
             layout,
+            domains: Arc::default(),
         })
     }
 
@@ -100,17 +107,69 @@ impl Keys {
         &self.namespace
     }
 
-    /// How many streams the events of a domain are split over.
+    /// How many streams the events of a domain are split over: as the bus says, if that is known.
     pub fn partitions(&self, domain: &str) -> u16 {
         match self.layout {
-            Layout::Tagged { partitions } if !is_control(domain) => partitions,
+            Layout::Tagged { partitions } if !is_control(domain) => {
+                let known = locked(&self.domains);
+                known.get(domain).map_or(partitions, |it| it.partitions)
+            }
             _ => 1,
         }
     }
 
+    /// How many partitions a domain gets that nobody used before; nothing where the names have no tags.
+    #[doc(hidden)]
+    pub fn set_partitions(&self) -> Option<u16> {
+        match self.layout {
+            Layout::Plain => None,
+            Layout::Tagged { partitions } => Some(partitions),
+        }
+    }
+
+    /// Whether a domain has partitions, of which the bus says how many.
+    #[doc(hidden)]
+    pub fn is_split(&self, domain: &str) -> bool {
+        self.layout != Layout::Plain && !is_control(domain)
+    }
+
+    /// What the bus says of a domain, if that is known.
+    #[doc(hidden)]
+    pub fn domain(&self, domain: &str) -> Option<Domain> {
+        locked(&self.domains).get(domain).cloned()
+    }
+
+    /// Whether an event with that subject (or id) belongs into that partition, now or by what was before.
+    #[doc(hidden)]
+    pub fn holds(&self, domain: &str, subject_or_id: &str, partition: u16) -> bool {
+        if !self.is_split(domain) {
+            return true;
+        }
+        let known = locked(&self.domains);
+        known
+            .get(domain)
+            .is_none_or(|it| it.holds(subject_or_id, partition))
+    }
+
+    /// Notes what the bus says of a domain; whether that is news.
+    #[doc(hidden)]
+    pub fn learn(&self, domain: &str, is: Domain) -> bool {
+        let mut known = locked(&self.domains);
+        if known.get(domain) == Some(&is) {
+            return false;
+        }
+        known.insert(domain.to_owned(), is);
+        true
+    }
+
     /// The partition for an event of that domain with that subject (or id).
     pub fn partition_of(&self, domain: &str, subject_or_id: &str) -> u16 {
-        crc16(subject_or_id.as_bytes()) % self.partitions(domain)
+        Self::partition_among(self.partitions(domain), subject_or_id)
+    }
+
+    /// The same among that many.
+    pub(crate) fn partition_among(partitions: u16, subject_or_id: &str) -> u16 {
+        crc16(subject_or_id.as_bytes()) % partitions.max(1)
     }
 
     /// The prefix of control-plane keys.

@@ -9,6 +9,8 @@ pub mod dead;
 #[doc(hidden)]
 pub mod digits;
 #[doc(hidden)]
+pub mod domain;
+#[doc(hidden)]
 pub mod entry;
 #[doc(hidden)]
 pub mod error;

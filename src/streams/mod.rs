@@ -4,6 +4,7 @@ pub mod cancel;
 pub mod claim;
 pub mod commit;
 pub mod delay;
+pub mod domains;
 pub mod first;
 pub mod open;
 pub mod outbox;

@@ -1,7 +1,8 @@
 //! How a worker leaves: what runs is finished, at most for a while, and nothing of its consumer is left behind.
 
 use super::keeper::outbox;
-use super::lanes::{Lanes, Running};
+use super::lanes::Lanes;
+use super::making::Running;
 use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::{Ending, Worker, keeper};
@@ -96,8 +97,8 @@ impl Worker {
             let mut connection = self.process.connector.pooled().await?;
             let mut clean = true;
             for stream in lanes.streams() {
-                clean &=
-                    claim::forget(&mut connection, stream, &self.settings.group, self.id()).await?;
+                clean &= claim::forget(&mut connection, &stream, &self.settings.group, self.id())
+                    .await?;
             }
             if clean {
                 for committer in committers {
@@ -118,8 +119,9 @@ impl Worker {
         if !connector.is_cluster() {
             return;
         }
+        let shared = lanes.shared();
         let said = Mutex::new(Sparing::new(Instant::now()));
-        let emptied = outbox::run_once(connector, lanes.shared(), &said);
+        let emptied = outbox::run_once(connector, &shared, &said);
         if tokio::time::timeout(STOPS, emptied).await.is_err() {
             tracing::warn!(
                 instance = self.id(),

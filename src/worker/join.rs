@@ -1,8 +1,9 @@
 //! How a worker joins the bus and the registry, as often as it takes.
 
 use super::keeper::Pulsed;
-use super::lanes::{Lanes, Running};
+use super::lanes::Lanes;
 use super::limiting;
+use super::making::Running;
 use super::supervisor::Supervisor;
 use super::{Ending, RunError, Worker};
 use crate::connect::backoff::Backoff;
@@ -111,6 +112,7 @@ impl Worker {
             }
             Ok(()) => {}
         }
+        lanes.split().await?;
         let (group, kinds) = (&self.settings.group, &registering.capabilities);
         let reads = self.instances.reads(group, self.id(), kinds).await;
         reads.map_err(RunError::Registration)?;
@@ -165,7 +167,7 @@ impl Worker {
         let before = pausing.before_a_look();
         let found = async {
             let mut waits = HashSet::new();
-            for lane in lanes.shared().iter().filter(|lane| lane.name == "data") {
+            for lane in lanes.list().now().iter().filter(|lane| lane.name == "data") {
                 let routes: Vec<_> = lane.routes.iter().collect();
                 let mut connection = lane.connector.pooled().await?;
                 let found = park::kinds(&mut connection, &routes).await?;

@@ -1,19 +1,17 @@
 //! The lanes of a worker: which streams each reads, started and ended together.
 
-use super::admission::Share;
 use super::handover::NUDGE;
-use super::inflight::InFlight;
 use super::keeper::describe;
-use super::lane::{Lane, LaneEvents};
+use super::lane_list::LaneList;
+use super::lane_plans;
+use super::making::{DataLanes, Maker, Prepared, Running};
 use super::outcomes::{Outcomes, OutcomesReceiver};
 use super::pausing::Pausing;
-use super::shared::{Counts, Doubt, Shared, Turned};
-use super::sparing::Sparing;
+use super::shared::Shared;
 use super::supervisor::Supervisor;
 use super::takeover::Trigger;
 use super::watch::gone_holders;
 use super::{Ending, RunError};
-use crate::builtin::system::batch_process::PLACES;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::connect::silence::Answers;
@@ -29,17 +27,13 @@ use crate::handler::layers::circuit::CircuitChange;
 use crate::handler::policy::{Policy, RetryPolicy};
 use crate::handler::router::{Registration, Router};
 use crate::mutex::locked;
-use crate::protocol::keys::{self, StreamKeys};
 use crate::settings::Settings;
-use crate::streams::commit::{Committer, CommitterOptions};
-use crate::streams::first::Judge;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use tokio::sync::{Notify, mpsc};
-use tokio_util::task::AbortOnDropHandle;
+use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// Sends a trigger to every lane.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +41,7 @@ pub(super) struct Triggers(Arc<Mutex<Vec<mpsc::UnboundedSender<Trigger>>>>);
 
 impl Triggers {
     /// One more lane: what it hears.
-    fn add(&self) -> mpsc::UnboundedReceiver<Trigger> {
+    pub(super) fn add(&self) -> mpsc::UnboundedReceiver<Trigger> {
         let (lane, triggered) = mpsc::unbounded_channel();
         locked(&self.0).push(lane);
         triggered
@@ -62,16 +56,13 @@ impl Triggers {
     }
 }
 
-struct Prepared {
-    lane: Lane,
-    events: LaneEvents,
-    committer: Committer,
-}
-
 /// The lanes of a worker.
 pub(super) struct Lanes {
-    shared: Vec<Arc<Shared>>,
+    list: LaneList,
+    /// The lanes of the control plane that do not run yet.
     prepared: Vec<Prepared>,
+    /// The lanes of the events of others, until somebody looks after them.
+    data: Option<DataLanes>,
     triggers: Triggers,
     answers: Answers,
     router: Arc<Router>,
@@ -80,103 +71,8 @@ pub(super) struct Lanes {
     ending: Ending,
 }
 
-/// Lanes that run; dropped, they run no more.
-pub(super) struct Running(Vec<AbortOnDropHandle<Option<Committer>>>);
-
-impl Running {
-    /// Waits until all have ended. Their committers come back, where none is in the middle of a commit.
-    pub(super) async fn ended(self) -> Vec<Committer> {
-        let ended = futures_util::future::join_all(self.0).await;
-        ended.into_iter().flatten().flatten().collect()
-    }
-}
-
 /// Connections on which rates are counted; none of them is made before the first is.
 const ASKING: usize = 16;
-/// Entries of the inbox that may be waited for besides tasks.
-const BESIDES: usize = 8;
-
-/// What a lane reads.
-struct Plan {
-    name: &'static str,
-    concurrency: usize,
-    routes: Vec<StreamKeys>,
-    places: Vec<(String, u16)>,
-    inbox: Option<usize>,
-    /// Runs that there is room for beside the others.
-    beside: usize,
-    /// What one type may hold of the slots, in percent.
-    share: u8,
-}
-
-/// The inbox has a lane of its own: tasks may run long, as many at a time as the capacity says, and
-/// a `system` event must not wait for any of them.
-///
-/// On a cluster a lane's streams are in one slot: each partition of a domain has a lane of its own, and all of them
-/// share the concurrency evenly.
-fn plans(settings: &Settings, process: &Process, router: &Router) -> Vec<Plan> {
-    let (keys, instance) = (&process.keys, process.instance.as_str());
-    let mut control = Plan {
-        name: "control",
-        concurrency: settings.concurrency,
-        routes: Vec::new(),
-        places: Vec::new(),
-        inbox: None,
-        beside: PLACES,
-        share: settings.type_share,
-    };
-    for domain in ["system", "task"] {
-        control.routes.push(keys.route(domain, 0));
-        control.places.push((domain.to_owned(), 0));
-    }
-    let tasks = Plan {
-        name: "tasks",
-        concurrency: settings.capacity as usize,
-        routes: vec![keys.inbox_route(instance)],
-        places: vec![("task".to_owned(), 0)],
-        inbox: Some(0),
-        beside: BESIDES,
-        // All of it is one type, and how much of it there may be the capacity says.
-        share: 100,
-    };
-
-    let of_data = router.routes().map(|route| route.kind.as_str());
-    let of_data: Vec<&str> = of_data
-        .filter(|kind| *kind != NUDGE && !keys::is_control(keys::domain_of(kind)))
-        .collect();
-    let ignored = settings.ignore.iter().map(String::as_str);
-    let read = of_data.iter().copied().chain(ignored);
-    let domains: BTreeSet<&str> = read.map(keys::domain_of).collect();
-    let places = domains.into_iter().flat_map(|domain| {
-        (0..keys.partitions(domain)).map(|partition| (domain.to_owned(), partition))
-    });
-    let places: Vec<(String, u16)> = places.collect();
-    let lanes: Vec<Vec<(String, u16)>> = match process.connector.is_cluster() {
-        true => places.into_iter().map(|place| vec![place]).collect(),
-        false if places.is_empty() => Vec::new(),
-        false => vec![places],
-    };
-    let concurrency = settings.concurrency.div_ceil(lanes.len().max(1));
-    let data = lanes.into_iter().map(|places| Plan {
-        name: "data",
-        concurrency,
-        routes: places
-            .iter()
-            .map(|(domain, partition)| keys.route(domain, *partition))
-            .collect(),
-        places,
-        inbox: None,
-        beside: 0,
-        // One that has no neighbours starves none.
-        share: match of_data.len() {
-            1 => 100,
-            _ => settings.type_share,
-        },
-    });
-    let mut plans = vec![control, tasks];
-    plans.extend(data);
-    plans
-}
 
 /// The handler that hears that an entry was handed to this instance.
 fn nudge(triggers: Triggers) -> Registration {
@@ -220,72 +116,24 @@ impl Lanes {
         // A worker makes its lanes once.
         process.router.set(router.clone()).ok();
         let pausing = Arc::new(Pausing::new(policies.clone(), &router));
-        let mut shared = Vec::new();
-        let mut prepared = Vec::new();
-        for plan in plans(settings, process, &router) {
-            let triggered = triggers.add();
-            let connector = process.connector.toward(&plan.routes[0].events);
-            let judge = Judge::new(connector.clone());
-            let routes: Arc<[StreamKeys]> = plan.routes.into();
-            let claims_key = |(domain, partition): &(String, u16)| {
-                process.keys.claims(domain, *partition, &process.instance)
-            };
-            let committer = Committer::new(CommitterOptions {
-                connector: connector.clone(),
-                routes: routes.clone(),
-                claims: plan.places.iter().map(claims_key).collect(),
-                group: settings.group.clone(),
-                consumer: process.instance.clone(),
-                reply_ttl: settings.reply_ttl,
-                reply_history: settings.stream_history,
-                stop: ending.stop.clone(),
-            });
-            let lane = Arc::new(Shared {
-                name: plan.name,
-                routes,
-                places: plan.places,
-                inbox: plan.inbox,
-                group: settings.group.clone(),
-                connector,
-                process: process.clone(),
-                router: router.clone(),
-                pausing: pausing.clone(),
-                instances: instances.clone(),
-                limits: settings.limits(),
-                inflight: Arc::new(InFlight::default()),
-                claims: committer.claims(),
-                slots: AtomicUsize::new(plan.concurrency),
-                quiet: AtomicBool::new(false),
-                share: Share {
-                    slots: plan.concurrency + plan.beside,
-                    beside: plan.beside,
-                    percent: plan.share.into(),
-                },
-                claim_idle: settings.claim_idle,
-                max_deliveries: settings.max_deliveries,
-                retry,
-                judge,
-                unasked: Mutex::new(Sparing::new(Instant::now())),
-                dedup_window: settings.dedup_window,
-                ignore: settings.ignore.clone().into(),
-                soon: Notify::new(),
-                counts: Counts::default(),
-                turned: Turned::default(),
-                doubt: Doubt::default(),
-                patience: settings.claim_idle.min(settings.heartbeat_ttl) / 3,
-                answers: answers.clone(),
-            });
-            shared.push(lane.clone());
-            let (lane, events) = Lane::new(lane, triggered, noted.clone());
-            prepared.push(Prepared {
-                lane,
-                events,
-                committer,
-            });
-        }
+        let maker = Maker {
+            settings: settings.clone(),
+            process: process.clone(),
+            instances: instances.clone(),
+            answers: answers.clone(),
+            router: router.clone(),
+            pausing,
+            noted,
+            ending: ending.clone(),
+            list: LaneList::new(settings.concurrency),
+            triggers: triggers.clone(),
+        };
+        let control = lane_plans::of_control(settings, process);
+        let prepared = control.map(|plan| maker.prepare(plan));
         Ok(Self {
-            shared,
-            prepared,
+            list: maker.list.clone(),
+            prepared: prepared.into(),
+            data: Some(DataLanes::new(maker)),
             triggers,
             answers: answers.clone(),
             router,
@@ -295,32 +143,32 @@ impl Lanes {
         })
     }
 
+    /// Learns over how many partitions the domains are split, and makes the lanes that read them. Those of partitions that
+    /// are to wait for others come later.
+    pub(super) async fn split(&mut self) -> Result<(), BusError> {
+        if let Some(data) = &mut self.data {
+            data.learn().await?;
+            data.prepare().await;
+        }
+        Ok(())
+    }
+
     /// Fences older processes of this name, then starts every lane.
     pub(super) async fn start(&mut self, supervisor: &Supervisor) -> Result<Running, BusError> {
         for prepared in &mut self.prepared {
             prepared.committer.start().await?;
         }
-        let started = self.prepared.drain(..).map(|prepared| {
-            let Prepared {
-                lane,
-                events,
-                committer,
-            } = prepared;
-            let Ending { drain, stop } = self.ending.clone();
-            // They were made before the bus could be joined, perhaps long ago.
-            lane.shared().turned.now();
-            let supervisor = supervisor.clone();
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                let name = format!("lane {}", lane.name());
-                let shared = lane.shared().clone();
-                let run = lane.run(events, committer, drain.clone(), stop);
-                let ended = supervisor.run(&name, &drain, run).await.flatten();
-                shared.turned.over();
-                shared.doubt.end();
-                ended
-            }))
-        });
-        Ok(Running(started.collect()))
+        if let Some(data) = &mut self.data {
+            data.fence().await?;
+        }
+        let running = Running::default();
+        if let Some(data) = &mut self.data {
+            data.run(&running, supervisor);
+        }
+        for prepared in self.prepared.drain(..) {
+            prepared.run(&running, &self.ending, supervisor);
+        }
+        Ok(running)
     }
 
     /// Has the lanes begin with what the gone hold: it is older than all that a first read brings.
@@ -330,7 +178,7 @@ impl Lanes {
         instances: &Instances,
     ) -> Result<(), CoordinationError> {
         let mut connection = process.connector.pooled().await?;
-        let gone = gone_holders(&mut connection, instances, &self.shared).await?;
+        let gone = gone_holders(&mut connection, instances, &self.list.now()).await?;
         let others = gone.into_iter().filter(|id| *id != process.instance);
         let gone: BTreeSet<String> = others.collect();
         if !gone.is_empty() {
@@ -340,8 +188,18 @@ impl Lanes {
     }
 
     /// What the parts of each lane share.
-    pub(super) fn shared(&self) -> &[Arc<Shared>] {
-        &self.shared
+    pub(super) fn shared(&self) -> Arc<[Arc<Shared>]> {
+        self.list.now()
+    }
+
+    /// The same for who looks again and again.
+    pub(super) fn list(&self) -> &LaneList {
+        &self.list
+    }
+
+    /// The partitions that are read, for who looks after them first.
+    pub(super) fn take_data(&mut self) -> Option<DataLanes> {
+        self.data.take()
     }
 
     /// When the server answered: the keeper notes it, the lanes judge by it.
@@ -384,26 +242,28 @@ impl Lanes {
     }
 
     /// The streams that are read.
-    pub(super) fn streams(&self) -> Vec<&str> {
-        let routes = self.shared.iter().flat_map(|lane| lane.routes.iter());
-        routes.map(|route| route.events.as_str()).collect()
+    pub(super) fn streams(&self) -> Vec<String> {
+        let lanes = self.list.now();
+        let routes = lanes.iter().flat_map(|lane| lane.routes.iter());
+        routes.map(|route| route.events.clone()).collect()
     }
 
     /// The streams of their dead letters.
     pub(super) fn dead(&self) -> Vec<String> {
-        let routes = self.shared.iter().flat_map(|lane| lane.routes.iter());
+        let lanes = self.list.now();
+        let routes = lanes.iter().flat_map(|lane| lane.routes.iter());
         routes.map(|route| route.dead.clone()).collect()
     }
 
     /// Entries that were read and not settled.
     pub(super) fn in_flight(&self) -> usize {
-        self.shared.iter().map(|lane| lane.inflight.len()).sum()
+        self.list.now().iter().map(|lane| lane.inflight.len()).sum()
     }
 
     /// What happened so far.
     pub(super) fn counts(&self) -> Totals {
         let mut totals = Totals::default();
-        for lane in &self.shared {
+        for lane in self.list.now().iter() {
             let counts = &lane.counts;
             totals.committed += counts.committed.load(Ordering::Relaxed);
             totals.fenced += counts.fenced.load(Ordering::Relaxed);

@@ -11,6 +11,7 @@
 //! | keeper | pulses, watches peers, renews leases, sweeps, promotes what is due, trims | a thread of its own, so that a handler that blocks its thread does not make the worker look dead |
 //! | ledger | writes what happened into the database, where one is set | tasks |
 //! | pulling | takes tasks into the inbox, where workers do so by themselves | a task |
+//! | partitions | follows how many partitions there are, and begins with new ones | a task |
 //! | patterns | looks at this instance's own services, where system events are answered so | a task |
 //! | watcher | reads the broadcast and has lanes take over what the gone held | the keeper's thread |
 
@@ -24,6 +25,8 @@ mod inflight;
 mod join;
 mod keeper;
 mod lane;
+mod lane_list;
+mod lane_plans;
 mod lanes;
 #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
 mod ledger;
@@ -34,9 +37,11 @@ mod limiting;
 #[cfg(feature = "logs")]
 #[doc(hidden)]
 pub mod logs;
+mod making;
 mod mortal;
 mod orphans;
 mod outcomes;
+mod partitions;
 mod patterns;
 mod pausing;
 mod pulling;
@@ -314,7 +319,7 @@ impl Worker {
         if !lacks.is_nothing() {
             tracing::warn!(redis = %self.settings.redis_url, "the server does not tell {lacks}: `convoke doctor` says which guarantees are weaker so");
         }
-        self.vital.works(lanes.shared());
+        self.vital.works(lanes.list());
         tracing::info!(
             instance = self.id(),
             incarnation,
@@ -327,6 +332,9 @@ impl Worker {
             pipe.start();
         }
         let leads = keeper.leads();
+        let ttl = self.settings.heartbeat_ttl;
+        let _partitions =
+            partitions::start(&mut lanes, &begin.running, ttl, &ending.drain, &supervisor);
         let _patterns = patterns::start(&self, &ending.drain, &supervisor, leads);
         let _pulling = pulling::start(&self, &ending.drain, &supervisor);
         let drained = self.until_drained(&lanes, begin.running, &ending, &supervisor);

@@ -2,6 +2,7 @@
 
 use super::activity;
 use super::handover::NUDGE;
+use super::lane_list::LaneList;
 use super::lanes::Lanes;
 use super::shared::Shared;
 use crate::connect::clock::whole_ms;
@@ -22,7 +23,7 @@ const APART: Duration = Duration::from_secs(1);
 /// Reads the counts of lanes and handlers.
 pub(super) struct Reporter {
     process: String,
-    lanes: Vec<Arc<Shared>>,
+    lanes: LaneList,
     router: Arc<Router>,
     patterns: PatternStore,
     samples: Mutex<VecDeque<(Instant, u64)>>,
@@ -34,7 +35,7 @@ impl Reporter {
     pub(super) fn new(lanes: &Lanes, process: &str, patterns: &PatternStore) -> Self {
         Self {
             process: process.to_owned(),
-            lanes: lanes.shared().to_vec(),
+            lanes: lanes.list().clone(),
             router: lanes.router().clone(),
             patterns: patterns.clone(),
             samples: Mutex::new([(Instant::now(), 0)].into()),
@@ -46,14 +47,17 @@ impl Reporter {
     pub(super) fn report(&self) -> Report {
         let committed = |lane: &Arc<Shared>| lane.counts.committed.load(Ordering::Relaxed);
         let cancelled = |lane: &Arc<Shared>| lane.counts.cancelled.load(Ordering::Relaxed);
+        let lanes = self.lanes.now();
+        let misplaced = |lane: &Arc<Shared>| lane.counts.misplaced.load(Ordering::Relaxed);
         let mut sums = Sums {
-            events_processed: self.lanes.iter().map(committed).sum(),
-            events_cancelled: self.lanes.iter().map(cancelled).sum(),
+            events_processed: lanes.iter().map(committed).sum(),
+            events_cancelled: lanes.iter().map(cancelled).sum(),
+            events_misplaced: lanes.iter().map(misplaced).sum(),
             ..Sums::default()
         };
-        let in_flight = self.lanes.iter().map(|lane| lane.under_way()).sum();
+        let in_flight = lanes.iter().map(|lane| lane.under_way()).sum();
         let (window, events) = self.window(sums.events_processed);
-        let (running, runs) = activity::running(&self.lanes);
+        let (running, runs) = activity::running(&lanes);
         let mut gauges = Gauges {
             running,
             runs,
@@ -89,7 +93,8 @@ impl Reporter {
 
     /// How many tasks it has in hand.
     pub(super) fn tasks(&self) -> usize {
-        let inboxes = self.lanes.iter().filter(|lane| lane.inbox.is_some());
+        let lanes = self.lanes.now();
+        let inboxes = lanes.iter().filter(|lane| lane.inbox.is_some());
         inboxes.map(|lane| lane.inflight.len()).sum()
     }
 

@@ -64,6 +64,8 @@ pub(super) struct Counts {
     pub taken: AtomicU64,
     /// Events dropped since their deadline had passed.
     pub expired: AtomicU64,
+    /// Events that lay in another partition than that of their subject or id.
+    pub misplaced: AtomicU64,
     /// Events of types that nobody needs to handle.
     pub ignored: AtomicU64,
     /// Events of an id of which another one came first.
@@ -274,6 +276,14 @@ impl Shared {
     pub(super) fn ignores(&self, event: &Event) -> bool {
         let covers = |pattern: &String| keys::covers(pattern, event.kind());
         event.reply_to().is_none() && self.ignore.iter().any(covers)
+    }
+
+    /// Whether an event lies in a partition that is, or was, that of its subject or id.
+    pub(super) fn is_in_place(&self, stream: usize, event: &Event) -> bool {
+        let (domain, partition) = &self.places[stream];
+        let key = event.subject().or(event.given_id());
+        self.inbox == Some(stream)
+            || key.is_none_or(|key| self.process.keys.holds(domain, key, *partition))
     }
 
     /// The claim counter's key of a consumer, for the commits of one of the streams.

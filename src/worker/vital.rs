@@ -14,6 +14,7 @@ mod systemd;
 
 pub(super) use systemd::Notifier;
 
+use super::lane_list::LaneList;
 use super::shared::Shared;
 use crate::connect::clock::whole_ms;
 use crate::connect::silence::Answers;
@@ -150,7 +151,7 @@ struct Inner {
     id: String,
     began: Instant,
     stage: AtomicU8,
-    lanes: OnceLock<Vec<Arc<Shared>>>,
+    lanes: OnceLock<LaneList>,
     answers: Answers,
     patience: Duration,
 }
@@ -169,8 +170,8 @@ impl Vital {
     }
 
     /// Notes that these lanes run.
-    pub(super) fn works(&self, lanes: &[Arc<Shared>]) {
-        self.0.lanes.set(lanes.to_vec()).ok();
+    pub(super) fn works(&self, lanes: &LaneList) {
+        self.0.lanes.set(lanes.clone()).ok();
         self.0.stage.fetch_max(1, Ordering::Relaxed);
     }
 
@@ -182,7 +183,7 @@ impl Vital {
     /// What there is to say now.
     pub(super) fn signs(&self) -> Signs {
         let is = &*self.0;
-        let lanes = is.lanes.get().map_or(&[][..], Vec::as_slice);
+        let lanes = is.lanes.get().map(LaneList::now).unwrap_or_default();
         let sign = |lane: &Arc<Shared>| LaneSign {
             name: lane.name.to_owned(),
             turned_ms: whole_ms(lane.turned.ago()),

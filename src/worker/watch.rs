@@ -1,7 +1,8 @@
 //! Watches the broadcast: for instances that went, whose entries the lanes then take over; and for tasks,
 //! batches and events that were cancelled, or taken away, while they run here; and for the choice of
-//! another pattern, and for schedules, policies and repairs that somebody changed.
+//! another pattern, and for schedules, policies, repairs and domains that somebody changed.
 
+use super::lane_list::LaneList;
 use super::lanes::Triggers;
 use super::shared::Shared;
 use super::takeover::Trigger;
@@ -19,6 +20,7 @@ use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
 use crate::streams::cancel::{Taken, taken_in};
 use crate::streams::claim;
+use crate::streams::domains;
 use crate::streams::read;
 use redis::aio::ConnectionLike;
 use std::collections::BTreeSet;
@@ -34,7 +36,7 @@ const COUNT: usize = 256;
 pub(super) struct Watch {
     pub connector: Connector,
     pub instances: Instances,
-    pub lanes: Vec<Arc<Shared>>,
+    pub lanes: LaneList,
     pub triggers: Triggers,
     pub broadcast: String,
     pub patterns: PatternStore,
@@ -75,6 +77,7 @@ impl Watch {
         self.schedules.told();
         self.policies.told();
         self.repairs.told();
+        self.lanes.has_more_partitions();
         self.compare().await.or_else(|error| self.go_on(error))?;
         let mut compared = Instant::now();
         loop {
@@ -96,6 +99,9 @@ impl Watch {
                 }
                 if repairs::is_change(entry) {
                     self.repairs.told();
+                }
+                if domains::is_change(entry) {
+                    self.lanes.has_more_partitions();
                 }
                 if schedules::is_change(entry) {
                     self.schedules.told();
@@ -122,7 +128,7 @@ impl Watch {
     /// Compares those who hold entries with those who are gone: a fact may have been missed.
     async fn compare(&self) -> Result<(), CoordinationError> {
         let mut connection = self.connector.pooled().await?;
-        let gone = gone_holders(&mut connection, &self.instances, &self.lanes).await?;
+        let gone = gone_holders(&mut connection, &self.instances, &self.lanes.now()).await?;
         self.take_over(gone);
         Ok(())
     }
@@ -140,7 +146,7 @@ impl Watch {
 
     /// Tells a run of ours that its task is no more its own. What it still does is discarded anyway.
     fn cancel(&self, task: &Assignment) {
-        for lane in self.lanes.iter().filter(|lane| lane.inbox.is_some()) {
+        for lane in self.lanes.now().iter().filter(|lane| lane.inbox.is_some()) {
             if lane.instance() == task.instance {
                 lane.inflight.cancel(&task.event_id());
             }
@@ -152,8 +158,8 @@ impl Watch {
         let Some(entry) = taken.entry() else {
             return;
         };
-        for lane in self
-            .lanes
+        let lanes = self.lanes.now();
+        for lane in lanes
             .iter()
             .filter(|lane| lane.instance() == taken.instance)
         {
@@ -170,7 +176,8 @@ impl Watch {
     }
 
     fn take_over(&self, gone: Vec<String>) {
-        let others = |id: &String| self.lanes.iter().all(|lane| lane.instance() != *id);
+        let lanes = self.lanes.now();
+        let others = |id: &String| lanes.iter().all(|lane| lane.instance() != *id);
         let gone: BTreeSet<String> = gone.into_iter().filter(others).collect();
         if !gone.is_empty() {
             self.triggers.send(&Trigger::Gone(gone));

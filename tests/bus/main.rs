@@ -8,6 +8,7 @@ mod claim;
 mod commit;
 mod commit_one;
 mod delayed;
+mod domains;
 mod groups;
 mod history;
 mod later;

@@ -12,6 +12,7 @@ mod coordination;
 mod dead;
 mod delayed;
 mod doctor;
+mod domain;
 mod group;
 mod guarantees;
 mod large;
@@ -195,6 +196,7 @@ fn help_teaches_by_examples_and_wrong_usage_ends_with_2() {
         "pattern",
         "schedule",
         "schedule put",
+        "domain",
         "drain",
         "quiet",
         "scale",

@@ -6,5 +6,6 @@ mod support;
 mod boxes;
 mod moves;
 mod operators;
+mod partitions;
 mod paths;
 mod rig;

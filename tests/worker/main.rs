@@ -32,6 +32,7 @@ mod order;
 mod orders;
 mod outages;
 mod pairs;
+mod partitions;
 mod patterns;
 mod pauses;
 mod places;

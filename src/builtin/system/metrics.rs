@@ -38,6 +38,8 @@ pub(in crate::builtin) struct Metrics {
     events_failed: u64,
     /// Events that were cancelled in the hands of a worker, likewise.
     events_cancelled: u64,
+    /// Events that lay in another partition than that of their subject or id, likewise.
+    events_misplaced: u64,
     /// Tasks that were completed.
     tasks_completed: u64,
     /// Of all runs.
@@ -232,6 +234,7 @@ fn told(global: Global, tasks_completed: u64, ask: &Ask) -> Metrics {
         events_processed: global.sums.events_processed,
         events_failed: global.sums.events_failed,
         events_cancelled: global.sums.events_cancelled,
+        events_misplaced: global.sums.events_misplaced,
         tasks_completed,
         average_latency_ms: latency.mean_ms(),
         p50_ms: latency.quantile_ms(0.5),

@@ -33,7 +33,7 @@ pub(super) async fn run(
     connection: &mut impl ConnectionLike,
     flags: &Flags,
 ) -> anyhow::Result<Exit> {
-    let keys = session.settings.keys()?;
+    let keys = session.keys().await?;
     let kinds = [StreamKind::Dead];
     let streams = choose::streams(&session.connector()?, &keys, &flags.streams, &kinds).await?;
     let now = inspect::now(connection).await?;

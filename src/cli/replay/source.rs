@@ -57,7 +57,7 @@ impl Walk {
         act: &Act,
         operator: &Operator,
     ) -> anyhow::Result<Self> {
-        let keys = session.settings.keys()?;
+        let keys = session.keys().await?;
         let now = inspect::now(connection).await?;
         let events = [StreamKind::Events];
         let sight = session.sight()?;

@@ -94,7 +94,7 @@ impl Sums {
             self.events_processed,
             self.events_failed,
             self.events_cancelled,
-            0,
+            self.events_misplaced,
             0,
         ];
         pack(counters, Some(&self.latency))
@@ -116,11 +116,19 @@ impl HandlerSums {
 
 impl Sums {
     pub(in crate::coordination) fn unpacked(packed: &[u8]) -> Option<Sums> {
-        let ([events_processed, events_failed, events_cancelled, ..], latency) = unpack(packed)?;
+        let (counters, latency) = unpack(packed)?;
+        let [
+            events_processed,
+            events_failed,
+            events_cancelled,
+            events_misplaced,
+            _,
+        ] = counters;
         Some(Sums {
             events_processed,
             events_failed,
             events_cancelled,
+            events_misplaced,
             latency,
         })
     }

@@ -1,6 +1,6 @@
 //! The keys of the control plane: who is there, what they decide, do and count together.
 
-use super::Keys;
+use super::{Keys, Layout};
 
 /// Where tasks are. `tasks.lua` says what each holds and in which form.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,8 +148,18 @@ impl Keys {
     }
 
     /// The domains that workers read, by when one of them last said so.
+    #[doc(hidden)]
+    pub fn read_domains(&self) -> String {
+        match self.layout {
+            // As earlier versions call it: there are no partitions of which anything could be said.
+            Layout::Plain => self.control(format_args!("domains")),
+            Layout::Tagged { .. } => self.control(format_args!("domains:read")),
+        }
+    }
+
+    /// How many partitions each domain has: a hash. Plain names have none.
     pub fn domains(&self) -> String {
-        self.control(format_args!("domains"))
+        format!("{{{}}}:domains", self.namespace)
     }
 
     /// Where tasks are.

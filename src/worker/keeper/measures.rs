@@ -11,9 +11,9 @@ const PAUSE: Duration = Duration::from_secs(15);
 
 /// Tells for ever.
 pub(super) async fn run(chores: &Chores) {
-    let Some(telemetry) = &chores
-        .lanes
-        .first()
+    let first = chores.lanes.first();
+    let Some(telemetry) = first
+        .as_ref()
         .and_then(|lane| lane.process.telemetry.as_ref())
     else {
         return std::future::pending().await;

@@ -49,9 +49,9 @@ mod tell;
 mod trim;
 mod upkeep;
 
+use super::lane_list::LaneList;
 use super::lanes::{Lanes, Triggers};
 use super::report::Reporter;
-use super::shared::Shared;
 use super::supervisor::{Supervisor, Why};
 use super::watch::Watch;
 use super::{RunError, Worker};
@@ -75,7 +75,7 @@ use crate::handler::layers::circuit::CircuitChange;
 use crate::handler::progress::Tell;
 use crate::protocol::keys::Keys;
 use crate::settings::Settings;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -131,7 +131,7 @@ struct Chores {
     tasks: Tasks,
     leases: Leases,
     batches: Batches,
-    lanes: Vec<Arc<Shared>>,
+    lanes: LaneList,
     triggers: Triggers,
     reporter: Arc<Reporter>,
     registering: Registering,
@@ -150,8 +150,6 @@ struct Chores {
     repairs: Repairs,
     /// Something is ordered.
     ordered: Arc<Notify>,
-    /// Handlers of the events of others that may run at a time, in all lanes.
-    concurrency: AtomicU64,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
     told: tokio::sync::Mutex<UnboundedReceiver<Tell>>,
     signs: ThreadSigns,
@@ -207,7 +205,7 @@ impl Keeper {
             repairs: Repairs::new(connector.clone(), keys.clone()),
             policies: worker.policies.by(connector.clone()),
             connector,
-            lanes: lanes.shared().to_vec(),
+            lanes: lanes.list().clone(),
             triggers: lanes.triggers(),
             reporter,
             registering: begun.registering,
@@ -219,7 +217,6 @@ impl Keeper {
             lead: Mutex::default(),
             broadcast: keys.broadcast(),
             ordered: Arc::default(),
-            concurrency: AtomicU64::new(worker.settings.concurrency as u64),
             patterns: worker.patterns.clone(),
             changes: tokio::sync::Mutex::new(lanes.take_changes()),
             told: tokio::sync::Mutex::new(begun.told),
@@ -406,20 +403,9 @@ impl Chores {
 
     /// Whether the worker shuts down, and is to get no task any more.
     fn draining(&self) -> bool {
-        let process = self.lanes.first().map(|lane| &lane.process);
-        let draining = process.and_then(|process| process.draining.get());
+        let first = self.lanes.first();
+        let draining = first.as_ref().and_then(|lane| lane.process.draining.get());
         draining.is_some_and(CancellationToken::is_cancelled)
-    }
-
-    /// The lanes of the events of others: one, or on a cluster one for each partition.
-    fn data(&self) -> Vec<&Shared> {
-        let data = self.lanes.iter().filter(|lane| lane.name == "data");
-        data.map(Arc::as_ref).collect()
-    }
-
-    /// Whether it is ordered to read nothing more.
-    fn quiet(&self) -> bool {
-        self.lanes.iter().any(|lane| lane.is_quiet())
     }
 
     /// Whether this instance leads, as far as it can know without asking.

@@ -6,7 +6,6 @@
 use super::Chores;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::orders::{Order, WorkerMode};
-use std::sync::atomic::Ordering;
 use tokio_util::sync::CancellationToken;
 
 /// Looks again and again; at once when it begins to leave, so that this is seen.
@@ -55,19 +54,14 @@ async fn follow(
         changed = true;
     }
     if let Some(concurrency) = order.concurrency.filter(|it| *it != mode.concurrency)
-        && let data = chores.data()
-        && !data.is_empty()
+        && !chores.lanes.data().is_empty()
     {
         tracing::info!(
             concurrency,
             by,
             "runs another number of handlers at a time: it is ordered to"
         );
-        let each = usize::try_from(concurrency).unwrap_or(usize::MAX);
-        for lane in &data {
-            lane.scale(each.div_ceil(data.len()));
-        }
-        chores.concurrency.store(concurrency, Ordering::Relaxed);
+        chores.lanes.scale(concurrency);
         changed = true;
     }
     if order.quiet != mode.quiet {
@@ -76,7 +70,7 @@ async fn follow(
             by,
             "reads, or does not: it is ordered to"
         );
-        for lane in &chores.lanes {
+        for lane in chores.lanes.now().iter() {
             lane.be_quiet(order.quiet);
         }
         changed = true;
@@ -86,7 +80,7 @@ async fn follow(
         };
         if let Err(error) = told {
             // So that the next look does it again.
-            for lane in &chores.lanes {
+            for lane in chores.lanes.now().iter() {
                 lane.be_quiet(mode.quiet);
             }
             return Err(error);
@@ -99,8 +93,8 @@ impl Chores {
     fn mode(&self) -> WorkerMode {
         WorkerMode {
             version: self.settings.app_version.clone(),
-            concurrency: self.concurrency.load(Ordering::Relaxed),
-            quiet: self.quiet(),
+            concurrency: self.lanes.concurrency(),
+            quiet: self.lanes.is_quiet(),
             draining: self.draining(),
             patterns: self.patterns.all().names(),
         }
@@ -108,8 +102,8 @@ impl Chores {
 
     /// The token by which the worker is told to leave.
     fn drain(&self) -> CancellationToken {
-        let process = self.lanes.first().map(|lane| &lane.process);
-        let drain = process.and_then(|process| process.draining.get());
+        let first = self.lanes.first();
+        let drain = first.as_ref().and_then(|lane| lane.process.draining.get());
         drain.cloned().unwrap_or_default()
     }
 }

@@ -27,7 +27,7 @@ pub(super) async fn run(chores: &Chores) {
     let mut pause = PAUSES.0;
     loop {
         tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.5)).await;
-        pause = match run_once(&chores.connector, &chores.lanes, &said).await {
+        pause = match run_once(&chores.connector, &chores.lanes.now(), &said).await {
             0 => (pause * 2).min(PAUSES.1),
             _ => PAUSES.0,
         };

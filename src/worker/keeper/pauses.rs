@@ -52,17 +52,19 @@ pub(super) async fn run(chores: &Chores) {
 }
 
 async fn run_once(chores: &Chores) -> Result<Found, CoordinationError> {
-    let Some(pausing) = chores.lanes.first().map(|lane| lane.pausing.clone()) else {
+    let lanes = chores.lanes.now();
+    let Some(first) = lanes.first() else {
         return Ok(Found::Nothing);
     };
+    let pausing = first.pausing.clone();
     if chores.policies.refresh().await? {
         pausing.changed();
-        limiting::follow(&chores.lanes[0].router, &pausing.held());
+        limiting::follow(&first.router, &pausing.held());
     }
     let look = pausing.before_a_look();
     let (mut waits, mut more) = (HashSet::new(), false);
     let mut failed = None;
-    for lane in chores.lanes.iter().filter(|lane| lane.name == "data") {
+    for lane in lanes.iter().filter(|lane| lane.name == "data") {
         match of_lane(chores, lane, &mut waits).await {
             Ok(is_more) => more |= is_more,
             // The node of one partition is away: of the others it is known.
@@ -74,7 +76,7 @@ async fn run_once(chores: &Chores) -> Result<Found, CoordinationError> {
     }
     pausing.looked(&look, &waits);
     let held = pausing.held();
-    let now = chores.lanes[0].claims.server_now();
+    let now = first.claims.server_now();
     Ok(match () {
         () if more => Found::More,
         () if !waits.is_empty() || held.has_pauses(now) => Found::Parked,

@@ -28,7 +28,8 @@ pub(super) async fn run(chores: &Chores) {
     let mut retried = 0;
     loop {
         let retries = |lane: &Arc<Shared>| lane.counts.retried.load(Ordering::Relaxed);
-        let until_now = chores.lanes.iter().map(retries).sum();
+        let lanes = chores.lanes.now();
+        let until_now = lanes.iter().map(retries).sum();
         let pause = if retried == until_now { IDLE } else { PAUSE };
         retried = until_now;
         let pause = match run_once(chores, &mut clock, pause).await {
@@ -38,10 +39,7 @@ pub(super) async fn run(chores: &Chores) {
                 reconnect_delay(3)
             }
         };
-        let soon = chores
-            .lanes
-            .iter()
-            .map(|lane| Box::pin(lane.soon.notified()));
+        let soon = lanes.iter().map(|lane| Box::pin(lane.soon.notified()));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = futures_util::future::select_all(soon) => tokio::time::sleep(LEAST).await,
@@ -56,8 +54,8 @@ async fn run_once(
     clock: &mut ServerClock,
     pause: Duration,
 ) -> Result<Duration, BusError> {
-    let lanes = chores.lanes.iter();
-    let routes: Vec<&StreamKeys> = lanes.flat_map(|lane| lane.routes.iter()).collect();
+    let lanes = chores.lanes.now();
+    let routes: Vec<&StreamKeys> = lanes.iter().flat_map(|lane| lane.routes.iter()).collect();
     let look = Look {
         chores,
         source: chores.connector.clock().await?,

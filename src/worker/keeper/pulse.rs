@@ -169,12 +169,12 @@ pub(super) async fn register_again(chores: &Chores, why: &str) -> Result<(), Coo
     // The server may have lost this too.
     chores.publish().await?;
     let mut registering = chores.registering.clone();
-    if chores.draining() || chores.quiet() {
+    if chores.draining() || chores.lanes.is_quiet() {
         registering.capacity = 0;
     }
     let registered = chores.instances.register_again(&registering).await?;
     // It may have begun meanwhile.
-    if chores.draining() || chores.quiet() {
+    if chores.draining() || chores.lanes.is_quiet() {
         chores.tasks.retire(chores.id()).await?;
     }
     let Some(registered) = registered else {

@@ -23,20 +23,21 @@ pub(super) async fn run(chores: &Chores) {
     let mut pause = age / 2;
     let said = Mutex::new(Sparing::new(Instant::now()));
     loop {
-        let doubts = chores.lanes.iter().map(|lane| Box::pin(lane.doubt.begun()));
+        let lanes = chores.lanes.now();
+        let doubts = lanes.iter().map(|lane| Box::pin(lane.doubt.begun()));
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
             _ = futures_util::future::select_all(doubts) => {}
         }
         // Those whose node hangs keep none of the others waiting.
-        let lanes = chores.lanes.iter();
-        let renewed = join_all(lanes.map(|lane| run_lane(chores, lane, age, &said))).await;
+        let lanes = chores.lanes.now();
+        let renewed = join_all(lanes.iter().map(|lane| run_lane(chores, lane, age, &said))).await;
         pause = match renewed.into_iter().all(|done| done) {
             true => age / 2,
             false => age / 8,
         };
         // It starts nothing meanwhile.
-        if chores.lanes.iter().any(|lane| lane.doubt.lasts()) {
+        if lanes.iter().any(|lane| lane.doubt.lasts()) {
             pause = pause.min(IN_DOUBT);
         }
     }

@@ -113,7 +113,7 @@ async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), Coordinati
 impl Chores {
     /// Whether it should begin nothing that takes long.
     fn leaves(&self) -> bool {
-        self.draining() || self.quiet()
+        self.draining() || self.lanes.is_quiet()
     }
 }
 

@@ -26,7 +26,7 @@ pub(super) async fn run(chores: &Chores) {
     loop {
         tokio::time::sleep(PAUSE).await;
         before = run_once(chores, before);
-        hanging = hangs(activity::of(&chores.lanes), &hanging);
+        hanging = hangs(activity::of(&chores.lanes.now()), &hanging);
     }
 }
 
@@ -57,8 +57,9 @@ fn hangs(activity: Vec<(String, Activity)>, before: &BTreeSet<String>) -> BTreeS
 
 fn run_once(chores: &Chores, before: Failures) -> Failures {
     let count = |pick: fn(&Counts) -> &AtomicU64| -> u64 {
-        let lanes = chores.lanes.iter();
+        let lanes = chores.lanes.now();
         lanes
+            .iter()
             .map(|lane| pick(&lane.counts).load(Ordering::Relaxed))
             .sum()
     };

@@ -15,10 +15,6 @@ const QUIET: Duration = Duration::from_secs(30);
 struct Trim<'a> {
     chores: &'a Chores,
     trimmer: Trimmer,
-    /// The streams of this worker's own domains, and its inbox.
-    own: Vec<(String, u64)>,
-    /// Streams of the control plane.
-    shared: Vec<(String, u64)>,
     committed: u64,
     at: Option<Instant>,
 }
@@ -36,33 +32,38 @@ pub(super) async fn run(chores: &Chores) {
 
 impl<'a> Trim<'a> {
     fn new(chores: &'a Chores) -> Self {
-        let history = chores.settings.stream_history;
-        let mut own = Vec::new();
-        let mut shared = vec![(chores.broadcast.clone(), history)];
-        for lane in &chores.lanes {
-            for (stream, route) in lane.routes.iter().enumerate() {
-                let everybodys = lane.name == "control" && lane.inbox != Some(stream);
-                let streams = if everybodys { &mut shared } else { &mut own };
-                streams.push((route.events.clone(), history));
-                streams.push((route.results.clone(), history));
-            }
-        }
         Self {
             chores,
             trimmer: Trimmer::default(),
-            own,
-            shared,
             committed: 0,
             at: None,
         }
     }
 
+    /// The streams of this worker's own domains, and its inbox; those of the control plane are the leader's.
+    fn streams(&self) -> Vec<(String, u64)> {
+        let (history, leads) = (self.chores.settings.stream_history, self.chores.leads());
+        let mut streams = Vec::new();
+        if leads {
+            streams.push((self.chores.broadcast.clone(), history));
+        }
+        for lane in self.chores.lanes.now().iter() {
+            for (stream, route) in lane.routes.iter().enumerate() {
+                let everybodys = lane.name == "control" && lane.inbox != Some(stream);
+                if leads || !everybodys {
+                    streams.push((route.events.clone(), history));
+                    streams.push((route.results.clone(), history));
+                }
+            }
+        }
+        streams
+    }
+
     /// A quiet worker trims now and then, a busy one each time.
     fn is_due(&mut self) -> bool {
-        let counts = self.chores.lanes.iter().map(|lane| &lane.counts);
-        let now: u64 = counts
-            .map(|counts| counts.committed.load(Ordering::Relaxed))
-            .sum();
+        let lanes = self.chores.lanes.now();
+        let committed = lanes.iter().map(|lane| &lane.counts.committed);
+        let now: u64 = committed.map(|count| count.load(Ordering::Relaxed)).sum();
         let least = (self.chores.settings.stream_history / 10).max(1);
         let quiet = now.saturating_sub(self.committed) < least;
         if quiet && self.at.is_some_and(|at| at.elapsed() < QUIET) {
@@ -74,10 +75,7 @@ impl<'a> Trim<'a> {
     }
 
     async fn run_once(&mut self) {
-        let mut rest = self.own.clone();
-        if self.chores.leads() {
-            rest.extend_from_slice(&self.shared);
-        }
+        let mut rest = self.streams();
         while !rest.is_empty() {
             let Ok(mut connection) = self.chores.connector.pooled().await else {
                 break;

@@ -21,7 +21,7 @@ pub(super) async fn look_for_stale(chores: &Chores) {
 pub(super) async fn keep_claims(chores: &Chores) {
     loop {
         tokio::time::sleep(CLAIMS_PAUSE).await;
-        for lane in &chores.lanes {
+        for lane in chores.lanes.now().iter() {
             if let Ok(mut connection) = chores.connector.pooled().await {
                 lane.claims.keep(&mut connection).await.ok();
             }
@@ -44,8 +44,7 @@ pub(super) async fn keep_scripts(chores: &Chores) {
 /// left alone: publishers can write there, and the tasks that they announced were assigned again when this
 /// worker started. Says it once, and never ends, as no duty does.
 pub(super) async fn name_leftovers(chores: &Chores) {
-    let keys = &chores.lanes[0].process.keys;
-    let key = keys.old_inbox_delayed(chores.id());
+    let key = chores.keys.old_inbox_delayed(chores.id());
     let left = async {
         let mut connection = chores.connector.pooled().await?;
         let mut count = redis::cmd("ZCARD");

@@ -50,6 +50,12 @@ impl Lane {
             self.settled.push(settle::misplaced(scene, &event));
             return now;
         }
+        if !shared.is_in_place(receipt.stream, &event) {
+            shared.counts.misplaced.fetch_add(1, Ordering::Relaxed);
+            if self.sparing.allows(now) {
+                tracing::warn!(stream, entry = %receipt.entry, r#type = event.kind(), source = event.source(), "an event in another partition than its own: whoever published it does not look how many there are (convoke domain list)");
+            }
+        }
         let asks = scene.firsts.is_some() && event.asks_once();
         // Another one of its id may have come first: then it never ran.
         if !asks && self.is_poison(receipt, &event) {

@@ -14,11 +14,13 @@ use convoke::coordination::instances::orders::{self, What, Whom};
 use convoke::coordination::limits::RateLimits;
 use convoke::coordination::repairs::{MAX_REPAIRS, Right};
 use convoke::coordination::schedules::Missed;
+use convoke::protocol::keys::Keys;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::protocol::rate::Rate;
 use convoke::settings::RedisUrl;
 use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::Publication;
+use convoke::streams::domains::Domains;
 use std::time::Duration;
 
 pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
@@ -55,6 +57,19 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
                 policies.set(&scope, &paused, None, "ann").await.unwrap();
             }
             policies.clear(&scope, &[], None, "ann").await.unwrap();
+        })
+        .await;
+    let keys = Keys::tagged("cb", 1).unwrap();
+    let url = RedisUrl::new(fleet.redis.url());
+    let domains = Domains::new(Connector::new(&url, 2).unwrap(), keys);
+    meter
+        .of(&fleet.redis, async {
+            // The number grows ten times at the most.
+            for doubled in 0..=10 {
+                let by = "x".repeat(256);
+                let done = domains.set("image", 1 << doubled, None, &by).await;
+                done.unwrap();
+            }
         })
         .await;
     let repairs = crate::repairs::repairs(fleet);

@@ -236,7 +236,7 @@ impl Scene {
         let mut pipe = redis::pipe();
         match step {
             Publish => {
-                let domain = pipe.cmd("ZADD").arg(world.keys.domains());
+                let domain = pipe.cmd("ZADD").arg(world.keys.read_domains());
                 domain.arg(world.now).arg("image").ignore();
                 let create = pipe.cmd("XGROUP").arg("CREATE").arg(STREAM).arg(GROUP);
                 create.arg("0").arg("MKSTREAM").ignore();

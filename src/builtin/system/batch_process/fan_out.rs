@@ -18,8 +18,9 @@ use crate::connect::error::BusError;
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::error::{Code, HandlerError};
 use crate::protocol::event::{Entry, EntryId, Limits};
-use crate::protocol::keys;
+use crate::protocol::keys::{self, Keys};
 use crate::protocol::reply::Reply;
+use crate::streams::domains::{Domains, Use};
 use crate::streams::open;
 use crate::streams::read::{self, Arrivals};
 use redis::aio::MultiplexedConnection;
@@ -77,6 +78,10 @@ pub(super) async fn run(
 ) -> Result<(), Stop> {
     let keys = holding.context.keys();
     let domain = keys::domain_of(kind);
+    let domains = Domains::new(runner.connector.clone(), keys.clone());
+    if let Err(error) = domains.learn(&[domain], Use::Works).await {
+        tracing::debug!(domain, %error, "how many partitions it has is not known");
+    }
     let word = holding.word().await?;
     let name = format!("batch-{word}");
     let partitions = 0..keys.partitions(domain);
@@ -249,10 +254,10 @@ impl FanOut<'_> {
         }
         let keys = holding.context.keys().clone();
         let domain = keys::domain_of(self.kind);
-        for partition in 0..keys.partitions(domain) {
+        for partition in 0..self.streams.len() as u16 {
             let of_partition = overdue
                 .iter()
-                .filter(|(index, _)| keys.partition_of(domain, &self.id_of(*index)) == partition);
+                .filter(|(index, _)| self.partition_of(&self.id_of(*index)) == partition);
             let (indexes, entries): (Vec<usize>, Vec<(EntryId, String)>) = of_partition
                 .map(|(index, entry)| (*index, (*entry, self.id_of(*index))))
                 .unzip();
@@ -291,6 +296,11 @@ impl FanOut<'_> {
         Ok(())
     }
 
+    /// Of as many as there were when this began: replies are read from their streams.
+    fn partition_of(&self, id: &str) -> u16 {
+        Keys::partition_among(self.streams.len() as u16, id)
+    }
+
     fn turn_of(&self, index: usize) -> u32 {
         self.turns.get(&index).copied().unwrap_or(0)
     }
@@ -312,10 +322,10 @@ impl FanOut<'_> {
 
     fn event(&self, holding: &Holding<'_>, index: usize, dedup: bool) -> Outgoing {
         let id = self.id_of(index);
-        let keys = holding.context.keys();
-        let partition = keys.partition_of(keys::domain_of(self.kind), &id);
+        let partition = self.partition_of(&id);
         let event = Outgoing::encoded(self.kind, self.items[index].clone())
             .reply_to(&self.streams[usize::from(partition)])
+            .in_partition(partition)
             .id(id)
             .dedup(dedup);
         match holding.context.trace() {

@@ -1,0 +1,169 @@
+//! Whether all who use a domain have the same idea of its partitions.
+
+use super::super::Session;
+use super::checks::names;
+use super::{Finding, Status};
+use convoke::connect::error::BusError;
+use convoke::protocol::domain::DomainOrder;
+use convoke::protocol::entry::Entry;
+use convoke::protocol::keys::{Keys, StreamKind, StreamName};
+use convoke::streams::domains::Domains;
+use redis::aio::ConnectionLike;
+
+const CHECK: &str = "partitions";
+/// Entries of a partition that are looked at: the last ones.
+const LATEST: usize = 20;
+/// Partitions whose entries are looked at.
+const LOOKED_AT: usize = 200;
+
+/// Everything about the partitions of domains.
+pub(super) async fn partitions(
+    session: &Session,
+    connection: &mut impl ConnectionLike,
+    streams: &[StreamName],
+) -> anyhow::Result<Vec<Finding>> {
+    let keys = session.settings.keys()?;
+    let findings = match keys.set_partitions() {
+        None => plain(connection, &keys).await,
+        Some(_) => tagged(session, &keys, streams).await,
+    };
+    let unknown = |error| {
+        vec![Finding::unknown(
+            CHECK,
+            format!("the user may not look at the domains, or cannot: {error}"),
+        )]
+    };
+    Ok(findings.unwrap_or_else(unknown))
+}
+
+/// A program with plain names sees nothing of a bus whose names have tags.
+async fn plain(
+    connection: &mut impl ConnectionLike,
+    keys: &Keys,
+) -> Result<Vec<Finding>, BusError> {
+    let hash = keys.domains();
+    let there: bool = redis::cmd("EXISTS")
+        .arg(&hash)
+        .query_async(connection)
+        .await?;
+    Ok(vec![match there {
+        false => Finding::fine(CHECK, "plain names, which have none"),
+        true => Finding {
+            check: CHECK,
+            status: Status::Danger,
+            what: format!(
+                "plain names are used here, and {hash} is there: others use names with tags"
+            ),
+            why: "they are two buses on one server: what one publishes the other never sees",
+            fix: format!(
+                "set `partitions` where it is 0; or, if nobody uses tags any more: redis-cli DEL {hash}"
+            ),
+        },
+    }])
+}
+
+fn of_the_settings(error: anyhow::Error) -> BusError {
+    BusError::Unsupported(error.to_string())
+}
+
+async fn tagged(
+    session: &Session,
+    keys: &Keys,
+    streams: &[StreamName],
+) -> Result<Vec<Finding>, BusError> {
+    let connector = session.connector().map_err(of_the_settings)?;
+    let all = Domains::new(connector, keys.clone()).learn_all().await?;
+    let unreadable: Vec<String> = all
+        .iter()
+        .filter(|name| keys.domain(name).is_none())
+        .cloned()
+        .collect();
+    let mut findings = Vec::new();
+    if let Some(first) = unreadable.first() {
+        findings.push(Finding {
+            check: CHECK,
+            status: Status::Danger,
+            what: format!("{} says nothing that can be read of {}", keys.domains(), names(&unreadable)),
+            why: "each program takes its own setting for the number of their partitions: where they differ, events \
+                  lie where nobody reads",
+            fix: format!("see who writes there; then redis-cli HDEL {} {first}, and start a worker", keys.domains()),
+        });
+    }
+    let ordered = |name: &&String| {
+        let is = keys.domain(name);
+        is.is_some_and(|is| is.order == DomainOrder::Subject)
+    };
+    let ordered: Vec<String> = all.iter().filter(ordered).cloned().collect();
+    if !ordered.is_empty() {
+        findings.push(Finding {
+            check: CHECK,
+            status: Status::Danger,
+            what: format!("{} is to have the order \"subject\"", names(&ordered)),
+            why: "this version keeps the order of a subject within one worker only, not over several",
+            fix: "have one worker read it, with the policy `order: subject`".into(),
+        });
+    }
+    let of_events =
+        |stream: &&StreamName| stream.kind == StreamKind::Events && keys.is_split(&stream.part);
+    let of_events: Vec<&StreamName> = streams.iter().filter(of_events).collect();
+    let beyond = |stream: &&&StreamName| {
+        let is = keys.domain(&stream.part);
+        is.is_some_and(|is| stream.partition >= is.partitions)
+    };
+    let unread: Vec<&StreamName> = of_events.iter().filter(beyond).copied().collect();
+    if let Some(first) = unread.first() {
+        let named: Vec<String> = unread.iter().map(|stream| stream.key.clone()).collect();
+        let has = keys.partitions(&first.part);
+        findings.push(Finding {
+            check: CHECK,
+            status: Status::Danger,
+            what: format!("{} is read by nobody: {} has {has} partitions", names(&named), first.part),
+            why: "somebody publishes who does not look how many there are, but counts with a number of its own",
+            fix: format!(
+                "have it look at {} first (convoke docs protocol); `convoke domain set {} --partitions` a multiple of \
+                 {has} above {} has what is there read",
+                keys.domains(),
+                first.part,
+                first.partition
+            ),
+        });
+    }
+    let astray = astray(session, keys, &of_events).await?;
+    if !astray.is_empty() {
+        findings.push(Finding {
+            check: CHECK,
+            status: Status::Danger,
+            what: format!("events lie in another partition than their own: {}", names(&astray)),
+            why: "they run, but have no order with others of their subject, and dedup knows nothing of them: whoever \
+                  published them counts with a number of its own",
+            fix: format!("have it look at {} first (convoke docs protocol)", keys.domains()),
+        });
+    }
+    if findings.is_empty() {
+        let what = "what lies in partitions belongs there, as far as was looked";
+        findings.push(Finding::fine(CHECK, what));
+    }
+    Ok(findings)
+}
+
+/// Streams with events among the last ones that belong elsewhere.
+async fn astray(
+    session: &Session,
+    keys: &Keys,
+    of_events: &[&StreamName],
+) -> Result<Vec<String>, BusError> {
+    let sight = session.sight().map_err(of_the_settings)?;
+    let mut found = Vec::new();
+    for stream in of_events.iter().take(LOOKED_AT) {
+        let latest = sight.latest(&stream.key, LATEST).await?;
+        let strays = |entry: &Entry| {
+            let key = entry.get("subject").or_else(|| entry.get("id"));
+            let key = key.and_then(|key| std::str::from_utf8(key).ok());
+            key.is_some_and(|key| !keys.holds(&stream.part, key, stream.partition))
+        };
+        if latest.iter().any(strays) {
+            found.push(stream.key.clone());
+        }
+    }
+    Ok(found)
+}

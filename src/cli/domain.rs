@@ -1,0 +1,226 @@
+//! `convoke domain`: over how many partitions the events of a domain are split.
+
+use super::output::{self, Column, Table, count, number};
+use super::{Exit, Misuse, Session, who};
+use anyhow::bail;
+use clap::{Args, Subcommand};
+use convoke::connect::clock::local_now;
+use convoke::operator::inspect;
+use convoke::protocol::domain::{Domain, MAX_PARTITIONS};
+use convoke::protocol::keys::Keys;
+use convoke::streams::domains::{DomainError, Domains};
+use serde_json::{Value, json};
+
+const EXAMPLES: &str = "\
+Examples:
+  convoke domain list
+  convoke domain show image
+  convoke domain set image --partitions 16
+  convoke domain set image --partitions 16 --version 3
+
+Where names have tags (on a cluster, or with `partitions` set) the events of a domain are split over \
+partitions, by their subject, or by their id. How many there are is written on the bus by whoever uses a domain \
+first, and all follow. The number can grow, by a factor, while all runs: what was published of a subject before is \
+read before what comes after it. It cannot shrink.";
+
+/// Show how many partitions domains have, or give one more of them
+#[derive(Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Flags {
+    #[command(subcommand)]
+    command: Command,
+}
+
+impl Flags {
+    /// Whether `--partitions` says how many there are to be, not how many the program is set to have.
+    pub(super) fn sets(&self) -> bool {
+        matches!(self.command, Command::Set { .. })
+    }
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the domains
+    List,
+    /// Show the partitions of one domain, and what waits in each
+    Show {
+        /// The part of an event type before its first dot
+        #[arg(value_name = "DOMAIN")]
+        domain: String,
+    },
+    /// Split a domain over more partitions
+    Set {
+        /// The part of an event type before its first dot
+        #[arg(value_name = "DOMAIN")]
+        domain: String,
+        /// How many: a multiple of how many there are
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PARTITIONS)))]
+        partitions: u16,
+        /// Only if this is the version that the bus has
+        #[arg(long, value_name = "N")]
+        version: Option<u64>,
+    },
+}
+
+/// Runs the command.
+pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
+    let keys = session.settings.keys()?;
+    if keys.set_partitions().is_none() {
+        let plain = "plain names have no partitions: use --partitions as the workers do, or a redis+cluster:// URL";
+        return Err(Misuse::error(plain));
+    }
+    let domains = Domains::new(session.connector()?, keys.clone());
+    match flags.command {
+        Command::List => {
+            let names = domains.learn_all().await?;
+            list(&session, &keys, &names)
+        }
+        Command::Show { domain } => {
+            domains.learn_all().await?;
+            match keys.domain(&domain) {
+                Some(is) => show(&session, &domains, &keys, &domain, &is).await,
+                None => {
+                    let nobody = format!("nobody has used the domain {domain} yet");
+                    output::complain(session.output.format(), &nobody);
+                    Ok(Exit::Failed)
+                }
+            }
+        }
+        Command::Set {
+            domain,
+            partitions,
+            version,
+        } => match domains.set(&domain, partitions, version, &who()).await {
+            Ok(is) => {
+                if session.output.is_json() {
+                    session.output.json(&told(&domain, &is))?;
+                    return Ok(Exit::Done);
+                }
+                let many = count(is.partitions.into(), "partition", "partitions");
+                let line = format!("{domain}: {many}, version {}", is.version);
+                session.output.line(&output::printable(&line))?;
+                Ok(Exit::Done)
+            }
+            Err(DomainError::Refused(why)) => Err(Misuse::error(why)),
+            Err(error) => bail!(error),
+        },
+    }
+}
+
+fn told(name: &str, is: &Domain) -> Value {
+    json!({
+        "domain": name,
+        "partitions": is.partitions,
+        "order": is.order.as_str(),
+        "version": is.version,
+        "before": is.before,
+        "at": (is.at > 0).then_some(is.at),
+        "by": (!is.by.is_empty()).then_some(&is.by),
+    })
+}
+
+fn list(session: &Session, keys: &Keys, names: &[String]) -> anyhow::Result<Exit> {
+    let columns = vec![
+        Column::new("DOMAIN").shrinks(8),
+        Column::number("PARTITIONS"),
+        Column::new("BEFORE").shrinks(6),
+        Column::new("ORDER"),
+        Column::number("VERSION"),
+        Column::new("BY").optional(),
+        Column::new("CHANGED"),
+    ];
+    let now = local_now();
+    let mut table = Table::new(&session.output, columns);
+    for name in names {
+        let Some(is) = keys.domain(name) else {
+            continue;
+        };
+        if session.output.is_json() {
+            session.output.json(&told(name, &is))?;
+            continue;
+        }
+        let before = is.before.iter().map(|one| one.partitions.to_string());
+        let before = before.collect::<Vec<_>>().join(" ");
+        let or_none = |text: String| {
+            if text.is_empty() {
+                "-".to_owned()
+            } else {
+                text
+            }
+        };
+        let changed = match is.at {
+            0 => "never".to_owned(),
+            at => session.output.moment(at, now),
+        };
+        table.row(vec![
+            name.clone().into(),
+            is.partitions.to_string().into(),
+            or_none(before).into(),
+            is.order.as_str().into(),
+            is.version.to_string().into(),
+            or_none(is.by).into(),
+            changed.into(),
+        ])?;
+    }
+    if !session.output.is_json() {
+        table.finish()?;
+    }
+    Ok(Exit::Done)
+}
+
+/// What a partition holds, and whether it waits for another one.
+async fn show(
+    session: &Session,
+    domains: &Domains,
+    keys: &Keys,
+    name: &str,
+    is: &Domain,
+) -> anyhow::Result<Exit> {
+    let (connector, group) = (session.connector()?, &session.settings.group);
+    let columns = vec![
+        Column::number("PARTITION"),
+        Column::number("ENTRIES"),
+        Column::number("LAG"),
+        Column::number("PENDING"),
+        Column::new("READ"),
+    ];
+    let mut table = Table::new(&session.output, columns);
+    let mut all = Vec::new();
+    for partition in 0..is.partitions {
+        let key = keys.events(name, partition);
+        let mut connection = connector.toward(&key).pooled().await?;
+        let stream = match keys.stream_name(&key) {
+            Some(stream) => inspect::stream(&mut connection, &stream).await?,
+            None => None,
+        };
+        let own = stream
+            .as_ref()
+            .and_then(|it| it.groups.iter().find(|one| one.name == *group));
+        let length = stream.as_ref().map_or(0, |it| it.length);
+        let (lag, pending) = (own.and_then(|it| it.lag), own.map_or(0, |it| it.pending));
+        let waits_for = match domains.is_open(name, partition, group).await? {
+            true => None,
+            false => is.came_from(partition).map(|(from, _)| from),
+        };
+        all.push(json!({
+            "partition": partition, "entries": length, "lag": lag, "pending": pending, "waits_for": waits_for,
+        }));
+        table.row(vec![
+            partition.to_string().into(),
+            number(length).into(),
+            lag.map_or_else(|| "-".to_owned(), number).into(),
+            number(pending).into(),
+            waits_for
+                .map_or_else(|| "yes".to_owned(), |from| format!("after {from}"))
+                .into(),
+        ])?;
+    }
+    if session.output.is_json() {
+        let mut told = told(name, is);
+        told["each"] = all.into();
+        session.output.json(&told)?;
+        return Ok(Exit::Done);
+    }
+    table.finish()?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,91 @@
+//! Which lanes a worker has: more are added while it runs, when a domain gets more partitions.
+
+use super::shared::Shared;
+use crate::mutex::locked;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use tokio::sync::Notify;
+
+/// The lanes of a worker, for all who look after them. All clones are the same list.
+#[derive(Clone, Debug)]
+pub(super) struct LaneList(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    lanes: Mutex<Arc<[Arc<Shared>]>>,
+    /// Handlers of the events of others that may run at a time, in all lanes.
+    concurrency: AtomicU64,
+    /// Is told when a domain has more partitions.
+    more: Notify,
+}
+
+impl LaneList {
+    /// No lane yet, of a worker that runs as many handlers at a time.
+    pub(super) fn new(concurrency: usize) -> Self {
+        Self(Arc::new(Inner {
+            lanes: Mutex::new(Arc::new([])),
+            concurrency: AtomicU64::new(concurrency as u64),
+            more: Notify::new(),
+        }))
+    }
+
+    /// Gives the lanes as they are now; the control plane's come first.
+    pub(super) fn now(&self) -> Arc<[Arc<Shared>]> {
+        locked(&self.0.lanes).clone()
+    }
+
+    /// The first one.
+    pub(super) fn first(&self) -> Option<Arc<Shared>> {
+        self.now().first().cloned()
+    }
+
+    /// The lanes of the events of others: one, or on a cluster one for each partition.
+    pub(super) fn data(&self) -> Vec<Arc<Shared>> {
+        let data = |lane: &&Arc<Shared>| lane.name == "data";
+        self.now().iter().filter(data).cloned().collect()
+    }
+
+    /// One more. It is as quiet as the others, and those of the events of others share the concurrency again.
+    pub(super) fn add(&self, lane: Arc<Shared>) {
+        lane.be_quiet(self.is_quiet());
+        {
+            let mut lanes = locked(&self.0.lanes);
+            *lanes = lanes.iter().cloned().chain([lane]).collect();
+        }
+        self.share_out();
+    }
+
+    /// Whether they were told to read nothing more.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.now().iter().any(|lane| lane.is_quiet())
+    }
+
+    /// Somebody may have changed a domain: who waits for that looks.
+    pub(super) fn has_more_partitions(&self) {
+        self.0.more.notify_one();
+    }
+
+    /// Is ready when somebody may have changed one since the last time. For one who waits at a time.
+    pub(super) async fn more_partitions(&self) {
+        self.0.more.notified().await;
+    }
+
+    /// How many handlers of the events of others may run at a time.
+    pub(super) fn concurrency(&self) -> u64 {
+        self.0.concurrency.load(Ordering::Relaxed)
+    }
+
+    /// Has that many run at a time.
+    pub(super) fn scale(&self, concurrency: u64) {
+        self.0.concurrency.store(concurrency, Ordering::Relaxed);
+        self.share_out();
+    }
+
+    fn share_out(&self) {
+        let data = self.data();
+        let all = usize::try_from(self.concurrency()).unwrap_or(usize::MAX);
+        for lane in &data {
+            lane.scale(all.div_ceil(data.len()));
+        }
+    }
+}

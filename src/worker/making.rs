@@ -1,0 +1,284 @@
+//! Makes lanes, at the start of a worker and while it runs, and has them run.
+
+use super::Ending;
+use super::admission::Share;
+use super::inflight::InFlight;
+use super::lane::{Lane, LaneEvents};
+use super::lane_list::LaneList;
+use super::lane_plans::{self, Plan};
+use super::lanes::Triggers;
+use super::outcomes::Outcomes;
+use super::pausing::Pausing;
+use super::shared::{Counts, Doubt, Shared, Turned};
+use super::sparing::Sparing;
+use super::supervisor::Supervisor;
+use crate::connect::error::BusError;
+use crate::connect::silence::Answers;
+use crate::coordination::instances::Instances;
+use crate::handler::context::Process;
+use crate::handler::policy::RetryPolicy;
+use crate::handler::router::Router;
+use crate::mutex::locked;
+use crate::protocol::keys::StreamKeys;
+use crate::settings::Settings;
+use crate::streams::commit::{Committer, CommitterOptions};
+use crate::streams::domains::{Domains, Use};
+use crate::streams::first::Judge;
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
+
+type Handle = AbortOnDropHandle<Option<Committer>>;
+
+/// Lanes that run; when all clones are dropped, they run no more.
+#[derive(Clone, Default)]
+pub(super) struct Running(Arc<Mutex<Vec<Handle>>>);
+
+impl Running {
+    /// Waits until all have ended, those that are added meanwhile included. Their committers come back, where none is in
+    /// the middle of a commit.
+    pub(super) async fn ended(self) -> Vec<Committer> {
+        let mut committers = Vec::new();
+        loop {
+            let some = std::mem::take(&mut *locked(&self.0));
+            if some.is_empty() {
+                return committers;
+            }
+            let ended = futures_util::future::join_all(some).await;
+            committers.extend(ended.into_iter().flatten().flatten());
+        }
+    }
+
+    fn add(&self, handle: Handle) {
+        locked(&self.0).push(handle);
+    }
+}
+
+/// A lane that does not run yet.
+pub(super) struct Prepared {
+    lane: Lane,
+    events: LaneEvents,
+    pub(super) committer: Committer,
+}
+
+impl Prepared {
+    /// Has it run, once its committer was started.
+    pub(super) fn run(self, running: &Running, ending: &Ending, supervisor: &Supervisor) {
+        let Prepared {
+            lane,
+            events,
+            committer,
+        } = self;
+        let Ending { drain, stop } = ending.clone();
+        // It was made before the bus could be joined, perhaps long ago.
+        lane.shared().turned.now();
+        let supervisor = supervisor.clone();
+        running.add(AbortOnDropHandle::new(tokio::spawn(async move {
+            let name = format!("lane {}", lane.name());
+            let shared = lane.shared().clone();
+            let run = lane.run(events, committer, drain.clone(), stop);
+            let ended = supervisor.run(&name, &drain, run).await.flatten();
+            shared.turned.over();
+            shared.doubt.end();
+            ended
+        })));
+    }
+}
+
+/// What lanes are made of.
+#[derive(Clone)]
+pub(super) struct Maker {
+    pub(super) settings: Settings,
+    pub(super) process: Arc<Process>,
+    pub(super) instances: Instances,
+    pub(super) answers: Answers,
+    pub(super) router: Arc<Router>,
+    pub(super) pausing: Arc<Pausing>,
+    pub(super) noted: Option<Outcomes>,
+    pub(super) ending: Ending,
+    pub(super) list: LaneList,
+    pub(super) triggers: Triggers,
+}
+
+impl Maker {
+    /// Makes one. Whoever looks after lanes sees it from now on.
+    pub(super) fn prepare(&self, plan: Plan) -> Prepared {
+        let Maker {
+            settings, process, ..
+        } = self;
+        let connector = process.connector.toward(&plan.routes[0].events);
+        let judge = Judge::new(connector.clone());
+        let routes: Arc<[StreamKeys]> = plan.routes.into();
+        let claims_key = |(domain, partition): &(String, u16)| {
+            process.keys.claims(domain, *partition, &process.instance)
+        };
+        let committer = Committer::new(CommitterOptions {
+            connector: connector.clone(),
+            routes: routes.clone(),
+            claims: plan.places.iter().map(claims_key).collect(),
+            group: settings.group.clone(),
+            consumer: process.instance.clone(),
+            reply_ttl: settings.reply_ttl,
+            reply_history: settings.stream_history,
+            stop: self.ending.stop.clone(),
+        });
+        let lane = Arc::new(Shared {
+            name: plan.name,
+            routes,
+            places: plan.places,
+            inbox: plan.inbox,
+            group: settings.group.clone(),
+            connector,
+            process: process.clone(),
+            router: self.router.clone(),
+            pausing: self.pausing.clone(),
+            instances: self.instances.clone(),
+            limits: settings.limits(),
+            inflight: Arc::new(InFlight::default()),
+            claims: committer.claims(),
+            slots: AtomicUsize::new(plan.concurrency),
+            quiet: AtomicBool::new(false),
+            share: Share {
+                slots: plan.concurrency + plan.beside,
+                beside: plan.beside,
+                percent: plan.share.into(),
+            },
+            claim_idle: settings.claim_idle,
+            max_deliveries: settings.max_deliveries,
+            retry: RetryPolicy::from(settings),
+            judge,
+            unasked: Mutex::new(Sparing::new(Instant::now())),
+            dedup_window: settings.dedup_window,
+            ignore: settings.ignore.clone().into(),
+            soon: Notify::new(),
+            counts: Counts::default(),
+            turned: Turned::default(),
+            doubt: Doubt::default(),
+            patience: settings.claim_idle.min(settings.heartbeat_ttl) / 3,
+            answers: self.answers.clone(),
+        });
+        self.list.add(lane.clone());
+        let (lane, events) = Lane::new(lane, self.triggers.add(), self.noted.clone());
+        Prepared {
+            lane,
+            events,
+            committer,
+        }
+    }
+}
+
+/// The partitions that a worker reads, and those that it has yet to begin with.
+pub(super) struct DataLanes {
+    maker: Maker,
+    domains: BTreeSet<String>,
+    bus: Domains,
+    begun: BTreeSet<(String, u16)>,
+    /// Made, and not running yet.
+    prepared: Vec<Prepared>,
+}
+
+impl DataLanes {
+    pub(super) fn new(maker: Maker) -> Self {
+        let process = &maker.process;
+        Self {
+            domains: lane_plans::domains(&maker.settings, &maker.router),
+            bus: Domains::new(process.connector.clone(), process.keys.clone()),
+            begun: BTreeSet::new(),
+            prepared: Vec::new(),
+            maker,
+        }
+    }
+
+    /// Learns how many partitions there are: those of the own domains are written where nobody used them before.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub(super) async fn learn(&self) -> Result<(), BusError> {
+        let own: Vec<&str> = self.domains.iter().map(String::as_str).collect();
+        self.bus.learn(&own, Use::Works).await?;
+        // What runs publish goes to others.
+        if let Err(error) = self.bus.learn_all().await {
+            tracing::debug!(%error, "how many partitions the other domains have is not known");
+        }
+        Ok(())
+    }
+
+    /// The partitions that were not begun with: those that may be now, and whether others must wait.
+    async fn next(&self) -> (Vec<(String, u16)>, bool) {
+        let (mut open, mut waits) = (Vec::new(), false);
+        for domain in &self.domains {
+            for partition in 0..self.maker.process.keys.partitions(domain) {
+                let place = (domain.clone(), partition);
+                if self.begun.contains(&place) {
+                    continue;
+                }
+                let group = &self.maker.settings.group;
+                match self.bus.is_open(domain, partition, group).await {
+                    Ok(true) => open.push(place),
+                    Ok(false) => waits = true,
+                    Err(error) => {
+                        tracing::debug!(domain, partition, %error, "whether a partition may be read is not known; asking again");
+                        waits = true;
+                    }
+                }
+            }
+        }
+        (open, waits)
+    }
+
+    /// Makes the lanes of the partitions that may be read by now; whether others must wait.
+    pub(super) async fn prepare(&mut self) -> bool {
+        let (open, waits) = self.next().await;
+        self.begun.extend(open.iter().cloned());
+        let maker = &self.maker;
+        for plan in lane_plans::of_data(&maker.settings, &maker.process, &maker.router, open) {
+            self.prepared.push(maker.prepare(plan));
+        }
+        waits
+    }
+
+    /// Fences older processes of this name where they may still read.
+    ///
+    /// # Errors
+    /// `Bus`: a node is away; the same again.
+    pub(super) async fn fence(&mut self) -> Result<(), BusError> {
+        for prepared in &mut self.prepared {
+            prepared.lane.shared().turned.now();
+            prepared.committer.start().await?;
+        }
+        Ok(())
+    }
+
+    /// Has those run that were made.
+    pub(super) fn run(&mut self, running: &Running, supervisor: &Supervisor) {
+        for prepared in self.prepared.drain(..) {
+            prepared.run(running, &self.maker.ending, supervisor);
+        }
+    }
+
+    /// Begins with the partitions that may be read by now; whether others must wait.
+    ///
+    /// # Errors
+    /// `Bus`: a node is away; the same again.
+    pub(super) async fn go_on(
+        &mut self,
+        running: &Running,
+        supervisor: &Supervisor,
+    ) -> Result<bool, BusError> {
+        let waits = self.prepare().await;
+        let streams = self.prepared.iter().flat_map(|one| {
+            let routes = one.lane.shared().routes.iter();
+            routes.map(|route| route.events.clone())
+        });
+        let streams: Vec<String> = streams.collect();
+        self.fence().await?;
+        self.run(running, supervisor);
+        if !streams.is_empty() {
+            tracing::info!(streams = streams.join(" "), "reads more partitions");
+        }
+        Ok(waits)
+    }
+}

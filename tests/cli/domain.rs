@@ -1,0 +1,163 @@
+//! `convoke domain`, and what `doctor` says of partitions.
+
+use super::rig::{lines, names, say};
+use super::{convoke, end, run};
+use crate::support::Redis;
+use serde_json::{Value, json};
+
+/// A command that is set to have two partitions.
+fn tagged(redis: &Redis, words: &[&str]) -> super::Ended {
+    end(convoke(redis, words).env("CONVOKE_PARTITIONS", "2"))
+}
+
+fn told(redis: &Redis, words: &[&str]) -> Vec<Value> {
+    let words = [words, &["--format", "json"]].concat();
+    lines(&tagged(redis, &words).done().out)
+}
+
+#[test]
+fn domains_are_split_listed_and_shown() {
+    let redis = Redis::start();
+    assert_eq!(told(&redis, &["domain", "list"]), [] as [Value; 0]);
+    // Who publishes first says how many there are.
+    tagged(&redis, &["publish", "image.made", "--subject", "a"]).done();
+    let listed = told(&redis, &["domain", "list"]);
+    assert_eq!(
+        names(&listed[0]),
+        [
+            "domain",
+            "partitions",
+            "order",
+            "version",
+            "before",
+            "at",
+            "by"
+        ]
+    );
+    assert_eq!(
+        (&listed[0]["partitions"], &listed[0]["version"]),
+        (&json!(2), &json!(1))
+    );
+    let set = tagged(&redis, &["domain", "set", "image", "--partitions", "8"]);
+    assert_eq!(set.done().out, "image: 8 partitions, version 2\n");
+    let shown = told(&redis, &["domain", "show", "image"]);
+    assert_eq!(shown[0]["before"][0]["partitions"], 2);
+    let each = shown[0]["each"].as_array().unwrap();
+    assert_eq!(each.len(), 8);
+    let entries: u64 = each
+        .iter()
+        .map(|one| one["entries"].as_u64().unwrap())
+        .sum();
+    assert_eq!(entries, 1);
+    // Nobody reads what lies in the old one.
+    let keys = convoke::protocol::keys::Keys::tagged("cb", 2).unwrap();
+    let old = usize::from(keys.partition_of("image", "a"));
+    assert_eq!(each[old]["waits_for"], Value::Null);
+    for new in [old + 2, old + 4, old + 6] {
+        assert_eq!(each[new]["waits_for"], json!(old));
+    }
+    let table = tagged(&redis, &["domain", "show", "image"]).done().out;
+    assert!(table.contains(&format!("after {old}")), "{table}");
+    let table = tagged(&redis, &["domain", "list"]).done().out;
+    assert!(table.contains("image") && table.contains("none"), "{table}");
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_why() {
+    let redis = Redis::start();
+    tagged(&redis, &["publish", "image.made"]).done();
+    for (words, code, why) in [
+        (
+            &["domain", "set", "image", "--partitions", "3"][..],
+            2,
+            "by a factor",
+        ),
+        (
+            &["domain", "set", "image", "--partitions", "1"],
+            2,
+            "can only grow",
+        ),
+        (
+            &["domain", "set", "system", "--partitions", "2"],
+            2,
+            "control plane",
+        ),
+        (
+            &["domain", "show", "mail"],
+            1,
+            "nobody has used the domain mail",
+        ),
+        (
+            &[
+                "domain",
+                "set",
+                "image",
+                "--partitions",
+                "4",
+                "--version",
+                "7",
+            ],
+            1,
+            "at version 1",
+        ),
+    ] {
+        tagged(&redis, words).failed(code, &[why]);
+    }
+    // The number that is to be is not the one that this command is set to have.
+    let plain = run(&redis, &["domain", "set", "image", "--partitions", "4"]);
+    plain.failed(2, &["plain names"]);
+    run(&redis, &["domain", "list"]).failed(2, &["plain names"]);
+}
+
+/// What the check says.
+fn examined(redis: &Redis, partitions: &str) -> Vec<(String, String)> {
+    let mut command = convoke(redis, &["doctor", "--format", "json"]);
+    let ended = end(command.env("CONVOKE_PARTITIONS", partitions));
+    let found = lines(&ended.out).into_iter();
+    let found = found.filter(|finding| finding["check"] == "partitions");
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    found
+        .map(|finding| (text(&finding["status"]), text(&finding["what"])))
+        .collect()
+}
+
+#[test]
+fn doctor_names_who_counts_with_another_number() {
+    let redis = Redis::start();
+    assert_eq!(examined(&redis, "0")[0].0, "fine");
+    tagged(&redis, &["publish", "image.made", "--subject", "a"]).done();
+    assert_eq!(examined(&redis, "2"), examined(&redis, "9"));
+    assert_eq!(examined(&redis, "2")[0].0, "fine");
+    let plain = examined(&redis, "0");
+    assert_eq!(plain[0].0, "danger");
+    assert!(plain[0].1.contains("plain names"), "{plain:?}");
+    // Somebody who is set to have 16 and does not look.
+    say(
+        &redis,
+        "XADD {cb:image:13}:events * type image.made subject b",
+    );
+    let unread = examined(&redis, "2");
+    assert_eq!(unread[0].0, "danger");
+    assert!(
+        unread[0]
+            .1
+            .contains("{cb:image:13}:events is read by nobody"),
+        "{unread:?}"
+    );
+    say(&redis, "DEL {cb:image:13}:events");
+    let keys = convoke::protocol::keys::Keys::tagged("cb", 2).unwrap();
+    let foreign = 1 - keys.partition_of("image", "b");
+    say(
+        &redis,
+        &format!("XADD {{cb:image:{foreign}}}:events * type image.made subject b"),
+    );
+    let astray = examined(&redis, "2");
+    assert!(
+        astray[0].1.contains("another partition than their own"),
+        "{astray:?}"
+    );
+    say(&redis, "DEL {cb:image:0}:events {cb:image:1}:events");
+    say(&redis, "HSET {cb}:domains mail nonsense");
+    let odd = examined(&redis, "2");
+    assert!(odd[0].1.contains("mail"), "{odd:?}");
+}
