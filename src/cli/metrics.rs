@@ -159,6 +159,12 @@ fn print(session: &Session, metrics: &Value) -> anyhow::Result<()> {
     if let Some(balance) = metrics["scaling"]["load_balance"].as_f64() {
         lines.push(("load balance", format!("{balance:.2}")));
     }
+    if metrics.get("merged_ms").is_some() {
+        lines.push((
+            "put together",
+            format!("by the leader, {} ago", ms("merged_ms")),
+        ));
+    }
     for (name, value) in lines {
         session.output.line(&format!("{name:18}{value}"))?;
     }

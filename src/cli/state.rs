@@ -62,6 +62,10 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
         text(&state["leader"]),
         text(&state["instances_total"]),
     )))?;
+    if let Some(ago) = state["merged_ms"].as_u64() {
+        let ago = output::span(ago);
+        output.line(&format!("as the leader saw it {ago} ago"))?;
+    }
     if let Some(used) = state["redis"]["used_bytes"].as_u64() {
         let limit = match state["redis"]["limit_bytes"].as_u64() {
             Some(limit) => output::bytes(limit),

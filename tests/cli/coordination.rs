@@ -153,6 +153,15 @@ fn a_pattern_is_chosen_for_all_workers_and_taken_back() {
     eventually("it is put together", || {
         health().contains("from the reports of 1, up to")
     });
+    for (event, says) in [
+        ("state", "as the leader saw it "),
+        ("metrics", "by the leader, "),
+    ] {
+        run(&redis, &["pattern", "set", event, "hybrid"]).done();
+        eventually("it says how old it is", || {
+            run(&redis, &[event]).done().out.contains(says)
+        });
+    }
     let cleared = ["pattern", "clear", "system.health", "--format=json"];
     let cleared = run(&redis, &cleared).done().json();
     assert_eq!(
