@@ -132,11 +132,13 @@ impl Patterned {
     /// The patterns that there are for it.
     pub const fn built(self) -> &'static [Pattern] {
         match self {
-            Patterned::Health | Patterned::Metrics | Patterned::Register | Patterned::Quorum => {
-                &Pattern::ALL
-            }
+            Patterned::Health
+            | Patterned::Metrics
+            | Patterned::Register
+            | Patterned::Heartbeat
+            | Patterned::Quorum => &Pattern::ALL,
             Patterned::Batch => &[Pattern::Distributed, Pattern::Hybrid],
-            Patterned::Heartbeat | Patterned::State => &[Pattern::Centralized, Pattern::Hybrid],
+            Patterned::State => &[Pattern::Centralized, Pattern::Hybrid],
         }
     }
 

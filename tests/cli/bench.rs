@@ -229,7 +229,7 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
         .collect();
     assert_eq!(which, cases);
     for (at, sides, first) in [
-        (1, 2, "centralized"),
+        (1, 3, "centralized"),
         (2, 3, "centralized"),
         (3, 3, "centralized"),
         (4, 2, "centralized"),

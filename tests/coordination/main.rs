@@ -13,6 +13,7 @@ mod fleet;
 mod gossip;
 mod leader;
 mod metrics;
+mod neighbours;
 mod patterns;
 mod policies;
 mod register;

@@ -36,6 +36,7 @@ async fn a_pulse_renews_the_living_and_carries_its_report() {
             observed: Some([("w-1".into(), Opinion::Suspect)].into()),
             metrics: Some(metrics.clone()),
             seal: None,
+            lasting: false,
         })
         .await
         .unwrap();

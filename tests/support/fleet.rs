@@ -5,13 +5,13 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
+use super::patterns::patterns;
 use super::{Redis, users};
 use convoke::client::publish::{Outgoing, PublishError};
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::Keys;
-use convoke::protocol::pattern::{Patterned, Patterns};
 use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
 use convoke::streams::read::entries_of;
 use convoke::worker::builder::Builder;
@@ -28,6 +28,8 @@ const ID: &str = "TORTURE_ID";
 /// Where the database of a worker process is, if it has one.
 pub(crate) const DATABASE: &str = "TORTURE_DATABASE";
 const CAPACITY: &str = "TORTURE_CAPACITY";
+/// How long a worker process lives without a pulse, in ms.
+const LIVES: &str = "TORTURE_LIVES_MS";
 
 /// How long an instance lives without a pulse.
 pub(crate) const TTL: Duration = Duration::from_secs(1);
@@ -49,37 +51,22 @@ pub(crate) async fn work(context: Context, work: Work) -> Result<u64, HandlerErr
     Ok(work.n)
 }
 
-/// The patterns of the workers, such as `register=hybrid heartbeat=hybrid`.
-const PATTERNS: &str = "TORTURE_PATTERNS";
-
-fn patterns() -> Patterns {
-    let mut patterns = Patterns::default();
-    let told = std::env::var(PATTERNS).unwrap_or_default();
-    for (event, pattern) in told
-        .split_whitespace()
-        .filter_map(|one| one.split_once('='))
-    {
-        let event = Patterned::named(event).unwrap();
-        patterns.set(event, event.pattern(pattern).unwrap());
-    }
-    patterns
-}
-
 /// The body of the test `a_worker_process`: a worker with those handlers.
 pub(crate) fn worker_process(with: impl FnOnce(Builder) -> Builder) {
     let (Ok(url), Ok(id)) = (std::env::var(URL), std::env::var(ID)) else {
         return;
     };
     let database = std::env::var(DATABASE).unwrap_or_default();
-    let capacity = std::env::var(CAPACITY).unwrap().parse().unwrap();
+    let number = |name| -> u64 { std::env::var(name).unwrap().parse().unwrap() };
+    let capacity = number(CAPACITY);
     let settings = Settings {
         redis_url: RedisUrl::new(url),
         database_url: DatabaseUrl::new(&database),
         max_attempts: if database.is_empty() { 5 } else { 1000 },
         backoff_cap: Duration::from_secs(1),
         id,
-        capacity,
-        heartbeat_ttl: TTL,
+        capacity: capacity as u32,
+        heartbeat_ttl: Duration::from_millis(number(LIVES)),
         claim_idle: CLAIM_IDLE,
         backoff_base: Duration::from_millis(50),
         // What is tortured here is loss and repetition; poison has tests of its own.
@@ -100,6 +87,7 @@ pub(crate) fn worker_process(with: impl FnOnce(Builder) -> Builder) {
 pub(crate) struct Fleet {
     url: String,
     database: String,
+    lives: Duration,
     workers: Vec<Process>,
     started: usize,
 }
@@ -122,7 +110,17 @@ impl Fleet {
 
     /// Workers on what that URL names.
     pub(crate) fn at(url: &str, size: usize) -> Self {
-        Self::on(url.to_owned(), &vec![10; size], &DatabaseUrl::default())
+        Self::on(
+            url.to_owned(),
+            &vec![10; size],
+            &DatabaseUrl::default(),
+            TTL,
+        )
+    }
+
+    /// Workers that live so long without a pulse.
+    pub(crate) fn that_live(redis: &Redis, size: usize, lives: Duration) -> Self {
+        Self::on(redis.url(), &vec![10; size], &DatabaseUrl::default(), lives)
     }
 
     /// One worker of each capacity.
@@ -131,13 +129,14 @@ impl Fleet {
     }
 
     fn of(redis: &Redis, capacities: &[u32], database: &DatabaseUrl) -> Self {
-        Self::on(redis.url(), capacities, database)
+        Self::on(redis.url(), capacities, database, TTL)
     }
 
-    fn on(url: String, capacities: &[u32], database: &DatabaseUrl) -> Self {
+    fn on(url: String, capacities: &[u32], database: &DatabaseUrl, lives: Duration) -> Self {
         let mut fleet = Self {
             url,
             database: database.expose().to_owned(),
+            lives,
             workers: Vec::new(),
             started: 0,
         };
@@ -164,6 +163,7 @@ impl Fleet {
             .env(URL, &self.url)
             .env(ID, &id)
             .env(CAPACITY, capacity.to_string())
+            .env(LIVES, self.lives.as_millis().to_string())
             .env(DATABASE, &self.database)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -202,6 +202,10 @@ impl Fleet {
     /// The index of the worker of that name.
     pub(crate) fn position(&self, id: &str) -> Option<usize> {
         self.workers.iter().position(|worker| worker.id == id)
+    }
+
+    pub(crate) fn id(&self, index: usize) -> &str {
+        &self.workers[index].id
     }
 
     pub(crate) fn pid(&self, index: usize) -> u32 {

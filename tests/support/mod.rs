@@ -10,6 +10,7 @@ pub(crate) mod between;
 pub(crate) mod cluster;
 pub(crate) mod fleet;
 pub(crate) mod mcp;
+pub(crate) mod patterns;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
 pub(crate) mod sentinel;

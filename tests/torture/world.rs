@@ -25,6 +25,7 @@ pub(crate) fn settings() -> Settings {
         // Where it is not poison that is asked for, dying is not the event's fault.
         max_deliveries: 1000,
         stream_history: 10_000_000,
+        patterns: support::patterns::patterns(),
         ..Settings::default()
     }
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod ballots;
 mod patterns;
+mod pulses;
 
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;

@@ -4,6 +4,7 @@ mod batch;
 mod counted;
 mod heartbeat;
 mod metrics;
+mod neighbours;
 mod quorum;
 mod register;
 mod state;

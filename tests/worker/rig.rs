@@ -1,5 +1,6 @@
 //! A server, a client and workers for one test.
 
+use crate::support::patterns::patterns;
 use crate::support::{Redis, users};
 use convoke::Worker;
 use convoke::client::publish::Outgoing;
@@ -70,6 +71,7 @@ impl Rig {
             backoff_base: Duration::from_millis(20),
             backoff_cap: Duration::from_millis(200),
             drain_timeout: Duration::from_secs(5),
+            patterns: patterns(),
             ..Settings::default()
         }
     }

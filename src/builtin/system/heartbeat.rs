@@ -59,6 +59,7 @@ pub(super) async fn heartbeat(
         observed: event.observed,
         metrics,
         seal: None,
+        lasting: false,
     };
     let pulse = services
         .instances

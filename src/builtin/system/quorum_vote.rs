@@ -5,7 +5,6 @@ pub(crate) mod counting;
 use crate::builtin::Services;
 use crate::builtin::system::encoded;
 use crate::coordination::ballots::ballot::{BallotStatus, DEFAULT_EXPIRES_IN_MS, Vote};
-use crate::coordination::error::CoordinationError;
 use crate::handler::state::State;
 use crate::protocol::pattern::Patterned;
 use crate::{Context, HandlerError};
@@ -89,9 +88,8 @@ pub(super) async fn quorum_vote(
     let pattern = services.patterns.of(Patterned::Quorum);
     let voted = match services.ballots.take(&vote, pattern).await {
         Ok(taken) => counting::counted(&context, &services, &vote.decision, taken).await,
-        Err(error) => Err(error),
+        Err(error) => Err(error.into_handler_error()),
     };
-    let voted = voted.map_err(CoordinationError::into_handler_error);
     let of = (Patterned::Quorum, pattern);
     services.patterns.answered(of, began, &voted, |_| None);
     let voted = voted?;

@@ -9,7 +9,8 @@
 //! somebody who counted all its votes, and none is stored after it.
 //!
 //! *Counting is rare.* Nothing can come of fewer votes than half of all; and whoever counted in vain notes with how many
-//! votes something may: so the votes of an electorate of n are read about log n times at most.
+//! votes something may: so the votes of an electorate of n are read about log n times at most, by each process. Where many
+//! votes come together, one run of a process counts at a time, and those that waited find what it noted.
 //!
 //! *Crashes.* Whoever stored a vote that may decide and died before anybody counted leaves an event that another
 //! worker runs again, and a name in a list of what is not counted to its end: the leader goes through it, and, where
@@ -23,6 +24,7 @@ use crate::coordination::answer::answer;
 use crate::coordination::ballots::ballot::check_decision;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::scripts::VERSION;
+use crate::coordination::store::Store;
 use crate::protocol::pattern::Pattern;
 use redis::Script;
 use std::collections::HashMap;
@@ -91,6 +93,13 @@ answer! {
         electorate: u64,
         decided: Option<Vec<u8>>,
     }
+}
+
+/// A ballot without its votes.
+#[derive(Default)]
+struct Glance {
+    stands: Option<Voted>,
+    due: bool,
 }
 
 /// What votes come to.
@@ -240,33 +249,26 @@ impl Ballots {
         let keys = &store.keys;
         let gone =
             || CoordinationError::NotFound(format!("decision: there is no ballot on {decision}"));
+        let _alone = self.counting.lock().await;
         for _ in 0..AGAIN {
+            let glance = self.glance(&store, decision).await?;
+            // The script forgets the name of one that is gone.
+            if let Some(stands) = glance.stands.filter(|_| !glance.due) {
+                return Ok(stands);
+            }
             let mut reads = redis::pipe();
             reads.atomic();
             let ballot = reads.cmd("HMGET").arg(keys.ballot(decision));
-            ballot.arg(&["status", "electorate", "quorum", "value"]);
+            ballot.arg(&["electorate", "quorum"]);
             reads.cmd("HGETALL").arg(keys.votes(decision));
             reads.cmd("HMGET").arg(keys.leader()).arg(&["id", "term"]);
-            type Ballot = (Option<String>, Option<u64>, Option<u64>, Option<Vec<u8>>);
             type Read = (
-                Ballot,
+                (Option<u64>, Option<u64>),
                 HashMap<String, Vec<u8>>,
                 (Option<String>, Option<String>),
             );
-            let ((status, electorate, quorum, value), votes, leader): Read =
-                store.ask(&reads).await?;
+            let ((electorate, quorum), votes, leader): Read = store.ask(&reads).await?;
             let (electorate, quorum) = (electorate.unwrap_or(0), quorum.unwrap_or(0));
-            if let Some(status) = status.filter(|status| status != VOTING) {
-                return Ok(Voted {
-                    voted: false,
-                    status: BallotStatus::from_name(&status).ok_or(SHAPE)?,
-                    decision: value,
-                    vote_count: votes.len() as u64,
-                    quorum,
-                    electorate,
-                });
-            }
-            // The script forgets the name of one that is gone.
             let (arbiter, term) = match (counter, leader) {
                 (Counter::Arbiter(id), (Some(leader), Some(term))) if leader == id => (id, term),
                 (Counter::Arbiter(id), (leader, _)) => return Err(deposed(decision, id, leader)),
@@ -313,6 +315,38 @@ impl Ballots {
         Err(CoordinationError::Aborted(format!(
             "decision: the votes of {decision} became more each time they were counted"
         )))
+    }
+
+    /// How a ballot stands, and whether its votes are to be read: they may decide it, or its time is over.
+    async fn glance(&self, store: &Store, decision: &str) -> Result<Glance, CoordinationError> {
+        let keys = &store.keys;
+        let mut reads = redis::pipe();
+        store.ask_time(&mut reads).await?;
+        let ballot = reads.cmd("HMGET").arg(keys.ballot(decision));
+        ballot.arg(&["status", "electorate", "quorum", "value"]);
+        let when = reads.cmd("HMGET").arg(keys.ballot(decision));
+        when.arg(&["look_at", "expires_at"]);
+        reads.cmd("HLEN").arg(keys.votes(decision));
+        type Ballot = (Option<String>, Option<u64>, Option<u64>, Option<Vec<u8>>);
+        type Read = (ServerTime, Ballot, (Option<u64>, Option<u64>), u64);
+        let (ServerTime(now), ballot, (look_at, expires_at), count): Read =
+            store.ask(&reads).await?;
+        let (Some(status), electorate, quorum, value) = ballot else {
+            return Ok(Glance::default());
+        };
+        let over = expires_at.is_none_or(|at| at <= now);
+        let stands = Voted {
+            voted: false,
+            status: BallotStatus::from_name(&status).ok_or(SHAPE)?,
+            decision: value,
+            vote_count: count,
+            quorum: quorum.unwrap_or(0),
+            electorate: electorate.unwrap_or(0),
+        };
+        Ok(Glance {
+            stands: Some(stands),
+            due: status == VOTING && (over || Some(count) >= look_at),
+        })
     }
 
     /// The ballots of which something may come that nobody has counted: they have the votes, or their time is over.

@@ -58,8 +58,9 @@ use crate::protocol::keys::Keys;
 use crate::protocol::pattern::Pattern;
 use redis::{Script, ScriptInvocation};
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
+use tokio::sync::Mutex;
 
 /// How long a ballot is kept after its end.
 pub const KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -87,6 +88,8 @@ static ADD_QUORUM_VOTE: LazyLock<Script> =
 #[derive(Clone, Debug)]
 pub struct Ballots {
     store: Store,
+    /// Held by the one of this process that reads votes, which may be many.
+    counting: Arc<Mutex<()>>,
 }
 
 /// The outcome of a vote.
@@ -134,7 +137,8 @@ impl Ballots {
     /// The ballots of the namespace of `keys`.
     pub fn new(connector: Connector, keys: Keys) -> Self {
         let store = Store::new(connector, keys);
-        Self { store }
+        let counting = Arc::default();
+        Self { store, counting }
     }
 
     /// Takes a vote, if it counts, and counts it where the script does. The same vote can be given any number of times.

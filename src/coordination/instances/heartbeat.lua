@@ -11,8 +11,8 @@
 --       7 the process that pulses by itself, or '': an event says so  8 the seal of what that process
 --       registered, or '' (not compared)  9 the roles that it registered  10 the capabilities
 --       11 until when that process waits for it, in ms, or '': run later, it says nothing of who lives
---       12… what it did, if it reports: see `aggregate_global_metrics.lua`
--- Returns {state, ttl in ms, leader, {peer, ms until its expiry, …}}. state:
+--       12 for how many ttls that process's own pulse lasts  13… what it did, if it reports: see `aggregate_global_metrics.lua`
+-- Returns {state, ms that it lasts, leader, {peer, ms until its expiry, …}}. state:
 --       0 not registered, expired, or another incarnation: nothing was changed
 --       1 alive
 --       2 alive, and not as it registered: somebody changed the hash, or took it out of a set
@@ -44,11 +44,11 @@ if leader and (tonumber(leads[2] or 0) <= now or tonumber(expiries[2] or 0) <= n
 end
 
 local is = redis.call('HMGET', KEYS[1], 'status', 'incarnation', 'ttl_ms', 'sealed', 'process', 'roles',
-  'capabilities', 'capacity', 'metadata', 'load')
+  'capabilities', 'capacity', 'metadata', 'load', 'lease_ms')
 local sealed = is[1] == 'active' and is[4] == '1' and expiries[1]
 if sealed and not own then return {4, 0, leader, {}} end
 if sealed and is[5] ~= process then
-  if ARGV[12] then aggregate(KEYS[7], KEYS[8], 12) end
+  if ARGV[13] then aggregate(KEYS[7], KEYS[8], 13) end
   return {3, 0, leader, {}}
 end
 if is[1] ~= 'active' or not expiries[1] or (ARGV[2] ~= '' and ARGV[2] ~= is[2])
@@ -56,17 +56,23 @@ if is[1] ~= 'active' or not expiries[1] or (ARGV[2] ~= '' and ARGV[2] ~= is[2])
   return {0, 0, leader, {}}
 end
 local ttl = tonumber(is[3])
-redis.call('ZADD', KEYS[2], 'XX', now + ttl, id)
+local lease = own and ttl * tonumber(ARGV[12]) or ttl
+redis.call('ZADD', KEYS[2], 'XX', now + lease, id)
 if not own then redis.call('ZADD', KEYS[9], now + ttl, id) end
 local how = {'last_seen', now}
 if ARGV[5] ~= '' then how[3], how[4] = 'load', ARGV[5] end
-if ARGV[12] then
+-- Who brings expiries back into reach after the clock went back has to know it.
+if lease ~= tonumber(is[11] or ttl) then
+  how[#how + 1] = 'lease_ms'
+  how[#how + 1] = lease
+end
+if ARGV[13] then
   local n = #how
   how[n + 1], how[n + 2], how[n + 3], how[n + 4] = 'metrics', ARGV[6], 'reported_at', now
   if own then
-    aggregate(KEYS[7], KEYS[8], 12)
+    aggregate(KEYS[7], KEYS[8], 13)
   else
-    how[n + 5], how[n + 6] = 'did', ARGV[16]
+    how[n + 5], how[n + 6] = 'did', ARGV[17]
   end
 end
 redis.call('HSET', KEYS[1], unpack(how))
@@ -114,4 +120,4 @@ if #peers > 0 then
     watched[2 * i] = math.max(tonumber(expires or 0) - now, 0)
   end
 end
-return {state, ttl, leader, watched}
+return {state, lease, leader, watched}

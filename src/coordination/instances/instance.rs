@@ -122,6 +122,9 @@ pub struct Beat {
     pub metrics: Option<Report>,
     /// What its own process registered, to be compared with what is there.
     pub seal: Option<Seal>,
+    /// Whether its peers ask it meanwhile whether it lives, so that its process's own pulse lasts for
+    /// [`LASTS`](crate::coordination::instances::neighbours::LASTS) ttls.
+    pub lasting: bool,
 }
 
 impl Beat {

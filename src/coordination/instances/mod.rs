@@ -11,6 +11,7 @@
 //! | expired, not swept, sealed | alive, the same incarnation | its own process: `heartbeat`, `register` |
 //! | alive | alive for another ttl, no suspicion | `heartbeat`; it does nothing for anyone else |
 //! | alive | alive for another ttl after it was sent | `send_pulse`, and `collect_pulses` of the leader ([`collecting`]) |
+//! | alive | alive for three ttls, where peers ask it meanwhile | `heartbeat` of its own process ([`neighbours`]) |
 //! | alive | expired | `observe`, when a majority of observers says so ([`crate::coordination::instances::gossip`]) |
 //! | active | gone, `instance.unregistered` | `unregister` |
 //! | expired | gone, `instance.lost`, once | `sweep`, by whoever comes first, as far as its silence counts ([`crate::connect::silence`]) |
@@ -42,6 +43,7 @@ pub mod asking;
 pub mod collecting;
 pub mod gossip;
 pub mod instance;
+pub mod neighbours;
 pub mod orders;
 mod parts;
 mod ping;

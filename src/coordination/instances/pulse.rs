@@ -7,6 +7,7 @@ use crate::coordination::answer::answer;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::gossip::{PING, Peer, WATCHED, peers};
 use crate::coordination::instances::instance::Beat;
+use crate::coordination::instances::neighbours::LASTS;
 use crate::coordination::metrics::{Packed, Report};
 use crate::coordination::scripts::VERSION;
 use crate::coordination::store::words;
@@ -128,7 +129,8 @@ impl Instances {
         self.declare(&mut call, &seal.roles);
         call.arg(words(&seal.capabilities));
         let until = self.answers.as_ref().and_then(Answers::until);
-        call.arg(or_empty(until));
+        call.arg(or_empty(until))
+            .arg(if beat.lasting { LASTS } else { 1 });
         if let Some(report) = report {
             report.declare(&mut call, KEPT);
         }

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Brings expiries that lie further ahead than one ttl back to one ttl from now: no pulse reaches further,
--- so the clock went back since. The same call again changes nothing more.
+-- Brings expiries that lie further ahead than a pulse lasts back to where one from now would: no pulse reaches
+-- further, so the clock went back since. The same call again changes nothing more.
 --
 -- KEYS  1 active  2 external ones  3… the hash of each instance of ARGV, in its order
 -- ARGV  1… ids
@@ -10,7 +10,8 @@ local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local shortened = 0
 for at, id in ipairs(ARGV) do
-  local ttl = tonumber(redis.call('HGET', KEYS[2 + at], 'ttl_ms') or 0)
+  local is = redis.call('HMGET', KEYS[2 + at], 'ttl_ms', 'lease_ms')
+  local ttl = math.max(tonumber(is[1] or 0), tonumber(is[2] or 0))
   local expires = tonumber(redis.call('ZSCORE', KEYS[1], id) or 0)
   if expires > now + ttl then
     redis.call('ZADD', KEYS[1], 'XX', now + ttl, id)

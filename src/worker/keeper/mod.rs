@@ -32,6 +32,7 @@ mod collect;
 pub(super) mod describe;
 mod exposition;
 pub(super) mod measures;
+mod neighbours;
 mod obey;
 pub(super) mod outbox;
 mod pauses;

@@ -18,10 +18,9 @@ pub(super) async fn run_once(chores: &Chores, watch: Vec<Peer>) -> Result<(), Co
     if late.is_empty() {
         return Ok(());
     }
-    let wait = (ttl / 10).clamp(SHORTEST, LONGEST).min(ttl / 4);
     let answered = chores
         .instances
-        .ping_peers(chores.id(), &late, wait)
+        .ping_peers(chores.id(), &late, patience(ttl))
         .await?;
     let observed: Observed = late
         .into_iter()
@@ -34,10 +33,20 @@ pub(super) async fn run_once(chores: &Chores, watch: Vec<Peer>) -> Result<(), Co
             (peer.id, opinion)
         })
         .collect();
+    observe(chores, &observed).await
+}
+
+/// How long an answer to a ping is waited for.
+pub(super) fn patience(ttl: Duration) -> Duration {
+    (ttl / 10).clamp(SHORTEST, LONGEST).min(ttl / 4)
+}
+
+/// Says what this instance thinks of its peers.
+pub(super) async fn observe(chores: &Chores, observed: &Observed) -> Result<(), CoordinationError> {
     let incarnation = Some(chores.incarnation());
     let lost = chores
         .instances
-        .observe(chores.id(), incarnation, &observed)
+        .observe(chores.id(), incarnation, observed)
         .await?;
     for peer in lost {
         tracing::warn!(

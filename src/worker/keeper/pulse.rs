@@ -4,6 +4,7 @@
 //! Nothing may make a pulse late: what else it is a good time for is left to the next one where it takes until then,
 //! and after a failed pulse each try has a connection of its own, which waits for nothing that hangs.
 
+use super::neighbours::Neighbours;
 use super::{Chores, Standing, Worker, peers, send};
 use crate::connect::backoff::Backoff;
 use crate::coordination::error::CoordinationError;
@@ -63,11 +64,18 @@ impl Pulsed {
 pub(super) async fn run(chores: &Chores) {
     let third = chores.settings.heartbeat_ttl / 3;
     let (mut backoff, mut own) = (Backoff::default(), None);
+    let mut neighbours = Neighbours::default();
     let mut next = chores.pulsed.last().unwrap_or_else(Instant::now) + third;
     by(next, "contending for the lead", chores.contend()).await;
     loop {
         tokio::time::sleep_until(next.into()).await;
         let began = Instant::now();
+        if backoff.is_failing() {
+            neighbours = Neighbours::default();
+        } else if neighbours.round(chores).await {
+            next = began + third;
+            continue;
+        }
         let sent = match backoff.is_failing() {
             true => None,
             false => send::send(chores, own.as_ref()).await,
@@ -78,13 +86,14 @@ pub(super) async fn run(chores: &Chores) {
             next = began + third;
             continue;
         }
-        next = match run_once(chores, backoff.is_failing()).await {
+        next = match run_once(chores, backoff.is_failing(), neighbours.lasting).await {
             Ok(pulse) => {
                 if backoff.worked() {
                     tracing::info!("pulsing again");
                 }
                 own = pulse.as_ref().map(|pulse| send::Own::of(began, pulse));
-                by(began + third, "what follows a pulse", follow(chores, pulse)).await;
+                let follow = follow(chores, pulse, &mut neighbours);
+                by(began + third, "what follows a pulse", follow).await;
                 began + third
             }
             Err(error) => {
@@ -109,7 +118,11 @@ async fn by(then: Instant, what: &str, duty: impl Future<Output = Result<(), Coo
 }
 
 /// One pulse.
-async fn run_once(chores: &Chores, fails: bool) -> Result<Option<Pulse>, CoordinationError> {
+async fn run_once(
+    chores: &Chores,
+    fails: bool,
+    lasting: bool,
+) -> Result<Option<Pulse>, CoordinationError> {
     let third = chores.settings.heartbeat_ttl / 3;
     // After a failure there is less time.
     let most = if fails { third / 2 } else { third };
@@ -124,6 +137,7 @@ async fn run_once(chores: &Chores, fails: bool) -> Result<Option<Pulse>, Coordin
         load: Some(chores.reporter.tasks() as f64),
         metrics: Some(chores.reporter.news_of(&report)),
         seal: Some(standing.seal),
+        lasting,
         ..Beat::new(chores.id(), Some(standing.incarnation))
     };
     let began = Instant::now();
@@ -154,7 +168,11 @@ async fn run_once(chores: &Chores, fails: bool) -> Result<Option<Pulse>, Coordin
 }
 
 /// What a pulse is a good time for.
-async fn follow(chores: &Chores, pulse: Option<Pulse>) -> Result<(), CoordinationError> {
+async fn follow(
+    chores: &Chores,
+    pulse: Option<Pulse>,
+    neighbours: &mut Neighbours,
+) -> Result<(), CoordinationError> {
     let Some(pulse) = pulse else {
         return Ok(());
     };
@@ -162,6 +180,7 @@ async fn follow(chores: &Chores, pulse: Option<Pulse>) -> Result<(), Coordinatio
         Some(leader) if leader != chores.id() => chores.set_lead(None),
         _ => chores.contend().await?,
     }
+    neighbours.follow(chores, &pulse.watch).await?;
     peers::run_once(chores, pulse.watch).await
 }
 

@@ -200,3 +200,44 @@ async fn what_is_gone_is_counted_no_more() {
     );
     assert!(fleet.ballots.uncounted().await.unwrap().is_empty());
 }
+
+/// How often all votes of a ballot were read since the last look.
+async fn readings(fleet: &mut Fleet) -> u64 {
+    let stats: String = fleet.ask("INFO commandstats").await;
+    fleet.run("CONFIG RESETSTAT").await;
+    let line = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_hgetall:calls="));
+    let calls = line.and_then(|line| line.split(',').next());
+    calls.map_or(0, |calls| calls.parse().unwrap())
+}
+
+#[tokio::test]
+async fn votes_of_which_nothing_can_come_are_not_read_and_those_that_come_together_are_read_once() {
+    let mut fleet = Fleet::with_voters(20).await;
+    for voter in 1..=9 {
+        fleet
+            .take(&format!("w-{voter}"), json!("yes"), EVERYONE)
+            .await;
+    }
+    readings(&mut fleet).await;
+    let open = fleet.ballots.count("d", Counter::Everyone).await.unwrap();
+    assert_eq!(told(&open), (false, BallotStatus::Open, 9, 11, 20));
+    assert_eq!(readings(&mut fleet).await, 0);
+    fleet.take("w-10", json!("yes"), EVERYONE).await;
+    let counts = (0..20).map(|_| fleet.ballots.count("d", Counter::Everyone));
+    for counted in futures_util::future::join_all(counts).await {
+        assert_eq!(
+            told(&counted.unwrap()),
+            (false, BallotStatus::Open, 10, 11, 20)
+        );
+    }
+    assert_eq!(readings(&mut fleet).await, 1);
+    fleet.take("w-11", json!("yes"), EVERYONE).await;
+    for _ in 0..3 {
+        let counted = fleet.ballots.count("d", Counter::Everyone).await.unwrap();
+        assert_eq!(counted.status, BallotStatus::Decided);
+    }
+    // The second time for the fact.
+    assert_eq!(readings(&mut fleet).await, 2);
+}

@@ -3,7 +3,8 @@
 use super::{ask, choose_for, facts};
 use crate::batches::{Runs, adding, batch, batches, ids, process};
 use crate::rig::{Rig, Running};
-use crate::support::until;
+use crate::support::{until, users};
+use convoke::client::publish::Outgoing;
 use convoke::coordination::batches::batch::BatchStatus;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::settings::Settings;
@@ -179,4 +180,78 @@ async fn an_item_that_its_circuit_refused_is_published_again_under_a_name_that_a
     assert!(again > 0, "{ids:?}");
     choose_for(&rig, Patterned::Batch, Pattern::Hybrid).await;
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_item_that_waits_for_its_next_try_when_it_is_looked_for_is_run_once() {
+    let rig = Rig::new().await;
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = calls.clone();
+    let busy = move |context: Context, n: u64| {
+        let counted = counted.clone();
+        async move {
+            match counted.fetch_add(1, Ordering::SeqCst) {
+                // Longer than an item is left alone, and not twice as long.
+                0 => Err(HandlerError::later(Duration::from_secs(5), "busy")),
+                _ => {
+                    context.publish("effect.made", &n)?;
+                    Ok(n)
+                }
+            }
+        }
+    };
+    let mut settings = short(&rig, "w-1", Pattern::Distributed);
+    // An item is looked for after 4 s.
+    settings.handler_timeout = Duration::from_secs(1);
+    settings.max_attempts = 1;
+    settings.backoff_cap = Duration::from_secs(1);
+    settings.claim_idle = Duration::from_secs(1);
+    let builder = Worker::builder().settings(settings);
+    let policy = Policy::new().attempts(3);
+    let worker = rig.start(builder.handler_with("number.add", busy, policy));
+    let told = process(&rig, &batch("b-1", "fan_out", [7])).await;
+    assert_eq!(told["items_processed"], 1);
+    assert_eq!(effects(&rig, 1).await.len(), 1);
+    assert_eq!(calls.load(Ordering::SeqCst), 2, "it was published again");
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_breaks_while_items_wait_has_none_of_them_run_twice() {
+    // One that does not say which history of its data it has may have forgotten them.
+    if users::skip_without("INFO") {
+        return;
+    }
+    for pattern in [Pattern::Distributed, Pattern::Hybrid] {
+        let rig = Rig::new().await;
+        let gate = watch::Sender::new(false);
+        let open = gate.subscribe();
+        let add = move |context: Context, n: u64| {
+            let mut open = open.clone();
+            async move {
+                open.wait_for(|open| *open).await.ok();
+                context.publish("effect.made", &n)?;
+                Ok::<u64, HandlerError>(n)
+            }
+        };
+        let mut settings = short(&rig, "w-1", pattern);
+        // By then nobody remembers which items were published.
+        settings.reply_ttl = Duration::from_secs(4);
+        let builder = Worker::builder().settings(settings);
+        let worker = rig.start(builder.handler("number.add", add));
+        let wanted = batch("b-1", "fan_out", 100..120);
+        let event = Outgoing::new("system.batch.process", &wanted);
+        rig.client.publish(event).await.unwrap();
+        rig.wait_for("cb:events:number", 20).await;
+        until("the marks are gone", || async {
+            rig.keys("cb:dedup:*").await.is_empty()
+        })
+        .await;
+        rig.run("CLIENT KILL TYPE normal SKIPME yes").await;
+        gate.send_replace(true);
+        completed(&rig, 1).await;
+        assert_eq!(rig.entries("cb:events:number").await.len(), 20);
+        assert_eq!(effects(&rig, 20).await.len(), 20);
+        worker.stop().await;
+    }
 }

@@ -14,6 +14,7 @@ use crate::builtin::system::batch_process::holding::{Holding, Stop};
 use crate::client::publish::{Outgoing, PublishError};
 use crate::connect::backoff::Backoff;
 use crate::connect::connector::{BLOCK, Connector};
+use crate::connect::epoch::Epoch;
 use crate::connect::error::BusError;
 use crate::handler::policy::RetryPolicy;
 use crate::protocol::error::{Code, HandlerError};
@@ -66,6 +67,18 @@ struct UnderWay {
     /// Since when nobody looked for it.
     since: Instant,
     entry: EntryId,
+    /// Whether it was with nobody then. It may wait for its next try, or its answer may be on its way.
+    missing: bool,
+}
+
+impl UnderWay {
+    /// Notes whether it was found with somebody; returns whether it is lost: with nobody twice, and that long without
+    /// an answer in between.
+    fn is_lost(&mut self, open: bool) -> bool {
+        let lost = self.missing && !open;
+        (self.since, self.missing) = (Instant::now(), !open);
+        lost
+    }
 }
 
 /// Has every item run that is not finished.
@@ -131,6 +144,7 @@ impl FanOut<'_> {
     async fn all(&mut self, holding: &mut Holding<'_>) -> Result<(), Stop> {
         let mut connection = None;
         let mut backoff = Backoff::default();
+        let (mut epochs, mut failed) = (self.epochs(), false);
         loop {
             holding.check().await?;
             self.publish(holding).await?;
@@ -150,6 +164,13 @@ impl FanOut<'_> {
             match replies {
                 Ok(batches) => {
                     backoff.worked();
+                    let now = self.epochs();
+                    if now != epochs || (failed && now.is_none()) {
+                        // A failover may have forgotten some. What is there still is not stored twice.
+                        self.waiting
+                            .extend(self.under_way.drain().map(|(index, _)| index));
+                    }
+                    (epochs, failed) = (now, false);
                     // Who completed it removed the replies: they are waited for in vain.
                     let nothing = batches.iter().all(|batch| batch.entries.is_empty());
                     if self.shared && nothing && holding.is_completed().await? {
@@ -164,15 +185,21 @@ impl FanOut<'_> {
                 }
                 Err(error) => {
                     tracing::debug!(batch = holding.id(), %error, "replies were not read; trying again");
-                    connection = None;
-                    // A failover may have forgotten some. What is there still is not stored twice.
-                    self.waiting
-                        .extend(self.under_way.drain().map(|(index, _)| index));
+                    (connection, failed) = (None, true);
                     let pause = tokio::time::sleep(backoff.failed());
                     holding.until_drained(pause).await?;
                 }
             }
         }
+    }
+
+    /// In which history each stream is; `None` where a server does not tell.
+    fn epochs(&self) -> Option<Vec<Epoch>> {
+        let of = |stream: &String| {
+            let connector = self.runner.connector.toward(stream);
+            connector.epoch_name().map(|_| connector.epoch())
+        };
+        self.streams.iter().map(of).collect()
     }
 
     /// Publishes as many items as may be under way.
@@ -213,7 +240,12 @@ impl FanOut<'_> {
                     let since = Instant::now();
                     // One that is scheduled is of somebody else: nothing is there to be found of it.
                     let entry = published.entry().unwrap_or_default();
-                    self.under_way.insert(index, UnderWay { since, entry });
+                    let is = UnderWay {
+                        since,
+                        entry,
+                        missing: false,
+                    };
+                    self.under_way.insert(index, is);
                 }
                 // Too large, say: it will not be better next time.
                 Err(PublishError::Rejected {
@@ -277,11 +309,8 @@ impl FanOut<'_> {
                 }
             };
             for (index, open) in indexes.into_iter().zip(open) {
-                if open {
-                    self.under_way
-                        .entry(index)
-                        .and_modify(|is| is.since = Instant::now());
-                } else {
+                let is = self.under_way.get_mut(&index);
+                if is.is_some_and(|is| is.is_lost(open)) {
                     tracing::warn!(
                         batch = holding.id(),
                         index,

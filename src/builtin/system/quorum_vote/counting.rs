@@ -1,6 +1,7 @@
 //! Who counts the votes that the script only stores: the leader, or everyone.
 
 use crate::builtin::Services;
+use crate::connect::error::BusError;
 use crate::coordination::ballots::Voted;
 use crate::coordination::ballots::counting::{Counter, Taken};
 use crate::coordination::error::CoordinationError;
@@ -22,9 +23,9 @@ const TURN: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
 /// Votes that one process has wait for the arbiter at a time; what is over it is answered as it stands.
 pub(crate) const PLACES: usize = 16;
-/// How many workers look for what nobody counted, of those that do not lead: one in this many in each round.
+/// How many workers ask how many they are, of those that do not lead: one in this many in each round.
 const ONE_IN: u8 = 4;
-/// As many of them go on, about, where there is something.
+/// As many of them look for what nobody counted, about.
 const LOOK: f64 = 4.0;
 /// Ballots that one look counts.
 const AT_ONCE: usize = 64;
@@ -56,13 +57,16 @@ pub(super) async fn counted(
     services: &Services,
     decision: &str,
     taken: Taken,
-) -> Result<Voted, CoordinationError> {
+) -> Result<Voted, HandlerError> {
     let stands = match taken.counts {
         None => return Ok(taken.voted),
-        Some(Pattern::Centralized) => arbitrated(context, services, decision).await?,
-        Some(_) => Some(services.ballots.count(decision, Counter::Everyone).await?),
+        Some(Pattern::Centralized) => arbitrated(context, services, decision).await,
+        Some(_) => {
+            let counted = services.ballots.count(decision, Counter::Everyone).await;
+            counted.map(Some)
+        }
     };
-    Ok(match stands {
+    Ok(match stands.map_err(uncounted)? {
         // The vote is the one that it was.
         Some(stands) => Voted {
             voted: taken.voted.voted,
@@ -70,6 +74,17 @@ pub(super) async fn counted(
         },
         None => taken.voted,
     })
+}
+
+/// A vote was stored, and not counted: where a failover came in between, its event is run again, which stores what may be
+/// lost.
+fn uncounted(error: CoordinationError) -> HandlerError {
+    match error {
+        CoordinationError::NotFound(_) | CoordinationError::Bus(BusError::OtherEpoch) => {
+            HandlerError::later(PAUSE, error.to_string())
+        }
+        error => error.into_handler_error(),
+    }
 }
 
 /// Has the leader count; `None`: nobody did in time, and whoever leads next does.
@@ -130,17 +145,15 @@ pub(crate) async fn count_left(
     if !leads && fastrand::u8(..ONE_IN) > 0 {
         return Ok(());
     }
-    let mut left = services.ballots.uncounted().await?;
     if !leads {
-        left.retain(|one| one.pattern != Pattern::Centralized);
-        if left.is_empty() {
-            return Ok(());
-        }
+        // Before the list is read, which may be long.
         let (_, active) = services.instances.moment().await?;
         if fastrand::f64() > f64::from(ONE_IN) * LOOK / active.max(1) as f64 {
             return Ok(());
         }
     }
+    let mut left = services.ballots.uncounted().await?;
+    left.retain(|one| leads || one.pattern != Pattern::Centralized);
     let counter = match leads {
         true => Counter::Arbiter(id),
         false => Counter::Everyone,
@@ -152,4 +165,21 @@ pub(crate) async fn count_left(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::error::Refusal;
+
+    #[test]
+    fn a_vote_between_whose_storing_and_counting_the_server_failed_over_is_taken_again() {
+        let gone = CoordinationError::NotFound("no ballot".into());
+        for error in [gone, CoordinationError::Bus(BusError::OtherEpoch)] {
+            let error = uncounted(error);
+            assert_eq!(error.refusal, Some(Refusal::Busy), "{error}");
+        }
+        let refused = uncounted(CoordinationError::Aborted("became more".into()));
+        assert_eq!(refused.refusal, None, "{refused}");
+    }
 }

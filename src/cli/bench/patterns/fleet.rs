@@ -4,7 +4,9 @@ use crate::cli::bench::rig::Rig;
 use anyhow::Context as _;
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
+use convoke::coordination::instances::gossip::{PING, Peer};
 use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::coordination::instances::pull::REPORT;
 use convoke::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
 use convoke::protocol::histogram::Histogram;
 use convoke::protocol::keys::Keys;
@@ -14,7 +16,7 @@ use redis::streams::{StreamReadOptions, StreamReadReply};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long they live without a pulse: longer than what is measured.
@@ -23,6 +25,8 @@ const TTL: Duration = Duration::from_secs(3600);
 const PROCESS: &str = "bench-fleet";
 /// Entries that one read brings.
 const COUNT: usize = 1000;
+/// Instances that ask their neighbours at a time: they mostly wait.
+const ASKING: usize = 256;
 /// Reports at a time.
 const AT_ONCE: usize = 16;
 
@@ -42,6 +46,7 @@ impl<'a> Fleet<'a> {
         let answering = Answering {
             connector: rig.connector.clone(),
             keys: rig.keys.clone(),
+            group: rig.settings.group.clone(),
             instances: instances.clone(),
             ids: ids.clone(),
         };
@@ -69,6 +74,7 @@ impl<'a> Fleet<'a> {
             let id = format!("bench-data-{place}");
             let mut registering = Registering::new(&id, ["bench-data"]);
             registering.ttl_ms = TTL.as_millis() as u64;
+            registering.capabilities = vec![PING.to_owned()];
             let registered = self.instances.register(&registering).await?;
             self.incarnations.push(registered.incarnation);
             let mut connection = self.rig.connector.pooled().await?;
@@ -104,6 +110,24 @@ impl<'a> Fleet<'a> {
     pub(super) async fn collect(&self, after: Option<String>) -> anyhow::Result<Option<String>> {
         let collected = self.instances.collect_pulses(after, TTL).await?;
         Ok(collected.0)
+    }
+
+    /// What all of them do in a round in which neighbours ask each other; returns how long each took, in seconds.
+    pub(super) async fn ask_neighbours(&self, wait: Duration) -> anyhow::Result<Vec<f64>> {
+        let all = futures_util::stream::iter(0..self.size()).map(async |place| {
+            let (id, began) = (self.id(place)?, Instant::now());
+            let around = self.instances.look_around(&id).await?;
+            let asked = around.neighbours.into_iter().chain([id.clone()]);
+            let asked: Vec<Peer> = asked
+                .map(|id| Peer {
+                    id,
+                    left: Duration::ZERO,
+                })
+                .collect();
+            self.instances.ping_peers(&id, &asked, wait).await?;
+            anyhow::Ok(began.elapsed().as_secs_f64())
+        });
+        all.buffer_unordered(ASKING).try_collect().await
     }
 
     pub(super) fn id(&self, place: usize) -> anyhow::Result<String> {
@@ -160,6 +184,7 @@ fn beat(id: &str, round: u64) -> Beat {
 struct Answering {
     connector: Connector,
     keys: Keys,
+    group: String,
     instances: Instances,
     ids: Arc<Mutex<Vec<String>>>,
 }
@@ -184,7 +209,7 @@ impl Answering {
                 redis::AsyncCommands::xread_options(&mut connection, &inboxes, &from, &options)
                     .await?;
             let mut replies = redis::pipe();
-            let mut reporting = Vec::new();
+            let (mut reporting, mut answers) = (Vec::new(), 0);
             for stream in read.into_iter().flat_map(|read| read.keys) {
                 let id = ids
                     .iter()
@@ -198,16 +223,24 @@ impl Answering {
                     let Some(reply_to) = entry.get::<String>("replyto") else {
                         continue;
                     };
-                    reporting.push(id.clone());
+                    if entry.get::<String>("type").as_deref() == Some(REPORT) {
+                        reporting.push(id.clone());
+                    }
+                    // As a worker commits: what it read it acknowledges in the same step.
+                    replies.cmd("MULTI");
+                    let done = replies.cmd("XACK").arg(&stream.key);
+                    done.arg(&self.group).arg(&entry.id);
                     let reply = replies.cmd("XADD").arg(reply_to).arg("*");
                     reply.arg(&["type", "system.report.result", "status", "ok", "source", id]);
                     reply
                         .arg(&["correlationid", &entry.id])
                         .arg("data")
                         .arg(&[0x80u8][..]);
+                    replies.cmd("EXEC");
+                    answers += 1;
                 }
             }
-            if !reporting.is_empty() {
+            if answers > 0 {
                 let reports = futures_util::stream::iter(reporting)
                     .map(async |id| self.instances.heartbeat(&beat(&id, 0)).await);
                 reports
