@@ -1,6 +1,6 @@
 //! The bare loop: the best that one can write by hand with the same client library.
 //!
-//! It reads `COUNT` 1000, keeps three batches outstanding, pipelines its `XADD`s, of which the last of a
+//! It reads `COUNT` 1000, keeps three batches outstanding, or four where the server is far, pipelines its `XADD`s, of which the last of a
 //! batch trims, and sends one variadic `XACK` a batch and stream. It decodes nothing, routes nothing and has no fence: what a
 //! worker adds to it is what the worker costs. Only `bench` runs it.
 
@@ -30,7 +30,7 @@ pub(crate) const TIME: &str = "1700000000000";
 type Batch = Vec<(usize, Vec<EntryId>)>;
 type Sent = AbortOnDropHandle<Result<(), BusError>>;
 
-/// Consumes events until all of the race are taken, and replies to each if asked to.
+/// Consumes events until all of the race are taken, `most` batches outstanding, and replies to each if asked to.
 ///
 /// # Errors
 /// Whatever the server answers.
@@ -40,6 +40,7 @@ pub(crate) async fn consume(
     race: &Arc<Race>,
     consumer: &str,
     reply: bool,
+    most: usize,
 ) -> Result<(), BusError> {
     let mut reader = connector.blocking(BLOCK).await?;
     let writer = connector.dedicated().await?;
@@ -60,7 +61,7 @@ pub(crate) async fn consume(
         if batch.is_empty() {
             continue;
         }
-        if outstanding.len() == OUTSTANDING
+        if outstanding.len() == most
             && let Some(oldest) = outstanding.pop_front()
         {
             ended(oldest).await?;

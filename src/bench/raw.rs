@@ -1,7 +1,7 @@
 //! The raw loop: what the server can do at the most.
 //!
 //! The bare loop with hand-written RESP: `COUNT` 1000, the next read asked for before the last one is
-//! answered, three batches outstanding, one variadic `XACK` a batch and stream. Its replies have the
+//! answered, three batches outstanding or four where the server is far, one variadic `XACK` a batch and stream. Its replies have the
 //! fields of a worker's, and only the last of a batch trims. It decodes and fences nothing. Only `bench`
 //! runs it.
 
@@ -37,7 +37,7 @@ impl Batch {
     }
 }
 
-/// Consumes events until all of the race are taken, and replies to each if asked to.
+/// Consumes events until all of the race are taken, `most` batches outstanding, and replies to each if asked to.
 ///
 /// # Errors
 /// Whatever the server answers.
@@ -47,13 +47,14 @@ pub(crate) async fn consume(
     race: &Race,
     consumer: &str,
     reply: bool,
+    most: usize,
 ) -> Result<(), BusError> {
     let (batches, arrived) = mpsc::channel(1);
     let reader = connector.wire().await?;
     let writer = connector.wire().await?;
     tokio::try_join!(
         read(load, reader, race, consumer, batches),
-        settle(load, writer, race, reply.then_some(consumer), arrived),
+        settle(load, writer, race, reply.then_some(consumer), arrived, most),
     )?;
     Ok(())
 }
@@ -132,36 +133,52 @@ async fn settle(
     race: &Race,
     replies_as: Option<&str>,
     mut arrived: mpsc::Receiver<Vec<Batch>>,
+    most: usize,
 ) -> Result<(), BusError> {
     let mut commands = Commands::default();
     let replies = replies_as.map(|consumer| Replies::new(load, consumer));
-    // How many replies, and how many events.
+    // How many replies are still to come, and how many events they are for.
     let mut outstanding: VecDeque<(usize, usize)> = VecDeque::new();
-    loop {
-        let batches = match outstanding.len() {
-            0 => match arrived.recv().await {
-                Some(batches) => Some(batches),
-                None => return Ok(()),
-            },
-            OUTSTANDING => None,
-            _ => arrived.try_recv().ok(),
+    let mut comes_more = true;
+    while comes_more || !outstanding.is_empty() {
+        let may_send = comes_more && outstanding.len() < most;
+        // What arrives while answers are awaited is sent at once.
+        let batches = tokio::select! {
+            biased;
+            batches = arrived.recv(), if may_send => batches,
+            answered = answers(&mut wire, &mut outstanding), if !outstanding.is_empty() => {
+                race.settle(answered? as u64);
+                continue;
+            }
         };
-        if let Some(batches) = batches {
-            for (at, batch) in batches.iter().enumerate() {
-                if let Some(replies) = &replies {
-                    replies.add(batch, at + 1 == batches.len(), &mut commands);
-                }
-                acknowledge(load, batch, &mut commands);
+        let Some(batches) = batches else {
+            comes_more = false;
+            continue;
+        };
+        for (at, batch) in batches.iter().enumerate() {
+            if let Some(replies) = &replies {
+                replies.add(batch, at + 1 == batches.len(), &mut commands);
             }
-            outstanding.push_back((commands.len(), batches.iter().map(Batch::len).sum()));
-            wire.send(&mut commands).await?;
-        } else if let Some((replies, events)) = outstanding.pop_front() {
-            for _ in 0..replies {
-                answered(&mut wire).await?;
-            }
-            race.settle(events as u64);
+            acknowledge(load, batch, &mut commands);
         }
+        outstanding.push_back((commands.len(), batches.iter().map(Batch::len).sum()));
+        wire.send(&mut commands).await?;
     }
+    Ok(())
+}
+
+/// Takes in the replies to the oldest batch that is outstanding; how many events it had. Cancelled, it goes on where it
+/// was.
+async fn answers(
+    wire: &mut Wire,
+    outstanding: &mut VecDeque<(usize, usize)>,
+) -> Result<usize, BusError> {
+    while let Some((replies @ 1.., _)) = outstanding.front_mut() {
+        answered(wire).await?;
+        *replies -= 1;
+    }
+    let oldest = outstanding.pop_front();
+    Ok(oldest.map_or(0, |(_, events)| events))
 }
 
 /// What the replies of one consumer have in common.

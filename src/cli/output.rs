@@ -29,6 +29,7 @@ const PROSE: [&str; 4] = ["ERROR", "MESSAGE", "DATA", "DESCRIPTION"];
 const WIDTH: usize = 80;
 
 /// Standard output.
+#[derive(Clone)]
 pub(super) struct Output {
     format: Format,
     terminal: bool,

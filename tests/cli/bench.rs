@@ -163,6 +163,64 @@ fn handlers_that_take_their_time_are_held_against_the_same_work_without_a_bus() 
 }
 
 #[test]
+fn the_way_to_the_server_is_made_longer_for_each_side() {
+    let redis = Redis::start();
+    let (lines, _) = bench(&redis, &["distance", "--events=2000"]);
+    assert!(is_empty(&redis));
+    let figures = figures(&lines);
+    let which: Vec<(&str, &str)> = figures.iter().map(|(m, c, _)| (*m, *c)).collect();
+    assert_eq!(
+        which,
+        ["0", "0.5", "1", "2", "5"]
+            .map(|ms| format!("a round trip of {ms} ms"))
+            .each_ref()
+            .map(|case| ("distance", case.as_str()))
+    );
+    for (at, (_, _, figure)) in figures.iter().enumerate() {
+        let sides = figure["sides"].as_array().unwrap();
+        let named: Vec<&str> = sides.iter().map(|s| s["side"].as_str().unwrap()).collect();
+        assert_eq!(named, ["raw", "bare", "worker"]);
+        let checks = figure["checks"].as_array().unwrap();
+        let whats: Vec<&str> = checks.iter().map(|c| c["what"].as_str().unwrap()).collect();
+        let measured = "round trip as measured, ms";
+        assert_eq!(
+            whats,
+            ["speed, worker / raw", "speed, worker / bare", measured]
+        );
+        assert_eq!(checks[0]["goal"].is_null(), at != 3);
+        // It is no shorter than was asked for.
+        let least = [0.0, 0.5, 1.0, 2.0, 5.0][at];
+        assert!(checks[2]["min"].as_f64().unwrap() >= least, "{figure}");
+    }
+}
+
+#[test]
+fn programs_that_stay_are_held_against_one_for_each_event_and_the_raw_loop() {
+    let redis = Redis::start();
+    let (lines, _) = bench(&redis, &["pipe", "--events=300", "--requests=20"]);
+    assert!(is_empty(&redis));
+    let figures = figures(&lines);
+    let [(_, _, speed), (_, _, latency)] = figures[..] else {
+        panic!("{lines:?}");
+    };
+    for (figure, first, unit) in [(speed, "raw", "events/s"), (latency, "bare", "us")] {
+        assert_eq!(
+            (&figure["measurement"], &figure["unit"]),
+            (&"pipe".into(), &unit.into())
+        );
+        let sides = figure["sides"].as_array().unwrap();
+        let named: Vec<&str> = sides.iter().map(|s| s["side"].as_str().unwrap()).collect();
+        assert_eq!(named, [first, "--exec", "--pipe, JSON", "--pipe, msgpack"]);
+        for side in sides {
+            assert!(side["median"].as_f64().unwrap() > 0.0, "{figure}");
+            assert_eq!(side["p99"].is_object(), unit == "us", "{figure}");
+        }
+        let ratios = figure["checks"].as_array().unwrap().len();
+        assert_eq!(ratios, if unit == "us" { 4 } else { 5 }, "{figure}");
+    }
+}
+
+#[test]
 fn every_other_measurement_runs_and_leaves_nothing_behind() {
     let redis = Redis::start();
     let args = [

@@ -3,6 +3,7 @@
 use super::figure::{Figure, Goal, Samples};
 use super::meter::{Mark, Sample};
 use super::rig::{BARE, RAW, Rig, Start, WORKER};
+use crate::bench::bare::OUTSTANDING;
 use crate::bench::load::Load;
 use crate::bench::{bare, raw};
 use anyhow::Context as _;
@@ -14,6 +15,8 @@ pub(super) struct Drain<'a> {
     pub(crate) load: &'a Load,
     pub(crate) reply: bool,
     pub(crate) consumers: usize,
+    /// Batches that each loop keeps outstanding.
+    pub(crate) outstanding: usize,
 }
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
@@ -24,6 +27,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
             load: &load,
             reply,
             consumers: 1,
+            outstanding: OUTSTANDING,
         };
         let [raw, bare, worker] = drain.rounds(rig, events).await?;
         let to_raw = reply.then_some(Goal::AtLeast(0.85));
@@ -69,8 +73,9 @@ impl Drain<'_> {
             load,
             reply,
             consumers,
+            outstanding,
         } = *self;
-        let connector = &rig.connector;
+        let (connector, way) = (&rig.connector, &rig.way);
         load.remove(connector).await?;
         load.fill(connector, events, reply, None).await?;
         let start = Start::default();
@@ -86,14 +91,16 @@ impl Drain<'_> {
                 rig.until_done(load, &race, &workers).await?
             }
             BARE => {
-                let consumers = names
-                    .map(async |name| bare::consume(load, connector, &race, &name, reply).await);
+                let consumers = names.map(async |name| {
+                    bare::consume(load, way, &race, &name, reply, outstanding).await
+                });
                 try_join_all(consumers).await?;
                 Mark::now()
             }
             _ => {
-                let consumers = names
-                    .map(async |name| raw::consume(load, connector, &race, &name, reply).await);
+                let consumers = names.map(async |name| {
+                    raw::consume(load, way, &race, &name, reply, outstanding).await
+                });
                 try_join_all(consumers).await?;
                 Mark::now()
             }

@@ -3,6 +3,7 @@
 use super::drain::Drain;
 use super::figure::{Figure, Samples};
 use super::rig::{BARE, RAW, Rig, WORKER};
+use crate::bench::bare::OUTSTANDING;
 use crate::cli::output::count;
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
@@ -16,6 +17,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
         load: &load,
         reply: true,
         consumers: 1,
+        outstanding: OUTSTANDING,
     };
     let mut first = None;
     for entries in lengths {

@@ -108,7 +108,7 @@ async fn by_hand(rig: &Rig, flood: &Load, control: &Load, events: u64) -> anyhow
     let consuming = {
         let (flood, connector, race) = (flood.clone(), connector.clone(), race.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
-            bare::consume(&flood, &connector, &race, "bare", true).await
+            bare::consume(&flood, &connector, &race, "bare", true, bare::OUTSTANDING).await
         }))
     };
     let filling = filling(rig, flood, events);

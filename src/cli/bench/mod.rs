@@ -1,5 +1,6 @@
 //! `convoke bench`: the same work by hand-written loops and by a worker, side by side in one run.
 
+mod distance;
 mod drain;
 mod entries;
 mod figure;
@@ -9,6 +10,8 @@ mod inserts;
 mod meter;
 mod mixed;
 mod patterns;
+mod pipe;
+mod proxy;
 mod publish;
 mod replicas;
 mod request;
@@ -38,7 +41,8 @@ Examples:
   convoke bench --quick            does it run here? Its figures say little
   convoke bench drain --rounds 5
   convoke bench request mixed
-  convoke bench compute block wait batch
+  convoke bench compute block wait batch pipe
+  scripts/bench distance           how fast is it where the server is far?
   convoke bench --soak 10          ten million events: does memory grow?
 
 What is compared, on the same events in the same run:
@@ -109,6 +113,10 @@ enum Measurement {
     Wait,
     /// Rows that are inserted once each: one at a time, and by a batch handler
     Batch,
+    /// Programs that stay alive (--pipe), beside a program for each event (--exec); they are in Python
+    Pipe,
+    /// A full stream is consumed from 0, 0.5, 1, 2 and 5 ms off, there and back
+    Distance,
     /// What a worker costs that has nothing to do
     Idle,
     /// All of these
@@ -146,7 +154,7 @@ impl Flags {
         if named.contains(&All) {
             return vec![
                 Drain, Publish, Request, Mixed, Sizes, Replicas, Streams, Entries, Patterns,
-                Compute, Block, Wait, Batch, Idle,
+                Compute, Block, Wait, Batch, Pipe, Distance, Idle,
             ];
         }
         match named.is_empty() {
@@ -258,6 +266,8 @@ async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
             Measurement::Block => handlers::measure_block(rig).await?,
             Measurement::Wait => handlers::measure_wait(rig).await?,
             Measurement::Batch => inserts::measure(rig).await?,
+            Measurement::Pipe => pipe::measure(rig).await?,
+            Measurement::Distance => distance::measure(rig).await?,
             Measurement::Idle => idle::measure(rig).await?,
             Measurement::All => {}
         }

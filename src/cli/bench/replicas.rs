@@ -6,6 +6,7 @@
 use super::drain::Drain;
 use super::figure::{Figure, Samples};
 use super::rig::{BARE, RAW, Rig, WORKER};
+use crate::bench::bare::OUTSTANDING;
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let load = rig.load(1, None);
@@ -17,6 +18,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
             load: &load,
             reply: true,
             consumers,
+            outstanding: OUTSTANDING,
         };
         let [raw, bare, worker] = drain.rounds(rig, events).await?;
         let case = match consumers {

@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use convoke::connect::connector::Connector;
 use convoke::operator::server::Usage;
 use convoke::protocol::keys::Keys;
-use convoke::settings::{DatabaseUrl, Settings};
+use convoke::settings::{DatabaseUrl, RedisUrl, Settings};
 use convoke::worker::RunError;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
@@ -46,7 +46,10 @@ pub(super) struct Rig {
     /// The one that was named, or that is the default.
     pub(crate) database: DatabaseUrl,
     pub(crate) keys: Keys,
+    /// The way to the server.
     pub(crate) connector: Connector,
+    /// The way of those who are measured, which may be longer.
+    pub(crate) way: Connector,
     pub(crate) output: Output,
     pub(crate) plan: Plan,
     stop: CancellationToken,
@@ -108,11 +111,41 @@ impl Rig {
             keys: settings.keys()?,
             settings,
             database,
+            way: connector.clone(),
             connector,
             output: session.output,
             plan,
             stop: CancellationToken::new(),
             workers: TaskTracker::new(),
+        })
+    }
+
+    /// The same, for those who go to the server by that port of this machine.
+    pub(super) fn through(&self, port: u16) -> anyhow::Result<Self> {
+        let url = redis::parse_redis_url(self.settings.redis_url.expose());
+        let mut url = url.context("the server's URL cannot be read")?;
+        let host = url.set_host(Some("127.0.0.1"));
+        host.ok().context("the server's URL has no host")?;
+        let told = url.set_port(Some(port));
+        told.ok().context("the server's URL has no port")?;
+        self.with(Settings {
+            redis_url: RedisUrl::new(url.to_string()),
+            ..self.settings.clone()
+        })
+    }
+
+    /// The same with workers of other settings.
+    pub(super) fn with(&self, settings: Settings) -> anyhow::Result<Self> {
+        Ok(Self {
+            way: Connector::of(&settings, 4)?,
+            settings,
+            database: self.database.clone(),
+            keys: self.keys.clone(),
+            connector: self.connector.clone(),
+            output: self.output.clone(),
+            plan: self.plan,
+            stop: self.stop.clone(),
+            workers: self.workers.clone(),
         })
     }
 

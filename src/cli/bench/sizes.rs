@@ -3,6 +3,7 @@
 use super::drain::Drain;
 use super::figure::Figure;
 use super::rig::{BARE, RAW, Rig, WORKER};
+use crate::bench::bare::OUTSTANDING;
 
 /// Bytes of a payload.
 const SIZES: [usize; 6] = [64, 256, 1024, 4096, 16_384, 65_536];
@@ -17,6 +18,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
             load: &load,
             reply: true,
             consumers: 1,
+            outstanding: OUTSTANDING,
         };
         let [raw, bare, worker] = drain.rounds(rig, events).await?;
         let case = match size {

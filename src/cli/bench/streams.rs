@@ -3,6 +3,7 @@
 use super::drain::Drain;
 use super::entries::tell_flat;
 use super::rig::Rig;
+use crate::bench::bare::OUTSTANDING;
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let counts: &[usize] = if rig.plan.quick {
@@ -17,6 +18,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
             load: &load,
             reply: true,
             consumers: 1,
+            outstanding: OUTSTANDING,
         };
         let rounds = drain.rounds(rig, rig.plan.events).await?;
         let case = format!("{streams} streams");
