@@ -127,18 +127,30 @@ pub enum Manner {
 /// An event that enters.
 pub type Entering = Pin<Box<dyn Future<Output = Result<Entered, HandlerError>> + Send>>;
 
-/// Where a run that was refused leaves its places.
+/// Where a run leaves its places: to enter with them again, if it was refused; else until whoever began it has its end,
+/// so that the next one of its subject does not end before it.
 #[derive(Clone, Debug, Default)]
-pub struct Back(Arc<Mutex<Option<Places>>>);
+pub struct Back(Arc<Mutex<Left>>);
+
+#[derive(Debug, Default)]
+struct Left {
+    refused: Option<Places>,
+    ended: Option<Places>,
+}
 
 impl Back {
     fn put(&self, places: Places) {
-        *locked(&self.0) = Some(places);
+        locked(&self.0).refused = Some(places);
+    }
+
+    /// Keeps the places of a run that ended until this is dropped.
+    fn keep(&self, places: Places) {
+        locked(&self.0).ended = Some(places);
     }
 
     /// The places, if the run was refused before it began.
     pub fn take(&self) -> Option<Places> {
-        locked(&self.0).take()
+        locked(&self.0).refused.take()
     }
 }
 
@@ -338,7 +350,7 @@ impl Gate {
         // The next one of its source may ask.
         places.source = None;
         let tried = context.event().attempt() > 1;
-        let holding = Holding(context.clone(), Some((places, held)));
+        let holding = Holding(context.clone(), back, Some((places, held)));
         let result = self.call(service, context).await;
         // How a run ends whose event was cancelled says nothing of its handler.
         if let Some(admitted) = admitted
@@ -374,16 +386,18 @@ impl Gate {
 }
 
 /// What a run has in its gate. However the run ends, nothing of its subject passes a thread that it blocks still.
-struct Holding(Context, Option<(Places, Held)>);
+struct Holding(Context, Option<Back>, Option<(Places, Held)>);
 
 impl Drop for Holding {
     fn drop(&mut self) {
-        let kept = self.1.take();
+        let kept = self.2.take();
         if let (Some(thread), Ok(runtime)) = (self.0.left_behind(), Handle::try_current()) {
             runtime.spawn(async move {
                 thread.cancelled().await;
                 drop(kept);
             });
+        } else if let (Some(back), Some((places, _))) = (&self.1, kept) {
+            back.keep(places);
         }
     }
 }
