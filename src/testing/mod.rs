@@ -42,10 +42,12 @@
 //! # }
 //! ```
 
+mod batch;
 mod run;
 mod server;
 mod trial;
 
+pub use batch::{BatchTrial, batch};
 pub use run::{Ended, Outcome};
 pub use server::Server;
 pub use trial::{Trial, event, run};

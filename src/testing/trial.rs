@@ -29,13 +29,15 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// The type of the event, unless another one is given.
-const KIND: &str = "test.run";
+pub(super) const KIND: &str = "test.run";
 /// Nobody listens there.
 const NOWHERE: &str = "redis://127.0.0.1:1";
 /// Connections that a handler may have at a time.
 const POOL: usize = 4;
 
 type Moment = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Names and values of an event.
+type Fields = Vec<(&'static str, Vec<u8>)>;
 
 /// An event, and what surrounds a run on it. With a handler it is run when it is awaited; without one it
 /// gives a [`Context`].
@@ -43,7 +45,7 @@ type Moment = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Trial<H = ()> {
     handler: H,
     kind: String,
-    fields: Vec<(&'static str, Vec<u8>)>,
+    fields: Fields,
     settings: Settings,
     states: States,
     cancel: Option<Moment>,
@@ -179,24 +181,52 @@ impl<H> Trial<H> {
     /// Its settings, and the context of a run.
     #[track_caller]
     fn begin(self) -> (Settings, Context) {
-        let mut settings = self.settings;
-        if settings.id.is_empty() {
-            settings.id = "test".into();
-        }
-        let process = match process(&settings, self.states) {
-            Ok(process) => Arc::new(process),
-            Err(error) => panic!("the settings: {error}"),
-        };
-        let mut words = vec![b"type".to_vec(), self.kind.clone().into_bytes()];
-        for (name, value) in self.fields {
-            words.extend([name.as_bytes().to_vec(), value]);
-        }
-        let entry = Entry::new(EntryId { ms: 1, seq: 0 }, words);
-        let stream = process.keys.events(keys::domain_of(&self.kind), 0);
-        match Event::parse(entry, &settings.limits(), &process.keys, &stream) {
-            Ok(event) => (settings, Context::new(event, process)),
-            Err(malformed) => panic!("the event: {}", malformed.message),
-        }
+        let (settings, process) = surroundings(self.settings, self.states);
+        let context = context(&settings, &process, &self.kind, self.fields, 0);
+        (settings, context)
+    }
+
+    /// Its settings.
+    pub(super) fn into_settings(self) -> Settings {
+        self.settings
+    }
+
+    /// Its type and its fields.
+    pub(super) fn into_event(self) -> (String, Fields) {
+        (self.kind, self.fields)
+    }
+}
+
+/// The settings, and the process that they make.
+#[track_caller]
+pub(super) fn surroundings(mut settings: Settings, states: States) -> (Settings, Arc<Process>) {
+    if settings.id.is_empty() {
+        settings.id = "test".into();
+    }
+    match process(&settings, states) {
+        Ok(process) => (settings, Arc::new(process)),
+        Err(error) => panic!("the settings: {error}"),
+    }
+}
+
+/// The context of a run on an event of that type with these fields, whose entry has that number.
+#[track_caller]
+pub(super) fn context(
+    settings: &Settings,
+    process: &Arc<Process>,
+    kind: &str,
+    fields: Fields,
+    number: u64,
+) -> Context {
+    let mut words = vec![b"type".to_vec(), kind.as_bytes().to_vec()];
+    for (name, value) in fields {
+        words.extend([name.as_bytes().to_vec(), value]);
+    }
+    let entry = Entry::new(EntryId { ms: 1, seq: number }, words);
+    let stream = process.keys.events(keys::domain_of(kind), 0);
+    match Event::parse(entry, &settings.limits(), &process.keys, &stream) {
+        Ok(event) => Context::new(event, process.clone()),
+        Err(malformed) => panic!("the event: {}", malformed.message),
     }
 }
 
@@ -261,7 +291,6 @@ impl Trial<Registration> {
                 (never, _) = moments => match never {},
                 result = run => result,
             };
-            let result = result.and_then(|result| context.within_limits("the result", result));
             settled(&context, &route, result)
         }
     }
@@ -269,7 +298,11 @@ impl Trial<Registration> {
 
 /// The handler as a worker runs it.
 #[track_caller]
-fn route(registration: Registration, settings: &Settings, context: &Context) -> Arc<Route> {
+pub(super) fn route(
+    registration: Registration,
+    settings: &Settings,
+    context: &Context,
+) -> Arc<Route> {
     let process = context.process();
     let kind = registration.kind.clone();
     let surroundings = Surroundings {
@@ -301,7 +334,12 @@ async fn at(moment: Option<Moment>, token: CancellationToken) -> Infallible {
 }
 
 /// What a worker writes after a run, as the trial's own instance.
-fn settled(context: &Context, route: &Route, result: Result<Encoded, HandlerError>) -> Ended {
+pub(super) fn settled(
+    context: &Context,
+    route: &Route,
+    result: Result<Encoded, HandlerError>,
+) -> Ended {
+    let result = result.and_then(|result| context.within_limits("the result", result));
     let event = context.event();
     let stream = context.keys().events(event.domain(), 0);
     let scene = Scene {
