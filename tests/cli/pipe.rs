@@ -3,7 +3,7 @@
 use super::rig::{entries, text};
 use super::worker::Worker;
 use super::{File, convoke, run, run_with_input};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, torture};
 use convoke::protocol::json;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -175,9 +175,10 @@ while True:
 
 #[test]
 fn processes_that_die_lose_and_double_nothing() {
-    const EVENTS: usize = 150;
+    // Each dies in the middle of its sixteenth event.
+    let kills = torture::size("TORTURE_PIPE_KILLS", 9, 100) as usize;
+    let events = 16 * (kills + 1);
     let redis = Redis::start();
-    // Each dies in the middle of its sixteenth event: some 10 times in all.
     let program = program(
         "dies",
         r#"
@@ -199,11 +200,14 @@ each(handle)
         "--backoff-cap=20ms",
     ];
     let worker = worker(&redis, &pipe, &[&flags[..], &["--pipe-workers=2"]].concat());
-    let lines: String = (0..EVENTS).map(|n| format!("{n}\n")).collect();
+    let lines: String = (0..events).map(|n| format!("{n}\n")).collect();
     publish_lines(&redis, "demo.count", &lines);
-    support::eventually("all are handled", || {
-        results(&redis, "demo").len() == EVENTS
-    });
+    // A part at a time: each of so many deaths costs a pause.
+    for part in 1..=kills + 1 {
+        support::eventually("some more are handled", || {
+            results(&redis, "demo").len() >= 16 * part
+        });
+    }
     let log = worker.stop().done().err;
     let mut counted: Vec<u64> = Vec::new();
     for (id, (count, result)) in results(&redis, "demo") {
@@ -211,17 +215,25 @@ each(handle)
         counted.push(result.as_u64().unwrap());
     }
     counted.sort_unstable();
-    assert_eq!(counted, (0..EVENTS as u64).collect::<Vec<_>>());
+    assert_eq!(counted, (0..events as u64).collect::<Vec<_>>());
     let mut seen = BTreeMap::new();
     for entry in entries(&redis, "cb:events:audit") {
         let id = json::to_json(entry.get("data").unwrap()).unwrap();
         *seen.entry(id.to_string()).or_insert(0) += 1;
     }
-    assert_eq!(seen.len(), EVENTS);
+    assert_eq!(seen.len(), events);
     assert!(seen.values().all(|count| *count == 1), "{seen:?}");
     assert_eq!(entries(&redis, "cb:dead:demo").len(), 0);
     let deaths = log.matches("signal: 9").count();
-    assert!(deaths >= EVENTS / 16 - 2, "{deaths}");
+    // Two processes run, and the last death of each is still to come.
+    assert!(deaths + 1 >= kills, "{deaths}");
+    torture::Report::default()
+        .fault(
+            deaths as u64,
+            "kills of piped processes in the middle of an event",
+        )
+        .event(events as u64, "their events, each once")
+        .tell("pipe");
 }
 
 #[test]
