@@ -79,16 +79,15 @@ impl Epochs {
     }
 
     /// Sees in which history the server is that answered so to `INFO`; one that does not name it stays
-    /// in the last one.
-    pub(crate) fn see(&self, info: &str) {
-        let Some(name) = Name::parse(info) else {
-            return;
-        };
+    /// in the last one. Which one it named.
+    pub(crate) fn see(&self, info: &str) -> Option<Epoch> {
+        let name = Name::parse(info)?;
         let mut named = locked(&self.named);
         if named.as_ref() != Some(&name) {
             self.number.fetch_add(1, Ordering::AcqRel);
             *named = Some(name);
         }
+        Some(self.last())
     }
 }
 

@@ -6,7 +6,7 @@
 //! by itself. What stays unknown makes a guarantee weaker; [`Lacks`] says what, so that nobody has to
 //! find out by losing it.
 
-use crate::connect::epoch::Epochs;
+use crate::connect::epoch::{Epoch, Epochs};
 use crate::connect::error::{BusError, not_the_primary};
 use crate::connect::opening::Opening;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
@@ -158,7 +158,8 @@ impl Known {
                 Some(_) => greeting.has_time = true,
             }
         }
-        Ok(self.note(greeting)?)
+        wire.epoch = self.note(greeting)?;
+        Ok(())
     }
 
     /// The same on a connection of the client library.
@@ -167,7 +168,7 @@ impl Known {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), RedisError> {
         let greeting = ask(connection).await?;
-        self.note(greeting)
+        self.note(greeting).map(|_| ())
     }
 
     /// Fails unless the server is still a primary, as far as it tells: one that was demoted still answers.
@@ -191,16 +192,16 @@ impl Known {
         }
     }
 
-    fn note(&self, greeting: Greeting) -> Result<(), RedisError> {
+    /// Which history of the data it named.
+    fn note(&self, greeting: Greeting) -> Result<Option<Epoch>, RedisError> {
         if greeting.leads() == Some(false) {
             return Err(not_the_primary());
         }
-        if let Some(info) = &greeting.info {
-            self.epochs.see(info);
-        }
+        let info = greeting.info.as_deref();
+        let epoch = info.and_then(|info| self.epochs.see(info));
         self.timeless.store(!greeting.has_time, Ordering::Release);
         *self.last() = Some(greeting);
-        Ok(())
+        Ok(epoch)
     }
 
     fn last(&self) -> MutexGuard<'_, Option<Greeting>> {

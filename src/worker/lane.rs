@@ -1,10 +1,11 @@
 //! A lane: some streams, read, run and committed by one loop.
 //!
-//! Three things go on at a time: a read, the runs, a commit. What finished while a commit was under way
-//! goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
+//! Three things go on at a time: a read, the runs, a commit (several of them where the server is far). What finished
+//! while a commit was under way goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
 //! that is ready at once runs inside the loop; one that waits becomes a task, and one that computes is begun as one.
 
 mod arrive;
+mod commits;
 mod finished;
 mod give_back;
 mod lot;
@@ -23,8 +24,9 @@ use super::reader::{Read, Reader};
 use super::shared::{Delivery, Shared};
 use super::sparing::Sparing;
 use super::takeover::{ALONE, Job, Jobs, Step, Trigger};
-use crate::streams::commit::{Committer, Receipt, Settlement, Tally};
+use crate::streams::commit::{Committer, Receipt, Tally};
 use crate::streams::trim;
+use commits::{Commits, Settled};
 use finished::Finished;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -35,11 +37,13 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use told::Followed;
 use turn::Turn;
-use under_way::{Slot, commit, occupied, read, take};
+use under_way::{Slot, occupied, read, take};
 use weigh::Weigher;
 
 /// Entries that one read asks for at the most.
 const READ: usize = 1000;
+/// And that one read, or one commit, has while the control plane waits.
+const BRIEF: usize = 250;
 /// How long it waits before it asks again whether its leases were renewed.
 const DOUBT: Duration = Duration::from_millis(20);
 /// How often it looks for deadlines that have passed among what waits.
@@ -56,7 +60,7 @@ pub(super) struct Lane {
     admission: Admission,
     suspects: VecDeque<Delivery>,
     alone: Option<Receipt>,
-    settled: Vec<Settlement>,
+    settled: Settled,
     /// What was too large to be held, and is to leave its stream once it is settled.
     oversized: Vec<Receipt>,
     sparing: Sparing,
@@ -68,6 +72,8 @@ pub(super) struct Lane {
     /// Events of the batches that run, except one of each.
     batched: usize,
     window: usize,
+    /// How many entries more it holds since the server is far.
+    further: usize,
     taking_fails: bool,
     /// A read has ended since it failed.
     has_read: bool,
@@ -98,7 +104,7 @@ impl Lane {
             admission: Admission::new(shared.share(), routes, streams, spread::room()),
             suspects: VecDeque::new(),
             alone: None,
-            settled: Vec::new(),
+            settled: Settled::default(),
             oversized: Vec::new(),
             sparing: Sparing::new(Instant::now()),
             followed: HashMap::new(),
@@ -106,6 +112,7 @@ impl Lane {
             running: 0,
             batched: 0,
             window: shared.concurrency(),
+            further: 0,
             taking_fails: false,
             has_read: false,
             takes: false,
@@ -136,9 +143,8 @@ impl Lane {
         stop: CancellationToken,
     ) -> Option<Committer> {
         let mut reader = Some(Reader::new(self.shared.clone(), drain.clone()));
-        let mut committer = Some(committer);
+        let mut commits = Commits::new(committer);
         let mut reading: Slot<(Reader, Read)> = None;
-        let mut committing: Slot<(Committer, Vec<Receipt>, Tally)> = None;
         let mut taking: Slot<Option<Step>> = None;
         self.jobs.add(&Trigger::Own, self.shared.routes.len());
         while let Ok(trigger) = self.triggers.try_recv() {
@@ -158,18 +164,13 @@ impl Lane {
             self.takes = taking.is_some();
             let more = self.start_ready();
             // The commit before the next read: a requester waits for the one, nobody for the other.
-            if !self.settled.is_empty()
-                && let Some(free) = committer.take()
-            {
-                let to_tell = self.what_to_tell();
-                let to_note = self.noted.of(&self.settled);
-                committing = Some(commit(
-                    free,
-                    std::mem::take(&mut self.settled),
-                    self.shared.clone(),
-                    to_tell,
-                    to_note,
-                ));
+            self.shared.tell_urgent(self.shared.inflight.len());
+            let makes_way = self.shared.makes_way();
+            let part = if makes_way { BRIEF } else { usize::MAX };
+            while let Some(commit) = commits.next(&mut self.settled, part) {
+                let to_tell = self.what_to_tell(&commit.batch);
+                let to_note = self.noted.of(&commit.batch);
+                commits.begin(commit, self.shared.clone(), to_tell, to_note);
             }
             let room = self.room();
             let calm = self.suspects.is_empty() && self.alone.is_none();
@@ -193,7 +194,12 @@ impl Lane {
                     && let Some(closed) = self.closed()
                     && let Some(free) = reader.take()
                 {
-                    reading = Some(read(free, room.min(READ), closed));
+                    let count = if makes_way {
+                        BRIEF
+                    } else {
+                        READ + self.further
+                    };
+                    reading = Some(read(free, room.min(count), closed));
                 }
             }
             // Where it may not start now, the end of what is in its way wakes the loop.
@@ -204,16 +210,15 @@ impl Lane {
                 true => self.admission.next_due(self.running),
                 false => None,
             };
-            let busy = reading.is_some() || committing.is_some() || taking.is_some();
+            let busy = reading.is_some() || commits.are_under_way() || taking.is_some();
             if draining && self.running == 0 && self.settled.is_empty() && !busy {
-                return committer;
+                return commits.into_committer();
             }
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return committer,
-                (free, receipts, report) = occupied(&mut committing) => {
-                    committing = None;
-                    committer = Some(free);
+                () = stop.cancelled() => return commits.into_committer(),
+                (receipts, report) = commits.ended() => {
+                    self.further = commits.further_ahead();
                     self.committed(&receipts, report);
                 }
                 Some(finished) = events.0.recv() => {
@@ -429,6 +434,7 @@ impl Lane {
 impl Drop for Lane {
     /// Nothing that it started goes on without it.
     fn drop(&mut self) {
+        self.shared.tell_urgent(0);
         self.shared.inflight.end_all();
     }
 }

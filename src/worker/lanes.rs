@@ -127,6 +127,7 @@ impl Lanes {
             ending: ending.clone(),
             list: LaneList::new(settings.concurrency),
             triggers: triggers.clone(),
+            urgent: Arc::default(),
         };
         let control = lane_plans::of_control(settings, process);
         let prepared = control.map(|plan| maker.prepare(plan));

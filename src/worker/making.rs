@@ -101,6 +101,8 @@ pub(super) struct Maker {
     pub(super) ending: Ending,
     pub(super) list: LaneList,
     pub(super) triggers: Triggers,
+    /// See [`Shared::urgent`].
+    pub(super) urgent: Arc<AtomicUsize>,
 }
 
 impl Maker {
@@ -141,6 +143,7 @@ impl Maker {
             claims: committer.claims(),
             slots: AtomicUsize::new(plan.concurrency),
             quiet: AtomicBool::new(false),
+            urgent: self.urgent.clone(),
             share: Share {
                 slots: plan.concurrency + plan.beside,
                 beside: plan.beside,

@@ -124,6 +124,8 @@ pub(super) struct Shared {
     pub share: Share,
     /// Nothing more is read.
     pub quiet: AtomicBool,
+    /// Events of the control plane that this process has in hand.
+    pub urgent: Arc<AtomicUsize>,
     /// How long an entry may be idle before it is taken over.
     pub claim_idle: Duration,
     /// Deliveries before an event counts as poison.
@@ -270,6 +272,19 @@ impl Shared {
     /// Whether it was told to read nothing more, if it is one that follows.
     pub(super) fn is_quiet(&self) -> bool {
         self.quiet.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is to leave room to the control plane, of which something is in hand: whatever stands in its way on the
+    /// server, or on a thread, is to be short.
+    pub(super) fn makes_way(&self) -> bool {
+        self.name == "data" && self.urgent.load(Ordering::Relaxed) > 0
+    }
+
+    /// Tells the other lanes how much of the control plane is in hand.
+    pub(super) fn tell_urgent(&self, count: usize) {
+        if self.name == "control" {
+            self.urgent.store(count, Ordering::Relaxed);
+        }
     }
 
     /// Whether nobody needs to handle an event: its type is one of those, and nobody waits for an answer.

@@ -6,6 +6,7 @@ mod support;
 mod cancel;
 mod claim;
 mod commit;
+mod commit_far;
 mod commit_one;
 mod delayed;
 mod domains;

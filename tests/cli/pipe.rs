@@ -202,7 +202,7 @@ each(handle)
     let worker = worker(&redis, &pipe, &[&flags[..], &["--pipe-workers=2"]].concat());
     let lines: String = (0..events).map(|n| format!("{n}\n")).collect();
     publish_lines(&redis, "demo.count", &lines);
-    // A part at a time: each of so many deaths costs a pause.
+    // A part at a time: each death costs a pause.
     for part in 1..=kills + 1 {
         support::eventually("some more are handled", || {
             results(&redis, "demo").len() >= 16 * part

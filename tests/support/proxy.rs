@@ -17,6 +17,8 @@ pub(crate) enum Mode {
     Pass,
     /// Each piece waits this many ms at the most, at random.
     Delay(u64),
+    /// Each piece waits this many ms, and up to as many more, at random: the server is far.
+    Far(u64),
     /// Nothing comes through in either direction; new connections are accepted.
     Swallow,
     /// The same for the connections of now; new ones pass.
@@ -35,6 +37,18 @@ pub(crate) enum Mode {
     Nowhere,
     /// The server's answers arrive a byte every 10 ms.
     Drip,
+}
+
+impl Mode {
+    /// As long as a piece waits.
+    async fn wait(self) {
+        let ms = match self {
+            Mode::Delay(most) => fastrand::u64(0..=most),
+            Mode::Far(least) => fastrand::u64(least..=2 * least),
+            _ => return,
+        };
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+    }
 }
 
 /// Where a connection is cut.
@@ -315,9 +329,7 @@ impl Wire {
             self.up.clear();
             return Turn::On;
         }
-        if let Mode::Delay(most) = state.mode {
-            tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=most))).await;
-        }
+        state.mode.wait().await;
         let (mut whole, mut cut) = (0, false);
         while let Some((length, name)) = command(&self.up[whole..]) {
             let order = state.order.filter(|order| {
@@ -361,10 +373,7 @@ impl Wire {
         }
         match state.mode {
             Mode::Drip => return Turn::On,
-            Mode::Delay(most) => {
-                tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=most))).await;
-            }
-            _ => {}
+            mode => mode.wait().await,
         }
         let any = state.order.filter(|order| order.command.is_none());
         if self.armed.is_none()

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// What happens to one worker next.
 #[derive(Clone, Copy, Debug)]
-enum Act {
+pub(crate) enum Act {
     /// `kill -9`; another process takes its place, under the same name or under a new one.
     Kill { same_name: bool },
     /// It stops for this many leases, then goes on.
@@ -19,8 +19,8 @@ enum Act {
 }
 
 /// A worker's schedule: what, and how long after the one before.
-fn schedule(worker: usize, kills: u64, stops: u64) -> Vec<(Duration, Act)> {
-    let mut dice = torture::dice(&format!("kills {worker}"));
+pub(crate) fn schedule(name: &str, kills: u64, stops: u64) -> Vec<(Duration, Act)> {
+    let mut dice = torture::dice(name);
     let mut acts: Vec<Act> = Vec::new();
     for _ in 0..kills {
         let same_name = dice.bool();
@@ -37,7 +37,11 @@ fn schedule(worker: usize, kills: u64, stops: u64) -> Vec<(Duration, Act)> {
         .collect()
 }
 
-async fn live(mut process: Process, acts: Vec<(Duration, Act)>, history: Arc<History>) -> Process {
+pub(crate) async fn live(
+    mut process: Process,
+    acts: Vec<(Duration, Act)>,
+    history: Arc<History>,
+) -> Process {
     let slot = process.id.clone();
     let mut names = 0;
     for (pause, act) in acts {
@@ -73,7 +77,7 @@ async fn kills_of_workers_lose_nothing_and_zombies_commit_nothing_twice() {
     let mut lives = Vec::new();
     for (number, process) in std::mem::take(&mut world.workers).into_iter().enumerate() {
         let share = |all: u64| all / 4 + u64::from((number as u64) < all % 4);
-        let acts = schedule(number, share(kills), share(stops));
+        let acts = schedule(&format!("kills {number}"), share(kills), share(stops));
         lives.push(tokio::spawn(live(process, acts, world.history.clone())));
     }
     for life in lives {

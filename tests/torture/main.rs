@@ -17,6 +17,7 @@ mod worker;
 mod world;
 
 mod clocks;
+mod far;
 mod groups;
 mod held;
 mod hostile;

@@ -1,7 +1,7 @@
 //! A worker process of the rig, and its handlers. Each notes what it does in a history of its process.
 
 use crate::history::History;
-use crate::{held, outages, pairs};
+use crate::{far, held, outages, pairs};
 use convoke::settings::Settings;
 use convoke::{Context, HandlerError, Policy, Worker};
 use schemars::JsonSchema;
@@ -95,6 +95,7 @@ pub(crate) fn process() {
             .handler_with("load.long", long, Policy::new().no_timeout())
             .handler("load.poison", poison);
         let worker = match std::env::var(BESIDES).as_deref() {
+            Ok("far") => far::handlers(worker),
             Ok("held") => held::handlers(worker),
             Ok("outages") => outages::handlers(worker),
             Ok("pairs") => pairs::handlers(worker),

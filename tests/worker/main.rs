@@ -20,6 +20,7 @@ mod doubt;
 mod failures;
 mod fences;
 mod fields;
+mod flood;
 mod handover;
 mod history;
 mod kept;

@@ -15,6 +15,7 @@ pub use commands::Commands;
 pub(crate) use token::number;
 pub use token::{NoResp, Token, Tokens};
 
+use crate::connect::epoch::Epoch;
 use crate::connect::error::{BusError, is_crowded};
 use crate::connect::locator::Generation;
 use crate::connect::resp::sieve::{Shape, Sieve};
@@ -45,6 +46,8 @@ pub struct Wire {
     answer: Duration,
     /// Where the primary can move: whether it is where it was.
     pub(crate) generation: Option<Generation>,
+    /// The history of the data that the server named when it was connected, if it did.
+    pub(crate) epoch: Option<Epoch>,
 }
 
 impl fmt::Debug for Wire {
@@ -73,6 +76,7 @@ impl Wire {
             sifted: Vec::new(),
             answer: answer.min(CONNECT),
             generation: None,
+            epoch: None,
         };
         let settings = info.redis_settings();
         let mut commands = Commands::default();

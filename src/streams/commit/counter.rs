@@ -1,7 +1,8 @@
-//! The claim counters of a consumer as its committer knows them (see [`crate::streams::commit`]).
+//! The claim counters of a consumer as its committers know them (see [`crate::streams::commit`]).
 
 use crate::connect::clock::whole_ms;
 use crate::connect::clock::{self, ClockSource, ServerClock, local_now};
+use crate::connect::epoch::Epoch;
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
 use crate::mutex::locked;
@@ -11,15 +12,21 @@ use redis::aio::ConnectionLike;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a committer last learned from the server: the claim counters, one for each of its counter
-/// keys, and the time.
+/// What the committers of a lane last learned from the server: the claim counters, one for each of their
+/// counter keys, and the time.
 #[derive(Debug)]
 pub struct Claims {
     clock: Mutex<Option<ServerClock>>,
     keys: Vec<String>,
     of_stream: Vec<usize>,
     known: Vec<AtomicU64>,
+    /// The history of the server's data in which they were raised last, where it names it.
+    raised_in: Mutex<Option<Epoch>>,
 }
+
+/// The counters as one connection watches them; none while it watches nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Watched(Vec<u64>);
 
 impl Claims {
     pub(crate) fn new(of_streams: Vec<String>) -> Self {
@@ -36,6 +43,7 @@ impl Claims {
             keys,
             of_stream,
             known,
+            raised_in: Mutex::new(None),
         }
     }
 
@@ -50,7 +58,13 @@ impl Claims {
         self.known[self.of_stream[stream]].load(Ordering::Acquire)
     }
 
-    /// Renews the counters' time to live; costs one batch its fast way.
+    /// Whether a connection that watches them so sees each taking over of what was read from that stream when the
+    /// counter stood there.
+    pub(crate) fn is_watched(&self, watched: &Watched, stream: usize, claims: u64) -> bool {
+        watched.0.get(self.of_stream[stream]) == Some(&claims)
+    }
+
+    /// Renews the counters' time to live; each batch that is on its way is sent a second time.
     pub async fn keep(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
         for key in &self.keys {
             redis::cmd("PEXPIRE")
@@ -63,7 +77,12 @@ impl Claims {
     }
 
     /// Fences whoever committed under this name before, and learns the counters and the time.
-    pub(crate) async fn arm(&self, wire: &mut Wire, source: ClockSource) -> Result<(), BusError> {
+    pub(crate) async fn arm(
+        &self,
+        wire: &mut Wire,
+        source: ClockSource,
+    ) -> Result<Watched, BusError> {
+        *locked(&self.raised_in) = None;
         if source == ClockSource::Key {
             for key in &self.keys {
                 clock::make(wire, key).await?;
@@ -75,11 +94,29 @@ impl Claims {
         for (key, known) in self.keys.iter().zip(&self.known) {
             raise(wire, key, known.load(Ordering::Acquire), clock.now()).await?;
         }
+        let (watched, _) = self.look(wire).await?;
+        *locked(&self.raised_in) = wire.epoch;
+        Ok(watched)
+    }
+
+    /// Has one more connection watch the counters without raising them; `None` if they must be raised: this process has
+    /// not done so in the history of the data that is at its other end, or the server does not name it.
+    pub(crate) async fn join(&self, wire: &mut Wire) -> Result<Option<Watched>, BusError> {
+        let raised_in = *locked(&self.raised_in);
+        if raised_in.is_none() || raised_in != wire.epoch {
+            return Ok(None);
+        }
+        let (watched, all_exist) = self.look(wire).await?;
+        Ok(all_exist.then_some(watched))
+    }
+
+    async fn look(&self, wire: &mut Wire) -> Result<(Watched, bool), BusError> {
         let mut commands = Commands::default();
         self.watch(&mut commands);
         wire.send(&mut commands).await?;
-        self.watched(wire).await?;
-        Ok(())
+        let mut watched = Watched::default();
+        let all_exist = self.watched(wire, &mut watched).await?;
+        Ok((watched, all_exist))
     }
 
     /// Adds the commands that watch the counters and read them.
@@ -93,17 +130,22 @@ impl Claims {
         }
     }
 
-    /// Reads the answers of what [`Claims::watch`] added: whether all counters exist.
-    pub(crate) async fn watched(&self, wire: &mut Wire) -> Result<bool, BusError> {
+    /// Reads the answers of what [`Claims::watch`] added: how the counters stand, and whether all exist.
+    pub(crate) async fn watched(
+        &self,
+        wire: &mut Wire,
+        watched: &mut Watched,
+    ) -> Result<bool, BusError> {
+        watched.0.clear();
         // Without a watch nothing would fence the next transaction.
         if let Token::Error(text) = wire.reply().await?.token()? {
             return Err(server_error(text));
         }
-        self.learn(wire.reply().await?)
+        self.learn(wire.reply().await?, watched)
     }
 
     /// Learns from the answer of an `MGET` whether all of them exist.
-    fn learn(&self, mut values: Tokens<'_>) -> Result<bool, BusError> {
+    fn learn(&self, mut values: Tokens<'_>, watched: &mut Watched) -> Result<bool, BusError> {
         let mut all = match values.token()? {
             Token::Array(length) => length == self.known.len(),
             Token::Error(text) => return Err(server_error(text)),
@@ -117,7 +159,9 @@ impl Claims {
                 _ => None,
             };
             all &= number.is_some();
-            known.store(number.unwrap_or(0), Ordering::Release);
+            watched.0.push(number.unwrap_or(0));
+            // Of several connections one may hear of a later value before another hears of an earlier one.
+            known.fetch_max(number.unwrap_or(0), Ordering::AcqRel);
         }
         Ok(all)
     }

@@ -6,7 +6,7 @@
 //! *Slow and always right*: `commit.lua`, entry by entry (`one.rs`), compares owner and delivery count and
 //! writes in one step.
 //!
-//! *Fast*: plain commands in one `MULTI`/`EXEC` for the whole batch. What makes it safe is the
+//! *Fast* (`fast.rs`): plain commands in one `MULTI`/`EXEC` for the whole batch. What makes it safe is the
 //! **claim counter** of this consumer, which every takeover raises in the step in which it claims.
 //! The counter is watched; each commit is sent as `MULTI … EXEC WATCH counters MGET counters`.
 //!
@@ -17,32 +17,50 @@
 //! - Unknown outcome (time-out, cut connection): the batch goes the slow way, which finds out one by
 //!   one what was committed already.
 //!
-//! The counter is raised when a consumer starts and with each connection, so that an older process of
-//! the same name loses the fast way, and so does what was read before a connection broke: the server
-//! may have failed over. It exists while the consumer lives, so that a flushed database trips it.
+//! The counter is raised when a consumer starts and with each connection that takes the place of another, so that an
+//! older process of the same name loses the fast way, and so does what was read before a connection broke, and what the
+//! broken one may still bring: the server may have failed over. It exists while the consumer lives, so that a flushed
+//! database trips it.
+//!
+//! # Where the server is far
+//!
+//! One commit at a time would wait for the way there and back. So a lane has several committers then
+//! ([`Committer::another`], as many as the [`Distance`] asks for), each with one commit under way on a connection of its
+//! own:
+//!
+//! - **What holds for one holds for each by itself.** An entry goes the fast way with the latest value that any of them
+//!   knows. A connection that watched the counter before it stood there watched it move: its `EXEC` does nothing. It
+//!   looks again then, and sends the batch once more if each entry carries the value that *it* read behind its `WATCH`.
+//! - One that comes in addition need not raise the counter, since it follows nobody whose commit may still be on its way;
+//!   but only where the server names the same history of its data as when the counter was raised: in another one
+//!   nobody knows what was read. Else it raises it, too.
+//! - Their commits have no order. Who has an order to keep has one of them under way at a time (`worker/lane/commits.rs`).
 //!
 //! An outcome that reports what its run wrote to the server itself is committed only in the history of
 //! the data in which that run began (see `connect/epoch.rs`).
 
 mod counter;
+mod distance;
+mod fast;
 mod lost;
 mod one;
 pub mod settlement;
 
+use self::fast::Fast;
 use self::one::{Scripts, Slow};
 use crate::connect::backoff::Backoff;
-use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
 use crate::connect::error::{BusError, Reaction};
-use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
-use crate::protocol::digits::Digits;
+use crate::connect::resp::wire::{Commands, Token, Wire, server_error};
 use crate::protocol::keys::StreamKeys;
 pub use crate::streams::commit::counter::Claims;
+use crate::streams::commit::counter::Watched;
+pub use crate::streams::commit::distance::Distance;
+use crate::streams::commit::settlement::Place;
 pub use crate::streams::commit::settlement::{
     Disposition, MAX_PUBLICATIONS, Note, Publication, Receipt, ReplyEntry, Settlement, Tally,
 };
-use crate::streams::commit::settlement::{Place, Worth, is_inbox};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,14 +72,19 @@ const REMEMBERED_REPLIES: usize = 10_000;
 /// entry by hand.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// Commits the outcomes of one lane.
+/// Commits outcomes of one lane, a batch at a time.
 pub struct Committer {
     connector: Connector,
     routes: Arc<[StreamKeys]>,
     group: String,
     consumer: String,
     claims: Arc<Claims>,
+    distance: Arc<Distance>,
     wire: Option<Wire>,
+    /// The counters as that connection watches them.
+    watched: Watched,
+    /// Whether this one comes in addition to others, and was never connected.
+    joins: bool,
     /// For what goes the slow way.
     scripts: Option<Scripts>,
     commands: Commands,
@@ -91,15 +114,6 @@ pub struct CommitterOptions {
     pub stop: CancellationToken,
 }
 
-enum Fast {
-    /// Committed; which of the commands failed by themselves, and why.
-    Done(Vec<(usize, String)>),
-    /// Nothing was written: a counter moved, or a receipt is from before it did.
-    Nothing,
-    /// Nothing was written: the server refused a command before running any.
-    Aborted(BusError),
-}
-
 impl fmt::Debug for Committer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Committer({})", self.consumer)
@@ -107,11 +121,13 @@ impl fmt::Debug for Committer {
 }
 
 /// Fails where an ACL denies transactions: their commands would run one by one, unfenced.
-async fn may_transact(wire: &mut Wire) -> Result<(), BusError> {
+async fn may_transact(wire: &mut Wire, distance: &Distance) -> Result<(), BusError> {
     for word in [&b"MULTI"[..], b"EXEC"] {
+        let asked = Instant::now();
         if let Token::Error(text) = wire.ask(&[word]).await?.token()? {
             return Err(server_error(text));
         }
+        distance.saw(asked.elapsed());
     }
     Ok(())
 }
@@ -125,7 +141,10 @@ impl Committer {
             group: options.group,
             consumer: options.consumer,
             claims: Arc::new(Claims::new(options.claims)),
+            distance: Arc::default(),
             wire: None,
+            watched: Watched::default(),
+            joins: false,
             scripts: None,
             commands: Commands::default(),
             replies: HashMap::new(),
@@ -133,6 +152,32 @@ impl Committer {
             reply_history: options.reply_history,
             stop: options.stop,
         }
+    }
+
+    /// One more for the same lane, which is not connected yet.
+    pub fn another(&self) -> Self {
+        Self {
+            connector: self.connector.clone(),
+            routes: self.routes.clone(),
+            group: self.group.clone(),
+            consumer: self.consumer.clone(),
+            claims: self.claims.clone(),
+            distance: self.distance.clone(),
+            wire: None,
+            watched: Watched::default(),
+            joins: true,
+            scripts: None,
+            commands: Commands::default(),
+            replies: HashMap::new(),
+            reply_ttl: self.reply_ttl,
+            reply_history: self.reply_history,
+            stop: self.stop.clone(),
+        }
+    }
+
+    /// How far the server is.
+    pub fn distance(&self) -> Arc<Distance> {
+        self.distance.clone()
     }
 
     /// The claim counters as the committer knows them.
@@ -154,10 +199,21 @@ impl Committer {
 
     async fn arm(&mut self) -> Result<(), BusError> {
         self.wire = None;
+        // From now on it follows one that may have sent something.
+        let joins = std::mem::take(&mut self.joins);
         let mut wire = self.connector.wire().await?;
-        may_transact(&mut wire).await?;
-        let clock = self.connector.clock().await?;
-        self.claims.arm(&mut wire, clock).await?;
+        may_transact(&mut wire, &self.distance).await?;
+        let joined = match joins {
+            true => self.claims.join(&mut wire).await?,
+            false => None,
+        };
+        self.watched = match joined {
+            Some(watched) => watched,
+            None => {
+                let clock = self.connector.clock().await?;
+                self.claims.arm(&mut wire, clock).await?
+            }
+        };
         self.wire = Some(wire);
         Ok(())
     }
@@ -279,137 +335,4 @@ impl Committer {
             && self.is_of_this_epoch(settlement)
             && settlement.receipt.claims == self.claims.known(settlement.receipt.stream)
     }
-
-    /// Tries the whole batch in one transaction.
-    async fn fast(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
-        if self.wire.is_none() {
-            self.arm().await?;
-        }
-        let now = Instant::now();
-        if !batch.iter().all(|settlement| self.fits(settlement, now)) {
-            return Ok(Fast::Nothing);
-        }
-        self.transact(batch).await
-    }
-
-    /// Runs the whole batch in one transaction, which does nothing if a claim counter moved since
-    /// it was last watched.
-    async fn transact(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
-        let mut commands = std::mem::take(&mut self.commands);
-        commands.add(&[b"MULTI"]);
-        for (at, settlement) in batch.iter().enumerate() {
-            let mut place = self.place(&settlement.receipt);
-            // Trimming is a fifth of what a reply costs the server, and the last one's does for all.
-            if let Some(next) = batch.get(at + 1)
-                && settlement.replies_where(next)
-            {
-                place.reply_history = None;
-            }
-            settlement.effects(place, |effect| {
-                if effect.worth != Worth::Instead {
-                    commands.add(effect.words);
-                }
-            });
-        }
-        self.acknowledge(batch, &mut commands);
-        let told = self.prolong_replies(batch, &mut commands);
-        let queued = commands.len();
-        commands.add(&[b"EXEC"]);
-        self.claims.watch(&mut commands);
-        let Some(wire) = &mut self.wire else {
-            return Ok(Fast::Nothing);
-        };
-        wire.send(&mut commands).await?;
-        self.commands = commands;
-        for _ in 0..queued {
-            wire.reply().await?;
-        }
-        let executed = executed(wire.reply().await?)?;
-        // What was executed stays so, whatever the rest of the answer says.
-        if !matches!(self.claims.watched(wire).await, Ok(true)) {
-            // Gone with a flushed database: a counter that does not exist cannot be watched. Or the
-            // link broke, or the server refused.
-            self.wire = None;
-        }
-        if matches!(executed, Fast::Done(_)) {
-            self.remember(told);
-        }
-        Ok(executed)
-    }
-
-    /// Adds one acknowledgement for each stream.
-    fn acknowledge(&self, batch: &[Settlement], commands: &mut Commands) {
-        let mut receipts: Vec<&Receipt> =
-            batch.iter().map(|settlement| &settlement.receipt).collect();
-        receipts.sort_by_key(|receipt| receipt.stream);
-        for receipts in receipts.chunk_by(|a, b| a.stream == b.stream) {
-            commands.begin(3 + receipts.len());
-            commands.word(b"XACK");
-            commands.word(self.routes[receipts[0].stream].events.as_bytes());
-            commands.word(self.group.as_bytes());
-            for receipt in receipts {
-                commands.word(receipt.entry_text().as_ref());
-            }
-        }
-    }
-
-    /// Reply streams go away some time after the last reply. Each batch gives one to those that have
-    /// none (they may be new, or made again behind a requester that went away); now and then it is
-    /// renewed. Returns the streams for which it is.
-    fn prolong_replies(&self, batch: &[Settlement], commands: &mut Commands) -> Vec<String> {
-        let ttl = Digits::of(whole_ms(self.reply_ttl));
-        let (mut seen, mut told) = (HashSet::new(), Vec::new());
-        let mut last = "";
-        for reply in batch.iter().filter_map(|s| s.reply.as_ref()) {
-            let Some(stream) = &reply.to else {
-                continue;
-            };
-            // Most replies of a batch go where the one before went.
-            if stream == last || is_inbox(stream) || !seen.insert(stream.as_str()) {
-                continue;
-            }
-            last = stream;
-            commands.add(&[b"PEXPIRE", stream.as_bytes(), ttl.as_ref(), b"NX"]);
-            let told_at = self.replies.get(stream);
-            if told_at.is_none_or(|at| at.elapsed() >= self.reply_ttl / 4) {
-                commands.add(&[b"PEXPIRE", stream.as_bytes(), ttl.as_ref(), b"GT"]);
-                told.push(stream.clone());
-            }
-        }
-        told
-    }
-
-    fn remember(&mut self, told: Vec<String>) {
-        if self.replies.len() + told.len() > REMEMBERED_REPLIES {
-            self.replies.clear();
-        }
-        let now = Instant::now();
-        self.replies
-            .extend(told.into_iter().map(|stream| (stream, now)));
-    }
-}
-
-impl Committer {}
-
-/// What the answer of `EXEC` says.
-fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {
-    let length = match answer.token()? {
-        Token::Array(length) => length,
-        Token::Nil => return Ok(Fast::Nothing),
-        Token::Error(text) => return Ok(Fast::Aborted(server_error(text))),
-        _ => return Err(BusError::Reply { what: "EXEC" }),
-    };
-    let mut failed = Vec::new();
-    for number in 0..length {
-        match answer.clone().token()? {
-            Token::Error(text) => {
-                failed.push((number, String::from_utf8_lossy(text).into_owned()));
-            }
-            // Nothing was added: the stream is not there.
-            Token::Nil => failed.push((number, String::new())),
-            _ => {}
-        }
-        answer.skip()?;
-    }
-    Ok(Fast::Done(failed))
 }

@@ -248,6 +248,9 @@ impl Lane {
         let connector = &context.process().connector;
         let outdated = began.filter(|epoch| connector.check_epoch(*epoch).is_err());
         settlement.epoch = outdated.or(judged_in).or(began);
+        if route.policy.ordered {
+            self.settled.keeps_order(receipt, route.index, event);
+        }
         match context.end_progress() {
             None => self.settled.push(settlement),
             Some(written) => self.settle_behind(written, settlement),

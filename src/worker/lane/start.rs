@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 const AHEAD: usize = 3000;
 /// How long the loop runs handlers before it looks after reads and commits again.
 const SLICE: Duration = Duration::from_millis(2);
+/// The same while the control plane waits.
+const BRIEF: Duration = Duration::from_micros(500);
 
 impl Lane {
     /// How many more entries may be read. While handlers wait, a worker reads no further ahead than it
     /// can run at a time, so that other replicas get their share. What waits in the admission has bounds
-    /// of its own.
+    /// of its own, and what is on its way to the server and back is not held back from anybody.
     pub(super) fn room(&self) -> usize {
         let waiting = self.admission.len();
         let limit = if self.running > 0 || waiting > 0 {
@@ -20,7 +22,7 @@ impl Lane {
         } else {
             self.window
         };
-        (limit + waiting + self.batched).saturating_sub(self.shared.inflight.len())
+        (limit + self.further + waiting + self.batched).saturating_sub(self.shared.inflight.len())
     }
 
     /// The streams that are not read for now; `None` if that is all of them.
@@ -75,6 +77,11 @@ impl Lane {
             return false;
         }
         let began = Instant::now();
+        let slice = if self.shared.makes_way() {
+            BRIEF
+        } else {
+            SLICE
+        };
         let mut now = began;
         if self.running < self.shared.concurrency()
             && let Some(lot) = self.admission.next_lot(self.running, false, now)
@@ -101,7 +108,7 @@ impl Lane {
                 return false;
             }
             self.tell_ahead();
-            if now - began > SLICE {
+            if now - began > slice {
                 return !self.ready.is_empty() || self.admission.len() > 0;
             }
         }

@@ -54,15 +54,14 @@ impl Lane {
     }
 
     /// What is to be reported about these outcomes once they are committed.
-    pub(super) fn what_to_tell(&mut self) -> ToTell {
+    pub(super) fn what_to_tell(&mut self, batch: &[Settlement]) -> ToTell {
         if self.followed.is_empty() {
             return ToTell::default();
         }
         let Some(telemetry) = self.shared.process.telemetry.clone() else {
             return ToTell::default();
         };
-        let settled = self.settled.iter();
-        let followed = settled.filter_map(|settlement| {
+        let followed = batch.iter().filter_map(|settlement| {
             let Followed { own, message } = self.followed.remove(&settlement.receipt)?;
             Some(settling(own, message, settlement))
         });

@@ -1,10 +1,6 @@
-//! What goes on in a lane beside its runs: a read, a commit, a takeover, one of each at a time.
+//! What goes on in a lane beside its runs and its commits: a read, a takeover, one of each at a time.
 
-use super::told::ToTell;
 use crate::connect::error::Reaction;
-use crate::streams::commit::{Committer, Disposition, Receipt, Settlement, Tally};
-use crate::worker::keeper::SOON;
-use crate::worker::outcomes::ToNote;
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
 use crate::worker::takeover::{Job, Step};
@@ -19,29 +15,6 @@ pub(super) fn read(mut reader: Reader, count: usize, closed: Vec<usize>) -> Boxe
     Box::pin(async move {
         let read = reader.next(count, &closed).await;
         (reader, read)
-    })
-}
-
-pub(super) fn commit(
-    mut committer: Committer,
-    batch: Vec<Settlement>,
-    shared: Arc<Shared>,
-    to_tell: ToTell,
-    to_note: ToNote,
-) -> Boxed<(Committer, Vec<Receipt>, Tally)> {
-    Box::pin(async move {
-        let receipts = batch.iter().map(|settlement| settlement.receipt).collect();
-        let soon = batch.iter().any(|settlement| match settlement.disposition {
-            Disposition::Later { wait, .. } => wait < SOON,
-            _ => false,
-        });
-        let report = committer.commit(batch).await;
-        to_tell.tell(&report);
-        to_note.keep(&report);
-        if soon {
-            shared.soon.notify_one();
-        }
-        (committer, receipts, report)
     })
 }
 
