@@ -17,7 +17,7 @@ use crate::protocol::pattern::{Pattern, Patterned};
 use crate::{Context, HandlerError};
 use rmpv::Value;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -190,7 +190,11 @@ struct Decision {
     status: StatusName,
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "there",
+        skip_serializing_if = "Option::is_none"
+    )]
     #[schemars(with = "serde_json::Value")]
     final_decision: Option<Value>,
     vote_count: u64,
@@ -202,6 +206,11 @@ struct Decision {
     expires_at: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     ended_at: Option<u64>,
+}
+
+/// What is there may be nil.
+fn there<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(value).map(Some)
 }
 
 impl Decision {
@@ -356,4 +365,31 @@ fn patterns_of(services: &Services) -> BTreeMap<Cow<'static, str>, Cow<'static, 
         )
     };
     Patterned::ALL.map(of).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_is_kept_as_it_was_seen_whatever_was_decided() {
+        for value in [None, Some(Value::Nil), Some(true.into())] {
+            let seen = Decision {
+                decision: "d".into(),
+                status: StatusName::Decided,
+                role: None,
+                final_decision: value.clone(),
+                vote_count: 2,
+                leading: 2,
+                quorum: 2,
+                electorate: 3,
+                opened_at: 1,
+                expires_at: 2,
+                ended_at: None,
+            };
+            let bytes = rmp_serde::to_vec_named(&seen).unwrap();
+            let kept: Decision = rmp_serde::from_slice(&bytes).unwrap();
+            assert_eq!(kept.final_decision, value);
+        }
+    }
 }
