@@ -6,6 +6,7 @@ mod domains;
 mod flow;
 mod guarantees;
 mod memory;
+mod policies;
 mod sentinels;
 mod streams;
 
@@ -14,10 +15,13 @@ use super::output::{FAINT, GREEN, Output, RED, Style, YELLOW};
 use super::{Exit, Session};
 use clap::Args;
 use convoke::connect::connector::Connector;
+use convoke::connect::error::BusError;
 use convoke::coordination::scripts;
 use convoke::operator::inspect;
 use convoke::operator::server::ServerReport;
+use convoke::protocol::keys::StreamName;
 pub(super) use memory::{FULL, TIGHT};
+use redis::aio::ConnectionLike;
 use serde_json::json;
 
 const EXAMPLES: &str = "\
@@ -28,7 +32,7 @@ Examples:
 
 Looks at the Sentinels if there are any, at the server's version, settings and users, at its clock, \
 at the streams of the namespace, and at whether events flow: what waits, who runs what for how long, who is \
-lost. Changes nothing. What the user may not look at is named. Exit code 1: something is \
+lost, what operators hold back. Changes nothing. What the user may not look at is named. Exit code 1: something is \
 dangerous.";
 
 /// Check the server, its settings and the streams, and say what to change
@@ -165,6 +169,25 @@ async fn nodes(
     Ok(())
 }
 
+/// What may be wrong with those streams, and with what flows through them.
+async fn of_names(
+    session: &Session,
+    connection: &mut impl ConnectionLike,
+    names: Result<Vec<StreamName>, BusError>,
+    findings: &mut Vec<Finding>,
+) -> anyhow::Result<()> {
+    let seen = names.as_ref().map(Vec::as_slice);
+    let flows = flow::flow(session, seen).await?;
+    let held = policies::policies(session, seen).await?;
+    let named = seen.unwrap_or_default();
+    let partitions = domains::partitions(session, connection, named).await?;
+    findings.extend(streams::streams(session, connection, names).await?);
+    findings.extend(partitions);
+    findings.extend(flows);
+    findings.extend(held);
+    Ok(())
+}
+
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let connector = session.connector()?;
@@ -181,21 +204,13 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let keys = session.settings.keys()?;
     if session.settings.redis_url.is_cluster() {
         let mut connection = connector.pooled().await?;
-        let names = async || inspect::streams(&connector, &keys).await;
-        let of_streams = streams::streams(&session, &mut connection, names().await).await?;
-        findings.extend(of_streams);
-        let named = names().await.unwrap_or_default();
-        findings.extend(domains::partitions(&session, &mut connection, &named).await?);
-        findings.extend(flow::flow(&session, names().await).await?);
+        let names = inspect::streams(&connector, &keys).await;
+        of_names(&session, &mut connection, names, &mut findings).await?;
     } else {
         // A replica is looked at as well.
         let mut connection = connector.unchecked().await?;
         let names = inspect::streams_on(&mut connection, &keys).await;
-        let named = names.as_ref().map(Vec::clone).unwrap_or_default();
-        findings.extend(streams::streams(&session, &mut connection, names).await?);
-        findings.extend(domains::partitions(&session, &mut connection, &named).await?);
-        let names = inspect::streams_on(&mut connection, &keys).await;
-        findings.extend(flow::flow(&session, names).await?);
+        of_names(&session, &mut connection, names, &mut findings).await?;
     }
     let count = |status| findings.iter().filter(|f| f.status == status).count();
     let (danger, warning) = (count(Status::Danger), count(Status::Warning));

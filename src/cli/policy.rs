@@ -259,7 +259,10 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             (None, _) => Cell::from("-"),
             (Some(false), _) => Cell::styled("over", FAINT),
             (Some(true), None) => Cell::styled("until resumed", YELLOW),
-            (Some(true), Some(at)) => Cell::styled(session.output.ahead(at, now), YELLOW),
+            (Some(true), Some(at)) => {
+                let ends = format!("ends {}", session.output.ahead(at, now));
+                Cell::styled(ends, YELLOW)
+            }
         };
         let changed = one["at"].as_u64().unwrap_or_default();
         table.row(vec![

@@ -7,6 +7,7 @@ use clap::Args;
 use convoke::operator::delayed::{self, Depth, Queue};
 use convoke::operator::inspect::{self, Consumer, Group, Stream};
 use convoke::operator::memory;
+use convoke::operator::parked::{self, ParkedKind};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use redis::aio::ConnectionLike;
@@ -26,7 +27,8 @@ Examples:
 Of a stream: its entries, and about how many BYTES of the server's memory they take (- where the user may \
 not ask). Of a group: LAG, what nobody was given yet, PENDING, what was given and \
 not acknowledged, OLDEST, since when the oldest of both waits. Of a consumer: what it holds, and \
-since when it asked for nothing (IDLE). Delayed is what waits for its time: `convoke delayed` shows it. A consumer is an instance; one that is gone and holds \
+since when it asked for nothing (IDLE). Delayed is what waits for its time: `convoke delayed` shows it. \
+Parked is what is paused, by type: `convoke policy list` says by whom. A consumer is an instance; one that is gone and holds \
 entries loses them to the others soon. Streams of replies are shown with --all.";
 
 /// Show streams, groups and consumers: length, lag, pending, oldest, idle
@@ -84,6 +86,10 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         found += 1;
         let size = memory::of_keys(&mut connection, &[&name.key]).await?;
         let size = size.into_iter().next().flatten();
+        let parked = match parked::beside(&keys, &name) {
+            Some(route) => parked::kinds(&mut connection, &route).await?,
+            None => Vec::new(),
+        };
         let mut groups = Vec::new();
         for group in &stream.groups {
             let consumers = inspect::consumers(&mut connection, &name.key, &group.name).await?;
@@ -104,9 +110,12 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
                 });
                 described_group(group, consumers.collect(), now)
             });
-            session
-                .output
-                .json(&described(&stream, size, depth, groups.collect(), now))?;
+            let mut said = described(&stream, size, depth, groups.collect(), now);
+            let parked = parked.iter().map(
+                |one| json!({ "type": one.kind, "count": one.count, "first_at": one.first_ms }),
+            );
+            said["parked"] = parked.collect();
+            session.output.json(&said)?;
             continue;
         }
         let dead = stream.name.kind == StreamKind::Dead && stream.length > 0;
@@ -131,6 +140,9 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         }
         if depth.count > 0 {
             table.row(delayed_row(depth, &session.output, now))?;
+        }
+        for one in &parked {
+            table.row(parked_row(one, &session.output, now))?;
         }
         for (group, consumers) in &groups {
             table.row(group_row(group, &session.output, now))?;
@@ -180,6 +192,24 @@ fn delayed_row(depth: Depth, output: &output::Output, now: u64) -> Vec<Cell> {
     ];
     row.resize(7, "".into());
     row
+}
+
+fn parked_row(parked: &ParkedKind, output: &output::Output, now: u64) -> Vec<Cell> {
+    let first = parked
+        .first_ms
+        .map_or_else(String::new, |at| match output.is_absolute() {
+            true => output::date(at),
+            false => span(now.saturating_sub(at)),
+        });
+    vec![
+        Cell::styled(format!("  parked {}", parked.kind), YELLOW),
+        number(parked.count).into(),
+        "".into(),
+        "".into(),
+        "".into(),
+        first.into(),
+        "".into(),
+    ]
 }
 
 fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {

@@ -99,6 +99,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let mut gathering = Gathering::begin(&session, &flags, connection, now)?;
     gathering.events().await?;
     gathering.delayed().await?;
+    gathering.parked().await?;
     gathering.dead().await?;
     gathering.answers().await?;
     gathering.deeds_of_operators().await?;

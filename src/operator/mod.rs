@@ -5,6 +5,8 @@ pub mod delayed;
 pub mod groups;
 pub mod inspect;
 pub mod memory;
+#[doc(hidden)]
+pub mod parked;
 pub mod replay;
 pub mod rights;
 pub mod server;

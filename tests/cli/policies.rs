@@ -2,7 +2,7 @@
 
 use super::worker::Worker;
 use super::{convoke, run};
-use crate::support::Redis;
+use crate::support::{Redis, eventually};
 use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -17,7 +17,7 @@ async fn what_is_paused_is_listed_until_it_is_resumed() {
     assert_eq!(paused.out, "type:mail.send: paused for 20m, version 1\n");
     run(&redis, &["pause", "--subject", "mail:shop-7"]).done();
     let shown = run(&redis, &["policy", "show", "type:mail.send"]).done();
-    for part in ["type:mail.send", "repair", "in 19m"] {
+    for part in ["type:mail.send", "repair", "ends in 19m"] {
         assert!(shown.out.contains(part), "{}", shown.out);
     }
     let all = run(&redis, &["policy", "list", "--format", "json"]).done();
@@ -139,5 +139,45 @@ async fn limits_are_set_shown_and_taken_back_and_who_did_so_is_told() {
     run(&redis, &["limit", "mail.send", "--rate", "fast"]).failed(2, &["RUNS/PERIOD"]);
     run(&redis, &["limit", "mail.send", "--rate", "1/s", "--clear"]).failed(2, &["cannot be used"]);
     run(&redis, &["limit", "mail.send", "--rate", "0/s"]).failed(1, &["pause it"]);
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_parked_is_counted_by_type_named_with_its_pause_and_traced() {
+    let redis = Redis::start();
+    let start = ["worker", "--id=w-1", "--exec", "mail.send=true"];
+    let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &start));
+    run(&redis, &["pause", "mail.send", "--reason", "repair"]).done();
+    for id in ["m-1", "m-2", "m-3"] {
+        run(&redis, &["publish", "mail.send", "--id", id, "--data", "1"]).done();
+    }
+    let parked = || {
+        let words = ["streams", "events:mail", "--format", "json"];
+        run(&redis, &words).done().json()["parked"].clone()
+    };
+    eventually("all are parked", || parked()[0]["count"] == json!(3));
+    assert_eq!(parked()[0]["type"], json!("mail.send"));
+    assert!(parked()[0]["first_at"].is_u64(), "{}", parked());
+    let shown = run(&redis, &["streams", "mail"]).done().out;
+    assert!(shown.contains("parked mail.send"), "{shown}");
+    let checked = run(&redis, &["doctor"]).out;
+    for part in [
+        "mail.send: 3 events are parked, the first of",
+        "type:mail.send is paused by",
+        "until it is resumed: repair",
+        "mend: convoke resume mail.send",
+    ] {
+        assert!(checked.contains(part), "{part}: {checked}");
+    }
+    let traced = run(&redis, &["trace", "m-2"]).done().out;
+    let said = "parked: type:mail.send is paused: repair";
+    assert!(traced.contains(said), "{traced}");
+    run(&redis, &["resume", "mail.send"]).done();
+    eventually("nothing is parked", || parked() == json!([]));
+    let checked = run(&redis, &["doctor", "--all"]).out;
+    assert!(
+        checked.contains("nothing is paused, and nothing parked"),
+        "{checked}"
+    );
     drop(worker);
 }

@@ -74,7 +74,8 @@ async fn streams_groups_and_consumers_are_counted() {
             "age_ms",
             "bytes",
             "delayed",
-            "groups"
+            "groups",
+            "parked"
         ]
     );
     assert_eq!(

@@ -14,7 +14,7 @@ const TOLD: &str = "unread";
 /// Everything about the flow.
 pub(super) async fn flow(
     session: &Session,
-    names: Result<Vec<StreamName>, BusError>,
+    names: Result<&[StreamName], &BusError>,
 ) -> anyhow::Result<Vec<Finding>> {
     let checks = CHECKS.into_iter().filter(|check| *check != TOLD);
     let keys = session.settings.keys()?;
@@ -25,8 +25,15 @@ pub(super) async fn flow(
         GROUP,
     );
     let instances = session.instances()?;
+    let names = match names {
+        Ok(names) => names,
+        Err(error) => {
+            let what = format!("the user may not look at streams: {error}");
+            return Ok(checks.map(|check| Finding::unknown(check, &what)).collect());
+        }
+    };
     let look = async {
-        let mut troubles = flow.look(&names?, true).await?;
+        let mut troubles = flow.look(names, true).await?;
         let census = instances.census().await?;
         let global = instances.metrics(true).await?;
         troubles.extend(of_instances(&census, &global));

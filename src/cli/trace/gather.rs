@@ -1,5 +1,7 @@
 //! What Redis knows about events, place by place.
 
+mod parked;
+
 use super::step::{Deed, Step};
 use super::{DEPTH, Flags};
 use crate::cli::choose;
