@@ -1,10 +1,12 @@
 //! What the person at the keyboard can have done to the row under the cursor: said first, asked, told.
 
 use super::panel::Panel;
+use crate::cli::output;
 use crate::cli::request::result;
 use crate::cli::{Session, who};
 use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
+use convoke::protocol::event::EntryId;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -28,6 +30,16 @@ pub(super) enum Act {
     Resume(String),
     /// An end for a batch.
     CancelBatch(String),
+    /// Dead letters of a stream are published again, by workers: those from one entry to another.
+    Replay {
+        stream: String,
+        from: EntryId,
+        to: EntryId,
+        /// How many there are.
+        count: u64,
+        /// Of a single one: its type and why it died.
+        about: String,
+    },
 }
 
 impl Act {
@@ -54,6 +66,7 @@ impl Act {
             Panel::Instances => "d drains · u quiets · ",
             Panel::Handlers | Panel::Streams => "z pauses · a goes on · ",
             Panel::Tasks | Panel::Batches => "c cancels · ",
+            Panel::Dead => "e replays all of it · ",
             _ => "",
         }
     }
@@ -79,6 +92,18 @@ impl Act {
             Act::CancelBatch(id) => {
                 format!("cancel batch {id}? What it finished stays, and nobody goes on with it")
             }
+            Act::Replay {
+                stream,
+                from,
+                about,
+                ..
+            } if !about.is_empty() => {
+                format!("replay {from} of {stream}, {about}? Unless it was three times")
+            }
+            Act::Replay { stream, count, .. } => {
+                let letters = output::count(*count, "letter", "letters");
+                format!("replay the {letters} of {stream}? Not those replayed three times")
+            }
         }
     }
 
@@ -102,6 +127,22 @@ impl Act {
                 "system.batch.cancel",
                 json!({"batch_id": id, "reason": "cancelled in top"}),
             ),
+            Act::Replay {
+                stream,
+                from,
+                to,
+                count,
+                ..
+            } => {
+                let pair = |id: &EntryId| json!([id.ms, id.seq]);
+                let stretch = json!({"stream": stream, "from": pair(from), "to": pair(to)});
+                let plan = json!({"stretches": [stretch]});
+                let name = format!("top-{:08x}", fastrand::u32(..));
+                (
+                    "system.repair.start",
+                    json!({"name": name, "plan": plan, "why": "replayed in top", "total": count}),
+                )
+            }
         }
     }
 
@@ -119,6 +160,10 @@ impl Act {
             Act::CancelBatch(id) => format!(
                 "batch {id} is {}",
                 said["status"].as_str().unwrap_or("cancelled")
+            ),
+            Act::Replay { .. } => format!(
+                "handed to the workers: convoke replay follow {}",
+                said["name"].as_str().unwrap_or_default()
             ),
         }
     }

@@ -50,6 +50,23 @@ impl Brush {
         if told.is_some_and(|opened| !opened.lines.is_empty()) {
             lines.push(Vec::new());
         }
+        if let Some(letters) = model.letters() {
+            let marked = model.letter();
+            for (at, line) in letters.iter().enumerate() {
+                let line = printable(line);
+                let mark = if Some(at) == marked { "> " } else { "  " };
+                let room = usize::from(width).saturating_sub(mark.len());
+                let shown = match Some(at) == marked {
+                    true => wrapped(&line, 0, Some(room)),
+                    false => vec![line.chars().take(room).collect()],
+                };
+                lines.extend(shown.into_iter().enumerate().map(|(nth, line)| {
+                    let mark = if nth == 0 { mark } else { "  " };
+                    vec![(format!("{mark}{line}"), Style::new())]
+                }));
+            }
+            return lines;
+        }
         for line in told.iter().flat_map(|opened| &opened.lines) {
             let wrapped = wrapped(&printable(line), 0, Some(usize::from(width)));
             lines.extend(wrapped.into_iter().map(|line| vec![(line, Style::new())]));

@@ -37,8 +37,8 @@ CALLS/S      of the last half minute, once there are 5 seconds of it
 BUSY         the load for the capacity
 CIRCUIT      the worst of any instance: open lets nothing through
 
-d, u, c      drain or quiet an instance, cancel a task or a batch; z, a: pause a
-             type or a stream's domain, have it go on. y does what is said first";
+d, u, c, e   drain or quiet an instance, cancel a task or a batch, replay dead
+             letters; z, a: pause a type or domain, go on. y does what is said";
 
 /// Draws a frame.
 pub(super) fn draw(model: &Model, brush: Brush, area: Rect, buffer: &mut Buffer) -> Drawn {
@@ -70,6 +70,10 @@ pub(super) fn draw(model: &Model, brush: Brush, area: Rect, buffer: &mut Buffer)
         Mode::Opened { scroll } => {
             let lines = brush.details(model, area.width);
             drawn = brush.lines(buffer, body(top), &lines, scroll);
+            if let Some(letters) = model.letters() {
+                // The marked letter stays where the first one was.
+                drawn.scroll = letters.len().saturating_sub(1);
+            }
         }
         Mode::Looking | Mode::Filtering | Mode::Asking
             if area.width >= GRID.0 && area.height >= GRID.1 =>

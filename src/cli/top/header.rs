@@ -136,7 +136,13 @@ impl Brush {
             return self.piece(Tone::Warn, format!("not seen: {}", printable(problem)));
         }
         match model.mode {
-            Mode::Opened { .. } => self.piece(Tone::Faint, "↑↓ scroll · Esc back · q quit"),
+            Mode::Opened { .. } => {
+                let hints = match model.acts && model.letter().is_some() {
+                    true => "↑↓ another letter · e replays it · Esc back · q quit",
+                    false => "↑↓ scroll · Esc back · q quit",
+                };
+                self.piece(Tone::Faint, hints)
+            }
             Mode::Helping => self.piece(Tone::Faint, "any key goes back · q quit"),
             _ => {
                 let mut told = String::new();

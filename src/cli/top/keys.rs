@@ -50,6 +50,12 @@ impl Model {
                         self.paused = !self.paused;
                         return false;
                     }
+                    Key::Char('e') => {
+                        if let Some(act) = self.replay_of_letter() {
+                            self.ask(act);
+                        }
+                        return false;
+                    }
                     _ => return false,
                 };
                 self.mode = Mode::Opened { scroll: to };
@@ -72,8 +78,7 @@ impl Model {
         if let Key::Char(letter) = key
             && let Some(act) = self.act_of(letter)
         {
-            self.asked = Some(act);
-            self.mode = Mode::Asking;
+            self.ask(act);
             return false;
         }
         let page = page.max(1) as isize;
@@ -118,12 +123,18 @@ impl Model {
         false
     }
 
+    fn ask(&mut self, act: Act) {
+        self.asked = Some(act);
+        self.mode = Mode::Asking;
+    }
+
     /// What a letter does to the selected row.
     fn act_of(&mut self, letter: char) -> Option<Act> {
         let rows = self.acts.then(|| self.rows(self.panel))?;
         let row = self.selected(self.panel, &rows)?;
         let id = rows[row].id.as_str();
         let act = match self.panel {
+            Panel::Dead if letter == 'e' => self.replay_of_all(id),
             Panel::Streams => Act::of(self.panel, letter, self.domain_of(id)?),
             _ => Act::of(self.panel, letter, id),
         }?;

@@ -56,7 +56,7 @@ Examples:
 
 Keys: Tab or 1 to 7 another panel, arrows another row, Enter opens it, s sorts, / filters, p \
 pauses, ? tells more, q quits. On an instance d drains it and u has it be quiet, on a task or a batch c cancels it, on a handler or a \
-stream z pauses its type or domain and a has it go on: what \
+stream z pauses its type or domain and a has it go on, on a stream of dead letters or one of its opened letters e replays: what \
 would happen is said first, and y does it; --read-only leaves these keys out. Looks at Redis directly, so it \
 works without a worker. Rates need two looks: --once takes them --interval apart, and writes lines as long as they are, \
 or as COLUMNS says.";

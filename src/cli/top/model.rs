@@ -10,6 +10,7 @@ use super::sample::{Focus, LISTED, Sample, Wish};
 use crate::cli::output::number;
 use convoke::connect::clock::whole_ms;
 use convoke::operator::inspect::Stream;
+use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::StreamKind;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -304,6 +305,49 @@ impl Model {
     /// Notes what became of it.
     pub(super) fn tell(&mut self, said: String) {
         self.said = Some(said);
+    }
+
+    /// The dead letters that are shown, where a stream of such is open.
+    pub(super) fn letters(&self) -> Option<&[String]> {
+        let focus = self.focus().filter(|focus| focus.panel == Panel::Dead)?;
+        let opened = self.sample()?.opened.as_ref()?;
+        let is_it = opened.focus == focus && !opened.lines.is_empty();
+        is_it.then_some(opened.lines.as_slice())
+    }
+
+    /// Which of them is marked.
+    pub(super) fn letter(&self) -> Option<usize> {
+        let Mode::Opened { scroll } = self.mode else {
+            return None;
+        };
+        Some(scroll.min(self.letters()?.len() - 1))
+    }
+
+    /// What replays the letter that is marked.
+    pub(super) fn replay_of_letter(&self) -> Option<Act> {
+        let line = self.acts.then(|| self.letters()?.get(self.letter()?))??;
+        let (entry, about) = line.split_once(' ')?;
+        let entry: EntryId = entry.parse().ok()?;
+        Some(Act::Replay {
+            stream: self.focus()?.id,
+            from: entry,
+            to: entry,
+            count: 1,
+            about: about.chars().take(40).collect(),
+        })
+    }
+
+    /// What replays the letters of a stream that are there now.
+    pub(super) fn replay_of_all(&self, key: &str) -> Option<Act> {
+        let mut streams = self.sample()?.streams.iter();
+        let stream = streams.find(|stream| stream.name.key == key)?;
+        (stream.length > 0).then(|| Act::Replay {
+            stream: key.to_owned(),
+            from: EntryId::default(),
+            to: stream.last,
+            count: stream.length,
+            about: String::new(),
+        })
     }
 
     /// Keeps what was opened from being scrolled out of sight.

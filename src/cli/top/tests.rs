@@ -8,7 +8,7 @@ use super::keys::Key;
 use super::model::{Mode, Model};
 use super::panel::Panel;
 use super::row::{Content, Row};
-use super::sample::{Focus, Others, Sample};
+use super::sample::{Focus, Opened, Others, Sample};
 use super::{draw, object, panel};
 use convoke::coordination::ballots::ballot::{Ballot, BallotStatus};
 use convoke::coordination::batches::batch::Batch;
@@ -438,6 +438,71 @@ proptest! {
         let mut buffer = Buffer::empty(area);
         let drawn = draw::draw(&model, COLOURS, area, &mut buffer);
         prop_assert!(drawn.page <= usize::from(height));
+    }
+}
+
+#[test]
+fn a_dead_letter_or_all_of_a_stream_are_replayed_once_that_was_said() {
+    let mut model = model();
+    model.panel = Panel::Dead;
+    let replay = |from: EntryId, to: EntryId, count: u64, about: &str| Act::Replay {
+        stream: "cb:dead:image".into(),
+        from,
+        to,
+        count,
+        about: about.into(),
+    };
+    let told = |model: &mut Model| {
+        model.press(Key::Char('e'), 10);
+        let question = model.question();
+        model.press(Key::Char('y'), 10);
+        (question.unwrap_or_default(), model.take_act())
+    };
+    assert_eq!(told(&mut model).1, None, "it may only look");
+    model.acts = true;
+    let last = model.sample().unwrap().streams[2].last;
+    let (question, act) = told(&mut model);
+    assert!(
+        question.contains("the 3 letters of cb:dead:image?"),
+        "{question}"
+    );
+    assert_eq!(act, Some(replay(EntryId::default(), last, 3, "")));
+    let open = |model: &mut Model| {
+        model.press(Key::Enter, 10);
+        let mut next = sample(AT + 1_000);
+        let lines = [
+            "9-1 image.make: failed: no disk",
+            "7-1 image.make: poison: it kills",
+        ];
+        next.opened = Some(Opened {
+            focus: model.focus().unwrap(),
+            lines: lines.map(str::to_owned).into(),
+        });
+        model.apply(next);
+    };
+    open(&mut model);
+    for _ in 0..3 {
+        model.press(Key::Down, 10);
+    }
+    let shown = frame(&model, 80, 24);
+    assert!(shown.contains("> 7-1 image.make: poison"), "{shown}");
+    let (question, act) = told(&mut model);
+    assert!(question.starts_with("replay 7-1 of cb:dead:image, image.make: poison"));
+    let letter = EntryId { ms: 7, seq: 1 };
+    let about = "image.make: poison: it kills";
+    assert_eq!(act, Some(replay(letter, letter, 1, about)));
+    model.acts = false;
+    open(&mut model);
+    assert_eq!(told(&mut model).1, None);
+}
+
+#[test]
+fn what_the_keys_do_fits_a_small_terminal() {
+    let mut model = model();
+    model.press(Key::Char('?'), 10);
+    let shown = frame(&model, 80, 24);
+    for part in ["another panel", "replay dead", "y does what is said"] {
+        assert!(shown.contains(part), "{part} is not in\n{shown}");
     }
 }
 
