@@ -1,7 +1,7 @@
 //! `convoke cancel`.
 
 use super::rig::{add, deliver, entries, lines, text};
-use super::worker::Worker;
+use super::worker::{Worker, sleepers};
 use super::{File, convoke, run};
 use crate::support::{Redis, eventually};
 use serde_json::json;
@@ -141,4 +141,46 @@ fn events_of_several_domains_that_have_one_id_are_all_shown_and_counted() {
     assert_eq!(told.len(), 3, "{told:?}");
     let again = run(&redis, &["cancel", "order", "--yes"]).done();
     assert!(again.err.contains("cancelled 0 events"), "{}", again.err);
+}
+
+/// Has a worker with those flags run `job.hold`, whose run becomes some processes that sleep, cancels it, and sees to it
+/// that they end, that the event is gone, and that the worker goes on with what comes then.
+fn its_processes_end(flags: &[&str], seconds: u32, redis: &Redis, processes: usize) {
+    let start = [&["worker", "--id=w-1", "--exec=job.echo=cat"], flags].concat();
+    let worker = Worker::start(redis, "w-1", &mut convoke(redis, &start));
+    run(redis, &["publish", "job.hold", "--id=h-1"]).done();
+    eventually("it runs", || sleepers(seconds) == processes);
+    let words = ["cancel", "h-1", "--yes", "--reason=harm", "--format=json"];
+    let told = lines(&run(redis, &words).done().out);
+    let of = (&told[0]["state"], &told[0]["cancelled"]);
+    assert_eq!(of, (&json!("running"), &json!(true)), "{told:?}");
+    eventually("its processes have ended", || sleepers(seconds) == 0);
+    assert_eq!(entries(redis, "cb:events:job").len(), 0);
+    assert_eq!(entries(redis, "cb:results:job").len(), 0);
+    assert_eq!(entries(redis, "cb:dead:job").len(), 0);
+    let asked = ["request", "job.echo", "--data=1", "--timeout=60s"];
+    assert_eq!(run(redis, &asked).done().json(), json!(1));
+    run(redis, &["publish", "job.hold", "--id=h-2"]).done();
+    eventually("the next one runs", || sleepers(seconds) == processes);
+    run(redis, &["cancel", "h-2", "--yes"]).done();
+    eventually("it has ended", || sleepers(seconds) == 0);
+    worker.stop().done();
+}
+
+#[test]
+fn a_command_that_is_cancelled_ends_with_all_its_children() {
+    let redis = Redis::start();
+    let seconds = 400_000 + u32::from(redis.port());
+    // One stays, one leaves the process group.
+    let hold = format!("--exec=job.hold=setsid sleep {seconds} & sleep {seconds}; true");
+    its_processes_end(&[&hold], seconds, &redis, 2);
+}
+
+#[test]
+fn a_piped_program_whose_run_is_cancelled_ends_with_its_children_and_is_started_again() {
+    let redis = Redis::start();
+    let seconds = 500_000 + u32::from(redis.port());
+    // It answers nothing: what it was given is the run.
+    let hold = format!("--pipe=job.hold=read event; sleep {seconds} & sleep {seconds}; true");
+    its_processes_end(&[&hold], seconds, &redis, 2);
 }

@@ -380,7 +380,7 @@ fn a_task_is_completed_or_failed_in_the_place_of_its_holder() {
 }
 
 /// The processes whose command line is `sleep` with that argument.
-fn sleepers(seconds: u32) -> usize {
+pub(crate) fn sleepers(seconds: u32) -> usize {
     let found = Command::new("pgrep")
         .args(["-f", &format!("^sleep {seconds}")])
         .output();

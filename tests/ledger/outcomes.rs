@@ -10,6 +10,7 @@ use convoke::protocol::keys::Keys;
 use convoke::protocol::outcome::EventOutcome;
 use convoke::{Context, HandlerError, Policy, Worker};
 use redis::AsyncCommands;
+use std::collections::HashMap;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -176,4 +177,106 @@ async fn only_the_domains_that_are_named_are_kept_and_what_is_old_is_deleted() {
         assert_eq!(old.unwrap(), 3);
         assert!(kept(&rig, &filter()).await.is_empty());
     }
+}
+
+/// Outcomes that are more than wait for the database at the most, and than are in hand besides.
+const TOO_MANY: u64 = 12_000;
+
+/// Publishes all of them, and waits until each is settled.
+async fn settled(rig: &Rig, keeper: &Keeper) {
+    for start in (0..TOO_MANY).step_by(1000) {
+        let some = (start..start + 1000).map(|n| Outgoing::new("mail.send", &n));
+        let some: Vec<Outgoing> = some.collect();
+        for stored in keeper.client.publish_many(&some).await {
+            stored.unwrap();
+        }
+    }
+    support::until("all are settled, whatever the database does", || async {
+        let mut groups = redis::cmd("XINFO");
+        groups.arg("GROUPS").arg("cb:events:mail");
+        let mut connection = rig.connection.clone();
+        let groups = groups.query_async(&mut connection).await.unwrap();
+        let groups: Vec<HashMap<String, redis::Value>> = groups;
+        let workers = redis::Value::BulkString(b"workers".to_vec());
+        let group = groups.iter().find(|group| group["name"] == workers);
+        let left = group.map(|group| (&group["pending"], &group["lag"]));
+        let nothing = redis::Value::Int(0);
+        left == Some((&nothing, &nothing))
+    })
+    .await;
+}
+
+/// Waits until each of them is kept, or counted as lost, and gives how many are.
+async fn accounted(rig: &Rig, before: u64) -> (i64, i64) {
+    let (database, total) = (rig.store.database(), (before + TOO_MANY) as i64);
+    let accounted = async || {
+        let extent = database.outcomes_extent().await;
+        extent.map_or((0, 0), |extent| (extent.rows, extent.lost))
+    };
+    support::until("each is kept or counted", || async {
+        let (rows, lost) = accounted().await;
+        rows + lost == total
+    })
+    .await;
+    accounted().await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_commit_waits_for_a_database_that_is_not_there_and_what_is_lost_is_counted() {
+    for store in Store::both() {
+        let rig = Rig::new(store).await;
+        let keeper = Keeper::start(&rig, &["*=all"]);
+        keeper.publish("mail.send", 1).await;
+        support::until("the first is kept", || async {
+            kept(&rig, &filter()).await.len() == 1
+        })
+        .await;
+        let away = "ALTER TABLE convoke_outcomes RENAME TO away";
+        rig.store.run(away).await;
+        settled(&rig, &keeper).await;
+        let back = "ALTER TABLE away RENAME TO convoke_outcomes";
+        rig.store.run(back).await;
+        let (_, lost) = accounted(&rig, 1).await;
+        assert!(lost > 0);
+        keeper.publish("mail.send", 7).await;
+        let seventh = OutcomeFilter {
+            event: Some("e-7".into()),
+            ..filter()
+        };
+        support::until("what comes then is kept", || async {
+            kept(&rig, &seventh).await.len() == 1
+        })
+        .await;
+        keeper.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_commit_waits_for_a_database_that_takes_nothing_and_what_is_too_much_is_counted() {
+    use convoke::sqlx::{self, Connection};
+    let rig = Rig::new(Store::file()).await;
+    let Store::File(path) = &rig.store else {
+        panic!("it is a file");
+    };
+    let keeper = Keeper::start(&rig, &["*=all"]);
+    keeper.publish("mail.send", 1).await;
+    support::until("the first is kept", || async {
+        kept(&rig, &filter()).await.len() == 1
+    })
+    .await;
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(path);
+    let mut writes = sqlx::SqliteConnection::connect_with(&options)
+        .await
+        .unwrap();
+    sqlx::raw_sql("BEGIN IMMEDIATE")
+        .execute(&mut writes)
+        .await
+        .unwrap();
+    settled(&rig, &keeper).await;
+    sqlx::raw_sql("COMMIT").execute(&mut writes).await.unwrap();
+    let (rows, lost) = accounted(&rig, 1).await;
+    // What waits has its bound, and so has what is in hand.
+    assert!(lost >= 1000, "{rows} kept, {lost} lost");
+    assert!(rows >= 10_000, "{rows} kept, {lost} lost");
+    keeper.stop().await;
 }
