@@ -37,6 +37,10 @@
 //! | 1/24 | until it sweeps: it does so when its count is full, whatever its turn is, but not all at once ([`SPREAD`]) |
 //! | 1/24 | for the calls themselves: to connect, to be answered, to look and to declare |
 //!
+//! It holds where a pulse lasts for one ttl. Where neighbours ask each other whether they live (pattern *distributed* of
+//! `system.heartbeat`) it lasts for three, and the dead are found by their neighbours, about two ttls after the gap, or by
+//! their lease, three ttls after their last pulse.
+//!
 //! It holds where the sweeper's ttl is not longer than the instance's, one that can connect is left, and connecting
 //! and these calls take no longer than a 24th of the ttl. Otherwise the dead are found later. The living are never
 //! found where all have one ttl: what is a gap goes by the sweeper's own, so an instance with a much shorter one may

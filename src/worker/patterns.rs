@@ -75,23 +75,37 @@ impl Part {
         services.patterns.refresh().await?;
         // It may come by its tasks in another way now.
         services.nudged.notify_one();
-        let pattern = services.patterns.of(Patterned::Health);
-        if pattern != Pattern::Centralized {
-            health::report(services, &self.id, pattern, self.ttl).await?;
+        let leads = (self.leads)();
+        // First, since what only the leader can count waits for it. Whatever is chosen: a ballot keeps the pattern in
+        // which it was opened.
+        noted(
+            "votes",
+            counting::count_left(services, &self.id, leads).await,
+        );
+        let is = |event, pattern| services.patterns.of(event) == pattern;
+        if !is(Patterned::Health, Pattern::Centralized) {
+            let pattern = services.patterns.of(Patterned::Health);
+            noted(
+                "health",
+                health::report(services, &self.id, pattern, self.ttl).await,
+            );
         }
-        if pattern == Pattern::Hybrid && (self.leads)() {
-            health::put_together(services, self.ttl).await?;
+        if leads && is(Patterned::Health, Pattern::Hybrid) {
+            noted("health", health::put_together(services, self.ttl).await);
         }
-        if services.patterns.of(Patterned::Metrics) == Pattern::Hybrid && (self.leads)() {
-            metrics::put_together(services, self.ttl).await?;
+        if leads && is(Patterned::Metrics, Pattern::Hybrid) {
+            noted("metrics", metrics::put_together(services, self.ttl).await);
         }
-        if services.patterns.of(Patterned::State) == Pattern::Hybrid
-            && (self.leads)()
-            && let Err(error) = get_state::put_together(services, self.ttl).await
-        {
-            tracing::debug!(%error, "the state was not kept; it is tried again");
+        if leads && is(Patterned::State, Pattern::Hybrid) {
+            noted("state", get_state::put_together(services, self.ttl).await);
         }
-        // Whatever is chosen: a ballot keeps the pattern in which it was opened.
-        counting::count_left(services, &self.id, (self.leads)()).await
+        Ok(())
+    }
+}
+
+/// What fails in one part keeps no other one from being done.
+fn noted(what: &str, done: Result<(), impl std::fmt::Display>) {
+    if let Err(error) = done {
+        tracing::debug!(%error, "{what}: this instance's part was not done; it is tried again");
     }
 }

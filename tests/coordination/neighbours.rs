@@ -85,4 +85,12 @@ async fn neighbours_are_the_next_three_in_the_ring_and_the_silent_are_told_from_
     assert_eq!((first.ttl, second.ttl), (ttl, ttl));
     assert!(first.time < second.time, "{silent:?}");
     assert!(second.time >= Duration::from_secs(20), "{silent:?}");
+    // Whoever is warned finds itself suspect, until it pulses.
+    let warned = [("w-2".to_owned(), ttl)];
+    fleet.instances.warn(&warned).await.unwrap();
+    let around = fleet.instances.look_around("w-2").await.unwrap();
+    assert!(around.suspect && around.left.is_some());
+    fleet.instances.heartbeat(&lasting("w-2")).await.unwrap();
+    assert!(!fleet.instances.look_around("w-2").await.unwrap().suspect);
+    assert!(!fleet.instances.look_around("w-1").await.unwrap().suspect);
 }

@@ -1,20 +1,25 @@
 //! Who lives by what its neighbours find: pattern *distributed* of `system.heartbeat`.
 //!
 //! A worker's own pulse lasts for [`LASTS`] ttls, so it writes one in two of them. Meanwhile those who watch it ask it
-//! over its inbox, every third of a ttl, whether it lives: it is lost when it answered none of a majority of them for a
-//! whole ttl. So who is lost is decided by its neighbours, and the lease is for those whose neighbours died with them.
+//! over its inbox, every third of a ttl, whether it lives: it is lost when it answered none of a majority of them for
+//! more than a ttl. So who is lost is decided by its neighbours, and the lease is for those whose neighbours died with them.
 //!
 //! *What is asked is the inbox, and what pulses is another thread.* A worker asks itself, too. Where it has no answer
 //! (its lanes are held, or they have lost their way to the server) it pulses by itself in that round, and in each one
-//! until it has. Neighbours suspect nobody whose own pulse is younger than half its ttl. So one that lives is suspect only
-//! if both ways are silent, as in each pattern.
+//! until it has.
+//!
+//! *One that lives is warned first.* A neighbour that has had no answer twice only marks it as suspect. Whoever finds
+//! itself suspect in its next round pulses, which ends that, and all that was said of it. A neighbour's voice follows
+//! two thirds of a ttl later, if there was neither an answer nor a pulse meanwhile. So one that lives is lost only if
+//! both ways are silent, as in each pattern: its lanes, and the thread that pulses.
 //!
 //! *Who is near* is looked up in each round, so one that comes is watched in the next one.
 
 use super::Instances;
-use crate::connect::clock::ServerTime;
+use crate::connect::clock::{ServerTime, whole_ms};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::gossip::{PING, WATCHED};
+use redis::Value;
 use std::time::Duration;
 
 /// For how many ttls a pulse lasts where neighbours ask.
@@ -27,6 +32,8 @@ pub const LEAST: usize = 2;
 pub struct Around {
     /// How long its last own pulse still keeps it alive; `None`: it is not active, or another process has its id.
     pub left: Option<Duration>,
+    /// Whether somebody suspects it.
+    pub suspect: bool,
     /// The instances that it is to ask, at most [`WATCHED`].
     pub neighbours: Vec<String>,
 }
@@ -34,7 +41,9 @@ pub struct Around {
 /// An instance as one that is watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silent {
-    /// How long ago its last own pulse was.
+    /// When its last own pulse was, in Unix ms on the server,
+    pub seen: u64,
+    /// and how long ago.
     pub time: Duration,
     /// Its ttl.
     pub ttl: Duration,
@@ -51,6 +60,7 @@ impl Instances {
         self.store.ask_time(&mut look).await?;
         look.cmd("HGET").arg(keys.instance(id)).arg("process");
         look.cmd("ZSCORE").arg(keys.active()).arg(id);
+        look.cmd("ZSCORE").arg(keys.suspects()).arg(id);
         let (me, first) = (format!("({PING} {id}"), format!("[{PING} "));
         // '!' follows the space.
         let end = format!("({PING}!");
@@ -62,16 +72,19 @@ impl Instances {
             ServerTime,
             Option<String>,
             Option<f64>,
+            Option<f64>,
             Vec<String>,
             Vec<String>,
         );
-        let (ServerTime(now), holder, expires, after, before): Seen = self.store.ask(&look).await?;
+        let (ServerTime(now), holder, expires, suspect, after, before): Seen =
+            self.store.ask(&look).await?;
         let left = expires.map(|expires| expires - now as f64);
         let left = left.filter(|left| *left > 0.0 && holder.as_deref() == Some(self.process()));
         let ring = after.iter().chain(&before).take(WATCHED);
         let named = ring.filter_map(|member| member.split_once(' '));
         Ok(Around {
             left: left.map(|left| Duration::from_millis(left as u64)),
+            suspect: suspect.is_some_and(|until| until > now as f64),
             neighbours: named.map(|(_, id)| id.to_owned()).collect(),
         })
     }
@@ -90,11 +103,31 @@ impl Instances {
         }
         let rest: Vec<(Option<u64>, Option<u64>)> = self.store.ask(&look).await?;
         let silent = |(seen, ttl): (Option<u64>, Option<u64>)| {
+            let seen = seen?;
             Some(Silent {
-                time: Duration::from_millis(now.saturating_sub(seen?)),
+                seen,
+                time: Duration::from_millis(now.saturating_sub(seen)),
                 ttl: Duration::from_millis(ttl?),
             })
         };
         Ok(rest.into_iter().map(silent).collect())
+    }
+
+    /// Marks instances as suspect for one of their ttls, so that they pulse if they live. It is nobody's voice.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn warn(&self, ids: &[(String, Duration)]) -> Result<(), CoordinationError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let now = self.store.now().await?;
+        let mut mark = redis::pipe();
+        let add = mark.cmd("ZADD").arg(self.store.keys.suspects());
+        for (id, ttl) in ids {
+            add.arg(now + whole_ms(*ttl)).arg(id);
+        }
+        self.store.ask::<Value>(&mark).await?;
+        Ok(())
     }
 }

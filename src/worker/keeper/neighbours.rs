@@ -3,13 +3,13 @@
 use super::{Chores, peers};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::gossip::{Observed, Opinion, PING, Peer};
-use crate::coordination::instances::neighbours::{LASTS, LEAST};
+use crate::coordination::instances::neighbours::{LASTS, LEAST, Silent};
 use crate::protocol::pattern::{Pattern, Patterned};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// Rounds in a row in which a neighbour must have been silent.
-const ROUNDS: u32 = 3;
+/// Rounds in a row without an answer after which a neighbour is warned.
+const WARNED: u32 = 2;
 
 /// What this instance knows of those around it.
 #[derive(Debug, Default)]
@@ -28,6 +28,8 @@ struct Asked {
     since: Instant,
     /// How often it has not answered since.
     missed: u32,
+    /// When this one warned it, and when its last own pulse had been then.
+    warned: Option<(Instant, u64)>,
     /// Whether this one said that it suspects it.
     accused: bool,
 }
@@ -37,14 +39,47 @@ impl Asked {
         Self {
             since: Instant::now(),
             missed: 0,
+            warned: None,
             accused: false,
         }
     }
 
-    /// Whether it was silent for so long.
-    fn is_silent(&self, ttl: Duration) -> bool {
-        self.missed >= ROUNDS && self.since.elapsed() >= ttl
+    fn answered(&mut self, asked: Instant) {
+        *self = Self {
+            since: asked,
+            ..Self::first()
+        };
     }
+
+    /// What there is to say of one that did not answer. It looks for warnings each third of its ttl.
+    fn judge(&mut self, pulsed: &Silent) -> Verdict {
+        match self.warned {
+            // It pulsed since: so it counts from there.
+            Some((_, seen)) if seen != pulsed.seen => {
+                *self = Self::first();
+                Verdict::Nothing
+            }
+            Some((at, _)) => {
+                let heeded = at.elapsed() >= pulsed.ttl * 3 / 5;
+                match heeded && self.since.elapsed() >= pulsed.ttl && pulsed.time >= pulsed.ttl {
+                    true => Verdict::Suspect,
+                    false => Verdict::Nothing,
+                }
+            }
+            None if self.missed >= WARNED && pulsed.time > pulsed.ttl / 2 => {
+                self.warned = Some((Instant::now(), pulsed.seen));
+                Verdict::Warn
+            }
+            None => Verdict::Nothing,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Nothing,
+    Warn,
+    Suspect,
 }
 
 impl Neighbours {
@@ -88,7 +123,8 @@ impl Neighbours {
         let look = chores.instances.look_around(chores.id());
         let around = chores.within(ttl / 6, look).await?;
         self.lasting = around.neighbours.len() >= LEAST;
-        let left = around.left.filter(|left| self.lasting && *left >= ttl);
+        let spared = self.lasting && !around.suspect;
+        let left = around.left.filter(|left| spared && *left >= ttl);
         let Some(left) = left else {
             return Ok(None);
         };
@@ -140,7 +176,7 @@ impl Neighbours {
                 if is.accused {
                     observed.insert(id, Opinion::Healthy);
                 }
-                (is.since, is.missed, is.accused) = (began, 0, false);
+                is.answered(began);
             } else {
                 is.missed += 1;
                 silent.push(id);
@@ -148,7 +184,10 @@ impl Neighbours {
         }
         self.suspect(chores, silent, &mut observed).await?;
         if !observed.is_empty() {
-            peers::observe(chores, &observed).await?;
+            // Whoever sweeps declares the loss, where this takes too long.
+            chores
+                .within(ttl / 6, peers::observe(chores, &observed))
+                .await?;
         }
         Ok(answered.contains(me))
     }
@@ -166,19 +205,28 @@ impl Neighbours {
         let ttl = chores.settings.heartbeat_ttl;
         let look = chores.instances.silent(&silent);
         let pulsed = chores.within(ttl / 6, look).await?;
+        let mut warned = Vec::new();
         for (id, pulsed) in silent.into_iter().zip(pulsed) {
             let (Some(is), Some(pulsed)) = (self.asked.get_mut(&id), pulsed) else {
                 continue;
             };
             // After a gap in the server's answers it may just not have come to answer again.
-            let could = chores.answers.steady_for(pulsed.ttl).is_some();
-            if could && is.is_silent(pulsed.ttl) && pulsed.time > pulsed.ttl / 2 {
-                tracing::debug!(peer = id, "a neighbour is silent");
-                is.accused = true;
-                observed.insert(id, Opinion::Suspect);
+            if chores.answers.steady_for(pulsed.ttl).is_none() {
+                is.warned = None;
+                continue;
+            }
+            match is.judge(&pulsed) {
+                Verdict::Nothing => {}
+                Verdict::Warn => warned.push((id, pulsed.ttl)),
+                Verdict::Suspect => {
+                    tracing::debug!(peer = id, "a neighbour is silent");
+                    is.accused = true;
+                    observed.insert(id, Opinion::Suspect);
+                }
             }
         }
-        Ok(())
+        let warn = chores.instances.warn(&warned);
+        chores.within(ttl / 6, warn).await
     }
 }
 
@@ -186,15 +234,48 @@ impl Neighbours {
 mod tests {
     use super::*;
 
+    const TTL: Duration = Duration::from_secs(3);
+
+    fn pulsed(seen: u64, time: Duration) -> Silent {
+        Silent {
+            seen,
+            time,
+            ttl: TTL,
+        }
+    }
+
+    /// A neighbour that did not answer for two ttls.
+    fn silent() -> Asked {
+        Asked {
+            since: Instant::now() - 2 * TTL,
+            missed: WARNED,
+            ..Asked::first()
+        }
+    }
+
     #[test]
-    fn one_is_silent_after_three_rounds_and_a_whole_ttl() {
-        let ttl = Duration::from_secs(3);
-        let mut asked = Asked::first();
-        asked.missed = 3;
-        assert!(!asked.is_silent(ttl), "three rounds in no time");
-        asked.since = Instant::now() - ttl;
-        assert!(asked.is_silent(ttl));
+    fn a_neighbour_is_warned_before_it_is_suspect_and_has_two_rounds_to_pulse() {
+        let mut asked = silent();
+        asked.missed = 1;
+        assert_eq!(asked.judge(&pulsed(7, 2 * TTL)), Verdict::Nothing);
         asked.missed = 2;
-        assert!(!asked.is_silent(ttl), "nobody was asked meanwhile");
+        assert_eq!(asked.judge(&pulsed(7, TTL / 3)), Verdict::Nothing, "young");
+        assert_eq!(asked.judge(&pulsed(7, 2 * TTL)), Verdict::Warn);
+        assert_eq!(
+            asked.judge(&pulsed(7, 2 * TTL)),
+            Verdict::Nothing,
+            "at once"
+        );
+        asked.warned = Some((Instant::now() - TTL * 2 / 3, 7));
+        assert_eq!(asked.judge(&pulsed(7, 2 * TTL)), Verdict::Suspect);
+        assert_eq!(asked.judge(&pulsed(7, TTL / 2)), Verdict::Nothing, "young");
+    }
+
+    #[test]
+    fn one_that_pulsed_after_the_warning_is_counted_from_there() {
+        let mut asked = silent();
+        asked.warned = Some((Instant::now() - TTL, 7));
+        assert_eq!(asked.judge(&pulsed(8, 2 * TTL)), Verdict::Nothing);
+        assert_eq!((asked.missed, asked.warned), (0, None));
     }
 }

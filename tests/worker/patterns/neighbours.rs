@@ -13,6 +13,7 @@ use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::settings::{RedisUrl, Settings};
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Worker};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -138,6 +139,37 @@ async fn whoever_pulses_by_itself_is_not_lost_though_it_answers_nobody() {
         let pulse = instances.heartbeat(&Beat::new("w-0", None)).await;
         assert!(pulse.unwrap().alive, "it was robbed");
         rig.entries("cb:inbox:w-0").await.len() >= before + 30
+    })
+    .await;
+    assert!(lost(&rig).await.is_empty());
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
+/// Its lanes answer nobody; the thread that pulses does what a worker's does where it finds itself suspect.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_pulses_when_it_finds_itself_suspect_is_not_lost() {
+    let rig = Rig::new().await;
+    let ids = ["w-1", "w-2", "w-3"];
+    let workers = ids.map(|id| rig.start(neighbour(&rig, id)));
+    all_last(&rig, &ids, 3).await;
+    let instances = mute(&rig, "w-0").await;
+    let lasting = Beat {
+        lasting: true,
+        ..Beat::new("w-0", None)
+    };
+    instances.heartbeat(&lasting).await.unwrap();
+    let before = rig.entries("cb:inbox:w-0").await.len();
+    let warned = Cell::new(0);
+    until("it was asked often, and warned", || async {
+        let around = instances.look_around("w-0").await.unwrap();
+        if around.suspect {
+            warned.set(warned.get() + 1);
+            assert!(instances.heartbeat(&lasting).await.unwrap().alive);
+        }
+        assert!(around.left.is_some(), "it was robbed");
+        rig.entries("cb:inbox:w-0").await.len() >= before + 45 && warned.get() >= 3
     })
     .await;
     assert!(lost(&rig).await.is_empty());
