@@ -221,3 +221,96 @@ async fn the_ledger_is_filled_from_every_slot() {
     worker.stop().await;
     std::fs::remove_dir_all(dir).unwrap();
 }
+
+async fn holds(context: Context, _: i64) -> Result<i64, HandlerError> {
+    context.cancellation().cancelled().await;
+    Err(HandlerError::aborted("told"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_each_node_are_cancelled_however_they_stand() {
+    let cluster = Cluster::of_three();
+    let worker = start(
+        builder(&cluster, PARTITIONS)
+            .handler("math.hold", holds)
+            .handler("math.double", double),
+    );
+    let client = client(&cluster, PARTITIONS);
+    let ids =
+        |stands: &str| -> Vec<String> { (0..12).map(|n| format!("{stands}-{n:02}")).collect() };
+    let (runs, later, done) = (ids("runs"), ids("later"), ids("done"));
+    let event = |kind: &str, id: &String| Outgoing::new(kind, &7).id(id).subject(id);
+    for id in &done {
+        client.publish(&event("math.double", id)).await.unwrap();
+    }
+    until("some have ended", || async {
+        counted_in(&cluster, "math", PARTITIONS, "results", "correlationid").len() == done.len()
+    })
+    .await;
+    for id in &later {
+        let delayed = event("math.double", id).delay(Duration::from_secs(3600));
+        client.publish(&delayed).await.unwrap();
+    }
+    for id in &runs {
+        client.publish(&event("math.hold", id)).await.unwrap();
+    }
+    let cancel = |ids: &[String]| {
+        let ids = ids.iter().map(String::as_str);
+        let words: Vec<&str> = ["cancel", "--yes", "--format", "json"]
+            .into_iter()
+            .chain(ids)
+            .collect();
+        let (_, out, err) = ended(convoke(&cluster, &words).output().unwrap());
+        let lines: Vec<Value> = out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), words.len() - 4, "{out}{err}");
+        lines
+    };
+    let is = |line: &Value, state: &str, cancelled: bool| {
+        line["state"] == state && line["cancelled"] == cancelled
+    };
+    until("those that hold run", || async {
+        let looked = lines(&cluster, &["pending", "--stream", "events:math"]);
+        looked.len() == runs.len()
+    })
+    .await;
+    let told = cancel(&runs);
+    assert!(
+        told.iter().all(|line| is(line, "running", true)),
+        "{told:?}"
+    );
+    let told = cancel(&later);
+    assert!(
+        told.iter().all(|line| is(line, "delayed", true)),
+        "{told:?}"
+    );
+    let told = cancel(&done);
+    assert!(
+        told.iter().all(|line| is(line, "finished", false)),
+        "{told:?}"
+    );
+    let told = cancel(&[runs.clone(), later.clone()].concat());
+    assert!(
+        told.iter().all(|line| line["cancelled"] == true),
+        "again: {told:?}"
+    );
+    until("nothing of them is left", || async {
+        left(&cluster, "math", PARTITIONS) == 0
+            && lines(&cluster, &["delayed", "list"]).is_empty()
+            && lines(&cluster, &["pending", "--stream", "events:math"]).is_empty()
+    })
+    .await;
+    let results = counted_in(&cluster, "math", PARTITIONS, "results", "correlationid");
+    assert_eq!(results.len(), done.len(), "{results:?}");
+    let facts = lines(
+        &cluster,
+        &["tail", "broadcast", "--since", "0", "--no-follow"],
+    );
+    let cancelled = facts
+        .iter()
+        .filter(|fact| fact["type"] == "event.cancelled");
+    assert_eq!(cancelled.count(), runs.len() + later.len());
+    worker.stop().await;
+}
