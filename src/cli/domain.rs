@@ -21,7 +21,8 @@ Examples:
 Where names have tags (on a cluster, or with `partitions` set) the events of a domain are split over \
 partitions, by their subject, or by their id. How many there are is written on the bus by whoever uses a domain \
 first, and all follow. The number can grow, by a factor, while all runs: what was published of a subject before is \
-read before what comes after it. It cannot shrink.";
+read before what comes after it. It cannot shrink. The window of `dedup` ends at a change, and what is \
+stored by the old number later than 5 s after it has no order with the rest (`convoke docs guarantees`).";
 
 /// Show how many partitions domains have, or give one more of them
 #[derive(Args)]

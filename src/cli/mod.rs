@@ -402,8 +402,12 @@ impl Session {
     async fn keys(&self) -> anyhow::Result<Keys> {
         let keys = self.settings.keys()?;
         let domains = Domains::new(self.connector()?, keys.clone());
-        if let Err(error) = domains.learn_all().await {
-            tracing::debug!(%error, "how many partitions the domains have is not known");
+        match domains.learn_all().await {
+            Err(error) if error.code() == Some("NOPERM") => {
+                tracing::warn!(%error, "how many partitions the domains have is not known: the setting counts");
+            }
+            Err(error) => return Err(error.into()),
+            Ok(_) => {}
         }
         Ok(keys)
     }

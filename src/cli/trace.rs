@@ -96,7 +96,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     }
     let mut connection = session.connector()?.pooled().await?;
     let now = inspect::now(&mut connection).await?;
-    let mut gathering = Gathering::begin(&session, &flags, connection, now)?;
+    let mut gathering = Gathering::begin(&session, &flags, connection, now).await?;
     gathering.events().await?;
     gathering.delayed().await?;
     gathering.parked().await?;

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub const MAX_PARTITIONS: u16 = 1024;
 /// Bytes of the fact of one domain at the most.
 pub const MAX_FACT: usize = 4096;
+/// The highest number that a script counts with exactly.
+const HIGHEST: u64 = (1 << 53) - 1;
 /// For how long after a change others may still publish by the number that was before, in ms. The clocks of two nodes
 /// may differ by a part of it.
 pub const SETTLES_MS: u64 = 5000;
@@ -104,6 +106,16 @@ impl Domain {
                 domain.partitions
             ));
         }
+        if domain.version == 0 || domain.version > HIGHEST || domain.at > HIGHEST {
+            return Err(format!(
+                "version {}, at {}: beyond 2^53",
+                domain.version, domain.at
+            ));
+        }
+        let mut until = domain.before.iter().map(|before| before.until);
+        if !until.clone().is_sorted() || until.any(|until| until > domain.at) {
+            return Err("before: a number that counted until after the last change".into());
+        }
         let sizes: Vec<u16> = domain.sizes().collect();
         let wrong = sizes
             .windows(2)
@@ -170,8 +182,7 @@ mod tests {
     #[test]
     fn what_is_no_fact_is_refused() {
         let of = |partitions: u64, before: serde_json::Value| {
-            let fact =
-                serde_json::json!({"version": 1, "partitions": partitions, "before": before});
+            let fact = serde_json::json!({"version": 1, "partitions": partitions, "before": before, "at": 9});
             Domain::decode(&rmp_serde::to_vec_named(&fact).unwrap())
         };
         let none = serde_json::json!([]);
@@ -183,6 +194,15 @@ mod tests {
             assert!(of(8, before.clone()).is_err(), "{before}");
         }
         assert!(of(8, none).is_ok());
+        let late = serde_json::json!([{"partitions": 4, "until": 10}]);
+        assert!(of(8, late).is_err(), "until after the last change");
+        for version in [0, 1 << 53, u64::MAX] {
+            let odd = Domain {
+                version,
+                ..Domain::first(4)
+            };
+            assert!(Domain::decode(&odd.encode()).is_err(), "{version}");
+        }
         for bytes in [&b""[..], b"\xc1", b"\x07", &[0xc0; MAX_FACT + 1]] {
             assert!(Domain::decode(bytes).is_err());
         }

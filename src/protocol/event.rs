@@ -220,6 +220,12 @@ impl Event {
         }
     }
 
+    /// Whether the bus or an operator moved it here: then its id may be that of its first entry.
+    #[doc(hidden)]
+    pub fn came_again(&self) -> bool {
+        self.at[ATTEMPT] != 0 || self.entry.get(REPLAYS).is_some()
+    }
+
     /// The W3C trace context.
     pub fn traceparent(&self) -> Option<&str> {
         self.text(TRACEPARENT)

@@ -151,15 +151,16 @@ impl Keys {
             .is_none_or(|it| it.holds(subject_or_id, partition))
     }
 
-    /// Notes what the bus says of a domain; whether that is news.
+    /// Notes what the bus says of a domain. Neither an older version is believed nor fewer partitions than there were: a
+    /// server that failed over, or was emptied, forgot what others have published by.
     #[doc(hidden)]
-    pub fn learn(&self, domain: &str, is: Domain) -> bool {
+    pub fn learn(&self, domain: &str, is: Domain) {
         let mut known = locked(&self.domains);
-        if known.get(domain) == Some(&is) {
-            return false;
+        match known.get_mut(domain) {
+            Some(known) if is.version < known.version || is.partitions < known.partitions => {}
+            Some(known) => *known = is,
+            None => _ = known.insert(domain.to_owned(), is),
         }
-        known.insert(domain.to_owned(), is);
-        true
     }
 
     /// The partition for an event of that domain with that subject (or id).

@@ -25,7 +25,7 @@ use crate::streams::commit::{Committer, CommitterOptions};
 use crate::streams::domains::{Domains, Use};
 use crate::streams::first::Judge;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use tokio::sync::Notify;
@@ -181,6 +181,8 @@ pub(super) struct DataLanes {
     begun: BTreeSet<(String, u16)>,
     /// Made, and not running yet.
     prepared: Vec<Prepared>,
+    /// Whether it was said that changes are not followed.
+    said: AtomicBool,
 }
 
 impl DataLanes {
@@ -191,6 +193,7 @@ impl DataLanes {
             bus: Domains::new(process.connector.clone(), process.keys.clone()),
             begun: BTreeSet::new(),
             prepared: Vec::new(),
+            said: AtomicBool::new(false),
             maker,
         }
     }
@@ -202,6 +205,22 @@ impl DataLanes {
     pub(super) async fn learn(&self) -> Result<(), BusError> {
         let own: Vec<&str> = self.domains.iter().map(String::as_str).collect();
         self.bus.learn(&own, Use::Works).await?;
+        if let Err(error) = self.bus.keep(&own).await {
+            tracing::debug!(%error, "whether the server forgot how many partitions there are is not known");
+        }
+        let keys = &self.maker.process.keys;
+        let unknown = own
+            .iter()
+            .find(|it| keys.is_split(it) && keys.domain(it).is_none());
+        if let Some(domain) = unknown
+            && !self.said.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                domain,
+                "how many partitions there are may not be looked at, or cannot be read: the setting counts, and changes are \
+                 not followed (deploy/users.acl, convoke doctor)"
+            );
+        }
         // What runs publish goes to others.
         if let Err(error) = self.bus.learn_all().await {
             tracing::debug!(%error, "how many partitions the other domains have is not known");
@@ -277,8 +296,23 @@ impl DataLanes {
             routes.map(|route| route.events.clone())
         });
         let streams: Vec<String> = streams.collect();
-        self.fence().await?;
-        self.run(running, supervisor);
+        let mut away = None;
+        for mut prepared in std::mem::take(&mut self.prepared) {
+            match prepared.committer.start().await {
+                Ok(()) => prepared.run(running, &self.maker.ending, supervisor),
+                // Its node is away: it keeps none of the others waiting, and is no lane that hangs.
+                Err(error) => {
+                    away = Some(error);
+                    self.prepared.push(prepared);
+                }
+            }
+        }
+        for prepared in &self.prepared {
+            prepared.lane.shared().turned.now();
+        }
+        if let Some(error) = away {
+            return Err(error);
+        }
         if !streams.is_empty() {
             tracing::info!(streams = streams.join(" "), "reads more partitions");
         }

@@ -296,7 +296,9 @@ impl Shared {
     /// Whether an event lies in a partition that is, or was, that of its subject or id.
     pub(super) fn is_in_place(&self, stream: usize, event: &Event) -> bool {
         let (domain, partition) = &self.places[stream];
-        let key = event.subject().or(event.given_id());
+        // One without both went anywhere, and has an id since it was tried again.
+        let id = || event.given_id().filter(|_| !event.came_again());
+        let key = event.subject().or_else(id);
         self.inbox == Some(stream)
             || key.is_none_or(|key| self.process.keys.holds(domain, key, *partition))
     }

@@ -11,6 +11,7 @@ use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
 use convoke::streams::domains::{DomainError, Domains, Use, is_change};
 use convoke::streams::read::entries_of;
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// What one program knows, that is set to have that many.
@@ -209,6 +210,7 @@ async fn a_new_partition_is_read_when_the_one_that_it_came_from_is_read_and_sett
     // It was changed long ago, at 10,000 ms; what was published until 5 s later may have been by the old number.
     let grown = Domain {
         version: 3,
+        at: 50_000,
         before: vec![
             Before {
                 partitions: 2,
@@ -315,4 +317,99 @@ async fn what_somebody_wrote_there_that_is_no_fact_counts_for_nothing() {
         said.to_string().contains("redis-cli DEL {cb}:domains"),
         "{said}"
     );
+}
+
+/// Writes what the bus says of a domain.
+fn write(redis: &Redis, domain: &str, fact: &[u8]) {
+    let mut write = redis::cmd("HSET");
+    write.arg("{cb}:domains").arg(domain).arg(fact);
+    write.exec(&mut redis.connect()).unwrap();
+}
+
+/// What it says.
+fn said(redis: &Redis, domain: &str) -> Domain {
+    let mut read = redis::cmd("HGET");
+    read.arg("{cb}:domains").arg(domain);
+    let said: Vec<u8> = read.query(&mut redis.connect()).unwrap();
+    Domain::decode(&said).unwrap()
+}
+
+#[tokio::test]
+async fn what_a_server_forgot_is_not_believed_and_told_again() {
+    let redis = Redis::start();
+    let (domains, keys) = domains(&redis, 2);
+    domains.learn(&["image"], Use::Works).await.unwrap();
+    let is = domains.set("image", 8, None, "ann").await.unwrap();
+    // A failover lost the change.
+    write(&redis, "image", &Domain::first(2).encode());
+    domains.learn(&["image"], Use::Works).await.unwrap();
+    assert_eq!(keys.partitions("image"), 8);
+    domains.keep(&["image"]).await.unwrap();
+    assert_eq!(said(&redis, "image"), is);
+    // Everything was lost: who is next writes what it knows, not what it is set to.
+    say::<u8>(&redis, "DEL {cb}:domains");
+    domains.learn(&["image"], Use::Works).await.unwrap();
+    assert_eq!(said(&redis, "image"), is);
+    // What is newer stays.
+    let newer = operator(&redis)
+        .set("image", 16, None, "bob")
+        .await
+        .unwrap();
+    domains.keep(&["image"]).await.unwrap();
+    assert_eq!(said(&redis, "image"), newer);
+}
+
+#[tokio::test]
+async fn what_scripts_can_read_and_programs_cannot_is_said_again() {
+    let redis = Redis::start();
+    let new = |redis| domains(redis, 4);
+    let odd = [
+        json!({"version": 3, "partitions": 5000}),
+        json!({"version": 3, "partitions": 8, "order": "x"}),
+        json!({"version": 3, "partitions": 8, "before": "x", "at": 9}),
+        json!({"version": 3, "partitions": 8, "before": [{"partitions": 3, "until": 1}], "at": 9}),
+        json!({"version": 3, "partitions": 8, "before": [{"partitions": 4, "until": 10}], "at": 9}),
+        json!({"version": u64::MAX, "partitions": 8}),
+        json!({"version": 0, "partitions": 8}),
+        json!(7),
+    ];
+    for fact in odd {
+        write(&redis, "image", &json::from_json(&fact));
+        let (fresh, keys) = new(&redis);
+        fresh.learn(&["image"], Use::Works).await.unwrap();
+        assert_eq!(keys.domain("image"), None, "{fact}");
+        fresh.set("image", 16, None, "ann").await.unwrap();
+        assert_eq!(said(&redis, "image").partitions, 16, "{fact}");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_neither_closes_a_partition_for_good_nor_opens_it_too_soon() {
+    let redis = Redis::start();
+    let (domains, _) = domains(&redis, 1);
+    let far = 4_000_000_000_000;
+    for (domain, until) in [("image", far), ("mail", 10_000)] {
+        let grown = Domain {
+            version: 2,
+            at: until,
+            before: vec![Before {
+                partitions: 1,
+                until,
+            }],
+            ..Domain::first(2)
+        };
+        write(&redis, domain, &grown.encode());
+        domains.learn(&[domain], Use::Works).await.unwrap();
+        let open = async || domains.is_open(domain, 1, "workers").await.unwrap();
+        assert!(open().await, "{domain}: nothing was ever published");
+        let old = format!("{{cb:{domain}:0}}:events");
+        say::<String>(&redis, &format!("XADD {old} {far}-1 type {domain}.made"));
+        say::<String>(&redis, &format!("XGROUP CREATE {old} workers 0"));
+        assert!(!open().await, "{domain}: one is not read");
+        let read = format!("XREADGROUP GROUP workers w-1 COUNT 1 STREAMS {old} >");
+        say::<redis::Value>(&redis, &read);
+        assert!(!open().await, "{domain}: one is pending");
+        say::<u8>(&redis, &format!("XACK {old} workers {far}-1"));
+        assert!(open().await, "{domain}");
+    }
 }

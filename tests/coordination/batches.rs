@@ -484,3 +484,14 @@ async fn replies_are_removed_only_where_the_batch_was_completed() {
     batches.within(now).forget_replies(&streams).await.unwrap();
     assert_eq!(left(&redis).await, 0);
 }
+
+#[tokio::test]
+async fn the_items_of_a_batch_go_to_as_many_partitions_as_when_it_began_whoever_goes_on_with_it() {
+    let fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let plan = wanted("b-1", 1);
+    let acquired = batches.acquire(&plan, asker("w-1", "r-1")).await;
+    assert!(matches!(acquired.unwrap(), Acquired::Held(..)));
+    assert_eq!(batches.partitions("b-1", 2).await.unwrap(), 2);
+    assert_eq!(batches.partitions("b-1", 8).await.unwrap(), 2);
+}

@@ -122,6 +122,7 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("delayed_drop.lua", most(252, 12)),
     ("delayed_look.lua", most(252, 12)),
     ("delayed_run.lua", most(155, 135)),
+    ("domain_keep.lua", most(4, 6)),
     ("domain_set.lua", most(9, 24)),
     ("drop.lua", most(52, 12)),
     ("first.lua", most(4, 6)),

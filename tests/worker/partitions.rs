@@ -4,6 +4,7 @@ use crate::support::{Redis, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
+use convoke::protocol::domain::SETTLES_MS;
 use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::streams::domains::{Domains, Use};
@@ -20,24 +21,34 @@ use tokio_util::sync::CancellationToken;
 
 const SUBJECTS: u64 = 40;
 
-/// What was run: the subject and the number of each event.
+/// What began: the subject and the number of each event; and whether the runs are held up.
 #[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(u64, u64)>>>);
+struct Log {
+    began: Arc<Mutex<Vec<(u64, u64)>>>,
+    held: Arc<AtomicBool>,
+}
 
 impl Log {
     fn all(&self) -> Vec<(u64, u64)> {
-        self.0.lock().unwrap().clone()
+        self.began.lock().unwrap().clone()
     }
 
     fn len(&self) -> usize {
-        self.0.lock().unwrap().len()
+        self.began.lock().unwrap().len()
+    }
+
+    fn hold(&self, held: bool) {
+        self.held.store(held, Ordering::Relaxed);
     }
 }
 
 async fn step(context: Context, event: (u64, u64)) -> Result<(), HandlerError> {
-    // So that something waits while there are more.
+    let log = context.state::<Log>()?;
+    log.began.lock().unwrap().push(event);
     tokio::time::sleep(Duration::from_millis(1)).await;
-    context.state::<Log>()?.0.lock().unwrap().push(event);
+    while log.held.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     Ok(())
 }
 
@@ -102,9 +113,12 @@ fn event(subject: u64, number: u64) -> Outgoing {
         .id(format!("{subject}-{number}"))
 }
 
+/// Events that wait at the most: more are published when some of them have begun.
+const AHEAD: u64 = 2000;
+
 /// Publishes the numbers of all subjects in turn until it is told to end; how many of each.
-fn publishes(client: &Client, over: &Arc<AtomicBool>) -> JoinHandle<u64> {
-    let (client, over) = (client.clone(), over.clone());
+fn publishes(client: &Client, over: &Arc<AtomicBool>, log: &Log) -> JoinHandle<u64> {
+    let (client, over, log) = (client.clone(), over.clone(), log.clone());
     tokio::spawn(async move {
         for number in 0.. {
             if over.load(Ordering::Relaxed) {
@@ -112,6 +126,10 @@ fn publishes(client: &Client, over: &Arc<AtomicBool>) -> JoinHandle<u64> {
             }
             for subject in 0..SUBJECTS {
                 client.publish(event(subject, number)).await.unwrap();
+            }
+            let published = SUBJECTS * (number + 1);
+            while published > log.len() as u64 + AHEAD && !over.load(Ordering::Relaxed) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -129,6 +147,12 @@ async fn all_are_open(domains: &Domains, keys: &Keys, partitions: u16) -> bool {
         }
     }
     true
+}
+
+/// The server's time, in Unix ms.
+fn now(redis: &Redis) -> u64 {
+    let time: (u64, u64) = redis::cmd("TIME").query(&mut redis.connect()).unwrap();
+    time.0 * 1000 + time.1 / 1000
 }
 
 fn streams(redis: &Redis) -> usize {
@@ -195,11 +219,18 @@ async fn a_subject_keeps_its_order_within_a_worker_while_its_domain_gets_more_pa
     let log = Log::default();
     let running = start(worker(&redis, "w-1", 2, &log));
     let (client, over) = (client(&redis, 2), Arc::default());
-    let publishing = publishes(&client, &over);
+    let publishing = publishes(&client, &over, &log);
     until("some are run", async || log.len() > 200).await;
     let (domains, keys) = operator(&redis);
-    domains.set("line", 8, None, "ann").await.unwrap();
-    // What is there from before takes a while, and nothing of the new ones may pass it.
+    // What is there from before waits, and nothing in the new ones may pass it, however long that takes.
+    log.hold(true);
+    let is = domains.set("line", 8, None, "ann").await.unwrap();
+    until("the new ones are written to", async || streams(&redis) == 8).await;
+    until("all must have looked", async || {
+        now(&redis) > is.at + SETTLES_MS + 500
+    })
+    .await;
+    log.hold(false);
     until("all are read", async || {
         all_are_open(&domains, &keys, 8).await
     })
@@ -237,7 +268,7 @@ async fn nothing_is_lost_or_doubled_while_workers_come_and_go_and_partitions_are
     ];
     let clients = [client(&redis, 1), client(&redis, 32)];
     let over = Arc::default();
-    let publishing = publishes(&clients[0], &over);
+    let publishing = publishes(&clients[0], &over, &log);
     until("some are run", async || log.len() > 100).await;
     let (domains, keys) = operator(&redis);
     domains.learn(&["line"], Use::Looks).await.unwrap();
@@ -298,5 +329,44 @@ async fn an_event_in_a_foreign_partition_runs_and_is_counted() {
         told["events_misplaced"] == 1
     })
     .await;
+    running.stop().await;
+}
+
+async fn fails_once(context: Context, event: (u64, u64)) -> Result<(), HandlerError> {
+    match context.event().attempt() {
+        1 => Err(HandlerError::internal("once")),
+        _ => {
+            context.state::<Log>()?.began.lock().unwrap().push(event);
+            Ok(())
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_belongs_anywhere_is_in_its_place_when_it_is_tried_again() {
+    let redis = Redis::start();
+    let (client, log) = (client(&redis, 4), Log::default());
+    let settings = Settings {
+        backoff_base: Duration::from_millis(20),
+        backoff_cap: Duration::from_millis(100),
+        ..settings(&redis, "w-1", 4)
+    };
+    let builder = Worker::builder().settings(settings).state(log.clone());
+    let running = start(builder.handler("line.once", fails_once));
+    for number in 0..20_u64 {
+        let event = Outgoing::new("line.once", &(1_u64, number));
+        client.publish(event).await.unwrap();
+    }
+    until("all are run", async || log.len() == 20).await;
+    let told = async || -> Value {
+        let asked = Outgoing::new("system.metrics", &json!({}));
+        let told = client.request(asked, Duration::from_secs(20)).await;
+        told.unwrap().decode().unwrap()
+    };
+    until("they are counted", async || {
+        told().await["events_processed"].as_u64() >= Some(40)
+    })
+    .await;
+    assert_eq!(told().await["events_misplaced"], 0);
     running.stop().await;
 }

@@ -157,7 +157,9 @@ async fn astray(
     for stream in of_events.iter().take(LOOKED_AT) {
         let latest = sight.latest(&stream.key, LATEST).await?;
         let strays = |entry: &Entry| {
-            let key = entry.get("subject").or_else(|| entry.get("id"));
+            let again = entry.get("attempt").or(entry.get("replays")).is_some();
+            let id = || entry.get("id").filter(|_| !again);
+            let key = entry.get("subject").or_else(id);
             let key = key.and_then(|key| std::str::from_utf8(key).ok());
             key.is_some_and(|key| !keys.holds(&stream.part, key, stream.partition))
         };

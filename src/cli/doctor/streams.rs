@@ -49,7 +49,7 @@ pub(super) async fn streams(
         Err(error) => return Err(error.into()),
     };
     let group = &session.settings.group;
-    let keys = session.keys().await?;
+    let keys = session.settings.keys()?;
     let noted = allowed(remade::noted(connection, &keys, group).await)?;
     let remade = remade(&seen, noted, group, &keys.remade());
     let mut owners = Owners::new(session.instances()?);

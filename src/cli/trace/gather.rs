@@ -60,7 +60,7 @@ fn number(entry: &Entry, name: &str) -> Option<u64> {
 }
 
 impl<'a> Gathering<'a> {
-    pub(super) fn begin(
+    pub(super) async fn begin(
         session: &Session,
         flags: &'a Flags,
         connection: Pooled,
@@ -71,7 +71,7 @@ impl<'a> Gathering<'a> {
             connector: session.connector()?,
             connection,
             sight: session.sight()?,
-            keys: session.settings.keys()?,
+            keys: session.keys().await?,
             now,
             from: flags
                 .since

@@ -44,6 +44,7 @@ use crate::coordination::answer::answer;
 use crate::coordination::batches::batch::{
     Batch, BatchPlan, Failure, MAX_FAILURES, MAX_MESSAGE, check_id,
 };
+use crate::protocol::domain::MAX_PARTITIONS;
 use crate::protocol::keys::Keys;
 use crate::streams::commit::Publication;
 use redis::{Script, ScriptInvocation};
@@ -373,6 +374,24 @@ impl Batches {
         reads.cmd("HGET").arg(self.store.keys.batch(id)).arg("word");
         let (word,): (Option<String>,) = self.store.ask(&reads).await?;
         word.ok_or_else(|| not_there(id))
+    }
+
+    /// Over how many partitions the items of a batch are published: as many as there were when it began, whoever goes on
+    /// with it, since the marks that keep an item from being stored twice lie in its partition.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn partitions(&self, id: &str, now: u16) -> Result<u16, CoordinationError> {
+        let key = self.store.keys.batch(id);
+        let mut asks = redis::pipe();
+        asks.cmd("HSETNX")
+            .arg(&key)
+            .arg("partitions")
+            .arg(now)
+            .ignore();
+        asks.cmd("HGET").arg(&key).arg("partitions");
+        let (kept,): (Option<u16>,) = self.store.ask(&asks).await?;
+        Ok(kept.unwrap_or(now).clamp(1, MAX_PARTITIONS))
     }
 
     /// Fails if a later history of the server than that was seen.

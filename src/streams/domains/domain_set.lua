@@ -9,7 +9,27 @@
 local domain, partitions, order = ARGV[1], tonumber(ARGV[3]), ARGV[4]
 local kept = redis.call('HGET', KEYS[1], domain)
 local ok, was = pcall(cmsgpack.unpack, kept or '\128')
-if not ok or type(was) ~= 'table' or type(was.partitions) ~= 'number' then kept, was = false, {} end
+local function whole(number, most)
+  return type(number) == 'number' and number >= 1 and number <= most and number % 1 == 0
+end
+-- What a program would not read.
+local function odd()
+  if not ok or type(was) ~= 'table' or not whole(was.partitions, 1024) or not whole(was.version, 2 ^ 53 - 2) then
+    return true
+  end
+  if was.order ~= nil and was.order ~= 'none' and was.order ~= 'subject' then return true end
+  local before = was.before == nil and {} or was.before
+  if type(before) ~= 'table' or #before > 10 then return true end
+  local size, time = nil, 0
+  for n = 1, #before + 1 do
+    local one = before[n] or {partitions = was.partitions, ['until'] = tonumber(was.at) or 0}
+    if type(one) ~= 'table' or not whole(one.partitions, 1024) or type(one['until']) ~= 'number' then return true end
+    if size and (one.partitions <= size or one.partitions % size ~= 0) or one['until'] < time then return true end
+    size, time = one.partitions, one['until']
+  end
+  return false
+end
+if kept and odd() then kept, was = false, {} end
 local is = tonumber(was.version) or 0
 if kept and was.partitions == partitions and (was.order or 'none') == order then return {1, is} end
 if tonumber(ARGV[2]) ~= is then return {0, is} end

@@ -12,12 +12,14 @@ use crate::connect::script::script;
 use crate::protocol::domain::{Domain, DomainOrder, MAX_FACT, MAX_PARTITIONS, SETTLES_MS};
 use crate::protocol::event::{Entry, EntryId};
 use crate::protocol::keys::{self, Keys};
+use crate::streams::read::entries_of;
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, RedisError, Script, Value};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 static SET: LazyLock<Script> = LazyLock::new(|| script(include_str!("domain_set.lua")));
+static KEEP: LazyLock<Script> = LazyLock::new(|| script(include_str!("domain_keep.lua")));
 
 /// Domains that are looked at, at the most.
 pub const MAX_DOMAINS: usize = 10_000;
@@ -73,15 +75,14 @@ pub async fn learn(
         .copied()
         .filter(|it| keys.is_split(it))
         .collect();
-    let (hash, first) = (keys.domains(), Domain::first(partitions).encode());
+    let (hash, first) = (keys.domains(), Domain::first(partitions));
     for page in split.chunks(PAGE) {
         let mut ask = redis::pipe();
         for domain in page {
             if what == Use::Works {
-                ask.cmd("HSETNX")
-                    .arg(&hash)
-                    .arg(domain)
-                    .arg(first.as_slice());
+                // What one knows goes before what one is set to: the server may have lost it.
+                let said = keys.domain(domain).unwrap_or_else(|| first.clone());
+                ask.cmd("HSETNX").arg(&hash).arg(domain).arg(said.encode());
             }
             ask.cmd("HSTRLEN").arg(&hash).arg(domain);
         }
@@ -118,7 +119,7 @@ pub async fn learn(
         let said: Vec<Option<Vec<u8>>> = ask.query_async(connection).await?;
         for (domain, bytes) in there.into_iter().zip(said) {
             match bytes.as_deref().map(Domain::decode) {
-                Some(Ok(is)) => _ = keys.learn(domain, is),
+                Some(Ok(is)) => keys.learn(domain, is),
                 Some(Err(error)) => unreadable(domain, &error),
                 None => {}
             }
@@ -164,13 +165,31 @@ fn delivered(groups: Vec<HashMap<String, Value>>, group: &str) -> Option<EntryId
     text(own.get("last-delivered-id"))?.parse().ok()
 }
 
-/// Whether a group has read and settled all entries of a stream up to that time, by the clock of its node.
+/// Whether a group has read and settled all entries of a stream up to that time, by the clock of its node. Where that
+/// clock is behind the stream, times say nothing: all entries count.
 async fn is_read_until(
     connection: &mut impl ConnectionLike,
     stream: &str,
     group: &str,
-    until: u64,
+    until: Option<u64>,
+    now: u64,
 ) -> Result<bool, BusError> {
+    let mut ask = redis::cmd("XREVRANGE");
+    let last: Value = ask
+        .arg(stream)
+        .arg("+")
+        .arg("-")
+        .arg("COUNT")
+        .arg(1)
+        .query_async(connection)
+        .await?;
+    let ahead = entries_of(last)?
+        .first()
+        .is_some_and(|last| last.id.ms > now);
+    let until = match until {
+        Some(until) if !ahead => until.to_string(),
+        _ => "+".to_owned(),
+    };
     let mut ask = redis::cmd("XINFO");
     let groups: Result<Vec<HashMap<String, Value>>, RedisError> =
         ask.arg("GROUPS").arg(stream).query_async(connection).await;
@@ -185,7 +204,7 @@ async fn is_read_until(
     ask.cmd("XRANGE")
         .arg(stream)
         .arg(from)
-        .arg(until)
+        .arg(&until)
         .arg("COUNT")
         .arg(1);
     if read.is_some() {
@@ -193,7 +212,7 @@ async fn is_read_until(
             .arg(stream)
             .arg(group)
             .arg("-")
-            .arg(until)
+            .arg(&until)
             .arg(1);
     }
     let left: Vec<Vec<Value>> = ask.query_async(connection).await?;
@@ -253,6 +272,38 @@ impl Domains {
         let all: Vec<&str> = names.iter().map(String::as_str).collect();
         learn(&mut connection, &self.keys, &all, Use::Looks).await?;
         Ok(names)
+    }
+
+    /// Puts back what is known of domains, where the server forgot it.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn keep(&self, domains: &[&str]) -> Result<(), BusError> {
+        let changed = |domain: &&&str| self.keys.domain(domain).is_some_and(|is| is.version > 1);
+        let changed: Vec<&&str> = domains.iter().filter(changed).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let mut connection = self.connector.pooled().await?;
+        for domain in changed {
+            let Some(is) = self.keys.domain(domain) else {
+                continue;
+            };
+            let mut call = KEEP.prepare_invoke();
+            call.key(self.keys.domains())
+                .arg(*domain)
+                .arg(is.version)
+                .arg(is.encode());
+            let put_back: u8 = call.invoke_async(&mut connection).await?;
+            if put_back == 1 {
+                tracing::warn!(
+                    domain,
+                    partitions = is.partitions,
+                    "the server had forgotten how many partitions there are: it is told again"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// Says how many partitions a domain has, and tells it. The same again changes nothing.
@@ -338,18 +389,23 @@ impl Domains {
         let mut at = partition;
         let mut now = None;
         // Each step leads to a lower partition.
-        while let Some((from, until)) = is.came_from(at) {
-            let until = until.saturating_add(SETTLES_MS);
+        while let Some((from, changed)) = is.came_from(at) {
             let now = match now {
                 Some(now) => now,
-                None => *now.insert(self.now().await?),
+                None => *now.insert(self.now_at(&self.keys.domains()).await?),
             };
-            if now <= until {
+            // A change that is yet to come: the clock was set back, and nobody knows how long ago it was.
+            let until = match changed > now.saturating_add(SETTLES_MS) {
+                true => None,
+                false => Some(changed.saturating_add(SETTLES_MS)),
+            };
+            if until.is_some_and(|until| now <= until) {
                 return Ok(false);
             }
             let stream = self.keys.events(domain, from);
+            let of_node = self.now_at(&stream).await?;
             let mut connection = self.connector.toward(&stream).pooled().await?;
-            if !is_read_until(&mut connection, &stream, group, until).await? {
+            if !is_read_until(&mut connection, &stream, group, until, of_node).await? {
                 return Ok(false);
             }
             at = from;
@@ -357,10 +413,11 @@ impl Domains {
         Ok(true)
     }
 
-    async fn now(&self) -> Result<u64, BusError> {
-        let clock = self.connector.clock().await?;
-        let question = clock.question(&self.keys.domains());
-        let mut connection = self.connector.pooled().await?;
+    /// The time by the clock of the node that has a key.
+    async fn now_at(&self, key: &str) -> Result<u64, BusError> {
+        let connector = self.connector.toward(key);
+        let question = self.connector.clock().await?.question(key);
+        let mut connection = connector.pooled().await?;
         let ServerTime(now) = question.query_async(&mut connection).await?;
         Ok(now)
     }

@@ -70,6 +70,10 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
                 let done = domains.set("image", 1 << doubled, None, &by).await;
                 done.unwrap();
             }
+            let mut lost = redis::cmd("DEL");
+            lost.arg("{cb}:domains");
+            lost.exec(&mut fleet.redis.connect()).unwrap();
+            domains.keep(&["image"]).await.unwrap();
         })
         .await;
     let repairs = crate::repairs::repairs(fleet);

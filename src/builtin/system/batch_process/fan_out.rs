@@ -97,8 +97,10 @@ pub(super) async fn run(
     }
     let word = holding.word().await?;
     let name = format!("batch-{word}");
-    let partitions = 0..keys.partitions(domain);
-    let streams: Vec<String> = partitions.map(|n| keys.reply(domain, n, &name)).collect();
+    let partitions = holding.partitions(keys.partitions(domain)).await?;
+    let streams: Vec<String> = (0..partitions)
+        .map(|n| keys.reply(domain, n, &name))
+        .collect();
     let mut work = FanOut {
         kind,
         items,
@@ -325,7 +327,7 @@ impl FanOut<'_> {
         Ok(())
     }
 
-    /// Of as many as there were when this began: replies are read from their streams.
+    /// Of as many as there were when the batch began: so an item that is published again is the same one.
     fn partition_of(&self, id: &str) -> u16 {
         Keys::partition_among(self.streams.len() as u16, id)
     }

@@ -200,6 +200,12 @@ impl<'a> Holding<'a> {
         word.map_err(|error| Stop::Failed(error.into_handler_error()))
     }
 
+    /// Over how many partitions its items are published.
+    pub(super) async fn partitions(&self, now: u16) -> Result<u16, Stop> {
+        let partitions = self.batches.partitions(self.id(), now).await;
+        partitions.map_err(|error| Stop::Failed(error.into_handler_error()))
+    }
+
     /// Removes the streams that the items' replies were on, where the batch is completed. What remains
     /// expires by itself.
     pub(super) async fn forget_replies(&self, streams: &[String]) {
