@@ -472,3 +472,21 @@ fn item_of(entry: &Entry, prefix: &str, items: usize) -> Option<(usize, u32)> {
     let index = index.parse().ok()?;
     (index < items).then_some((index, turn))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_item_is_lost_when_it_was_with_nobody_twice() {
+        let mut item = UnderWay {
+            since: Instant::now(),
+            entry: EntryId::default(),
+            missing: false,
+        };
+        assert!(!item.is_lost(false), "it may wait for its next try");
+        assert!(!item.is_lost(true), "somebody has it");
+        assert!(!item.is_lost(false));
+        assert!(item.is_lost(false));
+    }
+}
