@@ -151,7 +151,10 @@ fn handlers_that_take_their_time_are_held_against_the_same_work_without_a_bus() 
         ("compute", vec!["n x 1 thread", "n threads", "worker"]),
         ("block", vec!["ideal", "worker"]),
         ("wait", vec!["timer", "worker"]),
-        ("batch", vec!["one at a time", "500 an insert"]),
+        (
+            "batch",
+            vec!["one at a time", "64 at a time", "500 an insert"],
+        ),
     ];
     assert_eq!(sides, expected);
     for (_, _, figure) in &figures {

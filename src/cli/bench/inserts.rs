@@ -1,4 +1,4 @@
-//! Rows that handlers insert, each once: one at a time, and 500 in a transaction.
+//! Rows that handlers insert, each once: one after the other, many transactions at a time, and 500 in a transaction.
 
 use super::figure::{Figure, Goal};
 use super::handlers::worker;
@@ -12,18 +12,19 @@ use convoke::sqlx::sqlite::{
 };
 use convoke::sqlx::{self, PgPool, SqlitePool};
 use convoke::worker::builder::Builder;
-use convoke::{Batch, Batches, Context, HandlerError, ledger};
+use convoke::{Batch, Batches, Context, HandlerError, Policy, ledger};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
 use std::time::Duration;
 
 const ONE: &str = "one at a time";
+const SPREAD: &str = "64 at a time";
 const MANY: &str = "500 an insert";
 /// Rows of a batch.
 const BATCH: usize = 500;
-/// How many rows fewer are inserted one at a time.
-const FEWER: u64 = 20;
+/// How many rows fewer are inserted one at a time, and 64 at a time.
+const FEWER: [u64; 2] = [100, 20];
 
 #[derive(Clone, Deserialize, JsonSchema)]
 struct Row {
@@ -144,18 +145,20 @@ async fn compare(rig: &Rig, name: &str, pool: Pool, goal: Option<Goal>) -> anyho
         let handled = |builder: Builder, kind: &str| {
             let builder = builder.state(pool.clone());
             match side {
-                ONE => builder.handler(kind, insert),
+                ONE => builder.handler_with(kind, insert, Policy::new().concurrency(1)),
+                SPREAD => builder.handler(kind, insert),
                 _ => builder.batch_handler(kind, insert_many, batches),
             }
         };
         let events = match side {
-            ONE => events.div_ceil(FEWER),
+            ONE => events.div_ceil(FEWER[0]),
+            SPREAD => events.div_ceil(FEWER[1]),
             _ => events,
         };
         worker(rig, &load, events, handled).await
     };
-    let [single, many] = rig.rounds([ONE, MANY], events, one).await?;
-    let sides = [(ONE, &single), (MANY, &many)];
+    let [single, spread, many] = rig.rounds([ONE, SPREAD, MANY], events, one).await?;
+    let sides = [(ONE, &single), (SPREAD, &spread), (MANY, &many)];
     rig.tell(
         Figure::new(
             "batch",
@@ -170,6 +173,13 @@ async fn compare(rig: &Rig, name: &str, pool: Pool, goal: Option<Goal>) -> anyho
             &single,
             |s| s.value,
             goal,
+        )
+        .ratio(
+            "speed, 500 an insert / 64 at a time",
+            &many,
+            &spread,
+            |s| s.value,
+            None,
         ),
     )
 }

@@ -111,7 +111,7 @@ enum Measurement {
     Block,
     /// Handlers that wait for a timer
     Wait,
-    /// Rows that are inserted once each: one at a time, and by a batch handler
+    /// Rows that are inserted once each: one or 64 at a time, and by a batch handler
     Batch,
     /// Programs that stay alive (--pipe), beside a program for each event (--exec); they are in Python
     Pipe,
