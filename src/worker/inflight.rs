@@ -194,6 +194,16 @@ impl InFlight {
         ours.any(|held| held.renewed < moment)
     }
 
+    /// Whether a run began within that time, or an entry was read that nobody looked at yet.
+    pub(super) fn has_begun_within(&self, time: Duration) -> bool {
+        let held = self.held();
+        let mut all = held.values();
+        all.any(|held| match held.doing {
+            Doing::Runs { since, .. } => since.elapsed() < time,
+            Doing::Nothing | Doing::Waits { .. } => false,
+        })
+    }
+
     /// What is done with the deliveries of each of that many routes.
     pub(super) fn activity(&self, routes: usize) -> Vec<Activity> {
         let mut all = vec![Activity::default(); routes];
@@ -323,6 +333,9 @@ mod tests {
         assert_eq!((idle.running, idle.waiting), (0, 1));
         assert_eq!((busy.running, busy.waiting), (2, 0));
         assert!((before..=after).contains(&busy.oldest.unwrap()));
+        // One that runs for long is not one that has just begun.
+        assert!(inflight.has_begun_within(Duration::from_secs(3600)));
+        assert!(!inflight.has_begun_within(Duration::ZERO));
         inflight.remove([both[0].receipt()].iter());
         assert_eq!(inflight.activity(2)[1].running, 1);
         assert!(!inflight.any_renewed_before(asked));

@@ -44,6 +44,8 @@ use weigh::Weigher;
 const READ: usize = 1000;
 /// And that one read, or one commit, has while the control plane waits.
 const BRIEF: usize = 250;
+/// How long a run of the control plane counts as just begun.
+const JUST: Duration = Duration::from_millis(100);
 /// How long it waits before it asks again whether its leases were renewed.
 const DOUBT: Duration = Duration::from_millis(20);
 /// How often it looks for deadlines that have passed among what waits.
@@ -164,7 +166,8 @@ impl Lane {
             self.takes = taking.is_some();
             let more = self.start_ready();
             // The commit before the next read: a requester waits for the one, nobody for the other.
-            self.shared.tell_urgent(self.shared.inflight.len());
+            self.further = commits.further_ahead();
+            self.tell_urgent(&commits);
             let makes_way = self.shared.makes_way();
             let part = if makes_way { BRIEF } else { usize::MAX };
             while let Some(commit) = commits.next(&mut self.settled, part) {
@@ -218,7 +221,6 @@ impl Lane {
                 biased;
                 () = stop.cancelled() => return commits.into_committer(),
                 (receipts, report) = commits.ended() => {
-                    self.further = commits.further_ahead();
                     self.committed(&receipts, report);
                 }
                 Some(finished) = events.0.recv() => {
@@ -294,6 +296,17 @@ impl Lane {
             });
         }
         self.release(&lost);
+    }
+
+    /// Tells the data lanes whether anything of the control plane is to be begun, has just begun, or is to be committed.
+    /// What runs for long (the holder of a batch) is no reason.
+    fn tell_urgent(&self, commits: &Commits) {
+        if self.shared.name != "control" {
+            return;
+        }
+        let waits = self.ahead() + self.settled.len() > 0 || commits.are_under_way();
+        let urgent = waits || self.shared.inflight.has_begun_within(JUST);
+        self.shared.tell_urgent(urgent);
     }
 
     fn look_at_deadlines(&mut self) {
@@ -434,7 +447,7 @@ impl Lane {
 impl Drop for Lane {
     /// Nothing that it started goes on without it.
     fn drop(&mut self) {
-        self.shared.tell_urgent(0);
+        self.shared.tell_urgent(false);
         self.shared.inflight.end_all();
     }
 }

@@ -102,7 +102,7 @@ pub(super) struct Maker {
     pub(super) list: LaneList,
     pub(super) triggers: Triggers,
     /// See [`Shared::urgent`].
-    pub(super) urgent: Arc<AtomicUsize>,
+    pub(super) urgent: Arc<AtomicBool>,
 }
 
 impl Maker {

@@ -124,8 +124,8 @@ pub(super) struct Shared {
     pub share: Share,
     /// Nothing more is read.
     pub quiet: AtomicBool,
-    /// Events of the control plane that this process has in hand.
-    pub urgent: Arc<AtomicUsize>,
+    /// The control plane waits for something.
+    pub urgent: Arc<AtomicBool>,
     /// How long an entry may be idle before it is taken over.
     pub claim_idle: Duration,
     /// Deliveries before an event counts as poison.
@@ -274,16 +274,16 @@ impl Shared {
         self.quiet.load(Ordering::Relaxed)
     }
 
-    /// Whether it is to leave room to the control plane, of which something is in hand: whatever stands in its way on the
+    /// Whether it is to leave room to the control plane, which waits for something: whatever stands in its way on the
     /// server, or on a thread, is to be short.
     pub(super) fn makes_way(&self) -> bool {
-        self.name == "data" && self.urgent.load(Ordering::Relaxed) > 0
+        self.name == "data" && self.urgent.load(Ordering::Relaxed)
     }
 
-    /// Tells the other lanes how much of the control plane is in hand.
-    pub(super) fn tell_urgent(&self, count: usize) {
+    /// Tells the other lanes whether the control plane waits for something.
+    pub(super) fn tell_urgent(&self, urgent: bool) {
         if self.name == "control" {
-            self.urgent.store(count, Ordering::Relaxed);
+            self.urgent.store(urgent, Ordering::Relaxed);
         }
     }
 

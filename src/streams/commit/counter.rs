@@ -28,6 +28,10 @@ pub struct Claims {
 #[derive(Debug, Default)]
 pub(crate) struct Watched(Vec<u64>);
 
+/// The counters as they were known when they were asked for: since they only rise, what comes is no lower.
+#[derive(Debug)]
+pub(crate) struct Least(Vec<u64>);
+
 impl Claims {
     pub(crate) fn new(of_streams: Vec<String>) -> Self {
         let mut keys: Vec<String> = of_streams.clone();
@@ -106,21 +110,21 @@ impl Claims {
         if raised_in.is_none() || raised_in != wire.epoch {
             return Ok(None);
         }
-        let (watched, all_exist) = self.look(wire).await?;
-        Ok(all_exist.then_some(watched))
+        let (watched, stand) = self.look(wire).await?;
+        Ok(stand.then_some(watched))
     }
 
     async fn look(&self, wire: &mut Wire) -> Result<(Watched, bool), BusError> {
         let mut commands = Commands::default();
-        self.watch(&mut commands);
+        let least = self.watch(&mut commands);
         wire.send(&mut commands).await?;
         let mut watched = Watched::default();
-        let all_exist = self.watched(wire, &mut watched).await?;
-        Ok((watched, all_exist))
+        let stand = self.watched(wire, &mut watched, &least).await?;
+        Ok((watched, stand))
     }
 
     /// Adds the commands that watch the counters and read them.
-    pub(crate) fn watch(&self, commands: &mut Commands) {
+    pub(crate) fn watch(&self, commands: &mut Commands) -> Least {
         for name in [&b"WATCH"[..], b"MGET"] {
             commands.begin(1 + self.keys.len());
             commands.word(name);
@@ -128,37 +132,46 @@ impl Claims {
                 commands.word(key.as_bytes());
             }
         }
+        let known = self.known.iter();
+        Least(known.map(|known| known.load(Ordering::Acquire)).collect())
     }
 
-    /// Reads the answers of what [`Claims::watch`] added: how the counters stand, and whether all exist.
+    /// Reads the answers of what [`Claims::watch`] added: how the counters stand, and whether all exist and none fell.
     pub(crate) async fn watched(
         &self,
         wire: &mut Wire,
         watched: &mut Watched,
+        least: &Least,
     ) -> Result<bool, BusError> {
         watched.0.clear();
         // Without a watch nothing would fence the next transaction.
         if let Token::Error(text) = wire.reply().await?.token()? {
             return Err(server_error(text));
         }
-        self.learn(wire.reply().await?, watched)
+        self.learn(wire.reply().await?, watched, least)
     }
 
-    /// Learns from the answer of an `MGET` whether all of them exist.
-    fn learn(&self, mut values: Tokens<'_>, watched: &mut Watched) -> Result<bool, BusError> {
+    /// Learns from the answer of an `MGET` whether all of them exist and none fell: one that was removed and made again
+    /// fences nothing of what was read before.
+    fn learn(
+        &self,
+        mut values: Tokens<'_>,
+        watched: &mut Watched,
+        least: &Least,
+    ) -> Result<bool, BusError> {
         let mut all = match values.token()? {
             Token::Array(length) => length == self.known.len(),
             Token::Error(text) => return Err(server_error(text)),
             _ => return Err(BusError::Reply { what: "MGET" }),
         };
-        for known in &self.known {
+        for (known, least) in self.known.iter().zip(&least.0) {
             let number = match values.token()? {
                 Token::Bulk(bytes) => std::str::from_utf8(bytes)
                     .ok()
                     .and_then(|text| text.parse().ok()),
                 _ => None,
             };
-            all &= number.is_some();
+            all &= number.is_some_and(|number| number >= *least);
             watched.0.push(number.unwrap_or(0));
             // Of several connections one may hear of a later value before another hears of an earlier one.
             known.fetch_max(number.unwrap_or(0), Ordering::AcqRel);

@@ -29,9 +29,15 @@ impl Committer {
         if !batch.iter().all(|settlement| self.fits(settlement, now)) {
             return Ok(Fast::Nothing);
         }
+        if !self.watches(batch) {
+            // The counter moved before these were read, as another connection knew: this one looks again.
+            self.transact(&[]).await?;
+            if !self.watches(batch) {
+                return Ok(Fast::Nothing);
+            }
+        }
         match self.transact(batch).await? {
-            // The counter moved before these were read, as another connection knew; or it was touched, and stands where
-            // it stood. Nobody took any of them.
+            // It was touched, and stands where it stood: nobody took any of them.
             Fast::Nothing if self.watches(batch) => self.transact(batch).await,
             done => Ok(done),
         }
@@ -72,7 +78,7 @@ impl Committer {
         let told = self.prolong_replies(batch, &mut commands);
         let queued = commands.len();
         commands.add(&[b"EXEC"]);
-        self.claims.watch(&mut commands);
+        let least = self.claims.watch(&mut commands);
         let Some(wire) = &mut self.wire else {
             return Ok(Fast::Nothing);
         };
@@ -86,8 +92,12 @@ impl Committer {
             }
         }
         let executed = executed(wire.reply().await?)?;
+        self.used = Instant::now();
         // What was executed stays so, whatever the rest of the answer says.
-        if !matches!(self.claims.watched(wire, &mut self.watched).await, Ok(true)) {
+        if !matches!(
+            self.claims.watched(wire, &mut self.watched, &least).await,
+            Ok(true)
+        ) {
             // Gone with a flushed database: a counter that does not exist cannot be watched. Or the
             // link broke, or the server refused.
             self.wire = None;

@@ -28,10 +28,11 @@
 //! ([`Committer::another`], as many as the [`Distance`] asks for), each with one commit under way on a connection of its
 //! own:
 //!
-//! - **What holds for one holds for each by itself.** An entry goes the fast way with the latest value that any of them
-//!   knows. A connection that watched the counter before it stood there watched it move: its `EXEC` does nothing. It
-//!   looks again then, and sends the batch once more if each entry carries the value that *it* read behind its `WATCH`.
-//! - One that comes in addition need not raise the counter, since it follows nobody whose commit may still be on its way;
+//! - **What holds for one holds for each by itself**: a connection sends a batch only if each entry carries the value
+//!   that *this* connection read behind its own `WATCH`. Where another one has learned of a later value it looks again
+//!   first, by a transaction without a command. Where the counter fell, it is raised above all that was known.
+//! - One that comes in addition need not raise the counter, since it follows nobody whose commit may still be on its way
+//!   (nor does one that takes the place of another that idled, whose last commit had its answer);
 //!   but only where the server names the same history of its data as when the counter was raised: in another one
 //!   nobody knows what was read. Else it raises it, too.
 //! - Their commits have no order. Who has an order to keep has one of them under way at a time (`worker/lane/commits.rs`).
@@ -72,6 +73,10 @@ const REMEMBERED_REPLIES: usize = 10_000;
 /// entry by hand.
 const FRESH: Duration = Duration::from_secs(1);
 
+/// How long a connection may idle that comes in addition to others, before another one takes its place: what stands
+/// on the way may forget it without a word.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// Commits outcomes of one lane, a batch at a time.
 pub struct Committer {
     connector: Connector,
@@ -83,8 +88,12 @@ pub struct Committer {
     wire: Option<Wire>,
     /// The counters as that connection watches them.
     watched: Watched,
-    /// Whether this one comes in addition to others, and was never connected.
+    /// Whether this one comes in addition to others.
+    is_further: bool,
+    /// Whether nothing of it can be on its way: it was never connected, or its last commit had an answer.
     joins: bool,
+    /// When its connection was used last.
+    used: Instant,
     /// For what goes the slow way.
     scripts: Option<Scripts>,
     commands: Commands,
@@ -144,7 +153,9 @@ impl Committer {
             distance: Arc::default(),
             wire: None,
             watched: Watched::default(),
+            is_further: false,
             joins: false,
+            used: Instant::now(),
             scripts: None,
             commands: Commands::default(),
             replies: HashMap::new(),
@@ -165,7 +176,9 @@ impl Committer {
             distance: self.distance.clone(),
             wire: None,
             watched: Watched::default(),
+            is_further: true,
             joins: true,
+            used: Instant::now(),
             scripts: None,
             commands: Commands::default(),
             replies: HashMap::new(),
@@ -215,7 +228,21 @@ impl Committer {
             }
         };
         self.wire = Some(wire);
+        self.used = Instant::now();
         Ok(())
+    }
+
+    /// Gives up a connection that idled and may be gone by now, as one that comes in addition does. Its last commit had an
+    /// answer, so who takes its place follows nobody.
+    fn give_up_idle(&mut self) {
+        let idled = self.used.elapsed();
+        if self.is_further
+            && let Some(wire) = &mut self.wire
+            && (idled > IDLE || !wire.is_quiet())
+        {
+            self.wire = None;
+            self.joins = true;
+        }
     }
 
     /// Whether what the run wrote to the server is still there, for all that is known.
@@ -237,6 +264,7 @@ impl Committer {
     /// Commits a batch. Returns when every settlement has an end; while the server is away that is
     /// when it is back, or when the committer is told to stop.
     pub async fn commit(&mut self, batch: Vec<Settlement>) -> Tally {
+        self.give_up_idle();
         let mut tally = Tally::default();
         let now = Instant::now();
         let fits = |settlement: &Settlement| self.fits(settlement, now);

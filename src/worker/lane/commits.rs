@@ -91,6 +91,15 @@ impl Settled {
         self.waiting.is_empty()
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether any of them keeps an order.
+    fn keep_orders(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
     /// Notes that the outcome of an event of that handler keeps the order of its subject.
     pub(super) fn keeps_order(&mut self, receipt: Receipt, route: usize, event: &Event) {
         if let Some(subject) = event.subject() {
@@ -159,7 +168,12 @@ impl Commits {
         if self.all - self.free.len() >= most {
             return None;
         }
-        let part = if most == 1 { part } else { part.min(PART) };
+        // What keeps an order would wait for its turn, and grow old: then it goes the slow way, one by one.
+        let part = match most {
+            1 => part,
+            _ if settled.keep_orders() => usize::MAX,
+            _ => part.min(PART),
+        };
         let (batch, orders) = settled.take(part, &self.orders);
         if batch.is_empty() {
             return None;
@@ -207,9 +221,16 @@ impl Commits {
 
     /// How many entries more than beside the server are to be in hand, so that the way to it and back is hidden, once
     /// for a read and once for a commit: as many as come in that time. So it is bounded by what the way carries, too.
+    /// Where no outcomes come, nothing more is read.
     pub(super) fn further_ahead(&self) -> usize {
-        let ways = 2.0 * self.distance.round_trip().as_secs_f64();
-        ((self.pace.rate * ways).ceil() as usize).min(FAR)
+        let ways = 2 * self.distance.round_trip();
+        match ways.is_zero() {
+            true => 0,
+            false => {
+                let rate = self.pace.within(ways, Instant::now());
+                ((rate * ways.as_secs_f64()).ceil() as usize).min(FAR)
+            }
+        }
     }
 
     /// A committer, unless one is in the middle of a commit.
@@ -252,6 +273,15 @@ async fn commit(
 }
 
 impl Pace {
+    /// How many come in a second, where what comes is that long on its way.
+    fn within(&self, way: Duration, now: Instant) -> f64 {
+        let elapsed = now.saturating_duration_since(self.since);
+        match elapsed > COUNTED + way {
+            true => self.rate.min(self.outcomes as f64 / elapsed.as_secs_f64()),
+            false => self.rate,
+        }
+    }
+
     /// Notes that outcomes came.
     fn came(&mut self, outcomes: usize, now: Instant) {
         self.outcomes += outcomes;
@@ -268,6 +298,8 @@ impl Pace {
 mod tests {
     use super::*;
     use crate::protocol::event::EntryId;
+    use crate::streams::commit::CommitterOptions;
+    use tokio_util::sync::CancellationToken;
 
     fn settlement(number: u64) -> Settlement {
         Settlement {
@@ -339,6 +371,40 @@ mod tests {
         assert!(taken.is_empty());
     }
 
+    #[tokio::test]
+    async fn what_keeps_an_order_goes_whole_and_what_does_not_in_parts() {
+        let keys = crate::protocol::keys::Keys::new("cb").unwrap();
+        let url = crate::settings::RedisUrl::new("redis://127.0.0.1:1");
+        let committer = Committer::new(CommitterOptions {
+            connector: crate::connect::connector::Connector::new(&url, 1).unwrap(),
+            routes: [keys.route("a", 0)].into(),
+            claims: vec![keys.claims("a", 0, "w-1")],
+            group: "workers".into(),
+            consumer: "w-1".into(),
+            reply_ttl: Duration::from_secs(60),
+            reply_history: 1000,
+            stop: CancellationToken::new(),
+        });
+        let distance = committer.distance();
+        distance.saw(Duration::from_millis(25));
+        let mut commits = Commits::new(committer);
+        let taken = |commits: &mut Commits, settled: &mut Settled, part| {
+            let beginning = commits.next(settled, part).unwrap();
+            commits.free.push(beginning.committer);
+            beginning.batch.len()
+        };
+        let mut free = settled(&[None; 2500]);
+        assert_eq!(taken(&mut commits, &mut free, usize::MAX), PART);
+        assert_eq!(taken(&mut commits, &mut free, 250), 250);
+        let mut hot = settled(&[Some(1); 2500]);
+        assert_eq!(taken(&mut commits, &mut hot, 250), 2500);
+        // Beside the server nothing is parted.
+        let mut commits = Commits::new(commits.free.pop().unwrap().another());
+        commits.distance = Arc::default();
+        let mut free = settled(&[None; 2500]);
+        assert_eq!(taken(&mut commits, &mut free, usize::MAX), 2500);
+    }
+
     #[test]
     fn the_pace_follows_what_comes() {
         let began = Instant::now();
@@ -351,6 +417,10 @@ mod tests {
             pace.came(1000, began + Duration::from_millis(10) * step);
         }
         assert!((99_000.0..101_000.0).contains(&pace.rate), "{}", pace.rate);
+        // Nothing comes any more.
+        let (way, end) = (Duration::from_millis(50), began + Duration::from_secs(1));
+        assert_eq!(pace.within(way, end + way), pace.rate);
+        assert_eq!(pace.within(way, end + Duration::from_secs(1)), 0.0);
         pace.came(1, began + Duration::from_secs(3600));
         assert!(pace.rate < 51_000.0);
     }
