@@ -91,13 +91,22 @@ impl Part {
             );
         }
         if leads && is(Patterned::Health, Pattern::Hybrid) {
-            noted("health", health::put_together(services, self.ttl).await);
+            noted(
+                "health",
+                health::put_together(services, self.ttl, &self.leads).await,
+            );
         }
         if leads && is(Patterned::Metrics, Pattern::Hybrid) {
-            noted("metrics", metrics::put_together(services, self.ttl).await);
+            noted(
+                "metrics",
+                metrics::put_together(services, self.ttl, &self.leads).await,
+            );
         }
         if leads && is(Patterned::State, Pattern::Hybrid) {
-            noted("state", get_state::put_together(services, self.ttl).await);
+            noted(
+                "state",
+                get_state::put_together(services, self.ttl, &self.leads).await,
+            );
         }
         Ok(())
     }

@@ -26,11 +26,19 @@ pub(super) async fn answer(
     }))
 }
 
-/// Looks, and keeps what it saw for that long: the leader's duty. Two of them do no harm, the answer says how old it is.
-pub(crate) async fn put_together(services: &Services, kept: Duration) -> Result<(), HandlerError> {
+/// Looks, and keeps what it saw for that long if it leads then: who was stopped meanwhile would put an older state in
+/// the place of a newer. The answer says how old it is.
+pub(crate) async fn put_together(
+    services: &Services,
+    kept: Duration,
+    leads: impl Fn() -> bool,
+) -> Result<(), HandlerError> {
     let state = look(services, MAX_RECENT).await?;
     // What is made of strings and numbers is always encoded.
     let bytes = rmp_serde::to_vec_named(&state).unwrap_or_default();
+    if !leads() {
+        return Ok(());
+    }
     let keeps = services.instances.keep_merged_state(&bytes, kept).await;
     keeps.map_err(CoordinationError::into_handler_error)
 }

@@ -17,11 +17,12 @@ pub(super) async fn answer(services: &Services) -> Result<Option<Health>, Coordi
     }))
 }
 
-/// Puts together what all reported, and keeps it for that long: the leader's duty. Two of them do no harm, the
-/// answer says how old it is.
+/// Puts together what all reported, and keeps it for that long if it leads then: who was stopped meanwhile would put
+/// an older one in the place of a newer. The answer says how old it is.
 pub(crate) async fn put_together(
     services: &Services,
     kept: Duration,
+    leads: impl Fn() -> bool,
 ) -> Result<(), CoordinationError> {
     let Some(mut health) = distributed::answer(services).await? else {
         return Ok(());
@@ -31,5 +32,8 @@ pub(crate) async fn put_together(
     health.flow = flow.ok().and_then(Result::ok);
     // What is made of strings and numbers is always encoded.
     let bytes = rmp_serde::to_vec_named(&health).unwrap_or_default();
-    services.instances.keep_merged_health(&bytes, kept).await
+    match leads() {
+        true => services.instances.keep_merged_health(&bytes, kept).await,
+        false => Ok(()),
+    }
 }

@@ -36,11 +36,12 @@ pub(super) async fn answer(
     }))
 }
 
-/// Puts together what all last reported, and keeps it for that long, short and in detail: the leader's duty. Two of
-/// them do no harm, the answer says how old it is.
+/// Puts together what all last reported, and keeps it for that long, short and in detail, if it leads then: who was
+/// stopped meanwhile would put an older one in the place of a newer. The answer says how old it is.
 pub(crate) async fn put_together(
     services: &Services,
     kept: Duration,
+    leads: impl Fn() -> bool,
 ) -> Result<(), CoordinationError> {
     let instances = &services.instances;
     let (at, _) = instances.moment().await?;
@@ -53,9 +54,11 @@ pub(crate) async fn put_together(
         let metrics = told(instances.metrics(detailed).await?, completed, &ask);
         // What is made of strings and numbers is always encoded.
         let bytes = rmp_serde::to_vec_named(&Kept { at, metrics }).unwrap_or_default();
-        instances
-            .keep_merged_metrics(detailed, &bytes, kept)
-            .await?;
+        if leads() {
+            instances
+                .keep_merged_metrics(detailed, &bytes, kept)
+                .await?;
+        }
     }
     Ok(())
 }
