@@ -1,8 +1,9 @@
 //! A lane: some streams, read, run and committed by one loop.
 //!
 //! Three things go on at a time: a read, the runs, a commit (several of them where the server is far). What finished
-//! while a commit was under way goes into the next one, so batches grow with the load and a lone event waits for nobody. A handler
-//! that is ready at once runs inside the loop; one that waits becomes a task, and one that computes is begun as one.
+//! while a commit was under way goes into the next one, so batches grow with the load and a lone event waits for
+//! nobody. A handler that is ready at once runs inside the loop; one that waits becomes a task, and one that computes
+//! is begun as one.
 
 mod arrive;
 mod commits;

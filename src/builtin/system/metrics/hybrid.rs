@@ -1,7 +1,7 @@
 //! Hybrid: the leader puts together what all last reported, and the answer reads that. What nobody renews lapses, and
 //! whoever is asked then puts it together.
 
-use super::{Answering, Ask, Handler, Metrics, told};
+use super::{Answering, Ask, Handler, Metrics, whole};
 use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
 use serde::{Deserialize, Serialize};
@@ -45,15 +45,15 @@ pub(crate) async fn put_together(
 ) -> Result<(), CoordinationError> {
     let instances = &services.instances;
     let (at, _) = instances.moment().await?;
-    let completed = services.tasks.counts().await?.completed;
-    for detailed in [false, true] {
-        let ask = Ask {
-            detailed,
-            histograms: true,
-        };
-        let metrics = told(instances.metrics(detailed).await?, completed, &ask);
+    let metrics = whole(instances, &services.tasks).await?;
+    let mut merged = Kept { at, metrics };
+    // The short answer is the detailed one without its details: all is read once.
+    for detailed in [true, false] {
+        if !detailed {
+            merged.metrics.drop_details();
+        }
         // What is made of strings and numbers is always encoded.
-        let bytes = rmp_serde::to_vec_named(&Kept { at, metrics }).unwrap_or_default();
+        let bytes = rmp_serde::to_vec_named(&merged).unwrap_or_default();
         if leads() {
             instances
                 .keep_merged_metrics(detailed, &bytes, kept)
@@ -64,6 +64,11 @@ pub(crate) async fn put_together(
 }
 
 impl Metrics {
+    fn drop_details(&mut self) {
+        (self.handlers, self.patterns) = (None, None);
+        (self.queue, self.scaling) = (None, None);
+    }
+
     fn drop_histograms(&mut self) {
         self.latency = None;
         let handlers = self.handlers.iter_mut().flat_map(|all| all.values_mut());
