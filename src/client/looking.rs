@@ -27,9 +27,12 @@ pub(super) struct Looked {
 }
 
 impl Looked {
-    fn is_fresh(&self, domain: &str) -> bool {
+    /// The domains that were not looked at of late.
+    fn stale_of<'a>(&self, domains: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
         let at = locked(&self.at);
-        at.get(domain).is_some_and(|at| at.elapsed() < FRESH)
+        let is_fresh = |domain: &str| at.get(domain).is_some_and(|at| at.elapsed() < FRESH);
+        let all = domains.into_iter();
+        all.filter(|domain| !is_fresh(domain)).collect()
     }
 
     fn now(&self, domains: &[&str]) {
@@ -52,22 +55,24 @@ impl Client {
         }
         let all = events.iter().map(|event| keys::domain_of(event.kind()));
         let all: BTreeSet<&str> = all.filter(|domain| keys.is_split(domain)).collect();
-        let stale = || {
-            all.iter()
-                .copied()
-                .filter(|domain| !looked.is_fresh(domain))
-        };
-        if stale().next().is_none() {
+        let stale = looked.stale_of(all);
+        if stale.is_empty() {
             return Ok(());
         }
-        let known = stale().all(|domain| keys.domain(domain).is_some());
+        // Apart: it is rare, and large.
+        Box::pin(self.look_for(stale)).await
+    }
+
+    async fn look_for(&self, stale: Vec<&str>) -> Result<(), PublishError> {
+        let (keys, looked) = (&self.0.keys, &self.0.looked);
+        let known = stale.iter().all(|domain| keys.domain(domain).is_some());
         let _turn = match looked.turn.try_lock() {
             Ok(turn) => turn,
             // Somebody looks now.
             Err(_) if known => return Ok(()),
             Err(_) => looked.turn.lock().await,
         };
-        let stale: Vec<&str> = stale().collect();
+        let stale = looked.stale_of(stale);
         let found = match known {
             true => tokio::time::timeout(PATIENCE, self.look_now(&stale)).await,
             false => Ok(self.look_until_known(&stale).await),

@@ -119,25 +119,32 @@ impl Replies {
             .entry(stream.to_owned())
             .or_default()
             .clone();
-        cell.get_or_try_init(|| async {
-            let connector = self.shared.connector.toward(stream);
-            let generation = connector.generation();
-            let (connection, after) = self.shared.open(&connector, stream).await?;
-            let reader = Reader {
-                shared: self.shared.clone(),
-                connector,
-                generation,
-                stream: stream.to_owned(),
-                after,
-                refresh: Instant::now() + self.shared.streams.ttl.min(NEVER) / 3,
-            };
-            tokio::spawn(reader.run(connection));
-            Ok::<(), BusError>(())
-        })
-        .await
-        .map_err(|error| {
-            PublishError::rejected(format_args!("the reply stream cannot be opened: {error}"))
-        })?;
+        if cell.initialized() {
+            return Ok(());
+        }
+        // Apart: it is large, and who asks would have it on the stack each time.
+        Box::pin(cell.get_or_try_init(|| self.begin(stream)))
+            .await
+            .map_err(|error| {
+                PublishError::rejected(format_args!("the reply stream cannot be opened: {error}"))
+            })?;
+        Ok(())
+    }
+
+    /// Creates the stream and begins to read it.
+    async fn begin(&self, stream: &str) -> Result<(), BusError> {
+        let connector = self.shared.connector.toward(stream);
+        let generation = connector.generation();
+        let (connection, after) = self.shared.open(&connector, stream).await?;
+        let reader = Reader {
+            shared: self.shared.clone(),
+            connector,
+            generation,
+            stream: stream.to_owned(),
+            after,
+            refresh: Instant::now() + self.shared.streams.ttl.min(NEVER) / 3,
+        };
+        tokio::spawn(reader.run(connection));
         Ok(())
     }
 

@@ -261,7 +261,7 @@ impl Connector {
                 }
             }
             Destination::Moving { locator, .. } => {
-                let primary = locator.primary().await?;
+                let primary = Box::pin(locator.primary()).await?;
                 Ok((
                     Arc::new(Client::open(self.tls.apply(primary.info)?)?),
                     primary.generation,
@@ -369,7 +369,8 @@ impl Connector {
     pub async fn unchecked(&self) -> Result<MultiplexedConnection, BusError> {
         let (client, _) = self.find().await?;
         let config = answers_within(ANSWER);
-        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        // Apart, as below: it is large, and whoever connects would have it on the stack.
+        let opening = Box::pin(client.get_multiplexed_async_connection_with_config(&config));
         let address = client.get_connection_info().addr();
         self.reach(address, opening).await
     }
@@ -403,7 +404,7 @@ impl Connector {
     async fn open_wire(&self, answer: Duration) -> Result<Wire, BusError> {
         let (client, generation) = self.find().await?;
         let info = client.get_connection_info();
-        let opening = Wire::open(info, &self.tls, answer);
+        let opening = Box::pin(Wire::open(info, &self.tls, answer));
         let mut wire = self.reach(info.addr(), opening).await?;
         if let Destination::Moving { locator, .. } = &self.place {
             wire.generation = Some(locator.made_in(generation));
@@ -419,7 +420,7 @@ impl Connector {
     async fn open(&self, answer: Duration) -> Result<MultiplexedConnection, BusError> {
         let (client, _) = self.find().await?;
         let config = answers_within(answer);
-        let opening = client.get_multiplexed_async_connection_with_config(&config);
+        let opening = Box::pin(client.get_multiplexed_async_connection_with_config(&config));
         let address = client.get_connection_info().addr();
         let mut connection = self.reach(address, opening).await?;
         self.known.greet_by(&mut connection).await?;

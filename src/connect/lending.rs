@@ -102,7 +102,8 @@ impl Connector {
             Destination::Server { pool, .. } => pool.clone(),
             Destination::Moving { .. } => self.primary_pool().await?.pool,
         };
-        let lent = pool.get().await.inspect_err(|_| {
+        // Apart: all that is done with what is lent would be as large.
+        let lent = Box::pin(pool.get()).await.inspect_err(|_| {
             if let Destination::Moving { .. } = &self.place {
                 // The next one asks the Sentinels again.
                 self.forget_pooled();
@@ -144,7 +145,7 @@ impl Connector {
         if let Some(current) = current(locator.generation()) {
             return Ok(current);
         }
-        let primary = locator.primary().await?;
+        let primary = Box::pin(locator.primary()).await?;
         // Another one may have made it meanwhile.
         if let Some(current) = current(primary.generation) {
             return Ok(current);

@@ -210,7 +210,8 @@ impl Sentinels {
         }
         // The limit of this whole try is shorter, and says more.
         let renewed = self.url.renewed_sentinel(info);
-        let mut wire = Wire::open(renewed.as_ref().unwrap_or(info), &self.tls, 2 * ASK).await?;
+        let info = renewed.as_ref().unwrap_or(info);
+        let mut wire = Box::pin(Wire::open(info, &self.tls, 2 * ASK)).await?;
         let view = self.ask_on(&mut wire).await?;
         *kept = Some(wire);
         Ok(view)

@@ -79,7 +79,7 @@ impl Prepared {
         running.add(AbortOnDropHandle::new(tokio::spawn(async move {
             let name = format!("lane {}", lane.name());
             let shared = lane.shared().clone();
-            let run = lane.run(events, committer, drain.clone(), stop);
+            let run = Box::pin(lane.run(events, committer, drain.clone(), stop));
             let ended = supervisor.run(&name, &drain, run).await.flatten();
             shared.turned.over();
             shared.doubt.end();

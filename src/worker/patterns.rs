@@ -87,25 +87,25 @@ impl Part {
             let pattern = services.patterns.of(Patterned::Health);
             noted(
                 "health",
-                health::report(services, &self.id, pattern, self.ttl).await,
+                Box::pin(health::report(services, &self.id, pattern, self.ttl)).await,
             );
         }
         if leads && is(Patterned::Health, Pattern::Hybrid) {
             noted(
                 "health",
-                health::put_together(services, self.ttl, &self.leads).await,
+                Box::pin(health::put_together(services, self.ttl, &self.leads)).await,
             );
         }
         if leads && is(Patterned::Metrics, Pattern::Hybrid) {
             noted(
                 "metrics",
-                metrics::put_together(services, self.ttl, &self.leads).await,
+                Box::pin(metrics::put_together(services, self.ttl, &self.leads)).await,
             );
         }
         if leads && is(Patterned::State, Pattern::Hybrid) {
             noted(
                 "state",
-                get_state::put_together(services, self.ttl, &self.leads).await,
+                Box::pin(get_state::put_together(services, self.ttl, &self.leads)).await,
             );
         }
         Ok(())

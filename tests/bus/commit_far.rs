@@ -137,8 +137,10 @@ async fn one_that_lost_its_connection_while_it_idled_raises_nothing_so_all_stays
     let before = (counter(&mut bus).await, bus.calls("evalsha").await);
     bus.run("CLIENT KILL TYPE normal SKIPME yes").await;
     bus.connect().await;
-    // It hears of the end a moment later: until then its batch would go the other way.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Until then its batch would go the other way.
+    while !second.heard_the_end() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let batch = held.iter().map(|held| held.done()).collect();
     assert_eq!(second.commit(batch).await.committed, 2);
     let after = (counter(&mut bus).await, bus.calls("evalsha").await);

@@ -42,6 +42,7 @@ mod probe;
 mod progress;
 mod rig;
 mod schedules;
+mod stacks;
 mod state;
 mod takeover;
 mod task_words;

@@ -296,7 +296,7 @@ pub(super) async fn get_state(
     let answer = match kept {
         Some(kept) => Ok(kept),
         // Where nobody keeps one, whoever is asked looks.
-        None => look(&services, event.recent).await,
+        None => Box::pin(look(&services, event.recent)).await,
     };
     let of = (Patterned::State, pattern);
     services.patterns.answered(of, began, &answer, |state| {

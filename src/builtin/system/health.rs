@@ -161,13 +161,16 @@ pub(super) async fn health(
     let pattern = services.patterns.of(Patterned::Health);
     let answer = match pattern {
         Pattern::Centralized => None,
-        Pattern::Distributed => distributed::answer(&services).await.ok().flatten(),
+        Pattern::Distributed => Box::pin(distributed::answer(&services))
+            .await
+            .ok()
+            .flatten(),
         Pattern::Hybrid => hybrid::answer(&services).await.ok().flatten(),
     };
     let answer = Ok(match answer {
         Some(health) => health,
         // Where there is nothing to put together, whoever is asked looks.
-        None => centralized::answer(&context, &services).await,
+        None => Box::pin(centralized::answer(&context, &services)).await,
     });
     let of = (Patterned::Health, pattern);
     services.patterns.answered(of, began, &answer, |health| {

@@ -243,7 +243,7 @@ impl Cluster {
         }
         let info = self.info(address)?;
         // The limit of this whole try is shorter, and says more.
-        let mut wire = Wire::open(&info, &self.certificates, 2 * ASK).await?;
+        let mut wire = Box::pin(Wire::open(&info, &self.certificates, 2 * ASK)).await?;
         let map = self.ask_on(&mut wire, &address.0).await?;
         Ok((map, wire))
     }

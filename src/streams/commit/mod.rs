@@ -235,14 +235,17 @@ impl Committer {
     /// Gives up a connection that idled and may be gone by now, as one that comes in addition does. Its last commit had an
     /// answer, so who takes its place follows nobody.
     fn give_up_idle(&mut self) {
-        let idled = self.used.elapsed();
-        if self.is_further
-            && let Some(wire) = &mut self.wire
-            && (idled > IDLE || !wire.is_quiet())
-        {
+        let is_old = self.used.elapsed() > IDLE;
+        if self.is_further && self.wire.is_some() && (is_old || self.heard_the_end()) {
             self.wire = None;
             self.joins = true;
         }
+    }
+
+    /// Whether the server closed the connection that it keeps, as far as this process heard.
+    #[doc(hidden)]
+    pub fn heard_the_end(&mut self) -> bool {
+        self.wire.as_mut().is_some_and(|wire| !wire.is_quiet())
     }
 
     /// Whether what the run wrote to the server is still there, for all that is known.

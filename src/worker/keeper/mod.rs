@@ -302,7 +302,9 @@ impl Duties<'_> {
         let name = format!("{NAME} {name}");
         self.tasks.spawn(async move {
             loop {
-                supervisor.run(&name, &told, duty(chores.clone())).await;
+                // Apart, or each call between here and what it does would have it on the thread's stack.
+                let duty = Box::pin(duty(chores.clone()));
+                supervisor.run(&name, &told, duty).await;
                 tokio::time::sleep(AGAIN).await;
             }
         });

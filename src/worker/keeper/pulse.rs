@@ -81,7 +81,7 @@ pub(super) async fn run(chores: &Chores) {
             false => send::send(chores, own.as_ref()).await,
         };
         if let Some(watch) = sent {
-            let peers = peers::run_once(chores, watch);
+            let peers = Box::pin(peers::run_once(chores, watch));
             by(began + third, "what follows a pulse", peers).await;
             next = began + third;
             continue;
@@ -180,8 +180,8 @@ async fn follow(
         Some(leader) if leader != chores.id() => chores.set_lead(None),
         _ => chores.contend().await?,
     }
-    neighbours.follow(chores, &pulse.watch).await?;
-    peers::run_once(chores, pulse.watch).await
+    Box::pin(neighbours.follow(chores, &pulse.watch)).await?;
+    Box::pin(peers::run_once(chores, pulse.watch)).await
 }
 
 pub(super) async fn register_again(chores: &Chores, why: &str) -> Result<(), CoordinationError> {

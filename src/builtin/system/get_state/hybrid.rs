@@ -33,7 +33,7 @@ pub(crate) async fn put_together(
     kept: Duration,
     leads: impl Fn() -> bool,
 ) -> Result<(), HandlerError> {
-    let state = look(services, MAX_RECENT).await?;
+    let state = Box::pin(look(services, MAX_RECENT)).await?;
     // What is made of strings and numbers is always encoded.
     let bytes = rmp_serde::to_vec_named(&state).unwrap_or_default();
     if !leads() {
