@@ -23,13 +23,13 @@ fn run<T: redis::FromRedisValue>(node: &Redis, words: &[&str]) -> redis::RedisRe
 }
 
 fn node(timeout_ms: u32) -> Redis {
+    node_with(timeout_ms, &["--save", "", "--appendonly", "no"])
+}
+
+fn node_with(timeout_ms: u32, options: &[&str]) -> Redis {
     // The port of its bus would be 10000 higher by itself, where outgoing connections are.
     let (bus, timeout) = (free_port().to_string(), timeout_ms.to_string());
-    Redis::with(&[
-        "--save",
-        "",
-        "--appendonly",
-        "no",
+    let of_a_node = [
         "--cluster-enabled",
         "yes",
         "--cluster-port",
@@ -38,7 +38,21 @@ fn node(timeout_ms: u32) -> Redis {
         &timeout,
         "--repl-diskless-sync-delay",
         "0",
-    ])
+    ];
+    Redis::with(&[options, &of_a_node].concat())
+}
+
+/// Whether a node knows an owner of each slot that serves it.
+pub(crate) fn serves(node: &Redis) -> bool {
+    let client = redis::Client::open(format!("redis://127.0.0.1:{}", node.port()));
+    let connection = client.and_then(|client| client.get_connection());
+    let info = connection.and_then(|mut connection| {
+        redis::cmd("CLUSTER")
+            .arg("INFO")
+            .query::<String>(&mut connection)
+    });
+    let info = info.unwrap_or_default();
+    info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")
 }
 
 impl Cluster {
@@ -57,9 +71,41 @@ impl Cluster {
         Self::start(3, true, 5_000)
     }
 
+    /// The same, where a node is taken for dead after that many ms of silence.
+    pub(crate) fn with_replicas_in(timeout_ms: u32) -> Self {
+        Self::start(3, true, timeout_ms)
+    }
+
+    /// Starts one more node, that has no slots, and has all others meet it.
+    pub(crate) fn add_node(&mut self, timeout_ms: u32) {
+        let added = node(timeout_ms);
+        let (port, bus) = (added.port().to_string(), bus_port(&added));
+        self.run(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        self.nodes.push(added);
+        let count = self.nodes.len();
+        eventually("all nodes know the new one", || {
+            self.nodes.iter().all(|node| {
+                let known: String = run(node, &["CLUSTER", "NODES"]).unwrap_or_default();
+                let lines = known.lines().filter(|line| !line.contains("handshake"));
+                lines.count() == count && serves(node)
+            })
+        });
+    }
+
+    /// Primaries with further options of the command line.
+    pub(crate) fn of(primaries: usize, options: &[&str]) -> Self {
+        let nodes = (0..primaries).map(|_| node_with(15_000, options));
+        Self::joined(nodes.collect(), primaries)
+    }
+
     fn start(primaries: usize, replicas: bool, timeout_ms: u32) -> Self {
         let count = if replicas { 2 * primaries } else { primaries };
-        let nodes: Vec<Redis> = (0..count).map(|_| node(timeout_ms)).collect();
+        Self::joined((0..count).map(|_| node(timeout_ms)).collect(), primaries)
+    }
+
+    fn joined(nodes: Vec<Redis>, primaries: usize) -> Self {
+        let count = nodes.len();
+        let replicas = count > primaries;
         let cluster = Self { nodes, primaries };
         for number in 0..primaries {
             let slots = cluster.slots(number);
@@ -93,10 +139,7 @@ impl Cluster {
             }
         }
         eventually("the cluster serves all slots", || {
-            cluster.nodes.iter().all(|node| {
-                let info: String = run(node, &["CLUSTER", "INFO"]).unwrap_or_default();
-                info.contains("cluster_state:ok") && info.contains("cluster_slots_ok:16384")
-            })
+            cluster.nodes.iter().all(serves)
         });
         if replicas {
             eventually("the replicas follow", || {
@@ -196,7 +239,7 @@ impl Cluster {
     }
 
     /// What the nodes said last.
-    fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let logs = self.nodes.iter().map(|node| {
             let log = std::fs::read_to_string(node.dir().join("log")).unwrap_or_default();
             let last: Vec<&str> = log.lines().rev().take(12).collect();

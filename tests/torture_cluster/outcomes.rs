@@ -1,0 +1,200 @@
+//! What is there in the end, against what was published.
+
+use crate::PARTITIONS;
+use crate::load::{Known, Published};
+use crate::nodes::Nodes;
+use crate::support::torture::Report;
+use convoke::protocol::event::Entry;
+use redis::Value;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// How long settling may take.
+const SETTLING: Duration = Duration::from_secs(180);
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    lost: Vec<String>,
+    plain_lost: u64,
+    /// Events with more than one result.
+    doubled: Vec<String>,
+    /// Effects in other slots, more than once.
+    effects_doubled: u64,
+    /// Events that are done and whose effect in another slot is not there.
+    effects_lost: u64,
+    /// Results of a subject that came before an earlier one's.
+    inversions: Vec<String>,
+    dead: u64,
+    steps: usize,
+}
+
+impl Counts {
+    /// What must not be.
+    pub(crate) fn problems(&self, published: &Published) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (what, found) in [
+            ("confirmed and lost", &self.lost),
+            ("committed twice", &self.doubled),
+            ("out of order", &self.inversions),
+        ] {
+            if let Some(first) = found.first() {
+                problems.push(format!("{} {what}, the first of them {first}", found.len()));
+            }
+        }
+        if self.dead > 0 {
+            problems.push(format!("{} dead letters", self.dead));
+        }
+        if published.confirmed.acknowledged.is_empty() || published.ordered.acknowledged.is_empty()
+        {
+            problems.push("nothing was published".into());
+        }
+        problems
+    }
+
+    pub(crate) fn tell(&self, report: Report, published: &Published) -> Report {
+        let confirmed =
+            published.confirmed.acknowledged.len() + published.ordered.acknowledged.len();
+        let of = |count: fn(&Known) -> u64| {
+            count(&published.confirmed) + count(&published.plain) + count(&published.ordered)
+        };
+        report
+            .event(confirmed as u64, "confirmed by a replica")
+            .event(self.lost.len() as u64, "of them lost")
+            .event(self.doubled.len() as u64, "commits doubled")
+            .event(self.steps as u64, "of subjects in order")
+            .event(self.inversions.len() as u64, "inversions")
+            .event(
+                published.plain.acknowledged.len() as u64,
+                "plain publishes on a cluster",
+            )
+            .event(self.plain_lost, "of these lost with a primary")
+            .event(self.effects_doubled, "doubled in another slot")
+            .event(self.effects_lost, "lost in another slot")
+            .event(of(|known| known.unknown), "answers unknown")
+            .event(of(|known| known.rejected), "publishes refused")
+    }
+}
+
+fn streams(domain: &str, kind: &str) -> Vec<String> {
+    let partitions = 0..PARTITIONS;
+    partitions
+        .map(|n| format!("{{cb:{domain}:{n}}}:{kind}"))
+        .collect()
+}
+
+fn field(entry: &Entry, name: &str) -> String {
+    String::from_utf8_lossy(entry.get(name).unwrap_or_default()).into_owned()
+}
+
+/// The results of a domain by the ids of their events.
+pub(crate) fn results(nodes: &Nodes, domain: &str) -> HashMap<String, u32> {
+    let mut found = HashMap::new();
+    for stream in streams(domain, "results") {
+        for entry in nodes.entries(&stream) {
+            *found.entry(field(&entry, "correlationid")).or_default() += 1;
+        }
+    }
+    found
+}
+
+/// Whether all that was published of a domain is done, and what it published is where it belongs.
+fn is_settled(nodes: &Nodes, domain: &str) -> Result<(), String> {
+    for stream in streams(domain, "events") {
+        type Info = HashMap<String, Value>;
+        let info: Info = nodes
+            .at(&stream, &["XINFO", "STREAM", &stream])
+            .map_err(told)?;
+        let groups: Vec<Info> = nodes
+            .at(&stream, &["XINFO", "GROUPS", &stream])
+            .map_err(told)?;
+        let group = groups
+            .first()
+            .ok_or_else(|| format!("{stream} has no group"))?;
+        if group["pending"] != Value::Int(0) {
+            return Err(format!("{stream}: {:?} pending", group["pending"]));
+        }
+        if group["last-delivered-id"] != info["last-generated-id"] {
+            return Err(format!("{stream}: not all is read"));
+        }
+    }
+    for (kind, length) in [("delayed", "ZCARD"), ("outbox", "XLEN")] {
+        for key in streams(domain, kind) {
+            let left: u64 = nodes.at(&key, &[length, &key]).map_err(told)?;
+            if left > 0 {
+                return Err(format!("{key} has {left}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn told(error: redis::RedisError) -> String {
+    error.to_string()
+}
+
+fn look(nodes: &Nodes, published: &Published) -> Counts {
+    nodes.until_whole();
+    let began = Instant::now();
+    while let Err(problem) = is_settled(nodes, "load").and_then(|()| is_settled(nodes, "line")) {
+        assert!(began.elapsed() < SETTLING, "not settled: {problem}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let mut counts = Counts::default();
+    let (load, line) = (results(nodes, "load"), results(nodes, "line"));
+    let missing = |known: &Known| -> Vec<String> {
+        let all = known.acknowledged.iter();
+        let missing = all.filter(|id| !load.contains_key(*id) && !line.contains_key(*id));
+        missing.cloned().collect()
+    };
+    counts.lost = missing(&published.confirmed);
+    counts.lost.extend(missing(&published.ordered));
+    counts.plain_lost = missing(&published.plain).len() as u64;
+    let twice = load.iter().chain(&line).filter(|(_, count)| **count > 1);
+    counts.doubled = twice.map(|(id, count)| format!("{id}: {count}")).collect();
+    counts.steps = line.len();
+    for stream in streams("line", "results") {
+        let mut last: HashMap<String, u64> = HashMap::new();
+        for entry in nodes.entries(&stream) {
+            let id = field(&entry, "correlationid");
+            let Some((subject, step)) = id.split_once('-') else {
+                continue;
+            };
+            let step = step.parse().expect("a number");
+            match last.insert(subject.to_owned(), step) {
+                Some(before) if before >= step => {
+                    counts
+                        .inversions
+                        .push(format!("{id} after {subject}-{before}"));
+                }
+                _ => {}
+            }
+        }
+    }
+    let mut effects: HashMap<u64, u32> = HashMap::new();
+    for stream in streams("effect", "events") {
+        for entry in nodes.entries(&stream) {
+            let data = entry.get("data").unwrap_or_default();
+            *effects
+                .entry(rmp_serde::from_slice(data).expect("a number"))
+                .or_default() += 1;
+        }
+    }
+    counts.effects_doubled = effects.values().filter(|count| **count > 1).count() as u64;
+    let made = |id: &&String| -> bool {
+        let number = id.strip_prefix("e-").and_then(|n| n.parse().ok());
+        number.is_some_and(|n: u64| effects.contains_key(&n))
+    };
+    counts.effects_lost = load.keys().filter(|id| !made(id)).count() as u64;
+    for domain in ["load", "line"] {
+        for stream in streams(domain, "dead") {
+            counts.dead += nodes.at::<u64>(&stream, &["XLEN", &stream]).unwrap_or(0);
+        }
+    }
+    counts
+}
+
+/// Waits until all is done, and compares.
+pub(crate) async fn check(nodes: &Nodes, published: &Published) -> Counts {
+    tokio::task::block_in_place(|| look(nodes, published))
+}
