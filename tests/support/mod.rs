@@ -20,9 +20,10 @@ pub(crate) mod users;
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
@@ -325,7 +326,7 @@ impl Redis {
     async fn open(&self, url: String) -> redis::aio::MultiplexedConnection {
         let config = redis::AsyncConnectionConfig::new()
             .set_response_timeout(Some(Duration::from_secs(30)))
-            .set_connection_timeout(Some(Duration::from_secs(5)));
+            .set_connection_timeout(Some(Duration::from_secs(30)));
         redis::Client::open(url)
             .expect("a valid url")
             .get_multiplexed_async_connection_with_config(&config)
@@ -393,14 +394,19 @@ pub(crate) fn new_directory(kind: &str) -> PathBuf {
     }
 }
 
-/// A port that nobody listens on.
+/// A port that nobody listens on, and that no other test is given while this process lives.
 pub(crate) fn free_port() -> u16 {
     // Below the ephemeral range, so that no outgoing connection of another test takes it first.
     static NEXT: AtomicU32 = AtomicU32::new(0);
+    // Who has the UDP port of that number may listen on it later, and again after its server was killed: another
+    // test's server there would answer in its place.
+    static HELD: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 10_000 + ((std::process::id().wrapping_mul(97) + step * 7) % 20_000) as u16;
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let held = UdpSocket::bind(("127.0.0.1", port));
+        if let (Ok(held), Ok(_)) = (held, TcpListener::bind(("127.0.0.1", port))) {
+            HELD.lock().expect("no panic").push(held);
             return port;
         }
     }
