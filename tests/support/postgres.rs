@@ -154,7 +154,6 @@ fn template() -> PathBuf {
     if place.exists() {
         return place;
     }
-    let process = std::process::id();
     let work = new_directory("initdb");
     give(&work);
     let made = command("initdb", &work)
@@ -169,7 +168,9 @@ fn template() -> PathBuf {
         .output()
         .expect("initdb runs (scripts/test installs it)");
     assert!(made.status.success(), "{made:?}");
-    let mine = place.with_file_name(format!("postgres-{process}"));
+    // A process id is given again, and a copy may be left of one that was killed.
+    let (process, number) = (std::process::id(), fastrand::u32(..));
+    let mine = place.with_file_name(format!("postgres-{process}-{number:08x}"));
     copy(&work.join("data"), &mine);
     fs::remove_dir_all(&work).ok();
     // Another test may have been first: theirs is as good.
