@@ -235,9 +235,13 @@ impl Sentinel {
 
     /// Runs a command given as words.
     pub(crate) fn run(&self, words: &str) -> redis::RedisResult<Value> {
+        self.run_within(words, Duration::from_secs(2))
+    }
+
+    fn run_within(&self, words: &str, patience: Duration) -> redis::RedisResult<Value> {
         let client = redis::Client::open(format!("redis://127.0.0.1:{}", self.port))?;
-        let mut connection = client.get_connection_with_timeout(Duration::from_secs(2))?;
-        connection.set_read_timeout(Some(Duration::from_secs(2)))?;
+        let mut connection = client.get_connection_with_timeout(patience)?;
+        connection.set_read_timeout(Some(patience))?;
         command(words).query(&mut connection)
     }
 
@@ -383,7 +387,8 @@ impl Deployment {
     /// Has every Sentinel run a command given as words.
     pub(crate) fn tell(&self, words: &str) {
         for sentinel in &self.sentinels {
-            sentinel.run(words).expect("an answer");
+            let answer = sentinel.run_within(words, Duration::from_secs(30));
+            answer.expect("an answer");
         }
     }
 
