@@ -238,13 +238,16 @@ async fn leave_a_ghost(guarded: &Guarded, keys: &Keys) {
     let connector = Connector::new(&owner, 2).expect("a url");
     let instances = Instances::of_process(connector.clone(), keys.clone(), "test");
     let mut ghost = Registering::new("ghost", ["worker"]);
-    ghost.ttl_ms = 1000;
     instances.register(&ghost).await.expect("registered");
     let tasks = Tasks::new(connector.clone(), keys.clone());
     let mut task = NewTask::new("ghostly", "image.whole");
     task.max_attempts = 1;
     let created = tasks.create(&task).await.expect("created");
     assert_eq!(created.assigned_to.as_deref(), Some("ghost"));
+    // It lives for long enough to be given the task, and for no longer.
+    ghost.ttl_ms = 1000;
+    let again = instances.register_again(&ghost).await;
+    again.expect("registered").expect("nobody else is");
     let publisher = Client::new(connector, keys.clone(), ClientOptions::default()).expect("a name");
     let stored = publisher.publish(&Outgoing::new("image.whole", &1)).await;
     stored.expect("stored");
