@@ -306,7 +306,8 @@ async fn what_marks_an_id_moves_and_goes_with_its_event() {
     let done = operator.change_delayed(connection, &queue, &shown, &change);
     assert_eq!(done.await.unwrap(), [true]);
     let longer = ttl(&bus) - before;
-    assert!((990_000_000..=1_000_000_000).contains(&longer), "{longer}");
+    // Both are read to the ms, by a clock that may step back.
+    assert!((990_000_000..=1_000_001_000).contains(&longer), "{longer}");
     assert!(client.publish(&later()).await.unwrap().is_duplicate());
     let shown = all(&bus, 0).await;
     let dropped = operator.drop_delayed(connection, &queue, &shown).await;
