@@ -154,7 +154,7 @@ async fn a_confirmed_publish_is_on_the_replica() {
         .confirm(1, Duration::from_millis(200));
     let mut confirmed = client.publish(&event).await;
     // Until the replica has caught up; a repeated publish of the same id is confirmed as well.
-    for _ in 0..100 {
+    for _ in 0..300 {
         if confirmed.is_ok() {
             break;
         }
