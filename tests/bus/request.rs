@@ -99,7 +99,8 @@ async fn without_an_answer_a_request_times_out_and_a_late_one_reaches_nobody_els
     let mut bus = Bus::start().await;
     let client = client(&bus);
     let event = Outgoing::new("image.echo", &1).id("r-1");
-    let short = Duration::from_millis(500);
+    // Long enough for the event to be stored.
+    let short = Duration::from_secs(2);
     match client.request(event, short).await {
         Err(RequestError::TimedOut {
             kind,
