@@ -4,6 +4,8 @@ use crate::rig::{builder, client, counted_in, double, left, start};
 use crate::support::cluster::Cluster;
 use crate::support::until;
 use convoke::client::publish::Outgoing;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -68,12 +70,14 @@ async fn under_load(cluster: Arc<Cluster>, disturb: impl FnOnce(&Cluster) + Send
     until("events flow again", || async { stored() > so_far + 50 }).await;
     progress.end.store(true, Ordering::Release);
     let count = publishing.await.unwrap();
-    let results = || counted_in(&cluster, "math", PARTITIONS, "results", "correlationid");
+    // What was seen then: another look may meet a moment in which a node takes no commands.
+    let seen = RefCell::new(HashMap::new());
     until("all is done", || async {
-        left(&cluster, "math", PARTITIONS) == 0 && results().len() >= count
+        *seen.borrow_mut() = counted_in(&cluster, "math", PARTITIONS, "results", "correlationid");
+        left(&cluster, "math", PARTITIONS) == 0 && seen.borrow().len() >= count
     })
     .await;
-    let results = results();
+    let results = seen.into_inner();
     let doubled = results.values().filter(|count| **count > 1).count();
     assert_eq!((results.len(), doubled), (count, 0));
     for worker in workers {
