@@ -28,7 +28,9 @@ async fn one_instance_at_a_time_holds_a_batch_and_the_others_are_told_who() {
                 (progress.processor_id.as_str(), progress.processed),
                 ("w-1", 1)
             );
-            assert!(left > Duration::from_secs(20) && left <= LEASE && !same_event);
+            // The clock may have stepped back since.
+            let most = LEASE + Duration::from_secs(5);
+            assert!(left > Duration::from_secs(20) && left <= most && !same_event);
         }
         other => panic!("{other:?}"),
     }
