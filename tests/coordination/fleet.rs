@@ -74,6 +74,8 @@ impl Fleet {
     /// Registers a worker for tasks of these kinds.
     pub(crate) async fn worker(&self, id: &str, capacity: u32, kinds: &[&str]) -> Registered {
         let mut registering = Registering::new(id, ["worker"]);
+        // It lives while a slow machine makes all the tasks of a test.
+        registering.ttl_ms = 600_000;
         registering.capacity = capacity;
         registering.capabilities = kinds.iter().map(|&kind| kind.to_owned()).collect();
         self.instances.register(&registering).await.unwrap()
