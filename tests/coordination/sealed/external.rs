@@ -85,7 +85,9 @@ async fn external_instances_are_bounded() {
     let mut fleet = Fleet::start().await;
     let events = fleet.asked();
     let register = async |number: usize| {
-        let registering = Registering::new(format!("x-{number}"), ["worker"]);
+        let mut registering = Registering::new(format!("x-{number}"), ["worker"]);
+        // All live until the last one is there, on a slow machine too.
+        registering.ttl_ms = 600_000;
         events.register(&registering).await
     };
     for number in 0..MAX_EXTERNAL {
