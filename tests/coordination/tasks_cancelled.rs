@@ -6,6 +6,9 @@ use convoke::coordination::tasks::task::{NewTask, TaskStatus};
 use convoke::coordination::tasks::{MAX_WAITING, MAX_WAITING_BYTES};
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 #[tokio::test]
 async fn a_task_that_waits_or_is_held_is_cancelled_once_with_its_fact() {
@@ -164,8 +167,15 @@ async fn a_list_misses_no_task_and_has_none_twice_while_they_move() {
         fleet.create(&format!("t-{number:03}")).await;
     }
     let tasks = fleet.tasks.clone();
+    const LOOKS: usize = 4;
+    let looks = Arc::new(AtomicUsize::new(0));
+    let looked = looks.clone();
     let moving = tokio::spawn(async move {
-        loop {
+        for turn in 0.. {
+            // Who looks may not have been scheduled meanwhile.
+            while looked.load(Ordering::Relaxed) < LOOKS.min(turn) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             let held = tasks.list(Some(TaskStatus::Assigned), 5).await.unwrap();
             if held.is_empty() {
                 return;
@@ -180,17 +190,17 @@ async fn a_list_misses_no_task_and_has_none_twice_while_they_move() {
             }
         }
     });
-    let mut looks = 0;
     while !moving.is_finished() {
         let (counts, all) = fleet.tasks.snapshot(None, 1000).await.unwrap();
         let ids: BTreeSet<&String> = all.iter().map(|task| &task.id).collect();
         assert_eq!((ids.len(), all.len()), (300, 300));
         let pending = all.iter().filter(|task| task.status == TaskStatus::Pending);
         assert_eq!(counts.pending, pending.count() as u64);
-        looks += 1;
+        looks.fetch_add(1, Ordering::Relaxed);
     }
     moving.await.unwrap();
-    assert!(looks > 3, "{looks} looks");
+    let looks = looks.load(Ordering::Relaxed);
+    assert!(looks >= LOOKS, "{looks} looks");
 }
 
 #[tokio::test]
