@@ -343,7 +343,8 @@ async fn each_vote_and_each_end_of_a_ballot_raises_it() {
     watch.rose("decided").await;
     vote("d", "w-4", 60_000).await;
     watch.stayed("too late").await;
-    vote("e", "w-1", 1500).await;
+    // It is open still while it is looked at.
+    vote("e", "w-1", 4000).await;
     watch.rose("opened").await;
     crate::support::until("it has expired", || async {
         let ballots = fleet.ballots.list(10).await.unwrap();
