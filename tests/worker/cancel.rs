@@ -1,12 +1,13 @@
 //! `system.cancel`: whatever an event is doing, it is finished or cancelled.
 
 use crate::rig::{Rig, text};
-use crate::support::until;
+use crate::support::{left, until};
 use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
 use convoke::protocol::error::Code;
 use convoke::settings::Settings;
 use convoke::worker::builder::Builder;
+use convoke::worker::vital::probe;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -86,8 +87,8 @@ async fn quick(context: Context, (): ()) -> Result<(), HandlerError> {
     Ok(())
 }
 
-fn worker(rig: &Rig, log: &Log) -> Builder {
-    let settings = Settings {
+fn settings(rig: &Rig) -> Settings {
+    Settings {
         id: "w-1".into(),
         // One at a time: who keeps its slot is noticed.
         concurrency: 1,
@@ -95,9 +96,12 @@ fn worker(rig: &Rig, log: &Log) -> Builder {
         // What is told is told by the fact, and not by a lease that is looked at.
         claim_idle: Duration::from_secs(600),
         ..rig.settings()
-    };
+    }
+}
+
+fn worker(rig: &Rig, log: &Log) -> Builder {
     Worker::builder()
-        .settings(settings)
+        .settings(settings(rig))
         .state(log.clone())
         .handler("job.listen", listen)
         .handler("job.ignore", ignore)
@@ -159,7 +163,7 @@ async fn what_runs_is_told_why_and_nothing_of_it_is_committed() {
     let rig = Rig::new().await;
     let log = Log::default();
     let running = rig.start(worker(&rig, &log));
-    rig.wait_for_fact("instance.registered", 1).await;
+    rig.until_heard(1).await;
     let asked = request(&rig, "job.listen", "one");
     log.until_began("one").await;
     let said = cancel(&rig, json!({"id": "one", "reason": "enough"})).await;
@@ -216,14 +220,22 @@ async fn what_runs_is_told_why_and_nothing_of_it_is_committed() {
 async fn a_run_that_does_not_listen_is_dropped_and_its_slot_is_free() {
     let rig = Rig::new().await;
     let log = Log::default();
-    let running = rig.start(worker(&rig, &log));
-    rig.wait_for_fact("instance.registered", 1).await;
+    let place = std::env::temp_dir().join(format!("convoke-cancel-{:x}", fastrand::u64(..)));
+    let probed = Settings {
+        runtime_dir: place.display().to_string(),
+        ..settings(&rig)
+    };
+    let running = rig.start(worker(&rig, &log).settings(probed));
+    rig.until_heard(1).await;
     let asked = request(&rig, "job.ignore", "deaf");
     log.until_began("deaf").await;
     // It is in hand, and has not begun.
     publish(&rig, "job.listen", "behind").await;
+    // What is on its way to the worker when the fact comes would begin.
+    let socket = probe::socket(&place, "w-1");
     until("it is read", async || {
-        rig.pending("cb:events:job").await == 2
+        let signs = probe::ask(&socket, Duration::from_secs(30));
+        signs.is_ok_and(|signs| signs.in_flight == 2)
     })
     .await;
     let said = cancel(
@@ -243,6 +255,7 @@ async fn a_run_that_does_not_listen_is_dropped_and_its_slot_is_free() {
     running.stop().await;
     let began = log.began.lock().unwrap().clone();
     assert_eq!(began, ["deaf", "next"], "what is cancelled does not begin");
+    std::fs::remove_dir(&place).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -250,7 +263,7 @@ async fn a_run_that_blocks_its_thread_is_told() {
     let rig = Rig::new().await;
     let log = Log::default();
     let running = rig.start(worker(&rig, &log));
-    rig.wait_for_fact("instance.registered", 1).await;
+    rig.until_heard(1).await;
     publish(&rig, "job.block", "blocks").await;
     log.until_began("blocks").await;
     let said = cancel(&rig, json!({"id": "blocks", "reason": "enough"})).await;
@@ -265,7 +278,7 @@ async fn what_is_tried_again_or_published_for_later_or_paused_does_not_run() {
     let rig = Rig::new().await;
     let log = Log::default();
     let running = rig.start(worker(&rig, &log));
-    rig.wait_for_fact("instance.registered", 1).await;
+    rig.until_heard(1).await;
     publish(&rig, "job.fail", "retry").await;
     log.until_began("retry").await;
     until("it waits for its next try", async || {
@@ -280,7 +293,8 @@ async fn what_is_tried_again_or_published_for_later_or_paused_does_not_run() {
     until("it is parked", async || {
         publish(&rig, "job.quick", "paused").await;
         until("it is judged", async || {
-            rig.pending("cb:events:job").await == 0
+            let (unread, pending, _) = left(&mut rig.connection.clone(), "job").await;
+            (unread, pending) == (0, 0)
         })
         .await;
         rig.exists("cb:parked:job:job.quick").await
@@ -315,7 +329,7 @@ async fn what_nobody_reads_is_taken_out_of_its_stream_and_what_cannot_be_is_refu
     let rig = Rig::new().await;
     let log = Log::default();
     let running = rig.start(worker(&rig, &log));
-    rig.wait_for_fact("instance.registered", 1).await;
+    rig.until_heard(1).await;
     let event = Outgoing::new("idle.one", &()).id("idle");
     rig.client.publish(&event).await.unwrap();
     let said = rig
@@ -364,7 +378,7 @@ async fn a_run_that_fails_because_it_is_cancelled_does_not_count_for_its_circuit
     let policy = Policy::new().circuit(1, Duration::from_secs(600));
     let worker = worker(&rig, &log).handler_with("job.break", break_off, policy);
     let running = rig.start(worker);
-    rig.wait_for_fact("instance.registered", 1).await;
+    rig.until_heard(1).await;
     for id in ["one", "two"] {
         publish(&rig, "job.break", id).await;
         log.until_began(id).await;

@@ -1,7 +1,7 @@
 //! A server, a client and workers for one test.
 
 use crate::support::patterns::patterns;
-use crate::support::{Redis, users};
+use crate::support::{Redis, until, users};
 use convoke::Worker;
 use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
@@ -183,6 +183,23 @@ impl Rig {
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Waits until that many workers hear what is broadcast: they do so a moment after they are registered.
+    pub(crate) async fn until_heard(&self, workers: usize) {
+        until("the broadcast is heard", || async {
+            let mut connection = self.connection.clone();
+            let mut list = redis::cmd("CLIENT");
+            list.arg("LIST");
+            let listed: String = list.query_async(&mut connection).await.unwrap();
+            let user = format!("user={}", users::WORKER);
+            let hears = |line: &&str| {
+                let says = |word: &str| line.split(' ').any(|one| one == word);
+                says("cmd=xread") && says("flags=b") && says(&user)
+            };
+            listed.lines().filter(hears).count() >= workers
+        })
+        .await;
     }
 
     /// What is pending; nothing where the group is not there yet.

@@ -36,14 +36,15 @@ fn settings(rig: &Rig, id: &str, capacity: u32) -> Settings {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_task_that_is_taken_away_ends_the_run_that_listens_and_goes_to_another_worker() {
     let rig = Rig::new().await;
-    let told = Arc::new(AtomicU32::new(0));
-    let seen = told.clone();
+    let (begun, told) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let (began, seen) = (begun.clone(), told.clone());
     let listens = move |context: Context, _: u32| {
-        let seen = seen.clone();
+        let (began, seen) = (began.clone(), seen.clone());
         async move {
             if context.instance() == "w-2" {
                 return Ok(2);
             }
+            began.fetch_add(1, Ordering::SeqCst);
             context.cancellation().cancelled().await;
             seen.fetch_add(1, Ordering::SeqCst);
             Ok::<_, HandlerError>(1)
@@ -59,6 +60,8 @@ async fn a_task_that_is_taken_away_ends_the_run_that_listens_and_goes_to_another
         })
         .await;
     }
+    until("both run", || async { begun.load(Ordering::SeqCst) == 2 }).await;
+    rig.until_heard(1).await;
     let second = rig.builder().settings(settings(&rig, "w-2", 5));
     let second = rig.start(second.handler("slow.work", listens));
     until("the second is there", || async {

@@ -423,11 +423,12 @@ async fn a_foreign_client_can_register_take_and_complete_tasks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancelled_task_ends_the_run_that_listens_and_whatever_it_returns_is_discarded() {
     let rig = Rig::new().await;
-    let told = Arc::new(AtomicU32::new(0));
-    let seen = told.clone();
+    let (begun, told) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+    let (began, seen) = (begun.clone(), told.clone());
     let listens = move |context: Context, answer: bool| {
-        let seen = seen.clone();
+        let (began, seen) = (began.clone(), seen.clone());
         async move {
+            began.fetch_add(1, Ordering::SeqCst);
             context.cancellation().cancelled().await;
             seen.fetch_add(1, Ordering::SeqCst);
             match answer {
@@ -446,6 +447,8 @@ async fn a_cancelled_task_ends_the_run_that_listens_and_whatever_it_returns_is_d
         wait_for(&rig, id, "assigned").await;
     }
     assert_eq!(task(&rig, "t-3").await["status"], "pending");
+    until("both run", || async { begun.load(Ordering::SeqCst) == 2 }).await;
+    rig.until_heard(1).await;
     // One that waits, then those that run.
     for id in ["t-3", "t-1", "t-2"] {
         let payload = json!({"task_id": id, "reason": "no more"});
