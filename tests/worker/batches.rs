@@ -186,17 +186,38 @@ async fn what_is_no_batch_is_refused_with_the_fields_name() {
 async fn whoever_asks_meanwhile_is_told_who_is_at_it() {
     let rig = Rig::new().await;
     let runs = Runs::default();
-    let first = started(&rig, adding(&rig, "w-1", 50, &runs)).await;
+    let open = tokio_util::sync::CancellationToken::new();
+    let worker = |id: &str| {
+        let (noted, gate) = (runs.clone(), open.clone());
+        let add = move |context: Context, n: u64| {
+            let (noted, gate) = (noted.clone(), gate.clone());
+            async move {
+                if n >= 3 {
+                    gate.cancelled().await;
+                }
+                note(&noted, &context);
+                Ok::<_, HandlerError>(n)
+            }
+        };
+        let mut settings = rig.settings();
+        settings.id = id.into();
+        let policy = Policy::new().no_timeout();
+        Worker::builder()
+            .settings(settings)
+            .handler_with("number.add", add, policy)
+    };
+    let first = started(&rig, worker("w-1")).await;
     let wanted = batch("b-1", "exclusive", 0..40);
     let event = Outgoing::new("system.batch.process", &wanted);
     rig.client.publish(&event).await.unwrap();
     until_done(&rig, "b-1", 3).await;
-    let second = started(&rig, adding(&rig, "w-2", 50, &runs)).await;
+    let second = started(&rig, worker("w-2")).await;
     let told = process(&rig, &wanted).await;
     assert_eq!(told["processed"], false);
     assert_eq!(told["status"], "running");
     assert_eq!(told["processor_id"], "w-1");
     assert!(told["items_processed"].as_u64().unwrap() >= 3);
+    open.cancel();
     until_done(&rig, "b-1", 40).await;
     assert_eq!(runs.lock().unwrap().len(), 40);
     first.stop().await;
@@ -226,6 +247,7 @@ async fn a_batch_whose_item_hangs_is_cancelled_and_whoever_asked_is_told() {
         let policy = Policy::new().no_timeout();
         let builder = Worker::builder().settings(settings);
         let worker = started(&rig, builder.handler_with("number.add", handler, policy)).await;
+        rig.until_heard(1).await;
         let asking = {
             let (client, wanted) = (rig.client.clone(), batch(mode, mode, 0..4));
             tokio::spawn(async move {
@@ -284,7 +306,7 @@ async fn an_item_is_retried_and_timed_out_by_its_own_handlers_policy() {
                 3 => panic!("three"),
                 4 => std::future::pending().await,
                 5 => {
-                    tokio::time::sleep(Duration::from_millis(400)).await;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
                     Ok(n)
                 }
                 n => Ok(n),
@@ -298,10 +320,10 @@ async fn an_item_is_retried_and_timed_out_by_its_own_handlers_policy() {
     };
     let policy = Policy::new()
         .retry(retry)
-        .timeout(Duration::from_millis(600));
+        .timeout(Duration::from_millis(1200));
     let mut settings = rig.settings();
     // The batch as a whole takes longer than any handler may.
-    settings.handler_timeout = Duration::from_millis(600);
+    settings.handler_timeout = Duration::from_millis(1200);
     let builder = Worker::builder().settings(settings);
     let worker = started(&rig, builder.handler_with("number.add", flaky, policy)).await;
     let result = process(&rig, &batch("b-1", "exclusive", 0..6)).await;
