@@ -6,6 +6,7 @@ use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -16,6 +17,27 @@ async fn all_replicas_run_the_items_of_a_batch_that_is_fanned_out() {
     let runs = Runs::default();
     let first = started(&rig, adding(&rig, "w-1", 5, &runs)).await;
     let second = started(&rig, adding(&rig, "w-2", 5, &runs)).await;
+    let by = |id: &str| {
+        runs.lock()
+            .unwrap()
+            .iter()
+            .filter(|run| run.0 == id)
+            .count()
+    };
+    // Whoever has just come may not read yet.
+    let published = Cell::new(0);
+    until("both read", || async {
+        let event = Outgoing::new("number.add", &1_u64);
+        rig.client.publish(&event).await.unwrap();
+        published.set(published.get() + 1);
+        by("w-1") > 0 && by("w-2") > 0
+    })
+    .await;
+    until("all of that ran", || async {
+        runs.lock().unwrap().len() == published.get()
+    })
+    .await;
+    runs.lock().unwrap().clear();
     let wanted = batch("b-1", "fan_out", 0..600);
     let result = process(&rig, &wanted).await;
     assert_eq!(
@@ -28,13 +50,6 @@ async fn all_replicas_run_the_items_of_a_batch_that_is_fanned_out() {
     run.sort();
     run.dedup();
     assert_eq!(run.len(), 600);
-    let by = |id: &str| {
-        runs.lock()
-            .unwrap()
-            .iter()
-            .filter(|run| run.0 == id)
-            .count()
-    };
     assert!(
         by("w-1") > 0 && by("w-2") > 0,
         "{} {}",
@@ -180,22 +195,25 @@ async fn an_item_without_an_answer_that_nobody_has_is_published_again_and_no_oth
     let policy = Policy::new().no_timeout();
     builder = builder.handler_with("number.add", add, policy);
     let worker = started(&rig, builder).await;
+    // While one runs it reads one ahead; an idle one might read all items at once.
+    let before = Outgoing::new("number.add", &7_u64);
+    rig.client.publish(&before).await.unwrap();
+    until("one runs", || async { entered.load(Ordering::SeqCst) == 1 }).await;
     let event = Outgoing::new("system.batch.process", &batch("b-1", "fan_out", 0..6));
     rig.client.publish(&event).await.unwrap();
-    let entries = rig.wait_for("cb:events:number", 6).await;
-    until("one runs", || async { entered.load(Ordering::SeqCst) == 1 }).await;
+    let entries = rig.wait_for("cb:events:number", 7).await;
     // The last one is not read yet; somebody deletes it.
     let mut connection = rig.connection.clone();
     redis::cmd("XDEL")
         .arg("cb:events:number")
-        .arg(entries[5].id.to_string())
+        .arg(entries[6].id.to_string())
         .exec_async(&mut connection)
         .await
         .unwrap();
-    let again = rig.wait_for("cb:events:number", 6).await;
-    assert_eq!(again[5].get("id"), entries[5].get("id"));
+    let again = rig.wait_for("cb:events:number", 7).await;
+    assert_eq!(again[6].get("id"), entries[6].get("id"));
     gate.add_permits(100);
     assert_eq!(until_done(&rig, "b-1", 6).await.processed, 6);
-    assert_eq!(entered.load(Ordering::SeqCst), 6, "no item ran twice");
+    assert_eq!(entered.load(Ordering::SeqCst), 7, "no item ran twice");
     worker.stop().await;
 }
