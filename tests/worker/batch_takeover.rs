@@ -14,17 +14,18 @@ use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_drained_holder_gives_the_batch_back_at_once_between_two_items() {
-    for (mode, items) in [("exclusive", 60), ("fan_out", 300)] {
+    for (mode, items, heirs_ms) in [("exclusive", 60, 0), ("fan_out", 300, 60)] {
         let rig = Rig::new().await;
         let runs = Runs::default();
-        let leaver = started(&rig, adding(&rig, "leaver", 30, &runs)).await;
+        // Slow enough that it is not done before the heir is there.
+        let leaver = started(&rig, adding(&rig, "leaver", 200, &runs)).await;
         let mut wanted = batch("b-1", mode, 0..items);
         // Nobody could wait for this lease.
         wanted["lease_ms"] = json!(3_600_000);
         let asked = async { process(&rig, &wanted).await };
         let drained = async {
             until_done(&rig, "b-1", 1).await;
-            let heir = adding(&rig, "heir", 30, &runs);
+            let heir = adding(&rig, "heir", heirs_ms, &runs);
             let heir = rig.start(heir);
             let both = || async {
                 let mut connection = rig.connection.clone();
@@ -60,7 +61,7 @@ async fn a_batch_that_a_drained_worker_leaves_to_nobody_waits_for_whoever_comes(
     for mode in ["exclusive", "fan_out"] {
         let rig = Rig::new().await;
         let runs = Runs::default();
-        let leaver = started(&rig, adding(&rig, "leaver", 30, &runs)).await;
+        let leaver = started(&rig, adding(&rig, "leaver", 200, &runs)).await;
         let mut wanted = batch("b-1", mode, 100..300);
         wanted["lease_ms"] = json!(3_600_000);
         let event = Outgoing::new("system.batch.process", &wanted);
@@ -91,7 +92,7 @@ async fn a_batch_that_a_drained_worker_leaves_to_nobody_waits_for_whoever_comes(
 async fn an_item_that_blocks_its_thread_for_longer_than_the_lease_keeps_the_batch() {
     let rig = Rig::new().await;
     let block = async |_: Context, n: u64| {
-        std::thread::sleep(Duration::from_millis(4500));
+        std::thread::sleep(Duration::from_millis(6500));
         Ok::<_, HandlerError>(n)
     };
     let mut settings = rig.settings();
@@ -99,7 +100,7 @@ async fn an_item_that_blocks_its_thread_for_longer_than_the_lease_keeps_the_batc
     let builder = Worker::builder().settings(settings);
     let worker = started(&rig, builder.handler("number.add", block)).await;
     let mut wanted = batch("b-1", "exclusive", [1]);
-    wanted["lease_ms"] = json!(2000);
+    wanted["lease_ms"] = json!(5000);
     let url = rig.redis.admin_url();
     let watching = std::thread::spawn(move || lowest_lease(&url, "cb:batch:b-1"));
     let result = process(&rig, &wanted).await;
