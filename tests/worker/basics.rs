@@ -77,6 +77,7 @@ async fn a_type_that_another_worker_has_is_left_for_that_one() {
             .settings(other)
             .handler("math.slow", slow_add),
     );
+    rig.wait_for_fact("instance.registered", 2).await;
     let (mut sums, mut slows) = (0, 0);
     for n in 0..50 {
         let kind = if n % 2 == 0 { "math.add" } else { "math.slow" };
