@@ -116,7 +116,7 @@ fn worker(rig: &Rig, id: &str, door: &Door) -> Builder {
     };
     let builder = Worker::builder().settings(settings).state(door.clone());
     let soon = Policy::new()
-        .timeout(Duration::from_millis(300))
+        .timeout(Duration::from_millis(600))
         .attempts(1);
     builder
         .handler_with("file.block", block, Policy::new().blocking())
