@@ -8,6 +8,7 @@ use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 /// Starts a worker that reads four in one batch: the first holds the lane's thread, the others are in its hands,
 /// unstarted.
@@ -83,12 +84,26 @@ async fn what_others_took_while_a_first_poll_held_the_thread_is_not_started() {
     for entry in &rig.entries("cb:events:gone").await[1..] {
         take.arg(entry.id.to_string());
     }
-    let mut connection = rig.connection.clone();
-    let _: redis::Value = take.query_async(&mut connection).await.unwrap();
-    // For longer than the lane may stand still.
-    tokio::time::sleep(rig.settings().heartbeat_ttl / 2).await;
-    drop(lets_go);
-    let reply = rig.ask("stays.ask", &()).await.unwrap();
+    take.arg("JUSTID");
+    // Again and again: what nobody renews is taken from whoever has it.
+    let keeps = async {
+        let mut connection = rig.connection.clone();
+        loop {
+            take.exec_async(&mut connection).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let asks = async {
+        // For longer than the lane may stand still.
+        tokio::time::sleep(rig.settings().heartbeat_ttl / 2).await;
+        drop(lets_go);
+        rig.ask("stays.ask", &()).await.unwrap()
+    };
+    let reply = tokio::select! {
+        biased;
+        never = keeps => never,
+        reply = asks => reply,
+    };
     assert_eq!(reply.data, [7]);
     assert_eq!(
         began.load(Ordering::Relaxed),
