@@ -126,7 +126,8 @@ async fn a_handler_that_says_when_runs_no_sooner_and_later_costs_no_attempt() {
     assert_eq!(attempts, [1, 2, 2]);
     for pair in log.windows(2) {
         let wait = pair[1].1 - pair[0].1;
-        assert!(wait >= WAIT, "{wait:?}");
+        // It is the server's clock that says so, in whole ms.
+        assert!(wait >= WAIT - Duration::from_millis(20), "{wait:?}");
     }
     worker.stop().await;
 }
@@ -160,7 +161,7 @@ async fn an_open_circuit_answers_requests_at_once_and_delivers_events_later() {
         }
         Ok(())
     }
-    let policy = Policy::new().circuit(3, Duration::from_millis(1500));
+    let policy = Policy::new().circuit(3, Duration::from_secs(3));
     let worker = rig.start(rig.builder().state(broken.clone()).handler_with(
         "mail.send",
         send,
@@ -179,6 +180,7 @@ async fn an_open_circuit_answers_requests_at_once_and_delivers_events_later() {
     assert_eq!(text(&results[0], "status"), "ok");
     assert!(rig.entries("cb:dead:mail").await.is_empty());
     assert!(rig.ask("mail.send", &()).await.is_ok());
+    rig.wait_for_fact("circuit.closed", 1).await;
     let facts: Vec<String> = rig
         .entries("cb:broadcast")
         .await
@@ -238,7 +240,7 @@ async fn a_rate_limit_holds_for_all_replicas_and_loses_no_event() {
         send,
         policy(),
     ));
-    let mut refused = 0;
+    let (began, mut refused) = (Instant::now(), 0);
     for _ in 0..10 {
         match rig.ask("mail.send", &()).await {
             Ok(_) => {}
@@ -249,7 +251,12 @@ async fn a_rate_limit_holds_for_all_replicas_and_loses_no_event() {
             Err(error) => panic!("{error}"),
         }
     }
-    assert!(refused >= 3, "{refused} refused");
+    // On a slow machine it was more than one period.
+    let periods = began.elapsed().as_millis() / 2000 + 1;
+    assert!(
+        10 - refused <= 5 * periods + 2,
+        "{refused} refused in {periods} periods"
+    );
     for n in 0..6 {
         rig.client
             .publish(&Outgoing::new("mail.send", &()).id(format!("e-{n}")))
