@@ -205,13 +205,14 @@ async fn a_long_run_is_never_taken_from_a_live_worker() {
     async fn long(context: Context, (): ()) -> Result<(), HandlerError> {
         let runs = context.state::<Arc<Mutex<u32>>>()?.clone();
         *runs.lock().unwrap() += 1;
-        // Blocks its thread for three claim times, as careless handlers do.
-        std::thread::sleep(Duration::from_millis(1800));
-        tokio::time::sleep(Duration::from_millis(1200)).await;
+        // Blocks its thread for longer than the claim time, as careless handlers do.
+        std::thread::sleep(Duration::from_millis(2500));
+        tokio::time::sleep(Duration::from_millis(2000)).await;
         Ok(())
     }
     let mut settings = rig.settings();
-    settings.claim_idle = Duration::from_millis(600);
+    // So long that where all stands still for a part of it, it is not the holder's silence.
+    settings.claim_idle = Duration::from_millis(1500);
     let start = |id: &str| {
         let mut settings = settings.clone();
         settings.id = id.into();
