@@ -171,10 +171,15 @@ async fn as_many_runs_go_on_in_each_worker_as_operators_say() {
     let first = rig.start(worker(&rig, "w-1", &runs));
     let second = rig.start(worker(&rig, "w-2", &runs));
     rig.wait_for_fact("instance.registered", 3).await;
+    // Whoever has just come may not read yet.
+    until("one runs in each", async || {
+        publish(&rig, "mail.hold", None, 0).await;
+        runs.now() == 2
+    })
+    .await;
     for n in 0..40 {
         publish(&rig, "mail.hold", None, n).await;
     }
-    until("one runs in each", async || runs.now() == 2).await;
     runs.0.ends.add_permits(4);
     rig.wait_for(RESULTS, 4).await;
     until("the next ones run", async || runs.now() == 2).await;
@@ -261,7 +266,8 @@ async fn batches_that_go_on_are_limited_too() {
     let one = json!({"concurrency": {"worker": 1}});
     limit(&rig, "type:mail.many", one).await;
     let builder = worker(&rig, "w-1", &runs);
-    let batches = Batches::of(2).within(Duration::from_millis(20));
+    // Each is of two, however slowly they come.
+    let batches = Batches::of(2).within(Duration::from_secs(60));
     let running = rig.start(builder.batch_handler("mail.many", hold_many, batches));
     rig.wait_for_fact("instance.registered", 2).await;
     for n in 0..8 {
