@@ -279,12 +279,14 @@ async fn pulled_metrics_are_of_this_moment_and_name_who_did_not_report() {
     .await;
     // However often it is asked for, nothing is counted twice.
     for _ in 0..5 {
-        let told = metrics(&rig.client).await;
-        assert_eq!(told["handlers"]["load.work"]["calls"], EVENTS, "{told}");
-        assert_eq!(
-            (&told["missing"], &told["instances"]),
-            (&json!([]), &json!(3))
-        );
+        // Now and then one may be too slow to report.
+        until("all report", || async {
+            let told = metrics(&rig.client).await;
+            assert_eq!(told["handlers"]["load.work"]["calls"], EVENTS, "{told}");
+            assert_eq!(told["instances"], 3, "{told}");
+            told["missing"] == json!([])
+        })
+        .await;
     }
     // One reads its inbox no more, and one never had any.
     let instances = {
@@ -298,13 +300,13 @@ async fn pulled_metrics_are_of_this_moment_and_name_who_did_not_report() {
         instances.register(&registering).await.unwrap();
     }
     rig.run("XADD cb:inbox:w-deaf * type a.b").await;
-    let told = metrics(&rig.client).await;
-    assert_eq!(told["missing"], json!(["w-deaf", "w-none"]), "{told}");
-    assert_eq!(
-        (&told["missing_total"], &told["instances"]),
-        (&json!(2), &json!(5))
-    );
-    assert_eq!(told["handlers"]["load.work"]["calls"], EVENTS);
+    until("all others report", || async {
+        let told = metrics(&rig.client).await;
+        assert_eq!(told["instances"], 5, "{told}");
+        assert_eq!(told["handlers"]["load.work"]["calls"], EVENTS);
+        told["missing"] == json!(["w-deaf", "w-none"]) && told["missing_total"] == 2
+    })
+    .await;
     assert!(
         rig.keys("cb:reply:report-*").await.is_empty(),
         "a mailbox is left"
