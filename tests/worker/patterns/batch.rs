@@ -163,7 +163,7 @@ async fn an_item_that_its_circuit_refused_is_published_again_under_a_name_that_a
             }
         }
     };
-    let policy = Policy::new().circuit(1, Duration::from_millis(300));
+    let policy = Policy::new().circuit(1, Duration::from_secs(1));
     let builder = Worker::builder().settings(short(&rig, "w-1", Pattern::Distributed));
     let worker = rig.start(builder.handler_with("number.add", flaky, policy));
     let told = process(&rig, &batch("b-1", "fan_out", 0..3)).await;
