@@ -9,6 +9,7 @@ use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -23,7 +24,8 @@ const PARKED: &str = "cb:parked:mail:mail.send";
 #[derive(Clone, Default)]
 struct Log {
     ran: Arc<Mutex<Vec<(String, u64, u32)>>>,
-    /// Runs of `mail.hold` that may end.
+    /// Runs of `mail.hold` that began, and those that may end.
+    held: Arc<AtomicUsize>,
     ends: Arc<Mutex<Option<Arc<Semaphore>>>>,
 }
 
@@ -52,6 +54,7 @@ async fn send(context: Context, n: u64) -> Result<u64, HandlerError> {
 
 async fn hold(context: Context, _: u64) -> Result<(), HandlerError> {
     let log = context.state::<Log>()?;
+    log.held.fetch_add(1, Ordering::SeqCst);
     let ends = log.ends.lock().unwrap().clone().unwrap();
     ends.acquire().await.unwrap().forget();
     Ok(())
@@ -328,7 +331,10 @@ async fn what_waits_in_memory_when_it_is_paused_is_parked_too() {
     for n in 0..6 {
         publish(&rig, "mail.hold", None, n).await;
     }
-    until("they are read", async || rig.pending(EVENTS).await == 6).await;
+    until("they are read, and three run", async || {
+        rig.pending(EVENTS).await == 6 && log.held.load(Ordering::SeqCst) == 3
+    })
+    .await;
     pause(&rig, "type:mail.hold").await;
     until("three run, the others are parked", async || {
         rig.pending(EVENTS).await == 3
