@@ -114,7 +114,7 @@ async fn an_item_waits_for_an_open_circuit_and_no_longer_than_its_deadline() {
     let running = started(&rig, worker(&rig, "w-1", &runs, policy)).await;
     let wanted = batch("b-1", "exclusive", [13, 1]);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let deadline = now.as_millis() as u64 + 1500;
+    let deadline = now.as_millis() as u64 + 4000;
     let event = Outgoing::new("system.batch.process", &wanted).deadline(deadline);
     let asked = rig.client.request(event, Duration::from_secs(20)).await;
     match asked {
@@ -148,14 +148,14 @@ async fn a_batch_that_waits_for_its_turn_keeps_its_lease_and_is_given_back_by_wh
     publish(&rig, 100).await;
     until("it runs", || async { runs.begun().len() == 1 }).await;
     let mut wanted = batch("b-1", "exclusive", 0..3);
-    wanted["lease_ms"] = json!(1000);
+    wanted["lease_ms"] = json!(2000);
     request(&rig, &wanted).await;
     until_held(&rig, "b-1").await;
     let second = started(&rig, worker(&rig, "w-2", &others, policy())).await;
     let found = batches(&rig).find("b-1").await.unwrap().unwrap();
     let fence = found.fence;
     // Longer than the lease: whoever asks is told who has it.
-    for _ in 0..15 {
+    for _ in 0..25 {
         let told = process(&rig, &wanted).await;
         assert_eq!(
             (&told["processor_id"], &told["fence"]),
