@@ -318,6 +318,7 @@ async fn that_a_circuit_opened_while_the_server_was_away_is_told_when_it_is_back
     rig.redis.kill();
     let before = local_now();
     ends.add_permits(1);
+    until("it ends", || async { ends.available_permits() == 0 }).await;
     // So that whoever tells it has tried in vain.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let back = local_now();

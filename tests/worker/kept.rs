@@ -291,7 +291,7 @@ async fn fleet(rig: &Rig) {
     registering.capabilities = vec!["gone.kind".into()];
     for n in 0..4 {
         registering.id = format!("lost-{n}");
-        registering.ttl_ms = 2000;
+        registering.ttl_ms = 4000;
         let lost = own(&registering.id);
         lost.register(&registering).await.unwrap();
         lost.reads("workers", &registering.id, &registering.capabilities)
@@ -318,7 +318,7 @@ async fn fleet(rig: &Rig) {
     }
     for n in 0..4 {
         registering.id = format!("external-{n}");
-        registering.ttl_ms = 300;
+        registering.ttl_ms = 1000;
         asked.register(&registering).await.unwrap();
     }
     asked.unregister("external-0", None).await.unwrap();
