@@ -1,15 +1,11 @@
-//! A server with an append-only file that is killed and restarted.
+//! A server with an append-only file that is killed and restarted. It syncs always: with `everysec` it puts off what it
+//! writes while the disk is at an fsync, and a kill loses that though it was acknowledged. `power` is about that.
 
 use crate::load::Load;
 use crate::outcomes;
 use crate::support::{Redis, torture};
 use crate::world::{World, settings};
 use std::time::Duration;
-
-fn with_aof(fsync: &str) -> Redis {
-    let options = ["--save", "", "--appendonly", "yes", "--appendfsync", fsync];
-    Redis::with(&options)
-}
 
 /// When the server is killed, and for how long it is away.
 fn schedule(name: &str, kills: u64) -> Vec<(Duration, Duration)> {
@@ -24,9 +20,7 @@ fn schedule(name: &str, kills: u64) -> Vec<(Duration, Duration)> {
 async fn server_kills_lose_nothing_that_was_acknowledged_and_workers_come_back() {
     let kills = torture::size("TORTURE_SERVER_KILLS", 10, 200);
     let rate = torture::size("TORTURE_RATE", 500, 1000);
-    let policies = ["everysec", "always"];
-    let fsync = policies[torture::dice("server fsync").usize(..2)];
-    let mut world = World::begin("server", with_aof(fsync), 3, settings()).await;
+    let mut world = World::begin("server", Redis::durable(), 3, settings()).await;
     let (client, _wire) = world.client().await;
     let load = Load::start(client, world.history.clone(), rate);
     for (up, away) in schedule("server kills", kills) {
@@ -43,6 +37,5 @@ async fn server_kills_lose_nothing_that_was_acknowledged_and_workers_come_back()
     counts
         .tell(torture::Report::default())
         .fault(kills, "server kills")
-        .note(format!("server: appendfsync {fsync}"))
         .tell("server");
 }
