@@ -40,15 +40,17 @@ impl Grows {
         }
     }
 
-    /// Cuts the file back to what it was that long before its end.
+    /// Cuts the file back to what it was that long before its end; when the last of what is left was written, or before
+    /// that. While the disk is at an fsync the server puts off what it writes, though it acknowledges it.
     fn cut_back(&self, age: Duration) -> u64 {
         let age = age.as_nanos() as u64;
         let (last, _) = self.sizes[self.sizes.len() - 1];
         let old = self.sizes.iter().rev().find(|(at, _)| at + age <= last);
-        let &(at, size) = old.unwrap_or(&self.sizes[0]);
+        let &(_, size) = old.unwrap_or(&self.sizes[0]);
         let file = fs::OpenOptions::new().write(true).open(&self.path).unwrap();
         file.set_len(size).unwrap();
-        at
+        let shorter = self.sizes.iter().rev().find(|(_, was)| *was < size);
+        shorter.map_or(0, |(at, _)| *at)
     }
 }
 
