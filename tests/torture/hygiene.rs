@@ -1,6 +1,7 @@
 //! What may be left behind: keys without a time to live, consumers, pending entries, lines of log.
 
 use crate::outcomes::Problems;
+use crate::support::{Redis, until};
 use crate::world::World;
 use redis::AsyncCommands;
 use std::collections::HashMap;
@@ -60,16 +61,13 @@ pub(crate) async fn check(world: &World) -> Left {
             }
         }
     }
-    let consumers: Vec<HashMap<String, redis::Value>> = redis::cmd("XINFO")
-        .arg(&["CONSUMERS", "cb:events:load", "workers"])
-        .query_async(&mut connection)
-        .await
-        .unwrap();
-    left.consumers = consumers.len();
     let most = world.workers.len() + CONSUMERS;
-    if left.consumers > most {
-        problems.found(format!("{} consumers, at most {most} do", left.consumers));
-    }
+    // Those that were killed last go when they are found lost.
+    until("the consumers of the dead are gone", || async {
+        consumers(&world.redis).await <= most
+    })
+    .await;
+    left.consumers = consumers(&world.redis).await;
     for log in world.files("log.") {
         let text = std::fs::read_to_string(&log).unwrap();
         let lines = busiest(&text);
@@ -81,6 +79,15 @@ pub(crate) async fn check(world: &World) -> Left {
     }
     problems.none();
     left
+}
+
+async fn consumers(redis: &Redis) -> usize {
+    let consumers: Vec<HashMap<String, redis::Value>> = redis::cmd("XINFO")
+        .arg(&["CONSUMERS", "cb:events:load", "workers"])
+        .query_async(&mut redis.connection().await)
+        .await
+        .unwrap();
+    consumers.len()
 }
 
 /// The most lines within the same ten seconds.
