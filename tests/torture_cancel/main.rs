@@ -98,6 +98,15 @@ async fn each_event_is_finished_or_cancelled_never_both_and_never_neither() {
     let mut dice = torture::dice("cancel");
     let redis = Redis::start();
     let mut fleet = Fleet::start(&redis, 3);
+    // Before, nothing runs that could be cancelled.
+    let connection = redis.connection().await;
+    until("the workers are there", async || {
+        let mut alive = redis::cmd("ZCARD");
+        alive.arg("cb:instances:active");
+        let alive: usize = alive.query_async(&mut connection.clone()).await.unwrap();
+        alive == fleet.len()
+    })
+    .await;
     let client = fleet::client(&redis);
     let url = RedisUrl::new(redis.url_for(users::OPERATOR));
     let connector = Connector::new(&url, CALLS).unwrap();
