@@ -86,9 +86,12 @@ impl Look {
         .await;
     }
 
-    /// The position of the leader in the fleet, and the term.
+    /// The position of the leader in the fleet, and the term. One who got no time at its start leads no more.
     async fn leader(&self) -> (usize, u64) {
-        let (_, _, data) = self.fact("leader.elected", 0, |_| true).await;
+        self.fact("leader.elected", 0, |_| true).await;
+        let facts = self.facts().await.into_iter();
+        let mut elected = facts.filter(|fact| fact.1 == "leader.elected");
+        let (_, _, data) = elected.next_back().unwrap();
         let id = data["id"].as_str().unwrap();
         let place: usize = id.strip_prefix("w-").unwrap().parse().unwrap();
         (place - 1, data["term"].as_u64().unwrap())
