@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const WORKERS: usize = 5;
 /// Long enough that one who gets no time for a moment is not taken for dead.
-const LIVES: Duration = Duration::from_secs(3);
+const LIVES: Duration = Duration::from_secs(4);
 
 /// From when to when a worker was dead or stood still, by the server's clock.
 type Away = (u64, u64);
@@ -32,7 +32,7 @@ async fn all_follow(look: &Look, pattern: Pattern) {
 /// Kills and stops workers, in that pattern, or in another one after each fault: the dead are lost, once and in time, and
 /// nobody else is.
 async fn only_the_dead_are_lost(pattern: Option<Pattern>) {
-    let kills = size("TORTURE_PATTERN_KILLS", 4, 50);
+    let kills = size("TORTURE_PATTERN_KILLS", 3, 50);
     let stops = size("TORTURE_PATTERN_STOPS", 2, 20);
     let look = Look::new();
     let mut fleet = Fleet::that_live(&look.redis, WORKERS, LIVES);
