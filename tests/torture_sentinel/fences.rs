@@ -1,7 +1,8 @@
 //! What is handed out once must not be handed out twice, though a failover forgot that it was.
 
 use crate::connector;
-use crate::support::sentinel::Deployment;
+use crate::support::sentinel::{DOWN_AFTER, Deployment, SERVICE};
+use crate::support::until;
 use convoke::coordination::batches::batch::{BatchPlan, Mode};
 use convoke::coordination::batches::{Acquired, Asker, Batches};
 use convoke::coordination::instances::Instances;
@@ -34,7 +35,7 @@ impl Hands {
             capacity: 1,
             capabilities: vec!["a.b".into()],
             metadata: Vec::new(),
-            ttl_ms: 500,
+            ttl_ms: 30_000,
             incarnation: None,
             announces: false,
         }
@@ -46,7 +47,10 @@ impl Hands {
 
     /// Registers again, is elected, takes the batch over, is given the task again.
     async fn next(&self, run: &str) -> Numbers {
-        self.instances.unregister("w-1", None).await.ok();
+        until("it is gone", || async {
+            self.instances.unregister("w-1", None).await.is_ok()
+        })
+        .await;
         let registered = self.instances.register(&self.worker()).await.unwrap();
         let incarnation = registered.incarnation;
         let contest = self.instances.contend("w-1", incarnation).await.unwrap();
@@ -96,9 +100,17 @@ async fn fences_terms_and_incarnations_rise_across_a_failover_that_forgot_the_la
     let old = deployment.primary();
     let first = hands.next("r-1").await;
     tokio::task::block_in_place(|| deployment.nodes[old].until_replicated());
+    // It is found down once it has given them, however long that takes.
+    let down_after = |ms: u128| {
+        deployment.tell(&format!(
+            "SENTINEL SET {SERVICE} down-after-milliseconds {ms}"
+        ));
+    };
+    tokio::task::block_in_place(|| down_after(60_000));
     deployment.nodes[old].cut(true);
     let forgotten = hands.next("r-2").await;
     assert_eq!(connector.generation(), 0, "the old primary gave them");
+    tokio::task::block_in_place(|| down_after(DOWN_AFTER.as_millis()));
     let stale = Assignment {
         task: "t-1".into(),
         instance: "w-1".into(),
@@ -106,7 +118,7 @@ async fn fences_terms_and_incarnations_rise_across_a_failover_that_forgot_the_la
     };
     tokio::task::block_in_place(|| deployment.until_moved(old));
     deployment.nodes[old].cut(false);
-    crate::support::until("the new primary is in use", || async {
+    until("the new primary is in use", || async {
         connector.generation() > 0 && connector.ping().await.is_ok()
     })
     .await;
