@@ -133,15 +133,15 @@ async fn half_open_links_and_a_primary_that_loads_are_got_over_without_a_failove
         "1024",
     ];
     let mut deployment = tokio::task::block_in_place(|| Deployment::with(&options));
+    deployment.tell(&format!(
+        "SENTINEL SET {SERVICE} down-after-milliseconds 20000"
+    ));
     let fleet = Fleet::at(&deployment.url(), 2);
     let (connector, client) = (connector(&deployment.url()), client(&deployment));
     fill_pool(&connector).await;
     until_all_answer(&client, 2).await;
     let primary = deployment.primary();
     half_open(&deployment.nodes[primary], &connector, &client).await;
-    deployment.tell(&format!(
-        "SENTINEL SET {SERVICE} down-after-milliseconds 20000"
-    ));
     loading(&mut deployment.nodes[primary], &client).await;
     assert_eq!(deployment.primary(), primary, "nothing failed over");
     fleet.drain();
