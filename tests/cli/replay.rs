@@ -344,7 +344,7 @@ fn partitions_and_tagged_names_are_replayed_too() {
 #[test]
 fn an_interrupt_ends_it_between_two_steps() {
     let redis = graveyard(200);
-    let child = convoke(&redis, &["replay", "dead", "--rate=50", "--yes"])
+    let child = convoke(&redis, &["replay", "dead", "--rate=10", "--yes"])
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn()
