@@ -121,8 +121,9 @@ fn as_the_first_process_it_leaves_no_zombie_and_takes_no_status_of_its_commands(
         .args(unshare)
         .arg(env!("CARGO_BIN_EXE_convoke"))
         .args(ECHO);
-    // Its grandchildren outlive it, with no pipe of its own open.
-    let orphans = "demo.orphan=for n in 1 2 3; do sleep 0.2 >/dev/null 2>&1 & done; echo 1";
+    // Its grandchildren outlive it, with no pipe of its own open. Each is dead for two seconds at least before it is
+    // reaped, and they die one after the other: they are seen even by who gets no time for a while.
+    let orphans = "demo.orphan=for n in 0.2 1 2; do sleep $n >/dev/null 2>&1 & done; echo 1";
     command.args(["--exec", orphans, "--exec", "demo.slow=sleep 6; echo 2"]);
     command.env("CONVOKE_REDIS_URL", redis.url());
     let mut outside = Life::start(&redis, "w-1", command.stderr(Stdio::null()));
