@@ -12,7 +12,6 @@ use convoke::{Context, HandlerError, Worker};
 use seen::{DATABASE, Dir, PASSWORD, Seen, TOKEN, bare, dump, family, holds, look, rows};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::process::{Child, Stdio};
 
 /// A worker that ends with its test.
@@ -109,7 +108,8 @@ fn a_worker_with_secrets_everywhere_shows_none_whatever_happens_to_it() {
         }
         // The MCP server is handed its token; it has a file of its own to show it.
         eventually("the MCP server was started", || {
-            Path::new(&dir.file("mcp")).exists()
+            let last = fs::read(dir.file("mcp.argv"));
+            last.is_ok_and(|argv| !argv.is_empty())
         });
         assert!(holds(&fs::read(dir.file("mcp")).unwrap(), TOKEN));
         let handed = fs::read_to_string(dir.file("mcp")).unwrap();
