@@ -293,7 +293,7 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(30), run(&command, &[0xc0])).await;
         assert_eq!(ended.expect("it still waits").unwrap(), "\"started\"");
         // A background process of a run that succeeded is the command's own matter.
-        assert_eq!(sleepers(&seconds), 1);
+        until(|| sleepers(&seconds) == 1, "it was ended").await;
         let ended = std::process::Command::new("pkill")
             .args(["-f", &format!("^sleep {seconds}")])
             .status();
