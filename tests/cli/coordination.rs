@@ -130,8 +130,11 @@ fn a_pattern_is_chosen_for_all_workers_and_taken_back() {
     for part in ["health", "hybrid", "bus", "centralized,distributed,hybrid"] {
         assert!(listed.contains(part), "{part} is not in {listed}");
     }
-    let state = run(&redis, &["state"]).done().out;
-    assert!(state.contains("health hybrid"), "{state}");
+    // Who has set it is told like all others.
+    eventually("its answers follow", || {
+        let state = run(&redis, &["state"]).done().out;
+        state.contains("health hybrid")
+    });
     let top = run(&redis, &["top", "--once"]).done().out;
     assert!(top.contains("health hybrid"), "{top}");
     let json = ["instances", "--format", "json"];
