@@ -135,8 +135,10 @@ each(handle)
         "--progress",
         "--format=json",
     ];
-    let told = run(&redis, &args).done();
-    assert!(told.err.contains("\"done\":1"), "{told:?}");
+    // The reply waits for it, for a second.
+    support::eventually("its progress is told", || {
+        run(&redis, &args).done().err.contains("\"done\":1")
+    });
     let log = worker.stop().done().err;
     let line = log.lines().find(|line| line.contains("looking at good"));
     assert!(line.is_some_and(|line| line.contains("e-7")), "{log}");
