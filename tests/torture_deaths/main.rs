@@ -29,7 +29,7 @@ const SETTINGS: &str = "DEATHS_WORKER_SETTINGS";
 const DIES: &str = "dies ";
 const WORKERS: u64 = 3;
 /// Long enough for a keeper that hangs to be noticed before it is missed.
-const TTL: Duration = Duration::from_secs(8);
+const TTL: Duration = Duration::from_secs(12);
 
 /// A worker process: it takes orders to die on its standard input, each a random number.
 #[test]
