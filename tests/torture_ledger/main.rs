@@ -213,10 +213,15 @@ async fn killed(kind: &'static str, kills: u64) {
         }
         stop.cancel();
         let (redis, events, besides) = publishing.await.unwrap();
-        support::until("every event is done", || async {
-            length(&redis, "cb:results:account").await >= events + besides
-        })
-        .await;
+        // On a slow disk that takes long, and goes on.
+        let mut done = 0;
+        while done < events + besides {
+            support::until("some more events are done", || async {
+                length(&redis, "cb:results:account").await > done
+            })
+            .await;
+            done = length(&redis, "cb:results:account").await;
+        }
         fleet.drain();
         let effects = effects(&store).await;
         let repeated: Vec<_> = effects.iter().filter(|(_, rows)| **rows != 1).collect();
