@@ -314,7 +314,8 @@ each(handle)
         !found.unwrap().stdout.is_empty()
     };
     support::eventually("it hangs", sleeps);
-    // Given to the same process, which cannot answer.
+    // Given to the same process, which cannot answer; its own time is over long after the other's.
+    std::thread::sleep(std::time::Duration::from_secs(3));
     assert_eq!(request(&redis, "demo.try", "1").done().out, "1\n");
     support::eventually("it timed out", || {
         !entries(&redis, "cb:dead:demo").is_empty()
