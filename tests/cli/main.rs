@@ -100,8 +100,18 @@ fn end(command: &mut Command) -> Ended {
     }
 }
 
+/// What is asked of a worker, and waited for five seconds unless that is said: little where all wait for a core.
+const ASKED: [&str; 8] = [
+    "discover", "health", "metrics", "pattern", "pause", "policy", "resume", "state",
+];
+
 fn run(redis: &Redis, args: &[&str]) -> Ended {
-    end(&mut convoke(redis, args))
+    let mut command = convoke(redis, args);
+    let is_said = args.iter().any(|arg| arg.starts_with("--timeout"));
+    if ASKED.contains(&args[0]) && !is_said {
+        command.arg("--timeout=30s");
+    }
+    end(&mut command)
 }
 
 fn run_with_input(redis: &Redis, args: &[&str], input: &[u8]) -> Ended {
@@ -128,7 +138,9 @@ struct File(PathBuf);
 
 impl File {
     fn new(name: &str, text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("convoke-cli-{}-{name}", std::process::id()));
+        // A process id is given again: what an earlier process left is not this test's.
+        let (process, number) = (std::process::id(), fastrand::u32(..));
+        let path = std::env::temp_dir().join(format!("convoke-cli-{process}-{number:08x}-{name}"));
         std::fs::write(&path, text).unwrap();
         Self(path)
     }
