@@ -18,6 +18,7 @@ use crate::coordination::policies::{self, Policies};
 use crate::coordination::repairs::{self, Repairs};
 use crate::coordination::schedules::{self, Schedules};
 use crate::coordination::tasks::{Assignment, ended_in};
+use crate::protocol::entry::EntryId;
 use crate::streams::cancel::{Taken, taken_in};
 use crate::streams::claim;
 use crate::streams::domains;
@@ -47,6 +48,8 @@ pub(super) struct Watch {
     pub id: String,
     /// Is told when something is ordered of this instance.
     pub ordered: Arc<Notify>,
+    /// The server's time at which the instance was registered, in ms: what is in hand was read later.
+    pub since: u64,
     /// How often consumers are compared with instances, besides the facts.
     pub compare: Duration,
 }
@@ -55,9 +58,15 @@ impl Watch {
     /// Watches for ever.
     pub(super) async fn run(&self) {
         let mut backoff = Backoff::default();
+        // What was said of events, tasks and batches in hand is told by no other way than its fact: no look at the
+        // broadcast leaves one out.
+        let mut after = EntryId {
+            ms: self.since,
+            seq: 0,
+        };
         loop {
             let began = Instant::now();
-            let Err(error) = self.follow().await;
+            let Err(error) = self.follow(&mut after).await;
             tracing::debug!(%error, "watching the broadcast failed; trying again");
             if began.elapsed() > BLOCK {
                 backoff.worked();
@@ -66,11 +75,13 @@ impl Watch {
         }
     }
 
-    async fn follow(&self) -> Result<Infallible, CoordinationError> {
+    async fn follow(&self, after: &mut EntryId) -> Result<Infallible, CoordinationError> {
         let generation = self.connector.generation();
         let mut connection = self.connector.blocking(BLOCK).await?;
         // The position first: who goes from here on is told, who went before is found by comparing.
-        let mut after = read::last_id(&mut connection, &self.broadcast).await?;
+        let last = read::last_id(&mut connection, &self.broadcast).await?;
+        // Later than all that is there: the server's clock, or its data, is not what it was.
+        *after = last.min(*after);
         // What was said before is found by reading it.
         self.patterns.told();
         self.ordered.notify_one();
@@ -82,11 +93,11 @@ impl Watch {
         let mut compared = Instant::now();
         loop {
             self.connector.check(generation)?;
-            let position = [(self.broadcast.as_str(), after)];
+            let position = [(self.broadcast.as_str(), *after)];
             let batches = read::read_after(&mut connection, &position, COUNT, BLOCK).await?;
             let mut gone = Vec::new();
             for entry in batches.iter().flat_map(|batch| &batch.entries) {
-                after = entry.id;
+                *after = entry.id;
                 gone.extend(gone_in(entry));
                 if is_choice(entry) {
                     self.patterns.told();

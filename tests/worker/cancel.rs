@@ -159,6 +159,20 @@ async fn goes_on(rig: &Rig, id: &str, results: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_told_though_its_worker_lost_the_broadcast_when_the_fact_came() {
+    let rig = Rig::new().await;
+    let log = Log::default();
+    let running = rig.start(worker(&rig, &log));
+    rig.until_heard(1).await;
+    publish(&rig, "job.listen", "one").await;
+    log.until_began("one").await;
+    rig.deafen().await;
+    cancel(&rig, json!({"id": "one", "reason": "enough"})).await;
+    assert!(log.until_told("one").await.is_some());
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_runs_is_told_why_and_nothing_of_it_is_committed() {
     let rig = Rig::new().await;
     let log = Log::default();

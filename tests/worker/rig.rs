@@ -188,18 +188,32 @@ impl Rig {
     /// Waits until that many workers hear what is broadcast: they do so a moment after they are registered.
     pub(crate) async fn until_heard(&self, workers: usize) {
         until("the broadcast is heard", || async {
-            let mut connection = self.connection.clone();
-            let mut list = redis::cmd("CLIENT");
-            list.arg("LIST");
-            let listed: String = list.query_async(&mut connection).await.unwrap();
-            let user = format!("user={}", users::WORKER);
-            let hears = |line: &&str| {
-                let says = |word: &str| line.split(' ').any(|one| one == word);
-                says("cmd=xread") && says("flags=b") && says(&user)
-            };
-            listed.lines().filter(hears).count() >= workers
+            self.hear().await.len() >= workers
         })
         .await;
+    }
+
+    /// The connections on which workers wait for facts.
+    async fn hear(&self) -> Vec<String> {
+        let mut connection = self.connection.clone();
+        let mut list = redis::cmd("CLIENT");
+        list.arg("LIST");
+        let listed: String = list.query_async(&mut connection).await.unwrap();
+        let user = format!("user={}", users::WORKER);
+        let hears = |words: &Vec<&str>| {
+            let says = |word: &str| words.contains(&word);
+            says("cmd=xread") && says("flags=b") && says(&user)
+        };
+        let all = listed.lines().map(|line| line.split(' ').collect());
+        let ids = all.filter(hears).map(|words| words[0].replace("id=", ""));
+        ids.collect()
+    }
+
+    /// Ends the connections on which workers wait for facts. They connect again after 50 ms at the earliest.
+    pub(crate) async fn deafen(&self) {
+        for id in self.hear().await {
+            self.run(&format!("CLIENT KILL ID {id}")).await;
+        }
     }
 
     /// What is pending; nothing where the group is not there yet.

@@ -372,6 +372,7 @@ impl Chores {
             leases: self.leases.clone(),
             id: self.id().to_owned(),
             ordered: self.ordered.clone(),
+            since: self.incarnation() / 1000,
             compare: self.settings.heartbeat_ttl,
         };
         watch.run().await;
