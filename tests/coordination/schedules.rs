@@ -334,7 +334,7 @@ async fn once_is_stored_once_and_forgotten_a_day_later() {
     let (seconds, _): (u64, u64) = fleet.ask("TIME").await;
     let mut wanted = each_second("s-1", Missed::Once);
     wanted.when.every_ms = None;
-    // Ahead by so much that it still is when it is put.
+    // Far enough ahead: it still is when it is put.
     let at = seconds * 1000 + 3500;
     wanted.when.at = Some(at);
     let put = one.put(&wanted, None, "ann").await.unwrap();

@@ -5,7 +5,7 @@ use crate::support::{eventually, signal, users};
 use serde_json::Value;
 use std::process::Command;
 
-/// What was found, once so many Sentinels answer: one that gets no time for half a second does not. Of each check its
+/// What was found, once that many Sentinels answer: one that gets no time for half a second does not. Of each check its
 /// status, what, and how to mend it.
 fn doctor(deployment: &Deployment, answer: &str) -> impl Fn(&str) -> (String, String, String) {
     let mut found = Vec::new();
