@@ -145,9 +145,18 @@ pub struct HandlerError {
     pub refusal: Option<Refusal>,
     /// The earliest time at which trying again may help.
     pub retry_after: Option<Duration>,
-    /// The event is to be left for an active instance that has a handler for this type too; the
-    /// failure holds if none is given.
-    pub(crate) elsewhere: Option<Box<str>>,
+    /// The event is to be left for another active instance; the failure holds if none can have it.
+    pub(crate) elsewhere: Option<Elsewhere>,
+}
+
+/// Which instance an event is left for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "worker"), allow(dead_code))]
+pub(crate) enum Elsewhere {
+    /// Any other one that has a handler for this type too.
+    Handles(Box<str>),
+    /// The one of that id.
+    Instance(Box<str>),
 }
 
 impl HandlerError {
@@ -222,7 +231,15 @@ impl HandlerError {
     #[must_use]
     #[cfg(feature = "worker")]
     pub(crate) fn elsewhere(mut self, kind: &str) -> Self {
-        self.elsewhere = Some(kind.into());
+        self.elsewhere = Some(Elsewhere::Handles(kind.into()));
+        self
+    }
+
+    /// The same failure, if that instance cannot have the event: else it is handed to it.
+    #[must_use]
+    #[cfg(feature = "worker")]
+    pub(crate) fn with(mut self, instance: &str) -> Self {
+        self.elsewhere = Some(Elsewhere::Instance(instance.into()));
         self
     }
 

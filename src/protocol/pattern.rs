@@ -136,8 +136,8 @@ impl Patterned {
             | Patterned::Metrics
             | Patterned::Register
             | Patterned::Heartbeat
-            | Patterned::Quorum => &Pattern::ALL,
-            Patterned::Batch => &[Pattern::Distributed, Pattern::Hybrid],
+            | Patterned::Quorum
+            | Patterned::Batch => &Pattern::ALL,
             Patterned::State => &[Pattern::Centralized, Pattern::Hybrid],
         }
     }

@@ -1,5 +1,6 @@
 //! An event that this worker cannot run is handed to an active instance that can, and that reads its
 //! stream in the same group; a few times at most. One that is paused waits like any other that is.
+//! An event that one certain instance is to have is handed to it in the same way.
 
 use super::pausing::refusal;
 use super::settle;
@@ -10,7 +11,7 @@ use crate::connect::error::{BusError, Reaction};
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::roster::Reader;
 use crate::handler::policy::RetryPolicy;
-use crate::protocol::error::{Code, HandlerError};
+use crate::protocol::error::{Code, Elsewhere, HandlerError};
 use crate::protocol::event::Event;
 use crate::streams::claim::{self, Given, Handing};
 use crate::streams::commit::{Publication, Receipt, Settlement};
@@ -46,31 +47,32 @@ impl Left {
     }
 
     /// Hands it to an instance of the group that has a handler for its type, and for another one where
-    /// that is needed too; what happens to it where nobody has it.
+    /// that is needed too, or to the one that is named; what happens to it where nobody has it.
     pub(super) async fn end(
         self,
         shared: &Shared,
         event: &Event,
-        besides: Option<&str>,
+        whom: Option<&Elsewhere>,
     ) -> Option<Settlement> {
-        if besides.is_none()
+        if whom.is_none()
             && let Some(end) = self.unless_paused(shared, event).await
         {
             return end;
         }
-        let needed = besides.unwrap_or(event.kind());
-        let error = match hand_over(shared, self.receipt, event, besides).await {
+        let needed = besides(whom).unwrap_or(event.kind());
+        let error = match hand_over(shared, self.receipt, event, whom).await {
             Ok(Handed::Over) => return None,
             _ if self.may_stay => {
                 // Its run said at once that it is another one's.
                 unbegun::undeliver(shared, &[self.receipt]).await;
                 return None;
             }
+            _ if matches!(whom, Some(Elsewhere::Instance(_))) => self.error,
             Ok(Handed::Late) => HandlerError::later(
                 LATE,
                 format!("those that have a handler for {needed} missed their pulses"),
             ),
-            Ok(Handed::Nobody) if besides.is_none() && shared.ignores(event) => {
+            Ok(Handed::Nobody) if whom.is_none() && shared.ignores(event) => {
                 shared.counts.ignored.fetch_add(1, Ordering::Relaxed);
                 return Some(settle::ignored(shared.scene(self.receipt)));
             }
@@ -153,6 +155,14 @@ async fn park(
     }
 }
 
+/// The type that whoever is to have it must have a handler for, besides its own.
+fn besides(whom: Option<&Elsewhere>) -> Option<&str> {
+    match whom {
+        Some(Elsewhere::Handles(kind)) => Some(kind),
+        _ => None,
+    }
+}
+
 /// What became of an event that another instance is to have.
 enum Handed {
     Over,
@@ -169,21 +179,26 @@ async fn hand_over(
     shared: &Shared,
     receipt: Receipt,
     event: &Event,
-    besides: Option<&str>,
+    whom: Option<&Elsewhere>,
 ) -> Result<Handed, HandlerError> {
     if shared.inbox == Some(receipt.stream) {
         return Ok(Handed::Nobody);
     }
     let me = shared.instance();
-    let reader = shared
-        .instances
-        .reader(&shared.group, event.kind(), besides, me)
-        .await
-        .map_err(CoordinationError::into_handler_error)?;
-    let to = match reader {
-        Reader::Found(to) => to,
-        Reader::Late => return Ok(Handed::Late),
-        Reader::Nobody => return Ok(Handed::Nobody),
+    let to = match whom {
+        Some(Elsewhere::Instance(id)) => id.to_string(),
+        _ => {
+            let (group, kind) = (&shared.group, event.kind());
+            let reader = shared
+                .instances
+                .reader(group, kind, besides(whom), me)
+                .await;
+            match reader.map_err(CoordinationError::into_handler_error)? {
+                Reader::Found(to) => to,
+                Reader::Late => return Ok(Handed::Late),
+                Reader::Nobody => return Ok(Handed::Nobody),
+            }
+        }
     };
     let stream = &shared.routes[receipt.stream].events;
     let (domain, partition) = &shared.places[receipt.stream];

@@ -3,6 +3,7 @@
 use crate::fleet::Fleet;
 use convoke::coordination::instances::gossip::Opinion;
 use convoke::coordination::instances::instance::{Beat, Registering};
+use convoke::coordination::instances::orders::WorkerMode;
 use convoke::coordination::instances::roster::{Capable, Reader};
 use convoke::coordination::metrics::{Gauges, Report};
 use serde_json::json;
@@ -264,4 +265,40 @@ async fn a_reader_is_alive_of_that_group_and_of_both_types() {
     reads(&fleet, "workers", "w-4", &["a.b"]).await;
     let left: Vec<String> = fleet.ask("ZRANGE cb:readers:workers:a.b 0 -1").await;
     assert_eq!(left, ["w-1", "w-4"]);
+}
+
+#[tokio::test]
+async fn an_entry_is_handed_to_one_that_lives_stays_and_reads_both_types_and_once() {
+    let mut fleet = Fleet::start().await;
+    let kinds: Vec<String> = ["a.b", "c.d"].map(Into::into).into();
+    for id in ["w-1", "w-2"] {
+        fleet.register(id, &["worker"]).await;
+        fleet.instances.reads("workers", id, &kinds).await.unwrap();
+    }
+    let takes = async |fleet: &Fleet, group: &str, kinds: [&str; 2]| {
+        let takes = fleet.instances.takes("w-1", group, kinds, "cb:handed:x:1");
+        takes.await.unwrap()
+    };
+    let both = ["a.b", "c.d"];
+    assert!(takes(&fleet, "workers", both).await);
+    assert!(takes(&fleet, "workers", ["a.b"; 2]).await);
+    assert!(!takes(&fleet, "workers", ["a.b", "e.f"]).await);
+    assert!(!takes(&fleet, "audit", both).await);
+    fleet.run("SET cb:handed:x:1 1").await;
+    assert!(!takes(&fleet, "workers", both).await, "it was handed on");
+    fleet.run("DEL cb:handed:x:1").await;
+    for draining in [true, false] {
+        let mode = WorkerMode {
+            draining,
+            ..WorkerMode::default()
+        };
+        let mode = fleet.instances.look_for_orders("w-1", &mode).await;
+        mode.unwrap();
+        assert_eq!(takes(&fleet, "workers", both).await, !draining);
+    }
+    fleet.expire("w-1").await;
+    assert!(!takes(&fleet, "workers", both).await, "it is late");
+    let nothing = "cb:handed:x:2";
+    let other = fleet.instances.takes("w-2", "workers", both, nothing);
+    assert!(other.await.unwrap());
 }

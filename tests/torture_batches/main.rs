@@ -5,6 +5,7 @@ mod support;
 
 use convoke::client::Client;
 use convoke::client::publish::Outgoing;
+use convoke::client::request::RequestError;
 use convoke::connect::connector::Connector;
 use convoke::coordination::batches::Batches;
 use convoke::coordination::batches::batch::{Batch, BatchStatus};
@@ -119,13 +120,25 @@ async fn server_ms(redis: &Redis) -> u64 {
 async fn killed_and_stopped_holders_lose_no_item_and_commit_nothing_with_an_old_fence() {
     let kills = torture::size("TORTURE_HOLDER_KILLS", 60, 200);
     let stops = torture::size("TORTURE_HOLDER_STOPS", 15, 500);
-    holders_die(None, kills, stops).await;
+    holders_die(&[], kills, stops).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_and_stopped_leaders_lose_no_item_of_the_batches_that_they_hold() {
+    let (kills, stops) = fewer();
+    holders_die(&[Pattern::Centralized], kills, stops).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn batches_that_nobody_holds_are_whole_and_once_whoever_is_killed_and_stopped() {
     let (kills, stops) = fewer();
-    holders_die(Some(Pattern::Distributed), kills, stops).await;
+    holders_die(&[Pattern::Distributed], kills, stops).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pattern_that_changes_while_batches_run_loses_none_and_runs_none_twice() {
+    let (kills, stops) = fewer();
+    holders_die(&Pattern::ALL, kills, stops).await;
 }
 
 /// Kills and stops where the pattern is not the default.
@@ -134,21 +147,28 @@ fn fewer() -> (u64, u64) {
     (kills, torture::size("TORTURE_PATTERN_STOPS", 3, 20))
 }
 
-/// Has all batches processed in that pattern; without one, in the one that the environment or the default says.
+/// Has all batches processed in that pattern from now on.
 async fn choose(client: &Client, pattern: Pattern) {
     let chosen = json!({"event": "batch", "pattern": pattern.as_str()});
-    let event = Outgoing::new("system.pattern.set", &chosen);
-    let chosen = client.request(event, Duration::from_secs(60)).await;
-    chosen.unwrap();
+    loop {
+        let event = Outgoing::new("system.pattern.set", &chosen);
+        match client.request(event, Duration::from_secs(60)).await {
+            Ok(_) => return,
+            Err(RequestError::Remote(error)) if error.retryable => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
-async fn holders_die(pattern: Option<Pattern>, kills: u64, stops: u64) {
+/// Kills and stops holders, in that pattern; in the next one after each of them, where there are several; without one, in
+/// what the environment or the default says.
+async fn holders_die(patterns: &[Pattern], kills: u64, stops: u64) {
     fastrand::seed(torture::seed());
     let redis = Redis::start();
     let mut fleet = Fleet::start(&redis, 4);
     let client = fleet::client(&redis);
-    if let Some(pattern) = pattern {
-        choose(&client, pattern).await;
+    if let Some(first) = patterns.first() {
+        choose(&client, *first).await;
     }
     let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
     let mut load = Load {
@@ -205,6 +225,12 @@ async fn holders_die(pattern: Option<Pattern>, kills: u64, stops: u64) {
         } else if killed < kills {
             fleet.kill(index, fastrand::bool());
             killed += 1;
+        } else {
+            continue;
+        }
+        if patterns.len() > 1 {
+            let next = (killed + stopped) as usize % patterns.len();
+            choose(&load.client, patterns[next]).await;
         }
     }
     let mut looks = 0;
@@ -226,8 +252,8 @@ async fn holders_die(pattern: Option<Pattern>, kills: u64, stops: u64) {
     )
     .await;
     fleet.drain();
-    let shared = pattern == Some(Pattern::Distributed);
-    let counts = check(&redis, load.begun, shared).await;
+    let counts = check(&redis, load.begun, patterns).await;
+    let shared = patterns.contains(&Pattern::Distributed);
     // Of a batch that is nobody's the same worker may go on that was killed and came back.
     let hit = counts.takeovers as u64;
     assert!(shared || hit >= kills, "the kills hit nobody");
@@ -240,8 +266,10 @@ async fn holders_die(pattern: Option<Pattern>, kills: u64, stops: u64) {
         .event(counts.again as u64, "items run again")
         .event(counts.aborted as u64, "holders answered aborted")
         .note(format!("{} facts of batches in order", counts.facts))
-        .tell(match pattern {
-            Some(Pattern::Distributed) => "batches of nobody",
+        .tell(match patterns {
+            [Pattern::Centralized] => "batches of the leader",
+            [Pattern::Distributed] => "batches of nobody",
+            [_, _, ..] => "batches while their pattern changes",
             _ => "batches",
         });
 }
@@ -339,8 +367,30 @@ struct Seen {
     exclusive: bool,
 }
 
-async fn check(redis: &Redis, batches: u64, shared: bool) -> Counts {
+/// Which of the batches are nobody's.
+async fn nobodys(redis: &Redis, batches: u64) -> BTreeSet<String> {
+    let mut connection = redis.connection().await;
+    let mut found = BTreeSet::new();
+    for number in 0..batches {
+        let key = format!("cb:batch:{}", id(number));
+        let shared: Option<u8> = redis::cmd("HGET")
+            .arg(&[&key, "shared"])
+            .query_async(&mut connection)
+            .await
+            .unwrap();
+        found.extend((shared == Some(1)).then(|| id(number)));
+    }
+    found
+}
+
+async fn check(redis: &Redis, batches: u64, patterns: &[Pattern]) -> Counts {
     let mut counts = Counts::default();
+    let nobodys = nobodys(redis, batches).await;
+    match patterns {
+        [Pattern::Distributed] => assert!(!nobodys.is_empty()),
+        [_] => assert!(nobodys.is_empty(), "{nobodys:?}"),
+        _ => {}
+    }
     let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
     for entry in all(redis, "cb:broadcast").await {
         let kind = entry.get("type").unwrap();
@@ -359,8 +409,7 @@ async fn check(redis: &Redis, batches: u64, shared: bool) -> Counts {
             fact.batch_id
         );
         assert!(finished <= fact.total);
-        let fanned_out = fact.batch_id[2..].parse::<u64>().unwrap() % 3 == 2;
-        if shared && fanned_out {
+        if nobodys.contains(&fact.batch_id) {
             assert!(
                 seen.fence == 0 || seen.fence == fact.fence,
                 "somebody took it"

@@ -37,6 +37,12 @@ impl Running {
         self.task.await.unwrap();
     }
 
+    /// Ends it as a crash does: what it held is pending with it.
+    pub(crate) async fn kill(self) {
+        self.task.abort();
+        self.task.await.unwrap_err();
+    }
+
     /// Drains it and waits until it is gone.
     pub(crate) async fn stop(self) {
         self.drain.cancel();

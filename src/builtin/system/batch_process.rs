@@ -3,6 +3,7 @@
 mod exclusive;
 mod fan_out;
 mod holding;
+mod managed;
 
 use crate::builtin::Services;
 use crate::builtin::system::encoded;
@@ -191,6 +192,12 @@ async fn process_in(
         return Err(HandlerError::invalid_argument(format!(
             "item_type: the items of a batch cannot be batches ({KIND})"
         )));
+    }
+    if pattern == Pattern::Centralized
+        && let Some(leader) = managed::manager(context, services, &runner.group, &event).await?
+    {
+        let why = format!("the batch {} is the leader's, {leader}", event.batch_id);
+        return Err(HandlerError::later(NO_PLACE, why).with(&leader));
     }
     let place = runner.places.clone().try_acquire_owned().ok();
     let can_run = match event.mode {

@@ -9,7 +9,7 @@ use crate::handler::function::Encoded;
 use crate::handler::gate::{Back, Entered};
 use crate::handler::layers::timeout::exceeded;
 use crate::handler::router::Route;
-use crate::protocol::error::{HandlerError, Refusal};
+use crate::protocol::error::{Elsewhere, HandlerError, Refusal};
 use crate::streams::commit::{Disposition, Receipt, Settlement};
 use crate::worker::handover::Left;
 use crate::worker::settle;
@@ -206,7 +206,7 @@ impl Lane {
         }
         let stats = &route.stats;
         if let Err(error) = &result
-            && let Some(kind) = error.elsewhere.clone()
+            && let Some(whom) = error.elsewhere.clone()
         {
             stats.ran(elapsed, false);
             let left = Left {
@@ -215,7 +215,7 @@ impl Lane {
                 retry: route.retry(),
                 may_stay: context.draining().is_cancelled(),
             };
-            self.leave(left, context, Some(kind));
+            self.leave(left, context, Some(whom));
             return;
         }
         let result = result
@@ -304,13 +304,13 @@ impl Lane {
     }
 
     /// Leaves an event to an instance that has a handler for its type, and for another one where that is
-    /// needed too.
-    pub(super) fn leave(&mut self, left: Left, context: Context, besides: Option<Box<str>>) {
+    /// needed too; or to one that is named.
+    pub(super) fn leave(&mut self, left: Left, context: Context, whom: Option<Elsewhere>) {
         self.running += 1;
         let (shared, finished) = (self.shared.clone(), self.finished.clone());
         tokio::spawn(async move {
             let receipt = left.receipt;
-            let end = left.end(&shared, context.event(), besides.as_deref());
+            let end = left.end(&shared, context.event(), whom.as_ref());
             // Its slot comes back whatever becomes of it.
             let end = AssertUnwindSafe(end).catch_unwind().await;
             let end = match end {

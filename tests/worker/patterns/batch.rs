@@ -1,7 +1,7 @@
 //! Batches in each pattern of `system.batch.process`.
 
 use super::{ask, choose_for, facts};
-use crate::batches::{Runs, adding, batch, batches, ids, process};
+use crate::batches::{Runs, adding, batch, batches, ids, process, until_done};
 use crate::rig::{Rig, Running};
 use crate::support::{until, users};
 use convoke::client::publish::Outgoing;
@@ -10,6 +10,7 @@ use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::settings::Settings;
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -91,6 +92,78 @@ async fn a_batch_has_the_same_answer_and_the_same_effects_in_each_pattern() {
         "failures": [{"index": 13, "code": "not_found", "message": "no 13"}],
     });
     assert!(all.iter().all(|told| *told == expected), "{all:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_holds_all_batches_whoever_reads_their_events() {
+    let rig = Rig::new().await;
+    let workers = two(&rig, Pattern::Centralized, 0, &Runs::default());
+    let mut leads = leader(&rig, 2).await;
+    let mut asked = 0;
+    // Until the other one has read some.
+    while rig.keys("cb:handed:*").await.is_empty() {
+        assert!(asked < 400, "the other one reads nothing");
+        let some = (asked..asked + 8).map(|number| {
+            let mode = ["exclusive", "fan_out"][number % 2];
+            batch(&format!("b-{number}"), mode, 20..30)
+        });
+        let some: Vec<Value> = some.collect();
+        let told = join_all(some.iter().map(|wanted| process(&rig, wanted))).await;
+        // Another one may lead since they were asked for, where the machine is slow.
+        let before = std::mem::replace(&mut leads, leader(&rig, 2).await);
+        for told in told {
+            assert_eq!(told["items_processed"], 10);
+            let holder = told["processor_id"].as_str().unwrap();
+            assert!([&before, &leads].contains(&&holder.to_owned()), "{told}");
+        }
+        asked += 8;
+    }
+    completed(&rig, asked).await;
+    for (_, worker) in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_without_a_handler_for_the_items_leaves_an_exclusive_batch_to_who_has_one() {
+    let rig = Rig::new().await;
+    let without = Worker::builder().settings(short(&rig, "w-1", Pattern::Centralized));
+    let without = rig.start(without);
+    assert_eq!(leader(&rig, 1).await, "w-1");
+    let runs = Runs::default();
+    let settings = short(&rig, "w-2", Pattern::Centralized);
+    let with = rig.start(adding(&rig, "w-2", 0, &runs).settings(settings));
+    leader(&rig, 2).await;
+    for asked in 0..10 {
+        let told = process(&rig, &batch(&format!("b-{asked}"), "exclusive", 20..30)).await;
+        assert_eq!(told["items_processed"], 10);
+        assert_eq!(told["processor_id"], "w-2");
+    }
+    without.stop().await;
+    with.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_leader_held_when_it_died_is_gone_on_with_under_a_higher_fence() {
+    for mode in ["exclusive", "fan_out"] {
+        let rig = Rig::new().await;
+        let runs = Runs::default();
+        let mut workers = two(&rig, Pattern::Centralized, 20, &runs);
+        leader(&rig, 2).await;
+        let wanted = Outgoing::new("system.batch.process", &batch("b-1", mode, 100..250));
+        rig.client.publish(&wanted).await.unwrap();
+        let held = until_done(&rig, "b-1", 1).await;
+        let place = workers.iter().position(|(id, _)| *id == held.processor_id);
+        workers.remove(place.unwrap()).1.kill().await;
+        let told = &completed(&rig, 1).await[0];
+        assert_eq!(told["items_processed"], 150, "{mode}");
+        assert_eq!(told["processor_id"], workers[0].0, "{mode}");
+        assert!(told["fence"].as_u64() > Some(held.fence), "{mode}: {told}");
+        assert_eq!(effects(&rig, 150).await.len(), 150, "{mode}");
+        for (_, worker) in workers {
+            worker.stop().await;
+        }
+    }
 }
 
 /// Two workers whose items wait until the gate is open.

@@ -1,10 +1,11 @@
 //! Who has handlers for what, and who reads it in which group.
 
 use super::PAGE;
-use crate::connect::clock::whole_ms;
+use crate::connect::clock::{ServerTime, whole_ms};
 use crate::connect::script::script;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
+use crate::coordination::instances::orders::WorkerMode;
 use crate::protocol::keys;
 use redis::Script;
 use std::sync::LazyLock;
@@ -111,6 +112,43 @@ impl Instances {
             (true, true) => Reader::Late,
             (true, false) => Reader::Nobody,
         })
+    }
+
+    /// Whether an entry may be handed to an instance: it is alive, does not leave, and reads the events of both types in
+    /// that group, and nothing is at the key that counts how often the entry was handed on.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn takes(
+        &self,
+        id: &str,
+        group: &str,
+        kinds: [&str; 2],
+        handed: &str,
+    ) -> Result<bool, CoordinationError> {
+        let keys = &self.store.keys;
+        let mut look = redis::pipe();
+        self.store.ask_time(&mut look).await?;
+        look.cmd("EXISTS").arg(handed);
+        look.cmd("HGET").arg(keys.instance(id)).arg("mode");
+        look.cmd("ZSCORE").arg(keys.active()).arg(id);
+        for kind in kinds {
+            look.cmd("ZSCORE").arg(keys.readers(group, kind)).arg(id);
+        }
+        type Found = (
+            ServerTime,
+            bool,
+            Option<Vec<u8>>,
+            Option<f64>,
+            Option<f64>,
+            Option<f64>,
+        );
+        let (ServerTime(now), handed, mode, lives, reads, besides): Found =
+            self.store.ask(&look).await?;
+        let mode = mode.and_then(|mode| rmp_serde::from_slice::<WorkerMode>(&mode).ok());
+        let leaves = mode.is_some_and(|mode| mode.draining);
+        let lasts = |until: Option<f64>| until.is_some_and(|until| until > now as f64);
+        Ok(!handed && !leaves && [lives, reads, besides].into_iter().all(lasts))
     }
 
     /// The domains of the event types that instances have handlers for, sorted. O(log n) for each.
