@@ -295,14 +295,21 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
         (3, 3, "centralized"),
         (4, 2, "centralized"),
         (5, 3, "centralized"),
-        (6, 2, "distributed"),
+        (6, 3, "centralized"),
     ] {
         for at in [at, at + small.len()] {
             let sides_of = figures[at].2["sides"].as_array().unwrap();
             assert_eq!(sides_of.len(), sides);
             assert_eq!(sides_of[0]["side"], first);
+            let checks = figures[at].2["checks"].as_array().unwrap().iter();
+            let hops = checks.filter(|check| check["what"].as_str().unwrap().starts_with("hops, "));
+            assert_eq!(hops.count(), sides);
         }
     }
+    // It is asked and answered.
+    let hops = &figures[2].2["checks"][0];
+    assert_eq!(hops["what"], "hops, centralized");
+    assert!(hops["median"].as_f64().unwrap() >= 2.0, "{hops}");
     assert!(is_empty(&redis));
 }
 

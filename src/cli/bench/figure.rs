@@ -149,6 +149,17 @@ impl Figure {
         }
     }
 
+    /// With how many entries of streams one event took on each side, from one process to another: two where it is asked
+    /// and answered.
+    pub(super) fn hops(mut self, sides: &[(&'static str, &Samples)]) -> Self {
+        for (side, samples) in sides {
+            let hops = Spread::of(samples.iter().map(|sample| sample.hops));
+            self.checks
+                .push(Check::new(format!("hops, {side}"), hops, None));
+        }
+        self
+    }
+
     /// With the ratio of two sides, round by round.
     pub(super) fn ratio(
         mut self,

@@ -47,6 +47,8 @@ pub(super) struct Sample {
     pub(crate) server_cpu: f64,
     /// Commands that the server ran, per event.
     pub(crate) commands: f64,
+    /// Entries that were added to streams, per event: each goes from one process to another.
+    pub(crate) hops: f64,
     /// What this process has resident in the end, in KiB.
     pub(crate) resident: f64,
     /// By how much that grew, in KiB.
@@ -64,18 +66,19 @@ impl Sample {
         let [before, after] = server;
         let events = events.max(1) as f64;
         let kib = |usage: &Usage| usage.memory as f64 / 1024.0;
-        let called: u64 = after
-            .calls
-            .iter()
-            .filter(|(name, _)| !OWN.contains(&name.as_str()))
-            .map(|(name, calls)| calls.saturating_sub(*before.calls.get(name).unwrap_or(&0)))
-            .sum();
+        let calls = |name: &str| {
+            let of = |usage: &Usage| usage.calls.get(name).copied().unwrap_or(0);
+            of(after).saturating_sub(of(before))
+        };
+        let names = after.calls.keys().map(String::as_str);
+        let called: u64 = names.filter(|name| !OWN.contains(name)).map(calls).sum();
         Self {
             value: events / (end.at - begin.at).as_secs_f64().max(1e-9),
             p99: None,
             client_cpu: (end.cpu - begin.cpu) / events * 1e5,
             server_cpu: (after.cpu - before.cpu) / events * 1e5,
             commands: called as f64 / events,
+            hops: calls("xadd") as f64 / events,
             resident: end.memory.resident as f64,
             growth: end.memory.resident as f64 - begin.memory.resident as f64,
             server_memory: kib(after),
@@ -180,6 +183,6 @@ mod tests {
         };
         let mark = Mark::now();
         let sample = Sample::between([mark, mark], [&usage(5, 1), &usage(25, 9)], 10);
-        assert_eq!(sample.commands, 2.0);
+        assert_eq!((sample.commands, sample.hops), (2.0, 2.0));
     }
 }

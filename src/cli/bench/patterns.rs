@@ -183,7 +183,7 @@ impl Asker<'_> {
             }
         }
         let shown: Vec<_> = sides.iter().map(|(side, of)| (*side, of)).collect();
-        let mut figure = Figure::new("patterns", case, "us", requests, &shown);
+        let mut figure = Figure::new("patterns", case, "us", requests, &shown).hops(&shown);
         let (first, others) = shown.split_first().context("no pattern")?;
         for (side, samples) in others {
             figure = figure

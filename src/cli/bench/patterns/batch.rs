@@ -39,15 +39,13 @@ pub(super) async fn measure(asker: &Asker<'_>, fleet: &Fleet<'_>) -> anyhow::Res
     };
     let size = fleet.size() + 2;
     let case = format!("a batch of {ITEMS} items, fanned out, {size} instances of which two work");
-    let names = [Pattern::Distributed, Pattern::Hybrid].map(Pattern::as_str);
+    let names = Pattern::ALL.map(Pattern::as_str);
     let samples = rig.rounds(names, batches, one).await?;
     let shown: Vec<_> = names.into_iter().zip(&samples).collect();
-    let figure = Figure::new("patterns", case, "us", batches, &shown);
-    rig.tell(figure.ratio(
-        "server CPU, distributed / hybrid".to_owned(),
-        &samples[0],
-        &samples[1],
-        |sample| sample.server_cpu,
-        None,
-    ))
+    let mut figure = Figure::new("patterns", case, "us", batches, &shown).hops(&shown);
+    for (side, of) in &shown[..2] {
+        let what = format!("server CPU, {side} / hybrid");
+        figure = figure.ratio(what, of, &samples[2], |sample| sample.server_cpu, None);
+    }
+    rig.tell(figure)
 }

@@ -54,7 +54,7 @@ pub(super) async fn measure(rig: &Rig, fleet: &Fleet<'_>) -> anyhow::Result<()> 
     let samples = rig.rounds(names, size as u64, one).await?;
     let shown: Vec<_> = names.into_iter().zip(&samples).collect();
     let case = format!("a pulse, {} instances that are busy", size + 1);
-    let mut figure = Figure::new("patterns", case, "us", size as u64, &shown);
+    let mut figure = Figure::new("patterns", case, "us", size as u64, &shown).hops(&shown);
     for (name, sample) in names.into_iter().zip(&samples).skip(1) {
         figure = figure.ratio(
             format!("server CPU, {name} / centralized"),

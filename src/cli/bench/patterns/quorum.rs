@@ -51,7 +51,7 @@ pub(super) async fn measure(asker: &Asker<'_>, fleet: &Fleet<'_>) -> anyhow::Res
     let samples = rig.rounds(names, votes, one).await?;
     let shown: Vec<_> = names.into_iter().zip(&samples).collect();
     let case = format!("a vote of {size} instances, of which {quorum} decide");
-    let mut figure = Figure::new("patterns", case, "us", votes, &shown);
+    let mut figure = Figure::new("patterns", case, "us", votes, &shown).hops(&shown);
     for (side, of) in &shown[..2] {
         let what = format!("server CPU, {side} / hybrid");
         figure = figure.ratio(what, of, &samples[2], |sample| sample.server_cpu, None);
