@@ -178,6 +178,31 @@ async fn whoever_pulses_when_it_finds_itself_suspect_is_not_lost() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_warned_pulses_in_its_next_round_however_long_its_lease_lasts() {
+    let rig = Rig::new().await;
+    let ids = ["w-1", "w-2", "w-3"];
+    let workers = ids.map(|id| rig.start(neighbour(&rig, id)));
+    all_last(&rig, &ids, 3).await;
+    let leader = rig.hash("cb:leader", "id").await;
+    let warned = ids.into_iter().find(|id| *id != leader).unwrap();
+    let look = data(&rig);
+    // It need not pulse for its lease while this test runs, nor does the warning lapse.
+    rig.run(&format!("ZINCRBY cb:instances:active 3600000 {warned}"))
+        .await;
+    let for_long = [(warned.to_owned(), Duration::from_secs(3600))];
+    look.warn(&for_long).await.unwrap();
+    until("its pulse has ended the warning", || async {
+        !look.look_around(warned).await.unwrap().suspect
+    })
+    .await;
+    assert!(pulsed(&rig, warned).await.1 <= 3, "its lease is its own");
+    assert!(lost(&rig).await.is_empty());
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
 /// Runs a worker on a thread of its own, which one handler holds until it is told to let go.
 fn on_one_thread(
     rig: &Rig,
