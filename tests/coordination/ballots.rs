@@ -2,6 +2,7 @@
 
 mod counted;
 mod kept;
+mod raced;
 
 use crate::fleet::Fleet;
 use convoke::coordination::ballots::Voted;
