@@ -172,6 +172,10 @@ enum Handed {
     TooOften,
 }
 
+/// How long it is remembered that an event was handed to the one that was named. It may be every event of a type; and
+/// where it was forgotten too early an event is handed on once more.
+const NAMED: Duration = Duration::from_secs(300);
+
 /// How long an event waits for instances that are late.
 const LATE: Duration = Duration::from_secs(1);
 
@@ -211,7 +215,12 @@ async fn hand_over(
         handed: &keys.handed(domain, *partition, &receipt.entry.to_string()),
     };
     let mut connection = shared.process.connector.pooled().await?;
-    let given = claim::give(&mut connection, stream, &shared.group, handing).await?;
+    let remembered = match whom {
+        Some(Elsewhere::Instance(_)) => NAMED,
+        _ => claim::CLAIMS_TTL,
+    };
+    let group = &shared.group;
+    let given = claim::give_for(&mut connection, stream, group, handing, remembered).await?;
     if given == Given::TooOften {
         return Ok(Handed::TooOften);
     }

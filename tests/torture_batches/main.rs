@@ -391,6 +391,13 @@ async fn check(redis: &Redis, batches: u64, patterns: &[Pattern]) -> Counts {
         [_] => assert!(nobodys.is_empty(), "{nobodys:?}"),
         _ => {}
     }
+    if patterns == [Pattern::Centralized] {
+        let mut connection = redis.connection().await;
+        let mut handed = redis::cmd("KEYS");
+        handed.arg("cb:handed:system:*");
+        let handed: Vec<String> = handed.query_async(&mut connection).await.unwrap();
+        assert!(!handed.is_empty(), "nobody handed a batch to the leader");
+    }
     let mut seen: BTreeMap<String, Seen> = BTreeMap::new();
     for entry in all(redis, "cb:broadcast").await {
         let kind = entry.get("type").unwrap();

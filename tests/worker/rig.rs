@@ -37,7 +37,7 @@ impl Running {
         self.task.await.unwrap();
     }
 
-    /// Ends it as a crash does: what it held is pending with it.
+    /// Ends it without draining: what it held is pending with it, and its keeper tells that it has left.
     pub(crate) async fn kill(self) {
         self.task.abort();
         self.task.await.unwrap_err();

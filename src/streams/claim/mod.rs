@@ -299,12 +299,23 @@ pub enum Given {
 /// How often one entry is handed over.
 pub const HANDOVERS: u32 = 4;
 
-/// Hands an entry to another consumer.
+/// Hands an entry to another consumer; that it did is remembered as long as claims are.
 pub async fn give(
     connection: &mut impl ConnectionLike,
     stream: &str,
     group: &str,
     handing: Handing<'_>,
+) -> Result<Given, BusError> {
+    give_for(connection, stream, group, handing, CLAIMS_TTL).await
+}
+
+/// The same; that it did is remembered for so long.
+pub async fn give_for(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    handing: Handing<'_>,
+    remembered: Duration,
 ) -> Result<Given, BusError> {
     let mut call = GIVE.prepare_invoke();
     call.key(stream)
@@ -315,7 +326,7 @@ pub async fn give(
         .arg(handing.entry.to_string())
         .arg(handing.deliveries)
         .arg(HANDOVERS)
-        .arg(whole_ms(CLAIMS_TTL));
+        .arg(whole_ms(remembered));
     match call.invoke_async::<u8>(connection).await? {
         0 => Ok(Given::Lost),
         1 => Ok(Given::Given),

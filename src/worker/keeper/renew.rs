@@ -98,8 +98,11 @@ async fn pending(
     let mut connection = connector.pooled().await?;
     let (first, me) = (EntryId::default(), Some(lane.instance()));
     let page = claim::pending(&mut connection, events, &lane.group, first, PAGE, me).await?;
-    let own = page.into_iter().map(|entry| (entry.id, entry.deliveries));
-    Ok(own.collect())
+    // What was handed to this worker and not delivered yet is not on its way to it: others may take it.
+    let delivered = page.into_iter().filter(|entry| entry.deliveries > 0);
+    Ok(delivered
+        .map(|entry| (entry.id, entry.deliveries))
+        .collect())
 }
 
 /// Whether the stream or its group is no more.

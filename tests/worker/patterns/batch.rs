@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 fn short(rig: &Rig, id: &str, pattern: Pattern) -> Settings {
     let mut settings = rig.settings();
@@ -97,7 +98,14 @@ async fn a_batch_has_the_same_answer_and_the_same_effects_in_each_pattern() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_leader_holds_all_batches_whoever_reads_their_events() {
     let rig = Rig::new().await;
-    let workers = two(&rig, Pattern::Centralized, 0, &Runs::default());
+    let runs = Runs::default();
+    let start = |id| {
+        let mut settings = short(&rig, id, Pattern::Centralized);
+        // Whoever leads lives, however slow the machine is.
+        settings.heartbeat_ttl = Duration::from_secs(20);
+        rig.start(adding(&rig, id, 0, &runs).settings(settings))
+    };
+    let workers = ["w-1", "w-2"].map(start);
     let mut leads = leader(&rig, 2).await;
     let mut asked = 0;
     // Until the other one has read some.
@@ -119,7 +127,12 @@ async fn the_leader_holds_all_batches_whoever_reads_their_events() {
         asked += 8;
     }
     completed(&rig, asked).await;
-    for (_, worker) in workers {
+    for key in rig.keys("cb:handed:*").await {
+        let kept = rig.run(&format!("PTTL {key}")).await;
+        let kept: i64 = redis::from_redis_value(kept).unwrap();
+        assert!((1..=300_000).contains(&kept), "{key}: {kept} ms");
+    }
+    for worker in workers {
         worker.stop().await;
     }
 }
@@ -139,6 +152,12 @@ async fn a_leader_without_a_handler_for_the_items_leaves_an_exclusive_batch_to_w
         assert_eq!(told["items_processed"], 10);
         assert_eq!(told["processor_id"], "w-2");
     }
+    // Whoever cannot run them hands them on, and gets none back.
+    for key in rig.keys("cb:handed:*").await {
+        let times = rig.run(&format!("GET {key}")).await;
+        let times: u8 = redis::from_redis_value(times).unwrap();
+        assert_eq!(times, 1, "{key}");
+    }
     without.stop().await;
     with.stop().await;
 }
@@ -148,11 +167,14 @@ async fn what_a_leader_held_when_it_died_is_gone_on_with_under_a_higher_fence() 
     for mode in ["exclusive", "fan_out"] {
         let rig = Rig::new().await;
         let runs = Runs::default();
-        let mut workers = two(&rig, Pattern::Centralized, 20, &runs);
-        leader(&rig, 2).await;
+        // Long enough that the batch is not over before the leader is.
+        let ms = if mode == "exclusive" { 20 } else { 200 };
+        let mut workers = two(&rig, Pattern::Centralized, ms, &runs);
+        let leads = leader(&rig, 2).await;
         let wanted = Outgoing::new("system.batch.process", &batch("b-1", mode, 100..250));
         rig.client.publish(&wanted).await.unwrap();
         let held = until_done(&rig, "b-1", 1).await;
+        assert_eq!(held.processor_id, leads, "{mode}");
         let place = workers.iter().position(|(id, _)| *id == held.processor_id);
         workers.remove(place.unwrap()).1.kill().await;
         let told = &completed(&rig, 1).await[0];
@@ -164,6 +186,56 @@ async fn what_a_leader_held_when_it_died_is_gone_on_with_under_a_higher_fence() 
             worker.stop().await;
         }
     }
+}
+
+/// Whether a handler holds the thread of its worker: not yet, it does, no more.
+static HOLDS: AtomicUsize = AtomicUsize::new(0);
+
+/// Runs a worker with one thread, which a handler can hold.
+fn on_one_thread(settings: Settings, drain: CancellationToken) -> std::thread::JoinHandle<()> {
+    let hold = async |_: Context, _: u64| {
+        HOLDS.store(1, Ordering::SeqCst);
+        while HOLDS.load(Ordering::SeqCst) == 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok::<(), HandlerError>(())
+    };
+    let builder = Worker::builder().settings(settings);
+    let worker = builder.handler("thread.hold", hold).build().unwrap();
+    std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.enable_all().build().unwrap();
+        runtime.block_on(worker.run_until(drain)).unwrap();
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_handed_to_a_leader_whose_thread_is_held_is_with_another_one_after_a_while() {
+    let rig = Rig::new().await;
+    let drain = CancellationToken::new();
+    let thread = on_one_thread(short(&rig, "w-0", Pattern::Centralized), drain.clone());
+    assert_eq!(leader(&rig, 1).await, "w-0");
+    let runs = Runs::default();
+    let settings = short(&rig, "w-1", Pattern::Centralized);
+    let other = rig.start(adding(&rig, "w-1", 0, &runs).settings(settings));
+    leader(&rig, 2).await;
+    let hold = Outgoing::new("thread.hold", &1u64);
+    rig.client.publish(&hold).await.unwrap();
+    until("it holds", || async { HOLDS.load(Ordering::SeqCst) == 1 }).await;
+    for number in 0..4 {
+        let wanted = batch(&format!("b-{number}"), "fan_out", 20..30);
+        let event = Outgoing::new("system.batch.process", &wanted);
+        rig.client.publish(&event).await.unwrap();
+    }
+    // The read that the leader had begun brings it one, which waits for it.
+    let told = facts(rig.wait_for_fact("batch.completed", 3).await);
+    assert_eq!(HOLDS.swap(2, Ordering::SeqCst), 1, "nobody waited for it");
+    assert!(told.iter().all(|told| told["processor_id"] == "w-1"));
+    assert!(rig.keys("cb:handed:*").await.len() >= 3);
+    completed(&rig, 4).await;
+    drain.cancel();
+    other.stop().await;
+    thread.join().unwrap();
 }
 
 /// Two workers whose items wait until the gate is open.
