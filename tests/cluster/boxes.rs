@@ -5,6 +5,8 @@ use crate::support::cluster::Cluster;
 use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::{Context, HandlerError};
+use serde_json::{Value, json};
+use std::time::Duration;
 
 const EVENTS: usize = 300;
 
@@ -57,6 +59,56 @@ async fn what_is_published_into_another_slot_arrives_once_whoever_moves_it() {
     let arrived = counted_in(&cluster, "far", partitions, "events", "data");
     assert_eq!(arrived.len(), 3 * EVENTS, "lost");
     assert!(arrived.values().all(|count| *count == 1), "doubled");
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
+async fn tells(context: Context, number: i64) -> Result<i64, HandlerError> {
+    for part in 0..3 {
+        context.publish("far.double", &(10 * number + part))?;
+    }
+    Ok(number)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_items_of_batches_and_tasks_publish_into_another_slot_arrives_once() {
+    const ITEMS: i64 = 20;
+    let cluster = Cluster::of_three();
+    let partitions = 2;
+    let workers: Vec<_> = (0..2)
+        .map(|_| start(builder(&cluster, partitions).handler("near.tell", tells)))
+        .collect();
+    let client = client(&cluster, partitions);
+    for (number, mode) in ["exclusive", "fan_out"].iter().enumerate() {
+        let from = number as i64 * ITEMS;
+        let items: Vec<i64> = (from..from + ITEMS).collect();
+        let batch = json!({
+            "batch_id": format!("b-{mode}"), "item_type": "near.tell", "items": items, "mode": mode,
+        });
+        let asked = Outgoing::new("system.batch.process", &batch);
+        let done = client.request(asked, Duration::from_secs(60)).await;
+        let done: Value = done.unwrap().decode().unwrap();
+        assert_eq!(done["items_processed"], ITEMS, "{mode}: {done}");
+    }
+    for number in 2 * ITEMS..3 * ITEMS {
+        let task = json!({"kind": "near.tell", "payload": number});
+        let asked = Outgoing::new("task.create", &task);
+        let created = client.request(asked, Duration::from_secs(60)).await;
+        created.unwrap();
+    }
+    let arrived = || counted_in(&cluster, "far", partitions, "events", "data");
+    until("all arrived", || async {
+        arrived().len() as i64 >= 9 * ITEMS
+    })
+    .await;
+    let arrived = arrived();
+    assert_eq!(arrived.len() as i64, 9 * ITEMS, "lost");
+    assert!(
+        arrived.values().all(|count| *count == 1),
+        "doubled: {arrived:?}"
+    );
+    client.close().await;
     for worker in workers {
         worker.stop().await;
     }

@@ -318,7 +318,7 @@ impl Batches {
             };
             call.arg(outcome.index).arg(code).arg(message);
         }
-        outbox::publish(&mut call, publications);
+        outbox::publish(&mut call, &self.store, publications);
         let answer: Coordinated = self.store.invoke(&call).await?;
         match answer.state.as_str() {
             "held" => Ok(Advanced::Running(progress(&answer))),

@@ -269,7 +269,7 @@ impl Tasks {
             .arg(&assignment.instance)
             .arg(assignment.fence)
             .arg(result);
-        outbox::publish(&mut call, publications);
+        outbox::publish(&mut call, &self.store, publications);
         let (outcome, status, holder, fence, number): (String, String, String, u64, usize) =
             self.store.invoke(&call).await?;
         match outcome.as_str() {
