@@ -377,12 +377,18 @@ async fn queues_are_found_and_counted_and_in_a_cluster_the_fact_follows() {
     let mut pages = DelayedPages::of(&found[0], 0, MOST);
     let shown = pages.next(&mut looking).await.unwrap();
     let operator = operator(&keys);
+    let later = DelayedChange::new().due_ms(FAR + 9);
+    let changed = operator.change_delayed(connection, &found[0], &shown, &later);
+    assert_eq!(changed.await.unwrap(), [true]);
+    let mut pages = DelayedPages::of(&found[0], 0, MOST);
+    let shown = pages.next(&mut looking).await.unwrap();
     let step = operator.run_delayed(connection, &found[0], &shown).await;
     assert_eq!(step.unwrap().moved.len(), 1);
     let dropped = operator.drop_delayed(connection, &found[0], &shown).await;
     assert_eq!(dropped.unwrap(), [false]);
     let facts = facts(&mut bus, "{cb}:broadcast").await;
-    assert_eq!(facts.len(), 1);
-    assert_eq!(facts[0].1["to"], route.events);
-    assert_eq!(facts[0].1["from"], "delayed");
+    assert_eq!(facts.len(), 2);
+    assert_eq!(facts[0].1["due"], FAR + 9);
+    assert_eq!(facts[1].1["to"], route.events);
+    assert_eq!(facts[1].1["from"], "delayed");
 }

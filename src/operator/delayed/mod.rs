@@ -352,7 +352,8 @@ impl Operator {
                 .arg(one.member.as_slice())
                 .arg(change.of(one, self.by()));
         }
-        self.settle_delayed(connection, call, told, queue, events, "operator.changed")
+        let fact = ("operator.changed", change.due_ms);
+        self.settle_delayed(connection, call, told, queue, events, fact)
             .await
     }
 
@@ -374,7 +375,8 @@ impl Operator {
         for one in events {
             call.arg(one.token.as_str()).arg(one.member.as_slice());
         }
-        self.settle_delayed(connection, call, told, queue, events, "operator.dropped")
+        let fact = ("operator.dropped", None);
+        self.settle_delayed(connection, call, told, queue, events, fact)
             .await
     }
 
@@ -393,14 +395,14 @@ impl Operator {
         told: bool,
         queue: &Queue,
         events: &[Waiting],
-        kind: &str,
+        (kind, due): (&str, Option<u64>),
     ) -> Result<Vec<bool>, BusError> {
         let done: Vec<bool> = call.invoke_async(connection).await?;
         if !told {
             let done = events.iter().zip(&done).filter(|(_, there)| **there);
             let tokens = done.map(|(one, _)| one.token.clone()).collect();
             let fact = (kind, Some("delayed"), queue.key.as_str());
-            self.store(connection, fact, None, tokens).await?;
+            self.store_due(connection, fact, None, tokens, due).await?;
         }
         Ok(done)
     }

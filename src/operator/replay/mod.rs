@@ -143,6 +143,8 @@ struct Fact<'a> {
     to: Option<&'a str>,
     count: usize,
     entries: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    due: Option<u64>,
 }
 
 impl Operator {
@@ -334,9 +336,21 @@ impl Operator {
     pub(super) async fn store(
         &self,
         connection: &mut impl ConnectionLike,
+        fact: (&str, Option<&str>, &str),
+        to: Option<&str>,
+        entries: Vec<String>,
+    ) -> Result<(), BusError> {
+        self.store_due(connection, fact, to, entries, None).await
+    }
+
+    /// The same of events that were given that time (Unix ms).
+    pub(super) async fn store_due(
+        &self,
+        connection: &mut impl ConnectionLike,
         (kind, from, stream): (&str, Option<&str>, &str),
         to: Option<&str>,
         entries: Vec<String>,
+        due: Option<u64>,
     ) -> Result<(), BusError> {
         if entries.is_empty() {
             return Ok(());
@@ -349,6 +363,7 @@ impl Operator {
             to,
             count: entries.len(),
             entries,
+            due,
         };
         self.publish(connection, kind, &fact).await
     }
