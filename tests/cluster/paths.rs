@@ -5,9 +5,12 @@ use crate::support::cluster::Cluster;
 use crate::support::until;
 use convoke::client::RequestError;
 use convoke::client::publish::Outgoing;
+use convoke::connect::connector::Connector;
 use convoke::protocol::error::Code;
+use convoke::settings::RedisUrl;
 use convoke::{Context, HandlerError};
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -127,4 +130,35 @@ async fn the_main_paths_in_partitions() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_main_paths_on_one_node() {
     the_main_paths(Cluster::alone(), 2).await;
+}
+
+#[tokio::test]
+async fn nodes_that_refused_the_password_are_asked_seldom() {
+    let cluster = Cluster::of_three();
+    let url = RedisUrl::new(cluster.url().replace("test@", "wrong@"));
+    let connector = Connector::new(&url, 4).unwrap();
+    let began = std::time::Instant::now();
+    for _ in 0..25 {
+        assert!(connector.wire().await.is_err());
+        assert!(connector.pooled().await.is_err());
+        assert!(connector.dedicated().await.is_err());
+        assert!(connector.unchecked().await.is_err());
+    }
+    // After 0, 1, 3, 7 s, however long this took.
+    let most = began.elapsed().as_secs() as i64 + 1;
+    for node in &cluster.nodes {
+        let log: Vec<HashMap<String, redis::Value>> = redis::cmd("ACL")
+            .arg("LOG")
+            .query(&mut node.connect())
+            .unwrap();
+        let tries = log.iter().map(|entry| match entry["count"] {
+            redis::Value::Int(count) => count,
+            _ => 0,
+        });
+        let tries = tries.sum::<i64>();
+        assert!(
+            (1..=most).contains(&tries),
+            "{tries} tries, {most} at the most"
+        );
+    }
 }

@@ -19,6 +19,7 @@ use super::cluster_url::ClusterUrl;
 use super::sentinel::{Primary, endpoint};
 use super::url::{RedisUrl, settings};
 use crate::connect::error::BusError;
+use crate::connect::opening::Opening;
 use crate::connect::resp::wire::{Commands, Token, Wire};
 use crate::connect::socket::tcp_settings;
 use crate::connect::tls::Tls;
@@ -60,6 +61,8 @@ pub(crate) struct Cluster {
     known: Mutex<Nodes>,
     asking: tokio::sync::Mutex<Asking>,
     watching: Mutex<Option<JoinHandle<()>>>,
+    /// What the tries to ask each node taught.
+    openings: Mutex<HashMap<Address, Arc<Opening>>>,
 }
 
 #[derive(Default)]
@@ -97,6 +100,7 @@ impl Cluster {
             known: Mutex::default(),
             asking: tokio::sync::Mutex::default(),
             watching: Mutex::default(),
+            openings: Mutex::default(),
         }
     }
 
@@ -243,9 +247,20 @@ impl Cluster {
         }
         let info = self.info(address)?;
         // The limit of this whole try is shorter, and says more.
-        let mut wire = Box::pin(Wire::open(&info, &self.certificates, 2 * ASK)).await?;
+        let wire = Box::pin(Wire::open(&info, &self.certificates, 2 * ASK));
+        let (opening, login) = (self.opening_of(address), self.url.changes());
+        let mut wire = opening.open(login, info.addr(), wire).await?;
         let map = self.ask_on(&mut wire, &address.0).await?;
         Ok((map, wire))
+    }
+
+    /// A node that refused the credentials is not asked again at once.
+    fn opening_of(&self, address: &Address) -> Arc<Opening> {
+        let mut openings = locked(&self.openings);
+        if openings.len() >= NODES {
+            openings.clear();
+        }
+        openings.entry(address.clone()).or_default().clone()
     }
 
     async fn ask_on(&self, wire: &mut Wire, host: &str) -> Result<SlotMap, BusError> {
