@@ -161,3 +161,60 @@ fn doctor_names_who_counts_with_another_number() {
     let odd = examined(&redis, "2");
     assert!(odd[0].1.contains("mail"), "{odd:?}");
 }
+
+#[test]
+fn doctor_names_a_partition_that_waits_for_long_since_when_and_for_what() {
+    let redis = Redis::start();
+    let keys = convoke::protocol::keys::Keys::tagged("cb", 2).unwrap();
+    let mut subjects = (0..).map(|number| format!("s{number}"));
+    let subject = subjects.find(|it| keys.partition_of("image", it) == 0);
+    let time: (u64, u64) = redis::cmd("TIME").query(&mut redis.connect()).unwrap();
+    let now = time.0 * 1000;
+    let (added, changed) = (now - 720_000, now - 600_000);
+    say(
+        &redis,
+        &format!(
+            "XADD {{cb:image:0}}:events {added}-1 type image.made subject {}",
+            subject.unwrap()
+        ),
+    );
+    let fact = json!({
+        "version": 2, "partitions": 4, "order": "none", "at": changed, "by": "ann",
+        "before": [{"partitions": 2, "until": changed}],
+    });
+    let mut set = redis::cmd("HSET");
+    set.arg("{cb}:domains").arg("image");
+    set.arg(rmp_serde::to_vec_named(&fact).unwrap());
+    set.exec(&mut redis.connect()).unwrap();
+    let waits = examined(&redis, "2");
+    assert_eq!(
+        (waits.len(), waits[0].0.as_str()),
+        (1, "warning"),
+        "{waits:?}"
+    );
+    for part in [
+        "{cb:image:2}:events has waited for 10",
+        "for what was in {cb:image:0}:events",
+        "nobody reads it",
+    ] {
+        assert!(waits[0].1.contains(part), "{part}: {waits:?}");
+    }
+    assert!(!waits[0].1.contains("{cb:image:3}"), "{waits:?}");
+    say(&redis, "XGROUP CREATE {cb:image:0}:events workers 0");
+    say(
+        &redis,
+        "XREADGROUP GROUP workers w-1 STREAMS {cb:image:0}:events >",
+    );
+    let waits = examined(&redis, "2");
+    assert!(
+        waits[0]
+            .1
+            .contains("1 are read and not settled, 0 are not read"),
+        "{waits:?}"
+    );
+    say(
+        &redis,
+        &format!("XACK {{cb:image:0}}:events workers {added}-1"),
+    );
+    assert_eq!(examined(&redis, "2")[0].0, "fine");
+}

@@ -1,9 +1,11 @@
 //! Whether all who use a domain have the same idea of its partitions.
 
 use super::super::Session;
+use super::super::output::span;
 use super::checks::names;
 use super::{Finding, Status};
 use convoke::connect::error::BusError;
+use convoke::operator::inspect;
 use convoke::protocol::domain::DomainOrder;
 use convoke::protocol::entry::Entry;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
@@ -15,6 +17,8 @@ const CHECK: &str = "partitions";
 const LATEST: usize = 20;
 /// Partitions whose entries are looked at.
 const LOOKED_AT: usize = 200;
+/// A new partition that is not begun with that many ms after the change waits for long: it does for 5 s at the least.
+const LONG_MS: u64 = 60_000;
 
 /// Everything about the partitions of domains.
 pub(super) async fn partitions(
@@ -128,6 +132,7 @@ async fn tagged(
             ),
         });
     }
+    findings.extend(waiting(session, keys, &all).await?);
     let astray = astray(session, keys, &of_events).await?;
     if !astray.is_empty() {
         findings.push(Finding {
@@ -144,6 +149,67 @@ async fn tagged(
         findings.push(Finding::fine(CHECK, what));
     }
     Ok(findings)
+}
+
+/// New partitions that are not begun with for long: each with what it waits for, and since when.
+async fn waiting(session: &Session, keys: &Keys, all: &[String]) -> Result<Vec<Finding>, BusError> {
+    let connector = session.connector().map_err(of_the_settings)?;
+    let domains = Domains::new(connector.clone(), keys.clone());
+    let now = inspect::now(&mut connector.pooled().await?).await?;
+    let group = &session.settings.group;
+    let mut waiting = Vec::new();
+    for name in all {
+        let Some(is) = keys.domain(name) else {
+            continue;
+        };
+        for partition in (0..is.partitions).take(LOOKED_AT) {
+            let Some((from, until)) = is.came_from(partition) else {
+                continue;
+            };
+            if now < until.saturating_add(LONG_MS)
+                || domains.is_open(name, partition, group).await?
+            {
+                continue;
+            }
+            let old = keys.events(name, from);
+            let mut connection = connector.toward(&old).pooled().await?;
+            let stream = match keys.stream_name(&old) {
+                Some(stream) => inspect::stream(&mut connection, &stream).await?,
+                None => None,
+            };
+            let groups = stream.iter().flat_map(|it| &it.groups);
+            let own = groups.into_iter().find(|one| one.name == *group);
+            let left = own.map_or_else(
+                || format!("the group {group} is not there, so nobody reads it"),
+                |own| {
+                    let unread = own
+                        .lag
+                        .map_or_else(|| "an unknown number".to_owned(), |lag| lag.to_string());
+                    format!(
+                        "{} are read and not settled, {unread} are not read",
+                        own.pending
+                    )
+                },
+            );
+            waiting.push(format!(
+                "{} has waited for {} for what was in {old} before: of all that is there, {left}",
+                keys.events(name, partition),
+                span(now.saturating_sub(until)),
+            ));
+        }
+    }
+    if waiting.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(vec![Finding {
+        check: CHECK,
+        status: Status::Warning,
+        what: names(&waiting),
+        why: "a new partition is begun with when what its subjects had before it is run: until then what is published \
+              into it waits",
+        fix: "have a worker run what is in the old one, and end what hangs there (convoke pending)"
+            .into(),
+    }])
 }
 
 /// Streams with events among the last ones that belong elsewhere.
