@@ -136,7 +136,9 @@ impl Reader {
         let batches = match read {
             Ok(batches) => batches,
             Err(error) => {
-                if error.reaction() == Reaction::RepairGroup {
+                // On a cluster the stream may have moved with its slot: that it is gone the next command says.
+                let moves = shared.connector.is_cluster() && error.code() == Some("UNBLOCKED");
+                if error.reaction() == Reaction::RepairGroup && !moves {
                     tracing::warn!(
                         lane = shared.name, %error,
                         "the group is gone (XGROUP DESTROY, or a key that was deleted): it is created again at the beginning of its streams, so every event that is still in them runs again, what is done already as well"

@@ -48,7 +48,7 @@ async fn faults_of_nodes_slots_and_workers_lose_nothing_confirmed_and_double_no_
     }
     let workers = vexing.await.unwrap();
     let published = load.stop().await;
-    let counts = outcomes::check(&nodes, &published).await;
+    let counts = outcomes::check(&nodes, &published, &dir).await;
     let problems = counts.problems(&published);
     assert!(
         problems.is_empty(),

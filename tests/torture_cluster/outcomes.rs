@@ -7,6 +7,7 @@ use crate::support::torture::Report;
 use convoke::protocol::event::Entry;
 use redis::Value;
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long settling may take.
@@ -23,8 +24,11 @@ pub(crate) struct Counts {
     effects_doubled: u64,
     /// Events that are done and whose effect in another slot is not there.
     effects_lost: u64,
-    /// Results of a subject that came before an earlier one's.
+    /// Results of a subject that came before an earlier one's: a failover that loses a delivery has that event run again,
+    /// after those that were under way.
     inversions: Vec<String>,
+    /// What workers said of groups that are gone.
+    alarms: Vec<String>,
     dead: u64,
     steps: usize,
 }
@@ -36,7 +40,10 @@ impl Counts {
         for (what, found) in [
             ("confirmed and lost", &self.lost),
             ("committed twice", &self.doubled),
-            ("out of order", &self.inversions),
+            (
+                "lines of log that tell of a group that nobody destroyed",
+                &self.alarms,
+            ),
         ] {
             if let Some(first) = found.first() {
                 problems.push(format!("{} {what}, the first of them {first}", found.len()));
@@ -63,7 +70,10 @@ impl Counts {
             .event(self.lost.len() as u64, "of them lost")
             .event(self.doubled.len() as u64, "commits doubled")
             .event(self.steps as u64, "of subjects in order")
-            .event(self.inversions.len() as u64, "inversions")
+            .event(
+                self.inversions.len() as u64,
+                "run again after a later one of their subject",
+            )
             .event(
                 published.plain.acknowledged.len() as u64,
                 "plain publishes on a cluster",
@@ -195,6 +205,14 @@ fn look(nodes: &Nodes, published: &Published) -> Counts {
 }
 
 /// Waits until all is done, and compares.
-pub(crate) async fn check(nodes: &Nodes, published: &Published) -> Counts {
-    tokio::task::block_in_place(|| look(nodes, published))
+pub(crate) async fn check(nodes: &Nodes, published: &Published, logs: &Path) -> Counts {
+    let mut counts = tokio::task::block_in_place(|| look(nodes, published));
+    for log in std::fs::read_dir(logs).unwrap().flatten() {
+        let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+        let alarms = text
+            .lines()
+            .filter(|line| line.contains("the group is gone"));
+        counts.alarms.extend(alarms.map(str::to_owned));
+    }
+    counts
 }
