@@ -305,6 +305,82 @@ async fn nothing_is_lost_or_doubled_while_workers_come_and_go_and_partitions_are
     );
 }
 
+async fn spreads(context: Context, item: u64) -> Result<u64, HandlerError> {
+    let log = context.state::<Log>()?;
+    log.began.lock().unwrap().push((0, item));
+    while log.held.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    context.publish("effect.made", &item)?;
+    Ok(item)
+}
+
+/// What was published of each number, how often.
+fn effects(redis: &Redis) -> HashMap<u64, usize> {
+    let mut connection = redis.connect();
+    let mut keys = redis::cmd("KEYS");
+    let found: Vec<String> = keys
+        .arg("{cb:effect:*}:events")
+        .query(&mut connection)
+        .unwrap();
+    let mut counted = HashMap::new();
+    for stream in found {
+        let said = redis::cmd("XRANGE")
+            .arg(&[&stream, "-", "+"])
+            .query(&mut connection);
+        for entry in entries_of(said.unwrap()).unwrap() {
+            let number = rmp_serde::from_slice(entry.get("data").unwrap()).unwrap();
+            *counted.entry(number).or_default() += 1;
+        }
+    }
+    counted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_another_worker_goes_on_with_has_each_item_once_where_its_domain_got_more_partitions()
+ {
+    const ITEMS: u64 = 60;
+    let redis = Redis::start();
+    let log = Log::default();
+    let one = |id: &str| {
+        let builder = Worker::builder().settings(settings(&redis, id, 2));
+        start(builder.state(log.clone()).handler("line.spread", spreads))
+    };
+    log.hold(true);
+    let workers = [one("w-1"), one("w-2")];
+    let client = client(&redis, 2);
+    let asking = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let items: Vec<u64> = (0..ITEMS).collect();
+            let batch = json!({
+                "batch_id": "b-1", "item_type": "line.spread", "items": items, "mode": "fan_out",
+            });
+            let asked = Outgoing::new("system.batch.process", &batch);
+            client.request(asked, Duration::from_secs(170)).await
+        }
+    });
+    until("some items are begun", async || log.len() >= 4).await;
+    let (domains, keys) = operator(&redis);
+    let is = domains.set("line", 8, None, "ann").await.unwrap();
+    assert_eq!((is.partitions, keys.partitions("line")), (8, 8));
+    for worker in workers {
+        worker.kill();
+    }
+    log.hold(false);
+    let last = one("w-3");
+    let done = asking.await.unwrap().unwrap();
+    let done: Value = done.decode().unwrap();
+    assert_eq!(done["items_processed"], ITEMS, "{done}");
+    let effects = effects(&redis);
+    assert_eq!(effects.len() as u64, ITEMS, "lost");
+    assert!(
+        effects.values().all(|count| *count == 1),
+        "doubled: {effects:?}"
+    );
+    last.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_in_a_foreign_partition_runs_and_is_counted() {
     let redis = Redis::start();
