@@ -41,7 +41,7 @@ impl Counts {
             ("confirmed and lost", &self.lost),
             ("committed twice", &self.doubled),
             (
-                "lines of log that tell of a group that nobody destroyed",
+                "lines of log about a group that nobody destroyed",
                 &self.alarms,
             ),
         ] {
