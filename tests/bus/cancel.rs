@@ -1,7 +1,7 @@
 //! Cancelling: an event is finished or cancelled, never both, whoever is in the middle of what with it.
 
 use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, connector, text};
-use crate::support::users;
+use crate::support::{name, users};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::json;
 use convoke::protocol::keys::Keys;
@@ -505,7 +505,7 @@ async fn a_stream_of_which_an_unread_event_was_cancelled_is_trimmed_all_the_same
         bus.run(&format!("XACK {EVENTS} {GROUP} {}", held.entry.id))
             .await;
     }
-    let streams = [(EVENTS.to_owned(), 250)];
+    let streams = [(name("image", EVENTS), 250)];
     let trimmed = Trimmer::default()
         .run_once(&mut bus.connection, &streams)
         .await

@@ -2,7 +2,7 @@
 
 use crate::setup::{Bus, NEXT, REPLY, text};
 use crate::support::proxy::{Cut, Proxy};
-use crate::support::users;
+use crate::support::{name, users};
 use convoke::protocol::dead::DeadLetter;
 use convoke::streams::commit::Disposition;
 use std::time::Duration;
@@ -381,7 +381,7 @@ async fn every_reply_stream_of_a_batch_is_kept_at_its_length() {
     let batch = held.iter().enumerate().map(|(at, held)| {
         let mut settlement = held.done();
         if to(at) {
-            settlement.reply.as_mut().unwrap().to = Some(other.into());
+            settlement.reply.as_mut().unwrap().to = Some(name("image", other));
         }
         settlement
     });

@@ -1,10 +1,9 @@
 //! Commits that go entry by entry: every branch of the script, and what cannot be written.
 
 use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, text};
-use crate::support::{Redis, users};
+use crate::support::{Redis, keys, name, users};
 use convoke::protocol::dead::DeadLetter;
 use convoke::protocol::event::{Entry, EntryId};
-use convoke::protocol::keys::Keys;
 use convoke::streams::commit::{Committer, Disposition, Note, Settlement, Tally};
 use std::time::Duration;
 
@@ -123,7 +122,7 @@ async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
         ];
         let batch = held.iter().zip(places).map(|(held, to)| {
             let mut settlement = held.ending(Disposition::Told(dead(&bus, held).into()));
-            settlement.reply.as_mut().unwrap().to = Some(to.into());
+            settlement.reply.as_mut().unwrap().to = Some(name("image", to));
             settlement.publications.clear();
             match slow {
                 true => stale(settlement),
@@ -156,7 +155,7 @@ async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
             .zip(["cb:inbox:ghost", REPLY])
             .map(|(held, to)| {
                 let mut settlement = held.ending(Disposition::Told(dead(&bus, held).into()));
-                settlement.reply.as_mut().unwrap().to = Some(to.into());
+                settlement.reply.as_mut().unwrap().to = Some(name("image", to));
                 stale(settlement)
             });
         let report = committer.commit(batch.collect()).await;
@@ -188,7 +187,7 @@ async fn a_reply_that_can_not_be_written_becomes_a_dead_letter_and_hurts_nobody_
             .iter_mut()
             .zip(["cb:reply:odd", "cb:reply:full", REPLY])
         {
-            settlement.reply.as_mut().unwrap().to = Some(to.into());
+            settlement.reply.as_mut().unwrap().to = Some(name("image", to));
             if alone {
                 settlement.publications.clear();
             }
@@ -368,7 +367,7 @@ async fn every_reply_stream_gets_a_time_to_live_however_it_came_to_be() {
 
 #[tokio::test]
 async fn a_committer_waits_for_a_server_that_restarts() {
-    let mut bus = Bus::on(Redis::durable(), Keys::new("cb").unwrap()).await;
+    let mut bus = Bus::on(Redis::durable(), keys()).await;
     let mut committer = bus.committer("w-1");
     committer.start().await.unwrap();
     bus.add(2).await;
@@ -388,7 +387,7 @@ async fn what_tells_of_another_history_of_the_server_is_left_pending() {
     if users::skip_without("INFO") {
         return;
     }
-    let mut bus = Bus::on(Redis::durable(), Keys::new("cb").unwrap()).await;
+    let mut bus = Bus::on(Redis::durable(), keys()).await;
     let options = bus.options(&bus.redis.url(), "w-1");
     let connector = options.connector.clone();
     let mut committer = Committer::new(options);

@@ -2,7 +2,7 @@
 
 use crate::publish::{client, event};
 use crate::setup::{Bus, connector, text};
-use crate::support::users;
+use crate::support::{name, users};
 use convoke::connect::clock::ClockSource;
 use convoke::protocol::event::{Event, Limits};
 use convoke::streams::delay::{Promoted, due_by, encode_member, promote};
@@ -59,7 +59,7 @@ async fn what_is_published_for_later_enters_its_stream_as_it_was_when_it_is_due(
     assert_eq!((promoted.moved, promoted.next_due_ms), (1, Some(due)));
     let reply: redis::Value = bus.ask(&format!("XRANGE {STREAM} - +")).await;
     let entry = convoke::streams::read::entries_of(reply).unwrap().remove(0);
-    let event = Event::parse(entry, &Limits::default(), &bus.keys, STREAM).unwrap();
+    let event = Event::parse(entry, &Limits::default(), &bus.keys, &name("image", STREAM)).unwrap();
     assert_eq!((event.id(), event.data()), ("e0".into(), &payload[..]));
     assert_eq!(event.entry().get("x"), Some(&[0xff, 0x00][..]));
 }

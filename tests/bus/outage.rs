@@ -3,10 +3,9 @@
 use crate::publish::{client, client_at, code, event, is_unknown, options};
 use crate::setup::{Bus, text};
 use crate::support::proxy::Proxy;
-use crate::support::{Redis, signal, users};
+use crate::support::{Redis, keys, signal, users};
 use convoke::client::ClientOptions;
 use convoke::client::publish::{Doubt, Outgoing, PublishError};
-use convoke::protocol::keys::Keys;
 use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";
@@ -172,7 +171,7 @@ async fn a_confirmed_publish_is_on_the_replica() {
 
 #[tokio::test]
 async fn a_client_lives_through_restarts_and_killed_connections() {
-    let mut bus = Bus::on(Redis::durable(), Keys::new("cb").unwrap()).await;
+    let mut bus = Bus::on(Redis::durable(), keys()).await;
     let client = client_at(
         &bus.redis.url_for(users::PUBLISHER),
         ClientOptions {

@@ -1,10 +1,10 @@
 //! What a publisher learns, whatever happens to the server: stored, rejected or unknown.
 
 use crate::setup::{Bus, connector, text};
+use crate::support::keys;
 use crate::support::users;
 use convoke::client::publish::{Doubt, Outgoing, PublishError, Published};
 use convoke::client::{Client, ClientOptions};
-use convoke::protocol::keys::Keys;
 use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";
@@ -18,7 +18,7 @@ pub(crate) fn options() -> ClientOptions {
 }
 
 pub(crate) fn client_at(url: &str, options: ClientOptions) -> Client {
-    Client::new(connector(url), Keys::new("cb").unwrap(), options).unwrap()
+    Client::new(connector(url), keys(), options).unwrap()
 }
 
 pub(crate) fn client(bus: &Bus) -> Client {

@@ -1,7 +1,7 @@
 //! Publishing again: each entry is in one place, whatever happens, and every step tells what it did.
 
 use crate::setup::{Bus, GROUP, text};
-use crate::support::users;
+use crate::support::{name, users};
 use convoke::operator::replay::{Move, Operator, Step};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::Keys;
@@ -165,7 +165,7 @@ async fn delivered(count: usize) -> (Bus, Vec<Pending>) {
 async fn a_pending_entry_is_published_anew_and_its_owner_is_fenced_in_the_same_step() {
     let (mut bus, pending) = delivered(3).await;
     let operator = operator(&bus.keys);
-    let stream = bus.keys.stream_name(EVENTS).unwrap();
+    let stream = bus.keys.stream_name(&name("image", EVENTS)).unwrap();
     let moves: Vec<Move> = pending[..2]
         .iter()
         .map(|p| held(p, Duration::ZERO))
@@ -200,7 +200,7 @@ async fn a_pending_entry_is_published_anew_and_its_owner_is_fenced_in_the_same_s
 async fn what_moved_since_the_operator_looked_is_left_alone() {
     let (mut bus, pending) = delivered(4).await;
     let operator = operator(&bus.keys);
-    let stream = bus.keys.stream_name(EVENTS).unwrap();
+    let stream = bus.keys.stream_name(&name("image", EVENTS)).unwrap();
     // Taken over, acknowledged, not idle for long enough; the last may go.
     bus.take("w-2", &pending[..1]).await;
     bus.run(&format!("XACK {EVENTS} {GROUP} {}", pending[1].id))
@@ -229,7 +229,7 @@ async fn an_entry_of_a_range_is_copied_once_within_the_window() {
         bus.run(&format!("XADD {EVENTS} {ms}-1 type image.was"))
             .await;
     }
-    let stream = bus.keys.stream_name(EVENTS).unwrap();
+    let stream = bus.keys.stream_name(&name("image", EVENTS)).unwrap();
     let first = operator(&bus.keys);
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let moves = [one(1), one(2)];
@@ -305,7 +305,7 @@ async fn what_the_old_owner_commits_of_it_afterwards_is_discarded() {
     let held = bus.deliver("w-1", &claims, 2).await;
     let seen = bus.pending().await;
     let operator = operator(&bus.keys);
-    let stream = bus.keys.stream_name(EVENTS).unwrap();
+    let stream = bus.keys.stream_name(&name("image", EVENTS)).unwrap();
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let moves = [self::held(&seen[0], Duration::ZERO)];
     operator

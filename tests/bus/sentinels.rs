@@ -1,10 +1,9 @@
 //! Three Sentinels, one of which lies under a high epoch.
 
-use crate::support::{Redis, free_port, until, users};
+use crate::support::{Redis, free_port, keys, until, users};
 use convoke::client::publish::{Outgoing, PublishError};
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
-use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -97,12 +96,7 @@ fn client(sentinels: &[Sentinel; 3]) -> Client {
         seats.join(",")
     );
     let connector = Connector::new(&RedisUrl::new(url), 2).unwrap();
-    Client::new(
-        connector,
-        Keys::new("cb").unwrap(),
-        ClientOptions::default(),
-    )
-    .unwrap()
+    Client::new(connector, keys(), ClientOptions::default()).unwrap()
 }
 
 async fn publish(client: &Client) -> Result<(), PublishError> {

@@ -1,6 +1,6 @@
 //! A server, a stream with a group, and a look at what is on it.
 
-use crate::support::{Redis, users};
+use crate::support::{Redis, keys, name, users};
 use convoke::connect::connector::Connector;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::{Keys, StreamKeys};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) const GROUP: &str = "workers";
 pub(crate) const REPLY: &str = "cb:reply:me";
-pub(crate) const NEXT: &str = "cb:events:next";
+pub(crate) const NEXT: &str = "cb:reply:next";
 
 /// A server with the stream of one domain and its group.
 pub(crate) struct Bus {
@@ -34,7 +34,7 @@ pub(crate) struct Bus {
 
 impl Bus {
     pub(crate) async fn start() -> Self {
-        Self::with(Keys::new("cb").unwrap()).await
+        Self::with(keys()).await
     }
 
     pub(crate) async fn with(keys: Keys) -> Self {
@@ -271,7 +271,7 @@ impl Held {
         Settlement {
             receipt: self.receipt,
             reply: Some(ReplyEntry {
-                to: Some(REPLY.into()),
+                to: Some(name("image", REPLY)),
                 correlation_id: self.id(),
                 kind: "image.made.result".into(),
                 status: "ok",
@@ -279,7 +279,7 @@ impl Held {
                 content: None,
             }),
             publications: vec![Publication {
-                stream: NEXT.into(),
+                stream: name("image", NEXT),
                 fields: ["type", "next.step", "id", &self.id()]
                     .map(Vec::from)
                     .into(),

@@ -1,6 +1,7 @@
 //! Trimming: history goes, what a group still needs stays.
 
 use crate::setup::{Bus, GROUP};
+use crate::support::name;
 use convoke::protocol::event::EntryId;
 use convoke::streams::trim::{Trimmed, Trimmer, remove, trim};
 
@@ -18,7 +19,7 @@ async fn length(bus: &mut Bus) -> u64 {
 
 /// Trims again and again, so that there are samples.
 async fn settle(bus: &mut Bus, trimmer: &mut Trimmer, history: u64) -> Vec<Trimmed> {
-    let streams = [(STREAM.to_owned(), history)];
+    let streams = [(name("image", STREAM), history)];
     let mut all = Vec::new();
     for _ in 0..3 {
         let mut results = trimmer.run_once(&mut bus.connection, &streams).await;
@@ -153,7 +154,8 @@ async fn a_stream_that_can_not_be_trimmed_keeps_no_other_from_it() {
     grow(&mut bus, 300).await;
     read_and_acknowledge(&mut bus, 300).await;
     bus.run("SET cb:events:odd text").await;
-    let streams = ["cb:events:odd", "cb:events:none", STREAM].map(|name| (name.to_owned(), 10));
+    let streams =
+        ["cb:events:odd", "cb:events:none", STREAM].map(|plain| (name("image", plain), 10));
     let results = Trimmer::default()
         .run_once(&mut bus.connection, &streams)
         .await;

@@ -4,7 +4,7 @@ mod lease;
 mod shared;
 
 use crate::fleet::Fleet;
-use crate::support::{Redis, users};
+use crate::support::{Redis, keys, users};
 use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
 use convoke::coordination::batches::batch::{BatchPlan, BatchStatus, MAX_FAILURES, Mode};
@@ -462,7 +462,7 @@ async fn replies_are_removed_only_where_the_batch_was_completed() {
         return;
     }
     let mut redis = Redis::durable();
-    let keys = Keys::new("cb").unwrap();
+    let keys = keys();
     let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
     let batches = Batches::new(connector.clone(), keys.clone());
     let streams = [1, 2].map(|n| keys.reply("load", 0, &format!("batch-{n}")));

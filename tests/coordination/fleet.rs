@@ -1,6 +1,6 @@
 //! A server with instances, and a look at the facts.
 
-use crate::support::{Redis, users};
+use crate::support::{Redis, keys, users};
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
 use convoke::coordination::instances::instance::Registering;
@@ -29,7 +29,7 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) async fn start() -> Self {
-        Self::with(Keys::new("cb").unwrap()).await
+        Self::with(keys()).await
     }
 
     pub(crate) async fn with(keys: Keys) -> Self {

@@ -2,6 +2,7 @@
 
 use crate::fleet::{Fleet, random_histories};
 use crate::support::Redis;
+use crate::support::keys;
 use convoke::coordination::instances::instance::Beat;
 use convoke::coordination::leader::Contest;
 use convoke::protocol::keys::Keys;
@@ -165,7 +166,7 @@ async fn the_term_rises_after_a_flush_and_above_one_from_the_future() {
 
 #[tokio::test]
 async fn what_a_process_was_rises_though_the_data_is_lost_and_the_clock_steps_back() {
-    let mut fleet = Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await;
+    let mut fleet = Fleet::on(Redis::with_a_clock(), keys()).await;
     let mut last = (0, 0);
     for step in [0, -3600] {
         fleet.redis.step_clock(step).await;

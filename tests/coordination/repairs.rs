@@ -1,6 +1,7 @@
 //! Repairs: each letter once, by whoever has the right, whoever dies.
 
 use crate::fleet::Fleet;
+use crate::support::name;
 use convoke::connect::connector::Connector;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::repairs::{MAX_REPAIRS, RepairDraft, Repairs, Right};
@@ -26,7 +27,7 @@ pub(crate) fn repairs(fleet: &Fleet) -> Repairs {
 
 pub(crate) fn draft(name: &str) -> RepairDraft {
     let stretch = Stretch {
-        stream: DEAD.into(),
+        stream: crate::support::name("image", DEAD),
         from: (0, 0),
         to: (1000, 0),
     };
@@ -42,7 +43,7 @@ pub(crate) fn draft(name: &str) -> RepairDraft {
 }
 
 fn dead(keys: &Keys) -> StreamName {
-    keys.stream_name(DEAD).unwrap()
+    keys.stream_name(&name("image", DEAD)).unwrap()
 }
 
 fn id(ms: u64) -> EntryId {
@@ -63,7 +64,7 @@ fn candidate(keys: &Keys, ms: u64, left: Option<&str>) -> Candidate {
     let fields = ["type", "image.was", "n", &ms.to_string()];
     Candidate {
         stream: dead(keys),
-        to: EVENTS.into(),
+        to: name("image", EVENTS),
         kind: "image.was".into(),
         replays: 1,
         act: Move {
@@ -235,7 +236,7 @@ async fn a_plan_is_bounded_and_holds_nothing_that_a_worker_does_not_know() {
     };
     let plan = draft("r-1").plan;
     let mut other = plan.clone();
-    other.stretches[0].stream = EVENTS.into();
+    other.stretches[0].stream = name("image", EVENTS);
     refused(other, "no stream of dead letters").await;
     let mut many = plan.clone();
     many.stretches = vec![plan.stretches[0].clone(); 1001];

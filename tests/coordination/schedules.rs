@@ -2,6 +2,7 @@
 
 use crate::fleet::Fleet;
 use crate::support::Redis;
+use crate::support::keys;
 use convoke::connect::connector::Connector;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::schedules::{
@@ -258,7 +259,7 @@ async fn a_paused_one_does_not_tick_and_goes_on_from_now() {
 #[tokio::test]
 async fn an_hour_ahead_is_made_up_for_as_it_says_and_an_hour_back_brings_no_tick_again() {
     for missed in [Missed::Once, Missed::Skip, Missed::All] {
-        let mut fleet = Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await;
+        let mut fleet = Fleet::on(Redis::with_a_clock(), keys()).await;
         let one = schedules(&fleet);
         one.put(&each_second("s-1", missed), None, "ann")
             .await
@@ -329,7 +330,7 @@ async fn a_tick_waits_while_its_stream_cannot_be_written_and_holds_no_other_up()
 
 #[tokio::test]
 async fn once_is_stored_once_and_forgotten_a_day_later() {
-    let mut fleet = Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await;
+    let mut fleet = Fleet::on(Redis::with_a_clock(), keys()).await;
     let one = schedules(&fleet);
     let (seconds, _): (u64, u64) = fleet.ask("TIME").await;
     let mut wanted = each_second("s-1", Missed::Once);

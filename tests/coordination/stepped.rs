@@ -3,7 +3,7 @@
 
 use crate::batches::{asker, batches};
 use crate::fleet::Fleet;
-use crate::support::{Redis, users};
+use crate::support::{Redis, keys, users};
 use convoke::client::publish::{Outgoing, Published};
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
@@ -13,7 +13,6 @@ use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::batches::Acquired;
 use convoke::coordination::batches::batch::{BatchPlan, Mode};
 use convoke::coordination::limits::{RateDecision, RateLimits};
-use convoke::protocol::keys::Keys;
 use convoke::protocol::rate::Rate;
 use convoke::settings::RedisUrl;
 use std::time::{Duration, Instant};
@@ -25,7 +24,7 @@ const STEPS: [i64; 4] = [HOUR, -HOUR, DAY, -DAY];
 const LEASE: Duration = Duration::from_secs(1);
 
 async fn fleet() -> Fleet {
-    Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await
+    Fleet::on(Redis::with_a_clock(), keys()).await
 }
 
 #[tokio::test]

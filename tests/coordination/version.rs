@@ -2,7 +2,7 @@
 
 use crate::batches::{LEASE, asker, batches, failed, ok, wanted};
 use crate::fleet::Fleet;
-use crate::support::{Redis, users};
+use crate::support::{Redis, keys, users};
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::ballot::{BallotStatus, Vote};
 use convoke::coordination::batches::{Acquired, Advanced};
@@ -358,7 +358,7 @@ async fn each_vote_and_each_end_of_a_ballot_raises_it() {
 
 #[tokio::test]
 async fn it_falls_neither_with_the_data_nor_with_the_clock() {
-    let mut fleet = Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await;
+    let mut fleet = Fleet::on(Redis::with_a_clock(), keys()).await;
     let mut watch = Watch::of(&fleet).await;
     for step in [-86_400, 2 * 86_400, -3600] {
         fleet.redis.step_clock(step).await;

@@ -1,13 +1,12 @@
 //! `system.health` tells the truth about PostgreSQL and MCP, in time.
 
 use crate::rig::{Rig, Store};
-use crate::support::{self, mcp, new_directory, signal};
+use crate::support::{self, keys, mcp, new_directory, signal};
 use convoke::Worker;
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::protocol::json;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{DatabaseUrl, Settings};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -57,11 +56,7 @@ impl Asking {
         };
         change(&mut settings);
         let connector = Connector::new(&settings.redis_url, 2).unwrap();
-        let client = Client::new(
-            connector,
-            Keys::new("cb").unwrap(),
-            ClientOptions::default(),
-        );
+        let client = Client::new(connector, keys(), ClientOptions::default());
         let worker = Worker::builder().settings(settings).build().unwrap();
         let drain = CancellationToken::new();
         let until = drain.clone();

@@ -1,6 +1,7 @@
 //! Asking what happened.
 
 use crate::rig::{DEAD, Rig, Store};
+use crate::support::keys;
 use crate::support::users;
 use convoke::ledger::fact::Fact;
 use convoke::ledger::history::{Cursor, Filter};
@@ -332,7 +333,6 @@ async fn a_worker_keeps_the_ledger_of_all_that_happens() {
     use convoke::client::publish::Outgoing;
     use convoke::client::{Client, ClientOptions};
     use convoke::connect::connector::Connector;
-    use convoke::protocol::keys::Keys;
     use convoke::{Context, HandlerError, Worker};
     use tokio_util::sync::CancellationToken;
     async fn broken(_: Context, _: u32) -> Result<u32, HandlerError> {
@@ -362,12 +362,7 @@ async fn a_worker_keeps_the_ledger_of_all_that_happens() {
             .handler("image.broken", broken);
         let running = tokio::spawn(worker.build().unwrap().run_until(drain.clone()));
         let connector = Connector::new(&rig.settings().redis_url, 2).unwrap();
-        let client = Client::new(
-            connector,
-            Keys::new("cb").unwrap(),
-            ClientOptions::default(),
-        )
-        .unwrap();
+        let client = Client::new(connector, keys(), ClientOptions::default()).unwrap();
         client
             .publish(&Outgoing::new("image.broken", &7).id("e-1"))
             .await

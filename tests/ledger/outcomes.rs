@@ -2,11 +2,11 @@
 
 use crate::rig::{Rig, Store};
 use crate::support;
+use crate::support::keys;
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::ledger::outcomes::OutcomeFilter;
-use convoke::protocol::keys::Keys;
 use convoke::protocol::outcome::EventOutcome;
 use convoke::{Context, HandlerError, Policy, Worker};
 use redis::AsyncCommands;
@@ -44,7 +44,7 @@ impl Keeper {
         settings.backoff_base = Duration::from_millis(10);
         settings.ledger_outcomes = outcomes.iter().map(|&one| one.to_owned()).collect();
         let connector = Connector::new(&settings.redis_url, 2).unwrap();
-        let keys = Keys::new("cb").unwrap();
+        let keys = keys();
         let client = Client::new(connector, keys, ClientOptions::default()).unwrap();
         let worker = Worker::builder()
             .settings(settings)

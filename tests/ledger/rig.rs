@@ -1,6 +1,7 @@
 //! A Redis, a database and a filler for one test.
 
 use crate::support::Redis;
+use crate::support::keys;
 pub(crate) use crate::support::store::Store;
 use convoke::connect::connector::Connector;
 use convoke::ledger::Database;
@@ -8,7 +9,6 @@ use convoke::ledger::fact::{Fact, Origin};
 use convoke::ledger::fill::{Counts, Filler, GROUP, LedgerStream};
 use convoke::ledger::history::Filter;
 use convoke::protocol::json;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
@@ -88,14 +88,14 @@ impl Rig {
         let settings = self.settings();
         let sources = [(BROADCAST, Origin::Broadcast), (DEAD, Origin::Dead)];
         let sources = sources.map(|(stream, origin)| LedgerStream {
-            stream: stream.into(),
+            stream: crate::support::name("image", stream),
             origin,
         });
         let drain = CancellationToken::new();
         let counts = Arc::<Counts>::default();
         let filler = Filler {
             connector: Connector::new(&settings.redis_url, 2).unwrap(),
-            keys: Keys::new("cb").unwrap(),
+            keys: keys(),
             consumer: consumer.into(),
             database,
             // A sender that is gone changes nothing any more.

@@ -26,7 +26,8 @@ fn node(timeout_ms: u32) -> Redis {
     node_with(timeout_ms, &["--save", "", "--appendonly", "no"])
 }
 
-fn node_with(timeout_ms: u32, options: &[&str]) -> Redis {
+/// A node with further options of the command line, that has no slots yet.
+pub(crate) fn node_with(timeout_ms: u32, options: &[&str]) -> Redis {
     // The port of its bus would be 10000 higher by itself, where outgoing connections are.
     let (bus, timeout) = (free_port().to_string(), timeout_ms.to_string());
     let of_a_node = [
@@ -103,7 +104,8 @@ impl Cluster {
         Self::joined((0..count).map(|_| node(timeout_ms)).collect(), primaries)
     }
 
-    fn joined(nodes: Vec<Redis>, primaries: usize) -> Self {
+    /// Makes one cluster of nodes; the first ones share the slots.
+    pub(crate) fn joined(nodes: Vec<Redis>, primaries: usize) -> Self {
         let count = nodes.len();
         let replicas = count > primaries;
         let cluster = Self { nodes, primaries };

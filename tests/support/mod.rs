@@ -13,11 +13,14 @@ pub(crate) mod mcp;
 pub(crate) mod patterns;
 pub(crate) mod postgres;
 pub(crate) mod proxy;
+pub(crate) mod router;
 pub(crate) mod sentinel;
 pub(crate) mod store;
+pub(crate) mod tagged;
 pub(crate) mod torture;
 pub(crate) mod users;
 
+use convoke::protocol::keys::Keys;
 use std::collections::HashMap;
 use std::fs;
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -36,18 +39,77 @@ pub(crate) struct Redis {
     environment: Vec<(&'static str, String)>,
     /// Whether what is tested is expected to try what it may not.
     may_refuse: bool,
+    /// It is a node of a cluster in the place of a server.
+    cluster: Option<OnCluster>,
+}
+
+/// `TEST_CLUSTER` has each test use a cluster in the place of a server.
+struct OnCluster {
+    /// Where tests look by plain names.
+    router: router::Router,
+    /// The other nodes.
+    others: Vec<Redis>,
+}
+
+/// Of how many nodes the cluster is that takes a server's place: `TEST_CLUSTER` says it.
+fn nodes() -> Option<usize> {
+    let told = std::env::var("TEST_CLUSTER").ok()?;
+    Some(told.parse().expect("TEST_CLUSTER: how many nodes"))
+}
+
+/// The names of keys as the servers of this run have them.
+pub(crate) fn keys() -> Keys {
+    match nodes() {
+        None => Keys::new("cb").expect("a namespace"),
+        Some(_) => Keys::tagged("cb", 1).expect("a namespace"),
+    }
+}
+
+/// The name of a key as the servers of this run have it; of what each slot has, in the slot of a domain's first
+/// partition.
+pub(crate) fn name(domain: &str, plain: &str) -> String {
+    let tag = format!("{{cb:{domain}:0}}");
+    match nodes() {
+        None => plain.to_owned(),
+        Some(_) => tagged::tagged(plain, Some(&tag)),
+    }
+}
+
+/// Whether this run's servers are clusters. What does not apply there is skipped then, and says why.
+pub(crate) fn skip_on_cluster(why: &str) -> bool {
+    let skipped = nodes().is_some();
+    if skipped {
+        eprintln!("skipped on a cluster: {why}");
+    }
+    skipped
 }
 
 impl Redis {
     /// A server without persistence.
     pub(crate) fn start() -> Self {
-        Self::with(&["--save", "", "--appendonly", "no"])
+        Self::bus(&["--save", "", "--appendonly", "no"])
+    }
+
+    /// A server, or a cluster in its place.
+    fn bus(options: &[&str]) -> Self {
+        let Some(count) = nodes() else {
+            return Self::with(options);
+        };
+        let cluster = cluster::Cluster::of(count, options);
+        let mut nodes = cluster.nodes;
+        let ports = nodes.iter().map(Redis::port).collect();
+        let mut first = nodes.remove(0);
+        first.cluster = Some(OnCluster {
+            router: router::Router::to(ports),
+            others: nodes,
+        });
+        first
     }
 
     /// A server that survives `kill -9`: everything acknowledged is in its append-only file. With
     /// `everysec` it is not where the disk is at an fsync: the server puts off its writes for that long.
     pub(crate) fn durable() -> Self {
-        Self::with(&[
+        Self::bus(&[
             "--save",
             "",
             "--appendonly",
@@ -66,6 +128,7 @@ impl Redis {
             options: options.iter().map(|&option| option.to_owned()).collect(),
             environment: Vec::new(),
             may_refuse: false,
+            cluster: None,
         };
         fs::write(redis.dir.join("users.acl"), users::with_admin()).expect("the users");
         redis.restart();
@@ -109,6 +172,10 @@ impl Redis {
             ("CLOCK_OFFSET", offset.display().to_string()),
         ];
         redis.show_clock([0, 0]);
+        let environment = redis.environment.clone();
+        for other in redis.others_mut() {
+            other.environment = environment.clone();
+        }
         redis.restart();
         redis
     }
@@ -160,6 +227,25 @@ impl Redis {
         self.spawn();
         let port = self.port;
         eventually("redis-server answers", || answers(port, b"+PONG"));
+        if self.cluster.is_some() {
+            eventually("the cluster serves all slots", || {
+                [&*self]
+                    .into_iter()
+                    .chain(self.others())
+                    .all(cluster::serves)
+            });
+        }
+    }
+
+    fn others(&self) -> &[Redis] {
+        self.cluster.as_ref().map_or(&[], |mode| &mode.others)
+    }
+
+    fn others_mut(&mut self) -> &mut [Redis] {
+        match &mut self.cluster {
+            Some(mode) => &mut mode.others,
+            None => &mut [],
+        }
     }
 
     /// The same, and waits only until it loads its data.
@@ -196,6 +282,7 @@ impl Redis {
             .spawn()
             .expect("redis-server starts (scripts/test installs it)");
         self.child = Some(child);
+        self.others_mut().iter_mut().for_each(Redis::restart);
     }
 
     /// Does for those who may not what a worker does for all: most tests of publishers have none.
@@ -218,6 +305,7 @@ impl Redis {
             child.kill().ok();
             child.wait().ok();
         }
+        self.others_mut().iter_mut().for_each(Redis::kill);
     }
 
     /// `redis://…` for a worker.
@@ -227,7 +315,15 @@ impl Redis {
 
     /// `redis://…` for a user of `deploy/users.acl`.
     pub(crate) fn url_for(&self, user: &str) -> String {
-        url_at(self.port, user)
+        match &self.cluster {
+            None => url_at(self.port, user),
+            Some(mode) => {
+                let others = mode.others.iter();
+                let others = others.map(|node| format!(",127.0.0.1:{}", node.port));
+                let url = url_at(self.port, user).replacen("redis://", "redis+cluster://", 1);
+                url + &others.collect::<String>()
+            }
+        }
     }
 
     /// `redis://…` for who runs that command.
@@ -237,7 +333,15 @@ impl Redis {
 
     /// `redis://…` for the test itself, which may do everything.
     pub(crate) fn admin_url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("redis://127.0.0.1:{}", self.look_port())
+    }
+
+    /// The port for the test's own connections.
+    fn look_port(&self) -> u16 {
+        match &self.cluster {
+            None => self.port,
+            Some(mode) => mode.router.port(),
+        }
     }
 
     /// Lets the users use that namespace as well.
@@ -320,7 +424,7 @@ impl Redis {
 
     /// An async connection of a user of `deploy/users.acl`.
     pub(crate) async fn connection_for(&self, user: &str) -> redis::aio::MultiplexedConnection {
-        self.open(self.url_for(user)).await
+        self.open(url_at(self.look_port(), user)).await
     }
 
     async fn open(&self, url: String) -> redis::aio::MultiplexedConnection {

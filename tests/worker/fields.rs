@@ -2,10 +2,10 @@
 //! to handle.
 
 use crate::rig::{Rig, text};
+use crate::support::keys;
 use crate::support::until;
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ async fn add(rig: &Rig, fields: &[(&str, &str)]) {
 
 async fn now(rig: &Rig) -> u64 {
     let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 1).unwrap();
-    let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
+    let instances = Instances::of_process(connector, keys(), "test");
     instances.server_time().await.unwrap()
 }
 

@@ -2,6 +2,7 @@
 
 use crate::batches::{batch, process};
 use crate::rig::Rig;
+use crate::support::keys;
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
@@ -11,7 +12,6 @@ use convoke::coordination::instances::gossip::{Observed, Opinion};
 use convoke::coordination::instances::instance::{Beat, Registering};
 use convoke::operator::replay::{Move, Operator};
 use convoke::protocol::event::EntryId;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
@@ -242,7 +242,7 @@ async fn tasks(rig: &Rig) {
 }
 
 async fn replays(rig: &Rig) {
-    let operator = Operator::new(Keys::new("cb").unwrap(), "run-1", "me");
+    let operator = Operator::new(keys(), "run-1", "me");
     let mut connection = rig.connection.clone();
     let keys = rig.client.keys();
     let moves = |entries: &[EntryId]| -> Vec<Move> {
@@ -283,7 +283,7 @@ async fn replays(rig: &Rig) {
 /// Instances come and go in each way; ballots end in each way.
 async fn fleet(rig: &Rig) {
     let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap();
-    let keys = Keys::new("cb").unwrap();
+    let keys = keys();
     let ballots = Ballots::new(connector.clone(), keys.clone());
     let own = |name: &str| Instances::of_process(connector.clone(), keys.clone(), name);
     let asked = Instances::new(connector.clone(), keys.clone());

@@ -1,14 +1,13 @@
 //! What workers report of themselves, and how peers see each other, over the bus.
 
 use crate::rig::Rig;
-use crate::support::{Redis, until};
+use crate::support::{Redis, keys, until};
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::gossip::{PING, Peer};
 use convoke::handler::policy::Policy;
 use convoke::protocol::error::Code;
-use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
 use convoke::{Context, HandlerError, Worker};
 use serde_json::{Value, json};
@@ -23,7 +22,7 @@ async fn even(_: Context, number: u64) -> Result<u64, HandlerError> {
 
 fn instances(redis: &Redis) -> Instances {
     let connector = Connector::new(&RedisUrl::new(redis.url()), 4).unwrap();
-    Instances::new(connector, Keys::new("cb").unwrap())
+    Instances::new(connector, keys())
 }
 
 async fn metrics(rig: &Rig, detailed: bool) -> Value {

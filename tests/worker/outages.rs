@@ -3,12 +3,11 @@
 
 use crate::rig::{Rig, Running};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Redis, signal, until, users};
+use crate::support::{Redis, keys, signal, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::{ANSWER, Connector};
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
@@ -65,7 +64,7 @@ impl Scene {
         let proxy = Proxy::to(rig.redis.port()).await;
         let url = RedisUrl::new(rig.redis.url());
         let connector = Connector::new(&url, 2).unwrap();
-        let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "ghost");
+        let instances = Instances::of_process(connector, keys(), "ghost");
         let runs = Runs::new();
         let mut scene = Self {
             rig,

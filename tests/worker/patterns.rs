@@ -292,7 +292,7 @@ async fn pulled_metrics_are_of_this_moment_and_name_who_did_not_report() {
     let instances = {
         let url = convoke::settings::RedisUrl::new(rig.redis.url());
         let connector = convoke::connect::connector::Connector::new(&url, 2).unwrap();
-        let keys = convoke::protocol::keys::Keys::new("cb").unwrap();
+        let keys = crate::support::keys();
         Instances::of_process(connector, keys, "data")
     };
     for id in ["w-deaf", "w-none"] {

@@ -2,12 +2,11 @@
 
 use crate::rig::{Rig, text};
 use crate::support::between::{between, empty_sections};
-use crate::support::{Redis, until, users};
+use crate::support::{Redis, keys, until, users};
 use convoke::client::publish::{Doubt, Outgoing, PublishError};
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError};
 use serde_json::json;
@@ -63,7 +62,7 @@ async fn plays(rig: &Rig, url: RedisUrl, missing: &[&str]) {
     // One that dies while it holds an event.
     let instances = Instances::new(
         Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap(),
-        Keys::new("cb").unwrap(),
+        keys(),
     );
     let mut dies = Registering::new("dies", ["worker"]);
     dies.ttl_ms = 1000;

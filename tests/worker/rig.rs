@@ -1,14 +1,13 @@
 //! A server, a client and workers for one test.
 
 use crate::support::patterns::patterns;
-use crate::support::{Redis, until, users};
+use crate::support::{Redis, keys, until, users};
 use convoke::Worker;
 use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::protocol::event::{Entry, Limits};
-use convoke::protocol::keys::Keys;
 use convoke::protocol::reply::{RemoteError, Reply};
 use convoke::settings::{RedisUrl, Settings};
 use convoke::streams::read::entries_of;
@@ -58,7 +57,7 @@ impl Rig {
     pub(crate) async fn on(redis: Redis) -> Self {
         let url = RedisUrl::new(redis.url_for(users::PUBLISHER));
         let connector = Connector::new(&url, 4).unwrap();
-        let keys = Keys::new("cb").unwrap();
+        let keys = keys();
         let client = Client::new(connector, keys, ClientOptions::default()).unwrap();
         let connection = redis.connection().await;
         Self {

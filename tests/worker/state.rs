@@ -1,6 +1,7 @@
 //! What a worker says about the whole: `system.get_state` and `system.discover`.
 
 use crate::rig::Rig;
+use crate::support::keys;
 use convoke::builtin::exec;
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
@@ -8,7 +9,6 @@ use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
 use convoke::handler::policy::Policy;
 use convoke::protocol::error::Code;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError};
 use schemars::JsonSchema;
@@ -50,7 +50,7 @@ impl Rig {
 
     fn instances(&self) -> Instances {
         let connector = Connector::new(&RedisUrl::new(self.redis.url()), 2).unwrap();
-        Instances::new(connector, Keys::new("cb").unwrap())
+        Instances::new(connector, keys())
     }
 }
 

@@ -1,12 +1,12 @@
 //! What a worker read and never began was not delivered; what killed one was.
 
 use crate::rig::{Rig, text};
+use crate::support::keys;
 use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
-use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::worker::builder::Builder;
 use convoke::{Context, HandlerError, Policy, Worker};
@@ -96,7 +96,7 @@ async fn what_was_read_and_not_begun_counts_as_not_delivered_and_what_ran_counts
     let rig = Rig::new().await;
     // Somebody else reads the stream as well, so nothing is given back.
     let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap();
-    let other = Instances::of_process(connector, Keys::new("cb").unwrap(), "other");
+    let other = Instances::of_process(connector, keys(), "other");
     let mut registering = Registering::new("other", ["worker"]);
     registering.capabilities = vec![KIND.into()];
     registering.ttl_ms = 600_000;

@@ -94,7 +94,7 @@ async fn each_worker_says_in_which_patterns_it_answers() {
     let instances = {
         let url = convoke::settings::RedisUrl::new(rig.redis.url());
         let connector = convoke::connect::connector::Connector::new(&url, 2).unwrap();
-        let keys = convoke::protocol::keys::Keys::new("cb").unwrap();
+        let keys = crate::support::keys();
         Instances::new(connector, keys)
     };
     let says = async |event: &str| {

@@ -95,7 +95,7 @@ async fn where_nobody_collects_each_keeps_itself_alive() {
     let instances = {
         let url = convoke::settings::RedisUrl::new(rig.redis.url());
         let connector = convoke::connect::connector::Connector::new(&url, 2).unwrap();
-        let keys = convoke::protocol::keys::Keys::new("cb").unwrap();
+        let keys = crate::support::keys();
         Instances::of_process(connector, keys, "data")
     };
     // It leads, and collects nothing.

@@ -2,13 +2,13 @@
 
 use super::{choose_for, facts};
 use crate::rig::Rig;
+use crate::support::keys;
 use crate::support::until;
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::gossip::PING;
 use convoke::coordination::instances::instance::{Beat, Registering};
-use convoke::protocol::keys::Keys;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::settings::{RedisUrl, Settings};
 use convoke::worker::builder::Builder;
@@ -37,7 +37,7 @@ fn neighbour(rig: &Rig, id: &str) -> Builder {
 /// The instances as a process of its own sees them.
 fn data(rig: &Rig) -> Instances {
     let connector = Connector::new(&RedisUrl::new(rig.redis.url()), 2).unwrap();
-    Instances::of_process(connector, Keys::new("cb").unwrap(), "data")
+    Instances::of_process(connector, keys(), "data")
 }
 
 /// An instance that is data: it is in the ring, has an inbox, and answers nothing.

@@ -2,13 +2,13 @@
 
 use super::{ask, choose_for, facts, worker};
 use crate::rig::Rig;
+use crate::support::keys;
 use crate::support::until;
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
 use convoke::coordination::ballots::ballot::Vote;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::Registering;
-use convoke::protocol::keys::Keys;
 use convoke::protocol::pattern::{Pattern, Patterned};
 use convoke::settings::RedisUrl;
 use serde_json::{Value, json};
@@ -18,7 +18,7 @@ fn connector(rig: &Rig) -> Connector {
 }
 
 async fn voters(rig: &Rig, count: usize) -> Instances {
-    let keys = Keys::new("cb").unwrap();
+    let keys = keys();
     let instances = Instances::of_process(connector(rig), keys, "data");
     for number in 1..=count {
         let mut registering = Registering::new(format!("v-{number}"), ["voter"]);
@@ -40,7 +40,7 @@ async fn vote(rig: &Rig, decision: &str, voter: &str, value: u64) -> Value {
 /// Waits until all answer in that pattern.
 async fn all_follow(rig: &Rig, pattern: Pattern) {
     choose_for(rig, Patterned::Quorum, pattern).await;
-    let known = Instances::new(connector(rig), Keys::new("cb").unwrap());
+    let known = Instances::new(connector(rig), keys());
     until("all follow", || async {
         let listed = known.list().await.unwrap();
         let mut workers = listed.iter().filter(|one| one.id.starts_with("w-"));
@@ -155,7 +155,7 @@ async fn what_no_arbiter_counted_the_next_one_does() {
 async fn what_a_dead_worker_stored_and_did_not_count_others_do() {
     let rig = Rig::new().await;
     voters(&rig, 3).await;
-    let ballots = Ballots::new(connector(&rig), Keys::new("cb").unwrap());
+    let ballots = Ballots::new(connector(&rig), keys());
     for voter in ["v-1", "v-2"] {
         let vote = Vote {
             role: Some("voter".into()),
