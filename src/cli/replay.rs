@@ -1,8 +1,10 @@
 //! `convoke replay`: publishes again what was published before.
 
 mod bar;
+mod done;
 mod edit;
 mod flags;
+mod hold;
 mod mend;
 mod planned;
 mod repair;
@@ -12,41 +14,43 @@ mod tally;
 pub(super) use flags::Flags;
 
 use super::confirm::confirm;
-use super::output::{Column, Table, count, number, span};
+use super::output::{Column, Table, count, number};
 use super::{Exit, Misuse, Session, output};
 use bar::bar;
-use convoke::connect::clock::whole_ms;
 use convoke::connect::connector::Pooled;
 use convoke::operator::inspect;
 use convoke::operator::replay::edit as edit_payload;
 use convoke::operator::replay::planning::Candidate;
+use convoke::operator::replay::repair::{Plan, Way};
 use convoke::operator::replay::{Move, Operator, Pace, Source, Step, drop_deadline};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
-use convoke::protocol::keys::StreamName;
+use done::Done;
 use flags::{Act, Command, HandOver};
+use hold::{Held, Hold};
 use indicatif::ProgressBar;
 use mend::Program;
 use planned::{planned, row};
 use serde_json::{Map, Value, json};
 use source::{From, Walk};
-use std::collections::BTreeMap;
-use std::time::Duration;
 use tally::Tally;
 use tokio_util::sync::CancellationToken;
+
+/// Entries left alone that are noted at once, at the most.
+const ALONE: usize = 250;
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let (from, act, over) = match flags.command {
-        Command::Dead(flags) => (From::Dead(flags.which), flags.act, Some(flags.over)),
+        Command::Dead(flags) => (From::Dead(flags.which), flags.act, flags.over),
         Command::Pending(flags) => (
             From::Pending(flags.streams, flags.held, flags.filters),
             flags.act,
-            None,
+            flags.over,
         ),
         Command::Range(flags) => (
             From::Range(flags.streams, flags.group, flags.filters),
             flags.act,
-            None,
+            flags.over,
         ),
         Command::Follow(flags) => return repair::follow(&session, &flags).await,
         Command::List(_) => return repair::list(&session).await,
@@ -63,9 +67,20 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         operator,
         walk,
         act,
-        over: over.filter(|over| over.detach),
+        over: over.detach.then_some(over),
+        begun: None,
+        hold: None,
     };
     replay.run().await
+}
+
+/// As many of what is replayed.
+fn what(from: Source, many: u64) -> String {
+    match from {
+        Source::Dead => count(many, "dead letter", "dead letters"),
+        Source::Pending => count(many, "pending entry", "pending entries"),
+        Source::Range => count(many, "finished event", "finished events"),
+    }
 }
 
 struct Replay<'a> {
@@ -78,13 +93,25 @@ struct Replay<'a> {
     act: Act,
     /// How it is handed to the workers, if it is.
     over: Option<HandOver>,
+    /// What a terminal began before, and this one goes on with.
+    begun: Option<Plan>,
+    /// The right to it, where others may follow it.
+    hold: Option<Hold>,
 }
 
 impl Replay<'_> {
     async fn run(&mut self) -> anyhow::Result<Exit> {
+        if self.program.is_some() && self.act.run.is_some() && !self.act.dry_run {
+            let (walk, act) = (&mut self.walk, &mut self.act);
+            let (connection, name) = (&mut self.connection, self.operator.run());
+            self.begun = hold::go_on(self.session, connection, walk, act, name).await?;
+        }
         let tally = self.look().await?;
         self.say_left(&tally)?;
         let what = self.what(tally.chosen);
+        if tally.chosen == 0 && self.begun.is_some() {
+            return self.go(0, None).await;
+        }
         if self.act.dry_run || tally.chosen == 0 {
             self.say_planned(&tally, &what)?;
             return Ok(Exit::Done);
@@ -111,11 +138,7 @@ impl Replay<'_> {
     }
 
     fn what(&self, chosen: u64) -> String {
-        match self.walk.source() {
-            Source::Dead => count(chosen, "dead letter", "dead letters"),
-            Source::Pending => count(chosen, "pending entry", "pending entries"),
-            Source::Range => count(chosen, "finished event", "finished events"),
-        }
+        what(self.walk.choice().from, chosen)
     }
 
     /// Walks over all of it and changes nothing.
@@ -132,15 +155,16 @@ impl Replay<'_> {
         let mut table = Table::new(&self.session.output, columns);
         let mut rows = 0u64;
         let limit = self.act.limit.unwrap_or(u64::MAX);
+        if limit == 0 {
+            return Ok(tally);
+        }
         'walk: while let Some(mut page) = self.walk.next(&mut self.connection).await? {
             if let Some(program) = self.program.as_ref().filter(|_| self.act.dry_run) {
                 // As many as the run itself would take.
-                let mut wanted = limit.saturating_sub(tally.chosen + tally.unmended);
-                page.retain(|candidate| {
-                    let taken = candidate.left.is_some() || wanted > 0;
-                    wanted -= u64::from(taken && candidate.left.is_none());
-                    taken
-                });
+                cut(
+                    &mut page,
+                    limit.saturating_sub(tally.chosen + tally.unmended),
+                );
                 let chosen = page.iter().filter(|one| one.left.is_none()).count();
                 page = program.mend(page, &self.walk).await;
                 let mended = page.iter().filter(|one| one.left.is_none()).count();
@@ -221,91 +245,175 @@ impl Replay<'_> {
                 interrupted.cancel();
             }
         });
+        self.hold(total).await?;
+        let lost = self.hold.as_ref().map(Hold::lost);
+        if let Some(lost) = lost.clone() {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                lost.cancelled().await;
+                stop.cancel();
+            });
+        }
         let bar = bar(total, self.session.output.is_json());
         let mut pace = Pace::new(self.act.rate);
         let mut done = Done::default();
         let mut left = total;
         self.walk.rewind();
-        let mut step: Vec<Candidate> = Vec::new();
-        'walk: while left > 0 && !stop.is_cancelled() {
+        let mut step = Vec::new();
+        let mut alone = Vec::new();
+        let mut is_cut = false;
+        // Those left alone behind the last one are noted too, where it is noted how far it is.
+        let to_the_end = self.hold.is_some() && self.act.limit.is_none();
+        'walk: while (left > 0 || to_the_end) && !is_cut && !stop.is_cancelled() {
             let Some(mut page) = self.walk.next(&mut self.connection).await? else {
                 break;
             };
-            page.retain(|candidate| candidate.left.is_none());
-            page.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+            if self.hold.is_none() {
+                page.retain(|candidate| candidate.left.is_none());
+            }
+            is_cut = cut(&mut page, left);
+            let known: Vec<bool> = page.iter().map(|one| one.left.is_some()).collect();
             if let Some(program) = &self.program {
                 page = tokio::select! {
                     page = program.mend(page, &self.walk) => page,
                     () = stop.cancelled() => break,
                 };
             }
-            for mut candidate in page {
+            for (mut candidate, known) in page.into_iter().zip(known) {
+                let is_first = |all: &[Candidate]| {
+                    let same = |one: &Candidate| one.stream == candidate.stream;
+                    all.last().is_none_or(same)
+                };
+                let is_left = candidate.left.is_some();
+                let goes_with = match is_left {
+                    true => alone.len() < ALONE,
+                    false => candidate.goes_with(&step, pace.step),
+                };
+                if !(goes_with && is_first(&step) && is_first(&alone)) {
+                    let all = (&mut step, &mut alone);
+                    self.step(all, &mut done, &bar, &mut pace, &stop).await?;
+                    if stop.is_cancelled() || done.stopped.is_some() {
+                        break 'walk;
+                    }
+                }
                 if let Some(why) = &candidate.left {
-                    done.leave(why);
-                    left -= 1;
+                    if !known {
+                        done.leave(why);
+                        left -= 1;
+                    }
+                    if self.hold.is_some() {
+                        alone.push(candidate);
+                    }
                     continue;
                 }
                 if let Some(data) = &mended {
                     edit_payload(&mut candidate.act.fields, data, self.operator.by());
                 }
-                if !candidate.goes_with(&step, pace.step) {
-                    self.step(&mut step, &mut done, &bar, &mut pace, &stop)
-                        .await?;
-                    if stop.is_cancelled() || done.stopped.is_some() {
-                        break 'walk;
-                    }
-                }
                 step.push(candidate);
                 left -= 1;
-                if left == 0 {
-                    break;
-                }
             }
         }
         if !stop.is_cancelled() && done.stopped.is_none() {
-            self.step(&mut step, &mut done, &bar, &mut pace, &stop)
-                .await?;
+            let all = (&mut step, &mut alone);
+            self.step(all, &mut done, &bar, &mut pace, &stop).await?;
         }
         bar.finish_and_clear();
-        self.say_done(&done, total, stop.is_cancelled(), pace.began.elapsed())
+        if let Some(hold) = self.hold.take() {
+            let is_lost = done.is_lost || lost.is_some_and(|lost| lost.is_cancelled());
+            if is_lost {
+                done.stopped = Some(hold.why_lost().await);
+            } else if stop.is_cancelled() {
+                hold.give_back("interrupted").await;
+            } else if let Some(why) = &done.stopped {
+                hold.give_back(why).await;
+            } else if is_cut && to_the_end {
+                hold.give_back("more came than it was begun for").await;
+            } else {
+                hold.finish().await?;
+            }
+            done.is_lost = is_lost;
+            done.is_held = true;
+        }
+        let interrupted = stop.is_cancelled() && !done.is_lost;
+        let is = (self.operator.run(), self.walk.choice().from);
+        done.say(self.session, is, total, interrupted, pace.began.elapsed())
+    }
+
+    /// Where a program takes its time, others may follow.
+    async fn hold(&mut self, total: u64) -> anyhow::Result<()> {
+        if self.program.is_none() {
+            return Ok(());
+        }
+        let plan = match self.begun.take() {
+            Some(plan) => plan,
+            None => hold::plan_of(&self.walk, &self.act)?,
+        };
+        let (connection, operator) = (&mut self.connection, &self.operator);
+        self.hold = Hold::begin(self.session, connection, operator, plan, total).await?;
+        let name = self.operator.run();
+        if self.hold.is_some() && !self.session.output.is_json() {
+            let line = format!("from another terminal: convoke replay follow {name}");
+            output::complain_line(&line);
+        }
+        Ok(())
     }
 
     /// One atomic step.
     async fn step(
         &mut self,
-        step: &mut Vec<Candidate>,
+        (step, alone): (&mut Vec<Candidate>, &mut Vec<Candidate>),
         done: &mut Done,
         bar: &ProgressBar,
         pace: &mut Pace,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let step = std::mem::take(step);
-        let Some(first) = step.first() else {
+        let (mut step, alone) = (std::mem::take(step), std::mem::take(alone));
+        if step.is_empty() && (alone.is_empty() || self.hold.is_none()) {
             return Ok(());
-        };
+        }
         tokio::select! {
             () = pace.wait(done.replayed) => {}
             () = stop.cancelled() => return Ok(()),
         }
-        let (stream, to) = (first.stream.clone(), first.to.clone());
-        let (shown, mut moves): (Vec<_>, Vec<_>) = step
-            .into_iter()
-            .map(|one| ((one.act.entry, one.kind, one.replays), one.act))
-            .unzip();
-        if self.walk.source() != Source::Pending {
+        if self.walk.choice().from != Source::Pending {
             // They may have waited for hours, by a rate, a question or a program.
             let now = inspect::now(&mut self.connection).await?;
-            for act in &mut moves {
-                drop_deadline(&mut act.fields, now);
+            for one in &mut step {
+                drop_deadline(&mut one.act.fields, now);
             }
         }
-        let answer = self.send(&stream, &to, &moves).await;
+        let first = step.first();
+        let stream = first.map(|one| one.stream.key.clone()).unwrap_or_default();
+        let to = first.map(|one| one.to.clone()).unwrap_or_default();
+        let shown = step
+            .iter()
+            .map(|one| (one.act.entry, one.kind.clone(), one.replays));
+        let shown: Vec<_> = shown.collect();
+        let way = self.walk.choice().way();
+        let connection = &mut self.connection;
+        let answer = match &mut self.hold {
+            Some(hold) => {
+                let step = hold.step(connection, &self.operator, way, &alone, &step);
+                step.await
+            }
+            None => {
+                let step = send(connection, &self.operator, way, step).await;
+                step.map(Held::Done).map_err(anyhow::Error::from)
+            }
+        };
         let answer = answer.map_err(|error| {
             let so_far = number(done.replayed);
-            anyhow::anyhow!(
-                "{error}; {so_far} were replayed before. Run it again: nothing is doubled"
-            )
+            let again = match &self.hold {
+                Some(_) => format!("Run it again, with --run {}", self.operator.run()),
+                None => "Run it again".to_owned(),
+            };
+            anyhow::anyhow!("{error}; {so_far} were replayed before. {again}: nothing is doubled")
         })?;
+        let Held::Done(answer) = answer else {
+            done.is_lost = true;
+            stop.cancel();
+            return Ok(());
+        };
         for ((entry, kind, replays), moved) in shown.iter().zip(&answer.moved) {
             match moved {
                 Some(new) => {
@@ -313,7 +421,7 @@ impl Replay<'_> {
                     if self.session.output.is_json() {
                         self.session.output.json(&json!({
                             "replayed": entry.to_string(),
-                            "stream": stream.key,
+                            "stream": stream,
                             "to": to,
                             "entry": new.to_string(),
                             "type": kind,
@@ -328,95 +436,51 @@ impl Replay<'_> {
         bar.set_position(done.replayed + done.gone + done.left_alone());
         Ok(())
     }
-
-    async fn send(
-        &mut self,
-        stream: &StreamName,
-        to: &str,
-        moves: &[Move],
-    ) -> Result<Step, convoke::connect::error::BusError> {
-        let connection = &mut self.connection;
-        match self.walk.source() {
-            Source::Dead => {
-                self.operator
-                    .replay_dead(connection, &stream.key, to, moves)
-                    .await
-            }
-            Source::Pending => {
-                let group = self.walk.group().to_owned();
-                self.operator
-                    .replay_pending(connection, stream, &group, moves)
-                    .await
-            }
-            Source::Range => {
-                let force = self.act.force;
-                self.operator
-                    .replay_range(connection, stream, moves, force)
-                    .await
-            }
-        }
-    }
-
-    fn say_done(
-        &self,
-        done: &Done,
-        total: u64,
-        interrupted: bool,
-        took: Duration,
-    ) -> anyhow::Result<Exit> {
-        let run = self.operator.run();
-        let unfinished = interrupted || done.stopped.is_some();
-        if self.session.output.is_json() {
-            self.session.output.json(&json!({
-                "run": run,
-                "replayed_total": done.replayed,
-                "gone_meanwhile": done.gone,
-                "left": done.left,
-                "of": total,
-                "interrupted": interrupted,
-                "stopped": done.stopped,
-            }))?;
-        } else {
-            let took = span(whole_ms(took));
-            let what = self.what(done.replayed);
-            self.session
-                .output
-                .line(&format!("replayed {what} in {took} (run {run})"))?;
-            if done.gone > 0 {
-                output::complain_line(&format!("{} were gone meanwhile", number(done.gone)));
-            }
-            for (why, n) in &done.left {
-                let why = output::printable(why);
-                output::complain_line(&format!("{} left alone: {why}", number(*n)));
-            }
-        }
-        if let Some(error) = &done.stopped {
-            anyhow::bail!("the server refused the next one: {error}");
-        }
-        if interrupted && !self.session.output.is_json() {
-            let rest = number(total - done.replayed - done.gone - done.left_alone());
-            output::complain_line(&format!("interrupted: {rest} are where they were"));
-        }
-        let failed = unfinished || !done.left.is_empty();
-        Ok(if failed { Exit::Failed } else { Exit::Done })
-    }
 }
 
-#[derive(Default)]
-struct Done {
-    replayed: u64,
-    gone: u64,
-    /// What could not be mended, by the reason.
-    left: BTreeMap<String, u64>,
-    stopped: Option<String>,
+/// Ends before the first one that would be one too many to replay; those that are left alone do not count. Says whether
+/// there was one.
+fn cut(page: &mut Vec<Candidate>, most: u64) -> bool {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let mut replayed = page
+        .iter()
+        .enumerate()
+        .filter(|(_, one)| one.left.is_none());
+    let end = replayed.nth(most).map(|(place, _)| place);
+    if let Some(end) = end {
+        page.truncate(end);
+    }
+    end.is_some()
 }
 
-impl Done {
-    fn leave(&mut self, why: &str) {
-        tally::add(&mut self.left, why);
-    }
-
-    fn left_alone(&self) -> u64 {
-        self.left.values().sum()
+/// Replays them, all of one stream and to one stream.
+async fn send(
+    connection: &mut Pooled,
+    operator: &Operator,
+    way: Way<'_>,
+    step: Vec<Candidate>,
+) -> Result<Step, convoke::connect::error::BusError> {
+    let Some(first) = step.first() else {
+        return Ok(Step::default());
+    };
+    let (stream, to) = (first.stream.clone(), first.to.clone());
+    let moves: Vec<Move> = step.into_iter().map(|one| one.act).collect();
+    match way {
+        Way::Dead => {
+            let dead = &stream.key;
+            operator.replay_dead(connection, dead, &to, &moves).await
+        }
+        Way::Pending { group } => {
+            let stream = &stream;
+            operator
+                .replay_pending(connection, stream, group, &moves)
+                .await
+        }
+        Way::Range { force } => {
+            let stream = &stream;
+            operator
+                .replay_range(connection, stream, &moves, force)
+                .await
+        }
     }
 }

@@ -83,6 +83,11 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
         (format!("XADD {} * type a.b", inbox.events), &[WORKER]),
         (format!("ZADD {} 1 m", inbox.delayed), &[WORKER]),
         (format!("HSET {} a b", keys.instance("w-1")), &[WORKER]),
+        (
+            format!("HSET {} a b", keys.repairs().states),
+            &[WORKER, OPERATOR],
+        ),
+        (format!("DEL {}", keys.repairs().states), &[WORKER]),
         (format!("SET {} a", keys.leader()), &[WORKER]),
         (format!("HSETNX {} a b", keys.domains()), publishers),
         (format!("HSET {} a b", keys.domains()), &[WORKER, OPERATOR]),

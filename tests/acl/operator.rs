@@ -32,6 +32,8 @@ fn an_operator_can_look_at_everything_and_change_little() {
         "INCR cb:claims:w-1",
         "SET {cb:image:0}:replayed:1-1 run",
         "XADD cb:broadcast * type operator.replayed",
+        "HSET {cb}:repairs:states r x",
+        "HINCRBY {cb:image:0}:repair:image:r replayed 1",
         "ACL DRYRUN convoke-operator FLUSHALL",
     ] {
         let words: Vec<&str> = command.split(' ').collect();
@@ -49,6 +51,8 @@ fn an_operator_can_look_at_everything_and_change_little() {
             "SET cb:broadcast junk",
             "XTRIM cb:events:image MAXLEN 0",
             "DEL cb:parked:image",
+            "DEL cb:repairs",
+            "DEL cb:repair:image:r",
             "ZADD cb:parked:image:image.whole 0 m",
             "XACK cb:inbox:w-1 workers 1-1",
             "XGROUP DELCONSUMER cb:events:image workers w-1",

@@ -1,7 +1,9 @@
 //! `convoke replay`.
 
 mod mended;
+mod of_events;
 mod repairs;
+mod terminals;
 
 use super::rig::{add, bury, deliver, entries, lines, names, register, say, text};
 use super::{convoke, run};

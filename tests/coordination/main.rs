@@ -18,6 +18,7 @@ mod patterns;
 mod policies;
 mod register;
 mod repairs;
+mod repairs_of_events;
 mod schedules;
 mod sealed;
 mod stepped;

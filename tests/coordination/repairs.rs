@@ -7,9 +7,9 @@ use convoke::coordination::error::CoordinationError;
 use convoke::coordination::repairs::{MAX_REPAIRS, RepairDraft, Repairs, Right};
 use convoke::operator::replay::mending::Mend;
 use convoke::operator::replay::planning::Candidate;
-use convoke::operator::replay::repair::{Plan, Progress, RepairStep, Stepped, Stretch};
+use convoke::operator::replay::repair::{Plan, Progress, RepairStep, Stepped, Stretch, Way};
 use convoke::operator::replay::wanted::Where;
-use convoke::operator::replay::{Move, Operator};
+use convoke::operator::replay::{Move, Operator, Source};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::{Keys, StreamName};
 use convoke::settings::RedisUrl;
@@ -101,7 +101,8 @@ async fn step(
         .map(|why| candidate(&keys, after, Some(why)))
         .collect();
     let step = RepairStep {
-        dead: &dead(&keys),
+        way: Way::Dead,
+        stream: &dead(&keys),
         noted: &noted(fleet).await,
         fence,
         before: before.map(id),
@@ -110,7 +111,7 @@ async fn step(
         moves: &moves,
     };
     let stepped = operator.step_repair(&mut fleet.connection, step).await;
-    stepped.unwrap()
+    stepped.unwrap().0
 }
 
 fn done(stepped: Stepped) -> (u64, u64, u64) {
@@ -163,7 +164,9 @@ async fn whoever_has_lost_the_right_moves_nothing_more() {
     let name = dead(&fleet.keys);
     let noted = noted(&fleet).await;
     let connection = &mut fleet.connection;
-    let taken = operator.take_repair(connection, &name, &noted, 2).await;
+    let taken = operator
+        .take_repair(connection, (Source::Dead, &name), &noted, 2)
+        .await;
     assert_eq!(done(taken.unwrap()).0, 1);
     let stale = step(&mut fleet, 1, (Some(1), 2), &[2], &[]).await;
     assert_eq!(stale, Stepped::Lost);

@@ -210,7 +210,13 @@ const BOUNDS: &[(&str, Bound)] = &[
             ..most(12, 12)
         },
     ),
-    ("repair_step.lua", most(260, 90)),
+    (
+        "repair_step.lua",
+        Bound {
+            whole: &[("XINFO", "the ends of one stream")],
+            ..most(360, 90)
+        },
+    ),
     ("replay_dead.lua", most(155, 90)),
     ("replay_pending.lua", most(155, 90)),
     ("replay_range.lua", most(155, 90)),

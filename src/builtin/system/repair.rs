@@ -1,4 +1,4 @@
-//! `system.repair.*`: bulk replays of dead letters that workers do.
+//! `system.repair.*`: bulk replays that workers do.
 
 use crate::builtin::{Services, encoded};
 use crate::coordination::error::CoordinationError;
@@ -22,7 +22,7 @@ pub(super) struct Start {
     /// Why.
     #[serde(default)]
     why: String,
-    /// Letters that it is about, if they were counted.
+    /// Entries that it is about, if they were counted.
     total: Option<u64>,
 }
 
@@ -41,9 +41,9 @@ pub(super) struct Started {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct Cancelled {
     name: String,
-    /// Letters that are events again.
+    /// Entries that were replayed.
     replayed: u64,
-    /// Letters that it left alone.
+    /// Entries that it left alone.
     left: u64,
 }
 
@@ -70,11 +70,11 @@ struct One {
     at: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     total: Option<u64>,
-    /// Letters that are events again.
+    /// Entries that were replayed.
     replayed: u64,
-    /// Letters that were gone when their turn was.
+    /// Entries that were gone when their turn was.
     gone: u64,
-    /// Letters that it left alone.
+    /// Entries that it left alone.
     left: u64,
     /// The worker that does it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,6 +85,9 @@ struct One {
     /// What holds it up.
     #[serde(skip_serializing_if = "Option::is_none")]
     note: Option<String>,
+    /// A terminal does it, no worker.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    terminal: bool,
 }
 
 impl One {
@@ -102,6 +105,7 @@ impl One {
             holder: state.holder,
             ended: state.ended,
             note: state.note,
+            terminal: state.terminal,
         }
     }
 }
@@ -113,6 +117,10 @@ pub(super) async fn start(
 ) -> Result<Started, HandlerError> {
     let plan: Plan = rmp_serde::from_slice(&encoded(&asked.plan))
         .map_err(|error| HandlerError::invalid_argument(format!("plan: {error}")))?;
+    if plan.program {
+        let why = "plan: program: only the terminal that runs it begins such a replay";
+        return Err(HandlerError::invalid_argument(why));
+    }
     let by = context.event().source().unwrap_or_default();
     let draft = RepairDraft {
         name: asked.name,

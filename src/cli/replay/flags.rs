@@ -41,22 +41,22 @@ pub(super) enum Command {
     Cancel(Cancel),
 }
 
-/// Show how far a replay is that was handed to the workers, until it has ended
+/// Show how far a replay is, of the workers or of a terminal with a program, until it has ended
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   convoke replay follow                        the one that was begun last
   convoke replay follow 0199-order-v2 --format json
 
-From any terminal; Ctrl-C ends only the looking. Exits 1 if letters were left alone, or it was \
-cancelled.")]
+From any terminal; Ctrl-C ends only the looking. Where a terminal does it (--edit-with) and is gone, \
+says how far it was and how to go on. Exits 1 then, if entries were left alone, or it was cancelled.")]
 pub(super) struct Follow {
     /// Its name [default: the one that was begun last]
     #[arg(value_name = "NAME", value_parser = run_name)]
     pub(super) name: Option<String>,
 }
 
-/// List the replays that were handed to the workers
+/// List the replays that workers do, or terminals with a program
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
@@ -66,13 +66,14 @@ Examples:
 The last 100. How far one was is known for 30 days after its last step.")]
 pub(super) struct List {}
 
-/// End a replay that was handed to the workers: what is not replayed stays
+/// End a replay of the workers, or of a terminal with a program: what is not replayed stays
 #[derive(Args)]
 #[command(after_help = "\
 Examples:
   convoke replay cancel 0199-order-v2
 
-What was replayed stays so. The same command as before replays the rest.")]
+What was replayed stays so. The same command as before replays the rest, under another name; \
+not a range with --force, which would copy all of it again.")]
 pub(super) struct Cancel {
     /// Its name
     #[arg(value_name = "NAME", value_parser = run_name)]
@@ -103,7 +104,8 @@ deadline that has passed is taken off. One that was replayed 3 times already is 
 
 With --detach the workers do it, in steps: this terminal may go, a worker may die, and `convoke replay \
 follow` shows from any terminal how far they are. --edit and --edit-with stay with the terminal: what comes over \
-the bus is never run as a command. A replay by --edit-with that was interrupted is run again, and goes on.")]
+the bus is never run as a command. A replay by --edit-with is followed and cancelled from any terminal all the same; \
+where it was interrupted, or its terminal is gone, the same command with its --run goes on.")]
 pub(super) struct Dead {
     #[command(flatten)]
     pub(super) which: Which,
@@ -138,11 +140,13 @@ Examples:
   convoke replay pending --dry-run
   convoke replay pending image --consumer w-1
   convoke replay pending image --idle 10m --min-deliveries 2 --yes
+  convoke replay pending image --set v=2 --detach --yes    the workers do it
 
 Only what an instance holds that was lost or has unregistered, and what nobody renewed for --idle \
 (default: the setting claim_idle): a running handler renews its entry. --force takes any. The old \
 delivery is acknowledged in the same step, and its owner is fenced: whatever it still commits of it \
-is discarded. The copy stands at the end of the stream and was delivered to nobody yet.")]
+is discarded. The copy stands at the end of the stream and was delivered to nobody yet. With --detach the workers \
+do it, as `convoke replay dead --help` says; what becomes pending after that is not met.")]
 pub(super) struct Pending {
     /// Streams of events, or domains [default: all]
     #[arg(value_name = "STREAM")]
@@ -153,6 +157,8 @@ pub(super) struct Pending {
     pub(super) filters: Filters,
     #[command(flatten)]
     pub(super) act: Act,
+    #[command(flatten)]
+    pub(super) over: HandOver,
 }
 
 /// Publish copies of events that the group is done with
@@ -162,12 +168,14 @@ Examples:
   convoke replay range image --since 2026-11-24T03:00Z --until 2h --dry-run
   convoke replay range image --since 1h --type image.resize --limit 10
   convoke replay range image --id 1700000000000-0,1700000000000-1 --yes
+  convoke replay range image --since 2h --detach --follow  the workers do it
 
 Only entries that are still in the stream (stream_history), and that the group has acknowledged: \
 the others run anyway. Of an event that was retried or replayed, only its first entry. The originals \
 stay, and whoever asked for them gets no second reply. A marker for each entry is kept for 24h, so a run that \
 was interrupted can be repeated, and copies nothing twice; --force copies again what an earlier run \
-copied. A forced run that was interrupted is continued with the --run that it printed.")]
+copied. A forced run that was interrupted, not cancelled, is continued with the --run that it printed. With --detach the workers \
+do it, as `convoke replay dead --help` says: each is copied once, whoever dies.")]
 pub(super) struct Range {
     /// Streams of events, or domains
     #[arg(value_name = "STREAM", required = true)]
@@ -179,6 +187,8 @@ pub(super) struct Range {
     pub(super) filters: Filters,
     #[command(flatten)]
     pub(super) act: Act,
+    #[command(flatten)]
+    pub(super) over: HandOver,
 }
 
 /// How to go about it.

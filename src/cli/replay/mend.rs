@@ -55,9 +55,8 @@ impl Program {
             Ok(Some(data)) => {
                 edit(&mut candidate.act.fields, &data, &self.by);
                 let fields = &candidate.act.fields;
-                candidate.left = walk
-                    .planner()
-                    .check(&candidate.to, fields, candidate.replays);
+                let planner = &walk.choice().planner;
+                candidate.left = planner.check(&candidate.to, fields, candidate.replays);
                 candidate.before = Some(before);
             }
             Err(why) => candidate.left = Some(format!("--edit-with: {why}")),

@@ -6,17 +6,17 @@ use super::super::dead::Which;
 use super::super::pending::Held;
 use super::super::{Misuse, Session};
 use super::flags::Act;
+use convoke::connect::clock::whole_ms;
 use convoke::coordination::instances::Instances;
-use convoke::operator::browse::{Contents, Pages, PendingPages, Sight};
+use convoke::operator::browse::Sight;
 use convoke::operator::inspect;
-use convoke::operator::replay::planning::{Candidate, Planner, too_large};
-use convoke::operator::replay::{self, Operator, REPLAYS, Source};
-use convoke::protocol::event::{Entry, EntryId};
+use convoke::operator::replay::planning::{Candidate, Planner};
+use convoke::operator::replay::walk::{self, Choice};
+use convoke::operator::replay::wanted::Wanted;
+use convoke::operator::replay::{Operator, Source};
+use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::StreamKind;
-use convoke::streams::claim::Pending;
 use redis::aio::ConnectionLike;
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::time::Duration;
 
 /// What is chosen from.
 pub(super) enum From {
@@ -25,27 +25,68 @@ pub(super) enum From {
     Range(Vec<String>, Option<String>, Filters),
 }
 
-/// Walks over all that fits, any number of times: what comes later is not met.
-pub(super) struct Walk {
-    from: From,
-    planner: Planner,
-    sight: Sight,
-    group: String,
-    bound: Duration,
-    run: String,
-    instances: Instances,
-    spans: Vec<Span>,
-    at: usize,
-    pages: Open,
-    now: u64,
+impl From {
+    fn source(&self) -> Source {
+        match self {
+            From::Dead(_) => Source::Dead,
+            From::Pending(..) => Source::Pending,
+            From::Range(..) => Source::Range,
+        }
+    }
+
+    /// The streams and times, as they were given.
+    fn asked(&self) -> String {
+        let (streams, filters) = match self {
+            From::Dead(which) => (&which.streams, &which.filters),
+            From::Pending(streams, _, filters) | From::Range(streams, _, filters) => {
+                (streams, filters)
+            }
+        };
+        format!("{streams:?} {:?} {:?}", filters.since, filters.until)
+    }
+
+    /// Which entries, as data.
+    fn wanted(&self) -> Wanted {
+        let filters = match self {
+            From::Dead(which) => &which.filters,
+            From::Pending(_, _, filters) | From::Range(_, _, filters) => filters,
+        };
+        let ids = filters.ids.iter().flat_map(|ids| ids.0.iter());
+        let what = &filters.what;
+        let mut wanted = Wanted {
+            entries: ids.map(|id| (id.ms, id.seq)).collect(),
+            kind: what.kind.clone(),
+            fields: what.payload.iter().map(|one| one.what().clone()).collect(),
+            ..Wanted::default()
+        };
+        match self {
+            From::Dead(which) => {
+                wanted.reason.clone_from(&which.reason);
+                wanted.instance.clone_from(&which.instance);
+            }
+            From::Pending(_, held, _) => {
+                wanted.idle_ms = held.idle.map(whole_ms);
+                wanted.consumer.clone_from(&held.consumer);
+                wanted.min_deliveries = held.min_deliveries;
+            }
+            From::Range(..) => {}
+        }
+        wanted
+    }
 }
 
-/// The stream that is being walked over.
-enum Open {
-    Nothing,
-    Entries(Pages),
-    Range(Pages, EntryId),
-    Pending(PendingPages, Contents, VecDeque<Pending>),
+/// Walks over all that fits, any number of times: what comes later is not met.
+pub(super) struct Walk {
+    choice: Choice,
+    sight: Sight,
+    instances: Instances,
+    spans: Vec<Span>,
+    /// The streams and times, as they were given.
+    asked: String,
+    at: usize,
+    /// Over the stream that is being walked over.
+    open: Option<walk::Walk>,
+    now: u64,
 }
 
 impl Walk {
@@ -61,6 +102,7 @@ impl Walk {
         let now = inspect::now(connection).await?;
         let events = [StreamKind::Events];
         let sight = session.sight()?;
+        let (source, asked) = (from.source(), from.asked());
         let (group, idle) = match &from {
             From::Pending(_, held, _) => (held.group.clone(), held.idle),
             From::Range(_, group, _) => (group.clone(), None),
@@ -78,137 +120,47 @@ impl Walk {
                     let group = inspect::standing(connection, &stream.key, &group).await?;
                     let delivered = group.map_or_else(EntryId::default, |group| group.delivered);
                     let last = sight.last_id(&stream.key).await?;
-                    let to = to.min(last.max(delivered));
+                    // What is delivered later was not shown, and not agreed to.
+                    let to = match source {
+                        Source::Pending => to.min(delivered),
+                        _ => to.min(last.max(delivered)),
+                    };
                     spans.push(Span { stream, from, to });
                 }
                 spans
             }
         };
-        Ok(Self {
-            from,
-            planner: Planner {
-                keys,
-                limits: session.settings.limits(),
-                force: act.force,
-                to_type: act.to_type.clone(),
-                mends: act.mends()?,
-                by: operator.by().to_owned(),
-            },
-            sight,
+        let planner = Planner {
+            keys,
+            limits: session.settings.limits(),
+            force: act.force,
+            to_type: act.to_type.clone(),
+            mends: act.mends()?,
+            by: operator.by().to_owned(),
+        };
+        let choice = Choice {
+            from: source,
+            wanted: from.wanted(),
+            planner,
             group,
-            bound: idle.unwrap_or(session.settings.claim_idle),
+            idle: idle.unwrap_or(session.settings.claim_idle),
             run: operator.run().to_owned(),
+        };
+        Ok(Self {
+            choice,
+            sight,
             instances: session.instances()?,
             spans,
+            asked,
             at: 0,
-            pages: Open::Nothing,
+            open: None,
             now,
         })
     }
 
-    /// The group that it is about.
-    pub(super) fn group(&self) -> &str {
-        &self.group
-    }
-
-    /// Where the entries come from.
-    pub(super) fn source(&self) -> Source {
-        match self.from {
-            From::Dead(_) => Source::Dead,
-            From::Pending(..) => Source::Pending,
-            From::Range(..) => Source::Range,
-        }
-    }
-
-    /// Begins again from the beginning, up to where it ended before.
-    pub(super) fn rewind(&mut self) {
-        self.at = 0;
-        self.pages = Open::Nothing;
-    }
-
-    /// What fits on the next page; `None` at the end.
-    pub(super) async fn next(
-        &mut self,
-        connection: &mut impl ConnectionLike,
-    ) -> anyhow::Result<Option<Vec<Candidate>>> {
-        while self.at < self.spans.len() {
-            if matches!(self.pages, Open::Nothing) {
-                self.open(connection).await?;
-            }
-            if let Some(page) = self.page(connection).await? {
-                return Ok(Some(page));
-            }
-            self.at += 1;
-            self.pages = Open::Nothing;
-        }
-        Ok(None)
-    }
-
-    async fn open(&mut self, connection: &mut impl ConnectionLike) -> anyhow::Result<()> {
-        let Span { stream, from, to } = &self.spans[self.at];
-        self.pages = match &self.from {
-            From::Dead(_) => Open::Entries(Pages::new(&self.sight, &stream.key, *from, *to)),
-            From::Pending(_, held, _) => {
-                let consumer = held.consumer.as_deref();
-                let pages = PendingPages::new(&stream.key, &self.group, consumer, *from, *to);
-                Open::Pending(pages, Contents::new(&self.sight), VecDeque::new())
-            }
-            From::Range(..) => {
-                let group = inspect::standing(connection, &stream.key, &self.group).await?;
-                let Some(group) = group else {
-                    return Err(Misuse::error(format_args!(
-                        "{} has no group {}: what of it was run, nobody knows; --group names another",
-                        stream.key, self.group
-                    )));
-                };
-                let pages = Pages::new(&self.sight, &stream.key, *from, *to);
-                Open::Range(pages, group.delivered)
-            }
-        };
-        Ok(())
-    }
-
-    async fn page(
-        &mut self,
-        connection: &mut impl ConnectionLike,
-    ) -> anyhow::Result<Option<Vec<Candidate>>> {
-        match &mut self.pages {
-            Open::Nothing => Ok(None),
-            Open::Entries(pages) => {
-                let page = pages.next().await?;
-                Ok((!page.is_empty()).then(|| self.dead(page)))
-            }
-            Open::Range(pages, delivered) => {
-                let delivered = *delivered;
-                let page = pages.next().await?;
-                match page.is_empty() {
-                    true => Ok(None),
-                    false => self.range(connection, page, delivered).await.map(Some),
-                }
-            }
-            Open::Pending(pages, contents, waiting) => {
-                if waiting.is_empty() {
-                    match pages.next(connection).await? {
-                        Some(page) => waiting.extend(page),
-                        None => return Ok(None),
-                    }
-                }
-                let From::Pending(_, held, filters) = &self.from else {
-                    return Ok(None);
-                };
-                waiting.retain(|p| held.fit(p) && filters.fit_id(p.id));
-                let ids: Vec<EntryId> = waiting.iter().map(|pending| pending.id).collect();
-                let stream = &self.spans[self.at].stream;
-                let entries = contents.read(&stream.key, &ids).await?;
-                let pending: Vec<Pending> = waiting.drain(..entries.len()).collect();
-                self.pending(pending, entries).await.map(Some)
-            }
-        }
-    }
-
-    /// How events are changed on their way back.
-    pub(super) fn planner(&self) -> &Planner {
-        &self.planner
+    /// What is chosen.
+    pub(super) fn choice(&self) -> &Choice {
+        &self.choice
     }
 
     /// Where it looks.
@@ -216,128 +168,50 @@ impl Walk {
         &self.spans
     }
 
-    /// What is chosen from.
-    pub(super) fn from(&self) -> &From {
-        &self.from
+    /// The streams and times, as they were given.
+    pub(super) fn asked(&self) -> &str {
+        &self.asked
     }
 
-    fn dead(&self, page: Vec<Entry>) -> Vec<Candidate> {
-        let From::Dead(which) = &self.from else {
-            return Vec::new();
-        };
-        let stream = &self.spans[self.at].stream;
-        let fitting = page
-            .iter()
-            .filter_map(|entry| Some((entry, which.fit(entry)?)));
-        fitting
-            .map(|(entry, letter)| self.planner.letter(stream, entry, letter, self.now))
-            .collect()
+    /// Looks there instead.
+    pub(super) fn look_at(&mut self, spans: Vec<Span>) {
+        self.spans = spans;
+        self.rewind();
     }
 
-    async fn range(
-        &self,
+    /// Begins again from the beginning, up to where it ended before.
+    pub(super) fn rewind(&mut self) {
+        self.at = 0;
+        self.open = None;
+    }
+
+    /// What fits on the next page; `None` at the end.
+    pub(super) async fn next(
+        &mut self,
         connection: &mut impl ConnectionLike,
-        page: Vec<Entry>,
-        delivered: EntryId,
-    ) -> anyhow::Result<Vec<Candidate>> {
-        let From::Range(_, _, filters) = &self.from else {
-            return Ok(Vec::new());
-        };
-        let stream = &self.spans[self.at].stream;
-        let (Some(first), Some(last)) = (page.first(), page.last()) else {
-            return Ok(Vec::new());
-        };
-        // What is delivered and not pending now was acknowledged, and stays so.
-        let mut running = HashSet::new();
-        let mut pages = PendingPages::new(&stream.key, &self.group, None, first.id, last.id);
-        while let Some(pending) = pages.next(connection).await? {
-            running.extend(pending.into_iter().map(|pending| pending.id));
-        }
-        let fitting = page
-            .iter()
-            .filter(|e| filters.fit_id(e.id) && filters.fit(e));
-        let fitting: Vec<&Entry> = fitting.collect();
-        let ids: Vec<EntryId> = fitting.iter().map(|entry| entry.id).collect();
-        let copied = replay::copied(connection, &self.planner.keys, stream, &ids).await?;
-        let pairs = fitting.into_iter().zip(copied);
-        Ok(pairs
-            .map(|(entry, copied)| {
-                let number = |name| {
-                    let text = entry.get(name).and_then(|v| std::str::from_utf8(v).ok());
-                    text.and_then(|text| text.parse::<u32>().ok()).unwrap_or(0)
-                };
-                let named = self.planner.force || filters.names(entry.id);
-                let left = if entry.id > delivered {
-                    Some("not delivered yet: it will run anyway")
-                } else if running.contains(&entry.id) {
-                    Some("pending: it is being run, see `replay pending`")
-                } else if !named && (number("attempt") > 1 || number(REPLAYS) > 0) {
-                    // The event itself stands before it: both would be one too many.
-                    Some("a retry or replay of an earlier entry (--id, --force)")
-                } else {
-                    match copied {
-                        Some(run) if run == self.run => Some("copied by this run already"),
-                        Some(_) if !self.planner.force => {
-                            Some("copied already in the last 24h (--force)")
-                        }
-                        _ => None,
-                    }
-                };
-                let again = replay::again(&fields(entry), Some(entry.id), Source::Range, self.now);
-                let left = too_large(entry).or(left.map(str::to_owned));
-                let to = stream.key.clone();
-                self.planner.candidate(stream, entry, to, again, left)
-            })
-            .collect())
-    }
-
-    async fn pending(
-        &self,
-        pending: Vec<Pending>,
-        entries: Vec<Option<Entry>>,
-    ) -> anyhow::Result<Vec<Candidate>> {
-        let From::Pending(_, _, filters) = &self.from else {
-            return Ok(Vec::new());
-        };
-        let mut owners: Vec<String> = pending.iter().map(|p| p.consumer.clone()).collect();
-        owners.sort_unstable();
-        owners.dedup();
-        let gone = self.instances.gone_among(&owners).await?;
-        let gone: HashMap<&str, ()> = gone.iter().map(|id| (id.as_str(), ())).collect();
-        let stream = &self.spans[self.at].stream;
-        let mut candidates = Vec::new();
-        for (pending, entry) in pending.into_iter().zip(entries) {
-            let is_there = entry.is_some();
-            let entry = entry.unwrap_or_else(|| Entry::new(pending.id, [[]; 0]));
-            if is_there && !filters.fit(&entry) {
-                continue;
+    ) -> anyhow::Result<Option<Vec<Candidate>>> {
+        while let Some(span) = self.spans.get(self.at) {
+            let (choice, stream) = (&self.choice, &span.stream);
+            let mut walk = match self.open.take() {
+                Some(walk) => walk,
+                None => {
+                    let walk = choice.walk(&self.sight, connection, stream, span.from, span.to);
+                    walk.await?.ok_or_else(|| {
+                        Misuse::error(format_args!(
+                            "{} has no group {}: what of it was run, nobody knows; --group names another",
+                            stream.key, choice.group
+                        ))
+                    })?
+                }
+            };
+            if let Some(page) = walk.next(choice, connection).await? {
+                let gone = self.instances.gone_among(&page.owners()).await?;
+                let judged = choice.judge(stream, page, &gone, self.now);
+                self.open = Some(walk);
+                return Ok(Some(judged));
             }
-            let needed = match self.planner.force || gone.contains_key(pending.consumer.as_str()) {
-                true => Duration::ZERO,
-                false => self.bound,
-            };
-            let left = if !is_there {
-                Some("deleted from its stream: the event is lost".to_owned())
-            } else if pending.idle < needed {
-                let bound = humantime::format_duration(needed);
-                Some(format!(
-                    "held by {}, idle for less than {bound} (--force)",
-                    pending.consumer
-                ))
-            } else {
-                None
-            };
-            let again = replay::again(&fields(&entry), Some(entry.id), Source::Pending, self.now);
-            let (to, left) = (stream.key.clone(), too_large(&entry).or(left));
-            let mut candidate = self.planner.candidate(stream, &entry, to, again, left);
-            candidate.act.pending = Some((pending, needed));
-            candidates.push(candidate);
+            self.at += 1;
         }
-        Ok(candidates)
+        Ok(None)
     }
-}
-
-/// Names and values in turn.
-fn fields(entry: &Entry) -> Vec<Vec<u8>> {
-    entry.words().map(<[u8]>::to_vec).collect()
 }

@@ -1,7 +1,7 @@
-//! Repairs: bulk replays of dead letters that workers do, in steps, though whoever asked for them may be gone.
+//! Repairs: bulk replays that workers do, in steps, though whoever asked for them may be gone.
 //!
 //! Two keys hold them, by name: what each does (`repairs`), and who does it and whether it is done (`repairs:states`). How
-//! far it is stands beside each stream of dead letters, and moves on in the step that moves the letters
+//! far it is stands beside each stream, and moves on in the step that moves the entries
 //! ([`crate::operator::replay::repair`]).
 //!
 //! One worker at a time has the right to a repair: a lease, with a fence that rises each time it is taken.
@@ -12,7 +12,7 @@
 //! | it was stopped, and goes on after that | its fence is older: its next step moves nothing |
 //! | the answer to a step is lost | the same step again changes nothing more, and says how far it is |
 //! | nobody runs, or the server is away | it waits |
-//! | a stream takes no events | it waits before the first letter that was refused, and says why |
+//! | a stream takes no events | it waits before the first entry that was refused, and says why |
 //! | it is cancelled in the middle | what was replayed stays so; the fence stops whoever does it |
 //! | a worker of an earlier version finds a plan that it cannot read | it leaves it to others |
 
@@ -42,11 +42,13 @@ static HOLD: LazyLock<Script> =
 static END: LazyLock<Script> =
     LazyLock::new(|| script_with(&[DECODED], include_str!("repair_end.lua")));
 
+/// For how long the right to a repair is taken. It is renewed three times as often.
+pub const LEASE: Duration = Duration::from_secs(10);
 /// Repairs that are kept; those that run are among them.
 pub const MAX_REPAIRS: usize = 100;
 /// Bytes of the text that says why.
 pub const MAX_REASON: usize = 256;
-/// Letters that a repair may be said to be about: what scripts count exactly.
+/// Entries that a repair may be said to be about: what scripts count exactly.
 const MAX_TOTAL: u64 = 1 << 53;
 /// Bytes of a note.
 const MAX_NOTE: usize = 256;
@@ -69,7 +71,7 @@ pub struct RepairState {
     pub why: String,
     /// When, in Unix ms on the server.
     pub at: u64,
-    /// Letters that it is about, as far as that was counted.
+    /// Entries that it is about, as far as that was counted.
     pub total: Option<u64>,
     /// When it ended.
     pub ended: Option<u64>,
@@ -77,9 +79,19 @@ pub struct RepairState {
     pub ended_by: Option<String>,
     /// What holds it up.
     pub note: Option<String>,
+    /// A terminal does it, no worker.
+    pub terminal: bool,
 }
 
 impl RepairState {
+    /// Whether somebody does it at that time on the server.
+    pub fn is_held(&self, now_ms: u64) -> bool {
+        let last = now_ms.saturating_add(whole_ms(LEASE));
+        // What ends later than any lease from now on was given before the clock stepped back.
+        self.until
+            .is_some_and(|until| until > now_ms && until <= last)
+    }
+
     /// Whether it goes on.
     pub fn runs(&self) -> bool {
         self.state == "running"
@@ -100,7 +112,7 @@ pub struct RepairDraft {
     pub plan: Plan,
     /// Why.
     pub why: String,
-    /// Letters that it is about, if they were counted.
+    /// Entries that it is about, if they were counted.
     pub total: Option<u64>,
 }
 
@@ -176,7 +188,8 @@ impl Repairs {
             .arg(cut(by, MAX_REASON))
             .arg(&wanted.why)
             .arg(wanted.total.map_or_else(String::new, |n| n.to_string()))
-            .arg(MAX_REPAIRS);
+            .arg(MAX_REPAIRS)
+            .arg(u8::from(wanted.plan.program));
         match self.store.invoke(&call).await? {
             1_u8 => {
                 self.told();
@@ -203,6 +216,14 @@ impl Repairs {
             "{name} has ended ({} by {by}): take another name",
             state.state
         ))
+    }
+
+    /// The server's time in Unix ms.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn now(&self) -> Result<u64, CoordinationError> {
+        Ok(self.store.now().await?)
     }
 
     /// All that are kept, by name.
@@ -248,9 +269,9 @@ impl Repairs {
         let keys = &self.store.keys;
         let mut all = Progress::default();
         for stretch in &plan.stretches {
-            let dead = plan.stream(keys, &stretch.stream).map_err(invalid)?;
-            let mut connection = self.store.connector.toward(&dead.key).pooled().await?;
-            all.add(&Progress::read(&mut connection, keys, &dead, noted).await?);
+            let stream = plan.stream(keys, &stretch.stream).map_err(invalid)?;
+            let mut connection = self.store.connector.toward(&stream.key).pooled().await?;
+            all.add(&Progress::read(&mut connection, keys, &stream, noted).await?);
         }
         Ok(all)
     }
@@ -341,12 +362,12 @@ impl Repairs {
         let noted = state.noted(name);
         let operator = Operator::new(self.store.keys.clone(), name, by);
         for stretch in &plan.stretches {
-            let dead = plan.stream(&self.store.keys, &stretch.stream);
-            let dead = dead.map_err(invalid)?;
-            let mut connection = self.store.connector.toward(&dead.key).pooled().await?;
+            let stream = plan.stream(&self.store.keys, &stretch.stream);
+            let stream = stream.map_err(invalid)?;
+            let mut connection = self.store.connector.toward(&stream.key).pooled().await?;
             // From here on whoever does it moves nothing more in that stream.
             operator
-                .take_repair(&mut connection, &dead, &noted, answer.fence)
+                .take_repair(&mut connection, (plan.from, &stream), &noted, answer.fence)
                 .await?;
         }
         self.progress(&noted, &plan).await

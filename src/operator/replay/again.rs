@@ -5,16 +5,31 @@ use crate::protocol::dead::Letter;
 use crate::protocol::event::{Entry, EntryId, JSON, REPLAYS};
 use crate::protocol::json;
 use crate::protocol::keys::{Keys, StreamKind, StreamName, domain_of, is_event_type};
+use serde::{Deserialize, Serialize};
 
 /// Where an event is replayed from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Source {
     /// The dead letters.
+    #[default]
     Dead,
     /// What is delivered and not acknowledged.
     Pending,
     /// Entries that the group is done with.
     Range,
+}
+
+impl Source {
+    /// As facts and plans name it.
+    #[doc(hidden)]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Source::Dead => "dead",
+            Source::Pending => "pending",
+            Source::Range => "range",
+        }
+    }
 }
 
 /// An event as it is to be published again.

@@ -1,4 +1,4 @@
--- Moves dead letters to a stream, and tells so. Put before the scripts that do.
+-- Moves dead letters to a stream. Put before the scripts that do.
 
 -- For each entry in ARGV from `at` on (its id, the number of words, the names and values of the event's fields), only if
 -- it is still a dead letter: the event enters its stream and the letter goes. Returns {error, then for each entry its id
@@ -26,13 +26,4 @@ local function move_letters(dead, to, at)
     at = at + 2 + words
   end
   return answer, moved
-end
-
--- Tells what was moved, if the broadcast is within reach.
-local function tell_moved(broadcast, run, by, dead, to, moved)
-  if not broadcast or #moved == 0 then return end
-  local time = redis.call('TIME')
-  local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-  redis.call('XADD', broadcast, '*', 'type', 'operator.replayed', 'source', by, 'time', now, 'data',
-    cmsgpack.pack({ run = run, by = by, from = 'dead', stream = dead, to = to, count = #moved, entries = moved }))
 end

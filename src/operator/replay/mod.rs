@@ -15,6 +15,7 @@
 //! Each step tells on the broadcast what it did: `operator.replayed`, `operator.dropped`.
 
 mod again;
+mod calls;
 #[doc(hidden)]
 pub mod mending;
 mod pace;
@@ -25,6 +26,8 @@ pub mod repair;
 #[cfg(test)]
 mod tests;
 #[doc(hidden)]
+pub mod walk;
+#[doc(hidden)]
 pub mod wanted;
 
 pub use crate::protocol::event::REPLAYS;
@@ -34,24 +37,29 @@ pub use again::{Again, NoWayBack, Source, again, edit, set_field, way_back};
 #[doc(hidden)]
 pub use pace::Pace;
 
-use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::script::{script, script_with};
 use crate::protocol::event::EntryId;
 use crate::protocol::keys::{Keys, StreamName};
-use crate::streams::claim::{CLAIMS_TTL, Pending};
+use crate::streams::claim::Pending;
 use crate::streams::commit::Publication;
+use calls::{Copies, Held};
 use redis::aio::ConnectionLike;
 use redis::{Script, ScriptInvocation};
 use serde::Serialize;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+const TOLD: &str = include_str!("told.lua");
 const LETTERS: &str = include_str!("letters.lua");
+const HELD: &str = include_str!("held.lua");
+const COPIES: &str = include_str!("copies.lua");
 static DEAD: LazyLock<Script> =
-    LazyLock::new(|| script_with(&[LETTERS], include_str!("replay_dead.lua")));
-static PENDING: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_pending.lua")));
-static RANGE: LazyLock<Script> = LazyLock::new(|| script(include_str!("replay_range.lua")));
+    LazyLock::new(|| script_with(&[TOLD, LETTERS], include_str!("replay_dead.lua")));
+static PENDING: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[TOLD, HELD], include_str!("replay_pending.lua")));
+static RANGE: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[TOLD, COPIES], include_str!("replay_range.lua")));
 static DROP: LazyLock<Script> = LazyLock::new(|| script(include_str!("drop.lua")));
 
 /// Entries that one step moves at most.
@@ -104,6 +112,12 @@ pub struct Step {
 }
 
 impl Step {
+    /// What a step of a repair did.
+    #[doc(hidden)]
+    pub fn of(moved: Vec<Option<EntryId>>, stopped: Option<String>) -> Self {
+        Self { moved, stopped }
+    }
+
     /// Reads a script's answer: an error, then for each of those `asked` its new id.
     pub(super) fn read(answer: Vec<String>, asked: usize) -> Result<Self, BusError> {
         const SHAPE: BusError = BusError::Reply { what: "a replay" };
@@ -185,8 +199,7 @@ impl Operator {
         let told = self.tell(&mut call, dead);
         call.arg(&self.run).arg(&self.by);
         for one in moves {
-            call.arg(one.entry.to_string());
-            words(&mut call, one);
+            calls::entry(&mut call, one);
         }
         let step = Step::read(call.invoke_async(connection).await?, moves.len())?;
         if !told {
@@ -205,44 +218,14 @@ impl Operator {
         moves: &[Move],
     ) -> Result<Step, BusError> {
         let key = &stream.key;
-        let seen: Vec<_> = moves.iter().filter_map(|m| m.pending.as_ref()).collect();
-        let mut owners: Vec<&[u8]> = seen
-            .iter()
-            .map(|(pending, _)| pending.consumer_bytes.as_slice())
-            .collect();
-        owners.sort_unstable();
-        owners.dedup();
+        let held = Held::of(moves.iter());
         let mut call = PENDING.prepare_invoke();
         call.key(key);
-        for owner in &owners {
-            let (domain, partition) = (&stream.part, stream.partition);
-            let owner = String::from_utf8_lossy(owner);
-            call.key(self.keys.claims(domain, partition, &owner));
-        }
+        held.keys(&mut call, &self.keys, stream);
         let told = self.tell(&mut call, key);
-        call.arg(&self.run)
-            .arg(&self.by)
-            .arg(group)
-            .arg(whole_ms(CLAIMS_TTL))
-            .arg(owners.len());
-        for owner in &owners {
-            call.arg(*owner);
-        }
-        for one in moves {
-            let Some((seen, idle)) = &one.pending else {
-                continue;
-            };
-            let owner = owners
-                .binary_search(&seen.consumer_bytes.as_slice())
-                .unwrap_or(0)
-                + 1;
-            call.arg(one.entry.to_string())
-                .arg(owner)
-                .arg(seen.deliveries)
-                .arg(whole_ms(*idle));
-            words(&mut call, one);
-        }
-        let step = Step::read(call.invoke_async(connection).await?, seen.len())?;
+        call.arg(&self.run).arg(&self.by);
+        held.words(&mut call, group);
+        let step = Step::read(call.invoke_async(connection).await?, held.count())?;
         if !told {
             let fact = ("operator.replayed", Some("pending"), key.as_str());
             self.tell_after(connection, fact, key, moves, &step).await?;
@@ -260,22 +243,13 @@ impl Operator {
         force: bool,
     ) -> Result<Step, BusError> {
         let key = &stream.key;
+        let copies = Copies::of(moves.iter());
         let mut call = RANGE.prepare_invoke();
         call.key(key);
-        for one in moves {
-            let entry = one.entry.to_string();
-            call.key(self.keys.replayed(&stream.part, stream.partition, &entry));
-        }
+        copies.keys(&mut call, &self.keys, stream);
         let told = self.tell(&mut call, key);
-        call.arg(&self.run)
-            .arg(&self.by)
-            .arg(whole_ms(WINDOW))
-            .arg(u8::from(force))
-            .arg(moves.len());
-        for one in moves {
-            call.arg(one.entry.to_string());
-            words(&mut call, one);
-        }
+        call.arg(&self.run).arg(&self.by);
+        copies.words(&mut call, force);
         let step = Step::read(call.invoke_async(connection).await?, moves.len())?;
         if !told {
             let fact = ("operator.replayed", Some("range"), key.as_str());
@@ -391,12 +365,5 @@ impl Operator {
             fields: fields.collect(),
         };
         publication.store(connection).await
-    }
-}
-
-fn words(call: &mut ScriptInvocation<'_>, one: &Move) {
-    call.arg(one.fields.len());
-    for word in &one.fields {
-        call.arg(word.as_slice());
     }
 }

@@ -1,13 +1,15 @@
-//! A repair: a replay of dead letters that workers do, whoever asked for it may be gone.
+//! A repair: a replay that workers do, whoever asked for it may be gone.
 //!
-//! What is to be done is a [`Plan`]: which letters, and how they change, as data. How far it is among the letters of one
+//! What is to be done is a [`Plan`]: which entries, and how they change, as data. How far it is in one
 //! stream is noted beside that stream, in the step that moves them, so counts and position are what was done, whoever
 //! dies. The same note holds the fence of whoever has the right to it: an older one moves nothing more.
 
+use super::calls::{self, Copies, Held};
 use super::mending::Mend;
 use super::planning::{Candidate, Planner};
+use super::walk::Choice;
 use super::wanted::Wanted;
-use super::{LETTERS, Operator, words};
+use super::{COPIES, HELD, LETTERS, Operator, Source, TOLD};
 use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::script::script_with;
@@ -20,25 +22,31 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-static SCRIPT: LazyLock<Script> =
-    LazyLock::new(|| script_with(&[LETTERS], include_str!("repair_step.lua")));
+static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
+    script_with(
+        &[TOLD, LETTERS, HELD, COPIES],
+        include_str!("repair_step.lua"),
+    )
+});
 
 /// How long it is known how far a repair was.
 pub const KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Streams of dead letters of one repair, at the most.
+/// Streams of one repair, at the most.
 pub const MAX_STRETCHES: usize = 1000;
 /// Changes of a payload, at the most.
 pub const MAX_MENDS: usize = 100;
-/// Conditions on what a letter holds, at the most.
+/// Conditions on what an entry holds, at the most.
 pub const MAX_WHERES: usize = 100;
 /// Bytes of a plan, at the most.
 pub const MAX_PLAN: usize = 512 << 10;
-/// Bytes of a reason for which letters are left alone.
+/// Bytes of the name of a consumer or of its group, at the most.
+const MAX_NAME: usize = 256;
+/// Bytes of a reason for which entries are left alone.
 const MAX_WHY: usize = 120;
 /// Reasons that one step tells apart.
 const REASONS: usize = 20;
 
-/// Dead letters of one stream, from one entry to another, both included: each its milliseconds and its number.
+/// Entries of one stream, from one to another, both included: each its milliseconds and its number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Stretch {
@@ -46,7 +54,7 @@ pub struct Stretch {
     pub stream: String,
     /// The first one.
     pub from: (u64, u64),
-    /// The last one: what dies later is not met.
+    /// The last one: what comes later is not met.
     pub to: (u64, u64),
 }
 
@@ -54,10 +62,16 @@ pub struct Stretch {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Plan {
+    /// What is replayed.
+    #[serde(skip_serializing_if = "is_dead")]
+    pub from: Source,
     /// Where.
     pub stretches: Vec<Stretch>,
-    /// Which letters.
+    /// Which entries.
     pub wanted: Wanted,
+    /// The consumer group that has them pending, or is done with them: by default the workers'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// How their payloads change.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub mends: Vec<Mend>,
@@ -72,6 +86,16 @@ pub struct Plan {
     /// How many, at the most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
+    /// A program in a terminal changes them besides: the terminal does it, no worker.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub program: bool,
+    /// A digest of that program, and of the streams and times as the terminal was given them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked: Option<String>,
+}
+
+fn is_dead(from: &Source) -> bool {
+    *from == Source::Dead
 }
 
 impl Plan {
@@ -97,6 +121,27 @@ impl Plan {
                 return Err(format!("stretches: {} is there twice", stretch.stream));
             }
         }
+        let wanted = &self.wanted;
+        let of_letters = wanted.reason.is_some() || wanted.instance.is_some();
+        if of_letters && self.from != Source::Dead {
+            return Err("wanted: only dead letters have a reason and an instance".into());
+        }
+        let of_held = wanted.idle_ms.is_some() || wanted.consumer.is_some();
+        if (of_held || wanted.min_deliveries.is_some()) && self.from != Source::Pending {
+            let all = "idle_ms, consumer and min_deliveries";
+            return Err(format!("wanted: only pending entries have {all}"));
+        }
+        if self.group.is_some() && self.from == Source::Dead {
+            return Err("group: dead letters have none".into());
+        }
+        for (field, name) in [("group", &self.group), ("consumer", &wanted.consumer)] {
+            let bytes = name.as_deref().map_or(0, str::len);
+            if bytes > MAX_NAME {
+                return Err(format!(
+                    "{field}: {bytes} bytes are over the limit of {MAX_NAME}"
+                ));
+            }
+        }
         if self.rate == Some(0) {
             return Err("rate: 0 would never end".into());
         }
@@ -109,20 +154,37 @@ impl Plan {
             .try_for_each(|mend| mend.check().map_err(|error| format!("mends: {error}")))
     }
 
-    /// A stream of dead letters of this namespace.
+    /// A stream of this namespace, of the kind that it is about.
     ///
     /// # Errors
     /// Says that it is another key.
     pub fn stream(&self, keys: &Keys, key: &str) -> Result<StreamName, String> {
+        let (kind, what) = match self.from {
+            Source::Dead => (StreamKind::Dead, "dead letters"),
+            Source::Pending | Source::Range => (StreamKind::Events, "events"),
+        };
         let name = keys.stream_name(key);
-        let name = name.filter(|name| name.kind == StreamKind::Dead);
+        let name = name.filter(|name| name.kind == kind);
         name.ok_or_else(|| {
             let key: String = key.chars().take(128).collect();
-            format!("stretches: {key:?} is no stream of dead letters")
+            format!("stretches: {key:?} is no stream of {what}")
         })
     }
 
-    /// How it changes letters.
+    /// Which entries it means and how they change, for the replay of that name that somebody asked for. `group` and `idle`
+    /// hold where it says nothing.
+    pub fn choice(&self, planner: Planner, run: &str, group: &str, idle: Duration) -> Choice {
+        Choice {
+            from: self.from,
+            wanted: self.wanted.clone(),
+            planner,
+            group: self.group.clone().unwrap_or_else(|| group.to_owned()),
+            idle: self.wanted.idle_ms.map_or(idle, Duration::from_millis),
+            run: run.to_owned(),
+        }
+    }
+
+    /// How it changes entries.
     pub fn planner(&self, keys: &Keys, limits: Limits, by: &str) -> Planner {
         Planner {
             keys: keys.clone(),
@@ -140,11 +202,13 @@ impl Plan {
 pub struct Progress {
     /// The last entry that was looked at.
     pub at: Option<EntryId>,
-    /// Letters that are events again.
+    /// Where the stream ended when a repair of events began: what it adds itself is not met.
+    pub end: Option<EntryId>,
+    /// Entries that were replayed.
     pub replayed: u64,
-    /// Letters that were gone when they were to be replayed.
+    /// Entries that were gone when they were to be replayed.
     pub gone: u64,
-    /// Letters that were left alone.
+    /// Entries that were left alone.
     pub left: u64,
     /// How many for which reason.
     pub why: BTreeMap<String, u64>,
@@ -158,11 +222,11 @@ impl Progress {
     pub async fn read(
         connection: &mut impl ConnectionLike,
         keys: &Keys,
-        dead: &StreamName,
+        stream: &StreamName,
         noted: &str,
     ) -> Result<Self, BusError> {
         let mut command = redis::cmd("HGETALL");
-        command.arg(keys.repair_beside(dead, noted));
+        command.arg(keys.repair_beside(stream, noted));
         let noted: HashMap<String, String> = command.query_async(connection).await?;
         let number = |name: &str| noted.get(name).and_then(|text| text.parse().ok());
         let why = noted.iter().filter_map(|(name, count)| {
@@ -171,6 +235,7 @@ impl Progress {
         });
         Ok(Self {
             at: noted.get("at").and_then(|at| at.parse().ok()),
+            end: noted.get("end").and_then(|end| end.parse().ok()),
             replayed: number("replayed").unwrap_or(0),
             gone: number("gone").unwrap_or(0),
             left: number("left").unwrap_or(0),
@@ -189,11 +254,40 @@ impl Progress {
     }
 }
 
+/// How entries are replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way<'a> {
+    /// Dead letters become events again.
+    Dead,
+    /// Pending entries stand at the end of their stream instead, and their owners are fenced.
+    Pending {
+        /// The consumer group.
+        group: &'a str,
+    },
+    /// Finished ones are copied to the end of their stream.
+    Range {
+        /// Also what another run copied.
+        force: bool,
+    },
+}
+
+impl Way<'_> {
+    fn source(self) -> Source {
+        match self {
+            Way::Dead => Source::Dead,
+            Way::Pending { .. } => Source::Pending,
+            Way::Range { .. } => Source::Range,
+        }
+    }
+}
+
 /// What one step is about.
 #[derive(Debug)]
 pub struct RepairStep<'a> {
-    /// The dead letters' stream.
-    pub dead: &'a StreamName,
+    /// How its entries are replayed.
+    pub way: Way<'a>,
+    /// Their stream.
+    pub stream: &'a StreamName,
     /// The name under which it is noted how far the repair is.
     pub noted: &'a str,
     /// The fence of the right to the repair.
@@ -202,9 +296,9 @@ pub struct RepairStep<'a> {
     pub before: Option<EntryId>,
     /// The last entry that this step looks at.
     pub after: EntryId,
-    /// Letters that are left alone.
+    /// Entries that are left alone.
     pub left: &'a [Candidate],
-    /// Letters that are replayed, all to one stream.
+    /// Entries that are replayed, all to one stream.
     pub moves: &'a [Candidate],
 }
 
@@ -214,7 +308,7 @@ pub struct RepairStep<'a> {
 pub enum Stepped {
     /// The step is done, now or before; so far the repair is in this stream.
     Done(Progress),
-    /// The server refused a letter: it and those behind it are where they were.
+    /// The server refused an entry: it and those behind it are where they were.
     Refused(String, Progress),
     /// The repair stands elsewhere than was thought.
     Elsewhere(Progress),
@@ -231,12 +325,18 @@ impl Operator {
     pub async fn take_repair(
         &self,
         connection: &mut impl ConnectionLike,
-        dead: &StreamName,
+        (from, stream): (Source, &StreamName),
         noted: &str,
         fence: u64,
     ) -> Result<Stepped, BusError> {
+        let way = match from {
+            Source::Dead => Way::Dead,
+            Source::Pending => Way::Pending { group: "" },
+            Source::Range => Way::Range { force: false },
+        };
         let step = RepairStep {
-            dead,
+            way,
+            stream,
             noted,
             fence,
             before: None,
@@ -244,10 +344,11 @@ impl Operator {
             left: &[],
             moves: &[],
         };
-        self.step(connection, step, true).await
+        let (stepped, _) = self.step(connection, step, true).await?;
+        Ok(stepped)
     }
 
-    /// Does one step of it.
+    /// Does one step of it. Says besides, for each entry that it moved now or found gone, its id as a new event.
     ///
     /// # Errors
     /// `Bus`; the call can be repeated.
@@ -256,7 +357,7 @@ impl Operator {
         &self,
         connection: &mut impl ConnectionLike,
         step: RepairStep<'_>,
-    ) -> Result<Stepped, BusError> {
+    ) -> Result<(Stepped, Vec<Option<EntryId>>), BusError> {
         self.step(connection, step, false).await
     }
 
@@ -265,22 +366,29 @@ impl Operator {
         connection: &mut impl ConnectionLike,
         step: RepairStep<'_>,
         only_take: bool,
-    ) -> Result<Stepped, BusError> {
-        let dead = step.dead;
+    ) -> Result<(Stepped, Vec<Option<EntryId>>), BusError> {
+        let stream = step.stream;
         let to = match step.moves.first() {
             Some(first) => first.to.clone(),
-            None => self.keys().events(&dead.part, dead.partition),
+            None => self.keys().events(&stream.part, stream.partition),
         };
         // Without moves the events stream is not touched; it is declared, so it must lie in this slot.
-        let to = match self.keys().share_slot(&to, &dead.key) {
+        let to = match self.keys().share_slot(&to, &stream.key) {
             true => to,
-            false => dead.key.clone(),
+            false => stream.key.clone(),
         };
         let mut call = SCRIPT.prepare_invoke();
-        call.key(&dead.key)
-            .key(self.keys().repair_beside(dead, step.noted))
+        call.key(&stream.key)
+            .key(self.keys().repair_beside(stream, step.noted))
             .key(&to);
-        let told = self.tell(&mut call, &dead.key);
+        let moves = || step.moves.iter().map(|one| &one.act);
+        let (held, copies) = (Held::of(moves()), Copies::of(moves()));
+        match step.way {
+            Way::Dead => {}
+            Way::Pending { .. } => held.keys(&mut call, self.keys(), stream),
+            Way::Range { .. } => copies.keys(&mut call, self.keys(), stream),
+        }
+        let told = self.tell(&mut call, &stream.key);
         let text = |at: Option<EntryId>| at.map_or_else(String::new, |at| at.to_string());
         call.arg(self.run())
             .arg(self.by())
@@ -293,30 +401,38 @@ impl Operator {
         for (why, count) in &reasons {
             call.arg(why).arg(count);
         }
-        for one in step.moves {
-            call.arg(one.act.entry.to_string());
-            words(&mut call, &one.act);
+        let from = step.way.source().as_str();
+        call.arg(from);
+        match step.way {
+            Way::Dead => moves().for_each(|one| calls::entry(&mut call, one)),
+            Way::Pending { group } => held.words(&mut call, group),
+            Way::Range { force } => copies.words(&mut call, force),
         }
-        type Answer = (u8, String, String, u64, u64, u64, Vec<String>);
+        type Answer = (u8, String, String, u64, u64, u64, String, Vec<String>);
         let answer: Answer = call.invoke_async(connection).await?;
-        let (state, error, at, replayed, gone, left, moved) = answer;
+        let (state, error, at, replayed, gone, left, end, moved) = answer;
         let progress = Progress {
             at: at.parse().ok(),
+            end: end.parse().ok(),
             replayed,
             gone,
             left,
             why: BTreeMap::new(),
         };
+        let moved: Vec<Option<EntryId>> = moved.iter().map(|id| id.parse().ok()).collect();
         if !told {
-            let fact = ("operator.replayed", Some("dead"), dead.key.as_str());
-            self.store(connection, fact, Some(&to), moved).await?;
+            let fact = ("operator.replayed", Some(from), stream.key.as_str());
+            let pairs = moves().zip(&moved).filter(|(_, id)| id.is_some());
+            let entries = pairs.map(|(one, _)| one.entry.to_string()).collect();
+            self.store(connection, fact, Some(&to), entries).await?;
         }
-        Ok(match (state, error.is_empty()) {
+        let stepped = match (state, error.is_empty()) {
             (1, true) => Stepped::Done(progress),
             (1, false) => Stepped::Refused(error, progress),
             (0, _) => Stepped::Elsewhere(progress),
             _ => Stepped::Lost,
-        })
+        };
+        Ok((stepped, moved))
     }
 }
 

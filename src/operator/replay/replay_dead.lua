@@ -14,5 +14,5 @@
 --          more. After an error (empty: none) nothing more was moved.
 -- Cost     O(entries)
 local answer, moved = move_letters(KEYS[1], KEYS[2], 3)
-tell_moved(KEYS[3], ARGV[1], ARGV[2], KEYS[1], KEYS[2], moved)
+tell_moved(KEYS[3], ARGV[1], ARGV[2], 'dead', KEYS[1], KEYS[2], moved)
 return answer

@@ -1,12 +1,14 @@
-//! Which dead letters are meant, as data: a filter travels, a program does not.
+//! Which entries are meant, as data: a filter travels, a program does not.
 
 use crate::protocol::dead::Letter;
 use crate::protocol::event::{Entry, EntryId, payload_of};
 use crate::protocol::json;
+use crate::streams::claim::Pending;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// What an entry must hold, in its payload or as a field of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,7 +78,7 @@ pub fn fits(glob: &str, kind: &str) -> bool {
     glob[g..].iter().all(|&b| b == b'*')
 }
 
-/// Which dead letters are meant: all conditions must hold. A condition that this version does not know is no plan that
+/// Which entries are meant: all conditions must hold. A condition that this version does not know is no plan that
 /// it can follow, since without it more would be changed than was asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -96,20 +98,53 @@ pub struct Wanted {
     /// Only what this instance gave up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub instance: Option<String>,
+    /// Only pending entries that nobody renewed for so long, in milliseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_ms: Option<u64>,
+    /// Only pending entries that this instance holds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consumer: Option<String>,
+    /// Only pending entries that were handed out so often.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_deliveries: Option<u32>,
 }
 
 impl Wanted {
-    /// The letter, if it fits.
-    pub fn fit(&self, entry: &Entry) -> Option<Letter> {
-        let EntryId { ms, seq } = entry.id;
-        if !self.entries.is_empty() && !self.entries.contains(&(ms, seq)) {
-            return None;
-        }
+    /// Whether the id may be meant.
+    pub fn fit_id(&self, id: EntryId) -> bool {
+        self.entries.is_empty() || self.names(id)
+    }
+
+    /// Whether it is named by its id.
+    pub fn names(&self, id: EntryId) -> bool {
+        self.entries.contains(&(id.ms, id.seq))
+    }
+
+    /// Whether what an entry holds fits.
+    pub fn fit_entry(&self, entry: &Entry) -> bool {
         if let Some(glob) = &self.kind {
             let kind = String::from_utf8_lossy(entry.get("type").unwrap_or_default());
             if !fits(glob, &kind) {
-                return None;
+                return false;
             }
+        }
+        self.fields.is_empty() || self.holds(entry)
+    }
+
+    /// Whether a pending entry fits, by its id and how it is held.
+    pub fn fit_held(&self, pending: &Pending) -> bool {
+        let idle = self.idle_ms.map(Duration::from_millis);
+        let is_held_by = |id: &String| *id == pending.consumer;
+        self.fit_id(pending.id)
+            && idle.is_none_or(|idle| pending.idle >= idle)
+            && self.min_deliveries.is_none_or(|n| pending.deliveries >= n)
+            && self.consumer.as_ref().is_none_or(is_held_by)
+    }
+
+    /// The letter, if it fits.
+    pub fn fit(&self, entry: &Entry) -> Option<Letter> {
+        if !self.fit_id(entry.id) {
+            return None;
         }
         let letter = Letter::read(entry);
         let is = |wanted: &Option<String>, is: Option<&str>| {
@@ -117,7 +152,7 @@ impl Wanted {
         };
         let fits = is(&self.reason, Some(&letter.reason))
             && is(&self.instance, letter.instance.as_deref())
-            && (self.fields.is_empty() || self.holds(entry));
+            && self.fit_entry(entry);
         fits.then_some(letter)
     }
 

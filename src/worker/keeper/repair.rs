@@ -1,22 +1,21 @@
-//! Does repairs: bulk replays of dead letters that somebody asked for. One worker at a time has the right to one.
+//! Does repairs: bulk replays that somebody asked for. One worker at a time has the right to one.
 
 use super::Chores;
 use crate::connect::connector::reconnect_delay;
 use crate::coordination::error::CoordinationError;
-use crate::coordination::repairs::Right;
-use crate::operator::browse::{Pages, Sight};
+use crate::coordination::repairs::{LEASE, Right};
+use crate::operator::browse::Sight;
 use crate::operator::inspect;
-use crate::operator::replay::planning::{Candidate, Planner};
-use crate::operator::replay::repair::{Plan, Progress, RepairStep, Stepped};
-use crate::operator::replay::{Operator, Pace, drop_deadline};
+use crate::operator::replay::planning::Candidate;
+use crate::operator::replay::repair::{Progress, RepairStep, Stepped};
+use crate::operator::replay::walk::Choice;
+use crate::operator::replay::{Operator, Pace, Source, drop_deadline};
 use crate::protocol::event::EntryId;
 use crate::protocol::keys::StreamName;
 use std::time::{Duration, Instant};
 
 /// The pause between two looks for repairs that nobody does.
 const PAUSE: Duration = Duration::from_secs(5);
-/// For how long the right to a repair is taken. It is renewed three times as often.
-const LEASE: Duration = Duration::from_secs(10);
 /// How long a repair waits that was held up.
 const HELD_UP: Duration = Duration::from_secs(5);
 /// How much later than the repair began a letter may have died that it still meets: clocks differ.
@@ -60,7 +59,7 @@ pub(super) async fn run(chores: &Chores) {
 async fn look(chores: &Chores) -> Result<(), CoordinationError> {
     let mut all = Ok(());
     for (name, state) in chores.repairs.list().await? {
-        if !state.runs() || chores.leaves() {
+        if !state.runs() || state.terminal || chores.leaves() {
             continue;
         }
         let done = match chores.repairs.take(&name, chores.id(), LEASE).await {
@@ -93,7 +92,12 @@ async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), Coordinati
         Err(Stop::Lost) => Ok(()),
         Err(Stop::Leaving) => keep(Duration::ZERO, String::new()).await.map(|_| ()),
         Err(Stop::HeldUp(why)) => {
-            tracing::warn!(repair = name, why, "a repair is held up; it is tried again");
+            let shown = &why[..why.floor_char_boundary(256)];
+            tracing::warn!(
+                repair = name,
+                why = shown,
+                "a repair is held up; it is tried again"
+            );
             keep(LEASE, why).await?;
             tokio::time::sleep(HELD_UP).await;
             Ok(())
@@ -125,13 +129,13 @@ struct Doing<'a> {
     renewed: Instant,
 }
 
-/// One stream of dead letters.
+/// One stream.
 struct Stand<'a> {
     operator: &'a Operator,
-    planner: &'a Planner,
-    plan: &'a Plan,
+    choice: &'a Choice,
+    limit: Option<u64>,
     noted: &'a str,
-    dead: StreamName,
+    stream: StreamName,
     pace: &'a mut Pace,
     /// What was done in the streams before, and in this one.
     before: u64,
@@ -147,7 +151,7 @@ impl Stand<'_> {
 
     /// How many it may still replay.
     fn rest(&self) -> u64 {
-        let limit = self.plan.limit.unwrap_or(u64::MAX);
+        let limit = self.limit.unwrap_or(u64::MAX);
         limit.saturating_sub(self.replayed())
     }
 }
@@ -155,27 +159,37 @@ impl Stand<'_> {
 impl Doing<'_> {
     async fn run(&mut self) -> Result<(), Stop> {
         let (plan, state) = self.chores.repairs.read(self.name).await?;
+        if plan.program {
+            return Err(Stop::Leaving);
+        }
         let keys = &self.chores.keys;
         let limits = self.chores.settings.limits();
         let operator = Operator::new(keys.clone(), self.name, state.by.as_str());
         let planner = plan.planner(keys, limits, &state.by);
+        let settings = &self.chores.settings;
+        let (group, idle) = (&settings.group, settings.claim_idle);
+        let choice = plan.choice(planner, self.name, group, idle);
         let mut pace = Pace::new(plan.rate);
         let noted = state.noted(self.name);
         let done = self.chores.repairs.progress(&noted, &plan).await?;
-        // What dies again while it goes on is not met again, wherever a stretch ends.
+        // What dies again while it goes on is not met again, wherever a stretch ends. Of events the note beside their
+        // stream says where it ended.
         let last = EntryId {
-            ms: state.at.saturating_add(LATE_MS),
+            ms: match plan.from {
+                Source::Dead => state.at.saturating_add(LATE_MS),
+                Source::Pending | Source::Range => u64::MAX,
+            },
             seq: u64::MAX,
         };
         let mut before = 0;
         for stretch in &plan.stretches {
-            let dead = plan.stream(keys, &stretch.stream);
+            let stream = plan.stream(keys, &stretch.stream);
             let mut stand = Stand {
                 operator: &operator,
-                planner: &planner,
-                plan: &plan,
+                choice: &choice,
+                limit: plan.limit,
                 noted: &noted,
-                dead: dead.map_err(Stop::HeldUp)?,
+                stream: stream.map_err(Stop::HeldUp)?,
                 pace: &mut pace,
                 before,
                 here: Progress::default(),
@@ -191,40 +205,54 @@ impl Doing<'_> {
     async fn stream(
         &mut self,
         stand: &mut Stand<'_>,
-        from: EntryId,
+        first: EntryId,
         to: EntryId,
     ) -> Result<(), Stop> {
-        let connector = self.chores.connector.toward(&stand.dead.key);
+        let connector = self.chores.connector.toward(&stand.stream.key);
         let mut connection = connector.pooled().await?;
+        let (stream, from) = (stand.stream.clone(), stand.choice.from);
         let taken =
             stand
                 .operator
-                .take_repair(&mut connection, &stand.dead, stand.noted, self.fence);
+                .take_repair(&mut connection, (from, &stream), stand.noted, self.fence);
         match taken.await? {
             Stepped::Done(progress) => stand.here = progress,
             _ => return Err(Stop::Lost),
         }
-        let now = inspect::now(&mut connection).await?;
-        drop(connection);
-        let from = stand.here.at.map_or(from, |at| from.max(at.next()));
+        let to = match stand.here.end {
+            Some(end) => to.min(end),
+            // The stream was not there when it began: what is there now came later.
+            None if from != Source::Dead => return Ok(()),
+            None => to,
+        };
+        let first = stand.here.at.map_or(first, |at| first.max(at.next()));
         let sight = Sight::new(
             self.chores.connector.clone(),
             self.chores.settings.limits().entry(),
         );
-        let mut pages = Pages::new(&sight, &stand.dead.key, from, to);
+        let now = inspect::now(&mut connection).await?;
+        let walk = stand
+            .choice
+            .walk(&sight, &mut connection, &stream, first, to);
+        let walk = walk.await?;
+        drop(connection);
+        let Some(mut walk) = walk else {
+            let (key, group) = (&stream.key, &stand.choice.group);
+            let why = format!("{key} has no group {group}: what of it was run, nobody knows");
+            return Err(Stop::HeldUp(why));
+        };
         while stand.rest() > 0 {
             self.keep().await?;
-            let page = pages.next().await?;
-            let Some(last) = page.last().map(|entry| entry.id) else {
+            let mut connection = connector.pooled().await?;
+            let Some(page) = walk.next(stand.choice, &mut connection).await? else {
                 break;
             };
+            drop(connection);
+            let last = page.last;
+            let gone = self.chores.instances.gone_among(&page.owners()).await?;
             let mut step = Vec::new();
             let mut left = Vec::new();
-            for entry in &page {
-                let Some(letter) = stand.plan.wanted.fit(entry) else {
-                    continue;
-                };
-                let candidate = stand.planner.letter(&stand.dead, entry, letter, now);
+            for candidate in stand.choice.judge(&stream, page, &gone, now) {
                 if candidate.left.is_some() {
                     left.push(candidate);
                     continue;
@@ -245,7 +273,7 @@ impl Doing<'_> {
         Ok(())
     }
 
-    /// Does a step, which stands at `upto` after it, or at its last letter.
+    /// Does a step, which stands at `upto` after it, or at its last entry.
     async fn step(
         &mut self,
         stand: &mut Stand<'_>,
@@ -261,8 +289,8 @@ impl Doing<'_> {
         let done = stand.replayed().saturating_sub(stand.until_now);
         stand.pace.wait(done).await;
         self.keep().await?;
-        let connector = self.chores.connector.toward(&stand.dead.key);
-        if !moves.is_empty() {
+        let connector = self.chores.connector.toward(&stand.stream.key);
+        if !moves.is_empty() && stand.choice.from != Source::Pending {
             // They may have waited for hours, by a rate.
             let now = inspect::now(&mut connector.pooled().await?).await?;
             for one in &mut moves {
@@ -272,7 +300,8 @@ impl Doing<'_> {
         let mut again = false;
         loop {
             let step = RepairStep {
-                dead: &stand.dead,
+                way: stand.choice.way(),
+                stream: &stand.stream,
                 noted: stand.noted,
                 fence: self.fence,
                 before: stand.here.at,
@@ -281,7 +310,7 @@ impl Doing<'_> {
                 moves: &moves,
             };
             let mut connection = connector.pooled().await?;
-            let stepped = match stand.operator.step_repair(&mut connection, step).await {
+            let (stepped, _) = match stand.operator.step_repair(&mut connection, step).await {
                 // It may have been done: the same again says so.
                 Err(error) if error.code().is_none() && !again => {
                     again = true;

@@ -10,11 +10,11 @@ use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-const EVENTS: &str = "cb:events:order";
-const DEAD: &str = "cb:dead:order";
+pub(super) const EVENTS: &str = "cb:events:order";
+pub(super) const DEAD: &str = "cb:dead:order";
 
 /// Dead letters of a domain that no worker here reads.
-fn orders(redis: &Redis, count: usize) {
+pub(super) fn orders(redis: &Redis, count: usize) {
     let mut connection = redis.connect();
     let told = "deadreason internal deadmessage broken deadattempts 5 deaddeliveries 1 \
                 deadstream cb:events:order deadinstance w-1 deadtime 1700000000000";
@@ -32,30 +32,30 @@ fn orders(redis: &Redis, count: usize) {
     }
 }
 
-fn length(redis: &Redis, key: &str) -> usize {
+pub(super) fn length(redis: &Redis, key: &str) -> usize {
     redis::cmd("XLEN")
         .arg(key)
         .query(&mut redis.connect())
         .unwrap()
 }
 
-fn worker(redis: &Redis, id: &str) -> Worker {
+pub(super) fn worker(redis: &Redis, id: &str) -> Worker {
     let args = ["worker", &format!("--id={id}")];
     Worker::start(redis, id, &mut convoke(redis, &args))
 }
 
 /// The last line of what a terminal shows until the end.
-fn last(ended: &Ended) -> Value {
+pub(super) fn last(ended: &Ended) -> Value {
     lines(&ended.out).pop().unwrap()
 }
 
-fn listed(redis: &Redis) -> Value {
+pub(super) fn listed(redis: &Redis) -> Value {
     let listed = run(redis, &["replay", "list", "--format=json"]).done();
     lines(&listed.out).remove(0)
 }
 
 /// Whether each is an event once, changed, and none is dead any more.
-fn each_once(redis: &Redis, count: usize) {
+pub(super) fn each_once(redis: &Redis, count: usize) {
     let events = entries(redis, EVENTS);
     assert_eq!(events.len(), count);
     let ids: BTreeSet<String> = events.iter().map(|event| text(event, "id")).collect();

@@ -10,8 +10,11 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub(super) const PARTS: [&str; 11] = [
+pub(super) const PARTS: [&str; 14] = [
+    "told.lua",
     "letters.lua",
+    "held.lua",
+    "copies.lua",
     "ballot.lua",
     "places.lua",
     "decoded.lua",
@@ -23,6 +26,8 @@ pub(super) const PARTS: [&str; 11] = [
     "aggregate_global_metrics.lua",
     "server_time.lua",
 ];
+/// Those that one script has all of.
+const REPLAYS: [&str; 4] = ["told.lua", "letters.lua", "held.lua", "copies.lua"];
 const END: &str = "the end of what is watched";
 
 /// The longest run of a script.
@@ -70,7 +75,12 @@ impl Meter {
         let files = files();
         let mut names = HashMap::new();
         for (name, source) in &files {
-            let mut made = vec![script(source), Script::new(source)];
+            let replays = REPLAYS.map(|part| files[part].as_str());
+            let mut made = vec![
+                script(source),
+                Script::new(source),
+                script_with(&replays, source),
+            ];
             for first in PARTS {
                 let first = files[first].as_str();
                 made.push(script_with(&[first], source));

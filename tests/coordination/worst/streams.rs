@@ -14,8 +14,8 @@ use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::operator::delayed::{DelayedChange, DelayedPages, Queue};
 use convoke::operator::replay::planning::Candidate;
-use convoke::operator::replay::repair::{RepairStep, Stepped};
-use convoke::operator::replay::{Move, Operator, STEP, WORDS};
+use convoke::operator::replay::repair::{RepairStep, Stepped, Way};
+use convoke::operator::replay::{Move, Operator, STEP, Source, WORDS};
 use convoke::protocol::event::EntryId;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::streams::cancel::{self, Canceller, Name, Order};
@@ -495,6 +495,21 @@ async fn replays(meter: &mut Meter) {
         left,
     };
     let repaired: Vec<Candidate> = repaired.map(|act| candidate(act, None)).collect();
+    // Each is held by another one.
+    bus.add(STEP).await;
+    let mut held_on = Vec::new();
+    for n in 0..STEP {
+        let mut holder = bus.committer(&format!("h-{n}"));
+        holder.start().await.unwrap();
+        bus.deliver(&format!("h-{n}"), &holder.claims(), 1).await;
+    }
+    for is in bus.pending().await {
+        if is.consumer.starts_with("h-") {
+            let act = one(is.id, Some(is.clone()));
+            held_on.push(candidate(act, None));
+        }
+    }
+    let copied: Vec<Candidate> = held_on.clone();
     let left =
         (0..40).map(|n| candidate(one(id(1), None), Some(format!("{n} {}", "x".repeat(200)))));
     let left: Vec<Candidate> = left.collect();
@@ -515,7 +530,8 @@ async fn replays(meter: &mut Meter) {
                 .await;
             assert_eq!(moved.unwrap().moved.len(), STEP);
             let step = RepairStep {
-                dead: &name,
+                way: Way::Dead,
+                stream: &name,
                 noted: "r-1:1",
                 fence: 1,
                 before: None,
@@ -523,8 +539,27 @@ async fn replays(meter: &mut Meter) {
                 left: &left,
                 moves: &repaired,
             };
-            let stepped = operator.step_repair(&mut of_worker, step).await.unwrap();
+            let (stepped, _) = operator.step_repair(&mut of_worker, step).await.unwrap();
             assert!(matches!(stepped, Stepped::Done(done) if done.replayed == STEP as u64));
+            let held = Way::Pending { group: GROUP };
+            for (way, moves) in [(held, &held_on), (Way::Range { force: true }, &copied)] {
+                let noted = format!("r-1:{way:?}");
+                let place = (Source::Range, &stream);
+                let taken = operator.take_repair(&mut of_worker, place, &noted, 1);
+                assert!(matches!(taken.await.unwrap(), Stepped::Done(_)));
+                let step = RepairStep {
+                    way,
+                    stream: &stream,
+                    noted: &noted,
+                    fence: 1,
+                    before: None,
+                    after: moves.last().unwrap().act.entry,
+                    left: &left,
+                    moves,
+                };
+                let (stepped, _) = operator.step_repair(&mut of_worker, step).await.unwrap();
+                assert!(matches!(stepped, Stepped::Done(done) if done.replayed == STEP as u64));
+            }
             let gone = operator.drop_dead(connection, DEAD, &dropped).await;
             assert_eq!(gone.unwrap().len(), STEP);
         })
