@@ -358,6 +358,9 @@ async fn an_item_that_waits_for_its_next_try_when_it_is_looked_for_is_run_once()
     assert_eq!(told["items_processed"], 1);
     assert_eq!(effects(&rig, 1).await.len(), 1);
     assert_eq!(calls.load(Ordering::SeqCst), 2, "it was published again");
+    let ids = rig.entries("cb:events:number").await;
+    let ids: BTreeSet<String> = ids.iter().map(|it| crate::rig::text(it, "id")).collect();
+    assert_eq!(ids.len(), 1, "it was published again: {ids:?}");
     worker.stop().await;
 }
 
