@@ -192,6 +192,8 @@ impl Gate {
             match flights.board(event.data()) {
                 Boarding::First(flight) => places.flight = Some(flight),
                 Boarding::Behind(landing) => {
+                    // The equal one may stand behind it: it takes its place by age afterwards.
+                    places.source = None;
                     landing.landed().await;
                     // It may have left no result: then they all run, as they do without a cache.
                     if let Some(answered) = self.answered(&context).await? {

@@ -236,6 +236,25 @@ async fn equal_runs_at_once_are_one_where_a_cache_keeps_the_result() {
     running.stop().await;
 }
 
+async fn fail(_: Context, (): ()) -> Result<(), HandlerError> {
+    Err(HandlerError::invalid_argument(
+        "no result that a cache could keep",
+    ))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn equal_runs_that_leave_no_result_do_not_wait_for_each_other_in_a_rates_line() {
+    let rig = Rig::new().await;
+    let policy = Policy::new()
+        .cache(MINUTES)
+        .rate_limit(2, Duration::from_millis(20));
+    let builder = Worker::builder().settings(rig.settings());
+    let running = rig.start(builder.handler_with("image.fail", fail, policy));
+    publish(&rig, "image.fail", 200).await;
+    rig.wait_for("cb:dead:image", 200).await;
+    running.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_asks_for_its_share_of_a_rate_when_the_worker_drains_is_not_started() {
     let rig = Rig::new().await;
