@@ -19,6 +19,8 @@ const BYTES: usize = 4 << 20;
 const FEW: usize = 16;
 /// How long a stream is left alone whose key is of another type, or gone on a cluster.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
+/// What is said of a group that is created again.
+const GONE: &str = "the group is gone (XGROUP DESTROY, or a key that was deleted): it is created again at the beginning of its streams, so every event that is still in them runs again, what is done already as well";
 
 /// One reader of a lane.
 pub(super) struct Reader {
@@ -136,13 +138,10 @@ impl Reader {
         let batches = match read {
             Ok(batches) => batches,
             Err(error) => {
-                // On a cluster the stream may have moved with its slot: that it is gone the next command says.
+                // On a cluster the stream may have moved with its slot: whether it is gone is seen when it is read again.
                 let moves = shared.connector.is_cluster() && error.code() == Some("UNBLOCKED");
                 if error.reaction() == Reaction::RepairGroup && !moves {
-                    tracing::warn!(
-                        lane = shared.name, %error,
-                        "the group is gone (XGROUP DESTROY, or a key that was deleted): it is created again at the beginning of its streams, so every event that is still in them runs again, what is done already as well"
-                    );
+                    tracing::warn!(lane = shared.name, %error, "{GONE}");
                 }
                 return Err(error);
             }
@@ -193,6 +192,9 @@ impl Reader {
                 Ok(made) => {
                     // It was there before.
                     if made && self.read.contains(&index) {
+                        if shared.connector.is_cluster() {
+                            tracing::warn!(lane = shared.name, stream = route.events, "{GONE}");
+                        }
                         let keys = &shared.process.keys;
                         let (stream, now) = (&route.events, shared.claims.server_now());
                         remade::note(&mut connection, keys, &shared.group, stream, now)

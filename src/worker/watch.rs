@@ -54,19 +54,42 @@ pub(super) struct Watch {
     pub compare: Duration,
 }
 
+/// How far the broadcast was heard, and how many facts the next read asks for.
+struct Place {
+    after: EntryId,
+    count: usize,
+}
+
+impl Place {
+    /// A read failed: what is too large for one is asked for in parts, and a fact that is too large by itself is passed over,
+    /// with all up to the last one.
+    fn failed(&mut self, last: EntryId) {
+        if self.count == 1 {
+            tracing::warn!(after = %self.after, "a fact on the broadcast cannot be read: it is passed over");
+            self.after = self.after.max(last);
+            self.count = COUNT;
+        } else {
+            self.count /= 2;
+        }
+    }
+}
+
 impl Watch {
     /// Watches for ever.
     pub(super) async fn run(&self) {
         let mut backoff = Backoff::default();
         // What was said of events, tasks and batches in hand is told by no other way than its fact: no look at the
         // broadcast leaves one out.
-        let mut after = EntryId {
-            ms: self.since,
-            seq: 0,
+        let mut place = Place {
+            after: EntryId {
+                ms: self.since,
+                seq: 0,
+            },
+            count: COUNT,
         };
         loop {
             let began = Instant::now();
-            let Err(error) = self.follow(&mut after).await;
+            let Err(error) = self.follow(&mut place).await;
             tracing::debug!(%error, "watching the broadcast failed; trying again");
             if began.elapsed() > BLOCK {
                 backoff.worked();
@@ -75,13 +98,13 @@ impl Watch {
         }
     }
 
-    async fn follow(&self, after: &mut EntryId) -> Result<Infallible, CoordinationError> {
+    async fn follow(&self, place: &mut Place) -> Result<Infallible, CoordinationError> {
         let generation = self.connector.generation();
         let mut connection = self.connector.blocking(BLOCK).await?;
         // The position first: who goes from here on is told, who went before is found by comparing.
         let last = read::last_id(&mut connection, &self.broadcast).await?;
         // Later than all that is there: the server's clock, or its data, is not what it was.
-        *after = last.min(*after);
+        place.after = last.min(place.after);
         // What was said before is found by reading it.
         self.patterns.told();
         self.ordered.notify_one();
@@ -93,11 +116,13 @@ impl Watch {
         let mut compared = Instant::now();
         loop {
             self.connector.check(generation)?;
-            let position = [(self.broadcast.as_str(), *after)];
-            let batches = read::read_after(&mut connection, &position, COUNT, BLOCK).await?;
+            let position = [(self.broadcast.as_str(), place.after)];
+            let read = read::read_after(&mut connection, &position, place.count, BLOCK).await;
+            let batches = read.inspect_err(|_| place.failed(last))?;
+            place.count = COUNT;
             let mut gone = Vec::new();
             for entry in batches.iter().flat_map(|batch| &batch.entries) {
-                *after = entry.id;
+                place.after = entry.id;
                 gone.extend(gone_in(entry));
                 if is_choice(entry) {
                     self.patterns.told();
@@ -220,4 +245,25 @@ pub(super) async fn gone_holders(
     holders.sort_unstable();
     holders.dedup();
     instances.gone_among(&holders).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fact_that_cannot_be_read_is_passed_over_once_it_alone_was_asked_for() {
+        let (first, last) = (EntryId { ms: 1, seq: 0 }, EntryId { ms: 9, seq: 0 });
+        let mut place = Place {
+            after: first,
+            count: COUNT,
+        };
+        let mut asked = Vec::new();
+        while place.after == first {
+            asked.push(place.count);
+            place.failed(last);
+        }
+        assert_eq!(asked, [256, 128, 64, 32, 16, 8, 4, 2, 1]);
+        assert_eq!((place.after, place.count), (last, COUNT));
+    }
 }

@@ -216,9 +216,14 @@ impl Rig {
 
     /// Ends the connections on which workers wait for facts. They connect again after 50 ms at the earliest.
     pub(crate) async fn deafen(&self) {
-        for id in self.hear().await {
-            self.run(&format!("CLIENT KILL ID {id}")).await;
-        }
+        until("a connection was ended", async || {
+            let ids = self.hear().await;
+            for id in &ids {
+                self.run(&format!("CLIENT KILL ID {id}")).await;
+            }
+            !ids.is_empty()
+        })
+        .await;
     }
 
     /// What is pending; nothing where the group is not there yet.

@@ -132,7 +132,10 @@ async fn tagged(
             ),
         });
     }
-    findings.extend(waiting(session, keys, &all).await?);
+    findings.extend(match waiting(session, keys, &all).await {
+        Ok(waiting) => waiting,
+        Err(error) => vec![Finding::unknown(CHECK, error.to_string())],
+    });
     let astray = astray(session, keys, &of_events).await?;
     if !astray.is_empty() {
         findings.push(Finding {
@@ -157,18 +160,25 @@ async fn waiting(session: &Session, keys: &Keys, all: &[String]) -> Result<Vec<F
     let domains = Domains::new(connector.clone(), keys.clone());
     let now = inspect::now(&mut connector.pooled().await?).await?;
     let group = &session.settings.group;
-    let mut waiting = Vec::new();
-    for name in all {
+    let (mut waiting, mut findings, mut asked) = (Vec::new(), Vec::new(), 0);
+    'all: for name in all {
         let Some(is) = keys.domain(name) else {
             continue;
         };
-        for partition in (0..is.partitions).take(LOOKED_AT) {
+        for partition in 0..is.partitions {
             let Some((from, until)) = is.came_from(partition) else {
                 continue;
             };
-            if now < until.saturating_add(LONG_MS)
-                || domains.is_open(name, partition, group).await?
-            {
+            if now < until.saturating_add(LONG_MS) {
+                continue;
+            }
+            if asked == LOOKED_AT {
+                let what = format!("of the new partitions {asked} were looked at, and no more");
+                findings.push(Finding::unknown(CHECK, what));
+                break 'all;
+            }
+            asked += 1;
+            if domains.is_open(name, partition, group).await? {
                 continue;
             }
             let old = keys.events(name, from);
@@ -198,18 +208,18 @@ async fn waiting(session: &Session, keys: &Keys, all: &[String]) -> Result<Vec<F
             ));
         }
     }
-    if waiting.is_empty() {
-        return Ok(Vec::new());
+    if !waiting.is_empty() {
+        findings.push(Finding {
+            check: CHECK,
+            status: Status::Warning,
+            what: names(&waiting),
+            why: "a new partition is begun with when what its subjects had before it is run: until then what is published \
+                  into it waits",
+            fix: "have a worker run what is in the old one, and end what hangs there (convoke pending)"
+                .into(),
+        });
     }
-    Ok(vec![Finding {
-        check: CHECK,
-        status: Status::Warning,
-        what: names(&waiting),
-        why: "a new partition is begun with when what its subjects had before it is run: until then what is published \
-              into it waits",
-        fix: "have a worker run what is in the old one, and end what hangs there (convoke pending)"
-            .into(),
-    }])
+    Ok(findings)
 }
 
 /// Streams with events among the last ones that belong elsewhere.
