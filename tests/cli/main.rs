@@ -108,7 +108,8 @@ const ASKED: [&str; 8] = [
 fn run(redis: &Redis, args: &[&str]) -> Ended {
     let mut command = convoke(redis, args);
     let is_said = args.iter().any(|arg| arg.starts_with("--timeout"));
-    if ASKED.contains(&args[0]) && !is_said {
+    let by_workers = args.starts_with(&["replay", "cancel"]) || args.contains(&"--detach");
+    if (ASKED.contains(&args[0]) || by_workers) && !is_said {
         command.arg("--timeout=30s");
     }
     end(&mut command)

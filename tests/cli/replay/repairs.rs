@@ -71,7 +71,14 @@ pub(super) fn each_once(redis: &Redis, count: usize) {
 /// Has the workers mend and replay all, kills the terminal in the middle, and follows from another one.
 fn the_terminal_is_killed(redis: &Redis, count: usize, rate: &str) {
     let args = ["replay", "dead", "order", "--set", "version=2", "--yes"];
-    let by_workers = ["--detach", "--follow", "--run=v2", "--rate", rate];
+    let by_workers = [
+        "--detach",
+        "--follow",
+        "--timeout=30s",
+        "--run=v2",
+        "--rate",
+        rate,
+    ];
     let mut terminal = convoke(redis, &[&args[..], &by_workers].concat())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

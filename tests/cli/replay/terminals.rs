@@ -142,7 +142,7 @@ fn an_interrupted_terminal_gives_its_replay_back_at_once() {
 fn one_terminal_at_a_time_does_a_replay_and_one_that_was_stopped_does_nothing_more() {
     let redis = Redis::start();
     orders(&redis, 200);
-    let first = terminal(&redis, "mend", "10");
+    let first = terminal(&redis, "mend", "5");
     begun(&redis, 5);
     let second = go_on(&redis, "mend", "40").wait_with_output().unwrap();
     assert_eq!(second.status.code(), Some(1));
@@ -151,8 +151,9 @@ fn one_terminal_at_a_time_does_a_replay_and_one_that_was_stopped_does_nothing_mo
     support::signal(first.id(), "STOP");
     let told = run(&redis, &["replay", "follow", "mend"]);
     told.failed(1, &["its terminal is gone"]);
+    let so_far = length(&redis, EVENTS);
     let rest = go_on(&redis, "mend", "20");
-    begun(&redis, 40);
+    begun(&redis, so_far + 10);
     support::signal(first.id(), "CONT");
     let ended = first.wait_with_output().unwrap();
     // It says why, unless it was stopped in the middle of a call: that has failed by now.
