@@ -24,7 +24,7 @@ use convoke::operator::replay::planning::Candidate;
 use convoke::operator::replay::repair::{Plan, Way};
 use convoke::operator::replay::{Move, Operator, Pace, Source, Step, drop_deadline};
 use convoke::protocol::event::{Entry, EntryId, payload_of};
-use done::Done;
+use done::{Done, MORE_CAME};
 use flags::{Act, Command, HandOver};
 use hold::{Held, Hold};
 use indicatif::ProgressBar;
@@ -236,8 +236,16 @@ impl Replay<'_> {
         anyhow::bail!("the entry is gone")
     }
 
-    /// Walks over it once more, and replays.
+    /// Walks over it once more, and replays. After an error whoever goes on needs not wait until the right lapses.
     async fn go(&mut self, total: u64, mended: Option<Vec<u8>>) -> anyhow::Result<Exit> {
+        let gone = self.go_through(total, mended).await;
+        if let (Err(error), Some(hold)) = (&gone, self.hold.take()) {
+            hold.give_back(&error.to_string()).await;
+        }
+        gone
+    }
+
+    async fn go_through(&mut self, total: u64, mended: Option<Vec<u8>>) -> anyhow::Result<Exit> {
         let stop = CancellationToken::new();
         let interrupted = stop.clone();
         tokio::spawn(async move {
@@ -318,6 +326,7 @@ impl Replay<'_> {
             self.step(all, &mut done, &bar, &mut pace, &stop).await?;
         }
         bar.finish_and_clear();
+        let mut noted = Ok(());
         if let Some(hold) = self.hold.take() {
             let is_lost = done.is_lost || lost.is_some_and(|lost| lost.is_cancelled());
             if is_lost {
@@ -327,16 +336,21 @@ impl Replay<'_> {
             } else if let Some(why) = &done.stopped {
                 hold.give_back(why).await;
             } else if is_cut && to_the_end {
-                hold.give_back("more came than it was begun for").await;
+                done.is_cut = true;
+                hold.give_back(MORE_CAME).await;
             } else {
-                hold.finish().await?;
+                noted = hold.finish().await;
+                if let Err(error) = &noted {
+                    hold.give_back(&error.to_string()).await;
+                }
             }
             done.is_lost = is_lost;
             done.is_held = true;
         }
         let interrupted = stop.is_cancelled() && !done.is_lost;
         let is = (self.operator.run(), self.walk.choice().from);
-        done.say(self.session, is, total, interrupted, pace.began.elapsed())
+        let exit = done.say(self.session, is, total, interrupted, pace.began.elapsed())?;
+        noted.map(|()| exit)
     }
 
     /// Where a program takes its time, others may follow.

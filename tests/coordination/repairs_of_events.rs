@@ -2,13 +2,16 @@
 
 use crate::fleet::Fleet;
 use crate::repairs::{draft, repairs};
+use convoke::connect::connector::Connector;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::repairs::{RepairDraft, Right};
+use convoke::operator::browse::Sight;
 use convoke::operator::replay::planning::Candidate;
 use convoke::operator::replay::repair::{Plan, Progress, RepairStep, Stepped, Way};
 use convoke::operator::replay::{Move, Operator, Source};
-use convoke::protocol::event::EntryId;
+use convoke::protocol::event::{EntryId, Limits};
 use convoke::protocol::keys::StreamName;
+use convoke::settings::RedisUrl;
 use convoke::streams::claim::{self, Pending};
 use std::time::Duration;
 
@@ -154,6 +157,39 @@ async fn a_pending_entry_is_replayed_once_and_its_owner_is_fenced_in_that_step()
 }
 
 #[tokio::test]
+async fn what_a_lost_owner_that_is_back_renewed_since_the_look_stays_with_it() {
+    let mut fleet = Fleet::start().await;
+    deliver(&mut fleet, 2).await;
+    fleet
+        .run(&format!(
+            "XCLAIM {EVENTS} {GROUP} w-1 0 1-1 2-1 IDLE 60000 JUSTID"
+        ))
+        .await;
+    let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
+    let sight = Sight::new(connector, 1 << 20);
+    let plan = Plan {
+        from: Source::Pending,
+        ..Plan::default()
+    };
+    let planner = plan.planner(&fleet.keys, Limits::default(), "ann");
+    let choice = plan.choice(planner, "r-1", GROUP, Duration::from_secs(300));
+    let (stream, first, last) = (stream(&fleet), EntryId::default(), id(9));
+    let connection = &mut fleet.connection;
+    let walk = choice.walk(&sight, connection, &stream, first, last);
+    let mut walk = walk.await.unwrap().unwrap();
+    let page = walk.next(&choice, connection).await.unwrap().unwrap();
+    let moves = choice.judge(&stream, page, &["w-1".to_owned()], 0);
+    assert!(moves.iter().all(|one| one.left.is_none()), "{moves:?}");
+    fleet
+        .run(&format!("XCLAIM {EVENTS} {GROUP} w-1 0 1-1 JUSTID"))
+        .await;
+    let made = step(&mut fleet, HELD, 1, (None, 2), &moves).await;
+    assert_eq!(done(made), (1, 1));
+    let held = pending(&mut fleet).await;
+    assert_eq!(held.iter().map(|one| one.id.ms).collect::<Vec<_>>(), [1]);
+}
+
+#[tokio::test]
 async fn a_range_is_copied_once_whoever_repeats_the_step_or_goes_on_after_it() {
     let mut fleet = Fleet::start().await;
     deliver(&mut fleet, 4).await;
@@ -254,7 +290,8 @@ async fn what_a_terminal_does_makes_room_once_it_is_gone_and_is_held_while_it_is
     let mut wanted = draft("r-1");
     wanted.plan.program = true;
     repairs.start(&wanted, "ann").await.unwrap();
-    let lease = convoke::coordination::repairs::LEASE;
+    // It lasts for all that follows, however slow.
+    let lease = Duration::from_secs(3600);
     let held = repairs.take("r-1", "ann:7", lease).await.unwrap();
     assert_eq!(held, Right::Held(1));
     let (_, state) = repairs.read("r-1").await.unwrap();

@@ -9,6 +9,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// Why a replay ended before the last one that it might have replayed.
+pub(super) const MORE_CAME: &str = "more came than it was begun for";
+
 #[derive(Default)]
 pub(super) struct Done {
     pub(super) replayed: u64,
@@ -16,6 +19,8 @@ pub(super) struct Done {
     /// What could not be mended, by the reason.
     left: BTreeMap<String, u64>,
     pub(super) stopped: Option<String>,
+    /// Entries that nobody agreed to came meanwhile.
+    pub(super) is_cut: bool,
     /// Others could follow it, and another terminal can go on with it.
     pub(super) is_held: bool,
     /// Somebody else has the right to it by now.
@@ -40,7 +45,8 @@ impl Done {
         interrupted: bool,
         took: Duration,
     ) -> anyhow::Result<Exit> {
-        let unfinished = interrupted || self.stopped.is_some();
+        let unfinished = interrupted || self.stopped.is_some() || self.is_cut;
+        let stopped = self.stopped.as_deref();
         if session.output.is_json() {
             session.output.json(&json!({
                 "run": run,
@@ -49,7 +55,7 @@ impl Done {
                 "left": self.left,
                 "of": total,
                 "interrupted": interrupted,
-                "stopped": self.stopped,
+                "stopped": stopped.or(self.is_cut.then_some(MORE_CAME)),
             }))?;
         } else {
             let took = span(whole_ms(took));
@@ -73,7 +79,13 @@ impl Done {
         if interrupted && !session.output.is_json() {
             let rest = number(total - self.replayed - self.gone - self.left_alone());
             output::complain_line(&format!("interrupted: {rest} are where they were"));
-            if self.is_held {
+        }
+        let goes_on = self.is_cut || (interrupted && self.is_held);
+        if !session.output.is_json() {
+            if self.is_cut {
+                output::complain_line(MORE_CAME);
+            }
+            if goes_on {
                 output::complain_line(&format!("to go on: the same command, with --run {run}"));
             }
         }

@@ -215,7 +215,7 @@ impl Hold {
     }
 
     /// Says that all of it is done.
-    pub(super) async fn finish(self) -> anyhow::Result<()> {
+    pub(super) async fn finish(&self) -> anyhow::Result<()> {
         self.keeping.abort();
         let finished = self.repairs.finish(&self.name, &self.who, self.fence);
         Ok(finished.await?)

@@ -10,9 +10,8 @@ use crate::cli::{Exit, Session, who};
 use convoke::client::publish::Outgoing;
 use convoke::connect::clock::local_now;
 use convoke::coordination::repairs::{RepairState, Repairs};
-use convoke::operator::replay::repair::{Plan, Progress, Stretch};
+use convoke::operator::replay::repair::{Plan, Progress};
 use convoke::operator::replay::{Operator, Source};
-use convoke::protocol::event::EntryId;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -32,21 +31,12 @@ struct Start<'a> {
 
 /// What a walk is about, as data.
 pub(super) fn plan(walk: &Walk, act: &Act) -> anyhow::Result<Plan> {
-    let pair = |id: EntryId| (id.ms, id.seq);
     let choice = walk.choice();
     let is_dead = choice.from == Source::Dead;
     Ok(Plan {
         from: choice.from,
         group: (!is_dead).then(|| choice.group.clone()),
-        stretches: walk
-            .spans()
-            .iter()
-            .map(|span| Stretch {
-                stream: span.stream.key.clone(),
-                from: pair(span.from),
-                to: pair(span.to),
-            })
-            .collect(),
+        stretches: walk.stretches(),
         wanted: choice.wanted.clone(),
         mends: act.mends()?,
         to_type: act.to_type.clone(),
@@ -67,7 +57,11 @@ pub(super) async fn hand_over(
     operator: &Operator,
     total: u64,
 ) -> anyhow::Result<Exit> {
-    let plan = plan(walk, act)?;
+    let mut plan = plan(walk, act)?;
+    if plan.from == Source::Range {
+        // What ran at the look may be finished by then: it was not agreed to.
+        plan.limit = Some(plan.limit.map_or(total, |limit| limit.min(total)));
+    }
     let name = operator.run();
     let start = Start {
         name,

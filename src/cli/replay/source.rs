@@ -11,12 +11,14 @@ use convoke::coordination::instances::Instances;
 use convoke::operator::browse::Sight;
 use convoke::operator::inspect;
 use convoke::operator::replay::planning::{Candidate, Planner};
+use convoke::operator::replay::repair::Stretch;
 use convoke::operator::replay::walk::{self, Choice};
 use convoke::operator::replay::wanted::Wanted;
 use convoke::operator::replay::{Operator, Source};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::StreamKind;
 use redis::aio::ConnectionLike;
+use std::collections::HashMap;
 
 /// What is chosen from.
 pub(super) enum From {
@@ -83,6 +85,8 @@ pub(super) struct Walk {
     spans: Vec<Span>,
     /// The streams and times, as they were given.
     asked: String,
+    /// Of a range, the last entry of each stream that its group was delivered.
+    delivered: HashMap<String, EntryId>,
     at: usize,
     /// Over the stream that is being walked over.
     open: Option<walk::Walk>,
@@ -109,6 +113,7 @@ impl Walk {
             From::Dead(_) => (None, None),
         };
         let group = group.unwrap_or_else(|| session.settings.group.clone());
+        let mut bounds = HashMap::new();
         let spans = match &from {
             From::Dead(which) => which.spans(session, connection).await?,
             From::Pending(names, _, filters) | From::Range(names, _, filters) => {
@@ -123,7 +128,10 @@ impl Walk {
                     // What is delivered later was not shown, and not agreed to.
                     let to = match source {
                         Source::Pending => to.min(delivered),
-                        _ => to.min(last.max(delivered)),
+                        _ => {
+                            bounds.insert(stream.key.clone(), delivered);
+                            to.min(last.max(delivered))
+                        }
                     };
                     spans.push(Span { stream, from, to });
                 }
@@ -152,6 +160,7 @@ impl Walk {
             instances: session.instances()?,
             spans,
             asked,
+            delivered: bounds,
             at: 0,
             open: None,
             now,
@@ -163,9 +172,20 @@ impl Walk {
         &self.choice
     }
 
-    /// Where it looks.
-    pub(super) fn spans(&self) -> &[Span] {
-        &self.spans
+    /// Where it replays, as data. What a range has that is not delivered yet is shown, and left alone: a worker that reads it
+    /// later would find it finished.
+    pub(super) fn stretches(&self) -> Vec<Stretch> {
+        let pair = |id: EntryId| (id.ms, id.seq);
+        let spans = self.spans.iter().map(|span| {
+            let key = &span.stream.key;
+            let delivered = self.delivered.get(key).copied();
+            Stretch {
+                stream: key.clone(),
+                from: pair(span.from),
+                to: pair(delivered.map_or(span.to, |delivered| span.to.min(delivered))),
+            }
+        });
+        spans.collect()
     }
 
     /// The streams and times, as they were given.

@@ -199,9 +199,13 @@ impl Choice {
         if is_there && !self.wanted.fit_entry(&entry) {
             return None;
         }
-        let needed = match self.planner.force || gone.contains(&pending.consumer) {
-            true => Duration::ZERO,
-            false => self.idle,
+        let needed = if self.planner.force {
+            Duration::ZERO
+        } else if gone.contains(&pending.consumer) {
+            // Its owner may be back before its turn: what that one has renewed by then was idle for less.
+            pending.idle
+        } else {
+            self.idle
         };
         let left = if !is_there {
             Some("deleted from its stream: the event is lost".to_owned())

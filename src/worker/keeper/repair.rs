@@ -12,6 +12,7 @@ use crate::operator::replay::walk::Choice;
 use crate::operator::replay::{Operator, Pace, Source, drop_deadline};
 use crate::protocol::event::EntryId;
 use crate::protocol::keys::StreamName;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// The pause between two looks for repairs that nobody does.
@@ -40,8 +41,9 @@ impl<E: Into<CoordinationError>> From<E> for Stop {
 
 /// Looks again and again, and when it is told.
 pub(super) async fn run(chores: &Chores) {
+    let mut held_up = HashMap::new();
     loop {
-        let pause = match look(chores).await {
+        let pause = match look(chores, &mut held_up).await {
             Ok(()) => PAUSE.mul_f64(fastrand::f64() / 2.0 + 0.75),
             Err(error) => {
                 tracing::debug!(%error, "the repairs could not be looked at");
@@ -55,24 +57,34 @@ pub(super) async fn run(chores: &Chores) {
     }
 }
 
-/// Does each repair that nobody does, until it is done. One that fails holds no other one up.
-async fn look(chores: &Chores) -> Result<(), CoordinationError> {
+/// Does each repair that nobody does, until it is done. One that fails holds no other one up: `held_up` has by its name
+/// until when it is not tried again here.
+async fn look(
+    chores: &Chores,
+    held_up: &mut HashMap<String, Instant>,
+) -> Result<(), CoordinationError> {
     let mut all = Ok(());
+    held_up.retain(|_, until| *until > Instant::now());
     for (name, state) in chores.repairs.list().await? {
-        if !state.runs() || state.terminal || chores.leaves() {
+        let is_for_workers = state.runs() && !state.terminal;
+        if !is_for_workers || chores.leaves() || held_up.contains_key(&name) {
             continue;
         }
         let done = match chores.repairs.take(&name, chores.id(), LEASE).await {
             Ok(Right::Held(fence)) => do_it(chores, &name, fence).await,
-            Ok(Right::Others | Right::Over) => Ok(()),
+            Ok(Right::Others | Right::Over) => Ok(true),
             Err(error) => Err(error),
         };
-        all = all.and(done);
+        if let Ok(false) = done {
+            held_up.insert(name, Instant::now() + HELD_UP);
+        }
+        all = all.and(done.map(|_| ()));
     }
     all
 }
 
-async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), CoordinationError> {
+/// Whether nothing holds it up.
+async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<bool, CoordinationError> {
     let mut doing = Doing {
         chores,
         name,
@@ -86,11 +98,11 @@ async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), Coordinati
     match doing.run().await {
         Ok(()) => match repairs.finish(name, chores.id(), fence).await {
             // It was cancelled just then, or somebody else has it.
-            Err(CoordinationError::Aborted(_)) => Ok(()),
-            finished => finished,
+            Err(CoordinationError::Aborted(_)) => Ok(true),
+            finished => finished.map(|()| true),
         },
-        Err(Stop::Lost) => Ok(()),
-        Err(Stop::Leaving) => keep(Duration::ZERO, String::new()).await.map(|_| ()),
+        Err(Stop::Lost) => Ok(true),
+        Err(Stop::Leaving) => keep(Duration::ZERO, String::new()).await.map(|_| true),
         Err(Stop::HeldUp(why)) => {
             let shown = &why[..why.floor_char_boundary(256)];
             tracing::warn!(
@@ -98,9 +110,8 @@ async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), Coordinati
                 why = shown,
                 "a repair is held up; it is tried again"
             );
-            keep(LEASE, why).await?;
-            tokio::time::sleep(HELD_UP).await;
-            Ok(())
+            keep(Duration::ZERO, why).await?;
+            Ok(false)
         }
         Err(Stop::Failed(CoordinationError::Bus(error))) if error.code().is_none() => {
             Err(error.into())
@@ -108,8 +119,7 @@ async fn do_it(chores: &Chores, name: &str, fence: u64) -> Result<(), Coordinati
         Err(Stop::Failed(error)) => {
             tracing::warn!(repair = name, %error, "a repair is held up; others may do it");
             keep(Duration::ZERO, error.to_string()).await?;
-            tokio::time::sleep(HELD_UP).await;
-            Ok(())
+            Ok(false)
         }
     }
 }
