@@ -3,7 +3,7 @@
 use super::super::rig::{add, entries, lines, say, text};
 use super::super::worker::Worker;
 use super::super::{File, convoke, run};
-use super::repairs::{EVENTS, last, length, listed, worker};
+use super::repairs::{EVENTS, all_are_replayed, last, length, listed, worker};
 use crate::support::{self, Redis};
 use convoke::protocol::json;
 use serde_json::json;
@@ -130,13 +130,7 @@ fn terminal_and_worker_are_killed(from: From, count: usize, rate: &str) {
     assert_eq!(workers.len(), 1);
     let at_death = so_far();
     assert!(at_death < count);
-    let followed = run(&redis, &["replay", "follow", "v2", "--format=json"]).done();
-    let end = last(&followed);
-    assert_eq!(
-        (&end["state"], &end["replayed"]),
-        (&json!("finished"), &json!(count))
-    );
-    assert_eq!((&end["gone"], &end["left"]), (&json!(0), &json!(0)));
+    all_are_replayed(&redis, "v2", count);
     each_once(&redis, count);
     assert_eq!(told(&redis, "v2", from), count as u64);
     println!(

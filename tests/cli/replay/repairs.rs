@@ -68,6 +68,17 @@ pub(super) fn each_once(redis: &Redis, count: usize) {
     assert_eq!(length(redis, DEAD), 0);
 }
 
+/// Follows a replay to its end: all were replayed.
+pub(super) fn all_are_replayed(redis: &Redis, name: &str, count: usize) {
+    let followed = run(redis, &["replay", "follow", name, "--format=json"]).done();
+    let end = last(&followed);
+    assert_eq!(
+        (&end["state"], &end["replayed"]),
+        (&json!("finished"), &json!(count))
+    );
+    assert_eq!((&end["gone"], &end["left"]), (&json!(0), &json!(0)));
+}
+
 /// Has the workers mend and replay all, kills the terminal in the middle, and follows from another one.
 fn the_terminal_is_killed(redis: &Redis, count: usize, rate: &str) {
     let args = ["replay", "dead", "order", "--set", "version=2", "--yes"];
@@ -87,13 +98,7 @@ fn the_terminal_is_killed(redis: &Redis, count: usize, rate: &str) {
     support::eventually("some are replayed", || length(redis, EVENTS) > count / 20);
     terminal.kill().unwrap();
     terminal.wait().unwrap();
-    let followed = run(redis, &["replay", "follow", "v2", "--format=json"]).done();
-    let end = last(&followed);
-    assert_eq!(
-        (&end["state"], &end["replayed"]),
-        (&json!("finished"), &json!(count))
-    );
-    assert_eq!((&end["gone"], &end["left"]), (&json!(0), &json!(0)));
+    all_are_replayed(redis, "v2", count);
     each_once(redis, count);
     // Whoever looks later is told the same.
     let later = run(redis, &["replay", "follow"]).done();

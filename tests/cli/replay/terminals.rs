@@ -2,7 +2,9 @@
 
 use super::super::rig::lines;
 use super::super::{convoke, run};
-use super::repairs::{DEAD, EVENTS, each_once, last, length, listed, orders, worker};
+use super::repairs::{
+    DEAD, EVENTS, all_are_replayed, each_once, last, length, listed, orders, worker,
+};
 use crate::support::{self, Redis};
 use serde_json::json;
 use std::process::{Child, Stdio};
@@ -64,13 +66,7 @@ fn the_terminal_is_killed(redis: &Redis, count: usize, rate: &str) {
     assert_eq!(listed(redis)["state"], "stopped");
     let rest = go_on(redis, "mend", "1000000").wait_with_output().unwrap();
     assert!(rest.status.success(), "{rest:?}");
-    let followed = run(redis, &["replay", "follow", "mend", "--format=json"]).done();
-    let end = last(&followed);
-    assert_eq!(
-        (&end["state"], &end["replayed"]),
-        (&json!("finished"), &json!(count))
-    );
-    assert_eq!((&end["gone"], &end["left"]), (&json!(0), &json!(0)));
+    all_are_replayed(redis, "mend", count);
     each_once(redis, count);
     println!(
         "{count}: {so_far} when the terminal died, {:.1} s from the command to the end",
