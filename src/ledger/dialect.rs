@@ -2,6 +2,9 @@
 
 use sqlx::Transaction;
 
+/// The result of a run that returns `()`, in MessagePack: what an event is noted with, so that most need no second statement.
+pub const NOTHING: &[u8] = &[0xc0];
+
 /// What names an event for good.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
@@ -48,7 +51,7 @@ pub trait Dialect: sqlx::Database {
         pool: &sqlx::Pool<Self>,
     ) -> impl Future<Output = Result<(), sqlx::migrate::MigrateError>> + Send;
 
-    /// Notes an event; false if it was noted before. Waits for a transaction that is noting it.
+    /// Notes an event, with [`NOTHING`] as its result; false if it was noted before. Waits for a transaction that is noting it.
     #[doc(hidden)]
     fn receive(
         connection: &mut Self::Connection,
@@ -77,7 +80,8 @@ pub trait Dialect: sqlx::Database {
         identity: &Identity,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Notes many events of one type, in that order: whether each was noted for the first time.
+    /// Notes many events of one type, in that order, with [`NOTHING`] as their results: whether each was noted for the
+    /// first time.
     #[doc(hidden)]
     fn receive_all(
         connection: &mut Self::Connection,
@@ -116,7 +120,7 @@ pub trait Dialect: sqlx::Database {
 
 /// Has a database of sqlx's hold them: how its transactions begin and end, how it writes parameters.
 macro_rules! dialect {
-    ($database:ty, $connection:ty, $begin:literal, $end:path, $migrations:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal] $(, { $($own:tt)* })?) => {
+    ($database:ty, $connection:ty, $begin:literal, $end:path, $migrations:path, [$a:literal, $b:literal, $c:literal, $d:literal, $e:literal, $f:literal], $nothing:literal $(, { $($own:tt)* })?) => {
         impl $crate::ledger::dialect::Dialect for $database {
             const BEGIN: &'static str = $begin;
 
@@ -130,8 +134,8 @@ macro_rules! dialect {
 
             async fn receive(connection: &mut $connection, identity: &$crate::ledger::dialect::Identity) -> Result<bool, sqlx::Error> {
                 let done = sqlx::query(concat!(
-                    "INSERT INTO convoke_inbox (namespace, kind, source, event) VALUES (",
-                    $a, ", ", $b, ", ", $c, ", ", $d, ") ON CONFLICT DO NOTHING"
+                    "INSERT INTO convoke_inbox (namespace, kind, source, event, result) VALUES (",
+                    $a, ", ", $b, ", ", $c, ", ", $d, ", ", $nothing, ") ON CONFLICT DO NOTHING"
                 ))
                 .bind(&identity.namespace)
                 .bind(&identity.kind)

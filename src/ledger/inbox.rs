@@ -6,7 +6,7 @@
 
 mod batch;
 
-use super::dialect::{Dialect, Identity};
+use super::dialect::{Dialect, Identity, NOTHING};
 use super::schema::lacks_table;
 use crate::HandlerError;
 use crate::handler::context::Context;
@@ -99,8 +99,10 @@ impl Context {
                 let message = format!("the result cannot be encoded: {error}");
                 HandlerError::internal(message).permanent()
             })?;
-            let kept = DB::keep(&mut transaction, &identity, encoded).await;
-            kept.map_err(unavailable)?;
+            if encoded != NOTHING {
+                let kept = DB::keep(&mut transaction, &identity, encoded).await;
+                kept.map_err(unavailable)?;
+            }
             Ok(result)
         }
         .await;

@@ -40,9 +40,12 @@ ON CONFLICT DO NOTHING";
 
 /// In the order in which they are given: who notes some of them at the same time waits, and nobody for each other.
 const RECEIVE_ALL: &str = "\
-INSERT INTO convoke_inbox (namespace, kind, source, event)
-SELECT $1, $2, source, event FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS row (source, event, at) ORDER BY at
+INSERT INTO convoke_inbox (namespace, kind, source, event, result)
+SELECT $1, $2, source, event, '\\xc0'::bytea FROM unnest($3::text[], $4::text[]) WITH ORDINALITY AS row (source, event, at) ORDER BY at
 ON CONFLICT DO NOTHING RETURNING source, event";
+/// What joins a table that grows fast is planned each time: a plan that is kept from when it was empty reads all of it
+/// for each row, until the database next counts its rows.
+const PLANNED_ONCE: bool = false;
 const KEEP_ALL: &str = "\
 UPDATE convoke_inbox AS inbox SET result = row.result
 FROM unnest($3::text[], $4::text[], $5::bytea[]) AS row (source, event, result)
@@ -170,7 +173,11 @@ impl Store for PgPool {
                 Old::Outcomes => OLD_OUTCOMES,
             };
             let query = sqlx::query(query).bind(namespace).bind(before).bind(rows);
-            Ok(query.execute(self).await?.rows_affected())
+            Ok(query
+                .persistent(PLANNED_ONCE)
+                .execute(self)
+                .await?
+                .rows_affected())
         })
     }
 
@@ -245,6 +252,7 @@ dialect!(
     end,
     MIGRATIONS,
     ["$1", "$2", "$3", "$4", "$5", "$6"],
+    "'\\xc0'::bytea",
     {
         async fn receive_all(
             connection: &mut PgConnection,
@@ -295,6 +303,7 @@ dialect!(
                 .bind(sources)
                 .bind(events)
                 .bind(results)
+                .persistent(PLANNED_ONCE)
                 .execute(connection)
                 .await?;
             Ok(())

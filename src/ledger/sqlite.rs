@@ -204,7 +204,8 @@ dialect!(
     "BEGIN IMMEDIATE",
     end,
     MIGRATIONS,
-    ["?1", "?2", "?3", "?4", "?5", "?6"]
+    ["?1", "?2", "?3", "?4", "?5", "?6"],
+    "x'c0'"
 );
 
 /// Inserts facts, each once, in one transaction.

@@ -3,7 +3,7 @@
 use super::{Effect, TAKEN, identity, unavailable};
 use crate::handler::batch::Batch;
 use crate::handler::context::Context;
-use crate::ledger::dialect::{Dialect, Identity};
+use crate::ledger::dialect::{Dialect, Identity, NOTHING};
 use crate::protocol::error::HandlerError;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,7 +74,9 @@ impl Batch {
                 match outcome.and_then(|result| encoded(&result)) {
                     Ok(result) => {
                         lot.ran(&identity, result.clone());
-                        kept.push((identity, result));
+                        if result != NOTHING {
+                            kept.push((identity, result));
+                        }
                     }
                     Err(error) => {
                         let forgot = DB::forget(&mut transaction, &identity).await;
