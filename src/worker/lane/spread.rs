@@ -29,11 +29,14 @@ use tokio::task::block_in_place;
 /// How many runs may be in a long first poll at a time: while one ends and the next one comes, no core waits. `None`
 /// where the runtime has one thread, and nothing is gained.
 pub(super) fn room() -> Option<usize> {
-    let handle = Handle::try_current().ok()?;
-    match handle.runtime_flavor() {
-        RuntimeFlavor::CurrentThread => None,
-        _ => Some(available_parallelism().map_or(1, NonZero::get) + 1),
-    }
+    has_threads().then(|| available_parallelism().map_or(1, NonZero::get) + 1)
+}
+
+/// Whether the runtime has other threads for what one of them would do. Each run asks: to count the cores takes a look at
+/// files of the system.
+fn has_threads() -> bool {
+    let handle = Handle::try_current();
+    handle.is_ok_and(|handle| handle.runtime_flavor() != RuntimeFlavor::CurrentThread)
 }
 
 /// Starts a run of that handler.
@@ -97,7 +100,7 @@ impl Timed {
             route,
             first: computes.is_some(),
             computes,
-            leaves: room().is_some(),
+            leaves: has_threads(),
         }
     }
 }
