@@ -4,6 +4,7 @@
 use super::rig::{lines, names, say};
 use super::{Ended, convoke, end, run};
 use crate::support::{self, Redis};
+use convoke::protocol::pattern::Patterned;
 use serde_json::Value;
 use std::process::{Command, Stdio};
 
@@ -277,13 +278,15 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
             format!("system.health, {size} instances"),
             format!("system.metrics, {size} instances"),
             format!("system.get_state, {size} instances"),
+            format!("a task until it runs, {all} instances of which two work"),
             format!("a vote of {others} instances, of which {decide} decide"),
             format!("a batch of 200 items, fanned out, {all} instances of which two work"),
         ]
     };
-    let killed = |event: &str| format!("system.{event}, the leader of 3 killed, ttl 3s");
+    let killed =
+        Patterned::ALL.map(|event| format!("{}, the leader of 3 killed, ttl 3s", event.kind()));
     let [small, large] = [10, 20].map(of_size);
-    let cases = [&small[..], &large, &[killed("health"), killed("metrics")]].concat();
+    let cases = [&small[..], &large, &killed].concat();
     let cases: Vec<_> = cases
         .iter()
         .map(|case| ("patterns", case.as_str()))
@@ -296,6 +299,7 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
         (4, 2, "centralized"),
         (5, 3, "centralized"),
         (6, 3, "centralized"),
+        (7, 3, "centralized"),
     ] {
         for at in [at, at + small.len()] {
             let sides_of = figures[at].2["sides"].as_array().unwrap();
@@ -304,6 +308,25 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
             let checks = figures[at].2["checks"].as_array().unwrap().iter();
             let hops = checks.filter(|check| check["what"].as_str().unwrap().starts_with("hops, "));
             assert_eq!(hops.count(), sides);
+        }
+    }
+    for (event, figure) in Patterned::ALL.iter().zip(&figures[2 * small.len()..]) {
+        let checks = figure.2["checks"].as_array().unwrap();
+        for pattern in event.built() {
+            let of = |check: &&Value| {
+                check["what"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with(pattern.as_str())
+            };
+            assert!(checks.iter().filter(of).count() >= 4, "{checks:?}");
+        }
+        let done = |check: &&Value| {
+            let what = check["what"].as_str().unwrap();
+            what.ends_with("wrong or refused") || what.ends_with("never done")
+        };
+        for check in checks.iter().filter(done) {
+            assert_eq!(check["max"], 0.0, "{check}");
         }
     }
     // It is asked and answered.

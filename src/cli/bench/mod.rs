@@ -103,7 +103,7 @@ enum Measurement {
     Streams,
     /// Streams of 10,000 to 1,000,000 entries, and of --events if that is more
     Entries,
-    /// The patterns of system events, at 10 to 1,000 instances, and when the leader is killed
+    /// The patterns of system events, at 10 to 1,000 instances, and when one is killed
     Patterns,
     /// Handlers that compute, on all cores that this process may use (do not pin it)
     Compute,

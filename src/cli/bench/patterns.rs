@@ -1,18 +1,20 @@
-//! The patterns of system events, side by side: on the same load, at 10 to 1,000 instances, and when the leader
+//! The patterns of system events, side by side: on the same load, at 10 to 1,000 instances, and when a worker
 //! is killed in the middle.
 //!
 //! Instances are data here: registered, with an inbox that one task answers for all of them. One worker is real
 //! and answers what is asked. Those that are killed are processes.
 
 mod batch;
+mod doing;
 mod fleet;
 mod heartbeat;
 mod killed;
 mod quorum;
+mod register;
 
 use super::figure::{Check, Figure, Samples, Spread};
 use super::meter::{Mark, Sample};
-use super::rig::{Rig, Start};
+use super::rig::Rig;
 use anyhow::{Context as _, ensure};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
@@ -23,6 +25,7 @@ use fleet::Fleet;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long an answer may take.
@@ -30,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long the worker has to follow a choice.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(60);
 /// The events whose answers are compared.
-const ANSWERED: [Patterned; 2] = [Patterned::Health, Patterned::Metrics];
+const ANSWERED: [Patterned; 3] = [Patterned::Health, Patterned::Metrics, Patterned::State];
 /// The name of the worker that is asked.
 const ASKED: &str = "bench-asked";
 /// The name of the one beside it, where one is not enough.
@@ -44,8 +47,8 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
         false => &[10, 100, 1000],
     };
     let load = rig.load(1, None);
-    let race = Start::default().race(u64::MAX);
-    let worker = rig.worker(ASKED, &load, &race)?;
+    let taken = Arc::new(register::Taken::default());
+    let worker = register::worker(rig, ASKED, &load, &taken)?;
     let options = ClientOptions::from(&rig.settings);
     let client = Client::new(rig.connector.clone(), rig.keys.clone(), options)?;
     let asker = Asker {
@@ -60,19 +63,20 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
         fleet.grow(*size).await?;
         own_part(rig, &fleet).await?;
         heartbeat::measure(rig, &fleet).await?;
-        for event in ANSWERED.into_iter().chain([Patterned::State]) {
+        for event in ANSWERED {
             asker.compare(event, *size).await?;
         }
         // Of two workers one leads, and the other one may have what is to be done.
-        let other = rig.worker(OTHER, &load, &race)?;
+        let other = register::worker(rig, OTHER, &load, &taken)?;
         asker.wait_for(OTHER).await?;
+        register::measure(&asker, &fleet, &load, &taken).await?;
         quorum::measure(&asker, &fleet).await?;
         batch::measure(&asker, &fleet).await?;
         other.stop().await?;
     }
     drop(fleet);
     worker.stop().await?;
-    killed::measure(rig, &asker).await
+    Box::pin(killed::measure(rig, &asker)).await
 }
 
 /// Asks the one worker.
@@ -104,6 +108,12 @@ impl Asker<'_> {
             ensure!(began.elapsed() < FOLLOWS_WITHIN, "{id} does not begin");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        Ok(())
+    }
+
+    /// Takes a choice back.
+    async fn clear(&self, event: Patterned) -> anyhow::Result<()> {
+        self.patterns.choose(event, None, None, "bench").await?;
         Ok(())
     }
 
@@ -208,6 +218,8 @@ impl Asker<'_> {
                 .checks
                 .push(Check::new(what, Spread::of(ages.iter().copied()), None));
         }
+        // What is kept of the state has later choices late.
+        self.clear(event).await?;
         rig.tell(figure)
     }
 

@@ -1,13 +1,14 @@
-//! Three workers, each a process; the leader is killed while one asks again and again.
+//! Three workers, each a process; one is killed while somebody asks again and again, for answers and for work.
 
+use super::doing::{self, BEFORE, Done, LATE, TASK};
 use super::{ANSWERED, Asker, age};
 use crate::bench::load::remove_namespace;
-use crate::cli::bench::figure::{Check, Figure, Samples, Spread};
-use crate::cli::bench::meter::Sample;
+use crate::cli::bench::figure::{Check, Figure, Spread};
 use crate::cli::bench::rig::Rig;
 use anyhow::{Context as _, ensure};
 use convoke::coordination::instances::Instances;
-use convoke::protocol::pattern::Patterned;
+use convoke::protocol::pattern::{Pattern, Patterned};
+use futures_util::future::try_join_all;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::process::Stdio;
@@ -16,87 +17,183 @@ use tokio::process::{Child, Command};
 
 /// How long a worker lives without a pulse.
 const TTL: &str = "3s";
+/// Until all have pulsed as they do from then on.
+const PULSED: Duration = Duration::from_secs(3);
 const WORKERS: usize = 3;
 /// Between two questions.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long all may take to be there, and answers to be right again.
 const LIMIT: Duration = Duration::from_secs(60);
+/// What is asked for, and is done or waits.
+const DONE: [Patterned; 3] = [Patterned::Quorum, Patterned::Batch, Patterned::Register];
 
-/// What was answered after a kill.
-#[derive(Default)]
-struct After {
-    right_ms: Vec<f64>,
-    wrong: Vec<f64>,
-    missing: Vec<f64>,
-    oldest_ms: Vec<f64>,
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Whom {
+    Leader,
+    Agent,
 }
 
+/// What was seen of one event after one kill.
+type Seen = Vec<(&'static str, f64)>;
+/// The same after all kills.
+type AllSeen = BTreeMap<&'static str, Vec<f64>>;
+
 pub(super) async fn measure(rig: &Rig, asker: &Asker<'_>) -> anyhow::Result<()> {
-    let instances = Instances::new(rig.connector.clone(), rig.keys.clone());
-    let mut children: BTreeMap<String, Child> = BTreeMap::new();
-    let mut started = 0;
-    let kills = if rig.plan.quick { 1 } else { 5 };
+    let whom: &[Whom] = match rig.plan.quick {
+        true => &[Whom::Leader],
+        false => &[Whom::Leader, Whom::Agent],
+    };
+    let kills: u64 = if rig.plan.quick { 1 } else { 3 };
+    let mut three = Three {
+        rig,
+        asker,
+        instances: Instances::new(rig.connector.clone(), rig.keys.clone()),
+        children: BTreeMap::new(),
+        started: 0,
+    };
     // Those that were data are gone with what the rig removes; here they would count as alive.
     remove_namespace(&rig.connector, &rig.keys).await?;
-    for event in ANSWERED {
-        let mut sides: Vec<(&'static str, After)> = Vec::new();
-        for pattern in event.built() {
-            let mut after = After::default();
-            for _ in 0..kills {
-                while children.len() < WORKERS {
-                    started += 1;
-                    let id = format!("bench-k{started}");
-                    children.insert(id.clone(), start(rig, &id)?);
+    let mut all = BTreeMap::<(Patterned, Whom), BTreeMap<Pattern, AllSeen>>::new();
+    // How soon a death is found depends on the pulses: so they are the same for all other events.
+    let others = [&DONE[..], &ANSWERED].concat();
+    for events in [&others[..], &[Patterned::Heartbeat]] {
+        for pattern in Pattern::ALL {
+            let built = events.iter().copied();
+            let built: Vec<Patterned> = built
+                .filter(|event| event.built().contains(&pattern))
+                .collect();
+            three.choose(&built, pattern).await?;
+            for hit in whom {
+                for kill in 0..kills {
+                    let name = format!("{pattern}-{hit:?}-{kill}");
+                    let seen = Box::pin(three.kill(*hit, &built, &name)).await?;
+                    for (event, seen) in built.iter().zip(seen) {
+                        let sides = all.entry((*event, *hit)).or_default();
+                        let side = sides.entry(pattern).or_default();
+                        for (what, value) in seen {
+                            side.entry(what).or_default().push(value);
+                        }
+                    }
                 }
-                settle(asker, event).await?;
-                asker.choose(event, *pattern).await?;
-                settle(asker, event).await?;
-                let leader = leader(&instances, &children).await?;
-                let mut child = children
-                    .remove(&leader)
-                    .context("the leader is a stranger")?;
-                child.start_kill()?;
-                child.wait().await?;
-                watch(asker, event, &mut after).await?;
             }
-            sides.push((pattern.as_str(), after));
+            for event in built {
+                asker.clear(event).await?;
+            }
         }
-        let samples: Vec<(&'static str, Samples)> = sides
-            .iter()
-            .map(|(side, after)| (*side, after.right_ms.iter().map(|ms| value(*ms)).collect()))
-            .collect();
-        let case = format!("system.{event}, the leader of {WORKERS} killed, ttl {TTL}");
+    }
+    for ((event, hit), sides) in &all {
+        let hit = match hit {
+            Whom::Leader => "the leader",
+            Whom::Agent => "another one",
+        };
+        let case = format!("{}, {hit} of {WORKERS} killed, ttl {TTL}", event.kind());
         let mut figure = Figure::new("patterns", case, "", kills, &[]);
-        for ((side, after), (_, samples)) in sides.iter().zip(&samples) {
-            let mut tell = |what: &str, values: Vec<f64>| {
-                let spread = Spread::of(values);
-                figure
-                    .checks
-                    .push(Check::new(format!("{side}: {what}"), spread, None));
-            };
-            tell(
-                "right again after, ms",
-                samples.iter().map(|sample| sample.value).collect(),
-            );
-            tell(
-                "answers until then that still count it",
-                after.wrong.clone(),
-            );
-            tell("requests without an answer", after.missing.clone());
-            tell("oldest answer, ms", after.oldest_ms.clone());
+        for (side, seen) in sides {
+            for (what, values) in seen {
+                let spread = Spread::of(values.iter().copied());
+                let check = Check::new(format!("{side}: {what}"), spread, None);
+                figure.checks.push(check);
+            }
         }
         rig.tell(figure)?;
     }
-    for (_, mut child) in children {
-        child.kill().await?;
-    }
-    Ok(())
+    three.end().await
 }
 
-fn value(value: f64) -> Sample {
-    Sample {
-        value,
-        ..Sample::default()
+/// The workers.
+struct Three<'a> {
+    rig: &'a Rig,
+    asker: &'a Asker<'a>,
+    instances: Instances,
+    children: BTreeMap<String, Child>,
+    started: u32,
+}
+
+impl Three<'_> {
+    /// Starts those that are missing, and waits until answers say that all are there.
+    async fn complete(&mut self) -> anyhow::Result<()> {
+        while self.children.len() < WORKERS {
+            self.started += 1;
+            let id = format!("bench-k{}", self.started);
+            let child = start(self.rig, &id)?;
+            self.children.insert(id, child);
+        }
+        let began = Instant::now();
+        for event in ANSWERED {
+            while alive(event, &self.asker.ask(event).await?) != Some(WORKERS as u64) {
+                ensure!(began.elapsed() < LIMIT, "the workers are not there");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn choose(&mut self, events: &[Patterned], pattern: Pattern) -> anyhow::Result<()> {
+        self.complete().await?;
+        for event in events {
+            match ANSWERED.contains(event) {
+                true => self.asker.choose(*event, pattern).await?,
+                false => self.asker.follow(*event, pattern).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills one of them while all that is asked; what was seen of each event.
+    async fn kill(
+        &mut self,
+        hit: Whom,
+        events: &[Patterned],
+        name: &str,
+    ) -> anyhow::Result<Vec<Seen>> {
+        self.complete().await?;
+        if events.contains(&Patterned::Heartbeat) {
+            tokio::time::sleep(PULSED).await;
+        }
+        let leader = self.leader().await?;
+        let hit = match hit {
+            Whom::Leader => Some(leader),
+            Whom::Agent => self.children.keys().find(|id| **id != leader).cloned(),
+        };
+        let child = hit.and_then(|id| self.children.remove(&id));
+        let mut child = child.context("nobody to kill")?;
+        let living: Vec<String> = self.children.keys().cloned().collect();
+        let (asker, killed) = (self.asker, Instant::now() + BEFORE);
+        let kill = async {
+            tokio::time::sleep_until(killed.into()).await;
+            child.start_kill()?;
+            child.wait().await?;
+            anyhow::Ok(())
+        };
+        let seen = try_join_all(events.iter().map(async |event| {
+            if DONE.contains(event) {
+                let done = doing::all(asker, *event, name, &living).await?;
+                return anyhow::Ok(late(&done, killed));
+            }
+            watch(asker, *event, killed).await
+        }));
+        let ((), seen) = tokio::try_join!(kill, seen)?;
+        Ok(seen)
+    }
+
+    async fn leader(&self) -> anyhow::Result<String> {
+        let began = Instant::now();
+        loop {
+            match self.instances.leader().await? {
+                Some(leader) if self.children.contains_key(&leader) => return Ok(leader),
+                _ => {}
+            }
+            ensure!(began.elapsed() < LIMIT, "nobody leads");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        for (_, mut child) in self.children {
+            child.kill().await?;
+        }
+        Ok(())
     }
 }
 
@@ -104,59 +201,62 @@ fn value(value: f64) -> Sample {
 fn alive(event: Patterned, answer: &Value) -> Option<u64> {
     match event {
         Patterned::Health => answer["instances"]["healthy"].as_u64(),
+        Patterned::State => {
+            let all = answer["instances"].as_array()?.iter();
+            Some(all.filter(|one| one["status"] == "healthy").count() as u64)
+        }
         _ => answer["instances"].as_u64(),
     }
 }
 
-/// Waits until answers say that all are there.
-async fn settle(asker: &Asker<'_>, event: Patterned) -> anyhow::Result<()> {
-    let began = Instant::now();
-    while alive(event, &asker.ask(event).await?) != Some(WORKERS as u64) {
-        ensure!(began.elapsed() < LIMIT, "the workers are not there");
-        tokio::time::sleep(PAUSE).await;
-    }
-    Ok(())
-}
-
-async fn leader(
-    instances: &Instances,
-    children: &BTreeMap<String, Child>,
-) -> anyhow::Result<String> {
-    let began = Instant::now();
-    loop {
-        match instances.leader().await? {
-            Some(leader) if children.contains_key(&leader) => return Ok(leader),
-            _ => {}
-        }
-        ensure!(began.elapsed() < LIMIT, "nobody leads");
-        tokio::time::sleep(PAUSE).await;
-    }
-}
-
-/// Asks until answers are right again.
-async fn watch(asker: &Asker<'_>, event: Patterned, after: &mut After) -> anyhow::Result<()> {
-    let killed = Instant::now();
+/// Asks until answers are right again; for pulses, those of health.
+async fn watch(asker: &Asker<'_>, event: Patterned, killed: Instant) -> anyhow::Result<Seen> {
+    let event = match event {
+        Patterned::Heartbeat => Patterned::Health,
+        event => event,
+    };
+    tokio::time::sleep_until(killed.into()).await;
     let (mut wrong, mut missing, mut oldest) = (0.0, 0.0, 0.0_f64);
     loop {
         match tokio::time::timeout(Duration::from_secs(2), asker.ask(event)).await {
-            Ok(answer) => {
-                let answer = answer?;
+            Ok(Ok(answer)) => {
                 oldest = oldest.max(age(&answer));
                 if alive(event, &answer) == Some(WORKERS as u64 - 1) {
                     break;
                 }
                 wrong += 1.0;
             }
-            Err(_) => missing += 1.0,
+            _ => missing += 1.0,
         }
         ensure!(killed.elapsed() < LIMIT, "answers stay wrong");
         tokio::time::sleep(PAUSE).await;
     }
-    after.right_ms.push(killed.elapsed().as_secs_f64() * 1000.0);
-    after.wrong.push(wrong);
-    after.missing.push(missing);
-    after.oldest_ms.push(oldest);
-    Ok(())
+    Ok(vec![
+        ("right again after, ms", ms(killed.elapsed())),
+        ("answers until then that still count it", wrong),
+        ("requests without an answer", missing),
+        ("oldest answer, ms", oldest),
+    ])
+}
+
+/// How late what was asked for was done.
+fn late(done: &[Done], killed: Instant) -> Seen {
+    let late = done.iter().filter(|one| one.took > LATE);
+    let ended = late.clone().map(|one| one.at);
+    let again = ended.map(|at| at.saturating_duration_since(killed)).max();
+    let slowest = done.iter().map(|one| one.took).max();
+    let results = |right: Option<bool>| done.iter().filter(|one| one.right == right).count() as f64;
+    vec![
+        ("in time again after, ms", ms(again.unwrap_or_default())),
+        ("slowest, ms", ms(slowest.unwrap_or_default())),
+        ("took over 1.5 s", late.count() as f64),
+        ("wrong or refused", results(Some(false))),
+        ("never done", results(None)),
+    ]
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }
 
 fn start(rig: &Rig, id: &str) -> anyhow::Result<Child> {
@@ -169,6 +269,7 @@ fn start(rig: &Rig, id: &str) -> anyhow::Result<Child> {
     let settings = &rig.settings;
     Ok(command
         .args(["worker", "--id", id, "--heartbeat-ttl", TTL])
+        .args(["--exec", &format!("{TASK}=true")])
         .env("CONVOKE_REDIS_URL", settings.redis_url.expose())
         .env("CONVOKE_NAMESPACE", &settings.namespace)
         .env("CONVOKE_TLS_CA", &settings.tls_ca)
