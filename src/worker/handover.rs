@@ -123,7 +123,7 @@ impl Left {
     }
 }
 
-/// How often it is tried at once to park an event.
+/// How often it is tried at once to park an event, or to tell that one was handed over.
 const TRIES: u32 = 3;
 
 async fn park(
@@ -228,8 +228,30 @@ async fn hand_over(
         stream: keys.inbox(&to),
         fields: vec![b"type".to_vec(), NUDGE.into()],
     };
-    nudge.store(&mut connection).await?;
+    drop(connection);
+    tell(shared, &nudge).await;
     Ok(Handed::Over)
+}
+
+/// Tells whoever has an entry now. It is theirs, told or not: else they see it when they are told that they have another
+/// one, or others do when nobody renewed it for long enough.
+async fn tell(shared: &Shared, nudge: &Publication) {
+    let mut backoff = Backoff::default();
+    for tries in 1..=TRIES {
+        let told = async {
+            let mut connection = shared.process.connector.pooled().await?;
+            nudge.store(&mut connection).await
+        };
+        let Err(error) = told.await else {
+            return;
+        };
+        let again = matches!(error.reaction(), Reaction::Reconnect | Reaction::Wait);
+        if !again || tries == TRIES {
+            tracing::warn!(inbox = nudge.stream, %error, "an event was handed over, and the one who has it could not be told: it waits for claim_idle at the most");
+            return;
+        }
+        tokio::time::sleep(backoff.failed()).await;
+    }
 }
 
 /// Tells an instance, through its inbox, that an entry was handed to it.

@@ -277,6 +277,31 @@ async fn what_is_given_reaches_the_receiver_as_its_first_delivery() {
 }
 
 #[tokio::test]
+async fn what_the_receiver_cannot_be_told_of_since_memory_is_full_stays_with_the_giver() {
+    let (mut bus, pending) = held(1).await;
+    let mut connection = bus.connection.clone();
+    let handing = Handing {
+        from: "w-1",
+        to: "w-2",
+        entry: pending[0].id,
+        deliveries: 1,
+        handed: "cb:handed:image:x",
+    };
+    let before = bus.pending().await;
+    bus.run("CONFIG SET maxmemory 1").await;
+    let given = claim::give(&mut connection, &bus.route.events, GROUP, handing).await;
+    assert_eq!(given.unwrap_err().code(), Some("OOM"));
+    bus.run("CONFIG SET maxmemory 0").await;
+    let after = bus.pending().await;
+    assert_eq!(
+        (&after[0].consumer, after[0].deliveries),
+        (&before[0].consumer, 1)
+    );
+    let given = claim::give(&mut connection, &bus.route.events, GROUP, handing).await;
+    assert_eq!(given.unwrap(), Given::Given);
+}
+
+#[tokio::test]
 async fn what_was_handed_over_a_few_times_is_not_handed_over_again() {
     let (mut bus, pending) = held(1).await;
     let stream = bus.route.events.clone();

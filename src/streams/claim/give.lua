@@ -24,8 +24,9 @@ local times = tonumber(redis.call('GET', KEYS[2]) or 0)
 if times >= tonumber(ARGV[6]) then
   return 2
 end
+-- First: a server that has no memory left refuses this and with it all of it, or the receiver could not be told.
+redis.call('SET', KEYS[2], times + 1, 'PX', ARGV[7])
 if #redis.call('XCLAIM', stream, group, ARGV[3], 0, id, 'RETRYCOUNT', 0, 'JUSTID') == 0 then
   return 0
 end
-redis.call('SET', KEYS[2], times + 1, 'PX', ARGV[7])
 return 1
