@@ -285,8 +285,8 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
     };
     let killed =
         Patterned::ALL.map(|event| format!("{}, the leader of 3 killed, ttl 3s", event.kind()));
-    let [small, large] = [10, 20].map(of_size);
-    let cases = [&small[..], &large, &killed].concat();
+    let small = of_size(10);
+    let cases = [&small[..], &killed].concat();
     let cases: Vec<_> = cases
         .iter()
         .map(|case| ("patterns", case.as_str()))
@@ -301,16 +301,14 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
         (6, 3, "centralized"),
         (7, 3, "centralized"),
     ] {
-        for at in [at, at + small.len()] {
-            let sides_of = figures[at].2["sides"].as_array().unwrap();
-            assert_eq!(sides_of.len(), sides);
-            assert_eq!(sides_of[0]["side"], first);
-            let checks = figures[at].2["checks"].as_array().unwrap().iter();
-            let hops = checks.filter(|check| check["what"].as_str().unwrap().starts_with("hops, "));
-            assert_eq!(hops.count(), sides);
-        }
+        let sides_of = figures[at].2["sides"].as_array().unwrap();
+        assert_eq!(sides_of.len(), sides);
+        assert_eq!(sides_of[0]["side"], first);
+        let checks = figures[at].2["checks"].as_array().unwrap().iter();
+        let hops = checks.filter(|check| check["what"].as_str().unwrap().starts_with("hops, "));
+        assert_eq!(hops.count(), sides);
     }
-    for (event, figure) in Patterned::ALL.iter().zip(&figures[2 * small.len()..]) {
+    for (event, figure) in Patterned::ALL.iter().zip(&figures[small.len()..]) {
         let checks = figure.2["checks"].as_array().unwrap();
         for pattern in event.built() {
             let of = |check: &&Value| {

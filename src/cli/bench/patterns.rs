@@ -43,7 +43,7 @@ const FOLLOW: usize = 10;
 
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let sizes: &[usize] = match rig.plan.quick {
-        true => &[10, 20],
+        true => &[10],
         false => &[10, 100, 1000],
     };
     let load = rig.load(1, None);

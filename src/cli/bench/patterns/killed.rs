@@ -57,7 +57,12 @@ pub(super) async fn measure(rig: &Rig, asker: &Asker<'_>) -> anyhow::Result<()> 
     let mut all = BTreeMap::<(Patterned, Whom), BTreeMap<Pattern, AllSeen>>::new();
     // How soon a death is found depends on the pulses: so they are the same for all other events.
     let others = [&DONE[..], &ANSWERED].concat();
-    for events in [&others[..], &[Patterned::Heartbeat]] {
+    let pulses = vec![Patterned::Heartbeat];
+    let groups = match rig.plan.quick {
+        true => vec![[others, pulses].concat()],
+        false => vec![others, pulses],
+    };
+    for events in groups {
         for pattern in Pattern::ALL {
             let built = events.iter().copied();
             let built: Vec<Patterned> = built
