@@ -31,7 +31,10 @@ fn short(rig: &Rig, id: &str, pattern: Pattern) -> Settings {
 fn two(rig: &Rig, pattern: Pattern, ms: u64, runs: &Runs) -> Vec<(&'static str, Running)> {
     let start = |id| {
         let builder: Builder = adding(rig, id, ms, runs);
-        (id, rig.start(builder.settings(short(rig, id, pattern))))
+        let mut settings = short(rig, id, pattern);
+        // Whoever leads lives, however slow the machine is; who is ended tells that he has left.
+        settings.heartbeat_ttl = Duration::from_secs(20);
+        (id, rig.start(builder.settings(settings)))
     };
     ["w-1", "w-2"].map(start).into()
 }
