@@ -1,9 +1,8 @@
 //! How a worker leaves: what runs is finished, at most for a while, and nothing of its consumer is left behind.
 
-use super::keeper::outbox;
+use super::keeper::outbox::Mover;
 use super::lanes::Lanes;
 use super::making::Running;
-use super::sparing::Sparing;
 use super::supervisor::Supervisor;
 use super::{Ending, Worker, keeper};
 use crate::builtin::pipe::Pipe;
@@ -12,8 +11,7 @@ use crate::settings::Settings;
 use crate::streams::claim;
 use crate::streams::commit::Committer;
 use futures_util::future::join_all;
-use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a lane may take to stop that was told to; a handler that holds its thread holds it too.
 const STOPS: Duration = Duration::from_secs(5);
@@ -120,8 +118,13 @@ impl Worker {
             return;
         }
         let shared = lanes.shared();
-        let said = Mutex::new(Sparing::new(Instant::now()));
-        let emptied = outbox::run_once(connector, &shared, &said);
+        let emptied = async {
+            let mut mover = Mover::new();
+            mover.go_on(connector, &shared).await;
+            while !mover.is_through() {
+                mover.go_on(connector, &shared).await;
+            }
+        };
         if tokio::time::timeout(STOPS, emptied).await.is_err() {
             tracing::warn!(
                 instance = self.id(),

@@ -116,6 +116,7 @@ async fn what_items_of_batches_and_tasks_publish_into_another_slot_arrives_once(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_stream_does_not_take_keeps_no_other_slot_waiting() {
+    const STUCK: u64 = 1100;
     let cluster = Cluster::of_three();
     let (outbox, blocked, free) = (
         "{cb:near:0}:outbox",
@@ -124,20 +125,35 @@ async fn what_a_stream_does_not_take_keeps_no_other_slot_waiting() {
     );
     // No stream: it takes nothing.
     cluster.at::<()>(blocked, &["SET", blocked, "x"]);
-    // More than is looked at at a time.
-    for number in 0..120 {
-        let number = number.to_string();
-        let words = ["XADD", outbox, "*", "@stream", blocked, "id", &number];
-        cluster.at::<String>(outbox, &words);
+    // More than is looked at before whoever looks pauses.
+    let mut entries = redis::pipe();
+    for number in 0..STUCK {
+        let entry = entries.cmd("XADD").arg(outbox).arg("*");
+        entry.arg("@stream").arg(blocked).arg("id").arg(number);
     }
-    let words = ["XADD", outbox, "*", "@stream", free, "id", "free"];
-    cluster.at::<String>(outbox, &words);
+    let mut node = cluster.nodes[cluster.owner(outbox)].connect();
+    entries.exec(&mut node).unwrap();
     let worker = start(builder(&cluster, 1).handler("near.spread", spread));
-    until("the other one is moved", || async {
-        matches!(cluster.try_at(free, &["XLEN", free]), Ok(1_u64))
+    // The second one comes when all was looked at.
+    for number in 1..3_u64 {
+        let id = format!("free-{number}");
+        let words = ["XADD", outbox, "*", "@stream", free, "id", &id];
+        cluster.at::<String>(outbox, &words);
+        until("the other one is moved", || async {
+            cluster.try_at::<u64>(free, &["XLEN", free]).ok() == Some(number)
+        })
+        .await;
+    }
+    let kept: u64 = cluster.at(outbox, &["XLEN", outbox]);
+    assert_eq!(kept, STUCK, "what could not be moved stays");
+    cluster.at::<()>(blocked, &["DEL", blocked]);
+    until("all is moved", || async {
+        matches!(cluster.try_at(outbox, &["XLEN", outbox]), Ok(0_u64))
     })
     .await;
     worker.stop().await;
-    let kept: u64 = cluster.at(outbox, &["XLEN", outbox]);
-    assert_eq!(kept, 120, "what could not be moved stays");
+    let moved: Vec<(String, [(String, u64); 1])> =
+        cluster.at(blocked, &["XRANGE", blocked, "-", "+"]);
+    let moved = moved.into_iter().map(|(_, [(_, number)])| number);
+    assert!(moved.eq(0..STUCK), "each once, in their order");
 }

@@ -25,13 +25,26 @@ const PAGES: usize = 64;
 /// Bytes that a call of the script moves, about.
 const BYTES: u64 = 1 << 20;
 
+/// How far somebody is in an outbox. At its end one begins again at its start.
+#[derive(Debug, Default)]
+pub struct Way {
+    after: EntryId,
+    /// Slots that something before could not be moved to. What is behind it must not overtake it.
+    stuck: BTreeSet<u16>,
+}
+
+impl Way {
+    /// Whether all that was there was looked at, or nothing yet.
+    pub fn is_at_start(&self) -> bool {
+        self.after == EntryId::default()
+    }
+}
+
 /// How moving went.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Moved {
     /// Entries that left the outbox.
     pub moved: usize,
-    /// Whether there may be more.
-    pub more: bool,
     /// What stays since its stream takes none, and why: its stream and what the server said.
     pub refused: Option<(String, String)>,
 }
@@ -41,8 +54,8 @@ pub(crate) fn is_beside(a: &str, b: &str) -> bool {
     slot_of(a.as_bytes()) == slot_of(b.as_bytes())
 }
 
-/// Moves what is in an outbox, from its start on. What cannot be moved stays, and so does what is behind it for the same
-/// slot; the rest of what was looked at leaves.
+/// Moves what is in an outbox, from where the last call ended on; a call looks at a bounded number. What cannot
+/// be moved stays, and so does what is behind it for the same slot; the rest of what was looked at leaves.
 ///
 /// # Errors
 /// Nothing was moved, as far as is known.
@@ -50,37 +63,38 @@ pub async fn empty(
     connection: &mut impl ConnectionLike,
     keys: &Keys,
     outbox: &str,
+    way: &mut Way,
 ) -> Result<Moved, BusError> {
     let mut round = Round::default();
-    let mut after = EntryId::default();
     for _ in 0..PAGES {
+        // Who gives up in the middle knows nothing of what is stuck there: the start is where nobody can be wrong.
+        let Way { after, mut stuck } = std::mem::take(way);
         let entries = page_of(connection, outbox, after).await?;
-        round.more = entries.len() == PAGE;
-        if let Some(last) = entries.last() {
-            after = last.id;
-            round.take(connection, keys, outbox, &entries).await?;
-        }
-        if !round.more {
+        let Some(last) = entries.last() else {
+            break;
+        };
+        round
+            .take(connection, keys, outbox, &entries, &mut stuck)
+            .await?;
+        if entries.len() < PAGE {
             break;
         }
+        let after = last.id;
+        *way = Way { after, stuck };
     }
     match round.failed {
         Some(error) if round.moved == 0 => Err(error),
         _ => Ok(Moved {
             moved: round.moved,
-            more: round.more && round.moved > 0,
             refused: round.refused,
         }),
     }
 }
 
-/// One way through an outbox.
+/// What came of a look at some pages.
 #[derive(Default)]
 struct Round {
     moved: usize,
-    more: bool,
-    /// Slots that something could not be moved to. What is behind it must not overtake it.
-    stuck: BTreeSet<u16>,
     failed: Option<BusError>,
     refused: Option<(String, String)>,
 }
@@ -93,6 +107,7 @@ impl Round {
         keys: &Keys,
         outbox: &str,
         entries: &[Entry],
+        stuck: &mut BTreeSet<u16>,
     ) -> Result<(), BusError> {
         let mut slots: BTreeMap<u16, Vec<(&str, &Entry)>> = BTreeMap::new();
         let mut done: Vec<EntryId> = Vec::with_capacity(entries.len());
@@ -110,17 +125,17 @@ impl Round {
             }
         }
         for (slot, entries) in slots {
-            if self.stuck.contains(&slot) {
+            if stuck.contains(&slot) {
                 continue;
             }
-            let (moved, stuck) = move_to_slot(connection, keys, outbox, &entries).await;
+            let (moved, rest) = move_to_slot(connection, keys, outbox, &entries).await;
             done.extend(entries.iter().take(moved).map(|(_, entry)| entry.id));
-            match stuck {
+            match rest {
                 None => continue,
                 Some(Stuck::Unknown(error)) => self.failed = Some(error),
                 Some(Stuck::Refused(stream, why)) => self.refused = Some((stream, why)),
             }
-            self.stuck.insert(slot);
+            stuck.insert(slot);
         }
         if !done.is_empty() {
             let mut remove = redis::cmd("XDEL");

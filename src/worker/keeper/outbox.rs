@@ -5,11 +5,11 @@ use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::mutex::locked;
 use crate::protocol::keys::Keys;
-use crate::streams::outbox;
+use crate::streams::outbox::{self, Way};
 use crate::worker::shared::Shared;
 use crate::worker::sparing::Sparing;
 use futures_util::StreamExt;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,47 +23,82 @@ pub(super) async fn run(chores: &Chores) {
     if !chores.connector.is_cluster() {
         return std::future::pending().await;
     }
-    let said = Mutex::new(Sparing::new(Instant::now()));
+    let mut mover = Mover::new();
     let mut pause = PAUSES.0;
     loop {
         tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.5)).await;
-        pause = match run_once(&chores.connector, &chores.lanes.now(), &said).await {
+        pause = match mover.go_on(&chores.connector, &chores.lanes.now()).await {
             0 => (pause * 2).min(PAUSES.1),
             _ => PAUSES.0,
         };
     }
 }
 
-/// Looks at each outbox of the lanes once: how much was moved. Those whose node is away keep none of the others.
-pub(in crate::worker) async fn run_once(
-    connector: &Connector,
-    lanes: &[Arc<Shared>],
-    said: &Mutex<Sparing>,
-) -> usize {
-    let Some(first) = lanes.first() else {
-        return 0;
-    };
-    let routes = lanes.iter().flat_map(|lane| lane.routes.iter());
-    let outboxes: BTreeSet<String> = routes.map(|route| route.outbox.clone()).collect();
-    let mut each = Vec::with_capacity(outboxes.len());
-    for outbox in outboxes {
-        each.push(empty(connector, &first.process.keys, outbox, said));
-    }
-    let mut each = futures_util::stream::iter(each).buffer_unordered(AT_A_TIME);
-    let mut total = 0;
-    while let Some(moved) = each.next().await {
-        total += moved;
-    }
-    total
+/// Goes through outboxes: how far it is in each, and how much it said.
+pub(in crate::worker) struct Mover {
+    ways: BTreeMap<String, Way>,
+    said: Mutex<Sparing>,
 }
 
-/// Looks at one: how much was moved.
-async fn empty(connector: &Connector, keys: &Keys, outbox: String, said: &Mutex<Sparing>) -> usize {
+impl Mover {
+    pub(in crate::worker) fn new() -> Self {
+        Self {
+            ways: BTreeMap::new(),
+            said: Mutex::new(Sparing::new(Instant::now())),
+        }
+    }
+
+    /// Whether it saw the end of each outbox, or nothing yet.
+    pub(in crate::worker) fn is_through(&self) -> bool {
+        self.ways.values().all(Way::is_at_start)
+    }
+
+    /// Goes on in each outbox of the lanes: how much was moved. Those whose node is away keep none of the others.
+    pub(in crate::worker) async fn go_on(
+        &mut self,
+        connector: &Connector,
+        lanes: &[Arc<Shared>],
+    ) -> usize {
+        let Some(first) = lanes.first() else {
+            return 0;
+        };
+        let routes = lanes.iter().flat_map(|lane| lane.routes.iter());
+        let outboxes: BTreeSet<String> = routes.map(|route| route.outbox.clone()).collect();
+        let mut before = std::mem::take(&mut self.ways);
+        let mut each = Vec::with_capacity(outboxes.len());
+        for outbox in outboxes {
+            let way = before.remove(&outbox).unwrap_or_default();
+            each.push(empty(
+                connector,
+                &first.process.keys,
+                outbox,
+                way,
+                &self.said,
+            ));
+        }
+        let mut each = futures_util::stream::iter(each).buffer_unordered(AT_A_TIME);
+        let mut total = 0;
+        while let Some((outbox, way, moved)) = each.next().await {
+            total += moved;
+            self.ways.insert(outbox, way);
+        }
+        total
+    }
+}
+
+/// Goes on in one, as long as something is moved: where it is then, and how much that was.
+async fn empty(
+    connector: &Connector,
+    keys: &Keys,
+    outbox: String,
+    mut way: Way,
+    said: &Mutex<Sparing>,
+) -> (String, Way, usize) {
     let mut moved = 0;
-    if let Err(error) = move_all(connector, keys, &outbox, said, &mut moved).await {
+    if let Err(error) = move_all(connector, keys, &outbox, &mut way, said, &mut moved).await {
         tracing::debug!(outbox, %error, "what is for other slots was not moved; trying again");
     }
-    moved
+    (outbox, way, moved)
 }
 
 /// Moves what is in an outbox, and counts it.
@@ -71,12 +106,16 @@ async fn move_all(
     connector: &Connector,
     keys: &Keys,
     outbox: &str,
+    way: &mut Way,
     said: &Mutex<Sparing>,
     total: &mut usize,
 ) -> Result<(), BusError> {
+    // Without a connection it begins at the start again.
+    let before = std::mem::take(way);
     let mut connection = connector.toward(outbox).pooled().await?;
+    *way = before;
     loop {
-        let moved = outbox::empty(&mut connection, keys, outbox).await?;
+        let moved = outbox::empty(&mut connection, keys, outbox, way).await?;
         *total += moved.moved;
         if let Some((stream, why)) = moved.refused
             && locked(said).allows(Instant::now())
@@ -88,7 +127,7 @@ async fn move_all(
                 "an event stays in the outbox: its stream takes none"
             );
         }
-        if !moved.more {
+        if moved.moved == 0 || way.is_at_start() {
             return Ok(());
         }
     }

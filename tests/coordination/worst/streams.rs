@@ -265,11 +265,12 @@ async fn moves(fleet: &mut Fleet, meter: &mut Meter) {
     seed.done().await;
     let keys = fleet.keys.clone();
     let mut connection = fleet.redis.connection_for(users::WORKER).await;
-    let moves = outbox::empty(&mut connection, &keys, &outbox);
+    let mut way = outbox::Way::default();
+    let moves = outbox::empty(&mut connection, &keys, &outbox, &mut way);
     let moved = meter.of(&fleet.redis, moves).await.unwrap();
     assert_eq!(moved.moved, 100);
     // Once more nothing of it comes.
-    let again = outbox::empty(&mut connection, &keys, &outbox)
+    let again = outbox::empty(&mut connection, &keys, &outbox, &mut way)
         .await
         .unwrap();
     let mut length = redis::cmd("XLEN");
