@@ -162,30 +162,49 @@ fn doctor_names_who_counts_with_another_number() {
     assert!(odd[0].1.contains("mail"), "{odd:?}");
 }
 
-#[test]
-fn doctor_names_a_partition_that_waits_for_long_since_when_and_for_what() {
-    let redis = Redis::start();
+/// Stores an event of a subject of partition 0 of 2, twelve minutes before now, and what the bus says of the domain: how
+/// many partitions there are, and were until how many minutes ago. The event's time.
+fn grown(redis: &Redis, partitions: u16, before: &[(u16, u64)]) -> u64 {
     let keys = convoke::protocol::keys::Keys::tagged("cb", 2).unwrap();
     let mut subjects = (0..).map(|number| format!("s{number}"));
     let subject = subjects.find(|it| keys.partition_of("image", it) == 0);
     let time: (u64, u64) = redis::cmd("TIME").query(&mut redis.connect()).unwrap();
-    let now = time.0 * 1000;
-    let (added, changed) = (now - 720_000, now - 600_000);
+    let ago = |minutes: u64| (time.0 - 60 * minutes) * 1000;
+    let added = ago(12);
+    let event = format!("type image.made subject {}", subject.unwrap());
     say(
-        &redis,
-        &format!(
-            "XADD {{cb:image:0}}:events {added}-1 type image.made subject {}",
-            subject.unwrap()
-        ),
+        redis,
+        &format!("XADD {{cb:image:0}}:events {added}-1 {event}"),
     );
+    let was = before
+        .iter()
+        .map(|(partitions, minutes)| json!({"partitions": partitions, "until": ago(*minutes)}));
     let fact = json!({
-        "version": 2, "partitions": 4, "order": "none", "at": changed, "by": "ann",
-        "before": [{"partitions": 2, "until": changed}],
+        "version": before.len() + 1, "partitions": partitions, "order": "none",
+        "at": ago(before.last().unwrap().1), "by": "ann", "before": was.collect::<Vec<_>>(),
     });
     let mut set = redis::cmd("HSET");
     set.arg("{cb}:domains").arg("image");
     set.arg(rmp_serde::to_vec_named(&fact).unwrap());
     set.exec(&mut redis.connect()).unwrap();
+    added
+}
+
+#[test]
+fn doctor_names_what_is_waited_for_two_changes_back() {
+    let redis = Redis::start();
+    grown(&redis, 8, &[(2, 10), (4, 8)]);
+    let waits = examined(&redis, "2");
+    for part in ["{cb:image:6}:events has", "in {cb:image:0}:events"] {
+        assert!(waits[0].1.contains(part), "{part}: {waits:?}");
+    }
+    assert!(!waits[0].1.contains("in {cb:image:2}"), "{waits:?}");
+}
+
+#[test]
+fn doctor_names_a_partition_that_waits_for_long_since_when_and_for_what() {
+    let redis = Redis::start();
+    let added = grown(&redis, 4, &[(2, 10)]);
     let waits = examined(&redis, "2");
     assert_eq!(
         (waits.len(), waits[0].0.as_str()),

@@ -166,7 +166,7 @@ async fn waiting(session: &Session, keys: &Keys, all: &[String]) -> Result<Vec<F
             continue;
         };
         for partition in 0..is.partitions {
-            let Some((from, until)) = is.came_from(partition) else {
+            let Some((_, until)) = is.came_from(partition) else {
                 continue;
             };
             if now < until.saturating_add(LONG_MS) {
@@ -178,9 +178,10 @@ async fn waiting(session: &Session, keys: &Keys, all: &[String]) -> Result<Vec<F
                 break 'all;
             }
             asked += 1;
-            if domains.is_open(name, partition, group).await? {
+            // It may be one that the one before it waits for.
+            let Some(from) = domains.waits_for(name, partition, group).await? else {
                 continue;
-            }
+            };
             let old = keys.events(name, from);
             let mut connection = connector.toward(&old).pooled().await?;
             let stream = match keys.stream_name(&old) {

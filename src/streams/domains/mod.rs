@@ -383,8 +383,23 @@ impl Domains {
         partition: u16,
         group: &str,
     ) -> Result<bool, BusError> {
+        let waits_for = self.waits_for(domain, partition, group).await?;
+        Ok(waits_for.is_none())
+    }
+
+    /// Which partition has what must be read and settled before a group may begin with this one; see
+    /// [`Domains::is_open`]. Where several have some, the latest of them.
+    ///
+    /// # Errors
+    /// `Bus`: it is not known.
+    pub async fn waits_for(
+        &self,
+        domain: &str,
+        partition: u16,
+        group: &str,
+    ) -> Result<Option<u16>, BusError> {
         let Some(is) = self.keys.domain(domain) else {
-            return Ok(true);
+            return Ok(None);
         };
         let mut at = partition;
         let mut now = None;
@@ -400,17 +415,17 @@ impl Domains {
                 false => Some(changed.saturating_add(SETTLES_MS)),
             };
             if until.is_some_and(|until| now <= until) {
-                return Ok(false);
+                return Ok(Some(from));
             }
             let stream = self.keys.events(domain, from);
             let of_node = self.now_at(&stream).await?;
             let mut connection = self.connector.toward(&stream).pooled().await?;
             if !is_read_until(&mut connection, &stream, group, until, of_node).await? {
-                return Ok(false);
+                return Ok(Some(from));
             }
             at = from;
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// The time by the clock of the node that has a key.
