@@ -9,3 +9,4 @@ mod operators;
 mod partitions;
 mod paths;
 mod rig;
+mod tls;

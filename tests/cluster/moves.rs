@@ -1,9 +1,11 @@
 //! Slots that move, and primaries that die, under load.
 
-use crate::rig::{builder, client, counted_in, double, left, start};
+use crate::rig::{Running, builder, client, counted_in, double, left, settings, start, told};
 use crate::support::cluster::Cluster;
 use crate::support::until;
 use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
+use convoke::{Context, HandlerError, Policy, Worker};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 const PARTITIONS: u16 = 3;
+const SUBJECTS: u64 = 12;
 
 /// How far a test is.
 #[derive(Default)]
@@ -26,12 +29,13 @@ struct Progress {
 /// Publishes events with ids, each until it is known to be stored, until it is told to end; how many.
 async fn publish(cluster: &Cluster, progress: Arc<Progress>) -> usize {
     let client = client(cluster, PARTITIONS);
-    let mut number = 0;
+    let mut number = 0_u64;
     while !progress.end.load(Ordering::Acquire) {
         // Unknown or refused: the same again, which is stored once.
         loop {
             let event = Outgoing::new("math.double", &number)
                 .id(format!("e-{number}"))
+                .subject(format!("s-{}", number % SUBJECTS))
                 .dedup(true);
             // What only the primary has that is killed is lost with it. Its successor has no replica any more.
             let may_be_lost = cluster.has_replicas() && !progress.disturbed.load(Ordering::Acquire);
@@ -50,10 +54,19 @@ async fn publish(cluster: &Cluster, progress: Arc<Progress>) -> usize {
     number as usize
 }
 
+/// Has two workers run what is published while the cluster is disturbed.
 async fn under_load(cluster: Arc<Cluster>, disturb: impl FnOnce(&Cluster) + Send + 'static) {
-    let workers: Vec<_> = (0..2)
-        .map(|_| start(builder(&cluster, PARTITIONS).handler("math.double", double)))
-        .collect();
+    let worker = |_| start(builder(&cluster, PARTITIONS).handler("math.double", double));
+    let workers = (0..2).map(worker).collect();
+    done_by(workers, cluster, disturb).await;
+}
+
+/// Has workers run what is published while the cluster is disturbed. All of it is done then, each once.
+async fn done_by(
+    workers: Vec<Running>,
+    cluster: Arc<Cluster>,
+    disturb: impl FnOnce(&Cluster) + Send + 'static,
+) {
     let progress = Arc::new(Progress::default());
     let publishing = {
         let (cluster, progress) = (cluster.clone(), progress.clone());
@@ -85,24 +98,55 @@ async fn under_load(cluster: Arc<Cluster>, disturb: impl FnOnce(&Cluster) + Send
     }
 }
 
+/// Moves the slots of all partitions, twice, and that of the control plane.
+fn move_slots(cluster: &Cluster) {
+    let moves = |key: &str, by: usize| {
+        let to = (cluster.owner(key) + by) % 3;
+        cluster.move_slot(key, to, Duration::from_millis(200));
+    };
+    for by in 1..3 {
+        for partition in 0..PARTITIONS {
+            moves(&format!("{{cb:math:{partition}}}:events"), by);
+        }
+    }
+    moves("{cb}:broadcast", 1);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slots_move_under_load_and_nothing_is_lost_or_doubled() {
-    under_load(Arc::new(Cluster::of_three()), |cluster| {
-        for round in 0..2 {
-            for partition in 0..PARTITIONS {
-                let key = format!("{{cb:math:{partition}}}:events");
-                let to = (cluster.owner(&key) + 1 + round) % 3;
-                cluster.move_slot(&key, to, Duration::from_millis(200));
-            }
+    under_load(Arc::new(Cluster::of_three()), move_slots).await;
+}
+
+/// Runs for a while that differs from one to the next.
+async fn double_later(context: Context, number: i64) -> Result<i64, HandlerError> {
+    let pause = Duration::from_millis(number.unsigned_abs() * 7 % 20);
+    tokio::time::sleep(pause).await;
+    double(context, number).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_move_under_load_and_each_subject_keeps_its_order() {
+    let cluster = Arc::new(Cluster::of_three());
+    // Nothing is taken over meanwhile.
+    let patient = Settings {
+        heartbeat_ttl: Duration::from_secs(60),
+        claim_idle: Duration::from_secs(60),
+        ..settings(&cluster, PARTITIONS)
+    };
+    let ordered = Policy::new().ordered().concurrency(16);
+    let worker = Worker::builder().settings(patient);
+    let worker = start(worker.handler_with("math.double", double_later, ordered));
+    done_by(vec![worker], cluster.clone(), move_slots).await;
+    let mut last = HashMap::new();
+    for partition in 0..PARTITIONS {
+        let results = format!("{{cb:math:{partition}}}:results");
+        for event in told(&cluster, &results, "correlationid") {
+            let number: u64 = event.strip_prefix("e-").unwrap().parse().unwrap();
+            let before = last.insert(number % SUBJECTS, number);
+            assert!(before < Some(number), "{number} after {before:?}");
         }
-        let control = "{cb}:broadcast";
-        cluster.move_slot(
-            control,
-            (cluster.owner(control) + 1) % 3,
-            Duration::from_millis(200),
-        );
-    })
-    .await;
+    }
+    assert_eq!(last.len() as u64, SUBJECTS);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -67,17 +67,25 @@ pub(crate) async fn double(_: Context, number: i64) -> Result<i64, HandlerError>
 
 type Fields = Vec<(String, Vec<u8>)>;
 
-/// What the entries of a stream say in one of their fields, and how often.
-pub(crate) fn counted(cluster: &Cluster, stream: &str, field: &str) -> HashMap<String, usize> {
+/// What the entries of a stream say in one of their fields, in their order.
+pub(crate) fn told(cluster: &Cluster, stream: &str, field: &str) -> Vec<String> {
     // A moment in which its node takes no commands: nothing is seen there.
     let entries: Vec<(String, Fields)> = cluster
         .try_at(stream, &["XRANGE", stream, "-", "+"])
         .unwrap_or_default();
-    let mut counted = HashMap::new();
-    for (_, fields) in entries {
+    let values = entries.into_iter().map(|(_, fields)| {
         let found = fields.into_iter().find(|(name, _)| name == field);
         let (_, value) = found.unwrap_or_else(|| panic!("{stream}: no {field}"));
-        *counted.entry(value.escape_ascii().to_string()).or_default() += 1;
+        value.escape_ascii().to_string()
+    });
+    values.collect()
+}
+
+/// The same, and how often.
+pub(crate) fn counted(cluster: &Cluster, stream: &str, field: &str) -> HashMap<String, usize> {
+    let mut counted = HashMap::new();
+    for value in told(cluster, stream, field) {
+        *counted.entry(value).or_default() += 1;
     }
     counted
 }

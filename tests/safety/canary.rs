@@ -3,7 +3,7 @@
 
 mod seen;
 
-use crate::certificates::Authority;
+use crate::support::certificates::Authority;
 use crate::support::postgres::Postgres;
 use crate::support::{Redis, eventually, free_port, signal, users};
 use convoke::connect::connector::Connector;

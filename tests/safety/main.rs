@@ -7,6 +7,5 @@
 mod support;
 
 mod canary;
-mod certificates;
 mod corpus;
 mod tls;

@@ -1,7 +1,7 @@
 //! Connections by TLS, with certificates on both sides, to a real server; and what is said when one
 //! of them is wrong.
 
-use crate::certificates::Authority;
+use crate::support::certificates::Authority;
 use crate::support::{Redis, free_port, users};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};

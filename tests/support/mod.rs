@@ -7,6 +7,7 @@
 
 pub(crate) mod ballots;
 pub(crate) mod between;
+pub(crate) mod certificates;
 pub(crate) mod cluster;
 pub(crate) mod fleet;
 pub(crate) mod mcp;

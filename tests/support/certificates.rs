@@ -1,6 +1,8 @@
 //! Certificates of an authority of one test's own, made by the command `openssl`.
 
-use crate::support::new_directory;
+#![allow(dead_code)] // Each test binary uses a part.
+
+use super::new_directory;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
