@@ -230,32 +230,15 @@ impl Race {
     }
 }
 
-/// Deletes every key of a namespace. Walks all keys of the server in small steps.
+/// Deletes every key of a namespace, on each node of a cluster. Walks all keys of the server in small steps.
 ///
 /// # Errors
 /// Whatever the server answers, or if keys come back all the time.
 pub(crate) async fn remove_namespace(connector: &Connector, keys: &Keys) -> Result<(), BusError> {
-    let mut connection = connector.dedicated().await?;
     for _ in 0..SWEEPS {
         let mut found = false;
-        for pattern in keys.patterns() {
-            let mut cursor = "0".to_owned();
-            loop {
-                let mut scan = redis::cmd("SCAN");
-                scan.arg(&cursor).arg("MATCH").arg(&pattern);
-                scan.arg("COUNT").arg(STEP);
-                let (next, page): (String, Vec<Vec<u8>>) =
-                    scan.query_async(&mut connection).await?;
-                if !page.is_empty() {
-                    found = true;
-                    let mut unlink = redis::cmd("UNLINK");
-                    unlink.arg(&page).exec_async(&mut connection).await?;
-                }
-                cursor = next;
-                if cursor == "0" {
-                    break;
-                }
-            }
+        for node in connector.nodes().await? {
+            found |= sweep(&mut node.dedicated().await?, keys).await?;
         }
         if !found {
             return Ok(());
@@ -266,6 +249,34 @@ pub(crate) async fn remove_namespace(connector: &Connector, keys: &Keys) -> Resu
     Err(BusError::Unsupported(format!(
         "keys of {namespace}:* come back: something still writes there"
     )))
+}
+
+/// Deletes what a server has of a namespace: whether that was anything.
+async fn sweep(connection: &mut MultiplexedConnection, keys: &Keys) -> Result<bool, BusError> {
+    let mut found = false;
+    for pattern in keys.patterns() {
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor).arg("MATCH").arg(&pattern);
+            scan.arg("COUNT").arg(STEP);
+            let (next, page): (String, Vec<Vec<u8>>) = scan.query_async(connection).await?;
+            if !page.is_empty() {
+                found = true;
+                // Each alone: on a cluster they have slots of their own.
+                let mut unlinks = redis::pipe();
+                for key in &page {
+                    unlinks.cmd("UNLINK").arg(key).ignore();
+                }
+                unlinks.exec_async(connection).await?;
+            }
+            cursor = next;
+            if cursor == "0" {
+                break;
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// The id that a requester gives its `n`-th event, from 1.

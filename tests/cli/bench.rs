@@ -3,6 +3,7 @@
 
 use super::rig::{lines, names, say};
 use super::{Ended, convoke, end, run};
+use crate::support::cluster::Cluster;
 use crate::support::{self, Redis};
 use convoke::protocol::pattern::Patterned;
 use serde_json::Value;
@@ -353,6 +354,38 @@ fn an_idle_worker_is_watched_and_ends() {
 }
 
 #[test]
+fn a_cluster_is_held_against_one_server() {
+    let redis = Redis::start();
+    let cluster = Cluster::of_three();
+    let hosts = cluster.nodes.iter().map(|node| node.port().to_string());
+    let hosts: Vec<String> = hosts.map(|port| format!("127.0.0.1:{port}")).collect();
+    let url = format!("redis+cluster://{}", hosts.join(","));
+    let args = ["cluster", "--events=300", "--cluster", &url];
+    let (lines, _) = bench(&redis, &args);
+    assert!(is_empty(&redis) && cluster.nodes.iter().all(is_empty));
+    let figures = figures(&lines);
+    let which: Vec<&str> = figures.iter().map(|(_, case, _)| *case).collect();
+    assert_eq!(
+        which,
+        [
+            "what stays in its slot, 1 partition",
+            "what stays in its slot, 3 partitions, one on each node",
+            "each event publishes one into a slot of another node",
+            "a worker with nothing to do, 1 partition",
+            "a worker with nothing to do, 16 partitions",
+        ]
+    );
+    for (at, sides) in [2, 2, 4].into_iter().enumerate() {
+        assert_eq!(figures[at].2["sides"].as_array().unwrap().len(), sides);
+    }
+    for at in [3, 4] {
+        let check = &figures[at].2["checks"][0];
+        assert_eq!(check["what"], "connections");
+        assert!(check["median"].as_f64().unwrap() > 0.0, "{check}");
+    }
+}
+
+#[test]
 fn a_soak_tells_the_memory_at_ten_points() {
     let redis = Redis::start();
     let ended = run(&redis, &["bench", "--soak=0.002", "--format=json"]).done();
@@ -425,6 +458,8 @@ fn what_can_not_be_measured_is_wrong_usage() {
     run(&redis, &["bench", "--soak", "0"]).failed(2, &["--soak"]);
     run(&redis, &["bench", "--soak", "NaN"]).failed(2, &["--soak"]);
     run(&redis, &["bench", "drain", "--soak", "1"]).failed(2, &["--soak"]);
+    run(&redis, &["bench", "cluster"]).failed(2, &["--cluster"]);
+    run(&redis, &["bench", "--cluster", "redis://a:1"]).failed(2, &["redis+cluster://"]);
     run(&redis, &["bench", "--events", "0"]).failed(2, &["--events"]);
     assert!(is_empty(&redis));
 }

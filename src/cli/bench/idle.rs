@@ -17,7 +17,7 @@ const SETTLES: Duration = Duration::from_secs(2);
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     // Processor time is counted in hundredths of a second.
     let seconds = if rig.plan.quick { 1 } else { 30 };
-    let mut worker = start(rig).await?;
+    let mut worker = start(rig, "bench-idle", &[]).await?;
     tokio::time::sleep(SETTLES).await;
     let pid = worker
         .id()
@@ -56,9 +56,8 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     rig.tell(figure)
 }
 
-/// A worker as `convoke worker` is, with every default; killed when it is dropped.
-async fn start(rig: &Rig) -> anyhow::Result<Child> {
-    const ID: &str = "bench-idle";
+/// A worker as `convoke worker` is, with these words and every other default; killed when it is dropped.
+pub(super) async fn start(rig: &Rig, id: &str, words: &[&str]) -> anyhow::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("CONVOKE_") {
@@ -66,7 +65,8 @@ async fn start(rig: &Rig) -> anyhow::Result<Child> {
         }
     }
     command
-        .args(["worker", "--id", ID])
+        .args(["worker", "--id", id])
+        .args(words)
         .env("CONVOKE_REDIS_URL", rig.settings.redis_url.expose())
         .env("CONVOKE_NAMESPACE", rig.keys.namespace())
         .stdin(Stdio::null())
@@ -81,7 +81,7 @@ async fn start(rig: &Rig) -> anyhow::Result<Child> {
         .await?
         .alive
         .iter()
-        .any(|id| id == ID)
+        .any(|alive| alive == id)
     {
         let ended = worker.try_wait()?;
         anyhow::ensure!(ended.is_none(), "the worker ended by itself");

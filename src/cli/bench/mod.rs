@@ -1,5 +1,6 @@
 //! `convoke bench`: the same work by hand-written loops and by a worker, side by side in one run.
 
+mod cluster;
 mod distance;
 mod drain;
 mod entries;
@@ -25,6 +26,7 @@ use super::output::{printable, wrapped};
 use super::{Exit, Misuse, Session, threads};
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use convoke::settings::RedisUrl;
 use meter::{cores, server_cores};
 use rig::Rig;
 use serde_json::json;
@@ -43,6 +45,7 @@ Examples:
   convoke bench request mixed
   convoke bench compute block wait batch pipe
   scripts/bench distance           how fast is it where the server is far?
+  scripts/bench cluster            what does a cluster cost beside one server?
   convoke bench --soak 10          ten million events: does memory grow?
 
 What is compared, on the same events in the same run:
@@ -83,6 +86,9 @@ pub(super) struct Flags {
     /// Let a worker consume this many million events, and watch its memory
     #[arg(long, value_name = "MILLIONS", conflicts_with_all = ["measurements", "events", "requests", "rounds"])]
     soak: Option<f64>,
+    /// The cluster that is measured beside the server, such as redis+cluster://a:1
+    #[arg(long, value_name = "URL")]
+    cluster: Option<RedisUrl>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -119,6 +125,8 @@ enum Measurement {
     Distance,
     /// What a worker costs that has nothing to do
     Idle,
+    /// What a cluster costs beside one server; not among `all` without --cluster
+    Cluster,
     /// All of these
     All,
 }
@@ -152,10 +160,12 @@ impl Flags {
         use Measurement::*;
         let named = &self.measurements;
         if named.contains(&All) {
-            return vec![
+            let mut all = vec![
                 Drain, Publish, Request, Mixed, Sizes, Replicas, Streams, Entries, Patterns,
                 Compute, Block, Wait, Batch, Pipe, Distance, Idle,
             ];
+            all.extend(self.cluster.is_some().then_some(Cluster));
+            return all;
         }
         match named.is_empty() {
             true => vec![Drain, Publish, Request],
@@ -182,9 +192,20 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
             "--soak: more than 0 and at most 1000000 (millions)",
         ));
     }
+    match &flags.cluster {
+        Some(url) if !url.is_cluster() => {
+            let named = "--cluster: redis+cluster://HOST:PORT, or rediss+cluster://";
+            return Err(Misuse::error(named));
+        }
+        None if flags.chosen().contains(&Measurement::Cluster) => {
+            let missing = "cluster: --cluster names the one that is measured (scripts/bench cluster starts one)";
+            return Err(Misuse::error(missing));
+        }
+        _ => {}
+    }
     // As a worker runs: one thread a core that it may use.
     threads()?.block_on(async {
-        let rig = Rig::new(session, Plan::new(flags)).await?;
+        let rig = Rig::new(session, Plan::new(flags), flags.cluster.clone()).await?;
         let mut interrupted = signal(SignalKind::interrupt())?;
         let mut terminated = signal(SignalKind::terminate())?;
         let measured = tokio::select! {
@@ -269,6 +290,7 @@ async fn measure(rig: &Rig, flags: &Flags) -> anyhow::Result<()> {
             Measurement::Pipe => pipe::measure(rig).await?,
             Measurement::Distance => distance::measure(rig).await?,
             Measurement::Idle => idle::measure(rig).await?,
+            Measurement::Cluster => cluster::measure(rig).await?,
             Measurement::All => {}
         }
     }

@@ -28,7 +28,7 @@ pub(super) const BARE: &str = "bare";
 pub(super) const WORKER: &str = "worker";
 
 #[derive(Deserialize, JsonSchema)]
-struct Work {
+pub(super) struct Work {
     #[allow(dead_code)] // Decoded, as a handler would.
     n: u64,
     #[allow(dead_code)]
@@ -48,6 +48,8 @@ pub(super) struct Rig {
     pub(crate) keys: Keys,
     /// The way to the server.
     pub(crate) connector: Connector,
+    /// The cluster that is measured beside it.
+    cluster: Option<RedisUrl>,
     /// The way of those who are measured, which may be longer.
     pub(crate) way: Connector,
     pub(crate) output: Output,
@@ -93,7 +95,11 @@ impl Start {
 }
 
 impl Rig {
-    pub(super) async fn new(session: Session, plan: Plan) -> anyhow::Result<Self> {
+    pub(super) async fn new(
+        session: Session,
+        plan: Plan,
+        cluster: Option<RedisUrl>,
+    ) -> anyhow::Result<Self> {
         let mut settings = session.settings;
         settings.namespace = format!("bench-{:08x}", fastrand::u32(..));
         settings.partitions = 0;
@@ -111,6 +117,7 @@ impl Rig {
             keys: settings.keys()?,
             settings,
             database,
+            cluster,
             way: connector.clone(),
             connector,
             output: session.output,
@@ -140,6 +147,7 @@ impl Rig {
             way: Connector::of(&settings, 4)?,
             settings,
             database: self.database.clone(),
+            cluster: self.cluster.clone(),
             keys: self.keys.clone(),
             connector: self.connector.clone(),
             output: self.output.clone(),
@@ -147,6 +155,21 @@ impl Rig {
             stop: self.stop.clone(),
             workers: self.workers.clone(),
         })
+    }
+
+    /// The same on the cluster, if one was named: a domain has one partition there.
+    pub(super) fn cluster(&self) -> anyhow::Result<Option<Self>> {
+        let Some(url) = &self.cluster else {
+            return Ok(None);
+        };
+        let mut rig = self.with(Settings {
+            redis_url: url.clone(),
+            partitions: 1,
+            ..self.settings.clone()
+        })?;
+        rig.keys = rig.settings.keys()?;
+        rig.connector = rig.way.clone();
+        Ok(Some(rig))
     }
 
     /// Makes this many streams of events of this many bytes each; of the shortest, if none are told.
@@ -264,6 +287,10 @@ impl Rig {
         self.stop.cancel();
         self.workers.close();
         self.workers.wait().await;
-        Ok(remove_namespace(&self.connector, &self.keys).await?)
+        remove_namespace(&self.connector, &self.keys).await?;
+        if let Some(cluster) = self.cluster()? {
+            remove_namespace(&cluster.connector, &cluster.keys).await?;
+        }
+        Ok(())
     }
 }
