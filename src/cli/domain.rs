@@ -1,14 +1,16 @@
-//! `convoke domain`: over how many partitions the events of a domain are split.
+//! `convoke domain`: over how many partitions the events of a domain are split, and whether its subjects have an order.
 
 use super::output::{self, Column, Table, count, number};
 use super::{Exit, Misuse, Session, who};
 use anyhow::bail;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use convoke::connect::clock::local_now;
+use convoke::connect::connector::Connector;
 use convoke::operator::inspect;
-use convoke::protocol::domain::{Domain, MAX_PARTITIONS};
+use convoke::protocol::domain::{Domain, DomainOrder, MAX_PARTITIONS};
 use convoke::protocol::keys::Keys;
 use convoke::streams::domains::{DomainError, Domains};
+use convoke::streams::own::{self, OwnKeys, Owner};
 use serde_json::{Value, json};
 
 const EXAMPLES: &str = "\
@@ -17,14 +19,19 @@ Examples:
   convoke domain show image
   convoke domain set image --partitions 16
   convoke domain set image --partitions 16 --version 3
+  convoke domain set account --order subject
 
 Where names have tags (on a cluster, or with `partitions` set) the events of a domain are split over \
 partitions, by their subject, or by their id. How many there are is written on the bus by whoever uses a domain \
 first, and all follow. The number can grow, by a factor, while all runs: what was published of a subject before is \
 read before what comes after it. It cannot shrink. The window of `dedup` ends at a change, and what is \
-stored by the old number later than 5 s after it has no order with the rest (`convoke docs guarantees`).";
+stored by the old number later than 5 s after it has no order with the rest (`convoke docs guarantees`).
 
-/// Show how many partitions domains have, or give one more of them
+With `--order subject` each partition has one owner among the workers, and the events of a subject run one at a \
+time, in their order, over all of them: a retry stays in its place, and the subject waits for it. All workers of the \
+domain must have all of its handlers, and be of a version that knows this order.";
+
+/// Show how many partitions domains have, give one more of them, or give its subjects an order
 #[derive(Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Flags {
@@ -49,18 +56,37 @@ enum Command {
         #[arg(value_name = "DOMAIN")]
         domain: String,
     },
-    /// Split a domain over more partitions
+    /// Split a domain over more partitions, or give its subjects an order over all workers
+    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["partitions", "order"])))]
     Set {
         /// The part of an event type before its first dot
         #[arg(value_name = "DOMAIN")]
         domain: String,
         /// How many: a multiple of how many there are
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=i64::from(MAX_PARTITIONS)))]
-        partitions: u16,
+        partitions: Option<u16>,
+        /// `subject`: its events run one at a time, in their order, whichever worker runs them; `none`: they need not
+        #[arg(long, value_name = "ORDER", value_enum)]
+        order: Option<Order>,
         /// Only if this is the version that the bus has
         #[arg(long, value_name = "N")]
         version: Option<u64>,
     },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Order {
+    None,
+    Subject,
+}
+
+impl From<Order> for DomainOrder {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::None => DomainOrder::None,
+            Order::Subject => DomainOrder::Subject,
+        }
+    }
 }
 
 /// Runs the command.
@@ -90,15 +116,23 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         Command::Set {
             domain,
             partitions,
+            order,
             version,
-        } => match domains.set(&domain, partitions, version, &who()).await {
+        } => match domains
+            .change(&domain, partitions, order.map(Into::into), version, &who())
+            .await
+        {
             Ok(is) => {
                 if session.output.is_json() {
                     session.output.json(&told(&domain, &is))?;
                     return Ok(Exit::Done);
                 }
                 let many = count(is.partitions.into(), "partition", "partitions");
-                let line = format!("{domain}: {many}, version {}", is.version);
+                let order = match is.order {
+                    DomainOrder::None => "",
+                    DomainOrder::Subject => ", subjects in order",
+                };
+                let line = format!("{domain}: {many}{order}, version {}", is.version);
                 session.output.line(&output::printable(&line))?;
                 Ok(Exit::Done)
             }
@@ -184,7 +218,12 @@ async fn show(
         Column::number("LAG"),
         Column::number("PENDING"),
         Column::new("READ"),
+        Column::new("OWNER").optional(),
+        Column::new("SINCE").optional(),
+        Column::number("HELD").optional(),
     ];
+    let ordered = is.order == DomainOrder::Subject;
+    let now = local_now();
     let mut table = Table::new(&session.output, columns);
     let mut all = Vec::new();
     for partition in 0..is.partitions {
@@ -203,9 +242,27 @@ async fn show(
             true => None,
             false => is.came_from(partition).map(|(from, _)| from),
         };
-        all.push(json!({
+        let owned = match ordered {
+            true => Some(Owned::of(&connector, keys, (name, partition), group).await?),
+            false => None,
+        };
+        let mut one = json!({
             "partition": partition, "entries": length, "lag": lag, "pending": pending, "waits_for": waits_for,
-        }));
+        });
+        if let Some(owned) = &owned {
+            one["owner"] = owned.told();
+            one["held"] = owned.held.into();
+        }
+        all.push(one);
+        let or_empty = |cell: Option<String>| cell.unwrap_or_default();
+        let owner = owned.as_ref().map(|owned| match &owned.owner {
+            Some(owner) => owner.instance.clone(),
+            None => "nobody".to_owned(),
+        });
+        let since = owned.as_ref().and_then(|owned| {
+            let owner = owned.owner.as_ref()?;
+            Some(session.output.moment(owner.since, now))
+        });
         table.row(vec![
             partition.to_string().into(),
             number(length).into(),
@@ -214,6 +271,9 @@ async fn show(
             waits_for
                 .map_or_else(|| "yes".to_owned(), |from| format!("after {from}"))
                 .into(),
+            or_empty(owner).into(),
+            or_empty(since).into(),
+            or_empty(owned.map(|owned| number(owned.held))).into(),
         ])?;
     }
     if session.output.is_json() {
@@ -224,4 +284,41 @@ async fn show(
     }
     table.finish()?;
     Ok(Exit::Done)
+}
+
+/// Who owns a partition, and how many events wait there in their place for their next try.
+struct Owned {
+    owner: Option<Owner>,
+    /// What is left of its lease, in ms.
+    left: u64,
+    held: u64,
+}
+
+impl Owned {
+    async fn of(
+        connector: &Connector,
+        keys: &Keys,
+        (domain, partition): (&str, u16),
+        group: &str,
+    ) -> anyhow::Result<Self> {
+        let own = OwnKeys::of(keys, domain, partition, group);
+        let connector = connector.toward(&own.owner);
+        let source = connector.clock().await?;
+        let mut connection = connector.pooled().await?;
+        let looked = own::look(&mut connection, source, std::slice::from_ref(&own)).await?;
+        let mut held = redis::cmd("HLEN");
+        held.arg(keys.held(domain, partition, group));
+        let held = held.query_async(&mut connection).await?;
+        let owner = looked.owners.into_iter().next();
+        let owner = owner.unwrap_or(Ok(None)).map_err(anyhow::Error::msg)?;
+        let left = owner.as_ref().map(|owner| owner.left(looked.now));
+        let left = left.unwrap_or_default().as_millis() as u64;
+        Ok(Self { owner, left, held })
+    }
+
+    fn told(&self) -> Value {
+        self.owner.as_ref().map_or(Value::Null, |owner| {
+            json!({"instance": owner.instance, "since": owner.since, "lease_ms": self.left})
+        })
+    }
 }

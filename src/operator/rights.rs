@@ -91,6 +91,12 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
         (format!("SET {} a", keys.leader()), &[WORKER]),
         (format!("HSETNX {} a b", keys.domains()), publishers),
         (format!("HSET {} a b", keys.domains()), &[WORKER, OPERATOR]),
+        (
+            format!("HSET {} a b", keys.owner("image", 0, "g")),
+            &[WORKER],
+        ),
+        (format!("SET {} 1", keys.fence("image", 0, "g")), &[WORKER]),
+        (format!("HDEL {} a", keys.held("image", 0, "g")), &[WORKER]),
         ("GET session:1".into(), &[]),
         ("SET session:1 a".into(), &[]),
         ("SCAN 0".into(), &[OPERATOR, MONITOR]),

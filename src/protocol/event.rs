@@ -241,6 +241,11 @@ impl Event {
         self.attempt
     }
 
+    /// Makes it that try, whatever its entry says: noted beside the stream (see [`hold`](crate::streams::hold)).
+    pub(crate) fn tried(&mut self, attempt: u32) {
+        self.attempt = attempt;
+    }
+
     /// The names of fields that nobody reads and that look like others, each with the field that was most likely
     /// meant: `reply_to` for `replyto`.
     pub fn slips(&self) -> impl Iterator<Item = (&str, &'static str)> {

@@ -239,6 +239,21 @@ impl Keys {
         rest.is_some_and(|rest| rest.starts_with([':', '}']))
     }
 
+    /// Who owns a partition of a domain with an order, for one group: a hash.
+    pub fn owner(&self, domain: &str, partition: u16, group: &str) -> String {
+        format!("{}:{group}", self.data("owner", domain, partition))
+    }
+
+    /// How often a partition changed its owner, for one group. What was sent under another number changes nothing.
+    pub fn fence(&self, domain: &str, partition: u16, group: &str) -> String {
+        format!("{}:{group}", self.data("fence", domain, partition))
+    }
+
+    /// What waits in its place in a partition for its next try, for one group: a hash, by entry.
+    pub fn held(&self, domain: &str, partition: u16, group: &str) -> String {
+        format!("{}:{group}", self.data("held", domain, partition))
+    }
+
     /// Marks a published event id for the deduplication window.
     pub fn dedup(&self, domain: &str, partition: u16, id: &str) -> String {
         format!("{}:{id}", self.data("dedup", domain, partition))

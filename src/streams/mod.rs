@@ -5,9 +5,14 @@ pub mod claim;
 pub mod commit;
 pub mod delay;
 pub mod domains;
+#[doc(hidden)]
+pub mod fence;
 pub mod first;
+#[doc(hidden)]
+pub mod hold;
 pub mod open;
 pub mod outbox;
+pub mod own;
 pub mod park;
 pub mod read;
 pub mod remade;

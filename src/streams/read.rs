@@ -39,6 +39,79 @@ pub async fn read_group(
     limit: usize,
 ) -> Result<Vec<Arrivals>, BusError> {
     let mut command = Commands::default();
+    ask_group(&mut command, group, consumer, streams, count, block);
+    wire.send(&mut command).await?;
+    delivered(wire.sifted(Shape::Streams, limit).await?, streams)
+}
+
+/// What is pending in a stream: see [`read_group_and_look`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// How much with the consumer that looks.
+    pub(crate) mine: usize,
+    /// Whether anything is with anybody else.
+    pub(crate) others: bool,
+}
+
+/// The same of one stream, and what is pending there after that.
+pub(crate) async fn read_group_and_look(
+    wire: &mut Wire,
+    group: &str,
+    consumer: &str,
+    stream: &str,
+    count: usize,
+    block: Duration,
+    limit: usize,
+) -> Result<(Vec<Arrivals>, Look), BusError> {
+    let mut commands = Commands::default();
+    ask_group(&mut commands, group, consumer, &[stream], count, block);
+    commands.add(&[b"XPENDING", stream.as_bytes(), group.as_bytes()]);
+    wire.send(&mut commands).await?;
+    let read = delivered(wire.sifted(Shape::Streams, limit).await?, &[stream])?;
+    Ok((read, look(wire.reply().await?, consumer)?))
+}
+
+/// Reads a summary of what is pending.
+fn look(mut summary: Tokens<'_>, consumer: &str) -> Result<Look, BusError> {
+    const SUMMARY: BusError = BusError::Reply { what: "XPENDING" };
+    match summary.token()? {
+        Token::Array(4) => {}
+        Token::Error(text) => return Err(server_error(text)),
+        _ => return Err(SUMMARY),
+    }
+    for _ in 0..3 {
+        summary.token()?;
+    }
+    let holders = match summary.token()? {
+        Token::Array(holders) => holders,
+        Token::Nil => 0,
+        _ => return Err(SUMMARY),
+    };
+    let mut look = Look::default();
+    for _ in 0..holders {
+        let (Token::Array(2), Token::Bulk(name), Token::Bulk(count)) =
+            (summary.token()?, summary.token()?, summary.token()?)
+        else {
+            return Err(SUMMARY);
+        };
+        let count = std::str::from_utf8(count).ok();
+        let count = count.and_then(|count| count.parse().ok()).ok_or(SUMMARY)?;
+        match name == consumer.as_bytes() {
+            true => look.mine = count,
+            false => look.others |= count > 0,
+        }
+    }
+    Ok(look)
+}
+
+fn ask_group(
+    command: &mut Commands,
+    group: &str,
+    consumer: &str,
+    streams: &[&str],
+    count: usize,
+    block: Duration,
+) {
     command.begin(9 + 2 * streams.len());
     command.word(b"XREADGROUP");
     command.word(b"GROUP");
@@ -55,8 +128,6 @@ pub async fn read_group(
     for _ in streams {
         command.word(b">");
     }
-    wire.send(&mut command).await?;
-    delivered(wire.sifted(Shape::Streams, limit).await?, streams)
 }
 
 /// Reads single entries, as many as there are ids; `None` for one that is not in the stream. Of an entry over

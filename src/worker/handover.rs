@@ -94,6 +94,16 @@ impl Left {
 }
 
 impl Left {
+    /// How it is settled where nobody else reads the partition.
+    pub(super) fn end_here(&self, shared: &Shared, event: &Event, any: bool) -> Settlement {
+        let scene = shared.scene(self.receipt);
+        if any && shared.ignores(event) {
+            shared.counts.ignored.fetch_add(1, Ordering::Relaxed);
+            return settle::ignored(scene);
+        }
+        settle::failure(scene, event, &self.error, &self.retry)
+    }
+
     /// What becomes of it where it is paused: whoever runs its type may have stopped for just that.
     async fn unless_paused(&self, shared: &Shared, event: &Event) -> Option<Option<Settlement>> {
         let receipt = self.receipt;

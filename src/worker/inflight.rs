@@ -284,6 +284,13 @@ impl InFlight {
         }
     }
 
+    /// Tells everything that runs that it may not be committed.
+    pub(super) fn cancel_runs(&self) {
+        for held in self.held().values() {
+            held.cancel();
+        }
+    }
+
     /// Ends everything that runs.
     pub(super) fn end_all(&self) {
         for held in self.held().values() {

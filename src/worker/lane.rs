@@ -9,8 +9,11 @@ mod arrive;
 mod commits;
 mod finished;
 mod give_back;
+mod hold;
+mod line;
 mod lot;
 mod once;
+mod owned;
 mod run;
 mod spread;
 mod start;
@@ -29,6 +32,9 @@ use crate::streams::commit::{Committer, Receipt, Tally};
 use crate::streams::trim;
 use commits::{Commits, Settled};
 use finished::Finished;
+use hold::Holder;
+use line::Line;
+use owned::alarmed;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -88,6 +94,18 @@ pub(super) struct Lane {
     changes: u64,
     /// Weighs what is paused, once something is.
     weigher: Option<Weigher>,
+    /// The line of its subjects, where its partition is owned.
+    line: Option<Box<Line>>,
+    /// Notes what waits in its place, once something does.
+    holder: Option<Holder>,
+    /// When it is to look for what is out of sight.
+    look_again: Option<Instant>,
+    /// When it looked after its line.
+    line_looked: Instant,
+    /// Its lease was over when it last looked.
+    lapsed: bool,
+    /// Notes of entries that are gone were removed.
+    swept: bool,
 }
 
 impl Lane {
@@ -99,6 +117,10 @@ impl Lane {
     ) -> (Self, LaneEvents) {
         let (finished, events) = mpsc::unbounded_channel();
         let (routes, streams) = (shared.router.routes().count(), shared.routes.len());
+        let fence = shared.fence.clone();
+        if fence.is_some() {
+            shared.pausing.begins_another();
+        }
         let lane = Self {
             triggers,
             finished,
@@ -122,6 +144,12 @@ impl Lane {
             looked: Instant::now(),
             changes: 0,
             weigher: None,
+            line: fence.map(|fence| Box::new(Line::new(fence))),
+            holder: None,
+            look_again: None,
+            line_looked: Instant::now(),
+            lapsed: false,
+            swept: false,
             shared,
         };
         (lane, LaneEvents(events))
@@ -149,13 +177,17 @@ impl Lane {
         let mut commits = Commits::new(committer);
         let mut reading: Slot<(Reader, Read)> = None;
         let mut taking: Slot<Option<Step>> = None;
-        self.jobs.add(&Trigger::Own, self.shared.routes.len());
+        self.add_job(&Trigger::Own);
         while let Ok(trigger) = self.triggers.try_recv() {
-            self.jobs.add(&trigger, self.shared.routes.len());
+            self.add_job(&trigger);
         }
         let mut round = tokio::time::interval(ROUND.min(self.shared.patience / 2));
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            if self.is_over() {
+                return None;
+            }
+            self.look_at_line();
             self.look_at_leases();
             self.look_at_deadlines();
             self.look_at_pauses();
@@ -180,7 +212,8 @@ impl Lane {
             let calm = self.suspects.is_empty() && self.alone.is_none();
             // The control plane is read all the same.
             let quiet = self.shared.name == "data" && self.shared.is_quiet();
-            if !draining && !quiet && calm && room > 0 {
+            let may_look = !draining && !quiet && calm && !self.lapsed;
+            if may_look && (room > 0 || self.waits_for_older()) {
                 let job = self.jobs.next();
                 let turn = Turn {
                     job: job.is_some(),
@@ -191,10 +224,14 @@ impl Lane {
                     reading: reading.is_some(),
                 };
                 let (takes, reads) = turn.next();
+                if takes {
+                    self.looks();
+                }
                 if takes && let Some(job) = self.jobs.begin() {
-                    taking = Some(take(job, self.shared.clone(), room));
+                    taking = Some(take(job, self.shared.clone(), self.room_to_take(room)));
                 }
                 if reads
+                    && room > 0
                     && let Some(closed) = self.closed()
                     && let Some(free) = reader.take()
                 {
@@ -203,6 +240,7 @@ impl Lane {
                     } else {
                         READ + self.further
                     };
+                    self.begins_to_read();
                     reading = Some(read(free, room.min(count), closed));
                 }
             }
@@ -214,7 +252,11 @@ impl Lane {
                 true => self.admission.next_due(self.running),
                 false => None,
             };
-            let busy = reading.is_some() || commits.are_under_way() || taking.is_some();
+            // What is given to a read that is given up the next owner finds.
+            let reads = reading.is_some() && self.line.is_none();
+            let notes = self.line.as_ref().is_some_and(|line| line.is_noting());
+            let busy = reads || commits.are_under_way() || taking.is_some() || notes;
+            let alarm = self.alarm();
             if draining && self.running == 0 && self.settled.is_empty() && !busy {
                 return commits.into_committer();
             }
@@ -236,7 +278,11 @@ impl Lane {
                     reader = Some(free);
                     match read {
                         Read::Entries(deliveries, asked) => self.accept(deliveries, asked),
-                        Read::Lost => self.jobs.add(&Trigger::Own, self.shared.routes.len()),
+                        Read::Looked(deliveries, asked, look) => {
+                            self.accept(deliveries, asked);
+                            self.saw(look);
+                        }
+                        Read::Lost => self.add_job(&Trigger::Own),
                     }
                 }
                 step = occupied(&mut taking) => {
@@ -245,11 +291,12 @@ impl Lane {
                     if step.is_none() {
                         self.has_read = false;
                         // What was taken and could not be read is pending with us, and in nobody's hands.
-                        self.jobs.add(&Trigger::Own, self.shared.routes.len());
+                        self.add_job(&Trigger::Own);
                     }
-                    if let Some(step) = step {
+                    if let Some(mut step) = step {
+                        self.has_looked(&mut step);
                         self.jobs.stepped(&step);
-                        if let Step::Took(deliveries, asked) = step {
+                        if let Step::Took(deliveries, asked) | Step::TookAll(deliveries, asked, ..) = step {
                             self.shared.counts.taken.fetch_add(deliveries.len() as u64, Ordering::Relaxed);
                             self.accept(deliveries, asked);
                             // What was delivered before is older.
@@ -258,13 +305,12 @@ impl Lane {
                         }
                     }
                 }
-                Some(trigger) = self.triggers.recv() => {
-                    self.jobs.add(&trigger, self.shared.routes.len());
-                }
+                Some(trigger) = self.triggers.recv() => self.add_job(&trigger),
                 () = drain.cancelled(), if !draining => {}
                 () = tokio::time::sleep(DOUBT), if self.shared.doubt.lasts() => {}
                 () = tokio::time::sleep(LATE), if self.admission.has_deadlines() => {}
                 () = gathered(gathers) => {}
+                () = alarmed(&self.shared, alarm), if alarm.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
                 _ = round.tick() => {}
             }
@@ -296,7 +342,7 @@ impl Lane {
                 !is_lost
             });
         }
-        self.release(&lost);
+        self.let_go(&lost);
     }
 
     /// Tells the data lanes whether anything of the control plane is to be begun, has just begun, or is to be committed.
@@ -332,7 +378,7 @@ impl Lane {
             doubt.begin();
         }
         for delivery in deliveries {
-            if delivery.deliveries >= ALONE {
+            if delivery.deliveries >= ALONE && self.line.is_none() {
                 self.suspects.push_back(delivery);
             } else {
                 self.ready.push_back(delivery);
@@ -354,6 +400,7 @@ impl Lane {
                 return self.ran(*ran);
             }
             Finished::Freed(route) => return self.ended(route),
+            Finished::Noted(noted) => return self.were_noted(&noted),
             Finished::Lot(ran, held) => {
                 if let Some(held) = held {
                     self.running -= 1;
@@ -367,10 +414,10 @@ impl Lane {
         self.running -= 1;
         match finished {
             Finished::Settled(settlement) => self.settled.push(*settlement),
-            Finished::Given(receipt) => self.release(std::slice::from_ref(&receipt)),
+            Finished::Given(receipt) => self.let_go(std::slice::from_ref(&receipt)),
             Finished::GivenBack(settlements, stays) => {
                 self.settled.extend(settlements);
-                self.release(&stays);
+                self.let_go(&stays);
             }
             _ => {}
         }
@@ -407,7 +454,10 @@ impl Lane {
                 "outcomes cannot be written; the entries stay pending"
             );
         }
-        self.release(receipts);
+        match self.line.is_some() && !report.unwritten.is_empty() {
+            false => self.release(receipts),
+            true => self.release_written(receipts, &report),
+        }
         self.remove_oversized(receipts);
         if report.outdated > 0 {
             tracing::info!(
@@ -415,7 +465,7 @@ impl Lane {
                 entries = report.outdated,
                 "outcomes discarded: the server failed over or restarted since their runs began; they run again"
             );
-            self.jobs.add(&Trigger::Own, self.shared.routes.len());
+            self.add_job(&Trigger::Own);
         }
     }
 
@@ -437,7 +487,20 @@ impl Lane {
         }
     }
 
+    /// Lets go of what has an end.
     fn release(&mut self, receipts: &[Receipt]) {
+        self.drop_from_hand(receipts);
+        if let Some(line) = &mut self.line {
+            for receipt in receipts {
+                line.ended(receipt.entry);
+            }
+        }
+    }
+
+    fn drop_from_hand(&mut self, receipts: &[Receipt]) {
+        if let Some(line) = &mut self.line {
+            line.dropped += receipts.len();
+        }
         self.shared.inflight.remove(receipts.iter());
         if self.alone.is_some_and(|alone| receipts.contains(&alone)) {
             self.alone = None;

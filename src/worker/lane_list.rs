@@ -1,6 +1,6 @@
 //! Which lanes a worker has: more are added while it runs, when a domain gets more partitions.
 
-use super::shared::Shared;
+use super::shared::{Counts, Shared};
 use crate::mutex::locked;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,26 +12,39 @@ pub(super) struct LaneList(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    lanes: Mutex<Arc<[Arc<Shared>]>>,
+    lanes: Mutex<Now>,
     /// Handlers of the events of others that may run at a time, in all lanes.
     concurrency: AtomicU64,
     /// Is told when a domain has more partitions.
     more: Notify,
+    /// Is told when an instance came or left.
+    members: Notify,
+}
+
+#[derive(Debug)]
+struct Now {
+    lanes: Arc<[Arc<Shared>]>,
+    /// What happened in those that are gone.
+    gone: Counts,
 }
 
 impl LaneList {
     /// No lane yet, of a worker that runs as many handlers at a time.
     pub(super) fn new(concurrency: usize) -> Self {
         Self(Arc::new(Inner {
-            lanes: Mutex::new(Arc::new([])),
+            lanes: Mutex::new(Now {
+                lanes: Arc::new([]),
+                gone: Counts::default(),
+            }),
             concurrency: AtomicU64::new(concurrency as u64),
             more: Notify::new(),
+            members: Notify::new(),
         }))
     }
 
     /// Gives the lanes as they are now; the control plane's come first.
     pub(super) fn now(&self) -> Arc<[Arc<Shared>]> {
-        locked(&self.0.lanes).clone()
+        locked(&self.0.lanes).lanes.clone()
     }
 
     /// The first one.
@@ -49,10 +62,33 @@ impl LaneList {
     pub(super) fn add(&self, lane: Arc<Shared>) {
         lane.be_quiet(self.is_quiet());
         {
-            let mut lanes = locked(&self.0.lanes);
-            *lanes = lanes.iter().cloned().chain([lane]).collect();
+            let mut now = locked(&self.0.lanes);
+            now.lanes = now.lanes.iter().cloned().chain([lane]).collect();
         }
         self.share_out();
+    }
+
+    /// One less: its partition is another worker's from now on. What happened in it counts on.
+    pub(super) fn remove(&self, lane: &Arc<Shared>) {
+        {
+            let mut now = locked(&self.0.lanes);
+            let others = now.lanes.iter().filter(|other| !Arc::ptr_eq(other, lane));
+            let others: Arc<[Arc<Shared>]> = others.cloned().collect();
+            if others.len() == now.lanes.len() {
+                return;
+            }
+            now.lanes = others;
+            now.gone.add(&lane.counts);
+        }
+        self.share_out();
+    }
+
+    /// How often something happened in all lanes, those that are gone included.
+    pub(super) fn count(&self, of: fn(&Counts) -> &AtomicU64) -> u64 {
+        let now = locked(&self.0.lanes);
+        let counts = now.lanes.iter().map(|lane| &lane.counts);
+        let all = counts.chain([&now.gone]);
+        all.map(|counts| of(counts).load(Ordering::Relaxed)).sum()
     }
 
     /// Whether they were told to read nothing more.
@@ -70,6 +106,16 @@ impl LaneList {
         self.0.more.notified().await;
     }
 
+    /// An instance came or left: who shares partitions with others looks.
+    pub(super) fn has_other_members(&self) {
+        self.0.members.notify_one();
+    }
+
+    /// Is ready when one may have since the last time. For one who waits at a time.
+    pub(super) async fn members_changed(&self) {
+        self.0.members.notified().await;
+    }
+
     /// How many handlers of the events of others may run at a time.
     pub(super) fn concurrency(&self) -> u64 {
         self.0.concurrency.load(Ordering::Relaxed)
@@ -84,8 +130,11 @@ impl LaneList {
     fn share_out(&self) {
         let data = self.data();
         let all = usize::try_from(self.concurrency()).unwrap_or(usize::MAX);
+        // By what each reads: one lane may read many partitions, and others one.
+        let streams: usize = data.iter().map(|lane| lane.routes.len()).sum();
         for lane in &data {
-            lane.scale(all.div_ceil(data.len()));
+            let part = all.saturating_mul(lane.routes.len());
+            lane.scale(part.div_ceil(streams));
         }
     }
 }

@@ -30,7 +30,6 @@ use crate::mutex::locked;
 use crate::settings::Settings;
 use std::collections::BTreeSet;
 use std::fmt;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -49,10 +48,8 @@ impl Triggers {
 
     /// Has every lane look for what the trigger is about.
     pub(super) fn send(&self, trigger: &Trigger) {
-        for lane in locked(&self.0).iter() {
-            // A lane that ended takes nothing over any more.
-            lane.send(trigger.clone()).ok();
-        }
+        // A lane that ended takes nothing over any more.
+        locked(&self.0).retain(|lane| lane.send(trigger.clone()).is_ok());
     }
 }
 
@@ -263,23 +260,21 @@ impl Lanes {
 
     /// What happened so far.
     pub(super) fn counts(&self) -> Totals {
-        let mut totals = Totals::default();
-        for lane in self.list.now().iter() {
-            let counts = &lane.counts;
-            totals.committed += counts.committed.load(Ordering::Relaxed);
-            totals.fenced += counts.fenced.load(Ordering::Relaxed);
-            totals.cancelled += counts.cancelled.load(Ordering::Relaxed);
-            totals.taken += counts.taken.load(Ordering::Relaxed);
-            totals.expired += counts.expired.load(Ordering::Relaxed);
-            totals.ignored += counts.ignored.load(Ordering::Relaxed);
-            totals.repeats += counts.repeats.load(Ordering::Relaxed);
+        let list = &self.list;
+        Totals {
+            committed: list.count(|counts| &counts.committed),
+            fenced: list.count(|counts| &counts.fenced),
+            cancelled: list.count(|counts| &counts.cancelled),
+            taken: list.count(|counts| &counts.taken),
+            expired: list.count(|counts| &counts.expired),
+            ignored: list.count(|counts| &counts.ignored),
+            repeats: list.count(|counts| &counts.repeats),
         }
-        totals
     }
 }
 
 /// What happened in all lanes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Totals {
     committed: u64,
     fenced: u64,

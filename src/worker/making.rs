@@ -5,9 +5,10 @@ use super::admission::Share;
 use super::inflight::InFlight;
 use super::lane::{Lane, LaneEvents};
 use super::lane_list::LaneList;
-use super::lane_plans::{self, Plan};
+use super::lane_plans::{self, Place, Plan};
 use super::lanes::Triggers;
 use super::outcomes::Outcomes;
+use super::owned::{self, Ordered, Owning, SOON};
 use super::pausing::Pausing;
 use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
@@ -19,16 +20,19 @@ use crate::handler::context::Process;
 use crate::handler::policy::RetryPolicy;
 use crate::handler::router::Router;
 use crate::mutex::locked;
+use crate::protocol::domain::DomainOrder;
 use crate::protocol::keys::StreamKeys;
 use crate::settings::Settings;
 use crate::streams::commit::{Committer, CommitterOptions};
 use crate::streams::domains::{Domains, Use};
+use crate::streams::fence::Fence;
 use crate::streams::first::Judge;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 type Handle = AbortOnDropHandle<Option<Committer>>;
@@ -52,8 +56,11 @@ impl Running {
         }
     }
 
+    /// One more. Of those that have ended before the worker does nothing is kept.
     fn add(&self, handle: Handle) {
-        locked(&self.0).push(handle);
+        let mut all = locked(&self.0);
+        all.retain(|handle| !handle.is_finished());
+        all.push(handle);
     }
 }
 
@@ -62,30 +69,73 @@ pub(super) struct Prepared {
     lane: Lane,
     events: LaneEvents,
     pub(super) committer: Committer,
+    after: After,
 }
 
 impl Prepared {
+    /// What the lane's parts share.
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        self.lane.shared()
+    }
+
     /// Has it run, once its committer was started.
     pub(super) fn run(self, running: &Running, ending: &Ending, supervisor: &Supervisor) {
         let Prepared {
             lane,
             events,
             committer,
+            after,
         } = self;
-        let Ending { drain, stop } = ending.clone();
+        let shared = lane.shared().clone();
+        let (end, stop, drain) = (
+            shared.end.clone(),
+            ending.stop.clone(),
+            ending.drain.clone(),
+        );
         // It was made before the bus could be joined, perhaps long ago.
-        lane.shared().turned.now();
+        shared.turned.now();
         let supervisor = supervisor.clone();
         running.add(AbortOnDropHandle::new(tokio::spawn(async move {
             let name = format!("lane {}", lane.name());
-            let shared = lane.shared().clone();
-            let run = Box::pin(lane.run(events, committer, drain.clone(), stop));
-            let ended = supervisor.run(&name, &drain, run).await.flatten();
+            let run = Box::pin(lane.run(events, committer, end.clone(), stop));
+            // One that ends before its worker does has as long; of the others the worker waits for all.
+            let over = async {
+                end.cancelled().await;
+                tokio::time::sleep(after.patience).await;
+                if drain.is_cancelled() {
+                    std::future::pending().await
+                }
+            };
+            let run = async {
+                tokio::select! {
+                    ended = run => ended,
+                    () = over => None,
+                }
+            };
+            let ended = supervisor.run(&name, &end, run).await.flatten();
             shared.turned.over();
             shared.doubt.end();
-            ended
+            // Who ends with the worker is counted at its end.
+            let stays = drain.is_cancelled();
+            if !stays {
+                after.list.remove(&shared);
+            }
+            owned::leave(&shared, &after.process).await;
+            shared.ended.cancel();
+            // Where it is yet to be told that it ended: another one may own the partition by now.
+            after.list.has_other_members();
+            ended.filter(|_| stays)
         })));
     }
+}
+
+/// What is done when a lane has ended.
+struct After {
+    list: LaneList,
+    /// The name that no other process has.
+    process: String,
+    /// How long its end may take.
+    patience: Duration,
 }
 
 /// What lanes are made of.
@@ -127,11 +177,29 @@ impl Maker {
             reply_history: settings.stream_history,
             stop: self.ending.stop.clone(),
         });
+        let fence = plan.owned.as_ref().map(|owned| {
+            let (key, held) = (&owned.fence_key, &owned.held_key);
+            let fence = Fence::new(key, owned.fence, held, owned.lost.clone());
+            Arc::new(fence.in_epoch(connector.epoch()))
+        });
+        let committer = match &fence {
+            None => committer,
+            Some(fence) => committer.fenced(fence.clone()),
+        };
+        let after = After {
+            list: self.list.clone(),
+            process: self.instances.process().to_owned(),
+            patience: settings.drain_timeout,
+        };
         let lane = Arc::new(Shared {
             name: plan.name,
             routes,
             places: plan.places,
             inbox: plan.inbox,
+            owned: plan.owned,
+            fence,
+            end: self.ending.drain.child_token(),
+            ended: CancellationToken::new(),
             group: settings.group.clone(),
             connector,
             process: process.clone(),
@@ -169,18 +237,26 @@ impl Maker {
             lane,
             events,
             committer,
+            after,
         }
     }
 }
 
 /// The partitions that a worker reads, and those that it has yet to begin with.
+///
+/// One of a domain without an order is read by all workers, one of a domain with an order by its owner alone.
 pub(super) struct DataLanes {
     maker: Maker,
     domains: BTreeSet<String>,
+    /// A type of each domain that there is a handler for.
+    handled: BTreeMap<String, String>,
     bus: Domains,
-    begun: BTreeSet<(String, u16)>,
+    begun: BTreeSet<Place>,
+    /// The lanes of the partitions that are begun with, as far as they have not ended.
+    lanes: Vec<Arc<Shared>>,
     /// Made, and not running yet.
     prepared: Vec<Prepared>,
+    owning: Owning,
     /// Whether it was said that changes are not followed.
     said: AtomicBool,
 }
@@ -190,9 +266,12 @@ impl DataLanes {
         let process = &maker.process;
         Self {
             domains: lane_plans::domains(&maker.settings, &maker.router),
+            handled: lane_plans::handled(&maker.router),
             bus: Domains::new(process.connector.clone(), process.keys.clone()),
             begun: BTreeSet::new(),
+            lanes: Vec::new(),
             prepared: Vec::new(),
+            owning: Owning::default(),
             said: AtomicBool::new(false),
             maker,
         }
@@ -228,13 +307,100 @@ impl DataLanes {
         Ok(())
     }
 
+    /// Whether each partition of a domain has an owner that alone reads it.
+    fn is_owned(&self, domain: &str) -> bool {
+        let is = self.maker.process.keys.domain(domain);
+        is.is_some_and(|is| is.order == DomainOrder::Subject)
+    }
+
+    fn ordered_domains(&self) -> BTreeSet<String> {
+        let ordered = self.domains.iter().filter(|domain| self.is_owned(domain));
+        ordered.cloned().collect()
+    }
+
+    /// The domains of which this worker may own partitions.
+    pub(super) fn ordered(&self) -> Vec<Ordered> {
+        let ordered = self
+            .handled
+            .iter()
+            .filter(|(domain, _)| self.is_owned(domain));
+        let ordered = ordered.map(|(domain, kind)| Ordered {
+            domain: domain.clone(),
+            kind: kind.clone(),
+        });
+        ordered.collect()
+    }
+
+    /// Who is there may have changed.
+    pub(super) fn members_changed(&mut self) {
+        self.owning.told();
+    }
+
+    /// Tells the others that this worker is to own nothing more, as it leaves.
+    pub(super) async fn leave(&self) {
+        let Maker {
+            instances,
+            process,
+            settings,
+            ..
+        } = &self.maker;
+        for Ordered { domain, kind } in self.ordered() {
+            let left = instances.reads_no_more(&settings.group, &process.instance, &kind);
+            if let Err(error) = left.await {
+                tracing::debug!(domain, %error, "the others are not told that this worker owns nothing more");
+            }
+        }
+    }
+
+    /// Has lanes end that read partitions of domains which have an order by now; whether any is yet to end.
+    fn end_what_is_owned(&mut self) -> bool {
+        let ordered: BTreeSet<String> = self.ordered_domains();
+        let owned = |lane: &Shared| {
+            lane.places
+                .iter()
+                .any(|(domain, _)| ordered.contains(domain))
+        };
+        let mut over = Vec::new();
+        let mut waits = false;
+        for lane in &self.lanes {
+            if owned(lane) && !lane.end.is_cancelled() {
+                tracing::info!(
+                    streams = lane.streams(),
+                    "its domain has an order: each partition gets an owner"
+                );
+                lane.end.cancel();
+            }
+            waits |= lane.end.is_cancelled() && !lane.ended.is_cancelled();
+            if lane.ended.is_cancelled() {
+                over.extend(lane.places.iter().cloned());
+            }
+        }
+        let unbegun = |prepared: &mut Prepared| owned(prepared.shared());
+        let unbegun: Vec<Prepared> = self.prepared.extract_if(.., unbegun).collect();
+        for prepared in unbegun {
+            let lane = prepared.shared().clone();
+            drop(prepared);
+            self.maker.list.remove(&lane);
+            over.extend(lane.places.iter().cloned());
+            lane.ended.cancel();
+        }
+        self.begun.retain(|place| !over.contains(place));
+        self.lanes.retain(|lane| !lane.ended.is_cancelled());
+        waits
+    }
+
     /// The partitions that were not begun with: those that may be now, and whether others must wait.
-    async fn next(&self) -> (Vec<(String, u16)>, bool) {
+    async fn next(&self) -> (Vec<Place>, bool) {
         let (mut open, mut waits) = (Vec::new(), false);
-        for domain in &self.domains {
+        for domain in self.domains.iter().filter(|domain| !self.is_owned(domain)) {
             for partition in 0..self.maker.process.keys.partitions(domain) {
                 let place = (domain.clone(), partition);
                 if self.begun.contains(&place) {
+                    continue;
+                }
+                // Its domain has no order any more: who owned it finishes what runs.
+                if self.owning.has(&place) {
+                    waits = true;
                     continue;
                 }
                 let group = &self.maker.settings.group;
@@ -257,7 +423,9 @@ impl DataLanes {
         self.begun.extend(open.iter().cloned());
         let maker = &self.maker;
         for plan in lane_plans::of_data(&maker.settings, &maker.process, &maker.router, open) {
-            self.prepared.push(maker.prepare(plan));
+            let prepared = maker.prepare(plan);
+            self.lanes.push(prepared.shared().clone());
+            self.prepared.push(prepared);
         }
         waits
     }
@@ -281,11 +449,38 @@ impl DataLanes {
         }
     }
 
-    /// Begins with the partitions that may be read by now; whether others must wait.
+    /// Begins with the partitions that may be read by now, and with those that are to be this worker's own, and has lanes
+    /// end whose partitions others are to own; how long to wait before it is done again.
     ///
     /// # Errors
     /// `Bus`: a node is away; the same again.
     pub(super) async fn go_on(
+        &mut self,
+        running: &Running,
+        supervisor: &Supervisor,
+    ) -> Result<Duration, BusError> {
+        let ends = self.end_what_is_owned();
+        let mut ordered = self.ordered();
+        if ends {
+            // What this worker still runs of a domain runs before what it is to own.
+            let ending = self.lanes.iter().flat_map(|lane| lane.places.iter());
+            let ending: BTreeSet<&String> = ending.map(|(domain, _)| domain).collect();
+            ordered.retain(|one| !ending.contains(&one.domain));
+        }
+        let owning = self
+            .owning
+            .step(&self.maker, &self.bus, &ordered, running, supervisor);
+        let owned = Box::pin(owning).await;
+        let shared = self.go_on_with_shared(running, supervisor).await;
+        let shared = match shared? || ends {
+            true => SOON,
+            false => self.maker.settings.heartbeat_ttl / 3,
+        };
+        Ok(owned?.min(shared))
+    }
+
+    /// Whether others must wait.
+    async fn go_on_with_shared(
         &mut self,
         running: &Running,
         supervisor: &Supervisor,

@@ -41,6 +41,7 @@ mod making;
 mod mortal;
 mod orphans;
 mod outcomes;
+mod owned;
 mod partitions;
 mod patterns;
 mod pausing;

@@ -1,4 +1,5 @@
-//! Follows how many partitions the domains have that this worker reads, and begins with new ones when they may be read.
+//! Follows how many partitions the domains have that this worker reads, and begins with new ones when they may be read;
+//! and where they have an order, with those that this worker is to own.
 //!
 //! It runs where the lanes run, not on the keeper's thread.
 
@@ -34,12 +35,7 @@ pub(super) fn start(
     };
     let (supervisor, drain) = (supervisor.clone(), drain.clone());
     tasks.spawn(async move {
-        let until = async {
-            tokio::select! {
-                () = Box::pin(following.run()) => {}
-                () = drain.cancelled() => {}
-            }
-        };
+        let until = Box::pin(following.run(&drain));
         supervisor.run("partitions", &drain, until).await;
     });
     tasks
@@ -54,25 +50,27 @@ struct Following {
 }
 
 impl Following {
-    /// Each third of the ttl, and where somebody changed a domain.
-    async fn run(mut self) {
+    /// Each third of the ttl, and where somebody changed a domain, or came or left.
+    async fn run(mut self, drain: &CancellationToken) {
         let mut learned = Instant::now();
-        loop {
-            let waits = match self.data.go_on(&self.running, &self.supervisor).await {
-                Ok(waits) => waits,
+        // What it has begun with a partition it does to the end: the lane sees that it is to drain.
+        while !drain.is_cancelled() {
+            let pause = match self.data.go_on(&self.running, &self.supervisor).await {
+                Ok(pause) => pause,
                 Err(error) => {
                     tracing::debug!(%error, "partitions could not be begun with; trying again");
-                    true
+                    LOOK
                 }
             };
-            let pause = match waits {
-                true => LOOK,
-                false => self.third,
-            };
-            let told = tokio::select! {
-                () = tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.75)) => false,
-                () = self.list.more_partitions() => true,
-            };
+            let mut told = false;
+            tokio::select! {
+                () = tokio::time::sleep(pause.mul_f64(fastrand::f64() / 4.0 + 0.75)) => {}
+                () = self.list.more_partitions() => told = true,
+                () = self.list.members_changed(), if !self.data.ordered().is_empty() => {
+                    self.data.members_changed();
+                }
+                () = drain.cancelled() => break,
+            }
             if !told && learned.elapsed() < self.third / 2 {
                 continue;
             }
@@ -85,5 +83,6 @@ impl Following {
                 }
             }
         }
+        self.data.leave().await;
     }
 }

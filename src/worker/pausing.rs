@@ -196,6 +196,18 @@ impl Pausing {
         self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
+    /// Another worker read a partition until now that is this one's from here on, and may have parked something there:
+    /// until somebody has looked.
+    pub(super) fn begins_another(&self) {
+        for handler in &self.handlers {
+            if !keys::is_control(keys::domain_of(&handler.kind)) {
+                // Whoever looks just now did not look there.
+                locked(&handler.asked).parked += 1;
+                handler.flags.fetch_or(WAIT, Ordering::Relaxed);
+            }
+        }
+    }
+
     /// The documents.
     pub(super) fn held(&self) -> Arc<Documents> {
         self.policies.held()

@@ -6,7 +6,8 @@ use crate::connect::connector::BLOCK;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::resp::wire::Wire;
 use crate::protocol::entry::Entry;
-use crate::streams::{read, remade};
+use crate::streams::read::{self, Look};
+use crate::streams::remade;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -50,6 +51,8 @@ struct Connected {
 pub(super) enum Read {
     /// New entries, perhaps none, and when they were asked for.
     Entries(Vec<Delivery>, Instant),
+    /// The same of a partition that this worker owns, and what is pending there.
+    Looked(Vec<Delivery>, Instant, Look),
     /// The read failed; entries may have been delivered to nobody.
     Lost,
 }
@@ -74,9 +77,12 @@ impl Reader {
     /// cancelled; it returns within the block and answer times of `connect::connector`.
     pub(super) async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
         match self.read(count, closed).await {
-            Ok((entries, asked)) => {
+            Ok((entries, asked, look)) => {
                 self.backoff.worked();
-                Read::Entries(entries, asked)
+                match look {
+                    None => Read::Entries(entries, asked),
+                    Some(look) => Read::Looked(entries, asked, look),
+                }
             }
             Err(error) => {
                 self.connection = None;
@@ -97,7 +103,7 @@ impl Reader {
         &mut self,
         count: usize,
         closed: &[usize],
-    ) -> Result<(Vec<Delivery>, Instant), BusError> {
+    ) -> Result<(Vec<Delivery>, Instant, Option<Look>), BusError> {
         let shared = self.shared.clone();
         if let Some(connected) = &self.connection
             && !self.unreadable.is_empty()
@@ -109,13 +115,13 @@ impl Reader {
             self.connection = Some(self.connect().await?);
         }
         let Some(connected) = &mut self.connection else {
-            return Ok((Vec::new(), Instant::now()));
+            return Ok((Vec::new(), Instant::now(), None));
         };
         let open = connected.streams.iter().copied();
         let open: Vec<usize> = open.filter(|stream| !closed.contains(stream)).collect();
         if open.is_empty() {
             tokio::time::sleep(self.block).await;
-            return Ok((Vec::new(), Instant::now()));
+            return Ok((Vec::new(), Instant::now(), None));
         }
         let name = |stream: &usize| shared.routes[*stream].events.as_str();
         let streams: Vec<&str> = open.iter().map(name).collect();
@@ -125,18 +131,19 @@ impl Reader {
         let me = shared.instance();
         let count = count.min(self.fit);
         let asked = Instant::now();
-        let read = read::read_group(
-            wire,
-            &shared.group,
-            me,
-            &streams,
-            count,
-            self.block,
-            shared.limits.entry(),
-        )
-        .await;
-        let batches = match read {
-            Ok(batches) => batches,
+        let (group, limit) = (&shared.group, shared.limits.entry());
+        let read = match (&shared.owned, &streams[..]) {
+            (Some(_), [stream]) => {
+                read::read_group_and_look(wire, group, me, stream, count, self.block, limit)
+                    .await
+                    .map(|(batches, look)| (batches, Some(look)))
+            }
+            _ => read::read_group(wire, group, me, &streams, count, self.block, limit)
+                .await
+                .map(|batches| (batches, None)),
+        };
+        let (batches, look) = match read {
+            Ok(read) => read,
             Err(error) => {
                 // On a cluster the stream may have moved with its slot: whether it is gone is seen when it is read again.
                 let moves = shared.connector.is_cluster() && error.code() == Some("UNBLOCKED");
@@ -163,7 +170,7 @@ impl Reader {
                 since,
             }));
         }
-        Ok((deliveries, asked))
+        Ok((deliveries, asked, look))
     }
 
     async fn connect(&mut self) -> Result<Connected, BusError> {

@@ -4,7 +4,6 @@ use super::activity;
 use super::handover::NUDGE;
 use super::lane_list::LaneList;
 use super::lanes::Lanes;
-use super::shared::Shared;
 use crate::connect::clock::whole_ms;
 use crate::coordination::metrics::{Gauges, HandlerSums, Report, Sums};
 use crate::coordination::patterns::PatternStore;
@@ -45,14 +44,11 @@ impl Reporter {
 
     /// What it did since it began and how it is now.
     pub(super) fn report(&self) -> Report {
-        let committed = |lane: &Arc<Shared>| lane.counts.committed.load(Ordering::Relaxed);
-        let cancelled = |lane: &Arc<Shared>| lane.counts.cancelled.load(Ordering::Relaxed);
         let lanes = self.lanes.now();
-        let misplaced = |lane: &Arc<Shared>| lane.counts.misplaced.load(Ordering::Relaxed);
         let mut sums = Sums {
-            events_processed: lanes.iter().map(committed).sum(),
-            events_cancelled: lanes.iter().map(cancelled).sum(),
-            events_misplaced: lanes.iter().map(misplaced).sum(),
+            events_processed: self.lanes.count(|counts| &counts.committed),
+            events_cancelled: self.lanes.count(|counts| &counts.cancelled),
+            events_misplaced: self.lanes.count(|counts| &counts.misplaced),
             ..Sums::default()
         };
         let in_flight = lanes.iter().map(|lane| lane.under_way()).sum();

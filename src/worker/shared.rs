@@ -2,6 +2,7 @@
 
 use super::admission::Share;
 use super::inflight::InFlight;
+use super::owned::Ownership;
 use super::pausing::Pausing;
 use super::settle::Scene;
 use super::sparing::Sparing;
@@ -17,11 +18,13 @@ use crate::mutex::locked;
 use crate::protocol::event::{Entry, Event, Limits};
 use crate::protocol::keys::{self, StreamKeys};
 use crate::streams::commit::{Claims, Receipt};
+use crate::streams::fence::Fence;
 use crate::streams::first::{Firsts, Judge};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
 /// An entry in a worker's hands.
 #[derive(Debug)]
@@ -80,6 +83,28 @@ pub(super) struct Counts {
     pub ahead: AtomicU64,
 }
 
+impl Counts {
+    /// Adds what happened in another lane, which is gone.
+    pub(super) fn add(&self, other: &Counts) {
+        let all: [fn(&Counts) -> &AtomicU64; 11] = [
+            |it| &it.committed,
+            |it| &it.fenced,
+            |it| &it.cancelled,
+            |it| &it.taken,
+            |it| &it.expired,
+            |it| &it.misplaced,
+            |it| &it.ignored,
+            |it| &it.repeats,
+            |it| &it.parked,
+            |it| &it.retried,
+            |it| &it.dead,
+        ];
+        for of in all {
+            of(self).fetch_add(of(other).load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+    }
+}
+
 /// What the parts of a lane share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -91,6 +116,14 @@ pub(super) struct Shared {
     pub places: Vec<(String, u16)>,
     /// Which of the streams is this instance's inbox.
     pub inbox: Option<usize>,
+    /// Where its partition is one that this worker owns.
+    pub owned: Option<Arc<Ownership>>,
+    /// What fences its commits then.
+    pub fence: Option<Arc<Fence>>,
+    /// Reads no more, and finishes what runs.
+    pub end: CancellationToken,
+    /// Is told when the lane is gone, where the partition is owned.
+    pub ended: CancellationToken,
     /// The consumer group.
     pub group: String,
     /// The way to the lane's streams.
@@ -307,6 +340,12 @@ impl Shared {
     pub(super) fn claims_key(&self, stream: usize, consumer: &str) -> String {
         let (domain, partition) = &self.places[stream];
         self.process.keys.claims(domain, *partition, consumer)
+    }
+
+    /// The keys of its streams.
+    pub(super) fn streams(&self) -> String {
+        let streams = self.routes.iter().map(|route| route.events.as_str());
+        streams.collect::<Vec<_>>().join(" ")
     }
 
     /// Events that were started and are not settled.

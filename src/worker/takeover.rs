@@ -11,8 +11,9 @@ use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::event::EntryId;
 use crate::streams::claim::{self, Idle, Pending};
+use crate::streams::hold::{self, Held};
 use redis::aio::ConnectionLike;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,9 @@ pub(super) enum Trigger {
     Gone(BTreeSet<String>),
     /// The time has come to look for entries that nobody renewed.
     Stale,
+    /// The partition is this worker's: all that is pending with anybody and not in our hands. While a read is under way
+    /// that is not known.
+    Whole,
 }
 
 /// One stream to be looked through for one reason.
@@ -50,6 +54,8 @@ pub(super) struct Jobs(VecDeque<Job>);
 pub(super) enum Step {
     /// Took entries over, asked for then; there may be more.
     Took(Vec<Delivery>, Instant),
+    /// The same of a partition that this worker owns: with what is noted of them, and up to which entry nothing is left.
+    TookAll(Vec<Delivery>, Instant, HashMap<EntryId, Held>, EntryId),
     /// Nothing on this page; the next begins here.
     Onward(EntryId),
     /// A consumer of those that were gone is back, and keeps what it holds.
@@ -154,7 +160,12 @@ impl Jobs {
 impl Job {
     /// Whether it is for when no read is under way.
     pub(super) fn is_own(&self) -> bool {
-        self.trigger == Trigger::Own
+        matches!(self.trigger, Trigger::Own | Trigger::Whole)
+    }
+
+    /// Whether its next step lists what is pending from the beginning.
+    pub(super) fn is_at_the_beginning(&self) -> bool {
+        self.from == EntryId::default()
     }
 
     /// Whether it is for what those hold that are gone.
@@ -177,6 +188,7 @@ impl Job {
                 gone.iter().copied().map(Some).collect(),
                 Duration::ZERO.into(),
             ),
+            Trigger::Whole => (vec![None], Duration::ZERO.into()),
             // Nobody could renew anything while the server did not answer.
             Trigger::Stale => match shared.answers.steady_for(shared.claim_idle) {
                 Some(within) => {
@@ -228,7 +240,8 @@ impl Job {
             .collect();
         let mut wire = shared.connector.wire().await?;
         let asked = Instant::now();
-        let mut taken = claim::take(
+        let fence = shared.fence.as_deref();
+        let mut taken = claim::take_owned(
             &mut connection,
             stream,
             group,
@@ -236,12 +249,28 @@ impl Job {
             idle,
             &chosen,
             |consumer| shared.claims_key(self.stream, consumer),
+            fence,
         )
         .await?;
+        // One that changed its holder or its count meanwhile is listed again; what is behind it must not pass it.
+        let is_left = |entry: &&Pending| !taken.iter().any(|taken| taken.entry.id == entry.id);
+        let left = chosen.iter().find(is_left).map(|left| left.id);
+        let to = left.or_else(|| Some(chosen.last()?.id.next()));
         let there = taken.iter().filter(|taken| !taken.deleted);
         let held: Vec<_> = there
             .map(|taken| (taken.entry.id, taken.deliveries))
             .collect();
+        let mut notes = HashMap::new();
+        if let Some(fence) = fence {
+            let ids: Vec<EntryId> = held.iter().map(|(id, _)| *id).collect();
+            match hold::noted(&mut connection, fence, &ids).await {
+                Ok(noted) => notes = noted,
+                Err(error) => {
+                    unbegun::of_stream(shared, self.stream, &held).await.ok();
+                    return Err(error);
+                }
+            }
+        }
         let read = tokio::select! {
             read = claim::fields(&mut wire, stream, &mut taken, shared.limits.entry()) => read,
             never = keep(shared, connection, stream, &held) => match never {},
@@ -270,7 +299,10 @@ impl Job {
                 since,
             });
         }
-        Ok(Step::Took(deliveries, asked))
+        Ok(match fence {
+            None => Step::Took(deliveries, asked),
+            Some(_) => Step::TookAll(deliveries, asked, notes, to.unwrap_or_default()),
+        })
     }
 }
 

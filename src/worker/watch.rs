@@ -12,7 +12,7 @@ use crate::coordination::batches::leases::Leases;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::orders;
-use crate::coordination::instances::roster::gone_in;
+use crate::coordination::instances::roster::{self, gone_in};
 use crate::coordination::patterns::{PatternStore, is_choice};
 use crate::coordination::policies::{self, Policies};
 use crate::coordination::repairs::{self, Repairs};
@@ -112,6 +112,7 @@ impl Watch {
         self.policies.told();
         self.repairs.told();
         self.lanes.has_more_partitions();
+        self.lanes.has_other_members();
         self.compare().await.or_else(|error| self.go_on(error))?;
         let mut compared = Instant::now();
         loop {
@@ -138,6 +139,9 @@ impl Watch {
                 }
                 if domains::is_change(entry) {
                     self.lanes.has_more_partitions();
+                }
+                if roster::is_of_members(entry) {
+                    self.lanes.has_other_members();
                 }
                 if schedules::is_change(entry) {
                     self.schedules.told();

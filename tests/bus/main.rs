@@ -14,6 +14,8 @@ mod groups;
 mod history;
 mod later;
 mod outage;
+mod own;
+mod owned;
 mod park;
 mod pool;
 mod publish;

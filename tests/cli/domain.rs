@@ -237,3 +237,54 @@ fn doctor_names_a_partition_that_waits_for_long_since_when_and_for_what() {
     );
     assert_eq!(examined(&redis, "2")[0].0, "fine");
 }
+
+#[test]
+fn a_domain_gets_an_order_and_who_owns_what_is_shown() {
+    let redis = Redis::start();
+    let set = ["domain", "set", "image", "--order", "subject"];
+    let said = tagged(&redis, &set).done().out;
+    assert_eq!(said, "image: 2 partitions, subjects in order, version 1\n");
+    tagged(&redis, &["domain", "set", "image"]).failed(2, &["--order"]);
+    assert_eq!(told(&redis, &["domain", "list"])[0]["order"], "subject");
+    let time: (u64, u64) = redis::cmd("TIME").query(&mut redis.connect()).unwrap();
+    let (since, till) = (time.0 * 1000 - 60_000, time.0 * 1000 + 60_000);
+    let owner = format!("instance w-1 process p ttl 90000 since {since} till {till}");
+    say(
+        &redis,
+        &format!("HSET {{cb:image:0}}:owner:workers {owner}"),
+    );
+    say(&redis, "SET {cb:image:0}:fence:workers 7");
+    say(&redis, "HSET {cb:image:0}:held:workers 1-1 x 1-2 x");
+    let shown = told(&redis, &["domain", "show", "image"]);
+    let each = &shown[0]["each"];
+    let (owner, lease) = (&each[0]["owner"], each[0]["owner"]["lease_ms"].as_u64());
+    assert_eq!(
+        (&owner["instance"], &owner["since"]),
+        (&json!("w-1"), &json!(since))
+    );
+    assert!(lease > Some(0) && lease <= Some(61_000), "{lease:?}");
+    assert_eq!((&each[0]["held"], &each[1]["held"]), (&json!(2), &json!(0)));
+    assert_eq!(each[1]["owner"], Value::Null);
+    let table = tagged(&redis, &["domain", "show", "image"]).done().out;
+    assert!(table.contains("w-1") && table.contains("nobody"), "{table}");
+    let found = examined(&redis, "2");
+    let unowned = "nobody owns {cb:image:1}:events";
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].0 == "danger" && found[0].1 == unowned, "{found:?}");
+    say(&redis, "DEL {cb:image:0}:fence:workers");
+    let lapsed = format!("instance w-2 process p ttl 9000 since {since} till {since}");
+    say(
+        &redis,
+        &format!("HSET {{cb:image:1}}:owner:workers {lapsed}"),
+    );
+    let found = examined(&redis, "2");
+    assert!(found[0].1.contains("w-2 let it lapse 1m"), "{found:?}");
+    assert!(
+        found[1].1.contains("{cb:image:0}:fence:workers"),
+        "{found:?}"
+    );
+    let unset = ["domain", "set", "image", "--order", "none"];
+    let said = tagged(&redis, &unset).done().out;
+    assert_eq!(said, "image: 2 partitions, version 2\n");
+    assert_eq!(examined(&redis, "2")[0].0, "fine");
+}

@@ -6,6 +6,7 @@ mod support;
 mod boxes;
 mod moves;
 mod operators;
+mod owned;
 mod partitions;
 mod paths;
 mod rig;

@@ -4,7 +4,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 /// What each domain has of its own.
-const OF_A_DOMAIN: [&str; 10] = [
+const OF_A_DOMAIN: [&str; 13] = [
     "events",
     "results",
     "dead",
@@ -15,6 +15,9 @@ const OF_A_DOMAIN: [&str; 10] = [
     "parked",
     "handed",
     "replayed",
+    "owner",
+    "fence",
+    "held",
 ];
 /// What a slot has, whatever the domain: its plain name does not say where it is.
 const OF_A_SLOT: [&str; 5] = ["reply", "claims", "outbox", "moved", "clock"];

@@ -32,6 +32,8 @@ mod once;
 mod order;
 mod orders;
 mod outages;
+mod owned;
+mod owned_lane;
 mod pairs;
 mod partitions;
 mod patterns;

@@ -4,13 +4,16 @@ use super::super::Session;
 use super::super::output::span;
 use super::checks::names;
 use super::{Finding, Status};
+use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
 use convoke::operator::inspect;
 use convoke::protocol::domain::DomainOrder;
 use convoke::protocol::entry::Entry;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use convoke::streams::domains::Domains;
+use convoke::streams::own::{self, OwnKeys};
 use redis::aio::ConnectionLike;
+use std::time::Duration;
 
 const CHECK: &str = "partitions";
 /// Entries of a partition that are looked at: the last ones.
@@ -19,6 +22,13 @@ const LATEST: usize = 20;
 const LOOKED_AT: usize = 200;
 /// A new partition that is not begun with that many ms after the change waits for long: it does for 5 s at the least.
 const LONG_MS: u64 = 60_000;
+
+/// A lease that ended that many ms ago is taken by nobody.
+const UNOWNED_MS: u64 = 5000;
+/// How long a partition may be on its way from one owner to another.
+const MOVES: Duration = Duration::from_secs(2);
+/// Partitions without an owner that are named at the most.
+const FEW: usize = 10;
 
 /// Everything about the partitions of domains.
 pub(super) async fn partitions(
@@ -98,15 +108,10 @@ async fn tagged(
         is.is_some_and(|is| is.order == DomainOrder::Subject)
     };
     let ordered: Vec<String> = all.iter().filter(ordered).cloned().collect();
-    if !ordered.is_empty() {
-        findings.push(Finding {
-            check: CHECK,
-            status: Status::Danger,
-            what: format!("{} is to have the order \"subject\"", names(&ordered)),
-            why: "this version keeps the order of a subject within one worker only, not over several",
-            fix: "have one worker read it, with the policy `order: subject`".into(),
-        });
-    }
+    findings.extend(match owners(session, keys, &ordered).await {
+        Ok(found) => found,
+        Err(error) => vec![Finding::unknown(CHECK, error.to_string())],
+    });
     let of_events =
         |stream: &&StreamName| stream.kind == StreamKind::Events && keys.is_split(&stream.part);
     let of_events: Vec<&StreamName> = streams.iter().filter(of_events).collect();
@@ -152,6 +157,113 @@ async fn tagged(
         findings.push(Finding::fine(CHECK, what));
     }
     Ok(findings)
+}
+
+/// Partitions of domains with an order that nobody owns.
+async fn owners(
+    session: &Session,
+    keys: &Keys,
+    ordered: &[String],
+) -> Result<Vec<Finding>, BusError> {
+    let connector = session.connector().map_err(of_the_settings)?;
+    let domains = Domains::new(connector.clone(), keys.clone());
+    let group = &session.settings.group;
+    let (mut without, mut unfenced, mut asked) = (Vec::new(), Vec::new(), 0);
+    let mut findings = Vec::new();
+    let places = ordered.iter().flat_map(|name| {
+        let partitions = 0..keys.partitions(name);
+        partitions.map(move |partition| (name, partition))
+    });
+    for (name, partition) in places {
+        if asked == LOOKED_AT {
+            let what = format!("of the owners of partitions {asked} were looked at, and no more");
+            findings.push(Finding::unknown(CHECK, what));
+            break;
+        }
+        asked += 1;
+        let own = OwnKeys::of(keys, name, partition, group);
+        let connector = connector.toward(&own.owner);
+        let mut state = owned(&connector, &own).await?;
+        if matches!(state, Owned::Not(_)) {
+            // What one is to own next it waits for before it takes it.
+            if !domains.is_open(name, partition, group).await? {
+                continue;
+            }
+            // It may be on its way from one to another.
+            tokio::time::sleep(MOVES).await;
+            state = owned(&connector, &own).await?;
+        }
+        match state {
+            Owned::Is => {}
+            Owned::Unfenced => unfenced.push(own.fence),
+            Owned::Not(last) => {
+                without.push(format!("{}{last}", keys.events(name, partition)));
+                if without.len() == FEW {
+                    break;
+                }
+            }
+            Owned::Unread(error) => {
+                let what = format!("{}: {error}", own.owner);
+                findings.push(Finding::unknown(CHECK, what));
+            }
+        }
+    }
+    if !without.is_empty() {
+        findings.push(Finding {
+            check: CHECK,
+            status: Status::Danger,
+            what: format!("nobody owns {}", names(&without)),
+            why: "their subjects have an order, so only an owner reads them: what is published there waits",
+            fix: "start a worker with all handlers of the domain, of a version that knows the order (convoke instances); \
+                  where one has just gone, look again a ttl later"
+                .into(),
+        });
+    }
+    if let Some(first) = unfenced.first() {
+        findings.push(Finding {
+            check: CHECK,
+            status: Status::Warning,
+            what: format!("the fence is gone: {}", names(&unfenced)),
+            why: "somebody deleted it, or the server lost it: the owner commits nothing until it has taken the partition again",
+            fix: format!("leave {first} alone; see what else the server lost"),
+        });
+    }
+    Ok(findings)
+}
+
+/// Whether somebody owns a partition.
+enum Owned {
+    Is,
+    /// Somebody does, and nothing keeps others out.
+    Unfenced,
+    /// Nobody does; and what is known of the last one.
+    Not(String),
+    Unread(String),
+}
+
+async fn owned(connector: &Connector, own: &OwnKeys) -> Result<Owned, BusError> {
+    let source = connector.clock().await?;
+    let mut connection = connector.pooled().await?;
+    let looked = own::look(&mut connection, source, std::slice::from_ref(own)).await?;
+    let mut exists = redis::cmd("EXISTS");
+    let fenced: bool = exists.arg(&own.fence).query_async(&mut connection).await?;
+    Ok(match looked.owners.into_iter().next().unwrap_or(Ok(None)) {
+        Err(error) => Owned::Unread(error),
+        Ok(None) => Owned::Not(String::new()),
+        Ok(Some(owner)) => {
+            let till: u64 = owner.till.parse().unwrap_or(0);
+            let over = looked.now.saturating_sub(till);
+            match (over > UNOWNED_MS, fenced) {
+                (true, _) => Owned::Not(format!(
+                    " ({} let it lapse {} ago)",
+                    owner.instance,
+                    span(over)
+                )),
+                (false, false) => Owned::Unfenced,
+                (false, true) => Owned::Is,
+            }
+        }
+    })
 }
 
 /// New partitions that are not begun with for long: each with what it waits for, and since when.

@@ -136,7 +136,7 @@ impl Instances {
     }
 
     /// Which process speaks; '' if events ask.
-    pub(super) fn process(&self) -> &str {
+    pub(crate) fn process(&self) -> &str {
         self.process.as_deref().unwrap_or_default()
     }
 

@@ -1,7 +1,9 @@
 //! Looking at the instances: counts, lists, who can do what.
 
+mod members;
 mod readers;
 
+pub use members::Member;
 pub use readers::{Capable, LOOKED_AT, READS, Reader};
 
 use crate::connect::clock::ServerTime;
@@ -332,7 +334,19 @@ impl Instances {
     /// # Errors
     /// `Bus`.
     pub async fn gone_among(&self, ids: &[String]) -> Result<Vec<String>, CoordinationError> {
-        let mut gone = Vec::new();
+        self.among(ids, &["lost", "unregistered"]).await
+    }
+
+    /// The ids that unregistered lately and have not come back: their processes end.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn left_among(&self, ids: &[String]) -> Result<Vec<String>, CoordinationError> {
+        self.among(ids, &["unregistered"]).await
+    }
+
+    async fn among(&self, ids: &[String], are: &[&str]) -> Result<Vec<String>, CoordinationError> {
+        let mut found = Vec::new();
         for page in ids.chunks(ASKED) {
             let mut reads = redis::pipe();
             for id in page {
@@ -343,12 +357,20 @@ impl Instances {
             }
             let statuses: Vec<Option<String>> = self.store.ask(&reads).await?;
             let pairs = page.iter().zip(statuses);
-            let left = pairs
-                .filter(|(_, status)| matches!(status.as_deref(), Some("lost" | "unregistered")));
-            gone.extend(left.map(|(id, _)| id.clone()));
+            let those = pairs.filter(|(_, status)| {
+                let status = status.as_deref();
+                status.is_some_and(|status| are.contains(&status))
+            });
+            found.extend(those.map(|(id, _)| id.clone()));
         }
-        Ok(gone)
+        Ok(found)
     }
+}
+
+/// Whether a fact says that an instance came or left.
+pub fn is_of_members(fact: &Entry) -> bool {
+    let kind = fact.get("type").unwrap_or_default();
+    kind == b"instance.registered" || kind == b"instance.unregistered" || kind == b"instance.lost"
 }
 
 /// Who is gone according to a fact of the broadcast; `None` if that is not what it says.

@@ -7,9 +7,10 @@
 use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Wire;
-use crate::connect::script::script;
+use crate::connect::script::{script, script_with};
 use crate::connect::silence::CallTime;
 use crate::protocol::event::{Entry, EntryId};
+use crate::streams::fence::{FENCED, Fence};
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, Script, Value};
 use std::collections::HashMap;
@@ -25,6 +26,8 @@ pub const RENEWED: usize = 250;
 pub const TAKEN: usize = 100;
 
 static TAKE: LazyLock<Script> = LazyLock::new(|| script(include_str!("take.lua")));
+static TAKE_OWNED: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[FENCED], include_str!("take.lua")));
 static RENEW: LazyLock<Script> = LazyLock::new(|| script(include_str!("renew.lua")));
 static UNDELIVER: LazyLock<Script> = LazyLock::new(|| script(include_str!("undeliver.lua")));
 static GIVE: LazyLock<Script> = LazyLock::new(|| script(include_str!("give.lua")));
@@ -161,6 +164,22 @@ pub async fn take(
     wanted: &[Pending],
     claims: impl Fn(&str) -> String,
 ) -> Result<Vec<Taken>, BusError> {
+    take_owned(connection, stream, group, me, idle, wanted, claims, None).await
+}
+
+/// The same; where the stream is one that is owned, only while the fence stands.
+#[doc(hidden)]
+#[expect(clippy::too_many_arguments, reason = "those of `take`, and the fence")]
+pub async fn take_owned(
+    connection: &mut impl ConnectionLike,
+    stream: &str,
+    group: &str,
+    me: &str,
+    idle: impl Into<Idle>,
+    wanted: &[Pending],
+    claims: impl Fn(&str) -> String,
+    fence: Option<&Fence>,
+) -> Result<Vec<Taken>, BusError> {
     let idle = idle.into();
     let mut owners: Vec<&[u8]> = wanted
         .iter()
@@ -168,7 +187,10 @@ pub async fn take(
         .collect();
     owners.sort_unstable();
     owners.dedup();
-    let mut call = TAKE.prepare_invoke();
+    let mut call = match fence {
+        None => TAKE.prepare_invoke(),
+        Some(_) => TAKE_OWNED.prepare_invoke(),
+    };
     call.key(stream);
     for owner in &owners {
         call.key(claims(&String::from_utf8_lossy(owner)));
@@ -194,6 +216,9 @@ pub async fn take(
         call.arg(entry.id.to_string())
             .arg(owner)
             .arg(entry.deliveries);
+    }
+    if let Some(fence) = fence {
+        fence.add_to(&mut call);
     }
     let rows: Vec<(String, u32, bool)> = call.invoke_async(connection).await?;
     rows.into_iter()

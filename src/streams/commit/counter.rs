@@ -8,9 +8,10 @@ use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
 use crate::mutex::locked;
 use crate::protocol::digits::Digits;
 use crate::streams::claim::CLAIMS_TTL;
+use crate::streams::fence::Fence;
 use redis::aio::ConnectionLike;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// What the committers of a lane last learned from the server: the claim counters, one for each of their
 /// counter keys, and the time.
@@ -22,6 +23,8 @@ pub struct Claims {
     known: Vec<AtomicU64>,
     /// The history of the server's data in which they were raised last, where it names it.
     raised_in: Mutex<Option<Epoch>>,
+    /// What is watched besides, where the partition is owned.
+    fence: OnceLock<Arc<Fence>>,
 }
 
 /// The counters as one connection watches them; none while it watches nothing.
@@ -48,7 +51,18 @@ impl Claims {
             of_stream,
             known,
             raised_in: Mutex::new(None),
+            fence: OnceLock::new(),
         }
+    }
+
+    /// Has it watch a fence, too. Before it is used.
+    pub(crate) fn fenced(&self, fence: Arc<Fence>) {
+        self.fence.set(fence).ok();
+    }
+
+    /// What is watched besides the counters.
+    pub(crate) fn fence(&self) -> Option<&Arc<Fence>> {
+        self.fence.get()
     }
 
     /// The server's clock, in Unix milliseconds; the local one before the first connection.
@@ -126,10 +140,14 @@ impl Claims {
     /// Adds the commands that watch the counters and read them.
     pub(crate) fn watch(&self, commands: &mut Commands) -> Least {
         for name in [&b"WATCH"[..], b"MGET"] {
-            commands.begin(1 + self.keys.len());
+            let fence = self.fence.get();
+            commands.begin(1 + self.keys.len() + usize::from(fence.is_some()));
             commands.word(name);
             for key in &self.keys {
                 commands.word(key.as_bytes());
+            }
+            if let Some(fence) = fence {
+                commands.word(fence.key().as_bytes());
             }
         }
         let known = self.known.iter();
@@ -160,7 +178,9 @@ impl Claims {
         least: &Least,
     ) -> Result<bool, BusError> {
         let mut all = match values.token()? {
-            Token::Array(length) => length == self.known.len(),
+            Token::Array(length) => {
+                length == self.known.len() + usize::from(self.fence.get().is_some())
+            }
             Token::Error(text) => return Err(server_error(text)),
             _ => return Err(BusError::Reply { what: "MGET" }),
         };
@@ -175,6 +195,12 @@ impl Claims {
             watched.0.push(number.unwrap_or(0));
             // Of several connections one may hear of a later value before another hears of an earlier one.
             known.fetch_max(number.unwrap_or(0), Ordering::AcqRel);
+        }
+        if let Some(fence) = self.fence.get() {
+            fence.stands_at(match values.token()? {
+                Token::Bulk(number) => Some(number),
+                _ => None,
+            });
         }
         Ok(all)
     }

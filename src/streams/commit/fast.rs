@@ -50,6 +50,7 @@ impl Committer {
                 .is_watched(&self.watched, receipt.stream, receipt.claims)
         };
         self.wire.is_some()
+            && !self.is_lost()
             && batch
                 .iter()
                 .all(|settlement| is_watched(&settlement.receipt))
@@ -58,6 +59,9 @@ impl Committer {
     /// Runs the whole batch in one transaction, which does nothing if a claim counter moved since
     /// it was last watched.
     pub(super) async fn transact(&mut self, batch: &[Settlement]) -> Result<Fast, BusError> {
+        if self.is_lost() {
+            return Ok(Fast::Nothing);
+        }
         let mut commands = std::mem::take(&mut self.commands);
         commands.add(&[b"MULTI"]);
         for (at, settlement) in batch.iter().enumerate() {
@@ -75,6 +79,7 @@ impl Committer {
             });
         }
         self.acknowledge(batch, &mut commands);
+        self.forget_notes(batch, &mut commands);
         let told = self.prolong_replies(batch, &mut commands);
         let queued = commands.len();
         commands.add(&[b"EXEC"]);
@@ -120,6 +125,22 @@ impl Committer {
             commands.word(self.group.as_bytes());
             for receipt in receipts {
                 commands.word(receipt.entry_text().as_ref());
+            }
+        }
+    }
+
+    /// What waited in its place in an owned partition waits no more.
+    fn forget_notes(&self, batch: &[Settlement], commands: &mut Commands) {
+        let Some(fence) = self.claims.fence() else {
+            return;
+        };
+        let noted = fence.noted_of(batch.iter().map(|settlement| settlement.receipt.entry));
+        if !noted.is_empty() {
+            commands.begin(2 + noted.len());
+            commands.word(b"HDEL");
+            commands.word(fence.held().as_bytes());
+            for entry in noted {
+                commands.word(entry.to_string().as_bytes());
             }
         }
     }

@@ -37,6 +37,12 @@
 //!   nobody knows what was read. Else it raises it, too.
 //! - Their commits have no order. Who has an order to keep has one of them under way at a time (`worker/lane/commits.rs`).
 //!
+//! # Where the partition is owned
+//!
+//! One worker at a time owns it then, and each change of owner raises its [fence](crate::streams::fence). It is watched
+//! and read beside the counters, and is never learned again: where it is another one than when this worker began to own
+//! the partition, nothing is sent any more. The script looks at it first.
+//!
 //! An outcome that reports what its run wrote to the server itself is committed only in the history of
 //! the data in which that run began (see `connect/epoch.rs`).
 
@@ -61,6 +67,7 @@ use crate::streams::commit::settlement::Place;
 pub use crate::streams::commit::settlement::{
     Disposition, MAX_PUBLICATIONS, Note, Publication, Receipt, ReplyEntry, Settlement, Tally,
 };
+use crate::streams::fence::Fence;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -165,6 +172,19 @@ impl Committer {
         }
     }
 
+    /// The same for a lane whose partition is owned: it commits only while the fence stands. Before it is used.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn fenced(self, fence: Arc<Fence>) -> Self {
+        self.claims.fenced(fence);
+        self
+    }
+
+    /// Whether the partition has another owner: nothing is committed any more.
+    fn is_lost(&self) -> bool {
+        self.claims.fence().is_some_and(|fence| fence.is_lost())
+    }
+
     /// One more for the same lane, which is not connected yet.
     pub fn another(&self) -> Self {
         Self {
@@ -251,7 +271,8 @@ impl Committer {
     /// Whether what the run wrote to the server is still there, for all that is known.
     fn is_of_this_epoch(&self, settlement: &Settlement) -> bool {
         let is_now = |epoch| self.connector.check_epoch(epoch).is_ok();
-        settlement.epoch.is_none_or(is_now)
+        let of_the_owner = self.claims.fence().and_then(|fence| fence.epoch());
+        settlement.epoch.is_none_or(is_now) && of_the_owner.is_none_or(is_now)
     }
 
     fn place(&self, receipt: &Receipt) -> Place<'_> {
@@ -314,6 +335,11 @@ impl Committer {
         slow.reverse();
         while let Some(settlement) = slow.pop() {
             let (before, receipt) = (tally.committed, settlement.receipt);
+            if self.is_lost() {
+                tally.fenced += 1;
+                tally.unwritten.push(receipt);
+                continue;
+            }
             match self.slow(&settlement).await {
                 Ok(Slow::Committed) => tally.count(&settlement.disposition),
                 Ok(Slow::Untold) => {
@@ -323,6 +349,9 @@ impl Committer {
                 Ok(Slow::Fenced) => tally.fenced += 1,
                 Ok(Slow::Outdated) => tally.outdated += 1,
                 Ok(Slow::Refused(why)) => tally.refused.push((settlement.receipt, why)),
+                Err(error) if self.claims.fence().is_some_and(|it| it.hears(&error)) => {
+                    tally.fenced += 1;
+                }
                 Err(error) if error.reaction() == Reaction::GiveUp => {
                     tally.refused.push((settlement.receipt, error.to_string()));
                 }

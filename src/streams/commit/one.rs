@@ -3,18 +3,22 @@
 use crate::connect::clock::whole_ms;
 use crate::connect::error::BusError;
 use crate::connect::resp::wire::Commands;
-use crate::connect::script::script;
+use crate::connect::script::{script, script_with};
 use crate::protocol::digits::Digits;
 use crate::streams::claim;
 use crate::streams::commit::Committer;
 use crate::streams::commit::fast::Fast;
 use crate::streams::commit::lost::Unwritten;
 use crate::streams::commit::settlement::{Disposition, Receipt, Settlement, Worth, is_inbox};
+use crate::streams::fence::FENCED;
 use redis::aio::MultiplexedConnection;
 use redis::{Script, Value};
 use std::sync::LazyLock;
 
 static COMMIT: LazyLock<Script> = LazyLock::new(|| script(include_str!("commit.lua")));
+
+static COMMIT_OWNED: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[FENCED], include_str!("commit.lua")));
 
 /// The most words that a script may unpack into one command, with room to spare.
 const SCRIPT_WORDS: usize = 4_000;
@@ -45,7 +49,11 @@ impl Committer {
             self.arm().await?;
         }
         let receipt = settlement.receipt;
-        let mut call = COMMIT.prepare_invoke();
+        let fence = self.claims.fence().cloned();
+        let mut call = match fence {
+            None => COMMIT.prepare_invoke(),
+            Some(_) => COMMIT_OWNED.prepare_invoke(),
+        };
         call.key(&self.routes[receipt.stream].events);
         call.arg(&self.group)
             .arg(&self.consumer)
@@ -73,6 +81,14 @@ impl Committer {
             call.key(reply).arg("stream");
             call.arg(Worth::Optional.as_str()).arg(3);
             call.arg("PEXPIRE").arg(ttl.as_ref()).arg("NX");
+        }
+        if let Some(fence) = &fence {
+            for entry in fence.noted_of([receipt.entry].into_iter()) {
+                call.key(fence.held()).arg("hash");
+                call.arg(Worth::Optional.as_str()).arg(2);
+                call.arg("HDEL").arg(entry.to_string());
+            }
+            fence.add_to(&mut call);
         }
         let mut scripts = self.scripts().await?;
         if !self.is_of_this_epoch(settlement) {
@@ -174,6 +190,9 @@ impl Committer {
         for _ in 0..LARGE_TRIES {
             if self.wire.is_none() {
                 self.arm().await?;
+            }
+            if self.is_lost() {
+                return Ok(Slow::Fenced);
             }
             let routes = self.routes.clone();
             let (events, group) = (&routes[stream].events, self.group.clone());

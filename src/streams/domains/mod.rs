@@ -309,11 +309,28 @@ impl Domains {
     /// Says how many partitions a domain has, and tells it. The same again changes nothing.
     ///
     /// # Errors
-    /// `Refused` for a number that keeps no order; `Changed` where `version` is not the present one; `Bus`.
+    /// As of [`change`](Self::change).
     pub async fn set(
         &self,
         domain: &str,
         partitions: u16,
+        version: Option<u64>,
+        by: &str,
+    ) -> Result<Domain, DomainError> {
+        self.change(domain, Some(partitions), None, version, by)
+            .await
+    }
+
+    /// Says how many partitions a domain has, or whether its subjects have an order, or both, and tells it. The same again
+    /// changes nothing.
+    ///
+    /// # Errors
+    /// `Refused` for a number that keeps no order; `Changed` where `version` is not the present one; `Bus`.
+    pub async fn change(
+        &self,
+        domain: &str,
+        partitions: Option<u16>,
+        order: Option<DomainOrder>,
         version: Option<u64>,
         by: &str,
     ) -> Result<Domain, DomainError> {
@@ -323,21 +340,26 @@ impl Domains {
                 "{domain:?} is not the part of an event type before its first dot"
             ));
         }
-        if !self.keys.is_split(domain) {
+        let Some(first) = self
+            .keys
+            .set_partitions()
+            .filter(|_| self.keys.is_split(domain))
+        else {
             return refused(match keys::is_control(domain) {
                 true => format!("{domain} belongs to the control plane, which has no partitions"),
                 false => {
                     "plain names have no partitions: set `partitions`, or use a cluster".into()
                 }
             });
-        }
+        };
+        self.learn(&[domain], Use::Looks).await?;
+        let is = self.keys.domain(domain);
+        let partitions = partitions.unwrap_or(is.as_ref().map_or(first, |is| is.partitions));
         if !(1..=MAX_PARTITIONS).contains(&partitions) {
             return refused(format!(
                 "{partitions} partitions: there are 1 to {MAX_PARTITIONS}"
             ));
         }
-        self.learn(&[domain], Use::Looks).await?;
-        let is = self.keys.domain(domain);
         if let Some(is) = &is
             && (partitions < is.partitions || !partitions.is_multiple_of(is.partitions))
         {
@@ -348,7 +370,7 @@ impl Domains {
             ));
         }
         let present = is.as_ref().map_or(0, |is| is.version);
-        let order = is.map_or(DomainOrder::None, |is| is.order);
+        let order = order.unwrap_or(is.map_or(DomainOrder::None, |is| is.order));
         let by = &by[..by.floor_char_boundary(MAX_BY)];
         let mut call = SET.prepare_invoke();
         call.key(self.keys.domains())

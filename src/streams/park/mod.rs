@@ -22,6 +22,7 @@ use crate::protocol::event::Event;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::commit::Receipt;
 use crate::streams::delay::{self, MEMBER};
+use crate::streams::fence::{FENCED, Fence};
 use redis::aio::ConnectionLike;
 use redis::{RedisError, Script, Value};
 use std::collections::HashMap;
@@ -30,6 +31,8 @@ use std::sync::LazyLock;
 /// What takes a parked member apart: put before the scripts that do.
 pub(crate) const PLACES: &str = include_str!("places.lua");
 static PARK: LazyLock<Script> = LazyLock::new(|| script_with(&[PLACES], include_str!("park.lua")));
+static PARK_OWNED: LazyLock<Script> =
+    LazyLock::new(|| script_with(&[FENCED, PLACES], include_str!("park.lua")));
 static RELEASE: LazyLock<Script> =
     LazyLock::new(|| script_with(&[PLACES, MEMBER], include_str!("release.lua")));
 
@@ -107,7 +110,27 @@ pub async fn weigh(
     kind: &str,
     entries: &[Candidate<'_>],
 ) -> Result<Vec<Weighed>, BusError> {
-    let mut call = PARK.prepare_invoke();
+    weigh_owned(connection, route, group, consumer, kind, entries, None).await
+}
+
+/// The same; where the stream is one that is owned, only while the fence stands.
+///
+/// # Errors
+/// As [`weigh`].
+#[doc(hidden)]
+pub async fn weigh_owned(
+    connection: &mut impl ConnectionLike,
+    route: &StreamKeys,
+    group: &str,
+    consumer: &str,
+    kind: &str,
+    entries: &[Candidate<'_>],
+    fence: Option<&Fence>,
+) -> Result<Vec<Weighed>, BusError> {
+    let mut call = match fence {
+        None => PARK.prepare_invoke(),
+        Some(_) => PARK_OWNED.prepare_invoke(),
+    };
     call.key(&route.events)
         .key(route.parked_of(kind))
         .key(&route.parked)
@@ -126,6 +149,9 @@ pub async fn weigh(
             .arg(one.subject.unwrap_or_default())
             .arg(how)
             .arg(one.member.as_slice());
+    }
+    if let Some(fence) = fence {
+        fence.add_to(&mut call);
     }
     let said: Vec<u8> = call.invoke_async(connection).await?;
     if said.len() != entries.len() {

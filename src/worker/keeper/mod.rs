@@ -9,6 +9,7 @@
 //! | `pulse`: says that it lives and what it did, contends for the lead, watches its peers | a third of the ttl |
 //! | `collect`: writes the pulses of all, where that is chosen; the leader's only | 4 to 50 times a second |
 //! | `renew`: renews leases of what runs long | a sixth of the claim time |
+//! | `own`: renews the leases of partitions that it owns | a third of the ttl |
 //! | `attend`: sees when the server answers, and what its clock does | an eighth of the ttl, at most a second, unless others did |
 //! | `sweep`: declares the expired lost, looks at the tasks that wait, reports partitions | all instances together one to four times a second |
 //! | `obey`: does what operators order it (leave, be quiet, another concurrency), says how it is | a third of the ttl, and when it is told |
@@ -35,6 +36,7 @@ pub(super) mod measures;
 mod neighbours;
 mod obey;
 pub(super) mod outbox;
+mod own;
 mod pauses;
 mod peers;
 mod promote;
@@ -322,6 +324,7 @@ impl Chores {
         duties.begin("pulse", async |all| pulse::run(&all).await);
         duties.begin("collect", async |all| collect::run(&all).await);
         duties.begin("renew", async |all| renew::run(&all).await);
+        duties.begin("own", async |all| own::run(&all).await);
         duties.begin("leases", async |all| all.leases.keep(&all.batches).await);
         duties.begin("attend", async |all| attend::run(&all).await);
         duties.begin("sweep", async |all| sweep::run(&all).await);

@@ -6,10 +6,7 @@ use crate::connect::connector::{Connector, reconnect_delay};
 use crate::connect::error::BusError;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
-use crate::worker::shared::Shared;
 use futures_util::future::join_all;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The longest pause between two looks at the delay queues, while events of this worker's are retried.
@@ -27,9 +24,8 @@ pub(super) async fn run(chores: &Chores) {
     let mut clock = ServerClock::told(local_now());
     let mut retried = 0;
     loop {
-        let retries = |lane: &Arc<Shared>| lane.counts.retried.load(Ordering::Relaxed);
         let lanes = chores.lanes.now();
-        let until_now = lanes.iter().map(retries).sum();
+        let until_now = chores.lanes.count(|counts| &counts.retried);
         let pause = if retried == until_now { IDLE } else { PAUSE };
         retried = until_now;
         let pause = match run_once(chores, &mut clock, pause).await {

@@ -2,9 +2,7 @@
 
 use super::Chores;
 use crate::worker::activity::{self, Activity};
-use crate::worker::shared::Counts;
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often failures are summed up in the log.
@@ -56,17 +54,11 @@ fn hangs(activity: Vec<(String, Activity)>, before: &BTreeSet<String>) -> BTreeS
 }
 
 fn run_once(chores: &Chores, before: Failures) -> Failures {
-    let count = |pick: fn(&Counts) -> &AtomicU64| -> u64 {
-        let lanes = chores.lanes.now();
-        lanes
-            .iter()
-            .map(|lane| pick(&lane.counts).load(Ordering::Relaxed))
-            .sum()
-    };
+    let lanes = &chores.lanes;
     let now = Failures {
-        dead: count(|c| &c.dead),
-        retried: count(|c| &c.retried),
-        expired: count(|c| &c.expired),
+        dead: lanes.count(|counts| &counts.dead),
+        retried: lanes.count(|counts| &counts.retried),
+        expired: lanes.count(|counts| &counts.expired),
     };
     if now != before {
         tracing::warn!(

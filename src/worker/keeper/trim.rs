@@ -5,7 +5,6 @@
 
 use super::Chores;
 use crate::streams::trim::{LIMIT, Trimmer};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// The longest pause between two trims of a quiet worker's streams.
@@ -61,9 +60,7 @@ impl<'a> Trim<'a> {
 
     /// A quiet worker trims now and then, a busy one each time.
     fn is_due(&mut self) -> bool {
-        let lanes = self.chores.lanes.now();
-        let committed = lanes.iter().map(|lane| &lane.counts.committed);
-        let now: u64 = committed.map(|count| count.load(Ordering::Relaxed)).sum();
+        let now = self.chores.lanes.count(|counts| &counts.committed);
         let least = (self.chores.settings.stream_history / 10).max(1);
         let quiet = now.saturating_sub(self.committed) < least;
         if quiet && self.at.is_some_and(|at| at.elapsed() < QUIET) {

@@ -1,6 +1,7 @@
 //! An event's way into a lane: from its delivery to where its handler may start, or to its end without a run.
 
 use super::finished::{Finished, Ran, Unjudged};
+use super::line::Lined;
 use super::{ALONE, Lane, Waiting};
 use crate::connect::clock::NEVER;
 use crate::handler::context::Context;
@@ -56,7 +57,43 @@ impl Lane {
                 tracing::warn!(stream, entry = %receipt.entry, r#type = event.kind(), source = event.source(), "an event in another partition than its own: whoever published it does not look how many there are (convoke domain list)");
             }
         }
-        let asks = scene.firsts.is_some() && event.asks_once();
+        match self.line.is_some() {
+            false => self.begin(receipt, event, now),
+            true => self.line_up(receipt, event, now),
+        }
+    }
+
+    /// Starts an event in its turn, where the partition is owned.
+    fn line_up(&mut self, receipt: Receipt, mut event: Event, now: Instant) -> Instant {
+        let server_now = self.shared.claims.server_now();
+        let Some(line) = &mut self.line else {
+            return now;
+        };
+        // It has its place since it was found to be a suspect.
+        if self.alone == Some(receipt) {
+            line.again(&mut event);
+            return self.begin(receipt, event, now);
+        }
+        let attempt = event.attempt();
+        match line.comes(Lined { receipt, event }, Instant::now(), server_now) {
+            None => {
+                if let Some(held) = line.waits_unbegun(&receipt, attempt) {
+                    self.note_waiting(receipt, held);
+                }
+                now
+            }
+            Some(Lined { receipt, event }) => self.begin(receipt, event, now),
+        }
+    }
+
+    /// Starts an event whose turn it is, or has it wait; returns the time when that was.
+    #[inline]
+    pub(super) fn begin(&mut self, receipt: Receipt, event: Event, now: Instant) -> Instant {
+        if self.is_suspect(&receipt) {
+            self.waits_alone(Lined { receipt, event });
+            return now;
+        }
+        let asks = event.asks_once() && self.shared.firsts(receipt.stream).is_some();
         // Another one of its id may have come first: then it never ran.
         if !asks && self.is_poison(receipt, &event) {
             return now;
@@ -69,12 +106,13 @@ impl Lane {
                 .push(settle::early(self.shared.scene(receipt), &event, wait));
             return now;
         }
+        let shared = &self.shared;
         let inbox = shared.inbox == Some(receipt.stream);
         let context =
             Context::arrived(event, shared.process.clone(), inbox).delivered(receipt.deliveries);
         let kind = context.event().kind();
         let Some(route) = shared.router.find(kind).cloned() else {
-            let left = Left::without_handler(&shared, receipt, kind);
+            let left = Left::without_handler(shared, receipt, kind);
             match asks {
                 true => self.judge(Unjudged::Left(left, context)),
                 false => self.leave(left, context, None),
@@ -87,13 +125,14 @@ impl Lane {
             context,
             route,
             entered: None,
-            waited: false,
+            // In an owned partition it may have waited in line.
+            waited: self.line.is_some(),
             first: !asks,
             judged_in: None,
             weighed: None,
             hurry,
         };
-        let waiting = match shared.pausing.concerns(waiting.route.index) {
+        let waiting = match self.shared.pausing.concerns(waiting.route.index) {
             false => waiting,
             true => match self.unless_paused(waiting, false) {
                 Some(waiting) => waiting,
@@ -108,7 +147,7 @@ impl Lane {
 
     /// Settles an event that was delivered too often; whether it was.
     pub(super) fn is_poison(&mut self, receipt: Receipt, event: &Event) -> bool {
-        if receipt.deliveries <= self.shared.max_deliveries {
+        if self.tries(&receipt) <= self.shared.max_deliveries {
             return false;
         }
         let scene = self.shared.scene(receipt);
@@ -124,8 +163,9 @@ impl Lane {
             return now;
         }
         // A suspect runs alone, the others in batches.
-        let gathers = waiting.route.lots.is_some() && waiting.receipt.deliveries < ALONE;
+        let gathers = waiting.route.lots.is_some() && self.tries(&waiting.receipt) < ALONE;
         let may = !self.shared.doubt.lasts() && !gathers;
+        let may = may && (self.line.is_none() || self.may_start());
         if may && self.admission.admits(&waiting.route, self.running) {
             return self.go(waiting, now);
         }

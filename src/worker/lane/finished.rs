@@ -1,6 +1,7 @@
 //! What comes back to a lane from the tasks that it began.
 
 use super::Waiting;
+use super::hold::Noted;
 use super::weigh::Weighing;
 use crate::connect::epoch::Epoch;
 use crate::handler::context::Context;
@@ -32,6 +33,8 @@ pub(super) enum Finished {
     Judged(Box<Unjudged>, FirstCheck),
     /// Whether an event that is paused, or may be behind such ones, may begin; `None` if the server refuses to say.
     Weighed(Box<Weighing>, Option<Weighed>),
+    /// What is to be tried again is noted, and stays in its place.
+    Noted(Noted),
     Settled(Box<Settlement>),
     Given(Receipt),
     /// What was read and not started: how it is settled, or that it stays as it is.

@@ -9,6 +9,7 @@
 //!   then. Who takes over takes the oldest first, and starts nothing new before that.
 //! - What was delivered before, since how often that was must not be forgotten.
 //! - What is on its way through a gate, or is judged.
+//! - All of a partition that this worker owned: its next owner begins with it, in the order of the stream.
 //!
 //! What stays was never begun, and its delivery does not count (see [`unbegun`]).
 
@@ -50,7 +51,12 @@ impl Lane {
         let waiting = waiting.map(|waiting| Unstarted::Admitted(waiting.receipt, waiting.context));
         let read = self.ready.drain(..).chain(self.suspects.drain(..));
         let unstarted: Vec<Unstarted> = waiting.chain(read.map(Unstarted::Read)).collect();
-        self.put_down(unstarted, entering);
+        let mut stay = entering;
+        if let Some(line) = &mut self.line {
+            let waited = line.take_those(|_| true).into_iter();
+            stay.extend(waited.map(|lined| lined.receipt));
+        }
+        self.put_down(unstarted, stay);
     }
 
     /// Leaves one of which nothing was begun as it is.
@@ -87,6 +93,10 @@ impl Lane {
 
 /// How those of them are settled that are given back, without an attempt being spent.
 async fn given_back(shared: &Shared, unstarted: Vec<Unstarted>) -> Vec<Settlement> {
+    // Its next owner begins with it, in its place.
+    if shared.owned.is_some() {
+        return Vec::new();
+    }
     let mut read_by_others: HashMap<String, bool> = HashMap::new();
     let mut back = Vec::new();
     for one in unstarted {

@@ -24,7 +24,7 @@ impl Lane {
         lot.retain(|waiting| {
             let receipt = waiting.receipt;
             if self.is_lost(&receipt, waiting.waited) {
-                self.release(&[receipt]);
+                self.let_go(&[receipt]);
                 return false;
             }
             !(waiting.waited && self.expires(receipt, waiting.context.event()))
@@ -36,7 +36,7 @@ impl Lane {
         let Some(lots) = route.lots.clone() else {
             return now;
         };
-        if lot[0].receipt.deliveries >= ALONE {
+        if self.tries(&lot[0].receipt) >= ALONE {
             self.alone = Some(lot[0].receipt);
         }
         self.running += 1;

@@ -56,13 +56,13 @@ impl Lane {
             hurry: _,
         } = waiting;
         if self.is_lost(&receipt, waited) {
-            self.release(&[receipt]);
+            self.let_go(&[receipt]);
             return now;
         }
         if waited && self.expires(receipt, context.event()) {
             return now;
         }
-        if receipt.deliveries >= ALONE {
+        if self.tries(&receipt) >= ALONE {
             self.alone = Some(receipt);
         }
         // The gate counts the time of what entered it.
@@ -238,7 +238,13 @@ impl Lane {
                 if matches!(settlement.disposition, Disposition::Later { .. }) {
                     stats.retries.fetch_add(1, Ordering::Relaxed);
                 }
-                settlement
+                match self.unless_held(settlement, event, &error) {
+                    Some(settlement) => settlement,
+                    None => {
+                        context.end_progress();
+                        return;
+                    }
+                }
             }
         };
         let wrote = route.policy.stateful || context.wrote();
@@ -306,6 +312,15 @@ impl Lane {
     /// Leaves an event to an instance that has a handler for its type, and for another one where that is
     /// needed too; or to one that is named.
     pub(super) fn leave(&mut self, left: Left, context: Context, whom: Option<Elsewhere>) {
+        // Only the owner reads an owned partition: nobody else can have it.
+        if self.line.is_some() {
+            let event = context.event();
+            let settlement = left.end_here(&self.shared, event, whom.is_none());
+            if let Some(settlement) = self.unless_held(settlement, event, &left.error) {
+                self.settled.push(settlement);
+            }
+            return;
+        }
         self.running += 1;
         let (shared, finished) = (self.shared.clone(), self.finished.clone());
         tokio::spawn(async move {

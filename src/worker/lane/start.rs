@@ -1,6 +1,7 @@
 //! What a lane starts next, and how much it reads ahead of that.
 
 use super::Lane;
+use super::line::Lined;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ impl Lane {
     /// can run at a time, so that other replicas get their share. What waits in the admission has bounds
     /// of its own, and what is on its way to the server and back is not held back from anybody.
     pub(super) fn room(&self) -> usize {
-        let waiting = self.admission.len();
+        let waiting = self.admission.len() + self.in_line();
         let limit = if self.running > 0 || waiting > 0 {
             2 * self.shared.concurrency()
         } else {
@@ -27,6 +28,9 @@ impl Lane {
 
     /// The streams that are not read for now; `None` if that is all of them.
     pub(super) fn closed(&self) -> Option<Vec<usize>> {
+        if self.line.as_ref().is_some_and(|line| line.is_full()) {
+            return None;
+        }
         if self.admission.len() == 0 {
             return Some(Vec::new());
         }
@@ -38,7 +42,12 @@ impl Lane {
 
     /// Entries that were read and not started.
     pub(super) fn ahead(&self) -> usize {
-        self.suspects.len() + self.ready.len() + self.admission.len()
+        self.suspects.len() + self.ready.len() + self.admission.len() + self.in_line()
+    }
+
+    /// Entries that wait in line, where the partition is owned.
+    fn in_line(&self) -> usize {
+        self.line.as_ref().map_or(0, |line| line.len())
     }
 
     pub(super) fn tell_ahead(&self) {
@@ -48,7 +57,7 @@ impl Lane {
 
     /// Starts what may be started, for one slice of time; true if it left some.
     pub(super) fn start_ready(&mut self) -> bool {
-        if self.shared.doubt.lasts() {
+        if self.shared.doubt.lasts() || self.line.is_some() && !self.may_start() {
             return false;
         }
         if let Some(alone) = self.alone {
@@ -90,7 +99,10 @@ impl Lane {
         }
         while self.running < self.shared.concurrency() && self.alone.is_none() {
             // Before it runs, since it may ask, and after it, since it may wait.
-            if let Some(waiting) = self.admission.next(self.running) {
+            if let Some(Lined { receipt, event }) = self.next_in_line(now) {
+                self.tell_ahead();
+                now = self.begin(receipt, event, now);
+            } else if let Some(waiting) = self.admission.next(self.running) {
                 self.tell_ahead();
                 now = self.go(waiting, now);
             } else if !self.takes_over()
@@ -118,6 +130,9 @@ impl Lane {
 
     /// Whether what is new waits, because what a gone consumer held is being taken over.
     fn takes_over(&self) -> bool {
+        if self.line.is_some() {
+            return self.waits_for_older();
+        }
         let new = self.ready.front().is_some_and(|next| next.deliveries == 1);
         new && self.jobs.are_of_the_gone() && !self.taking_fails && (self.takes || self.room() > 0)
     }

@@ -1,6 +1,6 @@
 //! What goes on in a lane beside its runs and its commits: a read, a takeover, one of each at a time.
 
-use crate::connect::error::Reaction;
+use crate::connect::error::{BusError, Reaction};
 use crate::worker::reader::{Read, Reader};
 use crate::worker::shared::Shared;
 use crate::worker::takeover::{Job, Step};
@@ -22,8 +22,9 @@ pub(super) fn take(job: Job, shared: Arc<Shared>, room: usize) -> Boxed<Option<S
     Box::pin(async move {
         match job.step(&shared, room).await {
             Ok(step) => Some(step),
+            Err(error) if shared.fence.as_ref().is_some_and(|it| it.hears(&error)) => None,
             // No group, or no stream: nothing is pending there. The next trigger looks again.
-            Err(error) if matches!(error.reaction(), Reaction::RepairGroup | Reaction::GiveUp) => {
+            Err(error) if is_nothing(&error, &shared) => {
                 tracing::debug!(lane = shared.name, %error, "taking over was given up");
                 Some(Step::Done)
             }
@@ -34,6 +35,16 @@ pub(super) fn take(job: Job, shared: Arc<Shared>, room: usize) -> Boxed<Option<S
             }
         }
     })
+}
+
+/// Whether nothing is there to be taken over. In an owned partition only where that is sure: else what is newer would pass
+/// what is older.
+fn is_nothing(error: &BusError, shared: &Shared) -> bool {
+    match error.reaction() {
+        Reaction::RepairGroup => true,
+        Reaction::GiveUp => shared.owned.is_none() || error.code() == Some("WRONGTYPE"),
+        _ => false,
+    }
 }
 
 /// What the slot's future gives; never ready while the slot is empty.

@@ -64,6 +64,11 @@ impl Lane {
                 self.refuse(waiting, error);
                 return None;
             }
+            // What is parked is kept by type: it would not come back in the order of its subject.
+            Some(_) if self.line.is_some() && subject.is_some() => {
+                self.pauses_in_place(waiting);
+                return None;
+            }
             Some((how, _)) => how,
             None => How::Not,
         };
@@ -139,6 +144,10 @@ impl Lane {
             None => {
                 drop(waiting);
                 self.leave_unbegun(receipt);
+            }
+            Some(Weighed::Gone) if self.line.is_some() => {
+                drop(waiting);
+                self.let_go(&[receipt]);
             }
             Some(Weighed::Gone | Weighed::Parked) => {
                 self.shared.counts.parked.fetch_add(1, Ordering::Relaxed);
@@ -219,6 +228,9 @@ async fn weighed(
         match ask(shared, link, batch).await {
             Ok(answers) => return Some(answers),
             Err(error) => {
+                if shared.fence.as_ref().is_some_and(|it| it.hears(&error)) {
+                    return None;
+                }
                 match error.reaction() {
                     Reaction::Reconnect => *link = None,
                     Reaction::Wait => {}
@@ -270,5 +282,6 @@ async fn ask(
     let route = &shared.routes[first.waiting.receipt.stream];
     let kind = &first.waiting.route.kind;
     let consumer = shared.instance();
-    park::weigh(connection, route, &shared.group, consumer, kind, &pending).await
+    let (group, fence) = (&shared.group, shared.fence.as_deref());
+    park::weigh_owned(connection, route, group, consumer, kind, &pending, fence).await
 }

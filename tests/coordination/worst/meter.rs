@@ -10,7 +10,8 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 /// Files of functions that others are put together with.
-pub(super) const PARTS: [&str; 14] = [
+pub(super) const PARTS: [&str; 15] = [
+    "fenced.lua",
     "told.lua",
     "letters.lua",
     "held.lua",

@@ -23,11 +23,15 @@ use convoke::streams::claim::{self, Handing, Pending};
 use convoke::streams::commit::MAX_PUBLICATIONS;
 use convoke::streams::commit::{Note, Publication};
 use convoke::streams::delay;
+use convoke::streams::fence::Fence;
 use convoke::streams::first::{Asks, FirstCheck, Firsts, Judge, KEPT};
+use convoke::streams::hold::{self, HELD};
 use convoke::streams::outbox;
+use convoke::streams::own::{self, OwnKeys, Taking};
 use convoke::streams::park::{self, How};
 use convoke::streams::trim::{remove, trim};
 use std::time::Duration;
+use tokio_util::sync::CancellationToken;
 
 const EVENTS: &str = "cb:events:image";
 const DEAD: &str = "cb:dead:image";
@@ -43,6 +47,48 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
     moves(fleet, meter).await;
     parks(meter).await;
     cancels(meter).await;
+    owns(meter).await;
+}
+
+/// As many leases as are renewed in one call, each taken from another owner, and let go.
+async fn owns(meter: &mut Meter) {
+    let bus = Bus::start().await;
+    let mut connection = bus.connection.clone();
+    let keys = |partition| OwnKeys {
+        owner: format!("cb:owner:image-{partition}:workers"),
+        fence: format!("cb:fence:image-{partition}:workers"),
+    };
+    let name = "w".repeat(128);
+    let taking = Taking {
+        instance: &name,
+        process: &name,
+        ttl: Duration::from_secs(60),
+        ended: None,
+        until: 1 << 53,
+        replaces: true,
+    };
+    let driven = async {
+        let mut leases = Vec::new();
+        for partition in 0..own::RENEWED {
+            let keys = keys(partition);
+            let older = Taking {
+                process: "older",
+                ..taking
+            };
+            own::take(&mut connection, &keys, older).await.unwrap();
+            let fence = own::take(&mut connection, &keys, taking).await.unwrap();
+            leases.push((keys, fence.unwrap()));
+        }
+        let renewed = own::renew(&mut connection, &name, taking.ttl, &leases).await;
+        assert!(renewed.unwrap().into_iter().all(|renewed| renewed));
+        let (keys, fence) = &leases[0];
+        assert!(
+            own::leave(&mut connection, keys, &name, *fence)
+                .await
+                .unwrap()
+        );
+    };
+    meter.of(&bus.redis, driven).await;
 }
 
 /// As many names as are looked for at a time, among many small and the largest entries; what was parked; and the largest
@@ -381,11 +427,29 @@ async fn holds(meter: &mut Meter) {
         .into();
     let leases: Vec<(EntryId, u32)> = held.iter().map(|h: &Held| (h.entry.id, 1)).collect();
     let mut connection = bus.redis.connection_for(users::WORKER).await;
+    let (key, held) = (
+        bus.keys.fence("image", 0, GROUP),
+        bus.keys.held("image", 0, GROUP),
+    );
+    bus.run(&format!("SET {key} 1")).await;
+    let fence = Fence::new(&key, 1, &held, CancellationToken::new());
+    let tried = hold::Held {
+        attempt: 2,
+        due: 1 << 40,
+        deliveries: 1,
+        code: "internal".into(),
+        message: String::new(),
+    };
+    let tried = tried.saying(&"x".repeat(500));
     let redis = &bus.redis;
     let keys = bus.keys.clone();
     meter
         .of(redis, async {
             let connection = &mut connection;
+            let waits = leases[leases.len() - HELD..].iter();
+            let waits: Vec<_> = waits.map(|(id, count)| (*id, *count, &tried)).collect();
+            let lost = hold::hold(connection, EVENTS, GROUP, "w-1", &fence, &waits).await;
+            assert!(lost.unwrap().is_empty());
             let lost = claim::renew(connection, EVENTS, GROUP, "w-1", &leases).await;
             assert!(lost.unwrap().is_empty());
             let back = claim::undeliver(connection, EVENTS, GROUP, "w-1", &unbegun).await;

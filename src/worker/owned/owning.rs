@@ -1,0 +1,442 @@
+//! Takes the partitions that this worker is to own, and lets go of the others.
+//!
+//! It runs where the lanes run. Each look goes the same way: who owns what, who is there, who is to own what; what is free
+//! and to be the worker's own is taken, and of what is its own and to be another one's the lane ends, which lets it go.
+//! Where a partition is another one's that is yet to let it go, it looks again soon.
+
+use super::leases::{Lease, Look};
+use super::spread::{Member, spread};
+use super::{Ownership, leave};
+use crate::connect::error::BusError;
+use crate::coordination::error::CoordinationError;
+use crate::protocol::keys::Keys;
+use crate::streams::domains::Domains;
+use crate::streams::own::{self, Looked, OwnKeys, Owner, Taking};
+use crate::worker::lane_plans::{self, Place};
+use crate::worker::making::{Maker, Running};
+use crate::worker::shared::Shared;
+use crate::worker::supervisor::Supervisor;
+use futures_util::StreamExt;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// Between two looks at what others are to let go.
+pub(in crate::worker) const SOON: Duration = Duration::from_millis(100);
+/// Partitions that are begun with, or looked at on a cluster, at a time.
+const AT_A_TIME: usize = 8;
+/// Partitions that one look asks for.
+const AT_ONCE: usize = 500;
+/// How long a node may take to answer, at the least and at the most.
+const LOOKS_FOR: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(3)];
+/// Calls by which is looked in that time where nothing is to happen.
+const LOOKS: u32 = 8;
+const SELDOM: Duration = Duration::from_millis(500);
+
+/// A domain whose subjects have an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::worker) struct Ordered {
+    pub domain: String,
+    /// A type of it that this worker has a handler for: all who own partitions of the domain have all of its handlers.
+    pub kind: String,
+}
+
+/// What this worker owns, and what it knows of the others.
+#[derive(Default)]
+pub(in crate::worker) struct Owning {
+    /// Their lanes.
+    own: BTreeMap<Place, Arc<Shared>>,
+    leases: BTreeMap<Place, Lease>,
+    /// The domains whose members are known, and when they were asked for.
+    members: BTreeMap<String, Vec<Member>>,
+    learned: Option<Instant>,
+    /// Owners that have left, as they were seen then: who renews its lease since is none of them.
+    left: Vec<Owner>,
+    /// Partitions that it took, or tried to: what an older process of its instance had there it takes once.
+    tried: HashSet<Place>,
+}
+
+/// What one look at all says.
+struct Wanted {
+    /// Free, and to be this worker's own.
+    free: Vec<Place>,
+    /// To be its own, and another one's.
+    kept: BTreeSet<Place>,
+}
+
+impl Owning {
+    /// Whether a partition is its own, or its lane has not ended yet.
+    pub(in crate::worker) fn has(&self, place: &Place) -> bool {
+        self.own.contains_key(place)
+    }
+
+    /// Who is there may have changed.
+    pub(in crate::worker) fn told(&mut self) {
+        self.learned = None;
+    }
+
+    /// One look; how long to wait before the next one.
+    ///
+    /// # Errors
+    /// `Bus`: who is there, or what is open, is not known; the same again.
+    pub(in crate::worker) async fn step(
+        &mut self,
+        maker: &Maker,
+        bus: &Domains,
+        ordered: &[Ordered],
+        running: &Running,
+        supervisor: &Supervisor,
+    ) -> Result<Duration, BusError> {
+        let third = maker.settings.heartbeat_ttl / 3;
+        self.own.retain(|_, lane| !lane.ended.is_cancelled());
+        for ((domain, _), lane) in &self.own {
+            if !ordered.iter().any(|one| one.domain == *domain) {
+                lane.end.cancel();
+            }
+        }
+        if ordered.is_empty() {
+            *self = Self {
+                own: std::mem::take(&mut self.own),
+                ..Self::default()
+            };
+            return Ok(if self.own.is_empty() { third } else { SOON });
+        }
+        if self.learned.is_none_or(|at| at.elapsed() >= third * 3 / 4) {
+            self.learn(maker, ordered).await.map_err(of_the_bus)?;
+        }
+        let places = |one: &Ordered| {
+            let domain = one.domain.clone();
+            (0..maker.process.keys.partitions(&domain)).map(move |at| (domain.clone(), at))
+        };
+        let all: Vec<Place> = ordered.iter().flat_map(places).collect();
+        let calls = match maker.process.connector.is_cluster() {
+            true => all.len() as u32,
+            false => 1,
+        };
+        self.look(maker, &all).await;
+        let wanted = self.decide(maker, ordered);
+        let mut waits = !wanted.kept.is_empty();
+        let mut open = Vec::new();
+        for place in wanted.free {
+            match bus.is_open(&place.0, place.1, &maker.settings.group).await {
+                Ok(true) => open.push(place),
+                Ok(false) => waits = true,
+                Err(error) => {
+                    let (domain, partition) = place;
+                    tracing::debug!(domain, partition, %error, "whether a partition may be read is not known; asking again");
+                    waits = true;
+                }
+            }
+        }
+        let some = !open.is_empty();
+        let mut begins = Vec::new();
+        for place in &open {
+            let Some(lease) = self.leases.get(place) else {
+                continue;
+            };
+            let taken = Free {
+                place,
+                lease,
+                over: self.is_over(lease, Instant::now()),
+                replaces: !self.tried.contains(place),
+            };
+            begins.push(taken.begin(maker, running, supervisor));
+        }
+        let begun = futures_util::stream::iter(begins).buffer_unordered(AT_A_TIME);
+        let begun: Vec<(Place, Begun)> = Box::pin(begun.collect()).await;
+        for (place, begun) in begun {
+            match begun {
+                Ok(Some(lane)) => _ = self.own.insert(place.clone(), lane),
+                Ok(None) => waits = true,
+                Err(error) => {
+                    waits = true;
+                    let (domain, partition) = &place;
+                    tracing::debug!(domain, partition, %error, "a partition could not be taken; trying again");
+                    continue;
+                }
+            }
+            self.tried.insert(place);
+        }
+        if some {
+            self.tell(ordered);
+        }
+        let ends = self.own.values().any(|lane| lane.end.is_cancelled());
+        Ok(match waits || ends {
+            true => SOON,
+            // Each renewal is to be seen, and what one who drains has let go is to be taken soon.
+            false => (third * 3 / 4).min(SELDOM.max(SELDOM * calls / LOOKS)),
+        })
+    }
+
+    async fn learn(&mut self, maker: &Maker, ordered: &[Ordered]) -> Result<(), CoordinationError> {
+        let mut members = BTreeMap::new();
+        for one in ordered {
+            let group = &maker.settings.group;
+            let found = maker.instances.members(group, &one.kind).await?;
+            let found = found.into_iter().map(|member| Member {
+                id: member.id,
+                capacity: member.capacity,
+            });
+            let mut found: Vec<Member> = found.collect();
+            let me = &maker.process.instance;
+            // After an outage others may have pulsed before this worker did: it lets nothing go for that.
+            if !maker.list.is_quiet() && found.iter().all(|member| member.id != *me) {
+                found.push(Member {
+                    id: me.clone(),
+                    capacity: maker.settings.capacity.into(),
+                });
+            }
+            members.insert(one.domain.clone(), found);
+        }
+        let owners = self.leases.values().filter_map(Lease::owner);
+        let owners: Vec<&Owner> = owners.collect();
+        let mut ids: Vec<String> = owners.iter().map(|owner| owner.instance.clone()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        // Not who was declared lost: it may be back, and has its lease as long as it renews it.
+        let left = maker.instances.left_among(&ids).await?;
+        let left = owners
+            .into_iter()
+            .filter(|owner| left.contains(&owner.instance));
+        self.left = left.cloned().collect();
+        self.members = members;
+        self.learned = Some(Instant::now());
+        Ok(())
+    }
+
+    /// Looks at who owns what.
+    async fn look(&mut self, maker: &Maker, all: &[Place]) {
+        let part = match maker.process.connector.is_cluster() {
+            // Each of them lies in a slot of its own.
+            true => 1,
+            false => AT_ONCE,
+        };
+        let mut looks = Vec::new();
+        for places in all.chunks(part) {
+            looks.push(look_at(maker, places));
+        }
+        let looks = futures_util::stream::iter(looks).buffer_unordered(AT_A_TIME);
+        let looks: Vec<_> = Box::pin(looks.collect()).await;
+        let ttl = maker.settings.heartbeat_ttl;
+        let known: BTreeSet<&Place> = all.iter().collect();
+        self.leases.retain(|place, _| known.contains(place));
+        for (places, looked) in looks {
+            let (look, looked) = match looked {
+                Ok(looked) => looked,
+                Err(error) => {
+                    tracing::debug!(%error, "who owns partitions is not known; asking again");
+                    continue;
+                }
+            };
+            for (place, owner) in places.iter().zip(looked.owners) {
+                match owner {
+                    Ok(owner) => {
+                        let lease = self.leases.entry(place.clone()).or_default();
+                        lease.seen(look, owner.as_ref(), ttl);
+                    }
+                    Err(error) => {
+                        let (domain, partition) = place;
+                        tracing::warn!(
+                            domain,
+                            partition,
+                            error,
+                            "who owns the partition cannot be read"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has lanes end that are to be another one's, and says what is to be the worker's own.
+    fn decide(&self, maker: &Maker, ordered: &[Ordered]) -> Wanted {
+        let (me, now) = (maker.process.instance.as_str(), Instant::now());
+        let ttl = maker.settings.heartbeat_ttl;
+        let mut wanted = Wanted {
+            free: Vec::new(),
+            kept: BTreeSet::new(),
+        };
+        for one in ordered {
+            let Some(members) = self.members.get(&one.domain) else {
+                continue;
+            };
+            let places = |at| (one.domain.clone(), at);
+            let places: Vec<Place> = (0..maker.process.keys.partitions(&one.domain))
+                .map(places)
+                .collect();
+            let holds = |place: &Place| match self.own.contains_key(place) {
+                true => Some(me),
+                false => {
+                    let lease = self.leases.get(place)?;
+                    let owner = lease.owner().filter(|_| !self.is_over(lease, now))?;
+                    Some(owner.instance.as_str())
+                }
+            };
+            let owners: Vec<Option<&str>> = places.iter().map(holds).collect();
+            let target = spread(&one.domain, &owners, members);
+            for ((place, owner), target) in places.iter().zip(&owners).zip(target) {
+                if let Some(lane) = self.own.get(place) {
+                    if target != Some(me) && target.is_some() {
+                        lane.end.cancel();
+                    }
+                } else if target == Some(me) {
+                    // What nobody could look at is not known to be free.
+                    let known = self
+                        .leases
+                        .get(place)
+                        .is_some_and(|lease| lease.is_known(now, ttl));
+                    let own = *owner == Some(me) && self.replaces(maker, place);
+                    match known && (owner.is_none() || own) {
+                        true => wanted.free.push(place.clone()),
+                        false => _ = wanted.kept.insert(place.clone()),
+                    }
+                }
+            }
+        }
+        wanted
+    }
+
+    /// Whether nobody has the lease any more: it ended, or its owner has left.
+    fn is_over(&self, lease: &Lease, now: Instant) -> bool {
+        let ended = lease.ends().is_none_or(|ends| ends <= now);
+        let owner = lease.owner();
+        ended || owner.is_none_or(|owner| self.left.contains(owner))
+    }
+
+    /// Whether what this instance owns by another process may be taken from it, or is this process's.
+    fn replaces(&self, maker: &Maker, place: &Place) -> bool {
+        let owner = self.leases.get(place).and_then(Lease::owner);
+        let own = owner.is_some_and(|owner| owner.process == maker.instances.process());
+        own || !self.tried.contains(place)
+    }
+
+    fn tell(&self, ordered: &[Ordered]) {
+        for one in ordered {
+            let own = self.own.keys().filter(|(domain, _)| *domain == one.domain);
+            let own: Vec<String> = own.map(|(_, partition)| partition.to_string()).collect();
+            let own = own.join(" ");
+            tracing::info!(domain = one.domain, partitions = own, "owns partitions");
+        }
+    }
+}
+
+fn of_the_bus(error: CoordinationError) -> BusError {
+    match error {
+        CoordinationError::Bus(error) => error,
+        other => BusError::Pool(other.to_string()),
+    }
+}
+
+fn keys_of(keys: &Keys, (domain, partition): &Place, group: &str) -> OwnKeys {
+    OwnKeys::of(keys, domain, *partition, group)
+}
+
+/// Looks at partitions that one node has.
+async fn look_at<'a>(
+    maker: &Maker,
+    places: &'a [Place],
+) -> (&'a [Place], Result<(Look, Looked), BusError>) {
+    // A node that is away keeps nobody from what is free elsewhere for long.
+    let limit = (maker.settings.heartbeat_ttl / 6).clamp(LOOKS_FOR[0], LOOKS_FOR[1]);
+    let looked = tokio::time::timeout(limit, try_to_look_at(maker, places)).await;
+    let looked =
+        looked.unwrap_or_else(|_| Err(BusError::Pool(format!("no answer within {limit:?}"))));
+    (places, looked)
+}
+
+async fn try_to_look_at(maker: &Maker, places: &[Place]) -> Result<(Look, Looked), BusError> {
+    let (process, group) = (&maker.process, &maker.settings.group);
+    let keys = places
+        .iter()
+        .map(|place| keys_of(&process.keys, place, group));
+    let keys: Vec<OwnKeys> = keys.collect();
+    let connector = match keys.first() {
+        Some(first) => process.connector.toward(&first.owner),
+        None => process.connector.clone(),
+    };
+    let source = connector.clock().await?;
+    let mut connection = connector.pooled().await?;
+    let asked = Instant::now();
+    let looked = own::look(&mut connection, source, &keys).await?;
+    let look = Look {
+        asked,
+        answered: Instant::now(),
+        now: looked.now,
+        epoch: connector.epoch(),
+    };
+    Ok((look, looked))
+}
+
+/// The lane of a partition that was taken; nothing where another one was faster.
+type Begun = Result<Option<Arc<Shared>>, BusError>;
+
+/// A partition that is to be this worker's own.
+struct Free<'a> {
+    place: &'a Place,
+    lease: &'a Lease,
+    /// Nobody has the lease any more.
+    over: bool,
+    /// What another process of this instance has is taken from it.
+    replaces: bool,
+}
+
+impl Free<'_> {
+    /// Takes it, and has a lane run there.
+    async fn begin(
+        self,
+        maker: &Maker,
+        running: &Running,
+        supervisor: &Supervisor,
+    ) -> (Place, Begun) {
+        let begun = self.try_to_begin(maker, running, supervisor).await;
+        (self.place.clone(), begun)
+    }
+
+    async fn try_to_begin(
+        &self,
+        maker: &Maker,
+        running: &Running,
+        supervisor: &Supervisor,
+    ) -> Begun {
+        let (process, ttl) = (&maker.process, maker.settings.heartbeat_ttl);
+        let asked = Instant::now();
+        let Some(until) = self.lease.until(asked, ttl) else {
+            return Ok(None);
+        };
+        let (keys, group) = (&process.keys, &maker.settings.group);
+        let own = keys_of(keys, self.place, group);
+        let taking = Taking {
+            instance: &process.instance,
+            process: maker.instances.process(),
+            ttl,
+            ended: self.lease.owner().filter(|_| self.over),
+            until,
+            replaces: self.replaces,
+        };
+        let connector = process.connector.toward(&own.owner);
+        let mut connection = connector.pooled().await?;
+        let Some(fence) = own::take(&mut connection, &own, taking).await? else {
+            return Ok(None);
+        };
+        drop(connection);
+        let held = keys.held(&self.place.0, self.place.1, group);
+        let ownership = Ownership::new([own.owner, own.fence, held], fence, asked, ttl);
+        let plan = lane_plans::of_owned(
+            &maker.settings,
+            process,
+            &maker.router,
+            self.place.clone(),
+            Arc::new(ownership),
+        );
+        let mut prepared = maker.prepare(plan);
+        let lane = prepared.shared().clone();
+        if let Err(error) = prepared.committer.start().await {
+            drop(prepared);
+            maker.list.remove(&lane);
+            leave(&lane, maker.instances.process()).await;
+            return Err(error);
+        }
+        prepared.run(running, &maker.ending, supervisor);
+        Ok(Some(lane))
+    }
+}
