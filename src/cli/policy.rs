@@ -245,6 +245,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         Column::new("PAUSED"),
         Column::number("PARKED").optional(),
         Column::new("LIMITS").shrinks(12),
+        Column::new("SEATS").optional(),
         Column::new("REASON").shrinks(12),
         Column::number("VERSION"),
         Column::new("BY").optional(),
@@ -273,6 +274,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
                 .map_or_else(|| "-".to_owned(), output::number)
                 .into(),
             words::limits(one).into(),
+            words::seats(one).into(),
             match one["reason"].is_null() {
                 true => text(&pause["reason"]).into(),
                 false => text(&one["reason"]).into(),

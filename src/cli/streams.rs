@@ -14,6 +14,8 @@ use redis::aio::ConnectionLike;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
+mod totals;
+
 /// Consumers of a group that are shown.
 const SHOWN: usize = 10;
 
@@ -28,7 +30,8 @@ Of a stream: its entries, and about how many BYTES of the server's memory they t
 not ask). Of a group: LAG, what nobody was given yet, PENDING, what was given and \
 not acknowledged, OLDEST, since when the oldest of both waits. Of a consumer: what it holds, and \
 since when it asked for nothing (IDLE). Delayed is what waits for its time: `convoke delayed` shows it. \
-Parked is what is paused, by type: `convoke policy list` says by whom. A consumer is an instance; one that is gone and holds \
+Parked is what is paused, by type: `convoke policy list` says by whom. Of a type with a total: how many run in all \
+workers, and how many wait for that. A consumer is an instance; one that is gone and holds \
 entries loses them to the others soon. Streams of replies are shown with --all.";
 
 /// Show streams, groups and consumers: length, lag, pending, oldest, idle
@@ -61,6 +64,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         names.dedup();
     }
     let depths = depths(&mut connection, &keys, &names).await?;
+    let mut seats = totals::read(&session, &names).await?;
     let mut owners = Owners::new(session.instances()?);
     let now = inspect::now(&mut connection).await?;
     let mut table = Table::new(
@@ -90,6 +94,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             Some(route) => parked::kinds(&mut connection, &route).await?,
             None => Vec::new(),
         };
+        let seats = totals::take(&mut seats, &name);
         let mut groups = Vec::new();
         for group in &stream.groups {
             let consumers = inspect::consumers(&mut connection, &name.key, &group.name).await?;
@@ -115,6 +120,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
                 |one| json!({ "type": one.kind, "count": one.count, "first_at": one.first_ms }),
             );
             said["parked"] = parked.collect();
+            said["seats"] = seats.iter().map(totals::described).collect();
             session.output.json(&said)?;
             continue;
         }
@@ -143,6 +149,9 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         }
         for one in &parked {
             table.row(parked_row(one, &session.output, now))?;
+        }
+        for one in &seats {
+            table.row(totals::row(one))?;
         }
         for (group, consumers) in &groups {
             table.row(group_row(group, &session.output, now))?;

@@ -124,7 +124,8 @@ pub(super) struct SettingFlags {
     #[serde(skip_serializing_if = "Option::is_none")]
     type_share: Option<u8>,
     /// By what the handler of a type is limited; may be repeated: mail.send=4 is a concurrency,
-    /// mail.send=concurrency:4,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5/30s has all of them
+    /// mail.send=concurrency:4,total:9,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5/30s has all of them,
+    /// where total counts the runs in all workers
     #[arg(long, value_name = "TYPE=LIMITS")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     limit: Vec<String>,

@@ -21,6 +21,7 @@ pub mod policies;
 pub mod repairs;
 pub mod schedules;
 pub mod scripts;
+pub mod seats;
 mod store;
 pub mod tasks;
 pub mod totals;

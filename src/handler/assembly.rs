@@ -40,6 +40,7 @@ pub fn limits_of(policy: &Policy, defaults: RetryPolicy, surroundings: &Surround
         retry: policy.retries(defaults),
         metered: policy.rate.map(|rate| Metered { rate, per }),
         concurrency: policy.concurrency,
+        total: policy.total,
     }
 }
 
@@ -67,11 +68,14 @@ pub fn gate(
     let is_plain = circuit.is_none()
         && policy.rate.is_none()
         && policy.concurrency.is_none()
+        && policy.total.is_none()
         && policy.permits.is_none()
         && !policy.ordered
         && policy.cache.is_none()
         && policy.layers.is_empty();
     let mut service = Stack::new(endpoint);
+    let permits = Permits::new(policy.concurrency);
+    permits.share(policy.total);
     let cache = policy.cache.map(|ttl| (Results::new(ttl), Arc::default()));
     if let Some((results, _)) = &cache {
         let layer = CacheLayer::new(results.clone(), limits.clone(), stats.clone());
@@ -89,7 +93,7 @@ pub fn gate(
         meter: RateRule::new(kind.into(), surroundings.limits.clone(), stats.clone()),
         over: Arc::default(),
         circuit: circuit.map(|circuit| (circuit.clone(), policy.fallback.clone())),
-        permits: Arc::new(Permits::new(policy.concurrency)),
+        permits: Arc::new(permits),
         lent: policy.permits.clone(),
         layered: !policy.layers.is_empty(),
         service: Kept::new(service),
@@ -330,6 +334,7 @@ mod tests {
         assert!(layered(Policy::new().rate_limit(1, MINUTE)));
         assert!(layered(Policy::new().circuit(1, MINUTE)));
         assert!(layered(Policy::new().concurrency(1)));
+        assert!(layered(Policy::new().total(1)));
         assert!(layered(Policy::new().ordered()));
     }
 }

@@ -172,13 +172,20 @@ impl Context {
         let (mut places, mut after) = (Places::default(), None);
         loop {
             let entering = gate.enter(part.clone(), Manner::Patient, places, after);
-            let entered = match self.unless_it_ends(entering).await? {
-                Ok(entered) => entered,
+            let begun = match self.unless_it_ends(entering).await? {
+                Ok(entered) => entered.begin(),
                 Err(error) => return Ok((Err(error), Duration::ZERO)),
+            };
+            let begun = match begun {
+                Ok(begun) => begun,
+                Err(kept) => {
+                    (places, after) = (*kept, None);
+                    continue;
+                }
             };
             let back = Back::default();
             let began = Instant::now();
-            let run = Fenced::start(|| gate.run(entered, part.clone(), back.clone()));
+            let run = Fenced::start(|| gate.run(begun, part.clone(), back.clone()));
             match (run.await, back.take()) {
                 (Err(refused), Some(kept)) => (places, after) = (kept, refused.retry_after),
                 (result, _) => return Ok((result, began.elapsed())),
@@ -257,8 +264,10 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::coordination::policies::RunLimits;
     use crate::handler::assembly::Surroundings;
     use crate::handler::assembly::testing::{limits, process};
+    use crate::handler::gate::permits::Seats;
     use crate::handler::policy::Policy;
     use crate::handler::router::{Registration, Router};
     use crate::protocol::event::EntryId;
@@ -393,6 +402,89 @@ mod tests {
             assert!(began.elapsed() <= Duration::from_secs(61), "{why:?}");
             let stats = parent.route("number.double").unwrap().stats.clone();
             assert_eq!(stats.calls.load(Ordering::Relaxed), 1);
+        }
+    }
+
+    /// Has as many parts go on in all workers, and as many of them here.
+    fn shared(parent: &Context, seats: usize) -> Arc<Route> {
+        let route = parent.route("number.double").unwrap();
+        route.ask(RunLimits {
+            total: Some(9),
+            ..RunLimits::default()
+        });
+        seated(&route, seats);
+        route
+    }
+
+    fn seated(route: &Route, seats: usize) {
+        let until = tokio::time::Instant::now() + Duration::from_secs(3600);
+        let seats = Seats {
+            count: seats,
+            total: 9,
+            until,
+        };
+        route.permits().unwrap().seat(seats);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_waits_for_a_seat_begins_when_there_is_one() {
+        let parent = parent();
+        let route = shared(&parent, 0);
+        let mut waits = Box::pin(parent.dispatch(part("number.double", 21)));
+        assert!(futures_util::poll!(&mut waits).is_pending());
+        assert_eq!(route.permits().unwrap().look().unwrap().waits, 1);
+        seated(&route, 1);
+        waits.await.unwrap().result.unwrap();
+        let look = route.permits().unwrap().look().unwrap();
+        assert_eq!((look.runs, look.entered, look.waits), (0, 0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_seat_comes_back_however_a_run_ends() {
+        let parent = parent();
+        let route = shared(&parent, 1);
+        let runs = || route.permits().unwrap().look().unwrap().runs;
+        // A panic, a failure, a time-out; and one that is given up.
+        for n in [0, 1, 2, 21] {
+            parent.dispatch(part("number.double", n)).await.unwrap();
+            assert_eq!(runs(), 0, "{n}");
+        }
+        let mut part_that_runs = Box::pin(parent.dispatch(part("number.double", 2)));
+        assert!(futures_util::poll!(&mut part_that_runs).is_pending());
+        assert_eq!(runs(), 1);
+        drop(part_that_runs);
+        assert_eq!(runs(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_for_a_seat_ends_with_the_deadline_the_drain_and_the_run() {
+        let soon = crate::connect::clock::local_now() + 60_000;
+        let late = parent_of(Policy::new(), &["deadline", &soon.to_string()]);
+        let drained = parent_of(Policy::new().ordered(), &[]);
+        let draining = tokio_util::sync::CancellationToken::new();
+        drained.process().draining.set(draining.clone()).unwrap();
+        let cancelled = parent_of(Policy::new().circuit(5, Duration::from_secs(1)), &[]);
+        for (parent, why) in [
+            (&late, Unbegun::Late),
+            (&drained, Unbegun::Draining),
+            (&cancelled, Unbegun::Cancelled),
+        ] {
+            let route = shared(parent, 0);
+            let mut waits = Box::pin(parent.dispatch(part("number.double", 21)));
+            assert!(futures_util::poll!(&mut waits).is_pending());
+            match why {
+                Unbegun::Draining => draining.cancel(),
+                Unbegun::Cancelled => parent.cancellation().cancel(),
+                Unbegun::Late => {}
+            }
+            assert_eq!(waits.await.unwrap_err(), why);
+            // Once it is so, nothing of it begins that has to wait.
+            let again = parent.dispatch(part("number.double", 21)).await;
+            if why != Unbegun::Late {
+                assert_eq!(again.unwrap_err(), why);
+            }
+            assert_eq!(route.stats.calls.load(Ordering::Relaxed), 0);
+            assert_eq!(route.permits().unwrap().look().unwrap().waits, 0);
         }
     }
 

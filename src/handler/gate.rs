@@ -93,7 +93,7 @@ struct Held {
     _lent: Option<OwnedSemaphorePermit>,
 }
 
-/// An event that may run as far as this process knows.
+/// An event that may begin as soon as there is a slot for it.
 pub struct Entered {
     places: Places,
     held: Held,
@@ -102,16 +102,20 @@ pub struct Entered {
     cached: bool,
 }
 
-impl Entered {
-    /// Whether more runs than there are to be by now have entered.
-    pub fn is_one_too_many(&self) -> bool {
-        let permit = self.held.permit.as_ref();
-        permit.is_some_and(Permit::is_one_too_many)
-    }
+/// An event whose run begins.
+pub struct Begun(Entered);
 
-    /// Its places, with which it may enter again: its permit is for another one.
-    pub fn into_places(self) -> Places {
-        self.places
+impl Entered {
+    /// Has it begin.
+    ///
+    /// # Errors
+    /// If there are to be fewer runs by now than when it entered: its permit is for another one, and with its places it
+    /// may enter again.
+    pub fn begin(mut self) -> Result<Begun, Box<Places>> {
+        match self.held.permit.as_mut().is_none_or(Permit::begin) {
+            true => Ok(Begun(self)),
+            false => Err(Box::new(self.places)),
+        }
     }
 }
 
@@ -239,9 +243,11 @@ impl Gate {
                 break;
             }
         }
-        let permit = match self.limits.now().concurrency {
-            Some(_) => self.permits.acquire().await,
-            None => self.permits.begin(),
+        let limits = self.limits.now();
+        let permit = match limits.concurrency.or(limits.total) {
+            None if !self.permits.are_limited() => self.permits.enter(),
+            // Or a limit that is just being taken away.
+            _ => self.permits.acquire().await,
         };
         let lent = match &self.lent {
             // Nothing closes it.
@@ -301,23 +307,23 @@ impl Gate {
         Ok(service)
     }
 
-    /// Runs an event that has entered. Refused, its places are `back`.
-    pub fn run(self: &Arc<Self>, entered: Entered, context: Context, back: Back) -> Run {
-        Box::pin(self.clone().running(entered, context, Some(back)))
+    /// Runs an event. Refused, its places are `back`.
+    pub fn run(self: &Arc<Self>, begun: Begun, context: Context, back: Back) -> Run {
+        Box::pin(self.clone().running(begun, context, Some(back)))
     }
 
     async fn running(
         self: Arc<Self>,
-        entered: Entered,
+        begun: Begun,
         context: Context,
         back: Option<Back>,
     ) -> Result<Encoded, HandlerError> {
-        let Entered {
+        let Begun(Entered {
             mut places,
             held,
             service,
             cached,
-        } = entered;
+        }) = begun;
         if cached {
             return self.call(service, context).await;
         }
@@ -380,9 +386,14 @@ impl Gate {
     pub fn start(self: &Arc<Self>, context: Context) -> Run {
         let gate = self.clone();
         Box::pin(async move {
-            let entering = gate.enter(context.clone(), Manner::Urgent, Places::default(), None);
-            let entered = entering.await?;
-            gate.running(entered, context, None).await
+            let mut places = Places::default();
+            loop {
+                let entering = gate.enter(context.clone(), Manner::Urgent, places, None);
+                match entering.await?.begin() {
+                    Ok(begun) => return gate.running(begun, context, None).await,
+                    Err(kept) => places = *kept,
+                }
+            }
         })
     }
 }

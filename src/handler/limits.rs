@@ -20,6 +20,8 @@ pub struct Limits {
     pub metered: Option<Metered>,
     /// How many go on at a time in this process.
     pub concurrency: Option<usize>,
+    /// How many do in all workers together.
+    pub total: Option<usize>,
 }
 
 impl Limits {
@@ -34,6 +36,7 @@ impl Limits {
             },
             metered: asked.rate.or(self.metered),
             concurrency: asked.worker.map(|most| most as usize).or(self.concurrency),
+            total: asked.total.map(|most| most as usize).or(self.total),
         }
     }
 }
@@ -118,6 +121,7 @@ mod tests {
             retry: RetryPolicy::default(),
             metered: Some(metered(1)),
             concurrency: None,
+            total: None,
         }
     }
 
@@ -138,6 +142,7 @@ mod tests {
         let asked = RunLimits {
             max_attempts: Some(2),
             worker: Some(3),
+            total: Some(9),
             ..RunLimits::default()
         };
         assert!(limits.ask(asked));
@@ -145,6 +150,7 @@ mod tests {
         let now = limits.now();
         assert_eq!((now.timeout, now.metered), (Some(HOUR), own().metered));
         assert_eq!((now.retry.max_attempts, now.concurrency), (2, Some(3)));
+        assert_eq!(now.total, Some(9));
         assert!(limits.ask(RunLimits::default()));
         assert_eq!(limits.now(), own());
         assert!(!limits.is_asked());

@@ -83,6 +83,7 @@ type UserLayer = Arc<dyn Fn(Stack) -> Stack + Send + Sync>;
 /// | `concurrency` | `circuit` | a probe takes a permit too; who is refused gives its permit back |
 /// | | retry, time-out | the permit is given back when the run ends, however; each try asks for its own |
 /// | | `cache` | an answer that is known needs no permit |
+/// | | `total` | a run needs both |
 /// | `cache` | retry, time-out | a failure is not kept; those that waited for it run |
 /// | | `stateful` | refused: an answer from the cache does not do what the run did |
 /// | time-out | retry | each try has its own |
@@ -98,6 +99,8 @@ pub struct Policy {
     pub(crate) circuit: Option<CircuitPolicy>,
     pub(crate) fallback: Option<Fallback>,
     pub(crate) concurrency: Option<usize>,
+    /// Runs in all workers together.
+    pub(crate) total: Option<usize>,
     /// Permits that somebody else gives and takes, in the place of `concurrency`.
     pub(crate) permits: Option<Arc<Semaphore>>,
     pub(crate) ordered: bool,
@@ -119,6 +122,7 @@ impl fmt::Debug for Policy {
             .field("circuit", &self.circuit)
             .field("fallback", &self.fallback.is_some())
             .field("concurrency", &self.concurrency)
+            .field("total", &self.total)
             .field("ordered", &self.ordered)
             .field("cache", &self.cache)
             .field("silent", &self.silent)
@@ -232,6 +236,14 @@ impl Policy {
     #[must_use]
     pub fn concurrency(mut self, limit: usize) -> Self {
         self.concurrency = Some(limit);
+        self
+    }
+
+    /// At most this many runs of the type at a time in all workers together, whose handlers of it say so as well. The
+    /// others wait and hold no slot. A killed worker's runs count for up to 15 s more.
+    #[must_use]
+    pub fn total(mut self, limit: usize) -> Self {
+        self.total = Some(limit);
         self
     }
 

@@ -6,7 +6,7 @@ use crate::handler::batch::Lots;
 use crate::handler::context::Context;
 use crate::handler::function::{Endpoint, Handler, Run, Schemas};
 use crate::handler::gate::Gate;
-use crate::handler::gate::permits::Bare;
+use crate::handler::gate::permits::{Bare, Permits};
 use crate::handler::layers::circuit::Circuit;
 use crate::handler::layers::instrument::Stats;
 use crate::handler::limits::LiveLimits;
@@ -102,6 +102,11 @@ impl Route {
         self.gate.as_ref()
     }
 
+    /// Its runs that go on, which operators may have all workers share. A batch handler counts none.
+    pub fn permits(&self) -> Option<&Arc<Permits>> {
+        Some(&self.gate.as_ref()?.permits)
+    }
+
     /// When a failed run is tried again.
     pub fn retry(&self) -> RetryPolicy {
         self.limits.now().retry
@@ -124,7 +129,9 @@ impl Route {
     pub fn ask(&self, asked: RunLimits) -> bool {
         let changes = self.limits.ask(asked);
         if changes && let Some(gate) = &self.gate {
-            gate.permits.resize(self.limits.now().concurrency);
+            let now = self.limits.now();
+            gate.permits.resize(now.concurrency);
+            gate.permits.share(now.total);
         }
         changes
     }

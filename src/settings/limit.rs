@@ -13,6 +13,8 @@ const OPEN: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct HandlerLimits {
     pub(crate) concurrency: Option<usize>,
+    /// Runs in all workers.
+    pub(crate) total: Option<usize>,
     pub(crate) rate: Option<Metered>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) attempts: Option<u32>,
@@ -70,7 +72,7 @@ fn parse(items: &[String]) -> Result<BTreeMap<String, HandlerLimits>, String> {
 impl HandlerLimits {
     /// Adds one; whose runs a rate counts together is given back.
     fn add(&mut self, said: &str) -> Result<Option<Per>, String> {
-        const KNOWN: &str = "concurrency, rate, per, timeout, attempts, circuit";
+        const KNOWN: &str = "concurrency, total, rate, per, timeout, attempts, circuit";
         let (name, value) = match said.split_once(':') {
             Some((name, value)) => (name.trim(), value.trim()),
             // A number alone.
@@ -82,6 +84,7 @@ impl HandlerLimits {
         };
         match name {
             "concurrency" => self.concurrency = Some(number()? as usize),
+            "total" => self.total = Some(number()? as usize),
             "rate" => {
                 let rate = Rate::parse(value).map_err(|problem| format!("rate: {problem}"))?;
                 if rate.limit == 0 || rate.period.is_zero() {
@@ -134,12 +137,14 @@ mod tests {
 
     #[test]
     fn limits_are_read_in_one_item_or_in_many() {
-        let whole = "mail.send=concurrency:4,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5";
+        let whole =
+            "mail.send=concurrency:4,total:9,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5";
         let one = read(&[whole]).unwrap();
         let many: Vec<&str> = whole.split(',').collect();
         assert_eq!(read(&many).unwrap(), one);
         let limits = HandlerLimits {
             concurrency: Some(4),
+            total: Some(9),
             rate: Some(Metered {
                 rate: Rate::parse("10/s").unwrap(),
                 per: Per::Source,
@@ -162,6 +167,7 @@ mod tests {
             ("mail=4", "mail"),
             ("system.ping=4", "control plane"),
             ("a.b=", "is not a whole number"),
+            ("a.b=total:0", "total: \"0\" is not a whole number"),
             ("a.b=0", "\"0\" is not a whole number"),
             ("a.b=rate:fast", "RUNS/PERIOD"),
             ("a.b=rate:0/s", "nothing would ever begin"),

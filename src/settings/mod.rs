@@ -78,8 +78,8 @@ pub struct Settings {
     /// worker with one handler has no others to spare anything for.
     pub type_share: u8,
     /// By what the handlers of a type are limited, in the place of what their policy says, such as
-    /// `mail.send=concurrency:4,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5/30s`. Without `per` a rate is
-    /// that of the whole type; `mail.send=4` is a concurrency.
+    /// `mail.send=concurrency:4,total:9,rate:10/s,per:source,timeout:5s,attempts:3,circuit:5/30s`. Without `per` a rate is
+    /// that of the whole type; `mail.send=4` is a concurrency, and `total` that of all workers that say so.
     pub limit: Vec<String>,
     /// How long an instance counts as alive after a pulse. It pulses every third of it.
     #[serde(with = "duration")]

@@ -26,6 +26,7 @@ pub(super) fn begin(
         }
         handler.policy = Policy {
             concurrency: limits.concurrency.or(policy.concurrency),
+            total: limits.total.or(policy.total),
             timeout: limits.timeout.map(Some).or(policy.timeout),
             attempts: limits.attempts.or(policy.attempts),
             ..policy
@@ -39,10 +40,11 @@ pub(super) fn follow(router: &Router, held: &Documents) {
     for route in router.routes() {
         let domain = keys::domain_of(&route.kind);
         let asked = held.limits_of(&route.kind, domain);
-        if route.ask(asked) && asked.rate.is_some() && route.lots.is_some() {
+        let is_counted = asked.rate.is_some() || asked.total.is_some();
+        if route.ask(asked) && is_counted && route.lots.is_some() {
             tracing::warn!(
                 r#type = route.kind,
-                "a rate is set for a type whose handler takes many events at once: it is not limited"
+                "a rate or a total is set for a type whose handler takes many events at once: it is not limited so"
             );
         }
     }

@@ -403,6 +403,7 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
         keys.domains(),
         keys.read_domains(),
         keys.limit("image.whole", "shop"),
+        keys.seats("image.whole"),
         keys.ballot("d"),
         keys.electorate("d"),
         keys.votes("d"),

@@ -1,7 +1,7 @@
 //! `pause`, `resume` and `policy`.
 
 use super::worker::Worker;
-use super::{convoke, run};
+use super::{File, convoke, run};
 use crate::support::{Redis, eventually};
 use serde_json::json;
 
@@ -51,6 +51,8 @@ async fn limits_are_set_shown_and_taken_back_and_who_did_so_is_told() {
             "source",
             "--concurrency",
             "4",
+            "--total",
+            "7",
             "--timeout",
             "5s",
             "--attempts",
@@ -67,7 +69,7 @@ async fn limits_are_set_shown_and_taken_back_and_who_did_so_is_told() {
         shown["rate"],
         json!({"limit": 10, "period_ms": 1000, "per": "source"})
     );
-    assert_eq!(shown["concurrency"], json!({"worker": 4}));
+    assert_eq!(shown["concurrency"], json!({"worker": 4, "total": 7}));
     assert_eq!(
         (&shown["timeout_ms"], &shown["max_attempts"]),
         (&json!(5000), &json!(3))
@@ -76,9 +78,10 @@ async fn limits_are_set_shown_and_taken_back_and_who_did_so_is_told() {
     for part in [
         "until resumed",
         "rate 10/s per source",
-        "concurrency 4",
+        "concurrency 4, total 7",
         "timeout 5s",
         "attempts 3",
+        "0 taken",
     ] {
         assert!(shown.out.contains(part), "{part}: {}", shown.out);
     }
@@ -97,13 +100,15 @@ async fn limits_are_set_shown_and_taken_back_and_who_did_so_is_told() {
     .failed(1, &["aborted", "is at version 2"]);
     let cleared = run(
         &redis,
-        &["limit", "mail.send", "--clear", "rate", "attempts"],
+        &["limit", "mail.send", "--clear", "rate", "attempts", "total"],
     )
     .done();
     assert_eq!(
         cleared.out,
         "type:mail.send: not limited any more, version 3\n"
     );
+    let left = run(&redis, &["policy", "list", "--format", "json"]).done();
+    assert_eq!(left.json()["concurrency"], json!({"worker": 4}));
     run(&redis, &["resume", "mail.send"]).done();
     run(
         &redis,
@@ -116,7 +121,7 @@ async fn limits_are_set_shown_and_taken_back_and_who_did_so_is_told() {
         "the relay",
         "it is well",
         "rate 10/s per source",
-        "concurrency 4, paused",
+        "concurrency 4, total 7, paused",
     ] {
         assert!(told.out.contains(part), "{part}: {}", told.out);
     }
@@ -179,5 +184,49 @@ async fn what_is_parked_is_counted_by_type_named_with_its_pause_and_traced() {
         checked.contains("nothing is paused, and nothing parked"),
         "{checked}"
     );
+    drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_waits_for_a_total_is_counted_by_type_and_named_with_it() {
+    let redis = Redis::start();
+    let holds = File::new("holds", "");
+    let exec = format!(
+        "mail.send=while [ -e '{}' ]; do sleep 0.1; done",
+        holds.path()
+    );
+    let start = ["worker", "--id=w-1", "--exec", &exec];
+    let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &start));
+    run(&redis, &["limit", "mail.send", "--total", "1"]).done();
+    for id in ["m-1", "m-2", "m-3"] {
+        run(&redis, &["publish", "mail.send", "--id", id, "--data", "1"]).done();
+    }
+    let seats = || {
+        let words = ["streams", "events:mail", "--format", "json"];
+        run(&redis, &words).done().json()["seats"][0].clone()
+    };
+    // What waits counts as long as its worker asks: one that stands still does not, for that moment.
+    eventually("it is said what runs and waits, and of which total", || {
+        let seen = seats();
+        let said = ["total", "taken", "waits", "workers"].map(|part| seen[part].clone());
+        said == [json!(1), json!(1), json!(2), json!(1)]
+    });
+    let shown = run(&redis, &["streams", "mail"]).done().out;
+    assert!(shown.contains("mail.send: 1 of 1 run"), "{shown}");
+    eventually("its policy says so", || {
+        let policy = run(&redis, &["policy", "show", "type:mail.send"]).done();
+        policy.out.contains("1 taken, 2 wait")
+    });
+    eventually("doctor says so", || {
+        let checked = run(&redis, &["doctor"]).out;
+        let parts = [
+            "mail.send: 1 run goes on of the total of 1",
+            "2 wait for it in 1 worker",
+            "mend: convoke limit mail.send --total MORE",
+        ];
+        parts.iter().all(|part| checked.contains(part))
+    });
+    drop(holds);
+    eventually("all ran", || seats()["taken"] == json!(0));
     drop(worker);
 }

@@ -75,7 +75,8 @@ async fn streams_groups_and_consumers_are_counted() {
             "bytes",
             "delayed",
             "groups",
-            "parked"
+            "parked",
+            "seats"
         ]
     );
     assert_eq!(

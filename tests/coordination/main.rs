@@ -21,6 +21,7 @@ mod repairs;
 mod repairs_of_events;
 mod schedules;
 mod sealed;
+mod seats;
 mod stepped;
 mod sweep;
 mod tasks;

@@ -193,7 +193,10 @@ async fn limits_are_known_with_those_of_the_domain_behind_them_and_a_pause_besid
     set.unwrap();
     let own = [
         PolicyPart::Timeout(1000),
-        PolicyPart::Concurrency { worker: 3 },
+        PolicyPart::Concurrency {
+            worker: Some(3),
+            total: Some(9),
+        },
     ];
     policies.set(&of_type, &own, None, "ann").await.unwrap();
     let expected = RunLimits {
@@ -201,6 +204,7 @@ async fn limits_are_known_with_those_of_the_domain_behind_them_and_a_pause_besid
         timeout: Some(Duration::from_secs(1)),
         max_attempts: Some(2),
         rate: None,
+        total: Some(9),
     };
     assert_eq!(limits("mail.send").await, expected);
     assert!(

@@ -228,6 +228,16 @@ const BOUNDS: &[(&str, Bound)] = &[
     ("schedule_fire.lua", most(10, 24)),
     ("schedule_put.lua", most(13, 12)),
     ("set_pattern.lua", most(9, 12)),
+    (
+        "seats.lua",
+        Bound {
+            whole: &[(
+                "HGETALL",
+                "the workers that have seats of one type, or wait",
+            )],
+            ..most(7, 130)
+        },
+    ),
     ("shorten.lua", most(1001, 6)),
     (
         "store_vote.lua",

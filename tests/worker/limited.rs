@@ -472,8 +472,8 @@ async fn what_makes_no_sense_is_refused_and_says_what_would_do() {
             "subject:mail:s can have pause",
         ),
         (
-            json!({"scope": "type:mail.send", "concurrency": {"total": 3}}),
-            "concurrency.total: workers cannot count that",
+            json!({"scope": "type:mail.send", "concurrency": {"total": 0}}),
+            "concurrency.total: 0 is not 1 or more",
         ),
         (
             json!({"scope": "type:mail.send", "concurrency": {"per_subject": 1}}),

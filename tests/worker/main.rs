@@ -50,6 +50,7 @@ mod takeover;
 mod task_words;
 mod tasks;
 mod telemetry;
+mod totals;
 mod turns;
 mod unbegun;
 mod values;

@@ -11,6 +11,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::policies::{
     Author, Document, Ends, PolicyPart, RunLimits, Scope, period_ms,
 };
+use crate::coordination::seats;
 use crate::handler::state::State;
 use crate::protocol::rate::Per;
 use crate::streams::park;
@@ -67,9 +68,9 @@ struct AskedRate {
 struct Concurrency {
     /// Runs in each worker.
     worker: Option<u32>,
-    /// Refused: nobody counts runs over all workers.
+    /// Runs in all workers together.
     total: Option<u32>,
-    /// Refused as well: a handler that is `ordered` has one run of each subject.
+    /// Refused: nobody counts the runs of each subject; a handler that is `ordered` has one of each in a worker.
     per_subject: Option<u32>,
 }
 
@@ -78,7 +79,7 @@ struct Concurrency {
 pub(super) struct Clear {
     /// The scope.
     scope: String,
-    /// Which parts, such as `pause`; without them all.
+    /// Which parts, such as `pause` or `concurrency.total`; without them all.
     #[serde(default)]
     parts: Vec<String>,
     /// Why: for the record.
@@ -126,6 +127,9 @@ struct One {
     rate: Option<SetRate>,
     #[serde(skip_serializing_if = "Option::is_none")]
     concurrency: Option<SetConcurrency>,
+    /// What goes on and waits, where one scope is asked for that has a total.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    seats: Option<Seats>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timeout_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,7 +146,21 @@ struct SetRate {
 
 #[derive(Debug, Serialize, JsonSchema)]
 struct SetConcurrency {
-    worker: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    worker: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total: Option<u32>,
+}
+
+/// Who has the seats of a type with a total.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Seats {
+    /// Runs that have one, in all workers.
+    taken: u64,
+    /// Runs that wait for one.
+    waits: u64,
+    /// In how many workers they wait.
+    workers: u64,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
@@ -160,6 +178,7 @@ impl One {
         let RunLimits {
             rate,
             worker,
+            total,
             timeout,
             max_attempts,
         } = document.limits;
@@ -171,7 +190,8 @@ impl One {
                 period_ms: period_ms(metered.rate),
                 per: metered.per.to_string(),
             }),
-            concurrency: worker.map(|worker| SetConcurrency { worker }),
+            concurrency: worker.or(total).map(|_| SetConcurrency { worker, total }),
+            seats: None,
             timeout_ms: timeout.map(whole_ms),
             max_attempts,
             scope: scope.to_string(),
@@ -247,23 +267,19 @@ impl AskedRate {
 
 impl Concurrency {
     fn part(self) -> Result<PolicyPart, HandlerError> {
-        for (name, is_asked) in [
-            ("total", self.total.is_some()),
-            ("per_subject", self.per_subject.is_some()),
-        ] {
-            if is_asked {
-                return Err(HandlerError::invalid_argument(format!(
-                    "concurrency.{name}: workers cannot count that yet; set worker, \
-                     which is of each worker, or a rate, which is of all together"
-                )));
-            }
-        }
-        let Some(worker) = self.worker else {
+        let (worker, total) = (self.worker, self.total);
+        if self.per_subject.is_some() {
             return Err(HandlerError::invalid_argument(
-                "concurrency.worker: missing; a limit says something",
+                "concurrency.per_subject: workers cannot count that yet; set total, which is of all \
+                 subjects, or worker, which is of each worker",
             ));
-        };
-        Ok(PolicyPart::Concurrency { worker })
+        }
+        if worker.or(total).is_none() {
+            return Err(HandlerError::invalid_argument(
+                "concurrency: worker and total are missing; a limit says something",
+            ));
+        }
+        Ok(PolicyPart::Concurrency { worker, total })
     }
 }
 
@@ -310,6 +326,18 @@ pub(super) async fn clear(
     })
 }
 
+/// Who has the seats of a type.
+async fn seats(context: &Context, kind: &str) -> Result<Seats, HandlerError> {
+    let connector = &context.process().connector;
+    let taken = seats::look(connector, context.keys(), kind).await;
+    let taken = taken.map_err(|error| HandlerError::unavailable(error.to_string()))?;
+    Ok(Seats {
+        taken: taken.seats,
+        waits: taken.waits,
+        workers: taken.workers,
+    })
+}
+
 /// How many events that a scope names are parked.
 async fn parked(context: &Context, scope: &Scope) -> Result<u64, HandlerError> {
     let (keys, domain) = (context.keys(), scope.domain());
@@ -344,10 +372,14 @@ pub(super) async fn get(
     let mut policies: Vec<One> = those
         .map(|(scope, document)| One::of(&scope, document, now))
         .collect();
-    if let (Some(scope), [one]) = (&only, &mut policies[..])
-        && one.pause.is_some()
-    {
-        one.parked = Some(parked(&context, scope).await?);
+    if let (Some(scope), [one]) = (&only, &mut policies[..]) {
+        if one.pause.is_some() {
+            one.parked = Some(parked(&context, scope).await?);
+        }
+        let has_total = one.concurrency.as_ref().and_then(|most| most.total);
+        if let (Scope::Type(kind), Some(_)) = (scope, has_total) {
+            one.seats = Some(seats(&context, kind).await?);
+        }
     }
     Ok(All { policies })
 }

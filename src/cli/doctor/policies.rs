@@ -6,6 +6,7 @@ use super::{Finding, Status};
 use convoke::connect::error::{BusError, allowed};
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::policies::{Document, Policies, Scope};
+use convoke::coordination::seats::{self, Taken};
 use convoke::operator::parked::{self, ParkedKind};
 use convoke::protocol::keys::{self, StreamName};
 
@@ -36,7 +37,18 @@ pub(super) async fn policies(
                 }
             }
         }
-        let findings = parked_ones(&of_kinds, &documents, now);
+        let mut findings = parked_ones(&of_kinds, &documents, now);
+        let totals = documents
+            .iter()
+            .filter_map(|(scope, document)| match scope {
+                Scope::Type(kind) => Some((kind, document, document.limits.total?)),
+                _ => None,
+            });
+        for (kind, document, total) in totals.take(NAMED) {
+            if let Some(taken) = allowed(seats::look(&connector, &keys, kind).await)? {
+                findings.push(of_total(kind, document, total, taken));
+            }
+        }
         Ok::<_, anyhow::Error>(Some(findings))
     };
     let mut findings = match look.await {
@@ -124,6 +136,31 @@ fn parked_ones(kinds: &[ParkedKind], documents: &[(Scope, Document)], now: u64) 
         ));
     }
     findings
+}
+
+/// What waits for the total of a type.
+fn of_total(kind: &str, document: &Document, total: u32, taken: Taken) -> Finding {
+    let by = match document.by.as_str() {
+        "" => String::new(),
+        by => format!(", which {by} set"),
+    };
+    let runs = count(taken.seats, "run goes on", "runs go on");
+    let what = format!("{kind}: {runs} of the total of {total}{by}");
+    if taken.waits == 0 {
+        return Finding::fine("total", format!("{what}; none waits for it"));
+    }
+    let waits = count(taken.waits, "waits for it", "wait for it");
+    let workers = count(taken.workers, "worker", "workers");
+    let since = taken.waits_ms.map_or_else(String::new, |ms| {
+        format!(", the next one since {}", span(ms))
+    });
+    Finding {
+        check: "total",
+        status: Status::Warning,
+        what: format!("{what}; {waits} in {workers}{since}"),
+        why: "what waits fills its stream, and holds up the other types of its domain",
+        fix: format!("convoke limit {kind} --total MORE, or convoke limit {kind} --clear total"),
+    }
 }
 
 fn paused(scope: &Scope, document: &Document, now: u64) -> String {

@@ -13,22 +13,28 @@ Examples:
   convoke limit mail.send --rate 10/s --reason 'the relay asked for it'
   convoke limit mail.send --rate 100/m --per source
   convoke limit mail.send --concurrency 2 --timeout 5s --attempts 3
+  convoke limit mail.send --total 10               in all workers together
   convoke limit --domain mail --timeout 5s
   convoke limit mail.send --clear rate
   convoke limit mail.send --clear                  all of them
 
 A limit stands in for that of the handler's own policy until it is cleared; the workers follow at once. \
-What waits for it holds no slot, and spends no attempt. A rate is counted over all workers, \
---concurrency is of each worker. A batch handler has no rate. What waits for a rate fills its \
-stream in the end, and holds up the other types of its domain: to stop one type alone, pause it.";
+What waits for it holds no slot, and spends no attempt. A rate and --total are counted over all workers, \
+--concurrency is of each worker. What runs when a limit comes goes on, and counts. What a killed worker \
+ran counts for up to 15 s more. A batch handler has no rate and no total. What waits for a rate or a total \
+fills its stream in the end, and holds up the other types of its domain: to stop one type alone, pause it.";
 
 /// The limits, by the names that they have here and in the protocol.
-const LIMITS: [(&str, &str); 4] = [
+const LIMITS: [(&str, &str); 5] = [
     ("rate", "rate"),
-    ("concurrency", "concurrency"),
+    ("concurrency", "concurrency.worker"),
+    ("total", "concurrency.total"),
     ("timeout", "timeout_ms"),
     ("attempts", "max_attempts"),
 ];
+
+/// The parts of a policy that they are.
+const PARTS: [&str; 4] = ["rate", "concurrency", "timeout_ms", "max_attempts"];
 
 /// Limit how often, how many at a time and for how long the handlers of a type run
 #[derive(Args)]
@@ -45,6 +51,9 @@ pub(in crate::cli) struct Limit {
     /// At most this many runs go on at a time in each worker
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     concurrency: Option<u32>,
+    /// At most this many runs go on at a time in all workers together
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    total: Option<u32>,
     /// How long a run may take
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
@@ -54,7 +63,7 @@ pub(in crate::cli) struct Limit {
     /// Take limits back, these or all: the handler's own policy counts again
     #[arg(
         long, value_name = "LIMIT", num_args = 0.., value_parser = LIMITS.map(|(name, _)| name),
-        conflicts_with_all = ["rate", "concurrency", "timeout", "attempts"]
+        conflicts_with_all = ["rate", "concurrency", "total", "timeout", "attempts"]
     )]
     clear: Option<Vec<String>>,
     /// Why: for the record
@@ -88,10 +97,12 @@ pub(in crate::cli) async fn limit(session: Session, flags: Limit) -> anyhow::Res
     let mut data = json!({"scope": scope, "reason": flags.reason});
     let (kind, done) = match &flags.clear {
         Some(names) => {
-            let named = LIMITS
-                .iter()
-                .filter(|(name, _)| names.is_empty() || names.iter().any(|one| one == name));
-            data["parts"] = named.map(|(_, part)| Value::from(*part)).collect();
+            let named = LIMITS.iter();
+            let named = named.filter(|(name, _)| names.iter().any(|one| one == name));
+            data["parts"] = match names.is_empty() {
+                true => PARTS.map(Value::from).into_iter().collect(),
+                false => named.map(|(_, part)| Value::from(*part)).collect(),
+            };
             ("system.policy.clear", "not limited any more")
         }
         None => {
@@ -108,16 +119,23 @@ pub(in crate::cli) async fn limit(session: Session, flags: Limit) -> anyhow::Res
                 said
             });
             set("rate", rate);
-            let worker = flags.concurrency.map(|worker| json!({"worker": worker}));
-            set("concurrency", worker);
+            let most = [("worker", flags.concurrency), ("total", flags.total)];
+            let most = most
+                .into_iter()
+                .filter_map(|(of, most)| Some((of.to_owned(), most?.into())));
+            let most: serde_json::Map<String, Value> = most.collect();
+            set(
+                "concurrency",
+                Some(most).filter(|most| !most.is_empty()).map(Value::from),
+            );
             set(
                 "timeout_ms",
                 flags.timeout.map(|time| whole_ms(time).into()),
             );
             set("max_attempts", flags.attempts.map(Value::from));
-            if LIMITS.iter().all(|(_, part)| data[*part].is_null()) {
+            if PARTS.iter().all(|part| data[*part].is_null()) {
                 return Err(Misuse::error(
-                    "give a limit: --rate, --concurrency, --timeout or --attempts; or --clear",
+                    "give a limit: --rate, --concurrency, --total, --timeout or --attempts; or --clear",
                 ));
             }
             ("system.policy.set", "limited")

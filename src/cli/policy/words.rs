@@ -1,6 +1,6 @@
 //! The parts of a policy as people read them.
 
-use crate::cli::output::date;
+use crate::cli::output::{date, number};
 use convoke::protocol::rate::Rate;
 use serde_json::Value;
 use std::time::Duration;
@@ -23,7 +23,14 @@ pub(super) fn part(name: &str, said: &Value) -> String {
                 Some(per) => format!("rate {rate} per {per}"),
             }
         }
-        "concurrency" => format!("concurrency {}", said["worker"]),
+        "concurrency" => {
+            let names = [("concurrency", "worker"), ("total", "total")];
+            let said = names.into_iter().filter_map(|(name, part)| {
+                let most = said.get(part)?;
+                Some(format!("{name} {most}"))
+            });
+            said.collect::<Vec<_>>().join(", ")
+        }
         "timeout_ms" => format!("timeout {}", humantime::format_duration(span(said))),
         "max_attempts" => format!("attempts {said}"),
         name => format!("{name} {said}"),
@@ -39,6 +46,16 @@ pub(super) fn limits(policy: &Value) -> String {
     match said.collect::<Vec<_>>() {
         said if said.is_empty() => "-".to_owned(),
         said => said.join(", "),
+    }
+}
+
+/// What goes on and waits of a type with a total, where that was asked for.
+pub(super) fn seats(policy: &Value) -> String {
+    let seats = &policy["seats"];
+    match (seats["taken"].as_u64(), seats["waits"].as_u64()) {
+        (Some(taken), Some(0)) => format!("{} taken", number(taken)),
+        (Some(taken), Some(waits)) => format!("{} taken, {} wait", number(taken), number(waits)),
+        _ => "-".to_owned(),
     }
 }
 

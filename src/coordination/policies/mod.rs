@@ -8,7 +8,8 @@
 //! | part | of | what it does |
 //! |---|---|---|
 //! | `pause` | type, domain, subject | what it names waits, in order, until the pause is taken back or its time passes |
-//! | `rate`, `concurrency` | type | at most this many runs begin in a period, or go on in each worker |
+//! | `rate` | type | at most this many runs begin in a period |
+//! | `concurrency` | type | at most this many go on in each worker, and in all of them |
 //! | `timeout_ms`, `max_attempts` | type, domain | how long a run may take, and how often an event is tried |
 //!
 //! A limit stands in for that of the handler's own policy. What a type's document says goes before its domain's.
@@ -32,7 +33,7 @@ use crate::connect::script::script;
 use crate::mutex::locked;
 use crate::protocol::event::Entry;
 use crate::protocol::keys::Keys;
-use parts::{Parts, check_reason, limits_of, pause_of};
+use parts::{Parts, add, check_reason, limits_of, pause_of, take_away, unknown};
 use redis::Script;
 use serde::Deserialize;
 use serde_bytes::ByteBuf;
@@ -226,7 +227,7 @@ impl Policies {
             part.put(&mut put, scope, now)?;
         }
         self.change(scope, version, by.into(), |kept| {
-            kept.extend(put.iter().map(|(name, part)| (name.clone(), part.clone())));
+            put.iter().for_each(|(name, part)| add(kept, name, part));
         })
         .await
     }
@@ -243,14 +244,14 @@ impl Policies {
         version: Option<u64>,
         by: impl Into<Author<'_>>,
     ) -> Result<u64, CoordinationError> {
-        if let Some(odd) = parts.iter().find(|part| !PARTS.contains(&part.as_str())) {
+        if let Some(odd) = unknown(parts) {
             let odd: String = odd.chars().take(64).collect();
             let known = PARTS.join(", ");
             return Err(invalid(format!("parts: \"{odd}\" is not one of {known}")));
         }
         self.change(scope, version, by.into(), |kept| match parts {
             [] => kept.clear(),
-            parts => kept.retain(|name, _| !parts.contains(name)),
+            parts => take_away(kept, parts),
         })
         .await
     }

@@ -20,6 +20,8 @@ const MAX_TIMEOUT: u64 = NEVER.as_millis() as u64;
 
 /// The parts that this version knows.
 pub const PARTS: [&str; 5] = ["pause", "rate", "concurrency", "timeout_ms", "max_attempts"];
+/// What the part `concurrency` says: each is set, and taken away, alone.
+const CONCURRENCY: [&str; 2] = ["worker", "total"];
 
 /// A part of a document that is to be there from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,10 +42,12 @@ pub enum PolicyPart {
         /// Whose runs count together.
         per: Per,
     },
-    /// At most this many runs go on at a time in each worker.
+    /// At most this many runs go on at a time. What is not said stays as it is.
     Concurrency {
-        /// Runs.
-        worker: u32,
+        /// In each worker.
+        worker: Option<u32>,
+        /// In all workers together.
+        total: Option<u32>,
     },
     /// How many ms a run may take.
     Timeout(u64),
@@ -87,6 +91,8 @@ pub struct RunLimits {
     pub rate: Option<Metered>,
     /// How many go on at a time in each worker.
     pub worker: Option<u32>,
+    /// How many do in all workers together.
+    pub total: Option<u32>,
     /// How long a run may take.
     pub timeout: Option<Duration>,
     /// How often an event is tried, the first time included.
@@ -99,6 +105,7 @@ impl RunLimits {
         Self {
             rate: self.rate.or(others.rate),
             worker: self.worker.or(others.worker),
+            total: self.total.or(others.total),
             timeout: self.timeout.or(others.timeout),
             max_attempts: self.max_attempts.or(others.max_attempts),
         }
@@ -154,13 +161,16 @@ impl PolicyPart {
                     ("per".into(), per.to_string().into()),
                 ])
             }
-            Self::Concurrency { worker } => {
-                counts(
-                    "concurrency.worker",
-                    *worker,
-                    "to have nothing run, pause it",
-                )?;
-                Value::Map(vec![("worker".into(), (*worker).into())])
+            Self::Concurrency { worker, total } => {
+                let mut said = Vec::new();
+                for (part, most) in CONCURRENCY.into_iter().zip([worker, total]) {
+                    if let Some(most) = most {
+                        let name = format!("concurrency.{part}");
+                        counts(&name, *most, "to have nothing run, pause it")?;
+                        said.push((part.into(), (*most).into()));
+                    }
+                }
+                Value::Map(said)
             }
             Self::Timeout(ms) => {
                 within(name, *ms, MAX_TIMEOUT)?;
@@ -174,6 +184,51 @@ impl PolicyPart {
         parts.insert(name.to_owned(), value);
         Ok(())
     }
+}
+
+/// Puts a part among those that are there.
+pub(super) fn add(parts: &mut Parts, name: &str, part: &Value) {
+    let before = parts.get_mut(name).filter(|_| name == PARTS[2]);
+    let (Some(Value::Map(before)), Value::Map(said)) = (before, part) else {
+        parts.insert(name.to_owned(), part.clone());
+        return;
+    };
+    before.retain(|(name, _)| !said.iter().any(|(other, _)| other == name));
+    before.extend(said.iter().cloned());
+    before.sort_by_key(|(name, _)| {
+        CONCURRENCY
+            .iter()
+            .position(|one| name.as_str() == Some(one))
+    });
+}
+
+/// Takes parts away: by name, or as `concurrency.total`.
+pub(super) fn take_away(parts: &mut Parts, names: &[String]) {
+    parts.retain(|name, part| {
+        if names.contains(name) {
+            return false;
+        }
+        let Some(Value::Map(said)) = Some(part).filter(|_| name == PARTS[2]) else {
+            return true;
+        };
+        said.retain(|(part, _)| {
+            let whole = format!("{name}.{}", part.as_str().unwrap_or_default());
+            !names.contains(&whole)
+        });
+        !said.is_empty()
+    });
+}
+
+/// The first of these names that is no part, and none of `concurrency`.
+pub(super) fn unknown(names: &[String]) -> Option<&str> {
+    let is_known = |name: &str| match name.split_once('.') {
+        Some((part, one)) => part == PARTS[2] && CONCURRENCY.contains(&one),
+        None => PARTS.contains(&name),
+    };
+    names
+        .iter()
+        .map(String::as_str)
+        .find(|name| !is_known(name))
 }
 
 fn counts(name: &str, number: u32, why: &str) -> Result<(), CoordinationError> {
@@ -234,6 +289,7 @@ pub(super) fn limits_of(parts: &Parts) -> RunLimits {
     #[derive(Deserialize)]
     struct KeptConcurrency {
         worker: Option<u32>,
+        total: Option<u32>,
     }
     let rate = read(parts, "rate").filter(|rate: &KeptRate| rate.limit > 0);
     let rate = rate.filter(|rate| (1..=MAX_PERIOD).contains(&rate.period_ms));
@@ -247,12 +303,16 @@ pub(super) fn limits_of(parts: &Parts) -> RunLimits {
         let rate = Rate { limit, period };
         Some(Metered { rate, per })
     });
-    let concurrency = read(parts, "concurrency");
-    let worker = concurrency.and_then(|one: KeptConcurrency| one.worker);
+    let concurrency: Option<KeptConcurrency> = read(parts, "concurrency");
+    let most = |of: fn(&KeptConcurrency) -> Option<u32>| {
+        let said = concurrency.as_ref().and_then(of);
+        said.filter(|most| *most > 0)
+    };
     let timeout = read(parts, "timeout_ms").filter(|ms| (1..=MAX_TIMEOUT).contains(ms));
     RunLimits {
         rate,
-        worker: worker.filter(|most| *most > 0),
+        worker: most(|one| one.worker),
+        total: most(|one| one.total),
         timeout: timeout.map(Duration::from_millis),
         max_attempts: read(parts, "max_attempts").filter(|most| *most > 0),
     }
@@ -278,6 +338,32 @@ mod tests {
         put.map(|()| parts).map_err(|error| error.to_string())
     }
 
+    fn concurrency(worker: Option<u32>, total: Option<u32>) -> PolicyPart {
+        PolicyPart::Concurrency { worker, total }
+    }
+
+    #[test]
+    fn what_is_said_of_concurrency_leaves_the_rest_of_it_as_it_is() {
+        let mut all = put("type:mail.send", &concurrency(Some(3), Some(9))).unwrap();
+        let more = put("type:mail.send", &concurrency(None, Some(5))).unwrap();
+        add(&mut all, "concurrency", &more["concurrency"]);
+        let kept = |all: &Parts| {
+            let limits = limits_of(all);
+            (limits.worker, limits.total)
+        };
+        assert_eq!(kept(&all), (Some(3), Some(5)));
+        let total = ["concurrency.total".to_owned(), "rate".to_owned()];
+        take_away(&mut all, &total);
+        assert_eq!(kept(&all), (Some(3), None));
+        let worker = ["concurrency.worker".to_owned()];
+        take_away(&mut all, &worker);
+        assert!(all.is_empty(), "{all:?}");
+        assert_eq!(unknown(&total), None);
+        for odd in ["concurrency.per_subject", "rate.limit", "speed"] {
+            assert_eq!(unknown(&["pause".to_owned(), odd.to_owned()]), Some(odd));
+        }
+    }
+
     #[test]
     fn what_is_put_is_read_again() {
         let parts = [
@@ -286,7 +372,7 @@ mod tests {
                 period_ms: 1000,
                 per: Per::Subject,
             },
-            PolicyPart::Concurrency { worker: 3 },
+            concurrency(Some(3), Some(9)),
             PolicyPart::Timeout(5000),
             PolicyPart::MaxAttempts(2),
         ];
@@ -303,6 +389,7 @@ mod tests {
                 per: Per::Subject,
             }),
             worker: Some(3),
+            total: Some(9),
             timeout: Some(Duration::from_secs(5)),
             max_attempts: Some(2),
         };
@@ -331,10 +418,11 @@ mod tests {
                 "rate.period_ms: 0 is not 1 to",
             ),
             ("type:mail.send", rate(1, MAX_PERIOD + 1), "is not 1 to"),
+            ("type:mail.send", concurrency(Some(0), None), "pause it"),
             (
                 "type:mail.send",
-                PolicyPart::Concurrency { worker: 0 },
-                "pause it",
+                concurrency(Some(1), Some(0)),
+                "concurrency.total: 0",
             ),
             ("type:mail.send", PolicyPart::Timeout(0), "timeout_ms: 0"),
             (
@@ -345,7 +433,7 @@ mod tests {
             ("domain:mail", rate(1, 1), "rate is of a type"),
             (
                 "domain:mail",
-                PolicyPart::Concurrency { worker: 1 },
+                concurrency(None, Some(1)),
                 "domain:mail can have pause, timeout_ms, max_attempts",
             ),
             (

@@ -2,11 +2,17 @@
 //!
 //! A run that enters no gate is counted by one atomic number. It takes permits only as long as there is a limit:
 //! then whoever changes that number, or the limit, has as many of them be taken.
+//!
+//! Where all workers share what may go on (a total), there are as many permits as this process has seats of those. The
+//! worker's keeper takes seats and gives them back; a seat counts until the end of its lease, and nothing begins on one
+//! after that. Who has a permit may wait for a slot still: whether he may begin is asked when he does, since there may be
+//! fewer seats by then.
 
 use crate::mutex::locked;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::Instant;
 
 /// Permits of which there are as many as runs may go on. Where there are fewer than before, those that are given come
 /// back first.
@@ -18,17 +24,68 @@ pub struct Permits {
     is_limited: AtomicBool,
     /// How many runs go on that entered no gate.
     bare: AtomicUsize,
+    /// How many runs wait for a permit.
+    waits: AtomicUsize,
+    /// Whether all workers share what may go on.
+    is_shared: AtomicBool,
+    /// Whoever keeps the seats may have to do something.
+    changed: Notify,
 }
 
 #[derive(Debug)]
 struct Count {
+    /// How many there may be in this process.
+    limit: Option<usize>,
+    /// How many in all workers, where they share it.
+    total: Option<usize>,
+    /// What this process has of those.
+    seats: Seats,
     /// How many there are to be.
     wanted: usize,
     /// How many there are, given or free.
     made: usize,
+    /// How many have one and entered a gate.
+    given: usize,
+    /// How many of those have begun.
+    begun: usize,
     /// How many of them the runs that entered no gate have.
     bare: usize,
+    /// How often one of those that entered was to begin.
+    tries: u64,
+    /// How often one began.
+    begins: u64,
 }
+
+/// What this process has of what all workers share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seats {
+    /// As many runs may go on.
+    pub count: usize,
+    /// Of this many in all workers.
+    pub total: usize,
+    /// Until when.
+    pub until: Instant,
+}
+
+/// What goes on where all workers share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// Runs that go on.
+    pub runs: usize,
+    /// Runs that have a permit, and wait for a slot.
+    pub entered: usize,
+    /// Runs that wait for a permit.
+    pub waits: usize,
+    /// How many may go on in this process, however many seats it has.
+    pub limit: usize,
+    /// How often one that had a permit was to begin.
+    pub tries: u64,
+    /// How often one began.
+    pub begins: u64,
+}
+
+/// A run that waits for a permit.
+struct Waits<'a>(&'a Permits);
 
 /// A run that entered no gate.
 #[derive(Debug)]
@@ -36,7 +93,10 @@ pub struct Bare(Arc<Permits>);
 
 /// The permit of one run.
 #[derive(Debug)]
-pub struct Permit(Arc<Permits>);
+pub struct Permit {
+    permits: Arc<Permits>,
+    has_begun: bool,
+}
 
 impl Permits {
     /// As many as that, or no end of them.
@@ -45,22 +105,99 @@ impl Permits {
         Self {
             free: Semaphore::new(wanted),
             count: Mutex::new(Count {
+                limit,
+                total: None,
+                seats: Seats {
+                    count: 0,
+                    total: 0,
+                    until: Instant::now(),
+                },
                 wanted,
                 made: wanted,
+                given: 0,
+                begun: 0,
                 bare: 0,
+                tries: 0,
+                begins: 0,
             }),
             is_limited: AtomicBool::new(limit.is_some()),
             bare: AtomicUsize::new(0),
+            waits: AtomicUsize::new(0),
+            is_shared: AtomicBool::new(false),
+            changed: Notify::new(),
         }
     }
 
     /// Has as many as that from now on.
     pub fn resize(&self, limit: Option<usize>) {
-        // Before the runs are looked at: one that begins or ends meanwhile sees it, or is seen.
-        self.is_limited.store(limit.is_some(), Ordering::SeqCst);
+        self.change(&mut locked(&self.count), |count| count.limit = limit);
+    }
+
+    /// Has all workers share this many, or no more. Where they do, nothing begins until this one has seats; where they
+    /// are fewer than before, until it has them of those.
+    pub fn share(&self, total: Option<usize>) {
+        self.is_shared.store(total.is_some(), Ordering::SeqCst);
+        self.change(&mut locked(&self.count), |count| {
+            if total < count.total {
+                count.seats.count = 0;
+            }
+            count.total = total;
+        });
+        self.changed.notify_one();
+    }
+
+    /// Has this process have these seats. They are none of fewer than there were when they were given.
+    pub fn seat(&self, seats: Seats) {
+        self.change(&mut locked(&self.count), |count| {
+            if count.total >= Some(seats.total) {
+                count.seats = seats;
+            }
+        });
+    }
+
+    /// Whether there is a limit.
+    pub fn are_limited(&self) -> bool {
+        self.is_limited.load(Ordering::SeqCst)
+    }
+
+    /// Has this process keep this many of its seats at the most. How many it needs then: more than those where more runs
+    /// go on, which become fewer as they end. `None`: workers share nothing.
+    pub fn keep(&self, seats: usize) -> Option<usize> {
         let count = &mut *locked(&self.count);
+        count.total?;
+        self.change(count, |count| {
+            count.lapse();
+            count.seats.count = count.seats.count.min(seats);
+        });
+        Some(count.seats.count.max(count.runs()))
+    }
+
+    /// What goes on, where all workers share it.
+    pub fn look(&self) -> Option<Look> {
+        let count = &mut *locked(&self.count);
+        count.total?;
+        Some(Look {
+            runs: count.runs(),
+            entered: count.given - count.begun,
+            waits: self.waits.load(Ordering::SeqCst),
+            limit: most(count.limit),
+            tries: count.tries,
+            begins: count.begins,
+        })
+    }
+
+    /// Waits until whoever keeps the seats may have to do something.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn change(&self, count: &mut Count, change: impl FnOnce(&mut Count)) {
+        change(count);
+        let is_limited = count.limit.is_some() || count.total.is_some();
+        // Before the runs are looked at: one that begins or ends meanwhile sees it, or is seen.
+        self.is_limited.store(is_limited, Ordering::SeqCst);
         self.see_bare(count);
-        count.wanted = most(limit);
+        count.aim();
         if count.wanted > count.made {
             self.free.add_permits(count.wanted - count.made);
             count.made = count.wanted;
@@ -71,24 +208,43 @@ impl Permits {
 
     /// Waits for one; who asked first gets it first.
     pub async fn acquire(self: &Arc<Self>) -> Permit {
+        let mut waits = None;
         loop {
-            // Nothing closes it.
-            if let Ok(permit) = self.free.acquire().await {
-                permit.forget();
+            match self.free.try_acquire() {
+                Ok(permit) => permit.forget(),
+                Err(_) => {
+                    waits.get_or_insert_with(|| Waits::new(self));
+                    // Nothing closes it.
+                    if let Ok(permit) = self.free.acquire().await {
+                        permit.forget();
+                    }
+                }
             }
             let count = &mut *locked(&self.count);
+            count.lapse();
             if count.made <= count.wanted {
-                return Permit(self.clone());
+                // Whoever looks sees it wait, or have one.
+                drop(waits.take());
+                return self.permit(count);
             }
             // Somebody gave it up while he waited for it, and there are to be fewer by now.
             count.made -= 1;
         }
     }
 
-    /// The permit of a run that begins in any case: it counts, though there may be too many then.
-    pub fn begin(self: &Arc<Self>) -> Permit {
-        self.take(&mut locked(&self.count));
-        Permit(self.clone())
+    /// The permit of a run that enters in any case: it counts, though there may be too many then.
+    pub fn enter(self: &Arc<Self>) -> Permit {
+        let count = &mut *locked(&self.count);
+        self.take(count);
+        self.permit(count)
+    }
+
+    fn permit(self: &Arc<Self>, count: &mut Count) -> Permit {
+        count.given += 1;
+        Permit {
+            permits: self.clone(),
+            has_begun: false,
+        }
     }
 
     /// Counts a run that goes on and entered no gate.
@@ -100,7 +256,9 @@ impl Permits {
 
     fn bare_changed(&self) {
         if self.is_limited.load(Ordering::SeqCst) {
-            self.see_bare(&mut locked(&self.count));
+            let count = &mut *locked(&self.count);
+            self.see_bare(count);
+            self.tell(count);
         }
     }
 
@@ -129,16 +287,70 @@ impl Permits {
             false => self.free.add_permits(1),
         }
     }
+
+    fn tell(&self, count: &Count) {
+        if count.total.is_some() {
+            self.changed.notify_one();
+        }
+    }
+}
+
+impl Count {
+    /// How many there are to be.
+    fn aim(&mut self) {
+        let shared = self.total.map(|total| total.min(self.seats.count));
+        self.wanted = most(self.limit).min(shared.unwrap_or(usize::MAX));
+    }
+
+    /// How many runs go on.
+    fn runs(&self) -> usize {
+        self.begun + self.bare
+    }
+
+    /// Has no seats any more whose lease is over.
+    fn lapse(&mut self) {
+        if self.total.is_some() && self.seats.count > 0 && self.seats.until <= Instant::now() {
+            self.seats.count = 0;
+            self.aim();
+        }
+    }
+}
+
+impl<'a> Waits<'a> {
+    fn new(permits: &'a Permits) -> Self {
+        permits.waits.fetch_add(1, Ordering::SeqCst);
+        let waits = Self(permits);
+        waits.tell();
+        waits
+    }
+
+    fn tell(&self) {
+        if self.0.is_shared.load(Ordering::SeqCst) {
+            self.0.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.waits.fetch_sub(1, Ordering::SeqCst);
+        // What came for it may be nobody's.
+        self.tell();
+    }
 }
 
 impl Permit {
-    /// Whether more runs have one than there are to be.
-    pub fn is_one_too_many(&self) -> bool {
-        if !self.0.is_limited.load(Ordering::SeqCst) {
-            return false;
+    /// Has its run begin, if there are to be as many: there may be fewer than when it got this.
+    pub fn begin(&mut self) -> bool {
+        let count = &mut *locked(&self.permits.count);
+        count.lapse();
+        count.tries = count.tries.wrapping_add(1);
+        if !self.has_begun && count.runs() < count.wanted {
+            count.begun += 1;
+            count.begins = count.begins.wrapping_add(1);
+            self.has_begun = true;
         }
-        let count = locked(&self.0.count);
-        count.made > count.wanted
+        self.has_begun
     }
 }
 
@@ -151,7 +363,11 @@ impl Drop for Bare {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.give(&mut locked(&self.0.count));
+        let count = &mut *locked(&self.permits.count);
+        count.given -= 1;
+        count.begun -= usize::from(self.has_begun);
+        self.permits.give(count);
+        self.permits.tell(count);
     }
 }
 
@@ -162,127 +378,4 @@ fn most(limit: Option<usize>) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use futures_util::FutureExt;
-    use proptest::prelude::*;
-    use std::collections::VecDeque;
-    use std::future::Future;
-    use std::pin::Pin;
-
-    fn now(permits: &Arc<Permits>) -> Option<Permit> {
-        permits.acquire().now_or_never()
-    }
-
-    #[test]
-    fn fewer_permits_let_nobody_in_before_enough_came_back() {
-        let permits = Arc::new(Permits::new(None));
-        let mut held: VecDeque<_> = (0..5).map(|_| permits.begin()).collect();
-        permits.resize(Some(2));
-        for left in (1..5).rev() {
-            assert!(now(&permits).is_none(), "{left} and one");
-            held.pop_front();
-        }
-        // One goes on, and one may begin.
-        let one = now(&permits);
-        assert!(one.is_some() && now(&permits).is_none());
-        permits.resize(Some(4));
-        let more: Vec<_> = (0..4).map_while(|_| now(&permits)).collect();
-        assert_eq!(more.len(), 2);
-        permits.resize(None);
-        assert!(now(&permits).is_some());
-    }
-
-    #[test]
-    fn a_permit_that_was_promised_and_given_up_is_not_there_twice() {
-        let permits = Arc::new(Permits::new(Some(1)));
-        let first = permits.begin();
-        let mut waits = Box::pin(permits.acquire());
-        assert!(waits.as_mut().now_or_never().is_none());
-        let over = permits.begin();
-        // It is promised to who waits, who goes away.
-        drop(over);
-        drop(first);
-        drop(waits);
-        let one = now(&permits);
-        assert!(one.is_some() && now(&permits).is_none());
-    }
-
-    #[test]
-    fn a_run_that_enters_no_gate_takes_no_lock_as_long_as_nothing_limits_it_and_counts_once_something_does()
-     {
-        let permits = Arc::new(Permits::new(None));
-        let counting = locked(&permits.count);
-        let mut held: VecDeque<_> = (0..3).map(|_| permits.bare()).collect();
-        held.pop_front();
-        drop(counting);
-        permits.resize(Some(2));
-        assert!(now(&permits).is_none(), "two go on");
-        held.pop_front();
-        let one = now(&permits);
-        assert!(one.is_some() && now(&permits).is_none());
-        // It began before it heard of the limit.
-        let late = permits.bare();
-        assert!(one.as_ref().unwrap().is_one_too_many());
-        drop(late);
-        assert!(!one.as_ref().unwrap().is_one_too_many());
-        // While nothing limits them they come and go unseen.
-        permits.resize(None);
-        held.clear();
-        held.extend((0..5).map(|_| permits.bare()));
-        drop(one);
-        permits.resize(Some(6));
-        let one = now(&permits);
-        assert!(one.is_some() && now(&permits).is_none());
-        held.clear();
-        let more: Vec<_> = (0..6).map_while(|_| now(&permits)).collect();
-        assert_eq!(more.len(), 5);
-    }
-
-    type Waits = Pin<Box<dyn Future<Output = Permit>>>;
-
-    proptest! {
-        /// Whoever comes, goes, gives up and changes the number: nobody begins beyond it, and nobody waits below it.
-        #[test]
-        fn as_many_run_as_may(steps in proptest::collection::vec((0..8u8, 1..4usize), 1..120)) {
-            let permits = Arc::new(Permits::new(Some(2)));
-            let (mut limit, mut held, mut waits) = (2, VecDeque::new(), VecDeque::<Waits>::new());
-            let mut bare = VecDeque::new();
-            for (step, number) in steps {
-                match step {
-                    0 | 1 => {
-                        let permits = permits.clone();
-                        waits.push_back(Box::pin(async move { permits.acquire().await }));
-                    }
-                    2 => drop(held.pop_front()),
-                    3 => drop(waits.pop_back()),
-                    4 => held.push_back(permits.begin()),
-                    5 => bare.push_back(permits.bare()),
-                    6 => drop(bare.pop_front()),
-                    _ if number == 3 => {
-                        // What comes and goes meanwhile counts afterwards.
-                        permits.resize(None);
-                        bare.push_back(permits.bare());
-                        permits.resize(Some(limit));
-                    }
-                    _ => {
-                        limit = number;
-                        permits.resize(Some(number));
-                    }
-                }
-                let before = held.len() + bare.len();
-                let mut came = 0;
-                waits.retain_mut(|one| match one.as_mut().now_or_never() {
-                    Some(permit) => {
-                        held.push_back(permit);
-                        came += 1;
-                        false
-                    }
-                    None => true,
-                });
-                prop_assert!(came == 0 || before + came <= limit, "{before} and {came} over {limit}");
-                prop_assert!(waits.is_empty() || held.len() + bare.len() >= limit, "{} wait", waits.len());
-            }
-        }
-    }
-}
+mod tests;

@@ -189,6 +189,7 @@ mod tests {
             retry: RetryPolicy::default(),
             metered: None,
             concurrency: None,
+            total: None,
         }));
         let calls = Arc::new(AtomicU8::new(0));
         let inner = endpoint(move |context: Context| {

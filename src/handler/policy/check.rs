@@ -51,6 +51,9 @@ impl Policy {
         if let Some(limit) = self.concurrency {
             counts("concurrency", limit as u64, "no run would ever begin")?;
         }
+        if let Some(limit) = self.total {
+            counts("total", limit as u64, "no run would ever begin")?;
+        }
         if let Some(ttl) = self.cache {
             lasts("cache", ttl, "nothing would be kept")?;
             if self.stateful {
@@ -75,6 +78,7 @@ impl Policy {
         }
         for (part, is_set) in [
             ("rate_limit", self.rate.is_some()),
+            ("total", self.total.is_some()),
             ("circuit", self.circuit.is_some()),
             ("cache", self.cache.is_some()),
             ("layer", !self.layers.is_empty()),
@@ -201,6 +205,7 @@ mod tests {
                 Policy::new().fallback(|_, (): ()| Ok(())),
             ),
             ("concurrency", "0", Policy::new().concurrency(0)),
+            ("total", "0", Policy::new().total(0)),
             ("cache", "0s", Policy::new().cache(never)),
         ];
         for (part, value, policy) in refused {
@@ -225,6 +230,7 @@ mod tests {
             .circuit(u32::MAX, always)
             .fallback(|_, (): ()| Ok(()))
             .concurrency(usize::MAX)
+            .total(usize::MAX)
             .cache(always);
         assert_eq!(policy.check(), Ok(()));
         assert_eq!(Policy::new().check(), Ok(()));

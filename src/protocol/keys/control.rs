@@ -275,6 +275,12 @@ impl Keys {
         self.control(format_args!("limit:{kind}:{source}"))
     }
 
+    /// The seats of a type, which all workers share: a hash by worker, which lapses.
+    #[doc(hidden)]
+    pub fn seats(&self, kind: &str) -> String {
+        self.control(format_args!("seats:{kind}"))
+    }
+
     /// One batch: a hash.
     pub fn batch(&self, id: &str) -> String {
         self.control(format_args!("batch:{id}"))

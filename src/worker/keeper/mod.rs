@@ -20,6 +20,7 @@
 //! | `outbox`: on a cluster, moves what runs published into other slots | 5 ms when busy, else up to 200 ms |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
 //! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
+//! | `seats`: takes seats of types with a total, and gives them back | when one is needed, or has become free; a quarter of their lease |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
 //! | `announce`: reports circuits as they change | |
 //! | `tell`: writes how far runs are to those who asked | when they tell it |
@@ -44,6 +45,7 @@ mod pulse;
 mod renew;
 mod repair;
 mod schedule;
+mod seats;
 mod send;
 mod signs;
 mod summary;
@@ -73,12 +75,13 @@ use crate::coordination::policies::Policies;
 use crate::coordination::repairs::Repairs;
 use crate::coordination::schedules::Schedules;
 use crate::coordination::scripts;
+use crate::coordination::seats::Seats;
 use crate::coordination::tasks::Tasks;
 use crate::handler::layers::circuit::CircuitChange;
 use crate::handler::progress::Tell;
 use crate::protocol::keys::Keys;
 use crate::settings::Settings;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -151,6 +154,9 @@ struct Chores {
     policies: Policies,
     schedules: Schedules,
     repairs: Repairs,
+    seats: Seats,
+    /// Numbers what is said of them.
+    calls: AtomicU64,
     /// Something is ordered.
     ordered: Arc<Notify>,
     changes: tokio::sync::Mutex<Option<UnboundedReceiver<CircuitChange>>>,
@@ -207,6 +213,13 @@ impl Keeper {
             schedules: Schedules::new(connector.clone(), keys.clone()),
             repairs: Repairs::new(connector.clone(), keys.clone()),
             policies: worker.policies.by(connector.clone()),
+            seats: Seats::new(
+                connector.clone(),
+                keys.clone(),
+                worker.id(),
+                seats::lease(ttl),
+            ),
+            calls: AtomicU64::new(1),
             connector,
             lanes: lanes.list().clone(),
             triggers: lanes.triggers(),
@@ -338,6 +351,7 @@ impl Chores {
         duties.begin("claims", async |all| upkeep::keep_claims(&all).await);
         duties.begin("scripts", async |all| upkeep::keep_scripts(&all).await);
         duties.begin("leftovers", async |all| upkeep::name_leftovers(&all).await);
+        duties.begin("seats", async |all| seats::run(&all).await);
         duties.begin("describe", async |all| describe::run(&all).await);
         duties.begin("outbox", async |all| outbox::run(&all).await);
         duties.begin("announce", async |all| announce::run(&all).await);
@@ -383,6 +397,7 @@ impl Chores {
 
     /// Tells what was done since the last pulse and takes the instance out of the active ones.
     async fn leave(&self, instances: &Instances) {
+        seats::leave(self).await;
         let (id, incarnation) = (self.id(), self.incarnation());
         let last = Beat {
             metrics: Some(self.reporter.report()),

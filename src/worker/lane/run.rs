@@ -6,7 +6,7 @@ use super::{ALONE, Lane, Waiting};
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
 use crate::handler::function::Encoded;
-use crate::handler::gate::{Back, Entered};
+use crate::handler::gate::{Back, Entered, Places};
 use crate::handler::layers::timeout::exceeded;
 use crate::handler::router::Route;
 use crate::protocol::error::{Elsewhere, HandlerError, Refusal};
@@ -35,20 +35,20 @@ impl Lane {
                 None => return now,
             }
         }
-        // Operators may have limited its type since it came.
-        let is_limited = match &waiting.entered {
-            None => waiting.route.gate().is_some(),
-            Some(entered) => entered.is_one_too_many(),
+        // Operators may have limited its type since it came, or since it entered.
+        let begun = match waiting.entered.take().map(Entered::begin) {
+            None if waiting.route.gate().is_some() => {
+                return self.enter_late(waiting, Places::default(), now);
+            }
+            None => None,
+            Some(Ok(begun)) => Some(begun),
+            Some(Err(places)) => return self.enter_late(waiting, *places, now),
         };
-        if is_limited {
-            let places = waiting.entered.take().map(Entered::into_places);
-            return self.enter_late(waiting, places.unwrap_or_default(), now);
-        }
         let Waiting {
             receipt,
             context,
             route,
-            entered,
+            entered: _,
             waited,
             first: _,
             judged_in,
@@ -66,23 +66,23 @@ impl Lane {
             self.alone = Some(receipt);
         }
         // The gate counts the time of what entered it.
-        let timeout = match entered {
+        let timeout = match begun {
             None => route.limits.now().timeout,
             Some(_) => None,
         };
-        let is_bare = entered.is_none();
-        let back = entered.is_some().then(Back::default);
+        let is_bare = begun.is_none();
+        let back = begun.is_some().then(Back::default);
         let span = span_of(&context);
         let inside = span.enter();
         let computes = self.admission.spreads(&route).then(|| self.computes());
         let (run, first) = match computes.is_some() {
             true => {
-                let run = unbegun(&route, context.clone(), entered, back.clone());
+                let run = unbegun(&route, context.clone(), begun, back.clone());
                 (run, Poll::Pending)
             }
             // Polled once right here; coming back costs nothing if it is done.
             false => {
-                let start = || begin(&route, context.clone(), entered, back.clone());
+                let start = || begin(&route, context.clone(), begun, back.clone());
                 let mut run = Fenced::start(start);
                 let first = run.poll_once();
                 (run, first)

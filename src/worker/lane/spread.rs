@@ -12,7 +12,7 @@ use super::finished::Finished;
 use crate::handler::context::Context;
 use crate::handler::fence::Fenced;
 use crate::handler::function::{Encoded, Run};
-use crate::handler::gate::{Back, Entered};
+use crate::handler::gate::{Back, Begun};
 use crate::handler::router::Route;
 use crate::protocol::error::HandlerError;
 use std::future::poll_fn;
@@ -43,11 +43,11 @@ fn has_threads() -> bool {
 pub(super) fn begin(
     route: &Arc<Route>,
     context: Context,
-    entered: Option<Entered>,
+    begun: Option<Begun>,
     back: Option<Back>,
 ) -> Run {
-    match (route.entered_gate(), entered, back) {
-        (Some(gate), Some(entered), Some(back)) => gate.run(entered, context, back),
+    match (route.entered_gate(), begun, back) {
+        (Some(gate), Some(begun), Some(back)) => gate.run(begun, context, back),
         _ => route.start_bare(context),
     }
 }
@@ -56,11 +56,11 @@ pub(super) fn begin(
 pub(super) fn unbegun(
     route: &Arc<Route>,
     context: Context,
-    entered: Option<Entered>,
+    begun: Option<Begun>,
     back: Option<Back>,
 ) -> Fenced {
     let route = route.clone();
-    Fenced::start(|| Box::pin(async move { begin(&route, context, entered, back).await }))
+    Fenced::start(|| Box::pin(async move { begin(&route, context, begun, back).await }))
 }
 
 /// A place for a long first poll; dropped, it is free.

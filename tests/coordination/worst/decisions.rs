@@ -4,6 +4,7 @@ use super::meter::Meter;
 use super::seed::{FAR, Seed};
 use crate::batches::{asker, batches, failed};
 use crate::fleet::Fleet;
+use crate::seats::Worker;
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::MAX_ELECTORATE;
 use convoke::coordination::ballots::ballot::Vote;
@@ -114,6 +115,7 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
             schedules.delete("s-1", "ann").await.unwrap();
         })
         .await;
+    seats(fleet, meter).await;
     let connector = Connector::new(&RedisUrl::new(fleet.redis.url()), 4).unwrap();
     let limits = RateLimits::new(connector, fleet.keys.clone());
     let rate = Rate {
@@ -125,6 +127,25 @@ pub(super) async fn drive(fleet: &mut Fleet, meter: &mut Meter) {
             for _ in 0..2 {
                 limits.take("a.b", Some("me"), rate).await.unwrap();
             }
+        })
+        .await;
+}
+
+/// Many workers that have seats of one type, or wait; more than one call takes away are gone, and the clock went back.
+async fn seats(fleet: &mut Fleet, meter: &mut Meter) {
+    let key = fleet.keys.seats("a.b");
+    let mut seed = redis::pipe();
+    let far = 4_000_000_000_000u64;
+    for n in 0..300 {
+        let till = if n % 3 == 0 { 1 } else { far };
+        let one = format!("{till} 600000 1 1 1 1 {far} 1");
+        seed.hset(&key, format!("w-{n}"), one).ignore();
+    }
+    let _: () = seed.query_async(&mut fleet.connection).await.unwrap();
+    meter
+        .of(&fleet.redis, async {
+            let last = Worker::new(fleet, "w-last", Duration::from_secs(600));
+            last.take(1000, 1, 1).await;
         })
         .await;
 }
