@@ -21,7 +21,7 @@ use super::url::{RedisUrl, settings};
 use crate::connect::error::BusError;
 use crate::connect::opening::Opening;
 use crate::connect::resp::wire::{Commands, Token, Wire};
-use crate::connect::socket::tcp_settings;
+use crate::connect::socket::{CONNECT, tcp_settings};
 use crate::connect::tls::Tls;
 use crate::mutex::locked;
 use crate::protocol::keys::SLOTS;
@@ -35,7 +35,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// How long a node may take to answer, connecting included.
+/// How long a node may take to answer, connecting included. One that is newly connected to has twice as long after each
+/// time that this was too short for it, up to [`CONNECT`]: it may be far, or busy with handshakes.
 const ASK: Duration = Duration::from_millis(500);
 /// How long the others are waited for when more than half have answered.
 const GRACE: Duration = Duration::from_millis(50);
@@ -78,6 +79,8 @@ struct Nodes {
 struct Asking {
     /// Kept open from one time to the next.
     wires: HashMap<Address, Wire>,
+    /// How long those may take that were too slow.
+    slow: HashMap<Address, Duration>,
     last: Option<(Instant, Result<(), String>)>,
 }
 
@@ -164,7 +167,7 @@ impl Cluster {
         }
         let nodes = self.whom_to_ask();
         let count = nodes.len();
-        let voices = self.ask_all(nodes, &mut asking.wires).await;
+        let voices = self.ask_all(nodes, &mut asking).await;
         let answer = self.judge(voices, count);
         asking.last = Some((Instant::now(), answer.clone()));
         answer
@@ -191,21 +194,25 @@ impl Cluster {
     async fn ask_all(
         &self,
         nodes: Vec<Address>,
-        wires: &mut HashMap<Address, Wire>,
+        asking: &mut Asking,
     ) -> Vec<Result<SlotMap, String>> {
-        let count = nodes.len();
+        let Asking { wires, slow, .. } = asking;
+        let (count, began) = (nodes.len(), Instant::now());
+        if slow.len() >= NODES {
+            slow.clear();
+        }
         let mut kept = std::mem::take(wires);
         let mut pending: FuturesUnordered<_> = nodes
             .into_iter()
             .map(|address| {
                 let wire = kept.remove(&address);
+                let limit = match wire {
+                    Some(_) => ASK,
+                    None => slow.get(&address).copied().unwrap_or(ASK),
+                };
                 async move {
-                    let map = match timeout(ASK, self.ask(&address, wire)).await {
-                        Ok(Ok(answer)) => Ok(answer),
-                        Ok(Err(error)) => Err(error.to_string()),
-                        Err(_) => Err(format!("no answer within {} ms", ASK.as_millis())),
-                    };
-                    (address, map)
+                    let asked = timeout(limit, self.ask(&address, wire, limit)).await;
+                    (address, limit, asked)
                 }
             })
             .collect();
@@ -216,20 +223,31 @@ impl Cluster {
                 None => pending.next().await,
                 Some(until) => timeout_at(until, pending.next()).await.ok().flatten(),
             };
-            let Some((address, answer)) = next else {
+            let Some((address, limit, answer)) = next else {
                 return voices;
             };
             let (host, port) = &address;
             voices.push(match answer {
-                Ok((map, wire)) => {
+                Ok(Ok((map, wire))) => {
+                    slow.remove(&address);
                     wires.insert(address, wire);
                     Ok(map)
                 }
-                Err(error) => Err(format!("{host}:{port}: {error}")),
+                Ok(Err(error)) => Err(format!("{host}:{port}: {error}")),
+                Err(_) => {
+                    let ms = limit.as_millis();
+                    let error = format!("{host}:{port}: no answer within {ms} ms");
+                    slow.insert(address, (2 * limit).min(CONNECT));
+                    Err(error)
+                }
             });
             let told = voices.iter().filter(|voice| voice.is_ok()).count();
-            if until.is_none() && told > count / 2 {
-                until = Some(Instant::now() + GRACE);
+            let grace = Instant::now() + GRACE;
+            if told > count / 2 {
+                until = Some(until.map_or(grace, |until: Instant| until.min(grace)));
+            } else if told > 0 && until.is_none() {
+                // The others have no longer than they had before they were slow.
+                until = Some(grace.max(began + ASK));
             }
         }
     }
@@ -239,6 +257,7 @@ impl Cluster {
         &self,
         address: &Address,
         kept: Option<Wire>,
+        limit: Duration,
     ) -> Result<(SlotMap, Wire), BusError> {
         if let Some(mut wire) = kept
             && let Ok(map) = self.ask_on(&mut wire, &address.0).await
@@ -247,7 +266,7 @@ impl Cluster {
         }
         let info = self.info(address)?;
         // The limit of this whole try is shorter, and says more.
-        let wire = Box::pin(Wire::open(&info, &self.certificates, 2 * ASK));
+        let wire = Box::pin(Wire::open(&info, &self.certificates, 2 * limit));
         let (opening, login) = (self.opening_of(address), self.url.changes());
         let mut wire = opening.open(login, info.addr(), wire).await?;
         let map = self.ask_on(&mut wire, &address.0).await?;
