@@ -414,10 +414,10 @@ impl Lane {
         self.running -= 1;
         match finished {
             Finished::Settled(settlement) => self.settled.push(*settlement),
-            Finished::Given(receipt) => self.let_go(std::slice::from_ref(&receipt)),
+            Finished::Given(receipt) => self.let_go_for_now(std::slice::from_ref(&receipt)),
             Finished::GivenBack(settlements, stays) => {
                 self.settled.extend(settlements);
-                self.let_go(&stays);
+                self.let_go_for_now(&stays);
             }
             _ => {}
         }

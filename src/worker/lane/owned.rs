@@ -231,7 +231,11 @@ impl Lane {
         } = waiting;
         let event = context.event().clone();
         if let Some(line) = &mut self.line {
+            let held = line.waits_unbegun(&receipt, event.attempt());
             line.waits(Lined { receipt, event }, Instant::now() + PAUSED);
+            if let Some(held) = held {
+                self.note_waiting(receipt, held);
+            }
         }
         if self.alone == Some(receipt) {
             self.alone = None;
@@ -267,8 +271,22 @@ impl Lane {
     /// Lets go of what was not settled, and stays pending. Where the partition is owned nothing of its subject starts until
     /// somebody has looked where it is.
     pub(super) fn let_go(&mut self, receipts: &[Receipt]) {
+        // What waited closes no subject by itself.
+        if self.loses(receipts) {
+            self.add_job(&Trigger::Whole);
+        }
+    }
+
+    /// The same of what it gave back itself: that may be so again at once.
+    pub(super) fn let_go_for_now(&mut self, receipts: &[Receipt]) {
+        self.loses(receipts);
+    }
+
+    /// Whether it lost one of them that was not under way.
+    fn loses(&mut self, receipts: &[Receipt]) -> bool {
         if self.line.is_none() || receipts.is_empty() {
-            return self.release(receipts);
+            self.release(receipts);
+            return false;
         }
         let (void, sought): (Vec<Receipt>, Vec<Receipt>) =
             receipts.iter().partition(|receipt| self.is_void(receipt));
@@ -280,12 +298,10 @@ impl Lane {
                 waited |= !line.loses(receipt.entry);
             }
         }
-        // What waited closes no subject by itself.
-        if waited {
-            self.add_job(&Trigger::Whole);
-        } else if !sought.is_empty() {
+        if !sought.is_empty() {
             self.looks_again_in(SOON);
         }
+        waited
     }
 
     /// Lets go of a batch of which some were not written.
