@@ -191,9 +191,7 @@ impl<'a> Keeping<'a> {
         if !self.stuck.lasts(look, others_need, now) {
             return needs_of(look, self.slots());
         }
-        // Items of batches and tasks need no slot: one at a time goes on.
-        let needs_no_slot = look.waits > 0 && self.total > 1;
-        look.runs + usize::from(needs_no_slot)
+        look.runs
     }
 
     /// As many runs of a type as this worker has slots for.

@@ -4,10 +4,13 @@ use crate::handler::gate::permits::Look;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a seat is kept for a run that no slot is free for, where others wait; each time that none was, twice as long.
+/// How long a seat is kept for a run that no slot is free for, where others wait; twice as long each time that its slot came
+/// when the seat was gone.
 const TURN: Duration = Duration::from_millis(500);
 /// The longest.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For how many times as long others get it then: of those that find no slot for long there may be many.
+const PAUSE: u32 = 32;
 
 /// Whether runs that have a permit find no slot: then others get their seats for a while.
 #[derive(Debug, Default)]
@@ -19,18 +22,21 @@ pub(super) struct Stuck {
     since: Option<Instant>,
     /// Until when others get it.
     until: Option<Instant>,
-    /// How often that was so since one began.
+    /// How often its slot came too late since one began.
     times: u32,
 }
 
 impl Stuck {
     /// Whether it is so now.
     pub(super) fn lasts(&mut self, look: Look, others_need: bool, now: Instant) -> bool {
+        if look.tries != self.tries || look.entered == 0 {
+            if self.until.is_some() && look.entered > 0 {
+                self.times = self.times.saturating_add(1);
+            }
+            (self.tries, self.since, self.until) = (look.tries, None, None);
+        }
         if look.begins != self.begins {
             (self.begins, self.times) = (look.begins, 0);
-        }
-        if look.tries != self.tries || look.entered == 0 {
-            (self.tries, self.since, self.until) = (look.tries, None, None);
         }
         if self.until.is_some_and(|until| until <= now) {
             (self.since, self.until) = (None, None);
@@ -45,13 +51,12 @@ impl Stuck {
         let patience = self.patience();
         let is_over = *self.since.get_or_insert(now) + patience <= now;
         if is_over {
-            self.until = Some(now + patience);
-            self.times = self.times.saturating_add(1);
+            self.until = Some(now + patience * PAUSE);
         }
         is_over
     }
 
-    /// How long they keep their seats, and then do without.
+    /// How long they keep their seats.
     fn patience(&self) -> Duration {
         TURN.saturating_mul(2u32.saturating_pow(self.times))
             .min(PATIENCE)
@@ -69,10 +74,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_finds_no_slot_does_without_for_a_while_and_has_more_time_the_next_time() {
+    fn whoever_finds_no_slot_does_without_for_long_and_has_more_time_where_its_slot_came_too_late()
+    {
         let mut stuck = Stuck::default();
         let mut now = Instant::now();
-        let entered = Look {
+        let mut look = Look {
             runs: 0,
             entered: 1,
             waits: 0,
@@ -80,34 +86,32 @@ mod tests {
             tries: 0,
             begins: 0,
         };
-        for turns in [1, 2, 4] {
-            assert!(!stuck.lasts(entered, true, now));
-            now += TURN * turns - Duration::from_millis(1);
-            assert!(!stuck.lasts(entered, true, now), "{turns}");
+        // No slot comes at all: its turn is as short each time, and others have much more.
+        for _ in 0..3 {
+            assert!(!stuck.lasts(look, true, now));
+            now += TURN - Duration::from_millis(1);
+            assert!(!stuck.lasts(look, true, now));
             now += Duration::from_millis(1);
-            assert!(stuck.lasts(entered, true, now), "{turns}");
-            // Others have what it had: it has its time all the same.
-            assert!(stuck.lasts(entered, false, now + TURN / 2));
+            assert!(stuck.lasts(look, true, now));
+            assert_eq!(stuck.due(), Some(now + TURN * PAUSE));
+            // Others have what it had: that it does without lasts all the same.
+            assert!(stuck.lasts(look, false, now + TURN / 2));
             now = stuck.due().unwrap();
         }
-        // One of them was to begin, and could not: it asks at once, and has as much time again.
-        assert!(!stuck.lasts(
-            Look {
-                tries: 1,
-                ..entered
-            },
-            true,
-            now
-        ));
+        // Its slot comes when the seat is gone: it asks at once, and has twice as long the next time.
+        for turns in [1, 2, 4] {
+            assert!(!stuck.lasts(look, true, now));
+            assert_eq!(stuck.due(), Some(now + TURN * turns));
+            now += TURN * turns;
+            assert!(stuck.lasts(look, true, now));
+            look.tries += 1;
+        }
+        assert!(!stuck.lasts(look, true, now));
         assert_eq!(stuck.due(), Some(now + TURN * 8));
-        let began = Look {
-            tries: 2,
-            begins: 1,
-            ..entered
-        };
-        assert!(!stuck.lasts(began, true, now));
+        (look.tries, look.begins) = (look.tries + 1, 1);
+        assert!(!stuck.lasts(look, true, now));
         assert_eq!(stuck.due(), Some(now + TURN));
-        assert!(!stuck.lasts(began, false, now));
+        assert!(!stuck.lasts(look, false, now));
         assert_eq!(stuck.due(), None);
     }
 }
