@@ -130,7 +130,10 @@ impl Running {
 
 impl Rig {
     async fn new() -> Self {
-        let redis = Redis::start();
+        Self::on(Redis::start()).await
+    }
+
+    async fn on(redis: Redis) -> Self {
         let keys = Keys::tagged("cb", 1).unwrap();
         let url = RedisUrl::new(redis.url_for(users::PUBLISHER));
         let connector = Connector::new(&url, 2).unwrap();
@@ -225,6 +228,29 @@ impl Rig {
             listed.lines().filter(|line| waits(line)).count() >= 3
         })
         .await;
+    }
+
+    /// Has so many events be pending as two owners left them that were killed.
+    async fn was_with_killed_owners(&self, count: usize) {
+        let made = format!("XGROUP CREATE {EVENTS} {GROUP} 0");
+        // A worker may have been there.
+        let words: Vec<&str> = made.split(' ').collect();
+        let mut create = redis::cmd(words[0]);
+        let mut connection = self.connection.clone();
+        create
+            .arg(&words[1..])
+            .exec_async(&mut connection)
+            .await
+            .ok();
+        let read = format!("XREADGROUP GROUP {GROUP} gone COUNT {count} STREAMS {EVENTS} >");
+        self.ask::<Value>(&read).await;
+        let listed = format!("XPENDING {EVENTS} {GROUP} - + 10");
+        let pending: Vec<(String, String, u64, u64)> = self.ask(&listed).await;
+        assert_eq!(pending.len(), count);
+        for (id, ..) in &pending {
+            let claim = format!("XCLAIM {EVENTS} {GROUP} gone 0 {id} RETRYCOUNT 2 JUSTID");
+            self.ask::<Value>(&claim).await;
+        }
     }
 
     /// What is noted of what waits in its place.
@@ -505,17 +531,7 @@ async fn what_waits_behind_others_is_no_poison_however_often_its_owners_are_kill
     for n in 1..=3 {
         rig.publish(n, "s").await;
     }
-    // As two owners left them that were killed.
-    rig.ask::<Value>(&format!("XGROUP CREATE {EVENTS} {GROUP} 0"))
-        .await;
-    let read = format!("XREADGROUP GROUP {GROUP} gone COUNT 3 STREAMS {EVENTS} >");
-    rig.ask::<Value>(&read).await;
-    let pending: Vec<(String, String, u64, u64)> =
-        rig.ask(&format!("XPENDING {EVENTS} {GROUP} - + 10")).await;
-    for (id, ..) in &pending {
-        let claim = format!("XCLAIM {EVENTS} {GROUP} gone 0 {id} RETRYCOUNT 2 JUSTID");
-        rig.ask::<Value>(&claim).await;
-    }
+    rig.was_with_killed_owners(3).await;
     let with = |id: &str| Settings {
         max_deliveries: 3,
         ..rig.settings(id)
@@ -558,6 +574,61 @@ async fn what_is_paused_waits_in_its_place_whatever_its_type() {
     rig.request("system.policy.clear", &resume).await;
     rig.are_done(3).await;
     assert_eq!(rig.log.numbers(), [3, 1, 2]);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_paused_and_never_began_is_no_poison_however_often_its_owners_are_killed() {
+    let rig = Rig::new().await;
+    let first = rig.start("first");
+    let pause = json!({"scope": "type:line.step", "pause": {"reason": "a test"}});
+    rig.request("system.policy.set", &pause).await;
+    first.stop().await;
+    rig.publish(1, "s").await;
+    rig.was_with_killed_owners(1).await;
+    let with = |id: &str| Settings {
+        max_deliveries: 3,
+        ..rig.settings(id)
+    };
+    let second = rig.start_with(with("second"));
+    until("it waits in its place", async || {
+        rig.noted().await.len() == 1
+    })
+    .await;
+    second.kill().await;
+    let next = rig.start_with(with("next"));
+    let resume = json!({"scope": "type:line.step"});
+    rig.request("system.policy.clear", &resume).await;
+    rig.are_done(1).await;
+    assert_eq!(rig.length(DEAD).await, 0);
+    assert!(rig.noted().await.is_empty());
+    next.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_server_forgot_what_was_committed_all_behind_it_runs_again_in_order() {
+    let mut rig = Rig::on(Redis::durable()).await;
+    let waits = Plan {
+        waits: true,
+        ..Plan::default()
+    };
+    rig.log.plan(2, waits);
+    rig.publish(1, "s").await;
+    rig.publish(2, "s").await;
+    let worker = rig.start("w-1");
+    until("the second one runs", async || rig.log.numbers() == [1, 2]).await;
+    let entries: Vec<(String, HashMap<String, Vec<u8>>)> =
+        rig.ask(&format!("XRANGE {EVENTS} - +")).await;
+    // A server that comes back, and knows nothing of the commit of the first one.
+    rig.redis.restart();
+    rig.connection = rig.redis.connection().await;
+    let forgotten = &entries[0].0;
+    let claim = format!("XCLAIM {EVENTS} {GROUP} w-1 0 {forgotten} FORCE JUSTID");
+    rig.ask::<Value>(&claim).await;
+    rig.log.goes_on.cancel();
+    rig.are_done(3).await;
+    let numbers = rig.log.numbers();
+    assert_eq!(numbers[numbers.len() - 2..], [1, 2], "{numbers:?}");
     worker.stop().await;
 }
 
