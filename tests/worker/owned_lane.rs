@@ -230,7 +230,7 @@ impl Rig {
         .await;
     }
 
-    /// Has so many events be pending as two owners left them that were killed.
+    /// Has that many events be pending as two owners left them that were killed.
     async fn was_with_killed_owners(&self, count: usize) {
         let made = format!("XGROUP CREATE {EVENTS} {GROUP} 0");
         // A worker may have been there.
