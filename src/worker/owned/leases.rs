@@ -117,9 +117,12 @@ mod tests {
         }
     }
 
+    /// When was looked, by the own clock and by the node's, and who owned it until when.
+    type Looked<'a> = (u64, u64, Option<(&'a str, u64)>);
+
     /// Looks at these times (s), each answered 10 ms later, at which the node's clock said that number of s: whose it was, and
     /// until when.
-    fn after(began: Instant, looks: &[(u64, u64, Option<(&str, u64)>)]) -> Lease {
+    fn after(began: Instant, looks: &[Looked<'_>]) -> Lease {
         let mut lease = Lease::default();
         for (at, clock, is) in looks {
             let asked = began + Duration::from_secs(*at);
@@ -135,7 +138,7 @@ mod tests {
         lease
     }
 
-    fn ends(looks: &[(u64, u64, Option<(&str, u64)>)]) -> Option<u64> {
+    fn ends(looks: &[Looked<'_>]) -> Option<u64> {
         let began = Instant::now();
         let ends = after(began, looks).ends();
         ends.map(|ends| (ends - began).as_secs())
