@@ -607,6 +607,10 @@ async fn what_is_paused_and_never_began_is_no_poison_however_often_its_owners_ar
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_the_server_forgot_what_was_committed_all_behind_it_runs_again_in_order() {
+    // It does not say which history of the data it has.
+    if users::skip_without("INFO") {
+        return;
+    }
     let mut rig = Rig::on(Redis::durable()).await;
     let waits = Plan {
         waits: true,
@@ -619,12 +623,12 @@ async fn where_the_server_forgot_what_was_committed_all_behind_it_runs_again_in_
     until("the second one runs", async || rig.log.numbers() == [1, 2]).await;
     let entries: Vec<(String, HashMap<String, Vec<u8>>)> =
         rig.ask(&format!("XRANGE {EVENTS} - +")).await;
-    // A server that comes back, and knows nothing of the commit of the first one.
-    rig.redis.restart();
-    rig.connection = rig.redis.connection().await;
+    // A server that comes back, and knows nothing of the commit of the first one. Where the worker sees it before, it waits.
     let forgotten = &entries[0].0;
     let claim = format!("XCLAIM {EVENTS} {GROUP} w-1 0 {forgotten} FORCE JUSTID");
     rig.ask::<Value>(&claim).await;
+    rig.redis.restart();
+    rig.connection = rig.redis.connection().await;
     rig.log.goes_on.cancel();
     rig.are_done(3).await;
     let numbers = rig.log.numbers();
