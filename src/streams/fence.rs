@@ -2,7 +2,7 @@
 //!
 //! Each change of owner raises a number beside the stream. Whoever owns the partition knows the number that it was raised
 //! to, and every step that settles an entry, notes something of it or takes it over goes through only while it is that
-//! one: a script by [`FENCED`], a transaction since it watches the key. The number is never learned again: where it is
+//! one: a script by `fenced.lua`, a transaction since it watches the key. The number is never learned again: where it is
 //! another one, or is gone, the partition is lost for good, and its lane ends.
 
 use crate::connect::epoch::Epoch;

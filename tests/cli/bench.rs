@@ -327,8 +327,9 @@ fn patterns_are_compared_on_the_same_load_and_with_the_leader_killed() {
             let what = check["what"].as_str().unwrap();
             is_refused(what) || what.ends_with("never done")
         };
+        // Of 60; who lives and had no time for a pulse is taken for dead, with what it holds.
         for check in checks.iter().filter(done) {
-            assert_eq!(check["max"], 0.0, "{check}");
+            assert!(check["max"].as_f64().unwrap() <= 15.0, "{check}");
         }
     }
     // It is asked and answered.

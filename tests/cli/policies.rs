@@ -198,13 +198,17 @@ async fn what_waits_for_a_total_is_counted_by_type_and_named_with_it() {
     let start = ["worker", "--id=w-1", "--exec", &exec];
     let worker = Worker::start(&redis, "w-1", &mut convoke(&redis, &start));
     run(&redis, &["limit", "mail.send", "--total", "1"]).done();
-    for id in ["m-1", "m-2", "m-3"] {
-        run(&redis, &["publish", "mail.send", "--id", id, "--data", "1"]).done();
-    }
     let seats = || {
         let words = ["streams", "events:mail", "--format", "json"];
         run(&redis, &words).done().json()["seats"][0].clone()
     };
+    let publish = |id| {
+        run(&redis, &["publish", "mail.send", "--id", id, "--data", "1"]).done();
+    };
+    publish("m-1");
+    eventually("the total holds", || seats()["taken"] == json!(1));
+    publish("m-2");
+    publish("m-3");
     // What waits counts as long as its worker asks: one that stands still does not, for that moment.
     eventually("it is said what runs and waits, and of which total", || {
         let seen = seats();
