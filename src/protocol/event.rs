@@ -242,6 +242,7 @@ impl Event {
     }
 
     /// Makes it that try, whatever its entry says: noted beside the stream (see [`hold`](crate::streams::hold)).
+    #[cfg(feature = "worker")]
     pub(crate) fn tried(&mut self, attempt: u32) {
         self.attempt = attempt;
     }

@@ -49,7 +49,9 @@ impl Fence {
 
     /// The same, only in that history of the server's data: in another one an outcome may be forgotten that was committed,
     /// and what is known here is out of order.
-    pub(crate) fn in_epoch(self, epoch: Epoch) -> Self {
+    #[doc(hidden)]
+    #[must_use]
+    pub fn in_epoch(self, epoch: Epoch) -> Self {
         let epoch = Some(epoch);
         Self { epoch, ..self }
     }
@@ -102,7 +104,8 @@ impl Fence {
     }
 
     /// Notes that nothing is any more.
-    pub(crate) fn forgets(&self, entry: EntryId) {
+    #[doc(hidden)]
+    pub fn forgets(&self, entry: EntryId) {
         locked(&self.noted).remove(&entry);
     }
 

@@ -46,15 +46,17 @@ pub async fn read_group(
 
 /// What is pending in a stream: see [`read_group_and_look`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Look {
+#[doc(hidden)]
+pub struct Look {
     /// How much with the consumer that looks.
-    pub(crate) mine: usize,
+    pub mine: usize,
     /// Whether anything is with anybody else.
-    pub(crate) others: bool,
+    pub others: bool,
 }
 
 /// The same of one stream, and what is pending there after that.
-pub(crate) async fn read_group_and_look(
+#[doc(hidden)]
+pub async fn read_group_and_look(
     wire: &mut Wire,
     group: &str,
     consumer: &str,
