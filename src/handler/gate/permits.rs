@@ -146,7 +146,7 @@ impl Permits {
         self.changed.notify_one();
     }
 
-    /// Has this process have these seats. They are none of fewer than there were when they were given.
+    /// Has this process have these seats. Where the total was lowered since they were given, nothing changes.
     pub fn seat(&self, seats: Seats) {
         self.change(&mut locked(&self.count), |count| {
             if count.total >= Some(seats.total) {

@@ -50,7 +50,7 @@ pub(in crate::worker) struct Owning {
     /// The domains whose members are known, and when they were asked for.
     members: BTreeMap<String, Vec<Member>>,
     learned: Option<Instant>,
-    /// Owners that have left, as they were seen then: who renews its lease since is none of them.
+    /// Owners that have left, as they were seen then: one that renewed its lease after that lives.
     left: Vec<Owner>,
     /// Partitions that it took, or tried to: what an older process of its instance had there it takes once.
     tried: HashSet<Place>,
