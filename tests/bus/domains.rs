@@ -5,7 +5,7 @@ use crate::support::{Redis, keys, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
-use convoke::protocol::domain::{Before, Domain};
+use convoke::protocol::domain::{Before, Domain, DomainOrder};
 use convoke::protocol::json;
 use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
@@ -173,7 +173,7 @@ async fn a_change_is_told_once_and_the_same_again_changes_nothing() {
     assert_eq!(told["before"][0]["partitions"], 2);
     // One that nobody used yet.
     let new = operator.set("mail", 6, None, "ann").await.unwrap();
-    assert_eq!((new.partitions, new.version, new.before.len()), (6, 1, 0));
+    assert_eq!((new.partitions, new.version, new.before.len()), (6, 2, 0));
 }
 
 #[tokio::test]
@@ -308,7 +308,7 @@ async fn what_somebody_wrote_there_that_is_no_fact_counts_for_nothing() {
         .unwrap();
     assert_eq!([keys.partitions("image"), keys.partitions("mail")], [4, 4]);
     let is = domains.set("image", 8, None, "ann").await.unwrap();
-    assert_eq!((is.partitions, is.version, is.before.len()), (8, 1, 0));
+    assert_eq!((is.partitions, is.version, is.before.len()), (8, 2, 0));
     // Of an earlier version.
     say::<u8>(&redis, "DEL {cb}:domains");
     say::<u8>(&redis, "ZADD {cb}:domains 1 image");
@@ -357,6 +357,25 @@ async fn what_a_server_forgot_is_not_believed_and_told_again() {
         .unwrap();
     domains.keep(&["image"]).await.unwrap();
     assert_eq!(said(&redis, "image"), newer);
+}
+
+#[tokio::test]
+async fn what_was_said_of_a_domain_before_anybody_used_it_is_told_again_too() {
+    let redis = Redis::start();
+    let (domains, keys) = domains(&redis, 2);
+    let order = Some(DomainOrder::Subject);
+    let operator = operator(&redis);
+    let is = operator.change("image", Some(4), order, None, "ann").await;
+    let is = is.unwrap();
+    domains.learn(&["image"], Use::Works).await.unwrap();
+    // A failover lost it, and a publisher that never saw it comes first.
+    for partitions in [4, 8] {
+        write(&redis, "image", &Domain::first(partitions).encode());
+        domains.learn(&["image"], Use::Works).await.unwrap();
+        assert_eq!(keys.domain("image").unwrap(), is);
+        domains.keep(&["image"]).await.unwrap();
+        assert_eq!(said(&redis, "image"), is);
+    }
 }
 
 #[tokio::test]

@@ -243,7 +243,7 @@ fn a_domain_gets_an_order_and_who_owns_what_is_shown() {
     let redis = Redis::start();
     let set = ["domain", "set", "image", "--order", "subject"];
     let said = tagged(&redis, &set).done().out;
-    assert_eq!(said, "image: 2 partitions, subjects in order, version 1\n");
+    assert_eq!(said, "image: 2 partitions, subjects in order, version 2\n");
     tagged(&redis, &["domain", "set", "image"]).failed(2, &["--order"]);
     assert_eq!(told(&redis, &["domain", "list"])[0]["order"], "subject");
     let time: (u64, u64) = redis::cmd("TIME").query(&mut redis.connect()).unwrap();
@@ -285,6 +285,6 @@ fn a_domain_gets_an_order_and_who_owns_what_is_shown() {
     );
     let unset = ["domain", "set", "image", "--order", "none"];
     let said = tagged(&redis, &unset).done().out;
-    assert_eq!(said, "image: 2 partitions, version 2\n");
+    assert_eq!(said, "image: 2 partitions, version 3\n");
     assert_eq!(examined(&redis, "2")[0].0, "fine");
 }

@@ -40,9 +40,11 @@ if kept and was.partitions ~= partitions then
   before = before or {}
   before[#before + 1] = {partitions = was.partitions, ['until'] = now}
 end
-local said = {version = is + 1, partitions = partitions, order = order, before = before, at = now, by = ARGV[5]}
+-- Above 1, which whoever is first to use a domain writes: what was said is told from that after a failover.
+local version = math.max(is, 1) + 1
+local said = {version = version, partitions = partitions, order = order, before = before, at = now, by = ARGV[5]}
 redis.call('HSET', KEYS[1], domain, cmsgpack.pack(said))
 said.domain = domain
 redis.call('XADD', KEYS[2], '*', 'type', 'domain.changed', 'source', ARGV[5], 'time', string.format('%.0f', now),
   'data', cmsgpack.pack(said))
-return {1, is + 1}
+return {1, version}
