@@ -56,6 +56,9 @@ impl Batches {
 
     /// The events of a batch have one subject, in order, and no two batches of a subject run at a time. Events without a
     /// subject have no order.
+    ///
+    /// In a domain with `order: "subject"` one event of a subject runs at a time, so each batch has one: leave this out
+    /// there, and a batch has events of many subjects, one of each.
     #[must_use]
     pub fn by_subject(mut self) -> Self {
         self.by_subject = true;

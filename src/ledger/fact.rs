@@ -95,10 +95,11 @@ impl Fact {
                     "schedule" => of_data("name"),
                     "policy" => of_data("scope"),
                     "circuit" => of_data("type"),
+                    "domain" | "partition" => of_data("domain"),
                     _ => None,
                 };
                 let instance = match keys::domain_of(&kind) {
-                    "instance" | "leader" => of_data("id"),
+                    "instance" | "leader" | "partition" => of_data("id"),
                     "batch" => of_data("processor_id"),
                     "circuit" => of_data("instance"),
                     _ => of_data("instance_id"),
@@ -268,6 +269,13 @@ mod tests {
                 Some("nightly"),
                 None,
             ),
+            (
+                "partition.owned",
+                json!({"domain": "a", "partition": 3, "id": "w-1", "fence": 9}),
+                Some("a"),
+                Some("w-1"),
+            ),
+            ("partition.healed", json!({"healthy": 3}), None, None),
             ("operator.paused", json!({}), None, None),
         ] {
             let fact = told(kind, data.clone());

@@ -162,6 +162,12 @@ impl Admission {
         }
     }
 
+    /// The same, where the next event of a subject comes when the one before has ended.
+    pub(super) fn with_one_of_each_subject(mut self, is_so: bool) -> Self {
+        self.gathers.one_of_each = is_so;
+        self
+    }
+
     /// Has the lane another number of slots from now on.
     pub(super) fn resize(&mut self, share: Share) {
         self.share = share;

@@ -126,7 +126,8 @@ impl Lane {
             finished,
             jobs: Jobs::default(),
             ready: VecDeque::new(),
-            admission: Admission::new(shared.share(), routes, streams, spread::room()),
+            admission: Admission::new(shared.share(), routes, streams, spread::room())
+                .with_one_of_each_subject(fence.is_some()),
             suspects: VecDeque::new(),
             alone: None,
             settled: Settled::default(),

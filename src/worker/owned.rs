@@ -6,6 +6,7 @@
 mod leases;
 mod owning;
 mod spread;
+mod telling;
 
 pub(super) use owning::{Ordered, Owning, SOON};
 

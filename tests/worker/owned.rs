@@ -6,12 +6,13 @@ use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::protocol::domain::DomainOrder;
+use convoke::protocol::json;
 use convoke::protocol::keys::Keys;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::streams::domains::Domains;
 use convoke::streams::read::entries_of;
 use convoke::worker::builder::Builder;
-use convoke::{Context, HandlerError, Worker};
+use convoke::{Batch, Batches, Context, HandlerError, Worker};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -293,6 +294,98 @@ fn assert_one_at_a_time(said: &[Said], killed: &HashSet<String>) {
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everyone_is_told_who_took_a_partition_with_its_fence() {
+    let redis = Redis::start();
+    order(&redis, DomainOrder::Subject).await;
+    let log = Log::default();
+    let first = start(worker(&redis, "w-1", &log));
+    until_shared(&redis, 1).await;
+    let second = start(worker(&redis, "w-2", &log));
+    until_shared(&redis, 2).await;
+    let owned = || {
+        let mut owned = BTreeMap::new();
+        for (key, owner) in owners(&redis) {
+            let mut get = redis::cmd("GET");
+            get.arg(key.replace("}:owner:", "}:fence:"));
+            let fence: u64 = get.query(&mut redis.connect()).unwrap();
+            let partition = key.trim_start_matches("{cb:line:");
+            let partition = partition.split('}').next().unwrap().parse().unwrap();
+            owned.insert(partition, (owner, fence));
+        }
+        owned
+    };
+    until("what is told is so", async || {
+        let mut told: BTreeMap<u64, (String, u64)> = BTreeMap::new();
+        let mut range = redis::cmd("XRANGE");
+        range.arg(&["{cb}:broadcast", "-", "+"]);
+        for fact in entries_of(range.query(&mut redis.connect()).unwrap()).unwrap() {
+            let data = json::to_json(fact.get("data").unwrap()).unwrap();
+            if fact.get("type") == Some(b"partition.owned") && data["domain"] == "line" {
+                let (id, fence) = (data["id"].as_str().unwrap(), data["fence"].as_u64());
+                let one = (id.to_owned(), fence.unwrap());
+                let told = told.entry(data["partition"].as_u64().unwrap());
+                let told = told.or_insert_with(|| one.clone());
+                // One may be told late.
+                *told = if told.1 > one.1 { told.clone() } else { one };
+            }
+        }
+        told.len() == usize::from(PARTITIONS) && told == owned()
+    })
+    .await;
+    first.stop().await;
+    second.stop().await;
+}
+
+type Subjects = Arc<Mutex<Vec<Vec<u64>>>>;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_has_one_event_of_each_subject_and_one_of_a_subject_waits_for_no_second_one() {
+    let redis = Redis::start();
+    order(&redis, DomainOrder::Subject).await;
+    let client = client(&redis);
+    for number in 0..3 {
+        for subject in 1..=4 {
+            publish(&client, subject, number).await;
+            let event = Outgoing::new("line.put", &(subject, number));
+            let event = event.subject(format!("s-{subject}"));
+            client.publish(event).await.unwrap();
+        }
+    }
+    let (any, of_one) = (Subjects::default(), Subjects::default());
+    let notes = |batches: &Subjects| {
+        let batches = batches.clone();
+        move |_: Batch, rows: Vec<(u64, u64)>| {
+            let subjects = rows.iter().map(|row| row.0).collect();
+            batches.lock().unwrap().push(subjects);
+            async move {
+                Ok(rows
+                    .iter()
+                    .map(|_| Ok(()))
+                    .collect::<Vec<Result<(), HandlerError>>>())
+            }
+        }
+    };
+    // Nobody waits for an hour.
+    let hour = Batches::of(100).within(Duration::from_secs(3600));
+    let builder = Worker::builder().settings(settings(&redis, "w-1"));
+    let builder = builder
+        .batch_handler("line.step", notes(&any), Batches::of(100))
+        .batch_handler("line.put", notes(&of_one), hour.by_subject());
+    let running = start(builder);
+    let count = |batches: &Subjects| batches.lock().unwrap().iter().flatten().count();
+    until("all ran", async || {
+        count(&any) == 12 && count(&of_one) == 12
+    })
+    .await;
+    running.stop().await;
+    for batch in any.lock().unwrap().iter() {
+        let subjects: HashSet<&u64> = batch.iter().collect();
+        assert_eq!(subjects.len(), batch.len(), "{batch:?}");
+    }
+    assert_eq!(of_one.lock().unwrap().len(), 12);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

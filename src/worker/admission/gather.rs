@@ -22,6 +22,8 @@ pub(super) struct Gathers {
     subjects: HashMap<usize, HashSet<String>>,
     /// Events that a batch may have, of the type that takes the most.
     pub(super) most: usize,
+    /// The next event of a subject comes when the one before has ended: a batch of a subject waits for no second one.
+    pub(super) one_of_each: bool,
 }
 
 /// What a batch that runs holds.
@@ -148,7 +150,7 @@ impl Admission {
                 (true, false) => found.full = true,
                 (alone, _) => {
                     found.add(at, waiting, batches);
-                    found.full |= alone;
+                    found.full |= alone || self.gathers.one_of_each && subject.is_some();
                 }
             }
             if found.full {

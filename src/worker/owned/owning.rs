@@ -6,7 +6,7 @@
 
 use super::leases::{Lease, Look};
 use super::spread::{Member, spread};
-use super::{Ownership, leave};
+use super::{Ownership, leave, telling};
 use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::keys::Keys;
@@ -17,7 +17,7 @@ use crate::worker::making::{Maker, Running};
 use crate::worker::shared::Shared;
 use crate::worker::supervisor::Supervisor;
 use futures_util::StreamExt;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,8 @@ pub(in crate::worker) struct Owning {
     left: Vec<Owner>,
     /// Partitions that it took, or tried to: what an older process of its instance had there it takes once.
     tried: HashSet<Place>,
+    /// What it took and is yet to tell, with the fences.
+    untold: VecDeque<(Place, u64)>,
 }
 
 /// What one look at all says.
@@ -146,7 +148,12 @@ impl Owning {
         let begun: Vec<(Place, Begun)> = Box::pin(begun.collect()).await;
         for (place, begun) in begun {
             match begun {
-                Ok(Some(lane)) => _ = self.own.insert(place.clone(), lane),
+                Ok(Some(lane)) => {
+                    let fence = lane.owned.as_ref().map(|own| own.fence);
+                    self.untold
+                        .extend(fence.map(|fence| (place.clone(), fence)));
+                    self.own.insert(place.clone(), lane);
+                }
                 Ok(None) => waits = true,
                 Err(error) => {
                     waits = true;
@@ -157,6 +164,7 @@ impl Owning {
             }
             self.tried.insert(place);
         }
+        Box::pin(telling::tell(maker, &mut self.untold)).await;
         if some {
             self.tell(ordered);
         }
