@@ -30,7 +30,7 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
             outstanding: OUTSTANDING,
         };
         let [raw, bare, worker] = drain.rounds(rig, events).await?;
-        let to_raw = reply.then_some(Goal::AtLeast(0.85));
+        let to_raw = reply.then_some(Goal::AtLeast(0.90));
         let sides = [(RAW, &raw), (BARE, &bare), (WORKER, &worker)];
         rig.tell(
             Figure::new("drain", case, "events/s", events, &sides)

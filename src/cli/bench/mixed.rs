@@ -1,6 +1,6 @@
 //! Heartbeats are answered while the data lane is flooded.
 
-use super::figure::Figure;
+use super::figure::{Figure, Goal};
 use super::meter::{Mark, Sample};
 use super::request::TIMEOUT;
 use super::rig::{BARE, Rig, Start, WORKER};
@@ -75,7 +75,13 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
                 None,
             )
             .ratio("p99, worker flooded / idle", &worker, &idle, p99, None)
-            .ratio("p99, worker / bare", &worker, &bare, p99, None),
+            .ratio(
+                "p99, worker / bare",
+                &worker,
+                &bare,
+                p99,
+                Some(Goal::AtMost(1.0)),
+            ),
     )?;
     control.remove(&rig.connector).await?;
     Ok(flood.remove(&rig.connector).await?)
