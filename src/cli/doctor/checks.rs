@@ -54,7 +54,9 @@ pub(super) fn server(server: &ServerReport, settings: &Settings) -> Vec<Finding>
 }
 
 fn set(name: &str, value: &str) -> String {
-    format!("redis-cli CONFIG SET {name} {value} && redis-cli CONFIG REWRITE")
+    format!(
+        "redis-cli CONFIG SET {name} {value} && redis-cli CONFIG REWRITE; on a rented server, in its parameters"
+    )
 }
 
 const MAY_NOT_CONFIG: &str = "the user may not run CONFIG GET, or the server lacks the setting";
