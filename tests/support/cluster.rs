@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
+use super::links::{Links, Manner};
 use super::{Redis, eventually, free_port, users};
 use std::ops::Range;
 
@@ -15,6 +16,8 @@ const PROMOTION: std::time::Duration = std::time::Duration::from_secs(60);
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Redis>,
     primaries: usize,
+    /// The wires between them, where they can be cut.
+    links: Option<Links>,
 }
 
 fn run<T: redis::FromRedisValue>(node: &Redis, words: &[&str]) -> redis::RedisResult<T> {
@@ -24,6 +27,18 @@ fn run<T: redis::FromRedisValue>(node: &Redis, words: &[&str]) -> redis::RedisRe
 
 fn node(timeout_ms: u32) -> Redis {
     node_with(timeout_ms, &["--save", "", "--appendonly", "no"])
+}
+
+/// A node that the others reach by wires that can be cut.
+fn linked(links: &Links, number: usize, timeout_ms: u32) -> Redis {
+    let options = Links::options(number);
+    let options = options.iter().map(String::as_str);
+    let mut all = vec!["--save", "", "--appendonly", "no"];
+    all.extend(options);
+    let node = node_with(timeout_ms, &all);
+    let bus = bus_port(&node).parse().expect("a port");
+    links.serve(number, [node.port(), bus]);
+    node
 }
 
 /// A node with further options of the command line, that has no slots yet.
@@ -77,11 +92,43 @@ impl Cluster {
         Self::start(3, true, timeout_ms)
     }
 
+    /// The same, where nodes can be cut off from each other.
+    pub(crate) fn with_links(timeout_ms: u32) -> Self {
+        let (primaries, links) = (3, Links::new());
+        let nodes = (0..2 * primaries).map(|number| linked(&links, number, timeout_ms));
+        Self::made(nodes.collect(), primaries, Some(links))
+    }
+
+    /// Cuts a node off from those others, until [`mend`](Self::mend).
+    pub(crate) fn cut(&self, pairs: impl IntoIterator<Item = (usize, usize)>, manner: Manner) {
+        self.links.as_ref().expect("links").cut(pairs, manner);
+    }
+
+    /// All nodes reach each other again.
+    pub(crate) fn mend(&self) {
+        self.links.as_ref().expect("links").mend();
+    }
+
+    /// Where other nodes reach that one.
+    fn address(&self, number: usize) -> String {
+        match self.links {
+            Some(_) => Links::address(number),
+            None => "127.0.0.1".to_owned(),
+        }
+    }
+
     /// Starts one more node, that has no slots, and has all others meet it.
     pub(crate) fn add_node(&mut self, timeout_ms: u32) {
-        let added = node(timeout_ms);
+        let number = self.nodes.len();
+        let added = match &self.links {
+            Some(links) => linked(links, number, timeout_ms),
+            None => node(timeout_ms),
+        };
         let (port, bus) = (added.port().to_string(), bus_port(&added));
-        self.run(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+        for other in 0..number {
+            let address = self.address(number);
+            self.run(other, &["CLUSTER", "MEET", &address, &port, &bus]);
+        }
         self.nodes.push(added);
         let count = self.nodes.len();
         eventually("all nodes know the new one", || {
@@ -106,9 +153,17 @@ impl Cluster {
 
     /// Makes one cluster of nodes; the first ones share the slots.
     pub(crate) fn joined(nodes: Vec<Redis>, primaries: usize) -> Self {
+        Self::made(nodes, primaries, None)
+    }
+
+    fn made(nodes: Vec<Redis>, primaries: usize, links: Option<Links>) -> Self {
         let count = nodes.len();
         let replicas = count > primaries;
-        let cluster = Self { nodes, primaries };
+        let cluster = Self {
+            nodes,
+            primaries,
+            links,
+        };
         for number in 0..primaries {
             let slots = cluster.slots(number);
             let (from, to) = (slots.start.to_string(), (slots.end - 1).to_string());
@@ -120,9 +175,10 @@ impl Cluster {
             let epoch = (number + 1).to_string();
             cluster.run(number, &["CLUSTER", "SET-CONFIG-EPOCH", &epoch]);
         }
-        for other in &cluster.nodes[1..] {
+        for (number, other) in cluster.nodes.iter().enumerate().skip(1) {
             let (port, bus) = (other.port().to_string(), bus_port(other));
-            cluster.run(0, &["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
+            let address = cluster.address(number);
+            cluster.run(0, &["CLUSTER", "MEET", &address, &port, &bus]);
         }
         eventually("all nodes know all", || {
             cluster.nodes.iter().all(|node| {

@@ -10,6 +10,7 @@ pub(crate) mod between;
 pub(crate) mod certificates;
 pub(crate) mod cluster;
 pub(crate) mod fleet;
+pub(crate) mod links;
 pub(crate) mod mcp;
 pub(crate) mod patterns;
 pub(crate) mod postgres;

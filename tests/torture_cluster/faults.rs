@@ -16,18 +16,31 @@ pub(crate) enum Way {
     MoveSlot,
     /// A node joins, gets slots, gives them back and leaves: two faults.
     AddAndRemove,
+    /// A primary reaches no other node, while clients reach it: it goes on taking what they write for about a node
+    /// time-out, and another one has its place.
+    CutPrimary,
+    /// A replica reaches no other node for some time.
+    CutReplica,
+    /// A primary and its replica reach no other node, until either side serves nothing.
+    CutShard,
+    /// A primary is cut off from its replica, then killed: all that it wrote between the two is lost.
+    KillAhead,
     KillWorker,
     StopWorker,
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 8] = [
+    pub(crate) const ALL: [Way; 12] = [
         Way::KillPrimary,
         Way::FreezePrimary,
         Way::KillReplica,
         Way::FailOver,
         Way::MoveSlot,
         Way::AddAndRemove,
+        Way::CutPrimary,
+        Way::CutReplica,
+        Way::CutShard,
+        Way::KillAhead,
         Way::KillWorker,
         Way::StopWorker,
     ];
@@ -35,12 +48,16 @@ impl Way {
     /// How many of a hundred faults are such.
     fn share(self) -> u64 {
         match self {
-            Way::KillPrimary => 12,
-            Way::FreezePrimary => 6,
-            Way::KillReplica => 10,
-            Way::FailOver => 12,
-            Way::MoveSlot => 18,
-            Way::AddAndRemove => 4,
+            Way::KillPrimary => 9,
+            Way::FreezePrimary => 4,
+            Way::KillReplica => 7,
+            Way::FailOver => 9,
+            Way::MoveSlot => 12,
+            Way::AddAndRemove => 3,
+            Way::CutPrimary => 8,
+            Way::CutReplica => 4,
+            Way::CutShard => 2,
+            Way::KillAhead => 4,
             Way::KillWorker => 26,
             Way::StopWorker => 12,
         }
@@ -60,6 +77,12 @@ impl Way {
             Way::AddAndRemove => report
                 .fault(count, "nodes added")
                 .fault(count, "nodes removed"),
+            Way::CutPrimary => report.fault(count, "primaries cut off from all nodes"),
+            Way::CutReplica => report.fault(count, "replicas cut off"),
+            Way::CutShard => report.fault(count, "primaries cut off with their replica"),
+            Way::KillAhead => {
+                report.fault(count, "primaries cut off from their replica, then killed")
+            }
             Way::KillWorker => report.fault(count, "kills of workers on a cluster"),
             Way::StopWorker => report.fault(count, "workers stopped past their lease on a cluster"),
         }

@@ -91,9 +91,9 @@ impl Load {
     }
 
     /// Waits until some events are done.
-    pub(crate) async fn until_done(&self, nodes: &Nodes, count: usize) {
+    pub(crate) async fn until_done(&self, nodes: &Nodes, count: u64) {
         until("events are done", || async {
-            tokio::task::block_in_place(|| outcomes::results(nodes, "load").len()) >= count
+            tokio::task::block_in_place(|| outcomes::results(nodes, "load")) >= count
         })
         .await;
     }

@@ -1,5 +1,6 @@
-//! Three primaries, each with a replica, under load: nodes are killed, frozen, promoted, added and removed, slots move,
-//! workers are killed and stopped past their lease, all drawn from one seed.
+//! Three primaries, each with a replica, under load: nodes are killed, frozen, promoted, cut off from the others while
+//! clients reach them, added and removed, slots move, workers are killed and stopped past their lease, all drawn from one
+//! seed.
 //!
 //! What was published with a confirmation of the replica is there in the end, and no commit is there twice. A plain
 //! publish may be lost with a primary that dies: how many were is told.
@@ -16,7 +17,9 @@ mod workers;
 use faults::{Mix, Way};
 use load::Load;
 use nodes::Nodes;
+use outcomes::Done;
 use std::sync::Arc;
+use std::time::Instant;
 use support::torture;
 use workers::Workers;
 
@@ -24,6 +27,18 @@ use workers::Workers;
 const WORKERS: usize = 4;
 /// Partitions of its domains.
 const PARTITIONS: u16 = 6;
+/// What is done is read and removed after this many faults of nodes, or replicas would get ever more to load.
+const READ_EACH: usize = 5;
+/// What a stream keeps of what is done. More than is done between two readings.
+const HISTORY: u64 = 5_000;
+
+/// The streams of a domain.
+fn streams(domain: &str, kind: &str) -> Vec<String> {
+    let partitions = 0..PARTITIONS;
+    partitions
+        .map(|n| format!("{{cb:{domain}:{n}}}:{kind}"))
+        .collect()
+}
 
 #[test]
 fn a_worker_process() {
@@ -34,21 +49,38 @@ fn a_worker_process() {
 #[ignore = "ten minutes: scripts/torture runs it"]
 async fn faults_of_nodes_slots_and_workers_lose_nothing_confirmed_and_double_no_commit() {
     let count = torture::size("TORTURE_CLUSTER_FAULTS", 200, 2000);
-    let mut nodes = tokio::task::block_in_place(Nodes::start);
+    let domains = ["load", "line", "effect"];
+    let mut keys = domains.map(|domain| streams(domain, "events")).concat();
+    keys.push("{cb}:broadcast".into());
+    // What is published plainly goes on where no replica confirms anything.
+    let growing = streams("load", "results");
+    let start = || Nodes::start(keys, growing);
+    let mut nodes = tokio::task::block_in_place(start);
     let load = Load::start(&nodes.url_for(support::users::PUBLISHER)).await;
     let dir = support::new_directory("torture-cluster");
     let workers = Workers::start(&nodes.url_for(support::users::WORKER), &dir, WORKERS);
     load.until_done(&nodes, 100).await;
     let mix = Arc::new(Mix::drawn(count));
     let vexing = tokio::spawn(workers::vex(workers, mix.clone()));
+    let mut done = Done::default();
+    let began = Instant::now();
     for (number, way) in mix.of_nodes().enumerate() {
-        let began = std::time::Instant::now();
+        let before = Instant::now();
+        tokio::task::block_in_place(|| {
+            nodes.until_whole();
+            if number % READ_EACH == 0 {
+                done.read(&nodes);
+            }
+        });
+        let whole = before.elapsed();
         tokio::task::block_in_place(|| nodes.suffer(way));
-        println!("{number}: {way:?} took {:.1?}", began.elapsed());
+        let took = before.elapsed();
+        println!("{number}: {way:?} took {took:.1?}, {whole:.1?} of it until all was whole");
     }
+    let each = began.elapsed().as_secs_f64() / mix.of_nodes().count() as f64;
     let workers = vexing.await.unwrap();
     let published = load.stop().await;
-    let counts = outcomes::check(&nodes, &published, &dir).await;
+    let counts = done.check(&nodes, &published, &dir).await;
     let problems = counts.problems(&published);
     assert!(
         problems.is_empty(),
@@ -64,5 +96,7 @@ async fn faults_of_nodes_slots_and_workers_lose_nothing_confirmed_and_double_no_
         .fold(torture::Report::default(), |report, way| {
             way.told(report, mix.count(*way))
         });
-    counts.tell(report, &published).tell("cluster");
+    let report = counts.tell(report, &published);
+    let report = report.note(format!("a fault of nodes took {each:.1} s"));
+    report.tell("cluster");
 }

@@ -1,10 +1,12 @@
 //! The nodes, and what happens to them. One fault comes after the other: what has no second copy is not to be lost on
 //! purpose, so each waits until every primary has a replica again that has all that it has.
 
-use crate::PARTITIONS;
 use crate::faults::Way;
 use crate::support::cluster::Cluster;
+use crate::support::links::Manner;
 use crate::support::{Redis, eventually, signal, torture};
+use convoke::protocol::event::{Entry, EntryId};
+use convoke::streams::read::entries_of;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -15,8 +17,15 @@ const PATIENCE: Duration = Duration::from_secs(90);
 
 pub(crate) struct Nodes {
     cluster: Cluster,
+    /// Of those the slots move.
+    keys: Vec<String>,
+    /// Streams that grow as long as what has them is served.
+    growing: Vec<String>,
     dice: fastrand::Rng,
 }
+
+/// Ranges of slots, and the ports of their primaries.
+type Map = Vec<(i64, i64, i64)>;
 
 /// What a node says of another one, or of itself.
 #[derive(Clone, Debug)]
@@ -36,23 +45,6 @@ fn ask<T: redis::FromRedisValue>(node: &Redis, words: &[&str]) -> redis::RedisRe
     redis::cmd(words[0]).arg(&words[1..]).query(&mut connection)
 }
 
-/// The keys whose slots move: those of the load, and of the control plane.
-fn keys() -> Vec<String> {
-    let of = |domain: &str| -> Vec<String> {
-        let partitions = 0..PARTITIONS;
-        partitions
-            .map(|n| format!("{{cb:{domain}:{n}}}:events"))
-            .collect()
-    };
-    [
-        of("load"),
-        of("line"),
-        of("effect"),
-        vec!["{cb}:broadcast".into()],
-    ]
-    .concat()
-}
-
 #[track_caller]
 fn wait(what: &str, nodes: &Cluster, mut condition: impl FnMut() -> bool) {
     let began = Instant::now();
@@ -67,9 +59,12 @@ fn wait(what: &str, nodes: &Cluster, mut condition: impl FnMut() -> bool) {
 }
 
 impl Nodes {
-    pub(crate) fn start() -> Self {
+    /// A cluster whose slots move by those keys, and where those streams grow.
+    pub(crate) fn start(keys: Vec<String>, growing: Vec<String>) -> Self {
         let nodes = Self {
-            cluster: Cluster::with_replicas_in(NODE_TIMEOUT_MS),
+            cluster: Cluster::with_links(NODE_TIMEOUT_MS),
+            keys,
+            growing,
             dice: torture::dice("cluster nodes"),
         };
         nodes.until_whole();
@@ -89,8 +84,8 @@ impl Nodes {
         ask(&self.cluster.nodes[self.owner(key)], words)
     }
 
+    /// What happens in a cluster that is whole. It may not be whole when this ends.
     pub(crate) fn suffer(&mut self, way: Way) {
-        self.until_whole();
         match way {
             Way::KillPrimary => {
                 let primary = self.any(true);
@@ -128,21 +123,77 @@ impl Nodes {
                 });
             }
             Way::MoveSlot => {
-                let keys = keys();
-                let key = &keys[self.dice.usize(..keys.len())];
-                let from = self.owner(key);
+                let key = self.any_key();
+                let from = self.owner(&key);
                 let mut others = self.primaries(from);
                 others.retain(|other| *other != from);
                 let to = others[self.dice.usize(..others.len())];
-                self.move_slot(key, to);
+                self.move_slot(&key, to);
             }
             Way::AddAndRemove => self.add_and_remove(),
+            Way::CutPrimary => {
+                let primary = self.any(true);
+                let growing = self.growing_at(primary);
+                self.cut_off(&[primary]);
+                self.until_replaced(primary);
+                self.until_growing(&growing, primary);
+                self.pause();
+                self.cluster.mend();
+            }
+            Way::CutReplica => {
+                let replica = self.any(false);
+                self.cut_off(&[replica]);
+                let most = u64::from(2 * NODE_TIMEOUT_MS);
+                std::thread::sleep(Duration::from_millis(self.dice.u64(..most)));
+                self.cluster.mend();
+            }
+            Way::CutShard => {
+                let primary = self.any(true);
+                let replica = self.replica_of(primary);
+                self.cut_off(&[primary, replica]);
+                wait("either side serves nothing", &self.cluster, || {
+                    (0..self.cluster.nodes.len()).all(|node| !self.serves(node))
+                });
+                self.pause();
+                self.cluster.mend();
+            }
+            Way::KillAhead => {
+                let primary = self.any(true);
+                let replica = self.replica_of(primary);
+                let manner = self.manner();
+                self.cluster.cut([(primary, replica)], manner);
+                self.pause();
+                self.cluster.nodes[primary].kill();
+                self.until_replaced(primary);
+                self.cluster.mend();
+                self.pause();
+                self.cluster.nodes[primary].restart();
+            }
             Way::KillWorker | Way::StopWorker => {}
         }
     }
 
     fn pause(&mut self) {
         std::thread::sleep(Duration::from_millis(self.dice.u64(..1000)));
+    }
+
+    fn manner(&mut self) -> Manner {
+        match self.dice.bool() {
+            true => Manner::Silent,
+            false => Manner::Closed,
+        }
+    }
+
+    /// Cuts these off from all others.
+    fn cut_off(&mut self, some: &[usize]) {
+        let manner = self.manner();
+        let others = (0..self.cluster.nodes.len()).filter(|node| !some.contains(node));
+        let pairs = others.flat_map(|other| some.iter().map(move |one| (*one, other)));
+        self.cluster.cut(pairs, manner);
+    }
+
+    fn any_key(&mut self) -> String {
+        self.keys[self.dice.usize(..self.keys.len())].clone()
     }
 
     fn seen_by(&self, node: usize) -> Vec<Seen> {
@@ -187,6 +238,60 @@ impl Nodes {
         self.cluster.owner(key)
     }
 
+    /// Who follows that one.
+    fn replica_of(&self, primary: usize) -> usize {
+        let (id, seen) = (self.id(primary), self.seen_by(primary));
+        let replica = seen.iter().find(|it| it.of == id);
+        replica
+            .and_then(|it| self.position(it.port))
+            .expect("a replica")
+    }
+
+    /// The growing streams that a node has.
+    fn growing_at(&self, node: usize) -> Vec<String> {
+        let there = self
+            .growing
+            .iter()
+            .filter(|stream| self.owner(stream) == node && self.last(node, stream).is_some());
+        there.cloned().collect()
+    }
+
+    /// The last entry of a stream, where a node says it is.
+    fn last(&self, by: usize, stream: &str) -> Option<Vec<u8>> {
+        let slot = i64::from(self.cluster.slot_of(stream));
+        let map = self.map(by)?;
+        let (_, _, port) = map
+            .iter()
+            .find(|(from, to, _)| (*from..=*to).contains(&slot))?;
+        let node = self.position(u16::try_from(*port).ok()?)?;
+        let words = ["XINFO", "STREAM", stream];
+        let mut info: HashMap<String, redis::Value> =
+            ask(&self.cluster.nodes[node], &words).ok()?;
+        match info.remove("last-generated-id")? {
+            redis::Value::BulkString(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Waits until these grow while their old owner is cut off, where the others say that they are.
+    fn until_growing(&self, streams: &[String], gone: usize) {
+        let other = usize::from(gone == 0);
+        let before: Vec<_> = streams.iter().map(|it| self.last(other, it)).collect();
+        for (stream, before) in streams.iter().zip(before) {
+            let what = format!("{stream} grows while the primary that had it is cut off");
+            wait(&what, &self.cluster, || {
+                let now = self.last(other, stream);
+                now.is_some() && now != before
+            });
+        }
+    }
+
+    /// Whether a node says that all slots are served.
+    fn serves(&self, node: usize) -> bool {
+        let info: String = ask(&self.cluster.nodes[node], &["CLUSTER", "INFO"]).unwrap_or_default();
+        info.contains("cluster_state:ok")
+    }
+
     /// Waits until the others say that another one has what that one had.
     fn until_replaced(&self, gone: usize) {
         let port = self.cluster.nodes[gone].port();
@@ -195,13 +300,9 @@ impl Nodes {
             .collect();
         wait("a replica takes its place", &self.cluster, || {
             others.iter().all(|other| {
-                let info: String =
-                    ask(&self.cluster.nodes[*other], &["CLUSTER", "INFO"]).unwrap_or_default();
                 let seen = self.seen_by(*other);
                 let mut has = seen.iter().filter(|it| it.has_slots);
-                info.contains("cluster_state:ok")
-                    && has.all(|it| it.port != port)
-                    && !seen.is_empty()
+                self.serves(*other) && has.all(|it| it.port != port) && !seen.is_empty()
             })
         });
     }
@@ -237,26 +338,43 @@ impl Nodes {
 
     /// Whether all nodes tell the same owner of each slot.
     fn maps_agree(&self) -> bool {
-        let map = |node: &Redis| -> Option<HashMap<i64, i64>> {
-            let rows: Vec<Vec<redis::Value>> = ask(node, &["CLUSTER", "SLOTS"]).ok()?;
-            let mut owners = HashMap::new();
-            for row in rows {
-                let (redis::Value::Int(from), redis::Value::Int(to)) = (&row[0], &row[1]) else {
-                    return None;
-                };
-                let redis::Value::Array(primary) = &row[2] else {
-                    return None;
-                };
-                let redis::Value::Int(port) = &primary[1] else {
-                    return None;
-                };
-                owners.extend((*from..=*to).map(|slot| (slot, *port)));
-            }
-            Some(owners)
-        };
-        let maps: Vec<_> = self.cluster.nodes.iter().map(map).collect();
+        let nodes = 0..self.cluster.nodes.len();
+        let maps: Vec<_> = nodes.map(|node| self.map(node)).collect();
+        let count = |map: &Map| -> i64 { map.iter().map(|(from, to, _)| to - from + 1).sum() };
         maps.iter()
-            .all(|map| map.as_ref().is_some_and(|map| map.len() == 16384) && *map == maps[0])
+            .all(|map| map.as_ref().is_some_and(|map| count(map) == 16384) && *map == maps[0])
+    }
+
+    /// Where the slots are, as a node says.
+    fn map(&self, by: usize) -> Option<Map> {
+        let rows: Vec<Vec<redis::Value>> =
+            ask(&self.cluster.nodes[by], &["CLUSTER", "SLOTS"]).ok()?;
+        let mut map = Map::new();
+        for row in rows {
+            let [
+                redis::Value::Int(from),
+                redis::Value::Int(to),
+                redis::Value::Array(primary),
+                ..,
+            ] = &row[..]
+            else {
+                return None;
+            };
+            let redis::Value::Int(port) = primary.get(1)? else {
+                return None;
+            };
+            map.push((*from, *to, *port));
+        }
+        map.sort_unstable();
+        // Two rows that touch are one.
+        map.dedup_by(|next, row| {
+            let touches = row.1 + 1 == next.0 && row.2 == next.2;
+            if touches {
+                row.1 = next.1;
+            }
+            touches
+        });
+        Some(map)
     }
 
     fn follows(&self, replica: &Seen, primary: &Seen) -> bool {
@@ -269,14 +387,12 @@ impl Nodes {
             let mut lines = info.lines();
             lines.find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
         };
-        let (behind, ahead) = (info(replica), info(primary));
         // The load goes on: what was to be had a moment ago is enough.
-        let now = info(replica);
-        behind.contains("master_link_status:up")
-            && number(&now, "slave_repl_offset:").is_some_and(|has| {
-                number(&behind, "slave_repl_offset:").is_some_and(|had| had <= has)
-                    && number(&ahead, "master_repl_offset:").is_some_and(|told| told - has < 65_536)
-            })
+        let ahead = info(primary);
+        let behind = info(replica);
+        let told = number(&ahead, "master_repl_offset:");
+        let has = number(&behind, "slave_repl_offset:");
+        behind.contains("master_link_status:up") && told.is_some() && told <= has
     }
 
     fn id(&self, node: usize) -> String {
@@ -326,10 +442,10 @@ impl Nodes {
     fn add_and_remove(&mut self) {
         let added = self.cluster.nodes.len();
         self.cluster.add_node(NODE_TIMEOUT_MS);
-        let all = keys();
-        let some: Vec<String> = (0..2)
-            .map(|_| all[self.dice.usize(..all.len())].clone())
-            .collect();
+        // Without slots it would be a replica, and get all that a primary has.
+        let stays = ["CONFIG", "SET", "cluster-allow-replica-migration", "no"];
+        self.cluster.run(added, &stays);
+        let some: Vec<String> = (0..2).map(|_| self.any_key()).collect();
         let mut back = Vec::new();
         for key in some {
             let owner = self.owner(&key);
@@ -353,19 +469,38 @@ impl Nodes {
         });
     }
 
-    /// The entries of a stream, wherever it is.
-    pub(crate) fn entries(&self, key: &str) -> Vec<convoke::protocol::event::Entry> {
-        let mut all = Vec::new();
-        let mut from = "-".to_owned();
+    /// Takes the entries of a stream behind that one out of it, all but the last, if its replica has them as well. `None`
+    /// where it cannot be told now.
+    pub(crate) fn take(&self, key: &str, after: EntryId) -> Option<Vec<Entry>> {
+        let node = &self.cluster.nodes[self.owner(key)];
+        let client = redis::Client::open(node.admin_url()).ok()?;
+        let limit = Duration::from_secs(10);
+        let mut connection = client.get_connection_with_timeout(limit).ok()?;
+        connection.set_read_timeout(Some(limit)).ok()?;
+        let mut all: Vec<Entry> = Vec::new();
         loop {
-            let words = ["XRANGE", key, &from, "+", "COUNT", "5000"];
-            let reply: redis::Value = self.at(key, &words).expect("entries");
-            let page = convoke::streams::read::entries_of(reply).expect("entries");
-            let Some(last) = page.last() else {
-                return all;
-            };
-            from = format!("({}", last.id);
+            let after = all.last().map_or(after, |last| last.id);
+            let mut range = redis::cmd("XRANGE");
+            range.arg(&[key, &format!("({after}"), "+", "COUNT", "5000"]);
+            let page = entries_of(range.query(&mut connection).ok()?).ok()?;
+            if page.is_empty() {
+                break;
+            }
             all.extend(page);
         }
+        // It waits for all that was written when this connection read.
+        let replicas: u32 = redis::cmd("WAIT")
+            .arg(&[1, 5000])
+            .query(&mut connection)
+            .ok()?;
+        if replicas == 0 {
+            return None;
+        }
+        if let Some(last) = all.last() {
+            let mut trim = redis::cmd("XTRIM");
+            trim.arg(&[key, "MINID", &last.id.to_string()]);
+            trim.query::<u64>(&mut connection).ok();
+        }
+        Some(all)
     }
 }

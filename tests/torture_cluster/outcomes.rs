@@ -1,10 +1,11 @@
 //! What is there in the end, against what was published.
 
-use crate::PARTITIONS;
 use crate::load::{Known, Published};
 use crate::nodes::Nodes;
+use crate::streams;
+use crate::support::eventually;
 use crate::support::torture::Report;
-use convoke::protocol::event::Entry;
+use convoke::protocol::event::{Entry, EntryId};
 use redis::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -86,26 +87,15 @@ impl Counts {
     }
 }
 
-fn streams(domain: &str, kind: &str) -> Vec<String> {
-    let partitions = 0..PARTITIONS;
-    partitions
-        .map(|n| format!("{{cb:{domain}:{n}}}:{kind}"))
-        .collect()
-}
-
 fn field(entry: &Entry, name: &str) -> String {
     String::from_utf8_lossy(entry.get(name).unwrap_or_default()).into_owned()
 }
 
-/// The results of a domain by the ids of their events.
-pub(crate) fn results(nodes: &Nodes, domain: &str) -> HashMap<String, u32> {
-    let mut found = HashMap::new();
-    for stream in streams(domain, "results") {
-        for entry in nodes.entries(&stream) {
-            *found.entry(field(&entry, "correlationid")).or_default() += 1;
-        }
-    }
-    found
+/// How many results of a domain are there.
+pub(crate) fn results(nodes: &Nodes, domain: &str) -> u64 {
+    let streams = streams(domain, "results").into_iter();
+    let length = |stream: String| nodes.at::<u64>(&stream, &["XLEN", &stream]);
+    streams.filter_map(|stream| length(stream).ok()).sum()
 }
 
 /// Whether all that was published of a domain is done, and what it published is where it belongs.
@@ -143,76 +133,129 @@ fn told(error: redis::RedisError) -> String {
     error.to_string()
 }
 
-fn look(nodes: &Nodes, published: &Published) -> Counts {
-    nodes.until_whole();
+/// What was done so far, as the streams told it.
+#[derive(Default)]
+pub(crate) struct Done {
+    /// How many results the events have, by their ids.
+    load: HashMap<String, u32>,
+    line: HashMap<String, u32>,
+    effects: HashMap<u64, u32>,
+    /// The last step of each subject.
+    steps: HashMap<String, u64>,
+    inversions: Vec<String>,
+    /// Up to where each stream is read.
+    read: HashMap<String, EntryId>,
+}
+
+impl Done {
+    /// Reads on and removes what is read; what cannot be told now is read the next time. Whether all was told.
+    pub(crate) fn read(&mut self, nodes: &Nodes) -> bool {
+        let all = [
+            ("load", "results"),
+            ("line", "results"),
+            ("effect", "events"),
+        ];
+        let mut told = true;
+        for (domain, kind) in all {
+            for stream in streams(domain, kind) {
+                let after = self.read.get(&stream).copied().unwrap_or_default();
+                let Some(entries) = nodes.take(&stream, after) else {
+                    told = false;
+                    continue;
+                };
+                for entry in entries {
+                    self.read.insert(stream.clone(), entry.id);
+                    self.note(domain, &entry);
+                }
+            }
+        }
+        told
+    }
+
+    fn note(&mut self, domain: &str, entry: &Entry) {
+        let id = field(entry, "correlationid");
+        match domain {
+            "effect" => {
+                let data = entry.get("data").unwrap_or_default();
+                let number = rmp_serde::from_slice(data).expect("a number");
+                *self.effects.entry(number).or_default() += 1;
+            }
+            "load" => *self.load.entry(id).or_default() += 1,
+            _ => {
+                if let Some((subject, step)) = id.split_once('-') {
+                    let step = step.parse().expect("a number");
+                    let last = self.steps.insert(subject.to_owned(), step);
+                    if let Some(before) = last.filter(|before| *before >= step) {
+                        let inversion = format!("{id} after {subject}-{before}");
+                        self.inversions.push(inversion);
+                    }
+                }
+                *self.line.entry(id).or_default() += 1;
+            }
+        }
+    }
+
+    fn look(self, nodes: &Nodes, published: &Published) -> Counts {
+        let missing = |known: &Known| -> Vec<String> {
+            let all = known.acknowledged.iter();
+            let missing =
+                all.filter(|id| !self.load.contains_key(*id) && !self.line.contains_key(*id));
+            missing.cloned().collect()
+        };
+        let mut counts = Counts {
+            lost: missing(&published.confirmed),
+            plain_lost: missing(&published.plain).len() as u64,
+            steps: self.line.len(),
+            ..Counts::default()
+        };
+        counts.lost.extend(missing(&published.ordered));
+        let twice = self.load.iter().chain(&self.line);
+        let twice = twice.filter(|(_, count)| **count > 1);
+        counts.doubled = twice.map(|(id, count)| format!("{id}: {count}")).collect();
+        counts.effects_doubled = self.effects.values().filter(|count| **count > 1).count() as u64;
+        let made = |id: &&String| -> bool {
+            let number = id.strip_prefix("e-").and_then(|n| n.parse().ok());
+            number.is_some_and(|n: u64| self.effects.contains_key(&n))
+        };
+        counts.effects_lost = self.load.keys().filter(|id| !made(id)).count() as u64;
+        for stream in ["load", "line"]
+            .map(|domain| streams(domain, "dead"))
+            .concat()
+        {
+            counts.dead += nodes.at::<u64>(&stream, &["XLEN", &stream]).unwrap_or(0);
+        }
+        counts.inversions = self.inversions;
+        counts
+    }
+
+    /// Waits until all is done, and compares.
+    pub(crate) async fn check(
+        mut self,
+        nodes: &Nodes,
+        published: &Published,
+        logs: &Path,
+    ) -> Counts {
+        let mut counts = tokio::task::block_in_place(|| {
+            nodes.until_whole();
+            until_settled(nodes);
+            eventually("all that is done is told", || self.read(nodes));
+            self.look(nodes, published)
+        });
+        for log in std::fs::read_dir(logs).unwrap().flatten() {
+            let text = std::fs::read_to_string(log.path()).unwrap_or_default();
+            let alarms = text
+                .lines()
+                .filter(|line| line.contains("the group is gone"));
+            counts.alarms.extend(alarms.map(str::to_owned));
+        }
+        counts
+    }
+}
+
+fn until_settled(nodes: &Nodes) {
     let began = Instant::now();
     while let Err(problem) = is_settled(nodes, "load").and_then(|()| is_settled(nodes, "line")) {
         assert!(began.elapsed() < SETTLING, "not settled: {problem}");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let mut counts = Counts::default();
-    let (load, line) = (results(nodes, "load"), results(nodes, "line"));
-    let missing = |known: &Known| -> Vec<String> {
-        let all = known.acknowledged.iter();
-        let missing = all.filter(|id| !load.contains_key(*id) && !line.contains_key(*id));
-        missing.cloned().collect()
-    };
-    counts.lost = missing(&published.confirmed);
-    counts.lost.extend(missing(&published.ordered));
-    counts.plain_lost = missing(&published.plain).len() as u64;
-    let twice = load.iter().chain(&line).filter(|(_, count)| **count > 1);
-    counts.doubled = twice.map(|(id, count)| format!("{id}: {count}")).collect();
-    counts.steps = line.len();
-    for stream in streams("line", "results") {
-        let mut last: HashMap<String, u64> = HashMap::new();
-        for entry in nodes.entries(&stream) {
-            let id = field(&entry, "correlationid");
-            let Some((subject, step)) = id.split_once('-') else {
-                continue;
-            };
-            let step = step.parse().expect("a number");
-            match last.insert(subject.to_owned(), step) {
-                Some(before) if before >= step => {
-                    counts
-                        .inversions
-                        .push(format!("{id} after {subject}-{before}"));
-                }
-                _ => {}
-            }
-        }
-    }
-    let mut effects: HashMap<u64, u32> = HashMap::new();
-    for stream in streams("effect", "events") {
-        for entry in nodes.entries(&stream) {
-            let data = entry.get("data").unwrap_or_default();
-            *effects
-                .entry(rmp_serde::from_slice(data).expect("a number"))
-                .or_default() += 1;
-        }
-    }
-    counts.effects_doubled = effects.values().filter(|count| **count > 1).count() as u64;
-    let made = |id: &&String| -> bool {
-        let number = id.strip_prefix("e-").and_then(|n| n.parse().ok());
-        number.is_some_and(|n: u64| effects.contains_key(&n))
-    };
-    counts.effects_lost = load.keys().filter(|id| !made(id)).count() as u64;
-    for domain in ["load", "line"] {
-        for stream in streams(domain, "dead") {
-            counts.dead += nodes.at::<u64>(&stream, &["XLEN", &stream]).unwrap_or(0);
-        }
-    }
-    counts
-}
-
-/// Waits until all is done, and compares.
-pub(crate) async fn check(nodes: &Nodes, published: &Published, logs: &Path) -> Counts {
-    let mut counts = tokio::task::block_in_place(|| look(nodes, published));
-    for log in std::fs::read_dir(logs).unwrap().flatten() {
-        let text = std::fs::read_to_string(log.path()).unwrap_or_default();
-        let alarms = text
-            .lines()
-            .filter(|line| line.contains("the group is gone"));
-        counts.alarms.extend(alarms.map(str::to_owned));
-    }
-    counts
 }

@@ -1,9 +1,9 @@
 //! Worker processes, and what happens to them.
 
-use crate::PARTITIONS;
 use crate::faults::{Mix, Way};
 use crate::support::fleet::{CLAIM_IDLE, TTL, Work};
 use crate::support::{signal, torture};
+use crate::{HISTORY, PARTITIONS};
 use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError, Policy, Worker};
 use std::fs::File;
@@ -50,7 +50,7 @@ pub(crate) fn process() {
         backoff_cap: Duration::from_secs(1),
         // Poison has tests of its own.
         max_deliveries: 1000,
-        stream_history: 10_000_000,
+        stream_history: HISTORY,
         ..Settings::default()
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
