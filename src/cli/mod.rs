@@ -314,6 +314,8 @@ struct Session {
     output: Output,
     /// Whether it loads the scripts that others call: an operator's commands do.
     loads: bool,
+    /// Whether it looks at many slots of a cluster, one after the other.
+    looks: bool,
     /// The way to the server, for all that the command asks.
     connector: OnceLock<Connector>,
 }
@@ -376,6 +378,19 @@ impl Session {
                     | Command::Group(_)
                     | Command::Trace(_)
             ),
+            looks: matches!(
+                command,
+                Command::Streams(_)
+                    | Command::Pending(_)
+                    | Command::Dead(_)
+                    | Command::Delayed(_)
+                    | Command::Group(_)
+                    | Command::Tail(_)
+                    | Command::Top(_)
+                    | Command::Trace(_)
+                    | Command::Doctor(_)
+                    | Command::Domain(_)
+            ),
             connector: OnceLock::new(),
         })
     }
@@ -387,6 +402,10 @@ impl Session {
         let connector = Connector::of(&self.settings, POOLED)?;
         let connector = match self.loads {
             true => connector.loading(scripts::called_by_others()),
+            false => connector,
+        };
+        let connector = match self.looks {
+            true => connector.by_node(),
             false => connector,
         };
         Ok(self.connector.get_or_init(|| connector).clone())

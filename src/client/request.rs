@@ -134,8 +134,12 @@ impl Replies {
     /// Creates the stream and begins to read it.
     async fn begin(&self, stream: &str) -> Result<(), BusError> {
         let connector = self.shared.connector.toward(stream);
-        let generation = connector.generation();
+        let mut generation = connector.generation();
         let (connection, after) = self.shared.open(&connector, stream).await?;
+        if connector.is_cluster() && generation == 0 {
+            // Nobody had asked where the slot is. A node that has lost it since says so to who reads.
+            generation = connector.generation();
+        }
         let reader = Reader {
             shared: self.shared.clone(),
             connector,

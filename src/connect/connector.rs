@@ -121,8 +121,8 @@ impl Connector {
     ) -> Result<Self, BusError> {
         let options = options.into();
         let lending = Lending {
-            size: pool_size,
             answer: answer.min(ANSWER),
+            ..Lending::of(pool_size)
         };
         let made = Self::with(&options.url, Tls::read(&options)?, lending)?;
         Ok(made.toward_control(&options.namespace))
@@ -219,8 +219,8 @@ impl Connector {
     #[doc(hidden)]
     pub fn apart(&self, answer: Duration) -> Result<Self, BusError> {
         let lending = Lending {
-            size: 1,
             answer: answer.min(ANSWER),
+            ..Lending::of(1)
         };
         let place = match &self.place {
             Destination::Server { client, .. } => {

@@ -23,6 +23,8 @@ pub(super) const RECYCLE: Duration = Duration::from_secs(1);
 pub(super) struct Lending {
     pub(super) size: usize,
     pub(super) answer: Duration,
+    /// On a cluster one pool for each node, in the place of one for each slot.
+    pub(super) by_node: bool,
 }
 
 impl Lending {
@@ -30,6 +32,7 @@ impl Lending {
         Self {
             size,
             answer: ANSWER,
+            by_node: false,
         }
     }
 }
@@ -109,7 +112,7 @@ impl Connector {
                 self.forget_pooled();
             }
         });
-        lent.map(Lent::of).map_err(|error| {
+        let lent = lent.map(Lent::of).map_err(|error| {
             BusError::Pool(match error {
                 PoolError::Backend(error) => {
                     match BusError::from(error).at(pool.manager().addr()) {
@@ -121,7 +124,13 @@ impl Connector {
                 }
                 other => other.to_string(),
             })
-        })
+        });
+        let mut lent = lent?;
+        if self.is_by_node() && !self.known.is_greeted() {
+            // It was made for another slot of the node.
+            lent.greet(&self.known).await?;
+        }
+        Ok(lent)
     }
 
     /// The pool of the primary as it is known now.
@@ -130,12 +139,17 @@ impl Connector {
             locator,
             pool,
             lending,
-            ..
+            family,
         } = &self.place
         else {
             return Err(BusError::Moved);
         };
+        let by_node = self.is_by_node();
         let current = |generation| {
+            let usable = |pool: &PrimaryPool| !pool.spoiled.load(Ordering::Acquire);
+            if by_node {
+                return family.of_node(generation).filter(usable);
+            }
             let pool = locked(pool);
             let usable = |pool: &&PrimaryPool| {
                 pool.generation == generation && !pool.spoiled.load(Ordering::Acquire)
@@ -158,8 +172,11 @@ impl Connector {
             self.known.clone(),
             self.slot().is_some(),
         )?;
-        let mut slot = locked(pool);
-        if let Some(old) = slot.replace(made.clone()) {
+        let old = match by_node {
+            true => family.keep(&made),
+            false => locked(pool).replace(made.clone()),
+        };
+        if let Some(old) = old {
             old.pool.close();
         }
         Ok(made)
@@ -174,8 +191,16 @@ impl Connector {
                 pool.manager().forget();
                 pool.retain(|_, _| false);
             }
-            Destination::Moving { pool, .. } => {
-                let old = locked(pool).take();
+            Destination::Moving {
+                pool,
+                family,
+                locator,
+                ..
+            } => {
+                let old = match self.is_by_node() {
+                    true => family.give_up(locator.generation()),
+                    false => locked(pool).take(),
+                };
                 if let Some(old) = old {
                     old.pool.close();
                 }

@@ -187,6 +187,11 @@ impl Lent {
         Self(lent)
     }
 
+    /// Has a history be known that the connection was not made for.
+    pub(super) async fn greet(&mut self, known: &Known) -> Result<(), RedisError> {
+        self.noting(async move |to| known.greet_by(to).await).await
+    }
+
     /// What failed without an answer of the server is not lent again, and what was left before its answer is
     /// asked first.
     async fn noting<T>(

@@ -14,7 +14,11 @@ use std::sync::{Arc, Mutex};
 
 /// The connectors of one cluster, by slot.
 #[derive(Default)]
-pub(in crate::connect) struct Family(Mutex<HashMap<u16, Member>>);
+pub(in crate::connect) struct Family {
+    slots: Mutex<HashMap<u16, Member>>,
+    /// Of those who look at many slots: the pools of the nodes, by their numbers.
+    nodes: Mutex<HashMap<u64, PrimaryPool>>,
+}
 
 #[derive(Clone, Default)]
 struct Member {
@@ -38,7 +42,22 @@ pub struct Way {
 impl Family {
     /// The slots that were asked for.
     pub(in crate::connect) fn slots(&self) -> Vec<u16> {
-        locked(&self.0).keys().copied().collect()
+        locked(&self.slots).keys().copied().collect()
+    }
+
+    /// The pool of a node.
+    pub(in crate::connect) fn of_node(&self, number: u64) -> Option<PrimaryPool> {
+        locked(&self.nodes).get(&number).cloned()
+    }
+
+    /// Takes a node's pool in; the one that it replaces.
+    pub(in crate::connect) fn keep(&self, pool: &PrimaryPool) -> Option<PrimaryPool> {
+        locked(&self.nodes).insert(pool.generation, pool.clone())
+    }
+
+    /// Forgets a node's pool.
+    pub(in crate::connect) fn give_up(&self, number: u64) -> Option<PrimaryPool> {
+        locked(&self.nodes).remove(&number)
     }
 }
 
@@ -48,6 +67,41 @@ impl Connector {
     #[must_use]
     pub fn toward(&self, key: &str) -> Self {
         self.toward_slot(slot_of(key.as_bytes()))
+    }
+
+    /// The same for who looks at many slots of a cluster, one after the other: all of a node share its connections. A
+    /// restart of the node is not noticed for each of them.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn by_node(mut self) -> Self {
+        if let Destination::Moving { lending, .. } = &mut self.place {
+            lending.by_node = true;
+        }
+        self
+    }
+
+    /// Whether all slots of a node share its connections.
+    pub(in crate::connect) fn is_by_node(&self) -> bool {
+        match &self.place {
+            Destination::Moving {
+                locator: Locator::Slot(..),
+                lending,
+                ..
+            } => lending.by_node,
+            _ => false,
+        }
+    }
+
+    /// What tells the connections of one borrower apart: the slot, or the number of its node.
+    pub(super) fn place_of(&self, slot: u16) -> u64 {
+        match &self.place {
+            Destination::Moving {
+                locator: Locator::Slot(cluster, _),
+                lending,
+                ..
+            } if lending.by_node => cluster.generation(slot),
+            _ => slot.into(),
+        }
     }
 
     /// Whether it leads to a cluster, which refuses commands whose keys are in several slots.
@@ -76,7 +130,7 @@ impl Connector {
         else {
             return self.clone();
         };
-        let mut members = locked(&family.0);
+        let mut members = locked(&family.slots);
         members.entry(*here).or_insert_with(|| Member {
             known: self.known.clone(),
             pool: pool.clone(),

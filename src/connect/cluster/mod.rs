@@ -75,6 +75,9 @@ struct Nodes {
     epoch: u64,
 }
 
+/// A node that did not tell, and why.
+type Silent = (String, String);
+
 #[derive(Default)]
 struct Asking {
     /// Kept open from one time to the next.
@@ -195,7 +198,7 @@ impl Cluster {
         &self,
         nodes: Vec<Address>,
         asking: &mut Asking,
-    ) -> Vec<Result<SlotMap, String>> {
+    ) -> Vec<Result<SlotMap, Silent>> {
         let Asking { wires, slow, .. } = asking;
         let (count, began) = (nodes.len(), Instant::now());
         if slow.len() >= NODES {
@@ -233,12 +236,12 @@ impl Cluster {
                     wires.insert(address, wire);
                     Ok(map)
                 }
-                Ok(Err(error)) => Err(format!("{host}:{port}: {error}")),
+                Ok(Err(error)) => Err((format!("{host}:{port}"), error.to_string())),
                 Err(_) => {
-                    let ms = limit.as_millis();
-                    let error = format!("{host}:{port}: no answer within {ms} ms");
+                    let why = format!("no answer within {} ms", limit.as_millis());
+                    let silent = (format!("{host}:{port}"), why);
                     slow.insert(address, (2 * limit).min(CONNECT));
-                    Err(error)
+                    Err(silent)
                 }
             });
             let told = voices.iter().filter(|voice| voice.is_ok()).count();
@@ -306,11 +309,13 @@ impl Cluster {
     }
 
     /// Notes the answer that holds.
-    fn judge(&self, voices: Vec<Result<SlotMap, String>>, asked: usize) -> Result<(), String> {
+    fn judge(&self, voices: Vec<Result<SlotMap, Silent>>, asked: usize) -> Result<(), String> {
         let (mut maps, mut failed) = (Vec::new(), Vec::new());
         for voice in voices {
             match voice {
-                Ok(map) if map.rows.is_empty() => failed.push("a node knows no slots".to_owned()),
+                Ok(map) if map.rows.is_empty() => {
+                    failed.push(("a node".to_owned(), "it knows no slots".to_owned()))
+                }
                 Ok(map) => maps.push(map),
                 Err(error) => failed.push(error),
             }
@@ -319,7 +324,7 @@ impl Cluster {
         let Some(newest) = maps.into_iter().max_by_key(|map| map.epoch) else {
             return Err(format!(
                 "no node tells where the slots are: {}",
-                failed.join("; ")
+                each_once(failed)
             ));
         };
         let mut known = locked(&self.known);
@@ -363,6 +368,11 @@ impl Cluster {
         }
     }
 
+    /// Whether any map was ever told. Who asks without one is told why by itself.
+    fn is_known(&self) -> bool {
+        !locked(&self.known).seen.is_empty()
+    }
+
     /// Sees to it that nodes are asked every now and then, as long as anyone holds this.
     fn watch(self: &Arc<Self>) {
         let mut watching = locked(&self.watching);
@@ -373,6 +383,20 @@ impl Cluster {
     }
 }
 
+/// The nodes that did not tell, by their reasons: often all have the same one.
+fn each_once(failed: Vec<Silent>) -> String {
+    let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
+    for (node, why) in failed {
+        match reasons.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, nodes)) => nodes.push(node),
+            None => reasons.push((why, vec![node])),
+        }
+    }
+    let told = |(why, nodes): (String, Vec<String>)| format!("{}: {why}", nodes.join(", "));
+    let told: Vec<String> = reasons.into_iter().map(told).collect();
+    told.join("; ")
+}
+
 async fn watch(cluster: Weak<Cluster>) {
     let mut silent = false;
     loop {
@@ -381,7 +405,7 @@ async fn watch(cluster: Weak<Cluster>) {
             return;
         };
         let looked = cluster.look(Duration::ZERO).await;
-        if let (Err(error), false) = (&looked, silent) {
+        if let (Err(error), false, true) = (&looked, silent, cluster.is_known()) {
             tracing::warn!(%error, "the slots cannot be looked up; connections stay as they are");
         }
         silent = looked.is_err();

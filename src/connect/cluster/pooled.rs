@@ -25,7 +25,8 @@ pub(crate) struct Routed {
     home: u16,
     /// Where the last command with a key went: a script that is missing is missing there.
     last: u16,
-    lent: HashMap<u16, Lent>,
+    /// By slot, or by node where they share connections.
+    lent: HashMap<u64, Lent>,
 }
 
 /// What the word of an error says of the slot: nothing was run.
@@ -80,29 +81,32 @@ impl Pauses {
 impl Routed {
     pub(crate) fn new(connector: Connector, home: u16, lent: Lent) -> Self {
         Self {
+            lent: HashMap::from([(connector.place_of(home), lent)]),
             connector,
             home,
             last: home,
-            lent: HashMap::from([(home, lent)]),
         }
     }
 
     async fn lent(&mut self, slot: u16) -> RedisResult<&mut Lent> {
-        if !self.lent.contains_key(&slot) {
+        let mut place = self.connector.place_of(slot);
+        if !self.lent.contains_key(&place) {
             if self.lent.len() >= HELD {
                 self.lent.clear();
             }
             let lent = self.connector.lent_for(slot).await.map_err(unreachable)?;
-            self.lent.insert(slot, lent);
+            // Which node has it may be known only now.
+            place = self.connector.place_of(slot);
+            self.lent.insert(place, lent);
         }
-        let lent = self.lent.get_mut(&slot);
+        let lent = self.lent.get_mut(&place);
         lent.ok_or_else(|| (ErrorKind::Io, "no connection").into())
     }
 
     /// What was learned from a refusal, or from a connection that broke.
     fn learn(&mut self, slot: u16, refusal: Option<Refusal>, broken: bool) {
         if broken || refusal == Some(Refusal::Moved) {
-            self.lent.remove(&slot);
+            self.lent.remove(&self.connector.place_of(slot));
             self.connector.forget_slot(slot);
         }
     }
@@ -129,7 +133,7 @@ impl Routed {
         }
     }
 
-    /// Sends a pipeline: a transaction to where its first key is, others in parts, one for each slot.
+    /// Sends a pipeline: a transaction to where its first key is, others in parts, one for each slot, or node.
     pub(crate) async fn commands(
         &mut self,
         commands: &Pipeline,
@@ -143,7 +147,9 @@ impl Routed {
         let mut parts: Vec<(u16, Vec<usize>, Pipeline)> = Vec::new();
         for (at, command) in commands.cmd_iter().enumerate() {
             let slot = slot_of_command(command).unwrap_or(self.home);
-            let part = match parts.iter().position(|(of, _, _)| *of == slot) {
+            let place = self.connector.place_of(slot);
+            let is_there = |(of, _, _): &(u16, _, _)| self.connector.place_of(*of) == place;
+            let part = match parts.iter().position(is_there) {
                 Some(part) => part,
                 None => {
                     parts.push((slot, Vec::new(), Pipeline::new()));
@@ -169,7 +175,7 @@ impl Routed {
             };
             for ((at, value), command) in places.into_iter().zip(values).zip(part.cmd_iter()) {
                 let refusal = refused(&value);
-                self.learn(slot, refusal, false);
+                self.learn(slot_of_command(command).unwrap_or(slot), refusal, false);
                 all[at] = match refusal {
                     Some(_) => self.command(command).await?,
                     None => value,
