@@ -2,11 +2,10 @@
 
 use super::worker::Worker;
 use super::{bare, convoke, end, run};
-use crate::support::{Redis, eventually};
+use crate::support::{self, Redis, eventually, name};
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::instance::{Beat, Registering};
-use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
 use serde_json::{Value, json};
 
@@ -19,7 +18,7 @@ fn lines(out: &str) -> Vec<Value> {
 
 fn instances(redis: &Redis) -> Instances {
     let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
-    Instances::of_process(connector, Keys::new("cb").unwrap(), "test")
+    Instances::of_process(connector, support::keys(), "test")
 }
 
 async fn register(redis: &Redis, ids: &[&str], role: &str) {
@@ -186,7 +185,7 @@ fn the_state_and_the_methods_are_told_to_people_and_programs() {
         "instances: 1",
         "w-1",
         "no decisions",
-        "cb:events:system",
+        &name("system", "cb:events:system"),
         "instance.registered",
     ] {
         assert!(state.contains(part), "{part} is not in {state}");

@@ -2,7 +2,7 @@
 
 use super::rig::{bury, entries, lines, names, say, text};
 use super::{File, run, run_with_input};
-use crate::support::{Redis, users};
+use crate::support::{Redis, name, users};
 use serde_json::json;
 
 fn graveyard() -> Redis {
@@ -97,19 +97,19 @@ fn dead_letters_are_listed_and_chosen() {
             "data"
         ]
     );
-    for (name, value) in [
+    for (field, value) in [
         ("entry", json!("1-1")),
         ("id", json!("e-1")),
         ("reason", json!("internal")),
         ("attempts", json!(5)),
         ("instance", json!("w-1")),
-        ("from_stream", json!("cb:events:image")),
+        ("from_stream", json!(name("image", "cb:events:image"))),
         ("from_entry", json!("7-1")),
         ("first_failed_at", json!(1_699_999_999_000_u64)),
         ("died_at", json!(1_700_000_000_000_u64)),
         ("data", json!({"user": {"name": "ada"}})),
     ] {
-        assert_eq!(letters[0][name], value, "{name}");
+        assert_eq!(letters[0][field], value, "{field}");
     }
     assert_eq!(letters[0]["fields"]["x"], "y");
     assert_eq!(letters[2]["replays"], 2);
@@ -147,12 +147,16 @@ fn dead_letters_are_listed_and_chosen() {
 fn one_is_shown_with_its_whole_story() {
     let redis = graveyard();
     let text = run(&redis, &["dead", "show", "1-1"]).done().out;
+    let (dead, from) = (
+        name("image", "cb:dead:image"),
+        name("image", "cb:events:image"),
+    );
     for part in [
-        "cb:dead:image 1-1 image.resize",
+        &format!("{dead} 1-1 image.resize"),
         "internal: broken",
         "5; 1 delivery",
         "given up by w-1",
-        "cb:events:image 7-1",
+        &format!("{from} 7-1"),
         "e-1",
         "s-1",
         "first failed",

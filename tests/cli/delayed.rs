@@ -2,7 +2,7 @@
 
 use super::rig::{entries, lines, names, text};
 use super::run;
-use crate::support::Redis;
+use crate::support::{Redis, name};
 use serde_json::json;
 
 /// Two for later, one of them in 2030, and a retry.
@@ -61,8 +61,12 @@ fn what_waits_is_counted_by_stream_and_type() {
         ]
     );
     let of = |n: usize| (&sums[n]["stream"], &sums[n]["count"], &sums[n]["retries"]);
-    assert_eq!(of(0), (&json!("events:image"), &json!(1), &json!(1)));
-    assert_eq!(of(1), (&json!("events:report"), &json!(2), &json!(0)));
+    let stream = |domain: &str| {
+        let key = name(domain, &format!("cb:events:{domain}"));
+        json!(key.strip_prefix("cb:").unwrap_or(&key))
+    };
+    assert_eq!(of(0), (&stream("image"), &json!(1), &json!(1)));
+    assert_eq!(of(1), (&stream("report"), &json!(2), &json!(0)));
     assert_eq!(sums[1]["last_due_at"], 1_896_069_600_000_u64);
     let told = run(&redis, &["delayed", "list"]).done();
     assert!(told.err.contains("3 events wait"), "{}", told.err);
@@ -96,14 +100,15 @@ fn what_waits_is_listed_and_chosen() {
 fn one_that_waits_is_shown_whole() {
     let redis = waiting();
     let shown = run(&redis, &["delayed", "show", "e-1"]).done().out;
-    for part in ["cb:delayed:image", "2100-01-01", "disk full", "attempt  3"] {
+    let queue = name("image", "cb:delayed:image");
+    for part in [&queue, "2100-01-01", "disk full", "attempt  3"] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     let shown = run(&redis, &["delayed", "show", "order-2", "--format=json"]).done();
     let shown = &lines(&shown.out)[0];
     assert_eq!(shown["data"], json!({"tenant": "a"}));
     assert_eq!(shown["due_at"], 1_896_069_600_000_u64);
-    assert_eq!(shown["stream"], "cb:events:report");
+    assert_eq!(shown["stream"], name("report", "cb:events:report"));
     run(&redis, &["delayed", "show", "order-9"]).failed(1, &["order-9: no event of that id waits"]);
 }
 
@@ -164,7 +169,7 @@ fn streams_count_what_waits_even_where_no_stream_is_yet() {
     let streams = lines(&run(&redis, &["streams", "--format=json"]).done().out);
     let report = streams
         .iter()
-        .find(|one| one["stream"] == "cb:events:report");
+        .find(|one| one["stream"] == name("report", "cb:events:report"));
     let report = report.expect("a stream of which all waits");
     assert_eq!(
         (&report["length"], &report["delayed"]["count"]),

@@ -40,7 +40,7 @@ use serde_json::{Value, json};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use support::Redis;
+use support::{Redis, name};
 
 /// The command with nothing set but what the test sets.
 fn bare() -> Command {
@@ -268,7 +268,8 @@ fn without_a_worker_a_request_times_out_and_health_fails() {
             parts.iter().all(|part| said.contains(part))
         });
     };
-    let unread = ["no reply in time to a.b", "nobody reads cb:events:a"];
+    let nobody = format!("nobody reads {}", name("a", "cb:events:a"));
+    let unread = ["no reply in time to a.b", nobody.as_str()];
     says(&["request", "a.b", "--timeout", "100ms"], &unread);
     says(&["health", "--timeout", "100ms"], &["no reply in time"]);
     let json = ["request", "a.b", "--timeout=100ms", "--format=json"];
@@ -343,9 +344,11 @@ fn answer(redis: &Redis, entries: &[(&str, Option<&str>, Value)]) {
         asked.is_some()
     });
     let asked = asked.unwrap();
+    let reply_to = std::str::from_utf8(asked.get("replyto").unwrap()).unwrap();
+    let reply_to = name("image", reply_to);
     for (suffix, status, data) in entries {
         let mut add = redis::cmd("XADD");
-        add.arg(asked.get("replyto").unwrap()).arg("*");
+        add.arg(&reply_to).arg("*");
         add.arg("correlationid").arg(asked.get("id").unwrap());
         add.arg("type").arg(format!("image.resize.{suffix}"));
         if let Some(status) = status {
@@ -397,14 +400,13 @@ async fn instances_are_listed_without_a_worker() {
     use convoke::connect::connector::Connector;
     use convoke::coordination::instances::Instances;
     use convoke::coordination::instances::instance::Registering;
-    use convoke::protocol::keys::Keys;
     use convoke::settings::RedisUrl;
     let redis = Redis::start();
     run(&redis, &["instances"])
         .done()
         .failed(0, &["no instances"]);
     let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
-    let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
+    let instances = Instances::of_process(connector, support::keys(), "test");
     let mut registering = Registering::new("w-1", ["worker", "gpu"]);
     registering.capabilities = vec!["image.resize".into()];
     let registered = instances.register(&registering).await.unwrap();

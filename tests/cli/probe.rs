@@ -31,6 +31,13 @@ impl Rig {
         }
     }
 
+    /// A signal to the server, or to all nodes.
+    fn to_server(&self, what: &str) {
+        for pid in self.redis.pids() {
+            signal(pid, what);
+        }
+    }
+
     fn worker(&mut self, id: &str, more: impl FnOnce(&mut Command)) -> u32 {
         let mut command = convoke(&self.redis, &["worker", "--heartbeat-ttl=3s", "--id", id]);
         command.arg("--runtime-dir").arg(&self.place);
@@ -76,7 +83,7 @@ fn a_probe_tells_starting_working_and_draining_apart() {
     let mut rig = Rig::new();
     rig.probe(&["live"])
         .failed(1, &["no worker has a socket", "--runtime-dir"]);
-    signal(rig.redis.pid(), "STOP");
+    rig.to_server("STOP");
     let pid = rig.worker("w-1", |command| {
         command.args(["--exec=demo.wait=sleep 60", "--drain-timeout=1m"]);
     });
@@ -85,7 +92,7 @@ fn a_probe_tells_starting_working_and_draining_apart() {
         .failed(1, &["w-1", "has not joined the bus yet"]);
     rig.probe(&["ready"])
         .failed(1, &["has not joined the bus yet"]);
-    signal(rig.redis.pid(), "CONT");
+    rig.to_server("CONT");
     let ended = rig.becomes(&["ready", "--format", "json"], 0, "");
     rig.probe(&["started", "--id", "w-1"]).done();
     let signs: Value = serde_json::from_str(&ended.out).unwrap();
@@ -99,10 +106,10 @@ fn a_probe_tells_starting_working_and_draining_apart() {
     );
 
     // While the server is away the worker lives, and takes nothing.
-    signal(rig.redis.pid(), "STOP");
+    rig.to_server("STOP");
     rig.becomes(&["ready"], 1, "the server has not answered for");
     rig.probe(&["live"]).done();
-    signal(rig.redis.pid(), "CONT");
+    rig.to_server("CONT");
     rig.becomes(&["ready"], 0, "");
 
     end(convoke(&rig.redis, &["publish", "demo.wait"]).arg("--data=1")).done();
@@ -167,7 +174,7 @@ fn systemd_hears_that_it_is_ready_that_it_lives_and_that_it_stops() {
     let mut rig = Rig::new();
     let place = rig.place.with_extension("systemd");
     let systemd = listens(&place);
-    signal(rig.redis.pid(), "STOP");
+    rig.to_server("STOP");
     let pid = rig.worker("w-1", |command| {
         command.env("NOTIFY_SOCKET", place.join("notify"));
         command.env("WATCHDOG_USEC", "2000000");
@@ -177,15 +184,15 @@ fn systemd_hears_that_it_is_ready_that_it_lives_and_that_it_stops() {
         let said = heard(&systemd);
         assert!(said.starts_with("WATCHDOG=1\nSTATUS=starting"), "{said}");
     }
-    signal(rig.redis.pid(), "CONT");
+    rig.to_server("CONT");
     hears(&systemd, "READY=1");
     hears(&systemd, "WATCHDOG=1\nSTATUS=working, 0 in flight");
     // Nor does an outage end it.
-    signal(rig.redis.pid(), "STOP");
+    rig.to_server("STOP");
     for _ in 0..12 {
         hears(&systemd, "WATCHDOG=1");
     }
-    signal(rig.redis.pid(), "CONT");
+    rig.to_server("CONT");
     signal(pid, "TERM");
     hears(&systemd, "STOPPING=1");
     assert!(rig.workers[0].wait().unwrap().success());

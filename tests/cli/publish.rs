@@ -1,7 +1,7 @@
 //! `convoke publish`.
 
 use super::{File, convoke, end, run, run_with_input};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, name};
 use std::io::Write;
 use std::process::Stdio;
 
@@ -19,6 +19,7 @@ fn text<'a>(entry: &'a convoke::protocol::event::Entry, name: &str) -> &'a str {
 #[test]
 fn an_event_is_stored_with_what_was_given_and_its_entry_id_printed() {
     let redis = Redis::start();
+    let reply_to = name("image", "cb:reply:me");
     let args = [
         "publish",
         "image.resize",
@@ -31,7 +32,7 @@ fn an_event_is_stored_with_what_was_given_and_its_entry_id_printed() {
         "--source",
         "shop",
         "--reply-to",
-        "cb:reply:me",
+        &reply_to,
         "--deadline",
         "1h",
     ];

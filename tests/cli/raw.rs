@@ -3,11 +3,14 @@
 
 use super::convoke;
 use super::worker::Worker;
-use crate::support::{Redis, eventually, users};
+use crate::support::{self, Redis, eventually, users};
 use std::process::Command;
 
 #[test]
 fn a_program_that_knows_the_page_alone_asks_votes_and_takes_tasks() {
+    if support::skip_on_cluster("the program asks one server, by plain names") {
+        return;
+    }
     let redis = Redis::start();
     let mut worker = convoke(&redis, &["worker", "--id=w-1", "--exec=raw.echo=cat"]);
     let worker = Worker::start(&redis, "w-1", &mut worker);

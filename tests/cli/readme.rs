@@ -1,10 +1,12 @@
 //! What the README has people type does what it says.
 
 use super::{bare, convoke};
-use crate::support::{Redis, eventually, signal, users};
+use crate::support::{self, Redis, eventually, signal, users};
 use std::process::{Child, Command, Output, Stdio};
 
 const README: &str = include_str!("../../README.md");
+/// Why a program in Python is not run on a cluster.
+const PLAIN: &str = "the program asks one server, by plain names";
 
 /// The blocks of one language, as they stand.
 fn blocks(language: &str) -> impl Iterator<Item = &'static str> {
@@ -47,6 +49,9 @@ fn out(output: &Output) -> String {
 
 #[test]
 fn the_publisher_in_python_gets_its_reply() {
+    if support::skip_on_cluster(PLAIN) {
+        return;
+    }
     let redis = Redis::start();
     let _worker = Worker::start(
         &redis,
@@ -64,6 +69,9 @@ fn the_publisher_in_python_gets_its_reply() {
 
 #[test]
 fn the_publisher_in_python_shows_all_that_an_event_may_say() {
+    if support::skip_on_cluster(PLAIN) {
+        return;
+    }
     let redis = Redis::start();
     let handlers = [
         "text.upper=tr '[:lower:]' '[:upper:]'",
@@ -83,6 +91,9 @@ fn the_publisher_in_python_shows_all_that_an_event_may_say() {
 
 #[test]
 fn fifty_lines_without_a_library_ask_register_vote_and_take_a_task() {
+    if support::skip_on_cluster(PLAIN) {
+        return;
+    }
     let redis = Redis::start();
     let _worker = Worker::start(&redis, &["text.echo=cat"]);
     let program = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/examples/raw.py");

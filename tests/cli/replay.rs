@@ -7,7 +7,7 @@ mod terminals;
 
 use super::rig::{add, bury, deliver, entries, lines, names, register, say, text};
 use super::{convoke, run};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, name};
 use serde_json::json;
 
 const EVENTS: &str = "cb:events:image";
@@ -88,7 +88,7 @@ fn a_dry_run_shows_what_would_happen_and_changes_nothing() {
     assert!(planned[4]["why"].as_str().unwrap().contains("data"));
     assert_eq!(
         (&planned[0]["to"], &planned[0]["fields"]["x"]),
-        (&json!(EVENTS), &json!("kept"))
+        (&json!(name("image", EVENTS)), &json!("kept"))
     );
     assert_eq!(planned[0]["data"], json!({"n": 1}));
     assert_eq!(names(&planned[5]), ["would_replay", "left"]);

@@ -1,6 +1,6 @@
 //! What operators find: streams, pending entries, dead letters.
 
-use crate::support::Redis;
+use crate::support::{self, Redis};
 use convoke::protocol::json;
 use serde_json::Value;
 
@@ -81,10 +81,9 @@ pub(crate) async fn register(redis: &Redis, id: &str) {
     use convoke::connect::connector::Connector;
     use convoke::coordination::instances::Instances;
     use convoke::coordination::instances::instance::Registering;
-    use convoke::protocol::keys::Keys;
     use convoke::settings::RedisUrl;
     let connector = Connector::new(&RedisUrl::new(redis.url()), 1).unwrap();
-    let instances = Instances::of_process(connector, Keys::new("cb").unwrap(), "test");
+    let instances = Instances::of_process(connector, support::keys(), "test");
     instances
         .register(&Registering::new(id, ["worker"]))
         .await

@@ -88,6 +88,12 @@ fn a_file_that_is_of_no_use_is_named_and_what_it_holds_is_not_told() {
     told.failed(2, &[wrong.path(), "redis_url_file", "not a path"]);
 }
 
+/// `redis://…` for a worker whose password is another one now.
+fn with_password(redis: &Redis, password: &str) -> String {
+    let url = redis.url_for(users::WORKER);
+    url.replace(&format!(":{}@", users::PASSWORD), &format!(":{password}@"))
+}
+
 #[test]
 fn a_password_that_is_rotated_is_used_at_the_next_connection() {
     let redis = Redis::start();
@@ -102,7 +108,6 @@ fn a_password_that_is_rotated_is_used_at_the_next_connection() {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]).exec(&mut admin).unwrap();
     };
-    let at = format!("@127.0.0.1:{}", redis.port());
     let user = users::WORKER;
     for password in ["second", "third"] {
         // A file that is gone, or leads elsewhere, for a moment changes nothing.
@@ -112,7 +117,7 @@ fn a_password_that_is_rotated_is_used_at_the_next_connection() {
         std::fs::write(secret.path(), "redis://elsewhere").unwrap();
         say(&format!("CLIENT KILL USER {user}"));
         run(&redis, &["request", "demo.echo", "--data", "3"]).done();
-        let url = format!("redis://{user}:{password}{at}\n");
+        let url = format!("{}\n", with_password(&redis, password));
         std::fs::write(secret.path(), url).unwrap();
         say(&format!("ACL SETUSER {user} resetpass >{password}"));
         say(&format!("CLIENT KILL USER {user}"));
@@ -126,7 +131,7 @@ fn a_password_that_is_rotated_is_used_at_the_next_connection() {
         let log: Vec<redis::Value> = log.unwrap();
         !log.is_empty()
     });
-    std::fs::write(secret.path(), format!("redis://{user}:fourth{at}")).unwrap();
+    std::fs::write(secret.path(), with_password(&redis, "fourth")).unwrap();
     run(&redis, &["request", "demo.echo", "--data", "5"]).done();
     let ended = worker.stop();
     assert_eq!(ended.code, 0, "{ended:?}");

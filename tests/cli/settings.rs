@@ -2,13 +2,16 @@
 
 use super::worker::Worker;
 use super::{File, bare, convoke, end, run};
-use crate::support::Redis;
+use crate::support::{self, Redis};
 
 /// Where the command published, as the namespace of the stream's key tells.
 fn stored_in(redis: &Redis, namespace: &str) -> bool {
     let mut connection = redis.connect();
     let length: u64 = redis::cmd("XLEN")
-        .arg(format!("{namespace}:events:a"))
+        .arg(match support::is_cluster() {
+            false => format!("{namespace}:events:a"),
+            true => format!("{{{namespace}:a:0}}:events"),
+        })
         .query(&mut connection)
         .unwrap();
     length > 0

@@ -2,7 +2,7 @@
 
 use super::rig::say;
 use super::{File, bare, convoke, end, run};
-use crate::support::{Redis, users};
+use crate::support::{Redis, name, users};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
@@ -177,10 +177,9 @@ fn a_person_is_asked_before_anything_changes() {
         std::io::Write::write_all(&mut stdin, format!("{answer}\n").as_bytes()).unwrap();
         let ended = child.wait_with_output().unwrap();
         let shown = String::from_utf8_lossy(&ended.stdout);
-        assert!(
-            shown.contains("Replay 1 dead letter (image.resize 1) to cb:events:image? [y/N]"),
-            "{shown}"
-        );
+        let to = name("image", "cb:events:image");
+        let asked = format!("Replay 1 dead letter (image.resize 1) to {to}? [y/N]");
+        assert!(shown.contains(&asked), "{shown}");
         assert_eq!(ended.status.success(), left == 0, "{shown}");
         assert_eq!(
             super::rig::entries(&redis, "cb:dead:image").len(),

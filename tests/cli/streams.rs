@@ -3,7 +3,7 @@
 use super::rig::{add, deliver, lines, names, register, say};
 use super::worker::Worker;
 use super::{convoke, run};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, name};
 use serde_json::json;
 
 /// Two entries with a living instance, one with nobody, one not delivered, one dead letter.
@@ -46,7 +46,8 @@ async fn busy() -> Redis {
         "",
     );
     say(&redis, "XADD cb:dead:image 5-1 type image.crop");
-    say(&redis, "XADD cb:reply:me 5-1 status ok");
+    let reply = name("image", "cb:reply:me");
+    say(&redis, &format!("XADD {reply} 5-1 status ok"));
     say(&redis, "XADD other:events:image 5-1 type image.crop");
     say(&redis, "SET cb:events:string x");
     redis
@@ -61,7 +62,8 @@ async fn streams_groups_and_consumers_are_counted() {
         .iter()
         .map(|s| s["stream"].as_str().unwrap())
         .collect();
-    assert_eq!(keys, ["cb:events:image", "cb:dead:image", "cb:broadcast"]);
+    let there = ["cb:events:image", "cb:dead:image", "cb:broadcast"];
+    assert_eq!(keys, there.map(|key| name("image", key)));
     let image = &streams[0];
     assert_eq!(
         names(image),
@@ -123,12 +125,13 @@ async fn streams_groups_and_consumers_are_counted() {
     assert_eq!(who(1), (&json!("w-9"), &json!(false), &json!(1)));
 
     let text = run(&redis, &["streams"]).done().out;
-    for part in ["w-1 (alive)", "w-9 (gone)", "cb:dead:image", "PENDING"] {
+    let dead = name("image", "cb:dead:image");
+    for part in ["w-1 (alive)", "w-9 (gone)", &dead, "PENDING"] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(!text.contains('\x1b') && !text.contains("reply"), "{text}");
     let all = run(&redis, &["streams", "--all"]).done().out;
-    assert!(all.contains("cb:reply:me"), "{all}");
+    assert!(all.contains(&name("image", "cb:reply:me")), "{all}");
 }
 
 #[tokio::test]
@@ -142,13 +145,15 @@ async fn streams_are_named_as_people_do() {
             .map(|s| s["stream"].as_str().unwrap().to_owned());
         keys.collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(shown(&["image"]), "cb:events:image");
-    assert_eq!(
-        shown(&["dead:image", "cb:events:image"]),
-        "cb:events:image cb:dead:image"
+    let (events, dead) = (
+        name("image", "cb:events:image"),
+        name("image", "cb:dead:image"),
     );
-    assert_eq!(shown(&["*:image"]), "cb:events:image cb:dead:image");
-    assert_eq!(shown(&["reply:*"]), "cb:reply:me");
+    let both = format!("{events} {dead}");
+    assert_eq!(shown(&["image"]), events);
+    assert_eq!(shown(&["dead:image", &events]), both);
+    assert_eq!(shown(&["*:image"]), both);
+    assert_eq!(shown(&["reply:*"]), name("image", "cb:reply:me"));
     run(&redis, &["streams", "nothing"])
         .done()
         .failed(0, &["no such streams"]);
@@ -187,8 +192,8 @@ async fn pending_entries_are_shown_decoded_with_their_owners() {
         ]
     );
     let first = &pending[0];
-    for (name, value) in [
-        ("stream", json!("cb:events:image")),
+    for (field, value) in [
+        ("stream", json!(name("image", "cb:events:image"))),
         ("group", json!("workers")),
         ("entry", json!("1-1")),
         ("type", json!("image.resize")),
@@ -203,7 +208,7 @@ async fn pending_entries_are_shown_decoded_with_their_owners() {
         ("deleted", json!(false)),
         ("data", json!({"user": {"name": "ada"}, "n": 7})),
     ] {
-        assert_eq!(first[name], value, "{name}");
+        assert_eq!(first[field], value, "{field}");
     }
     assert_eq!(pending[2]["owner_alive"], false);
     let text = run(&redis, &["pending"]).done();

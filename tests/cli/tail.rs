@@ -1,7 +1,7 @@
 //! `convoke tail`.
 
 use super::{convoke, run, run_with_input};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, name};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
@@ -36,10 +36,11 @@ fn what_is_published_is_followed_decoded() {
         ],
     );
     let id = id.done().out.trim().to_owned();
-    for stream in ["events:image", "cb:events:image"] {
+    let key = name("image", "cb:events:image");
+    for stream in ["events:image", &key] {
         let args = ["tail", stream, "--since=0", "--limit=1", "--format=json"];
         let entry = run(&redis, &args).done().json();
-        assert_eq!(entry["stream"], "cb:events:image");
+        assert_eq!(entry["stream"], key);
         assert_eq!(entry["entry"], *id);
         assert_eq!(entry["type"], "image.resize");
         assert_eq!(entry["fields"]["id"], "e-1");
@@ -48,7 +49,7 @@ fn what_is_published_is_followed_decoded() {
     let text = run(&redis, &["tail", "events:image", "--since=0", "--limit=1"])
         .done()
         .out;
-    let says = format!("Z cb:events:image {id} image.resize id=e-1 time=");
+    let says = format!("Z {key} {id} image.resize id=e-1 time=");
     assert!(text.contains(&says), "{text}");
     assert!(text.ends_with(" {\"width\":80}\n"), "{text}");
 }
@@ -203,8 +204,9 @@ fn a_key_that_is_no_stream_fails() {
         .arg(1)
         .query(&mut redis.connect())
         .unwrap();
-    run(&redis, &["tail", "cb:x", "--since=0"]).failed(1, &["WRONGTYPE"]);
-    run(&redis, &["tail", "cb:x"]).failed(1, &["WRONGTYPE"]);
+    let key = name("system", "cb:x");
+    run(&redis, &["tail", &key, "--since=0"]).failed(1, &["WRONGTYPE"]);
+    run(&redis, &["tail", &key]).failed(1, &["WRONGTYPE"]);
 }
 
 #[test]

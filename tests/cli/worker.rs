@@ -1,7 +1,7 @@
 //! `convoke worker` and the commands that need one.
 
 use super::{Ended, File, bare, convoke, end, run};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, name, users};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
@@ -116,7 +116,8 @@ fn logs_are_json_lines_on_request_and_never_show_the_password() {
     let mut locks = redis::cmd("CONFIG");
     locks.arg("SET").arg("requirepass").arg("s3cret");
     let _: () = locks.query(&mut redis.connect()).unwrap();
-    let url = format!("redis://:s3cret@127.0.0.1:{}", redis.port());
+    let login = format!("{}:{}@", users::WORKER, users::PASSWORD);
+    let url = redis.url().replace(&login, ":s3cret@");
     let mut command = bare();
     command.env("CONVOKE_REDIS_URL", &url);
     command.args(["worker", "--log-format=json", "--log=trace"]);
@@ -458,10 +459,11 @@ fn the_log_sums_up_the_dead_letters_that_there_are() {
         run(&redis, &["publish", "demo.fail"]).done();
     }
     // Those of whom nobody can be told are dead letters, too.
-    super::rig::say(&redis, "SET cb:reply:odd text");
+    let odd = name("demo", "cb:reply:odd");
+    super::rig::say(&redis, &format!("SET {odd} text"));
     for _ in 0..2 {
-        let (events, told) = ("cb:events:demo", "replyto cb:reply:odd");
-        super::rig::add(&redis, events, "*", "demo.fail", &Value::Null, told);
+        let (events, told) = ("cb:events:demo", format!("replyto {odd}"));
+        super::rig::add(&redis, events, "*", "demo.fail", &Value::Null, &told);
     }
     let stderr = worker.0.stderr.take().unwrap();
     let (mut summed, mut lines) = (0, BufReader::new(stderr).lines());

@@ -77,9 +77,19 @@ pub(crate) fn name(domain: &str, plain: &str) -> String {
     }
 }
 
+/// How many processes a server of this run is.
+pub(crate) fn size() -> usize {
+    nodes().unwrap_or(1)
+}
+
+/// Whether this run's servers are clusters.
+pub(crate) fn is_cluster() -> bool {
+    nodes().is_some()
+}
+
 /// Whether this run's servers are clusters. What does not apply there is skipped then, and says why.
 pub(crate) fn skip_on_cluster(why: &str) -> bool {
-    let skipped = nodes().is_some();
+    let skipped = is_cluster();
     if skipped {
         eprintln!("skipped on a cluster: {why}");
     }
@@ -330,7 +340,11 @@ impl Redis {
 
     /// `redis://…` for who runs that command.
     pub(crate) fn url_for_command(&self, words: &[&str]) -> String {
-        users::of_command(words).map_or_else(|| self.admin_url(), |user| self.url_for(user))
+        let of_nobody = || {
+            let login = format!("nobody:{}@", users::PASSWORD);
+            self.url_for("nobody").replace(&login, "")
+        };
+        users::of_command(words).map_or_else(of_nobody, |user| self.url_for(user))
     }
 
     /// `redis://…` for the test itself, which may do everything.
@@ -409,6 +423,12 @@ impl Redis {
     /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()
+    }
+
+    /// The process id, and on a cluster those of all nodes.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        let nodes = [self].into_iter().chain(self.others());
+        nodes.map(Redis::pid).collect()
     }
 
     /// A blocking connection for looking at the server.

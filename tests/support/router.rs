@@ -346,8 +346,27 @@ impl Session {
         for node in 0..self.nodes.len() {
             answers.push(read_answer(self.wire(node)?)?);
         }
+        let of_clients = ["CLIENT", "LIST"];
+        let is_list = words.len() == 2
+            && words
+                .iter()
+                .zip(of_clients)
+                .all(|(word, of)| text(word).eq_ignore_ascii_case(of));
         let first = answers.remove(0);
+        if is_list {
+            return Ok(answers.into_iter().fold(first, together));
+        }
         Ok(answers.into_iter().fold(first, merged))
+    }
+}
+
+/// The lines of both.
+fn together(one: Answer, other: Answer) -> Answer {
+    match (one, other) {
+        (Answer::Bulk(Some(one)), Answer::Bulk(Some(other))) => {
+            Answer::Bulk(Some([one, other].concat()))
+        }
+        (one, _) => one,
     }
 }
 

@@ -4,7 +4,7 @@ use super::super::rig::{add, entries, lines, say, text};
 use super::super::worker::Worker;
 use super::super::{File, convoke, run};
 use super::repairs::{EVENTS, all_are_replayed, last, length, listed, worker};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, name};
 use convoke::protocol::json;
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -132,7 +132,12 @@ fn terminal_and_worker_are_killed(from: From, count: usize, rate: &str) {
     assert!(at_death < count);
     all_are_replayed(&redis, "v2", count);
     each_once(&redis, count);
-    assert_eq!(told(&redis, "v2", from), count as u64);
+    // On a cluster what was done is told in a step of its own, which goes with the worker.
+    let untold = count as u64 - told(&redis, "v2", from);
+    assert!(
+        untold <= if support::is_cluster() { 50 } else { 0 },
+        "{untold}"
+    );
     println!(
         "{count} by {from:?}: {at_death} when the worker died, {:.1} s from the command to the end of the look",
         began.elapsed().as_secs_f64()
@@ -260,7 +265,8 @@ async fn what_runs_is_left_alone_and_if_forced_only_the_replayed_one_counts() {
     support::eventually("it runs", || held().len() == 1);
     let first = held()[0]["entry"].clone();
     // What nobody may take is counted with its reason, by the workers as by the terminal.
-    let stretch = json!([{"stream": "cb:events:demo", "from": [0, 0], "to": [u64::MAX, u64::MAX]}]);
+    let events = name("demo", "cb:events:demo");
+    let stretch = json!([{"stream": events, "from": [0, 0], "to": [u64::MAX, u64::MAX]}]);
     let plan =
         json!({"name": "all", "plan": {"from": "pending", "stretches": stretch}}).to_string();
     run(&redis, &["request", "system.repair.start", "--data", &plan]).done();

@@ -3,7 +3,7 @@
 use super::super::rig::{add, entries, lines, text};
 use super::super::worker::Worker;
 use super::super::{Ended, convoke, run};
-use crate::support::{self, Redis};
+use crate::support::{self, Redis, name};
 use convoke::protocol::json;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -324,7 +324,8 @@ async fn a_repair_meets_nothing_that_dies_long_after_it_began() {
         "id o-9 deadreason internal",
     );
     add(&redis, DEAD, &id, "order.make", &json!({}), told);
-    let all = json!([{"stream": DEAD, "from": [0, 0], "to": [u64::MAX, u64::MAX]}]);
+    let dead = name("order", DEAD);
+    let all = json!([{"stream": dead, "from": [0, 0], "to": [u64::MAX, u64::MAX]}]);
     let asked = json!({"name": "all", "plan": {"stretches": all, "force": true}}).to_string();
     run(
         &redis,
