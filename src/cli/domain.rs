@@ -287,15 +287,15 @@ async fn show(
 }
 
 /// Who owns a partition, and how many events wait there in their place for their next try.
-struct Owned {
-    owner: Option<Owner>,
+pub(super) struct Owned {
+    pub(super) owner: Option<Owner>,
     /// What is left of its lease, in ms.
-    left: u64,
-    held: u64,
+    pub(super) left: u64,
+    pub(super) held: u64,
 }
 
 impl Owned {
-    async fn of(
+    pub(super) async fn of(
         connector: &Connector,
         keys: &Keys,
         (domain, partition): (&str, u16),

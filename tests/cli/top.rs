@@ -2,11 +2,17 @@
 
 use super::rig::{add, bury, deliver, names, register, say};
 use super::{bare, end, run};
-use crate::support::{self, Redis, users};
+use crate::support::{self, Redis, name, users};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+
+/// How it calls the events of a domain.
+fn events_of(domain: &str) -> String {
+    let key = name(domain, &format!("cb:events:{domain}"));
+    key.strip_prefix("cb:").unwrap_or(&key).to_owned()
+}
 
 /// An entry that is pending, one that was not delivered, one without a group, a dead letter.
 async fn busy() -> Redis {
@@ -27,18 +33,20 @@ async fn one_look_is_printed_as_text_without_a_worker() {
     let out = run(&redis, &["top", "--once", "--interval", "100ms"])
         .done()
         .out;
+    let dead = name("image", "cb:dead:image");
+    let dead = dead.strip_prefix("cb:").unwrap_or(&dead);
     for part in [
         "convoke top cb  1 healthy",
         "3 waiting",
         "1 dead",
         "Streams 3",
-        "events:image",
+        &events_of("image"),
         "Instances 1",
         "w-1",
         "no handlers",
         "no batches",
         "no ballots",
-        "dead:image",
+        dead,
     ] {
         assert!(out.contains(part), "{part} is not in\n{out}");
     }
@@ -109,7 +117,8 @@ async fn one_look_is_printed_as_an_object() {
         (&json!("w-1"), &json!("healthy"))
     );
     let streams = look["streams"].as_array().unwrap();
-    let image = streams.iter().find(|s| s["stream"] == "cb:events:image");
+    let key = name("image", "cb:events:image");
+    let image = streams.iter().find(|s| s["stream"] == key);
     let image = image.unwrap();
     assert_eq!(
         names(image),
@@ -162,7 +171,8 @@ fn more_streams_than_are_shown_are_counted_all_the_same() {
     let shown = |part: &str| look[part].as_array().unwrap().len();
     assert_eq!((shown("streams"), shown("dead")), (250, 250));
     let most = look["streams"].as_array().unwrap().iter();
-    assert!(most.clone().any(|s| s["stream"] == "cb:events:d699"));
+    let fullest = name("d699", "cb:events:d699");
+    assert!(most.clone().any(|s| s["stream"] == fullest));
     let text = run(&redis, &args[..3]).done().out;
     for part in [
         "702 waiting",
@@ -173,10 +183,10 @@ fn more_streams_than_are_shown_are_counted_all_the_same() {
         assert!(text.contains(part), "{part} is not in\n{text}");
     }
     let mut top = OnTerminal::start(&redis);
-    top.wait_for("events:d0");
-    assert!(!top.said().contains("events:d573"));
+    top.wait_for(&events_of("d0"));
+    assert!(!top.said().contains(&events_of("d573")));
     top.type_in("/d573\r");
-    top.wait_for("events:d573");
+    top.wait_for(&events_of("d573"));
     top.type_in("q");
     top.gave_back(0);
 }
@@ -202,9 +212,13 @@ const LEFT: &str = "\x1b[?1049l";
 
 impl OnTerminal {
     fn start(redis: &Redis) -> Self {
+        Self::with(redis, 24, &[])
+    }
+
+    fn with(redis: &Redis, rows: u16, set: &[(&str, &str)]) -> Self {
         // The terminal's settings before and after, and the pid for a signal.
         let line = format!(
-            "stty rows 24 cols 80; stty -a | sed 's/^/before /'; \
+            "stty rows {rows} cols 80; stty -a | sed 's/^/before /'; \
              sh -c 'echo own $$; exec {} top --interval 100ms'; echo ended $?; \
              stty -a | sed 's/^/after /'; echo over",
             env!("CARGO_BIN_EXE_convoke")
@@ -215,6 +229,7 @@ impl OnTerminal {
             .env("CONVOKE_REDIS_URL", redis.url_for(users::MONITOR))
             .env("TERM", "xterm")
             .env("SHELL", "/bin/sh")
+            .envs(set.iter().copied())
             .env_remove("NO_COLOR")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -282,7 +297,7 @@ async fn it_gives_the_terminal_back_as_it_was() {
     let redis = busy().await;
     for keys in ["q", "\x03"] {
         let mut top = OnTerminal::start(&redis);
-        top.wait_for("events:image");
+        top.wait_for(&events_of("image"));
         // Only cells that change are written: a word where nothing was comes whole.
         top.type_in("?");
         top.wait_for("quiet");
@@ -290,7 +305,7 @@ async fn it_gives_the_terminal_back_as_it_was() {
         top.gave_back(0);
     }
     let top = OnTerminal::start(&redis);
-    top.wait_for("events:image");
+    top.wait_for(&events_of("image"));
     let kill = Command::new("kill").arg(top.pid()).status().unwrap();
     assert!(kill.success());
     top.gave_back(0);
@@ -300,9 +315,33 @@ async fn it_gives_the_terminal_back_as_it_was() {
 async fn it_outlives_the_server_and_says_so() {
     let redis = busy().await;
     let mut top = OnTerminal::start(&redis);
-    top.wait_for("events:image");
+    top.wait_for(&events_of("image"));
     drop(redis);
     top.wait_for("NOT");
+    top.type_in("\x1b\x1b");
+    top.type_in("q");
+    top.gave_back(0);
+}
+
+#[test]
+fn who_opens_the_row_of_a_partition_sees_its_owner_what_is_held_and_what_is_parked() {
+    let redis = Redis::start();
+    let key = "{cb:image:0}:events";
+    add(&redis, key, "1-1", "image.resize", &json!(7), "subject s-1");
+    say(&redis, &format!("XGROUP CREATE {key} workers 0"));
+    let (since, till) = (1_700_000_000_000_u64, 4_000_000_000_000_u64);
+    let owner = format!("instance w-owns process p ttl 90000 since {since} till {till}");
+    say(
+        &redis,
+        &format!("HSET {{cb:image:0}}:owner:workers {owner}"),
+    );
+    say(&redis, "HSET {cb:image:0}:held:workers 1-1 x 1-2 x");
+    let mut top = OnTerminal::with(&redis, 60, &[("CONVOKE_PARTITIONS", "1")]);
+    top.wait_for(key);
+    top.type_in("\r");
+    // Words: what is blank between them is not written.
+    top.wait_for("w-owns");
+    top.wait_for("held:");
     top.type_in("\x1b\x1b");
     top.type_in("q");
     top.gave_back(0);

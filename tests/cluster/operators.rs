@@ -101,6 +101,9 @@ async fn operators_look_at_all_nodes_as_one_and_put_right_what_lies_on_them() {
         &["tail", "dead:math", "--since", "0", "--no-follow"],
     );
     assert_eq!(told.len(), all.len());
+    let seen = lines(&cluster, &["top", "--once", "--interval=100ms"]);
+    assert_eq!(seen[0]["redis"]["nodes"], 3, "{seen:?}");
+    assert_eq!(seen[0]["dead_letters"], all.len(), "{seen:?}");
     let found = ended(convoke(&cluster, &["doctor", "--all"]).output().unwrap()).1;
     assert!(found.contains("cluster-replicas"), "{found}");
     assert_eq!(found.matches("cluster-coverage").count(), 3, "{found}");

@@ -1,5 +1,6 @@
 //! Looks at the bus: asks Redis directly, reads only, in steps that are small for the server.
 
+use super::beside::beside;
 use super::flow::group_id;
 use super::panel::Panel;
 use super::sample::{Focus, LISTED, Opened, Sample, Wish};
@@ -125,7 +126,7 @@ impl Watcher {
             sample.at,
         );
         (sample.streams, sample.others) = look.await?;
-        sample.memory = Memory::look(connection).await?;
+        sample.memory = self.memory().await?;
         let keys: Vec<&str> = sample.streams.iter().map(|s| s.name.key.as_str()).collect();
         for page in keys.chunks(SIZED) {
             if self.sizes_refused {
@@ -139,6 +140,18 @@ impl Watcher {
             sample.sizes.extend(sized);
         }
         Ok(())
+    }
+
+    /// What the server, or each node, uses of its memory; nothing where the user may not ask.
+    async fn memory(&self) -> Result<Vec<Memory>, BusError> {
+        let mut all = Vec::new();
+        for node in self.connector.nodes().await? {
+            match Memory::look(&mut node.pooled().await?).await? {
+                Some(memory) => all.push(memory),
+                None => return Ok(Vec::new()),
+            }
+        }
+        Ok(all)
     }
 
     /// More about one row than its panel shows.
@@ -179,14 +192,16 @@ impl Watcher {
     ) -> anyhow::Result<Vec<String>> {
         let groups = sample.streams.iter().flat_map(|stream| {
             let groups = stream.groups.iter();
-            groups.map(|group| (stream.name.key.as_str(), group.name.as_str()))
+            groups.map(|group| (&stream.name, group.name.as_str()))
         });
         let opened = groups
             .into_iter()
-            .find(|(key, group)| group_id(key, group) == focus.id);
-        let Some((key, group)) = opened else {
+            .find(|(stream, group)| group_id(&stream.key, group) == focus.id);
+        let Some((stream, group)) = opened else {
             return Ok(Vec::new());
         };
+        let key = stream.key.as_str();
+        let mut told = beside(&self.connector, &self.keys, stream, group, sample.at).await?;
         let mut consumers = inspect::consumers(connection, key, group).await?;
         consumers.sort_by_key(|consumer| std::cmp::Reverse(consumer.pending));
         consumers.truncate(SHOWN);
@@ -203,7 +218,8 @@ impl Watcher {
             let (name, pending) = (&consumer.name, consumer.pending);
             format!("consumer {name} ({word}): {pending} pending, idle {idle}")
         });
-        Ok(lines.collect())
+        told.extend(lines);
+        Ok(told)
     }
 }
 

@@ -100,19 +100,26 @@ impl Brush {
 
     /// What the server uses of its memory.
     fn redis(self, sample: &Sample) -> Piece {
-        let Some(memory) = sample.memory else {
+        let Some(memory) = sample.memory() else {
             return self.piece(Tone::Faint, "redis -");
         };
-        let used = bytes(memory.used);
-        let Some(share) = memory.share() else {
-            return self.piece(Tone::Plain, format!("redis {used}"));
+        let used = match memory.limit {
+            0 => format!("redis {}", bytes(memory.used)),
+            limit => format!("redis {} of {}", bytes(memory.used), bytes(limit)),
+        };
+        let Some(share) = sample.fullest() else {
+            return self.piece(Tone::Plain, used);
         };
         let tone = match share {
             share if share >= FULL => Tone::Bad,
             share if share >= TIGHT => Tone::Warn,
             _ => Tone::Plain,
         };
-        self.piece(tone, format!("redis {used} of {}", bytes(memory.limit)))
+        let fullest = match sample.memory.len() {
+            1 => String::new(),
+            _ => format!(", a node {:.0} %", share * 100.0),
+        };
+        self.piece(tone, used + &fullest)
     }
 
     pub(super) fn footer(self, model: &Model) -> Piece {

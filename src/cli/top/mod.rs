@@ -4,6 +4,7 @@
 //! makes a frame of it. A slow server never holds up the keys.
 
 mod act;
+mod beside;
 mod brush;
 mod columns;
 mod details;

@@ -43,9 +43,11 @@ pub(super) fn of(model: &Model) -> Option<Value> {
         "dead_letters": model.dead_letters(),
         "in_flight": global.in_flight,
         "memory_bytes": global.memory_bytes,
-        "redis": sample.memory.map(|memory| json!({
+        "redis": sample.memory().map(|memory| json!({
             "used_bytes": memory.used,
             "limit_bytes": Some(memory.limit).filter(|limit| *limit > 0),
+            "nodes": sample.memory.len(),
+            "fullest": sample.fullest(),
         })),
         "events_processed": global.sums.events_processed,
         "events_failed": global.sums.events_failed,
