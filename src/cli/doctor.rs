@@ -143,30 +143,51 @@ async fn nodes(
     connector: &Connector,
     findings: &mut Vec<Finding>,
 ) -> anyhow::Result<()> {
-    let keys = session.settings.keys()?;
-    let is_cluster = session.settings.redis_url.is_cluster();
+    if !session.settings.redis_url.is_cluster() {
+        findings.extend(of_node(session, connector).await?);
+        return Ok(());
+    }
     for node in connector.nodes().await? {
-        let mut connection = node.unchecked().await?;
-        let server = ServerReport::look(
-            &mut connection,
-            &node,
-            &keys,
-            &session.settings.group,
-            &scripts::called_by_others(),
-        )
-        .await?;
-        let mut of_node = checks::server(&server, &session.settings);
-        of_node.push(memory::memory(session, &mut connection, &server).await?);
-        of_node.extend(guarantees::guarantees(&server, is_cluster));
-        if is_cluster {
-            let address = node.address().await?;
-            for finding in &mut of_node {
-                finding.what = format!("{}: {}", address.addr(), finding.what);
+        let address = node.address().await?.addr().to_string();
+        // One that is away is told; the others are looked at.
+        let mut of_node = match of_node(session, &node).await {
+            Ok(found) => found,
+            Err(error) => vec![cluster::away(&super::whole(&error))],
+        };
+        for finding in &mut of_node {
+            finding.what = format!("{address}: {}", finding.what);
+            if let Some((host, port)) = address.rsplit_once(':') {
+                let at = format!("redis-cli -h {host} -p {port} ");
+                for command in ["CONFIG", "ACL"] {
+                    let bare = format!("redis-cli {command}");
+                    finding.fix = finding.fix.replace(&bare, &format!("{at}{command}"));
+                }
             }
         }
         findings.extend(of_node);
     }
     Ok(())
+}
+
+async fn of_node(session: &Session, node: &Connector) -> anyhow::Result<Vec<Finding>> {
+    let keys = session.settings.keys()?;
+    let mut connection = node.unchecked().await?;
+    let server = ServerReport::look(
+        &mut connection,
+        node,
+        &keys,
+        &session.settings.group,
+        &scripts::called_by_others(),
+    )
+    .await?;
+    let mut found = checks::server(&server, &session.settings);
+    found.push(memory::memory(session, &mut connection, &server).await?);
+    let of_cluster = match session.settings.redis_url.is_cluster() {
+        true => Some(cluster::node(&mut connection, &server).await?),
+        false => None,
+    };
+    found.extend(guarantees::guarantees(&server, of_cluster));
+    Ok(found)
 }
 
 /// What may be wrong with those streams, and with what flows through them.
@@ -203,9 +224,21 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     }
     let keys = session.settings.keys()?;
     if session.settings.redis_url.is_cluster() {
-        let mut connection = connector.pooled().await?;
-        let names = inspect::streams(&connector, &keys).await;
-        of_names(&session, &mut connection, names, &mut findings).await?;
+        let mut found = Vec::new();
+        let looked = async {
+            let mut connection = connector.pooled().await?;
+            let names = inspect::streams(&connector, &keys).await;
+            of_names(&session, &mut connection, names, &mut found).await
+        };
+        if let Err(error) = Box::pin(looked).await {
+            found.push(cluster::unseen(&super::whole(&error)));
+        }
+        for finding in &mut found {
+            // A command goes to the node of its key.
+            let asks = finding.fix.replace("redis-cli ", "redis-cli -c ");
+            finding.fix = asks.replace("redis-cli -c --", "redis-cli --");
+        }
+        findings.extend(found);
     } else {
         // A replica is looked at as well.
         let mut connection = connector.unchecked().await?;

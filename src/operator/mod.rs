@@ -1,6 +1,8 @@
 //! What people look at and put right: streams, pending entries, dead letters, the server itself.
 
 pub mod browse;
+#[doc(hidden)]
+pub mod cluster;
 pub mod delayed;
 pub mod groups;
 pub mod inspect;

@@ -1,5 +1,6 @@
 //! `convoke doctor`: each misconfiguration is caused on a server of the test's own, and named.
 
+mod clusters;
 mod patient;
 mod streams;
 

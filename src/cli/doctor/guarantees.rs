@@ -1,14 +1,11 @@
 //! Which guarantees are weaker on this server, because it leaves out what others tell.
 
-use super::{Finding, Status, cluster};
+use super::{Finding, Status};
 use convoke::operator::server::ServerReport;
 
-/// Everything that depends on what the server tells.
-pub(super) fn guarantees(server: &ServerReport, is_cluster: bool) -> Vec<Finding> {
-    let cluster = match is_cluster {
-        true => cluster::node(server),
-        false => vec![no_cluster(server)],
-    };
+/// Everything that depends on what the server tells; with what was found of it as a node of a cluster, if it is one.
+pub(super) fn guarantees(server: &ServerReport, of_cluster: Option<Vec<Finding>>) -> Vec<Finding> {
+    let cluster = of_cluster.unwrap_or_else(|| vec![no_cluster(server)]);
     let all = vec![
         primary(server),
         one_history(server),

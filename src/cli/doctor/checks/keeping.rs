@@ -20,8 +20,17 @@ pub(super) fn eviction(server: &ServerReport) -> Finding {
             check,
             status: Status::Danger,
             what: format!("maxmemory-policy is {other}"),
-            why: "when memory is short redis deletes whole streams with their groups and all events in them",
-            fix: set("maxmemory-policy", "noeviction"),
+            why: match other.starts_with("volatile") {
+                false => "when memory is short redis deletes whole streams with their groups and all events in them",
+                true => "when memory is short redis deletes what has a time to live: marks against doubles, fences and \
+                         leases of those who live, batches and votes that go on",
+            },
+            fix: match server.config {
+                Some(_) => set("maxmemory-policy", "noeviction"),
+                None => "choose noeviction among the parameters of the service; where nobody can change it: never let \
+                         its memory run short (watch what `convoke doctor --all` says of it), or use another service"
+                    .into(),
+            },
         },
     }
 }
