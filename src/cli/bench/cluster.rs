@@ -72,22 +72,6 @@ fn load(rig: &Rig, domain: &str) -> Load {
     }
 }
 
-/// What a server has used up, or all nodes of a cluster together; and what each of them has, in seconds.
-async fn usage(rig: &Rig) -> anyhow::Result<(Usage, Vec<f64>)> {
-    let mut sum = Usage::default();
-    let mut each = Vec::new();
-    for node in rig.connector.nodes().await? {
-        let usage = Usage::look(&mut node.dedicated().await?).await?;
-        each.push(usage.cpu);
-        sum.cpu += usage.cpu;
-        sum.memory += usage.memory;
-        for (name, calls) in usage.calls {
-            *sum.calls.entry(name).or_default() += calls;
-        }
-    }
-    Ok((sum, each))
-}
-
 /// A drain of streams, their events asked and answered, one on each node.
 struct Stays<'a>(&'a [String]);
 
@@ -132,14 +116,14 @@ impl Stays<'_> {
         let total = each * loads.len() as u64;
         let start = Start::default();
         let race = start.race(total);
-        let (before, all_before) = usage(rig).await?;
+        let (before, all_before) = rig.usage_of_each().await?;
         let worker = rig.worker("bench-0", &all(&loads), &race)?;
         while race.taken() < total {
             pause(&worker).await?;
         }
         until_settled(rig, &loads, &worker).await?;
         let end = Mark::now();
-        let (after, all_after) = usage(rig).await?;
+        let (after, all_after) = rig.usage_of_each().await?;
         worker.stop().await?;
         let sample = Sample::between([start.mark()?, end], [&before, &after], total);
         let used = all_after.iter().zip(&all_before);
@@ -245,7 +229,7 @@ async fn publication(
     }
     let start = Start::default();
     let race = start.race(events);
-    let (before, _) = usage(rig).await?;
+    let (before, _) = rig.usage_of_each().await?;
     let kind = target.as_ref().map(|target| target.kinds[0].clone());
     let worker = rig.start("bench-0", &loads[0], &race, |builder, own| {
         let kind = kind.clone();
@@ -273,7 +257,7 @@ async fn publication(
         }
     }
     let end = Mark::now();
-    let (after, _) = usage(rig).await?;
+    let (after, _) = rig.usage_of_each().await?;
     worker.stop().await?;
     let sample = Sample::between([start.mark()?, end], [&before, &after], events);
     Ok(sample)
@@ -303,12 +287,12 @@ async fn waits(rig: &Rig, cluster: &Rig, partitions: u16) -> anyhow::Result<()> 
         .context("the worker ended by itself")?
         .to_string();
     let with_it = until_steady(&mut nodes, steady).await?;
-    let (before, _) = usage(cluster).await?;
+    let (before, _) = cluster.usage_of_each().await?;
     let (cpu, began) = (cpu_time(&pid), Instant::now());
     tokio::time::sleep(Duration::from_secs(seconds)).await;
     let elapsed = began.elapsed().as_secs_f64();
     let used = cpu_time(&pid) - cpu;
-    let (after, _) = usage(cluster).await?;
+    let (after, _) = cluster.usage_of_each().await?;
     let resident = memory(&pid).resident as f64 / 1024.0;
     worker.kill().await?;
     let without_it = until_steady(&mut nodes, steady).await?;

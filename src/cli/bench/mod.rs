@@ -59,6 +59,9 @@ Replicas are workers in this one process, each with connections, lanes and a kee
 they share its cores, as the loops do, and the figures stay comparable. What is measured is what \
 they cost each other on the server.
 
+Where redis_url names a cluster, the streams of a measurement are on one of its nodes; SERVER is of all \
+nodes together. mixed, streams and distance need one server.
+
 Everything happens in a namespace of its own, which is removed, after Ctrl-C as well. A server that \
 does other work meanwhile is slowed down, and its work shows in the figures.
 
@@ -129,6 +132,14 @@ enum Measurement {
     Cluster,
     /// All of these
     All,
+}
+
+impl Measurement {
+    /// Whether the server may be a cluster: the loops by hand, and what stands between, are for one slot.
+    fn goes_on_a_cluster(self) -> bool {
+        use Measurement::*;
+        !matches!(self, Mixed | Streams | Distance | Cluster)
+    }
 }
 
 /// How much of everything.
@@ -202,6 +213,18 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
             return Err(Misuse::error(missing));
         }
         _ => {}
+    }
+    let cannot = flags
+        .chosen()
+        .into_iter()
+        .find(|one| !one.goes_on_a_cluster());
+    if let (true, Some(cannot)) = (session.settings.redis_url.is_cluster(), cannot) {
+        let name = cannot.to_possible_value();
+        let name = name.as_ref().map_or("all", |value| value.get_name());
+        return Err(Misuse::error(format_args!(
+            "{name}: its loops by hand read streams of one server: name one by redis:// in redis_url; \
+             --cluster names the cluster that is held against it"
+        )));
     }
     // As a worker runs: one thread a core that it may use.
     threads()?.block_on(async {

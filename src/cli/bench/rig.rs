@@ -27,6 +27,9 @@ pub(super) const RAW: &str = "raw";
 pub(super) const BARE: &str = "bare";
 pub(super) const WORKER: &str = "worker";
 
+/// The domain of a load of one stream.
+const FIRST: &str = "bench0";
+
 #[derive(Deserialize, JsonSchema)]
 pub(super) struct Work {
     #[allow(dead_code)] // Decoded, as a handler would.
@@ -102,19 +105,21 @@ impl Rig {
     ) -> anyhow::Result<Self> {
         let mut settings = session.settings;
         settings.namespace = format!("bench-{:08x}", fastrand::u32(..));
-        settings.partitions = 0;
+        settings.partitions = u16::from(settings.redis_url.is_cluster());
         settings.id = "bench".into();
         let database = settings.database_url.clone();
         // Nothing of it belongs into anybody's ledger, nor costs what another service costs.
         settings.database_url = DatabaseUrl::default();
         settings.mcp_server = Default::default();
-        let connector = Connector::of(&settings, 4)?;
+        let keys = settings.keys()?;
+        // On a cluster to the node of the one domain that has work.
+        let connector = Connector::of(&settings, 4)?.toward(&keys.events(FIRST, 0));
         connector
             .check_server()
             .await
             .context("the server cannot be used")?;
         Ok(Self {
-            keys: settings.keys()?,
+            keys,
             settings,
             database,
             cluster,
@@ -178,7 +183,7 @@ impl Rig {
         Load {
             routes: domains.clone().map(|d| self.keys.route(&d, 0)).collect(),
             kinds: domains.map(|domain| format!("{domain}.work")).collect(),
-            reply_to: self.keys.reply("bench", 0, "bench"),
+            reply_to: self.keys.reply(FIRST, 0, "bench"),
             group: self.settings.group.clone(),
             history: self.settings.stream_history,
             payload: payload.unwrap_or(SHORTEST),
@@ -247,10 +252,29 @@ impl Rig {
         Ok(Mark::now())
     }
 
-    /// What the server has used up so far.
+    /// What the server has used up so far, or all nodes of a cluster together.
     pub(super) async fn usage(&self) -> anyhow::Result<Usage> {
-        let mut connection = self.connector.dedicated().await?;
-        Ok(Usage::look(&mut connection).await?)
+        Ok(self.usage_of_each().await?.0)
+    }
+
+    /// The same, and the CPU time of each node, in seconds.
+    pub(super) async fn usage_of_each(&self) -> anyhow::Result<(Usage, Vec<f64>)> {
+        let mut sum: Option<Usage> = None;
+        let mut each = Vec::new();
+        for node in self.connector.nodes().await? {
+            let usage = Usage::look(&mut node.dedicated().await?).await?;
+            each.push(usage.cpu);
+            let Some(sum) = &mut sum else {
+                sum = Some(usage);
+                continue;
+            };
+            sum.cpu += usage.cpu;
+            sum.memory += usage.memory;
+            for (name, calls) in usage.calls {
+                *sum.calls.entry(name).or_default() += calls;
+            }
+        }
+        Ok((sum.unwrap_or_default(), each))
     }
 
     /// Rounds of some sides, in a new order each time; first one that is not counted.

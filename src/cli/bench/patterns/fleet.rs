@@ -44,7 +44,7 @@ impl<'a> Fleet<'a> {
         let instances = Instances::of_process(connector, rig.keys.clone(), PROCESS);
         let ids = Arc::<Mutex<Vec<String>>>::default();
         let answering = Answering {
-            connector: rig.connector.clone(),
+            connector: rig.connector.toward(&rig.keys.inbox(PROCESS)),
             keys: rig.keys.clone(),
             group: rig.settings.group.clone(),
             instances: instances.clone(),
