@@ -170,7 +170,7 @@ fn handlers_that_take_their_time_are_held_against_the_same_work_without_a_bus() 
 
 #[test]
 fn the_way_to_the_server_is_made_longer_for_each_side() {
-    // On a cluster it is refused: nodes tell of others, to which the way is short.
+    // On a cluster it is refused: nodes name others, to which the way is short.
     let redis = Redis::with(&["--save", ""]);
     let (lines, _) = bench(&redis, &["distance", "--events=2000"]);
     assert!(is_empty(&redis));

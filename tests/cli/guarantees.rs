@@ -54,7 +54,7 @@ fn weaker_by(doctor: &mut Command) -> Vec<(String, String)> {
             (text(&finding["check"]), text(&finding["status"]))
         })
         .collect();
-    // On a cluster each node is told of.
+    // On a cluster each node has its own.
     each.sort();
     each.dedup();
     each

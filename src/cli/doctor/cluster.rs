@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// A primary that is away for longer than that is replaced too late, in ms.
 const LATE_MS: u64 = 15_000;
-/// One that is away for that long may only stand still for a moment, in ms.
+/// A time-out below that takes a node for dead that only stands still for a moment, in ms.
 const HASTY_MS: u64 = 1000;
 /// How many slots a cluster has.
 const SLOTS: u64 = 16_384;
