@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 const BYTES: usize = 4 << 20;
 /// Entries that a read asks for at the least if it may, however large the last ones were.
 const FEW: usize = 16;
+/// How many times as many entries as there is room for a read may bring where streams have some that had none before.
+const BEYOND: usize = 64;
 /// How long a stream is left alone whose key is of another type, or gone on a cluster.
 const LEFT_ALONE: Duration = Duration::from_secs(10);
 /// What is said of a group that is created again.
@@ -30,6 +32,7 @@ pub(super) struct Reader {
     backoff: Backoff,
     /// Entries that are [`BYTES`] together if they are like those of the last read.
     fit: usize,
+    portions: Portions,
     /// Streams whose key is of another type, or gone on a cluster: the others are read all the same.
     unreadable: Vec<usize>,
     /// Streams whose groups were there once.
@@ -66,6 +69,7 @@ impl Reader {
             connection: None,
             backoff: Backoff::default(),
             fit: usize::MAX,
+            portions: Portions::default(),
             unreadable: Vec::new(),
             read: BTreeSet::new(),
             drain,
@@ -73,8 +77,8 @@ impl Reader {
         }
     }
 
-    /// Reads up to `count` new entries of each stream that is not `closed`, fewer where they are large. Never to be
-    /// cancelled; it returns within the block and answer times of `connect::connector`.
+    /// Reads about `count` new entries at the most of the streams that are not `closed`, fewer where they are large (see
+    /// [`Portions`]). Never to be cancelled; it returns within the block and answer times of `connect::connector`.
     pub(super) async fn next(&mut self, count: usize, closed: &[usize]) -> Read {
         match self.read(count, closed).await {
             Ok((entries, asked, look)) => {
@@ -129,7 +133,7 @@ impl Reader {
         let claims: Vec<u64> = claims.collect();
         let wire = &mut connected.wire;
         let me = shared.instance();
-        let count = count.min(self.fit);
+        let count = self.portions.of(count.min(self.fit), streams.len());
         let asked = Instant::now();
         let (group, limit) = (&shared.group, shared.limits.entry());
         let read = match (&shared.owned, &streams[..]) {
@@ -159,6 +163,7 @@ impl Reader {
         if total > 0 {
             self.fit = fit(bytes, total);
         }
+        self.portions.brought(batches.len());
         let since = Instant::now();
         let mut deliveries = Vec::with_capacity(total);
         for batch in batches {
@@ -236,6 +241,32 @@ impl Reader {
     }
 }
 
+/// How many entries a read asks of each of its streams. The server counts them by stream: what all streams that have some
+/// give together is to be what there is room for.
+#[derive(Debug, Default)]
+struct Portions {
+    /// How many streams gave some lately.
+    busy: usize,
+}
+
+impl Portions {
+    /// How many of each of that many streams, at least one, where there is room for `count` together.
+    fn of(&self, count: usize, streams: usize) -> usize {
+        let of_each = |streams: usize| count.div_ceil(streams.max(1)).max(1);
+        match self.busy {
+            // Nobody knows yet.
+            0 => of_each(streams),
+            // Others may have some by now, all of them.
+            busy => of_each(busy).min(of_each(streams).saturating_mul(BEYOND)),
+        }
+    }
+
+    /// Notes how many streams gave some. That fewer do is believed bit by bit.
+    fn brought(&mut self, streams: usize) {
+        self.busy = streams.max(self.busy / 2);
+    }
+}
+
 /// How many entries to ask for after a read of this many bytes in this many entries, at least one.
 fn fit(bytes: usize, entries: usize) -> usize {
     (BYTES / (bytes / entries).max(1)).max(FEW)
@@ -244,6 +275,28 @@ fn fit(bytes: usize, entries: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_streams_together_give_what_there_is_room_for() {
+        let mut portions = Portions::default();
+        assert_eq!(portions.of(3000, 1), 3000);
+        assert_eq!(portions.of(3000, 1000), 3);
+        assert_eq!(portions.of(5, 1000), 1);
+        portions.brought(1000);
+        assert_eq!(portions.of(3000, 1000), 3);
+        // Few of many.
+        for _ in 0..12 {
+            portions.brought(1);
+        }
+        assert_eq!(portions.of(3000, 10), 3000);
+        assert_eq!(portions.of(3000, 1000), 3 * BEYOND);
+        // All at once again.
+        portions.brought(900);
+        assert_eq!(portions.of(3000, 1000), 4);
+        portions.brought(0);
+        assert_eq!(portions.of(3000, 1000), 7);
+        assert_eq!(Portions::default().of(0, 0), 1);
+    }
 
     #[test]
     fn large_entries_are_asked_for_in_smaller_numbers_but_never_one_by_one() {

@@ -108,7 +108,7 @@ enum Measurement {
     Sizes,
     /// 1 to 4 replicas
     Replicas,
-    /// 10 to 1,000 streams
+    /// 10 to 960 streams
     Streams,
     /// Streams of 10,000 to 1,000,000 entries, and of --events if that is more
     Entries,

@@ -6,7 +6,7 @@ use super::{Plan, text};
 use crate::bench::load::{Load, Race, SHORTEST, remove_namespace};
 use crate::cli::Session;
 use crate::cli::output::Output;
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail};
 use convoke::connect::connector::Connector;
 use convoke::operator::server::Usage;
 use convoke::protocol::keys::Keys;
@@ -65,12 +65,19 @@ pub(super) struct Rig {
 pub(super) struct Running {
     drain: DropGuard,
     ended: JoinHandle<Result<(), RunError>>,
+    /// Why it ended by itself, if it did.
+    why: Arc<OnceLock<String>>,
 }
 
 impl Running {
     /// Whether it ended by itself.
     pub(super) fn is_over(&self) -> bool {
         self.ended.is_finished()
+    }
+
+    /// Why it did.
+    fn why(&self) -> &str {
+        self.why.get().map_or("it drained", String::as_str)
     }
 
     /// Drains it.
@@ -222,11 +229,18 @@ impl Rig {
         let worker = builder.build()?;
         let drain = self.stop.child_token();
         let until = drain.clone();
+        let why = Arc::<OnceLock<String>>::default();
+        let noted = why.clone();
         Ok(Running {
             drain: drain.drop_guard(),
-            ended: self
-                .workers
-                .spawn(async move { worker.run_until(until).await }),
+            ended: self.workers.spawn(async move {
+                let ended = worker.run_until(until).await;
+                if let Err(error) = &ended {
+                    noted.set(error.to_string()).ok();
+                }
+                ended
+            }),
+            why,
         })
     }
 
@@ -239,8 +253,9 @@ impl Rig {
     ) -> anyhow::Result<Mark> {
         let mut connection = self.connector.dedicated().await?;
         while race.taken() < race.total {
-            let over = workers.iter().any(Running::is_over);
-            ensure!(!over, "a worker ended by itself");
+            if let Some(over) = workers.iter().find(|worker| worker.is_over()) {
+                bail!("a worker ended by itself: {}", over.why());
+            }
             // Closely only towards the end: to look costs the worker a part of its core.
             let near = race.taken() > race.total / 10 * 9;
             let pause = if near { 1 } else { 5 };

@@ -5,11 +5,14 @@ use super::entries::tell_flat;
 use super::rig::Rig;
 use crate::bench::bare::OUTSTANDING;
 
+/// As many as a worker has handlers for at the most, except for those of the bus itself.
+const MANY: usize = 960;
+
 pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let counts: &[usize] = if rig.plan.quick {
         &[10, 30]
     } else {
-        &[10, 100, 1000]
+        &[10, 100, MANY]
     };
     let mut first = None;
     for &streams in counts {
