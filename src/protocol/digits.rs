@@ -4,6 +4,7 @@
 //! copied from there.
 
 use crate::protocol::entry::EntryId;
+use std::fmt;
 
 /// The decimal digits of a number, without an allocation.
 #[derive(Clone, Copy)]
@@ -58,9 +59,23 @@ impl From<EntryId> for IdText {
     }
 }
 
+impl IdText {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        // It is digits.
+        std::str::from_utf8(self.as_ref()).unwrap_or_default()
+    }
+}
+
 impl AsRef<[u8]> for IdText {
     fn as_ref(&self) -> &[u8] {
         &self.bytes[..self.length]
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(IdText::from(*self).as_str())
     }
 }
 
@@ -80,9 +95,11 @@ mod tests {
         #[test]
         fn an_ids_text_is_the_ids(ms in any::<u64>(), seq in any::<u64>()) {
             let id = EntryId { ms, seq };
-            let text = id.to_string();
+            let text = format!("{}-{}", id.ms, id.seq);
+            prop_assert_eq!(id.to_string(), text.clone());
             let id = IdText::from(id);
             prop_assert_eq!(id.as_ref(), text.as_bytes());
+            prop_assert_eq!(id.as_str(), text);
         }
     }
 }

@@ -26,14 +26,26 @@ impl EntryId {
 
     /// Reads one as the server writes it; `None` if it is another text.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        std::str::from_utf8(bytes).ok()?.parse().ok()
+        let at = bytes.iter().position(|&byte| byte == b'-');
+        let (ms, seq) = match at {
+            Some(at) => (&bytes[..at], &bytes[at + 1..]),
+            None => (bytes, &b"0"[..]),
+        };
+        match (number(ms), number(seq)) {
+            (Some(ms), Some(seq)) => Some(Self { ms, seq }),
+            _ => std::str::from_utf8(bytes).ok()?.parse().ok(),
+        }
     }
 }
 
-impl fmt::Display for EntryId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.ms, self.seq)
-    }
+/// The number that these digits are, if they are few enough to be one.
+fn number(digits: &[u8]) -> Option<u64> {
+    let is_number = (1..=19).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit);
+    let value = |digits: &[u8]| {
+        let add = |number, digit: &u8| number * 10 + u64::from(digit - b'0');
+        digits.iter().fold(0, add)
+    };
+    is_number.then(|| value(digits))
 }
 
 /// Not an entry id.
@@ -199,7 +211,27 @@ mod tests {
         fn entry_ids_round_trip(ms in any::<u64>(), seq in any::<u64>()) {
             let id = EntryId { ms, seq };
             prop_assert_eq!(id.to_string().parse::<EntryId>(), Ok(id));
+            prop_assert_eq!(EntryId::parse(id.to_string().as_bytes()), Some(id));
         }
+    }
+
+    #[test]
+    fn what_is_no_id_is_none() {
+        let parse = |text: &str| EntryId::parse(text.as_bytes());
+        for text in [
+            "",
+            "-",
+            "7-",
+            "-7",
+            "7-x",
+            "7-1-1",
+            "18446744073709551616-0",
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+        let most = "18446744073709551615-18446744073709551615";
+        assert_eq!(parse(most), most.parse().ok());
+        assert_eq!(parse("7"), Some(EntryId { ms: 7, seq: 0 }));
     }
 
     #[test]

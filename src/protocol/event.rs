@@ -18,6 +18,7 @@ pub use malformed::Malformed;
 pub(crate) use payload::in_kind;
 pub use payload::{JSON, is_json, payload_of};
 
+use crate::protocol::digits::IdText;
 use crate::protocol::keys;
 use crate::protocol::msgpack::PayloadLimits;
 use fields::{
@@ -167,8 +168,10 @@ impl Event {
 
     /// The publisher's id, or else the entry's.
     pub fn id(&self) -> String {
-        self.text(ID)
-            .map_or_else(|| self.entry.id.to_string(), str::to_owned)
+        self.text(ID).map_or_else(
+            || IdText::from(self.entry.id).as_str().to_owned(),
+            str::to_owned,
+        )
     }
 
     /// Who published it.

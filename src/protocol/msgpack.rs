@@ -178,8 +178,10 @@ pub(crate) fn first(bytes: &[u8], limits: &PayloadLimits) -> Result<usize, ScanE
     if bytes.is_empty() {
         return Err(ScanError::Empty);
     }
-    // Values still to come in each open container, outermost first.
-    let mut open: Vec<usize> = Vec::new();
+    // Values still to come in the innermost open container, and in those around it, outermost first: most payloads have
+    // one, and take no memory.
+    let mut left = 0_usize;
+    let mut around: Vec<usize> = Vec::new();
     let mut budget = limits.values;
     let mut at = 0;
     loop {
@@ -211,7 +213,7 @@ pub(crate) fn first(bytes: &[u8], limits: &PayloadLimits) -> Result<usize, ScanE
         }
         at += skip;
         if let Some(count) = nested {
-            if open.len() == limits.depth {
+            if around.len() + usize::from(left > 0) == limits.depth {
                 return Err(ScanError::TooDeep {
                     limit: limits.depth,
                 });
@@ -220,18 +222,19 @@ pub(crate) fn first(bytes: &[u8], limits: &PayloadLimits) -> Result<usize, ScanE
                 return Err(cut);
             }
             if count > 0 {
-                open.push(count);
+                if left > 0 {
+                    around.push(left);
+                }
+                left = count;
                 continue;
             }
         }
         loop {
-            match open.last_mut() {
-                None => return Ok(at),
-                Some(1) => {
-                    open.pop();
-                }
-                Some(left) => {
-                    *left -= 1;
+            match left {
+                0 => return Ok(at),
+                1 => left = around.pop().unwrap_or(0),
+                _ => {
+                    left -= 1;
                     break;
                 }
             }

@@ -14,6 +14,9 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{RedisError, Value};
 use std::time::Duration;
 
+/// Room for an entry that is given to it before it is known how much it takes.
+const LITTLE: usize = 1024;
+
 /// Entries of one stream, in order.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Arrivals {
@@ -242,8 +245,12 @@ fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Arrivals>, B
         let stream = streams.iter().position(|s| s.as_bytes() == name);
         // An entry is at least 20 bytes.
         let mut entries = Vec::with_capacity(count.min(reply.rest().len() / 20));
+        let mut room = usize::MAX;
         for _ in 0..count {
-            entries.push(delivered_entry(&mut reply)?);
+            let entry = delivered_entry_in(&mut reply, room)?;
+            // Most are like the ones before them.
+            room = entry.size();
+            entries.push(entry);
         }
         batches.push(Arrivals {
             stream: stream.ok_or(SHAPE)?,
@@ -254,6 +261,11 @@ fn delivered(mut reply: Tokens<'_>, streams: &[&str]) -> Result<Vec<Arrivals>, B
 }
 
 fn delivered_entry(reply: &mut Tokens<'_>) -> Result<Entry, BusError> {
+    delivered_entry_in(reply, usize::MAX)
+}
+
+/// The same, in as much room as it may take if that is little; else in what it does take, which is reckoned first.
+fn delivered_entry_in(reply: &mut Tokens<'_>, room: usize) -> Result<Entry, BusError> {
     let (Token::Array(2), Token::Bulk(id)) = (reply.token()?, reply.token()?) else {
         return Err(SHAPE);
     };
@@ -264,19 +276,25 @@ fn delivered_entry(reply: &mut Tokens<'_>) -> Result<Entry, BusError> {
         Token::Nil => 0,
         _ => return Err(SHAPE),
     };
-    let mut ahead = reply.clone();
-    let mut bytes = 0;
+    let mut entry = match room {
+        0..=LITTLE => Entry::with_capacity(id, room, 0),
+        _ => {
+            let mut ahead = reply.clone();
+            let mut bytes = 0;
+            for _ in 0..words {
+                let Token::Bulk(word) = ahead.token()? else {
+                    return Err(SHAPE);
+                };
+                bytes += word.len();
+            }
+            Entry::with_capacity(id, bytes, words)
+        }
+    };
     for _ in 0..words {
-        let Token::Bulk(word) = ahead.token()? else {
+        let Token::Bulk(word) = reply.token()? else {
             return Err(SHAPE);
         };
-        bytes += word.len();
-    }
-    let mut entry = Entry::with_capacity(id, bytes, words);
-    for _ in 0..words {
-        if let Token::Bulk(word) = reply.token()? {
-            entry.push(word);
-        }
+        entry.push(word);
     }
     if reply.rest().first() == Some(&b'+')
         && let Token::Status(bytes) = reply.token()?

@@ -50,22 +50,25 @@ enum Doing {
     Nothing,
     /// The event waits, unstarted.
     Waits { route: usize },
-    /// The event runs.
-    Runs {
-        route: usize,
-        since: Instant,
-        context: Context,
-        task: AbortHandle,
-    },
+    /// The event runs. Few do at a time: what is read in masses is small.
+    Runs(Box<Run>),
+}
+
+#[derive(Debug)]
+struct Run {
+    route: usize,
+    since: Instant,
+    context: Context,
+    task: AbortHandle,
 }
 
 impl Held {
     fn cancel(&self) {
-        if let Doing::Runs { context, .. } = &self.doing {
+        if let Doing::Runs(run) = &self.doing {
             if let Some(why) = &self.void {
-                context.void(why);
+                run.context.void(why);
             }
-            context.cancellation().cancel();
+            run.context.cancellation().cancel();
         }
     }
 }
@@ -130,12 +133,12 @@ impl InFlight {
         task: AbortHandle,
     ) {
         if let Some(held) = self.held().get_mut(&receipt.into()) {
-            held.doing = Doing::Runs {
+            held.doing = Doing::Runs(Box::new(Run {
                 route,
                 since: Instant::now(),
                 context,
                 task,
-            };
+            }));
             // Its event was cancelled in the moment in which it began.
             if held.void.is_some() {
                 held.cancel();
@@ -198,8 +201,8 @@ impl InFlight {
     pub(super) fn has_begun_within(&self, time: Duration) -> bool {
         let held = self.held();
         let mut all = held.values();
-        all.any(|held| match held.doing {
-            Doing::Runs { since, .. } => since.elapsed() < time,
+        all.any(|held| match &held.doing {
+            Doing::Runs(run) => run.since.elapsed() < time,
             Doing::Nothing | Doing::Waits { .. } => false,
         })
     }
@@ -208,10 +211,10 @@ impl InFlight {
     pub(super) fn activity(&self, routes: usize) -> Vec<Activity> {
         let mut all = vec![Activity::default(); routes];
         for held in self.held().values() {
-            match held.doing {
+            match &held.doing {
                 Doing::Nothing => {}
-                Doing::Waits { route } => all[route].waiting += 1,
-                Doing::Runs { route, since, .. } => all[route].runs_since(since),
+                Doing::Waits { route } => all[*route].waiting += 1,
+                Doing::Runs(run) => all[run.route].runs_since(run.since),
             }
         }
         all
@@ -220,9 +223,9 @@ impl InFlight {
     /// The runs that began first: the route, when, the stream and the entry.
     pub(super) fn oldest(&self, count: usize) -> Vec<(usize, Instant, usize, EntryId)> {
         let held = self.held();
-        let runs = held.iter().filter_map(|(key, held)| match held.doing {
+        let runs = held.iter().filter_map(|(key, held)| match &held.doing {
             Doing::Nothing | Doing::Waits { .. } => None,
-            Doing::Runs { route, since, .. } => Some((route, since, key.stream, key.entry)),
+            Doing::Runs(run) => Some((run.route, run.since, key.stream, key.entry)),
         });
         let mut runs: Vec<_> = runs.collect();
         runs.sort_unstable_by_key(|(_, since, ..)| *since);
@@ -276,8 +279,8 @@ impl InFlight {
     /// Cancels the run of the event with that id.
     pub(super) fn cancel(&self, event: &str) {
         for held in self.held().values() {
-            if let Doing::Runs { context, .. } = &held.doing
-                && context.event().id() == event
+            if let Doing::Runs(run) = &held.doing
+                && run.context.event().id() == event
             {
                 held.cancel();
             }
@@ -295,8 +298,8 @@ impl InFlight {
     pub(super) fn end_all(&self) {
         for held in self.held().values() {
             held.cancel();
-            if let Doing::Runs { task, .. } = &held.doing {
-                task.abort();
+            if let Doing::Runs(run) = &held.doing {
+                run.task.abort();
             }
         }
     }

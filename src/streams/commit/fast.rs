@@ -64,8 +64,9 @@ impl Committer {
         }
         let mut commands = std::mem::take(&mut self.commands);
         commands.add(&[b"MULTI"]);
+        let now = self.claims.server_now();
         for (at, settlement) in batch.iter().enumerate() {
-            let mut place = self.place(&settlement.receipt);
+            let mut place = self.place_at(&settlement.receipt, now);
             // Trimming is a fifth of what a reply costs the server, and the last one's does for all.
             if let Some(next) = batch.get(at + 1)
                 && settlement.replies_where(next)
@@ -195,15 +196,19 @@ fn executed(mut answer: Tokens<'_>) -> Result<Fast, BusError> {
     };
     let mut failed = Vec::new();
     for number in 0..length {
-        match answer.clone().token()? {
+        match answer.token()? {
             Token::Error(text) => {
                 failed.push((number, String::from_utf8_lossy(text).into_owned()));
             }
             // Nothing was added: the stream is not there.
             Token::Nil => failed.push((number, String::new())),
+            Token::Array(length) => {
+                for _ in 0..length {
+                    answer.skip()?;
+                }
+            }
             _ => {}
         }
-        answer.skip()?;
     }
     Ok(Fast::Done(failed))
 }

@@ -276,10 +276,15 @@ impl Committer {
     }
 
     fn place(&self, receipt: &Receipt) -> Place<'_> {
+        self.place_at(receipt, self.claims.server_now())
+    }
+
+    /// The same where the server's clock was looked at before.
+    fn place_at(&self, receipt: &Receipt, now: u64) -> Place<'_> {
         Place {
             route: &self.routes[receipt.stream],
             consumer: &self.consumer,
-            now: self.claims.server_now(),
+            now,
             outbox: self.connector.is_cluster(),
             reply_history: Some(self.reply_history),
         }

@@ -115,7 +115,10 @@ impl Settled {
         under_way: &HashSet<Order, RandomState>,
     ) -> (Vec<Settlement>, Vec<Order>) {
         if self.orders.is_empty() {
-            let rest = self.waiting.split_off(most.min(self.waiting.len()));
+            let most = most.min(self.waiting.len());
+            // As many come next, or so.
+            let mut rest = Vec::with_capacity(most);
+            rest.extend(self.waiting.drain(most..));
             return (std::mem::replace(&mut self.waiting, rest), Vec::new());
         }
         let (mut taken, mut left, mut orders) = (Vec::new(), Vec::new(), Vec::new());

@@ -49,6 +49,11 @@ impl<'a> Tokens<'a> {
     /// # Errors
     /// The bytes end, or are no RESP.
     pub fn token(&mut self) -> Result<Token<'a>, NoResp> {
+        if let Some((length, head)) = short(self.0) {
+            let bulk = self.0.get(head..head + length).ok_or(NoResp)?;
+            self.0 = self.0.get(head + length + 2..).ok_or(NoResp)?;
+            return Ok(Token::Bulk(bulk));
+        }
         let (head, rest) = line(self.0).ok_or(NoResp)?;
         let (&kind, text) = head.split_first().ok_or(NoResp)?;
         let token = match kind {
@@ -94,6 +99,23 @@ impl<'a> Tokens<'a> {
     }
 }
 
+/// The length of a string of less than 100 bytes that begins here, and that of the line before it: most values are such
+/// strings.
+fn short(bytes: &[u8]) -> Option<(usize, usize)> {
+    match *bytes {
+        [b'$', digit @ b'0'..=b'9', b'\r', b'\n', ..] => Some((usize::from(digit - b'0'), 4)),
+        [
+            b'$',
+            ten @ b'0'..=b'9',
+            digit @ b'0'..=b'9',
+            b'\r',
+            b'\n',
+            ..,
+        ] => Some((usize::from(ten - b'0') * 10 + usize::from(digit - b'0'), 5)),
+        _ => None,
+    }
+}
+
 /// The bytes up to the first line's end, and those after it; `None` if there is no end.
 pub(super) fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.iter().position(|&b| b == b'\r')?;
@@ -130,6 +152,11 @@ impl Extent {
             let Some(rest) = bytes.get(self.at..) else {
                 return Ok(None);
             };
+            if let Some((length, head)) = short(rest) {
+                self.at += head + length + 2;
+                self.left -= 1;
+                continue;
+            }
             let Some(end) = rest.iter().position(|&b| b == b'\n') else {
                 return Ok(None);
             };
