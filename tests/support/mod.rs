@@ -71,9 +71,10 @@ pub(crate) fn keys() -> Keys {
 /// partition.
 pub(crate) fn name(domain: &str, plain: &str) -> String {
     let tag = format!("{{cb:{domain}:0}}");
+    let tag = Some(tag.as_str()).filter(|_| !["system", "task", "inbox"].contains(&domain));
     match nodes() {
         None => plain.to_owned(),
-        Some(_) => tagged::tagged(plain, Some(&tag)),
+        Some(_) => tagged::tagged(plain, tag),
     }
 }
 
@@ -85,6 +86,15 @@ pub(crate) fn size() -> usize {
 /// Whether this run's servers are clusters.
 pub(crate) fn is_cluster() -> bool {
     nodes().is_some()
+}
+
+/// How many runs a worker is to have room for, so that there is room for that many in each lane of events: on a cluster
+/// each domain has a lane of its own, and they share what there is.
+pub(crate) fn room(each: usize, domains: usize) -> usize {
+    match nodes() {
+        None => each,
+        Some(_) => each * domains,
+    }
 }
 
 /// Whether this run's servers are clusters. What does not apply there is skipped then, and says why.
@@ -103,7 +113,7 @@ impl Redis {
     }
 
     /// A server, or a cluster in its place.
-    fn bus(options: &[&str]) -> Self {
+    pub(crate) fn bus(options: &[&str]) -> Self {
         let Some(count) = nodes() else {
             return Self::with(options);
         };
@@ -371,6 +381,9 @@ impl Redis {
     /// The test wants something refused, so that it is refused is no failure.
     pub(crate) fn expect_refusals(&mut self) {
         self.may_refuse = true;
+        self.others_mut()
+            .iter_mut()
+            .for_each(Redis::expect_refusals);
     }
 
     /// What the server refused to the users since it started, or since the last look.
@@ -410,6 +423,13 @@ impl Redis {
             .collect()
     }
 
+    /// What an option of the command line says.
+    pub(crate) fn option(&self, name: &str) -> Option<&str> {
+        let mut options = self.options.iter();
+        options.find(|option| *option == name)?;
+        options.next().map(String::as_str)
+    }
+
     /// The port.
     pub(crate) fn port(&self) -> u16 {
         self.port
@@ -418,6 +438,25 @@ impl Redis {
     /// Where its files are.
     pub(crate) fn dir(&self) -> &std::path::Path {
         &self.dir
+    }
+
+    /// Whether it is a cluster, in the place of a server.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// The ports of all nodes, where it is a cluster.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let others = self.others().iter();
+        others.fold(vec![self.port], |ports, node| {
+            [ports, node.ports()].concat()
+        })
+    }
+
+    /// Sends a signal to it, or to all nodes.
+    pub(crate) fn signal(&self, name: &str) {
+        signal(self.pid(), name);
+        self.others().iter().for_each(|node| node.signal(name));
     }
 
     /// The process id.
@@ -564,7 +603,7 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut condition: i
 }
 
 /// How many events of a domain are unread, pending and waiting for their time, all at one moment; -1 where
-/// that cannot be told.
+/// that cannot be told. What its runs published and is not in its stream yet waits, too.
 pub(crate) async fn left(
     connection: &mut redis::aio::MultiplexedConnection,
     domain: &str,
@@ -574,10 +613,12 @@ pub(crate) async fn left(
     look.cmd("XINFO")
         .arg(&["GROUPS", &format!("cb:events:{domain}")]);
     look.cmd("ZCARD").arg(format!("cb:delayed:{domain}"));
-    let seen: Result<(Vec<HashMap<String, redis::Value>>, i64), _> =
+    look.cmd("XLEN").arg(name(domain, "cb:outbox"));
+    let seen: Result<(Vec<HashMap<String, redis::Value>>, i64, i64), _> =
         look.query_async(connection).await;
-    let (groups, waiting) = seen.unwrap_or_else(|_| (Vec::new(), -1));
-    let number = |name: &str| match groups.first().and_then(|group| group.get(name)) {
+    let (groups, delayed, outbox) = seen.unwrap_or_else(|_| (Vec::new(), -1, 0));
+    let waiting = delayed + outbox;
+    let number = |field: &str| match groups.first().and_then(|group| group.get(field)) {
         Some(redis::Value::Int(number)) => *number,
         _ => -1,
     };

@@ -4,6 +4,8 @@
 //! wire swallowed is gone for good: such a connection stays silent after the proxy passes again, as a
 //! half-open one does, and only new connections work.
 
+use super::Redis;
+use super::between::Places;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -81,21 +83,22 @@ struct State {
 }
 
 struct Shared {
-    server: u16,
+    /// Which addresses are told in the place of which.
+    places: Places,
     state: watch::Sender<State>,
     left: AtomicU32,
 }
 
-/// Forwards connections to a server.
+/// Forwards connections to a server, or to the nodes of a cluster.
 pub(crate) struct Proxy {
     port: u16,
     shared: Arc<Shared>,
-    listening: tokio::task::JoinHandle<()>,
+    listening: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.listening.abort();
+        self.listening.iter().for_each(|listens| listens.abort());
         self.set(Mode::Close);
     }
 }
@@ -104,23 +107,42 @@ impl Proxy {
     /// A wire to the server on that port.
     pub(crate) async fn to(server: u16) -> Self {
         let port = super::free_port();
+        Self::at(&[(server, port)], Places::default()).await
+    }
+
+    /// The same to each node of what may be a cluster: what happens to one happens to all.
+    pub(crate) async fn before(redis: &Redis) -> Self {
+        let places = Places::before(redis);
+        Self::at(places.all(), places.clone()).await
+    }
+
+    async fn at(ports: &[(u16, u16)], places: Places) -> Self {
         let state = State {
             mode: Mode::Pass,
             order: None,
             epoch: 0,
         };
         let shared = Arc::new(Shared {
-            server,
+            places,
             state: watch::Sender::new(state),
             left: AtomicU32::new(0),
         });
-        let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
-        let listening = tokio::spawn(listen(port, listener, shared.clone()));
+        let mut listening = Vec::new();
+        for (server, port) in ports {
+            let listener = TcpListener::bind(("127.0.0.1", *port)).await.unwrap();
+            let listens = listen(*server, *port, listener, shared.clone());
+            listening.push(tokio::spawn(listens));
+        }
         Self {
-            port,
+            port: ports[0].1,
             shared,
             listening,
         }
+    }
+
+    /// The URL of a user at that server, or cluster, by these wires.
+    pub(crate) fn url_of(&self, redis: &Redis, user: &str) -> String {
+        self.shared.places.url(&redis.url_for(user))
     }
 
     /// `redis://…` for a user of `deploy/users.acl`.
@@ -168,7 +190,7 @@ impl Proxy {
     }
 }
 
-async fn listen(port: u16, first: TcpListener, shared: Arc<Shared>) {
+async fn listen(server: u16, port: u16, first: TcpListener, shared: Arc<Shared>) {
     let mut state = shared.state.subscribe();
     let mut listener = Some(first);
     loop {
@@ -191,13 +213,13 @@ async fn listen(port: u16, first: TcpListener, shared: Arc<Shared>) {
             changed = state.changed() => if changed.is_err() { return },
             accepted = open.accept() => if let Ok((client, _)) = accepted {
                 let born = shared.state.borrow().epoch;
-                tokio::spawn(connect(client, shared.clone(), born));
+                tokio::spawn(connect(server, client, shared.clone(), born));
             },
         }
     }
 }
 
-async fn connect(mut client: TcpStream, shared: Arc<Shared>, born: u64) {
+async fn connect(server: u16, mut client: TcpStream, shared: Arc<Shared>, born: u64) {
     let mode = shared.state.borrow().mode;
     match mode {
         Mode::Reset => {
@@ -208,7 +230,7 @@ async fn connect(mut client: TcpStream, shared: Arc<Shared>, born: u64) {
         Mode::Nowhere => return discard(&mut client).await,
         _ => {}
     }
-    let Ok(server) = TcpStream::connect(("127.0.0.1", shared.server)).await else {
+    let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await else {
         return;
     };
     server.set_nodelay(true).ok();
@@ -224,6 +246,7 @@ async fn connect(mut client: TcpStream, shared: Arc<Shared>, born: u64) {
         deaf: false,
         mute: false,
         armed: None,
+        looks: false,
     };
     wire.carry().await;
 }
@@ -251,6 +274,8 @@ struct Wire {
     mute: bool,
     /// What becomes of the next answer.
     armed: Option<Cut>,
+    /// It was asked last which node has what.
+    looks: bool,
 }
 
 /// How the turn of a wire ended.
@@ -332,6 +357,7 @@ impl Wire {
         state.mode.wait().await;
         let (mut whole, mut cut) = (0, false);
         while let Some((length, name)) = command(&self.up[whole..]) {
+            self.looks = name.eq_ignore_ascii_case(b"CLUSTER");
             let order = state.order.filter(|order| {
                 order
                     .command
@@ -371,11 +397,14 @@ impl Wire {
             self.down.clear();
             return Turn::On;
         }
+        self.shared.places.translate(&mut self.down);
         match state.mode {
             Mode::Drip => return Turn::On,
             mode => mode.wait().await,
         }
+        // A client looks at the slots by itself, whatever it is asked for.
         let any = state.order.filter(|order| order.command.is_none());
+        let any = any.filter(|_| !self.looks);
         if self.armed.is_none()
             && let Some(order) = any
             && self.take_ticket()

@@ -231,6 +231,9 @@ impl Session {
         {
             return self.answer(words);
         }
+        if let Some(answer) = self.of_clients(&words)? {
+            return Ok(answer);
+        }
         let words = self.named(words)?;
         match key_at(&words) {
             Some(at) => {
@@ -244,26 +247,65 @@ impl Session {
         }
     }
 
-    /// In one transaction where all is in one slot; on one server it would be.
-    fn together(&mut self, all: Vec<Words>) -> io::Result<Answer> {
-        let mut named = Vec::new();
-        for words in all {
-            named.push(self.named(words)?);
+    /// What a command about connections answers. Each node counts them by itself: here their numbers tell the node.
+    fn of_clients(&mut self, words: &Words) -> io::Result<Option<Answer>> {
+        let is = |at: usize, word: &[u8]| {
+            let words = words.get(at);
+            words.is_some_and(|is| is.eq_ignore_ascii_case(word))
+        };
+        let nodes = self.nodes.len();
+        if is(0, b"CLIENT") && is(1, b"KILL") && is(2, b"ID") && words.len() == 4 {
+            let id: usize = text(&words[3]).parse().unwrap_or(0);
+            let mut words = words.clone();
+            words[3] = (id / nodes).to_string().into_bytes();
+            return self.at(id % nodes, &words).map(Some);
         }
-        let key = |words: &Words| key_at(words).map(|at| slot_of(&words[at]));
-        let first = named.first().and_then(key);
-        if first.is_some() && named.iter().all(|words| key(words) == first) {
-            let at = key_at(&named[0]).unwrap_or(1);
-            let node = self.node_of(&named[0][at]);
-            self.at(node, &[b"MULTI".to_vec()])?;
-            for words in &named {
-                self.at(node, words)?;
+        if !is(0, b"CLIENT") || !is(1, b"LIST") {
+            return Ok(None);
+        }
+        let mut all = String::new();
+        for node in 0..nodes {
+            let Answer::Bulk(Some(listed)) = self.at(node, words)? else {
+                return Ok(None);
+            };
+            for line in String::from_utf8_lossy(&listed).lines() {
+                let words = line.strip_prefix("id=").and_then(|it| it.split_once(' '));
+                let Some((id, rest)) = words else { continue };
+                let id = id.parse().unwrap_or(0) * nodes + node;
+                all += &format!("id={id} {rest}\n");
             }
-            return self.at(node, &[b"EXEC".to_vec()]);
+        }
+        Ok(Some(Answer::Bulk(Some(all.into_bytes()))))
+    }
+
+    /// What is in one slot is one transaction, each after the other; on one server all of it would be.
+    fn together(&mut self, all: Vec<Words>) -> io::Result<Answer> {
+        let mut parts: Vec<(Option<usize>, Vec<Words>)> = Vec::new();
+        for words in all {
+            let words = self.named(words)?;
+            let slot = key_at(&words).map(|at| slot_of(&words[at]));
+            match parts.last_mut() {
+                Some((last, part)) if slot.is_some() && *last == slot => part.push(words),
+                _ => parts.push((slot, vec![words])),
+            }
         }
         let mut answers = Vec::new();
-        for words in named {
-            answers.push(self.alone(words)?);
+        for (_, part) in parts {
+            let Some(at) = key_at(&part[0]) else {
+                for words in part {
+                    answers.push(self.alone(words)?);
+                }
+                continue;
+            };
+            let node = self.node_of(&part[0][at]);
+            self.at(node, &[b"MULTI".to_vec()])?;
+            for words in &part {
+                self.at(node, words)?;
+            }
+            match self.at(node, &[b"EXEC".to_vec()])? {
+                Answer::List(Some(said)) => answers.extend(said),
+                other => return Ok(other),
+            }
         }
         Ok(Answer::List(Some(answers)))
     }
@@ -346,27 +388,8 @@ impl Session {
         for node in 0..self.nodes.len() {
             answers.push(read_answer(self.wire(node)?)?);
         }
-        let of_clients = ["CLIENT", "LIST"];
-        let is_list = words.len() == 2
-            && words
-                .iter()
-                .zip(of_clients)
-                .all(|(word, of)| text(word).eq_ignore_ascii_case(of));
         let first = answers.remove(0);
-        if is_list {
-            return Ok(answers.into_iter().fold(first, together));
-        }
         Ok(answers.into_iter().fold(first, merged))
-    }
-}
-
-/// The lines of both.
-fn together(one: Answer, other: Answer) -> Answer {
-    match (one, other) {
-        (Answer::Bulk(Some(one)), Answer::Bulk(Some(other))) => {
-            Answer::Bulk(Some([one, other].concat()))
-        }
-        (one, _) => one,
     }
 }
 
@@ -421,6 +444,13 @@ fn patterns(plain: &str) -> Vec<String> {
     match tagged(plain, None) {
         tagged if tagged != all[0] => all.push(tagged),
         _ => all.push(format!("{{cb:*}}:{rest}")),
+    }
+    let parts: Vec<&str> = rest.splitn(3, ':').collect();
+    match parts[..] {
+        // Of any domain, and with more behind it.
+        [kind, "*"] => all.push(format!("{{cb:*:0}}:{kind}:*")),
+        ["*", domain, more] => all.push(format!("{{cb:{domain}:0}}:*:{more}")),
+        _ => {}
     }
     all
 }

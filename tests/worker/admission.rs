@@ -3,7 +3,7 @@
 mod policed;
 
 use crate::rig::Rig;
-use crate::support::until;
+use crate::support::{room, until};
 use convoke::client::publish::Outgoing;
 use convoke::handler::policy::RetryPolicy;
 use convoke::settings::Settings;
@@ -53,7 +53,7 @@ async fn echo(_: Context, n: u32) -> Result<u32, HandlerError> {
 
 fn worker(rig: &Rig, gate: &Gate, change: impl Fn(&mut Settings)) -> Builder {
     let mut settings = Settings {
-        concurrency: 8,
+        concurrency: room(8, 2),
         ..rig.settings()
     };
     change(&mut settings);
@@ -290,7 +290,7 @@ async fn a_rate_is_checked_while_handlers_hold_every_connection() {
         hang(context, ()).await
     }
     let policy = Policy::new().rate_limit(2, MINUTES);
-    let builder = worker(&rig, &gate, |settings| settings.concurrency = 64)
+    let builder = worker(&rig, &gate, |settings| settings.concurrency = room(64, 3))
         // Nothing but the test ends them.
         .handler_with("load.hold", hold, Policy::new().no_timeout())
         .handler_with("load.count", count, policy);

@@ -63,14 +63,14 @@ async fn nobody_answers_a_client_of_another_namespace() {
         namespace: "shop".into(),
         ..rig.settings()
     });
-    let asked = client.unwrap();
-    let asked = asked.ask::<u64>("account.charge", &6);
+    let client = client.unwrap();
+    let asked = client.ask::<u64>("account.charge", &6);
     // Long enough that it is stored by then.
     let unheard = asked.within(Duration::from_secs(2)).await.unwrap_err();
     assert!(
         matches!(unheard, RequestError::TimedOut { .. }),
         "{unheard}"
     );
-    assert!(rig.exists("shop:events:account").await);
+    assert!(rig.exists(&client.keys().events("account", 0)).await);
     worker.stop().await;
 }

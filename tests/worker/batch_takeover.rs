@@ -50,8 +50,8 @@ async fn a_drained_holder_gives_the_batch_back_at_once_between_two_items() {
         if mode == "exclusive" {
             assert_eq!(runs.lock().unwrap().len(), 60, "an item was run again");
         }
-        let effects = rig.entries("cb:events:effect").await.len() as u64;
-        assert_eq!(effects, items - 1, "{mode}");
+        let effects = rig.wait_for("cb:events:effect", items as usize - 1).await;
+        assert_eq!(effects.len() as u64, items - 1, "{mode}");
         heir.stop().await;
     }
 }
@@ -83,7 +83,8 @@ async fn a_batch_that_a_drained_worker_leaves_to_nobody_waits_for_whoever_comes(
             "{mode}"
         );
         assert_eq!(done.processor_id, "heir", "{mode}");
-        assert_eq!(rig.entries("cb:events:effect").await.len(), 200, "{mode}");
+        let effects = rig.wait_for("cb:events:effect", 200).await;
+        assert_eq!(effects.len(), 200, "{mode}");
         heir.stop().await;
     }
 }
@@ -201,7 +202,8 @@ async fn a_batch_outlives_a_restart_of_the_server() {
             (BatchStatus::Completed, 100),
             "{mode}"
         );
-        assert_eq!(rig.entries("cb:events:effect").await.len(), 100, "{mode}");
+        let effects = rig.wait_for("cb:events:effect", 100).await;
+        assert_eq!(effects.len(), 100, "{mode}");
         worker.stop().await;
     }
 }

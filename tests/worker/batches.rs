@@ -3,7 +3,7 @@
 mod fanned_out;
 
 use crate::rig::{Rig, Running, text};
-use crate::support::until;
+use crate::support::{name, until};
 use convoke::client::publish::Outgoing;
 use convoke::client::request::RequestError;
 use convoke::coordination::batches::Batches;
@@ -118,7 +118,7 @@ async fn every_item_is_run_in_order_and_a_finished_batch_answers_again() {
     assert!(result["fence"].as_u64().unwrap() > 1_700_000_000_000_000);
     let ordered: Vec<String> = (0..100).map(|n| format!("b-1/{n}")).collect();
     assert_eq!(ids(&runs), ordered);
-    let effects = rig.entries("cb:events:effect").await;
+    let effects = rig.wait_for("cb:events:effect", 99).await;
     assert_eq!(effects.len(), 99);
     assert_eq!(text(&effects[0], "source"), "w-1");
     assert_eq!(process(&rig, &wanted).await, result, "again");
@@ -422,7 +422,7 @@ async fn a_request_that_is_stored_twice_gets_the_result_both_times() {
     for _ in 0..2 {
         let wanted = batch("b-1", "exclusive", 0..30);
         let event = Outgoing::new("system.batch.process", &wanted).id("same");
-        let event = event.reply_to("cb:reply:twice");
+        let event = event.reply_to(name("system", "cb:reply:twice"));
         rig.client.publish(&event).await.unwrap();
     }
     for reply in rig.wait_for("cb:reply:twice", 2).await {
@@ -486,6 +486,9 @@ async fn items_that_publish_much_are_committed_in_steps_that_are_bounded() {
         (&done["status"], &done["items_processed"]),
         (&json!("completed"), &json!(8))
     );
-    assert_eq!(rig.entries("cb:events:effect").await.len(), 8 * 150);
+    assert_eq!(
+        rig.wait_for("cb:events:effect", 8 * 150).await.len(),
+        8 * 150
+    );
     worker.stop().await;
 }

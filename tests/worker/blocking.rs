@@ -1,7 +1,7 @@
 //! Handlers that block their threads, where their policy says so.
 
 use crate::rig::{Rig, text};
-use crate::support::until;
+use crate::support::{room, until};
 use convoke::client::publish::Outgoing;
 use convoke::handler::function::{Encoded, Run};
 use convoke::handler::policy::Stack;
@@ -111,7 +111,7 @@ fn worker(rig: &Rig, id: &str, door: &Door) -> Builder {
     let settings = Settings {
         id: id.into(),
         handler_timeout: Duration::from_secs(60),
-        concurrency: 16,
+        concurrency: room(16, 2),
         ..rig.settings()
     };
     let builder = Worker::builder().settings(settings).state(door.clone());

@@ -1,7 +1,7 @@
 //! Failures: retries, dead letters, circuits, deadlines.
 
 use crate::rig::{Rig, text};
-use crate::support::{Redis, until};
+use crate::support::{Redis, name, until};
 use convoke::client::publish::Outgoing;
 use convoke::connect::clock::local_now;
 use convoke::handler::policy::RetryPolicy;
@@ -206,7 +206,7 @@ async fn past_its_deadline_an_event_is_not_run() {
         Ok(())
     }
     let late = Outgoing::new("mail.send", &()).id("late").deadline(1);
-    let asked = late.clone().reply_to("cb:reply:test");
+    let asked = late.clone().reply_to(name("mail", "cb:reply:test"));
     rig.client.publish(&late).await.unwrap();
     rig.client.publish(&asked).await.unwrap();
     let worker = rig.start(
@@ -287,10 +287,8 @@ async fn one_run_publishes_so_many_events_and_no_more() {
         refused.message.contains("at most 250 events"),
         "{refused:?}"
     );
-    assert_eq!(
-        rig.entries("cb:events:effect").await.len(),
-        MAX_PUBLICATIONS
-    );
+    let made = rig.wait_for("cb:events:effect", MAX_PUBLICATIONS).await;
+    assert_eq!(made.len(), MAX_PUBLICATIONS);
     worker.stop().await;
 }
 

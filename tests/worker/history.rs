@@ -1,7 +1,7 @@
 //! Reports on what a run wrote to the server itself, when the server may have lost that.
 
 use crate::rig::Rig;
-use crate::support::{Redis, until, users};
+use crate::support::{Redis, name, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::handler::dispatch::Part;
 use convoke::handler::policy::Policy;
@@ -44,7 +44,7 @@ impl Gate {
 /// Writes a note, and waits.
 async fn note(context: &Context, gate: &Gate) -> Result<(), HandlerError> {
     let mut redis = context.redis().await?;
-    let written: redis::RedisResult<()> = redis.set(NOTE, "written").await;
+    let written: redis::RedisResult<()> = redis.set(name("load", NOTE), "written").await;
     written.map_err(|error| HandlerError::unavailable(error.to_string()))?;
     drop(redis);
     gate.pass().await;
@@ -210,7 +210,7 @@ async fn replies_before_the_last_one_that_was_read_elsewhere_are_read() {
     until("all items run", || async { gate.runs() == 3 }).await;
     // A primary that was cut off took this, late.
     let word: String = rig.connection.hget("cb:batch:b-1", "word").await.unwrap();
-    let replies = format!("cb:reply:batch-{word}");
+    let replies = name("load", &format!("cb:reply:batch-{word}"));
     let mut reply = redis::cmd("XADD");
     reply.arg(&replies).arg("4000000000000-0");
     let item = format!("b-1/{word}/0");

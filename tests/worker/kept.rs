@@ -2,7 +2,7 @@
 
 use crate::batches::{batch, process};
 use crate::rig::Rig;
-use crate::support::keys;
+use crate::support::{keys, name};
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
@@ -80,6 +80,17 @@ const FOR_GOOD: &[(&str, Many, &str)] = &[
     ("cb:partition", Many::One, "three fields"),
     ("cb:metrics", Many::One, "1,024 event types"),
     ("cb:domains", Many::One, "256"),
+    (
+        "cb:domains:read",
+        Many::One,
+        "256: the name of the same on a cluster",
+    ),
+    (
+        "cb:outbox",
+        Many::One,
+        "each event leaves it once it is in its stream",
+    ),
+    ("cb:moved", Many::One, "one field for each outbox"),
     ("cb:batches", Many::One, "1,000"),
     (
         "cb:tasks",
@@ -209,7 +220,12 @@ async fn publishes(rig: &Rig) {
         client.publish(&later).await.unwrap();
         // Whoever asks and goes away, or never was there.
         for ghost in ["reply", "inbox"] {
-            let asks = Outgoing::new("number.add", &n).reply_to(format!("cb:{ghost}:ghost-{n}"));
+            // An inbox is in another slot than the event.
+            if ghost == "inbox" && rig.redis.is_cluster() {
+                continue;
+            }
+            let to = name("number", &format!("cb:{ghost}:ghost-{n}"));
+            let asks = Outgoing::new("number.add", &n).reply_to(to);
             client.publish(&asks).await.unwrap();
         }
     }
@@ -261,7 +277,8 @@ async fn replays(rig: &Rig) {
         .iter()
         .map(|e| e.id)
         .collect();
-    let stream = keys.stream_name("cb:events:number").unwrap();
+    let [events, letters] = ["cb:events:number", "cb:dead:number"].map(|key| name("number", key));
+    let stream = keys.stream_name(&events).unwrap();
     let again = moves(&done[..3]);
     let range = operator.replay_range(&mut connection, &stream, &again, false);
     range.await.unwrap();
@@ -271,11 +288,11 @@ async fn replays(rig: &Rig) {
         .iter()
         .map(|e| e.id)
         .collect();
-    let (again, to) = (moves(&dead[..1]), "cb:events:number");
-    let back = operator.replay_dead(&mut connection, "cb:dead:number", to, &again);
+    let again = moves(&dead[..1]);
+    let back = operator.replay_dead(&mut connection, &letters, &events, &again);
     back.await.unwrap();
     operator
-        .drop_dead(&mut connection, "cb:dead:number", &dead[1..2])
+        .drop_dead(&mut connection, &letters, &dead[1..2])
         .await
         .unwrap();
 }

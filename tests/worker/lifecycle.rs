@@ -2,7 +2,7 @@
 
 use crate::rig::Rig;
 use crate::support::proxy::{Cut, Proxy};
-use crate::support::{until, users};
+use crate::support::{name, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::protocol::error::Code;
 use convoke::protocol::event::Entry;
@@ -103,7 +103,7 @@ async fn heartbeats_are_limited_per_source() {
             Outgoing::new("system.heartbeat", &json!({"instance_id": "x"}))
                 .id(format!("b-{n}"))
                 .source("flood")
-                .reply_to("cb:reply:flood")
+                .reply_to(name("system", "cb:reply:flood"))
         })
         .collect();
     let began = Instant::now();
@@ -299,10 +299,10 @@ async fn a_worker_lives_while_what_it_asks_between_registration_and_work_hangs()
     let builder = Worker::builder().settings(named("w-judge"));
     let judge = rig.start(builder.handler("text.echo", echo));
     rig.ask("text.echo", &"a").await.unwrap();
-    let proxy = Proxy::to(rig.redis.port()).await;
+    let proxy = Proxy::before(&rig.redis).await;
     proxy.cut(Cut::Silent, Some("XPENDING"), 1);
     let settings = Settings {
-        redis_url: RedisUrl::new(proxy.url_for(users::WORKER)),
+        redis_url: RedisUrl::new(proxy.url_of(&rig.redis, users::WORKER)),
         ..named("w-slow")
     };
     let builder = Worker::builder().settings(settings);
@@ -320,10 +320,10 @@ async fn a_worker_lives_while_what_it_asks_between_registration_and_work_hangs()
 async fn a_worker_that_redis_does_not_answer_while_it_starts_tries_again() {
     let rig = Rig::new().await;
     for command in ["EVALSHA", "WATCH"] {
-        let proxy = Proxy::to(rig.redis.port()).await;
+        let proxy = Proxy::before(&rig.redis).await;
         proxy.cut(Cut::Before, Some(command), 5);
         let mut settings = rig.settings();
-        settings.redis_url = RedisUrl::new(proxy.url_for(users::WORKER));
+        settings.redis_url = RedisUrl::new(proxy.url_of(&rig.redis, users::WORKER));
         let builder = Worker::builder().settings(settings);
         let worker = rig.start(builder.handler("text.echo", echo));
         assert_eq!(

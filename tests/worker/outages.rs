@@ -3,7 +3,7 @@
 
 use crate::rig::{Rig, Running};
 use crate::support::proxy::{Mode, Proxy};
-use crate::support::{Redis, keys, signal, until, users};
+use crate::support::{Redis, keys, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::{ANSWER, Connector};
 use convoke::coordination::instances::Instances;
@@ -61,7 +61,7 @@ pub(crate) struct Scene {
 impl Scene {
     pub(crate) async fn begin(redis: Redis) -> Self {
         let rig = Rig::on(redis).await;
-        let proxy = Proxy::to(rig.redis.port()).await;
+        let proxy = Proxy::before(&rig.redis).await;
         let url = RedisUrl::new(rig.redis.url());
         let connector = Connector::new(&url, 2).unwrap();
         let instances = Instances::of_process(connector, keys(), "ghost");
@@ -76,7 +76,7 @@ impl Scene {
         for number in 1..=WORKERS {
             let settings = Settings {
                 id: format!("w-{number}"),
-                redis_url: RedisUrl::new(scene.proxy.url_for(users::WORKER)),
+                redis_url: RedisUrl::new(scene.proxy.url_of(&scene.rig.redis, users::WORKER)),
                 heartbeat_ttl: TTL,
                 // As the default is to the ttl.
                 claim_idle: 2 * TTL,
@@ -204,9 +204,9 @@ async fn outages(redis: fn() -> Redis, what: &str, mut outage: impl AsyncFnMut(&
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_server_costs_nobody_anything() {
     outages(Redis::start, "a stop", async |scene, tenths| {
-        signal(scene.rig.redis.pid(), "STOP");
+        scene.rig.redis.signal("STOP");
         pause(tenths).await;
-        signal(scene.rig.redis.pid(), "CONT");
+        scene.rig.redis.signal("CONT");
     })
     .await;
 }

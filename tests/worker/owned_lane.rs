@@ -382,8 +382,12 @@ async fn a_subject_is_held_up_until_its_event_is_committed_and_not_only_run() {
         ..Plan::default()
     };
     rig.log.plan(1, publishes);
-    // What it publishes cannot be written for now.
-    rig.ask::<Value>("SET {cb:next:0}:events text").await;
+    // What it publishes cannot be written for now: into its stream, or on a cluster into the outbox.
+    let to = match rig.redis.is_cluster() {
+        true => "{cb:line:0}:outbox",
+        false => "{cb:next:0}:events",
+    };
+    rig.ask::<Value>(&format!("SET {to} text")).await;
     for n in 1..=2 {
         rig.publish(n, "s").await;
     }
@@ -400,7 +404,7 @@ async fn a_subject_is_held_up_until_its_event_is_committed_and_not_only_run() {
     .await;
     assert!(!rig.log.numbers().contains(&2));
     rig.are_done(1).await;
-    rig.ask::<Value>("DEL {cb:next:0}:events").await;
+    rig.ask::<Value>(&format!("DEL {to}")).await;
     rig.are_done(3).await;
     let of_subject: Vec<u64> = rig.log.numbers().into_iter().filter(|n| *n < 3).collect();
     assert_eq!(of_subject.last(), Some(&2));

@@ -1,7 +1,7 @@
 //! Servers that leave out what is asked for information only, as some do that one can rent.
 
 use crate::rig::{Rig, text};
-use crate::support::between::{between, empty_sections};
+use crate::support::between::{between_all, empty_sections};
 use crate::support::{Redis, keys, until, users};
 use convoke::client::publish::{Doubt, Outgoing, PublishError};
 use convoke::connect::connector::Connector;
@@ -24,7 +24,7 @@ fn without(commands: &[&str]) -> Redis {
     for command in commands {
         options.extend(["--rename-command", command, ""]);
     }
-    Redis::with(&options)
+    Redis::bus(&options)
 }
 
 /// A server that has them, and lets none of our users run them.
@@ -155,12 +155,7 @@ async fn nothing_that_is_asked_for_information_is_needed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sections_of_info_that_tell_nothing_are_no_obstacle() {
     let rig = Rig::on(Redis::start()).await;
-    let port = between(rig.redis.port(), empty_sections);
-    let url = RedisUrl::new(rig.redis.url());
-    let url = url
-        .expose()
-        .replace(&rig.redis.port().to_string(), &port.to_string());
-    let url = RedisUrl::new(url);
+    let url = RedisUrl::new(between_all(&rig.redis, users::WORKER, empty_sections));
     let told = Connector::new(&url, 1).unwrap();
     told.pooled().await.unwrap();
     assert!(told.lacks().epoch, "INFO tells which history this is");

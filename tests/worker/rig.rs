@@ -126,14 +126,19 @@ impl Rig {
     pub(crate) async fn wait_for(&self, stream: &str, count: usize) -> Vec<Entry> {
         let start = std::time::Instant::now();
         loop {
-            let entries = self.entries(stream).await;
-            if entries.len() >= count {
-                return entries;
+            let mut length = redis::cmd("XLEN");
+            let mut connection = self.connection.clone();
+            let length: usize = length
+                .arg(stream)
+                .query_async(&mut connection)
+                .await
+                .unwrap();
+            if length >= count {
+                return self.entries(stream).await;
             }
             assert!(
                 start.elapsed() < Duration::from_secs(60),
-                "{stream}: {} of {count} entries",
-                entries.len()
+                "{stream}: {length} of {count} entries"
             );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -1,7 +1,7 @@
 //! Schedules as events, with workers that fire them.
 
 use crate::rig::Rig;
-use crate::support::until;
+use crate::support::{name, until};
 use convoke::client::publish::Outgoing;
 use convoke::protocol::error::Code;
 use convoke::protocol::event::Entry;
@@ -104,7 +104,7 @@ async fn each_tick_runs_once_with_several_workers_of_which_one_leaves() {
     );
     let last = entries.last().unwrap();
     assert_eq!(listed["last"]["entry"], last.id.to_string());
-    assert_eq!(listed["last"]["stream"], "cb:events:report");
+    assert_eq!(listed["last"]["stream"], name("report", "cb:events:report"));
 }
 
 #[tokio::test]

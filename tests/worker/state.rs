@@ -1,7 +1,7 @@
 //! What a worker says about the whole: `system.get_state` and `system.discover`.
 
 use crate::rig::Rig;
-use crate::support::keys;
+use crate::support::{keys, name};
 use convoke::builtin::exec;
 use convoke::client::publish::Outgoing;
 use convoke::connect::connector::Connector;
@@ -314,14 +314,18 @@ async fn a_backlog_is_seen_even_when_its_workers_are_gone() {
     let state = rig.answer("system.get_state", &json!({})).await;
     let streams = state["streams"].as_array().unwrap();
     let stream = |name: &str| streams.iter().find(|stream| stream["name"] == name);
-    let math = stream("cb:events:math").unwrap();
+    let math = stream(&name("math", "cb:events:math")).unwrap();
     assert_eq!(
         (&math["length"], &math["pending"], &math["lag"]),
         (&json!(4), &json!(1), &json!(2))
     );
-    assert!(stream("cb:events:system").is_some() && stream("cb:broadcast").is_some());
+    assert!(
+        ["cb:events:system", "cb:broadcast"]
+            .iter()
+            .all(|key| stream(&name("system", key)).is_some())
+    );
     // What does not exist, or is no stream, is not shown.
-    assert_eq!(stream("cb:dead:math"), None);
+    assert_eq!(stream(&name("math", "cb:dead:math")), None);
     rig.run("SET cb:dead:math 1").await;
     rig.answer("system.get_state", &json!({})).await;
     other.stop().await;

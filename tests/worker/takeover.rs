@@ -2,8 +2,8 @@
 //! back.
 
 use crate::rig::{Rig, text};
-use crate::support::between::{between, slowly};
-use crate::support::until;
+use crate::support::between::{between_all, slowly};
+use crate::support::{until, users};
 use convoke::client::publish::Outgoing;
 use convoke::settings::{RedisUrl, Settings};
 use convoke::worker::builder::Builder;
@@ -53,9 +53,8 @@ async fn what_is_taken_over_and_read_for_long_is_nobody_elses_meanwhile() {
     // One that was never registered: what it holds is taken once it is stale.
     rig.run("XREADGROUP GROUP workers gone STREAMS cb:events:film >")
         .await;
-    let (port, runs) = (rig.redis.port(), Runs::default());
-    let far = between(port, slowly).to_string();
-    let far = rig.redis.url().replace(&port.to_string(), &far);
+    let runs = Runs::default();
+    let far = between_all(&rig.redis, users::WORKER, slowly);
     let first = rig.start(worker(&rig, "w-1", far, &runs));
     let held_by = async |id: &str| {
         let look = format!("XPENDING cb:events:film workers - + 100 {id}");

@@ -150,7 +150,7 @@ async fn what_a_tasks_handler_publishes_comes_with_its_completion_only() {
     );
     assert_eq!(failed["error"], "unavailable: not today");
     wait_for(&rig, "good", "completed").await;
-    let published = rig.entries("cb:events:audit").await;
+    let published = rig.wait_for("cb:events:audit", 1).await;
     assert_eq!(published.len(), 1);
     assert_eq!(text(&published[0], "type"), "audit.counted");
     worker.stop().await;

@@ -2,7 +2,7 @@
 
 use crate::batches::batch;
 use crate::rig::Rig;
-use crate::support::until;
+use crate::support::{name, until};
 use convoke::client::publish::Outgoing;
 use convoke::settings::Settings;
 use convoke::worker::logs;
@@ -99,6 +99,12 @@ async fn adds(context: Context, n: u64) -> Result<u64, HandlerError> {
     Ok(n)
 }
 
+/// The name of a span of what is done with a stream of events.
+fn span(verb: &str, domain: &str) -> String {
+    let stream = format!("cb:events:{domain}");
+    format!("{verb} {}", name(domain, &stream))
+}
+
 fn place() -> PathBuf {
     let place = std::env::temp_dir().join(format!("convoke-otlp-{:x}", fastrand::u64(..)));
     std::fs::create_dir(&place).unwrap();
@@ -157,7 +163,7 @@ fn try_it(flags: &str) -> Outgoing {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trace_goes_on_through_retries_and_what_they_publish() {
     let told = told(0.0, &[(try_it("01"), 1)], &[]).await;
-    let runs = told.under(TRACE, Some(SPAN), "process cb:events:text");
+    let runs = told.under(TRACE, Some(SPAN), &span("process", "text"));
     let [first, second] = runs[..] else {
         panic!("{:#?}", told.spans);
     };
@@ -166,7 +172,10 @@ async fn a_trace_goes_on_through_retries_and_what_they_publish() {
             ("messaging.system", "redis_streams"),
             ("messaging.operation.type", "process"),
             ("messaging.consumer.group.name", "workers"),
-            ("messaging.destination.name", "cb:events:text"),
+            (
+                "messaging.destination.name",
+                &name("text", "cb:events:text"),
+            ),
             ("messaging.client.id", "w-1"),
             ("convoke.event.type", "text.try"),
             ("convoke.attempt", attempt),
@@ -184,15 +193,15 @@ async fn a_trace_goes_on_through_retries_and_what_they_publish() {
     assert_eq!(first["status"]["code"], 2);
     assert_eq!(says(first, "error.type"), "unavailable");
     assert!(second.get("status").is_none());
-    told.one(TRACE, first, "retry cb:events:text");
-    let ack = told.one(TRACE, second, "ack cb:events:text");
+    told.one(TRACE, first, &span("retry", "text"));
+    let ack = told.one(TRACE, second, &span("ack", "text"));
     assert_eq!(says(ack, "messaging.operation.type"), "settle");
     assert!(number(&ack["startTimeUnixNano"]) >= number(&second["startTimeUnixNano"]));
-    let sent = told.one(TRACE, second, "publish cb:events:other");
+    let sent = told.one(TRACE, second, &span("publish", "other"));
     assert_eq!((&sent["kind"], &sent["flags"]), (&4.into(), &0x101.into()));
     assert_eq!(says(sent, "messaging.operation.type"), "send");
-    let thing = told.one(TRACE, sent, "process cb:events:other");
-    told.one(TRACE, thing, "ack cb:events:other");
+    let thing = told.one(TRACE, sent, &span("process", "other"));
+    told.one(TRACE, thing, &span("ack", "other"));
     // What failed published nothing, and nothing else was told.
     assert_eq!(told.spans.len(), 7, "{:#?}", told.spans);
 
@@ -235,13 +244,13 @@ async fn a_publisher_who_wants_its_trace_untold_is_heard_whatever_the_ratio() {
 async fn an_event_without_a_trace_begins_one_that_all_its_attempts_share() {
     let event = || Outgoing::new("text.try", &());
     let all = told(1.0, &[(event(), 1)], &[]).await;
-    let is_run = |span: &&Value| span["name"] == "process cb:events:text";
+    let is_run = |span: &&Value| span["name"] == self::span("process", "text");
     let run = all.spans.iter().find(is_run).expect("a run");
     let trace = run["traceId"].as_str().unwrap();
-    let runs = all.under(trace, None, "process cb:events:text");
+    let runs = all.under(trace, None, &span("process", "text"));
     assert_eq!(runs.len(), 2, "{:#?}", all.spans);
-    let sent = all.one(trace, runs[1], "publish cb:events:other");
-    all.one(trace, sent, "process cb:events:other");
+    let sent = all.one(trace, runs[1], &span("publish", "other"));
+    all.one(trace, sent, &span("process", "other"));
     // And what it leads to is untold with it.
     let none = told(0.0, &[(event(), 1)], &[]).await;
     assert_eq!(none.spans, Vec::<Value>::new());
@@ -260,20 +269,20 @@ async fn the_items_of_a_batch_are_under_its_run() {
     let told = told(0.0, &[], &asked).await;
     for (trace, mode) in std::iter::zip(&traces, modes) {
         let publisher = serde_json::json!({"spanId": SPAN});
-        let run = told.one(trace, &publisher, "process cb:events:system");
+        let run = told.one(trace, &publisher, &span("process", "system"));
         // An item that the holder runs has no stream of its own.
         let (item, kind) = match mode {
-            "exclusive" => ("process number.add", 1),
-            _ => ("process cb:events:number", 5),
+            "exclusive" => ("process number.add".to_owned(), 1),
+            _ => (span("process", "number"), 5),
         };
-        let items = told.under(trace, run["spanId"].as_str(), item);
+        let items = told.under(trace, run["spanId"].as_str(), &item);
         assert_eq!(items.len(), 3, "{mode} in {:#?}", told.spans);
         for item in items {
             assert_eq!(item["kind"], kind);
             let id = says(item, "messaging.message.id");
             assert!(id.starts_with(mode), "{id}");
-            let sent = told.one(trace, item, "publish cb:events:other");
-            told.one(trace, sent, "process cb:events:other");
+            let sent = told.one(trace, item, &span("publish", "other"));
+            told.one(trace, sent, &span("process", "other"));
         }
     }
 }
@@ -325,8 +334,8 @@ async fn told_of_what_was_taken_away() -> Told {
 async fn what_was_not_committed_published_nothing_and_its_settlement_says_so() {
     let told = told_of_what_was_taken_away().await;
     let publisher = serde_json::json!({"spanId": SPAN});
-    let run = told.one(TRACE, &publisher, "process cb:events:text");
-    let ack = told.one(TRACE, run, "ack cb:events:text");
+    let run = told.one(TRACE, &publisher, &span("process", "text"));
+    let ack = told.one(TRACE, run, &span("ack", "text"));
     assert_eq!(says(ack, "error.type"), "not_committed");
     assert_eq!(ack["status"]["code"], 2);
     assert_eq!(told.spans.len(), 2, "{:#?}", told.spans);

@@ -2,7 +2,7 @@
 
 use super::{Gate, MINUTES, answers, echo, hang, publish};
 use crate::rig::{Rig, text};
-use crate::support::{signal, until};
+use crate::support::{name, until};
 use convoke::client::publish::Outgoing;
 use convoke::handler::function::{Encoded, Run};
 use convoke::handler::policy::RetryPolicy;
@@ -162,7 +162,9 @@ async fn a_deadline_that_passes_while_an_event_waits_is_told_then_and_it_does_no
         let soon = SystemTime::now() + Duration::from_millis(300);
         let soon = soon.duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
         let event = Outgoing::new("image.hang", &()).subject("s");
-        let event = event.deadline(soon).reply_to("cb:reply:late");
+        let event = event
+            .deadline(soon)
+            .reply_to(name("image", "cb:reply:late"));
         rig.client.publish(&event).await.unwrap();
         let replies = rig.wait_for("cb:reply:late", 1).await;
         assert_eq!(text(&replies[0], "status"), "deadline_exceeded", "{named}");
@@ -268,12 +270,12 @@ async fn what_asks_for_its_share_of_a_rate_when_the_worker_drains_is_not_started
     .await;
     // The answer comes late.
     let draining = gate.draining.get().unwrap().clone();
-    signal(rig.redis.pid(), "STOP");
+    rig.redis.signal("STOP");
     gate.open.add_permits(1);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let stops = tokio::spawn(running.stop());
     draining.cancelled().await;
-    signal(rig.redis.pid(), "CONT");
+    rig.redis.signal("CONT");
     stops.await.unwrap();
     assert_eq!(gate.begun(), 1);
     let mut other = rig.settings();

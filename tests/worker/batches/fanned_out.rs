@@ -2,7 +2,7 @@
 
 use super::{Runs, adding, batch, batches, ids, note, process, started, until_done};
 use crate::rig::Rig;
-use crate::support::until;
+use crate::support::{name, until};
 use convoke::client::publish::Outgoing;
 use convoke::{Context, HandlerError, Policy, Worker};
 use serde_json::json;
@@ -135,7 +135,7 @@ async fn no_two_batches_share_a_word_and_an_answer_without_it_or_of_another_type
     })
     .await;
     // What somebody might write who knows the word: the control is the last one, which counts.
-    let stream = format!("cb:reply:batch-{word}");
+    let stream = name("number", &format!("cb:reply:batch-{word}"));
     let mut connection = rig.connection.clone();
     for (item, kind) in [
         ("b-1/0".to_owned(), "number.add.result"),
