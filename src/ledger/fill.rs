@@ -303,7 +303,11 @@ impl Filler {
             Origin::Broadcast => PAGE,
             Origin::Dead => WAKE,
         };
-        let claims = |owner: &str| self.keys.claims("system", 0, &format!("{GROUP}.{owner}"));
+        // One step writes to one slot: on a cluster dead letters are elsewhere than the control plane.
+        let claims = |owner: &str| {
+            let consumer = format!("{GROUP}.{owner}");
+            self.keys.claims_beside(stream, &consumer)
+        };
         let mut from = EntryId::default();
         loop {
             let page = claim::pending(connection, stream, GROUP, from, count, owner).await?;

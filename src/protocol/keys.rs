@@ -222,9 +222,14 @@ impl Keys {
 
     /// What was moved from outboxes into the slot of that stream, by outbox: a hash.
     pub fn moved_beside(&self, stream: &str) -> String {
-        match stream.split_once('}') {
-            Some((tag, _)) if self.layout != Layout::Plain => format!("{tag}}}:moved"),
-            _ => self.control(format_args!("moved")),
+        self.beside(stream, format_args!("moved"))
+    }
+
+    /// A key in the slot of another one.
+    fn beside(&self, key: &str, rest: fmt::Arguments<'_>) -> String {
+        match key.split_once('}') {
+            Some((tag, _)) if self.layout != Layout::Plain => format!("{tag}}}:{rest}"),
+            _ => self.control(rest),
         }
     }
 
@@ -342,6 +347,12 @@ impl Keys {
         }
     }
 
+    /// The claim counter of a consumer that reads streams of any domain, in the slot of one of them.
+    #[cfg(any(feature = "ledger-sqlite", feature = "ledger-postgres"))]
+    pub(crate) fn claims_beside(&self, stream: &str, consumer: &str) -> String {
+        self.beside(stream, format_args!("claims:{consumer}"))
+    }
+
     /// Marks an entry that was copied by a replay of a range.
     pub fn replayed(&self, domain: &str, partition: u16, entry: &str) -> String {
         format!("{}:{entry}", self.data("replayed", domain, partition))
@@ -350,11 +361,7 @@ impl Keys {
     /// How far a repair is among the dead letters of one stream: a hash in its slot, that lapses.
     #[doc(hidden)]
     pub fn repair_beside(&self, dead: &StreamName, noted: &str) -> String {
-        let rest = format_args!("repair:{}:{noted}", dead.part);
-        match dead.key.split_once('}') {
-            Some((tag, _)) if self.layout != Layout::Plain => format!("{tag}}}:{rest}"),
-            _ => self.control(rest),
-        }
+        self.beside(&dead.key, format_args!("repair:{}:{noted}", dead.part))
     }
 
     /// Patterns for `SCAN` that find every key of the namespace.

@@ -152,6 +152,37 @@ async fn what_a_dead_consumer_held_is_written_by_another_and_a_fact_that_comes_a
 }
 
 #[tokio::test]
+async fn a_dead_letter_that_a_dead_consumer_held_is_written_by_another() {
+    let rig = Rig::new(Store::file()).await;
+    rig.add(
+        DEAD,
+        &[
+            ("type", b"image.make"),
+            ("id", b"e-1"),
+            ("deadreason", b"internal"),
+        ],
+    )
+    .await;
+    for words in [
+        &["XGROUP", "CREATE", DEAD, GROUP, "0"][..],
+        &["XREADGROUP", "GROUP", GROUP, "gone", "STREAMS", DEAD, ">"],
+    ] {
+        let mut command = redis::cmd(words[0]);
+        let command = command.arg(&words[1..]);
+        let connection = &mut rig.connection.clone();
+        command.exec_async(connection).await.unwrap();
+    }
+    let running = rig.fill("w-1");
+    rig.until_written().await;
+    running.stop().await;
+    let of_the_event = Filter {
+        event: Some("e-1".into()),
+        ..Filter::default()
+    };
+    assert_eq!(rig.history(&of_the_event).await.len(), 1);
+}
+
+#[tokio::test]
 async fn several_consumers_share_the_work_and_trimming_waits_for_them() {
     for store in Store::both() {
         let rig = Rig::new(store).await;

@@ -32,13 +32,16 @@ pub(crate) struct Rig {
 pub(crate) struct Running {
     counts: Arc<Counts>,
     drain: CancellationToken,
-    task: JoinHandle<()>,
+    /// One, or on a cluster one for each slot that something is read from.
+    tasks: Vec<JoinHandle<()>>,
 }
 
 impl Running {
     pub(crate) async fn stop(mut self) {
         self.drain.cancel();
-        (&mut self.task).await.unwrap();
+        for task in &mut self.tasks {
+            task.await.unwrap();
+        }
     }
 
     /// Waits until it has tried in vain so often from now on; it goes on.
@@ -49,13 +52,13 @@ impl Running {
             failures() >= before + attempts
         })
         .await;
-        assert!(!self.task.is_finished());
+        assert!(self.tasks.iter().all(|task| !task.is_finished()));
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.task.abort();
+        self.tasks.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -93,22 +96,29 @@ impl Rig {
         });
         let drain = CancellationToken::new();
         let counts = Arc::<Counts>::default();
-        let filler = Filler {
-            connector: Connector::new(&settings.redis_url, 2).unwrap(),
-            keys: keys(),
-            consumer: consumer.into(),
-            database,
-            // A sender that is gone changes nothing any more.
-            sources: watch::channel(sources.to_vec()).1,
-            claim_idle: settings.claim_idle,
-            max_payload: settings.max_payload,
-            counts: Arc::clone(&counts),
-            drain: drain.clone(),
-        };
+        let connector = Connector::new(&settings.redis_url, 2).unwrap();
+        let streams: Vec<&str> = sources.iter().map(|source| &*source.stream).collect();
+        let fillers = connector.ways_to(&streams).into_iter().map(|way| {
+            let read: Vec<LedgerStream> =
+                way.places.iter().map(|at| sources[*at].clone()).collect();
+            let filler = Filler {
+                connector: way.connector,
+                keys: keys(),
+                consumer: consumer.into(),
+                database: database.clone(),
+                // A sender that is gone changes nothing any more.
+                sources: watch::channel(read).1,
+                claim_idle: settings.claim_idle,
+                max_payload: settings.max_payload,
+                counts: Arc::clone(&counts),
+                drain: drain.clone(),
+            };
+            tokio::spawn(filler.run())
+        });
         Running {
+            tasks: fillers.collect(),
             counts,
             drain,
-            task: tokio::spawn(filler.run()),
         }
     }
 
