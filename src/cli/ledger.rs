@@ -43,6 +43,11 @@ impl Flags {
             Command::Migrate(flags) | Command::Status(flags) => flags,
         }
     }
+
+    /// Whether it looks at the bus, besides the database.
+    pub(super) fn asks_the_bus(&self) -> bool {
+        matches!(self.command, Command::Status(_))
+    }
 }
 
 /// Runs the command.

@@ -262,46 +262,68 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         logs::tell_panics();
     }
     let session = Session::new(&common, &command)?;
+    let runtime = runtime()?;
+    let session = match command.asks_the_bus() {
+        true => runtime.block_on(session.found())?,
+        false => session,
+    };
     match command {
         Command::Worker(flags) => worker::run(session, &flags),
-        Command::Publish(flags) => runtime()?.block_on(publish::run(session, flags)),
-        Command::Request(flags) => runtime()?.block_on(request::run(session, flags)),
-        Command::Tail(flags) => runtime()?.block_on(tail::run(session, flags)),
-        Command::Health(flags) => runtime()?.block_on(health::run(session, flags)),
+        Command::Publish(flags) => runtime.block_on(publish::run(session, flags)),
+        Command::Request(flags) => runtime.block_on(request::run(session, flags)),
+        Command::Tail(flags) => runtime.block_on(tail::run(session, flags)),
+        Command::Health(flags) => runtime.block_on(health::run(session, flags)),
         Command::Probe(flags) => probe::run(&session, &flags),
-        Command::Metrics(flags) => runtime()?.block_on(metrics::run(session, flags)),
-        Command::Streams(flags) => runtime()?.block_on(streams::run(session, flags)),
-        Command::Trace(flags) => runtime()?.block_on(trace::run(session, flags)),
-        Command::Pending(flags) => runtime()?.block_on(pending::run(session, flags)),
-        Command::Dead(flags) => runtime()?.block_on(dead::run(session, flags)),
-        Command::Group(flags) => runtime()?.block_on(group::run(session, flags)),
-        Command::Delayed(flags) => runtime()?.block_on(delayed::run(session, flags)),
-        Command::Replay(flags) => runtime()?.block_on(replay::run(session, flags)),
-        Command::Top(flags) => runtime()?.block_on(top::run(session, flags)),
-        Command::Doctor(flags) => runtime()?.block_on(doctor::run(session, flags)),
-        Command::Domain(flags) => runtime()?.block_on(domain::run(session, flags)),
+        Command::Metrics(flags) => runtime.block_on(metrics::run(session, flags)),
+        Command::Streams(flags) => runtime.block_on(streams::run(session, flags)),
+        Command::Trace(flags) => runtime.block_on(trace::run(session, flags)),
+        Command::Pending(flags) => runtime.block_on(pending::run(session, flags)),
+        Command::Dead(flags) => runtime.block_on(dead::run(session, flags)),
+        Command::Group(flags) => runtime.block_on(group::run(session, flags)),
+        Command::Delayed(flags) => runtime.block_on(delayed::run(session, flags)),
+        Command::Replay(flags) => runtime.block_on(replay::run(session, flags)),
+        Command::Top(flags) => runtime.block_on(top::run(session, flags)),
+        Command::Doctor(flags) => runtime.block_on(doctor::run(session, flags)),
+        Command::Domain(flags) => runtime.block_on(domain::run(session, flags)),
         Command::Bench(flags) => bench::run(session, &flags),
         Command::Completions(flags) => completions::run(session, &flags),
         Command::Docs(flags) => docs::run(session, &flags),
         Command::Man(flags) => man::run(session, &flags),
-        Command::History(flags) => runtime()?.block_on(history::run(session, flags)),
-        Command::Ledger(flags) => runtime()?.block_on(ledger::run(session, flags)),
-        Command::Batch(flags) => runtime()?.block_on(batch::run(session, flags)),
-        Command::State(flags) => runtime()?.block_on(state::run(session, flags)),
-        Command::Instances(flags) => runtime()?.block_on(instances::run(session, &flags)),
-        Command::Discover(flags) => runtime()?.block_on(discover::run(session, flags)),
-        Command::Vote(flags) => runtime()?.block_on(vote::run(session, flags)),
-        Command::Pattern(flags) => runtime()?.block_on(pattern::run(session, flags)),
-        Command::Pause(flags) => runtime()?.block_on(policy::pause(session, flags)),
-        Command::Resume(flags) => runtime()?.block_on(policy::resume(session, flags)),
-        Command::Limit(flags) => runtime()?.block_on(policy::limit(session, flags)),
-        Command::Policy(flags) => runtime()?.block_on(policy::run(session, flags)),
-        Command::Cancel(flags) => runtime()?.block_on(cancel::run(session, flags)),
-        Command::Drain(flags) => runtime()?.block_on(drain::drain(session, flags)),
-        Command::Quiet(flags) => runtime()?.block_on(drain::quiet(session, flags)),
-        Command::Scale(flags) => runtime()?.block_on(drain::scale(session, flags)),
-        Command::Schedule(flags) => runtime()?.block_on(schedule::run(session, flags)),
-        Command::Task(flags) => runtime()?.block_on(task::run(session, flags)),
+        Command::History(flags) => runtime.block_on(history::run(session, flags)),
+        Command::Ledger(flags) => runtime.block_on(ledger::run(session, flags)),
+        Command::Batch(flags) => runtime.block_on(batch::run(session, flags)),
+        Command::State(flags) => runtime.block_on(state::run(session, flags)),
+        Command::Instances(flags) => runtime.block_on(instances::run(session, &flags)),
+        Command::Discover(flags) => runtime.block_on(discover::run(session, flags)),
+        Command::Vote(flags) => runtime.block_on(vote::run(session, flags)),
+        Command::Pattern(flags) => runtime.block_on(pattern::run(session, flags)),
+        Command::Pause(flags) => runtime.block_on(policy::pause(session, flags)),
+        Command::Resume(flags) => runtime.block_on(policy::resume(session, flags)),
+        Command::Limit(flags) => runtime.block_on(policy::limit(session, flags)),
+        Command::Policy(flags) => runtime.block_on(policy::run(session, flags)),
+        Command::Cancel(flags) => runtime.block_on(cancel::run(session, flags)),
+        Command::Drain(flags) => runtime.block_on(drain::drain(session, flags)),
+        Command::Quiet(flags) => runtime.block_on(drain::quiet(session, flags)),
+        Command::Scale(flags) => runtime.block_on(drain::scale(session, flags)),
+        Command::Schedule(flags) => runtime.block_on(schedule::run(session, flags)),
+        Command::Task(flags) => runtime.block_on(task::run(session, flags)),
+    }
+}
+
+impl Command {
+    /// Whether it asks the bus that the settings name: others need none, or find it themselves.
+    fn asks_the_bus(&self) -> bool {
+        match self {
+            Command::Worker(_)
+            | Command::Probe(_)
+            | Command::Bench(_)
+            | Command::Completions(_)
+            | Command::Docs(_)
+            | Command::Man(_)
+            | Command::History(_) => false,
+            Command::Ledger(flags) => flags.asks_the_bus(),
+            _ => true,
+        }
     }
 }
 
@@ -393,6 +415,22 @@ impl Session {
             ),
             connector: OnceLock::new(),
         })
+    }
+
+    /// The same, once it is known whether its URL leads to a cluster.
+    async fn found(mut self) -> anyhow::Result<Self> {
+        // The command itself says in its words why nobody answers. What is connected here, it uses.
+        let Ok(connector) = self.connector() else {
+            return Ok(self);
+        };
+        if connector.is_in_doubt() {
+            connector.pooled().await.ok();
+        }
+        if let Some(url) = connector.found_cluster()? {
+            self.settings.redis_url = url;
+            self.connector = OnceLock::new();
+        }
+        Ok(self)
     }
 
     fn connector(&self) -> anyhow::Result<Connector> {

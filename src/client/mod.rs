@@ -136,6 +136,11 @@ impl Client {
         Ok(())
     }
 
+    /// What makes its connections.
+    pub(crate) fn connector(&self) -> &Connector {
+        self.0.ways.home.link.connector()
+    }
+
     /// The client's name.
     pub fn name(&self) -> &str {
         &self.0.name

@@ -5,6 +5,7 @@
 
 use crate::connect::sentinel_url::{Login, named, place};
 use crate::connect::url::NO_PASSWORD;
+use redis::{ConnectionAddr, IntoConnectionInfo};
 
 /// The port of a node that names none.
 const PORT: u16 = 6379;
@@ -42,6 +43,41 @@ impl ClusterUrl {
             _ => return None,
         };
         Some(Self::of(tls, rest).map_err(|problem| format!("{problem}: write {FORM}")))
+    }
+
+    /// The cluster that a server is a node of which a plain URL names.
+    ///
+    /// # Errors
+    /// What it says that a cluster does not have, without its secrets.
+    pub(crate) fn of_a_node(url: &str) -> Result<Self, String> {
+        let told = |problem: &str| format!("the server is a node of a cluster: {problem}");
+        let info = url.into_connection_info();
+        let info = info.map_err(|_| told(&format!("write {FORM}")))?;
+        let (node, tls) = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => ((host.clone(), *port), false),
+            ConnectionAddr::TcpTls { host, port, .. } => ((host.clone(), *port), true),
+            _ => {
+                let problem = format!("its other nodes are not reached by a socket: write {FORM}");
+                return Err(told(&problem));
+            }
+        };
+        let settings = info.redis_settings();
+        match settings.db() {
+            0 => {}
+            db => {
+                let problem = format!("that has one database, 0, and redis_url names {db}");
+                return Err(told(&problem));
+            }
+        }
+        let login = Login {
+            user: settings.username().map(str::to_owned),
+            password: settings.password().map(str::to_owned),
+        };
+        Ok(Self {
+            nodes: vec![node],
+            tls,
+            login,
+        })
     }
 
     fn of(tls: bool, rest: &str) -> Result<Self, String> {
@@ -93,6 +129,31 @@ mod tests {
         assert_eq!(url.login.password.as_deref(), Some("p@"));
         for other in ["redis://a", "redis+sentinel://a/bus", "redis+cluster:a"] {
             assert!(ClusterUrl::parse(other).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_plain_url_of_a_node_names_a_cluster_of_one_node_that_is_known() {
+        let of = |url: &str| ClusterUrl::of_a_node(url);
+        let url = of("rediss://me:p%40@[::1]:7/0").unwrap_or_else(|problem| panic!("{problem}"));
+        assert_eq!(url.nodes, [("::1".to_owned(), 7)]);
+        assert!(url.tls);
+        assert_eq!(url.login.user.as_deref(), Some("me"));
+        assert_eq!(url.login.password.as_deref(), Some("p@"));
+        let url = of("redis://:p@a?protocol=2").unwrap_or_else(|problem| panic!("{problem}"));
+        assert_eq!(url.nodes, [("a".to_owned(), PORT)]);
+        assert!(!url.tls && url.login.user.is_none());
+        for (url, problem) in [
+            (
+                "redis://u:s3cret@a/1",
+                "one database, 0, and redis_url names 1",
+            ),
+            ("unix:///run/redis.sock?pass=s3cret", "a socket"),
+        ] {
+            let Err(told) = of(url) else {
+                panic!("{url}");
+            };
+            assert!(told.contains(problem) && !told.contains("s3cr"), "{told}");
         }
     }
 

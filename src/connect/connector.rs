@@ -26,9 +26,8 @@ use super::url::RedisUrl;
 use crate::connect::clock::ClockSource;
 use crate::connect::cluster::Cluster;
 use crate::connect::cluster::family::Family;
-use crate::connect::cluster_url::ClusterUrl;
 use crate::connect::epoch::Epoch;
-use crate::connect::error::{BusError, CLUSTER};
+use crate::connect::error::BusError;
 use crate::connect::greeting::{Known, Lacks};
 use crate::connect::loaded::Loads;
 use crate::connect::locator::Locator;
@@ -140,7 +139,7 @@ impl Connector {
             let locator = Locator::Sentinels(Arc::new(sentinels));
             return Ok(Self::moving(url, tls, locator, lending));
         }
-        if let Some(nodes) = ClusterUrl::parse(url.expose()) {
+        if let Some(nodes) = url.cluster() {
             let nodes = nodes.map_err(BusError::Unsupported)?;
             let cluster = Arc::new(Cluster::new(&nodes, url, tls.clone()));
             let locator = Locator::Slot(cluster, 0);
@@ -150,7 +149,7 @@ impl Connector {
         let info = url.expose().into_connection_info()?;
         let info = info.set_tcp_settings(tcp_settings());
         let client = Arc::new(Client::open(tls.apply(info)?)?);
-        let known = Arc::<Known>::default();
+        let known = Arc::new(Known::of_a_plain_url());
         let config = answers_within(lending.answer);
         let place = client.get_connection_info().clone();
         let manager = Manager::new(url, place, config, known.clone())?;
@@ -398,6 +397,9 @@ impl Connector {
             .opening
             .open(self.url.changes(), address, opening)
             .await;
+        if let Some(refusal) = opened.as_ref().err().and_then(Failure::redis) {
+            self.known.heard(refusal);
+        }
         opened.map_err(|error| error.into().at(address))
     }
 
@@ -410,6 +412,7 @@ impl Connector {
             wire.generation = Some(locator.made_in(generation));
         }
         self.known.greet(&mut wire).await?;
+        self.check_mode()?;
         if self.must_load().is_some() {
             // It loads them, and is not needed for more: once for each server that is met.
             self.dedicated().await?;
@@ -424,6 +427,7 @@ impl Connector {
         let address = client.get_connection_info().addr();
         let mut connection = self.reach(address, opening).await?;
         self.known.greet_by(&mut connection).await?;
+        self.check_mode()?;
         if let Some(loads) = self.must_load() {
             loads.load(&mut connection, self.epoch()).await?;
         }
@@ -438,15 +442,10 @@ impl Connector {
         Ok(began.elapsed())
     }
 
-    /// Fails if the server is one that workers cannot use: too old, or a node of a cluster. What it does
-    /// not tell is no reason.
+    /// Fails if the server is one that workers cannot use: too old, or a node of a cluster of which nobody knew. What
+    /// it does not tell is no reason.
     pub async fn check_server(&self) -> Result<(), BusError> {
         self.dedicated().await?;
-        if self.known.is_cluster() && self.slot().is_none() {
-            return Err(BusError::Unsupported(format!(
-                "the server runs in cluster mode: {CLUSTER}"
-            )));
-        }
         let Some(version) = self.known.version() else {
             return Ok(());
         };

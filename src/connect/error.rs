@@ -113,9 +113,9 @@ impl BusError {
     }
 }
 
-/// What to do about a server in cluster mode.
-pub(crate) const CLUSTER: &str = "its keys would lie in slots of several nodes; write redis+cluster:// or \
-     rediss+cluster:// in redis_url";
+/// A server that turned out to be a node of a cluster after keys got their names.
+pub(crate) const CLUSTER: &str = "the server is a node of a cluster, where keys have other names: pass the settings \
+     through Settings::found, which asks it, or write redis+cluster:// or rediss+cluster:// in redis_url";
 
 /// What to do where only a command tells that the server runs in cluster mode.
 const CROSSES: &str =

@@ -1,5 +1,6 @@
 //! What a server is asked on each new connection, for information: whether it is a primary, in which
-//! history its data is, whether it tells the time.
+//! history its data is, whether it tells the time. Whether it is a node of a cluster stands there too: it is asked for that
+//! by itself once, and only where a URL does not say it and INFO tells nothing.
 //!
 //! Servers that one can rent leave some of it out, or forbid it, and INFO may have sections that are
 //! empty. None of it is needed. Who does not tell its role counts as a primary: a replica refuses writes
@@ -15,11 +16,12 @@ use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{Pipeline, RedisError, Value};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 const ROLE: &[&str] = &["ROLE"];
 const INFO: &[&str] = &["INFO", "server", "replication"];
 const TIME: &[&str] = &["TIME"];
+const CLUSTER_INFO: [&str; 2] = ["CLUSTER", "INFO"];
 /// In this order.
 const ASKED: [&[&str]; 3] = [ROLE, INFO, TIME];
 
@@ -80,6 +82,9 @@ pub(crate) struct Known {
     pub opening: Opening,
     timeless: AtomicBool,
     last: Mutex<Option<Greeting>>,
+    /// Whether a URL leads there that does not say whether that is a cluster.
+    asks_mode: bool,
+    is_node: OnceLock<bool>,
 }
 
 impl Greeting {
@@ -126,6 +131,14 @@ pub(crate) fn offered<T>(answer: Result<T, RedisError>) -> Result<Option<T>, Red
 }
 
 impl Known {
+    /// Of a server that may be a node of a cluster.
+    pub(crate) fn of_a_plain_url() -> Self {
+        Self {
+            asks_mode: true,
+            ..Self::default()
+        }
+    }
+
     /// Asks who is at the other end of a new connection.
     ///
     /// # Errors
@@ -168,7 +181,30 @@ impl Known {
         connection: &mut MultiplexedConnection,
     ) -> Result<(), RedisError> {
         let greeting = ask(connection).await?;
+        // Before it counts that it is a replica: that may be one of a cluster, and know the others.
+        self.note_mode(&greeting);
+        if self.asks_mode && self.is_node.get().is_none() {
+            let mut info = redis::cmd(CLUSTER_INFO[0]);
+            let info = info.arg(CLUSTER_INFO[1]).query_async(connection).await;
+            let info = offered::<Value>(info)?.map(redis::from_redis_value::<String>);
+            let is_node = matches!(info, Some(Ok(info)) if is_a_nodes(&info));
+            self.is_node.set(is_node).ok();
+        }
         self.note(greeting).map(|_| ())
+    }
+
+    fn note_mode(&self, greeting: &Greeting) {
+        if let Some(mode) = greeting.field("redis_mode") {
+            self.is_node.set(mode == "cluster").ok();
+        }
+    }
+
+    /// What a refusal of a new connection tells: only a node of a cluster refuses its database so.
+    pub(crate) fn heard(&self, refusal: &RedisError) {
+        let detail = refusal.detail().unwrap_or_default();
+        if detail.contains("not allowed in cluster mode") {
+            self.is_node.set(true).ok();
+        }
     }
 
     /// Fails unless the server is still a primary, as far as it tells: one that was demoted still answers.
@@ -194,6 +230,7 @@ impl Known {
 
     /// Which history of the data it named.
     fn note(&self, greeting: Greeting) -> Result<Option<Epoch>, RedisError> {
+        self.note_mode(&greeting);
         if greeting.leads() == Some(false) {
             return Err(not_the_primary());
         }
@@ -231,12 +268,15 @@ impl Known {
         Some(self.last().as_ref()?.field("redis_version")?.to_owned())
     }
 
-    /// Whether it runs in cluster mode, as far as it tells.
-    pub(crate) fn is_cluster(&self) -> bool {
-        let last = self.last();
-        let mode = last.as_ref().and_then(|told| told.field("redis_mode"));
-        mode == Some("cluster")
+    /// Whether it is a node of a cluster; nothing is known before the first connection.
+    pub(crate) fn is_node(&self) -> Option<bool> {
+        self.is_node.get().copied()
     }
+}
+
+/// Whether an answer to `CLUSTER INFO` is one of a node: some servers have the command, and no cluster.
+fn is_a_nodes(info: &str) -> bool {
+    field(info, "cluster_state").is_some() && field(info, "cluster_enabled") != Some("0")
 }
 
 async fn ask(connection: &mut MultiplexedConnection) -> Result<Greeting, RedisError> {
@@ -282,6 +322,7 @@ fn is_masters(role: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use redis::ErrorKind;
 
     fn greeting(is_primary: Option<bool>, info: Option<&str>) -> Greeting {
         Greeting {
@@ -311,6 +352,38 @@ mod tests {
         ] {
             let greeting = greeting(is_primary, info);
             assert!(known.note(greeting.clone()).is_err(), "{greeting:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_a_node_if_it_says_so_first() {
+        let told = |info: Option<&str>| {
+            let known = Known::of_a_plain_url();
+            known.note(greeting(Some(true), info)).ok();
+            known.is_node()
+        };
+        assert_eq!(told(Some("redis_mode:cluster\r\n")), Some(true));
+        assert_eq!(told(Some("redis_mode:standalone\r\n")), Some(false));
+        for info in [None, Some("# Server\r\n"), Some("redis_mode:\r\n")] {
+            assert_eq!(told(info), None, "{info:?}");
+        }
+        let known = Known::of_a_plain_url();
+        let replica = greeting(Some(false), Some("redis_mode:cluster\r\n"));
+        assert!(known.note(replica).is_err());
+        assert_eq!(known.is_node(), Some(true));
+        let known = Known::of_a_plain_url();
+        known.heard(&not_the_primary());
+        assert_eq!(known.is_node(), None);
+        let refused = "SELECT is not allowed in cluster mode".to_owned();
+        known.heard(&(ErrorKind::Client, "refused", refused).into());
+        assert_eq!(known.is_node(), Some(true));
+        for (info, is) in [
+            ("cluster_state:ok\r\ncluster_slots_assigned:16384\r\n", true),
+            ("cluster_state:fail\r\n", true),
+            ("cluster_enabled:0\r\ncluster_state:ok\r\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_a_nodes(info), is, "{info:?}");
         }
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod cluster_url;
 pub mod connector;
 pub mod epoch;
 pub mod error;
+mod finding;
 pub(crate) mod gate;
 pub mod greeting;
 mod lending;

@@ -125,7 +125,8 @@ impl managed::Manager for Manager {
         // Apart: it is large, and whoever borrows would have it on the stack.
         let opening = Box::pin(renewed.as_ref().unwrap_or(&self.makes).create());
         let (login, address) = (self.url.changes(), self.place.addr());
-        let mut connection = self.known.opening.open(login, address, opening).await?;
+        let opened = self.known.opening.open(login, address, opening).await;
+        let mut connection = opened.inspect_err(|error| self.known.heard(error))?;
         self.known.greet_by(&mut connection).await?;
         Ok(Checked {
             connection,

@@ -20,23 +20,33 @@ pub(crate) const NO_PASSWORD: &str =
 /// that file's name.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub struct RedisUrl(SecretUrl);
+pub struct RedisUrl {
+    text: SecretUrl,
+    /// Whether it names a server, and that one said that it is a node of a cluster.
+    of_a_node: bool,
+}
 
 impl RedisUrl {
     /// Wraps a URL.
     pub fn new(url: impl Into<String>) -> Self {
-        Self(SecretUrl::from(url.into()))
+        Self {
+            text: SecretUrl::from(url.into()),
+            of_a_node: false,
+        }
     }
 
     /// The same, which that file holds.
     #[cfg(feature = "config")]
     pub(crate) fn of_file(self, file: SecretFile) -> Self {
-        Self(self.0.of_file(file))
+        Self {
+            text: self.text.of_file(file),
+            ..self
+        }
     }
 
     /// The URL with its password: for opening connections, nothing else.
     pub fn expose(&self) -> &str {
-        self.0.expose()
+        self.text.expose()
     }
 
     /// Whether it carries a password. In doubt it does: an unescaped password may end what a parser
@@ -61,13 +71,32 @@ impl RedisUrl {
         SentinelUrl::parse(self.expose())
     }
 
-    /// Whether it names a cluster.
+    /// Whether it names a cluster, or a server that said that it is a node of one.
     pub fn is_cluster(&self) -> bool {
-        ClusterUrl::is_one(self.expose())
+        self.of_a_node || ClusterUrl::is_one(self.expose())
     }
 
-    fn cluster(&self) -> Option<Result<ClusterUrl, String>> {
-        ClusterUrl::parse(self.expose())
+    /// The same as that of a cluster, of which the server that it names is a node.
+    ///
+    /// # Errors
+    /// What it says that a cluster does not have.
+    pub(crate) fn as_of_a_node(&self) -> Result<Self, String> {
+        let url = Self {
+            of_a_node: true,
+            ..self.clone()
+        };
+        match url.cluster() {
+            Some(Err(problem)) => Err(problem),
+            _ => Ok(url),
+        }
+    }
+
+    /// The cluster that it names.
+    pub(crate) fn cluster(&self) -> Option<Result<ClusterUrl, String>> {
+        match ClusterUrl::parse(self.expose()) {
+            None if self.of_a_node => Some(ClusterUrl::of_a_node(self.expose())),
+            parsed => parsed,
+        }
     }
 
     /// Fails if it cannot be parsed, with the reason except for its secrets.
@@ -136,7 +165,7 @@ impl RedisUrl {
 
     /// How often who logs in has changed.
     pub(crate) fn changes(&self) -> u64 {
-        self.0.file().map_or(0, SecretFile::changes)
+        self.text.file().map_or(0, SecretFile::changes)
     }
 
     /// Puts into that place who logs in there, as the file says it now; `None` if the URL stands in no file.
@@ -153,9 +182,13 @@ impl RedisUrl {
 
     /// What the file holds now.
     fn now(&self) -> Option<Self> {
-        let file = self.0.file()?;
-        Some(Self::new(file.read_again(|text| {
-            let url = Self::new(text);
+        let file = self.text.file()?;
+        let of = |text: String| Self {
+            text: SecretUrl::from(text),
+            of_a_node: self.of_a_node,
+        };
+        Some(of(file.read_again(|text| {
+            let url = of(text.to_owned());
             // It has no file, so that an error would quote it.
             let checked = match url.sentinels() {
                 Some(parsed) => parsed.map(|_| ()),
@@ -226,13 +259,13 @@ impl From<String> for RedisUrl {
 
 impl From<RedisUrl> for String {
     fn from(url: RedisUrl) -> Self {
-        url.0.into_text()
+        url.text.into_text()
     }
 }
 
 impl fmt::Display for RedisUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        fmt::Display::fmt(&self.text, f)
     }
 }
 
@@ -342,6 +375,41 @@ mod tests {
         assert_eq!(url.changes(), 1);
         assert_eq!(url.to_string(), path.display().to_string());
         assert!(RedisUrl::default().renewed(&seat).is_none());
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[cfg(feature = "config")]
+    #[test]
+    fn who_logs_in_may_change_in_the_file_of_a_plain_url_that_led_to_a_cluster() {
+        let path = std::env::temp_dir().join(format!("convoke-node-{}", std::process::id()));
+        let say = |url: &str| std::fs::write(&path, url).unwrap();
+        say("redis://u:one@a:7/0");
+        let file = SecretFile::open(&path).unwrap();
+        let text = file.read_again(|_| Ok(()));
+        let url = RedisUrl::new(text).of_file(file);
+        assert!(!url.is_cluster());
+        let url = url.as_of_a_node().unwrap();
+        assert!(url.is_cluster());
+        let node = "redis://b:8".into_connection_info().unwrap();
+        let held = |password: &str| {
+            let node = url.renewed(&node).unwrap();
+            let login = node.redis_settings();
+            assert_eq!(
+                (login.username(), login.password()),
+                (Some("u"), Some(password))
+            );
+        };
+        held("one");
+        say("redis://u:two@a:7");
+        held("two");
+        for other in ["redis://u:three@b:7", "redis://u:three@a:7/1", "three"] {
+            say(other);
+            held("two");
+        }
+        // The same place, by its other name.
+        say("redis+cluster://u:three@a:7");
+        held("three");
+        assert_eq!(url.to_string(), path.display().to_string());
         std::fs::remove_file(&path).unwrap();
     }
 

@@ -40,6 +40,24 @@ impl From<&Settings> for CancellerOptions {
     }
 }
 
+impl Settings {
+    /// The same, once the server was asked whether it is a node of a cluster: if it is, [`redis_url`](Self::redis_url)
+    /// counts as that of a cluster from then on. Where the URL says so itself, nobody is asked.
+    ///
+    /// [`Client::connect`] does so by itself, and so does a worker when it begins to run.
+    ///
+    /// # Errors
+    /// A setting that is out of range; a server that cannot be reached.
+    pub async fn found(self) -> Result<Self, ConnectError> {
+        self.check()?;
+        let connector = Connector::of(&self, POOL)?;
+        Ok(match connector.find_cluster().await? {
+            Some(redis_url) => Self { redis_url, ..self },
+            None => self,
+        })
+    }
+}
+
 impl Client {
     /// A client of the server at that URL, with the default of every other setting, that is connected.
     ///
@@ -57,15 +75,31 @@ impl Client {
     /// # Errors
     /// See [`ConnectError`].
     pub async fn connect(url: impl Into<String>) -> Result<Self, ConnectError> {
-        let client = Self::of(&Settings {
+        let settings = Settings {
             redis_url: RedisUrl::new(url),
             ..Settings::default()
-        })?;
-        client.reach().await.map_err(ConnectError::Unreachable)?;
+        };
+        let client = Self::of(&settings)?;
+        let reached = client.reach().await;
+        let client = match client.connector().found_cluster()? {
+            None => {
+                reached.map_err(ConnectError::Unreachable)?;
+                client
+            }
+            Some(redis_url) => {
+                let client = Self::of(&Settings {
+                    redis_url,
+                    ..settings
+                })?;
+                client.reach().await.map_err(ConnectError::Unreachable)?;
+                client
+            }
+        };
         Ok(client)
     }
 
-    /// A client by these settings; connects when it is first used.
+    /// A client by these settings; connects when it is first used. Where a plain URL may lead to a cluster, the
+    /// settings go through [`Settings::found`] before.
     ///
     /// # Errors
     /// See [`ConnectError`]; the server is not asked.

@@ -40,9 +40,9 @@ use std::time::Duration;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where Redis is: `redis://` or `rediss://` (TLS); or the Sentinels that watch it:
-    /// `redis+sentinel://` or `rediss+sentinel://`, see [`SentinelUrl`]; or nodes of a cluster:
-    /// `redis+cluster://host:port,host:port` or `rediss+cluster://`.
+    /// Where Redis is: `redis://` or `rediss://` (TLS), which asks whether the server is a node of a cluster; or the
+    /// Sentinels that watch it: `redis+sentinel://` or `rediss+sentinel://`, see [`SentinelUrl`]; or nodes of a
+    /// cluster: `redis+cluster://host:port,host:port` or `rediss+cluster://`.
     pub redis_url: RedisUrl,
     /// The file (PEM) of the authorities that a `rediss://` server's certificate may be of, in the
     /// place of those that the system trusts. Read at the start.

@@ -234,7 +234,7 @@ impl Builder {
             redis,
             ignored,
             handlers,
-            mut states,
+            states,
         } = self;
         settings.ignore.extend(ignored);
         if let Some(url) = redis {
@@ -269,6 +269,78 @@ impl Builder {
                 error,
             })?;
         }
+        let answers = Answers::new(settings.heartbeat_ttl);
+        let telemetry = Telemetry::new(&telemetry::Options {
+            path: &settings.telemetry_file,
+            sample: settings.telemetry_sample,
+            size: settings.telemetry_size,
+            instance: &settings.id,
+            group: &settings.group,
+            namespace: &settings.namespace,
+        });
+        let parts = Parts {
+            vital: Vital::new(&settings.id, settings.heartbeat_ttl, &answers),
+            settings,
+            handlers,
+            pipes,
+            states,
+            answers,
+            telemetry,
+        };
+        parts.assemble()
+    }
+
+    /// Builds the worker and runs it as [`Worker::run`] does.
+    ///
+    /// # Errors
+    /// See [`RunError`]; what cannot be built is [`RunError::Build`].
+    pub async fn run(self) -> Result<(), RunError> {
+        self.build()?.run().await
+    }
+}
+
+/// A worker without what depends on where its URL leads.
+struct Parts {
+    settings: Settings,
+    handlers: Vec<Registration>,
+    pipes: Vec<Pipe>,
+    states: States,
+    answers: Answers,
+    vital: Vital,
+    telemetry: Option<Telemetry>,
+}
+
+impl Worker {
+    /// The same toward there; it must not have begun anything.
+    pub(super) fn toward(self, redis_url: RedisUrl) -> Result<Self, BuildError> {
+        let parts = Parts {
+            settings: Settings {
+                redis_url,
+                ..self.settings
+            },
+            handlers: self.handlers,
+            pipes: self.pipes,
+            states: self.process.states.clone(),
+            answers: self.answers,
+            vital: self.vital,
+            telemetry: self.process.telemetry.clone(),
+        };
+        parts.assemble()
+    }
+}
+
+impl Parts {
+    /// The worker. Connects nothing.
+    fn assemble(self) -> Result<Worker, BuildError> {
+        let Self {
+            settings,
+            handlers,
+            pipes,
+            mut states,
+            answers,
+            vital,
+            telemetry,
+        } = self;
         let keys = settings.keys()?;
         let connector = Connector::of(&settings, POOL)?.loading(scripts::called_by_others());
         // Handlers get the one that speaks for events: what an event asks for is not this worker's own word.
@@ -277,7 +349,6 @@ impl Builder {
         let instances = Instances::of_process(connector.clone(), keys.clone(), &name);
         let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
         let (own_report, leases) = (OwnReport::default(), Leases::default());
-        let answers = Answers::new(settings.heartbeat_ttl);
         let catalog = Catalog::new(connector.clone(), keys.clone());
         let patterns = PatternStore::new(connector.clone(), keys.clone(), settings.patterns);
         let policies = Policies::new(connector.clone(), keys.clone());
@@ -302,15 +373,6 @@ impl Builder {
             arbitration: Semaphore::new(PLACES),
             configured: Configured::new(&settings),
         });
-        let telemetry = Telemetry::new(&telemetry::Options {
-            path: &settings.telemetry_file,
-            sample: settings.telemetry_sample,
-            size: settings.telemetry_size,
-            instance: &settings.id,
-            group: &settings.group,
-            namespace: &settings.namespace,
-        });
-        let vital = Vital::new(&settings.id, settings.heartbeat_ttl, &answers);
         for handler in &handlers {
             let wanted = handler.endpoint.wants();
             if let Some(lacks) = wanted.iter().find(|wanted| !states.has(wanted)) {
@@ -347,14 +409,6 @@ impl Builder {
             catalog,
             vital,
         })
-    }
-
-    /// Builds the worker and runs it as [`Worker::run`] does.
-    ///
-    /// # Errors
-    /// See [`RunError`]; what cannot be built is [`RunError::Build`].
-    pub async fn run(self) -> Result<(), RunError> {
-        self.build()?.run().await
     }
 }
 

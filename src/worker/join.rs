@@ -40,6 +40,40 @@ impl RunError {
 }
 
 impl Worker {
+    /// The same, once it is known whether its URL leads to a cluster; `None` if the worker is to end before that.
+    pub(super) async fn found(self, ending: &Ending) -> Result<Option<Self>, RunError> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.process.connector.find_cluster().await {
+                Ok(None) => return Ok(Some(self)),
+                Ok(Some(url)) => {
+                    tracing::info!(redis = %url, "the server is a node of a cluster: its other nodes are asked for");
+                    return Ok(Some(self.toward(url)?));
+                }
+                Err(error) => {
+                    let error = RunError::from(error);
+                    if !error.passes() {
+                        return Err(error);
+                    }
+                    if !self.waits(&error, &mut backoff, ending).await {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits before the next try to join; false if the worker is to end before that.
+    async fn waits(&self, error: &RunError, backoff: &mut Backoff, ending: &Ending) -> bool {
+        if !backoff.is_failing() {
+            tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(backoff.failed()) => true,
+            () = ending.drain.cancelled() => false,
+        }
+    }
+
     /// Joins registry and bus and starts the lanes, as soon as the bus can be joined; `None` if the
     /// worker is to end before that.
     pub(super) async fn join(
@@ -58,15 +92,8 @@ impl Worker {
                 match begun.await {
                     Ok(begun) => break Ok(Some(begun)),
                     Err(error) if !error.passes() => break Err(error),
-                    Err(error) => {
-                        if !backoff.is_failing() {
-                            tracing::warn!(redis = %self.settings.redis_url, %error, "the bus cannot be joined yet; trying again");
-                        }
-                        tokio::select! {
-                            () = tokio::time::sleep(backoff.failed()) => {}
-                            () = ending.drain.cancelled() => break Ok(None),
-                        }
-                    }
+                    Err(error) if self.waits(&error, &mut backoff, ending).await => {}
+                    Err(_) => break Ok(None),
                 }
             }
         };

@@ -216,7 +216,7 @@ impl Worker {
     /// Runs until SIGTERM, SIGINT or SIGHUP, then drains; a second signal ends it without draining. The
     /// worker lives in this future, as in that of [`Worker::run_until`].
     ///
-    /// A server that cannot be reached is tried again, for good. What happens is told by `tracing`. Where the
+    /// A server that cannot be reached is tried again, for good; a plain URL may lead to a node of a cluster. What happens is told by `tracing`. Where the
     /// program has no subscriber, such as that of `tracing_subscriber::fmt::init()`, and none of `log`, the
     /// feature `logs` writes it to stderr: as `CONVOKE_LOG` says (`info`, or a filter such as
     /// `convoke=debug`), and as JSON if `CONVOKE_LOG_FORMAT` is `json`. A program that takes logs begins so before this.
@@ -257,8 +257,17 @@ impl Worker {
 
     async fn work(self, ending: Ending) -> Result<(), RunError> {
         let (_probed, since) = (self.probed(), SystemTime::now());
+        let telemetry = self.process.telemetry.clone();
+        let _telling = telemetry.as_ref().map(Telemetry::start).transpose()?;
+        match Box::pin(self.found(&ending)).await? {
+            Some(found) => Box::pin(found.work_there(ending, since)).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The same where its URL leads.
+    async fn work_there(self, ending: Ending, since: SystemTime) -> Result<(), RunError> {
         let telemetry = self.process.telemetry.as_ref();
-        let _telling = telemetry.map(Telemetry::start).transpose()?;
         // A worker runs once.
         self.process.draining.set(ending.drain.clone()).ok();
         let mut lanes = Lanes::new(

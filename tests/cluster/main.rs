@@ -4,10 +4,12 @@
 mod support;
 
 mod boxes;
+mod foreign;
 mod moves;
 mod operators;
 mod owned;
 mod partitions;
 mod paths;
+mod plain;
 mod rig;
 mod tls;

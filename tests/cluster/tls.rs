@@ -192,6 +192,23 @@ async fn no_node_is_spoken_to_whose_authority_is_not_trusted_and_none_lets_a_str
         .await;
     };
     asked(&good, "connected").await;
+    // One node's plain URL leads to all of them as well.
+    let (all, one) = (&encrypted.hosts, encrypted.hosts.split(',').next().unwrap());
+    let plain = good.redis_url.expose().replace(all, one);
+    let plain = RedisUrl::new(plain.replace("rediss+cluster://", "rediss://"));
+    let found = std::sync::Mutex::new(None);
+    until("it says that it is a node of a cluster", || async {
+        let mut settings = good.clone();
+        settings.redis_url = plain.clone();
+        let asked = settings.found().await.ok();
+        let is_found = asked.is_some();
+        *found.lock().unwrap() = asked;
+        is_found
+    })
+    .await;
+    let found = found.into_inner().unwrap().unwrap();
+    assert!(found.redis_url.is_cluster());
+    asked(&found, "connected").await;
     let stranger = Authority::new();
     stranger.sign("client", "DNS:worker");
     let mut other = good.clone();

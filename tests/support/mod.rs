@@ -157,20 +157,6 @@ impl Redis {
         redis
     }
 
-    /// A cluster of one, whose slots are not assigned yet. The port of its bus is one that it would not take by itself:
-    /// that one is 10000 higher, where outgoing connections are.
-    pub(crate) fn in_cluster_mode() -> Self {
-        let bus = free_port().to_string();
-        Self::with(&[
-            "--save",
-            "",
-            "--cluster-enabled",
-            "yes",
-            "--cluster-port",
-            &bus,
-        ])
-    }
-
     /// A server whose clock can be set.
     pub(crate) fn with_a_clock() -> Self {
         Self::start().clocked()

@@ -2,7 +2,7 @@
 
 use crate::rig::{Rig, text};
 use crate::support::between::{between_all, empty_sections};
-use crate::support::{Redis, keys, until, users};
+use crate::support::{Redis, keys, users};
 use convoke::client::publish::{Doubt, Outgoing, PublishError};
 use convoke::connect::connector::Connector;
 use convoke::coordination::instances::Instances;
@@ -11,7 +11,6 @@ use convoke::settings::{RedisUrl, Settings};
 use convoke::{Context, HandlerError};
 use serde_json::json;
 use std::time::Duration;
-use tokio_util::sync::CancellationToken;
 
 /// Everything that is sent, or could be, only to be told something.
 const INFORMATION: [&str; 11] = [
@@ -177,36 +176,4 @@ async fn a_publish_that_can_not_be_confirmed_says_so() {
         other => panic!("{other:?}"),
     }
     assert_eq!(rig.entries("cb:events:work").await.len(), 1, "it is stored");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_in_cluster_mode_is_named() {
-    let redis = Redis::in_cluster_mode();
-    let slots = redis::cmd("CLUSTER")
-        .arg(&["ADDSLOTSRANGE", "0", "16383"])
-        .exec(&mut redis.connect());
-    slots.unwrap();
-    let rig = Rig::on(redis).await;
-    until("the slots are served", || async {
-        let info: String = redis::cmd("CLUSTER")
-            .arg("INFO")
-            .query_async(&mut rig.connection.clone())
-            .await
-            .unwrap();
-        info.contains("cluster_state:ok")
-    })
-    .await;
-    let event = Outgoing::new("work.double", &1);
-    rig.client.publish(&event).await.unwrap();
-    let worker = rig
-        .builder()
-        .handler("work.double", double)
-        .build()
-        .unwrap();
-    let ended = worker.run_until(CancellationToken::new()).await;
-    let told = ended.unwrap_err().to_string();
-    assert!(
-        told.contains("cluster mode") && !told.contains("CROSSSLOT"),
-        "{told}"
-    );
 }

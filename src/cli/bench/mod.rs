@@ -214,6 +214,9 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
         }
         _ => {}
     }
+    // As a worker runs: one thread a core that it may use.
+    let runtime = threads()?;
+    let session = runtime.block_on(session.found())?;
     let cannot = flags
         .chosen()
         .into_iter()
@@ -226,8 +229,7 @@ pub(super) fn run(session: Session, flags: &Flags) -> anyhow::Result<Exit> {
              --cluster names the cluster that is held against it"
         )));
     }
-    // As a worker runs: one thread a core that it may use.
-    threads()?.block_on(async {
+    runtime.block_on(async {
         let rig = Rig::new(session, Plan::new(flags), flags.cluster.clone()).await?;
         let mut interrupted = signal(SignalKind::interrupt())?;
         let mut terminated = signal(SignalKind::terminate())?;

@@ -22,10 +22,12 @@ fn no_cluster(server: &ServerReport) -> Finding {
         Some("cluster") => Finding {
             check,
             status: Status::Danger,
-            what: "the server runs in cluster mode".into(),
-            why: "publishing works, but a worker does not start: what it does in one step touches keys of \
-                  several slots, which a cluster refuses (CROSSSLOT)",
-            fix: "write redis+cluster:// or rediss+cluster:// in redis_url".into(),
+            what: "the server runs in cluster mode, and redis_url says that Sentinels watch it"
+                .into(),
+            why: "keys have the names that a server has which is no node of a cluster: it refuses what touches \
+                  several slots (CROSSSLOT)",
+            fix: "write redis:// or redis+cluster:// with a node's host and port in redis_url"
+                .into(),
         },
         Some(_) => Finding::fine(check, "the server is no node of a cluster"),
         None => Finding::unknown(
