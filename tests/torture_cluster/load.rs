@@ -10,7 +10,7 @@ use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
 use convoke::settings::{RedisUrl, Settings};
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 const PUBLISHERS: u64 = 4;
 /// Subjects of each publisher in order.
 const SUBJECTS: u64 = 10;
+/// After this long a publisher says what keeps it from publishing.
+const LONG: Duration = Duration::from_secs(20);
 /// Where the numbers of the plain ones begin.
 const PLAIN: u64 = 1_000_000_000;
 
@@ -52,7 +54,7 @@ pub(crate) struct Load {
     ordered: Vec<JoinHandle<Known>>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Confirmed,
     Plain,
@@ -144,14 +146,24 @@ fn event(kind: Kind, which: u64, at: u64) -> (String, Outgoing) {
 async fn publish(client: Client, kind: Kind, which: u64, stop: CancellationToken) -> Known {
     let mut known = Known::default();
     let mut at = 0;
+    // Since when nothing was published; one that gets nowhere says why.
+    let mut since = Instant::now();
     while !stop.is_cancelled() {
         let (id, event) = event(kind, which, at);
         let event = match kind {
             Kind::Plain => event,
             _ => event.confirm(1, Duration::from_millis(500)),
         };
-        match client.publish(&event).await {
+        let published = client.publish(&event).await;
+        if let Err(error) = &published
+            && since.elapsed() > LONG
+        {
+            println!("{kind:?} publisher {which} gets nowhere with {id}: {error}");
+            since = Instant::now();
+        }
+        match published {
             Ok(_) => {
+                since = Instant::now();
                 known.acknowledged.insert(id);
                 at += 1;
             }

@@ -40,11 +40,11 @@ pub(crate) struct Fates {
 }
 
 impl Fates {
-    fn is_late(&self, worker: &str, line: usize) -> bool {
+    pub(crate) fn is_late(&self, worker: &str, line: usize) -> bool {
         self.stopped.get(worker).is_some_and(|from| line >= *from)
     }
 
-    fn may_have_left(&self, worker: &str) -> bool {
+    pub(crate) fn may_have_left(&self, worker: &str) -> bool {
         self.killed.contains(worker) || self.stopped.contains_key(worker)
     }
 }

@@ -7,11 +7,19 @@ mod support;
 
 mod acts;
 mod bus;
+mod cluster;
 mod failing;
 mod history;
 mod load;
 mod moves;
 mod workers;
+
+#[allow(dead_code)] // Those of the torture of clusters.
+#[path = "../torture_cluster/faults.rs"]
+mod faults;
+#[allow(dead_code)]
+#[path = "../torture_cluster/nodes.rs"]
+mod nodes;
 
 use acts::Acts;
 use bus::{Bus, assert_in_order};
