@@ -18,7 +18,7 @@ use self::map::{Address, SlotMap};
 use super::cluster_url::ClusterUrl;
 use super::sentinel::{Primary, endpoint};
 use super::url::{RedisUrl, settings};
-use crate::connect::error::BusError;
+use crate::connect::error::{BusError, Reaction};
 use crate::connect::opening::Opening;
 use crate::connect::resp::wire::{Commands, Token, Wire};
 use crate::connect::socket::{CONNECT, tcp_settings};
@@ -75,8 +75,30 @@ struct Nodes {
     epoch: u64,
 }
 
-/// A node that did not tell, and why.
-type Silent = (String, String);
+/// A node that did not tell.
+struct Silent {
+    node: String,
+    why: String,
+    /// Whether it will say the same again: it refuses the credentials, or is no node of a cluster.
+    hopeless: bool,
+}
+
+/// Why nobody told where the slots are.
+#[derive(Clone)]
+struct Untold {
+    why: String,
+    /// Whether all will say the same again.
+    hopeless: bool,
+}
+
+impl From<Untold> for BusError {
+    fn from(untold: Untold) -> Self {
+        match untold.hopeless {
+            true => BusError::Unsupported(untold.why),
+            false => BusError::NoPrimary(untold.why),
+        }
+    }
+}
 
 #[derive(Default)]
 struct Asking {
@@ -84,7 +106,7 @@ struct Asking {
     wires: HashMap<Address, Wire>,
     /// How long those may take that were too slow.
     slow: HashMap<Address, Duration>,
-    last: Option<(Instant, Result<(), String>)>,
+    last: Option<(Instant, Result<(), Untold>)>,
 }
 
 impl fmt::Debug for Cluster {
@@ -120,7 +142,7 @@ impl Cluster {
     /// Asks who has the slot.
     pub(crate) async fn primary(self: &Arc<Self>, slot: u16) -> Result<Primary, BusError> {
         self.watch();
-        self.look(FRESH).await.map_err(BusError::NoPrimary)?;
+        self.look(FRESH).await?;
         let generation = self.generation(slot);
         let address = usize::try_from(generation).ok().and_then(|number| {
             locked(&self.known)
@@ -139,7 +161,7 @@ impl Cluster {
 
     /// A slot of each node that has any.
     pub(crate) async fn slot_of_each(self: &Arc<Self>) -> Result<Vec<u16>, BusError> {
-        self.look(FRESH).await.map_err(BusError::NoPrimary)?;
+        self.look(FRESH).await?;
         let mut first: HashMap<u16, u16> = HashMap::new();
         for (slot, owner) in (0..SLOTS).zip(&self.owners) {
             match owner.load(Ordering::Acquire) {
@@ -160,7 +182,7 @@ impl Cluster {
 
     /// Asks, and notes what it finds. Those who ask while others ask share the answer, and so do those who
     /// come within `fresh` after one that could be used.
-    async fn look(&self, fresh: Duration) -> Result<(), String> {
+    async fn look(&self, fresh: Duration) -> Result<(), Untold> {
         let asked = Instant::now();
         let mut asking = self.asking.lock().await;
         if let Some((at, answer)) = &asking.last
@@ -236,10 +258,18 @@ impl Cluster {
                     wires.insert(address, wire);
                     Ok(map)
                 }
-                Ok(Err(error)) => Err((format!("{host}:{port}"), error.to_string())),
+                Ok(Err(error)) => Err(Silent {
+                    node: format!("{host}:{port}"),
+                    why: error.to_string(),
+                    hopeless: error.reaction() == Reaction::GiveUp,
+                }),
                 Err(_) => {
                     let why = format!("no answer within {} ms", limit.as_millis());
-                    let silent = (format!("{host}:{port}"), why);
+                    let silent = Silent {
+                        node: format!("{host}:{port}"),
+                        why,
+                        hopeless: false,
+                    };
                     slow.insert(address, (2 * limit).min(CONNECT));
                     Err(silent)
                 }
@@ -309,30 +339,38 @@ impl Cluster {
     }
 
     /// Notes the answer that holds.
-    fn judge(&self, voices: Vec<Result<SlotMap, Silent>>, asked: usize) -> Result<(), String> {
+    fn judge(&self, voices: Vec<Result<SlotMap, Silent>>, asked: usize) -> Result<(), Untold> {
         let (mut maps, mut failed) = (Vec::new(), Vec::new());
         for voice in voices {
             match voice {
-                Ok(map) if map.rows.is_empty() => {
-                    failed.push(("a node".to_owned(), "it knows no slots".to_owned()))
-                }
+                Ok(map) if map.rows.is_empty() => failed.push(Silent {
+                    node: "a node".to_owned(),
+                    why: "it knows no slots".to_owned(),
+                    hopeless: false,
+                }),
                 Ok(map) => maps.push(map),
                 Err(error) => failed.push(error),
             }
         }
         let told = maps.len();
         let Some(newest) = maps.into_iter().max_by_key(|map| map.epoch) else {
-            return Err(format!(
-                "no node tells where the slots are: {}",
-                each_once(failed)
-            ));
+            // Who has known where the slots are goes on: a password may be on its way to the nodes.
+            let hopeless = !self.is_known() && failed.iter().all(|silent| silent.hopeless);
+            let why = each_once(failed);
+            return Err(Untold {
+                why: format!("no node tells where the slots are: {why}"),
+                hopeless,
+            });
         };
         let mut known = locked(&self.known);
         // A few that were cut off know only of what was; most of them may have been set up again.
         if newest.epoch < known.epoch && told * 2 <= asked {
-            return Err(format!(
-                "{told} of {asked} nodes of the cluster answer, with older news than was known"
-            ));
+            return Err(Untold {
+                why: format!(
+                    "{told} of {asked} nodes of the cluster answer, with older news than was known"
+                ),
+                hopeless: false,
+            });
         }
         known.epoch = newest.epoch;
         self.note(&newest, &mut known);
@@ -386,7 +424,7 @@ impl Cluster {
 /// The nodes that did not tell, by their reasons: often all have the same one.
 fn each_once(failed: Vec<Silent>) -> String {
     let mut reasons: Vec<(String, Vec<String>)> = Vec::new();
-    for (node, why) in failed {
+    for Silent { node, why, .. } in failed {
         match reasons.iter_mut().find(|(known, _)| *known == why) {
             Some((_, nodes)) => nodes.push(node),
             None => reasons.push((why, vec![node])),
@@ -405,8 +443,8 @@ async fn watch(cluster: Weak<Cluster>) {
             return;
         };
         let looked = cluster.look(Duration::ZERO).await;
-        if let (Err(error), false, true) = (&looked, silent, cluster.is_known()) {
-            tracing::warn!(%error, "the slots cannot be looked up; connections stay as they are");
+        if let (Err(Untold { why, .. }), false, true) = (&looked, silent, cluster.is_known()) {
+            tracing::warn!(error = %why, "the slots cannot be looked up; connections stay as they are");
         }
         silent = looked.is_err();
     }
