@@ -92,7 +92,7 @@ impl Which {
     ) -> anyhow::Result<Vec<Span>> {
         let keys = session.keys().await?;
         let kinds = [StreamKind::Dead];
-        let streams = choose::streams(&session.connector()?, &keys, &self.streams, &kinds).await?;
+        let streams = choose::streams(&session.within()?, &keys, &self.streams, &kinds).await?;
         let now = inspect::now(connection).await?;
         let (from, to) = self.filters.bounds(now);
         let sight = session.sight()?;
@@ -143,7 +143,7 @@ impl Letters<'_> {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.connector()?.pooled().await?;
+    let mut connection = session.looking().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Show(flags) => show::run(&session, &mut connection, &flags).await,

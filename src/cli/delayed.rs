@@ -8,7 +8,7 @@ mod walk;
 use super::choose::{self, Due, What};
 use super::{Exit, Session};
 use clap::{Args, Subcommand};
-use convoke::operator::delayed::{Queue, Waiting, queues};
+use convoke::operator::delayed::{Queue, Waiting};
 use convoke::protocol::event::{Entry, LAST_ERROR};
 use convoke::protocol::keys::{StreamKind, StreamName};
 
@@ -100,9 +100,12 @@ impl Which {
     /// The queues of streams of these kinds in which it may be.
     async fn queues(&self, session: &Session, kinds: &[StreamKind]) -> anyhow::Result<Vec<Queue>> {
         let keys = session.keys().await?;
-        let all = queues(&session.connector()?, &keys).await?;
+        let within = session.within()?;
+        let all = within.queues(&keys).await?;
         let there: Vec<StreamName> = all.into_iter().map(|queue| queue.stream).collect();
-        let streams = choose::named(&keys, &self.streams, kinds, &there)?;
+        let streams = within
+            .of(choose::named(&keys, &self.streams, kinds, &there)?)
+            .await?;
         let queues = streams.iter().filter_map(|stream| Queue::of(&keys, stream));
         Ok(queues.collect())
     }
@@ -136,7 +139,7 @@ fn reason(event: &Entry) -> String {
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.connector()?.pooled().await?;
+    let mut connection = session.looking().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Show(flags) => show::run(&session, &mut connection, &flags).await,

@@ -5,6 +5,7 @@ mod cluster;
 mod domains;
 mod flow;
 mod guarantees;
+mod held;
 mod memory;
 mod policies;
 mod sentinels;
@@ -227,7 +228,11 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         let mut found = Vec::new();
         let looked = async {
             let mut connection = connector.pooled().await?;
-            let names = inspect::streams(&connector, &keys).await;
+            let reach = session.within()?.reach().await.cloned();
+            let names = match reach {
+                Ok(reach) => inspect::streams_within(reach.nodes(), &keys).await,
+                Err(_) => inspect::streams(&connector, &keys).await,
+            };
             of_names(&session, &mut connection, names, &mut found).await
         };
         if let Err(error) = Box::pin(looked).await {

@@ -1,6 +1,10 @@
 //! `convoke domain`: over how many partitions the events of a domain are split, and whether its subjects have an order.
 
-use super::output::{self, Column, Table, count, number};
+mod held;
+
+pub(super) use held::{whose, why};
+
+use super::output::{self, Cell, Column, RED, Table, count, number};
 use super::{Exit, Misuse, Session, who};
 use anyhow::bail;
 use clap::{Args, Subcommand, ValueEnum};
@@ -17,6 +21,7 @@ const EXAMPLES: &str = "\
 Examples:
   convoke domain list
   convoke domain show image
+  convoke domain show account --held        the subjects that wait, and why
   convoke domain set image --partitions 16
   convoke domain set image --partitions 16 --version 3
   convoke domain set account --order subject
@@ -55,6 +60,9 @@ enum Command {
         /// The part of an event type before its first dot
         #[arg(value_name = "DOMAIN")]
         domain: String,
+        /// Only the subjects that wait for the next try of an event of theirs, with what that failed with
+        #[arg(long)]
+        held: bool,
     },
     /// Split a domain over more partitions, or give its subjects an order over all workers
     #[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["partitions", "order"])))]
@@ -102,9 +110,10 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             let names = domains.learn_all().await?;
             list(&session, &keys, &names)
         }
-        Command::Show { domain } => {
+        Command::Show { domain, held } => {
             domains.learn_all().await?;
             match keys.domain(&domain) {
+                Some(is) if held => held::show(&session, &keys, &domain, &is).await,
                 Some(is) => show(&session, &domains, &keys, &domain, &is).await,
                 None => {
                     let nobody = format!("nobody has used the domain {domain} yet");
@@ -223,11 +232,22 @@ async fn show(
         Column::number("HELD").optional(),
     ];
     let ordered = is.order == DomainOrder::Subject;
+    let within = session.within()?;
     let now = local_now();
     let mut table = Table::new(&session.output, columns);
     let mut all = Vec::new();
     for partition in 0..is.partitions {
         let key = keys.events(name, partition);
+        if !within.reaches(&key).await? {
+            let one = json!({ "partition": partition, "unreachable": true });
+            all.push(one);
+            let mut row = vec![Cell::from(partition.to_string())];
+            row.resize(4, "-".into());
+            row.push(Cell::styled("away", RED));
+            row.resize(8, "".into());
+            table.row(row)?;
+            continue;
+        }
         let mut connection = connector.toward(&key).pooled().await?;
         let stream = match keys.stream_name(&key) {
             Some(stream) => inspect::stream(&mut connection, &stream).await?,
@@ -238,9 +258,11 @@ async fn show(
             .and_then(|it| it.groups.iter().find(|one| one.name == *group));
         let length = stream.as_ref().map_or(0, |it| it.length);
         let (lag, pending) = (own.and_then(|it| it.lag), own.map_or(0, |it| it.pending));
-        let waits_for = match domains.is_open(name, partition, group).await? {
-            true => None,
-            false => is.came_from(partition).map(|(from, _)| from),
+        let waits_for = match domains.is_open(name, partition, group).await {
+            Ok(true) => None,
+            Err(error) if within.reach().await?.is_whole() => return Err(error.into()),
+            // One before it may be away.
+            Ok(false) | Err(_) => is.came_from(partition).map(|(from, _)| from),
         };
         let owned = match ordered {
             true => Some(Owned::of(&connector, keys, (name, partition), group).await?),
@@ -316,7 +338,7 @@ impl Owned {
         Ok(Self { owner, left, held })
     }
 
-    fn told(&self) -> Value {
+    pub(super) fn told(&self) -> Value {
         self.owner.as_ref().map_or(Value::Null, |owner| {
             json!({"instance": owner.instance, "since": owner.since, "lease_ms": self.left})
         })

@@ -68,8 +68,8 @@ async fn look(
     named: Option<&str>,
 ) -> anyhow::Result<Vec<Seen>> {
     let keys = session.keys().await?;
-    let streams = choose::streams(&session.connector()?, &keys, streams, &KINDS).await?;
-    let mut owners = Owners::new(session.instances()?);
+    let streams = choose::streams(&session.within()?, &keys, streams, &KINDS).await?;
+    let mut owners = session.owners()?;
     let mut seen = Vec::new();
     for name in &streams {
         seen.extend(groups_of(connection, &mut owners, name, named).await?);
@@ -100,9 +100,9 @@ async fn groups_of(
             .learn(consumers.iter().map(|one| one.name.as_str()))
             .await?;
         let (any, alive) = ASKED_WITHIN_MS;
-        let reads = consumers
-            .into_iter()
-            .filter(|one| one.idle_ms < any || one.idle_ms < alive && owners.lives(&one.name));
+        let reads = consumers.into_iter().filter(|one| {
+            one.idle_ms < any || one.idle_ms < alive && owners.lives(&one.name) != Some(false)
+        });
         let readers = reads.map(|one| one.name).collect();
         seen.push(Seen {
             stream: stream.clone(),
@@ -115,7 +115,7 @@ async fn groups_of(
 
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
-    let mut connection = session.connector()?.pooled().await?;
+    let mut connection = session.looking().await?;
     match flags.command {
         Command::List(flags) => list::run(&session, &mut connection, &flags).await,
         Command::Drop(flags) => drop::run(&session, &mut connection, &flags).await,

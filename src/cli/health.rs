@@ -99,11 +99,22 @@ fn print(session: &Session, health: &Value) -> anyhow::Result<()> {
                 name.clone(),
                 service["status"].as_str().unwrap_or("unknown").to_owned(),
                 latency.map_or_else(String::new, |ms| format!("{ms:.1}ms")),
-                service["error"].as_str().unwrap_or_default().to_owned(),
+                error_of(service),
             ]
         })
         .collect();
     Ok(output.table(&["SERVICE", "STATUS", "LATENCY", "ERROR"], &rows)?)
+}
+
+/// What is wrong with a service, or with some of its nodes.
+fn error_of(service: &Value) -> String {
+    let error = service["error"].as_str().map(str::to_owned);
+    let away = service["away"].as_array().into_iter().flatten();
+    let away = away.map(|away| {
+        let text = |name: &str| away[name].as_str().unwrap_or_default();
+        format!("{} does not answer: {}", text("node"), text("error"))
+    });
+    error.into_iter().chain(away).collect::<Vec<_>>().join("; ")
 }
 
 /// Something that does not flow.

@@ -42,12 +42,14 @@ mod task;
 mod top;
 mod trace;
 mod vote;
+mod within;
 mod worker;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use convoke::client::{Client, ClientOptions};
-use convoke::connect::connector::Connector;
+use convoke::connect::connector::{Connector, Pooled};
+use convoke::connect::reach::Reach;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::scripts;
 use convoke::operator::browse::Sight;
@@ -58,14 +60,17 @@ use convoke::settings::sources::{self, given};
 use convoke::streams::domains::Domains;
 use convoke::worker::logs;
 use output::Output;
+use owners::Owners;
 use settings::BusFlags;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::OnceCell;
 use uuid::Uuid;
+use within::{Missing, Within};
 
 const STYLES: Styles = Styles::styled()
     .header(AnsiColor::Green.on_default().bold())
@@ -267,6 +272,20 @@ fn execute(cli: Cli) -> anyhow::Result<Exit> {
         true => runtime.block_on(session.found())?,
         false => session,
     };
+    let missing = session.missing.clone();
+    let outcome = ran(session, command, &runtime);
+    // A part is no answer to who asked for all.
+    missing.tell();
+    match missing.is_any() {
+        true => outcome.map(|exit| match exit {
+            Exit::Done => Exit::Failed,
+            exit => exit,
+        }),
+        false => outcome,
+    }
+}
+
+fn ran(session: Session, command: Command, runtime: &Runtime) -> anyhow::Result<Exit> {
     match command {
         Command::Worker(flags) => worker::run(session, &flags),
         Command::Publish(flags) => runtime.block_on(publish::run(session, flags)),
@@ -340,6 +359,10 @@ struct Session {
     looks: bool,
     /// The way to the server, for all that the command asks.
     connector: OnceLock<Connector>,
+    /// Which nodes of a cluster answer, once they were asked.
+    reach: Arc<OnceCell<Reach>>,
+    /// What was left out since its node is away.
+    missing: Missing,
 }
 
 impl Session {
@@ -414,6 +437,8 @@ impl Session {
                     | Command::Domain(_)
             ),
             connector: OnceLock::new(),
+            reach: Arc::default(),
+            missing: Missing::new(common.format),
         })
     }
 
@@ -449,6 +474,12 @@ impl Session {
         Ok(self.connector.get_or_init(|| connector).clone())
     }
 
+    /// What of the bus can be asked.
+    fn within(&self) -> anyhow::Result<Within> {
+        let (reach, missing) = (self.reach.clone(), self.missing.clone());
+        Ok(Within::new(self.connector()?, reach, missing))
+    }
+
     /// Looks at entries, of which no more is held than a worker would.
     fn sight(&self) -> anyhow::Result<Sight> {
         let limit = self.settings.limits().entry();
@@ -463,10 +494,38 @@ impl Session {
             Err(error) if error.code() == Some("NOPERM") => {
                 tracing::warn!(%error, "how many partitions the domains have is not known: the setting counts");
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                let within = self.within()?;
+                // What has no node to tell it is as it is set, where others have something to tell.
+                if within.reach().await.is_err() || !within.is_blind(&keys) {
+                    return Err(error.into());
+                }
+            }
             Ok(_) => {}
         }
         Ok(keys)
+    }
+
+    /// A connection to look by: what is of no key is asked of a node that answers.
+    async fn looking(&self) -> anyhow::Result<Pooled> {
+        let connector = self.connector()?;
+        match connector.pooled().await {
+            Err(error) => {
+                let within = self.within()?;
+                match within.reach().await {
+                    Ok(reach) if !reach.is_whole() => Ok(reach.nodes()[0].pooled().await?),
+                    _ => Err(error.into()),
+                }
+            }
+            connection => Ok(connection?),
+        }
+    }
+
+    /// Who lives; of nobody is that known while the node of the control plane is away.
+    fn owners(&self) -> anyhow::Result<Owners> {
+        let is_blind = self.within()?.is_blind(&self.settings.keys()?);
+        let instances = self.instances()?;
+        Ok(Owners::new((!is_blind).then_some(instances)))
     }
 
     fn instances(&self) -> anyhow::Result<Instances> {

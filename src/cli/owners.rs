@@ -9,12 +9,13 @@ const REMEMBERED: usize = 10_000;
 
 /// Remembers for one run who lives.
 pub(super) struct Owners {
-    instances: Instances,
+    /// `None`: nobody can be asked who lives.
+    instances: Option<Instances>,
     known: HashMap<String, bool>,
 }
 
 impl Owners {
-    pub(super) fn new(instances: Instances) -> Self {
+    pub(super) fn new(instances: Option<Instances>) -> Self {
         Self {
             instances,
             known: HashMap::new(),
@@ -35,7 +36,10 @@ impl Owners {
         if new.is_empty() {
             return Ok(());
         }
-        let alive = self.instances.active_among(&new).await?;
+        let Some(instances) = &self.instances else {
+            return Ok(());
+        };
+        let alive = instances.active_among(&new).await?;
         if self.known.len() + new.len() > REMEMBERED {
             self.known.clear();
         }
@@ -45,8 +49,9 @@ impl Owners {
         Ok(())
     }
 
-    /// Whether it was alive when it was asked about.
-    pub(super) fn lives(&self, name: &str) -> bool {
-        self.known.get(name).copied().unwrap_or(false)
+    /// Whether it was alive when it was asked about; `None` where nobody can tell.
+    pub(super) fn lives(&self, name: &str) -> Option<bool> {
+        self.instances.as_ref()?;
+        Some(self.known.get(name).copied().unwrap_or(false))
     }
 }

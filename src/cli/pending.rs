@@ -3,7 +3,6 @@
 use super::choose;
 use super::choose::Filters;
 use super::output::{Cell, Column, GREEN, RED, Table, count, span};
-use super::owners::Owners;
 use super::payload;
 use super::{Exit, Session, output};
 use clap::Args;
@@ -82,13 +81,14 @@ impl Held {
 /// Runs the command.
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let keys = session.keys().await?;
-    let mut connection = session.connector()?.pooled().await?;
+    let mut connection = session.looking().await?;
     let sight = session.sight()?;
     let kinds = [StreamKind::Events, StreamKind::Inbox];
-    let streams = choose::streams(&session.connector()?, &keys, &flags.streams, &kinds).await?;
+    let streams = choose::streams(&session.within()?, &keys, &flags.streams, &kinds).await?;
     let group = flags.held.group.as_ref().unwrap_or(&session.settings.group);
-    let mut owners = Owners::new(session.instances()?);
-    let runs = match flags.running.is_some() || session.output.is_json() {
+    let mut owners = session.owners()?;
+    let is_blind = session.within()?.is_blind(&keys);
+    let runs = match flags.running.is_some() || session.output.is_json() && !is_blind {
         true => session.instances()?.metrics(false).await?.runs,
         false => Vec::new(),
     };
@@ -150,7 +150,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
                         table.row(one.row(several.then(|| choose::short(stream))))?;
                     }
                     shown += 1;
-                    orphans += u64::from(!alive);
+                    orphans += u64::from(alive == Some(false));
                     if shown == limit {
                         break 'streams;
                     }
@@ -200,7 +200,7 @@ struct One<'a> {
     pending: &'a Pending,
     /// `None`: it was deleted from its stream.
     entry: Option<&'a Entry>,
-    alive: bool,
+    alive: Option<bool>,
     /// How long it runs, if its instance told so.
     running_ms: Option<u64>,
 }
@@ -214,8 +214,9 @@ impl One<'_> {
     fn row(&self, stream: Option<String>) -> Vec<Cell> {
         let owner = &self.pending.consumer;
         let owner = match self.alive {
-            true => Cell::styled(owner.clone(), GREEN),
-            false => Cell::styled(format!("{owner} (gone)"), RED),
+            Some(true) => Cell::styled(owner.clone(), GREEN),
+            Some(false) => Cell::styled(format!("{owner} (gone)"), RED),
+            None => owner.clone().into(),
         };
         let payload = match self.entry {
             Some(entry) => match payload::too_large(entry) {

@@ -71,7 +71,22 @@ fn print(output: &Output, state: &Value) -> io::Result<()> {
             Some(limit) => output::bytes(limit),
             None => "no limit".to_owned(),
         };
-        output.line(&format!("redis: {} of {limit}", output::bytes(used)))?;
+        let nodes = match state["redis"]["nodes"].as_u64() {
+            Some(nodes) => format!(", {nodes} nodes"),
+            None => String::new(),
+        };
+        let fullest = &state["redis"]["fullest"];
+        let fullest = fullest.as_f64().map_or_else(String::new, |share| {
+            let node = text(&state["redis"]["fullest_node"]);
+            format!(", the fullest {node} with {:.0} %", share * 100.0)
+        });
+        let line = format!("redis: {} of {limit}{nodes}{fullest}", output::bytes(used));
+        output.line(&output::printable(&line))?;
+    }
+    for away in state["unreachable"].as_array().into_iter().flatten() {
+        let (node, error) = (text(&away["node"]), text(&away["error"]));
+        let line = format!("{node} does not answer, its streams are missing: {error}");
+        output.line(&output.red(&output::printable(&line)))?;
     }
     if let Some(patterns) = state["patterns"].as_object().filter(|all| !all.is_empty()) {
         let told = patterns

@@ -1,13 +1,14 @@
 //! `convoke streams`: how much waits where, and with whom.
 
+use super::domain::Owned;
 use super::output::{Cell, Column, FAINT, GREEN, RED, Table, YELLOW, number, span};
-use super::owners::Owners;
 use super::{Exit, Session, choose, output};
 use clap::Args;
 use convoke::operator::delayed::{self, Depth, Queue};
 use convoke::operator::inspect::{self, Consumer, Group, Stream};
 use convoke::operator::memory;
 use convoke::operator::parked::{self, ParkedKind};
+use convoke::protocol::domain::DomainOrder;
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use redis::aio::ConnectionLike;
@@ -50,22 +51,22 @@ pub(super) struct Flags {
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let keys = session.keys().await?;
-    let mut connection = session.connector()?.pooled().await?;
+    let mut connection = session.looking().await?;
     let mut kinds = vec![Events, Inbox, Dead, Results, Broadcast];
     if flags.all || !flags.streams.is_empty() {
         kinds.push(Reply);
     }
-    let mut names = choose::streams(&session.connector()?, &keys, &flags.streams, &kinds).await?;
+    let mut names = choose::streams(&session.within()?, &keys, &flags.streams, &kinds).await?;
     if flags.streams.is_empty() {
         // What was published for later only has no stream yet.
-        let queues = delayed::queues(&session.connector()?, &keys).await?;
+        let queues = session.within()?.queues(&keys).await?;
         names.extend(queues.into_iter().map(|queue| queue.stream));
         names.sort();
         names.dedup();
     }
     let depths = depths(&mut connection, &keys, &names).await?;
     let mut seats = totals::read(&session, &names).await?;
-    let mut owners = Owners::new(session.instances()?);
+    let mut owners = session.owners()?;
     let now = inspect::now(&mut connection).await?;
     let mut table = Table::new(
         &session.output,
@@ -101,10 +102,11 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             owners
                 .learn(consumers.iter().map(|c| c.name.as_str()))
                 .await?;
-            groups.push((group, consumers));
+            let owned = owned(&session, &keys, &name, &group.name).await?;
+            groups.push((group, consumers, owned));
         }
         if session.output.is_json() {
-            let groups = groups.iter().map(|(group, consumers)| {
+            let groups = groups.iter().map(|(group, consumers, owned)| {
                 let consumers = consumers.iter().map(|consumer| {
                     json!({
                         "consumer": consumer.name,
@@ -113,7 +115,12 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
                         "idle_ms": consumer.idle_ms,
                     })
                 });
-                described_group(group, consumers.collect(), now)
+                let mut said = described_group(group, consumers.collect(), now);
+                if let Some(owned) = owned {
+                    said["owner"] = owned.told();
+                    said["held"] = owned.held.into();
+                }
+                said
             });
             let mut said = described(&stream, size, depth, groups.collect(), now);
             let parked = parked.iter().map(
@@ -153,8 +160,8 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
         for one in &seats {
             table.row(totals::row(one))?;
         }
-        for (group, consumers) in &groups {
-            table.row(group_row(group, &session.output, now))?;
+        for (group, consumers, owned) in &groups {
+            table.row(group_row(group, owned.as_ref(), &session.output, now))?;
             let limit = if flags.all { usize::MAX } else { SHOWN };
             for consumer in consumers.iter().take(limit) {
                 let alive = owners.lives(&consumer.name);
@@ -221,7 +228,36 @@ fn parked_row(parked: &ParkedKind, output: &output::Output, now: u64) -> Vec<Cel
     ]
 }
 
-fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {
+/// Who owns a partition whose subjects have an order.
+async fn owned(
+    session: &Session,
+    keys: &Keys,
+    name: &StreamName,
+    group: &str,
+) -> anyhow::Result<Option<Owned>> {
+    let is = keys.domain(&name.part);
+    let ordered = is.is_some_and(|is| is.order == DomainOrder::Subject);
+    if name.kind != StreamKind::Events || !ordered {
+        return Ok(None);
+    }
+    let place = (name.part.as_str(), name.partition);
+    let owned = Owned::of(&session.connector()?, keys, place, group).await?;
+    // Groups of others read as they like.
+    let is_owned = owned.owner.is_some() || *group == session.settings.group;
+    Ok(is_owned.then_some(owned))
+}
+
+fn group_row(group: &Group, owned: Option<&Owned>, output: &output::Output, now: u64) -> Vec<Cell> {
+    let owned = owned.map_or_else(String::new, |owned| {
+        let held = match owned.held {
+            0 => String::new(),
+            held => format!(", {} held", number(held)),
+        };
+        match &owned.owner {
+            Some(owner) => format!(" (owner {}{held})", owner.instance),
+            None => format!(" (no owner{held})"),
+        }
+    });
     let oldest = group
         .oldest
         .map_or_else(String::new, |id| match output.is_absolute() {
@@ -230,7 +266,7 @@ fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {
         });
     let lag = group.lag.map_or_else(|| "?".to_owned(), number);
     vec![
-        format!("  {}", group.name).into(),
+        format!("  {}{owned}", group.name).into(),
         "".into(),
         "".into(),
         if lag == "0" {
@@ -244,11 +280,12 @@ fn group_row(group: &Group, output: &output::Output, now: u64) -> Vec<Cell> {
     ]
 }
 
-fn consumer_row(consumer: &Consumer, alive: bool) -> Vec<Cell> {
+fn consumer_row(consumer: &Consumer, alive: Option<bool>) -> Vec<Cell> {
     let (word, style) = match alive {
-        true => ("alive", GREEN),
-        false if consumer.pending > 0 => ("gone", RED),
-        false => ("gone", FAINT),
+        Some(true) => ("alive", GREEN),
+        Some(false) if consumer.pending > 0 => ("gone", RED),
+        Some(false) => ("gone", FAINT),
+        None => ("not known whether it lives", FAINT),
     };
     vec![
         Cell::styled(format!("    {} ({word})", consumer.name), style),

@@ -94,7 +94,7 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     if flags.id.is_none() && flags.subject.is_none() && flags.source.is_none() {
         return Err(Misuse::error("say which: ID, --subject or --source"));
     }
-    let mut connection = session.connector()?.pooled().await?;
+    let mut connection = session.looking().await?;
     let now = inspect::now(&mut connection).await?;
     let mut gathering = Gathering::begin(&session, &flags, connection, now).await?;
     gathering.events().await?;

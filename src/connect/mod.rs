@@ -18,6 +18,8 @@ pub mod memory;
 mod opening;
 pub mod options;
 mod pool;
+#[doc(hidden)]
+pub mod reach;
 pub mod resp;
 pub mod script;
 pub(crate) mod secret;

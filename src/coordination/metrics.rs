@@ -24,6 +24,7 @@ pub(super) use packing::Packed;
 use crate::protocol::event::EntryId;
 use crate::protocol::histogram::{BUCKETS, Histogram};
 use crate::protocol::keys::is_event_type;
+use crate::protocol::progress::Progress;
 use rmpv::Value;
 use std::collections::BTreeMap;
 
@@ -37,6 +38,8 @@ pub const MAX_BUCKETS: usize = 4096;
 pub const MAX_RUNNING: usize = 64;
 /// Runs of one report.
 pub const MAX_RUNS: usize = 32;
+/// Runs of one report that say how far they are.
+pub const MAX_PROGRESS: usize = 8;
 /// The highest counter: the script counts in numbers that are exact up to 2^53.
 const HIGHEST: u64 = 1 << 52;
 /// The field of the totals that all event types add up to: the name of none of them.
@@ -119,6 +122,8 @@ pub struct OldestRun {
     pub entry: EntryId,
     /// How long it goes on, in ms.
     pub age_ms: u64,
+    /// How far it is, as it told last; of the first [`MAX_PROGRESS`] that tell.
+    pub progress: Option<Progress>,
 }
 
 /// What an instance reports with a pulse.

@@ -8,21 +8,25 @@ use super::store::Store;
 use super::{batches, instances};
 use crate::connect::clock::whole_ms;
 use crate::connect::connector::Connector;
-use crate::connect::memory::Memory;
+use crate::connect::memory::Together;
+use crate::connect::reach::Reach;
 use crate::connect::script::script_with;
 use crate::protocol::event::Entry;
 use crate::protocol::keys::{Keys, StreamName};
 use crate::protocol::msgpack::{self, PayloadLimits};
 use crate::streams::read;
 use redis::{FromRedisValue, Script, Value};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 /// Facts that are shown at the most.
 pub const MAX_RECENT: usize = 100;
 /// Streams that are looked at, at the most.
 pub const MAX_STREAMS: usize = 1000;
+/// Streams of events that are looked at for whether they flow, at the most.
+pub const MAX_FLOWS: usize = 10_000;
 
 /// Streams asked about in one round trip.
 const PAGE: usize = 100;
@@ -97,14 +101,23 @@ impl View {
         Ok(version)
     }
 
+    /// Which nodes answer now, within that long each.
+    ///
+    /// # Errors
+    /// `Bus`.
+    pub async fn reach(&self, patience: Duration) -> Result<Reach, CoordinationError> {
+        Ok(Reach::look(&self.store.connector, patience).await?)
+    }
+
     /// The streams of the domains that workers read, now or lately, and of the control plane, as far
-    /// as they exist: events, results and dead letters; of the inboxes only what they share. At
+    /// as they exist and their node answers: events, results and dead letters; of the inboxes only what they share. At
     /// most [`MAX_STREAMS`] are looked at.
     ///
     /// # Errors
     /// `Bus`.
-    pub async fn streams(&self) -> Result<Vec<StreamSize>, CoordinationError> {
-        let names = self.names().await?;
+    pub async fn streams(&self, reach: &Reach) -> Result<Vec<StreamSize>, CoordinationError> {
+        let mut names = self.names().await?;
+        names.retain(|name| reach.missing(name).is_none());
         let mut sizes = Vec::new();
         for page in names.chunks(PAGE) {
             let mut reads = redis::pipe();
@@ -135,16 +148,24 @@ impl View {
         Ok(sizes)
     }
 
-    /// The streams by name, whether they exist or not.
+    /// The streams through which events flow, by name, whether they exist or not: at most [`MAX_FLOWS`] of events, and of
+    /// the others as many as [`View::streams`] looks at.
     ///
     /// # Errors
     /// `Bus`.
-    pub async fn stream_names(&self) -> Result<Vec<StreamName>, CoordinationError> {
-        let names = self.names().await?;
-        let known = names
-            .iter()
-            .filter_map(|name| self.store.keys.stream_name(name));
-        Ok(known.collect())
+    pub async fn flow_names(&self) -> Result<Vec<StreamName>, CoordinationError> {
+        let keys = &self.store.keys;
+        let domains = self.catalog.domains().await?;
+        let events = domains.iter().flat_map(|domain| {
+            let partitions = 0..keys.partitions(domain);
+            partitions.map(move |partition| keys.events(domain, partition))
+        });
+        let mut names: Vec<String> = events.take(MAX_FLOWS).collect();
+        let known: HashSet<String> = names.iter().cloned().collect();
+        let others = self.names().await?.into_iter();
+        names.extend(others.filter(|name| !known.contains(name)));
+        let names = names.iter().filter_map(|name| keys.stream_name(name));
+        Ok(names.collect())
     }
 
     async fn names(&self) -> Result<Vec<String>, CoordinationError> {
@@ -161,13 +182,12 @@ impl View {
         Ok(names)
     }
 
-    /// What the server uses of its memory; `None` if it does not tell.
+    /// What the server uses of its memory, or the nodes that answer together; `None` if it does not tell.
     ///
     /// # Errors
     /// `Bus`.
-    pub async fn memory(&self) -> Result<Option<Memory>, CoordinationError> {
-        let mut connection = self.store.connector.pooled().await?;
-        Ok(Memory::look(&mut connection).await?)
+    pub async fn memory(&self, reach: &Reach) -> Result<Option<Together>, CoordinationError> {
+        Ok(Together::look(reach).await?)
     }
 
     /// The last entries of the broadcast, the latest first: at most that many, at most

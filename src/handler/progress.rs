@@ -121,6 +121,12 @@ impl Context {
             .unwrap_or_default()
     }
 
+    /// How far the run is, as it told last.
+    pub(crate) fn newest_progress(&self) -> Option<Progress> {
+        let told = self.told().0.get()?;
+        Some(locked(told).progress.clone())
+    }
+
     /// When the last one was written.
     pub(crate) fn written_last(&self) -> Option<Instant> {
         locked(self.told().0.get()?).written

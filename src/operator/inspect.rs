@@ -96,7 +96,16 @@ pub struct Consumer {
 /// # Errors
 /// `Bus`: what one node does not tell would be missing without a word.
 pub async fn streams(connector: &Connector, keys: &Keys) -> Result<Vec<StreamName>, BusError> {
-    scan(connector, keys, "stream", |key| keys.stream_name(key)).await
+    streams_within(&connector.nodes().await?, keys).await
+}
+
+/// The same of these nodes: of those of a cluster that answer, where not all do.
+///
+/// # Errors
+/// `Bus`.
+#[doc(hidden)]
+pub async fn streams_within(nodes: &[Connector], keys: &Keys) -> Result<Vec<StreamName>, BusError> {
+    scan(nodes, keys, "stream", |key| keys.stream_name(key)).await
 }
 
 /// The same of one server, a replica as well.
@@ -113,13 +122,13 @@ pub async fn streams_on(
 
 /// What the keys of one Redis type in the namespace stand for, sorted.
 pub(super) async fn scan<T: Ord>(
-    connector: &Connector,
+    nodes: &[Connector],
     keys: &Keys,
     redis_type: &str,
     stands_for: impl Fn(&str) -> Option<T>,
 ) -> Result<Vec<T>, BusError> {
     let mut found = BTreeSet::new();
-    for node in connector.nodes().await? {
+    for node in nodes {
         let connection = &mut node.pooled().await?;
         found.extend(scan_on(connection, keys, redis_type, &stands_for).await?);
     }

@@ -5,6 +5,8 @@ pub mod browse;
 pub mod cluster;
 pub mod delayed;
 pub mod groups;
+#[doc(hidden)]
+pub mod held;
 pub mod inspect;
 pub mod memory;
 #[doc(hidden)]

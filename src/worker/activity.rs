@@ -53,14 +53,15 @@ pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<
             }
         }
         let kinds: Vec<_> = lane.router.routes().collect();
-        for (route, since, stream, entry) in lane.inflight.oldest(MAX_RUNS) {
-            let kind = kinds.iter().find(|kind| kind.index == route);
+        for run in lane.inflight.oldest(MAX_RUNS) {
+            let kind = kinds.iter().find(|kind| kind.index == run.route);
             runs.push(OldestRun {
                 instance: String::new(),
                 kind: kind.map_or_else(String::new, |kind| kind.kind.clone()),
-                stream: lane.routes[stream].events.clone(),
-                entry,
-                age_ms: age(since),
+                stream: lane.routes[run.stream].events.clone(),
+                entry: run.entry,
+                age_ms: age(run.since),
+                progress: run.progress,
             });
         }
     }

@@ -5,6 +5,7 @@ use super::shared::Delivery;
 use crate::handler::context::Context;
 use crate::mutex::locked;
 use crate::protocol::event::EntryId;
+use crate::protocol::progress::Progress;
 use crate::streams::commit::Receipt;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
@@ -60,6 +61,17 @@ struct Run {
     since: Instant,
     context: Context,
     task: AbortHandle,
+}
+
+/// A run that takes its time.
+#[derive(Debug)]
+pub(super) struct Oldest {
+    pub(super) route: usize,
+    pub(super) since: Instant,
+    pub(super) stream: usize,
+    pub(super) entry: EntryId,
+    /// How far it is, as it told last.
+    pub(super) progress: Option<Progress>,
 }
 
 impl Held {
@@ -220,17 +232,24 @@ impl InFlight {
         all
     }
 
-    /// The runs that began first: the route, when, the stream and the entry.
-    pub(super) fn oldest(&self, count: usize) -> Vec<(usize, Instant, usize, EntryId)> {
+    /// The runs that began first.
+    pub(super) fn oldest(&self, count: usize) -> Vec<Oldest> {
         let held = self.held();
         let runs = held.iter().filter_map(|(key, held)| match &held.doing {
             Doing::Nothing | Doing::Waits { .. } => None,
-            Doing::Runs(run) => Some((run.route, run.since, key.stream, key.entry)),
+            Doing::Runs(run) => Some((key, run)),
         });
         let mut runs: Vec<_> = runs.collect();
-        runs.sort_unstable_by_key(|(_, since, ..)| *since);
+        runs.sort_unstable_by_key(|(_, run)| run.since);
         runs.truncate(count);
-        runs
+        let runs = runs.into_iter().map(|(key, run)| Oldest {
+            route: run.route,
+            since: run.since,
+            stream: key.stream,
+            entry: key.entry,
+            progress: run.context.newest_progress(),
+        });
+        runs.collect()
     }
 
     /// Drops deliveries that are settled.

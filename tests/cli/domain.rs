@@ -1,8 +1,9 @@
 //! `convoke domain`, and what `doctor` says of partitions.
 
-use super::rig::{lines, names, say};
+use super::rig::{lines, names, say, send};
 use super::{convoke, end, run};
 use crate::support::{self, Redis};
+use convoke::streams::hold::Held;
 use serde_json::{Value, json};
 
 /// A command that is set to have two partitions.
@@ -296,4 +297,93 @@ fn a_domain_gets_an_order_and_who_owns_what_is_shown() {
     let said = tagged(&redis, &unset).done().out;
     assert_eq!(said, "image: 2 partitions, version 3\n");
     assert_eq!(examined(&redis, "2")[0].0, "fine");
+}
+
+#[test]
+fn subjects_that_are_held_up_are_named_with_why_and_since_when() {
+    let redis = Redis::start();
+    let set = [
+        "domain",
+        "set",
+        "bank",
+        "--order",
+        "subject",
+        "--partitions",
+        "2",
+    ];
+    tagged(&redis, &set).done();
+    assert_eq!(
+        told(&redis, &["domain", "show", "bank", "--held"]),
+        [] as [Value; 0]
+    );
+    let partition = convoke::protocol::keys::Keys::tagged("cb", 2)
+        .unwrap()
+        .partition_of("bank", "ada");
+    let key = |kind: &str| format!("{{cb:bank:{partition}}}:{kind}");
+    let (events, held) = (key("events"), key("held:workers"));
+    for entry in ["1-1", "2-1"] {
+        let event = format!("XADD {events} {entry} type bank.book subject ada id b-{entry}");
+        say(&redis, &event);
+    }
+    say(&redis, &format!("XGROUP CREATE {events} workers 0"));
+    let note = |code: &str| Held {
+        attempt: 3,
+        due: 1_900_000_000_000,
+        deliveries: 1,
+        code: code.into(),
+        message: String::new(),
+    };
+    let failed = note("internal").saying("no bank").encode();
+    // What has not begun waits behind the other one; the last is no note.
+    let behind = note("").encode();
+    for (entry, note) in [("1-1", &failed[..]), ("2-1", &behind), ("3-1", b"odd")] {
+        send(&redis, &[b"HSET", held.as_bytes(), entry.as_bytes(), note]);
+    }
+    let owner = "instance w-1 process p till 1900000000000 ttl 10000 since 5";
+    say(&redis, &format!("HSET {} {owner}", key("owner:workers")));
+
+    let shown = told(&redis, &["domain", "show", "bank", "--held"]);
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    for (name, value) in [
+        ("partition", json!(partition)),
+        ("stream", json!(events)),
+        ("subject", json!("ada")),
+        ("entry", json!("1-1")),
+        ("id", json!("b-1-1")),
+        ("type", json!("bank.book")),
+        ("attempt", json!(3)),
+        ("due_at", json!(1_900_000_000_000u64)),
+        ("code", json!("internal")),
+        ("message", json!("no bank")),
+        ("deleted", json!(false)),
+    ] {
+        assert_eq!(shown[0][name], value, "{name}");
+    }
+    let table = tagged(&redis, &["domain", "show", "bank", "--held"]).done();
+    assert!(table.out.contains("internal: no bank"), "{}", table.out);
+
+    let streams = told(&redis, &["streams", "bank"]);
+    let here = streams.iter().find(|one| one["stream"] == events.as_str());
+    let group = &here.unwrap()["groups"][0];
+    assert_eq!(
+        (&group["owner"]["instance"], &group["held"]),
+        (&json!("w-1"), &json!(3))
+    );
+    let table = tagged(&redis, &["streams", "bank"]).done().out;
+    assert!(table.contains("workers (owner w-1, 3 held)"), "{table}");
+
+    let found = told_whatever(&redis, &["doctor"]);
+    let found = found.iter().find(|one| one["check"] == "held").unwrap();
+    assert_eq!(found["status"], "warning", "{found}");
+    let what = found["what"].as_str().unwrap();
+    assert!(
+        what.contains("ada") && what.contains("internal: no bank"),
+        "{what}"
+    );
+}
+
+/// The lines of a command, however it ends.
+fn told_whatever(redis: &Redis, words: &[&str]) -> Vec<Value> {
+    let words = [words, &["--format", "json"]].concat();
+    lines(&tagged(redis, &words).out)
 }

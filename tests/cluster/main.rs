@@ -3,6 +3,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod away;
 mod boxes;
 mod foreign;
 mod moves;

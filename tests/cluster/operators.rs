@@ -6,8 +6,8 @@ use crate::support::{new_directory, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::ledger::Database;
 use convoke::settings::{DatabaseUrl, Settings};
-use convoke::{Context, HandlerError, Worker};
-use serde_json::Value;
+use convoke::{Context, HandlerError, Progress, Worker};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -18,7 +18,7 @@ async fn refuses(_: Context, _: i64) -> Result<i64, HandlerError> {
     Err(HandlerError::internal("never").permanent())
 }
 
-fn convoke(cluster: &Cluster, words: &[&str]) -> Command {
+pub(crate) fn convoke(cluster: &Cluster, words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
     let user = users::of_command(words).unwrap_or(users::OPERATOR);
     command.env("CONVOKE_REDIS_URL", cluster.url_for(user));
@@ -27,7 +27,7 @@ fn convoke(cluster: &Cluster, words: &[&str]) -> Command {
     command
 }
 
-fn ended(output: Output) -> (i32, String, String) {
+pub(crate) fn ended(output: Output) -> (i32, String, String) {
     let text = |bytes| String::from_utf8(bytes).unwrap();
     let code = output.status.code().unwrap();
     (code, text(output.stdout), text(output.stderr))
@@ -164,7 +164,8 @@ async fn what_waits_for_its_time_is_seen_and_run_on_each_node() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_runs_is_seen_as_pending_wherever_it_lies() {
-    async fn stands_still(context: Context, _: i64) -> Result<(), HandlerError> {
+    async fn stands_still(context: Context, number: i64) -> Result<(), HandlerError> {
+        context.progress(Progress::new(number as u64).of(100).note("rows"));
         context.cancellation().cancelled().await;
         Ok(())
     }
@@ -182,7 +183,90 @@ async fn what_runs_is_seen_as_pending_wherever_it_lies() {
     .await;
     let pending = lines(&cluster, &["pending", "--where", "source", "--limit", "3"]);
     assert!(pending.len() <= 3);
+    // How far they are is known though nobody asked for it: of some of them.
+    until("top has their progress, and looks at all nodes", || async {
+        let look = lines(&cluster, &["top", "--once", "--interval", "100ms"]).remove(0);
+        let runs = look["runs"].as_array().unwrap();
+        let progress = |run: &&Value| {
+            let told = &run["progress"];
+            run["type"] == "math.still" && told["total"] == 100 && told["note"] == "rows"
+        };
+        runs.len() == 12
+            && runs.iter().filter(progress).count() == 8
+            && look["redis"]["nodes"] == 3
+            && look["unreachable"] == json!([])
+    })
+    .await;
     drop(worker);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_owns_a_partition_and_which_subjects_are_held_up_is_seen_on_every_node() {
+    let cluster = Cluster::of_three();
+    let set = [
+        "domain",
+        "set",
+        "math",
+        "--order",
+        "subject",
+        "--partitions",
+        "5",
+    ];
+    let (code, out, err) = ended(convoke(&cluster, &set).output().unwrap());
+    assert_eq!(code, 0, "{out}{err}");
+    let settings = Settings {
+        id: "w-1".into(),
+        max_attempts: 1000,
+        ..settings(&cluster, PARTITIONS)
+    };
+    let worker = Worker::builder().settings(settings);
+    let worker = start(
+        worker.handler("math.odd", |_: Context, number: i64| async move {
+            match number {
+                7 => Err(HandlerError::internal("odd")),
+                number => Ok(number),
+            }
+        }),
+    );
+    let client = client(&cluster, PARTITIONS);
+    let held: Vec<String> = (0..10).map(|number| format!("s-{number}")).collect();
+    for subject in &held {
+        for number in [7, 8] {
+            let event = Outgoing::new("math.odd", &number).subject(subject);
+            client.publish(&event).await.unwrap();
+        }
+    }
+    let show = || lines(&cluster, &["domain", "show", "math", "--held"]);
+    until("all of them are held up", || async {
+        let shown = show();
+        texts(&shown, "subject") == held && shown.iter().all(|one| one["attempt"] != 1)
+    })
+    .await;
+    let shown = show();
+    let partitions: BTreeSet<u64> = shown
+        .iter()
+        .map(|one| one["partition"].as_u64().unwrap())
+        .collect();
+    assert!(partitions.len() > 1, "{shown:?}");
+    for one in &shown {
+        assert_eq!(
+            (&one["code"], &one["message"]),
+            (&json!("internal"), &json!("odd"))
+        );
+        assert_eq!(
+            (&one["data"], &one["type"]),
+            (&json!(7), &json!("math.odd"))
+        );
+        assert!(one["due_at"].as_u64().unwrap() > 1_000_000_000_000, "{one}");
+    }
+    for stream in lines(&cluster, &["streams", "events:math"]) {
+        let group = &stream["groups"][0];
+        assert_eq!(group["owner"]["instance"], "w-1", "{stream}");
+        let number = stream["stream"].as_str().unwrap();
+        let here = |one: &&Value| one["stream"] == number;
+        assert_eq!(group["held"], shown.iter().filter(here).count(), "{stream}");
+    }
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

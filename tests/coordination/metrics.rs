@@ -5,6 +5,7 @@ use convoke::coordination::instances::instance::Beat;
 use convoke::coordination::metrics::{Gauges, HandlerSums, OldestRun, Report, Running, Sums};
 use convoke::protocol::histogram::{Histogram, bucket_of};
 use convoke::protocol::keys::Keys;
+use convoke::protocol::progress::Progress;
 use proptest::prelude::*;
 use rmpv::Value;
 use serde_json::json;
@@ -228,6 +229,7 @@ async fn gauges_are_those_of_the_living() {
                 kind: "image.resize".into(),
                 stream: "cb:events:image".into(),
                 age_ms: running.oldest_ms,
+                progress: (id == "w-3").then(|| Progress::new(7).of(9).note("é".repeat(200))),
                 ..OldestRun::default()
             }],
         };
@@ -260,6 +262,10 @@ async fn gauges_are_those_of_the_living() {
         .map(|run| run.instance.as_str())
         .collect();
     assert_eq!(who, ["w-4", "w-3", "w-2", "w-1"]);
+    // How far it is, where it tells; of what it notes only the beginning.
+    let far: Vec<Option<Progress>> = global.runs.into_iter().map(|run| run.progress).collect();
+    let told = Progress::new(7).of(9).note("é".repeat(40));
+    assert_eq!(far, [None, Some(told), None, None]);
     fleet.expire("w-2").await;
     fleet.instances.unregister("w-4", None).await.unwrap();
     fleet.run("HSET cb:instance:w-3 load 0").await;

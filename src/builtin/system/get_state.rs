@@ -5,6 +5,8 @@ mod hybrid;
 use crate::builtin::Services;
 use crate::builtin::system::quorum_vote::{StatusName, decoded};
 use crate::builtin::task::Shown;
+use crate::connect::memory::Together;
+use crate::connect::reach::Away;
 use crate::coordination::ballots::ballot::Ballot;
 use crate::coordination::batches::batch::Batch;
 use crate::coordination::error::CoordinationError;
@@ -32,6 +34,10 @@ const MAX_BATCHES: usize = 100;
 const MAX_TASKS: usize = 100;
 /// Decisions in one answer.
 const MAX_DECISIONS: usize = 100;
+/// How long each node of a cluster has to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Nodes that are named of those that do not answer.
+const AWAY: usize = 16;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct GetState {
@@ -71,8 +77,11 @@ pub(super) struct Snapshot {
     streams: Vec<Stream>,
     /// The latest facts, the last one first.
     recent_events: Vec<Fact>,
-    /// What the server uses of its memory; nil if it does not tell.
+    /// What the server uses of its memory, or all nodes of a cluster together; nil if it does not tell.
     redis: Option<Memory>,
+    /// Nodes of a cluster that do not answer: their streams and their memory are missing. At most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unreachable: Vec<Unreachable>,
     /// In which pattern the one who answers answers system events of which there are several.
     patterns: BTreeMap<Cow<'static, str>, Cow<'static, str>>,
 }
@@ -82,6 +91,20 @@ struct Memory {
     used_bytes: u64,
     /// Nil: no limit.
     limit_bytes: Option<u64>,
+    /// How many nodes it is of, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    nodes: Option<u64>,
+    /// Which part of its limit the fullest node uses, and where that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fullest: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fullest_node: Option<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Unreachable {
+    node: String,
+    error: String,
 }
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -164,6 +187,28 @@ struct BatchState {
     fence: u64,
     started_at: u64,
     updated_at: u64,
+}
+
+impl Memory {
+    fn of(told: Together) -> Self {
+        let (fullest_node, fullest) = told.fullest.unzip();
+        Self {
+            used_bytes: told.memory.used,
+            limit_bytes: Some(told.memory.limit).filter(|limit| *limit > 0),
+            nodes: (told.nodes > 1).then_some(told.nodes as u64),
+            fullest,
+            fullest_node,
+        }
+    }
+}
+
+impl Unreachable {
+    fn of(away: &Away) -> Self {
+        Self {
+            node: away.node.clone(),
+            error: away.error.clone(),
+        }
+    }
 }
 
 impl From<Batch> for BatchState {
@@ -311,6 +356,8 @@ async fn look(services: &Services, recent: usize) -> Result<Snapshot, HandlerErr
     // First: what changes meanwhile is of a later version.
     let version = view.version().await;
     let version = version.map_err(CoordinationError::into_handler_error)?;
+    let reach = view.reach(PATIENCE).await;
+    let reach = reach.map_err(CoordinationError::into_handler_error)?;
     let instances = &services.instances;
     let batches = &services.batches;
     let ballots = &services.ballots;
@@ -322,9 +369,9 @@ async fn look(services: &Services, recent: usize) -> Result<Snapshot, HandlerErr
             tasks.snapshot(None, MAX_TASKS),
             batches.list(MAX_BATCHES),
             ballots.list(MAX_DECISIONS),
-            view.streams(),
+            view.streams(&reach),
             view.recent(recent),
-            view.memory(),
+            view.memory(&reach),
         )
         .map_err(CoordinationError::into_handler_error)?;
     let decisions: Result<Vec<_>, _> = decisions.into_iter().map(Decision::of).collect();
@@ -348,10 +395,8 @@ async fn look(services: &Services, recent: usize) -> Result<Snapshot, HandlerErr
         decisions: decisions?,
         streams: streams.into_iter().map(Stream::from).collect(),
         recent_events: facts.iter().map(Fact::of).collect(),
-        redis: memory.map(|memory| Memory {
-            used_bytes: memory.used,
-            limit_bytes: Some(memory.limit).filter(|limit| *limit > 0),
-        }),
+        redis: memory.map(Memory::of),
+        unreachable: reach.away().take(AWAY).map(Unreachable::of).collect(),
         patterns: patterns_of(services),
     })
 }

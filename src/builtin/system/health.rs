@@ -7,6 +7,7 @@ mod hybrid;
 mod own;
 
 use crate::builtin::Services;
+use crate::connect::reach::Reach;
 use crate::coordination::flow::Trouble;
 use crate::coordination::instances::roster::Census;
 use crate::handler::state::State;
@@ -19,6 +20,11 @@ use std::time::{Duration, Instant};
 
 pub(crate) use hybrid::put_together;
 pub(crate) use own::report;
+
+/// How long each node of a cluster has to answer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Nodes that are named of those that do not answer.
+const AWAY: usize = 16;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct Nothing {}
@@ -46,6 +52,16 @@ struct Service {
     latency_ms: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    /// Nodes of a cluster that do not answer, while others do; at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    away: Vec<AwayNode>,
+}
+
+/// A node that does not answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+struct AwayNode {
+    node: String,
+    error: String,
 }
 
 impl Service {
@@ -53,7 +69,21 @@ impl Service {
         status: ServiceStatus::Disabled,
         latency_ms: None,
         error: None,
+        away: Vec::new(),
     };
+
+    /// The same with the nodes that do not answer.
+    fn without(self, reach: Option<&Reach>) -> Self {
+        let away = reach.into_iter().flat_map(Reach::away).take(AWAY);
+        let away = away.map(|away| AwayNode {
+            node: away.node.clone(),
+            error: away.error.clone(),
+        });
+        Self {
+            away: away.collect(),
+            ..self
+        }
+    }
 
     fn probed(answer: Result<Duration, String>) -> Self {
         match answer {
@@ -61,11 +91,13 @@ impl Service {
                 status: ServiceStatus::Up,
                 latency_ms: Some(latency.as_secs_f64() * 1000.0),
                 error: None,
+                away: Vec::new(),
             },
             Err(error) => Self {
                 status: ServiceStatus::Down,
                 latency_ms: None,
                 error: Some(error),
+                away: Vec::new(),
             },
         }
     }
@@ -191,7 +223,11 @@ fn assess(services: Probed, census: Census) -> Health {
     let down = census.expired + instances.lost;
     let status = if services.redis.is_down() || 2 * down > census.known() {
         Status::Unhealthy
-    } else if services.postgres.is_down() || services.mcp.is_down() || instances.suspect > 0 {
+    } else if services.postgres.is_down()
+        || services.mcp.is_down()
+        || !services.redis.away.is_empty()
+        || instances.suspect > 0
+    {
         Status::Degraded
     } else {
         Status::Healthy

@@ -2,6 +2,7 @@
 
 use super::fits;
 use crate::cli::Misuse;
+use crate::cli::within::Within;
 use convoke::connect::connector::Connector;
 use convoke::operator::inspect;
 use convoke::protocol::event::EntryId;
@@ -10,19 +11,19 @@ use convoke::protocol::keys::{self, Keys, StreamKind, StreamName};
 /// The streams that names on the command line mean; without names, all of these kinds.
 ///
 /// A name without a kind (`image`) is a domain, and means its stream of the first kind; a `*` stands
-/// for any characters.
+/// for any characters. What lies on a node that is away is left out.
 pub(in crate::cli) async fn streams(
-    connector: &Connector,
+    within: &Within,
     keys: &Keys,
     names: &[String],
     kinds: &[StreamKind],
 ) -> anyhow::Result<Vec<StreamName>> {
     let wild = names.iter().any(|name| name.contains(['*', '?']));
     let there = match names.is_empty() || wild {
-        true => inspect::streams(connector, keys).await?,
+        true => within.streams(keys).await?,
         false => Vec::new(),
     };
-    named(keys, names, kinds, &there)
+    within.of(named(keys, names, kinds, &there)?).await
 }
 
 /// The same of those that are there.
@@ -77,7 +78,8 @@ pub(in crate::cli) async fn any_streams(
 ) -> anyhow::Result<Vec<StreamName>> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let kinds = [Events, Inbox, Dead, Results, Broadcast, Reply];
-    streams(connector, keys, names, &kinds).await
+    let there = inspect::streams(connector, keys).await?;
+    named(keys, names, &kinds, &there)
 }
 
 /// A stream, with the first and the last id that may fit.

@@ -35,7 +35,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<Exit> {
     let keys = session.keys().await?;
     let kinds = [StreamKind::Dead];
-    let streams = choose::streams(&session.connector()?, &keys, &flags.streams, &kinds).await?;
+    let streams = choose::streams(&session.within()?, &keys, &flags.streams, &kinds).await?;
     let now = inspect::now(connection).await?;
     let sight = session.sight()?;
     let mut found = false;

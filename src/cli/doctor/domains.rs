@@ -3,7 +3,7 @@
 use super::super::Session;
 use super::super::output::span;
 use super::checks::names;
-use super::{Finding, Status};
+use super::{Finding, Status, held};
 use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
 use convoke::operator::inspect;
@@ -112,6 +112,12 @@ async fn tagged(
         Ok(found) => found,
         Err(error) => vec![Finding::unknown(CHECK, error.to_string())],
     });
+    if !ordered.is_empty() {
+        findings.extend(match held::held(session, keys, &ordered).await {
+            Ok(found) => found,
+            Err(error) => vec![Finding::unknown("held", error.to_string())],
+        });
+    }
     let of_events =
         |stream: &&StreamName| stream.kind == StreamKind::Events && keys.is_split(&stream.part);
     let of_events: Vec<&StreamName> = streams.iter().filter(of_events).collect();
@@ -159,6 +165,15 @@ async fn tagged(
     Ok(findings)
 }
 
+/// Whether the node of a partition is away: the checks of the nodes say so.
+async fn is_away(session: &Session, key: &str) -> bool {
+    let Ok(within) = session.within() else {
+        return false;
+    };
+    let reach = within.reach().await;
+    reach.is_ok_and(|reach| reach.missing(key).is_some())
+}
+
 /// Partitions of domains with an order that nobody owns.
 async fn owners(
     session: &Session,
@@ -179,6 +194,9 @@ async fn owners(
             let what = format!("of the owners of partitions {asked} were looked at, and no more");
             findings.push(Finding::unknown(CHECK, what));
             break;
+        }
+        if is_away(session, &keys.events(name, partition)).await {
+            continue;
         }
         asked += 1;
         let own = OwnKeys::of(keys, name, partition, group);
@@ -288,6 +306,9 @@ async fn waiting(session: &Session, keys: &Keys, all: &[String]) -> Result<Vec<F
                 let what = format!("of the new partitions {asked} were looked at, and no more");
                 findings.push(Finding::unknown(CHECK, what));
                 break 'all;
+            }
+            if is_away(session, &keys.events(name, partition)).await {
+                continue;
             }
             asked += 1;
             // It may be one that the one before it waits for.

@@ -52,7 +52,7 @@ pub(super) async fn streams(
     let keys = session.settings.keys()?;
     let noted = allowed(remade::noted(connection, &keys, group).await)?;
     let remade = remade(&seen, noted, group, &keys.remade());
-    let mut owners = Owners::new(session.instances()?);
+    let mut owners = session.owners()?;
     let mut alive = None;
     for one in &seen {
         let names = one.consumers.iter().map(|c| c.name.as_str());
@@ -247,10 +247,9 @@ fn consumers(seen: &[Seen], owners: &Owners, session: &Session) -> Finding {
     let mut one_name = String::new();
     let mut total = 0;
     for one in seen {
-        let idle = one
-            .consumers
-            .iter()
-            .filter(|c| c.pending == 0 && c.idle_ms > left_over && !owners.lives(&c.name));
+        let idle = one.consumers.iter().filter(|c| {
+            c.pending == 0 && c.idle_ms > left_over && owners.lives(&c.name) == Some(false)
+        });
         let mut over = 0;
         for consumer in idle {
             over += 1;
@@ -288,7 +287,7 @@ fn stuck(seen: &[Seen], owners: &Owners, claim_idle: u64) -> Finding {
     let mut by: Vec<String> = Vec::new();
     for one in seen {
         for consumer in &one.consumers {
-            let gone = !owners.lives(&consumer.name);
+            let gone = owners.lives(&consumer.name) == Some(false);
             if gone && consumer.pending > 0 && consumer.idle_ms > 2 * claim_idle {
                 held += consumer.pending;
                 by.push(format!("{} ({})", consumer.name, one.stream.name.key));

@@ -117,7 +117,7 @@ impl Walk {
         let spans = match &from {
             From::Dead(which) => which.spans(session, connection).await?,
             From::Pending(names, _, filters) | From::Range(names, _, filters) => {
-                let streams = choose::streams(&session.connector()?, &keys, names, &events).await?;
+                let streams = choose::streams(&session.within()?, &keys, names, &events).await?;
                 let (from, to) = filters.bounds(now);
                 let mut spans = Vec::new();
                 for stream in streams {

@@ -5,16 +5,17 @@ use super::flow::group_id;
 use super::panel::Panel;
 use super::sample::{Focus, LISTED, Opened, Sample, Wish};
 use super::survey::Survey;
-use crate::cli::output::{date, json, span};
+use crate::cli::output::{date, json, number, span};
 use crate::cli::owners::Owners;
 use crate::cli::{Session, payload, vote};
 use convoke::connect::connector::{Connector, Pooled};
 use convoke::connect::error::BusError;
-use convoke::connect::memory::Memory;
+use convoke::connect::memory::Together;
 use convoke::coordination::ballots::Ballots;
 use convoke::coordination::batches::Batches;
 use convoke::coordination::instances::Instances;
 use convoke::coordination::instances::roster::Detail;
+use convoke::coordination::metrics::OldestRun;
 use convoke::coordination::patterns::PatternStore;
 use convoke::coordination::tasks::Tasks;
 use convoke::operator::browse::Sight;
@@ -22,8 +23,11 @@ use convoke::operator::inspect;
 use convoke::operator::memory;
 use convoke::protocol::dead::Letter;
 use convoke::protocol::keys::Keys;
+use convoke::protocol::progress::Progress;
 use std::fmt::Display;
 
+/// Nodes of a cluster that are named since they do not answer.
+const NODES: usize = 16;
 /// Instances that are listed.
 const INSTANCES: usize = 500;
 /// Streams whose size is asked for in one round trip.
@@ -126,7 +130,13 @@ impl Watcher {
             sample.at,
         );
         (sample.streams, sample.others) = look.await?;
-        sample.memory = self.memory().await?;
+        if let Some(reach) = self.survey.reach() {
+            sample.away = reach.away().take(NODES).cloned().collect();
+            let away = sample.away.iter();
+            let away = away.map(|away| format!("{}: {}", away.node, away.error));
+            sample.problems.extend(away);
+            sample.memory = Together::look(reach).await?;
+        }
         let keys: Vec<&str> = sample.streams.iter().map(|s| s.name.key.as_str()).collect();
         for page in keys.chunks(SIZED) {
             if self.sizes_refused {
@@ -140,18 +150,6 @@ impl Watcher {
             sample.sizes.extend(sized);
         }
         Ok(())
-    }
-
-    /// What the server, or each node, uses of its memory; nothing where the user may not ask.
-    async fn memory(&self) -> Result<Vec<Memory>, BusError> {
-        let mut all = Vec::new();
-        for node in self.connector.nodes().await? {
-            match Memory::look(&mut node.pooled().await?).await? {
-                Some(memory) => all.push(memory),
-                None => return Ok(Vec::new()),
-            }
-        }
-        Ok(all)
     }
 
     /// More about one row than its panel shows.
@@ -180,7 +178,9 @@ impl Watcher {
                     .map(|f| format!("item {}: {}: {}", f.index, f.code, f.message))
                     .collect()
             }
-            Panel::Instances | Panel::Handlers | Panel::Tasks => Vec::new(),
+            Panel::Instances => runs(sample, |run| run.instance == focus.id),
+            Panel::Handlers => runs(sample, |run| run.kind == focus.id),
+            Panel::Tasks => Vec::new(),
         })
     }
 
@@ -205,14 +205,15 @@ impl Watcher {
         let mut consumers = inspect::consumers(connection, key, group).await?;
         consumers.sort_by_key(|consumer| std::cmp::Reverse(consumer.pending));
         consumers.truncate(SHOWN);
-        let mut owners = Owners::new(self.instances.clone());
+        let mut owners = Owners::new(Some(self.instances.clone()));
         owners
             .learn(consumers.iter().map(|c| c.name.as_str()))
             .await?;
         let lines = consumers.iter().map(|consumer| {
             let word = match owners.lives(&consumer.name) {
-                true => "alive",
-                false => "gone",
+                Some(true) => "alive",
+                Some(false) => "gone",
+                None => "not known",
             };
             let idle = span(consumer.idle_ms);
             let (name, pending) = (&consumer.name, consumer.pending);
@@ -221,6 +222,29 @@ impl Watcher {
         told.extend(lines);
         Ok(told)
     }
+}
+
+/// The longest runs of those, and how far they are.
+fn runs(sample: &Sample, fits: impl Fn(&OldestRun) -> bool) -> Vec<String> {
+    let runs = sample.global.runs.iter().filter(|run| fits(run));
+    let line = |run: &OldestRun| {
+        let OldestRun { kind, stream, .. } = run;
+        let (entry, instance, age) = (run.entry, &run.instance, span(run.age_ms));
+        let far = run.progress.as_ref().map(far).unwrap_or_default();
+        format!("runs for {age}: {kind} {entry} of {stream} on {instance}{far}")
+    };
+    runs.take(SHOWN).map(line).collect()
+}
+
+/// How far a run is.
+fn far(progress: &Progress) -> String {
+    let done = number(progress.done);
+    let done = match progress.total {
+        Some(total) => format!("{done} of {}", number(total)),
+        None => done,
+    };
+    let note = progress.note.as_deref().unwrap_or_default();
+    format!(", at {done} {note}").trim_end().to_owned()
 }
 
 /// The letters that came last.

@@ -55,6 +55,10 @@ impl Brush {
         if census.partition {
             first.push(self.piece(Tone::Bad, "PARTITION"));
         }
+        for away in &sample.away {
+            let text = format!("{} AWAY", printable(&away.node));
+            first.push(self.piece(Tone::Bad, text));
+        }
         match &sample.leader {
             Some(leader) => {
                 first.push(self.piece(Tone::Plain, format!("leader {}", printable(leader))))
@@ -100,14 +104,14 @@ impl Brush {
 
     /// What the server uses of its memory.
     fn redis(self, sample: &Sample) -> Piece {
-        let Some(memory) = sample.memory() else {
+        let Some(told) = &sample.memory else {
             return self.piece(Tone::Faint, "redis -");
         };
-        let used = match memory.limit {
-            0 => format!("redis {}", bytes(memory.used)),
-            limit => format!("redis {} of {}", bytes(memory.used), bytes(limit)),
+        let used = match told.memory.limit {
+            0 => format!("redis {}", bytes(told.memory.used)),
+            limit => format!("redis {} of {}", bytes(told.memory.used), bytes(limit)),
         };
-        let Some(share) = sample.fullest() else {
+        let Some(share) = told.share() else {
             return self.piece(Tone::Plain, used);
         };
         let tone = match share {
@@ -115,9 +119,9 @@ impl Brush {
             share if share >= TIGHT => Tone::Warn,
             _ => Tone::Plain,
         };
-        let fullest = match sample.memory.len() {
-            1 => String::new(),
-            _ => format!(", a node {:.0} %", share * 100.0),
+        let fullest = match told.fullest {
+            None => String::new(),
+            Some(_) => format!(", a node {:.0} %", share * 100.0),
         };
         self.piece(tone, used + &fullest)
     }

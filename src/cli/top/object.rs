@@ -3,10 +3,13 @@
 use super::flow::{group_id, waiting};
 use super::model::Model;
 use crate::cli::{batch, instances, vote};
-use convoke::coordination::metrics::HandlerSums;
+use convoke::coordination::metrics::{HandlerSums, OldestRun};
 use convoke::operator::inspect::{Group, Stream};
 use convoke::protocol::keys::StreamKind;
 use serde_json::{Value, json};
+
+/// Runs that are told, the longest of all.
+const RUNS: usize = 100;
 
 /// The model as one object; `None` before the first sample.
 pub(super) fn of(model: &Model) -> Option<Value> {
@@ -43,12 +46,17 @@ pub(super) fn of(model: &Model) -> Option<Value> {
         "dead_letters": model.dead_letters(),
         "in_flight": global.in_flight,
         "memory_bytes": global.memory_bytes,
-        "redis": sample.memory().map(|memory| json!({
-            "used_bytes": memory.used,
-            "limit_bytes": Some(memory.limit).filter(|limit| *limit > 0),
-            "nodes": sample.memory.len(),
-            "fullest": sample.fullest(),
+        "redis": sample.memory.as_ref().map(|told| json!({
+            "used_bytes": told.memory.used,
+            "limit_bytes": Some(told.memory.limit).filter(|limit| *limit > 0),
+            "nodes": told.nodes,
+            "fullest": told.share(),
+            "fullest_node": told.fullest.as_ref().map(|(node, _)| node),
         })),
+        "unreachable": sample.away.iter().map(|away| json!({
+            "node": away.node,
+            "error": away.error,
+        })).collect::<Vec<_>>(),
         "events_processed": global.sums.events_processed,
         "events_failed": global.sums.events_failed,
         "tasks": {
@@ -62,11 +70,24 @@ pub(super) fn of(model: &Model) -> Option<Value> {
         "streams": alive.iter().map(|stream| of_stream(model, stream, sample.at)).collect::<Vec<_>>(),
         "streams_found": sample.streams.len() + sample.others.streams + sample.others.dead_streams,
         "handlers": handlers(model),
+        "runs": global.runs.iter().take(RUNS).map(of_run).collect::<Vec<_>>(),
         "batches": sample.batches.iter().map(batch::described).collect::<Vec<_>>(),
         "ballots": sample.ballots.iter().map(vote::described).collect::<Vec<_>>(),
         "dead": dead.iter().map(|stream| of_dead(model, stream, sample.at)).collect::<Vec<_>>(),
         "problems": sample.problems,
     }))
+}
+
+/// A run, and how far it is.
+fn of_run(run: &OldestRun) -> Value {
+    json!({
+        "instance": run.instance,
+        "type": run.kind,
+        "stream": run.stream,
+        "entry": run.entry.to_string(),
+        "age_ms": run.age_ms,
+        "progress": run.progress,
+    })
 }
 
 fn of_stream(model: &Model, stream: &Stream, now: u64) -> Value {

@@ -1,7 +1,8 @@
 //! What was seen of the bus at one moment.
 
 use super::panel::Panel;
-use convoke::connect::memory::Memory;
+use convoke::connect::memory::Together;
+use convoke::connect::reach::Away;
 use convoke::coordination::ballots::ballot::Ballot;
 use convoke::coordination::batches::batch::Batch;
 use convoke::coordination::instances::instance::Instance;
@@ -33,8 +34,10 @@ pub(super) struct Sample {
     pub(crate) others: Others,
     /// Bytes of the server's memory that those streams take, as far as it tells.
     pub(crate) sizes: HashMap<String, u64>,
-    /// What the server uses of its memory, or each node of a cluster; none if one does not tell.
-    pub(crate) memory: Vec<Memory>,
+    /// What the server uses of its memory, or all nodes together, if they tell.
+    pub(crate) memory: Option<Together>,
+    /// Nodes of a cluster that do not answer: what they have is missing.
+    pub(crate) away: Vec<Away>,
     /// What all instances did and how they are.
     pub(crate) global: Global,
     /// The patterns that were chosen for all instances.
@@ -51,27 +54,6 @@ pub(super) struct Sample {
     pub(crate) opened: Option<Opened>,
     /// What could not be looked at, and why.
     pub(crate) problems: Vec<String>,
-}
-
-impl Sample {
-    /// What all nodes together use of their memory; without a limit where one has none.
-    pub(super) fn memory(&self) -> Option<Memory> {
-        let unlimited = self.memory.iter().any(|node| node.limit == 0);
-        let sum = |sum: Memory, node: &Memory| Memory {
-            used: sum.used + node.used,
-            limit: match unlimited {
-                true => 0,
-                false => sum.limit + node.limit,
-            },
-        };
-        (!self.memory.is_empty()).then(|| self.memory.iter().fold(Memory::default(), sum))
-    }
-
-    /// Which part of its limit the fullest node uses: it refuses what others would take.
-    pub(super) fn fullest(&self) -> Option<f64> {
-        let shares = self.memory.iter().filter_map(|node| node.share());
-        shares.max_by(f64::total_cmp)
-    }
 }
 
 /// How much is in streams that are not looked at closely: there are too many.

@@ -7,8 +7,9 @@
 use super::flow::rate;
 use super::sample::Others;
 use crate::cli::choose;
-use convoke::connect::connector::{Connector, Pooled};
-use convoke::connect::error::BusError;
+use convoke::connect::connector::{ANSWER, Connector, Pooled};
+use convoke::connect::error::{BusError, Reaction};
+use convoke::connect::reach::Reach;
 use convoke::operator::inspect::{self, Size, Stream};
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -37,6 +38,7 @@ struct Seen {
 pub(super) struct Survey {
     found: Vec<StreamName>,
     searched: Option<Instant>,
+    reach: Option<Reach>,
     seen: HashMap<String, Seen>,
     /// Which are asked about next.
     next: VecDeque<usize>,
@@ -53,12 +55,49 @@ impl Survey {
         now: u64,
     ) -> Result<(Vec<Stream>, Others), BusError> {
         if self.searched.is_none_or(|at| at.elapsed() >= SEARCH) {
-            let mut found = inspect::streams(connector, keys).await?;
-            found.retain(|name| name.kind != StreamKind::Reply);
-            self.found = found;
-            self.next = (0..self.found.len()).collect();
-            self.searched = Some(Instant::now());
+            self.search(connector, keys).await?;
         }
+        match self.seen(connection, filters, now).await {
+            // A node that answered before may be away by now.
+            Err(error) if self.has_several() && error.reaction() == Reaction::Reconnect => {
+                self.search(connector, keys).await?;
+                self.seen(connection, filters, now).await
+            }
+            seen => seen,
+        }
+    }
+
+    /// Which nodes answered last.
+    pub(super) fn reach(&self) -> Option<&Reach> {
+        self.reach.as_ref()
+    }
+
+    fn has_several(&self) -> bool {
+        let reach = self.reach.iter();
+        reach
+            .map(|it| it.nodes().len() + it.away().count())
+            .sum::<usize>()
+            > 1
+    }
+
+    /// Walks all keys of the nodes that answer.
+    async fn search(&mut self, connector: &Connector, keys: &Keys) -> Result<(), BusError> {
+        let reach = Reach::look(connector, ANSWER).await?;
+        let mut found = inspect::streams_within(reach.nodes(), keys).await?;
+        found.retain(|name| name.kind != StreamKind::Reply);
+        self.found = found;
+        self.next = (0..self.found.len()).collect();
+        self.searched = Some(Instant::now());
+        self.reach = Some(reach);
+        Ok(())
+    }
+
+    async fn seen(
+        &mut self,
+        connection: &mut Pooled,
+        filters: &[String; 2],
+        now: u64,
+    ) -> Result<(Vec<Stream>, Others), BusError> {
         if self.found.len() > CLOSE {
             self.ask(connection, now).await?;
         }

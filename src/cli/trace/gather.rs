@@ -6,11 +6,12 @@ use super::step::{Deed, Step};
 use super::{DEPTH, Flags};
 use crate::cli::choose;
 use crate::cli::output::{self, count, span};
+use crate::cli::within::Within;
 use crate::cli::{Session, payload};
 use convoke::connect::clock::whole_ms;
 use convoke::connect::connector::{Connector, Pooled};
 use convoke::operator::browse::{Pages, Sight};
-use convoke::operator::delayed::{self, DelayedPages, Queue};
+use convoke::operator::delayed::{DelayedPages, Queue};
 use convoke::operator::inspect::{self, Group};
 use convoke::protocol::dead::Letter;
 use convoke::protocol::event::{CAUSE, Entry, EntryId, LAST_ERROR, payload_of};
@@ -34,6 +35,7 @@ const END: EntryId = EntryId {
 pub(super) struct Gathering<'a> {
     flags: &'a Flags,
     connector: Connector,
+    within: Within,
     connection: Pooled,
     sight: Sight,
     keys: Keys,
@@ -69,6 +71,7 @@ impl<'a> Gathering<'a> {
         Ok(Self {
             flags,
             connector: session.connector()?,
+            within: session.within()?,
             connection,
             sight: session.sight()?,
             keys: session.keys().await?,
@@ -109,7 +112,7 @@ impl<'a> Gathering<'a> {
     /// The events themselves, and how they stand.
     pub(super) async fn events(&mut self) -> anyhow::Result<()> {
         let names = &self.flags.streams;
-        let streams = choose::streams(&self.connector, &self.keys, names, &PLACES).await?;
+        let streams = choose::streams(&self.within, &self.keys, names, &PLACES).await?;
         self.look(&streams).await?;
         // What an event's runs published, what the runs of that did, and so on.
         for _ in 0..DEPTH {
@@ -249,10 +252,10 @@ impl<'a> Gathering<'a> {
 
     /// Events that wait for their time.
     pub(super) async fn delayed(&mut self) -> anyhow::Result<()> {
-        let all = delayed::queues(&self.connector, &self.keys).await?;
+        let all = self.within.queues(&self.keys).await?;
         let there: Vec<StreamName> = all.into_iter().map(|queue| queue.stream).collect();
         let streams = choose::named(&self.keys, &self.flags.streams, &PLACES, &there)?;
-        for stream in streams {
+        for stream in self.within.of(streams).await? {
             let Some(queue) = Queue::of(&self.keys, &stream) else {
                 continue;
             };
@@ -452,7 +455,7 @@ impl<'a> Gathering<'a> {
             return Ok(all);
         }
         let names = &self.flags.streams;
-        let streams = choose::streams(&self.connector, &self.keys, names, &PLACES).await?;
+        let streams = choose::streams(&self.within, &self.keys, names, &PLACES).await?;
         let parts: BTreeSet<&str> = streams
             .iter()
             .map(|stream| match stream.kind {
@@ -467,7 +470,7 @@ impl<'a> Gathering<'a> {
     }
 
     async fn all(&mut self, kind: StreamKind) -> anyhow::Result<Vec<StreamName>> {
-        choose::streams(&self.connector, &self.keys, &[], &[kind]).await
+        choose::streams(&self.within, &self.keys, &[], &[kind]).await
     }
 
     fn add(&mut self, mut step: Step) {

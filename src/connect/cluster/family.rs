@@ -198,6 +198,29 @@ impl Connector {
             .collect())
     }
 
+    /// The number of the node that has the key, as far as is known; `None` where there are no slots. It is 0 where nobody
+    /// has its slot.
+    pub(crate) fn node_of(&self, key: &str) -> Option<u64> {
+        match &self.place {
+            Destination::Moving {
+                locator: Locator::Slot(cluster, _),
+                ..
+            } => Some(cluster.generation(slot_of(key.as_bytes()))),
+            _ => None,
+        }
+    }
+
+    /// How many slots nobody has, as far as is known; `None` where keys have no slots.
+    pub(in crate::connect) fn nobodys(&self) -> Option<usize> {
+        match &self.place {
+            Destination::Moving {
+                locator: Locator::Slot(cluster, _),
+                ..
+            } => Some(cluster.nobodys()),
+            _ => None,
+        }
+    }
+
     /// A connection to that slot's node.
     pub(super) async fn lent_for(&self, slot: u16) -> Result<Lent, BusError> {
         self.toward_slot(slot).lent().await

@@ -174,6 +174,14 @@ impl Cluster {
         Ok(slots)
     }
 
+    /// How many slots nobody has, as far as is known.
+    pub(super) fn nobodys(&self) -> usize {
+        let owners = self.owners.iter();
+        owners
+            .filter(|owner| owner.load(Ordering::Acquire) == 0)
+            .count()
+    }
+
     fn info(&self, (host, port): &Address) -> Result<ConnectionInfo, BusError> {
         let info = endpoint(self.tls, host, *port).into_connection_info()?;
         let info = info.set_redis_settings(self.login.clone());

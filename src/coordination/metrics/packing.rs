@@ -1,11 +1,12 @@
 //! Reports in the form in which the scripts keep and add them.
 
 use super::{
-    ALL, CIRCUITS, Gauges, HIGHEST, HandlerSums, MAX_BUCKETS, MAX_HANDLERS, MAX_REPORT,
-    MAX_RUNNING, MAX_RUNS, OldestRun, Report, Running, Sums,
+    ALL, CIRCUITS, Gauges, HIGHEST, HandlerSums, MAX_BUCKETS, MAX_HANDLERS, MAX_PROGRESS,
+    MAX_REPORT, MAX_RUNNING, MAX_RUNS, OldestRun, Report, Running, Sums,
 };
 use crate::connect::clock::whole_ms;
 use crate::protocol::histogram::{BUCKETS, Histogram};
+use crate::protocol::progress::Progress;
 use redis::ScriptInvocation;
 use rmpv::Value;
 use std::collections::BTreeMap;
@@ -15,6 +16,8 @@ use std::time::Duration;
 const AT_ONCE: usize = 32;
 /// Event types of the totals. Those that arrive later count in the sums only.
 const MAX_TYPES: usize = 1024;
+/// Bytes of the note of a run's progress.
+const MAX_NOTE: usize = 80;
 /// Bytes of the name of a process.
 const MAX_PROCESS: usize = 64;
 
@@ -193,13 +196,19 @@ impl Gauges {
     }
 
     fn packed_runs(&self) -> Vec<Value> {
+        let mut telling = 0;
         let run = |run: &OldestRun| {
-            Value::Array(vec![
+            let mut parts = vec![
                 run.kind.as_str().into(),
                 run.stream.as_str().into(),
                 run.entry.to_string().into(),
                 run.age_ms.min(HIGHEST).into(),
-            ])
+            ];
+            if let Some(progress) = run.progress.as_ref().filter(|_| telling < MAX_PROGRESS) {
+                telling += 1;
+                parts.push(packed_progress(progress));
+            }
+            Value::Array(parts)
         };
         self.runs.iter().take(MAX_RUNS).map(run).collect()
     }
@@ -223,6 +232,27 @@ impl Gauges {
             runs: unpacked_runs(parts.get(6)),
         })
     }
+}
+
+fn packed_progress(progress: &Progress) -> Value {
+    let note = progress.note.as_deref().unwrap_or_default();
+    Value::Array(vec![
+        progress.done.into(),
+        progress.total.map_or(Value::Nil, Value::from),
+        note[..note.floor_char_boundary(MAX_NOTE)].into(),
+    ])
+}
+
+/// `None` where it tells nothing, or something else: an earlier worker does not.
+fn unpacked_progress(packed: Option<&Value>) -> Option<Progress> {
+    let parts = packed?.as_array()?;
+    let mut progress = Progress::new(parts.first()?.as_u64()?);
+    progress.total = parts.get(1).and_then(Value::as_u64);
+    let note = parts.get(2).and_then(Value::as_str).unwrap_or_default();
+    if !note.is_empty() {
+        progress.note = Some(note[..note.floor_char_boundary(MAX_NOTE)].to_owned());
+    }
+    Some(progress)
 }
 
 fn unpacked_running(packed: Option<&Value>) -> BTreeMap<String, Running> {
@@ -251,6 +281,7 @@ fn unpacked_runs(packed: Option<&Value>) -> Vec<OldestRun> {
             stream: text(1)?.to_owned(),
             entry: text(2)?.parse().ok()?,
             age_ms: parts.get(3).and_then(Value::as_u64)?,
+            progress: unpacked_progress(parts.get(4)),
         })
     };
     runs.filter_map(run).take(MAX_RUNS).collect()

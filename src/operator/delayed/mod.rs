@@ -51,8 +51,17 @@ impl Queue {
 /// # Errors
 /// `Bus`.
 pub async fn queues(connector: &Connector, keys: &Keys) -> Result<Vec<Queue>, BusError> {
+    queues_within(&connector.nodes().await?, keys).await
+}
+
+/// The same of these nodes: of those of a cluster that answer, where not all do.
+///
+/// # Errors
+/// `Bus`.
+#[doc(hidden)]
+pub async fn queues_within(nodes: &[Connector], keys: &Keys) -> Result<Vec<Queue>, BusError> {
     let queue = |key: &str| Queue::of(keys, &keys.fed_by(key)?);
-    inspect::scan(connector, keys, "zset", queue).await
+    inspect::scan(nodes, keys, "zset", queue).await
 }
 
 /// How much waits in a queue.

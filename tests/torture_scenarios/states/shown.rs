@@ -6,6 +6,7 @@ use convoke::coordination::ballots::ballot::BallotStatus as Ballot;
 use convoke::coordination::instances::RECENTLY;
 use convoke::coordination::instances::roster::{Condition, Detail};
 use convoke::coordination::view::StreamSize;
+use std::time::Duration;
 
 impl Scene {
     pub(super) async fn check_instances(&self, now: u64) {
@@ -109,7 +110,8 @@ impl Scene {
     }
 
     pub(super) async fn check_streams(&self, knows_lag: bool) {
-        let (recent, streams) = tokio::join!(self.view.recent(7), self.view.streams());
+        let reach = self.view.reach(Duration::from_secs(60)).await.unwrap();
+        let (recent, streams) = tokio::join!(self.view.recent(7), self.view.streams(&reach));
         let recent: Vec<_> = recent.unwrap().into_iter().map(|entry| entry.id).collect();
         let last = self.facts.iter().rev().take(7).map(|entry| entry.id);
         assert_eq!(recent, last.collect::<Vec<_>>(), "recent facts");

@@ -21,12 +21,14 @@ pub(super) async fn answer(context: &Context, services: &Services) -> Health {
             Err(error) => (Err(error.to_string()), Census::default()),
         }
     };
+    let limit = context.time_left().map_or(Duration::MAX, |left| left / 2);
+    let reach = services.view.reach(super::PATIENCE.min(limit)).await.ok();
     let flows = async {
         let left = context.time_left().unwrap_or(PATIENCE);
         let twice = left >= PATIENCE;
-        tokio::time::timeout(left / 2, flowing::look(services, twice)).await
+        let look = flowing::look(services, reach.as_ref()?, twice);
+        tokio::time::timeout(left / 2, look).await.ok()?.ok()
     };
-    let limit = context.time_left().map_or(Duration::MAX, |left| left / 2);
     let ((redis, census), flow, postgres, mcp) = tokio::join!(
         redis,
         flows,
@@ -34,12 +36,12 @@ pub(super) async fn answer(context: &Context, services: &Services) -> Health {
         configured.mcp(limit)
     );
     let probed = Probed {
-        redis: Service::probed(redis),
+        redis: Service::probed(redis).without(reach.as_ref()),
         postgres: postgres.map_or(Service::DISABLED, Service::probed),
         mcp: mcp.map_or(Service::DISABLED, Service::probed),
     };
     let mut health = assess(probed, census);
     // Who has no answer on the flow has one on the rest.
-    health.flow = flow.ok().and_then(Result::ok);
+    health.flow = flow;
     health
 }

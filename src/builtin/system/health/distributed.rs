@@ -66,6 +66,8 @@ fn merged(now: u64, kept: Vec<(String, Option<Findings>)>, census: Census) -> Op
 fn rank(service: &Service) -> f64 {
     match service.status {
         ServiceStatus::Down => f64::INFINITY,
+        // A part of it is.
+        ServiceStatus::Up if !service.away.is_empty() => f64::MAX,
         ServiceStatus::Up => service.latency_ms.unwrap_or(0.0).max(0.0),
         ServiceStatus::Disabled => -1.0,
     }

@@ -2,13 +2,20 @@
 
 use super::Told;
 use crate::builtin::Services;
+use crate::connect::reach::Reach;
 use crate::coordination::error::CoordinationError;
 use crate::coordination::flow::of_instances;
 
-pub(super) async fn look(services: &Services, twice: bool) -> Result<Vec<Told>, CoordinationError> {
+/// Looks at what lies on nodes that answer.
+pub(super) async fn look(
+    services: &Services,
+    reach: &Reach,
+    twice: bool,
+) -> Result<Vec<Told>, CoordinationError> {
     let instances = &services.instances;
     let flow = &services.flow;
-    let names = services.view.stream_names().await?;
+    let mut names = services.view.flow_names().await?;
+    names.retain(|name| reach.missing(&name.key).is_none());
     let (mut troubles, census, global) = tokio::try_join!(
         flow.look(&names, twice),
         instances.census(),

@@ -2,7 +2,7 @@
 //! the flow, and the answer reads that. What nobody renews lapses with the leader's pulse, and whoever is asked
 //! then looks.
 
-use super::{Health, distributed, flowing};
+use super::{Health, PATIENCE, distributed, flowing};
 use crate::builtin::Services;
 use crate::coordination::error::CoordinationError;
 use std::time::Duration;
@@ -28,7 +28,9 @@ pub(crate) async fn put_together(
         return Ok(());
     };
     // A third of this is there for its own services, which may hang, and for this together.
-    let flow = tokio::time::timeout(kept / 12, flowing::look(services, true)).await;
+    let reach = services.view.reach(PATIENCE.min(kept / 12)).await?;
+    let flow = flowing::look(services, &reach, true);
+    let flow = tokio::time::timeout(kept / 12, flow).await;
     health.flow = flow.ok().and_then(Result::ok);
     // What is made of strings and numbers is always encoded.
     let bytes = rmp_serde::to_vec_named(&health).unwrap_or_default();

@@ -38,24 +38,21 @@ pub(crate) async fn report(
     let (at, active) = services.instances.moment().await?;
     let redis = asked.elapsed();
     let looks = pattern == Pattern::Distributed && fastrand::f64() < LOOK / active.max(1) as f64;
+    let reach = services.view.reach(super::PATIENCE.min(limit)).await.ok();
     let flow = async {
-        match looks {
-            true => tokio::time::timeout(limit, flowing::look(services, true))
-                .await
-                .ok(),
-            false => None,
-        }
+        let look = flowing::look(services, reach.as_ref().filter(|_| looks)?, true);
+        tokio::time::timeout(limit, look).await.ok()?.ok()
     };
     let (flow, postgres, mcp) =
         tokio::join!(flow, configured.postgres(limit), configured.mcp(limit));
     let report = Findings {
         at,
         services: Probed {
-            redis: Service::probed(Ok(redis)),
+            redis: Service::probed(Ok(redis)).without(reach.as_ref()),
             postgres: postgres.map_or(Service::DISABLED, Service::probed),
             mcp: mcp.map_or(Service::DISABLED, Service::probed),
         },
-        flow: flow.and_then(Result::ok),
+        flow,
     };
     // What is made of strings and numbers is always encoded.
     let bytes = rmp_serde::to_vec_named(&report).unwrap_or_default();

@@ -14,7 +14,7 @@ impl Gathering<'_> {
     /// Events that are parked, and by what they are paused.
     pub(in crate::cli::trace) async fn parked(&mut self) -> anyhow::Result<()> {
         let names = &self.flags.streams;
-        let streams = choose::streams(&self.connector, &self.keys, names, &PLACES).await?;
+        let streams = choose::streams(&self.within, &self.keys, names, &PLACES).await?;
         let mut held = None;
         for stream in streams {
             let Some(route) = parked::beside(&self.keys, &stream) else {

@@ -1,0 +1,264 @@
+//! What operators see and put right on a cluster while a node is away whose place no other one takes.
+
+use crate::operators::{convoke, ended};
+use crate::rig::{builder, client, counted_in, left, start};
+use crate::support::cluster::Cluster;
+use crate::support::{eventually, signal, until};
+use convoke::client::publish::Outgoing;
+use convoke::{Context, HandlerError};
+use serde_json::Value;
+use std::time::Duration;
+
+const PARTITIONS: u16 = 5;
+/// The other nodes go on without it.
+const GOES_ON: [&str; 6] = [
+    "--save",
+    "",
+    "--appendonly",
+    "no",
+    "--cluster-require-full-coverage",
+    "no",
+];
+
+async fn refuses(_: Context, _: i64) -> Result<i64, HandlerError> {
+    Err(HandlerError::internal("never").permanent())
+}
+
+fn key(partition: u16, kind: &str) -> String {
+    format!("{{cb:math:{partition}}}:{kind}")
+}
+
+/// Kills a primary that has partitions of `math`: with the control plane, or without it. Which partitions it had, and
+/// where it was.
+fn kill(cluster: &Cluster, with_control: bool) -> (Vec<u16>, String) {
+    let control = cluster.owner("{cb}:broadcast");
+    let owner = |partition: &u16| cluster.owner(&key(*partition, "events"));
+    let mut owners: Vec<usize> = (0..PARTITIONS).map(|n| owner(&n)).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    assert!(owners.len() > 1, "the partitions lie on several nodes");
+    let of_domain = owners.into_iter().find(|node| *node != control);
+    let victim = match with_control {
+        true => control,
+        false => of_domain.unwrap(),
+    };
+    let lost = (0..PARTITIONS).filter(|n| owner(n) == victim).collect();
+    let node = &cluster.nodes[victim];
+    signal(node.pid(), "KILL");
+    eventually("it is gone", || {
+        std::net::TcpStream::connect(("127.0.0.1", node.port())).is_err()
+    });
+    (lost, format!("127.0.0.1:{}", node.port()))
+}
+
+/// The lines of a command that could not tell all, and what it said of the rest on stderr.
+#[track_caller]
+fn told(cluster: &Cluster, words: &[&str]) -> (Vec<Value>, String) {
+    let words = [words, &["--format", "json"]].concat();
+    let (code, out, err) = ended(convoke(cluster, &words).output().unwrap());
+    assert_eq!(code, 1, "{words:?}: {out}{err}");
+    let lines = out.lines().map(|line| serde_json::from_str(line).unwrap());
+    (lines.collect(), err)
+}
+
+/// The streams that lines name, each once.
+fn streams_in(lines: &[Value]) -> Vec<&str> {
+    let mut streams: Vec<&str> = lines
+        .iter()
+        .filter_map(|line| line["stream"].as_str())
+        .collect();
+    streams.sort_unstable();
+    streams.dedup();
+    streams
+}
+
+/// Dead letters and events for later in each partition.
+async fn filled() -> Cluster {
+    let cluster = Cluster::of(3, &GOES_ON);
+    let worker = start(builder(&cluster, PARTITIONS).handler("math.never", refuses));
+    let client = client(&cluster, PARTITIONS);
+    for number in 0..80 {
+        let id = format!("e-{number:02}");
+        let event = Outgoing::new("math.never", &7).id(&id).subject(&id);
+        client.publish(&event).await.unwrap();
+        let id = format!("later-{number:02}");
+        let event = Outgoing::new("math.never", &7)
+            .id(&id)
+            .subject(&id)
+            .delay(Duration::from_secs(3600));
+        client.publish(&event).await.unwrap();
+    }
+    until("all are dead letters", || async {
+        left(&cluster, "math", PARTITIONS) == 0
+            && counted_in(&cluster, "math", PARTITIONS, "dead", "id").len() == 80
+    })
+    .await;
+    worker.stop().await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_node_away_operators_see_the_rest_and_which_it_is() {
+    let cluster = filled().await;
+    let (lost, node) = kill(&cluster, false);
+    let rest = |kind: &str| -> Vec<String> {
+        let all = (0..PARTITIONS).filter(|n| !lost.contains(n));
+        all.map(|n| key(n, kind)).collect()
+    };
+    for words in [
+        &["streams", "dead:math"][..],
+        &["dead", "list", "math", "--entries"],
+        &["dead", "list", "math"],
+    ] {
+        let (lines, err) = told(&cluster, words);
+        assert_eq!(streams_in(&lines), rest("dead"), "{words:?}");
+        let said: Value = serde_json::from_str(err.lines().next().unwrap()).unwrap();
+        let said = &said["unreachable"];
+        assert_eq!(said["node"], node, "{words:?}: {err}");
+        assert_eq!(said["streams"].as_array().unwrap().len(), lost.len());
+        assert!(said["error"].as_str().unwrap().contains("refused"), "{err}");
+    }
+    for words in [
+        &["streams"][..],
+        &["group", "list"],
+        &["pending"],
+        &["delayed", "list", "--entries"],
+    ] {
+        let (lines, err) = told(&cluster, words);
+        assert!(err.contains(&node), "{words:?}: {err}");
+        let gone: Vec<String> = lost.iter().map(|n| format!("{{cb:math:{n}}}")).collect();
+        let all = format!("{lines:?}");
+        assert!(
+            !gone.iter().any(|tag| all.contains(tag)),
+            "{words:?}: {all}"
+        );
+    }
+    // Of what is left all is there.
+    let shown = |words: &[&str]| told(&cluster, words).0;
+    let events = shown(&["streams", "events:math"]);
+    assert_eq!(streams_in(&events), rest("events"));
+    assert_eq!(
+        streams_in(&shown(&["group", "list", "math"])),
+        rest("events")
+    );
+    assert!(shown(&["delayed", "list", "--entries"]).len() < 80);
+    let said = ended(convoke(&cluster, &["streams"]).output().unwrap());
+    assert!(
+        said.2.contains(&format!("{node} cannot be asked")) && said.0 == 1,
+        "{said:?}"
+    );
+    let partitions = shown(&["domain", "show", "math"]);
+    let each = partitions[0]["each"].as_array().unwrap();
+    assert_eq!(each.len(), usize::from(PARTITIONS));
+    for partition in each {
+        let number = partition["partition"].as_u64().unwrap() as u16;
+        let away = partition["unreachable"] == true;
+        assert_eq!(away, lost.contains(&number), "{partition}");
+    }
+    // Who asks for what lies elsewhere only is told all.
+    let here = &rest("dead")[0];
+    let alone = ended(convoke(&cluster, &["streams", here]).output().unwrap());
+    assert_eq!((alone.0, alone.2.as_str()), (0, ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_node_away_what_can_be_reached_is_replayed_and_dropped_and_the_rest_named() {
+    let cluster = filled().await;
+    let (lost, node) = kill(&cluster, false);
+    let (before, _) = told(&cluster, &["dead", "list", "math", "--entries"]);
+    let first = before[0]["entry"].as_str().unwrap();
+    let (dropped, err) = told(&cluster, &["dead", "drop", "math", "--id", first, "--yes"]);
+    assert!(dropped[0]["dropped"].as_u64().unwrap() >= 1, "{dropped:?}");
+    assert!(err.contains(&node), "{err}");
+    let (after, _) = told(&cluster, &["dead", "list", "math", "--entries"]);
+    assert!(after.len() < before.len());
+    let (_, err) = told(&cluster, &["replay", "dead", "math", "--yes"]);
+    assert!(err.contains(&node), "{err}");
+    let (left, _) = told(&cluster, &["dead", "list", "math", "--entries"]);
+    assert!(left.is_empty(), "{left:?}");
+    let (_, err) = told(&cluster, &["delayed", "drop", "math", "--all", "--yes"]);
+    assert!(err.contains(&node), "{err}");
+    let (left, _) = told(&cluster, &["delayed", "list"]);
+    assert!(left.is_empty(), "{left:?}");
+    for partition in lost {
+        assert!(err.contains(&key(partition, "events")), "{err}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_the_control_plane_operators_see_what_lies_on_the_other_nodes() {
+    let cluster = filled().await;
+    let (lost, node) = kill(&cluster, true);
+    let rest = usize::from(PARTITIONS) - lost.len();
+    for words in [
+        &["streams", "dead:math"][..],
+        &["dead", "list", "math"],
+        &["group", "list", "math"],
+    ] {
+        let (lines, err) = told(&cluster, words);
+        assert_eq!(streams_in(&lines).len(), rest, "{words:?}: {lines:?}");
+        assert!(
+            err.contains(&node) && err.contains("who lives"),
+            "{words:?}: {err}"
+        );
+    }
+    told(&cluster, &["pending"]);
+    told(&cluster, &["delayed", "list"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_name_a_node_that_is_away_and_tell_the_rest() {
+    let cluster = filled().await;
+    let worker = start(builder(&cluster, PARTITIONS).handler("math.never", refuses));
+    let whole = |words: &[&str]| -> Option<Value> {
+        let words = [words, &["--format", "json"]].concat();
+        let (code, out, _) = ended(convoke(&cluster, &words).output().unwrap());
+        (code == 0).then(|| serde_json::from_str(&out).unwrap())
+    };
+    until("it is healthy", || async {
+        whole(&["health"]).is_some_and(|health| {
+            health["status"] == "healthy" && health["services"]["redis"]["away"].is_null()
+        })
+    })
+    .await;
+    let state = whole(&["state"]).unwrap();
+    assert_eq!(state["redis"]["nodes"], 3, "{state}");
+    assert!(state["unreachable"].is_null(), "{state}");
+    let (lost, node) = kill(&cluster, false);
+    let is_lost = |name: &Value| {
+        let name = name.as_str().unwrap_or_default();
+        lost.iter().any(|n| name.starts_with(&key(*n, "")))
+    };
+    until(
+        "its health names the node, and what flows elsewhere",
+        || async {
+            whole(&["health"]).is_some_and(|health| {
+                let away = &health["services"]["redis"]["away"];
+                health["status"] == "degraded"
+                    && away[0]["node"] == *node
+                    && health["flow"].is_array()
+            })
+        },
+    )
+    .await;
+    until("its state does", || async {
+        whole(&["state"]).is_some_and(|state| {
+            let streams = state["streams"].as_array().unwrap();
+            let here = |name: &str| streams.iter().any(|stream| stream["name"] == name);
+            state["unreachable"][0]["node"] == *node
+                && state["redis"]["nodes"] == 2
+                && here(&key(0, "dead"))
+                && !streams.iter().any(|stream| is_lost(&stream["name"]))
+        })
+    })
+    .await;
+    let top = whole(&["top", "--once", "--interval", "100ms"]).unwrap();
+    assert_eq!(top["unreachable"][0]["node"], *node, "{top}");
+    let dead = top["dead"].as_array().unwrap();
+    assert_eq!(dead.len(), usize::from(PARTITIONS) - lost.len(), "{top}");
+    assert!(
+        !dead.iter().any(|stream| is_lost(&stream["stream"])),
+        "{top}"
+    );
+    drop(worker);
+}
