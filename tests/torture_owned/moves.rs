@@ -139,10 +139,15 @@ impl Watch<'_> {
         loop {
             began = BTreeMap::new();
             for said in history::read(&self.workers.history()) {
-                // What began at the same time in two workers is of one that was killed: the last one counts.
-                if said.what == "began" && said.at + 2 * EACH.as_micros() as u64 >= since {
-                    began.entry(said.subject).or_default().push(said.at);
+                if said.what != "began" {
+                    continue;
                 }
+                let of = began.entry(said.subject).or_default();
+                // Of those before it the last one counts.
+                if said.at < since {
+                    of.clear();
+                }
+                of.push(said.at);
             }
             let goes_on = |subject: &u64| {
                 let last = began.get(subject).and_then(|all| all.last());
