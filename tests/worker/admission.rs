@@ -137,32 +137,6 @@ async fn what_waits_for_its_share_is_bounded_and_given_back_when_the_worker_drai
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_many_streams_no_more_is_read_than_there_is_room_for() {
-    let rig = Rig::new().await;
-    let gate = Gate::new();
-    let domains: Vec<String> = (0..32).map(|n| format!("d{n}")).collect();
-    let mut builder = worker(&rig, &gate, |_| {});
-    for domain in &domains {
-        let kind = format!("{domain}.hang");
-        publish(&rig, &kind, 12).await;
-        builder = builder.handler(kind, hang);
-    }
-    let running = rig.start(builder);
-    until("every slot is taken", || async { gate.begun() >= 8 }).await;
-    let mut pending = 0;
-    for domain in &domains {
-        pending += rig.pending(&format!("cb:events:{domain}")).await;
-    }
-    // One of each stream is the least that can be asked for.
-    assert!(pending <= 4 * 32, "{pending} of {}", 12 * 32);
-    gate.open.add_permits(1000);
-    for domain in &domains {
-        rig.wait_for(&format!("cb:results:{domain}"), 12).await;
-    }
-    running.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_handler_without_neighbours_has_every_slot_and_so_has_who_is_given_all() {
     let rig = Rig::new().await;
     let gate = Gate::new();
