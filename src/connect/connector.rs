@@ -41,6 +41,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{
     Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisConnectionInfo, Script,
 };
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -193,13 +194,18 @@ impl Connector {
     /// A server does not answer; the others know it all the same.
     #[doc(hidden)]
     pub async fn keep_loaded(&self) -> Result<(), BusError> {
-        let mut outcome = Ok(());
+        let mut outcome = self.keep_loaded_here().await;
         if let Destination::Moving { family, .. } = &self.place {
+            // Scripts are a node's, whichever of its slots one asks for.
+            let mut nodes = BTreeSet::from([self.generation()]);
             for slot in family.slots() {
-                outcome = outcome.and(self.toward_slot(slot).keep_loaded_here().await);
+                let there = self.toward_slot(slot);
+                if nodes.insert(there.generation()) {
+                    outcome = outcome.and(there.keep_loaded_here().await);
+                }
             }
         }
-        outcome.and(self.keep_loaded_here().await)
+        outcome
     }
 
     async fn keep_loaded_here(&self) -> Result<(), BusError> {

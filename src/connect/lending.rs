@@ -100,6 +100,12 @@ impl Connector {
         })
     }
 
+    /// A connection from the pool to this connector's node alone: on a cluster it answers `MOVED` for what others have.
+    #[doc(hidden)]
+    pub async fn at_its_node(&self) -> Result<Pooled, BusError> {
+        Ok(Pooled::of(self.lent().await?))
+    }
+
     pub(super) async fn lent(&self) -> Result<Lent, BusError> {
         let pool = match &self.place {
             Destination::Server { pool, .. } => pool.clone(),

@@ -313,7 +313,7 @@ impl Lane {
                 () = gathered(gathers) => {}
                 () = alarmed(&self.shared, alarm), if alarm.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
-                _ = round.tick() => {}
+                _ = round.tick() => commits.rest(),
             }
         }
     }

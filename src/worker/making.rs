@@ -211,6 +211,7 @@ impl Maker {
             claims: committer.claims(),
             slots: AtomicUsize::new(plan.concurrency),
             quiet: AtomicBool::new(false),
+            may_hold: AtomicBool::new(true),
             urgent: self.urgent.clone(),
             share: Share {
                 slots: plan.concurrency + plan.beside,

@@ -157,6 +157,8 @@ pub(super) struct Shared {
     pub share: Share,
     /// Nothing more is read.
     pub quiet: AtomicBool,
+    /// Something may be pending in its streams, whoever holds it: where that is known not to be so, nobody looks.
+    pub may_hold: AtomicBool,
     /// The control plane waits for something.
     pub urgent: Arc<AtomicBool>,
     /// How long an entry may be idle before it is taken over.

@@ -272,6 +272,8 @@ async fn arrived(connection: &mut MultiplexedConnection, stream: &str) -> anyhow
 async fn waits(rig: &Rig, cluster: &Rig, partitions: u16) -> anyhow::Result<()> {
     // How long is looked, and how long the number of connections must stay the same until all are there.
     let (seconds, steady) = if rig.plan.quick { (1, 1) } else { (30, 3) };
+    // What nobody uses is let go after a while.
+    let settles = Duration::from_secs(if rig.plan.quick { 0 } else { 25 });
     let steady = Duration::from_secs(steady);
     let mut nodes = Vec::new();
     for node in cluster.connector.nodes().await? {
@@ -286,6 +288,7 @@ async fn waits(rig: &Rig, cluster: &Rig, partitions: u16) -> anyhow::Result<()> 
         .id()
         .context("the worker ended by itself")?
         .to_string();
+    tokio::time::sleep(settles).await;
     let with_it = until_steady(&mut nodes, steady).await?;
     let (before, _) = cluster.usage_of_each().await?;
     let (cpu, began) = (cpu_time(&pid), Instant::now());

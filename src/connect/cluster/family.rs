@@ -11,6 +11,7 @@ use crate::mutex::locked;
 use crate::protocol::keys::slot_of;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// The connectors of one cluster, by slot.
 #[derive(Default)]
@@ -176,6 +177,57 @@ impl Connector {
             places,
         });
         ways.collect()
+    }
+
+    /// The ways to the nodes that have these keys, as far as is known now: one for all, or on a cluster one for each node,
+    /// by the connector of one of its slots. A key that nobody has, as far as is known, has a way of its own.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn ways_to_nodes(&self, keys: &[&str]) -> Vec<Way> {
+        let Destination::Moving {
+            locator: Locator::Slot(cluster, here),
+            ..
+        } = &self.place
+        else {
+            return self.ways_to(keys);
+        };
+        let mut nodes: BTreeMap<(u64, u16), Vec<usize>> = BTreeMap::new();
+        for (at, key) in keys.iter().enumerate() {
+            let slot = slot_of(key.as_bytes());
+            let way = match cluster.generation(slot) {
+                0 => (0, slot),
+                node => (node, 0),
+            };
+            nodes.entry(way).or_default().push(at);
+        }
+        let home = cluster.generation(*here);
+        let ways = nodes.into_iter().map(|((node, _), places)| {
+            let slots = places.iter().map(|at| slot_of(keys[*at].as_bytes()));
+            let slot = match node == home {
+                // What this one has connected it uses.
+                true if node != 0 => *here,
+                _ => slots.min().unwrap_or(*here),
+            };
+            Way {
+                connector: self.toward_slot(slot),
+                slot: Some(slot),
+                places,
+            }
+        });
+        ways.collect()
+    }
+
+    /// Lets pooled connections go that nobody used for so long: on a cluster each slot has a pool.
+    #[doc(hidden)]
+    pub fn let_idle_go(&self, idle: Duration) {
+        let Destination::Moving { family, .. } = &self.place else {
+            return;
+        };
+        for member in locked(&family.slots).values() {
+            if let Some(pool) = &*locked(&member.pool) {
+                pool.pool.retain(|_, lent| lent.last_used() < idle);
+            }
+        }
     }
 
     /// One connector for each node that has data: the only one there is, or one for each node of a cluster.

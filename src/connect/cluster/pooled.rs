@@ -53,6 +53,12 @@ fn refused(value: &Value) -> Option<Refusal> {
     }
 }
 
+/// Whether an answer says that the slot is elsewhere, or on its way.
+#[cfg(feature = "worker")]
+pub(crate) fn is_elsewhere(value: &Value) -> bool {
+    refused(value).is_some()
+}
+
 /// The pauses between tries.
 struct Pauses {
     next: Duration,

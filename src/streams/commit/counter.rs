@@ -117,6 +117,11 @@ impl Claims {
         Ok(watched)
     }
 
+    /// Whether another connection may watch the counters without raising them, for all that is known here.
+    pub(crate) fn may_join(&self) -> bool {
+        locked(&self.raised_in).is_some()
+    }
+
     /// Has one more connection watch the counters without raising them; `None` if they must be raised: this process has
     /// not done so in the history of the data that is at its other end, or the server does not name it.
     pub(crate) async fn join(&self, wire: &mut Wire) -> Result<Option<Watched>, BusError> {

@@ -83,6 +83,8 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How long a connection may idle that comes in addition to others, before another one takes its place: what stands
 /// on the way may forget it without a word.
 const IDLE: Duration = Duration::from_secs(60);
+/// How long one idles that a partition of a cluster has for itself, before it is let go.
+const RESTS: Duration = Duration::from_secs(15);
 
 /// Commits outcomes of one lane, a batch at a time.
 pub struct Committer {
@@ -103,6 +105,8 @@ pub struct Committer {
     used: Instant,
     /// For what goes the slow way.
     scripts: Option<Scripts>,
+    /// When something went the slow way.
+    scripts_used: Instant,
     commands: Commands,
     replies: HashMap<String, Instant>,
     reply_ttl: Duration,
@@ -164,6 +168,7 @@ impl Committer {
             joins: false,
             used: Instant::now(),
             scripts: None,
+            scripts_used: Instant::now(),
             commands: Commands::default(),
             replies: HashMap::new(),
             reply_ttl: options.reply_ttl,
@@ -200,6 +205,7 @@ impl Committer {
             joins: true,
             used: Instant::now(),
             scripts: None,
+            scripts_used: Instant::now(),
             commands: Commands::default(),
             replies: HashMap::new(),
             reply_ttl: self.reply_ttl,
@@ -259,6 +265,21 @@ impl Committer {
         if self.is_further && self.wire.is_some() && (is_old || self.heard_the_end()) {
             self.wire = None;
             self.joins = true;
+        }
+    }
+
+    /// Lets connections go that idled, where there are some for each partition. No commit may be under way: the last one
+    /// had an answer, so who takes their place follows nobody, and watches the counters from where they stand.
+    pub fn rest(&mut self) {
+        if !self.connector.is_cluster() {
+            return;
+        }
+        if self.wire.is_some() && self.used.elapsed() > RESTS && self.claims.may_join() {
+            self.wire = None;
+            self.joins = true;
+        }
+        if self.scripts.is_some() && self.scripts_used.elapsed() > RESTS {
+            self.scripts = None;
         }
     }
 
@@ -336,6 +357,9 @@ impl Committer {
     /// Commits settlements by the script. False if it was told to stop before all had an end.
     async fn one_by_one(&mut self, mut slow: Vec<Settlement>, tally: &mut Tally) -> bool {
         let mut backoff = Backoff::default();
+        if !slow.is_empty() {
+            self.scripts_used = Instant::now();
+        }
         // They are taken from the end.
         slow.reverse();
         while let Some(settlement) = slow.pop() {

@@ -11,7 +11,7 @@ use crate::connect::script::{script, script_with};
 use crate::protocol::keys::StreamKeys;
 use crate::protocol::msgpack::{self, PayloadLimits};
 use redis::aio::ConnectionLike;
-use redis::{Script, Value};
+use redis::{Cmd, Script, Value};
 use serde_bytes::ByteBuf;
 use std::sync::LazyLock;
 
@@ -80,8 +80,7 @@ pub async fn due_by(
     let mut look = redis::pipe();
     look.add_command(clock.question(routes.first().map_or("", |route| &route.delayed)));
     for route in routes {
-        let count = look.cmd("ZCOUNT").arg(&route.delayed);
-        count.arg("-inf").arg(until_ms);
+        look.add_command(count_due(&route.delayed, until_ms));
     }
     let replies = connection.req_packed_commands(&look, 0, look.len()).await?;
     let mut replies = replies.into_iter();
@@ -90,6 +89,13 @@ pub async fn due_by(
     let due = replies.map(|count| matches!(count, Value::Int(1..)));
     let clock = ServerClock::told(now);
     Ok((due.collect(), clock))
+}
+
+/// Asks how many members of a queue are due by then (Unix ms, server clock).
+pub(crate) fn count_due(queue: &str, until_ms: u64) -> Cmd {
+    let mut count = redis::cmd("ZCOUNT");
+    count.arg(queue).arg("-inf").arg(until_ms);
+    count
 }
 
 /// A member of a delay queue: `fields` are names and values in turn, `token` (an entry id or a

@@ -10,7 +10,7 @@ use crate::protocol::entry::{Entry, EntryId};
 use crate::protocol::keys::{Keys, slot_of};
 use crate::streams::read::entries_of;
 use redis::aio::ConnectionLike;
-use redis::{Script, Value};
+use redis::{Cmd, Script, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
@@ -52,6 +52,13 @@ pub struct Moved {
 /// Whether one step may write to both keys.
 pub(crate) fn is_beside(a: &str, b: &str) -> bool {
     slot_of(a.as_bytes()) == slot_of(b.as_bytes())
+}
+
+/// Asks how much is in an outbox.
+pub(crate) fn length(outbox: &str) -> Cmd {
+    let mut length = redis::cmd("XLEN");
+    length.arg(outbox);
+    length
 }
 
 /// Moves what is in an outbox, from where the last call ended on; a call looks at a bounded number. What cannot

@@ -24,7 +24,7 @@ use crate::streams::commit::Receipt;
 use crate::streams::delay::{self, MEMBER};
 use crate::streams::fence::{FENCED, Fence};
 use redis::aio::ConnectionLike;
-use redis::{RedisError, Script, Value};
+use redis::{Cmd, RedisError, Script, Value};
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
@@ -207,10 +207,25 @@ pub async fn kinds(
 ) -> Result<Vec<Vec<String>>, BusError> {
     let mut look = redis::pipe();
     for route in routes {
-        look.cmd("HGETALL").arg(&route.parked);
+        look.add_command(ask_kinds(&route.parked));
     }
     let replies = connection.req_packed_commands(&look, 0, look.len()).await?;
     replies.into_iter().map(fields).collect()
+}
+
+/// Asks for the types of which something is parked, by the key of those of a stream.
+pub(crate) fn ask_kinds(parked: &str) -> Cmd {
+    let mut look = redis::cmd("HGETALL");
+    look.arg(parked);
+    look
+}
+
+/// Whether that answer says that nothing is.
+pub(crate) fn is_empty(answer: &Value) -> bool {
+    match answer {
+        Value::Array(fields) => fields.is_empty(),
+        _ => false,
+    }
 }
 
 /// How many events are parked beside a stream: those of one type, of one subject that is paused, or all.

@@ -10,7 +10,7 @@ use crate::connect::script::script_with;
 use crate::protocol::event::EntryId;
 use redis::Script;
 use redis::aio::ConnectionLike;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::LazyLock;
 
 /// What compares entry ids.
@@ -51,8 +51,22 @@ impl Trimmer {
         connection: &mut impl ConnectionLike,
         streams: &[(String, u64)],
     ) -> Vec<Result<Trimmed, BusError>> {
-        self.samples
-            .retain(|stream, _| streams.iter().any(|(name, _)| name == stream));
+        self.forget_others(streams);
+        self.go_on(connection, streams).await
+    }
+
+    /// Forgets what it remembers of other streams than these.
+    pub(crate) fn forget_others(&mut self, streams: &[(String, u64)]) {
+        let names: HashSet<&str> = streams.iter().map(|(name, _)| name.as_str()).collect();
+        self.samples.retain(|stream, _| names.contains(&**stream));
+    }
+
+    /// As [`run_once`](Self::run_once), for some of the streams.
+    pub(crate) async fn go_on(
+        &mut self,
+        connection: &mut impl ConnectionLike,
+        streams: &[(String, u64)],
+    ) -> Vec<Result<Trimmed, BusError>> {
         let mut results = Vec::with_capacity(streams.len());
         for (stream, history) in streams {
             let samples = self.samples.entry(stream.clone()).or_default();

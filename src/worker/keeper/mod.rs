@@ -19,7 +19,7 @@
 //! | `repair`: replays dead letters that somebody had workers replay, if no other worker does | looks every 5 s, and when it is told |
 //! | `outbox`: on a cluster, moves what runs published into other slots | 5 ms when busy, else up to 200 ms |
 //! | `trim`: keeps streams at their history; those of the control plane the leader's only | a second when busy, else half a minute |
-//! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters | a quarter of the claim time; a third of the ttl; an hour |
+//! | `upkeep`: looks for stale entries; has the server know the scripts that others call; keeps the claim counters; lets idle connections go | a quarter of the claim time; a third of the ttl; an hour; 5 s |
 //! | `seats`: takes seats of types with a total, and gives them back | when one is needed, or has become free; a quarter of their lease |
 //! | `describe`: keeps what it published of its handlers | 20 minutes |
 //! | `announce`: reports circuits as they change | |
@@ -30,6 +30,7 @@
 
 mod announce;
 mod attend;
+mod by_node;
 mod collect;
 pub(super) mod describe;
 mod exposition;
@@ -348,6 +349,7 @@ impl Chores {
         duties.begin("repair", async |all| repair::run(&all).await);
         duties.begin("trim", async |all| trim::run(&all).await);
         duties.begin("stale", async |all| upkeep::look_for_stale(&all).await);
+        duties.begin("idle", async |all| upkeep::let_idle_go(&all).await);
         duties.begin("claims", async |all| upkeep::keep_claims(&all).await);
         duties.begin("scripts", async |all| upkeep::keep_scripts(&all).await);
         duties.begin("leftovers", async |all| upkeep::name_leftovers(&all).await);

@@ -1,6 +1,6 @@
 //! Moves what runs published into other slots of a cluster to where it belongs.
 
-use super::Chores;
+use super::{Chores, by_node};
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::mutex::locked;
@@ -9,6 +9,7 @@ use crate::streams::outbox::{self, Way};
 use crate::worker::shared::Shared;
 use crate::worker::sparing::Sparing;
 use futures_util::StreamExt;
+use redis::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -64,10 +65,19 @@ impl Mover {
         };
         let routes = lanes.iter().flat_map(|lane| lane.routes.iter());
         let outboxes: BTreeSet<String> = routes.map(|route| route.outbox.clone()).collect();
+        let names: Vec<&str> = outboxes.iter().map(String::as_str).collect();
+        let lengths = by_node::ask(connector, &names, outbox::length).await;
         let mut before = std::mem::take(&mut self.ways);
-        let mut each = Vec::with_capacity(outboxes.len());
-        for outbox in outboxes {
+        let mut all: Vec<_> = outboxes.into_iter().zip(lengths).collect();
+        // Those whose node did not answer come last.
+        all.sort_by_key(|(_, length)| length.is_none());
+        let mut each = Vec::new();
+        for (outbox, length) in all {
             let way = before.remove(&outbox).unwrap_or_default();
+            if length == Some(Value::Int(0)) {
+                self.ways.insert(outbox, Way::default());
+                continue;
+            }
             each.push(empty(
                 connector,
                 &first.process.keys,

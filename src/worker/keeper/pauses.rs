@@ -4,7 +4,7 @@
 //! call takes those that came first, so it does not matter whose it is. One that does not know of a pause yet releases
 //! what others park again.
 
-use super::Chores;
+use super::{Chores, by_node};
 use crate::connect::connector::reconnect_delay;
 use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
@@ -12,6 +12,7 @@ use crate::protocol::keys;
 use crate::streams::park::{self, RELEASED};
 use crate::worker::limiting;
 use crate::worker::shared::Shared;
+use redis::Value;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,8 +65,17 @@ async fn run_once(chores: &Chores) -> Result<Found, CoordinationError> {
     let look = pausing.before_a_look();
     let (mut waits, mut more) = (HashSet::new(), false);
     let mut failed = None;
-    for lane in lanes.iter().filter(|lane| lane.name == "data") {
-        match of_lane(chores, lane, &mut waits).await {
+    let data: Vec<&Arc<Shared>> = lanes.iter().filter(|lane| lane.name == "data").collect();
+    let parked = data.iter().flat_map(|lane| lane.routes.iter());
+    let parked: Vec<&str> = parked.map(|route| route.parked.as_str()).collect();
+    let mut found = match chores.connector.is_cluster() {
+        true => by_node::ask(&chores.connector, &parked, park::ask_kinds).await,
+        false => Vec::new(),
+    }
+    .into_iter();
+    for lane in data {
+        let known = found.by_ref().take(lane.routes.len()).collect();
+        match of_lane(chores, lane, known, &mut waits).await {
             Ok(is_more) => more |= is_more,
             // The node of one partition is away: of the others it is known.
             Err(error) => failed = Some(error),
@@ -84,17 +94,26 @@ async fn run_once(chores: &Chores) -> Result<Found, CoordinationError> {
     })
 }
 
-/// Looks at the streams of a lane, adds the types of which something waits, and releases what may be; whether there is
-/// more.
+/// Looks at the streams of a lane unless it is known what is parked there, adds the types of which something waits, and
+/// releases what may be; whether there is more.
 async fn of_lane(
     chores: &Chores,
     lane: &Arc<Shared>,
+    known: Vec<Option<Value>>,
     waits: &mut HashSet<String>,
 ) -> Result<bool, BusError> {
     let routes: Vec<_> = lane.routes.iter().collect();
     let Some(first) = routes.first() else {
         return Ok(false);
     };
+    let known: Option<Vec<Value>> = known.into_iter().collect();
+    let known = known.filter(|known| known.len() == routes.len());
+    if known
+        .as_ref()
+        .is_some_and(|known| known.iter().all(park::is_empty))
+    {
+        return Ok(false);
+    }
     let mut connection = chores.connector.toward(&first.events).pooled().await?;
     let found = park::kinds(&mut connection, &routes).await?;
     let held = lane.pausing.held();

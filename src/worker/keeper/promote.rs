@@ -1,12 +1,13 @@
 //! Moves retries and scheduled events that are due to their streams.
 
-use super::Chores;
+use super::{Chores, by_node};
 use crate::connect::clock::{ClockSource, ServerClock, local_now};
 use crate::connect::connector::{Connector, reconnect_delay};
 use crate::connect::error::BusError;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
 use futures_util::future::join_all;
+use redis::Value;
 use std::time::{Duration, Instant};
 
 /// The longest pause between two looks at the delay queues, while events of this worker's are retried.
@@ -75,19 +76,29 @@ async fn run_once(
             Next::Refused => pause.max(reconnect_delay(3)),
         });
     }
+    let queues: Vec<&str> = routes.iter().map(|route| route.delayed.as_str()).collect();
+    let asks = by_node::asks(&chores.connector, &queues, |queue| {
+        delay::count_due(queue, look.until)
+    });
     // The queues of a node that is away keep none of the others waiting.
-    let each = join_all(routes.iter().map(async |route| {
-        let connector = chores.connector.toward(&route.delayed);
-        match look.at(&connector, &[*route]).await {
-            Ok((_, Next::In(next))) => next,
-            Ok((_, Next::Refused)) => pause,
-            Err(error) => {
-                tracing::debug!(stream = route.events, %error, "the delay queue could not be looked at");
-                pause
+    let each = asks.into_iter().map(async |asked| {
+        let asked = asked.await.into_iter();
+        let due = asked.filter(|(_, due)| matches!(due, None | Some(Value::Int(1..))));
+        let next = join_all(due.map(async |(at, _)| {
+            let route = routes[at];
+            let connector = chores.connector.toward(&route.delayed);
+            match look.at(&connector, &[route]).await {
+                Ok((_, Next::In(next))) => next,
+                Ok((_, Next::Refused)) => pause,
+                Err(error) => {
+                    tracing::debug!(stream = route.events, %error, "the delay queue could not be looked at");
+                    pause
+                }
             }
-        }
-    }));
-    let (control, each) = tokio::join!(control(&[]), each);
+        }));
+        next.await.into_iter().fold(pause, Duration::min)
+    });
+    let (control, each) = tokio::join!(control(&[]), join_all(each));
     *clock = control?.0;
     Ok(each.into_iter().fold(pause, Duration::min))
 }

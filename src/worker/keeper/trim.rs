@@ -73,18 +73,22 @@ impl<'a> Trim<'a> {
 
     async fn run_once(&mut self) {
         let mut rest = self.streams();
+        self.trimmer.forget_others(&rest);
+        let full = |removed: u64| removed >= LIMIT / 2;
         while !rest.is_empty() {
-            let Ok(mut connection) = self.chores.connector.pooled().await else {
-                break;
-            };
-            let results = self.trimmer.run_once(&mut connection, &rest).await;
-            let full = |removed: u64| removed >= LIMIT / 2;
-            rest = rest
-                .into_iter()
-                .zip(results)
-                .filter(|(_, result)| result.as_ref().is_ok_and(|done| full(done.removed)))
-                .map(|(stream, _)| stream)
-                .collect();
+            let names: Vec<&str> = rest.iter().map(|(stream, _)| stream.as_str()).collect();
+            let mut more = Vec::new();
+            for way in self.chores.connector.ways_to_nodes(&names) {
+                let some: Vec<_> = way.places.iter().map(|at| rest[*at].clone()).collect();
+                let Ok(mut connection) = way.connector.at_its_node().await else {
+                    continue;
+                };
+                let results = self.trimmer.go_on(&mut connection, &some).await;
+                let some = some.into_iter().zip(results);
+                let some = some.filter(|(_, done)| done.as_ref().is_ok_and(|it| full(it.removed)));
+                more.extend(some.map(|(stream, _)| stream));
+            }
+            rest = more;
         }
     }
 }

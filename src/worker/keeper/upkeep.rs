@@ -1,19 +1,62 @@
 //! What is to be done from time to time, so that nothing is forgotten.
 
-use super::Chores;
+use super::{Chores, by_node};
 use crate::connect::error::BusError;
 use crate::worker::takeover::Trigger;
+use redis::Value;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// How often the claim counters' time to live is renewed.
 const CLAIMS_PAUSE: Duration = Duration::from_secs(3600);
+
+/// How long a pooled connection may be unused. More than between two renewals of what a partition's owner has.
+const UNUSED: Duration = Duration::from_secs(15);
 
 /// Has the lanes look for entries that nobody renewed, several times in the claim time.
 pub(super) async fn look_for_stale(chores: &Chores) {
     let pause = chores.settings.claim_idle / 4;
     loop {
         tokio::time::sleep(pause.mul_f64(fastrand::f64() / 2.0 + 0.75)).await;
+        if chores.connector.is_cluster() {
+            look_what_is_pending(chores).await;
+        }
         chores.triggers.send(&Trigger::Stale);
+    }
+}
+
+/// Tells each lane whether anything is pending in its streams at all.
+async fn look_what_is_pending(chores: &Chores) {
+    let lanes = chores.lanes.now();
+    let all = lanes.iter().flat_map(|lane| lane.routes.iter());
+    let streams: Vec<&str> = all.map(|route| route.events.as_str()).collect();
+    let group = &chores.settings.group;
+    let asked = by_node::ask(&chores.connector, &streams, |stream| {
+        let mut summary = redis::cmd("XPENDING");
+        summary.arg(stream).arg(group);
+        summary
+    });
+    let mut asked = asked.await.into_iter();
+    for lane in lanes.iter() {
+        let of_lane = asked.by_ref().take(lane.routes.len());
+        let is_none = |summary: &Option<Value>| match summary {
+            Some(Value::Array(parts)) => parts.first() == Some(&Value::Int(0)),
+            _ => false,
+        };
+        // All of them: each takes its own.
+        let held = of_lane.filter(|summary| !is_none(summary)).count();
+        lane.may_hold.store(held > 0, Ordering::Relaxed);
+    }
+}
+
+/// On a cluster, lets connections go that nobody used of late: each partition has some of its own.
+pub(super) async fn let_idle_go(chores: &Chores) {
+    loop {
+        tokio::time::sleep(UNUSED / 3).await;
+        chores.connector.let_idle_go(UNUSED);
+        if let Some(lane) = chores.lanes.now().first() {
+            lane.process.connector.let_idle_go(UNUSED);
+        }
     }
 }
 

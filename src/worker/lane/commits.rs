@@ -157,6 +157,11 @@ impl Commits {
         }
     }
 
+    /// Lets go of connections on which nothing was committed of late.
+    pub(super) fn rest(&mut self) {
+        self.free.iter_mut().for_each(Committer::rest);
+    }
+
     /// Whether any is under way.
     pub(super) fn are_under_way(&self) -> bool {
         !self.under_way.is_empty()

@@ -119,6 +119,9 @@ impl Lane {
     /// Adds what a trigger asks for. Where the partition is owned there is one thing to do: to take over all that is
     /// pending and not in hand.
     pub(super) fn add_job(&mut self, trigger: &Trigger) {
+        if *trigger == Trigger::Stale && !self.shared.may_hold.load(Ordering::Relaxed) {
+            return;
+        }
         let streams = self.shared.routes.len();
         let Some(line) = &mut self.line else {
             return self.jobs.add(trigger, streams);
