@@ -3,7 +3,7 @@
 
 #![allow(dead_code)] // Each test binary uses a part.
 
-use super::tagged::{is_of_a_slot, plain, tag_among, tagged};
+use super::tagged::{OF_A_DOMAIN, is_of_a_slot, plain, tag_among, tagged};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -449,7 +449,9 @@ fn patterns(plain: &str) -> Vec<String> {
     match parts[..] {
         // Of any domain, and with more behind it.
         [kind, "*"] => all.push(format!("{{cb:*:0}}:{kind}:*")),
-        ["*", domain, more] => all.push(format!("{{cb:{domain}:0}}:*:{more}")),
+        ["*", domain, more] => {
+            all.extend(OF_A_DOMAIN.map(|kind| format!("{{cb:{domain}:0}}:{kind}:{more}")));
+        }
         _ => {}
     }
     all

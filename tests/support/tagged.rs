@@ -4,7 +4,7 @@
 #![allow(dead_code)] // Each test binary uses a part.
 
 /// What each domain has of its own.
-const OF_A_DOMAIN: [&str; 13] = [
+pub(crate) const OF_A_DOMAIN: [&str; 13] = [
     "events",
     "results",
     "dead",
