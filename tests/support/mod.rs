@@ -600,8 +600,8 @@ pub(crate) async fn left(
         .arg(&["GROUPS", &format!("cb:events:{domain}")]);
     look.cmd("ZCARD").arg(format!("cb:delayed:{domain}"));
     look.cmd("XLEN").arg(name(domain, "cb:outbox"));
-    let seen: Result<(Vec<HashMap<String, redis::Value>>, i64, i64), _> =
-        look.query_async(connection).await;
+    type Seen = (Vec<HashMap<String, redis::Value>>, i64, i64);
+    let seen: Result<Seen, _> = look.query_async(connection).await;
     let (groups, delayed, outbox) = seen.unwrap_or_else(|_| (Vec::new(), -1, 0));
     let waiting = delayed + outbox;
     let number = |field: &str| match groups.first().and_then(|group| group.get(field)) {
