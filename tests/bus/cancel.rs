@@ -1,7 +1,7 @@
 //! Cancelling: an event is finished or cancelled, never both, whoever is in the middle of what with it.
 
 use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, connector, text};
-use crate::support::{name, users};
+use crate::support::{beside, name, users};
 use convoke::protocol::event::EntryId;
 use convoke::protocol::json;
 use convoke::protocol::keys::Keys;
@@ -79,7 +79,7 @@ async fn what_is_not_read_yet_is_given_to_nobody_and_the_second_call_says_who_ca
     assert_eq!(ids, ["e0", "e2"]);
     let told = facts(&mut bus).await;
     assert_eq!(told.len(), 1, "{told:?}");
-    let expected = serde_json::json!({"id": "e1", "type": "image.made", "stream": EVENTS,
+    let expected = serde_json::json!({"id": "e1", "type": "image.made", "stream": name("image", EVENTS),
         "entry": added[1].to_string(), "state": "waiting", "by": "ada@desk", "reason": "ticket 17", "kept": false});
     assert_eq!(told[0], expected);
     // What was cancelled is known for a time only.
@@ -249,8 +249,9 @@ async fn whoever_asked_is_told_in_the_same_step_and_no_reply_stream_lives_for_go
         "XADD {EVENTS} * type image.made id json {json} replyto {REPLY}"
     ))
     .await;
+    let gone = beside("image", "cb:inbox:gone");
     bus.run(&format!(
-        "XADD {EVENTS} * type image.made id inbox replyto cb:inbox:gone"
+        "XADD {EVENTS} * type image.made id inbox replyto {gone}"
     ))
     .await;
     for (id, told) in [("asked", true), ("json", true), ("inbox", false)] {
@@ -274,7 +275,7 @@ async fn whoever_asked_is_told_in_the_same_step_and_no_reply_stream_lives_for_go
     assert_eq!(told, said);
     let ttl: i64 = bus.ask(&format!("PTTL {REPLY}")).await;
     assert!(ttl > 0);
-    let inbox: u64 = bus.ask("EXISTS cb:inbox:gone").await;
+    let inbox: u64 = bus.ask(&format!("EXISTS {gone}")).await;
     assert_eq!(inbox, 0, "no inbox is made");
 }
 

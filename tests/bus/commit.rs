@@ -159,8 +159,8 @@ async fn after_a_flush_nothing_old_is_committed_and_new_entries_are() {
 #[tokio::test]
 async fn a_commit_whose_answer_is_lost_is_not_written_twice() {
     let mut bus = Bus::start().await;
-    let proxy = Proxy::to(bus.redis.port()).await;
-    let mut committer = bus.committer_at(&proxy.url_for(users::WORKER), "w-1");
+    let proxy = Proxy::before(&bus.redis).await;
+    let mut committer = bus.committer_at(&proxy.url_of(&bus.redis, users::WORKER), "w-1");
     committer.start().await.unwrap();
     bus.add(4).await;
     let held = bus.deliver("w-1", &committer.claims(), 3).await;
@@ -186,8 +186,8 @@ async fn a_commit_whose_answer_is_lost_is_not_written_twice() {
 #[tokio::test]
 async fn a_reply_stream_expires_though_the_answer_of_the_commit_that_made_it_is_lost() {
     let mut bus = Bus::start().await;
-    let proxy = Proxy::to(bus.redis.port()).await;
-    let mut committer = bus.committer_at(&proxy.url_for(users::WORKER), "w-1");
+    let proxy = Proxy::before(&bus.redis).await;
+    let mut committer = bus.committer_at(&proxy.url_of(&bus.redis, users::WORKER), "w-1");
     committer.start().await.unwrap();
     for lost in [0, 1] {
         bus.run(&format!("DEL {REPLY}")).await;

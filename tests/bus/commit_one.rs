@@ -1,11 +1,14 @@
 //! Commits that go entry by entry: every branch of the script, and what cannot be written.
 
 use crate::setup::{Bus, GROUP, Held, NEXT, REPLY, text};
-use crate::support::{Redis, keys, name, users};
+use crate::support::{Redis, beside, keys, name, users};
 use convoke::protocol::dead::DeadLetter;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::streams::commit::{Committer, Disposition, Note, Settlement, Tally};
 use std::time::Duration;
+
+/// No id comes after it.
+const LAST: &str = "18446744073709551615-18446744073709551615";
 
 /// A bus with this many entries delivered to `w-1`.
 async fn holding(count: usize) -> (Bus, Committer, Vec<Held>) {
@@ -80,7 +83,7 @@ async fn what_is_remembered_is_written_with_the_outcome_whatever_is_there_or_not
         let pending = bus.pending().await;
         let noted = |held: &Held| {
             let note = Note {
-                key: format!("cb:said:image:{}", held.id()),
+                key: name("image", &format!("cb:said:image:{}", held.id())),
                 value: b"done".to_vec(),
                 kept: Duration::from_secs(60),
             };
@@ -109,20 +112,16 @@ async fn what_is_remembered_is_written_with_the_outcome_whatever_is_there_or_not
 async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
     for slow in [false, true] {
         let (mut bus, mut committer, held) = holding(5).await;
-        bus.run("SET cb:reply:odd text").await;
-        bus.run("XADD cb:reply:full 18446744073709551615-18446744073709551615 a b")
-            .await;
-        bus.run("XADD cb:inbox:there 1-1 a b").await;
-        let places = [
-            "cb:reply:odd",
-            "cb:reply:full",
-            "cb:inbox:ghost",
-            "cb:inbox:there",
-            REPLY,
-        ];
+        let replies = ["cb:reply:odd", "cb:reply:full", REPLY].map(|it| name("image", it));
+        let [odd, full, reply] = &replies;
+        bus.run(&format!("SET {odd} text")).await;
+        bus.run(&format!("XADD {full} {LAST} a b")).await;
+        let [ghost, there] = ["cb:inbox:ghost", "cb:inbox:there"].map(|it| beside("image", it));
+        bus.run(&format!("XADD {there} 1-1 a b")).await;
+        let places = [odd, full, &ghost, &there, reply];
         let batch = held.iter().zip(places).map(|(held, to)| {
             let mut settlement = held.ending(Disposition::Told(dead(&bus, held).into()));
-            settlement.reply.as_mut().unwrap().to = Some(name("image", to));
+            settlement.reply.as_mut().unwrap().to = Some(to.clone());
             settlement.publications.clear();
             match slow {
                 true => stale(settlement),
@@ -133,8 +132,9 @@ async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
         assert_eq!(counts(&report), (5, 0, 0));
         assert_eq!(report.dead, 3, "slow: {slow}");
         assert_eq!(bus.replied().await, ["e4"]);
-        assert_eq!(bus.entries("cb:inbox:there").await.len(), 2);
-        assert_eq!(bus.ask::<u32>("EXISTS cb:inbox:ghost").await, 0);
+        assert_eq!(bus.entries(&there).await.len(), 2);
+        let ghosts: u32 = bus.ask(&format!("EXISTS {ghost}")).await;
+        assert_eq!(ghosts, 0);
         assert!(bus.pending().await.is_empty());
         let letters = bus.entries("cb:dead:image").await;
         let mut ids: Vec<String> = letters.iter().map(|letter| text(letter, "id")).collect();
@@ -150,14 +150,11 @@ async fn what_cannot_be_told_becomes_a_dead_letter_in_the_place_of_the_reply() {
         let more = bus.deliver("w-1", &committer.claims(), 2).await;
         bus.run("DEL cb:dead:image").await;
         bus.run("SET cb:dead:image text").await;
-        let batch = more
-            .iter()
-            .zip(["cb:inbox:ghost", REPLY])
-            .map(|(held, to)| {
-                let mut settlement = held.ending(Disposition::Told(dead(&bus, held).into()));
-                settlement.reply.as_mut().unwrap().to = Some(name("image", to));
-                stale(settlement)
-            });
+        let batch = more.iter().zip([&ghost, reply]).map(|(held, to)| {
+            let mut settlement = held.ending(Disposition::Told(dead(&bus, held).into()));
+            settlement.reply.as_mut().unwrap().to = Some(to.clone());
+            stale(settlement)
+        });
         let report = committer.commit(batch.collect()).await;
         assert_eq!(counts(&report), (1, 0, 1), "slow: {slow}");
         assert_eq!(bus.pending().await[0].id, ids[0]);
@@ -179,15 +176,13 @@ async fn an_entry_that_was_deleted_is_not_committed() {
 async fn a_reply_that_can_not_be_written_becomes_a_dead_letter_and_hurts_nobody_else() {
     for (slow, alone) in [(false, false), (true, false), (true, true)] {
         let (mut bus, mut committer, held) = holding(3).await;
-        bus.run("SET cb:reply:odd text").await;
-        bus.run("XADD cb:reply:full 18446744073709551615-18446744073709551615 a b")
-            .await;
+        let places = ["cb:reply:odd", "cb:reply:full", REPLY].map(|it| name("image", it));
+        let [odd, full, _] = &places;
+        bus.run(&format!("SET {odd} text")).await;
+        bus.run(&format!("XADD {full} {LAST} a b")).await;
         let mut batch: Vec<Settlement> = held.iter().map(|h| h.done()).collect();
-        for (settlement, to) in batch
-            .iter_mut()
-            .zip(["cb:reply:odd", "cb:reply:full", REPLY])
-        {
-            settlement.reply.as_mut().unwrap().to = Some(name("image", to));
+        for (settlement, to) in batch.iter_mut().zip(&places) {
+            settlement.reply.as_mut().unwrap().to = Some(to.clone());
             if alone {
                 settlement.publications.clear();
             }
@@ -220,13 +215,14 @@ async fn an_outcome_whose_event_would_vanish_is_refused_with_nothing_written() {
     let (mut bus, mut committer, held) = holding(4).await;
     bus.run("SET cb:dead:image text").await;
     bus.run("SET cb:delayed:image text").await;
-    bus.run("SET cb:events:odd text").await;
-    bus.run("XADD cb:events:full 18446744073709551615-18446744073709551615 a b")
-        .await;
+    // Such a step writes to its slot only.
+    let [odd_one, full_one] = ["cb:events:odd", "cb:events:full"].map(|it| beside("image", it));
+    bus.run(&format!("SET {odd_one} text")).await;
+    bus.run(&format!("XADD {full_one} {LAST} a b")).await;
     let mut odd = held[2].done();
-    odd.publications[0].stream = "cb:events:odd".into();
+    odd.publications[0].stream = odd_one;
     let mut full = held[3].done();
-    full.publications[0].stream = "cb:events:full".into();
+    full.publications[0].stream = full_one;
     let report = committer
         .commit(vec![
             held[0].ending(Disposition::Dead(dead(&bus, &held[0]).into())),
@@ -254,11 +250,10 @@ async fn an_outcome_whose_event_would_vanish_is_refused_with_nothing_written() {
 #[tokio::test]
 async fn what_is_half_written_is_finished_never_run_again() {
     let (mut bus, mut committer, held) = holding(1).await;
-    bus.run("XADD cb:events:full 18446744073709551615-18446744073709551615 a b")
-        .await;
     let mut settlement = stale(held[0].done());
     let mut full = settlement.publications[0].clone();
-    full.stream = "cb:events:full".into();
+    full.stream = beside("image", "cb:events:full");
+    bus.run(&format!("XADD {} {LAST} a b", full.stream)).await;
     settlement.publications.push(full);
     assert_eq!(counts(&committer.commit(vec![settlement]).await), (1, 0, 0));
     assert_eq!(bus.replied().await, ["e0"]);

@@ -3,7 +3,7 @@
 use crate::publish::{client, event};
 use crate::replay::{facts, operator, sorted};
 use crate::setup::{Bus, text};
-use crate::support::users;
+use crate::support::{name, users};
 use convoke::connect::connector::Connector;
 use convoke::operator::delayed::{DelayedChange, DelayedPages, Queue, Waiting, depths, queues};
 use convoke::protocol::keys::Keys;
@@ -191,7 +191,8 @@ async fn what_is_run_now_enters_its_stream_once_with_the_fact() {
     assert_eq!(facts.len(), 1);
     assert_eq!(facts[0].0, "operator.replayed");
     let expected = json!({
-        "run": "run-1", "by": "ada@desk", "from": "delayed", "stream": QUEUE, "to": EVENTS,
+        "run": "run-1", "by": "ada@desk", "from": "delayed", "stream": name("image", QUEUE),
+        "to": name("image", EVENTS),
         "count": 2, "entries": ["a", "b"],
     });
     assert_eq!(sorted(&facts[0].1), sorted(&expected));

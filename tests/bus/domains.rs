@@ -1,7 +1,7 @@
 //! How many partitions a domain has is a fact on the bus.
 
 use crate::setup::connector;
-use crate::support::{Redis, keys, until, users};
+use crate::support::{Redis, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
@@ -93,8 +93,7 @@ async fn of_many_that_are_first_at_a_time_one_says_it() {
 #[tokio::test]
 async fn plain_names_have_no_such_fact() {
     let redis = Redis::start();
-    let keys = keys();
-    let domains = Domains::new(connector(&redis.url()), keys.clone());
+    let domains = Domains::new(connector(&redis.url()), Keys::new("cb").unwrap());
     domains.learn(&["image"], Use::Works).await.unwrap();
     assert!(domains.learn_all().await.unwrap().is_empty());
     assert!(domains.is_open("image", 0, "workers").await.unwrap());

@@ -223,7 +223,8 @@ async fn promoters_at_once_move_each_event_once() {
         put_event(&mut bus, 1000 + number, &format!("e{number}")).await;
     }
     let promoters = [(); 3].map(|()| {
-        let (connector, route) = (connector(&bus.redis.url()), bus.route.clone());
+        let route = bus.route.clone();
+        let connector = connector(&bus.redis.url()).toward(&route.events);
         tokio::spawn(async move {
             let mut connection = connector.dedicated().await.unwrap();
             let mut moved = 0;

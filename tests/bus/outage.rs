@@ -2,16 +2,20 @@
 
 use crate::publish::{client, client_at, code, event, is_unknown, options};
 use crate::setup::{Bus, text};
+use crate::support::cluster::Cluster;
 use crate::support::proxy::Proxy;
-use crate::support::{Redis, keys, signal, users};
+use crate::support::{Redis, is_cluster, keys, name, skip_on_cluster, users};
 use convoke::client::ClientOptions;
-use convoke::client::publish::{Doubt, Outgoing, PublishError};
+use convoke::client::publish::{Doubt, PublishError};
 use std::time::Duration;
 
 const STREAM: &str = "cb:events:image";
 
 #[tokio::test]
 async fn a_replica_rejects_and_the_client_finds_the_primary_again() {
+    if skip_on_cluster("REPLICAOF: a node is a replica by what the cluster's nodes agree on") {
+        return;
+    }
     let mut bus = Bus::start().await;
     let client = client(&bus);
     client.publish(&event("e0")).await.unwrap();
@@ -37,9 +41,9 @@ async fn a_server_that_stands_still_leaves_it_unknown_and_the_same_id_is_stored_
     let client = client(&bus);
     let once = event("e0").dedup(true);
     client.publish(&event("first").dedup(true)).await.unwrap();
-    signal(bus.redis.pid(), "STOP");
+    bus.redis.signal("STOP");
     let outcome = client.publish(&once).await;
-    signal(bus.redis.pid(), "CONT");
+    bus.redis.signal("CONT");
     assert!(is_unknown(&outcome), "{outcome:?}");
     client.publish(&once).await.unwrap();
     assert!(client.publish(&once).await.unwrap().is_duplicate());
@@ -49,24 +53,26 @@ async fn a_server_that_stands_still_leaves_it_unknown_and_the_same_id_is_stored_
 #[tokio::test]
 async fn a_lost_answer_is_unknown_and_with_dedup_the_client_repeats_it_by_itself() {
     let mut bus = Bus::start().await;
-    let proxy = Proxy::to(bus.redis.port()).await;
-    let client = client_at(&proxy.url_for(users::PUBLISHER), options());
+    let proxy = Proxy::before(&bus.redis).await;
+    let client = client_at(&proxy.url_of(&bus.redis, users::PUBLISHER), options());
     client.publish(&event("first").dedup(true)).await.unwrap();
+    // What goes the same way as those of which an answer is lost: the answer is theirs then, not one to connecting.
+    let between = || event("between");
+    client.publish(&between()).await.unwrap();
     let later = event("later").delay(Duration::from_secs(9));
     for event in [event("plain"), event("once").dedup(true), later] {
         proxy.cut_next_answer();
         let outcome = client.publish(&event).await;
         assert!(proxy.has_cut() && is_unknown(&outcome), "{outcome:?}");
         // The connection is replaced.
-        client.publish(&Outgoing::bare("text.made")).await.unwrap();
+        client.publish(&between()).await.unwrap();
     }
     let twice = [event("many-1"), event("many-2").dedup(true)];
-    // The answer to be lost is the events', not one to connecting.
-    client.publish_many(&[Outgoing::bare("text.made")]).await;
+    client.publish_many(&[between()]).await;
     proxy.cut_next_answer();
     assert!(client.publish_many(&twice).await.iter().all(is_unknown));
     let patient = client_at(
-        &proxy.url_for(users::PUBLISHER),
+        &proxy.url_of(&bus.redis, users::PUBLISHER),
         ClientOptions {
             patience: Duration::from_secs(30),
             ..options()
@@ -78,6 +84,7 @@ async fn a_lost_answer_is_unknown_and_with_dedup_the_client_repeats_it_by_itself
     assert!(proxy.has_cut() && outcome.is_duplicate());
     let entries = bus.entries(STREAM).await;
     let mut ids: Vec<String> = entries.iter().map(|e| text(e, "id")).collect();
+    ids.retain(|id| id != "between");
     ids.sort();
     assert_eq!(
         ids,
@@ -139,15 +146,20 @@ async fn a_confirmed_publish_is_on_the_replica() {
     if users::skip_without("WAIT") {
         return;
     }
-    let bus = Bus::start().await;
-    let replica = Redis::with(&[
-        "--save",
-        "",
-        "--replicaof",
-        "127.0.0.1",
-        &bus.redis.port().to_string(),
-    ]);
-    let client = client(&bus);
+    let (cluster, bus);
+    let (client, of_replica, replica) = if is_cluster() {
+        cluster = Cluster::with_replicas();
+        let replica = cluster.replica_of(&name("image", STREAM));
+        let client = client_at(&cluster.url_for(users::PUBLISHER), options());
+        (client, None, replica.connect())
+    } else {
+        bus = Bus::start().await;
+        let (save, of) = (["--save", ""], ["--replicaof", "127.0.0.1"]);
+        let port = bus.redis.port().to_string();
+        let replica = Redis::with(&[&save[..], &of, &[port.as_str()]].concat());
+        let looks = replica.connect();
+        (client(&bus), Some(replica), looks)
+    };
     let event = event("e0")
         .dedup(true)
         .confirm(1, Duration::from_millis(200));
@@ -160,13 +172,13 @@ async fn a_confirmed_publish_is_on_the_replica() {
         confirmed = client.publish(&event).await;
     }
     confirmed.unwrap();
-    let mut connection = replica.connection().await;
-    let length: u32 = redis::cmd("XLEN")
-        .arg(STREAM)
-        .query_async(&mut connection)
-        .await
-        .unwrap();
-    assert_eq!(length, 1);
+    let mut replica = replica;
+    if of_replica.is_none() {
+        redis::cmd("READONLY").exec(&mut replica).unwrap();
+    }
+    let mut length = redis::cmd("XLEN");
+    length.arg(name("image", STREAM));
+    assert_eq!(length.query::<u32>(&mut replica).unwrap(), 1);
 }
 
 #[tokio::test]

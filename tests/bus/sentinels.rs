@@ -1,6 +1,6 @@
 //! Three Sentinels, one of which lies under a high epoch.
 
-use crate::support::{Redis, free_port, keys, until, users};
+use crate::support::{Redis, free_port, keys, skip_on_cluster, until, users};
 use convoke::client::publish::{Outgoing, PublishError};
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
@@ -112,6 +112,9 @@ async fn stored(redis: &Redis) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_sentinel_that_lies_under_a_high_epoch_leads_nobody_away() {
+    if skip_on_cluster("Sentinels watch no cluster") {
+        return;
+    }
     let (own, other) = (Redis::start(), Redis::start());
     let sentinels: [Sentinel; 3] = std::array::from_fn(|_| Sentinel::saying(own.port(), 1));
     let [liar, honest, also] = &sentinels;

@@ -2,6 +2,7 @@
 
 use crate::support::{Redis, keys, name, users};
 use convoke::connect::connector::Connector;
+use convoke::connect::resp::wire::Wire;
 use convoke::protocol::event::{Entry, EntryId};
 use convoke::protocol::keys::{Keys, StreamKeys};
 use convoke::settings::RedisUrl;
@@ -82,7 +83,7 @@ impl Bus {
 
     pub(crate) fn options(&self, url: &str, consumer: &str) -> CommitterOptions {
         CommitterOptions {
-            connector: connector(url),
+            connector: connector(url).toward(&self.route.events),
             routes: [self.route.clone()].into(),
             claims: vec![self.claims(consumer)],
             group: GROUP.into(),
@@ -95,6 +96,12 @@ impl Bus {
 
     pub(crate) fn claims(&self, consumer: &str) -> String {
         self.keys.claims("image", 0, consumer)
+    }
+
+    /// A worker's connection to where the stream is.
+    async fn wire(&self) -> Wire {
+        let connector = connector(&self.redis.url()).toward(&self.route.events);
+        connector.wire().await.unwrap()
     }
 
     /// Adds this many events; their ids are `e0`, `e1`, …
@@ -122,7 +129,7 @@ impl Bus {
         let claims = claims.known(0);
         let block = Duration::from_millis(1);
         let streams = [self.route.events.as_str()];
-        let mut wire = connector(&self.redis.url()).wire().await.unwrap();
+        let mut wire = self.wire().await;
         let read = read_group(&mut wire, GROUP, consumer, &streams, count, block, 1 << 21);
         let batches = read.await.unwrap();
         let entries = batches.into_iter().flat_map(|batch| batch.entries);
@@ -160,7 +167,7 @@ impl Bus {
         )
         .await
         .unwrap();
-        let mut wire = connector(&self.redis.url()).wire().await.unwrap();
+        let mut wire = self.wire().await;
         claim::fields(&mut wire, &stream, &mut taken, 1 << 21)
             .await
             .unwrap();

@@ -4,7 +4,7 @@ mod lease;
 mod shared;
 
 use crate::fleet::Fleet;
-use crate::support::{Redis, keys, users};
+use crate::support::{Redis, beside_control, keys, users};
 use convoke::connect::connector::Connector;
 use convoke::connect::error::BusError;
 use convoke::coordination::batches::batch::{BatchPlan, BatchStatus, MAX_FAILURES, Mode};
@@ -252,32 +252,33 @@ async fn an_item_counts_once_and_what_it_published_is_stored_once_with_it() {
             vec![n],
         ],
     };
-    let effects = [
-        effect("cb:events:effect", 0),
-        effect("cb:events:other", 1),
-        effect("cb:events:effect", 2),
-    ];
+    let names = ["effect", "other", "broken"].map(|it| beside_control(&format!("cb:events:{it}")));
+    let [made, other, broken] = &names;
+    let effects = [effect(made, 0), effect(other, 1), effect(made, 2)];
     for _ in 0..2 {
         let done = batches
             .progress(&wanted, held.fence, &ok([0, 1, 2]), &effects)
             .await;
         assert!(matches!(done.unwrap(), Advanced::Running(p) if p.processed == 3));
     }
-    assert_eq!(fleet.ask::<u64>("XLEN cb:events:effect").await, 2);
-    assert_eq!(fleet.ask::<u64>("XLEN cb:events:other").await, 1);
+    let length = async |fleet: &mut Fleet, stream: &str| -> u64 {
+        fleet.ask(&format!("XLEN {stream}")).await
+    };
+    assert_eq!(length(&mut fleet, made).await, 2);
+    assert_eq!(length(&mut fleet, other).await, 1);
     // No stream: nothing is changed.
-    fleet.run("SET cb:events:broken 1").await;
-    let unwritable = [effect("cb:events:effect", 3), effect("cb:events:broken", 3)];
+    fleet.run(&format!("SET {broken} 1")).await;
+    let unwritable = [effect(made, 3), effect(broken, 3)];
     match batches
         .progress(&wanted, held.fence, &ok([3]), &unwritable)
         .await
     {
         Err(CoordinationError::FailedPrecondition(message)) => {
-            assert!(message.contains("cb:events:broken"), "{message}");
+            assert!(message.contains(broken), "{message}");
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(fleet.ask::<u64>("XLEN cb:events:effect").await, 2);
+    assert_eq!(length(&mut fleet, made).await, 2);
     assert_eq!(batches.find("b-1").await.unwrap().unwrap().processed, 3);
     // Out of its bounds.
     let beyond = batches.progress(&wanted, held.fence, &ok([5]), &[]).await;

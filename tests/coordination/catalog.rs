@@ -55,9 +55,10 @@ async fn domains_are_remembered_for_a_week_and_bounded() {
     let catalog = catalog(&fleet);
     let now: Vec<u64> = fleet.ask("TIME").await;
     let long_ago = now[0] * 1000 - 7 * 24 * 3_600_000 - 1000;
-    fleet.run(&format!("ZADD cb:domains {long_ago} old")).await;
+    let key = fleet.keys.read_domains();
+    fleet.run(&format!("ZADD {key} {long_ago} old")).await;
     let lately = long_ago + 60_000;
-    fleet.run(&format!("ZADD cb:domains {lately} lately")).await;
+    fleet.run(&format!("ZADD {key} {lately} lately")).await;
     let one = [("image.resize".to_owned(), method(""))];
     catalog.publish(&one).await.unwrap();
     assert_eq!(catalog.domains().await.unwrap(), ["image", "lately"]);

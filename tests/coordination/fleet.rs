@@ -1,6 +1,7 @@
 //! A server with instances, and a look at the facts.
 
-use crate::support::{Redis, keys, users};
+use crate::support::router::ANY_NAME;
+use crate::support::{Redis, is_cluster, keys, users};
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::Ballots;
 use convoke::coordination::instances::instance::Registering;
@@ -10,6 +11,7 @@ use convoke::coordination::tasks::{Assignment, Created, Tasks};
 use convoke::protocol::event::{Event, Limits};
 use convoke::protocol::keys::Keys;
 use convoke::settings::RedisUrl;
+use convoke::streams::outbox;
 use convoke::streams::read::entries_of;
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestRunner};
@@ -160,6 +162,24 @@ impl Fleet {
         }
     }
 
+    /// Does what a worker does with what a step of the control plane published, where its streams are in other slots.
+    pub(crate) async fn move_published(&self) {
+        if !is_cluster() {
+            return;
+        }
+        let outbox = self.keys.outbox("system", 0);
+        let connector = Connector::new(&RedisUrl::new(self.redis.url()), 1).unwrap();
+        let mut connection = connector.toward(&outbox).pooled().await.unwrap();
+        let mut way = outbox::Way::default();
+        loop {
+            let moved = outbox::empty(&mut connection, &self.keys, &outbox, &mut way);
+            moved.await.unwrap();
+            if way.is_at_start() {
+                return;
+            }
+        }
+    }
+
     /// Makes an instance's last pulse one that has run out.
     pub(crate) async fn expire(&mut self, id: &str) {
         let active = self.keys.active();
@@ -197,7 +217,16 @@ impl Fleet {
 
     /// Every key on the server, but those that tell the time where there is no `TIME`.
     pub(crate) async fn all_keys(&mut self) -> Vec<String> {
-        let mut keys: Vec<String> = self.ask("KEYS *").await;
+        self.keys_like("*").await
+    }
+
+    /// The same by their own names, tags and all.
+    pub(crate) async fn all_names(&mut self) -> Vec<String> {
+        self.keys_like(ANY_NAME).await
+    }
+
+    async fn keys_like(&mut self, pattern: &str) -> Vec<String> {
+        let mut keys: Vec<String> = self.ask(&format!("KEYS {pattern}")).await;
         keys.retain(|key| !users::is_clock(key));
         keys.sort();
         keys

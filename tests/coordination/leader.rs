@@ -160,7 +160,7 @@ async fn the_term_rises_after_a_flush_and_above_one_from_the_future() {
         .run(&format!("HSET {{cb}}:leader until 0 term {future}"))
         .await;
     assert_eq!(fleet.leads("w-1", me).await, Some(future + 1));
-    let keys = fleet.all_keys().await;
+    let keys = fleet.all_names().await;
     assert!(keys.iter().all(|key| key.starts_with("{cb}:")), "{keys:?}");
 }
 

@@ -2,6 +2,7 @@
 
 use crate::fleet::Fleet;
 use crate::repairs::{draft, repairs};
+use crate::support::name;
 use convoke::connect::connector::Connector;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::repairs::{RepairDraft, Right};
@@ -21,8 +22,12 @@ const NOTED: &str = "r-1:0";
 const HELD: Way<'_> = Way::Pending { group: GROUP };
 const RANGE: Way<'_> = Way::Range { force: false };
 
+fn events() -> String {
+    name("image", EVENTS)
+}
+
 fn stream(fleet: &Fleet) -> StreamName {
-    fleet.keys.stream_name(EVENTS).unwrap()
+    fleet.keys.stream_name(&events()).unwrap()
 }
 
 fn id(ms: u64) -> EntryId {
@@ -54,7 +59,7 @@ fn candidate(fleet: &Fleet, entry: EntryId, pending: Option<Pending>) -> Candida
     let fields = ["type", "image.was", "n", &entry.ms.to_string()];
     Candidate {
         stream: stream(fleet),
-        to: EVENTS.into(),
+        to: events(),
         kind: "image.was".into(),
         replays: 1,
         act: Move {
@@ -142,9 +147,10 @@ async fn a_pending_entry_is_replayed_once_and_its_owner_is_fenced_in_that_step()
     let held = pending(&mut fleet).await;
     let held: Vec<_> = held.iter().map(|one| (one.id.ms, &*one.consumer)).collect();
     assert_eq!(held, [(2, "w-2"), (4, "w-1")]);
+    let counter = |of: &str| name("image", &format!("cb:claims:{of}"));
     let counted: (Option<u64>, Option<u64>) = (
-        fleet.ask("GET cb:claims:w-1").await,
-        fleet.ask("GET cb:claims:w-2").await,
+        fleet.ask(&format!("GET {}", counter("w-1"))).await,
+        fleet.ask(&format!("GET {}", counter("w-2"))).await,
     );
     assert_eq!(counted, (Some(1), None));
     assert_eq!(told(&mut fleet).await, [("pending".to_owned(), 2)]);
@@ -244,7 +250,7 @@ async fn a_plan_has_streams_and_conditions_of_its_kind_only() {
         let mut plan = draft("r-1").plan;
         plan.from = from;
         if from != Source::Dead {
-            plan.stretches[0].stream = EVENTS.into();
+            plan.stretches[0].stream = events();
         }
         plan
     };
@@ -258,10 +264,10 @@ async fn a_plan_has_streams_and_conditions_of_its_kind_only() {
         assert!(error.to_string().contains(says), "{error}");
     };
     let mut plan = of(Source::Range);
-    plan.stretches[0].stream = "cb:dead:image".into();
+    plan.stretches[0].stream = name("image", "cb:dead:image");
     refused(plan, "no stream of events").await;
     let mut plan = of(Source::Pending);
-    plan.stretches[0].stream = "cb:inbox:w-1".into();
+    plan.stretches[0].stream = fleet.keys.inbox("w-1");
     refused(plan, "no stream of events").await;
     let mut plan = of(Source::Range);
     plan.wanted.reason = Some("internal".into());

@@ -147,7 +147,7 @@ async fn under_hash_tags_all_keys_share_the_control_planes_slot() {
     fleet.expire("w-1").await;
     fleet.instances.sweep(16).await.unwrap();
     fleet.instances.unregister("w-2", None).await.unwrap();
-    let keys = fleet.all_keys().await;
+    let keys = fleet.all_names().await;
     assert!(keys.iter().all(|key| key.starts_with("{cb}:")), "{keys:?}");
     assert_eq!(fleet.facts().await.len(), 4);
 }

@@ -176,7 +176,8 @@ async fn every_entry_that_a_script_adds_can_be_decoded() {
     crate::schedules::miss(&mut fleet, "s-1").await;
     schedules.fire_due("w-3").await.unwrap();
     // Its event is what somebody wanted.
-    fleet.run("DEL cb:events:a").await;
+    let [stream, outbox] = [fleet.keys.events("a", 0), fleet.keys.outbox("system", 0)];
+    fleet.run(&format!("DEL {stream} {outbox}")).await;
     schedules.delete("s-1", "ann").await.unwrap();
     fleet.instances.watch_partition().await.unwrap();
     fleet.instances.sweep(16).await.unwrap();

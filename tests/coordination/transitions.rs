@@ -276,7 +276,8 @@ async fn an_entry_is_handed_to_one_that_lives_stays_and_reads_both_types_and_onc
         fleet.instances.reads("workers", id, &kinds).await.unwrap();
     }
     let takes = async |fleet: &Fleet, group: &str, kinds: [&str; 2]| {
-        let takes = fleet.instances.takes("w-1", group, kinds, "cb:handed:x:1");
+        let handed = fleet.keys.handed("x", 0, "1");
+        let takes = fleet.instances.takes("w-1", group, kinds, &handed);
         takes.await.unwrap()
     };
     let both = ["a.b", "c.d"];
@@ -298,7 +299,7 @@ async fn an_entry_is_handed_to_one_that_lives_stays_and_reads_both_types_and_onc
     }
     fleet.expire("w-1").await;
     assert!(!takes(&fleet, "workers", both).await, "it is late");
-    let nothing = "cb:handed:x:2";
-    let other = fleet.instances.takes("w-2", "workers", both, nothing);
+    let nothing = fleet.keys.handed("x", 0, "2");
+    let other = fleet.instances.takes("w-2", "workers", both, &nothing);
     assert!(other.await.unwrap());
 }

@@ -276,6 +276,13 @@ impl Cluster {
         found.expect("a node of this cluster")
     }
 
+    /// The replica of the primary that has a key's slot from the start.
+    pub(crate) fn replica_of(&self, key: &str) -> &Redis {
+        let slot = self.slot_of(key);
+        let primary = (0..self.primaries).find(|number| self.slots(*number).contains(&slot));
+        &self.nodes[self.primaries + primary.expect("a primary of each slot")]
+    }
+
     /// `kill -9` for the primary of a key, and waits until another node has its place.
     pub(crate) fn kill_primary_of(&self, key: &str) {
         let killed = self.owner(key);

@@ -78,6 +78,23 @@ pub(crate) fn name(domain: &str, plain: &str) -> String {
     }
 }
 
+/// The name of a key in the slot of a domain's first partition, whatever it is of: for what one step shall write to.
+pub(crate) fn beside(domain: &str, plain: &str) -> String {
+    in_slot(&format!("{{cb:{domain}:0}}"), plain)
+}
+
+/// The same in the slot of the control plane.
+pub(crate) fn beside_control(plain: &str) -> String {
+    in_slot("{cb}", plain)
+}
+
+fn in_slot(tag: &str, plain: &str) -> String {
+    match plain.strip_prefix("cb:").filter(|_| is_cluster()) {
+        Some(rest) => format!("{tag}:{rest}"),
+        None => plain.to_owned(),
+    }
+}
+
 /// How many processes a server of this run is.
 pub(crate) fn size() -> usize {
     nodes().unwrap_or(1)

@@ -35,6 +35,9 @@ const FOR_ONE: [&str; 17] = [
     "ECHO",
 ];
 
+/// The pattern of all keys, as they are called on the server that is asked, whichever it is.
+pub(crate) const ANY_NAME: &str = "[{c]*";
+
 /// Where a test looks.
 pub(crate) struct Router {
     port: u16,
@@ -95,6 +98,13 @@ fn text(word: &[u8]) -> &str {
     std::str::from_utf8(word).unwrap_or_default()
 }
 
+/// Whether a look for keys is one for those with a tag.
+fn looks_for_tags(words: &[Vec<u8>]) -> bool {
+    let looks = words[0].eq_ignore_ascii_case(b"KEYS");
+    let pattern = words.get(1).filter(|_| looks);
+    pattern.is_some_and(|it| it.starts_with(b"{cb") || *it == ANY_NAME.as_bytes())
+}
+
 /// As `crc16` of the protocol.
 fn slot_of(key: &[u8]) -> usize {
     let open = key.iter().position(|&byte| byte == b'{');
@@ -152,13 +162,14 @@ impl Session {
     /// Until either side is gone.
     fn serve(mut self) {
         while let Ok(words) = read_words(&mut self.client) {
+            // What looks by plain names is a test; who logged in knows the others, and who looks for them is told them.
+            let tagged = self.login.is_some() || looks_for_tags(&words);
             let Ok(answer) = self.answer(words) else {
                 return;
             };
-            // What looks by plain names is a test; who logged in knows the others.
-            let answer = match self.login {
-                None => renamed(answer),
-                Some(_) => answer,
+            let answer = match tagged {
+                false => renamed(answer),
+                true => answer,
             };
             let mut bytes = Vec::new();
             write_answer(&answer, &mut bytes);
@@ -402,33 +413,38 @@ fn merged(one: Answer, other: Answer) -> Answer {
             Answer::List(Some(one))
         }
         (Answer::Bulk(Some(one)), Answer::Bulk(Some(other))) if one.contains(&b'\n') => {
-            Answer::Bulk(Some(calls(text(&one), text(&other)).into_bytes()))
+            Answer::Bulk(Some(sums(text(&one), text(&other)).into_bytes()))
         }
         (one, _) => one,
     }
 }
 
-/// The calls of both in the lines of `INFO commandstats`; what the first says in all others.
-fn calls(one: &str, other: &str) -> String {
+/// The calls of both in the lines of `INFO commandstats`, and the memory of both; what the first says in all others.
+fn sums(one: &str, other: &str) -> String {
     let count = |line: &str| -> Option<(String, u64, String)> {
-        let (name, rest) = line.split_once(":calls=")?;
-        let (count, rest) = rest.split_once(',')?;
-        Some((name.to_owned(), count.parse().ok()?, rest.to_owned()))
+        let (name, rest) = match line.split_once(":calls=") {
+            Some((name, rest)) => (format!("{name}:calls"), rest),
+            None => (line.split_once(':')?.0.to_owned(), line.split_once(':')?.1),
+        };
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (count, rest) = rest.split_at(digits);
+        let adds = name.ends_with(":calls") || name.starts_with("used_memory");
+        let adds = adds && (rest.is_empty() || rest.starts_with(','));
+        adds.then_some((name, count.parse().ok()?, rest.to_owned()))
     };
     let mut counted: BTreeMap<String, (u64, String)> = BTreeMap::new();
     let mut lines = Vec::new();
     for (number, line) in one.lines().chain(other.lines()).enumerate() {
         match count(line) {
-            Some((name, calls, rest)) => counted.entry(name).or_insert((0, rest)).0 += calls,
+            Some((name, more, rest)) => counted.entry(name).or_insert((0, rest)).0 += more,
             None if number < one.lines().count() => lines.push(line.to_owned()),
             None => {}
         }
     }
-    lines.extend(
-        counted
-            .iter()
-            .map(|(name, (calls, rest))| format!("{name}:calls={calls},{rest}")),
-    );
+    lines.extend(counted.into_iter().map(|(name, (count, rest))| {
+        let equals = if name.ends_with(":calls") { '=' } else { ':' };
+        format!("{name}{equals}{count}{rest}")
+    }));
     lines.join("\r\n") + "\r\n"
 }
 

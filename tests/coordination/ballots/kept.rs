@@ -225,7 +225,7 @@ async fn hash_tagged_names_work_alike() {
         fleet.ballots.vote(&vote).await.unwrap();
     }
     assert_eq!(fleet.quorum_facts().await.len(), 1);
-    let keys = fleet.all_keys().await;
+    let keys = fleet.all_names().await;
     assert!(keys.iter().all(|key| key.starts_with("{cb}:")), "{keys:?}");
 }
 

@@ -2,8 +2,8 @@
 
 use super::{told, vote};
 use crate::fleet::Fleet;
-use crate::support::between::between;
-use crate::support::{until, url_at, users};
+use crate::support::between::between_all;
+use crate::support::{until, users};
 use convoke::connect::connector::Connector;
 use convoke::coordination::ballots::ballot::BallotStatus;
 use convoke::coordination::ballots::counting::Counter;
@@ -56,7 +56,7 @@ async fn held(counter: Counter<'static>, gate: &AtomicU8, by: Ballots) -> Counti
 impl Fleet {
     /// The ballots of another process, whose answers pass there.
     fn through(&self, passes: fn(&mut [u8])) -> Ballots {
-        let url = url_at(between(self.redis.port(), passes), users::WORKER);
+        let url = between_all(&self.redis, users::WORKER, passes);
         let connector = Connector::new(&RedisUrl::new(url), 2).unwrap();
         Ballots::new(connector, self.keys.clone())
     }

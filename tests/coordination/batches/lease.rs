@@ -162,7 +162,7 @@ async fn an_old_fence_changes_nothing() {
     let (second, _) = hold(&batches, &wanted, asker("w-2", "e-2")).await;
     let before: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
     let publication = Publication {
-        stream: "cb:events:effect".into(),
+        stream: fleet.keys.events("effect", 0),
         fields: vec![b"type".to_vec(), b"effect.made".to_vec()],
     };
     let refused = batches
@@ -175,12 +175,13 @@ async fn an_old_fence_changes_nothing() {
     let after: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
     assert_eq!(before.len(), after.len());
     assert!(before.iter().all(|word| after.contains(word)));
-    assert_eq!(
-        fleet
-            .ask::<u64>("EXISTS cb:events:effect cb:batch:b-1:finished")
-            .await,
-        0
-    );
+    let outbox = fleet.keys.outbox("system", 0);
+    let written: u64 = fleet
+        .ask(&format!(
+            "EXISTS cb:events:effect {outbox} cb:batch:b-1:finished"
+        ))
+        .await;
+    assert_eq!(written, 0);
     // A batch that is gone is nobody's.
     fleet.run("DEL cb:batch:b-1").await;
     let gone = batches.progress(&wanted, second.fence, &ok([0]), &[]).await;

@@ -2,8 +2,7 @@
 
 use super::{KIND, LONG, Worker, taken};
 use crate::fleet::Fleet;
-use crate::support::{Redis, until};
-use convoke::protocol::keys::Keys;
+use crate::support::{Redis, keys, until};
 use std::time::Duration;
 
 #[tokio::test]
@@ -73,7 +72,7 @@ async fn the_seats_of_a_dead_worker_come_back_when_its_lease_ends_and_nothing_is
 
 #[tokio::test]
 async fn a_clock_that_is_set_back_keeps_no_seat_for_longer_than_a_lease() {
-    let fleet = Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await;
+    let fleet = Fleet::on(Redis::with_a_clock(), keys()).await;
     let lease = Duration::from_secs(4);
     let dead = Worker::new(&fleet, "w-1", lease);
     assert_eq!(dead.gets(1, 0, 1).await, 1);
@@ -89,7 +88,7 @@ async fn a_clock_that_is_set_back_keeps_no_seat_for_longer_than_a_lease() {
 #[tokio::test]
 async fn what_goes_on_counts_again_after_a_clock_that_stepped_ahead_as_soon_as_its_worker_says_so()
 {
-    let fleet = Fleet::on(Redis::with_a_clock(), Keys::new("cb").unwrap()).await;
+    let fleet = Fleet::on(Redis::with_a_clock(), keys()).await;
     let [one, two] = ["w-1", "w-2"].map(|id| Worker::new(&fleet, id, LONG));
     assert_eq!(one.gets(1, 0, 1).await, 1);
     fleet.redis.step_clock(3660).await;

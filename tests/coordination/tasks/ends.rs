@@ -2,6 +2,7 @@
 
 use super::aborted;
 use crate::fleet::Fleet;
+use crate::support::beside_control;
 use convoke::coordination::error::CoordinationError;
 use convoke::coordination::tasks::Assignment;
 use convoke::coordination::tasks::task::{NewTask, TaskStatus};
@@ -18,7 +19,10 @@ async fn completing_stores_result_fact_and_publications_in_one_step_and_once() {
         stream: stream.to_owned(),
         fields: vec![b"type".into(), b"x.y".into(), b"data".into(), vec![n]],
     };
-    let published = [publication("cb:events:x", 1), publication("cb:events:y", 2)];
+    let published = [
+        publication(&fleet.keys.events("x", 0), 1),
+        publication(&fleet.keys.events("y", 0), 2),
+    ];
     let result = rmp_serde::to_vec_named(&json!({"size": 3})).unwrap();
     for _ in 0..2 {
         let done = fleet.tasks.complete(&assignment, &result, &published).await;
@@ -27,6 +31,7 @@ async fn completing_stores_result_fact_and_publications_in_one_step_and_once() {
     let detail = fleet.tasks.get("t-1").await.unwrap().unwrap();
     assert_eq!(detail.task.status, TaskStatus::Completed);
     assert_eq!(detail.result, Some(result));
+    fleet.move_published().await;
     assert_eq!(fleet.ask::<u32>("XLEN cb:events:x").await, 1);
     assert_eq!(fleet.ask::<u32>("XLEN cb:events:y").await, 1);
     let fact = json!({
@@ -50,19 +55,21 @@ async fn what_can_not_be_published_completes_nothing() {
     let mut fleet = Fleet::start().await;
     fleet.worker("w-1", 1, &["a.b"]).await;
     fleet.create("t-1").await;
-    fleet.run("SET cb:events:bad text").await;
-    let publications = ["cb:events:good", "cb:events:bad"].map(|stream| Publication {
-        stream: stream.to_owned(),
+    let [good, bad] = ["cb:events:good", "cb:events:bad"].map(beside_control);
+    fleet.run(&format!("SET {bad} text")).await;
+    let publications = [&good, &bad].map(|stream| Publication {
+        stream: stream.clone(),
         fields: vec![b"type".into(), b"x.y".into()],
     });
     let assignment = fleet.assignment("t-1").await;
     let refused = fleet.tasks.complete(&assignment, &[0xc0], &publications);
     match refused.await {
-        Err(CoordinationError::FailedPrecondition(m)) => assert!(m.contains("cb:events:bad")),
+        Err(CoordinationError::FailedPrecondition(m)) => assert!(m.contains(&bad)),
         other => panic!("{other:?}"),
     }
     assert_eq!(fleet.task("t-1").await.status, TaskStatus::Assigned);
-    assert_eq!(fleet.ask::<u32>("EXISTS cb:events:good").await, 0);
+    let there: u32 = fleet.ask(&format!("EXISTS {good}")).await;
+    assert_eq!(there, 0);
     let result = [vec![0xc6, 0, 0x10, 0, 0], vec![0; 0x10_0000]].concat();
     let refused = fleet.tasks.complete(&assignment, &result, &[]).await;
     assert!(matches!(refused, Err(CoordinationError::Invalid(m)) if m.starts_with("result: ")));

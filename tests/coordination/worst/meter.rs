@@ -161,23 +161,31 @@ struct Run {
     whole: BTreeSet<String>,
 }
 
-struct Watch(JoinHandle<Vec<Run>>);
+/// What each node does that there is.
+struct Watch(Vec<JoinHandle<Vec<Run>>>);
 
 impl Watch {
     fn begin(redis: &Redis) -> Self {
-        let mut stream = TcpStream::connect(("127.0.0.1", redis.port())).unwrap();
-        stream.write_all(b"MONITOR\r\n").unwrap();
-        let mut lines = BufReader::with_capacity(1 << 20, stream);
-        let mut line = Vec::new();
-        lines.read_until(b'\n', &mut line).unwrap();
-        assert_eq!(line, b"+OK\r\n");
-        Self(std::thread::spawn(move || watch(lines)))
+        let begun = redis.ports().into_iter().map(|port| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.write_all(b"MONITOR\r\n").unwrap();
+            let mut lines = BufReader::with_capacity(1 << 20, stream);
+            let mut line = Vec::new();
+            lines.read_until(b'\n', &mut line).unwrap();
+            assert_eq!(line, b"+OK\r\n");
+            std::thread::spawn(move || watch(lines))
+        });
+        Self(begun.collect())
     }
 
     fn end(self, redis: &Redis) -> Vec<Run> {
-        let mut look = redis.connect();
-        redis::cmd("ECHO").arg(END).exec(&mut look).unwrap();
-        self.0.join().unwrap()
+        for port in redis.ports() {
+            let node = redis::Client::open(format!("redis://127.0.0.1:{port}")).unwrap();
+            let mut look = node.get_connection().unwrap();
+            redis::cmd("ECHO").arg(END).exec(&mut look).unwrap();
+        }
+        let all = self.0.into_iter().map(|watch| watch.join().unwrap());
+        all.flatten().collect()
     }
 }
 

@@ -8,7 +8,7 @@ use self::setup::{Bus, GROUP, Held};
 use super::meter::Meter;
 use super::seed::Seed;
 use crate::fleet::Fleet;
-use crate::support::users;
+use crate::support::{beside, name, users};
 use convoke::client::publish::Outgoing;
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
@@ -55,8 +55,8 @@ async fn owns(meter: &mut Meter) {
     let bus = Bus::start().await;
     let mut connection = bus.connection.clone();
     let keys = |partition| OwnKeys {
-        owner: format!("cb:owner:image-{partition}:workers"),
-        fence: format!("cb:fence:image-{partition}:workers"),
+        owner: beside("image", &format!("cb:owner:image-{partition}:workers")),
+        fence: beside("image", &format!("cb:fence:image-{partition}:workers")),
     };
     let name = "w".repeat(128);
     let taking = Taking {
@@ -371,7 +371,7 @@ fn noted(key: &str) -> Note {
 async fn asks(meter: &mut Meter) {
     let bus = Bus::start().await;
     let connector = Connector::new(&RedisUrl::new(bus.redis.url()), 1).unwrap();
-    let judge = Judge::new(connector);
+    let judge = Judge::new(connector.toward(&bus.route.events));
     let (keys, window) = (bus.keys.clone(), Duration::from_secs(60));
     let firsts = Firsts {
         keys: &keys,
@@ -379,7 +379,8 @@ async fn asks(meter: &mut Meter) {
         partition: 0,
         window,
     };
-    let (id, to) = ("i".repeat(256), format!("cb:reply:{}", "c".repeat(128)));
+    let to = keys.reply("image", 0, &"c".repeat(128));
+    let id = "i".repeat(256);
     meter
         .of(&bus.redis, async {
             for (ms, is_first) in [(1, true), (1, true), (2, false)] {
@@ -423,7 +424,7 @@ async fn holds(meter: &mut Meter) {
     settled.receipt.claims = 0;
     settled.publications = publications;
     settled.notes = ["cb:dedup:image:e", "cb:said:image:1-1:e"]
-        .map(noted)
+        .map(|plain| noted(&name("image", plain)))
         .into();
     let leases: Vec<(EntryId, u32)> = held.iter().map(|h: &Held| (h.entry.id, 1)).collect();
     let mut connection = bus.redis.connection_for(users::WORKER).await;
@@ -482,7 +483,7 @@ async fn holds(meter: &mut Meter) {
 /// The largest steps that an operator does with what waits.
 async fn delayed(meter: &mut Meter) {
     let mut bus = Bus::start().await;
-    let queue = Queue::of(&bus.keys, &bus.keys.stream_name(EVENTS).unwrap()).unwrap();
+    let queue = Queue::of(&bus.keys, &bus.keys.stream_name(&bus.route.events).unwrap()).unwrap();
     let fields: Vec<String> = (0..128).map(|n| format!("f{n}")).collect();
     for n in 0..5 * STEP {
         let member = delay::encode_member(&n.to_string(), &fields);
@@ -549,10 +550,11 @@ async fn replays(meter: &mut Meter) {
     let seen = pending.iter();
     let seen: Vec<Move> = seen.map(|is| one(is.id, Some(is.clone()))).collect();
     let repaired = (2 * STEP + 1..=3 * STEP).map(|ms| one(id(ms), None));
-    let name = bus.keys.stream_name(DEAD).unwrap();
+    let name = bus.keys.stream_name(&bus.route.dead).unwrap();
+    let events = bus.route.events.clone();
     let candidate = |act: Move, left: Option<String>| Candidate {
         stream: name.clone(),
-        to: EVENTS.into(),
+        to: events.clone(),
         kind: "image.made".into(),
         replays: 1,
         act,
@@ -579,7 +581,7 @@ async fn replays(meter: &mut Meter) {
         (0..40).map(|n| candidate(one(id(1), None), Some(format!("{n} {}", "x".repeat(200)))));
     let left: Vec<Candidate> = left.collect();
     let dropped: Vec<EntryId> = (STEP + 1..=2 * STEP).map(id).collect();
-    let stream = bus.keys.stream_name(EVENTS).unwrap();
+    let stream = bus.keys.stream_name(&bus.route.events).unwrap();
     let redis = &bus.redis;
     meter
         .of(redis, async {
