@@ -60,8 +60,12 @@ pub(super) async fn show(
         table.finish()?;
     }
     let more = if more { ", and there are more" } else { "" };
-    let held = count(shown as u64, "event holds", "events hold");
-    output::complain_line(&format!("{held} the subject up{more}"));
+    let held = count(
+        shown as u64,
+        "event holds its subject up",
+        "events hold their subjects up",
+    );
+    output::complain_line(&format!("{held}{more}"));
     Ok(Exit::Done)
 }
 
