@@ -126,7 +126,7 @@ impl Replies {
         Box::pin(cell.get_or_try_init(|| self.begin(stream)))
             .await
             .map_err(|error| {
-                PublishError::rejected(format_args!("the reply stream cannot be opened: {error}"))
+                PublishError::unsent(format_args!("the reply stream cannot be opened: {error}"))
             })?;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use crate::rig::Rig;
 use crate::support::users;
+use convoke::client::publish::PublishError;
 use convoke::client::request::RequestError;
 use convoke::protocol::error::Code;
 use convoke::{Client, Context, Event, HandlerError, Settings, State};
@@ -51,6 +52,16 @@ async fn a_client_from_a_url_asks_and_has_the_answer_as_a_value() {
     assert!(!client.publish(&event).await.unwrap().is_duplicate());
     assert!(client.publish(event).await.unwrap().is_duplicate());
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_asked_while_the_server_is_away_is_not_stored_and_is_not_at_fault() {
+    let mut rig = Rig::new().await;
+    rig.redis.kill();
+    match rig.ask("account.charge", &6).await {
+        Err(RequestError::Publish(PublishError::Rejected { lasting, .. })) => assert!(!lasting),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

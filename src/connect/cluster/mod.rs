@@ -234,6 +234,11 @@ impl Cluster {
         if slow.len() >= NODES {
             slow.clear();
         }
+        // Who knows nothing yet has nothing to go on with, and waits as for one server.
+        let at_first = match locked(&self.known).seen.is_empty() {
+            true => CONNECT,
+            false => ASK,
+        };
         let mut kept = std::mem::take(wires);
         let mut pending: FuturesUnordered<_> = nodes
             .into_iter()
@@ -241,7 +246,7 @@ impl Cluster {
                 let wire = kept.remove(&address);
                 let limit = match wire {
                     Some(_) => ASK,
-                    None => slow.get(&address).copied().unwrap_or(ASK),
+                    None => slow.get(&address).copied().unwrap_or(at_first),
                 };
                 async move {
                     let asked = timeout(limit, self.ask(&address, wire, limit)).await;
