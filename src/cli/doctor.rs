@@ -233,7 +233,15 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
                 Ok(reach) => inspect::streams_within(reach.nodes(), &keys).await,
                 Err(_) => inspect::streams(&connector, &keys).await,
             };
-            of_names(&session, &mut connection, names, &mut found).await
+            of_names(&session, &mut connection, names, &mut found).await?;
+            if let Ok(reach) = session.within()?.reach().await
+                && !reach.is_whole()
+            {
+                let away = reach.away().map(|it| format!("{}: {}", it.node, it.error));
+                let away: Vec<String> = away.collect();
+                found.push(cluster::unseen(&away.join("; ")));
+            }
+            anyhow::Ok(())
         };
         if let Err(error) = Box::pin(looked).await {
             found.push(cluster::unseen(&super::whole(&error)));

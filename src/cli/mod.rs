@@ -513,7 +513,10 @@ impl Session {
             Err(error) => {
                 let within = self.within()?;
                 match within.reach().await {
-                    Ok(reach) if !reach.is_whole() => Ok(reach.nodes()[0].pooled().await?),
+                    Ok(reach) if !reach.is_whole() => match reach.nodes().first() {
+                        Some(node) => Ok(node.pooled().await?),
+                        None => Err(error.into()),
+                    },
                     _ => Err(error.into()),
                 }
             }

@@ -418,6 +418,10 @@ impl Connector {
             wire.generation = Some(locator.made_in(generation));
         }
         self.known.greet(&mut wire).await?;
+        if self.is_in_doubt() {
+            // Such a connection asks, once.
+            self.dedicated().await?;
+        }
         self.check_mode()?;
         if self.must_load().is_some() {
             // It loads them, and is not needed for more: once for each server that is met.

@@ -16,8 +16,12 @@ impl Connector {
     #[doc(hidden)]
     pub async fn find_cluster(&self) -> Result<Option<RedisUrl>, BusError> {
         // It may tell before it fails; else this says why, and the pool does not.
-        if self.is_in_doubt() && self.pooled().await.is_err() && self.is_in_doubt() {
-            self.dedicated().await?;
+        if self.is_in_doubt()
+            && self.pooled().await.is_err()
+            && let Err(error) = self.dedicated().await
+            && self.is_in_doubt()
+        {
+            return Err(error);
         }
         self.found_cluster()
     }

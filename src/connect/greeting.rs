@@ -8,7 +8,7 @@
 //! find out by losing it.
 
 use crate::connect::epoch::{Epoch, Epochs};
-use crate::connect::error::{BusError, not_the_primary};
+use crate::connect::error::{BusError, is_crowded, not_the_primary};
 use crate::connect::opening::Opening;
 use crate::connect::resp::wire::{Commands, Token, Tokens, Wire, server_error};
 use crate::mutex::locked;
@@ -118,7 +118,7 @@ pub(crate) fn field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
 /// Whether the server has no such command, or not for this user. What each server says of a command that
 /// it leaves out is its own; but none of what is asked here can fail for another reason.
 fn is_not_offered(error: &RedisError) -> bool {
-    matches!(error.code(), Some("ERR" | "NOPERM")) && !crate::connect::error::is_crowded(error)
+    matches!(error.code(), Some("ERR" | "NOPERM")) && !is_crowded(error)
 }
 
 /// An answer; `None` where the server has no such command.
@@ -186,15 +186,23 @@ impl Known {
         if self.asks_mode && self.is_node.get().is_none() {
             let mut info = redis::cmd(CLUSTER_INFO[0]);
             let info = info.arg(CLUSTER_INFO[1]).query_async(connection).await;
-            let info = offered::<Value>(info)?.map(redis::from_redis_value::<String>);
-            let is_node = matches!(info, Some(Ok(info)) if is_a_nodes(&info));
+            let is_node = match info.map(redis::from_redis_value::<String>) {
+                Ok(info) => info.is_ok_and(|info| is_a_nodes(&info)),
+                // Whatever a server says that has no such command: the others are asked for information, too.
+                Err(error) if error.code().is_some() && !is_crowded(&error) => false,
+                Err(error) => return Err(error),
+            };
             self.is_node.set(is_node).ok();
         }
         self.note(greeting).map(|_| ())
     }
 
     fn note_mode(&self, greeting: &Greeting) {
-        if let Some(mode) = greeting.field("redis_mode") {
+        // Valkey has another name for it.
+        let mode = greeting
+            .field("redis_mode")
+            .or_else(|| greeting.field("server_mode"));
+        if let Some(mode) = mode {
             self.is_node.set(mode == "cluster").ok();
         }
     }
@@ -364,6 +372,7 @@ mod tests {
         };
         assert_eq!(told(Some("redis_mode:cluster\r\n")), Some(true));
         assert_eq!(told(Some("redis_mode:standalone\r\n")), Some(false));
+        assert_eq!(told(Some("server_mode:cluster\r\n")), Some(true));
         for info in [None, Some("# Server\r\n"), Some("redis_mode:\r\n")] {
             assert_eq!(told(info), None, "{info:?}");
         }

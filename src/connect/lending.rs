@@ -165,7 +165,14 @@ impl Connector {
         if let Some(current) = current(locator.generation()) {
             return Ok(current);
         }
-        let primary = Box::pin(locator.primary()).await?;
+        // Who has no time does not wait for nodes that are asked who the primary is, either.
+        let primary = tokio::time::timeout(lending.answer, Box::pin(locator.primary())).await;
+        let primary = primary.unwrap_or_else(|_| {
+            let ms = lending.answer.as_millis();
+            Err(BusError::Pool(format!(
+                "no primary was found within {ms} ms"
+            )))
+        })?;
         // Another one may have made it meanwhile.
         if let Some(current) = current(primary.generation) {
             return Ok(current);

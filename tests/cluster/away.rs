@@ -55,7 +55,12 @@ fn kill(cluster: &Cluster, with_control: bool) -> (Vec<u16>, String) {
 #[track_caller]
 fn told(cluster: &Cluster, words: &[&str]) -> (Vec<Value>, String) {
     let words = [words, &["--format", "json"]].concat();
-    let (code, out, err) = ended(convoke(cluster, &words).output().unwrap());
+    let mut told = ended(convoke(cluster, &words).output().unwrap());
+    // All nodes that live stood still for half a second.
+    while told.2.contains("no node tells") {
+        told = ended(convoke(cluster, &words).output().unwrap());
+    }
+    let (code, out, err) = told;
     assert_eq!(code, 1, "{words:?}: {out}{err}");
     let lines = out.lines().map(|line| serde_json::from_str(line).unwrap());
     (lines.collect(), err)
@@ -112,7 +117,9 @@ async fn with_a_node_away_operators_see_the_rest_and_which_it_is() {
     ] {
         let (lines, err) = told(&cluster, words);
         assert_eq!(streams_in(&lines), rest("dead"), "{words:?}");
-        let said: Value = serde_json::from_str(err.lines().next().unwrap()).unwrap();
+        // On a busy machine a warning may come before it.
+        let said = err.lines().find(|line| line.contains("unreachable"));
+        let said: Value = serde_json::from_str(said.unwrap()).unwrap();
         let said = &said["unreachable"];
         assert_eq!(said["node"], node, "{words:?}: {err}");
         assert_eq!(said["streams"].as_array().unwrap().len(), lost.len());
@@ -158,7 +165,8 @@ async fn with_a_node_away_operators_see_the_rest_and_which_it_is() {
     // Who asks for what lies elsewhere only is told all.
     let here = &rest("dead")[0];
     let alone = ended(convoke(&cluster, &["streams", here]).output().unwrap());
-    assert_eq!((alone.0, alone.2.as_str()), (0, ""));
+    assert_eq!(alone.0, 0, "{alone:?}");
+    assert!(!alone.2.contains("cannot be asked"), "{alone:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,9 +229,12 @@ async fn workers_name_a_node_that_is_away_and_tell_the_rest() {
         })
     })
     .await;
-    let state = whole(&["state"]).unwrap();
-    assert_eq!(state["redis"]["nodes"], 3, "{state}");
-    assert!(state["unreachable"].is_null(), "{state}");
+    // A node that stands still for a second counts as away.
+    until("its state is of all nodes", || async {
+        whole(&["state"])
+            .is_some_and(|state| state["redis"]["nodes"] == 3 && state["unreachable"].is_null())
+    })
+    .await;
     let (lost, node) = kill(&cluster, false);
     let is_lost = |name: &Value| {
         let name = name.as_str().unwrap_or_default();

@@ -17,7 +17,9 @@ pub(super) fn guarantees(server: &ServerReport, of_cluster: Option<Vec<Finding>>
 
 fn no_cluster(server: &ServerReport) -> Finding {
     let check = "cluster";
-    let mode = server.info.as_ref().and_then(|info| info.get("redis_mode"));
+    let told = |name| server.info.as_ref().and_then(|info| info.get(name));
+    // Valkey has another name for it.
+    let mode = told("redis_mode").or_else(|| told("server_mode"));
     match mode.map(String::as_str) {
         Some("cluster") => Finding {
             check,

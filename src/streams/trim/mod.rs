@@ -61,7 +61,8 @@ impl Trimmer {
         self.samples.retain(|stream, _| names.contains(&**stream));
     }
 
-    /// As [`run_once`](Self::run_once), for some of the streams.
+    /// As [`run_once`](Self::run_once), for some of the streams: it ends at the first one for which there is no answer, since
+    /// the next ones would wait on the same connection.
     pub(crate) async fn go_on(
         &mut self,
         connection: &mut impl ConnectionLike,
@@ -76,7 +77,11 @@ impl Trimmer {
             {
                 samples.note(trimmed.read, trimmed.last, *history);
             }
+            let silent = matches!(&trimmed, Err(BusError::Redis(error)) if error.code().is_none());
             results.push(trimmed);
+            if silent {
+                break;
+            }
         }
         results
     }

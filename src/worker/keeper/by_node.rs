@@ -9,6 +9,11 @@ use crate::connect::error::BusError;
 use futures_util::future::join_all;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, Value};
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long a node may take: what is asked saves work, and is asked of each key where there is no answer.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What each of them answered, refusals among it. `None` where the key is to be asked about by itself: its slot has moved,
 /// or its node did not answer.
@@ -46,7 +51,9 @@ pub(super) fn asks(
                 let answers = connection.req_packed_commands(&questions, 0, count);
                 Ok::<_, BusError>(answers.await?)
             };
-            let answers = asked.await.unwrap_or_else(|error| {
+            let asked = timeout(PATIENCE, asked).await;
+            let late = || Err(BusError::Pool(format!("no answer within {PATIENCE:?}")));
+            let answers = asked.unwrap_or_else(|_| late()).unwrap_or_else(|error| {
                 tracing::debug!(slot = way.slot, %error, "a node did not answer");
                 Vec::new()
             });

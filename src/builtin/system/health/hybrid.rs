@@ -28,7 +28,7 @@ pub(crate) async fn put_together(
         return Ok(());
     };
     // A third of this is there for its own services, which may hang, and for this together.
-    let reach = services.view.reach(PATIENCE.min(kept / 12)).await?;
+    let reach = services.view.reach(PATIENCE.min(kept / 24)).await?;
     let flow = flowing::look(services, &reach, true);
     let flow = tokio::time::timeout(kept / 12, flow).await;
     health.flow = flow.ok().and_then(Result::ok);

@@ -38,7 +38,11 @@ pub(crate) async fn report(
     let (at, active) = services.instances.moment().await?;
     let redis = asked.elapsed();
     let looks = pattern == Pattern::Distributed && fastrand::f64() < LOOK / active.max(1) as f64;
-    let reach = services.view.reach(super::PATIENCE.min(limit)).await.ok();
+    let reach = services
+        .view
+        .reach(super::PATIENCE.min(limit / 2))
+        .await
+        .ok();
     let flow = async {
         let look = flowing::look(services, reach.as_ref().filter(|_| looks)?, true);
         tokio::time::timeout(limit, look).await.ok()?.ok()
