@@ -189,7 +189,7 @@ impl Known {
             let is_node = match info.map(redis::from_redis_value::<String>) {
                 Ok(info) => info.is_ok_and(|info| is_a_nodes(&info)),
                 // Whatever a server says that has no such command: the others are asked for information, too.
-                Err(error) if error.code().is_some() && !is_crowded(&error) => false,
+                Err(error) if !is_crowded(&error) && error.code().is_some_and(is_lasting) => false,
                 Err(error) => return Err(error),
             };
             self.is_node.set(is_node).ok();
@@ -280,6 +280,11 @@ impl Known {
     pub(crate) fn is_node(&self) -> Option<bool> {
         self.is_node.get().copied()
     }
+}
+
+/// Whether a refusal is one that stays: a server that loads its data answers later.
+fn is_lasting(code: &str) -> bool {
+    !matches!(code, "LOADING" | "BUSY" | "MASTERDOWN" | "TRYAGAIN")
 }
 
 /// Whether an answer to `CLUSTER INFO` is one of a node: some servers have the command, and no cluster.
