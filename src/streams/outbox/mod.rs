@@ -10,7 +10,7 @@ use crate::protocol::entry::{Entry, EntryId};
 use crate::protocol::keys::{Keys, slot_of};
 use crate::streams::read::entries_of;
 use redis::aio::ConnectionLike;
-use redis::{Cmd, Script, Value};
+use redis::{Script, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
@@ -55,7 +55,8 @@ pub(crate) fn is_beside(a: &str, b: &str) -> bool {
 }
 
 /// Asks how much is in an outbox.
-pub(crate) fn length(outbox: &str) -> Cmd {
+#[cfg(feature = "worker")]
+pub(crate) fn length(outbox: &str) -> redis::Cmd {
     let mut length = redis::cmd("XLEN");
     length.arg(outbox);
     length

@@ -221,6 +221,7 @@ pub(crate) fn ask_kinds(parked: &str) -> Cmd {
 }
 
 /// Whether that answer says that nothing is.
+#[cfg(feature = "worker")]
 pub(crate) fn is_empty(answer: &Value) -> bool {
     match answer {
         Value::Array(fields) => fields.is_empty(),
