@@ -157,6 +157,11 @@ async fn whoever_has_lost_the_right_moves_nothing_more() {
     // Its lease ends.
     let kept = repairs.keep("r-1", "w-1", 1, Duration::ZERO, "").await;
     assert_eq!(kept.unwrap(), Right::Held(1));
+    // What arrives late does not bring it back, and it may be given back twice.
+    let kept = repairs.keep("r-1", "w-1", 1, LEASE, "").await;
+    assert_eq!(kept.unwrap(), Right::Others);
+    let kept = repairs.keep("r-1", "w-1", 1, Duration::ZERO, "").await;
+    assert_eq!(kept.unwrap(), Right::Held(1));
     assert_eq!(take("w-2").await.unwrap(), Right::Held(2));
     let kept = repairs.keep("r-1", "w-1", 1, LEASE, "").await;
     assert_eq!(kept.unwrap(), Right::Others);

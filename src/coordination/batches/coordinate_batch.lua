@@ -29,7 +29,7 @@
 --                 these two with the bitmap; busy (another one does),
 --                 free (it could be held), completed, cancelled (by whom and why in the place of the bitmap),
 --                 differs (it has another content)
---       progress: held, completed, lost (the fence is not the last one's), unwritable (the key in
+--       progress: held, completed, lost (the fence is not the last one's, or it was given back), unwritable (the key in
 --                 the place of the bitmap holds no stream); nothing was changed by the last two
 --       A call that is repeated changes nothing.
 -- Cost  O(log n) for n batches, and O(items + publications) for progress; acquire reads the bitmap,
@@ -152,6 +152,8 @@ end
 
 if is.fence ~= ARGV[4] then return answer('lost') end
 if is.status == 'completed' then return answer('completed') end
+-- It was given back: progress that arrives late must not bring the lease back, which nobody would hold.
+if not is.run and is.shared ~= '1' then return answer('lost') end
 for k = 6, #KEYS do
   local found = k > 6 and KEYS[k] == KEYS[k - 1] and 'stream' or redis.call('TYPE', KEYS[k]).ok
   if found ~= 'none' and found ~= 'stream' then return answer('unwritable', KEYS[k]) end

@@ -17,7 +17,8 @@ if ARGV[3] == '' then
   local held = till > now and till <= now + tonumber(ARGV[4])
   if held and state.holder ~= ARGV[2] then return {2, fence} end
   fence = fence + 1
-elseif tonumber(ARGV[3]) ~= fence then
+elseif tonumber(ARGV[3]) ~= fence or not state.holder and ARGV[4] ~= '0' then
+  -- A call that arrives after it was given back does not take it again.
   return {2, fence}
 end
 state.fence, state.holder, state['until'] = fence, ARGV[2], now + tonumber(ARGV[4])

@@ -191,6 +191,26 @@ async fn an_old_fence_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_arrives_after_a_batch_was_given_back_does_not_bring_its_lease_back() {
+    let mut fleet = Fleet::start().await;
+    let batches = batches(&fleet);
+    let wanted = wanted("b-1", 2);
+    let (first, _) = hold(&batches, &wanted, asker("w-1", "e-1")).await;
+    assert!(batches.give_back("b-1", first.fence).await.unwrap());
+    let before: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
+    assert!(!batches.renew("b-1", first.fence, LEASE).await.unwrap());
+    let late = batches.progress(&wanted, first.fence, &ok([0]), &[]).await;
+    assert!(matches!(late.unwrap(), Advanced::Lost(_)));
+    let after: Vec<String> = fleet.ask("HGETALL cb:batch:b-1").await;
+    assert_eq!(before, after);
+    // Said again, as after a lost answer.
+    assert!(batches.give_back("b-1", first.fence).await.unwrap());
+    let (second, finished) = hold(&batches, &wanted, asker("w-2", "e-1")).await;
+    assert!(second.fence > first.fence);
+    assert!(finished.is_empty());
+}
+
+#[tokio::test]
 async fn progress_and_renewal_keep_the_lease_and_renewal_passes_while_the_memory_is_full() {
     let mut fleet = Fleet::start().await;
     let batches = batches(&fleet);
