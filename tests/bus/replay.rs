@@ -110,21 +110,25 @@ async fn where_the_target_can_not_be_written_the_dead_letter_stays() {
     let mut bus = Bus::start().await;
     bury(&mut bus, 2).await;
     let operator = operator(&bus.keys);
-    bus.run("SET cb:events:wrong x").await;
+    bus.run(&format!("DEL {EVENTS}")).await;
+    bus.run(&format!("SET {EVENTS} x")).await;
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let moves = [one(1), one(2)];
     let step = operator
-        .replay_dead(connection, DEAD, "cb:events:wrong", &moves)
+        .replay_dead(connection, DEAD, EVENTS, &moves)
         .await
         .unwrap();
     assert!(step.stopped.unwrap().contains("WRONGTYPE"));
     assert!(step.moved.is_empty());
     // A stream whose ids are used up.
-    bus.run("XADD cb:events:full 18446744073709551615-18446744073709551615 type a.b")
-        .await;
+    bus.run(&format!("DEL {EVENTS}")).await;
+    bus.run(&format!(
+        "XADD {EVENTS} 18446744073709551615-18446744073709551615 type a.b"
+    ))
+    .await;
     let connection = &mut bus.redis.connection_for(users::OPERATOR).await;
     let step = operator
-        .replay_dead(connection, DEAD, "cb:events:full", &moves)
+        .replay_dead(connection, DEAD, EVENTS, &moves)
         .await
         .unwrap();
     assert!(step.stopped.is_some() && step.moved.is_empty());

@@ -115,6 +115,9 @@ each(handle)
     assert_eq!(good.out, "[\"demo.look\",1,{\"$bin\":\"00ff\"}]\n");
     request(&redis, "demo.look", r#""bad""#).failed(1, &["no such thing"]);
     request(&redis, "demo.look", r#""odd""#).failed(1, &["nodot"]);
+    support::eventually("what it published is there", || {
+        !entries(&redis, "cb:events:audit").is_empty()
+    });
     let seen = entries(&redis, "cb:events:audit");
     assert_eq!(seen.len(), 1);
     assert_eq!(text(&seen[0], "subject"), "s-1");

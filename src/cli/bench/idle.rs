@@ -74,7 +74,7 @@ pub(super) async fn start(rig: &Rig, id: &str, words: &[&str]) -> anyhow::Result
         .stderr(Stdio::null())
         .kill_on_drop(true);
     let mut worker = command.spawn().context("a worker cannot be started")?;
-    let instances = Instances::new(rig.connector.clone(), rig.keys.clone());
+    let instances = Instances::new(rig.control.clone(), rig.keys.clone());
     let began = Instant::now();
     while !instances
         .capable("system.health")

@@ -50,11 +50,11 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
     let taken = Arc::new(register::Taken::default());
     let worker = register::worker(rig, ASKED, &load, &taken)?;
     let options = ClientOptions::from(&rig.settings);
-    let client = Client::new(rig.connector.clone(), rig.keys.clone(), options)?;
+    let client = Client::new(rig.control.clone(), rig.keys.clone(), options)?;
     let asker = Asker {
         rig,
         client,
-        patterns: PatternStore::new(rig.connector.clone(), rig.keys.clone(), Default::default()),
+        patterns: PatternStore::new(rig.control.clone(), rig.keys.clone(), Default::default()),
         ages: RefCell::default(),
     };
     asker.ask(Patterned::Health).await?;
@@ -102,7 +102,7 @@ impl Asker<'_> {
 
     /// Waits until that worker is there.
     async fn wait_for(&self, id: &str) -> anyhow::Result<()> {
-        let instances = Instances::new(self.rig.connector.clone(), self.rig.keys.clone());
+        let instances = Instances::new(self.rig.control.clone(), self.rig.keys.clone());
         let began = Instant::now();
         while instances.active_among(&[id.to_owned()]).await?.is_empty() {
             ensure!(began.elapsed() < FOLLOWS_WITHIN, "{id} does not begin");

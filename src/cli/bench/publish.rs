@@ -123,7 +123,7 @@ fn event(load: &Load, n: u64) -> Outgoing {
 
 async fn client(rig: &Rig) -> anyhow::Result<Client> {
     let options = ClientOptions::from(&rig.settings);
-    let client = Client::new(rig.connector.clone(), rig.keys.clone(), options)?;
+    let client = Client::new(rig.control.clone(), rig.keys.clone(), options)?;
     client.reach().await.map_err(anyhow::Error::msg)?;
     Ok(client)
 }

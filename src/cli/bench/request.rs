@@ -74,7 +74,7 @@ async fn ask(
     let (before, begin, times) = match side {
         BOTH => {
             let options = ClientOptions::from(&rig.settings);
-            let client = Client::new(rig.connector.clone(), rig.keys.clone(), options)?;
+            let client = Client::new(rig.control.clone(), rig.keys.clone(), options)?;
             call(&client, load, 1, 1).await?;
             let (before, begin) = (rig.usage().await?, Mark::now());
             let times = call(&client, load, requests, in_flight).await?;

@@ -49,8 +49,10 @@ pub(super) struct Rig {
     /// The one that was named, or that is the default.
     pub(crate) database: DatabaseUrl,
     pub(crate) keys: Keys,
-    /// The way to the server.
+    /// The way to the server; on a cluster to the node of the one domain that has work.
     pub(crate) connector: Connector,
+    /// The same as clients have it; on a cluster to the node of the control plane.
+    pub(crate) control: Connector,
     /// The cluster that is measured beside it.
     cluster: Option<RedisUrl>,
     /// The way of those who are measured, which may be longer.
@@ -119,8 +121,8 @@ impl Rig {
         settings.database_url = DatabaseUrl::default();
         settings.mcp_server = Default::default();
         let keys = settings.keys()?;
-        // On a cluster to the node of the one domain that has work.
-        let connector = Connector::of(&settings, 4)?.toward(&keys.events(FIRST, 0));
+        let control = Connector::of(&settings, 4)?;
+        let connector = control.toward(&keys.events(FIRST, 0));
         connector
             .check_server()
             .await
@@ -132,6 +134,7 @@ impl Rig {
             cluster,
             way: connector.clone(),
             connector,
+            control,
             output: session.output,
             plan,
             stop: CancellationToken::new(),
@@ -162,6 +165,7 @@ impl Rig {
             cluster: self.cluster.clone(),
             keys: self.keys.clone(),
             connector: self.connector.clone(),
+            control: self.control.clone(),
             output: self.output.clone(),
             plan: self.plan,
             stop: self.stop.clone(),
@@ -181,6 +185,7 @@ impl Rig {
         })?;
         rig.keys = rig.settings.keys()?;
         rig.connector = rig.way.clone();
+        rig.control = rig.way.clone();
         Ok(Some(rig))
     }
 

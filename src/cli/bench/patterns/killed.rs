@@ -48,7 +48,7 @@ pub(super) async fn measure(rig: &Rig, asker: &Asker<'_>) -> anyhow::Result<()> 
     let mut three = Three {
         rig,
         asker,
-        instances: Instances::new(rig.connector.clone(), rig.keys.clone()),
+        instances: Instances::new(rig.control.clone(), rig.keys.clone()),
         children: BTreeMap::new(),
         started: 0,
     };
