@@ -25,12 +25,21 @@ pub(crate) enum Way {
     CutShard,
     /// A primary is cut off from its replica, then killed: all that it wrote between the two is lost.
     KillAhead,
+    /// A primary is killed, and a replica of another shard before anybody has its place: two faults.
+    KillReplicaBeside,
+    /// A primary is killed while that of another shard, that was killed before, has been replaced and is away: two faults.
+    KillPrimaryBeside,
+    /// A slot is open between two shards while the primary of the third one fails over, then it is closed as
+    /// `redis-cli --cluster fix` does: two faults.
+    OpenSlotBeside,
+    /// A primary and its replica reach nobody else while the primary of another shard stands still: two faults.
+    CutShardBeside,
     KillWorker,
     StopWorker,
 }
 
 impl Way {
-    pub(crate) const ALL: [Way; 12] = [
+    pub(crate) const ALL: [Way; 16] = [
         Way::KillPrimary,
         Way::FreezePrimary,
         Way::KillReplica,
@@ -41,6 +50,10 @@ impl Way {
         Way::CutReplica,
         Way::CutShard,
         Way::KillAhead,
+        Way::KillReplicaBeside,
+        Way::KillPrimaryBeside,
+        Way::OpenSlotBeside,
+        Way::CutShardBeside,
         Way::KillWorker,
         Way::StopWorker,
     ];
@@ -48,17 +61,21 @@ impl Way {
     /// How many of a hundred faults are such.
     fn share(self) -> u64 {
         match self {
-            Way::KillPrimary => 9,
+            Way::KillPrimary => 8,
             Way::FreezePrimary => 4,
-            Way::KillReplica => 7,
-            Way::FailOver => 9,
-            Way::MoveSlot => 12,
-            Way::AddAndRemove => 3,
-            Way::CutPrimary => 8,
+            Way::KillReplica => 6,
+            Way::FailOver => 8,
+            Way::MoveSlot => 11,
+            Way::AddAndRemove => 2,
+            Way::CutPrimary => 7,
             Way::CutReplica => 4,
             Way::CutShard => 2,
             Way::KillAhead => 4,
-            Way::KillWorker => 26,
+            Way::KillReplicaBeside => 2,
+            Way::KillPrimaryBeside => 2,
+            Way::OpenSlotBeside => 2,
+            Way::CutShardBeside => 2,
+            Way::KillWorker => 24,
             Way::StopWorker => 12,
         }
     }
@@ -83,6 +100,19 @@ impl Way {
             Way::KillAhead => {
                 report.fault(count, "primaries cut off from their replica, then killed")
             }
+            Way::KillReplicaBeside => report
+                .fault(count, "kills of primaries, each beside")
+                .fault(count, "kills of replicas of another shard"),
+            Way::KillPrimaryBeside => {
+                let two = "kills of primaries of two shards, one while the other's was away";
+                report.fault(2 * count, two)
+            }
+            Way::OpenSlotBeside => report
+                .fault(count, "failovers, each beside")
+                .fault(count, "slots held open between the other shards"),
+            Way::CutShardBeside => report
+                .fault(count, "primaries frozen, each beside")
+                .fault(count, "cuts of another shard"),
             Way::KillWorker => report.fault(count, "kills of workers on a cluster"),
             Way::StopWorker => report.fault(count, "workers stopped past their lease on a cluster"),
         }

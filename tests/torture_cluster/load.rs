@@ -4,7 +4,6 @@ use crate::PARTITIONS;
 use crate::nodes::Nodes;
 use crate::outcomes;
 use crate::support::fleet::Work;
-use crate::support::until;
 use convoke::client::publish::{Outgoing, PublishError};
 use convoke::client::{Client, ClientOptions};
 use convoke::connect::connector::Connector;
@@ -93,11 +92,12 @@ impl Load {
     }
 
     /// Waits until some events are done.
-    pub(crate) async fn until_done(&self, nodes: &Nodes, count: u64) {
-        until("events are done", || async {
-            tokio::task::block_in_place(|| outcomes::results(nodes, "load")) >= count
-        })
-        .await;
+    pub(crate) fn until_done(&self, nodes: &Nodes, count: u64) {
+        tokio::task::block_in_place(|| {
+            nodes.wait("events are done", || {
+                outcomes::results(nodes, "load") >= count
+            });
+        });
     }
 
     /// Publishes no more; what was published.

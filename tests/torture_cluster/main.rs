@@ -1,6 +1,6 @@
 //! Three primaries, each with a replica, under load: nodes are killed, frozen, promoted, cut off from the others while
 //! clients reach them, added and removed, slots move, workers are killed and stopped past their lease, all drawn from one
-//! seed.
+//! seed; some faults of nodes begin while one of another shard lasts.
 //!
 //! What was published with a confirmation of the replica is there in the end, and no commit is there twice. A plain
 //! publish may be lost with a primary that dies: how many were is told.
@@ -58,8 +58,9 @@ async fn faults_of_nodes_slots_and_workers_lose_nothing_confirmed_and_double_no_
     let mut nodes = tokio::task::block_in_place(start);
     let load = Load::start(&nodes.url_for(support::users::PUBLISHER)).await;
     let dir = support::new_directory("torture-cluster");
+    nodes.hear(&dir);
     let workers = Workers::start(&nodes.url_for(support::users::WORKER), &dir, WORKERS);
-    load.until_done(&nodes, 100).await;
+    load.until_done(&nodes, 100);
     let mix = Arc::new(Mix::drawn(count));
     let vexing = tokio::spawn(workers::vex(workers, mix.clone()));
     let mut done = Done::default();

@@ -3,7 +3,6 @@
 use crate::load::{Known, Published};
 use crate::nodes::Nodes;
 use crate::streams;
-use crate::support::eventually;
 use crate::support::torture::Report;
 use convoke::protocol::event::{Entry, EntryId};
 use redis::Value;
@@ -238,7 +237,7 @@ impl Done {
         let mut counts = tokio::task::block_in_place(|| {
             nodes.until_whole();
             until_settled(nodes);
-            eventually("all that is done is told", || self.read(nodes));
+            nodes.wait("all that is done is told", || self.read(nodes));
             self.look(nodes, published)
         });
         for log in std::fs::read_dir(logs).unwrap().flatten() {
@@ -255,7 +254,11 @@ impl Done {
 fn until_settled(nodes: &Nodes) {
     let began = Instant::now();
     while let Err(problem) = is_settled(nodes, "load").and_then(|()| is_settled(nodes, "line")) {
-        assert!(began.elapsed() < SETTLING, "not settled: {problem}");
+        assert!(
+            began.elapsed() < SETTLING,
+            "not settled: {problem}{}",
+            nodes.told()
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
 }

@@ -148,7 +148,7 @@ impl Drop for Workers {
 pub(crate) async fn vex(mut workers: Workers, mix: Arc<Mix>) -> Workers {
     let mut dice = torture::dice("cluster workers");
     for way in mix.of_workers() {
-        tokio::time::sleep(Duration::from_millis(dice.u64(300..6000))).await;
+        tokio::time::sleep(Duration::from_millis(dice.u64(300..10_000))).await;
         let at = dice.usize(..workers.all.len());
         match way {
             Way::StopWorker => {

@@ -1,9 +1,8 @@
 //! What happens to the workers, and to the number of partitions, while they work.
 
-use crate::bus::Bus;
 use crate::history::{self, Fates};
-use crate::load::{DOMAINS, Load};
-use crate::support::torture;
+use crate::load::DOMAINS;
+use crate::support::torture::{self, Report};
 use crate::workers::{Process, Workers};
 use std::time::Duration;
 
@@ -26,14 +25,35 @@ enum Act {
 }
 
 impl Acts {
-    /// Mixed, from one seed. A stop lasts for one to two leases.
+    /// As many as are asked for.
+    pub(crate) fn of_size() -> Self {
+        let changes = torture::size("TORTURE_OWNED_CHANGES", 2, 20);
+        Self {
+            kills: torture::size("TORTURE_OWNED_KILLS", 3, 50),
+            stops: torture::size("TORTURE_OWNED_STOPS", 2, 20),
+            moves: changes / 2,
+            splits: changes - changes / 2,
+        }
+    }
+
+    pub(crate) fn told(&self, report: Report) -> Report {
+        report
+            .fault(self.kills, "kills of owners")
+            .fault(self.stops, "owners stopped past their lease")
+            .fault(self.moves, "workers that came, each for one that left")
+            .fault(
+                self.splits,
+                "domains of which a half moved into new partitions",
+            )
+    }
+
+    /// Mixed, from one seed. A stop lasts for one to two leases; `split` gives a domain more partitions.
     pub(crate) async fn happen(
         &self,
         workers: &mut Workers,
         running: &mut Vec<Process>,
-        bus: &Bus,
-        load: &Load,
         ttl: Duration,
+        mut split: impl AsyncFnMut(&'static str),
     ) -> Fates {
         let mut dice = torture::dice("owned");
         let all = [
@@ -73,8 +93,7 @@ impl Acts {
                     running.remove(at).leave().await;
                 }
                 Act::Split => {
-                    let domain = domains.next().unwrap();
-                    load.changed(domain, bus.split(domain).await);
+                    split(domains.next().unwrap()).await;
                 }
             }
         }

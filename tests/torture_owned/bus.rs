@@ -2,13 +2,18 @@
 
 use crate::support::users;
 use convoke::connect::connector::Connector;
+use convoke::connect::error::BusError;
 use convoke::protocol::domain::{Domain, DomainOrder, SETTLES_MS};
 use convoke::protocol::event::Entry;
 use convoke::protocol::keys::Keys;
-use convoke::settings::RedisUrl;
+use convoke::settings::{RedisUrl, Settings};
 use convoke::streams::domains::Domains;
 use convoke::streams::read::entries_of;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+/// A node of a cluster that is away is replaced by then.
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// An operator, who may look at all of it.
 pub(crate) struct Bus {
@@ -20,13 +25,17 @@ pub(crate) struct Bus {
 
 /// What became of an event.
 pub(crate) struct Outcome {
-    number: u64,
-    partition: u16,
+    pub(crate) number: u64,
+    pub(crate) partition: u16,
     ms: u64,
 }
 
 pub(crate) fn connector(url: String) -> Connector {
-    Connector::new(&RedisUrl::new(url), 2).unwrap()
+    let settings = Settings {
+        redis_url: RedisUrl::new(url),
+        ..Settings::default()
+    };
+    Connector::of(&settings, 4).unwrap()
 }
 
 /// Names of a domain that has that many partitions, as long as nobody knows more.
@@ -60,8 +69,8 @@ impl Bus {
     /// Twice as many partitions.
     pub(crate) async fn split(&self, domain: &str) -> Domain {
         let partitions = self.keys.partitions(domain) * 2;
-        let set = self.domains.set(domain, partitions, None, "ann");
-        set.await.unwrap()
+        let set = async || self.domains.set(domain, partitions, None, "ann").await;
+        again(&format!("{domain} gets {partitions} partitions"), set).await
     }
 
     fn places(&self) -> impl Iterator<Item = (&'static str, u16)> {
@@ -73,10 +82,13 @@ impl Bus {
 
     async fn ask<T: redis::FromRedisValue>(&self, key: &str, words: &[&str]) -> T {
         let connector = self.connector.toward(key);
-        let mut connection = connector.pooled().await.unwrap();
         let mut ask = redis::cmd(words[0]);
         ask.arg(key).arg(&words[1..]);
-        ask.query_async(&mut connection).await.unwrap()
+        let asked = async || -> Result<T, BusError> {
+            let mut connection = connector.pooled().await?;
+            Ok(ask.query_async(&mut connection).await?)
+        };
+        again(&format!("{} {key}", words[0]), asked).await
     }
 
     /// How many outcomes there are.
@@ -106,21 +118,31 @@ impl Bus {
         entries_of(self.ask(stream, &["XRANGE", "-", "+"]).await).unwrap()
     }
 
+    /// The partitions in which each number of each subject was published. It is two where who published did not know
+    /// whether that was so, and asked again after a change.
+    pub(crate) async fn published(&self) -> HashMap<(u64, u64), HashSet<u16>> {
+        let mut published: HashMap<(u64, u64), HashSet<u16>> = HashMap::new();
+        for (domain, partition) in self.places() {
+            for entry in self.entries(&self.keys.events(domain, partition)).await {
+                let event = numbers(entry.get("id").unwrap());
+                published.entry(event).or_default().insert(partition);
+            }
+        }
+        published
+    }
+
     /// Of each subject what became of its events, in the order of each partition.
     pub(crate) async fn outcomes(&self) -> HashMap<u64, Vec<Outcome>> {
         let mut all: HashMap<u64, Vec<Outcome>> = HashMap::new();
         for (domain, partition) in self.places() {
             for entry in self.entries(&self.keys.results(domain, partition)).await {
-                let id = String::from_utf8(entry.get("correlationid").unwrap().to_vec()).unwrap();
-                let (subject, number) = id.split_once('-').unwrap();
+                let (subject, number) = numbers(entry.get("correlationid").unwrap());
                 let outcome = Outcome {
-                    number: number.parse().unwrap(),
+                    number,
                     partition,
                     ms: entry.id.ms,
                 };
-                all.entry(subject.parse().unwrap())
-                    .or_default()
-                    .push(outcome);
+                all.entry(subject).or_default().push(outcome);
             }
         }
         all
@@ -150,6 +172,28 @@ impl Bus {
             }
         }
         late
+    }
+}
+
+/// The subject and the number in an event's id.
+fn numbers(id: &[u8]) -> (u64, u64) {
+    let id = std::str::from_utf8(id).unwrap();
+    let (subject, number) = id.split_once('-').unwrap();
+    (subject.parse().unwrap(), number.parse().unwrap())
+}
+
+/// Tries until that succeeds: a node may be away.
+async fn again<T, E: std::fmt::Display>(
+    what: &str,
+    mut tried: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
+    let began = Instant::now();
+    loop {
+        match tried().await {
+            Ok(done) => return done,
+            Err(error) => assert!(began.elapsed() < PATIENCE, "{what}: {error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

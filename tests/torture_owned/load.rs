@@ -107,11 +107,11 @@ impl Load {
 }
 
 /// The domain in which the events of a subject are. Each has subjects of both publishers.
-fn domain_of(subject: u64) -> &'static str {
+pub(crate) fn domain_of(subject: u64) -> &'static str {
     DOMAINS[(subject / 2 % DOMAINS.len() as u64) as usize]
 }
 
-fn id(subject: u64, number: u64) -> String {
+pub(crate) fn id(subject: u64, number: u64) -> String {
     format!("{subject}-{number}")
 }
 

@@ -18,7 +18,7 @@ mod workers;
 #[path = "../torture_cluster/faults.rs"]
 mod faults;
 #[allow(dead_code)]
-#[path = "../torture_cluster/nodes.rs"]
+#[path = "../torture_cluster/nodes/mod.rs"]
 mod nodes;
 
 use acts::Acts;
@@ -59,13 +59,7 @@ async fn until_settled(bus: &Bus, all: u64) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: scripts/torture owned"]
 async fn kills_stops_moves_and_more_partitions_leave_each_subject_in_order() {
-    let changes = torture::size("TORTURE_OWNED_CHANGES", 2, 20);
-    let acts = Acts {
-        kills: torture::size("TORTURE_OWNED_KILLS", 3, 50),
-        stops: torture::size("TORTURE_OWNED_STOPS", 2, 20),
-        moves: changes / 2,
-        splits: changes - changes / 2,
-    };
+    let acts = Acts::of_size();
     let subjects = torture::size("TORTURE_OWNED_SUBJECTS", 50, 1000);
     let redis = Redis::start();
     let url_of = |user: &str| redis.url_for(user);
@@ -75,7 +69,8 @@ async fn kills_stops_moves_and_more_partitions_leave_each_subject_in_order() {
     let pause = Duration::from_millis(subjects * 5);
     let load = Load::start(&url_of, PARTITIONS, subjects, pause);
     until_settled(&bus, subjects).await;
-    let happen = acts.happen(&mut workers, &mut running, &bus, &load, TTL);
+    let split = async |domain| load.changed(domain, bus.split(domain).await);
+    let happen = acts.happen(&mut workers, &mut running, TTL, split);
     let mut fates = Box::pin(happen).await;
     let published = load.stop().await;
     until_settled(&bus, published.sum(subjects)).await;
@@ -91,14 +86,8 @@ async fn kills_stops_moves_and_more_partitions_leave_each_subject_in_order() {
     let said = history::read(&workers.history());
     let began = history::assert_one_at_a_time(&said, &fates, &late);
     drop(running);
-    let mut report = torture::Report::default()
-        .fault(acts.kills, "kills of owners")
-        .fault(acts.stops, "owners stopped past their lease")
-        .fault(acts.moves, "workers that came, each for one that left")
-        .fault(
-            acts.splits,
-            "domains of which a half moved into new partitions",
-        )
+    let mut report = acts
+        .told(torture::Report::default())
         .event(published.sum(subjects), "events of subjects in order")
         .note(format!("{began} runs, each alone"));
     if !late.is_empty() {
