@@ -275,6 +275,12 @@ mod tests {
                 Some("a"),
                 Some("w-1"),
             ),
+            (
+                "partition.left",
+                json!({"domain": "a", "partition": 3, "id": "w-1", "fence": 9}),
+                Some("a"),
+                Some("w-1"),
+            ),
             ("partition.healed", json!({"healthy": 3}), None, None),
             ("operator.paused", json!({}), None, None),
         ] {

@@ -8,7 +8,7 @@ use super::lane_list::LaneList;
 use super::lane_plans::{self, Place, Plan};
 use super::lanes::Triggers;
 use super::outcomes::Outcomes;
-use super::owned::{self, Ordered, Owning, SOON};
+use super::owned::{self, Next, Ordered, Owning, SOON};
 use super::pausing::Pausing;
 use super::shared::{Counts, Doubt, Shared, Turned};
 use super::sparing::Sparing;
@@ -120,10 +120,13 @@ impl Prepared {
             if !stays {
                 after.list.remove(&shared);
             }
-            owned::leave(&shared, &after.process).await;
+            let left = owned::leave(&shared, &after.process).await;
             shared.ended.cancel();
             // Where it is yet to be told that it ended: another one may own the partition by now.
             after.list.has_other_members();
+            if left {
+                owned::tell_left(&shared).await;
+            }
             ended.filter(|_| stays)
         })));
     }
@@ -451,7 +454,7 @@ impl DataLanes {
     }
 
     /// Begins with the partitions that may be read by now, and with those that are to be this worker's own, and has lanes
-    /// end whose partitions others are to own; how long to wait before it is done again.
+    /// end whose partitions others are to own; when it is to be done again.
     ///
     /// # Errors
     /// `Bus`: a node is away; the same again.
@@ -459,7 +462,7 @@ impl DataLanes {
         &mut self,
         running: &Running,
         supervisor: &Supervisor,
-    ) -> Result<Duration, BusError> {
+    ) -> Result<Next, BusError> {
         let ends = self.end_what_is_owned();
         let mut ordered = self.ordered();
         if ends {
@@ -477,7 +480,7 @@ impl DataLanes {
             true => SOON,
             false => self.maker.settings.heartbeat_ttl / 3,
         };
-        Ok(owned?.min(shared))
+        Ok(owned?.within(shared))
     }
 
     /// Whether others must wait.

@@ -8,7 +8,8 @@ mod owning;
 mod spread;
 mod telling;
 
-pub(super) use owning::{Ordered, Owning, SOON};
+pub(super) use owning::{Next, Ordered, Owning, SOON};
+pub(super) use telling::is_of_a_free_one;
 
 use super::shared::Shared;
 use crate::mutex::locked;
@@ -104,23 +105,29 @@ impl Ownership {
     }
 }
 
-/// Lets the partition of a lane go that has ended, so that nobody waits for the lease to end.
-pub(super) async fn leave(lane: &Shared, process: &str) {
+/// Lets the partition of a lane go that has ended, so that nobody waits for the lease to end; whether others may have it.
+pub(super) async fn leave(lane: &Shared, process: &str) -> bool {
     let Some(owned) = lane
         .owned
         .as_ref()
         .filter(|owned| !owned.lost.is_cancelled())
     else {
-        return;
+        return false;
     };
     owned.lose();
     let left = async {
         let mut connection = lane.connector.pooled().await?;
         own::leave(&mut connection, &owned.keys(), process, owned.fence).await
     };
-    if let Err(error) = left.await {
+    left.await.unwrap_or_else(|error| {
         tracing::warn!(owner = owned.owner_key, %error, "the partition was not let go: others wait until the lease ends");
-    }
+        false
+    })
+}
+
+/// Tells the others that they may have the partition of a lane.
+pub(super) async fn tell_left(lane: &Shared) {
+    telling::left(lane).await;
 }
 
 impl Until {

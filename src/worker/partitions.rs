@@ -6,6 +6,7 @@
 use super::lane_list::LaneList;
 use super::lanes::Lanes;
 use super::making::{DataLanes, Running};
+use super::owned::Next;
 use super::supervisor::Supervisor;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -55,16 +56,16 @@ impl Following {
         let mut learned = Instant::now();
         // What it has begun with a partition it does to the end: the lane sees that it is to drain.
         while !drain.is_cancelled() {
-            let pause = match self.data.go_on(&self.running, &self.supervisor).await {
-                Ok(pause) => pause,
+            let next = match self.data.go_on(&self.running, &self.supervisor).await {
+                Ok(next) => next,
                 Err(error) => {
                     tracing::debug!(%error, "partitions could not be begun with; trying again");
-                    LOOK
+                    Next::in_time(LOOK)
                 }
             };
             let mut told = false;
             tokio::select! {
-                () = tokio::time::sleep(pause.mul_f64(fastrand::f64() / 4.0 + 0.75)) => {}
+                () = next.comes() => {}
                 () = self.list.more_partitions() => told = true,
                 () = self.list.members_changed(), if !self.data.ordered().is_empty() => {
                     self.data.members_changed();

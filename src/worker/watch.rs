@@ -4,6 +4,7 @@
 
 use super::lane_list::LaneList;
 use super::lanes::Triggers;
+use super::owned::is_of_a_free_one;
 use super::shared::Shared;
 use super::takeover::Trigger;
 use crate::connect::backoff::Backoff;
@@ -140,7 +141,7 @@ impl Watch {
                 if domains::is_change(entry) {
                     self.lanes.has_more_partitions();
                 }
-                if roster::is_of_members(entry) {
+                if roster::is_of_members(entry) || is_of_a_free_one(entry) {
                     self.lanes.has_other_members();
                 }
                 if schedules::is_change(entry) {

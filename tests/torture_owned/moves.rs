@@ -3,6 +3,7 @@
 
 use crate::bus::{Bus, connector};
 use crate::history;
+use crate::support::cluster::Cluster;
 use crate::support::{Redis, torture, users};
 use crate::workers::{self, FIRM, Process, Workers};
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,23 +44,29 @@ fn publishes(
     let streams: Vec<(String, u64)> = streams.collect();
     let (connector, over) = (connector(url), over.clone());
     tokio::spawn(async move {
+        // Then it is known which of them has which slot.
+        connector.nodes().await.unwrap();
         let mut ticks = tokio::time::interval(EACH);
         for number in 0_u64.. {
             if over.load(Ordering::Relaxed) {
                 return;
             }
             ticks.tick().await;
-            let mut round = redis::pipe();
-            for (stream, subject) in &streams {
-                let data = rmp_serde::to_vec(&(subject, number)).unwrap();
-                let add = round.cmd("XADD").arg(stream).arg("*");
-                add.arg("type").arg("line.step");
-                add.arg("subject").arg(format!("s-{subject}"));
-                add.arg("id").arg(format!("{subject}-{number}"));
-                add.arg("data").arg(data);
+            let names: Vec<&str> = streams.iter().map(|(stream, _)| &**stream).collect();
+            for way in connector.ways_to_nodes(&names) {
+                let mut round = redis::pipe();
+                for at in way.places {
+                    let (stream, subject) = &streams[at];
+                    let data = rmp_serde::to_vec(&(subject, number)).unwrap();
+                    let add = round.cmd("XADD").arg(stream).arg("*");
+                    add.arg("type").arg("line.step");
+                    add.arg("subject").arg(format!("s-{subject}"));
+                    add.arg("id").arg(format!("{subject}-{number}"));
+                    add.arg("data").arg(data);
+                }
+                let mut connection = way.connector.at_its_node().await.unwrap();
+                round.exec_async(&mut connection).await.unwrap();
             }
-            let mut connection = connector.pooled().await.unwrap();
-            round.exec_async(&mut connection).await.unwrap();
         }
     })
 }
@@ -183,11 +190,21 @@ impl Watch<'_> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "takes minutes: scripts/torture owned"]
 async fn a_fifth_of_the_partitions_moves_when_a_fifth_worker_comes_leaves_or_dies() {
-    let rounds = torture::size("TORTURE_OWNED_MOVES", 1, 5);
     let redis = Redis::start();
-    let url_of = |user: &str| redis.url_for(user);
-    let bus = Bus::with_order(&url_of, &["line"], PARTITIONS).await;
-    let mut workers = Workers::new(&url_of, &["line"], workers::settings(PARTITIONS, TTL));
+    come_leave_and_die("moves", &|user| redis.url_for(user)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes: scripts/torture owned"]
+async fn so_it_is_on_a_cluster_of_three() {
+    let cluster = Cluster::of_three();
+    come_leave_and_die("moves on a cluster", &|user| cluster.url_for(user)).await;
+}
+
+async fn come_leave_and_die(name: &str, url_of: &dyn Fn(&str) -> String) {
+    let rounds = torture::size("TORTURE_OWNED_MOVES", 1, 5);
+    let bus = Bus::with_order(url_of, &["line"], PARTITIONS).await;
+    let mut workers = Workers::new(url_of, &["line"], workers::settings(PARTITIONS, TTL));
     let mut running: Vec<Process> = (0..WORKERS).map(|_| workers.spawn()).collect();
     let subjects = subjects(&bus);
     until_shared(&bus, &running).await;
@@ -239,7 +256,7 @@ async fn a_fifth_of_the_partitions_moves_when_a_fifth_worker_comes_leaves_or_die
     }
     report
         .fault(rounds * 4, "changes of four workers to five and back")
-        .tell("moves");
+        .tell(name);
     let fifth = usize::from(PARTITIONS).div_ceil(WORKERS + 1);
     assert!(
         most.last().unwrap() <= &fifth,

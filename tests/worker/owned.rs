@@ -679,6 +679,46 @@ async fn who_leaves_is_followed_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_and_is_not_done_yet_has_told_what_others_may_take() {
+    let (redis, log) = (Redis::start(), Log::default());
+    order(&redis, DomainOrder::Subject).await;
+    // Nobody looks by itself within the time that is waited here, and no lease ends.
+    let hour = |id: &str| {
+        let hour = Duration::from_secs(3600);
+        let settings = Settings {
+            heartbeat_ttl: hour,
+            claim_idle: hour,
+            drain_timeout: hour,
+            ..settings(&redis, id)
+        };
+        let builder = Worker::builder().settings(settings);
+        start(builder.state(log.clone()).handler("line.step", step))
+    };
+    let first = hour("w-1");
+    until_shared(&redis, 1).await;
+    log.held.store(true, Ordering::Relaxed);
+    let client = client(&redis);
+    publish(&client, 1, 0).await;
+    until("it runs", async || !log.all().is_empty()).await;
+    let Running(drain, first) = first;
+    let second = hour("w-2");
+    let others = BTreeMap::from([("w-1".into(), 4), ("w-2".into(), 4)]);
+    until("each has its share", async || shares(&redis) == others).await;
+    drain.cancel();
+    let but_one = BTreeMap::from([("w-1".into(), 1), ("w-2".into(), 7)]);
+    until(
+        "all but that of the run are let go, and taken",
+        async || shares(&redis) == but_one,
+    )
+    .await;
+    log.held.store(false, Ordering::Relaxed);
+    first.await.unwrap();
+    until_shared(&redis, 1).await;
+    second.stop().await;
+    assert_in_order(&results(&redis), 1, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_the_server_forgets_all_the_partitions_are_owned_again() {
     let (redis, log) = (Redis::start(), Log::default());
     order(&redis, DomainOrder::Subject).await;

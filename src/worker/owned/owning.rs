@@ -2,7 +2,8 @@
 //!
 //! It runs where the lanes run. Each look goes the same way: who owns what, who is there, who is to own what; what is free
 //! and to be the worker's own is taken, and of what is its own and to be another one's the lane ends, which lets it go.
-//! Where a partition is another one's that is yet to let it go, it looks again soon.
+//! Where a partition is another one's that is yet to let it go, it looks again soon. Who comes, leaves, or lets a partition
+//! go says so, and all look at once; who dies is followed when its lease has ended, to which there is an alarm.
 
 use super::leases::{Lease, Look};
 use super::spread::{Member, spread};
@@ -32,6 +33,10 @@ const LOOKS_FOR: [Duration; 2] = [Duration::from_millis(500), Duration::from_sec
 /// Calls by which is looked in that time where nothing is to happen.
 const LOOKS: u32 = 8;
 const SELDOM: Duration = Duration::from_millis(500);
+/// How long it looks soon where others take long: then it is told, or looks seldom.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two alarms.
+const LEAST: Duration = Duration::from_millis(10);
 
 /// A domain whose subjects have an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,10 @@ pub(in crate::worker) struct Owning {
     /// The domains whose members are known, and when they were asked for.
     members: BTreeMap<String, Vec<Member>>,
     learned: Option<Instant>,
+    /// When the next of them is there no more, unless it pulses.
+    expires: Option<Instant>,
+    /// Since when it waits for others.
+    waits: Option<Instant>,
     /// Owners that have left, as they were seen then: one that renewed its lease after that lives.
     left: Vec<Owner>,
     /// Partitions that it took, or tried to: what an older process of its instance had there it takes once.
@@ -64,6 +73,42 @@ struct Wanted {
     free: Vec<Place>,
     /// To be its own, and another one's.
     kept: BTreeSet<Place>,
+    /// Some is free and to be another one's, who may be gone.
+    orphaned: bool,
+}
+
+/// When the next look is due.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::worker) struct Next {
+    pause: Duration,
+    alarm: Option<Instant>,
+}
+
+impl Next {
+    /// In about that time.
+    pub(in crate::worker) fn in_time(pause: Duration) -> Self {
+        Self { pause, alarm: None }
+    }
+
+    /// In that time at the latest.
+    pub(in crate::worker) fn within(self, pause: Duration) -> Self {
+        let pause = self.pause.min(pause);
+        Self { pause, ..self }
+    }
+
+    /// Ends when it is due. Not all look at the same time, unless there is a reason.
+    pub(in crate::worker) async fn comes(self) {
+        let alarm = async {
+            match self.alarm {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(self.pause.mul_f64(fastrand::f64() / 4.0 + 0.75)) => {}
+            () = alarm => {}
+        }
+    }
 }
 
 impl Owning {
@@ -77,7 +122,7 @@ impl Owning {
         self.learned = None;
     }
 
-    /// One look; how long to wait before the next one.
+    /// One look; when the next one is due.
     ///
     /// # Errors
     /// `Bus`: who is there, or what is open, is not known; the same again.
@@ -88,7 +133,7 @@ impl Owning {
         ordered: &[Ordered],
         running: &Running,
         supervisor: &Supervisor,
-    ) -> Result<Duration, BusError> {
+    ) -> Result<Next, BusError> {
         let third = maker.settings.heartbeat_ttl / 3;
         self.own.retain(|_, lane| !lane.ended.is_cancelled());
         for ((domain, _), lane) in &self.own {
@@ -101,9 +146,11 @@ impl Owning {
                 own: std::mem::take(&mut self.own),
                 ..Self::default()
             };
-            return Ok(if self.own.is_empty() { third } else { SOON });
+            let pause = if self.own.is_empty() { third } else { SOON };
+            return Ok(Next::in_time(pause));
         }
-        if self.learned.is_none_or(|at| at.elapsed() >= third * 3 / 4) {
+        let expired = self.expires.is_some_and(|at| at <= Instant::now());
+        if expired || self.is_learned_before(third * 3 / 4) {
             self.learn(maker, ordered).await.map_err(of_the_bus)?;
         }
         let places = |one: &Ordered| {
@@ -116,7 +163,12 @@ impl Owning {
             false => 1,
         };
         self.look(maker, &all).await;
-        let wanted = self.decide(maker, ordered);
+        let mut wanted = self.decide(maker, ordered);
+        if wanted.orphaned && self.is_learned_before(SELDOM) {
+            self.learn(maker, ordered).await.map_err(of_the_bus)?;
+            wanted = self.decide(maker, ordered);
+        }
+        let orphaned = wanted.orphaned;
         let mut waits = !wanted.kept.is_empty();
         let mut open = Vec::new();
         for place in wanted.free {
@@ -168,25 +220,48 @@ impl Owning {
         if some {
             self.tell(ordered);
         }
-        let ends = self.own.values().any(|lane| lane.end.is_cancelled());
-        Ok(match waits || ends {
-            true => SOON,
-            // Each renewal is to be seen, and what one who drains has let go is to be taken soon.
-            false => (third * 3 / 4).min(SELDOM.max(SELDOM * calls / LOOKS)),
-        })
+        waits |= self.own.values().any(|lane| lane.end.is_cancelled());
+        let now = Instant::now();
+        self.waits = waits.then(|| self.waits.unwrap_or(now));
+        let pause = match self.waits {
+            Some(since) if now - since < PATIENCE => SOON,
+            Some(_) => SELDOM,
+            None if orphaned => SELDOM,
+            // Each renewal is to be seen. The longer a lease lasts, the less happens that nobody tells.
+            None => (third * 3 / 4).min(SELDOM.max(third * 3 / 20) * calls.div_ceil(LOOKS)),
+        };
+        let alarm = self.next_end(now);
+        Ok(Next { pause, alarm })
+    }
+
+    /// Whether who is there was learned longer ago than that, or never.
+    fn is_learned_before(&self, time: Duration) -> bool {
+        self.learned.is_none_or(|at| at.elapsed() >= time)
+    }
+
+    /// When the next lease ends, or the next member is gone, if it does not renew it, or pulse.
+    fn next_end(&self, now: Instant) -> Option<Instant> {
+        let ends = self.leases.values().filter_map(Lease::ends);
+        let ends = ends.chain(self.expires).filter(|at| *at > now).min();
+        ends.map(|at| at.max(now + LEAST))
     }
 
     async fn learn(&mut self, maker: &Maker, ordered: &[Ordered]) -> Result<(), CoordinationError> {
         let mut members = BTreeMap::new();
+        let mut expires: Option<Instant> = None;
         for one in ordered {
             let group = &maker.settings.group;
+            let me = &maker.process.instance;
             let found = maker.instances.members(group, &one.kind).await?;
+            let answered = Instant::now();
+            let others = found.iter().filter(|member| member.id != *me);
+            let others = others.map(|member| answered + member.left);
+            expires = others.chain(expires).min();
             let found = found.into_iter().map(|member| Member {
                 id: member.id,
                 capacity: member.capacity,
             });
             let mut found: Vec<Member> = found.collect();
-            let me = &maker.process.instance;
             // After an outage others may have pulsed before this worker did: it lets nothing go for that.
             if !maker.list.is_quiet() && found.iter().all(|member| member.id != *me) {
                 found.push(Member {
@@ -208,6 +283,7 @@ impl Owning {
             .filter(|owner| left.contains(&owner.instance));
         self.left = left.cloned().collect();
         self.members = members;
+        self.expires = expires;
         self.learned = Some(Instant::now());
         Ok(())
     }
@@ -263,6 +339,7 @@ impl Owning {
         let mut wanted = Wanted {
             free: Vec::new(),
             kept: BTreeSet::new(),
+            orphaned: false,
         };
         for one in ordered {
             let Some(members) = self.members.get(&one.domain) else {
@@ -298,6 +375,8 @@ impl Owning {
                         true => wanted.free.push(place.clone()),
                         false => _ = wanted.kept.insert(place.clone()),
                     }
+                } else {
+                    wanted.orphaned |= owner.is_none();
                 }
             }
         }
@@ -446,5 +525,52 @@ impl Free<'_> {
         }
         prepared.run(running, &maker.ending, supervisor);
         Ok(Some(lane))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connect::epoch::Epoch;
+
+    #[test]
+    fn the_alarm_is_for_the_lease_that_ends_next_or_the_member_that_is_silent_for_longest() {
+        let began = Instant::now();
+        let (second, ttl) = (Duration::from_secs(1), Duration::from_secs(12));
+        let mut owning = Owning::default();
+        assert_eq!(owning.next_end(began), None);
+        for (partition, left) in [(0, 9), (1, 5)] {
+            let owner = Owner {
+                instance: "w-2".into(),
+                process: "p-2".into(),
+                till: format!("{}", 7000 + left * 1000),
+                ttl,
+                since: 1,
+            };
+            let mut lease = Lease::default();
+            // The second look sees a lease that was taken after the first one.
+            for (at, owner) in [(0, None), (1, Some(&owner))] {
+                let asked = began + second * at;
+                let look = Look {
+                    asked,
+                    answered: asked,
+                    now: 6000 + u64::from(at) * 1000,
+                    epoch: Epoch(1),
+                };
+                lease.seen(look, owner, ttl);
+            }
+            owning.leases.insert(("line".into(), partition), lease);
+        }
+        let now = began + second;
+        let first = owning.leases[&("line".into(), 1)].ends();
+        assert!(first.is_some_and(|ends| ends >= now + second * 5 && ends < now + second * 6));
+        assert_eq!(owning.next_end(now), first);
+        owning.expires = Some(now + second * 2);
+        assert_eq!(owning.next_end(now), owning.expires);
+        // What is over rings no more; the next one is not at once.
+        let over = now + second * 2;
+        assert_eq!(owning.next_end(over), first);
+        let late = first.map(|first| owning.next_end(first - LEAST / 2));
+        assert_eq!(late, Some(first.map(|first| first + LEAST / 2)));
     }
 }

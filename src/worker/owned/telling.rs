@@ -1,11 +1,15 @@
-//! Tells everyone which partitions this worker took: the fact `partition.owned`.
+//! Tells everyone which partitions this worker took, and which it let go: the facts `partition.owned` and `partition.left`.
+//!
+//! Whoever waits for a partition looks again when it hears that it was let go, rather than again and again.
 
 use crate::connect::clock::local_now;
 use crate::connect::error::BusError;
+use crate::protocol::event::Entry;
 use crate::protocol::json;
 use crate::streams::commit::Publication;
 use crate::worker::lane_plans::Place;
 use crate::worker::making::Maker;
+use crate::worker::shared::Shared;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -13,6 +17,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(1);
 /// Facts that wait for a control plane that is away.
 const MOST: usize = 1024;
+const LEFT: &str = "partition.left";
 
 /// Stores a fact for each, with its fence, the oldest first. What cannot be stored stays, to be told later; it may have been
 /// stored all the same.
@@ -35,25 +40,59 @@ async fn store(maker: &Maker, taken: &mut VecDeque<(Place, u64)>) -> Result<(), 
     let broadcast = maker.process.keys.broadcast();
     let connector = maker.process.connector.toward(&broadcast);
     let mut connection = connector.pooled().await?;
-    while let Some(((domain, partition), fence)) = taken.front() {
+    while let Some((place, fence)) = taken.front() {
         let id = &*maker.process.instance;
-        let data =
-            serde_json::json!({"domain": domain, "partition": partition, "id": id, "fence": fence});
-        let fields = [
-            ("type", b"partition.owned".to_vec()),
-            ("data", json::from_json(&data)),
-            ("source", id.into()),
-            ("time", local_now().to_string().into_bytes()),
-        ];
-        let pairs = fields
-            .into_iter()
-            .flat_map(|(name, value)| [name.into(), value]);
-        let fact = Publication {
-            stream: broadcast.clone(),
-            fields: pairs.collect(),
-        };
+        let fact = fact(&broadcast, "partition.owned", id, place, *fence);
         fact.store(&mut connection).await?;
         taken.pop_front();
     }
     Ok(())
+}
+
+/// Stores the fact that the partition of a lane was let go. Where it cannot be stored others see it when they look.
+pub(in crate::worker) async fn left(lane: &Shared) {
+    let (Some(owned), Some(place)) = (&lane.owned, lane.places.first()) else {
+        return;
+    };
+    let process = &lane.process;
+    let broadcast = process.keys.broadcast();
+    let fact = fact(&broadcast, LEFT, &process.instance, place, owned.fence);
+    let stored = async {
+        let connector = process.connector.toward(&broadcast);
+        fact.store(&mut connector.pooled().await?).await
+    };
+    match tokio::time::timeout(LIMIT, stored).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "others are not told that a partition is free"),
+        Err(_) => tracing::debug!("others are not told that a partition is free: no answer"),
+    }
+}
+
+/// Whether a fact says that somebody let a partition go.
+pub(in crate::worker) fn is_of_a_free_one(fact: &Entry) -> bool {
+    fact.get("type") == Some(LEFT.as_bytes())
+}
+
+fn fact(
+    stream: &str,
+    kind: &str,
+    id: &str,
+    (domain, partition): &Place,
+    fence: u64,
+) -> Publication {
+    let data =
+        serde_json::json!({"domain": domain, "partition": partition, "id": id, "fence": fence});
+    let fields = [
+        ("type", kind.as_bytes().to_vec()),
+        ("data", json::from_json(&data)),
+        ("source", id.into()),
+        ("time", local_now().to_string().into_bytes()),
+    ];
+    let pairs = fields
+        .into_iter()
+        .flat_map(|(name, value)| [name.into(), value]);
+    Publication {
+        stream: stream.to_owned(),
+        fields: pairs.collect(),
+    }
 }

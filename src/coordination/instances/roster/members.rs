@@ -7,6 +7,7 @@ use crate::coordination::error::CoordinationError;
 use crate::coordination::instances::Instances;
 use crate::coordination::instances::orders::WorkerMode;
 use redis::{FromRedisValue, Value};
+use std::time::Duration;
 
 /// Readers that are looked at: those that said so last.
 const MAX_MEMBERS: usize = 4000;
@@ -18,6 +19,8 @@ pub struct Member {
     pub id: String,
     /// Tasks that it takes at a time.
     pub capacity: u64,
+    /// In what time it is one no more, unless it pulses.
+    pub left: Duration,
 }
 
 impl Instances {
@@ -51,11 +54,12 @@ impl Instances {
                 .map(Vec::<Option<Vec<u8>>>::from_redis_value);
             let each: Vec<_> = each.collect::<Result<_, _>>().map_err(shape)?;
             for ((id, expires), fields) in page.iter().zip(expiries).zip(each) {
-                if expires.is_some_and(|at| at > now as f64)
+                let left = expires.unwrap_or(0.0) - now as f64;
+                if left > 0.0
                     && let Some(capacity) = reads_on(&fields)
                 {
-                    let id = id.clone();
-                    members.push(Member { id, capacity });
+                    let (id, left) = (id.clone(), Duration::from_millis(left as u64));
+                    members.push(Member { id, capacity, left });
                 }
             }
         }
