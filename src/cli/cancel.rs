@@ -2,11 +2,12 @@
 
 use super::confirm::confirm;
 use super::output::{self, Cell, Column, FAINT, GREEN, RED, Table, count, printable};
+use super::within::Within;
 use super::{Exit, Misuse, Session, who};
 use clap::Args;
-use convoke::operator::{delayed, inspect};
+use convoke::operator::inspect;
 use convoke::protocol::entry::EntryId;
-use convoke::protocol::keys::{StreamKind, is_control};
+use convoke::protocol::keys::{Keys, StreamKind, is_control};
 use convoke::streams::cancel::{Canceller, Fate, Name, Order, Standing};
 use serde_json::{Value, json};
 use std::collections::{BTreeSet, HashSet};
@@ -24,7 +25,8 @@ ended, and whatever it does is not committed. With --keep the events are dead le
 replayed. Each cancellation is told on the broadcast (event.cancelled), and known for a day: the same call \
 again says so.
 
-Exits 1 if one of them is not cancelled: it had ended, or nobody knows it.";
+Exits 1 if one of them is not cancelled: it had ended, or nobody knows it; and where a node of a cluster is away: \
+what it has is named and left alone.";
 
 /// Events that are named at the most.
 const MOST: usize = 100_000;
@@ -64,13 +66,21 @@ pub(super) struct Flags {
 pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> {
     let names = names(&flags)?;
     let keys = session.keys().await?;
-    let canceller = Canceller::new(session.connector()?, keys, &session.settings);
+    let within = session.within()?;
+    let reach = within.reach().await?.clone();
     let domains = match &flags.domain {
-        Some(domain) => vec![domain.clone()],
-        None => domains(&session).await?,
+        Some(domain) => {
+            for partition in 0..keys.partitions(domain) {
+                within.reaches(&keys.events(domain, partition)).await?;
+            }
+            vec![domain.clone()]
+        }
+        None => domains(&within, &keys).await?,
     };
-    let mut connection = session.connector()?.pooled().await?;
-    let now = inspect::now(&mut connection).await?;
+    // Before anything is done with the rest.
+    session.missing.tell();
+    let canceller = Canceller::new(session.connector()?, keys, &session.settings).within(reach);
+    let now = inspect::now(&mut session.looking().await?).await?;
     let mut open = names;
     if flags.dry_run || !flags.yes {
         let (mut shown, mut live) = (Shown::new(&session, now, true), 0);
@@ -167,10 +177,9 @@ fn names(flags: &Flags) -> anyhow::Result<Vec<Name>> {
 }
 
 /// The domains of which something is there.
-async fn domains(session: &Session) -> anyhow::Result<Vec<String>> {
-    let (connector, keys) = (session.connector()?, session.keys().await?);
-    let streams = inspect::streams(&connector, &keys).await?;
-    let queues = delayed::queues(&connector, &keys).await?;
+async fn domains(within: &Within, keys: &Keys) -> anyhow::Result<Vec<String>> {
+    let streams = within.streams(keys).await?;
+    let queues = within.queues(keys).await?;
     let streams = streams
         .into_iter()
         .chain(queues.into_iter().map(|queue| queue.stream));
@@ -309,6 +318,9 @@ impl<'a> Shown<'a> {
             }
             (true, _) => Cell::styled("cancelled", GREEN),
             (false, Standing::Finished) => Cell::styled("left: it has ended", FAINT),
+            (false, Standing::Unknown) if self.session.missing.is_any() => {
+                Cell::styled("left: no node that answers knows it", RED)
+            }
             (false, Standing::Unknown) => Cell::styled("left: nobody knows it", RED),
             (false, _) if self.looks => "cancelled".into(),
             (false, _) => Cell::styled("left: it moves all the time; try again", RED),

@@ -15,11 +15,11 @@ use convoke::operator::browse::{Appetite, Sight};
 use convoke::operator::inspect;
 use convoke::protocol::event::{Entry, EntryId, payload_of};
 use convoke::streams::read::read_news;
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::warn;
 
 /// Entries of a stream in one read: bounds the memory that a read may take.
@@ -41,7 +41,9 @@ Examples:
 
 A STREAM is a whole key (cb:events:image) or a short name: broadcast, events:<domain>, \
 results:<domain>, dead:<domain>, inbox:<instance>. A * stands for any characters in it and means the \
-streams that are there now. Nothing is taken from the workers.";
+streams that are there now. Nothing is taken from the workers.
+
+On a cluster with a node away the rest is shown; what it has is named, and the command exits 1.";
 
 /// Follow streams, decoded
 #[derive(Args)]
@@ -88,42 +90,45 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     for name in flags.streams.iter().filter(|name| !wild(name)) {
         choose::stream_keys(&keys, name)?;
     }
-    let mut connection = session.connector()?.pooled().await?;
+    let within = session.within()?;
     let mut streams = Vec::new();
     for name in &flags.streams {
         let found = match wild(name) {
             true => {
                 let names = std::slice::from_ref(name);
-                let found = choose::any_streams(&session.connector()?, &keys, names).await?;
+                let found = choose::any_streams(&within, &keys, names).await?;
                 found.into_iter().map(|stream| stream.key).collect()
             }
             false => choose::stream_keys(&keys, name)?,
         };
         for key in found {
-            if !streams.contains(&key) {
+            if !streams.contains(&key) && within.reaches(&key).await? {
                 streams.push(key);
             }
         }
     }
-    if flags.streams.is_empty() {
+    if flags.streams.is_empty() && within.reaches(&keys.broadcast()).await? {
         streams.push(keys.broadcast());
     }
+    // Before anything of the rest is shown.
+    session.missing.tell();
     if streams.is_empty() {
-        output::complain_line("no stream is like that");
+        if !session.missing.is_any() {
+            output::complain_line("no stream is like that");
+        }
         return Ok(Exit::Failed);
     }
     let since = match flags.since {
         Since::End => None,
         Since::From(Moment::Entry(id)) => Some(id),
         Since::From(moment) => {
-            let first = moment.first(inspect::now(&mut connection).await?);
+            let first = moment.first(inspect::now(&mut session.looking().await?).await?);
             Some(EntryId {
                 ms: first.ms.saturating_sub(1),
                 seq: u64::MAX,
             })
         }
     };
-    drop(connection);
     let filters = What {
         kind: flags.kind,
         payload: flags.payload,
@@ -133,7 +138,8 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
     let mut left = flags.limit.unwrap_or(u64::MAX);
     while !(flags.no_follow && follower.is_at_end()) {
         let entries = follower.read().await?;
-        if entries.is_empty() && flags.no_follow && !follower.holds_back() {
+        let waits = follower.holds_back() || follower.is_cut();
+        if entries.is_empty() && flags.no_follow && !waits {
             break;
         }
         for (stream, entry) in entries {
@@ -159,25 +165,78 @@ struct Follower {
     streams: Vec<Followed>,
 }
 
-/// A connection, and the streams that are read on it: all, or on a cluster those of one slot.
+/// The streams that are read on one connection: all, or on a cluster those of one slot.
 struct Line {
     connector: Connector,
-    /// The primary that the connection leads to.
-    generation: u64,
-    wire: Wire,
     streams: Vec<usize>,
+    open: Result<Open, Cut>,
+}
+
+/// A connection.
+struct Open {
+    wire: Wire,
+    /// The primary that it leads to.
+    generation: u64,
+}
+
+/// A connection that was lost: the others are read all the same.
+struct Cut {
+    backoff: Backoff,
+    /// When it is tried again.
+    again: Instant,
+}
+
+impl Cut {
+    fn failed(&mut self) {
+        self.again = Instant::now() + self.backoff.failed();
+    }
+}
+
+impl Open {
+    async fn to(connector: &Connector) -> Result<Self, BusError> {
+        let generation = connector.generation();
+        let wire = connector.blocking_wire(BLOCK).await?;
+        Ok(Self { wire, generation })
+    }
 }
 
 impl Line {
-    async fn open(connector: Connector, streams: Vec<usize>) -> Result<Self, BusError> {
-        let generation = connector.generation();
-        let wire = connector.blocking_wire(BLOCK).await?;
-        Ok(Self {
-            connector,
-            generation,
-            wire,
-            streams,
-        })
+    /// Notes that reading failed.
+    fn is_cut_by(&mut self, error: &BusError) {
+        warn!(%error, "reading failed; trying again");
+        let mut cut = Cut {
+            backoff: Backoff::default(),
+            again: Instant::now(),
+        };
+        cut.failed();
+        self.open = Err(cut);
+    }
+
+    /// Opens it again if it is cut, and it is time.
+    async fn reopen(&mut self, sight: &Sight, streams: &mut [Followed]) -> Result<(), BusError> {
+        let Err(cut) = &mut self.open else {
+            return Ok(());
+        };
+        if cut.again > Instant::now() {
+            return Ok(());
+        }
+        let opened = async {
+            let open = Open::to(&self.connector).await?;
+            for at in &self.streams {
+                let stream = &mut streams[*at];
+                // After a loss of data a stream may begin again below what was read.
+                if sight.last_id(&stream.name).await? < stream.after {
+                    stream.after = EntryId::default();
+                }
+            }
+            Ok::<_, BusError>(open)
+        };
+        match opened.await {
+            Ok(open) => self.open = Ok(open),
+            Err(error) if error.reaction() == Reaction::GiveUp => return Err(error),
+            Err(_) => cut.failed(),
+        }
+        Ok(())
     }
 
     /// What came after each of those ids, with the streams' places.
@@ -188,6 +247,9 @@ impl Line {
         block: Duration,
         limit: usize,
     ) -> Result<Vec<(usize, Vec<Entry>)>, BusError> {
+        let Ok(open) = &mut self.open else {
+            return Ok(Vec::new());
+        };
         let wanted = self.streams.iter().copied();
         let wanted: Vec<usize> = wanted.filter(|at| streams[*at].held.is_empty()).collect();
         if wanted.is_empty() {
@@ -197,8 +259,8 @@ impl Line {
             .iter()
             .map(|at| (streams[*at].name.as_str(), streams[*at].after));
         let from: Vec<(&str, EntryId)> = from.collect();
-        self.connector.check(self.generation)?;
-        let batches = read_news(&mut self.wire, &from, count, block, limit).await?;
+        self.connector.check(open.generation)?;
+        let batches = read_news(&mut open.wire, &from, count, block, limit).await?;
         let batches = batches.into_iter();
         Ok(batches
             .map(|batch| (wanted[batch.stream], batch.entries))
@@ -229,7 +291,12 @@ impl Follower {
         let keys: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut lines = Vec::new();
         for way in connector.ways_to(&keys) {
-            lines.push(Line::open(way.connector, way.places).await?);
+            let open = Ok(Open::to(&way.connector).await?);
+            lines.push(Line {
+                connector: way.connector,
+                streams: way.places,
+                open,
+            });
         }
         let mut streams = Vec::with_capacity(names.len());
         for name in names {
@@ -256,6 +323,11 @@ impl Follower {
         read && !self.holds_back()
     }
 
+    /// Whether a connection was lost, and is not there again.
+    fn is_cut(&self) -> bool {
+        self.lines.iter().any(|line| line.open.is_err())
+    }
+
     /// Whether something was read that was not told yet.
     fn holds_back(&self) -> bool {
         self.streams.iter().any(|stream| !stream.held.is_empty())
@@ -266,6 +338,9 @@ impl Follower {
     /// A stream is read a few entries at a time. What is younger than the last of those, where there are more,
     /// is held back, and its stream is not read on meanwhile.
     async fn read(&mut self) -> Result<Vec<(String, Entry)>, BusError> {
+        for line in &mut self.lines {
+            line.reopen(&self.sight, &mut self.streams).await?;
+        }
         // Where several nodes are asked, one that waits would hold up what the others have.
         let alone = self.lines.len() == 1;
         let block = match self.holds_back() || !alone {
@@ -277,22 +352,22 @@ impl Follower {
         let streams = &self.streams;
         let lines = self.lines.iter_mut();
         let reads = lines.map(|line| line.read(streams, count, block, limit));
-        let batches: Vec<(usize, Vec<Entry>)> = match try_join_all(reads).await {
-            Ok(read) => read.into_iter().flatten().collect(),
-            Err(error) if error.reaction() == Reaction::GiveUp => return Err(error),
-            Err(error) => {
-                warn!(%error, "reading failed; trying again");
-                self.reconnect().await?;
-                return Ok(Vec::new());
+        let reads = join_all(reads).await;
+        let mut batches: Vec<(usize, Vec<Entry>)> = Vec::new();
+        for (line, read) in self.lines.iter_mut().zip(reads) {
+            match read {
+                Ok(read) => batches.extend(read),
+                Err(error) if error.reaction() == Reaction::GiveUp => return Err(error),
+                Err(error) => line.is_cut_by(&error),
             }
-        };
+        }
         for stream in &mut self.streams {
             // The others were not read.
             stream.more &= !stream.held.is_empty();
         }
         self.appetite
             .learn(batches.iter().flat_map(|(_, entries)| entries));
-        if batches.is_empty() && !alone && !self.holds_back() {
+        if batches.is_empty() && (!alone || self.is_cut()) && !self.holds_back() {
             tokio::time::sleep(PAUSE).await;
         }
         for (at, entries) in batches {
@@ -312,30 +387,6 @@ impl Follower {
         }
         entries.sort_by_key(|(_, entry)| entry.id);
         Ok(entries)
-    }
-
-    async fn reconnect(&mut self) -> Result<(), BusError> {
-        let mut backoff = Backoff::default();
-        loop {
-            tokio::time::sleep(backoff.failed()).await;
-            match self.reopen().await {
-                Err(error) if error.reaction() != Reaction::GiveUp => {}
-                ended => return ended,
-            }
-        }
-    }
-
-    async fn reopen(&mut self) -> Result<(), BusError> {
-        for line in &mut self.lines {
-            *line = Line::open(line.connector.clone(), line.streams.clone()).await?;
-        }
-        for stream in &mut self.streams {
-            // After a loss of data a stream may begin again below what was read.
-            if self.sight.last_id(&stream.name).await? < stream.after {
-                stream.after = EntryId::default();
-            }
-        }
-        Ok(())
     }
 }
 

@@ -6,7 +6,9 @@ use crate::support::cluster::Cluster;
 use crate::support::{eventually, signal, until};
 use convoke::client::publish::Outgoing;
 use convoke::{Context, HandlerError};
-use serde_json::Value;
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 use std::time::Duration;
 
 const PARTITIONS: u16 = 5;
@@ -140,6 +142,14 @@ async fn with_a_node_away_operators_see_the_rest_and_which_it_is() {
             "{words:?}: {all}"
         );
     }
+    for words in [
+        &["tail", "dead:math", "--since", "0", "--no-follow"][..],
+        &["tail", "*dead:math", "--since", "0", "--no-follow"],
+    ] {
+        let (lines, err) = told(&cluster, words);
+        assert_eq!(streams_in(&lines), rest("dead"), "{words:?}");
+        assert!(err.contains(&node), "{words:?}: {err}");
+    }
     // Of what is left all is there.
     let shown = |words: &[&str]| told(&cluster, words).0;
     let events = shown(&["streams", "events:math"]);
@@ -191,6 +201,102 @@ async fn with_a_node_away_what_can_be_reached_is_replayed_and_dropped_and_the_re
     for partition in lost {
         assert!(err.contains(&key(partition, "events")), "{err}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_a_node_away_events_on_the_others_are_cancelled_and_what_it_has_is_named() {
+    for with_control in [false, true] {
+        let cluster = filled().await;
+        let keys = client(&cluster, PARTITIONS).keys().clone();
+        let (lost, node) = kill(&cluster, with_control);
+        let ids: Vec<String> = (0..80).map(|number| format!("later-{number:02}")).collect();
+        let all = [
+            &["cancel", "--yes", "--domain", "math"][..],
+            &ids.iter().map(String::as_str).collect::<Vec<_>>(),
+        ];
+        let all = all.concat();
+        let (lines, err) = told(&cluster, &all);
+        assert_eq!(lines.len(), ids.len());
+        let mut cancelled = 0;
+        for line in &lines {
+            let id = line["name"].as_str().unwrap();
+            let away = lost.contains(&keys.partition_of("math", id));
+            let stands = if away { "unknown" } else { "delayed" };
+            assert_eq!(
+                (&line["state"], &line["cancelled"]),
+                (&json!(stands), &json!(!away)),
+                "{line}"
+            );
+            cancelled += usize::from(!away);
+        }
+        assert!(err.contains(&node), "{err}");
+        for partition in lost {
+            assert!(err.contains(&key(partition, "events")), "{err}");
+        }
+        // Wherever they are: by then they are known to be cancelled.
+        let (lines, err) = told(&cluster, &[&["cancel", "--yes"][..], &all[4..]].concat());
+        let known = lines.iter().filter(|line| line["earlier"].is_object());
+        assert_eq!(known.count(), cancelled, "{err}");
+        if !with_control {
+            let words = ["tail", "--since", "0", "--no-follow", "--format", "json"];
+            let (code, facts, err) = ended(convoke(&cluster, &words).output().unwrap());
+            assert_eq!(code, 0, "{err}");
+            let facts = facts
+                .lines()
+                .map(|line| serde_json::from_str::<Value>(line).unwrap());
+            let facts: Vec<Value> = facts.collect();
+            let facts = facts
+                .iter()
+                .filter(|fact| fact["type"] == "event.cancelled");
+            assert_eq!(facts.count(), cancelled);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_follows_streams_sees_what_comes_on_the_others_when_a_node_goes() {
+    let cluster = filled().await;
+    let mut tail = convoke(&cluster, &["tail", "events:math", "--format", "json"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let add = |number: u16, id: &str| {
+        let added: String = cluster.at(
+            &key(number, "events"),
+            &[
+                "XADD",
+                &key(number, "events"),
+                "*",
+                "type",
+                "math.never",
+                "id",
+                id,
+            ],
+        );
+        added
+    };
+    // It follows when it shows one.
+    let (sender, shown) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        while let Some(Ok(line)) = lines.next() {
+            sender.send(line).ok();
+        }
+    });
+    eventually("it follows", || {
+        add(0, "before");
+        shown.recv_timeout(Duration::from_millis(100)).is_ok()
+    });
+    let (lost, _) = kill(&cluster, false);
+    let lives = (0..PARTITIONS).find(|n| !lost.contains(n)).unwrap();
+    add(lives, "after");
+    eventually("what comes later is shown", || {
+        let line = shown.recv_timeout(Duration::from_millis(100));
+        line.is_ok_and(|line| line.contains("after"))
+    });
+    tail.kill().unwrap();
+    tail.wait().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,8 +3,6 @@
 use super::fits;
 use crate::cli::Misuse;
 use crate::cli::within::Within;
-use convoke::connect::connector::Connector;
-use convoke::operator::inspect;
 use convoke::protocol::event::EntryId;
 use convoke::protocol::keys::{self, Keys, StreamKind, StreamName};
 
@@ -72,13 +70,13 @@ pub(in crate::cli) fn named(
 
 /// The streams of any kind that patterns on the command line mean.
 pub(in crate::cli) async fn any_streams(
-    connector: &Connector,
+    within: &Within,
     keys: &Keys,
     names: &[String],
 ) -> anyhow::Result<Vec<StreamName>> {
     use StreamKind::{Broadcast, Dead, Events, Inbox, Reply, Results};
     let kinds = [Events, Inbox, Dead, Results, Broadcast, Reply];
-    let there = inspect::streams(connector, keys).await?;
+    let there = within.streams(keys).await?;
     named(keys, names, &kinds, &there)
 }
 

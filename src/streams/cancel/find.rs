@@ -110,7 +110,7 @@ impl Canceller {
     /// One entry, in each partition.
     async fn entry(&self, domain: &str, entry: EntryId) -> Result<Vec<Found>, CancelError> {
         let mut found = Vec::new();
-        for partition in 0..self.keys.partitions(domain) {
+        for partition in self.partitions(domain) {
             let scope = self.scope(domain, partition);
             let mut connection = self.connector.toward(&scope.route.events).pooled().await?;
             let id = entry.to_string();
@@ -133,7 +133,7 @@ impl Canceller {
             left: limit,
         };
         let mut found = Vec::new();
-        for partition in 0..self.keys.partitions(domain) {
+        for partition in self.partitions(domain) {
             let scope = self.scope(domain, partition);
             let mut connection = self.connector.toward(&scope.route.events).pooled().await?;
             let (at, first) = (&mut connection, found.len());

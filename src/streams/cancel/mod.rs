@@ -22,6 +22,7 @@ pub use fate::{CancelError, Cancellation, Fate, MAX_REASON, Name, Order, Standin
 
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
+use crate::connect::reach::Reach;
 use crate::protocol::entry::EntryId;
 use crate::protocol::error::MAX_MESSAGE;
 use crate::protocol::event::Limits;
@@ -59,6 +60,8 @@ pub struct Canceller {
     connector: Connector,
     keys: Keys,
     options: CancellerOptions,
+    /// Which nodes answer, where that was asked.
+    reach: Option<Reach>,
 }
 
 impl fmt::Debug for Canceller {
@@ -74,7 +77,29 @@ impl Canceller {
             connector,
             keys,
             options: options.into(),
+            reach: None,
         }
+    }
+
+    /// Leaves alone what lies on nodes of a cluster that did not answer.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn within(self, reach: Reach) -> Self {
+        let reach = Some(reach);
+        Self { reach, ..self }
+    }
+
+    /// Whether the node of a key answered, as far as it was asked.
+    fn reaches(&self, key: &str) -> bool {
+        let missing = self.reach.as_ref().and_then(|reach| reach.missing(key));
+        missing.is_none()
+    }
+
+    /// The partitions of a domain that can be asked.
+    fn partitions(&self, domain: &str) -> Vec<u16> {
+        let all = 0..self.keys.partitions(domain);
+        all.filter(|partition| self.reaches(&self.keys.events(domain, *partition)))
+            .collect()
     }
 
     /// How events stand, without changing anything. Looks at `limit` entries at the most.
@@ -181,7 +206,7 @@ impl Canceller {
         if ended.is_empty() {
             return Ok(());
         }
-        for partition in 0..self.keys.partitions(domain) {
+        for partition in self.partitions(domain) {
             let route = self.keys.route(domain, partition);
             let mut connection = self.connector.toward(&route.events).pooled().await?;
             for some in ended.chunks_mut(NAMES) {

@@ -101,7 +101,10 @@ impl Canceller {
             }
             match self.step(domain, found, &route, &owner, &effects).await? {
                 Stepped::Done(left_out) => {
-                    if !self.keys.share_slot(&self.keys.broadcast(), &route.events) {
+                    let broadcast = self.keys.broadcast();
+                    let beside = self.keys.share_slot(&broadcast, &route.events);
+                    // It is cancelled, whether all can be told or not.
+                    if !beside && self.reaches(&broadcast) {
                         let fact = self.fact(found, order, &route, &owner);
                         let node = self.connector.toward(&fact.stream);
                         fact.store(&mut node.pooled().await?).await?;
