@@ -148,6 +148,11 @@ pub enum NoWayBack {
     /// The stream that it stood on lies in another slot.
     #[error("its stream lies in another slot")]
     OtherSlot,
+    /// The stream of the type that it is to get lies in another slot.
+    #[error(
+        "on a cluster a letter keeps its domain, and its new type is of another one: publish what `convoke dead show` shows by `convoke publish`, then `convoke dead drop` it"
+    )]
+    OtherDomain,
 }
 
 /// The events stream that a dead letter goes back to: the one it names if that is one of this

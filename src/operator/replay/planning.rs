@@ -174,7 +174,7 @@ impl Planner {
         let to = self.keys.events(domain_of(kind), dead.partition);
         match self.keys.share_slot(&to, &dead.key) {
             true => Ok(to),
-            false => Err(NoWayBack::OtherSlot),
+            false => Err(NoWayBack::OtherDomain),
         }
     }
 }
