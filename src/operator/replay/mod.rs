@@ -351,19 +351,8 @@ impl Operator {
     ) -> Result<(), BusError> {
         let data = rmp_serde::to_vec_named(fact).map_err(|_| BusError::Reply { what: "a fact" })?;
         let now = crate::operator::inspect::now(connection).await?;
-        let fields = [
-            ("type", kind.as_bytes().to_vec()),
-            ("source", self.by.clone().into_bytes()),
-            ("time", now.to_string().into_bytes()),
-            ("data", data),
-        ];
-        let fields = fields
-            .into_iter()
-            .flat_map(|(name, value)| [name.into(), value]);
-        let publication = Publication {
-            stream: self.keys.broadcast(),
-            fields: fields.collect(),
-        };
-        publication.store(connection).await
+        let broadcast = self.keys.broadcast();
+        let fact = Publication::fact(&broadcast, kind, &self.by, now, data);
+        fact.store(connection).await
     }
 }

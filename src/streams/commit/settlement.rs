@@ -42,6 +42,23 @@ pub struct Publication {
 }
 
 impl Publication {
+    /// A fact for all who read that stream: whose it is, and when it was so, in ms since 1970.
+    pub(crate) fn fact(stream: &str, kind: &str, source: &str, at: u64, data: Vec<u8>) -> Self {
+        let fields: [(&str, Vec<u8>); 4] = [
+            ("type", kind.into()),
+            ("source", source.into()),
+            ("time", at.to_string().into_bytes()),
+            ("data", data),
+        ];
+        let pairs = fields
+            .into_iter()
+            .flat_map(|(name, value)| [name.into(), value]);
+        Self {
+            stream: stream.to_owned(),
+            fields: pairs.collect(),
+        }
+    }
+
     /// Stores it now, by itself.
     pub async fn store(&self, connection: &mut impl ConnectionLike) -> Result<(), BusError> {
         let mut command = redis::cmd("XADD");

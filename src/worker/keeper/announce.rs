@@ -39,17 +39,6 @@ fn fact(chores: &Chores, change: &CircuitChange) -> Publication {
         false => "circuit.closed",
     };
     let data = serde_json::json!({"type": &*change.kind, "instance": chores.id(), "at": change.at});
-    let fields = [
-        ("type", kind.as_bytes().to_vec()),
-        ("data", json::from_json(&data)),
-        ("source", chores.id().into()),
-        ("time", local_now().to_string().into_bytes()),
-    ];
-    let pairs = fields
-        .into_iter()
-        .flat_map(|(name, value)| [name.into(), value]);
-    Publication {
-        stream: chores.broadcast.clone(),
-        fields: pairs.collect(),
-    }
+    let (data, now) = (json::from_json(&data), local_now());
+    Publication::fact(&chores.broadcast, kind, chores.id(), now, data)
 }

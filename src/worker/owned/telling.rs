@@ -82,17 +82,6 @@ fn fact(
 ) -> Publication {
     let data =
         serde_json::json!({"domain": domain, "partition": partition, "id": id, "fence": fence});
-    let fields = [
-        ("type", kind.as_bytes().to_vec()),
-        ("data", json::from_json(&data)),
-        ("source", id.into()),
-        ("time", local_now().to_string().into_bytes()),
-    ];
-    let pairs = fields
-        .into_iter()
-        .flat_map(|(name, value)| [name.into(), value]);
-    Publication {
-        stream: stream.to_owned(),
-        fields: pairs.collect(),
-    }
+    let data = json::from_json(&data);
+    Publication::fact(stream, kind, id, local_now(), data)
 }
