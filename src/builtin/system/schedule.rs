@@ -131,7 +131,9 @@ struct Last {
     /// In Unix milliseconds.
     tick: u64,
     stream: String,
-    entry: String,
+    /// Left out where an outbox moves the event to the stream's slot: its entry there is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    entry: Option<String>,
     /// When it was stored, in Unix milliseconds on the server.
     at: u64,
 }

@@ -86,8 +86,9 @@ pub struct Standing {
 pub struct Stored {
     /// The tick, Unix ms.
     pub tick: u64,
-    /// Its entry.
-    pub entry: String,
+    /// Its entry; of another slot than the control plane's it is not known, since an outbox moves it there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<String>,
     /// When it was stored, Unix ms on the server.
     pub at: u64,
     /// Where.

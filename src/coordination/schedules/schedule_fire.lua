@@ -11,7 +11,8 @@
 --       6 the fact about ticks that are left out (MessagePack map), or ''  7 who calls
 --       8 the tick that is stored  9 when that was due  10 the event's id
 --       11 the stream that the outbox moves it to, or '': if an event is stored
--- Returns {done, the entry's id or ''}. Called again it changes nothing.
+-- Returns {done, the id of what was stored, or ''}; what an outbox holds gets another one where it is moved to. Called
+--       again it changes nothing.
 -- Cost  O(log n + fields)
 local name = ARGV[1]
 local clock = redis.call('TIME')
@@ -36,7 +37,7 @@ if KEYS[6] then
   end
   entry = redis.pcall('XADD', KEYS[6], '*', unpack(words, 2))
   if type(entry) == 'table' and entry.err then return entry end
-  state.last = {tick = tonumber(ARGV[8]), entry = entry, at = now, stream = to or KEYS[6]}
+  state.last = {tick = tonumber(ARGV[8]), entry = not to and entry or nil, at = now, stream = to or KEYS[6]}
   state.stored = (tonumber(state.stored) or 0) + 1
 end
 state.tick = tonumber(ARGV[4])
