@@ -47,6 +47,10 @@ impl ClockSource {
 
 /// The key that tells the time, in the slot of another one.
 fn key_beside(key: &str) -> String {
+    debug_assert!(
+        !key.is_empty(),
+        "it would be of no namespace, nor of a known slot"
+    );
     let tag = key.strip_prefix('{').and_then(|rest| rest.split_once('}'));
     match tag {
         Some((tag, _)) => format!("{{{tag}}}:clock"),

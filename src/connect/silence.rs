@@ -11,6 +11,7 @@
 //! | the server was stopped, restarted, paused, or nobody reached it | all expiries pass while nothing answers | nobody's |
 //! | the server's clock jumped ahead | all expiries pass at once | nobody's |
 //! | it jumped back | nobody expires any more, not even the dead | nobody's |
+//! | the nodes of a cluster serve no slot (CLUSTERDOWN) | all expiries pass while none of them takes a pulse, though each tells its time | nobody's |
 //! | it failed over to a replica that heard no pulse for a while | some expiries pass; another history | nobody's |
 //! | the sweeper itself was stopped, or cut off | all expiries pass while *it* hears nothing | nobody's |
 //!

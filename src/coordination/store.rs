@@ -94,6 +94,19 @@ impl Store {
         Ok(now)
     }
 
+    /// The same of a server that serves the control plane: the node of a cluster tells its time to whoever asks, even
+    /// where it answers nothing else (CLUSTERDOWN).
+    pub(super) async fn now_if_served(&self) -> Result<u64, BusError> {
+        if !self.connector.is_cluster() {
+            return self.now().await;
+        }
+        let mut reads = redis::pipe();
+        self.ask_time(&mut reads).await?;
+        reads.exists(self.keys.broadcast());
+        let (ServerTime(now), _): (_, u64) = self.ask(&reads).await?;
+        Ok(now)
+    }
+
     /// Adds the question for the server's time, which a [`ServerTime`] answers.
     pub(super) async fn ask_time(&self, reads: &mut Pipeline) -> Result<(), BusError> {
         let clock = self.connector.clock().await?;

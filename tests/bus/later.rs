@@ -286,9 +286,15 @@ async fn a_look_tells_which_queues_hold_what_is_due_by_then() {
     put_event(&mut bus, 9000, "e1").await;
     let routes = ["image", "none", "odd", "late"].map(|domain| bus.keys.route(domain, 0));
     let routes: Vec<_> = routes.iter().collect();
-    let (due, clock) = due_by(&mut bus.connection, &routes, ClockSource::Time, 4999)
-        .await
-        .unwrap();
+    let queue = &routes[0].delayed;
+    let (due, clock) = due_by(
+        &mut bus.connection,
+        &routes,
+        (ClockSource::Time, queue),
+        4999,
+    )
+    .await
+    .unwrap();
     let now = clock.now();
     assert_eq!(due, [true, false, false, false]);
     let server: (u64, u64) = bus.ask("TIME").await;
@@ -297,7 +303,12 @@ async fn a_look_tells_which_queues_hold_what_is_due_by_then() {
     assert!(around(server.0 * 1000).contains(&now));
     // Where there is no TIME, a key tells it.
     bus.run("SET cb:clock x PXAT 4102444800000").await;
-    let by_key = due_by(&mut bus.connection, &routes, ClockSource::Key, 5000);
+    let by_key = due_by(
+        &mut bus.connection,
+        &routes,
+        (ClockSource::Key, queue),
+        5000,
+    );
     let (due, clock) = by_key.await.unwrap();
     assert_eq!(due, [true, false, false, true]);
     assert!(around(now).contains(&clock.now()));

@@ -1,10 +1,11 @@
 //! What operators see and put right on a cluster while a node is away whose place no other one takes.
 
 use crate::operators::{convoke, ended};
-use crate::rig::{builder, client, counted_in, left, start};
-use crate::support::cluster::Cluster;
+use crate::rig::{self, builder, client, counted_in, left, settings, start};
+use crate::support::cluster::{Cluster, node_with};
 use crate::support::{eventually, signal, until};
 use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
 use convoke::{Context, HandlerError};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader};
@@ -24,6 +25,56 @@ const GOES_ON: [&str; 6] = [
 
 async fn refuses(_: Context, _: i64) -> Result<i64, HandlerError> {
     Err(HandlerError::internal("never").permanent())
+}
+
+/// Each node tells its time all the while, as if it could be pulsed to.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_lost_while_a_cluster_serves_nothing() {
+    let node = |_| node_with(2000, &["--save", "", "--appendonly", "no"]);
+    let cluster = Cluster::joined((0..3).map(node).collect(), 3);
+    let ttl = Duration::from_secs(2);
+    let start = |id: &str| {
+        start(builder(&cluster, PARTITIONS).settings(Settings {
+            id: id.into(),
+            heartbeat_ttl: ttl,
+            ..settings(&cluster, PARTITIONS)
+        }))
+    };
+    let workers = ["w-1", "w-2"].map(start);
+    let broadcast = "{cb}:broadcast";
+    let count = |kind: &str| {
+        let facts = rig::told(&cluster, broadcast, "type");
+        facts.iter().filter(|fact| *fact == kind).count()
+    };
+    until("both are there", || async {
+        count("instance.registered") == 2
+    })
+    .await;
+    let control = cluster.owner(broadcast);
+    let frozen = (0..3).find(|node| *node != control).unwrap();
+    let frozen = cluster.nodes[frozen].pid();
+    let mut control = cluster.nodes[control].connect();
+    signal(frozen, "STOP");
+    let mut serves = || {
+        let there = redis::cmd("EXISTS")
+            .arg(broadcast)
+            .query::<u64>(&mut control);
+        there.is_ok()
+    };
+    eventually("nothing is served", || !serves());
+    tokio::time::sleep(2 * ttl).await;
+    assert!(!serves());
+    signal(frozen, "CONT");
+    eventually("all is served again", &mut serves);
+    // As long as one who is dead would be looked for.
+    tokio::time::sleep(2 * ttl).await;
+    assert_eq!(
+        (count("instance.lost"), count("instance.registered")),
+        (0, 2)
+    );
+    for worker in workers {
+        worker.stop().await;
+    }
 }
 
 fn key(partition: u16, kind: &str) -> String {

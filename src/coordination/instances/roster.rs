@@ -8,6 +8,7 @@ pub use readers::{Capable, LOOKED_AT, READS, Reader};
 
 use crate::connect::clock::ServerTime;
 use crate::connect::clock::whole_ms;
+use crate::connect::error::BusError;
 use crate::connect::script::script_with;
 use crate::coordination::answer::answer;
 use crate::coordination::bounds::check_id;
@@ -145,12 +146,12 @@ impl Instances {
         Ok(self.store.connector.ping().await?)
     }
 
-    /// The server's time, in Unix ms.
+    /// The server's time, in Unix ms, where it serves the control plane.
     ///
     /// # Errors
-    /// `Bus`.
-    pub async fn server_time(&self) -> Result<u64, CoordinationError> {
-        Ok(self.store.now().await?)
+    /// Fails without an answer.
+    pub async fn server_time(&self) -> Result<u64, BusError> {
+        self.store.now_if_served().await
     }
 
     /// Counts the instances.

@@ -66,19 +66,19 @@ pub async fn promote(
     })
 }
 
-/// Which queues hold what is due by then (Unix ms, server clock), and the server's clock. Costs one
-/// round trip, and little where nothing is due.
+/// Which queues hold what is due by then (Unix ms, server clock), and the server's clock, which is asked for beside a key
+/// of the same slot. Costs one round trip, and little where nothing is due.
 ///
 /// # Errors
 /// Fails without an answer. A queue that cannot be looked at counts as one with nothing due.
 pub async fn due_by(
     connection: &mut impl ConnectionLike,
     routes: &[&StreamKeys],
-    clock: ClockSource,
+    (clock, beside): (ClockSource, &str),
     until_ms: u64,
 ) -> Result<(Vec<bool>, ServerClock), BusError> {
     let mut look = redis::pipe();
-    look.add_command(clock.question(routes.first().map_or("", |route| &route.delayed)));
+    look.add_command(clock.question(beside));
     for route in routes {
         look.add_command(count_due(&route.delayed, until_ms));
     }

@@ -53,6 +53,10 @@ async fn ask_again(chores: &Chores) -> Result<(), BusError> {
     let mut wire = chores.connector.wire().await?;
     let source = chores.connector.clock().await?;
     let asked = Instant::now();
+    if chores.connector.is_cluster() {
+        // TIME is of no slot: it says nothing about whether anybody could pulse.
+        wire.ask(&[b"EXISTS", chores.broadcast.as_bytes()]).await?;
+    }
     let told = ServerClock::read(&mut wire, source, &chores.broadcast).await?;
     let epoch = chores.connector.epoch();
     chores.answers.heard(asked, told.now(), epoch);

@@ -61,14 +61,10 @@ async fn run_once(
     // Not all workers at the same moment.
     let pause = pause.mul_f64(fastrand::f64() / 2.0 + 0.5);
     let asked = Instant::now();
-    let control = async |routes: &[&StreamKeys]| {
-        let (told, next) = look.at(&chores.connector, routes).await?;
-        let epoch = chores.connector.epoch();
-        chores.answers.heard(asked, told.now(), epoch);
-        Ok::<_, BusError>((told, next))
-    };
+    let heard = |ms| chores.answers.heard(asked, ms, chores.connector.epoch());
     if !chores.connector.is_cluster() {
-        let (told, next) = control(&routes).await?;
+        let (told, next) = look.at(&chores.connector, &routes).await?;
+        heard(told.now());
         *clock = told;
         return Ok(match next {
             Next::In(next) => pause.min(next),
@@ -98,8 +94,10 @@ async fn run_once(
         }));
         next.await.into_iter().fold(pause, Duration::min)
     });
-    let (control, each) = tokio::join!(control(&[]), join_all(each));
-    *clock = control?.0;
+    let (control, each) = tokio::join!(chores.instances.server_time(), join_all(each));
+    let now = control?;
+    heard(now);
+    *clock = ServerClock::told(now);
     Ok(each.into_iter().fold(pause, Duration::min))
 }
 
@@ -124,7 +122,9 @@ impl Look<'_> {
         routes: &[&StreamKeys],
     ) -> Result<(ServerClock, Next), BusError> {
         let mut connection = connector.pooled().await?;
-        let (due, clock) = delay::due_by(&mut connection, routes, self.source, self.until).await?;
+        let queue = routes.first().map(|route| &route.delayed);
+        let asked = (self.source, &**queue.unwrap_or(&self.chores.broadcast));
+        let (due, clock) = delay::due_by(&mut connection, routes, asked, self.until).await?;
         let now = clock.now();
         let mut next = Next::In(Duration::MAX);
         for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
