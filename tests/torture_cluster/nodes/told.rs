@@ -28,7 +28,6 @@ impl Nodes {
                 write!(told, "\nit does not tell: {problem}").expect("a string");
             }
         }
-        told += &self.cluster.logs();
         if let Some(dir) = &self.workers {
             told += &said(dir);
         }
