@@ -347,7 +347,9 @@ impl Parts {
         let asked = Instances::new(connector.clone(), keys.clone());
         let name = uuid::Uuid::now_v7().simple().to_string();
         let instances = Instances::of_process(connector.clone(), keys.clone(), &name);
-        let tasks = Tasks::new(connector.clone(), keys.clone()).max_payload(settings.max_payload);
+        let tasks = Tasks::new(connector.clone(), keys.clone())
+            .of_process(&name)
+            .max_payload(settings.max_payload);
         let (own_report, leases) = (OwnReport::default(), Leases::default());
         let catalog = Catalog::new(connector.clone(), keys.clone());
         let patterns = PatternStore::new(connector.clone(), keys.clone(), settings.patterns);

@@ -83,6 +83,15 @@ impl Fleet {
         self.instances.register(&registering).await.unwrap()
     }
 
+    /// What a process of that name says of its own instance.
+    pub(crate) fn process(&self, name: &str) -> (Instances, Tasks) {
+        let url = RedisUrl::new(self.redis.url());
+        let connector = Connector::new(&url, 2).unwrap();
+        let tasks = Tasks::new(connector.clone(), self.keys.clone()).of_process(name);
+        let instances = Instances::of_process(connector, self.keys.clone(), name);
+        (instances, tasks)
+    }
+
     /// Creates a task of the kind `a.b`.
     pub(crate) async fn create(&self, id: &str) -> Created {
         self.tasks.create(&NewTask::new(id, "a.b")).await.unwrap()

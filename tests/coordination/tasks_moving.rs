@@ -247,6 +247,29 @@ async fn one_that_retires_gets_nothing_and_keeps_what_it_has() {
 }
 
 #[tokio::test]
+async fn who_lost_its_id_to_another_process_takes_nothing_from_that_one() {
+    let mut fleet = Fleet::start().await;
+    let (old, new) = (fleet.process("old"), fleet.process("new"));
+    let mut registering = Registering::new("w-1", ["worker"]);
+    registering.ttl_ms = 600_000;
+    registering.capacity = 4;
+    registering.capabilities = ["a.b".to_owned()].into();
+    old.0.register(&registering).await.unwrap();
+    create(&fleet, 1).await;
+    assert_eq!(new.1.release("w-1").await.unwrap(), 1);
+    new.0.register(&registering).await.unwrap();
+    create(&fleet, 2).await;
+    let before = fleet.slot("w-1").await;
+    assert_eq!(before, (2, 4));
+    // The old one drains; and the new one's own call arrives a second time.
+    old.1.retire("w-1").await.unwrap();
+    assert_eq!(new.1.release("w-1").await.unwrap(), 0);
+    assert_eq!(fleet.slot("w-1").await, before);
+    new.1.retire("w-1").await.unwrap();
+    assert_eq!(fleet.slot("w-1").await, (2, 0));
+}
+
+#[tokio::test]
 async fn what_the_look_ahead_missed_is_found_by_looking_at_all_that_waits() {
     let fleet = Fleet::start().await;
     // More kinds ahead, for which one without room has handlers, than an instance looks at.

@@ -101,6 +101,8 @@ pub struct Tasks {
     /// The head behind which the next look at what waits begins.
     looked: Arc<Mutex<String>>,
     max_payload: usize,
+    /// The process that speaks of its own instance; '' if anybody does.
+    process: Arc<str>,
 }
 
 /// The outcome of creating a task.
@@ -162,6 +164,7 @@ impl Tasks {
             named: Named::default(),
             looked: Arc::default(),
             max_payload: PayloadLimits::default().bytes,
+            process: Arc::default(),
         }
     }
 
@@ -173,6 +176,13 @@ impl Tasks {
             store: self.store.within(epoch),
             ..self.clone()
         }
+    }
+
+    /// The same for a process that registers itself: see [`release`](Self::release) and [`retire`](Self::retire).
+    #[must_use]
+    pub fn of_process(mut self, process: &str) -> Self {
+        self.process = process.into();
+        self
     }
 
     /// The same for events with payloads of at most this many bytes; a task's own payload may be 1 KiB
@@ -353,7 +363,8 @@ impl Tasks {
     }
 
     /// Takes what an instance holds from it, as if it had been lost; how many tasks went to others or
-    /// wait for them. For a process that starts again under an id, before it registers.
+    /// wait for them. For a process that starts again under an id, before it registers; run after that, it changes
+    /// nothing.
     ///
     /// # Errors
     /// `Invalid` for a malformed id; `Contended` as for [`fail`](Self::fail); `Bus` else. What was
@@ -364,8 +375,9 @@ impl Tasks {
         let (mut tries, mut total) = (0, 0);
         while tries < TRIES {
             let mut call = RELEASE.prepare_invoke();
+            call.key(self.store.keys.instance(instance));
             assignment::declare(&mut call, &self.store.keys);
-            call.arg(instance);
+            call.arg(instance).arg(&*self.process);
             inboxes.declare(&mut call, &self.store.keys);
             let (again, reassigned, named): (u8, u64, String) = self.store.invoke(&call).await?;
             total += reassigned;
@@ -385,15 +397,16 @@ impl Tasks {
     }
 
     /// Gives an instance no more tasks until it registers again. For one that is about to leave: it
-    /// keeps, and may complete, what it holds.
+    /// keeps, and may complete, what it holds. Where another process has the id since, nothing is changed.
     ///
     /// # Errors
     /// `Invalid` for a malformed id; `Bus` else.
     pub async fn retire(&self, instance: &str) -> Result<(), CoordinationError> {
         check_id("instance_id", instance)?;
         let mut call = RETIRE.prepare_invoke();
+        call.key(self.store.keys.instance(instance));
         assignment::declare(&mut call, &self.store.keys);
-        call.arg(instance);
+        call.arg(instance).arg(&*self.process);
         Ok(self.store.invoke(&call).await?)
     }
 

@@ -207,7 +207,7 @@ impl Keeper {
             settings: worker.settings.clone(),
             keys: keys.clone(),
             instances: instances.judging_by(answers.clone()),
-            tasks: Tasks::new(connector.clone(), keys.clone()),
+            tasks: Tasks::new(connector.clone(), keys.clone()).of_process(&worker.name),
             catalog: Catalog::new(connector.clone(), keys.clone()),
             leases: worker.leases.clone(),
             batches: Batches::new(connector.clone(), keys.clone()),

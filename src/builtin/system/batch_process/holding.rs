@@ -323,18 +323,33 @@ impl<'a> Holding<'a> {
         matches!(found, Ok(Some(batch)) if batch.fence > mine && batch.cancelled.is_none())
     }
 
-    /// Commits what is finished and lets the next one have the batch.
+    /// Commits what is finished and lets the next one have the batch; what could not be committed runs again there.
     pub(super) async fn give_back(&mut self) {
-        if self.commit().await.is_ok() {
-            self.let_go().await;
+        if let Err(stop) = self.commit().await {
+            tracing::debug!(
+                batch = self.id(),
+                ?stop,
+                "what was finished last is not committed"
+            );
         }
+        self.let_go().await;
     }
 
-    /// Lets the next one have the batch as it is known.
+    /// Lets the next one have the batch as it is known. As long as the lease lasts it is tried again: whoever asks is
+    /// told until then that the batch is under way.
     pub(super) async fn let_go(&self) {
         let (id, fence) = (self.id(), self.lease.fence);
-        if let Err(error) = self.batches.give_back(id, fence).await {
-            tracing::debug!(batch = id, %error, "the lease was not given back; it runs out");
+        let mut backoff = Backoff::default();
+        while let Err(error) = self.batches.give_back(id, fence).await {
+            tracing::debug!(batch = id, %error, "the lease was not given back");
+            let hopeless = match &error {
+                CoordinationError::Bus(error) => error.reaction() == Reaction::GiveUp,
+                _ => true,
+            };
+            if hopeless || !self.lease.is_valid() {
+                return;
+            }
+            tokio::time::sleep(backoff.failed()).await;
         }
     }
 
