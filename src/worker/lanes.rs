@@ -175,8 +175,7 @@ impl Lanes {
         process: &Process,
         instances: &Instances,
     ) -> Result<(), CoordinationError> {
-        let mut connection = process.connector.pooled().await?;
-        let gone = gone_holders(&mut connection, instances, &self.list.now()).await?;
+        let gone = gone_holders(&process.connector, instances, &self.list.now()).await?;
         let others = gone.into_iter().filter(|id| *id != process.instance);
         let gone: BTreeSet<String> = others.collect();
         if !gone.is_empty() {

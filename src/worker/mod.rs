@@ -19,6 +19,7 @@ mod activity;
 mod admission;
 #[doc(hidden)]
 pub mod builder;
+mod by_node;
 mod drain;
 mod handover;
 mod inflight;

@@ -2,6 +2,7 @@
 //! batches and events that were cancelled, or taken away, while they run here; and for the choice of
 //! another pattern, and for schedules, policies, repairs and domains that somebody changed.
 
+use super::by_node;
 use super::lane_list::LaneList;
 use super::lanes::Triggers;
 use super::owned::is_of_a_free_one;
@@ -24,7 +25,6 @@ use crate::streams::cancel::{Taken, taken_in};
 use crate::streams::claim;
 use crate::streams::domains;
 use crate::streams::read;
-use redis::aio::ConnectionLike;
 use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -168,8 +168,7 @@ impl Watch {
 
     /// Compares those who hold entries with those who are gone: a fact may have been missed.
     async fn compare(&self) -> Result<(), CoordinationError> {
-        let mut connection = self.connector.pooled().await?;
-        let gone = gone_holders(&mut connection, &self.instances, &self.lanes.now()).await?;
+        let gone = gone_holders(&self.connector, &self.instances, &self.lanes.now()).await?;
         self.take_over(gone);
         Ok(())
     }
@@ -228,23 +227,39 @@ impl Watch {
 
 /// Who holds entries of the lanes' streams, and is gone.
 pub(super) async fn gone_holders(
-    connection: &mut impl ConnectionLike,
+    connector: &Connector,
     instances: &Instances,
     lanes: &[Arc<Shared>],
 ) -> Result<Vec<String>, CoordinationError> {
     let mut holders = Vec::new();
-    for lane in lanes {
-        for route in lane.routes.iter() {
-            match claim::holders(connection, &route.events, &lane.group).await {
-                Ok(found) => holders.extend(found),
-                // The reader creates the group, and says what is no stream.
-                Err(error) if matches!(error.code(), Some("NOGROUP" | "WRONGTYPE")) => {}
-                // The node of one partition is away: of the others it is known.
-                Err(error) if lane.connector.is_cluster() => {
-                    tracing::debug!(stream = route.events, %error, "who holds entries is not known");
-                }
-                Err(error) => return Err(error.into()),
+    let Some(group) = lanes.first().map(|lane| &lane.group) else {
+        return Ok(holders);
+    };
+    let streams = lanes.iter().flat_map(|lane| lane.routes.iter());
+    let streams: Vec<&str> = streams.map(|route| route.events.as_str()).collect();
+    let asked = by_node::ask(connector, &streams, |stream| {
+        claim::ask_holders(stream, group)
+    });
+    for (stream, asked) in streams.iter().zip(asked.await) {
+        let found = match asked {
+            Some(answer) => claim::holders_in(answer),
+            None => {
+                let asked = async {
+                    let mut connection = connector.toward(stream).pooled().await?;
+                    claim::holders(&mut connection, stream, group).await
+                };
+                asked.await
             }
+        };
+        match found {
+            Ok(found) => holders.extend(found),
+            // The reader creates the group, and says what is no stream.
+            Err(error) if matches!(error.code(), Some("NOGROUP" | "WRONGTYPE")) => {}
+            // The node of one partition is away: of the others it is known.
+            Err(error) if connector.is_cluster() => {
+                tracing::debug!(stream, %error, "who holds entries is not known");
+            }
+            Err(error) => return Err(error.into()),
         }
     }
     holders.sort_unstable();

@@ -1,9 +1,11 @@
 //! What a worker keeps of each partition while nothing comes.
 
-use crate::rig::{builder, client, double, start};
+use crate::rig::{client, double, settings, start};
 use crate::support::cluster::Cluster;
 use crate::support::until;
+use convoke::Worker;
 use convoke::client::publish::Outgoing;
+use convoke::settings::Settings;
 use std::time::Duration;
 
 const PARTITIONS: u16 = 32;
@@ -29,7 +31,13 @@ async fn a_partition_with_nothing_to_do_keeps_the_connection_that_reads_and_noth
 {
     let cluster = Cluster::of_three();
     let before = connections(&cluster);
-    let worker = start(builder(&cluster, PARTITIONS).handler("math.double", double));
+    // What is looked at once a ttl is looked at by the connections that a worker has anyway.
+    let settings = Settings {
+        heartbeat_ttl: Duration::from_secs(4),
+        ..settings(&cluster, PARTITIONS)
+    };
+    let builder = Worker::builder().settings(settings);
+    let worker = start(builder.handler("math.double", double));
     let all = 3 * u64::from(PARTITIONS);
     until("each has some", || async {
         connections(&cluster) >= before + all

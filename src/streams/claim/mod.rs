@@ -405,12 +405,19 @@ pub async fn holders(
     stream: &str,
     group: &str,
 ) -> Result<Vec<String>, BusError> {
-    let summary: Value = redis::cmd("XPENDING")
-        .arg(stream)
-        .arg(group)
-        .query_async(connection)
-        .await?;
-    let Value::Array(mut parts) = summary else {
+    holders_in(ask_holders(stream, group).query_async(connection).await?)
+}
+
+/// Asks for them.
+pub(crate) fn ask_holders(stream: &str, group: &str) -> redis::Cmd {
+    let mut summary = redis::cmd("XPENDING");
+    summary.arg(stream).arg(group);
+    summary
+}
+
+/// Reads who they are.
+pub(crate) fn holders_in(summary: Value) -> Result<Vec<String>, BusError> {
+    let Value::Array(mut parts) = summary.extract_error()? else {
         return Err(BusError::Reply { what: "XPENDING" });
     };
     match parts.pop() {

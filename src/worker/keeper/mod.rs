@@ -30,7 +30,6 @@
 
 mod announce;
 mod attend;
-mod by_node;
 mod collect;
 pub(super) mod describe;
 mod exposition;

@@ -1,11 +1,12 @@
 //! Moves what runs published into other slots of a cluster to where it belongs.
 
-use super::{Chores, by_node};
+use super::Chores;
 use crate::connect::connector::Connector;
 use crate::connect::error::BusError;
 use crate::mutex::locked;
 use crate::protocol::keys::Keys;
 use crate::streams::outbox::{self, Way};
+use crate::worker::by_node;
 use crate::worker::shared::Shared;
 use crate::worker::sparing::Sparing;
 use futures_util::StreamExt;

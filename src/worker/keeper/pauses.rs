@@ -4,12 +4,13 @@
 //! call takes those that came first, so it does not matter whose it is. One that does not know of a pause yet releases
 //! what others park again.
 
-use super::{Chores, by_node};
+use super::Chores;
 use crate::connect::connector::reconnect_delay;
 use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::keys;
 use crate::streams::park::{self, RELEASED};
+use crate::worker::by_node;
 use crate::worker::limiting;
 use crate::worker::shared::Shared;
 use redis::Value;

@@ -1,11 +1,12 @@
 //! Moves retries and scheduled events that are due to their streams.
 
-use super::{Chores, by_node};
+use super::Chores;
 use crate::connect::clock::{ClockSource, ServerClock, local_now};
 use crate::connect::connector::{Connector, reconnect_delay};
 use crate::connect::error::BusError;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
+use crate::worker::by_node;
 use futures_util::future::join_all;
 use redis::Value;
 use std::time::{Duration, Instant};

@@ -1,7 +1,9 @@
 //! What is to be done from time to time, so that nothing is forgotten.
 
-use super::{Chores, by_node};
+use super::Chores;
 use crate::connect::error::BusError;
+use crate::streams::claim;
+use crate::worker::by_node;
 use crate::worker::takeover::Trigger;
 use redis::Value;
 use std::sync::atomic::Ordering;
@@ -32,9 +34,7 @@ async fn look_what_is_pending(chores: &Chores) {
     let streams: Vec<&str> = all.map(|route| route.events.as_str()).collect();
     let group = &chores.settings.group;
     let asked = by_node::ask(&chores.connector, &streams, |stream| {
-        let mut summary = redis::cmd("XPENDING");
-        summary.arg(stream).arg(group);
-        summary
+        claim::ask_holders(stream, group)
     });
     let mut asked = asked.await.into_iter();
     for lane in lanes.iter() {
