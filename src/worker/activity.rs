@@ -48,7 +48,12 @@ pub(super) fn running(lanes: &[Arc<Shared>]) -> (BTreeMap<String, Running>, Vec<
             let sum = running.entry(kind).or_default();
             sum.runs += activity.running as u64;
             sum.oldest_ms = sum.oldest_ms.max(age(oldest));
-            if !has_batches && activity.running >= lane.concurrency() {
+            // Lanes of owned partitions share theirs.
+            let (holds, most) = match (&lane.pool, route) {
+                (Some(pool), Some(route)) => (pool.held(route.index), pool.slots()),
+                _ => (activity.running, lane.concurrency()),
+            };
+            if !has_batches && holds >= most {
                 sum.full = 1;
             }
         }

@@ -13,6 +13,7 @@ use crate::handler::context::Context;
 use crate::handler::gate::Entered;
 use crate::handler::router::Route;
 use crate::streams::commit::Receipt;
+use crate::worker::pool::{Drawn, Pool};
 use gather::Gathers;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -127,6 +128,8 @@ struct Enters {
 /// See the module.
 pub(super) struct Admission {
     share: Share,
+    /// The slots that it shares with other lanes.
+    drawn: Option<Drawn>,
     /// Slots that each type's runs hold, by the route's index.
     held: Vec<usize>,
     queues: Vec<VecDeque<Waiting>>,
@@ -149,6 +152,7 @@ impl Admission {
     pub(super) fn new(share: Share, routes: usize, streams: usize, cores: Option<usize>) -> Self {
         Self {
             share,
+            drawn: None,
             held: vec![0; routes],
             queues: (0..routes).map(|_| VecDeque::new()).collect(),
             turns: VecDeque::new(),
@@ -168,6 +172,47 @@ impl Admission {
         self
     }
 
+    /// Has the lane share its slots with others.
+    pub(super) fn draws_from(&mut self, pool: Arc<Pool>) {
+        self.drawn = Some(Drawn::from(pool));
+    }
+
+    /// What it draws from the slots that it shares.
+    pub(super) fn drawn(&mut self) -> Option<&mut Drawn> {
+        self.drawn.as_mut()
+    }
+
+    /// Whether it shares its slots with other lanes.
+    pub(super) fn is_pooled(&self) -> bool {
+        self.drawn.is_some()
+    }
+
+    /// Whether it found none of them free.
+    pub(super) fn waits_for_a_slot(&self) -> bool {
+        self.drawn.as_ref().is_some_and(Drawn::waits)
+    }
+
+    /// Is ready when a slot may be free that others had.
+    pub(super) async fn has_a_slot(&self) {
+        match &self.drawn {
+            Some(drawn) => drawn.woken().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Whether something waits that may begin as far as it is known.
+    pub(super) fn has_next(&self) -> bool {
+        !self.turns.is_empty() || self.queues.iter().any(|queue| !queue.is_empty())
+    }
+
+    /// Whether a type that holds this many slots here, of this many taken, may take one more.
+    fn allows(&self, route: usize, taken: usize) -> bool {
+        match &self.drawn {
+            None => self.share.allows(self.held[route], taken),
+            Some(drawn) => drawn.allows(route, self.share.percent),
+        }
+    }
+
     /// Has the lane another number of slots from now on.
     pub(super) fn resize(&mut self, share: Share) {
         self.share = share;
@@ -181,7 +226,7 @@ impl Admission {
     /// Whether an event of that type may start now, before those of its type that wait.
     pub(super) fn admits(&self, route: &Route, taken: usize) -> bool {
         let computes = !self.spreads(route) || self.cores > Some(self.computing);
-        computes && self.share.allows(self.held[route.index], taken)
+        computes && self.allows(route.index, taken)
     }
 
     /// Whether runs of that handler go to other threads before they begin.
@@ -361,11 +406,17 @@ impl Admission {
     /// Notes that a run took a slot.
     pub(super) fn began(&mut self, route: usize) {
         self.held[route] += 1;
+        if let Some(drawn) = &mut self.drawn {
+            drawn.began(route);
+        }
     }
 
     /// Notes that it gave the slot back.
     pub(super) fn ended(&mut self, route: usize) {
         self.held[route] -= 1;
+        if let Some(drawn) = &mut self.drawn {
+            drawn.ended(route);
+        }
     }
 
     /// Whether that stream is not read for now, since too much of it waits.

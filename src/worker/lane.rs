@@ -121,13 +121,17 @@ impl Lane {
         if fence.is_some() {
             shared.pausing.begins_another();
         }
+        let mut admission = Admission::new(shared.share(), routes, streams, spread::room())
+            .with_one_of_each_subject(fence.is_some());
+        if let Some(pool) = &shared.pool {
+            admission.draws_from(pool.clone());
+        }
         let lane = Self {
             triggers,
             finished,
             jobs: Jobs::default(),
             ready: VecDeque::new(),
-            admission: Admission::new(shared.share(), routes, streams, spread::room())
-                .with_one_of_each_subject(fence.is_some()),
+            admission,
             suspects: VecDeque::new(),
             alone: None,
             settled: Settled::default(),
@@ -217,7 +221,7 @@ impl Lane {
             if may_look && (room > 0 || self.waits_for_older()) {
                 let job = self.jobs.next();
                 let turn = Turn {
-                    job: job.is_some(),
+                    job: job.is_some() && self.may_take(),
                     own: job.as_ref().is_some_and(Job::is_own),
                     taking: taking.is_some(),
                     fails: self.taking_fails,
@@ -248,7 +252,7 @@ impl Lane {
             // Where it may not start now, the end of what is in its way wakes the loop.
             let may =
                 !self.shared.doubt.lasts() && self.suspects.is_empty() && self.alone.is_none();
-            let may = may && !draining && self.running < self.shared.concurrency();
+            let may = may && !draining && self.may_have_a_slot();
             let gathers = match may {
                 true => self.admission.next_due(self.running),
                 false => None,
@@ -311,6 +315,7 @@ impl Lane {
                 () = tokio::time::sleep(DOUBT), if self.shared.doubt.lasts() => {}
                 () = tokio::time::sleep(LATE), if self.admission.has_deadlines() => {}
                 () = gathered(gathers) => {}
+                () = self.admission.has_a_slot(), if self.admission.is_pooled() => {}
                 () = alarmed(&self.shared, alarm), if alarm.is_some() => {}
                 () = tokio::task::yield_now(), if more => {}
                 _ = round.tick() => commits.rest(),

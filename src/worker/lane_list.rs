@@ -1,7 +1,9 @@
 //! Which lanes a worker has: more are added while it runs, when a domain gets more partitions.
 
+use super::pool::Pool;
 use super::shared::{Counts, Shared};
 use crate::mutex::locked;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
@@ -15,6 +17,8 @@ struct Inner {
     lanes: Mutex<Now>,
     /// Handlers of the events of others that may run at a time, in all lanes.
     concurrency: AtomicU64,
+    /// Slots that the lanes of owned partitions share.
+    pool: Arc<Pool>,
     /// Is told when a domain has more partitions.
     more: Notify,
     /// Is told when an instance came or left.
@@ -37,6 +41,7 @@ impl LaneList {
                 gone: Counts::default(),
             }),
             concurrency: AtomicU64::new(concurrency as u64),
+            pool: Arc::default(),
             more: Notify::new(),
             members: Notify::new(),
         }))
@@ -127,14 +132,40 @@ impl LaneList {
         self.share_out();
     }
 
+    /// The slots that the lanes of owned partitions share.
+    pub(super) fn pool(&self) -> Arc<Pool> {
+        self.0.pool.clone()
+    }
+
     fn share_out(&self) {
         let data = self.data();
         let all = usize::try_from(self.concurrency()).unwrap_or(usize::MAX);
+        let (owned, shared): (Vec<_>, Vec<_>) = data.iter().partition(|lane| lane.pool.is_some());
+        // By domains: a partition that is owned has a lane, and on one server all others have one.
+        let pooled = part(all, domains(&owned), domains(&owned) + domains(&shared));
+        self.0.pool.scale(pooled);
+        for lane in &owned {
+            lane.scale(part(pooled, 1, owned.len()));
+        }
+        let all = match owned.is_empty() {
+            true => all,
+            false => all.saturating_sub(pooled),
+        };
         // By what each reads: one lane may read many partitions, and others one.
-        let streams: usize = data.iter().map(|lane| lane.routes.len()).sum();
-        for lane in &data {
-            let part = all.saturating_mul(lane.routes.len());
-            lane.scale(part.div_ceil(streams));
+        let streams: usize = shared.iter().map(|lane| lane.routes.len()).sum();
+        for lane in &shared {
+            lane.scale(part(all, lane.routes.len(), streams));
         }
     }
+}
+
+/// Divides all into that many parts, and gives some of these; at least one where there are any.
+fn part(all: usize, of: usize, parts: usize) -> usize {
+    all.saturating_mul(of).div_ceil(parts.max(1))
+}
+
+fn domains(lanes: &[&Arc<Shared>]) -> usize {
+    let places = lanes.iter().flat_map(|lane| &lane.places);
+    let domains: BTreeSet<&str> = places.map(|(domain, _)| domain.as_str()).collect();
+    domains.len()
 }

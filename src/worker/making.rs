@@ -194,6 +194,7 @@ impl Maker {
             process: self.instances.process().to_owned(),
             patience: settings.drain_timeout,
         };
+        let pool = plan.owned.as_ref().map(|_| self.list.pool());
         let lane = Arc::new(Shared {
             name: plan.name,
             routes,
@@ -213,6 +214,7 @@ impl Maker {
             inflight: Arc::new(InFlight::default()),
             claims: committer.claims(),
             slots: AtomicUsize::new(plan.concurrency),
+            pool,
             quiet: AtomicBool::new(false),
             may_hold: AtomicBool::new(true),
             urgent: self.urgent.clone(),

@@ -46,6 +46,7 @@ mod owned;
 mod partitions;
 mod patterns;
 mod pausing;
+mod pool;
 mod pulling;
 mod reader;
 mod report;

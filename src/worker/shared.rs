@@ -4,6 +4,7 @@ use super::admission::Share;
 use super::inflight::InFlight;
 use super::owned::Ownership;
 use super::pausing::Pausing;
+use super::pool::Pool;
 use super::settle::Scene;
 use super::sparing::Sparing;
 use crate::connect::clock::whole_ms;
@@ -153,6 +154,9 @@ pub(super) struct Shared {
     pub claims: Arc<Claims>,
     /// Handlers that may wait at a time, except for what there is room for beside them.
     pub slots: AtomicUsize,
+    /// Slots that it shares with others, where its partition is owned: beyond its own part, which says how far it reads
+    /// ahead.
+    pub pool: Option<Arc<Pool>>,
     /// How many of those one type may take, as the lane began.
     pub share: Share,
     /// Nothing more is read.

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+mod slots;
+
 const PARTITIONS: u16 = 8;
 const TTL: Duration = Duration::from_secs(10);
 

@@ -695,3 +695,58 @@ async fn what_waits_behind_a_subject_is_left_in_order_where_its_worker_leaves() 
     assert_eq!(rig.log.numbers(), [1, 2, 3, 4, 5]);
     next.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_owner_takes_no_more_in_hand_than_may_wait_however_much_was_pending() {
+    const ALL: u64 = 2500;
+    let rig = Rig::new().await;
+    let waits = Plan {
+        waits: true,
+        ..Plan::default()
+    };
+    rig.log.plan(1, waits);
+    let mut publish = redis::pipe();
+    for number in 1..=ALL {
+        let data = rmp_serde::to_vec(&number).unwrap();
+        let add = publish.cmd("XADD").arg(EVENTS).arg("*");
+        add.arg(&["type", "line.step", "subject", "s"]);
+        add.arg("data").arg(data);
+    }
+    let mut connection = rig.connection.clone();
+    publish.exec_async(&mut connection).await.unwrap();
+    let created = format!("XGROUP CREATE {EVENTS} {GROUP} 0");
+    rig.ask::<Value>(&created).await;
+    let read = format!("XREADGROUP GROUP {GROUP} gone COUNT {ALL} STREAMS {EVENTS} >");
+    rig.ask::<Value>(&read).await;
+    let worker = rig.start("w-1");
+    let in_hand = async || -> u64 {
+        let all: Vec<Vec<Value>> = rig.ask(&format!("XINFO CONSUMERS {EVENTS} {GROUP}")).await;
+        let of = |fields: &Vec<Value>| -> (String, u64) {
+            let named: std::collections::HashMap<String, Value> =
+                redis::from_redis_value(Value::Array(fields.clone())).unwrap();
+            let name = redis::from_redis_value(named["name"].clone()).unwrap();
+            (
+                name,
+                redis::from_redis_value(named["pending"].clone()).unwrap(),
+            )
+        };
+        let all: Vec<(String, u64)> = all.iter().map(of).collect();
+        all.iter().find(|it| it.0 == "w-1").map_or(0, |it| it.1)
+    };
+    let most = std::cell::Cell::new(0);
+    until("it has its fill", async || {
+        most.set(in_hand().await.max(most.get()));
+        most.get() >= 1024
+    })
+    .await;
+    rig.log.goes_on.cancel();
+    until("all is committed", async || {
+        most.set(in_hand().await.max(most.get()));
+        rig.length(RESULTS).await == ALL
+    })
+    .await;
+    assert!(most.get() < 1400, "{} in hand", most.get());
+    let all: Vec<u64> = (1..=ALL).collect();
+    assert_eq!(rig.log.numbers(), all);
+    worker.stop().await;
+}

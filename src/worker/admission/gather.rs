@@ -111,7 +111,7 @@ impl Admission {
         let next = &queue.front()?.route;
         let batches = &next.lots.as_ref()?.batches;
         let most = next.limits.now().concurrency.unwrap_or(BATCHES);
-        if self.held[route] >= most || !self.share.allows(self.held[route], taken) {
+        if self.held[route] >= most || !self.allows(route, taken) {
             return None;
         }
         let mut found = match next.policy.ordered {

@@ -218,6 +218,11 @@ impl Line {
         None
     }
 
+    /// Whether one may start now, as far as is known without a look.
+    pub(super) fn has_next(&self, now: Instant) -> bool {
+        !self.woken.is_empty() || self.next_due().is_some_and(|due| due <= now)
+    }
+
     /// When the next one is due that waits for its next try.
     pub(super) fn next_due(&self) -> Option<Instant> {
         Some(self.held.first_key_value()?.0.0)
@@ -347,6 +352,12 @@ impl Line {
     /// Whether all that is older than that entry is in hand, while somebody looks.
     pub(super) fn has_all_before(&self, entry: EntryId) -> bool {
         entry < self.reach
+    }
+
+    /// Whether something in hand waits for what a look through all that is pending has yet to find.
+    pub(super) fn waits_for_a_look(&self) -> bool {
+        let first = self.woken.front();
+        !self.lost.is_empty() || first.is_some_and(|next| !self.has_all_before(next.entry()))
     }
 
     /// Takes out those that wait.

@@ -343,6 +343,13 @@ impl Lane {
         self.looks_again_in(self.shared.claim_idle);
     }
 
+    /// Whether more of what is pending may be taken in hand. Where too much waits the rest stays where it is, as what is not
+    /// read does: unless what is in hand waits for it.
+    pub(super) fn may_take(&self) -> bool {
+        let line = self.line.as_ref().filter(|line| line.is_full());
+        line.is_none_or(|line| line.waits_for_a_look()) || self.waits_for_older()
+    }
+
     /// How much room a takeover has: what was read may have to wait for just that. What could start and finds no slot need
     /// not be in hand: if its owner is killed it counts as delivered.
     pub(super) fn room_to_take(&self, room: usize) -> usize {

@@ -18,11 +18,43 @@ impl Lane {
     pub(super) fn room(&self) -> usize {
         let waiting = self.admission.len() + self.in_line();
         let limit = if self.running > 0 || waiting > 0 {
-            2 * self.shared.concurrency()
+            2 * self.reads_for()
         } else {
             self.window
         };
         (limit + self.further + waiting + self.batched).saturating_sub(self.shared.inflight.len())
+    }
+
+    /// For how many runs at a time it reads ahead.
+    fn reads_for(&self) -> usize {
+        let part = self.shared.concurrency();
+        match &self.shared.pool {
+            None => part,
+            Some(pool) => part.max(self.running.min(pool.slots())),
+        }
+    }
+
+    /// Whether one more run may start, if there is something to start.
+    fn has_slot(&mut self, now: Instant) -> bool {
+        if !self.admission.is_pooled() {
+            return self.running < self.shared.concurrency();
+        }
+        let running = self.running;
+        let line = self.line.as_ref();
+        let some = !self.ready.is_empty()
+            || self.admission.has_next()
+            || line.is_some_and(|line| line.has_next(now));
+        // Where nothing is to start it takes none.
+        let drawn = self.admission.drawn().filter(|_| some);
+        drawn.is_none_or(|drawn| drawn.has_beside(running))
+    }
+
+    /// Whether one more run may start soon.
+    pub(super) fn may_have_a_slot(&self) -> bool {
+        match &self.shared.pool {
+            None => self.running < self.shared.concurrency(),
+            Some(_) => !self.admission.waits_for_a_slot(),
+        }
     }
 
     /// The streams that are not read for now; `None` if that is all of them.
@@ -56,6 +88,19 @@ impl Lane {
 
     /// Starts what may be started, for one slice of time; true if it left some.
     pub(super) fn start_ready(&mut self) -> bool {
+        let running = self.running;
+        if let Some(drawn) = self.admission.drawn() {
+            drawn.begins(running);
+        }
+        let more = self.start_some();
+        let (running, waits) = (self.running, self.admission.has_next());
+        if let Some(drawn) = self.admission.drawn() {
+            drawn.settle(running, waits && !drawn.waits());
+        }
+        more
+    }
+
+    fn start_some(&mut self) -> bool {
         if self.shared.doubt.lasts() || self.line.is_some() && !self.may_start() {
             return false;
         }
@@ -86,12 +131,12 @@ impl Lane {
         }
         let began = Instant::now();
         let mut now = began;
-        if self.running < self.shared.concurrency()
+        if self.has_slot(now)
             && let Some(lot) = self.admission.next_lot(self.running, false, now)
         {
             now = self.go_many(lot, now);
         }
-        while self.running < self.shared.concurrency() && self.alone.is_none() {
+        while self.has_slot(now) && self.alone.is_none() {
             // Before it runs, since it may ask, and after it, since it may wait.
             if let Some(Lined { receipt, event }) = self.next_in_line(now) {
                 self.tell_ahead();
