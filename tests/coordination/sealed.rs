@@ -151,6 +151,22 @@ async fn a_process_notices_with_its_pulse_what_was_changed_behind_its_back() {
 }
 
 #[tokio::test]
+async fn who_took_itself_out_is_not_back_by_a_call_that_arrives_late() {
+    let fleet = Fleet::start().await;
+    let registered = fleet.instances.register(&worker()).await.unwrap();
+    let left = fleet
+        .instances
+        .unregister("w-1", Some(registered.incarnation));
+    assert!(left.await.unwrap().unregistered);
+    let late = fleet.instances.register_again(&worker()).await.unwrap();
+    assert_eq!(late, None);
+    assert!(fleet.instances.list().await.unwrap().is_empty());
+    // One that begins under the id is another matter.
+    let next = Fleet::seen_from(&fleet.redis, &fleet.keys);
+    assert!(next.register(&worker()).await.unwrap().new);
+}
+
+#[tokio::test]
 async fn a_restart_is_counted_and_told_and_the_older_process_changes_nothing_more() {
     let mut fleet = Fleet::start().await;
     let old = fleet.instances.register(&worker()).await.unwrap();

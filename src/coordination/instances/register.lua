@@ -18,8 +18,8 @@
 --       whose sets are not declared; nothing was changed; call again with them as well. again = 2: it
 --       is past its expiry and holds tasks; nothing was changed; have it declared lost, and call again.
 --       Nothing was changed either by: 3, sealed: only its own process may register it; 4, another
---       process began under the id since; 5, the incarnation is another one, which comes back; 6, there
---       are too many external instances.
+--       process began under the id since, or this one took itself out; 5, the incarnation is another
+--       one, which comes back; 6, there are too many external instances.
 -- Cost  O((roles + capabilities + tasks + looks of tasks.lua) * log n). Refused when memory is full.
 --
 -- What a process registers of itself is *sealed*: no event changes it, and nothing but this argument
@@ -61,6 +61,8 @@ end
 
 if sealed and not own then return refused(3) end
 if sealed and not mine and expires > now and begins == '0' then return refused(4) end
+-- It took itself out since: a call that was on its way then would leave an instance of nobody.
+if mine and begins == '0' and before[1] == 'unregistered' then return refused(4) end
 if named ~= '' and not (alive and named == before[2]) then return refused(5) end
 if not own and not redis.call('ZSCORE', external, id)
   and redis.call('ZCARD', external) >= tonumber(ARGV[12]) then

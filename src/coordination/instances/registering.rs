@@ -92,7 +92,7 @@ impl Instances {
         registered.ok_or_else(|| contended(&registering.id))
     }
 
-    /// The same for a process that registered before; `None` if another one has the id since.
+    /// The same for a process that registered before; `None` if another one has the id since, or it unregistered.
     ///
     /// # Errors
     /// As [`register`](Self::register).
