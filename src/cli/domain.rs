@@ -4,6 +4,7 @@ mod held;
 
 pub(super) use held::{whose, why};
 
+use super::confirm::confirm;
 use super::output::{self, Cell, Column, RED, Table, count, number};
 use super::{Exit, Misuse, Session, who};
 use anyhow::bail;
@@ -14,6 +15,7 @@ use convoke::operator::inspect;
 use convoke::protocol::domain::{Domain, DomainOrder, MAX_PARTITIONS};
 use convoke::protocol::keys::Keys;
 use convoke::streams::domains::{DomainError, Domains};
+use convoke::streams::made;
 use convoke::streams::own::{self, OwnKeys, Owner};
 use serde_json::{Value, json};
 
@@ -25,6 +27,7 @@ Examples:
   convoke domain set image --partitions 16
   convoke domain set image --partitions 16 --version 3
   convoke domain set account --order subject
+  convoke domain remake image 3
 
 Where names have tags (on a cluster, or with `partitions` set) the events of a domain are split over \
 partitions, by their subject, or by their id. How many there are is written on the bus by whoever uses a domain \
@@ -34,7 +37,11 @@ stored by the old number later than 5 s after it has no order with the rest (`co
 
 With `--order subject` each partition has one owner among the workers, and the events of a subject run one at a \
 time, in their order, over all of them: a retry stays in its place, and the subject waits for it. All workers of the \
-domain must have all of its handlers, and be of a version that knows this order.";
+domain must have all of its handlers, and be of a version that knows this order.
+
+On a cluster a worker marks each partition whose stream it made. Where that is gone later, nothing is made in its \
+place: a failover while a slot is moved may only have lost the way to it, and `redis-cli --cluster fix` brings it back. \
+If it is lost for good, `remake` takes the mark away, and the workers make the stream again.";
 
 /// Show how many partitions domains have, give one more of them, or give its subjects an order
 #[derive(Args)]
@@ -80,6 +87,18 @@ enum Command {
         #[arg(long, value_name = "N")]
         version: Option<u64>,
     },
+    /// Have the stream of a partition made again that is lost for good
+    Remake {
+        /// The part of an event type before its first dot
+        #[arg(value_name = "DOMAIN")]
+        domain: String,
+        /// Which of its partitions
+        #[arg(value_name = "PARTITION")]
+        partition: u16,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -122,6 +141,22 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
                 }
             }
         }
+        Command::Remake {
+            domain,
+            partition,
+            yes,
+        } => {
+            domains.learn_all().await?;
+            if partition >= MAX_PARTITIONS
+                || !keys.is_split(&domain)
+                || keys.domain(&domain).is_none()
+            {
+                let unknown =
+                    format!("{domain} has no partition {partition} (convoke domain list)");
+                return Err(Misuse::error(unknown));
+            }
+            remake(&session, &keys, (&domain, partition), yes).await
+        }
         Command::Set {
             domain,
             partitions,
@@ -149,6 +184,39 @@ pub(super) async fn run(session: Session, flags: Flags) -> anyhow::Result<Exit> 
             Err(error) => bail!(error),
         },
     }
+}
+
+/// Takes the mark of a partition away whose stream is not there.
+async fn remake(
+    session: &Session,
+    keys: &Keys,
+    place: (&str, u16),
+    yes: bool,
+) -> anyhow::Result<Exit> {
+    let stream = keys.events(place.0, place.1);
+    let mut connection = session.connector()?.toward(&stream).pooled().await?;
+    if !made::is_gone(&mut connection, keys, place).await? {
+        let what = format!("{stream} is there, or nobody made it yet: nothing is to be done");
+        output::complain(session.output.format(), &what);
+        return Ok(Exit::Failed);
+    }
+    let question = format!(
+        "Make {stream} again? If it only cannot be reached (redis-cli --cluster check), its events are hidden for good."
+    );
+    if !confirm(&question, yes)? {
+        output::complain_line("nothing was changed");
+        return Ok(Exit::Failed);
+    }
+    made::mark(&mut connection, keys, place, false).await?;
+    if session.output.is_json() {
+        session
+            .output
+            .json(&json!({ "stream": stream, "made": false }))?;
+        return Ok(Exit::Done);
+    }
+    let line = format!("{stream}: the workers make it again within seconds");
+    session.output.line(&output::printable(&line))?;
+    Ok(Exit::Done)
 }
 
 fn told(name: &str, is: &Domain) -> Value {

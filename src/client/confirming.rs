@@ -35,8 +35,8 @@ impl Way {
         pipeline.arg(confirm.within.as_millis().max(1) as u64);
         let replies = link.send_all(&mut lent, &pipeline).await;
         let replies = replies.map_err(|error| PublishError::after_sending(error, &event.id))?;
-        let stored = replies.first().unwrap_or(&Value::Nil);
-        let (published, covered) = Answer::from(stored).published(&event.id)?;
+        let stored = replies.first().map_or(Answer::Unclear, Answer::from);
+        let (published, covered) = stored.published(&event.id)?;
         let confirmed = match replies.get(1) {
             Some(Value::Int(replicas)) if covered => u32::try_from(*replicas).unwrap_or(0),
             _ => 0,

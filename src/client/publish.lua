@@ -5,14 +5,15 @@
 -- nothing was stored.
 --
 -- KEYS: 1 the events stream, 2 the delay queue, 3 the deduplication key (absent: no deduplication)
--- ARGV: 1 the window (ms), which begins when the event is due, 2 'now', 'after' or 'at', then
---   for now: the fields; for after and at: 3 the delay or the time (ms), 4 the queue's member
+-- ARGV: 1 the window (ms), which begins when the event is due, 2 'now', 'made' (now, and the stream was made
+--   once: fails with NOSTREAM if it is not there), 'after' or 'at', then for now and made: the fields; for
+--   after and at: 3 the delay or the time (ms), 4 the queue's member
 -- Returns: place, duplicate (0 or 1), renewed (0 or 1). The place is an entry id or a due time (ms);
 --   for a duplicate it is the first one's, and renewed says that its window was started again (a
 --   write: what WAIT confirms after it includes the first).
 -- Cost: O(fields), later: O(log n)
 local dedup = KEYS[3]
-local later = ARGV[2] ~= 'now'
+local later = ARGV[2] == 'after' or ARGV[2] == 'at'
 
 local function now()
   local time = redis.call('TIME')
@@ -46,9 +47,15 @@ local place, stored
 if later then
   place = string.format('%.0f', due)
   stored = redis.pcall('ZADD', KEYS[2], place, ARGV[4])
+elseif ARGV[2] == 'made' then
+  stored = redis.pcall('XADD', KEYS[1], 'NOMKSTREAM', '*', unpack(ARGV, 3))
+  place = stored
 else
   stored = redis.pcall('XADD', KEYS[1], '*', unpack(ARGV, 3))
   place = stored
+end
+if not stored then
+  stored = { err = 'NOSTREAM the stream was made once, and is not there' }
 end
 if type(stored) == 'table' and stored.err then
   -- An empty key counts as none, should it stay.

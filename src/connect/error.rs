@@ -161,7 +161,7 @@ fn reaction(error: &RedisError) -> Reaction {
         Some("READONLY" | "MASTERDOWN" | "UNBLOCKED" | "NOAUTH" | "MOVED") => Reaction::Reconnect,
         Some(
             "LOADING" | "CLUSTERDOWN" | "ASK" | "TRYAGAIN" | "BUSY" | "OOM" | "MISCONF"
-            | "NOREPLICAS" | "EXECABORT",
+            | "NOREPLICAS" | "EXECABORT" | "NOSTREAM",
         ) => Reaction::Wait,
         Some(_) => Reaction::GiveUp,
         None => match error.kind() {

@@ -92,6 +92,10 @@ fn calls(keys: &Keys) -> Vec<(String, &'static [&'static str])> {
         (format!("HSETNX {} a b", keys.domains()), publishers),
         (format!("HSET {} a b", keys.domains()), &[WORKER, OPERATOR]),
         (
+            format!("SETBIT {} 1 1", keys.made("image")),
+            &[WORKER, OPERATOR],
+        ),
+        (
             format!("HSET {} a b", keys.owner("image", 0, "g")),
             &[WORKER],
         ),

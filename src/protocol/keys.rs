@@ -42,6 +42,8 @@ pub struct Keys {
     layout: Layout,
     /// What the bus says of domains, as far as that is known.
     domains: Arc<Mutex<HashMap<String, Domain>>>,
+    /// Of which partitions the stream was made: a bit of each, by domain.
+    made: Arc<Mutex<HashMap<String, Vec<u8>>>>,
 }
 
 impl fmt::Debug for Keys {
@@ -99,6 +101,7 @@ impl Keys {
             namespace: namespace.into(),
             layout,
             domains: Arc::default(),
+            made: Arc::default(),
         })
     }
 
@@ -161,6 +164,37 @@ impl Keys {
             Some(known) => *known = is,
             None => _ = known.insert(domain.to_owned(), is),
         }
+    }
+
+    /// Notes of which partitions of a domain the stream was made, as the bus says now.
+    pub(crate) fn learn_made(&self, domain: &str, marks: &[u8]) {
+        let mut known = locked(&self.made);
+        match known.get_mut(domain) {
+            Some(known) if known == marks => {}
+            Some(known) => *known = marks.to_vec(),
+            None if marks.is_empty() => {}
+            None => _ = known.insert(domain.to_owned(), marks.to_vec()),
+        }
+    }
+
+    /// Whether the stream of a partition was made once, as far as is known: if it is not there, it is lost or out of reach.
+    #[doc(hidden)]
+    pub fn is_made(&self, domain: &str, partition: u16) -> bool {
+        if !self.is_split(domain) {
+            return false;
+        }
+        let known = locked(&self.made);
+        let byte = known
+            .get(domain)
+            .and_then(|marks| marks.get(usize::from(partition / 8)));
+        // As SETBIT counts: the highest bit of a byte is the first.
+        byte.is_some_and(|byte| byte & (0x80 >> (partition % 8)) != 0)
+    }
+
+    /// The same of a stream, whatever it is.
+    pub(crate) fn is_made_stream(&self, stream: &str) -> bool {
+        let name = self.stream_name(stream);
+        name.is_some_and(|it| it.kind == StreamKind::Events && self.is_made(&it.part, it.partition))
     }
 
     /// The partition for an event of that domain with that subject (or id).

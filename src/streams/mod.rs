@@ -10,6 +10,8 @@ pub mod fence;
 pub mod first;
 #[doc(hidden)]
 pub mod hold;
+#[doc(hidden)]
+pub mod made;
 pub mod open;
 pub mod outbox;
 pub mod own;

@@ -6,8 +6,10 @@ use crate::connect::connector::BLOCK;
 use crate::connect::error::{BusError, Reaction};
 use crate::connect::resp::wire::Wire;
 use crate::protocol::entry::Entry;
+use crate::streams::made::{self, Ensured};
 use crate::streams::read::{self, Look};
 use crate::streams::remade;
+use redis::aio::ConnectionLike;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +23,9 @@ const FEW: usize = 16;
 /// How many times as many entries as there is room for a read may bring where streams have some that had none before.
 const BEYOND: usize = 64;
 /// How long a stream is left alone whose key is of another type, or gone on a cluster.
-const LEFT_ALONE: Duration = Duration::from_secs(10);
+const LEFT_ALONE: Duration = Duration::from_secs(5);
+/// How often it is looked whether the partitions that are read are marked as made: the server may have lost the marks.
+const MARKS: Duration = Duration::from_secs(10);
 /// What is said of a group that is created again.
 const GONE: &str = "the group is gone (XGROUP DESTROY, or a key that was deleted): it is created again at the beginning of its streams, so every event that is still in them runs again, what is done already as well";
 
@@ -37,6 +41,8 @@ pub(super) struct Reader {
     unreadable: Vec<usize>,
     /// Streams whose groups were there once.
     read: BTreeSet<usize>,
+    /// When it was looked last whether they are marked as made.
+    marked: Instant,
     drain: CancellationToken,
     /// How long a read waits: what comes at its end must not be as old as what others take.
     block: Duration,
@@ -72,6 +78,7 @@ impl Reader {
             portions: Portions::default(),
             unreadable: Vec::new(),
             read: BTreeSet::new(),
+            marked: Instant::now(),
             drain,
             block,
         }
@@ -164,6 +171,10 @@ impl Reader {
             self.fit = fit(bytes, total);
         }
         self.portions.brought(batches.len());
+        if shared.connector.is_cluster() && self.marked.elapsed() > MARKS {
+            self.marked = Instant::now();
+            self.mark(&open).await;
+        }
         let since = Instant::now();
         let mut deliveries = Vec::with_capacity(total);
         for batch in batches {
@@ -185,25 +196,16 @@ impl Reader {
         let mut streams = Vec::new();
         let mut unreadable = Vec::new();
         for (index, route) in shared.routes.iter().enumerate() {
-            if self.read.contains(&index) && shared.connector.is_cluster() {
-                let mut exists = redis::cmd("EXISTS");
-                exists.arg(&route.events);
-                // An empty one that is made now would hide the one that is on its way.
-                if !exists.query_async::<bool>(&mut connection).await? {
+            match self.ensure(&mut connection, index).await {
+                Ok(Ensured::Gone) => {
                     if !self.unreadable.contains(&index) {
-                        tracing::error!(
-                            stream = route.events,
-                            "the stream is gone: if its slot was being moved, run `redis-cli --cluster fix`; looking again every 10 s"
-                        );
+                        made::tell(&route.events);
                     }
                     unreadable.push(index);
-                    continue;
                 }
-            }
-            match read::ensure_group(&mut connection, &route.events, &shared.group).await {
-                Ok(made) => {
+                Ok(ensured) => {
                     // It was there before.
-                    if made && self.read.contains(&index) {
+                    if ensured == Ensured::Made && self.read.contains(&index) {
                         if shared.connector.is_cluster() {
                             tracing::warn!(lane = shared.name, stream = route.events, "{GONE}");
                         }
@@ -220,7 +222,7 @@ impl Reader {
                     if !self.unreadable.contains(&index) {
                         tracing::error!(
                             stream = route.events,
-                            "the key is no stream; looking again every 10 s, and reading the others"
+                            "the key is no stream; looking again every 5 s, and reading the others"
                         );
                     }
                     unreadable.push(index);
@@ -238,6 +240,55 @@ impl Reader {
             streams,
             since: Instant::now(),
         })
+    }
+}
+
+impl Reader {
+    /// Has the group of a stream be there, unless making it would hide what a cluster lost the way to.
+    async fn ensure(
+        &self,
+        connection: &mut impl ConnectionLike,
+        index: usize,
+    ) -> Result<Ensured, BusError> {
+        let (shared, stream) = (&self.shared, &self.shared.routes[index].events);
+        if shared.connector.is_cluster() {
+            if let Some(place) = self.partition(index) {
+                let keys = &shared.process.keys;
+                return made::ensure_group(connection, keys, place, &shared.group).await;
+            }
+            let mut exists = redis::cmd("EXISTS");
+            exists.arg(stream);
+            if self.read.contains(&index) && !exists.query_async::<bool>(connection).await? {
+                return Ok(Ensured::Gone);
+            }
+        }
+        let made = read::ensure_group(connection, stream, &shared.group).await?;
+        Ok(match made {
+            true => Ensured::Made,
+            false => Ensured::There,
+        })
+    }
+
+    /// Which partition a stream is that has a mark.
+    fn partition(&self, index: usize) -> Option<(&str, u16)> {
+        let (domain, partition) = self.shared.places.get(index)?;
+        let is_split = self.shared.process.keys.is_split(domain);
+        (is_split && self.shared.inbox != Some(index)).then_some((domain, *partition))
+    }
+
+    /// Puts back the marks of partitions that are read, where the server lost them.
+    async fn mark(&self, read: &[usize]) {
+        let process = &self.shared.process;
+        let places = read.iter().filter_map(|index| self.partition(*index));
+        for place in places.filter(|(domain, at)| !process.keys.is_made(domain, *at)) {
+            let marked = async {
+                let mut connection = process.connector.pooled().await?;
+                made::mark(&mut connection, &process.keys, place, true).await
+            };
+            if let Err(error) = marked.await {
+                tracing::debug!(domain = place.0, partition = place.1, %error, "not marked");
+            }
+        }
     }
 }
 

@@ -401,6 +401,7 @@ fn every_key(keys: &Keys) -> BTreeSet<String> {
         keys.lost_external(),
         keys.method("image.whole"),
         keys.domains(),
+        keys.made("image"),
         keys.read_domains(),
         keys.limit("image.whole", "shop"),
         keys.seats("image.whole"),

@@ -6,6 +6,7 @@ mod support;
 mod away;
 mod boxes;
 mod foreign;
+mod gone;
 mod idle;
 mod moves;
 mod operators;

@@ -227,6 +227,11 @@ impl Cluster {
         done.unwrap_or_else(|error| panic!("{words:?}: {error}"));
     }
 
+    /// The name of a node among the others.
+    pub(crate) fn id(&self, number: usize) -> String {
+        run(&self.nodes[number], &["CLUSTER", "MYID"]).expect("an id")
+    }
+
     /// `redis+cluster://…` for a worker.
     pub(crate) fn url(&self) -> String {
         self.url_for(users::WORKER)

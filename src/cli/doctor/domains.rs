@@ -11,6 +11,7 @@ use convoke::protocol::domain::DomainOrder;
 use convoke::protocol::entry::Entry;
 use convoke::protocol::keys::{Keys, StreamKind, StreamName};
 use convoke::streams::domains::Domains;
+use convoke::streams::made;
 use convoke::streams::own::{self, OwnKeys};
 use redis::aio::ConnectionLike;
 use std::time::Duration;
@@ -118,6 +119,10 @@ async fn tagged(
             Err(error) => vec![Finding::unknown("held", error.to_string())],
         });
     }
+    findings.extend(match gone(session, keys, &all).await {
+        Ok(found) => found,
+        Err(error) => vec![Finding::unknown(CHECK, error.to_string())],
+    });
     let of_events =
         |stream: &&StreamName| stream.kind == StreamKind::Events && keys.is_split(&stream.part);
     let of_events: Vec<&StreamName> = streams.iter().filter(of_events).collect();
@@ -163,6 +168,41 @@ async fn tagged(
         findings.push(Finding::fine(CHECK, what));
     }
     Ok(findings)
+}
+
+/// Partitions whose stream was made once, and is not there.
+async fn gone(session: &Session, keys: &Keys, all: &[String]) -> Result<Vec<Finding>, BusError> {
+    let connector = session.connector().map_err(of_the_settings)?;
+    let places = all.iter().flat_map(|name| {
+        let partitions = 0..keys.partitions(name);
+        let made = partitions.filter(move |at| keys.is_made(name, *at));
+        made.map(move |at| (name.as_str(), at))
+    });
+    let mut gone = Vec::new();
+    let mut first = None;
+    for (name, at) in places {
+        let key = keys.events(name, at);
+        if is_away(session, &key).await {
+            continue;
+        }
+        let mut connection = connector.toward(&key).pooled().await?;
+        if made::is_gone(&mut connection, keys, (name, at)).await? {
+            first.get_or_insert((name, at));
+            gone.push(key);
+        }
+    }
+    let Some((name, at)) = first else {
+        return Ok(Vec::new());
+    };
+    Ok(vec![Finding {
+        check: CHECK,
+        status: Status::Danger,
+        what: format!("not there, though made once: {}", names(&gone)),
+        why: "a failover while a slot is moved may lose the way to it: what is published there is refused, and nobody reads",
+        fix: format!(
+            "redis-cli --cluster fix; only if what was in it is lost for good: convoke domain remake {name} {at}"
+        ),
+    }])
 }
 
 /// Whether the node of a partition is away: the checks of the nodes say so.

@@ -43,7 +43,7 @@ impl Outgoing {
         keys::check_event_type(&self.kind).map_err(PublishError::rejected)?;
         let keys = streams.keys;
         let domain = keys::domain_of(&self.kind);
-        let stream = streams.name(domain, partition);
+        let (stream, made) = streams.place(domain, partition);
         let (now, deadline) = (Digits::of(local_now()), self.deadline.map(Digits::of));
         let fields = self.fields(defaults, &now, deadline.as_ref())?;
         // The reader's own check, so that what passes here passes there.
@@ -57,9 +57,12 @@ impl Outgoing {
             ));
         }
         if !self.is_scripted() {
-            to.begin(3 + 2 * fields.count());
+            to.begin(3 + usize::from(made) + 2 * fields.count());
             to.word(b"XADD");
             to.word(stream.as_bytes());
+            if made {
+                to.word(b"NOMKSTREAM");
+            }
             to.word(b"*");
             fields.words().for_each(|word| to.word(word));
             return Ok(());
@@ -96,7 +99,7 @@ impl Outgoing {
         to.word(Digits::of(window).as_ref());
         match later {
             None => {
-                to.word(b"now");
+                to.word(if made { b"made" } else { b"now" });
                 fields.words().for_each(|word| to.word(word));
             }
             Some((word, ms)) => {
@@ -202,7 +205,15 @@ impl Words for Cmd {
 /// Names of streams of events; the last one is kept, which most events in a row share.
 pub(crate) struct Streams<'a> {
     pub(super) keys: &'a Keys,
-    last: Option<(String, u16, String)>,
+    last: Option<Place>,
+}
+
+/// The stream of a partition, and whether it was made.
+struct Place {
+    domain: String,
+    partition: u16,
+    stream: String,
+    made: bool,
 }
 
 impl<'a> Streams<'a> {
@@ -214,17 +225,18 @@ impl<'a> Streams<'a> {
         self.keys
     }
 
-    fn name(&mut self, domain: &str, partition: u16) -> &str {
+    /// The stream of a partition, and whether it was made once.
+    fn place(&mut self, domain: &str, partition: u16) -> (&str, bool) {
         let last = self.last.take();
-        let same = last.filter(|(of, at, _)| of == domain && *at == partition);
-        let make = || {
-            (
-                domain.to_owned(),
-                partition,
-                self.keys.events(domain, partition),
-            )
+        let same = last.filter(|last| last.domain == domain && last.partition == partition);
+        let make = || Place {
+            domain: domain.to_owned(),
+            partition,
+            stream: self.keys.events(domain, partition),
+            made: self.keys.is_made(domain, partition),
         };
-        &self.last.insert(same.unwrap_or_else(make)).2
+        let last = self.last.insert(same.unwrap_or_else(make));
+        (&last.stream, last.made)
     }
 }
 

@@ -4,6 +4,7 @@ use crate::connect::error::BusError;
 use crate::connect::loaded::ADVICE;
 use crate::connect::resp::wire::{Token, Tokens, server_error};
 use crate::protocol::event::EntryId;
+use crate::streams::made::{GONE, NO_STREAM};
 use redis::{RedisError, Value};
 use std::fmt;
 
@@ -122,6 +123,7 @@ impl PublishError {
     pub(crate) fn after_sending(error: RedisError, id: &Option<String>) -> Self {
         match error.code() {
             Some("NOSCRIPT") => PublishError::no_script(),
+            Some(NO_STREAM) => PublishError::gone(),
             Some(code) => PublishError::Rejected {
                 reason: error.to_string(),
                 code: Some(code.to_owned()),
@@ -136,6 +138,15 @@ impl PublishError {
         PublishError::Rejected {
             reason: format!("delay, at, dedup: {ADVICE}"),
             code: Some("NOSCRIPT".into()),
+            lasting: false,
+        }
+    }
+
+    /// The stream was made once, and is not there: one that is made now would hide it.
+    pub(crate) fn gone() -> Self {
+        PublishError::Rejected {
+            reason: GONE.to_owned(),
+            code: Some(NO_STREAM.into()),
             lasting: false,
         }
     }
@@ -155,6 +166,8 @@ pub(crate) enum Answer<'a> {
     /// The same from [`PUBLISH`], whether it is a duplicate, and whether something was written.
     Scripted(&'a [u8], bool, bool),
     Refused(RedisError),
+    /// Not stored: the stream was made once, and is not there.
+    Gone,
     Unclear,
 }
 
@@ -163,6 +176,7 @@ impl<'a> From<&'a Value> for Answer<'a> {
         match reply {
             Value::ServerError(error) => Answer::Refused(error.clone().into()),
             Value::BulkString(place) => Answer::Stored(place),
+            Value::Nil => Answer::Gone,
             Value::Array(parts) => match parts.as_slice() {
                 [
                     Value::BulkString(place),
@@ -184,6 +198,7 @@ impl<'a> From<Tokens<'a>> for Answer<'a> {
                 _ => Answer::Unclear,
             },
             Ok(Token::Bulk(place)) => Answer::Stored(place),
+            Ok(Token::Nil) => Answer::Gone,
             Ok(Token::Array(3)) => match (reply.token(), reply.token(), reply.token()) {
                 (Ok(Token::Bulk(place)), Ok(Token::Int(duplicate)), Ok(Token::Int(renewed))) => {
                     Answer::Scripted(place, duplicate == 1, renewed == 1)
@@ -202,6 +217,7 @@ impl Answer<'_> {
             Answer::Stored(place) => (place, false, true),
             Answer::Scripted(place, duplicate, renewed) => (place, duplicate, renewed),
             Answer::Refused(error) => return Err(PublishError::after_sending(error, id)),
+            Answer::Gone => return Err(PublishError::gone()),
             Answer::Unclear => return Err(unclear(id)),
         };
         if let Some(entry) = EntryId::parse(place).filter(|_| place.contains(&b'-')) {

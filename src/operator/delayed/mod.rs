@@ -13,6 +13,7 @@ use crate::operator::replay::{Operator, Step, edit};
 use crate::protocol::event::{Entry, EntryId, payload_of};
 use crate::protocol::keys::{Keys, StreamName};
 use crate::streams::delay::{self, LOOK, MEMBER};
+use crate::streams::made;
 use redis::aio::ConnectionLike;
 use redis::{Script, ScriptInvocation, Value};
 use std::sync::LazyLock;
@@ -319,6 +320,7 @@ impl Operator {
         queue: &Queue,
         events: &[Waiting],
     ) -> Result<Step, BusError> {
+        made::ensure_there(connection, self.keys(), &queue.stream.key).await?;
         let mut call = RUN.prepare_invoke();
         call.key(&queue.key).key(&queue.stream.key);
         let told = self.tell(&mut call, &queue.key);

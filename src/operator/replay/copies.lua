@@ -6,6 +6,7 @@
 -- Only what was not copied within the window: the copy enters the stream, and a marker remembers for `ttl` milliseconds
 -- which run made it. With `force` only what this run copied is left alone. Returns {error, then for each entry the id of
 -- its copy, '' for one that was copied already}, and the ids of those that were copied. After an error nothing more is.
+-- The stream must be there: it is not made for copies of what was in it.
 local function copy_entries(stream, run, ttl, force, key, at)
   local count = tonumber(ARGV[at])
   local answer, moved = { '' }, {}
@@ -15,7 +16,11 @@ local function copy_entries(stream, run, ttl, force, key, at)
     local by = redis.call('GET', marker)
     local added = ''
     if not by or (force and by ~= run) then
-      added = redis.pcall('XADD', stream, '*', unpack(ARGV, at + 2, at + 1 + words))
+      added = redis.pcall('XADD', stream, 'NOMKSTREAM', '*', unpack(ARGV, at + 2, at + 1 + words))
+      if not added then
+        answer[1] = 'NOSTREAM ' .. stream .. ' is not there'
+        break
+      end
       if type(added) == 'table' and added.err then
         answer[1] = added.err
         break

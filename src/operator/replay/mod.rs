@@ -43,6 +43,7 @@ use crate::protocol::event::EntryId;
 use crate::protocol::keys::{Keys, StreamName};
 use crate::streams::claim::Pending;
 use crate::streams::commit::Publication;
+use crate::streams::made;
 use calls::{Copies, Held};
 use redis::aio::ConnectionLike;
 use redis::{Script, ScriptInvocation};
@@ -194,6 +195,7 @@ impl Operator {
         to: &str,
         moves: &[Move],
     ) -> Result<Step, BusError> {
+        made::ensure_there(connection, &self.keys, to).await?;
         let mut call = DEAD.prepare_invoke();
         call.key(dead).key(to);
         let told = self.tell(&mut call, dead);

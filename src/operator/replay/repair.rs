@@ -15,6 +15,7 @@ use crate::connect::error::BusError;
 use crate::connect::script::script_with;
 use crate::protocol::event::{EntryId, Limits};
 use crate::protocol::keys::{Keys, StreamKind, StreamName};
+use crate::streams::made;
 use redis::Script;
 use redis::aio::ConnectionLike;
 use serde::{Deserialize, Serialize};
@@ -377,6 +378,7 @@ impl Operator {
             true => to,
             false => stream.key.clone(),
         };
+        made::ensure_there(connection, self.keys(), &to).await?;
         let mut call = SCRIPT.prepare_invoke();
         call.key(&stream.key)
             .key(self.keys().repair_beside(stream, step.noted))

@@ -162,6 +162,12 @@ impl Keys {
         format!("{{{}}}:domains", self.namespace)
     }
 
+    /// Which partitions of a domain had their streams made: a bit of each, that stays. Plain names have none.
+    #[doc(hidden)]
+    pub fn made(&self, domain: &str) -> String {
+        format!("{{{}}}:made:{domain}", self.namespace)
+    }
+
     /// Where tasks are.
     #[doc(hidden)]
     pub fn tasks(&self) -> TaskKeys {

@@ -12,6 +12,7 @@ use crate::connect::script::script;
 use crate::protocol::domain::{Domain, DomainOrder, MAX_FACT, MAX_PARTITIONS, SETTLES_MS};
 use crate::protocol::event::{Entry, EntryId};
 use crate::protocol::keys::{self, Keys};
+use crate::streams::made;
 use crate::streams::read::entries_of;
 use redis::aio::ConnectionLike;
 use redis::{FromRedisValue, RedisError, Script, Value};
@@ -85,15 +86,20 @@ pub async fn learn(
                 ask.cmd("HSETNX").arg(&hash).arg(domain).arg(said.encode());
             }
             ask.cmd("HSTRLEN").arg(&hash).arg(domain);
+            ask.add_command(made::ask(keys, domain));
         }
         ask.ignore_errors();
         let said: Vec<Value> = ask.query_async(connection).await?;
         let each = match what {
-            Use::Works => 2,
-            Use::Looks => 1,
+            Use::Works => 3,
+            Use::Looks => 2,
         };
         let mut there = Vec::with_capacity(page.len());
         for (domain, said) in page.iter().zip(said.chunks(each)) {
+            let Some((marks, said)) = said.split_last() else {
+                continue;
+            };
+            made::answered(keys, domain, marks.clone());
             let length = said.last().cloned().unwrap_or(Value::Nil);
             match length.extract_error().map(u64::from_redis_value) {
                 Ok(Ok(0)) => refused_to_write(domain, said),
@@ -442,7 +448,10 @@ impl Domains {
             let stream = self.keys.events(domain, from);
             let of_node = self.now_at(&stream).await?;
             let mut connection = self.connector.toward(&stream).pooled().await?;
-            if !is_read_until(&mut connection, &stream, group, until, of_node).await? {
+            // What is in it comes back.
+            let gone = self.connector.is_cluster()
+                && made::is_gone(&mut connection, &self.keys, (domain, from)).await?;
+            if gone || !is_read_until(&mut connection, &stream, group, until, of_node).await? {
                 return Ok(Some(from));
             }
             at = from;

@@ -209,7 +209,15 @@ async fn move_to_slot(
         for stream in &streams {
             call.key(*stream);
         }
-        call.arg(outbox);
+        let made = |stream: &&str| {
+            if keys.is_made_stream(stream) {
+                '1'
+            } else {
+                '0'
+            }
+        };
+        let made: String = streams.iter().map(made).collect();
+        call.arg(outbox).arg(made);
         for (to, entry) in some {
             let at = streams.binary_search(to).unwrap_or(0) + 1;
             let words: Vec<&[u8]> = entry

@@ -9,6 +9,7 @@ use crate::connect::connector::reconnect_delay;
 use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::keys;
+use crate::streams::made;
 use crate::streams::park::{self, RELEASED};
 use crate::worker::by_node;
 use crate::worker::limiting;
@@ -130,8 +131,10 @@ async fn of_lane(
             }
             let paused = held.paused_subjects(domain, now);
             let group = &lane.group;
-            let released =
-                park::release(&mut connection, route, group, &kind, RELEASED, most, paused);
+            let released = async {
+                made::ensure_there(&mut connection, &lane.process.keys, &route.events).await?;
+                park::release(&mut connection, route, group, &kind, RELEASED, most, paused).await
+            };
             match released.await {
                 Ok((released, is_more)) => {
                     more |= is_more;

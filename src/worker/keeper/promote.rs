@@ -6,6 +6,7 @@ use crate::connect::connector::{Connector, reconnect_delay};
 use crate::connect::error::BusError;
 use crate::protocol::keys::StreamKeys;
 use crate::streams::delay;
+use crate::streams::made;
 use crate::worker::by_node;
 use futures_util::future::join_all;
 use redis::Value;
@@ -130,7 +131,11 @@ impl Look<'_> {
         let mut next = Next::In(Duration::MAX);
         for (route, _) in routes.iter().zip(due).filter(|(_, due)| *due) {
             let most = self.chores.settings.limits().entry();
-            match delay::promote(&mut connection, route, delay::AT_ONCE, most).await {
+            let moved = async {
+                made::ensure_there(&mut connection, &self.chores.keys, &route.events).await?;
+                delay::promote(&mut connection, route, delay::AT_ONCE, most).await
+            };
+            match moved.await {
                 Ok(promoted) => {
                     let due = promoted.next_due_ms.unwrap_or(u64::MAX);
                     let wait = Duration::from_millis(due.saturating_sub(now));

@@ -12,6 +12,7 @@ use crate::connect::error::BusError;
 use crate::coordination::error::CoordinationError;
 use crate::protocol::keys::Keys;
 use crate::streams::domains::Domains;
+use crate::streams::made;
 use crate::streams::own::{self, Looked, OwnKeys, Owner, Taking};
 use crate::worker::lane_plans::{self, Place};
 use crate::worker::making::{Maker, Running};
@@ -49,6 +50,8 @@ pub(in crate::worker) struct Ordered {
 /// What this worker owns, and what it knows of the others.
 #[derive(Default)]
 pub(in crate::worker) struct Owning {
+    /// Whose stream was made, and is not there.
+    gone: BTreeSet<Place>,
     /// Their lanes.
     own: BTreeMap<Place, Arc<Shared>>,
     leases: BTreeMap<Place, Lease>,
@@ -172,6 +175,10 @@ impl Owning {
         let mut waits = !wanted.kept.is_empty();
         let mut open = Vec::new();
         for place in wanted.free {
+            if self.is_gone(maker, &place).await {
+                waits = true;
+                continue;
+            }
             match bus.is_open(&place.0, place.1, &maker.settings.group).await {
                 Ok(true) => open.push(place),
                 Ok(false) => waits = true,
@@ -244,6 +251,36 @@ impl Owning {
         let ends = self.leases.values().filter_map(Lease::ends);
         let ends = ends.chain(self.expires).filter(|at| *at > now).min();
         ends.map(|at| at.max(now + LEAST))
+    }
+
+    /// Whether the stream of a partition was made, and is not there: nothing is written beside it, which might be in the way of
+    /// what comes back.
+    async fn is_gone(&mut self, maker: &Maker, place: &Place) -> bool {
+        let process = &maker.process;
+        if !process.connector.is_cluster() {
+            return false;
+        }
+        let gone = async {
+            let mut connection = process.connector.pooled().await?;
+            made::is_gone(&mut connection, &process.keys, (&place.0, place.1)).await
+        };
+        match gone.await {
+            Ok(true) => {
+                if self.gone.insert(place.clone()) {
+                    made::tell(&process.keys.events(&place.0, place.1));
+                }
+                true
+            }
+            Ok(false) => {
+                self.gone.remove(place);
+                false
+            }
+            Err(error) => {
+                let (domain, partition) = place;
+                tracing::debug!(domain, partition, %error, "whether its stream is there is not known; asking again");
+                true
+            }
+        }
     }
 
     async fn learn(&mut self, maker: &Maker, ordered: &[Ordered]) -> Result<(), CoordinationError> {
