@@ -141,8 +141,11 @@ pub async fn ensure_group(
         return Ok(Ensured::Gone);
     }
     let made = read::ensure_group(connection, &stream, group).await?;
-    if !keys.is_made(place.0, place.1) {
-        mark(connection, keys, place, true).await?;
+    // It is read all the same: the node of the control plane may be away while this one serves. Who reads it marks it later.
+    if !keys.is_made(place.0, place.1)
+        && let Err(error) = mark(connection, keys, place, true).await
+    {
+        tracing::debug!(stream, %error, "not marked as made yet");
     }
     Ok(match made {
         true => Ensured::Made,

@@ -39,6 +39,12 @@ impl State {
         self.waiting.retain(|it| !Arc::ptr_eq(it, one));
     }
 
+    fn let_go_of_held_back(&mut self) {
+        for one in self.held_back.drain(..) {
+            one.notify_one();
+        }
+    }
+
     fn wake(&self) {
         for one in self.waiting.iter().take(self.free()) {
             one.notify_one();
@@ -51,6 +57,7 @@ impl Pool {
     pub(super) fn scale(&self, slots: usize) {
         let mut state = locked(&self.0);
         state.slots = slots;
+        state.let_go_of_held_back();
         state.wake();
     }
 
@@ -178,9 +185,7 @@ impl Drawn {
         for held in [&mut state.held, &mut self.held] {
             held[route] -= 1;
         }
-        for one in std::mem::take(&mut state.held_back) {
-            one.notify_one();
-        }
+        state.let_go_of_held_back();
     }
 }
 
@@ -193,9 +198,7 @@ impl Drop for Drawn {
         }
         let one = self.woken.clone();
         state.leaves(&one);
-        for one in std::mem::take(&mut state.held_back) {
-            one.notify_one();
-        }
+        state.let_go_of_held_back();
         state.wake();
     }
 }
@@ -279,6 +282,9 @@ mod tests {
         b.settle(0, true);
         a.ended(0);
         assert!(is_woken(&b) && b.allows(0, 75));
+        b.settle(0, true);
+        pool.scale(5);
+        assert!(is_woken(&b));
         drop(a);
         assert_eq!(pool.held(0), 1);
     }

@@ -173,7 +173,7 @@ impl Reader {
         self.portions.brought(batches.len());
         if shared.connector.is_cluster() && self.marked.elapsed() > MARKS {
             self.marked = Instant::now();
-            self.mark(&open).await;
+            self.mark(&open);
         }
         let since = Instant::now();
         let mut deliveries = Vec::with_capacity(total);
@@ -276,19 +276,29 @@ impl Reader {
         (is_split && self.shared.inbox != Some(index)).then_some((domain, *partition))
     }
 
-    /// Puts back the marks of partitions that are read, where the server lost them.
-    async fn mark(&self, read: &[usize]) {
-        let process = &self.shared.process;
+    /// Puts back the marks of partitions that are read, where the server lost them. What was read waits for none of it.
+    fn mark(&self, read: &[usize]) {
+        let keys = &self.shared.process.keys;
         let places = read.iter().filter_map(|index| self.partition(*index));
-        for place in places.filter(|(domain, at)| !process.keys.is_made(domain, *at)) {
-            let marked = async {
-                let mut connection = process.connector.pooled().await?;
-                made::mark(&mut connection, &process.keys, place, true).await
-            };
-            if let Err(error) = marked.await {
-                tracing::debug!(domain = place.0, partition = place.1, %error, "not marked");
-            }
+        let places = places.filter(|(domain, at)| !keys.is_made(domain, *at));
+        let places: Vec<(String, u16)> = places.map(|(domain, at)| (domain.into(), at)).collect();
+        if places.is_empty() {
+            return;
         }
+        let shared = self.shared.clone();
+        tokio::spawn(async move {
+            let process = &shared.process;
+            for (domain, partition) in places {
+                let marked = async {
+                    let mut connection = process.connector.pooled().await?;
+                    let place = (&*domain, partition);
+                    made::mark(&mut connection, &process.keys, place, true).await
+                };
+                if let Err(error) = marked.await {
+                    tracing::debug!(domain, partition, %error, "not marked");
+                }
+            }
+        });
     }
 }
 

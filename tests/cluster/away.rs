@@ -32,7 +32,7 @@ async fn refuses(_: Context, _: i64) -> Result<i64, HandlerError> {
 async fn nobody_is_lost_while_a_cluster_serves_nothing() {
     let node = |_| node_with(2000, &["--save", "", "--appendonly", "no"]);
     let cluster = Cluster::joined((0..3).map(node).collect(), 3);
-    let ttl = Duration::from_secs(2);
+    let ttl = Duration::from_secs(4);
     let start = |id: &str| {
         start(builder(&cluster, PARTITIONS).settings(Settings {
             id: id.into(),

@@ -698,7 +698,7 @@ async fn what_waits_behind_a_subject_is_left_in_order_where_its_worker_leaves() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_owner_takes_no_more_in_hand_than_may_wait_however_much_was_pending() {
-    const ALL: u64 = 2500;
+    const ALL: u64 = 1500;
     let rig = Rig::new().await;
     let waits = Plan {
         waits: true,

@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 pub(in crate::worker) const SOON: Duration = Duration::from_millis(100);
 /// Partitions that are begun with, or looked at on a cluster, at a time.
 const AT_A_TIME: usize = 8;
+/// How long a question about one partition may keep those about the others waiting.
+const LIMIT: Duration = Duration::from_secs(1);
 /// Partitions that one look asks for.
 const AT_ONCE: usize = 500;
 /// How long a node may take to answer, at the least and at the most.
@@ -264,7 +266,9 @@ impl Owning {
             let mut connection = process.connector.pooled().await?;
             made::is_gone(&mut connection, &process.keys, (&place.0, place.1)).await
         };
-        match gone.await {
+        let late = || BusError::Pool(format!("no answer within {LIMIT:?}"));
+        let gone = tokio::time::timeout(LIMIT, gone).await;
+        match gone.unwrap_or_else(|_| Err(late())) {
             Ok(true) => {
                 if self.gone.insert(place.clone()) {
                     made::tell(&process.keys.events(&place.0, place.1));

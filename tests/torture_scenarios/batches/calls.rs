@@ -83,6 +83,13 @@ impl Scene {
             .is_some_and(|model| model.fence == fence)
     }
 
+    /// Whether it is the last holder's, who did not give it back.
+    pub(super) fn is_held(&self, batch: u8, who: u8) -> bool {
+        let model = self.models.get(&batch);
+        let held = model.is_some_and(|model| model.is_complete() || model.holder.is_some());
+        held && self.is_current(batch, who)
+    }
+
     pub(super) fn fence(&self, batch: u8, who: u8) -> u64 {
         self.fences.get(&(batch, who)).copied().unwrap_or(0)
     }
@@ -116,16 +123,16 @@ impl Scene {
             .batches
             .progress(&wanted, fence, &outcomes, publications)
             .await;
-        let is_current = self.is_current(batch, who);
+        let is_held = self.is_held(batch, who);
         let (is_complete, progress) = match advanced.unwrap() {
             Advanced::Lost(_) => {
-                assert!(!is_current, "{step:?}");
+                assert!(!is_held, "{step:?}");
                 return;
             }
             Advanced::Running(progress) => (false, progress),
             Advanced::Completed(progress) => (true, progress),
         };
-        assert!(is_current, "what is stale was taken: {step:?}");
+        assert!(is_held, "what is stale was taken: {step:?}");
         let model = self.models.get_mut(&batch).unwrap();
         let before = model.finished.len();
         for item in items {

@@ -250,7 +250,7 @@ impl Scenario for Scene {
             Renew { batch, who } => {
                 let (fence, lease) = (self.fence(batch, who), Duration::from_millis(LEASE));
                 let kept = self.batches.renew(&id(batch), fence, lease).await.unwrap();
-                assert_eq!(kept, self.is_current(batch, who));
+                assert_eq!(kept, self.is_held(batch, who));
                 let model = self
                     .models
                     .get_mut(&batch)

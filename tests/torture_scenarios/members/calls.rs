@@ -60,6 +60,9 @@ impl Scene {
         if sealed.is_some_and(|is| is.expires > now) && !mine && !begins {
             return assert_eq!(done.unwrap(), None, "another process has it");
         }
+        if mine && !begins && is.is_some_and(|is| is.stands == Stands::Unregistered) {
+            return assert_eq!(done.unwrap(), None, "it took itself out");
+        }
         if named.is_some() && !(alive && named == is.map(|is| is.incarnation)) {
             let failed = matches!(done, Err(CoordinationError::FailedPrecondition(_)));
             return assert!(failed, "{done:?}");
