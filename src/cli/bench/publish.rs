@@ -61,6 +61,8 @@ pub(super) async fn measure(rig: &Rig) -> anyhow::Result<()> {
 
 async fn single(rig: &Rig, load: &Load, side: &str, events: u64) -> anyhow::Result<Sample> {
     load.remove(&rig.connector).await?;
+    // On a cluster a client makes no stream that was made before.
+    load.ensure_groups(&rig.connector).await?;
     let client = client(rig).await?;
     let before = rig.usage().await?;
     let begin = Mark::now();
@@ -87,6 +89,8 @@ async fn single(rig: &Rig, load: &Load, side: &str, events: u64) -> anyhow::Resu
 
 async fn pipelined(rig: &Rig, load: &Load, side: &str, events: u64) -> anyhow::Result<Sample> {
     load.remove(&rig.connector).await?;
+    // On a cluster a client makes no stream that was made before.
+    load.ensure_groups(&rig.connector).await?;
     let client = client(rig).await?;
     let before = rig.usage().await?;
     let begin = Mark::now();
