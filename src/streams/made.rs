@@ -5,6 +5,7 @@
 //! stream that nobody made yet from one that is lost or out of reach. It stays; only an operator takes it away.
 
 use crate::connect::error::BusError;
+#[cfg(any(feature = "worker", feature = "operator"))]
 use crate::connect::resp::wire::server_error;
 use crate::protocol::domain::MAX_PARTITIONS;
 use crate::protocol::keys::{Keys, slot_of};
@@ -108,6 +109,7 @@ pub async fn is_gone(
 ///
 /// # Errors
 /// `NOSTREAM`, or the server did not say.
+#[cfg(any(feature = "worker", feature = "operator"))]
 pub(crate) async fn ensure_there(
     connection: &mut impl ConnectionLike,
     keys: &Keys,

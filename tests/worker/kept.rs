@@ -80,6 +80,7 @@ const FOR_GOOD: &[(&str, Many, &str)] = &[
     ("cb:partition", Many::One, "three fields"),
     ("cb:metrics", Many::One, "1,024 event types"),
     ("cb:domains", Many::One, "256"),
+    ("cb:made:", Many::Domain, "a bit of each partition"),
     (
         "cb:domains:read",
         Many::One,

@@ -2,7 +2,7 @@
 
 use crate::rig::Rig;
 use crate::support::proxy::{Cut, Proxy};
-use crate::support::{name, until, users};
+use crate::support::{is_cluster, name, until, users};
 use convoke::client::publish::Outgoing;
 use convoke::protocol::error::Code;
 use convoke::protocol::event::Entry;
@@ -147,6 +147,12 @@ async fn a_worker_repairs_what_was_flushed_destroyed_or_killed() {
         let mut command = redis::cmd(words[0]);
         command.arg(&words[1..]);
         command.exec_async(&mut connection).await.unwrap();
+        if is_cluster() && words[0] == "DEL" {
+            // What was made there is made again on the word of an operator: `convoke domain remake`.
+            let mut remake = redis::cmd("DEL");
+            remake.arg("{cb}:made:text");
+            remake.exec_async(&mut connection).await.unwrap();
+        }
         until("it answers again", || async {
             let event = Outgoing::new("text.echo", &"again");
             rig.client
