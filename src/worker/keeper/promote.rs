@@ -96,10 +96,14 @@ async fn run_once(
         }));
         next.await.into_iter().fold(pause, Duration::min)
     });
-    let (control, each) = tokio::join!(chores.instances.server_time(), join_all(each));
-    let now = control?;
-    heard(now);
-    *clock = ServerClock::told(now);
+    // What it says counts from when it comes, however long a node of the queues takes.
+    let told = async {
+        let told = ServerClock::told(chores.instances.server_time().await?);
+        heard(told.now());
+        Ok::<_, BusError>(told)
+    };
+    let (told, each) = tokio::join!(told, join_all(each));
+    *clock = told?;
     Ok(each.into_iter().fold(pause, Duration::min))
 }
 
