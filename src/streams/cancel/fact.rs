@@ -29,19 +29,7 @@ impl Told<'_> {
     pub(super) fn publication(&self, broadcast: String, now: u64) -> Publication {
         // Text can always be encoded.
         let data = rmp_serde::to_vec_named(self).unwrap_or_default();
-        let fields = [
-            ("type", FACT.as_bytes().to_vec()),
-            ("source", self.by.as_bytes().to_vec()),
-            ("time", now.to_string().into_bytes()),
-            ("data", data),
-        ];
-        let fields = fields
-            .into_iter()
-            .flat_map(|(name, value)| [name.into(), value]);
-        Publication {
-            stream: broadcast,
-            fields: fields.collect(),
-        }
+        Publication::fact(&broadcast, FACT, self.by, now, data)
     }
 }
 

@@ -43,7 +43,6 @@ pub struct Publication {
 
 impl Publication {
     /// A fact for all who read that stream: whose it is, and when it was so, in ms since 1970.
-    #[cfg(any(feature = "worker", feature = "operator"))]
     pub(crate) fn fact(stream: &str, kind: &str, source: &str, at: u64, data: Vec<u8>) -> Self {
         let fields: [(&str, Vec<u8>); 4] = [
             ("type", kind.into()),
